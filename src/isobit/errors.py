@@ -1,0 +1,42 @@
+"""The few exceptions isobit raises on purpose.
+
+Each says what went wrong in one line: what was expected, what was found and, where there is
+something to do about it, what to do. The command line prints that line and ends with the
+exception's ``exit_code``; a traceback therefore always means a bug in isobit.
+"""
+
+
+class IsobitError(Exception):
+    """Base class: catch this to catch everything isobit raises on purpose."""
+
+    exit_code = 1
+
+
+class GateFailed(IsobitError):
+    """A comparison or check that was asked for did not hold."""
+
+    exit_code = 1
+
+
+class UsageError(IsobitError, ValueError):
+    """An argument is missing, malformed or out of range."""
+
+    exit_code = 2
+
+
+class ModelRefused(IsobitError):
+    """A model file is damaged, hostile, or asks for something that is not implemented."""
+
+    exit_code = 3
+
+
+class BackendUnavailable(IsobitError):
+    """The requested backend cannot run on this machine."""
+
+    exit_code = 4
+
+
+class ContextFull(IsobitError):
+    """A sequence needs more positions than its KV cache holds."""
+
+    exit_code = 2
