@@ -1,0 +1,37 @@
+"""The specification in NumPy: docs/numerics.md, section by section, readable before fast.
+
+Every backend must return the bits these functions return.
+"""
+
+from isobit.numerics.attention import TILE, attention, attention_scale
+from isobit.numerics.fixed import LIMIT, planes_of, quantise, quantise_rows
+from isobit.numerics.matmul import Weight, matmul
+from isobit.numerics.moe import combine, top_k
+from isobit.numerics.pointwise import exp, rms_norm, rope, silu_gate, sum256, tree
+from isobit.numerics.rope_table import inverse_frequencies, rope_table
+
+VERSION = 1
+"""The numerics version that docs/numerics.md defines; it stands in every trace and receipt."""
+
+__all__ = [
+    "LIMIT",
+    "TILE",
+    "VERSION",
+    "Weight",
+    "attention",
+    "attention_scale",
+    "combine",
+    "exp",
+    "inverse_frequencies",
+    "matmul",
+    "planes_of",
+    "quantise",
+    "quantise_rows",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "silu_gate",
+    "sum256",
+    "top_k",
+    "tree",
+]

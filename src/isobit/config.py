@@ -1,0 +1,165 @@
+"""Configuration: what a model file says, and what the caller chose. Frozen once made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isobit.errors import ModelRefused, UsageError
+
+ARCHITECTURES = ("qwen3moe", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyper-parameters of a Qwen3 or Qwen3-MoE model, all read from the file's metadata."""
+
+    architecture: str
+    n_layers: int
+    hidden: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn: int
+    """Width of one expert's feed-forward, or of the dense one."""
+    n_experts: int
+    """0 for a dense model."""
+    n_experts_used: int
+    vocab: int
+    rope_base: float
+    eps: float
+    context_length: int
+    normalise_experts: bool
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the feed-forward is a mixture of experts."""
+        return self.n_experts > 0
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, object], *, vocab: int, source: str
+    ) -> "ModelConfig":
+        """Read and check the hyper-parameters; ``vocab`` is the token embedding's row count.
+
+        Raises ModelRefused naming the key for anything missing, malformed or not implemented.
+        """
+        r = _Reader(metadata, source)
+        arch = r.text("general.architecture")
+        if arch not in ARCHITECTURES:
+            r.refuse("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
+        moe = arch == "qwen3moe"
+        heads = r.count(f"{arch}.attention.head_count", 1, 4096)
+        hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
+        head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
+        config = cls(
+            architecture=arch,
+            n_layers=r.count(f"{arch}.block_count", 1, 4096),
+            hidden=hidden,
+            n_heads=heads,
+            n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
+            head_dim=head_dim,
+            ffn=r.count(f"{arch}.{'expert_' if moe else ''}feed_forward_length", 1, 1 << 20),
+            n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
+            n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
+            vocab=vocab,
+            rope_base=r.positive(f"{arch}.rope.freq_base", default=10000.0),
+            eps=r.positive(f"{arch}.attention.layer_norm_rms_epsilon"),
+            context_length=r.count(f"{arch}.context_length", 1, 1 << 24),
+            normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
+        )
+        config._check(r, arch)
+        return config
+
+    def _check(self, r: "_Reader", arch: str) -> None:
+        if self.n_heads % self.n_kv_heads:
+            r.refuse(
+                f"{arch}.attention.head_count_kv", f"a divisor of {self.n_heads}", self.n_kv_heads
+            )
+        if self.head_dim % 2:
+            r.refuse(f"{arch}.attention.key_length", "an even number", self.head_dim)
+        if self.is_moe and self.n_experts_used > self.n_experts:
+            r.refuse(
+                f"{arch}.expert_used_count", f"at most {self.n_experts}", self.n_experts_used
+            )
+        r.only(f"{arch}.attention.value_length", self.head_dim)
+        r.only(f"{arch}.rope.dimension_count", self.head_dim)
+        r.only(f"{arch}.vocab_size", self.vocab)
+        r.only(f"{arch}.rope.scaling.type", "none")
+        r.only(f"{arch}.rope.scaling.factor", 1.0)
+        r.only(f"{arch}.rope.scale_linear", 1.0)
+        r.only(f"{arch}.attention.sliding_window", 0)
+        r.only(f"{arch}.expert_weights_scale", 1.0)
+        r.only(f"{arch}.expert_shared_count", 0)
+        r.only(f"{arch}.expert_gating_func", 1)  # softmax
+        r.only(f"{arch}.leading_dense_block_count", 0)
+
+
+class _Reader:
+    """Typed look-ups in metadata, each refusal naming file, key, expected and got."""
+
+    def __init__(self, metadata: Mapping[str, object], source: str) -> None:
+        self.metadata = metadata
+        self.source = source
+
+    def refuse(self, key: str, expected: str, got: object) -> None:
+        raise ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
+
+    def count(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        value = self.metadata.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.refuse(key, f"an integer from {low} to {high}", value)
+        return int(value)  # type: ignore[arg-type, call-overload, no-any-return]
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.metadata.get(key, default)
+        if not isinstance(value, float) or not 0 < value < float("inf"):
+            self.refuse(key, "a positive number", value)
+        return float(value)  # type: ignore[arg-type]
+
+    def text(self, key: str) -> str:
+        value = self.metadata.get(key)
+        if not isinstance(value, str):
+            self.refuse(key, "a string", value)
+        return str(value)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.metadata.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, "true or false", value)
+        return bool(value)
+
+    def only(self, key: str, implemented: object) -> None:
+        value = self.metadata.get(key, implemented)
+        if value != implemented:
+            self.refuse(key, f"{implemented!r} (nothing else is implemented)", value)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing (the key is missing)"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the caller chose; the CLI's defaults are these."""
+
+    activation_planes: int = 2
+    """Signed bytes an activation is kept in: 2 (16-bit fixed point) or 1 (int8, coarse)."""
+    threads: int | None = None
+    """CPU threads; None means one for each usable core."""
+    context: int | None = None
+    """Longest sequence in tokens; None means the model's own limit."""
+    max_sequences: int = 4
+    """Sequences of full length the KV cache holds at once."""
+    chunk: int = 512
+    """Prompt tokens run in one pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.activation_planes not in (1, 2):
+            raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
+        for name in ("threads", "context", "max_sequences", "chunk"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name}: expected a positive integer, got {value!r}")

@@ -1,0 +1,85 @@
+"""Attention over a fixed-point KV cache (docs/numerics.md, section 6)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.numerics.fixed import planes_of, quantise
+from isobit.numerics.pointwise import F32, exp, tree
+
+TILE = 64
+"""Keys in a tile, and positions in a page of the KV cache."""
+
+_256 = np.float32(256)
+_ONE = np.float32(1)
+
+
+def attention_scale(head_dim: int) -> np.float32:
+    """1 / sqrt(head_dim), rounded once from binary64."""
+    return np.float32(1.0 / np.sqrt(np.float64(head_dim)))
+
+
+def attention(
+    q: F32,
+    positions: NDArray[np.int32],
+    k: NDArray[np.int16],
+    dk: F32,
+    v: NDArray[np.int16],
+    dv: F32,
+) -> F32:
+    """One query head over one key-value head of one sequence.
+
+    q float32 [T, head_dim] after RoPE; positions int32 [T]; k, v int16 [n, head_dim] with scales
+    dk, dv float32 [n], n > max(positions). Returns float32 [T, head_dim].
+    """
+    head_dim = q.shape[1]
+    q_int, dq = quantise(q, planes=2)
+    dq = dq * attention_scale(head_dim)
+    last_tile = positions // TILE
+    m = np.zeros(len(q), np.float32)
+    total = np.zeros(len(q), np.float32)
+    out = np.zeros_like(q)
+    for t in range(int(last_tile.max()) + 1):
+        rows = np.flatnonzero(last_tile >= t)  # queries that see this tile
+        mt, lt, ot = _tile(q_int[rows], dq[rows], positions[rows], t, k, dk, v, dv)
+        if t == 0:
+            m[rows], total[rows], out[rows] = mt, lt, ot
+            continue
+        top = np.maximum(m[rows], mt)
+        a, b = exp(m[rows] - top), exp(mt - top)
+        total[rows] = total[rows] * a + lt * b
+        out[rows] = out[rows] * a[:, None] + ot * b[:, None]
+        m[rows] = top
+    return out * (_ONE / total)[:, None]
+
+
+def _tile(
+    q: NDArray[np.int32],
+    dq: F32,
+    positions: NDArray[np.int32],
+    t: int,
+    k: NDArray[np.int16],
+    dk: F32,
+    v: NDArray[np.int16],
+    dv: F32,
+) -> tuple[F32, F32, F32]:
+    """Tile t for queries that see at least its first key: (m_t, l_t, o_t)."""
+    keys = slice(TILE * t, min(TILE * (t + 1), len(k)))
+    n = keys.stop - keys.start
+    seen = np.arange(keys.start, keys.stop) <= positions[:, None]
+    high, low = planes_of(k[keys].astype(np.int32), planes=2)
+    s = (dq[:, None] * dk[keys]) * (_dot(q, high.T) * _256 + _dot(q, low.T))
+    s = np.where(seen, s, np.float32(-np.inf))
+    m = s.max(axis=1)
+    p = np.zeros((len(q), TILE), np.float32)
+    p[:, :n] = np.where(seen, exp(s - m[:, None]), np.float32(0))
+    weighted = np.zeros_like(p)
+    weighted[:, :n] = np.where(seen, p[:, :n] * dv[keys], np.float32(0))
+    p_int, g = quantise(weighted, planes=2)
+    high, low = planes_of(v[keys].astype(np.int32), planes=2)
+    o = g[:, None] * (_dot(p_int[:, :n], high) * _256 + _dot(p_int[:, :n], low))
+    return m, tree(p), o
+
+
+def _dot(a: NDArray[np.int32], b: NDArray[np.int32]) -> F32:
+    """Integer matrix product, exact in float64, rounded once to float32."""
+    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32)
