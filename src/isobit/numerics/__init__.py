@@ -5,7 +5,7 @@ Every backend must return the bits these functions return.
 
 from isobit.numerics.attention import TILE, attention, attention_scale
 from isobit.numerics.fixed import LIMIT, planes_of, quantise, quantise_rows
-from isobit.numerics.matmul import Weight, matmul
+from isobit.numerics.matmul import IntegerWeight, Weight, matmul
 from isobit.numerics.moe import combine, top_k
 from isobit.numerics.pointwise import exp, rms_norm, rope, silu_gate, sum256, tree
 from isobit.numerics.rope_table import inverse_frequencies, rope_table
@@ -15,6 +15,7 @@ VERSION = 1
 
 __all__ = [
     "LIMIT",
+    "IntegerWeight",
     "TILE",
     "VERSION",
     "Weight",

@@ -1,7 +1,7 @@
 """Matrix products with quantised weights (docs/numerics.md, section 4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ class Weight:
     def rows(self, start: int, stop: int) -> "Weight":
         """Rows start … stop of a matrix, as a view."""
         data = self.data[start * self.row_bytes : stop * self.row_bytes]
-        return Weight(self.name, self.format, (stop - start, self.shape[-1]), data)
+        shape = (stop - start, self.shape[-1])
+        return Weight(f"{self.name}[{start}:{stop}]", self.format, shape, data)
 
     def expert(self, index: int) -> "Weight":
         """Matrix number ``index`` of a stack [experts, rows, columns], as a view."""
@@ -43,11 +44,6 @@ class Weight:
     def float32(self) -> F32:
         """All values, dequantised."""
         return dequantize(self.format, self.data, self.shape)
-
-    @cached_property
-    def integers(self) -> "IntegerWeight":
-        """The fields of the integer dot product, laid out block by block."""
-        return IntegerWeight.of(self)
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,12 @@ class IntegerWeight:
     mins: NDArray[np.float64] | None
     d: F32
     dmin: F32 | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        arrays = (self.codes, self.mins, self.d, self.dmin)
+        return sum(a.nbytes for a in arrays if a is not None)
 
     @classmethod
     def of(cls, w: Weight) -> "IntegerWeight":
@@ -84,19 +86,22 @@ class IntegerWeight:
         )
 
 
-def matmul(w: Weight, x: F32, planes: int) -> F32:
+def matmul(
+    w: Weight, x: F32, planes: int, unpack: Callable[[Weight], IntegerWeight] = IntegerWeight.of
+) -> F32:
     """``x @ w.T``: x float32 [T, K], w [N, K] in any format; returns float32 [T, N].
 
     Float weights multiply x as it is; quantised ones x in fixed point with ``planes`` bytes.
+    ``unpack`` lets a caller keep unpacked weights between calls.
     """
     if w.shape[0] > _ROWS_AT_ONCE:
         starts = range(0, w.shape[0], _ROWS_AT_ONCE)
         parts = [w.rows(i, min(i + _ROWS_AT_ONCE, w.shape[0])) for i in starts]
-        return np.concatenate([matmul(part, x, planes) for part in parts], axis=1)
+        return np.concatenate([matmul(part, x, planes, unpack) for part in parts], axis=1)
     if w.format.is_float:
         values = w.float32()
         return np.stack([sum256(values * row) for row in x])
-    return _integer_matmul(w.integers, *quantise_rows(x, planes), planes)
+    return _integer_matmul(unpack(w), *quantise_rows(x, planes), planes)
 
 
 def _integer_matmul(w: IntegerWeight, q: NDArray[np.int32], dx: F32, planes: int) -> F32:

@@ -1,0 +1,171 @@
+"""One generation: prompt in, tokens out one by one, text only when it is complete."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from isobit.runtime.sampler import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from isobit.runtime.model import Model
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Prefill and decode apart, in tokens and seconds of wall time."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_tokens: int
+    """Tokens that a decode step produced: all but the first, which prefill produces."""
+    decode_seconds: float
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Generated tokens a second; 0 if nothing was decoded."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a generation gave."""
+
+    text: str
+    token_ids: list[int]
+    """Generated ids, the end-of-generation token included if there was one."""
+    finish_reason: FinishReason
+    """"stop": an end-of-generation token or a stop string. "length": max_tokens or context."""
+    timings: Timings
+    seed: int
+    """The sampling seed in force; it repeats this completion."""
+    note: str | None = None
+    """Says so when the context was full."""
+
+
+class Stream(Iterator[str]):
+    """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
+
+    Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: Sequence[str],
+    ) -> None:
+        self.completion: Completion | None = None
+        self.token_ids: list[int] = []
+        self._pieces = self._run(model, list(prompt_ids), max_tokens, sampling, list(stop))
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop generating and free the sequence."""
+        self._pieces.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run(
+        self,
+        model: Model,
+        prompt: list[int],
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: list[str],
+    ) -> Iterator[str]:
+        sampler = Sampler(sampling)
+        text = _StopText(stop)
+        decoder = model.tokenizer.stream_decoder()
+        room = model.context - len(prompt)
+        limit = room if max_tokens is None else min(max_tokens, room)
+        reason: FinishReason = "length"
+        prefill = decode = 0.0
+        with model.new_sequence() as sequence:
+            start = time.perf_counter()
+            logits = model.prefill(sequence, prompt)
+            prefill = time.perf_counter() - start
+            start = time.perf_counter()
+            while len(self.token_ids) < limit:
+                token = sampler.choose(logits, prompt + self.token_ids)
+                self.token_ids.append(token)
+                decode = time.perf_counter() - start
+                if token in model.tokenizer.stop_ids:
+                    reason = "stop"
+                    break
+                if piece := text.push(decoder.push(token)):
+                    yield piece
+                if text.stopped:
+                    reason = "stop"
+                    break
+                if len(self.token_ids) < limit:
+                    logits = model.step(sequence, token)
+        if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
+            yield piece
+        full = reason == "length" and limit == room
+        self.completion = Completion(
+            text=text.all,
+            token_ids=self.token_ids,
+            finish_reason=reason,
+            timings=Timings(len(prompt), prefill, max(len(self.token_ids) - 1, 0), decode),
+            seed=sampler.seed,
+            note=f"the context of {model.context} tokens is full" if full else None,
+        )
+
+
+class _StopText:
+    """Holds text back while it might be the beginning of a stop string."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._stop = [s for s in stop if s]
+        self._held = ""
+        self._sent: list[str] = []
+        self.stopped = False
+
+    @property
+    def all(self) -> str:
+        return "".join(self._sent)
+
+    def push(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [i for s in self._stop if (i := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            return self._send(min(found))
+        keep = max(
+            (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])),
+            default=0,
+        )
+        return self._send(len(self._held) - keep)
+
+    def flush(self) -> str:
+        return self._send(len(self._held))
+
+    def _send(self, n: int) -> str:
+        piece, self._held = self._held[:n], self._held[n:]
+        self._sent.append(piece)
+        return piece
+

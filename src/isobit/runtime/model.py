@@ -1,0 +1,223 @@
+"""A loaded model: the library's front door."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from isobit.backends import open_backend
+from isobit.backends.base import F32, Backend, Batch, Tap
+from isobit.config import EngineConfig, ModelConfig
+from isobit.errors import ModelRefused, UsageError
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+from isobit.runtime import kv_cache
+from isobit.runtime.generation import Completion, Stream
+from isobit.runtime.sampler import Sampling
+from isobit.text.template import render_chat
+from isobit.text.tokenizer import Tokenizer
+
+SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
+
+
+def sample_path() -> Path:
+    """The sample model that ships inside the package."""
+    return Path(str(resources.files("isobit") / "data" / SAMPLE))
+
+
+class Model:
+    """A model on a backend. A context manager; its methods may be called from several threads."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        backend: str,
+        engine: EngineConfig,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.path = sample_path() if str(path) == "sample" else Path(path)
+        self.file = GGUFFile.open(self.path)
+        try:
+            weights = Weights.from_file(self.file)
+            self.config: ModelConfig = weights.config
+            self.engine = engine
+            self.context = min(engine.context or self.config.context_length, 1 << 24)
+            self._tokenizer: Tokenizer | None = None
+            self._lock = threading.Lock()
+            pages = -(-self.context // TILE) * engine.max_sequences
+            self._pool = kv_cache.PagePool(pages)
+            self.backend: Backend = open_backend(backend, weights, engine, note)
+        except BaseException:
+            self.file.close()
+            raise
+
+    # Text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer, built when first needed."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_metadata(self.file.metadata, str(self.path))
+        return self._tokenizer
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens written in it are recognised."""
+        return self.tokenizer.encode(text, special=True)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids)
+
+    # Passes
+
+    def new_sequence(self) -> kv_cache.Sequence:
+        """An empty sequence with its own KV cache pages."""
+        return kv_cache.Sequence(self._pool, self.context)
+
+    def run(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int],
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> F32:
+        """Append ids to a sequence in one pass; logits float32 [len(logit_rows), vocabulary]."""
+        positions, pages = sequence.extend(len(ids))
+        batch = Batch(
+            tokens=np.array(ids, np.int32),
+            positions=positions,
+            sequence=np.zeros(len(ids), np.int32),
+            pages=pages[None, :],
+            logit_rows=np.array(logit_rows, np.int32),
+        )
+        with self._lock:
+            logits = self.backend.forward(batch, tap, stages)
+        if not np.isfinite(logits).all():
+            raise ModelRefused(
+                f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
+            )
+        return logits
+
+    def prefill(self, sequence: kv_cache.Sequence, ids: Sequence[int]) -> F32:
+        """Run a prompt in chunks; logits of its last token, float32 [vocabulary]."""
+        chunk = self.engine.chunk
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            last = start + chunk >= len(ids)
+            logits = self.run(sequence, part, [len(part) - 1] if last else [])
+        return logits[0]
+
+    def step(self, sequence: kv_cache.Sequence, token: int) -> F32:
+        """Run one token; its logits, float32 [vocabulary]."""
+        return self.run(sequence, [token], [0])[0]
+
+    def logits(self, token_ids: Sequence[int]) -> F32:
+        """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
+        ids = self._checked(token_ids)
+        chunk = self.engine.chunk
+        with self.new_sequence() as sequence:
+            parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
+            return np.concatenate([self.run(sequence, p, range(len(p))) for p in parts])
+
+    # Generation
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Stream:
+        """Continue a prompt (text, or token ids); yields text, then holds ``.completion``.
+
+        ``max_tokens=None`` goes on to the end of the context. See Sampling for the other settings.
+        """
+        if max_tokens is not None and max_tokens < 0:
+            raise UsageError(f"max_tokens: expected >= 0 or None, got {max_tokens}")
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        ids = self._checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        return Stream(
+            self,
+            ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=[stop] if isinstance(stop, str) else stop,
+        )
+
+    def generate(self, prompt: str | Sequence[int], **settings: object) -> Completion:
+        """Continue a prompt and return it all at once; takes what :meth:`stream` takes."""
+        with self.stream(prompt, **settings) as stream:  # type: ignore[arg-type]
+            for _ in stream:
+                pass
+        assert stream.completion is not None
+        return stream.completion
+
+    def chat_ids(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the answer."""
+        return self.tokenizer.encode_chat(messages)
+
+    def chat(self, messages: Sequence[Mapping[str, object]], **settings: object) -> Completion:
+        """Answer a conversation ([{"role": "user", "content": …}, …])."""
+        return self.generate(self.chat_ids(messages), **settings)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        if not ids:
+            raise UsageError("prompt: expected at least one token, got none")
+        wrong = next((i for i in ids if not 0 <= i < self.config.vocab), None)
+        if wrong is not None:
+            raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got {wrong}")
+        if len(ids) > self.context:
+            raise UsageError(
+                f"prompt: expected at most {self.context} tokens (the context), got {len(ids)}"
+            )
+        return ids
+
+    # Life
+
+    def close(self) -> None:
+        """Free the backend and unmap the file."""
+        self.backend.close()
+        self.file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load(
+    path_or_sample: str | Path = "sample",
+    backend: str = "auto",
+    *,
+    activation_planes: int = 2,
+    threads: int | None = None,
+    context: int | None = None,
+) -> Model:
+    """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
+
+    backend: auto, reference, cpu or cuda. activation_planes: 2 keeps activations in 16-bit fixed
+    point, 1 in int8. threads: CPU threads, default all. context: longest sequence, default the
+    model's. Raises ModelRefused, UsageError or BackendUnavailable, each with one line of reason.
+    """
+    engine = EngineConfig(activation_planes=activation_planes, threads=threads, context=context)
+    return Model(path_or_sample, backend, engine)

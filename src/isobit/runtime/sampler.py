@@ -1,0 +1,88 @@
+"""Choosing the next token from logits: seeded, and the same on every backend.
+
+Equal logits bits give equal tokens everywhere: the arithmetic is binary32 with the specification's
+exp, sums are sequential in binary64, and random numbers are the raw output of Philox 4x64.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.backends.base import F32
+from isobit.errors import UsageError
+from isobit.numerics import exp
+
+_NEGLIGIBLE = np.float32(-40)  # e^-40: less likely than 4e-18 of the likeliest is never drawn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; the defaults are greedy."""
+
+    temperature: float = 0.0
+    """0 takes the largest logit (the lowest id among equals)."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest likeliest tokens whose probabilities reach this sum."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the likeliest."""
+    repeat_penalty: float = 1.0
+    """Divide positive (multiply negative) logits of tokens already in the sequence by this."""
+    seed: int | None = None
+    """None draws a seed; it is reported with the completion."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check("temperature", self.temperature, 0 <= self.temperature < float("inf"), ">= 0")
+        _check("top_k", self.top_k, self.top_k >= 0, ">= 0")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]")
+        _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < 1e6, "> 0")
+        if self.seed is not None:
+            _check("seed", self.seed, 0 <= self.seed < 1 << 64, "in [0, 2^64)")
+
+
+def _check(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{name}: expected a number {expected}, got {value!r}")
+
+
+class Sampler:
+    """Draws one token after another for one sequence."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        self._random = np.random.Philox(self.seed)
+
+    def choose(self, logits: F32, history: Sequence[int]) -> int:
+        """The next token id from logits float32 [vocabulary] after the ids in ``history``."""
+        s = self.sampling
+        if s.repeat_penalty != 1.0:
+            logits = _penalised(logits, history, np.float32(s.repeat_penalty))
+        if s.temperature == 0.0:
+            return int(np.argmax(logits))
+        with np.errstate(over="ignore"):
+            x = (logits - logits.max()) / np.float32(s.temperature)
+        ids = np.flatnonzero(x >= _NEGLIGIBLE)
+        ids = ids[np.argsort(-x[ids], kind="stable")]
+        if s.top_k:
+            ids = ids[: s.top_k]
+        p = exp(x[ids]).astype(np.float64)
+        sums = np.cumsum(p)
+        keep = int(np.searchsorted(sums, s.top_p * sums[-1])) + 1
+        if s.min_p:
+            keep = min(keep, int(np.count_nonzero(p >= s.min_p)))
+        sums = sums[:keep]
+        u = float(self._random.random_raw() >> 11) * 2.0**-53
+        return int(ids[np.searchsorted(sums, u * sums[-1], side="right")])
+
+
+def _penalised(logits: F32, history: Sequence[int], penalty: np.float32) -> F32:
+    seen = np.unique(np.array(history, np.int64))
+    out = logits.copy()
+    out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
+    return out
