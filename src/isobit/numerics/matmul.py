@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.gguf.dequant import dequantize
-from isobit.gguf.formats import Format
+from isobit.gguf.formats import Format, dequantize
 from isobit.numerics.fixed import planes_of, quantise_rows
 from isobit.numerics.pointwise import F32, sum256
 
@@ -98,7 +97,7 @@ def matmul(
         starts = range(0, w.shape[0], _ROWS_AT_ONCE)
         parts = [w.rows(i, min(i + _ROWS_AT_ONCE, w.shape[0])) for i in starts]
         return np.concatenate([matmul(part, x, planes, unpack) for part in parts], axis=1)
-    if w.format.is_float:
+    if not w.format.quantized:
         values = w.float32()
         return np.stack([sum256(values * row) for row in x])
     return _integer_matmul(unpack(w), *quantise_rows(x, planes), planes)
