@@ -1,0 +1,111 @@
+"""From .cu files to kernels: compiled by NVRTC, kept on disk, each parameter's C type known.
+
+A compiled file (cubin) is kept under the user's cache directory, named by everything it depends on:
+the sources, the definitions, the architecture and the compiler's version. It is written beside its
+place and then renamed, so that processes may compile the same file at once.
+"""
+
+import ctypes
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import isobit.numerics
+from isobit.errors import BackendUnavailable
+
+SOURCES = Path(__file__).parent
+STEMS = ("attention", "embedding", "matmul", "moe", "pointwise", "repack")
+"""The .cu files, each compiled on its own."""
+
+_INCLUDE = (SOURCES, Path(isobit.numerics.__file__).parent)
+_KERNEL = re.compile(r"^KERNEL\(\w+\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
+_SCALARS: dict[str, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
+    "int": ctypes.c_int32,
+    "int64": ctypes.c_int64,
+    "float": ctypes.c_float,
+}
+
+
+@cache
+def signatures(stem: str) -> dict[str, tuple[type, ...]]:
+    """Kernels of a file and the C types of their parameters; a pointer is a 64-bit integer."""
+    source = (SOURCES / f"{stem}.cu").read_text()
+    kernels: dict[str, tuple[type, ...]] = {}
+    for name, parameters in _KERNEL.findall(source):
+        words = [p.rsplit(maxsplit=1)[0] for p in parameters.split(",")]
+        types = tuple(ctypes.c_uint64 if "*" in w else _SCALARS[w] for w in words)
+        kernels[name] = types
+    return kernels
+
+
+def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
+    """Machine code of ``stem``.cu for ``arch`` ("sm_90"), from the disk if it is there.
+
+    Raises BackendUnavailable when the compiler is missing or refuses the source.
+    """
+    try:
+        from cuda.bindings import nvrtc  # noqa: PLC0415
+
+        _, major, minor = nvrtc.nvrtcVersion()
+    except Exception as error:  # the libraries raise many kinds for "not installed"
+        raise BackendUnavailable(
+            f"cuda: NVRTC is needed to compile kernels and could not be loaded ({error}); "
+            "install isobit[cuda]"
+        ) from None
+    place = _cache_directory() / f"{stem}-{_key(stem, arch, defines, f'{major}.{minor}')}.cubin"
+    try:
+        return place.read_bytes()
+    except OSError:
+        code = _compile(stem, arch, defines)
+    try:
+        _write_whole(place, code)
+    except OSError:
+        pass  # a cache that cannot be written only costs time
+    return code
+
+
+def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
+    from cuda.core import Program, ProgramOptions  # noqa: PLC0415
+
+    options = ProgramOptions(
+        name=f"{stem}.cu",
+        arch=arch,
+        std="c++17",
+        fma=False,
+        ftz=False,
+        prec_div=True,
+        prec_sqrt=True,
+        include_path=[str(p) for p in _INCLUDE],
+        define_macro=list(defines.items()),
+    )
+    source = (SOURCES / f"{stem}.cu").read_text()
+    try:
+        return bytes(Program(source, "c++", options).compile("cubin").code)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if "error" in line]
+        raise BackendUnavailable(
+            f"cuda: compiling {stem}.cu for {arch} failed: {lines[0] if lines else error}"
+        ) from error
+
+
+def _key(stem: str, arch: str, defines: Mapping[str, str], version: str) -> str:
+    digest = hashlib.sha256(repr((arch, sorted(defines.items()), version)).encode())
+    for path in (SOURCES / f"{stem}.cu", *(f for d in _INCLUDE for f in sorted(d.glob("*.*h")))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _cache_directory() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "isobit" / "cuda"
+
+
+def _write_whole(place: Path, code: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, place)
