@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from isobit.errors import ModelRefused, UsageError
 
@@ -77,9 +78,7 @@ class ModelConfig:
         if self.head_dim % 2:
             r.refuse(f"{arch}.attention.key_length", "an even number", self.head_dim)
         if self.is_moe and self.n_experts_used > self.n_experts:
-            r.refuse(
-                f"{arch}.expert_used_count", f"at most {self.n_experts}", self.n_experts_used
-            )
+            r.refuse(f"{arch}.expert_used_count", f"at most {self.n_experts}", self.n_experts_used)
         r.only(f"{arch}.attention.value_length", self.head_dim)
         r.only(f"{arch}.rope.dimension_count", self.head_dim)
         r.only(f"{arch}.vocab_size", self.vocab)
@@ -100,32 +99,32 @@ class _Reader:
         self.metadata = metadata
         self.source = source
 
-    def refuse(self, key: str, expected: str, got: object) -> None:
+    def refuse(self, key: str, expected: str, got: object) -> NoReturn:
         raise ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
 
     def count(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self.metadata.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.refuse(key, f"an integer from {low} to {high}", value)
-        return int(value)  # type: ignore[arg-type, call-overload, no-any-return]
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        self.refuse(key, f"an integer from {low} to {high}", value)
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self.metadata.get(key, default)
-        if not isinstance(value, float) or not 0 < value < float("inf"):
-            self.refuse(key, "a positive number", value)
-        return float(value)  # type: ignore[arg-type]
+        if isinstance(value, float) and 0 < value < float("inf"):
+            return value
+        self.refuse(key, "a positive number", value)
 
     def text(self, key: str) -> str:
         value = self.metadata.get(key)
-        if not isinstance(value, str):
-            self.refuse(key, "a string", value)
-        return str(value)
+        if isinstance(value, str):
+            return value
+        self.refuse(key, "a string", value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         value = self.metadata.get(key, default)
-        if not isinstance(value, bool):
-            self.refuse(key, "true or false", value)
-        return bool(value)
+        if isinstance(value, bool):
+            return value
+        self.refuse(key, "true or false", value)
 
     def only(self, key: str, implemented: object) -> None:
         value = self.metadata.get(key, implemented)
