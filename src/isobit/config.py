@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 from isobit.errors import ModelRefused, UsageError
 
@@ -46,7 +45,7 @@ class ModelConfig:
         r = _Reader(metadata, source)
         arch = r.text("general.architecture")
         if arch not in ARCHITECTURES:
-            r.refuse("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
+            raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
         moe = arch == "qwen3moe"
         heads = r.count(f"{arch}.attention.head_count", 1, 4096)
         hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
@@ -72,13 +71,15 @@ class ModelConfig:
 
     def _check(self, r: "_Reader", arch: str) -> None:
         if self.n_heads % self.n_kv_heads:
-            r.refuse(
+            raise r.refusal(
                 f"{arch}.attention.head_count_kv", f"a divisor of {self.n_heads}", self.n_kv_heads
             )
         if self.head_dim % 2:
-            r.refuse(f"{arch}.attention.key_length", "an even number", self.head_dim)
+            raise r.refusal(f"{arch}.attention.key_length", "an even number", self.head_dim)
         if self.is_moe and self.n_experts_used > self.n_experts:
-            r.refuse(f"{arch}.expert_used_count", f"at most {self.n_experts}", self.n_experts_used)
+            raise r.refusal(
+                f"{arch}.expert_used_count", f"at most {self.n_experts}", self.n_experts_used
+            )
         r.only(f"{arch}.attention.value_length", self.head_dim)
         r.only(f"{arch}.rope.dimension_count", self.head_dim)
         r.only(f"{arch}.vocab_size", self.vocab)
@@ -99,37 +100,37 @@ class _Reader:
         self.metadata = metadata
         self.source = source
 
-    def refuse(self, key: str, expected: str, got: object) -> NoReturn:
-        raise ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
+    def refusal(self, key: str, expected: str, got: object) -> ModelRefused:
+        return ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
 
     def count(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self.metadata.get(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
             return value
-        self.refuse(key, f"an integer from {low} to {high}", value)
+        raise self.refusal(key, f"an integer from {low} to {high}", value)
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self.metadata.get(key, default)
         if isinstance(value, float) and 0 < value < float("inf"):
             return value
-        self.refuse(key, "a positive number", value)
+        raise self.refusal(key, "a positive number", value)
 
     def text(self, key: str) -> str:
         value = self.metadata.get(key)
         if isinstance(value, str):
             return value
-        self.refuse(key, "a string", value)
+        raise self.refusal(key, "a string", value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         value = self.metadata.get(key, default)
         if isinstance(value, bool):
             return value
-        self.refuse(key, "true or false", value)
+        raise self.refusal(key, "true or false", value)
 
     def only(self, key: str, implemented: object) -> None:
         value = self.metadata.get(key, implemented)
         if value != implemented:
-            self.refuse(key, f"{implemented!r} (nothing else is implemented)", value)
+            raise self.refusal(key, f"{implemented!r} (nothing else is implemented)", value)
 
 
 def _shown(value: object) -> str:
