@@ -45,7 +45,7 @@ class ModelConfig:
         r = _Reader(metadata, source)
         arch = r.text("general.architecture")
         if arch not in ARCHITECTURES:
-            r.refuse("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
+            raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
         moe = arch == "qwen3moe"
         heads = r.count(f"{arch}.attention.head_count", 1, 4096)
         hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
@@ -71,13 +71,13 @@ class ModelConfig:
 
     def _check(self, r: "_Reader", arch: str) -> None:
         if self.n_heads % self.n_kv_heads:
-            r.refuse(
+            raise r.refusal(
                 f"{arch}.attention.head_count_kv", f"a divisor of {self.n_heads}", self.n_kv_heads
             )
         if self.head_dim % 2:
-            r.refuse(f"{arch}.attention.key_length", "an even number", self.head_dim)
+            raise r.refusal(f"{arch}.attention.key_length", "an even number", self.head_dim)
         if self.is_moe and self.n_experts_used > self.n_experts:
-            r.refuse(
+            raise r.refusal(
                 f"{arch}.expert_used_count", f"at most {self.n_experts}", self.n_experts_used
             )
         r.only(f"{arch}.attention.value_length", self.head_dim)
@@ -100,37 +100,37 @@ class _Reader:
         self.metadata = metadata
         self.source = source
 
-    def refuse(self, key: str, expected: str, got: object) -> None:
-        raise ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
+    def refusal(self, key: str, expected: str, got: object) -> ModelRefused:
+        return ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
 
     def count(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self.metadata.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.refuse(key, f"an integer from {low} to {high}", value)
-        return int(value)  # type: ignore[arg-type, call-overload, no-any-return]
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        raise self.refusal(key, f"an integer from {low} to {high}", value)
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self.metadata.get(key, default)
-        if not isinstance(value, float) or not 0 < value < float("inf"):
-            self.refuse(key, "a positive number", value)
-        return float(value)  # type: ignore[arg-type]
+        if isinstance(value, float) and 0 < value < float("inf"):
+            return value
+        raise self.refusal(key, "a positive number", value)
 
     def text(self, key: str) -> str:
         value = self.metadata.get(key)
-        if not isinstance(value, str):
-            self.refuse(key, "a string", value)
-        return str(value)
+        if isinstance(value, str):
+            return value
+        raise self.refusal(key, "a string", value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         value = self.metadata.get(key, default)
-        if not isinstance(value, bool):
-            self.refuse(key, "true or false", value)
-        return bool(value)
+        if isinstance(value, bool):
+            return value
+        raise self.refusal(key, "true or false", value)
 
     def only(self, key: str, implemented: object) -> None:
         value = self.metadata.get(key, implemented)
         if value != implemented:
-            self.refuse(key, f"{implemented!r} (nothing else is implemented)", value)
+            raise self.refusal(key, f"{implemented!r} (nothing else is implemented)", value)
 
 
 def _shown(value: object) -> str:

@@ -1,8 +1,8 @@
 """What a backend is: a model's weights made ready on a device, and a forward pass over a batch.
 
-A backend is created by ``open_backend(name, ...)`` in :mod:`isobit.backends` and passed around; there
-is no global one. Sequences and pages are decided above (:mod:`isobit.runtime.kv_cache`); a backend
-only owns the memory of its pages.
+A backend is created by ``open_backend(name, ...)`` in :mod:`isobit.backends` and passed around;
+there is no global one. Sequences and pages are decided above (:mod:`isobit.runtime.kv_cache`); a
+backend only owns the memory of its pages.
 """
 
 from collections.abc import Callable

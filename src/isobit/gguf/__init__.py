@@ -1,0 +1,1 @@
+"""Model files: the GGUF container and its weight formats."""

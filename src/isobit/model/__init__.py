@@ -1,0 +1,1 @@
+"""What a model is made of: stages, tensors by role."""

@@ -1,7 +1,7 @@
 """The stages of a forward pass, in graph order: the names every trace uses.
 
-Shapes are for a batch of T tokens; H query heads, G key-value heads, D head_dim, E experts, k chosen
-experts in rank order, F feed-forward width.
+Shapes are for a batch of T tokens; H query heads, G key-value heads, D head_dim, E experts, k
+chosen experts in rank order, F feed-forward width.
 """
 
 EMBEDDING = "embedding"  # [T, hidden]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from isobit.config import ModelConfig
 from isobit.errors import ModelRefused
-from isobit.gguf.reader import GGUFFile
+from isobit.gguf.reader import GGUFFile, TensorInfo
 from isobit.numerics import Weight
 
 F32 = NDArray[np.float32]
@@ -94,7 +94,7 @@ class _Tensors:
         shape = self._find(name).shape
         if len(shape) != 2:
             raise ModelRefused(f"{self.file.path}: {name}: expected a matrix, got shape {shape}")
-        return shape[0]
+        return int(shape[0])
 
     def matrix(self, name: str, *shape: int) -> Weight:
         info = self._find(name)
@@ -107,7 +107,7 @@ class _Tensors:
     def vector(self, name: str, length: int) -> F32:
         return self.matrix(name, length).float32()
 
-    def _find(self, name: str):  # type: ignore[no-untyped-def]
+    def _find(self, name: str) -> TensorInfo:
         try:
             return self.file.tensors[name]
         except KeyError:

@@ -15,9 +15,9 @@ VERSION = 1
 
 __all__ = [
     "LIMIT",
-    "IntegerWeight",
     "TILE",
     "VERSION",
+    "IntegerWeight",
     "Weight",
     "attention",
     "attention_scale",

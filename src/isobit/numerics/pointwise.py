@@ -19,11 +19,12 @@ _ONE = np.float32(1)
 
 
 def tree(v: F32) -> F32:
-    """Sum the last axis (a power of two long) pairwise: halves, then quarters, … then neighbours."""
+    """Sum the last axis (a power of two long) pairwise: halves, quarters, … then neighbours."""
     while v.shape[-1] > 1:
         half = v.shape[-1] // 2
         v = v[..., :half] + v[..., half:]
-    return v[..., 0]
+    total: F32 = v[..., 0]
+    return total
 
 
 def sum256(v: F32) -> F32:
@@ -52,7 +53,8 @@ def rms_norm(x: F32, weight: F32, eps: np.float32) -> F32:
     """Normalise the last axis of x by its root mean square and scale by weight (same length)."""
     n = np.float32(x.shape[-1])
     r = _ONE / np.sqrt(sum256(x * x) / n + eps)
-    return (x * r[..., None]) * weight
+    y: F32 = (x * r[..., None]) * weight
+    return y
 
 
 def silu_gate(gate: F32, up: F32) -> F32:

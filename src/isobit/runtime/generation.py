@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from isobit.runtime.sampler import Sampler, Sampling
+from isobit.text.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
@@ -94,10 +95,10 @@ class Stream(Iterator[str]):
         max_tokens: int | None,
         sampling: Sampling,
         stop: list[str],
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         sampler = Sampler(sampling)
         text = _StopText(stop)
-        decoder = model.tokenizer.stream_decoder()
+        decoder = StreamDecoder(model.tokenizer)
         room = model.context - len(prompt)
         limit = room if max_tokens is None else min(max_tokens, room)
         reason: FinishReason = "length"
@@ -168,4 +169,3 @@ class _StopText:
         piece, self._held = self._held[:n], self._held[n:]
         self._sent.append(piece)
         return piece
-

@@ -20,7 +20,7 @@ from isobit.numerics import TILE
 from isobit.runtime import kv_cache
 from isobit.runtime.generation import Completion, Stream
 from isobit.runtime.sampler import Sampling
-from isobit.text.template import render_chat
+from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
 
 SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
@@ -112,11 +112,13 @@ class Model:
             part = ids[start : start + chunk]
             last = start + chunk >= len(ids)
             logits = self.run(sequence, part, [len(part) - 1] if last else [])
-        return logits[0]
+        last_row: F32 = logits[0]
+        return last_row
 
     def step(self, sequence: kv_cache.Sequence, token: int) -> F32:
         """Run one token; its logits, float32 [vocabulary]."""
-        return self.run(sequence, [token], [0])[0]
+        row: F32 = self.run(sequence, [token], [0])[0]
+        return row
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
@@ -167,7 +169,7 @@ class Model:
 
     def chat_ids(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the answer."""
-        return self.tokenizer.encode_chat(messages)
+        return encode_chat(self.tokenizer, messages)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **settings: object) -> Completion:
         """Answer a conversation ([{"role": "user", "content": …}, …])."""

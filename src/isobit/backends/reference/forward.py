@@ -1,6 +1,7 @@
 """One pass of Qwen3 and Qwen3-MoE in NumPy: the graph that every backend follows."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from isobit.backends.reference.cache import Cache
 from isobit.config import EngineConfig
 from isobit.model.weights import Layer, Weights
 from isobit.numerics import IntegerWeight, Weight
+
+Stage = Callable[[str, NDArray[np.generic]], None]
 
 _KEEP_BYTES = 1 << 30
 
@@ -82,7 +85,9 @@ class ReferenceBackend:
             self._unpacked_bytes -= self._unpacked.popitem(last=False)[1].nbytes
         return unpacked
 
-    def _attention_block(self, x, layer, cache, batch, turn, t):  # type: ignore[no-untyped-def]
+    def _attention_block(
+        self, x: F32, layer: Layer, cache: Cache, batch: Batch, turn: tuple[F32, F32], t: Stage
+    ) -> F32:
         c = self._c
         h = numerics.rms_norm(x, layer.attn_norm, self._eps)
         t("attn_norm", h)
@@ -118,7 +123,7 @@ class ReferenceBackend:
                     )
         return out.reshape(len(q), -1)
 
-    def _feed_forward_block(self, x, layer, t):  # type: ignore[no-untyped-def]
+    def _feed_forward_block(self, x: F32, layer: Layer, t: Stage) -> F32:
         h = numerics.rms_norm(x, layer.ffn_norm, self._eps)
         t("ffn_norm", h)
         if layer.router is None:

@@ -1,0 +1,172 @@
+"""An open GGUF file: its checked header, typed metadata, and views of its weights.
+
+Owns the memory map. Opening a file reads its header alone; a weight is read from disk when the
+bytes that `GGUFFile.data` returns are looked at.
+"""
+
+import hashlib
+import math
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.errors import ModelRefused, UsageError
+from isobit.gguf.formats import FORMATS
+from isobit.gguf.header import Header, TensorInfo, Value, parse_header, refusal, show
+
+__all__ = ["GGUFFile", "TensorInfo", "Value"]
+
+
+class GGUFFile:
+    """Metadata, tensor directory and views into the map. A context manager.
+
+    Immutable once open, so threads may share it. Views from `data` stay valid after `close`.
+    """
+
+    def __init__(self, path: Path, header: Header, contents: NDArray[np.uint8]) -> None:
+        """Use `GGUFFile.open`."""
+        self.path = path
+        self.version = header.version
+        self.metadata = header.metadata
+        self.tensors = header.tensors
+        self.refused = header.refused  # empty unless opened with strict=False
+        self.file_size = contents.size
+        self._contents: NDArray[np.uint8] | None = contents
+        self._sha256: str | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Self:
+        """Map ``path`` and check its header.
+
+        A tensor of a type that is not implemented is refused; with ``strict=False`` it is listed
+        in ``refused`` instead, so that a file can be inspected that cannot be run.
+        Raises ModelRefused.
+        """
+        path = Path(path)
+        buffer = _map(path)
+        header = parse_header(path, buffer)
+        if strict and header.refused:
+            first, *more = header.refused.values()
+            raise refusal(
+                path,
+                f"type of tensor {show(first.name)}",
+                "one of " + ", ".join(f.name for f in FORMATS.values()),
+                first.type_name + (f" (and {len(more)} more tensors are refused)" if more else ""),
+            )
+        return cls(path, header, np.frombuffer(buffer, np.uint8))
+
+    def close(self) -> None:
+        """Let go of the map; it is unmapped when the last view into it is gone."""
+        self._contents = None
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of tensor ``name``: uint8, 1-D, read-only, a view into the map."""
+        info = self.tensors.get(name)
+        if info is None:
+            raise refusal(self.path, f"tensor {show(name)}", "a tensor of that name", "none")
+        return self._mapped()[info.offset : info.offset + info.nbytes]
+
+    def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """Hex digest of the whole file, computed at the first call (it reads everything).
+
+        ``progress(done, total)`` is called in bytes, every 16 MiB.
+        """
+        if self._sha256 is None:
+            contents, digest, step = self._mapped(), hashlib.sha256(), 16 << 20
+            for start in range(0, contents.size, step):
+                digest.update(contents[start : start + step].data)
+                if progress is not None:
+                    progress(min(start + step, contents.size), contents.size)
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def get_int(self, key: str, default: int | None = None) -> int:
+        """Metadata integer; a missing key is refused unless there is a ``default``."""
+        value = self._get(key, default)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise self._mistyped(key, "an integer", value)
+
+    def get_float(self, key: str, default: float | None = None) -> float:
+        """Metadata number, finite."""
+        value = self._get(key, default)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise self._mistyped(key, "a finite number", value)
+
+    def get_bool(self, key: str, default: bool | None = None) -> bool:
+        """Metadata boolean."""
+        value = self._get(key, default)
+        if isinstance(value, bool):
+            return value
+        raise self._mistyped(key, "a boolean", value)
+
+    def get_str(self, key: str, default: str | None = None) -> str:
+        """Metadata string."""
+        value = self._get(key, default)
+        if isinstance(value, str):
+            return value
+        raise self._mistyped(key, "a string", value)
+
+    def get_strings(self, key: str) -> list[str]:
+        """Metadata array of strings."""
+        value = self._get(key, None)
+        if isinstance(value, list) and all(type(v) is str for v in value):
+            return value  # type: ignore[return-value]  # just checked
+        raise self._mistyped(key, "an array of strings", value)
+
+    def get_ints(self, key: str) -> list[int]:
+        """Metadata array of integers."""
+        value = self._get(key, None)
+        if isinstance(value, list) and all(type(v) is int for v in value):
+            return value  # type: ignore[return-value]  # just checked
+        raise self._mistyped(key, "an array of integers", value)
+
+    def _get(self, key: str, default: Value | None) -> Value:
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise refusal(self.path, f"metadata {show(key)}", "a value", "no such key")
+        return value
+
+    def _mistyped(self, key: str, expected: str, value: Value) -> ModelRefused:
+        return refusal(self.path, f"metadata {show(key)}", expected, show(value))
+
+    def _mapped(self) -> NDArray[np.uint8]:
+        if self._contents is None:
+            raise UsageError(f"{self.path}: the file is closed")
+        return self._contents
+
+
+def _map(path: Path) -> mmap.mmap:
+    """Map a regular file for reading."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            kind = "a directory" if path.is_dir() else "something else"
+            raise refusal(path, "file", "a regular file", kind)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise refusal(path, "file", "a GGUF file", "an empty one")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise refusal(path, "file", "a readable file", reason) from None
