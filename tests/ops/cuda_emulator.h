@@ -16,10 +16,10 @@
 #include <utility>
 #include <vector>
 
-#define DEV static inline
+#define DEV inline __attribute__((unused))
 #define KERNEL(threads) static void
 #define __shared__ static
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __device__
 #define __restrict__
 #define __grid_constant__

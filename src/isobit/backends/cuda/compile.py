@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,11 +19,22 @@ import isobit.numerics
 from isobit.errors import BackendUnavailable
 
 SOURCES = Path(__file__).parent
-STEMS = ("attention", "embedding", "matmul", "moe", "pointwise", "repack")
+STEMS = (
+    "attention",
+    "embedding",
+    "matmul",
+    "matmul_blocks",
+    "matmul_floats",
+    "moe",
+    "pointwise",
+    "repack",
+)
 """The .cu files, each compiled on its own."""
 
-_INCLUDE = (SOURCES, Path(isobit.numerics.__file__).parent)
-_KERNEL = re.compile(r"^KERNEL\(\w+\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
+INCLUDE = (SOURCES, Path(isobit.numerics.__file__).parent)
+"""Where their headers lie."""
+
+_KERNEL = re.compile(r"^KERNEL\((\w+)\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
 _SCALARS: dict[str, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
     "int": ctypes.c_int32,
     "int64": ctypes.c_int64,
@@ -30,15 +42,23 @@ _SCALARS: dict[str, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
 }
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What a launch must know of a kernel; a pointer parameter is a 64-bit integer."""
+
+    threads: int
+    parameters: tuple[type[ctypes._SimpleCData], ...]  # type: ignore[type-arg]
+
+
 @cache
-def signatures(stem: str) -> dict[str, tuple[type, ...]]:
-    """Kernels of a file and the C types of their parameters; a pointer is a 64-bit integer."""
+def signatures(stem: str) -> dict[str, Signature]:
+    """The kernels of a file by name, as their declarations say."""
     source = (SOURCES / f"{stem}.cu").read_text()
-    kernels: dict[str, tuple[type, ...]] = {}
-    for name, parameters in _KERNEL.findall(source):
-        words = [p.rsplit(maxsplit=1)[0] for p in parameters.split(",")]
+    kernels = {}
+    for threads, name, parameters in _KERNEL.findall(source):
+        words = [p.strip().rsplit(maxsplit=1)[0] for p in parameters.split(",")]
         types = tuple(ctypes.c_uint64 if "*" in w else _SCALARS[w] for w in words)
-        kernels[name] = types
+        kernels[name] = Signature(256 if threads == "THREADS" else int(threads), types)
     return kernels
 
 
@@ -79,7 +99,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
         ftz=False,
         prec_div=True,
         prec_sqrt=True,
-        include_path=[str(p) for p in _INCLUDE],
+        include_path=[str(p) for p in INCLUDE],
         define_macro=list(defines.items()),
     )
     source = (SOURCES / f"{stem}.cu").read_text()
@@ -94,7 +114,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
 
 def _key(stem: str, arch: str, defines: Mapping[str, str], version: str) -> str:
     digest = hashlib.sha256(repr((arch, sorted(defines.items()), version)).encode())
-    for path in (SOURCES / f"{stem}.cu", *(f for d in _INCLUDE for f in sorted(d.glob("*.*h")))):
+    for path in (SOURCES / f"{stem}.cu", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
