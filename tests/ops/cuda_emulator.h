@@ -31,6 +31,9 @@ struct uint3_ { unsigned x, y, z; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(8) short4 { short x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline int2 make_int2(int x, int y) { return {x, y}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -190,6 +193,47 @@ static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16
 static inline float square_root(float x) { return sqrtf(x); }
 static inline float half_to_float(unsigned short h) { _Float16 f; memcpy(&f, &h, 2); return float(f); }
 template <class T> T load_once(const T* p) { return *p; }
+
+// Tensor-core products and the loads that feed them: every lane gathers what the others hold.
+typedef const char* SharedAddress;
+static inline SharedAddress shared_address(const void* p) { return (const char*)p; }
+static inline void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
+static inline void commit_copies() {}
+template <int N> void wait_copies() {}
+static inline void load_matrices(int (&r)[4], SharedAddress address) {
+    int l = threadIdx.x % 32;
+    emu::exchange<SharedAddress>(address, [&](const SharedAddress* a) {
+        for (int m = 0; m < 4; m++) memcpy(&r[m], a[8 * m + l / 4] + 4 * (l % 4), 4);
+        return nullptr;
+    });
+    __syncwarp();
+}
+template <int N> void gather_lanes(const int (&mine)[N], int (&all)[N][32]) {
+    for (int i = 0; i < N; i++)
+        emu::exchange<int>(mine[i], [&](const int* a) { memcpy(all[i], a, sizeof all[i]); return 0; });
+}
+// a: registers of rows g and g+8 for each 16 values in turn; b: one for each 16 values.
+template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES], bool sign) {
+    int as[2 * HALVES][32], bs[HALVES][32], l = threadIdx.x % 32;
+    gather_lanes(a, as);
+    gather_lanes(b, bs);
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16 * HALVES; k++) {
+            int lane = k % 16 / 4, byte = 8 * (k % 4), column = l % 4 * 2 + i % 2;
+            int x = as[k / 16 * 2 + i / 2][l / 4 * 4 + lane] >> byte;
+            int y = (signed char)(bs[k / 16][column * 4 + lane] >> byte);
+            c[i] += (sign ? (signed char)x : (unsigned char)x) * y;
+        }
+}
+static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b, true); }
+static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, true); }
+static inline void product16_unsigned(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, false); }
+static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
+    unsigned long long both = (unsigned long long)y << 32 | x;
+    unsigned r = 0;
+    for (int i = 0; i < 4; i++) r |= unsigned(both >> 8 * (pick >> 4 * i & 7) & 255) << 8 * i;
+    return int(r);
+}
 
 // Memory whose end lies on a page that cannot be touched.
 extern "C" void* emu_alloc(size_t n) {

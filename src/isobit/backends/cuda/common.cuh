@@ -59,7 +59,10 @@ DEV int dp2a_hi(int a, int b, int c) { return __dp2a_hi(a, b, c); }
 DEV int warp_sum(int v) { return __reduce_add_sync(~0u, v); }
 DEV uint32 warp_max(uint32 v) { return __reduce_max_sync(~0u, v); }
 // A read of bytes that are used once in a pass: weights.
-DEV int4 load_once(const int4* p) { return __ldcs(p); }
+template <class T>
+DEV T load_once(const T* p) {
+    return __ldcs(p);
+}
 #endif
 
 template <class T>

@@ -21,10 +21,12 @@ from isobit.errors import BackendUnavailable
 SOURCES = Path(__file__).parent
 STEMS = (
     "attention",
+    "attention_mma",
     "embedding",
     "matmul",
     "matmul_blocks",
     "matmul_floats",
+    "matmul_mma",
     "moe",
     "pointwise",
     "repack",

@@ -7,11 +7,27 @@ from isobit.backends.cuda import memory
 from isobit.backends.cuda.gpu import Gpu
 from isobit.backends.cuda.layout import ACT_BYTES
 from isobit.backends.cuda.load import DeviceWeight
+from isobit.config import ModelConfig
+from isobit.numerics import TILE
 
 _THREADS = 256
 _WARPS = _THREADS // 32
 _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
+_MMA_ROWS, _MMA_ITEMS = 128, 64  # ROWS and TOKENS of matmul_mma.cu
+_MMA_SHARED = 2 * _MMA_ITEMS * ACT_BYTES + 4 * _MMA_ITEMS
+_MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
+
+
+MMA_ROWS = 16
+"""Tokens of one query head in one tensor-core product of attention_mma.cu."""
+
+
+def span_length(c: ModelConfig) -> int:
+    """Tokens a block of attention_mma.cu takes; 0 if it does not know this head_dim."""
+    if c.head_dim not in (64, 96, 128):
+        return 0
+    return MMA_ROWS * (_WARPS // min(c.n_heads // c.n_kv_heads, _WARPS))
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,16 @@ class Ops:
         tail: tuple[int, ...]
         if floats:
             blocks, tail = w.rows, (stride,)
+        elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
+            self._gpu.launch(
+                "matmul_mma",
+                "matmul_mma",
+                (-(-w.rows // _MMA_ROWS), w.matrices if segments else 1, max(chunks // 8, 1)),
+                (*head, *middle, w.rows, stride),
+                shared=_MMA_SHARED,
+                defines={f"MMA_{w.layout.format.name}": "1"} | self._planes,
+            )
+            return
         elif w.layout.kind == "tiled":
             blocks, tail, shared = -(-w.rows // _TILED_ROWS), (w.rows, stride), _TILED_SHARED
         else:
@@ -140,6 +166,21 @@ class Ops:
     def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
         """A kernel of attention.cu."""
         self._gpu.launch("attention", kernel, grid, arguments, defines=self._planes)
+
+    def attention_mma(
+        self, c: ModelConfig, spans: int, arguments: Sequence[int | float]
+    ) -> None:
+        """The kernel of attention_mma.cu."""
+        group = c.n_heads // c.n_kv_heads
+        tile_bytes = 2 * TILE * (c.head_dim + 16) + 2 * c.head_dim * (TILE + 16) + 8 * TILE
+        self._gpu.launch(
+            "attention_mma",
+            "attention_mma",
+            (spans, c.n_kv_heads, -(-group // _WARPS)),
+            arguments,
+            shared=2 * tile_bytes,
+            defines={"HEAD": str(c.head_dim)} | self._planes,
+        )
 
     def _pointwise(
         self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]
