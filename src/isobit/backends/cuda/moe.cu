@@ -51,24 +51,37 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     }
 }
 
-// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block.
-KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int* order, int* offset) {
+// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block: each expert's
+// pairs are counted, and then placed, by several threads, each a part of the pairs in ascending order.
+// count: shared, experts * parts.
+KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset) {
     DYNAMIC_SHARED(int, count);
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
-        int c = 0;
-        for (int i = 0; i < n; i++) c += ids[i] == e;
-        count[e] = c;
+    int share = (n + parts - 1) / parts;
+    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) {
+        int e = i % experts, part = i / experts, c = 0;  // a warp reads one id at a time
+        for (int j = part * share; j < min(n, (part + 1) * share); j++) c += ids[j] == e;
+        count[e * parts + part] = c;
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        offset[0] = 0;
-        for (int e = 0, sum = 0; e < experts; e++) offset[e + 1] = sum += count[e];
+    if (warp_id() == 0) {  // counts to places
+        int sum = 0;
+        for (int base = 0; base < experts * parts; base += WARP) {
+            int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0, upto = mine;
+            for (int step = 1; step < WARP; step *= 2) {
+                int other = shuffle(upto, lane_id() - step & WARP - 1);
+                if (lane_id() >= step) upto += other;
+            }
+            if (i < experts * parts) count[i] = sum + upto - mine;
+            sum += shuffle(upto, WARP - 1);
+        }
     }
     __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
-        int at = offset[e];
-        for (int i = 0; i < n; i++)
-            if (ids[i] == e) order[at++] = i;
+    for (int e = threadIdx.x; e <= experts; e += blockDim.x)
+        offset[e] = e < experts ? count[e * parts] : n;
+    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) {
+        int e = i % experts, part = i / experts, at = count[e * parts + part];
+        for (int j = part * share; j < min(n, (part + 1) * share); j++)
+            if (ids[j] == e) order[at++] = j;
     }
 }
 

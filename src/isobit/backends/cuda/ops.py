@@ -86,7 +86,8 @@ class Ops:
         shared = 0
         tail: tuple[int, ...]
         if floats:
-            blocks, tail = w.rows, (stride,)
+            per_block = 8 if items > _ITEMS else 1
+            blocks, tail = -(-w.rows // per_block), (w.rows, stride)
         elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
             self._gpu.launch(
                 "matmul_mma",
@@ -103,6 +104,8 @@ class Ops:
             per_row = w.columns // w.layout.format.block_size
             blocks, tail = -(-w.rows // _WARPS), (w.rows, stride, per_row)
         stem, kernel, defines = w.layout.matmul
+        if floats:
+            defines = defines | {"ROWS": str(per_block)}
         self._gpu.launch(
             stem,
             kernel,
@@ -148,12 +151,13 @@ class Ops:
 
     def sort_pairs(self, ids: int, pairs: int, experts: int, order: int, offset: int) -> None:
         """Pairs (token, rank) by expert."""
+        parts = max(1, min(1024 // experts, -(-pairs // 32)))
         self._gpu.launch(
             "moe",
             "sort_pairs",
             (1,),
-            (ids, pairs, experts, order, offset),
-            shared=4 * experts,
+            (ids, pairs, experts, parts, order, offset),
+            shared=4 * experts * parts,
             defines=self._planes,
         )
 
