@@ -64,7 +64,7 @@ class EmulatedGpu:
 
     def allocate(self, nbytes: int) -> int:
         address = int(self._allocate(max(nbytes, 1)))
-        ctypes.memset(address, 0xA5, nbytes)
+        ctypes.memset(address, 0xA5, min(nbytes, 1 << 20))  # what nobody wrote is not zero
         return address
 
     def free(self, address: int) -> None:
@@ -87,6 +87,7 @@ class EmulatedGpu:
         shared: int = 0,
         defines: Mapping[str, str] | None = None,
         cooperative: bool = False,
+        overlap: bool = False,
     ) -> None:
         signature = signatures(stem)[kernel]
         function = getattr(_library(stem, tuple(sorted((defines or {}).items()))), f"emu_{kernel}")
@@ -97,7 +98,7 @@ class EmulatedGpu:
         function(
             pointers,
             size,
-            ctypes.c_uint32(signature.threads),
+            ctypes.c_uint32(signature.threads(defines or {})),
             ctypes.c_size_t(shared),
             ctypes.c_int(cooperative),
             ctypes.c_uint32(seed),

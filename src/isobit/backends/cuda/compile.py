@@ -48,8 +48,13 @@ _SCALARS: dict[str, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
 class Signature:
     """What a launch must know of a kernel; a pointer parameter is a 64-bit integer."""
 
-    threads: int
+    block: str
+    """Threads of a block: a number, THREADS, or a name that the definitions give."""
     parameters: tuple[type[ctypes._SimpleCData], ...]  # type: ignore[type-arg]
+
+    def threads(self, defines: Mapping[str, str]) -> int:
+        """Threads of a block."""
+        return int({"THREADS": "256", **defines}.get(self.block, self.block))
 
 
 @cache
@@ -57,15 +62,17 @@ def signatures(stem: str) -> dict[str, Signature]:
     """The kernels of a file by name, as their declarations say."""
     source = (SOURCES / f"{stem}.cu").read_text()
     kernels = {}
-    for threads, name, parameters in _KERNEL.findall(source):
+    for block, name, parameters in _KERNEL.findall(source):
         words = [p.strip().rsplit(maxsplit=1)[0] for p in parameters.split(",")]
         types = tuple(ctypes.c_uint64 if "*" in w else _SCALARS[w] for w in words)
-        kernels[name] = Signature(256 if threads == "THREADS" else int(threads), types)
+        kernels[name] = Signature(block, types)
     return kernels
 
 
 def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
     """Machine code of ``stem``.cu for ``arch`` ("sm_90"), from the disk if it is there.
+
+    A stem is a file of this directory without its ending, or an absolute path likewise.
 
     Raises BackendUnavailable when the compiler is missing or refuses the source.
     """
@@ -78,7 +85,7 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
             f"cuda: NVRTC is needed to compile kernels and could not be loaded ({error}); "
             "install isobit[cuda]"
         ) from None
-    place = _cache_directory() / f"{stem}-{_key(stem, arch, defines, f'{major}.{minor}')}.cubin"
+    place = _cache_directory() / f"{Path(stem).name}-{_key(stem, arch, defines, f'{major}.{minor}')}.cubin"
     try:
         return place.read_bytes()
     except OSError:
@@ -102,7 +109,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
         prec_div=True,
         prec_sqrt=True,
         include_path=[str(p) for p in INCLUDE],
-        define_macro=list(defines.items()),
+        define_macro=list(defines.items()) or None,
     )
     source = (SOURCES / f"{stem}.cu").read_text()
     try:

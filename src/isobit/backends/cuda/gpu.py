@@ -48,8 +48,14 @@ class Gpu(Protocol):
         *,
         shared: int = 0,
         defines: Mapping[str, str] | None = None,
+        cooperative: bool = False,
+        overlap: bool = False,
     ) -> None:
-        """Queue a kernel of ``stem``.cu compiled with ``defines``; ``shared``: dynamic bytes."""
+        """Queue a kernel of ``stem``.cu compiled with ``defines``; ``shared``: dynamic bytes.
+
+        cooperative: all blocks run at once. overlap: it may start before the kernel ahead of it has
+        ended, and waits for it by itself.
+        """
 
     def close(self) -> None:
         """Free everything that was allocated."""
@@ -175,12 +181,19 @@ class CudaGpu:
         *,
         shared: int = 0,
         defines: Mapping[str, str] | None = None,
+        cooperative: bool = False,
+        overlap: bool = False,
     ) -> None:
         """Queue a kernel."""
-        code, signature = self._kernel(stem, kernel, defines or {}, shared)
+        defines = defines or {}
+        code, signature = self._kernel(stem, kernel, defines, shared)
         self._last = kernel
         config = self._core.LaunchConfig(
-            grid=tuple(grid), block=signature.threads, shmem_size=shared
+            grid=tuple(grid),
+            block=signature.threads(defines),
+            shmem_size=shared,
+            is_cooperative=cooperative,
+            programmatic_stream_serialization=overlap,
         )
         values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
         self._core.launch(self._stream, config, code, *values)
