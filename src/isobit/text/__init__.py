@@ -1,0 +1,1 @@
+"""Text: the tokenizer of a GGUF file and its chat template."""
