@@ -151,9 +151,7 @@ class Tokenizer:
         except TypeError:
             raise UsageError(f"token id: expected an integer, found {shown(token_id)}") from None
         if not 0 <= index < self.vocab_size:
-            raise UsageError(
-                f"token id: expected 0 to {self.vocab_size - 1} (the vocabulary), found {shown(index)}"
-            )
+            raise UsageError(f"token id: expected 0 to {self.vocab_size - 1}, found {shown(index)}")
         text = self._tokens[index]
         if index in self._whole:
             return text.encode()

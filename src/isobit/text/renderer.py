@@ -1,0 +1,129 @@
+"""The calling side of the process that renders chat templates (sandbox.py says why there is one).
+
+Owns that process: starts it with the first template, about 0.1 s, keeps it for the next, and
+starts another after one that had to be stopped.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from isobit.errors import BackendUnavailable, ModelRefused, UsageError
+
+MAX_TEMPLATE = 256 * 1024  # characters; known models' templates have up to 30 thousand
+MAX_CHARACTERS = 4 * 1024 * 1024  # of all messages, and of what is rendered from them
+
+
+class Renderer:
+    """Renders one template at a time, within limits; threads wait for each other."""
+
+    def __init__(self, seconds: float = 5.0, megabytes: int = 512) -> None:
+        """Set the limits of one rendering; nothing starts yet."""
+        self._seconds = seconds
+        self._megabytes = megabytes
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew in a forked process, which must not share its parent's renderer."""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def render(self, template: str, contexts: list[dict[str, Any]]) -> list[str]:
+        """The text of a template for each of several sets of variables.
+
+        Raises:
+            UsageError: the template refuses the messages, or they do not fit into JSON.
+            ModelRefused: the template is damaged or hostile, or takes too much time or memory.
+            BackendUnavailable: the process cannot be started.
+        """
+        if len(template) > MAX_TEMPLATE:
+            raise ModelRefused(
+                f"chat template: expected at most {MAX_TEMPLATE} characters, found {len(template)}"
+            )
+        try:
+            request = json.dumps({"template": template, "contexts": contexts})
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"messages: expected what JSON can hold: {error}") from None
+        reply = self._ask(request)
+        if reply is None:
+            raise ModelRefused(
+                f"chat template: expected it to render within {self._seconds:g} s and "
+                f"{self._megabytes} MB, found that it does not"
+            )
+        if "rejected" in reply:
+            raise UsageError(f"chat template: it refuses these messages: {reply['rejected']}")
+        if "failed" in reply:
+            raise ModelRefused(f"chat template: cannot be rendered: {reply['failed']}")
+        texts: list[str] = reply["texts"]
+        return texts
+
+    def close(self) -> None:
+        """Stop the process; the next template starts another."""
+        with self._lock:
+            self._stop()
+
+    def _ask(self, request: str) -> Any:
+        """The reply to one line of JSON, or None if the process did not survive it."""
+        with self._lock:
+            process = self._process = self._process or self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(request + "\n")
+                process.stdin.flush()
+                return json.loads(process.stdout.readline())
+            except (OSError, ValueError):
+                self._stop()
+                return None
+            except BaseException:  # Ctrl-C: the next request must not read this one's reply
+                self._stop()
+                raise
+
+    def _start(self) -> subprocess.Popen[str]:
+        limits = (self._seconds, self._megabytes, MAX_CHARACTERS)
+        script = Path(__file__).with_name("sandbox.py")
+        # Of the environment it gets only where libraries are; the working directory is not one.
+        path = [entry for entry in sys.path if Path(entry).is_absolute()]
+        kept = {name: os.environ[name] for name in ("SYSTEMROOT", "TZ") if name in os.environ}
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-S", "-P", "-B", str(script), *map(str, limits)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=kept | {"PYTHONPATH": os.pathsep.join(path)},
+                encoding="ascii",
+                start_new_session=True,  # Ctrl-C in a terminal is for the caller alone
+            )
+        except OSError as error:
+            raise BackendUnavailable(
+                f"chat template: cannot start Python to render it: {error}"
+            ) from None
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            process.kill()
+            process.communicate()
+            raise BackendUnavailable(
+                "chat template: the process that renders it did not start; is jinja2 installed?"
+            )
+        return process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            # A broken pipe: what was not yet written is lost with the process.
+            with contextlib.suppress(OSError):
+                process.communicate()
+
+
+RENDERER = Renderer()
+atexit.register(RENDERER.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RENDERER.forget)
