@@ -119,11 +119,10 @@ class Tokenizer:
         """
         first = self.vocabulary.bos_id if bos and self.vocabulary.add_bos else None
         ids = [] if first is None else [first]
-        for piece in self.split_control(text) if special else (text,):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids += _run(self._bpe, piece).ids
+        if not special:
+            return ids + _run(self._bpe, text).ids
+        for piece in self.split_control(text):
+            ids += [piece] if isinstance(piece, int) else _run(self._bpe, piece).ids
         return ids
 
     def split_control(self, text: str) -> Iterator[str | int]:

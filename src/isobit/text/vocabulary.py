@@ -172,6 +172,8 @@ class _Fields:
 
     def tokens(self, key: str) -> list[str]:
         tokens = self.strings(key)
+        if not tokens:
+            self.refuse(key, "at least one token", "none")
         if len(set(tokens)) != len(tokens):
             (text, times), *_ = Counter(tokens).most_common(1)
             self.refuse(key, "every token once", f"{shown(text)} {times} times")
@@ -183,9 +185,14 @@ class _Fields:
 
     def types(self, key: str, size: int) -> npt.NDArray[np.int64]:
         value = self._metadata.get(key)
-        types = np.asarray(value) if isinstance(value, (Sequence, np.ndarray)) else None
-        if types is None or types.dtype.kind not in "iu" or types.shape != (size,):
-            found = shown(value) if types is None else f"{types.dtype} of shape {types.shape}"
+        if not isinstance(value, (Sequence, np.ndarray)):
+            self.refuse(key, "an array of integers", shown(value))
+        try:
+            types = np.asarray(value)
+        except ValueError:  # arrays within
+            self.refuse(key, "an array of integers", "something else in it")
+        if types.dtype.kind not in "iu" or types.shape != (size,):
+            found = f"{types.dtype} of shape {types.shape}"
             self.refuse(key, f"{size} integers, one a token", found)
         if types.min() < 1 or types.max() > 6:
             self.refuse(key, "types from 1 to 6", f"{types.min()} to {types.max()}")
