@@ -32,14 +32,12 @@ def adapters() -> list[Any]:
     """
     try:
         import wgpu  # type: ignore[import-untyped]  # noqa: PLC0415
-        from wgpu.backends.wgpu_native import extras  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError as error:
         raise BackendUnavailable(
             f"wgpu: the package is not installed ({error}): {INSTALL}"
         ) from None
-    # Without the OpenGL interface, whose adapters repeat the others with fewer abilities.
-    extras.set_instance_extras(backends=("Vulkan", "Metal", "DX12"))
-    found = wgpu.gpu.enumerate_adapters_sync()
+    # OpenGL shows the same devices again, with fewer abilities.
+    found = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] != "OpenGL"]
     return sorted(found, key=lambda a: _PREFERRED.index(a.info["adapter_type"]))
 
 

@@ -100,8 +100,8 @@ def _columns(rng: np.random.Generator, cases: int) -> tuple[U32, U32, U32]:
         tiny = any_bits & np.uint32(0x8FFFFFFF)  # below 2^-95, a sixteenth of them subnormal
         usual = rng.standard_normal(cases, np.float32) * np.exp2(rng.integers(-6, 7, cases))
         halves = rng.integers(-(1 << 17), 1 << 17, cases) / 2  # ties of rounding to an integer
-        usual, halves = (x.astype(np.float32).view(np.uint32) for x in (usual, halves))
-        return np.choose(rng.integers(0, 4, cases), [any_bits, tiny, usual, halves])
+        kinds = [any_bits, tiny, *(x.astype(np.float32).view(np.uint32) for x in (usual, halves))]
+        return np.choose(rng.integers(0, 4, cases), kinds)
 
     a, b, c = column(), column(), column()
     edges = _edges()
