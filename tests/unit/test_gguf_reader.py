@@ -40,6 +40,10 @@ def write(path, add, tensors=()) -> str:
     return str(path)
 
 
+def no_metadata(writer) -> None:
+    """Leave the metadata at what every file has."""
+
+
 def test_sample_metadata(sample, oracle):
     expected = {k: f.contents() for k, f in oracle.fields.items() if not k.startswith("GGUF.")}
     assert sample.metadata == expected
@@ -124,7 +128,7 @@ def test_every_format(tmp_path):
     for fmt in FORMATS.values():
         rows = rng.integers(0, 256, (2, 3, 4 * fmt.block_bytes), dtype=np.uint8)
         tensors.append((f"t.{fmt.name}", rows, gguf.GGMLQuantizationType[fmt.name]))
-    file = GGUFFile.open(write(tmp_path / "m.gguf", lambda w: None, tensors))
+    file = GGUFFile.open(write(tmp_path / "m.gguf", no_metadata, tensors))
     for (name, rows, _), fmt in zip(tensors, FORMATS.values(), strict=True):
         info = file.tensors[name]
         assert info.format is fmt
@@ -204,7 +208,9 @@ def test_typed_metadata(tmp_path):
     ]:
         with pytest.raises(ModelRefused) as refused:
             get(key)
-        assert str(refused.value) == f"{file.path}: metadata '{key}': expected {expected}, got {got}"
+        assert (
+            str(refused.value) == f"{file.path}: metadata '{key}': expected {expected}, got {got}"
+        )
 
 
 def test_unsupported_types_are_refused_by_name_or_listed(tmp_path):
@@ -213,15 +219,15 @@ def test_unsupported_types_are_refused_by_name_or_listed(tmp_path):
         ("blk.0.up", np.zeros((2, 136), np.uint8), gguf.GGMLQuantizationType.IQ4_XS),
         ("blk.0.ids", np.zeros(3, np.int32), None),
     ]
-    path = write(tmp_path / "m.gguf", lambda w: None, tensors)
-    with pytest.raises(ModelRefused, match=r"type of tensor 'blk.0.up'.*got IQ4_XS \(and 1 more"):
+    path = write(tmp_path / "m.gguf", no_metadata, tensors)
+    with pytest.raises(ModelRefused, match=r"tensor 'blk\.0\.up'.*got IQ4_XS \(and 1 more"):
         GGUFFile.open(path)
     file = GGUFFile.open(path, strict=False)
     assert list(file.tensors) == ["good"]
     up, ids = file.refused.values()
     assert (up.name, up.shape, up.type_name) == ("blk.0.up", (2, 256), "IQ4_XS")
     assert (ids.name, ids.shape, ids.type_name) == ("blk.0.ids", (3,), "I32")
-    with pytest.raises(ModelRefused, match="tensor 'blk.0.up': expected a tensor of that name"):
+    with pytest.raises(ModelRefused, match=r"tensor 'blk\.0\.up': expected a tensor"):
         file.data("blk.0.up")
 
 
@@ -254,6 +260,6 @@ def test_threads_may_share_a_file(sample):
 
 def test_the_whole_file_is_hashed(tmp_path):
     path = tmp_path / "m.gguf"
-    write(path, lambda w: None, [("t", np.ones(3, np.float32), None)])
+    write(path, no_metadata, [("t", np.ones(3, np.float32), None)])
     path.write_bytes(path.read_bytes() + b"trailing")
     assert GGUFFile.open(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
