@@ -19,7 +19,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Test:
+class Workload:
     """One row: a prompt of ``n_prompt`` tokens, or ``n_gen`` decode steps, after ``n_depth``
     tokens that are not timed. Exactly one of the first two is 0."""
 
@@ -43,7 +43,7 @@ class Test:
 class Result:
     """A test's wall times, one for each repetition."""
 
-    test: Test
+    test: Workload
     samples_ns: list[int]
 
     @property
@@ -78,7 +78,9 @@ class Result:
         return _spread(self.samples_ns)
 
 
-def make_tests(n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[int]) -> list[Test]:
+def make_tests(
+    n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[int]
+) -> list[Workload]:
     """Every prompt length and every generation length at every depth; lengths of 0 are left out."""
     for name, values in (("n_prompt", n_prompt), ("n_gen", n_gen), ("n_depth", n_depth)):
         if bad := [v for v in values if not 0 <= v < 1 << 24]:
@@ -87,8 +89,8 @@ def make_tests(n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[
         test
         for depth in n_depth
         for test in (
-            *(Test(p, 0, depth) for p in n_prompt if p),
-            *(Test(0, n, depth) for n in n_gen if n),
+            *(Workload(p, 0, depth) for p in n_prompt if p),
+            *(Workload(0, n, depth) for n in n_gen if n),
         )
     ]
     if not tests:
@@ -96,7 +98,7 @@ def make_tests(n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[
     return tests
 
 
-def measure(model: Model, test: Test, repetitions: int, progress: Progress) -> Result:
+def measure(model: Model, test: Workload, repetitions: int, progress: Progress) -> Result:
     """Time a test as llama-bench does: random tokens, one warm-up, no sampling.
 
     The tokens before ``n_depth`` are run once; after each repetition the sequence is cut back.

@@ -80,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse, its complaints turned into the usual one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        shown = message if len(message) <= 200 else message[:200] + "…"
+        raise UsageError(f"{shown}; see {self.prog} --help")
 
 
 def _parse(

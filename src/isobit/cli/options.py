@@ -96,9 +96,8 @@ def read_text(path: str) -> str:
         else:
             with Path(path).open("rb") as file:
                 data = file.read(PROMPT_LIMIT + 1)
-        if len(data) > PROMPT_LIMIT:
-            raise UsageError(f"{name}: expected a prompt of at most {PROMPT_LIMIT} bytes, got more")
-        return data.decode()
+        if len(data) <= PROMPT_LIMIT:
+            return data.decode()
     except UnicodeDecodeError as error:
         found = f"{error.reason} at byte {error.start}"
         raise UsageError(f"{name}: expected UTF-8 text, got {found}") from None
@@ -106,6 +105,7 @@ def read_text(path: str) -> str:
         raise UsageError(f"{name}: expected a readable file, got: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
         raise UsageError(f"{name}: expected a file name, got: {error}") from None
+    raise UsageError(f"{name}: expected a prompt of at most {PROMPT_LIMIT} bytes, got more")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
