@@ -1,0 +1,91 @@
+// The scalar arithmetic of docs/numerics.md that every compiled backend shares: fixed point, exp and
+// SwiGLU. Compiled by the C++ compiler (with -ffp-contract=off) and by NVRTC; needs no header but
+// memcpy's. Every float operation is one rounding; CUDA's intrinsics say so, whatever the flags.
+#pragma once
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define ISOBIT_FN __device__ __forceinline__
+#else
+#include <string.h>
+#define ISOBIT_FN static inline __attribute__((always_inline))
+#endif
+
+namespace isobit {
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+ISOBIT_FN float add(float a, float b) { return __fadd_rn(a, b); }
+ISOBIT_FN float sub(float a, float b) { return __fsub_rn(a, b); }
+ISOBIT_FN float mul(float a, float b) { return __fmul_rn(a, b); }
+ISOBIT_FN float div(float a, float b) { return __fdiv_rn(a, b); }
+ISOBIT_FN unsigned bits(float x) { return __float_as_uint(x); }
+ISOBIT_FN float from_bits(unsigned u) { return __uint_as_float(u); }
+#else
+ISOBIT_FN float add(float a, float b) { return a + b; }
+ISOBIT_FN float sub(float a, float b) { return a - b; }
+ISOBIT_FN float mul(float a, float b) { return a * b; }
+ISOBIT_FN float div(float a, float b) { return a / b; }
+ISOBIT_FN unsigned bits(float x) {
+    unsigned u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+ISOBIT_FN float from_bits(unsigned u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+#endif
+
+// Nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits.
+ISOBIT_FN int round_int(float x) { return (int)(bits(add(x, 12582912.0f)) - 0x4b400000u); }
+
+// exp(x), section 5. n comes from an integer, so it is +0 where rint may give -0; r is the same.
+ISOBIT_FN float exp(float x) {
+    float c = x < -87.0f ? -87.0f : x;
+    c = c > 88.0f ? 88.0f : c;
+    int i = round_int(mul(c, from_bits(0x3fb8aa3b)));
+    float n = (float)i;
+    float r = sub(sub(c, mul(n, from_bits(0x3f318000))), mul(n, from_bits(0xb95e8083)));
+    float p = from_bits(0x3ab511e7);
+    p = add(mul(p, r), from_bits(0x3c091d10));
+    p = add(mul(p, r), from_bits(0x3d2aac79));
+    p = add(mul(p, r), from_bits(0x3e2aaa49));
+    p = add(mul(p, r), from_bits(0x3efffffe));
+    p = add(mul(p, r), 1.0f);
+    p = add(mul(p, r), 1.0f);
+    float y = mul(p, from_bits(((unsigned)i + 127u) << 23));
+    return x < -87.0f ? 0.0f : y;  // a NaN reaches y through p
+}
+
+// SwiGLU, section 5.
+ISOBIT_FN float silu_gate(float gate, float up) {
+    return mul(div(gate, add(1.0f, exp(-gate))), up);
+}
+
+// The scale of a block and the factor its values are multiplied with before rounding, section 3.
+struct BlockScale {
+    float d;
+    float r;  // 0: every integer of the block is 0
+};
+
+// amax_bits: the largest |x_i| of the block, as a bit pattern without sign.
+ISOBIT_FN BlockScale block_scale(unsigned amax_bits, int planes) {
+    BlockScale s = {0.0f, 0.0f};
+    if (amax_bits >= 0x7f800000u) {
+        s.d = from_bits(0x7fc00000u);
+    } else if (amax_bits >= 0x0f800000u) {  // 2^-96
+        float amax = from_bits(amax_bits);
+        s.d = mul(amax, from_bits(planes == 2 ? 0x38008183u : 0x3c010204u));
+        s.r = div(planes == 2 ? 32639.0f : 127.0f, amax);
+    }
+    return s;
+}
+
+// One value of a block whose scale has a nonzero r.
+ISOBIT_FN int quantise(float x, float r) { return round_int(mul(x, r)); }
+
+// The signed bytes of a 16-bit integer: q = 256 * high + low.
+ISOBIT_FN int high_plane(int q) { return (q + 128) >> 8; }
+ISOBIT_FN int low_plane(int q) { return q - high_plane(q) * 256; }
+
+}  // namespace isobit
