@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import isobit
-from isobit.errors import UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.text.tokenizer import StreamDecoder, Tokenizer
 from isobit.text.vocabulary import BYTE_OF_CHARACTER, CONTROL, NORMAL, USER_DEFINED
@@ -173,6 +173,18 @@ def test_no_merge_reaches_a_control_token():
     tokenizer = small(extra, ["a b", "b c"])
     assert tokenizer.encode("abc", special=False) == [256, 99]
     assert tokenizer.encode("abc", special=True) == [257]
+    with pytest.raises(ModelRefused, match="merges"):
+        small(extra, ["a b", "ab c"])
+
+
+def test_words_are_those_of_qwen2():
+    # Seen in merges that would join what stands in two words; no vocabulary of Qwen's has them.
+    extra = [(pair, NORMAL) for pair in ("12", "s!", "e\u0120", "\u00bfa")]
+    tokenizer = small(extra, ["1 2", "s !", "e \u0120", "\u00bf a"])
+    assert tokenizer.encode("12", special=False) == [*b"12"]
+    assert tokenizer.encode("s!e s", special=False) == [*b"s!e s"]
+    # U+017F is not the "s" of a contraction, so that it is in one word with what follows.
+    assert tokenizer.encode("'\u017fa", special=False) == [39, 0xC5, 259]
 
 
 def test_the_first_of_two_equal_merges_counts():

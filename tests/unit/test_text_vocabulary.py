@@ -61,6 +61,7 @@ DAMAGED = {
         with_token(257, ""),
         with_token(258, ""),
         with_types((97, 3)),  # a byte has a control token alone
+        with_types((97, 4)),
     ],
     "token_type": [
         *({"tokenizer.ggml.token_type": v} for v in (None, [], [1] * (SIZE - 1), [1] * (SIZE + 1))),

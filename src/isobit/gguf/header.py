@@ -33,10 +33,12 @@ MAX_NESTING = 4  # arrays in arrays
 DEFAULT_ALIGNMENT = 32
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBERS = {
-    **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1"},
-    **{10: "<u8", 11: "<i8", 12: "<f8"},
+# fmt: off
+_NUMBERS = {  # NumPy's names for the number types
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
+    10: "<u8", 11: "<i8", 12: "<f8",
 }
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)

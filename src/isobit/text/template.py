@@ -126,7 +126,7 @@ def _guards(control: Iterable[str]) -> list[str]:
     guards: list[str] = []
     for text in sorted(control):
         if not any(guard in text for guard in guards):
-            guards.append(min(text, key=lambda c: (c not in "|｜", c in "<>/_", c.isalnum(), c)))
+            guards.append(min(text, key=lambda c: (c not in "|｜", c.isalnum(), c in "<>/_", c)))
     return guards
 
 

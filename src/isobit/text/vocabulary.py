@@ -85,9 +85,12 @@ class Vocabulary:
         types = fields.types("tokenizer.ggml.token_type", len(tokens))
         special = [(i, tokens[i], types[i]) for i in np.flatnonzero(types != NORMAL).tolist()]
         control = {text: i for i, text, kind in special if _is_control(text, kind)}
+        user_defined = {
+            text: i for i, text, kind in special if kind == USER_DEFINED and text not in control
+        }
         if any(text == "" for _, text, _ in special):
             fields.refuse("tokenizer.ggml.tokens", "a text for every special token", "an empty one")
-        missing = BYTE_OF_CHARACTER.keys() - (set(tokens) - control.keys())
+        missing = BYTE_OF_CHARACTER.keys() - (set(tokens) - control.keys() - user_defined.keys())
         if missing:
             found = f"none for {len(missing)} of them"
             fields.refuse("tokenizer.ggml.tokens", "a token for each of 256 bytes", found)
@@ -103,9 +106,7 @@ class Vocabulary:
         return cls(
             tokens=tokens,
             control=control,
-            user_defined={
-                text: i for i, text, kind in special if kind == USER_DEFINED and text not in control
-            },
+            user_defined=user_defined,
             merges=fields.merges("tokenizer.ggml.merges"),
             bos_id=ids["bos_token_id"],
             eos_id=ids["eos_token_id"],
