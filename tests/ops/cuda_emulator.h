@@ -29,6 +29,8 @@ using std::min;
 
 struct uint3_ { unsigned x, y, z; };
 struct alignas(8) int2 { int x, y; };
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 static inline int2 make_int2(int x, int y) { return {x, y}; }
@@ -190,6 +192,26 @@ static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16
 static inline float square_root(float x) { return sqrtf(x); }
 static inline float half_to_float(unsigned short h) { _Float16 f; memcpy(&f, &h, 2); return float(f); }
 template <class T> T load_once(const T* p) { return *p; }
+template <class T> T load_fresh(const T* p) { return *p; }
+static inline void wait_for_previous() {}
+static inline void let_next_start() {}
+static inline void __threadfence() {}
+static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; }
+// mma.m16n8k32: a is 16 rows, b 8 columns, of 32 signed bytes.
+static inline void mma(int (&c)[4], int a0, int a1, int a2, int a3, int b0, int b1) {
+    int mine[6] = {a0, a1, a2, a3, b0, b1}, all[6][32];
+    for (int i = 0; i < 6; i++) emu::exchange<int>(mine[i], [&, i](const int* v) { memcpy(all[i], v, sizeof all[i]); return 0; });
+    int lane = threadIdx.x % 32;
+    for (int n = 0; n < 4; n++) {
+        int row = lane / 4, upper = n / 2, column = lane % 4 * 2 + n % 2;
+        for (int k = 0; k < 32; k++) {
+            int from = k % 16 / 4, late = k / 16;
+            signed char x = all[upper + 2 * late][4 * row + from] >> 8 * (k % 4);
+            signed char y = all[4 + late][4 * column + from] >> 8 * (k % 4);
+            c[n] += x * y;
+        }
+    }
+}
 
 // Memory whose end lies on a page that cannot be touched.
 extern "C" void* emu_alloc(size_t n) {

@@ -1,27 +1,7 @@
 // Head vectors and attention over the paged fixed-point cache (docs/numerics.md, section 6).
-//
-// A page of a layer holds, for each key-value head, K as two planes [plane][64 positions][padded] and
-// V as two planes transposed, [plane][padded][64 positions]; `padded` is head_dim rounded up to 16,
-// the rest zeros. Scales are apart: [page][head][64] floats for K and V.
-#include "common.cuh"
+#include "cache.cuh"
 
 constexpr int HEAD_MAX = 512;
-
-struct Cache {
-    int8* k;
-    int8* v;
-    float* dk;
-    float* dv;
-    int heads, padded;
-
-    DEV int8* keys(int page, int head, int plane) const {
-        return k + ((int64(page) * heads + head) * 2 + plane) * TILE * padded;
-    }
-    DEV int8* values(int page, int head, int plane) const {
-        return v + ((int64(page) * heads + head) * 2 + plane) * TILE * padded;
-    }
-    DEV int64 scales(int page, int head) const { return (int64(page) * heads + head) * TILE; }
-};
 
 // One head vector (blockIdx.x: q heads, then k, then v) of one token (blockIdx.y): norm and RoPE for
 // q and k, quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace.

@@ -21,6 +21,8 @@ from isobit.errors import BackendUnavailable
 SOURCES = Path(__file__).parent
 STEMS = (
     "attention",
+    "decode",
+    "decode_attention",
     "embedding",
     "matmul",
     "matmul_blocks",
