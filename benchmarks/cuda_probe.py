@@ -96,7 +96,7 @@ def main():
             )
             floor = 1e3 * ms / n
             note(f"{name} ({nbytes / 1e6:.1f} MB): plain read, overlap={overlap}", floor, "us")
-            for block, per_sm in ((256, 1), (256, 2), (512, 1), (512, 2)):
+            for block, per_sm in ((256, 1), (256, 2), (512, 1)):
                 tiles = -(-groups // (sms * per_sm)) * supers
                 if tiles * 8 > 4096 or supers > 16:
                     if tiles * 8 > 4096 * 4:

@@ -29,11 +29,11 @@ using std::min;
 
 struct uint3_ { unsigned x, y, z; };
 struct alignas(8) int2 { int x, y; };
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
 struct alignas(8) short4 { short x, y, z, w; };
-static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline int2 make_int2(int x, int y) { return {x, y}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -180,6 +180,8 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int n) { int l = threadIdx.x
 static inline int warp_sum(int v) { return emu::exchange<int>(v, [](const int* a) { int s = 0; for (int i = 0; i < 32; i++) s += a[i]; return s; }); }
 static inline unsigned warp_max(unsigned v) { return emu::exchange<unsigned>(v, [](const unsigned* a) { return *std::max_element(a, a + 32); }); }
 static inline unsigned __ballot_sync(unsigned, int p) { return emu::exchange<int>(p != 0, [](const int* a) { int s = 0; for (int i = 0; i < 32; i++) s |= unsigned(a[i]) << i; return s; }); }
+static inline unsigned __match_any_sync(unsigned, int v) { return emu::exchange<int>(v, [=](const int* a) { unsigned s = 0; for (int i = 0; i < 32; i++) s |= unsigned(a[i] == v) << i; return int(s); }); }
+static inline int __popc(unsigned v) { return __builtin_popcount(v); }
 static inline int bytes_dot(int a, int b, int c, int from_a, int width, int from_b, int n) {
     for (int i = 0; i < n; i++) {
         int x = width == 8 ? (signed char)(a >> 8 * (from_a + i)) : (short)(a >> 16 * (from_a + i));
@@ -193,7 +195,11 @@ static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16
 static inline float square_root(float x) { return sqrtf(x); }
 static inline float half_to_float(unsigned short h) { _Float16 f; memcpy(&f, &h, 2); return float(f); }
 template <class T> T load_once(const T* p) { return *p; }
-
+template <class T> T load_fresh(const T* p) { return *p; }
+static inline void wait_for_previous() {}
+static inline void let_next_start() {}
+static inline void __threadfence() {}
+static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; }
 // Tensor-core products and the loads that feed them: every lane gathers what the others hold.
 typedef const char* SharedAddress;
 static inline SharedAddress shared_address(const void* p) { return (const char*)p; }

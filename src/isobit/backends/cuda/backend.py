@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from isobit import numerics
 from isobit.backends.base import F32, I32, Batch, Tap
-from isobit.backends.cuda import memory
+from isobit.backends.cuda import decode, memory
 from isobit.backends.cuda.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.load import DeviceLayer, DeviceWeight, Loader, load_layers
 from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
 from isobit.config import EngineConfig
-from isobit.errors import UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 
@@ -52,6 +52,7 @@ class CudaBackend:
             self._pages = (0, 0)  # address, bytes
             self._workspace = 0
             self._reserve(engine.chunk)
+            self._decoder = self._make_decoder(engine.activation_planes)
         except BaseException:
             self._gpu.close()
             raise
@@ -72,8 +73,11 @@ class CudaBackend:
         c, o, gpu = self._c, self._ops, self._gpu
         self._check(batch)
         n = len(batch.tokens)
-        self._reserve(n)
         self._extend_rope(int(batch.positions.max()) + 1)
+        if self._decoder is not None and tap is None and n == 1 == len(batch.logit_rows):
+            pages = batch.pages[batch.sequence[0]]
+            return self._decoder.logits(int(batch.tokens[0]), int(batch.positions[0]), pages)[None]
+        self._reserve(n)
         b = self._buffers
         gpu.upload(b["tokens"], batch.tokens)
         gpu.upload(b["positions"], batch.positions)
@@ -101,6 +105,40 @@ class CudaBackend:
             tap("lm_head", None, logits)
         return logits
 
+    def greedy(self, token: int, position: int, pages: I32, count: int) -> I32 | None:
+        """Append ``token`` and then each likeliest next token, ``count`` tokens in all.
+
+        pages: int32 [P], the sequence's, for positions up to position + count - 1. Returns the
+        likeliest token after each, int32 [count], the lowest id among equals; None if this model
+        has no graph for a step. Raises ModelRefused when a logit is not finite.
+        """
+        if self._decoder is None:
+            return None
+        self._extend_rope(position + count)
+        tokens, finite = self._decoder.greedy(token, position, pages, count)
+        if not finite:
+            raise ModelRefused("expected finite logits, got NaN or infinity")
+        return tokens
+
+    def _make_decoder(self, planes: int) -> decode.Decoder | None:
+        c, gpu = self._c, self._gpu
+        if not decode.supported(c, self._layers, self._output, gpu.multiprocessors):
+            return None
+        caches = [self._layer_cache(i)[:4] for i in range(c.n_layers)]
+        rope = (self._rope, self._rope + self.plan.rope // 2)
+        return decode.Decoder(
+            gpu,
+            c,
+            planes,
+            self._layers,
+            self._embedding,
+            self._output,
+            self._output_norm,
+            caches,
+            rope,
+            self._context,
+        )
+
     def _attention_block(
         self,
         i: int,
@@ -125,11 +163,12 @@ class CudaBackend:
         cos, sin = self._rope, self._rope + self.plan.rope // 2
         where = (b["positions"], b["sequence"], *pages)
         cache = self._layer_cache(i)
+        vectors = n * (c.n_heads + 2 * c.n_kv_heads)
         o.attention(
             "head_vectors",
-            (c.n_heads + 2 * c.n_kv_heads, n),
+            (-(-vectors // 8),),
             (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads, c.head_dim)
-            + (scale, b["q_rope"], b["k_rope"], b["q_int"], b["dq"], *cache),
+            + (scale, b["q_rope"], b["k_rope"], b["q_int"], b["dq"], *cache, vectors),
         )
         trace("q_post_rope", i, b["q_rope"], n, c.n_heads, c.head_dim)
         trace("k_post_rope", i, b["k_rope"], n, c.n_kv_heads, c.head_dim)

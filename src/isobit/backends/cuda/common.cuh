@@ -63,6 +63,11 @@ template <class T>
 DEV T load_once(const T* p) {
     return __ldcs(p);
 }
+// A read past the multiprocessor's own cache, of what other blocks of this kernel wrote.
+template <class T>
+DEV T load_fresh(const T* p) {
+    return __ldcg(p);
+}
 #endif
 
 template <class T>

@@ -22,6 +22,8 @@ SOURCES = Path(__file__).parent
 STEMS = (
     "attention",
     "attention_mma",
+    "decode",
+    "decode_attention",
     "embedding",
     "matmul",
     "matmul_blocks",

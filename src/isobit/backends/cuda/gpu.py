@@ -3,7 +3,7 @@
 Everything is queued on one stream, in order. Errors of the driver become BackendUnavailable.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +56,12 @@ class Gpu(Protocol):
         cooperative: all blocks run at once. overlap: it may start before the kernel ahead of it has
         ended, and waits for it by itself.
         """
+
+    def capture(self, queue: Callable[[], None]) -> object:
+        """Record what ``queue`` launches as a graph, without running it."""
+
+    def replay(self, graph: object) -> None:
+        """Queue a graph."""
 
     def close(self) -> None:
         """Free everything that was allocated."""
@@ -126,6 +132,7 @@ class CudaGpu:
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
         self._modules: dict[tuple[object, ...], Any] = {}
         self._last = "nothing"
+        self._only_load = False
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -187,6 +194,8 @@ class CudaGpu:
         """Queue a kernel."""
         defines = defines or {}
         code, signature = self._kernel(stem, kernel, defines, shared)
+        if self._only_load:
+            return
         self._last = kernel
         config = self._core.LaunchConfig(
             grid=tuple(grid),
@@ -197,6 +206,27 @@ class CudaGpu:
         )
         values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
         self._core.launch(self._stream, config, code, *values)
+
+    def capture(self, queue: Callable[[], None]) -> object:
+        """Record what ``queue`` launches; its kernels are compiled and loaded first."""
+        self._only_load = True
+        try:
+            queue()
+        finally:
+            self._only_load = False
+        driver, stream = self._driver, self._stream.handle
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._check(driver.cuStreamBeginCapture(stream, mode))
+        try:
+            queue()
+        finally:
+            graph = self._check(driver.cuStreamEndCapture(stream))
+        return self._check(driver.cuGraphInstantiate(graph, 0))
+
+    def replay(self, graph: object) -> None:
+        """Queue a graph."""
+        self._last = "a decode step"
+        self._check(self._driver.cuGraphLaunch(graph, self._stream.handle))
 
     def _kernel(
         self, stem: str, name: str, defines: Mapping[str, str], shared: int

@@ -15,18 +15,18 @@ KERNEL(THREADS) matmul_floats(const uint8* weights, int64 matrix_bytes, const fl
         int n = min(CHUNK, at.end - base);
         float sum[ROWS][CHUNK] = {};
         for (int k = threadIdx.x; k < columns; k += THREADS) {
-            float v[CHUNK];
+            // Missing items and rows are computed as others are, and not stored.
+            float v[CHUNK], w[ROWS];
 #pragma unroll
             for (int i = 0; i < CHUNK; i++)
-                v[i] = i < n ? x[int64(at.input(base + i)) * columns + k] : 0.0f;
+                v[i] = x[int64(at.input(base + min(i, n - 1))) * columns + k];
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                if (first_row + r >= rows) break;
-                float w = load_float(matrix, int64(first_row + r) * columns + k, WEIGHT);
+            for (int r = 0; r < ROWS; r++)
+                w[r] = load_float(matrix, int64(min(first_row + r, rows - 1)) * columns + k, WEIGHT);
 #pragma unroll
-                for (int i = 0; i < CHUNK; i++)
-                    if (i < n) sum[r][i] = add(sum[r][i], mul(w, v[i]));
-            }
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int i = 0; i < CHUNK; i++) sum[r][i] = add(sum[r][i], mul(w[r], v[i]));
         }
         // tree(): a warp adds up the lanes of one item.
 #pragma unroll

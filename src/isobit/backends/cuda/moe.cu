@@ -51,17 +51,28 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     }
 }
 
-// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block: each expert's
-// pairs are counted, and then placed, by several threads, each a part of the pairs in ascending order.
+// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block; each of
+// the first `parts` warps counts, and then places, a part of the pairs, 32 at a time.
 // count: shared, experts * parts.
 KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset) {
     DYNAMIC_SHARED(int, count);
-    int share = (n + parts - 1) / parts;
-    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) {
-        int e = i % experts, part = i / experts, c = 0;  // a warp reads one id at a time
-        for (int j = part * share; j < min(n, (part + 1) * share); j++) c += ids[j] == e;
-        count[e * parts + part] = c;
-    }
+    int share = (n + parts - 1) / parts, begin = warp_id() * share, end = min(n, begin + share);
+    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) count[i] = 0;
+    __syncthreads();
+    // Calls f(pair, the first lane with the same expert, lanes before this one with it, all of them).
+    auto each_pair = [&](auto f) {
+        if (warp_id() >= parts) return;
+        for (int base = begin; base < end; base += WARP) {
+            int i = base + lane_id(), e = i < end ? ids[i] : -1 - lane_id();
+            uint32 same = __match_any_sync(~0u, e);
+            int before = __popc(same & (1u << lane_id()) - 1);
+            f(i, e, before, __popc(same));
+            __syncwarp();
+        }
+    };
+    each_pair([&](int i, int e, int before, int all) {
+        if (i < end && before == 0) count[e * parts + warp_id()] += all;
+    });
     __syncthreads();
     if (warp_id() == 0) {  // counts to places
         int sum = 0;
@@ -78,11 +89,15 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
     __syncthreads();
     for (int e = threadIdx.x; e <= experts; e += blockDim.x)
         offset[e] = e < experts ? count[e * parts] : n;
-    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) {
-        int e = i % experts, part = i / experts, at = count[e * parts + part];
-        for (int j = part * share; j < min(n, (part + 1) * share); j++)
-            if (ids[j] == e) order[at++] = j;
-    }
+    __syncthreads();
+    each_pair([&](int i, int e, int before, int all) {
+        int at = i < end ? count[e * parts + warp_id()] : 0;
+        __syncwarp();
+        if (i < end) {
+            order[at + before] = i;
+            if (before == 0) count[e * parts + warp_id()] = at + all;
+        }
+    });
 }
 
 // out = ((0 + w_1 * y_1) + w_2 * y_2) + …, a token a block (blockIdx.x).

@@ -13,8 +13,6 @@ from isobit.numerics import TILE
 _THREADS = 256
 _WARPS = _THREADS // 32
 _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
-_MMA_ROWS, _MMA_ITEMS = 128, 64  # ROWS and TOKENS of matmul_mma.cu
-_MMA_SHARED = 2 * _MMA_ITEMS * ACT_BYTES + 4 * _MMA_ITEMS
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 
@@ -28,6 +26,47 @@ def span_length(c: ModelConfig) -> int:
     if c.head_dim not in (64, 96, 128):
         return 0
     return MMA_ROWS * (_WARPS // min(c.n_heads // c.n_kv_heads, _WARPS))
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """What a block of matmul_mma.cu computes: tiles of 16 tokens by 8 rows for each of its warps."""
+
+    token_tiles: int
+    row_tiles: int
+    token_warps: int
+
+    @classmethod
+    def of(cls, rows: int, items: int, matrices: int) -> "MmaTile":
+        """The tile for ``matrices`` products of so many rows and items each."""
+        return MMA_TILE
+
+    @property
+    def tokens(self) -> int:
+        """Items of a block."""
+        return 16 * self.token_tiles * self.token_warps
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of a block."""
+        return 8 * self.row_tiles * (_WARPS // self.token_warps)
+
+    @property
+    def defines(self) -> dict[str, str]:
+        """Definitions for matmul_mma.cu."""
+        return {
+            "TOKEN_TILES": str(self.token_tiles),
+            "ROW_TILES": str(self.row_tiles),
+            "TOKEN_WARPS": str(self.token_warps),
+        }
+
+    def shared(self, tile_bytes: int) -> int:
+        """Shared memory in bytes, for weight tiles of so many bytes: two stages, and the items."""
+        stage = self.tokens * ACT_BYTES + self.rows // 8 * tile_bytes
+        return 2 * stage + 4 * self.tokens
+
+
+MMA_TILE = MmaTile(2, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -89,13 +128,15 @@ class Ops:
             per_block = 8 if items > _ITEMS else 1
             blocks, tail = -(-w.rows // per_block), (w.rows, stride)
         elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
+            segmented = w.matrices if segments else 1
+            tile = MmaTile.of(w.rows, -(-items // segmented), segmented)
             self._gpu.launch(
                 "matmul_mma",
                 "matmul_mma",
-                (-(-w.rows // _MMA_ROWS), w.matrices if segments else 1, max(chunks // 8, 1)),
+                (-(-w.rows // tile.rows), segmented, -(-items // (segmented * tile.tokens))),
                 (*head, *middle, w.rows, stride),
-                shared=_MMA_SHARED,
-                defines={f"MMA_{w.layout.format.name}": "1"} | self._planes,
+                shared=tile.shared(8 * w.layout.format.block_bytes),
+                defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
             )
             return
         elif w.layout.kind == "tiled":
@@ -151,7 +192,7 @@ class Ops:
 
     def sort_pairs(self, ids: int, pairs: int, experts: int, order: int, offset: int) -> None:
         """Pairs (token, rank) by expert."""
-        parts = max(1, min(1024 // experts, -(-pairs // 32)))
+        parts = max(1, min(32, (40 << 10) // (4 * experts), -(-pairs // 32)))
         self._gpu.launch(
             "moe",
             "sort_pairs",
