@@ -6,7 +6,7 @@ try:
     from isobit.backends.cpu._cpu import simd_levels
 except ImportError as error:
     raise BackendUnavailable(
-        f"cpu: the extension module does not load ({error}); install isobit with pip, which builds it"
+        f"cpu: the extension module does not load ({error}); build it with pip install"
     ) from None
 from isobit.backends.cpu.backend import CpuBackend
 from isobit.backends.cpu.ops import CpuOps
