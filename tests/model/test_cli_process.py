@@ -24,6 +24,9 @@ def isobit(*args: str, **how: object) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, timeout=120, check=False, **how)  # type: ignore[call-overload]
 
 
+# Buffered, as a user's stdout is: what is left in the buffer is written again at exit.
+BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+
 # SIGINT may be ignored around the tests (a shell's background job), and would stay so.
 WITH_SIGINT = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -38,6 +41,7 @@ def start(*args: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=BUFFERED,
     )
 
 
@@ -224,7 +228,12 @@ def test_a_full_disk_behind_stdout() -> None:
         pytest.skip("/dev/full: not on this system")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [*ISOBIT, "inspect"], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+            [*ISOBIT, "inspect"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=BUFFERED,
+            check=False,
+            timeout=60,
         )
     assert done.returncode == 2
     assert done.stderr == b"isobit: error: output: No space left on device\n"

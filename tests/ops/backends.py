@@ -1,7 +1,7 @@
 """The backends whose single operations are tested, and how each is opened.
 
-An entry opens an object with the operations of :class:`isobit.backends.cpu.CpuOps`: the functions of
-``isobit.numerics`` argument for argument, results in memory from its ``empty(shape, dtype)``.
+An entry opens an object with the operations of :class:`isobit.backends.cpu.CpuOps`: the functions
+of ``isobit.numerics`` argument for argument, results in memory from its ``empty(shape, dtype)``.
 """
 
 from collections.abc import Callable

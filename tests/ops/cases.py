@@ -107,7 +107,7 @@ def edge_rows(rng, columns):
 
 
 def weight(rng, fmt, *shape):
-    """Random blocks: every code and sub-scale, float scales over decades (0, subnormal, negative)."""
+    """Random blocks: every code and sub-scale; float scales over decades, also 0 and negative."""
     if not fmt.quantized:
         data = values(rng, *shape) / np.float32(1e5)
         if fmt.name == "F16":

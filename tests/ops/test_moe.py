@@ -15,7 +15,10 @@ def test_experts(ops, planes, tokens, k, experts, kinds, rng):
     by_name = {f.name: f for f in formats.FORMATS.values()}
     gate_fmt, up_fmt, down_fmt = (by_name[name] for name in kinds.split())
     hidden, ffn = 512, 256
-    gate, up = weight(rng, gate_fmt, experts, ffn, hidden), weight(rng, up_fmt, experts, ffn, hidden)
+    gate, up = (
+        weight(rng, gate_fmt, experts, ffn, hidden),
+        weight(rng, up_fmt, experts, ffn, hidden),
+    )
     down = weight(rng, down_fmt, experts, hidden, ffn)
     x = (rng.standard_normal((tokens, hidden)) * 1e-6).astype(np.float32)
     ids = np.stack([rng.permutation(experts)[:k] for _ in range(tokens)]).astype(np.int32)

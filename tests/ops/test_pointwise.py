@@ -8,7 +8,8 @@ from isobit import numerics
 from .cases import identical, values
 
 EDGES = np.array(
-    [0.0, -0.0, 1e-45, -1e-45, 88, 88.00001, 1e30, np.inf, -87, -87.00001, -1e30, -np.inf], np.float32
+    [0.0, -0.0, 1e-45, -1e-45, 88, 88.00001, 1e30, np.inf, -87, -87.00001, -1e30, -np.inf],
+    np.float32,
 )
 
 
