@@ -51,30 +51,35 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     }
 }
 
+// A warp's 32 pairs of one turn: each lane's expert, and the lanes that have the same.
+struct Pairs {
+    int index, expert, before, all;  // before: lanes below this one with its expert
+    bool held;
+
+    DEV Pairs(const int* ids, int first, int end) : index(first + lane_id()), held(index < end) {
+        expert = held ? ids[index] : -1 - lane_id();
+        uint32 same = __match_any_sync(~0u, expert);
+        before = __popc(same & (1u << lane_id()) - 1);
+        all = __popc(same);
+    }
+};
+
 // Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block; each of
 // the first `parts` warps counts, and then places, a part of the pairs, 32 at a time.
 // count: shared, experts * parts.
 KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset) {
     DYNAMIC_SHARED(int, count);
-    int share = (n + parts - 1) / parts, begin = warp_id() * share, end = min(n, begin + share);
+    int part = warp_id(), share = (n + parts - 1) / parts;
+    int begin = part * share, end = part < parts ? min(n, begin + share) : 0;
     for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) count[i] = 0;
     __syncthreads();
-    // Calls f(pair, the first lane with the same expert, lanes before this one with it, all of them).
-    auto each_pair = [&](auto f) {
-        if (warp_id() >= parts) return;
-        for (int base = begin; base < end; base += WARP) {
-            int i = base + lane_id(), e = i < end ? ids[i] : -1 - lane_id();
-            uint32 same = __match_any_sync(~0u, e);
-            int before = __popc(same & (1u << lane_id()) - 1);
-            f(i, e, before, __popc(same));
-            __syncwarp();
-        }
-    };
-    each_pair([&](int i, int e, int before, int all) {
-        if (i < end && before == 0) count[e * parts + warp_id()] += all;
-    });
+    for (int first = begin; first < end; first += WARP) {
+        Pairs p(ids, first, end);
+        if (p.held && p.before == 0) count[p.expert * parts + part] += p.all;
+        __syncwarp();
+    }
     __syncthreads();
-    if (warp_id() == 0) {  // counts to places
+    if (part == 0) {  // counts to places
         int sum = 0;
         for (int base = 0; base < experts * parts; base += WARP) {
             int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0, upto = mine;
@@ -90,14 +95,14 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
     for (int e = threadIdx.x; e <= experts; e += blockDim.x)
         offset[e] = e < experts ? count[e * parts] : n;
     __syncthreads();
-    each_pair([&](int i, int e, int before, int all) {
-        int at = i < end ? count[e * parts + warp_id()] : 0;
+    for (int first = begin; first < end; first += WARP) {
+        Pairs p(ids, first, end);
+        int at = p.held ? count[p.expert * parts + part] : 0;
         __syncwarp();
-        if (i < end) {
-            order[at + before] = i;
-            if (before == 0) count[e * parts + warp_id()] = at + all;
-        }
-    });
+        if (p.held) order[at + p.before] = p.index;
+        if (p.held && p.before == 0) count[p.expert * parts + part] = at + p.all;
+        __syncwarp();
+    }
 }
 
 // out = ((0 + w_1 * y_1) + w_2 * y_2) + …, a token a block (blockIdx.x).
