@@ -140,7 +140,7 @@ class Model:
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
-        ids = self._checked(token_ids)
+        ids = self.checked(token_ids)
         chunk = self.engine.chunk
         with self.new_sequence() as sequence:
             parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
@@ -170,7 +170,7 @@ class Model:
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens: expected >= 0 or None, got {max_tokens}")
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        ids = self._checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        ids = self.checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
         return Stream(
             self,
             ids,
@@ -196,7 +196,8 @@ class Model:
         """Answer a conversation ([{"role": "user", "content": …}, …])."""
         return self.generate(self.chat_ids(messages), **settings)
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as a list of int; raises UsageError for none, unknown or too many."""
         ids = [int(i) for i in ids]
         if not ids:
             raise UsageError("prompt: expected at least one token, got none")

@@ -1,7 +1,7 @@
 """The operations a stage is made of, apart from the precision they run in.
 
-``SpecArithmetic`` is docs/numerics.md: a test holds the graph run with it to the reference backend's
-bits. ``isobit.verify.oracle`` has them in float64.
+``SpecArithmetic`` is docs/numerics.md: a test holds the graph run with it to the bits of the
+reference backend. ``isobit.verify.oracle`` has them in float64.
 """
 
 from collections import OrderedDict

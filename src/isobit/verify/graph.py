@@ -31,7 +31,9 @@ class Run:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.config = weights.config
+        self._layer: int | None = None
         self._values: dict[str, Array] = {}
+        self._residual: tuple[int, Array] = (-1, np.empty(0))
         self._keys: dict[int, list[Array]] = {}
         self._v: dict[int, list[Array]] = {}
 
@@ -42,9 +44,11 @@ class Run:
     def put(self, stage: str, layer: int | None, value: Array) -> None:
         """A stage's value is known; stages come in graph order."""
         c = self.config
+        if layer != self._layer:
+            self._layer, self._values = layer, {}
         self._values[stage] = value
         if stage in (EMBEDDING, "post_ffn_residual"):
-            self._values = {"residual": value}
+            self._residual = (0 if layer is None else layer + 1, value)
         elif layer is not None and stage == "qkv_matmul":
             v = value.reshape(len(value), -1, c.head_dim)[:, c.n_heads + c.n_kv_heads :]
             self._v.setdefault(layer, []).append(v)
@@ -56,7 +60,9 @@ class Run:
 
     def inputs(self, stage: str, layer: int | None) -> list[Array] | None:
         """What a stage is computed from, in order; None if something was not put."""
-        found = dict(self._values)
+        found = dict(self._values) if layer == self._layer else {}
+        if self._residual[0] == (self.config.n_layers if layer is None else layer):
+            found["residual"] = self._residual[1]
         if layer is not None:
             for name, parts in (("keys", self._keys), ("values", self._v)):
                 if layer in parts:
@@ -200,17 +206,17 @@ def order(config: ModelConfig) -> Iterator[tuple[str, int | None]]:
 
 
 def forward(
-    weights: Weights,
+    run: Run,
     tokens: I32,
+    positions: I32,
     compute: Compute,
     tap: Tap | None = None,
     stages: frozenset[str] | None = None,
 ) -> Array:
-    """Run one sequence from position 0, each stage by ``compute``; logits of every token."""
-    run = Run(weights)
-    run.start(tokens, np.arange(len(tokens), dtype=np.int32))
+    """Run a sequence's next tokens, each stage by ``compute``; logits of every token."""
+    run.start(tokens, positions)
     value: Array = np.empty(0)
-    for stage, layer in order(weights.config):
+    for stage, layer in order(run.config):
         if stage in ON_REQUEST and (stages is None or stage not in stages):
             continue
         inputs = run.inputs(stage, layer)

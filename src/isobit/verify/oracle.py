@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import I32, Tap
+from isobit.backends.base import I32
 from isobit.config import ModelConfig
+from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.verify import graph
 from isobit.verify.arithmetic import Array, Kept, masked
+from isobit.verify.metrics import router_margin
+from isobit.verify.trace import Emit, Manifest
 
 F64 = NDArray[np.float64]
 
@@ -126,37 +129,66 @@ class OracleRun:
     """[T, vocabulary]"""
     experts: I32
     """[L, T, k], likeliest first; [0, T, 0] for a dense model."""
-    router_logits: F64
-    """[L, T, E]; [0, T, 0] for a dense model."""
+    margins: F64
+    """[L, T]: see ``router_margin``."""
 
 
 class Oracle:
-    """A model's weights in float64; runs sequences that start at position 0."""
+    """A model's weights in float64."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, model: str = "", sha256: str | None = None) -> None:
         self.weights = weights
+        self.config = weights.config
         self.arithmetic = Float64Arithmetic(weights.config)
+        self._model, self._sha256 = model, sha256
 
-    def forward(
-        self, tokens: I32, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F64:
-        """Logits of every token, float64 [T, vocabulary]; ``tap`` as for a backend."""
-        a = self.arithmetic
+    @classmethod
+    def of(cls, file: GGUFFile) -> "Oracle":
+        """The oracle of an open file."""
+        return cls(Weights.from_file(file), file.path.name, file.sha256())
 
-        def compute(r: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]) -> Array:
-            return r.compute(stage, layer, inputs, a)
+    def manifest(self, tokens: Sequence[int]) -> Manifest:
+        """What a recording says of itself."""
+        return Manifest(
+            tokens=[int(t) for t in tokens],
+            positions=list(range(len(tokens))),
+            backend="oracle",
+            device="float64",
+            model=self._model,
+            model_sha256=self._sha256,
+            architecture=self.config.architecture,
+        )
 
-        return graph.forward(self.weights, tokens, compute, tap, stages)
+    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+        """Run a sequence in chunks and emit its stages."""
+        run = graph.Run(self.weights)
+        for start in range(0, len(tokens), chunk):
+            part = np.array(tokens[start : start + chunk], np.int32)
+            positions = np.arange(start, start + len(part), dtype=np.int32)
 
-    def run(self, tokens: Sequence[int]) -> OracleRun:
-        """Every token's logits, experts and router logits."""
+            def tap(stage: str, layer: int | None, value: Array, at: I32 = positions) -> None:
+                emit(stage, layer, at, value)
+
+            graph.forward(run, part, positions, self._compute, tap, stages)
+
+    def evaluate(self, tokens: Sequence[int]) -> OracleRun:
+        """Every token's logits and experts, for a sequence that starts at position 0."""
         seen: dict[str, list[Array]] = {"moe_router_indices": [], "moe_router_logits": []}
         ids = np.array(tokens, np.int32)
-        logits = self.forward(ids, lambda s, _, value: seen[s].append(value), frozenset(seen))
-        ids_, z = seen["moe_router_indices"], seen["moe_router_logits"]
-        empty = (0, len(ids), 0)
-        return OracleRun(
-            logits=logits,
-            experts=np.array(ids_, np.int32) if ids_ else np.zeros(empty, np.int32),
-            router_logits=np.array(z) if z else np.zeros(empty),
+        logits = graph.forward(
+            graph.Run(self.weights),
+            ids,
+            np.arange(len(ids), dtype=np.int32),
+            self._compute,
+            lambda stage, _, value: seen[stage].append(value),
+            frozenset(seen),
         )
+        k = self.config.n_experts_used
+        experts = np.array(seen["moe_router_indices"], np.int32).reshape(-1, len(ids), k)
+        margins = [router_margin(z, k) for z in seen["moe_router_logits"]]
+        return OracleRun(logits, experts, np.array(margins).reshape(-1, len(ids)))
+
+    def _compute(
+        self, run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
+    ) -> Array:
+        return run.compute(stage, layer, inputs, self.arithmetic)
