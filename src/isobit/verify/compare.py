@@ -8,6 +8,7 @@ from isobit.backends.base import I32
 from isobit.errors import NothingCompared
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
+from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import kl_divergence, router_margin
 from isobit.verify.replay import Replay
 from isobit.verify.trace import Key, Manifest, Trace
@@ -22,12 +23,20 @@ class Comparer:
     """Builds a :class:`Diff` from stages as they come, in graph order, chunk after chunk."""
 
     def __init__(
-        self, a: Manifest, b: Manifest, replay: Replay | None = None, *, accuracy: bool = False
+        self,
+        a: Manifest,
+        b: Manifest,
+        replay: Replay | None = None,
+        *,
+        accuracy: bool = False,
+        histograms: bool = False,
     ) -> None:
         self.diff = Diff(a, b, notes=_notes(a, b), accuracy=accuracy)
         self._replay = replay
+        self._histograms = histograms
         self._at: dict[Key, StageDiff] = {}
         self._logits: tuple[Array, Array] | None = None
+        self._experts: tuple[Array, Array] | None = None
 
     def start(self, tokens: I32, positions: I32) -> None:
         """A chunk begins."""
@@ -35,6 +44,7 @@ class Comparer:
         if self._replay is not None:
             self._replay.start(tokens, positions)
 
+    @np.errstate(all="ignore")  # what is compared may be NaN or infinite
     def add(
         self,
         stage: str,
@@ -54,7 +64,11 @@ class Comparer:
             entry = self._at[stage, layer] = StageDiff(stage, layer, a.shape)
             self.diff.stages.append(entry)
         before = entry.distance.differing
-        entry.distance.add(a, b, self._positions)
+        shown = self._same_experts(stage, a, b)
+        entry.distance.add(*shown)
+        if self._histograms:
+            entry.histogram = entry.histogram or Histogram()
+            entry.histogram.add(*shown[:2])
         if self._replay is not None:
             self._judge(entry, a, b, differs=entry.distance.differing > before)
             self._replay.put(stage, layer, a, b)
@@ -63,8 +77,23 @@ class Comparer:
         elif stage == "moe_router_indices" and layer is not None:
             self._compare_experts(layer, a, b, margins)
             self._logits = None
+            self._experts = (a, b)
         elif stage == "lm_head":
             self._compare_logits(a, b)
+
+    def _same_experts(self, stage: str, a: Array, b: Array) -> tuple[Array, Array, I32]:
+        """Values to measure and their positions; an expert's with the same expert's, if any."""
+        if stage == "attn_norm":
+            self._experts = None
+        if not stage.startswith("moe_expert_") or self._experts is None:
+            return a, b, self._positions
+        ids_a, ids_b = self._experts
+        match = ids_a[:, :, None] == ids_b[:, None, :]
+        both = match.any(axis=2)
+        if not both.any() or (ids_a == ids_b).all():
+            return a, b, self._positions
+        ordered = np.take_along_axis(b, match.argmax(axis=2)[..., None], axis=1)
+        return a[both], ordered[both], np.broadcast_to(self._positions[:, None], both.shape)[both]
 
     def _judge(self, entry: StageDiff, a: Array, b: Array, *, differs: bool) -> None:
         assert self._replay is not None
@@ -159,10 +188,13 @@ def compare(
     stages: frozenset[str] | None = None,
     layers: Iterable[int] | None = None,
     replay: Replay | None = None,
+    *,
+    histograms: bool = False,
 ) -> Diff:
     """Compare two traces of the same tokens; stages and layers default to all that were recorded.
 
-    With a ``replay`` (of the model, in B's arithmetic) each difference gets an origin. Raises
+    With a ``replay`` (of the model, in B's arithmetic) each difference gets an origin; with
+    ``histograms`` every stage gets one, for the report. Raises
     NothingCompared if a stage is in one trace only, or if there is nothing to compare.
     """
     if a.manifest.tokens != b.manifest.tokens:
@@ -172,7 +204,7 @@ def compare(
     positions = np.intersect1d(a.manifest.positions, b.manifest.positions).astype(np.int32)
     if not positions.size:
         raise NothingCompared("expected tokens recorded in both traces, got none in common")
-    comparer = Comparer(a.manifest, b.manifest, replay)
+    comparer = Comparer(a.manifest, b.manifest, replay, histograms=histograms)
     comparer.start(np.array(a.manifest.tokens, np.int32)[positions], positions)
     rows_a, rows_b = _rows(a, positions), _rows(b, positions)
     for key in _common(a, b, stages, layers, comparer.diff):

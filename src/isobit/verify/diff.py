@@ -2,10 +2,12 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from math import isfinite
+from typing import Any, Literal, cast
 
 import numpy as np
 
+from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance
 from isobit.verify.replay import Origin
 from isobit.verify.trace import Manifest
@@ -25,6 +27,7 @@ class StageDiff:
     """What replay says of a difference; None if there is none or nothing was replayed."""
     own_error: Distance | None = None
     """Accuracy only: how far A's operation alone is off, on A's own inputs."""
+    histogram: Histogram | None = None
 
     @property
     def where(self) -> str:
@@ -126,7 +129,7 @@ class Diff:
     def to_json(self) -> dict[str, Any]:
         """Everything, in JSON's types."""
         first = self.first
-        return {
+        out = {
             "identical": None if self.accuracy else self.identical,
             "first": first and {"stage": first.stage, "layer": first.layer},
             "a": asdict(self.a),
@@ -151,6 +154,16 @@ class Diff:
             "not_compared": self.not_compared,
             "notes": self.notes,
         }
+        return cast(dict[str, Any], _finite(out))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _stage_json(s: StageDiff) -> dict[str, Any]:

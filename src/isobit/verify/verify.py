@@ -14,10 +14,11 @@ import numpy as np
 
 from isobit.backends.base import I32
 from isobit.config import ModelConfig
-from isobit.errors import NothingCompared, UsageError
+from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Weights
-from isobit.runtime.model import Model
+from isobit.runtime.model import Model, sample_path
 from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
@@ -47,6 +48,8 @@ def verify(
     tokens: Sequence[int],
     layers: range | None = None,
     progress: Callable[[str, int | None], None] | None = None,
+    *,
+    histograms: bool = False,
 ) -> Diff:
     """Run x and y over the same tokens and compare every stage as it comes.
 
@@ -69,7 +72,9 @@ def verify(
         arithmetic = SpecArithmetic(x.config, y.model.engine.activation_planes)
         chunk = min(chunk, y.model.engine.chunk)
     replay = Replay(weights, arithmetic)
-    comparer = Comparer(run_x.manifest(ids), y.manifest(ids), replay, accuracy=not exact)
+    comparer = Comparer(
+        run_x.manifest(ids), y.manifest(ids), replay, accuracy=not exact, histograms=histograms
+    )
     stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
     start = -1
     for (stage, layer, positions, a), b in _pairs(run_x, y, ids, chunk, stages):
@@ -164,3 +169,17 @@ class _Stream:
     def __exit__(self, *exc: object) -> None:
         self._stopped.set()
         self._thread.join()
+
+
+def open_replay(path: str, b: Manifest) -> Replay:
+    """A replay of traces measured against ``b``: in its planes, or float64 for another engine.
+
+    Raises FileRefused if the model is not the one that ``b`` was recorded from.
+    """
+    with GGUFFile.open(sample_path() if path == "sample" else path) as file:
+        if b.model_sha256 is not None and b.model_sha256 != file.sha256():
+            raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
+        weights = Weights.from_file(file)  # its views keep the map open
+    if b.numerics is None or b.activation_planes is None:
+        return Replay(weights, Float64Arithmetic(weights.config))
+    return Replay(weights, SpecArithmetic(weights.config, b.activation_planes))

@@ -1,0 +1,1 @@
+"""Recording a Hugging Face model."""
