@@ -58,6 +58,8 @@ class Comparer:
             raise NothingCompared(
                 f"{stage}: expected values of one shape in both runs, got {a.shape} and {b.shape}"
             )
+        if a.ndim < b.ndim:
+            a = a.reshape(b.shape)
         b = b.reshape(a.shape)
         entry = self._at.get((stage, layer))
         if entry is None:
@@ -74,7 +76,7 @@ class Comparer:
             self._replay.put(stage, layer, a, b)
         if stage == "moe_router_logits":
             self._logits = (a, b)
-        elif stage == "moe_router_indices" and layer is not None:
+        elif stage == "moe_router_indices" and layer is not None and a.ndim == 2:
             self._compare_experts(layer, a, b, margins)
             self._logits = None
             self._experts = (a, b)
@@ -90,8 +92,9 @@ class Comparer:
         ids_a, ids_b = self._experts
         match = ids_a[:, :, None] == ids_b[:, None, :]
         both = match.any(axis=2)
-        if not both.any() or (ids_a == ids_b).all():
+        if not both.any() or (ids_a == ids_b).all() or a.shape[1] % both.shape[1]:
             return a, b, self._positions
+        a, b = (x.reshape(*both.shape, -1) for x in (a, b))
         ordered = np.take_along_axis(b, match.argmax(axis=2)[..., None], axis=1)
         return a[both], ordered[both], np.broadcast_to(self._positions[:, None], both.shape)[both]
 
@@ -225,10 +228,10 @@ def _rows(trace: Trace, positions: I32) -> Array:
 
 
 def _taken(trace: Trace, key: Key, rows: Array) -> Array:
-    value = trace[key]
-    if len(value) != len(trace.manifest.positions):
+    value, tokens = trace[key], len(trace.manifest.positions)
+    if value.ndim < 2 or len(value) != tokens:
         raise NothingCompared(
-            f"{key[0]}: expected {len(trace.manifest.positions)} tokens, got {len(value)}"
+            f"{key[0]}: expected values of {tokens} tokens, got shape {value.shape}"
         )
     return value if len(rows) == len(value) else value[rows]
 

@@ -75,6 +75,9 @@ class Manifest:
         for f in dataclasses.fields(cls):
             if f.name not in data or not _is(f.name, data[f.name]):
                 raise FileRefused(f"{source}: manifest: {f.name} is missing or malformed")
+        positions = data["positions"]
+        if positions != sorted(set(positions)) or positions[-1:] >= [len(data["tokens"])]:
+            raise FileRefused(f"{source}: manifest: expected positions of tokens, ascending")
         return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
 
 
