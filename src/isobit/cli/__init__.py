@@ -25,6 +25,9 @@ COMMANDS = {
     "diff": "compare two traces: where they part, by how much, and what it changed",
     "verify": "compare a backend with another, bit for bit, and find the faulty operation",
     "replay": "compute a receipt again, on any backend",
+    "accuracy": "measure what the arithmetic costs against a float64 oracle, over a text",
+    "ablate": "run chosen operations in another arithmetic: what is a guess worth?",
+    "import-trace": "turn another engine's APRT folder into a trace",
 }
 
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended

@@ -13,6 +13,8 @@ from isobit.runtime.model import Model, sample_path
 from isobit.text.tokenizer import Tokenizer
 from isobit.verify import report
 from isobit.verify.diff import Diff
+from isobit.verify.oracle import Oracle
+from isobit.verify.trace import Recordable
 
 
 def prompt_tokens(args: argparse.Namespace) -> list[int]:
@@ -24,9 +26,24 @@ def prompt_tokens(args: argparse.Namespace) -> list[int]:
 
 def text_tokens(model: str, text: str) -> list[int]:
     """Token ids of a text in a model's vocabulary."""
-    path = sample_path() if model == "sample" else Path(model)
-    with GGUFFile.open(path) as file:
-        return Tokenizer.from_metadata(file.metadata, str(path)).encode(text, special=True)
+    with open_file(model) as file:
+        return Tokenizer.from_metadata(file.metadata, str(file.path)).encode(text, special=True)
+
+
+def open_file(model: str) -> GGUFFile:
+    """A model's file, without a backend."""
+    return GGUFFile.open(sample_path() if model == "sample" else model)
+
+
+def foreign_run(name: str, file: GGUFFile) -> Recordable | None:
+    """What computes a model besides the backends: "oracle" or "hf"; None for any other name."""
+    if name == "oracle":
+        return Oracle.of(file)
+    if name == "hf":
+        from isobit.verify.hf import Transformers  # noqa: PLC0415 - needs PyTorch
+
+        return Transformers.of(file)
+    return None
 
 
 def open_exactly(model: str, backend: str, planes: int, threads: int | None, context: int) -> Model:

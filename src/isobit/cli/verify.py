@@ -7,9 +7,8 @@ from isobit.cli import options, tools
 from isobit.cli.output import progress_bar
 from isobit.errors import NothingCompared, UsageError
 from isobit.runtime.model import Model
-from isobit.verify.oracle import Oracle
-from isobit.verify.trace import ModelRun, parse_layers
-from isobit.verify.verify import Recordable, verify
+from isobit.verify.trace import ModelRun, Recordable, parse_layers
+from isobit.verify.verify import verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +55,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _against(args: argparse.Namespace, x: Model, planes: int, context: int) -> Recordable:
-    if args.against == "oracle":
-        return Oracle.of(x.file)
-    if args.against == "hf":
-        from isobit.verify.hf import Transformers  # noqa: PLC0415 - needs torch
-
-        return Transformers(x.file)
+    other = tools.foreign_run(args.against, x.file)
+    if other is not None:
+        return other
     if args.against == "auto":
         raise UsageError("--against: expected the name of a backend, oracle or hf; got 'auto'")
     return ModelRun(tools.open_exactly(args.model, args.against, planes, args.threads, context))

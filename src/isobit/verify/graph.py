@@ -58,6 +58,10 @@ class Run:
         elif stage in ("moe_ffn_out", "ffn_out"):
             self._values["ffn_output"] = value
 
+    def value(self, stage: str) -> Array:
+        """A stage's value in the layer that runs."""
+        return self._values[stage]
+
     def inputs(self, stage: str, layer: int | None) -> list[Array] | None:
         """What a stage is computed from, in order; None if something was not put."""
         found = dict(self._values) if layer == self._layer else {}
@@ -216,8 +220,9 @@ def forward(
     """Run a sequence's next tokens, each stage by ``compute``; logits of every token."""
     run.start(tokens, positions)
     value: Array = np.empty(0)
+    maps = stages is not None and not ON_REQUEST.isdisjoint(stages)
     for stage, layer in order(run.config):
-        if stage in ON_REQUEST and (stages is None or stage not in stages):
+        if stage in ON_REQUEST and not maps:
             continue
         inputs = run.inputs(stage, layer)
         assert inputs is not None

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from isobit.verify.arithmetic import Array
 from isobit.verify.metrics import router_margin
 
 FORMAT = 1
+CHUNK = 512
 MARGIN = "moe_router_margin"
 """Recorded with moe_router_indices: ``router_margin`` of the layer's router logits."""
 
@@ -243,46 +244,72 @@ class ModelRun:
                 self.model.forward(sequence, part, range(len(part)), tap, stages)
 
 
+class Recordable(Protocol):
+    """Something that runs tokens and emits every stage: a ModelRun, an Oracle, a Transformers."""
+
+    config: ModelConfig
+
+    def manifest(self, tokens: Sequence[int]) -> Manifest:
+        """What a recording of these tokens says of itself."""
+
+    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+        """Run the tokens in chunks of at most ``chunk`` and emit ``stages`` in graph order."""
+
+
 def record(
-    model: Model,
+    source: Recordable | Model,
     tokens: Sequence[int],
     stages: frozenset[str] | None = None,
     layers: range | None = None,
 ) -> Trace:
-    """Run a model and keep the values of stages (default: all) in layers (default: all).
+    """Run a source and keep the values of stages (default: all) in layers (default: all).
 
     The margin of moe_router_indices is kept with it. Changes no bit of the run.
     """
-    run = ModelRun(model)
+    run = ModelRun(source) if isinstance(source, Model) else source
+    chunk = run.model.engine.chunk if isinstance(run, ModelRun) else CHUNK
     wanted = stages if stages is not None else frozenset(all_stages(moe=run.config.is_moe))
-    recorder = Recorder(run.config, wanted, layers)
-    run.run(model.checked(tokens), model.engine.chunk, recorder.stages, recorder)
-    return recorder.trace(run.manifest(tokens))
+    recorder = Recorder(wanted, layers)
+    ids = check_tokens(tokens, run.config)
+    run.run(ids, chunk, recorder.stages, recorder)
+    return recorder.trace(run.manifest(ids))
+
+
+def check_tokens(tokens: Sequence[int], config: ModelConfig) -> list[int]:
+    """Token ids as a list of int; raises UsageError for none and for ids that there are not."""
+    ids = [int(t) for t in tokens]
+    wrong = next((t for t in ids if not 0 <= t < config.vocab), None)
+    if wrong is not None or not ids:
+        got = "none" if wrong is None else str(wrong)
+        raise UsageError(f"tokens: expected ids from 0 to {config.vocab - 1}, got {got}")
+    return ids
 
 
 class Recorder:
     """Gathers what a run emits into a trace."""
 
-    def __init__(
-        self, config: ModelConfig, stages: frozenset[str], layers: range | None = None
-    ) -> None:
-        self._config = config
+    def __init__(self, stages: frozenset[str], layers: range | None = None) -> None:
         self._wanted = stages
         self._layers = layers
         extra = {"moe_router_logits"} if "moe_router_indices" in stages else set()
         self.stages = stages | extra
         """The stages to run with."""
+        self._logits: Array | None = None
         self._parts: dict[str, list[Array]] = {}
 
     def __call__(self, stage: str, layer: int | None, _: I32, value: Array) -> None:
         """An ``Emit``."""
         if layer is not None and self._layers is not None and layer not in self._layers:
             return
-        if stage == "moe_router_logits" and "moe_router_indices" in self._wanted:
-            margin = router_margin(value, self._config.n_experts_used).astype(np.float32)
+        if stage == "moe_router_logits":
+            self._logits = value
+        if stage not in self._wanted:
+            return
+        self._parts.setdefault(_name(stage, layer), []).append(value)
+        if stage == "moe_router_indices" and self._logits is not None:
+            margin = router_margin(self._logits, value.shape[1]).astype(np.float32)
             self._parts.setdefault(_name(MARGIN, layer), []).append(margin)
-        if stage in self._wanted:
-            self._parts.setdefault(_name(stage, layer), []).append(value)
+            self._logits = None
 
     def trace(self, manifest: Manifest) -> Trace:
         """Everything gathered."""

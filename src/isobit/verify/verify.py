@@ -7,13 +7,11 @@ held, however large the model.
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import Protocol
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.config import ModelConfig
 from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
@@ -24,22 +22,11 @@ from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
 from isobit.verify.oracle import Float64Arithmetic
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Emit, Key, Manifest, ModelRun
+from isobit.verify.trace import Key, Manifest, ModelRun, Recordable
 
 _AHEAD = 8  # stages one run may be ahead of the other
-_Item = tuple[str, int | None, I32, Array]
-
-
-class Recordable(Protocol):
-    """Something that runs tokens and emits every stage: a ModelRun, an Oracle, a Transformers."""
-
-    config: ModelConfig
-
-    def manifest(self, tokens: Sequence[int]) -> Manifest:
-        """What it is."""
-
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
-        """Run the tokens in chunks of at most ``chunk`` and emit ``stages`` in graph order."""
+Item = tuple[str, int | None, I32, Array]
+"""(stage, layer, positions int32 [T], value [T, …])"""
 
 
 def verify(
@@ -77,7 +64,7 @@ def verify(
     )
     stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
     start = -1
-    for (stage, layer, positions, a), b in _pairs(run_x, y, ids, chunk, stages):
+    for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
         if int(positions[0]) != start:
             start = int(positions[0])
             comparer.start(np.array(ids, np.int32)[positions], positions)
@@ -93,27 +80,31 @@ def verify(
     return comparer.diff
 
 
-def _pairs(
-    x: Recordable, y: Recordable, ids: list[int], chunk: int, stages: frozenset[str]
-) -> Iterator[tuple[_Item, Array]]:
-    """Both runs' stages, two by two."""
-    with _Stream(x, ids, chunk, stages) as from_x, _Stream(y, ids, chunk, stages) as from_y:
+def side_by_side(
+    sources: Sequence[Recordable], ids: list[int], chunk: int, stages: frozenset[str]
+) -> Iterator[list[Item]]:
+    """Run all sources at once and yield each stage as all of them have it.
+
+    Raises NothingCompared if one of them emits another stage than the others.
+    """
+    with ExitStack() as stack:
+        streams = [stack.enter_context(_Stream(s, ids, chunk, stages)) for s in sources]
         while True:
-            a, b = from_x.next(), from_y.next()
-            if a is None and b is None:
+            items = [stream.next() for stream in streams]
+            present = [item for item in items if item is not None]
+            if not present:
                 return
-            if a is None or b is None or _at(a) != _at(b):
-                raise NothingCompared(
-                    f"expected the same stages from both backends, got {_said(a)} and {_said(b)}"
-                )
-            yield a, b[3]
+            if len(present) < len(items) or len(set(map(_at, present))) > 1:
+                said = " and ".join(map(_said, items))
+                raise NothingCompared(f"expected the same stages from every run, got {said}")
+            yield present
 
 
-def _at(item: _Item) -> tuple[Key, int]:
+def _at(item: Item) -> tuple[Key, int]:
     return (item[0], item[1]), int(item[2][0])
 
 
-def _said(item: _Item | None) -> str:
+def _said(item: Item | None) -> str:
     if item is None:
         return "the end"
     return item[0] if item[1] is None else f"{item[0]} of layer {item[1]}"
@@ -129,11 +120,11 @@ class _Stream:
     def __init__(
         self, source: Recordable, ids: list[int], chunk: int, stages: frozenset[str]
     ) -> None:
-        self._queue: queue.Queue[_Item | BaseException | None] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source, ids, chunk, stages))
 
-    def next(self) -> _Item | None:
+    def next(self) -> Item | None:
         """The next value, or None at the end; raises what the run raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
@@ -153,7 +144,7 @@ class _Stream:
     def _emit(self, stage: str, layer: int | None, positions: I32, value: Array) -> None:
         self._put((stage, layer, positions, value))
 
-    def _put(self, item: _Item | BaseException | None) -> None:
+    def _put(self, item: Item | BaseException | None) -> None:
         while True:
             if self._stopped.is_set():
                 raise _Stopped
