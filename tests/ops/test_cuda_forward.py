@@ -9,6 +9,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, available
+from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -28,15 +29,19 @@ def weights():
         yield Weights.from_file(file)
 
 
-def open_cuda(kind, weights, engine):
+def open_gpu(kind):
     if kind == "emulated":
         if shutil.which("g++") is None:
             pytest.skip("not run: no g++ to build the emulator with")
-        return CudaBackend(weights, engine, EmulatedGpu(SEED))
+        return EmulatedGpu(SEED)
     usable, reason = available()
     if not usable:
         pytest.skip(f"not run: {reason}")
-    return CudaBackend(weights, engine)
+    return CudaGpu()
+
+
+def open_cuda(kind, weights, engine):
+    return CudaBackend(weights, engine, open_gpu(kind))
 
 
 def traced(backend, batch):
