@@ -110,6 +110,7 @@ template <class T> T exchange(T v, std::function<T(const T*)> pick) {
     return pick(all);
 }
 constexpr size_t STACK = 64 << 10;
+static void reset_copies();
 static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, unsigned seed, std::function<void()> f) {
     body = &f;
     gridDim = grid;
@@ -131,6 +132,7 @@ static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, 
             size_t at = (size_t(dynamic.data()) + b * (shared + 64) + 63) / 64 * 64;
             group[b].shared = (char*)at;
             memset(group[b].shared, 0xa5, shared);
+            reset_copies();
             for (unsigned t = 0; t < threads; t++) {
                 Fiber& x = all[b * threads + t];
                 x.block = &group[b];
@@ -196,6 +198,27 @@ static inline float square_root(float x) { return sqrtf(x); }
 static inline float half_to_float(unsigned short h) { _Float16 f; memcpy(&f, &h, 2); return float(f); }
 template <class T> T load_once(const T* p) { return *p; }
 template <class T> T load_fresh(const T* p) { return *p; }
+// A copy in the background arrives when it is waited for.
+namespace emu { struct Copy { void* to; const void* from; }; static std::vector<Copy> copies[4096]; static std::vector<int> groups[4096]; }
+void emu::reset_copies() { for (auto& c : copies) c.clear(); for (auto& g : groups) g.clear(); }
+static inline int emu_thread() { return threadIdx.x; }
+static inline void copy_async(void* to, const void* from) {
+    if (size_t(to) % 16 || size_t(from) % 16) { fprintf(stderr, "emulator: copy_async to or from an odd address\n"); abort(); }
+    emu::copies[emu_thread()].push_back({to, from});
+}
+static inline void end_of_copies() { emu::groups[emu_thread()].push_back(emu::copies[emu_thread()].size()); }
+template <int PENDING> void wait_for_copies() {
+    auto& g = emu::groups[emu_thread()];
+    auto& c = emu::copies[emu_thread()];
+    int n = int(g.size()) - PENDING;
+    if (n <= 0) return;
+    int done = g[n - 1];
+    for (int i = 0; i < done; i++) memcpy(c[i].to, c[i].from, 16);
+    c.erase(c.begin(), c.begin() + done);
+    g.erase(g.begin(), g.begin() + n);
+    for (int& x : g) x -= done;
+}
+static inline void prefetch_line(const void* p) { (void)*(volatile const char*)p; }
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 static inline void __threadfence() {}
@@ -203,9 +226,6 @@ static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; 
 // Tensor-core products and the loads that feed them: every lane gathers what the others hold.
 typedef const char* SharedAddress;
 static inline SharedAddress shared_address(const void* p) { return (const char*)p; }
-static inline void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
-static inline void commit_copies() {}
-template <int N> void wait_copies() {}
 static inline void load_matrices(int (&r)[4], SharedAddress address) {
     int l = threadIdx.x % 32;
     emu::exchange<SharedAddress>(address, [&](const SharedAddress* a) {

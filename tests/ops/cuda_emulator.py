@@ -51,6 +51,7 @@ class EmulatedGpu:
 
     name = "emulated GPU"
     multiprocessors = 4
+    shared_most = 227 << 10
 
     def __init__(self, seed: int = 1) -> None:
         self._rng = np.random.default_rng(seed)

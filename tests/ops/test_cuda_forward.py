@@ -1,7 +1,6 @@
 """A whole pass of the CUDA backend against the reference, stage by stage, bit for bit."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, available
+from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -16,8 +16,7 @@ from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cuda_emulator import EmulatedGpu
+from .cuda_emulator import EmulatedGpu
 
 SEED = int(np.random.SeedSequence().entropy % (1 << 32))
 
@@ -28,15 +27,19 @@ def weights():
         yield Weights.from_file(file)
 
 
-def open_cuda(kind, weights, engine):
+def open_gpu(kind):
     if kind == "emulated":
         if shutil.which("g++") is None:
             pytest.skip("not run: no g++ to build the emulator with")
-        return CudaBackend(weights, engine, EmulatedGpu(SEED))
+        return EmulatedGpu(SEED)
     usable, reason = available()
     if not usable:
         pytest.skip(f"not run: {reason}")
-    return CudaBackend(weights, engine)
+    return CudaGpu()
+
+
+def open_cuda(kind, weights, engine):
+    return CudaBackend(weights, engine, open_gpu(kind))
 
 
 def traced(backend, batch):

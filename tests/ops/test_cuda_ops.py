@@ -4,7 +4,6 @@ Outputs lie between sentinels; inputs are new in every run (the seed is printed 
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,7 @@ from isobit.backends.cuda.ops import Ops, Segments
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cuda_emulator import EmulatedGpu
+from .cuda_emulator import EmulatedGpu
 
 SEED = int(np.random.SeedSequence().entropy % (1 << 32))
 F32 = np.float32

@@ -122,7 +122,7 @@ class CudaBackend:
 
     def _make_decoder(self, planes: int) -> decode.Decoder | None:
         c, gpu = self._c, self._gpu
-        if not decode.supported(c, self._layers, self._output, gpu.multiprocessors):
+        if not decode.supported(c, self._layers, self._output, gpu):
             return None
         caches = [self._layer_cache(i)[:4] for i in range(c.n_layers)]
         rope = (self._rope, self._rope + self.plan.rope // 2)

@@ -5,6 +5,7 @@
 // ROUTER_KIND: the router's float kind. EXPERTS is 0 for a dense feed-forward, and USED then 1.
 #include "decode.cuh"
 #include "formats.cuh"
+#include "merge.cuh"
 
 // Norm, quantisation and the products with W_q, W_k, W_v.
 struct QueryKey {
@@ -37,7 +38,7 @@ struct QkvShared {
     Act x[HIDDEN_SUPERS];
     __align__(16) float normed[HIDDEN];
     float buffer[SUPER];
-    float part[1];  // of all tiles
+    __align__(16) uint8 tail[16];
 };
 KERNEL(THREADS) decode_qkv(const float* x, const float* norm, float eps, const uint8* q,
                            const uint8* k, const uint8* v, float* qkv) {
@@ -46,27 +47,31 @@ KERNEL(THREADS) decode_qkv(const float* x, const float* norm, float eps, const u
     QueryKey qk = {q, k};
     Value value = {v};
     int n = dealt(QueryKey::GROUPS), nv = value.count();
-    Products<QK_WEIGHT, QueryKey> first(qk, n * HIDDEN_SUPERS, warp_id());
-    Products<V_WEIGHT, Value> second(value, nv * HIDDEN_SUPERS, WARPS - 1 - warp_id());
+    using First = Products<QK_WEIGHT, QueryKey, DEPTH_QK>;
+    using Second = Products<V_WEIGHT, Value, DEPTH_V>;
+    uint8* more = sh->tail + First::slot_bytes(n * HIDDEN_SUPERS);
+    First first(qk, sh->tail, n * HIDDEN_SUPERS, warp_id());
+    Second second(value, more, nv * HIDDEN_SUPERS, WARPS - 1 - warp_id());
+    float* part = reinterpret_cast<float*>(more + Second::slot_bytes(nv * HIDDEN_SUPERS));
     fetch_norm(norm, weight);
     let_next_start();
     wait_for_previous();
     norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
     __syncthreads();
-    float* part_v = sh->part + n * HIDDEN_SUPERS * TILE_ROWS;
-    first.run(sh->x, sh->part);
-    second.run(sh->x, part_v);
+    first.run(sh->x, part);
+    second.run(sh->x, part + n * HIDDEN_SUPERS * TILE_ROWS);
     __syncthreads();
     for (int i = threadIdx.x; i < (n + nv) * TILE_ROWS; i += THREADS) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int group = unit < n ? qk.group(unit) : QueryKey::GROUPS + value.group(unit - n);
         qkv[group * TILE_ROWS + row] =
-            sum_supers<HIDDEN_SUPERS>(sh->part + unit * HIDDEN_SUPERS * TILE_ROWS + row);
+            sum_supers<HIDDEN_SUPERS>(part + unit * HIDDEN_SUPERS * TILE_ROWS + row);
     }
 }
 
-// The output product of attention, and the residual, in place.
+// The output product of attention, and the residual, in place. Attention comes as its tiles' results
+// when there are few (`tiles` not null: decode_attention.cu), merged here by every block for itself.
 struct AttnOut {
     const uint8* w;
     static constexpr int GROUPS = HIDDEN / TILE_ROWS;
@@ -78,23 +83,36 @@ struct AttnOut {
 };
 struct AttnOutShared {
     Act x[HEADS_SUPERS];
-    float part[1];
+    __align__(16) uint8 tail[16];
 };
-KERNEL(THREADS) decode_attn_out(const float* attention, const uint8* w, float* x) {
+KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const float2* max_and_sum,
+                                const float* tiles, int most_tiles, const uint8* w, float* x) {
     DYNAMIC_SHARED(AttnOutShared, sh);
     AttnOut out = {w};
     int n = dealt(AttnOut::GROUPS);
-    Products<OUT_WEIGHT, AttnOut> products(out, n * HEADS_SUPERS, warp_id());
+    using Tiles = Products<OUT_WEIGHT, AttnOut, DEPTH_OUT>;
+    Tiles products(out, sh->tail, n * HEADS_SUPERS, warp_id());
+    float* part = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * HEADS_SUPERS));
     let_next_start();
     wait_for_previous();
-    quantise_supers(attention, HEADS_SUPERS, sh->x);
+    if (tiles) {
+        TileResults results = {max_and_sum, tiles, most_tiles, step->position / TILE + 1};
+#pragma unroll
+        for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
+            float v[8];
+            results.merged(s * SUPER + 8 * lane_id(), v);
+            quantise_superblock(v, sh->x + s);
+        }
+    } else {
+        quantise_supers(attention, HEADS_SUPERS, sh->x);
+    }
     __syncthreads();
-    products.run(sh->x, sh->part);
+    products.run(sh->x, part);
     __syncthreads();
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
-        float y = sum_supers<HEADS_SUPERS>(sh->part + unit * HEADS_SUPERS * TILE_ROWS + row);
+        float y = sum_supers<HEADS_SUPERS>(part + unit * HEADS_SUPERS * TILE_ROWS + row);
         x[at] = add(x[at], y);
     }
 }
@@ -128,57 +146,55 @@ KERNEL(THREADS) decode_router(const float* x, const float* norm, float eps, cons
     if (threadIdx.x == 0 && expert < EXPERTS) logits[expert] = z;
 }
 
-// The chosen experts (section 7), computed by every block for itself. Ranks are counted: an expert's
-// is the number of those before it.
+// The chosen experts (section 7), computed by every block for itself: probabilities by every warp,
+// then ranks by counting. An expert's rank is the number of those before it.
 struct Choice {
     int id[USED];
     float weight[USED];
 };
 struct ChoiceShared {
-    float p[EXPERTS + 1], buffer[SUPER], maxima[WARPS], chosen[USED];
-    int id[USED];
+    float p[WARPS][EXPERTS + 1];
+    float chosen[USED];
 };
 DEV void choose(const float* logits, int normalise, ChoiceShared* sh, Choice* choice) {
-    constexpr int EACH = (EXPERTS + THREADS - 1) / THREADS;
-    float z[EACH], m = isobit::from_bits(0xff800000u), sum = 0.0f;
+    constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
+    const float lowest = isobit::from_bits(0xff800000u);
+    float z[EACH], m = lowest, lanes[8] = {};
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        int e = i * THREADS + threadIdx.x;
-        z[i] = e < EXPERTS ? logits[e] : m;
+        int e = i * WARP + lane_id();
+        z[i] = e < EXPERTS ? logits[e] : lowest;
     }
+    if (threadIdx.x < USED) choice->id[threadIdx.x] = 0, sh->chosen[threadIdx.x] = 0.0f;
+    __syncthreads();
 #pragma unroll
     for (int i = 0; i < EACH; i++) m = fmaxf(m, z[i]);
     m = warp_max(m);
-    if (lane_id() == 0) sh->maxima[warp_id()] = m;
-    if (threadIdx.x < USED) sh->id[threadIdx.x] = 0, sh->chosen[threadIdx.x] = 0.0f;
-    __syncthreads();
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->maxima[w]);
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        z[i] = i * THREADS + threadIdx.x < EXPERTS ? isobit::exp(sub(z[i], m)) : 0.0f;
-        sum = add(sum, z[i]);
+    for (int i = 0; i < EACH; i++) {  // lane l + 32 (i % 8) of sum256
+        z[i] = i * WARP + lane_id() < EXPERTS ? isobit::exp(sub(z[i], m)) : 0.0f;
+        lanes[i % 8] = add(lanes[i % 8], z[i]);
     }
-    float total = block_tree(sum, sh->buffer);
+    for (int n = 4; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] = add(lanes[i], lanes[i + n]);
+    float total = warp_tree(lanes[0]);
+    float* p = sh->p[warp_id()];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-        if (i * THREADS + threadIdx.x < EXPERTS) sh->p[i * THREADS + threadIdx.x] = div(z[i], total);
-    __syncthreads();
-    // PARTS lanes count for one expert.
-    constexpr int PARTS = EXPERTS > 128 ? 1 : EXPERTS > 64 ? 2 : EXPERTS > 32 ? 4 : 8;
-    for (int base = 0; base < EXPERTS * PARTS; base += THREADS) {
-        int e = (base + int(threadIdx.x)) / PARTS, before = 0;
-        float p = e < EXPERTS ? sh->p[e] : 0.0f;
+        if (i * WARP + lane_id() < EXPERTS) p[i * WARP + lane_id()] = div(z[i], total);
+    __syncwarp();
+    // Two lanes count for one expert; a warp takes 16 experts at a time.
+    for (int base = warp_id() * 16; base < EXPERTS; base += WARPS * 16) {
+        int e = base + lane_id() / 2, before = 0;
+        float mine = e < EXPERTS ? p[e] : 0.0f;
+        // Those before e come first at an equal probability, those behind it only at a larger one.
+        uint32 least = bits(mine), larger = least + 1;
 #pragma unroll 16
-        for (int j = threadIdx.x % PARTS; j < EXPERTS; j += PARTS) {
-            float other = sh->p[j];
-            before += other > p || (other == p && j < e);
-        }
-#pragma unroll
-        for (int n = 1; n < PARTS; n *= 2) before += shuffle_xor(before, n);
+        for (int j = lane_id() % 2; j < EXPERTS; j += 2) before += bits(p[j]) >= (j < e ? least : larger);
+        before += shuffle_xor(before, 1);
         if (e < EXPERTS && before < USED) {
-            sh->id[before] = e;
-            sh->chosen[before] = p;
+            choice->id[before] = e;
+            sh->chosen[before] = mine;
         }
     }
     __syncthreads();
@@ -187,10 +203,30 @@ DEV void choose(const float* logits, int normalise, ChoiceShared* sh, Choice* ch
 #pragma unroll
         for (int r = 0; r < USED; r++) all = add(all, sh->chosen[r]);
         float w = sh->chosen[threadIdx.x];
-        choice->id[threadIdx.x] = sh->id[threadIdx.x];
         choice->weight[threadIdx.x] = normalise ? div(w, all) : w;
     }
-    __syncthreads();
+}
+
+// The tiles of W_down for the chosen experts: a unit is the same 8 rows of each.
+struct Down {
+    const uint8* w;
+    const int* id;
+    static constexpr int GROUPS = HIDDEN / TILE_ROWS, PER_UNIT = USED * FFN_SUPERS;
+    static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * DOWN_WEIGHT::TILE_BYTES;
+    DEV const uint8* tile(int j) const {
+        int group = blockIdx.x + j / PER_UNIT * gridDim.x;
+        return w + id[j / FFN_SUPERS % USED] * MATRIX +
+               (int64(group) * FFN_SUPERS + j % FFN_SUPERS) * DOWN_WEIGHT::TILE_BYTES;
+    }
+    DEV int act(int j) const { return j % PER_UNIT; }
+};
+// Have this block's tiles of W_down on their way while it computes gate and up.
+DEV void prefetch_down(const uint8* w, const int* id) {
+    Down down = {w, id};
+    constexpr int LINE = 128, RUN = FFN_SUPERS * DOWN_WEIGHT::TILE_BYTES, LINES = (RUN + LINE - 1) / LINE;
+    int runs = dealt(Down::GROUPS) * USED;
+    for (int i = threadIdx.x; i < runs * LINES; i += THREADS)
+        prefetch_line(down.tile(i / LINES * FFN_SUPERS) + i % LINES * LINE);
 }
 
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
@@ -211,24 +247,30 @@ struct GateUp {
 };
 struct GateUpShared {
     Act x[HIDDEN_SUPERS];
+#if EXPERTS
     ChoiceShared choosing;
-    Choice choice;
-    __align__(16) float normed[HIDDEN];  // of the dense feed-forward
+#else
+    __align__(16) float normed[HIDDEN];
     float buffer[SUPER];
-    float part[1];
+#endif
+    Choice choice;
+    __align__(16) uint8 tail[16];
 };
 KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
                                const float* norm, float eps, const uint8* gate, const uint8* up,
-                               int* ids, float* weights, float* y) {
+                               const uint8* down, int* ids, float* weights, float* y) {
     DYNAMIC_SHARED(GateUpShared, sh);
     GateUp where = {gate, up, &sh->choice};
     int n = dealt(USED * GateUp::GROUPS);
+    using Tiles = Products<GATE_WEIGHT, GateUp, DEPTH_GATE>;
+    float* all = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * 2 * HIDDEN_SUPERS));
 #if EXPERTS
     let_next_start();
     wait_for_previous();
     choose(logits, normalise, &sh->choosing, &sh->choice);
-    Products<GATE_WEIGHT, GateUp> products(where, n * 2 * HIDDEN_SUPERS, warp_id());
+    Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     copy_acts(acts, HIDDEN_SUPERS, sh->x);
+    prefetch_down(down, sh->choice.id);
     if (blockIdx.x == 0 && threadIdx.x < USED) {
         ids[threadIdx.x] = sh->choice.id[threadIdx.x];
         weights[threadIdx.x] = sh->choice.weight[threadIdx.x];
@@ -237,7 +279,7 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
     float weight[HIDDEN_SUPERS];
     if (threadIdx.x == 0) sh->choice.id[0] = 0;
     __syncthreads();
-    Products<GATE_WEIGHT, GateUp> products(where, n * 2 * HIDDEN_SUPERS, warp_id());
+    Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     fetch_norm(norm, weight);
     let_next_start();
     wait_for_previous();
@@ -245,11 +287,11 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
 #endif
     __syncthreads();
-    products.run(sh->x, sh->part);
+    products.run(sh->x, all);
     __syncthreads();
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int u = i / TILE_ROWS, row = i % TILE_ROWS;
-        const float* part = sh->part + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
+        const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
         y[(blockIdx.x + u * gridDim.x) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
@@ -257,22 +299,10 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
 }
 
 // W_down of the chosen experts, their weighted sum in rank order, and the residual, in place.
-struct Down {
-    const uint8* w;
-    const int* id;
-    static constexpr int GROUPS = HIDDEN / TILE_ROWS, PER_UNIT = USED * FFN_SUPERS;
-    static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * DOWN_WEIGHT::TILE_BYTES;
-    DEV const uint8* tile(int j) const {
-        int group = blockIdx.x + j / PER_UNIT * gridDim.x;
-        return w + id[j / FFN_SUPERS % USED] * MATRIX +
-               (int64(group) * FFN_SUPERS + j % FFN_SUPERS) * DOWN_WEIGHT::TILE_BYTES;
-    }
-    DEV int act(int j) const { return j % PER_UNIT; }
-};
 struct DownShared {
     Act x[USED * FFN_SUPERS];
     int id[USED];
-    float part[1];
+    __align__(16) uint8 tail[16];
 };
 KERNEL(THREADS) decode_down(const float* y, const int* ids, const float* weights, const uint8* w,
                             float* x) {
@@ -287,17 +317,19 @@ KERNEL(THREADS) decode_down(const float* y, const int* ids, const float* weights
     if (threadIdx.x == 0) sh->id[0] = 0;
 #endif
     __syncthreads();
-    Products<DOWN_WEIGHT, Down> products(where, n * Down::PER_UNIT, warp_id());
+    using Tiles = Products<DOWN_WEIGHT, Down, DEPTH_DOWN>;
+    Tiles products(where, sh->tail, n * Down::PER_UNIT, warp_id());
+    float* all = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * Down::PER_UNIT));
 #if !EXPERTS
     wait_for_previous();
 #endif
     quantise_supers(y, USED * FFN_SUPERS, sh->x);
     __syncthreads();
-    products.run(sh->x, sh->part);
+    products.run(sh->x, all);
     __syncthreads();
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
-        const float* part = sh->part + unit * Down::PER_UNIT * TILE_ROWS + row;
+        const float* part = all + unit * Down::PER_UNIT * TILE_ROWS + row;
         float sum = 0.0f;
 #if EXPERTS
 #pragma unroll
@@ -327,7 +359,7 @@ struct OutputShared {
     float buffer[SUPER];
     unsigned long long best[WARPS];
     int last;
-    float part[1];
+    __align__(16) uint8 tail[16];
 };
 // Orders floats as integers, -0 with +0; the index decides among equals.
 DEV unsigned long long rank_key(float v, int index) {
@@ -348,19 +380,21 @@ KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const 
     Output where = {w};
     int n = dealt(rows / TILE_ROWS);
     float weight[HIDDEN_SUPERS];
-    Products<HEAD_WEIGHT, Output> products(where, n * HIDDEN_SUPERS, warp_id());
+    using Tiles = Products<HEAD_WEIGHT, Output, DEPTH_HEAD>;
+    Tiles products(where, sh->tail, n * HIDDEN_SUPERS, warp_id());
+    float* part = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * HIDDEN_SUPERS));
     fetch_norm(norm, weight);
     let_next_start();
     wait_for_previous();
     norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
     __syncthreads();
-    products.run(sh->x, sh->part);
+    products.run(sh->x, part);
     __syncthreads();
     unsigned long long key = 0;
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int at = (blockIdx.x + i / TILE_ROWS * gridDim.x) * TILE_ROWS + i % TILE_ROWS;
-        float z = sum_supers<HIDDEN_SUPERS>(sh->part + i / TILE_ROWS * HIDDEN_SUPERS * TILE_ROWS +
+        float z = sum_supers<HIDDEN_SUPERS>(part + i / TILE_ROWS * HIDDEN_SUPERS * TILE_ROWS +
                                             i % TILE_ROWS);
         logits[at] = z;
         key = max(key, rank_key(z, at));

@@ -68,30 +68,43 @@ DEV void copy_acts(const Act* from, int supers, Act* to) {
         reinterpret_cast<int4*>(to)[i] = reinterpret_cast<const int4*>(from)[i];
 }
 
-// A block's tiles, four to a warp at a time: eight lanes hold the eight rows of one. WHERE maps the
-// number of a tile to its address and activation. The product of tile j and row r goes to part[8j + r].
-template <class W, class Where>
+// A block's tiles, four to a warp at a time (a step): eight lanes hold the eight rows of one. WHERE
+// maps the number of a tile to its address and activation. The product of tile j and row r goes to
+// part[8j + r]. Weights come through slots in shared memory (tiles.cuh), DEPTH steps of each warp ahead;
+// slots: min(steps of the block, DEPTH * WARPS) of them.
+template <class W, class Where, int DEPTH>
 struct Products {
+    static constexpr int SLOT = 4 * W::TILE_BYTES;
+    DEV static int slot_bytes(int tiles) { return min((tiles + 3) / 4, DEPTH * WARPS) * SLOT; }
     const Where& where;
-    int tiles, next;
-    W now;
+    uint8* slots;
+    int tiles, turn, fetched;  // the warp's turn, 0 … WARPS-1; its steps fetched so far
 
-    // `warp`: the turn of this warp, 0 … WARPS-1.
-    DEV Products(const Where& where, int tiles, int warp)
-        : where(where), tiles(tiles), next(4 * warp + lane_id() / TILE_ROWS) {
-        fetch(now);
+    DEV Products(const Where& where, uint8* slots, int tiles, int turn)
+        : where(where), slots(slots), tiles(tiles), turn(turn), fetched(0) {
+        for (int i = 0; i < DEPTH; i++) fetch();
     }
-    DEV void fetch(W& w) {
-        if (next < tiles) w.load(where.tile(next), lane_id() % TILE_ROWS);
+    DEV int tile_of(int step) const { return 4 * (step * WARPS + turn) + lane_id() / TILE_ROWS; }
+    DEV uint8* slot(int step) const { return slots + (step % DEPTH * WARPS + turn) * SLOT; }
+    DEV void fetch() {
+        int j = tile_of(fetched);
+        if (j < tiles) W::fetch(where.tile(j), lane_id() % TILE_ROWS, slot(fetched));
+        end_of_copies();
+        fetched++;
     }
     DEV void run(const Act* acts, float* part) {
-        while (next < tiles) {
-            int j = next;
-            W w = now;
-            next += 4 * WARPS;
-            fetch(now);
-            const Act& a = acts[where.act(j)];
-            part[j * TILE_ROWS + lane_id() % TILE_ROWS] = mul(a.d, w.dot(a));
+        for (int step = 0; 4 * (step * WARPS + turn) < tiles; step++) {
+            wait_for_copies<DEPTH - 1>();
+            __syncwarp();
+            int j = tile_of(step);
+            if (j < tiles) {
+                W w;
+                w.load_slot(slot(step));
+                const Act& a = acts[where.act(j)];
+                part[j * TILE_ROWS + lane_id() % TILE_ROWS] = mul(a.d, w.dot(a));
+            }
+            __syncwarp();
+            fetch();
         }
     }
 };

@@ -4,6 +4,7 @@ For models whose matrices are all tiled; others run kernel by kernel (backend.py
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from isobit.backends.cuda.load import DeviceLayer, DeviceWeight
 from isobit.config import ModelConfig
 from isobit.numerics import TILE
 
-_SHARED_MOST = 96 << 10
+_WARPS = 8  # of a block
+_FEW_TILES = 4  # FEW_TILES of merge.cuh
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
 
@@ -51,17 +53,19 @@ class Decoder:
             "USED": str(max(c.n_experts_used, 1)),
         }
         self._tiles = -(-context // TILE)
+        self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
         self._b = {
             name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()
         }
         gpu.upload(self._b["step"], np.zeros(4, np.int32))
-        gpu.upload(self._b["arrived"], np.zeros(c.n_kv_heads, np.int32))
-        self._graph = gpu.capture(self._queue)
+        self._few, self._many = (
+            gpu.capture(lambda many=many: self._queue(many=many)) for many in (False, True)
+        )
 
     def logits(self, token: int, position: int, pages: I32) -> F32:
         """Append one token; its logits."""
         self._set(token, position, pages)
-        self._gpu.replay(self._graph)
+        self._step(position)
         out = np.empty(self._c.vocab, np.float32)
         self._gpu.download(self._b["logits"], out)
         return out
@@ -72,8 +76,8 @@ class Decoder:
         Returns the likeliest token after each (int32 [count]) and whether all logits were finite.
         """
         self._set(token, position, pages)
-        for _ in range(count):
-            self._gpu.replay(self._graph)
+        for i in range(count):
+            self._step(position + i)
         out, state = np.empty(count, np.int32), np.empty(4, np.int32)
         self._gpu.download(self._b["generated"] + 4 * position, out)
         self._gpu.download(self._b["step"], state)
@@ -83,7 +87,10 @@ class Decoder:
         self._gpu.upload(self._b["step"], np.array([token, position, 0, 0], np.int32))
         self._gpu.upload(self._b["pages"], pages)
 
-    def _queue(self) -> None:
+    def _step(self, position: int) -> None:
+        self._gpu.replay(self._few if position < _FEW_TILES * TILE else self._many)
+
+    def _queue(self, *, many: bool) -> None:
         b, c = self._b, self._c
         self._gpu.launch(
             "embedding",
@@ -93,7 +100,8 @@ class Decoder:
             defines=self._embedding.layout.embedding_defines,
         )
         for layer, cache in zip(self._layers, self._caches, strict=True):
-            self._layer(layer, cache)
+            self._attention(layer, cache, many)
+            self._feed_forward(layer)
         self._launch(
             "decode_head",
             (b["x"], self._output_norm, c.eps, self._output.address, c.vocab, b["logits"])
@@ -101,25 +109,45 @@ class Decoder:
             self._layers[-1],
         )
 
-    def _layer(self, w: DeviceLayer, cache: tuple[int, ...]) -> None:
+    def _attention(self, w: DeviceLayer, cache: tuple[int, ...], many: bool) -> None:
         b, c = self._b, self._c
         self._launch(
             "decode_qkv",
             (b["x"], w.attn_norm, c.eps, w.q.address, w.k.address, w.v.address, b["qkv"]),
             w,
         )
-        splits = max(1, min(self._tiles, self._gpu.multiprocessors // c.n_kv_heads))
+        results = (b["max_and_sum"], b["tile_out"])
+        most = self._gpu.multiprocessors // c.n_kv_heads if many else _FEW_TILES
+        buffers = attention_buffers(c, self._gpu)
         self._gpu.launch(
             "decode_attention",
             "decode_attention",
-            (splits, c.n_kv_heads),
+            (max(1, min(self._tiles, most)), c.n_kv_heads),
             (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._rope, b["step"], b["pages"])
-            + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles)
-            + (b["max_and_sum"], b["tile_out"], b["arrived"], b["attention"]),
-            defines=self._defines,
+            + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
+            shared=attention_shared(c, buffers),
+            defines=self._defines | {"BUFFERS": str(buffers)},
             overlap=True,
         )
-        self._launch("decode_attn_out", (b["attention"], w.attn_output.address, b["x"]), w)
+        if many:
+            self._gpu.launch(
+                "decode_attention",
+                "decode_merge",
+                (c.n_heads * c.head_dim // 32,),
+                (b["step"], *results, self._tiles, b["attention"]),
+                shared=4 * 256 * 35 + 64,
+                defines=self._defines | {"BUFFERS": str(buffers)},
+                overlap=True,
+            )
+        self._launch(
+            "decode_attn_out",
+            (b["attention"], b["step"], results[0], 0 if many else results[1], self._tiles)
+            + (w.attn_output.address, b["x"]),
+            w,
+        )
+
+    def _feed_forward(self, w: DeviceLayer) -> None:
+        b, c = self._b, self._c
         if w.router is not None:
             self._launch(
                 "decode_router",
@@ -130,7 +158,7 @@ class Decoder:
         self._launch(
             "decode_gate_up",
             (b["acts"], b["router_logits"], int(c.normalise_experts), b["x"], w.ffn_norm, c.eps)
-            + (w.gate.address, w.up.address, b["ids"], b["weights"], b["swiglu"]),
+            + (w.gate.address, w.up.address, w.down.address, b["ids"], b["weights"], b["swiglu"]),
             w,
         )
         self._launch(
@@ -144,25 +172,14 @@ class Decoder:
         w: DeviceLayer,
         blocks: int | None = None,
     ) -> None:
-        formats = {
-            "QK": w.q,
-            "V": w.v,
-            "OUT": w.attn_output,
-            "GATE": w.gate,
-            "DOWN": w.down,
-            "HEAD": self._output,
-        }
-        defines = self._defines | {
-            f"{role}_WEIGHT": f"Tiled{m.layout.format.name}" for role, m in formats.items()
-        }
-        router = "F32" if w.router is None else w.router.layout.format.name
+        plan = self._plans[w]
         self._gpu.launch(
             "decode",
             kernel,
             (blocks or self._gpu.multiprocessors,),
             arguments,
-            shared=shared_bytes(self._c, self._gpu.multiprocessors)[kernel],
-            defines=defines | {"ROUTER_KIND": _KINDS[router]},
+            shared=plan.shared[kernel],
+            defines=self._defines | plan.defines,
             overlap=True,
         )
 
@@ -178,7 +195,6 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
         "qkv": 4 * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim,
         "max_and_sum": 8 * tiles * c.n_heads,
         "tile_out": 4 * tiles * c.n_heads * c.head_dim,
-        "arrived": 4 * c.n_kv_heads,
         "attention": 4 * c.n_heads * c.head_dim,
         "router_logits": 4 * c.n_experts,
         "acts": ACT_BYTES * memory.supers(c.hidden),
@@ -190,38 +206,79 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
     }
 
 
-def shared_bytes(c: ModelConfig, blocks: int) -> dict[str, int]:
-    """Dynamic shared memory of each kernel of decode.cu: its fixed part, and one float for each
-    row of a block's tiles."""
-    hidden, heads, ffn = (memory.supers(n) for n in (c.hidden, c.n_heads * c.head_dim, c.ffn))
-    k = max(c.n_experts_used, 1)
+def attention_shared(c: ModelConfig, buffers: int) -> int:
+    """Bytes of AttentionShared of decode_attention.cu."""
+    columns = -(-c.n_heads // c.n_kv_heads // 8) * 8
+    return buffers * (4 * TILE * c.head_dim + 8 * TILE) + columns * (
+        2 * c.head_dim + 2 * TILE + 8 * TILE + 8
+    )
 
-    def share(rows: int) -> int:
-        return -(-rows // TILE_ROWS // blocks)
 
-    def size(acts: int, tiles: int, more: int = 0) -> int:
-        return acts * ACT_BYTES + 4 * TILE_ROWS * tiles + more + 2048
+def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
+    """Tiles that a block of the attention kernel holds: the next one is fetched if there is room."""
+    return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
 
-    normed = 4 * c.hidden
-    kv = c.n_kv_heads * c.head_dim
-    qkv_tiles = (share(c.n_heads * c.head_dim + kv) + share(kv)) * hidden
-    return {
-        "decode_qkv": size(hidden, qkv_tiles, normed),
-        "decode_attn_out": size(heads, share(c.hidden) * heads),
-        "decode_router": 0,
-        "decode_gate_up": size(
-            hidden, 2 * share(k * c.ffn) * hidden, normed + 4 * c.n_experts + 2048 + 32 * k
-        ),
-        "decode_down": size(k * ffn, share(c.hidden) * k * ffn, 4 * k),
-        "decode_head": size(hidden, share(c.vocab) * hidden, normed),
-    }
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How the kernels of decode.cu are compiled and launched for a layer."""
+
+    defines: dict[str, str]
+    shared: dict[str, int]
+
+    @classmethod
+    def of(cls, c: ModelConfig, w: DeviceLayer, output: DeviceWeight, gpu: Gpu) -> "LayerPlan":
+        """Dynamic shared memory: a fixed part, slots for tiles on their way, a float for each row
+        of a block's tiles. The slots are as deep as fits."""
+        hidden, heads, ffn = (memory.supers(n) for n in (c.hidden, c.n_heads * c.head_dim, c.ffn))
+        k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
+        router = "F32" if w.router is None else w.router.layout.format.name
+        defines = {"ROUTER_KIND": _KINDS[router]}
+        shared = {"decode_router": 0}
+
+        def tiles(rows: int, supers: int) -> int:
+            return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
+
+        def plan(kernel: str, fixed: int, *parts: tuple[str, DeviceWeight, int]) -> None:
+            room = gpu.shared_most - fixed - sum(4 * TILE_ROWS * n for _, _, n in parts) - 1024
+            used = 0
+            for i, (role, matrix, n) in enumerate(parts):
+                slot = 4 * TILE_ROWS * matrix.layout.format.block_bytes
+                steps = -(-n // 4)
+                deepest = max(1, (room - used) // (len(parts) - i) // (slot * _WARPS))
+                depth = min(-(-steps // _WARPS), deepest, 4)
+                defines[f"{role}_WEIGHT"] = f"Tiled{matrix.layout.format.name}"
+                defines[f"DEPTH_{role}"] = str(depth)
+                used += min(steps, depth * _WARPS) * slot
+            shared[kernel] = gpu.shared_most - 1024 - room + used
+
+        normed = 4 * c.hidden + 1024
+        q_rows = c.n_heads * c.head_dim + kv
+        acts = hidden * ACT_BYTES
+        plan(
+            "decode_qkv",
+            acts + normed + 64,
+            ("QK", w.q, tiles(q_rows, hidden)),
+            ("V", w.v, tiles(kv, hidden)),
+        )
+        plan("decode_attn_out", heads * ACT_BYTES + 64, ("OUT", w.attn_output, tiles(c.hidden, heads)))
+        choosing = 32 * (c.n_experts + 1) + 4 * k if c.n_experts else normed
+        plan(
+            "decode_gate_up",
+            acts + choosing + 8 * k + 64,
+            ("GATE", w.gate, 2 * tiles(k * c.ffn, hidden)),
+        )
+        plan(
+            "decode_down",
+            k * ffn * ACT_BYTES + 4 * k + 64,
+            ("DOWN", w.down, tiles(c.hidden, k * ffn)),
+        )
+        plan("decode_head", acts + normed + 256, ("HEAD", output, tiles(c.vocab, hidden)))
+        return cls(defines, shared)
 
 
 def supported(
-    c: ModelConfig,
-    layers: Sequence[DeviceLayer],
-    output: DeviceWeight,
-    blocks: int,
+    c: ModelConfig, layers: Sequence[DeviceLayer], output: DeviceWeight, gpu: Gpu
 ) -> bool:
     """Whether a step can run as a graph of decode.cu's kernels."""
     matrices = [output]
@@ -233,5 +290,8 @@ def supported(
         and all(w.router is None or w.router.layout.kind == "floats" for w in layers)
         and c.head_dim % 64 == 0
         and c.n_experts <= 512
-        and max(shared_bytes(c, blocks).values()) <= _SHARED_MOST
+        and attention_shared(c, 1) <= gpu.shared_most
+        and all(
+            max(LayerPlan.of(c, w, output, gpu).shared.values()) <= gpu.shared_most for w in layers
+        )
     )

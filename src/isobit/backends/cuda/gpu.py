@@ -23,6 +23,8 @@ class Gpu(Protocol):
 
     name: str
     multiprocessors: int
+    shared_most: int
+    """Shared memory that a block can have, in bytes."""
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -127,6 +129,7 @@ class CudaGpu:
         self._stream = self._device.create_stream()
         self.name = str(self._device.name)
         self.multiprocessors = int(self._device.properties.multiprocessor_count)
+        self.shared_most = int(self._device.properties.max_shared_memory_per_block_optin)
         self.arch = f"sm_{self._device.arch}"
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}

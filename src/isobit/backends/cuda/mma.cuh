@@ -1,19 +1,10 @@
-// int8 tensor-core products and asynchronous copies to shared memory, in PTX.
+// int8 tensor-core products and the loads that feed them, in PTX.
 #pragma once
 #include "common.cuh"
 
 #ifndef EMULATED
 typedef uint32 SharedAddress;
 DEV SharedAddress shared_address(const void* p) { return uint32(__cvta_generic_to_shared(p)); }
-
-DEV void copy_async(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from));
-}
-DEV void commit_copies() { asm volatile("cp.async.commit_group;"); }
-template <int PENDING>
-DEV void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING));
-}
 
 // Four 8 x 16-byte matrices: lane l gives the address of row l % 8 of matrix l / 8.
 DEV void load_matrices(int (&r)[4], SharedAddress address) {
