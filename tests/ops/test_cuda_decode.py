@@ -1,12 +1,13 @@
-"""The decode graph gives the bits of the same step run kernel by kernel (which the reference checks)."""
+"""The decode graph gives the bits of the same step run kernel by kernel."""
 
 import numpy as np
 import pytest
-from .test_cuda_forward import SEED, open_cuda, open_gpu, ragged, weights  # noqa: F401
-from .test_cuda_ops import Buffers, same
 
 from isobit import numerics
 from isobit.config import EngineConfig
+
+from .test_cuda_forward import SEED, open_cuda, open_gpu, ragged, weights  # noqa: F401
+from .test_cuda_ops import Buffers, same
 
 
 @pytest.mark.parametrize(("kind", "planes"), [("emulated", 1), ("cuda", 1), ("cuda", 2)])

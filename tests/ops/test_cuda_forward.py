@@ -1,7 +1,6 @@
 """A whole pass of the CUDA backend against the reference, stage by stage, bit for bit."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest

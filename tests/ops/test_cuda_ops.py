@@ -1,10 +1,9 @@
-"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if there is one.
+"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if any.
 
 Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
 """
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,9 +101,9 @@ def random_weight(rng, fmt, *shape):
     values = int(np.prod(shape))
     data = rng.integers(0, 256, (values // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
     if fmt.quantized:
-        half = (rng.standard_normal((len(data), 2)) * 10 ** rng.uniform(-6, 1, (len(data), 2))).astype(
-            np.float16
-        )
+        half = (
+            rng.standard_normal((len(data), 2)) * 10 ** rng.uniform(-6, 1, (len(data), 2))
+        ).astype(np.float16)
         places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}
         places |= {"Q5_0": (0,)}
         for i, at in enumerate(places.get(fmt.name, (0, 2))):
@@ -240,7 +239,9 @@ def test_rms_norm(gpu, rng, n):
 
 
 def test_swiglu_and_residual(gpu, rng):
-    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(F32)
+    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
+        F32
+    )
     up = activations(rng, gate.size)
     b, ops = Buffers(gpu), Ops(gpu, 2)
     y = b.new(gate.nbytes)
@@ -297,9 +298,7 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
         + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
     )
     out = b.new(4 * n * heads * head_dim)
-    ops.attention(
-        "attention", (heads, n), (q_int, dq, *where, heads, head_dim, *cache, out)
-    )
+    ops.attention("attention", (heads, n), (q_int, dq, *where, heads, head_dim, *cache, out))
 
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
     cos, sin = (t[positions] for t in turn)
@@ -315,7 +314,11 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
             ki, dk = numerics.quantise(np.ascontiguousarray(k[rows, g]), 2)
             vi, dv = numerics.quantise(np.ascontiguousarray(v[rows, g]), 2)
             expected[rows, h] = numerics.attention(
-                np.ascontiguousarray(q[rows, h]), positions[rows],
-                ki.astype(np.int16), dk, vi.astype(np.int16), dv,
+                np.ascontiguousarray(q[rows, h]),
+                positions[rows],
+                ki.astype(np.int16),
+                dk,
+                vi.astype(np.int16),
+                dv,
             )
     same(b.get(out, expected.shape), expected)

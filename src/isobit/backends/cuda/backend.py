@@ -9,7 +9,7 @@ from isobit import numerics
 from isobit.backends.base import F32, I32, Batch, Tap
 from isobit.backends.cuda import decode, memory
 from isobit.backends.cuda.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.load import DeviceLayer, DeviceWeight, Loader, load_layers
+from isobit.backends.cuda.load import DeviceLayer, Loader, load_layers
 from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
@@ -280,9 +280,7 @@ class CudaBackend:
         ends = np.append(starts[1:], len(sequence))
         if not length or int((ends - starts).max()) < MMA_ROWS:
             return 0
-        first = np.concatenate(
-            [np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)]
-        )
+        first = np.concatenate([np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)])
         limit = np.repeat(ends, -(-(ends - starts) // length))
         self._gpu.upload(self._buffers["span_first"], first.astype(np.int32))
         count = np.minimum(limit - first, length)
@@ -322,9 +320,11 @@ class CudaBackend:
         ):
             if values.dtype != np.int32:
                 raise UsageError(f"batch {name}: expected int32, got {values.dtype}")
-            if values.size and not (0 <= int(values.min()) and int(values.max()) < limit):
+            if values.size and not (int(values.min()) >= 0 and int(values.max()) < limit):
                 raise UsageError(
                     f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
                 )
         if not len(batch.tokens) == len(batch.positions) == len(batch.sequence) > 0:
-            raise UsageError("batch: expected as many positions and sequences as tokens, at least 1")
+            raise UsageError(
+                "batch: expected as many positions and sequences as tokens, at least 1"
+            )

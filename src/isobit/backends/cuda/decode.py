@@ -5,6 +5,7 @@ For models whose matrices are all tiled; others run kernel by kernel (backend.py
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -54,13 +55,10 @@ class Decoder:
         }
         self._tiles = -(-context // TILE)
         self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
-        self._b = {
-            name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()
-        }
+        self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
         gpu.upload(self._b["step"], np.zeros(4, np.int32))
-        self._few, self._many = (
-            gpu.capture(lambda many=many: self._queue(many=many)) for many in (False, True)
-        )
+        self._few = gpu.capture(partial(self._queue, many=False))
+        self._many = gpu.capture(partial(self._queue, many=True))
 
     def logits(self, token: int, position: int, pages: I32) -> F32:
         """Append one token; its logits."""
@@ -215,7 +213,7 @@ def attention_shared(c: ModelConfig, buffers: int) -> int:
 
 
 def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
-    """Tiles that a block of the attention kernel holds: the next one is fetched if there is room."""
+    """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
     return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
 
 
@@ -261,7 +259,11 @@ class LayerPlan:
             ("QK", w.q, tiles(q_rows, hidden)),
             ("V", w.v, tiles(kv, hidden)),
         )
-        plan("decode_attn_out", heads * ACT_BYTES + 64, ("OUT", w.attn_output, tiles(c.hidden, heads)))
+        plan(
+            "decode_attn_out",
+            heads * ACT_BYTES + 64,
+            ("OUT", w.attn_output, tiles(c.hidden, heads)),
+        )
         choosing = 32 * (c.n_experts + 1) + 4 * k if c.n_experts else normed
         plan(
             "decode_gate_up",

@@ -30,16 +30,11 @@ def span_length(c: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class MmaTile:
-    """What a block of matmul_mma.cu computes: tiles of 16 tokens by 8 rows for each of its warps."""
+    """A block of matmul_mma.cu: tiles of 16 tokens by 8 rows for each of its warps."""
 
     token_tiles: int
     row_tiles: int
     token_warps: int
-
-    @classmethod
-    def of(cls, rows: int, items: int, matrices: int) -> "MmaTile":
-        """The tile for ``matrices`` products of so many rows and items each."""
-        return MMA_TILE
 
     @property
     def tokens(self) -> int:
@@ -66,7 +61,7 @@ class MmaTile:
         return 2 * stage + 4 * self.tokens
 
 
-MMA_TILE = MmaTile(2, 2, 1)
+MMA_TILE = MmaTile(2, 2, 1)  # 128 rows by 32 tokens: two blocks fit a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ class Ops:
             blocks, tail = -(-w.rows // per_block), (w.rows, stride)
         elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
             segmented = w.matrices if segments else 1
-            tile = MmaTile.of(w.rows, -(-items // segmented), segmented)
+            tile = MMA_TILE
             self._gpu.launch(
                 "matmul_mma",
                 "matmul_mma",
@@ -178,7 +173,14 @@ class Ops:
         self._pointwise("gather_rows", (count,), (x, rows, n, y))
 
     def router_top_k(
-        self, logits: int, experts: int, k: int, normalise: bool, tokens: int, ids: int, weights: int
+        self,
+        logits: int,
+        experts: int,
+        k: int,
+        normalise: bool,
+        tokens: int,
+        ids: int,
+        weights: int,
     ) -> None:
         """The k experts of each token and their weights."""
         self._gpu.launch(
@@ -204,17 +206,13 @@ class Ops:
 
     def combine(self, weights: int, y: int, k: int, n: int, tokens: int, out: int) -> None:
         """Add a token's k expert outputs in rank order."""
-        self._gpu.launch(
-            "moe", "combine", (tokens,), (weights, y, k, n, out), defines=self._planes
-        )
+        self._gpu.launch("moe", "combine", (tokens,), (weights, y, k, n, out), defines=self._planes)
 
     def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
         """A kernel of attention.cu."""
         self._gpu.launch("attention", kernel, grid, arguments, defines=self._planes)
 
-    def attention_mma(
-        self, c: ModelConfig, spans: int, arguments: Sequence[int | float]
-    ) -> None:
+    def attention_mma(self, c: ModelConfig, spans: int, arguments: Sequence[int | float]) -> None:
         """The kernel of attention_mma.cu."""
         group = c.n_heads // c.n_kv_heads
         tile_bytes = 2 * TILE * (c.head_dim + 16) + 2 * c.head_dim * (TILE + 16) + 8 * TILE
