@@ -84,7 +84,7 @@ class Experts:
     def __init__(self) -> None:
         self._layers: dict[int, list[I32]] = {}
 
-    def __call__(self, stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+    def __call__(self, _stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
         assert layer is not None
         self._layers.setdefault(layer, []).append(np.array(value, np.int32))
 

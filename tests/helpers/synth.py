@@ -64,26 +64,30 @@ def write_model(
     metadata: Mapping[str, object] | None = None,
     without: Collection[str] = (),
     reshaped: Mapping[str, tuple[int, ...]] | None = None,
+    extra: Mapping[str, tuple[int, ...]] | None = None,
+    arch: str | None = None,
     vocabulary: Path | None = None,
 ) -> Path:
     """Write a model and return its path.
 
     formats: role (``attn_q``, ``ffn_down``, ...) to format name. metadata: keys to add or replace
-    (None removes one). without: tensors to leave out; reshaped: tensors to give another shape.
-    vocabulary: a GGUF file to take the tokenizer from; else a small one of ``geometry.vocab``.
+    (None removes one). without: tensors to leave out; reshaped: tensors to give another shape;
+    extra: tensors to add; arch: what the file calls its architecture. vocabulary: a GGUF file to
+    take the tokenizer from; else a small one of ``geometry.vocab``.
     """
     g = geometry or Geometry()
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, g.arch)
+    writer = gguf.GGUFWriter(path, arch or g.arch)
     keys = _hyper_parameters(g) | (_copied(vocabulary) if vocabulary else _small_vocabulary(g))
     vocab = len(keys["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
     for key, value in (keys | dict(metadata or {})).items():
         if value is not None and key != "general.architecture":
             _add(writer, key, value)
-    for name, (shape, spread) in _tensors(g, vocab).items():
+    added = {name: (shape, 1.0) for name, shape in (extra or {}).items()}
+    for name, (usual, spread) in (_tensors(g, vocab) | added).items():
         if name in without:
             continue
-        shape = (reshaped or {}).get(name, shape)
+        shape = (reshaped or {}).get(name, usual)
         role = name.removesuffix(".weight").split(".")[-1]
         fmt = "F32" if len(shape) == 1 else formats.get(role.removesuffix("_exps"), formats[""])
         if len(shape) == 1:
@@ -185,7 +189,7 @@ def _hyper_parameters(g: Geometry) -> dict[str, object]:
 
 
 def _small_vocabulary(g: Geometry) -> dict[str, object]:
-    """The 256 byte characters, merges of two letters up to the size wanted, three control tokens."""
+    """The 256 byte characters, merges of two letters up to the size wanted, 3 control tokens."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     characters = [chr(b) for b in printable]
     characters += [chr(256 + n) for n in range(256 - len(printable))]

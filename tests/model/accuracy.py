@@ -4,12 +4,7 @@
 benchmarks/results/accuracy.json; docs/accuracy.md shows its table.
 """
 
-import argparse
-import json
-import platform
-import subprocess
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
