@@ -21,13 +21,28 @@ BACKENDS = ("reference", "cpu")
 
 @contextmanager
 def backend_of(
-    path: Path, name: str, planes: int = 2, threads: int | None = None
+    path: Path,
+    name: str,
+    planes: int = 2,
+    *,
+    threads: int | None = None,
+    simd: str | None = None,
 ) -> Iterator[Backend]:
-    """A model file opened on a backend; the test is "not run" where the backend cannot run."""
+    """A model file opened on a backend; the test is "not run" where the backend cannot run.
+
+    ``simd`` names a SIMD level of the CPU backend.
+    """
     engine = EngineConfig(activation_planes=planes, threads=threads)
     with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
         try:
-            backend = open_backend(name, Weights.from_file(file), engine)
+            backend: Backend
+            if simd is None:
+                backend = open_backend(name, weights, engine)
+            else:
+                from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
+
+                backend = CpuBackend(weights, engine, simd=simd)
         except (BackendUnavailable, ImportError) as error:
             pytest.skip(f"not run: backend {name}: {error}")
         try:

@@ -19,5 +19,5 @@ def sample_oracle() -> Oracle:
 
 @pytest.fixture(scope="session")
 def heldout_run(sample_oracle: Oracle, heldout: list[int]) -> OracleRun:
-    """2,048 tokens of it."""
-    return sample_oracle.run(heldout[:2048])
+    """Its first 1,024 tokens."""
+    return sample_oracle.run(heldout[:1024])

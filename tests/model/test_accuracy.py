@@ -8,7 +8,7 @@ from tests.model import accuracy
 from tests.model.accuracy import SAMPLE, Accuracy
 from tests.model.oracle import Oracle, OracleRun
 
-TOKENS = {"reference": 1024, "cpu": 2048}
+TOKENS = {"reference": 512, "cpu": 1024}
 """The reference is slow; its bits are the CPU's, so that the long text counts for both."""
 
 
