@@ -1,10 +1,8 @@
-"""How far the arithmetic moves a model from the float64 oracle over the same weights.
+"""How far the arithmetic moves a model from the float64 oracle over the same weights."""
 
-``python -m tests.model.accuracy`` measures the sample model on the held-out text and writes
-benchmarks/results/accuracy.json; docs/accuracy.md shows its table.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from tests.model.oracle import OracleRun
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "src/isobit/data/pycoder-moe-33m-Q4_K_M.gguf"
 TEXT = ROOT / "tests/data/heldout.txt"
-RESULT = ROOT / "benchmarks/results/accuracy.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,19 @@ class Accuracy:
             oracle_perplexity=_perplexity(expected, oracle.ids),
         )
 
+    @classmethod
+    def mean(cls, parts: Sequence["Accuracy"]) -> "Accuracy":
+        """Of sequences equally long; perplexities as those of all their tokens."""
+        n = len(parts)
+        return cls(
+            tokens=sum(p.tokens for p in parts),
+            mean_kl=sum(p.mean_kl for p in parts) / n,
+            changed_sets=sum(p.changed_sets for p in parts) / n,
+            top1_kept=sum(p.top1_kept for p in parts) / n,
+            perplexity=exp(sum(log(p.perplexity) for p in parts) / n),
+            oracle_perplexity=exp(sum(log(p.oracle_perplexity) for p in parts) / n),
+        )
+
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     x = logits.astype(np.float64)
@@ -70,11 +80,11 @@ def _perplexity(log_p: NDArray[np.float64], ids: NDArray[np.int64]) -> float:
     return float(np.exp(-log_p[np.arange(len(ids) - 1), ids[1:]].mean()))
 
 
-def heldout_ids() -> list[int]:
-    """The first 4,096 tokens of the held-out text: the sample model's whole context."""
+def tokens_of(text: Path) -> list[int]:
+    """A text in the sample model's tokens."""
     with GGUFFile.open(SAMPLE) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, str(SAMPLE))
-    return tokenizer.encode(TEXT.read_text("utf-8"), special=False)[:4096]
+    return tokenizer.encode(text.read_text("utf-8"), special=False)
 
 
 def measure(path: Path, oracle: OracleRun, backend: str, planes: int) -> Accuracy:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.model.accuracy import SAMPLE, heldout_ids
+from tests.model.accuracy import SAMPLE, TEXT, tokens_of
 from tests.model.oracle import Oracle, OracleRun
 
 
 @pytest.fixture(scope="session")
 def heldout() -> list[int]:
     """4,096 tokens the sample model was not trained on: its whole context."""
-    return heldout_ids()
+    return tokens_of(TEXT)[:4096]
 
 
 @pytest.fixture(scope="session")
