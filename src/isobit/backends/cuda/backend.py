@@ -327,4 +327,6 @@ class CudaBackend:
                     f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
                 )
         if not len(batch.tokens) == len(batch.positions) == len(batch.sequence) > 0:
-            raise UsageError("batch: expected as many positions and sequences as tokens, at least 1")
+            raise UsageError(
+                "batch: expected as many positions and sequences as tokens, at least 1"
+            )
