@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replay",
+        nargs="?",
+        const="sample",
         metavar="MODEL",
-        help="recompute each stage that differs from what its own run recorded before it, as B "
-        'computes: "faulty" or "propagated"',
+        help="compute each stage that differs again from what its own run recorded before it, as "
+        "B computes: is it faulty or propagated? (MODEL without a name is the default: sample)",
     )
     tools.add_report(parser)
 
