@@ -33,6 +33,7 @@ struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) short4 { short x, y, z, w; };
 static inline int2 make_int2(int x, int y) { return {x, y}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -181,6 +182,8 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int n) { int l = threadIdx.x
 static inline int warp_sum(int v) { return emu::exchange<int>(v, [](const int* a) { int s = 0; for (int i = 0; i < 32; i++) s += a[i]; return s; }); }
 static inline unsigned warp_max(unsigned v) { return emu::exchange<unsigned>(v, [](const unsigned* a) { return *std::max_element(a, a + 32); }); }
 static inline unsigned __ballot_sync(unsigned, int p) { return emu::exchange<int>(p != 0, [](const int* a) { int s = 0; for (int i = 0; i < 32; i++) s |= unsigned(a[i]) << i; return s; }); }
+static inline unsigned __match_any_sync(unsigned, int v) { return emu::exchange<int>(v, [=](const int* a) { unsigned s = 0; for (int i = 0; i < 32; i++) s |= unsigned(a[i] == v) << i; return int(s); }); }
+static inline int __popc(unsigned v) { return __builtin_popcount(v); }
 static inline int bytes_dot(int a, int b, int c, int from_a, int width, int from_b, int n) {
     for (int i = 0; i < n; i++) {
         int x = width == 8 ? (signed char)(a >> 8 * (from_a + i)) : (short)(a >> 16 * (from_a + i));
@@ -203,8 +206,8 @@ static inline void copy_async(void* to, const void* from) {
     if (size_t(to) % 16 || size_t(from) % 16) { fprintf(stderr, "emulator: copy_async to or from an odd address\n"); abort(); }
     emu::copies[emu_thread()].push_back({to, from});
 }
-static inline void end_of_copies() { emu::groups[emu_thread()].push_back(emu::copies[emu_thread()].size()); }
-template <int PENDING> void wait_for_copies() {
+static inline void commit_copies() { emu::groups[emu_thread()].push_back(emu::copies[emu_thread()].size()); }
+template <int PENDING> void wait_copies() {
     auto& g = emu::groups[emu_thread()];
     auto& c = emu::copies[emu_thread()];
     int n = int(g.size()) - PENDING;
@@ -220,20 +223,42 @@ static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 static inline void __threadfence() {}
 static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; }
-// mma.m16n8k32: a is 16 rows, b 8 columns, of 32 signed bytes.
-static inline void mma(int (&c)[4], int a0, int a1, int a2, int a3, int b0, int b1) {
-    int mine[6] = {a0, a1, a2, a3, b0, b1}, all[6][32];
-    for (int i = 0; i < 6; i++) emu::exchange<int>(mine[i], [&, i](const int* v) { memcpy(all[i], v, sizeof all[i]); return 0; });
-    int lane = threadIdx.x % 32;
-    for (int n = 0; n < 4; n++) {
-        int row = lane / 4, upper = n / 2, column = lane % 4 * 2 + n % 2;
-        for (int k = 0; k < 32; k++) {
-            int from = k % 16 / 4, late = k / 16;
-            signed char x = all[upper + 2 * late][4 * row + from] >> 8 * (k % 4);
-            signed char y = all[4 + late][4 * column + from] >> 8 * (k % 4);
-            c[n] += x * y;
+// Tensor-core products and the loads that feed them: every lane gathers what the others hold.
+typedef const char* SharedAddress;
+static inline SharedAddress shared_address(const void* p) { return (const char*)p; }
+static inline void load_matrices(int (&r)[4], SharedAddress address) {
+    int l = threadIdx.x % 32;
+    emu::exchange<SharedAddress>(address, [&](const SharedAddress* a) {
+        for (int m = 0; m < 4; m++) memcpy(&r[m], a[8 * m + l / 4] + 4 * (l % 4), 4);
+        return nullptr;
+    });
+    __syncwarp();
+}
+template <int N> void gather_lanes(const int (&mine)[N], int (&all)[N][32]) {
+    for (int i = 0; i < N; i++)
+        emu::exchange<int>(mine[i], [&](const int* a) { memcpy(all[i], a, sizeof all[i]); return 0; });
+}
+// a: registers of rows g and g+8 for each 16 values in turn; b: one for each 16 values.
+template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES], bool sign) {
+    int as[2 * HALVES][32], bs[HALVES][32], l = threadIdx.x % 32;
+    gather_lanes(a, as);
+    gather_lanes(b, bs);
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16 * HALVES; k++) {
+            int lane = k % 16 / 4, byte = 8 * (k % 4), column = l % 4 * 2 + i % 2;
+            int x = as[k / 16 * 2 + i / 2][l / 4 * 4 + lane] >> byte;
+            int y = (signed char)(bs[k / 16][column * 4 + lane] >> byte);
+            c[i] += (sign ? (signed char)x : (unsigned char)x) * y;
         }
-    }
+}
+static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b, true); }
+static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, true); }
+static inline void product16_unsigned(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, false); }
+static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
+    unsigned long long both = (unsigned long long)y << 32 | x;
+    unsigned r = 0;
+    for (int i = 0; i < 4; i++) r |= unsigned(both >> 8 * (pick >> 4 * i & 7) & 255) << 8 * i;
+    return int(r);
 }
 
 // Memory whose end lies on a page that cannot be touched.

@@ -293,10 +293,10 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
     where = (b.put(positions), b.put(sequence), b.put(pages), 2)
     ops.attention(
         "head_vectors",
-        (heads + 2 * kv_heads, n),
+        (-(-n * (heads + 2 * kv_heads) // 8),),
         (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), b.put(turn[0]), b.put(turn[1]))
         + (*where, heads, head_dim, float(numerics.attention_scale(head_dim)))
-        + (q_rope, k_rope, q_int, dq, *cache),
+        + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
     )
     out = b.new(4 * n * heads * head_dim)
     ops.attention(

@@ -22,6 +22,8 @@ from isobit.errors import UsageError
 
 Bytes = NDArray[np.uint8]
 
+_CHUNK = 4096  # blocks decoded at a time; bounds the memory for their integers
+
 
 @dataclass(frozen=True)
 class Unpacked:
@@ -88,7 +90,7 @@ def dequantize(fmt: Format, data: Bytes, shape: Sequence[int]) -> NDArray[np.flo
             return _decode_floats(fmt, data).reshape(shape)
         blocks = data.reshape(-1, fmt.block_bytes)
         out = np.empty((len(blocks), fmt.groups, fmt.block_size // fmt.groups), np.float32)
-        for i in range(0, len(blocks), _CHUNK):  # bounds the memory for the integers
+        for i in range(0, len(blocks), _CHUNK):
             u = fmt.unpacker(blocks[i : i + _CHUNK])
             part = out[i : i + _CHUNK]
             scale = u.d[:, None] * u.scales.astype(np.float32)
@@ -96,9 +98,6 @@ def dequantize(fmt: Format, data: Bytes, shape: Sequence[int]) -> NDArray[np.flo
             if u.mins is not None and u.dmin is not None:
                 part -= (u.dmin[:, None] * u.mins.astype(np.float32))[:, :, None]
     return out.reshape(shape)
-
-
-_CHUNK = 4096  # blocks
 
 
 def _decode_floats(fmt: Format, data: Bytes) -> NDArray[np.float32]:
@@ -224,13 +223,15 @@ FORMATS: dict[int, Format] = {  # by ggml type id
     for f in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 }
 
+# fmt: off
 UNSUPPORTED_NAMES: dict[int, str] = {  # types of ggml that isobit refuses, to name them in errors
-    **{4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS"},
-    **{19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16"},
-    **{26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8"},
-    **{33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8"},
-    **{38: "IQ4_NL_8_8", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0"},
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
+    19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16",
+    26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    34: "TQ1_0", 35: "TQ2_0", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4",
+    40: "NVFP4", 41: "Q1_0",
 }
+# fmt: on
 
 
 def type_name(ggml_type: int) -> str:

@@ -7,11 +7,11 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math
-import mmap
+import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -33,10 +33,12 @@ MAX_NESTING = 4  # arrays in arrays
 DEFAULT_ALIGNMENT = 32
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBERS = {
-    **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1"},
-    **{10: "<u8", 11: "<i8", 12: "<f8"},
+# fmt: off
+_NUMBERS = {  # NumPy's names for the number types
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
+    10: "<u8", 11: "<i8", 12: "<f8",
 }
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,9 @@ class Header:
     refused: dict[str, RefusedTensor]
 
 
-def parse_header(path: Path, buffer: mmap.mmap) -> Header:
-    """Read and check the header of the mapped file ``buffer``; ``path`` is for messages."""
-    cursor = _Cursor(path, buffer)
+def read_header(path: Path, file: BinaryIO, size: int) -> Header:
+    """Read and check the header of ``file``, ``size`` bytes long; ``path`` is for messages."""
+    cursor = _Cursor(path, file, size)
     version = cursor.version()
     n_tensors = cursor.count("tensor count", at_least=8 + 1 + 4 + 8 + 4 + 8)
     n_keys = cursor.count("metadata key count", at_least=8 + 1 + 4 + 1)
@@ -99,11 +101,11 @@ def refusal(path: Path, field: str, expected: str, got: object) -> ModelRefused:
 class _Cursor:
     """Reads the header front to back, checking each read against the bytes that are left."""
 
-    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path = path
-        self.buffer = buffer
-        self.size = len(buffer)
-        self.end = min(self.size, HEADER_LIMIT)
+        self.file = file
+        self.size = size
+        self.end = min(size, HEADER_LIMIT)
         self.at = 0
         self.elements = 0
 
@@ -112,7 +114,7 @@ class _Cursor:
 
     def version(self) -> int:
         """The magic and the version."""
-        magic = bytes(self.buffer[:4])
+        magic = self.file.read(4)
         if magic != b"GGUF":
             raise self.refusal("magic", "the four bytes b'GGUF'", magic)
         self.at = 4
@@ -166,22 +168,23 @@ class _Cursor:
         return self.numbers(type_id, n, field)
 
     def strings(self, n: int, field: str) -> list[Value]:
-        # The one loop that runs 300,000 times for a large vocabulary: kept free of calls.
+        """The one loop that runs 300,000 times for a large vocabulary: kept free of calls."""
         self.need(n * 8, field)
-        buffer, at, end = self.buffer, self.at, self.end
+        read, length, at, end = self.file.read, struct.Struct("<Q").unpack, self.at, self.end
         out: list[Value] = []
         try:
             for _ in range(n):
-                start = at + 8
-                at = start + int.from_bytes(buffer[at:start], "little")
-                if start > end or at > end:
+                (size,) = length(read(8))
+                at += 8 + size
+                if at > end:
                     break
-                out.append(buffer[start:at].decode())
+                out.append(read(size).decode())
+        except struct.error:  # fewer than 8 bytes left
+            at = end + 1
         except UnicodeDecodeError as error:
             raise self.refusal(f"{field}[{len(out)}]", "UTF-8", error.reason) from None
-        if len(out) < n:
-            self.at = min(start, end)
-            self.need(at - self.at, f"{field}[{len(out)}]")
+        if at > end:
+            raise self.refusal(f"{field}[{len(out)}]", "a string", f"one beyond {self.limit}")
         self.at = at
         return out
 
@@ -190,9 +193,7 @@ class _Cursor:
         if dtype is None:
             raise self.refusal(f"{field} type", "a GGUF value type 0 to 12", type_id)
         width = int(dtype[2:])
-        self.need(n * width, field)
-        raw = np.frombuffer(self.buffer[self.at : self.at + n * width], dtype)
-        self.at += n * width
+        raw = np.frombuffer(self.read(n * width, field), dtype)
         if type_id == _BOOL:
             if (raw > 1).any():
                 raise self.refusal(field, "a boolean stored as 0 or 1", raw.max())
@@ -260,11 +261,8 @@ class _Cursor:
         n = self.u64(f"{field} length")
         if n > limit:
             raise self.refusal(f"{field} length", f"at most {limit} bytes", n)
-        self.need(n, field)
-        raw = self.buffer[self.at : self.at + n]
-        self.at += n
         try:
-            return raw.decode()
+            return self.read(n, field).decode()
         except UnicodeDecodeError as error:
             raise self.refusal(field, "UTF-8", f"{error.reason} at byte {error.start}") from None
 
@@ -275,13 +273,23 @@ class _Cursor:
         return self.unsigned(8, field)
 
     def unsigned(self, width: int, field: str) -> int:
-        self.need(width, field)
-        self.at += width
-        return int.from_bytes(self.buffer[self.at - width : self.at], "little")
+        return int.from_bytes(self.read(width, field), "little")
 
-    def need(self, nbytes: int, field: str) -> None:
-        """Refuse if fewer than ``nbytes`` bytes are left."""
-        left = self.end - self.at
-        if nbytes > left:
-            where = "the end of the file" if self.end == self.size else f"byte {HEADER_LIMIT}"
-            raise self.refusal(field, f"{nbytes} bytes or more", f"{left} before {where}")
+    def read(self, n: int, field: str) -> bytes:
+        """The next ``n`` bytes."""
+        self.need(n, field)
+        self.at += n
+        return self.file.read(n)
+
+    def need(self, n: int, field: str) -> None:
+        """Refuse if fewer than ``n`` bytes are left."""
+        if n > self.end - self.at:
+            got = f"{self.end - self.at} up to {self.limit}"
+            raise self.refusal(field, f"{n} bytes or more", got)
+
+    @property
+    def limit(self) -> str:
+        """What the header must not reach beyond, in words."""
+        if self.end == self.size:
+            return "the end of the file"
+        return f"the limit for headers, {HEADER_LIMIT} bytes"

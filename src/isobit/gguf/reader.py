@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from isobit.errors import ModelRefused, UsageError
 from isobit.gguf.formats import FORMATS
-from isobit.gguf.header import Header, TensorInfo, Value, parse_header, refusal, show
+from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
 
 __all__ = ["GGUFFile", "TensorInfo", "Value"]
 
@@ -50,8 +50,17 @@ class GGUFFile:
         Raises ModelRefused.
         """
         path = Path(path)
-        buffer = _map(path)
-        header = parse_header(path, buffer)
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+                kind = "a directory" if path.is_dir() else "something else"
+                raise refusal(path, "file", "a regular file", kind)
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                header = read_header(path, file, size)
+                buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: NUL in path, shrunk file
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise refusal(path, "file", "a readable file", reason) from None
         if strict and header.refused:
             first, *more = header.refused.values()
             raise refusal(
@@ -155,18 +164,3 @@ class GGUFFile:
         if self._contents is None:
             raise UsageError(f"{self.path}: the file is closed")
         return self._contents
-
-
-def _map(path: Path) -> mmap.mmap:
-    """Map a regular file for reading."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            kind = "a directory" if path.is_dir() else "something else"
-            raise refusal(path, "file", "a regular file", kind)
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise refusal(path, "file", "a GGUF file", "an empty one")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise refusal(path, "file", "a readable file", reason) from None

@@ -108,7 +108,7 @@ def encode_chat(
     if marked.translate(back) != text:
         raise ModelRefused(
             f"{vocabulary.source}: tokenizer.chat_template: expected it to copy "
-            f"{' '.join(guards)} of a message as any other text, found that it does not"
+            f"{shown(''.join(guards))} in a message as any other text, found that it does not"
         )
     ids: list[int] = []
     for piece in tokenizer.split_control(marked):
@@ -126,7 +126,7 @@ def _guards(control: Iterable[str]) -> list[str]:
     guards: list[str] = []
     for text in sorted(control):
         if not any(guard in text for guard in guards):
-            guards.append(min(text, key=lambda c: (c not in "|｜", c in "<>/_", c.isalnum(), c)))
+            guards.append(min(text, key=lambda c: (c not in "|｜", c.isalnum(), c in "<>/_", c)))
     return guards
 
 

@@ -21,6 +21,7 @@ Three kinds of token, by ``tokenizer.ggml.token_type``:
 import codecs
 import operator
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, SupportsIndex
 
 from tokenizers import AddedToken, Encoding, Regex
@@ -63,13 +64,15 @@ class Tokenizer:
         self._whole = frozenset([*vocabulary.control.values(), *vocabulary.user_defined.values()])
         # Without the control tokens: no sequence of merges can reach one from ordinary text.
         pieces = {t: i for i, t in enumerate(vocabulary.tokens) if t not in vocabulary.control}
-        try:
-            self._bpe = RustTokenizer(BPE(pieces, vocabulary.merges))
-        except Exception as error:  # the library raises bare Exceptions
+        merges = vocabulary.merges
+        # The library checks this too, but panics where a merge makes what is longer than any piece.
+        unknown = set(chain.from_iterable(merges)).union(map("".join, merges)) - pieces.keys()
+        if unknown:
             raise ModelRefused(
-                f"{vocabulary.source}: tokenizer.ggml.merges: expected merges of pieces in the "
-                f"vocabulary, found {shown(str(error))}"
-            ) from None
+                f"{vocabulary.source}: tokenizer.ggml.merges: expected merges of and into pieces "
+                f"of the vocabulary, found {shown(min(unknown))}"
+            )
+        self._bpe = RustTokenizer(BPE(pieces, merges))
         self._bpe.pre_tokenizer = Sequence(
             [
                 Split(Regex(QWEN2_WORDS), behavior="isolated"),
@@ -119,11 +122,10 @@ class Tokenizer:
         """
         first = self.vocabulary.bos_id if bos and self.vocabulary.add_bos else None
         ids = [] if first is None else [first]
-        for piece in self.split_control(text) if special else (text,):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids += _run(self._bpe, piece).ids
+        if not special:
+            return ids + _run(self._bpe, text).ids
+        for piece in self.split_control(text):
+            ids += [piece] if isinstance(piece, int) else _run(self._bpe, piece).ids
         return ids
 
     def split_control(self, text: str) -> Iterator[str | int]:

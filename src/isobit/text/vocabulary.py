@@ -85,9 +85,12 @@ class Vocabulary:
         types = fields.types("tokenizer.ggml.token_type", len(tokens))
         special = [(i, tokens[i], types[i]) for i in np.flatnonzero(types != NORMAL).tolist()]
         control = {text: i for i, text, kind in special if _is_control(text, kind)}
+        user_defined = {
+            text: i for i, text, kind in special if kind == USER_DEFINED and text not in control
+        }
         if any(text == "" for _, text, _ in special):
             fields.refuse("tokenizer.ggml.tokens", "a text for every special token", "an empty one")
-        missing = BYTE_OF_CHARACTER.keys() - (set(tokens) - control.keys())
+        missing = BYTE_OF_CHARACTER.keys() - (set(tokens) - control.keys() - user_defined.keys())
         if missing:
             found = f"none for {len(missing)} of them"
             fields.refuse("tokenizer.ggml.tokens", "a token for each of 256 bytes", found)
@@ -103,9 +106,7 @@ class Vocabulary:
         return cls(
             tokens=tokens,
             control=control,
-            user_defined={
-                text: i for i, text, kind in special if kind == USER_DEFINED and text not in control
-            },
+            user_defined=user_defined,
             merges=fields.merges("tokenizer.ggml.merges"),
             bos_id=ids["bos_token_id"],
             eos_id=ids["eos_token_id"],
@@ -172,6 +173,8 @@ class _Fields:
 
     def tokens(self, key: str) -> list[str]:
         tokens = self.strings(key)
+        if not tokens:
+            self.refuse(key, "at least one token", "none")
         if len(set(tokens)) != len(tokens):
             (text, times), *_ = Counter(tokens).most_common(1)
             self.refuse(key, "every token once", f"{shown(text)} {times} times")
@@ -183,9 +186,14 @@ class _Fields:
 
     def types(self, key: str, size: int) -> npt.NDArray[np.int64]:
         value = self._metadata.get(key)
-        types = np.asarray(value) if isinstance(value, (Sequence, np.ndarray)) else None
-        if types is None or types.dtype.kind not in "iu" or types.shape != (size,):
-            found = shown(value) if types is None else f"{types.dtype} of shape {types.shape}"
+        if not isinstance(value, (Sequence, np.ndarray)):
+            self.refuse(key, "an array of integers", shown(value))
+        try:
+            types = np.asarray(value)
+        except ValueError:  # arrays within
+            self.refuse(key, "an array of integers", "something else in it")
+        if types.dtype.kind not in "iu" or types.shape != (size,):
+            found = f"{types.dtype} of shape {types.shape}"
             self.refuse(key, f"{size} integers, one a token", found)
         if types.min() < 1 or types.max() > 6:
             self.refuse(key, "types from 1 to 6", f"{types.min()} to {types.max()}")

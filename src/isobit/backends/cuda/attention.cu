@@ -3,70 +3,87 @@
 
 constexpr int HEAD_MAX = 512;
 
-// One head vector (blockIdx.x: q heads, then k, then v) of one token (blockIdx.y): norm and RoPE for
-// q and k, quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace.
+// Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
+// quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace.
 KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float* k_norm, float eps,
                              const float* cos_table, const float* sin_table, const int* positions,
                              const int* sequence, const int* pages, int pages_per_sequence,
                              int n_heads, int head_dim, float scale, float* q_rope, float* k_rope,
                              short* q_int, float* dq, int8* k, int8* v, float* dk, float* dv,
-                             int kv_heads, int padded) {
-    __shared__ float normed[HEAD_MAX];
-    __shared__ float buffer[SUPER];
-    __shared__ uint32 maxima[WARP];
+                             int kv_heads, int padded, int count) {
+    constexpr int PARTS = HEAD_MAX / WARP;  // of a vector that a lane may hold: values lane + 32 * part
+    __shared__ float vectors[THREADS / WARP][HEAD_MAX];
     Cache cache = {k, v, dk, dv, kv_heads, padded};
-    int head = blockIdx.x, token = blockIdx.y, kind = 0, half = head_dim / 2;  // kind: 0 q, 1 k, 2 v
-    const float* x = qkv + (int64(token) * gridDim.x + head) * head_dim;
+    int index = blockIdx.x * (THREADS / WARP) + warp_id(), heads = n_heads + 2 * kv_heads;
+    if (index >= count) return;
+    int token = index / heads, head = index % heads, kind = 0;  // kind: 0 q, 1 k, 2 v
+    const float* x = qkv + int64(index) * head_dim;
+    float* normed = vectors[warp_id()];
     if (head >= n_heads) {
-        head -= n_heads;
-        kind = 1 + head / cache.heads;
-        head %= cache.heads;
+        kind = 1 + (head - n_heads) / kv_heads;
+        head = (head - n_heads) % kv_heads;
     }
-    int position = positions[token];
+    int position = positions[token], half = head_dim / 2;
 
-    float y[HEAD_MAX / THREADS];
+    float y[PARTS];
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = lane_id() + WARP * part;
+        y[part] = i < head_dim ? x[i] : 0.0f;
+    }
     if (kind < 2) {
         const float* weight = kind == 0 ? q_norm : k_norm;
-        float sum = 0.0f;
-        for (int i = threadIdx.x; i < head_dim; i += THREADS) sum = add(sum, mul(x[i], x[i]));
-        float mean = div(block_tree(sum, buffer), float(head_dim));
+        float lanes[8];  // of sum256: this lane's, 32 apart
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            lanes[j] = add(mul(y[j], y[j]), mul(y[j + 8], y[j + 8]));
+        float even = add(add(lanes[0], lanes[4]), add(lanes[2], lanes[6]));
+        float odd = add(add(lanes[1], lanes[5]), add(lanes[3], lanes[7]));
+        float mean = div(warp_tree(add(even, odd)), float(head_dim));
         float r = div(1.0f, square_root(add(mean, eps)));
-        for (int i = threadIdx.x; i < head_dim; i += THREADS)
-            normed[i] = mul(mul(x[i], r), weight[i]);
-        __syncthreads();
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            int i = lane_id() + WARP * part;
+            if (i < head_dim) normed[i] = mul(mul(y[part], r), weight[i]);
+        }
+        __syncwarp();
         float* traced = kind == 0 ? q_rope + (int64(token) * n_heads + head) * head_dim
-                                  : k_rope + (int64(token) * cache.heads + head) * head_dim;
-        for (int n = 0, i = threadIdx.x; i < head_dim; n++, i += THREADS) {
+                                  : k_rope + (int64(token) * kv_heads + head) * head_dim;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            int i = lane_id() + WARP * part;
+            if (i >= head_dim) continue;
             int pair = i < half ? i : i - half;
             float c = cos_table[int64(position) * half + pair];
             float s = sin_table[int64(position) * half + pair];
-            y[n] = i < half ? sub(mul(normed[i], c), mul(normed[i + half], s))
-                            : add(mul(normed[i], c), mul(normed[pair], s));
-            traced[i] = y[n];
+            y[part] = i < half ? sub(mul(normed[i], c), mul(normed[i + half], s))
+                               : add(mul(normed[i], c), mul(normed[pair], s));
+            traced[i] = y[part];
         }
-    } else {
-        for (int n = 0, i = threadIdx.x; i < head_dim; n++, i += THREADS) y[n] = x[i];
     }
 
     uint32 amax = 0;
-    for (int n = 0, i = threadIdx.x; i < head_dim; n++, i += THREADS)
-        amax = max(amax, magnitude(y[n]));
-    isobit::BlockScale block = isobit::block_scale(block_max(amax, maxima), 2);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) amax = max(amax, magnitude(y[part]));
+    isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
     int page = pages[sequence[token] * pages_per_sequence + position / TILE], slot = position % TILE;
-    for (int n = 0, i = threadIdx.x; i < cache.padded; n++, i += THREADS) {
-        int q = i < head_dim ? quantised(y[n], block) : 0;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = lane_id() + WARP * part;
+        if (i >= padded) continue;
+        int q = quantised(y[part], block);  // 0 past head_dim
         int high = isobit::high_plane(q), low = isobit::low_plane(q);
         if (kind == 0) {
-            q_int[(int64(token) * n_heads + head) * cache.padded + i] = short(q);
+            q_int[(int64(token) * n_heads + head) * padded + i] = short(q);
         } else if (kind == 1) {
-            cache.keys(page, head, 0)[slot * cache.padded + i] = int8(high);
-            cache.keys(page, head, 1)[slot * cache.padded + i] = int8(low);
+            cache.keys(page, head, 0)[slot * padded + i] = int8(high);
+            cache.keys(page, head, 1)[slot * padded + i] = int8(low);
         } else {
-            cache.values(page, head, 0)[i * TILE + slot] = int8(high);
-            cache.values(page, head, 1)[i * TILE + slot] = int8(low);
+            cache.values(page, head, 0)[i * TILE + value_slot(slot)] = int8(high);
+            cache.values(page, head, 1)[i * TILE + value_slot(slot)] = int8(low);
         }
     }
-    if (threadIdx.x == 0) {
+    if (lane_id() == 0) {
         if (kind == 0) dq[token * n_heads + head] = mul(block.d, scale);
         if (kind == 1) cache.dk[cache.scales(page, head) + slot] = block.d;
         if (kind == 2) cache.dv[cache.scales(page, head) + slot] = block.d;
@@ -124,7 +141,7 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
         }
         isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
         for (int i = 0; i < 2; i++)
-            shared.weights[lane_id() + WARP * i] = short(quantised(weighted[i], block));
+            shared.weights[value_slot(lane_id() + WARP * i)] = short(quantised(weighted[i], block));
         float l = warp_tree(add(p[0], p[1]));
         if (lane_id() == 0) {
             shared.m = m;

@@ -10,7 +10,7 @@ from isobit.backends.base import F32, I32, Batch, Tap
 from isobit.backends.cuda import decode, memory
 from isobit.backends.cuda.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.load import DeviceLayer, DeviceWeight, Loader, load_layers
-from isobit.backends.cuda.ops import Ops, Segments
+from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.model.weights import Weights
@@ -83,6 +83,7 @@ class CudaBackend:
         gpu.upload(b["positions"], batch.positions)
         gpu.upload(b["sequence"], batch.sequence)
         pages = self._upload_pages(batch.pages)
+        spans = self._upload_spans(batch.sequence)
 
         def trace(
             stage: str, layer: int | None, address: int, *shape: int, dtype: type = np.float32
@@ -95,7 +96,7 @@ class CudaBackend:
         o.embed(self._embedding, b["tokens"], n, b["x"])
         trace("embedding", None, b["x"], n, c.hidden)
         for i, layer in enumerate(self._layers):
-            self._attention_block(i, layer, n, pages, trace)
+            self._attention_block(i, layer, n, pages, spans, trace)
             self._feed_forward_block(i, layer, n, trace)
         o.rms_norm(b["x"], self._output_norm, c.eps, c.hidden, n, b["h"])
         trace("final_norm", None, b["h"], n, c.hidden)
@@ -139,7 +140,13 @@ class CudaBackend:
         )
 
     def _attention_block(
-        self, i: int, layer: DeviceLayer, n: int, pages: tuple[int, int], trace: Callable[..., None]
+        self,
+        i: int,
+        layer: DeviceLayer,
+        n: int,
+        pages: tuple[int, int],
+        spans: int,
+        trace: Callable[..., None],
     ) -> None:
         c, o, b = self._c, self._ops, self._buffers
         q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -156,19 +163,28 @@ class CudaBackend:
         cos, sin = self._rope, self._rope + self.plan.rope // 2
         where = (b["positions"], b["sequence"], *pages)
         cache = self._layer_cache(i)
+        vectors = n * (c.n_heads + 2 * c.n_kv_heads)
         o.attention(
             "head_vectors",
-            (c.n_heads + 2 * c.n_kv_heads, n),
+            (-(-vectors // 8),),
             (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads, c.head_dim)
-            + (scale, b["q_rope"], b["k_rope"], b["q_int"], b["dq"], *cache),
+            + (scale, b["q_rope"], b["k_rope"], b["q_int"], b["dq"], *cache, vectors),
         )
         trace("q_post_rope", i, b["q_rope"], n, c.n_heads, c.head_dim)
         trace("k_post_rope", i, b["k_rope"], n, c.n_kv_heads, c.head_dim)
-        o.attention(
-            "attention",
-            (c.n_heads, n),
-            (b["q_int"], b["dq"], *where, c.n_heads, c.head_dim, *cache, b["attention"]),
-        )
+        if spans:
+            o.attention_mma(
+                c,
+                spans,
+                (b["q_int"], b["dq"], *where, b["span_first"], b["span_count"])
+                + (c.n_heads, *cache, b["attention"]),
+            )
+        else:
+            o.attention(
+                "attention",
+                (c.n_heads, n),
+                (b["q_int"], b["dq"], *where, c.n_heads, c.head_dim, *cache, b["attention"]),
+            )
         trace("attention", i, b["attention"], n, q_width)
         o.quantise(b["attention"], q_width, n, b["acts"])
         o.matmul(layer.attn_output, b["attention"], b["acts"], b["out"], n)
@@ -256,6 +272,22 @@ class CudaBackend:
             self._buffers[name] = address
             address += memory.aligned(nbytes)
         self._capacity = tokens
+
+    def _upload_spans(self, sequence: I32) -> int:
+        """Cut the batch into the spans of attention_mma.cu; how many, 0 if that does not pay."""
+        length = span_length(self._c)
+        starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+        ends = np.append(starts[1:], len(sequence))
+        if not length or int((ends - starts).max()) < MMA_ROWS:
+            return 0
+        first = np.concatenate(
+            [np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)]
+        )
+        limit = np.repeat(ends, -(-(ends - starts) // length))
+        self._gpu.upload(self._buffers["span_first"], first.astype(np.int32))
+        count = np.minimum(limit - first, length)
+        self._gpu.upload(self._buffers["span_count"], count.astype(np.int32))
+        return len(first)
 
     def _upload_pages(self, pages: I32) -> tuple[int, int]:
         """The page tables on the device: their address, and entries of one sequence."""

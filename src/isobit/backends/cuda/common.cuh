@@ -59,33 +59,14 @@ DEV int dp2a_hi(int a, int b, int c) { return __dp2a_hi(a, b, c); }
 DEV int warp_sum(int v) { return __reduce_add_sync(~0u, v); }
 DEV uint32 warp_max(uint32 v) { return __reduce_max_sync(~0u, v); }
 // A read of bytes that are used once in a pass: weights.
-DEV int4 load_once(const int4* p) { return __ldcs(p); }
+template <class T>
+DEV T load_once(const T* p) {
+    return __ldcs(p);
+}
 // A read past the multiprocessor's own cache, of what other blocks of this kernel wrote.
 template <class T>
 DEV T load_fresh(const T* p) {
     return __ldcg(p);
-}
-// Copies of 16 bytes to shared memory that go on in the background; a thread waits for its own.
-DEV void copy_async(void* shared, const void* from) {
-    uint32 to = uint32(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-DEV void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// All groups of copies but the last PENDING have arrived.
-template <int PENDING>
-DEV void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-// Ask for the 128 bytes at p to be brought into the device's shared cache.
-DEV void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-// c += a * b on the tensor cores: 16 rows of a, 8 columns of b, depth 32, signed bytes. Lane 4r + i
-// holds bytes 4i … 4i+3 of row r (a0), row r+8 (a1), and both at depth 16 more (a2, a3); the same of
-// column r of b (b0, b1); and c at columns 2i, 2i+1 of row r (c[0], c[1]) and r+8 (c[2], c[3]).
-DEV void mma(int (&c)[4], int a0, int a1, int a2, int a3, int b0, int b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 #endif
 

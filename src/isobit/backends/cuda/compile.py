@@ -21,12 +21,14 @@ from isobit.errors import BackendUnavailable
 SOURCES = Path(__file__).parent
 STEMS = (
     "attention",
+    "attention_mma",
     "decode",
     "decode_attention",
     "embedding",
     "matmul",
     "matmul_blocks",
     "matmul_floats",
+    "matmul_mma",
     "moe",
     "pointwise",
     "repack",

@@ -3,6 +3,7 @@
 // need HEAD_DIM % 64 == 0.
 #include "cache.cuh"
 #include "merge.cuh"
+#include "mma.cuh"
 
 constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
 constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
@@ -26,7 +27,7 @@ struct TileBytes {
             copy_async(dk + 4 * threadIdx.x, cache.dk + at);
             copy_async(dv + 4 * threadIdx.x, cache.dv + at);
         }
-        end_of_copies();
+        commit_copies();
     }
 };
 struct AttentionShared {
@@ -88,8 +89,8 @@ struct HeadVector {
 // Sixteen bytes of each operand, as two products of depth 32: lane 4r + i holds bytes 16i … 16i+15 of
 // row r (and r + 8 in a[1]), and of column r of b.
 DEV void products_64(int (&c)[4], const int4 (&a)[2], int4 b) {
-    mma(c, a[0].x, a[1].x, a[0].y, a[1].y, b.x, b.y);
-    mma(c, a[0].z, a[1].z, a[0].w, a[1].w, b.z, b.w);
+    product32(c, {a[0].x, a[1].x, a[0].y, a[1].y}, b.x, b.y);
+    product32(c, {a[0].z, a[1].z, a[0].w, a[1].w}, b.z, b.w);
 }
 
 // Scores of the tile's 64 keys: warp w takes keys 16(w%4) … +15 and plane w/4 of k.
@@ -137,8 +138,8 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int q = quantised(weighted[i], scale), j = lane_id() + WARP * i;
-        sh->p[0][head][j] = int8(isobit::high_plane(q));
-        sh->p[1][head][j] = int8(isobit::low_plane(q));
+        sh->p[0][head][value_slot(j)] = int8(isobit::high_plane(q));
+        sh->p[1][head][value_slot(j)] = int8(isobit::low_plane(q));
     }
     float l = warp_tree(add(p[0], p[1]));
     if (lane_id() == 0) {
@@ -192,7 +193,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
-    wait_for_copies<0>();
+    wait_copies<0>();
     __syncthreads();
     wait_for_previous();
     if (warp_id() < 8) {
@@ -218,8 +219,8 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                     cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
                     if (here) sh->tile[0].k[p][slot][c] = plane[p];
                 } else {
-                    cache.values(page, head, p)[c * TILE + slot] = plane[p];
-                    if (here) sh->tile[0].v[p][c][slot] = plane[p];
+                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
+                    if (here) sh->tile[0].v[p][c][value_slot(slot)] = plane[p];
                 }
         }
         if (lane_id() == 0) {
@@ -245,7 +246,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         if (next < tiles) {
             __syncthreads();
             if (BUFFERS == 1) sh->tile[0].fetch(cache, pages[next], head);
-            wait_for_copies<0>();
+            wait_copies<0>();
             __syncthreads();
         }
     }

@@ -69,6 +69,8 @@ def workspace(c: ModelConfig, tokens: int) -> dict[str, int]:
         "tokens": 4,
         "positions": 4,
         "sequence": 4,
+        "span_first": 4,
+        "span_count": 4,
         "x": 4 * c.hidden,
         "h": 4 * c.hidden,
         "acts": ACT_BYTES * wide,

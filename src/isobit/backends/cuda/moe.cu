@@ -51,24 +51,57 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     }
 }
 
-// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block.
-KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int* order, int* offset) {
+// A warp's 32 pairs of one turn: each lane's expert, and the lanes that have the same.
+struct Pairs {
+    int index, expert, before, all;  // before: lanes below this one with its expert
+    bool held;
+
+    DEV Pairs(const int* ids, int first, int end) : index(first + lane_id()), held(index < end) {
+        expert = held ? ids[index] : -1 - lane_id();
+        uint32 same = __match_any_sync(~0u, expert);
+        before = __popc(same & (1u << lane_id()) - 1);
+        all = __popc(same);
+    }
+};
+
+// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block; each of
+// the first `parts` warps counts, and then places, a part of the pairs, 32 at a time.
+// count: shared, experts * parts.
+KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset) {
     DYNAMIC_SHARED(int, count);
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
-        int c = 0;
-        for (int i = 0; i < n; i++) c += ids[i] == e;
-        count[e] = c;
+    int part = warp_id(), share = (n + parts - 1) / parts;
+    int begin = part * share, end = part < parts ? min(n, begin + share) : 0;
+    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) count[i] = 0;
+    __syncthreads();
+    for (int first = begin; first < end; first += WARP) {
+        Pairs p(ids, first, end);
+        if (p.held && p.before == 0) count[p.expert * parts + part] += p.all;
+        __syncwarp();
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        offset[0] = 0;
-        for (int e = 0, sum = 0; e < experts; e++) offset[e + 1] = sum += count[e];
+    if (part == 0) {  // counts to places
+        int sum = 0;
+        for (int base = 0; base < experts * parts; base += WARP) {
+            int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0, upto = mine;
+            for (int step = 1; step < WARP; step *= 2) {
+                int other = shuffle(upto, lane_id() - step & WARP - 1);
+                if (lane_id() >= step) upto += other;
+            }
+            if (i < experts * parts) count[i] = sum + upto - mine;
+            sum += shuffle(upto, WARP - 1);
+        }
     }
     __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
-        int at = offset[e];
-        for (int i = 0; i < n; i++)
-            if (ids[i] == e) order[at++] = i;
+    for (int e = threadIdx.x; e <= experts; e += blockDim.x)
+        offset[e] = e < experts ? count[e * parts] : n;
+    __syncthreads();
+    for (int first = begin; first < end; first += WARP) {
+        Pairs p(ids, first, end);
+        int at = p.held ? count[p.expert * parts + part] : 0;
+        __syncwarp();
+        if (p.held) order[at + p.before] = p.index;
+        if (p.held && p.before == 0) count[p.expert * parts + part] = at + p.all;
+        __syncwarp();
     }
 }
 

@@ -7,11 +7,66 @@ from isobit.backends.cuda import memory
 from isobit.backends.cuda.gpu import Gpu
 from isobit.backends.cuda.layout import ACT_BYTES
 from isobit.backends.cuda.load import DeviceWeight
+from isobit.config import ModelConfig
+from isobit.numerics import TILE
 
 _THREADS = 256
 _WARPS = _THREADS // 32
 _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
+_MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
+
+
+MMA_ROWS = 16
+"""Tokens of one query head in one tensor-core product of attention_mma.cu."""
+
+
+def span_length(c: ModelConfig) -> int:
+    """Tokens a block of attention_mma.cu takes; 0 if it does not know this head_dim."""
+    if c.head_dim not in (64, 96, 128):
+        return 0
+    return MMA_ROWS * (_WARPS // min(c.n_heads // c.n_kv_heads, _WARPS))
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """What a block of matmul_mma.cu computes: tiles of 16 tokens by 8 rows for each of its warps."""
+
+    token_tiles: int
+    row_tiles: int
+    token_warps: int
+
+    @classmethod
+    def of(cls, rows: int, items: int, matrices: int) -> "MmaTile":
+        """The tile for ``matrices`` products of so many rows and items each."""
+        return MMA_TILE
+
+    @property
+    def tokens(self) -> int:
+        """Items of a block."""
+        return 16 * self.token_tiles * self.token_warps
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of a block."""
+        return 8 * self.row_tiles * (_WARPS // self.token_warps)
+
+    @property
+    def defines(self) -> dict[str, str]:
+        """Definitions for matmul_mma.cu."""
+        return {
+            "TOKEN_TILES": str(self.token_tiles),
+            "ROW_TILES": str(self.row_tiles),
+            "TOKEN_WARPS": str(self.token_warps),
+        }
+
+    def shared(self, tile_bytes: int) -> int:
+        """Shared memory in bytes, for weight tiles of so many bytes: two stages, and the items."""
+        stage = self.tokens * ACT_BYTES + self.rows // 8 * tile_bytes
+        return 2 * stage + 4 * self.tokens
+
+
+MMA_TILE = MmaTile(2, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -70,13 +125,28 @@ class Ops:
         shared = 0
         tail: tuple[int, ...]
         if floats:
-            blocks, tail = w.rows, (stride,)
+            per_block = 8 if items > _ITEMS else 1
+            blocks, tail = -(-w.rows // per_block), (w.rows, stride)
+        elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
+            segmented = w.matrices if segments else 1
+            tile = MmaTile.of(w.rows, -(-items // segmented), segmented)
+            self._gpu.launch(
+                "matmul_mma",
+                "matmul_mma",
+                (-(-w.rows // tile.rows), segmented, -(-items // (segmented * tile.tokens))),
+                (*head, *middle, w.rows, stride),
+                shared=tile.shared(8 * w.layout.format.block_bytes),
+                defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
+            )
+            return
         elif w.layout.kind == "tiled":
             blocks, tail, shared = -(-w.rows // _TILED_ROWS), (w.rows, stride), _TILED_SHARED
         else:
             per_row = w.columns // w.layout.format.block_size
             blocks, tail = -(-w.rows // _WARPS), (w.rows, stride, per_row)
         stem, kernel, defines = w.layout.matmul
+        if floats:
+            defines = defines | {"ROWS": str(per_block)}
         self._gpu.launch(
             stem,
             kernel,
@@ -122,12 +192,13 @@ class Ops:
 
     def sort_pairs(self, ids: int, pairs: int, experts: int, order: int, offset: int) -> None:
         """Pairs (token, rank) by expert."""
+        parts = max(1, min(32, (40 << 10) // (4 * experts), -(-pairs // 32)))
         self._gpu.launch(
             "moe",
             "sort_pairs",
             (1,),
-            (ids, pairs, experts, order, offset),
-            shared=4 * experts,
+            (ids, pairs, experts, parts, order, offset),
+            shared=4 * experts * parts,
             defines=self._planes,
         )
 
@@ -140,6 +211,21 @@ class Ops:
     def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
         """A kernel of attention.cu."""
         self._gpu.launch("attention", kernel, grid, arguments, defines=self._planes)
+
+    def attention_mma(
+        self, c: ModelConfig, spans: int, arguments: Sequence[int | float]
+    ) -> None:
+        """The kernel of attention_mma.cu."""
+        group = c.n_heads // c.n_kv_heads
+        tile_bytes = 2 * TILE * (c.head_dim + 16) + 2 * c.head_dim * (TILE + 16) + 8 * TILE
+        self._gpu.launch(
+            "attention_mma",
+            "attention_mma",
+            (spans, c.n_kv_heads, -(-group // _WARPS)),
+            arguments,
+            shared=2 * tile_bytes,
+            defines={"HEAD": str(c.head_dim)} | self._planes,
+        )
 
     def _pointwise(
         self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]

@@ -1,0 +1,7 @@
+"""``python -m isobit`` is ``isobit``."""
+
+import sys
+
+from isobit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,90 @@
+"""The extension module, module.cpp. Arrays are C-contiguous; outputs, last, written in place."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.base import Tap
+
+_Array = NDArray[np.generic]
+
+def simd_levels() -> list[str]: ...
+
+class Matrix:
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        ggml_type: int,
+        stack: int,
+        rows: int,
+        columns: int,
+        row_bytes: int,
+        /,
+    ) -> None: ...
+
+class Engine:
+    def __init__(
+        self,
+        config: dict[str, int | float | bool],
+        layers: list[dict[str, object]],
+        embedding: Matrix,
+        output_norm: _Array,
+        output: Matrix,
+        simd: str,
+        threads: int,
+        /,
+    ) -> None: ...
+    def forward(
+        self,
+        tokens: _Array,
+        positions: _Array,
+        sequence: _Array,
+        pages: _Array,
+        logit_rows: _Array,
+        cos: _Array,
+        sin: _Array,
+        logits: _Array,
+        tap: Tap | None,
+        stages: Sequence[str],
+    ) -> None: ...
+
+class Ops:
+    def __init__(self, simd: str, threads: int, /) -> None: ...
+    def dequantise(self, w: Matrix, out: _Array, /) -> None: ...
+    def quantise(self, x: _Array, planes: int, q: _Array, d: _Array, /) -> None: ...
+    def matmul(self, w: Matrix, x: _Array, planes: int, y: _Array, /) -> None: ...
+    def rms_norm(self, x: _Array, weight: _Array, eps: float, y: _Array, /) -> None: ...
+    def rope(self, x: _Array, cos: _Array, sin: _Array, y: _Array, /) -> None: ...
+    def exp(self, x: _Array, y: _Array, /) -> None: ...
+    def silu_gate(self, gate: _Array, up: _Array, y: _Array, /) -> None: ...
+    def top_k(
+        self, logits: _Array, normalise: bool, ids: _Array, weights: _Array, p: _Array, /
+    ) -> None: ...
+    def combine(self, weights: _Array, outputs: _Array, out: _Array, /) -> None: ...
+    def attention(
+        self,
+        q: _Array,
+        positions: _Array,
+        k: _Array,
+        dk: _Array,
+        v: _Array,
+        dv: _Array,
+        scale: float,
+        out: _Array,
+        /,
+    ) -> None: ...
+    def experts(
+        self,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        x: _Array,
+        ids: _Array,
+        planes: int,
+        g: _Array,
+        u: _Array,
+        a: _Array,
+        y: _Array,
+        /,
+    ) -> None: ...

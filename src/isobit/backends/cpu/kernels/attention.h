@@ -1,0 +1,137 @@
+// Attention over a fixed-point KV cache, docs/numerics.md section 6. Up to QUERY_BLOCK query vectors
+// of one key-value head share each load of keys and values; keys, then channels, lie in the lanes.
+#pragma once
+
+namespace isobit::ISOBIT_SIMD {
+
+constexpr int STRIP = 16 / LANES;  // vectors in a strip of 16 keys or channels
+
+// Where channel or dim i of position `slot` lies in a page's k and v.
+FN size_t k_index(const PageLayout& p, int slot, int i) {
+    return (((size_t)(slot / 16) * (p.padded / 2) + i / 2) * 16 + slot % 16) * 2 + i % 2;
+}
+FN size_t v_index(int slot, int i) {
+    return (((size_t)(i / 16) * (TILE / 2) + slot / 2) * 16 + i % 16) * 2 + slot % 2;
+}
+
+static void store(const PageLayout& p, uint8_t* page, int slot, const int16_t* k, float dk,
+                  const int16_t* v, float dv) {
+    page_dk(page)[slot] = dk;
+    page_dv(page)[slot] = dv;
+    for (int i = 0; i < p.head_dim; ++i) {
+        page_k(page)[k_index(p, slot, i)] = k[i];
+        page_v(p, page)[v_index(slot, i)] = v[i];
+    }
+}
+
+// The dot products of N queries (pairs of 16-bit integers, q[n] a pair each step) with one vector
+// of pairs a step, high and low bytes apart: f(H) * 256 + f(L) in out[n].
+template <int N>
+FN void dot_planes(const int16_t* pairs, int stride, const int16_t* const* q, int steps, F* out) {
+    I high[N] = {}, low[N] = {};
+    for (int i = 0; i < steps; ++i) {
+        H v = (H)load(pairs + (size_t)i * stride);
+        H hi = (v + (H)(0x00800080u + U{})) >> 8;
+        H lo = v - (hi << 8);
+        for (int n = 0; n < N; ++n) {
+            U x = broadcast(q[n] + 2 * i);
+            high[n] += madd((U)hi, x);
+            low[n] += madd((U)lo, x);
+        }
+    }
+    for (int n = 0; n < N; ++n)
+        out[n] = to_float(high[n]) * 256.0f + to_float(low[n]);
+}
+
+struct Softmax {
+    float m, l;
+    float o[MAX_HEAD_DIM];
+};
+
+// Scores to integers P over one tile's keys: sets m_t, l_t, and g, the scale of P.
+FN void weigh(const float* s, const float* dv, int seen, float* m, float* l, int16_t* P, float* g) {
+    float top = s[0];
+    for (int j = 1; j < seen; ++j) top = s[j] > top ? s[j] : top;
+    float p[TILE] = {}, weighted[TILE] = {};
+    for (int j = 0; j < seen; ++j) p[j] = isobit::exp(s[j] - top);
+    for (int j = 0; j < seen; ++j) weighted[j] = p[j] * dv[j];
+    *m = top;
+    *g = quantise_block(weighted, TILE, 2, P);
+    *l = Lanes256::tree64(p);
+}
+
+FN void merge(Softmax& a, float m, float l, const float* o, int n, bool first) {
+    if (first) {
+        a.m = m;
+        a.l = l;
+        memcpy(a.o, o, n * sizeof(float));
+        return;
+    }
+    float top = m > a.m ? m : a.m;
+    float x = isobit::exp(a.m - top), y = isobit::exp(m - top);
+    a.l = a.l * x + l * y;
+    for (int i = 0; i < n; ++i) a.o[i] = a.o[i] * x + o[i] * y;
+    a.m = top;
+}
+
+template <int N>
+void attend(const PageLayout& layout, const Pages& pages, const Query* queries) {
+    Softmax state[N];
+    int last = 0;
+    const int16_t* q[N];
+    for (int n = 0; n < N; ++n) {
+        q[n] = queries[n].q;
+        if (queries[n].position > last) last = queries[n].position;
+    }
+    const int steps = (layout.head_dim + 1) / 2;
+    for (int t = 0; t <= last / TILE; ++t) {
+        uint8_t* page = pages.base + pages.table[t] * pages.stride;
+        const int present = last - t * TILE + 1 < TILE ? last - t * TILE + 1 : TILE;
+        alignas(64) float s[N][TILE];
+        for (int j = 0; j < present; j += LANES) {
+            F dots[N], dk = (F)load(page_dk(page) + j);
+            dot_planes<N>(page_k(page) + k_index(layout, j, 0), 32, q, steps, dots);
+            for (int n = 0; n < N; ++n) {
+                F x = (queries[n].d * dk) * dots[n];
+                memcpy(s[n] + j, &x, sizeof x);
+            }
+        }
+        int16_t P[N][TILE];
+        const int16_t* weights[N];
+        float m[N] = {}, l[N] = {}, g[N] = {};
+        for (int n = 0; n < N; ++n) {
+            int seen = queries[n].position - t * TILE + 1;
+            seen = seen < TILE ? seen : TILE;
+            weights[n] = P[n];
+            if (seen > 0)
+                weigh(s[n], page_dv(page), seen, &m[n], &l[n], P[n], &g[n]);
+            else
+                memset(P[n], 0, sizeof P[n]);
+        }
+        alignas(64) float o[N][MAX_HEAD_DIM];
+        for (int c = 0; c < layout.padded; c += LANES) {
+            F dots[N];
+            dot_planes<N>(page_v(layout, page) + v_index(0, c), 32, weights, (present + 1) / 2,
+                          dots);
+            for (int n = 0; n < N; ++n) {
+                F x = g[n] * dots[n];
+                memcpy(o[n] + c, &x, sizeof x);
+            }
+        }
+        for (int n = 0; n < N; ++n)
+            if (queries[n].position >= t * TILE)
+                merge(state[n], m[n], l[n], o[n], layout.head_dim, t == 0);
+    }
+    for (int n = 0; n < N; ++n) {
+        float r = 1.0f / state[n].l;
+        for (int i = 0; i < layout.head_dim; ++i) queries[n].out[i] = state[n].o[i] * r;
+    }
+}
+
+static void attention(const PageLayout& layout, const Pages& pages, const Query* queries, int n) {
+    for (; n >= 4; n -= 4, queries += 4) attend<4>(layout, pages, queries);
+    for (; n >= 2; n -= 2, queries += 2) attend<2>(layout, pages, queries);
+    if (n) attend<1>(layout, pages, queries);
+}
+
+}  // namespace isobit::ISOBIT_SIMD

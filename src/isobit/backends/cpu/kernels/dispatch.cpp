@@ -1,0 +1,67 @@
+// Which SIMD levels this build has and this machine can run, best first.
+
+#include <string.h>
+
+#include "kernels.h"
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace isobit {
+
+#if defined(__x86_64__)
+namespace avx512vnni { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+#elif defined(__aarch64__)
+namespace neon { extern const Kernels kernels; }
+#endif
+namespace portable { extern const Kernels kernels; }
+
+namespace {
+
+struct Level {
+    const Kernels* kernels;
+    bool (*usable)();
+};
+
+const Level levels[] = {
+#if defined(__x86_64__)
+    {&avx512vnni::kernels,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vnni");
+     }},
+    {&avx2::kernels,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }},
+#elif defined(__aarch64__)
+    {&neon::kernels,
+     [] {
+#if defined(__linux__)
+         return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+         return true;  // every 64-bit Apple machine
+#endif
+     }},
+#endif
+    {&portable::kernels, [] { return true; }},
+};
+
+}  // namespace
+
+const Kernels* usable_kernels(int i) {
+    for (const Level& level : levels)
+        if (level.usable() && i-- == 0) return level.kernels;
+    return nullptr;
+}
+
+const Kernels* find_kernels(const char* name) {
+    const Kernels* k;
+    for (int i = 0; (k = usable_kernels(i)); ++i)
+        if (!name || strcmp(name, k->name) == 0) return k;
+    return nullptr;
+}
+
+}  // namespace isobit

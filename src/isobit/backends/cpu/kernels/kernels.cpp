@@ -1,0 +1,29 @@
+// One SIMD level: compiled once for each, with that level's flags and ISOBIT_LEVEL naming its
+// header. Includes no C++ library, whose inline functions the linker would share between levels.
+
+#include "kernels.h"
+
+#include <string.h>
+
+#include "scalar.h"
+
+#include ISOBIT_LEVEL
+
+#include "formats.h"
+#include "pointwise.h"
+
+#include "matmul.h"
+
+#include "attention.h"
+#include "embedding.h"
+#include "moe.h"
+
+namespace isobit::ISOBIT_SIMD {
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    ISOBIT_SIMD_NAME, LANES, matmul, dequantise, quantise, quantise_head, rms_norm, rope, exp,
+    silu_gate,        add,   top_k,  combine,    store,    attention,
+};
+
+}  // namespace isobit::ISOBIT_SIMD

@@ -1,0 +1,102 @@
+// What a SIMD level offers: one table of functions, the same for every level. Raw buffers in, raw
+// buffers out; nothing here knows a model or a thread. Arithmetic: docs/numerics.md.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Always inlined: this header is compiled for several instruction sets, and the linker must not pick
+// one of their copies for all.
+#define FN static inline __attribute__((always_inline))
+
+namespace isobit {
+
+constexpr int SUPERBLOCK = 256;
+constexpr int TILE = 64;             // keys of an attention tile, positions of a KV page
+constexpr int MAX_HEAD_DIM = 512;
+constexpr int QUERY_BLOCK = 4;       // query vectors that share one pass over the keys
+constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows
+
+// One block of 256 activations in fixed point, padded with zeros. Plane 0 holds the high bytes and
+// plane 1 the low ones; with one plane, plane 0 holds the integers themselves.
+struct alignas(64) Activations {
+    int8_t plane[2][SUPERBLOCK];
+    int16_t sum16[2][16];  // of each 16 values of a plane
+    int16_t sum32[2][8];
+    float d;
+};
+
+FN constexpr int blocks_of(int columns) { return (columns + SUPERBLOCK - 1) / SUPERBLOCK; }
+
+// y[y_row(i)][n] = sum over k of W[n][k] * x[x_row(i)][k] for i < tokens.
+struct Product {
+    const uint8_t* w;
+    size_t row_bytes;
+    int columns;
+    const Activations* q;  // x in fixed point, blocks_of(columns) a row: for quantised weights
+    const float* x;        // x as it is, columns a row: for float weights
+    const int32_t* x_rows;  // null: i
+    const int32_t* y_rows;  // null: i
+    float* y;
+    size_t y_stride;
+    int tokens;
+};
+using Matmul = void (*)(const Product&, int row_begin, int row_end);
+
+// A head's keys and values of one page, in the order in which the kernels read them. D is head_dim
+// rounded up to 16; k is [4][D/2][16 keys][2 dims], v is [D/16][32 key pairs][16 dims][2 keys].
+struct PageLayout {
+    int head_dim;
+    int padded;    // D
+    size_t bytes;  // dk[64], dv[64], k, v
+};
+FN PageLayout page_layout(int head_dim) {
+    int padded = (head_dim + 15) / 16 * 16;
+    return {head_dim, padded, 2 * TILE * (sizeof(float) + sizeof(int16_t) * padded)};
+}
+FN float* page_dk(uint8_t* page) { return (float*)page; }
+FN float* page_dv(uint8_t* page) { return page_dk(page) + TILE; }
+FN int16_t* page_k(uint8_t* page) { return (int16_t*)(page_dv(page) + TILE); }
+FN int16_t* page_v(const PageLayout& p, uint8_t* page) { return page_k(page) + TILE * p.padded; }
+
+struct Query {
+    const int16_t* q;  // padded with zeros to PageLayout::padded
+    float d;           // times attention_scale(head_dim)
+    int position;
+    float* out;  // head_dim values
+};
+
+// The pages of one key-value head: page t of the sequence is base + table[t] * stride.
+struct Pages {
+    uint8_t* base;
+    size_t stride;
+    const int32_t* table;
+};
+
+struct Kernels {
+    const char* name;
+    int lanes;  // rows of a weight tile
+    Matmul (*matmul)(int ggml_type, int planes);
+    void (*dequantise)(int ggml_type, const uint8_t* row, int n, float* out);
+    void (*quantise)(const float* x, int n, int planes, Activations* out);
+    void (*quantise_head)(const float* x, int n, int16_t* q, float* d);
+    void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
+    void (*rope)(const float* x, const float* cos, const float* sin, int n, float* y);
+    void (*exp)(const float* x, int n, float* y);
+    void (*silu_gate)(const float* gate, const float* up, int n, float* y);
+    void (*add)(const float* x, const float* y, int n, float* out);
+    void (*top_k)(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
+                  float* p);
+    void (*combine)(const float* weights, const float* y, int k, int n, float* out);
+    void (*store)(const PageLayout&, uint8_t* page, int slot, const int16_t* k, float dk,
+                  const int16_t* v, float dv);
+    void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);
+};
+
+// The levels that this build has and this machine can run, best first; null past the last.
+const Kernels* usable_kernels(int i);
+
+// One of them by name; the best if the name is null; null if there is none of that name.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace isobit

@@ -1,0 +1,110 @@
+// Sums, fixed point and the pointwise operations, docs/numerics.md sections 2, 3 and 5: plain loops
+// that the compiler turns into vectors of this level.
+#pragma once
+
+namespace isobit::ISOBIT_SIMD {
+
+// sum256: add value j to v[j % 256] in ascending order, then sum().
+struct Lanes256 {
+    float v[256] = {};
+
+    template <int N>
+    FN void fold(float* v) {
+        for (int i = 0; i < N; ++i) v[i] += v[i + N];
+    }
+    float sum() {
+        fold<128>(v);
+        fold<64>(v);
+        return tree64(v);
+    }
+    FN float tree64(float* v) {
+        fold<32>(v);
+        fold<16>(v);
+        fold<8>(v);
+        fold<4>(v);
+        fold<2>(v);
+        return v[0] + v[1];
+    }
+};
+
+FN float sum256(const float* x, int n) {
+    Lanes256 lanes;
+    for (int k = 0; k < n; k += 256)
+        for (int i = 0; i < 256 && k + i < n; ++i) lanes.v[i] += x[k + i];
+    return lanes.sum();
+}
+
+FN uint32_t largest_bits(const float* x, int n) {
+    uint32_t most = 0;
+    for (int i = 0; i < n; ++i) {
+        uint32_t b = bits(x[i]) & 0x7fffffffu;
+        most = b > most ? b : most;
+    }
+    return most;
+}
+
+// n integers of one block; returns the block's scale.
+FN float quantise_block(const float* x, int n, int planes, int16_t* q) {
+    BlockScale s = block_scale(largest_bits(x, n), planes);
+    if (s.r == 0)
+        memset(q, 0, n * sizeof *q);
+    else
+        for (int i = 0; i < n; ++i) q[i] = (int16_t)isobit::quantise(x[i], s.r);
+    return s.d;
+}
+
+static void quantise_head(const float* x, int n, int16_t* q, float* d) {
+    *d = quantise_block(x, n, 2, q);
+}
+
+static void quantise(const float* x, int n, int planes, Activations* out) {
+    for (; n > 0; n -= SUPERBLOCK, x += SUPERBLOCK, ++out) {
+        int16_t q[SUPERBLOCK] = {};
+        out->d = quantise_block(x, n < SUPERBLOCK ? n : SUPERBLOCK, planes, q);
+        for (int i = 0; i < SUPERBLOCK; ++i) {
+            int high = planes == 2 ? high_plane(q[i]) : q[i];
+            out->plane[0][i] = (int8_t)high;
+            out->plane[1][i] = (int8_t)(q[i] - high * 256);
+        }
+        for (int p = 0; p < planes; ++p) {
+            for (int g = 0; g < 16; ++g) {
+                int16_t sum = 0;
+                for (int i = 0; i < 16; ++i) sum += out->plane[p][16 * g + i];
+                out->sum16[p][g] = sum;
+            }
+            for (int g = 0; g < 8; ++g)
+                out->sum32[p][g] = out->sum16[p][2 * g] + out->sum16[p][2 * g + 1];
+        }
+    }
+}
+
+static void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
+    Lanes256 lanes;
+    for (int k = 0; k < n; k += 256)
+        for (int i = 0; i < 256 && k + i < n; ++i) lanes.v[i] += x[k + i] * x[k + i];
+    float r = 1.0f / __builtin_sqrtf(lanes.sum() / (float)n + eps);
+    for (int i = 0; i < n; ++i) y[i] = (x[i] * r) * weight[i];
+}
+
+static void rope(const float* x, const float* cos, const float* sin, int n, float* y) {
+    const int half = n / 2;
+    for (int i = 0; i < half; ++i) {
+        float a = x[i], b = x[i + half];
+        y[i] = a * cos[i] - b * sin[i];
+        y[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+static void exp(const float* x, int n, float* y) {
+    for (int i = 0; i < n; ++i) y[i] = isobit::exp(x[i]);
+}
+
+static void silu_gate(const float* gate, const float* up, int n, float* y) {
+    for (int i = 0; i < n; ++i) y[i] = isobit::silu_gate(gate[i], up[i]);
+}
+
+static void add(const float* x, const float* y, int n, float* out) {
+    for (int i = 0; i < n; ++i) out[i] = x[i] + y[i];
+}
+
+}  // namespace isobit::ISOBIT_SIMD

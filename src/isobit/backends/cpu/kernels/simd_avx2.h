@@ -1,0 +1,83 @@
+// AVX2 and F16C: eight rows in a vector.
+#pragma once
+
+#include <immintrin.h>
+
+#define ISOBIT_SIMD avx2
+#define ISOBIT_SIMD_NAME "avx2"
+
+namespace isobit::ISOBIT_SIMD {
+
+constexpr int LANES = 8;
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef int16_t H __attribute__((vector_size(4 * LANES)));
+
+FN U load(const void* p) { return (U)_mm256_loadu_si256((const __m256i*)p); }
+
+FN U broadcast(const void* p) {
+    int x;
+    memcpy(&x, p, 4);
+    return (U)_mm256_set1_epi32(x);
+}
+
+FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
+    __m256i v[4];
+    for (int r = 0; r < 4; ++r) {
+        __m128i low = _mm_loadu_si128((const __m128i*)(rows[r] + offset));
+        __m128i high = _mm_loadu_si128((const __m128i*)(rows[r + 4] + offset));
+        v[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpacklo_epi32(v[2], v[3]);
+    __m256i c = _mm256_unpackhi_epi32(v[0], v[1]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    out[0] = (U)_mm256_unpacklo_epi64(a, b);
+    out[1] = (U)_mm256_unpackhi_epi64(a, b);
+    out[2] = (U)_mm256_unpacklo_epi64(c, d);
+    out[3] = (U)_mm256_unpackhi_epi64(c, d);
+}
+
+FN F half_to_float(U v) {
+    __m256i low = _mm256_and_si256((__m256i)v, _mm256_set1_epi32(0xffff));
+    __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    return (F)_mm256_cvtph_ps(h);
+}
+
+FN I madd(U a, U b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+
+// A part holds two 16-bit sums a lane, each of up to 2 * 128 * code a step.
+typedef U Part;
+constexpr int run(int largest_code) { return 32767 / (256 * largest_code); }
+FN Part dot(Part part, U codes, U x) {
+    return (U)_mm256_add_epi16((__m256i)part, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x));
+}
+
+FN U scale_of(U pair) { return pair; }
+FN I scale_add(I sum, Part part, U scale) { return sum + madd(part, scale); }
+FN I total(Part part) { return madd(part, (U)_mm256_set1_epi16(1)); }
+
+FN U byte_pairs(U v, int b0, int b1) {
+    __m256i lane = _mm256_set_epi32(0x000c000c, 0x00080008, 0x00040004, 0, 0x000c000c, 0x00080008,
+                                    0x00040004, 0);
+    __m256i pick = _mm256_set1_epi32((int)(0x80008000u | (unsigned)b1 << 16 | (unsigned)b0));
+    return (U)_mm256_shuffle_epi8((__m256i)v, _mm256_or_si256(lane, pick));
+}
+
+FN U signed_byte_pairs(U v, int b0, int b1) {
+    return (U)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)byte_pairs(v, b0, b1), 8), 8);
+}
+
+// Eight bits would overflow the 16-bit sums, so each nibble has its own.
+struct Part8 {
+    Part low, high;
+};
+constexpr int ZERO8 = 128;
+FN U code8(U raw) { return raw ^ 0x80808080u; }
+FN Part8 dot8(Part8 part, U codes, U x) {
+    return {dot(part.low, codes & 0x0f0f0f0fu, x), dot(part.high, codes >> 4 & 0x0f0f0f0fu, x)};
+}
+FN I total8(Part8 part) { return total(part.low) + madd(part.high, (U)_mm256_set1_epi16(16)); }
+
+}  // namespace isobit::avx2

@@ -1,0 +1,74 @@
+// AVX-512 with VNNI: sixteen rows in a vector, dot products of bytes summed in 32 bits.
+#pragma once
+
+#include <immintrin.h>
+
+#define ISOBIT_SIMD avx512vnni
+#define ISOBIT_SIMD_NAME "avx512vnni"
+
+namespace isobit::ISOBIT_SIMD {
+
+constexpr int LANES = 16;
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef int16_t H __attribute__((vector_size(4 * LANES)));
+
+FN U load(const void* p) { return (U)_mm512_loadu_si512(p); }
+
+FN U broadcast(const void* p) {
+    int x;
+    memcpy(&x, p, 4);
+    return (U)_mm512_set1_epi32(x);
+}
+
+FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
+    __m512i v[4];
+    for (int r = 0; r < 4; ++r) {
+        __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(rows[r] + offset)));
+        x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 4] + offset)), 1);
+        x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 8] + offset)), 2);
+        v[r] = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 12] + offset)), 3);
+    }
+    __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpacklo_epi32(v[2], v[3]);
+    __m512i c = _mm512_unpackhi_epi32(v[0], v[1]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+    out[0] = (U)_mm512_unpacklo_epi64(a, b);
+    out[1] = (U)_mm512_unpackhi_epi64(a, b);
+    out[2] = (U)_mm512_unpacklo_epi64(c, d);
+    out[3] = (U)_mm512_unpackhi_epi64(c, d);
+}
+
+FN F half_to_float(U v) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)v)); }
+
+FN I madd(U a, U b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+
+typedef U Part;
+constexpr int run(int) { return 1 << 16; }
+FN Part dot(Part part, U codes, U x) {
+    return (U)_mm512_dpbusd_epi32((__m512i)part, (__m512i)codes, (__m512i)x);
+}
+
+FN U scale_of(U pair) { return (U)((I)pair << 16 >> 16); }
+FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
+FN I total(Part part) { return (I)part; }
+
+FN U byte_pairs(U v, int b0, int b1) {
+    __m512i lane =
+        _mm512_broadcast_i32x4(_mm_set_epi32(0x000c000c, 0x00080008, 0x00040004, 0));
+    __m512i pick = _mm512_set1_epi32((int)(0x80008000u | (unsigned)b1 << 16 | (unsigned)b0));
+    return (U)_mm512_shuffle_epi8((__m512i)v, _mm512_or_si512(lane, pick));
+}
+
+FN U signed_byte_pairs(U v, int b0, int b1) {
+    return (U)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)byte_pairs(v, b0, b1), 8), 8);
+}
+
+typedef U Part8;
+constexpr int ZERO8 = 128;
+FN U code8(U raw) { return raw ^ 0x80808080u; }
+FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
+FN I total8(Part8 part) { return (I)part; }
+
+}  // namespace isobit::avx512vnni

@@ -1,0 +1,86 @@
+// The primitives in plain vector arithmetic, for any machine. A vector has one 32-bit lane for each
+// weight row; a lane holds four bytes, two 16-bit integers, one integer or one float.
+#pragma once
+
+#define ISOBIT_SIMD portable
+#define ISOBIT_SIMD_NAME "portable"
+
+namespace isobit::ISOBIT_SIMD {
+
+constexpr int LANES = 4;
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef int16_t H __attribute__((vector_size(4 * LANES)));
+
+FN U load(const void* p) {
+    U v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+FN U broadcast(const void* p) {
+    uint32_t x;
+    memcpy(&x, p, 4);
+    return x - U{};
+}
+
+FN void prefetch(const void* p) { __builtin_prefetch(p); }
+
+// 16 bytes at the same offset of each row: out[j] holds every row's j-th four bytes.
+FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
+    for (int r = 0; r < LANES; ++r) {
+        uint32_t word[4];
+        memcpy(word, rows[r] + offset, 16);
+        for (int j = 0; j < 4; ++j) out[j][r] = word[j];
+    }
+}
+
+// The low half of each lane as binary16, exactly.
+FN F half_to_float(U v) {
+    F out;
+    for (int r = 0; r < LANES; ++r) {
+        uint32_t h = v[r] & 0xffff, sign = (h & 0x8000) << 16, rest = h & 0x7fff;
+        float x = rest >= 0x7c00   ? from_bits(0x7f800000u | rest << 13)
+                  : rest >= 0x0400 ? from_bits((rest << 13) + 0x38000000u)
+                                   : (float)rest * 5.9604644775390625e-8f;
+        out[r] = from_bits(bits(x) | sign);
+    }
+    return out;
+}
+
+// Products of two pairs of 16-bit integers, added.
+FN I madd(U a, U b) {
+    I x = (I)a, y = (I)b;
+    return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
+
+// A running dot product of unsigned codes and signed bytes; it stays exact for run(largest code)
+// steps, after which it goes to a sum.
+typedef U Part;
+constexpr int run(int) { return 1 << 16; }
+FN Part dot(Part part, U codes, U x) {
+    I c = (I)codes, y = (I)x;
+    return (U)((I)part + (c & 255) * (y << 24 >> 24) + (c >> 8 & 255) * (y << 16 >> 24) +
+               (c >> 16 & 255) * (y << 8 >> 24) + (I)(codes >> 24) * (y >> 24));
+}
+
+// Sub-scales as scale_add wants them, made from equal 16-bit pairs.
+FN U scale_of(U pair) { return (U)((I)pair << 16 >> 16); }
+FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
+FN I total(Part part) { return (I)part; }
+
+// Bytes b0 and b1 of each lane as two 16-bit integers.
+FN U byte_pairs(U v, int b0, int b1) { return (v >> 8 * b0 & 255) | (v >> 8 * b1 & 255) << 16; }
+FN U signed_byte_pairs(U v, int b0, int b1) {
+    return (U)((I)v << (24 - 8 * b0) >> 24 & 0xffff) | (U)((I)v << (24 - 8 * b1) >> 24 << 16);
+}
+
+// The same for codes of all eight bits (Q8_0), which are kept as code8 and are ZERO8 too large.
+typedef U Part8;
+constexpr int ZERO8 = 128;
+FN U code8(U raw) { return raw ^ 0x80808080u; }
+FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
+FN I total8(Part8 part) { return (I)part; }
+
+}  // namespace isobit::portable

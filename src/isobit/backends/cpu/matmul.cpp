@@ -1,0 +1,42 @@
+#include "matmul.h"
+
+#include <algorithm>
+
+namespace isobit {
+
+void Input::resize(int rows, int columns_) {
+    columns = columns_;
+    if (values.size() < (size_t)rows * columns) values.resize((size_t)rows * columns);
+    if (fixed.size() < (size_t)rows * blocks_of(columns))
+        fixed.resize((size_t)rows * blocks_of(columns));
+}
+
+void Input::quantise(const Kernels& kernels, int i, int planes) {
+    kernels.quantise(row(i), columns, planes, fixed.data() + (size_t)i * blocks_of(columns));
+}
+
+Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int tokens, float* y,
+        size_t y_stride) {
+    Product p = {w.data,  w.row_bytes, w.columns, x.fixed.data(), x.values.data(),
+                 nullptr, nullptr,     y,         y_stride,       tokens};
+    return {p, kernels.matmul(w.type, planes), w.rows};
+}
+
+int rows_at_once(int total_rows, int threads) {
+    int rows = total_rows / (threads * 16) / ROW_STEP * ROW_STEP;
+    return std::clamp(rows, ROW_STEP, 4 * ROW_STEP);
+}
+
+void multiply(Team& team, const Job* jobs, int n) {
+    int total = 0, items = 0;
+    for (int j = 0; j < n; ++j) total += jobs[j].rows;
+    const int step = rows_at_once(total, team.size());
+    for (int j = 0; j < n; ++j) items += (jobs[j].rows + step - 1) / step;
+    team.each(items, [&](int i) {
+        const Job* job = jobs;
+        for (int count; i >= (count = (job->rows + step - 1) / step); ++job) i -= count;
+        job->f(job->product, i * step, std::min((i + 1) * step, job->rows));
+    });
+}
+
+}  // namespace isobit

@@ -1,0 +1,61 @@
+// A team of threads that runs one function together and meets at barriers inside it. Threads wait
+// by spinning for a short while, so that steps of a few microseconds follow one another at once,
+// then by sleeping.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace isobit {
+
+class Team {
+public:
+    explicit Team(int threads);
+    ~Team();
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
+
+    int size() const { return size_; }
+
+    // Runs body(thread) on every thread, 0 being the caller's; returns when all are done.
+    void run(const std::function<void(int)>& body);
+
+    // Inside run, called by every thread alike:
+    void barrier();
+
+    // f(i) for each i < n, whichever thread is free; then a barrier.
+    template <class F>
+    void each(int n, F&& f) {
+        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) f(i);
+        barrier();
+    }
+
+private:
+    void work(int thread);
+    template <class T>
+    void wait_while(std::atomic<T>& value, T old, int spins);
+
+    const int size_;
+    int spins_;
+    alignas(64) std::atomic<int> next_{0};     // the next index of each()
+    alignas(64) std::atomic<int> arrived_{0};  // threads at the barrier
+    alignas(64) std::atomic<unsigned> epoch_{0};  // barriers passed
+    alignas(64) std::atomic<int> runs_{0};     // calls of run(), or -1 to end
+    const std::function<void(int)>* body_ = nullptr;
+    std::vector<std::thread> threads_;
+};
+
+// Floating point as the specification wants it (nearest even, subnormals kept) for this scope and
+// thread, whatever another library has set.
+class FloatMode {
+public:
+    FloatMode();
+    ~FloatMode();
+
+private:
+    unsigned long long saved_;
+};
+
+}  // namespace isobit

@@ -1,0 +1,1 @@
+"""The wgpu backend: the same bits on every GPU that WebGPU reaches."""

@@ -1,0 +1,114 @@
+"""The command line: which commands there are, and how each of them ends.
+
+Owns the parser, the exit codes and what a person sees when something goes wrong. A command is a
+module of this package with ``add_arguments(parser)`` and ``main(args)``, imported when it is asked
+for; it calls the library and prints.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import NoReturn
+
+from isobit import __version__
+from isobit.errors import IsobitError, UsageError
+
+COMMANDS = {
+    "run": "continue a prompt",
+    "chat": "talk with a model",
+    "inspect": "show what a model file holds, and what of it would be refused",
+    "bench": "measure tokens per second (llama-bench's tests), or whole generations",
+}
+
+INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+PIPE_CLOSED = 141  # and SIGPIPE
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a gate failed, 2 usage, 3 file or model refused, 4 backend not "
+    f"available, {INTERRUPTED} interrupted, {PIPE_CLOSED} the reader of the output went away"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``argv`` is without the program's name."""
+    for name in ("stdout", "stderr"):  # None if the caller closed them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a model writes what it likes
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except IsobitError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        say(f"interrupted {stop}".rstrip())
+        return INTERRUPTED
+    except BrokenPipeError:
+        _abandon_stdout()
+        return PIPE_CLOSED
+    except OSError as error:  # a full disk behind stdout, and the like
+        _abandon_stdout()
+        say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        return UsageError.exit_code
+    except MemoryError:
+        say("error: expected enough memory, found too little; try a smaller --context")
+        return UsageError.exit_code
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        command, args = _parse(argv)
+        command(args)
+    except SystemExit as end:  # argparse, after --help and --version
+        return end.code if isinstance(end.code, int) else 0
+    finally:
+        sys.stdout.flush()  # here, where a failure is still reported
+    return 0
+
+
+def say(line: str) -> None:
+    """Print one line to stderr; control characters, which may come from a file, are escaped."""
+    with suppress(OSError):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        print(f"isobit: {shown}", file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, its complaints turned into the usual one line."""
+
+    def error(self, message: str) -> NoReturn:
+        shown = message if len(message) <= 200 else message[:200] + "…"
+        raise UsageError(f"{shown}; see {self.prog} --help")
+
+
+def _parse(
+    argv: Sequence[str],
+) -> tuple[Callable[[argparse.Namespace], None], argparse.Namespace]:
+    parser = _Parser(
+        prog="isobit",
+        description="Run quantized Mixture-of-Experts models: the same bits on every backend.",
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"isobit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((a for a in argv if not a.startswith("-")), None)
+    for name, line in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=line, description=line, epilog=EXIT_CODES, allow_abbrev=False
+        )
+        if name == asked:
+            module = import_module(f"isobit.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(main=module.main)
+    args = parser.parse_args(argv)
+    return args.main, args
+
+
+def _abandon_stdout() -> None:
+    """Point stdout nowhere, so that flushing what is left at exit does not fail again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

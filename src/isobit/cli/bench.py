@@ -1,0 +1,247 @@
+"""``isobit bench``: tokens per second in llama-bench's vocabulary, or whole generations."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from math import prod
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from isobit import __version__, bench, numerics
+from isobit.cli import options
+from isobit.cli.output import markdown, progress_bar, size
+from isobit.errors import UsageError
+from isobit.inspect import active_bytes
+from isobit.runtime.model import Model
+
+TEST_DEFAULTS: dict[str, Any] = {
+    "n_prompt": [512],
+    "n_gen": [128],
+    "n_depth": [0],
+    "repetitions": 5,
+}
+GENERATION_DEFAULTS: dict[str, Any] = {"max_tokens": 128, "warmup": 1, "iterations": 5}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Measure prompt processing (pp) and token generation (tg) as llama-bench does, every "
+        "length at every depth; or, given a prompt, whole generations."
+    )
+    options.add_model(parser)
+    group = parser.add_argument_group("llama-bench's tests")
+    for short, long, text in (
+        ("-p", "--n-prompt", "prompt lengths, with commas; 0 for none"),
+        ("-n", "--n-gen", "numbers of tokens to generate, with commas; 0 for none"),
+        ("-d", "--n-depth", "numbers of tokens already in the KV cache, with commas"),
+    ):
+        default = TEST_DEFAULTS[long[2:].replace("-", "_")][0]
+        group.add_argument(
+            short, long, type=_lengths, metavar="N,…", help=f"{text} (default: {default})"
+        )
+    group.add_argument(
+        "-r",
+        "--repetitions",
+        type=int,
+        metavar="N",
+        help=f"repetitions of each test (default: {TEST_DEFAULTS['repetitions']})",
+    )
+    options.add_prompt(parser, "--prompt", required=False)
+    group = parser.add_argument_group("whole generations")
+    for flag, text in (
+        ("--max-tokens", "most tokens of a generation"),
+        ("--warmup", "generations before those that are measured"),
+        ("--iterations", "generations to measure"),
+    ):
+        default = GENERATION_DEFAULTS[flag[2:].replace("-", "_")]
+        group.add_argument(flag, type=int, metavar="N", help=f"{text} (default: {default})")
+    parser.add_argument(
+        "-o", "--output", choices=("md", "json"), default="md", help="format (default: %(default)s)"
+    )
+    options.add_engine(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    prompt = options.read_prompt(args)
+    defaults, others = TEST_DEFAULTS, GENERATION_DEFAULTS
+    if prompt is not None:
+        defaults, others = others, defaults
+    for name in others:
+        if getattr(args, name) is not None:
+            complaint = "goes with a prompt" if prompt is None else "does not go with a prompt"
+            raise UsageError(f"--{name.replace('_', '-')} {complaint}")
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    columns, rows = _tests(args) if prompt is None else _generations(args, prompt)
+    if args.output == "json":
+        print(json.dumps(rows, indent=2))
+    else:
+        print(markdown(list(columns), [[show(row) for show in columns.values()] for row in rows]))
+
+
+Row = dict[str, Any]
+Columns = dict[str, Callable[[Row], str]]
+"""Of a table: heading, and how a row's cell is written."""
+
+_MODEL_COLUMNS: Columns = {
+    "model": lambda r: r["model_type"],
+    "size": lambda r: size(r["model_size"]),
+    "params": lambda r: f"{r['model_n_params'] / 1e6:,.2f} M",
+    "backend": lambda r: r["backend"],
+    "planes": lambda r: str(r["activation_planes"]),
+    "threads": lambda r: str(r["n_threads"]),
+}
+
+
+def _tests(args: argparse.Namespace) -> tuple[Columns, list[Row]]:
+    tests = bench.make_tests(args.n_prompt, args.n_gen, args.n_depth)
+    rows = []
+    with options.open_model(args, max(t.length for t in tests)) as model:
+        about = _about(model, digest=args.output == "json")
+        with _steps(len(tests) * (args.repetitions + 1)) as step:
+            for test in tests:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                result = bench.measure(model, test, args.repetitions, step)
+                fraction = _fraction(about, result.median_ts) if test.n_gen else None
+                rows.append(
+                    about
+                    | {
+                        "test": test.name,
+                        "n_prompt": test.n_prompt,
+                        "n_gen": test.n_gen,
+                        "n_depth": test.n_depth,
+                        "test_time": now,
+                        "avg_ns": result.avg_ns,
+                        "stddev_ns": result.stddev_ns,
+                        "samples_ns": result.samples_ns,
+                        "avg_ts": result.avg_ts,
+                        "stddev_ts": result.stddev_ts,
+                        "median_ts": result.median_ts,
+                        "samples_ts": result.samples_ts,
+                        "fraction_of_read_bandwidth": fraction,
+                    }
+                )
+    columns: Columns = _MODEL_COLUMNS | {
+        "test": lambda r: r["test"],
+        "t/s": lambda r: f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
+        "median": lambda r: f"{r['median_ts']:.2f}",
+        "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
+    }
+    return columns, rows
+
+
+def _generations(args: argparse.Namespace, prompt: str | list[int]) -> tuple[Columns, list[Row]]:
+    with options.open_model(args, None) as model:
+        about = _about(model, digest=args.output == "json")
+        with _steps(args.warmup + args.iterations) as step:
+            results = bench.measure_generations(
+                model,
+                prompt,
+                max_tokens=args.max_tokens,
+                warmup=args.warmup,
+                iterations=args.iterations,
+                progress=step,
+            )
+    ttft = [r.token_ns[0] / 1e6 for r in results]
+    gaps = [gap / 1e6 for r in results for gap in r.gaps_ns]
+    p50, p95, p99 = np.percentile(gaps, [50, 95, 99]).tolist() if gaps else [None] * 3
+    row = about | {
+        "prompt_tokens": results[0].prompt_tokens,
+        "max_tokens": args.max_tokens,
+        "warmup": args.warmup,
+        "iterations": args.iterations,
+        "ttft_ms": median(ttft),
+        "token_ms_p50": p50,
+        "token_ms_p95": p95,
+        "token_ms_p99": p99,
+        "total_time_ms": sum(r.total_ns for r in results) / 1e6,
+        "total_tokens": sum(len(r.token_ns) for r in results),
+        "samples_ttft_ms": ttft,
+        "samples_total_ms": [r.total_ns / 1e6 for r in results],
+        "samples_tokens": [len(r.token_ns) for r in results],
+        "fraction_of_read_bandwidth": _fraction(about, 1e3 / p50) if p50 else None,
+    }
+
+    def ms(name: str) -> Callable[[Row], str]:
+        return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
+
+    columns: Columns = _MODEL_COLUMNS | {
+        "prompt": lambda r: str(r["prompt_tokens"]),
+        "tokens": lambda r: str(r["total_tokens"]),
+        "ttft ms": ms("ttft_ms"),
+        "p50 ms": ms("token_ms_p50"),
+        "p95 ms": ms("token_ms_p95"),
+        "p99 ms": ms("token_ms_p99"),
+        "total ms": ms("total_time_ms"),
+        "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
+    }
+    return columns, [row]
+
+
+def _about(model: Model, *, digest: bool) -> Row:
+    """What every row says of the model and the machine; ``digest`` reads the whole file."""
+    tensors = model.file.tensors.values()
+    return {
+        "isobit_version": __version__,
+        "numerics_version": numerics.VERSION,
+        "model_filename": str(model.path),
+        "model_type": f"{model.config.architecture} {_largest_type(model)}",
+        "model_size": sum(t.nbytes for t in tensors),
+        "model_n_params": sum(prod(t.shape) for t in tensors),
+        "model_sha256": model.file.sha256() if digest else None,
+        "backend": model.backend.name,
+        "device": model.backend.device,
+        "activation_planes": model.engine.activation_planes,
+        "n_threads": model.engine.threads or bench.usable_cores(),
+        "active_bytes_per_token": active_bytes(model.file, model.config),
+        "read_bandwidth": bench.read_bandwidth(model),
+    }
+
+
+def _largest_type(model: Model) -> str:
+    """The tensor type that takes most of the file, which is what people call the model."""
+    sizes: dict[str, int] = {}
+    for t in model.file.tensors.values():
+        sizes[t.format.name] = sizes.get(t.format.name, 0) + t.nbytes
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def _fraction(about: Row, tokens_per_second: float) -> float | None:
+    """The weights that decoding reads a second, of what the memory could deliver."""
+    bandwidth = about["read_bandwidth"]
+    if bandwidth is None:
+        return None
+    return float(about["active_bytes_per_token"] * tokens_per_second / bandwidth)
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+@contextmanager
+def _steps(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar of ``total`` runs; on Ctrl-C, says how far it got."""
+    done = 0
+    with progress_bar() as bar:
+        task = bar.add_task("warming up", total=total)
+
+        def step(name: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, advance=1, description=name, refresh=True)
+
+        try:
+            yield step
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"after {done} of {total} runs") from None
+
+
+def _lengths(text: str) -> list[int]:
+    return options.comma_list(text, "expected numbers of tokens with commas, such as 128,512")

@@ -1,0 +1,184 @@
+"""The command line without a running model: arguments, mistakes, exit codes, output helpers."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isobit.cli import COMMANDS, main
+from isobit.cli.output import markdown, size, visible
+
+RUN = ["run", "--backend", "reference"]
+X = [*RUN, "-p", "x"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "complaint"),
+    [
+        ([], 2, "COMMAND"),
+        (["nothing"], 2, "invalid choice: 'nothing'"),
+        (RUN, 2, "one of the arguments -p/--prompt --prompt-file --tokens is required"),
+        ([*X, "--tokens", "1"], 2, "not allowed with argument"),
+        ([*X, "-n", "-3"], 2, "max_tokens: expected >= 0 or None, got -3"),
+        ([*X, "-n", "many"], 2, "invalid int value: 'many'"),
+        ([*X, "--seed", "9" * 5000], 2, "invalid int value"),
+        ([*X, "--seed", str(1 << 64)], 2, "seed"),
+        ([*X, "--temperature", "nan"], 2, "temperature"),
+        ([*X, "--top-p", "0"], 2, "top_p"),
+        ([*X, "--min-p", "2"], 2, "min_p"),
+        ([*X, "--top-k", "-1"], 2, "top_k"),
+        ([*X, "--repeat-penalty", "0"], 2, "repeat_penalty"),
+        ([*X, "--planes", "3"], 2, "activation_planes: expected 1 or 2, got 3"),
+        ([*X, "--threads", "0"], 2, "threads"),
+        ([*X, "--context", "0"], 2, "context"),
+        ([*X, "--backend", "abacus"], 2, "got 'abacus'"),
+        ([*RUN, "-p", ""], 2, "at least one token"),
+        ([*RUN, "-p", "a\udcffb"], 2, "surrogate"),
+        ([*RUN, "-p", "def f(x): return", "-c", "3"], 2, "expected at most 3 tokens"),
+        ([*RUN, "--tokens", "1,two"], 2, "got '1,two'"),
+        ([*RUN, "--tokens", "8192"], 2, "token id: expected 0 to 8191, got 8192"),
+        ([*RUN, "--tokens", "-1"], 2, "got -1"),
+        ([*RUN, "--prompt-file", "no-such-file"], 2, "no-such-file: expected a readable file"),
+        ([*RUN, "--prompt-file", "."], 2, "directory"),
+        ([*RUN, "--prompt-file", "a\0b"], 2, "file name"),
+        ([*RUN, "--prompt-file", "/dev/zero"], 2, "at most 16777216 bytes"),
+        (["run", "no-such-model", "-p", "x"], 3, "no-such-model: file"),
+        (["inspect", "no-such-model"], 3, "no-such-model: file"),
+        (["bench", "no-such-model"], 3, "no-such-model: file"),
+        (["chat", "no-such-model", "-p", "x"], 3, "no-such-model: file"),
+        (["chat", "--tokens", "1", "--system", "x"], 2, "no --system"),
+        (["bench", "-p", "0", "-n", "0"], 2, "n_prompt, n_gen"),
+        (["bench", "-p", "8,x"], 2, "got '8,x'"),
+        (["bench", "-d", "-1"], 2, "n_depth: expected 0 to 16777215 tokens, got -1"),
+        (["bench", "--backend", "reference", "-p", "1", "-n", "0", "-r", "0"], 2, "repetitions"),
+        (["bench", "--warmup", "1"], 2, "--warmup goes with a prompt"),
+        (["bench", "--prompt", "x", "-d", "1"], 2, "--n-depth does not go with a prompt"),
+        (
+            ["bench", "--backend", "reference", "--prompt", "x", "--iterations", "0"],
+            2,
+            "iterations",
+        ),
+        (["bench", "--backend", "reference", "--prompt", ""], 2, "at least one token"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_documented_code(
+    argv: list[str], code: int, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert complaint in err
+    assert err.startswith("isobit: error: ")
+    assert err.count("\n") == 1
+    assert len(err) < 500
+
+
+def test_a_prompt_file_must_be_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "latin-1.txt"
+    path.write_bytes(b"caf\xe9 ")
+    assert main([*RUN, "--prompt-file", str(path)]) == 2
+    assert "expected UTF-8 text, got invalid continuation byte at byte 3" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "evil\x1b[2J.gguf"
+    path.write_bytes(b"GGUF" + bytes(20))
+    for command in (["run", "-p", "x"], ["inspect"], ["bench"], ["chat", "-p", "x"]):
+        assert main([command[0], str(path), *command[1:]]) == 3
+        err = capsys.readouterr().err
+        assert "version" in err
+        assert "\x1b" not in err  # a file name must not drive the terminal
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_defaults(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "default: sample" in out
+    assert "exit codes: 0 done" in out
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+def test_importing_isobit_and_its_help_load_no_numpy() -> None:
+    code = (
+        "import sys, isobit, isobit.cli; isobit.cli.main(['--help']); "
+        "assert not {'numpy', 'rich', 'tokenizers', 'jinja2'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_inspect_reports_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect"]) == 0
+    out = capsys.readouterr().out
+    assert "general.architecture = 'qwen3moe'" in out
+    assert "(8,192 elements)" in out
+    assert "refused: nothing" in out
+    assert max(map(len, out.splitlines())) < 200  # the vocabulary is not all there
+
+
+def test_inspect_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "sample", "--json", "--sha256"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sha256"] == "56306afd638240ef5bbf1ec27aa293e38d23f46119ba804d9fe009f37e29b22e"
+    assert found["file_size"] == 20401760
+    assert found["parameters"] == 32545024
+    assert found["metadata"]["tokenizer.ggml.tokens"]["length"] == 8192
+    assert found["refused"] == []
+    assert sum(t["bytes"] for t in found["types"]) == sum(t["bytes"] for t in found["tensors"])
+    assert found["kv_bytes_per_token"] == 8 * 2 * 2 * (2 * 128 + 4)
+    assert found["config"]["n_experts_used"] == 4
+
+
+def test_markdown_table() -> None:
+    assert markdown(["test", "t/s"], [["pp512", "12.5"], ["a|b", "3"]]).splitlines() == [
+        "| test  |  t/s |",
+        "| ----- | ---: |",
+        "| pp512 | 12.5 |",
+        "| a\\|b  |    3 |",
+    ]
+
+
+def test_sizes() -> None:
+    assert [size(n) for n in (0, 999, 1000, 20401760, 18.6e9, 2e12, 2e15)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "20.4 MB",
+        "18.6 GB",
+        "2 TB",
+        "2000 TB",
+    ]
+
+
+def test_text_from_a_file_is_made_visible_and_short() -> None:
+    assert visible("a\x1b[31m\nb\u202e") == "a\\x1b[31m\\nb\\u202e"
+    assert visible("x" * 100, 10) == "x" * 10 + "…"
+
+
+def test_closed_standard_streams_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["inspect"]) == 0
+    assert main(["nothing"]) == 2
+
+
+def test_a_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["inspect"]) == 2
+    assert capsys.readouterr().err == "isobit: error: output: No space left on device\n"
