@@ -26,7 +26,11 @@ def timed(gpu, queue, repeats=15):
     stream = gpu._stream.handle
     queue()  # compiles and loads
     gpu.synchronise()
-    ok(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
+    ok(
+        driver.cuStreamBeginCapture(
+            stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        )
+    )
     queue()
     graph = ok(driver.cuGraphInstantiate(ok(driver.cuStreamEndCapture(stream)), 0))
     a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
@@ -90,7 +94,9 @@ def main():
             ms = timed(
                 gpu,
                 lambda: [
-                    launch("read_plain", 2 * sms, (pool + i * nbytes, nbytes // 16, y), overlap=overlap)
+                    launch(
+                        "read_plain", 2 * sms, (pool + i * nbytes, nbytes // 16, y), overlap=overlap
+                    )
                     for i in range(n)
                 ],
             )
@@ -121,7 +127,8 @@ def main():
     for block in (256, 512):
         for overlap in (False, True):
             ms = timed(
-                gpu, lambda: [launch("nothing", sms, (y,), block, overlap=overlap) for _ in range(300)]
+                gpu,
+                lambda: [launch("nothing", sms, (y,), block, overlap=overlap) for _ in range(300)],
             )
             note(f"empty kernel, {block} threads, overlap={overlap}", 1e3 * ms / 300, "us")
 
@@ -150,7 +157,11 @@ def main():
             out = np.empty(sms, np.int64)
             gpu.download(cycles, out)
             warps = block // 32
-            note(f"{kernel}, {warps} warps: cycles a superblock-step of all", float(np.median(out)) / 200, "cycles")
+            note(
+                f"{kernel}, {warps} warps: cycles a superblock-step of all",
+                float(np.median(out)) / 200,
+                "cycles",
+            )
 
     Path(sys.argv[1]).write_text(json.dumps({"device": gpu.name, "rows": rows}, indent=1))
     gpu.close()

@@ -17,7 +17,15 @@ import numpy as np
 from isobit.backends.cuda.compile import INCLUDE, SOURCES, signatures
 
 HERE = Path(__file__).parent
-_FLAGS = ["-O2", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-fno-strict-aliasing"]
+_FLAGS = [
+    "-O2",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-w",
+    "-fno-strict-aliasing",
+]
 
 
 @cache

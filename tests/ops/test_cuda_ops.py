@@ -3,40 +3,22 @@
 Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
 """
 
-import shutil
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.cuda import available
-from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.cuda.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.load import Loader
 from isobit.backends.cuda.ops import Ops, Segments
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cuda_emulator import EmulatedGpu
-
-SEED = int(np.random.SeedSequence().entropy % (1 << 32))
-F32 = np.float32
+from .cuda_support import F32, SEED, Buffers, open_gpu, same
 
 
 @pytest.fixture(params=["emulated", "cuda"])
 def gpu(request):
-    if request.param == "emulated":
-        if shutil.which("g++") is None:
-            pytest.skip("not run: no g++ to build the emulator with")
-        yield EmulatedGpu(SEED)
-        return
-    usable, reason = available()
-    if not usable:
-        pytest.skip(f"not run: {reason}")
-    device = CudaGpu()
+    device = open_gpu(request.param)
     yield device
     device.close()
 
@@ -45,48 +27,6 @@ def gpu(request):
 def rng():
     print("seed", SEED)
     return np.random.default_rng(SEED)
-
-
-class Buffers:
-    """Device arrays with sentinels before and after; ``check`` finds stray writes."""
-
-    GUARD = 4096
-
-    def __init__(self, gpu):
-        self.gpu = gpu
-        self.guards = []
-
-    def put(self, values):
-        address = self.new(values.nbytes)
-        self.gpu.upload(address, values)
-        return address
-
-    def new(self, nbytes):
-        fill = np.full(nbytes + 2 * self.GUARD, 0x5B, np.uint8)
-        address = self.gpu.allocate(fill.nbytes)
-        self.gpu.upload(address, fill)
-        self.guards.append((address, nbytes))
-        return address + self.GUARD
-
-    def get(self, address, shape, dtype=F32):
-        out = np.empty(shape, dtype)
-        self.gpu.download(address, out)
-        self.check()
-        return out
-
-    def check(self):
-        for address, nbytes in self.guards:
-            for start in (address, address + self.GUARD + nbytes):
-                guard = np.empty(self.GUARD, np.uint8)
-                self.gpu.download(start, guard)
-                assert (guard == 0x5B).all(), "a kernel wrote outside its output"
-
-
-def same(a, b):
-    assert a.shape == b.shape
-    assert np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32)), (
-        f"{(a.view(np.uint32) != b.view(np.uint32)).sum()} of {a.size} values differ"
-    )
 
 
 def activations(rng, *shape):
@@ -104,9 +44,9 @@ def random_weight(rng, fmt, *shape):
     values = int(np.prod(shape))
     data = rng.integers(0, 256, (values // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
     if fmt.quantized:
-        half = (rng.standard_normal((len(data), 2)) * 10 ** rng.uniform(-6, 1, (len(data), 2))).astype(
-            np.float16
-        )
+        half = (
+            rng.standard_normal((len(data), 2)) * 10 ** rng.uniform(-6, 1, (len(data), 2))
+        ).astype(np.float16)
         places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}
         places |= {"Q5_0": (0,)}
         for i, at in enumerate(places.get(fmt.name, (0, 2))):
@@ -242,7 +182,9 @@ def test_rms_norm(gpu, rng, n):
 
 
 def test_swiglu_and_residual(gpu, rng):
-    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(F32)
+    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
+        F32
+    )
     up = activations(rng, gate.size)
     b, ops = Buffers(gpu), Ops(gpu, 2)
     y = b.new(gate.nbytes)
@@ -299,9 +241,7 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
         + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
     )
     out = b.new(4 * n * heads * head_dim)
-    ops.attention(
-        "attention", (heads, n), (q_int, dq, *where, heads, head_dim, *cache, out)
-    )
+    ops.attention("attention", (heads, n), (q_int, dq, *where, heads, head_dim, *cache, out))
 
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
     cos, sin = (t[positions] for t in turn)
@@ -317,7 +257,11 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
             ki, dk = numerics.quantise(np.ascontiguousarray(k[rows, g]), 2)
             vi, dv = numerics.quantise(np.ascontiguousarray(v[rows, g]), 2)
             expected[rows, h] = numerics.attention(
-                np.ascontiguousarray(q[rows, h]), positions[rows],
-                ki.astype(np.int16), dk, vi.astype(np.int16), dv,
+                np.ascontiguousarray(q[rows, h]),
+                positions[rows],
+                ki.astype(np.int16),
+                dk,
+                vi.astype(np.int16),
+                dv,
             )
     same(b.get(out, expected.shape), expected)

@@ -280,9 +280,7 @@ class CudaBackend:
         ends = np.append(starts[1:], len(sequence))
         if not length or int((ends - starts).max()) < MMA_ROWS:
             return 0
-        first = np.concatenate(
-            [np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)]
-        )
+        first = np.concatenate([np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)])
         limit = np.repeat(ends, -(-(ends - starts) // length))
         self._gpu.upload(self._buffers["span_first"], first.astype(np.int32))
         count = np.minimum(limit - first, length)
@@ -327,4 +325,6 @@ class CudaBackend:
                     f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
                 )
         if not len(batch.tokens) == len(batch.positions) == len(batch.sequence) > 0:
-            raise UsageError("batch: expected as many positions and sequences as tokens, at least 1")
+            raise UsageError(
+                "batch: expected as many positions and sequences as tokens, at least 1"
+            )

@@ -87,7 +87,10 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
             f"cuda: NVRTC is needed to compile kernels and could not be loaded ({error}); "
             "install isobit[cuda]"
         ) from None
-    place = _cache_directory() / f"{Path(stem).name}-{_key(stem, arch, defines, f'{major}.{minor}')}.cubin"
+    place = (
+        _cache_directory()
+        / f"{Path(stem).name}-{_key(stem, arch, defines, f'{major}.{minor}')}.cubin"
+    )
     try:
         return place.read_bytes()
     except OSError:

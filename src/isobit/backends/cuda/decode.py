@@ -54,9 +54,7 @@ class Decoder:
         }
         self._tiles = -(-context // TILE)
         self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
-        self._b = {
-            name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()
-        }
+        self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
         gpu.upload(self._b["step"], np.zeros(4, np.int32))
         self._few, self._many = (
             gpu.capture(lambda many=many: self._queue(many=many)) for many in (False, True)
@@ -261,7 +259,11 @@ class LayerPlan:
             ("QK", w.q, tiles(q_rows, hidden)),
             ("V", w.v, tiles(kv, hidden)),
         )
-        plan("decode_attn_out", heads * ACT_BYTES + 64, ("OUT", w.attn_output, tiles(c.hidden, heads)))
+        plan(
+            "decode_attn_out",
+            heads * ACT_BYTES + 64,
+            ("OUT", w.attn_output, tiles(c.hidden, heads)),
+        )
         choosing = 32 * (c.n_experts + 1) + 4 * k if c.n_experts else normed
         plan(
             "decode_gate_up",

@@ -178,7 +178,14 @@ class Ops:
         self._pointwise("gather_rows", (count,), (x, rows, n, y))
 
     def router_top_k(
-        self, logits: int, experts: int, k: int, normalise: bool, tokens: int, ids: int, weights: int
+        self,
+        logits: int,
+        experts: int,
+        k: int,
+        normalise: bool,
+        tokens: int,
+        ids: int,
+        weights: int,
     ) -> None:
         """The k experts of each token and their weights."""
         self._gpu.launch(
@@ -204,17 +211,13 @@ class Ops:
 
     def combine(self, weights: int, y: int, k: int, n: int, tokens: int, out: int) -> None:
         """Add a token's k expert outputs in rank order."""
-        self._gpu.launch(
-            "moe", "combine", (tokens,), (weights, y, k, n, out), defines=self._planes
-        )
+        self._gpu.launch("moe", "combine", (tokens,), (weights, y, k, n, out), defines=self._planes)
 
     def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
         """A kernel of attention.cu."""
         self._gpu.launch("attention", kernel, grid, arguments, defines=self._planes)
 
-    def attention_mma(
-        self, c: ModelConfig, spans: int, arguments: Sequence[int | float]
-    ) -> None:
+    def attention_mma(self, c: ModelConfig, spans: int, arguments: Sequence[int | float]) -> None:
         """The kernel of attention_mma.cu."""
         group = c.n_heads // c.n_kv_heads
         tile_bytes = 2 * TILE * (c.head_dim + 16) + 2 * c.head_dim * (TILE + 16) + 8 * TILE
