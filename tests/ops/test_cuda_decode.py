@@ -6,8 +6,8 @@ import pytest
 from isobit import numerics
 from isobit.config import EngineConfig
 
-from .test_cuda_forward import SEED, open_cuda, open_gpu, ragged, weights  # noqa: F401
-from .test_cuda_ops import Buffers, same
+from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
+from .test_cuda_forward import weights  # noqa: F401
 
 
 @pytest.mark.parametrize(("kind", "planes"), [("emulated", 1), ("cuda", 1), ("cuda", 2)])

@@ -1,13 +1,8 @@
 """A whole pass of the CUDA backend against the reference, stage by stage, bit for bit."""
 
-import shutil
-
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend, available
-from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -15,30 +10,13 @@ from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 
-from .cuda_emulator import EmulatedGpu
-
-SEED = int(np.random.SeedSequence().entropy % (1 << 32))
+from .cuda_support import SEED, open_cuda, ragged
 
 
 @pytest.fixture(scope="module")
 def weights():
     with GGUFFile.open(sample_path()) as file:
         yield Weights.from_file(file)
-
-
-def open_gpu(kind):
-    if kind == "emulated":
-        if shutil.which("g++") is None:
-            pytest.skip("not run: no g++ to build the emulator with")
-        return EmulatedGpu(SEED)
-    usable, reason = available()
-    if not usable:
-        pytest.skip(f"not run: {reason}")
-    return CudaGpu()
-
-
-def open_cuda(kind, weights, engine):
-    return CudaBackend(weights, engine, open_gpu(kind))
 
 
 def traced(backend, batch):
@@ -49,18 +27,6 @@ def traced(backend, batch):
         found[stage, layer] = np.array(value)
 
     return backend.forward(batch, tap), found
-
-
-def ragged(rng, vocab, parts, pages):
-    """A batch of (first position, tokens) for each sequence; the last token's logits of each."""
-    lengths = [n for _, n in parts]
-    return Batch(
-        tokens=rng.integers(0, vocab, sum(lengths)).astype(np.int32),
-        positions=np.concatenate([np.arange(p, p + n) for p, n in parts]).astype(np.int32),
-        sequence=np.repeat(np.arange(len(parts)), lengths).astype(np.int32),
-        pages=pages,
-        logit_rows=(np.cumsum(lengths) - 1).astype(np.int32),
-    )
 
 
 def check(ours, theirs, batch):

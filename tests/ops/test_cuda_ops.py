@@ -3,37 +3,22 @@
 Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
 """
 
-import shutil
-
 import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.cuda import available
-from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.cuda.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.load import Loader
 from isobit.backends.cuda.ops import Ops, Segments
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 
-from .cuda_emulator import EmulatedGpu
-
-SEED = int(np.random.SeedSequence().entropy % (1 << 32))
-F32 = np.float32
+from .cuda_support import F32, SEED, Buffers, open_gpu, same
 
 
 @pytest.fixture(params=["emulated", "cuda"])
 def gpu(request):
-    if request.param == "emulated":
-        if shutil.which("g++") is None:
-            pytest.skip("not run: no g++ to build the emulator with")
-        yield EmulatedGpu(SEED)
-        return
-    usable, reason = available()
-    if not usable:
-        pytest.skip(f"not run: {reason}")
-    device = CudaGpu()
+    device = open_gpu(request.param)
     yield device
     device.close()
 
@@ -42,48 +27,6 @@ def gpu(request):
 def rng():
     print("seed", SEED)
     return np.random.default_rng(SEED)
-
-
-class Buffers:
-    """Device arrays with sentinels before and after; ``check`` finds stray writes."""
-
-    GUARD = 4096
-
-    def __init__(self, gpu):
-        self.gpu = gpu
-        self.guards = []
-
-    def put(self, values):
-        address = self.new(values.nbytes)
-        self.gpu.upload(address, values)
-        return address
-
-    def new(self, nbytes):
-        fill = np.full(nbytes + 2 * self.GUARD, 0x5B, np.uint8)
-        address = self.gpu.allocate(fill.nbytes)
-        self.gpu.upload(address, fill)
-        self.guards.append((address, nbytes))
-        return address + self.GUARD
-
-    def get(self, address, shape, dtype=F32):
-        out = np.empty(shape, dtype)
-        self.gpu.download(address, out)
-        self.check()
-        return out
-
-    def check(self):
-        for address, nbytes in self.guards:
-            for start in (address, address + self.GUARD + nbytes):
-                guard = np.empty(self.GUARD, np.uint8)
-                self.gpu.download(start, guard)
-                assert (guard == 0x5B).all(), "a kernel wrote outside its output"
-
-
-def same(a, b):
-    assert a.shape == b.shape
-    assert np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32)), (
-        f"{(a.view(np.uint32) != b.view(np.uint32)).sum()} of {a.size} values differ"
-    )
 
 
 def activations(rng, *shape):

@@ -32,7 +32,7 @@ DEV void fetch(KeyTile& to, const Cache& cache, int page, int head) {
         if (threadIdx.x < TILE / 4) copy_async(to.dk + i, cache.dk + from);
         else copy_async(to.dv + i, cache.dv + from);
     }
-    end_of_copies();
+    commit_copies();
 }
 
 // The larger, or the sum, over the four lanes that share a row.
@@ -146,9 +146,9 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
     for (int n = 0; n <= last_tile; n++) {
         if (n < last_tile) {
             fetch(tiles[(n + 1) % 2], cache, table[n + 1], kv_head);
-            wait_for_copies<1>();
+            wait_copies<1>();
         } else {
-            wait_for_copies<0>();
+            wait_copies<0>();
         }
         __syncthreads();
         const KeyTile& tile = tiles[n % 2];

@@ -68,19 +68,6 @@ template <class T>
 DEV T load_fresh(const T* p) {
     return __ldcg(p);
 }
-// Copies of 16 bytes to shared memory that go on in the background; a thread waits for its own.
-DEV void copy_async(void* shared, const void* from) {
-    uint32 to = uint32(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-DEV void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// All groups of copies but the last PENDING have arrived.
-template <int PENDING>
-DEV void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-// Ask for the 128 bytes at p to be brought into the device's shared cache.
-DEV void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 #endif
 
 template <class T>

@@ -89,12 +89,12 @@ struct Products {
     DEV void fetch() {
         int j = tile_of(fetched);
         if (j < tiles) W::fetch(where.tile(j), lane_id() % TILE_ROWS, slot(fetched));
-        end_of_copies();
+        commit_copies();
         fetched++;
     }
     DEV void run(const Act* acts, float* part) {
         for (int step = 0; 4 * (step * WARPS + turn) < tiles; step++) {
-            wait_for_copies<DEPTH - 1>();
+            wait_copies<DEPTH - 1>();
             __syncwarp();
             int j = tile_of(step);
             if (j < tiles) {

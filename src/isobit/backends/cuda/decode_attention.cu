@@ -27,7 +27,7 @@ struct TileBytes {
             copy_async(dk + 4 * threadIdx.x, cache.dk + at);
             copy_async(dv + 4 * threadIdx.x, cache.dv + at);
         }
-        end_of_copies();
+        commit_copies();
     }
 };
 struct AttentionShared {
@@ -193,7 +193,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
-    wait_for_copies<0>();
+    wait_copies<0>();
     __syncthreads();
     wait_for_previous();
     if (warp_id() < 8) {
@@ -246,7 +246,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         if (next < tiles) {
             __syncthreads();
             if (BUFFERS == 1) sh->tile[0].fetch(cache, pages[next], head);
-            wait_for_copies<0>();
+            wait_copies<0>();
             __syncthreads();
         }
     }

@@ -240,7 +240,7 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
                 copy_async(reinterpret_cast<int4*>(&to.x[item]) + chunk,
                            reinterpret_cast<const int4*>(from) + chunk);
             }
-            end_of_copies();
+            commit_copies();
         };
         int token_tiles = (n - warp_item + 15) / 16;
         float acc[TOKEN_TILES][ROW_TILES][4] = {};
@@ -248,9 +248,9 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
         for (int s = 0; s < supers; s++) {
             if (s + 1 < supers) {
                 fetch(s + 1);
-                wait_for_copies<1>();
+                wait_copies<1>();
             } else {
-                wait_for_copies<0>();
+                wait_copies<0>();
             }
             __syncthreads();
             const Stage& stage = shared->stage[s % 2];

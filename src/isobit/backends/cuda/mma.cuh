@@ -1,11 +1,8 @@
-// int8 tensor-core products and the loads that feed them, in PTX.
+// int8 tensor-core products, in PTX.
 #pragma once
-#include "common.cuh"
+#include "copy.cuh"
 
 #ifndef EMULATED
-typedef uint32 SharedAddress;
-DEV SharedAddress shared_address(const void* p) { return uint32(__cvta_generic_to_shared(p)); }
-
 // Four 8 x 16-byte matrices: lane l gives the address of row l % 8 of matrix l / 8.
 DEV void load_matrices(int (&r)[4], SharedAddress address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

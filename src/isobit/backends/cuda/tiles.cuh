@@ -3,7 +3,7 @@
 // that eight lanes, one a row, read a line at once; the same line is the 8-column operand of an
 // int8 tensor-core product. The bytes of a row are those of the file, in the file's order.
 #pragma once
-#include "common.cuh"
+#include "copy.cuh"
 
 constexpr int TILE_ROWS = 8;
 
