@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from isobit.errors import ModelRefused, UsageError
 
 ARCHITECTURES = ("qwen3moe", "qwen3")
+MOST_THREADS = 1024
 
 _KNOWN_ROPE_KEYS = frozenset(
     {
@@ -176,3 +177,5 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"{name}: expected a positive integer, got {value!r}")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise UsageError(f"threads: expected at most {MOST_THREADS}, got {self.threads}")

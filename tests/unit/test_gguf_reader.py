@@ -147,9 +147,9 @@ def test_large_vocabulary(tmp_path):
         writer.add_token_merges(merges)
 
     file = GGUFFile.open(write(tmp_path / "m.gguf", add))
-    assert file.get_strings("tokenizer.ggml.tokens") == tokens
-    assert file.get_strings("tokenizer.ggml.merges") == merges
-    assert file.get_ints("tokenizer.ggml.token_type") == types
+    assert file.metadata["tokenizer.ggml.tokens"] == tokens
+    assert file.metadata["tokenizer.ggml.merges"] == merges
+    assert file.metadata["tokenizer.ggml.token_type"] == types
 
 
 @pytest.mark.parametrize("alignment", [8, 32, 4096])
@@ -174,43 +174,8 @@ def test_version_2_is_laid_out_like_3(tmp_path):
     path.write_bytes(raw)
     file = GGUFFile.open(path)
     assert file.version == 2
-    assert file.get_int("a.n") == 7
+    assert file.metadata["a.n"] == 7
     assert file.tensors["t"].shape == (2, 3)
-
-
-def test_typed_metadata(tmp_path):
-    def add(writer):
-        writer.add_uint32("n", 3)
-        writer.add_float32("x", 0.5)
-        writer.add_float32("nan", float("nan"))
-        writer.add_bool("b", False)
-        writer.add_string("s", "text")
-        writer.add_array("list", [1, 2])
-
-    file = GGUFFile.open(write(tmp_path / "m.gguf", add))
-    assert file.get_int("n") == 3
-    assert file.get_int("gone", 4) == 4
-    assert file.get_float("x") == 0.5
-    assert file.get_float("n") == 3.0
-    assert file.get_bool("b") is False
-    assert file.get_str("s") == "text"
-    assert file.get_ints("list") == [1, 2]
-    for get, key, expected, got in [
-        (file.get_int, "gone", "a value", "no such key"),
-        (file.get_int, "x", "an integer", "0.5"),
-        (file.get_int, "b", "an integer", "False"),
-        (file.get_float, "nan", "a finite number", "nan"),
-        (file.get_float, "s", "a finite number", "'text'"),
-        (file.get_bool, "n", "a boolean", "3"),
-        (file.get_str, "list", "a string", "an array of 2"),
-        (file.get_strings, "list", "an array of strings", "an array of 2"),
-        (file.get_ints, "s", "an array of integers", "'text'"),
-    ]:
-        with pytest.raises(ModelRefused) as refused:
-            get(key)
-        assert (
-            str(refused.value) == f"{file.path}: metadata '{key}': expected {expected}, got {got}"
-        )
 
 
 def test_unsupported_types_are_refused_by_name_or_listed(tmp_path):

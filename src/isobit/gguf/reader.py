@@ -5,7 +5,6 @@ bytes that `GGUFFile.data` returns are looked at.
 """
 
 import hashlib
-import math
 import mmap
 import os
 import stat
@@ -17,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import UsageError
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
 
@@ -108,57 +107,6 @@ class GGUFFile:
                     progress(min(start + step, contents.size), contents.size)
             self._sha256 = digest.hexdigest()
         return self._sha256
-
-    def get_int(self, key: str, default: int | None = None) -> int:
-        """Metadata integer; a missing key is refused unless there is a ``default``."""
-        value = self._get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise self._mistyped(key, "an integer", value)
-
-    def get_float(self, key: str, default: float | None = None) -> float:
-        """Metadata number, finite."""
-        value = self._get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-        raise self._mistyped(key, "a finite number", value)
-
-    def get_bool(self, key: str, default: bool | None = None) -> bool:
-        """Metadata boolean."""
-        value = self._get(key, default)
-        if isinstance(value, bool):
-            return value
-        raise self._mistyped(key, "a boolean", value)
-
-    def get_str(self, key: str, default: str | None = None) -> str:
-        """Metadata string."""
-        value = self._get(key, default)
-        if isinstance(value, str):
-            return value
-        raise self._mistyped(key, "a string", value)
-
-    def get_strings(self, key: str) -> list[str]:
-        """Metadata array of strings."""
-        value = self._get(key, None)
-        if isinstance(value, list) and all(type(v) is str for v in value):
-            return value  # type: ignore[return-value]  # just checked
-        raise self._mistyped(key, "an array of strings", value)
-
-    def get_ints(self, key: str) -> list[int]:
-        """Metadata array of integers."""
-        value = self._get(key, None)
-        if isinstance(value, list) and all(type(v) is int for v in value):
-            return value  # type: ignore[return-value]  # just checked
-        raise self._mistyped(key, "an array of integers", value)
-
-    def _get(self, key: str, default: Value | None) -> Value:
-        value = self.metadata.get(key, default)
-        if value is None:
-            raise refusal(self.path, f"metadata {show(key)}", "a value", "no such key")
-        return value
-
-    def _mistyped(self, key: str, expected: str, value: Value) -> ModelRefused:
-        return refusal(self.path, f"metadata {show(key)}", expected, show(value))
 
     def _mapped(self) -> NDArray[np.uint8]:
         if self._contents is None:

@@ -125,19 +125,24 @@ class Stream(Iterator[str]):
         decoder = StreamDecoder(model.tokenizer)
         room = model.context - len(prompt)
         limit = room if max_tokens is None else min(max_tokens, room)
+        history = list(prompt)
         reason: FinishReason = "length"
         prefill = decode = 0.0
         with model.new_sequence() as sequence:
             start = time.perf_counter()
             logits = model.prefill(sequence, prompt, watch)
             prefill = time.perf_counter() - start
-            start = time.perf_counter()
             while len(self.token_ids) < limit:
-                token = sampler.choose(logits, prompt + self.token_ids)
+                start = time.perf_counter()
+                if self.token_ids:
+                    logits = model.step(sequence, self.token_ids[-1], watch)
+                token = sampler.choose(logits, history)
                 self.token_ids.append(token)
+                history.append(token)
                 if watch is not None:
                     watch.chose(logits, token)
-                decode = time.perf_counter() - start
+                if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
+                    decode += time.perf_counter() - start
                 if token in model.tokenizer.stop_ids:
                     reason = "stop"
                     break
@@ -146,8 +151,6 @@ class Stream(Iterator[str]):
                 if text.stopped:
                     reason = "stop"
                     break
-                if len(self.token_ids) < limit:
-                    logits = model.step(sequence, token, watch)
         if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
             yield piece
         full = reason == "length" and limit == room

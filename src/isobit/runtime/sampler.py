@@ -36,7 +36,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check("temperature", self.temperature, 0 <= self.temperature < float("inf"), ">= 0")
+        possible = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
+        _check("temperature", self.temperature, possible, "that is 0, or from 1e-6 to 1e6")
         _check("top_k", self.top_k, self.top_k >= 0, ">= 0")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]")

@@ -1,0 +1,106 @@
+"""Generation through the library, on the sample model."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import isobit
+from isobit.errors import ContextFull, UsageError
+from isobit.runtime.model import Model
+
+PROMPT = "def fibonacci(n):\n"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with isobit.load("sample", backend="cpu") as m:
+        yield m
+
+
+def test_a_stream_is_the_completion_in_pieces(model: Model) -> None:
+    with model.stream(PROMPT, max_tokens=30) as stream:
+        pieces = list(stream)
+    done = stream.completion
+    assert done is not None
+    assert "".join(pieces) == done.text == model.detokenize(done.token_ids)
+    assert (done.finish_reason, len(done.token_ids), done.note) == ("length", 30, None)
+    assert done.timings.prefill_tokens == len(model.tokenize(PROMPT))
+    assert done.timings.decode_tokens == 29
+    assert done.timings.decode_rate > 0
+    assert model.generate(PROMPT, max_tokens=30).token_ids == done.token_ids
+
+
+def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
+    whole = model.generate(PROMPT, max_tokens=30).text
+    stop = whole[12:15]
+    done = model.generate(PROMPT, max_tokens=30, stop=["never", stop])
+    assert done.finish_reason == "stop"
+    assert done.text == whole[: whole.index(stop)]
+    assert stop not in "".join(model.stream(PROMPT, max_tokens=30, stop=stop))
+
+
+def test_sampling_repeats_with_its_reported_seed(model: Model) -> None:
+    first = model.generate(PROMPT, max_tokens=12, temperature=1.5)
+    again = model.generate(PROMPT, max_tokens=12, temperature=1.5, seed=first.seed)
+    assert again.token_ids == first.token_ids
+
+
+def test_a_full_context_ends_with_length_and_says_so() -> None:
+    with isobit.load("sample", backend="cpu", context=20) as small:
+        n = len(small.tokenize(PROMPT))
+        done = small.generate(PROMPT, max_tokens=None)
+        assert (done.finish_reason, len(done.token_ids)) == ("length", 20 - n)
+        assert done.note == "the context of 20 tokens is full"
+        with pytest.raises(UsageError, match="at most 20 tokens"):
+            small.generate([5] * 21)
+
+
+def test_prompts_that_are_refused(model: Model) -> None:
+    for prompt in ("", [], [8192], [-1]):
+        with pytest.raises(UsageError):
+            model.generate(prompt, max_tokens=1)
+    with pytest.raises(UsageError, match="max_tokens"):
+        model.generate(PROMPT, max_tokens=-1)
+
+
+@pytest.fixture
+def small() -> Iterator[Model]:
+    """A model whose KV cache holds four sequences of 128 positions."""
+    with isobit.load("sample", backend="cpu", context=128) as m:
+        yield m
+
+
+def test_closing_streams_frees_their_pages(small: Model) -> None:
+    for _ in range(9):
+        stream = small.stream([5] * 70, max_tokens=4)
+        next(stream)
+        stream.close()
+
+
+def test_streams_held_open_run_out_of_pages_in_words(small: Model) -> None:
+    held = [small.stream([5] * 70, max_tokens=4) for _ in range(4)]
+    for stream in held:
+        next(stream)
+    late = small.stream([5] * 70, max_tokens=4)
+    with pytest.raises(ContextFull, match="KV cache"):
+        next(late)
+    for stream in held:
+        stream.close()
+    assert small.generate(PROMPT, max_tokens=1).token_ids
+
+
+def test_threads_get_what_one_thread_gets(model: Model) -> None:
+    prompts = [PROMPT, "import os\n", "class Stack:\n", "for i in "]
+    alone = [model.generate(p, max_tokens=20).token_ids for p in prompts]
+    together: list[list[int]] = [[] for _ in prompts]
+
+    def work(i: int) -> None:
+        together[i] = model.generate(prompts[i], max_tokens=20).token_ids
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert together == alone

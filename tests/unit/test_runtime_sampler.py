@@ -1,0 +1,95 @@
+"""Choosing tokens: greedy, ties, filters, seeds, and the settings that are refused."""
+
+import numpy as np
+import pytest
+
+from isobit.errors import UsageError
+from isobit.numerics import exp
+from isobit.runtime.sampler import Sampler, Sampling
+
+SEED = int(np.random.SeedSequence().entropy % (1 << 32))
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    print("seed", SEED)
+    return (np.random.default_rng(SEED).standard_normal(500) * 3).astype(np.float32)
+
+
+def draws(sampling: Sampling, logits: np.ndarray, n: int = 4000) -> np.ndarray:
+    sampler = Sampler(sampling)
+    return np.array([sampler.choose(logits, []) for _ in range(n)])
+
+
+def test_greedy_takes_the_lowest_of_equals(logits: np.ndarray) -> None:
+    logits[[7, 3, 400]] = 50
+    assert Sampler(Sampling()).choose(logits, []) == 3
+
+
+def test_a_seed_repeats_itself_and_others_differ(logits: np.ndarray) -> None:
+    first = draws(Sampling(temperature=1.0, seed=5), logits, 100)
+    assert np.array_equal(first, draws(Sampling(temperature=1.0, seed=5), logits, 100))
+    assert not np.array_equal(first, draws(Sampling(temperature=1.0, seed=6), logits, 100))
+
+
+def test_frequencies_follow_the_probabilities(logits: np.ndarray) -> None:
+    for temperature in (0.5, 1.0, 2.0):
+        p = exp((logits - logits.max()) / np.float32(temperature)).astype(np.float64)
+        p /= p.sum()
+        counts = np.bincount(
+            draws(Sampling(temperature=temperature, seed=1), logits), minlength=500
+        )
+        top = np.argsort(-p)[:5]
+        error = np.sqrt(p[top] * (1 - p[top]) / 4000)
+        assert (np.abs(counts[top] / 4000 - p[top]) < 6 * error).all()
+
+
+def test_filters_keep_what_they_say(logits: np.ndarray) -> None:
+    order = np.argsort(-logits, kind="stable")
+    p = exp(logits - logits.max()).astype(np.float64)
+    assert set(draws(Sampling(temperature=1.0, top_k=3, seed=2), logits)) <= set(order[:3])
+    sums = np.cumsum(p[order]) / p.sum()
+    nucleus = set(order[: int(np.searchsorted(sums, 0.5)) + 1])
+    assert set(draws(Sampling(temperature=1.0, top_p=0.5, seed=2), logits)) <= nucleus
+    likely = set(np.flatnonzero(p >= 0.3))
+    assert set(draws(Sampling(temperature=1.0, min_p=0.3, seed=2), logits)) <= likely
+    only = Sampling(temperature=1.0, top_k=1000, top_p=1e-9, seed=2)
+    assert set(draws(only, logits, 50)) == {order[0]}
+
+
+def test_the_first_of_equals_is_kept_by_top_k() -> None:
+    flat = np.zeros(20, np.float32)
+    assert set(draws(Sampling(temperature=1.0, top_k=4, seed=3), flat, 400)) == {0, 1, 2, 3}
+
+
+def test_repeat_penalty_divides_and_multiplies() -> None:
+    logits = np.array([4.0, 3.0, -1.0], np.float32)
+    assert Sampler(Sampling(repeat_penalty=2.0)).choose(logits, [0]) == 1
+    negative = np.array([-1.0, -1.5], np.float32)
+    assert Sampler(Sampling(repeat_penalty=2.0)).choose(negative, [0]) == 1
+    assert logits[0] == 4.0  # the caller's array is left alone
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_extreme_temperatures_draw_something(logits: np.ndarray, temperature: float) -> None:
+    assert 0 <= draws(Sampling(temperature=temperature, seed=0), logits, 1)[0] < 500
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"temperature": 1e-300},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"repeat_penalty": 0.0},
+        {"seed": -1},
+        {"seed": 1 << 64},
+    ],
+)
+def test_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(settings))):
+        Sampling(**settings)  # type: ignore[arg-type]
