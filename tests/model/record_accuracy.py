@@ -86,8 +86,8 @@ def main() -> None:
         parts.append((options.text, options.windows, 512))
     source = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "tests")),
+        "commit": _git("log", "-1", "--format=%H", "--", "src"),  # the last that changed the engine
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src")),
     }
     results = [measured(*part, options.backend) for part in parts]
     with passes.backend_of(SAMPLE, options.backend) as backend:
