@@ -7,7 +7,7 @@ that they would have fit.
 """
 
 from collections.abc import Sequence
-from math import inf, isfinite, isnan, nan, sqrt
+from math import factorial, inf, isfinite, isnan, nan, pi, sqrt
 from struct import pack, unpack
 
 import numpy as np
@@ -76,6 +76,25 @@ def rope(x: Row, cos: Row, sin: Row) -> list[float]:
     a, b = x[:half], x[half:]
     first = [f32(f32(a[i] * cos[i]) - f32(b[i] * sin[i])) for i in range(half)]
     return first + [f32(f32(b[i] * cos[i]) + f32(a[i] * sin[i])) for i in range(half)]
+
+
+def cos_sin(angle: float) -> tuple[float, float]:
+    """Python's floats are binary64; each operation below is one of section 8's."""
+    c1, c2, c3 = (
+        float(unpack("<d", pack("<Q", c))[0])
+        for c in (0x3FF921FB40000000, 0x3E74442D00000000, 0x3CF8469898CC5170)
+    )
+    n = round(angle * (2 / pi))
+    r = ((angle - n * c1) - n * c2) - n * c3
+    square = r * r
+    s = c = 0.0
+    for k in range(17, 0, -2):
+        s = s * square + (-1) ** (k // 2) / factorial(k)
+    for k in range(16, -1, -2):
+        c = c * square + (-1) ** (k // 2) / factorial(k)
+    s = s * r
+    c, s = [(c, s), (-s, c), (-c, -s), (s, -c)][n % 4]
+    return f32(c), f32(s)
 
 
 def quantise(x: Row, planes: int) -> tuple[list[int], float]:

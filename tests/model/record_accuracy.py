@@ -84,13 +84,16 @@ def main() -> None:
     parts = [(TEXT, 1, 4096), (TEXT, 8, 512)]
     if options.text:
         parts.append((options.text, options.windows, 512))
+    source = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _git("log", "-1", "--format=%H", "--", "src"),  # the last that changed the engine
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src")),
+    }
     results = [measured(*part, options.backend) for part in parts]
     with passes.backend_of(SAMPLE, options.backend) as backend:
         device = backend.device
     record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "tests")),
+        **source,
         "numerics_version": VERSION,
         "backend": options.backend,
         "device": device,

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from isobit.gguf.reader import GGUFFile
+from isobit.verify import oracle as shipped_oracle
 from tests.helpers import passes
 from tests.model import accuracy
 from tests.model.accuracy import SAMPLE, Accuracy
@@ -60,3 +62,13 @@ def test_the_oracle_does_not_look_ahead(sample_oracle: Oracle, heldout_run: Orac
     short = sample_oracle.run(heldout_run.ids[:100].tolist())
     np.testing.assert_allclose(short.logits, heldout_run.logits[:100], rtol=0, atol=1e-9)
     assert (short.experts == heldout_run.experts[:, :100]).all()
+
+
+def test_the_shipped_oracle_is_the_same(heldout_run: OracleRun) -> None:
+    """``isobit verify --against oracle`` has one of its own, written on the engine's graph."""
+    part = heldout_run.first(128)
+    with GGUFFile.open(SAMPLE) as file:
+        shipped = shipped_oracle.Oracle.of(file).evaluate(part.ids.tolist())
+    np.testing.assert_allclose(shipped.logits, part.logits, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(shipped.margins, part.margins, rtol=0, atol=1e-9)
+    assert (shipped.experts == part.experts).all()

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import F32
 from isobit.gguf.formats import FORMATS
+from isobit.gguf.reader import GGUFFile
+from isobit.text.tokenizer import Tokenizer
 from tests.helpers import passes
 from tests.helpers.passes import run, same_bits
 from tests.helpers.synth import Geometry, all_in, write_model
-from tests.model.accuracy import SAMPLE
+from tests.model.accuracy import ROOT, SAMPLE
 
-N = 90  # tokens: two tiles of keys, the second part full
+N = 66  # tokens: a tile of keys and two more
 SIMD_LEVELS = ("avx512vnni", "avx2", "neon", "portable")
 SHAPES = {
     "head_dim 64, 16 experts top-4": Geometry(heads=8, experts=16, experts_used=4, layers=1),
@@ -110,3 +112,18 @@ def test_shapes(shape: str, name: str, rng: np.random.Generator, tmp_path: Path)
     seed = int(rng.integers(1 << 32))
     path = write_model(tmp_path / "model.gguf", geometry, formats, seed=seed)
     check_model(path, geometry.vocab, name, rng)
+
+
+@pytest.mark.parametrize("name", [b for b in passes.BACKENDS if b != "reference"])
+def test_real_vocabulary(name: str, tmp_path: Path) -> None:
+    """151,936 rows of embedding and output, and the tokenizer that goes with them."""
+    vocabulary = ROOT / "tests/data/qwen2-vocab.gguf"
+    geometry = Geometry(layers=1, experts=4)
+    path = write_model(tmp_path / "model.gguf", geometry, vocabulary=vocabulary)
+    with GGUFFile.open(path) as file:
+        ids = Tokenizer.from_metadata(file.metadata, str(path)).encode("def f(x):", special=False)
+    ids = [*ids, 0, 151935]
+    with passes.backend_of(path, "reference") as reference, passes.backend_of(path, name) as other:
+        expected = run(reference, ids)
+        assert expected.shape == (len(ids), 151936)
+        assert same_bits(run(other, ids), expected)

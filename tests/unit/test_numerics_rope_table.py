@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from isobit.numerics import inverse_frequencies, rope_table
+from tests.helpers import naive
 from tests.helpers.passes import same_bits
 
 mpmath.mp.dps = 60
@@ -32,6 +33,19 @@ def test_table_is_correctly_rounded(head_dim: int, base: float, rng: np.random.G
             for found, exact in ((cos[0, i], mpmath.cos(angle)), (sin[0, i], mpmath.sin(angle))):
                 ulp = float(np.spacing(np.float32(abs(exact))))
                 assert abs(mpmath.mpf(float(found)) - exact) <= 0.500001 * ulp, (position, i)
+
+
+def test_table_is_the_specification(rng: np.random.Generator) -> None:
+    """Many angles: the last terms of the series are seen in few of them."""
+    frequencies = np.sort(rng.uniform(0, 1, 400))
+    start = int(rng.integers(0, 1 << 23))
+    cos, sin = rope_table(frequencies, start, start + 400)
+    expected = [
+        [naive.cos_sin(position * f) for f in frequencies.tolist()]
+        for position in range(start, start + 400)
+    ]
+    assert same_bits(cos, np.array(expected, np.float32)[..., 0].copy())
+    assert same_bits(sin, np.array(expected, np.float32)[..., 1].copy())
 
 
 def test_position_zero_turns_nothing() -> None:
