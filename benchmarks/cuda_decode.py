@@ -70,6 +70,30 @@ def batch(tokens, start, pages, rows=()):
     )
 
 
+POINTS = ("start", "waited", "prologue", "products", "chosen")
+KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
+
+
+def timeline(gpu, decoder, pages):
+    """Print when block 0 of each kernel of the second layer passed each point of it."""
+    buffer = gpu.allocate(1 << 20)
+    kept = decoder._defines
+    decoder._defines = kept | {"TIMELINE": hex(buffer) + "ull"}
+    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=False))
+    decoder._defines = kept
+    for _ in range(3):
+        gpu.upload(buffer, np.zeros(1 << 17, np.uint64))
+        decoder._set(1, 100, pages[0])
+        gpu.replay(graph)
+        out = np.empty(1 << 13, np.uint64)
+        gpu.download(buffer, out)
+    events = sorted((int(t), int(k)) for k, t in out[2 : 2 + 2 * int(out[0])].reshape(-1, 2))
+    begin = [t for t, k in events if k == 1]
+    for t, k in events:
+        if len(begin) > 3 and begin[1] <= t <= begin[2] + 4000:
+            print(f"  {t - begin[1]:7d} ns  {KERNELS[k // 10]:10s} {POINTS[k % 10]}")
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -155,6 +179,8 @@ def main():
             backend._decoder._set(1, 100, pages[0])
         note("sum of the kinds", total_us, "us")
         note("graph of a step", 1e3 * gpu.milliseconds(backend._decoder._few), "us")
+    if backend._decoder is not None:
+        timeline(gpu, backend._decoder, pages)
     for n in (16, 128, 512):
         work = batch(tokens[:n], 0, pages, [n - 1])
         backend.forward(work, lambda *_: None, none)

@@ -42,6 +42,7 @@ struct QkvShared {
 };
 KERNEL(THREADS) decode_qkv(const float* x, const float* norm, float eps, const uint8* q,
                            const uint8* k, const uint8* v, float* qkv) {
+    mark(0, 0);
     DYNAMIC_SHARED(QkvShared, sh);
     float weight[HIDDEN_SUPERS];
     QueryKey qk = {q, k};
@@ -56,12 +57,15 @@ KERNEL(THREADS) decode_qkv(const float* x, const float* norm, float eps, const u
     fetch_norm(norm, weight);
     let_next_start();
     wait_for_previous();
+    mark(0, 1);
     norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
     __syncthreads();
+    mark(0, 2);
     first.run(sh->x, part);
     second.run(sh->x, part + n * HIDDEN_SUPERS * TILE_ROWS);
     __syncthreads();
+    mark(0, 3);
     for (int i = threadIdx.x; i < (n + nv) * TILE_ROWS; i += THREADS) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int group = unit < n ? qk.group(unit) : QueryKey::GROUPS + value.group(unit - n);
@@ -87,6 +91,7 @@ struct AttnOutShared {
 };
 KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const float2* max_and_sum,
                                 const float* tiles, int most_tiles, const uint8* w, float* x) {
+    mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
     AttnOut out = {w};
     int n = dealt(AttnOut::GROUPS);
@@ -95,6 +100,7 @@ KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const 
     float* part = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * HEADS_SUPERS));
     let_next_start();
     wait_for_previous();
+    mark(1, 1);
     if (tiles) {
         TileResults results = {max_and_sum, tiles, most_tiles, step->position / TILE + 1};
 #pragma unroll
@@ -107,8 +113,10 @@ KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const 
         quantise_supers(attention, HEADS_SUPERS, sh->x);
     }
     __syncthreads();
+    mark(1, 2);
     products.run(sh->x, part);
     __syncthreads();
+    mark(1, 3);
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
@@ -120,6 +128,7 @@ KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const 
 // Norm; logits of the router, an expert a block; the quantised activations, a superblock a block.
 KERNEL(THREADS) decode_router(const float* x, const float* norm, float eps, const uint8* w,
                               float* logits, Act* acts) {
+    mark(2, 0);
     __shared__ __align__(16) float normed[HIDDEN];
     __shared__ float buffer[2][SUPER];
     float weight[HIDDEN_SUPERS], row[HIDDEN_SUPERS] = {};
@@ -131,6 +140,7 @@ KERNEL(THREADS) decode_router(const float* x, const float* norm, float eps, cons
             row[i] = load_float(w, int64(expert) * HIDDEN + i * SUPER + threadIdx.x, ROUTER_KIND);
     let_next_start();
     wait_for_previous();
+    mark(2, 1);
     norm_to_shared(x, weight, eps, normed, buffer[0]);
     if (warp_id() == 0)
         for (int s = blockIdx.x; s < HIDDEN_SUPERS; s += gridDim.x) {
@@ -144,6 +154,7 @@ KERNEL(THREADS) decode_router(const float* x, const float* norm, float eps, cons
         sum = add(sum, mul(row[i], normed[i * SUPER + threadIdx.x]));
     float z = block_tree(sum, buffer[1]);
     if (threadIdx.x == 0 && expert < EXPERTS) logits[expert] = z;
+    mark(2, 3);
 }
 
 // The chosen experts (section 7), computed by every block for itself: probabilities by every warp,
@@ -259,6 +270,7 @@ struct GateUpShared {
 KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
                                const float* norm, float eps, const uint8* gate, const uint8* up,
                                const uint8* down, int* ids, float* weights, float* y) {
+    mark(3, 0);
     DYNAMIC_SHARED(GateUpShared, sh);
     GateUp where = {gate, up, &sh->choice};
     int n = dealt(USED * GateUp::GROUPS);
@@ -267,7 +279,9 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
 #if EXPERTS
     let_next_start();
     wait_for_previous();
+    mark(3, 1);
     choose(logits, normalise, &sh->choosing, &sh->choice);
+    mark(3, 4);
     Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     copy_acts(acts, HIDDEN_SUPERS, sh->x);
     prefetch_down(down, sh->choice.id);
@@ -283,12 +297,15 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
     fetch_norm(norm, weight);
     let_next_start();
     wait_for_previous();
+    mark(3, 1);
     norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
 #endif
     __syncthreads();
+    mark(3, 2);
     products.run(sh->x, all);
     __syncthreads();
+    mark(3, 3);
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int u = i / TILE_ROWS, row = i % TILE_ROWS;
         const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
@@ -306,12 +323,14 @@ struct DownShared {
 };
 KERNEL(THREADS) decode_down(const float* y, const int* ids, const float* weights, const uint8* w,
                             float* x) {
+    mark(4, 0);
     DYNAMIC_SHARED(DownShared, sh);
     Down where = {w, sh->id};
     int n = dealt(Down::GROUPS);
     let_next_start();
 #if EXPERTS
     wait_for_previous();
+    mark(4, 1);
     if (threadIdx.x < USED) sh->id[threadIdx.x] = ids[threadIdx.x];
 #else
     if (threadIdx.x == 0) sh->id[0] = 0;
@@ -322,11 +341,14 @@ KERNEL(THREADS) decode_down(const float* y, const int* ids, const float* weights
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * Down::PER_UNIT));
 #if !EXPERTS
     wait_for_previous();
+    mark(4, 1);
 #endif
     quantise_supers(y, USED * FFN_SUPERS, sh->x);
     __syncthreads();
+    mark(4, 2);
     products.run(sh->x, all);
     __syncthreads();
+    mark(4, 3);
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         const float* part = all + unit * Down::PER_UNIT * TILE_ROWS + row;
@@ -376,6 +398,7 @@ DEV unsigned long long block_best(unsigned long long key, unsigned long long* bu
 }
 KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const uint8* w, int rows,
                             float* logits, unsigned long long* best, Step* step, int* generated) {
+    mark(5, 0);
     DYNAMIC_SHARED(OutputShared, sh);
     Output where = {w};
     int n = dealt(rows / TILE_ROWS);
@@ -386,11 +409,14 @@ KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const 
     fetch_norm(norm, weight);
     let_next_start();
     wait_for_previous();
+    mark(5, 1);
     norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
     __syncthreads();
+    mark(5, 2);
     products.run(sh->x, part);
     __syncthreads();
+    mark(5, 3);
     unsigned long long key = 0;
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
         int at = (blockIdx.x + i / TILE_ROWS * gridDim.x) * TILE_ROWS + i % TILE_ROWS;

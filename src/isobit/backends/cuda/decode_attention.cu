@@ -181,6 +181,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                              const float* cosines, const float* sines, const Step* step,
                              const int* pages, float scale, int8* k, int8* v, float* dk, float* dv,
                              int most_tiles, float2* max_and_sum, float* out) {
+    mark(6, 0);
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
     int head = blockIdx.y, position = step->position, tiles = position / TILE + 1, t = blockIdx.x;
@@ -196,6 +197,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     wait_copies<0>();
     __syncthreads();
     wait_for_previous();
+    mark(6, 1);
     if (warp_id() < 8) {
         for (int query = warp_id(); query < GROUP; query += 8) {
             x.of(qkv + (head * GROUP + query) * HEAD_DIM, true);
@@ -229,6 +231,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         }
     }
     __syncthreads();
+    mark(6, 2);
     max_and_sum += head * most_tiles * GROUP;
     out += int64(head) * most_tiles * GROUP * HEAD_DIM;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
@@ -250,6 +253,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
             __syncthreads();
         }
     }
+    mark(6, 3);
 }
 
 // Many tiles merged: 32 columns a block (blockIdx.x). The factors of 256 tiles at a time are computed
@@ -260,6 +264,7 @@ struct MergeShared {
 };
 KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
                              int most_tiles, float* result) {
+    mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
@@ -267,6 +272,7 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
     float o = 0.0f, l = 0.0f, m = lowest;  // m: the maximum of all tiles so far
     let_next_start();
     wait_for_previous();
+    mark(7, 1);
     for (int first = 0; first < tiles; first += THREADS) {
         int n = min(THREADS, tiles - first), t = threadIdx.x;
         for (int i = warp_id(); i < n; i += WARPS)

@@ -33,6 +33,10 @@ struct TiledQ4_K {
         for (int i = 0; i < CHUNKS; i++)
             c[i] = reinterpret_cast<const int4*>(slot)[WARP * i + lane_id()];
     }
+    DEV void load_tile(const uint8* tile, int row) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) c[i] = reinterpret_cast<const int4*>(tile)[8 * i + row];
+    }
 
     // d * T - dmin * f(M) of section 4.
     DEV float dot(const Act& a) const {
@@ -97,6 +101,11 @@ struct TiledQ6_K {
         for (int i = 0; i < CHUNKS; i++)
             c[i] = reinterpret_cast<const int4*>(slot)[WARP * i + lane_id()];
         d = reinterpret_cast<const uint16*>(slot + 512 * CHUNKS)[lane_id()];
+    }
+    DEV void load_tile(const uint8* tile, int row) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) c[i] = reinterpret_cast<const int4*>(tile)[8 * i + row];
+        d = reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row];
     }
 
     // d * T of section 4. Codes are taken as 0 … 63; sums start at -32 times the activations' sum.
