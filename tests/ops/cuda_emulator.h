@@ -218,7 +218,8 @@ template <int PENDING> void wait_copies() {
     g.erase(g.begin(), g.begin() + n);
     for (int& x : g) x -= done;
 }
-static inline void prefetch_line(const void* p) { (void)*(volatile const char*)p; }
+static inline int load_acquire(const int* p) { return *p; }
+static inline void store_release(int* p, int v) { *p = v; }
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 static inline void __threadfence() {}

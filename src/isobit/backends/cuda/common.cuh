@@ -68,6 +68,15 @@ template <class T>
 DEV T load_fresh(const T* p) {
     return __ldcg(p);
 }
+// A flag between blocks that run at once.
+DEV int load_acquire(const int* p) {
+    int v;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+DEV void store_release(int* p, int v) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
 #endif
 
 template <class T>
@@ -91,13 +100,16 @@ DEV float warp_tree(float v) {
 }
 
 // tree() over 256 lanes, lane i held by thread i; every thread gets the sum. buffer: shared, 256.
-DEV float block_tree(float v, float* buffer) {
-    buffer[threadIdx.x] = v;
-    __syncthreads();
+DEV float buffer_tree(const float* buffer) {
     const float* b = buffer + lane_id();
     float even = add(add(b[0], b[128]), add(b[64], b[192]));
     float odd = add(add(b[32], b[160]), add(b[96], b[224]));
     return warp_tree(add(even, odd));
+}
+DEV float block_tree(float v, float* buffer) {
+    buffer[threadIdx.x] = v;
+    __syncthreads();
+    return buffer_tree(buffer);
 }
 
 DEV uint32 block_max(uint32 v, uint32* buffer) {

@@ -40,25 +40,26 @@ struct QkvShared {
     float buffer[SUPER];
     __align__(16) uint8 tail[16];
 };
-KERNEL(THREADS) decode_qkv(const float* x, const float* norm, float eps, const uint8* q,
+KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8* q,
                            const uint8* k, const uint8* v, float* qkv) {
     mark(0, 0);
     DYNAMIC_SHARED(QkvShared, sh);
-    float weight[HIDDEN_SUPERS];
     QueryKey qk = {q, k};
     Value value = {v};
     int n = dealt(QueryKey::GROUPS), nv = value.count();
     using First = Products<QK_WEIGHT, QueryKey, DEPTH_QK>;
     using Second = Products<V_WEIGHT, Value, DEPTH_V>;
-    uint8* more = sh->tail + First::slot_bytes(n * HIDDEN_SUPERS);
+    uint8* more = sh->tail + First::bytes(n * HIDDEN_SUPERS);
     First first(qk, sh->tail, n * HIDDEN_SUPERS, warp_id());
     Second second(value, more, nv * HIDDEN_SUPERS, WARPS - 1 - warp_id());
-    float* part = reinterpret_cast<float*>(more + Second::slot_bytes(nv * HIDDEN_SUPERS));
-    fetch_norm(norm, weight);
+    first.start();
+    second.start();
+    Norm h(norm);
+    float* part = reinterpret_cast<float*>(more + Second::bytes(nv * HIDDEN_SUPERS));
     let_next_start();
     wait_for_previous();
     mark(0, 1);
-    norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
+    h.run(x, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
     __syncthreads();
     mark(0, 2);
@@ -66,7 +67,7 @@ KERNEL(THREADS) decode_qkv(const float* x, const float* norm, float eps, const u
     second.run(sh->x, part + n * HIDDEN_SUPERS * TILE_ROWS);
     __syncthreads();
     mark(0, 3);
-    for (int i = threadIdx.x; i < (n + nv) * TILE_ROWS; i += THREADS) {
+    for (int i = threadIdx.x; i < (n + nv) * TILE_ROWS; i += BLOCK) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int group = unit < n ? qk.group(unit) : QueryKey::GROUPS + value.group(unit - n);
         qkv[group * TILE_ROWS + row] =
@@ -89,7 +90,7 @@ struct AttnOutShared {
     Act x[HEADS_SUPERS];
     __align__(16) uint8 tail[16];
 };
-KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const float2* max_and_sum,
+KERNEL(512) decode_attn_out(const float* attention, const Step* step, const float2* max_and_sum,
                                 const float* tiles, int most_tiles, const uint8* w, float* x) {
     mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
@@ -97,7 +98,8 @@ KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const 
     int n = dealt(AttnOut::GROUPS);
     using Tiles = Products<OUT_WEIGHT, AttnOut, DEPTH_OUT>;
     Tiles products(out, sh->tail, n * HEADS_SUPERS, warp_id());
-    float* part = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * HEADS_SUPERS));
+    products.start();
+    float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * HEADS_SUPERS));
     let_next_start();
     wait_for_previous();
     mark(1, 1);
@@ -117,7 +119,7 @@ KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const 
     products.run(sh->x, part);
     __syncthreads();
     mark(1, 3);
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
+    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
         float y = sum_supers<HEADS_SUPERS>(part + unit * HEADS_SUPERS * TILE_ROWS + row);
@@ -126,34 +128,43 @@ KERNEL(THREADS) decode_attn_out(const float* attention, const Step* step, const 
 }
 
 // Norm; logits of the router, an expert a block; the quantised activations, a superblock a block.
-KERNEL(THREADS) decode_router(const float* x, const float* norm, float eps, const uint8* w,
-                              float* logits, Act* acts) {
+struct RouterShared {
+    __align__(16) float normed[HIDDEN];
+    float buffer[2][SUPER];
+};
+KERNEL(512) decode_router(const float* x, const float* norm, float eps, const uint8* w,
+                          float* logits, Act* acts) {
+    DYNAMIC_SHARED(RouterShared, sh);
     mark(2, 0);
-    __shared__ __align__(16) float normed[HIDDEN];
-    __shared__ float buffer[2][SUPER];
-    float weight[HIDDEN_SUPERS], row[HIDDEN_SUPERS] = {};
+    float row[HIDDEN_SUPERS] = {};
     int expert = blockIdx.x;
-    fetch_norm(norm, weight);
-    if (expert < EXPERTS)
+    if (expert < EXPERTS && threadIdx.x < SUPER)
 #pragma unroll
         for (int i = 0; i < HIDDEN_SUPERS; i++)
             row[i] = load_float(w, int64(expert) * HIDDEN + i * SUPER + threadIdx.x, ROUTER_KIND);
+    Norm h(norm);
     let_next_start();
     wait_for_previous();
     mark(2, 1);
-    norm_to_shared(x, weight, eps, normed, buffer[0]);
-    if (warp_id() == 0)
+    h.run(x, eps, sh->normed, sh->buffer[0]);
+    if (threadIdx.x < SUPER) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < HIDDEN_SUPERS; i++)
+            sum = add(sum, mul(row[i], sh->normed[i * SUPER + threadIdx.x]));
+        sh->buffer[1][threadIdx.x] = sum;
+    } else if (warp_id() == SUPER / WARP) {
         for (int s = blockIdx.x; s < HIDDEN_SUPERS; s += gridDim.x) {
             float v[8];
-            for (int i = 0; i < 8; i++) v[i] = normed[s * SUPER + 8 * lane_id() + i];
+            load_super(sh->normed + s * SUPER, v);
             quantise_superblock(v, acts + s);
         }
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < HIDDEN_SUPERS; i++)
-        sum = add(sum, mul(row[i], normed[i * SUPER + threadIdx.x]));
-    float z = block_tree(sum, buffer[1]);
-    if (threadIdx.x == 0 && expert < EXPERTS) logits[expert] = z;
+    }
+    __syncthreads();
+    if (warp_id() == 0) {
+        float z = buffer_tree(sh->buffer[1]);
+        if (threadIdx.x == 0 && expert < EXPERTS) logits[expert] = z;
+    }
     mark(2, 3);
 }
 
@@ -161,13 +172,12 @@ KERNEL(THREADS) decode_router(const float* x, const float* norm, float eps, cons
 // then ranks by counting. An expert's rank is the number of those before it.
 struct Choice {
     int id[USED];
-    float weight[USED];
 };
 struct ChoiceShared {
     float p[WARPS][EXPERTS + 1];
     float chosen[USED];
 };
-DEV void choose(const float* logits, int normalise, ChoiceShared* sh, Choice* choice) {
+DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice) {
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
     const float lowest = isobit::from_bits(0xff800000u);
     float z[EACH], m = lowest, lanes[8] = {};
@@ -209,13 +219,12 @@ DEV void choose(const float* logits, int normalise, ChoiceShared* sh, Choice* ch
         }
     }
     __syncthreads();
-    if (threadIdx.x < USED) {
-        float all = 0.0f;
-#pragma unroll
-        for (int r = 0; r < USED; r++) all = add(all, sh->chosen[r]);
-        float w = sh->chosen[threadIdx.x];
-        choice->weight[threadIdx.x] = normalise ? div(w, all) : w;
-    }
+}
+// The weight of the expert of that rank, once chosen.
+DEV float choice_weight(int rank, int normalise, const ChoiceShared* sh) {
+    float all = 0.0f;
+    for (int r = 0; r < USED; r++) all = add(all, sh->chosen[r]);
+    return normalise ? div(sh->chosen[rank], all) : sh->chosen[rank];
 }
 
 // The tiles of W_down for the chosen experts: a unit is the same 8 rows of each.
@@ -231,15 +240,6 @@ struct Down {
     }
     DEV int act(int j) const { return j % PER_UNIT; }
 };
-// Have this block's tiles of W_down on their way while it computes gate and up.
-DEV void prefetch_down(const uint8* w, const int* id) {
-    Down down = {w, id};
-    constexpr int LINE = 128, RUN = FFN_SUPERS * DOWN_WEIGHT::TILE_BYTES, LINES = (RUN + LINE - 1) / LINE;
-    int runs = dealt(Down::GROUPS) * USED;
-    for (int i = threadIdx.x; i < runs * LINES; i += THREADS)
-        prefetch_line(down.tile(i / LINES * FFN_SUPERS) + i % LINES * LINE);
-}
-
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
 struct GateUp {
     const uint8 *gate, *up;
@@ -267,38 +267,54 @@ struct GateUpShared {
     Choice choice;
     __align__(16) uint8 tail[16];
 };
-KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
-                               const float* norm, float eps, const uint8* gate, const uint8* up,
-                               const uint8* down, int* ids, float* weights, float* y) {
-    mark(3, 0);
+// ready: becomes the step's number once ids and weights are there, which decode_down looks for.
+KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
+                           const float* norm, float eps, const uint8* gate, const uint8* up,
+                           const Step* step, int* ready, int* ids, float* weights, float* y) {
     DYNAMIC_SHARED(GateUpShared, sh);
+    mark(3, 0);
     GateUp where = {gate, up, &sh->choice};
     int n = dealt(USED * GateUp::GROUPS);
     using Tiles = Products<GATE_WEIGHT, GateUp, DEPTH_GATE>;
-    float* all = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * 2 * HIDDEN_SUPERS));
+    Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
+    float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
 #if EXPERTS
+    int number = step->number;
     let_next_start();
     wait_for_previous();
     mark(3, 1);
-    choose(logits, normalise, &sh->choosing, &sh->choice);
+    // Activations before weights: the memory answers in order.
+    constexpr int WORDS = HIDDEN_SUPERS * sizeof(Act) / sizeof(int4), EACH = (WORDS + BLOCK - 1) / BLOCK;
+    int4 words[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (i * BLOCK + threadIdx.x < WORDS)
+            words[i] = reinterpret_cast<const int4*>(acts)[i * BLOCK + threadIdx.x];
+    choose(logits, &sh->choosing, &sh->choice);
     mark(3, 4);
-    Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
-    copy_acts(acts, HIDDEN_SUPERS, sh->x);
-    prefetch_down(down, sh->choice.id);
-    if (blockIdx.x == 0 && threadIdx.x < USED) {
-        ids[threadIdx.x] = sh->choice.id[threadIdx.x];
-        weights[threadIdx.x] = sh->choice.weight[threadIdx.x];
+    products.start();
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (i * BLOCK + threadIdx.x < WORDS)
+            reinterpret_cast<int4*>(sh->x)[i * BLOCK + threadIdx.x] = words[i];
+    if (blockIdx.x == 0 && warp_id() == 0) {
+        for (int r = lane_id(); r < USED; r += WARP) {
+            ids[r] = sh->choice.id[r];
+            weights[r] = choice_weight(r, normalise, &sh->choosing);
+        }
+        __threadfence();
+        __syncwarp();
+        if (lane_id() == 0) store_release(ready, number);
     }
 #else
-    float weight[HIDDEN_SUPERS];
     if (threadIdx.x == 0) sh->choice.id[0] = 0;
     __syncthreads();
-    Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
-    fetch_norm(norm, weight);
+    products.start();
+    Norm h(norm);
     let_next_start();
     wait_for_previous();
     mark(3, 1);
-    norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
+    h.run(x, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
 #endif
     __syncthreads();
@@ -306,7 +322,7 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
     products.run(sh->x, all);
     __syncthreads();
     mark(3, 3);
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
+    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
         int u = i / TILE_ROWS, row = i % TILE_ROWS;
         const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
@@ -319,44 +335,52 @@ KERNEL(THREADS) decode_gate_up(const Act* acts, const float* logits, int normali
 struct DownShared {
     Act x[USED * FFN_SUPERS];
     int id[USED];
+    float weight[USED];
     __align__(16) uint8 tail[16];
 };
-KERNEL(THREADS) decode_down(const float* y, const int* ids, const float* weights, const uint8* w,
-                            float* x) {
-    mark(4, 0);
+KERNEL(512) decode_down(const float* y, const Step* step, const int* ready, const int* ids,
+                        const float* weights, const uint8* w, float* x) {
     DYNAMIC_SHARED(DownShared, sh);
+    mark(4, 0);
     Down where = {w, sh->id};
     int n = dealt(Down::GROUPS);
+    using Tiles = Products<DOWN_WEIGHT, Down, DEPTH_DOWN>;
+    Tiles products(where, sh->tail, n * Down::PER_UNIT, warp_id());
+    float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * Down::PER_UNIT));
     let_next_start();
 #if EXPERTS
-    wait_for_previous();
-    mark(4, 1);
-    if (threadIdx.x < USED) sh->id[threadIdx.x] = ids[threadIdx.x];
+    // The experts are known long before the kernel ahead of this one ends.
+    if (warp_id() == 0) {
+        int number = step->number;
+        while (load_acquire(ready) != number) {}
+        __syncwarp();
+        for (int r = lane_id(); r < USED; r += WARP) {
+            sh->id[r] = load_fresh(ids + r);
+            sh->weight[r] = load_fresh(weights + r);
+        }
+    }
 #else
     if (threadIdx.x == 0) sh->id[0] = 0;
 #endif
     __syncthreads();
-    using Tiles = Products<DOWN_WEIGHT, Down, DEPTH_DOWN>;
-    Tiles products(where, sh->tail, n * Down::PER_UNIT, warp_id());
-    float* all = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * Down::PER_UNIT));
-#if !EXPERTS
+    mark(4, 4);
+    products.start();
     wait_for_previous();
     mark(4, 1);
-#endif
     quantise_supers(y, USED * FFN_SUPERS, sh->x);
     __syncthreads();
     mark(4, 2);
     products.run(sh->x, all);
     __syncthreads();
     mark(4, 3);
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
+    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         const float* part = all + unit * Down::PER_UNIT * TILE_ROWS + row;
         float sum = 0.0f;
 #if EXPERTS
 #pragma unroll
         for (int r = 0; r < USED; r++)
-            sum = add(sum, mul(weights[r], sum_supers<FFN_SUPERS>(part + r * FFN_SUPERS * TILE_ROWS)));
+            sum = add(sum, mul(sh->weight[r], sum_supers<FFN_SUPERS>(part + r * FFN_SUPERS * TILE_ROWS)));
 #else
         sum = sum_supers<FFN_SUPERS>(part);
 #endif
@@ -396,21 +420,21 @@ DEV unsigned long long block_best(unsigned long long key, unsigned long long* bu
     for (int w = 0; w < WARPS; w++) key = max(key, buffer[w]);
     return key;
 }
-KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const uint8* w, int rows,
+KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint8* w, int rows,
                             float* logits, unsigned long long* best, Step* step, int* generated) {
     mark(5, 0);
     DYNAMIC_SHARED(OutputShared, sh);
     Output where = {w};
     int n = dealt(rows / TILE_ROWS);
-    float weight[HIDDEN_SUPERS];
     using Tiles = Products<HEAD_WEIGHT, Output, DEPTH_HEAD>;
     Tiles products(where, sh->tail, n * HIDDEN_SUPERS, warp_id());
-    float* part = reinterpret_cast<float*>(sh->tail + Tiles::slot_bytes(n * HIDDEN_SUPERS));
-    fetch_norm(norm, weight);
+    float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * HIDDEN_SUPERS));
+    products.start();
+    Norm h(norm);
     let_next_start();
     wait_for_previous();
     mark(5, 1);
-    norm_to_shared(x, weight, eps, sh->normed, sh->buffer);
+    h.run(x, eps, sh->normed, sh->buffer);
     quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
     __syncthreads();
     mark(5, 2);
@@ -418,7 +442,7 @@ KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const 
     __syncthreads();
     mark(5, 3);
     unsigned long long key = 0;
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += THREADS) {
+    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
         int at = (blockIdx.x + i / TILE_ROWS * gridDim.x) * TILE_ROWS + i % TILE_ROWS;
         float z = sum_supers<HIDDEN_SUPERS>(part + i / TILE_ROWS * HIDDEN_SUPERS * TILE_ROWS +
                                             i % TILE_ROWS);
@@ -436,7 +460,7 @@ KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const 
     if (!sh->last) return;
     __threadfence();
     key = 0;
-    for (int i = threadIdx.x; i < int(gridDim.x); i += THREADS) key = max(key, load_fresh(best + i));
+    for (int i = threadIdx.x; i < int(gridDim.x); i += BLOCK) key = max(key, load_fresh(best + i));
     __syncthreads();
     key = block_best(key, sh->best);
     if (threadIdx.x == 0) {
@@ -445,5 +469,6 @@ KERNEL(THREADS) decode_head(const float* x, const float* norm, float eps, const 
         step->token = token;
         step->position++;
         step->done = 0;
+        step->number++;
     }
 }

@@ -17,7 +17,7 @@ from isobit.backends.cuda.load import DeviceLayer, DeviceWeight
 from isobit.config import ModelConfig
 from isobit.numerics import TILE
 
-_WARPS = 8  # of a block
+_WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
@@ -55,7 +55,8 @@ class Decoder:
         self._tiles = -(-context // TILE)
         self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
         self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
-        gpu.upload(self._b["step"], np.zeros(4, np.int32))
+        self._number = 1  # of the next step
+        gpu.upload(self._b["ready"], np.zeros(len(layers), np.int32))
         self._few, self._many = (
             gpu.capture(lambda many=many: self._queue(many=many)) for many in (False, True)
         )
@@ -76,16 +77,18 @@ class Decoder:
         self._set(token, position, pages)
         for i in range(count):
             self._step(position + i)
-        out, state = np.empty(count, np.int32), np.empty(4, np.int32)
+        out, state = np.empty(count, np.int32), np.empty(5, np.int32)
         self._gpu.download(self._b["generated"] + 4 * position, out)
         self._gpu.download(self._b["step"], state)
         return out, not state[2]
 
     def _set(self, token: int, position: int, pages: I32) -> None:
-        self._gpu.upload(self._b["step"], np.array([token, position, 0, 0], np.int32))
+        step = np.array([token, position, 0, 0, self._number], np.int32)
+        self._gpu.upload(self._b["step"], step)
         self._gpu.upload(self._b["pages"], pages)
 
     def _step(self, position: int) -> None:
+        self._number = self._number % (1 << 30) + 1
         self._gpu.replay(self._few if position < _FEW_TILES * TILE else self._many)
 
     def _queue(self, *, many: bool) -> None:
@@ -97,9 +100,9 @@ class Decoder:
             (self._embedding.address, b["step"], c.hidden, b["x"]),
             defines=self._embedding.layout.embedding_defines,
         )
-        for layer, cache in zip(self._layers, self._caches, strict=True):
+        for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             self._attention(layer, cache, many)
-            self._feed_forward(layer)
+            self._feed_forward(i, layer)
         self._launch(
             "decode_head",
             (b["x"], self._output_norm, c.eps, self._output.address, c.vocab, b["logits"])
@@ -144,7 +147,7 @@ class Decoder:
             w,
         )
 
-    def _feed_forward(self, w: DeviceLayer) -> None:
+    def _feed_forward(self, i: int, w: DeviceLayer) -> None:
         b, c = self._b, self._c
         if w.router is not None:
             self._launch(
@@ -153,15 +156,15 @@ class Decoder:
                 w,
                 blocks=max(c.n_experts, self._gpu.multiprocessors),
             )
+        k = max(c.n_experts_used, 1)
+        choice = (b["step"], b["ready"] + 4 * i, b["ids"] + 4 * i * k, b["weights"] + 4 * i * k)
         self._launch(
             "decode_gate_up",
             (b["acts"], b["router_logits"], int(c.normalise_experts), b["x"], w.ffn_norm, c.eps)
-            + (w.gate.address, w.up.address, w.down.address, b["ids"], b["weights"], b["swiglu"]),
+            + (w.gate.address, w.up.address, *choice, b["swiglu"]),
             w,
         )
-        self._launch(
-            "decode_down", (b["swiglu"], b["ids"], b["weights"], w.down.address, b["x"]), w
-        )
+        self._launch("decode_down", (b["swiglu"], *choice, w.down.address, b["x"]), w)
 
     def _launch(
         self,
@@ -186,7 +189,7 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
     """Bytes of each buffer of a step."""
     tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
     return {
-        "step": 16,
+        "step": 20,
         "pages": 4 * tiles,
         "generated": 4 * (context + 1),
         "x": 4 * c.hidden,
@@ -196,8 +199,9 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
         "attention": 4 * c.n_heads * c.head_dim,
         "router_logits": 4 * c.n_experts,
         "acts": ACT_BYTES * memory.supers(c.hidden),
-        "ids": 4 * k,
-        "weights": 4 * k,
+        "ready": 4 * c.n_layers,
+        "ids": 4 * k * c.n_layers,
+        "weights": 4 * k * c.n_layers,
         "swiglu": 4 * k * c.ffn,
         "logits": 4 * c.vocab,
         "best": 8 * 1024,
@@ -232,7 +236,7 @@ class LayerPlan:
         k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
         router = "F32" if w.router is None else w.router.layout.format.name
         defines = {"ROUTER_KIND": _KINDS[router]}
-        shared = {"decode_router": 0}
+        shared = {"decode_router": 4 * c.hidden + 2048}
 
         def tiles(rows: int, supers: int) -> int:
             return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
@@ -247,7 +251,7 @@ class LayerPlan:
                 depth = min(-(-steps // _WARPS), deepest, 4)
                 defines[f"{role}_WEIGHT"] = f"Tiled{matrix.layout.format.name}"
                 defines[f"DEPTH_{role}"] = str(depth)
-                used += min(steps, depth * _WARPS) * slot
+                used += min(steps, depth * _WARPS) * slot + 8 * depth * _WARPS
             shared[kernel] = gpu.shared_most - 1024 - room + used
 
         normed = 4 * c.hidden + 1024
@@ -264,7 +268,7 @@ class LayerPlan:
             heads * ACT_BYTES + 64,
             ("OUT", w.attn_output, tiles(c.hidden, heads)),
         )
-        choosing = 32 * (c.n_experts + 1) + 4 * k if c.n_experts else normed
+        choosing = 4 * _WARPS * (c.n_experts + 1) + 4 * k if c.n_experts else normed
         plan(
             "decode_gate_up",
             acts + choosing + 8 * k + 64,
@@ -272,7 +276,7 @@ class LayerPlan:
         )
         plan(
             "decode_down",
-            k * ffn * ACT_BYTES + 4 * k + 64,
+            k * ffn * ACT_BYTES + 8 * k + 64,
             ("DOWN", w.down, tiles(c.hidden, k * ffn)),
         )
         plan("decode_head", acts + normed + 256, ("HEAD", output, tiles(c.vocab, hidden)))

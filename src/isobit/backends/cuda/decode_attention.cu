@@ -259,7 +259,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
 // Many tiles merged: 32 columns a block (blockIdx.x). The factors of 256 tiles at a time are computed
 // side by side from a running maximum; one warp then adds the tiles in order.
 struct MergeShared {
-    float a[THREADS], b[THREADS], l[THREADS], top[WARPS];
+    float a[THREADS], b[THREADS], l[THREADS], top[THREADS / WARP];
     float v[THREADS][WARP];
 };
 KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
@@ -275,7 +275,7 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
     mark(7, 1);
     for (int first = 0; first < tiles; first += THREADS) {
         int n = min(THREADS, tiles - first), t = threadIdx.x;
-        for (int i = warp_id(); i < n; i += WARPS)
+        for (int i = warp_id(); i < n; i += THREADS / WARP)
             sh->v[i][lane_id()] =
                 out[from.index(head, first + i) * HEAD_DIM + column % HEAD_DIM + lane_id()];
         float2 mine = t < n ? max_and_sum[from.index(head, first + t)] : make_float2(lowest, 0.0f);
@@ -297,7 +297,7 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
             sh->b[t] = isobit::exp(sub(mine.x, top));
             sh->l[t] = mine.y;
         }
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
+        for (int w = 0; w < THREADS / WARP; w++) m = fmaxf(m, sh->top[w]);
         __syncthreads();
         if (warp_id() == 0)
             for (int i = 0; i < n; i++) {

@@ -3,7 +3,7 @@
 // that eight lanes, one a row, read a line at once; the same line is the 8-column operand of an
 // int8 tensor-core product. The bytes of a row are those of the file, in the file's order.
 #pragma once
-#include "copy.cuh"
+#include "common.cuh"
 
 constexpr int TILE_ROWS = 8;
 
@@ -11,9 +11,6 @@ DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
 DEV int signed_byte_of(int word, int i) { return int8(word >> 8 * i); }
 
 // A lane's superblock of a row, in registers: multiplied with any number of activations.
-//
-// A slot is a warp's place in shared memory for four tiles, a superblock a lane: chunk i of lane l
-// stands at 512 i + 16 l, so that a lane reads what it copied itself, and no bank twice.
 struct TiledQ4_K {
     static constexpr int TILE_BYTES = 8 * 144, CHUNKS = 9;
     int4 c[CHUNKS];  // d, dmin, scales; then codes
@@ -23,17 +20,8 @@ struct TiledQ4_K {
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) c[i] = load_once(p + 8 * i);
     }
-    DEV static void fetch(const uint8* tile, int row, uint8* slot) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++)
-            copy_async(slot + 512 * i + 16 * lane_id(), tile + 128 * i + 16 * row);
-    }
-    DEV void load_slot(const uint8* slot) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++)
-            c[i] = reinterpret_cast<const int4*>(slot)[WARP * i + lane_id()];
-    }
-    DEV void load_tile(const uint8* tile, int row) {
+    // The same from shared memory.
+    DEV void load_shared(const uint8* tile, int row) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) c[i] = reinterpret_cast<const int4*>(tile)[8 * i + row];
     }
@@ -89,20 +77,8 @@ struct TiledQ6_K {
         for (int i = 0; i < CHUNKS; i++) c[i] = load_once(p + 8 * i);
         d = reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row];
     }
-    // The d of a tile, 16 bytes, are copied by the lane of its first row and read by all eight.
-    DEV static void fetch(const uint8* tile, int row, uint8* slot) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++)
-            copy_async(slot + 512 * i + 16 * lane_id(), tile + 128 * i + 16 * row);
-        if (row == 0) copy_async(slot + 512 * CHUNKS + 2 * lane_id(), tile + 128 * CHUNKS);
-    }
-    DEV void load_slot(const uint8* slot) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++)
-            c[i] = reinterpret_cast<const int4*>(slot)[WARP * i + lane_id()];
-        d = reinterpret_cast<const uint16*>(slot + 512 * CHUNKS)[lane_id()];
-    }
-    DEV void load_tile(const uint8* tile, int row) {
+    // The same from shared memory.
+    DEV void load_shared(const uint8* tile, int row) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) c[i] = reinterpret_cast<const int4*>(tile)[8 * i + row];
         d = reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row];
