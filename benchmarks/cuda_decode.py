@@ -1,4 +1,4 @@
-"""Check and time the CUDA backend on a model: logits against the reference, then decode and prefill.
+"""Check and time the CUDA backend on a model: logits against the reference, decode, prefill.
 
 usage: python benchmarks/cuda_decode.py MODEL.gguf OUT.json [--reference TOKENS] [--context N]
 """

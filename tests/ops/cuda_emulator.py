@@ -1,7 +1,7 @@
 """An emulated GPU: the CUDA kernels compiled as C++ and run thread by thread on the CPU.
 
-It checks a kernel's logic and bits without a device. It says nothing about speed, nor about what the
-device's own instructions do.
+It checks a kernel's logic and bits without a device. It says nothing about speed, nor about what
+the device's own instructions do.
 """
 
 import ctypes
@@ -32,8 +32,8 @@ _FLAGS = [
 def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     kernels = signatures(stem)
     stubs = "".join(
-        f'extern "C" void emu_{k}(void** a, const unsigned* g, unsigned t, size_t s, int c, unsigned r)'
-        f" {{ emu::start({k}, a, g, t, s, c, r); }}\n"
+        f'extern "C" void emu_{k}(void** a, const unsigned* g, unsigned t, size_t s, int c, '
+        f"unsigned r) {{ emu::start({k}, a, g, t, s, c, r); }}\n"
         for k in kernels
     )
     source = "".join(f"#define {name} {value}\n" for name, value in defines)
@@ -50,8 +50,7 @@ def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
         command = ["g++", *_FLAGS, *include, "-x", "c++", "-", "-o", str(part)]
         subprocess.run(command, input=source.encode(), check=True)
         part.replace(out)
-    library = ctypes.CDLL(str(out))
-    return library
+    return ctypes.CDLL(str(out))
 
 
 class EmulatedGpu:
@@ -96,7 +95,7 @@ class EmulatedGpu:
         shared: int = 0,
         defines: Mapping[str, str] | None = None,
         cooperative: bool = False,
-        overlap: bool = False,
+        overlap: bool = False,  # noqa: ARG002  # blocks run one after another here
     ) -> None:
         signature = signatures(stem)[kernel]
         function = getattr(_library(stem, tuple(sorted((defines or {}).items()))), f"emu_{kernel}")

@@ -1,4 +1,4 @@
-"""The decode graph gives the bits of the same step run kernel by kernel (which the reference checks)."""
+"""The decode graph gives the bits of the same step run kernel by kernel."""
 
 import numpy as np
 import pytest

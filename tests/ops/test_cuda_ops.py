@@ -1,4 +1,4 @@
-"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if there is one.
+"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if any.
 
 Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
 """

@@ -5,6 +5,7 @@ the sources, the definitions, the architecture and the compiler's version. It is
 place and then renamed, so that processes may compile the same file at once.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -95,10 +96,8 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
         return place.read_bytes()
     except OSError:
         code = _compile(stem, arch, defines)
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         _write_whole(place, code)
-    except OSError:
-        pass  # a cache that cannot be written only costs time
     return code
 
 
@@ -142,4 +141,4 @@ def _write_whole(place: Path, code: bytes) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
         file.write(code)
-    os.replace(file.name, place)
+    Path(file.name).replace(place)

@@ -5,6 +5,7 @@ For models whose matrices are all tiled; others run kernel by kernel (backend.py
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -57,9 +58,8 @@ class Decoder:
         self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
         self._number = 1  # of the next step
         gpu.upload(self._b["ready"], np.zeros(len(layers), np.int32))
-        self._few, self._many = (
-            gpu.capture(lambda many=many: self._queue(many=many)) for many in (False, True)
-        )
+        self._few = gpu.capture(partial(self._queue, many=False))
+        self._many = gpu.capture(partial(self._queue, many=True))
 
     def logits(self, token: int, position: int, pages: I32) -> F32:
         """Append one token; its logits."""
@@ -217,7 +217,7 @@ def attention_shared(c: ModelConfig, buffers: int) -> int:
 
 
 def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
-    """Tiles that a block of the attention kernel holds: the next one is fetched if there is room."""
+    """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
     return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
 
 

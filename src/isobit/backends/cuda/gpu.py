@@ -69,7 +69,7 @@ class Gpu(Protocol):
         """Free everything that was allocated."""
 
 
-def available() -> tuple[bool, str]:
+def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
     """Whether the CUDA backend can run here, and the reason if not. Cheap; touches no memory."""
     try:
         from cuda.bindings import driver  # noqa: PLC0415

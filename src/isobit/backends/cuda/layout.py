@@ -1,8 +1,8 @@
 """How a weight matrix lies in the GPU's memory.
 
-Three kinds. ``floats`` (F32, F16, BF16) and ``blocks`` (every quantised format) are the file's bytes.
-``tiled`` is for Q4_K and Q6_K matrices whose rows come in eights, the formats of nearly all Q4_K_M
-weights: the file's bytes in another order, not one more.
+Three kinds. ``floats`` (F32, F16, BF16) and ``blocks`` (every quantised format) are the file's
+bytes. ``tiled`` is for Q4_K and Q6_K matrices whose rows come in eights, the formats of nearly all
+Q4_K_M weights: the file's bytes in another order, not one more.
 
 A tile is 8 rows by one superblock, and tiles of the same 8 rows follow one another. Inside, chunk c
 (16 bytes) of row r stands at byte ``128 * c + 16 * r``; what a block has beyond whole chunks (the d

@@ -29,7 +29,7 @@ def supers(columns: int) -> int:
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The KV cache of one layer: pages of 64 positions, each with every head's planes and scales."""
+    """The KV cache of one layer: pages of 64 positions, with every head's planes and scales."""
 
     pages: int
     heads: int

@@ -31,7 +31,7 @@ def adapters() -> list[Any]:
     Raises BackendUnavailable if the wgpu package is missing.
     """
     try:
-        import wgpu  # type: ignore[import-untyped]  # noqa: PLC0415
+        import wgpu  # noqa: PLC0415
     except ImportError as error:
         raise BackendUnavailable(
             f"wgpu: the package is not installed ({error}): {INSTALL}"
