@@ -70,7 +70,7 @@ def batch(tokens, start, pages, rows=()):
     )
 
 
-POINTS = ("start", "waited", "prologue", "products", "chosen")
+POINTS = ("start", "waited", "prologue", "products", "chosen", "end")
 KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
 
 
@@ -82,16 +82,22 @@ def timeline(gpu, decoder, pages):
     graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=False))
     decoder._defines = kept
     for _ in range(3):
-        gpu.upload(buffer, np.zeros(128, np.uint64))
+        gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
         decoder._set(1, 100, pages[0])
         decoder._number += 1
         gpu.replay(graph)
-        out = np.empty(80, np.uint64)
+        out = np.empty((80, 256), np.uint64)
         gpu.download(buffer, out)
-    events = sorted((int(t), k) for k, t in enumerate(out) if t)
-    begin = int(out[1])  # qkv has waited
-    for t, k in events:
-        print(f"  {t - begin:7d} ns  {KERNELS[k // 10]:10s} {POINTS[k % 10]}")
+    begin = int(out[1][out[1] > 0].min())  # qkv has waited
+    rows = []
+    for k, times in enumerate(out):
+        t = np.sort(times[times > 0].astype(np.int64)) - begin
+        if t.size:
+            rows.append((int(t[len(t) // 2]), int(t[0]), int(t[-1]), t.size, k))
+    print("  ns: first, median, last block")
+    for median, first, last, n, k in sorted(rows):
+        name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
+        print(f"  {first:7d} {median:7d} {last:7d}  {name:20s} {n} blocks")
 
 
 def main():

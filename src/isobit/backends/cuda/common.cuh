@@ -19,6 +19,7 @@ typedef unsigned char uint8;
 typedef unsigned short uint16;
 typedef unsigned int uint32;
 typedef long long int64;
+typedef unsigned long long uint64;
 
 using isobit::add;
 using isobit::bits;
@@ -68,14 +69,14 @@ template <class T>
 DEV T load_fresh(const T* p) {
     return __ldcg(p);
 }
-// A flag between blocks that run at once.
-DEV int load_acquire(const int* p) {
-    int v;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+// A word between blocks that run at once.
+DEV uint64 load_relaxed(const uint64* p) {
+    uint64 v;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
     return v;
 }
-DEV void store_release(int* p, int v) {
-    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+DEV void store_relaxed(uint64* p, uint64 v) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 #endif
 

@@ -1,5 +1,4 @@
-// What the kernels of a decode step share: launch order, norm and quantisation in a block's prologue,
-// and matrix-vector products over tiles.
+// What the kernels of a decode step share: launch order, norm and quantisation.
 //
 // Each kernel of the step starts while the one before it still runs, fetches weights that do not
 // depend on it, and then waits for it (programmatic dependent launch). Nothing is written, and nothing
@@ -7,8 +6,7 @@
 //
 // Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED.
 #pragma once
-#include "copy.cuh"
-#include "tiles.cuh"
+#include "common.cuh"
 
 #ifndef EMULATED
 #undef KERNEL
@@ -32,14 +30,15 @@ DEV void let_next_start() {
 }
 #endif
 
-// Where the time of a step goes: with TIMELINE defined as the address of a buffer, the first block of
-// each kernel notes there when it passed a point (nanoseconds, of the last layer).
+// Where the time of a step goes: with TIMELINE defined as the address of a buffer, every block notes
+// there when it passed a point of a kernel (nanoseconds, of the last layer).
 #ifdef TIMELINE
 DEV void mark(int kernel, int point) {
-    if (threadIdx.x || blockIdx.x || blockIdx.y) return;
-    unsigned long long now;
+    if (threadIdx.x) return;
+    uint64 now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
-    reinterpret_cast<unsigned long long*>(TIMELINE)[kernel * 10 + point] = now;
+    int block = blockIdx.y * gridDim.x + blockIdx.x;
+    reinterpret_cast<uint64*>(TIMELINE)[(kernel * 10 + point) * 256 + block % 256] = now;
 }
 #else
 DEV void mark(int, int) {}
@@ -50,8 +49,16 @@ struct Step {
     int token, position;
     int not_finite;  // 1 when a logit was NaN or infinite
     int done;        // blocks of the head kernel that have ended
-    int number;      // of the step, never 0; no two steps have the same
+    int number;      // of the step, counting up
 };
+
+// An expert and its weight in one word, with the number of the step: whoever finds the number has all.
+DEV uint64 packed(int number, int id, float weight) {
+    return uint64(bits(weight)) << 32 | uint32(id & 0xffff) << 16 | uint32(number & 0xffff);
+}
+DEV bool is_of(uint64 one, int number) { return (uint32(one) & 0xffff) == (uint32(number) & 0xffff); }
+DEV int chosen_id(uint64 one) { return uint32(one) >> 16; }
+DEV float chosen_weight(uint64 one) { return isobit::from_bits(uint32(one >> 32)); }
 
 // RMS norm of x into `normed` (shared), section 5. The block's first half adds up; both halves then
 // write every other superblock.
@@ -97,89 +104,6 @@ DEV void quantise_supers(const float* x, int supers, Act* acts) {
         load_super(x + s * SUPER, v);
         quantise_superblock(v, acts + s);
     }
-}
-
-// A block's tiles, four to a warp at a time (a step): eight lanes hold the eight rows of one. WHERE
-// maps the number of a tile to its address and activation. The product of tile j and row r goes to
-// part[8j + r]. Tiles come through slots in shared memory, DEPTH steps of each warp ahead.
-template <class W, class Where, int DEPTH>
-struct Products {
-    static constexpr int SLOT = 4 * W::TILE_BYTES, ARRIVALS = WARPS * DEPTH * 8;
-    // Of shared memory, for a block of so many tiles.
-    DEV static int bytes(int tiles) { return ARRIVALS + min((tiles + 3) / 4, DEPTH * WARPS) * SLOT; }
-
-    const Where& where;
-    uint8* memory;
-    int tiles, turn, fetched = 0;  // the warp's turn, 0 … WARPS-1; its steps fetched so far
-
-    DEV Products(const Where& where, uint8* memory, int tiles, int turn)
-        : where(where), memory(memory), tiles(tiles), turn(turn) {
-#ifdef BULK_COPIES
-        if (lane_id() < DEPTH) arrival_init(arrival(lane_id()));
-        __syncwarp();
-#endif
-    }
-    DEV void start() {
-        for (int i = 0; i < DEPTH; i++) fetch();
-    }
-    DEV void run(const Act* acts, float* part) {
-        for (int step = 0; first_of(step) < tiles; step++) {
-            wait(step);
-            int sub = lane_id() / TILE_ROWS, row = lane_id() % TILE_ROWS, j = first_of(step) + sub;
-            if (j < tiles) {
-                W w;
-                w.load_shared(slot(step) + sub * W::TILE_BYTES, row);
-                const Act& a = acts[where.act(j)];
-                part[j * TILE_ROWS + row] = mul(a.d, w.dot(a));
-            }
-            __syncwarp();
-            fetch();
-        }
-    }
-
-   private:
-    DEV int first_of(int step) const { return 4 * (step * WARPS + turn); }
-    DEV uint8* slot(int step) const {
-        return memory + ARRIVALS + (step % DEPTH * WARPS + turn) * SLOT;
-    }
-#ifdef BULK_COPIES
-    DEV Arrival* arrival(int step) const {
-        return reinterpret_cast<Arrival*>(memory) + turn * DEPTH + step % DEPTH;
-    }
-    DEV void fetch() {
-        int step = fetched++, lane = lane_id(), n = min(4, tiles - first_of(step));
-        if (n <= 0) return;
-        if (lane == 0) arrival_expect(arrival(step), n * W::TILE_BYTES);
-        __syncwarp();
-        if (lane < n)
-            copy_bulk(slot(step) + lane * W::TILE_BYTES, where.tile(first_of(step) + lane),
-                      W::TILE_BYTES, arrival(step));
-    }
-    DEV void wait(int step) const { arrival_wait(arrival(step), step / DEPTH); }
-#else
-    DEV void fetch() {
-        int step = fetched++, n = min(4, tiles - first_of(step));
-        for (int t = 0; t < n; t++) {
-            const uint8* from = where.tile(first_of(step) + t);
-            for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP)
-                copy_async(slot(step) + t * W::TILE_BYTES + i, from + i);
-        }
-        commit_copies();
-    }
-    DEV void wait(int) const {
-        wait_copies<DEPTH - 1>();
-        __syncwarp();
-    }
-#endif
-};
-
-// (((0 + p_0) + p_1) + …) over the superblocks of one row.
-template <int SUPERS>
-DEV float sum_supers(const float* part) {
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < SUPERS; s++) sum = add(sum, part[s * TILE_ROWS]);
-    return sum;
 }
 
 // How many of n things, dealt one by one to the blocks of the grid, are this block's.

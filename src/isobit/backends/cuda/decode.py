@@ -57,7 +57,7 @@ class Decoder:
         self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
         self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
         self._number = 1  # of the next step
-        gpu.upload(self._b["ready"], np.zeros(len(layers), np.int32))
+        gpu.upload(self._b["chosen"], np.zeros(len(layers) * max(c.n_experts_used, 1), np.int64))
         self._few = gpu.capture(partial(self._queue, many=False))
         self._many = gpu.capture(partial(self._queue, many=True))
 
@@ -156,8 +156,7 @@ class Decoder:
                 w,
                 blocks=max(c.n_experts, self._gpu.multiprocessors),
             )
-        k = max(c.n_experts_used, 1)
-        choice = (b["step"], b["ready"] + 4 * i, b["ids"] + 4 * i * k, b["weights"] + 4 * i * k)
+        choice = (b["step"], b["chosen"] + 8 * i * c.n_experts_used)
         self._launch(
             "decode_gate_up",
             (b["acts"], b["router_logits"], int(c.normalise_experts), b["x"], w.ffn_norm, c.eps)
@@ -173,14 +172,14 @@ class Decoder:
         w: DeviceLayer,
         blocks: int | None = None,
     ) -> None:
-        plan = self._plans[w]
+        shared, defines = self._plans[w].kernels[kernel]
         self._gpu.launch(
-            "decode",
+            kernel,
             kernel,
             (blocks or self._gpu.multiprocessors,),
             arguments,
-            shared=plan.shared[kernel],
-            defines=self._defines | plan.defines,
+            shared=shared,
+            defines=self._defines | defines,
             overlap=True,
         )
 
@@ -199,9 +198,7 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
         "attention": 4 * c.n_heads * c.head_dim,
         "router_logits": 4 * c.n_experts,
         "acts": ACT_BYTES * memory.supers(c.hidden),
-        "ready": 4 * c.n_layers,
-        "ids": 4 * k * c.n_layers,
-        "weights": 4 * k * c.n_layers,
+        "chosen": 8 * k * c.n_layers,
         "swiglu": 4 * k * c.ffn,
         "logits": 4 * c.vocab,
         "best": 8 * 1024,
@@ -223,64 +220,53 @@ def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How the kernels of decode.cu are compiled and launched for a layer."""
+    """How the kernels that read a layer's weights are compiled and launched."""
 
-    defines: dict[str, str]
-    shared: dict[str, int]
+    kernels: dict[str, tuple[int, dict[str, str]]]
+    """Dynamic shared memory and definitions of each."""
 
     @classmethod
     def of(cls, c: ModelConfig, w: DeviceLayer, output: DeviceWeight, gpu: Gpu) -> "LayerPlan":
-        """Dynamic shared memory: a fixed part, slots for tiles on their way, a float for each row
-        of a block's tiles. The slots are as deep as fits."""
+        """Shared memory is a fixed part, slots for tiles on their way (as deep as fits), and a
+        float for each row of a block's tiles."""
         hidden, heads, ffn = (memory.supers(n) for n in (c.hidden, c.n_heads * c.head_dim, c.ffn))
         k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
         router = "F32" if w.router is None else w.router.layout.format.name
-        defines = {"ROUTER_KIND": _KINDS[router]}
-        shared = {"decode_router": 4 * c.hidden + 2048}
+        normed = 4 * c.hidden + 1024
+        kernels = {"decode_router": (normed + 1024, {"ROUTER_KIND": _KINDS[router]})}
 
         def tiles(rows: int, supers: int) -> int:
             return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
 
         def plan(kernel: str, fixed: int, *parts: tuple[str, DeviceWeight, int]) -> None:
-            room = gpu.shared_most - fixed - sum(4 * TILE_ROWS * n for _, _, n in parts) - 1024
-            used = 0
+            fixed += 64 + sum(4 * TILE_ROWS * n for _, _, n in parts)
+            room = gpu.shared_most - 1024 - fixed
+            used, defines = 0, {}
             for i, (role, matrix, n) in enumerate(parts):
                 slot = 4 * TILE_ROWS * matrix.layout.format.block_bytes
                 steps = -(-n // 4)
                 deepest = max(1, (room - used) // (len(parts) - i) // (slot * _WARPS))
                 depth = min(-(-steps // _WARPS), deepest, 4)
-                defines[f"{role}_WEIGHT"] = f"Tiled{matrix.layout.format.name}"
-                defines[f"DEPTH_{role}"] = str(depth)
+                defines[f"{role}WEIGHT"] = f"Tiled{matrix.layout.format.name}"
+                defines[f"{role}DEPTH"] = str(depth)
                 used += min(steps, depth * _WARPS) * slot + 8 * depth * _WARPS
-            shared[kernel] = gpu.shared_most - 1024 - room + used
+            kernels[kernel] = fixed + used, defines
 
-        normed = 4 * c.hidden + 1024
-        q_rows = c.n_heads * c.head_dim + kv
         acts = hidden * ACT_BYTES
         plan(
             "decode_qkv",
-            acts + normed + 64,
-            ("QK", w.q, tiles(q_rows, hidden)),
-            ("V", w.v, tiles(kv, hidden)),
+            acts + normed,
+            ("QK_", w.q, tiles(c.n_heads * c.head_dim + kv, hidden)),
+            ("V_", w.v, tiles(kv, hidden)),
         )
-        plan(
-            "decode_attn_out",
-            heads * ACT_BYTES + 64,
-            ("OUT", w.attn_output, tiles(c.hidden, heads)),
-        )
+        plan("decode_attn_out", heads * ACT_BYTES, ("", w.attn_output, tiles(c.hidden, heads)))
         choosing = 4 * _WARPS * (c.n_experts + 1) + 4 * k if c.n_experts else normed
-        plan(
-            "decode_gate_up",
-            acts + choosing + 8 * k + 64,
-            ("GATE", w.gate, 2 * tiles(k * c.ffn, hidden)),
-        )
-        plan(
-            "decode_down",
-            k * ffn * ACT_BYTES + 8 * k + 64,
-            ("DOWN", w.down, tiles(c.hidden, k * ffn)),
-        )
-        plan("decode_head", acts + normed + 256, ("HEAD", output, tiles(c.vocab, hidden)))
-        return cls(defines, shared)
+        gate_tiles = 2 * tiles(k * c.ffn, hidden)
+        plan("decode_gate_up", acts + choosing + 4 * k, ("", w.gate, gate_tiles))
+        down_tiles = tiles(c.hidden, k * ffn)
+        plan("decode_down", k * ffn * ACT_BYTES + 8 * k, ("", w.down, down_tiles))
+        plan("decode_head", acts + normed + 256, ("", output, tiles(c.vocab, hidden)))
+        return cls(kernels)
 
 
 def supported(
@@ -298,6 +284,8 @@ def supported(
         and c.n_experts <= 512
         and attention_shared(c, 1) <= gpu.shared_most
         and all(
-            max(LayerPlan.of(c, w, output, gpu).shared.values()) <= gpu.shared_most for w in layers
+            shared <= gpu.shared_most
+            for w in layers
+            for shared, _ in LayerPlan.of(c, w, output, gpu).kernels.values()
         )
     )

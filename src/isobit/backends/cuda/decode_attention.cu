@@ -7,7 +7,7 @@
 
 constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
 constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
-constexpr int ATTENTION_THREADS = 320;        // eight warps for q, one for k, one for v
+constexpr int ATTENTION_THREADS = 320;
 
 // A tile of one key-value head, as the cache holds it.
 struct TileBytes {
@@ -187,10 +187,13 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     int head = blockIdx.y, position = step->position, tiles = position / TILE + 1, t = blockIdx.x;
     if (t >= tiles) return;
     sh->tile[0].fetch(cache, pages[t], head);
+    // Warps share the head vectors: the group's of q, then the one of k, then that of v.
+    constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
+    bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
     HeadVector x;
     x.eps = eps;
     int at = position * (HEAD_DIM / 2);
-    x.fetch(warp_id() < 8 ? q_norm : k_norm, cosines + at, sines + at);
+    x.fetch(warp_id() < GROUP ? q_norm : k_norm, cosines + at, sines + at);
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
@@ -198,26 +201,24 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     __syncthreads();
     wait_for_previous();
     mark(6, 1);
-    if (warp_id() < 8) {
-        for (int query = warp_id(); query < GROUP; query += 8) {
-            x.of(qkv + (head * GROUP + query) * HEAD_DIM, true);
-#pragma unroll
-            for (int i = 0; i < EACH; i++) {
-                sh->q[0][query][lane_id() + WARP * i] = int8(isobit::high_plane(x.q[i]));
-                sh->q[1][query][lane_id() + WARP * i] = int8(isobit::low_plane(x.q[i]));
-            }
-            if (lane_id() == 0) sh->dq[query] = mul(x.d, scale);
-        }
-    } else if ((tiles - 1) % int(gridDim.x) == t) {  // this block has the tile of this token
+#pragma unroll 1
+    for (int i = warp_id(); i < VECTORS; i += VECTOR_WARPS) {
+        bool is_q = i < GROUP, is_k = i == GROUP;
+        if (!is_q && !has_last) break;
+        if (i >= VECTOR_WARPS) x.fetch(is_q ? q_norm : k_norm, cosines + at, sines + at);
+        int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
+        x.of(qkv + vector * HEAD_DIM, is_q || is_k);
         int page = pages[tiles - 1], slot = position % TILE;
-        bool is_k = warp_id() == 8, here = t == tiles - 1;  // here: the tile was fetched without it
-        x.of(qkv + (HEADS + (is_k ? 0 : KV_HEADS) + head) * HEAD_DIM, is_k);
+        bool here = t == tiles - 1;  // the tile was fetched, without this position
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int c = lane_id() + WARP * i;
-            int8 plane[2] = {int8(isobit::high_plane(x.q[i])), int8(isobit::low_plane(x.q[i]))};
+        for (int n = 0; n < EACH; n++) {
+            int c = lane_id() + WARP * n;
+            int8 plane[2] = {int8(isobit::high_plane(x.q[n])), int8(isobit::low_plane(x.q[n]))};
+#pragma unroll
             for (int p = 0; p < 2; p++)
-                if (is_k) {
+                if (is_q) {
+                    sh->q[p][i][c] = plane[p];
+                } else if (is_k) {
                     cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
                     if (here) sh->tile[0].k[p][slot][c] = plane[p];
                 } else {
@@ -226,8 +227,9 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                 }
         }
         if (lane_id() == 0) {
-            (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
-            if (here) (is_k ? sh->tile[0].dk : sh->tile[0].dv)[slot] = x.d;
+            if (is_q) sh->dq[i] = mul(x.d, scale);
+            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
+            if (!is_q && here) (is_k ? sh->tile[0].dk : sh->tile[0].dv)[slot] = x.d;
         }
     }
     __syncthreads();
