@@ -70,6 +70,36 @@ def batch(tokens, start, pages, rows=()):
     )
 
 
+POINTS = ("start", "waited", "prologue", "products", "chosen", "end")
+KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
+
+
+def timeline(gpu, decoder, pages):
+    """Print when block 0 of each kernel of the last layer passed each point of it."""
+    buffer = gpu.allocate(1 << 20)
+    kept = decoder._defines
+    decoder._defines = kept | {"TIMELINE": hex(buffer) + "ull"}
+    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=False))
+    decoder._defines = kept
+    for _ in range(3):
+        gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
+        decoder._set(1, 100, pages[0])
+        decoder._number += 1
+        gpu.replay(graph)
+        out = np.empty((80, 256), np.uint64)
+        gpu.download(buffer, out)
+    begin = int(out[1][out[1] > 0].min())  # qkv has waited
+    rows = []
+    for k, times in enumerate(out):
+        t = np.sort(times[times > 0].astype(np.int64)) - begin
+        if t.size:
+            rows.append((int(t[len(t) // 2]), int(t[0]), int(t[-1]), t.size, k))
+    print("  ns: first, median, last block")
+    for median, first, last, n, k in sorted(rows):
+        name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
+        print(f"  {first:7d} {median:7d} {last:7d}  {name:20s} {n} blocks")
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -155,6 +185,8 @@ def main():
             backend._decoder._set(1, 100, pages[0])
         note("sum of the kinds", total_us, "us")
         note("graph of a step", 1e3 * gpu.milliseconds(backend._decoder._few), "us")
+    if backend._decoder is not None:
+        timeline(gpu, backend._decoder, pages)
     for n in (16, 128, 512):
         work = batch(tokens[:n], 0, pages, [n - 1])
         backend.forward(work, lambda *_: None, none)

@@ -5,6 +5,7 @@
 #define BLOCK 512
 #endif
 constexpr int WARPS = BLOCK / WARP;
+typedef unsigned long long uint64_;
 
 DEV void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -77,6 +78,113 @@ KERNEL(BLOCK) gemv_q4(const uint8* w, const Act* x, float* y, int groups, int su
 KERNEL(BLOCK) gemv_q6(const uint8* w, const Act* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(GemvShared, sh);
     gemv<TiledQ6_K>(w, x, y, groups, supers, sh);
+}
+
+#ifndef DEPTH
+#define DEPTH 2
+#endif
+// The same through slots in shared memory: copies of 16 bytes a lane, or bulk copies of whole tiles.
+DEV void bulk_copy(void* to, const void* from, uint32 bytes, uint64_* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+#endif
+}
+DEV void barrier_init(uint64_* b) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(b)) : "memory");
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+DEV void barrier_expect(uint64_* b, uint32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes) : "memory");
+#endif
+}
+DEV void barrier_wait(uint64_* b, uint32 parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}"
+                 ::"r"(shared_address(b)), "r"(parity) : "memory");
+#endif
+}
+template <class W, bool BULK>
+DEV void gemv_slots(const uint8* w, const Act* x, float* y, int groups, int supers, uint8* mem) {
+    constexpr int SLOT = 4 * W::TILE_BYTES;
+    Act* acts = reinterpret_cast<Act*>(mem);
+    uint64_* barriers = reinterpret_cast<uint64_*>(mem + supers * sizeof(Act));
+    uint8* slots = mem + supers * sizeof(Act) + 16 * 8 * 8;
+    float* part = reinterpret_cast<float*>(slots + WARPS * DEPTH * SLOT);
+    int mine = (groups - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
+    int tiles = mine * supers, row = lane_id() % 8, sub = lane_id() / 8, fetched = 0;
+    auto tile = [&](int j) {
+        int unit = j / supers;
+        return w + (int64(blockIdx.x + unit * gridDim.x) * supers + j % supers) * W::TILE_BYTES;
+    };
+    auto slot = [&](int step) { return slots + (step % DEPTH * WARPS + warp_id()) * SLOT; };
+    auto bar = [&](int step) { return barriers + warp_id() * 8 + step % DEPTH; };
+    auto fetch = [&]() {
+        int j = 4 * (fetched * WARPS + warp_id());
+        if (BULK) {
+            if (j < tiles) {
+                if (lane_id() == 0) barrier_expect(bar(fetched), min(4, tiles - j) * W::TILE_BYTES);
+                __syncwarp();
+                if (lane_id() < 4 && j + lane_id() < tiles)
+                    bulk_copy(slot(fetched) + lane_id() * W::TILE_BYTES, tile(j + lane_id()), W::TILE_BYTES, bar(fetched));
+            }
+        } else {
+            if (j + sub < tiles) W::fetch(tile(j + sub), row, slot(fetched));
+            commit_copies();
+        }
+        fetched++;
+    };
+    if (BULK) {
+        if (lane_id() < DEPTH) barrier_init(barriers + warp_id() * 8 + lane_id());
+        __syncwarp();
+    }
+    for (int i = 0; i < DEPTH; i++) fetch();
+    let_next_start();
+    wait_for_previous();
+    for (int i = threadIdx.x; i < supers * int(sizeof(Act) / 16); i += BLOCK)
+        reinterpret_cast<int4*>(acts)[i] = reinterpret_cast<const int4*>(x)[i];
+    __syncthreads();
+    for (int step = 0; 4 * (step * WARPS + warp_id()) < tiles; step++) {
+        int j = 4 * (step * WARPS + warp_id()) + sub;
+        if (BULK) barrier_wait(bar(step), step / DEPTH & 1);
+        else wait_copies<DEPTH - 1>();
+        __syncwarp();
+        if (j < tiles) {
+            W now;
+            if (BULK) now.load_tile(slot(step) + sub * W::TILE_BYTES, row);
+            else now.load_slot(slot(step));
+            const Act& a = acts[j % supers];
+            part[j * 8 + row] = mul(a.d, now.dot(a));
+        }
+        __syncwarp();
+        fetch();
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < mine * 8; i += BLOCK) {
+        float sum = 0.0f;
+        const float* p = part + i / 8 * supers * 8 + i % 8;
+        for (int s = 0; s < supers; s++) sum = add(sum, p[8 * s]);
+        y[int(blockIdx.x + i / 8 * gridDim.x) * 8 + i % 8] = sum;
+    }
+}
+KERNEL(BLOCK) lanes_q4(const uint8* w, const Act* x, float* y, int groups, int supers) {
+    DYNAMIC_SHARED(uint8, mem);
+    gemv_slots<TiledQ4_K, false>(w, x, y, groups, supers, mem);
+}
+KERNEL(BLOCK) lanes_q6(const uint8* w, const Act* x, float* y, int groups, int supers) {
+    DYNAMIC_SHARED(uint8, mem);
+    gemv_slots<TiledQ6_K, false>(w, x, y, groups, supers, mem);
+}
+KERNEL(BLOCK) bulk_q4(const uint8* w, const Act* x, float* y, int groups, int supers) {
+    DYNAMIC_SHARED(uint8, mem);
+    gemv_slots<TiledQ4_K, true>(w, x, y, groups, supers, mem);
+}
+KERNEL(BLOCK) bulk_q6(const uint8* w, const Act* x, float* y, int groups, int supers) {
+    DYNAMIC_SHARED(uint8, mem);
+    gemv_slots<TiledQ6_K, true>(w, x, y, groups, supers, mem);
 }
 
 // Compute alone: one tile's registers times the activations again and again (cycles a product).

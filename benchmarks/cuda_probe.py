@@ -73,95 +73,80 @@ def main():
         defines = {"BLOCK": str(block)}
         gpu.launch(STEM, kernel, (grid,), args, shared=shared, defines=defines, **more)
 
-    for block in (256, 512):
-        ms = timed(gpu, lambda: launch("read_plain", 8 * sms, (pool, pool_bytes // 16, y), block))
-        note(f"plain read of 1 GiB, {block} threads", pool_bytes / ms / 1e6, "GB/s")
+    for _ in range(2):
+        ms = timed(gpu, lambda: launch("read_plain", 8 * sms, (pool, pool_bytes // 16, y), 256))
+        note("plain read of 1 GiB", pool_bytes / ms / 1e6, "GB/s")
 
-    shapes = (  # name, kernel, groups, supers
-        ("qkv 5120x2048 Q4_K", "gemv_q4", 640, 8),
-        ("attn_out 2048x4096 Q4_K", "gemv_q4", 256, 16),
-        ("gate+up 12288x2048 Q4_K", "gemv_q4", 1536, 8),
-        ("down as 16384x768 Q4_K", "gemv_q4", 2048, 3),
-        ("down as 16384x768 Q6_K", "gemv_q6", 2048, 3),
-        ("head 151936x2048 Q6_K", "gemv_q6", 18992, 8),
+    shapes = (  # name, format, groups of 8 rows, superblocks
+        ("head 151936x2048", "q6", 18992, 8),
+        ("gate+up 12288x2048", "q4", 1536, 8),
+        ("down as 16384x768", "q6", 2048, 3),
+        ("qkv 5120x2048", "q4", 640, 8),
+        ("attn_out 2048x4096", "q4", 256, 16),
     )
-    for name, kernel, groups, supers in shapes:
-        tile = 1152 if kernel == "gemv_q4" else 1680
+    for name, fmt, groups, supers in shapes:
+        tile = {"q4": 1152, "q6": 1680}[fmt]
         nbytes = groups * supers * tile
         n = max(2, min(48, pool_bytes // nbytes))
-        floor = None
-        for overlap in (False, True):
-            ms = timed(
-                gpu,
-                lambda: [
-                    launch(
-                        "read_plain", 2 * sms, (pool + i * nbytes, nbytes // 16, y), overlap=overlap
-                    )
-                    for i in range(n)
-                ],
-            )
-            floor = 1e3 * ms / n
-            note(f"{name} ({nbytes / 1e6:.1f} MB): plain read, overlap={overlap}", floor, "us")
-            for block, per_sm in ((256, 1), (256, 2), (512, 1)):
-                tiles = -(-groups // (sms * per_sm)) * supers
-                if tiles * 8 > 4096 or supers > 16:
-                    if tiles * 8 > 4096 * 4:
-                        continue
-                shared = 688 * 16 + 4 * max(4096, tiles * 8)
-                ms = timed(
-                    gpu,
-                    lambda: [
-                        launch(
-                            kernel,
-                            per_sm * sms,
-                            (pool + i * nbytes, acts, y, groups, supers),
-                            block,
-                            shared,
-                            overlap=overlap,
-                        )
-                        for i in range(n)
-                    ],
-                )
-                note(f"  {block} threads x {per_sm}, overlap={overlap}", 1e3 * ms / n, "us")
-
-    for block in (256, 512):
-        for overlap in (False, True):
-            ms = timed(
-                gpu,
-                lambda: [launch("nothing", sms, (y,), block, overlap=overlap) for _ in range(300)],
-            )
-            note(f"empty kernel, {block} threads, overlap={overlap}", 1e3 * ms / 300, "us")
-
-    n = 1000
-    for block in (256, 512):
-        for kernel, args in (
-            ("barriers", (count, n, cycles)),
-            ("barriers_by_warp", (count, n, cycles)),
-            ("barriers_and_vector", (count, n, vector, 2048, y, cycles)),
-            ("tagged_vector", (n, vector, 2048, y, cycles)),
+        tiles = -(-groups // sms) * supers
+        floor = timed(
+            gpu,
+            lambda: [
+                launch("read_plain", 2 * sms, (pool + i * nbytes, nbytes // 16, y), overlap=True)
+                for i in range(n)
+            ],
+        )
+        note(f"{name} {fmt} ({nbytes / 1e6:.1f} MB): plain read", 1e3 * floor / n, "us")
+        first = None
+        for variant, block, depth in (
+            ("gemv", 256, 1),
+            ("lanes", 256, 1),
+            ("lanes", 256, 2),
+            ("lanes", 256, 3),
+            ("bulk", 256, 1),
+            ("bulk", 256, 2),
+            ("bulk", 256, 3),
+            ("bulk", 512, 1),
+            ("lanes", 512, 1),
+            ("gemv", 256, 1),
         ):
+            steps = -(-tiles // 4)
+            if depth > -(-steps // (block // 32)):
+                continue
+            slots = block // 32 * depth * 4 * tile
+            shared = supers * 688 + 1024 + slots + 32 * tiles + 64
+            if variant == "gemv":
+                shared = 688 * 16 + 4 * max(4096, tiles * 8)
+            if shared > gpu.shared_most:
+                continue
 
-            def queue(kernel=kernel, args=args, block=block):
-                ok(driver.cuMemsetD8Async(count, 0, 256, gpu._stream.handle))
-                ok(driver.cuMemsetD8Async(vector, 0, 1 << 20, gpu._stream.handle))
-                launch(kernel, sms, args, block, cooperative=True)
+            def run(i, variant=variant, block=block, depth=depth, shared=shared, **more):
+                gpu.launch(
+                    STEM,
+                    f"{variant}_{fmt}",
+                    (sms,),
+                    (pool + i * nbytes, acts, y, groups, supers),
+                    shared=shared,
+                    defines={"BLOCK": str(block), "DEPTH": str(depth)},
+                    **more,
+                )
 
-            try:
-                note(f"{kernel}, {block} threads", timed(gpu, queue, 5), "us each")
-            except Exception as error:
-                print(kernel, repr(error)[:300])
+            run(1)
+            got = np.empty(groups * 8, np.uint32)
+            gpu.download(y, got)
+            first = got if first is None else first
+            same = np.array_equal(got, first)
+            ms = timed(gpu, lambda: [run(i, overlap=True) for i in range(n)])
+            note(f"  {variant}, {block} threads, depth {depth}, same {same}", 1e3 * ms / n, "us")
 
-    for kernel in ("dots_q4_4", "dots_q4_1", "dots_q6_4", "dots_q6_1"):
-        for block in (256, 512):
-            launch(kernel, sms, (pool, acts, 200, y, cycles), block, SHARED)
-            out = np.empty(sms, np.int64)
-            gpu.download(cycles, out)
-            warps = block // 32
-            note(
-                f"{kernel}, {warps} warps: cycles a superblock-step of all",
-                float(np.median(out)) / 200,
-                "cycles",
-            )
+    for sizes in ((0, 0), (50 << 10, 50 << 10), (50 << 10, 120 << 10), (20 << 10, 90 << 10)):
+        ms = timed(
+            gpu,
+            lambda: [
+                launch("nothing", sms, (y,), 256, sizes[i % 2], overlap=True) for i in range(300)
+            ],
+        )
+        note(f"empty kernels with {sizes} bytes of shared memory", 1e3 * ms / 300, "us")
 
     Path(sys.argv[1]).write_text(json.dumps({"device": gpu.name, "rows": rows}, indent=1))
     gpu.close()

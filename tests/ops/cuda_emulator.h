@@ -218,7 +218,8 @@ template <int PENDING> void wait_copies() {
     g.erase(g.begin(), g.begin() + n);
     for (int& x : g) x -= done;
 }
-static inline void prefetch_line(const void* p) { (void)*(volatile const char*)p; }
+static inline unsigned long long load_relaxed(const unsigned long long* p) { return *p; }
+static inline void store_relaxed(unsigned long long* p, unsigned long long v) { *p = v; }
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 static inline void __threadfence() {}

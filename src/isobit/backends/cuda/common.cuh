@@ -19,6 +19,7 @@ typedef unsigned char uint8;
 typedef unsigned short uint16;
 typedef unsigned int uint32;
 typedef long long int64;
+typedef unsigned long long uint64;
 
 using isobit::add;
 using isobit::bits;
@@ -68,6 +69,15 @@ template <class T>
 DEV T load_fresh(const T* p) {
     return __ldcg(p);
 }
+// A word between blocks that run at once.
+DEV uint64 load_relaxed(const uint64* p) {
+    uint64 v;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
+DEV void store_relaxed(uint64* p, uint64 v) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
 #endif
 
 template <class T>
@@ -91,13 +101,16 @@ DEV float warp_tree(float v) {
 }
 
 // tree() over 256 lanes, lane i held by thread i; every thread gets the sum. buffer: shared, 256.
-DEV float block_tree(float v, float* buffer) {
-    buffer[threadIdx.x] = v;
-    __syncthreads();
+DEV float buffer_tree(const float* buffer) {
     const float* b = buffer + lane_id();
     float even = add(add(b[0], b[128]), add(b[64], b[192]));
     float odd = add(add(b[32], b[160]), add(b[96], b[224]));
     return warp_tree(add(even, odd));
+}
+DEV float block_tree(float v, float* buffer) {
+    buffer[threadIdx.x] = v;
+    __syncthreads();
+    return buffer_tree(buffer);
 }
 
 DEV uint32 block_max(uint32 v, uint32* buffer) {

@@ -17,6 +17,30 @@ template <int PENDING>
 DEV void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
-// Ask for the 128 bytes at p to be brought into the device's shared cache.
-DEV void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+#if __CUDA_ARCH__ >= 900
+#define BULK_COPIES
+// Hopper's copies of whole runs of bytes (a multiple of 16) are counted by an Arrival in shared memory:
+// one thread says how many bytes to expect, then all who wait see each phase end when they are there.
+typedef unsigned long long Arrival;
+DEV void arrival_init(Arrival* a) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(a)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEV void arrival_expect(Arrival* a, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 ::"r"(shared_address(a)), "r"(bytes) : "memory");
+}
+DEV void arrival_wait(Arrival* a, int phase) {
+    asm volatile("{\n.reg .pred there;\nAGAIN:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1;\n"
+                 "@!there bra AGAIN;\n}"
+                 ::"r"(shared_address(a)), "r"(phase & 1) : "memory");
+}
+DEV void copy_bulk(void* to, const void* from, int bytes, Arrival* a) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)) : "memory");
+}
+#endif
 #endif

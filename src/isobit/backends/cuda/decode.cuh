@@ -1,5 +1,4 @@
-// What the kernels of a decode step share: launch order, norm and quantisation in a block's prologue,
-// and matrix-vector products over tiles.
+// What the kernels of a decode step share: launch order, norm and quantisation.
 //
 // Each kernel of the step starts while the one before it still runs, fetches weights that do not
 // depend on it, and then waits for it (programmatic dependent launch). Nothing is written, and nothing
@@ -7,9 +6,14 @@
 //
 // Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED.
 #pragma once
-#include "tiles.cuh"
+#include "common.cuh"
 
-constexpr int WARPS = THREADS / WARP;
+#ifndef EMULATED
+#undef KERNEL
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 2)
+#endif
+
+constexpr int BLOCK = 512, WARPS = BLOCK / WARP;
 constexpr int HIDDEN_SUPERS = HIDDEN / SUPER, FFN_SUPERS = FFN / SUPER;
 constexpr int HEADS_SUPERS = HEADS * HEAD_DIM / SUPER;
 
@@ -26,96 +30,80 @@ DEV void let_next_start() {
 }
 #endif
 
+// Where the time of a step goes: with TIMELINE defined as the address of a buffer, every block notes
+// there when it passed a point of a kernel (nanoseconds, of the last layer).
+#ifdef TIMELINE
+DEV void mark(int kernel, int point) {
+    if (threadIdx.x) return;
+    uint64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
+    int block = blockIdx.y * gridDim.x + blockIdx.x;
+    reinterpret_cast<uint64*>(TIMELINE)[(kernel * 10 + point) * 256 + block % 256] = now;
+}
+#else
+DEV void mark(int, int) {}
+#endif
+
 // What the step works on; it stays put in memory, so that one graph serves every step.
 struct Step {
     int token, position;
     int not_finite;  // 1 when a logit was NaN or infinite
     int done;        // blocks of the head kernel that have ended
+    int number;      // of the step, counting up
 };
 
-// RMS norm of x (global) into y (shared), section 5. weight: the norm's, fetched ahead.
-DEV void norm_to_shared(const float* x, const float (&weight)[HIDDEN_SUPERS], float eps, float* y,
-                        float* buffer) {
-    float v[HIDDEN_SUPERS], sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < HIDDEN_SUPERS; i++) v[i] = x[i * SUPER + threadIdx.x];
-#pragma unroll
-    for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(v[i], v[i]));
-    float mean = div(block_tree(sum, buffer), float(HIDDEN));
-    float r = div(1.0f, square_root(add(mean, eps)));
-#pragma unroll
-    for (int i = 0; i < HIDDEN_SUPERS; i++) y[i * SUPER + threadIdx.x] = mul(mul(v[i], r), weight[i]);
-    __syncthreads();
+// An expert and its weight in one word, with the number of the step: whoever finds the number has all.
+DEV uint64 packed(int number, int id, float weight) {
+    return uint64(bits(weight)) << 32 | uint32(id & 0xffff) << 16 | uint32(number & 0xffff);
 }
+DEV bool is_of(uint64 one, int number) { return (uint32(one) & 0xffff) == (uint32(number) & 0xffff); }
+DEV int chosen_id(uint64 one) { return uint32(one) >> 16; }
+DEV float chosen_weight(uint64 one) { return isobit::from_bits(uint32(one >> 32)); }
 
-DEV void fetch_norm(const float* from, float (&weight)[HIDDEN_SUPERS]) {
+// RMS norm of x into `normed` (shared), section 5. The block's first half adds up; both halves then
+// write every other superblock.
+struct Norm {
+    float weight[(HIDDEN_SUPERS + 1) / 2];  // fetched ahead
+    int column, half;
+
+    DEV Norm(const float* norm) : column(threadIdx.x % SUPER), half(threadIdx.x / SUPER) {
 #pragma unroll
-    for (int i = 0; i < HIDDEN_SUPERS; i++) weight[i] = from[i * SUPER + threadIdx.x];
-}
+        for (int i = 0; i < HIDDEN_SUPERS; i += 2)
+            if (i + half < HIDDEN_SUPERS) weight[i / 2] = norm[(i + half) * SUPER + column];
+    }
+    DEV void run(const float* x, float eps, float* normed, float* buffer) {
+        float v[HIDDEN_SUPERS], sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < HIDDEN_SUPERS; i++)
+            if (half == 0 || i % 2) v[i] = x[i * SUPER + column];
+        if (half == 0) {
+#pragma unroll
+            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(v[i], v[i]));
+            buffer[column] = sum;
+        }
+        __syncthreads();
+        float mean = div(buffer_tree(buffer), float(HIDDEN));
+        float r = div(1.0f, square_root(add(mean, eps)));
+#pragma unroll
+        for (int i = 0; i < HIDDEN_SUPERS; i++)
+            if (i % 2 == half) normed[i * SUPER + column] = mul(mul(v[i], r), weight[i / 2]);
+        __syncthreads();
+    }
+};
 
-// Superblocks of x (global or shared) to acts (shared), a warp each. A barrier must follow.
+// A superblock of x (global or shared) in a warp: eight values a lane.
+DEV void load_super(const float* x, float (&v)[8]) {
+    const float4* from = reinterpret_cast<const float4*>(x) + 2 * lane_id();
+    float4 a = from[0], b = from[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+// Superblocks of x to acts (shared), a warp each. A barrier must follow.
 DEV void quantise_supers(const float* x, int supers, Act* acts) {
     for (int s = warp_id(); s < supers; s += WARPS) {
-        const float4* from = reinterpret_cast<const float4*>(x + s * SUPER) + 2 * lane_id();
-        float4 a = from[0], b = from[1];
-        float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        float v[8];
+        load_super(x + s * SUPER, v);
         quantise_superblock(v, acts + s);
     }
-}
-
-DEV void copy_acts(const Act* from, int supers, Act* to) {
-    for (int i = threadIdx.x; i < supers * int(sizeof(Act) / sizeof(int4)); i += THREADS)
-        reinterpret_cast<int4*>(to)[i] = reinterpret_cast<const int4*>(from)[i];
-}
-
-// A block's tiles, four to a warp at a time (a step): eight lanes hold the eight rows of one. WHERE
-// maps the number of a tile to its address and activation. The product of tile j and row r goes to
-// part[8j + r]. Weights come through slots in shared memory (tiles.cuh), DEPTH steps of each warp ahead;
-// slots: min(steps of the block, DEPTH * WARPS) of them.
-template <class W, class Where, int DEPTH>
-struct Products {
-    static constexpr int SLOT = 4 * W::TILE_BYTES;
-    DEV static int slot_bytes(int tiles) { return min((tiles + 3) / 4, DEPTH * WARPS) * SLOT; }
-    const Where& where;
-    uint8* slots;
-    int tiles, turn, fetched;  // the warp's turn, 0 … WARPS-1; its steps fetched so far
-
-    DEV Products(const Where& where, uint8* slots, int tiles, int turn)
-        : where(where), slots(slots), tiles(tiles), turn(turn), fetched(0) {
-        for (int i = 0; i < DEPTH; i++) fetch();
-    }
-    DEV int tile_of(int step) const { return 4 * (step * WARPS + turn) + lane_id() / TILE_ROWS; }
-    DEV uint8* slot(int step) const { return slots + (step % DEPTH * WARPS + turn) * SLOT; }
-    DEV void fetch() {
-        int j = tile_of(fetched);
-        if (j < tiles) W::fetch(where.tile(j), lane_id() % TILE_ROWS, slot(fetched));
-        commit_copies();
-        fetched++;
-    }
-    DEV void run(const Act* acts, float* part) {
-        for (int step = 0; 4 * (step * WARPS + turn) < tiles; step++) {
-            wait_copies<DEPTH - 1>();
-            __syncwarp();
-            int j = tile_of(step);
-            if (j < tiles) {
-                W w;
-                w.load_slot(slot(step));
-                const Act& a = acts[where.act(j)];
-                part[j * TILE_ROWS + lane_id() % TILE_ROWS] = mul(a.d, w.dot(a));
-            }
-            __syncwarp();
-            fetch();
-        }
-    }
-};
-
-// (((0 + p_0) + p_1) + …) over the superblocks of one row.
-template <int SUPERS>
-DEV float sum_supers(const float* part) {
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < SUPERS; s++) sum = add(sum, part[s * TILE_ROWS]);
-    return sum;
 }
 
 // How many of n things, dealt one by one to the blocks of the grid, are this block's.

@@ -18,7 +18,7 @@ from isobit.backends.cuda.load import DeviceLayer, DeviceWeight
 from isobit.config import ModelConfig
 from isobit.numerics import TILE
 
-_WARPS = 8  # of a block
+_WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
@@ -56,7 +56,8 @@ class Decoder:
         self._tiles = -(-context // TILE)
         self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
         self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
-        gpu.upload(self._b["step"], np.zeros(4, np.int32))
+        self._number = 1  # of the next step
+        gpu.upload(self._b["chosen"], np.zeros(len(layers) * max(c.n_experts_used, 1), np.int64))
         self._few = gpu.capture(partial(self._queue, many=False))
         self._many = gpu.capture(partial(self._queue, many=True))
 
@@ -76,16 +77,18 @@ class Decoder:
         self._set(token, position, pages)
         for i in range(count):
             self._step(position + i)
-        out, state = np.empty(count, np.int32), np.empty(4, np.int32)
+        out, state = np.empty(count, np.int32), np.empty(5, np.int32)
         self._gpu.download(self._b["generated"] + 4 * position, out)
         self._gpu.download(self._b["step"], state)
         return out, not state[2]
 
     def _set(self, token: int, position: int, pages: I32) -> None:
-        self._gpu.upload(self._b["step"], np.array([token, position, 0, 0], np.int32))
+        step = np.array([token, position, 0, 0, self._number], np.int32)
+        self._gpu.upload(self._b["step"], step)
         self._gpu.upload(self._b["pages"], pages)
 
     def _step(self, position: int) -> None:
+        self._number = self._number % (1 << 30) + 1
         self._gpu.replay(self._few if position < _FEW_TILES * TILE else self._many)
 
     def _queue(self, *, many: bool) -> None:
@@ -97,9 +100,9 @@ class Decoder:
             (self._embedding.address, b["step"], c.hidden, b["x"]),
             defines=self._embedding.layout.embedding_defines,
         )
-        for layer, cache in zip(self._layers, self._caches, strict=True):
+        for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             self._attention(layer, cache, many)
-            self._feed_forward(layer)
+            self._feed_forward(i, layer)
         self._launch(
             "decode_head",
             (b["x"], self._output_norm, c.eps, self._output.address, c.vocab, b["logits"])
@@ -144,7 +147,7 @@ class Decoder:
             w,
         )
 
-    def _feed_forward(self, w: DeviceLayer) -> None:
+    def _feed_forward(self, i: int, w: DeviceLayer) -> None:
         b, c = self._b, self._c
         if w.router is not None:
             self._launch(
@@ -153,15 +156,14 @@ class Decoder:
                 w,
                 blocks=max(c.n_experts, self._gpu.multiprocessors),
             )
+        choice = (b["step"], b["chosen"] + 8 * i * c.n_experts_used)
         self._launch(
             "decode_gate_up",
             (b["acts"], b["router_logits"], int(c.normalise_experts), b["x"], w.ffn_norm, c.eps)
-            + (w.gate.address, w.up.address, w.down.address, b["ids"], b["weights"], b["swiglu"]),
+            + (w.gate.address, w.up.address, *choice, b["swiglu"]),
             w,
         )
-        self._launch(
-            "decode_down", (b["swiglu"], b["ids"], b["weights"], w.down.address, b["x"]), w
-        )
+        self._launch("decode_down", (b["swiglu"], *choice, w.down.address, b["x"]), w)
 
     def _launch(
         self,
@@ -170,14 +172,14 @@ class Decoder:
         w: DeviceLayer,
         blocks: int | None = None,
     ) -> None:
-        plan = self._plans[w]
+        shared, defines = self._plans[w].kernels[kernel]
         self._gpu.launch(
-            "decode",
+            kernel,
             kernel,
             (blocks or self._gpu.multiprocessors,),
             arguments,
-            shared=plan.shared[kernel],
-            defines=self._defines | plan.defines,
+            shared=shared,
+            defines=self._defines | defines,
             overlap=True,
         )
 
@@ -186,7 +188,7 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
     """Bytes of each buffer of a step."""
     tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
     return {
-        "step": 16,
+        "step": 20,
         "pages": 4 * tiles,
         "generated": 4 * (context + 1),
         "x": 4 * c.hidden,
@@ -196,8 +198,7 @@ def buffers(c: ModelConfig, context: int) -> dict[str, int]:
         "attention": 4 * c.n_heads * c.head_dim,
         "router_logits": 4 * c.n_experts,
         "acts": ACT_BYTES * memory.supers(c.hidden),
-        "ids": 4 * k,
-        "weights": 4 * k,
+        "chosen": 8 * k * c.n_layers,
         "swiglu": 4 * k * c.ffn,
         "logits": 4 * c.vocab,
         "best": 8 * 1024,
@@ -219,64 +220,53 @@ def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How the kernels of decode.cu are compiled and launched for a layer."""
+    """How the kernels that read a layer's weights are compiled and launched."""
 
-    defines: dict[str, str]
-    shared: dict[str, int]
+    kernels: dict[str, tuple[int, dict[str, str]]]
+    """Dynamic shared memory and definitions of each."""
 
     @classmethod
     def of(cls, c: ModelConfig, w: DeviceLayer, output: DeviceWeight, gpu: Gpu) -> "LayerPlan":
-        """Dynamic shared memory: a fixed part, slots for tiles on their way, a float for each row
-        of a block's tiles. The slots are as deep as fits."""
+        """Shared memory is a fixed part, slots for tiles on their way (as deep as fits), and a
+        float for each row of a block's tiles."""
         hidden, heads, ffn = (memory.supers(n) for n in (c.hidden, c.n_heads * c.head_dim, c.ffn))
         k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
         router = "F32" if w.router is None else w.router.layout.format.name
-        defines = {"ROUTER_KIND": _KINDS[router]}
-        shared = {"decode_router": 0}
+        normed = 4 * c.hidden + 1024
+        kernels = {"decode_router": (normed + 1024, {"ROUTER_KIND": _KINDS[router]})}
 
         def tiles(rows: int, supers: int) -> int:
             return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
 
         def plan(kernel: str, fixed: int, *parts: tuple[str, DeviceWeight, int]) -> None:
-            room = gpu.shared_most - fixed - sum(4 * TILE_ROWS * n for _, _, n in parts) - 1024
-            used = 0
+            fixed += 64 + sum(4 * TILE_ROWS * n for _, _, n in parts)
+            room = gpu.shared_most - 1024 - fixed
+            used, defines = 0, {}
             for i, (role, matrix, n) in enumerate(parts):
                 slot = 4 * TILE_ROWS * matrix.layout.format.block_bytes
                 steps = -(-n // 4)
                 deepest = max(1, (room - used) // (len(parts) - i) // (slot * _WARPS))
                 depth = min(-(-steps // _WARPS), deepest, 4)
-                defines[f"{role}_WEIGHT"] = f"Tiled{matrix.layout.format.name}"
-                defines[f"DEPTH_{role}"] = str(depth)
-                used += min(steps, depth * _WARPS) * slot
-            shared[kernel] = gpu.shared_most - 1024 - room + used
+                defines[f"{role}WEIGHT"] = f"Tiled{matrix.layout.format.name}"
+                defines[f"{role}DEPTH"] = str(depth)
+                used += min(steps, depth * _WARPS) * slot + 8 * depth * _WARPS
+            kernels[kernel] = fixed + used, defines
 
-        normed = 4 * c.hidden + 1024
-        q_rows = c.n_heads * c.head_dim + kv
         acts = hidden * ACT_BYTES
         plan(
             "decode_qkv",
-            acts + normed + 64,
-            ("QK", w.q, tiles(q_rows, hidden)),
-            ("V", w.v, tiles(kv, hidden)),
+            acts + normed,
+            ("QK_", w.q, tiles(c.n_heads * c.head_dim + kv, hidden)),
+            ("V_", w.v, tiles(kv, hidden)),
         )
-        plan(
-            "decode_attn_out",
-            heads * ACT_BYTES + 64,
-            ("OUT", w.attn_output, tiles(c.hidden, heads)),
-        )
-        choosing = 32 * (c.n_experts + 1) + 4 * k if c.n_experts else normed
-        plan(
-            "decode_gate_up",
-            acts + choosing + 8 * k + 64,
-            ("GATE", w.gate, 2 * tiles(k * c.ffn, hidden)),
-        )
-        plan(
-            "decode_down",
-            k * ffn * ACT_BYTES + 4 * k + 64,
-            ("DOWN", w.down, tiles(c.hidden, k * ffn)),
-        )
-        plan("decode_head", acts + normed + 256, ("HEAD", output, tiles(c.vocab, hidden)))
-        return cls(defines, shared)
+        plan("decode_attn_out", heads * ACT_BYTES, ("", w.attn_output, tiles(c.hidden, heads)))
+        choosing = 4 * _WARPS * (c.n_experts + 1) + 4 * k if c.n_experts else normed
+        gate_tiles = 2 * tiles(k * c.ffn, hidden)
+        plan("decode_gate_up", acts + choosing + 4 * k, ("", w.gate, gate_tiles))
+        down_tiles = tiles(c.hidden, k * ffn)
+        plan("decode_down", k * ffn * ACT_BYTES + 8 * k, ("", w.down, down_tiles))
+        plan("decode_head", acts + normed + 256, ("", output, tiles(c.vocab, hidden)))
+        return cls(kernels)
 
 
 def supported(
@@ -294,6 +284,8 @@ def supported(
         and c.n_experts <= 512
         and attention_shared(c, 1) <= gpu.shared_most
         and all(
-            max(LayerPlan.of(c, w, output, gpu).shared.values()) <= gpu.shared_most for w in layers
+            shared <= gpu.shared_most
+            for w in layers
+            for shared, _ in LayerPlan.of(c, w, output, gpu).kernels.values()
         )
     )

@@ -7,7 +7,7 @@
 
 constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
 constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
-constexpr int ATTENTION_THREADS = 320;        // eight warps for q, one for k, one for v
+constexpr int ATTENTION_THREADS = 320;
 
 // A tile of one key-value head, as the cache holds it.
 struct TileBytes {
@@ -181,41 +181,44 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                              const float* cosines, const float* sines, const Step* step,
                              const int* pages, float scale, int8* k, int8* v, float* dk, float* dv,
                              int most_tiles, float2* max_and_sum, float* out) {
+    mark(6, 0);
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
     int head = blockIdx.y, position = step->position, tiles = position / TILE + 1, t = blockIdx.x;
     if (t >= tiles) return;
     sh->tile[0].fetch(cache, pages[t], head);
+    // Warps share the head vectors: the group's of q, then the one of k, then that of v.
+    constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
+    bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
     HeadVector x;
     x.eps = eps;
     int at = position * (HEAD_DIM / 2);
-    x.fetch(warp_id() < 8 ? q_norm : k_norm, cosines + at, sines + at);
+    x.fetch(warp_id() < GROUP ? q_norm : k_norm, cosines + at, sines + at);
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
     wait_copies<0>();
     __syncthreads();
     wait_for_previous();
-    if (warp_id() < 8) {
-        for (int query = warp_id(); query < GROUP; query += 8) {
-            x.of(qkv + (head * GROUP + query) * HEAD_DIM, true);
-#pragma unroll
-            for (int i = 0; i < EACH; i++) {
-                sh->q[0][query][lane_id() + WARP * i] = int8(isobit::high_plane(x.q[i]));
-                sh->q[1][query][lane_id() + WARP * i] = int8(isobit::low_plane(x.q[i]));
-            }
-            if (lane_id() == 0) sh->dq[query] = mul(x.d, scale);
-        }
-    } else if ((tiles - 1) % int(gridDim.x) == t) {  // this block has the tile of this token
+    mark(6, 1);
+#pragma unroll 1
+    for (int i = warp_id(); i < VECTORS; i += VECTOR_WARPS) {
+        bool is_q = i < GROUP, is_k = i == GROUP;
+        if (!is_q && !has_last) break;
+        if (i >= VECTOR_WARPS) x.fetch(is_q ? q_norm : k_norm, cosines + at, sines + at);
+        int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
+        x.of(qkv + vector * HEAD_DIM, is_q || is_k);
         int page = pages[tiles - 1], slot = position % TILE;
-        bool is_k = warp_id() == 8, here = t == tiles - 1;  // here: the tile was fetched without it
-        x.of(qkv + (HEADS + (is_k ? 0 : KV_HEADS) + head) * HEAD_DIM, is_k);
+        bool here = t == tiles - 1;  // the tile was fetched, without this position
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int c = lane_id() + WARP * i;
-            int8 plane[2] = {int8(isobit::high_plane(x.q[i])), int8(isobit::low_plane(x.q[i]))};
+        for (int n = 0; n < EACH; n++) {
+            int c = lane_id() + WARP * n;
+            int8 plane[2] = {int8(isobit::high_plane(x.q[n])), int8(isobit::low_plane(x.q[n]))};
+#pragma unroll
             for (int p = 0; p < 2; p++)
-                if (is_k) {
+                if (is_q) {
+                    sh->q[p][i][c] = plane[p];
+                } else if (is_k) {
                     cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
                     if (here) sh->tile[0].k[p][slot][c] = plane[p];
                 } else {
@@ -224,11 +227,13 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                 }
         }
         if (lane_id() == 0) {
-            (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
-            if (here) (is_k ? sh->tile[0].dk : sh->tile[0].dv)[slot] = x.d;
+            if (is_q) sh->dq[i] = mul(x.d, scale);
+            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
+            if (!is_q && here) (is_k ? sh->tile[0].dk : sh->tile[0].dv)[slot] = x.d;
         }
     }
     __syncthreads();
+    mark(6, 2);
     max_and_sum += head * most_tiles * GROUP;
     out += int64(head) * most_tiles * GROUP * HEAD_DIM;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
@@ -250,16 +255,18 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
             __syncthreads();
         }
     }
+    mark(6, 3);
 }
 
 // Many tiles merged: 32 columns a block (blockIdx.x). The factors of 256 tiles at a time are computed
 // side by side from a running maximum; one warp then adds the tiles in order.
 struct MergeShared {
-    float a[THREADS], b[THREADS], l[THREADS], top[WARPS];
+    float a[THREADS], b[THREADS], l[THREADS], top[THREADS / WARP];
     float v[THREADS][WARP];
 };
 KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
                              int most_tiles, float* result) {
+    mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
@@ -267,9 +274,10 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
     float o = 0.0f, l = 0.0f, m = lowest;  // m: the maximum of all tiles so far
     let_next_start();
     wait_for_previous();
+    mark(7, 1);
     for (int first = 0; first < tiles; first += THREADS) {
         int n = min(THREADS, tiles - first), t = threadIdx.x;
-        for (int i = warp_id(); i < n; i += WARPS)
+        for (int i = warp_id(); i < n; i += THREADS / WARP)
             sh->v[i][lane_id()] =
                 out[from.index(head, first + i) * HEAD_DIM + column % HEAD_DIM + lane_id()];
         float2 mine = t < n ? max_and_sum[from.index(head, first + t)] : make_float2(lowest, 0.0f);
@@ -291,7 +299,7 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
             sh->b[t] = isobit::exp(sub(mine.x, top));
             sh->l[t] = mine.y;
         }
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
+        for (int w = 0; w < THREADS / WARP; w++) m = fmaxf(m, sh->top[w]);
         __syncthreads();
         if (warp_id() == 0)
             for (int i = 0; i < n; i++) {

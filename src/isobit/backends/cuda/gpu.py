@@ -196,7 +196,7 @@ class CudaGpu:
     ) -> None:
         """Queue a kernel."""
         defines = defines or {}
-        code, signature = self._kernel(stem, kernel, defines, shared)
+        code, signature = self._kernel(stem, kernel, defines, shared, overlap)
         if self._only_load:
             return
         self._last = kernel
@@ -232,28 +232,29 @@ class CudaGpu:
         self._check(self._driver.cuGraphLaunch(graph, self._stream.handle))
 
     def _kernel(
-        self, stem: str, name: str, defines: Mapping[str, str], shared: int
+        self, stem: str, name: str, defines: Mapping[str, str], shared: int, overlap: bool
     ) -> tuple[Any, Signature]:
         module_key = (stem, *sorted(defines.items()))
-        key = (name, shared, *module_key)
+        key = (name, shared, overlap, *module_key)
         if key not in self._kernels:
             if module_key not in self._modules:
                 code = cubin(stem, self.arch, defines)
                 self._modules[module_key] = self._core.ObjectCode.from_cubin(code)
             kernel = self._modules[module_key].get_kernel(name)
+            attribute = self._driver.CUfunction_attribute
             if shared > 48 << 10:
-                self._allow_shared(kernel, shared)
+                most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._set_attribute(kernel, most, shared)
+            if overlap:  # kernels run side by side only where they split a multiprocessor alike
+                split = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+                self._set_attribute(kernel, split, 100)
             self._kernels[key] = kernel, signatures(stem)[name]
         return self._kernels[key]
 
-    def _allow_shared(self, kernel: Any, nbytes: int) -> None:
-        attribute = self._driver.CUfunction_attribute
+    def _set_attribute(self, kernel: Any, attribute: Any, value: int) -> None:
         self._check(
             self._driver.cuKernelSetAttribute(
-                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                nbytes,
-                kernel.handle,
-                self._device.device_id,
+                attribute, value, kernel.handle, self._device.device_id
             )
         )
 

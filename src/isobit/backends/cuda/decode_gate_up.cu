@@ -1,0 +1,156 @@
+// A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
+// tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1.
+#include "products.cuh"
+
+#if EXPERTS
+// The chosen experts (section 7), computed by every block for itself: probabilities by every warp,
+// then ranks by counting. An expert's rank is the number of those before it.
+struct Choice {
+    int id[USED];
+};
+struct ChoiceShared {
+    float p[WARPS][EXPERTS + 1];
+    float chosen[USED];
+};
+DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice) {
+    constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
+    const float lowest = isobit::from_bits(0xff800000u);
+    float z[EACH], m = lowest, lanes[8] = {};
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int e = i * WARP + lane_id();
+        z[i] = e < EXPERTS ? logits[e] : lowest;
+    }
+    if (threadIdx.x < USED) choice->id[threadIdx.x] = 0, sh->chosen[threadIdx.x] = 0.0f;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < EACH; i++) m = fmaxf(m, z[i]);
+    m = warp_max(m);
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {  // lane l + 32 (i % 8) of sum256
+        z[i] = i * WARP + lane_id() < EXPERTS ? isobit::exp(sub(z[i], m)) : 0.0f;
+        lanes[i % 8] = add(lanes[i % 8], z[i]);
+    }
+    for (int n = 4; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] = add(lanes[i], lanes[i + n]);
+    float total = warp_tree(lanes[0]);
+    float* p = sh->p[warp_id()];
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (i * WARP + lane_id() < EXPERTS) p[i * WARP + lane_id()] = div(z[i], total);
+    __syncwarp();
+    // Two lanes count for one expert; a warp takes 16 experts at a time.
+    for (int base = warp_id() * 16; base < EXPERTS; base += WARPS * 16) {
+        int e = base + lane_id() / 2, before = 0;
+        float mine = e < EXPERTS ? p[e] : 0.0f;
+        // Those before e come first at an equal probability, those behind it only at a larger one.
+        uint32 least = bits(mine), larger = least + 1;
+#pragma unroll 16
+        for (int j = lane_id() % 2; j < EXPERTS; j += 2) before += bits(p[j]) >= (j < e ? least : larger);
+        before += shuffle_xor(before, 1);
+        if (e < EXPERTS && before < USED) {
+            choice->id[before] = e;
+            sh->chosen[before] = mine;
+        }
+    }
+    __syncthreads();
+}
+// The weight of the expert of that rank, once chosen.
+DEV float choice_weight(int rank, int normalise, const ChoiceShared* sh) {
+    float all = 0.0f;
+    for (int r = 0; r < USED; r++) all = add(all, sh->chosen[r]);
+    return normalise ? div(sh->chosen[rank], all) : sh->chosen[rank];
+}
+#else
+struct Choice {
+    int id[1];
+};
+#endif
+
+// W_gate h and W_up h of the chosen experts, and SwiGLU.
+struct GateUp {
+    const uint8 *gate, *up;
+    const Choice* choice;
+    static constexpr int GROUPS = FFN / TILE_ROWS;
+    static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
+    // A unit is the same 8 rows of both matrices of one expert.
+    DEV int unit(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
+    DEV const uint8* tile(int j) const {
+        int u = unit(j), rank = u / GROUPS, group = u % GROUPS;
+        const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
+        return matrix + choice->id[rank] * MATRIX +
+               (group * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
+    }
+    DEV int act(int j) const { return j % HIDDEN_SUPERS; }
+};
+struct GateUpShared {
+    Act x[HIDDEN_SUPERS];
+#if EXPERTS
+    ChoiceShared choosing;
+#else
+    __align__(16) float normed[HIDDEN];
+    float buffer[SUPER];
+#endif
+    Choice choice;
+    __align__(16) uint8 tail[16];
+};
+// chosen: expert and weight of each rank with the step's number, which decode_down looks for.
+KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
+                           const float* norm, float eps, const uint8* gate, const uint8* up,
+                           const Step* step, uint64* chosen, float* y) {
+    DYNAMIC_SHARED(GateUpShared, sh);
+    mark(3, 0);
+    GateUp where = {gate, up, &sh->choice};
+    int n = dealt(USED * GateUp::GROUPS);
+    using Tiles = Products<WEIGHT, GateUp, DEPTH>;
+    Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
+    float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
+#if EXPERTS
+    int number = step->number;
+    let_next_start();
+    wait_for_previous();
+    mark(3, 1);
+    // Activations before weights: the memory answers in order.
+    constexpr int WORDS = HIDDEN_SUPERS * sizeof(Act) / sizeof(int4), EACH = (WORDS + BLOCK - 1) / BLOCK;
+    int4 words[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (i * BLOCK + threadIdx.x < WORDS)
+            words[i] = reinterpret_cast<const int4*>(acts)[i * BLOCK + threadIdx.x];
+    choose(logits, &sh->choosing, &sh->choice);
+    mark(3, 4);
+    if (blockIdx.x == 0 && threadIdx.x < USED) {
+        float w = choice_weight(threadIdx.x, normalise, &sh->choosing);
+        store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
+    }
+    products.start();
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (i * BLOCK + threadIdx.x < WORDS)
+            reinterpret_cast<int4*>(sh->x)[i * BLOCK + threadIdx.x] = words[i];
+#else
+    if (threadIdx.x == 0) sh->choice.id[0] = 0;
+    __syncthreads();
+    products.start();
+    Norm h(norm);
+    let_next_start();
+    wait_for_previous();
+    mark(3, 1);
+    h.run(x, eps, sh->normed, sh->buffer);
+    quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
+#endif
+    __syncthreads();
+    mark(3, 2);
+    products.run(sh->x, all);
+    __syncthreads();
+    mark(3, 3);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
+        int u = i / TILE_ROWS, row = i % TILE_ROWS;
+        const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
+        float g = sum_supers<HIDDEN_SUPERS>(part);
+        float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
+        y[(blockIdx.x + u * gridDim.x) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
+    }
+    mark(3, 5);
+}

@@ -1,0 +1,89 @@
+// Matrix-vector products over tiles in a decode step.
+#pragma once
+#include "copy.cuh"
+#include "decode.cuh"
+#include "tiles.cuh"
+
+// A block's tiles, four to a warp at a time (a step): eight lanes hold the eight rows of one. WHERE
+// maps the number of a tile to its address and activation. The product of tile j and row r goes to
+// part[8j + r]. Tiles come through slots in shared memory, AHEAD steps of each warp ahead.
+template <class W, class Where, int AHEAD>
+struct Products {
+    static constexpr int SLOT = 4 * W::TILE_BYTES, ARRIVALS = WARPS * AHEAD * 8;
+    // Of shared memory, for a block of so many tiles.
+    DEV static int bytes(int tiles) { return ARRIVALS + min((tiles + 3) / 4, AHEAD * WARPS) * SLOT; }
+
+    const Where& where;
+    uint8* memory;
+    int tiles, turn, fetched = 0;  // the warp's turn, 0 … WARPS-1; its steps fetched so far
+
+    DEV Products(const Where& where, uint8* memory, int tiles, int turn)
+        : where(where), memory(memory), tiles(tiles), turn(turn) {
+#ifdef BULK_COPIES
+        if (lane_id() < AHEAD) arrival_init(arrival(lane_id()));
+        __syncwarp();
+#endif
+    }
+    DEV void start() {
+#pragma unroll 1
+        for (int i = 0; i < AHEAD; i++) fetch();
+    }
+    DEV void run(const Act* acts, float* part) {
+#pragma unroll 1
+        for (int step = 0; first_of(step) < tiles; step++) {
+            wait(step);
+            int sub = lane_id() / TILE_ROWS, row = lane_id() % TILE_ROWS, j = first_of(step) + sub;
+            if (j < tiles) {
+                const Act& a = acts[where.act(j)];
+                float t = W::dot_shared(slot(step) + sub * W::TILE_BYTES, row, a);
+                part[j * TILE_ROWS + row] = mul(a.d, t);
+            }
+            __syncwarp();
+            fetch();
+        }
+    }
+
+   private:
+    DEV int first_of(int step) const { return 4 * (step * WARPS + turn); }
+    DEV uint8* slot(int step) const {
+        return memory + ARRIVALS + (step % AHEAD * WARPS + turn) * SLOT;
+    }
+#ifdef BULK_COPIES
+    DEV Arrival* arrival(int step) const {
+        return reinterpret_cast<Arrival*>(memory) + turn * AHEAD + step % AHEAD;
+    }
+    DEV void fetch() {
+        int step = fetched++, lane = lane_id(), n = min(4, tiles - first_of(step));
+        if (n <= 0) return;
+        if (lane == 0) arrival_expect(arrival(step), n * W::TILE_BYTES);
+        __syncwarp();
+        if (lane < n)
+            copy_bulk(slot(step) + lane * W::TILE_BYTES, where.tile(first_of(step) + lane),
+                      W::TILE_BYTES, arrival(step));
+    }
+    DEV void wait(int step) const { arrival_wait(arrival(step), step / AHEAD); }
+#else
+    DEV void fetch() {
+        int step = fetched++, n = min(4, tiles - first_of(step));
+        for (int t = 0; t < n; t++) {
+            const uint8* from = where.tile(first_of(step) + t);
+            for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP)
+                copy_async(slot(step) + t * W::TILE_BYTES + i, from + i);
+        }
+        commit_copies();
+    }
+    DEV void wait(int) const {
+        wait_copies<AHEAD - 1>();
+        __syncwarp();
+    }
+#endif
+};
+
+// (((0 + p_0) + p_1) + …) over the superblocks of one row.
+template <int SUPERS>
+DEV float sum_supers(const float* part) {
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int s = 0; s < SUPERS; s++) sum = add(sum, part[s * TILE_ROWS]);
+    return sum;
+}
