@@ -179,6 +179,7 @@ fn from_half(h: u32) -> real {
 
 // Unsigned integers that compare as finite reals do (-0 below +0).
 fn order(a: real) -> u32 { return select(a | SIGN, ~a, (a & SIGN) != 0u); }
+fn from_order(o: u32) -> real { return select(~o, o ^ SIGN, (o & SIGN) != 0u); }
 fn maximum(a: real, b: real) -> real { return select(b, a, order(a) >= order(b)); }
 
 // Section 5. No subnormal can change the result: r and the products are added to constants.

@@ -2,10 +2,10 @@
 
 struct Params { primitive: u32 }
 @group(0) @binding(1) var<uniform> p: Params;
-@group(1) @binding(0) var<storage, read> in_a: array<u32>;
-@group(1) @binding(1) var<storage, read> in_b: array<u32>;
-@group(1) @binding(2) var<storage, read> in_c: array<u32>;
-@group(1) @binding(3) var<storage, read_write> result: array<u32>;
+@group(0) @binding(2) var<storage, read> in_a: array<u32>;
+@group(0) @binding(3) var<storage, read> in_b: array<u32>;
+@group(0) @binding(4) var<storage, read> in_c: array<u32>;
+@group(0) @binding(5) var<storage, read_write> result: array<u32>;
 
 // The order is that of selftest.py.
 fn apply(primitive: u32, a: u32, b: u32, c: u32) -> u32 {
