@@ -19,37 +19,36 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> partial: array<u32>;  // o, m, l
 
 var<workgroup> lanes: array<u32, 64>;
-var<workgroup> eight: array<u32, 8>;
+var<workgroup> four: array<u32, 4>;
 var<workgroup> integers: array<i32, 64>;
 var<workgroup> planes: array<vec2<u32>, 16>;
 
-// tree of 64 values, one an invocation.
+// As in reduce.wgsl, for 64 invocations.
+fn tree_step(i: u32, step: u32) -> real {
+  return add(
+    add(lanes[i], lanes[i + 2u * step]), add(lanes[i + step], lanes[i + 3u * step]));
+}
 fn tree64(lane: u32, value: real) -> real {
   lanes[lane] = value;
   workgroupBarrier();
-  if (lane < 8u) {
-    let a = add(add(lanes[lane], lanes[lane + 32u]), add(lanes[lane + 16u], lanes[lane + 48u]));
-    let b = add(add(lanes[lane + 8u], lanes[lane + 40u]), add(lanes[lane + 24u], lanes[lane + 56u]));
-    eight[lane] = add(a, b);
-  }
+  if (lane < 16u) { lanes[lane] = tree_step(lane, 16u); }
   workgroupBarrier();
-  let a = add(add(eight[0], eight[4]), add(eight[2], eight[6]));
-  let b = add(add(eight[1], eight[5]), add(eight[3], eight[7]));
-  return add(a, b);
+  if (lane < 4u) { four[lane] = tree_step(lane, 4u); }
+  workgroupBarrier();
+  return add(add(four[0], four[2]), add(four[1], four[3]));
 }
 
+fn max_step(i: u32, step: u32) -> u32 {
+  return max(max(lanes[i], lanes[i + step]), max(lanes[i + 2u * step], lanes[i + 3u * step]));
+}
 fn max64(lane: u32, value: u32) -> u32 {
   lanes[lane] = value;
   workgroupBarrier();
-  if (lane < 8u) {
-    var m = 0u;
-    for (var i = lane; i < 64u; i += 8u) { m = max(m, lanes[i]); }
-    eight[lane] = m;
-  }
+  if (lane < 16u) { lanes[lane] = max_step(lane, 16u); }
   workgroupBarrier();
-  var m = 0u;
-  for (var i = 0u; i < 8u; i++) { m = max(m, eight[i]); }
-  return m;
+  if (lane < 4u) { four[lane] = max_step(lane, 4u); }
+  workgroupBarrier();
+  return max(max(four[0], four[1]), max(four[2], four[3]));
 }
 
 fn joined(high: i32, low: i32) -> real {
@@ -76,7 +75,7 @@ fn attention(
   // Scores: a key an invocation.
   var high = vec2(0, 0);  // high plane of k times both of q
   var low = vec2(0, 0);
-  for (var w = 0u; w < words; w++) {
+  for (var w = 0u; w < bound(words); w++) {
     let q = vec2(queries[query + w], queries[query + words + w]);
     let k = vec2(cache[at + key_at(words, 0u, w) + lane], cache[at + key_at(words, 1u, w) + lane]);
     high += vec2(dot4(q.x, k.x), dot4(q.y, k.x));

@@ -125,6 +125,7 @@ class Device:
         import wgpu  # noqa: PLC0415
 
         self.name = describe(adapter)
+        self.software = adapter.info["adapter_type"] == "CPU"
         self._usage = wgpu.BufferUsage
         self._visible = wgpu.ShaderStage.COMPUTE
         self._errors: tuple[type[Exception], ...] = (wgpu.GPUError, RuntimeError)

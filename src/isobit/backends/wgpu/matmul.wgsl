@@ -65,7 +65,7 @@ fn matmul(
     let item = item_at(at.first + i);
     let x = (item / p.divide) * p.supers * ACT;
     var sum = 0u;
-    for (var s0 = 0u; s0 < p.supers; s0 += SUPERS) {
+    for (var s0 = 0u; s0 < bound(p.supers); s0 += SUPERS) {
       let s = s0 + super_lane;
       var t = 0u;
       if (held && s < p.supers) {
@@ -75,10 +75,8 @@ fn matmul(
       workgroupBarrier();
       part[super_lane * rows_here + mine] = t;
       workgroupBarrier();
-      if (adds) {
-        let n = min(SUPERS, p.supers - s0);
-        for (var j = 0u; j < n; j++) { sum = add(sum, part[j * rows_here + lane]); }
-      }
+      let n = min(SUPERS, p.supers - s0);
+      for (var j = 0u; j < bound(n); j++) { sum = add(sum, part[j * rows_here + lane % rows_here]); }
     }
     if (adds) { y[item * p.y_stride + p.y_at + row] = sum; }
   }

@@ -97,7 +97,7 @@ class Plan:
 
 def plan_words(c: ModelConfig, tokens: int) -> int:
     """Words of the experts' plan (moe.wgsl): ids, order, groups of 3, room for sorting."""
-    return 5 * tokens * max(c.n_experts_used, 1) + 2 * c.n_experts + 1
+    return 5 * tokens * max(c.n_experts_used, 1) + c.n_experts
 
 
 def _per_token(c: ModelConfig) -> dict[str, int]:

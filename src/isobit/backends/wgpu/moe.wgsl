@@ -50,14 +50,15 @@ fn top_k(
   }
   storageBarrier();
   // An expert's rank is the number of better ones. Probabilities are not negative: their bits compare.
-  for (var e = lane; e < p.experts; e += 256u) {
-    let mine = probabilities[base + e];
+  for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
+    let e = e0 + lane;
+    let mine = probabilities[base + min(e, p.experts - 1u)];
     var rank = 0u;
-    for (var f = 0u; f < p.experts; f++) {
+    for (var f = 0u; f < bound(p.experts); f++) {
       let other = probabilities[base + f];
       rank += select(0u, 1u, other > mine || (other == mine && f < e));
     }
-    if (rank < p.k) {
+    if (e < p.experts && rank < p.k) {
       let pair = group.x * p.k + rank;
       chosen[rank] = mine;
       plan[pair] = e;
@@ -66,50 +67,46 @@ fn top_k(
     }
   }
   workgroupBarrier();
+  var all = 0u;
+  for (var r = 0u; r < bound(p.k); r++) { all = add(all, chosen[r]); }
   if (lane < p.k) {
-    var all = 0u;
-    for (var r = 0u; r < p.k; r++) { all = add(all, chosen[r]); }
     router_weights[group.x * p.k + lane] = select(chosen[lane], div(chosen[lane], all), p.normalise != 0u);
   }
 }
 
-// The plan in which an expert's pairs are together: one workgroup.
+// The plan in which an expert's pairs are together: one workgroup, an expert an invocation.
 @compute @workgroup_size(256)
 fn sort_pairs(@builtin(local_invocation_index) lane: u32) {
-  for (var e = lane; e < p.experts; e += 256u) {
+  for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
     var n = 0u;
-    for (var i = 0u; i < p.pairs; i++) { n += select(0u, 1u, plan[i] == e); }
-    plan[p.counts + e] = n;
+    for (var i = 0u; i < bound(p.pairs); i++) { n += select(0u, 1u, plan[i] == e0 + lane); }
+    if (e0 + lane < p.experts) { plan[p.counts + e0 + lane] = n; }
   }
   storageBarrier();
-  // Where each expert's pairs and groups begin.
-  let starts = p.counts + p.experts;
-  if (lane == 0u) {
-    var at = p.order;
-    var entry = 0u;
-    for (var e = 0u; e < p.experts; e++) {
-      let n = plan[p.counts + e];
-      plan[p.counts + e] = at;
-      plan[starts + e] = entry;
-      at += n;
-      entry += (n + CHUNK - 1u) / CHUNK;
+  var unused = 0u;
+  for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
+    let e = e0 + lane;
+    var first = p.order;  // of the expert's items
+    var entry = 0u;  // of its groups
+    unused = 0u;
+    for (var f = 0u; f < bound(p.experts); f++) {
+      let n = plan[p.counts + f];
+      if (f < e) {
+        first += n;
+        entry += (n + CHUNK - 1u) / CHUNK;
+      }
+      unused += (n + CHUNK - 1u) / CHUNK;
     }
-    plan[starts + p.experts] = entry;
-  }
-  storageBarrier();
-  for (var e = lane; e < p.experts; e += 256u) {
-    var at = plan[p.counts + e];
-    for (var i = 0u; i < p.pairs; i++) {
-      if (plan[i] == e) {
+    var at = first;
+    for (var i = 0u; i < bound(p.pairs); i++) {
+      if (e < p.experts && plan[i] == e) {
         plan[at] = i;
         at += 1u;
       }
     }
-    var entry = plan[starts + e];
-    for (var first = plan[p.counts + e]; first < at; first += CHUNK) {
-      write_entry(entry, e, first, min(CHUNK, at - first));
-      entry += 1u;
+    for (var i = 0u; i < bound(p.pairs); i += CHUNK) {
+      if (i < at - first) { write_entry(entry + i / CHUNK, e, first + i, min(CHUNK, at - first - i)); }
     }
   }
-  for (var i = plan[starts + p.experts] + lane; i < p.groups; i += 256u) { write_entry(i, 0u, 0u, 0u); }
+  for (var i = unused + lane; i < p.groups; i += 256u) { write_entry(i, 0u, 0u, 0u); }
 }

@@ -26,7 +26,7 @@ struct Params {
 fn added(row: u32, i: u32) -> real {
   if (p.weighted == 0u) { return output[row * p.n + i]; }
   var sum = 0u;
-  for (var r = 0u; r < p.outputs; r++) {
+  for (var r = 0u; r < bound(p.outputs); r++) {
     let pair = row * p.outputs + r;
     sum = add(sum, mul(router_weights[pair], output[pair * p.n + i]));
   }

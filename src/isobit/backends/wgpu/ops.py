@@ -155,8 +155,9 @@ class Ops:
     ) -> Step:
         _, _, acts, y = data
         supers = superblocks(w.columns)
+        # A software device reads what all lanes of a row's superblock share many times faster.
         lanes = 1
-        while lanes < min(supers, _LANES_A_ROW):
+        while lanes < min(supers, 1 if self._device.software else _LANES_A_ROW):
             lanes *= 2
         name, size = segment.format.name, superblock_bytes(segment.format)
         constants = {"SUPERS": lanes, "PLANES": self._planes, "TILE": size // 2}

@@ -10,6 +10,10 @@ alias real = u32;
 
 @group(0) @binding(0) var<uniform> opaque: vec4<u32>;  // zero
 
+// A loop's bound, from the parameters: Mesa's software device compiles a kernel anew for every value
+// that it finds there, at every dispatch.
+fn bound(n: u32) -> u32 { return n + opaque.x; }
+
 const SIGN = 0x80000000u;
 const INFINITY = 0x7f800000u;
 const NAN = 0x7fc00000u;
