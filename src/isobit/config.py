@@ -7,6 +7,14 @@ from isobit.errors import ModelRefused, UsageError
 
 ARCHITECTURES = ("qwen3moe", "qwen3")
 
+_KNOWN_ROPE_KEYS = frozenset(
+    {
+        *("freq_base", "dimension_count", "scale_linear"),
+        *("scaling.type", "scaling.factor", "scaling.attn_factor"),
+        *("scaling.original_context_length", "scaling.finetuned"),  # say nothing by themselves
+    }
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -61,8 +69,8 @@ class ModelConfig:
             n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
             n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
             vocab=vocab,
-            rope_base=r.positive(f"{arch}.rope.freq_base", default=10000.0),
-            eps=r.positive(f"{arch}.attention.layer_norm_rms_epsilon"),
+            rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12, default=10000.0),
+            eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
             context_length=r.count(f"{arch}.context_length", 1, 1 << 24),
             normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
         )
@@ -85,7 +93,12 @@ class ModelConfig:
         r.only(f"{arch}.vocab_size", self.vocab)
         r.only(f"{arch}.rope.scaling.type", "none")
         r.only(f"{arch}.rope.scaling.factor", 1.0)
+        r.only(f"{arch}.rope.scaling.attn_factor", 1.0)
         r.only(f"{arch}.rope.scale_linear", 1.0)
+        rope = f"{arch}.rope."
+        for key, value in r.metadata.items():
+            if key.startswith(rope) and key.removeprefix(rope) not in _KNOWN_ROPE_KEYS:
+                raise r.refusal(key, "no such key (it is not implemented)", value)
         r.only(f"{arch}.attention.sliding_window", 0)
         r.only(f"{arch}.expert_weights_scale", 1.0)
         r.only(f"{arch}.expert_shared_count", 0)
@@ -109,11 +122,11 @@ class _Reader:
             return value
         raise self.refusal(key, f"an integer from {low} to {high}", value)
 
-    def positive(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         value = self.metadata.get(key, default)
-        if isinstance(value, float) and 0 < value < float("inf"):
+        if isinstance(value, float) and low <= value <= high:
             return value
-        raise self.refusal(key, "a positive number", value)
+        raise self.refusal(key, f"a number from {low:g} to {high:g}", value)
 
     def text(self, key: str) -> str:
         value = self.metadata.get(key)

@@ -36,6 +36,18 @@ class BackendUnavailable(IsobitError):
     exit_code = 4
 
 
+class FileRefused(IsobitError):
+    """A trace, receipt or text file is damaged, or of another kind than expected."""
+
+    exit_code = 3
+
+
+class NothingCompared(IsobitError):
+    """A comparison that could only have passed vacuously: nothing in it, or not what was asked."""
+
+    exit_code = 5
+
+
 class ContextFull(IsobitError):
     """A sequence needs more positions than its KV cache holds."""
 

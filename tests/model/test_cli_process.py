@@ -18,11 +18,14 @@ SPEED = r"isobit: prefill \d+ tokens, [\d.]+ tokens/s; decode \d+ tokens, [\d.]+
 
 
 def isobit(*args: str, **how: object) -> subprocess.CompletedProcess[bytes]:
-    """Run a command on the reference backend, which every machine has."""
+    """Run a command on the CPU."""
     how.setdefault("stdin", subprocess.DEVNULL)
-    command = [*ISOBIT, args[0], "--backend", "reference", *args[1:]]
+    command = [*ISOBIT, args[0], "--backend", "cpu", *args[1:]]
     return subprocess.run(command, capture_output=True, timeout=120, check=False, **how)  # type: ignore[call-overload]
 
+
+# Buffered, as a user's stdout is: what is left in the buffer is written again at exit.
+BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 
 # SIGINT may be ignored around the tests (a shell's background job), and would stay so.
 WITH_SIGINT = (
@@ -38,6 +41,7 @@ def start(*args: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=BUFFERED,
     )
 
 
@@ -62,7 +66,7 @@ def test_run_json_and_the_three_ways_to_give_a_prompt(tmp_path: Path) -> None:
     assert found["decode_tokens"] == 3
     assert found["prefill_tokens_per_second"] > 0
     assert found["decode_tokens_per_second"] > 0
-    assert (found["backend"], found["activation_planes"], found["note"]) == ("reference", 2, None)
+    assert (found["backend"], found["activation_planes"], found["note"]) == ("cpu", 2, None)
     text = isobit("run", "-p", PROMPT, "-n", "4").stdout.decode()
     assert found["text"] == text
 
@@ -73,6 +77,43 @@ def test_run_json_and_the_three_ways_to_give_a_prompt(tmp_path: Path) -> None:
     assert run_json("--prompt-file", str(path), "-n", "4")["token_ids"] == found["token_ids"]
     piped = isobit("run", "--prompt-file", "-", "-n", "4", stdin=path.open())
     assert piped.stdout.decode() == text
+
+
+def test_backends_give_the_same_tokens() -> None:
+    args = ["run", "--json", "-p", PROMPT, "-n", "12", "--temperature", "1", "--seed", "7"]
+    cpu, reference = (
+        json.loads(subprocess.check_output([*ISOBIT, *args, "--backend", name], timeout=120))
+        for name in ("cpu", "reference")
+    )
+    assert (cpu["backend"], reference["backend"]) == ("cpu", "reference")
+    assert cpu["token_ids"] == reference["token_ids"]
+
+
+def test_auto_says_so_when_it_falls_back_to_the_cpu() -> None:
+    done = subprocess.run(
+        [*ISOBIT, "run", "-p", PROMPT, "-n", "1", "--json"],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    lines = done.stderr.decode().splitlines()
+    if json.loads(done.stdout)["backend"] == "cpu":
+        assert lines.pop(0).startswith("isobit: backend auto: using cpu (")
+    assert len(lines) == 1  # the speed
+
+
+def test_a_backend_this_machine_lacks_is_exit_4() -> None:
+    done = subprocess.run(
+        [*ISOBIT, "run", "-p", "x", "-n", "1", "--backend", "cuda"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode == 0:
+        pytest.skip("this machine has a usable GPU")
+    assert done.returncode == 4
+    assert done.stderr.decode().startswith("isobit: error: ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_seed_repeats_a_sampled_text() -> None:
@@ -118,7 +159,7 @@ def test_chat_answers_standard_input_once() -> None:
 def test_chat_in_a_terminal_keeps_the_history() -> None:
     control, terminal = pty.openpty()
     process = subprocess.Popen(
-        [*ISOBIT, "chat", "--backend", "reference", "-n", "3"],
+        [*ISOBIT, "chat", "--backend", "cpu", "-n", "3"],
         stdin=terminal,
         stdout=terminal,
         stderr=subprocess.PIPE,
@@ -146,7 +187,7 @@ def wait_for(control: int, prompt: bytes) -> None:
 
 
 def test_ctrl_c_says_how_far_it_got() -> None:
-    process = start("run", "--backend", "reference", "-p", PROMPT, "-n", "2000")
+    process = start("run", "--backend", "cpu", "-p", PROMPT, "-n", "2000")
     assert process.stdout is not None
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -156,7 +197,7 @@ def test_ctrl_c_says_how_far_it_got() -> None:
 
 
 def test_ctrl_c_in_a_benchmark() -> None:
-    process = start("bench", "--backend", "reference", "-p", "0", "-n", "1", "-r", "100000")
+    process = start("bench", "--backend", "cpu", "-p", "0", "-n", "1", "-r", "100000")
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=5)
     process.send_signal(signal.SIGINT)
@@ -167,7 +208,7 @@ def test_ctrl_c_in_a_benchmark() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["run", "--backend", "reference", "-p", PROMPT, "-n", "2000"], ["inspect", "--json"]]
+    "args", [["run", "--backend", "cpu", "-p", PROMPT, "-n", "2000"], ["inspect", "--json"]]
 )
 def test_a_closed_pipe_ends_quietly(args: list[str]) -> None:
     process = start(*args)
@@ -187,7 +228,12 @@ def test_a_full_disk_behind_stdout() -> None:
         pytest.skip("/dev/full: not on this system")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [*ISOBIT, "inspect"], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+            [*ISOBIT, "inspect"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=BUFFERED,
+            check=False,
+            timeout=60,
         )
     assert done.returncode == 2
     assert done.stderr == b"isobit: error: output: No space left on device\n"
@@ -208,7 +254,7 @@ def test_bench_rows_in_llama_bench_s_vocabulary() -> None:
         assert min(row["samples_ts"]) <= row["median_ts"] <= max(row["samples_ts"])
         assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 3)
         assert row["stddev_ts"] >= 0
-        assert row["backend"] == "reference"
+        assert row["backend"] == "cpu"
         assert row["model_sha256"].startswith("56306afd")
         fraction = row["fraction_of_read_bandwidth"]
         if row["n_gen"]:

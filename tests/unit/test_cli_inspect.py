@@ -10,7 +10,7 @@ import pytest
 from isobit.cli import main
 from isobit.inspect import inspect
 
-HIDDEN, FFN, HEADS, HEAD_DIM, VOCAB, EXPERTS, CHOSEN = 64, 32, 2, 32, 256, 4, 2
+HIDDEN, FFN, HEADS, HEAD_DIM, VOCAB, EXPERTS, CHOSEN = 64, 32, 2, 32, 257, 4, 2
 
 
 def write(
@@ -38,10 +38,10 @@ def write(
     if scaling:
         w.add_string("qwen3moe.rope.scaling.type", scaling)
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    byte_tokens = [chr(c) for c in (*printable, *range(0x100, 0x100 + VOCAB - len(printable)))]
+    byte_tokens = [chr(c) for c in (*printable, *range(0x100, 0x100 + 256 - len(printable)))]
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("qwen2")
-    w.add_token_list(byte_tokens)
+    w.add_token_list([*byte_tokens, "ab"])
     w.add_token_types([1] * VOCAB)
     w.add_token_merges(["a b"])
 

@@ -51,7 +51,8 @@ class Backend(Protocol):
     ) -> F32:
         """Run a batch, append its keys and values to their pages, return logits [R, vocabulary].
 
-        ``tap`` receives the stages named in ``stages`` (all, if None); it changes no bit.
+        ``tap`` receives the stages named in ``stages`` (all but those ``ON_REQUEST``, if None); it
+        changes no bit. A backend may leave out stages that are ON_REQUEST, and no others.
         """
 
     def close(self) -> None:

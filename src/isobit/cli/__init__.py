@@ -21,13 +21,21 @@ COMMANDS = {
     "chat": "talk with a model",
     "inspect": "show what a model file holds, and what of it would be refused",
     "bench": "measure tokens per second (llama-bench's tests), or whole generations",
+    "trace": "record the values of a run's stages in a file",
+    "diff": "compare two traces: where they part, by how much, and what it changed",
+    "verify": "compare a backend with another, bit for bit, and find the faulty operation",
+    "replay": "compute a receipt again, on any backend",
+    "accuracy": "measure what the arithmetic costs against a float64 oracle, over a text",
+    "ablate": "run chosen operations in another arithmetic: what is a guess worth?",
+    "import-trace": "turn another engine's APRT folder into a trace",
 }
 
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
 PIPE_CLOSED = 141  # and SIGPIPE
 EXIT_CODES = (
     "exit codes: 0 done, 1 a gate failed, 2 usage, 3 file or model refused, 4 backend not "
-    f"available, {INTERRUPTED} interrupted, {PIPE_CLOSED} the reader of the output went away"
+    f"available, 5 nothing was compared, {INTERRUPTED} interrupted, {PIPE_CLOSED} the reader "
+    "of the output went away"
 )
 
 
@@ -101,7 +109,7 @@ def _parse(
             name, help=line, description=line, epilog=EXIT_CODES, allow_abbrev=False
         )
         if name == asked:
-            module = import_module(f"isobit.cli.{name}")
+            module = import_module(f"isobit.cli.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(main=module.main)
     args = parser.parse_args(argv)

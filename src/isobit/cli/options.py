@@ -25,23 +25,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """How the model is run."""
+def add_engine(parser: argparse.ArgumentParser, *, planes: bool = True) -> None:
+    """How the model is run; ``planes=False`` where something else says how many."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--backend",
         default="auto",
         help=f"auto (the fastest that runs here), {', '.join(NAMES)} (default: %(default)s)",
     )
-    group.add_argument(
-        "--planes",
-        "--activation-planes",
-        dest="activation_planes",
-        type=int,
-        metavar="N",
-        default=EngineConfig.activation_planes,
-        help="int8 planes of an activation: 2 (16 bits) or 1 (int8, coarse) (default: %(default)s)",
-    )
+    if planes:
+        group.add_argument(
+            "--planes",
+            "--activation-planes",
+            dest="activation_planes",
+            type=int,
+            metavar="N",
+            default=EngineConfig.activation_planes,
+            help="int8 planes of an activation: 2 (16 bits) or 1 (int8) (default: %(default)s)",
+        )
     group.add_argument(
         "-t", "--threads", type=int, metavar="N", help="CPU threads (default: every usable core)"
     )

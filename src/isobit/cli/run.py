@@ -7,6 +7,7 @@ import sys
 from isobit.cli import options, say
 from isobit.runtime.generation import Completion, Stream
 from isobit.runtime.model import Model
+from isobit.verify.receipt import Recorder
 
 # Control characters of a text, made visible: on a terminal they are commands.
 _VISIBLE = {c: repr(chr(c))[1:-1] for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
@@ -20,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object when done, instead of the text"
     )
+    parser.add_argument(
+        "--receipt", metavar="FILE", help="write what isobit replay needs to compute this again"
+    )
+    parser.add_argument("--routes", metavar="FILE", help="write each token's experts (safetensors)")
     options.add_sampling(parser)
     options.add_engine(parser)
     options.add_context(parser)
@@ -44,8 +49,13 @@ def main(args: argparse.Namespace) -> None:
     with options.open_model(args, args.context) as model:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
         settings = options.sampling(args)
-        with model.stream(ids, max_tokens=args.max_tokens, **settings) as stream:  # type: ignore[arg-type]
+        watch = Recorder() if args.receipt or args.routes else None
+        with model.stream(ids, max_tokens=args.max_tokens, watch=watch, **settings) as stream:  # type: ignore[arg-type]
             completion = follow(stream, quiet=args.json)
+        if watch is not None and args.receipt:
+            watch.receipt().save(args.receipt)
+        if watch is not None and args.routes:
+            watch.save_routes(args.routes)
         if args.json:
             print(json.dumps(_report(model, args.model, ids, completion)))
         report_speed(completion)

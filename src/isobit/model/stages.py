@@ -1,7 +1,7 @@
 """The stages of a forward pass, in graph order: the names every trace uses.
 
-Shapes are for a batch of T tokens; H query heads, G key-value heads, D head_dim, E experts, k
-chosen experts in rank order, F feed-forward width.
+Shapes are for a batch of T tokens; H query heads, G key-value heads, D head_dim, N keys (the last
+position + 1), E experts, k chosen experts in rank order, F feed-forward width.
 """
 
 EMBEDDING = "embedding"  # [T, hidden]
@@ -11,6 +11,8 @@ ATTENTION_STAGES = (
     "qkv_matmul",  # [T, (H + 2G) * D]: q, then k, then v
     "q_post_rope",  # [T, H, D], after q norm and RoPE, before quantisation
     "k_post_rope",  # [T, G, D]
+    "attn_scores",  # [T, H, N]: s of section 6 of docs/numerics.md, +0 beyond a token's position
+    "attn_softmax",  # [T, H, N]: their softmax, +0 beyond a token's position
     "attention",  # [T, H * D]
     "attn_out",  # [T, hidden]
     "post_attn_residual",  # [T, hidden]
@@ -32,6 +34,10 @@ DENSE_STAGES = (
     "ffn_swiglu",  # [T, F]
     "ffn_out",  # [T, hidden]
 )
+ON_REQUEST = frozenset({"attn_scores", "attn_softmax"})
+"""Stages that are given only when they are named: they grow with the square of T, no later stage
+needs them, and a backend that never holds them (fused attention) leaves them out."""
+
 POST_FFN_RESIDUAL = "post_ffn_residual"  # [T, hidden]
 FINAL_STAGES = (
     "final_norm",  # [T, hidden]

@@ -53,13 +53,15 @@ class Weights:
         output = embd
         if "output.weight" in file.tensors:
             output = take.matrix("output.weight", c.vocab, c.hidden)
-        return cls(
+        weights = cls(
             config=c,
             token_embd=embd,
             layers=tuple(_layer(take, c, f"blk.{i}.") for i in range(c.n_layers)),
             output_norm=take.vector("output_norm.weight", c.hidden),
             output=output,
         )
+        take.nothing_else()
+        return weights
 
 
 def _layer(take: "_Tensors", c: ModelConfig, prefix: str) -> Layer:
@@ -89,6 +91,16 @@ class _Tensors:
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
+        self.taken: set[str] = set()
+
+    def nothing_else(self) -> None:
+        """Refuse a tensor that no role took, such as a bias: without it the model is another."""
+        for name in self.file.tensors:
+            if name not in self.taken:
+                raise ModelRefused(
+                    f"{self.file.path}: tensor {name!r}: expected only tensors of the "
+                    "architecture, got one that is not implemented"
+                )
 
     def rows(self, name: str) -> int:
         shape = self._find(name).shape
@@ -108,6 +120,7 @@ class _Tensors:
         return self.matrix(name, length).float32()
 
     def _find(self, name: str) -> TensorInfo:
+        self.taken.add(name)
         try:
             return self.file.tensors[name]
         except KeyError:

@@ -3,7 +3,13 @@
 Every backend must return the bits these functions return.
 """
 
-from isobit.numerics.attention import TILE, attention, attention_scale
+from isobit.numerics.attention import (
+    TILE,
+    attention,
+    attention_scale,
+    attention_scores,
+    attention_softmax,
+)
 from isobit.numerics.fixed import LIMIT, planes_of, quantise, quantise_rows
 from isobit.numerics.matmul import IntegerWeight, Weight, matmul
 from isobit.numerics.moe import combine, top_k
@@ -21,6 +27,8 @@ __all__ = [
     "Weight",
     "attention",
     "attention_scale",
+    "attention_scores",
+    "attention_softmax",
     "combine",
     "exp",
     "inverse_frequencies",

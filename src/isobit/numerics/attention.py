@@ -52,6 +52,40 @@ def attention(
     return out * (_ONE / total)[:, None]
 
 
+def attention_scores(q: F32, k: NDArray[np.int16], dk: F32) -> F32:
+    """The scores s_j of one head: q float32 [T, head_dim], keys as in :func:`attention`.
+
+    Returns float32 [T, n], the keys beyond a query's position included.
+    """
+    q_int, dq = quantise(q, planes=2)
+    return _scores(q_int, dq * attention_scale(q.shape[1]), k, dk)
+
+
+def attention_softmax(s: F32, positions: NDArray[np.int32]) -> F32:
+    """Softmax of scores [T, n] as the tiles' p, m and l give it: (p_j * exp(m_t - m)) * (1 / l).
+
+    Nothing is computed from it; :func:`attention` weighs values tile by tile. +0 beyond positions.
+    """
+    tokens, n = s.shape
+    tiles = np.full((tokens, -(-n // TILE), TILE), -np.inf, np.float32)
+    tiles.reshape(tokens, -1)[:, :n] = np.where(np.arange(n) <= positions[:, None], s, -np.inf)
+    mt = tiles.max(axis=2)
+    p = exp(tiles - np.where(np.isneginf(mt), np.float32(0), mt)[..., None])
+    lt = tree(p)
+    m, total = mt[:, 0], lt[:, 0]
+    for t in range(1, tiles.shape[1]):
+        top = np.maximum(m, mt[:, t])
+        total = total * exp(m - top) + lt[:, t] * exp(mt[:, t] - top)
+        m = top
+    weights = (p * exp(mt - m[:, None])[..., None]) * (_ONE / total)[:, None, None]
+    return weights.reshape(tokens, -1)[:, :n]
+
+
+def _scores(q: NDArray[np.int32], dq: F32, k: NDArray[np.int16], dk: F32) -> F32:
+    high, low = planes_of(k.astype(np.int32), planes=2)
+    return (dq[:, None] * dk) * (_dot(q, high.T) * _256 + _dot(q, low.T))
+
+
 def _tile(
     q: NDArray[np.int32],
     dq: F32,
@@ -66,9 +100,7 @@ def _tile(
     keys = slice(TILE * t, min(TILE * (t + 1), len(k)))
     n = keys.stop - keys.start
     seen = np.arange(keys.start, keys.stop) <= positions[:, None]
-    high, low = planes_of(k[keys].astype(np.int32), planes=2)
-    s = (dq[:, None] * dk[keys]) * (_dot(q, high.T) * _256 + _dot(q, low.T))
-    s = np.where(seen, s, np.float32(-np.inf))
+    s = np.where(seen, _scores(q, dq, k[keys], dk[keys]), np.float32(-np.inf))
     m = s.max(axis=1)
     p = np.zeros((len(q), TILE), np.float32)
     p[:, :n] = np.where(seen, exp(s - m[:, None]), np.float32(0))

@@ -99,7 +99,8 @@ def matmul(
         return np.concatenate([matmul(part, x, planes, unpack) for part in parts], axis=1)
     if not w.format.quantized:
         values = w.float32()
-        return np.stack([sum256(values * row) for row in x])
+        y = [sum256(values * row) for row in x]
+        return np.array(y, np.float32).reshape(len(x), w.shape[0])
     return _integer_matmul(unpack(w), *quantise_rows(x, planes), planes)
 
 
@@ -119,8 +120,8 @@ def _integer_matmul(w: IntegerWeight, q: NDArray[np.int32], dx: F32, planes: int
             u = w.d[b][:, None] * total
             if w.mins is not None and w.dmin is not None:
                 groups = w.mins.shape[2]
-                group_sums = qb.reshape(tokens, groups, -1).sum(axis=2).astype(np.float64)
-                m = (w.mins[b] @ group_sums.T).astype(np.float32)
+                group_sums = qb.reshape(tokens, groups, size // groups).sum(axis=2)
+                m = (w.mins[b] @ group_sums.T.astype(np.float64)).astype(np.float32)
                 u = u - w.dmin[b][:, None] * m
             t = t + u
         y = y + dx[:, s] * t

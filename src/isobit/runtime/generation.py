@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.base import F32
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.text.tokenizer import StreamDecoder
 
@@ -53,6 +57,22 @@ class Completion:
     """Says so when the context was full."""
 
 
+class Watcher(Protocol):
+    """Sees a generation as it happens and changes nothing."""
+
+    stages: frozenset[str]
+    """The stages it wants to see."""
+
+    def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
+        """A generation starts; ``seed`` is the one in force."""
+
+    def tap(self, stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        """Called as :data:`isobit.backends.base.Tap` is."""
+
+    def chose(self, logits: F32, token: int) -> None:
+        """A token was chosen from logits float32 [vocabulary]."""
+
+
 class Stream(Iterator[str]):
     """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
 
@@ -67,10 +87,11 @@ class Stream(Iterator[str]):
         max_tokens: int | None,
         sampling: Sampling,
         stop: Sequence[str],
+        watch: Watcher | None = None,
     ) -> None:
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
-        self._pieces = self._run(model, list(prompt_ids), max_tokens, sampling, list(stop))
+        self._pieces = self._run(model, list(prompt_ids), max_tokens, sampling, list(stop), watch)
 
     def __iter__(self) -> Stream:
         return self
@@ -95,8 +116,11 @@ class Stream(Iterator[str]):
         max_tokens: int | None,
         sampling: Sampling,
         stop: list[str],
+        watch: Watcher | None,
     ) -> Generator[str]:
         sampler = Sampler(sampling)
+        if watch is not None:
+            watch.begin(model, prompt, sampling, sampler.seed)
         text = _StopText(stop)
         decoder = StreamDecoder(model.tokenizer)
         room = model.context - len(prompt)
@@ -105,12 +129,14 @@ class Stream(Iterator[str]):
         prefill = decode = 0.0
         with model.new_sequence() as sequence:
             start = time.perf_counter()
-            logits = model.prefill(sequence, prompt)
+            logits = model.prefill(sequence, prompt, watch)
             prefill = time.perf_counter() - start
             start = time.perf_counter()
             while len(self.token_ids) < limit:
                 token = sampler.choose(logits, prompt + self.token_ids)
                 self.token_ids.append(token)
+                if watch is not None:
+                    watch.chose(logits, token)
                 decode = time.perf_counter() - start
                 if token in model.tokenizer.stop_ids:
                     reason = "stop"
@@ -121,7 +147,7 @@ class Stream(Iterator[str]):
                     reason = "stop"
                     break
                 if len(self.token_ids) < limit:
-                    logits = model.step(sequence, token)
+                    logits = model.step(sequence, token, watch)
         if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
             yield piece
         full = reason == "length" and limit == room

@@ -18,7 +18,7 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.runtime import kv_cache
-from isobit.runtime.generation import Completion, Stream
+from isobit.runtime.generation import Completion, Stream, Watcher
 from isobit.runtime.sampler import Sampling
 from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ class Model:
         """An empty sequence with its own KV cache pages."""
         return kv_cache.Sequence(self._pool, self.context)
 
-    def run(
+    def forward(
         self,
         sequence: kv_cache.Sequence,
         ids: Sequence[int],
@@ -88,7 +88,10 @@ class Model:
         tap: Tap | None = None,
         stages: frozenset[str] | None = None,
     ) -> F32:
-        """Append ids to a sequence in one pass; logits float32 [len(logit_rows), vocabulary]."""
+        """Append ids to a sequence in one pass; logits float32 [len(logit_rows), vocabulary].
+
+        The logits are as the backend gave them, finite or not: a trace wants to see them.
+        """
         positions, pages = sequence.extend(len(ids))
         batch = Batch(
             tokens=np.array(ids, np.int32),
@@ -98,31 +101,46 @@ class Model:
             logit_rows=np.array(logit_rows, np.int32),
         )
         with self._lock:
-            logits = self.backend.forward(batch, tap, stages)
+            return self.backend.forward(batch, tap, stages)
+
+    def run(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int],
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> F32:
+        """:meth:`forward`, refusing logits that are not finite."""
+        logits = self.forward(sequence, ids, logit_rows, tap, stages)
         if not np.isfinite(logits).all():
             raise ModelRefused(
                 f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
             )
         return logits
 
-    def prefill(self, sequence: kv_cache.Sequence, ids: Sequence[int]) -> F32:
+    def prefill(
+        self, sequence: kv_cache.Sequence, ids: Sequence[int], watch: Watcher | None = None
+    ) -> F32:
         """Run a prompt in chunks; logits of its last token, float32 [vocabulary]."""
         chunk = self.engine.chunk
+        tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             last = start + chunk >= len(ids)
-            logits = self.run(sequence, part, [len(part) - 1] if last else [])
+            logits = self.run(sequence, part, [len(part) - 1] if last else [], tap, stages)
         last_row: F32 = logits[0]
         return last_row
 
-    def step(self, sequence: kv_cache.Sequence, token: int) -> F32:
+    def step(self, sequence: kv_cache.Sequence, token: int, watch: Watcher | None = None) -> F32:
         """Run one token; its logits, float32 [vocabulary]."""
-        row: F32 = self.run(sequence, [token], [0])[0]
+        tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
+        row: F32 = self.run(sequence, [token], [0], tap, stages)[0]
         return row
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
-        ids = self._checked(token_ids)
+        ids = self.checked(token_ids)
         chunk = self.engine.chunk
         with self.new_sequence() as sequence:
             parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
@@ -142,21 +160,24 @@ class Model:
         repeat_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        watch: Watcher | None = None,
     ) -> Stream:
         """Continue a prompt (text, or token ids); yields text, then holds ``.completion``.
 
         ``max_tokens=None`` goes on to the end of the context. See Sampling for the other settings.
+        ``watch`` sees the passes and the choices, e.g. an ``isobit.verify.receipt.Recorder``.
         """
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens: expected >= 0 or None, got {max_tokens}")
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        ids = self._checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        ids = self.checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
         return Stream(
             self,
             ids,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=[stop] if isinstance(stop, str) else stop,
+            watch=watch,
         )
 
     def generate(self, prompt: str | Sequence[int], **settings: object) -> Completion:
@@ -175,7 +196,8 @@ class Model:
         """Answer a conversation ([{"role": "user", "content": …}, …])."""
         return self.generate(self.chat_ids(messages), **settings)
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as a list of int; raises UsageError for none, unknown or too many."""
         ids = [int(i) for i in ids]
         if not ids:
             raise UsageError("prompt: expected at least one token, got none")

@@ -108,7 +108,7 @@ def encode_chat(
     if marked.translate(back) != text:
         raise ModelRefused(
             f"{vocabulary.source}: tokenizer.chat_template: expected it to copy "
-            f"{' '.join(guards)} of a message as any other text, found that it does not"
+            f"{shown(''.join(guards))} in a message as any other text, found that it does not"
         )
     ids: list[int] = []
     for piece in tokenizer.split_control(marked):

@@ -1,4 +1,4 @@
-"""The extension module (module.cpp). Arrays are C-contiguous; outputs, last, are written in place."""
+"""The extension module, module.cpp. Arrays are C-contiguous; outputs, last, written in place."""
 
 from collections.abc import Sequence
 

@@ -35,7 +35,7 @@ class CpuBackend:
         if simd is not None and simd not in levels:
             raise BackendUnavailable(f"simd: expected one of {', '.join(levels)}, got {simd}")
         self._simd = simd or levels[0]
-        self._threads = engine.threads or len(os.sched_getaffinity(0))
+        self._threads = engine.threads or _usable_cores()
         context = min(engine.context or c.context_length, 1 << 24)
         pages = -(-context // numerics.TILE) * engine.max_sequences
         config = {
@@ -134,6 +134,12 @@ class _RopeTable:
             self._cos = np.concatenate([self._cos, cos])
             self._sin = np.concatenate([self._sin, sin])
         return self._cos[positions], self._sin[positions]
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

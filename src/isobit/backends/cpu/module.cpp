@@ -99,7 +99,10 @@ public:
                    nb::cast<float>(config["attention_scale"]),
                    nb::cast<bool>(config["normalise_experts"]),
                    number("planes"),
-                   number("pages")};
+                   0};
+        const long long pages = nb::cast<long long>(config["pages"]);
+        if (pages > INT32_MAX) throw std::bad_alloc();
+        config_.pages = (int)pages;
         require(config_.head_dim <= MAX_HEAD_DIM, "head_dim: too large");
         owners_.append(nb::make_tuple(layers, output_norm, embedding.owner, output.owner));
         std::vector<Layer> all;

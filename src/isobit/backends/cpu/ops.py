@@ -1,8 +1,10 @@
 """Single operations on NumPy arrays, through the kernels that a pass uses.
 
-The functions of :mod:`isobit.numerics`, argument for argument, with the same bits: for tests, and for
-running one operation of a trace again.
+The functions of :mod:`isobit.numerics`, argument for argument, with the same bits: for tests, and
+for running one operation of a trace again.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,9 +17,7 @@ from isobit.numerics import Weight, attention_scale
 def matrix(w: Weight) -> _cpu.Matrix:
     """A weight matrix, or a stack of them, as the extension takes it: a view, no copy."""
     *stack, rows, columns = w.shape
-    return _cpu.Matrix(
-        w.data, w.format.ggml_type, int(np.prod(stack)), rows, columns, w.row_bytes
-    )
+    return _cpu.Matrix(w.data, w.format.ggml_type, int(np.prod(stack)), rows, columns, w.row_bytes)
 
 
 class CpuOps:
@@ -28,7 +28,7 @@ class CpuOps:
     def __init__(self, simd: str | None = None, threads: int = 1) -> None:
         self._ops = _cpu.Ops(simd or "", threads)
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[np.generic]:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Room for a result; tests override it to put sentinels around."""
         return np.empty(shape, dtype)
 
@@ -95,9 +95,10 @@ class CpuOps:
         Returns gate, up and their SwiGLU [T, k, F], and down [T, k, N].
         """
         inner, outer = (*ids.shape, gate.shape[1]), (*ids.shape, down.shape[1])
-        out = tuple(self.empty(shape) for shape in (inner, inner, inner, outer))
-        self._ops.experts(matrix(gate), matrix(up), matrix(down), x, ids, planes, *out)
-        return out
+        g, u, a = (self.empty(inner) for _ in range(3))
+        y = self.empty(outer)
+        self._ops.experts(matrix(gate), matrix(up), matrix(down), x, ids, planes, g, u, a, y)
+        return g, u, a, y
 
     def _run(self, op: str, shapes: tuple[tuple[int, ...], ...], *args: object) -> F32:
         out = self.empty(shapes[0])

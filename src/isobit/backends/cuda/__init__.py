@@ -1,1 +1,6 @@
-"""The CUDA backend."""
+"""The CUDA backend: one NVIDIA GPU, Ampere or newer, kernels compiled by NVRTC."""
+
+from isobit.backends.cuda.backend import CudaBackend
+from isobit.backends.cuda.gpu import available
+
+__all__ = ["CudaBackend", "available"]

@@ -10,6 +10,7 @@ from isobit import numerics
 from isobit.backends.base import F32, I32, Batch, Tap
 from isobit.backends.reference.cache import Cache
 from isobit.config import EngineConfig
+from isobit.model.stages import ON_REQUEST
 from isobit.model.weights import Layer, Weights
 from isobit.numerics import IntegerWeight, Weight
 
@@ -51,6 +52,7 @@ class ReferenceBackend:
             if tap is not None and (stages is None or stage in stages):
                 tap(stage, layer, value)
 
+        maps = tap is not None and stages is not None and not ON_REQUEST.isdisjoint(stages)
         x = np.concatenate(
             [self._w.token_embd.rows(t, t + 1).float32() for t in batch.tokens.tolist()]
         )
@@ -63,7 +65,7 @@ class ReferenceBackend:
             def t(stage: str, value: NDArray[np.generic], i: int = i) -> None:
                 traced(stage, i, value)
 
-            x = self._attention_block(x, layer, self._cache[i], batch, turn, t)
+            x = self._attention_block(x, layer, self._cache[i], batch, turn, t, maps)
             x = self._feed_forward_block(x, layer, t)
         x = numerics.rms_norm(x, self._w.output_norm, self._eps)
         traced("final_norm", None, x)
@@ -86,7 +88,14 @@ class ReferenceBackend:
         return unpacked
 
     def _attention_block(
-        self, x: F32, layer: Layer, cache: Cache, batch: Batch, turn: tuple[F32, F32], t: Stage
+        self,
+        x: F32,
+        layer: Layer,
+        cache: Cache,
+        batch: Batch,
+        turn: tuple[F32, F32],
+        t: Stage,
+        maps: bool,
     ) -> F32:
         c = self._c
         h = numerics.rms_norm(x, layer.attn_norm, self._eps)
@@ -100,6 +109,10 @@ class ReferenceBackend:
         t("q_post_rope", q)
         t("k_post_rope", k)
         cache.append(batch, k, np.ascontiguousarray(v))
+        if maps:
+            scores, softmax = self._attention_maps(q, cache, batch)
+            t("attn_scores", scores)
+            t("attn_softmax", softmax)
         a = self._attention(q, cache, batch)
         t("attention", a)
         o = self._matmul(layer.attn_output, a)
@@ -122,6 +135,23 @@ class ReferenceBackend:
                         np.ascontiguousarray(q[rows, head]), positions, k, dk, v, dv
                     )
         return out.reshape(len(q), -1)
+
+    def _attention_maps(self, q: F32, cache: Cache, batch: Batch) -> tuple[F32, F32]:
+        """Scores and softmax of every head [T, H, N], for a trace."""
+        group = self._c.n_heads // self._c.n_kv_heads
+        scores = np.zeros((*q.shape[:2], int(batch.positions.max()) + 1), np.float32)
+        softmax = np.zeros_like(scores)
+        for s in np.unique(batch.sequence):
+            rows = np.flatnonzero(batch.sequence == s)
+            positions = batch.positions[rows]
+            n = int(positions.max()) + 1
+            seen = np.arange(n) <= positions[:, None]
+            for head in range(q.shape[1]):
+                k, dk, _, _ = cache.read(batch.pages[s], n, head // group)
+                values = numerics.attention_scores(np.ascontiguousarray(q[rows, head]), k, dk)
+                scores[rows, head, :n] = np.where(seen, values, np.float32(0))
+                softmax[rows, head, :n] = numerics.attention_softmax(values, positions)
+        return scores, softmax
 
     def _feed_forward_block(self, x: F32, layer: Layer, t: Stage) -> F32:
         h = numerics.rms_norm(x, layer.ffn_norm, self._eps)

@@ -53,7 +53,7 @@ def adapters() -> list[Any]:
     # Mesa's layer that reorders devices looks for a display and complains; we have an order.
     os.environ.setdefault("NODEVICE_SELECT", "1")
     try:
-        import wgpu  # type: ignore[import-untyped]  # noqa: PLC0415
+        import wgpu  # noqa: PLC0415
 
         found = wgpu.gpu.enumerate_adapters_sync()
     except ImportError as error:

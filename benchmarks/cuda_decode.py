@@ -1,0 +1,168 @@
+"""Check and time the CUDA backend on a model: logits against the reference, decode, prefill.
+
+usage: python benchmarks/cuda_decode.py MODEL.gguf OUT.json [--reference TOKENS] [--context N]
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from cuda.bindings import driver
+
+from isobit.backends.base import Batch
+from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.gpu import CudaGpu
+from isobit.backends.reference import ReferenceBackend
+from isobit.config import EngineConfig
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+
+
+def ok(result):
+    assert result[0] == driver.CUresult.CUDA_SUCCESS, result
+    return result[1] if len(result) == 2 else result[1:]
+
+
+class Recorder(CudaGpu):
+    """Remembers launches while it captures, so that parts of a step can be timed apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.recorded = None
+        self.steps = []
+
+    def launch(self, *a, **k):
+        if self.recorded is not None and not self._only_load:
+            self.recorded.append((a, k))
+        super().launch(*a, **k)
+
+    def capture(self, queue):
+        self.recorded = []
+        graph = super().capture(queue)
+        self.steps.append(self.recorded)
+        self.recorded = None
+        return graph
+
+    def milliseconds(self, graph, repeats=11, inner=1):
+        a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
+        stream, times = self._stream.handle, []
+        for _ in range(repeats):
+            ok(driver.cuEventRecord(a, stream))
+            for _ in range(inner):
+                ok(driver.cuGraphLaunch(graph, stream))
+            ok(driver.cuEventRecord(b, stream))
+            ok(driver.cuEventSynchronize(b))
+            times.append(ok(driver.cuEventElapsedTime(a, b)) / inner)
+        return float(np.median(times))
+
+
+def batch(tokens, start, pages, rows=()):
+    n = len(tokens)
+    return Batch(
+        np.array(tokens, np.int32),
+        np.arange(start, start + n, dtype=np.int32),
+        np.zeros(n, np.int32),
+        pages,
+        np.array(rows, np.int32),
+    )
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("out")
+    p.add_argument("--reference", type=int, default=0)
+    p.add_argument("--context", type=int, default=4096)
+    p.add_argument("--planes", type=int, default=2)
+    p.add_argument("--depths", default="0,128,1024,4000")
+    a = p.parse_args()
+    found = {}
+
+    def note(name, value, unit=""):
+        found[name] = value
+        shown = f"{value:10.2f}" if isinstance(value, float) else str(value)
+        print(f"{name:<44} {shown} {unit}", flush=True)
+
+    engine = EngineConfig(activation_planes=a.planes, context=a.context, max_sequences=1, chunk=512)
+    weights = Weights.from_file(GGUFFile.open(a.model))
+    c = weights.config
+    gpu = Recorder()
+    start = time.perf_counter()
+    backend = CudaBackend(weights, engine, gpu)
+    gpu.synchronise()
+    note("load seconds", time.perf_counter() - start, "s")
+    note("plan", str(backend.plan))
+    free, total = gpu.memory()
+    note("used GB", (total - free) / 1e9)
+    pages = np.random.default_rng().permutation(-(-a.context // 64)).astype(np.int32)[None]
+    rng = np.random.default_rng()
+    tokens = rng.integers(0, c.vocab, 512).astype(np.int32)
+
+    none = frozenset()
+    if a.reference:
+        reference = ReferenceBackend(weights, engine)
+        part = tokens[: a.reference]
+        every = list(range(len(part)))
+        start = time.perf_counter()
+        theirs = reference.forward(batch(part, 0, pages, every))
+        note("reference seconds", time.perf_counter() - start, "s")
+        ours = backend.forward(batch(part, 0, pages, every), lambda *_: None, none)
+        same = np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+        note("bits equal to the reference", bool(same), f"({len(part)} tokens)")
+    if backend._decoder is not None:
+        backend.forward(batch(tokens[:100], 0, pages))
+        equal = True
+        for i in range(100, 108):
+            one = batch(tokens[i : i + 1], i, pages, [0])
+            plain = backend.forward(one, lambda *_: None, none)
+            fused = backend.forward(one)
+            equal &= np.array_equal(plain.view(np.uint32), fused.view(np.uint32))
+        note("decode graph equal to kernel by kernel", bool(equal))
+        for depth in map(int, a.depths.split(",")):
+            if depth + 64 > a.context:
+                continue
+            backend.greedy(1, depth, pages[0], 2)
+            gpu.synchronise()
+            start = time.perf_counter()
+            backend.greedy(1, depth, pages[0], 64)
+            seconds = (time.perf_counter() - start) / 64
+            note(f"decode at depth {depth}: step", 1e6 * seconds, "us")
+            note(f"decode at depth {depth}: rate", 1 / seconds, "tok/s")
+        start = time.perf_counter()
+        for i in range(32):
+            backend.forward(batch([1], 128 + i, pages, [0]))
+        note("decode with logits to the host", 32 / (time.perf_counter() - start), "tok/s")
+        kinds = defaultdict(list)
+        backend._decoder._set(1, 100, pages[0])
+        for step in gpu.steps:
+            for launch in step:
+                if step is gpu.steps[0] or launch[0][1] == "decode_merge":
+                    kinds[launch[0][1]].append(launch)
+        total_us = 0.0
+        for kind, launches in kinds.items():
+
+            def queue(launches=launches):
+                for args, kwargs in launches:
+                    gpu.launch(*args, **kwargs)
+
+            graph = CudaGpu.capture(gpu, queue)
+            us = 1e3 * gpu.milliseconds(graph) / len(launches)
+            total_us += us * len(launches)
+            note(f"{kind} x {len(launches)}", us, "us each")
+            backend._decoder._set(1, 100, pages[0])
+        note("sum of the kinds", total_us, "us")
+        note("graph of a step", 1e3 * gpu.milliseconds(backend._decoder._few), "us")
+    for n in (16, 128, 512):
+        work = batch(tokens[:n], 0, pages, [n - 1])
+        backend.forward(work, lambda *_: None, none)
+        start = time.perf_counter()
+        for _ in range(2):
+            backend.forward(work, lambda *_: None, none)
+        note(f"prefill {n}", 2 * n / (time.perf_counter() - start), "tok/s")
+    Path(a.out).write_text(json.dumps({"device": gpu.name, "model": a.model, **found}, indent=1))
+
+
+main()

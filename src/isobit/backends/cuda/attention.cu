@@ -1,0 +1,202 @@
+// Head vectors and attention over the paged fixed-point cache (docs/numerics.md, section 6).
+#include "cache.cuh"
+
+constexpr int HEAD_MAX = 512;
+
+// Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
+// quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace.
+KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float* k_norm, float eps,
+                             const float* cos_table, const float* sin_table, const int* positions,
+                             const int* sequence, const int* pages, int pages_per_sequence,
+                             int n_heads, int head_dim, float scale, float* q_rope, float* k_rope,
+                             short* q_int, float* dq, int8* k, int8* v, float* dk, float* dv,
+                             int kv_heads, int padded, int count) {
+    constexpr int PARTS = HEAD_MAX / WARP;  // of a vector that a lane may hold: values lane + 32 * part
+    __shared__ float vectors[THREADS / WARP][HEAD_MAX];
+    Cache cache = {k, v, dk, dv, kv_heads, padded};
+    int index = blockIdx.x * (THREADS / WARP) + warp_id(), heads = n_heads + 2 * kv_heads;
+    if (index >= count) return;
+    int token = index / heads, head = index % heads, kind = 0;  // kind: 0 q, 1 k, 2 v
+    const float* x = qkv + int64(index) * head_dim;
+    float* normed = vectors[warp_id()];
+    if (head >= n_heads) {
+        kind = 1 + (head - n_heads) / kv_heads;
+        head = (head - n_heads) % kv_heads;
+    }
+    int position = positions[token], half = head_dim / 2;
+
+    float y[PARTS];
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = lane_id() + WARP * part;
+        y[part] = i < head_dim ? x[i] : 0.0f;
+    }
+    if (kind < 2) {
+        const float* weight = kind == 0 ? q_norm : k_norm;
+        float lanes[8];  // of sum256: this lane's, 32 apart
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            lanes[j] = add(mul(y[j], y[j]), mul(y[j + 8], y[j + 8]));
+        float even = add(add(lanes[0], lanes[4]), add(lanes[2], lanes[6]));
+        float odd = add(add(lanes[1], lanes[5]), add(lanes[3], lanes[7]));
+        float mean = div(warp_tree(add(even, odd)), float(head_dim));
+        float r = div(1.0f, square_root(add(mean, eps)));
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            int i = lane_id() + WARP * part;
+            if (i < head_dim) normed[i] = mul(mul(y[part], r), weight[i]);
+        }
+        __syncwarp();
+        float* traced = kind == 0 ? q_rope + (int64(token) * n_heads + head) * head_dim
+                                  : k_rope + (int64(token) * kv_heads + head) * head_dim;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            int i = lane_id() + WARP * part;
+            if (i >= head_dim) continue;
+            int pair = i < half ? i : i - half;
+            float c = cos_table[int64(position) * half + pair];
+            float s = sin_table[int64(position) * half + pair];
+            y[part] = i < half ? sub(mul(normed[i], c), mul(normed[i + half], s))
+                               : add(mul(normed[i], c), mul(normed[pair], s));
+            traced[i] = y[part];
+        }
+    }
+
+    uint32 amax = 0;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) amax = max(amax, magnitude(y[part]));
+    isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
+    int page = pages[sequence[token] * pages_per_sequence + position / TILE], slot = position % TILE;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = lane_id() + WARP * part;
+        if (i >= padded) continue;
+        int q = quantised(y[part], block);  // 0 past head_dim
+        int high = isobit::high_plane(q), low = isobit::low_plane(q);
+        if (kind == 0) {
+            q_int[(int64(token) * n_heads + head) * padded + i] = short(q);
+        } else if (kind == 1) {
+            cache.keys(page, head, 0)[slot * padded + i] = int8(high);
+            cache.keys(page, head, 1)[slot * padded + i] = int8(low);
+        } else {
+            cache.values(page, head, 0)[i * TILE + value_slot(slot)] = int8(high);
+            cache.values(page, head, 1)[i * TILE + value_slot(slot)] = int8(low);
+        }
+    }
+    if (lane_id() == 0) {
+        if (kind == 0) dq[token * n_heads + head] = mul(block.d, scale);
+        if (kind == 1) cache.dk[cache.scales(page, head) + slot] = block.d;
+        if (kind == 2) cache.dv[cache.scales(page, head) + slot] = block.d;
+    }
+}
+
+// Sixteen bytes of k times sixteen 16-bit q.
+DEV int dot16(const int4* q, int4 k, int sum) {
+    int4 a = q[0], b = q[1];
+    sum = dp2a_hi(a.y, k.x, dp2a_lo(a.x, k.x, sum));
+    sum = dp2a_hi(a.w, k.y, dp2a_lo(a.z, k.y, sum));
+    sum = dp2a_hi(b.y, k.z, dp2a_lo(b.x, k.z, sum));
+    return dp2a_hi(b.w, k.w, dp2a_lo(b.z, k.w, sum));
+}
+
+struct TileShared {
+    float s[TILE];
+    __align__(16) short weights[TILE];
+    float m, l, g;
+};
+
+// Tile t for one query head: maximum, sum and, in each thread, the outputs of its columns
+// (thread 2c + h holds column c of every 128; both of a pair get it).
+DEV void attention_tile(const Cache& cache, int page, int head, int seen, const int4* q, float dq,
+                        TileShared& shared, float (&o)[HEAD_MAX / 128]) {
+    const int8* keys[2] = {cache.keys(page, head, 0), cache.keys(page, head, 1)};
+    int key = threadIdx.x / 4, part = threadIdx.x % 4, sum[2] = {0, 0};
+    for (int c = part; c < cache.padded / 16; c += 4)
+        for (int p = 0; p < 2; p++) {
+            const int8* row = keys[p] + key * cache.padded + 16 * c;
+            sum[p] = dot16(q + 2 * c, *reinterpret_cast<const int4*>(row), sum[p]);
+        }
+    for (int n = 1; n < 4; n *= 2)
+        for (int p = 0; p < 2; p++) sum[p] += shuffle_xor(sum[p], n);
+    const float* dk = cache.dk + cache.scales(page, head);
+    const float* dv = cache.dv + cache.scales(page, head);
+    if (part == 0 && key < seen)
+        shared.s[key] =
+            mul(mul(dq, dk[key]), add(mul(float(sum[0]), 256.0f), float(sum[1])));
+    __syncthreads();
+    if (warp_id() == 0) {
+        const float lowest = isobit::from_bits(0xff800000u);
+        float s[2], p[2], weighted[2];
+        for (int i = 0; i < 2; i++) {
+            int j = lane_id() + WARP * i;
+            s[i] = j < seen ? shared.s[j] : lowest;
+        }
+        float m = warp_max(fmaxf(s[0], s[1]));
+        uint32 amax = 0;
+        for (int i = 0; i < 2; i++) {
+            int j = lane_id() + WARP * i;
+            p[i] = j < seen ? isobit::exp(sub(s[i], m)) : 0.0f;
+            weighted[i] = j < seen ? mul(p[i], dv[j]) : 0.0f;
+            amax = max(amax, magnitude(weighted[i]));
+        }
+        isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
+        for (int i = 0; i < 2; i++)
+            shared.weights[value_slot(lane_id() + WARP * i)] = short(quantised(weighted[i], block));
+        float l = warp_tree(add(p[0], p[1]));
+        if (lane_id() == 0) {
+            shared.m = m;
+            shared.l = l;
+            shared.g = block.d;
+        }
+    }
+    __syncthreads();
+    const int8* values[2] = {cache.values(page, head, 0), cache.values(page, head, 1)};
+    int half = threadIdx.x % 2;
+    const int4* weights = reinterpret_cast<const int4*>(shared.weights) + 4 * half;
+    for (int n = 0; n < HEAD_MAX / 128; n++) {
+        int column = threadIdx.x / 2 + 128 * n, dot[2] = {0, 0};
+        if (128 * n >= cache.padded) break;
+        if (column < cache.padded)
+            for (int p = 0; p < 2; p++) {
+                const int4* v =
+                    reinterpret_cast<const int4*>(values[p] + column * TILE + 32 * half);
+                dot[p] = dot16(weights + 2, v[1], dot16(weights, v[0], 0));
+            }
+        for (int p = 0; p < 2; p++) dot[p] += shuffle_xor(dot[p], 1);
+        o[n] = mul(shared.g, add(mul(float(dot[0]), 256.0f), float(dot[1])));
+    }
+}
+
+// One query head (blockIdx.x) of one token (blockIdx.y), its tiles in turn.
+KERNEL(THREADS) attention(const short* q_int, const float* dq, const int* positions,
+                          const int* sequence, const int* pages, int pages_per_sequence,
+                          int n_heads, int head_dim, int8* k, int8* v, float* dk, float* dv,
+                          int kv_heads, int padded, float* out) {
+    Cache cache = {k, v, dk, dv, kv_heads, padded};
+    __shared__ __align__(16) short q[HEAD_MAX];
+    __shared__ TileShared tile;
+    int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
+    int64 vector = int64(token) * n_heads + head;
+    for (int i = threadIdx.x; i < cache.padded; i += THREADS)
+        q[i] = q_int[vector * cache.padded + i];
+    __syncthreads();
+    const int* table = pages + sequence[token] * pages_per_sequence;
+    int seen = positions[token] + 1;
+    float m = 0.0f, l = 0.0f, o[HEAD_MAX / 128] = {}, next[HEAD_MAX / 128] = {};
+    for (int t = 0; t * TILE < seen; t++) {
+        attention_tile(cache, table[t], kv_head, min(TILE, seen - t * TILE),
+                       reinterpret_cast<const int4*>(q), dq[vector], tile, next);
+        float top = t ? fmaxf(m, tile.m) : tile.m;
+        float a = t ? isobit::exp(sub(m, top)) : 0.0f, b = isobit::exp(sub(tile.m, top));
+        l = t ? add(mul(l, a), mul(tile.l, b)) : tile.l;
+        for (int n = 0; n < HEAD_MAX / 128; n++)
+            o[n] = t ? add(mul(o[n], a), mul(next[n], b)) : next[n];
+        m = top;
+        __syncthreads();
+    }
+    float r = div(1.0f, l);
+    for (int n = 0; n < HEAD_MAX / 128; n++) {
+        int column = threadIdx.x / 2 + 128 * n;
+        if (threadIdx.x % 2 == 0 && column < head_dim) out[vector * head_dim + column] = mul(o[n], r);
+    }
+}

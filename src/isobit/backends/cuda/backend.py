@@ -1,0 +1,330 @@
+"""The CUDA backend: a model's weights on one GPU, and the pass of docs/numerics.md, section 9."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit import numerics
+from isobit.backends.base import F32, I32, Batch, Tap
+from isobit.backends.cuda import decode, memory
+from isobit.backends.cuda.gpu import CudaGpu, Gpu
+from isobit.backends.cuda.load import DeviceLayer, Loader, load_layers
+from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
+from isobit.config import EngineConfig
+from isobit.errors import ModelRefused, UsageError
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+
+_ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
+
+
+class CudaBackend:
+    """Runs a batch of any composition; every stage can be traced."""
+
+    name = "cuda"
+
+    def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
+        """Plan the memory, refuse what does not fit, load the weights.
+
+        Raises BackendUnavailable with the reason. ``gpu`` is for tests.
+        """
+        self._c = c = weights.config
+        self._gpu = gpu if gpu is not None else CudaGpu()
+        try:
+            self.plan = memory.Plan.of(weights, engine)
+            self.plan.check(*self._gpu.memory())
+            self._ops = Ops(self._gpu, engine.activation_planes)
+            loader = Loader(self._gpu, self.plan.weights)
+            self._embedding = loader.matrix(weights.token_embd)
+            self._layers = load_layers(loader, weights)
+            self._output_norm = loader.vector(weights.output_norm)
+            self._output = loader.matrix(weights.output)
+            loader.finish()
+            self._shape = memory.CacheShape.of(c, engine)
+            self._cache = self._gpu.allocate(c.n_layers * self._shape.nbytes)
+            self._context = min(engine.context or c.context_length, 1 << 24)
+            self._rope = self._gpu.allocate(self.plan.rope)
+            self._rope_known = 0
+            self._frequencies = numerics.inverse_frequencies(c.head_dim, c.rope_base)
+            self._capacity = 0
+            self._buffers: dict[str, int] = {}
+            self._pages = (0, 0)  # address, bytes
+            self._workspace = 0
+            self._reserve(engine.chunk)
+            self._decoder = self._make_decoder(engine.activation_planes)
+        except BaseException:
+            self._gpu.close()
+            raise
+
+    @property
+    def device(self) -> str:
+        """The device in words."""
+        return f"{self._gpu.name}, {self._gpu.multiprocessors} multiprocessors"
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        self._gpu.close()
+
+    def forward(
+        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
+    ) -> F32:
+        """Run a batch; see :class:`isobit.backends.base.Backend`."""
+        c, o, gpu = self._c, self._ops, self._gpu
+        self._check(batch)
+        n = len(batch.tokens)
+        self._extend_rope(int(batch.positions.max()) + 1)
+        if self._decoder is not None and tap is None and n == 1 == len(batch.logit_rows):
+            pages = batch.pages[batch.sequence[0]]
+            return self._decoder.logits(int(batch.tokens[0]), int(batch.positions[0]), pages)[None]
+        self._reserve(n)
+        b = self._buffers
+        gpu.upload(b["tokens"], batch.tokens)
+        gpu.upload(b["positions"], batch.positions)
+        gpu.upload(b["sequence"], batch.sequence)
+        pages = self._upload_pages(batch.pages)
+        spans = self._upload_spans(batch.sequence)
+
+        def trace(
+            stage: str, layer: int | None, address: int, *shape: int, dtype: type = np.float32
+        ) -> None:
+            if tap is not None and (stages is None or stage in stages):
+                value: NDArray[np.generic] = np.empty(shape, dtype)
+                gpu.download(address, value)
+                tap(stage, layer, value)
+
+        o.embed(self._embedding, b["tokens"], n, b["x"])
+        trace("embedding", None, b["x"], n, c.hidden)
+        for i, layer in enumerate(self._layers):
+            self._attention_block(i, layer, n, pages, spans, trace)
+            self._feed_forward_block(i, layer, n, trace)
+        o.rms_norm(b["x"], self._output_norm, c.eps, c.hidden, n, b["h"])
+        trace("final_norm", None, b["h"], n, c.hidden)
+        logits = self._logits(batch.logit_rows)
+        if tap is not None and (stages is None or "lm_head" in stages):
+            tap("lm_head", None, logits)
+        return logits
+
+    def greedy(self, token: int, position: int, pages: I32, count: int) -> I32 | None:
+        """Append ``token`` and then each likeliest next token, ``count`` tokens in all.
+
+        pages: int32 [P], the sequence's, for positions up to position + count - 1. Returns the
+        likeliest token after each, int32 [count], the lowest id among equals; None if this model
+        has no graph for a step. Raises ModelRefused when a logit is not finite.
+        """
+        if self._decoder is None:
+            return None
+        self._extend_rope(position + count)
+        tokens, finite = self._decoder.greedy(token, position, pages, count)
+        if not finite:
+            raise ModelRefused("expected finite logits, got NaN or infinity")
+        return tokens
+
+    def _make_decoder(self, planes: int) -> decode.Decoder | None:
+        c, gpu = self._c, self._gpu
+        if not decode.supported(c, self._layers, self._output, gpu):
+            return None
+        caches = [self._layer_cache(i)[:4] for i in range(c.n_layers)]
+        rope = (self._rope, self._rope + self.plan.rope // 2)
+        return decode.Decoder(
+            gpu,
+            c,
+            planes,
+            self._layers,
+            self._embedding,
+            self._output,
+            self._output_norm,
+            caches,
+            rope,
+            self._context,
+        )
+
+    def _attention_block(
+        self,
+        i: int,
+        layer: DeviceLayer,
+        n: int,
+        pages: tuple[int, int],
+        spans: int,
+        trace: Callable[..., None],
+    ) -> None:
+        c, o, b = self._c, self._ops, self._buffers
+        q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        width = q_width + 2 * kv_width
+        o.rms_norm(b["x"], layer.attn_norm, c.eps, c.hidden, n, b["h"])
+        trace("attn_norm", i, b["h"], n, c.hidden)
+        o.quantise(b["h"], c.hidden, n, b["acts"])
+        column = 0
+        for w in (layer.q, layer.k, layer.v):
+            o.matmul(w, b["h"], b["acts"], b["qkv"] + 4 * column, n, row_stride=width)
+            column += w.rows
+        trace("qkv_matmul", i, b["qkv"], n, width)
+        scale = float(numerics.attention_scale(c.head_dim))
+        cos, sin = self._rope, self._rope + self.plan.rope // 2
+        where = (b["positions"], b["sequence"], *pages)
+        cache = self._layer_cache(i)
+        vectors = n * (c.n_heads + 2 * c.n_kv_heads)
+        o.attention(
+            "head_vectors",
+            (-(-vectors // 8),),
+            (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads, c.head_dim)
+            + (scale, b["q_rope"], b["k_rope"], b["q_int"], b["dq"], *cache, vectors),
+        )
+        trace("q_post_rope", i, b["q_rope"], n, c.n_heads, c.head_dim)
+        trace("k_post_rope", i, b["k_rope"], n, c.n_kv_heads, c.head_dim)
+        if spans:
+            o.attention_mma(
+                c,
+                spans,
+                (b["q_int"], b["dq"], *where, b["span_first"], b["span_count"])
+                + (c.n_heads, *cache, b["attention"]),
+            )
+        else:
+            o.attention(
+                "attention",
+                (c.n_heads, n),
+                (b["q_int"], b["dq"], *where, c.n_heads, c.head_dim, *cache, b["attention"]),
+            )
+        trace("attention", i, b["attention"], n, q_width)
+        o.quantise(b["attention"], q_width, n, b["acts"])
+        o.matmul(layer.attn_output, b["attention"], b["acts"], b["out"], n)
+        trace("attn_out", i, b["out"], n, c.hidden)
+        o.add(b["x"], b["out"], n * c.hidden, b["x"])
+        trace("post_attn_residual", i, b["x"], n, c.hidden)
+
+    def _feed_forward_block(
+        self, i: int, layer: DeviceLayer, n: int, trace: Callable[..., None]
+    ) -> None:
+        c, o, b = self._c, self._ops, self._buffers
+        o.rms_norm(b["x"], layer.ffn_norm, c.eps, c.hidden, n, b["h"])
+        trace("ffn_norm", i, b["h"], n, c.hidden)
+        if layer.router is None:
+            stage, k, into, out = "ffn_", 1, None, None
+        else:
+            stage, k = "moe_expert_", c.n_experts_used
+            o.matmul(layer.router, b["h"], b["acts"], b["router_logits"], n)
+            trace("moe_router_logits", i, b["router_logits"], n, c.n_experts)
+            o.router_top_k(
+                b["router_logits"],
+                c.n_experts,
+                k,
+                c.normalise_experts,
+                n,
+                b["router_ids"],
+                b["router_weights"],
+            )
+            trace("moe_router", i, b["router_weights"], n, k)
+            trace("moe_router_indices", i, b["router_ids"], n, k, dtype=np.int32)
+            o.sort_pairs(b["router_ids"], n * k, c.n_experts, b["order"], b["offset"])
+            into = Segments(b["order"], b["offset"], k)
+            out = Segments(b["order"], b["offset"], 1)
+        shape = (n, k) if c.is_moe else (n,)
+        o.quantise(b["h"], c.hidden, n, b["acts"])
+        o.matmul(layer.gate, b["h"], b["acts"], b["gate"], n * k, segments=into)
+        trace(stage + "gate", i, b["gate"], *shape, c.ffn)
+        o.matmul(layer.up, b["h"], b["acts"], b["up"], n * k, segments=into)
+        trace(stage + "up", i, b["up"], *shape, c.ffn)
+        o.swiglu(b["gate"], b["up"], n * k * c.ffn, b["swiglu"])
+        trace(stage + "swiglu", i, b["swiglu"], *shape, c.ffn)
+        o.quantise(b["swiglu"], c.ffn, n * k, b["acts"])
+        target = "expert_out" if c.is_moe else "out"
+        o.matmul(layer.down, b["swiglu"], b["acts"], b[target], n * k, segments=out)
+        trace(stage + "out", i, b[target], *shape, c.hidden)
+        if c.is_moe:
+            o.combine(b["router_weights"], b["expert_out"], k, c.hidden, n, b["out"])
+            trace("moe_ffn_out", i, b["out"], n, c.hidden)
+        o.add(b["x"], b["out"], n * c.hidden, b["x"])
+        trace("post_ffn_residual", i, b["x"], n, c.hidden)
+
+    def _logits(self, rows: I32) -> F32:
+        """Logits of normed rows, some at a time."""
+        c, o, b = self._c, self._ops, self._buffers
+        logits = np.empty((len(rows), c.vocab), np.float32)
+        step = min(memory.LOGIT_ROWS, self._capacity)
+        for start in range(0, len(rows), step):
+            part = np.ascontiguousarray(rows[start : start + step])
+            self._gpu.upload(b["logit_rows"], part)
+            o.gather(b["h"], b["logit_rows"], len(part), c.hidden, b["final"])
+            o.quantise(b["final"], c.hidden, len(part), b["acts"])
+            o.matmul(self._output, b["final"], b["acts"], b["logits"], len(part))
+            self._gpu.download(b["logits"], logits[start : start + step])
+        return logits
+
+    def _layer_cache(self, layer: int) -> tuple[int, ...]:
+        """K, V, their scales, heads and padded width, as the kernels of attention.cu take them."""
+        s = self._shape
+        k = self._cache + layer * s.nbytes
+        v = k + memory.aligned(s.plane_bytes)
+        dk = v + memory.aligned(s.plane_bytes)
+        dv = dk + memory.aligned(s.scale_bytes)
+        return k, v, dk, dv, s.heads, s.padded
+
+    def _reserve(self, tokens: int) -> None:
+        """Have buffers for that many tokens."""
+        if tokens <= self._capacity:
+            return
+        sizes = memory.workspace(self._c, tokens)
+        if self._workspace:
+            self._gpu.free(self._workspace)
+            self._capacity, self._workspace = 0, 0
+        self._workspace = address = self._gpu.allocate(sum(map(memory.aligned, sizes.values())))
+        for name, nbytes in sizes.items():
+            self._buffers[name] = address
+            address += memory.aligned(nbytes)
+        self._capacity = tokens
+
+    def _upload_spans(self, sequence: I32) -> int:
+        """Cut the batch into the spans of attention_mma.cu; how many, 0 if that does not pay."""
+        length = span_length(self._c)
+        starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+        ends = np.append(starts[1:], len(sequence))
+        if not length or int((ends - starts).max()) < MMA_ROWS:
+            return 0
+        first = np.concatenate([np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)])
+        limit = np.repeat(ends, -(-(ends - starts) // length))
+        self._gpu.upload(self._buffers["span_first"], first.astype(np.int32))
+        count = np.minimum(limit - first, length)
+        self._gpu.upload(self._buffers["span_count"], count.astype(np.int32))
+        return len(first)
+
+    def _upload_pages(self, pages: I32) -> tuple[int, int]:
+        """The page tables on the device: their address, and entries of one sequence."""
+        address, room = self._pages
+        if pages.nbytes > room:
+            if room:
+                self._gpu.free(address)
+            room = 2 * pages.nbytes
+            address = self._gpu.allocate(room)
+            self._pages = address, room
+        self._gpu.upload(address, pages)
+        return address, pages.shape[1]
+
+    def _extend_rope(self, end: int) -> None:
+        """Have RoPE tables for positions below ``end``."""
+        while self._rope_known < end:
+            start = self._rope_known
+            stop = min(start + _ROPE_STEP, self._context)
+            offset = 4 * start * (self._c.head_dim // 2)
+            for i, table in enumerate(numerics.rope_table(self._frequencies, start, stop)):
+                self._gpu.upload(self._rope + i * (self.plan.rope // 2) + offset, table)
+            self._rope_known = stop
+
+    def _check(self, batch: Batch) -> None:
+        """Refuse indices that would leave their buffers."""
+        for name, values, limit in (
+            ("tokens", batch.tokens, self._c.vocab),
+            ("positions", batch.positions, min(self._context, TILE * batch.pages.shape[1])),
+            ("sequence", batch.sequence, len(batch.pages)),
+            ("pages", batch.pages, self._shape.pages),
+            ("logit_rows", batch.logit_rows, len(batch.tokens)),
+        ):
+            if values.dtype != np.int32:
+                raise UsageError(f"batch {name}: expected int32, got {values.dtype}")
+            if values.size and not (int(values.min()) >= 0 and int(values.max()) < limit):
+                raise UsageError(
+                    f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
+                )
+        if not len(batch.tokens) == len(batch.positions) == len(batch.sequence) > 0:
+            raise UsageError(
+                "batch: expected as many positions and sequences as tokens, at least 1"
+            )

@@ -1,0 +1,155 @@
+// What every kernel shares: types, reductions in the written order, and quantised activations.
+// Kernels are compiled by NVRTC without -fmad; scalar.h holds the scalar arithmetic.
+#pragma once
+#include "scalar.h"
+
+#ifndef PLANES
+#define PLANES 2  // signed bytes an activation is kept in (EngineConfig.activation_planes)
+#endif
+#ifndef EMULATED
+#define DEV __device__ __forceinline__
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define DYNAMIC_SHARED(type, name) \
+    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    type* name = reinterpret_cast<type*>(dynamic_shared)
+#endif
+
+typedef signed char int8;
+typedef unsigned char uint8;
+typedef unsigned short uint16;
+typedef unsigned int uint32;
+typedef long long int64;
+
+using isobit::add;
+using isobit::bits;
+using isobit::div;
+using isobit::mul;
+using isobit::sub;
+
+constexpr int WARP = 32;
+constexpr int THREADS = 256;  // of a block, unless a kernel says otherwise; sum256 has 256 lanes
+constexpr int SUPER = 256;    // values in a superblock
+constexpr int TILE = 64;      // keys in a tile, positions in a page
+
+// One superblock of activations: the planes, and the integer sums that zero points and mins need.
+// 688 bytes: eight lanes that read eight records at one offset meet no shared-memory bank twice.
+struct __align__(16) Act {
+    int8 plane[2][SUPER];  // high, low; with one plane the second is unused
+    int sum32[8];          // sum of q over 32 values
+    int neg16[2][16];      // -32 times the sum of a plane over 16 values
+    float d;
+    int unused[3];
+};
+static_assert(sizeof(Act) == 688, "Act is also known to layout.py");
+
+DEV int lane_id() { return threadIdx.x % WARP; }
+DEV int warp_id() { return threadIdx.x / WARP; }
+
+#ifndef EMULATED
+DEV float half_to_float(uint16 h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+DEV float square_root(float x) { return __fsqrt_rn(x); }
+DEV int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
+// Two 16-bit a times the lower, or upper, two of four bytes b.
+DEV int dp2a_lo(int a, int b, int c) { return __dp2a_lo(a, b, c); }
+DEV int dp2a_hi(int a, int b, int c) { return __dp2a_hi(a, b, c); }
+DEV int warp_sum(int v) { return __reduce_add_sync(~0u, v); }
+DEV uint32 warp_max(uint32 v) { return __reduce_max_sync(~0u, v); }
+// A read of bytes that are used once in a pass: weights.
+template <class T>
+DEV T load_once(const T* p) {
+    return __ldcs(p);
+}
+// A read past the multiprocessor's own cache, of what other blocks of this kernel wrote.
+template <class T>
+DEV T load_fresh(const T* p) {
+    return __ldcg(p);
+}
+#endif
+
+template <class T>
+DEV T shuffle(T v, int from) {
+    return __shfl_sync(~0u, v, from);
+}
+template <class T>
+DEV T shuffle_xor(T v, int distance) {
+    return __shfl_xor_sync(~0u, v, distance);
+}
+
+DEV float warp_max(float v) {
+    for (int n = 16; n; n /= 2) v = fmaxf(v, shuffle_xor(v, n));
+    return v;
+}
+
+// tree() of section 2 over the 32 lanes; every lane gets the sum.
+DEV float warp_tree(float v) {
+    for (int n = 16; n; n /= 2) v = add(v, shuffle_xor(v, n));
+    return v;
+}
+
+// tree() over 256 lanes, lane i held by thread i; every thread gets the sum. buffer: shared, 256.
+DEV float block_tree(float v, float* buffer) {
+    buffer[threadIdx.x] = v;
+    __syncthreads();
+    const float* b = buffer + lane_id();
+    float even = add(add(b[0], b[128]), add(b[64], b[192]));
+    float odd = add(add(b[32], b[160]), add(b[96], b[224]));
+    return warp_tree(add(even, odd));
+}
+
+DEV uint32 block_max(uint32 v, uint32* buffer) {
+    v = warp_max(v);
+    if (lane_id() == 0) buffer[warp_id()] = v;
+    __syncthreads();
+    return warp_max(lane_id() < int(blockDim.x) / WARP ? buffer[lane_id()] : 0u);
+}
+
+DEV uint32 magnitude(float x) { return bits(x) & 0x7fffffffu; }
+
+DEV int quantised(float x, isobit::BlockScale s) {
+    return s.r == 0.0f ? 0 : isobit::quantise(x, s.r);
+}
+
+DEV int pack_bytes(int a, int b, int c, int d) {
+    return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
+}
+
+// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock.
+DEV void quantise_superblock(const float (&x)[8], Act* out) {
+    uint32 amax = 0;
+    for (int i = 0; i < 8; i++) amax = max(amax, magnitude(x[i]));
+    isobit::BlockScale scale = isobit::block_scale(warp_max(amax), PLANES);
+    int high[8], low[8], sum = 0, sum_high = 0, sum_low = 0;
+    for (int i = 0; i < 8; i++) {
+        int q = quantised(x[i], scale);
+        high[i] = PLANES == 2 ? isobit::high_plane(q) : q;
+        low[i] = PLANES == 2 ? isobit::low_plane(q) : 0;
+        sum += q;
+        sum_high += high[i];
+        sum_low += low[i];
+    }
+    int lane = lane_id();
+    reinterpret_cast<int2*>(out->plane[0])[lane] = make_int2(
+        pack_bytes(high[0], high[1], high[2], high[3]),
+        pack_bytes(high[4], high[5], high[6], high[7]));
+    reinterpret_cast<int2*>(out->plane[1])[lane] = make_int2(
+        pack_bytes(low[0], low[1], low[2], low[3]), pack_bytes(low[4], low[5], low[6], low[7]));
+    sum_high += shuffle_xor(sum_high, 1);
+    sum_low += shuffle_xor(sum_low, 1);
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    if (lane % 2 == 0) {
+        out->neg16[0][lane / 2] = -32 * sum_high;
+        out->neg16[1][lane / 2] = -32 * sum_low;
+    }
+    if (lane % 4 == 0) out->sum32[lane / 4] = sum;
+    if (lane == 0) out->d = scale.d;
+}
+
+// f(H) * 256 + f(L), section 4; with one plane f(S).
+DEV float join_planes(int high, int low) {
+    return PLANES == 2 ? add(mul(float(high), 256.0f), float(low)) : float(high);
+}

@@ -1,0 +1,299 @@
+"""One token at a time: a step of the pass as one CUDA graph of fused kernels (decode.cu).
+
+For models whose matrices are all tiled; others run kernel by kernel (backend.py). Same bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from isobit import numerics
+from isobit.backends.base import F32, I32
+from isobit.backends.cuda import memory
+from isobit.backends.cuda.gpu import Gpu
+from isobit.backends.cuda.layout import ACT_BYTES, TILE_ROWS
+from isobit.backends.cuda.load import DeviceLayer, DeviceWeight
+from isobit.config import ModelConfig
+from isobit.numerics import TILE
+
+_WARPS = 8  # of a block
+_FEW_TILES = 4  # FEW_TILES of merge.cuh
+_KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
+
+
+class Decoder:
+    """The graph of a step and the buffers it works on."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        c: ModelConfig,
+        planes: int,
+        layers: Sequence[DeviceLayer],
+        embedding: DeviceWeight,
+        output: DeviceWeight,
+        output_norm: int,
+        caches: Sequence[tuple[int, ...]],
+        rope: tuple[int, int],
+        context: int,
+    ) -> None:
+        """``caches``: each layer's k, v, dk, dv; ``rope``: the tables of cosines and sines."""
+        self._gpu, self._c, self._layers = gpu, c, layers
+        self._embedding, self._output, self._output_norm = embedding, output, output_norm
+        self._caches, self._rope = caches, rope
+        self._defines = {
+            "PLANES": str(planes),
+            "HIDDEN": str(c.hidden),
+            "HEADS": str(c.n_heads),
+            "KV_HEADS": str(c.n_kv_heads),
+            "HEAD_DIM": str(c.head_dim),
+            "FFN": str(c.ffn),
+            "EXPERTS": str(c.n_experts),
+            "USED": str(max(c.n_experts_used, 1)),
+        }
+        self._tiles = -(-context // TILE)
+        self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
+        self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
+        gpu.upload(self._b["step"], np.zeros(4, np.int32))
+        self._few = gpu.capture(partial(self._queue, many=False))
+        self._many = gpu.capture(partial(self._queue, many=True))
+
+    def logits(self, token: int, position: int, pages: I32) -> F32:
+        """Append one token; its logits."""
+        self._set(token, position, pages)
+        self._step(position)
+        out = np.empty(self._c.vocab, np.float32)
+        self._gpu.download(self._b["logits"], out)
+        return out
+
+    def greedy(self, token: int, position: int, pages: I32, count: int) -> tuple[I32, bool]:
+        """Append a token, then the likeliest next, ``count`` in all, without waiting in between.
+
+        Returns the likeliest token after each (int32 [count]) and whether all logits were finite.
+        """
+        self._set(token, position, pages)
+        for i in range(count):
+            self._step(position + i)
+        out, state = np.empty(count, np.int32), np.empty(4, np.int32)
+        self._gpu.download(self._b["generated"] + 4 * position, out)
+        self._gpu.download(self._b["step"], state)
+        return out, not state[2]
+
+    def _set(self, token: int, position: int, pages: I32) -> None:
+        self._gpu.upload(self._b["step"], np.array([token, position, 0, 0], np.int32))
+        self._gpu.upload(self._b["pages"], pages)
+
+    def _step(self, position: int) -> None:
+        self._gpu.replay(self._few if position < _FEW_TILES * TILE else self._many)
+
+    def _queue(self, *, many: bool) -> None:
+        b, c = self._b, self._c
+        self._gpu.launch(
+            "embedding",
+            "embed",
+            (1, c.hidden // 256),
+            (self._embedding.address, b["step"], c.hidden, b["x"]),
+            defines=self._embedding.layout.embedding_defines,
+        )
+        for layer, cache in zip(self._layers, self._caches, strict=True):
+            self._attention(layer, cache, many)
+            self._feed_forward(layer)
+        self._launch(
+            "decode_head",
+            (b["x"], self._output_norm, c.eps, self._output.address, c.vocab, b["logits"])
+            + (b["best"], b["step"], b["generated"]),
+            self._layers[-1],
+        )
+
+    def _attention(self, w: DeviceLayer, cache: tuple[int, ...], many: bool) -> None:
+        b, c = self._b, self._c
+        self._launch(
+            "decode_qkv",
+            (b["x"], w.attn_norm, c.eps, w.q.address, w.k.address, w.v.address, b["qkv"]),
+            w,
+        )
+        results = (b["max_and_sum"], b["tile_out"])
+        most = self._gpu.multiprocessors // c.n_kv_heads if many else _FEW_TILES
+        buffers = attention_buffers(c, self._gpu)
+        self._gpu.launch(
+            "decode_attention",
+            "decode_attention",
+            (max(1, min(self._tiles, most)), c.n_kv_heads),
+            (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._rope, b["step"], b["pages"])
+            + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
+            shared=attention_shared(c, buffers),
+            defines=self._defines | {"BUFFERS": str(buffers)},
+            overlap=True,
+        )
+        if many:
+            self._gpu.launch(
+                "decode_attention",
+                "decode_merge",
+                (c.n_heads * c.head_dim // 32,),
+                (b["step"], *results, self._tiles, b["attention"]),
+                shared=4 * 256 * 35 + 64,
+                defines=self._defines | {"BUFFERS": str(buffers)},
+                overlap=True,
+            )
+        self._launch(
+            "decode_attn_out",
+            (b["attention"], b["step"], results[0], 0 if many else results[1], self._tiles)
+            + (w.attn_output.address, b["x"]),
+            w,
+        )
+
+    def _feed_forward(self, w: DeviceLayer) -> None:
+        b, c = self._b, self._c
+        if w.router is not None:
+            self._launch(
+                "decode_router",
+                (b["x"], w.ffn_norm, c.eps, w.router.address, b["router_logits"], b["acts"]),
+                w,
+                blocks=max(c.n_experts, self._gpu.multiprocessors),
+            )
+        self._launch(
+            "decode_gate_up",
+            (b["acts"], b["router_logits"], int(c.normalise_experts), b["x"], w.ffn_norm, c.eps)
+            + (w.gate.address, w.up.address, w.down.address, b["ids"], b["weights"], b["swiglu"]),
+            w,
+        )
+        self._launch(
+            "decode_down", (b["swiglu"], b["ids"], b["weights"], w.down.address, b["x"]), w
+        )
+
+    def _launch(
+        self,
+        kernel: str,
+        arguments: tuple[int | float, ...],
+        w: DeviceLayer,
+        blocks: int | None = None,
+    ) -> None:
+        plan = self._plans[w]
+        self._gpu.launch(
+            "decode",
+            kernel,
+            (blocks or self._gpu.multiprocessors,),
+            arguments,
+            shared=plan.shared[kernel],
+            defines=self._defines | plan.defines,
+            overlap=True,
+        )
+
+
+def buffers(c: ModelConfig, context: int) -> dict[str, int]:
+    """Bytes of each buffer of a step."""
+    tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
+    return {
+        "step": 16,
+        "pages": 4 * tiles,
+        "generated": 4 * (context + 1),
+        "x": 4 * c.hidden,
+        "qkv": 4 * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim,
+        "max_and_sum": 8 * tiles * c.n_heads,
+        "tile_out": 4 * tiles * c.n_heads * c.head_dim,
+        "attention": 4 * c.n_heads * c.head_dim,
+        "router_logits": 4 * c.n_experts,
+        "acts": ACT_BYTES * memory.supers(c.hidden),
+        "ids": 4 * k,
+        "weights": 4 * k,
+        "swiglu": 4 * k * c.ffn,
+        "logits": 4 * c.vocab,
+        "best": 8 * 1024,
+    }
+
+
+def attention_shared(c: ModelConfig, buffers: int) -> int:
+    """Bytes of AttentionShared of decode_attention.cu."""
+    columns = -(-c.n_heads // c.n_kv_heads // 8) * 8
+    return buffers * (4 * TILE * c.head_dim + 8 * TILE) + columns * (
+        2 * c.head_dim + 2 * TILE + 8 * TILE + 8
+    )
+
+
+def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
+    """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
+    return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How the kernels of decode.cu are compiled and launched for a layer."""
+
+    defines: dict[str, str]
+    shared: dict[str, int]
+
+    @classmethod
+    def of(cls, c: ModelConfig, w: DeviceLayer, output: DeviceWeight, gpu: Gpu) -> "LayerPlan":
+        """Dynamic shared memory: a fixed part, slots for tiles on their way, a float for each row
+        of a block's tiles. The slots are as deep as fits."""
+        hidden, heads, ffn = (memory.supers(n) for n in (c.hidden, c.n_heads * c.head_dim, c.ffn))
+        k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
+        router = "F32" if w.router is None else w.router.layout.format.name
+        defines = {"ROUTER_KIND": _KINDS[router]}
+        shared = {"decode_router": 0}
+
+        def tiles(rows: int, supers: int) -> int:
+            return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
+
+        def plan(kernel: str, fixed: int, *parts: tuple[str, DeviceWeight, int]) -> None:
+            room = gpu.shared_most - fixed - sum(4 * TILE_ROWS * n for _, _, n in parts) - 1024
+            used = 0
+            for i, (role, matrix, n) in enumerate(parts):
+                slot = 4 * TILE_ROWS * matrix.layout.format.block_bytes
+                steps = -(-n // 4)
+                deepest = max(1, (room - used) // (len(parts) - i) // (slot * _WARPS))
+                depth = min(-(-steps // _WARPS), deepest, 4)
+                defines[f"{role}_WEIGHT"] = f"Tiled{matrix.layout.format.name}"
+                defines[f"DEPTH_{role}"] = str(depth)
+                used += min(steps, depth * _WARPS) * slot
+            shared[kernel] = gpu.shared_most - 1024 - room + used
+
+        normed = 4 * c.hidden + 1024
+        q_rows = c.n_heads * c.head_dim + kv
+        acts = hidden * ACT_BYTES
+        plan(
+            "decode_qkv",
+            acts + normed + 64,
+            ("QK", w.q, tiles(q_rows, hidden)),
+            ("V", w.v, tiles(kv, hidden)),
+        )
+        plan(
+            "decode_attn_out",
+            heads * ACT_BYTES + 64,
+            ("OUT", w.attn_output, tiles(c.hidden, heads)),
+        )
+        choosing = 32 * (c.n_experts + 1) + 4 * k if c.n_experts else normed
+        plan(
+            "decode_gate_up",
+            acts + choosing + 8 * k + 64,
+            ("GATE", w.gate, 2 * tiles(k * c.ffn, hidden)),
+        )
+        plan(
+            "decode_down",
+            k * ffn * ACT_BYTES + 4 * k + 64,
+            ("DOWN", w.down, tiles(c.hidden, k * ffn)),
+        )
+        plan("decode_head", acts + normed + 256, ("HEAD", output, tiles(c.vocab, hidden)))
+        return cls(defines, shared)
+
+
+def supported(
+    c: ModelConfig, layers: Sequence[DeviceLayer], output: DeviceWeight, gpu: Gpu
+) -> bool:
+    """Whether a step can run as a graph of decode.cu's kernels."""
+    matrices = [output]
+    for w in layers:
+        matrices += [w.q, w.k, w.v, w.attn_output, w.gate, w.up, w.down]
+    return (
+        all(m.layout.kind == "tiled" for m in matrices)
+        and all(w.q.layout == w.k.layout and w.gate.layout == w.up.layout for w in layers)
+        and all(w.router is None or w.router.layout.kind == "floats" for w in layers)
+        and c.head_dim % 64 == 0
+        and c.n_experts <= 512
+        and attention_shared(c, 1) <= gpu.shared_most
+        and all(
+            max(LayerPlan.of(c, w, output, gpu).shared.values()) <= gpu.shared_most for w in layers
+        )
+    )

@@ -1,0 +1,306 @@
+// Attention of one token (docs/numerics.md, section 6): head vectors and tiles in one kernel; the
+// merge of many tiles in another. Integer products are tensor-core products of 8-bit planes, so they
+// need HEAD_DIM % 64 == 0.
+#include "cache.cuh"
+#include "merge.cuh"
+#include "mma.cuh"
+
+constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
+constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
+constexpr int ATTENTION_THREADS = 320;        // eight warps for q, one for k, one for v
+
+// A tile of one key-value head, as the cache holds it.
+struct TileBytes {
+    int8 k[2][TILE][HEAD_DIM];
+    int8 v[2][HEAD_DIM][TILE];
+    float dk[TILE], dv[TILE];
+
+    DEV void fetch(const Cache& cache, int page, int head) {
+        constexpr int WORDS = 2 * TILE * HEAD_DIM / 16, SCALES = TILE * 4 / 16;
+        const int8 *from_k = cache.keys(page, head, 0), *from_v = cache.values(page, head, 0);
+        for (int i = threadIdx.x; i < WORDS; i += ATTENTION_THREADS) {
+            copy_async(&k[0][0][0] + 16 * i, from_k + 16 * i);
+            copy_async(&v[0][0][0] + 16 * i, from_v + 16 * i);
+        }
+        if (threadIdx.x < SCALES) {
+            int64 at = cache.scales(page, head) + 4 * threadIdx.x;
+            copy_async(dk + 4 * threadIdx.x, cache.dk + at);
+            copy_async(dv + 4 * threadIdx.x, cache.dv + at);
+        }
+        commit_copies();
+    }
+};
+struct AttentionShared {
+    TileBytes tile[BUFFERS];
+    int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];  // planes
+    int8 p[2][8 * BLOCKS_OF_8][TILE];
+    int dot[2][8 * BLOCKS_OF_8][TILE];     // with the planes of k
+    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8];
+};
+
+// Norm, RoPE (of q and k) and quantisation of one head vector by one warp.
+struct HeadVector {
+    float weight[EACH], cosine[EACH / 2], sine[EACH / 2];  // fetched ahead
+    int q[EACH];
+    float d;
+
+    DEV void fetch(const float* norm, const float* cosines, const float* sines) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) weight[i] = norm[lane_id() + WARP * i];
+#pragma unroll
+        for (int i = 0; i < EACH / 2; i++) {
+            cosine[i] = cosines[lane_id() + WARP * i];
+            sine[i] = sines[lane_id() + WARP * i];
+        }
+    }
+    DEV void of(const float* x, bool turned) {
+        float v[EACH];
+#pragma unroll
+        for (int i = 0; i < EACH; i++) v[i] = x[lane_id() + WARP * i];
+        if (turned) turn(v);
+        uint32 amax = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) amax = max(amax, magnitude(v[i]));
+        isobit::BlockScale scale = isobit::block_scale(warp_max(amax), 2);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) q[i] = quantised(v[i], scale);
+        d = scale.d;
+    }
+    float eps;
+    DEV void turn(float (&v)[EACH]) {
+        float sum[8] = {};  // 256 lanes of sum256: lane + 32 i
+#pragma unroll
+        for (int i = 0; i < EACH; i++) sum[i % 8] = add(sum[i % 8], mul(v[i], v[i]));
+        for (int n = 4; n; n /= 2)
+            for (int i = 0; i < n; i++) sum[i] = add(sum[i], sum[i + n]);
+        float mean = div(warp_tree(sum[0]), float(HEAD_DIM));
+        float r = div(1.0f, square_root(add(mean, eps)));
+#pragma unroll
+        for (int i = 0; i < EACH; i++) v[i] = mul(mul(v[i], r), weight[i]);
+#pragma unroll
+        for (int i = 0; i < EACH / 2; i++) {
+            float a = v[i], b = v[i + EACH / 2];
+            v[i] = sub(mul(a, cosine[i]), mul(b, sine[i]));
+            v[i + EACH / 2] = add(mul(b, cosine[i]), mul(a, sine[i]));
+        }
+    }
+};
+
+// Sixteen bytes of each operand, as two products of depth 32: lane 4r + i holds bytes 16i … 16i+15 of
+// row r (and r + 8 in a[1]), and of column r of b.
+DEV void products_64(int (&c)[4], const int4 (&a)[2], int4 b) {
+    product32(c, {a[0].x, a[1].x, a[0].y, a[1].y}, b.x, b.y);
+    product32(c, {a[0].z, a[1].z, a[0].w, a[1].w}, b.z, b.w);
+}
+
+// Scores of the tile's 64 keys: warp w takes keys 16(w%4) … +15 and plane w/4 of k.
+DEV void key_products(const TileBytes& tile, AttentionShared* sh) {
+    int block = warp_id() % 4, plane = warp_id() / 4, r = lane_id() / 4, i = lane_id() % 4;
+    const int8* k = tile.k[plane][16 * block + r] + 16 * i;
+    for (int n = 0; n < BLOCKS_OF_8; n++) {
+        int sum[2][4] = {};
+#pragma unroll
+        for (int chunk = 0; chunk < HEAD_DIM / 64; chunk++) {
+            int4 a[2] = {*reinterpret_cast<const int4*>(k + 64 * chunk),
+                         *reinterpret_cast<const int4*>(k + 8 * HEAD_DIM + 64 * chunk)};
+#pragma unroll
+            for (int p = 0; p < 2; p++)
+                products_64(sum[p], a,
+                            *reinterpret_cast<const int4*>(&sh->q[p][8 * n + r][64 * chunk + 16 * i]));
+        }
+#pragma unroll
+        for (int c = 0; c < 4; c++)  // row r or r + 8, columns 2i and 2i + 1
+            sh->dot[plane][8 * n + 2 * i + c % 2][16 * block + r + c / 2 * 8] =
+                256 * sum[0][c] + sum[1][c];
+    }
+}
+
+// One head's weights of the tile by one warp: (m_t, l_t), P and g.
+DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
+               float2* max_and_sum) {
+    float s[2], p[2], weighted[2], m = isobit::from_bits(0xff800000u);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int j = lane_id() + WARP * i;
+        float dot = add(mul(float(sh->dot[0][head][j]), 256.0f), float(sh->dot[1][head][j]));
+        s[i] = j < seen ? mul(mul(sh->dq[head], tile.dk[j]), dot) : m;
+    }
+    m = warp_max(fmaxf(s[0], s[1]));
+    uint32 amax = 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int j = lane_id() + WARP * i;
+        p[i] = j < seen ? isobit::exp(sub(s[i], m)) : 0.0f;
+        weighted[i] = j < seen ? mul(p[i], tile.dv[j]) : 0.0f;
+        amax = max(amax, magnitude(weighted[i]));
+    }
+    isobit::BlockScale scale = isobit::block_scale(warp_max(amax), 2);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int q = quantised(weighted[i], scale), j = lane_id() + WARP * i;
+        sh->p[0][head][value_slot(j)] = int8(isobit::high_plane(q));
+        sh->p[1][head][value_slot(j)] = int8(isobit::low_plane(q));
+    }
+    float l = warp_tree(add(p[0], p[1]));
+    if (lane_id() == 0) {
+        sh->g[head] = scale.d;
+        *max_and_sum = make_float2(m, l);
+    }
+}
+
+// The tile's outputs: warp w takes columns 16w … 16w+15. out: [GROUP][HEAD_DIM].
+DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float* out) {
+    int r = lane_id() / 4, i = lane_id() % 4;
+    for (int block = warp_id(); block < HEAD_DIM / 16; block += 8)
+        for (int n = 0; n < BLOCKS_OF_8; n++) {
+            int sum[2][2][4] = {};
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                const int8* v = tile.v[plane][16 * block + r] + 16 * i;
+                int4 a[2] = {*reinterpret_cast<const int4*>(v),
+                             *reinterpret_cast<const int4*>(v + 8 * TILE)};
+#pragma unroll
+                for (int p = 0; p < 2; p++)
+                    products_64(sum[plane][p], a,
+                                *reinterpret_cast<const int4*>(&sh->p[p][8 * n + r][16 * i]));
+            }
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                int query = 8 * n + 2 * i + c % 2, column = 16 * block + r + c / 2 * 8;
+                float high = float(256 * sum[0][0][c] + sum[0][1][c]);
+                float low = float(256 * sum[1][0][c] + sum[1][1][c]);
+                if (query < GROUP)
+                    out[query * HEAD_DIM + column] =
+                        mul(sh->g[query], add(mul(high, 256.0f), low));
+            }
+        }
+}
+
+// Blocks: x tiles (dealt), y key-value head. Results for each tile: merge.cuh.
+KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float* k_norm, float eps,
+                             const float* cosines, const float* sines, const Step* step,
+                             const int* pages, float scale, int8* k, int8* v, float* dk, float* dv,
+                             int most_tiles, float2* max_and_sum, float* out) {
+    DYNAMIC_SHARED(AttentionShared, sh);
+    Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
+    int head = blockIdx.y, position = step->position, tiles = position / TILE + 1, t = blockIdx.x;
+    if (t >= tiles) return;
+    sh->tile[0].fetch(cache, pages[t], head);
+    HeadVector x;
+    x.eps = eps;
+    int at = position * (HEAD_DIM / 2);
+    x.fetch(warp_id() < 8 ? q_norm : k_norm, cosines + at, sines + at);
+    let_next_start();
+    for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
+        reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
+    wait_copies<0>();
+    __syncthreads();
+    wait_for_previous();
+    if (warp_id() < 8) {
+        for (int query = warp_id(); query < GROUP; query += 8) {
+            x.of(qkv + (head * GROUP + query) * HEAD_DIM, true);
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                sh->q[0][query][lane_id() + WARP * i] = int8(isobit::high_plane(x.q[i]));
+                sh->q[1][query][lane_id() + WARP * i] = int8(isobit::low_plane(x.q[i]));
+            }
+            if (lane_id() == 0) sh->dq[query] = mul(x.d, scale);
+        }
+    } else if ((tiles - 1) % int(gridDim.x) == t) {  // this block has the tile of this token
+        int page = pages[tiles - 1], slot = position % TILE;
+        bool is_k = warp_id() == 8, here = t == tiles - 1;  // here: the tile was fetched without it
+        x.of(qkv + (HEADS + (is_k ? 0 : KV_HEADS) + head) * HEAD_DIM, is_k);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int c = lane_id() + WARP * i;
+            int8 plane[2] = {int8(isobit::high_plane(x.q[i])), int8(isobit::low_plane(x.q[i]))};
+            for (int p = 0; p < 2; p++)
+                if (is_k) {
+                    cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
+                    if (here) sh->tile[0].k[p][slot][c] = plane[p];
+                } else {
+                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
+                    if (here) sh->tile[0].v[p][c][value_slot(slot)] = plane[p];
+                }
+        }
+        if (lane_id() == 0) {
+            (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
+            if (here) (is_k ? sh->tile[0].dk : sh->tile[0].dv)[slot] = x.d;
+        }
+    }
+    __syncthreads();
+    max_and_sum += head * most_tiles * GROUP;
+    out += int64(head) * most_tiles * GROUP * HEAD_DIM;
+    for (int n = 0; t < tiles; n++, t += gridDim.x) {
+        const TileBytes& tile = sh->tile[n % BUFFERS];
+        int next = t + gridDim.x;
+        if (BUFFERS > 1 && next < tiles) sh->tile[(n + 1) % BUFFERS].fetch(cache, pages[next], head);
+        if (warp_id() < 8) key_products(tile, sh);
+        __syncthreads();
+        if (warp_id() < 8)
+            for (int query = warp_id(); query < GROUP; query += 8)
+                weigh(query, min(TILE, position + 1 - t * TILE), tile, sh,
+                      max_and_sum + t * GROUP + query);
+        __syncthreads();
+        if (warp_id() < 8) value_products(tile, sh, out + int64(t) * GROUP * HEAD_DIM);
+        if (next < tiles) {
+            __syncthreads();
+            if (BUFFERS == 1) sh->tile[0].fetch(cache, pages[next], head);
+            wait_copies<0>();
+            __syncthreads();
+        }
+    }
+}
+
+// Many tiles merged: 32 columns a block (blockIdx.x). The factors of 256 tiles at a time are computed
+// side by side from a running maximum; one warp then adds the tiles in order.
+struct MergeShared {
+    float a[THREADS], b[THREADS], l[THREADS], top[WARPS];
+    float v[THREADS][WARP];
+};
+KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
+                             int most_tiles, float* result) {
+    DYNAMIC_SHARED(MergeShared, sh);
+    int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
+    TileResults from = {max_and_sum, out, most_tiles, tiles};
+    const float lowest = isobit::from_bits(0xff800000u);
+    float o = 0.0f, l = 0.0f, m = lowest;  // m: the maximum of all tiles so far
+    let_next_start();
+    wait_for_previous();
+    for (int first = 0; first < tiles; first += THREADS) {
+        int n = min(THREADS, tiles - first), t = threadIdx.x;
+        for (int i = warp_id(); i < n; i += WARPS)
+            sh->v[i][lane_id()] =
+                out[from.index(head, first + i) * HEAD_DIM + column % HEAD_DIM + lane_id()];
+        float2 mine = t < n ? max_and_sum[from.index(head, first + t)] : make_float2(lowest, 0.0f);
+        float top = mine.x;  // becomes the running maximum up to and with this tile
+        for (int d = 1; d < WARP; d *= 2) {
+            float other = shuffle(top, lane_id() - d);
+            if (lane_id() >= d) top = fmaxf(top, other);
+        }
+        float before = shuffle(top, lane_id() - 1);
+        if (lane_id() == 0) before = lowest;
+        if (lane_id() == WARP - 1) sh->top[warp_id()] = top;
+        __syncthreads();
+        float ahead = m;
+        for (int w = 0; w < warp_id(); w++) ahead = fmaxf(ahead, sh->top[w]);
+        top = fmaxf(top, ahead);
+        before = fmaxf(before, ahead);
+        if (t < n) {
+            sh->a[t] = isobit::exp(sub(before, top));
+            sh->b[t] = isobit::exp(sub(mine.x, top));
+            sh->l[t] = mine.y;
+        }
+        for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
+        __syncthreads();
+        if (warp_id() == 0)
+            for (int i = 0; i < n; i++) {
+                float v = sh->v[i][lane_id()];
+                bool start = first + i == 0;
+                l = start ? sh->l[i] : add(mul(l, sh->a[i]), mul(sh->l[i], sh->b[i]));
+                o = start ? v : add(mul(o, sh->a[i]), mul(v, sh->b[i]));
+            }
+        __syncthreads();
+    }
+    if (warp_id() == 0) result[column + lane_id()] = mul(o, div(1.0f, l));
+}

@@ -1,0 +1,28 @@
+// Rows of the embedding table as floats, from the file's bytes or from tiles.
+#include "formats.cuh"
+
+// A token's 256 values (blockIdx.x token, y superblock) by 256 threads.
+KERNEL(THREADS) embed(const uint8* table, const int* tokens, int columns, float* y) {
+    int row = tokens[blockIdx.x], k = blockIdx.y * SUPER + threadIdx.x;
+    float* out = y + int64(blockIdx.x) * columns + k;
+#ifdef FLOATS
+    if (k < columns) *out = load_float(table, int64(row) * columns + k, WEIGHT);
+#else
+#ifdef TILED
+    // Bring the row's block back to the file's order.
+    __shared__ __align__(16) uint8 raw[WEIGHT::BYTES];
+    constexpr int LINES = WEIGHT::BYTES / 16, TAIL = WEIGHT::BYTES % 16;
+    const uint8* tile = table + (int64(row / 8) * (columns / SUPER) + blockIdx.y) * 8 * WEIGHT::BYTES;
+    for (int i = threadIdx.x; i < WEIGHT::BYTES; i += THREADS)
+        raw[i] = i < LINES * 16 ? tile[i / 16 * 128 + row % 8 * 16 + i % 16]
+                                : tile[LINES * 128 + row % 8 * TAIL + i % 16];
+    __syncthreads();
+    const uint8* block = raw;
+#else
+    const uint8* block = table + (int64(row) * columns + k) / WEIGHT::SIZE * WEIGHT::BYTES;
+#endif
+    WEIGHT w;
+    w.b = block;
+    if (k < columns) *out = dequantised(w, k % WEIGHT::SIZE);
+#endif
+}

@@ -1,0 +1,76 @@
+"""How a weight matrix lies in the GPU's memory.
+
+Three kinds. ``floats`` (F32, F16, BF16) and ``blocks`` (every quantised format) are the file's
+bytes. ``tiled`` is for Q4_K and Q6_K matrices whose rows come in eights, the formats of nearly all
+Q4_K_M weights: the file's bytes in another order, not one more.
+
+A tile is 8 rows by one superblock, and tiles of the same 8 rows follow one another. Inside, chunk c
+(16 bytes) of row r stands at byte ``128 * c + 16 * r``; what a block has beyond whole chunks (the d
+of Q6_K, 2 bytes) ends the tile, row by row:
+
+    Q4_K  1,152 bytes   chunk 0: d, dmin, scales; chunks 1-8: codes
+    Q6_K  1,680 bytes   chunks 0-7: low nibbles; 8-11: top bit pairs; 12: scales; then 8 d
+
+So eight lanes, one a row, read whole 128-byte lines, and a lane's superblock needs no shuffles
+(decode). A line is also, word for word, what the 32 lanes of a warp hold as the 8-column operand of
+the int8 product m16n8k32: lane 4r + i gets word i of row r (prefill).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.gguf.formats import Format
+from isobit.numerics import Weight
+
+TILE_ROWS = 8
+ACT_BYTES = 688
+"""One superblock of quantised activations: ``Act`` of common.cuh."""
+
+_TILED = ("Q4_K", "Q6_K")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tensor is stored: its kind, and the definitions its kernels are compiled with."""
+
+    kind: str
+    format: Format
+
+    @classmethod
+    def of(cls, weight: Weight) -> "Layout":
+        """The layout for a matrix, or a stack of them."""
+        if not weight.format.quantized:
+            return cls("floats", weight.format)
+        if weight.format.name in _TILED and weight.shape[-2] % TILE_ROWS == 0:
+            return cls("tiled", weight.format)
+        return cls("blocks", weight.format)
+
+    @property
+    def matmul(self) -> tuple[str, str, dict[str, str]]:
+        """File, kernel and definitions of the product with such a matrix."""
+        name = self.format.name
+        if self.kind == "tiled":
+            return "matmul", "matmul_tiled", {"WEIGHT": f"Tiled{name}"}
+        if self.kind == "blocks":
+            return "matmul_blocks", "matmul_blocks", {"WEIGHT": name}
+        return "matmul_floats", "matmul_floats", {"WEIGHT": f"KIND_{name}"}
+
+    @property
+    def embedding_defines(self) -> dict[str, str]:
+        """Definitions for embedding.cu."""
+        prefix = "KIND_" if self.kind == "floats" else ""
+        return {self.kind.upper(): "1", "WEIGHT": prefix + self.format.name}
+
+
+def repack(data: NDArray[np.uint8], supers: int, block_bytes: int) -> NDArray[np.uint8]:
+    """The tiled order of a matrix of Q4_K or Q6_K blocks; what repack.cu does, for its test.
+
+    data: uint8, rows in order, ``supers`` blocks a row, a multiple of 8 rows.
+    """
+    blocks = data.reshape(-1, TILE_ROWS, supers, block_bytes).swapaxes(1, 2)
+    chunked = block_bytes // 16 * 16
+    chunks = blocks[..., :chunked].reshape(*blocks.shape[:3], -1, 16).swapaxes(2, 3)
+    head, tail = (a.reshape(*blocks.shape[:2], -1) for a in (chunks, blocks[..., chunked:]))
+    return np.concatenate([head, tail], axis=-1).reshape(-1)

@@ -1,0 +1,130 @@
+"""Weights onto the GPU: each tensor through a staging buffer to its place and layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.backends.base import F32
+from isobit.backends.cuda import memory
+from isobit.backends.cuda.gpu import Gpu
+from isobit.backends.cuda.layout import TILE_ROWS, Layout
+from isobit.model.weights import Layer, Weights
+from isobit.numerics import Weight
+
+
+@dataclass(frozen=True)
+class DeviceWeight:
+    """A matrix, or a stack of them, in the GPU's memory."""
+
+    address: int
+    layout: Layout
+    matrices: int
+    rows: int
+    columns: int
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of one matrix of the stack."""
+        return self.layout.format.nbytes(self.rows * self.columns)
+
+
+@dataclass(frozen=True)
+class DeviceLayer:
+    """One layer's tensors; vectors are addresses of float32. See isobit.model.weights.Layer."""
+
+    attn_norm: int
+    q: DeviceWeight
+    k: DeviceWeight
+    v: DeviceWeight
+    q_norm: int
+    k_norm: int
+    attn_output: DeviceWeight
+    ffn_norm: int
+    router: DeviceWeight | None
+    gate: DeviceWeight
+    up: DeviceWeight
+    down: DeviceWeight
+
+
+class Loader:
+    """Places tensors one after another in one allocation of the planned size."""
+
+    def __init__(self, gpu: Gpu, nbytes: int) -> None:
+        self._gpu = gpu
+        self._next = gpu.allocate(nbytes)
+        self._end = self._next + nbytes
+        self._staging = gpu.allocate(memory.STAGING_BYTES)
+        self._done: dict[str, DeviceWeight] = {}
+
+    def finish(self) -> None:
+        """Free the staging buffer once all is queued."""
+        self._gpu.free(self._staging)
+
+    def layer(self, layer: Layer) -> DeviceLayer:
+        """Load one layer."""
+        return DeviceLayer(
+            attn_norm=self.vector(layer.attn_norm),
+            q=self.matrix(layer.q),
+            k=self.matrix(layer.k),
+            v=self.matrix(layer.v),
+            q_norm=self.vector(layer.q_norm),
+            k_norm=self.vector(layer.k_norm),
+            attn_output=self.matrix(layer.attn_output),
+            ffn_norm=self.vector(layer.ffn_norm),
+            router=None if layer.router is None else self.matrix(layer.router),
+            gate=self.matrix(layer.gate),
+            up=self.matrix(layer.up),
+            down=self.matrix(layer.down),
+        )
+
+    def vector(self, values: F32) -> int:
+        """Load a float32 vector; its address."""
+        address = self._take(values.nbytes)
+        self._gpu.upload(address, values)
+        return address
+
+    def matrix(self, weight: Weight) -> DeviceWeight:
+        """Load a matrix or a stack, unless it is there already."""
+        if weight.name not in self._done:
+            *stack, rows, columns = weight.shape
+            stored = DeviceWeight(
+                self._take(weight.data.nbytes),
+                Layout.of(weight),
+                int(np.prod(stack, dtype=np.int64)),
+                rows,
+                columns,
+            )
+            if stored.layout.kind == "tiled":
+                self._repack(weight, stored.address)
+            else:
+                self._gpu.upload(stored.address, weight.data)
+            self._done[weight.name] = stored
+        return self._done[weight.name]
+
+    def _repack(self, weight: Weight, address: int) -> None:
+        group = TILE_ROWS * weight.row_bytes
+        part = max(memory.STAGING_BYTES // group, 1) * group
+        supers = weight.shape[-1] // 256
+        tile = TILE_ROWS * weight.format.block_bytes
+        for start in range(0, weight.data.nbytes, part):
+            data = weight.data[start : start + part]
+            tiles = data.nbytes // tile
+            self._gpu.upload(self._staging, data)
+            self._gpu.launch(
+                "repack",
+                "repack",
+                (min(tiles, 1 << 16),),
+                (self._staging, tiles, supers, weight.format.block_bytes, address + start),
+            )
+
+    def _take(self, nbytes: int) -> int:
+        address = self._next
+        self._next += memory.aligned(nbytes)
+        assert self._next <= self._end, "the memory plan is short"
+        return address
+
+
+def load_layers(loader: Loader, weights: Weights) -> Sequence[DeviceLayer]:
+    """All layers in order."""
+    return [loader.layer(layer) for layer in weights.layers]

@@ -1,0 +1,281 @@
+// y = W x for many tokens: int8 tensor-core products of tiled Q4_K and Q6_K weights with both
+// planes (docs/numerics.md, section 4). The integers are exact, so any tiling gives matmul.cu's bits.
+//
+// Segments and items are matmul.cu's. A block computes ROWS rows for up to TOKENS items, and each of
+// its 8 warps a part of both. Activations and weights come through shared memory, one superblock
+// at a time while the next is on its way. In the product's terms a token is a row of A, a weight row
+// a column of B: a line of a tile (tiles.cuh) holds one B fragment register for each lane of a warp.
+#include "items.cuh"
+#include "mma.cuh"
+#include "tiles.cuh"
+
+// A warp's part: TOKEN_TILES of 16 tokens by ROW_TILES of 8 rows. Warps side by side along the tokens.
+constexpr int ROW_WARPS = THREADS / WARP / TOKEN_WARPS;
+constexpr int TOKENS = TOKEN_WARPS * TOKEN_TILES * 16, ROWS = ROW_WARPS * ROW_TILES * 8;
+
+#ifdef MMA_Q4_K
+using Tile = TiledQ4_K;
+
+// Columns 2t and 2t+1 of the fragment (t = lane % 4): scales, mins and floats of two weight rows.
+struct ColumnsQ4_K {
+    int scales[2][2];  // [column][word of four groups]
+    float d[2], dmin[2];
+
+    DEV void load(const int* tile) {
+        for (int c = 0; c < 2; c++) {
+            int4 head = reinterpret_cast<const int4*>(tile)[lane_id() % 4 * 2 + c];
+            int dd = head.x, s0 = head.y, s2 = head.w;
+            scales[c][0] = s0 & 0x3f3f3f3f;
+            scales[c][1] = (s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030);
+            d[c] = half_to_float(uint16(dd));
+            dmin[c] = half_to_float(uint16(dd >> 16));
+        }
+    }
+};
+
+// The mins of the lane's weight row (column lane / 4) as a B fragment over 16 values: groups
+// 4t … 4t+3 for t = lane % 4 < 2, zeros above.
+DEV int mins_fragment(const int* tile) {
+    int4 head = reinterpret_cast<const int4*>(tile)[lane_id() / 4];
+    int t = lane_id() % 4, s1 = head.z, s2 = head.w;
+    int low = s1 & 0x3f3f3f3f, high = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
+    return t == 0 ? low : t == 1 ? high : 0;
+}
+
+DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token_tiles,
+                    float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
+    int lane = lane_id(), g = lane / 4, t = lane % 4;
+    ColumnsQ4_K col[ROW_TILES];
+#pragma unroll
+    for (int n = 0; n < ROW_TILES; n++) col[n].load(tile[n]);
+    int sum[TOKEN_TILES][ROW_TILES][2][4] = {};
+    SharedAddress address = shared_address(&x[lane % 16]) + lane / 16 * 16;
+#pragma unroll
+    for (int group = 0; group < 8; group++) {
+        int b[ROW_TILES][2], scale[ROW_TILES][2];
+#pragma unroll
+        for (int n = 0; n < ROW_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                b[n][i] = tile[n][32 * (1 + group / 2 * 2 + i) + lane] >> group % 2 * 4 & 0x0f0f0f0f;
+                scale[n][i] = byte_of(col[n].scales[i][group / 4], group % 4);
+            }
+#pragma unroll
+        for (int m = 0; m < TOKEN_TILES; m++) {
+            if (m >= token_tiles) break;
+#pragma unroll
+            for (int p = 0; p < PLANES; p++) {
+                int a[4];
+                load_matrices(a, address + m * 16 * sizeof(Act) + p * SUPER + group * 32);
+#pragma unroll
+                for (int n = 0; n < ROW_TILES; n++) {
+                    int dot[4] = {}, s0 = scale[n][0], s1 = scale[n][1];
+                    product32(dot, a, b[n][0], b[n][1]);
+                    sum[m][n][p][0] += s0 * dot[0];
+                    sum[m][n][p][1] += s1 * dot[1];
+                    sum[m][n][p][2] += s0 * dot[2];
+                    sum[m][n][p][3] += s1 * dot[3];
+                }
+            }
+        }
+    }
+    int mins[ROW_TILES];
+#pragma unroll
+    for (int n = 0; n < ROW_TILES; n++) mins[n] = mins_fragment(tile[n]);
+#pragma unroll
+    for (int m = 0; m < TOKEN_TILES; m++) {
+        if (m >= token_tiles) break;
+        const Act& x0 = x[16 * m + g];
+        const Act& x1 = x[16 * m + g + 8];
+        // The group sums fit 24 bits: M as three products of bytes, the two lower ones unsigned.
+        int4 v0 = *reinterpret_cast<const int4*>(x0.sum32 + t % 2 * 4);
+        int4 v1 = *reinterpret_cast<const int4*>(x1.sum32 + t % 2 * 4);
+#pragma unroll
+        for (int n = 0; n < ROW_TILES; n++) {
+            int low[4] = {}, middle[4] = {}, high[4] = {};
+            product16_unsigned(low, gather_bytes<0>(v0.x, v0.y, v0.z, v0.w),
+                               gather_bytes<0>(v1.x, v1.y, v1.z, v1.w), mins[n]);
+            product16_unsigned(middle, gather_bytes<1>(v0.x, v0.y, v0.z, v0.w),
+                               gather_bytes<1>(v1.x, v1.y, v1.z, v1.w), mins[n]);
+            product16(high, gather_bytes<2>(v0.x, v0.y, v0.z, v0.w),
+                      gather_bytes<2>(v1.x, v1.y, v1.z, v1.w), mins[n]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int total = low[i] + (middle[i] << 8) + (high[i] << 16), c = i % 2;
+                float u = sub(mul(col[n].d[c], join_planes(sum[m][n][0][i], sum[m][n][1][i])),
+                              mul(col[n].dmin[c], float(total)));
+                acc[m][n][i] = add(acc[m][n][i], mul(i < 2 ? x0.d : x1.d, u));
+            }
+        }
+    }
+}
+#endif
+
+#ifdef MMA_Q6_K
+using Tile = TiledQ6_K;
+
+// Sixteen codes at group g (values 16g …) of the lane's row, less 32.
+template <int G>
+DEV int codes(const int* tile) {
+    constexpr int half = G / 8, in_half = G % 8, chunk = 4 * half + in_half % 4;
+    constexpr int quarter = in_half / 2;  // which two bits of the top byte
+    int low = tile[32 * chunk + lane_id()] >> (in_half / 4 * 4) & 0x0f0f0f0f;
+    int top = tile[32 * (8 + 2 * half + in_half % 2) + lane_id()] >> (2 * quarter) & 0x03030303;
+    return ((low | top << 4) + 0x60606060) ^ int(0x80808080);
+}
+
+template <int G>
+DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
+                    const int (&scales)[ROW_TILES][2][4], int token_tiles,
+                    int (&sum)[TOKEN_TILES][ROW_TILES][2][4]) {
+    int b[ROW_TILES][2], scale[ROW_TILES][2][2];
+#pragma unroll
+    for (int n = 0; n < ROW_TILES; n++) {
+        b[n][0] = codes<G>(tile[n]);
+        b[n][1] = codes<G + 1>(tile[n]);
+#pragma unroll
+        for (int c = 0; c < 2; c++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                scale[n][c][i] = signed_byte_of(scales[n][c][G / 4], G % 4 + i);
+    }
+#pragma unroll
+    for (int m = 0; m < TOKEN_TILES; m++) {
+        if (m >= token_tiles) break;
+#pragma unroll
+        for (int p = 0; p < PLANES; p++) {
+            int a[4];
+            load_matrices(a, address + m * 16 * sizeof(Act) + p * SUPER + G * 16);
+#pragma unroll
+            for (int n = 0; n < ROW_TILES; n++) {
+                int first[4] = {}, second[4] = {};
+                product16(first, a[0], a[1], b[n][0]);
+                product16(second, a[2], a[3], b[n][1]);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sum[m][n][p][i] +=
+                        scale[n][i % 2][0] * first[i] + scale[n][i % 2][1] * second[i];
+            }
+        }
+    }
+}
+
+DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token_tiles,
+                    float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
+    int lane = lane_id(), g = lane / 4, t = lane % 4;
+    int scales[ROW_TILES][2][4];
+#pragma unroll
+    for (int n = 0; n < ROW_TILES; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int4 v = reinterpret_cast<const int4*>(tile[n] + 32 * 12)[2 * t + c];
+            scales[n][c][0] = v.x;
+            scales[n][c][1] = v.y;
+            scales[n][c][2] = v.z;
+            scales[n][c][3] = v.w;
+        }
+    int sum[TOKEN_TILES][ROW_TILES][2][4] = {};
+    SharedAddress address = shared_address(&x[lane % 16]) + lane / 16 * 16;
+    group_pair<0>(address, tile, scales, token_tiles, sum);
+    group_pair<2>(address, tile, scales, token_tiles, sum);
+    group_pair<4>(address, tile, scales, token_tiles, sum);
+    group_pair<6>(address, tile, scales, token_tiles, sum);
+    group_pair<8>(address, tile, scales, token_tiles, sum);
+    group_pair<10>(address, tile, scales, token_tiles, sum);
+    group_pair<12>(address, tile, scales, token_tiles, sum);
+    group_pair<14>(address, tile, scales, token_tiles, sum);
+#pragma unroll
+    for (int m = 0; m < TOKEN_TILES; m++) {
+        if (m >= token_tiles) break;
+        float dx[2] = {x[16 * m + g].d, x[16 * m + g + 8].d};
+#pragma unroll
+        for (int n = 0; n < ROW_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float d = half_to_float(uint16(tile[n][32 * 13 + t] >> i % 2 * 16));
+                float u = mul(d, join_planes(sum[m][n][0][i], sum[m][n][1][i]));
+                acc[m][n][i] = add(acc[m][n][i], mul(dx[i / 2], u));
+            }
+    }
+}
+#endif
+
+struct Stage {
+    Act x[TOKENS];
+    __align__(16) uint8 w[ROWS / TILE_ROWS][Tile::TILE_BYTES];
+};
+struct Shared {
+    Stage stage[2];
+    int input[TOKENS];
+};
+
+KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
+                           const int* order, const int* offset, int divide, int items,
+                           float* y, int rows, int row_stride) {
+    DYNAMIC_SHARED(Shared, shared);
+    Items at(order, offset, divide, items);
+    int first_row = blockIdx.x * ROWS, tiles = min(ROWS, rows - first_row) / TILE_ROWS;
+    int warp_tile = warp_id() % ROW_WARPS * ROW_TILES;              // of the block's
+    int warp_item = warp_id() / ROW_WARPS * TOKEN_TILES * 16;       // of the block's
+    const uint8* matrix =
+        weights + blockIdx.y * matrix_bytes + int64(first_row / TILE_ROWS) * supers * Tile::TILE_BYTES;
+    constexpr int X_CHUNKS = sizeof(Act) / 16, W_CHUNKS = Tile::TILE_BYTES / 16;
+
+    for (int base = at.begin + blockIdx.z * TOKENS; base < at.end; base += gridDim.z * TOKENS) {
+        int n = min(TOKENS, at.end - base), padded = (n + 15) / 16 * 16;
+        __syncthreads();  // everyone is done with the previous items
+        if (int(threadIdx.x) < padded)  // items past the end repeat the last; they are not stored
+            shared->input[threadIdx.x] = at.input(base + min(int(threadIdx.x), n - 1));
+        __syncthreads();
+        auto fetch = [&](int s) {
+            Stage& to = shared->stage[s % 2];
+            for (int i = threadIdx.x; i < tiles * W_CHUNKS; i += THREADS) {
+                int tile = i / W_CHUNKS, chunk = i % W_CHUNKS;
+                copy_async(to.w[tile] + 16 * chunk,
+                           matrix + (int64(tile) * supers + s) * Tile::TILE_BYTES + 16 * chunk);
+            }
+            for (int i = threadIdx.x; i < padded * X_CHUNKS; i += THREADS) {
+                int item = i / X_CHUNKS, chunk = i % X_CHUNKS;
+                const Act* from = x + int64(shared->input[item]) * supers + s;
+                copy_async(reinterpret_cast<int4*>(&to.x[item]) + chunk,
+                           reinterpret_cast<const int4*>(from) + chunk);
+            }
+            commit_copies();
+        };
+        int token_tiles = (n - warp_item + 15) / 16;
+        float acc[TOKEN_TILES][ROW_TILES][4] = {};
+        fetch(0);
+        for (int s = 0; s < supers; s++) {
+            if (s + 1 < supers) {
+                fetch(s + 1);
+                wait_copies<1>();
+            } else {
+                wait_copies<0>();
+            }
+            __syncthreads();
+            const Stage& stage = shared->stage[s % 2];
+            const int* tile[ROW_TILES];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+                tile[r] = reinterpret_cast<const int*>(stage.w[warp_tile + r]);
+            if (token_tiles > 0 && warp_tile < tiles)
+                superblock(stage.x + warp_item, tile, token_tiles, acc);
+            __syncthreads();
+        }
+#pragma unroll
+        for (int m = 0; m < TOKEN_TILES; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int item = warp_item + 16 * m + 8 * half + lane_id() / 4;
+                if (item >= n) continue;
+                float* out = y + int64(at.output(base + item)) * row_stride +
+                             first_row + lane_id() % 4 * 2;
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++)
+                    if (warp_tile + r < tiles) {
+                        out[8 * (warp_tile + r)] = acc[m][r][2 * half];
+                        out[8 * (warp_tile + r) + 1] = acc[m][r][2 * half + 1];
+                    }
+            }
+    }
+}

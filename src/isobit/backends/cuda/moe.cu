@@ -1,0 +1,117 @@
+// Router and weighted sum of experts (docs/numerics.md, section 7), and tokens sorted by expert.
+#include "common.cuh"
+
+// A token a block. probability: shared, one float an expert.
+KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normalise,
+                             int* ids, float* weights) {
+    DYNAMIC_SHARED(float, probability);
+    __shared__ float buffer[SUPER];
+    __shared__ float maxima[THREADS / WARP];
+    __shared__ unsigned long long best[THREADS / WARP];
+    __shared__ float chosen[64];
+    int token = blockIdx.x;
+    logits += int64(token) * experts;
+    float m = isobit::from_bits(0xff800000u), sum = 0.0f;
+    for (int e = threadIdx.x; e < experts; e += THREADS) m = fmaxf(m, logits[e]);
+    m = warp_max(m);
+    if (lane_id() == 0) maxima[warp_id()] = m;
+    __syncthreads();
+    for (int w = 0; w < THREADS / WARP; w++) m = fmaxf(m, maxima[w]);
+    for (int e = threadIdx.x; e < experts; e += THREADS) {
+        probability[e] = isobit::exp(sub(logits[e], m));
+        sum = add(sum, probability[e]);
+    }
+    float total = block_tree(sum, buffer);
+    for (int e = threadIdx.x; e < experts; e += THREADS)
+        probability[e] = div(probability[e], total);
+    for (int rank = 0; rank < k; rank++) {
+        // The largest probability, the lower index among equals; 0 marks an expert as taken.
+        unsigned long long key = 0;
+        for (int e = threadIdx.x; e < experts; e += THREADS) {
+            float p = probability[e];
+            if (p >= 0.0f)
+                key = max(key, (unsigned long long)(bits(p)) << 32 | (0xffffffffu - uint32(e)));
+        }
+        for (int n = 16; n; n /= 2) key = max(key, shuffle_xor(key, n));
+        if (lane_id() == 0) best[warp_id()] = key;
+        __syncthreads();
+        for (int w = 0; w < THREADS / WARP; w++) key = max(key, best[w]);
+        int e = key ? int(0xffffffffu - uint32(key)) : 0;
+        if (e % THREADS == int(threadIdx.x)) {
+            ids[token * k + rank] = e;
+            chosen[rank] = key ? probability[e] : 0.0f;
+            probability[e] = -1.0f;
+        }
+        __syncthreads();
+    }
+    if (int(threadIdx.x) < k) {
+        float w = chosen[threadIdx.x], all = 0.0f;
+        for (int rank = 0; rank < k; rank++) all = add(all, chosen[rank]);
+        weights[token * k + threadIdx.x] = normalise ? div(w, all) : w;
+    }
+}
+
+// A warp's 32 pairs of one turn: each lane's expert, and the lanes that have the same.
+struct Pairs {
+    int index, expert, before, all;  // before: lanes below this one with its expert
+    bool held;
+
+    DEV Pairs(const int* ids, int first, int end) : index(first + lane_id()), held(index < end) {
+        expert = held ? ids[index] : -1 - lane_id();
+        uint32 same = __match_any_sync(~0u, expert);
+        before = __popc(same & (1u << lane_id()) - 1);
+        all = __popc(same);
+    }
+};
+
+// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block; each of
+// the first `parts` warps counts, and then places, a part of the pairs, 32 at a time.
+// count: shared, experts * parts.
+KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset) {
+    DYNAMIC_SHARED(int, count);
+    int part = warp_id(), share = (n + parts - 1) / parts;
+    int begin = part * share, end = part < parts ? min(n, begin + share) : 0;
+    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) count[i] = 0;
+    __syncthreads();
+    for (int first = begin; first < end; first += WARP) {
+        Pairs p(ids, first, end);
+        if (p.held && p.before == 0) count[p.expert * parts + part] += p.all;
+        __syncwarp();
+    }
+    __syncthreads();
+    if (part == 0) {  // counts to places
+        int sum = 0;
+        for (int base = 0; base < experts * parts; base += WARP) {
+            int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0, upto = mine;
+            for (int step = 1; step < WARP; step *= 2) {
+                int other = shuffle(upto, lane_id() - step & WARP - 1);
+                if (lane_id() >= step) upto += other;
+            }
+            if (i < experts * parts) count[i] = sum + upto - mine;
+            sum += shuffle(upto, WARP - 1);
+        }
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e <= experts; e += blockDim.x)
+        offset[e] = e < experts ? count[e * parts] : n;
+    __syncthreads();
+    for (int first = begin; first < end; first += WARP) {
+        Pairs p(ids, first, end);
+        int at = p.held ? count[p.expert * parts + part] : 0;
+        __syncwarp();
+        if (p.held) order[at + p.before] = p.index;
+        if (p.held && p.before == 0) count[p.expert * parts + part] = at + p.all;
+        __syncwarp();
+    }
+}
+
+// out = ((0 + w_1 * y_1) + w_2 * y_2) + …, a token a block (blockIdx.x).
+KERNEL(THREADS) combine(const float* weights, const float* y, int k, int n, float* out) {
+    int64 token = blockIdx.x;
+    for (int i = threadIdx.x; i < n; i += THREADS) {
+        float sum = 0.0f;
+        for (int r = 0; r < k; r++)
+            sum = add(sum, mul(weights[token * k + r], y[(token * k + r) * n + i]));
+        out[token * n + i] = sum;
+    }
+}

@@ -1,0 +1,231 @@
+"""The operations of a pass as launches: shapes in, kernels out. Buffers are device addresses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isobit.backends.cuda import memory
+from isobit.backends.cuda.gpu import Gpu
+from isobit.backends.cuda.layout import ACT_BYTES
+from isobit.backends.cuda.load import DeviceWeight
+from isobit.config import ModelConfig
+from isobit.numerics import TILE
+
+_THREADS = 256
+_WARPS = _THREADS // 32
+_ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
+_MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
+_TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
+
+
+MMA_ROWS = 16
+"""Tokens of one query head in one tensor-core product of attention_mma.cu."""
+
+
+def span_length(c: ModelConfig) -> int:
+    """Tokens a block of attention_mma.cu takes; 0 if it does not know this head_dim."""
+    if c.head_dim not in (64, 96, 128):
+        return 0
+    return MMA_ROWS * (_WARPS // min(c.n_heads // c.n_kv_heads, _WARPS))
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """A block of matmul_mma.cu: tiles of 16 tokens by 8 rows for each of its warps."""
+
+    token_tiles: int
+    row_tiles: int
+    token_warps: int
+
+    @property
+    def tokens(self) -> int:
+        """Items of a block."""
+        return 16 * self.token_tiles * self.token_warps
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of a block."""
+        return 8 * self.row_tiles * (_WARPS // self.token_warps)
+
+    @property
+    def defines(self) -> dict[str, str]:
+        """Definitions for matmul_mma.cu."""
+        return {
+            "TOKEN_TILES": str(self.token_tiles),
+            "ROW_TILES": str(self.row_tiles),
+            "TOKEN_WARPS": str(self.token_warps),
+        }
+
+    def shared(self, tile_bytes: int) -> int:
+        """Shared memory in bytes, for weight tiles of so many bytes: two stages, and the items."""
+        stage = self.tokens * ACT_BYTES + self.rows // 8 * tile_bytes
+        return 2 * stage + 4 * self.tokens
+
+
+MMA_TILE = MmaTile(2, 2, 1)  # 128 rows by 32 tokens: two blocks fit a multiprocessor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which items each expert multiplies: ``order`` and ``offset`` of moe.cu's sort_pairs."""
+
+    order: int
+    offset: int
+    divide: int
+    """Item i reads activation row i // divide."""
+
+
+class Ops:
+    """Launches with the engine's number of activation planes."""
+
+    def __init__(self, gpu: Gpu, planes: int) -> None:
+        self._gpu = gpu
+        self._planes = {"PLANES": str(planes)}
+
+    def embed(self, table: DeviceWeight, tokens: int, count: int, y: int) -> None:
+        """Rows ``tokens`` of the table: float32 [count, columns]."""
+        self._gpu.launch(
+            "embedding",
+            "embed",
+            (count, memory.supers(table.columns)),
+            (table.address, tokens, table.columns, y),
+            defines=table.layout.embedding_defines,
+        )
+
+    def matmul(
+        self,
+        w: DeviceWeight,
+        x: int,
+        acts: int,
+        y: int,
+        items: int,
+        *,
+        segments: Segments | None = None,
+        row_stride: int | None = None,
+    ) -> None:
+        """``y = W x`` for each item; float weights read ``x``, quantised ones ``acts``.
+
+        y: float32 [items, row_stride], of which w.rows values a row are written.
+        """
+        chunks = -(-items // _ITEMS)
+        if segments is None:
+            order, offset, divide = 0, 0, 1
+        else:
+            order, offset, divide = segments.order, segments.offset, segments.divide
+            chunks = min(chunks, -(-2 * items // (_ITEMS * w.matrices)))
+        floats = w.layout.kind == "floats"
+        supers = memory.supers(w.columns)
+        head = (w.address, w.matrix_bytes, x if floats else acts, w.columns if floats else supers)
+        middle = (order, offset, divide, items, y)
+        stride = w.rows if row_stride is None else row_stride
+        shared = 0
+        tail: tuple[int, ...]
+        if floats:
+            per_block = 8 if items > _ITEMS else 1
+            blocks, tail = -(-w.rows // per_block), (w.rows, stride)
+        elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
+            segmented = w.matrices if segments else 1
+            tile = MMA_TILE
+            self._gpu.launch(
+                "matmul_mma",
+                "matmul_mma",
+                (-(-w.rows // tile.rows), segmented, -(-items // (segmented * tile.tokens))),
+                (*head, *middle, w.rows, stride),
+                shared=tile.shared(8 * w.layout.format.block_bytes),
+                defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
+            )
+            return
+        elif w.layout.kind == "tiled":
+            blocks, tail, shared = -(-w.rows // _TILED_ROWS), (w.rows, stride), _TILED_SHARED
+        else:
+            per_row = w.columns // w.layout.format.block_size
+            blocks, tail = -(-w.rows // _WARPS), (w.rows, stride, per_row)
+        stem, kernel, defines = w.layout.matmul
+        if floats:
+            defines = defines | {"ROWS": str(per_block)}
+        self._gpu.launch(
+            stem,
+            kernel,
+            (blocks, w.matrices if segments else 1, chunks),
+            (*head, *middle, *tail),
+            shared=shared,
+            defines=defines | self._planes,
+        )
+
+    def rms_norm(self, x: int, weight: int, eps: float, n: int, rows: int, y: int) -> None:
+        """Rows of n float32."""
+        self._pointwise("rms_norm", (rows,), (x, weight, eps, n, y))
+
+    def quantise(self, x: int, n: int, rows: int, acts: int) -> None:
+        """Rows of n float32 to superblocks of activations."""
+        blocks = -(-rows * memory.supers(n) // _WARPS)
+        self._pointwise("quantise_rows", (blocks,), (x, n, rows, acts))
+
+    def swiglu(self, gate: int, up: int, n: int, y: int) -> None:
+        """``n`` float32 values."""
+        self._pointwise("swiglu", (min(-(-n // _THREADS), 4096),), (gate, up, n, y))
+
+    def add(self, x: int, y: int, n: int, out: int) -> None:
+        """``n`` float32 values."""
+        self._pointwise("add_rows", (min(-(-n // _THREADS), 4096),), (x, y, n, out))
+
+    def gather(self, x: int, rows: int, count: int, n: int, y: int) -> None:
+        """Rows ``rows`` (int32 [count]) of x, n float32 each."""
+        self._pointwise("gather_rows", (count,), (x, rows, n, y))
+
+    def router_top_k(
+        self,
+        logits: int,
+        experts: int,
+        k: int,
+        normalise: bool,
+        tokens: int,
+        ids: int,
+        weights: int,
+    ) -> None:
+        """The k experts of each token and their weights."""
+        self._gpu.launch(
+            "moe",
+            "router_top_k",
+            (tokens,),
+            (logits, experts, k, int(normalise), ids, weights),
+            shared=4 * experts,
+            defines=self._planes,
+        )
+
+    def sort_pairs(self, ids: int, pairs: int, experts: int, order: int, offset: int) -> None:
+        """Pairs (token, rank) by expert."""
+        parts = max(1, min(32, (40 << 10) // (4 * experts), -(-pairs // 32)))
+        self._gpu.launch(
+            "moe",
+            "sort_pairs",
+            (1,),
+            (ids, pairs, experts, parts, order, offset),
+            shared=4 * experts * parts,
+            defines=self._planes,
+        )
+
+    def combine(self, weights: int, y: int, k: int, n: int, tokens: int, out: int) -> None:
+        """Add a token's k expert outputs in rank order."""
+        self._gpu.launch("moe", "combine", (tokens,), (weights, y, k, n, out), defines=self._planes)
+
+    def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
+        """A kernel of attention.cu."""
+        self._gpu.launch("attention", kernel, grid, arguments, defines=self._planes)
+
+    def attention_mma(self, c: ModelConfig, spans: int, arguments: Sequence[int | float]) -> None:
+        """The kernel of attention_mma.cu."""
+        group = c.n_heads // c.n_kv_heads
+        tile_bytes = 2 * TILE * (c.head_dim + 16) + 2 * c.head_dim * (TILE + 16) + 8 * TILE
+        self._gpu.launch(
+            "attention_mma",
+            "attention_mma",
+            (spans, c.n_kv_heads, -(-group // _WARPS)),
+            arguments,
+            shared=2 * tile_bytes,
+            defines={"HEAD": str(c.head_dim)} | self._planes,
+        )
+
+    def _pointwise(
+        self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]
+    ) -> None:
+        self._gpu.launch("pointwise", kernel, grid, arguments, defines=self._planes)

@@ -1,0 +1,43 @@
+// Embedding, RMS norm, quantisation, SwiGLU and residual (docs/numerics.md, sections 3 and 5).
+#include "common.cuh"
+
+// A row a block.
+KERNEL(THREADS) rms_norm(const float* x, const float* weight, float eps, int n, float* y) {
+    __shared__ float buffer[SUPER];
+    x += int64(blockIdx.x) * n;
+    y += int64(blockIdx.x) * n;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < n; i += THREADS) sum = add(sum, mul(x[i], x[i]));
+    float mean = div(block_tree(sum, buffer), float(n));
+    float r = div(1.0f, square_root(add(mean, eps)));
+    for (int i = threadIdx.x; i < n; i += THREADS) y[i] = mul(mul(x[i], r), weight[i]);
+}
+
+// Rows of n values to rows of ceil(n / 256) superblocks; a superblock a warp.
+KERNEL(THREADS) quantise_rows(const float* x, int n, int count, Act* out) {
+    int supers = (n + SUPER - 1) / SUPER;
+    int index = blockIdx.x * (THREADS / WARP) + warp_id();
+    if (index >= count * supers) return;
+    int column = index % supers * SUPER + 8 * lane_id();
+    const float* from = x + int64(index / supers) * n + column;
+    float v[8];
+    for (int i = 0; i < 8; i++) v[i] = column + i < n ? from[i] : 0.0f;
+    quantise_superblock(v, out + index);
+}
+
+KERNEL(THREADS) swiglu(const float* gate, const float* up, int64 n, float* y) {
+    for (int64 i = int64(blockIdx.x) * THREADS + threadIdx.x; i < n; i += int64(gridDim.x) * THREADS)
+        y[i] = isobit::silu_gate(gate[i], up[i]);
+}
+
+KERNEL(THREADS) add_rows(const float* x, const float* y, int64 n, float* out) {
+    for (int64 i = int64(blockIdx.x) * THREADS + threadIdx.x; i < n; i += int64(gridDim.x) * THREADS)
+        out[i] = add(x[i], y[i]);
+}
+
+// Rows `rows[i]` of x, one a block.
+KERNEL(THREADS) gather_rows(const float* x, const int* rows, int n, float* y) {
+    x += int64(rows[blockIdx.x]) * n;
+    y += int64(blockIdx.x) * n;
+    for (int i = threadIdx.x; i < n; i += THREADS) y[i] = x[i];
+}

@@ -1,0 +1,22 @@
+// From the file's rows of blocks to tiles of 8 rows by one superblock (layout.py, tiles.cuh).
+#include "common.cuh"
+
+// A tile a block (grid-stride): 16-byte chunk c of row r goes to chunk 8c + r; what is left of each
+// row's block (Q6_K: d) follows, row by row. BYTES: of a block.
+KERNEL(THREADS) repack(const uint16* raw, int64 tiles, int supers, int block_bytes, uint16* out) {
+    int words = block_bytes / 2, chunked = block_bytes / 16 * 8, tail = words - chunked;
+    for (int64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        int64 group = tile / supers, super = tile % supers;
+        for (int i = threadIdx.x; i < 8 * words; i += THREADS) {
+            int row, word;  // of the source
+            if (i < 8 * chunked) {
+                row = i / 8 % 8;
+                word = i / 64 * 8 + i % 8;
+            } else {
+                row = (i - 8 * chunked) / tail;
+                word = chunked + (i - 8 * chunked) % tail;
+            }
+            out[tile * 8 * words + i] = raw[((group * 8 + row) * supers + super) * words + word];
+        }
+    }
+}

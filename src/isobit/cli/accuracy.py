@@ -1,0 +1,89 @@
+"""``isobit accuracy``: what the arithmetic costs against the float64 oracle, over a text."""
+
+import argparse
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+
+from isobit.cli import options, tools
+from isobit.cli.output import markdown, progress_bar
+from isobit.errors import UsageError
+from isobit.verify import accuracy
+from isobit.verify.accuracy import Accuracy
+from isobit.verify.oracle import Oracle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    options.add_model(parser)
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - for stdin")
+    parser.add_argument(
+        "--planes",
+        type=lambda text: options.comma_list(text, "planes: expected 1, 2 or 1,2"),
+        default=[2, 1],
+        metavar="N,…",
+        help="activation planes to measure (default: 2,1)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=accuracy.WINDOW,
+        metavar="N",
+        help="tokens of a sequence (default: %(default)s)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N tokens only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    options.add_engine(parser, planes=False)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    for name in ("window", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 2:
+            raise UsageError(f"--{name}: expected at least 2, got {value}")
+    ids = tools.text_tokens(args.model, options.read_text(args.text))[: args.limit]
+    with ExitStack() as stack:
+        models = [
+            stack.enter_context(
+                tools.open_exactly(args.model, args.backend, planes, args.threads, args.window)
+            )
+            for planes in args.planes
+        ]
+        bar = stack.enter_context(progress_bar())
+        task = bar.add_task("tokens", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            bar.refresh()
+
+        oracle = Oracle.of(models[0].file)
+        found = accuracy.measure(models, oracle, ids, args.window, progress)
+    if args.json:
+        print(json.dumps([_row(a) for a in found]))
+    else:
+        header = ["activations", "tokens", "mean KL", "top-1 kept", "changed expert sets"]
+        print(markdown([*header, "perplexity", "oracle's"], [_cells(a) for a in found]))
+
+
+def _row(a: Accuracy) -> dict[str, object]:
+    return asdict(a) | {
+        "mean_kl": a.mean_kl,
+        "top1_fraction": a.top1_fraction,
+        "changed_fraction": a.changed_fraction,
+        "perplexity": a.perplexity,
+        "oracle_perplexity": a.oracle_perplexity,
+    }
+
+
+def _cells(a: Accuracy) -> list[str]:
+    changed = a.changed_fraction
+    return [
+        f"{a.backend}, planes {a.activation_planes}",
+        str(a.tokens),
+        f"{a.mean_kl:.2e}",
+        f"{100 * a.top1_fraction:.2f} %",
+        "-" if changed is None else f"{100 * changed:.3f} % of {a.token_layers}",
+        f"{a.perplexity:.4f}",
+        f"{a.oracle_perplexity:.4f}",
+    ]

@@ -1,0 +1,27 @@
+"""``isobit replay``: compute a receipt again, on any backend."""
+
+import argparse
+
+from isobit.cli import options, tools
+from isobit.errors import GateFailed
+from isobit.verify.receipt import Receipt, replay
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("receipt", metavar="RECEIPT", help="written by isobit run --receipt")
+    options.add_model(parser)
+    options.add_engine(parser, planes=False)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    receipt = Receipt.load(args.receipt)
+    n = len(receipt.prompt) + len(receipt.tokens)
+    planes = receipt.activation_planes
+    with tools.open_exactly(args.model, args.backend, planes, args.threads, n) as model:
+        difference = replay(receipt, model)
+        where = f"{model.backend.name} ({model.backend.device})"
+    if difference is not None:
+        raise GateFailed(f"receipt: {where} differs, first at {difference}")
+    print(f"identical: {len(receipt.tokens)} tokens on {where}")

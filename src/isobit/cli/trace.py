@@ -1,0 +1,48 @@
+"""``isobit trace``: record the values of a run's stages in a safetensors file."""
+
+import argparse
+from contextlib import ExitStack
+
+from isobit.cli import options, say, tools
+from isobit.cli.output import size
+from isobit.verify import trace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Record the values of a run's stages in a safetensors file. --backend can also be oracle "
+        "(float64) or hf (transformers)."
+    )
+    options.add_model(parser)
+    options.add_prompt(parser, "-p", "--prompt", required=True)
+    parser.add_argument(
+        "--stages", default="all", metavar="NAME,…", help="stages to record (default: all)"
+    )
+    parser.add_argument(
+        "--layers", default="all", metavar="A..B", help="layers, both included (default: all)"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
+    options.add_engine(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    tokens = tools.prompt_tokens(args)
+    with ExitStack() as stack:
+        file = stack.enter_context(tools.open_file(args.model))
+        source = tools.foreign_run(args.backend, file)
+        if source is None:
+            model = stack.enter_context(options.open_model(args, max(len(tokens), 1)))
+            source = trace.ModelRun(model)
+        stages = trace.parse_stages(args.stages, moe=source.config.is_moe)
+        layers = trace.parse_layers(args.layers, source.config.n_layers)
+        recorded = trace.record(source, tokens, stages, layers)
+    recorded.save(args.output)
+    keys = recorded.stages()
+    nbytes = sum(recorded[key].nbytes for key in keys)
+    m = recorded.manifest
+    missing = f"; not held by {m.backend}: {', '.join(m.not_recorded)}" if m.not_recorded else ""
+    say(
+        f"wrote {args.output}: {len(keys)} tensors of {len(tokens)} tokens, {size(nbytes)}{missing}"
+    )

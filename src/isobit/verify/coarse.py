@@ -1,0 +1,130 @@
+"""Arithmetics to try in place of the specification's, by name.
+
+``f64``: the operation in float64. ``int8/32``, ``int8/256``, ``int16/256``, …: its inputs rounded
+to integers with one float32 scale for so many values. ``bf16``, ``f16``: its inputs rounded to
+these. The rounded ones compute the rest in float64, so that the rounding alone is seen.
+``f32-reversed``: float32, every sum sequential from its last term to its first. Results are
+float32.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from isobit.backends.base import F32, I32
+from isobit.config import ModelConfig
+from isobit.errors import UsageError
+from isobit.numerics import Weight, exp
+from isobit.verify.arithmetic import Array, Kept, SpecArithmetic, masked
+
+NAMES = "f64, f32-reversed, bf16, f16, int8/32, int8/256, int16/32, int16/256"
+_INTEGER = re.compile(r"int(8|16)/(32|64|128|256)")
+
+
+def rounding(name: str) -> Callable[[Array], Array] | None:
+    """What a named arithmetic does to a float input; None for f64 and f32-reversed.
+
+    Raises UsageError with the valid names.
+    """
+    if name in ("f64", "f32-reversed"):
+        return None
+    if name == "f16":
+        return _float16
+    if name == "bf16":
+        return _bfloat16
+    match = _INTEGER.fullmatch(name)
+    if match is None:
+        raise UsageError(f"arithmetic: expected one of {NAMES}; got {name!r}")
+    limit, block = 2 ** (int(match[1]) - 1) - 1, int(match[2])
+    return lambda x: _integers(x, limit, block)
+
+
+def _float16(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(np.float64)
+
+
+def _bfloat16(x: Array) -> Array:
+    """Nearest, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.int64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def _integers(x: Array, limit: int, block: int) -> Array:
+    """Blocks along the last axis; the last block may be shorter."""
+    out = np.empty(x.shape)
+    for start in range(0, x.shape[-1], block):
+        part = x[..., start : start + block].astype(np.float64)
+        scale = (np.abs(part).max(axis=-1, keepdims=True) / limit).astype(np.float32)
+        scale = np.where(scale == 0, 1, scale).astype(np.float64)
+        out[..., start : start + block] = np.rint(part / scale).clip(-limit, limit) * scale
+    return out
+
+
+class ReversedArithmetic(SpecArithmetic):
+    """Float32 throughout, each sum from the last term to the first; no fixed point."""
+
+    def __init__(self, config: ModelConfig, planes: int) -> None:
+        super().__init__(config, planes)
+        self._floats = Kept(lambda w: w.float32())
+
+    def matmul(self, w: Weight, x: Array) -> F32:
+        """See ``Arithmetic``."""
+        values = self._floats(w)
+        y = np.zeros((len(x), len(values)), np.float32)
+        for k in reversed(range(x.shape[1])):
+            y += x[:, k : k + 1] * values[:, k]
+        return y
+
+    def rms_norm(self, x: Array, weight: Array) -> F32:
+        """See ``Arithmetic``."""
+        mean = _sum(x * x) / np.float32(x.shape[-1])
+        r = np.float32(1) / np.sqrt(mean + np.float32(self.config.eps))
+        out: F32 = (x * r[..., None]) * weight
+        return out
+
+    def scores(self, q: Array, keys: Array, positions: I32) -> F32:
+        """See ``Arithmetic``."""
+        group = q.shape[1] // keys.shape[1]
+        out: Array = np.zeros((*q.shape[:2], len(keys)), np.float32)
+        for i in reversed(range(q.shape[2])):
+            out += q[:, :, None, i] * keys[:, :, i].T.repeat(group, axis=0)
+        return masked(out * np.float32(1 / np.sqrt(q.shape[2])), positions)
+
+    def softmax(self, scores: Array, positions: I32) -> F32:
+        """See ``Arithmetic``."""
+        seen = (np.arange(scores.shape[2]) <= positions[:, None])[:, None]
+        top = np.where(seen, scores, np.float32(-np.inf)).max(axis=-1, keepdims=True)
+        p: F32 = np.where(seen, exp(scores - top), np.float32(0))
+        out: F32 = p / _sum(p)[..., None]
+        return out
+
+    def attention(self, q: Array, keys: Array, values: Array, positions: I32) -> F32:
+        """See ``Arithmetic``."""
+        p = self.softmax(self.scores(q, keys, positions), positions)
+        group = q.shape[1] // keys.shape[1]
+        out: F32 = np.zeros(q.shape, np.float32)
+        for j in reversed(range(len(keys))):
+            out += p[:, :, j, None] * values[j].repeat(group, axis=0)
+        return out
+
+    def top_k(self, logits: Array, k: int, *, normalise: bool) -> tuple[I32, F32]:
+        """See ``Arithmetic``."""
+        e = exp(logits - logits.max(axis=1, keepdims=True))
+        p = e / _sum(e)[:, None]
+        ids = np.argsort(-p, axis=1, kind="stable")[:, :k].astype(np.int32)
+        chosen = np.take_along_axis(p, ids, axis=1)
+        return ids, chosen / _sum(chosen)[:, None] if normalise else chosen
+
+    def combine(self, weights: Array, outputs: Array) -> F32:
+        """See ``Arithmetic``."""
+        out: F32 = _sum((weights[..., None] * outputs).swapaxes(1, 2))
+        return out
+
+
+def _sum(v: Array) -> F32:
+    """Sum of the last axis, from its end."""
+    out: F32 = np.add.accumulate(v[..., ::-1], axis=-1)[..., -1]
+    return out

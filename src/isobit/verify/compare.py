@@ -1,0 +1,271 @@
+"""Comparing two runs stage by stage: bits first, then figures."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from isobit.backends.base import I32
+from isobit.errors import NothingCompared
+from isobit.verify.arithmetic import Array
+from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
+from isobit.verify.histogram import Histogram
+from isobit.verify.metrics import kl_divergence, router_margin
+from isobit.verify.replay import Replay
+from isobit.verify.trace import Key, Manifest, Trace
+
+NEAR_TIE = 0.01
+"""Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of
+the first one's left out."""
+_KEPT_CHANGES = 2000  # of each kind; all are counted
+
+
+class Comparer:
+    """Builds a :class:`Diff` from stages as they come, in graph order, chunk after chunk."""
+
+    def __init__(
+        self,
+        a: Manifest,
+        b: Manifest,
+        replay: Replay | None = None,
+        *,
+        accuracy: bool = False,
+        histograms: bool = False,
+    ) -> None:
+        self.diff = Diff(a, b, notes=_notes(a, b), accuracy=accuracy)
+        self._replay = replay
+        self._histograms = histograms
+        self._at: dict[Key, StageDiff] = {}
+        self._logits: tuple[Array, Array] | None = None
+        self._experts: tuple[Array, Array] | None = None
+
+    def start(self, tokens: I32, positions: I32) -> None:
+        """A chunk begins."""
+        self._positions = positions
+        if self._replay is not None:
+            self._replay.start(tokens, positions)
+
+    @np.errstate(all="ignore")  # what is compared may be NaN or infinite
+    def add(
+        self,
+        stage: str,
+        layer: int | None,
+        a: Array,
+        b: Array,
+        margins: tuple[Array | None, Array | None] = (None, None),
+    ) -> None:
+        """Compare one stage's values [T, …]; ``margins`` stand in for router logits not given."""
+        if a.size != b.size or len(a) != len(b) or not a.size:
+            raise NothingCompared(
+                f"{stage}: expected values of one shape in both runs, got {a.shape} and {b.shape}"
+            )
+        if stage == "moe_router_indices" and not a.dtype.kind == b.dtype.kind == "i":
+            raise NothingCompared(f"{stage}: expected integers, got {a.dtype} and {b.dtype}")
+        if a.ndim < b.ndim:
+            a = a.reshape(b.shape)
+        b = b.reshape(a.shape)
+        entry = self._at.get((stage, layer))
+        if entry is None:
+            entry = self._at[stage, layer] = StageDiff(stage, layer, a.shape)
+            self.diff.stages.append(entry)
+        before = entry.distance.differing
+        shown = self._same_experts(stage, a, b)
+        entry.distance.add(*shown)
+        if self._histograms:
+            entry.histogram = entry.histogram or Histogram()
+            entry.histogram.add(*shown[:2])
+        if self._replay is not None:
+            self._judge(entry, a, b, differs=entry.distance.differing > before)
+            self._replay.put(stage, layer, a, b)
+        if stage == "moe_router_logits":
+            self._logits = (a, b)
+        elif stage == "moe_router_indices" and layer is not None and a.ndim == 2:
+            self._compare_experts(layer, a, b, margins)
+            self._logits = None
+            self._experts = (a, b)
+        elif stage == "lm_head":
+            self._compare_logits(a, b)
+
+    def _same_experts(self, stage: str, a: Array, b: Array) -> tuple[Array, Array, I32]:
+        """Values to measure and their positions; an expert's with the same expert's, if any."""
+        if stage == "attn_norm":
+            self._experts = None
+        if not stage.startswith("moe_expert_") or self._experts is None:
+            return a, b, self._positions
+        ids_a, ids_b = self._experts
+        match = ids_a[:, :, None] == ids_b[:, None, :]
+        both = match.any(axis=2)
+        if not both.any() or (ids_a == ids_b).all() or a.shape[1] % both.shape[1]:
+            return a, b, self._positions
+        a, b = (x.reshape(*both.shape, -1) for x in (a, b))
+        ordered = np.take_along_axis(b, match.argmax(axis=2)[..., None], axis=1)
+        return a[both], ordered[both], np.broadcast_to(self._positions[:, None], both.shape)[both]
+
+    def _judge(self, entry: StageDiff, a: Array, b: Array, *, differs: bool) -> None:
+        assert self._replay is not None
+        if self.diff.accuracy:
+            entry.own_error = self._replay.own_error(entry.stage, entry.layer, a)
+        elif differs:
+            origin = self._replay.origin(entry.stage, entry.layer, a, b)
+            if entry.origin is None or origin.startswith("faulty"):
+                entry.origin = origin
+
+    def _compare_experts(
+        self, layer: int, a: Array, b: Array, margins: tuple[Array | None, Array | None]
+    ) -> None:
+        d = self.diff
+        d.router_rows += len(a)
+        k = a.shape[1]
+        wrong = np.zeros(len(a), bool)
+        drift = None
+        if self._logits is not None:
+            margins = (router_margin(self._logits[0], k), router_margin(self._logits[1], k))
+            drift = np.abs(self._logits[0].astype(np.float64) - self._logits[1]).max(axis=1)
+            wrong = _not_top(self._logits[0], a) | _not_top(self._logits[1], b)
+        same_order = (a == b).all(axis=1)
+        same_set = (np.sort(a, axis=1) == np.sort(b, axis=1)).all(axis=1)
+        d.router_reordered += int(np.count_nonzero(same_set & ~same_order))
+        for i in np.flatnonzero(~same_set).tolist():
+            pair = tuple(None if m is None else float(m[i]) for m in margins)
+            cause: Cause = "unknown"
+            if wrong[i]:
+                cause = "selection"
+            elif pair[0] is not None and pair[1] is not None:
+                cause = "near-tie" if max(pair[0], pair[1]) <= NEAR_TIE else "error"
+            d.router_changed += 1
+            d.router_causes[cause] += 1
+            if len(d.router) < _KEPT_CHANGES:
+                set_a, set_b = set(a[i].tolist()), set(b[i].tolist())
+                d.router.append(
+                    RouterChange(
+                        layer,
+                        int(self._positions[i]),
+                        sorted(set_a - set_b),
+                        sorted(set_b - set_a),
+                        pair[0],
+                        pair[1],
+                        None if drift is None else float(drift[i]),
+                        cause,
+                    )
+                )
+
+    def _compare_logits(self, a: Array, b: Array) -> None:
+        d = self.diff
+        d.logit_rows += len(a)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            d.notes.append("logits hold NaN or infinity: no KL and no argmax for them")
+            return
+        kl = kl_divergence(b, a)
+        d.kl_sum += float(kl.sum())
+        d.kl_max = max(d.kl_max, float(kl.max()))
+        top_a, top_b = a.argmax(axis=1), b.argmax(axis=1)
+        for i in np.flatnonzero(top_a != top_b).tolist():
+            d.argmax_changed += 1
+            if len(d.argmax) < _KEPT_CHANGES:
+                x, y = int(top_a[i]), int(top_b[i])
+                gap_a, gap_b = float(a[i, x] - a[i, y]), float(b[i, y] - b[i, x])
+                d.argmax.append(ArgmaxChange(int(self._positions[i]), x, y, gap_a, gap_b))
+
+
+def _not_top(logits: Array, chosen: Array) -> Array:
+    """Rows whose chosen experts are not the largest logits, beyond a rounding's tie."""
+    outside = np.ones(logits.shape, bool)
+    np.put_along_axis(outside, chosen.clip(0, logits.shape[1] - 1), False, axis=1)
+    best_outside = np.where(outside, logits, -np.inf).max(axis=1)
+    worst_chosen = np.where(outside, np.inf, logits).min(axis=1)
+    wrong = best_outside - worst_chosen > 1e-6 * np.abs(worst_chosen).clip(1)
+    distinct = (~outside).sum(axis=1) == chosen.shape[1]
+    out: Array = wrong | ~distinct
+    return out
+
+
+def _notes(a: Manifest, b: Manifest) -> list[str]:
+    names = ("model_sha256", "activation_planes", "numerics", "isobit")
+    return [
+        f"{name}: A has {x}, B has {y}"
+        for name in names
+        if (x := getattr(a, name)) != (y := getattr(b, name)) and None not in (x, y)
+    ]
+
+
+def compare(
+    a: Trace,
+    b: Trace,
+    stages: frozenset[str] | None = None,
+    layers: Iterable[int] | None = None,
+    replay: Replay | None = None,
+    *,
+    histograms: bool = False,
+) -> Diff:
+    """Compare two traces of the same tokens; stages and layers default to all that were recorded.
+
+    With a ``replay`` (of the model, in B's arithmetic) each difference gets an origin; with
+    ``histograms`` every stage gets one, for the report. Raises
+    NothingCompared if a stage is in one trace only, or if there is nothing to compare.
+    """
+    if a.manifest.tokens != b.manifest.tokens:
+        raise NothingCompared("expected two traces of the same tokens, got different ones")
+    if len(a.manifest.tokens) < 2:
+        raise NothingCompared("expected traces of at least 2 tokens, got 1")
+    positions = np.intersect1d(a.manifest.positions, b.manifest.positions).astype(np.int32)
+    if not positions.size:
+        raise NothingCompared("expected tokens recorded in both traces, got none in common")
+    comparer = Comparer(a.manifest, b.manifest, replay, histograms=histograms)
+    comparer.start(np.array(a.manifest.tokens, np.int32)[positions], positions)
+    rows_a, rows_b = _rows(a, positions), _rows(b, positions)
+    for key in _common(a, b, stages, layers, comparer.diff):
+        stage, layer = key
+        value_a, value_b = _taken(a, key, rows_a), _taken(b, key, rows_b)
+        margins: tuple[Array | None, Array | None] = (None, None)
+        if layer is not None and stage == "moe_router_indices":
+            m_a, m_b = a.margin(layer), b.margin(layer)
+            margins = (None if m_a is None else m_a[rows_a], None if m_b is None else m_b[rows_b])
+        comparer.add(stage, layer, value_a, value_b, margins)
+    if not comparer.diff.stages:
+        raise NothingCompared("expected stages in both traces, got none to compare")
+    return comparer.diff
+
+
+def _rows(trace: Trace, positions: I32) -> Array:
+    return np.searchsorted(trace.manifest.positions, positions)
+
+
+def _taken(trace: Trace, key: Key, rows: Array) -> Array:
+    value, tokens = trace[key], len(trace.manifest.positions)
+    if value.ndim < 2 or len(value) != tokens:
+        raise NothingCompared(
+            f"{key[0]}: expected values of {tokens} tokens, got shape {value.shape}"
+        )
+    return value if len(rows) == len(value) else value[rows]
+
+
+def _common(
+    a: Trace, b: Trace, stages: frozenset[str] | None, layers: Iterable[int] | None, diff: Diff
+) -> list[Key]:
+    """The stages to compare; refuses one that only a single trace has."""
+    wanted_layers = None if layers is None else set(layers)
+
+    def chosen(trace: Trace) -> list[Key]:
+        return [
+            (s, i)
+            for s, i in trace.stages()
+            if (stages is None or s in stages)
+            and (i is None or wanted_layers is None or i in wanted_layers)
+        ]
+
+    in_a, in_b = chosen(a), chosen(b)
+    silent = set(a.manifest.not_recorded) | set(b.manifest.not_recorded)
+    for mine, theirs, name in ((in_a, set(in_b), "B"), (in_b, set(in_a), "A")):
+        for key in mine:
+            if key not in theirs and key[0] not in silent:
+                where = StageDiff(*key, shape=()).where
+                raise NothingCompared(
+                    f"{where}: expected in both traces, missing in {name}; record both with the "
+                    "same --stages and --layers, or name those to compare"
+                )
+    diff.not_compared = sorted(silent & {s for s, _ in in_a + in_b})
+    if stages is not None:
+        absent = stages - {s for s, _ in in_a}
+        if absent:
+            raise NothingCompared(f"{sorted(absent)[0]}: expected in both traces, found in none")
+    common = set(in_b)
+    return [key for key in in_a if key in common]

@@ -1,0 +1,193 @@
+"""What differs between two runs: where they part, by how much, and what it changed."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from isobit.verify.histogram import Histogram
+from isobit.verify.metrics import Distance
+from isobit.verify.replay import Origin
+from isobit.verify.trace import Manifest
+
+Cause = Literal["near-tie", "error", "selection", "unknown"]
+
+
+@dataclass
+class StageDiff:
+    """One stage of one layer in both runs."""
+
+    stage: str
+    layer: int | None
+    shape: tuple[int, ...]
+    distance: Distance = field(default_factory=Distance)
+    origin: Origin | None = None
+    """What replay says of a difference; None if there is none or nothing was replayed."""
+    own_error: Distance | None = None
+    """Accuracy only: how far A's operation alone is off, on A's own inputs."""
+    histogram: Histogram | None = None
+
+    @property
+    def where(self) -> str:
+        """The stage and layer in words."""
+        return self.stage if self.layer is None else f"{self.stage} of layer {self.layer}"
+
+
+@dataclass
+class RouterChange:
+    """A token whose set of experts differs."""
+
+    layer: int
+    position: int
+    only_a: list[int]
+    only_b: list[int]
+    margin_a: float | None
+    margin_b: float | None
+    """Router margins, see ``router_margin``."""
+    drift: float | None
+    """Largest difference between the two runs' router logits of this token."""
+    cause: Cause
+    """near-tie: both margins are at most 1 %. error: they are not; the router's input or logits
+    moved too far. selection: a run did not choose the experts its own logits say."""
+
+
+@dataclass
+class ArgmaxChange:
+    """A token after which the likeliest next token differs."""
+
+    position: int
+    a: int
+    b: int
+    gap_a: float
+    gap_b: float
+    """How far the two tokens' logits lie apart in each run."""
+
+
+@dataclass
+class Diff:
+    """All that differs between run A and run B; B is the one measured against."""
+
+    a: Manifest
+    b: Manifest
+    stages: list[StageDiff] = field(default_factory=list)
+    router_rows: int = 0
+    """Token-layers whose experts were compared."""
+    router_changed: int = 0
+    router_reordered: int = 0
+    """Token-layers with the same experts in another order."""
+    router_causes: Counter[str] = field(default_factory=Counter)
+    router: list[RouterChange] = field(default_factory=list)
+    logit_rows: int = 0
+    argmax_changed: int = 0
+    argmax: list[ArgmaxChange] = field(default_factory=list)
+    kl_sum: float = 0.0
+    kl_max: float = 0.0
+    not_compared: list[str] = field(default_factory=list)
+    """Stages one of the backends does not hold."""
+    notes: list[str] = field(default_factory=list)
+    accuracy: bool = False
+    """B is an oracle or another engine: nothing is called identical."""
+
+    @property
+    def identical(self) -> bool:
+        """Whether every compared bit is equal."""
+        return all(s.distance.identical for s in self.stages)
+
+    @property
+    def first(self) -> StageDiff | None:
+        """The first stage in graph order that differs."""
+        return next((s for s in self.stages if not s.distance.identical), None)
+
+    @property
+    def faulty(self) -> list[StageDiff]:
+        """Stages that replay found to be wrong by themselves."""
+        return [s for s in self.stages if s.origin is not None and s.origin.startswith("faulty")]
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Mean KL(B || A) of the next-token distributions, in nats."""
+        return self.kl_sum / self.logit_rows if self.logit_rows else None
+
+    def apart(self) -> list[tuple[StageDiff, float]]:
+        """Layers that stand apart from a stage's other layers, with how many times their median.
+
+        By relative RMS on a log scale: more than 3.5 robust deviations above and twice the median.
+        """
+        found = []
+        for stage in dict.fromkeys(s.stage for s in self.stages if s.layer is not None):
+            rows = [s for s in self.stages if s.stage == stage]
+            level = np.array([max(s.distance.relative_rms or 0.0, 1e-9) for s in rows])
+            x = np.log10(level)
+            middle = np.median(x)
+            spread = 1.4826 * np.median(np.abs(x - middle)) + 0.05
+            apart = (len(rows) >= 4) & ((x - middle) / spread > 3.5) & (x - middle > np.log10(2))
+            found += [(rows[i], float(10 ** (x[i] - middle))) for i in np.flatnonzero(apart)]
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in JSON's types."""
+        first = self.first
+        out = {
+            "identical": None if self.accuracy else self.identical,
+            "first": first and {"stage": first.stage, "layer": first.layer},
+            "a": asdict(self.a),
+            "b": asdict(self.b),
+            "stages": [_stage_json(s) for s in self.stages],
+            "router": {
+                "rows": self.router_rows,
+                "changed": self.router_changed,
+                "reordered": self.router_reordered,
+                "causes": dict(self.router_causes),
+                "changes": [asdict(c) for c in self.router],
+            },
+            "argmax": {
+                "rows": self.logit_rows,
+                "changed": self.argmax_changed,
+                "changes": [asdict(c) for c in self.argmax],
+            },
+            "kl": {"mean": self.mean_kl, "max": self.kl_max if self.logit_rows else None},
+            "apart": [
+                {"stage": s.stage, "layer": s.layer, "times_median": t} for s, t in self.apart()
+            ],
+            "not_compared": self.not_compared,
+            "notes": self.notes,
+        }
+        return cast(dict[str, Any], _finite(out))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _stage_json(s: StageDiff) -> dict[str, Any]:
+    out: dict[str, Any] = {"stage": s.stage, "layer": s.layer, "shape": list(s.shape)}
+    out |= _distance_json(s.distance) | {"origin": s.origin}
+    if s.own_error is not None:
+        out["own_relative_rms"] = s.own_error.relative_rms
+    return out
+
+
+def _distance_json(d: Distance) -> dict[str, Any]:
+    return {
+        "identical": d.identical,
+        "values": d.values,
+        "differing": d.differing,
+        "max_ulp": d.max_ulp,
+        "max_abs": d.max_abs,
+        "cosine": d.cosine,
+        "relative_rms": d.relative_rms,
+        "nonfinite_a": d.nonfinite_a,
+        "nonfinite_b": d.nonfinite_b,
+        "first_position": d.first_position,
+        "worst": [
+            [w.position, w.index, *(v if np.isfinite(v) else str(v) for v in (w.a, w.b))]
+            for w in d.worst
+        ],
+    }

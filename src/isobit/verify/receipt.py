@@ -1,0 +1,282 @@
+"""Receipts: what a generation was made of, so that anyone with the model can compute it again.
+
+A receipt holds the model's digest, the numerics version, prompt, sampling settings and tokens, and
+for each token digests of the logits it was chosen from and of the experts behind them. Equal
+digests on another backend mean equal bits.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from isobit import __version__, numerics
+from isobit.backends.base import F32, I32
+from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
+from isobit.runtime.model import Model
+from isobit.runtime.sampler import Sampler, Sampling
+
+FORMAT = "isobit receipt 1"
+_ROWS_AT_ONCE = 64  # logits held while replaying
+_LIMIT = 1 << 28  # bytes of a receipt
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """One generated token."""
+
+    token: int
+    logits: str
+    """SHA-256 (hex) of the logits it was chosen from, float32 little-endian."""
+    experts: list[str]
+    """For each layer the first 12 hex digits of the SHA-256 of the expert ids (int32, in rank
+    order) of the tokens that were run for it: the prompt for the first, one token for the others.
+    Empty for a dense model."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A generation's receipt."""
+
+    model: str
+    model_sha256: str
+    activation_planes: int
+    prompt: list[int]
+    sampling: dict[str, Any]
+    """The fields of ``Sampling``, with the seed in force."""
+    tokens: list[TokenRecord]
+    backend: str
+    device: str
+    numerics: int = numerics.VERSION
+    isobit: str = __version__
+    format: str = FORMAT
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        try:
+            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: cannot write the receipt: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Receipt":
+        """Read and check; raises FileRefused."""
+        try:
+            with Path(path).open("rb") as file:
+                data = json.loads(file.read(_LIMIT))
+        except (OSError, ValueError, RecursionError) as error:
+            raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FileRefused(f"{path}: expected {FORMAT!r}, got something else")
+        wrong = next((n for n, ok in _checks(data) if not ok), None)
+        if wrong is not None:
+            raise FileRefused(f"{path}: {wrong} is missing or malformed")
+        data = {f.name: data[f.name] for f in fields(cls)}
+        data["tokens"] = [TokenRecord(**t) for t in data["tokens"]]
+        return cls(**data)
+
+
+def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    for name in ("model", "model_sha256", "backend", "device", "isobit"):
+        yield name, isinstance(data.get(name), str)
+    for name in ("numerics", "activation_planes"):
+        yield name, type(data.get(name)) is int
+    prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
+    yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
+    yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))
+    yield "sampling", isinstance(sampling, dict) and _is_sampling(sampling)
+
+
+def _is_record(t: Any) -> bool:
+    return (
+        isinstance(t, dict)
+        and t.keys() == {"token", "logits", "experts"}
+        and type(t["token"]) is int
+        and isinstance(t["logits"], str)
+        and isinstance(t["experts"], list)
+        and all(isinstance(e, str) for e in t["experts"])
+    )
+
+
+def _is_sampling(data: dict[str, Any]) -> bool:
+    if data.keys() != {f.name for f in fields(Sampling)} or type(data["seed"]) is not int:
+        return False
+    numbers = all(type(v) in (int, float) for v in data.values())
+    try:
+        return numbers and type(data["top_k"]) is int and bool(Sampling(**data))
+    except IsobitError:
+        return False
+
+
+class Recorder:
+    """Watches one generation: ``model.generate(prompt, watch=recorder)``; then ``receipt()``."""
+
+    stages = frozenset({"moe_router_indices"})
+
+    def __init__(self) -> None:
+        self._model: Model | None = None
+        self._tokens: list[TokenRecord] = []
+        self._pass: dict[int, list[I32]] = {}
+        self._routes: list[I32] = []
+
+    def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
+        """The generation starts."""
+        if self._model is not None:
+            raise UsageError("a recorder watches one generation: make another")
+        self._model, self._prompt = model, list(prompt)
+        self._sampling = asdict(sampling) | {"seed": seed}
+
+    def tap(self, _stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        """Take the experts of a pass."""
+        self._pass.setdefault(layer or 0, []).append(np.array(value, np.int32))
+
+    def chose(self, logits: F32, token: int) -> None:
+        """Seal a token."""
+        experts = [np.concatenate(self._pass[i]) for i in sorted(self._pass)]
+        self._pass = {}
+        if experts:
+            self._routes.append(np.stack(experts, axis=1))
+        self._tokens.append(TokenRecord(token, _digest(logits), list(map(_short, experts))))
+
+    def receipt(self) -> Receipt:
+        """The receipt of what was generated so far."""
+        if self._model is None:
+            raise UsageError("nothing was generated: no receipt")
+        m = self._model
+        return Receipt(
+            model=m.path.name,
+            model_sha256=m.file.sha256(),
+            activation_planes=m.engine.activation_planes,
+            prompt=self._prompt,
+            sampling=self._sampling,
+            tokens=list(self._tokens),
+            backend=m.backend.name,
+            device=m.backend.device,
+        )
+
+    def routes(self) -> tuple[I32, I32]:
+        """The tokens that were run, int32 [T], and their experts, int32 [T, layers, k].
+
+        The last token generated was not run. Raises UsageError for a dense model.
+        """
+        if not self._routes:
+            raise UsageError("routes: expected a mixture of experts that ran, got none")
+        experts = np.concatenate(self._routes)
+        ids = self._prompt + [t.token for t in self._tokens]
+        return np.array(ids[: len(experts)], np.int32), experts
+
+    def save_routes(self, path: str | Path) -> None:
+        """Write :meth:`routes` as safetensors: ``tokens`` and ``experts``."""
+        tokens, experts = self.routes()
+        try:
+            save_file({"tokens": tokens, "experts": experts}, str(path))
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{path}: cannot write the routes: {error}") from None
+
+
+def _digest(logits: F32) -> str:
+    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").tobytes()).hexdigest()
+
+
+def _short(experts: I32) -> str:
+    return hashlib.sha256(np.ascontiguousarray(experts, "<i4").tobytes()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first thing of a receipt that came out otherwise."""
+
+    index: int
+    """Which generated token, from 0."""
+    stage: str
+    """moe_router_indices, lm_head, or "sampling": equal logits gave another token."""
+    layer: int | None
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f" of layer {self.layer}"
+        return f"generated token {self.index}: {self.stage}{layer}"
+
+
+@dataclass
+class _Seen:
+    """What a replay's passes gave, by position."""
+
+    logits: dict[int, F32] = field(default_factory=dict)
+    experts: dict[int, list[I32]] = field(default_factory=dict)
+    start: int = 0
+
+    def tap(self, _stage: str, _layer: int | None, value: NDArray[np.generic]) -> None:
+        """Take a layer's experts of the tokens from position ``start`` on."""
+        for i, row in enumerate(np.array(value, np.int32)):
+            self.experts.setdefault(self.start + i, []).append(row)
+
+    def experts_of(self, first: int, stop: int) -> list[I32]:
+        """For each layer the experts of positions first … stop-1."""
+        rows = [self.experts[p] for p in range(first, stop) if p in self.experts]
+        return [np.stack([r[i] for r in rows]) for i in range(len(rows[0]))] if rows else []
+
+
+def replay(receipt: Receipt, model: Model) -> Difference | None:
+    """Compute a receipt again on a model; None if every digest and token is the same.
+
+    Prompt and tokens run in chunks, which gives the same bits as one by one. Raises FileRefused if
+    the receipt is of another model or arithmetic, NothingCompared if it holds no token.
+    """
+    _check_same(receipt, model)
+    tokens = [t.token for t in receipt.tokens]
+    prompt = model.checked(receipt.prompt)
+    ids = model.checked(prompt + tokens[:-1])
+    sampler = Sampler(Sampling(**receipt.sampling))
+    seen, done, start = _Seen(), 0, 0
+    with model.new_sequence() as sequence:
+        while start < len(ids):
+            room = model.engine.chunk if start < len(prompt) else _ROWS_AT_ONCE
+            stop = min(start + room, len(ids), len(prompt) if start < len(prompt) else len(ids))
+            rows = [i for i in range(start, stop) if i >= len(prompt) - 1]
+            seen.start = start
+            wanted = [i - start for i in rows]
+            logits = model.run(sequence, ids[start:stop], wanted, seen.tap, Recorder.stages)
+            seen.logits |= dict(zip(rows, logits, strict=True))
+            start = stop
+            while done < len(tokens) and len(prompt) - 1 + done in seen.logits:
+                found = _first(receipt, done, seen, sampler, prompt + tokens[:done])
+                if found is not None:
+                    return found
+                done += 1
+    return None
+
+
+def _check_same(receipt: Receipt, model: Model) -> None:
+    if not receipt.tokens:
+        raise NothingCompared("receipt: expected at least one generated token, got none")
+    for what, said, got in (
+        ("model sha256", receipt.model_sha256, model.file.sha256()),
+        ("numerics version", receipt.numerics, numerics.VERSION),
+        ("activation planes", receipt.activation_planes, model.engine.activation_planes),
+    ):
+        if said != got:
+            raise FileRefused(f"receipt: {what}: expected {said}, the loaded model has {got}")
+
+
+def _first(
+    receipt: Receipt, index: int, seen: _Seen, sampler: Sampler, history: Sequence[int]
+) -> Difference | None:
+    """The first difference in one generated token."""
+    said, at = receipt.tokens[index], len(receipt.prompt) - 1 + index
+    got = list(map(_short, seen.experts_of(0 if index == 0 else at, at + 1)))
+    for layer in range(max(len(got), len(said.experts))):
+        if got[layer : layer + 1] != said.experts[layer : layer + 1]:
+            return Difference(index, "moe_router_indices", layer)
+    logits = seen.logits.pop(at)
+    if _digest(logits) != said.logits:
+        return Difference(index, "lm_head", None)
+    if sampler.choose(logits, history) != said.token:
+        return Difference(index, "sampling", None)
+    return None

@@ -1,0 +1,60 @@
+"""Operation replay: is an operation wrong, or was it handed something wrong?
+
+Every stage is computed again from what its own run recorded before it, in the arithmetic of the
+run it is measured against. A stage whose recorded value differs from that is *faulty*. One that
+agrees did what it should with inputs that already differed: *propagated*.
+"""
+
+from typing import Literal
+
+from isobit.backends.base import I32
+from isobit.model.weights import Weights
+from isobit.verify.arithmetic import Arithmetic, Array
+from isobit.verify.graph import Run
+from isobit.verify.metrics import Distance
+
+Origin = Literal["faulty", "faulty in B", "faulty in both", "propagated", "not replayed"]
+
+
+class Replay:
+    """Follows two runs A and B stage by stage."""
+
+    def __init__(self, weights: Weights, arithmetic: Arithmetic) -> None:
+        self._arithmetic = arithmetic
+        self._a, self._b = Run(weights), Run(weights)
+
+    def start(self, tokens: I32, positions: I32) -> None:
+        """A chunk begins: its tokens and their positions."""
+        self._positions = positions
+        self._a.start(tokens, positions)
+        self._b.start(tokens, positions)
+
+    def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:
+        """Both runs' values of a stage, after it was judged."""
+        self._a.put(stage, layer, a)
+        self._b.put(stage, layer, b)
+
+    def own_error(self, stage: str, layer: int | None, a: Array) -> Distance | None:
+        """A's value against the same operation on A's own inputs; None if one is not there."""
+        return self._compared(self._a, stage, layer, a)
+
+    def origin(self, stage: str, layer: int | None, a: Array, b: Array) -> Origin:
+        """Where the difference between A's and B's value comes from."""
+        own_a = self._compared(self._a, stage, layer, a)
+        own_b = self._compared(self._b, stage, layer, b)
+        if own_a is None or own_b is None:
+            return "not replayed"
+        if own_a.identical and own_b.identical:
+            return "propagated"
+        if own_b.identical:
+            return "faulty"
+        return "faulty in B" if own_a.identical else "faulty in both"
+
+    def _compared(self, run: Run, stage: str, layer: int | None, got: Array) -> Distance | None:
+        inputs = run.inputs(stage, layer)
+        if inputs is None:
+            return None
+        expected = run.compute(stage, layer, inputs, self._arithmetic)
+        distance = Distance()
+        distance.add(got.reshape(expected.shape), expected, self._positions)
+        return distance

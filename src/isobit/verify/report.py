@@ -1,0 +1,191 @@
+"""A difference for people: sentences, a table, and one HTML file that needs no network."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from itertools import groupby
+
+from isobit.verify.diff import Diff, StageDiff
+from isobit.verify.histogram import LARGEST, SMALLEST
+from isobit.verify.metrics import WorstValue
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def summary(diff: Diff) -> list[str]:
+    """What is to be said about a difference, most important first; one sentence a line."""
+    lines = [_verdict(diff)]
+    if diff.faulty:
+        lines.append(
+            f"replay: faulty {_places(diff.faulty)}; the rest is propagated "
+            f"({sum(s.origin == 'propagated' for s in diff.stages)} stages)"
+        )
+    elif any(s.origin == "propagated" for s in diff.stages):
+        lines.append("replay: no faulty operation among the stages compared")
+    lines += _router(diff) + _next_token(diff)
+    apart = diff.apart()
+    for s, times in sorted(apart, key=lambda pair: -pair[1])[:5]:
+        lines.append(f"stands apart: {s.where}, {times:.3g} times the median of its stage")
+    if len(apart) > 5:
+        lines.append(f"stands apart: {len(apart) - 5} more")
+    if diff.not_compared:
+        lines.append(f"not compared (a backend does not hold it): {', '.join(diff.not_compared)}")
+    return lines + [f"note: {note}" for note in diff.notes]
+
+
+def _verdict(diff: Diff) -> str:
+    values = sum(s.distance.values for s in diff.stages)
+    scope = f"{len(diff.stages)} stages, {values} values, {len(diff.a.tokens)} tokens"
+    if diff.accuracy:
+        last = diff.stages[-1]
+        return (
+            f"accuracy of {diff.a.backend} against {diff.b.backend} over {scope}: "
+            f"{last.where}: cosine {_shown(last.distance.cosine, 9)}, "
+            f"relative RMS {_shown(last.distance.relative_rms)}"
+        )
+    first = diff.first
+    if first is None:
+        return f"identical: {scope}"
+    d = first.distance
+    differing = sum(not s.distance.identical for s in diff.stages)
+    return (
+        f"different: {differing} of {scope}; the first is {first.where} "
+        f"(from position {d.first_position}): {d.differing} of {d.values} values, "
+        f"up to {'-' if d.max_ulp is None else d.max_ulp} ulp, largest difference "
+        f"{_shown(d.max_abs)}, cosine {_shown(d.cosine, 9)}, relative RMS {_shown(d.relative_rms)}"
+    )
+
+
+def _router(diff: Diff) -> list[str]:
+    if not diff.router_rows:
+        return []
+    causes = ", ".join(f"{n} {cause}" for cause, n in diff.router_causes.most_common())
+    line = f"experts: {diff.router_changed} of {diff.router_rows} token-layers changed"
+    line += f" ({causes})" if causes else ""
+    line += f"; {diff.router_reordered} only in order" if diff.router_reordered else ""
+    lines = [line]
+    for c in diff.router[:3]:
+        lines.append(
+            f"  layer {c.layer} position {c.position}: A took {_ids(c.only_a)}, B {_ids(c.only_b)}"
+            f"; margins {_shown(c.margin_a)} and {_shown(c.margin_b)}, logits moved by "
+            f"{_shown(c.drift)}: {c.cause}"
+        )
+    return lines
+
+
+def _next_token(diff: Diff) -> list[str]:
+    if not diff.logit_rows:
+        return []
+    line = f"next token: argmax changed at {diff.argmax_changed} of {diff.logit_rows} positions"
+    line += f"; KL(B‖A) mean {_shown(diff.mean_kl)}, largest {_shown(diff.kl_max)}"
+    return [line]
+
+
+def _places(stages: Sequence[StageDiff]) -> str:
+    parts = []
+    for name in dict.fromkeys(s.stage for s in stages):
+        rows = [s for s in stages if s.stage == name]
+        layers = [s.layer for s in rows if s.layer is not None]
+        text = name + (f" of layer {_ranges(layers)}" if layers else "")
+        sides = {s.origin for s in rows} - {"faulty"}
+        parts.append(
+            text + (f" [{', '.join(str(o) for o in sorted(map(str, sides)))}]" if sides else "")
+        )
+    return ", ".join(parts)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    runs = []
+    for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [n for _, n in group]
+        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return ", ".join(runs)
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return "+".join(map(str, ids)) or "none"
+
+
+def _shown(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def table(diff: Diff, *, every: bool = False) -> Table:
+    """Header and rows: a row for each stage, the worst of its layers; or for each layer too."""
+    header = [
+        "stage",
+        "layers",
+        "differing",
+        "max ulp",
+        "max |A-B|",
+        "cosine",
+        "rel. RMS",
+        "NaN/Inf",
+    ]
+    header.append("own rel. RMS" if diff.accuracy else "origin")
+    groups: list[list[StageDiff]] = []
+    for s in diff.stages:
+        if every or not (found := [g for g in groups if g[0].stage == s.stage]):
+            groups.append([s])
+        else:
+            found[0].append(s)
+    return header, [_row(g, accuracy=diff.accuracy, every=every) for g in groups]
+
+
+def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str]:
+    d = [s.distance for s in group]
+    wrong = [s for s in group if not s.distance.identical]
+    if every:
+        layers = "" if group[0].layer is None else str(group[0].layer)
+    elif not wrong or accuracy:
+        layers = "" if group[0].layer is None else f"all {len(group)}"
+    else:
+        layers = _ranges([s.layer for s in wrong if s.layer is not None])
+    ulps = [x.max_ulp for x in d]
+    rms = [x.relative_rms for x in d]
+    cosines = [x.cosine for x in d if x.cosine is not None]
+    bad = sum(x.nonfinite_a + x.nonfinite_b for x in d)
+    differing = sum(x.differing for x in d)
+    if accuracy:
+        own = [s.own_error.relative_rms for s in group if s.own_error is not None]
+        last = _shown(max((x for x in own if x is not None), default=None), 2)
+    else:
+        last = ", ".join(sorted({s.origin for s in wrong if s.origin})) if wrong else ""
+    return [
+        group[0].stage,
+        layers,
+        f"{differing} of {sum(x.values for x in d)}" if differing or accuracy else "identical",
+        "-" if None in ulps else str(max(u for u in ulps if u is not None)),
+        _shown(max(x.max_abs for x in d), 2),
+        _shown(min(cosines), 8) if cosines else "-",
+        "-" if None in rms else _shown(max(x for x in rms if x is not None), 2),
+        str(bad) if bad else "",
+        last,
+    ]
+
+
+def worst_values(diff: Diff, n: int = 20) -> list[tuple[StageDiff, WorstValue]]:
+    """The values furthest apart, of each stage and layer at most five."""
+    found = [(s, w) for s in diff.stages for w in s.distance.worst]
+    return sorted(found, key=lambda pair: -abs(pair[1].a - pair[1].b))[:n]
+
+
+def html(diff: Diff) -> str:
+    """One self-contained page."""
+    data = diff.to_json() | {
+        "summary": summary(diff),
+        "accuracy": diff.accuracy,
+        "difference_range": [SMALLEST, LARGEST],
+        "worst": [
+            [s.stage, s.layer, w.position, w.index, repr(w.a), repr(w.b)]
+            for s, w in worst_values(diff)
+        ],
+    }
+    for entry, s in zip(data["stages"], diff.stages, strict=True):
+        if s.histogram is not None:
+            entry["histogram"] = asdict(s.histogram)
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = resources.files("isobit.verify").joinpath("report.html").read_text("utf-8")
+    return page.replace("/*DATA*/null", text)

@@ -1,0 +1,328 @@
+"""Traces: the values of chosen stages of one run, in a safetensors file that says what it is.
+
+Tensors are called ``embedding``, ``layers.3.attn_norm``, …; their first axis is the tokens whose
+positions the manifest gives. The manifest is JSON under the key ``isobit`` of the file's metadata.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from isobit import __version__, numerics
+from isobit.backends.base import I32
+from isobit.config import ModelConfig
+from isobit.errors import FileRefused, UsageError
+from isobit.model.stages import ON_REQUEST, all_stages
+from isobit.runtime.model import Model
+from isobit.verify.arithmetic import Array
+from isobit.verify.metrics import router_margin
+
+FORMAT = 1
+CHUNK = 512
+MARGIN = "moe_router_margin"
+"""Recorded with moe_router_indices: ``router_margin`` of the layer's router logits."""
+
+Key = tuple[str, int | None]
+Emit = Callable[[str, int | None, I32, Array], None]
+"""Receives (stage, layer, positions int32 [T], value [T, …])."""
+
+_ORDER = {s: i for moe in (False, True) for i, s in enumerate((*all_stages(moe=moe), MARGIN))}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was recorded, of what."""
+
+    tokens: list[int]
+    positions: list[int]
+    """The tokens that were recorded: all of them, or e.g. the last alone."""
+    backend: str
+    device: str = ""
+    model: str = ""
+    model_sha256: str | None = None
+    architecture: str = ""
+    activation_planes: int | None = None
+    numerics: int | None = None
+    """None for a run that does not follow docs/numerics.md (another engine, the oracle)."""
+    not_recorded: list[str] = dataclasses.field(default_factory=list)
+    """Stages that were asked for but that the backend does not hold."""
+    isobit: str = __version__
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "Manifest":
+        """Read and check; raises FileRefused."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise FileRefused(
+                f"{source}: expected a manifest in JSON, got something else"
+            ) from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FileRefused(
+                f"{source}: expected a trace of format {FORMAT}; record it again with this version"
+            )
+        for f in dataclasses.fields(cls):
+            if f.name not in data or not _is(f.name, data[f.name]):
+                raise FileRefused(f"{source}: manifest: {f.name} is missing or malformed")
+        positions = data["positions"]
+        if positions != sorted(set(positions)) or positions[-1:] >= [len(data["tokens"])]:
+            raise FileRefused(f"{source}: manifest: expected positions of tokens, ascending")
+        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
+
+
+def _is(name: str, value: Any) -> bool:
+    if name in ("tokens", "positions"):
+        return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 31 for v in value)
+    if name == "not_recorded":
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if name in ("activation_planes", "numerics", "format"):
+        return value is None or type(value) is int
+    return isinstance(value, str) or (name == "model_sha256" and value is None)
+
+
+class Trace:
+    """A manifest and tensors by (stage, layer)."""
+
+    def __init__(self, manifest: Manifest, tensors: Mapping[str, Array]) -> None:
+        self.manifest = manifest
+        self._tensors = tensors
+
+    def __contains__(self, key: Key) -> bool:
+        return _name(*key) in self._tensors
+
+    def __getitem__(self, key: Key) -> Array:
+        return self._tensors[_name(*key)]
+
+    def stages(self) -> list[Key]:
+        """Every (stage, layer) in graph order; margins are not stages."""
+        return sorted((k for k in map(_key, self._tensors) if k[0] != MARGIN), key=graph_order)
+
+    def margin(self, layer: int) -> Array | None:
+        """The router margins of a layer, [T]; None if they were not recorded."""
+        return self._tensors.get(_name(MARGIN, layer))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; an existing one is replaced."""
+        tensors = {n: np.ascontiguousarray(a) for n, a in self._tensors.items()}
+        try:
+            save_file(tensors, str(path), {"isobit": self.manifest.to_json()})
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{path}: cannot write the trace: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Open a file; tensors are read when they are asked for. Raises FileRefused."""
+        try:
+            file: Any = safe_open(str(path), framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise FileRefused(f"{path}: expected a trace, got: {error}") from None
+        text = (file.metadata() or {}).get("isobit")
+        if text is None:
+            raise FileRefused(f"{path}: expected a trace, got a safetensors file of another kind")
+        trace = cls(Manifest.from_json(text, str(path)), _Lazy(file, str(path)))
+        for name in trace._tensors:
+            if _key(name)[0] not in _ORDER:
+                raise FileRefused(f"{path}: expected the stages of a trace, got a tensor {name!r}")
+        return trace
+
+
+class _Lazy(Mapping[str, Array]):
+    """The tensors of an open file."""
+
+    def __init__(self, file: Any, source: str) -> None:
+        self._file = file
+        self._source = source
+        self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            value: Array = self._file.get_tensor(name)
+        except (TypeError, AttributeError, SafetensorError) as error:
+            raise FileRefused(f"{self._source}: tensor {name}: {error}") from None
+        if value.dtype not in (np.float32, np.float64, np.int32):
+            raise FileRefused(
+                f"{self._source}: tensor {name}: expected F32, F64 or I32, got {value.dtype}"
+            )
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _name(stage: str, layer: int | None) -> str:
+    return stage if layer is None else f"layers.{layer}.{stage}"
+
+
+def _key(name: str) -> Key:
+    head, _, rest = name.partition(".")
+    number, _, stage = rest.partition(".")
+    if head == "layers" and number.isascii() and number.isdigit() and len(number) < 6:
+        return stage, int(number)
+    return name, None
+
+
+def graph_order(key: Key) -> tuple[int, int]:
+    """Sorts (stage, layer) in graph order."""
+    stage, layer = key
+    place = _ORDER[stage]
+    if layer is None:
+        return (-1 if stage == "embedding" else 1 << 20, place)
+    return (layer, place)
+
+
+def parse_stages(text: str, *, moe: bool) -> frozenset[str]:
+    """Stage names separated by commas, or "all"; raises UsageError with the valid names."""
+    valid = all_stages(moe=moe)
+    names = [n.strip() for n in text.split(",")]
+    for name in names:
+        if name not in (*valid, "all"):
+            raise UsageError(f"stage: expected all or some of {', '.join(valid)}; got {name!r}")
+    return frozenset(valid) if "all" in names else frozenset(names)
+
+
+def parse_layers(text: str, n_layers: int) -> range:
+    """``A..B`` (both included), ``A`` or "all"; raises UsageError."""
+    if text == "all":
+        return range(n_layers)
+    first, dots, last = text.partition("..")
+    if not dots:
+        last = first
+    if first.isdecimal() and last.isdecimal() and int(first) <= int(last) < n_layers:
+        return range(int(first), int(last) + 1)
+    raise UsageError(f"layers: expected A..B within 0..{n_layers - 1}, or all; got {text!r}")
+
+
+class ModelRun:
+    """A loaded model as something that can be recorded."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.config: ModelConfig = model.config
+
+    def manifest(self, tokens: Sequence[int]) -> Manifest:
+        """What a recording of these tokens says of itself."""
+        m = self.model
+        return Manifest(
+            tokens=[int(t) for t in tokens],
+            positions=list(range(len(tokens))),
+            backend=m.backend.name,
+            device=m.backend.device,
+            model=m.path.name,
+            model_sha256=m.file.sha256(),
+            architecture=m.config.architecture,
+            activation_planes=m.engine.activation_planes,
+            numerics=numerics.VERSION,
+        )
+
+    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+        """Run a sequence in chunks, every token's logits included; values are the caller's."""
+        with self.model.new_sequence() as sequence:
+            for start in range(0, len(tokens), chunk):
+                part = tokens[start : start + chunk]
+                positions = np.arange(start, start + len(part), dtype=np.int32)
+
+                def tap(stage: str, layer: int | None, value: Array, at: I32 = positions) -> None:
+                    emit(stage, layer, at, np.array(value))  # backends reuse their buffers
+
+                self.model.forward(sequence, part, range(len(part)), tap, stages)
+
+
+class Recordable(Protocol):
+    """Something that runs tokens and emits every stage: a ModelRun, an Oracle, a Transformers."""
+
+    config: ModelConfig
+
+    def manifest(self, tokens: Sequence[int]) -> Manifest:
+        """What a recording of these tokens says of itself."""
+
+    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+        """Run the tokens in chunks of at most ``chunk`` and emit ``stages`` in graph order."""
+
+
+def record(
+    source: Recordable | Model,
+    tokens: Sequence[int],
+    stages: frozenset[str] | None = None,
+    layers: range | None = None,
+) -> Trace:
+    """Run a source and keep the values of stages (default: all) in layers (default: all).
+
+    The margin of moe_router_indices is kept with it. Changes no bit of the run.
+    """
+    run = ModelRun(source) if isinstance(source, Model) else source
+    chunk = run.model.engine.chunk if isinstance(run, ModelRun) else CHUNK
+    wanted = stages if stages is not None else frozenset(all_stages(moe=run.config.is_moe))
+    recorder = Recorder(wanted, layers)
+    ids = check_tokens(tokens, run.config)
+    run.run(ids, chunk, recorder.stages, recorder)
+    return recorder.trace(run.manifest(ids))
+
+
+def check_tokens(tokens: Sequence[int], config: ModelConfig) -> list[int]:
+    """Token ids as a list of int; raises UsageError for none and for ids that there are not."""
+    ids = [int(t) for t in tokens]
+    wrong = next((t for t in ids if not 0 <= t < config.vocab), None)
+    if wrong is not None or not ids:
+        got = "none" if wrong is None else str(wrong)
+        raise UsageError(f"tokens: expected ids from 0 to {config.vocab - 1}, got {got}")
+    return ids
+
+
+class Recorder:
+    """Gathers what a run emits into a trace."""
+
+    def __init__(self, stages: frozenset[str], layers: range | None = None) -> None:
+        self._wanted = stages
+        self._layers = layers
+        extra = {"moe_router_logits"} if "moe_router_indices" in stages else set()
+        self.stages = stages | extra
+        """The stages to run with."""
+        self._logits: Array | None = None
+        self._parts: dict[str, list[Array]] = {}
+
+    def __call__(self, stage: str, layer: int | None, _: I32, value: Array) -> None:
+        """An ``Emit``."""
+        if layer is not None and self._layers is not None and layer not in self._layers:
+            return
+        if stage == "moe_router_logits":
+            self._logits = value
+        if stage not in self._wanted:
+            return
+        self._parts.setdefault(_name(stage, layer), []).append(value)
+        if stage == "moe_router_indices" and self._logits is not None:
+            margin = router_margin(self._logits, value.shape[1]).astype(np.float32)
+            self._parts.setdefault(_name(MARGIN, layer), []).append(margin)
+            self._logits = None
+
+    def trace(self, manifest: Manifest) -> Trace:
+        """Everything gathered."""
+        tensors = {name: _joined(parts) for name, parts in self._parts.items()}
+        seen = {_key(name)[0] for name in tensors}
+        missing = sorted(ON_REQUEST & self._wanted - seen) if seen else []
+        return Trace(dataclasses.replace(manifest, not_recorded=missing), tensors)
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Chunks in one; attention maps [T, H, N] grow with every chunk and are filled with 0."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(p.shape[-1] for p in parts)
+    grown = [np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, width - p.shape[-1])]) for p in parts]
+    return np.concatenate(grown)

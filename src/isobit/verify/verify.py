@@ -1,0 +1,176 @@
+"""Verifying one backend against another, the oracle or another engine, without saved traces.
+
+Both run at the same time and hand over stage by stage, so that only a few tensors of either are
+held, however large the model.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+
+import numpy as np
+
+from isobit.backends.base import I32
+from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.gguf.reader import GGUFFile
+from isobit.model.stages import ON_REQUEST, all_stages
+from isobit.model.weights import Weights
+from isobit.runtime.model import Model, sample_path
+from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
+from isobit.verify.compare import Comparer
+from isobit.verify.diff import Diff
+from isobit.verify.oracle import Float64Arithmetic
+from isobit.verify.replay import Replay
+from isobit.verify.trace import Key, Manifest, ModelRun, Recordable
+
+_AHEAD = 8  # stages one run may be ahead of the other
+Item = tuple[str, int | None, I32, Array]
+"""(stage, layer, positions int32 [T], value [T, …])"""
+
+
+def verify(
+    x: Model,
+    y: Recordable,
+    tokens: Sequence[int],
+    layers: range | None = None,
+    progress: Callable[[str, int | None], None] | None = None,
+    *,
+    histograms: bool = False,
+) -> Diff:
+    """Run x and y over the same tokens and compare every stage as it comes.
+
+    Against another ``ModelRun`` bits are compared, and each difference is replayed in y's
+    arithmetic: a faulty operation or a propagated error. Against anything else the result is an
+    accuracy, with each operation's own error beside the accumulated one. ``layers`` limits what is
+    reported, not what is run. Raises NothingCompared if a stage is missing.
+    """
+    ids = x.checked(tokens)
+    if len(ids) < 2:
+        raise NothingCompared("tokens: expected at least 2 to compare, got 1")
+    run_x = ModelRun(x)
+    weights = Weights.from_file(x.file)
+    arithmetic: Arithmetic = Float64Arithmetic(x.config)
+    exact = isinstance(y, ModelRun)
+    chunk = x.engine.chunk
+    if isinstance(y, ModelRun):
+        if y.model is x:
+            raise UsageError("verify: expected two loaded models, got one twice")
+        arithmetic = SpecArithmetic(x.config, y.model.engine.activation_planes)
+        chunk = min(chunk, y.model.engine.chunk)
+    replay = Replay(weights, arithmetic)
+    comparer = Comparer(
+        run_x.manifest(ids), y.manifest(ids), replay, accuracy=not exact, histograms=histograms
+    )
+    stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
+    start = -1
+    for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
+        if int(positions[0]) != start:
+            start = int(positions[0])
+            comparer.start(np.array(ids, np.int32)[positions], positions)
+        comparer.add(stage, layer, a, b)
+        if progress is not None:
+            progress(stage, layer)
+    if not comparer.diff.stages:
+        raise NothingCompared("expected stages from both backends, got none")
+    if layers is not None:
+        comparer.diff.stages = [
+            s for s in comparer.diff.stages if s.layer is None or s.layer in layers
+        ]
+    return comparer.diff
+
+
+def side_by_side(
+    sources: Sequence[Recordable], ids: list[int], chunk: int, stages: frozenset[str]
+) -> Iterator[list[Item]]:
+    """Run all sources at once and yield each stage as all of them have it.
+
+    Raises NothingCompared if one of them emits another stage than the others.
+    """
+    with ExitStack() as stack:
+        streams = [stack.enter_context(_Stream(s, ids, chunk, stages)) for s in sources]
+        while True:
+            items = [stream.next() for stream in streams]
+            present = [item for item in items if item is not None]
+            if not present:
+                return
+            if len(present) < len(items) or len(set(map(_at, present))) > 1:
+                said = " and ".join(map(_said, items))
+                raise NothingCompared(f"expected the same stages from every run, got {said}")
+            yield present
+
+
+def _at(item: Item) -> tuple[Key, int]:
+    return (item[0], item[1]), int(item[2][0])
+
+
+def _said(item: Item | None) -> str:
+    if item is None:
+        return "the end"
+    return item[0] if item[1] is None else f"{item[0]} of layer {item[1]}"
+
+
+class _Stopped(Exception):
+    """Ends a run whose values nobody wants any more."""
+
+
+class _Stream:
+    """A run in a thread of its own, its values taken one by one."""
+
+    def __init__(
+        self, source: Recordable, ids: list[int], chunk: int, stages: frozenset[str]
+    ) -> None:
+        self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(_AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source, ids, chunk, stages))
+
+    def next(self) -> Item | None:
+        """The next value, or None at the end; raises what the run raised."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _run(self, source: Recordable, ids: list[int], chunk: int, stages: frozenset[str]) -> None:
+        with suppress(_Stopped):
+            try:
+                source.run(ids, chunk, stages, self._emit)
+            except _Stopped:
+                return
+            except BaseException as error:  # raised again by next()
+                self._put(error)
+            self._put(None)
+
+    def _emit(self, stage: str, layer: int | None, positions: I32, value: Array) -> None:
+        self._put((stage, layer, positions, value))
+
+    def _put(self, item: Item | BaseException | None) -> None:
+        while True:
+            if self._stopped.is_set():
+                raise _Stopped
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def __enter__(self) -> "_Stream":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+def open_replay(path: str, b: Manifest) -> Replay:
+    """A replay of traces measured against ``b``: in its planes, or float64 for another engine.
+
+    Raises FileRefused if the model is not the one that ``b`` was recorded from.
+    """
+    with GGUFFile.open(sample_path() if path == "sample" else path) as file:
+        if b.model_sha256 is not None and b.model_sha256 != file.sha256():
+            raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
+        weights = Weights.from_file(file)  # its views keep the map open
+    if b.numerics is None or b.activation_planes is None:
+        return Replay(weights, Float64Arithmetic(weights.config))
+    return Replay(weights, SpecArithmetic(weights.config, b.activation_planes))

@@ -1,0 +1,129 @@
+"""Backends with a planted fault: the reference, wrong in one place."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import isobit
+from isobit import numerics
+from isobit.backends.base import F32, I32, Batch, Tap
+from isobit.backends.reference import ReferenceBackend
+from isobit.config import EngineConfig
+from isobit.model.weights import Layer, Weights
+from isobit.runtime.model import Model
+
+Change = Callable[[NDArray[Any]], None]
+"""Changes an array in place."""
+
+EXPERT_STAGES = ("moe_expert_gate", "moe_expert_up", "moe_expert_swiglu", "moe_expert_out")
+
+
+class ChangedStage(ReferenceBackend):
+    """Changes the value of one stage of one layer, so that all that follows is computed from it."""
+
+    def __init__(
+        self, weights: Weights, engine: EngineConfig, stage: str, layer: int | None, change: Change
+    ) -> None:
+        super().__init__(weights, engine)
+        self._place, self._change = (stage, layer), change
+
+    def forward(
+        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
+    ) -> F32:
+        def changing(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+            if (stage, layer) == self._place and stage not in EXPERT_STAGES:
+                self._change(value)
+            if tap is not None and (stages is None or stage in stages):
+                tap(stage, layer, value)
+
+        return super().forward(batch, changing, None)
+
+    def _experts(self, layer: Layer, h: F32, ids: I32) -> tuple[F32, F32, F32, F32]:
+        """The experts once more, with a place to change each stage before the next."""
+        index = next(i for i, w in enumerate(self._w.layers) if w.gate is layer.gate)
+
+        def changed(stage: str, value: F32) -> F32:
+            if (stage, index) == self._place:
+                self._change(value)
+            return value
+
+        gate, up, a, y = super()._experts(layer, h, ids)
+        gate, up = changed("moe_expert_gate", gate), changed("moe_expert_up", up)
+        if self._place[0] in EXPERT_STAGES:
+            a = changed("moe_expert_swiglu", numerics.silu_gate(gate, up))
+            for e in np.unique(ids).tolist():
+                at = np.nonzero(ids == e)
+                y[at] = self._matmul(layer.down.expert(e), a[at])
+        return gate, up, a, changed("moe_expert_out", y)
+
+
+class OneLayer(ReferenceBackend):
+    """Runs one layer's attention or feed-forward with other settings."""
+
+    def __init__(self, weights: Weights, engine: EngineConfig, layer: int, fault: str) -> None:
+        super().__init__(weights, engine)
+        self._layer, self._fault = layer, fault
+
+    def _attention_block(self, x, layer, cache, batch, turn, *rest):  # type: ignore[no-untyped-def]
+        if layer is not self._w.layers[self._layer]:
+            return super()._attention_block(x, layer, cache, batch, turn, *rest)
+        if self._fault == "rope off by one":
+            positions = batch.positions + 1
+            cos, sin = numerics.rope_table(self._frequencies, 0, int(positions.max()) + 1)
+            turn = (cos[positions], sin[positions])
+        if self._fault == "k and v heads swapped":
+            append = cache.append
+            cache.append = lambda b, k, v: append(b, k[:, ::-1].copy(), v[:, ::-1].copy())
+        try:
+            return self._coarse(super()._attention_block, x, layer, cache, batch, turn, *rest)
+        finally:
+            cache.__dict__.pop("append", None)
+
+    def _feed_forward_block(self, x, layer, *rest):  # type: ignore[no-untyped-def]
+        if layer is not self._w.layers[self._layer]:
+            return super()._feed_forward_block(x, layer, *rest)
+        return self._coarse(super()._feed_forward_block, x, layer, *rest)
+
+    def _coarse(self, block, *args):  # type: ignore[no-untyped-def]
+        planes = self._planes
+        self._planes = 1 if self._fault == "int8 activations" else planes
+        try:
+            return block(*args)
+        finally:
+            self._planes = planes
+
+
+def with_backend(model: Model, make: Callable[[Weights, EngineConfig], Any]) -> Model:
+    """A model of its own on the backend that ``make`` makes of the weights."""
+    other = isobit.load(model.path, "reference")
+    other.engine = model.engine
+    other.backend = make(Weights.from_file(other.file), other.engine)
+    return other
+
+
+def changed_weight(weights: Weights, layer: int, role: str, change: Change) -> Weights:
+    """Weights whose ``role`` in ``layer`` has other bytes."""
+    w = getattr(weights.layers[layer], role)
+    data = w.data.copy()
+    change(data)
+    layers = list(weights.layers)
+    layers[layer] = replace(layers[layer], **{role: replace(w, data=data)})
+    return replace(weights, layers=tuple(layers))
+
+
+def one_ulp(rng: np.random.Generator) -> Change:
+    """Moves one value to the next number."""
+
+    def change(value: NDArray[Any]) -> None:
+        flat = value.reshape(-1)
+        assert np.shares_memory(flat, value)
+        i = int(rng.integers(flat.size))
+        flat[i] = np.nextafter(flat[i], np.float32(np.inf))
+
+    return change
+
+
+__all__ = ["ChangedStage", "OneLayer", "changed_weight", "one_ulp", "with_backend"]

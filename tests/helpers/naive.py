@@ -1,0 +1,194 @@
+"""docs/numerics.md once more, number by number in Python floats: slow, and sharing no line with
+``isobit.numerics``.
+
+A binary64 operation on binary32 values, rounded to binary32, is the binary32 operation (53 bits
+are more than 2*24 + 1), so ``f32(a + b)`` is one rounding. Integers are Python's; ``int32`` asserts
+that they would have fit.
+"""
+
+from collections.abc import Sequence
+from math import inf, isfinite, isnan, nan, sqrt
+from struct import pack, unpack
+
+import numpy as np
+
+from isobit.gguf.formats import Format
+
+Row = Sequence[float]
+
+
+def f32(x: float) -> float:
+    """Round to binary32."""
+    return float(np.float32(x))
+
+
+def bits(pattern: int) -> float:
+    """The binary32 value of a bit pattern."""
+    return float(unpack("<f", pack("<I", pattern))[0])
+
+
+def int32(n: int) -> int:
+    assert -(2**31) <= n < 2**31, n
+    return n
+
+
+def tree(v: Row) -> float:
+    v = list(v)
+    while len(v) > 1:
+        half = len(v) // 2
+        v = [f32(v[i] + v[i + half]) for i in range(half)]
+    return v[0]
+
+
+def sum256(v: Row) -> float:
+    lanes = [0.0] * 256
+    for j, x in enumerate(v):
+        lanes[j % 256] = f32(lanes[j % 256] + x)
+    return tree(lanes)
+
+
+def exp(x: float) -> float:
+    if isnan(x):
+        return x
+    if x < -87:
+        return 0.0
+    x = min(x, 88.0)
+    n = round(f32(x * bits(0x3FB8AA3B)))  # Python rounds ties to even
+    r = f32(f32(x - f32(n * bits(0x3F318000))) - f32(n * bits(0xB95E8083)))
+    p = bits(0x3AB511E7)
+    for c in (0x3C091D10, 0x3D2AAC79, 0x3E2AAA49, 0x3EFFFFFE, 0x3F800000, 0x3F800000):
+        p = f32(f32(p * r) + bits(c))
+    return f32(p * 2.0**n)
+
+
+def rms_norm(x: Row, weight: Row, eps: float) -> list[float]:
+    mean = f32(sum256([f32(a * a) for a in x]) / len(x))
+    r = f32(1 / f32(sqrt(f32(mean + eps))))
+    return [f32(f32(a * r) * w) for a, w in zip(x, weight, strict=True)]
+
+
+def silu_gate(g: float, u: float) -> float:
+    return f32(f32(g / f32(1 + exp(-g))) * u)
+
+
+def rope(x: Row, cos: Row, sin: Row) -> list[float]:
+    half = len(x) // 2
+    a, b = x[:half], x[half:]
+    first = [f32(f32(a[i] * cos[i]) - f32(b[i] * sin[i])) for i in range(half)]
+    return first + [f32(f32(b[i] * cos[i]) + f32(a[i] * sin[i])) for i in range(half)]
+
+
+def quantise(x: Row, planes: int) -> tuple[list[int], float]:
+    limit, reciprocal = {2: (32639, 0x38008183), 1: (127, 0x3C010204)}[planes]
+    if not all(isfinite(a) for a in x):
+        return [0] * len(x), nan
+    amax = max(abs(a) for a in x)
+    if amax < 2.0**-96:
+        return [0] * len(x), 0.0
+    r = f32(limit / amax)
+    return [round(f32(a * r)) for a in x], f32(amax * bits(reciprocal))
+
+
+def split(q: int, planes: int) -> list[int]:
+    if planes == 1:
+        return [q]
+    lo = (q + 128) % 256 - 128
+    return [(q - lo) // 256, lo]
+
+
+def joined(sums: Sequence[int]) -> float:
+    """f(H)*256 + f(L), or f(S) for one plane."""
+    total = f32(int32(sums[0]))
+    return total if len(sums) == 1 else f32(f32(total * 256) + f32(int32(sums[1])))
+
+
+def dot(fmt: Format, row: np.ndarray, x: Row, planes: int) -> float:
+    """One row of a quantised matrix (uint8 bytes) times x."""
+    u = fmt.unpack(row.reshape(-1, fmt.block_bytes))
+    size, run = fmt.block_size, fmt.block_size // fmt.groups
+    y = 0.0
+    for s in range(0, len(x), 256):
+        q, d = quantise(x[s : s + 256], planes)
+        parts = [split(n, planes) for n in q]
+        t = None if size == 256 else 0.0
+        for at in range(0, len(q), size):
+            b = (s + at) // size
+            codes, scales = u.codes[b].tolist(), u.scales[b].tolist()
+            sums = [
+                sum(codes[k] * scales[k // run] * parts[at + k][p] for k in range(size))
+                for p in range(planes)
+            ]
+            ub = f32(float(u.d[b]) * joined(sums))
+            if u.mins is not None and u.dmin is not None:
+                mins = u.mins[b].tolist()
+                m = int32(sum(mins[k // run] * q[at + k] for k in range(size)))
+                ub = f32(ub - f32(float(u.dmin[b]) * f32(m)))
+            t = ub if t is None else f32(t + ub)
+        assert t is not None
+        y = f32(y + f32(d * t))
+    return y
+
+
+def attention(q: Row, k: Sequence[Row], v: Sequence[Row]) -> list[float]:
+    """One query over keys 0 ... pos, all given before quantisation."""
+    width = len(q)
+    q_int, dq = quantise(q, 2)
+    dq = f32(dq * f32(1 / sqrt(width)))
+    m = total = 0.0
+    out = [0.0] * width
+    for start in range(0, len(k), 64):
+        keys = [quantise(x, 2) for x in k[start : start + 64]]
+        values = [quantise(x, 2) for x in v[start : start + 64]]
+        s = []
+        for k_int, dk in keys:
+            pairs = [split(n, 2) for n in k_int]
+            sums = [sum(a * b[p] for a, b in zip(q_int, pairs, strict=True)) for p in (0, 1)]
+            s.append(f32(f32(dq * dk) * joined(sums)))
+        mt = max(s)
+        p = [exp(f32(a - mt)) for a in s] + [0.0] * (64 - len(s))
+        lt = tree(p)
+        weighted = [f32(a * dv) for a, (_, dv) in zip(p, values, strict=False)]
+        p_int, g = quantise(weighted, 2)
+        ot = []
+        for c in range(width):
+            pairs = [split(v_int[c], 2) for v_int, _ in values]
+            sums = [sum(a * b[i] for a, b in zip(p_int, pairs, strict=True)) for i in (0, 1)]
+            ot.append(f32(g * joined(sums)))
+        if start == 0:
+            m, total, out = mt, lt, ot
+            continue
+        top = max(m, mt)
+        a, b = exp(f32(m - top)), exp(f32(mt - top))
+        total = f32(f32(total * a) + f32(lt * b))
+        out = [f32(f32(o * a) + f32(n * b)) for o, n in zip(out, ot, strict=True)]
+        m = top
+    share = f32(1 / total)
+    return [f32(o * share) for o in out]
+
+
+def top_k(z: Row, k: int, *, normalise: bool) -> tuple[list[int], list[float]]:
+    m = max(z)
+    e = [exp(f32(a - m)) for a in z]
+    total = sum256(e)
+    p = [f32(a / total) for a in e]
+    left, ids = list(range(len(z))), []
+    for _ in range(k):
+        best, best_p = -1, -inf
+        for i in left:
+            if p[i] > best_p:
+                best, best_p = i, p[i]
+        ids.append(best)
+        left.remove(best)
+    if not normalise:
+        return ids, [p[i] for i in ids]
+    chosen = 0.0
+    for i in ids:
+        chosen = f32(chosen + p[i])
+    return ids, [f32(p[i] / chosen) for i in ids]
+
+
+def combine(weights: Row, outputs: Sequence[Row]) -> list[float]:
+    out = [0.0] * len(outputs[0])
+    for w, y in zip(weights, outputs, strict=True):
+        out = [f32(a + f32(w * b)) for a, b in zip(out, y, strict=True)]
+    return out

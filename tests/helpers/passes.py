@@ -1,0 +1,118 @@
+"""Runs token ids through a backend pass by pass, with page tables of the test's own choosing."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from isobit.backends import open_backend
+from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+
+BACKENDS = ("reference", "cpu")
+
+
+@contextmanager
+def backend_of(
+    path: Path,
+    name: str,
+    planes: int = 2,
+    *,
+    threads: int | None = None,
+    simd: str | None = None,
+) -> Iterator[Backend]:
+    """A model file opened on a backend; the test is "not run" where the backend cannot run.
+
+    ``simd`` names a SIMD level of the CPU backend.
+    """
+    engine = EngineConfig(activation_planes=planes, threads=threads)
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        try:
+            backend: Backend
+            if simd is None:
+                backend = open_backend(name, weights, engine)
+            else:
+                from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
+
+                backend = CpuBackend(weights, engine, simd=simd)
+        except (BackendUnavailable, ImportError) as error:
+            pytest.skip(f"not run: backend {name}: {error}")
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+
+def i32(values: Sequence[int] | range | NDArray[np.integer]) -> I32:
+    return np.array(values, np.int32)
+
+
+def page_table(tokens: int) -> I32:
+    """Pages 0, 1, ... for one sequence: int32 [1, P]."""
+    return i32(range(-(-tokens // TILE)))[None]
+
+
+def run(
+    backend: Backend,
+    ids: Sequence[int],
+    *,
+    chunk: int | None = None,
+    pages: I32 | None = None,
+    start: int = 0,
+    tap: Tap | None = None,
+    stages: frozenset[str] | None = None,
+) -> F32:
+    """Run one sequence in chunks (None: all at once): logits float32 [len(ids), vocabulary].
+
+    ``start`` is the first id's position; what comes before must have run on the same pages.
+    """
+    pages = page_table(start + len(ids)) if pages is None else pages
+    step = chunk or len(ids)
+    out = []
+    for at in range(0, len(ids), step):
+        part = ids[at : at + step]
+        n = len(part)
+        batch = Batch(
+            tokens=i32(part),
+            positions=i32(range(start + at, start + at + n)),
+            sequence=np.zeros(n, np.int32),
+            pages=pages,
+            logit_rows=i32(range(n)),
+        )
+        out.append(backend.forward(batch, tap, stages))
+    return np.concatenate(out)
+
+
+class Experts:
+    """A tap that keeps which experts each token took."""
+
+    STAGES = frozenset({"moe_router_indices"})
+
+    def __init__(self) -> None:
+        self._layers: dict[int, list[I32]] = {}
+
+    def __call__(self, _stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        assert layer is not None
+        self._layers.setdefault(layer, []).append(np.array(value, np.int32))
+
+    @property
+    def ids(self) -> I32:
+        """[layers, T, k], likeliest first."""
+        return np.stack([np.concatenate(self._layers[i]) for i in sorted(self._layers)])
+
+
+def same_bits(a: F32, b: F32) -> bool:
+    """Equal shape and equal bit patterns: the sign of zero and a NaN's payload count."""
+    return (
+        a.dtype == b.dtype == np.float32
+        and a.shape == b.shape
+        and bool((a.view(np.uint32) == b.view(np.uint32)).all())
+    )

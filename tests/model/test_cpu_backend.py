@@ -1,0 +1,242 @@
+"""Whole passes of the CPU backend against the reference: every stage, bit for bit."""
+
+import os
+
+import numpy as np
+import pytest
+
+from isobit.backends.base import Batch
+from isobit.backends.cpu import CpuBackend, simd_levels
+from isobit.backends.reference import ReferenceBackend
+from isobit.config import EngineConfig, ModelConfig
+from isobit.errors import BackendUnavailable
+from isobit.gguf import formats
+from isobit.gguf.reader import GGUFFile
+from isobit.model.stages import all_stages
+from isobit.model.weights import Layer, Weights
+from isobit.numerics import Weight
+from isobit.runtime.model import sample_path
+
+CONFIGS = [(simd, threads) for simd in simd_levels() for threads in (1, 2, 5)]
+
+
+@pytest.fixture
+def rng():
+    seed = int(os.environ.get("ISOBIT_TEST_SEED", np.random.SeedSequence().entropy % (1 << 32)))
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    with GGUFFile.open(sample_path()) as file:
+        yield Weights.from_file(file)
+
+
+def tensor(rng, fmt, *shape):
+    """Random weights of about unit gain, built from the format's own bytes."""
+    n = int(np.prod(shape))
+    if not fmt.quantized:
+        data = (rng.standard_normal(n) / np.sqrt(shape[-1])).astype(np.float32)
+        if fmt is formats.F16:
+            data = data.astype(np.float16)
+        elif fmt is formats.BF16:
+            data = (data.view(np.uint32) >> 16).astype(np.uint16)
+        return Weight(f"{rng.random()}", fmt, shape, data.view(np.uint8))
+    blocks = rng.integers(0, 256, (n // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
+    u = fmt.unpack(blocks)
+    spread = np.std(u.codes.astype(float)) * np.sqrt(np.mean(u.scales.astype(float) ** 2))
+    d = np.float16(1 / (spread * np.sqrt(shape[-1])))
+    at = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(fmt.name, 0)
+    blocks[:, at : at + 2] = np.frombuffer(d.tobytes(), np.uint8)
+    if u.mins is not None:
+        sign = -1 if fmt.block_size == 32 else 1
+        offset = np.float16(sign * u.codes.mean() * u.scales.mean() / u.mins.mean() * d)
+        blocks[:, at + 2 : at + 4] = np.frombuffer(offset.tobytes(), np.uint8)
+    return Weight(f"{rng.random()}", fmt, shape, blocks.reshape(-1))
+
+
+def model(rng, kinds, *, experts=0, used=0, head_dim=64, tied=False, normalise=True):
+    """A two-layer model whose matrices take their formats from ``kinds`` in turn."""
+    by_name = {f.name: f for f in formats.FORMATS.values()}
+    turn = [by_name[name] for name in kinds.split()]
+    count = iter(range(1000))
+
+    def make(*shape):
+        return tensor(rng, turn[next(count) % len(turn)], *shape)
+
+    def vector(n):
+        return (1 + 0.1 * rng.standard_normal(n)).astype(np.float32)
+
+    c = ModelConfig(
+        architecture="qwen3moe" if experts else "qwen3",
+        n_layers=2,
+        hidden=256,
+        n_heads=8,
+        n_kv_heads=2,
+        head_dim=head_dim,
+        ffn=512,
+        n_experts=experts,
+        n_experts_used=used,
+        vocab=300,
+        rope_base=1e4,
+        eps=1e-6,
+        context_length=512,
+        normalise_experts=normalise,
+    )
+    stack = (experts,) if experts else ()
+    layers = tuple(
+        Layer(
+            attn_norm=vector(c.hidden),
+            q=make(c.n_heads * head_dim, c.hidden),
+            k=make(c.n_kv_heads * head_dim, c.hidden),
+            v=make(c.n_kv_heads * head_dim, c.hidden),
+            q_norm=vector(head_dim),
+            k_norm=vector(head_dim),
+            attn_output=make(c.hidden, c.n_heads * head_dim),
+            ffn_norm=vector(c.hidden),
+            router=tensor(rng, formats.F32, experts, c.hidden) if experts else None,
+            gate=make(*stack, c.ffn, c.hidden),
+            up=make(*stack, c.ffn, c.hidden),
+            down=make(*stack, c.hidden, c.ffn),
+        )
+        for _ in range(c.n_layers)
+    )
+    table = make(c.vocab, c.hidden)
+    return Weights(c, table, layers, vector(c.hidden), table if tied else make(c.vocab, c.hidden))
+
+
+def batch_of(rng, vocab, parts, pages, rows=None):
+    """Tokens of several sequences, from (first position, tokens) of each."""
+    counts = [n for _, n in parts]
+    total = sum(counts)
+    return Batch(
+        tokens=rng.integers(0, vocab, total).astype(np.int32),
+        positions=np.concatenate([np.arange(p, p + n) for p, n in parts]).astype(np.int32),
+        sequence=np.repeat(np.arange(len(parts)), counts).astype(np.int32),
+        pages=pages,
+        logit_rows=np.arange(total, dtype=np.int32) if rows is None else np.array(rows, np.int32),
+    )
+
+
+def piece(batch, start, stop):
+    """Some tokens of a batch of one sequence, every one's logits wanted."""
+    cut = slice(start, stop)
+    rows = np.arange(len(batch.tokens[cut]), dtype=np.int32)
+    return Batch(batch.tokens[cut], batch.positions[cut], batch.sequence[cut], batch.pages, rows)
+
+
+def traced(backend, batch, stages=None):
+    found = {}
+
+    def tap(stage, layer, value):
+        assert (stage, layer) not in found
+        found[stage, layer] = np.array(value)
+
+    return backend.forward(batch, tap, stages), found
+
+
+def same_pass(ours, theirs, batch, moe):
+    want_logits, want = traced(theirs, batch)
+    assert np.isfinite(want_logits).all()
+    logits, got = traced(ours, batch)
+    assert list(got) == list(want)
+    assert {stage for stage, _ in got} == set(all_stages(moe=moe))
+    for key, value in want.items():
+        assert got[key].shape == value.shape, key
+        assert got[key].dtype == value.dtype, key
+        assert got[key].tobytes() == value.tobytes(), key
+    assert logits.tobytes() == want_logits.tobytes()
+    assert ours.forward(batch).tobytes() == want_logits.tobytes()  # untraced
+
+
+RAGGED = np.array([[5, 0, 3], [1, 7, 2], [4, 6, 8]], np.int32)
+KINDS = {
+    "moe": ("Q4_K Q4_K Q6_K Q5_K", {"experts": 16, "used": 4}),
+    "moe-small-heads": ("Q3_K Q2_K Q6_K", {"experts": 5, "used": 2, "head_dim": 32}),
+    "moe-unnormalised": ("Q8_0 F16 Q4_K", {"experts": 8, "used": 8, "normalise": False}),
+    "dense": ("Q4_0 Q5_1 Q8_0 BF16 Q5_0", {"head_dim": 128}),
+    "dense-tied": ("Q6_K F32 Q4_1", {"tied": True}),
+}
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_shapes(kind, planes, rng):
+    formats_in_turn, shape = KINDS[kind]
+    weights = model(rng, formats_in_turn, **shape)
+    engine = EngineConfig(activation_planes=planes, threads=2, context=192, max_sequences=3)
+    for simd in simd_levels():
+        ours, theirs = CpuBackend(weights, engine, simd=simd), ReferenceBackend(weights, engine)
+        for parts in ([(0, 70), (0, 1), (0, 9)], [(70, 1), (1, 3), (9, 1)], [(71, 1)]):
+            batch = batch_of(rng, weights.config.vocab, parts, RAGGED)
+            same_pass(ours, theirs, batch, weights.config.is_moe)
+        ours.close()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_sample_at_every_level_thread_count_and_chunking(sample, planes, rng):
+    n = 70
+    whole = batch_of(rng, sample.config.vocab, [(0, n)], np.array([[2, 0]], np.int32))
+    engine = EngineConfig(activation_planes=planes, context=128)
+    want = ReferenceBackend(sample, engine).forward(whole)
+    for simd, threads in CONFIGS:
+        engine = EngineConfig(activation_planes=planes, context=128, threads=threads)
+        for chunk in (1, 7, 64, n) if (simd, threads) == CONFIGS[1] else (37,):
+            with_chunks = CpuBackend(sample, engine, simd=simd)
+            got = [with_chunks.forward(piece(whole, i, i + chunk)) for i in range(0, n, chunk)]
+            assert np.concatenate(got).tobytes() == want.tobytes(), (simd, threads, chunk)
+            with_chunks.close()
+
+
+def test_sample_stages(sample, rng):
+    engine = EngineConfig(context=128)
+    batch = batch_of(rng, sample.config.vocab, [(0, 66), (0, 5)], RAGGED[:2, :2], rows=[65, 70])
+    same_pass(CpuBackend(sample, engine), ReferenceBackend(sample, engine), batch, moe=True)
+
+
+def test_only_wanted_stages_and_rows(sample, rng):
+    engine = EngineConfig(context=128)
+    batch = batch_of(rng, sample.config.vocab, [(0, 5)], np.array([[0]], np.int32), rows=[])
+    logits, found = traced(CpuBackend(sample, engine), batch, frozenset({"moe_router"}))
+    assert logits.shape == (0, sample.config.vocab)
+    assert list(found) == [("moe_router", i) for i in range(sample.config.n_layers)]
+
+
+def test_an_error_of_the_tap_comes_out(sample, rng):
+    def tap(stage, layer, value):
+        raise KeyError(stage)
+
+    batch = batch_of(rng, sample.config.vocab, [(0, 5)], np.array([[0]], np.int32))
+    backend = CpuBackend(sample, EngineConfig(context=128))
+    with pytest.raises(KeyError, match="embedding"):
+        backend.forward(batch, tap)
+    assert np.isfinite(backend.forward(batch)).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tokens", -1),
+        ("tokens", 8192),
+        ("positions", -1),
+        ("positions", 64),
+        ("sequence", 1),
+        ("pages", 8),
+        ("pages", -1),
+        ("logit_rows", 5),
+    ],
+)
+def test_a_wrong_batch_is_refused(sample, field, value, rng):
+    batch = batch_of(rng, sample.config.vocab, [(0, 5)], np.array([[0]], np.int32))
+    getattr(batch, field).reshape(-1)[0] = value
+    backend = CpuBackend(sample, EngineConfig(context=128))
+    with pytest.raises(ValueError, match="batch"):
+        backend.forward(batch)
+
+
+def test_levels_and_memory_that_are_not_there(sample):
+    with pytest.raises(BackendUnavailable, match=r"expected one of .*portable.*, got mmx"):
+        CpuBackend(sample, EngineConfig(), simd="mmx")
+    with pytest.raises(BackendUnavailable, match="smaller context"):
+        CpuBackend(sample, EngineConfig(context=1 << 24, max_sequences=1 << 16))

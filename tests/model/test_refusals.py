@@ -1,0 +1,189 @@
+"""A model that is not what the engine implements is refused by name, before anything is run."""
+
+from pathlib import Path
+
+import pytest
+
+import isobit
+from isobit.errors import ModelRefused
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from tests.helpers.synth import Geometry, all_in, write_model
+
+MOE = Geometry(layers=1, experts=4)
+DENSE = Geometry(layers=1, experts=0, tied=True)
+
+
+def refusal(path: Path) -> str:
+    """The one line that refuses the model."""
+    with GGUFFile.open(path) as file, pytest.raises(ModelRefused) as caught:
+        Weights.from_file(file)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "expected" in message
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 250
+    return message
+
+
+def test_the_untouched_models_are_accepted(tmp_path: Path) -> None:
+    for name, geometry in (("moe", MOE), ("dense", DENSE)):
+        with GGUFFile.open(write_model(tmp_path / name, geometry)) as file:
+            weights = Weights.from_file(file)
+        assert weights.config.is_moe == (name == "moe")
+
+
+MOE_TENSORS = [
+    "token_embd.weight",
+    "output_norm.weight",
+    *(
+        f"blk.0.{role}.weight"
+        for role in (
+            *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm"),
+            *("attn_output", "ffn_norm", "ffn_gate_inp"),
+            *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("name", MOE_TENSORS)
+def test_missing_tensor(name: str, tmp_path: Path) -> None:
+    message = refusal(write_model(tmp_path / "m.gguf", MOE, without=[name]))
+    assert name in message
+    assert "not found" in message
+
+
+@pytest.mark.parametrize("role", ["ffn_gate", "ffn_up", "ffn_down"])
+def test_missing_dense_tensor(role: str, tmp_path: Path) -> None:
+    name = f"blk.0.{role}.weight"
+    assert name in refusal(write_model(tmp_path / "m.gguf", DENSE, without=[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("token_embd.weight", (320, 512)),
+        ("token_embd.weight", (4, 80, 256)),
+        ("output.weight", (319, 256)),
+        ("output_norm.weight", (255,)),
+        ("blk.0.attn_norm.weight", (1, 256)),
+        ("blk.0.attn_q.weight", (128, 256)),
+        ("blk.0.attn_k.weight", (256, 256)),
+        ("blk.0.attn_q_norm.weight", (256,)),
+        ("blk.0.attn_output.weight", (512, 256)),
+        ("blk.0.ffn_gate_inp.weight", (8, 256)),
+        ("blk.0.ffn_gate_exps.weight", (8, 256, 256)),
+        ("blk.0.ffn_up_exps.weight", (256, 256)),
+        ("blk.0.ffn_down_exps.weight", (4, 256, 512)),
+    ],
+)
+def test_misshapen_tensor(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    message = refusal(write_model(tmp_path / "m.gguf", MOE, reshaped={name: shape}))
+    assert name in message
+    if name != "token_embd.weight":
+        assert str(shape) in message
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.bias", "rope_freqs.weight", "blk.0.ffn_up_shexp.weight", "blk.1.x"]
+)
+def test_tensor_that_no_role_takes(name: str, tmp_path: Path) -> None:
+    """Ignoring a bias or a shared expert would run another model than the file's."""
+    assert name in refusal(write_model(tmp_path / "m.gguf", MOE, extra={name: (256,)}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 0),
+        ("block_count", None),
+        ("block_count", 1 << 31),
+        ("block_count", "1"),
+        ("embedding_length", None),
+        ("embedding_length", 1 << 30),
+        ("attention.head_count", 0),
+        ("attention.head_count", [4]),
+        ("attention.head_count_kv", 0),
+        ("attention.head_count_kv", 3),
+        ("attention.head_count_kv", 8),
+        ("attention.head_count_kv", [2]),
+        ("attention.key_length", 63),
+        ("attention.key_length", 0),
+        ("attention.key_length", 514),
+        ("attention.key_length", -64),
+        ("attention.value_length", 128),
+        ("attention.layer_norm_rms_epsilon", None),
+        ("attention.layer_norm_rms_epsilon", 0.0),
+        ("attention.layer_norm_rms_epsilon", -1e-6),
+        ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("attention.layer_norm_rms_epsilon", float("inf")),
+        ("attention.sliding_window", 4096),
+        ("expert_count", 0),
+        ("expert_count", None),
+        ("expert_used_count", 0),
+        ("expert_used_count", 5),
+        ("expert_feed_forward_length", None),
+        ("expert_weights_norm", 1),
+        ("expert_weights_scale", 2.5),
+        ("expert_shared_count", 1),
+        ("expert_gating_func", 2),
+        ("leading_dense_block_count", 1),
+        ("context_length", None),
+        ("context_length", 0),
+        ("vocab_size", 321),
+        ("rope.freq_base", 0.0),
+        ("rope.freq_base", 1e-30),
+        ("rope.freq_base", float("nan")),
+        ("rope.freq_base", True),
+        ("rope.dimension_count", 32),
+        ("rope.dimension_sections", [16, 16, 0, 0]),
+        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.type", "linear"),
+        ("rope.scaling.type", "no such thing\n\x1b[31m"),
+        ("rope.scaling.factor", 4.0),
+        ("rope.scaling.attn_factor", 0.5),
+        ("rope.scaling.yarn_log_multiplier", 0.1),
+        ("rope.scale_linear", 2.0),
+    ],
+)
+def test_metadata(key: str, value: object, tmp_path: Path) -> None:
+    key = f"qwen3moe.{key}"
+    message = refusal(write_model(tmp_path / "m.gguf", MOE, metadata={key: value}))
+    assert key in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.scaling.type", "none"),
+        ("rope.scaling.factor", 1.0),
+        ("rope.scaling.attn_factor", 1.0),
+        ("rope.scaling.original_context_length", 512),
+        ("rope.scaling.finetuned", False),
+        ("rope.dimension_count", 64),
+        ("attention.sliding_window", 0),
+        ("expert_weights_scale", 1.0),
+        ("expert_weights_norm", False),
+        ("expert_gating_func", 1),
+        ("vocab_size", 320),
+    ],
+)
+def test_metadata_that_says_nothing_new(key: str, value: object, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", MOE, metadata={f"qwen3moe.{key}": value})
+    with GGUFFile.open(path) as file:
+        Weights.from_file(file)
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", MOE, arch="llama")
+    message = refusal(path)
+    assert "general.architecture" in message
+    assert "'llama'" in message
+
+
+def test_load_refuses_too(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", MOE, all_in("Q8_0"), without=["output_norm.weight"])
+    with pytest.raises(ModelRefused, match="output_norm"):
+        isobit.load(path, backend="reference")
+    assert ModelRefused.exit_code == 3

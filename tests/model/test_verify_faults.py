@@ -1,0 +1,263 @@
+"""Planted faults: verify names the stage and the layer, and calls nothing else faulty."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import isobit
+from isobit.errors import NothingCompared
+from isobit.model.stages import ON_REQUEST, all_stages
+from isobit.runtime.model import Model
+from isobit.verify.compare import compare
+from isobit.verify.diff import Diff
+from isobit.verify.trace import ModelRun, Trace, record
+from isobit.verify.verify import open_replay, verify
+from tests.helpers.faults import ChangedStage, OneLayer, changed_weight, one_ulp, with_backend
+
+IDS = [1138, 550, 1754, 65, 404, 565, 14, 411]
+STAGES = [s for s in all_stages(moe=True) if s not in ON_REQUEST]
+
+
+@pytest.fixture(scope="module")
+def clean() -> Iterator[Model]:
+    with isobit.load("sample", "reference") as model:
+        yield model
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def found(faulty: Model, clean: Model) -> Diff:
+    with faulty:
+        return verify(faulty, ModelRun(clean), IDS)
+
+
+def places(diff: Diff) -> list[tuple[str, int | None]]:
+    """What is faulty, in graph order; the rest of what differs must be propagated."""
+    rest = [s for s in diff.stages if not s.distance.identical and s not in diff.faulty]
+    assert all(s.origin == "propagated" for s in rest)
+    assert all(s.origin is None for s in diff.stages if s.distance.identical)
+    return [(s.stage, s.layer) for s in diff.faulty]
+
+
+def place(stage: str, layer: int) -> tuple[str, int | None]:
+    whole = stage in ("embedding", "final_norm", "lm_head")
+    return stage, None if whole else layer
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s != "moe_router_indices"])
+def test_one_ulp(stage: str, clean: Model, rng: np.random.Generator) -> None:
+    where = place(stage, int(rng.integers(clean.config.n_layers)))
+    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, *where, one_ulp(rng)))
+    diff = found(faulty, clean)
+    assert places(diff) == [where]
+    assert diff.first is not None
+    assert (diff.first.stage, diff.first.layer) == where
+    d = diff.first.distance
+    assert (d.differing, d.max_ulp) == (1, 1)
+    assert not diff.identical
+
+
+def swap_ranks(ids: NDArray[Any]) -> None:
+    ids[3, [0, 1]] = ids[3, [1, 0]]
+
+
+def wrong_expert(ids: NDArray[Any]) -> None:
+    ids[3, 3] = next(e for e in range(16) if e not in ids[3])
+
+
+def drop_top(weights: NDArray[Any]) -> None:
+    weights[:, 0] = 0
+
+
+def uniform(weights: NDArray[Any]) -> None:
+    weights[:] = np.float32(0.25)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "changed_sets", "reordered"),
+    [
+        ("moe_router_indices", swap_ranks, 0, 1),
+        ("moe_router_indices", wrong_expert, 1, 0),
+        ("moe_router", drop_top, 0, 0),
+        ("moe_router", uniform, 0, 0),
+    ],
+)
+def test_router(
+    stage: str,
+    change: Callable[[NDArray[Any]], None],
+    changed_sets: int,
+    reordered: int,
+    clean: Model,
+    rng: np.random.Generator,
+) -> None:
+    layer = int(rng.integers(clean.config.n_layers))
+    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, stage, layer, change))
+    diff = found(faulty, clean)
+    assert places(diff) == [(stage, layer)]
+    here = [c for c in diff.router if c.layer == layer]
+    assert [c.cause for c in here] == ["selection"] * changed_sets
+    assert len(here) == changed_sets
+    assert diff.router_reordered >= reordered
+    if change is wrong_expert:
+        assert here[0].position == 3
+        assert len(here[0].only_a) == len(here[0].only_b) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "stages"),
+    [
+        ("rope off by one", ["q_post_rope", "k_post_rope"]),
+        ("k and v heads swapped", ["attention"]),
+        (
+            "int8 activations",
+            ["qkv_matmul", "attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"],
+        ),
+    ],
+)
+def test_one_layer(fault: str, stages: list[str], clean: Model, rng: np.random.Generator) -> None:
+    layer = int(rng.integers(clean.config.n_layers))
+    faulty = with_backend(clean, lambda w, e: OneLayer(w, e, layer, fault))
+    assert places(found(faulty, clean)) == [(s, layer) for s in stages]
+
+
+@pytest.mark.parametrize(
+    ("role", "stage"), [("q", "qkv_matmul"), ("attn_output", "attn_out"), ("router", None)]
+)
+def test_flipped_weight_bit(
+    role: str, stage: str | None, clean: Model, rng: np.random.Generator
+) -> None:
+    layer = int(rng.integers(clean.config.n_layers))
+
+    def flip(data: NDArray[np.uint8]) -> None:
+        w = getattr(clean.backend._w.layers[layer], role)  # type: ignore[attr-defined]
+        block = int(rng.integers(data.size // w.format.block_bytes))
+        byte = 16 if w.format.block_size > 1 else 2  # a code; a float's middle mantissa
+        data[block * w.format.block_bytes + byte] ^= 4
+
+    faulty = with_backend(
+        clean,
+        lambda w, e: type(clean.backend)(changed_weight(w, layer, role, flip), e),  # type: ignore[call-arg]
+    )
+    assert places(found(faulty, clean)) == [(stage or "moe_router_logits", layer)]
+
+
+def test_swapped_sub_scales(clean: Model, rng: np.random.Generator) -> None:
+    layer = int(rng.integers(clean.config.n_layers))
+
+    def swap(data: NDArray[np.uint8]) -> None:
+        scales = data.reshape(-1, 144)[:, 4:8]  # Q4_K: scales 0 to 3 of every block
+        scales[:, [0, 1]] = scales[:, [1, 0]]
+
+    faulty = with_backend(
+        clean,
+        lambda w, e: type(clean.backend)(changed_weight(w, layer, "up", swap), e),  # type: ignore[call-arg]
+    )
+    assert places(found(faulty, clean)) == [("moe_expert_up", layer)]
+
+
+def test_reordered_sum(clean: Model) -> None:
+    """Experts added in the other order."""
+
+    class Reordered(ChangedStage):
+        def _feed_forward_block(self, x, layer, t):  # type: ignore[no-untyped-def]
+            seen = {}
+
+            def keep(stage, value):  # type: ignore[no-untyped-def]
+                seen[stage] = value
+                if stage == "moe_ffn_out" and layer is self._w.layers[5]:
+                    w, y = seen["moe_router"], seen["moe_expert_out"]
+                    value[:] = isobit.numerics.combine(w[:, ::-1], y[:, ::-1])
+                t(stage, value)
+
+            return super()._feed_forward_block(x, layer, keep)
+
+    def nothing(_: NDArray[Any]) -> None:
+        pass
+
+    faulty = with_backend(clean, lambda w, e: Reordered(w, e, "", None, nothing))
+    diff = found(faulty, clean)
+    assert places(diff) == [("moe_ffn_out", 5)]
+    assert diff.first is not None
+    assert diff.first.distance.differing > 100
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_a_clean_pair_is_clean(chunk: int, clean: Model) -> None:
+    with isobit.load("sample", "reference") as other:
+        other.engine = dataclasses.replace(other.engine, chunk=chunk)
+        diff = verify(other, ModelRun(clean), IDS)
+    assert diff.identical
+    assert diff.first is None
+    assert places(diff) == []
+    assert len(diff.stages) == 139
+    assert diff.router_rows == 8 * len(IDS)
+    assert (diff.router_changed, diff.argmax_changed, diff.mean_kl) == (0, 0, 0.0)
+    assert diff.stages[-1].distance.values == len(IDS) * clean.config.vocab
+
+
+def test_a_fault_in_b_is_not_blamed_on_a(clean: Model, rng: np.random.Generator) -> None:
+    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, "attn_norm", 2, one_ulp(rng)))
+    with faulty:
+        diff = verify(clean, ModelRun(faulty), IDS)
+    assert [(s.stage, s.layer, s.origin) for s in diff.faulty] == [("attn_norm", 2, "faulty in B")]
+
+
+def test_faults_in_saved_traces(clean: Model, tmp_path: Path, rng: np.random.Generator) -> None:
+    """The other way: two files and the model."""
+    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, "ffn_norm", 6, one_ulp(rng)))
+    with faulty:
+        record(faulty, IDS).save(tmp_path / "a")
+    record(clean, IDS).save(tmp_path / "b")
+    a, b = Trace.load(tmp_path / "a"), Trace.load(tmp_path / "b")
+    assert places(compare(a, b, replay=open_replay("sample", b.manifest))) == [("ffn_norm", 6)]
+    assert compare(b, b).identical
+
+
+def test_nan_is_seen_and_does_not_crash(clean: Model) -> None:
+    def poison(value: NDArray[Any]) -> None:
+        value[2, 5] = np.nan
+
+    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, "attn_out", 1, poison))
+    diff = found(faulty, clean)
+    assert diff.first is not None
+    assert (diff.first.stage, diff.first.layer) == ("attn_out", 1)
+    assert diff.first.distance.nonfinite_a == 1
+    assert diff.first.origin == "faulty"
+    diff.to_json()
+
+
+def test_a_missing_stage_is_an_error(clean: Model) -> None:
+    class Silent(ChangedStage):
+        def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
+            return super().forward(batch, tap, stages - {"attention"})
+
+    faulty = with_backend(clean, lambda w, e: Silent(w, e, "", None, lambda _: None))
+    with pytest.raises(NothingCompared, match=r"attn_out of layer 0 and attention of layer 0"):
+        found(faulty, clean)
+
+
+def test_a_backend_that_fails_ends_the_run(clean: Model) -> None:
+    def fail(_: NDArray[Any]) -> None:
+        raise MemoryError("planted")
+
+    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, "attn_out", 3, fail))
+    with pytest.raises(MemoryError, match="planted"):
+        found(faulty, clean)
+
+
+def test_one_token_is_an_error(clean: Model) -> None:
+    with (
+        isobit.load("sample", "reference") as other,
+        pytest.raises(NothingCompared, match="at least 2"),
+    ):
+        verify(other, ModelRun(clean), IDS[:1])

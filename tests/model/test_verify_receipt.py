@@ -1,0 +1,139 @@
+"""Receipts: written by a generation, computed again, and refused when they are not true."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import isobit
+from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
+from isobit.runtime.model import Model
+from isobit.verify.receipt import Difference, Receipt, Recorder, replay
+from tests.helpers.faults import ChangedStage, one_ulp, with_backend
+
+PROMPT = [1138, 550, 1754, 65, 404]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with isobit.load("sample", "reference") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def recorder(model: Model) -> Recorder:
+    recorder = Recorder()
+    done = model.generate(PROMPT, max_tokens=9, temperature=0.9, seed=11, watch=recorder)
+    assert [t.token for t in recorder.receipt().tokens] == done.token_ids
+    return recorder
+
+
+def test_replays_identically(model: Model, recorder: Recorder, tmp_path: Path) -> None:
+    recorder.receipt().save(tmp_path / "r.json")
+    receipt = Receipt.load(tmp_path / "r.json")
+    assert receipt == recorder.receipt()
+    assert receipt.sampling["seed"] == 11
+    assert replay(receipt, model) is None
+
+
+def test_watching_changes_nothing(model: Model, recorder: Recorder) -> None:
+    alone = model.generate(PROMPT, max_tokens=9, temperature=0.9, seed=11)
+    assert alone.token_ids == [t.token for t in recorder.receipt().tokens]
+
+
+def test_routes(model: Model, recorder: Recorder, tmp_path: Path) -> None:
+    recorder.save_routes(tmp_path / "routes")
+    saved = load_file(tmp_path / "routes")
+    ids = PROMPT + [t.token for t in recorder.receipt().tokens]
+    assert saved["tokens"].tolist() == ids[:-1]
+    assert saved["experts"].shape == (len(ids) - 1, 8, 4)
+    layers: list[Any] = []
+    with model.new_sequence() as s:
+        model.forward(
+            s, ids[:-1], [0], lambda _s, _l, v: layers.append(v), frozenset({"moe_router_indices"})
+        )
+    assert (saved["experts"] == np.stack(layers, axis=1)).all()
+
+
+def edited(receipt: Receipt, tmp_path: Path, edit: Callable[[dict[str, Any]], None]) -> Receipt:
+    receipt.save(tmp_path / "r.json")
+    data = json.loads((tmp_path / "r.json").read_text())
+    edit(data)
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    return Receipt.load(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    ("edit", "index", "stage", "layer"),
+    [
+        (lambda r: r["tokens"][4].update(logits="0" * 64), 4, "lm_head", None),
+        (lambda r: r["tokens"][3]["experts"].__setitem__(6, "0" * 12), 3, "moe_router_indices", 6),
+        (lambda r: r["tokens"][0]["experts"].pop(), 0, "moe_router_indices", 7),
+        (lambda r: r["tokens"][8].update(token=1), 8, "sampling", None),
+        (lambda r: r["sampling"].update(seed=12), None, "sampling", None),
+        (lambda r: r["prompt"].append(7), 0, "moe_router_indices", 0),
+    ],
+)
+def test_an_edited_receipt_differs(
+    edit: Callable[[dict[str, Any]], None],
+    index: int | None,
+    stage: str,
+    layer: int | None,
+    model: Model,
+    recorder: Recorder,
+    tmp_path: Path,
+) -> None:
+    found = replay(edited(recorder.receipt(), tmp_path, edit), model)
+    assert found is not None
+    expected = Difference(found.index if index is None else index, stage, layer)
+    assert found == expected
+
+
+def test_a_faulty_backend_differs(model: Model, recorder: Recorder) -> None:
+    rng = np.random.default_rng(0)
+    with with_backend(model, lambda w, e: ChangedStage(w, e, "lm_head", None, one_ulp(rng))) as m:
+        found = replay(recorder.receipt(), m)
+    assert found is not None
+    assert found.stage == "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [
+        (lambda r: r.update(model_sha256="0" * 64), FileRefused),
+        (lambda r: r.update(numerics=2), FileRefused),
+        (lambda r: r.update(activation_planes=1), FileRefused),
+        (lambda r: r.update(tokens=[]), NothingCompared),
+        (lambda r: r.update(prompt=[]), UsageError),
+        (lambda r: r.update(prompt=[1 << 40]), UsageError),
+        (lambda r: r.update(prompt="x"), FileRefused),
+        (lambda r: r.update(format="receipt of goods"), FileRefused),
+        (lambda r: r.pop("tokens"), FileRefused),
+        (lambda r: r["tokens"][0].pop("logits"), FileRefused),
+        (lambda r: r["sampling"].update(temperature=-1), FileRefused),
+        (lambda r: r["sampling"].update(seed=None), FileRefused),
+        (lambda r: r["sampling"].update(top_k=1.5), FileRefused),
+        (lambda r: r["sampling"].update(magic=1), FileRefused),
+    ],
+)
+def test_what_is_no_receipt_of_this_model_is_refused(
+    edit: Callable[[dict[str, Any]], None],
+    error: type[IsobitError],
+    model: Model,
+    recorder: Recorder,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error) as caught:
+        replay(edited(recorder.receipt(), tmp_path, edit), model)
+    assert type(caught.value) is error
+
+
+def test_a_recorder_watches_one_generation(model: Model, recorder: Recorder) -> None:
+    with pytest.raises(UsageError, match="one generation"):
+        model.generate(PROMPT, max_tokens=1, watch=recorder)
+    with pytest.raises(UsageError, match="nothing was generated"):
+        Recorder().receipt()

@@ -1,0 +1,305 @@
+"""Oracle, transformers, other engines' folders, accuracy and ablation, on the sample model."""
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isobit
+from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.model.stages import all_stages
+from isobit.model.weights import Weights
+from isobit.runtime.model import Model
+from isobit.verify import accuracy, coarse
+from isobit.verify.ablate import Ablation
+from isobit.verify.aprt import read_folder
+from isobit.verify.arithmetic import SpecArithmetic
+from isobit.verify.compare import compare
+from isobit.verify.graph import Run, forward
+from isobit.verify.oracle import Oracle
+from isobit.verify.trace import Trace, record
+from isobit.verify.verify import verify
+
+IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
+ALL = frozenset(all_stages(moe=True))
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with isobit.load("sample", "reference") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def oracle(model: Model) -> Oracle:
+    return Oracle.of(model.file)
+
+
+@pytest.fixture(scope="module")
+def recorded(model: Model) -> Trace:
+    return record(model, IDS)
+
+
+@pytest.fixture(scope="module")
+def ablation(model: Model) -> Ablation:
+    return Ablation(Weights.from_file(model.file), IDS)
+
+
+def tensors(trace: Trace) -> dict[tuple[str, int | None], np.ndarray]:
+    return {key: trace[key] for key in trace.stages()}
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_the_stage_graph_is_the_reference(planes: int, model: Model) -> None:
+    """Every stage, attention maps included, bit for bit: replay relies on it."""
+    with isobit.load("sample", "reference", activation_planes=planes) as other:
+        expected = tensors(record(other, IDS))
+    arithmetic = SpecArithmetic(model.config, planes)
+    got: dict[tuple[str, int | None], Any] = {}
+    forward(
+        Run(Weights.from_file(model.file)),
+        np.array(IDS, np.int32),
+        np.arange(len(IDS), dtype=np.int32),
+        lambda run, stage, layer, inputs: run.compute(stage, layer, inputs, arithmetic),
+        lambda stage, layer, value: got.__setitem__((stage, layer), value),
+        ALL,
+    )
+    assert list(got) == list(expected)
+    for key, value in expected.items():
+        assert got[key].dtype == value.dtype, key
+        assert got[key].tobytes() == value.tobytes(), key
+
+
+def test_tracing_changes_no_bit(model: Model, recorded: Trace) -> None:
+    assert recorded["lm_head", None].tobytes() == model.logits(IDS).tobytes()
+    assert len(recorded.stages()) == 3 + 8 * 19
+    assert {s for s, _ in recorded.stages()} == ALL
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_chunks_are_put_together(chunk: int, recorded: Trace) -> None:
+    with isobit.load("sample", "reference") as other:
+        other.engine = isobit.config.EngineConfig(chunk=chunk)
+        assert compare(record(other, IDS), recorded).identical
+
+
+def test_only_what_was_asked_for(model: Model) -> None:
+    trace = record(model, IDS, frozenset({"moe_router_indices", "final_norm"}), range(3, 5))
+    assert trace.stages() == [
+        ("moe_router_indices", 3),
+        ("moe_router_indices", 4),
+        ("final_norm", None),
+    ]
+    z = record(model, IDS, frozenset({"moe_router_logits"}), range(3, 4))["moe_router_logits", 3]
+    p = np.sort(np.exp(z.astype(np.float64)), axis=1)[:, ::-1]
+    margin = trace.margin(3)
+    assert margin is not None
+    np.testing.assert_allclose(margin, 1 - p[:, 4] / p[:, 3], rtol=1e-4)
+
+
+def test_attention_maps_explain_attention(recorded: Trace, model: Model) -> None:
+    softmax = recorded["attn_softmax", 2].astype(np.float64)
+    assert softmax.shape == (len(IDS), 4, len(IDS))
+    np.testing.assert_allclose(softmax.sum(axis=-1), 1, atol=1e-6)
+    above = np.triu(np.ones((len(IDS), len(IDS)), bool), 1)
+    assert not softmax.transpose(1, 0, 2)[:, above].any()
+    v = recorded["qkv_matmul", 2].reshape(len(IDS), -1, model.config.head_dim)[:, 6:]
+    weighed = np.einsum("thn,nhd->thd", softmax, v.repeat(2, axis=1))
+    np.testing.assert_allclose(
+        weighed.reshape(len(IDS), -1), recorded["attention", 2], rtol=0, atol=1e-4
+    )
+
+
+def test_accuracy_against_the_oracle(model: Model, oracle: Oracle) -> None:
+    diff = verify(model, oracle, IDS)
+    assert diff.accuracy
+    assert diff.to_json()["identical"] is None
+    assert diff.mean_kl is not None
+    assert 1e-12 < diff.mean_kl < 1e-6
+    own = {s.stage: s.own_error.relative_rms for s in diff.stages if s.own_error is not None}
+    assert own["qkv_matmul"] > 1e-6 > own["ffn_norm"] > 0  # only quantised products lose bits
+
+
+def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> None:
+    hf = pytest.importorskip("isobit.verify.hf", reason="not run: needs PyTorch and transformers")
+    theirs = record(hf.Transformers.of(model.file), IDS)
+    ours = record(oracle, IDS)
+    diff = compare(theirs, ours)
+    assert {s.stage for s in diff.stages} == ALL
+    assert diff.router_changed == diff.argmax_changed == 0
+    for s in diff.stages:
+        assert s.distance.relative_rms is not None
+        assert s.distance.relative_rms < 1e-5, s.where
+    exact = verify(model, hf.Transformers.of(model.file), IDS)
+    assert exact.accuracy
+
+
+def test_accuracy_over_a_text(model: Model, oracle: Oracle) -> None:
+    with isobit.load("sample", "reference", activation_planes=1) as coarse_model:
+        seen: list[tuple[int, int]] = []
+        fine, rough = accuracy.measure(
+            [model, coarse_model], oracle, IDS, window=6, progress=lambda *a: seen.append(a)
+        )
+    assert seen[-1] == (12, 12)
+    assert fine.tokens == rough.tokens == 12
+    assert fine.token_layers == 8 * 12
+    assert fine.predicted == 10  # five in each window
+    assert fine.mean_kl < 1e-6
+    assert rough.mean_kl > 1e-4
+    runs = [oracle.evaluate(IDS[:6]), oracle.evaluate(IDS[6:])]
+    log_p = [r.logits - np.log(np.exp(r.logits).sum(axis=1, keepdims=True)) for r in runs]
+    nll = -sum(
+        p[i, ids[i + 1]] for p, ids in zip(log_p, (IDS[:6], IDS[6:]), strict=True) for i in range(5)
+    )
+    assert fine.oracle_perplexity == pytest.approx(np.exp(nll / 10))
+
+
+def test_accuracy_of_nothing_is_an_error(model: Model, oracle: Oracle) -> None:
+    with pytest.raises(NothingCompared):
+        accuracy.measure([model], oracle, IDS[:1])
+
+
+def test_the_oracle_ignores_chunks(oracle: Oracle) -> None:
+    whole, parts = [], []
+    stages = frozenset({"lm_head", "attn_softmax"})
+    oracle.run(IDS, 512, stages, lambda s, _l, _p, v: whole.append((s, v)))
+    oracle.run(IDS, 5, stages, lambda s, _l, _p, v: parts.append((s, v)))
+    ends = [np.concatenate([v for s, v in run if s == "lm_head"]) for run in (whole, parts)]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-10)
+
+
+# Ablation
+
+
+def test_float64_everywhere_is_the_oracle(ablation: Ablation) -> None:
+    stages = dict.fromkeys(s for s in ablation.stages if not s.startswith("attn_s"))
+    outcome = ablation.try_out(dict.fromkeys(stages, "f64"))
+    assert outcome.factor < 0.02
+    assert outcome.share > 0.999
+
+
+def test_nothing_changed_is_the_specification(ablation: Ablation) -> None:
+    outcome = ablation.try_out({})
+    assert (outcome.factor, outcome.share, outcome.argmax_moved, outcome.sets_moved) == (1, 0, 0, 0)
+    assert ablation.try_out({"qkv_matmul": "int8/32"}, layers=[]).factor == 1
+
+
+def test_coarser_is_worse_in_order(ablation: Ablation) -> None:
+    names = ["int8/256", "int8/32", "bf16", "f16", "int16/256", "int16/32"]
+    errors = [ablation.try_out({"moe_expert_out": n}).relative_rms for n in names]
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+    assert errors[3] > errors[5]
+    assert ablation.try_out({"moe_expert_out": "int8/256"}, [0]).relative_rms < errors[0]
+
+
+def test_ranking_finds_the_largest_share(ablation: Ablation) -> None:
+    ranked = ablation.rank("f64", layers=[0, 1])
+    assert {o.name.removesuffix("=f64") for o in ranked} == set(ablation.stages)
+    effects = [abs(o.factor**2 - 1) for o in ranked]
+    assert effects == sorted(effects, reverse=True)
+    norms = [o for o in ranked if "residual" in o.name or o.name.startswith("moe_router_indices")]
+    assert all(abs(o.factor - 1) < 0.2 for o in norms)
+
+
+@pytest.mark.parametrize("stage", sorted(ALL - {"embedding"}))
+def test_another_order_of_float32_stays_close(stage: str, ablation: Ablation) -> None:
+    outcome = ablation.try_out({stage: "f32-reversed"})
+    assert 0 < outcome.factor < 1.5
+    assert outcome.argmax_moved == 0
+
+
+@pytest.mark.parametrize("text", ["", "qkv_matmul", "qkv_matmul=f8", "foo=f64", "embedding=f64"])
+def test_unknown_stages_and_arithmetics(text: str, ablation: Ablation) -> None:
+    with pytest.raises(UsageError, match="expected one of"):
+        ablation.parse(text)
+
+
+def test_roundings() -> None:
+    x = np.array([[1.0, 1.00390625, -3.0, 65519.0]], np.float32)
+
+    def rounded(name: str) -> list[float]:
+        function = coarse.rounding(name)
+        assert function is not None
+        values: list[float] = function(x)[0].tolist()
+        return values
+
+    assert rounded("bf16") == [1.0, 1.0, -3.0, 65536.0]  # a tie goes to even
+    assert rounded("f16") == [1.0, 1.00390625, -3.0, 65504.0]
+    step = np.float32(65519 / 127)
+    assert rounded("int8/32") == [0.0, 0.0, 0.0, float(step) * 127]
+    assert coarse.rounding("f64") is None
+
+
+# Folders of other engines
+
+
+def write_folder(root: Path, trace: Trace, rows: slice = slice(None)) -> None:
+    for (stage, layer), value in tensors(trace).items():
+        home = root if layer is None else root / f"layer-{layer}"
+        home.mkdir(parents=True, exist_ok=True)
+        values = np.ascontiguousarray(value[rows], "<f4")
+        header = struct.pack("<4sII", b"APRT", 0xFFFFFFFF if layer is None else layer, values.size)
+        (home / f"{stage}.bin").write_bytes(header + values.tobytes())
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_folder_comes_back_identical(last: bool, recorded: Trace, tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", recorded, slice(-1, None) if last else slice(None))
+    imported = read_folder(tmp_path / "in", IDS, last=last, engine="other")
+    imported.save(tmp_path / "t")
+    diff = compare(Trace.load(tmp_path / "t"), recorded)
+    assert diff.identical
+    assert len(diff.stages) == len(recorded.stages())
+    assert diff.a.backend == "other"
+    assert diff.router_rows == 8 * (1 if last else len(IDS))
+    assert imported.margin(3) is not None
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[at : at + len(data)] = data
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 0, b"APRX"), "b'APRT', got b'APRX'"),
+        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 4, b"\2"), "layer 1, the file says 2"),
+        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 8, b"\xff" * 4), "expected 17179869192"),
+        (lambda r: (r / "layer-1/attn_norm.bin").write_bytes(b""), "APRT"),
+        (lambda r: (r / "lm_head.bin").write_bytes(b"APRT" + b"\xff" * 4 + bytes(4)), "multiple"),
+        (lambda r: (r / "lm_head.bin").rename(r / "logits.bin"), "got 'logits'"),
+        (lambda r: (r / "lm_head.bin").rename(r / "layer-1/lm_head.bin"), "the folder itself"),
+        (lambda r: (r / "layer-1").rename(r / "layer-x"), "a folder layer-<n>"),
+        (
+            lambda r: overwrite(r / "layer-0/moe_router_indices.bin", 12, struct.pack("<f", 0.5)),
+            "expert numbers",
+        ),
+        (
+            lambda r: overwrite(r / "layer-0/moe_router_indices.bin", 12, struct.pack("<f", 1e30)),
+            "expert numbers",
+        ),
+    ],
+)
+def test_damaged_folders_are_refused(
+    damage: Callable[[Path], None], complaint: str, recorded: Trace, tmp_path: Path
+) -> None:
+    write_folder(tmp_path, recorded)
+    damage(tmp_path)
+    with pytest.raises(FileRefused, match=re.escape(complaint)):
+        read_folder(tmp_path, IDS)
+
+
+def test_folders_that_are_none(tmp_path: Path, recorded: Trace) -> None:
+    with pytest.raises(UsageError, match="found none"):
+        read_folder(tmp_path, IDS)
+    with pytest.raises(FileRefused, match="expected a folder"):
+        read_folder(tmp_path / "absent", IDS)
+    write_folder(tmp_path, recorded)
+    with pytest.raises(FileRefused, match=r"multiple of 7 values"):
+        read_folder(tmp_path, IDS[:7])

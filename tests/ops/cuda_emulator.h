@@ -1,0 +1,270 @@
+// Runs CUDA kernels on the CPU: a thread is a fiber, blocks run one after another (all at once for a
+// cooperative launch, which may then only use dynamic shared memory). For the logic of a kernel, not
+// its speed: warps must be whole at every collective. Threads are resumed in a random order, so that a
+// missing barrier shows.
+#pragma once
+#define EMULATED
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <algorithm>
+#include <functional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define DEV inline __attribute__((unused))
+#define KERNEL(threads) static void
+#define __shared__ static
+#define __align__(n) __attribute__((aligned(n)))
+#define __device__
+#define __restrict__
+#define __grid_constant__
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emu::block->shared)
+using std::max;
+using std::min;
+
+struct uint3_ { unsigned x, y, z; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) short4 { short x, y, z, w; };
+static inline int2 make_int2(int x, int y) { return {x, y}; }
+static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static uint3_ threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emu {
+struct Warp { int arrived = 0; long generation = 0; unsigned long long slot[2][32]; };
+struct Block {
+    uint3_ index;
+    int live = 0, arrived = 0;
+    long generation = 0;
+    std::vector<Warp> warps;
+    char* shared = nullptr;
+};
+struct Fiber {
+    void* sp = nullptr;
+    Block* block = nullptr;
+    uint3_ thread;
+    int lane = 0, parity = 0;
+    bool done = false;
+};
+static Block* block;
+static Fiber* fiber;
+static void* scheduler_sp;
+static long progress;
+static std::function<void()>* body;
+
+// Save the callee-saved registers, change stacks (System V x86-64).
+extern "C" void emu_switch(void** from, void* to);
+asm(R"(
+.text
+.globl emu_switch
+emu_switch:
+  push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
+  ret
+)");
+static void yield() { emu_switch(&fiber->sp, scheduler_sp); }
+static void release(Block* b) {
+    if (b->live && b->arrived == b->live) { b->arrived = 0; b->generation++; progress++; }
+}
+static void entry() {
+    (*body)();
+    fiber->done = true;
+    fiber->block->live--;
+    progress++;
+    release(fiber->block);
+    yield();
+    abort();
+}
+static void sync_block() {
+    Block* b = block;
+    long g = b->generation;
+    b->arrived++;
+    release(b);
+    while (b->generation == g) yield();
+}
+static Warp& warp() { return block->warps[threadIdx.x / 32]; }
+static void sync_warp() {
+    Warp& w = warp();
+    long g = w.generation;
+    if (++w.arrived == 32) { w.arrived = 0; w.generation++; progress++; }
+    while (w.generation == g) yield();
+}
+template <class T> T exchange(T v, std::function<T(const T*)> pick) {
+    int parity = fiber->parity ^= 1;
+    Warp& w = warp();
+    memcpy(&w.slot[parity][threadIdx.x % 32], &v, sizeof v);
+    sync_warp();
+    T all[32];
+    for (int i = 0; i < 32; i++) memcpy(&all[i], &w.slot[parity][i], sizeof v);
+    return pick(all);
+}
+constexpr size_t STACK = 64 << 10;
+static void reset_copies();
+static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, unsigned seed, std::function<void()> f) {
+    body = &f;
+    gridDim = grid;
+    blockDim = {threads, 1, 1};
+    if (threads % 32) { fprintf(stderr, "emulator: %u threads are not whole warps\n", threads); abort(); }
+    unsigned blocks = grid.x * grid.y * grid.z, at_once = cooperative ? blocks : 1;
+    size_t fibers = size_t(at_once) * threads;
+    static std::vector<char> stacks;
+    if (stacks.size() < fibers * STACK) stacks.resize(fibers * STACK);
+    std::vector<char> dynamic(at_once * (shared + 64) + 64);
+    for (unsigned first = 0; first < blocks; first += at_once) {
+        std::vector<Block> group(at_once);
+        std::vector<Fiber> all(fibers);
+        for (unsigned b = 0; b < at_once; b++) {
+            unsigned i = first + b;
+            group[b].index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+            group[b].live = threads;
+            group[b].warps.resize(threads / 32);
+            size_t at = (size_t(dynamic.data()) + b * (shared + 64) + 63) / 64 * 64;
+            group[b].shared = (char*)at;
+            memset(group[b].shared, 0xa5, shared);
+            reset_copies();
+            for (unsigned t = 0; t < threads; t++) {
+                Fiber& x = all[b * threads + t];
+                x.block = &group[b];
+                x.thread = {t, 0, 0};
+                void** top = (void**)(size_t(stacks.data() + (b * threads + t + 1) * STACK) / 16 * 16);
+                *--top = nullptr;
+                *--top = (void*)entry;
+                for (int r = 0; r < 6; r++) *--top = nullptr;
+                x.sp = top;
+            }
+        }
+        // Warps in a random order, lanes of a warp in a random rotation.
+        std::vector<int> order(fibers / 32);
+        for (size_t i = 0; i < order.size(); i++) order[i] = i;
+        size_t left = fibers;
+        for (int idle = 0; left;) {
+            for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[(seed = seed * 1664525u + 1013904223u) % i]);
+            long before = progress;
+            for (int w : order) {
+                int turn = (seed = seed * 1664525u + 1013904223u) >> 27;
+                for (int l = 0; l < 32; l++) {
+                    Fiber& x = all[w * 32 + (l + turn) % 32];
+                    if (x.done) continue;
+                    fiber = &x;
+                    block = x.block;
+                    threadIdx = x.thread;
+                    blockIdx = block->index;
+                    emu_switch(&scheduler_sp, x.sp);
+                    if (x.done) left--;
+                }
+            }
+            idle = progress == before ? idle + 1 : 0;
+            if (idle > 10000) { fprintf(stderr, "emulator: no thread can go on (divergent barrier?)\n"); abort(); }
+        }
+    }
+}
+template <class... A, size_t... I> void call(void (*k)(A...), void** args, std::index_sequence<I...>) { k(*static_cast<std::decay_t<A>*>(args[I])...); }
+template <class... A> void start(void (*k)(A...), void** args, const unsigned* g, unsigned threads, size_t shared, int cooperative, unsigned seed) {
+    run({g[0], g[1], g[2]}, threads, shared, cooperative, seed, [=] { call(k, args, std::index_sequence_for<A...>{}); });
+}
+}  // namespace emu
+
+static inline void __syncthreads() { emu::sync_block(); }
+static inline void __syncwarp() { emu::sync_warp(); }
+template <class T> T __shfl_sync(unsigned, T v, int from) { return emu::exchange<T>(v, [=](const T* a) { return a[from & 31]; }); }
+template <class T> T __shfl_xor_sync(unsigned, T v, int n) { int l = threadIdx.x % 32; return emu::exchange<T>(v, [=](const T* a) { return a[l ^ n]; }); }
+static inline int warp_sum(int v) { return emu::exchange<int>(v, [](const int* a) { int s = 0; for (int i = 0; i < 32; i++) s += a[i]; return s; }); }
+static inline unsigned warp_max(unsigned v) { return emu::exchange<unsigned>(v, [](const unsigned* a) { return *std::max_element(a, a + 32); }); }
+static inline unsigned __ballot_sync(unsigned, int p) { return emu::exchange<int>(p != 0, [](const int* a) { int s = 0; for (int i = 0; i < 32; i++) s |= unsigned(a[i]) << i; return s; }); }
+static inline unsigned __match_any_sync(unsigned, int v) { return emu::exchange<int>(v, [=](const int* a) { unsigned s = 0; for (int i = 0; i < 32; i++) s |= unsigned(a[i] == v) << i; return int(s); }); }
+static inline int __popc(unsigned v) { return __builtin_popcount(v); }
+static inline int bytes_dot(int a, int b, int c, int from_a, int width, int from_b, int n) {
+    for (int i = 0; i < n; i++) {
+        int x = width == 8 ? (signed char)(a >> 8 * (from_a + i)) : (short)(a >> 16 * (from_a + i));
+        c += x * (signed char)(b >> 8 * (from_b + i));
+    }
+    return c;
+}
+static inline int dp4a(int a, int b, int c) { return bytes_dot(a, b, c, 0, 8, 0, 4); }
+static inline int dp2a_lo(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 0, 2); }
+static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 2, 2); }
+static inline float square_root(float x) { return sqrtf(x); }
+static inline float half_to_float(unsigned short h) { _Float16 f; memcpy(&f, &h, 2); return float(f); }
+template <class T> T load_once(const T* p) { return *p; }
+template <class T> T load_fresh(const T* p) { return *p; }
+// A copy in the background arrives when it is waited for.
+namespace emu { struct Copy { void* to; const void* from; }; static std::vector<Copy> copies[4096]; static std::vector<int> groups[4096]; }
+void emu::reset_copies() { for (auto& c : copies) c.clear(); for (auto& g : groups) g.clear(); }
+static inline int emu_thread() { return threadIdx.x; }
+static inline void copy_async(void* to, const void* from) {
+    if (size_t(to) % 16 || size_t(from) % 16) { fprintf(stderr, "emulator: copy_async to or from an odd address\n"); abort(); }
+    emu::copies[emu_thread()].push_back({to, from});
+}
+static inline void commit_copies() { emu::groups[emu_thread()].push_back(emu::copies[emu_thread()].size()); }
+template <int PENDING> void wait_copies() {
+    auto& g = emu::groups[emu_thread()];
+    auto& c = emu::copies[emu_thread()];
+    int n = int(g.size()) - PENDING;
+    if (n <= 0) return;
+    int done = g[n - 1];
+    for (int i = 0; i < done; i++) memcpy(c[i].to, c[i].from, 16);
+    c.erase(c.begin(), c.begin() + done);
+    g.erase(g.begin(), g.begin() + n);
+    for (int& x : g) x -= done;
+}
+static inline void prefetch_line(const void* p) { (void)*(volatile const char*)p; }
+static inline void wait_for_previous() {}
+static inline void let_next_start() {}
+static inline void __threadfence() {}
+static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; }
+// Tensor-core products and the loads that feed them: every lane gathers what the others hold.
+typedef const char* SharedAddress;
+static inline SharedAddress shared_address(const void* p) { return (const char*)p; }
+static inline void load_matrices(int (&r)[4], SharedAddress address) {
+    int l = threadIdx.x % 32;
+    emu::exchange<SharedAddress>(address, [&](const SharedAddress* a) {
+        for (int m = 0; m < 4; m++) memcpy(&r[m], a[8 * m + l / 4] + 4 * (l % 4), 4);
+        return nullptr;
+    });
+    __syncwarp();
+}
+template <int N> void gather_lanes(const int (&mine)[N], int (&all)[N][32]) {
+    for (int i = 0; i < N; i++)
+        emu::exchange<int>(mine[i], [&](const int* a) { memcpy(all[i], a, sizeof all[i]); return 0; });
+}
+// a: registers of rows g and g+8 for each 16 values in turn; b: one for each 16 values.
+template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES], bool sign) {
+    int as[2 * HALVES][32], bs[HALVES][32], l = threadIdx.x % 32;
+    gather_lanes(a, as);
+    gather_lanes(b, bs);
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16 * HALVES; k++) {
+            int lane = k % 16 / 4, byte = 8 * (k % 4), column = l % 4 * 2 + i % 2;
+            int x = as[k / 16 * 2 + i / 2][l / 4 * 4 + lane] >> byte;
+            int y = (signed char)(bs[k / 16][column * 4 + lane] >> byte);
+            c[i] += (sign ? (signed char)x : (unsigned char)x) * y;
+        }
+}
+static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b, true); }
+static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, true); }
+static inline void product16_unsigned(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, false); }
+static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
+    unsigned long long both = (unsigned long long)y << 32 | x;
+    unsigned r = 0;
+    for (int i = 0; i < 4; i++) r |= unsigned(both >> 8 * (pick >> 4 * i & 7) & 255) << 8 * i;
+    return int(r);
+}
+
+// Memory whose end lies on a page that cannot be touched.
+extern "C" void* emu_alloc(size_t n) {
+    size_t pages = (n + 15) / 16 * 16 + 4095 >> 12;
+    char* p = (char*)mmap(nullptr, (pages + 1) << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(p + (pages << 12), 4096, PROT_NONE);
+    return p + (pages << 12) - (n + 15) / 16 * 16;
+}

@@ -1,0 +1,122 @@
+"""An emulated GPU: the CUDA kernels compiled as C++ and run thread by thread on the CPU.
+
+It checks a kernel's logic and bits without a device. It says nothing about speed, nor about what
+the device's own instructions do.
+"""
+
+import ctypes
+import hashlib
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+
+from isobit.backends.cuda.compile import INCLUDE, SOURCES, signatures
+
+HERE = Path(__file__).parent
+_FLAGS = [
+    "-O2",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-w",
+    "-fno-strict-aliasing",
+]
+
+
+@cache
+def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
+    kernels = signatures(stem)
+    stubs = "".join(
+        f'extern "C" void emu_{k}(void** a, const unsigned* g, unsigned t, size_t s, int c, '
+        f"unsigned r) {{ emu::start({k}, a, g, t, s, c, r); }}\n"
+        for k in kernels
+    )
+    source = "".join(f"#define {name} {value}\n" for name, value in defines)
+    source += f'#include "cuda_emulator.h"\n#include "{stem}.cu"\n' + stubs
+    files = [HERE / "cuda_emulator.h", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))]
+    digest = hashlib.sha256(source.encode() + (SOURCES / f"{stem}.cu").read_bytes())
+    for file in files:
+        digest.update(file.read_bytes())
+    out = Path(gettempdir()) / "isobit-emulator" / f"{stem}-{digest.hexdigest()[:24]}.so"
+    if not out.exists():
+        out.parent.mkdir(exist_ok=True)
+        include = [f"-I{d}" for d in (HERE, *INCLUDE)]
+        part = out.with_suffix(f".{np.random.default_rng().integers(1 << 40)}.so")
+        command = ["g++", *_FLAGS, *include, "-x", "c++", "-", "-o", str(part)]
+        subprocess.run(command, input=source.encode(), check=True)
+        part.replace(out)
+    return ctypes.CDLL(str(out))
+
+
+class EmulatedGpu:
+    """The Gpu protocol on the CPU. Memory ends at a guard page, so a stray access crashes."""
+
+    name = "emulated GPU"
+    multiprocessors = 4
+    shared_most = 227 << 10
+
+    def __init__(self, seed: int = 1) -> None:
+        self._rng = np.random.default_rng(seed)
+        memory = _library("pointwise", ())
+        memory.emu_alloc.restype = ctypes.c_void_p
+        memory.emu_alloc.argtypes = [ctypes.c_size_t]
+        self._allocate = memory.emu_alloc
+
+    def memory(self) -> tuple[int, int]:
+        return 1 << 40, 1 << 40
+
+    def allocate(self, nbytes: int) -> int:
+        address = int(self._allocate(max(nbytes, 1)))
+        ctypes.memset(address, 0xA5, min(nbytes, 1 << 20))  # what nobody wrote is not zero
+        return address
+
+    def free(self, address: int) -> None:
+        pass
+
+    def upload(self, address: int, values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values)
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+
+    def download(self, address: int, out: np.ndarray) -> None:
+        ctypes.memmove(out.ctypes.data, address, out.nbytes)
+
+    def launch(
+        self,
+        stem: str,
+        kernel: str,
+        grid: Sequence[int],
+        arguments: Sequence[int | float],
+        *,
+        shared: int = 0,
+        defines: Mapping[str, str] | None = None,
+        cooperative: bool = False,
+        overlap: bool = False,  # noqa: ARG002  # blocks run one after another here
+    ) -> None:
+        signature = signatures(stem)[kernel]
+        function = getattr(_library(stem, tuple(sorted((defines or {}).items()))), f"emu_{kernel}")
+        values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        size = (ctypes.c_uint32 * 3)(*grid, *[1] * (3 - len(grid)))
+        seed = int(self._rng.integers(1 << 31))
+        function(
+            pointers,
+            size,
+            ctypes.c_uint32(signature.threads(defines or {})),
+            ctypes.c_size_t(shared),
+            ctypes.c_int(cooperative),
+            ctypes.c_uint32(seed),
+        )
+
+    def capture(self, queue):
+        return queue
+
+    def replay(self, graph) -> None:
+        graph()
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,85 @@
+"""What the CUDA tests share: an emulated or a real device, and buffers between sentinels."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from isobit.backends.base import Batch
+from isobit.backends.cuda import CudaBackend, available
+from isobit.backends.cuda.gpu import CudaGpu
+
+from .cuda_emulator import EmulatedGpu
+
+SEED = int(np.random.SeedSequence().entropy % (1 << 32))
+F32 = np.float32
+
+
+def open_gpu(kind):
+    """A device of that kind, "emulated" or "cuda"; skips the test where there is none."""
+    if kind == "emulated":
+        if shutil.which("g++") is None:
+            pytest.skip("not run: no g++ to build the emulator with")
+        return EmulatedGpu(SEED)
+    usable, reason = available()
+    if not usable:
+        pytest.skip(f"not run: {reason}")
+    return CudaGpu()
+
+
+def open_cuda(kind, weights, engine):
+    return CudaBackend(weights, engine, open_gpu(kind))
+
+
+def ragged(rng, vocab, parts, pages):
+    """A batch of (first position, tokens) for each sequence; the last token's logits of each."""
+    lengths = [n for _, n in parts]
+    return Batch(
+        tokens=rng.integers(0, vocab, sum(lengths)).astype(np.int32),
+        positions=np.concatenate([np.arange(p, p + n) for p, n in parts]).astype(np.int32),
+        sequence=np.repeat(np.arange(len(parts)), lengths).astype(np.int32),
+        pages=pages,
+        logit_rows=(np.cumsum(lengths) - 1).astype(np.int32),
+    )
+
+
+class Buffers:
+    """Device arrays with sentinels before and after; ``check`` finds stray writes."""
+
+    GUARD = 4096
+
+    def __init__(self, gpu):
+        self.gpu = gpu
+        self.guards = []
+
+    def put(self, values):
+        address = self.new(values.nbytes)
+        self.gpu.upload(address, values)
+        return address
+
+    def new(self, nbytes):
+        fill = np.full(nbytes + 2 * self.GUARD, 0x5B, np.uint8)
+        address = self.gpu.allocate(fill.nbytes)
+        self.gpu.upload(address, fill)
+        self.guards.append((address, nbytes))
+        return address + self.GUARD
+
+    def get(self, address, shape, dtype=F32):
+        out = np.empty(shape, dtype)
+        self.gpu.download(address, out)
+        self.check()
+        return out
+
+    def check(self):
+        for address, nbytes in self.guards:
+            for start in (address, address + self.GUARD + nbytes):
+                guard = np.empty(self.GUARD, np.uint8)
+                self.gpu.download(start, guard)
+                assert (guard == 0x5B).all(), "a kernel wrote outside its output"
+
+
+def same(a, b):
+    assert a.shape == b.shape
+    assert np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32)), (
+        f"{(a.view(np.uint32) != b.view(np.uint32)).sum()} of {a.size} values differ"
+    )

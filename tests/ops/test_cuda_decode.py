@@ -1,0 +1,79 @@
+"""The decode graph gives the bits of the same step run kernel by kernel."""
+
+import numpy as np
+import pytest
+
+from isobit import numerics
+from isobit.config import EngineConfig
+
+from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
+from .test_cuda_forward import weights  # noqa: F401
+
+
+@pytest.mark.parametrize(("kind", "planes"), [("emulated", 1), ("cuda", 1), ("cuda", 2)])
+def test_decode_graph(weights, kind, planes):  # noqa: F811
+    print("seed", SEED)
+    rng = np.random.default_rng(SEED)
+    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=1, chunk=256)
+    backend = open_cuda(kind, weights, engine)
+    assert backend._decoder is not None
+    pages = rng.permutation(8).astype(np.int32)[None]
+    vocab = weights.config.vocab
+    first, steps = (2, 2) if kind == "emulated" else (250, 80)
+    backend.forward(ragged(rng, vocab, [(0, first)], pages))
+    token = int(rng.integers(vocab))
+    chosen = []
+    for position in range(first, first + steps):
+        one = ragged(rng, vocab, [(position, 1)], pages)
+        one.tokens[0] = token
+        plain = backend.forward(one, lambda *_: None, frozenset())
+        fused = backend.forward(one)
+        assert np.array_equal(plain.view(np.uint32), fused.view(np.uint32)), position
+        token = int(fused[0].argmax())
+        chosen.append(token)
+    again = backend.greedy(chosen[0], first + 1, pages[0], steps - 1)
+    assert again.tolist() == chosen[1:]
+    backend.close()
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+@pytest.mark.parametrize("tiles", [1, 31, 300])
+def test_merge_of_many_tiles(kind, tiles):
+    heads, kv_heads, head_dim, most = 4, 2, 64, tiles + 3
+    rng = np.random.default_rng(SEED)
+    m = np.round(rng.standard_normal((tiles, heads)) * 20).astype(np.float32)
+    l, o = (  # noqa: E741
+        rng.random((tiles, heads)).astype(np.float32) + 1,
+        rng.standard_normal((tiles, heads, head_dim)).astype(np.float32),
+    )
+    total, out, top = l[0], o[0], m[0]
+    for t in range(1, tiles):
+        new = np.maximum(top, m[t])
+        a, b = numerics.exp(top - new), numerics.exp(m[t] - new)
+        total = total * a + l[t] * b
+        out = out * a[:, None] + o[t] * b[:, None]
+        top = new
+    expected = out * (np.float32(1) / total)[:, None]
+
+    gpu = open_gpu(kind)
+    group = heads // kv_heads
+    pairs = np.zeros((kv_heads, most, group, 2), np.float32)
+    tile_out = np.zeros((kv_heads, most, group, head_dim), np.float32)
+    for h in range(heads):
+        pairs[h // group, :tiles, h % group] = np.stack([m[:, h], l[:, h]], -1)
+        tile_out[h // group, :tiles, h % group] = o[:, h]
+    b = Buffers(gpu)
+    result = b.new(expected.nbytes)
+    step = np.array([0, tiles * 64 - 1, 0, 0], np.int32)
+    defines = {"PLANES": 2, "HIDDEN": 256, "HEADS": heads, "KV_HEADS": kv_heads, "BUFFERS": 1}
+    defines |= {"HEAD_DIM": head_dim, "FFN": 256, "EXPERTS": 4, "USED": 2}
+    gpu.launch(
+        "decode_attention",
+        "decode_merge",
+        (heads * head_dim // 32,),
+        (b.put(step), b.put(pairs), b.put(tile_out), most, result),
+        shared=4 * 256 * 35 + 64,
+        defines={k: str(v) for k, v in defines.items()},
+    )
+    same(b.get(result, expected.shape), expected)
+    gpu.close()

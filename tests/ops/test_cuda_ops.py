@@ -1,0 +1,267 @@
+"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if any.
+
+Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
+"""
+
+import numpy as np
+import pytest
+
+from isobit import numerics
+from isobit.backends.cuda.layout import ACT_BYTES, Layout, repack
+from isobit.backends.cuda.load import Loader
+from isobit.backends.cuda.ops import Ops, Segments
+from isobit.gguf.formats import FORMATS
+from isobit.numerics import TILE, Weight
+
+from .cuda_support import F32, SEED, Buffers, open_gpu, same
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def gpu(request):
+    device = open_gpu(request.param)
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def rng():
+    print("seed", SEED)
+    return np.random.default_rng(SEED)
+
+
+def activations(rng, *shape):
+    """Values over many decades, with zeros, a zero block, subnormals and outliers."""
+    x = (rng.standard_normal(shape) * 10 ** rng.uniform(-4, 4, shape)).astype(F32)
+    x[rng.random(shape) < 0.05] = 0
+    x[rng.random(shape) < 0.02] = F32(1e-41)
+    flat = x.reshape(-1)
+    flat[: min(256, flat.size // 3)] = 0
+    return x
+
+
+def random_weight(rng, fmt, *shape):
+    """A weight of random bytes whose float scales are finite."""
+    values = int(np.prod(shape))
+    data = rng.integers(0, 256, (values // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
+    if fmt.quantized:
+        half = (
+            rng.standard_normal((len(data), 2)) * 10 ** rng.uniform(-6, 1, (len(data), 2))
+        ).astype(np.float16)
+        places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}
+        places |= {"Q5_0": (0,)}
+        for i, at in enumerate(places.get(fmt.name, (0, 2))):
+            data[:, at : at + 2] = half[:, i : i + 1].view(np.uint8)
+    else:
+        floats = rng.standard_normal(values).astype(F32)
+        if fmt.name == "BF16":
+            data = (floats.view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            data = floats.astype({"F32": np.float32, "F16": np.float16}[fmt.name])
+        data = data.view(np.uint8)
+    return Weight("w", fmt, shape, np.ascontiguousarray(data).reshape(-1))
+
+
+def quantised(gpu, ops, x):
+    """Rows of activations on the device: (address of floats, address of Acts)."""
+    b = Buffers(gpu)
+    rows, n = x.shape
+    values, acts = b.put(x), b.new(rows * -(-n // 256) * ACT_BYTES)
+    ops.quantise(values, n, rows, acts)
+    return values, acts
+
+
+def load(gpu, weight):
+    return Loader(gpu, weight.data.nbytes + 512).matrix(weight)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("columns", [256, 600])
+def test_quantise(gpu, rng, planes, columns):
+    x = activations(rng, 5, columns)
+    x[1, 3] = np.inf
+    x[2, 255] = np.nan
+    b, ops = Buffers(gpu), Ops(gpu, planes)
+    supers = -(-columns // 256)
+    acts = b.new(5 * supers * ACT_BYTES)
+    ops.quantise(b.put(x), columns, 5, acts)
+    got = b.get(acts, (5, supers, ACT_BYTES), np.uint8)
+    q, d = numerics.quantise_rows(x, planes)
+    padded = np.zeros((5, supers * 256), np.int32)
+    padded[:, :columns] = q
+    padded = padded.reshape(5, supers, 256)
+    for p, plane in enumerate(numerics.planes_of(padded, planes)):
+        assert np.array_equal(got[..., 256 * p : 256 * (p + 1)].view(np.int8), plane)
+        sums = plane.reshape(5, supers, 16, 16).sum(-1)
+        at = 512 + 32 + 64 * p
+        assert np.array_equal(
+            np.ascontiguousarray(got[..., at : at + 64]).view(np.int32), -32 * sums
+        )
+    sums = padded.reshape(5, supers, 8, 32).sum(-1)
+    assert np.array_equal(np.ascontiguousarray(got[..., 512:544]).view(np.int32), sums)
+    scale = np.ascontiguousarray(got[..., 672:676]).view(F32)[..., 0]
+    finite = np.isfinite(d)
+    assert np.array_equal(scale[finite], d[finite])
+    assert np.isnan(scale[~finite]).all()
+    assert (~finite).sum() == 2
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
+@pytest.mark.parametrize("rows", [40, 13])
+def test_matmul(gpu, rng, name, rows, planes):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    small = fmt.block_size <= 32
+    for columns in (96, 800, 256) if small else (256, 768, 2304):
+        w = random_weight(rng, fmt, rows, columns)
+        ops = Ops(gpu, planes)
+        stored = load(gpu, w)
+        for tokens in (1, 11):
+            x = activations(rng, tokens, columns)
+            values, acts = quantised(gpu, ops, x)
+            b = Buffers(gpu)
+            y = b.new(4 * tokens * rows)
+            ops.matmul(stored, values, acts, y, tokens)
+            same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "F16"])
+def test_matmul_of_experts(gpu, rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    experts, rows, columns, tokens, k = 5, 24, 512, 9, 2
+    w = random_weight(rng, fmt, experts, rows, columns)
+    x = activations(rng, tokens, columns)
+    ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(tokens)], np.int32)
+    ops, b = Ops(gpu, 2), Buffers(gpu)
+    order, offset = b.new(4 * tokens * k), b.new(4 * (experts + 1))
+    ops.sort_pairs(b.put(ids), tokens * k, experts, order, offset)
+    counts = np.bincount(ids.reshape(-1), minlength=experts)
+    assert np.array_equal(b.get(offset, (experts + 1,), np.int32), [0, *np.cumsum(counts)])
+    got = b.get(order, (tokens * k,), np.int32)
+    assert np.array_equal(got, np.argsort(ids.reshape(-1), kind="stable"))
+    values, acts = quantised(gpu, ops, x)
+    y = b.new(4 * tokens * k * rows)
+    ops.matmul(load(gpu, w), values, acts, y, tokens * k, segments=Segments(order, offset, k))
+    expected = [
+        [numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for e in ids[t]] for t in range(tokens)
+    ]
+    same(b.get(y, (tokens, k, rows)), np.array(expected, F32))
+
+
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
+def test_embedding(gpu, rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    columns = 512 if fmt.block_size == 256 else 352
+    for rows in (16, 11):
+        w = random_weight(rng, fmt, rows, columns)
+        tokens = rng.integers(0, rows, 6).astype(np.int32)
+        b = Buffers(gpu)
+        y = b.new(4 * 6 * columns)
+        Ops(gpu, 2).embed(load(gpu, w), b.put(tokens), 6, y)
+        same(b.get(y, (6, columns)), w.float32()[tokens])
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_repack_keeps_every_byte(gpu, rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    w = random_weight(rng, fmt, 3, 16, 768)
+    stored = load(gpu, w)
+    assert Layout.of(w).kind == "tiled"
+    out = np.empty(w.data.nbytes, np.uint8)
+    gpu.download(stored.address, out)
+    assert np.array_equal(out, repack(w.data, 3, fmt.block_bytes))
+    assert np.array_equal(np.sort(out), np.sort(w.data))
+
+
+@pytest.mark.parametrize("n", [64, 256, 2048, 1000])
+def test_rms_norm(gpu, rng, n):
+    x, weight = activations(rng, 3, n), activations(rng, n)
+    b = Buffers(gpu)
+    y = b.new(x.nbytes)
+    Ops(gpu, 2).rms_norm(b.put(x), b.put(weight), 1e-6, n, 3, y)
+    same(b.get(y, x.shape), numerics.rms_norm(x, weight, F32(1e-6)))
+
+
+def test_swiglu_and_residual(gpu, rng):
+    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
+        F32
+    )
+    up = activations(rng, gate.size)
+    b, ops = Buffers(gpu), Ops(gpu, 2)
+    y = b.new(gate.nbytes)
+    ops.swiglu(b.put(gate), b.put(up), gate.size, y)
+    same(b.get(y, gate.shape), numerics.silu_gate(gate, up))
+    ops.add(b.put(gate), b.put(up), gate.size, y)
+    same(b.get(y, gate.shape), gate + up)
+
+
+@pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_router(gpu, rng, experts, k, normalise):
+    z = rng.standard_normal((5, experts)).astype(F32) * 4
+    z[1] = np.round(z[1])  # ties
+    z[2] = 0
+    z[3, experts // 2] = 500  # all others have probability 0
+    b, ops = Buffers(gpu), Ops(gpu, 2)
+    ids, weights = b.new(4 * 5 * k), b.new(4 * 5 * k)
+    ops.router_top_k(b.put(z), experts, k, normalise, 5, ids, weights)
+    expected_ids, expected_weights, _ = numerics.top_k(z, k, normalise=normalise)
+    assert np.array_equal(b.get(ids, (5, k), np.int32), expected_ids)
+    same(b.get(weights, (5, k)), expected_weights)
+    outputs = activations(rng, 5, k, 70)
+    y = b.new(4 * 5 * 70)
+    ops.combine(weights, b.put(outputs), k, 70, 5, y)
+    same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(128, 4, 2), (80, 3, 1), (10, 2, 2)])
+def test_attention(gpu, rng, head_dim, heads, kv_heads):
+    """Two sequences on scattered pages; the second has a page of history already in the cache."""
+    lengths, pages = (70, 5), np.array([[3, 0], [1, 4]], np.int32)
+    positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
+    sequence = np.repeat([0, 1], lengths).astype(np.int32)
+    n, padded, n_pages = len(positions), -(-head_dim // 16) * 16, 5
+    qkv = activations(rng, n, heads + 2 * kv_heads, head_dim)
+    q_norm, k_norm = (rng.standard_normal(head_dim).astype(F32) for _ in range(2))
+    turn = numerics.rope_table(numerics.inverse_frequencies(head_dim, 1e4), 0, 128)
+    eps = F32(1e-6)
+
+    b, ops = Buffers(gpu), Ops(gpu, 2)
+    q_rope, k_rope = b.new(4 * n * heads * head_dim), b.new(4 * n * kv_heads * head_dim)
+    q_int, dq = b.new(2 * n * heads * padded), b.new(4 * n * heads)
+    planes = 2 * n_pages * kv_heads * TILE * padded
+    cache = (b.new(planes), b.new(planes))
+    cache += (b.new(4 * n_pages * kv_heads * TILE), b.new(4 * n_pages * kv_heads * TILE))
+    cache += (kv_heads, padded)
+    where = (b.put(positions), b.put(sequence), b.put(pages), 2)
+    ops.attention(
+        "head_vectors",
+        (-(-n * (heads + 2 * kv_heads) // 8),),
+        (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), b.put(turn[0]), b.put(turn[1]))
+        + (*where, heads, head_dim, float(numerics.attention_scale(head_dim)))
+        + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
+    )
+    out = b.new(4 * n * heads * head_dim)
+    ops.attention("attention", (heads, n), (q_int, dq, *where, heads, head_dim, *cache, out))
+
+    q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
+    cos, sin = (t[positions] for t in turn)
+    q = numerics.rope(numerics.rms_norm(q, q_norm, eps), cos, sin)
+    k = numerics.rope(numerics.rms_norm(k, k_norm, eps), cos, sin)
+    same(b.get(q_rope, q.shape), q)
+    same(b.get(k_rope, k.shape), k)
+    expected = np.empty_like(q)
+    for s in (0, 1):
+        rows = np.flatnonzero(sequence == s)
+        for h in range(heads):
+            g = h * kv_heads // heads
+            ki, dk = numerics.quantise(np.ascontiguousarray(k[rows, g]), 2)
+            vi, dv = numerics.quantise(np.ascontiguousarray(v[rows, g]), 2)
+            expected[rows, h] = numerics.attention(
+                np.ascontiguousarray(q[rows, h]),
+                positions[rows],
+                ki.astype(np.int16),
+                dk,
+                vi.astype(np.int16),
+                dv,
+            )
+    same(b.get(out, expected.shape), expected)

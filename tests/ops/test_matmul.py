@@ -1,0 +1,108 @@
+"""Matrix products of every format against the specification, bit for bit."""
+
+import numpy as np
+import pytest
+
+from isobit import numerics
+from isobit.gguf import formats
+from isobit.numerics import Weight
+
+from .cases import before_guard_page, edge_rows, extreme_weight, identical, values, weight
+
+BLOCKS_OF_32 = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
+
+
+def widths(fmt):
+    if not fmt.quantized:
+        return (1, 7, 256, 768, 2049)
+    if fmt.name in BLOCKS_OF_32:
+        return (32, 96, 256, 896, 2048)
+    return (256, 768, 2048)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (37, 1), (5, 3), (16, 7), (130, 70)])
+def test_random(ops, fmt, planes, rows, tokens, rng):
+    for columns in widths(fmt):
+        w = weight(rng, fmt, rows, columns)
+        x = values(rng, tokens, columns)
+        with np.errstate(over="ignore", invalid="ignore"):
+            want = numerics.matmul(w, x, planes)
+        got = ops.matmul(w, x, planes)
+        finite = np.isfinite(want)
+        assert finite.mean() > 0.5
+        assert (np.isfinite(got) == finite).all()
+        identical(np.where(finite, got, 0), np.where(finite, want, 0))
+
+
+def test_edges_of_fixed_point(ops, fmt, planes, rng):
+    columns = widths(fmt)[-1]
+    w = weight(rng, fmt, 19, columns)
+    x = edge_rows(rng, columns)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = numerics.matmul(w, x, planes)
+    got = ops.matmul(w, x, planes)
+    finite = np.isfinite(want)
+    identical(np.where(finite, got, 0), np.where(finite, want, 0))
+
+
+@pytest.mark.parametrize("code_byte", [0x00, 0x7F, 0x80, 0xFF])
+def test_largest_integers(ops, fmt, planes, code_byte, rng):
+    """All codes and sub-scales at an end with all activations at an end: nothing saturates."""
+    if not fmt.quantized:
+        pytest.skip("not run: float weights have no integers")
+    w = extreme_weight(fmt, code_byte, 9, 512)
+    x = edge_rows(rng, 512)
+    x = x[np.abs(x).max(axis=1) < 1e9]
+    identical(ops.matmul(w, x, planes), numerics.matmul(w, x, planes))
+
+
+def test_reads_no_byte_past_the_weights(ops, fmt, planes, rng):
+    for columns in widths(fmt):
+        w = weight(rng, fmt, 3, columns)
+        w = Weight("w", fmt, w.shape, before_guard_page(w.data))
+        x = values(rng, 2, columns)
+        with np.errstate(over="ignore", invalid="ignore"):
+            want = numerics.matmul(w, x, planes)
+        got = ops.matmul(w, x, planes)
+        finite = np.isfinite(want)
+        identical(np.where(finite, got, 0), np.where(finite, want, 0))
+
+
+def test_broken_blocks_reach_the_result(ops, fmt, planes, rng):
+    """A NaN or infinite activation makes its token's results NaN and no other's."""
+    columns = widths(fmt)[-1]
+    w = weight(rng, fmt, 11, columns)
+    x = values(rng, 3, columns)
+    x[1, columns // 2] = rng.choice(np.float32([np.nan, np.inf, -np.inf]))
+    got = ops.matmul(w, x, planes)
+    assert not np.isfinite(got[1]).any() if fmt.quantized else not np.isfinite(got[1]).all()
+    identical(got[[0, 2]], ops.matmul(w, np.ascontiguousarray(x[[0, 2]]), planes))
+
+
+def test_dequantised_rows(ops, fmt, rng):
+    w = weight(rng, fmt, 5, 512)
+    identical(ops.dequantize(w), w.float32())
+
+
+@pytest.mark.parametrize("columns", [1, 31, 32, 255, 256, 300, 2048])
+def test_quantise(ops, planes, columns, rng):
+    x = np.concatenate([values(rng, 5, columns), edge_rows(rng, columns)])
+    for got, want in zip(
+        ops.quantise_rows(x, planes), numerics.quantise_rows(x, planes), strict=True
+    ):
+        identical(got, want)
+
+
+def test_quantise_refuses_to_hide_non_finite_values(ops, planes):
+    x = np.ones((3, 256), np.float32)
+    x[0, 3], x[1, 255] = np.nan, -np.inf
+    q, d = ops.quantise_rows(x, planes)
+    assert np.isnan(d[:2]).all()
+    assert d[2] > 0
+    assert not q[:2].any()
+
+
+def test_every_format_is_covered():
+    assert {f.name for f in formats.FORMATS.values()} == BLOCKS_OF_32 | {
+        *("F32", "F16", "BF16", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+    }

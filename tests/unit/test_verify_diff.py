@@ -1,0 +1,318 @@
+"""Traces in files, and what comparing them finds, on made-up traces."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.model.stages import all_stages
+from isobit.verify import report
+from isobit.verify.compare import compare
+from isobit.verify.trace import Manifest, Trace, graph_order, parse_layers, parse_stages
+
+TOKENS = [5, 6, 7, 8]
+MANIFEST = Manifest(tokens=TOKENS, positions=[0, 1, 2, 3], backend="made up", numerics=1)
+
+
+def made(layers: int = 5, manifest: Manifest = MANIFEST) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    t = len(manifest.positions)
+    out = {"embedding": rng.standard_normal((t, 6)).astype(np.float32)}
+    for i in range(layers):
+        out[f"layers.{i}.attn_norm"] = rng.standard_normal((t, 6)).astype(np.float32)
+        z = rng.standard_normal((t, 4)).astype(np.float32)
+        out[f"layers.{i}.moe_router_logits"] = z
+        out[f"layers.{i}.moe_router_indices"] = np.argsort(-z, axis=1)[:, :2].astype(np.int32)
+    out["lm_head"] = rng.standard_normal((t, 9)).astype(np.float32)
+    return out
+
+
+def pair(change: Callable[[dict[str, Any]], None], a: Manifest = MANIFEST) -> tuple[Trace, Trace]:
+    tensors = {k: v.copy() for k, v in made().items()}
+    change(tensors)
+    return Trace(a, tensors), Trace(MANIFEST, made())
+
+
+def nothing(_: dict[str, Any]) -> None:
+    pass
+
+
+def test_equal_traces_are_identical() -> None:
+    diff = compare(*pair(nothing))
+    assert diff.identical
+    assert report.summary(diff)[0].startswith("identical: 17 stages")
+
+
+def test_the_first_in_graph_order() -> None:
+    def change(t: dict[str, Any]) -> None:
+        t["layers.3.attn_norm"][2, 1] += 1
+        t["layers.1.moe_router_logits"][1, 0] += 0.01
+        t["lm_head"][0, t["lm_head"][0].argmin()] += 9
+
+    diff = compare(*pair(change))
+    assert diff.first is not None
+    assert (diff.first.stage, diff.first.layer) == ("moe_router_logits", 1)
+    assert diff.first.distance.first_position == 1
+    assert [s.where for s in diff.stages if not s.distance.identical][1:] == [
+        "attn_norm of layer 3",
+        "lm_head",
+    ]
+    assert diff.argmax_changed == 1
+    assert diff.mean_kl is not None
+    assert diff.mean_kl > 0.1
+
+
+def test_layers_that_stand_apart() -> None:
+    def change(t: dict[str, Any]) -> None:
+        for i in range(5):
+            t[f"layers.{i}.attn_norm"] *= np.float32(1 + (1e-2 if i == 2 else 1e-5 * (1 + i / 9)))
+
+    apart = compare(*pair(change)).apart()
+    assert [(s.stage, s.layer) for s, _ in apart] == [("attn_norm", 2)]
+    assert apart[0][1] == pytest.approx(1000, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("gap", "logits_change", "chosen", "cause"),
+    [
+        (1e-4, 2e-4, [0, 2], "near-tie"),
+        (0.5, 1.0, [0, 2], "error"),
+        (1e-4, 0.0, [0, 3], "selection"),
+        (1e-4, 0.0, [0, 0], "selection"),
+    ],
+)
+def test_why_experts_changed(
+    gap: float, logits_change: float, chosen: list[int], cause: str
+) -> None:
+    z = np.array([[3, 2, 2 - gap, 1]] * 2, np.float32)
+
+    def trace(logits: np.ndarray, ids: list[int]) -> Trace:
+        manifest = replace(MANIFEST, positions=[0, 1])
+        both = np.array([[0, 1], ids], np.int32)
+        return Trace(
+            manifest, {"layers.0.moe_router_logits": logits, "layers.0.moe_router_indices": both}
+        )
+
+    moved = z.copy()
+    moved[1, 2] += logits_change
+    diff = compare(trace(moved, chosen), trace(z, [0, 1]))
+    assert (diff.router_rows, diff.router_changed) == (2, 1)
+    change = diff.router[0]
+    assert (change.layer, change.position, change.cause) == (0, 1, cause)
+    assert change.only_b == [1]
+    assert change.drift == pytest.approx(logits_change, abs=1e-6)
+    assert change.margin_b == pytest.approx(1 - np.exp(-gap), rel=1e-2)
+
+
+def test_experts_are_measured_with_the_same_expert() -> None:
+    ids = np.array([[0, 1], [2, 3]], np.int32)
+    gate = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    swapped, other = ids[:, ::-1].copy(), ids.copy()
+    other[1, 1] = 7
+    manifest = replace(MANIFEST, positions=[0, 1])
+
+    def trace(chosen: np.ndarray, values: np.ndarray) -> Trace:
+        names = ("layers.0.moe_router_indices", "layers.0.moe_expert_gate")
+        return Trace(manifest, dict(zip(names, (chosen, values), strict=True)))
+
+    reordered = compare(trace(swapped, gate[:, ::-1].copy()), trace(ids, gate))
+    assert [s.distance.identical for s in reordered.stages] == [False, True]
+    assert reordered.router_reordered == 2
+    changed = gate.copy()
+    changed[1, 1] = 1e6
+    left_out = compare(trace(other, changed), trace(ids, gate))
+    assert left_out.stages[1].distance.values == 9
+    assert left_out.stages[1].distance.identical
+    assert not left_out.identical
+
+
+@pytest.mark.parametrize(
+    ("change", "manifest", "complaint"),
+    [
+        (lambda t: t.pop("layers.2.attn_norm"), MANIFEST, "attn_norm of layer 2: expected in both"),
+        (lambda t: t.pop("lm_head"), MANIFEST, "lm_head: expected in both traces, missing in A"),
+        (lambda t: t.clear(), MANIFEST, "expected in both"),
+        (nothing, replace(MANIFEST, tokens=[5, 6, 7, 9]), "the same tokens"),
+        (nothing, replace(MANIFEST, positions=[]), "none in common"),
+        (lambda t: t.update(lm_head=np.ones((4, 8), np.float32)), MANIFEST, "one shape"),
+        (
+            lambda t: t.update(lm_head=np.ones((3, 12), np.float32)),
+            MANIFEST,
+            "of 4 tokens, got shape (3, 12)",
+        ),
+        (
+            lambda t: t.update(lm_head=np.ones((), np.float32)),
+            MANIFEST,
+            "of 4 tokens, got shape ()",
+        ),
+    ],
+)
+def test_nothing_passes_vacuously(
+    change: Callable[[dict[str, Any]], None], manifest: Manifest, complaint: str
+) -> None:
+    with pytest.raises(NothingCompared, match=re.escape(complaint)):
+        compare(*pair(change, manifest))
+
+
+def test_empty_selections_are_errors() -> None:
+    a, b = pair(nothing)
+    with pytest.raises(NothingCompared, match="attn_out"):
+        compare(a, b, stages=frozenset({"attn_out"}))
+    with pytest.raises(NothingCompared, match="attn_norm"):
+        compare(a, b, stages=frozenset({"attn_norm"}), layers=range(8, 9))
+    with pytest.raises(NothingCompared, match="none to compare"):
+        compare(Trace(MANIFEST, {}), Trace(MANIFEST, {}))
+    one = replace(MANIFEST, tokens=[5], positions=[0])
+    tensors = {"embedding": np.ones((1, 2), np.float32)}
+    with pytest.raises(NothingCompared, match="at least 2"):
+        compare(Trace(one, tensors), Trace(one, tensors))
+
+
+def test_stages_a_backend_does_not_hold_are_named_and_not_compared() -> None:
+    a, b = pair(
+        lambda t: t.pop("layers.0.attn_norm"), replace(MANIFEST, not_recorded=["attn_norm"])
+    )
+    diff = compare(a, b)
+    assert diff.not_compared == ["attn_norm"]
+    assert any("attn_norm" in line for line in report.summary(diff))
+
+
+def test_rows_of_the_same_positions_are_compared() -> None:
+    """A trace of the last token alone, as other engines write them."""
+    last = {k: v[-1:].copy() for k, v in made().items()}
+    last["lm_head"][0, 3] += 1
+    diff = compare(Trace(replace(MANIFEST, positions=[3]), last), Trace(MANIFEST, made()))
+    assert diff.first is not None
+    assert (diff.first.stage, diff.first.distance.first_position) == ("lm_head", 3)
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    trace = Trace(MANIFEST, made())
+    trace.save(tmp_path / "t")
+    loaded = Trace.load(tmp_path / "t")
+    assert loaded.manifest == MANIFEST
+    assert loaded.stages() == trace.stages() == sorted(trace.stages(), key=graph_order)
+    assert loaded.stages()[0] == ("embedding", None)
+    assert loaded.stages()[-1] == ("lm_head", None)
+    assert compare(loaded, trace).identical
+
+
+def damaged(tmp_path: Path) -> dict[str, Path]:
+    good = tmp_path / "good"
+    Trace(MANIFEST, made()).save(good)
+    data = good.read_bytes()
+    files = {
+        "empty": b"",
+        "cut": data[: len(data) // 2],
+        "header": b"\xff" * 8 + data[8:],
+        "text": b"a trace, really",
+        "pickle": b"\x80\x04K\x01.",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    tensors = {"embedding": np.ones((4, 2), np.float32)}
+    save_file(tensors, tmp_path / "no manifest")
+    manifest = json.loads(MANIFEST.to_json())
+    for name, change in {
+        "format": {"format": 99},
+        "tokens": {"tokens": ["x"]},
+        "negative": {"positions": [-1]},
+        "beyond": {"positions": [0, 4]},
+        "twice": {"positions": [1, 1]},
+        "planes": {"activation_planes": "2"},
+    }.items():
+        save_file(tensors, tmp_path / name, {"isobit": json.dumps(manifest | change)})
+    save_file(tensors, tmp_path / "nested", {"isobit": "[" * 100000})
+    save_file(
+        {"layers.0.foo": tensors["embedding"]}, tmp_path / "unknown", {"isobit": MANIFEST.to_json()}
+    )
+    names = [
+        *files,
+        "no manifest",
+        "format",
+        "tokens",
+        "negative",
+        "beyond",
+        "twice",
+        "planes",
+        "nested",
+        "unknown",
+    ]
+    return {name: tmp_path / name for name in names} | {"absent": tmp_path / "absent"}
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    for name, path in damaged(tmp_path).items():
+        with pytest.raises(FileRefused) as caught:
+            Trace.load(path)
+        assert str(path) in str(caught.value), name
+        assert "\n" not in str(caught.value)
+
+
+def test_types_that_a_trace_never_has_are_refused(tmp_path: Path) -> None:
+    save_file(
+        {"embedding": np.ones((4, 2), np.int8)}, tmp_path / "t", {"isobit": MANIFEST.to_json()}
+    )
+    with pytest.raises(FileRefused, match="expected F32, F64 or I32, got int8"):
+        Trace.load(tmp_path / "t")["embedding", None]
+
+
+def test_stage_and_layer_arguments() -> None:
+    assert parse_stages("attn_norm, lm_head", moe=True) == {"attn_norm", "lm_head"}
+    assert parse_stages("all", moe=False) == frozenset(all_stages(moe=False))
+    with pytest.raises(UsageError, match=r"embedding, attn_norm, .*lm_head; got 'ffn_gate'"):
+        parse_stages("ffn_gate", moe=True)
+    assert parse_layers("2..4", 8) == range(2, 5)
+    assert parse_layers("7", 8) == range(7, 8)
+    assert parse_layers("all", 8) == range(8)
+    for text in ("8", "4..2", "-1", "a..b", "1..", "..3", "1.5", "", "²"):
+        with pytest.raises(UsageError, match=r"within 0\.\.7"):
+            parse_layers(text, 8)
+
+
+def test_the_page_is_self_contained_and_escapes() -> None:
+    hostile = replace(MANIFEST, device="</script><script>alert(1)</script>", model="<img src=x>")
+    a, b = pair(lambda t: t["lm_head"].__setitem__((0, 0), np.nan), hostile)
+    page = report.html(compare(a, b, histograms=True))
+    assert "alert(1)" in page
+    assert page.count("<script") == 1
+    assert "<img" not in page
+    for address in re.findall(r"(?:https?:)?//[\w.]+", page):
+        pytest.fail(f"the page refers to {address}")
+    data = re.search(r"const D = (\{.*\});\n", page)
+    assert data is not None
+    values = json.loads(data[1])
+    assert sum(values["stages"][0]["histogram"]["a"]) == 24
+    assert values["first"] == {"stage": "lm_head", "layer": None}
+
+
+def test_json_has_every_stage() -> None:
+    def change(t: dict[str, Any]) -> None:
+        t["layers.0.attn_norm"][0, 0] = np.inf
+
+    out = json.loads(json.dumps(compare(*pair(change)).to_json(), allow_nan=False))
+    assert len(out["stages"]) == 17
+    assert out["identical"] is False
+    assert out["stages"][1]["nonfinite_a"] == 1
+
+
+def test_table_rows() -> None:
+    diff = compare(*pair(lambda t: t["layers.3.attn_norm"].__setitem__((0, 0), 9)))
+    header, rows = report.table(diff)
+    assert [r[0] for r in rows] == [
+        "embedding",
+        "attn_norm",
+        "moe_router_logits",
+        "moe_router_indices",
+        "lm_head",
+    ]
+    assert rows[1][:3] == ["attn_norm", "3", "1 of 120"]
+    assert len(report.table(diff, every=True)[1]) == 17
+    assert all(len(r) == len(header) for r in rows)
