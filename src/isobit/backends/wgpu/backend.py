@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from isobit import numerics
 from isobit.backends.base import F32, I32, Batch, Tap
-from isobit.backends.wgpu import memory
+from isobit.backends.wgpu import driver, memory
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
-from isobit.backends.wgpu.graph import Graph, Mark, Shape
+from isobit.backends.wgpu.graph import Graph, Shape
 from isobit.backends.wgpu.load import DeviceWeights
 from isobit.backends.wgpu.ops import CachePart, Ops
 from isobit.config import EngineConfig
@@ -35,11 +35,18 @@ class WgpuBackend:
     ) -> None:
         """Refuse a driver that is not exact and a model that exceeds a limit; load the weights.
 
-        Raises BackendUnavailable with the reason. ``device`` is for tests.
+        Raises BackendUnavailable with the reason. ``device`` is for tests: an open one, tested.
         """
         self._c = c = weights.config
-        self._device = device if device is not None else open_device()
+        self._owned = device is None
+        self._device = open_device() if device is None else device
+        self.inexact: tuple[str, ...] = ()
+        """Primitives in which the driver differs from the specification: none, unless allowed."""
         try:
+            if device is None:
+                self.inexact = driver.require_exact(
+                    self._device, allow_inexact=engine.allow_inexact
+                )
             self._plan = plan = memory.Plan.of(c, engine, self._device.binding_bytes)
             with self._device.guarded():
                 self._b = {name: self._device.empty(n) for name, n in plan.buffers.items()}
@@ -54,7 +61,7 @@ class WgpuBackend:
                     self._cache,
                 )
         except BaseException:
-            self._device.close()
+            self.close()
             raise
         self._embedding = weights.token_embd
         self._context = min(engine.context or c.context_length, 1 << 24)
@@ -65,12 +72,14 @@ class WgpuBackend:
 
     @property
     def device(self) -> str:
-        """The device in words."""
-        return self._device.name
+        """The device in words; says so if it is not exact."""
+        inexact = f", INEXACT: {', '.join(self.inexact)}" if self.inexact else ""
+        return self._device.name + inexact
 
     def close(self) -> None:
         """Free the device's memory."""
-        self._device.close()
+        if self._owned:
+            self._device.close()
 
     def forward(
         self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
@@ -206,7 +215,7 @@ class WgpuBackend:
         ):
             if values.dtype != np.int32:
                 raise UsageError(f"batch {name}: expected int32, got {values.dtype}")
-            if values.size and not (0 <= int(values.min()) and int(values.max()) < limit):
+            if values.size and (int(values.min()) < 0 or int(values.max()) >= limit):
                 raise UsageError(
                     f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
                 )

@@ -1,8 +1,8 @@
 """The WebGPU device: finding an adapter, buffers, compiled kernels, recordings of dispatches.
 
 Knows nothing of models. A kernel is an entry point of a ``.wgsl`` file of this folder; the files it
-builds on are put in front of it. Its bindings are the opaque zero (0), the dispatch's parameters (1)
-and its buffers in order (2, 3, …).
+builds on are put in front of it. Its bindings are the opaque zero (0), the dispatch's parameters
+(1) and its buffers in order (2, 3, …).
 """
 
 import os
@@ -67,14 +67,17 @@ def adapters() -> list[Any]:
     return sorted(found, key=lambda a: _PREFERRED.index(a.info["adapter_type"]))
 
 
-def available() -> tuple[bool, str]:
-    """Whether the wgpu backend can run here, and the reason if not."""
+def available(*, software: bool = True) -> tuple[bool, str]:
+    """Whether the wgpu backend can run here (``software``: on a processor too), or why not."""
     try:
-        if adapters():
-            return True, ""
+        found = adapters()
     except BackendUnavailable as error:
         return False, str(error)
-    return False, f"wgpu: {_NO_ADAPTER}"
+    if not found:
+        return False, f"wgpu: {_NO_ADAPTER}"
+    if not software and found[0].info["adapter_type"] == "CPU":
+        return False, f"wgpu: no GPU, only a software device ({describe(found[0])})"
+    return True, ""
 
 
 def open_device() -> "Device":
@@ -125,7 +128,7 @@ class Device:
         import wgpu  # noqa: PLC0415
 
         self.name = describe(adapter)
-        self.software = adapter.info["adapter_type"] == "CPU"
+        self.identity = (adapter.info["vendor_id"], adapter.info["device_id"])
         self._usage = wgpu.BufferUsage
         self._visible = wgpu.ShaderStage.COMPUTE
         self._errors: tuple[type[Exception], ...] = (wgpu.GPUError, RuntimeError)

@@ -161,7 +161,8 @@ class Graph:
 
     def _feed_forward_block(self, i: int, layer: DeviceLayer, n: int) -> Iterator[Step | Mark]:
         c, o, b = self._c, self._ops, self._b
-        prefix, k, experts, front = "ffn_", 1, None, (n,)
+        prefix, k, experts = "ffn_", 1, None
+        front: tuple[int, ...] = (n,)
         if layer.router is not None:
             prefix, k, front = "moe_expert_", c.n_experts_used, (n, c.n_experts_used)
             logits, weights, plan = b["router_logits"], b["router_weights"], b["plan"]

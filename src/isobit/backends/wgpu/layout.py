@@ -1,10 +1,10 @@
 """How a weight matrix lies in the device's memory.
 
-Float formats are the file's values. Quantised ones are tiles: 8 rows by one superblock (256 values),
-the tiles of the same 8 rows one behind another. Inside, chunk c (16 bytes) of row r stands at byte
-``128 * c + 16 * r``; what a superblock has beyond whole chunks (2 bytes for Q6_K, its d) ends the
-tile, row by row. So eight lanes, one a row, read whole lines of 128 bytes. Rows are filled up with
-zeros to a multiple of 8, columns to whole superblocks; neither changes a result.
+Float formats are the file's values. Quantised ones are tiles: 8 rows by one superblock (256
+values), the tiles of the same 8 rows one behind another. Inside, chunk c (16 bytes) of row r stands
+at byte ``128 * c + 16 * r``; what a superblock has beyond whole chunks (2 bytes for Q6_K, its d)
+ends the tile, row by row. So eight lanes, one a row, read whole lines of 128 bytes. Rows are filled
+up with zeros to a multiple of 8, columns to whole superblocks; neither changes a result.
 """
 
 from collections.abc import Sequence

@@ -136,7 +136,7 @@ class Ops:
         items: int,
         experts: Experts | None = None,
     ) -> list[Step]:
-        """``y = W x``: float32 [items, w.rows]; float weights read ``x``, quantised ones ``acts``."""
+        """``y = W x``: float32 [items, w.rows]; float weights read ``x``, others ``acts``."""
         steps = []
         for segment in w.segments:
             for part in segment.parts:
@@ -155,17 +155,15 @@ class Ops:
     ) -> Step:
         _, _, acts, y = data
         supers = superblocks(w.columns)
-        # A software device reads what all lanes of a row's superblock share many times faster.
         lanes = 1
-        while lanes < min(supers, 1 if self._device.software else _LANES_A_ROW):
+        while lanes < min(supers, _LANES_A_ROW):
             lanes *= 2
         name, size = segment.format.name, superblock_bytes(segment.format)
         constants = {"SUPERS": lanes, "PLANES": self._planes, "TILE": size // 2}
         if name not in _FAST:
             constants |= {"FORMAT": segment.format.ggml_type, "BYTES": size}
-        kernel = self._kernel(
-            "matmul", self._device.dot, _FAST.get(name, "formats"), "items", **constants
-        )
+        files = ("scalar", self._device.dot, _FAST.get(name, "formats"), "items", "matmul")
+        kernel = self._device.kernel(files, "matmul", **constants)
         start, end = (part.first, part.last) if segment.matrices == 1 else (0, segment.units)
         groups = -(-(end - start) // (32 // lanes))
         return Step(
@@ -304,9 +302,7 @@ class Ops:
             (superblocks(h.n_heads * h.head_dim), tokens),
         )
 
-    def _kernel(
-        self, last: str, *between: str, entry: str | None = None, **constants: int
-    ) -> Kernel:
+    def _kernel(self, last: str, *between: str, entry: str = "", **constants: int) -> Kernel:
         return self._device.kernel(("scalar", *between, last), entry or last, **constants)
 
 
