@@ -74,9 +74,11 @@ class OneLayer(ReferenceBackend):
             positions = batch.positions + 1
             cos, sin = numerics.rope_table(self._frequencies, 0, int(positions.max()) + 1)
             turn = (cos[positions], sin[positions])
-        if self._fault == "k and v heads swapped":
-            append = cache.append
+        append = cache.append
+        if self._fault == "heads of k and v swapped":
             cache.append = lambda b, k, v: append(b, k[:, ::-1].copy(), v[:, ::-1].copy())
+        if self._fault == "k and v swapped":
+            cache.append = lambda b, k, v: append(b, v, k)
         try:
             return self._coarse(super()._attention_block, x, layer, cache, batch, turn, *rest)
         finally:

@@ -132,8 +132,9 @@ def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> 
     assert {s.stage for s in diff.stages} == ALL
     assert diff.router_changed == diff.argmax_changed == 0
     for s in diff.stages:
-        assert s.distance.relative_rms is not None
-        assert s.distance.relative_rms < 1e-5, s.where
+        if s.stage != "moe_router_indices":
+            assert s.distance.relative_rms is not None
+            assert s.distance.relative_rms < 1e-5, s.where
     exact = verify(model, hf.Transformers.of(model.file), IDS)
     assert exact.accuracy
 

@@ -73,6 +73,7 @@ def test_layers_that_stand_apart() -> None:
     def change(t: dict[str, Any]) -> None:
         for i in range(5):
             t[f"layers.{i}.attn_norm"] *= np.float32(1 + (1e-2 if i == 2 else 1e-5 * (1 + i / 9)))
+            t[f"layers.{i}.moe_router_indices"][i % 2] += 1
 
     apart = compare(*pair(change)).apart()
     assert [(s.stage, s.layer) for s, _ in apart] == [("attn_norm", 2)]

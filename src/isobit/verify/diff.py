@@ -111,18 +111,19 @@ class Diff:
         return self.kl_sum / self.logit_rows if self.logit_rows else None
 
     def apart(self) -> list[tuple[StageDiff, float]]:
-        """Layers that stand apart from a stage's other layers, with how many times their median.
+        """Layers that stand apart from the stage's others that differ; how many times their median.
 
         By relative RMS on a log scale: more than 3.5 robust deviations above and twice the median.
         """
         found = []
         for stage in dict.fromkeys(s.stage for s in self.stages if s.layer is not None):
-            rows = [s for s in self.stages if s.stage == stage]
-            level = np.array([max(s.distance.relative_rms or 0.0, 1e-9) for s in rows])
-            x = np.log10(level)
+            rows = [s for s in self.stages if s.stage == stage and s.distance.relative_rms]
+            if len(rows) < 4:
+                continue
+            x = np.log10([s.distance.relative_rms or 1.0 for s in rows])
             middle = np.median(x)
             spread = 1.4826 * np.median(np.abs(x - middle)) + 0.05
-            apart = (len(rows) >= 4) & ((x - middle) / spread > 3.5) & (x - middle > np.log10(2))
+            apart = ((x - middle) / spread > 3.5) & (x - middle > np.log10(2))
             found += [(rows[i], float(10 ** (x[i] - middle))) for i in np.flatnonzero(apart)]
         return found
 

@@ -45,6 +45,8 @@ class Distance:
     first_position: int | None = None
     """Lowest position that differs."""
     worst: list[WorstValue] = field(default_factory=list)
+    numbers: bool = True
+    """Whether the values are quantities; expert ids are not, and have no cosine."""
     _aa: float = 0.0
     _bb: float = 0.0
     _ab: float = 0.0
@@ -57,7 +59,9 @@ class Distance:
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of the angle between A and B; None if exactly one of them is zero."""
+        """Cosine of the angle between A and B; None if exactly one is zero, or for ids."""
+        if not self.numbers:
+            return None
         if self._dd == 0:
             return 1.0
         norm = math.sqrt(self._aa) * math.sqrt(self._bb)
@@ -65,7 +69,9 @@ class Distance:
 
     @property
     def relative_rms(self) -> float | None:
-        """Root mean square of A - B over that of B; None if B is zero and A is not."""
+        """Root mean square of A - B over that of B; None if only B is zero, or for ids."""
+        if not self.numbers:
+            return None
         if self._dd == 0:
             return 0.0
         return math.sqrt(self._dd / self._bb) if self._bb else None
@@ -73,6 +79,7 @@ class Distance:
     def add(self, a: Array, b: Array, positions: NDArray[np.int32]) -> None:
         """Add the tokens of another part: a, b of equal shape [T, …], positions int32 [T]."""
         self.values += a.size
+        self.numbers = a.dtype.kind == "f"
         differs = _bits(a) != _bits(b) if a.dtype == b.dtype else a != b
         count = int(np.count_nonzero(differs))
         self._add_sums(a, b, count)

@@ -52,8 +52,9 @@ def _verdict(diff: Diff) -> str:
     return (
         f"different: {differing} of {scope}; the first is {first.where} "
         f"(from position {d.first_position}): {d.differing} of {d.values} values, "
-        f"up to {'-' if d.max_ulp is None else d.max_ulp} ulp, largest difference "
-        f"{_shown(d.max_abs)}, cosine {_shown(d.cosine, 9)}, relative RMS {_shown(d.relative_rms)}"
+        f"{'' if d.max_ulp is None else f'up to {d.max_ulp} ulp, '}"
+        f"largest difference {_shown(d.max_abs)}, cosine {_shown(d.cosine, 9)}, "
+        f"relative RMS {_shown(d.relative_rms)}"
     )
 
 
@@ -158,7 +159,7 @@ def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str
         layers,
         f"{differing} of {sum(x.values for x in d)}" if differing or accuracy else "identical",
         "-" if None in ulps else str(max(u for u in ulps if u is not None)),
-        _shown(max(x.max_abs for x in d), 2),
+        _shown(max(x.max_abs for x in d), 2) if d[0].numbers else "-",
         _shown(min(cosines), 8) if cosines else "-",
         "-" if None in rms else _shown(max(x for x in rms if x is not None), 2),
         str(bad) if bad else "",
@@ -168,7 +169,7 @@ def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str
 
 def worst_values(diff: Diff, n: int = 20) -> list[tuple[StageDiff, WorstValue]]:
     """The values furthest apart, of each stage and layer at most five."""
-    found = [(s, w) for s in diff.stages for w in s.distance.worst]
+    found = [(s, w) for s in diff.stages if s.distance.numbers for w in s.distance.worst]
     return sorted(found, key=lambda pair: -abs(pair[1].a - pair[1].b))[:n]
 
 

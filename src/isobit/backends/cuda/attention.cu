@@ -4,7 +4,7 @@
 constexpr int HEAD_MAX = 512;
 
 // Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
-// quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace.
+// quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace, or null.
 KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float* k_norm, float eps,
                              const float* cos_table, const float* sin_table, const int* positions,
                              const int* sequence, const int* pages, int pages_per_sequence,
@@ -47,8 +47,9 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
             if (i < head_dim) normed[i] = mul(mul(y[part], r), weight[i]);
         }
         __syncwarp();
-        float* traced = kind == 0 ? q_rope + (int64(token) * n_heads + head) * head_dim
-                                  : k_rope + (int64(token) * kv_heads + head) * head_dim;
+        float* traced = !q_rope ? nullptr
+                        : kind == 0 ? q_rope + (int64(token) * n_heads + head) * head_dim
+                                    : k_rope + (int64(token) * kv_heads + head) * head_dim;
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             int i = lane_id() + WARP * part;
@@ -58,7 +59,7 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
             float s = sin_table[int64(position) * half + pair];
             y[part] = i < half ? sub(mul(normed[i], c), mul(normed[i + half], s))
                                : add(mul(normed[i], c), mul(normed[pair], s));
-            traced[i] = y[part];
+            if (traced) traced[i] = y[part];
         }
     }
 

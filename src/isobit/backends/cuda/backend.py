@@ -1,6 +1,5 @@
 """The CUDA backend: a model's weights on one GPU, and the pass of docs/numerics.md, section 9."""
 
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from isobit import numerics
 from isobit.backends.base import F32, I32, Batch, Tap
 from isobit.backends.cuda import decode, memory
 from isobit.backends.cuda.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.load import DeviceLayer, Loader, load_layers
+from isobit.backends.cuda.load import DeviceLayer, Loader, load_layers, tall
 from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
@@ -17,6 +16,22 @@ from isobit.model.weights import Weights
 from isobit.numerics import TILE
 
 _ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
+
+
+class _Trace:
+    """Brings stages to a tap as a pass goes along."""
+
+    def __init__(self, gpu: Gpu, tap: Tap | None, stages: frozenset[str] | None) -> None:
+        self._gpu, self._tap, self._stages = gpu, tap, stages
+        self.on = tap is not None
+
+    def __call__(
+        self, stage: str, layer: int | None, address: int, *shape: int, dtype: type = np.float32
+    ) -> None:
+        if self._tap is not None and (self._stages is None or stage in self._stages):
+            value: NDArray[np.generic] = np.empty(shape, dtype)
+            self._gpu.download(address, value)
+            self._tap(stage, layer, value)
 
 
 class CudaBackend:
@@ -85,14 +100,7 @@ class CudaBackend:
         pages = self._upload_pages(batch.pages)
         spans = self._upload_spans(batch.sequence)
 
-        def trace(
-            stage: str, layer: int | None, address: int, *shape: int, dtype: type = np.float32
-        ) -> None:
-            if tap is not None and (stages is None or stage in stages):
-                value: NDArray[np.generic] = np.empty(shape, dtype)
-                gpu.download(address, value)
-                tap(stage, layer, value)
-
+        trace = _Trace(gpu, tap, stages)
         o.embed(self._embedding, b["tokens"], n, b["x"])
         trace("embedding", None, b["x"], n, c.hidden)
         for i, layer in enumerate(self._layers):
@@ -146,16 +154,15 @@ class CudaBackend:
         n: int,
         pages: tuple[int, int],
         spans: int,
-        trace: Callable[..., None],
+        trace: _Trace,
     ) -> None:
         c, o, b = self._c, self._ops, self._buffers
         q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         width = q_width + 2 * kv_width
-        o.rms_norm(b["x"], layer.attn_norm, c.eps, c.hidden, n, b["h"])
+        o.norm_quantise(b["x"], 0, layer.attn_norm, c.eps, c.hidden, n, b["h"], b["acts"])
         trace("attn_norm", i, b["h"], n, c.hidden)
-        o.quantise(b["h"], c.hidden, n, b["acts"])
         column = 0
-        for w in (layer.q, layer.k, layer.v):
+        for w in tall((layer.q, layer.k, layer.v)):
             o.matmul(w, b["h"], b["acts"], b["qkv"] + 4 * column, n, row_stride=width)
             column += w.rows
         trace("qkv_matmul", i, b["qkv"], n, width)
@@ -164,11 +171,12 @@ class CudaBackend:
         where = (b["positions"], b["sequence"], *pages)
         cache = self._layer_cache(i)
         vectors = n * (c.n_heads + 2 * c.n_kv_heads)
+        roped = (b["q_rope"], b["k_rope"]) if trace.on else (0, 0)
         o.attention(
             "head_vectors",
             (-(-vectors // 8),),
             (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads, c.head_dim)
-            + (scale, b["q_rope"], b["k_rope"], b["q_int"], b["dq"], *cache, vectors),
+            + (scale, *roped, b["q_int"], b["dq"], *cache, vectors),
         )
         trace("q_post_rope", i, b["q_rope"], n, c.n_heads, c.head_dim)
         trace("k_post_rope", i, b["k_rope"], n, c.n_kv_heads, c.head_dim)
@@ -189,20 +197,18 @@ class CudaBackend:
         o.quantise(b["attention"], q_width, n, b["acts"])
         o.matmul(layer.attn_output, b["attention"], b["acts"], b["out"], n)
         trace("attn_out", i, b["out"], n, c.hidden)
-        o.add(b["x"], b["out"], n * c.hidden, b["x"])
-        trace("post_attn_residual", i, b["x"], n, c.hidden)
 
-    def _feed_forward_block(
-        self, i: int, layer: DeviceLayer, n: int, trace: Callable[..., None]
-    ) -> None:
+    def _feed_forward_block(self, i: int, layer: DeviceLayer, n: int, trace: _Trace) -> None:
         c, o, b = self._c, self._ops, self._buffers
-        o.rms_norm(b["x"], layer.ffn_norm, c.eps, c.hidden, n, b["h"])
-        trace("ffn_norm", i, b["h"], n, c.hidden)
+        x, h, acts = b["x"], b["h"], b["acts"]
+        o.norm_quantise(x, b["out"], layer.ffn_norm, c.eps, c.hidden, n, h, acts)
+        trace("post_attn_residual", i, x, n, c.hidden)
+        trace("ffn_norm", i, h, n, c.hidden)
         if layer.router is None:
             stage, k, into, out = "ffn_", 1, None, None
         else:
             stage, k = "moe_expert_", c.n_experts_used
-            o.matmul(layer.router, b["h"], b["acts"], b["router_logits"], n)
+            o.matmul(layer.router, h, acts, b["router_logits"], n)
             trace("moe_router_logits", i, b["router_logits"], n, c.n_experts)
             o.router_top_k(
                 b["router_logits"],
@@ -219,22 +225,24 @@ class CudaBackend:
             into = Segments(b["order"], b["offset"], k)
             out = Segments(b["order"], b["offset"], 1)
         shape = (n, k) if c.is_moe else (n,)
-        o.quantise(b["h"], c.hidden, n, b["acts"])
-        o.matmul(layer.gate, b["h"], b["acts"], b["gate"], n * k, segments=into)
-        trace(stage + "gate", i, b["gate"], *shape, c.ffn)
-        o.matmul(layer.up, b["h"], b["acts"], b["up"], n * k, segments=into)
-        trace(stage + "up", i, b["up"], *shape, c.ffn)
-        o.swiglu(b["gate"], b["up"], n * k * c.ffn, b["swiglu"])
-        trace(stage + "swiglu", i, b["swiglu"], *shape, c.ffn)
-        o.quantise(b["swiglu"], c.ffn, n * k, b["acts"])
+        gate, up = b["gate"], b["up"]
+        o.gate_up(layer.gate, layer.up, h, acts, (gate, up), n * k, into)
+        trace(stage + "gate", i, gate, *shape, c.ffn)
+        trace(stage + "up", i, up, *shape, c.ffn)
+        if trace.on or layer.down.layout.kind == "floats":
+            o.swiglu(gate, up, n * k * c.ffn, b["swiglu"])
+            trace(stage + "swiglu", i, b["swiglu"], *shape, c.ffn)
+        o.swiglu_quantise(gate, up, c.ffn, n * k, acts)
         target = "expert_out" if c.is_moe else "out"
-        o.matmul(layer.down, b["swiglu"], b["acts"], b[target], n * k, segments=out)
+        o.matmul(layer.down, b["swiglu"], acts, b[target], n * k, segments=out)
         trace(stage + "out", i, b[target], *shape, c.hidden)
         if c.is_moe:
-            o.combine(b["router_weights"], b["expert_out"], k, c.hidden, n, b["out"])
+            weights, together = b["router_weights"], b["out"] if trace.on else 0
+            o.combine(weights, b["expert_out"], k, c.hidden, n, together, x)
             trace("moe_ffn_out", i, b["out"], n, c.hidden)
-        o.add(b["x"], b["out"], n * c.hidden, b["x"])
-        trace("post_ffn_residual", i, b["x"], n, c.hidden)
+        else:
+            o.add(x, b["out"], n * c.hidden, x)
+        trace("post_ffn_residual", i, x, n, c.hidden)
 
     def _logits(self, rows: I32) -> F32:
         """Logits of normed rows, some at a time."""

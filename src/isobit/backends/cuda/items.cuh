@@ -13,9 +13,11 @@ struct Items {
     const int* offset;
     int divide, begin, end;
 
-    DEV Items(const int* order, const int* offset, int divide, int items)
+    DEV Items(const int* order, const int* offset, int divide, int items, int segment)
         : order(order), offset(offset), divide(divide),
-          begin(offset ? offset[blockIdx.y] : 0), end(offset ? offset[blockIdx.y + 1] : items) {}
+          begin(offset ? offset[segment] : 0), end(offset ? offset[segment + 1] : items) {}
+    DEV Items(const int* order, const int* offset, int divide, int items)
+        : Items(order, offset, divide, items, blockIdx.y) {}
     DEV int output(int i) const { return order ? order[i] : i; }
     DEV int input(int i) const { return output(i) / divide; }
 };

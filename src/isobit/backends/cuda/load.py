@@ -1,7 +1,7 @@
 """Weights onto the GPU: each tensor through a staging buffer to its place and layout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,24 @@ class DeviceWeight:
     matrices: int
     rows: int
     columns: int
+
+    def followed_by(self, other: "DeviceWeight") -> bool:
+        """Whether ``other`` is a stack of equal matrices that begins where this one ends."""
+        same = (self.layout, self.matrices, self.rows, self.columns)
+        return same == (other.layout, other.matrices, other.rows, other.columns) and (
+            self.address + self.matrices * self.matrix_bytes == other.address
+        )
+
+    def joined(self, other: "DeviceWeight") -> "DeviceWeight | None":
+        """Both as one taller matrix, if they lie so."""
+        if self.layout.kind != "tiled" or (self.layout, self.columns) != (
+            other.layout,
+            other.columns,
+        ):
+            return None
+        if self.address + self.matrix_bytes != other.address:
+            return None
+        return replace(self, rows=self.rows + other.rows)
 
     @property
     def matrix_bytes(self) -> int:
@@ -123,6 +141,18 @@ class Loader:
         self._next += memory.aligned(nbytes)
         assert self._next <= self._end, "the memory plan is short"
         return address
+
+
+def tall(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:
+    """Matrices of the same input, as few as they can be multiplied as, in the same order."""
+    out: list[DeviceWeight] = []
+    for w in weights:
+        joined = out[-1].joined(w) if out else None
+        if joined is None:
+            out.append(w)
+        else:
+            out[-1] = joined
+    return out
 
 
 def load_layers(loader: Loader, weights: Weights) -> Sequence[DeviceLayer]:

@@ -5,6 +5,7 @@
 // its 8 warps a part of both. Activations and weights come through shared memory, one superblock
 // at a time while the next is on its way. In the product's terms a token is a row of A, a weight row
 // a column of B: a line of a tile (tiles.cuh) holds one B fragment register for each lane of a warp.
+#include "formats.cuh"
 #include "items.cuh"
 #include "mma.cuh"
 #include "tiles.cuh"
@@ -58,7 +59,7 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 b[n][i] = tile[n][32 * (1 + group / 2 * 2 + i) + lane] >> group % 2 * 4 & 0x0f0f0f0f;
-                scale[n][i] = byte_of(col[n].scales[i][group / 4], group % 4);
+                scale[n][i] = __byte_perm(col[n].scales[i][group / 4], 0, 0x4440 | group % 4);
             }
 #pragma unroll
         for (int m = 0; m < TOKEN_TILES; m++) {
@@ -206,39 +207,54 @@ struct Stage {
 };
 struct Shared {
     Stage stage[2];
-    int input[TOKENS];
 };
+static_assert(2 * SUPER == 16 * WARP, "a warp copies both planes at once");
 
+// With more matrices than segments, those of each further round write y_step floats further on.
 KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
-                           const int* order, const int* offset, int divide, int items,
-                           float* y, int rows, int row_stride) {
+                           const int* order, const int* offset, int divide, int items, float* y,
+                           int rows, int row_stride, int segments, int64 y_step) {
     DYNAMIC_SHARED(Shared, shared);
-    Items at(order, offset, divide, items);
+    Items at(order, offset, divide, items, blockIdx.y % segments);
+    y += blockIdx.y / segments * y_step;
     int first_row = blockIdx.x * ROWS, tiles = min(ROWS, rows - first_row) / TILE_ROWS;
     int warp_tile = warp_id() % ROW_WARPS * ROW_TILES;              // of the block's
     int warp_item = warp_id() / ROW_WARPS * TOKEN_TILES * 16;       // of the block's
     const uint8* matrix =
         weights + blockIdx.y * matrix_bytes + int64(first_row / TILE_ROWS) * supers * Tile::TILE_BYTES;
-    constexpr int X_CHUNKS = sizeof(Act) / 16, W_CHUNKS = Tile::TILE_BYTES / 16;
+    constexpr int WARPS = THREADS / WARP, W_CHUNKS = Tile::TILE_BYTES / 16;
 
     for (int base = at.begin + blockIdx.z * TOKENS; base < at.end; base += gridDim.z * TOKENS) {
         int n = min(TOKENS, at.end - base), padded = (n + 15) / 16 * 16;
         __syncthreads();  // everyone is done with the previous items
-        if (int(threadIdx.x) < padded)  // items past the end repeat the last; they are not stored
-            shared->input[threadIdx.x] = at.input(base + min(int(threadIdx.x), n - 1));
-        __syncthreads();
+        // A warp brings every eighth item and tile. Items past the end repeat the last; they are
+        // not stored.
+        const Act* from[TOKENS / WARPS];
+#pragma unroll
+        for (int i = 0; i < TOKENS / WARPS; i++)
+            from[i] = x + int64(at.input(base + min(warp_id() + WARPS * i, n - 1))) * supers;
         auto fetch = [&](int s) {
             Stage& to = shared->stage[s % 2];
-            for (int i = threadIdx.x; i < tiles * W_CHUNKS; i += THREADS) {
-                int tile = i / W_CHUNKS, chunk = i % W_CHUNKS;
-                copy_async(to.w[tile] + 16 * chunk,
-                           matrix + (int64(tile) * supers + s) * Tile::TILE_BYTES + 16 * chunk);
+#pragma unroll
+            for (int i = 0; i < ROWS / TILE_ROWS / WARPS; i++) {
+                int tile = warp_id() + WARPS * i;
+                if (tile >= tiles) break;
+                const uint8* w = matrix + (int64(tile) * supers + s) * Tile::TILE_BYTES;
+#pragma unroll
+                for (int chunk = lane_id(); chunk < W_CHUNKS; chunk += WARP)
+                    copy_async(to.w[tile] + 16 * chunk, w + 16 * chunk);
             }
-            for (int i = threadIdx.x; i < padded * X_CHUNKS; i += THREADS) {
-                int item = i / X_CHUNKS, chunk = i % X_CHUNKS;
-                const Act* from = x + int64(shared->input[item]) * supers + s;
-                copy_async(reinterpret_cast<int4*>(&to.x[item]) + chunk,
-                           reinterpret_cast<const int4*>(from) + chunk);
+#pragma unroll
+            for (int i = 0; i < TOKENS / WARPS; i++) {
+                int item = warp_id() + WARPS * i;
+                if (item >= padded) break;
+                const int4* act = reinterpret_cast<const int4*>(from[i] + s);
+                int4* stored = reinterpret_cast<int4*>(&to.x[item]);
+                copy_async(stored + lane_id(), act + lane_id());  // both planes
+                if (lane_id() < 3) {  // sum32 and d
+                    int chunk = lane_id() < 2 ? 32 + lane_id() : sizeof(Act) / 16 - 1;
+                    copy_async(stored + chunk, act + chunk);
+                }
             }
             commit_copies();
         };

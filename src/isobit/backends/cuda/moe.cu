@@ -105,13 +105,14 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
     }
 }
 
-// out = ((0 + w_1 * y_1) + w_2 * y_2) + …, a token a block (blockIdx.x).
-KERNEL(THREADS) combine(const float* weights, const float* y, int k, int n, float* out) {
+// out = ((0 + w_1 * y_1) + w_2 * y_2) + …, then x += out; a token a block. Either may be null.
+KERNEL(THREADS) combine(const float* weights, const float* y, int k, int n, float* out, float* x) {
     int64 token = blockIdx.x;
     for (int i = threadIdx.x; i < n; i += THREADS) {
         float sum = 0.0f;
         for (int r = 0; r < k; r++)
             sum = add(sum, mul(weights[token * k + r], y[(token * k + r) * n + i]));
-        out[token * n + i] = sum;
+        if (out) out[token * n + i] = sum;
+        if (x) x[token * n + i] = add(x[token * n + i], sum);
     }
 }

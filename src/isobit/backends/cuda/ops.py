@@ -13,6 +13,7 @@ from isobit.numerics import TILE
 _THREADS = 256
 _WARPS = _THREADS // 32
 _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
+_NORM_SHARED = 48 << 10  # bytes of a row that norm_quantise may keep
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 
@@ -56,9 +57,8 @@ class MmaTile:
         }
 
     def shared(self, tile_bytes: int) -> int:
-        """Shared memory in bytes, for weight tiles of so many bytes: two stages, and the items."""
-        stage = self.tokens * ACT_BYTES + self.rows // 8 * tile_bytes
-        return 2 * stage + 4 * self.tokens
+        """Shared memory in bytes, for weight tiles of so many bytes: two stages."""
+        return 2 * (self.tokens * ACT_BYTES + self.rows // 8 * tile_bytes)
 
 
 MMA_TILE = MmaTile(2, 2, 1)  # 128 rows by 32 tokens: two blocks fit a multiprocessor
@@ -72,6 +72,10 @@ class Segments:
     offset: int
     divide: int
     """Item i reads activation row i // divide."""
+
+
+def _pays_on_tensor_cores(w: DeviceWeight, items: int, segments: Segments | None) -> bool:
+    return w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1)
 
 
 class Ops:
@@ -106,6 +110,10 @@ class Ops:
 
         y: float32 [items, row_stride], of which w.rows values a row are written.
         """
+        stride = w.rows if row_stride is None else row_stride
+        if _pays_on_tensor_cores(w, items, segments):
+            self._matmul_mma(w, acts, y, items, segments, stride)
+            return
         chunks = -(-items // _ITEMS)
         if segments is None:
             order, offset, divide = 0, 0, 1
@@ -116,24 +124,11 @@ class Ops:
         supers = memory.supers(w.columns)
         head = (w.address, w.matrix_bytes, x if floats else acts, w.columns if floats else supers)
         middle = (order, offset, divide, items, y)
-        stride = w.rows if row_stride is None else row_stride
         shared = 0
         tail: tuple[int, ...]
         if floats:
             per_block = 8 if items > _ITEMS else 1
             blocks, tail = -(-w.rows // per_block), (w.rows, stride)
-        elif w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1):
-            segmented = w.matrices if segments else 1
-            tile = MMA_TILE
-            self._gpu.launch(
-                "matmul_mma",
-                "matmul_mma",
-                (-(-w.rows // tile.rows), segmented, -(-items // (segmented * tile.tokens))),
-                (*head, *middle, w.rows, stride),
-                shared=tile.shared(8 * w.layout.format.block_bytes),
-                defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
-            )
-            return
         elif w.layout.kind == "tiled":
             blocks, tail, shared = -(-w.rows // _TILED_ROWS), (w.rows, stride), _TILED_SHARED
         else:
@@ -150,6 +145,66 @@ class Ops:
             shared=shared,
             defines=defines | self._planes,
         )
+
+    def gate_up(
+        self,
+        gate: DeviceWeight,
+        up: DeviceWeight,
+        x: int,
+        acts: int,
+        y: tuple[int, int],
+        items: int,
+        segments: Segments | None,
+    ) -> None:
+        """Both products of the same items, in one launch if the two lie side by side."""
+        if gate.followed_by(up) and _pays_on_tensor_cores(gate, items, segments):
+            step = (y[1] - y[0]) // 4
+            self._matmul_mma(gate, acts, y[0], items, segments, gate.rows, rounds=2, y_step=step)
+            return
+        for w, to in zip((gate, up), y, strict=True):
+            self.matmul(w, x, acts, to, items, segments=segments)
+
+    def _matmul_mma(
+        self,
+        w: DeviceWeight,
+        acts: int,
+        y: int,
+        items: int,
+        segments: Segments | None,
+        stride: int,
+        *,
+        rounds: int = 1,
+        y_step: int = 0,
+    ) -> None:
+        at = segments or Segments(0, 0, 1)
+        matrices, tile = w.matrices if segments else 1, MMA_TILE
+        self._gpu.launch(
+            "matmul_mma",
+            "matmul_mma",
+            (-(-w.rows // tile.rows), matrices * rounds, -(-items // (matrices * tile.tokens))),
+            (w.address, w.matrix_bytes, acts, memory.supers(w.columns))
+            + (at.order, at.offset, at.divide, items, y, w.rows, stride, matrices, y_step),
+            shared=tile.shared(8 * w.layout.format.block_bytes),
+            defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
+        )
+
+    def norm_quantise(
+        self, x: int, residual: int, weight: int, eps: float, n: int, rows: int, y: int, acts: int
+    ) -> None:
+        """Rows of n float32: x += residual (unless 0), y = norm of x, acts = y quantised."""
+        if 4 * n <= _NORM_SHARED:
+            arguments = (x, residual, weight, eps, n, y, acts)
+            self._pointwise("norm_quantise", (rows,), arguments, shared=4 * n)
+            return
+        if residual:
+            self.add(x, residual, rows * n, x)
+        self.rms_norm(x, weight, eps, n, rows, y)
+        self.quantise(y, n, rows, acts)
+
+    def swiglu_quantise(self, gate: int, up: int, n: int, rows: int, acts: int) -> None:
+        """SwiGLU of rows of n float32, quantised."""
+        blocks = -(-rows * memory.supers(n) // _WARPS)
+        self._pointwise("swiglu_quantise", (blocks,), (gate, up, n, rows, acts))
 
     def rms_norm(self, x: int, weight: int, eps: float, n: int, rows: int, y: int) -> None:
         """Rows of n float32."""
@@ -194,7 +249,7 @@ class Ops:
 
     def sort_pairs(self, ids: int, pairs: int, experts: int, order: int, offset: int) -> None:
         """Pairs (token, rank) by expert."""
-        parts = max(1, min(32, (40 << 10) // (4 * experts), -(-pairs // 32)))
+        parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
         self._gpu.launch(
             "moe",
             "sort_pairs",
@@ -204,9 +259,13 @@ class Ops:
             defines=self._planes,
         )
 
-    def combine(self, weights: int, y: int, k: int, n: int, tokens: int, out: int) -> None:
-        """Add a token's k expert outputs in rank order."""
-        self._gpu.launch("moe", "combine", (tokens,), (weights, y, k, n, out), defines=self._planes)
+    def combine(
+        self, weights: int, y: int, k: int, n: int, tokens: int, out: int, x: int = 0
+    ) -> None:
+        """Add a token's k expert outputs in rank order: to out, and on to x (each unless 0)."""
+        self._gpu.launch(
+            "moe", "combine", (tokens,), (weights, y, k, n, out, x), defines=self._planes
+        )
 
     def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
         """A kernel of attention.cu."""
@@ -226,6 +285,11 @@ class Ops:
         )
 
     def _pointwise(
-        self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        arguments: Sequence[int | float],
+        *,
+        shared: int = 0,
     ) -> None:
-        self._gpu.launch("pointwise", kernel, grid, arguments, defines=self._planes)
+        self._gpu.launch("pointwise", kernel, grid, arguments, shared=shared, defines=self._planes)

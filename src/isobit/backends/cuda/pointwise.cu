@@ -25,6 +25,46 @@ KERNEL(THREADS) quantise_rows(const float* x, int n, int count, Act* out) {
     quantise_superblock(v, out + index);
 }
 
+// Rows of a feed-forward's gate and up, n values each, to superblocks of its SwiGLU.
+KERNEL(THREADS) swiglu_quantise(const float* gate, const float* up, int n, int count, Act* out) {
+    int supers = (n + SUPER - 1) / SUPER;
+    int index = blockIdx.x * (THREADS / WARP) + warp_id();
+    if (index >= count * supers) return;
+    int column = index % supers * SUPER + 8 * lane_id();
+    int64 at = int64(index / supers) * n + column;
+    float v[8];
+    for (int i = 0; i < 8; i++)
+        v[i] = column + i < n ? isobit::silu_gate(gate[at + i], up[at + i]) : 0.0f;
+    quantise_superblock(v, out + index);
+}
+
+// A row a block: x += residual (unless null), y = norm of x, out = y quantised. row: shared, n floats.
+KERNEL(THREADS) norm_quantise(float* x, const float* residual, const float* weight, float eps,
+                              int n, float* y, Act* out) {
+    DYNAMIC_SHARED(float, row);
+    __shared__ float buffer[SUPER];
+    int64 start = int64(blockIdx.x) * n;
+    int supers = (n + SUPER - 1) / SUPER;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < n; i += THREADS) {
+        float v = x[start + i];
+        if (residual) x[start + i] = v = add(v, residual[start + i]);
+        row[i] = v;
+        sum = add(sum, mul(v, v));
+    }
+    float mean = div(block_tree(sum, buffer), float(n));
+    float r = div(1.0f, square_root(add(mean, eps)));
+    for (int i = threadIdx.x; i < n; i += THREADS)
+        y[start + i] = row[i] = mul(mul(row[i], r), weight[i]);
+    __syncthreads();
+    for (int s = warp_id(); s < supers; s += THREADS / WARP) {
+        int column = s * SUPER + 8 * lane_id();
+        float v[8];
+        for (int i = 0; i < 8; i++) v[i] = column + i < n ? row[column + i] : 0.0f;
+        quantise_superblock(v, out + int64(blockIdx.x) * supers + s);
+    }
+}
+
 KERNEL(THREADS) swiglu(const float* gate, const float* up, int64 n, float* y) {
     for (int64 i = int64(blockIdx.x) * THREADS + threadIdx.x; i < n; i += int64(gridDim.x) * THREADS)
         y[i] = isobit::silu_gate(gate[i], up[i]);
