@@ -168,6 +168,8 @@ class EngineConfig:
     """Sequences of full length the KV cache holds at once."""
     chunk: int = 512
     """Prompt tokens run in one pass."""
+    allow_inexact: bool = False
+    """Run on a device whose driver fails the self-test; nothing it gives is the specification's."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

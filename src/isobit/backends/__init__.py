@@ -9,7 +9,7 @@ from isobit.model.weights import Weights
 
 Note = Callable[[str], None]
 
-NAMES = ("reference", "cpu", "cuda")
+NAMES = ("reference", "cpu", "cuda", "wgpu")
 """Every backend; ``auto`` takes the fastest that can run here."""
 
 
@@ -46,4 +46,8 @@ def open_backend(
         from isobit.backends.cuda import CudaBackend  # noqa: PLC0415
 
         return CudaBackend(weights, engine)
+    if name == "wgpu":
+        from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
+
+        return WgpuBackend(weights, engine)
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}")

@@ -1,1 +1,6 @@
 """The wgpu backend: the same bits on every GPU that WebGPU reaches."""
+
+from isobit.backends.wgpu.backend import WgpuBackend
+from isobit.backends.wgpu.device import available
+
+__all__ = ["WgpuBackend", "available"]

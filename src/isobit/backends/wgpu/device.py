@@ -1,12 +1,14 @@
-"""The WebGPU device: finding an adapter, buffers, compiled kernels and passes.
+"""The WebGPU device: finding an adapter, buffers, compiled kernels, recordings of dispatches.
 
 Knows nothing of models. A kernel is an entry point of a ``.wgsl`` file of this folder; the files it
-builds on are put in front of it. Its bindings are group 0: the opaque zero and the dispatch's
-parameters, group 1: its buffers, in order.
+builds on are put in front of it. Its bindings are the opaque zero (0), the dispatch's parameters
+(1) and its buffers in order (2, 3, …).
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -16,29 +18,74 @@ from numpy.typing import NDArray
 
 from isobit.errors import BackendUnavailable
 
-INSTALL = "pip install 'isobit[wgpu]'"
-DRIVER = "install a Vulkan driver (software: apt-get install mesa-vulkan-drivers libvulkan1)"
+_NO_ADAPTER = (
+    "no Vulkan, Metal or Direct3D 12 adapter: install the GPU's driver, or a software one "
+    "(apt-get install mesa-vulkan-drivers libvulkan1)"
+)
+
+STORAGE_BUFFERS = 8
+MAX_GROUPS = 65535
+"""Workgroups in one dimension of a dispatch."""
 
 _PREFERRED = ("DiscreteGPU", "IntegratedGPU", "VirtualGPU", "CPU", "Unknown")
-_BINDING = re.compile(r"@group\(1\) @binding\((\d+)\) var<storage, (read|read_write)>")
+_BINDING = re.compile(r"@binding\((\d+)\) var<storage, (read|read_write)>")
 _PARAMETER_BYTES = 64
 _PARAMETER_STRIDE = 256  # the largest alignment that a device may ask for
+_PARAMETER_SLOTS = 1 << 14
+# WebGPU's defaults; of the sizes below them, what the adapter has is asked for.
+_COUNTS = {
+    "max-storage-buffers-per-shader-stage": STORAGE_BUFFERS,
+    "max-compute-invocations-per-workgroup": 256,
+    "max-compute-workgroup-size-x": 256,
+    "max-compute-workgroup-storage-size": 16384,
+    "max-compute-workgroups-per-dimension": MAX_GROUPS,
+}
+_SIZES = ("max-storage-buffer-binding-size", "max-buffer-size")
+_DEFAULT_BINDING_BYTES = 128 << 20
+_LARGEST_BINDING = 1 << 31
 
 
 def adapters() -> list[Any]:
     """Adapters that can compute, fastest kind first; empty if there is none.
 
-    Raises BackendUnavailable if the wgpu package is missing.
+    Raises BackendUnavailable if the wgpu package is missing or broken.
     """
+    # Mesa's layer that reorders devices looks for a display and complains; we have an order.
+    os.environ.setdefault("NODEVICE_SELECT", "1")
     try:
         import wgpu  # noqa: PLC0415
+
+        found = wgpu.gpu.enumerate_adapters_sync()
     except ImportError as error:
         raise BackendUnavailable(
-            f"wgpu: the package is not installed ({error}): {INSTALL}"
+            f"wgpu: the package is not installed ({error}): pip install 'isobit[wgpu]'"
         ) from None
+    except (OSError, RuntimeError) as error:
+        raise BackendUnavailable(f"wgpu: the package cannot be loaded: {error}") from None
     # OpenGL shows the same devices again, with fewer abilities.
-    found = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] != "OpenGL"]
+    found = [a for a in found if a.info["backend_type"] != "OpenGL"]
     return sorted(found, key=lambda a: _PREFERRED.index(a.info["adapter_type"]))
+
+
+def available(*, software: bool = True) -> tuple[bool, str]:
+    """Whether the wgpu backend can run here (``software``: on a processor too), or why not."""
+    try:
+        found = adapters()
+    except BackendUnavailable as error:
+        return False, str(error)
+    if not found:
+        return False, f"wgpu: {_NO_ADAPTER}"
+    if not software and found[0].info["adapter_type"] == "CPU":
+        return False, f"wgpu: no GPU, only a software device ({describe(found[0])})"
+    return True, ""
+
+
+def open_device() -> "Device":
+    """The fastest adapter's device. Raises BackendUnavailable if there is none."""
+    found = adapters()
+    if not found:
+        raise BackendUnavailable(f"wgpu: {_NO_ADAPTER}")
+    return Device(found[0])
 
 
 def describe(adapter: Any) -> str:
@@ -56,134 +103,226 @@ class Kernel:
     layout: Any
 
 
+@dataclass(frozen=True)
+class Step:
+    """One dispatch: parameters are up to 16 words, groups up to 3 counts."""
+
+    kernel: Kernel
+    buffers: tuple[Any, ...]
+    parameters: tuple[int, ...]
+    groups: tuple[int, ...]
+
+
+Recording = list[tuple[Any, Any, int, tuple[int, ...]]]
+"""Dispatches as the device takes them: pipeline, bind group, offset of the parameters, groups."""
+
+
 class Device:
     """An opened adapter with its compiled kernels."""
 
-    def __init__(self, adapter: Any) -> None:
+    def __init__(self, adapter: Any, binding_bytes: int | None = None) -> None:
+        """Open an adapter; ``binding_bytes`` lowers its largest storage binding, for tests.
+
+        Raises BackendUnavailable if the adapter is below WebGPU's default limits.
+        """
         import wgpu  # noqa: PLC0415
 
         self.name = describe(adapter)
+        self.identity = (adapter.info["vendor_id"], adapter.info["device_id"])
         self._usage = wgpu.BufferUsage
         self._visible = wgpu.ShaderStage.COMPUTE
-        self._device = adapter.request_device_sync()
-        self._modules: dict[tuple[str, ...], tuple[Any, str]] = {}
-        self._kernels: dict[tuple[str, ...], Kernel] = {}
-        self._zero = self.upload(np.zeros(4, np.uint32), uniform=True)
-        uniform = {"type": "uniform"}
-        self._layout0 = self._device.create_bind_group_layout(
-            entries=[
-                {"binding": 0, "visibility": self._visible, "buffer": uniform},
-                {
-                    "binding": 1,
-                    "visibility": self._visible,
-                    "buffer": uniform | {"has_dynamic_offset": True},
-                },
-            ]
+        self._errors: tuple[type[Exception], ...] = (wgpu.GPUError, RuntimeError)
+        offered = [int(adapter.limits[name]) for name in _SIZES]
+        with self.guarded():
+            self._device = adapter.request_device_sync(
+                required_limits=_COUNTS | dict(zip(_SIZES, offered, strict=True))
+            )
+        self.binding_bytes = min(*offered, _LARGEST_BINDING, binding_bytes or _LARGEST_BINDING)
+        """Bytes that one binding, and so one buffer, may have."""
+        self._sources: dict[str, str] = {}
+        self._modules: dict[tuple[str, ...], Any] = {}
+        self._kernels: dict[tuple[object, ...], Kernel] = {}
+        self._groups: dict[tuple[object, ...], Any] = {}
+        self._slots: dict[tuple[int, ...], int] = {}
+        self.generation = 0
+        """Recordings, and commands from them, hold until this changes."""
+        u = self._usage
+        self._zero = self._device.create_buffer(size=16, usage=u.UNIFORM)
+        self._parameters = self._device.create_buffer(
+            size=_PARAMETER_SLOTS * _PARAMETER_STRIDE, usage=u.UNIFORM | u.COPY_DST
+        )
+        self.dot = "dot_packed" if self._compiles("dot_packed") else "dot_plain"
+        """The file with the integer dot product that this device compiles."""
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turn the device's errors into BackendUnavailable."""
+        try:
+            yield
+        except self._errors as error:
+            text = " ".join(str(error).split())
+            if "lost" in text:
+                text = f"the device was lost; load the model again ({text})"
+            elif "memory" in text.lower():
+                text = f"out of device memory ({text})"
+            raise BackendUnavailable(f"wgpu: {self.name}: {text}") from None
+
+    def close(self) -> None:
+        """Free everything; the device cannot be used afterwards."""
+        self._groups.clear()
+        self._device.destroy()
+
+    # Buffers
+
+    def upload(self, data: NDArray[np.generic]) -> Any:
+        """A storage buffer holding the bytes of ``data``."""
+        u = self._usage
+        return self._device.create_buffer_with_data(
+            data=np.ascontiguousarray(data), usage=u.STORAGE | u.COPY_SRC | u.COPY_DST
         )
 
-    def upload(self, data: NDArray[np.generic], *, uniform: bool = False) -> Any:
-        """A buffer holding the bytes of ``data``."""
-        u = self._usage
-        usage = (u.UNIFORM if uniform else u.STORAGE) | u.COPY_SRC | u.COPY_DST
-        return self._device.create_buffer_with_data(data=np.ascontiguousarray(data), usage=usage)
-
     def empty(self, nbytes: int) -> Any:
-        """A zeroed buffer."""
+        """A zeroed storage buffer."""
         u = self._usage
-        return self._device.create_buffer(size=nbytes, usage=u.STORAGE | u.COPY_SRC | u.COPY_DST)
+        return self._device.create_buffer(
+            size=max(nbytes, 16), usage=u.STORAGE | u.COPY_SRC | u.COPY_DST
+        )
 
-    def read(self, buffer: Any, dtype: type[np.generic]) -> NDArray[Any]:
-        """A buffer's contents, once everything submitted before has run."""
-        return np.frombuffer(self._device.queue.read_buffer(buffer), dtype)
+    def write(self, buffer: Any, data: NDArray[np.generic], offset: int = 0) -> None:
+        """Write into a buffer before anything submitted later runs."""
+        self._device.queue.write_buffer(buffer, offset, data)
 
-    def kernel(self, files: Sequence[str], entry: str) -> Kernel:
-        """Compile (once) an entry point of the last of ``files``, which build on each other."""
-        key = (*files, entry)
+    def read(
+        self, buffer: Any, dtype: type[np.generic], count: int | None = None, offset: int = 0
+    ) -> NDArray[Any]:
+        """``count`` values at byte ``offset`` of a buffer, once everything submitted has run."""
+        n = buffer.size - offset if count is None else count * np.dtype(dtype).itemsize
+        staging = self.staging(n)
+        self.submit(self.encode([], (buffer, offset, n, staging)))
+        return self.fetch(staging).view(dtype)
+
+    def staging(self, nbytes: int) -> Any:
+        """A buffer that results are copied into for the host."""
+        u = self._usage
+        return self._device.create_buffer(size=nbytes, usage=u.MAP_READ | u.COPY_DST)
+
+    def fetch(self, staging: Any, nbytes: int | None = None) -> NDArray[np.uint8]:
+        """The first bytes of a staging buffer, once everything submitted has run."""
+        n = staging.size if nbytes is None else nbytes
+        staging.map_sync("READ", 0, n)
+        data = np.frombuffer(staging.read_mapped(0, n), np.uint8)
+        staging.unmap()
+        return data
+
+    def flush(self) -> None:
+        """Let uploads go ahead, so that their staging memory is freed."""
+        self._device.queue.submit([])
+
+    # Kernels
+
+    def kernel(self, files: Sequence[str], entry: str, **constants: int) -> Kernel:
+        """Compile (once) an entry point of the last of ``files``, which build on each other.
+
+        ``constants`` are values for the files' ``override`` declarations.
+        """
+        key = (*files, entry, *sorted(constants.items()))
         if key not in self._kernels:
-            module, source = self._module(tuple(files))
-            layout = self._device.create_bind_group_layout(
-                entries=[
-                    {
-                        "binding": int(number),
-                        "visibility": self._visible,
-                        "buffer": {
-                            "type": "storage" if access == "read_write" else "read-only-storage"
-                        },
-                    }
-                    for number, access in _BINDING.findall(source)
-                ]
-            )
+            stage = {"visibility": self._visible}
+            entries = [
+                stage | {"binding": 0, "buffer": {"type": "uniform"}},
+                stage | {"binding": 1, "buffer": {"type": "uniform", "has_dynamic_offset": True}},
+            ]
+            for number, access in _BINDING.findall("\n".join(map(self.source, files))):
+                kind = "storage" if access == "read_write" else "read-only-storage"
+                entries.append(stage | {"binding": int(number), "buffer": {"type": kind}})
+            layout = self._device.create_bind_group_layout(entries=entries)
             pipeline = self._device.create_compute_pipeline(
-                layout=self._device.create_pipeline_layout(
-                    bind_group_layouts=[self._layout0, layout]
-                ),
-                compute={"module": module, "entry_point": entry},
+                layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
+                compute={
+                    "module": self._module(tuple(files)),
+                    "entry_point": entry,
+                    "constants": constants,
+                },
             )
             self._kernels[key] = Kernel(f"{files[-1]}.{entry}", pipeline, layout)
         return self._kernels[key]
 
-    def _module(self, files: tuple[str, ...]) -> tuple[Any, str]:
-        if files not in self._modules:
-            source = "\n".join(self.source(stem) for stem in files)
-            self._modules[files] = (self._device.create_shader_module(code=source), source)
-        return self._modules[files]
-
     def source(self, stem: str) -> str:
         """The text of ``stem.wgsl``."""
-        return resources.files(__package__).joinpath(f"{stem}.wgsl").read_text("utf-8")
+        if stem not in self._sources:
+            path = resources.files(__package__).joinpath(f"{stem}.wgsl")
+            self._sources[stem] = path.read_text("utf-8")
+        return self._sources[stem]
 
-    def start(self) -> "Pass":
-        """Begin recording dispatches."""
-        return Pass(self)
+    def _module(self, files: tuple[str, ...]) -> Any:
+        if files not in self._modules:
+            code = "\n".join(map(self.source, files))
+            self._modules[files] = self._device.create_shader_module(code=code)
+        return self._modules[files]
 
+    def _compiles(self, stem: str) -> bool:
+        try:
+            self._module((stem,))
+        except self._errors:
+            return False
+        return True
 
-class Pass:
-    """Dispatches recorded in order and submitted together."""
+    # Dispatches
 
-    def __init__(self, device: Device) -> None:
-        self._owner = device
-        self._device = device._device
-        self._recorded: list[tuple[Kernel, Any, tuple[int, ...]]] = []
-        self._parameters: list[Sequence[int]] = []
-
-    def run(
-        self, kernel: Kernel, buffers: Sequence[Any], parameters: Sequence[int], *groups: int
-    ) -> None:
-        """Record a dispatch: parameters are up to 16 words, groups up to 3 counts."""
-        entries = [
-            {"binding": i, "resource": {"buffer": b, "offset": 0, "size": b.size}}
-            for i, b in enumerate(buffers)
+    def record(self, steps: Sequence[Step]) -> Recording:
+        """Make steps ready to be encoded any number of times."""
+        if len(self._slots) + len(steps) > _PARAMETER_SLOTS:
+            self._slots.clear()
+            self.generation += 1
+        first = len(self._slots)
+        offsets = [
+            self._slots.setdefault(s.parameters, len(self._slots)) * _PARAMETER_STRIDE
+            for s in steps
         ]
-        group = self._device.create_bind_group(layout=kernel.layout, entries=entries)
-        self._recorded.append((kernel, group, groups))
-        self._parameters.append(parameters)
+        fresh = list(self._slots)[first:]
+        if fresh:
+            words = np.zeros((len(fresh), _PARAMETER_STRIDE // 4), np.uint32)
+            for row, parameters in zip(words, fresh, strict=True):
+                row[: len(parameters)] = [p & 0xFFFFFFFF for p in parameters]
+            self.write(self._parameters, words, first * _PARAMETER_STRIDE)
+        return [
+            (s.kernel.pipeline, self._bind(s), at, s.groups)
+            for s, at in zip(steps, offsets, strict=True)
+        ]
 
-    def submit(self) -> None:
-        """Run everything recorded, in one submission."""
-        words = np.zeros((len(self._parameters), _PARAMETER_STRIDE // 4), np.uint32)
-        for row, parameters in zip(words, self._parameters, strict=True):
-            row[: len(parameters)] = parameters
-        parameter_buffer = self._owner.upload(words, uniform=True)
-        group0 = self._device.create_bind_group(
-            layout=self._owner._layout0,
-            entries=[
-                {"binding": 0, "resource": {"buffer": self._owner._zero, "offset": 0, "size": 16}},
-                {
-                    "binding": 1,
-                    "resource": {
-                        "buffer": parameter_buffer,
-                        "offset": 0,
-                        "size": _PARAMETER_BYTES,
-                    },
-                },
-            ],
-        )
+    def _bind(self, step: Step) -> Any:
+        key = (step.kernel, *step.buffers)
+        if key not in self._groups:
+            buffers = [(self._zero, 16), (self._parameters, _PARAMETER_BYTES)]
+            buffers += [(b, b.size) for b in step.buffers]
+            self._groups[key] = self._device.create_bind_group(
+                layout=step.kernel.layout,
+                entries=[
+                    {"binding": i, "resource": {"buffer": b, "offset": 0, "size": n}}
+                    for i, (b, n) in enumerate(buffers)
+                ],
+            )
+        return self._groups[key]
+
+    def encode(self, recording: Recording, copy: tuple[Any, int, int, Any] | None = None) -> Any:
+        """A command to run a recording once, then to copy (buffer, first byte, bytes, staging)."""
         encoder = self._device.create_command_encoder()
-        compute = encoder.begin_compute_pass()
-        for i, (kernel, group, groups) in enumerate(self._recorded):
-            compute.set_pipeline(kernel.pipeline)
-            compute.set_bind_group(0, group0, [i * _PARAMETER_STRIDE])
-            compute.set_bind_group(1, group)
-            compute.dispatch_workgroups(*groups)
-        compute.end()
-        self._device.queue.submit([encoder.finish()])
+        if recording:
+            compute = encoder.begin_compute_pass()
+            for pipeline, group, offset, groups in recording:
+                compute.set_pipeline(pipeline)
+                compute.set_bind_group(0, group, (offset,))
+                compute.dispatch_workgroups(*groups)
+            compute.end()
+        if copy is not None:
+            buffer, offset, nbytes, staging = copy
+            encoder.copy_buffer_to_buffer(buffer, offset, staging, 0, nbytes)
+        return encoder.finish()
+
+    def submit(self, command: Any) -> None:
+        """Run a command."""
+        self._device.queue.submit([command])
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run steps in order, in one submission."""
+        self.submit(self.encode(self.record(steps)))

@@ -10,6 +10,10 @@ alias real = u32;
 
 @group(0) @binding(0) var<uniform> opaque: vec4<u32>;  // zero
 
+// A loop's bound, from the parameters: Mesa's software device compiles a kernel anew for every value
+// that it finds there, at every dispatch.
+fn bound(n: u32) -> u32 { return n + opaque.x; }
+
 const SIGN = 0x80000000u;
 const INFINITY = 0x7f800000u;
 const NAN = 0x7fc00000u;
@@ -179,6 +183,7 @@ fn from_half(h: u32) -> real {
 
 // Unsigned integers that compare as finite reals do (-0 below +0).
 fn order(a: real) -> u32 { return select(a | SIGN, ~a, (a & SIGN) != 0u); }
+fn from_order(o: u32) -> real { return select(~o, o ^ SIGN, (o & SIGN) != 0u); }
 fn maximum(a: real, b: real) -> real { return select(b, a, order(a) >= order(b)); }
 
 // Section 5. No subnormal can change the result: r and the products are added to constants.

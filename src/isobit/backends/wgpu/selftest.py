@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import numerics
-from isobit.backends.wgpu.device import Device, adapters, describe
+from isobit.backends.wgpu.device import Device, Step, adapters, describe
 from isobit.errors import IsobitError
 
 U32 = NDArray[np.uint32]
@@ -41,14 +41,12 @@ def run(device: Device, seed: int | None = None, cases: int = CASES) -> list[Fin
     rng = np.random.default_rng(secrets.randbits(32) if seed is None else seed)
     a, b, c = _columns(rng, -(-cases // 256) * 256)
     inputs = [device.upload(x) for x in (a, b, c)]
+    result = device.empty(4 * len(a))
 
     def column(entry: str, primitive: int, n: int) -> U32:
-        output = device.empty(4 * n)
-        kernel = device.kernel(("scalar", "reduce", "selftest"), entry)
-        work = device.start()
-        work.run(kernel, [*inputs, output], [primitive], len(a) // 256)
-        work.submit()
-        return device.read(output, np.uint32)
+        kernel = device.kernel(("scalar", "reduce", device.dot, "selftest"), entry)
+        device.run([Step(kernel, (*inputs, result), (primitive,), (len(a) // 256,))])
+        return device.read(result, np.uint32, n)
 
     findings = []
     operands = Columns(_f(a), _f(b), _f(c))
@@ -172,6 +170,11 @@ def _maximum(x: Columns) -> tuple[U32, Mask]:
     return larger, np.isfinite(x.a) & np.isfinite(x.b)
 
 
+def _dot(x: Columns) -> tuple[U32, Mask]:
+    a, b = (_bits(v).view(np.int8).astype(np.int32).reshape(-1, 4) for v in (x.a, x.b))
+    return _bits((a * b).sum(axis=1, dtype=np.int32)), np.ones(len(x.a), np.bool_)
+
+
 def _scale(planes: int) -> Reference:
     """Scale of the block (a, b)."""
 
@@ -226,6 +229,7 @@ _SCALARS: tuple[tuple[str, Reference], ...] = (
     ("(a + b) + c", _chain(lambda x: (x.a + x.b, (x.a + x.b) + x.c))),
     ("(a + b) - a", _chain(lambda x: (x.a + x.b, (x.a + x.b) - x.a))),
     ("(a * b) * c", _chain(lambda x: (x.a * x.b, (x.a * x.b) * x.c))),
+    ("dot product of bytes", _dot),
 )
 
 

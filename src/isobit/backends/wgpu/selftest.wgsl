@@ -1,11 +1,11 @@
-// Every scalar primitive, applied to columns of bit patterns. Needs scalar and reduce.
+// Every scalar primitive, applied to columns of bit patterns. Needs scalar, reduce and a dot file.
 
 struct Params { primitive: u32 }
 @group(0) @binding(1) var<uniform> p: Params;
-@group(1) @binding(0) var<storage, read> in_a: array<u32>;
-@group(1) @binding(1) var<storage, read> in_b: array<u32>;
-@group(1) @binding(2) var<storage, read> in_c: array<u32>;
-@group(1) @binding(3) var<storage, read_write> result: array<u32>;
+@group(0) @binding(2) var<storage, read> in_a: array<u32>;
+@group(0) @binding(3) var<storage, read> in_b: array<u32>;
+@group(0) @binding(4) var<storage, read> in_c: array<u32>;
+@group(0) @binding(5) var<storage, read_write> result: array<u32>;
 
 // The order is that of selftest.py.
 fn apply(primitive: u32, a: u32, b: u32, c: u32) -> u32 {
@@ -32,6 +32,7 @@ fn apply(primitive: u32, a: u32, b: u32, c: u32) -> u32 {
     case 17u { return add_normal(add_normal(a, b), c); }
     case 18u { return add_normal(add_normal(a, b), negate(a)); }
     case 19u { return mul_normal(mul_normal(a, b), c); }
+    case 20u { return bitcast<u32>(dot4(a, b)); }
     default { return 0u; }
   }
 }

@@ -1,0 +1,151 @@
+// A superblock of any quantised format, from its fields in a tile: the same as isobit.gguf.formats.
+//
+// A tile holds a superblock of 8 rows in chunks of 16 bytes, the rows' first chunks, then their
+// second …; what is left of a superblock behind whole chunks follows, row by row (layout.py).
+
+override FORMAT: u32;  // ggml's number
+override BYTES: u32;  // of a row's superblock
+
+const Q4_0 = 2u;
+const Q4_1 = 3u;
+const Q5_0 = 6u;
+const Q5_1 = 7u;
+const Q8_0 = 8u;
+const Q2_K = 10u;
+const Q3_K = 11u;
+const Q4_K = 12u;
+const Q5_K = 13u;
+const Q6_K = 14u;
+
+struct Row { tile: u32, row: u32 }
+
+// The 16 bits at an even byte of a row's superblock.
+fn load16(at: Row, byte: u32) -> u32 {
+  let chunks = BYTES / 16u;
+  var b = 16u * (8u * (byte / 16u) + at.row) + byte % 16u;
+  if (byte >= 16u * chunks) { b = 128u * chunks + at.row * (BYTES % 16u) + byte - 16u * chunks; }
+  return (weights[at.tile + b / 16u][(b / 4u) % 4u] >> (8u * (b & 2u))) & 0xffffu;
+}
+fn load32(at: Row, byte: u32) -> u32 { return load16(at, byte) | (load16(at, byte + 2u) << 16u); }
+fn load8(at: Row, byte: u32) -> u32 {
+  return (load16(at, byte & 0xfffffffeu) >> (8u * (byte & 1u))) & 255u;
+}
+
+// Four codes below 128, less a zero point that is a power of two: signed bytes.
+fn less(codes: u32, zero: u32) -> u32 {
+  return (codes + (128u - zero) * 0x01010101u) ^ 0x80808080u;
+}
+// Bits 0 … 3 to the lowest bit of each of four bytes.
+fn spread_bits(v: u32) -> u32 { return ((v & 15u) * 0x00204081u) & 0x01010101u; }
+
+// Codes k … k + 3 of a block of 32 values whose four-bit codes begin at `byte`.
+fn nibbles(at: Row, byte: u32, k: u32) -> u32 {
+  return (load32(at, byte + k % 16u) >> (4u * (k / 16u))) & 0x0f0f0f0fu;
+}
+fn fifth(at: Row, byte: u32, k: u32) -> u32 { return spread_bits(load32(at, byte) >> k) << 4u; }
+
+// Codes of values k … k + 3 of the superblock.
+fn codes(at: Row, k: u32) -> u32 {
+  let block = (k / 32u) * (BYTES / 8u);  // where a format of 32 values has its block
+  let j = k % 32u;
+  let h = k / 128u;
+  let i = k % 128u;
+  switch FORMAT {
+    case Q8_0: { return load32(at, block + 2u + j); }
+    case Q4_0: { return less(nibbles(at, block + 2u, j), 8u); }
+    case Q4_1: { return nibbles(at, block + 4u, j); }
+    case Q5_0: { return less(nibbles(at, block + 6u, j) | fifth(at, block + 2u, j), 16u); }
+    case Q5_1: { return nibbles(at, block + 8u, j) | fifth(at, block + 4u, j); }
+    case Q2_K: { return (load32(at, 16u + 32u * h + j) >> (2u * (i / 32u))) & 0x03030303u; }
+    case Q3_K: {
+      let low = (load32(at, 32u + 32u * h + j) >> (2u * (i / 32u))) & 0x03030303u;
+      return less(low | (((load32(at, j) >> (k / 32u)) & 0x01010101u) << 2u), 4u);
+    }
+    case Q4_K, Q5_K: {
+      let start = select(16u, 48u, FORMAT == Q5_K);
+      let low = (load32(at, start + 32u * (k / 64u) + j) >> (4u * (k / 32u % 2u))) & 0x0f0f0f0fu;
+      if (FORMAT == Q4_K) { return low; }
+      return low | (((load32(at, 16u + j) >> (k / 32u)) & 0x01010101u) << 4u);
+    }
+    case Q6_K: {
+      let low = (load32(at, 64u * h + i % 64u) >> (4u * (i / 64u))) & 0x0f0f0f0fu;
+      let top = (load32(at, 128u + 32u * h + j) >> (2u * (i / 32u))) & 0x03030303u;
+      return less(low | (top << 4u), 32u);
+    }
+    default: { return 0u; }
+  }
+}
+
+// Sub-scale and min of the 16 values 16 * g ….
+fn scale_of(at: Row, g: u32) -> i32 {
+  switch FORMAT {
+    case Q2_K: { return i32(load8(at, g) & 15u); }
+    case Q3_K: {
+      let low = (load8(at, 96u + g % 8u) >> (4u * (g / 8u))) & 15u;
+      let top = (load8(at, 104u + g % 4u) >> (2u * (g / 4u))) & 3u;
+      return i32(low | (top << 4u)) - 32;
+    }
+    case Q4_K, Q5_K: { return i32(six_bits(at, 4u, 0u, g / 2u)); }
+    case Q6_K: { return i32(load8(at, 192u + g) << 24u) >> 24u; }
+    default: { return 1; }
+  }
+}
+fn min_of(at: Row, g: u32) -> i32 {
+  switch FORMAT {
+    case Q2_K: { return i32(load8(at, g) >> 4u); }
+    case Q4_K, Q5_K: { return i32(six_bits(at, 8u, 4u, g / 2u)); }
+    default: { return 1; }
+  }
+}
+fn six_bits(at: Row, byte: u32, shift: u32, g: u32) -> u32 {
+  let first = load8(at, byte + g % 4u);
+  if (g < 4u) { return first & 63u; }
+  return ((load8(at, 8u + g) >> shift) & 15u) | ((first >> 2u) & 48u);
+}
+
+// Where d and dmin are in the block of value k; none: no dmin.
+fn d_at(k: u32) -> u32 {
+  switch FORMAT {
+    case Q2_K: { return 80u; }
+    case Q3_K: { return 108u; }
+    case Q6_K: { return 208u; }
+    case Q4_K, Q5_K: { return 0u; }
+    default: { return (k / 32u) * (BYTES / 8u); }
+  }
+}
+fn has_mins() -> bool {
+  return FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K;
+}
+
+// t of section 4: `first` is the row's first vec4 in its tile, `a` the activations.
+fn superblock(first: u32, row: u32, a: u32) -> real {
+  let at = Row(first - row, row);
+  let small = FORMAT < Q2_K;  // blocks of 32 values
+  let per_block = select(16u, 2u, small);
+  var t = 0u;
+  var high = 0;
+  var low = 0;
+  var mins = 0;
+  for (var g = 0u; g < 16u; g++) {
+    let k = 16u * g;
+    let c = vec4(codes(at, k), codes(at, k + 4u), codes(at, k + 8u), codes(at, k + 12u));
+    let scale = scale_of(at, g);
+    high += scale * dot16(c, acts[a + g]);
+    if (PLANES == 2u) { low += scale * dot16(c, acts[a + 16u + g]); }
+    mins += min_of(at, g) * bitcast<i32>(acts[a + 32u + g / 4u][g % 4u]);
+    if (g % per_block == per_block - 1u) {
+      let d = d_at(k);
+      var u = mul(from_half(load16(at, d)), joined(high, low));
+      if (has_mins()) {
+        var dmin = from_half(load16(at, d + 2u));
+        if (small) { dmin = negate(dmin); }
+        u = sub(u, mul(dmin, from_int(mins)));
+      }
+      t = select(u, add(t, u), small);
+      high = 0;
+      low = 0;
+      mins = 0;
+    }
+  }
+  return t;
+}

@@ -1,0 +1,134 @@
+// q, k and v of a token: norm and RoPE for q and k, quantisation, the store to the cache
+// (docs/numerics.md, sections 5 and 6). Needs scalar, reduce and cache.
+
+struct Params {
+  n_heads: u32,
+  kv_heads: u32,
+  head_dim: u32,
+  first: u32,  // key-value heads that this cache holds: first … first + heads - 1
+  heads: u32,
+  q_norm_at: u32,
+  k_norm_at: u32,
+  eps: real,
+  scale: real,  // 1 / sqrt(head_dim)
+  slot_at: u32,  // in `batch`: page * 64 + position in it, of each token
+  turn_at: u32,  // in `batch`: head_dim / 2 cosines, then sines, of each token
+  k_rope_at: u32,
+}
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> qkv: array<u32>;
+@group(0) @binding(3) var<storage, read> vectors: array<u32>;
+@group(0) @binding(4) var<storage, read> batch: array<u32>;
+@group(0) @binding(5) var<storage, read_write> rope: array<u32>;  // for the trace
+@group(0) @binding(6) var<storage, read_write> queries: array<u32>;
+@group(0) @binding(7) var<storage, read_write> cache: array<atomic<u32>>;
+
+var<workgroup> normed: array<u32, 512>;
+var<workgroup> integers: array<i32, 512>;
+
+fn turned(i: u32, turn: u32) -> real {
+  let half = p.head_dim / 2u;
+  let pair = select(i - half, i, i < half);
+  let c = batch[turn + pair];
+  let s = batch[turn + half + pair];
+  if (i < half) { return sub(mul(normed[i], c), mul(normed[i + half], s)); }
+  return add(mul(normed[i], c), mul(normed[pair], s));
+}
+
+fn four_bytes(v: vec4<i32>) -> u32 {
+  let b = bitcast<vec4<u32>>(v) & vec4(255u);
+  return b.x | (b.y << 8u) | (b.z << 16u) | (b.w << 24u);
+}
+
+// Other tokens of the batch may be writing the word's other bytes.
+fn store_byte(at: u32, shift: u32, value: i32) {
+  atomicAnd(&cache[at], ~(255u << shift));
+  atomicOr(&cache[at], (bitcast<u32>(value) & 255u) << shift);
+}
+
+// A head vector a workgroup: the query heads of these key-value heads, then k, then v.
+@compute @workgroup_size(256)
+fn head_vectors(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let token = group.y;
+  let shared_by = p.n_heads / p.kv_heads;  // query heads of a key-value head
+  var head = p.first * shared_by + group.x;
+  var column = head;
+  var kind = 0u;  // q, k, v
+  if (group.x >= p.heads * shared_by) {
+    let i = group.x - p.heads * shared_by;
+    kind = 1u + i / p.heads;
+    head = p.first + i % p.heads;
+    column = p.n_heads + (kind - 1u) * p.kv_heads + head;
+  }
+  let x = (token * (p.n_heads + 2u * p.kv_heads) + column) * p.head_dim;
+  let i = lane;
+  let j = lane + 256u;  // a lane has two values at most
+  var v = 0u;
+  var w = 0u;
+  if (i < p.head_dim) { v = qkv[x + i]; }
+  if (j < p.head_dim) { w = qkv[x + j]; }
+
+  if (kind < 2u) {
+    let sum = add(mul(v, v), mul(w, w));
+    let mean = div(tree256(lane, sum), from_int(i32(p.head_dim)));
+    let r = div(ONE, root(add(mean, p.eps)));
+    let weight = select(p.q_norm_at, p.k_norm_at, kind == 1u);
+    if (i < p.head_dim) { normed[i] = mul(mul(v, r), vectors[weight + i]); }
+    if (j < p.head_dim) { normed[j] = mul(mul(w, r), vectors[weight + j]); }
+    workgroupBarrier();
+    let turn = p.turn_at + token * p.head_dim;
+    var traced = (token * p.n_heads + head) * p.head_dim;
+    if (kind == 1u) { traced = p.k_rope_at + (token * p.kv_heads + head) * p.head_dim; }
+    if (i < p.head_dim) {
+      v = turned(i, turn);
+      rope[traced + i] = v;
+    }
+    if (j < p.head_dim) {
+      w = turned(j, turn);
+      rope[traced + j] = w;
+    }
+  }
+
+  let block = block_of(max256(lane, max(magnitude(v), magnitude(w))), 2u);
+  integers[i] = quantise(v, block.r);
+  integers[j] = quantise(w, block.r);
+  workgroupBarrier();
+  let words = (p.head_dim + 3u) / 4u;
+  let slot = batch[p.slot_at + token];
+  let to = record(slot / TILE, p.heads, head - p.first, words);
+  let key = slot % TILE;
+  if (kind == 2u) {
+    for (var c = lane; c < 4u * words; c += 256u) {
+      let high = to + value_at(words, 0u, key / 4u) + c;
+      let low = to + value_at(words, 1u, key / 4u) + c;
+      store_byte(high, 8u * (key % 4u), high_byte(integers[c]));
+      store_byte(low, 8u * (key % 4u), low_byte(integers[c]));
+    }
+    if (lane == 0u) { atomicStore(&cache[to + value_scales_at(words) + key], block.d); }
+  } else {
+    let query = (token * p.n_heads + head) * (2u * words + 1u);
+    for (var n = lane; n < words; n += 256u) {
+      let c = 4u * n;
+      let q = vec4(integers[c], integers[c + 1u], integers[c + 2u], integers[c + 3u]);
+      let low = ((q + vec4(128)) & vec4(255)) - vec4(128);
+      let high = four_bytes((q - low) >> vec4(8u));
+      if (kind == 0u) {
+        queries[query + n] = high;
+        queries[query + words + n] = four_bytes(low);
+      } else {
+        atomicStore(&cache[to + key_at(words, 0u, n) + key], high);
+        atomicStore(&cache[to + key_at(words, 1u, n) + key], four_bytes(low));
+      }
+    }
+    if (lane == 0u) {
+      if (kind == 0u) {
+        queries[query + 2u * words] = mul(block.d, p.scale);
+      } else {
+        atomicStore(&cache[to + key_scales_at(words) + key], block.d);
+      }
+    }
+  }
+}

@@ -1,0 +1,55 @@
+// y = W x for F32, F16 and BF16 weights (docs/numerics.md, section 4). Needs scalar, reduce and items.
+
+override FORMAT: u32;  // ggml's number: 0 F32, 1 F16, 30 BF16
+
+struct Params {
+  columns: u32,
+  rows: u32,  // of a matrix
+  first: u32,  // rows of the stack that `weights` holds: first … last - 1
+  last: u32,
+  start: u32,  // row of the matrix at which the first workgroup begins
+  y_stride: u32,  // words of an output row
+  y_at: u32,  // where in it row 0 of these matrices is
+  x_at: u32,
+  planned: u32,
+  items: u32,
+  entries: u32,
+  divide: u32,
+}
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> weights: array<u32>;
+@group(0) @binding(3) var<storage, read> x: array<u32>;
+@group(0) @binding(4) var<storage, read> plan: array<u32>;
+@group(0) @binding(5) var<storage, read_write> y: array<u32>;
+
+fn value(i: u32) -> real {
+  if (FORMAT == 0u) { return weights[i]; }
+  let half = (weights[i / 2u] >> (16u * (i % 2u))) & 0xffffu;
+  if (FORMAT == 1u) { return from_half(half); }
+  return half << 16u;
+}
+
+// A row a workgroup at a time; lane j is lane j of sum256.
+@compute @workgroup_size(256)
+fn matmul_floats(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = items_of(group.y);
+  for (var row = p.start + group.x; row < p.rows; row += groups.x) {
+    let stored = at.matrix * p.rows + row;
+    if (stored < p.first || stored >= p.last) { continue; }
+    let w = (stored - p.first) * p.columns;
+    for (var i = 0u; i < at.count; i++) {
+      let item = item_at(at.first + i);
+      let from_x = p.x_at + (item / p.divide) * p.columns;
+      var sum = 0u;
+      for (var k = lane; k < p.columns; k += 256u) {
+        sum = add(sum, mul(value(w + k), x[from_x + k]));
+      }
+      let total = tree256(lane, sum);
+      if (lane == 0u) { y[item * p.y_stride + p.y_at + row] = total; }
+    }
+  }
+}

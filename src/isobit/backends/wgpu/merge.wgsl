@@ -1,0 +1,48 @@
+// The tiles of a query head merged in ascending order, and their quantisation (docs/numerics.md,
+// sections 3 and 6). Needs scalar, reduce and quantise.
+
+struct Params {
+  n_heads: u32,
+  head_dim: u32,
+  token: u32,  // the first of this dispatch
+  tiles: u32,  // that `partial` has room for, of each head
+}
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> partial: array<u32>;
+@group(0) @binding(3) var<storage, read> batch: array<u32>;
+@group(0) @binding(4) var<storage, read_write> result: array<u32>;  // [tokens, n_heads * head_dim]
+@group(0) @binding(5) var<storage, read_write> acts: array<u32>;
+
+// A superblock of the result a workgroup.
+@compute @workgroup_size(256)
+fn merge(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let token = p.token + group.y;
+  let width = p.n_heads * p.head_dim;
+  let column = 256u * group.x + lane;
+  let tiles = batch[token] / 64u + 1u;
+  var value = 0u;
+  if (column < width) {
+    let stride = p.head_dim + 2u;
+    let c = column % p.head_dim;
+    let first = (group.y * p.n_heads + column / p.head_dim) * p.tiles * stride;
+    var o = partial[first + c];
+    var m = partial[first + p.head_dim];
+    var l = partial[first + p.head_dim + 1u];
+    for (var t = 1u; t < tiles; t++) {
+      let from_tile = first + t * stride;
+      let mt = partial[from_tile + p.head_dim];
+      let top = maximum(m, mt);
+      let a = exp_real(sub(m, top));
+      let b = exp_real(sub(mt, top));
+      l = add(mul(l, a), mul(partial[from_tile + p.head_dim + 1u], b));
+      o = add(mul(o, a), mul(partial[from_tile + c], b));
+      m = top;
+    }
+    value = mul(o, div(ONE, l));
+    result[token * width + column] = value;
+  }
+  quantise_superblock(lane, value, token * ((width + 255u) / 256u) + group.x);
+}

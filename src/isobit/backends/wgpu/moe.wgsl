@@ -1,0 +1,112 @@
+// Router, and the plan of the experts' products (docs/numerics.md, section 7). Needs scalar, reduce
+// and items. `plan` holds a token's expert ids, then at p.order the items, at p.entries the groups
+// of items (items.wgsl), at p.counts room for sorting.
+
+struct Params {
+  experts: u32,
+  k: u32,
+  normalise: u32,
+  pairs: u32,  // tokens * k
+  order: u32,
+  entries: u32,
+  groups: u32,  // entries that the products' dispatches look at
+  counts: u32,
+  planned: u32,  // the last two are for items.wgsl
+  items: u32,
+}
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> logits: array<u32>;
+@group(0) @binding(3) var<storage, read_write> probabilities: array<u32>;
+@group(0) @binding(4) var<storage, read_write> router_weights: array<u32>;
+@group(0) @binding(5) var<storage, read_write> plan: array<u32>;
+
+var<workgroup> chosen: array<u32, 64>;
+
+fn write_entry(i: u32, expert: u32, first: u32, count: u32) {
+  plan[p.entries + 3u * i] = expert;
+  plan[p.entries + 3u * i + 1u] = first;
+  plan[p.entries + 3u * i + 2u] = count;
+}
+
+// The k experts of a token and their weights, and the plan in which every pair is a group.
+@compute @workgroup_size(256)
+fn top_k(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let base = group.x * p.experts;
+  var highest = 0u;
+  for (var e = lane; e < p.experts; e += 256u) { highest = max(highest, order(logits[base + e])); }
+  let m = from_order(max256(lane, highest));
+  var sum = 0u;
+  for (var e = lane; e < p.experts; e += 256u) {
+    let weight = exp_real(sub(logits[base + e], m));
+    probabilities[base + e] = weight;
+    sum = add(sum, weight);
+  }
+  let total = tree256(lane, sum);
+  for (var e = lane; e < p.experts; e += 256u) {
+    probabilities[base + e] = div(probabilities[base + e], total);
+  }
+  storageBarrier();
+  // An expert's rank is the number of better ones. Probabilities are not negative: their bits compare.
+  for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
+    let e = e0 + lane;
+    let mine = probabilities[base + min(e, p.experts - 1u)];
+    var rank = 0u;
+    for (var f = 0u; f < bound(p.experts); f++) {
+      let other = probabilities[base + f];
+      rank += select(0u, 1u, other > mine || (other == mine && f < e));
+    }
+    if (e < p.experts && rank < p.k) {
+      let pair = group.x * p.k + rank;
+      chosen[rank] = mine;
+      plan[pair] = e;
+      plan[p.order + pair] = pair;
+      write_entry(pair, e, p.order + pair, 1u);
+    }
+  }
+  workgroupBarrier();
+  var all = 0u;
+  for (var r = 0u; r < bound(p.k); r++) { all = add(all, chosen[r]); }
+  if (lane < p.k) {
+    router_weights[group.x * p.k + lane] = select(chosen[lane], div(chosen[lane], all), p.normalise != 0u);
+  }
+}
+
+// The plan in which an expert's pairs are together: one workgroup, an expert an invocation.
+@compute @workgroup_size(256)
+fn sort_pairs(@builtin(local_invocation_index) lane: u32) {
+  for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
+    var n = 0u;
+    for (var i = 0u; i < bound(p.pairs); i++) { n += select(0u, 1u, plan[i] == e0 + lane); }
+    if (e0 + lane < p.experts) { plan[p.counts + e0 + lane] = n; }
+  }
+  storageBarrier();
+  var unused = 0u;
+  for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
+    let e = e0 + lane;
+    var first = p.order;  // of the expert's items
+    var entry = 0u;  // of its groups
+    unused = 0u;
+    for (var f = 0u; f < bound(p.experts); f++) {
+      let n = plan[p.counts + f];
+      if (f < e) {
+        first += n;
+        entry += (n + CHUNK - 1u) / CHUNK;
+      }
+      unused += (n + CHUNK - 1u) / CHUNK;
+    }
+    var at = first;
+    for (var i = 0u; i < bound(p.pairs); i++) {
+      if (e < p.experts && plan[i] == e) {
+        plan[at] = i;
+        at += 1u;
+      }
+    }
+    for (var i = 0u; i < bound(p.pairs); i += CHUNK) {
+      if (i < at - first) { write_entry(entry + i / CHUNK, e, first + i, min(CHUNK, at - first - i)); }
+    }
+  }
+  for (var i = unused + lane; i < p.groups; i += 256u) { write_entry(i, 0u, 0u, 0u); }
+}

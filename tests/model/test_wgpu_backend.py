@@ -1,0 +1,239 @@
+"""Whole passes of the wgpu backend against the reference: every stage, every logit, bit for bit."""
+
+import numpy as np
+import pytest
+
+from isobit.backends import open_backend
+from isobit.backends.base import Batch
+from isobit.backends.reference import ReferenceBackend
+from isobit.backends.wgpu import WgpuBackend, memory, selftest
+from isobit.backends.wgpu.device import Device, adapters
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.gguf.reader import GGUFFile
+from isobit.model.stages import ON_REQUEST, all_stages
+from isobit.model.weights import Weights
+from isobit.runtime.model import Model, sample_path
+from tests.helpers.passes import i32, run, same_bits
+from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
+from tests.ops.wgpu_support import open_device
+
+PAGES = i32([[3, 0, 7], [1, 4, 2], [5, 6, 8]])
+
+
+@pytest.fixture
+def device():
+    return open_device()
+
+
+@pytest.fixture(scope="module")
+def sample():
+    with GGUFFile.open(sample_path()) as file:
+        yield Weights.from_file(file)
+
+
+def opened(tmp_path, geometry, formats):
+    """Weights of a new model of random blocks; the mapping lives as long as they do."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"model seed {seed}")
+    file = GGUFFile.open(write_model(tmp_path / "model.gguf", geometry, formats, seed=seed))
+    return Weights.from_file(file)
+
+
+def ragged(rng, vocab, parts, pages=PAGES):
+    """A batch of (first position, tokens) for each sequence; some logits, in no order."""
+    lengths = [n for _, n in parts]
+    total = sum(lengths)
+    return Batch(
+        tokens=i32(rng.integers(0, vocab, total)),
+        positions=i32(np.concatenate([np.arange(p, p + n) for p, n in parts])),
+        sequence=i32(np.repeat(np.arange(len(parts)), lengths)),
+        pages=pages,
+        logit_rows=i32([total - 1, 0, total // 2, *(np.cumsum(lengths) - 1)]),
+    )
+
+
+def traced(backend, batch):
+    found = {}
+
+    def tap(stage, layer, value):
+        assert (stage, layer) not in found
+        found[stage, layer] = np.array(value)
+
+    return backend.forward(batch, tap), found
+
+
+def check(ours, theirs, batch, *, moe=True):
+    logits, stages = traced(ours, batch)
+    expected_logits, expected = traced(theirs, batch)
+    assert list(stages) == list(expected)
+    assert {s for s, _ in stages} == set(all_stages(moe=moe)) - ON_REQUEST
+    for key, value in stages.items():
+        other = np.ascontiguousarray(expected[key])
+        assert (value.shape, value.dtype) == (other.shape, other.dtype), key
+        assert np.array_equal(value.view(np.uint32), other.view(np.uint32)), key
+    assert same_bits(logits, expected_logits)
+    plain = ours.forward(batch)  # without a tap; the cache holds the same values again
+    assert same_bits(plain, logits)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_the_sample_in_chunks(device, rng, sample, planes):
+    ids = rng.integers(0, sample.config.vocab, 12).tolist()
+    engine = EngineConfig(activation_planes=planes, context=64, max_sequences=1)
+    expected = run(ReferenceBackend(sample, engine), ids)
+    ours = WgpuBackend(sample, engine, device)
+    for chunk in (1, 7, None):
+        assert same_bits(run(ours, ids, chunk=chunk), expected), f"chunk {chunk}"
+
+
+def test_every_stage_of_the_sample(device, rng, sample):
+    engine = EngineConfig(context=128, max_sequences=1)
+    ours, theirs = WgpuBackend(sample, engine, device), ReferenceBackend(sample, engine)
+    check(ours, theirs, ragged(rng, sample.config.vocab, [(0, 5)], PAGES[:1, :1] * 0))
+
+
+PARTS = {  # first position and tokens of each sequence
+    "Q4_K_M": [(0, 3), (0, 66), (0, 1)],
+    "Q8_0, ragged": [(0, 130), (0, 1), (0, 3)],
+}
+SMALL = 200_000  # bytes of a buffer
+MODELS = {
+    "Q4_K_M": (Geometry(), Q4_K_M),
+    "Q8_0, ragged": (
+        Geometry(hidden=96, heads=3, kv_heads=1, head_dim=32, ffn=160),
+        all_in("Q8_0"),
+    ),
+    "dense Q5_K, tied": (Geometry(experts=0, tied=True), all_in("Q5_K")),
+    "Q3_K, F16 ends": (
+        Geometry(experts=5, experts_used=3, layers=1),
+        {"": "Q3_K", "ffn_gate_inp": "F16", "token_embd": "F16", "output": "F16"},
+    ),
+    "gate and up of two formats": (
+        Geometry(layers=1, head_dim=10, heads=4, kv_heads=4),
+        {"": "Q2_K", "ffn_up": "Q4_0", "ffn_down": "BF16", "attn_k": "Q5_1"}
+        | {"attn_output": "F32", "ffn_gate_inp": "F32"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("small", [False, True], ids=["default limit", "small limit"])
+def test_ragged_batches(device, rng, tmp_path, name, small, monkeypatch):
+    """Three sequences on scattered pages; then one more token of each, then of one alone. With a
+    small limit every buffer is divided and a batch takes several passes."""
+    geometry, formats = MODELS[name]
+    weights = opened(tmp_path, geometry, formats)
+    engine = EngineConfig(context=192, max_sequences=3, chunk=16 if small else 512)
+    if small:
+        monkeypatch.setattr(device, "binding_bytes", SMALL)
+        monkeypatch.setattr(memory, "_PARTIAL_BYTES", 40_000)
+    ours, theirs = WgpuBackend(weights, engine, device), ReferenceBackend(weights, engine)
+    moe, vocab = geometry.experts > 0, weights.config.vocab
+    parts = PARTS.get(name, [(0, 7), (0, 1), (0, 13)])
+    check(ours, theirs, ragged(rng, vocab, parts), moe=moe)
+    after = [(n, 1) for _, n in parts]
+    check(ours, theirs, ragged(rng, vocab, after), moe=moe)
+    check(ours, theirs, ragged(rng, vocab, [(parts[0][1] + 1, 1)]), moe=moe)
+
+
+def test_small_limits_divide_everything(device, tmp_path, monkeypatch):
+    """What the small limit of test_ragged_batches is for."""
+    monkeypatch.setattr(device, "binding_bytes", SMALL)
+    engine = EngineConfig(context=192, max_sequences=3)
+    ours = WgpuBackend(opened(tmp_path, *MODELS["Q4_K_M"]), engine, device)
+    assert [len(parts) for parts in ours._cache] == [2, 2]
+    assert ours._plan.tokens == 48
+    assert len(ours._graph._w.layers[0].gate_up.segments[0].parts) > 1
+
+
+def test_decode_steps_of_one_shape(device, rng, tmp_path):
+    """Passes recorded once and encoded ahead, across a tile's end and other passes in between."""
+    weights = opened(tmp_path, Geometry(layers=1), Q4_K_M)
+    engine = EngineConfig(context=128, max_sequences=1)
+    ours, theirs = WgpuBackend(weights, engine, device), ReferenceBackend(weights, engine)
+    ids = rng.integers(0, weights.config.vocab, 70).tolist()
+    expected = run(theirs, ids)
+    assert same_bits(run(ours, ids[:60]), expected[:60])
+    for i in range(60, 70):
+        assert same_bits(run(ours, ids[i : i + 1], start=i), expected[i : i + 1]), i
+        if i == 62:
+            assert same_bits(run(ours, ids[50:62], start=50), expected[50:62])
+
+
+def test_stages_are_chosen(device, rng, tmp_path):
+    weights = opened(tmp_path, Geometry(layers=1), Q4_K_M)
+    ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)
+    seen = []
+    batch = ragged(rng, 300, [(0, 3)], PAGES[:1, :1] * 0)
+    wanted = frozenset({"attention", "lm_head"})
+    logits = ours.forward(batch, lambda stage, layer, _: seen.append((stage, layer)), wanted)
+    assert seen == [("attention", 0), ("lm_head", None)]
+    assert same_bits(logits, ours.forward(batch))
+
+
+def test_a_batch_that_would_leave_its_buffers_is_refused(device, rng, tmp_path):
+    weights = opened(tmp_path, Geometry(layers=1), Q4_K_M)
+    ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)
+    good = ragged(rng, 300, [(0, 3)], PAGES[:1, :1] * 0)
+    for name, value in (
+        ("tokens", i32([1, 2, 9999])),
+        ("positions", i32([0, 1, 64])),
+        ("sequence", i32([0, 0, 1])),
+        ("pages", i32([[1]])),
+        ("logit_rows", i32([3])),
+        ("tokens", i32([1, -1, 2])),
+        ("tokens", np.array([1, 2, 3], np.int64)),
+    ):
+        with pytest.raises(UsageError, match=f"batch {name}"):
+            ours.forward(Batch(**(vars(good) | {name: value})))
+    assert ours.forward(good).shape == (4, weights.config.vocab)
+
+
+def test_a_lost_device_and_another_load(rng, tmp_path, monkeypatch):
+    open_device()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        selftest, "run", lambda device, run=selftest.run: run(device, cases=1 << 12)
+    )
+    weights = opened(tmp_path, Geometry(layers=1, experts=0), all_in("Q8_0"))
+    engine = EngineConfig(context=64, max_sequences=1)
+    batch = ragged(rng, 300, [(0, 3)], PAGES[:1, :1] * 0)
+    first = open_backend("wgpu", weights, engine)
+    assert "INEXACT" not in first.device
+    logits = first.forward(batch)
+    first.close()
+    with pytest.raises(BackendUnavailable, match="lost; load the model again"):
+        first.forward(batch)
+    again = open_backend("wgpu", weights, engine)
+    assert same_bits(again.forward(batch), logits)
+    again.close()
+
+
+def test_an_inexact_driver_runs_only_when_it_is_allowed(tmp_path, monkeypatch):
+    open_device()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        selftest, "run", lambda _: [selftest.Finding("root", 9, 2, "of 2: expected 3")]
+    )
+    weights = opened(tmp_path, Geometry(layers=1, experts=0), all_in("Q8_0"))
+    with pytest.raises(BackendUnavailable, match="root: 2 of 9 cases differ, the first: of 2"):
+        open_backend("wgpu", weights, EngineConfig(context=64))
+    engine = EngineConfig(context=64, max_sequences=1, allow_inexact=True)
+    backend = open_backend("wgpu", weights, engine)
+    assert backend.inexact == ("root",)
+    assert backend.device.endswith("INEXACT: root")
+    backend.close()
+
+
+def test_generation_is_the_cpu_backends(device, monkeypatch):
+    """Through the library's front door: prefill, decode and sampling."""
+    monkeypatch.setattr("isobit.backends.wgpu.backend.open_device", lambda: Device(adapters()[0]))
+    monkeypatch.setattr("isobit.backends.wgpu.driver.require_exact", lambda *_, **__: ())
+    engine = EngineConfig(context=64, max_sequences=1)
+    found = []
+    for name in ("reference", "wgpu"):
+        model = Model(sample_path(), name, engine)
+        found.append(model.generate("def add(", max_tokens=4).token_ids)
+        model.close()
+    assert found[0] == found[1]

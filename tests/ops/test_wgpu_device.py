@@ -1,0 +1,222 @@
+"""The wgpu device: layouts, limits, the driver's verdict, and what happens when it goes away."""
+
+import json
+
+import numpy as np
+import pytest
+
+from isobit.backends.wgpu import device as device_module
+from isobit.backends.wgpu import driver, selftest
+from isobit.backends.wgpu.device import Device, Step, adapters, available
+from isobit.backends.wgpu.layout import Stack, tiles
+from isobit.backends.wgpu.memory import Plan
+from isobit.config import EngineConfig, ModelConfig
+from isobit.errors import BackendUnavailable
+from isobit.gguf.formats import FORMATS
+
+from .cases import weight
+from .wgpu_support import open_device
+
+QWEN3_30B_A3B = ModelConfig(
+    architecture="qwen3moe",
+    n_layers=48,
+    hidden=2048,
+    n_heads=32,
+    n_kv_heads=4,
+    head_dim=128,
+    ffn=768,
+    n_experts=128,
+    n_experts_used=8,
+    vocab=151936,
+    rope_base=1e6,
+    eps=1e-6,
+    context_length=40960,
+    normalise_experts=True,
+)
+MIB = 1 << 20
+
+
+# Layout: no device needed.
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q2_K", "Q3_K", "Q8_0"])
+def test_tiles_hold_every_byte_where_layout_says(rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    rows, columns = 13, 768 if fmt.block_size == 256 else 608
+    w = weight(rng, fmt, rows, columns)
+    supers, size = 3, fmt.nbytes(256)
+    out = tiles(w.data, fmt, columns).reshape(2, supers, 8 * size)
+    padded = np.zeros((16, supers * size), np.uint8)
+    padded[:rows, : w.row_bytes] = w.data.reshape(rows, -1)
+    whole = size // 16
+    for row in range(16):
+        for s in range(supers):
+            expected = padded[row, s * size : (s + 1) * size]
+            tile, r = out[row // 8, s], row % 8
+            for c in range(whole):
+                at = 128 * c + 16 * r
+                assert (tile[at : at + 16] == expected[16 * c : 16 * c + 16]).all()
+            left = size - 16 * whole
+            at = 128 * whole + left * r
+            assert (tile[at : at + left] == expected[16 * whole :]).all()
+
+
+@pytest.mark.parametrize("name", ["Q6_K", "F16"])
+def test_parts_of_a_stack_are_the_whole(rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    stack = Stack(tuple(weight(rng, fmt, 3, rows, 256) for rows in (11, 20)))
+    total = stack.matrices * stack.units
+    whole = stack.packed(0, total)
+    for step in (1, 3, 5, total):
+        parts = [
+            stack.packed(i, min(i + step, total))[: stack.unit_bytes * (min(i + step, total) - i)]
+            for i in range(0, total, step)
+        ]
+        assert np.array_equal(np.concatenate(parts), whole[: stack.unit_bytes * total])
+
+
+# Limits: no device needed.
+
+
+def test_the_default_limits_hold_qwen3_30b_a3b():
+    plan = Plan.of(QWEN3_30B_A3B, EngineConfig(context=8192, max_sequences=1), 128 * MIB)
+    assert all(n <= 128 * MIB for n in plan.buffers.values())
+    assert plan.tokens == 512
+    assert plan.cache_heads == 4
+
+
+def test_a_smaller_limit_divides_more():
+    engine = EngineConfig(context=8192, max_sequences=1)
+    plan = Plan.of(QWEN3_30B_A3B, engine, 8 * MIB)
+    assert all(n <= 8 * MIB for n in plan.buffers.values())
+    assert 1 <= plan.tokens < 512
+    assert plan.cache_heads == 1
+    assert plan.logit_rows == 8 * MIB // (4 * 151936)
+
+
+@pytest.mark.parametrize(
+    ("engine", "binding", "words"),
+    [
+        (
+            EngineConfig(context=1 << 20),
+            128 * MIB,
+            "one head's KV cache: 65536 pages of 64 positions × 33280 bytes = 2,181,038,080 bytes "
+            "in one buffer, the device's maxStorageBufferBindingSize is 134,217,728",
+        ),
+        (EngineConfig(context=64, max_sequences=1), 500_000, "logits: 151936 × 4 bytes = 607,744"),
+        (EngineConfig(context=64, max_sequences=1), 60_000, "one token's output = 65,536 bytes"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_with_the_arithmetic(engine, binding, words):
+    with pytest.raises(BackendUnavailable) as refusal:
+        Plan.of(QWEN3_30B_A3B, engine, binding)
+    assert words in str(refusal.value)
+
+
+# The driver's verdict.
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "isobit" / "wgpu"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The self-test with fewer cases, counting how often it runs."""
+    ran = []
+
+    def run(device, run=selftest.run):
+        ran.append(1)
+        return run(device, cases=1 << 14)
+
+    monkeypatch.setattr(selftest, "run", run)
+    return ran
+
+
+def test_every_primitive_is_exact():
+    """The whole self-test, on new inputs."""
+    findings = selftest.run(open_device())
+    assert [f for f in findings if f.differing] == []
+    assert len(findings) == 23
+    for f in findings:
+        assert f.cases > (2000 if f.primitive in ("tree256", "max256") else 900_000), f
+
+
+def test_the_verdict_is_kept(cache, quick):
+    device = open_device()
+    assert driver.require_exact(device, allow_inexact=False) == ()
+    assert driver.require_exact(device, allow_inexact=False) == ()
+    assert len(quick) == 1
+    (file,) = cache.iterdir()
+    assert json.loads(file.read_text()) == {}
+    file.write_text("{")  # a damaged file is as good as none
+    assert driver.require_exact(device, allow_inexact=False) == ()
+    assert len(quick) == 2
+
+
+def test_a_driver_that_differs_is_refused_by_name(cache, quick):
+    """Division off by one in the last place, as a driver's own might be."""
+    open_device()
+    device = Device(adapters()[0])
+    wrong = device.source("scalar").replace(
+        "return pack(sign, e, (quotient << 6u) |", "return 1u + pack(sign, e, (quotient << 6u) |"
+    )
+    assert wrong != device.source("scalar")
+    device._sources["scalar"] = wrong
+    with pytest.raises(BackendUnavailable) as refusal:
+        driver.require_exact(device, allow_inexact=False)
+    assert f"{device.name} does not compute the specification's bits: div: " in str(refusal.value)
+    assert "allow_inexact" in str(refusal.value)
+    failing = driver.require_exact(device, allow_inexact=True)
+    assert failing[0] == "div"
+    assert "add" not in failing
+    device.close()
+
+
+# Availability.
+
+
+def test_no_adapter_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(device_module, "adapters", list)
+    usable, reason = available()
+    assert not usable
+    assert "mesa-vulkan-drivers" in reason
+    with pytest.raises(BackendUnavailable, match="mesa-vulkan-drivers"):
+        device_module.open_device()
+
+
+def test_no_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wgpu", None)
+    usable, reason = available()
+    assert not usable
+    assert "pip install 'isobit[wgpu]'" in reason
+
+
+def test_a_lost_device_is_a_clear_error_and_another_can_be_opened():
+    open_device()
+    device = Device(adapters()[0])
+    buffer = device.upload(np.arange(8, dtype=np.uint32))
+    device.close()
+    with pytest.raises(BackendUnavailable, match="lost; load the model again"), device.guarded():
+        device.read(buffer, np.uint32)
+    again = Device(adapters()[0])
+    buffer = again.upload(np.arange(8, dtype=np.uint32))
+    assert again.read(buffer, np.uint32).tolist() == list(range(8))
+    again.close()
+
+
+def test_more_kinds_of_parameters_than_there_is_room_for(monkeypatch):
+    """Recordings are void once the parameters' places are used again, and say so."""
+    monkeypatch.setattr(device_module, "_PARAMETER_SLOTS", 4)
+    device = open_device()
+    out = device.empty(4 * 256)
+    inputs = [device.upload(np.full(256, i, np.uint32)) for i in (2, 3, 4)]
+    kernel = device.kernel(("scalar", "reduce", device.dot, "selftest"), "scalars")
+    before = device.generation
+    for primitive, expected in [(9, 3), (20, 6), (1, None), (9, 3), (2, 0), (20, 6)] * 2:
+        device.run([Step(kernel, (*inputs, out), (primitive,), (1,))])
+        got = device.read(out, np.uint32)[0]
+        assert expected is None or got == expected
+    assert device.generation > before
