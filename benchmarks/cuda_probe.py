@@ -66,8 +66,6 @@ def main():
     acts = gpu.allocate(64 * 688)
     gpu.upload(acts, rng.integers(0, 64, 64 * 688, dtype=np.uint8))
     y = gpu.allocate(1 << 22)
-    count, cycles = gpu.allocate(256), gpu.allocate(8 * 1024)
-    vector = gpu.allocate(1 << 20)
 
     def launch(kernel, grid, args, block=512, shared=0, **more):
         defines = {"BLOCK": str(block)}
