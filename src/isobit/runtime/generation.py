@@ -134,9 +134,14 @@ class Stream(Iterator[str]):
             prefill = time.perf_counter() - start
             while len(self.token_ids) < limit:
                 start = time.perf_counter()
+                token = None
                 if self.token_ids:
-                    logits = model.step(sequence, self.token_ids[-1], watch)
-                token = sampler.choose(logits, history)
+                    if watch is None and sampling.likeliest_only:
+                        token = model.likeliest(sequence, self.token_ids[-1])
+                    if token is None:
+                        logits = model.step(sequence, self.token_ids[-1], watch)
+                if token is None:
+                    token = sampler.choose(logits, history)
                 self.token_ids.append(token)
                 history.append(token)
                 if watch is not None:

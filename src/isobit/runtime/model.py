@@ -138,6 +138,22 @@ class Model:
         row: F32 = self.run(sequence, [token], [0], tap, stages)[0]
         return row
 
+    def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int | None:
+        """Run one token and return the id of its largest logit, the lowest among equals.
+
+        None, and nothing is run, where the backend cannot spare the logits the way to the host.
+        """
+        greedy = getattr(self.backend, "greedy", None)
+        if greedy is None:
+            return None
+        (position,), pages = sequence.extend(1)
+        with self._lock:
+            chosen = greedy(token, int(position), pages, 1)
+        if chosen is None:
+            sequence.length -= 1
+            return None
+        return int(chosen[0])
+
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
         ids = self.checked(token_ids)

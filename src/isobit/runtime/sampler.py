@@ -34,6 +34,11 @@ class Sampling:
     seed: int | None = None
     """None draws a seed; it is reported with the completion."""
 
+    @property
+    def likeliest_only(self) -> bool:
+        """Whether every token is the largest logit's, whatever came before."""
+        return self.temperature == 0.0 and self.repeat_penalty == 1.0
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         possible = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
