@@ -111,8 +111,8 @@ MODELS = {
     ),
     "gate and up of two formats": (
         Geometry(layers=1, head_dim=10, heads=4, kv_heads=4),
-        {"": "Q2_K", "ffn_up": "Q4_0", "ffn_down": "BF16", "attn_k": "Q5_1"}
-        | {"attn_output": "F32", "ffn_gate_inp": "F32"},
+        {"": "Q2_K", "ffn_up": "Q4_0", "attn_k": "Q5_1", "attn_output": "BF16"}
+        | {"ffn_gate_inp": "F32"},
     ),
 }
 

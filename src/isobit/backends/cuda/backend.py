@@ -1,6 +1,5 @@
 """The CUDA backend: a model's weights on one GPU, and the pass of docs/numerics.md, section 9."""
 
-
 import numpy as np
 from numpy.typing import NDArray
 
