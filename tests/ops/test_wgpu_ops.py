@@ -211,8 +211,9 @@ def test_norm(device, b, rng, n, planes):
     """Alone, behind a sum, behind weighted experts, and of chosen rows."""
     rows, k = 3, 3
     x, w = values(rng, rows, n), values(rng, n)
-    x[0, :7] = F32(1e-41)
     one, many = values(rng, rows, n), values(rng, rows, k, n)
+    x[0, :7] = F32(1e-41)
+    x[0, 7:14], one[0, 7:14] = F32(2e-38), F32(-1.5e-38)  # a subnormal sum
     shares = rng.random((rows, k)).astype(F32)
     chosen = np.array([2, 0, 2], np.int32)
     combined = numerics.combine(shares, many)
