@@ -197,12 +197,14 @@ def _integer(planes: int) -> Reference:
 
 def _chain(steps: Callable[[Columns], tuple[F32, ...]]) -> Reference:
     """Plain operations one after another: ``steps`` gives every result, the last one last. Checked
-    where no number on the way is subnormal or not finite, which is what they are for."""
+    where no number on the way is subnormal or not finite, which is what they are for. Nor may one
+    be 2^-126 itself: a product just below it rounds up to it, but is flushed where the device
+    looks before it rounds."""
 
     def reference(x: Columns) -> tuple[U32, Mask]:
         values = steps(x)
         smallest = np.float32(2.0**-126)
-        plain = [(v == 0) | (np.abs(v) >= smallest) & np.isfinite(v) for v in (*x, *values)]
+        plain = [(v == 0) | (np.abs(v) > smallest) & np.isfinite(v) for v in (*x, *values)]
         return _bits(values[-1]), np.logical_and.reduce(plain)
 
     return reference
