@@ -70,6 +70,14 @@ def test_repeat_penalty_divides_and_multiplies() -> None:
     assert logits[0] == 4.0  # the caller's array is left alone
 
 
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+def test_penalties_leave_numbers(penalty: float) -> None:
+    logits = np.array([3e38, -3e38, 1.0], np.float32)
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(Sampling(temperature, repeat_penalty=penalty, seed=0))
+        assert 0 <= sampler.choose(logits, [0, 1]) < 3
+
+
 @pytest.mark.parametrize("temperature", [1e-6, 1e6])
 def test_extreme_temperatures_draw_something(logits: np.ndarray, temperature: float) -> None:
     assert 0 <= draws(Sampling(temperature=temperature, seed=0), logits, 1)[0] < 500
@@ -85,7 +93,10 @@ def test_extreme_temperatures_draw_something(logits: np.ndarray, temperature: fl
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"min_p": -0.1},
+        {"top_k": 2.5},
         {"repeat_penalty": 0.0},
+        {"repeat_penalty": 1e-50},
+        {"seed": 1.5},
         {"seed": -1},
         {"seed": 1 << 64},
     ],

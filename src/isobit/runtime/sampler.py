@@ -7,6 +7,7 @@ exp, sums are sequential in binary64, and random numbers are the raw output of P
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -43,12 +44,15 @@ class Sampling:
         """Refuse values out of range."""
         possible = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
         _check("temperature", self.temperature, possible, "that is 0, or from 1e-6 to 1e6")
-        _check("top_k", self.top_k, self.top_k >= 0, ">= 0")
+        possible = isinstance(self.top_k, Integral) and self.top_k >= 0
+        _check("top_k", self.top_k, possible, "that is whole, >= 0")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]")
-        _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < 1e6, "> 0")
+        possible = 1e-6 <= self.repeat_penalty <= 1e6
+        _check("repeat_penalty", self.repeat_penalty, possible, "from 1e-6 to 1e6")
         if self.seed is not None:
-            _check("seed", self.seed, 0 <= self.seed < 1 << 64, "in [0, 2^64)")
+            possible = isinstance(self.seed, Integral) and 0 <= self.seed < 1 << 64
+            _check("seed", self.seed, possible, "that is whole, in [0, 2^64)")
 
 
 def _check(name: str, value: float, holds: bool, expected: str) -> None:
@@ -90,5 +94,7 @@ class Sampler:
 def _penalised(logits: F32, history: Sequence[int], penalty: np.float32) -> F32:
     seen = np.unique(np.array(history, np.int64))
     out = logits.copy()
-    out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
-    return out
+    with np.errstate(over="ignore"):
+        out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
+    largest = np.finfo(np.float32).max
+    return out.clip(-largest, largest)  # the difference of two infinities would be no number
