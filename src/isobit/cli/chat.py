@@ -60,8 +60,7 @@ def _converse(model: Model, history: list[dict[str, str]], args: argparse.Namesp
 
 
 def _answer(model: Model, ids: list[int], args: argparse.Namespace) -> Completion:
-    settings = options.sampling(args)
-    with model.stream(ids, max_tokens=args.max_tokens, **settings) as stream:  # type: ignore[arg-type]
+    with model.stream(ids, **options.settings(args)) as stream:
         completion = follow(stream)
     report_speed(completion)
     return completion

@@ -48,9 +48,10 @@ def main(args: argparse.Namespace) -> None:
     assert prompt is not None
     with options.open_model(args, args.context) as model:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
-        settings = options.sampling(args)
         watch = Recorder() if args.receipt or args.routes else None
-        with model.stream(ids, max_tokens=args.max_tokens, watch=watch, **settings) as stream:  # type: ignore[arg-type]
+        settings = options.settings(args)
+        settings["watch"] = watch
+        with model.stream(ids, **settings) as stream:
             completion = follow(stream, quiet=args.json)
         if watch is not None and args.receipt:
             watch.receipt().save(args.receipt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,20 @@ class Completion:
     """The sampling seed in force; it repeats this completion."""
     note: str | None = None
     """Says so when the context was full."""
+
+
+class Settings(TypedDict, total=False):
+    """The keywords of ``Model.stream``, ``generate`` and ``chat``; see ``Model.stream``."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    watch: Watcher | None
 
 
 class Watcher(Protocol):

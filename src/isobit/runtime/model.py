@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from operator import index
 from pathlib import Path
 from types import TracebackType
+from typing import Unpack
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.runtime import kv_cache
-from isobit.runtime.generation import Completion, Stream, Watcher
+from isobit.runtime.generation import Completion, Settings, Stream, Watcher
 from isobit.runtime.sampler import Sampling
 from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
@@ -196,9 +198,9 @@ class Model:
             watch=watch,
         )
 
-    def generate(self, prompt: str | Sequence[int], **settings: object) -> Completion:
+    def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Completion:
         """Continue a prompt and return it all at once; takes what :meth:`stream` takes."""
-        with self.stream(prompt, **settings) as stream:  # type: ignore[arg-type]
+        with self.stream(prompt, **settings) as stream:
             for _ in stream:
                 pass
         assert stream.completion is not None
@@ -208,13 +210,18 @@ class Model:
         """Token ids of a conversation in the model's chat template, ready for the answer."""
         return encode_chat(self.tokenizer, messages)
 
-    def chat(self, messages: Sequence[Mapping[str, object]], **settings: object) -> Completion:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], **settings: Unpack[Settings]
+    ) -> Completion:
         """Answer a conversation ([{"role": "user", "content": …}, …])."""
         return self.generate(self.chat_ids(messages), **settings)
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids as a list of int; raises UsageError for none, unknown or too many."""
-        ids = [int(i) for i in ids]
+        try:
+            ids = [index(i) for i in ids]
+        except TypeError as error:
+            raise UsageError(f"prompt: expected token ids, got something else: {error}") from None
         if not ids:
             raise UsageError("prompt: expected at least one token, got none")
         wrong = next((i for i in ids if not 0 <= i < self.config.vocab), None)
@@ -255,9 +262,10 @@ def load(
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
-    backend: auto, reference, cpu or cuda. activation_planes: 2 keeps activations in 16-bit fixed
-    point, 1 in int8. threads: CPU threads, default all. context: longest sequence, default the
-    model's. Raises ModelRefused, UsageError or BackendUnavailable, each with one line of reason.
+    backend: auto (cuda, else cpu), reference, cpu, cuda or wgpu. activation_planes: 2 keeps
+    activations in 16-bit fixed point, 1 in int8. threads: CPU threads, default all. context:
+    longest sequence, default the model's. Raises ModelRefused, UsageError or BackendUnavailable,
+    each with one line of reason.
     """
     engine = EngineConfig(activation_planes=activation_planes, threads=threads, context=context)
     return Model(path_or_sample, backend, engine)
