@@ -1,6 +1,6 @@
 """Configuration: what a model file says, and what the caller chose. Frozen once made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isobit.errors import ModelRefused, UsageError
@@ -15,6 +15,12 @@ _KNOWN_ROPE_KEYS = frozenset(
         *("scaling.original_context_length", "scaling.finetuned"),  # say nothing by themselves
     }
 )
+_NOT_IMPLEMENTED = (
+    *("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping"),
+    *("logit_scale", "residual_scale", "embedding_scale", "expert_group_count"),
+)
+"""Keys of other architectures that would make another computation of the graph."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class ModelConfig:
             n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
             n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
             vocab=vocab,
-            rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12, default=10000.0),
+            rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12),
             eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
             context_length=r.count(f"{arch}.context_length", 1, 1 << 24),
             normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
@@ -100,6 +106,14 @@ class ModelConfig:
         for key, value in r.metadata.items():
             if key.startswith(rope) and key.removeprefix(rope) not in _KNOWN_ROPE_KEYS:
                 raise r.refusal(key, "no such key (it is not implemented)", value)
+        for name in _NOT_IMPLEMENTED:
+            if (key := f"{arch}.{name}") in r.metadata:
+                raise r.refusal(key, "no such key (it is not implemented)", r.metadata[key])
+        tokens = r.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, Sequence) and len(tokens) != self.vocab:
+            expected = f"{self.vocab} tokens, as many as token_embd.weight has rows"
+            raise r.refusal("tokenizer.ggml.tokens", expected, len(tokens))
+        r.only(f"{arch}.attention.causal", True)
         r.only(f"{arch}.attention.sliding_window", 0)
         r.only(f"{arch}.expert_weights_scale", 1.0)
         r.only(f"{arch}.expert_shared_count", 0)
@@ -123,8 +137,8 @@ class _Reader:
             return value
         raise self.refusal(key, f"an integer from {low} to {high}", value)
 
-    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        value = self.metadata.get(key, default)
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self.metadata.get(key)
         if isinstance(value, float) and low <= value <= high:
             return value
         raise self.refusal(key, f"a number from {low:g} to {high:g}", value)

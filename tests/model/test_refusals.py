@@ -85,6 +85,15 @@ def test_misshapen_tensor(name: str, shape: tuple[int, ...], tmp_path: Path) -> 
         assert str(shape) in message
 
 
+@pytest.mark.parametrize("rows", [319, 321])
+def test_embedding_of_another_vocabulary(rows: int, tmp_path: Path) -> None:
+    """A row without a token could be generated and not be written."""
+    shapes = {"token_embd.weight": (rows, 256), "output.weight": (rows, 256)}
+    message = refusal(write_model(tmp_path / "m.gguf", MOE, reshaped=shapes))
+    assert f"tokenizer.ggml.tokens: expected {rows} tokens" in message
+    assert message.endswith("got 320")
+
+
 @pytest.mark.parametrize(
     "name", ["blk.0.attn_q.bias", "rope_freqs.weight", "blk.0.ffn_up_shexp.weight", "blk.1.x"]
 )
@@ -132,6 +141,11 @@ def test_tensor_that_no_role_takes(name: str, tmp_path: Path) -> None:
         ("context_length", None),
         ("context_length", 0),
         ("vocab_size", 321),
+        ("attention.causal", False),
+        ("attention.scale", 0.5),
+        ("final_logit_softcapping", 30.0),
+        ("logit_scale", 0.5),
+        ("rope.freq_base", None),
         ("rope.freq_base", 0.0),
         ("rope.freq_base", 1e-30),
         ("rope.freq_base", float("nan")),
