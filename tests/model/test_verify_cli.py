@@ -120,6 +120,26 @@ def test_traces_of_other_tokens_do_not_compare(home: Path, capsys: Out) -> None:
     assert main(["diff", "a", "c"]) == 5
 
 
+def test_a_trace_of_nothing_is_an_error(home: Path, capsys: Out) -> None:
+    argv = ["trace", "--backend", "cpu", "--tokens", TOKENS, "-o", "t", "--stages"]
+    for stages in ("attn_scores", "attn_norm,attn_softmax"):
+        assert main([*argv, stages]) == 5
+        assert "of layer 0: expected values of" in capsys.readouterr().err
+    assert not Path("t").exists()
+    assert main([*argv, "all"]) == 0
+    assert "not held by cpu: attn_scores, attn_softmax" in capsys.readouterr().err
+
+
+def test_comparisons_run_where_there_is_no_gpu(home: Path, capsys: Out) -> None:
+    """Without --backend: what the README's table of commands shows."""
+    Path("text").write_text("def read(path):\n    return path\n")
+    assert main(["verify", "--tokens", TOKENS]) == 0
+    assert main(["accuracy", "--text", "text", "--planes", "2"]) == 0
+    assert main(["run", "--tokens", TOKENS, "-n", "2", "--receipt", "r"]) == 0
+    assert main(["replay", "r"]) == 0
+    assert "identical: 2 tokens on cpu" in capsys.readouterr().out
+
+
 def test_a_backend_that_falls_back_is_an_error(
     capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,14 +237,38 @@ def test_nan_is_seen_and_does_not_crash(clean: Model) -> None:
     diff.to_json()
 
 
-def test_a_missing_stage_is_an_error(clean: Model) -> None:
+def silent(clean: Model) -> Model:
+    """A backend that never gives the stage attention."""
+
     class Silent(ChangedStage):
         def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
             return super().forward(batch, tap, stages - {"attention"})
 
-    faulty = with_backend(clean, lambda w, e: Silent(w, e, "", None, lambda _: None))
-    with pytest.raises(NothingCompared, match=r"attn_out of layer 0 and attention of layer 0"):
-        found(faulty, clean)
+    return with_backend(clean, lambda w, e: Silent(w, e, "", None, lambda _: None))
+
+
+def test_a_missing_stage_is_an_error(clean: Model) -> None:
+    with pytest.raises(NothingCompared, match=r"^attention of layer 0: .* attn_out of layer 0$"):
+        found(silent(clean), clean)
+
+
+def test_a_stage_that_both_leave_out_is_an_error(clean: Model) -> None:
+    with silent(clean) as other, pytest.raises(NothingCompared, match=r"^attention of layer 0"):
+        verify(other, ModelRun(silent(clean)), IDS)
+    with silent(clean) as other, pytest.raises(NothingCompared, match=r"^attention of layer 0"):
+        record(other, IDS)
+
+
+def test_a_run_that_ends_early_is_an_error(clean: Model) -> None:
+    class Short(ModelRun):
+        def run(self, tokens, chunk, stages, emit):  # type: ignore[no-untyped-def]
+            super().run(tokens[:-1], chunk, stages, emit)
+
+    with isobit.load("sample", "reference") as other:
+        with pytest.raises(NothingCompared, match=r"^embedding: expected values of 6 tokens"):
+            verify(other, Short(clean), IDS)
+        with pytest.raises(NothingCompared, match=r"^embedding: .* 6 tokens, got 5"):
+            record(Short(clean), IDS)
 
 
 def test_a_backend_that_fails_ends_the_run(clean: Model) -> None:

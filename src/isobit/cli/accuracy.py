@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="measure the first N tokens only")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    options.add_engine(parser, planes=False)
+    options.add_engine(parser, planes=False, backend="cpu")
 
 
 def main(args: argparse.Namespace) -> None:

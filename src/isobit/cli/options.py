@@ -8,6 +8,7 @@ from isobit.backends import NAMES
 from isobit.cli import say
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
+from isobit.runtime.generation import Settings
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 
@@ -25,12 +26,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine(parser: argparse.ArgumentParser, *, planes: bool = True) -> None:
+def add_engine(
+    parser: argparse.ArgumentParser, *, planes: bool = True, backend: str = "auto"
+) -> None:
     """How the model is run; ``planes=False`` where something else says how many."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--backend",
-        default="auto",
+        default=backend,
         help=f"auto (the fastest that runs here), {', '.join(NAMES)} (default: %(default)s)",
     )
     if planes:
@@ -76,7 +79,7 @@ def add_prompt(
         "--prompt-file", metavar="FILE", help=f"{text}: a UTF-8 file, - for standard input"
     )
     group.add_argument(
-        "--tokens", type=_token_ids, metavar="IDS", help="token ids instead: 785,9217,308"
+        "--tokens", type=_token_ids, metavar="IDS", help="token ids instead: 785,921,308"
     )
 
 
@@ -130,14 +133,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments of ``add_sampling`` as ``Model.stream`` takes them."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
-    return {name: getattr(args, name) for name in names}
+def settings(args: argparse.Namespace) -> Settings:
+    """The arguments of ``add_sampling``, and ``--max-tokens``, as ``Model.stream`` takes them."""
+    return Settings(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repeat_penalty=args.repeat_penalty,
+        seed=args.seed,
+        stop=args.stop,
+    )
 
 
 def _token_ids(text: str) -> list[int]:
-    return comma_list(text, "token ids: expected numbers with commas, such as 785,9217,308")
+    return comma_list(text, "token ids: expected numbers with commas, such as 785,921,308")
 
 
 def comma_list(text: str, complaint: str) -> list[int]:

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("receipt", metavar="RECEIPT", help="written by isobit run --receipt")
     options.add_model(parser)
-    options.add_engine(parser, planes=False)
+    options.add_engine(parser, planes=False, backend="cpu")
 
 
 def main(args: argparse.Namespace) -> None:

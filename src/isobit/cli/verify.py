@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against-planes", type=int, metavar="N", help="its planes (default: the same)"
     )
-    options.add_engine(parser)
+    options.add_engine(parser, backend="cpu")
     tools.add_report(parser)
 
 

@@ -11,7 +11,7 @@ from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDif
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import kl_divergence, router_margin
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Key, Manifest, Trace
+from isobit.verify.trace import Key, Manifest, Trace, where
 
 NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of
@@ -257,10 +257,9 @@ def _common(
     for mine, theirs, name in ((in_a, set(in_b), "B"), (in_b, set(in_a), "A")):
         for key in mine:
             if key not in theirs and key[0] not in silent:
-                where = StageDiff(*key, shape=()).where
                 raise NothingCompared(
-                    f"{where}: expected in both traces, missing in {name}; record both with the "
-                    "same --stages and --layers, or name those to compare"
+                    f"{where(*key)}: expected in both traces, missing in {name}; record both with "
+                    "the same --stages and --layers, or name those to compare"
                 )
     diff.not_compared = sorted(silent & {s for s, _ in in_a + in_b})
     if stages is not None:

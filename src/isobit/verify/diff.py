@@ -10,7 +10,7 @@ import numpy as np
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance
 from isobit.verify.replay import Origin
-from isobit.verify.trace import Manifest
+from isobit.verify.trace import Manifest, where
 
 Cause = Literal["near-tie", "error", "selection", "unknown"]
 
@@ -32,7 +32,7 @@ class StageDiff:
     @property
     def where(self) -> str:
         """The stage and layer in words."""
-        return self.stage if self.layer is None else f"{self.stage} of layer {self.layer}"
+        return where(self.stage, self.layer)
 
 
 @dataclass

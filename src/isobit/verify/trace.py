@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 from isobit import __version__, numerics
 from isobit.backends.base import I32
 from isobit.config import ModelConfig
-from isobit.errors import FileRefused, UsageError
+from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
+from isobit.verify import graph
 from isobit.verify.arithmetic import Array
 from isobit.verify.metrics import router_margin
 
@@ -187,6 +188,11 @@ def graph_order(key: Key) -> tuple[int, int]:
     return (layer, place)
 
 
+def where(stage: str, layer: int | None) -> str:
+    """A stage's place in words."""
+    return stage if layer is None else f"{stage} of layer {layer}"
+
+
 def parse_stages(text: str, *, moe: bool) -> frozenset[str]:
     """Stage names separated by commas, or "all"; raises UsageError with the valid names."""
     valid = all_stages(moe=moe)
@@ -264,15 +270,28 @@ def record(
 ) -> Trace:
     """Run a source and keep the values of stages (default: all) in layers (default: all).
 
-    The margin of moe_router_indices is kept with it. Changes no bit of the run.
+    The margin of moe_router_indices is kept with it. Changes no bit of the run. Raises
+    NothingCompared for a stage that the run did not give, unless all were asked for and it is one
+    of those that a backend need not hold; the manifest then says so.
     """
     run = ModelRun(source) if isinstance(source, Model) else source
     chunk = run.model.engine.chunk if isinstance(run, ModelRun) else CHUNK
-    wanted = stages if stages is not None else frozenset(all_stages(moe=run.config.is_moe))
+    every = frozenset(all_stages(moe=run.config.is_moe))
+    wanted = every if stages is None else stages
     recorder = Recorder(wanted, layers)
     ids = check_tokens(tokens, run.config)
     run.run(ids, chunk, recorder.stages, recorder)
-    return recorder.trace(run.manifest(ids))
+    trace = recorder.trace(run.manifest(ids))
+    needed = wanted - ON_REQUEST if wanted == every else wanted
+    for stage, layer in graph.order(run.config):
+        if stage in needed and (layer is None or layers is None or layer in layers):
+            held = len(trace[stage, layer]) if (stage, layer) in trace else 0
+            if held != len(ids):
+                raise NothingCompared(
+                    f"{where(stage, layer)}: expected values of {len(ids)} tokens, got {held}; "
+                    f"{trace.manifest.backend} does not hold them"
+                )
+    return trace
 
 
 def check_tokens(tokens: Sequence[int], config: ModelConfig) -> list[int]:

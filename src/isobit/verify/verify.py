@@ -20,9 +20,10 @@ from isobit.runtime.model import Model, sample_path
 from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
+from isobit.verify.graph import order
 from isobit.verify.oracle import Float64Arithmetic
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Key, Manifest, ModelRun, Recordable
+from isobit.verify.trace import Key, Manifest, ModelRun, Recordable, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
@@ -71,8 +72,6 @@ def verify(
         comparer.add(stage, layer, a, b)
         if progress is not None:
             progress(stage, layer)
-    if not comparer.diff.stages:
-        raise NothingCompared("expected stages from both backends, got none")
     if layers is not None:
         comparer.diff.stages = [
             s for s in comparer.diff.stages if s.layer is None or s.layer in layers
@@ -85,29 +84,30 @@ def side_by_side(
 ) -> Iterator[list[Item]]:
     """Run all sources at once and yield each stage as all of them have it.
 
-    Raises NothingCompared if one of them emits another stage than the others.
+    Raises NothingCompared unless each emits every one of ``stages`` that its graph has, of every
+    layer and token, in graph order; where all leave out the same, they would agree on nothing.
     """
+    graph = [key for key in order(sources[0].config) if key[0] in stages]
     with ExitStack() as stack:
         streams = [stack.enter_context(_Stream(s, ids, chunk, stages)) for s in sources]
-        while True:
-            items = [stream.next() for stream in streams]
-            present = [item for item in items if item is not None]
-            if not present:
-                return
-            if len(present) < len(items) or len(set(map(_at, present))) > 1:
-                said = " and ".join(map(_said, items))
-                raise NothingCompared(f"expected the same stages from every run, got {said}")
-            yield present
+        for start in range(0, len(ids), chunk):
+            for key in graph:
+                items = [_expected(s.next(), key, start, len(ids[start:][:chunk])) for s in streams]
+                yield items
+        for stream in streams:
+            if (item := stream.next()) is not None:
+                raise NothingCompared(f"expected the end of a run, got {where(item[0], item[1])}")
 
 
-def _at(item: Item) -> tuple[Key, int]:
-    return (item[0], item[1]), int(item[2][0])
-
-
-def _said(item: Item | None) -> str:
-    if item is None:
-        return "the end"
-    return item[0] if item[1] is None else f"{item[0]} of layer {item[1]}"
+def _expected(item: Item | None, key: Key, start: int, tokens: int) -> Item:
+    if item is not None:
+        stage, layer, positions, value = item
+        if (stage, layer) == key and int(positions[0]) == start and len(value) == tokens:
+            return item
+    got = "the end" if item is None else f"{len(item[3])} from {where(item[0], item[1])}"
+    raise NothingCompared(
+        f"{where(*key)}: expected values of {tokens} tokens from every run, got {got}"
+    )
 
 
 class _Stopped(Exception):
