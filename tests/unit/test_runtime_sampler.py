@@ -21,6 +21,45 @@ def draws(sampling: Sampling, logits: np.ndarray, n: int = 4000) -> np.ndarray:
     return np.array([sampler.choose(logits, []) for _ in range(n)])
 
 
+def by_the_document(s: Sampling, logits: np.ndarray, history: list[int], bits: int) -> int:
+    """Section 10 of docs/numerics.md, step by step."""
+    z = [np.float32(v) for v in logits]
+    for i in set(history):
+        penalty = np.float32(s.repeat_penalty)
+        z[i] = z[i] / penalty if z[i] > 0 else z[i] * penalty
+    top = max(z)
+    if s.temperature == 0:
+        return z.index(top)
+    x = [(v - top) / np.float32(s.temperature) for v in z]
+    ids = sorted((i for i in range(len(x)) if x[i] >= -40), key=lambda i: (-x[i], i))
+    ids = ids[: s.top_k or None]
+    p = [float(exp(np.array([x[i]]))[0]) for i in ids]
+    sums, total = [], 0.0
+    for value in p:
+        total += value
+        sums.append(total)
+    last = next(i for i in range(len(p)) if sums[i] >= s.top_p * total)
+    last = max(i for i in range(last + 1) if p[i] >= s.min_p)
+    u = (bits >> 11) * 2.0**-53
+    return ids[next(i for i in range(last + 1) if sums[i] > u * sums[last])]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("repeat_penalty", [1.0, 1.3])
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.05, "top_k": 40}]
+)
+def test_the_document(
+    logits: np.ndarray, temperature: float, repeat_penalty: float, filters: dict[str, float]
+) -> None:
+    settings = Sampling(temperature, repeat_penalty=repeat_penalty, seed=SEED, **filters)  # type: ignore[arg-type]
+    sampler, random = Sampler(settings), np.random.Philox(SEED)
+    history = np.argsort(-logits)[:5].tolist()
+    for _ in range(20):
+        expected = by_the_document(settings, logits, history, int(random.random_raw()))
+        assert sampler.choose(logits, history) == expected
+
+
 def test_greedy_takes_the_lowest_of_equals(logits: np.ndarray) -> None:
     logits[[7, 3, 400]] = 50
     assert Sampler(Sampling()).choose(logits, []) == 3
