@@ -104,3 +104,41 @@ def test_threads_get_what_one_thread_gets(model: Model) -> None:
     for t in threads:
         t.join()
     assert together == alone
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_closed_model_says_so(backend: str) -> None:
+    with isobit.load("sample", backend) as closed:
+        stream = closed.stream(PROMPT)
+    for call in (lambda: closed.logits([1, 2]), lambda: next(stream)):
+        with pytest.raises(UsageError, match="expected an open model, got a closed one"):
+            call()
+    closed.close()
+
+
+def test_closing_waits_for_the_pass_of_another_thread() -> None:
+    model = isobit.load("sample", "cpu")
+    started, errors = threading.Event(), []
+
+    def generate() -> None:
+        try:
+            while True:
+                model.generate(PROMPT, max_tokens=4)
+                started.set()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=generate) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    model.close()
+    for thread in threads:
+        thread.join()
+    assert [type(error) for error in errors] == [UsageError] * 3
+
+
+@pytest.mark.parametrize("ids", ["", "ab", [1.5], ["1"], [None], [1 << 80], [-1], [], 5, None])
+def test_ids_that_are_none(ids: object, model: Model) -> None:
+    with pytest.raises(UsageError):
+        model.logits(ids)  # type: ignore[arg-type]

@@ -51,7 +51,8 @@ class Model:
             self.engine = engine
             self.context = min(engine.context or self.config.context_length, 1 << 24)
             self._tokenizer: Tokenizer | None = None
-            self._lock = threading.Lock()
+            self._lock = threading.Lock()  # held while the backend works
+            self._closed = False
             pages = -(-self.context // TILE) * engine.max_sequences
             self._pool = kv_cache.PagePool(pages)
             self.backend: Backend = open_backend(backend, weights, engine, note)
@@ -103,7 +104,7 @@ class Model:
             logit_rows=np.array(logit_rows, np.int32),
         )
         with self._lock:
-            return self.backend.forward(batch, tap, stages)
+            return self._open_backend().forward(batch, tap, stages)
 
     def run(
         self,
@@ -150,6 +151,7 @@ class Model:
             return None
         (position,), pages = sequence.extend(1)
         with self._lock:
+            self._open_backend()
             chosen = greedy(token, int(position), pages, 1)
         if chosen is None:
             sequence.length -= 1
@@ -236,9 +238,16 @@ class Model:
     # Life
 
     def close(self) -> None:
-        """Free the backend and unmap the file."""
-        self.backend.close()
-        self.file.close()
+        """Free the backend and unmap the file, after the pass that another thread may be in."""
+        with self._lock:
+            self._closed = True
+            self.backend.close()
+            self.file.close()
+
+    def _open_backend(self) -> Backend:
+        if self._closed:
+            raise UsageError(f"{self.path}: expected an open model, got a closed one")
+        return self.backend
 
     def __enter__(self) -> Model:
         return self
