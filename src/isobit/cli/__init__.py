@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "compute a receipt again, on any backend",
     "accuracy": "measure what the arithmetic costs against a float64 oracle, over a text",
     "ablate": "run chosen operations in another arithmetic: what is a guess worth?",
+    "contract": "write, judge, check and amend contracts: what a backend promises",
     "import-trace": "turn another engine's APRT folder into a trace",
 }
 
@@ -114,6 +115,21 @@ def _parse(
             sub.set_defaults(main=module.main)
     args = parser.parse_args(argv)
     return args.main, args
+
+
+def options_of(command: str) -> frozenset[str] | None:
+    """The options of a command ("run", "contract check"); None if there is no such command."""
+    name, _, action = command.partition(" ")
+    if name not in COMMANDS:
+        return None
+    parser = _Parser()
+    import_module(f"isobit.cli.{name.replace('-', '_')}").add_arguments(parser)
+    if action:
+        inner = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
+        if not inner or action not in inner[0]:
+            return None
+        parser = inner[0][action]
+    return frozenset(parser._option_string_actions)
 
 
 def _abandon_stdout() -> None:
