@@ -35,8 +35,8 @@ INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
 PIPE_CLOSED = 141  # and SIGPIPE
 EXIT_CODES = (
     "exit codes: 0 done, 1 a gate failed, 2 usage, 3 file or model refused, 4 backend not "
-    f"available, 5 nothing was compared, {INTERRUPTED} interrupted, {PIPE_CLOSED} the reader "
-    "of the output went away"
+    f"available, 5 nothing was compared, 6 something was not run, {INTERRUPTED} interrupted, "
+    f"{PIPE_CLOSED} the reader of the output went away"
 )
 
 
