@@ -166,7 +166,7 @@ class QaGate(Part):
 class Contract(Part):
     """A contract: what a computation must satisfy and what would show that it does not."""
 
-    metadata: Metadata = Field(description="Who promises what since when.")
+    metadata: Metadata = Field(description="Version, history and what it rests on.")
     kind: str | None = Field(None, description="Such as KernelContract.")
     name: str | None = Field(None, description="The contract's name, without its version.")
     version: Version | None = Field(None, description="The same as metadata.version.")
