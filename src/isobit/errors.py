@@ -48,6 +48,12 @@ class NothingCompared(IsobitError):
     exit_code = 5
 
 
+class NotRun(IsobitError):
+    """A measure could not be taken: a model, device or dependency is missing. Never a pass."""
+
+    exit_code = 6
+
+
 class ContextFull(IsobitError):
     """A sequence needs more positions than its KV cache holds."""
 

@@ -15,9 +15,9 @@ from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
 from isobit.verify.compare import compare
 from isobit.verify.diff import Diff
+from isobit.verify.faults import ChangedStage, OneLayer, changed_weight, one_ulp, with_backend
 from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
-from tests.helpers.faults import ChangedStage, OneLayer, changed_weight, one_ulp, with_backend
 
 IDS = [1138, 550, 1754, 65, 404, 565]
 STAGES = [s for s in all_stages(moe=True) if s not in ON_REQUEST]

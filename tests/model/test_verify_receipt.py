@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 import isobit
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.runtime.model import Model
+from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.receipt import Difference, Receipt, Recorder, replay
-from tests.helpers.faults import ChangedStage, one_ulp, with_backend
 
 PROMPT = [1138, 550, 1754, 65, 404]
 

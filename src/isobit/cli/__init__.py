@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "compute a receipt again, on any backend",
     "accuracy": "measure what the arithmetic costs against a float64 oracle, over a text",
     "ablate": "run chosen operations in another arithmetic: what is a guess worth?",
+    "contract": "write, judge, check and amend contracts: what a backend promises",
     "import-trace": "turn another engine's APRT folder into a trace",
 }
 
@@ -34,8 +35,8 @@ INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
 PIPE_CLOSED = 141  # and SIGPIPE
 EXIT_CODES = (
     "exit codes: 0 done, 1 a gate failed, 2 usage, 3 file or model refused, 4 backend not "
-    f"available, 5 nothing was compared, {INTERRUPTED} interrupted, {PIPE_CLOSED} the reader "
-    "of the output went away"
+    f"available, 5 nothing was compared, 6 something was not run, {INTERRUPTED} interrupted, "
+    f"{PIPE_CLOSED} the reader of the output went away"
 )
 
 
@@ -114,6 +115,21 @@ def _parse(
             sub.set_defaults(main=module.main)
     args = parser.parse_args(argv)
     return args.main, args
+
+
+def options_of(command: str) -> frozenset[str] | None:
+    """The options of a command ("run", "contract check"); None if there is no such command."""
+    name, _, action = command.partition(" ")
+    if name not in COMMANDS:
+        return None
+    parser = _Parser()
+    import_module(f"isobit.cli.{name.replace('-', '_')}").add_arguments(parser)
+    if action:
+        inner = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
+        if not inner or action not in inner[0]:
+            return None
+        parser = inner[0][action]
+    return frozenset(parser._option_string_actions)
 
 
 def _abandon_stdout() -> None:

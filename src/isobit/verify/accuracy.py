@@ -13,7 +13,6 @@ from isobit.errors import NothingCompared
 from isobit.runtime.model import Model
 from isobit.verify.arithmetic import Array
 from isobit.verify.metrics import kl_divergence, log_softmax
-from isobit.verify.oracle import Oracle
 from isobit.verify.trace import ModelRun, Recordable
 from isobit.verify.verify import side_by_side
 
@@ -88,12 +87,12 @@ class Accuracy:
 
 def measure(
     models: Sequence[Model],
-    oracle: Oracle,
+    oracle: Recordable,
     ids: Sequence[int],
     window: int = WINDOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Accuracy]:
-    """Run each model beside the oracle; ``progress(done, total)`` in tokens.
+    """Run each model beside the oracle, or another yardstick; ``progress(done, total)`` in tokens.
 
     Raises NothingCompared for a text of fewer than 2 tokens. A last window of one token is left
     out: it predicts nothing.

@@ -76,6 +76,10 @@ class CudaBackend:
         """The device in words."""
         return f"{self._gpu.name}, {self._gpu.multiprocessors} multiprocessors"
 
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        return self._gpu.memory()
+
     def close(self) -> None:
         """Free the device's memory."""
         self._gpu.close()

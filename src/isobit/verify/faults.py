@@ -1,22 +1,25 @@
-"""Backends with a planted fault: the reference, wrong in one place."""
+"""The reference with a planted fault: a comparison that does not notice it is worth nothing."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import isobit
 from isobit import numerics
-from isobit.backends.base import F32, I32, Batch, Tap
+from isobit.backends.base import F32, I32, Backend, Batch, Tap
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
+from isobit.errors import UsageError
 from isobit.model.weights import Layer, Weights
 from isobit.runtime.model import Model
 
 Change = Callable[[NDArray[Any]], None]
 """Changes an array in place."""
+Make = Callable[[Weights, EngineConfig], Backend]
+Place = tuple[str, int | None]
+"""(stage, layer)"""
 
 EXPERT_STAGES = ("moe_expert_gate", "moe_expert_up", "moe_expert_swiglu", "moe_expert_out")
 
@@ -33,6 +36,8 @@ class ChangedStage(ReferenceBackend):
     def forward(
         self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
     ) -> F32:
+        """As ReferenceBackend's, with the change."""
+
         def changing(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
             if (stage, layer) == self._place and stage not in EXPERT_STAGES:
                 self._change(value)
@@ -67,7 +72,9 @@ class OneLayer(ReferenceBackend):
         super().__init__(weights, engine)
         self._layer, self._fault = layer, fault
 
-    def _attention_block(self, x, layer, cache, batch, turn, *rest):  # type: ignore[no-untyped-def]
+    def _attention_block(
+        self, x: F32, layer: Layer, cache: Any, batch: Batch, turn: tuple[F32, F32], *rest: Any
+    ) -> F32:
         if layer is not self._w.layers[self._layer]:
             return super()._attention_block(x, layer, cache, batch, turn, *rest)
         if self._fault == "rope off by one":
@@ -84,12 +91,12 @@ class OneLayer(ReferenceBackend):
         finally:
             cache.__dict__.pop("append", None)
 
-    def _feed_forward_block(self, x, layer, *rest):  # type: ignore[no-untyped-def]
+    def _feed_forward_block(self, x: F32, layer: Layer, *rest: Any) -> F32:
         if layer is not self._w.layers[self._layer]:
             return super()._feed_forward_block(x, layer, *rest)
         return self._coarse(super()._feed_forward_block, x, layer, *rest)
 
-    def _coarse(self, block, *args):  # type: ignore[no-untyped-def]
+    def _coarse(self, block: Callable[..., F32], *args: Any) -> F32:
         planes = self._planes
         self._planes = 1 if self._fault == "int8 activations" else planes
         try:
@@ -98,10 +105,9 @@ class OneLayer(ReferenceBackend):
             self._planes = planes
 
 
-def with_backend(model: Model, make: Callable[[Weights, EngineConfig], Any]) -> Model:
+def with_backend(model: Model, make: Make) -> Model:
     """A model of its own on the backend that ``make`` makes of the weights."""
-    other = isobit.load(model.path, "reference")
-    other.engine = model.engine
+    other = Model(model.path, "reference", model.engine)
     other.backend = make(Weights.from_file(other.file), other.engine)
     return other
 
@@ -128,4 +134,75 @@ def one_ulp(rng: np.random.Generator) -> Change:
     return change
 
 
-__all__ = ["ChangedStage", "OneLayer", "changed_weight", "one_ulp", "with_backend"]
+@dataclass(frozen=True)
+class Planted:
+    """A fault at a place: where a comparison must report it first, and the backend that has it."""
+
+    name: str
+    place: Place
+    make: Make
+
+
+def _swap_ranks(ids: NDArray[Any]) -> None:
+    ids[-1, [0, 1]] = ids[-1, [1, 0]]
+
+
+def _wrong_expert(ids: NDArray[Any]) -> None:
+    ids[-1, -1] = next(e for e in range(ids.shape[1] + 1) if e not in ids[-1])
+
+
+def _drop_expert(weights: NDArray[Any]) -> None:
+    weights[:, 0] = 0
+
+
+def _uniform(weights: NDArray[Any]) -> None:
+    weights[:] = np.float32(1 / weights.shape[1])
+
+
+def _nan(value: NDArray[Any]) -> None:
+    value[-1, 0] = np.nan
+
+
+_STAGE_FAULTS: dict[str, tuple[str, Change | None]] = {
+    "one-ulp-norm": ("attn_norm", None),
+    "one-ulp-attention": ("attention", None),
+    "one-ulp-swiglu": ("moe_expert_swiglu", None),
+    "one-ulp-combine": ("moe_ffn_out", None),
+    "one-ulp-residual": ("post_ffn_residual", None),
+    "swapped-ranks": ("moe_router_indices", _swap_ranks),
+    "wrong-expert": ("moe_router_indices", _wrong_expert),
+    "dropped-expert": ("moe_router", _drop_expert),
+    "uniform-router": ("moe_router", _uniform),
+    "nan": ("attn_out", _nan),
+}
+_LAYER_FAULTS = {
+    "rope-off-by-one": ("rope off by one", "q_post_rope"),
+    "swapped-kv": ("k and v swapped", "attention"),
+    "swapped-kv-heads": ("heads of k and v swapped", "attention"),
+    "int8-activations": ("int8 activations", "qkv_matmul"),
+}
+FAULTS = (*_STAGE_FAULTS, *_LAYER_FAULTS, "flipped-weight-bits")
+"""Every fault that :func:`plant` knows. All need a mixture of experts."""
+
+
+def plant(name: str, layer: int, rng: np.random.Generator) -> Planted:
+    """A fault in a layer; raises UsageError for a name that is not in FAULTS."""
+    if name in _STAGE_FAULTS:
+        stage, change = _STAGE_FAULTS[name]
+        change = change or one_ulp(rng)
+        return Planted(name, (stage, layer), lambda w, e: ChangedStage(w, e, stage, layer, change))
+    if name in _LAYER_FAULTS:
+        fault, stage = _LAYER_FAULTS[name]
+        return Planted(name, (stage, layer), lambda w, e: OneLayer(w, e, layer, fault))
+    if name != "flipped-weight-bits":
+        raise UsageError(f"fault: expected one of {', '.join(FAULTS)}; got {name!r}")
+
+    def flip(weights: Weights, engine: EngineConfig) -> Backend:
+        size = weights.layers[layer].q.format.block_bytes
+
+        def change(data: NDArray[Any]) -> None:
+            data.reshape(-1)[size // 2 :: size] ^= 4  # a code of every block
+
+        return ReferenceBackend(changed_weight(weights, layer, "q", change), engine)
+
+    return Planted(name, ("qkv_matmul", layer), flip)

@@ -1,0 +1,261 @@
+"""``isobit contract``: write, judge, check and amend contracts."""
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isobit import __version__
+from isobit.cli import EXIT_CODES, options_of, say
+from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
+
+# What a command needs is imported by it: validate is to be quick.
+if TYPE_CHECKING:
+    from isobit.contracts.document import Document
+    from isobit.contracts.evidence import Evidence, Result
+    from isobit.contracts.schema import Contract
+
+BACKENDS = ("reference", "cpu", "cuda", "wgpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, text: str, files: str | None) -> argparse.ArgumentParser:
+        action = actions.add_parser(
+            name, help=text, description=text, epilog=EXIT_CODES, allow_abbrev=False
+        )
+        if files is not None:
+            action.add_argument("file", metavar="FILE", nargs=files or None, help="a contract")
+        return action
+
+    add("schema", "print the JSON Schema of contracts, for editors", None)
+    for name, text in (
+        ("validate", "check syntax, types, keys and ids"),
+        ("lint", "check what a schema cannot: versions, history, coverage, citations, thresholds"),
+    ):
+        add(name, text, "+").add_argument(
+            "--format",
+            choices=("text", "json", "sarif", "github"),
+            default="text",
+            help="how findings are printed (default: %(default)s)",
+        )
+    _add_check(add("check", "take a contract's measures and write what was found", ""))
+    action = add("status", "obligations × backends, by the evidence there is", "+")
+    action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
+    action.add_argument("-o", "--output", metavar="FILE", help="write the table (Markdown) here")
+    action.add_argument("--html", metavar="FILE", help="also write a page that needs no network")
+    action.add_argument("--json", action="store_true", help="print one JSON object a contract")
+    _add_amend(add("amend", "add an entry to the history and raise the version everywhere", ""))
+
+
+_EVIDENCE = "folder of the evidence (default: evidence/NAME beside the contract)"
+
+
+def _add_check(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--model", metavar="M", default="sample", help="a GGUF file (default: %(default)s)"
+    )
+    action.add_argument(
+        "--backends", metavar="B,…", help="backends to check (default: all that it speaks of)"
+    )
+    action.add_argument("--tests", metavar="ID,…", help="only these; writes no evidence by itself")
+    action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
+    action.add_argument("--peer", metavar="PATH", help="llama-bench, for ratios")
+    action.add_argument("--seed", type=int, metavar="N", help="repeats a run's random choices")
+    action.add_argument("--commit", metavar="C", help="if there is no repository to ask")
+    action.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads")
+
+
+def _add_amend(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--title", required=True, metavar="TEXT", help="what changed, in a line")
+    action.add_argument("--description", metavar="TEXT", help="what was found, what follows")
+    action.add_argument("--kind", default="amendment", metavar="WORD", help="%(default)s, …")
+    action.add_argument(
+        "--divergence", choices=("KNOWN_LIMITATION_BENIGN", "KNOWN_DIVERGENCE_NOT_BENIGN")
+    )
+    group = action.add_mutually_exclusive_group()
+    group.add_argument(
+        "--bump", choices=("major", "minor", "patch"), default="minor", help="(default: minor)"
+    )
+    group.add_argument("--version", dest="to", metavar="X.Y.Z", help="the new version")
+    action.add_argument("--date", metavar="YYYY-MM-DD", help="(default: today, UTC)")
+    action.add_argument("--status", metavar="STATUS", help="the contract's new status")
+    action.add_argument("--dry-run", action="store_true", help="print the contract, write nothing")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    {
+        "schema": _schema,
+        "validate": _judge,
+        "lint": _judge,
+        "check": _check,
+        "status": _status,
+        "amend": _amend,
+    }[args.action](args)
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from isobit.contracts.schema import json_schema  # noqa: PLC0415
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _judge(args: argparse.Namespace) -> None:
+    """Validate, and for lint more; raises GateFailed on any error."""
+    from isobit.contracts import document, findings, validate  # noqa: PLC0415
+
+    found = []
+    for path in args.file:
+        read = document.read(path)
+        contract = validate.validate(read)
+        if contract is not None and args.action == "lint":
+            from isobit.contracts.lint import lint  # noqa: PLC0415
+
+            lint(read, contract, options_of)
+        found += read.findings
+    errors, _ = findings.counts(found)
+    verdict = "Contract is valid" if not errors else "Contract is not valid"
+    if len(args.file) > 1:
+        verdict = verdict.replace("Contract is", "Contracts are")
+    if args.format == "text":
+        print(findings.text(found))
+        print(verdict)
+    elif args.format == "json":
+        print(findings.to_json(found))
+    elif args.format == "sarif":
+        print(findings.sarif(found, __version__))
+    elif found:
+        print(findings.github(found))
+    if errors:
+        raise GateFailed(f"{errors} error(s); {verdict.lower()}")
+
+
+def _opened(path: str) -> "tuple[Document, Contract]":
+    """A contract that is valid; raises FileRefused with the first error."""
+    from isobit.contracts import document, validate  # noqa: PLC0415
+
+    read = document.read(path)
+    contract = validate.validate(read)
+    errors = [f for f in read.findings if f.severity == "error"]
+    if errors or contract is None:
+        first = errors[0]
+        raise FileRefused(
+            f"{first.file}:{first.line}:{first.column}: {first.message}; see contract validate"
+        )
+    return read, contract
+
+
+def _check(args: argparse.Namespace) -> None:
+    from isobit.contracts.check import check  # noqa: PLC0415
+    from isobit.contracts.evidence import default_folder  # noqa: PLC0415
+
+    _, contract = _opened(args.file)
+    path = Path(args.file)
+    named = {b for t in contract.falsification_tests if t.measure for b in t.measure.backends}
+    backends = [b for b in BACKENDS if b in named]
+    if args.backends is not None:
+        backends = args.backends.split(",")
+        for b in backends:
+            if b not in named:
+                known = ", ".join(sorted(named)) or "none"
+                raise UsageError(f"--backends: expected those of the contract, {known}; got {b!r}")
+    if not backends:
+        raise UsageError(f"{path}: expected a test with a measure, found none")
+    only = args.tests.split(",") if args.tests else []
+    folder = Path(args.evidence) if args.evidence else default_folder(path)
+    found = []
+    for b in backends:
+        print(f"{b}:", flush=True)
+        evidence = check(
+            contract,
+            path,
+            args.model,
+            b,
+            only=only,
+            threads=args.threads,
+            peer=args.peer,
+            commit=args.commit,
+            seed=args.seed,
+            progress=lambda result: print(_line(result), flush=True),
+        )
+        found.append(evidence)
+        if all(r.outcome == "not run" for r in evidence.results):
+            say(f"{b}: nothing was measured, so no evidence is written")
+        elif args.evidence or not only:
+            say(f"wrote {evidence.save(folder)}")
+    _verdict(found)
+
+
+def _line(result: "Result") -> str:
+    shown = result.reason or ", ".join(
+        f"{name} {result.figures[name]:.6g}" for name in result.measure["threshold"]
+    )
+    return f"  {result.outcome:8} {result.test} ({result.kind}, {result.seconds:.1f} s): {shown}"
+
+
+def _verdict(found: "list[Evidence]") -> None:
+    """Print the counts; raises GateFailed for a failure, NotRun for what was not run."""
+    outcomes = [r.outcome for e in found for r in e.results]
+    failing, missing = outcomes.count("failing"), outcomes.count("not run")
+    passed = outcomes.count("passed")
+    print(f"{passed} passed, {failing} failing, {missing} not run")
+    if failing:
+        raise GateFailed(f"{failing} of {len(outcomes)} measures failing")
+    if missing or not passed:
+        raise NotRun(f"{missing} of {len(outcomes)} measures were not run")
+
+
+def _status(args: argparse.Namespace) -> None:
+    from isobit.contracts import evidence, status  # noqa: PLC0415
+
+    found = []
+    for name in args.file:
+        _, contract = _opened(name)
+        path = Path(name)
+        folder = Path(args.evidence) if args.evidence else evidence.default_folder(path)
+        found.append(status.status(contract, path.stem, evidence.load_all(folder)))
+    table = "\n".join(status.markdown(s) for s in found)
+    for target, text in ((args.output, table), (args.html, status.html(found))):
+        if target is not None:
+            try:
+                Path(target).write_text(text, "utf-8")
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{target}: cannot write the status: {error}") from None
+            say(f"wrote {target}")
+    if args.json:
+        print(json.dumps([status.to_json(s) for s in found], indent=2))
+    elif args.output is None:
+        print(table, end="")
+
+
+def _amend(args: argparse.Namespace) -> None:
+    from isobit.contracts import amend, document, validate  # noqa: PLC0415
+
+    read, contract = _opened(args.file)
+    entry = {
+        "version": args.to or amend.bumped(contract.metadata.version, args.bump),
+        "date": args.date or datetime.now(UTC).date().isoformat(),
+        "kind": args.kind,
+        "title": args.title,
+    }
+    if args.divergence:
+        entry["divergence"] = args.divergence
+    if args.description:
+        entry["description"] = args.description
+    text = amend.amended(read, entry, args.status)
+    again = document.parse(text, args.file)
+    validate.validate(again)
+    errors = [f for f in again.findings if f.severity == "error"]
+    if errors:
+        raise UsageError(
+            f"{args.file}: the amended contract would not be valid: {errors[0].message}"
+        )
+    if args.dry_run:
+        print(text, end="")
+        return
+    amend.write(args.file, text)
+    print(f"{args.file}: {contract.metadata.version} to {entry['version']}")

@@ -1,0 +1,168 @@
+"""Running a contract's measures on one backend after another."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from isobit import numerics
+from isobit.contracts import evidence
+from isobit.contracts.citations import repository
+from isobit.contracts.evidence import Evidence, Result
+from isobit.contracts.measures import SPEED
+from isobit.contracts.measuring import Subject, engine_for, take
+from isobit.contracts.schema import Contract, FalsificationTest
+from isobit.errors import BackendUnavailable, IsobitError, NotRun, UsageError
+from isobit.runtime.model import Model
+
+Progress = Callable[[Result], None]
+"""Called with each result as it comes."""
+_MISSING = (NotRun, BackendUnavailable, UsageError)
+"""What keeps a measure from being taken here; anything else it raises is the backend's failure."""
+
+
+def check(
+    contract: Contract,
+    path: Path,
+    model: str | Path,
+    backend: str,
+    *,
+    only: Sequence[str] = (),
+    threads: int | None = None,
+    peer: str | None = None,
+    commit: str | None = None,
+    seed: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Evidence:
+    """Take every measure that the contract has for a backend, speed last.
+
+    ``only`` names tests; ``peer`` is the path of llama-bench, ``commit`` what stands in the
+    evidence if there is no repository to ask. A model that cannot be opened, a device that is not
+    there and the like leave measures "not run".
+    """
+    tests = [t for t in contract.falsification_tests if t.measure is not None]
+    unknown = set(only) - {t.id for t in tests}
+    if unknown:
+        raise UsageError(f"tests: expected tests with a measure, got {sorted(unknown)[0]!r}")
+    chosen = [
+        t
+        for t in tests
+        if t.measure is not None and backend in t.measure.backends and (not only or t.id in only)
+    ]
+    chosen.sort(key=lambda t: t.measure is not None and t.measure.kind in SPEED)
+    seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+    about: dict[str, object] = {"name": Path(model).name if str(model) != "sample" else "sample"}
+    device = None
+    try:
+        engine = engine_for([t.measure for t in chosen if t.measure is not None], threads)
+        with Model(model, backend, engine) as opened:
+            device = opened.backend.device
+            about |= {
+                "name": opened.path.name,
+                "sha256": opened.file.sha256(),
+                "architecture": opened.config.architecture,
+                "layers": opened.config.n_layers,
+                "vocabulary": opened.config.vocab,
+            }
+            root = repository(path) or Path.cwd()
+            with Subject(opened, root, seed, peer) as subject:
+                results = _run(chosen, subject, progress)
+    except (IsobitError, OSError) as error:
+        results = [_not_run(t, str(error)) for t in chosen]
+        for result in results:
+            progress(result)
+    order = {t.id: i for i, t in enumerate(tests)}
+    return Evidence(
+        contract=path.stem,
+        contract_version=contract.metadata.version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        backend=backend,
+        device=device,
+        driver=evidence.driver(backend) if device is not None else None,
+        machine=evidence.machine(),
+        model=about,
+        seed=seed,
+        commit=commit or evidence.commit(),
+        code=evidence.code_digest(code_of(contract, backend)),
+        numerics=numerics.VERSION,
+        activation_planes=2,
+        results=sorted(results, key=lambda r: order[r.test]),
+    )
+
+
+def code_of(contract: Contract, backend: str) -> frozenset[str]:
+    """The backends whose code a backend's evidence depends on: itself, and what it is held to."""
+    needed = {backend}
+    for test in contract.falsification_tests:
+        measure = test.measure
+        if measure is not None and backend in measure.backends:
+            against = getattr(measure, "against", "reference")
+            needed.add(against if against in ("reference", "cpu", "cuda", "wgpu") else "reference")
+    return frozenset(needed)
+
+
+def _run(tests: Sequence[FalsificationTest], subject: Subject, progress: Progress) -> list[Result]:
+    results: list[Result] = []
+    for test in tests:
+        assert test.measure is not None
+        if test.measure.kind in SPEED and (why := _not_yet_right(results)):
+            results.append(_not_run(test, why))
+        else:
+            results.append(_one(test, subject))
+        progress(results[-1])
+    return results
+
+
+def _not_yet_right(results: Sequence[Result]) -> str:
+    """Why speed does not count in this run; empty if it does."""
+    failing = [r.test for r in results if r.outcome == "failing" and r.kind not in SPEED]
+    if failing:
+        return f"speed counts only where results are right, and {failing[0]} is failing"
+    if not any(r.outcome == "passed" and r.kind == "parity" for r in results):
+        return "speed counts only after parity has passed in the same run"
+    return ""
+
+
+def _one(test: FalsificationTest, subject: Subject) -> Result:
+    assert test.measure is not None
+    start = time.perf_counter()
+    try:
+        taken = take(test.measure, subject)
+    except _MISSING as error:
+        return _not_run(test, str(error))
+    except IsobitError as error:
+        return _result(test, "failing", f"could not be measured: {error}")
+    broken = [
+        f"{name} is {taken.figures[name]:.6g}, expected {bound}"
+        for name, bound in test.measure.threshold.items()
+        if not bound.holds(taken.figures[name])
+    ]
+    return Result(
+        test=test.id,
+        kind=test.measure.kind,
+        outcome="failing" if broken else "passed",
+        reason="; ".join(broken),
+        measure=described(test),
+        figures={n: f for n, f in taken.figures.items() if isfinite(f)},
+        about=taken.about,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def described(test: FalsificationTest) -> dict[str, object]:
+    """A test's measure as evidence keeps it, for comparison with the contract's of a later day."""
+    assert test.measure is not None
+    out: dict[str, object] = test.measure.model_dump(mode="json", exclude_none=True)
+    return out
+
+
+def _not_run(test: FalsificationTest, reason: str) -> Result:
+    return _result(test, "not run", reason)
+
+
+def _result(test: FalsificationTest, outcome: evidence.Outcome, reason: str) -> Result:
+    assert test.measure is not None
+    return Result(test.id, test.measure.kind, outcome, reason, described(test))

@@ -1,0 +1,265 @@
+"""Every rule of validate and lint: a contract broken in one place, and the finding it must give."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from isobit.cli import main, options_of
+from isobit.contracts import document, findings, lint, validate
+from isobit.contracts.findings import RULES, Finding
+from isobit.contracts.measures import FIGURES, Bound
+from isobit.contracts.schema import Contract, json_schema
+from tests.helpers.contracts import GOOD, broken
+
+SHIPPED = sorted((Path(__file__).parents[2] / "contracts").glob("*.yaml"))
+
+
+def judged(text: str, path: str = "thing-v1.yaml") -> list[Finding]:
+    d = document.parse(text, path)
+    contract = validate.validate(d)
+    if contract is not None:
+        lint.lint(d, contract, options_of)
+    return d.findings
+
+
+def test_nothing_is_wrong_with_the_good_one() -> None:
+    assert judged(GOOD) == []
+
+
+V = "1.1.0"
+CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
+    # rule, severity, changes, text of the line it must point to
+    ("missing", "error", [("  description: What it is about.\n", "")], "  version:"),
+    ("missing", "error", [("      kind: parity\n", "")], "      backends: [cpu]\n"),
+    ("type", "error", [('  version: "1.1.0"\n  kind', "  version: 1.1\n  kind")], "version: 1.1\n"),
+    ("type", "error", [('"2026-01-02"\n  author', '"2026-13-02"\n  author')], '"2026-13-02"'),
+    ("type", "error", [("references:\n    - a paper", "references: a paper")], ": a paper"),
+    ("type", "error", [("backends: [cpu]", "backends: [gpu]")], "[gpu]"),
+    ("type", "error", [("kind: parity", "kind: party")], "party"),
+    ("type", "error", [("[[605, 290, 948]]", "[[605]]")], "[[605]]"),
+    ("type", "error", [("[[605, 290, 948]]", "[[605, -1]]")], "[[605, -1]]"),
+    ("type", "error", [("[[605, 290, 948]]", "[]")], "prompts: []"),
+    ("type", "error", [("{at_most: 0}", "{}")], "differing_values: {}"),
+    ("type", "error", [("differing_values", "differing_vals")], "kind: parity"),
+    ("unknown-key", "error", [("  author:", "  autor:")], "autor"),
+    ("unknown-key", "error", [("    discharges: [AC_THING_001]", "    discharge: [X]")], "discharge:"),
+    ("unknown-key", "error", [("at_most: 0", "at_mots: 0, at_most: 0")], "at_mots"),
+    ("unknown-key", "warning", [("kind: KernelContract", "colour: blue")], "colour"),
+    ("unknown-status", "warning", [("ACTIVE_RUNTIME", "ACTIVE_RUNTIM")], "ACTIVE_RUNTIM"),
+    ("unknown-status", "warning", [("SHIPPED", "SORT_OF")], "SORT_OF"),
+    ("empty", "warning", [("  references:\n    - a paper\n", "")], "  version:"),
+    ("empty", "warning", [("equations:\n  f:\n    formula: y = x\n    domain: x in R\n", "")], ""),
+    ("duplicate-id", "error", [("id: FALSIFY-002", "id: FALSIFY-001")], "    rule: A NaN"),
+    ("duplicate-id", "error", [("- id: AC_THING_002", "- id: AC_THING_001")], "invariant"),
+    ("duplicate-key", "error", [("name: thing\n", "name: thing\nname: twice\n")], "name: twice"),
+    ("version-mismatch", "error", [('version: "1.1.0"\nstatus', 'version: "1.0.0"\nstatus')], ""),
+    ("amendment-order", "error", [('date: "2026-02-03"', 'date: "2025-02-03"')], "2025-02-03"),
+    ("amendment-newest", "error", [('- version: "1.1.0"', '- version: "1.2.0"')], "1.2.0"),
+    ("test-count", "error", [("All 2 falsification", "All 7 falsification")], "All 7"),
+    ("test-count", "error", [("All 2 falsification", "All three")], "All three"),
+    ("obligation-uncovered", "error", [("    discharges: [AC_THING_002]\n", "")], "AC_THING_002"),
+    ("test-unneeded", "warning", [("    discharges: [AC_THING_002]\n", "")], "FALSIFY-002"),
+    ("unknown-id", "error", [("discharges: [AC_THING_002]", "discharges: [AC_X_002]")], "AC_X_002"),
+    ("unknown-id", "error", [("[AC_THING_001, AC_THING_002]", "[AC_THING_003]")], "AC_THING_003"),
+    ("stage-without-evidence", "error", [("    evidence: [seen it]\n", "")], "SHIPPED"),
+    ("status-contradicted", "error", [("status: SHIPPED", "status: PENDING")], "PENDING"),
+    (
+        "status-contradicted",
+        "error",
+        [("    property: Finite.", "    property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")],
+        "KNOWN_DIVERGENCE_NOT_BENIGN",
+    ),
+    (
+        "status-contradicted",
+        "warning",
+        [("    evidence: [seen it]", "    evidence: [seen it]\n    blockers: [time]")],
+        "blockers",
+    ),
+    (
+        "prediction-contradicted",
+        "error",
+        [("prediction: None differs.", "prediction: The function does not exist.")],
+        "does not exist",
+    ),
+    (
+        "prediction-contradicted",
+        "warning",
+        [("    property: Finite.", "    property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")],
+        "There is none",
+    ),
+    ("cited-option", "error", [("if_fails: Look.", "test: isobit verify sample --aganst cpu")], "--aganst"),
+    ("cited-option", "error", [("if_fails: Look.", "test: isobit verfy sample")], "verfy"),
+    ("cited-option", "error", [("if_fails: Look.", "test: isobit contract chck X")], "chck"),
+    ("threshold-cannot-fail", "error", [("{at_most: 0}", "{at_least: 0}")], "at_least: 0"),
+    ("threshold-cannot-fail", "error", [("{at_most: 0}", "{at_most: 1.0e+301}")], "e+301"),
+    ("threshold-cannot-fail", "error", [("against: reference", "against: cpu")], "against: cpu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "severity", "changes", "line"), CASES)
+def test_each_rule(rule: str, severity: str, changes: list[tuple[str, str]], line: str) -> None:
+    text = broken(*changes)
+    found = [f for f in judged(text) if f.rule == rule and f.severity == severity]
+    assert found, judged(text)
+    for f in found:
+        assert f.file == "thing-v1.yaml"
+        assert "expected" in f.message
+    if line:
+        # a block's place is its first line; the finding stands in it
+        at = text.index(line)
+        assert text[:at].count("\n") + 1 in range(found[0].line, found[0].line + 3)
+
+
+def test_no_rule_is_without_a_case() -> None:
+    elsewhere = {"yaml-syntax", "yaml-limit", "yaml-tag", "yaml-alias", "yaml-key"}
+    elsewhere |= {"cited-file", "cited-test"}
+    assert {rule for rule, *_ in CASES} == set(RULES) - elsewhere
+
+
+def test_what_is_no_contract() -> None:
+    assert [f.rule for f in judged("- 1\n")] == ["type"]
+    assert [f.rule for f in judged("")] == ["type"]
+    assert {f.rule for f in judged("a: 1\n")} == {"missing", "unknown-key", "empty"}
+
+
+def test_history_in_either_order() -> None:
+    newest = GOOD[GOOD.index('    - version: "1.1.0"') : GOOD.index('    - version: "1.0.0"')]
+    oldest_first = broken((newest, ""), ("      title: First\n", "      title: First\n" + newest))
+    assert judged(oldest_first) == []
+    twice = broken(('    - version: "1.0.0"', '    - version: "1.1.0"'))
+    assert "amendment-order" in {f.rule for f in judged(twice)}
+
+
+def test_ids_in_the_text_count_where_none_are_typed() -> None:
+    text = broken(
+        ("    discharges: [AC_THING_001]\n", ""),
+        ("    discharges: [AC_THING_002]\n", ""),
+        ("rule: A bit", "rule: A bit (AC_THING_001..002)"),
+    )
+    assert {f.rule for f in judged(text)} == {"test-unneeded"}
+    text = broken(
+        ("    discharges: [AC_THING_001]\n", ""),
+        ("    discharges: [AC_THING_002]\n", ""),
+        ("rule: A bit", "rule: A bit, AC_THING_001/002"),
+        ("rule: A NaN", "rule: A NaN, AC_THING_002"),
+        ("  - id: AC_THING_002\n    type", "  - type"),
+        ("property: Finite.", "property: 'Finite. (AC_THING_002)'"),
+    )
+    assert judged(text) == []
+
+
+def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_a.py").write_text("def test_one():\n    pass\n")
+    path = str(tmp_path / "thing-v1.yaml")
+    cited = {
+        "tests/test_a.py": [],
+        "tests/test_a.py::test_one": [],
+        "see https://example.org/tests/test_b.py": [],
+        "tests/test_b.py": ["cited-file"],
+        "tests/test_a.py::test_two": ["cited-test"],
+        "../tests/test_b.py": [],
+    }
+    for text, rules in cited.items():
+        found = judged(broken(("[seen it]", f"['{text}']")), path)
+        assert [f.rule for f in found] == rules, text
+    alone = "/nowhere/thing-v1.yaml"  # in no repository
+    assert judged(broken(("[seen it]", "[tests/test_b.py]")), alone) == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_contracts_have_no_findings(path: Path) -> None:
+    d = document.read(path)
+    contract = validate.validate(d)
+    assert contract is not None
+    lint.lint(d, contract, options_of)
+    assert d.findings == []
+
+
+def test_all_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a,b-v1.yaml"
+    path.write_text(broken(("  author:", "  autor:"), ("ACTIVE_RUNTIME", "ODD")))
+    assert main(["contract", "validate", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert f"{path}:5:3: error[unknown-key]: " in out
+    assert "1 error(s), 1 warning(s)\nContract is not valid" in out
+    assert main(["contract", "validate", str(path), "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["errors"], found["warnings"], found["findings"][0]["line"]) == (1, 1, 5)
+    assert main(["contract", "validate", str(path), "--format", "github"]) == 1
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"::error file={str(path).replace(',', '%2C')},line=5,col=3,title=")
+    assert main(["contract", "validate", str(path), "--format", "sarif"]) == 1
+    log = json.loads(capsys.readouterr().out)
+    run = log["runs"][0]
+    assert log["version"] == "2.1.0"
+    assert {r["id"] for r in run["tool"]["driver"]["rules"]} == {"unknown-key", "unknown-status"}
+    region = run["results"][0]["locations"][0]["physicalLocation"]["region"]
+    assert region == {"startLine": 5, "startColumn": 3}
+    path.write_text(GOOD)
+    assert main(["contract", "validate", str(path)]) == 0
+    assert capsys.readouterr().out == "0 error(s), 0 warning(s)\nContract is valid\n"
+    assert main(["contract", "validate", str(tmp_path / "absent.yaml")]) == 3
+
+
+def test_control_characters_reach_no_terminal() -> None:
+    shown = findings.text(judged(broken(("name: thing", '"\\e[2J": 1'))))
+    assert "unknown-key" in shown
+    assert "\x1b" not in shown
+
+
+def test_json_schema_says_what_every_field_means() -> None:
+    schema = json_schema()
+    parts = [schema, *schema["$defs"].values()]
+    undocumented = [
+        (p["title"], name)
+        for p in parts
+        for name, field in p.get("properties", {}).items()
+        if "description" not in field and name != "kind"
+    ]
+    assert undocumented == []
+    assert all(p.get("additionalProperties") is False for p in parts if "properties" in p)
+    assert set(schema["required"]) == {"metadata"}
+    kinds = schema["$defs"]["FalsificationTest"]["properties"]["measure"]["anyOf"][0]
+    assert set(kinds["discriminator"]["mapping"]) == set(FIGURES)
+
+
+def test_the_layout_reads_public_contracts() -> None:
+    """Keys that public contracts have and isobit does not use."""
+    text = broken(
+        ("kind: KernelContract\n", "enforcement:\n  x: {description: y, severity: ERROR}\n"),
+        (
+            "    tolerance: 0.0",
+            "    tolerance: 1 ULP\n    applies_to: simd\n    lean: {theorem: T}",
+        ),
+        (
+            "qa_gate:",
+            "kani_harnesses:\n  - id: KANI-1\n    obligation: AC_THING_001\n    bound: 8\n"
+            "    strategy: bounded_int\n    solver: cadical\n    harness: verify\nqa_gate:",
+        ),
+    )
+    assert judged(text) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.5])
+def test_bounds(value: float) -> None:
+    assert not Bound(at_least=0.0, at_most=1.0).holds(value)
+    assert Bound(at_least=0.0, at_most=1.0).holds(0.0)
+    assert Bound(at_most=1.0).holds(-5)
+    assert not Bound(at_most=1.0).holds(float("inf"))
+
+
+def test_never_fails_for_every_figure() -> None:
+    for figures in FIGURES.values():
+        for figure in figures.values():
+            assert lint.never_fails(Bound(at_least=figure.low), figure)
+            assert lint.never_fails(Bound(at_most=figure.high), figure)
+            inside = figure.low + 0.5
+            assert not lint.never_fails(Bound(at_most=inside), figure)
+            assert not lint.never_fails(Bound(at_least=inside), figure)
+
+
+def test_unread_keys_are_not_lost_on_the_way() -> None:
+    assert Contract.model_validate({"metadata": {"version": "1.0.0", "description": "x"}, "z": 1})
