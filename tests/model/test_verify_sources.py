@@ -84,7 +84,13 @@ def test_tracing_changes_no_bit(model: Model, recorded: Trace) -> None:
 def test_chunks_are_put_together(chunk: int, recorded: Trace) -> None:
     with isobit.load("sample", "reference") as other:
         other.engine = isobit.config.EngineConfig(chunk=chunk)
-        assert compare(record(other, IDS), recorded).identical
+        parts = record(other, IDS)
+    assert compare(parts, recorded).identical
+    for layer in range(8):
+        margin, whole = parts.margin(layer), recorded.margin(layer)
+        assert margin is not None
+        assert whole is not None
+        assert margin.tobytes() == whole.tobytes()
 
 
 def test_only_what_was_asked_for(model: Model) -> None:

@@ -162,6 +162,16 @@ def test_nothing_passes_vacuously(
         compare(*pair(change, manifest))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (4, 2)])
+def test_margins_of_another_shape(shape: tuple[int, ...]) -> None:
+    def change(t: dict[str, Any]) -> None:
+        t["layers.1.moe_router_margin"] = np.zeros(shape, np.float32)
+
+    for a, b in (pair(change), pair(change)[::-1]):
+        with pytest.raises(NothingCompared, match=r"moe_router_margin of layer 1: .* \(4,\), got"):
+            compare(a, b)
+
+
 def test_empty_selections_are_errors() -> None:
     a, b = pair(nothing)
     with pytest.raises(NothingCompared, match="attn_out"):
@@ -177,12 +187,13 @@ def test_empty_selections_are_errors() -> None:
 
 
 def test_stages_a_backend_does_not_hold_are_named_and_not_compared() -> None:
-    a, b = pair(
-        lambda t: t.pop("layers.0.attn_norm"), replace(MANIFEST, not_recorded=["attn_norm"])
-    )
+    a, b = pair(nothing, replace(MANIFEST, not_recorded=["attn_scores"]))
+    b = Trace(MANIFEST, made() | {"layers.0.attn_scores": np.ones((4, 1, 4), np.float32)})
     diff = compare(a, b)
-    assert diff.not_compared == ["attn_norm"]
-    assert any("attn_norm" in line for line in report.summary(diff))
+    assert diff.not_compared == ["attn_scores"]
+    assert any("attn_scores" in line for line in report.summary(diff))
+    with pytest.raises(NothingCompared, match="attn_scores of layer 0"):
+        compare(Trace(MANIFEST, made()), b)
 
 
 def test_rows_of_the_same_positions_are_compared() -> None:
@@ -192,6 +203,8 @@ def test_rows_of_the_same_positions_are_compared() -> None:
     diff = compare(Trace(replace(MANIFEST, positions=[3]), last), Trace(MANIFEST, made()))
     assert diff.first is not None
     assert (diff.first.stage, diff.first.distance.first_position) == ("lm_head", 3)
+    assert ", 1 of 4 tokens; the first is lm_head" in report.summary(diff)[0]
+    assert report.summary(compare(*pair(nothing)))[0].endswith(", 4 tokens")
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
@@ -228,6 +241,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "beyond": {"positions": [0, 4]},
         "twice": {"positions": [1, 1]},
         "planes": {"activation_planes": "2"},
+        "silent": {"not_recorded": ["attn_scores", "attn_norm"]},
     }.items():
         save_file(tensors, tmp_path / name, {"isobit": json.dumps(manifest | change)})
     save_file(tensors, tmp_path / "nested", {"isobit": "[" * 100000})
@@ -243,6 +257,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "beyond",
         "twice",
         "planes",
+        "silent",
         "nested",
         "unknown",
     ]

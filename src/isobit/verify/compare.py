@@ -11,7 +11,7 @@ from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDif
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import kl_divergence, router_margin
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Key, Manifest, Trace, where
+from isobit.verify.trace import MARGIN, Key, Manifest, Trace, where
 
 NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of
@@ -41,6 +41,7 @@ class Comparer:
     def start(self, tokens: I32, positions: I32) -> None:
         """A chunk begins."""
         self._positions = positions
+        self.diff.tokens += len(positions)
         if self._replay is not None:
             self._replay.start(tokens, positions)
 
@@ -217,8 +218,7 @@ def compare(
         value_a, value_b = _taken(a, key, rows_a), _taken(b, key, rows_b)
         margins: tuple[Array | None, Array | None] = (None, None)
         if layer is not None and stage == "moe_router_indices":
-            m_a, m_b = a.margin(layer), b.margin(layer)
-            margins = (None if m_a is None else m_a[rows_a], None if m_b is None else m_b[rows_b])
+            margins = _margins(a, layer, rows_a), _margins(b, layer, rows_b)
         comparer.add(stage, layer, value_a, value_b, margins)
     if not comparer.diff.stages:
         raise NothingCompared("expected stages in both traces, got none to compare")
@@ -236,6 +236,15 @@ def _taken(trace: Trace, key: Key, rows: Array) -> Array:
             f"{key[0]}: expected values of {tokens} tokens, got shape {value.shape}"
         )
     return value if len(rows) == len(value) else value[rows]
+
+
+def _margins(trace: Trace, layer: int, rows: Array) -> Array | None:
+    margins, tokens = trace.margin(layer), len(trace.manifest.positions)
+    if margins is not None and margins.shape != (tokens,):
+        raise NothingCompared(
+            f"{MARGIN} of layer {layer}: expected shape {(tokens,)}, got {margins.shape}"
+        )
+    return None if margins is None else margins[rows]
 
 
 def _common(

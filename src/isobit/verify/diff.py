@@ -72,6 +72,8 @@ class Diff:
     a: Manifest
     b: Manifest
     stages: list[StageDiff] = field(default_factory=list)
+    tokens: int = 0
+    """Tokens whose values were compared; a trace may hold some of a run's alone."""
     router_rows: int = 0
     """Token-layers whose experts were compared."""
     router_changed: int = 0
@@ -135,6 +137,7 @@ class Diff:
             "first": first and {"stage": first.stage, "layer": first.layer},
             "a": asdict(self.a),
             "b": asdict(self.b),
+            "tokens_compared": self.tokens,
             "stages": [_stage_json(s) for s in self.stages],
             "router": {
                 "rows": self.router_rows,

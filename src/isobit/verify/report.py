@@ -36,7 +36,8 @@ def summary(diff: Diff) -> list[str]:
 
 def _verdict(diff: Diff) -> str:
     values = sum(s.distance.values for s in diff.stages)
-    scope = f"{len(diff.stages)} stages, {values} values, {len(diff.a.tokens)} tokens"
+    tokens = f"{diff.tokens} of " if diff.tokens != len(diff.a.tokens) else ""
+    scope = f"{len(diff.stages)} stages, {values} values, {tokens}{len(diff.a.tokens)} tokens"
     if diff.accuracy:
         last = diff.stages[-1]
         return (

@@ -87,7 +87,7 @@ def _is(name: str, value: Any) -> bool:
     if name in ("tokens", "positions"):
         return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 31 for v in value)
     if name == "not_recorded":
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+        return isinstance(value, list) and set(map(str, value)) <= ON_REQUEST
     if name in ("activation_planes", "numerics", "format"):
         return value is None or type(value) is int
     return isinstance(value, str) or (name == "model_sha256" and value is None)
@@ -340,8 +340,8 @@ class Recorder:
 
 def _joined(parts: list[Array]) -> Array:
     """Chunks in one; attention maps [T, H, N] grow with every chunk and are filled with 0."""
-    if len(parts) == 1:
-        return parts[0]
+    if len({p.shape[1:] for p in parts}) == 1:
+        return np.concatenate(parts)
     width = max(p.shape[-1] for p in parts)
     grown = [np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, width - p.shape[-1])]) for p in parts]
     return np.concatenate(grown)
