@@ -319,6 +319,29 @@ def test_json_has_every_stage() -> None:
     assert out["stages"][1]["nonfinite_a"] == 1
 
 
+def test_logits_that_are_no_numbers_are_counted_and_not_averaged() -> None:
+    def change(t: dict[str, Any]) -> None:
+        t["lm_head"][1, 2] = np.nan
+        t["lm_head"][3] = 0
+        t["lm_head"][3, 8] = 99
+
+    diff = compare(*pair(change))
+    assert (diff.logit_rows, diff.nonfinite_rows) == (3, 1)
+    assert [c.position for c in diff.argmax] in ([3], [])
+    assert diff.mean_kl == pytest.approx(diff.kl_sum / 3)
+    assert diff.kl_sum > 0.1
+    lines = report.summary(diff)
+    assert lines[0].endswith(" without 1 and 0 values that are NaN or infinite")
+    assert "next token: logits with NaN or infinity at 1 positions" in lines
+
+    def poison(t: dict[str, Any]) -> None:
+        t["lm_head"][:, 0] = np.inf
+
+    diff = compare(*pair(poison))
+    assert (diff.logit_rows, diff.nonfinite_rows, diff.mean_kl) == (0, 4, None)
+    assert diff.to_json()["kl"] == {"mean": None, "max": None}
+
+
 def test_table_rows() -> None:
     diff = compare(*pair(lambda t: t["layers.3.attn_norm"].__setitem__((0, 0), 9)))
     header, rows = report.table(diff)

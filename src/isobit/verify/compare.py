@@ -151,10 +151,12 @@ class Comparer:
 
     def _compare_logits(self, a: Array, b: Array) -> None:
         d = self.diff
-        d.logit_rows += len(a)
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            d.notes.append("logits hold NaN or infinity: no KL and no argmax for them")
+        finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        d.nonfinite_rows += int(np.count_nonzero(~finite))
+        a, b, positions = a[finite], b[finite], self._positions[finite]
+        if not len(a):
             return
+        d.logit_rows += len(a)
         kl = kl_divergence(b, a)
         d.kl_sum += float(kl.sum())
         d.kl_max = max(d.kl_max, float(kl.max()))
@@ -164,7 +166,7 @@ class Comparer:
             if len(d.argmax) < _KEPT_CHANGES:
                 x, y = int(top_a[i]), int(top_b[i])
                 gap_a, gap_b = float(a[i, x] - a[i, y]), float(b[i, y] - b[i, x])
-                d.argmax.append(ArgmaxChange(int(self._positions[i]), x, y, gap_a, gap_b))
+                d.argmax.append(ArgmaxChange(int(positions[i]), x, y, gap_a, gap_b))
 
 
 def _not_top(logits: Array, chosen: Array) -> Array:

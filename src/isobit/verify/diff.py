@@ -82,6 +82,9 @@ class Diff:
     router_causes: Counter[str] = field(default_factory=Counter)
     router: list[RouterChange] = field(default_factory=list)
     logit_rows: int = 0
+    """Tokens whose logits were compared as distributions; those below were not."""
+    nonfinite_rows: int = 0
+    """Tokens with a NaN or an infinity among either run's logits."""
     argmax_changed: int = 0
     argmax: list[ArgmaxChange] = field(default_factory=list)
     kl_sum: float = 0.0
@@ -138,7 +141,7 @@ class Diff:
             "a": asdict(self.a),
             "b": asdict(self.b),
             "tokens_compared": self.tokens,
-            "stages": [_stage_json(s) for s in self.stages],
+            "stages": [_stage_json(s, accuracy=self.accuracy) for s in self.stages],
             "router": {
                 "rows": self.router_rows,
                 "changed": self.router_changed,
@@ -148,6 +151,7 @@ class Diff:
             },
             "argmax": {
                 "rows": self.logit_rows,
+                "nonfinite": self.nonfinite_rows,
                 "changed": self.argmax_changed,
                 "changes": [asdict(c) for c in self.argmax],
             },
@@ -170,8 +174,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def _stage_json(s: StageDiff) -> dict[str, Any]:
+def _stage_json(s: StageDiff, *, accuracy: bool) -> dict[str, Any]:
     out: dict[str, Any] = {"stage": s.stage, "layer": s.layer, "shape": list(s.shape)}
+    out["identical"] = None if accuracy else s.distance.identical
     out |= _distance_json(s.distance) | {"origin": s.origin}
     if s.own_error is not None:
         out["own_relative_rms"] = s.own_error.relative_rms
@@ -180,7 +185,6 @@ def _stage_json(s: StageDiff) -> dict[str, Any]:
 
 def _distance_json(d: Distance) -> dict[str, Any]:
     return {
-        "identical": d.identical,
         "values": d.values,
         "differing": d.differing,
         "max_ulp": d.max_ulp,

@@ -50,12 +50,15 @@ def _verdict(diff: Diff) -> str:
         return f"identical: {scope}"
     d = first.distance
     differing = sum(not s.distance.identical for s in diff.stages)
+    nonfinite = ""
+    if d.nonfinite_a or d.nonfinite_b:
+        nonfinite = f" without {d.nonfinite_a} and {d.nonfinite_b} values that are NaN or infinite"
     return (
         f"different: {differing} of {scope}; the first is {first.where} "
         f"(from position {d.first_position}): {d.differing} of {d.values} values, "
         f"{'' if d.max_ulp is None else f'up to {d.max_ulp} ulp, '}"
         f"largest difference {_shown(d.max_abs)}, cosine {_shown(d.cosine, 9)}, "
-        f"relative RMS {_shown(d.relative_rms)}"
+        f"relative RMS {_shown(d.relative_rms)}{nonfinite}"
     )
 
 
@@ -77,11 +80,14 @@ def _router(diff: Diff) -> list[str]:
 
 
 def _next_token(diff: Diff) -> list[str]:
-    if not diff.logit_rows:
-        return []
-    line = f"next token: argmax changed at {diff.argmax_changed} of {diff.logit_rows} positions"
-    line += f"; KL(B‖A) mean {_shown(diff.mean_kl)}, largest {_shown(diff.kl_max)}"
-    return [line]
+    lines = []
+    if diff.logit_rows:
+        line = f"next token: argmax changed at {diff.argmax_changed} of {diff.logit_rows} positions"
+        line += f"; KL(B‖A) mean {_shown(diff.mean_kl)}, largest {_shown(diff.kl_max)}"
+        lines.append(line)
+    if diff.nonfinite_rows:
+        lines.append(f"next token: logits with NaN or infinity at {diff.nonfinite_rows} positions")
+    return lines
 
 
 def _places(stages: Sequence[StageDiff]) -> str:
