@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import isobit
-from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.errors import FileRefused, GateFailed, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
@@ -19,6 +19,7 @@ from isobit.verify.ablate import Ablation
 from isobit.verify.aprt import read_folder
 from isobit.verify.arithmetic import SpecArithmetic
 from isobit.verify.compare import compare
+from isobit.verify.faults import ChangedStage, with_backend
 from isobit.verify.graph import Run, forward
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Trace, record
@@ -164,6 +165,15 @@ def test_accuracy_over_a_text(model: Model, oracle: Oracle) -> None:
         p[i, ids[i + 1]] for p, ids in zip(log_p, (IDS[:6], IDS[6:]), strict=True) for i in range(5)
     )
     assert fine.oracle_perplexity == pytest.approx(np.exp(nll / 10))
+
+
+def test_accuracy_of_a_damaged_model_is_an_error(model: Model, oracle: Oracle) -> None:
+    def poison(logits: np.ndarray) -> None:
+        logits[1, 7] = np.nan
+
+    faulty = with_backend(model, lambda w, e: ChangedStage(w, e, "lm_head", None, poison))
+    with faulty, pytest.raises(GateFailed, match="expected finite logits"):
+        accuracy.measure([faulty], oracle, IDS)
 
 
 def test_accuracy_of_nothing_is_an_error(model: Model, oracle: Oracle) -> None:

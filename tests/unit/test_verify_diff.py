@@ -47,7 +47,9 @@ def nothing(_: dict[str, Any]) -> None:
 def test_equal_traces_are_identical() -> None:
     diff = compare(*pair(nothing))
     assert diff.identical
-    assert report.summary(diff)[0].startswith("identical: 17 stages")
+    lines = report.summary(diff)
+    assert lines[0].startswith("identical: 17 stages")
+    assert lines[1] == "A is made up; B is made up"
 
 
 def test_the_first_in_graph_order() -> None:

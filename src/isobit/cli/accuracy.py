@@ -84,6 +84,6 @@ def _cells(a: Accuracy) -> list[str]:
         f"{a.mean_kl:.2e}",
         f"{100 * a.top1_fraction:.2f} %",
         "-" if changed is None else f"{100 * changed:.3f} % of {a.token_layers}",
-        f"{a.perplexity:.4f}",
-        f"{a.oracle_perplexity:.4f}",
+        f"{a.perplexity:.6g}",
+        f"{a.oracle_perplexity:.6g}",
     ]

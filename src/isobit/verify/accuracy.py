@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.errors import NothingCompared
+from isobit.errors import GateFailed, NothingCompared
 from isobit.runtime.model import Model
 from isobit.verify.arithmetic import Array
 from isobit.verify.metrics import kl_divergence, log_softmax
@@ -74,6 +74,8 @@ class Accuracy:
 
     def add_logits(self, expected: Array, got: Array, following: Sequence[int]) -> None:
         """Add a chunk's logits [T, vocabulary]; ``following``: the next tokens, as far as known."""
+        if not np.isfinite(got).all():
+            raise GateFailed(f"{self.backend}: expected finite logits, got NaN or infinity")
         kl = kl_divergence(expected, got)
         self.tokens += len(kl)
         self.kl_sum += float(kl.sum())
@@ -94,8 +96,8 @@ def measure(
 ) -> list[Accuracy]:
     """Run each model beside the oracle, or another yardstick; ``progress(done, total)`` in tokens.
 
-    Raises NothingCompared for a text of fewer than 2 tokens. A last window of one token is left
-    out: it predicts nothing.
+    Raises NothingCompared for a text of fewer than 2 tokens, GateFailed for logits that are not
+    finite. A last window of one token is left out: it predicts nothing.
     """
     ids = list(ids)
     if len(ids) < 2 or window < 2:

@@ -9,13 +9,14 @@ from itertools import groupby
 from isobit.verify.diff import Diff, StageDiff
 from isobit.verify.histogram import LARGEST, SMALLEST
 from isobit.verify.metrics import WorstValue
+from isobit.verify.trace import Manifest
 
 Table = tuple[list[str], list[list[str]]]
 
 
 def summary(diff: Diff) -> list[str]:
     """What is to be said about a difference, most important first; one sentence a line."""
-    lines = [_verdict(diff)]
+    lines = [_verdict(diff), f"A is {_run(diff.a)}; B is {_run(diff.b)}"]
     if diff.faulty:
         lines.append(
             f"replay: faulty {_places(diff.faulty)}; the rest is propagated "
@@ -32,6 +33,11 @@ def summary(diff: Diff) -> list[str]:
     if diff.not_compared:
         lines.append(f"not compared (a backend does not hold it): {', '.join(diff.not_compared)}")
     return lines + [f"note: {note}" for note in diff.notes]
+
+
+def _run(m: Manifest) -> str:
+    planes = "" if m.activation_planes is None else f", planes {m.activation_planes}"
+    return f"{m.backend}{planes} ({m.device})" if m.device else m.backend + planes
 
 
 def _verdict(diff: Diff) -> str:
