@@ -41,7 +41,18 @@ def by_the_document(s: Sampling, logits: np.ndarray, history: list[int], bits: i
     last = next(i for i in range(len(p)) if sums[i] >= s.top_p * total)
     last = max(i for i in range(last + 1) if p[i] >= s.min_p)
     u = (bits >> 11) * 2.0**-53
-    return ids[next(i for i in range(last + 1) if sums[i] > u * sums[last])]
+    return ids[next((i for i in range(last + 1) if sums[i] > u * sums[last]), last)]
+
+
+def test_a_draw_at_the_very_end_is_the_last_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest:
+        def random_raw(self) -> int:
+            return 2**64 - 1
+
+    for n in range(1, 40):
+        sampler = Sampler(Sampling(temperature=1.0))
+        monkeypatch.setattr(sampler, "_random", Largest())
+        assert sampler.choose(np.zeros(n, np.float32), []) == n - 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
@@ -55,6 +66,7 @@ def test_the_document(
     settings = Sampling(temperature, repeat_penalty=repeat_penalty, seed=SEED, **filters)  # type: ignore[arg-type]
     sampler, random = Sampler(settings), np.random.Philox(SEED)
     history = np.argsort(-logits)[:5].tolist()
+    logits[100:200] = np.float32(2.5)  # equals: the lower id first
     for _ in range(20):
         expected = by_the_document(settings, logits, history, int(random.random_raw()))
         assert sampler.choose(logits, history) == expected

@@ -15,7 +15,7 @@ from isobit.backends.base import F32
 from isobit.errors import UsageError
 from isobit.numerics import exp
 
-_NEGLIGIBLE = np.float32(-40)  # e^-40: less likely than 4e-18 of the likeliest is never drawn
+_NEGLIGIBLE = np.float32(40)  # e^-40: less likely than 4e-18 of the likeliest is never drawn
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,24 @@ class Sampler:
         if s.temperature == 0.0:
             return int(np.argmax(logits))
         with np.errstate(over="ignore"):
-            x = (logits - logits.max()) / np.float32(s.temperature)
-        ids = np.flatnonzero(x >= _NEGLIGIBLE)
-        ids = ids[np.argsort(-x[ids], kind="stable")]
-        if s.top_k:
-            ids = ids[: s.top_k]
-        p = exp(x[ids]).astype(np.float64)
+            below = (logits.max() - logits) / np.float32(s.temperature)
+        # Only values are sorted, a sixth of the time that an order of ids takes: among equals the
+        # ids are in order, so that the place of what was drawn tells which it is.
+        values = below[below <= _NEGLIGIBLE]
+        if 0 < s.top_k < len(values):
+            values = np.partition(values, s.top_k - 1)[: s.top_k]
+        values.sort()
+        p = exp(-values).astype(np.float64)
         sums = np.cumsum(p)
         keep = int(np.searchsorted(sums, s.top_p * sums[-1])) + 1
         if s.min_p:
             keep = min(keep, int(np.count_nonzero(p >= s.min_p)))
         sums = sums[:keep]
         u = float(self._random.random_raw() >> 11) * 2.0**-53
-        return int(ids[np.searchsorted(sums, u * sums[-1], side="right")])
+        drawn = min(np.searchsorted(sums, u * sums[-1], side="right"), keep - 1)
+        value = values[drawn]
+        among_equals = drawn - np.searchsorted(values, value)
+        return int(np.flatnonzero(below == value)[among_equals])
 
 
 def _penalised(logits: F32, history: Sequence[int], penalty: np.float32) -> F32:
