@@ -41,7 +41,7 @@ def by_the_document(s: Sampling, logits: np.ndarray, history: list[int], bits: i
     last = next(i for i in range(len(p)) if sums[i] >= s.top_p * total)
     last = max(i for i in range(last + 1) if p[i] >= s.min_p)
     u = (bits >> 11) * 2.0**-53
-    return ids[next((i for i in range(last + 1) if sums[i] > u * sums[last]), last)]
+    return ids[next(i for i in range(last + 1) if sums[i] > u * sums[last])]
 
 
 def test_a_draw_at_the_very_end_is_the_last_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_a_draw_at_the_very_end_is_the_last_kept(monkeypatch: pytest.MonkeyPatch
         def random_raw(self) -> int:
             return 2**64 - 1
 
-    for n in range(1, 40):
+    for n in (*range(1, 40), 4097, 8191, 99999):
         sampler = Sampler(Sampling(temperature=1.0))
         monkeypatch.setattr(sampler, "_random", Largest())
         assert sampler.choose(np.zeros(n, np.float32), []) == n - 1

@@ -90,7 +90,7 @@ class Sampler:
             keep = min(keep, int(np.count_nonzero(p >= s.min_p)))
         sums = sums[:keep]
         u = float(self._random.random_raw() >> 11) * 2.0**-53
-        drawn = min(np.searchsorted(sums, u * sums[-1], side="right"), keep - 1)
+        drawn = np.searchsorted(sums, u * sums[-1], side="right")  # u <= 1 - 2^-53: below the last
         value = values[drawn]
         among_equals = drawn - np.searchsorted(values, value)
         return int(np.flatnonzero(below == value)[among_equals])
