@@ -1,13 +1,19 @@
 """Generation through the library, on the sample model."""
 
+import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import isobit
-from isobit.errors import ContextFull, UsageError
+from isobit.errors import ContextFull, GateFailed, ModelRefused, UsageError
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
 from isobit.runtime.model import Model
+from isobit.verify.ablate import Ablation
+from tests.helpers.synth import write_model
 
 PROMPT = "def fibonacci(n):\n"
 
@@ -114,6 +120,38 @@ def test_a_closed_model_says_so(backend: str) -> None:
         with pytest.raises(UsageError, match="expected an open model, got a closed one"):
             call()
     closed.close()
+
+
+def test_a_pass_that_fails_takes_no_positions(small: Model) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("planted")
+
+    with small.new_sequence() as sequence:
+        first = small.run(sequence, [5, 6], [1])
+        with pytest.raises(MemoryError, match="planted"):
+            small.run(sequence, [7, 8], [1], fail)
+        assert sequence.length == 2
+        after = small.run(sequence, [9], [0])
+    with small.new_sequence() as sequence:
+        assert small.run(sequence, [5, 6], [1]).tobytes() == first.tobytes()
+        assert small.run(sequence, [9], [0]).tobytes() == after.tobytes()
+
+
+def test_damaged_weights_are_an_error_without_warnings(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    with GGUFFile.open(path) as file:
+        norm = file.tensors["blk.0.ffn_norm.weight"]
+    data = bytearray(path.read_bytes())
+    data[norm.offset : norm.offset + norm.nbytes] = struct.pack("<f", 3e38) * 256
+    path.write_bytes(data)
+    with isobit.load(path, "reference") as damaged:
+        with pytest.raises(ModelRefused, match="expected finite logits"):
+            damaged.logits([1, 2, 3])
+        with pytest.raises(GateFailed, match="expected finite logits"):
+            Ablation(Weights.from_file(damaged.file), [1, 2, 3])
+    assert not recwarn.list
 
 
 def test_closing_waits_for_the_pass_of_another_thread() -> None:

@@ -69,6 +69,12 @@ def test_zero_vectors() -> None:
     assert distance([1.0], [0.0]).relative_rms is None
 
 
+def test_without_a_number_there_is_no_figure() -> None:
+    d = distance([np.nan, 1.0], [0.5, np.inf])
+    assert (d.differing, d.nonfinite_a, d.nonfinite_b) == (2, 1, 1)
+    assert d.cosine is d.relative_rms is None
+
+
 def test_other_types_have_no_ulps() -> None:
     assert distance([1, 2], [1, 3], np.int32).max_ulp is None
     mixed = Distance()

@@ -103,8 +103,12 @@ class Model:
             pages=pages[None, :],
             logit_rows=np.array(logit_rows, np.int32),
         )
-        with self._lock:
-            return self._open_backend().forward(batch, tap, stages)
+        try:
+            with self._lock:
+                return self._open_backend().forward(batch, tap, stages)
+        except BaseException:
+            sequence.length -= len(ids)  # their keys and values may not all be there
+            raise
 
     def run(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import NothingCompared, UsageError
+from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.model.stages import EMBEDDING, ON_REQUEST, all_stages
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
@@ -56,7 +56,10 @@ class _Result:
 
 
 class Ablation:
-    """A model and tokens to try hypotheses on. Runs the oracle and the specification once."""
+    """A model and tokens to try hypotheses on. Runs the oracle and the specification once.
+
+    Raises GateFailed for a run whose logits are not finite.
+    """
 
     def __init__(self, weights: Weights, tokens: Sequence[int], planes: int = 2) -> None:
         if len(tokens) < 2:
@@ -147,6 +150,8 @@ class Ablation:
         logits = graph.forward(
             graph.Run(self._weights), self._tokens, positions, compute, tap, stages
         )
+        if not np.isfinite(logits).all():
+            raise GateFailed("expected finite logits, got NaN or infinity")
         return _Result(logits, experts)
 
     def _outcome(self, name: str, got: _Result) -> Outcome:

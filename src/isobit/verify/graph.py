@@ -209,6 +209,7 @@ def order(config: ModelConfig) -> Iterator[tuple[str, int | None]]:
         yield stage, None
 
 
+@np.errstate(all="ignore")  # damaged weights overflow
 def forward(
     run: Run,
     tokens: I32,

@@ -47,6 +47,7 @@ class Distance:
     worst: list[WorstValue] = field(default_factory=list)
     numbers: bool = True
     """Whether the values are quantities; expert ids are not, and have no cosine."""
+    _finite: int = 0
     _aa: float = 0.0
     _bb: float = 0.0
     _ab: float = 0.0
@@ -59,8 +60,8 @@ class Distance:
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of the angle between A and B; None if exactly one is zero, or for ids."""
-        if not self.numbers:
+        """Cosine of the angle of A and B; None if one alone is zero, for ids or without numbers."""
+        if not self.numbers or not self._finite:
             return None
         if self._dd == 0:
             return 1.0
@@ -69,8 +70,8 @@ class Distance:
 
     @property
     def relative_rms(self) -> float | None:
-        """Root mean square of A - B over that of B; None if only B is zero, or for ids."""
-        if not self.numbers:
+        """RMS of A - B over that of B; None if B alone is zero, for ids or without numbers."""
+        if not self.numbers or not self._finite:
             return None
         if self._dd == 0:
             return 0.0
@@ -101,6 +102,7 @@ class Distance:
         if self.nonfinite_a or self.nonfinite_b:
             finite = finite_x & finite_y
             x, y = x[finite], y[finite]
+        self._finite += x.size
         self._bb += float(y @ y)
         if not count:
             self._aa, self._ab = self._aa + float(y @ y), self._ab + float(y @ y)

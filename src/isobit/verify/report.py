@@ -8,7 +8,7 @@ from itertools import groupby
 
 from isobit.verify.diff import Diff, StageDiff
 from isobit.verify.histogram import LARGEST, SMALLEST
-from isobit.verify.metrics import WorstValue
+from isobit.verify.metrics import Distance, WorstValue
 from isobit.verify.trace import Manifest
 
 Table = tuple[list[str], list[list[str]]]
@@ -49,23 +49,26 @@ def _verdict(diff: Diff) -> str:
         return (
             f"accuracy of {diff.a.backend} against {diff.b.backend} over {scope}: "
             f"{last.where}: cosine {_shown(last.distance.cosine, 9)}, "
-            f"relative RMS {_shown(last.distance.relative_rms)}"
+            f"relative RMS {_shown(last.distance.relative_rms)}{_nonfinite(last.distance)}"
         )
     first = diff.first
     if first is None:
         return f"identical: {scope}"
     d = first.distance
     differing = sum(not s.distance.identical for s in diff.stages)
-    nonfinite = ""
-    if d.nonfinite_a or d.nonfinite_b:
-        nonfinite = f" without {d.nonfinite_a} and {d.nonfinite_b} values that are NaN or infinite"
     return (
         f"different: {differing} of {scope}; the first is {first.where} "
         f"(from position {d.first_position}): {d.differing} of {d.values} values, "
         f"{'' if d.max_ulp is None else f'up to {d.max_ulp} ulp, '}"
         f"largest difference {_shown(d.max_abs)}, cosine {_shown(d.cosine, 9)}, "
-        f"relative RMS {_shown(d.relative_rms)}{nonfinite}"
+        f"relative RMS {_shown(d.relative_rms)}{_nonfinite(d)}"
     )
+
+
+def _nonfinite(d: Distance) -> str:
+    if not d.nonfinite_a and not d.nonfinite_b:
+        return ""
+    return f" without {d.nonfinite_a} and {d.nonfinite_b} values that are NaN or infinite"
 
 
 def _router(diff: Diff) -> list[str]:
