@@ -26,6 +26,9 @@ _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 class Decoder:
     """The graph of a step and the buffers it works on."""
 
+    attention_blocks = 2
+    """Of a multiprocessor, when tiles are many: one computes while another waits for its tile."""
+
     def __init__(
         self,
         gpu: Gpu,
@@ -118,7 +121,8 @@ class Decoder:
             w,
         )
         results = (b["max_and_sum"], b["tile_out"])
-        most = self._gpu.multiprocessors // c.n_kv_heads if many else _FEW_TILES
+        blocks = self.attention_blocks * self._gpu.multiprocessors
+        most = blocks // c.n_kv_heads if many else _FEW_TILES
         buffers = attention_buffers(c, self._gpu)
         self._gpu.launch(
             "decode_attention",
