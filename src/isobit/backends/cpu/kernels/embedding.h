@@ -3,26 +3,39 @@
 
 namespace isobit::ISOBIT_SIMD {
 
+FN int code_at(const U* codes, int k, bool is_signed) {
+    const uint8_t byte = (uint8_t)(codes[k / 4][0] >> k % 4 * 8);
+    return is_signed ? (int8_t)byte : byte;
+}
+
 // Every lane unpacks the same row; the first is used.
 template <class Format>
 void dequantise_quantised(const uint8_t* row, int n, float* out) {
-    constexpr int block = Format::block, group = Format::group;
-    for (; n > 0; n -= block, row += Format::bytes, out += block) {
+    constexpr bool is_signed = Format::largest > 127 && ZERO8 == 0;
+    for (; n > 0; n -= Format::block, row += Format::bytes, out += Format::block) {
         const uint8_t* rows[LANES];
         for (int r = 0; r < LANES; ++r) rows[r] = row;
-        WeightTile w;
-        Format::unpack(rows, 1, w);
-        for (int k = 0; k < block; ++k) {
-            const int g = k / group;
-            float scale = w.d[0][0];
-            if (block == SUPERBLOCK) scale *= (int16_t)w.scale[g][0];
-            uint8_t byte = (uint8_t)(w.codes[k / 4][0] >> k % 4 * 8);
-            int code = (Format::largest > 127 && ZERO8 == 0 ? (int8_t)byte : byte) - Format::zero;
-            out[k] = scale * (float)code;
-            if (Format::mins) {
-                int min = block == SUPERBLOCK ? w.mins[g / 2][0] >> g % 2 * 16 & 0xffff : 1;
-                out[k] = out[k] - w.dmin[0][0] * (float)min;
+        U codes[Format::block / 4];
+        float d, dmin, scale[16], min[16] = {};
+        if constexpr (Format::block == SUPERBLOCK) {
+            Scales w;
+            Format::scales(rows, w);
+            Format::codes(rows, [&](int j, U v) __attribute__((always_inline)) { codes[j] = v; });
+            d = w.d[0], dmin = Format::mins ? w.dmin[0] : 0;
+            for (int g = 0; g < SUPERBLOCK / Format::group; ++g) {
+                scale[g] = d * (int16_t)w.scale[g][0];
+                if (Format::mins) min[g] = dmin * (w.mins[g / 2][0] >> g % 2 * 16 & 0xffff);
             }
+        } else {
+            Block32 w;
+            Format::unpack(rows, w);
+            memcpy(codes, w.codes, sizeof codes);
+            scale[0] = w.d[0];
+            if (Format::mins) min[0] = w.dmin[0];
+        }
+        for (int k = 0; k < Format::block; ++k) {
+            out[k] = scale[k / Format::group] * (float)(code_at(codes, k, is_signed) - Format::zero);
+            if (Format::mins) out[k] = out[k] - min[k / Format::group];
         }
     }
 }

@@ -1,5 +1,6 @@
-// Matrix products, docs/numerics.md section 4: LANES rows at a time, a superblock unpacked once for
-// up to TOKEN_BLOCK tokens, the integers exact in any order, the float steps in the written one.
+// Matrix products, docs/numerics.md section 4: LANES rows at a time, the integers exact in any order,
+// the float steps in the written one. A lone token's codes are used as they are unpacked; several
+// tokens share a superblock unpacked to memory.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
@@ -26,36 +27,81 @@ FN I dot_sums(const U* pairs, const Activations& x, int plane) {
     return sum;
 }
 
-// k-quants: y[t] += d_x * (d * T - dmin * M) for one superblock and T tokens.
-template <class Format, int P, int T>
-FN void add_superblock(const WeightTile& w, int, const Activations* const* x, F* y) {
-    constexpr int group = Format::group / 4;  // in dwords
-    constexpr int steps = run(Format::largest) < group ? run(Format::largest) : group;
+// Steps of dot() that one part can take: as far as it is exact, and within one group.
+template <class Format>
+constexpr int part_steps() {
+    constexpr int group = Format::group / 4, limit = run(Format::largest);
+    constexpr int steps = limit < group ? limit : group;
     static_assert(group % steps == 0);
+    return steps;
+}
+
+// y += d_x * (d * T - dmin * M), of one superblock's sums over scaled codes.
+template <class Format, int P>
+FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
+    if constexpr (Format::zero != 0)
+    #pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.zero, x, p);
+    F u = w.d * join<P>(sums);
+    if constexpr (Format::mins) {
+        I m = dot_sums<Format>(w.mins, x, 0);
+        if constexpr (P == 2) m = (m << 8) + dot_sums<Format>(w.mins, x, 1);
+        u = u - w.dmin * to_float(m);
+    }
+    y = y + x.d * u;
+}
+
+template <class Format, int P>
+FN void add_token(Rows rows, const Activations& x, F& y) {
+    constexpr int group = Format::group / 4, steps = part_steps<Format>();
+    Scales w;
+    Format::scales(rows, w);
+    I sums[P] = {};
+    Part part[64 / group][P];
+    Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
+        const int g = j / group;
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+            part[g][p] = dot(j % steps ? part[g][p] : Part{}, codes, broadcast(x.plane[p] + 4 * j));
+            if (j % steps == steps - 1) sums[p] = scale_add(sums[p], part[g][p], w.scale[g]);
+        }
+    });
+    add_superblock<Format, P>(w, sums, x, y);
+}
+
+template <class Format, int P, int T>
+FN void add_tokens(const U* codes, const Scales& w, const Activations* const* x, F* y) {
+    constexpr int group = Format::group / 4, steps = part_steps<Format>();
     I sums[T][P] = {};
     for (int j0 = 0; j0 < 64; j0 += steps) {
         Part part[T][P] = {};
 #pragma GCC unroll 8
         for (int j = j0; j < j0 + steps; ++j)
+#pragma GCC unroll 4
             for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
                 for (int p = 0; p < P; ++p)
-                    part[t][p] = dot(part[t][p], w.codes[j], broadcast(x[t]->plane[p] + 4 * j));
+                    part[t][p] = dot(part[t][p], codes[j], broadcast(x[t]->plane[p] + 4 * j));
+#pragma GCC unroll 4
         for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
             for (int p = 0; p < P; ++p)
                 sums[t][p] = scale_add(sums[t][p], part[t][p], w.scale[j0 / group]);
     }
-    for (int t = 0; t < T; ++t) {
-        if constexpr (Format::zero != 0)
-            for (int p = 0; p < P; ++p)
-                sums[t][p] -= Format::zero * dot_sums<Format>(w.zero, *x[t], p);
-        F u = w.d[0] * join<P>(sums[t]);
-        if constexpr (Format::mins) {
-            I m = dot_sums<Format>(w.mins, *x[t], 0);
-            if constexpr (P == 2) m = (m << 8) + dot_sums<Format>(w.mins, *x[t], 1);
-            u = u - w.dmin[0] * to_float(m);
-        }
-        y[t] = y[t] + x[t]->d * u;
-    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) add_superblock<Format, P>(w, sums[t], *x[t], y[t]);
+}
+
+template <class Format, int P>
+FN void add_superblocks(Rows rows, const Activations* const* x, int n, F* y) {
+    Scales w;
+    Format::scales(rows, w);
+    U tile[64];
+    Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) { tile[j] = codes; });
+    int i = 0;
+    for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(tile, w, x + i, y + i);
+    for (; i + 2 <= n; i += 2) add_tokens<Format, P, 2>(tile, w, x + i, y + i);
+    if (i < n) add_tokens<Format, P, 1>(tile, w, x + i, y + i);
 }
 
 // The dot product of one block of 32.
@@ -63,13 +109,16 @@ template <class Format>
 FN I dot32(const U* codes, const int8_t* x) {
     if constexpr (Format::largest > 127) {
         Part8 part = {};
+#pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) part = dot8(part, codes[j], broadcast(x + 4 * j));
         return total8(part);
     } else {
-        constexpr int steps = run(Format::largest) < 8 ? run(Format::largest) : 8;
+        constexpr int steps = part_steps<Format>();
         I sum = {};
+#pragma GCC unroll 8
         for (int j0 = 0; j0 < 8; j0 += steps) {
             Part part = {};
+#pragma GCC unroll 8
             for (int j = j0; j < j0 + steps; ++j)
                 part = dot(part, codes[j], broadcast(x + 4 * j));
             sum += total(part);
@@ -78,78 +127,110 @@ FN I dot32(const U* codes, const int8_t* x) {
     }
 }
 
-// Formats of n 32-value blocks a superblock: y[t] += d_x * (((0 + u_0) + u_1) + ...).
-template <class Format, int P, int T>
-FN void add_blocks(const WeightTile& w, int n, const Activations* const* x, F* y) {
-    for (int t = 0; t < T; ++t) {
-        F sum = {};
-        for (int b = 0; b < n; ++b) {
+// n blocks of 32 values: y[t] += d_x * (((0 + u_0) + u_1) + ...) for the tokens.
+template <class Format, int P>
+FN void add_blocks32(const uint8_t** rows, int n, const Activations* const* x, int tokens, F* y) {
+    F sum[TOKEN_BLOCK];
+    for (int t = 0; t < tokens; ++t) sum[t] = F{};
+    for (int b = 0; b < n; ++b) {
+        Block32 w;
+        Format::unpack(rows, w);
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
+        for (int t = 0; t < tokens; ++t) {
             I sums[P];
+#pragma GCC unroll 2
             for (int p = 0; p < P; ++p)
-                sums[p] = dot32<Format>(w.codes + 8 * b, x[t]->plane[p] + 32 * b) -
+                sums[p] = dot32<Format>(w.codes, x[t]->plane[p] + 32 * b) -
                           Format::zero * x[t]->sum32[p][b];
-            F u = w.d[b] * join<P>(sums);
+            F u = w.d * join<P>(sums);
             if constexpr (Format::mins) {
                 int m = x[t]->sum32[0][b];
                 if constexpr (P == 2) m = m * 256 + x[t]->sum32[1][b];
-                u = u - w.dmin[b] * (float)m;
+                u = u - w.dmin * (float)m;
             }
-            sum = sum + u;
+            sum[t] = sum[t] + u;
         }
-        y[t] = y[t] + x[t]->d * sum;
     }
+    for (int t = 0; t < tokens; ++t) y[t] = y[t] + x[t]->d * sum[t];
 }
 
-template <class Format, int P, int T>
-FN void add_tokens(const WeightTile& w, int n, const Activations* const* x, F* y) {
-    if constexpr (Format::block == SUPERBLOCK)
-        add_superblock<Format, P, T>(w, n, x, y);
-    else
-        add_blocks<Format, P, T>(w, n, x, y);
-}
-
-// Rows [row, row + LANES) of the product, those below end stored, for tokens [t0, t0 + n).
-template <class Format, int P>
-void matmul_tile(const Product& m, int row, int end, int t0, int n) {
-    const uint8_t* rows[LANES];
+// A tile is rows [row, row + LANES) of the product, of which those below end are stored.
+FN void tile_rows(const Product& m, int row, int end, const uint8_t** rows) {
     for (int r = 0; r < LANES; ++r)
-        rows[r] = m.w + (row + r < end ? row + r : end - 1) * m.row_bytes;
-    const int superblocks = blocks_of(m.columns);
+        rows[r] = m.w + (size_t)(row + r < end ? row + r : end - 1) * m.row_bytes;
+}
+
+FN void store_tile(const Product& m, int row, int end, int t, const F& y) {
+    float* out = m.y + (size_t)(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row;
+    if (end - row >= LANES)
+        memcpy(out, &y, sizeof y);
+    else
+        for (int r = 0; r < end - row; ++r) out[r] = y[r];
+}
+
+FN const Activations* inputs(const Product& m, int t) {
+    return m.q + (size_t)(m.x_rows ? m.x_rows[t] : t) * blocks_of(m.columns);
+}
+
+template <class Format>
+FN void prefetch_rows(const Product& m, Rows rows) {
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r)
+#pragma GCC unroll 8
+        for (int i = 0; i < SUPERBLOCK / Format::block * Format::bytes; i += 64)
+            prefetch(rows[r] + LANES * m.row_bytes + i);  // the next tile
+}
+
+template <class Format, int P>
+void tile_of_one(const Product& m, int row, int end, int t) {
+    const uint8_t* rows[LANES];
+    tile_rows(m, row, end, rows);
+    const Activations* x = inputs(m, t);
+    F y = {};
+    for (int s = 0; s < blocks_of(m.columns); ++s) {
+        prefetch_rows<Format>(m, rows);
+        add_token<Format, P>(rows, x[s], y);
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
+    }
+    store_tile(m, row, end, t, y);
+}
+
+template <class Format, int P>
+void tile_of_many(const Product& m, int row, int end, int t0, int n) {
+    const uint8_t* rows[LANES];
+    tile_rows(m, row, end, rows);
     const Activations* x[TOKEN_BLOCK];
     F y[TOKEN_BLOCK];
-    for (int i = 0; i < n; ++i) {
-        x[i] = m.q + (size_t)(m.x_rows ? m.x_rows[t0 + i] : t0 + i) * superblocks;
-        y[i] = F{};
-    }
-    const int blocks = m.columns / Format::block;
-    constexpr int per_superblock = SUPERBLOCK / Format::block;
-    const size_t ahead = LANES * m.row_bytes;  // the next tile of rows
-    for (int s = 0; s < superblocks; ++s) {
-        int left = blocks - s * per_superblock;
-        int count = left < per_superblock ? left : per_superblock;
-        WeightTile w;
-        Format::unpack(rows, count, w);
-        for (int r = 0; r < LANES; ++r) {
-            for (int i = 0; i < count * Format::bytes; i += 64) prefetch(rows[r] + ahead + i);
-            rows[r] += count * Format::bytes;
+    for (int i = 0; i < n; ++i) x[i] = inputs(m, t0 + i), y[i] = F{};
+    for (int s = 0; s < blocks_of(m.columns); ++s) {
+        prefetch_rows<Format>(m, rows);
+        if constexpr (Format::block == SUPERBLOCK) {
+            add_superblocks<Format, P>(rows, x, n, y);
+#pragma GCC unroll 16
+            for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
+        } else {
+            const int left = m.columns / 32 - 8 * s;
+            add_blocks32<Format, P>(rows, left < 8 ? left : 8, x, n, y);
         }
-        int i = 0;
-        for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(w, count, x + i, y + i);
-        for (; i < n; ++i) add_tokens<Format, P, 1>(w, count, x + i, y + i);
-        for (i = 0; i < n; ++i) ++x[i];
+        for (int i = 0; i < n; ++i) ++x[i];
     }
-    const int valid = end - row < LANES ? end - row : LANES;
-    for (int i = 0; i < n; ++i) {
-        size_t token = m.y_rows ? m.y_rows[t0 + i] : t0 + i;
-        memcpy(m.y + token * m.y_stride + row, &y[i], valid * sizeof(float));
-    }
+    for (int i = 0; i < n; ++i) store_tile(m, row, end, t0 + i, y[i]);
 }
 
 template <class Format, int P>
 void matmul_quantised(const Product& m, int begin, int end) {
     for (int t = 0; t < m.tokens; t += TOKEN_BLOCK) {
         int n = m.tokens - t < TOKEN_BLOCK ? m.tokens - t : TOKEN_BLOCK;
-        for (int row = begin; row < end; row += LANES) matmul_tile<Format, P>(m, row, end, t, n);
+        for (int row = begin; row < end; row += LANES) {
+            if constexpr (Format::block == SUPERBLOCK)
+                if (n == 1) {
+                    tile_of_one<Format, P>(m, row, end, t);
+                    continue;
+                }
+            tile_of_many<Format, P>(m, row, end, t, n);
+        }
     }
 }
 

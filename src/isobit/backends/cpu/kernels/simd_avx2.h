@@ -26,6 +26,7 @@ FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     __m256i v[4];
+#pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
         __m128i low = _mm_loadu_si128((const __m128i*)(rows[r] + offset));
         __m128i high = _mm_loadu_si128((const __m128i*)(rows[r + 4] + offset));

@@ -26,6 +26,7 @@ FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     __m512i v[4];
+#pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
         __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(rows[r] + offset)));
         x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 4] + offset)), 1);

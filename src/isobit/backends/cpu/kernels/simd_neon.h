@@ -26,6 +26,7 @@ FN void prefetch(const void* p) { __builtin_prefetch(p); }
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     uint32x4_t v[4];
+#pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) v[r] = (uint32x4_t)vld1q_u8(rows[r] + offset);
     uint32x4x2_t a = vtrnq_u32(v[0], v[1]), b = vtrnq_u32(v[2], v[3]);
     out[0] = (U)vcombine_u32(vget_low_u32(a.val[0]), vget_low_u32(b.val[0]));

@@ -29,16 +29,17 @@ FN void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // 16 bytes at the same offset of each row: out[j] holds every row's j-th four bytes.
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
-    for (int r = 0; r < LANES; ++r) {
-        uint32_t word[4];
-        memcpy(word, rows[r] + offset, 16);
-        for (int j = 0; j < 4; ++j) out[j][r] = word[j];
-    }
+    uint32_t word[LANES][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < LANES; ++r) memcpy(word[r], rows[r] + offset, 16);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) out[j] = U{word[0][j], word[1][j], word[2][j], word[3][j]};
 }
 
 // The low half of each lane as binary16, exactly.
 FN F half_to_float(U v) {
     F out;
+#pragma GCC unroll 4
     for (int r = 0; r < LANES; ++r) {
         uint32_t h = v[r] & 0xffff, sign = (h & 0x8000) << 16, rest = h & 0x7fff;
         float x = rest >= 0x7c00   ? from_bits(0x7f800000u | rest << 13)
