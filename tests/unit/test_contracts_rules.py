@@ -43,7 +43,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ("type", "error", [("{at_most: 0}", "{}")], "differing_values: {}"),
     ("type", "error", [("differing_values", "differing_vals")], "kind: parity"),
     ("unknown-key", "error", [("  author:", "  autor:")], "autor"),
-    ("unknown-key", "error", [("    discharges: [AC_THING_001]", "    discharge: [X]")], "discharge:"),
+    ("unknown-key", "error", [("discharges: [AC_THING_001]", "discharge: [X]")], "discharge:"),
     ("unknown-key", "error", [("at_most: 0", "at_mots: 0, at_most: 0")], "at_mots"),
     ("unknown-key", "warning", [("kind: KernelContract", "colour: blue")], "colour"),
     ("unknown-status", "warning", [("ACTIVE_RUNTIME", "ACTIVE_RUNTIM")], "ACTIVE_RUNTIM"),
@@ -67,7 +67,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     (
         "status-contradicted",
         "error",
-        [("    property: Finite.", "    property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")],
+        [("property: Finite.", "property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")],
         "KNOWN_DIVERGENCE_NOT_BENIGN",
     ),
     (
@@ -85,10 +85,15 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     (
         "prediction-contradicted",
         "warning",
-        [("    property: Finite.", "    property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")],
+        [("property: Finite.", "property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")],
         "There is none",
     ),
-    ("cited-option", "error", [("if_fails: Look.", "test: isobit verify sample --aganst cpu")], "--aganst"),
+    (
+        "cited-option",
+        "error",
+        [("if_fails: Look.", "test: isobit verify sample --aganst cpu")],
+        "--aganst",
+    ),
     ("cited-option", "error", [("if_fails: Look.", "test: isobit verfy sample")], "verfy"),
     ("cited-option", "error", [("if_fails: Look.", "test: isobit contract chck X")], "chck"),
     ("threshold-cannot-fail", "error", [("{at_most: 0}", "{at_least: 0}")], "at_least: 0"),

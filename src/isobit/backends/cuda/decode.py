@@ -26,7 +26,7 @@ _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 class Decoder:
     """The graph of a step and the buffers it works on."""
 
-    attention_blocks = 2
+    attention_blocks = 3
     """Of a multiprocessor, when tiles are many: one computes while another waits for its tile."""
 
     def __init__(
