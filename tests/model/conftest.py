@@ -1,7 +1,13 @@
 """What the model tests share: the sample model, its held-out text and the oracle's run over it."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from tests.helpers.contracts import Make
+from tests.helpers.synth import Geometry, write_model
 from tests.model.accuracy import SAMPLE, TEXT, tokens_of
 from tests.model.oracle import Oracle, OracleRun
 
@@ -21,3 +27,17 @@ def sample_oracle() -> Oracle:
 def heldout_run(sample_oracle: Oracle, heldout: list[int]) -> OracleRun:
     """Its first 1,024 tokens."""
     return sample_oracle.run(heldout[:1024])
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, eight experts, random weights."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"model seed {seed}")
+    return write_model(tmp_path_factory.mktemp("model") / "small.gguf", Geometry(), seed=seed)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Make], None]:
+    """Puts another backend in the place of the CPU's."""
+    return lambda make: monkeypatch.setattr("isobit.backends.cpu.CpuBackend", make)

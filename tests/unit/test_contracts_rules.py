@@ -34,6 +34,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ("missing", "error", [("      kind: parity\n", "")], "      backends: [cpu]\n"),
     ("type", "error", [('  version: "1.1.0"\n  kind', "  version: 1.1\n  kind")], "version: 1.1\n"),
     ("type", "error", [('"2026-01-02"\n  author', '"2026-13-02"\n  author')], '"2026-13-02"'),
+    ("type", "error", [('"2026-01-02"\n  author', '"2026-02-30"\n  author')], '"2026-02-30"'),
     ("type", "error", [("references:\n    - a paper", "references: a paper")], ": a paper"),
     ("type", "error", [("backends: [cpu]", "backends: [gpu]")], "[gpu]"),
     ("type", "error", [("kind: parity", "kind: party")], "party"),
@@ -239,6 +240,10 @@ def test_the_layout_reads_public_contracts() -> None:
             "    tolerance: 0.0",
             "    tolerance: 1 ULP\n    applies_to: simd\n    lean: {theorem: T}",
         ),
+        ("evidence: [seen it]", "evidence: seen it"),
+        ("expected_acceptance: [AC_THING_001, AC", "expected_acceptance: [AC"),
+        ("  pass_criteria: All 2 falsification tests pass.\n", ""),
+        ("      kind: created", "      kind: status_promotion"),
         (
             "qa_gate:",
             "kani_harnesses:\n  - id: KANI-1\n    obligation: AC_THING_001\n    bound: 8\n"
@@ -246,6 +251,12 @@ def test_the_layout_reads_public_contracts() -> None:
         ),
     )
     assert judged(text) == []
+    partly = broken(
+        ("ACTIVE_RUNTIME", "ACTIVE_ALGORITHM_LEVEL"), ("SHIPPED", "PARTIALLY_DISCHARGED")
+    )
+    assert judged(partly) == []
+    more = broken(("    evidence: [seen it]", "    evidence: x\n    unblocks_obligations: [A]"))
+    assert [(f.rule, f.severity) for f in judged(more)] == [("unknown-key", "warning")]
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.5])

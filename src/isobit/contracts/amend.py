@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from isobit.contracts.document import Document, Key, Span, parse
 from isobit.contracts.lint import numbers
+from isobit.contracts.schema import VERSION
 from isobit.errors import UsageError
 
 Bump = Literal["major", "minor", "patch"]
@@ -80,6 +81,8 @@ def _check(document: Document, entry: dict[str, str]) -> None:
     history = document.data["metadata"].get("amendment_history") or []
     versions = [document.data["metadata"]["version"], *(a["version"] for a in history)]
     newest = max(versions, key=numbers)
+    if not re.fullmatch(VERSION, entry["version"]):
+        raise UsageError(f"version: expected one such as 1.0.0, got {entry['version']!r}")
     if numbers(entry["version"]) <= numbers(newest):
         raise UsageError(f"version: expected one after {newest}, got {entry['version']}")
     last = max((a["date"] for a in history), default="")
@@ -117,9 +120,8 @@ def _history(document: Document, entry: dict[str, str]) -> tuple[int, int, str]:
         span = document.values[at]
         if not span.block:
             raise UsageError(f"{document.path}: expected amendment_history in lines of its own")
-        dash = text.rindex("-", 0, document.values[*at, 0].start)
-        indent = dash - _line_start(text, dash)
-        place = _line_start(text, dash)
+        place = _line_start(text, span.start)
+        indent = span.start - place
         if not _newest_first(history):
             place = _after(document, document.values[*at, len(history) - 1])
         return place, place, _written(text, place, entry, indent, newline)

@@ -102,7 +102,7 @@ def parse(text: str, path: str = "contract") -> Document:
         if stop.args:
             document.find("yaml-limit", str(stop), builder.here())
         document.data = None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"

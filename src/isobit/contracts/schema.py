@@ -4,9 +4,11 @@ The layout is that of public *provable contracts*; ``measure``, ``discharges`` a
 obligation are isobit's additions, which make a contract executable.
 """
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from isobit.contracts.measures import Measure, Part
 
@@ -24,12 +26,40 @@ STATUSES = (
 evidence."""
 SHIPPED = ("SHIPPED", "DISCHARGED", "DONE", "COMPLETE")
 """Statuses of a stage that claim it is there."""
-STAGE_STATUSES = (*SHIPPED, "PENDING", "PLANNED", "IN_PROGRESS", "PARTIAL", "BLOCKED", "PARKED")
+STAGE_STATUSES = (
+    *SHIPPED,
+    "PENDING",
+    "PLANNED",
+    "IN_PROGRESS",
+    "PARTIAL",
+    "PARTIALLY_DISCHARGED",
+    "BLOCKED",
+    "PARKED",
+)
 Divergence = Literal["KNOWN_LIMITATION_BENIGN", "KNOWN_DIVERGENCE_NOT_BENIGN"]
 
-Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$")]
-Date = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$")]
+VERSION = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$"
+Version = Annotated[str, Field(pattern=VERSION)]
+
+
+def _day(value: str) -> str:
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        raise PydanticCustomError("date", "no such day") from None
+    return value
+
+
+Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_day)]
 Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[
+    list[Text],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=list[Text] | Text,
+    ),
+]
+"""A list of texts; one text alone stands for a list of it."""
 
 
 class Amendment(Part):
@@ -112,13 +142,13 @@ class Stage(Part):
     id: Text = Field(description="Its name.")
     status: Text = Field(description="SHIPPED, PENDING, IN_PROGRESS, BLOCKED, …")
     description: Text = Field(description="What the step is.")
-    evidence: list[Text] = Field(
+    evidence: Texts = Field(
         default_factory=list, description="Files and tests that show it; needed once SHIPPED."
     )
-    expected_acceptance: list[Text] = Field(
+    expected_acceptance: Texts = Field(
         default_factory=list, description="Ids of the obligations it is to discharge."
     )
-    blockers: list[Text] = Field(default_factory=list, description="What it waits for.")
+    blockers: Texts = Field(default_factory=list, description="What it waits for.")
 
 
 class FalsificationTest(Part):
@@ -159,7 +189,7 @@ class QaGate(Part):
     name: Text = Field(description="Its title.")
     description: str | None = Field(None, description="More words.")
     checks: list[Text] = Field(default_factory=list, description="Names of the checks.")
-    pass_criteria: Text = Field(description="When it counts as passed.")
+    pass_criteria: str | None = Field(None, description="When it counts as passed.")
     falsification: str | None = Field(None, description="A change that must make it fail.")
 
 

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from isobit.contracts.document import Document, Key
 from isobit.contracts.measures import Part
-from isobit.contracts.schema import STAGE_STATUSES, STATUSES, Contract
+from isobit.contracts.schema import STAGE_STATUSES, STATUSES, VERSION, Contract
 
 NEAR = 0.85
 """How alike an unknown key and a known one are, for the one to be meant as the other."""
@@ -82,9 +82,10 @@ def _expected(kind: str, context: dict[str, Any]) -> str:
         "less_than": f"less than {context.get('lt')}",
         "literal_error": f"one of {context.get('expected')}",
     }
-    if kind == "string_pattern_mismatch":
-        pattern = str(context.get("pattern"))
-        return "a date such as 2026-05-04" if "0[1-9]" in pattern else "a version such as 1.0.0"
+    if kind == "string_pattern_mismatch" and context.get("pattern") == VERSION:
+        return "a version such as 1.0.0"
+    if kind in ("string_pattern_mismatch", "date"):
+        return "a date such as 2026-05-04"
     return words.get(kind, kind.replace("_", " "))
 
 

@@ -1,0 +1,159 @@
+"""Evidence, and the status that comes from it alone."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isobit.cli import main
+from isobit.contracts import check as checking
+from isobit.contracts import evidence, status
+from isobit.contracts.check import check
+from isobit.contracts.evidence import Evidence
+from isobit.contracts.schema import Contract
+from isobit.errors import FileRefused, UsageError
+from isobit.verify.faults import one_ulp
+from tests.helpers.contracts import Make, broken, contract, measure, stage
+
+
+def found(model: Path, text: Contract, **settings: Any) -> Evidence:
+    return check(text, Path("thing-v1.yaml"), model, "cpu", **settings)
+
+
+def cell(text: Contract, *files: Evidence) -> str | None:
+    return status.status(text, "thing-v1", files).rows[0].state("cpu")
+
+
+def test_evidence_says_what_was_measured_on_what(small_model: Path, tmp_path: Path) -> None:
+    e = found(small_model, contract(measure("argmax")), seed=7, commit="abc")
+    assert (e.seed, e.commit, e.numerics, e.backend) == (7, "abc", 1, "cpu")
+    assert e.model["layers"] == 2
+    assert len(e.model["sha256"]) == 64
+    assert e.device
+    assert Evidence.load(e.save(tmp_path / "a/b")) == e
+    assert [f.name for f in (tmp_path / "a/b").iterdir()] == ["cpu-small.json"]
+    assert evidence.load_all(tmp_path / "a/b") == [e]
+    assert evidence.load_all(tmp_path / "none") == []
+
+
+def test_damaged_evidence_is_refused(small_model: Path, tmp_path: Path) -> None:
+    path = found(small_model, contract(measure("argmax"))).save(tmp_path)
+    good = json.loads(path.read_text())
+    for damaged in (
+        "",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        json.dumps(good | {"format": 2}),
+        json.dumps(good | {"results": 3}),
+        json.dumps(good | {"results": [{}]}),
+        json.dumps(good | {"more": 1}),
+        json.dumps({k: v for k, v in good.items() if k != "seed"}),
+        json.dumps(good | {"results": [good["results"][0] | {"outcome": "DISCHARGED"}]}),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(FileRefused, match="expected"):
+            Evidence.load(path)
+
+
+def test_a_status_comes_from_evidence_alone(
+    small_model: Path, on_cpu: Callable[[Make], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = contract(measure("parity"), measure("argmax"))
+    assert text.status == "ACTIVE_RUNTIME"
+    assert cell(text) == "not run"
+    good = found(small_model, text)
+    assert cell(text, good) == "discharged"
+    half = found(small_model, text, only=["T1"])
+    assert cell(text, half) == "not run"
+    other = contract(measure("parity"), measure("argmax").replace("[5, 6", "[5, 7"))
+    assert cell(other, good) == "stale"
+    old = dataclasses.replace(good, code="0" * 64)
+    assert cell(text, old) == "stale"
+    assert cell(text, old, good) == "discharged"
+    assert cell(text, dataclasses.replace(good, numerics=0)) == "stale"
+    assert cell(text, dataclasses.replace(good, contract="another")) == "not run"
+    on_cpu(stage("attn_norm", 1, one_ulp(np.random.default_rng(0))))
+    bad = found(small_model, text)
+    assert cell(text, good, bad) == "failing"
+    assert cell(text, dataclasses.replace(bad, code="0" * 64), good) == "discharged"
+
+
+def test_the_digest_follows_the_code_it_speaks_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = evidence.code_digest.__wrapped__
+    now = digest(frozenset({"cpu"}))
+    assert now == digest(frozenset({"cpu"}))
+    assert now != digest(frozenset({"cpu", "reference"}))
+    touched: set[str] = set()
+    read = Path.read_bytes
+
+    def changed(path: Path) -> bytes:
+        touched.add(path.as_posix())
+        return read(path) + (b" " if path.name == "matmul.h" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert digest(frozenset({"cpu"})) != now
+    parts = {p.split("/isobit/")[-1] for p in touched}
+    assert {"numerics/scalar.h", "backends/cpu/forward.cpp", "runtime/model.py"} <= parts
+    assert not any(p.startswith(("backends/cuda", "backends/wgpu", "verify", "cli")) for p in parts)
+    assert any(p.endswith(".cu") for p in map(str, evidence._files(["backends/cuda"])))
+    assert any(p.endswith(".wgsl") for p in map(str, evidence._files(["backends/wgpu"])))
+
+
+def test_the_digest_covers_what_is_compared_with() -> None:
+    text = contract(measure("argmax", "against: cuda"))
+    assert checking.code_of(text, "cpu") == {"cpu", "cuda"}
+    assert checking.code_of(contract(measure("invariant")), "cpu") == {"cpu", "reference"}
+
+
+def test_status_is_written_as_table_and_page(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "thing-v1.yaml"
+    path.write_text(broken(("property: Finite.", "property: 'Finite | <b>'")))
+    argv = ["contract", "check", str(path), "--model", str(small_model), "--tests", "FALSIFY-002"]
+    assert main([*argv, "--backends", "cpu"]) == 6  # its tokens are none of this model's
+    assert not (tmp_path / "evidence").exists()
+    path.write_text(path.read_text().replace("605, 290", "5, 6"))
+    assert main([*argv, "--backends", "cpu"]) == 0
+    assert not (tmp_path / "evidence").exists()
+    assert main([*argv[:-2], "--backends", "cpu", "--seed", "3"]) == 6
+    capsys.readouterr()
+    page, table = tmp_path / "s.html", tmp_path / "s.md"
+    assert main(["contract", "status", str(path), "--html", str(page), "-o", str(table)]) == 0
+    text = table.read_text("utf-8")
+    assert "| obligation | cpu | cuda |" in text
+    assert "| AC_THING_002: Finite \\| &lt;b> | discharged | not run |" in text
+    assert "- cpu, AC_THING_001, FALSIFY-001: not run: " in text
+    assert "<b>'" not in page.read_text("utf-8")
+    assert '<td class="discharged">' in page.read_text("utf-8")
+    assert main(["contract", "status", str(path), "--json"]) == 0
+    [shown] = json.loads(capsys.readouterr().out)
+    assert shown["obligations"][1]["backends"]["cpu"]["state"] == "discharged"
+
+
+def test_exit_codes(
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    on_cpu: Callable[[Make], None],
+) -> None:
+    path = tmp_path / "thing-v1.yaml"
+    path.write_text(broken(("[[605, 290, 948]]", "[[5, 6, 7]]"), ("605, 290", "5, 6")))
+    argv = ["contract", "check", str(path), "--model", str(small_model)]
+    monkeypatch.setattr("isobit.backends.cuda.available", lambda: (False, "none here"))
+    assert main([*argv, "--backends", "cpu"]) == 0
+    assert main(argv) == 6
+    assert main([*argv, "--backends", "wgpu"]) == 2
+    assert main([*argv, "--tests", "FALSIFY-009"]) == 2
+    assert main([*argv[:3], "--model", str(tmp_path / "absent.gguf")]) == 6
+    on_cpu(stage("attn_norm", 1, one_ulp(np.random.default_rng(0))))
+    assert main(argv) == 1
+    path.write_text("metadata: [")
+    assert main(argv) == 3
+    with pytest.raises(UsageError, match="got 'X'"):
+        found(small_model, contract(measure("argmax")), only=["X"])
