@@ -154,10 +154,10 @@ def main():
         for depth in map(int, a.depths.split(",")):
             if depth + 64 > a.context:
                 continue
-            backend.greedy(1, depth, pages[0], 2)
+            backend.greedy(np.array([1], np.int32), np.array([depth], np.int32), pages, 2)
             gpu.synchronise()
             start = time.perf_counter()
-            backend.greedy(1, depth, pages[0], 64)
+            backend.greedy(np.array([1], np.int32), np.array([depth], np.int32), pages, 64)
             seconds = (time.perf_counter() - start) / 64
             note(f"decode at depth {depth}: step", 1e6 * seconds, "us")
             note(f"decode at depth {depth}: rate", 1 / seconds, "tok/s")

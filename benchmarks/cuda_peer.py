@@ -92,6 +92,7 @@ def main():
     rng = np.random.default_rng()
     tokens = rng.integers(0, weights.config.vocab, 4096)
     pages = rng.permutation(-(-context // 64)).astype(np.int32)[None]
+    one = np.ones(1, np.int32)
 
     cpu = CpuBackend(weights, EngineConfig(context=512, max_sequences=1))
     plain = np.arange(8, dtype=np.int32)[None]
@@ -121,7 +122,7 @@ def main():
                     gpu.forward(batch(part, i, pages, rows))
 
             ours[f"pp{n} chunk {chunk}"] = median_rate(n, prefill)
-    ours["tg128@0"] = median_rate(128, lambda: gpu.greedy(1, 0, pages[0], 128), 3)
+    ours["tg128@0"] = median_rate(128, lambda: gpu.greedy(one, 0 * one, pages, 128), 3)
     ours["tg128@0 logits to the host"] = median_rate(
         64, lambda: [gpu.forward(batch([1], i, pages, [0])) for i in range(64)], 3
     )
@@ -129,7 +130,7 @@ def main():
         for i in range(0, depth, 2048):
             gpu.forward(batch(tokens[:2048], i, pages, []))
         ours[f"tg128@{depth}"] = median_rate(
-            128, lambda d=depth: gpu.greedy(1, d, pages[0], 128), 3
+            128, lambda d=depth: gpu.greedy(one, d * one, pages, 128), 3
         )
     note("isobit tokens/s", ours)
     gpu.close()

@@ -67,6 +67,9 @@ class EmulatedGpu:
         memory.emu_alloc.argtypes = [ctypes.c_size_t]
         self._allocate = memory.emu_alloc
 
+    def activate(self) -> None:
+        pass
+
     def memory(self) -> tuple[int, int]:
         return 1 << 40, 1 << 40
 

@@ -31,8 +31,41 @@ def test_decode_graph(weights, kind, planes):  # noqa: F811
         assert np.array_equal(plain.view(np.uint32), fused.view(np.uint32)), position
         token = int(fused[0].argmax())
         chosen.append(token)
-    again = backend.greedy(chosen[0], first + 1, pages[0], steps - 1)
-    assert again.tolist() == chosen[1:]
+    again = backend.greedy(
+        np.array(chosen[:1], np.int32), np.array([first + 1], np.int32), pages, steps - 1
+    )
+    assert again[:, 0].tolist() == chosen[1:]
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "planes", "n"),
+    [("emulated", 2, 9), ("cuda", 1, 11), ("cuda", 2, 2), ("cuda", 2, 33), ("cuda", 2, 64)],
+)
+def test_steps_of_several_sequences(weights, kind, planes, n):  # noqa: F811
+    print("seed", SEED)
+    rng = np.random.default_rng(SEED)
+    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=n, chunk=256)
+    backend = open_cuda(kind, weights, engine)
+    assert backend._batch_decoder is not None
+    pages = rng.permutation(8 * n).astype(np.int32).reshape(n, 8)
+    vocab = weights.config.vocab
+    longest, steps = (2, 2) if kind == "emulated" else (400, 6)
+    lengths = rng.integers(1, longest + 1, n)
+    for i, length in enumerate(lengths):
+        part = ragged(rng, vocab, [(0, int(length))], pages[i : i + 1])
+        backend.forward(part, lambda *_: None, frozenset())
+    tokens, chosen = rng.integers(0, vocab, n).astype(np.int32), []
+    for step in range(steps):
+        one = ragged(rng, vocab, [(int(p) + step, 1) for p in lengths], pages)
+        one.tokens[:] = tokens
+        fused = backend.forward(one)
+        plain = backend.forward(one, lambda *_: None, frozenset())
+        assert np.array_equal(plain.view(np.uint32), fused.view(np.uint32)), step
+        tokens = fused.argmax(-1).astype(np.int32)
+        chosen.append(tokens)
+    again = backend.greedy(chosen[0], (lengths + 1).astype(np.int32), pages, steps - 1)
+    assert np.array_equal(again, chosen[1:])
     backend.close()
 
 

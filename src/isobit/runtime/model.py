@@ -153,14 +153,14 @@ class Model:
         greedy = getattr(self.backend, "greedy", None)
         if greedy is None:
             return None
-        (position,), pages = sequence.extend(1)
+        positions, pages = sequence.extend(1)
         with self._lock:
             self._open_backend()
-            chosen = greedy(token, int(position), pages, 1)
+            chosen = greedy(np.array([token], np.int32), positions, pages[None], 1)
         if chosen is None:
             sequence.length -= 1
             return None
-        return int(chosen[0])
+        return int(chosen[0, 0])
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""

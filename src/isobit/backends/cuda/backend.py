@@ -5,9 +5,9 @@ from numpy.typing import NDArray
 
 from isobit import numerics
 from isobit.backends.base import F32, I32, Batch, Tap
-from isobit.backends.cuda import decode, memory
+from isobit.backends.cuda import decode, decode_batch, memory
 from isobit.backends.cuda.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.load import DeviceLayer, Loader, load_layers, tall
+from isobit.backends.cuda.load import DeviceLayer, DeviceModel, Loader, load_layers, tall
 from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
@@ -66,7 +66,7 @@ class CudaBackend:
             self._pages = (0, 0)  # address, bytes
             self._workspace = 0
             self._reserve(engine.chunk)
-            self._decoder = self._make_decoder(engine.activation_planes)
+            self._decoder, self._batch_decoder = self._decoders(engine)
         except BaseException:
             self._gpu.close()
             raise
@@ -78,10 +78,12 @@ class CudaBackend:
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device."""
+        self._gpu.activate()
         return self._gpu.memory()
 
     def close(self) -> None:
         """Free the device's memory."""
+        self._gpu.activate()
         self._gpu.close()
 
     def forward(
@@ -89,12 +91,12 @@ class CudaBackend:
     ) -> F32:
         """Run a batch; see :class:`isobit.backends.base.Backend`."""
         c, o, gpu = self._c, self._ops, self._gpu
+        gpu.activate()
         self._check(batch)
         n = len(batch.tokens)
         self._extend_rope(int(batch.positions.max()) + 1)
-        if self._decoder is not None and tap is None and n == 1 == len(batch.logit_rows):
-            pages = batch.pages[batch.sequence[0]]
-            return self._decoder.logits(int(batch.tokens[0]), int(batch.positions[0]), pages)[None]
+        if tap is None and (step := self._step_logits(batch)) is not None:
+            return step
         self._reserve(n)
         b = self._buffers
         gpu.upload(b["tokens"], batch.tokens)
@@ -116,31 +118,54 @@ class CudaBackend:
             tap("lm_head", None, logits)
         return logits
 
-    def greedy(self, token: int, position: int, pages: I32, count: int) -> I32 | None:
-        """Append ``token`` and then each likeliest next token, ``count`` tokens in all.
+    def greedy(self, tokens: I32, positions: I32, pages: I32, count: int) -> I32 | None:
+        """Append a token to each sequence and then its likeliest next, ``count`` tokens in all.
 
-        pages: int32 [P], the sequence's, for positions up to position + count - 1. Returns the
-        likeliest token after each, int32 [count], the lowest id among equals; None if this model
-        has no graph for a step. Raises ModelRefused when a logit is not finite.
+        tokens, positions: int32 [n]; pages: int32 [n, P], for positions up to position + count - 1.
+        Returns the likeliest token after each, int32 [count, n], the lowest id among equals; None
+        if there is no graph for such a step. Raises ModelRefused when a logit is not finite.
         """
-        if self._decoder is None:
+        self._gpu.activate()
+        n = len(tokens)
+        self._check(Batch(tokens, positions, np.arange(n, dtype=np.int32), pages, positions[:0]))
+        self._check_room(positions, pages, count)
+        if n == 1 and self._decoder is not None:
+            self._extend_rope(int(positions[0]) + count)
+            chosen, finite = self._decoder.greedy(
+                int(tokens[0]), int(positions[0]), pages[0], count
+            )
+        elif self._batch_decoder is not None and n <= self._batch_decoder.most:
+            self._extend_rope(int(positions.max()) + count)
+            chosen, finite = self._batch_decoder.greedy(tokens, positions, pages, count)
+        else:
             return None
-        self._extend_rope(position + count)
-        tokens, finite = self._decoder.greedy(token, position, pages, count)
         if not finite:
             raise ModelRefused("expected finite logits, got NaN or infinity")
-        return tokens
+        return chosen.reshape(count, n)
 
-    def _make_decoder(self, planes: int) -> decode.Decoder | None:
+    def _step_logits(self, batch: Batch) -> F32 | None:
+        """Logits of a batch that is one step of decoding; None if it is something else."""
+        n = len(batch.tokens)
+        one_each = len(np.unique(batch.sequence)) == n
+        if not one_each or not np.array_equal(batch.logit_rows, np.arange(n)):
+            return None
+        pages = batch.pages[batch.sequence]
+        if n == 1 and self._decoder is not None:
+            token, position = int(batch.tokens[0]), int(batch.positions[0])
+            return self._decoder.logits(token, position, pages[0])[None]
+        if n > 1 and self._batch_decoder is not None and n <= self._batch_decoder.most:
+            return self._batch_decoder.logits(batch.tokens, batch.positions, pages)
+        return None
+
+    def _decoders(
+        self, engine: EngineConfig
+    ) -> tuple[decode.Decoder | None, decode_batch.BatchDecoder | None]:
         c, gpu = self._c, self._gpu
         if not decode.supported(c, self._layers, self._output, gpu):
-            return None
+            return None, None
         caches = [self._layer_cache(i)[:4] for i in range(c.n_layers)]
         rope = (self._rope, self._rope + self.plan.rope // 2)
-        return decode.Decoder(
-            gpu,
-            c,
-            planes,
+        model = DeviceModel(
             self._layers,
             self._embedding,
             self._output,
@@ -149,6 +174,10 @@ class CudaBackend:
             rope,
             self._context,
         )
+        one = decode.Decoder(gpu, c, engine.activation_planes, model)
+        if memory.in_step(engine) == 0 or not decode_batch.supported(c, model, gpu):
+            return one, None
+        return one, decode_batch.BatchDecoder(gpu, c, model, engine)
 
     def _attention_block(
         self,
@@ -319,6 +348,12 @@ class CudaBackend:
             for i, table in enumerate(numerics.rope_table(self._frequencies, start, stop)):
                 self._gpu.upload(self._rope + i * (self.plan.rope // 2) + offset, table)
             self._rope_known = stop
+
+    def _check_room(self, positions: I32, pages: I32, count: int) -> None:
+        """Refuse steps beyond the context or the pages."""
+        room, last = min(self._context, TILE * pages.shape[1]), int(positions.max()) + count
+        if count < 1 or last > room:
+            raise UsageError(f"greedy: expected 1 to {room - last + count} tokens, got {count}")
 
     def _check(self, batch: Batch) -> None:
         """Refuse indices that would leave their buffers."""

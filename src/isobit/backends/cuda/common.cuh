@@ -69,6 +69,18 @@ template <class T>
 DEV T load_fresh(const T* p) {
     return __ldcg(p);
 }
+// Of kernels launched to overlap: wait until all that was queued ahead has ended, and let the next
+// kernel start.
+DEV void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEV void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 // A word between blocks that run at once.
 DEV uint64 load_relaxed(const uint64* p) {
     uint64 v;
@@ -79,6 +91,12 @@ DEV void store_relaxed(uint64* p, uint64 v) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 #endif
+
+// What a kernel starts with that may be launched to overlap, and has nothing to do ahead of time.
+DEV void begin() {
+    wait_for_previous();
+    let_next_start();
+}
 
 template <class T>
 DEV T shuffle(T v, int from) {

@@ -23,6 +23,8 @@ SOURCES = Path(__file__).parent
 STEMS = (
     "attention",
     "attention_mma",
+    "batch_matmul",
+    "batch_merge",
     "decode_attention",
     "decode_attn_out",
     "decode_down",
@@ -36,6 +38,7 @@ STEMS = (
     "matmul_floats",
     "matmul_mma",
     "moe",
+    "next_token",
     "pointwise",
     "repack",
 )

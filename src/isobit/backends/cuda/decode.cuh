@@ -17,19 +17,6 @@ constexpr int BLOCK = 512, WARPS = BLOCK / WARP;
 constexpr int HIDDEN_SUPERS = HIDDEN / SUPER, FFN_SUPERS = FFN / SUPER;
 constexpr int HEADS_SUPERS = HEADS * HEAD_DIM / SUPER;
 
-#ifndef EMULATED
-DEV void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEV void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-#endif
-
 // Where the time of a step goes: with TIMELINE defined as the address of a buffer, every block notes
 // there when it passed a point of a kernel (nanoseconds, of the last layer).
 #ifdef TIMELINE

@@ -14,7 +14,7 @@ from isobit.backends.base import F32, I32
 from isobit.backends.cuda import memory
 from isobit.backends.cuda.gpu import Gpu
 from isobit.backends.cuda.layout import ACT_BYTES, TILE_ROWS
-from isobit.backends.cuda.load import DeviceLayer, DeviceWeight
+from isobit.backends.cuda.load import DeviceLayer, DeviceModel, DeviceWeight
 from isobit.config import ModelConfig
 from isobit.numerics import TILE
 
@@ -29,38 +29,15 @@ class Decoder:
     attention_blocks = 3
     """Of a multiprocessor, when tiles are many: one computes while another waits for its tile."""
 
-    def __init__(
-        self,
-        gpu: Gpu,
-        c: ModelConfig,
-        planes: int,
-        layers: Sequence[DeviceLayer],
-        embedding: DeviceWeight,
-        output: DeviceWeight,
-        output_norm: int,
-        caches: Sequence[tuple[int, ...]],
-        rope: tuple[int, int],
-        context: int,
-    ) -> None:
-        """``caches``: each layer's k, v, dk, dv; ``rope``: the tables of cosines and sines."""
-        self._gpu, self._c, self._layers = gpu, c, layers
-        self._embedding, self._output, self._output_norm = embedding, output, output_norm
-        self._caches, self._rope = caches, rope
-        self._defines = {
-            "PLANES": str(planes),
-            "HIDDEN": str(c.hidden),
-            "HEADS": str(c.n_heads),
-            "KV_HEADS": str(c.n_kv_heads),
-            "HEAD_DIM": str(c.head_dim),
-            "FFN": str(c.ffn),
-            "EXPERTS": str(c.n_experts),
-            "USED": str(max(c.n_experts_used, 1)),
-        }
-        self._tiles = -(-context // TILE)
-        self._plans = {w: LayerPlan.of(c, w, output, gpu) for w in layers}
-        self._b = {name: gpu.allocate(nbytes) for name, nbytes in buffers(c, context).items()}
+    def __init__(self, gpu: Gpu, c: ModelConfig, planes: int, model: DeviceModel) -> None:
+        self._gpu, self._c, self._model = gpu, c, model
+        self._defines = shape_defines(c, planes)
+        self._tiles = -(-model.context // TILE)
+        self._plans = {w: LayerPlan.of(c, w, model.output, gpu) for w in model.layers}
+        sizes = memory.step_buffers(c, model.context)
+        self._b = {name: gpu.allocate(nbytes) for name, nbytes in sizes.items()}
         self._number = 1  # of the next step
-        gpu.upload(self._b["chosen"], np.zeros(len(layers) * max(c.n_experts_used, 1), np.int64))
+        gpu.upload(self._b["chosen"], np.zeros(c.n_layers * max(c.n_experts_used, 1), np.int64))
         self._few = gpu.capture(partial(self._queue, many=False))
         self._many = gpu.capture(partial(self._queue, many=True))
 
@@ -95,22 +72,22 @@ class Decoder:
         self._gpu.replay(self._few if position < _FEW_TILES * TILE else self._many)
 
     def _queue(self, *, many: bool) -> None:
-        b, c = self._b, self._c
+        b, c, model = self._b, self._c, self._model
         self._gpu.launch(
             "embedding",
             "embed",
             (1, c.hidden // 256),
-            (self._embedding.address, b["step"], c.hidden, b["x"]),
-            defines=self._embedding.layout.embedding_defines,
+            (model.embedding.address, b["step"], c.hidden, b["x"]),
+            defines=model.embedding.layout.embedding_defines,
         )
-        for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
+        for i, (layer, cache) in enumerate(zip(model.layers, model.caches, strict=True)):
             self._attention(layer, cache, many)
             self._feed_forward(i, layer)
         self._launch(
             "decode_head",
-            (b["x"], self._output_norm, c.eps, self._output.address, c.vocab, b["logits"])
+            (b["x"], model.output_norm, c.eps, model.output.address, c.vocab, b["logits"])
             + (b["best"], b["step"], b["generated"]),
-            self._layers[-1],
+            model.layers[-1],
         )
 
     def _attention(self, w: DeviceLayer, cache: tuple[int, ...], many: bool) -> None:
@@ -128,7 +105,7 @@ class Decoder:
             "decode_attention",
             "decode_attention",
             (max(1, min(self._tiles, most)), c.n_kv_heads),
-            (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._rope, b["step"], b["pages"])
+            (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._model.rope, b["step"] + 4, b["pages"])
             + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
             shared=attention_shared(c, buffers),
             defines=self._defines | {"BUFFERS": str(buffers)},
@@ -188,24 +165,17 @@ class Decoder:
         )
 
 
-def buffers(c: ModelConfig, context: int) -> dict[str, int]:
-    """Bytes of each buffer of a step."""
-    tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
+def shape_defines(c: ModelConfig, planes: int) -> dict[str, str]:
+    """The definitions that decode.cuh asks for."""
     return {
-        "step": 20,
-        "pages": 4 * tiles,
-        "generated": 4 * (context + 1),
-        "x": 4 * c.hidden,
-        "qkv": 4 * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim,
-        "max_and_sum": 8 * tiles * c.n_heads,
-        "tile_out": 4 * tiles * c.n_heads * c.head_dim,
-        "attention": 4 * c.n_heads * c.head_dim,
-        "router_logits": 4 * c.n_experts,
-        "acts": ACT_BYTES * memory.supers(c.hidden),
-        "chosen": 8 * k * c.n_layers,
-        "swiglu": 4 * k * c.ffn,
-        "logits": 4 * c.vocab,
-        "best": 8 * 1024,
+        "PLANES": str(planes),
+        "HIDDEN": str(c.hidden),
+        "HEADS": str(c.n_heads),
+        "KV_HEADS": str(c.n_kv_heads),
+        "HEAD_DIM": str(c.head_dim),
+        "FFN": str(c.ffn),
+        "EXPERTS": str(c.n_experts),
+        "USED": str(max(c.n_experts_used, 1)),
     }
 
 

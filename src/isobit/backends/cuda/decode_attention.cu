@@ -1,5 +1,5 @@
-// Attention of one token (docs/numerics.md, section 6): head vectors and tiles in one kernel; the
-// merge of many tiles in another. Integer products are tensor-core products of 8-bit planes, so they
+// Attention of one token of each sequence (docs/numerics.md, section 6): head vectors and tiles in one
+// kernel; the merge of many tiles in another. Integer products are tensor-core products of 8-bit planes, so they
 // need HEAD_DIM % 64 == 0.
 #include "cache.cuh"
 #include "merge.cuh"
@@ -176,16 +176,18 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float*
         }
 }
 
-// Blocks: x tiles (dealt), y key-value head. Results for each tile: merge.cuh.
+// Blocks: x tiles (dealt), y key-value head, z sequence. Results for each tile: merge.cuh.
 KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float* k_norm, float eps,
-                             const float* cosines, const float* sines, const Step* step,
+                             const float* cosines, const float* sines, const int* positions,
                              const int* pages, float scale, int8* k, int8* v, float* dk, float* dv,
                              int most_tiles, float2* max_and_sum, float* out) {
     mark(6, 0);
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
-    int head = blockIdx.y, position = step->position, tiles = position / TILE + 1, t = blockIdx.x;
+    int head = blockIdx.y, sequence = blockIdx.z, position = positions[sequence];
+    int tiles = position / TILE + 1, t = blockIdx.x;
     if (t >= tiles) return;
+    pages += sequence * most_tiles;
     sh->tile[0].fetch(cache, pages[t], head);
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
     constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
@@ -207,7 +209,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         if (!is_q && !has_last) break;
         if (i >= VECTOR_WARPS) x.fetch(is_q ? q_norm : k_norm, cosines + at, sines + at);
         int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
-        x.of(qkv + vector * HEAD_DIM, is_q || is_k);
+        x.of(qkv + (int64(sequence) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
         int page = pages[tiles - 1], slot = position % TILE;
         bool here = t == tiles - 1;  // the tile was fetched, without this position
 #pragma unroll
@@ -234,8 +236,9 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     }
     __syncthreads();
     mark(6, 2);
-    max_and_sum += head * most_tiles * GROUP;
-    out += int64(head) * most_tiles * GROUP * HEAD_DIM;
+    int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;
+    max_and_sum += result;
+    out += result * HEAD_DIM;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
         const TileBytes& tile = sh->tile[n % BUFFERS];
         int next = t + gridDim.x;

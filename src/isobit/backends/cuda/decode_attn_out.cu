@@ -35,7 +35,7 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
 #pragma unroll
         for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
             float v[8];
-            results.merged(s * SUPER + 8 * lane_id(), v);
+            results.merged<false>(s * SUPER + 8 * lane_id(), v);
             quantise_superblock(v, sh->x + s);
         }
     } else {

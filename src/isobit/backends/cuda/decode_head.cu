@@ -1,4 +1,5 @@
 // A decode step: the output product, and the likeliest token. WEIGHT: a struct of tiles.cuh.
+#include "likeliest.cuh"
 #include "products.cuh"
 
 // Final norm, output product, and the largest logit, the lower index among equals. The last block to
@@ -15,25 +16,12 @@ struct OutputShared {
     Act x[HIDDEN_SUPERS];
     __align__(16) float normed[HIDDEN];
     float buffer[SUPER];
-    unsigned long long best[WARPS];
+    uint64 best[WARPS];
     int last;
     __align__(16) uint8 tail[16];
 };
-// Orders floats as integers, -0 with +0; the index decides among equals.
-DEV unsigned long long rank_key(float v, int index) {
-    uint32 b = v == 0.0f ? 0u : bits(v);
-    b = b >> 31 ? ~b : b | 0x80000000u;
-    return (unsigned long long)(b) << 32 | (0xffffffffu - uint32(index));
-}
-DEV unsigned long long block_best(unsigned long long key, unsigned long long* buffer) {
-    for (int n = 16; n; n /= 2) key = max(key, shuffle_xor(key, n));
-    if (lane_id() == 0) buffer[warp_id()] = key;
-    __syncthreads();
-    for (int w = 0; w < WARPS; w++) key = max(key, buffer[w]);
-    return key;
-}
 KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint8* w, int rows,
-                            float* logits, unsigned long long* best, Step* step, int* generated) {
+                            float* logits, uint64* best, Step* step, int* generated) {
     mark(5, 0);
     DYNAMIC_SHARED(OutputShared, sh);
     Output where = {w};
@@ -53,7 +41,7 @@ KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint
     products.run(sh->x, part);
     __syncthreads();
     mark(5, 3);
-    unsigned long long key = 0;
+    uint64 key = 0;
 #pragma unroll 1
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
         int at = (blockIdx.x + i / TILE_ROWS * gridDim.x) * TILE_ROWS + i % TILE_ROWS;
@@ -63,7 +51,7 @@ KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint
         key = max(key, rank_key(z, at));
         if (magnitude(z) >= 0x7f800000u) step->not_finite = 1;
     }
-    key = block_best(key, sh->best);
+    key = block_best<WARPS>(key, sh->best);
     if (threadIdx.x == 0) {
         best[blockIdx.x] = key;
         __threadfence();
@@ -75,9 +63,9 @@ KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint
     key = 0;
     for (int i = threadIdx.x; i < int(gridDim.x); i += BLOCK) key = max(key, load_fresh(best + i));
     __syncthreads();
-    key = block_best(key, sh->best);
+    key = block_best<WARPS>(key, sh->best);
     if (threadIdx.x == 0) {
-        int token = int(0xffffffffu - uint32(key));
+        int token = index_of(key);
         generated[step->position] = token;
         step->token = token;
         step->position++;

@@ -3,6 +3,7 @@
 
 // A token's 256 values (blockIdx.x token, y superblock) by 256 threads.
 KERNEL(THREADS) embed(const uint8* table, const int* tokens, int columns, float* y) {
+    begin();
     int row = tokens[blockIdx.x], k = blockIdx.y * SUPER + threadIdx.x;
     float* out = y + int64(blockIdx.x) * columns + k;
 #ifdef FLOATS

@@ -3,6 +3,7 @@
 Everything is queued on one stream, in order. Errors of the driver become BackendUnavailable.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ class Gpu(Protocol):
     multiprocessors: int
     shared_most: int
     """Shared memory that a block can have, in bytes."""
+
+    def activate(self) -> None:
+        """Make this the calling thread's device; before anything else in a thread."""
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -124,18 +128,33 @@ class CudaGpu:
         from cuda.bindings import driver  # noqa: PLC0415
 
         self._core, self._driver = core, driver
-        self._device = core.Device(0)
-        self._device.set_current()
-        self._stream = self._device.create_stream()
-        self.name = str(self._device.name)
-        self.multiprocessors = int(self._device.properties.multiprocessor_count)
-        self.shared_most = int(self._device.properties.max_shared_memory_per_block_optin)
-        self.arch = f"sm_{self._device.arch}"
+        self._last = "nothing"
+        device = core.Device(0)
+        result, self._context = driver.cuDevicePrimaryCtxRetain(device.device_id)
+        if result != driver.CUresult.CUDA_SUCCESS:
+            raise BackendUnavailable(
+                f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses all "
+                "further work of the process: start it anew, or use another backend"
+            )
+        self.activate()
+        kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._stream = core.Stream.from_handle(int(self._check(driver.cuStreamCreate(kind))))
+        self._device = device.device_id
+        self.name = str(device.name)
+        self.multiprocessors = int(device.properties.multiprocessor_count)
+        self.shared_most = int(device.properties.max_shared_memory_per_block_optin)
+        self.arch = f"sm_{device.arch}"
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
         self._modules: dict[tuple[object, ...], Any] = {}
-        self._last = "nothing"
+        self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
+        self._graphs: list[Any] = []
         self._only_load = False
+        self._closed = False
+
+    def activate(self) -> None:
+        """Make the context that everything here belongs to the calling thread's."""
+        self._check(self._driver.cuCtxSetCurrent(self._context))
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -208,7 +227,13 @@ class CudaGpu:
             programmatic_stream_serialization=overlap,
         )
         values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
-        self._core.launch(self._stream, config, code, *values)
+        try:
+            self._core.launch(self._stream, config, code, *values)
+        except Exception as error:  # the library's own kinds: the driver's errors and its checks
+            raise BackendUnavailable(
+                f"cuda: {str(error).splitlines()[0]} (when {kernel} was queued; the kernel that "
+                "failed may be one before it)"
+            ) from None
 
     def capture(self, queue: Callable[[], None]) -> object:
         """Record what ``queue`` launches; its kernels are compiled and loaded first."""
@@ -222,9 +247,13 @@ class CudaGpu:
         self._check(driver.cuStreamBeginCapture(stream, mode))
         try:
             queue()
-        finally:
-            graph = self._check(driver.cuStreamEndCapture(stream))
-        return self._check(driver.cuGraphInstantiate(graph, 0))
+        except BaseException:
+            driver.cuStreamEndCapture(stream)
+            raise
+        graph = self._check(driver.cuStreamEndCapture(stream))
+        self._graphs.append(self._check(driver.cuGraphInstantiate(graph, 0)))
+        self._check(driver.cuGraphDestroy(graph))
+        return self._graphs[-1]
 
     def replay(self, graph: object) -> None:
         """Queue a graph."""
@@ -242,9 +271,10 @@ class CudaGpu:
                 self._modules[module_key] = self._core.ObjectCode.from_cubin(code)
             kernel = self._modules[module_key].get_kernel(name)
             attribute = self._driver.CUfunction_attribute
-            if shared > 48 << 10:
+            if shared > self._shared.get((name, *module_key), 48 << 10):
                 most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._set_attribute(kernel, most, shared)
+                self._shared[name, *module_key] = shared
             if overlap:  # kernels run side by side only where they split a multiprocessor alike
                 split = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
                 self._set_attribute(kernel, split, 100)
@@ -253,9 +283,7 @@ class CudaGpu:
 
     def _set_attribute(self, kernel: Any, attribute: Any, value: int) -> None:
         self._check(
-            self._driver.cuKernelSetAttribute(
-                attribute, value, kernel.handle, self._device.device_id
-            )
+            self._driver.cuKernelSetAttribute(attribute, value, kernel.handle, self._device)
         )
 
     def _check(self, results: tuple[Any, ...]) -> Any:
@@ -267,8 +295,16 @@ class CudaGpu:
         return values[0] if len(values) == 1 else values
 
     def close(self) -> None:
-        """Free everything that was allocated."""
-        for address in list(self._allocated):
-            self.free(address)
+        """Free everything."""
+        if self._closed:
+            return
+        self._closed = True
         self._kernels.clear()
         self._modules.clear()
+        with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed
+            for graph in self._graphs:
+                self._check(self._driver.cuGraphExecDestroy(graph))
+            for address in list(self._allocated):
+                self.free(address)
+            self._check(self._driver.cuStreamDestroy(self._stream.handle))
+            self._check(self._driver.cuDevicePrimaryCtxRelease(self._device))

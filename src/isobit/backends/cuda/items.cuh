@@ -21,3 +21,9 @@ struct Items {
     DEV int output(int i) const { return order ? order[i] : i; }
     DEV int input(int i) const { return output(i) / divide; }
 };
+
+// Up to eight items that share a matrix: places begin … begin + count - 1 of `order`.
+struct ItemGroup {
+    int matrix, begin, count, unused;
+};
+constexpr int COLUMNS = 8;  // of a tensor-core product: items of a group

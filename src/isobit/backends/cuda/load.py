@@ -65,6 +65,22 @@ class DeviceLayer:
     down: DeviceWeight
 
 
+@dataclass(frozen=True)
+class DeviceModel:
+    """What a step of decoding reads, by address."""
+
+    layers: Sequence[DeviceLayer]
+    embedding: DeviceWeight
+    output: DeviceWeight
+    output_norm: int
+    caches: Sequence[tuple[int, ...]]
+    """Each layer's k, v, dk, dv."""
+    rope: tuple[int, int]
+    """The tables of cosines and sines."""
+    context: int
+    """Positions of a sequence."""
+
+
 class Loader:
     """Places tensors one after another in one allocation of the planned size."""
 

@@ -7,6 +7,7 @@
 KERNEL(THREADS) matmul_floats(const uint8* weights, int64 matrix_bytes, const float* x, int columns,
                               const int* order, const int* offset, int divide, int items,
                               float* y, int rows, int row_stride) {
+    begin();
     __shared__ float lanes[CHUNK][SUPER];
     Items at(order, offset, divide, items);
     const uint8* matrix = weights + blockIdx.y * matrix_bytes;

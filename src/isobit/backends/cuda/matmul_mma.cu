@@ -214,6 +214,7 @@ static_assert(2 * SUPER == 16 * WARP, "a warp copies both planes at once");
 KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
                            const int* order, const int* offset, int divide, int items, float* y,
                            int rows, int row_stride, int segments, int64 y_step) {
+    begin();
     DYNAMIC_SHARED(Shared, shared);
     Items at(order, offset, divide, items, blockIdx.y % segments);
     y += blockIdx.y / segments * y_step;

@@ -13,6 +13,8 @@ STAGING_BYTES = 64 << 20
 """Where a tensor's bytes arrive before they are repacked; a larger tensor arrives in parts."""
 LOGIT_ROWS = 64
 """Rows of logits computed at once."""
+MOST_IN_STEP = 64
+"""Sequences that take a decode step together (batch.py)."""
 _CONTEXT_BYTES = 300 << 20
 """What the driver and the compiled kernels take, about."""
 
@@ -25,6 +27,11 @@ def aligned(nbytes: int) -> int:
 def supers(columns: int) -> int:
     """Superblocks of a row."""
     return -(-columns // 256)
+
+
+def in_step(engine: EngineConfig) -> int:
+    """Sequences that a step of batch.py can have; 0 if there is never more than one."""
+    return min(engine.max_sequences, MOST_IN_STEP) if engine.max_sequences > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,60 @@ def workspace(c: ModelConfig, tokens: int) -> dict[str, int]:
     return sizes
 
 
+def step_buffers(c: ModelConfig, context: int) -> dict[str, int]:
+    """Bytes of each buffer that a decode step of one sequence writes (decode.py)."""
+    tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
+    return {
+        "step": 20,
+        "pages": 4 * tiles,
+        "generated": 4 * (context + 1),
+        "x": 4 * c.hidden,
+        "qkv": 4 * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim,
+        "max_and_sum": 8 * tiles * c.n_heads,
+        "tile_out": 4 * tiles * c.n_heads * c.head_dim,
+        "attention": 4 * c.n_heads * c.head_dim,
+        "router_logits": 4 * c.n_experts,
+        "acts": ACT_BYTES * supers(c.hidden),
+        "chosen": 8 * k * c.n_layers,
+        "swiglu": 4 * k * c.ffn,
+        "logits": 4 * c.vocab,
+        "best": 8 * 1024,
+    }
+
+
+def batch_buffers(c: ModelConfig, context: int, sequences: int) -> dict[str, int]:
+    """Bytes of each buffer that a decode step of that many sequences writes (batch.py)."""
+    tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
+    wide = max(supers(c.hidden), supers(c.n_heads * c.head_dim))
+    each = {
+        "tokens": 4,
+        "positions": 4,
+        "pages": 4 * tiles,
+        "generated": 4 * (context + 1),
+        "x": 4 * c.hidden,
+        "h": 4 * c.hidden,
+        "acts": ACT_BYTES * wide,
+        "ffn_acts": ACT_BYTES * k * supers(c.ffn),
+        "qkv": 4 * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim,
+        "max_and_sum": 8 * tiles * c.n_heads,
+        "tile_out": 4 * tiles * c.n_heads * c.head_dim,
+        "out": 4 * c.hidden,
+        "router_logits": 4 * c.n_experts,
+        "router_ids": 4 * k,
+        "router_weights": 4 * k,
+        "order": 4 * k,
+        "swiglu": 4 * k * c.ffn,
+        "experts": 4 * k * c.hidden,
+        "logits": 4 * c.vocab,
+    }
+    sizes = {name: n * sequences for name, n in each.items()}
+    sizes["not_finite"] = 4
+    sizes["offset"] = 4 * (c.n_experts + 1)
+    sizes["groups"] = 16 * (c.n_experts + k * sequences)
+    sizes["n_groups"] = 4
+    return sizes
+
+
 @dataclass(frozen=True)
 class Plan:
     """Bytes of device memory by purpose."""
@@ -119,7 +180,10 @@ class Plan:
             + aligned(4 * c.hidden),
             cache=c.n_layers * CacheShape.of(c, engine).nbytes,
             rope=2 * aligned(4 * context * (c.head_dim // 2)),
-            workspace=sum(map(aligned, workspace(c, engine.chunk).values())) + STAGING_BYTES,
+            workspace=STAGING_BYTES
+            + sum(map(aligned, workspace(c, engine.chunk).values()))
+            + sum(map(aligned, step_buffers(c, context).values()))
+            + sum(map(aligned, batch_buffers(c, context, in_step(engine)).values())),
         )
 
     @property

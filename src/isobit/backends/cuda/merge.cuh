@@ -15,24 +15,31 @@ struct TileResults {
         return (int64(head / GROUP) * most + t) * GROUP + head % GROUP;
     }
 
-    // Eight columns of the whole output, for at most FEW_TILES tiles.
+    // Eight columns of the whole output. MANY: any number of tiles, else at most FEW_TILES.
+    template <bool MANY>
     DEV void merged(int column, float (&o)[8]) const {
         int head = column / HEAD_DIM;
-        float2 ml[FEW_TILES];
-        float4 v[FEW_TILES][2];
+        float m = 0.0f, l = 0.0f;
+#pragma unroll 1
+        for (int first = 0; first < tiles; first += FEW_TILES) {
+            float2 ml[FEW_TILES];
+            float4 v[FEW_TILES][2];
 #pragma unroll
-        for (int t = 0; t < FEW_TILES; t++)
-            if (t < tiles) {
-                ml[t] = max_and_sum[index(head, t)];
-                const float* from = out + index(head, t) * HEAD_DIM + column % HEAD_DIM;
-                v[t][0] = reinterpret_cast<const float4*>(from)[0];
-                v[t][1] = reinterpret_cast<const float4*>(from)[1];
-            }
-        float m = ml[0].x, l = ml[0].y;
-        spread(v[0], o);
+            for (int t = 0; t < FEW_TILES; t++)
+                if (first + t < tiles) {
+                    ml[t] = max_and_sum[index(head, first + t)];
+                    const float* from = out + index(head, first + t) * HEAD_DIM + column % HEAD_DIM;
+                    v[t][0] = reinterpret_cast<const float4*>(from)[0];
+                    v[t][1] = reinterpret_cast<const float4*>(from)[1];
+                }
 #pragma unroll
-        for (int t = 1; t < FEW_TILES; t++)
-            if (t < tiles) {
+            for (int t = 0; t < FEW_TILES; t++) {
+                if (first + t >= tiles) break;
+                if (first + t == 0) {  // where the sums start
+                    m = ml[0].x, l = ml[0].y;
+                    spread(v[0], o);
+                    continue;
+                }
                 float top = fmaxf(m, ml[t].x), next[8];
                 float a = isobit::exp(sub(m, top)), b = isobit::exp(sub(ml[t].x, top));
                 spread(v[t], next);
@@ -41,6 +48,8 @@ struct TileResults {
                 for (int i = 0; i < 8; i++) o[i] = add(mul(o[i], a), mul(next[i], b));
                 m = top;
             }
+            if (!MANY) break;
+        }
         float r = div(1.0f, l);
 #pragma unroll
         for (int i = 0; i < 8; i++) o[i] = mul(o[i], r);

@@ -1,9 +1,10 @@
 // Router and weighted sum of experts (docs/numerics.md, section 7), and tokens sorted by expert.
-#include "common.cuh"
+#include "items.cuh"
 
 // A token a block. probability: shared, one float an expert.
 KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normalise,
                              int* ids, float* weights) {
+    begin();
     DYNAMIC_SHARED(float, probability);
     __shared__ float buffer[SUPER];
     __shared__ float maxima[THREADS / WARP];
@@ -64,10 +65,22 @@ struct Pairs {
     }
 };
 
+// The sum of v over this lane and those below it.
+DEV int warp_scan(int v) {
+    for (int step = 1; step < WARP; step *= 2) {
+        int other = shuffle(v, lane_id() - step & WARP - 1);
+        if (lane_id() >= step) v += other;
+    }
+    return v;
+}
+
 // Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block; each of
-// the first `parts` warps counts, and then places, a part of the pairs, 32 at a time.
+// the first `parts` warps counts, and then places, a part of the pairs, 32 at a time. Unless null,
+// groups gets the pairs of each expert in groups of up to COLUMNS, and n_groups their number.
 // count: shared, experts * parts.
-KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset) {
+KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset,
+                        ItemGroup* groups, int* n_groups) {
+    begin();
     DYNAMIC_SHARED(int, count);
     int part = warp_id(), share = (n + parts - 1) / parts;
     int begin = part * share, end = part < parts ? min(n, begin + share) : 0;
@@ -82,11 +95,8 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
     if (part == 0) {  // counts to places
         int sum = 0;
         for (int base = 0; base < experts * parts; base += WARP) {
-            int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0, upto = mine;
-            for (int step = 1; step < WARP; step *= 2) {
-                int other = shuffle(upto, lane_id() - step & WARP - 1);
-                if (lane_id() >= step) upto += other;
-            }
+            int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0;
+            int upto = warp_scan(mine);
             if (i < experts * parts) count[i] = sum + upto - mine;
             sum += shuffle(upto, WARP - 1);
         }
@@ -94,6 +104,18 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
     __syncthreads();
     for (int e = threadIdx.x; e <= experts; e += blockDim.x)
         offset[e] = e < experts ? count[e * parts] : n;
+    if (groups && warp_id() == WARP - 1) {
+        int sum = 0;
+        for (int base = 0; base < experts; base += WARP) {
+            int e = base + lane_id(), first = e < experts ? count[e * parts] : n;
+            int end = e + 1 < experts ? count[(e + 1) * parts] : n;
+            int mine = (end - first + COLUMNS - 1) / COLUMNS, upto = warp_scan(mine);
+            ItemGroup* to = groups + sum + upto - mine;
+            for (int i = first; i < end; i += COLUMNS) *to++ = {e, i, min(COLUMNS, end - i), 0};
+            sum += shuffle(upto, WARP - 1);
+        }
+        if (lane_id() == 0) *n_groups = sum;
+    }
     __syncthreads();
     for (int first = begin; first < end; first += WARP) {
         Pairs p(ids, first, end);
@@ -107,6 +129,7 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
 
 // out = ((0 + w_1 * y_1) + w_2 * y_2) + …, then x += out; a token a block. Either may be null.
 KERNEL(THREADS) combine(const float* weights, const float* y, int k, int n, float* out, float* x) {
+    begin();
     int64 token = blockIdx.x;
     for (int i = threadIdx.x; i < n; i += THREADS) {
         float sum = 0.0f;

@@ -79,10 +79,10 @@ def _pays_on_tensor_cores(w: DeviceWeight, items: int, segments: Segments | None
 
 
 class Ops:
-    """Launches with the engine's number of activation planes."""
+    """Launches with the engine's number of activation planes; ``overlap`` as in Gpu.launch."""
 
-    def __init__(self, gpu: Gpu, planes: int) -> None:
-        self._gpu = gpu
+    def __init__(self, gpu: Gpu, planes: int, *, overlap: bool = False) -> None:
+        self._gpu, self._overlap = gpu, overlap
         self._planes = {"PLANES": str(planes)}
 
     def embed(self, table: DeviceWeight, tokens: int, count: int, y: int) -> None:
@@ -93,6 +93,7 @@ class Ops:
             (count, memory.supers(table.columns)),
             (table.address, tokens, table.columns, y),
             defines=table.layout.embedding_defines,
+            overlap=self._overlap,
         )
 
     def matmul(
@@ -127,7 +128,7 @@ class Ops:
         shared = 0
         tail: tuple[int, ...]
         if floats:
-            per_block = 8 if items > _ITEMS else 1
+            per_block = 8 if items > 8 * _ITEMS else 1
             blocks, tail = -(-w.rows // per_block), (w.rows, stride)
         elif w.layout.kind == "tiled":
             blocks, tail, shared = -(-w.rows // _TILED_ROWS), (w.rows, stride), _TILED_SHARED
@@ -144,6 +145,7 @@ class Ops:
             (*head, *middle, *tail),
             shared=shared,
             defines=defines | self._planes,
+            overlap=self._overlap,
         )
 
     def gate_up(
@@ -186,17 +188,33 @@ class Ops:
             + (at.order, at.offset, at.divide, items, y, w.rows, stride, matrices, y_step),
             shared=tile.shared(8 * w.layout.format.block_bytes),
             defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
+            overlap=self._overlap,
         )
 
     def norm_quantise(
-        self, x: int, residual: int, weight: int, eps: float, n: int, rows: int, y: int, acts: int
+        self,
+        x: int,
+        residual: int,
+        weight: int,
+        eps: float,
+        n: int,
+        rows: int,
+        y: int,
+        acts: int,
+        *,
+        experts: tuple[int, int] = (0, 1),
     ) -> None:
-        """Rows of n float32: x += residual (unless 0), y = norm of x, acts = y quantised."""
+        """Rows of n float32: x += residual (unless 0), y = norm of x, acts = y quantised.
+
+        experts: weights and their number a row, if the residual is a weighted sum of that many.
+        """
         if 4 * n <= _NORM_SHARED:
-            arguments = (x, residual, weight, eps, n, y, acts)
+            arguments = (x, residual, *experts, weight, eps, n, y, acts)
             self._pointwise("norm_quantise", (rows,), arguments, shared=4 * n)
             return
-        if residual:
+        if experts[0]:
+            self.combine(experts[0], residual, experts[1], n, rows, 0, x)
+        elif residual:
             self.add(x, residual, rows * n, x)
         self.rms_norm(x, weight, eps, n, rows, y)
         self.quantise(y, n, rows, acts)
@@ -245,18 +263,28 @@ class Ops:
             (logits, experts, k, int(normalise), ids, weights),
             shared=4 * experts,
             defines=self._planes,
+            overlap=self._overlap,
         )
 
-    def sort_pairs(self, ids: int, pairs: int, experts: int, order: int, offset: int) -> None:
-        """Pairs (token, rank) by expert."""
+    def sort_pairs(
+        self,
+        ids: int,
+        pairs: int,
+        experts: int,
+        order: int,
+        offset: int,
+        groups: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Pairs (token, rank) by expert; for batch_matmul.cu also in groups, and their number."""
         parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
         self._gpu.launch(
             "moe",
             "sort_pairs",
             (1,),
-            (ids, pairs, experts, parts, order, offset),
+            (ids, pairs, experts, parts, order, offset, *groups),
             shared=4 * experts * parts,
             defines=self._planes,
+            overlap=self._overlap,
         )
 
     def combine(
@@ -264,7 +292,12 @@ class Ops:
     ) -> None:
         """Add a token's k expert outputs in rank order: to out, and on to x (each unless 0)."""
         self._gpu.launch(
-            "moe", "combine", (tokens,), (weights, y, k, n, out, x), defines=self._planes
+            "moe",
+            "combine",
+            (tokens,),
+            (weights, y, k, n, out, x),
+            defines=self._planes,
+            overlap=self._overlap,
         )
 
     def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
@@ -282,6 +315,7 @@ class Ops:
             arguments,
             shared=2 * tile_bytes,
             defines={"HEAD": str(c.head_dim)} | self._planes,
+            overlap=self._overlap,
         )
 
     def _pointwise(

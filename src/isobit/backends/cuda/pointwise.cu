@@ -3,6 +3,7 @@
 
 // A row a block.
 KERNEL(THREADS) rms_norm(const float* x, const float* weight, float eps, int n, float* y) {
+    begin();
     __shared__ float buffer[SUPER];
     x += int64(blockIdx.x) * n;
     y += int64(blockIdx.x) * n;
@@ -15,6 +16,7 @@ KERNEL(THREADS) rms_norm(const float* x, const float* weight, float eps, int n, 
 
 // Rows of n values to rows of ceil(n / 256) superblocks; a superblock a warp.
 KERNEL(THREADS) quantise_rows(const float* x, int n, int count, Act* out) {
+    begin();
     int supers = (n + SUPER - 1) / SUPER;
     int index = blockIdx.x * (THREADS / WARP) + warp_id();
     if (index >= count * supers) return;
@@ -27,6 +29,7 @@ KERNEL(THREADS) quantise_rows(const float* x, int n, int count, Act* out) {
 
 // Rows of a feed-forward's gate and up, n values each, to superblocks of its SwiGLU.
 KERNEL(THREADS) swiglu_quantise(const float* gate, const float* up, int n, int count, Act* out) {
+    begin();
     int supers = (n + SUPER - 1) / SUPER;
     int index = blockIdx.x * (THREADS / WARP) + warp_id();
     if (index >= count * supers) return;
@@ -38,24 +41,53 @@ KERNEL(THREADS) swiglu_quantise(const float* gate, const float* up, int n, int c
     quantise_superblock(v, out + index);
 }
 
-// A row a block: x += residual (unless null), y = norm of x, out = y quantised. row: shared, n floats.
-KERNEL(THREADS) norm_quantise(float* x, const float* residual, const float* weight, float eps,
-                              int n, float* y, Act* out) {
+// ((0 + w_1 * y_1) + w_2 * y_2) + … in column i and in i + THREADS; rows of y are n apart.
+DEV void weighted(const float* w, const float* y, int k, int n, int i, float (&sum)[2]) {
+    constexpr int AT_ONCE = 8;
+    for (int first = 0; first < k; first += AT_ONCE) {
+        float part[AT_ONCE][2];
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; r++)
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                if (first + r < k && i + c * THREADS < n)
+                    part[r][c] = y[int64(first + r) * n + i + c * THREADS];
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; r++)
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                if (first + r < k) sum[c] = add(sum[c], mul(w[first + r], part[r][c]));
+    }
+}
+
+// A row a block: x += residual, or the weighted sum of k rows of residual if there are weights, or
+// nothing where it is null; y = norm of x, out = y quantised. row: shared, n floats.
+KERNEL(THREADS) norm_quantise(float* x, const float* residual, const float* weights, int k,
+                              const float* norm, float eps, int n, float* y, Act* out) {
+    begin();
     DYNAMIC_SHARED(float, row);
     __shared__ float buffer[SUPER];
     int64 start = int64(blockIdx.x) * n;
     int supers = (n + SUPER - 1) / SUPER;
+    if (weights) weights += blockIdx.x * k;
     float sum = 0.0f;
-    for (int i = threadIdx.x; i < n; i += THREADS) {
-        float v = x[start + i];
-        if (residual) x[start + i] = v = add(v, residual[start + i]);
-        row[i] = v;
-        sum = add(sum, mul(v, v));
+    for (int i = threadIdx.x; i < n; i += 2 * THREADS) {
+        float more[2] = {};
+        if (weights) weighted(weights, residual + start * k, k, n, i, more);
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int at = i + c * THREADS;
+            if (at >= n) break;
+            float v = x[start + at];
+            if (residual) x[start + at] = v = add(v, weights ? more[c] : residual[start + at]);
+            row[at] = v;
+            sum = add(sum, mul(v, v));
+        }
     }
     float mean = div(block_tree(sum, buffer), float(n));
     float r = div(1.0f, square_root(add(mean, eps)));
     for (int i = threadIdx.x; i < n; i += THREADS)
-        y[start + i] = row[i] = mul(mul(row[i], r), weight[i]);
+        y[start + i] = row[i] = mul(mul(row[i], r), norm[i]);
     __syncthreads();
     for (int s = warp_id(); s < supers; s += THREADS / WARP) {
         int column = s * SUPER + 8 * lane_id();
@@ -66,17 +98,20 @@ KERNEL(THREADS) norm_quantise(float* x, const float* residual, const float* weig
 }
 
 KERNEL(THREADS) swiglu(const float* gate, const float* up, int64 n, float* y) {
+    begin();
     for (int64 i = int64(blockIdx.x) * THREADS + threadIdx.x; i < n; i += int64(gridDim.x) * THREADS)
         y[i] = isobit::silu_gate(gate[i], up[i]);
 }
 
 KERNEL(THREADS) add_rows(const float* x, const float* y, int64 n, float* out) {
+    begin();
     for (int64 i = int64(blockIdx.x) * THREADS + threadIdx.x; i < n; i += int64(gridDim.x) * THREADS)
         out[i] = add(x[i], y[i]);
 }
 
 // Rows `rows[i]` of x, one a block.
 KERNEL(THREADS) gather_rows(const float* x, const int* rows, int n, float* y) {
+    begin();
     x += int64(rows[blockIdx.x]) * n;
     y += int64(blockIdx.x) * n;
     for (int i = threadIdx.x; i < n; i += THREADS) y[i] = x[i];
