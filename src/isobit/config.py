@@ -187,7 +187,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.activation_planes not in (1, 2):
+        if not isinstance(self.activation_planes, int) or self.activation_planes not in (1, 2):
             raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
         for name in ("threads", "context", "max_sequences", "chunk"):
             value = getattr(self, name)

@@ -207,6 +207,14 @@ def test_ctrl_c_in_a_benchmark() -> None:
     assert out == b""
 
 
+def test_closed_standard_streams_are_no_traceback() -> None:
+    command = " ".join([*ISOBIT, "chat", "--backend", "cpu", "-n", "1"])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} <&-"], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr.count(b"\n")) == (0, 1)
+
+
 @pytest.mark.parametrize(
     "args", [["run", "--backend", "cpu", "-p", PROMPT, "-n", "2000"], ["inspect", "--json"]]
 )

@@ -44,18 +44,18 @@ class Case:
 @pytest.fixture(scope="module", params=["sample", *SHAPES])
 def case(
     request: pytest.FixtureRequest,
-    heldout: list[int],
     sample_oracle: Oracle,
+    heldout_run: OracleRun,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Case:
     if request.param == "sample":
-        path, oracle, ids = SAMPLE, sample_oracle, heldout[:512]
+        path, oracle, run = SAMPLE, sample_oracle, heldout_run.first(512)
     else:
         path = tmp_path_factory.mktemp("model") / "model.gguf"
         geometry, formats = SHAPES[request.param]
         oracle = Oracle(write_model(path, geometry, formats, seed=7))
-        ids = np.random.default_rng(7).integers(0, geometry.vocab, 200).tolist()
-    return Case(path, oracle.run(ids), *huggingface.run(huggingface.build(oracle), ids))
+        run = oracle.run(np.random.default_rng(7).integers(0, geometry.vocab, 200).tolist())
+    return Case(path, run, *huggingface.run(huggingface.build(oracle), run.ids.tolist()))
 
 
 def test_the_oracle_agrees(case: Case) -> None:

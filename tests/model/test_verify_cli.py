@@ -1,13 +1,14 @@
 """The comparing commands as people call them, in process, on the sample model."""
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from isobit.cli import main
+from isobit.cli import main, tools
 
 TOKENS = "605,290,948,268,624,475"
 DOCUMENT = Path(__file__).parents[2] / "docs/divergence.md"
@@ -118,6 +119,33 @@ def test_traces_of_other_tokens_do_not_compare(home: Path, capsys: Out) -> None:
     assert main(["diff", "a", "b", "--stages", "attn_norm"]) == 0
     assert main(["trace", "--backend", "reference", "--tokens", "1,2", "-o", "c"]) == 0
     assert main(["diff", "a", "c"]) == 5
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(
+    home: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "text_tokens", lambda *_: pytest.fail("the run began"))
+    Path("folder").mkdir()
+    for place in ("absent/t", "folder"):
+        for argv in ("trace -o", "verify --html", "run --receipt", "run --routes"):
+            capsys.readouterr()
+            assert main([*argv.split(), place, "-p", "def"]) == 2, argv
+            err = capsys.readouterr().err
+            assert "cannot write" in err
+            assert err.count("\n") == 1
+
+
+def test_files_have_the_usual_permissions_and_replace_no_device(home: Path, capsys: Out) -> None:
+    Path("plain").touch()
+    trace("t")
+    run = ["run", "--backend", "cpu", "--tokens", TOKENS, "-n", "1", "--routes"]
+    assert main([*run, "routes"]) == 0
+    assert {Path(n).stat().st_mode for n in ("t", "routes")} == {Path("plain").stat().st_mode}
+    os.mkfifo("pipe")
+    argv = ["trace", "--backend", "reference", "--tokens", TOKENS, "-o", "pipe"]
+    assert main(argv) == 2
+    assert "expected a file, got something else" in capsys.readouterr().err
+    assert Path("pipe").is_fifo()
 
 
 def test_a_trace_of_nothing_is_an_error(home: Path, capsys: Out) -> None:

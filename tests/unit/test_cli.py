@@ -22,7 +22,7 @@ X = [*RUN, "-p", "x"]
         (["nothing"], 2, "invalid choice: 'nothing'"),
         (RUN, 2, "one of the arguments -p/--prompt --prompt-file --tokens is required"),
         ([*X, "--tokens", "1"], 2, "not allowed with argument"),
-        ([*X, "-n", "-3"], 2, "max_tokens: expected >= 0 or None, got -3"),
+        ([*X, "-n", "-3"], 2, "max_tokens: expected an integer >= 0 or None, got -3"),
         ([*X, "-n", "many"], 2, "invalid int value: 'many'"),
         ([*X, "--seed", "9" * 5000], 2, "invalid int value"),
         ([*X, "--seed", str(1 << 64)], 2, "seed"),

@@ -33,7 +33,7 @@ def by_the_document(s: Sampling, logits: np.ndarray, history: list[int], bits: i
     x = [(v - top) / np.float32(s.temperature) for v in z]
     ids = sorted((i for i in range(len(x)) if x[i] >= -40), key=lambda i: (-x[i], i))
     ids = ids[: s.top_k or None]
-    p = [float(exp(np.array([x[i]]))[0]) for i in ids]
+    p = exp(np.array([x[i] for i in ids])).astype(np.float64).tolist()
     sums, total = [], 0.0
     for value in p:
         total += value

@@ -17,7 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", default="imported", metavar="NAME", help="what to call the engine in reports"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="file to write",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Options that several commands share, and what is made of them."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def read_text(path: str) -> str:
     except ValueError as error:  # a NUL in the path
         raise UsageError(f"{name}: expected a file name, got: {error}") from None
     raise UsageError(f"{name}: expected a prompt of at most {PROMPT_LIMIT} bytes, got more")
+
+
+def output_file(path: str) -> str:
+    """A file that a run writes at its end, refused before it begins if that will fail."""
+    file = Path(path)
+    if file.is_dir() or not file.parent.is_dir():
+        found = "a folder" if file.is_dir() else f"no folder {str(file.parent)!r}"
+        raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got {found}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {path!r}: no permission")
+    return path
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

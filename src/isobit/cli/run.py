@@ -22,9 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print one JSON object when done, instead of the text"
     )
     parser.add_argument(
-        "--receipt", metavar="FILE", help="write what isobit replay needs to compute this again"
+        "--receipt",
+        type=options.output_file,
+        metavar="FILE",
+        help="write what isobit replay needs to compute this again",
     )
-    parser.add_argument("--routes", metavar="FILE", help="write each token's experts (safetensors)")
+    parser.add_argument(
+        "--routes",
+        type=options.output_file,
+        metavar="FILE",
+        help="write each token's experts (safetensors)",
+    )
     options.add_sampling(parser)
     options.add_engine(parser)
     options.add_context(parser)

@@ -70,7 +70,12 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--every", action="store_true", help="a row for each layer of each stage")
     group.add_argument("--json", action="store_true", help="print one JSON object instead")
-    group.add_argument("--html", metavar="FILE", help="also write a page that needs no network")
+    group.add_argument(
+        "--html",
+        type=options.output_file,
+        metavar="FILE",
+        help="also write a page that needs no network",
+    )
 
 
 def show(diff: Diff, args: argparse.Namespace) -> None:

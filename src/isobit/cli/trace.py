@@ -22,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", default="all", metavar="A..B", help="layers, both included (default: all)"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="file to write",
+    )
     options.add_engine(parser)
 
 

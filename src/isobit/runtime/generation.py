@@ -67,7 +67,7 @@ class Settings(TypedDict, total=False):
     min_p: float
     repeat_penalty: float
     seed: int | None
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     watch: Watcher | None
 
 

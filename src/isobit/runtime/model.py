@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from numbers import Integral
 from operator import index
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +184,7 @@ class Model:
         min_p: float = 0.0,
         repeat_penalty: float = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
     ) -> Stream:
         """Continue a prompt (text, or token ids); yields text, then holds ``.completion``.
@@ -191,8 +192,8 @@ class Model:
         ``max_tokens=None`` goes on to the end of the context. See Sampling for the other settings.
         ``watch`` sees the passes and the choices, e.g. an ``isobit.verify.receipt.Recorder``.
         """
-        if max_tokens is not None and max_tokens < 0:
-            raise UsageError(f"max_tokens: expected >= 0 or None, got {max_tokens}")
+        if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 0):
+            raise UsageError(f"max_tokens: expected an integer >= 0 or None, got {max_tokens!r}")
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         ids = self.checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
         return Stream(
@@ -200,7 +201,7 @@ class Model:
             ids,
             max_tokens=max_tokens,
             sampling=sampling,
-            stop=[stop] if isinstance(stop, str) else stop,
+            stop=[stop] if isinstance(stop, str) else stop or (),
             watch=watch,
         )
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from isobit import __version__, numerics
 from isobit.backends.base import F32, I32
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
+from isobit.verify.trace import save_tensors
 
 FORMAT = "isobit receipt 1"
 _ROWS_AT_ONCE = 64  # logits held while replaying
@@ -175,10 +174,7 @@ class Recorder:
     def save_routes(self, path: str | Path) -> None:
         """Write :meth:`routes` as safetensors: ``tokens`` and ``experts``."""
         tokens, experts = self.routes()
-        try:
-            save_file({"tokens": tokens, "experts": experts}, str(path))
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"{path}: cannot write the routes: {error}") from None
+        save_tensors(path, "the routes", {"tokens": tokens, "experts": experts})
 
 
 def _digest(logits: F32) -> str:

@@ -116,11 +116,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the file; an existing one is replaced."""
-        tensors = {n: np.ascontiguousarray(a) for n, a in self._tensors.items()}
-        try:
-            save_file(tensors, str(path), {"isobit": self.manifest.to_json()})
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"{path}: cannot write the trace: {error}") from None
+        save_tensors(path, "the trace", self._tensors, {"isobit": self.manifest.to_json()})
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
@@ -165,6 +161,29 @@ class _Lazy(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def save_tensors(
+    path: str | Path,
+    what: str,
+    tensors: Mapping[str, Array],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a safetensors file; an existing one is replaced. Raises UsageError.
+
+    The library writes a file beside it that its owner alone may read, and renames it, even over a
+    device: so the place is looked at first, and the file gets the usual permissions.
+    """
+    file = Path(path)
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{path}: cannot write {what}: expected a file, got something else")
+    try:
+        file.touch()
+        mode = file.stat().st_mode
+        save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, str(path), metadata)
+        file.chmod(mode)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot write {what}: {error}") from None
 
 
 def _name(stage: str, layer: int | None) -> str:
