@@ -133,8 +133,8 @@ class CudaGpu:
         result, self._context = driver.cuDevicePrimaryCtxRetain(device.device_id)
         if result != driver.CUresult.CUDA_SUCCESS:
             raise BackendUnavailable(
-                f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses all "
-                "further work of the process: start it anew, or use another backend"
+                f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses "
+                "all further work of the process: start it anew, or use another backend"
             )
         self.activate()
         kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
