@@ -83,6 +83,9 @@ def test_a_bomb_of_aliases_stays_small() -> None:
 def test_deep_long_and_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [r for r, *_ in rules("[" * 100_000)] == ["yaml-limit"]
     assert [r for r, *_ in rules("{a: " * 100_000)] == ["yaml-limit"]
+    many = parse("a: 1\n" * 2000).findings
+    assert [f.rule for f in many] == ["duplicate-key"] * 1000 + ["yaml-limit"]
+    assert "findings, got more" in many[-1].message
     monkeypatch.setattr(document, "MAX_PARTS", 100)
     assert [r for r, *_ in rules("[" + "1," * 200 + "]")] == ["yaml-limit"]
     monkeypatch.setattr(document, "MAX_BYTES", 100)

@@ -153,6 +153,9 @@ def test_ids_in_the_text_count_where_none_are_typed() -> None:
         ("property: Finite.", "property: 'Finite. (AC_THING_002)'"),
     )
     assert judged(text) == []
+    known = frozenset({"A_001", "A_002", "A_0003", "A_004", "B_02", "C_02"})
+    assert lint.named("A_001..003, B_01..02", known) == {"A_001", "A_002", "B_02"}
+    assert lint.named("A_001/004, C_03..01, A_0003", known) == {"A_001", "A_004", "A_0003"}
 
 
 def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:

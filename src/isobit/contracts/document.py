@@ -14,9 +14,10 @@ import yaml
 from isobit.contracts.findings import Finding, Severity
 from isobit.errors import FileRefused
 
-MAX_BYTES = 4 << 20
-MAX_PARTS = 200_000
+MAX_BYTES = 1 << 20
+MAX_PARTS = 50_000
 MAX_DEPTH = 32
+MAX_FINDINGS = 1000
 
 Key = tuple[str | int, ...]
 """Where a value is: ("proof_obligations", 2, "type")."""
@@ -66,7 +67,11 @@ class Document:
         self._add(rule, message, span.line, span.column, severity)
 
     def _add(self, rule: str, message: str, line: int, column: int, severity: Severity) -> None:
-        self.findings.append(Finding(self.path, line, column, severity, rule, message))
+        if len(self.findings) == MAX_FINDINGS:
+            rule, severity = "yaml-limit", "error"
+            message = f"expected at most {MAX_FINDINGS} findings, got more, which are left out"
+        if len(self.findings) <= MAX_FINDINGS:
+            self.findings.append(Finding(self.path, line, column, severity, rule, message))
 
 
 def read(path: str | Path) -> Document:

@@ -1,9 +1,12 @@
 """What is wrong with a contract: findings with a place, and the forms they are printed in."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 Severity = Literal["error", "warning"]
 
@@ -63,7 +66,7 @@ def counts(findings: Sequence[Finding]) -> tuple[int, int]:
 def text(findings: Sequence[Finding]) -> str:
     """One line each, as compilers write them, and how many there are."""
     lines = [
-        f"{f.file}:{f.line}:{f.column}: {f.severity}[{f.rule}]: {_one_line(f.message)}"
+        _one_line(f"{f.file}:{f.line}:{f.column}: {f.severity}[{f.rule}]: {f.message}")
         for f in findings
     ]
     errors, warnings = counts(findings)
@@ -105,7 +108,7 @@ def sarif(findings: Sequence[Finding], version: str) -> str:
             "locations": [
                 {
                     "physicalLocation": {
-                        "artifactLocation": {"uri": f.file.replace("\\", "/")},
+                        "artifactLocation": {"uri": _uri(f.file)},
                         "region": {"startLine": f.line, "startColumn": f.column},
                     }
                 }
@@ -123,9 +126,16 @@ def sarif(findings: Sequence[Finding], version: str) -> str:
     log = {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
-        "runs": [{"tool": {"driver": driver}, "results": results}],
+        "runs": [
+            {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+        ],
     }
     return json.dumps(log, indent=2)
+
+
+def _uri(file: str) -> str:
+    path = Path(file)
+    return path.as_uri() if path.is_absolute() else quote(os.fsencode(path.as_posix()))
 
 
 def _one_line(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from isobit.contracts.citations import Commands, check_citations
@@ -9,8 +10,10 @@ from isobit.contracts.document import Document, Key
 from isobit.contracts.measures import FIGURES, Bound, Figure
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest, ProofObligation
 
-_ID = re.compile(r"\b[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)*[_-][0-9]{2,4}\b")
-_MORE = re.compile(r"/([0-9]{2,4})\b|\.\.([0-9]{2,4})\b")
+_IDS = re.compile(
+    r"\b([A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)*[_-])([0-9]{2,4})\b((?:(?:/|\.\.)[0-9]{2,4}\b)*)"
+)
+_MORE = re.compile(r"(/|\.\.)([0-9]+)")
 _BRACKETED = re.compile(r"\(([A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+)\)")
 _COUNT = re.compile(r"\ball (?:of the )?(\d+|[a-z]+) (?:falsification )?(tests|checks)\b", re.I)
 _WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -19,6 +22,9 @@ _ABSENT = re.compile(
     r"there is no [`\w])",
     re.I,
 )
+
+MOST = 99
+"""Ids after the first that one range can name."""
 
 
 def lint(document: Document, contract: Contract, commands: Commands) -> None:
@@ -46,29 +52,35 @@ def obligation_id(obligation: ProofObligation) -> str | None:
     return found[-1] if found else None
 
 
-def discharged_by(test: FalsificationTest, known: set[str]) -> set[str]:
+def discharged_by(test: FalsificationTest, known: frozenset[str]) -> set[str]:
     """Ids of the obligations that a test could refute."""
     if test.discharges:
         return set(test.discharges)
     texts = (test.rule, test.prediction, test.test or "", test.if_fails or "")
-    return {name for text in texts for name in _named(text)} & known
+    return {name for text in texts for name in named(text, known)}
 
 
-def _named(text: str) -> set[str]:
-    """Ids in a text; "AC_X_002/003" and "AC_X_001..005" name several."""
+def named(text: str, known: frozenset[str]) -> set[str]:
+    """Which ids a text names; "AC_X_002/003" and "AC_X_001..005" name several."""
     found = set()
-    for match in _ID.finditer(text):
-        name = match.group()
-        found.add(name)
-        stem, number = re.split(r"(?<=[_-])(?=[0-9]+$)", name)
-        at = match.end()
-        while more := _MORE.match(text, at):
-            at = more.end()
-            last = more[1] or more[2]
-            first = last if more[1] else number
-            for i in range(int(first), int(last) + 1):
+    numbers = _numbers(known)
+    for stem, number, more in set(_IDS.findall(text)):
+        found |= {stem + number} & known
+        for sign, last in _MORE.findall(more):
+            first = int(last if sign == "/" else number)
+            there = numbers.get((stem, len(last)), set())
+            for i in there.intersection(range(first, min(int(last), first + MOST) + 1)):
                 found.add(f"{stem}{i:0{len(last)}d}")
     return found
+
+
+@lru_cache(maxsize=1)
+def _numbers(known: frozenset[str]) -> dict[tuple[str, int], set[int]]:
+    """The numbers at the ends of ids, by what is before them and how many digits they have."""
+    out: dict[tuple[str, int], set[int]] = {}
+    for match in filter(None, map(_IDS.fullmatch, known)):
+        out.setdefault((match[1], len(match[2])), set()).add(int(match[2]))
+    return out
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -131,7 +143,7 @@ def _test_counts(document: Document, contract: Contract) -> None:
 
 def _coverage(document: Document, contract: Contract) -> None:
     names = [obligation_id(o) for o in contract.proof_obligations]
-    known = {n for n in names if n is not None}
+    known = frozenset(n for n in names if n is not None)
     if not known:
         if names:
             message = "expected obligations with an id, got none; no test can be told to cover them"
@@ -203,7 +215,7 @@ def _predictions(document: Document, contract: Contract) -> None:
         for o in contract.proof_obligations
         if o.divergence == "KNOWN_DIVERGENCE_NOT_BENIGN"
     }
-    known = {o for o in broken if o is not None}
+    known = frozenset(o for o in broken if o is not None)
     for i, test in enumerate(contract.falsification_tests):
         at: Key = ("falsification_tests", i, "prediction")
         absent = _ABSENT.search(f"{test.rule}\n{test.prediction}")

@@ -69,7 +69,7 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
     rows = []
     for name, obligation in zip(ids, contract.proof_obligations, strict=True):
         row = Row(name, obligation.property)
-        serving = [t for t in tests if name in discharged_by(t, set(ids))]
+        serving = [t for t in tests if name in discharged_by(t, frozenset(ids))]
         for b in backends:
             here = [t for t in serving if t.measure is not None and b in t.measure.backends]
             if here:

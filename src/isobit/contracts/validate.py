@@ -9,14 +9,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from isobit.contracts.document import Document, Key
+from isobit.contracts.document import MAX_FINDINGS, Document, Key
 from isobit.contracts.measures import Part
 from isobit.contracts.schema import STAGE_STATUSES, STATUSES, VERSION, Contract
 
 NEAR = 0.85
 """How alike an unknown key and a known one are, for the one to be meant as the other."""
-MOST = 200
-"""Type errors shown; the rest of a file that is no contract at all says nothing new."""
 
 
 def validate(document: Document) -> Contract | None:
@@ -31,7 +29,7 @@ def validate(document: Document) -> Contract | None:
     try:
         contract = Contract.model_validate(data)
     except ValidationError as error:
-        for detail in error.errors(include_url=False)[:MOST]:
+        for detail in error.errors(include_url=False)[: MAX_FINDINGS + 1]:
             _report(document, detail)
     _unknown_keys(document, Contract, data, ())
     _duplicate_ids(document, data)
