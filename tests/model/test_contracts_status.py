@@ -12,7 +12,7 @@ import pytest
 from isobit.cli import main
 from isobit.contracts import check as checking
 from isobit.contracts import evidence, status
-from isobit.contracts.check import check
+from isobit.contracts.check import check, select
 from isobit.contracts.evidence import Evidence
 from isobit.contracts.schema import Contract
 from isobit.errors import FileRefused, UsageError
@@ -68,7 +68,7 @@ def test_a_status_comes_from_evidence_alone(
     assert cell(text) == "not run"
     good = found(small_model, text)
     assert cell(text, good) == "discharged"
-    half = found(small_model, text, only=["T1"])
+    half = found(small_model, text, tests=select(text, ["T1"]))
     assert cell(text, half) == "not run"
     other = contract(measure("parity"), measure("argmax").replace("[5, 6", "[5, 7"))
     assert cell(other, good) == "stale"
@@ -150,10 +150,25 @@ def test_exit_codes(
     assert main(argv) == 6
     assert main([*argv, "--backends", "wgpu"]) == 2
     assert main([*argv, "--tests", "FALSIFY-009"]) == 2
+    assert main([*argv, "--tests", "FALSIFY-001", "--backends", "cuda"]) == 2
+    assert main([*argv, "--without", "FALSIFY-002"]) == 0
+    assert main([*argv, "--without", "FALSIFY-001"]) == 6
     assert main([*argv[:3], "--model", str(tmp_path / "absent.gguf")]) == 6
     on_cpu(stage("attn_norm", 1, one_ulp(np.random.default_rng(0))))
     assert main(argv) == 1
     path.write_text("metadata: [")
     assert main(argv) == 3
-    with pytest.raises(UsageError, match="got 'X'"):
-        found(small_model, contract(measure("argmax")), only=["X"])
+
+
+def test_what_is_measured_can_be_chosen(small_model: Path) -> None:
+    text = contract(measure("argmax"), measure("parity"), measure("invariant"))
+    assert [t.id for t in select(text)] == ["T0", "T1", "T2"]
+    assert [t.id for t in select(text, ["T2", "T1"])] == ["T1", "T2"]
+    assert [t.id for t in select(text, without=["T1"])] == ["T0", "T2"]
+    for some in (["T0", "X"], []), ([], ["X"]):
+        with pytest.raises(UsageError, match="got 'X'"):
+            select(text, *some)
+    with pytest.raises(UsageError, match="found none"):
+        select(text, ["T1"], ["T1"])
+    with pytest.raises(UsageError, match="wgpu: expected a test"):
+        check(text, Path("x.yaml"), small_model, "wgpu")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from isobit.cli import main, options_of
@@ -231,6 +232,19 @@ def test_json_schema_says_what_every_field_means() -> None:
     assert undocumented == []
     assert all(p.get("additionalProperties") is False for p in parts if "properties" in p)
     assert set(schema["required"]) == {"metadata"}
+    judge = jsonschema.Draft202012Validator(schema)
+    judge.check_schema(schema)
+    for path in SHIPPED:
+        assert list(judge.iter_errors(document.read(path).data)) == []
+    for changed in (
+        ("  author:", "  autor:"),
+        ("kind: parity", "kind: party"),
+        ("at_most: 0", "at_least: x"),
+        ("      against: reference", "      against: hf"),
+        ("[[605, 290, 948]]", "[[605]]"),
+    ):
+        assert list(judge.iter_errors(document.parse(broken(changed)).data)), changed
+    assert list(judge.iter_errors(document.parse(GOOD).data)) == []
     kinds = schema["$defs"]["FalsificationTest"]["properties"]["measure"]["anyOf"][0]
     assert set(kinds["discriminator"]["mapping"]) == set(FIGURES)
 

@@ -61,7 +61,9 @@ def _add_check(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--backends", metavar="B,…", help="backends to check (default: all that it speaks of)"
     )
-    action.add_argument("--tests", metavar="ID,…", help="only these; writes no evidence by itself")
+    some = action.add_mutually_exclusive_group()
+    some.add_argument("--tests", metavar="ID,…", help="only these; writes no evidence by itself")
+    some.add_argument("--without", metavar="ID,…", help="all but these; likewise")
     action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
     action.add_argument("--peer", metavar="PATH", help="llama-bench, for ratios")
     action.add_argument("--seed", type=int, metavar="N", help="repeats a run's random choices")
@@ -150,22 +152,21 @@ def _opened(path: str) -> "tuple[Document, Contract]":
 
 
 def _check(args: argparse.Namespace) -> None:
-    from isobit.contracts.check import check  # noqa: PLC0415
+    from isobit.contracts.check import check, select  # noqa: PLC0415
     from isobit.contracts.evidence import default_folder  # noqa: PLC0415
 
     _, contract = _opened(args.file)
     path = Path(args.file)
-    named = {b for t in contract.falsification_tests if t.measure for b in t.measure.backends}
+    some = [ids.split(",") if ids else [] for ids in (args.tests, args.without)]
+    tests = select(contract, *some)
+    named = {b for t in tests if t.measure for b in t.measure.backends}
     backends = [b for b in BACKENDS if b in named]
     if args.backends is not None:
         backends = args.backends.split(",")
         for b in backends:
             if b not in named:
-                known = ", ".join(sorted(named)) or "none"
-                raise UsageError(f"--backends: expected those of the contract, {known}; got {b!r}")
-    if not backends:
-        raise UsageError(f"{path}: expected a test with a measure, found none")
-    only = args.tests.split(",") if args.tests else []
+                known = ", ".join(sorted(named))
+                raise UsageError(f"--backends: expected those of the tests, {known}; got {b!r}")
     folder = Path(args.evidence) if args.evidence else default_folder(path)
     found = []
     for b in backends:
@@ -175,7 +176,7 @@ def _check(args: argparse.Namespace) -> None:
             path,
             args.model,
             b,
-            only=only,
+            tests=tests,
             threads=args.threads,
             peer=args.peer,
             commit=args.commit,
@@ -185,7 +186,7 @@ def _check(args: argparse.Namespace) -> None:
         found.append(evidence)
         if all(r.outcome == "not run" for r in evidence.results):
             say(f"{b}: nothing was measured, so no evidence is written")
-        elif args.evidence or not only:
+        elif args.evidence or not any(some):
             say(f"wrote {evidence.save(folder)}")
     _verdict(found)
 

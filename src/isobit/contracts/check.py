@@ -24,34 +24,47 @@ _MISSING = (NotRun, BackendUnavailable, UsageError)
 """What keeps a measure from being taken here; anything else it raises is the backend's failure."""
 
 
+def select(
+    contract: Contract, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> list[FalsificationTest]:
+    """The tests with a measure; of them ``only`` those named, and none that is named in
+    ``without``. Raises UsageError for a name that is not there, and if none is left."""
+    tests = [t for t in contract.falsification_tests if t.measure is not None]
+    unknown = {*only, *without} - {t.id for t in tests}
+    if unknown:
+        raise UsageError(f"tests: expected tests with a measure, got {sorted(unknown)[0]!r}")
+    chosen = [t for t in tests if (not only or t.id in only) and t.id not in without]
+    if not chosen:
+        raise UsageError("tests: expected one with a measure, found none")
+    return chosen
+
+
 def check(
     contract: Contract,
     path: Path,
     model: str | Path,
     backend: str,
     *,
-    only: Sequence[str] = (),
+    tests: Sequence[FalsificationTest] | None = None,
     threads: int | None = None,
     peer: str | None = None,
     commit: str | None = None,
     seed: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Evidence:
-    """Take every measure that the contract has for a backend, speed last.
+    """Take the measures that a contract has for a backend, speed last.
 
-    ``only`` names tests; ``peer`` is the path of llama-bench, ``commit`` what stands in the
-    evidence if there is no repository to ask. A model that cannot be opened, a device that is not
-    there and the like leave measures "not run".
+    ``tests`` are those that :func:`select` chose, all if left out; ``peer`` is the path of
+    llama-bench, ``commit`` what stands in the evidence if there is no repository to ask. A model
+    that cannot be opened, a device that is not there and the like leave measures "not run".
     """
-    tests = [t for t in contract.falsification_tests if t.measure is not None]
-    unknown = set(only) - {t.id for t in tests}
-    if unknown:
-        raise UsageError(f"tests: expected tests with a measure, got {sorted(unknown)[0]!r}")
     chosen = [
         t
-        for t in tests
-        if t.measure is not None and backend in t.measure.backends and (not only or t.id in only)
+        for t in (select(contract) if tests is None else tests)
+        if t.measure is not None and backend in t.measure.backends
     ]
+    if not chosen:
+        raise UsageError(f"{backend}: expected a test with a measure of it, found none")
     chosen.sort(key=lambda t: t.measure is not None and t.measure.kind in SPEED)
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     about: dict[str, object] = {"name": Path(model).name if str(model) != "sample" else "sample"}
@@ -74,7 +87,7 @@ def check(
         results = [_not_run(t, str(error)) for t in chosen]
         for result in results:
             progress(result)
-    order = {t.id: i for i, t in enumerate(tests)}
+    order = {t.id: i for i, t in enumerate(contract.falsification_tests)}
     return Evidence(
         contract=path.stem,
         contract_version=contract.metadata.version,

@@ -180,14 +180,16 @@ def to_json(status: Status) -> dict[str, Any]:
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.4rem .6rem;
-text-align:left;vertical-align:top}td p{margin:.2rem 0;font-size:.85em;color:#444}
+text-align:left;vertical-align:top;overflow-wrap:anywhere}
+td p{margin:.2rem 0;font-size:.85em;color:#444}
 .discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}"""
 
 
 def html(statuses: Sequence[Status]) -> str:
     """One page that needs no network."""
     parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Contracts</title>',
+        '<!doctype html><html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width"><title>Contracts</title>',
         f"<style>{_STYLE}</style><h1>Contracts</h1>",
     ]
     for s in statuses:
