@@ -29,7 +29,7 @@ def cell(text: Contract, *files: Evidence) -> str | None:
 
 
 def test_evidence_says_what_was_measured_on_what(small_model: Path, tmp_path: Path) -> None:
-    e = found(small_model, contract(measure("argmax")), seed=7, commit="abc")
+    e = found(small_model, contract(measure("parity"), measure("argmax")), seed=7, commit="abc")
     assert (e.seed, e.commit, e.numerics, e.backend) == (7, "abc", 1, "cpu")
     assert e.model["layers"] == 2
     assert len(e.model["sha256"]) == 64
@@ -54,6 +54,7 @@ def test_damaged_evidence_is_refused(small_model: Path, tmp_path: Path) -> None:
         json.dumps(good | {"more": 1}),
         json.dumps({k: v for k, v in good.items() if k != "seed"}),
         json.dumps(good | {"results": [good["results"][0] | {"outcome": "DISCHARGED"}]}),
+        json.dumps(good | {"results": [good["results"][0] | {"figures": {"x": "0"}}]}),
     ):
         path.write_text(damaged)
         with pytest.raises(FileRefused, match="expected"):
@@ -77,6 +78,10 @@ def test_a_status_comes_from_evidence_alone(
     assert cell(text, old, good) == "discharged"
     assert cell(text, dataclasses.replace(good, numerics=0)) == "stale"
     assert cell(text, dataclasses.replace(good, contract="another")) == "not run"
+    for figures in ({}, {"differing_values": 1.0, "layers_below_cosine_0_99": 0.0}):
+        typed = dataclasses.replace(good.results[0], figures=figures)
+        by_hand = dataclasses.replace(good, results=[typed, good.results[1]])
+        assert cell(text, by_hand) == "failing"  # whatever "outcome" says
     on_cpu(stage("attn_norm", 1, one_ulp(np.random.default_rng(0))))
     bad = found(small_model, text)
     assert cell(text, good, bad) == "failing"

@@ -159,7 +159,7 @@ def _one(test: FalsificationTest, subject: Subject) -> Result:
         outcome="failing" if broken else "passed",
         reason="; ".join(broken),
         measure=described(test),
-        figures={n: f for n, f in taken.figures.items() if isfinite(f)},
+        figures={n: float(f) for n, f in taken.figures.items() if isfinite(f)},
         about=taken.about,
         seconds=round(time.perf_counter() - start, 3),
     )

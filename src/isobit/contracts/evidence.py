@@ -119,6 +119,8 @@ def _result(data: Any, path: Path) -> Result:
         raise FileRefused(f"{path}: results: expected an outcome, got {data['outcome']!r}")
     for name, kind in (("test", str), ("reason", str), ("measure", dict), ("figures", dict)):
         _typed(data, name, kind, path)
+    for name in data["figures"]:
+        _typed(data["figures"], name, float, path)
     return Result(**data)
 
 

@@ -1,5 +1,6 @@
 """Promises against evidence: which obligation holds on which backend, as far as was measured."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -115,12 +116,14 @@ def _judged(
         return "stale", f"the measure has changed since {evidence.created[:10]}; check again"
     if result.outcome == "failing":
         return "failing", result.reason
-    figures = {n: result.figures.get(n) for n in result.measure.get("threshold", {})}
-    return "discharged", ", ".join(f"{n} {_number(v)}" for n, v in figures.items())
-
-
-def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.6g}"
+    assert test.measure is not None
+    shown = []
+    for name, bound in test.measure.threshold.items():
+        value = result.figures.get(name, math.nan)
+        if not bound.holds(value):
+            return "failing", f"{name} is {value:.6g}, expected {bound}"
+        shown.append(f"{name} {value:.6g}")
+    return "discharged", ", ".join(shown)
 
 
 def _line(e: Evidence, code: str | None) -> str:
@@ -132,29 +135,28 @@ def _line(e: Evidence, code: str | None) -> str:
 
 def markdown(status: Status) -> str:
     """A table, what is not discharged and why, and the evidence."""
-    lines = [f"## {status.name} {status.version}", ""]
+    lines = [f"## {_cell(status.name)} {status.version}", ""]
     lines += [f"Declared: {status.declared or 'nothing'}. Measured:", ""]
     lines.append("| obligation | " + " | ".join(status.backends) + " |")
     lines.append("|---" * (len(status.backends) + 1) + "|")
     for row in status.rows:
         cells = [row.state(b) or "" for b in status.backends]
-        shown = f"{row.id}: {' '.join(row.property.split())}"
-        lines.append("| " + " | ".join([_cell(shown), *cells]) + " |")
+        lines.append("| " + " | ".join([_cell(f"{row.id}: {row.property}"), *cells]) + " |")
     lines += ["", ", ".join(f"{status.count(s)} {s}" for s in reversed(_WORST)), ""]
     open_ends = [
-        f"- {b}, {row.id}, {t.test}: {t.state}: {t.why}"
+        _cell(f"- {b}, {row.id}, {t.test}: {t.state}: {t.why}")
         for b in status.backends
         for row in status.rows
         for t in row.cells.get(b, [])
         if t.state != "discharged"
     ]
     lines += [*open_ends, *([""] if open_ends else [])]
-    lines += ["Evidence:", "", *([f"- {e}" for e in status.evidence] or ["- none"]), ""]
+    lines += ["Evidence:", "", *([_cell(f"- {e}") for e in status.evidence] or ["- none"]), ""]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def to_json(status: Status) -> dict[str, Any]:
