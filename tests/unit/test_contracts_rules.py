@@ -261,6 +261,11 @@ def test_the_layout_reads_public_contracts() -> None:
         ("expected_acceptance: [AC_THING_001, AC", "expected_acceptance: [AC"),
         ("  pass_criteria: All 2 falsification tests pass.\n", ""),
         ("      kind: created", "      kind: status_promotion"),
+        ("    domain: x in R", "    domain: x in R\n    lean_theorem: T.f"),
+        (
+            "  checks: [bits, NaN]",
+            "  min_coverage: 0.90\n  max_complexity: 15\n  required_tests: [x]",
+        ),
         (
             "qa_gate:",
             "kani_harnesses:\n  - id: KANI-1\n    obligation: AC_THING_001\n    bound: 8\n"

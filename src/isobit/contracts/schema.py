@@ -112,6 +112,8 @@ class Equation(Part):
         None, description="How far floats may be off."
     )
     rationale: str | None = Field(None, description="Why it is so.")
+    description: str | None = Field(None, description="More words.")
+    lean_theorem: str | None = Field(None, description="A Lean theorem that proves it.")
 
 
 class ProofObligation(Part):
@@ -130,6 +132,7 @@ class ProofObligation(Part):
     tolerance: float | str | None = Field(None, description="What may be missing from it.")
     applies_to: str | None = Field(None, description='What it speaks of: "all", "simd", …')
     note: str | None = Field(None, description="What else one should know.")
+    notes: str | None = Field(None, description="The same as note.")
     divergence: Divergence | None = Field(
         None, description="Set while the promise is known to be broken, and how badly."
     )
@@ -191,6 +194,9 @@ class QaGate(Part):
     checks: list[Text] = Field(default_factory=list, description="Names of the checks.")
     pass_criteria: str | None = Field(None, description="When it counts as passed.")
     falsification: str | None = Field(None, description="A change that must make it fail.")
+    min_coverage: float | None = Field(None, description="Least share of lines that tests run.")
+    max_complexity: float | None = Field(None, description="Most branches of a function.")
+    required_tests: Any = Field(None, description="Tests that have to be there, freely.")
 
 
 class Contract(Part):
