@@ -85,6 +85,18 @@ class EmulatedGpu:
         values = np.ascontiguousarray(values)
         ctypes.memmove(address, values.ctypes.data, values.nbytes)
 
+    def page_locked(self, nbytes: int) -> np.ndarray:
+        return np.empty(nbytes, np.uint8)
+
+    def free_page_locked(self, values: np.ndarray) -> None:
+        pass
+
+    def mark(self) -> object:
+        return self
+
+    def wait(self, mark: object) -> None:
+        pass
+
     def download(self, address: int, out: np.ndarray) -> None:
         ctypes.memmove(out.ctypes.data, address, out.nbytes)
 

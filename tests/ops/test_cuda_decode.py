@@ -98,10 +98,10 @@ def test_merge_of_many_tiles(kind, tiles):
     b = Buffers(gpu)
     result = b.new(expected.nbytes)
     step = np.array([0, tiles * 64 - 1, 0, 0], np.int32)
-    defines = {"PLANES": 2, "HIDDEN": 256, "HEADS": heads, "KV_HEADS": kv_heads, "BUFFERS": 1}
+    defines = {"PLANES": 2, "HIDDEN": 256, "HEADS": heads, "KV_HEADS": kv_heads}
     defines |= {"HEAD_DIM": head_dim, "FFN": 256, "EXPERTS": 4, "USED": 2}
     gpu.launch(
-        "decode_attention",
+        "decode_merge",
         "decode_merge",
         (heads * head_dim // 32,),
         (b.put(step), b.put(pairs), b.put(tile_out), most, result),

@@ -30,6 +30,7 @@ STEMS = (
     "decode_down",
     "decode_gate_up",
     "decode_head",
+    "decode_merge",
     "decode_qkv",
     "decode_router",
     "embedding",

@@ -27,7 +27,7 @@ class Decoder:
     """The graph of a step and the buffers it works on."""
 
     attention_blocks = 3
-    """Of a multiprocessor, when tiles are many: one computes while another waits for its tile."""
+    """Of a multiprocessor, when tiles are many: one computes while others wait for their tiles."""
 
     def __init__(self, gpu: Gpu, c: ModelConfig, planes: int, model: DeviceModel) -> None:
         self._gpu, self._c, self._model = gpu, c, model
@@ -113,12 +113,12 @@ class Decoder:
         )
         if many:
             self._gpu.launch(
-                "decode_attention",
+                "decode_merge",
                 "decode_merge",
                 (c.n_heads * c.head_dim // 32,),
                 (b["step"], *results, self._tiles, b["attention"]),
                 shared=4 * 256 * 35 + 64,
-                defines=self._defines | {"BUFFERS": str(buffers)},
+                defines=self._defines,
                 overlap=True,
             )
         self._launch(

@@ -4,6 +4,7 @@ Everything is queued on one stream, in order. Errors of the driver become Backen
 """
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -40,7 +41,20 @@ class Gpu(Protocol):
         """Give memory back."""
 
     def upload(self, address: int, values: Array) -> None:
-        """Queue a copy to the device; ``values`` may be changed when this returns."""
+        """Queue a copy to the device; ``values`` may be changed when this returns, unless they are
+        page-locked: then once a later mark has passed."""
+
+    def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the device reads by itself; uint8 [nbytes]."""
+
+    def free_page_locked(self, values: NDArray[np.uint8]) -> None:
+        """Give it back."""
+
+    def mark(self) -> object:
+        """A point in the queue."""
+
+    def wait(self, mark: object) -> None:
+        """Wait until the device has passed a point; each mark once."""
 
     def download(self, address: int, out: Array) -> None:
         """Copy from the device after all that is queued; done when this returns."""
@@ -148,6 +162,7 @@ class CudaGpu:
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
         self._modules: dict[tuple[object, ...], Any] = {}
         self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
+        self._page_locked: set[int] = set()
         self._graphs: list[Any] = []
         self._only_load = False
         self._closed = False
@@ -187,6 +202,29 @@ class CudaGpu:
                 address, values.ctypes.data, values.nbytes, self._stream.handle
             )
         )
+
+    def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the device reads by itself; uint8 [nbytes]."""
+        address = int(self._check(self._driver.cuMemHostAlloc(nbytes, 0)))
+        self._page_locked.add(address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+    def free_page_locked(self, values: NDArray[np.uint8]) -> None:
+        """Give it back."""
+        self._check(self._driver.cuMemFreeHost(values.ctypes.data))
+        self._page_locked.remove(values.ctypes.data)
+
+    def mark(self) -> object:
+        """A point in the queue: an event."""
+        driver = self._driver
+        event = self._check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        self._check(driver.cuEventRecord(event, self._stream.handle))
+        return event
+
+    def wait(self, mark: object) -> None:
+        """Wait until the device has passed a point."""
+        self._check(self._driver.cuEventSynchronize(mark))
+        self._check(self._driver.cuEventDestroy(mark))
 
     def download(self, address: int, out: Array) -> None:
         """Copy from the device after all that is queued."""
@@ -306,5 +344,7 @@ class CudaGpu:
                 self._check(self._driver.cuGraphExecDestroy(graph))
             for address in list(self._allocated):
                 self.free(address)
+            for address in self._page_locked:
+                self._check(self._driver.cuMemFreeHost(address))
             self._check(self._driver.cuStreamDestroy(self._stream.handle))
             self._check(self._driver.cuDevicePrimaryCtxRelease(self._device))

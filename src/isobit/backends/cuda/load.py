@@ -1,14 +1,19 @@
-"""Weights onto the GPU: each tensor through a staging buffer to its place and layout."""
+"""Weights onto the GPU: each tensor through staging buffers to its place and layout."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backends.base import F32
 from isobit.backends.cuda import memory
 from isobit.backends.cuda.gpu import Gpu
 from isobit.backends.cuda.layout import TILE_ROWS, Layout
+from isobit.errors import BackendUnavailable
 from isobit.model.weights import Layer, Weights
 from isobit.numerics import Weight
 
@@ -81,19 +86,42 @@ class DeviceModel:
     """Positions of a sequence."""
 
 
+class _Slot:
+    """A staging buffer on the host, page-locked, and its twin on the device."""
+
+    def __init__(self, gpu: Gpu, nbytes: int) -> None:
+        self.host = gpu.page_locked(nbytes)
+        self.device = gpu.allocate(nbytes)
+        self.copied: Any = None  # the mark after the copy from host to device
+
+
 class Loader:
-    """Places tensors one after another in one allocation of the planned size."""
+    """Places tensors one after another in one allocation of the planned size.
+
+    While the device copies one part of a tensor, threads bring the next from the file.
+    """
 
     def __init__(self, gpu: Gpu, nbytes: int) -> None:
         self._gpu = gpu
         self._next = gpu.allocate(nbytes)
         self._end = self._next + nbytes
-        self._staging = gpu.allocate(memory.STAGING_BYTES)
+        self._slots = [
+            _Slot(gpu, memory.STAGING_BYTES // memory.STAGING_SLOTS)
+            for _ in range(memory.STAGING_SLOTS)
+        ]
+        self._turn = 0
+        self._threads = min(os.cpu_count() or 1, 8)
+        self._pool = ThreadPoolExecutor(self._threads)
         self._done: dict[str, DeviceWeight] = {}
 
     def finish(self) -> None:
-        """Free the staging buffer once all is queued."""
-        self._gpu.free(self._staging)
+        """Free the staging buffers once all is queued."""
+        self._pool.shutdown()
+        for slot in self._slots:
+            if slot.copied is not None:
+                self._gpu.wait(slot.copied)
+            self._gpu.free(slot.device)
+            self._gpu.free_page_locked(slot.host)
 
     def layer(self, layer: Layer) -> DeviceLayer:
         """Load one layer."""
@@ -138,19 +166,37 @@ class Loader:
 
     def _repack(self, weight: Weight, address: int) -> None:
         group = TILE_ROWS * weight.row_bytes
-        part = max(memory.STAGING_BYTES // group, 1) * group
+        room = self._slots[0].host.size
+        part = max(room // group, 1) * group
+        if part > room:
+            raise BackendUnavailable(
+                f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {room}"
+            )
         supers = weight.shape[-1] // 256
         tile = TILE_ROWS * weight.format.block_bytes
         for start in range(0, weight.data.nbytes, part):
-            data = weight.data[start : start + part]
+            slot, data = self._staged(weight.data[start : start + part])
             tiles = data.nbytes // tile
-            self._gpu.upload(self._staging, data)
+            self._gpu.upload(slot.device, data)
+            slot.copied = self._gpu.mark()
             self._gpu.launch(
                 "repack",
                 "repack",
                 (min(tiles, 1 << 16),),
-                (self._staging, tiles, supers, weight.format.block_bytes, address + start),
+                (slot.device, tiles, supers, weight.format.block_bytes, address + start),
             )
+
+    def _staged(self, data: NDArray[np.uint8]) -> tuple[_Slot, NDArray[np.uint8]]:
+        """Bytes of the file in the next slot that the device has read."""
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % len(self._slots)
+        if slot.copied is not None:
+            self._gpu.wait(slot.copied)
+        host = slot.host[: data.size]
+        share = -(-data.size // self._threads)
+        parts = [slice(i, i + share) for i in range(0, data.size, share)]
+        list(self._pool.map(lambda p: np.copyto(host[p], data[p]), parts))
+        return slot, host
 
     def _take(self, nbytes: int) -> int:
         address = self._next

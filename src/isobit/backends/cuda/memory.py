@@ -10,7 +10,9 @@ from isobit.numerics import TILE, Weight
 
 ALIGNMENT = 256
 STAGING_BYTES = 64 << 20
-"""Where a tensor's bytes arrive before they are repacked; a larger tensor arrives in parts."""
+"""Where tensors arrive before they are repacked, in parts."""
+STAGING_SLOTS = 4
+"""Parts on their way at once."""
 LOGIT_ROWS = 64
 """Rows of logits computed at once."""
 MOST_IN_STEP = 64
