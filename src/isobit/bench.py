@@ -4,15 +4,21 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
 import numpy as np
 
-from isobit.errors import UsageError
+from isobit.backends.base import F32
+from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.text.tokenizer import StreamDecoder
+
+MOST_SEQUENCES = 1024
+CHECKED = 8
+"""Tokens of a prompt that is held against the CPU backend."""
 
 Progress = Callable[[str], None]
 """Called with what was run, after each warm-up and each repetition; never while the clock runs."""
@@ -20,17 +26,19 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Workload:
-    """One row: a prompt of ``n_prompt`` tokens, or ``n_gen`` decode steps, after ``n_depth``
-    tokens that are not timed. Exactly one of the first two is 0."""
+    """One row: a prompt of ``n_prompt`` tokens, or ``n_gen`` decode steps of ``n_sequences``
+    sequences together, after ``n_depth`` tokens that are not timed. One of the first two is 0."""
 
     n_prompt: int
     n_gen: int
     n_depth: int
+    n_sequences: int = 1
 
     @property
     def name(self) -> str:
-        """llama-bench's name, e.g. "pp512" or "tg128 @ d4096"."""
+        """llama-bench's name, e.g. "pp512" or "tg128 @ d4096"; with sequences "tg128 x 32"."""
         name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        name += f" x {self.n_sequences}" if self.n_sequences > 1 else ""
         return f"{name} @ d{self.n_depth}" if self.n_depth else name
 
     @property
@@ -49,7 +57,7 @@ class Result:
     @property
     def samples_ts(self) -> list[float]:
         """Tokens a second, by repetition."""
-        tokens = self.test.n_prompt + self.test.n_gen
+        tokens = self.test.n_prompt + self.test.n_gen * self.test.n_sequences
         return [tokens * 1e9 / ns for ns in self.samples_ns]
 
     @property
@@ -79,9 +87,15 @@ class Result:
 
 
 def make_tests(
-    n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[int]
+    n_prompt: Sequence[int],
+    n_gen: Sequence[int],
+    n_depth: Sequence[int],
+    n_sequences: Sequence[int] = (1,),
 ) -> list[Workload]:
-    """Every prompt length and every generation length at every depth; lengths of 0 are left out."""
+    """Every prompt length, and every generation length with every number of sequences, at every
+    depth; lengths of 0 are left out."""
+    if bad := [n for n in n_sequences if not 1 <= n <= MOST_SEQUENCES]:
+        raise UsageError(f"n_sequences: expected 1 to {MOST_SEQUENCES}, got {bad[0]}")
     for name, values in (("n_prompt", n_prompt), ("n_gen", n_gen), ("n_depth", n_depth)):
         if bad := [v for v in values if not 0 <= v < 1 << 24]:
             raise UsageError(f"{name}: expected 0 to {(1 << 24) - 1} tokens, got {bad[0]}")
@@ -90,7 +104,7 @@ def make_tests(
         for depth in n_depth
         for test in (
             *(Workload(p, 0, depth) for p in n_prompt if p),
-            *(Workload(0, n, depth) for n in n_gen if n),
+            *(Workload(0, n, depth, many) for n in n_gen if n for many in n_sequences),
         )
     ]
     if not tests:
@@ -106,25 +120,62 @@ def measure(model: Model, test: Workload, repetitions: int, progress: Progress) 
     if repetitions < 1:
         raise UsageError(f"repetitions: expected at least 1, got {repetitions}")
     random = np.random.default_rng(0)
-    tokens = random.integers(0, model.config.vocab, test.length).tolist()
+    vocab, many = model.config.vocab, test.n_sequences
+    tokens = random.integers(0, vocab, test.length).tolist()
     before, prompt = tokens[: test.n_depth], tokens[test.n_depth : test.n_depth + test.n_prompt]
-    decoded = tokens[test.n_depth + test.n_prompt :]
+    decoded = random.integers(0, vocab, (test.n_gen, many)).tolist()
     samples = []
-    with model.new_sequence() as sequence:
-        if before:
+    with ExitStack() as stack:
+        sequences = [stack.enter_context(model.new_sequence()) for _ in range(many)]
+        for sequence in sequences if before else []:
             model.prefill(sequence, before)
         for repetition in range(repetitions + 1):
             warm_up = repetition == 0
-            sequence.length = test.n_depth
+            for sequence in sequences:
+                sequence.length = test.n_depth
             start = time.perf_counter_ns()
             if prompt:
-                model.prefill(sequence, prompt)
-            for token in decoded[:1] if warm_up else decoded:
-                model.step(sequence, token)
+                model.prefill(sequences[0], prompt)
+            for step in decoded[:1] if warm_up else decoded:
+                if many == 1:
+                    model.step(sequences[0], step[0])
+                else:
+                    model.step_all(sequences, step)
             if not warm_up:
                 samples.append(time.perf_counter_ns() - start)
             progress(test.name)
     return Result(test, samples)
+
+
+def check_bits(model: Model, sequences: int = 1) -> int:
+    """Hold a short prompt, and a step of that many sequences, against the CPU backend.
+
+    Returns how many logits were compared: all have the same bits. Raises GateFailed if one has not:
+    there is no point in the speed of wrong answers.
+    """
+    rng = np.random.default_rng()
+    prompts = rng.integers(0, model.config.vocab, (sequences, CHECKED)).tolist()
+    following = rng.integers(0, model.config.vocab, sequences).tolist()
+    engine = replace(model.engine, context=min(model.context, 64), max_sequences=sequences)
+
+    def logits(of: Model) -> F32:
+        with ExitStack() as stack:
+            each = [stack.enter_context(of.new_sequence()) for _ in prompts]
+            first = of.run(each[0], prompts[0], range(CHECKED))
+            for sequence, prompt in zip(each[1:], prompts[1:], strict=True):
+                of.run(sequence, prompt[:1], [])
+            step = of.step_all(each, following)
+            return np.concatenate([first, step])
+
+    with Model(model.path, "cpu", engine) as reference:
+        ours, theirs = logits(model), logits(reference)
+    differing = int(np.count_nonzero(ours.view(np.uint32) != theirs.view(np.uint32)))
+    if differing:
+        raise GateFailed(
+            f"{differing} of {ours.size} logits differ from the CPU backend's; no speed is told of "
+            f"wrong answers (isobit verify {model.path} --backend {model.backend.name} finds where)"
+        )
+    return int(ours.size)
 
 
 @dataclass(frozen=True)

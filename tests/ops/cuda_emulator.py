@@ -91,6 +91,9 @@ class EmulatedGpu:
     def free_page_locked(self, values: np.ndarray) -> None:
         pass
 
+    def results(self, count: int) -> np.ndarray:
+        return np.empty(count, np.float32)
+
     def mark(self) -> object:
         return self
 

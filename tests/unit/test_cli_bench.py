@@ -47,6 +47,14 @@ def test_rows_are_every_length_at_every_depth() -> None:
     assert max(t.length for t in tests) == 4096 + 512
 
 
+def test_rows_of_several_sequences() -> None:
+    tests = make_tests([8], [4], [2], [1, 3])
+    assert [t.name for t in tests] == ["pp8 @ d2", "tg4 @ d2", "tg4 x 3 @ d2"]
+    assert Result(tests[2], [10**9]).samples_ts == [12.0]
+    with pytest.raises(UsageError, match="n_sequences"):
+        make_tests([8], [4], [2], [0])
+
+
 @pytest.mark.parametrize("lengths", [([0], [0], [0]), ([-1], [1], [0]), ([1], [1], [1 << 24])])
 def test_lengths_out_of_range(lengths: tuple[list[int], list[int], list[int]]) -> None:
     with pytest.raises(UsageError):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from isobit import __version__, bench, numerics
-from isobit.cli import options
+from isobit.cli import options, say
 from isobit.cli.output import markdown, progress_bar, size
 from isobit.errors import UsageError
 from isobit.inspect import active_bytes
@@ -22,6 +22,7 @@ TEST_DEFAULTS: dict[str, Any] = {
     "n_prompt": [512],
     "n_gen": [128],
     "n_depth": [0],
+    "n_sequences": [1],
     "repetitions": 5,
 }
 GENERATION_DEFAULTS: dict[str, Any] = {"max_tokens": 128, "warmup": 1, "iterations": 5}
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("-p", "--n-prompt", "prompt lengths, with commas; 0 for none"),
         ("-n", "--n-gen", "numbers of tokens to generate, with commas; 0 for none"),
         ("-d", "--n-depth", "numbers of tokens already in the KV cache, with commas"),
+        ("-s", "--n-sequences", "numbers of sequences that generate together, with commas"),
     ):
         default = TEST_DEFAULTS[long[2:].replace("-", "_")][0]
         group.add_argument(
@@ -101,15 +103,17 @@ _MODEL_COLUMNS: Columns = {
 
 
 def _tests(args: argparse.Namespace) -> tuple[Columns, list[Row]]:
-    tests = bench.make_tests(args.n_prompt, args.n_gen, args.n_depth)
-    rows = []
-    with options.open_model(args, max(t.length for t in tests)) as model:
-        about = _about(model, digest=args.output == "json")
+    tests = bench.make_tests(args.n_prompt, args.n_gen, args.n_depth, args.n_sequences)
+    rows, most = [], max(t.n_sequences for t in tests)
+    longest = max(bench.CHECKED + 1, *(t.length for t in tests))
+    with options.open_model(args, longest, most) as model:
+        about = _about(model, digest=args.output == "json") | _checked(model, most)
         with _steps(len(tests) * (args.repetitions + 1)) as step:
             for test in tests:
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 result = bench.measure(model, test, args.repetitions, step)
-                fraction = _fraction(about, result.median_ts) if test.n_gen else None
+                alone = test.n_gen and test.n_sequences == 1  # together they share what is read
+                fraction = _fraction(about, result.median_ts) if alone else None
                 rows.append(
                     about
                     | {
@@ -117,6 +121,7 @@ def _tests(args: argparse.Namespace) -> tuple[Columns, list[Row]]:
                         "n_prompt": test.n_prompt,
                         "n_gen": test.n_gen,
                         "n_depth": test.n_depth,
+                        "n_sequences": test.n_sequences,
                         "test_time": now,
                         "avg_ns": result.avg_ns,
                         "stddev_ns": result.stddev_ns,
@@ -139,7 +144,7 @@ def _tests(args: argparse.Namespace) -> tuple[Columns, list[Row]]:
 
 def _generations(args: argparse.Namespace, prompt: str | list[int]) -> tuple[Columns, list[Row]]:
     with options.open_model(args, None) as model:
-        about = _about(model, digest=args.output == "json")
+        about = _about(model, digest=args.output == "json") | _checked(model, 1)
         with _steps(args.warmup + args.iterations) as step:
             results = bench.measure_generations(
                 model,
@@ -183,6 +188,17 @@ def _generations(args: argparse.Namespace, prompt: str | list[int]) -> tuple[Col
         "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
     }
     return columns, [row]
+
+
+def _checked(model: Model, sequences: int) -> Row:
+    """The logits that were just held against the CPU backend; raises GateFailed."""
+    compared = None
+    if model.backend.name not in ("cpu", "reference"):
+        with progress_bar() as bar:
+            bar.add_task("checking logits against the CPU", total=None)
+            compared = bench.check_bits(model, sequences)
+        say(f"{compared} logits have the CPU backend's bits")
+    return {"logits_checked": compared}
 
 
 def _about(model: Model, *, digest: bool) -> Row:

@@ -59,13 +59,13 @@ def add_context(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_model(args: argparse.Namespace, context: int | None) -> Model:
-    """The model that the arguments ask for, with room for one sequence of ``context`` tokens."""
+def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1) -> Model:
+    """The model that the arguments ask for, with room for sequences of ``context`` tokens."""
     engine = EngineConfig(
         activation_planes=args.activation_planes,
         threads=args.threads,
         context=context,
-        max_sequences=1,
+        max_sequences=sequences,
     )
     return Model(args.model, args.backend, engine, say)
 

@@ -120,7 +120,9 @@ class Model:
         stages: frozenset[str] | None = None,
     ) -> F32:
         """:meth:`forward`, refusing logits that are not finite."""
-        logits = self.forward(sequence, ids, logit_rows, tap, stages)
+        return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
+
+    def _finite(self, logits: F32) -> F32:
         if not np.isfinite(logits).all():
             raise ModelRefused(
                 f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
@@ -145,6 +147,36 @@ class Model:
         tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
         row: F32 = self.run(sequence, [token], [0], tap, stages)[0]
         return row
+
+    def step_all(self, sequences: Sequence[kv_cache.Sequence], tokens: Sequence[int]) -> F32:
+        """Run one token of each of several sequences together; float32 [sequences, vocabulary].
+
+        The bits are those of :meth:`step` one by one. The model must have been opened with that
+        many ``max_sequences``.
+        """
+        n, done = len(sequences), 0
+        try:
+            places = []
+            for sequence in sequences:
+                places.append(sequence.extend(1))
+                done += 1
+            pages = np.zeros((n, max(len(p) for _, p in places)), np.int32)
+            for row, (_, table) in zip(pages, places, strict=True):
+                row[: len(table)] = table
+            batch = Batch(
+                tokens=np.array(tokens, np.int32),
+                positions=np.concatenate([p for p, _ in places]),
+                sequence=np.arange(n, dtype=np.int32),
+                pages=pages,
+                logit_rows=np.arange(n, dtype=np.int32),
+            )
+            with self._lock:
+                logits = self._open_backend().forward(batch)
+        except BaseException:
+            for sequence in sequences[:done]:
+                sequence.length -= 1
+            raise
+        return self._finite(logits)
 
     def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int | None:
         """Run one token and return the id of its largest logit, the lowest among equals.

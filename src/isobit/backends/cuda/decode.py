@@ -45,7 +45,7 @@ class Decoder:
         """Append one token; its logits."""
         self._set(token, position, pages)
         self._step(position)
-        out = np.empty(self._c.vocab, np.float32)
+        out = self._gpu.results(self._c.vocab)
         self._gpu.download(self._b["logits"], out)
         return out
 

@@ -41,9 +41,9 @@ class BatchDecoder:
         """Append a token to each sequence; float32 [n, vocabulary]."""
         self._set(tokens, positions, pages)
         self._gpu.replay(self._graph(len(tokens)))
-        out = np.empty((len(tokens), self._c.vocab), np.float32)
+        out = self._gpu.results(len(tokens) * self._c.vocab)
         self._gpu.download(self._b["logits"], out)
-        return out
+        return out.reshape(-1, self._c.vocab)
 
     def greedy(self, tokens: I32, positions: I32, pages: I32, count: int) -> tuple[I32, bool]:
         """Append a token to each sequence, then the likeliest next, ``count`` in all.

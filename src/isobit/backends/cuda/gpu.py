@@ -5,6 +5,7 @@ Everything is queued on one stream, in order. Errors of the driver become Backen
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from isobit.errors import BackendUnavailable
 
 OLDEST = (8, 0)
 """Ampere: the oldest architecture with the integer instructions the kernels use."""
+
+_RESULTS = 8  # buffers for results that are kept
 
 Array = NDArray[np.generic]
 
@@ -49,6 +52,9 @@ class Gpu(Protocol):
 
     def free_page_locked(self, values: NDArray[np.uint8]) -> None:
         """Give it back."""
+
+    def results(self, count: int) -> NDArray[np.float32]:
+        """Host memory for results, float32 [count]: the device writes to it at full speed."""
 
     def mark(self) -> object:
         """A point in the queue."""
@@ -163,6 +169,7 @@ class CudaGpu:
         self._modules: dict[tuple[object, ...], Any] = {}
         self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
         self._page_locked: set[int] = set()
+        self._results: list[NDArray[np.float32]] = []
         self._graphs: list[Any] = []
         self._only_load = False
         self._closed = False
@@ -213,6 +220,18 @@ class CudaGpu:
         """Give it back."""
         self._check(self._driver.cuMemFreeHost(values.ctypes.data))
         self._page_locked.remove(values.ctypes.data)
+
+    def results(self, count: int) -> NDArray[np.float32]:
+        """Page-locked memory that is used again once nothing refers to it; some buffers only."""
+        for buffer in self._results:
+            unused = 3  # references: the list's, the loop's and the argument's
+            if buffer.size == count and sys.getrefcount(buffer) == unused:
+                return buffer[:]
+        buffer = np.empty(count, np.float32)
+        if len(self._results) < _RESULTS:
+            self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
+            self._results.append(buffer)
+        return buffer[:]
 
     def mark(self) -> object:
         """A point in the queue: an event."""
@@ -344,6 +363,8 @@ class CudaGpu:
                 self._check(self._driver.cuGraphExecDestroy(graph))
             for address in list(self._allocated):
                 self.free(address)
+            for buffer in self._results:
+                self._check(self._driver.cuMemHostUnregister(buffer.ctypes.data))
             for address in self._page_locked:
                 self._check(self._driver.cuMemFreeHost(address))
             self._check(self._driver.cuStreamDestroy(self._stream.handle))

@@ -1,0 +1,69 @@
+"""Steps of several sequences together, and the gate before every speed."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from isobit import bench
+from isobit.config import EngineConfig
+from isobit.errors import ContextFull, GateFailed
+from isobit.runtime.model import Model
+
+SEED = int(np.random.SeedSequence().generate_state(1)[0])
+
+
+@pytest.fixture
+def model():
+    engine = EngineConfig(context=80, max_sequences=3)
+    with Model("sample", "cpu", engine) as opened:
+        yield opened
+
+
+def test_steps_together_have_the_bits_of_steps_alone(model: Model) -> None:
+    print("seed", SEED)
+    rng = np.random.default_rng(SEED)
+    prompts = [rng.integers(0, model.config.vocab, n).tolist() for n in (1, 70, 9)]
+    tokens = rng.integers(0, model.config.vocab, 3).tolist()
+    alone = []
+    for prompt, token in zip(prompts, tokens, strict=True):
+        with model.new_sequence() as sequence:
+            model.prefill(sequence, prompt)
+            alone.append(np.array(model.step(sequence, token)))
+    sequences = [model.new_sequence() for _ in prompts]
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        model.prefill(sequence, prompt)
+    together = model.step_all(sequences, tokens)
+    assert np.array_equal(together.view(np.uint32), np.stack(alone).view(np.uint32))
+    assert [s.length for s in sequences] == [2, 71, 10]
+    for sequence in sequences:
+        sequence.close()
+
+
+def test_a_full_sequence_among_others_takes_no_position_of_theirs(model: Model) -> None:
+    with model.new_sequence() as one, model.new_sequence() as full:
+        model.prefill(one, [1, 2])
+        model.prefill(full, [3] * 80)
+        with pytest.raises(ContextFull):
+            model.step_all([one, full], [4, 5])
+        assert (one.length, full.length) == (2, 80)
+
+
+def test_speed_is_told_of_right_answers(model: Model) -> None:
+    assert bench.check_bits(model, 3) == (bench.CHECKED + 3) * model.config.vocab
+
+
+def test_one_wrong_bit_has_no_speed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = model.backend
+
+    def forward(batch, *others):
+        logits = right.forward(batch, *others)
+        if len(batch.pages) == 3:  # only in a step of all
+            logits[2, 5] = np.nextafter(logits[2, 5], np.float32(np.inf))
+        return logits
+
+    wrong = SimpleNamespace(name="cuda", forward=forward)
+    monkeypatch.setattr(model, "backend", wrong)
+    with pytest.raises(GateFailed, match=f"^1 of {(bench.CHECKED + 3) * model.config.vocab}"):
+        bench.check_bits(model, 3)
+    monkeypatch.undo()
