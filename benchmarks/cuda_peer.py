@@ -1,9 +1,10 @@
 """The CUDA backend beside llama.cpp on one model in one run: bits first, then speed.
 
-usage: python benchmarks/cuda_peer.py MODEL.gguf LLAMA_BENCH OUT.json [--depths 4096,16384]
+usage: python benchmarks/cuda_peer.py MODEL.gguf LLAMA OUT.json [--depths 4096,16384]
 
-The logits of a prompt and of a few decode steps must equal the CPU backend's, else nothing is
-timed. LLAMA_BENCH is the path of llama.cpp's llama-bench; without it (""), only isobit is timed.
+The logits of a prompt and of a few decode steps must equal the CPU backend's, and those of several
+sequences together each one's alone, else nothing is timed. LLAMA is a folder with llama.cpp's
+llama-bench and llama-batched-bench; without it (""), only isobit is timed.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,8 @@ from isobit.backends.cuda import CudaBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
+
+SEQUENCES = (8, 32, 64)
 
 
 def batch(tokens, start, pages, rows=()):
@@ -62,6 +67,57 @@ def llama(bench, model, *arguments, graph_opt=False):
         kind = f"pp{r['n_prompt']}" if r["n_prompt"] else f"tg{r['n_gen']}"
         found[f"{kind}@{r['n_depth']}{suffix}"] = r["avg_ts"]
     found["build"] = rows[0]["build_commit"]
+    return found
+
+
+def llama_batched(bench, model, sequences):
+    """Tokens a second of so many sequences together, 128 tokens each after 128 of prompt."""
+    command = [bench, "-m", model, "-ngl", "99", "-fa", "1", "-npp", "128", "-ntg", "128"]
+    command += ["-npl", ",".join(map(str, sequences)), "-c", str(256 * max(sequences) + 4096)]
+    out = subprocess.run(
+        [*command, "--output-format", "jsonl"], capture_output=True, text=True, check=False
+    )
+    rows = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+    if out.returncode or not rows:
+        print(out.stderr[-800:], out.stdout[-800:])
+    return {f"tg128 x {r['pl']}": r["speed_tg"] for r in rows}
+
+
+def seconds(*command):
+    """Wall time of a process, the quickest of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def several(weights, tokens, sequences):
+    """Our speed with several sequences: tokens chosen on the device, and logits to the host."""
+    most, found = max(sequences), {}
+    gpu = CudaBackend(weights, EngineConfig(context=320, max_sequences=most, chunk=512))
+    pages = np.random.default_rng().permutation(5 * most).astype(np.int32).reshape(most, 5)
+    for i in range(most):
+        gpu.forward(batch(tokens[i : i + 128], 0, pages[i : i + 1]))
+    for n in sequences:
+        every, at = np.arange(n, dtype=np.int32), np.full(n, 128, np.int32)
+        step = Batch(tokens[:n].astype(np.int32), at, every, pages[:n], every)
+        ours = gpu.forward(step)
+        for i in range(0, n, 7):
+            alone = gpu.forward(batch(tokens[i : i + 1], 128, pages[i : i + 1], [0]))
+            if not np.array_equal(ours[i].view(np.uint32), alone[0].view(np.uint32)):
+                raise SystemExit(f"sequence {i} of {n} differs from the same alone")
+
+        def to_host(step=step, at=at):
+            for i in range(128):
+                gpu.forward(replace(step, positions=at + np.int32(i)))
+
+        found[f"tg128 x {n}"] = median_rate(
+            128 * n, lambda n=n, at=at: gpu.greedy(at, at, pages[:n], 128), 3
+        )
+        found[f"tg128 x {n} logits to the host"] = median_rate(128 * n, to_host, 3)
+    gpu.close()
     return found
 
 
@@ -132,13 +188,20 @@ def main():
         ours[f"tg128@{depth}"] = median_rate(
             128, lambda d=depth: gpu.greedy(one, d * one, pages, 128), 3
         )
-    note("isobit tokens/s", ours)
     gpu.close()
+    ours |= several(weights, tokens, SEQUENCES)
+    note("isobit tokens/s", ours)
+    command = ("-m", "isobit", "run", a.model, "--tokens", "785,9217,308", "-n", "1", "-c", "512")
+    note("isobit start to first token, s", seconds(sys.executable, *command, "--backend", "cuda"))
     if a.llama:
-        theirs = llama(a.llama, a.model, "-p", "512,4096", "-n", "128")
-        theirs |= llama(a.llama, a.model, "-p", "0", "-n", "128", graph_opt=True)
+        program = f"{a.llama}/llama-bench"
+        options = ("-ngl", "99", "-fa", "1", "-p", "3", "-n", "0", "-r", "1", "--no-warmup")
+        note("llama.cpp start to first token, s", seconds(program, "-m", a.model, *options))
+        theirs = llama_batched(f"{a.llama}/llama-batched-bench", a.model, SEQUENCES)
+        theirs |= llama(program, a.model, "-p", "512,4096", "-n", "128")
+        theirs |= llama(program, a.model, "-p", "0", "-n", "128", graph_opt=True)
         for depth in depths:
-            theirs |= llama(a.llama, a.model, "-p", "0", "-n", "128", "-d", str(depth))
+            theirs |= llama(program, a.model, "-p", "0", "-n", "128", "-d", str(depth))
         note("llama.cpp tokens/s", theirs)
 
 
