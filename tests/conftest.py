@@ -1,8 +1,9 @@
-"""Keeps NumPy's BLAS on one thread: the tests' matrices are small, and machines are shared."""
+"""Keeps NumPy's BLAS and PyTorch on one thread: small matrices, and machines are shared."""
 
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is first imported, below
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -1,5 +1,7 @@
 """Oracle, transformers, other engines' folders, accuracy and ablation, on the sample model."""
 
+import dataclasses
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from isobit.errors import FileRefused, GateFailed, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
-from isobit.verify import accuracy, coarse
+from isobit.verify import accuracy, coarse, report
 from isobit.verify.ablate import Ablation
 from isobit.verify.aprt import read_folder
 from isobit.verify.arithmetic import SpecArithmetic
@@ -23,7 +25,7 @@ from isobit.verify.faults import ChangedStage, with_backend
 from isobit.verify.graph import Run, forward
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Trace, record
-from isobit.verify.verify import verify
+from isobit.verify.verify import open_replay, verify
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
 ALL = frozenset(all_stages(moe=True))
@@ -130,6 +132,30 @@ def test_accuracy_against_the_oracle(model: Model, oracle: Oracle) -> None:
     assert 1e-12 < diff.mean_kl < 1e-6
     own = {s.stage: s.own_error.relative_rms for s in diff.stages if s.own_error is not None}
     assert own["qkv_matmul"] > 1e-6 > own["ffn_norm"] > 0  # only quantised products lose bits
+
+
+def test_own_errors_are_of_every_chunk(oracle: Oracle) -> None:
+    with isobit.load("sample", "cpu") as short:
+        short.engine = dataclasses.replace(short.engine, chunk=5)
+        diff = verify(short, oracle, IDS)
+    for s in diff.stages:
+        assert s.own_error is not None, s.where
+        assert s.own_error.values == s.distance.values == len(IDS) * math.prod(s.shape[1:])
+
+
+def test_a_trace_replayed_against_the_oracle_s_has_own_errors_and_no_verdicts(
+    recorded: Trace, oracle: Oracle
+) -> None:
+    theirs = record(oracle, IDS)
+    diff = compare(recorded, theirs, replay=open_replay("sample", theirs.manifest))
+    own = {s.stage: s.own_error.relative_rms for s in diff.stages if s.own_error is not None}
+    assert own["qkv_matmul"] > 1e-6 > own["ffn_norm"] > 0
+    assert {s.origin for s in diff.stages} == {None}
+    assert not diff.identical
+    header, rows = report.table(diff)
+    assert header[-1] == "own rel. RMS"
+    assert {len(row) for row in rows} == {len(header)}
+    assert "furthest off by itself is " in "\n".join(report.summary(diff))
 
 
 def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> None:
@@ -286,10 +312,15 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 0, b"APRX"), "b'APRT', got b'APRX'"),
+        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 0, b"APRX"), "more, got b'APRX"),
         (lambda r: overwrite(r / "layer-1/attn_norm.bin", 4, b"\2"), "layer 1, the file says 2"),
         (lambda r: overwrite(r / "layer-1/attn_norm.bin", 8, b"\xff" * 4), "expected 17179869192"),
-        (lambda r: (r / "layer-1/attn_norm.bin").write_bytes(b""), "APRT"),
+        (lambda r: (r / "layer-1/attn_norm.bin").write_bytes(b""), "8 bytes more, got b''"),
+        (lambda r: (r / "layer-1/attn_norm.bin").write_bytes(b"APRT"), "more, got b'APRT'"),
+        (
+            lambda r: ((r / "lm_head.bin").unlink(), (r / "lm_head.bin").symlink_to("/dev/zero")),
+            "lm_head.bin: expected a file, got something else",
+        ),
         (lambda r: (r / "lm_head.bin").write_bytes(b"APRT" + b"\xff" * 4 + bytes(4)), "multiple"),
         (lambda r: (r / "lm_head.bin").rename(r / "logits.bin"), "got 'logits'"),
         (lambda r: (r / "lm_head.bin").rename(r / "layer-1/lm_head.bin"), "the folder itself"),
@@ -305,7 +336,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
     ],
 )
 def test_damaged_folders_are_refused(
-    damage: Callable[[Path], None], complaint: str, recorded: Trace, tmp_path: Path
+    damage: Callable[[Path], object], complaint: str, recorded: Trace, tmp_path: Path
 ) -> None:
     write_folder(tmp_path, recorded)
     damage(tmp_path)

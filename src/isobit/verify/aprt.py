@@ -63,23 +63,27 @@ def _home(stage: str) -> str:
 
 
 def _read(path: Path, stage: str, layer: int | None, tokens: int) -> Array:
+    if not path.is_file():  # a pipe or a device might never end
+        raise FileRefused(f"{path}: expected a file, got something else")
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(12)
+            if header[:4] != b"APRT" or len(header) < 12:
+                raise FileRefused(f"{path}: expected b'APRT' and 8 bytes more, got {header!r}")
+            said_layer, count = struct.unpack("<II", header[4:])
+            if said_layer != (_WHOLE if layer is None else layer):
+                raise FileRefused(f"{path}: expected layer {layer}, the file says {said_layer}")
+            if size != 12 + 4 * count:
+                raise FileRefused(f"{path}: expected {12 + 4 * count} bytes, got {size}")
+            if count == 0 or count % tokens:
+                raise FileRefused(
+                    f"{path}: expected a multiple of {tokens} values, one row a token, got "
+                    f"{count}; is it the last token alone, or of other tokens?"
+                )
+            values = np.fromfile(file, "<f4", count).astype(np.float32).reshape(tokens, -1)
     except OSError as error:
         raise FileRefused(f"{path}: expected a readable file, got: {error.strerror}") from None
-    if len(data) < 12 or data[:4] != b"APRT":
-        raise FileRefused(f"{path}: expected the four bytes b'APRT', got {data[:4]!r}")
-    said_layer, count = struct.unpack("<II", data[4:12])
-    if said_layer != (_WHOLE if layer is None else layer):
-        raise FileRefused(f"{path}: expected layer {layer}, the file says {said_layer}")
-    if len(data) != 12 + 4 * count:
-        raise FileRefused(f"{path}: expected {12 + 4 * count} bytes, got {len(data)}")
-    if count == 0 or count % tokens:
-        raise FileRefused(
-            f"{path}: expected a multiple of {tokens} values, one row a token, got {count}; is it "
-            "the last token alone, or of other tokens?"
-        )
-    values = np.frombuffer(data, "<f4", offset=12).astype(np.float32).reshape(tokens, -1)
     if stage != "moe_router_indices":
         return values
     ids = np.where(np.abs(values) < 1 << 24, values, -1).astype(np.int32)

@@ -9,7 +9,7 @@ from isobit.errors import NothingCompared
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
 from isobit.verify.histogram import Histogram
-from isobit.verify.metrics import kl_divergence, router_margin
+from isobit.verify.metrics import Distance, kl_divergence, router_margin
 from isobit.verify.replay import Replay
 from isobit.verify.trace import MARGIN, Key, Manifest, Trace, where
 
@@ -103,12 +103,14 @@ class Comparer:
 
     def _judge(self, entry: StageDiff, a: Array, b: Array, *, differs: bool) -> None:
         assert self._replay is not None
-        if self.diff.accuracy:
-            entry.own_error = self._replay.own_error(entry.stage, entry.layer, a)
+        own = entry.own_error or Distance()
+        if not self._replay.exact:
+            self._replay.own_error(entry.stage, entry.layer, a, own)
         elif differs:
-            origin = self._replay.origin(entry.stage, entry.layer, a, b)
+            origin = self._replay.origin(entry.stage, entry.layer, a, b, own)
             if entry.origin is None or origin.startswith("faulty"):
                 entry.origin = origin
+        entry.own_error = own if own.values else None
 
     def _compare_experts(
         self, layer: int, a: Array, b: Array, margins: tuple[Array | None, Array | None]
@@ -201,9 +203,10 @@ def compare(
 ) -> Diff:
     """Compare two traces of the same tokens; stages and layers default to all that were recorded.
 
-    With a ``replay`` (of the model, in B's arithmetic) each difference gets an origin; with
-    ``histograms`` every stage gets one, for the report. Raises
-    NothingCompared if a stage is in one trace only, or if there is nothing to compare.
+    With a ``replay`` (of the model, in B's arithmetic) each difference gets an origin, or, where
+    B follows no specification, each operation its own error; with ``histograms`` every stage gets
+    one, for the report. Raises NothingCompared if a stage is in one trace only, or if there is
+    nothing to compare.
     """
     if a.manifest.tokens != b.manifest.tokens:
         raise NothingCompared("expected two traces of the same tokens, got different ones")

@@ -26,7 +26,8 @@ class StageDiff:
     origin: Origin | None = None
     """What replay says of a difference; None if there is none or nothing was replayed."""
     own_error: Distance | None = None
-    """Accuracy only: how far A's operation alone is off, on A's own inputs."""
+    """Replayed: how far A's operation alone is off, on A's own inputs, where they were looked at:
+    everywhere in float64, else in chunks that differ."""
     histogram: Histogram | None = None
 
     @property

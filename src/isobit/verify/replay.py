@@ -9,7 +9,7 @@ from typing import Literal
 
 from isobit.backends.base import I32
 from isobit.model.weights import Weights
-from isobit.verify.arithmetic import Arithmetic, Array
+from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
 from isobit.verify.graph import Run
 from isobit.verify.metrics import Distance
 
@@ -21,6 +21,8 @@ class Replay:
 
     def __init__(self, weights: Weights, arithmetic: Arithmetic) -> None:
         self._arithmetic = arithmetic
+        self.exact = isinstance(arithmetic, SpecArithmetic)
+        """Whether equal bits can be expected; float64 tells how far off an operation is."""
         self._a, self._b = Run(weights), Run(weights)
 
     def start(self, tokens: I32, positions: I32) -> None:
@@ -34,27 +36,29 @@ class Replay:
         self._a.put(stage, layer, a)
         self._b.put(stage, layer, b)
 
-    def own_error(self, stage: str, layer: int | None, a: Array) -> Distance | None:
-        """A's value against the same operation on A's own inputs; None if one is not there."""
-        return self._compared(self._a, stage, layer, a)
+    def own_error(self, stage: str, layer: int | None, a: Array, total: Distance) -> None:
+        """Add A's value against the same operation on A's own inputs, if they are there."""
+        self._same(self._a, stage, layer, a, total)
 
-    def origin(self, stage: str, layer: int | None, a: Array, b: Array) -> Origin:
-        """Where the difference between A's and B's value comes from."""
-        own_a = self._compared(self._a, stage, layer, a)
-        own_b = self._compared(self._b, stage, layer, b)
-        if own_a is None or own_b is None:
+    def origin(self, stage: str, layer: int | None, a: Array, b: Array, total: Distance) -> Origin:
+        """Where the difference between A's and B's value comes from; adds A's own error."""
+        same_a = self._same(self._a, stage, layer, a, total)
+        same_b = self._same(self._b, stage, layer, b, Distance())
+        if same_a is None or same_b is None:
             return "not replayed"
-        if own_a.identical and own_b.identical:
+        if same_a and same_b:
             return "propagated"
-        if own_b.identical:
+        if same_b:
             return "faulty"
-        return "faulty in B" if own_a.identical else "faulty in both"
+        return "faulty in B" if same_a else "faulty in both"
 
-    def _compared(self, run: Run, stage: str, layer: int | None, got: Array) -> Distance | None:
+    def _same(
+        self, run: Run, stage: str, layer: int | None, got: Array, total: Distance
+    ) -> bool | None:
         inputs = run.inputs(stage, layer)
         if inputs is None:
             return None
         expected = run.compute(stage, layer, inputs, self._arithmetic)
-        distance = Distance()
-        distance.add(got.reshape(expected.shape), expected, self._positions)
-        return distance
+        before = total.differing
+        total.add(got.reshape(expected.shape), expected, self._positions)
+        return total.differing == before

@@ -24,6 +24,11 @@ def summary(diff: Diff) -> list[str]:
         )
     elif any(s.origin == "propagated" for s in diff.stages):
         lines.append("replay: no faulty operation among the stages compared")
+    furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
+    if off := _largest_own([furthest]):
+        lines.append(
+            f"replay: furthest off by itself is {furthest.where}: relative RMS {_shown(off)}"
+        )
     lines += _router(diff) + _next_token(diff)
     apart = diff.apart()
     for s, times in sorted(apart, key=lambda pair: -pair[1])[:5]:
@@ -141,14 +146,26 @@ def table(diff: Diff, *, every: bool = False) -> Table:
         "rel. RMS",
         "NaN/Inf",
     ]
-    header.append("own rel. RMS" if diff.accuracy else "origin")
+    origins = any(s.origin is not None for s in diff.stages)
+    own = any(s.own_error is not None for s in diff.stages)
+    header += ["origin"] * origins + ["own rel. RMS"] * own
     groups: list[list[StageDiff]] = []
     for s in diff.stages:
         if every or not (found := [g for g in groups if g[0].stage == s.stage]):
             groups.append([s])
         else:
             found[0].append(s)
-    return header, [_row(g, accuracy=diff.accuracy, every=every) for g in groups]
+    rows = []
+    for group in groups:
+        row = _row(group, accuracy=diff.accuracy, every=every)
+        row += [", ".join(sorted({s.origin for s in group if s.origin}))] * origins
+        rows.append(row + [_shown(_largest_own(group), 2)] * own)
+    return header, rows
+
+
+def _largest_own(group: Sequence[StageDiff]) -> float | None:
+    own = [s.own_error.relative_rms for s in group if s.own_error is not None]
+    return max((x for x in own if x is not None), default=None)
 
 
 def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str]:
@@ -165,11 +182,6 @@ def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str
     cosines = [x.cosine for x in d if x.cosine is not None]
     bad = sum(x.nonfinite_a + x.nonfinite_b for x in d)
     differing = sum(x.differing for x in d)
-    if accuracy:
-        own = [s.own_error.relative_rms for s in group if s.own_error is not None]
-        last = _shown(max((x for x in own if x is not None), default=None), 2)
-    else:
-        last = ", ".join(sorted({s.origin for s in wrong if s.origin})) if wrong else ""
     return [
         group[0].stage,
         layers,
@@ -179,7 +191,6 @@ def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str
         _shown(min(cosines), 8) if cosines else "-",
         "-" if None in rms else _shown(max(x for x in rms if x is not None), 2),
         str(bad) if bad else "",
-        last,
     ]
 
 
