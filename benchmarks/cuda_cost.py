@@ -3,7 +3,7 @@
 usage: python benchmarks/cuda_cost.py MODEL.gguf OUT.json [--commit HASH]
 
 Free: fused multiply-add, approximate division and square root, subnormals flushed to zero. The
-order of sums stays, for it is the kernels' own. Both run in turns; medians of the ratios are what counts.
+order of sums stays: it is the kernels' own. Both run in turns; medians of ratios are what counts.
 """
 
 import argparse
