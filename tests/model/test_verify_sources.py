@@ -208,6 +208,16 @@ def test_accuracy_of_nothing_is_an_error(model: Model, oracle: Oracle) -> None:
         accuracy.measure([model], oracle, IDS[:1])
 
 
+def test_the_oracle_unpacks_some_rows_at_a_time(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = oracle.evaluate(IDS)
+    monkeypatch.setattr("isobit.verify.oracle._UNPACKED", 1000 * 256)  # 8,192 rows: the last few
+    parts = Oracle(oracle.weights).evaluate(IDS)
+    np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(parts.experts, whole.experts)
+
+
 def test_the_oracle_ignores_chunks(oracle: Oracle) -> None:
     whole, parts = [], []
     stages = frozenset({"lm_head", "attn_softmax"})
