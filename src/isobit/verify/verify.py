@@ -24,7 +24,7 @@ from isobit.verify.diff import Diff
 from isobit.verify.graph import order
 from isobit.verify.oracle import Float64Arithmetic
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Key, Manifest, ModelRun, Recordable, where
+from isobit.verify.trace import Key, Manifest, ModelRun, Recordable, check_tokens, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
@@ -172,6 +172,7 @@ def open_replay(path: str, b: Manifest) -> Replay:
         if b.model_sha256 is not None and b.model_sha256 != file.sha256():
             raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
         weights = Weights.from_file(file)  # its views keep the map open
+    check_tokens(b.tokens, weights.config)
     if b.numerics is None or b.activation_planes is None:
         return Replay(weights, Float64Arithmetic(weights.config))
     return Replay(weights, SpecArithmetic(weights.config, b.activation_planes))
