@@ -63,7 +63,9 @@ def verify(
     replay = Replay(weights, arithmetic)
     with ThreadPoolExecutor() as pool:  # each reads its whole file, for its digest
         about_x, about_y = pool.map(lambda run: run.manifest(ids), (run_x, y))
-    comparer = Comparer(about_x, about_y, replay, accuracy=not exact, histograms=histograms)
+    comparer = Comparer(
+        about_x, about_y, replay, layers=layers, accuracy=not exact, histograms=histograms
+    )
     stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
     start = -1
     for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
@@ -73,10 +75,6 @@ def verify(
         comparer.add(stage, layer, a, b)
         if progress is not None:
             progress(stage, layer)
-    if layers is not None:
-        comparer.diff.stages = [
-            s for s in comparer.diff.stages if s.layer is None or s.layer in layers
-        ]
     return comparer.diff
 
 
