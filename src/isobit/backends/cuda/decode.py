@@ -20,7 +20,7 @@ from isobit.numerics import TILE
 
 _WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
-MERGE_SHARED = 4 * 256 * 35 + 4 * 17
+MERGE_SHARED = 4 * (3 * 256 + 32 * 260 + 17) + 12
 """Bytes of MergeShared of decode_merge.cu."""
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 

@@ -21,8 +21,8 @@ struct TileBytes {
         constexpr int WORDS = 2 * TILE * HEAD_DIM / 16, SCALES = TILE * 4 / 16;
         const int8 *from_k = cache.keys(page, head, 0), *from_v = cache.values(page, head, 0);
         for (int i = threadIdx.x; i < WORDS; i += ATTENTION_THREADS) {
-            copy_async(&k[0][0][0] + 16 * i, from_k + 16 * i);
-            copy_async(&v[0][0][0] + 16 * i, from_v + 16 * i);
+            copy_async_once(&k[0][0][0] + 16 * i, from_k + 16 * i);
+            copy_async_once(&v[0][0][0] + 16 * i, from_v + 16 * i);
         }
         if (threadIdx.x < SCALES) {
             int64 at = cache.scales(page, head) + 4 * threadIdx.x;
