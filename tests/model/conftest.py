@@ -31,10 +31,12 @@ def heldout_run(sample_oracle: Oracle, heldout: list[int]) -> OracleRun:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, eight experts, random weights."""
+    """Two layers, three of eight experts, random weights."""
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"model seed {seed}")
-    return write_model(tmp_path_factory.mktemp("model") / "small.gguf", Geometry(), seed=seed)
+    return write_model(
+        tmp_path_factory.mktemp("model") / "small.gguf", Geometry(experts_used=3), seed=seed
+    )
 
 
 @pytest.fixture

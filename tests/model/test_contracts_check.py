@@ -83,8 +83,8 @@ FAULTS: list[tuple[str, Make, str]] = [
     ("invariant", stage("moe_router", 1, shrink), "router_weight_deviation is 0.0001"),
     ("invariant", stage("attn_out", 0, poison), "nonfinite_values is"),
     ("determinism", Restless, "differing_values is"),
-    ("determinism", lambda w, e: SingleTokens(w, e, 1, "k and v swapped"), "differing_values is"),
-    ("kv_equivalence", lambda w, e: SingleTokens(w, e, 1, "rope off by one"), "differing_values"),
+    ("determinism", lambda w, e: SingleTokens(w, e, 1, "swapped-kv"), "differing_values is"),
+    ("kv_equivalence", lambda w, e: SingleTokens(w, e, 1, "rope-off-by-one"), "differing_values"),
     (
         "accuracy",
         lambda w, e: ReferenceBackend(w, dataclasses.replace(e, activation_planes=1)),

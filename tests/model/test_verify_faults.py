@@ -1,7 +1,7 @@
 """Planted faults: verify names the stage and the layer, and calls nothing else faulty."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
 from isobit.verify.compare import compare
 from isobit.verify.diff import Diff
-from isobit.verify.faults import ChangedStage, OneLayer, changed_weight, one_ulp, with_backend
+from isobit.verify.faults import (
+    FAULTS,
+    ChangedStage,
+    changed_weight,
+    one_ulp,
+    plant,
+    with_backend,
+)
 from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
 
@@ -67,68 +74,30 @@ def test_one_ulp(stage: str, clean: Model, rng: np.random.Generator) -> None:
     assert not diff.identical
 
 
-def swap_ranks(ids: NDArray[Any]) -> None:
-    ids[3, [0, 1]] = ids[3, [1, 0]]
+MORE = {
+    "rope-off-by-one": ["k_post_rope"],
+    "int8-activations": ["attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"],
+}
+"""Stages that are faulty besides the first."""
 
 
-def wrong_expert(ids: NDArray[Any]) -> None:
-    ids[3, 3] = next(e for e in range(16) if e not in ids[3])
-
-
-def drop_top(weights: NDArray[Any]) -> None:
-    weights[:, 0] = 0
-
-
-def uniform(weights: NDArray[Any]) -> None:
-    weights[:] = np.float32(0.25)
-
-
-@pytest.mark.parametrize(
-    ("stage", "change", "changed_sets", "reordered"),
-    [
-        ("moe_router_indices", swap_ranks, 0, 1),
-        ("moe_router_indices", wrong_expert, 1, 0),
-        ("moe_router", drop_top, 0, 0),
-        ("moe_router", uniform, 0, 0),
-    ],
-)
-def test_router(
-    stage: str,
-    change: Callable[[NDArray[Any]], None],
-    changed_sets: int,
-    reordered: int,
-    clean: Model,
-    rng: np.random.Generator,
-) -> None:
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted(name: str, clean: Model, rng: np.random.Generator) -> None:
     layer = int(rng.integers(clean.config.n_layers))
-    faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, stage, layer, change))
-    diff = found(faulty, clean)
-    assert places(diff) == [(stage, layer)]
+    planted = plant(name, layer, rng)
+    diff = found(with_backend(clean, planted.make), clean)
+    assert places(diff) == [planted.place, *((s, layer) for s in MORE.get(name, []))]
+    assert diff.first is diff.faulty[0]
     here = [c for c in diff.router if c.layer == layer]
-    assert [c.cause for c in here] == ["selection"] * changed_sets
-    assert len(here) == changed_sets
-    assert diff.router_reordered >= reordered
-    if change is wrong_expert:
-        assert here[0].position == 3
+    if name == "wrong-expert":
+        assert [(c.position, c.cause) for c in here] == [(len(IDS) - 1, "selection")]
         assert len(here[0].only_a) == len(here[0].only_b) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "stages"),
-    [
-        ("rope off by one", ["q_post_rope", "k_post_rope"]),
-        ("heads of k and v swapped", ["attention"]),
-        ("k and v swapped", ["attention"]),
-        (
-            "int8 activations",
-            ["qkv_matmul", "attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"],
-        ),
-    ],
-)
-def test_one_layer(fault: str, stages: list[str], clean: Model, rng: np.random.Generator) -> None:
-    layer = int(rng.integers(clean.config.n_layers))
-    faulty = with_backend(clean, lambda w, e: OneLayer(w, e, layer, fault))
-    assert places(found(faulty, clean)) == [(s, layer) for s in stages]
+    if name in ("dropped-expert", "uniform-router", "swapped-ranks"):
+        assert not here
+    if name == "swapped-ranks":
+        assert diff.router_reordered >= 1
+    if name == "reordered-sum":
+        assert diff.first.distance.differing > 100
 
 
 @pytest.mark.parametrize(
@@ -150,46 +119,6 @@ def test_flipped_weight_bit(
         lambda w, e: type(clean.backend)(changed_weight(w, layer, role, flip), e),  # type: ignore[call-arg]
     )
     assert places(found(faulty, clean)) == [(stage or "moe_router_logits", layer)]
-
-
-def test_swapped_sub_scales(clean: Model, rng: np.random.Generator) -> None:
-    layer = int(rng.integers(clean.config.n_layers))
-
-    def swap(data: NDArray[np.uint8]) -> None:
-        scales = data.reshape(-1, 144)[:, 4:8]  # Q4_K: scales 0 to 3 of every block
-        scales[:, [0, 1]] = scales[:, [1, 0]]
-
-    faulty = with_backend(
-        clean,
-        lambda w, e: type(clean.backend)(changed_weight(w, layer, "up", swap), e),  # type: ignore[call-arg]
-    )
-    assert places(found(faulty, clean)) == [("moe_expert_up", layer)]
-
-
-def test_reordered_sum(clean: Model) -> None:
-    """Experts added in the other order."""
-
-    class Reordered(ChangedStage):
-        def _feed_forward_block(self, x, layer, t):  # type: ignore[no-untyped-def]
-            seen = {}
-
-            def keep(stage, value):  # type: ignore[no-untyped-def]
-                seen[stage] = value
-                if stage == "moe_ffn_out" and layer is self._w.layers[5]:
-                    w, y = seen["moe_router"], seen["moe_expert_out"]
-                    value[:] = isobit.numerics.combine(w[:, ::-1], y[:, ::-1])
-                t(stage, value)
-
-            return super()._feed_forward_block(x, layer, keep)
-
-    def nothing(_: NDArray[Any]) -> None:
-        pass
-
-    faulty = with_backend(clean, lambda w, e: Reordered(w, e, "", None, nothing))
-    diff = found(faulty, clean)
-    assert places(diff) == [("moe_ffn_out", 5)]
-    assert diff.first is not None
-    assert diff.first.distance.differing > 100
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 512])

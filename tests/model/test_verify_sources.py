@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,6 +208,16 @@ def test_accuracy_of_nothing_is_an_error(model: Model, oracle: Oracle) -> None:
         accuracy.measure([model], oracle, IDS[:1])
 
 
+def test_the_oracle_unpacks_some_rows_at_a_time(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = oracle.evaluate(IDS)
+    monkeypatch.setattr("isobit.verify.oracle._UNPACKED", 1000 * 256)  # 8,192 rows: the last few
+    parts = Oracle(oracle.weights).evaluate(IDS)
+    np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(parts.experts, whole.experts)
+
+
 def test_the_oracle_ignores_chunks(oracle: Oracle) -> None:
     whole, parts = [], []
     stages = frozenset({"lm_head", "attn_softmax"})
@@ -303,6 +314,32 @@ def test_a_folder_comes_back_identical(last: bool, recorded: Trace, tmp_path: Pa
     assert imported.margin(3) is not None
 
 
+def test_a_folder_as_aprender_writes_it(recorded: Trace, tmp_path: Path) -> None:
+    """The embedding in layer 0, and stages that this graph does not have."""
+    write_folder(tmp_path, recorded)
+    overwrite(tmp_path / "embedding.bin", 4, bytes(4))
+    (tmp_path / "embedding.bin").rename(tmp_path / "layer-0/embedding.bin")
+    for other in ("qkv_bias", "ffn_silu"):
+        shutil.copy(tmp_path / "layer-3/qkv_matmul.bin", tmp_path / f"layer-3/{other}.bin")
+    notes: list[str] = []
+    imported = read_folder(tmp_path, IDS, note=notes.append)
+    assert compare(imported, recorded).identical
+    assert imported.stages() == recorded.stages()
+    assert notes == [f"{tmp_path}: left out ffn_silu and qkv_bias, which Qwen3 has not"]
+    shutil.copy(tmp_path / "layer-0/embedding.bin", tmp_path / "embedding.bin")
+    with pytest.raises(FileRefused, match="expected embedding once"):
+        read_folder(tmp_path, IDS)
+
+
+def test_a_dense_folder_as_aprender_spells_it(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.float32)
+    (tmp_path / "layer-0").mkdir()
+    header = struct.pack("<4sII", b"APRT", 0, 12)
+    (tmp_path / "layer-0/ffn_swigl.bin").write_bytes(header + values.tobytes())
+    value = read_folder(tmp_path, [1, 2, 3])["ffn_swiglu", 0]
+    np.testing.assert_array_equal(value, values.reshape(3, 4))
+
+
 def overwrite(path: Path, at: int, data: bytes) -> None:
     content = bytearray(path.read_bytes())
     content[at : at + len(data)] = data
@@ -324,6 +361,8 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
         (lambda r: (r / "lm_head.bin").write_bytes(b"APRT" + b"\xff" * 4 + bytes(4)), "multiple"),
         (lambda r: (r / "lm_head.bin").rename(r / "logits.bin"), "got 'logits'"),
         (lambda r: (r / "lm_head.bin").rename(r / "layer-1/lm_head.bin"), "the folder itself"),
+        (lambda r: (r / "embedding.bin").rename(r / "layer-1/embedding.bin"), "the folder itself"),
+        (lambda r: overwrite(r / "lm_head.bin", 4, b"\2"), "layer 4294967295, the file says"),
         (lambda r: (r / "layer-1").rename(r / "layer-x"), "a folder layer-<n>"),
         (
             lambda r: overwrite(r / "layer-0/moe_router_indices.bin", 12, struct.pack("<f", 0.5)),

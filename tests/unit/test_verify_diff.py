@@ -83,16 +83,18 @@ def test_layers_that_stand_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap", "logits_change", "chosen", "cause"),
+    ("gap", "logits_change", "elsewhere", "chosen", "cause"),
     [
-        (1e-4, 2e-4, [0, 2], "near-tie"),
-        (0.5, 1.0, [0, 2], "error"),
-        (1e-4, 0.0, [0, 3], "selection"),
-        (1e-4, 0.0, [0, 0], "selection"),
+        (1e-4, 2e-4, 0.0, [0, 2], "near-tie"),
+        (1e-4, 2e-4, 0.009, [0, 2], "near-tie"),
+        (1e-4, 2e-4, 0.011, [0, 2], "error"),
+        (0.5, 1.0, 0.0, [0, 2], "error"),
+        (1e-4, 0.0, 0.0, [0, 3], "selection"),
+        (1e-4, 0.0, 0.0, [0, 0], "selection"),
     ],
 )
 def test_why_experts_changed(
-    gap: float, logits_change: float, chosen: list[int], cause: str
+    gap: float, logits_change: float, elsewhere: float, chosen: list[int], cause: str
 ) -> None:
     z = np.array([[3, 2, 2 - gap, 1]] * 2, np.float32)
 
@@ -105,12 +107,13 @@ def test_why_experts_changed(
 
     moved = z.copy()
     moved[1, 2] += logits_change
+    moved[1, 0] += elsewhere
     diff = compare(trace(moved, chosen), trace(z, [0, 1]))
     assert (diff.router_rows, diff.router_changed) == (2, 1)
     change = diff.router[0]
     assert (change.layer, change.position, change.cause) == (0, 1, cause)
     assert change.only_b == [1]
-    assert change.drift == pytest.approx(logits_change, abs=1e-6)
+    assert change.drift == pytest.approx(max(logits_change, elsewhere), abs=1e-6)
     assert change.margin_b == pytest.approx(1 - np.exp(-gap), rel=1e-2)
 
 

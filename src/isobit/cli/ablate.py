@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="STAGE=ARITHMETIC",
-        help=f"run a stage in {coarse.NAMES}; repeatable: each alone, then all together",
+        help=f"run a stage in {coarse.NAMES}; repeatable: each alone, then all together (unless a "
+        "stage is named twice)",
     )
     parser.add_argument(
         "--rank",
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     choices = [ablation.parse(text) for text in args.stage]
     found = [ablation.specification]
     found += [ablation.try_out({stage: name}, layers) for stage, name in choices]
-    if len(choices) > 1:
+    if len(choices) > 1 and len(choices) == len(dict(choices)):
         found.append(ablation.try_out(dict(choices), layers))
     if args.rank is not None:
         with progress_bar() as bar:

@@ -30,6 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     tokens = tools.prompt_tokens(args)
-    trace = read_folder(args.folder, tokens, last=args.last, engine=args.engine)
+    trace = read_folder(args.folder, tokens, last=args.last, engine=args.engine, note=say)
     trace.save(args.output)
     say(f"wrote {args.output}: {len(trace.stages())} tensors of {len(tokens)} tokens")

@@ -22,7 +22,10 @@ MAX_BYTES = 16 << 20
 Outcome = Literal["passed", "failing", "not run"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SHARED = ("config.py", "numerics", "gguf", "model", "runtime", "backends/base.py")
+_SHARED = (
+    *("config.py", "numerics", "gguf", "model", "runtime", "backends/base.py"),
+    *("verify", "contracts/measuring.py"),
+)
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh", ".wgsl"})
 
 
@@ -136,8 +139,9 @@ def default_folder(contract: Path) -> Path:
 
 @cache
 def code_digest(backends: frozenset[str]) -> str:
-    """SHA-256 over the names and contents of the sources that these backends' results depend on:
-    the specification, the reader, the graph, the runtime and the backends themselves."""
+    """SHA-256 over the names and contents of the sources that these backends' figures depend on:
+    the specification, the reader, the graph, the runtime, the backends themselves, and what
+    compares them."""
     digest = hashlib.sha256()
     for path in _files((*_SHARED, *(f"backends/{b}" for b in sorted(backends)))):
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
@@ -180,7 +184,10 @@ def driver(backend: str) -> str | None:
 
 
 def machine() -> dict[str, str]:
-    """The operating system, Python and NumPy."""
+    """The operating system and processor, Python and NumPy."""
     from numpy import __version__ as numpy  # noqa: PLC0415
 
-    return {"system": platform.platform(), "python": platform.python_version(), "numpy": numpy}
+    system = f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(
+        ", "
+    )
+    return {"system": system, "python": platform.python_version(), "numpy": numpy}

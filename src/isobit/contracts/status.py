@@ -184,7 +184,10 @@ _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem 
 table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.4rem .6rem;
 text-align:left;vertical-align:top;overflow-wrap:anywhere}
 td p{margin:.2rem 0;font-size:.85em;color:#444}
-.discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}"""
+.discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}
+@media(prefers-color-scheme:dark){body{background:#12151d;color:#e7eaf1}td,th{border-color:#333b4d}
+td p{color:#98a2b8}.discharged{background:#1e3327}.failing{background:#4a2226}
+.stale{background:#463a16}}"""
 
 
 def html(statuses: Sequence[Status]) -> str:

@@ -2,59 +2,79 @@
 
 A folder holds ``<stage>.bin`` for stages of the whole model and ``layer-<n>/<stage>.bin`` for those
 of a layer. A file is the four bytes "APRT", the layer as u32 (2^32 - 1 for the whole model), the
-number of values as u32, and the values as float32, all little-endian.
+number of values as u32, and the values as float32, all little-endian. paiml/aprender, where the
+format comes from, keeps the embedding in layer 0.
 """
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from isobit.errors import FileRefused, UsageError
-from isobit.model.stages import all_stages
+from isobit.model.stages import EMBEDDING, FINAL_STAGES, all_stages
 from isobit.verify.arithmetic import Array
-from isobit.verify.trace import Manifest, Recorder, Trace, graph_order
+from isobit.verify.trace import Key, Manifest, Recorder, Trace, graph_order, where
 
 _WHOLE = 0xFFFFFFFF
-_WHOLE_STAGES = ("embedding", "final_norm", "lm_head")
+_WHOLE_STAGES = (EMBEDDING, *FINAL_STAGES)
 _LAYER = re.compile(r"layer-(\d{1,5})")
 _STAGES = frozenset(all_stages(moe=True)) | frozenset(all_stages(moe=False))
+_SPELLINGS = {"ffn_swigl": "ffn_swiglu"}
+_OF_OTHER_GRAPHS = frozenset({"qkv_bias", "ffn_silu"})
 
 
 def read_folder(
-    folder: str | Path, tokens: Sequence[int], *, last: bool = False, engine: str = "imported"
+    folder: str | Path,
+    tokens: Sequence[int],
+    *,
+    last: bool = False,
+    engine: str = "imported",
+    note: Callable[[str], None] = lambda _: None,
 ) -> Trace:
     """Read a folder that was recorded for ``tokens``.
 
     last: the files hold the last token alone, not all of them. Files say no shapes: values become
-    [T, n]. Raises FileRefused naming the file, and UsageError if there is none.
+    [T, n]. ``note`` is told of stages that the other engine has and this graph has not, which are
+    left out. Raises FileRefused naming the file, and UsageError if there is none.
     """
     root = Path(folder)
     if not root.is_dir():
         raise FileRefused(f"{root}: expected a folder with <stage>.bin and layer-<n>/<stage>.bin")
     positions = [len(tokens) - 1] if last else list(range(len(tokens)))
-    found: list[tuple[str, int | None, Path]] = []
-    for path in sorted(root.rglob("*.bin")):
-        found.append((*_place(path, root), path))
+    found: dict[Key, tuple[Path, int | None]] = {}
+    paths = sorted(root.rglob("*.bin"))
+    for path in paths:
+        if path.stem not in _OF_OTHER_GRAPHS:
+            stage, layer = _place(path, root)
+            key = (stage, None if stage == EMBEDDING else layer)
+            if key in found:
+                raise FileRefused(f"{path}: expected {where(*key)} once, got {found[key][0]} too")
+            found[key] = path, layer
     if not found:
         raise UsageError(f"{root}: expected <stage>.bin and layer-<n>/<stage>.bin, found none")
-    recorder = Recorder(frozenset(stage for stage, _, _ in found))
+    if left := sorted({path.stem for path in paths} & _OF_OTHER_GRAPHS):
+        note(f"{root}: left out {' and '.join(left)}, which Qwen3 has not")
+    recorder = Recorder(frozenset(stage for stage, _ in found))
     at = np.array(positions, np.int32)
-    for stage, layer, path in sorted(found, key=lambda f: graph_order(f[:2])):
-        recorder(stage, layer, at, _read(path, stage, layer, len(positions)))
+    for key in sorted(found, key=graph_order):
+        recorder(*key, at, _read(*found[key], key[0], len(positions)))
     manifest = Manifest(tokens=list(tokens), positions=positions, backend=engine)
     return recorder.trace(manifest)
 
 
-def _place(path: Path, root: Path) -> tuple[str, int | None]:
-    stage, parts = path.stem, path.relative_to(root).parts
+def _place(path: Path, root: Path) -> Key:
+    """A file's stage and the layer whose folder it lies in."""
+    stage, parts = _SPELLINGS.get(path.stem, path.stem), path.relative_to(root).parts
     if stage not in _STAGES:
         raise FileRefused(f"{path}: expected one of {', '.join(sorted(_STAGES))}; got {stage!r}")
     match = _LAYER.fullmatch(parts[0]) if len(parts) == 2 else None
-    if (len(parts) == 1) == (stage in _WHOLE_STAGES) and (len(parts) == 1 or match):
-        return stage, int(match[1]) if match else None
+    layer = int(match[1]) if match else None
+    whole = stage in _WHOLE_STAGES
+    if (whole and len(parts) == 1) or (match and (not whole or (stage, layer) == (EMBEDDING, 0))):
+        return stage, layer
     raise FileRefused(f"{path}: expected {stage}.bin in {_home(stage)}")
 
 
@@ -62,7 +82,7 @@ def _home(stage: str) -> str:
     return "the folder itself" if stage in _WHOLE_STAGES else "a folder layer-<n>"
 
 
-def _read(path: Path, stage: str, layer: int | None, tokens: int) -> Array:
+def _read(path: Path, layer: int | None, stage: str, tokens: int) -> Array:
     if not path.is_file():  # a pipe or a device might never end
         raise FileRefused(f"{path}: expected a file, got something else")
     try:
@@ -72,8 +92,9 @@ def _read(path: Path, stage: str, layer: int | None, tokens: int) -> Array:
             if header[:4] != b"APRT" or len(header) < 12:
                 raise FileRefused(f"{path}: expected b'APRT' and 8 bytes more, got {header!r}")
             said_layer, count = struct.unpack("<II", header[4:])
-            if said_layer != (_WHOLE if layer is None else layer):
-                raise FileRefused(f"{path}: expected layer {layer}, the file says {said_layer}")
+            expected = _WHOLE if layer is None else layer
+            if said_layer != expected:
+                raise FileRefused(f"{path}: expected layer {expected}, the file says {said_layer}")
             if size != 12 + 4 * count:
                 raise FileRefused(f"{path}: expected {12 + 4 * count} bytes, got {size}")
             if count == 0 or count % tokens:

@@ -15,7 +15,8 @@ from isobit.verify.trace import MARGIN, Key, Manifest, Trace, where
 
 NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of
-the first one's left out."""
+the first one's left out. Logits that moved further than this (1 % of a probability) did so by more
+than a rounding."""
 _KEPT_CHANGES = 2000  # of each kind; all are counted
 
 
@@ -133,7 +134,8 @@ class Comparer:
             if wrong[i]:
                 cause = "selection"
             elif pair[0] is not None and pair[1] is not None:
-                cause = "near-tie" if max(pair[0], pair[1]) <= NEAR_TIE else "error"
+                moved = 0.0 if drift is None else float(drift[i])
+                cause = "near-tie" if max(pair[0], pair[1], moved) <= NEAR_TIE else "error"
             d.router_changed += 1
             d.router_causes[cause] += 1
             if len(d.router) < _KEPT_CHANGES:

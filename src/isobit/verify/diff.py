@@ -50,8 +50,8 @@ class RouterChange:
     drift: float | None
     """Largest difference between the two runs' router logits of this token."""
     cause: Cause
-    """near-tie: both margins are at most 1 %. error: they are not; the router's input or logits
-    moved too far. selection: a run did not choose the experts its own logits say."""
+    """near-tie: both margins and the drift are at most 1 %. error: they are not; the router's input
+    or logits moved too far. selection: a run did not choose the experts its own logits say."""
 
 
 @dataclass

@@ -77,28 +77,39 @@ class OneLayer(ReferenceBackend):
     ) -> F32:
         if layer is not self._w.layers[self._layer]:
             return super()._attention_block(x, layer, cache, batch, turn, *rest)
-        if self._fault == "rope off by one":
+        if self._fault == "rope-off-by-one":
             positions = batch.positions + 1
             cos, sin = numerics.rope_table(self._frequencies, 0, int(positions.max()) + 1)
             turn = (cos[positions], sin[positions])
         append = cache.append
-        if self._fault == "heads of k and v swapped":
+        if self._fault == "swapped-kv-heads":
             cache.append = lambda b, k, v: append(b, k[:, ::-1].copy(), v[:, ::-1].copy())
-        if self._fault == "k and v swapped":
+        if self._fault == "swapped-kv":
             cache.append = lambda b, k, v: append(b, v, k)
         try:
             return self._coarse(super()._attention_block, x, layer, cache, batch, turn, *rest)
         finally:
             cache.__dict__.pop("append", None)
 
-    def _feed_forward_block(self, x: F32, layer: Layer, *rest: Any) -> F32:
+    def _feed_forward_block(self, x: F32, layer: Layer, t: Callable[..., None]) -> F32:
         if layer is not self._w.layers[self._layer]:
-            return super()._feed_forward_block(x, layer, *rest)
-        return self._coarse(super()._feed_forward_block, x, layer, *rest)
+            return super()._feed_forward_block(x, layer, t)
+        seen: dict[str, F32] = {}
+
+        def reordering(stage: str, value: Any) -> None:
+            seen[stage] = value
+            if stage == "moe_ffn_out" and self._fault == "reordered-sum":
+                if self._c.n_experts_used < 3:
+                    raise UsageError("reordered-sum: expected a sum of 3 experts or more")
+                last_first = (seen[s][:, ::-1] for s in ("moe_router", "moe_expert_out"))
+                value[:] = numerics.combine(*last_first)
+            t(stage, value)
+
+        return self._coarse(super()._feed_forward_block, x, layer, reordering)
 
     def _coarse(self, block: Callable[..., F32], *args: Any) -> F32:
         planes = self._planes
-        self._planes = 1 if self._fault == "int8 activations" else planes
+        self._planes = 1 if self._fault == "int8-activations" else planes
         try:
             return block(*args)
         finally:
@@ -176,12 +187,29 @@ _STAGE_FAULTS: dict[str, tuple[str, Change | None]] = {
     "nan": ("attn_out", _nan),
 }
 _LAYER_FAULTS = {
-    "rope-off-by-one": ("rope off by one", "q_post_rope"),
-    "swapped-kv": ("k and v swapped", "attention"),
-    "swapped-kv-heads": ("heads of k and v swapped", "attention"),
-    "int8-activations": ("int8 activations", "qkv_matmul"),
+    "rope-off-by-one": "q_post_rope",
+    "swapped-kv": "attention",
+    "swapped-kv-heads": "attention",
+    "int8-activations": "qkv_matmul",
+    "reordered-sum": "moe_ffn_out",
 }
-FAULTS = (*_STAGE_FAULTS, *_LAYER_FAULTS, "flipped-weight-bits")
+
+
+def _flip_bits(blocks: NDArray[Any], _: str) -> None:
+    blocks[:, blocks.shape[1] // 2] ^= 4  # a code of every block: a sub-scale of 0 hides one
+
+
+def _swap_sub_scales(blocks: NDArray[Any], fmt: str) -> None:
+    if fmt not in ("Q4_K", "Q5_K"):
+        raise UsageError(f"swapped-sub-scales: expected experts in Q4_K or Q5_K, got {fmt}")
+    blocks[:, [4, 5]] = blocks[:, [5, 4]]
+
+
+_WEIGHT_FAULTS: dict[str, tuple[str, str, Callable[[NDArray[Any], str], None]]] = {
+    "flipped-weight-bits": ("q", "qkv_matmul", _flip_bits),
+    "swapped-sub-scales": ("up", "moe_expert_up", _swap_sub_scales),
+}
+FAULTS = (*_STAGE_FAULTS, *_LAYER_FAULTS, *_WEIGHT_FAULTS)
 """Every fault that :func:`plant` knows. All need a mixture of experts."""
 
 
@@ -192,17 +220,17 @@ def plant(name: str, layer: int, rng: np.random.Generator) -> Planted:
         change = change or one_ulp(rng)
         return Planted(name, (stage, layer), lambda w, e: ChangedStage(w, e, stage, layer, change))
     if name in _LAYER_FAULTS:
-        fault, stage = _LAYER_FAULTS[name]
-        return Planted(name, (stage, layer), lambda w, e: OneLayer(w, e, layer, fault))
-    if name != "flipped-weight-bits":
+        return Planted(name, (_LAYER_FAULTS[name], layer), lambda w, e: OneLayer(w, e, layer, name))
+    if name not in _WEIGHT_FAULTS:
         raise UsageError(f"fault: expected one of {', '.join(FAULTS)}; got {name!r}")
+    role, stage, damage = _WEIGHT_FAULTS[name]
 
-    def flip(weights: Weights, engine: EngineConfig) -> Backend:
-        size = weights.layers[layer].q.format.block_bytes
+    def damaged(weights: Weights, engine: EngineConfig) -> Backend:
+        fmt = getattr(weights.layers[layer], role).format
 
         def change(data: NDArray[Any]) -> None:
-            data.reshape(-1)[size // 2 :: size] ^= 4  # a code of every block
+            damage(data.reshape(-1, fmt.block_bytes), fmt.name)
 
-        return ReferenceBackend(changed_weight(weights, layer, "q", change), engine)
+        return ReferenceBackend(changed_weight(weights, layer, role, change), engine)
 
-    return Planted(name, ("qkv_matmul", layer), flip)
+    return Planted(name, (stage, layer), damaged)

@@ -21,6 +21,7 @@ from isobit.verify.metrics import router_margin
 from isobit.verify.trace import Emit, Manifest
 
 F64 = NDArray[np.float64]
+_UNPACKED = 1 << 24  # values
 
 
 class Float64Arithmetic:
@@ -36,9 +37,11 @@ class Float64Arithmetic:
         return np.concatenate(rows).astype(np.float64)
 
     def matmul(self, w: Weight, x: Array) -> F64:
-        """``x @ w.T``."""
-        out: F64 = x.astype(np.float64) @ self._unpack(w).T
-        return out
+        """``x @ w.T``, so many rows of w at a time that they are unpacked in 128 MiB."""
+        x, step = x.astype(np.float64), max(1, _UNPACKED // w.shape[1])
+        starts = range(0, w.shape[0], step)
+        parts = [x @ self._unpack(w.rows(i, min(i + step, w.shape[0]))).T for i in starts]
+        return np.concatenate(parts, axis=1)
 
     def rms_norm(self, x: Array, weight: Array) -> F64:
         """RMS norm of the last axis."""

@@ -77,7 +77,8 @@ class Receipt:
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
             raise FileRefused(f"{path}: {wrong} is missing or malformed")
-        data = {f.name: data[f.name] for f in fields(cls)}
+        if unknown := sorted(data.keys() - {f.name for f in fields(cls)}):
+            raise FileRefused(f"{path}: expected the keys of a receipt, got {unknown[0]!r} too")
         data["tokens"] = [TokenRecord(**t) for t in data["tokens"]]
         return cls(**data)
 
@@ -85,8 +86,8 @@ class Receipt:
 def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for name in ("model", "model_sha256", "backend", "device", "isobit"):
         yield name, isinstance(data.get(name), str)
-    for name in ("numerics", "activation_planes"):
-        yield name, type(data.get(name)) is int
+    yield "numerics", type(data.get("numerics")) is int
+    yield "activation_planes", data.get("activation_planes") in (1, 2)
     prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
     yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
     yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))
@@ -227,8 +228,11 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
     """
     _check_same(receipt, model)
     tokens = [t.token for t in receipt.tokens]
-    prompt = model.checked(receipt.prompt)
-    ids = model.checked(prompt + tokens[:-1])
+    try:
+        prompt = model.checked(receipt.prompt)
+        ids = model.checked(prompt + tokens[:-1])
+    except UsageError as error:
+        raise FileRefused(f"receipt: {error}") from None
     sampler = Sampler(Sampling(**receipt.sampling))
     seen, done, start = _Seen(), 0, 0
     with model.new_sequence() as sequence:
@@ -258,7 +262,7 @@ def _check_same(receipt: Receipt, model: Model) -> None:
         ("activation planes", receipt.activation_planes, model.engine.activation_planes),
     ):
         if said != got:
-            raise FileRefused(f"receipt: {what}: expected {said}, the loaded model has {got}")
+            raise FileRefused(f"receipt: {what}: expected {said}, as it says; here it is {got}")
 
 
 def _first(

@@ -7,6 +7,7 @@ held, however large the model.
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import numpy as np
@@ -60,9 +61,9 @@ def verify(
         arithmetic = SpecArithmetic(x.config, y.model.engine.activation_planes)
         chunk = min(chunk, y.model.engine.chunk)
     replay = Replay(weights, arithmetic)
-    comparer = Comparer(
-        run_x.manifest(ids), y.manifest(ids), replay, accuracy=not exact, histograms=histograms
-    )
+    with ThreadPoolExecutor() as pool:  # each reads its whole file, for its digest
+        about_x, about_y = pool.map(lambda run: run.manifest(ids), (run_x, y))
+    comparer = Comparer(about_x, about_y, replay, accuracy=not exact, histograms=histograms)
     stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
     start = -1
     for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
