@@ -75,8 +75,8 @@ fn matmul(
       workgroupBarrier();
       part[super_lane * rows_here + mine] = t;
       workgroupBarrier();
-      let n = min(SUPERS, p.supers - s0);
-      for (var j = 0u; j < bound(n); j++) { sum = add(sum, part[j * rows_here + lane % rows_here]); }
+      // A superblock beyond the row's end gave +0, which changes no sum.
+      for (var j = 0u; j < SUPERS; j++) { sum = add(sum, part[j * rows_here + lane % rows_here]); }
     }
     if (adds) { y[item * p.y_stride + p.y_at + row] = sum; }
   }
