@@ -73,7 +73,7 @@ class Report:
             return
         try:
             run()
-        except Exception as error:  # noqa: BLE001 (the parts behind it still count)
+        except Exception as error:
             self.found.setdefault("errors", {})[name] = traceback.format_exc()
             print(f"{name}: FAILED: {type(error).__name__}: {str(error)[:600]}", flush=True)
         self.found[f"{name} seconds"] = round(time.perf_counter() - begin, 2)
@@ -248,7 +248,7 @@ def main():
         for (kernel, groups), mine in by_kind.items():
             try:
                 seconds = queued(mine)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 print(f"{kernel.name}: {error}")
                 continue
             total += seconds

@@ -15,7 +15,6 @@ from isobit.gguf.formats import Format
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 
-
 _PIECE_BYTES = 16 << 20
 
 
