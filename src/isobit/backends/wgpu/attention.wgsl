@@ -95,6 +95,10 @@ fn attention(
   let at = record(page, p.heads, group.x / shared_by, words);
   let query = (token * p.n_heads + head) * (2u * words + 1u);
 
+  let dk = cache[at + key_scales_at(words) + lane];
+  let dv = cache[at + value_scales_at(words) + lane];
+  let dq = queries[query + 2u * words];
+
   // Scores: a key an invocation. Loads stand together, so that none waits for another's value; the
   // query is zero beyond its words.
   for (var i = lane; i < 2u * 128u; i += TILE) {
@@ -113,9 +117,7 @@ fn attention(
     sums = plus(sums, shared_query[w / 4u], shared_query[32u + w / 4u], a, b);
     sums = plus(sums, shared_query[w / 4u + 1u], shared_query[33u + w / 4u], c, d);
   }
-  let dk = cache[at + key_scales_at(words) + lane];
-  let dv = cache[at + value_scales_at(words) + lane];
-  let s = mul(mul(queries[query + 2u * words], dk), joined_sums(sums));
+  let s = mul(mul(dq, dk), joined_sums(sums));
   let m = from_order(max64(lane, select(0u, order(s), seen)));
   var weight = 0u;
   var weighted = 0u;

@@ -59,7 +59,8 @@ fn top_k(
       workgroupBarrier();
       rivals[lane / 4u][lane % 4u] = select(0u, probabilities[base + min(f, p.experts - 1u)], f < p.experts);
       workgroupBarrier();
-      for (var i = 0u; i < min(64u, bound((p.experts - f0 + 3u) / 4u)); i++) {
+      let fours = select(0u, min(64u, (p.experts - f0 + 3u) / 4u), e < p.experts);
+      for (var i = 0u; i < bound(fours); i++) {
         let others = rivals[i];
         let before = vec4(f0 + 4u * i) + vec4(0u, 1u, 2u, 3u) < vec4(e);
         let better = (others > vec4(mine)) | ((others == vec4(mine)) & before);
