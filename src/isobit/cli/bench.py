@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", choices=("md", "json"), default="md", help="format (default: %(default)s)"
     )
     options.add_engine(parser)
+    options.add_inexact(parser)
 
 
 def main(args: argparse.Namespace) -> None:

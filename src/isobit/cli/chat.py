@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_length(parser, 512)
     options.add_sampling(parser)
     options.add_engine(parser)
+    options.add_inexact(parser)
     options.add_context(parser)
 
 

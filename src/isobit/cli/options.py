@@ -52,6 +52,15 @@ def add_engine(
     )
 
 
+def add_inexact(parser: argparse.ArgumentParser) -> None:
+    """For commands whose outputs say what device they are from."""
+    parser.add_argument(
+        "--allow-inexact",
+        action="store_true",
+        help="run on a wgpu device that fails its self-test; what comes out is marked INEXACT",
+    )
+
+
 def add_context(parser: argparse.ArgumentParser) -> None:
     """The longest sequence."""
     parser.add_argument(
@@ -66,6 +75,7 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
         threads=args.threads,
         context=context,
         max_sequences=sequences,
+        allow_inexact=args.allow_inexact,
     )
     return Model(args.model, args.backend, engine, say)
 

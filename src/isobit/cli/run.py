@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_sampling(parser)
     options.add_engine(parser)
+    options.add_inexact(parser)
     options.add_context(parser)
 
 

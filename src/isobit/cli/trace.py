@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file to write",
     )
     options.add_engine(parser)
+    options.add_inexact(parser)
 
 
 def main(args: argparse.Namespace) -> None:

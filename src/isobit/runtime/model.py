@@ -308,10 +308,10 @@ def load(
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
-    backend: auto (cuda, else cpu), reference, cpu, cuda or wgpu. activation_planes: 2 keeps
-    activations in 16-bit fixed point, 1 in int8. threads: CPU threads, default all. context:
-    longest sequence, default the model's. Raises ModelRefused, UsageError or BackendUnavailable,
-    each with one line of reason.
+    backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
+    activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8. threads: CPU threads,
+    default all. context: longest sequence, default the model's. Raises ModelRefused, UsageError or
+    BackendUnavailable, each with one line of reason.
     """
     engine = EngineConfig(activation_planes=activation_planes, threads=threads, context=context)
     return Model(path_or_sample, backend, engine)
