@@ -191,9 +191,18 @@ def test_metadata_that_says_nothing_new(key: str, value: object, tmp_path: Path)
 
 def test_another_architecture(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", MOE, arch="llama")
+    assert "general.architecture" in refusal(path)
+    path = write_model(tmp_path / "m.gguf", MOE, arch="clip", without=["token_embd.weight"])
     message = refusal(path)
     assert "general.architecture" in message
-    assert "'llama'" in message
+    assert "'clip'" in message
+
+
+@pytest.mark.parametrize("count", [2, "3"])
+def test_a_part_of_a_model(count: object, tmp_path: Path) -> None:
+    metadata = {"split.count": count, "split.no": 1}
+    path = write_model(tmp_path / "m.gguf", MOE, metadata=metadata, without=["token_embd.weight"])
+    assert "split.count" in refusal(path)
 
 
 def test_load_refuses_too(tmp_path: Path) -> None:
