@@ -189,6 +189,15 @@ def test_metadata_that_says_nothing_new(key: str, value: object, tmp_path: Path)
         Weights.from_file(file)
 
 
+def test_metadata_that_may_be_missing(tmp_path: Path) -> None:
+    geometry = Geometry(layers=1, experts=4, heads=8, kv_heads=8, head_dim=32)
+    missing = {f"qwen3moe.attention.{key}": None for key in ("key_length", "head_count_kv")}
+    path = write_model(tmp_path / "m.gguf", geometry, metadata=missing)
+    with GGUFFile.open(path) as file:
+        config = Weights.from_file(file).config
+    assert (config.head_dim, config.n_kv_heads, config.normalise_experts) == (32, 8, True)
+
+
 def test_another_architecture(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", MOE, arch="llama")
     assert "general.architecture" in refusal(path)
