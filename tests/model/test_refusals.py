@@ -109,6 +109,7 @@ def test_tensor_that_no_role_takes(name: str, tmp_path: Path) -> None:
         ("block_count", None),
         ("block_count", 1 << 31),
         ("block_count", "1"),
+        ("block_count", True),
         ("embedding_length", None),
         ("embedding_length", 1 << 30),
         ("attention.head_count", 0),
