@@ -187,6 +187,14 @@ def test_words_are_those_of_qwen2():
     assert tokenizer.encode("'\u017fa", special=False) == [39, 0xC5, 259]
 
 
+def test_contractions_are_words_of_their_own():
+    last = "sStTmMdDeElL"
+    tokenizer = small([(c + "a", NORMAL) for c in last], [f"{c} a" for c in last])
+    words = [*"sStTmMdD", *("re", "rE", "Re", "RE", "ve", "vE", "Ve", "VE", "ll", "lL", "Ll", "LL")]
+    for word in words:
+        assert tokenizer.encode(f"'{word}a", special=False) == [*f"'{word}a".encode()]
+
+
 def test_the_first_of_two_equal_merges_counts():
     extra = [("ab", NORMAL), ("bc", NORMAL)]
     assert small(extra, ["b c", "a b", "b c"]).encode("abc", special=False) == [97, 257]
