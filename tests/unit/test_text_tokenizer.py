@@ -162,7 +162,8 @@ def test_user_defined_tokens_are_found_in_any_text():
 
 
 def test_markers_typed_as_user_defined_are_control():
-    tokenizer = small([("<|fim_prefix|>", USER_DEFINED), ("<|", USER_DEFINED)])
+    others = [(text, USER_DEFINED) for text in ("<|", "<||>", "x|>", "<|x")]
+    tokenizer = small([("<|fim_prefix|>", USER_DEFINED), *others])
     assert tokenizer.vocabulary.control == {"<|fim_prefix|>": 256}
     assert 256 not in tokenizer.encode("<|fim_prefix|>", special=False)
     assert tokenizer.encode("<|fim_prefix|>", special=True) == [256]
