@@ -50,7 +50,7 @@ class Model:
             weights = Weights.from_file(self.file)
             self.config: ModelConfig = weights.config
             self.engine = engine
-            self.context = min(engine.context or self.config.context_length, 1 << 24)
+            self.context = engine.context or self.config.context_length
             self._tokenizer: Tokenizer | None = None
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
@@ -187,13 +187,15 @@ class Model:
         if greedy is None:
             return None
         positions, pages = sequence.extend(1)
-        with self._lock:
-            self._open_backend()
-            chosen = greedy(np.array([token], np.int32), positions, pages[None], 1)
-        if chosen is None:
-            sequence.length -= 1
-            return None
-        return int(chosen[0, 0])
+        chosen = None
+        try:
+            with self._lock:
+                self._open_backend()
+                chosen = greedy(np.array([token], np.int32), positions, pages[None], 1)
+        finally:
+            if chosen is None:  # not run, or its key and value may not be there
+                sequence.length -= 1
+        return None if chosen is None else int(chosen[0, 0])
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
