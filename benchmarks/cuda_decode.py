@@ -75,16 +75,16 @@ POINTS = ("start", "waited", "prologue", "products", "chosen", "end")
 KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
 
 
-def timeline(gpu, decoder, pages):
+def timeline(gpu, decoder, pages, position):
     """Print when block 0 of each kernel of the last layer passed each point of it."""
     buffer = gpu.allocate(1 << 20)
     kept = decoder._defines
     decoder._defines = kept | {"TIMELINE": hex(buffer) + "ull"}
-    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=False))
+    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=position >= 64 * decode._FEW_TILES))
     decoder._defines = kept
     for _ in range(3):
         gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
-        decoder._set(1, 100, pages[0])
+        decoder._set(1, position, pages[0])
         decoder._number += 1
         gpu.replay(graph)
         out = np.empty((80, 256), np.uint64)
@@ -95,7 +95,7 @@ def timeline(gpu, decoder, pages):
         t = np.sort(times[times > 0].astype(np.int64)) - begin
         if t.size:
             rows.append((int(t[len(t) // 2]), int(t[0]), int(t[-1]), t.size, k))
-    print("  ns: first, median, last block")
+    print(f"position {position}, ns: first, median, last block")
     for median, first, last, n, k in sorted(rows):
         name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
         print(f"  {first:7d} {median:7d} {last:7d}  {name:20s} {n} blocks")
@@ -215,7 +215,8 @@ def main():
         note(f"{n} sequences: rate", n / seconds, "tok/s")
         kernel_times(gpu, gpu.steps[-1], f"{n} sequences", note)
     if backend._decoder is not None:
-        timeline(gpu, backend._decoder, pages)
+        for depth in map(int, a.depths.split(",")):
+            timeline(gpu, backend._decoder, pages, depth)
     for n in (16, 128, 512):
         work = batch(tokens[:n], 0, pages, [n - 1])
         backend.forward(work, lambda *_: None, none)
