@@ -1,6 +1,7 @@
 """Check and time the CUDA backend on a model: logits against the reference, decode, prefill.
 
 usage: python benchmarks/cuda_decode.py MODEL.gguf OUT.json [--reference TOKENS] [--context N]
+                                        [--depths 0,128,...] [--sequences 8,32]
 """
 
 import argparse
@@ -13,7 +14,7 @@ import numpy as np
 from cuda.bindings import driver
 
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda import CudaBackend, decode
 from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
@@ -74,16 +75,16 @@ POINTS = ("start", "waited", "prologue", "products", "chosen", "end")
 KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
 
 
-def timeline(gpu, decoder, pages):
+def timeline(gpu, decoder, pages, position):
     """Print when block 0 of each kernel of the last layer passed each point of it."""
     buffer = gpu.allocate(1 << 20)
     kept = decoder._defines
     decoder._defines = kept | {"TIMELINE": hex(buffer) + "ull"}
-    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=False))
+    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=position >= 64 * decode._FEW_TILES))
     decoder._defines = kept
     for _ in range(3):
         gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
-        decoder._set(1, 100, pages[0])
+        decoder._set(1, position, pages[0])
         decoder._number += 1
         gpu.replay(graph)
         out = np.empty((80, 256), np.uint64)
@@ -94,10 +95,35 @@ def timeline(gpu, decoder, pages):
         t = np.sort(times[times > 0].astype(np.int64)) - begin
         if t.size:
             rows.append((int(t[len(t) // 2]), int(t[0]), int(t[-1]), t.size, k))
-    print("  ns: first, median, last block")
+    print(f"position {position}, ns: first, median, last block")
     for median, first, last, n, k in sorted(rows):
         name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
         print(f"  {first:7d} {median:7d} {last:7d}  {name:20s} {n} blocks")
+
+
+def kernel_times(gpu, step, label, note):
+    """Time the launches of one kernel of a step after one another, for each kernel."""
+    kinds = defaultdict(list)
+    for launch in step:
+        grid, arguments = launch[0][2:4]
+        weight = (launch[1].get("defines") or {}).get("WEIGHT", "")
+        name = launch[0][1]
+        if name == "batch_matmul":  # units and superblocks say which product it is
+            name += f" {weight[5:]} {arguments[3]}x{arguments[4]}"
+        elif name == "matmul_mma":
+            name += f" {grid}"
+        kinds[name].append(launch)
+    total = 0.0
+    for kind, launches in kinds.items():
+
+        def queue(launches=launches):
+            for args, kwargs in launches:
+                gpu.launch(*args, **kwargs)
+
+        us = 1e3 * gpu.milliseconds(CudaGpu.capture(gpu, queue)) / len(launches)
+        total += us * len(launches)
+        note(f"{label}: {kind} x {len(launches)}", us, "us each")
+    note(f"{label}: sum of the kernels", total, "us")
 
 
 def main():
@@ -108,6 +134,7 @@ def main():
     p.add_argument("--context", type=int, default=4096)
     p.add_argument("--planes", type=int, default=2)
     p.add_argument("--depths", default="0,128,1024,4000")
+    p.add_argument("--sequences", default="")
     a = p.parse_args()
     found = {}
 
@@ -116,7 +143,10 @@ def main():
         shown = f"{value:10.2f}" if isinstance(value, float) else str(value)
         print(f"{name:<44} {shown} {unit}", flush=True)
 
-    engine = EngineConfig(activation_planes=a.planes, context=a.context, max_sequences=1, chunk=512)
+    most = max([1, *map(int, filter(None, a.sequences.split(",")))])
+    engine = EngineConfig(
+        activation_planes=a.planes, context=a.context, max_sequences=most, chunk=512
+    )
     weights = Weights.from_file(GGUFFile.open(a.model))
     c = weights.config
     gpu = Recorder()
@@ -165,28 +195,28 @@ def main():
         for i in range(32):
             backend.forward(batch([1], 128 + i, pages, [0]))
         note("decode with logits to the host", 32 / (time.perf_counter() - start), "tok/s")
-        kinds = defaultdict(list)
-        backend._decoder._set(1, 100, pages[0])
-        for step in gpu.steps:
-            for launch in step:
-                if step is gpu.steps[0] or launch[0][1] == "decode_merge":
-                    kinds[launch[0][1]].append(launch)
-        total_us = 0.0
-        for kind, launches in kinds.items():
-
-            def queue(launches=launches):
-                for args, kwargs in launches:
-                    gpu.launch(*args, **kwargs)
-
-            graph = CudaGpu.capture(gpu, queue)
-            us = 1e3 * gpu.milliseconds(graph) / len(launches)
-            total_us += us * len(launches)
-            note(f"{kind} x {len(launches)}", us, "us each")
-            backend._decoder._set(1, 100, pages[0])
-        note("sum of the kinds", total_us, "us")
+        for depth in map(int, a.depths.split(",")):
+            backend._decoder._set(1, depth, pages[0])
+            step = gpu.steps[depth >= 64 * decode._FEW_TILES]
+            kernel_times(gpu, step, f"depth {depth}", note)
         note("graph of a step", 1e3 * gpu.milliseconds(backend._decoder._few), "us")
+    for n in map(int, filter(None, a.sequences.split(","))):
+        table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)
+        at = np.full(n, 128, np.int32)
+        for i in range(n):
+            part = rng.integers(0, c.vocab, 128).tolist()
+            backend.forward(batch(part, 0, table[i : i + 1]))
+        backend.greedy(tokens[:n], at, table, 2)
+        gpu.synchronise()
+        start = time.perf_counter()
+        backend.greedy(tokens[:n], at, table, 64)
+        seconds = (time.perf_counter() - start) / 64
+        note(f"{n} sequences: step", 1e6 * seconds, "us")
+        note(f"{n} sequences: rate", n / seconds, "tok/s")
+        kernel_times(gpu, gpu.steps[-1], f"{n} sequences", note)
     if backend._decoder is not None:
-        timeline(gpu, backend._decoder, pages)
+        for depth in map(int, a.depths.split(",")):
+            timeline(gpu, backend._decoder, pages, depth)
     for n in (16, 128, 512):
         work = batch(tokens[:n], 0, pages, [n - 1])
         backend.forward(work, lambda *_: None, none)

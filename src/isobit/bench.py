@@ -1,6 +1,5 @@
 """Measuring speed: llama-bench's tests, whole generations, and the memory's read bandwidth."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,6 @@ import numpy as np
 from isobit.backends.base import F32
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
-from isobit.runtime.sampler import Sampler, Sampling
-from isobit.text.tokenizer import StreamDecoder
 
 MOST_SEQUENCES = 1024
 CHECKED = 8
@@ -117,8 +114,6 @@ def measure(model: Model, test: Workload, repetitions: int, progress: Progress) 
 
     The tokens before ``n_depth`` are run once; after each repetition the sequence is cut back.
     """
-    if repetitions < 1:
-        raise UsageError(f"repetitions: expected at least 1, got {repetitions}")
     random = np.random.default_rng(0)
     vocab, many = model.config.vocab, test.n_sequences
     tokens = random.integers(0, vocab, test.length).tolist()
@@ -206,15 +201,6 @@ def measure_generations(
 
     The first ``warmup`` of them are not reported. One that the model ends early is shorter.
     """
-    for name, value, least in (
-        ("max_tokens", max_tokens, 1),
-        ("warmup", warmup, 0),
-        ("iterations", iterations, 1),
-    ):
-        if value < least:
-            raise UsageError(f"{name}: expected at least {least}, got {value}")
-    with model.stream(prompt, max_tokens=0):  # refuses a prompt that does not fit
-        pass
     results = []
     for _ in range(warmup + iterations):
         results.append(_generate(model, prompt, max_tokens))
@@ -223,30 +209,18 @@ def measure_generations(
 
 
 def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Generation:
-    sampler = Sampler(Sampling())
-    times: list[int] = []
     start = time.perf_counter_ns()
-    ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
-    decoder = StreamDecoder(model.tokenizer)
-    with model.new_sequence() as sequence:
-        logits = model.prefill(sequence, ids)
-        limit = min(max_tokens, model.context - len(ids))
-        while len(times) < limit:
-            token = sampler.choose(logits, ids)
-            times.append(time.perf_counter_ns() - start)
-            if token in model.tokenizer.stop_ids:
-                break
-            decoder.push(token)
-            if len(times) < limit:
-                logits = model.step(sequence, token)
-    return Generation(len(ids), times, time.perf_counter_ns() - start)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    with model.stream(prompt, max_tokens=max_tokens) as stream:
+        for _ in stream:
+            pass
+    total = time.perf_counter_ns() - start
+    assert stream.completion is not None
+    n_prompt = stream.completion.timings.prefill_tokens
+    if not stream.token_ns:
+        raise UsageError(
+            f"prompt: expected fewer tokens than the context of {model.context}, got {n_prompt}"
+        )
+    return Generation(n_prompt, [ns - start for ns in stream.token_ns], total)
 
 
 def read_bandwidth(model: Model) -> float | None:
@@ -259,7 +233,7 @@ def read_bandwidth(model: Model) -> float | None:
         return float(model.backend.read_bandwidth())
     if model.backend.name not in ("reference", "cpu"):
         return None
-    threads = model.engine.threads or usable_cores()
+    threads = model.engine.cores
     parts = [np.ones((512 << 20) // threads // 8, np.uint64) for _ in range(threads)]
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:

@@ -1,5 +1,6 @@
 """Configuration: what a model file says, and what the caller chose. Frozen once made."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from isobit.errors import ModelRefused, UsageError
 
 ARCHITECTURES = ("qwen3moe", "qwen3")
 MOST_THREADS = 1024
+MOST_POSITIONS = 1 << 24
 
 _KNOWN_ROPE_KEYS = frozenset(
     {
@@ -58,9 +60,7 @@ class ModelConfig:
         Raises ModelRefused naming the key for anything missing, malformed or not implemented.
         """
         r = _Reader(metadata, source)
-        arch = r.text("general.architecture")
-        if arch not in ARCHITECTURES:
-            raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
+        arch = architecture(metadata, source)
         moe = arch == "qwen3moe"
         heads = r.count(f"{arch}.attention.head_count", 1, 4096)
         hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
@@ -78,7 +78,7 @@ class ModelConfig:
             vocab=vocab,
             rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12),
             eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-            context_length=r.count(f"{arch}.context_length", 1, 1 << 24),
+            context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
             normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
         )
         config._check(r, arch)
@@ -119,6 +119,21 @@ class ModelConfig:
         r.only(f"{arch}.expert_shared_count", 0)
         r.only(f"{arch}.expert_gating_func", 1)  # softmax
         r.only(f"{arch}.leading_dense_block_count", 0)
+
+
+def architecture(metadata: Mapping[str, object], source: str) -> str:
+    """The architecture of a whole file; raises ModelRefused for a part, or another architecture.
+
+    Asked first: what either lacks besides would only be called missing.
+    """
+    r = _Reader(metadata, source)
+    if r.count("split.count", 0, 65535, default=1) > 1:
+        whole = "a whole file (llama-gguf-split --merge joins the parts)"
+        raise r.refusal("split.count", whole, metadata["split.count"])
+    arch = r.text("general.architecture")
+    if arch not in ARCHITECTURES:
+        raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
+    return arch
 
 
 class _Reader:
@@ -191,7 +206,15 @@ class EngineConfig:
             raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
         for name in ("threads", "context", "max_sequences", "chunk"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name}: expected a positive integer, got {value!r}")
-        if self.threads is not None and self.threads > MOST_THREADS:
-            raise UsageError(f"threads: expected at most {MOST_THREADS}, got {self.threads}")
+            most = MOST_THREADS if name == "threads" else MOST_POSITIONS
+            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+                raise UsageError(f"{name}: expected an integer from 1 to {most}, got {value!r}")
+
+    @property
+    def cores(self) -> int:
+        """CPU threads to use."""
+        if self.threads is not None:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1

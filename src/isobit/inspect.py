@@ -131,8 +131,9 @@ def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
     config = None
     embedding = file.tensors.get("token_embd.weight") or file.refused.get("token_embd.weight")
     try:
-        vocab = embedding.shape[0] if embedding is not None else 0
-        config = ModelConfig.from_metadata(file.metadata, vocab=vocab, source=str(file.path))
+        if embedding is not None:
+            vocab = embedding.shape[0]
+            config = ModelConfig.from_metadata(file.metadata, vocab=vocab, source=str(file.path))
         if not file.refused:  # else the tensors refused above would be called missing
             Weights.from_file(file)
     except ModelRefused as error:

@@ -7,7 +7,7 @@ import pytest
 
 from isobit import bench
 from isobit.config import EngineConfig
-from isobit.errors import ContextFull, GateFailed
+from isobit.errors import ContextFull, GateFailed, UsageError
 from isobit.runtime.model import Model
 
 SEED = int(np.random.SeedSequence().generate_state(1)[0])
@@ -67,3 +67,23 @@ def test_one_wrong_bit_has_no_speed(model: Model, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(GateFailed, match=f"^1 of {(bench.CHECKED + 3) * model.config.vocab}"):
         bench.check_bits(model, 3)
     monkeypatch.undo()
+
+
+def test_a_whole_generation_is_what_generate_does(model: Model) -> None:
+    seen: list[str] = []
+    [one] = bench.measure_generations(
+        model, "def f(", max_tokens=5, warmup=1, iterations=1, progress=seen.append
+    )
+    assert len(seen) == 2
+    assert len(one.token_ns) == len(model.generate("def f(", max_tokens=5).token_ids) == 5
+    assert one.token_ns[0] > 0
+    assert one.token_ns == sorted(one.token_ns)
+    assert one.token_ns[-1] <= one.total_ns
+    assert one.prompt_tokens == len(model.tokenize("def f("))
+
+
+def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None:
+    with pytest.raises(UsageError, match="fewer tokens than the context of 80, got 80"):
+        bench.measure_generations(
+            model, [1] * 80, max_tokens=1, warmup=0, iterations=1, progress=print
+        )

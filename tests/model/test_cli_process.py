@@ -116,6 +116,22 @@ def test_a_backend_this_machine_lacks_is_exit_4() -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+def test_no_adapter_is_exit_4_and_says_what_to_install() -> None:
+    pytest.importorskip("wgpu", reason="not run: no wgpu package")
+    done = subprocess.run(
+        [*ISOBIT, "run", "-p", "x", "-n", "1", "--backend", "wgpu"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"VK_DRIVER_FILES": "/none", "VK_ICD_FILENAMES": "/none"},
+    )
+    if done.returncode == 0:
+        pytest.skip("not run: an adapter that is not Vulkan's")
+    assert done.returncode == 4
+    assert b"apt-get install mesa-vulkan-drivers libvulkan1" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_a_seed_repeats_a_sampled_text() -> None:
     args = ["-p", PROMPT, "-n", "5", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95"]
     first = run_json(*args)

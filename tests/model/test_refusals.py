@@ -109,6 +109,7 @@ def test_tensor_that_no_role_takes(name: str, tmp_path: Path) -> None:
         ("block_count", None),
         ("block_count", 1 << 31),
         ("block_count", "1"),
+        ("block_count", True),
         ("embedding_length", None),
         ("embedding_length", 1 << 30),
         ("attention.head_count", 0),
@@ -189,11 +190,29 @@ def test_metadata_that_says_nothing_new(key: str, value: object, tmp_path: Path)
         Weights.from_file(file)
 
 
+def test_metadata_that_may_be_missing(tmp_path: Path) -> None:
+    geometry = Geometry(layers=1, experts=4, heads=8, kv_heads=8, head_dim=32)
+    missing = {f"qwen3moe.attention.{key}": None for key in ("key_length", "head_count_kv")}
+    path = write_model(tmp_path / "m.gguf", geometry, metadata=missing)
+    with GGUFFile.open(path) as file:
+        config = Weights.from_file(file).config
+    assert (config.head_dim, config.n_kv_heads, config.normalise_experts) == (32, 8, True)
+
+
 def test_another_architecture(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", MOE, arch="llama")
+    assert "general.architecture" in refusal(path)
+    path = write_model(tmp_path / "m.gguf", MOE, arch="clip", without=["token_embd.weight"])
     message = refusal(path)
     assert "general.architecture" in message
-    assert "'llama'" in message
+    assert "'clip'" in message
+
+
+@pytest.mark.parametrize("count", [2, "3"])
+def test_a_part_of_a_model(count: object, tmp_path: Path) -> None:
+    metadata = {"split.count": count, "split.no": 1}
+    path = write_model(tmp_path / "m.gguf", MOE, metadata=metadata, without=["token_embd.weight"])
+    assert "split.count" in refusal(path)
 
 
 def test_load_refuses_too(tmp_path: Path) -> None:

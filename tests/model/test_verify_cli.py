@@ -172,8 +172,10 @@ def test_a_backend_that_falls_back_is_an_error(
     capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("isobit.backends.cuda.available", lambda: (False, "no such device"))
+    monkeypatch.setattr("isobit.backends.wgpu.available", lambda **_: (False, "nor one"))
     assert main(["verify", "--tokens", "5,6", "--backend", "auto"]) == 5
-    assert "using cpu (no such device); name the backend that is meant" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "using cpu (no such device; nor one); name the backend that is meant" in error
 
 
 def test_verify_the_cpu(capsys: Out, home: Path) -> None:

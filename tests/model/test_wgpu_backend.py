@@ -1,5 +1,7 @@
 """Whole passes of the wgpu backend against the reference: every stage, every logit, bit for bit."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,16 @@ from isobit.backends import open_backend
 from isobit.backends.base import Batch
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend, memory, selftest
+from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, adapters
+from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model, sample_path
+from isobit.verify.receipt import Receipt
+from isobit.verify.trace import Trace
 from tests.helpers.passes import i32, run, same_bits
 from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
 from tests.ops.wgpu_support import open_device
@@ -190,6 +196,23 @@ def test_a_batch_that_would_leave_its_buffers_is_refused(device, rng, tmp_path):
     assert ours.forward(good).shape == (4, weights.config.vocab)
 
 
+def test_the_default_limits_are_enough(rng, sample):
+    """On a device that was asked for no more: what exceeds a limit is an error there."""
+    open_device()
+    device = Device(adapters()[0], DEFAULT_SIZES)
+    assert device.binding_bytes == 128 << 20
+    limits = device._device.limits
+    assert limits["max-buffer-size"] == 256 << 20
+    assert limits["max-storage-buffers-per-shader-stage"] == 8
+    assert limits["max-compute-workgroup-storage-size"] == 16384
+    ids = rng.integers(0, sample.config.vocab, 9).tolist()
+    engine = EngineConfig(context=128, max_sequences=1)
+    ours = WgpuBackend(sample, engine, device)
+    assert same_bits(run(ours, ids), run(ReferenceBackend(sample, engine), ids))
+    assert same_bits(run(ours, ids[:1]), run(ReferenceBackend(sample, engine), ids[:1]))
+    device.close()
+
+
 def test_a_lost_device_and_another_load(device, rng, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
@@ -206,7 +229,11 @@ def test_a_lost_device_and_another_load(device, rng, tmp_path, monkeypatch):
         first.forward(batch)
     again = open_backend("wgpu", weights, engine)
     assert same_bits(again.forward(batch), logits)
-    again.close()
+    # Lost while a pass is on its way.
+    submit = again._device.submit
+    monkeypatch.setattr(again._device, "submit", lambda c: (submit(c), again.close()))
+    with pytest.raises(BackendUnavailable, match="lost; load the model again"):
+        again.forward(batch)
 
 
 def test_an_inexact_driver_runs_only_when_it_is_allowed(tmp_path, monkeypatch):
@@ -223,6 +250,64 @@ def test_an_inexact_driver_runs_only_when_it_is_allowed(tmp_path, monkeypatch):
     assert backend.inexact == ("root",)
     assert backend.device.endswith("INEXACT: root")
     backend.close()
+
+
+def test_what_an_inexact_device_gives_says_so(tmp_path, monkeypatch, capsys):
+    open_device()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(selftest, "run", lambda _: [selftest.Finding("root", 9, 2, "of 2")])
+    argv = ["run", "--backend", "wgpu", "--tokens", "5,6", "-n", "1", "-c", "64", "--json"]
+    assert main(argv) == 4
+    assert "--allow-inexact" in capsys.readouterr().err
+    assert main([*argv, "--allow-inexact", "--receipt", "r.json"]) == 0
+    out, err = capsys.readouterr()
+    assert "INEXACT: root" in json.loads(out)["device"]
+    assert "INEXACT: root" in err.splitlines()[0]
+    assert "INEXACT: root" in Receipt.load("r.json").device
+    argv = ["trace", "--backend", "wgpu", "--tokens", "5,6", "-o", "t", "--stages", "lm_head"]
+    assert main([*argv, "--allow-inexact"]) == 0
+    assert "INEXACT: root" in Trace.load("t").manifest.device
+
+
+# What auto chooses.
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.setattr("isobit.backends.cuda.available", lambda: (False, "cuda: none"))
+
+
+def chosen(tmp_path, **engine):
+    weights = opened(tmp_path, Geometry(layers=1, experts=0), all_in("Q8_0"))
+    notes = []
+    engine = EngineConfig(context=64, max_sequences=1, **engine)
+    backend = open_backend("auto", weights, engine, notes.append)
+    backend.close()
+    return backend.name, notes
+
+
+def test_auto_takes_no_software_device(tmp_path, no_cuda):
+    open_device()
+    if adapters()[0].info["adapter_type"] != "CPU":
+        pytest.skip("not run: the device is no software device")
+    name, (note,) = chosen(tmp_path)
+    assert name == "cpu"
+    assert note.startswith("backend auto: using cpu (cuda: none; wgpu: no GPU, only a software ")
+
+
+def test_auto_takes_a_gpu_whose_driver_is_exact(tmp_path, monkeypatch, no_cuda):
+    open_device()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("isobit.backends.wgpu.available", lambda **_: (True, ""))
+    monkeypatch.setattr(selftest, "run", lambda _: [])
+    assert chosen(tmp_path) == ("wgpu", ["backend auto: using wgpu (cuda: none)"])
+    # One that is not exact, even if that is allowed where it is named.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(selftest, "run", lambda _: [selftest.Finding("root", 9, 2, "of 2")])
+    name, (note,) = chosen(tmp_path, allow_inexact=True)
+    assert name == "cpu"
+    assert "root: 2 of 9 cases differ" in note
 
 
 def test_generation_is_the_cpu_backends(device, monkeypatch):

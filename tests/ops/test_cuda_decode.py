@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from isobit import numerics
+from isobit.backends.cuda.decode import MERGE_SHARED
 from isobit.config import EngineConfig
 
 from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
@@ -70,7 +71,7 @@ def test_steps_of_several_sequences(weights, kind, planes, n):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
-@pytest.mark.parametrize("tiles", [1, 31, 300])
+@pytest.mark.parametrize("tiles", [1, 31, 72, 300])
 def test_merge_of_many_tiles(kind, tiles):
     heads, kv_heads, head_dim, most = 4, 2, 64, tiles + 3
     rng = np.random.default_rng(SEED)
@@ -105,7 +106,7 @@ def test_merge_of_many_tiles(kind, tiles):
         "decode_merge",
         (heads * head_dim // 32,),
         (b.put(step), b.put(pairs), b.put(tile_out), most, result),
-        shared=4 * 256 * 35 + 64,
+        shared=MERGE_SHARED,
         defines={k: str(v) for k, v in defines.items()},
     )
     same(b.get(result, expected.shape), expected)

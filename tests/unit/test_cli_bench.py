@@ -89,7 +89,7 @@ def test_rates() -> None:
 
 def test_read_bandwidth_is_plausible() -> None:
     model = SimpleNamespace(
-        backend=SimpleNamespace(name="reference"), engine=SimpleNamespace(threads=1)
+        backend=SimpleNamespace(name="reference"), engine=SimpleNamespace(cores=1)
     )
     assert 1e8 < bench.read_bandwidth(model) < 1e13
 

@@ -1,124 +1,80 @@
 """inspect on files made for the purpose: what a token costs, and what would be refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 
 from isobit.cli import main
 from isobit.inspect import inspect
+from tests.helpers.synth import Geometry, all_in, write_model
 
-HIDDEN, FFN, HEADS, HEAD_DIM, VOCAB, EXPERTS, CHOSEN = 64, 32, 2, 32, 257, 4, 2
-
-
-def write(
-    path: Path,
-    *,
-    tied: bool = False,
-    strange_type: bool = False,
-    leave_out: str = "",
-    scaling: str = "",
-) -> Path:
-    w = gguf.GGUFWriter(str(path), "qwen3moe")
-    w.add_block_count(1)
-    w.add_context_length(128)
-    w.add_embedding_length(HIDDEN)
-    w.add_head_count(HEADS)
-    w.add_head_count_kv(1)
-    w.add_key_length(HEAD_DIM)
-    w.add_value_length(HEAD_DIM)
-    w.add_expert_count(EXPERTS)
-    w.add_expert_used_count(CHOSEN)
-    w.add_expert_feed_forward_length(FFN)
-    w.add_layer_norm_rms_eps(1e-6)
-    w.add_rope_freq_base(10000.0)
-    w.add_float32("test.nan", float("nan"))
-    if scaling:
-        w.add_string("qwen3moe.rope.scaling.type", scaling)
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    byte_tokens = [chr(c) for c in (*printable, *range(0x100, 0x100 + 256 - len(printable)))]
-    w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("qwen2")
-    w.add_token_list([*byte_tokens, "ab"])
-    w.add_token_types([1] * VOCAB)
-    w.add_token_merges(["a b"])
-
-    def add(name: str, *shape: int) -> None:
-        if name == leave_out:
-            return
-        if strange_type and name == "blk.0.attn_q.weight":
-            blocks = np.zeros((shape[0], shape[1] // 32 * 18), np.uint8)
-            w.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.IQ4_NL)
-        else:
-            w.add_tensor(name, np.zeros(shape, np.float32))
-
-    add("token_embd.weight", VOCAB, HIDDEN)
-    add("output_norm.weight", HIDDEN)
-    if not tied:
-        add("output.weight", VOCAB, HIDDEN)
-    for name, *shape in (
-        ("attn_norm", HIDDEN),
-        ("attn_q", HEADS * HEAD_DIM, HIDDEN),
-        ("attn_k", HEAD_DIM, HIDDEN),
-        ("attn_v", HEAD_DIM, HIDDEN),
-        ("attn_q_norm", HEAD_DIM),
-        ("attn_k_norm", HEAD_DIM),
-        ("attn_output", HIDDEN, HEADS * HEAD_DIM),
-        ("ffn_norm", HIDDEN),
-        ("ffn_gate_inp", EXPERTS, HIDDEN),
-        ("ffn_gate_exps", EXPERTS, FFN, HIDDEN),
-        ("ffn_up_exps", EXPERTS, FFN, HIDDEN),
-        ("ffn_down_exps", EXPERTS, HIDDEN, FFN),
-    ):
-        add(f"blk.0.{name}.weight", *shape)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
-    return path
+G = Geometry(layers=1, heads=2, kv_heads=1, head_dim=128, experts=4, experts_used=2, ffn=32)
+F32 = all_in("F32")
+QKV = ("attn_q", "attn_k", "attn_v")
+STRANGE = F32 | {"attn_q": "TQ1_0"}
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_active_bytes_count_what_a_decode_step_reads(tmp_path: Path, tied: bool) -> None:
-    found = inspect(write(tmp_path / "m.gguf", tied=tied))
+    geometry = replace(G, tied=tied)
+    found = inspect(write_model(tmp_path / "m.gguf", geometry, F32))
     assert found.refused == []
-    one_row, output = HIDDEN, VOCAB * HIDDEN
-    attention = 2 * (HEADS * HEAD_DIM * HIDDEN) + 2 * (HEAD_DIM * HIDDEN) + 2 * HEAD_DIM
-    experts = CHOSEN * 3 * FFN * HIDDEN
-    norms = 3 * HIDDEN
-    expected = one_row + output + attention + experts + norms + EXPERTS * HIDDEN
+    one_row, output = G.hidden, G.vocab * G.hidden
+    attention = 2 * (256 * G.hidden) + 2 * (128 * G.hidden) + 2 * 128
+    experts = 2 * 3 * G.ffn * G.hidden
+    norms = 3 * G.hidden
+    expected = one_row + output + attention + experts + norms + G.experts * G.hidden
     assert found.active_bytes_per_token == 4 * expected
-    assert found.kv_bytes_per_token == 2 * (2 * HEAD_DIM + 4)
+    assert found.kv_bytes_per_token == 2 * (2 * 128 + 4)
 
 
 def test_a_type_that_is_not_implemented_is_named(tmp_path: Path) -> None:
-    found = inspect(write(tmp_path / "m.gguf", strange_type=True))
+    found = inspect(write_model(tmp_path / "m.gguf", G, STRANGE))
     assert len(found.refused) == 1
     assert "blk.0.attn_q.weight" in found.refused[0]
-    assert "IQ4_NL" in found.refused[0]
+    assert "TQ1_0" in found.refused[0]
     assert found.active_bytes_per_token is None
-    assert found.types[-1].type == "IQ4_NL"
+    assert found.types[-1].type == "TQ1_0"
     assert found.types[-1].nbytes is None
 
 
-def test_a_missing_tensor_and_an_unknown_scaling_are_named(tmp_path: Path) -> None:
-    found = inspect(write(tmp_path / "a.gguf", leave_out="blk.0.ffn_up_exps.weight"))
+@pytest.mark.parametrize("name", ["blk.0.ffn_up_exps.weight", "token_embd.weight"])
+def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
+    found = inspect(write_model(tmp_path / "m.gguf", G, F32, without=[name]))
     assert len(found.refused) == 1
-    assert "blk.0.ffn_up_exps.weight" in found.refused[0]
-    found = inspect(write(tmp_path / "b.gguf", scaling="yarn"))
+    assert f"tensor {name}: expected in the file" in found.refused[0]
+
+
+def test_an_unknown_scaling_is_named(tmp_path: Path) -> None:
+    scaling = {"qwen3moe.rope.scaling.type": "yarn"}
+    found = inspect(write_model(tmp_path / "m.gguf", G, F32, metadata=scaling))
     assert len(found.refused) == 1
     assert "rope.scaling.type" in found.refused[0]
 
 
 def test_json_of_a_file_with_odd_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "m.gguf", strange_type=True)
+    odd = {"test.nan": float("nan")}
+    path = write_model(tmp_path / "m.gguf", G, STRANGE, metadata=odd)
     assert main(["inspect", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["metadata"]["test.nan"] == "nan"
-    assert {"name": "blk.0.attn_q.weight", "type": "IQ4_NL", "shape": [64, 64], "bytes": None} in (
-        found["tensors"]
-    )
+    row = {"name": "blk.0.attn_q.weight", "type": "TQ1_0", "shape": [256, 256], "bytes": None}
+    assert row in found["tensors"]
     assert main(["inspect", str(path)]) == 0
-    assert "not implemented" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not implemented" in out
+    assert "more (--json" not in out
+
+
+def test_many_reasons_are_not_all_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of a type that is not implemented has one for every matrix."""
+    geometry = replace(G, layers=5)
+    path = write_model(tmp_path / "m.gguf", geometry, F32 | dict.fromkeys(QKV, "TQ1_0"))
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("is not implemented") == 10
+    assert out.endswith("- and 5 more (--json has all)\n")
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["refused"]) == 15

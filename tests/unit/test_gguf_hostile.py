@@ -200,10 +200,18 @@ REFUSED = {
     "a tensor past the end": (tensors(tensor("t", [257])), "got 1028 bytes of shape .257. from"),
     "an offset past the end": (tensors(tensor("t", [1], 0, 1024)), "got 4 bytes of shape"),
     "an offset that wraps": (tensors(tensor("t", [1], 0, 2**64 - 32)), "its end within"),
-    "an unaligned offset": (tensors(tensor("t", [1], 0, 4)), "offset: .* alignment 32, got 4"),
+    "a tensor one byte too long": (
+        tensors(tensor("t", [256]))[:-1],
+        "its end within the file's 1087 bytes, got 1024 bytes",
+    ),
+    "an unaligned offset": (tensors(tensor("t", [1], 0, 8)), "offset: .* alignment 32, got 8"),
     "overlapping tensors": (
         tensors(tensor("a", [8], 0, 32), tensor("b", [16])),
         "tensor 'a' offset: expected 160 or more, where 'b' ends, got 128",
+    ),
+    "tensors overlapping by four bytes": (
+        tensors(tensor("a", [9]), tensor("b", [8], 0, 32)),
+        "tensor 'b' offset: expected 132 or more, where 'a' ends, got 128",
     ),
     "tensors in one place": (tensors(tensor("a", [8]), tensor("b", [8])), "where 'a' ends"),
     "a cut directory": (

@@ -162,7 +162,8 @@ def test_user_defined_tokens_are_found_in_any_text():
 
 
 def test_markers_typed_as_user_defined_are_control():
-    tokenizer = small([("<|fim_prefix|>", USER_DEFINED), ("<|", USER_DEFINED)])
+    others = [(text, USER_DEFINED) for text in ("<|", "<||>", "x|>", "<|x")]
+    tokenizer = small([("<|fim_prefix|>", USER_DEFINED), *others])
     assert tokenizer.vocabulary.control == {"<|fim_prefix|>": 256}
     assert 256 not in tokenizer.encode("<|fim_prefix|>", special=False)
     assert tokenizer.encode("<|fim_prefix|>", special=True) == [256]
@@ -185,6 +186,14 @@ def test_words_are_those_of_qwen2():
     assert tokenizer.encode("s!e s", special=False) == [*b"s!e s"]
     # U+017F is not the "s" of a contraction, so that it is in one word with what follows.
     assert tokenizer.encode("'\u017fa", special=False) == [39, 0xC5, 259]
+
+
+def test_contractions_are_words_of_their_own():
+    last = "sStTmMdDeElL"
+    tokenizer = small([(c + "a", NORMAL) for c in last], [f"{c} a" for c in last])
+    words = [*"sStTmMdD", *("re", "rE", "Re", "RE", "ve", "vE", "Ve", "VE", "ll", "lL", "Ll", "LL")]
+    for word in words:
+        assert tokenizer.encode(f"'{word}a", special=False) == [*f"'{word}a".encode()]
 
 
 def test_the_first_of_two_equal_merges_counts():

@@ -1,6 +1,7 @@
 """Backends by name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from isobit.backends.base import Backend
 from isobit.config import EngineConfig
@@ -18,21 +19,12 @@ def open_backend(
 ) -> Backend:
     """Make a model ready on a backend.
 
-    ``auto`` tries CUDA, then the CPU; why CUDA was passed over goes to ``note`` as one line. Raises
-    BackendUnavailable with the reason when the named backend cannot run here.
+    ``auto`` tries CUDA, then wgpu on a GPU whose driver is exact, then the CPU. What a user should
+    know goes to ``note`` as one line: what ``auto`` passed over and why, or that the device is not
+    exact. Raises BackendUnavailable with the reason when the named backend cannot run here.
     """
     if name == "auto":
-        from isobit.backends.cuda import available  # noqa: PLC0415
-
-        usable, reason = available()
-        if usable:
-            try:
-                return open_backend("cuda", weights, engine)
-            except BackendUnavailable as error:
-                reason = str(error)
-        if note is not None:
-            note(f"backend auto: using cpu ({reason})")
-        return open_backend("cpu", weights, engine)
+        return _fastest(weights, replace(engine, allow_inexact=False), note)
     # Imported here so that a backend's libraries load only when it is used.
     if name == "reference":
         from isobit.backends.reference import ReferenceBackend  # noqa: PLC0415
@@ -49,5 +41,30 @@ def open_backend(
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
-        return WgpuBackend(weights, engine)
+        backend = WgpuBackend(weights, engine)
+        if backend.inexact and note is not None:
+            note(f"backend wgpu: the results are not the specification's: {backend.device}")
+        return backend
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}")
+
+
+def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backend:
+    """The first of cuda, wgpu (on a GPU, not a software device) and cpu that runs here."""
+    from isobit.backends import cuda, wgpu  # noqa: PLC0415
+
+    passed_over: list[str] = []
+    for name in ("cuda", "wgpu"):
+        usable, reason = cuda.available() if name == "cuda" else wgpu.available(software=False)
+        if usable:
+            try:
+                backend = open_backend(name, weights, engine)
+            except BackendUnavailable as error:
+                reason = str(error)
+            else:
+                if passed_over and note is not None:
+                    note(f"backend auto: using {name} ({'; '.join(passed_over)})")
+                return backend
+        passed_over.append(reason)
+    if note is not None:
+        note(f"backend auto: using cpu ({'; '.join(passed_over)})")
+    return open_backend("cpu", weights, engine)

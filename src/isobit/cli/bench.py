@@ -49,23 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-r",
         "--repetitions",
-        type=int,
+        type=options.at_least(1),
         metavar="N",
         help=f"repetitions of each test (default: {TEST_DEFAULTS['repetitions']})",
     )
     options.add_prompt(parser, "--prompt", required=False)
     group = parser.add_argument_group("whole generations")
-    for flag, text in (
-        ("--max-tokens", "most tokens of a generation"),
-        ("--warmup", "generations before those that are measured"),
-        ("--iterations", "generations to measure"),
+    for flag, least, text in (
+        ("--max-tokens", 1, "most tokens of a generation"),
+        ("--warmup", 0, "generations before those that are measured"),
+        ("--iterations", 1, "generations to measure"),
     ):
         default = GENERATION_DEFAULTS[flag[2:].replace("-", "_")]
-        group.add_argument(flag, type=int, metavar="N", help=f"{text} (default: {default})")
+        group.add_argument(
+            flag, type=options.at_least(least), metavar="N", help=f"{text} (default: {default})"
+        )
     parser.add_argument(
         "-o", "--output", choices=("md", "json"), default="md", help="format (default: %(default)s)"
     )
     options.add_engine(parser)
+    options.add_inexact(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -215,7 +218,7 @@ def _about(model: Model, *, digest: bool) -> Row:
         "backend": model.backend.name,
         "device": model.backend.device,
         "activation_planes": model.engine.activation_planes,
-        "n_threads": model.engine.threads or bench.usable_cores(),
+        "n_threads": model.engine.cores,
         "active_bytes_per_token": active_bytes(model.file, model.config),
         "read_bandwidth": bench.read_bandwidth(model),
     }

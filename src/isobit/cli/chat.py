@@ -7,7 +7,7 @@ from contextlib import suppress
 from isobit.cli import options
 from isobit.cli.run import add_length, follow, report_speed
 from isobit.errors import UsageError
-from isobit.runtime.generation import Completion
+from isobit.runtime.generation import Completion, Settings
 from isobit.runtime.model import Model
 
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_length(parser, 512)
     options.add_sampling(parser)
     options.add_engine(parser)
+    options.add_inexact(parser)
     options.add_context(parser)
 
 
@@ -34,16 +35,18 @@ def main(args: argparse.Namespace) -> None:
     history = [{"role": "system", "content": args.system}] if args.system is not None else []
     if isinstance(prompt, list) and history:
         raise UsageError("--tokens: expected a whole conversation, so no --system beside it")
+    settings = options.settings(args)
     with options.open_model(args, args.context) as model:
         if isinstance(prompt, list):
-            _answer(model, prompt, args)
+            _answer(model, prompt, settings)
         elif prompt is not None:
-            _answer(model, model.chat_ids([*history, {"role": "user", "content": prompt}]), args)
+            asked = [*history, {"role": "user", "content": prompt}]
+            _answer(model, model.chat_ids(asked), settings)
         else:
-            _converse(model, history, args)
+            _converse(model, history, settings)
 
 
-def _converse(model: Model, history: list[dict[str, str]], args: argparse.Namespace) -> None:
+def _converse(model: Model, history: list[dict[str, str]], settings: Settings) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - gives input() a line editor
     while True:
@@ -55,12 +58,12 @@ def _converse(model: Model, history: list[dict[str, str]], args: argparse.Namesp
         if not text.strip():
             continue
         history.append({"role": "user", "content": text})
-        answer = _answer(model, model.chat_ids(history), args)
+        answer = _answer(model, model.chat_ids(history), settings)
         history.append({"role": "assistant", "content": answer.text})
 
 
-def _answer(model: Model, ids: list[int], args: argparse.Namespace) -> Completion:
-    with model.stream(ids, **options.settings(args)) as stream:
+def _answer(model: Model, ids: list[int], settings: Settings) -> Completion:
+    with model.stream(ids, **settings) as stream:
         completion = follow(stream)
     report_speed(completion)
     return completion

@@ -10,6 +10,7 @@ from isobit.inspect import Inspection, inspect
 from isobit.runtime.model import sample_path
 
 SHOWN = 8  # elements of an array
+REASONS = 10  # to refuse a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +98,9 @@ def _text(found: Inspection) -> str:
         whole = f"{size(kv * config.context_length)} for {config.context_length:,} tokens"
         lines.append(f"the KV cache takes {kv:,} bytes per token ({whole})")
     if found.refused:
-        lines += ["refused:", *(f"- {visible(line, 1000)}" for line in found.refused)]
+        lines += ["refused:", *(f"- {visible(line, 1000)}" for line in found.refused[:REASONS])]
+        if (more := len(found.refused) - REASONS) > 0:
+            lines.append(f"- and {more} more (--json has all)")
     else:
         lines.append("refused: nothing")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from isobit.backends import NAMES
@@ -52,6 +53,15 @@ def add_engine(
     )
 
 
+def add_inexact(parser: argparse.ArgumentParser) -> None:
+    """For commands whose outputs say what device they are from."""
+    parser.add_argument(
+        "--allow-inexact",
+        action="store_true",
+        help="run on a wgpu device that fails its self-test; what comes out is marked INEXACT",
+    )
+
+
 def add_context(parser: argparse.ArgumentParser) -> None:
     """The longest sequence."""
     parser.add_argument(
@@ -66,6 +76,7 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
         threads=args.threads,
         context=context,
         max_sequences=sequences,
+        allow_inexact=args.allow_inexact,
     )
     return Model(args.model, args.backend, engine, say)
 
@@ -146,7 +157,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The arguments of ``add_sampling``, and ``--max-tokens``, as ``Model.stream`` takes them."""
+    """The arguments of ``add_sampling``, and ``--max-tokens``, as ``Model.stream`` takes them.
+
+    Ask before a model is opened: what is out of range is refused here, and loading takes time.
+    """
+    Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
     return Settings(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
@@ -157,6 +172,20 @@ def settings(args: argparse.Namespace) -> Settings:
         seed=args.seed,
         stop=args.stop,
     )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number that is not below ``least``."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or len(text) > 18 or int(text) < least:
+            shown = text if len(text) <= 40 else text[:40] + "…"
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number, {least} or more; got {shown!r}"
+            )
+        return int(text)
+
+    return parse
 
 
 def _token_ids(text: str) -> list[int]:

@@ -23,5 +23,6 @@ def main(args: argparse.Namespace) -> None:
         difference = replay(receipt, model)
         where = f"{model.backend.name} ({model.backend.device})"
     if difference is not None:
-        raise GateFailed(f"receipt: {where} differs, first at {difference}")
+        source = f"{receipt.backend} ({receipt.device})"
+        raise GateFailed(f"receipt of {source}: {where} differs, first at {difference}")
     print(f"identical: {len(receipt.tokens)} tokens on {where}")

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_sampling(parser)
     options.add_engine(parser)
+    options.add_inexact(parser)
     options.add_context(parser)
 
 
@@ -43,7 +44,7 @@ def add_length(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "-n",
         "--max-tokens",
-        type=int,
+        type=options.at_least(0),
         default=default,
         metavar="N",
         help="most tokens to generate (default: %(default)s)",
@@ -54,10 +55,10 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     prompt = options.read_prompt(args)
     assert prompt is not None
+    settings = options.settings(args)
     with options.open_model(args, args.context) as model:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
         watch = Recorder() if args.receipt or args.routes else None
-        settings = options.settings(args)
         settings["watch"] = watch
         with model.stream(ids, **settings) as stream:
             completion = follow(stream, quiet=args.json)

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tools.add_output(parser)
     options.add_engine(parser)
+    options.add_inexact(parser)
 
 
 def main(args: argparse.Namespace) -> None:

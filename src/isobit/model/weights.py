@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.config import ModelConfig
+from isobit.config import ModelConfig, architecture
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile, TensorInfo
 from isobit.numerics import Weight
@@ -45,6 +45,7 @@ class Weights:
     @classmethod
     def from_file(cls, file: GGUFFile) -> "Weights":
         """Find and check every tensor. Touches no matrix; norm vectors are read."""
+        architecture(file.metadata, str(file.path))
         take = _Tensors(file)
         c = ModelConfig.from_metadata(
             file.metadata, vocab=take.rows("token_embd.weight"), source=str(file.path)

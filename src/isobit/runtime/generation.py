@@ -105,6 +105,8 @@ class Stream(Iterator[str]):
     ) -> None:
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
+        self.token_ns: list[int] = []
+        """When each token was known, by ``time.perf_counter_ns``."""
         self._pieces = self._run(model, list(prompt_ids), max_tokens, sampling, list(stop), watch)
 
     def __iter__(self) -> Stream:
@@ -157,6 +159,7 @@ class Stream(Iterator[str]):
                 if token is None:
                     token = sampler.choose(logits, history)
                 self.token_ids.append(token)
+                self.token_ns.append(time.perf_counter_ns())
                 history.append(token)
                 if watch is not None:
                     watch.chose(logits, token)

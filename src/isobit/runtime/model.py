@@ -50,7 +50,7 @@ class Model:
             weights = Weights.from_file(self.file)
             self.config: ModelConfig = weights.config
             self.engine = engine
-            self.context = min(engine.context or self.config.context_length, 1 << 24)
+            self.context = engine.context or self.config.context_length
             self._tokenizer: Tokenizer | None = None
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
@@ -187,13 +187,15 @@ class Model:
         if greedy is None:
             return None
         positions, pages = sequence.extend(1)
-        with self._lock:
-            self._open_backend()
-            chosen = greedy(np.array([token], np.int32), positions, pages[None], 1)
-        if chosen is None:
-            sequence.length -= 1
-            return None
-        return int(chosen[0, 0])
+        chosen = None
+        try:
+            with self._lock:
+                self._open_backend()
+                chosen = greedy(np.array([token], np.int32), positions, pages[None], 1)
+        finally:
+            if chosen is None:  # not run, or its key and value may not be there
+                sequence.length -= 1
+        return None if chosen is None else int(chosen[0, 0])
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
@@ -308,10 +310,10 @@ def load(
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
-    backend: auto (cuda, else cpu), reference, cpu, cuda or wgpu. activation_planes: 2 keeps
-    activations in 16-bit fixed point, 1 in int8. threads: CPU threads, default all. context:
-    longest sequence, default the model's. Raises ModelRefused, UsageError or BackendUnavailable,
-    each with one line of reason.
+    backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
+    activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8. threads: CPU threads,
+    default all. context: longest sequence, default the model's. Raises ModelRefused, UsageError or
+    BackendUnavailable, each with one line of reason.
     """
     engine = EngineConfig(activation_planes=activation_planes, threads=threads, context=context)
     return Model(path_or_sample, backend, engine)

@@ -1,6 +1,5 @@
 """The CPU backend: hands a model's mapped tensors to the extension, which runs whole passes."""
 
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +34,8 @@ class CpuBackend:
         if simd is not None and simd not in levels:
             raise BackendUnavailable(f"simd: expected one of {', '.join(levels)}, got {simd}")
         self._simd = simd or levels[0]
-        self._threads = engine.threads or _usable_cores()
-        context = min(engine.context or c.context_length, 1 << 24)
+        self._threads = engine.cores
+        context = engine.context or c.context_length
         pages = -(-context // numerics.TILE) * engine.max_sequences
         config = {
             "hidden": c.hidden,
@@ -134,12 +133,6 @@ class _RopeTable:
             self._cos = np.concatenate([self._cos, cos])
             self._sin = np.concatenate([self._sin, sin])
         return self._cos[positions], self._sin[positions]
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

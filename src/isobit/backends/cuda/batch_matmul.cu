@@ -3,14 +3,23 @@
 //
 // Units of a group of items are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
-// grid takes an equal part, and its warps every eighth. Each warp fetches for itself, DEPTH superblocks
-// of its 16 rows ahead.
+// grid takes an equal part, and its warps every eighth. Where units are few (SPLIT), a block's warps take
+// one together, every eighth superblock each. Each warp fetches for itself, DEPTH superblocks of 16 rows
+// ahead.
 #include "decode.cuh"
 #include "items.cuh"
 #include "tile_pairs.cuh"
 
 constexpr int BATCH_WARPS = THREADS / WARP;
 constexpr int SUPER_BYTES = 2 * WEIGHT::TILE_BYTES;  // of the 16 rows of a unit
+#ifdef SPLIT
+constexpr int UNIT_STEP = 1, SUPER_STEP = BATCH_WARPS;
+#else
+constexpr int UNIT_STEP = BATCH_WARPS, SUPER_STEP = 1;
+#endif
+// The first of a warp's units, and of its superblocks of a unit.
+DEV int unit_offset() { return warp_id() % UNIT_STEP; }
+DEV int first_super() { return warp_id() % SUPER_STEP; }
 
 // A warp's weights on their way, unit after unit.
 struct Stream {
@@ -20,19 +29,19 @@ struct Stream {
     int units, supers, unit, end;  // unit: that is fetched from now
     uint8* memory;                 // of this warp: arrivals, then slots
     const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
-    int super = 0, fetched = 0, used = 0;
+    int super = first_super(), fetched = 0, used = 0;
 
     DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, const ItemGroup* groups,
                int units, int supers, uint8* memory)
         : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), units(units),
-          supers(supers), memory(memory + warp_id() * (ARRIVALS + DEPTH * SUPER_BYTES)) {
+          supers(supers), memory(memory + warp_id() * BYTES) {
 #ifdef BULK_COPIES
         if (lane_id() < DEPTH) arrival_init(arrival(lane_id()));
         __syncwarp();
 #endif
     }
     DEV void start(int begin, int end_of_block) {
-        unit = begin;
+        unit = super < supers ? begin : end_of_block;
         end = end_of_block;
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) fetch();
@@ -54,7 +63,7 @@ struct Stream {
         fetch();
     }
 
-    static constexpr int ARRIVALS = 64;
+    static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
 
    private:
     DEV uint8* slot(int step) const { return memory + ARRIVALS + step % DEPTH * SUPER_BYTES; }
@@ -63,7 +72,7 @@ struct Stream {
 #endif
     DEV void fetch() {
         if (unit < end) {
-            if (super == 0) find();
+            if (super == first_super()) find();
             uint8* to = slot(fetched);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
@@ -78,10 +87,11 @@ struct Stream {
                 copy_async(to + WEIGHT::TILE_BYTES + i, from[1] + i);
             }
 #endif
-            from[0] += WEIGHT::TILE_BYTES;
-            from[1] += WEIGHT::TILE_BYTES;
+            from[0] += SUPER_STEP * WEIGHT::TILE_BYTES;
+            from[1] += SUPER_STEP * WEIGHT::TILE_BYTES;
             fetched++;
-            if (++super == supers) super = 0, unit += BATCH_WARPS;
+            super += SUPER_STEP;
+            if (super >= supers) super = first_super(), unit += UNIT_STEP;
         }
 #ifndef BULK_COPIES
         commit_copies();
@@ -97,6 +107,8 @@ struct Stream {
         from[0] = first + matrix + int64(in_matrix) * 2 * column;
         from[1] = from[0] + column;
 #endif
+        from[0] += super * WEIGHT::TILE_BYTES;
+        from[1] += super * WEIGHT::TILE_BYTES;
     }
 };
 
@@ -132,8 +144,12 @@ KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_b
                          int supers, const Act* x, const int* n_groups, const ItemGroup* groups,
                          const int* order, int divide, float* y, int stride) {
     DYNAMIC_SHARED(Act, acts);
-    Stream weights(first, second, matrix_bytes, groups, units, supers,
-                   reinterpret_cast<uint8*>(acts + COLUMNS * supers));
+    uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
+    Stream weights(first, second, matrix_bytes, groups, units, supers, memory);
+#ifdef SPLIT  // superblocks' parts of a unit, by superblock and lane, twice
+    float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream::BYTES);
+    float* part = parts;
+#endif
     Places places = {order, divide};
     let_next_start();
 #ifndef PLANNED
@@ -141,7 +157,7 @@ KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_b
 #endif
     int64 all = int64(*n_groups) * units;
     int at = int(all * blockIdx.x / gridDim.x), end = int(all * (blockIdx.x + 1) / gridDim.x);
-    int unit = at + warp_id(), g = lane_id() / 4, t = lane_id() % 4;
+    int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
     weights.start(unit, end);
 #ifdef PLANNED
     wait_for_previous();
@@ -152,15 +168,14 @@ KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_b
         __syncthreads();  // everyone is done with the activations before
         fetch_activations(x, supers, group, places, acts);
         int column[2] = {min(2 * t, group.count - 1), min(2 * t + 1, group.count - 1)};
-        float* out[2];
-#pragma unroll
-        for (int c = 0; c < 2; c++)
-            out[c] = y + int64(places.output(group.begin + column[c])) * stride;
         __syncthreads();
-        for (; unit < upto; unit += BATCH_WARPS) {
+        for (; unit < upto; unit += UNIT_STEP) {
+            int in_matrix = unit - index * units;
+#ifndef SPLIT
             float sum[4] = {};
+#endif
 #pragma unroll 1
-            for (int s = 0; s < supers; s++) {
+            for (int s = first_super(); s < supers; s += SUPER_STEP) {
                 const Act* here = acts + s * COLUMNS;
                 const int* tile[2];
                 float u[4], d[2] = {here[column[0]].d, here[column[1]].d};
@@ -168,19 +183,40 @@ KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_b
                 TilePair<WEIGHT>::product(tile, Columns(here, group.count), u);
                 weights.done();
 #pragma unroll
-                for (int i = 0; i < 4; i++) sum[i] = add(sum[i], mul(d[i % 2], u[i]));
+                for (int i = 0; i < 4; i++) {
+                    float v = mul(d[i % 2], u[i]);
+#ifdef SPLIT
+                    part[128 * s + 4 * lane_id() + i] = v;
+#else
+                    sum[i] = add(sum[i], v);
+#endif
+                }
             }
-            int in_matrix = unit - index * units;
+#ifdef SPLIT
+            __syncthreads();
+            if (threadIdx.x < 128) {
+                int i = threadIdx.x % 4, item = threadIdx.x / 4 % 4 * 2 + i % 2;
+                float all = 0.0f;
+#pragma unroll 8
+                for (int s = 0; s < supers; s++) all = add(all, part[128 * s + threadIdx.x]);
+                if (item < group.count)
+                    y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
+                      i / 2 * 8 + threadIdx.x / 16] = all;
+            }
+            part = part == parts ? parts + 128 * supers : parts;  // others may still add
+#else
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 if (2 * t + c >= group.count) break;
+                float* out = y + int64(places.output(group.begin + column[c])) * stride;
 #ifdef GATED
-                out[c][8 * in_matrix + g] = isobit::silu_gate(sum[c], sum[2 + c]);
+                out[8 * in_matrix + g] = isobit::silu_gate(sum[c], sum[2 + c]);
 #else
-                out[c][16 * in_matrix + g] = sum[c];
-                out[c][16 * in_matrix + 8 + g] = sum[2 + c];
+                out[16 * in_matrix + g] = sum[c];
+                out[16 * in_matrix + 8 + g] = sum[2 + c];
 #endif
             }
+#endif
         }
         at = upto;
     }

@@ -8,7 +8,11 @@
 #endif
 #ifndef EMULATED
 #define DEV __device__ __forceinline__
+#ifdef AT_ONCE  // blocks that a multiprocessor has registers for
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, AT_ONCE)
+#else
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#endif
 #define DYNAMIC_SHARED(type, name) \
     extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared)

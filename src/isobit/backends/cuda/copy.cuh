@@ -11,6 +11,13 @@ DEV void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
                  : "memory");
 }
+// The same of bytes that are used once in a pass: the device's cache lets go of them first.
+DEV void copy_async_once(void* to, const void* from) {
+    uint64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
+                 ::"r"(shared_address(to)), "l"(from), "l"(policy) : "memory");
+}
 DEV void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All committed groups but the last PENDING have arrived.
 template <int PENDING>

@@ -6,12 +6,10 @@
 //
 // Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED.
 #pragma once
-#include "common.cuh"
-
-#ifndef EMULATED
-#undef KERNEL
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 2)
+#ifndef AT_ONCE
+#define AT_ONCE 2  // common.cuh asks for it, so this file comes first
 #endif
+#include "common.cuh"
 
 constexpr int BLOCK = 512, WARPS = BLOCK / WARP;
 constexpr int HIDDEN_SUPERS = HIDDEN / SUPER, FFN_SUPERS = FFN / SUPER;

@@ -20,6 +20,8 @@ from isobit.numerics import TILE
 
 _WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
+MERGE_SHARED = 4 * (3 * 256 + 32 * 260 + 17) + 12
+"""Bytes of MergeShared of decode_merge.cu."""
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
 
@@ -117,7 +119,7 @@ class Decoder:
                 "decode_merge",
                 (c.n_heads * c.head_dim // 32,),
                 (b["step"], *results, self._tiles, b["attention"]),
-                shared=4 * 256 * 35 + 64,
+                shared=MERGE_SHARED,
                 defines=self._defines,
                 overlap=True,
             )

@@ -1,5 +1,8 @@
 // Attention of one token of each sequence (docs/numerics.md, section 6): head vectors and tiles in one
 // kernel. Integer products are tensor-core products of 8-bit planes, so they need HEAD_DIM % 64 == 0.
+#ifndef AT_ONCE
+#define AT_ONCE 3
+#endif
 #include "cache.cuh"
 #include "merge.cuh"
 #include "mma.cuh"
@@ -18,8 +21,8 @@ struct TileBytes {
         constexpr int WORDS = 2 * TILE * HEAD_DIM / 16, SCALES = TILE * 4 / 16;
         const int8 *from_k = cache.keys(page, head, 0), *from_v = cache.values(page, head, 0);
         for (int i = threadIdx.x; i < WORDS; i += ATTENTION_THREADS) {
-            copy_async(&k[0][0][0] + 16 * i, from_k + 16 * i);
-            copy_async(&v[0][0][0] + 16 * i, from_v + 16 * i);
+            copy_async_once(&k[0][0][0] + 16 * i, from_k + 16 * i);
+            copy_async_once(&v[0][0][0] + 16 * i, from_v + 16 * i);
         }
         if (threadIdx.x < SCALES) {
             int64 at = cache.scales(page, head) + 4 * threadIdx.x;
@@ -186,11 +189,19 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     int tiles = position / TILE + 1, t = blockIdx.x;
     if (t >= tiles) return;
     pages += sequence * most_tiles;
-    sh->tile[0].fetch(cache, pages[t], head);
-    commit_copies();
+    auto fetch = [&](int n) {  // tile n of this block's, if it has one
+        int at = blockIdx.x + n * gridDim.x;
+        if (at < tiles) sh->tile[n % BUFFERS].fetch(cache, pages[at], head);
+        commit_copies();
+    };
+#pragma unroll
+    for (int n = 0; n < BUFFERS; n++) fetch(n);
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
     constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
-    bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
+    // Whether this block has the tile of this token, and whether it was fetched, without this token.
+    int turn = (tiles - 1) / int(gridDim.x);
+    bool has_last = (tiles - 1) % int(gridDim.x) == t, here = has_last && turn < BUFFERS;
+    TileBytes& last = sh->tile[turn % BUFFERS];
     HeadVector x;
     x.eps = eps;
     int at = position * (HEAD_DIM / 2);
@@ -198,7 +209,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
-    wait_copies<0>();
+    if (here) wait_copies<0>();
     __syncthreads();
     wait_for_previous();
     mark(6, 1);
@@ -210,7 +221,6 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
         x.of(qkv + (int64(sequence) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
         int page = pages[tiles - 1], slot = position % TILE;
-        bool here = t == tiles - 1;  // the tile was fetched, without this position
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
             int c = lane_id() + WARP * n;
@@ -221,16 +231,16 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                     sh->q[p][i][c] = plane[p];
                 } else if (is_k) {
                     cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
-                    if (here) sh->tile[0].k[p][slot][c] = plane[p];
+                    if (here) last.k[p][slot][c] = plane[p];
                 } else {
                     cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
-                    if (here) sh->tile[0].v[p][c][value_slot(slot)] = plane[p];
+                    if (here) last.v[p][c][value_slot(slot)] = plane[p];
                 }
         }
         if (lane_id() == 0) {
             if (is_q) sh->dq[i] = mul(x.d, scale);
             else (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
-            if (!is_q && here) (is_k ? sh->tile[0].dk : sh->tile[0].dv)[slot] = x.d;
+            if (!is_q && here) (is_k ? last.dk : last.dv)[slot] = x.d;
         }
     }
     __syncthreads();
@@ -238,19 +248,9 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;
     max_and_sum += result;
     out += result * HEAD_DIM;
-    auto fetch = [&](int n) {  // tile n of this block's, if it has one
-        int at = blockIdx.x + n * gridDim.x;
-        if (at < tiles) sh->tile[n % BUFFERS].fetch(cache, pages[at], head);
-        commit_copies();
-    };
-#pragma unroll
-    for (int n = 1; n < BUFFERS - 1; n++) fetch(n);
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
-        if (n) {
-            wait_copies<(BUFFERS > 1 ? BUFFERS - 2 : 0)>();
-            __syncthreads();  // tile n is there, and nobody needs the one before it
-        }
-        if (BUFFERS > 1) fetch(n + BUFFERS - 1);
+        wait_copies<BUFFERS - 1>();
+        __syncthreads();  // tile n is there
         const TileBytes& tile = sh->tile[n % BUFFERS];
         if (warp_id() < 8) key_products(tile, sh);
         __syncthreads();
@@ -260,10 +260,8 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                       max_and_sum + t * GROUP + query);
         __syncthreads();
         if (warp_id() < 8) value_products(tile, sh, out + int64(t) * GROUP * HEAD_DIM);
-        if (BUFFERS == 1) {
-            __syncthreads();
-            fetch(n + 1);
-        }
+        if (t + BUFFERS * int(gridDim.x) < tiles) __syncthreads();  // nobody needs tile n
+        fetch(n + BUFFERS);
     }
     mark(6, 3);
 }

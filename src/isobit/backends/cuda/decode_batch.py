@@ -186,16 +186,20 @@ class BatchDecoder:
         """
         supers = memory.supers(w.columns)
         per_multiprocessor, depth = fit(self._gpu, w)
-        name = w.layout.format.name
-        defines = {"WEIGHT": f"Tiled{name}", "DEPTH": str(depth)}
+        blocks = per_multiprocessor * self._gpu.multiprocessors
+        units = w.rows // (TILE_ROWS if up else 2 * TILE_ROWS)
+        defines = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": str(depth)}
         defines |= {"GATED": "1"} if up else {}
         defines |= {"PLANNED": "1"} if planned else {}
+        # Fewer units than would keep all warps busy for long.
+        split = planned and not up and units < 2 * _WARPS * blocks
+        defines |= {"SPLIT": "1"} if split else {}
         self._gpu.launch(
             "batch_matmul",
             "batch_matmul",
-            (per_multiprocessor * self._gpu.multiprocessors,),
+            (blocks,),
             (w.address, up.address if up else 0, w.matrix_bytes)
-            + (w.rows // (TILE_ROWS if up else 2 * TILE_ROWS), supers, acts, *groups, *items)
+            + (units, supers, acts, *groups, *items)
             + (y, stride),
             shared=_shared(w, depth),
             defines=self._defines | defines,
@@ -204,9 +208,11 @@ class BatchDecoder:
 
 
 def _shared(w: DeviceWeight, depth: int) -> int:
-    """Bytes of shared memory: a group's activations, and each warp's superblocks on their way."""
+    """Bytes of shared memory: a group's activations and parts of its results, and each warp's
+    superblocks on their way."""
     slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-    return COLUMNS * memory.supers(w.columns) * ACT_BYTES + _WARPS * (64 + depth * slot)
+    a_super = COLUMNS * ACT_BYTES + 2 * 4 * 2 * TILE_ROWS * COLUMNS
+    return memory.supers(w.columns) * a_super + _WARPS * (64 + depth * slot)
 
 
 def fit(gpu: Gpu, w: DeviceWeight) -> tuple[int, int]:

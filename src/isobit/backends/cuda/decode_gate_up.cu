@@ -39,15 +39,16 @@ DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice) {
     for (int i = 0; i < EACH; i++)
         if (i * WARP + lane_id() < EXPERTS) p[i * WARP + lane_id()] = div(z[i], total);
     __syncwarp();
-    // Two lanes count for one expert; a warp takes 16 experts at a time.
-    for (int base = warp_id() * 16; base < EXPERTS; base += WARPS * 16) {
-        int e = base + lane_id() / 2, before = 0;
+    // Four lanes count for one expert; a warp takes 8 experts at a time.
+    for (int base = warp_id() * 8; base < EXPERTS; base += WARPS * 8) {
+        int e = base + lane_id() / 4, before = 0;
         float mine = e < EXPERTS ? p[e] : 0.0f;
         // Those before e come first at an equal probability, those behind it only at a larger one.
         uint32 least = bits(mine), larger = least + 1;
 #pragma unroll 16
-        for (int j = lane_id() % 2; j < EXPERTS; j += 2) before += bits(p[j]) >= (j < e ? least : larger);
+        for (int j = lane_id() % 4; j < EXPERTS; j += 4) before += bits(p[j]) >= (j < e ? least : larger);
         before += shuffle_xor(before, 1);
+        before += shuffle_xor(before, 2);
         if (e < EXPERTS && before < USED) {
             choice->id[before] = e;
             sh->chosen[before] = mine;

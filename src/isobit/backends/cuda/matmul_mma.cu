@@ -5,6 +5,9 @@
 // its 8 warps a part of both. Activations and weights come through shared memory, one superblock
 // at a time while the next is on its way. In the product's terms a token is a row of A, a weight row
 // a column of B: a line of a tile (tiles.cuh) holds one B fragment register for each lane of a warp.
+#ifndef AT_ONCE
+#define AT_ONCE 2
+#endif
 #include "formats.cuh"
 #include "items.cuh"
 #include "mma.cuh"
@@ -43,13 +46,15 @@ DEV int mins_fragment(const int* tile) {
     return t == 0 ? low : t == 1 ? high : 0;
 }
 
-DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token_tiles,
+// Adds one superblock's part to the sums of M tiles of tokens.
+template <int M>
+DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
                     float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     int lane = lane_id(), g = lane / 4, t = lane % 4;
     ColumnsQ4_K col[ROW_TILES];
 #pragma unroll
     for (int n = 0; n < ROW_TILES; n++) col[n].load(tile[n]);
-    int sum[TOKEN_TILES][ROW_TILES][2][4] = {};
+    int sum[M][ROW_TILES][2][4] = {};
     SharedAddress address = shared_address(&x[lane % 16]) + lane / 16 * 16;
 #pragma unroll
     for (int group = 0; group < 8; group++) {
@@ -62,8 +67,7 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token
                 scale[n][i] = __byte_perm(col[n].scales[i][group / 4], 0, 0x4440 | group % 4);
             }
 #pragma unroll
-        for (int m = 0; m < TOKEN_TILES; m++) {
-            if (m >= token_tiles) break;
+        for (int m = 0; m < M; m++) {
 #pragma unroll
             for (int p = 0; p < PLANES; p++) {
                 int a[4];
@@ -84,8 +88,7 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token
 #pragma unroll
     for (int n = 0; n < ROW_TILES; n++) mins[n] = mins_fragment(tile[n]);
 #pragma unroll
-    for (int m = 0; m < TOKEN_TILES; m++) {
-        if (m >= token_tiles) break;
+    for (int m = 0; m < M; m++) {
         const Act& x0 = x[16 * m + g];
         const Act& x1 = x[16 * m + g + 8];
         // The group sums fit 24 bits: M as three products of bytes, the two lower ones unsigned.
@@ -125,10 +128,9 @@ DEV int codes(const int* tile) {
     return ((low | top << 4) + 0x60606060) ^ int(0x80808080);
 }
 
-template <int G>
+template <int G, int M>
 DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
-                    const int (&scales)[ROW_TILES][2][4], int token_tiles,
-                    int (&sum)[TOKEN_TILES][ROW_TILES][2][4]) {
+                    int (&sum)[M][ROW_TILES][2][4]) {
     int b[ROW_TILES][2], scale[ROW_TILES][2][2];
 #pragma unroll
     for (int n = 0; n < ROW_TILES; n++) {
@@ -137,57 +139,46 @@ DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
 #pragma unroll
         for (int c = 0; c < 2; c++)
 #pragma unroll
-            for (int i = 0; i < 2; i++)
-                scale[n][c][i] = signed_byte_of(scales[n][c][G / 4], G % 4 + i);
+            for (int i = 0; i < 2; i++)  // of weight row 2t + c
+                scale[n][c][i] = reinterpret_cast<const int8*>(
+                    tile[n] + 32 * 12)[16 * (lane_id() % 4 * 2 + c) + G + i];
     }
 #pragma unroll
-    for (int m = 0; m < TOKEN_TILES; m++) {
-        if (m >= token_tiles) break;
+    for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int p = 0; p < PLANES; p++) {
             int a[4];
             load_matrices(a, address + m * 16 * sizeof(Act) + p * SUPER + G * 16);
 #pragma unroll
-            for (int n = 0; n < ROW_TILES; n++) {
-                int first[4] = {}, second[4] = {};
-                product16(first, a[0], a[1], b[n][0]);
-                product16(second, a[2], a[3], b[n][1]);
+            for (int n = 0; n < ROW_TILES; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sum[m][n][p][i] +=
-                        scale[n][i % 2][0] * first[i] + scale[n][i % 2][1] * second[i];
-            }
+                for (int j = 0; j < 2; j++) {
+                    int dot[4] = {};
+                    product16(dot, a[2 * j], a[2 * j + 1], b[n][j]);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sum[m][n][p][i] += scale[n][i % 2][j] * dot[i];
+                }
         }
     }
 }
 
-DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token_tiles,
+// Adds one superblock's part to the sums of M tiles of tokens.
+template <int M>
+DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
                     float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     int lane = lane_id(), g = lane / 4, t = lane % 4;
-    int scales[ROW_TILES][2][4];
-#pragma unroll
-    for (int n = 0; n < ROW_TILES; n++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            int4 v = reinterpret_cast<const int4*>(tile[n] + 32 * 12)[2 * t + c];
-            scales[n][c][0] = v.x;
-            scales[n][c][1] = v.y;
-            scales[n][c][2] = v.z;
-            scales[n][c][3] = v.w;
-        }
-    int sum[TOKEN_TILES][ROW_TILES][2][4] = {};
+    int sum[M][ROW_TILES][2][4] = {};
     SharedAddress address = shared_address(&x[lane % 16]) + lane / 16 * 16;
-    group_pair<0>(address, tile, scales, token_tiles, sum);
-    group_pair<2>(address, tile, scales, token_tiles, sum);
-    group_pair<4>(address, tile, scales, token_tiles, sum);
-    group_pair<6>(address, tile, scales, token_tiles, sum);
-    group_pair<8>(address, tile, scales, token_tiles, sum);
-    group_pair<10>(address, tile, scales, token_tiles, sum);
-    group_pair<12>(address, tile, scales, token_tiles, sum);
-    group_pair<14>(address, tile, scales, token_tiles, sum);
+    group_pair<0>(address, tile, sum);
+    group_pair<2>(address, tile, sum);
+    group_pair<4>(address, tile, sum);
+    group_pair<6>(address, tile, sum);
+    group_pair<8>(address, tile, sum);
+    group_pair<10>(address, tile, sum);
+    group_pair<12>(address, tile, sum);
+    group_pair<14>(address, tile, sum);
 #pragma unroll
-    for (int m = 0; m < TOKEN_TILES; m++) {
-        if (m >= token_tiles) break;
+    for (int m = 0; m < M; m++) {
         float dx[2] = {x[16 * m + g].d, x[16 * m + g + 8].d};
 #pragma unroll
         for (int n = 0; n < ROW_TILES; n++)
@@ -200,6 +191,14 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES], int token
     }
 }
 #endif
+
+// As many tiles of tokens as there are, known to the compiler: products of several run side by side.
+template <int M>
+DEV void superblock_of(int token_tiles, const Act* x, const int* const (&tile)[ROW_TILES],
+                       float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
+    if (token_tiles >= M) superblock<M>(x, tile, acc);
+    else if constexpr (M > 1) superblock_of<M - 1>(token_tiles, x, tile, acc);
+}
 
 struct Stage {
     Act x[TOKENS];
@@ -276,7 +275,7 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
             for (int r = 0; r < ROW_TILES; r++)
                 tile[r] = reinterpret_cast<const int*>(stage.w[warp_tile + r]);
             if (token_tiles > 0 && warp_tile < tiles)
-                superblock(stage.x + warp_item, tile, token_tiles, acc);
+                superblock_of<TOKEN_TILES>(token_tiles, stage.x + warp_item, tile, acc);
             __syncthreads();
         }
 #pragma unroll

@@ -8,7 +8,6 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     DYNAMIC_SHARED(float, probability);
     __shared__ float buffer[SUPER];
     __shared__ float maxima[THREADS / WARP];
-    __shared__ unsigned long long best[THREADS / WARP];
     __shared__ float chosen[64];
     int token = blockIdx.x;
     logits += int64(token) * experts;
@@ -25,26 +24,22 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     float total = block_tree(sum, buffer);
     for (int e = threadIdx.x; e < experts; e += THREADS)
         probability[e] = div(probability[e], total);
-    for (int rank = 0; rank < k; rank++) {
-        // The largest probability, the lower index among equals; 0 marks an expert as taken.
-        unsigned long long key = 0;
-        for (int e = threadIdx.x; e < experts; e += THREADS) {
-            float p = probability[e];
-            if (p >= 0.0f)
-                key = max(key, (unsigned long long)(bits(p)) << 32 | (0xffffffffu - uint32(e)));
+    __syncthreads();
+    // An expert's rank is the number of those before it. Two lanes count for one.
+    for (int base = warp_id() * (WARP / 2); base < experts; base += THREADS / 2) {
+        int e = base + lane_id() / 2, before = 0;
+        // Those below e come first at an equal probability, those above it only at a larger one.
+        uint32 least = e < experts ? bits(probability[e]) : 0u, larger = least + 1;
+#pragma unroll 8
+        for (int j = lane_id() % 2; j < experts; j += 2)
+            before += bits(probability[j]) >= (j < e ? least : larger);
+        before += shuffle_xor(before, 1);
+        if (e < experts && before < k && lane_id() % 2 == 0) {
+            ids[token * k + before] = e;
+            chosen[before] = probability[e];
         }
-        for (int n = 16; n; n /= 2) key = max(key, shuffle_xor(key, n));
-        if (lane_id() == 0) best[warp_id()] = key;
-        __syncthreads();
-        for (int w = 0; w < THREADS / WARP; w++) key = max(key, best[w]);
-        int e = key ? int(0xffffffffu - uint32(key)) : 0;
-        if (e % THREADS == int(threadIdx.x)) {
-            ids[token * k + rank] = e;
-            chosen[rank] = key ? probability[e] : 0.0f;
-            probability[e] = -1.0f;
-        }
-        __syncthreads();
     }
+    __syncthreads();
     if (int(threadIdx.x) < k) {
         float w = chosen[threadIdx.x], all = 0.0f;
         for (int rank = 0; rank < k; rank++) all = add(all, chosen[rank]);
@@ -82,6 +77,7 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
                         ItemGroup* groups, int* n_groups) {
     begin();
     DYNAMIC_SHARED(int, count);
+    __shared__ int totals[1024 / WARP];
     int part = warp_id(), share = (n + parts - 1) / parts;
     int begin = part * share, end = part < parts ? min(n, begin + share) : 0;
     for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) count[i] = 0;
@@ -92,16 +88,18 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
         __syncwarp();
     }
     __syncthreads();
-    if (part == 0) {  // counts to places
-        int sum = 0;
-        for (int base = 0; base < experts * parts; base += WARP) {
-            int i = base + lane_id(), mine = i < experts * parts ? count[i] : 0;
-            int upto = warp_scan(mine);
-            if (i < experts * parts) count[i] = sum + upto - mine;
-            sum += shuffle(upto, WARP - 1);
-        }
+    int sum = 0;  // counts to places
+    for (int base = 0; base < experts * parts; base += blockDim.x) {
+        int i = base + threadIdx.x, mine = i < experts * parts ? count[i] : 0;
+        int upto = warp_scan(mine);
+        if (lane_id() == WARP - 1) totals[warp_id()] = upto;
+        __syncthreads();
+        int warps = warp_scan(totals[lane_id()]);
+        int below = shuffle(warps, max(warp_id() - 1, 0));
+        if (i < experts * parts) count[i] = sum + upto - mine + (warp_id() ? below : 0);
+        sum += shuffle(warps, WARP - 1);
+        __syncthreads();
     }
-    __syncthreads();
     for (int e = threadIdx.x; e <= experts; e += blockDim.x)
         offset[e] = e < experts ? count[e * parts] : n;
     if (groups && warp_id() == WARP - 1) {

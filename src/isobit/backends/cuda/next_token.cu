@@ -10,6 +10,7 @@ KERNEL(1024) next_token(const float* logits, int vocabulary, int most, int* toke
     const float4* row = reinterpret_cast<const float4*>(logits + int64(blockIdx.x) * vocabulary);
     uint64 key = 0;
     bool finite = true;
+#pragma unroll 8
     for (int i = threadIdx.x; i < vocabulary / 4; i += blockDim.x) {
         float4 four = row[i];
         const float z[4] = {four.x, four.y, four.z, four.w};

@@ -1,7 +1,7 @@
 // Matrix-vector products over tiles in a decode step.
 #pragma once
-#include "copy.cuh"
 #include "decode.cuh"
+#include "copy.cuh"
 #include "tiles.cuh"
 
 // A block's tiles, four to a warp at a time (a step): eight lanes hold the eight rows of one. WHERE

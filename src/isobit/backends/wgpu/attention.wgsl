@@ -20,8 +20,9 @@ struct Params {
 
 var<workgroup> lanes: array<u32, 64>;
 var<workgroup> four: array<u32, 4>;
-var<workgroup> integers: array<i32, 64>;
-var<workgroup> planes: array<vec2<u32>, 16>;
+var<workgroup> shared_query: array<vec4<u32>, 64>;  // the high plane of 512 values, the low one
+var<workgroup> integers: array<vec4<i32>, 16>;
+var<workgroup> planes: array<vec4<u32>, 8>;  // the weights' high plane, the low one
 
 // As in reduce.wgsl, for 64 invocations.
 fn tree_step(i: u32, step: u32) -> real {
@@ -51,8 +52,30 @@ fn max64(lane: u32, value: u32) -> u32 {
   return max(max(four[0], four[1]), max(four[2], four[3]));
 }
 
-fn joined(high: i32, low: i32) -> real {
-  return add_normal(mul_normal(from_int(high), TWO_TO_8), from_int(low));
+fn four_bytes(v: vec4<i32>) -> u32 {
+  let b = bitcast<vec4<u32>>(v) & vec4(255u);
+  return b.x | (b.y << 8u) | (b.z << 16u) | (b.w << 24u);
+}
+
+// Four words of the cache.
+fn four_of(i: u32, step: u32) -> vec4<u32> {
+  return vec4(cache[i], cache[i + step], cache[i + 2u * step], cache[i + 3u * step]);
+}
+
+fn dot16(a: vec4<u32>, b: vec4<u32>) -> i32 {
+  return dot4(a.x, b.x) + dot4(a.y, b.y) + dot4(a.z, b.z) + dot4(a.w, b.w);
+}
+
+// Of a cached vector's high and low plane, with both planes of the other factor.
+struct Sums { high: vec2<i32>, low: vec2<i32> }
+fn plus(s: Sums, a_high: vec4<u32>, a_low: vec4<u32>, high: vec4<u32>, low: vec4<u32>) -> Sums {
+  return Sums(
+    s.high + vec2(dot16(a_high, high), dot16(a_low, high)),
+    s.low + vec2(dot16(a_high, low), dot16(a_low, low)));
+}
+fn joined_sums(s: Sums) -> real {
+  let high = from_int(256 * s.high.x + s.high.y);
+  return add_normal(mul_normal(high, TWO_TO_8), from_int(256 * s.low.x + s.low.y));
 }
 
 @compute @workgroup_size(64)
@@ -72,18 +95,29 @@ fn attention(
   let at = record(page, p.heads, group.x / shared_by, words);
   let query = (token * p.n_heads + head) * (2u * words + 1u);
 
-  // Scores: a key an invocation.
-  var high = vec2(0, 0);  // high plane of k times both of q
-  var low = vec2(0, 0);
-  for (var w = 0u; w < bound(words); w++) {
-    let q = vec2(queries[query + w], queries[query + words + w]);
-    let k = vec2(cache[at + key_at(words, 0u, w) + lane], cache[at + key_at(words, 1u, w) + lane]);
-    high += vec2(dot4(q.x, k.x), dot4(q.y, k.x));
-    low += vec2(dot4(q.x, k.y), dot4(q.y, k.y));
-  }
   let dk = cache[at + key_scales_at(words) + lane];
   let dv = cache[at + value_scales_at(words) + lane];
-  let s = mul(mul(queries[query + 2u * words], dk), joined(256 * high.x + high.y, 256 * low.x + low.y));
+  let dq = queries[query + 2u * words];
+
+  // Scores: a key an invocation. Loads stand together, so that none waits for another's value; the
+  // query is zero beyond its words.
+  for (var i = lane; i < 2u * 128u; i += TILE) {
+    let w = i % 128u;
+    shared_query[i / 4u][i % 4u] = select(0u, queries[query + (i / 128u) * words + min(w, words - 1u)], w < words);
+  }
+  workgroupBarrier();
+  var sums = Sums(vec2(0, 0), vec2(0, 0));
+  for (var w = 0u; w < bound(words); w += 8u) {
+    let k = at + key_at(words, 0u, w) + lane;
+    let low = words * TILE;
+    let a = four_of(k, TILE);
+    let b = four_of(k + low, TILE);
+    let c = four_of(k + 4u * TILE, TILE);
+    let d = four_of(k + low + 4u * TILE, TILE);
+    sums = plus(sums, shared_query[w / 4u], shared_query[32u + w / 4u], a, b);
+    sums = plus(sums, shared_query[w / 4u + 1u], shared_query[33u + w / 4u], c, d);
+  }
+  let s = mul(mul(dq, dk), joined_sums(sums));
   let m = from_order(max64(lane, select(0u, order(s), seen)));
   var weight = 0u;
   var weighted = 0u;
@@ -93,30 +127,32 @@ fn attention(
   }
   let l = tree64(lane, weight);
   let block = block_of(max64(lane, magnitude(weighted)), 2u);
-  integers[lane] = quantise(weighted, block.r);
+  integers[lane / 4u][lane % 4u] = quantise(weighted, block.r);
   workgroupBarrier();
   if (lane < 16u) {
-    var packed = vec2(0u, 0u);
-    for (var i = 0u; i < 4u; i++) {
-      let n = integers[4u * lane + i];
-      packed |= (bitcast<vec2<u32>>(vec2(high_byte(n), low_byte(n))) & vec2(255u)) << vec2(8u * i);
-    }
-    planes[lane] = packed;
+    let q = integers[lane];
+    let low = ((q + vec4(128)) & vec4(255)) - vec4(128);
+    planes[lane / 4u][lane % 4u] = four_bytes((q - low) >> vec4(8u));
+    planes[4u + lane / 4u][lane % 4u] = four_bytes(low);
   }
   workgroupBarrier();
 
   // Outputs: a column an invocation at a time. Keys beyond the position have weight 0.
   let to = ((group.z * p.n_heads + head) * p.tiles + tile) * (p.head_dim + 2u);
   for (var c = lane; c < p.head_dim; c += TILE) {
-    high = vec2(0, 0);
-    low = vec2(0, 0);
-    for (var w = 0u; w < 16u; w++) {
-      let n = planes[w];
-      let v = vec2(cache[at + value_at(words, 0u, w) + c], cache[at + value_at(words, 1u, w) + c]);
-      high += vec2(dot4(n.x, v.x), dot4(n.y, v.x));
-      low += vec2(dot4(n.x, v.y), dot4(n.y, v.y));
+    sums = Sums(vec2(0, 0), vec2(0, 0));
+    let row = 4u * words;  // one four of positions
+    for (var w = 0u; w < 16u; w += 8u) {
+      let v = at + value_at(words, 0u, w) + c;
+      let low = 16u * row;
+      let first = four_of(v, row);
+      let second = four_of(v + low, row);
+      let third = four_of(v + 4u * row, row);
+      let fourth = four_of(v + low + 4u * row, row);
+      sums = plus(sums, planes[w / 4u], planes[4u + w / 4u], first, second);
+      sums = plus(sums, planes[w / 4u + 1u], planes[5u + w / 4u], third, fourth);
     }
-    partial[to + c] = mul(block.d, joined(256 * high.x + high.y, 256 * low.x + low.y));
+    partial[to + c] = mul(block.d, joined_sums(sums));
   }
   if (lane == 0u) {
     partial[to + p.head_dim] = m;

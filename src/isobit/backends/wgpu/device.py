@@ -32,16 +32,24 @@ _BINDING = re.compile(r"@binding\((\d+)\) var<storage, (read|read_write)>")
 _PARAMETER_BYTES = 64
 _PARAMETER_STRIDE = 256  # the largest alignment that a device may ask for
 _PARAMETER_SLOTS = 1 << 14
-# WebGPU's defaults; of the sizes below them, what the adapter has is asked for.
+# WebGPU's defaults for what kernels use: more is never asked for, except of the sizes below.
 _COUNTS = {
+    "max-bind-groups": 4,
+    "max-bindings-per-bind-group": 1000,
+    "max-uniform-buffers-per-shader-stage": 12,
+    "max-uniform-buffer-binding-size": 65536,
+    "max-dynamic-uniform-buffers-per-pipeline-layout": 8,
     "max-storage-buffers-per-shader-stage": STORAGE_BUFFERS,
     "max-compute-invocations-per-workgroup": 256,
     "max-compute-workgroup-size-x": 256,
+    "max-compute-workgroup-size-y": 256,
+    "max-compute-workgroup-size-z": 64,
     "max-compute-workgroup-storage-size": 16384,
     "max-compute-workgroups-per-dimension": MAX_GROUPS,
 }
 _SIZES = ("max-storage-buffer-binding-size", "max-buffer-size")
-_DEFAULT_BINDING_BYTES = 128 << 20
+DEFAULT_SIZES = (128 << 20, 256 << 20)
+"""The largest storage binding and buffer that WebGPU promises, in bytes."""
 _LARGEST_BINDING = 1 << 31
 
 
@@ -120,8 +128,8 @@ Recording = list[tuple[Any, Any, int, tuple[int, ...]]]
 class Device:
     """An opened adapter with its compiled kernels."""
 
-    def __init__(self, adapter: Any, binding_bytes: int | None = None) -> None:
-        """Open an adapter; ``binding_bytes`` lowers its largest storage binding, for tests.
+    def __init__(self, adapter: Any, sizes: tuple[int, int] | None = None) -> None:
+        """Open an adapter with buffers as large as it has, or of ``sizes`` (as DEFAULT_SIZES).
 
         Raises BackendUnavailable if the adapter is below WebGPU's default limits.
         """
@@ -132,12 +140,12 @@ class Device:
         self._usage = wgpu.BufferUsage
         self._visible = wgpu.ShaderStage.COMPUTE
         self._errors: tuple[type[Exception], ...] = (wgpu.GPUError, RuntimeError)
-        offered = [int(adapter.limits[name]) for name in _SIZES]
+        asked = sizes or [int(adapter.limits[name]) for name in _SIZES]
         with self.guarded():
             self._device = adapter.request_device_sync(
-                required_limits=_COUNTS | dict(zip(_SIZES, offered, strict=True))
+                required_limits=_COUNTS | dict(zip(_SIZES, asked, strict=True))
             )
-        self.binding_bytes = min(*offered, _LARGEST_BINDING, binding_bytes or _LARGEST_BINDING)
+        self.binding_bytes = min(*asked, _LARGEST_BINDING)
         """Bytes that one binding, and so one buffer, may have."""
         self._sources: dict[str, str] = {}
         self._modules: dict[tuple[str, ...], Any] = {}

@@ -50,7 +50,7 @@ def require_exact(device: Device, *, allow_inexact: bool) -> tuple[str, ...]:
         more = f"; {len(failed) - 1} more primitives fail" if len(failed) > 1 else ""
         raise BackendUnavailable(
             f"wgpu: {device.name} does not compute the specification's bits: {name}: {how}{more} "
-            "(allow_inexact runs it all the same and marks what comes out)"
+            "(--allow-inexact runs it all the same and marks what comes out)"
         )
     return tuple(failed)
 

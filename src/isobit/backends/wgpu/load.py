@@ -1,6 +1,7 @@
 """Weights onto the device: each tensor in the layout of its kernel, divided by the limit."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
+
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,14 @@ def load_matrix(device: Device, weights: Sequence[Weight]) -> DeviceMatrix:
     """Load matrices (or stacks of them) that share their input, joined along their rows."""
     segments = []
     column = 0
-    for stack in joined(weights):
-        segments.append(_segment(device, stack, column))
-        column += stack.rows
+    with ThreadPoolExecutor() as threads:  # NumPy copies without holding the interpreter
+        for stack in joined(weights):
+            segments.append(_segment(device, threads, stack, column))
+            column += stack.rows
     return DeviceMatrix(column, weights[0].shape[-1], tuple(segments))
 
 
-def _segment(device: Device, stack: Stack, column: int) -> Segment:
+def _segment(device: Device, threads: Executor, stack: Stack, column: int) -> Segment:
     total = stack.matrices * stack.units
     in_one = device.binding_bytes // stack.unit_bytes
     if in_one == 0:
@@ -121,6 +125,17 @@ def _segment(device: Device, stack: Stack, column: int) -> Segment:
     parts = []
     for first in range(0, total, in_one):
         last = min(first + in_one, total)
-        parts.append(Part(device.upload(stack.packed(first, last)), first, last))
-        device.flush()
+        parts.append(Part(_upload(device, threads, stack, first, last), first, last))
     return Segment(stack.format, stack.matrices, stack.rows, stack.units, column, tuple(parts))
+
+
+def _upload(device: Device, threads: Executor, stack: Stack, first: int, last: int) -> Any:
+    """Units first … last - 1 of a stack in a buffer of their own."""
+    buffer = device.empty(-(-(last - first) * stack.unit_bytes // 16) * 16)
+    step = -(-_PIECE_BYTES // stack.unit_bytes // 8) * 8  # eight units are whole words
+    starts = range(first, last, step)
+    pieces = threads.map(lambda at: stack.packed(at, min(at + step, last)), starts)
+    for at, piece in zip(starts, pieces, strict=True):
+        device.write(buffer, piece, (at - first) * stack.unit_bytes)
+        device.flush()
+    return buffer

@@ -4,7 +4,7 @@
 // Weights lie in tiles of 8 rows by one superblock (layout.py). A lane makes a row's superblock; 8
 // lanes side by side read a line of 128 bytes.
 
-override SUPERS: u32 = 8u;  // lanes of one row: 1, 2, 4 or 8
+override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 16
 override PLANES: u32 = 2u;
 override TILE: u32;  // vec4s of a tile
 const ACT = 37u;  // vec4s of a superblock of activations (quantise.wgsl)
@@ -75,8 +75,8 @@ fn matmul(
       workgroupBarrier();
       part[super_lane * rows_here + mine] = t;
       workgroupBarrier();
-      let n = min(SUPERS, p.supers - s0);
-      for (var j = 0u; j < bound(n); j++) { sum = add(sum, part[j * rows_here + lane % rows_here]); }
+      // A superblock beyond the row's end gave +0, which changes no sum.
+      for (var j = 0u; j < SUPERS; j++) { sum = add(sum, part[j * rows_here + lane % rows_here]); }
     }
     if (adds) { y[item * p.y_stride + p.y_at + row] = sum; }
   }

@@ -13,6 +13,11 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> result: array<u32>;  // [tokens, n_heads * head_dim]
 @group(0) @binding(5) var<storage, read_write> acts: array<u32>;
 
+struct Tile { o: real, m: real, l: real }
+fn tile_of(at: u32, c: u32) -> Tile {
+  return Tile(partial[at + c], partial[at + p.head_dim], partial[at + p.head_dim + 1u]);
+}
+
 // A superblock of the result a workgroup.
 @compute @workgroup_size(256)
 fn merge(
@@ -31,14 +36,15 @@ fn merge(
     var o = partial[first + c];
     var m = partial[first + p.head_dim];
     var l = partial[first + p.head_dim + 1u];
-    for (var t = 1u; t < tiles; t++) {
-      let from_tile = first + t * stride;
-      let mt = partial[from_tile + p.head_dim];
-      let top = maximum(m, mt);
+    var next = tile_of(first + min(1u, tiles - 1u) * stride, c);
+    for (var t = 1u; t < bound(tiles); t++) {
+      let tile = next;
+      next = tile_of(first + min(t + 1u, tiles - 1u) * stride, c);  // on its way meanwhile
+      let top = maximum(m, tile.m);
       let a = exp_real(sub(m, top));
-      let b = exp_real(sub(mt, top));
-      l = add(mul(l, a), mul(partial[from_tile + p.head_dim + 1u], b));
-      o = add(mul(o, a), mul(partial[from_tile + c], b));
+      let b = exp_real(sub(tile.m, top));
+      l = add(mul(l, a), mul(tile.l, b));
+      o = add(mul(o, a), mul(tile.o, b));
       m = top;
     }
     value = mul(o, div(ONE, l));

@@ -21,6 +21,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> plan: array<u32>;
 
 var<workgroup> chosen: array<u32, 64>;
+var<workgroup> rivals: array<vec4<u32>, 64>;  // 256 probabilities
 
 fn write_entry(i: u32, expert: u32, first: u32, count: u32) {
   plan[p.entries + 3u * i] = expert;
@@ -48,15 +49,24 @@ fn top_k(
   for (var e = lane; e < p.experts; e += 256u) {
     probabilities[base + e] = div(probabilities[base + e], total);
   }
-  storageBarrier();
   // An expert's rank is the number of better ones. Probabilities are not negative: their bits compare.
   for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
     let e = e0 + lane;
     let mine = probabilities[base + min(e, p.experts - 1u)];
     var rank = 0u;
-    for (var f = 0u; f < bound(p.experts); f++) {
-      let other = probabilities[base + f];
-      rank += select(0u, 1u, other > mine || (other == mine && f < e));
+    for (var f0 = 0u; f0 < bound(p.experts); f0 += 256u) {
+      let f = f0 + lane;
+      workgroupBarrier();
+      rivals[lane / 4u][lane % 4u] = select(0u, probabilities[base + min(f, p.experts - 1u)], f < p.experts);
+      workgroupBarrier();
+      let fours = select(0u, min(64u, (p.experts - f0 + 3u) / 4u), e < p.experts);
+      for (var i = 0u; i < bound(fours); i++) {
+        let others = rivals[i];
+        let before = vec4(f0 + 4u * i) + vec4(0u, 1u, 2u, 3u) < vec4(e);
+        let better = (others > vec4(mine)) | ((others == vec4(mine)) & before);
+        let ones = select(vec4(0u), vec4(1u), better);
+        rank += ones.x + ones.y + ones.z + ones.w;
+      }
     }
     if (e < p.experts && rank < p.k) {
       let pair = group.x * p.k + rank;

@@ -30,18 +30,19 @@ fn pair(tile: u32, a: u32, half: u32, quarter: u32, scales: vec4<u32>) -> Planes
   return r;
 }
 
+fn both(tile: u32, a: u32, half: u32, scales: vec4<u32>) -> Planes {
+  let r0 = pair(tile, a, half, 0u, scales);
+  let r1 = pair(tile, a, half, 1u, scales);
+  let r2 = pair(tile, a, half, 2u, scales);
+  let r3 = pair(tile, a, half, 3u, scales);
+  return Planes(r0.high + r1.high + r2.high + r3.high, r0.low + r1.low + r2.low + r3.low);
+}
+
 // t of section 4: `tile` is the row's first vec4 in its tile, `a` the activations.
 fn superblock(tile: u32, row: u32, a: u32) -> real {
   let scales = weights[tile + 96u];
-  var sum = Planes(0, 0);
-  for (var half = 0u; half < 2u; half++) {
-    let r0 = pair(tile, a, half, 0u, scales);
-    let r1 = pair(tile, a, half, 1u, scales);
-    let r2 = pair(tile, a, half, 2u, scales);
-    let r3 = pair(tile, a, half, 3u, scales);
-    sum.high += r0.high + r1.high + r2.high + r3.high;
-    sum.low += r0.low + r1.low + r2.low + r3.low;
-  }
+  let r0 = both(tile, a, 0u, scales);
+  let r1 = both(tile, a, 1u, scales);
   let d = weights[tile - row + 104u][row / 2u] >> (16u * (row % 2u));
-  return mul(from_half(d & 0xffffu), joined(sum.high, sum.low));
+  return mul(from_half(d & 0xffffu), joined(r0.high + r1.high, r0.low + r1.low));
 }

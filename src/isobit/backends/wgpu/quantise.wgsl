@@ -8,7 +8,7 @@
 override PLANES: u32 = 2u;
 const ACT_WORDS = 148u;
 
-var<workgroup> integers: array<i32, 256>;
+var<workgroup> integers: array<vec4<i32>, 64>;
 
 fn four_bytes(v: vec4<i32>) -> u32 {
   let b = bitcast<vec4<u32>>(v) & vec4(255u);
@@ -18,12 +18,11 @@ fn four_bytes(v: vec4<i32>) -> u32 {
 // Quantise a superblock of which each of 256 invocations holds a value; beyond a row's end, zero.
 fn quantise_superblock(lane: u32, value: real, index: u32) {
   let block = block_of(max256(lane, magnitude(value)), PLANES);
-  integers[lane] = quantise(value, block.r);
+  integers[lane / 4u][lane % 4u] = quantise(value, block.r);
   workgroupBarrier();
   let at = index * ACT_WORDS;
   if (lane < 64u) {
-    let k = 4u * lane;
-    let q = vec4(integers[k], integers[k + 1u], integers[k + 2u], integers[k + 3u]);
+    let q = integers[lane];
     if (PLANES == 2u) {
       let low = ((q + vec4(128)) & vec4(255)) - vec4(128);
       acts[at + lane] = four_bytes((q - low) >> vec4(8u));
@@ -33,9 +32,8 @@ fn quantise_superblock(lane: u32, value: real, index: u32) {
     }
   } else if (lane < 80u) {
     let g = lane - 64u;
-    var sum = 0;
-    for (var i = 0u; i < 16u; i++) { sum += integers[16u * g + i]; }
-    acts[at + 128u + g] = bitcast<u32>(sum);
+    let q = integers[4u * g] + integers[4u * g + 1u] + integers[4u * g + 2u] + integers[4u * g + 3u];
+    acts[at + 128u + g] = bitcast<u32>(q.x + q.y + q.z + q.w);
   } else if (lane == 80u) {
     acts[at + 144u] = block.d;
   }

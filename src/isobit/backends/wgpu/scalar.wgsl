@@ -89,6 +89,9 @@ fn add_large(a: real, b: real, larger: u32) -> real {
 }
 
 fn sub(a: real, b: real) -> real { return add(a, negate(b)); }
+fn add4(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+  return vec4(add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w));
+}
 
 fn mul(a: real, b: real) -> real {
   let ea = (a >> 23u) & 0xffu;
@@ -113,49 +116,52 @@ fn mul(a: real, b: real) -> real {
   return pack(sign, x.e + y.e + 1 - i32(shift), (top << shift) | rest);
 }
 
-// a / b by long division in base 256: integer division is exact.
+fn mul4(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+  return vec4(mul(a.x, b.x), mul(a.y, b.y), mul(a.z, b.z), mul(a.w, b.w));
+}
+
+// a / b: the device's quotient of the significands, 26 bits of which the last 6 may be wrong, made
+// exact by its remainder, which 32 bits hold.
 fn div(a: real, b: real) -> real {
   let sign = (a ^ b) & SIGN;
   if (max(magnitude(a), magnitude(b)) >= INFINITY || magnitude(b) == 0u) { return NAN; }
   if (magnitude(a) == 0u) { return sign; }
   let x = parts(a);
   let y = parts(b);
-  var quotient = 0u;
-  var e = x.e - y.e;
-  var rest = x.sig;
-  if (rest < y.sig) {
-    rest = rest << 1u;
-    e -= 1;
-  }
-  quotient = 1u;
-  rest -= y.sig;
-  for (var i = 0; i < 4; i++) {  // 1 + 32 bits, of which the last 7 are not needed
-    let digits = select(8u, 1u, i == 3);
-    rest = rest << digits;
-    let digit = rest / y.sig;
-    quotient = (quotient << digits) | digit;
-    rest -= digit * y.sig;
-  }
-  return pack(sign, e, (quotient << 6u) | select(0u, 1u, rest != 0u));
+  let small = select(0u, 1u, x.sig < y.sig);
+  let scaled = x.sig << small;
+  // scaled * 2^25 / y.sig, in [2^25, 2^26), less 64.
+  let below = u32(f32(scaled) / f32(y.sig) * 0x1p+25f) - 64u;
+  let left = (scaled << 25u) - below * y.sig;
+  let more = left / y.sig;
+  let inexact = select(0u, 1u, left != more * y.sig);
+  return pack(sign, x.e - y.e - i32(small), ((below + more) << 6u) | inexact);
 }
 
-// Square root, two bits of the radicand at a time, as on paper.
+// Square root: the device's, 24 bits of which the last 5 may be wrong, made exact bit by bit.
 fn root(a: real) -> real {
   if (magnitude(a) == 0u) { return a; }
   if (a >= INFINITY) { return NAN; }
   let x = parts(a);
   let half = x.e >> 1u;
-  // sig * 2^(e - 2 half - 23) lies in [1, 4): its leading 26 bits, then zeros.
-  var radicand = x.sig << (7u + u32(x.e & 1));
-  var result = 0u;
-  var rest = 0u;
-  for (var i = 0; i < 26; i++) {
-    rest = (rest << 2u) | (radicand >> 30u);
-    radicand = radicand << 2u;
-    let trial = (result << 2u) | 1u;
+  // The radicand, in [2^46, 2^48), is sig shifted by 23 or 24.
+  let scaled = x.sig << u32(x.e & 1);
+  var result = u32(sqrt(f32(scaled)) * 0x1.6a09e6p+11f);
+  result = max(result, (1u << 23u) + 32u) - 32u;
+  var rest = (scaled << 23u) - result * result;
+  for (var bit = 32u; bit != 0u; bit = bit >> 1u) {
+    let taken = (2u * result + bit) * bit;
+    if (rest >= taken) {
+      rest -= taken;
+      result += bit;
+    }
+  }
+  for (var i = 0; i < 2; i++) {
+    rest = rest << 2u;
+    let taken = (result << 2u) | 1u;
     result = result << 1u;
-    if (rest >= trial) {
-      rest -= trial;
+    if (rest >= taken) {
+      rest -= taken;
       result |= 1u;
     }
   }
