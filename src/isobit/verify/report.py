@@ -19,13 +19,13 @@ def summary(diff: Diff) -> list[str]:
     """What is to be said about a difference, most important first; one sentence a line."""
     lines = [_verdict(diff), f"A is {_run(diff.a)}; B is {_run(diff.b)}"]
     origins = Counter(s.origin for s in diff.stages)
-    without = origins["not replayed"]
-    missing = f"; {without} not replayed, for want of their inputs" if without else ""
     if diff.faulty:
         rest = f"the rest is propagated ({origins['propagated']} stages)"
-        lines.append(f"replay: faulty {_places(diff.faulty)}; {rest}{missing}")
+        lines.append(f"replay: faulty {_places(diff.faulty)}; {rest}")
     elif origins["propagated"]:
-        lines.append(f"replay: no faulty operation among the stages compared{missing}")
+        lines.append("replay: no faulty operation among the stages compared")
+    if origins["not replayed"]:
+        lines.append(f"replay: {origins['not replayed']} stages lack the inputs to replay them")
     furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
     if off := _largest_own([furthest]):
         lines.append(
