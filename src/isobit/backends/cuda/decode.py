@@ -20,7 +20,7 @@ from isobit.numerics import TILE
 
 _WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
-MERGE_SHARED = 4 * (3 * 256 + 32 * 260 + 17) + 12
+MERGE_SHARED = 4 * (256 * 35 + 17) + 12
 """Bytes of MergeShared of decode_merge.cu."""
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
@@ -184,7 +184,7 @@ def shape_defines(c: ModelConfig, planes: int) -> dict[str, str]:
 def attention_shared(c: ModelConfig, buffers: int) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-c.n_heads // c.n_kv_heads // 8) * 8
-    return buffers * (4 * TILE * c.head_dim + 8 * TILE) + columns * (
+    return buffers * (4 * TILE * c.head_dim + 8 * TILE + 8) + columns * (
         2 * c.head_dim + 2 * TILE + 8 * TILE + 8
     )
 

@@ -191,8 +191,8 @@ class BatchDecoder:
         defines = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": str(depth)}
         defines |= {"GATED": "1"} if up else {}
         defines |= {"PLANNED": "1"} if planned else {}
-        # Fewer units than would keep all warps busy for long.
-        split = planned and not up and units < 2 * _WARPS * blocks
+        # Fewer units than would keep all warps busy for long, and superblocks for each of them.
+        split = not up and supers >= _WARPS and units < 2 * _WARPS * blocks
         defines |= {"SPLIT": "1"} if split else {}
         self._gpu.launch(
             "batch_matmul",
