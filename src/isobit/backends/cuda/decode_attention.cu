@@ -10,6 +10,10 @@
 constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
 constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
 constexpr int ATTENTION_THREADS = 320;
+// Tiles that a block fetches before the step's own vectors, for which memory must answer soon.
+#ifndef EARLY
+#define EARLY 1
+#endif
 
 // A tile of one key-value head, as the cache holds it.
 struct TileBytes {
@@ -19,6 +23,8 @@ struct TileBytes {
 };
 struct AttentionShared {
     TileBytes tile[BUFFERS];
+    int8 k[2][HEAD_DIM], v[2][HEAD_DIM];   // of this token
+    float dk, dv;
     int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];  // planes
     int8 p[2][8 * BLOCKS_OF_8][TILE];
     int dot[2][8 * BLOCKS_OF_8][TILE];     // with the planes of k
@@ -49,7 +55,6 @@ struct Fetches {
     }
     DEV void none() const {}
     DEV void wait(int n) const { arrival_wait(&sh->arrival[n % BUFFERS], n / BUFFERS); }
-    DEV void wait_first(int n) const { wait(n); }
 #else
     DEV void prepare() const {}
     DEV void fetch(int n, int page) const {
@@ -69,7 +74,6 @@ struct Fetches {
     }
     DEV void none() const { commit_copies(); }  // in place of a tile, so that they can be counted
     DEV void wait(int) const { wait_copies<BUFFERS - 1>(); }
-    DEV void wait_first(int) const { wait_copies<0>(); }
 #endif
 };
 
@@ -230,14 +234,10 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         if (at < tiles) fetches.fetch(n, pages[at]);
         else fetches.none();
     };
-#pragma unroll 1
-    for (int n = 0; n < BUFFERS; n++) fetch(n);
+    for (int n = 0; n < EARLY; n++) fetch(n);
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
     constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
-    // Whether this block has the tile of this token, and whether it was fetched, without this token.
-    int turn = (tiles - 1) / int(gridDim.x);
-    bool has_last = (tiles - 1) % int(gridDim.x) == t, here = has_last && turn < BUFFERS;
-    TileBytes& last = sh->tile[turn % BUFFERS];
+    bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
     HeadVector x;
     x.eps = eps;
     int at = position * (HEAD_DIM / 2);
@@ -245,8 +245,6 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
-    __syncthreads();
-    if (here) fetches.wait_first(turn);
     __syncthreads();
     wait_for_previous();
     mark(6, 1);
@@ -267,19 +265,17 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                 if (is_q) {
                     sh->q[p][i][c] = plane[p];
                 } else if (is_k) {
-                    cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
-                    if (here) last.k[p][slot][c] = plane[p];
+                    cache.keys(page, head, p)[slot * HEAD_DIM + c] = sh->k[p][c] = plane[p];
                 } else {
-                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
-                    if (here) last.v[p][c][value_slot(slot)] = plane[p];
+                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = sh->v[p][c] = plane[p];
                 }
         }
         if (lane_id() == 0) {
             if (is_q) sh->dq[i] = mul(x.d, scale);
-            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
-            if (!is_q && here) (is_k ? last.dk : last.dv)[slot] = x.d;
+            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = (is_k ? sh->dk : sh->dv) = x.d;
         }
     }
+    for (int n = EARLY; n < BUFFERS; n++) fetch(n);
     __syncthreads();
     mark(6, 2);
     int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;
@@ -288,7 +284,17 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
         fetches.wait(n);
         __syncthreads();  // tile n is there
-        const TileBytes& tile = sh->tile[n % BUFFERS];
+        TileBytes& tile = sh->tile[n % BUFFERS];
+        if (t == tiles - 1) {  // and may have been fetched without this token
+            int slot = position % TILE;
+            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS) {
+                int p = c / HEAD_DIM, i = c % HEAD_DIM;
+                tile.k[p][slot][i] = sh->k[p][i];
+                tile.v[p][i][value_slot(slot)] = sh->v[p][i];
+            }
+            if (threadIdx.x == 0) tile.dk[slot] = sh->dk, tile.dv[slot] = sh->dv;
+            __syncthreads();
+        }
         if (warp_id() < 8) key_products(tile, sh);
         __syncthreads();
         if (warp_id() < 8)

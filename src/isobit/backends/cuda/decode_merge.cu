@@ -2,53 +2,53 @@
 #include "merge.cuh"
 #include "copy.cuh"
 
-// Many tiles merged: 32 columns a block (blockIdx.x), 256 tiles at a time. What tiles can do side by side
+// Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. What tiles can do side by side
 // comes first: their factors from a running maximum. What is left is one multiplication and one addition
 // a tile, in order: warp 0 adds outputs, warp 1 their sums. The code is short because it runs once: every
 // line of it has to be fetched, too.
+constexpr int MOST = 512;
 struct MergeShared {
-    __align__(16) float v[THREADS][WARP];
-    float a[THREADS], b[THREADS], l[THREADS], top[THREADS / WARP], sum;
-    uint32 scaled[THREADS / WARP];  // a bit a tile: a is not 1, the maximum has grown
+    __align__(16) float v[MOST][WARP];
+    float a[MOST], b[MOST], l[MOST], top[MOST / WARP], sum;
+    uint32 scaled[MOST / WARP];  // a bit a tile: a is not 1, the maximum has grown
 };
 
 // r becomes r a[i] + v[i] b[i] for i = 0 … n-1; values of v lie `stride` apart. At the start of the sums
 // the first value is taken as it is.
 DEV float in_order(float r, const MergeShared* sh, const float* v, int stride, int n, bool start) {
     constexpr int STEP = 8;
-    float next[STEP];
-#pragma unroll
-    for (int j = 0; j < STEP; j++) next[j] = mul(v[j * stride], sh->b[j]);
-#pragma unroll 1
-    for (int i = 0; i < n; i += STEP) {
-        float now[STEP], value[STEP], factor[STEP];
-        const int ahead = min(i + STEP, THREADS - STEP);  // read while these are added
+    float next[STEP], next_a[STEP];
+    auto read = [&](int first) {
 #pragma unroll
         for (int j = 0; j < STEP; j++) {
-            now[j] = next[j];
-            value[j] = v[(ahead + j) * stride];
-            factor[j] = sh->b[ahead + j];
+            next[j] = mul(v[(first + j) * stride], sh->b[first + j]);
+            next_a[j] = sh->a[first + j];
         }
-        if (i + STEP > n || sh->scaled[i / WARP] >> i % WARP & (1u << STEP) - 1) {
+    };
+    read(0);
 #pragma unroll 1
-            for (int j = 0; j < min(STEP, n - i); j++) {
-                float term = mul(v[(i + j) * stride], sh->b[i + j]);
-                r = start && i + j == 0 ? v[0] : add(mul(r, sh->a[i + j]), term);
-            }
-        } else {  // times 1 changes no bit
+    for (int i = 0; i < n; i += STEP) {
+        float now[STEP], a[STEP];
+#pragma unroll
+        for (int j = 0; j < STEP; j++) now[j] = next[j], a[j] = next_a[j];
+        bool plain = i + STEP <= n && !(sh->scaled[i / WARP] >> i % WARP & (1u << STEP) - 1);
+        read(min(i + STEP, MOST - STEP));  // while these are added
+        if (plain) {  // times 1 changes no bit
 #pragma unroll
             for (int j = 0; j < STEP; j++) r = add(r, now[j]);
-        }
+        } else {
 #pragma unroll
-        for (int j = 0; j < STEP; j++) next[j] = mul(value[j], factor[j]);
+            for (int j = 0; j < STEP; j++)
+                if (i + j < n) r = start && i + j == 0 ? now[0] : add(mul(r, a[j]), now[j]);
+        }
     }
     return r;
 }
-KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
+KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
                              int most_tiles, float* result) {
     mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
-    constexpr int WARPS = THREADS / WARP;
+    constexpr int WARPS = MOST / WARP;
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
@@ -56,10 +56,10 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
     let_next_start();
     wait_for_previous();
     mark(7, 1);
-    for (int first = 0; first < tiles; first += THREADS) {
-        int n = min(THREADS, tiles - first), t = threadIdx.x;
+    for (int first = 0; first < tiles; first += MOST) {
+        int n = min(MOST, tiles - first), t = threadIdx.x;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < 8 * n; i += THREADS)  // 16 bytes of tile i / 8
+        for (int i = threadIdx.x; i < 8 * n; i += MOST)  // 16 bytes of tile i / 8
             copy_async(&sh->v[i / 8][i % 8 * 4], out + from.index(head, first + i / 8) * HEAD_DIM +
                                                      column % HEAD_DIM + i % 8 * 4);
         commit_copies();
