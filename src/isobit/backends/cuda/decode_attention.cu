@@ -24,11 +24,10 @@ struct TileBytes {
 struct AttentionShared {
     TileBytes tile[BUFFERS];
     int8 k[2][HEAD_DIM], v[2][HEAD_DIM];   // of this token
-    float dk, dv;
     int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];  // planes
     int8 p[2][8 * BLOCKS_OF_8][TILE];
     int dot[2][8 * BLOCKS_OF_8][TILE];     // with the planes of k
-    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8];
+    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk, dv;
     uint64 arrival[BUFFERS];
 };
 
