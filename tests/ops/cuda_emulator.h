@@ -206,7 +206,6 @@ static inline void copy_async(void* to, const void* from) {
     if (size_t(to) % 16 || size_t(from) % 16) { fprintf(stderr, "emulator: copy_async to or from an odd address\n"); abort(); }
     emu::copies[emu_thread()].push_back({to, from});
 }
-static inline void copy_async_once(void* to, const void* from) { copy_async(to, from); }
 static inline void commit_copies() { emu::groups[emu_thread()].push_back(emu::copies[emu_thread()].size()); }
 template <int PENDING> void wait_copies() {
     auto& g = emu::groups[emu_thread()];

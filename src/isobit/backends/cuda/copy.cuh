@@ -11,13 +11,6 @@ DEV void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
                  : "memory");
 }
-// The same of bytes that are used once in a pass: the device's cache lets go of them first.
-DEV void copy_async_once(void* to, const void* from) {
-    uint64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
-                 ::"r"(shared_address(to)), "l"(from), "l"(policy) : "memory");
-}
 DEV void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All committed groups but the last PENDING have arrived.
 template <int PENDING>
@@ -48,6 +41,15 @@ DEV void copy_bulk(void* to, const void* from, int bytes, Arrival* a) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1], %2, [%3];"
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)) : "memory");
+}
+// The same of bytes that are used once in a pass: the device's cache lets go of them first.
+DEV void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) {
+    uint64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], %4;"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)), "l"(policy)
+                 : "memory");
 }
 #endif
 #endif

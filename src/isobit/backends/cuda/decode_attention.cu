@@ -10,33 +10,70 @@
 constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
 constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
 constexpr int ATTENTION_THREADS = 320;
+// Tiles that a block fetches before the step's own vectors, for which memory must answer soon.
+#ifndef EARLY
+#define EARLY 1
+#endif
 
 // A tile of one key-value head, as the cache holds it.
 struct TileBytes {
     int8 k[2][TILE][HEAD_DIM];
     int8 v[2][HEAD_DIM][TILE];
     float dk[TILE], dv[TILE];
-
-    DEV void fetch(const Cache& cache, int page, int head) {
-        constexpr int WORDS = 2 * TILE * HEAD_DIM / 16, SCALES = TILE * 4 / 16;
-        const int8 *from_k = cache.keys(page, head, 0), *from_v = cache.values(page, head, 0);
-        for (int i = threadIdx.x; i < WORDS; i += ATTENTION_THREADS) {
-            copy_async_once(&k[0][0][0] + 16 * i, from_k + 16 * i);
-            copy_async_once(&v[0][0][0] + 16 * i, from_v + 16 * i);
-        }
-        if (threadIdx.x < SCALES) {
-            int64 at = cache.scales(page, head) + 4 * threadIdx.x;
-            copy_async(dk + 4 * threadIdx.x, cache.dk + at);
-            copy_async(dv + 4 * threadIdx.x, cache.dv + at);
-        }
-    }
 };
 struct AttentionShared {
     TileBytes tile[BUFFERS];
+    int8 k[2][HEAD_DIM], v[2][HEAD_DIM];   // of this token
     int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];  // planes
     int8 p[2][8 * BLOCKS_OF_8][TILE];
     int dot[2][8 * BLOCKS_OF_8][TILE];     // with the planes of k
-    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8];
+    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk, dv;
+    uint64 arrival[BUFFERS];
+};
+
+// The block's tiles on their way to shared memory, BUFFERS of them.
+struct Fetches {
+    AttentionShared* sh;
+    Cache cache;
+    int head;
+
+#ifdef BULK_COPIES
+    DEV void prepare() const {
+        if (threadIdx.x == 0)
+            for (int n = 0; n < BUFFERS; n++) arrival_init(&sh->arrival[n]);
+    }
+    DEV void fetch(int n, int page) const {
+        if (threadIdx.x) return;
+        TileBytes& to = sh->tile[n % BUFFERS];
+        Arrival* a = &sh->arrival[n % BUFFERS];
+        arrival_expect(a, sizeof(TileBytes));
+        copy_bulk_once(to.k, cache.keys(page, head, 0), sizeof to.k, a);
+        copy_bulk_once(to.v, cache.values(page, head, 0), sizeof to.v, a);
+        copy_bulk_once(to.dk, cache.dk + cache.scales(page, head), sizeof to.dk, a);
+        copy_bulk_once(to.dv, cache.dv + cache.scales(page, head), sizeof to.dv, a);
+    }
+    DEV void none() const {}
+    DEV void wait(int n) const { arrival_wait(&sh->arrival[n % BUFFERS], n / BUFFERS); }
+#else
+    DEV void prepare() const {}
+    DEV void fetch(int n, int page) const {
+        constexpr int WORDS = 2 * TILE * HEAD_DIM / 16, SCALES = TILE * 4 / 16;
+        TileBytes& to = sh->tile[n % BUFFERS];
+        const int8 *from_k = cache.keys(page, head, 0), *from_v = cache.values(page, head, 0);
+        for (int i = threadIdx.x; i < WORDS; i += ATTENTION_THREADS) {
+            copy_async(&to.k[0][0][0] + 16 * i, from_k + 16 * i);
+            copy_async(&to.v[0][0][0] + 16 * i, from_v + 16 * i);
+        }
+        if (threadIdx.x < SCALES) {
+            int64 at = cache.scales(page, head) + 4 * threadIdx.x;
+            copy_async(to.dk + 4 * threadIdx.x, cache.dk + at);
+            copy_async(to.dv + 4 * threadIdx.x, cache.dv + at);
+        }
+        commit_copies();
+    }
+    DEV void none() const { commit_copies(); }  // in place of a tile, so that they can be counted
+    DEV void wait(int) const { wait_copies<BUFFERS - 1>(); }
+#endif
 };
 
 // Norm, RoPE (of q and k) and quantisation of one head vector by one warp.
@@ -189,19 +226,17 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     int tiles = position / TILE + 1, t = blockIdx.x;
     if (t >= tiles) return;
     pages += sequence * most_tiles;
+    Fetches fetches = {sh, cache, head};
+    fetches.prepare();
     auto fetch = [&](int n) {  // tile n of this block's, if it has one
         int at = blockIdx.x + n * gridDim.x;
-        if (at < tiles) sh->tile[n % BUFFERS].fetch(cache, pages[at], head);
-        commit_copies();
+        if (at < tiles) fetches.fetch(n, pages[at]);
+        else fetches.none();
     };
-#pragma unroll
-    for (int n = 0; n < BUFFERS; n++) fetch(n);
+    for (int n = 0; n < EARLY; n++) fetch(n);
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
     constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
-    // Whether this block has the tile of this token, and whether it was fetched, without this token.
-    int turn = (tiles - 1) / int(gridDim.x);
-    bool has_last = (tiles - 1) % int(gridDim.x) == t, here = has_last && turn < BUFFERS;
-    TileBytes& last = sh->tile[turn % BUFFERS];
+    bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
     HeadVector x;
     x.eps = eps;
     int at = position * (HEAD_DIM / 2);
@@ -209,7 +244,6 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
-    if (here) wait_copies<0>();
     __syncthreads();
     wait_for_previous();
     mark(6, 1);
@@ -230,28 +264,36 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                 if (is_q) {
                     sh->q[p][i][c] = plane[p];
                 } else if (is_k) {
-                    cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
-                    if (here) last.k[p][slot][c] = plane[p];
+                    cache.keys(page, head, p)[slot * HEAD_DIM + c] = sh->k[p][c] = plane[p];
                 } else {
-                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
-                    if (here) last.v[p][c][value_slot(slot)] = plane[p];
+                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = sh->v[p][c] = plane[p];
                 }
         }
         if (lane_id() == 0) {
             if (is_q) sh->dq[i] = mul(x.d, scale);
-            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
-            if (!is_q && here) (is_k ? last.dk : last.dv)[slot] = x.d;
+            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = (is_k ? sh->dk : sh->dv) = x.d;
         }
     }
+    for (int n = EARLY; n < BUFFERS; n++) fetch(n);
     __syncthreads();
     mark(6, 2);
     int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;
     max_and_sum += result;
     out += result * HEAD_DIM;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
-        wait_copies<BUFFERS - 1>();
+        fetches.wait(n);
         __syncthreads();  // tile n is there
-        const TileBytes& tile = sh->tile[n % BUFFERS];
+        TileBytes& tile = sh->tile[n % BUFFERS];
+        if (t == tiles - 1) {  // and may have been fetched without this token
+            int slot = position % TILE;
+            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS) {
+                int p = c / HEAD_DIM, i = c % HEAD_DIM;
+                tile.k[p][slot][i] = sh->k[p][i];
+                tile.v[p][i][value_slot(slot)] = sh->v[p][i];
+            }
+            if (threadIdx.x == 0) tile.dk[slot] = sh->dk, tile.dv[slot] = sh->dv;
+            __syncthreads();
+        }
         if (warp_id() < 8) key_products(tile, sh);
         __syncthreads();
         if (warp_id() < 8)
