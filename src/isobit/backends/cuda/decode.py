@@ -20,7 +20,7 @@ from isobit.numerics import TILE
 
 _WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
-MERGE_SHARED = 4 * (512 * 35 + 33) + 12
+MERGE_SHARED = 4 * (512 * 35 + 16)
 """Bytes of MergeShared of decode_merge.cu."""
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
@@ -99,15 +99,14 @@ class Decoder:
         results = (b["max_and_sum"], b["tile_out"])
         at_once = attention_tiles(c, self._gpu)
         most = min(self._tiles, at_once if many else min(at_once, _FEW_TILES))
-        buffers = attention_buffers(c, self._gpu)
         self._gpu.launch(
             "decode_attention",
             "decode_attention",
             (most, c.n_kv_heads),
             (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._model.rope, b["step"] + 4, b["pages"])
             + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
-            shared=attention_shared(c, buffers),
-            defines=self._defines | {"BUFFERS": str(buffers)},
+            shared=attention_shared(c, attention_buffers(c, self._gpu)),
+            defines=self._defines | attention_defines(c, self._gpu),
             overlap=True,
         )
         if many:
@@ -198,6 +197,14 @@ def attention_tiles(c: ModelConfig, gpu: Gpu, sequences: int = 1) -> int:
 def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
     """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
     return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
+
+
+def attention_defines(c: ModelConfig, gpu: Gpu) -> dict[str, str]:
+    """What decode_attention.cu asks for beside the shapes."""
+    return {
+        "BUFFERS": str(attention_buffers(c, gpu)),
+        "EARLY_BLOCKS": str(gpu.multiprocessors),
+    }
 
 
 @dataclass(frozen=True)

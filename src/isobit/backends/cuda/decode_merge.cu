@@ -2,47 +2,45 @@
 #include "merge.cuh"
 #include "copy.cuh"
 
-// Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. What tiles can do side by side
-// comes first: their factors from a running maximum. What is left is one multiplication and one addition
-// a tile, in order: warp 0 adds outputs, warp 1 their sums. The code is short because it runs once: every
-// line of it has to be fetched, too.
+// Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. All that tiles can do side by
+// side comes first: their factors from a running maximum, and their outputs times these. What is left
+// is one multiplication and one addition a tile, in order, of a column's outputs and of their sums.
 constexpr int MOST = 512;
 struct MergeShared {
     __align__(16) float v[MOST][WARP];
-    float a[MOST], b[MOST], l[MOST], top[MOST / WARP], sum;
-    uint32 scaled[MOST / WARP];  // a bit a tile: a is not 1, the maximum has grown
+    __align__(16) float a[MOST], b[MOST], l[MOST];
+    float top[MOST / WARP];
 };
 
-// r becomes r a[i] + v[i] b[i] for i = 0 … n-1; values of v lie `stride` apart. At the start of the sums
-// the first value is taken as it is.
-DEV float in_order(float r, const MergeShared* sh, const float* v, int stride, int n, bool start) {
-    constexpr int STEP = 8;
-    float next[STEP], next_a[STEP];
-    auto read = [&](int first) {
+// r a[i] + v[i] and l a[i] + sh->l[i] become r and l, for i = first … n-1; v: a column.
+DEV void in_order(float& r, float& l, const MergeShared* sh, const float* v, int first, int n) {
+    constexpr int STEP = 4;
+    float next[STEP];
+    float4 next_a, next_l;
+    auto read = [&](int i) {
+        next_a = *reinterpret_cast<const float4*>(sh->a + i);
+        next_l = *reinterpret_cast<const float4*>(sh->l + i);
 #pragma unroll
-        for (int j = 0; j < STEP; j++) {
-            next[j] = mul(v[(first + j) * stride], sh->b[first + j]);
-            next_a[j] = sh->a[first + j];
-        }
+        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * WARP];
     };
-    read(0);
-#pragma unroll 1
-    for (int i = 0; i < n; i += STEP) {
-        float now[STEP], a[STEP];
-#pragma unroll
-        for (int j = 0; j < STEP; j++) now[j] = next[j], a[j] = next_a[j];
-        bool plain = i + STEP <= n && !(sh->scaled[i / WARP] >> i % WARP & (1u << STEP) - 1);
-        read(min(i + STEP, MOST - STEP));  // while these are added
-        if (plain) {  // times 1 changes no bit
-#pragma unroll
-            for (int j = 0; j < STEP; j++) r = add(r, now[j]);
-        } else {
-#pragma unroll
-            for (int j = 0; j < STEP; j++)
-                if (i + j < n) r = start && i + j == 0 ? now[0] : add(mul(r, a[j]), now[j]);
-        }
+    auto one = [&](float v, float a, float sum) {
+        r = add(mul(r, a), v);
+        l = add(mul(l, a), sum);
+    };
+    int i = first;
+    for (; i < n && i % STEP; i++) one(v[i * WARP], sh->a[i], sh->l[i]);
+    if (i + STEP <= n) read(i);
+#pragma unroll 2
+    for (; i + STEP <= n; i += STEP) {
+        float4 a = next_a, sum = next_l;
+        float v0 = next[0], v1 = next[1], v2 = next[2], v3 = next[3];
+        read(min(i + STEP, MOST - STEP));  // on its way while these are added
+        one(v0, a.x, sum.x);
+        one(v1, a.y, sum.y);
+        one(v2, a.z, sum.z);
+        one(v3, a.w, sum.w);
     }
-    return r;
+    for (; i < n; i++) one(v[i * WARP], sh->a[i], sh->l[i]);
 }
 KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
                              int most_tiles, float* result) {
@@ -52,7 +50,7 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
-    float r = 0.0f, m = lowest;  // m: the maximum of all tiles so far
+    float r = 0.0f, l = 0.0f, m = lowest;  // m: the maximum of all tiles so far
     let_next_start();
     wait_for_previous();
     mark(7, 1);
@@ -78,24 +76,24 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         top = fmaxf(top, ahead);
         before = fmaxf(before, ahead);
         float a = isobit::exp(sub(before, top)), b = isobit::exp(sub(mine.x, top));
-        uint32 scaled = __ballot_sync(~0u, a != 1.0f);
-        if (lane_id() == 0) sh->scaled[warp_id()] = scaled;
         sh->a[t] = a;
         sh->b[t] = b;  // of the first tile: 1
-        sh->l[t] = mine.y;
+        sh->l[t] = mul(mine.y, b);
         for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
         wait_copies<0>();
         __syncthreads();
+        for (int tile = warp_id(); tile < n; tile += WARPS)
+            sh->v[tile][lane_id()] = mul(sh->v[tile][lane_id()], sh->b[tile]);
+        __syncthreads();
         mark(7, 2);
-        if (warp_id() < 2) {
-            const float* values = warp_id() ? sh->l : &sh->v[0][lane_id()];
-            r = in_order(r, sh, values, warp_id() ? 1 : WARP, n, first == 0);
+        if (warp_id() == 0) {
+            const float* v = &sh->v[0][lane_id()];
+            if (first == 0) r = v[0], l = sh->l[0];  // where the sums start
+            in_order(r, l, sh, v, first == 0, n);
         }
         mark(7, 3);
         __syncthreads();
     }
-    if (warp_id() == 1 && lane_id() == 0) sh->sum = r;
-    __syncthreads();
-    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->sum));
+    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, l));
     mark(7, 5);
 }
