@@ -103,6 +103,8 @@ def test_a_trace_of_another_model_is_not_replayed(
 ) -> None:
     with pytest.raises(UsageError, match="tokens: expected ids from 0 to 319"):
         open_replay(str(small_model), Manifest([500, 1], [0, 1], "other"))
+    with pytest.raises(FileRefused, match="a trace of numerics version 1, got 2"):
+        open_replay(str(small_model), Manifest([1, 1], [0, 1], "other", numerics=2))
     write_folder(tmp_path, recorded)
     trace = read_folder(tmp_path, [1] * len(IDS))
     for stage, complaint in (

@@ -247,6 +247,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "beyond": {"positions": [0, 4]},
         "twice": {"positions": [1, 1]},
         "planes": {"activation_planes": "2"},
+        "three planes": {"activation_planes": 3},
         "silent": {"not_recorded": ["attn_scores", "attn_norm"]},
     }.items():
         save_file(tensors, tmp_path / name, {"isobit": json.dumps(manifest | change)})
@@ -263,6 +264,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "beyond",
         "twice",
         "planes",
+        "three planes",
         "silent",
         "nested",
         "unknown",

@@ -17,6 +17,7 @@ from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Weights
+from isobit.numerics import VERSION
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
 from isobit.verify.compare import Comparer
@@ -164,8 +165,12 @@ class _Stream:
 def open_replay(path: str, b: Manifest) -> Replay:
     """A replay of traces measured against ``b``: in its planes, or float64 for another engine.
 
-    Raises FileRefused if the model is not the one that ``b`` was recorded from.
+    Raises FileRefused if model or arithmetic are not those that ``b`` was recorded from.
     """
+    if b.numerics not in (None, VERSION):
+        raise FileRefused(
+            f"replay: expected a trace of numerics version {VERSION}, got {b.numerics}"
+        )
     with GGUFFile.open(sample_path() if path == "sample" else path) as file:
         if b.model_sha256 is not None and b.model_sha256 != file.sha256():
             raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
