@@ -97,7 +97,7 @@ class Decoder:
             w,
         )
         results = (b["max_and_sum"], b["tile_out"])
-        at_once = attention_tiles(c, self._gpu)
+        at_once, buffers = attention_tiles(c, self._gpu), attention_buffers(c, self._gpu)
         most = min(self._tiles, at_once if many else min(at_once, _FEW_TILES))
         self._gpu.launch(
             "decode_attention",
@@ -105,8 +105,8 @@ class Decoder:
             (most, c.n_kv_heads),
             (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._model.rope, b["step"] + 4, b["pages"])
             + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
-            shared=attention_shared(c, attention_buffers(c, self._gpu)),
-            defines=self._defines | attention_defines(c, self._gpu),
+            shared=attention_shared(c, buffers),
+            defines=self._defines | {"BUFFERS": str(buffers)},
             overlap=True,
         )
         if many:
@@ -197,14 +197,6 @@ def attention_tiles(c: ModelConfig, gpu: Gpu, sequences: int = 1) -> int:
 def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
     """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
     return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
-
-
-def attention_defines(c: ModelConfig, gpu: Gpu) -> dict[str, str]:
-    """What decode_attention.cu asks for beside the shapes."""
-    return {
-        "BUFFERS": str(attention_buffers(c, gpu)),
-        "EARLY_BLOCKS": str(gpu.multiprocessors),
-    }
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ struct Fetches {
 // Norm, RoPE (of q and k) and quantisation of one head vector by one warp.
 struct HeadVector {
     float weight[EACH], cosine[EACH / 2], sine[EACH / 2];  // fetched ahead
-    float v[EACH], d;
     int q[EACH];
+    float d;
 
     DEV void fetch(const float* norm, const float* cosines, const float* sines) {
 #pragma unroll
@@ -86,12 +86,11 @@ struct HeadVector {
             sine[i] = sines[lane_id() + WARP * i];
         }
     }
-    DEV void load(const float* x) {
+    DEV void of(const float* x, bool turned) {
+        float v[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; i++) v[i] = x[lane_id() + WARP * i];
-    }
-    DEV void quantise(bool turned) {
-        if (turned) turn();
+        if (turned) turn(v);
         uint32 amax = 0;
 #pragma unroll
         for (int i = 0; i < EACH; i++) amax = max(amax, magnitude(v[i]));
@@ -101,7 +100,7 @@ struct HeadVector {
         d = scale.d;
     }
     float eps;
-    DEV void turn() {
+    DEV void turn(float (&v)[EACH]) {
         float sum[8] = {};  // 256 lanes of sum256: lane + 32 i
 #pragma unroll
         for (int i = 0; i < EACH; i++) sum[i % 8] = add(sum[i % 8], mul(v[i], v[i]));
@@ -229,10 +228,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         if (at < tiles) fetches.fetch(n, pages[at]);
         else fetches.none();
     };
-    // A block that starts while the kernel ahead still runs (EARLY_BLOCKS find room beside it) fetches a
-    // tile at once; for others the vectors come first, or their few bytes would wait behind tiles.
-    int early = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x < EARLY_BLOCKS;
-    if (early) fetch(0);
+    fetch(0);  // more would make the few bytes of this step's vectors wait behind tiles
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
     constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
     bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
@@ -246,21 +242,13 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     __syncthreads();
     wait_for_previous();
     mark(6, 1);
-    auto needed = [&](int i) { return i < (has_last ? VECTORS : GROUP); };
-    auto load = [&](int i) {
-        int vector = i < GROUP ? head * GROUP + i : HEADS + (i - GROUP) * KV_HEADS + head;
-        x.load(qkv + (int64(sequence) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM);
-    };
-    if (needed(warp_id())) load(warp_id());
-    for (int n = early; n < BUFFERS; n++) fetch(n);
 #pragma unroll 1
-    for (int i = warp_id(); needed(i); i += VECTOR_WARPS) {
+    for (int i = warp_id(); i < VECTORS; i += VECTOR_WARPS) {
         bool is_q = i < GROUP, is_k = i == GROUP;
-        if (i >= VECTOR_WARPS) {
-            x.fetch(is_q ? q_norm : k_norm, cosines + at, sines + at);
-            load(i);
-        }
-        x.quantise(is_q || is_k);
+        if (!is_q && !has_last) break;
+        if (i >= VECTOR_WARPS) x.fetch(is_q ? q_norm : k_norm, cosines + at, sines + at);
+        int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
+        x.of(qkv + (int64(sequence) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
         int page = pages[tiles - 1], slot = position % TILE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
@@ -281,6 +269,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
             else (is_k ? dk : dv)[cache.scales(page, head) + slot] = (is_k ? sh->dk : sh->dv) = x.d;
         }
     }
+    for (int n = 1; n < BUFFERS; n++) fetch(n);
     __syncthreads();
     mark(6, 2);
     int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;

@@ -126,14 +126,15 @@ class BatchDecoder:
             self._product(matrix, b["acts"], every, b["qkv"] + 4 * column, width)
             column += matrix.rows
         results = (b["max_and_sum"], b["tile_out"])
+        buffers = decode.attention_buffers(c, gpu)
         gpu.launch(
             "decode_attention",
             "decode_attention",
             (min(self._tiles, decode.attention_tiles(c, gpu, n)), c.n_kv_heads, n),
             (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._model.rope, b["positions"], b["pages"])
             + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
-            shared=decode.attention_shared(c, decode.attention_buffers(c, gpu)),
-            defines=self._defines | decode.attention_defines(c, gpu),
+            shared=decode.attention_shared(c, buffers),
+            defines=self._defines | {"BUFFERS": str(buffers)},
             overlap=True,
         )
         supers = n * memory.supers(c.n_heads * c.head_dim)

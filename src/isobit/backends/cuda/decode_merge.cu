@@ -4,7 +4,7 @@
 
 // Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. All that tiles can do side by
 // side comes first: their factors from a running maximum, and their outputs times these. What is left
-// is one multiplication and one addition a tile, in order, of a column's outputs and of their sums.
+// is one multiplication and one addition a tile, in order: warp 0 adds outputs, warp 1 their sums.
 constexpr int MOST = 512;
 struct MergeShared {
     __align__(16) float v[MOST][WARP];
@@ -12,35 +12,33 @@ struct MergeShared {
     float top[MOST / WARP];
 };
 
-// r a[i] + v[i] and l a[i] + sh->l[i] become r and l, for i = first … n-1; v: a column.
-DEV void in_order(float& r, float& l, const MergeShared* sh, const float* v, int first, int n) {
-    constexpr int STEP = 4;
-    float next[STEP];
-    float4 next_a, next_l;
+// r a[i] + v[i] becomes r for i = first … n-1; values of v lie `stride` apart.
+DEV float in_order(float r, const float* a, const float* v, int stride, int first, int n) {
+    constexpr int STEP = 8;
+    float next[STEP], next_a[STEP];
     auto read = [&](int i) {
-        next_a = *reinterpret_cast<const float4*>(sh->a + i);
-        next_l = *reinterpret_cast<const float4*>(sh->l + i);
 #pragma unroll
-        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * WARP];
-    };
-    auto one = [&](float v, float a, float sum) {
-        r = add(mul(r, a), v);
-        l = add(mul(l, a), sum);
+        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * stride];
+#pragma unroll
+        for (int j = 0; j < STEP; j += 4) {
+            float4 four = *reinterpret_cast<const float4*>(a + i + j);
+            next_a[j] = four.x, next_a[j + 1] = four.y, next_a[j + 2] = four.z, next_a[j + 3] = four.w;
+        }
     };
     int i = first;
-    for (; i < n && i % STEP; i++) one(v[i * WARP], sh->a[i], sh->l[i]);
+    for (; i < n && i % STEP; i++) r = add(mul(r, a[i]), v[i * stride]);
     if (i + STEP <= n) read(i);
 #pragma unroll 2
     for (; i + STEP <= n; i += STEP) {
-        float4 a = next_a, sum = next_l;
-        float v0 = next[0], v1 = next[1], v2 = next[2], v3 = next[3];
+        float now[STEP], now_a[STEP];
+#pragma unroll
+        for (int j = 0; j < STEP; j++) now[j] = next[j], now_a[j] = next_a[j];
         read(min(i + STEP, MOST - STEP));  // on its way while these are added
-        one(v0, a.x, sum.x);
-        one(v1, a.y, sum.y);
-        one(v2, a.z, sum.z);
-        one(v3, a.w, sum.w);
+#pragma unroll
+        for (int j = 0; j < STEP; j++) r = add(mul(r, now_a[j]), now[j]);
     }
-    for (; i < n; i++) one(v[i * WARP], sh->a[i], sh->l[i]);
+    for (; i < n; i++) r = add(mul(r, a[i]), v[i * stride]);
+    return r;
 }
 KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
                              int most_tiles, float* result) {
@@ -50,7 +48,7 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
-    float r = 0.0f, l = 0.0f, m = lowest;  // m: the maximum of all tiles so far
+    float r = 0.0f, m = lowest;  // m: the maximum of all tiles so far
     let_next_start();
     wait_for_previous();
     mark(7, 1);
@@ -82,18 +80,25 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
         wait_copies<0>();
         __syncthreads();
-        for (int tile = warp_id(); tile < n; tile += WARPS)
-            sh->v[tile][lane_id()] = mul(sh->v[tile][lane_id()], sh->b[tile]);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < 8 * n; i += MOST) {
+            float4* four = reinterpret_cast<float4*>(&sh->v[i / 8][i % 8 * 4]);
+            float4 v = *four;
+            float b = sh->b[i / 8];
+            *four = make_float4(mul(v.x, b), mul(v.y, b), mul(v.z, b), mul(v.w, b));
+        }
         __syncthreads();
         mark(7, 2);
-        if (warp_id() == 0) {
-            const float* v = &sh->v[0][lane_id()];
-            if (first == 0) r = v[0], l = sh->l[0];  // where the sums start
-            in_order(r, l, sh, v, first == 0, n);
+        if (warp_id() < 2) {  // a column a lane, or, by warp 1, the sums
+            const float* v = warp_id() ? sh->l : &sh->v[0][lane_id()];
+            if (first == 0) r = v[0];  // where the sums start
+            r = in_order(r, sh->a, v, warp_id() ? 1 : WARP, first == 0, n);
         }
         mark(7, 3);
         __syncthreads();
     }
-    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, l));
+    if (warp_id() == 1 && lane_id() == 0) sh->l[0] = r;
+    __syncthreads();
+    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->l[0]));
     mark(7, 5);
 }
