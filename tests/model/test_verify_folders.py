@@ -43,6 +43,8 @@ def test_a_folder_comes_back_identical(last: bool, recorded: Trace, tmp_path: Pa
     diff = compare(Trace.load(tmp_path / "t"), recorded)
     assert diff.identical
     assert len(diff.stages) == len(recorded.stages())
+    tokens = 1 if last else len(IDS)
+    assert all(s.shape == (tokens, *recorded[s.stage, s.layer].shape[1:]) for s in diff.stages)
     assert diff.a.backend == "other"
     assert diff.router_rows == 8 * (1 if last else len(IDS))
     assert imported.margin(3) is not None
