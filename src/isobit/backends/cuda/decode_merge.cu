@@ -5,20 +5,20 @@
 // Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. All that tiles can do side by
 // side comes first: their factors from a running maximum, and their outputs times these. What is left
 // is one multiplication and one addition a tile, in order: warp 0 adds outputs, warp 1 their sums.
-constexpr int MOST = 512;
+constexpr int MOST = 512, STRIDE = WARP + 4;
 struct MergeShared {
-    __align__(16) float v[MOST][WARP];
-    __align__(16) float a[MOST], b[MOST], l[MOST];
+    __align__(16) float v[MOST][STRIDE];  // of a tile: its columns, and its sum
+    __align__(16) float a[MOST], b[MOST];
     float top[MOST / WARP];
 };
 
-// r a[i] + v[i] becomes r for i = first … n-1; values of v lie `stride` apart.
-DEV float in_order(float r, const float* a, const float* v, int stride, int first, int n) {
+// r a[i] + v[i] becomes r for i = first … n-1; v: a column.
+DEV float in_order(float r, const float* a, const float* v, int first, int n) {
     constexpr int STEP = 8;
     float next[STEP], next_a[STEP];
     auto read = [&](int i) {
 #pragma unroll
-        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * stride];
+        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * STRIDE];
 #pragma unroll
         for (int j = 0; j < STEP; j += 4) {
             float4 four = *reinterpret_cast<const float4*>(a + i + j);
@@ -26,7 +26,7 @@ DEV float in_order(float r, const float* a, const float* v, int stride, int firs
         }
     };
     int i = first;
-    for (; i < n && i % STEP; i++) r = add(mul(r, a[i]), v[i * stride]);
+    for (; i < n && i % STEP; i++) r = add(mul(r, a[i]), v[i * STRIDE]);
     if (i + STEP <= n) read(i);
 #pragma unroll 2
     for (; i + STEP <= n; i += STEP) {
@@ -37,7 +37,7 @@ DEV float in_order(float r, const float* a, const float* v, int stride, int firs
 #pragma unroll
         for (int j = 0; j < STEP; j++) r = add(mul(r, now_a[j]), now[j]);
     }
-    for (; i < n; i++) r = add(mul(r, a[i]), v[i * stride]);
+    for (; i < n; i++) r = add(mul(r, a[i]), v[i * STRIDE]);
     return r;
 }
 KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
@@ -76,7 +76,7 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         float a = isobit::exp(sub(before, top)), b = isobit::exp(sub(mine.x, top));
         sh->a[t] = a;
         sh->b[t] = b;  // of the first tile: 1
-        sh->l[t] = mul(mine.y, b);
+        sh->v[t][WARP] = mul(mine.y, b);
         for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
         wait_copies<0>();
         __syncthreads();
@@ -90,15 +90,15 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         __syncthreads();
         mark(7, 2);
         if (warp_id() < 2) {  // a column a lane, or, by warp 1, the sums
-            const float* v = warp_id() ? sh->l : &sh->v[0][lane_id()];
+            const float* v = &sh->v[0][warp_id() ? WARP : lane_id()];
             if (first == 0) r = v[0];  // where the sums start
-            r = in_order(r, sh->a, v, warp_id() ? 1 : WARP, first == 0, n);
+            r = in_order(r, sh->a, v, first == 0, n);
         }
         mark(7, 3);
         __syncthreads();
     }
-    if (warp_id() == 1 && lane_id() == 0) sh->l[0] = r;
+    if (warp_id() == 1 && lane_id() == 0) sh->b[0] = r;
     __syncthreads();
-    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->l[0]));
+    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->b[0]));
     mark(7, 5);
 }
