@@ -12,32 +12,25 @@ struct MergeShared {
     float top[MOST / WARP];
 };
 
-// r a[i] + v[i] becomes r for i = first … n-1; v: a column.
-DEV float in_order(float r, const float* a, const float* v, int first, int n) {
-    constexpr int STEP = 8;
-    float next[STEP], next_a[STEP];
-    auto read = [&](int i) {
+// r a[i] + v[i] becomes r for i = 0 … n-1; v: a column. What step i + AHEAD needs is read in the shadow
+// of step i, also behind the last, where memory is the struct's own.
+DEV float in_order(float r, const float* a, const float* v, int n) {
+    constexpr int AHEAD = 8;
+    int i = 0;
+    float value[AHEAD], factor[AHEAD];
 #pragma unroll
-        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * STRIDE];
+    for (int j = 0; j < AHEAD; j++) value[j] = v[(i + j) * STRIDE], factor[j] = a[i + j];
+#pragma unroll 1
+    for (; i + AHEAD <= n; i += AHEAD)
 #pragma unroll
-        for (int j = 0; j < STEP; j += 4) {
-            float4 four = *reinterpret_cast<const float4*>(a + i + j);
-            next_a[j] = four.x, next_a[j + 1] = four.y, next_a[j + 2] = four.z, next_a[j + 3] = four.w;
+        for (int j = 0; j < AHEAD; j++) {
+            r = add(mul(r, factor[j]), value[j]);
+            value[j] = v[(i + j + AHEAD) * STRIDE];
+            factor[j] = a[i + j + AHEAD];
         }
-    };
-    int i = first;
-    for (; i < n && i % STEP; i++) r = add(mul(r, a[i]), v[i * STRIDE]);
-    if (i + STEP <= n) read(i);
-#pragma unroll 2
-    for (; i + STEP <= n; i += STEP) {
-        float now[STEP], now_a[STEP];
 #pragma unroll
-        for (int j = 0; j < STEP; j++) now[j] = next[j], now_a[j] = next_a[j];
-        read(min(i + STEP, MOST - STEP));  // on its way while these are added
-#pragma unroll
-        for (int j = 0; j < STEP; j++) r = add(mul(r, now_a[j]), now[j]);
-    }
-    for (; i < n; i++) r = add(mul(r, a[i]), v[i * STRIDE]);
+    for (int j = 0; j < AHEAD - 1; j++)
+        if (i + j < n) r = add(mul(r, factor[j]), value[j]);
     return r;
 }
 KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
@@ -48,7 +41,8 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
-    float r = 0.0f, m = lowest;  // m: the maximum of all tiles so far
+    float m = lowest;  // of all tiles so far
+    float r = -0.0f;   // the first tile's factor is 0: -0 * 0 + v is v, whatever its sign
     let_next_start();
     wait_for_previous();
     mark(7, 1);
@@ -69,15 +63,15 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         if (lane_id() == 0) before = lowest;
         if (lane_id() == WARP - 1) sh->top[warp_id()] = top;
         __syncthreads();
-        float ahead = m;
-        for (int w = 0; w < warp_id(); w++) ahead = fmaxf(ahead, sh->top[w]);
+        float tops = lane_id() < WARPS ? sh->top[lane_id()] : lowest;
+        float ahead = fmaxf(m, warp_max(lane_id() < warp_id() ? tops : lowest));
         top = fmaxf(top, ahead);
         before = fmaxf(before, ahead);
         float a = isobit::exp(sub(before, top)), b = isobit::exp(sub(mine.x, top));
         sh->a[t] = a;
         sh->b[t] = b;  // of the first tile: 1
         sh->v[t][WARP] = mul(mine.y, b);
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
+        m = fmaxf(m, warp_max(tops));
         wait_copies<0>();
         __syncthreads();
 #pragma unroll 1
@@ -91,8 +85,7 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         mark(7, 2);
         if (warp_id() < 2) {  // a column a lane, or, by warp 1, the sums
             const float* v = &sh->v[0][warp_id() ? WARP : lane_id()];
-            if (first == 0) r = v[0];  // where the sums start
-            r = in_order(r, sh->a, v, first == 0, n);
+            r = in_order(r, sh->a, v, n);
         }
         mark(7, 3);
         __syncthreads();
