@@ -22,7 +22,11 @@ FN U broadcast(const void* p) {
     return (U)_mm256_set1_epi32(x);
 }
 
-FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// Into the second level, once v is known: else the compiler would heap prefetches up, more than the
+// core can have under way.
+FN void prefetch(const void* p, U& v) {
+    asm volatile("prefetcht1 %1" : "+x"(v) : "m"(*(const char*)p));
+}
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     __m256i v[4];

@@ -22,7 +22,9 @@ FN U broadcast(const void* p) {
     return (U)vdupq_n_u32(x);
 }
 
-FN void prefetch(const void* p) { __builtin_prefetch(p); }
+FN void prefetch(const void* p, U& v) {
+    asm volatile("prfm pldl2keep, [%1]" : "+w"(v) : "r"(p));
+}
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     uint32x4_t v[4];
