@@ -23,8 +23,7 @@ Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int
 }
 
 int rows_at_once(int total_rows, int threads) {
-    int rows = total_rows / (threads * 16) / ROW_STEP * ROW_STEP;
-    return std::clamp(rows, ROW_STEP, 4 * ROW_STEP);
+    return std::max(total_rows / (threads * 16) / ROW_STEP, 1) * ROW_STEP;
 }
 
 void multiply(Team& team, const Job* jobs, int n) {

@@ -45,7 +45,8 @@ FN U gather2(Rows rows, size_t offset) {
     return v;
 }
 
-constexpr uint32_t LOW4 = 0x0f0f0f0f, LOW2 = 0x03030303, HIGH2 = 0x30303030, BIT = 0x01010101;
+constexpr uint32_t LOW4 = 0x0f0f0f0f, LOW2 = 0x03030303, HIGH2 = 0x30303030, BIT = 0x01010101,
+                   SIGNS = 0x80808080;
 
 // d, dmin and the eight 6-bit scales and mins with which Q4_K and Q5_K begin.
 FN void unpack_scales6(Rows rows, Scales& w) {
@@ -56,7 +57,7 @@ FN void unpack_scales6(Rows rows, Scales& w) {
     U scales[2] = {h[1] & 0x3f3f3f3f, (h[3] & LOW4) | (h[1] >> 2 & 0x30303030)};
     U mins[2] = {h[2] & 0x3f3f3f3f, (h[3] >> 4 & LOW4) | (h[2] >> 2 & 0x30303030)};
 #pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) w.scale[g] = scale_of(byte_pairs(scales[g / 4], g % 4, g % 4));
+    for (int g = 0; g < 8; ++g) w.scale[g] = scale_at(scales[g / 4], g % 4);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) w.mins[i] = byte_pairs(mins[i / 2], i % 2 * 2, i % 2 * 2 + 1);
 }
@@ -109,6 +110,15 @@ struct Q5_K {
     }
 };
 
+// The sub-scales, one in each byte, of formats that have a zero point.
+FN void set_signed_scales(const U* bytes, Scales& w) {
+#pragma GCC unroll 16
+    for (int g = 0; g < 16; ++g) w.scale[g] = signed_scale_at(bytes[g / 4], g % 4);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+        w.zero[i] = signed_byte_pairs(bytes[i / 2], i % 2 * 2, i % 2 * 2 + 1);
+}
+
 struct Q6_K {
     static constexpr int block = 256, bytes = 210, group = 16, largest = 63, zero = 32;
     static constexpr bool mins = false;
@@ -117,12 +127,7 @@ struct Q6_K {
         U scales[4];
         gather16(rows, 192, scales);
         w.d = half_to_float(gather2(rows, 208));
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g)
-            w.scale[g] = scale_of(signed_byte_pairs(scales[g / 4], g % 4, g % 4));
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-            w.zero[i] = signed_byte_pairs(scales[i / 2], i % 2 * 2, i % 2 * 2 + 1);
+        set_signed_scales(scales, w);
     }
 
     template <class Put>
@@ -159,13 +164,9 @@ struct Q3_K {
                        (low[1] & LOW4) | (high >> 2 & LOW2) << 4,
                        (low[0] >> 4 & LOW4) | (high >> 4 & LOW2) << 4,
                        (low[1] >> 4 & LOW4) | (high >> 6 & LOW2) << 4};
-        H offset = (H)(0x00200020u + U{});
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g)
-            w.scale[g] = scale_of((U)((H)byte_pairs(scales[g / 4], g % 4, g % 4) - offset));
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-            w.zero[i] = (U)((H)byte_pairs(scales[i / 2], i % 2 * 2, i % 2 * 2 + 1) - offset);
+#pragma GCC unroll 4
+        for (U& s : scales) s = ((s | SIGNS) - (SIGNS >> 2)) ^ SIGNS;  // 32 from each byte
+        set_signed_scales(scales, w);
     }
 
     template <class Put>
@@ -199,8 +200,7 @@ struct Q2_K {
         w.d = half_to_float(d);
         w.dmin = half_to_float(d >> 16);
 #pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g)
-            w.scale[g] = scale_of(byte_pairs(s[g / 4] & LOW4, g % 4, g % 4));
+        for (int g = 0; g < 16; ++g) w.scale[g] = scale_at(s[g / 4] & LOW4, g % 4);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i)
             w.mins[i] = byte_pairs(s[i / 2] >> 4 & LOW4, i % 2 * 2, i % 2 * 2 + 1);

@@ -6,7 +6,7 @@
 namespace isobit::ISOBIT_SIMD {
 
 constexpr int TOKEN_BLOCK = 64;
-constexpr size_t PREFETCH_AHEAD = 16384;  // bytes, beyond the tile at hand
+constexpr size_t PREFETCH_AHEAD = 8192;  // bytes, beyond the next tile
 
 FN F to_float(I v) { return __builtin_convertvector(v, F); }
 

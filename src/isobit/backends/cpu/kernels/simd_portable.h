@@ -66,8 +66,9 @@ FN Part dot(Part part, U codes, U x) {
                (c >> 16 & 255) * (y << 8 >> 24) + (I)(codes >> 24) * (y >> 24));
 }
 
-// Sub-scales as scale_add wants them, made from equal 16-bit pairs.
-FN U scale_of(U pair) { return (U)((I)pair << 16 >> 16); }
+// Byte b of each lane as a sub-scale for scale_add.
+FN U scale_at(U bytes, int b) { return bytes >> 8 * b & 255; }
+FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24); }
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 
