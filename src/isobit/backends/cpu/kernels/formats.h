@@ -1,19 +1,18 @@
 // Unpacks LANES weight rows at a time: codes, sub-scales and mins with the rows side by side in a
 // vector's lanes. Layouts: isobit/gguf/formats.py.
 //
-// A format of 256-value blocks gives the floats and sub-scales of a superblock, then puts its codes
+// A format of 256-value blocks gives the scales and mins of a superblock, then puts its codes
 // one vector after the other: put(j, v), where v holds values 4j .. 4j+3 of the superblock and each
 // group's come in ascending order. A format of 32-value blocks unpacks one block.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
 
-// Codes are unsigned, Format::zero too large.
+// Codes are unsigned, Format::zero too large. Sub-scales and mins are bytes, four groups in a lane;
+// sub-scales are signed where codes have a zero point.
 struct Scales {
     F d, dmin;
-    U scale[16];  // per group, for scale_add
-    U zero[8];    // the sub-scales of groups 2i, 2i+1, where codes have a zero point
-    U mins[8];    // the mins of groups 2i, 2i+1
+    U scales[4], mins[4];
 };
 
 struct Block32 {
@@ -54,12 +53,10 @@ FN void unpack_scales6(Rows rows, Scales& w) {
     gather16(rows, 0, h);
     w.d = half_to_float(h[0]);
     w.dmin = half_to_float(h[0] >> 16);
-    U scales[2] = {h[1] & 0x3f3f3f3f, (h[3] & LOW4) | (h[1] >> 2 & 0x30303030)};
-    U mins[2] = {h[2] & 0x3f3f3f3f, (h[3] >> 4 & LOW4) | (h[2] >> 2 & 0x30303030)};
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) w.scale[g] = scale_at(scales[g / 4], g % 4);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) w.mins[i] = byte_pairs(mins[i / 2], i % 2 * 2, i % 2 * 2 + 1);
+    w.scales[0] = h[1] & 0x3f3f3f3f;
+    w.scales[1] = (h[3] & LOW4) | (h[1] >> 2 & HIGH2);
+    w.mins[0] = h[2] & 0x3f3f3f3f;
+    w.mins[1] = (h[3] >> 4 & LOW4) | (h[2] >> 2 & HIGH2);
 }
 
 struct Q4_K {
@@ -110,24 +107,13 @@ struct Q5_K {
     }
 };
 
-// The sub-scales, one in each byte, of formats that have a zero point.
-FN void set_signed_scales(const U* bytes, Scales& w) {
-#pragma GCC unroll 16
-    for (int g = 0; g < 16; ++g) w.scale[g] = signed_scale_at(bytes[g / 4], g % 4);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i)
-        w.zero[i] = signed_byte_pairs(bytes[i / 2], i % 2 * 2, i % 2 * 2 + 1);
-}
-
 struct Q6_K {
     static constexpr int block = 256, bytes = 210, group = 16, largest = 63, zero = 32;
     static constexpr bool mins = false;
 
     FN void scales(Rows rows, Scales& w) {
-        U scales[4];
-        gather16(rows, 192, scales);
+        gather16(rows, 192, w.scales);
         w.d = half_to_float(gather2(rows, 208));
-        set_signed_scales(scales, w);
     }
 
     template <class Put>
@@ -160,13 +146,11 @@ struct Q3_K {
         w.d = half_to_float(s[3] >> 16);
         U low[2] = {s[0] >> 16 | s[1] << 16, s[1] >> 16 | s[2] << 16};
         U high = s[2] >> 16 | s[3] << 16;
-        U scales[4] = {(low[0] & LOW4) | (high & LOW2) << 4,
-                       (low[1] & LOW4) | (high >> 2 & LOW2) << 4,
-                       (low[0] >> 4 & LOW4) | (high >> 4 & LOW2) << 4,
-                       (low[1] >> 4 & LOW4) | (high >> 6 & LOW2) << 4};
 #pragma GCC unroll 4
-        for (U& s : scales) s = ((s | SIGNS) - (SIGNS >> 2)) ^ SIGNS;  // 32 from each byte
-        set_signed_scales(scales, w);
+        for (int i = 0; i < 4; ++i) {
+            U x = (low[i % 2] >> i / 2 * 4 & LOW4) | (high >> 2 * i & LOW2) << 4;
+            w.scales[i] = ((x | SIGNS) - (SIGNS >> 2)) ^ SIGNS;  // 32 from each byte
+        }
     }
 
     template <class Put>
@@ -199,11 +183,8 @@ struct Q2_K {
         U d = gather4(rows, 80);
         w.d = half_to_float(d);
         w.dmin = half_to_float(d >> 16);
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g) w.scale[g] = scale_at(s[g / 4] & LOW4, g % 4);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-            w.mins[i] = byte_pairs(s[i / 2] >> 4 & LOW4, i % 2 * 2, i % 2 * 2 + 1);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) w.scales[i] = s[i] & LOW4, w.mins[i] = s[i] >> 4 & LOW4;
     }
 
     template <class Put>

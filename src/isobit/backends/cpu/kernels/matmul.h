@@ -17,14 +17,25 @@ FN F join(const I* sums) {
     return to_float(sums[0]) * 256.0f + to_float(sums[1]);
 }
 
-// Sub-scales or mins (pairs) times the sums of each group's activations in one plane.
+// The sub-scale of group g, for scale_add.
 template <class Format>
-FN I dot_sums(const U* pairs, const Activations& x, int plane) {
+FN U sub_scale(const Scales& w, int g) {
+    return Format::zero ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
+}
+
+// Sub-scales or mins times the sums of each group's activations in one plane.
+template <class Format>
+FN I dot_sums(const U* bytes, const Activations& x, int plane) {
     constexpr int n = 128 / Format::group;
     const int16_t* sums = Format::group == 16 ? x.sum16[plane] : x.sum32[plane];
     I sum = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) sum += madd(pairs[i], broadcast(sums + 2 * i));
+    for (int i = 0; i < n; ++i) {
+        const int b = i % 2 * 2;
+        U pair = Format::zero ? signed_byte_pairs(bytes[i / 2], b, b + 1)
+                              : byte_pairs(bytes[i / 2], b, b + 1);
+        sum += madd(pair, broadcast(sums + 2 * i));
+    }
     return sum;
 }
 
@@ -42,7 +53,7 @@ template <class Format, int P>
 FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
     if constexpr (Format::zero != 0)
     #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.zero, x, p);
+        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.scales, x, p);
     F u = w.d * join<P>(sums);
     if constexpr (Format::mins) {
         I m = dot_sums<Format>(w.mins, x, 0);
@@ -72,14 +83,15 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
             part[g][p] = dot(j % steps ? part[g][p] : Part{}, codes, broadcast(x.plane[p] + 4 * j));
-            if (j % steps == steps - 1) sums[p] = scale_add(sums[p], part[g][p], w.scale[g]);
+            if (j % steps == steps - 1)
+                sums[p] = scale_add(sums[p], part[g][p], sub_scale<Format>(w, g));
         }
     });
     add_superblock<Format, P>(w, sums, x, y);
 }
 
 template <class Format, int P, int T>
-FN void add_tokens(const U* codes, const Scales& w, const Activations* const* x, F* y) {
+FN void add_tokens(const U* codes, const U* scale, const Scales& w, const Activations* const* x, F* y) {
     constexpr int group = Format::group / 4, steps = part_steps<Format>();
     I sums[T][P] = {};
     for (int j0 = 0; j0 < 64; j0 += steps) {
@@ -95,7 +107,7 @@ FN void add_tokens(const U* codes, const Scales& w, const Activations* const* x,
         for (int t = 0; t < T; ++t)
 #pragma GCC unroll 2
             for (int p = 0; p < P; ++p)
-                sums[t][p] = scale_add(sums[t][p], part[t][p], w.scale[j0 / group]);
+                sums[t][p] = scale_add(sums[t][p], part[t][p], scale[j0 / group]);
     }
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) add_superblock<Format, P>(w, sums[t], *x[t], y[t]);
@@ -105,16 +117,18 @@ template <class Format, int P>
 FN void add_superblocks(Rows rows, const uint8_t* ahead, const Activations* const* x, int n, F* y) {
     Scales w;
     Format::scales(rows, w);
-    U tile[64];
+    U scale[64 / (Format::group / 4)], tile[64];
+#pragma GCC unroll 16
+    for (int g = 0; g < 64 / (Format::group / 4); ++g) scale[g] = sub_scale<Format>(w, g);
     int lines = 0;
     Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
         prefetch_line<Format>(ahead, lines++, codes);
         tile[j] = codes;
     });
     int i = 0;
-    for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(tile, w, x + i, y + i);
-    for (; i + 2 <= n; i += 2) add_tokens<Format, P, 2>(tile, w, x + i, y + i);
-    if (i < n) add_tokens<Format, P, 1>(tile, w, x + i, y + i);
+    for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(tile, scale, w, x + i, y + i);
+    for (; i + 2 <= n; i += 2) add_tokens<Format, P, 2>(tile, scale, w, x + i, y + i);
+    if (i < n) add_tokens<Format, P, 1>(tile, scale, w, x + i, y + i);
 }
 
 // The dot product of one block of 32.
