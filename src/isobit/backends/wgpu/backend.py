@@ -127,8 +127,8 @@ class WgpuBackend:
                 # While the device works: the next token's pass is most likely the same.
                 self._ahead = shape, self._encode(shape, 0, count, traced=False)
             if count:
-                data = self._device.fetch(self._staging, 4 * count * self._c.vocab)
-                logits[wanted[row : row + count]] = data.view(np.float32).reshape(count, -1)
+                with self._device.fetched(self._staging, 4 * count * self._c.vocab) as data:
+                    logits[wanted[row : row + count]] = data.view(np.float32).reshape(count, -1)
 
     def _command(self, shape: Shape, row: int, count: int, *, traced: bool) -> Any:
         if self._ahead is not None and not traced and row == 0:
