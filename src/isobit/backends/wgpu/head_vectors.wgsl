@@ -73,7 +73,7 @@ fn head_vectors(
 
   if (kind < 2u) {
     let sum = add(mul(v, v), mul(w, w));
-    let mean = div(tree256(lane, sum), from_int(i32(p.head_dim)));
+    let mean = div(tree(lane, sum, 256u), from_int(i32(p.head_dim)));
     let r = div(ONE, root(add(mean, p.eps)));
     let weight = select(p.q_norm_at, p.k_norm_at, kind == 1u);
     if (i < p.head_dim) { normed[i] = mul(mul(v, r), vectors[weight + i]); }
@@ -92,7 +92,7 @@ fn head_vectors(
     }
   }
 
-  let block = block_of(max256(lane, max(magnitude(v), magnitude(w))), 2u);
+  let block = block_of(largest(lane, max(magnitude(v), magnitude(w)), 256u), 2u);
   integers[i] = quantise(v, block.r);
   integers[j] = quantise(w, block.r);
   workgroupBarrier();

@@ -38,14 +38,14 @@ fn top_k(
   let base = group.x * p.experts;
   var highest = 0u;
   for (var e = lane; e < p.experts; e += 256u) { highest = max(highest, order(logits[base + e])); }
-  let m = from_order(max256(lane, highest));
+  let m = from_order(largest(lane, highest, 256u));
   var sum = 0u;
   for (var e = lane; e < p.experts; e += 256u) {
     let weight = exp_real(sub(logits[base + e], m));
     probabilities[base + e] = weight;
     sum = add(sum, weight);
   }
-  let total = tree256(lane, sum);
+  let total = tree(lane, sum, 256u);
   for (var e = lane; e < p.experts; e += 256u) {
     probabilities[base + e] = div(probabilities[base + e], total);
   }
