@@ -1,5 +1,5 @@
 // One tile of keys for one query head of one token (docs/numerics.md, section 6): m, l and o. Needs
-// scalar, a dot file and cache.
+// scalar, a dot file, reduce and cache.
 
 struct Params {
   n_heads: u32,
@@ -18,39 +18,9 @@ struct Params {
 @group(0) @binding(4) var<storage, read> cache: array<u32>;
 @group(0) @binding(5) var<storage, read_write> partial: array<u32>;  // o, m, l
 
-var<workgroup> lanes: array<u32, 64>;
-var<workgroup> four: array<u32, 4>;
 var<workgroup> shared_query: array<vec4<u32>, 64>;  // the high plane of 512 values, the low one
 var<workgroup> integers: array<vec4<i32>, 16>;
 var<workgroup> planes: array<vec4<u32>, 8>;  // the weights' high plane, the low one
-
-// As in reduce.wgsl, for 64 invocations.
-fn tree_step(i: u32, step: u32) -> real {
-  return add(
-    add(lanes[i], lanes[i + 2u * step]), add(lanes[i + step], lanes[i + 3u * step]));
-}
-fn tree64(lane: u32, value: real) -> real {
-  lanes[lane] = value;
-  workgroupBarrier();
-  if (lane < 16u) { lanes[lane] = tree_step(lane, 16u); }
-  workgroupBarrier();
-  if (lane < 4u) { four[lane] = tree_step(lane, 4u); }
-  workgroupBarrier();
-  return add(add(four[0], four[2]), add(four[1], four[3]));
-}
-
-fn max_step(i: u32, step: u32) -> u32 {
-  return max(max(lanes[i], lanes[i + step]), max(lanes[i + 2u * step], lanes[i + 3u * step]));
-}
-fn max64(lane: u32, value: u32) -> u32 {
-  lanes[lane] = value;
-  workgroupBarrier();
-  if (lane < 16u) { lanes[lane] = max_step(lane, 16u); }
-  workgroupBarrier();
-  if (lane < 4u) { four[lane] = max_step(lane, 4u); }
-  workgroupBarrier();
-  return max(max(four[0], four[1]), max(four[2], four[3]));
-}
 
 fn four_bytes(v: vec4<i32>) -> u32 {
   let b = bitcast<vec4<u32>>(v) & vec4(255u);
@@ -118,15 +88,15 @@ fn attention(
     sums = plus(sums, shared_query[w / 4u + 1u], shared_query[33u + w / 4u], c, d);
   }
   let s = mul(mul(dq, dk), joined_sums(sums));
-  let m = from_order(max64(lane, select(0u, order(s), seen)));
+  let m = from_order(largest(lane, select(0u, order(s), seen), 64u));
   var weight = 0u;
   var weighted = 0u;
   if (seen) {
-    weight = exp_real(sub(s, m));
-    weighted = mul(weight, dv);
+    weight = exp_real(sub_normal(s, m));
+    weighted = mul_normal(weight, dv);  // what is flushed is 0 once quantised
   }
-  let l = tree64(lane, weight);
-  let block = block_of(max64(lane, magnitude(weighted)), 2u);
+  let l = tree(lane, weight, 64u);
+  let block = block_of(largest(lane, magnitude(weighted), 64u), 2u);
   integers[lane / 4u][lane % 4u] = quantise(weighted, block.r);
   workgroupBarrier();
   if (lane < 16u) {

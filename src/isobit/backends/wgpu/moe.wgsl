@@ -41,9 +41,9 @@ fn top_k(
   let m = from_order(largest(lane, highest, 256u));
   var sum = 0u;
   for (var e = lane; e < p.experts; e += 256u) {
-    let weight = exp_real(sub(logits[base + e], m));
+    let weight = exp_real(sub_normal(logits[base + e], m));
     probabilities[base + e] = weight;
-    sum = add(sum, weight);
+    sum = add_normal(sum, weight);  // exp gives no subnormal
   }
   let total = tree(lane, sum, 256u);
   for (var e = lane; e < p.experts; e += 256u) {
@@ -77,8 +77,8 @@ fn top_k(
     }
   }
   workgroupBarrier();
-  var all = 0u;
-  for (var r = 0u; r < bound(p.k); r++) { all = add(all, chosen[r]); }
+  var all = 0u;  // the first is the largest: what is flushed behind it would be lost anyway
+  for (var r = 0u; r < bound(p.k); r++) { all = add_normal(all, chosen[r]); }
   if (lane < p.k) {
     router_weights[group.x * p.k + lane] = select(chosen[lane], div(chosen[lane], all), p.normalise != 0u);
   }

@@ -273,7 +273,7 @@ class Ops:
     ) -> Step:
         """Tiles of a part's query heads, for tokens ``first`` … ``first + tokens - 1``."""
         return Step(
-            self._kernel("attention", self._device.dot, "cache"),
+            self._kernel("attention", self._device.dot, "reduce", "cache"),
             (queries, batch, cache.buffer, partial),
             (
                 *(h.n_heads, h.kv_heads, h.head_dim, cache.first, cache.heads),
