@@ -34,7 +34,7 @@ REPEATS = 8  # commands queued for one timing
 
 PROBES = {
     "nothing": "@compute @workgroup_size(256) fn probe(@builtin(global_invocation_id) i: vec3<u32>)"
-    " { if (p.x == 7u) { y[i.x] = x[i.x].x; } }",
+    " { if (p.x == 7u + ONE) { y[i.x] = x[i.x].x; } }",
     "read": "@compute @workgroup_size(256) fn probe(@builtin(global_invocation_id) i: vec3<u32>,"
     " @builtin(num_workgroups) n: vec3<u32>) { var s = vec4(0u); let step = 256u * n.x;"
     " for (var k = i.x; k + 3u * step < arrayLength(&x); k += 4u * step)"
@@ -45,7 +45,8 @@ PROBES = {
     " a = vec4(u32(dot4(a.x, a.y)), u32(dot4(a.y, a.z)), u32(dot4(a.z, a.w)), u32(dot4(a.w, a.x)));"
     " } if (a.x + a.y + a.z + a.w == 7u) { y[0] = 1u; } }",
 }
-HEAD = """@group(0) @binding(0) var<uniform> opaque: vec4<u32>;
+HEAD = """override ONE: u32 = 0u;
+@group(0) @binding(0) var<uniform> opaque: vec4<u32>;
 @group(0) @binding(1) var<uniform> p: vec4<u32>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<u32>;
@@ -229,6 +230,23 @@ def main():
                 1e6 * probe("nothing", small, groups, 600),
                 "us",
             )
+        # One pipeline behind another, also one that has workgroup memory.
+        d._sources["probe_nothing"] = HEAD + PROBES["nothing"]
+        shared = "var<workgroup> z: array<vec4<u32>, 592>;\n"
+        d._sources["probe_shared"] = (
+            HEAD + shared + PROBES["nothing"].replace("= x[", "= z[p.y].x + x[")
+        )
+        for names in (("nothing", "nothing"), ("nothing", "shared"), ("shared", "shared")):
+            two = [
+                d.kernel((d.dot, f"probe_{n}"), "probe", **k)
+                for n, k in zip(names, ({}, {"ONE": 1}), strict=True)
+            ]
+            steps = [Step(two[i % 2], (small, y), (0,), (132,)) for i in range(600)]
+            note(
+                f"dispatches of 132, {' and '.join(names)} by turns",
+                1e6 * queued(steps) / 600,
+                "us",
+            )
         parts = [p for s in state["gpu"]._graph._w.output.segments for p in s.parts]
         largest = max((p.buffer for p in parts), key=lambda b: b.size)
         for groups in (264, 1056, 4224):
@@ -246,7 +264,7 @@ def main():
         by_kind = {}
         for s in steps:
             by_kind.setdefault((s.kernel, s.groups), []).append(s)
-        rows = []
+        rows, whole = [], queued(steps)
         for (kernel, groups), mine in by_kind.items():
             try:
                 seconds = queued(mine)
@@ -255,23 +273,23 @@ def main():
                 continue
             rate = sum(map(weight_bytes, mine)) / seconds / 1e9
             size = "x".join(map(str, groups))
-            rows.append((kernel.name, size, len(mine), 1e6 * seconds / len(mine), rate))
-        total = sum(count * us for _, _, count, us, _ in rows) / 1e3
-        whole = 1e3 * queued(steps)
-        keys = ("kernel", "workgroups", "count", "us", "GB/s")
+            rest = [s for s in steps if (s.kernel, s.groups) != (kernel, groups)]
+            inside = 1e6 * (whole - queued(rest)) / len(mine)  # one pipeline behind another
+            rows.append((kernel.name, size, len(mine), 1e6 * seconds / len(mine), inside, rate))
+        total = sum(count * us for _, _, count, us, _, _ in rows) / 1e3
+        keys = ("kernel", "workgroups", "count", "us", "us in a step", "GB/s")
         report.found.setdefault("kinds", {})[variant] = {
-            "step ms": whole,
+            "step ms": 1e3 * whole,
             "sum of kinds ms": total,
             "each": [dict(zip(keys, r, strict=True)) for r in rows],
         }
-        print(f"\n{variant}: a step, queued {whole:.3f} ms; sum of its kinds {total:.3f} ms")
-        print(
-            f"{'kernel':<28} {'workgroups':>12} {'count':>5} {'us each':>8} {'ms':>7} {'GB/s':>6}"
-        )
-        for name, size, count, us, rate in rows:
+        print(f"\n{variant}: a step, queued {1e3 * whole:.3f} ms; sum of its kinds {total:.3f} ms")
+        heads = f"{'count':>5} {'us alone':>8} {'in step':>8} {'ms':>7} {'GB/s':>6}"
+        print(f"{'kernel':<28} {'workgroups':>12} {heads}")
+        for name, size, count, us, inside, rate in rows:
             shown = f"{rate:6.0f}" if rate else "     -"
-            ms = count * us / 1e3
-            print(f"{name:<28} {size:>12} {count:>5} {us:>8.2f} {ms:>7.3f} {shown}")
+            ms = count * inside / 1e3
+            print(f"{name:<28} {size:>12} {count:>5} {us:>8.2f} {inside:>8.2f} {ms:>7.3f} {shown}")
 
     def variants():
         """The same with other numbers of lanes a row, and without the library's own checks."""
