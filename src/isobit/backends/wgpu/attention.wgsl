@@ -75,7 +75,8 @@ fn attention(
   // another's value; the query is zero beyond its words.
   for (var i = lane; i < 2u * 128u; i += 128u) {
     let w = i % 128u;
-    shared_query[i / 4u][i % 4u] = select(0u, queries[query + (i / 128u) * words + min(w, words - 1u)], w < words);
+    let q = queries[query + (i / 128u) * words + min(w, words - 1u)];
+    shared_query[i / 4u][i % 4u] = select(0u, q, w < words);
   }
   workgroupBarrier();
   var sums = Sums(vec2(0, 0), vec2(0, 0));

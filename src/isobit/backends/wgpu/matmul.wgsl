@@ -79,7 +79,7 @@ fn matmul(
   let super_lane = (lane / 8u) % SUPERS;
   let stored = at.matrix * p.row_groups + row_group;
   let held = row_group < p.row_groups && stored >= p.first && stored < p.last;
-  let tile = (stored - p.first) * p.supers * TILE + lane % 8u;
+  let tile = (stored - p.first) * p.supers * TILE;
   let mine = (lane / (8u * SUPERS)) * 8u + lane % 8u;
 
   // The row whose superblocks this lane adds.
@@ -89,12 +89,14 @@ fn matmul(
 
   for (var s0 = 0u; s0 < bound(p.supers); s0 += SUPERS) {
     let live = held && s0 + super_lane < p.supers;
-    var weight: Super;
-    if (live) { weight = load(tile + (s0 + super_lane) * TILE, lane % 8u); }
+    // A lane without a superblock of its own loads one that others load too.
+    let s = min(s0 + super_lane, p.supers - 1u);
+    let weight = load(select(0u, tile, held) + s * TILE + lane % 8u, lane % 8u);
     for (var i = 0u; i < at.count; i++) {
       let item = item_at(at.first + i);
       let x = ((item / p.divide) * p.supers + s0) * ACT;
-      for (var k = lane; k < min(SUPERS, p.supers - s0) * ACT; k += 256u) { staged[k] = acts[x + k]; }
+      let n = min(SUPERS, p.supers - s0) * ACT;
+      for (var k = lane; k < bound(n); k += 256u) { staged[k] = acts[x + k]; }
       workgroupBarrier();
       var t = 0u;
       if (live) {

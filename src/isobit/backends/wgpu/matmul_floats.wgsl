@@ -60,10 +60,10 @@ fn matmul_floats(
         let k = vec4(k0) + vec4(0u, 256u, 512u, 768u);
         let inside = k < vec4(p.columns);  // beyond the row's end +0, which changes no sum
         let j = min(k, vec4(p.columns - 1u));
-        let a = select(vec4(0u), vec4(value(w + j.x), value(w + j.y), value(w + j.z), value(w + j.w)), inside);
-        let b = select(
-          vec4(0u),
-          vec4(x[from_x + j.x], x[from_x + j.y], x[from_x + j.z], x[from_x + j.w]), inside);
+        var a = vec4(value(w + j.x), value(w + j.y), value(w + j.z), value(w + j.w));
+        var b = vec4(x[from_x + j.x], x[from_x + j.y], x[from_x + j.z], x[from_x + j.w]);
+        a = select(vec4(0u), a, inside);
+        b = select(vec4(0u), b, inside);
         usual = usual && factors(a) && factors(b);
         let products = mul_normal4(a, b);
         sum = add_normal(add_normal(sum, products.x), products.y);
