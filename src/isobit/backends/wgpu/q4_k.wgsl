@@ -1,14 +1,17 @@
 // A superblock of Q4_K from a tile: chunk 0 holds d, dmin and the scales, chunks 1-8 the codes.
 
-struct Super { head: vec4<u32>, codes: array<vec4<u32>, 8> }
+struct Super {
+  head: vec4<u32>,
+  c0: vec4<u32>, c1: vec4<u32>, c2: vec4<u32>, c3: vec4<u32>,
+  c4: vec4<u32>, c5: vec4<u32>, c6: vec4<u32>, c7: vec4<u32>,
+}
 
 // `tile` is the row's first vec4 in its tile.
 fn load(tile: u32, row: u32) -> Super {
   return Super(
     weights[tile],
-    array(
-      weights[tile + 8u], weights[tile + 16u], weights[tile + 24u], weights[tile + 32u],
-      weights[tile + 40u], weights[tile + 48u], weights[tile + 56u], weights[tile + 64u]));
+    weights[tile + 8u], weights[tile + 16u], weights[tile + 24u], weights[tile + 32u],
+    weights[tile + 40u], weights[tile + 48u], weights[tile + 56u], weights[tile + 64u]);
 }
 
 struct Pair { high: i32, low: i32, mins: i32 }
@@ -42,10 +45,10 @@ fn superblock(b: Super, a: u32) -> real {
   let mins0 = head.z & 0x3f3f3f3fu;
   let scales1 = (head.w & 0x0f0f0f0fu) | ((head.y >> 2u) & 0x30303030u);
   let mins1 = ((head.w >> 4u) & 0x0f0f0f0fu) | ((head.z >> 2u) & 0x30303030u);
-  let r0 = pair(b.codes[0], b.codes[1], a, 0u, scales0, mins0);
-  let r1 = pair(b.codes[2], b.codes[3], a, 1u, scales0 >> 16u, mins0 >> 16u);
-  let r2 = pair(b.codes[4], b.codes[5], a, 2u, scales1, mins1);
-  let r3 = pair(b.codes[6], b.codes[7], a, 3u, scales1 >> 16u, mins1 >> 16u);
+  let r0 = pair(b.c0, b.c1, a, 0u, scales0, mins0);
+  let r1 = pair(b.c2, b.c3, a, 1u, scales0 >> 16u, mins0 >> 16u);
+  let r2 = pair(b.c4, b.c5, a, 2u, scales1, mins1);
+  let r3 = pair(b.c6, b.c7, a, 3u, scales1 >> 16u, mins1 >> 16u);
   let total = joined(r0.high + r1.high + r2.high + r3.high, r0.low + r1.low + r2.low + r3.low);
   let mins = from_int(r0.mins + r1.mins + r2.mins + r3.mins);
   return scaled(from_half(head.x & 0xffffu), total, from_half(head.x >> 16u), mins);

@@ -1,15 +1,20 @@
 // A superblock of Q6_K from a tile: chunks 0-7 low nibbles, 8-11 top bit pairs, 12 scales; then the
 // tile's eight d.
 
-struct Super { low: array<vec4<u32>, 8>, top: array<vec4<u32>, 4>, scales: vec4<u32>, d: u32 }
+struct Super {
+  low0: vec4<u32>, low1: vec4<u32>, low2: vec4<u32>, low3: vec4<u32>,
+  low4: vec4<u32>, low5: vec4<u32>, low6: vec4<u32>, low7: vec4<u32>,
+  top0: vec4<u32>, top1: vec4<u32>, top2: vec4<u32>, top3: vec4<u32>,
+  scales: vec4<u32>,
+  d: u32,
+}
 
 // `tile` is the row's first vec4 in its tile.
 fn load(tile: u32, row: u32) -> Super {
   return Super(
-    array(
-      weights[tile], weights[tile + 8u], weights[tile + 16u], weights[tile + 24u],
-      weights[tile + 32u], weights[tile + 40u], weights[tile + 48u], weights[tile + 56u]),
-    array(weights[tile + 64u], weights[tile + 72u], weights[tile + 80u], weights[tile + 88u]),
+    weights[tile], weights[tile + 8u], weights[tile + 16u], weights[tile + 24u],
+    weights[tile + 32u], weights[tile + 40u], weights[tile + 48u], weights[tile + 56u],
+    weights[tile + 64u], weights[tile + 72u], weights[tile + 80u], weights[tile + 88u],
     weights[tile + 96u],
     weights[tile - row + 104u][row / 2u] >> (16u * (row % 2u)));
 }
@@ -45,13 +50,13 @@ fn plus(a: Planes, b: Planes) -> Planes { return Planes(a.high + b.high, a.low +
 // t of section 4; `a`: the activations. d and the integers make no subnormal and no overflow.
 fn superblock(b: Super, a: u32) -> real {
   let two = vec4(2u);
-  var sum = pair(b.low[0], b.top[0], a, 0u, b.scales);
-  sum = plus(sum, pair(b.low[1], b.top[1], a, 1u, b.scales));
-  sum = plus(sum, pair(b.low[2], b.top[0] >> two, a, 2u, b.scales));
-  sum = plus(sum, pair(b.low[3], b.top[1] >> two, a, 3u, b.scales));
-  sum = plus(sum, pair(b.low[4], b.top[2], a, 8u, b.scales));
-  sum = plus(sum, pair(b.low[5], b.top[3], a, 9u, b.scales));
-  sum = plus(sum, pair(b.low[6], b.top[2] >> two, a, 10u, b.scales));
-  sum = plus(sum, pair(b.low[7], b.top[3] >> two, a, 11u, b.scales));
+  var sum = pair(b.low0, b.top0, a, 0u, b.scales);
+  sum = plus(sum, pair(b.low1, b.top1, a, 1u, b.scales));
+  sum = plus(sum, pair(b.low2, b.top0 >> two, a, 2u, b.scales));
+  sum = plus(sum, pair(b.low3, b.top1 >> two, a, 3u, b.scales));
+  sum = plus(sum, pair(b.low4, b.top2, a, 8u, b.scales));
+  sum = plus(sum, pair(b.low5, b.top3, a, 9u, b.scales));
+  sum = plus(sum, pair(b.low6, b.top2 >> two, a, 10u, b.scales));
+  sum = plus(sum, pair(b.low7, b.top3 >> two, a, 11u, b.scales));
   return scaled(from_half(b.d & 0xffffu), joined(sum.high, sum.low), 0u, 0u);
 }
