@@ -292,15 +292,14 @@ def main():
             print(f"{name:<28} {size:>12} {count:>5} {us:>8.2f} {inside:>8.2f} {ms:>7.3f} {shown}")
 
     def variants():
-        """The same with other numbers of lanes a row, and without the library's own checks."""
+        """The same with other numbers of lanes, and without the library's own checks."""
         d = state["gpu"]._device
-        usual = ops._LANES_A_ROW
+        usual = ops._LANES, ops._LANES_A_ROW
         try:
-            for lanes in (4, 8):
-                ops._LANES_A_ROW = lanes
-                kinds(f"{lanes} lanes a row")
+            for ops._LANES, ops._LANES_A_ROW in ((128, 16), (256, 8), (128, 8), (64, 8)):
+                kinds(f"{ops._LANES} lanes, {ops._LANES_A_ROW} a row")
         finally:
-            ops._LANES_A_ROW = usual
+            ops._LANES, ops._LANES_A_ROW = usual
         from wgpu.backends.wgpu_native import _api  # noqa: PLC0415
 
         checked = _api.libf.wgpuDeviceCreateShaderModule

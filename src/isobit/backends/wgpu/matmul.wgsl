@@ -5,6 +5,7 @@
 // lanes side by side read a line of 128 bytes. All of it is on its way before anything else is read,
 // and serves every item of the group.
 
+override LANES: u32 = 256u;  // of a workgroup
 override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 16
 override PLANES: u32 = 2u;
 override TILE: u32;  // vec4s of a tile
@@ -67,12 +68,12 @@ fn added(first: real, row: u32, rows: u32) -> real {
   return sum;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn matmul(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let rows_here = 256u / SUPERS;
+  let rows_here = LANES / SUPERS;
   let at = items_of(group.y);
   let begin = p.start + group.x * (rows_here / 8u);
   let row_group = begin + lane / (8u * SUPERS);
@@ -96,7 +97,7 @@ fn matmul(
       let item = item_at(at.first + i);
       let x = ((item / p.divide) * p.supers + s0) * ACT;
       let n = min(SUPERS, p.supers - s0) * ACT;
-      for (var k = lane; k < bound(n); k += 256u) { staged[k] = acts[x + k]; }
+      for (var k = lane; k < bound(n); k += LANES) { staged[k] = acts[x + k]; }
       workgroupBarrier();
       var t = 0u;
       if (live) {
