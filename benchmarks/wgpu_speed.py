@@ -202,11 +202,11 @@ def main():
             marks.append(time.perf_counter())
             d.submit(command)
             marks.append(time.perf_counter())
-            with d.fetched(gpu._staging, 4 * c.vocab) as data:
-                data.copy()
+            with d.fetching(gpu._staging, 4 * c.vocab) as data:
+                data().copy()
             marks.append(time.perf_counter())
-            with d.fetched(gpu._staging, 4 * c.vocab) as data:
-                data.copy()
+            with d.fetching(gpu._staging, 4 * c.vocab) as data:
+                data().copy()
             marks.append(time.perf_counter())
             for name, seconds in zip(found, np.diff(marks), strict=True):
                 found[name].append(seconds)

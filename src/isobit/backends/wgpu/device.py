@@ -7,7 +7,7 @@ builds on are put in front of it. Its bindings are the opaque zero (0), the disp
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -207,8 +207,8 @@ class Device:
         n = buffer.size - offset if count is None else count * np.dtype(dtype).itemsize
         staging = self.staging(n)
         self.submit(self.encode([], (buffer, offset, n, staging)))
-        with self.fetched(staging, n) as data:
-            return data.copy().view(dtype)
+        with self.fetching(staging, n) as data:
+            return data().copy().view(dtype)
 
     def staging(self, nbytes: int) -> Any:
         """A buffer that results are copied into for the host."""
@@ -216,11 +216,18 @@ class Device:
         return self._device.create_buffer(size=nbytes, usage=u.MAP_READ | u.COPY_DST)
 
     @contextmanager
-    def fetched(self, staging: Any, nbytes: int) -> Iterator[NDArray[np.uint8]]:
-        """The first bytes of a staging buffer, once everything submitted has run; not kept."""
-        staging.map_sync("READ", 0, nbytes)
+    def fetching(self, staging: Any, nbytes: int) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+        """A function that waits for everything submitted so far, then has the first bytes of a
+        staging buffer, until the context ends.
+        """
+        mapping = staging.map_async("READ", 0, nbytes)
+
+        def data() -> NDArray[np.uint8]:
+            mapping.sync_wait()
+            return np.frombuffer(staging.read_mapped(0, nbytes, copy=False), np.uint8)
+
         try:
-            yield np.frombuffer(staging.read_mapped(0, nbytes, copy=False), np.uint8)
+            yield data
         finally:
             staging.unmap()
 
