@@ -94,7 +94,7 @@ fn attention(
   workgroupBarrier();
   let more = others[key];
   sums = Sums(sums.high + more.xy, sums.low + more.zw);
-  let s = mul(mul(dq, dk), joined_sums(sums));
+  let s = mul3(dq, dk, joined_sums(sums));
   let m = from_order(largest(lane, select(0u, order(s), seen), 64u));
   var weight = 0u;
   var weighted = 0u;

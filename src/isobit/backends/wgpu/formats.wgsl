@@ -137,13 +137,14 @@ fn superblock(at: Super, a: u32) -> real {
     mins += min_of(at, g) * bitcast<i32>(staged[a + 32u + g / 4u][g % 4u]);
     if (g % per_block == per_block - 1u) {
       let d = d_at(k);
-      var u = mul(from_half(load16(at, d)), joined(high, low));
+      var dmin = 0u;
+      var m = 0u;
       if (has_mins()) {
-        var dmin = from_half(load16(at, d + 2u));
-        if (small) { dmin = negate(dmin); }
-        u = sub(u, mul(dmin, from_int(mins)));
+        dmin = from_half(load16(at, d + 2u)) ^ select(0u, SIGN, small);
+        m = from_int(mins);
       }
-      t = select(u, add(t, u), small);
+      let u = scaled(from_half(load16(at, d)), joined(high, low), dmin, m);
+      t = select(u, add_normal(t, u), small);
       high = 0;
       low = 0;
       mins = 0;

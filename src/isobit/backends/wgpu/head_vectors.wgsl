@@ -32,7 +32,7 @@ fn turned(i: u32, turn: u32) -> real {
   let first = i < half;
   let pair = select(i - half, i, first);
   let other = normed[select(pair, i + half, first)] ^ select(0u, SIGN, first);
-  return add(mul(normed[i], batch[turn + pair]), mul(other, batch[turn + half + pair]));
+  return dot2(normed[i], batch[turn + pair], other, batch[turn + half + pair]);
 }
 
 fn four_bytes(v: vec4<i32>) -> u32 {
@@ -79,7 +79,7 @@ fn head_vectors(
     let r = div(ONE, root(add(mean, p.eps)));
     let weight = select(p.q_norm_at, p.k_norm_at, kind == 1u);
     for (var c = lane; c < bound(p.head_dim); c += 256u) {
-      normed[c] = mul(mul(qkv[x + c], r), vectors[weight + c]);
+      normed[c] = mul3(qkv[x + c], r, vectors[weight + c]);
     }
     workgroupBarrier();
   }

@@ -45,7 +45,7 @@ fn merge(
       let b = exp_real(sub_normal(tile.m, top));
       // l and a, or tile.l and b, are at least 1: what is flushed beside them would be lost anyway.
       l = add_normal(mul_normal(l, a), mul_normal(tile.l, b));
-      o = add(mul(o, a), mul(tile.o, b));
+      o = dot2(o, a, tile.o, b);
       m = top;
     }
     value = mul(o, div(ONE, l));

@@ -110,7 +110,7 @@ fn norm(
   let i = 256u * block + lane;
   var h = 0u;
   if (i < p.n) {
-    h = mul(mul(mine.x, r), vectors[p.weight_at + i]);
+    h = mul3(mine.x, r, vectors[p.weight_at + i]);
     state[row * p.n + i] = mine.x;
     state[p.region + row * p.n + i] = h;
     if (p.outputs != 0u) { state[2u * p.region + row * p.n + i] = mine.added; }

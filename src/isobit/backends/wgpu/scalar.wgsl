@@ -46,7 +46,7 @@ fn summands(v: vec4<u32>) -> bool {
   let m = v & vec4(0x7fffffffu);
   return all((m == vec4(0u)) | (m - vec4(52u << 23u) < vec4(175u << 23u)));
 }
-// Zeros and magnitudes in [2^-37, 2^40): their products are summands.
+// Zeros and magnitudes in [2^-37, 2^40): products of two are summands, those of three are normal.
 fn factors(v: vec4<u32>) -> bool {
   let m = v & vec4(0x7fffffffu);
   return all((m == vec4(0u)) | (m - vec4(90u << 23u) < vec4(77u << 23u)));
@@ -132,6 +132,16 @@ fn mul(a: real, b: real) -> real {
   let shift = countLeadingZeros(top);  // 0 or 1
   let rest = select(0u, 1u, (low & 0xffffu) != 0u);
   return pack(sign, x.e + y.e + 1 - i32(shift), (top << shift) | rest);
+}
+
+// (a * b) * c and a * b + c * d: the careful operations are long, and one way around them is enough.
+fn mul3(a: real, b: real, c: real) -> real {
+  if (factors(vec4(a, b, c, 0u))) { return mul_normal(mul_normal(a, b), c); }
+  return mul(mul(a, b), c);
+}
+fn dot2(a: real, b: real, c: real, d: real) -> real {
+  if (factors(vec4(a, b, c, d))) { return add_normal(mul_normal(a, b), mul_normal(c, d)); }
+  return add(mul(a, b), mul(c, d));
 }
 
 // a / b: the device's quotient of the significands, 26 bits of which the last 6 may be wrong, made
