@@ -4,23 +4,29 @@ import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.cuda.decode import MERGE_SHARED
+from isobit.backends.cuda import decode
 from isobit.config import EngineConfig
 
 from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
 from .test_cuda_forward import weights  # noqa: F401
 
 
-@pytest.mark.parametrize(("kind", "planes"), [("emulated", 1), ("cuda", 1), ("cuda", 2)])
-def test_decode_graph(weights, kind, planes):  # noqa: F811
+@pytest.mark.parametrize(
+    ("kind", "planes", "at_once"),
+    [("emulated", 1, 1), ("cuda", 1, None), ("cuda", 2, None), ("cuda", 2, 1), ("cuda", 2, 2)],
+)
+def test_decode_graph(weights, monkeypatch, kind, planes, at_once):  # noqa: F811
+    """at_once: tiles that blocks take at once; the fewer, the more each block gets in turn."""
     print("seed", SEED)
+    if at_once:
+        monkeypatch.setattr(decode, "attention_tiles", lambda *_: at_once)
     rng = np.random.default_rng(SEED)
     engine = EngineConfig(activation_planes=planes, context=512, max_sequences=1, chunk=256)
     backend = open_cuda(kind, weights, engine)
     assert backend._decoder is not None
     pages = rng.permutation(8).astype(np.int32)[None]
     vocab = weights.config.vocab
-    first, steps = (2, 2) if kind == "emulated" else (250, 80)
+    first, steps = (127, 2) if kind == "emulated" else (250, 80)
     backend.forward(ragged(rng, vocab, [(0, first)], pages))
     token = int(rng.integers(vocab))
     chosen = []
@@ -71,7 +77,7 @@ def test_steps_of_several_sequences(weights, kind, planes, n):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
-@pytest.mark.parametrize("tiles", [1, 31, 72, 300])
+@pytest.mark.parametrize("tiles", [1, 31, 72, 600])
 def test_merge_of_many_tiles(kind, tiles):
     heads, kv_heads, head_dim, most = 4, 2, 64, tiles + 3
     rng = np.random.default_rng(SEED)
@@ -106,7 +112,7 @@ def test_merge_of_many_tiles(kind, tiles):
         "decode_merge",
         (heads * head_dim // 32,),
         (b.put(step), b.put(pairs), b.put(tile_out), most, result),
-        shared=MERGE_SHARED,
+        shared=decode.MERGE_SHARED,
         defines={k: str(v) for k, v in defines.items()},
     )
     same(b.get(result, expected.shape), expected)

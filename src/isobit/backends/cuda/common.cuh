@@ -111,9 +111,11 @@ DEV T shuffle_xor(T v, int distance) {
     return __shfl_xor_sync(~0u, v, distance);
 }
 
+// The largest of the lanes' floats, as integers that are ordered as the floats are.
 DEV float warp_max(float v) {
-    for (int n = 16; n; n /= 2) v = fmaxf(v, shuffle_xor(v, n));
-    return v;
+    uint32 b = bits(v);
+    b = warp_max(b >> 31 ? ~b : b | 0x80000000u);
+    return isobit::from_bits(b >> 31 ? b & 0x7fffffffu : ~b);
 }
 
 // tree() of section 2 over the 32 lanes; every lane gets the sum.

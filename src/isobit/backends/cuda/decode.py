@@ -20,16 +20,13 @@ from isobit.numerics import TILE
 
 _WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
-MERGE_SHARED = 4 * (256 * 35 + 17) + 12
+MERGE_SHARED = 4 * (512 * 38 + 16)
 """Bytes of MergeShared of decode_merge.cu."""
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
 
 class Decoder:
     """The graph of a step and the buffers it works on."""
-
-    attention_blocks = 3
-    """Of a multiprocessor, when tiles are many: one computes while others wait for their tiles."""
 
     def __init__(self, gpu: Gpu, c: ModelConfig, planes: int, model: DeviceModel) -> None:
         self._gpu, self._c, self._model = gpu, c, model
@@ -100,13 +97,12 @@ class Decoder:
             w,
         )
         results = (b["max_and_sum"], b["tile_out"])
-        blocks = self.attention_blocks * self._gpu.multiprocessors
-        most = blocks // c.n_kv_heads if many else _FEW_TILES
-        buffers = attention_buffers(c, self._gpu)
+        at_once, buffers = attention_tiles(c, self._gpu), attention_buffers(c, self._gpu)
+        most = min(self._tiles, at_once if many else min(at_once, _FEW_TILES))
         self._gpu.launch(
             "decode_attention",
             "decode_attention",
-            (max(1, min(self._tiles, most)), c.n_kv_heads),
+            (most, c.n_kv_heads),
             (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._model.rope, b["step"] + 4, b["pages"])
             + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
             shared=attention_shared(c, buffers),
@@ -184,9 +180,14 @@ def shape_defines(c: ModelConfig, planes: int) -> dict[str, str]:
 def attention_shared(c: ModelConfig, buffers: int) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-c.n_heads // c.n_kv_heads // 8) * 8
-    return buffers * (4 * TILE * c.head_dim + 8 * TILE + 8) + columns * (
-        2 * c.head_dim + 2 * TILE + 8 * TILE + 8
-    )
+    tiles = buffers * (4 * TILE * c.head_dim + 8 * TILE + 16)
+    return tiles + columns * (2 * c.head_dim + 8 * TILE + 16 + 8) + 4 * c.head_dim + 8
+
+
+def attention_tiles(c: ModelConfig, gpu: Gpu, sequences: int = 1) -> int:
+    """Tiles of a key-value head that blocks take at once: three blocks of a multiprocessor, of
+    which one computes while others wait for their tiles."""
+    return max(1, 3 * gpu.multiprocessors // (c.n_kv_heads * sequences))
 
 
 def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:

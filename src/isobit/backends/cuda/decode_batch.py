@@ -127,11 +127,10 @@ class BatchDecoder:
             column += matrix.rows
         results = (b["max_and_sum"], b["tile_out"])
         buffers = decode.attention_buffers(c, gpu)
-        blocks = decode.Decoder.attention_blocks * gpu.multiprocessors // (c.n_kv_heads * n)
         gpu.launch(
             "decode_attention",
             "decode_attention",
-            (max(1, min(self._tiles, blocks)), c.n_kv_heads, n),
+            (min(self._tiles, decode.attention_tiles(c, gpu, n)), c.n_kv_heads, n),
             (b["qkv"], w.q_norm, w.k_norm, c.eps, *self._model.rope, b["positions"], b["pages"])
             + (float(numerics.attention_scale(c.head_dim)), *cache, self._tiles, *results),
             shared=decode.attention_shared(c, buffers),

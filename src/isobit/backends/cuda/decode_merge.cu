@@ -2,53 +2,49 @@
 #include "merge.cuh"
 #include "copy.cuh"
 
-// Many tiles merged: 32 columns a block (blockIdx.x), 256 tiles at a time. What tiles can do side by side
-// comes first: their factors from a running maximum. What is left is one multiplication and one addition
-// a tile, in order: warp 0 adds outputs, warp 1 their sums. The code is short because it runs once: every
-// line of it has to be fetched, too.
+// Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. All that tiles can do side by
+// side comes first: their factors from a running maximum, and their outputs times these. What is left
+// is one multiplication and one addition a tile, in order: warp 0 adds outputs, warp 1 their sums.
+constexpr int MOST = 512, STRIDE = WARP + 4;
 struct MergeShared {
-    __align__(16) float v[THREADS][WARP];
-    float a[THREADS], b[THREADS], l[THREADS], top[THREADS / WARP], sum;
-    uint32 scaled[THREADS / WARP];  // a bit a tile: a is not 1, the maximum has grown
+    __align__(16) float v[MOST][STRIDE];  // of a tile: its columns, and its sum
+    __align__(16) float a[MOST], b[MOST];
+    float top[MOST / WARP];
 };
 
-// r becomes r a[i] + v[i] b[i] for i = 0 … n-1; values of v lie `stride` apart. At the start of the sums
-// the first value is taken as it is.
-DEV float in_order(float r, const MergeShared* sh, const float* v, int stride, int n, bool start) {
+// r a[i] + v[i] becomes r for i = first … n-1; v: a column.
+DEV float in_order(float r, const float* a, const float* v, int first, int n) {
     constexpr int STEP = 8;
-    float next[STEP];
+    float next[STEP], next_a[STEP];
+    auto read = [&](int i) {
 #pragma unroll
-    for (int j = 0; j < STEP; j++) next[j] = mul(v[j * stride], sh->b[j]);
-#pragma unroll 1
-    for (int i = 0; i < n; i += STEP) {
-        float now[STEP], value[STEP], factor[STEP];
-        const int ahead = min(i + STEP, THREADS - STEP);  // read while these are added
+        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * STRIDE];
 #pragma unroll
-        for (int j = 0; j < STEP; j++) {
-            now[j] = next[j];
-            value[j] = v[(ahead + j) * stride];
-            factor[j] = sh->b[ahead + j];
+        for (int j = 0; j < STEP; j += 4) {
+            float4 four = *reinterpret_cast<const float4*>(a + i + j);
+            next_a[j] = four.x, next_a[j + 1] = four.y, next_a[j + 2] = four.z, next_a[j + 3] = four.w;
         }
-        if (i + STEP > n || sh->scaled[i / WARP] >> i % WARP & (1u << STEP) - 1) {
-#pragma unroll 1
-            for (int j = 0; j < min(STEP, n - i); j++) {
-                float term = mul(v[(i + j) * stride], sh->b[i + j]);
-                r = start && i + j == 0 ? v[0] : add(mul(r, sh->a[i + j]), term);
-            }
-        } else {  // times 1 changes no bit
+    };
+    int i = first;
+    for (; i < n && i % STEP; i++) r = add(mul(r, a[i]), v[i * STRIDE]);
+    if (i + STEP <= n) read(i);
+#pragma unroll 2
+    for (; i + STEP <= n; i += STEP) {
+        float now[STEP], now_a[STEP];
 #pragma unroll
-            for (int j = 0; j < STEP; j++) r = add(r, now[j]);
-        }
+        for (int j = 0; j < STEP; j++) now[j] = next[j], now_a[j] = next_a[j];
+        read(min(i + STEP, MOST - STEP));  // on its way while these are added
 #pragma unroll
-        for (int j = 0; j < STEP; j++) next[j] = mul(value[j], factor[j]);
+        for (int j = 0; j < STEP; j++) r = add(mul(r, now_a[j]), now[j]);
     }
+    for (; i < n; i++) r = add(mul(r, a[i]), v[i * STRIDE]);
     return r;
 }
-KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
+KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
                              int most_tiles, float* result) {
     mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
-    constexpr int WARPS = THREADS / WARP;
+    constexpr int WARPS = MOST / WARP;
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
@@ -56,10 +52,10 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
     let_next_start();
     wait_for_previous();
     mark(7, 1);
-    for (int first = 0; first < tiles; first += THREADS) {
-        int n = min(THREADS, tiles - first), t = threadIdx.x;
+    for (int first = 0; first < tiles; first += MOST) {
+        int n = min(MOST, tiles - first), t = threadIdx.x;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < 8 * n; i += THREADS)  // 16 bytes of tile i / 8
+        for (int i = threadIdx.x; i < 8 * n; i += MOST)  // 16 bytes of tile i / 8
             copy_async(&sh->v[i / 8][i % 8 * 4], out + from.index(head, first + i / 8) * HEAD_DIM +
                                                      column % HEAD_DIM + i % 8 * 4);
         commit_copies();
@@ -78,24 +74,31 @@ KERNEL(THREADS) decode_merge(const Step* step, const float2* max_and_sum, const 
         top = fmaxf(top, ahead);
         before = fmaxf(before, ahead);
         float a = isobit::exp(sub(before, top)), b = isobit::exp(sub(mine.x, top));
-        uint32 scaled = __ballot_sync(~0u, a != 1.0f);
-        if (lane_id() == 0) sh->scaled[warp_id()] = scaled;
         sh->a[t] = a;
         sh->b[t] = b;  // of the first tile: 1
-        sh->l[t] = mine.y;
+        sh->v[t][WARP] = mul(mine.y, b);
         for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
         wait_copies<0>();
         __syncthreads();
+#pragma unroll 1
+        for (int i = threadIdx.x; i < 8 * n; i += MOST) {
+            float4* four = reinterpret_cast<float4*>(&sh->v[i / 8][i % 8 * 4]);
+            float4 v = *four;
+            float b = sh->b[i / 8];
+            *four = make_float4(mul(v.x, b), mul(v.y, b), mul(v.z, b), mul(v.w, b));
+        }
+        __syncthreads();
         mark(7, 2);
-        if (warp_id() < 2) {
-            const float* values = warp_id() ? sh->l : &sh->v[0][lane_id()];
-            r = in_order(r, sh, values, warp_id() ? 1 : WARP, n, first == 0);
+        if (warp_id() < 2) {  // a column a lane, or, by warp 1, the sums
+            const float* v = &sh->v[0][warp_id() ? WARP : lane_id()];
+            if (first == 0) r = v[0];  // where the sums start
+            r = in_order(r, sh->a, v, first == 0, n);
         }
         mark(7, 3);
         __syncthreads();
     }
-    if (warp_id() == 1 && lane_id() == 0) sh->sum = r;
+    if (warp_id() == 1 && lane_id() == 0) sh->b[0] = r;
     __syncthreads();
-    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->sum));
+    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->b[0]));
     mark(7, 5);
 }

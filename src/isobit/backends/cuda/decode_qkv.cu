@@ -1,4 +1,7 @@
 // A decode step: the projections of attention. QK_WEIGHT, V_WEIGHT: structs of tiles.cuh.
+#ifndef AT_ONCE
+#define AT_ONCE 3  // leaves registers for blocks of the attention after it
+#endif
 #include "products.cuh"
 
 // Norm, quantisation and the products with W_q, W_k, W_v.
