@@ -66,7 +66,7 @@ def adapters() -> list[Any]:
         found = wgpu.gpu.enumerate_adapters_sync()
     except ImportError as error:
         raise BackendUnavailable(
-            f"wgpu: the package is not installed ({error}): pip install 'isobit[wgpu]'"
+            f"wgpu: the package is not installed ({error}): pip install '.[wgpu]'"
         ) from None
     except (OSError, RuntimeError) as error:
         raise BackendUnavailable(f"wgpu: the package cannot be loaded: {error}") from None
