@@ -57,12 +57,23 @@ class SingleTokens(OneLayer):
         return super()._attention_block(x, *rest)
 
 
+class Greedy(ReferenceBackend):
+    """Chooses token 0 where it keeps the logits to itself."""
+
+    def greedy(self, tokens, _positions, _pages, count):  # type: ignore[no-untyped-def]
+        return np.zeros((count, len(tokens)), np.int32)
+
+
 def raise_last(logits: NDArray[Any]) -> None:
     logits[-1, 3] = np.float32(1e9)
 
 
 def poison(value: NDArray[Any]) -> None:
     value[-1, 0] = np.nan
+
+
+def poison_top(logits: NDArray[Any]) -> None:
+    logits[-1, logits[-1].argmax()] = np.nan
 
 
 def negate(value: NDArray[Any]) -> None:
@@ -79,12 +90,13 @@ FAULTS: list[tuple[str, Make, str]] = [
     ("router_sets", stage("moe_router_indices", 1, faults._wrong_expert), "changed_sets is"),
     ("router_sets", stage("moe_router_indices", 0, faults._swap_ranks), "changed_orders is"),
     ("argmax", stage("lm_head", None, raise_last), "changed_prompts is 2"),
-    ("argmax", stage("lm_head", None, poison), "changed_prompts is 2"),
+    ("argmax", stage("lm_head", None, poison_top), "changed_prompts is 2"),
     ("invariant", stage("moe_router", 1, shrink), "router_weight_deviation is 0.0001"),
     ("invariant", stage("attn_out", 0, poison), "nonfinite_values is"),
     ("determinism", Restless, "differing_values is"),
     ("determinism", lambda w, e: SingleTokens(w, e, 1, "swapped-kv"), "differing_values is"),
     ("kv_equivalence", lambda w, e: SingleTokens(w, e, 1, "rope-off-by-one"), "differing_values"),
+    ("kv_equivalence", Greedy, "differing_values is"),
     (
         "accuracy",
         lambda w, e: ReferenceBackend(w, dataclasses.replace(e, activation_planes=1)),

@@ -156,6 +156,10 @@ def test_exit_codes(
     assert main(argv) == 6
     assert main([*argv, "--backends", "wgpu"]) == 2
     assert main([*argv, "--tests", "FALSIFY-009"]) == 2
+    with monkeypatch.context() as before_the_run:
+        before_the_run.setattr(checking, "check", lambda *_, **__: pytest.fail("it was run"))
+        assert main([*argv, "--evidence", str(path)]) == 2
+        assert main([*argv, "--evidence", str(path / "within")]) == 2
     assert main([*argv, "--tests", "FALSIFY-001", "--backends", "cuda"]) == 2
     assert main([*argv, "--without", "FALSIFY-002"]) == 0
     assert main([*argv, "--without", "FALSIFY-001"]) == 6

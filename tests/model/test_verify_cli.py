@@ -77,6 +77,8 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         (["verify", "--tokens", "5,6", "--against", "abacus"], 2, "abacus"),
         (["verify", "--tokens", "5,6", "--against", "auto"], 2, "got 'auto'"),
         (["verify", "--tokens", "5,6", "--layers", "9"], 2, "within 0..7"),
+        (["verify", "--tokens", "5,6", "--against", "oracle", "--against-planes", "1"], 2, "none"),
+        (["verify", "--tokens", "5,6", "--against", "cpu", "--against-planes", "3"], 2, "1 or 2"),
         (["verify", "--tokens", "5,99999"], 2, "99999"),
         (["ablate", "--tokens", "5,6"], 2, "got neither"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv_matmul=int4"], 2, "got 'int4'"),

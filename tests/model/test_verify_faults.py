@@ -135,6 +135,19 @@ def test_a_clean_pair_is_clean(chunk: int, clean: Model) -> None:
     assert diff.stages[-1].distance.values == len(IDS) * clean.config.vocab
 
 
+def test_some_layers_alone_are_reported_and_replayed_all_the_same(
+    clean: Model, rng: np.random.Generator
+) -> None:
+    planted = plant("int8-activations", 3, rng)
+    with with_backend(clean, planted.make) as faulty:
+        diff = verify(faulty, ModelRun(clean), IDS, range(4, 6))
+    assert {s.layer for s in diff.stages} == {None, 4, 5}
+    assert diff.router_rows == 2 * len(IDS)
+    assert diff.first is not None
+    assert (diff.first.stage, diff.first.layer, diff.first.origin) == ("attn_norm", 4, "propagated")
+    assert places(diff) == []
+
+
 def test_a_fault_in_b_is_not_blamed_on_a(clean: Model, rng: np.random.Generator) -> None:
     faulty = with_backend(clean, lambda w, e: ChangedStage(w, e, "attn_norm", 2, one_ulp(rng)))
     with faulty:

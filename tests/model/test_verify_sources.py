@@ -2,24 +2,19 @@
 
 import dataclasses
 import math
-import re
-import shutil
-import struct
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import isobit
-from isobit.errors import FileRefused, GateFailed, NothingCompared, UsageError
+from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
 from isobit.verify import accuracy, coarse, report
 from isobit.verify.ablate import Ablation
-from isobit.verify.aprt import read_folder
 from isobit.verify.arithmetic import SpecArithmetic
 from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
@@ -287,107 +282,3 @@ def test_roundings() -> None:
     step = np.float32(65519 / 127)
     assert rounded("int8/32") == [0.0, 0.0, 0.0, float(step) * 127]
     assert coarse.rounding("f64") is None
-
-
-# Folders of other engines
-
-
-def write_folder(root: Path, trace: Trace, rows: slice = slice(None)) -> None:
-    for (stage, layer), value in tensors(trace).items():
-        home = root if layer is None else root / f"layer-{layer}"
-        home.mkdir(parents=True, exist_ok=True)
-        values = np.ascontiguousarray(value[rows], "<f4")
-        header = struct.pack("<4sII", b"APRT", 0xFFFFFFFF if layer is None else layer, values.size)
-        (home / f"{stage}.bin").write_bytes(header + values.tobytes())
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_a_folder_comes_back_identical(last: bool, recorded: Trace, tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", recorded, slice(-1, None) if last else slice(None))
-    imported = read_folder(tmp_path / "in", IDS, last=last, engine="other")
-    imported.save(tmp_path / "t")
-    diff = compare(Trace.load(tmp_path / "t"), recorded)
-    assert diff.identical
-    assert len(diff.stages) == len(recorded.stages())
-    assert diff.a.backend == "other"
-    assert diff.router_rows == 8 * (1 if last else len(IDS))
-    assert imported.margin(3) is not None
-
-
-def test_a_folder_as_aprender_writes_it(recorded: Trace, tmp_path: Path) -> None:
-    """The embedding in layer 0, and stages that this graph does not have."""
-    write_folder(tmp_path, recorded)
-    overwrite(tmp_path / "embedding.bin", 4, bytes(4))
-    (tmp_path / "embedding.bin").rename(tmp_path / "layer-0/embedding.bin")
-    for other in ("qkv_bias", "ffn_silu"):
-        shutil.copy(tmp_path / "layer-3/qkv_matmul.bin", tmp_path / f"layer-3/{other}.bin")
-    notes: list[str] = []
-    imported = read_folder(tmp_path, IDS, note=notes.append)
-    assert compare(imported, recorded).identical
-    assert imported.stages() == recorded.stages()
-    assert notes == [f"{tmp_path}: left out ffn_silu and qkv_bias, which Qwen3 has not"]
-    shutil.copy(tmp_path / "layer-0/embedding.bin", tmp_path / "embedding.bin")
-    with pytest.raises(FileRefused, match="expected embedding once"):
-        read_folder(tmp_path, IDS)
-
-
-def test_a_dense_folder_as_aprender_spells_it(tmp_path: Path) -> None:
-    values = np.arange(12, dtype=np.float32)
-    (tmp_path / "layer-0").mkdir()
-    header = struct.pack("<4sII", b"APRT", 0, 12)
-    (tmp_path / "layer-0/ffn_swigl.bin").write_bytes(header + values.tobytes())
-    value = read_folder(tmp_path, [1, 2, 3])["ffn_swiglu", 0]
-    np.testing.assert_array_equal(value, values.reshape(3, 4))
-
-
-def overwrite(path: Path, at: int, data: bytes) -> None:
-    content = bytearray(path.read_bytes())
-    content[at : at + len(data)] = data
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 0, b"APRX"), "more, got b'APRX"),
-        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 4, b"\2"), "layer 1, the file says 2"),
-        (lambda r: overwrite(r / "layer-1/attn_norm.bin", 8, b"\xff" * 4), "expected 17179869192"),
-        (lambda r: (r / "layer-1/attn_norm.bin").write_bytes(b""), "8 bytes more, got b''"),
-        (lambda r: (r / "layer-1/attn_norm.bin").write_bytes(b"APRT"), "more, got b'APRT'"),
-        (
-            lambda r: ((r / "lm_head.bin").unlink(), (r / "lm_head.bin").symlink_to("/dev/zero")),
-            "lm_head.bin: expected a file, got something else",
-        ),
-        (lambda r: (r / "lm_head.bin").write_bytes(b"APRT" + b"\xff" * 4 + bytes(4)), "multiple"),
-        (lambda r: (r / "lm_head.bin").rename(r / "logits.bin"), "got 'logits'"),
-        (lambda r: (r / "lm_head.bin").rename(r / "layer-1/lm_head.bin"), "the folder itself"),
-        (lambda r: (r / "embedding.bin").rename(r / "layer-1/embedding.bin"), "the folder itself"),
-        (lambda r: overwrite(r / "lm_head.bin", 4, b"\2"), "layer 4294967295, the file says"),
-        (lambda r: (r / "layer-1").rename(r / "layer-x"), "a folder layer-<n>"),
-        (
-            lambda r: overwrite(r / "layer-0/moe_router_indices.bin", 12, struct.pack("<f", 0.5)),
-            "expert numbers",
-        ),
-        (
-            lambda r: overwrite(r / "layer-0/moe_router_indices.bin", 12, struct.pack("<f", 1e30)),
-            "expert numbers",
-        ),
-    ],
-)
-def test_damaged_folders_are_refused(
-    damage: Callable[[Path], object], complaint: str, recorded: Trace, tmp_path: Path
-) -> None:
-    write_folder(tmp_path, recorded)
-    damage(tmp_path)
-    with pytest.raises(FileRefused, match=re.escape(complaint)):
-        read_folder(tmp_path, IDS)
-
-
-def test_folders_that_are_none(tmp_path: Path, recorded: Trace) -> None:
-    with pytest.raises(UsageError, match="found none"):
-        read_folder(tmp_path, IDS)
-    with pytest.raises(FileRefused, match="expected a folder"):
-        read_folder(tmp_path / "absent", IDS)
-    write_folder(tmp_path, recorded)
-    with pytest.raises(FileRefused, match=r"multiple of 7 values"):
-        read_folder(tmp_path, IDS[:7])

@@ -81,6 +81,9 @@ def test_a_bomb_of_aliases_stays_small() -> None:
 
 
 def test_deep_long_and_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    deepest = document.MAX_DEPTH
+    assert rules("[" * deepest + "]" * deepest) == []
+    assert rules("[" * (deepest + 1) + "]" * (deepest + 1)) == [("yaml-limit", 1, 1)]
     assert [r for r, *_ in rules("[" * 100_000)] == ["yaml-limit"]
     assert [r for r, *_ in rules("{a: " * 100_000)] == ["yaml-limit"]
     many = parse("a: 1\n" * 2000).findings

@@ -130,6 +130,12 @@ def test_what_is_no_contract() -> None:
     assert {f.rule for f in judged("a: 1\n")} == {"missing", "unknown-key", "empty"}
 
 
+def test_the_file_s_name_says_the_version_too() -> None:
+    [finding] = judged(GOOD, "thing-v2.yaml")
+    assert (finding.rule, finding.severity) == ("version-mismatch", "warning")
+    assert "expected version 2.x.y" in finding.message
+
+
 def test_history_in_either_order() -> None:
     newest = GOOD[GOOD.index('    - version: "1.1.0"') : GOOD.index('    - version: "1.0.0"')]
     oldest_first = broken((newest, ""), ("      title: First\n", "      title: First\n" + newest))
@@ -156,6 +162,7 @@ def test_ids_in_the_text_count_where_none_are_typed() -> None:
     assert judged(text) == []
     known = frozenset({"A_001", "A_002", "A_0003", "A_004", "B_02", "C_02"})
     assert lint.named("A_001..003, B_01..02", known) == {"A_001", "A_002", "B_02"}
+    assert lint.named("A_0001..0999", frozenset({"A_0100", "A_0101"})) == {"A_0100"}
     assert lint.named("A_001/004, C_03..01, A_0003", known) == {"A_001", "A_004", "A_0003"}
 
 

@@ -54,6 +54,22 @@ def test_the_sign_of_zero_counts() -> None:
     assert (d.identical, d.differing, d.max_ulp, d.cosine) == (False, 1, 0, 1.0)
 
 
+def test_many_values_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    b = rng.standard_normal((7, 2, 3)).astype(F32)
+    a = b + (rng.standard_normal(b.shape) * (rng.random(b.shape) < 0.5)).astype(F32)
+    a[3, 1, 2] = np.nan
+    whole, kl = distance(a, b), kl_divergence(b[:, 0], b[:, 1])
+    monkeypatch.setattr("isobit.verify.metrics._AT_ONCE", 13)  # two rows
+    parts = distance(a, b)
+    assert (parts.values, parts.differing, parts.max_ulp) == (42, whole.differing, whole.max_ulp)
+    assert (parts.first_position, parts.nonfinite_a) == (whole.first_position, 1)
+    assert repr(parts.worst) == repr(whole.worst)
+    assert parts.cosine == pytest.approx(whole.cosine)
+    assert parts.relative_rms == pytest.approx(whole.relative_rms)
+    np.testing.assert_allclose(kl_divergence(b[:, 0], b[:, 1]), kl)
+
+
 def test_nan_and_infinity() -> None:
     d = distance([np.nan, 1.0, np.inf], [np.nan, 2.0, -np.inf])
     assert (d.nonfinite_a, d.nonfinite_b) == (2, 2)

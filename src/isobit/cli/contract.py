@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +169,9 @@ def _check(args: argparse.Namespace) -> None:
                 known = ", ".join(sorted(named))
                 raise UsageError(f"--backends: expected those of the tests, {known}; got {b!r}")
     folder = Path(args.evidence) if args.evidence else default_folder(path)
+    written = bool(args.evidence) or not any(some)
+    if written:
+        _require_writable(folder)
     found = []
     for b in backends:
         print(f"{b}:", flush=True)
@@ -186,9 +190,17 @@ def _check(args: argparse.Namespace) -> None:
         found.append(evidence)
         if all(r.outcome == "not run" for r in evidence.results):
             say(f"{b}: nothing was measured, so no evidence is written")
-        elif args.evidence or not any(some):
+        elif written:
             say(f"wrote {evidence.save(folder)}")
     _verdict(found)
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse before the run what could not be written after it."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "no permission" if there.is_dir() else f"{str(there)!r} is a file"
+        raise UsageError(f"{folder}: cannot write the evidence: expected a folder, got: {found}")
 
 
 def _line(result: "Result") -> str:

@@ -17,14 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", default="imported", metavar="NAME", help="what to call the engine in reports"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=options.output_file,
-        required=True,
-        metavar="FILE",
-        help="file to write",
-    )
+    tools.add_output(parser)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -62,6 +62,18 @@ def open_exactly(model: str, backend: str, planes: int, threads: int | None, con
     return opened
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The trace to write."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="file to write",
+    )
+
+
 def add_report(parser: argparse.ArgumentParser) -> None:
     """How a comparison is shown."""
     group = parser.add_argument_group("report")

@@ -22,14 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", default="all", metavar="A..B", help="layers, both included (default: all)"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=options.output_file,
-        required=True,
-        metavar="FILE",
-        help="file to write",
-    )
+    tools.add_output(parser)
     options.add_engine(parser)
     options.add_inexact(parser)
 

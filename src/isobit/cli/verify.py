@@ -34,12 +34,12 @@ def main(args: argparse.Namespace) -> None:
     tokens = tools.prompt_tokens(args)
     if len(tokens) < 2:
         raise NothingCompared(f"tokens: expected at least 2 to compare, got {len(tokens)}")
-    planes, n = args.activation_planes, len(tokens)
+    n = len(tokens)
     with ExitStack() as stack:
-        x = tools.open_exactly(args.model, args.backend, planes, args.threads, n)
+        x = tools.open_exactly(args.model, args.backend, args.activation_planes, args.threads, n)
         stack.enter_context(x)
         layers = None if args.layers == "all" else parse_layers(args.layers, x.config.n_layers)
-        y = _against(args, x, planes if args.against_planes is None else args.against_planes, n)
+        y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
         bar = stack.enter_context(progress_bar())
@@ -54,10 +54,14 @@ def main(args: argparse.Namespace) -> None:
     tools.show(diff, args)
 
 
-def _against(args: argparse.Namespace, x: Model, planes: int, context: int) -> Recordable:
+def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
+    planes = args.against_planes
     other = tools.foreign_run(args.against, x.file)
     if other is not None:
+        if planes is not None:
+            raise UsageError(f"--against-planes: expected a backend's, {args.against} has none")
         return other
     if args.against == "auto":
         raise UsageError("--against: expected the name of a backend, oracle or hf; got 'auto'")
+    planes = args.activation_planes if planes is None else planes
     return ModelRun(tools.open_exactly(args.model, args.against, planes, args.threads, context))

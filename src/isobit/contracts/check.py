@@ -13,8 +13,9 @@ from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
 from isobit.contracts.measures import SPEED
-from isobit.contracts.measuring import Subject, engine_for, take
+from isobit.contracts.measuring import engine_for, take
 from isobit.contracts.schema import Contract, FalsificationTest
+from isobit.contracts.subject import Subject
 from isobit.errors import BackendUnavailable, IsobitError, NotRun, UsageError
 from isobit.runtime.model import Model
 

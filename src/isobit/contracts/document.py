@@ -111,8 +111,8 @@ def parse(text: str, path: str = "contract") -> Document:
         mark = getattr(error, "problem_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        deep = "nesting depth" in what  # newer versions of libyaml look ahead and have a limit too
-        rule = "yaml-limit" if deep else "yaml-syntax"
+        # some versions of libyaml have a limit of their own, and look ahead far enough to reach it
+        rule = "yaml-limit" if "nesting depth" in what else "yaml-syntax"
         document._add(rule, f"expected YAML, got: {what}", line, column, "error")
         document.data = None
     return document

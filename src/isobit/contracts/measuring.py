@@ -1,14 +1,7 @@
 """Taking a measure: from a loaded model to the figures that a threshold bounds."""
 
-import json
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,65 +9,24 @@ import numpy as np
 from isobit.backends.base import F32
 from isobit.config import EngineConfig
 from isobit.contracts import measures as m
+from isobit.contracts.speed import memory_used, throughput
+from isobit.contracts.subject import Measured, Subject, require_device, require_model
 from isobit.errors import NothingCompared, NotRun
 from isobit.runtime.model import Model
 from isobit.verify import accuracy, faults
 from isobit.verify.compare import compare
-from isobit.verify.diff import Diff
 from isobit.verify.oracle import Oracle
-from isobit.verify.trace import ModelRun, Recordable, record
-from isobit.verify.verify import verify
+from isobit.verify.trace import Recordable, record
 
 GATE = 0.99
 """The cosine that a layer's output must have to pass the classic gate."""
 
 
-@dataclass
-class Measured:
-    """The figures of one measure, and what else is worth keeping."""
-
-    figures: dict[str, float]
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-class Subject:
-    """A model on the backend under test, with what it is compared to. A context manager."""
-
-    def __init__(self, model: Model, root: Path, seed: int, peer: str | None = None) -> None:
-        self.model = model
-        self.root = root
-        self.rng = np.random.default_rng(seed)
-        self.peer = peer
-        self._stack = ExitStack()
-        self._others: dict[str, Model] = {}
-        self._diffs: dict[tuple[str, tuple[int, ...]], Diff] = {}
-
-    def __enter__(self) -> "Subject":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
-    def other(self, backend: str) -> Model:
-        """The same file on another backend."""
-        if backend not in self._others:
-            opened = Model(self.model.path, backend, self.model.engine)
-            self._others[backend] = self._stack.enter_context(opened)
-        return self._others[backend]
-
-    def diff(self, against: str, prompt: Sequence[int]) -> Diff:
-        """The comparison with another backend, made once for each prompt."""
-        key = (against, tuple(prompt))
-        if key not in self._diffs:
-            self._diffs[key] = verify(self.model, ModelRun(self.other(against)), prompt)
-        return self._diffs[key]
-
-
 def take(measure: m.Measure, subject: Subject) -> Measured:
     """Take a measure. Raises NotRun, BackendUnavailable or UsageError where it cannot be taken
     here, and other IsobitErrors where the backend failed at it."""
-    _require_model(measure.model, subject.model)
-    _require_device(measure.device, subject.model)
+    require_model(measure.model, subject.model)
+    require_device(measure.device, subject.model)
     taken = _TAKERS[measure.kind](measure, subject)
     for name in measure.threshold:
         if name not in taken.figures:
@@ -95,61 +47,6 @@ def _differing(a: F32, b: F32) -> int:
     return int(np.count_nonzero(a.view(np.uint32) != b.view(np.uint32)))
 
 
-def _require_model(needs: m.ModelNeeds | None, model: Model) -> None:
-    if needs is None:
-        return
-    c = model.config
-    is_sample = needs.sample and model.file.sha256() == _sample_digest()
-    for name, wanted, got in (
-        ("sample", needs.sample or None, is_sample),
-        ("vocabulary", needs.vocabulary, c.vocab),
-        ("layers", needs.layers, c.n_layers),
-        ("hidden", needs.hidden, c.hidden),
-        ("experts", needs.experts, c.n_experts),
-    ):
-        if wanted is not None and got != wanted:
-            what = "the sample model" if name == "sample" else f"a model with {name} {wanted}"
-            found = "another" if name == "sample" else got
-            raise NotRun(f"model: expected {what}, got {found}")
-
-
-def _sample_digest() -> str:
-    from isobit.gguf.reader import GGUFFile  # noqa: PLC0415
-    from isobit.runtime.model import sample_path  # noqa: PLC0415
-
-    with GGUFFile.open(sample_path()) as file:
-        return file.sha256()
-
-
-def _require_device(needs: m.DeviceNeeds | None, model: Model) -> None:
-    if needs is None:
-        return
-    device = model.backend.device
-    if needs.name is not None and needs.name.lower() not in device.lower():
-        raise NotRun(f"device: expected {needs.name}, got {device}")
-    if needs.memory_gb is not None:
-        total = memory(model)[1] / 1e9
-        if not needs.memory_gb.holds(total):
-            raise NotRun(f"device: expected {needs.memory_gb} GB of memory, got {total:.1f}")
-
-
-def memory(model: Model) -> tuple[int, int]:
-    """Bytes in use and bytes in all where the model's weights lie; raises NotRun if unknown."""
-    if hasattr(model.backend, "memory"):
-        free, total = model.backend.memory()
-        return total - free, total
-    if model.backend.name not in ("reference", "cpu"):
-        raise NotRun(f"memory: {model.backend.name} does not say how much its device has")
-    try:
-        status = Path("/proc/self/status").read_text("ascii")
-        machine = Path("/proc/meminfo").read_text("ascii")
-    except OSError:
-        raise NotRun("memory: expected /proc, which this system does not have") from None
-    used = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    total_line = next(line for line in machine.splitlines() if line.startswith("MemTotal:"))
-    return int(used.split()[1]) << 10, int(total_line.split()[1]) << 10
-
-
 def _parity(measure: m.Parity, subject: Subject) -> Measured:
     differing = values = stages = 0
     cosines: dict[int, float] = {}
@@ -164,9 +61,7 @@ def _parity(measure: m.Parity, subject: Subject) -> Measured:
                 broken = cosine is None or s.distance.nonfinite_a or s.distance.nonfinite_b
                 found = -1.0 if broken else float(cosine or 0.0)
                 cosines[s.layer] = min(found, cosines.get(s.layer, 1.0))
-    layers = subject.model.config.n_layers
-    if len(cosines) != layers:
-        raise NothingCompared(f"layers: expected {layers} outputs, got {len(cosines)}")
+    layers = len(cosines)
     below = sum(not c >= GATE for c in cosines.values())
     return Measured(
         {
@@ -186,16 +81,12 @@ def _parity(measure: m.Parity, subject: Subject) -> Measured:
 def _router_sets(measure: m.RouterSets, subject: Subject) -> Measured:
     _require_experts(subject.model)
     diffs = [subject.diff(measure.against, p) for p in measure.prompts]
-    rows = sum(d.router_rows for d in diffs)
-    expected = subject.model.config.n_layers * sum(map(len, measure.prompts))
-    if rows != expected:
-        raise NothingCompared(f"experts: expected {expected} token-layers, got {rows}")
     return Measured(
         {
             "changed_sets": sum(d.router_changed for d in diffs),
             "changed_orders": sum(d.router_reordered for d in diffs),
         },
-        {"token_layers": rows},
+        {"token_layers": sum(d.router_rows for d in diffs)},
     )
 
 
@@ -330,50 +221,6 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
     return Measured(figures, {"tokens": tokens})
 
 
-def _throughput(measure: m.Throughput, subject: Subject) -> Measured:
-    model = subject.model
-    prompt = subject.rng.integers(0, model.config.vocab, measure.depth + 1).tolist()
-    rates = []
-    for repeat in range(measure.repeats + 1):
-        with model.new_sequence() as sequence:
-            token = int(model.prefill(sequence, prompt).argmax())
-            start = time.perf_counter()
-            for _ in range(4 if repeat == 0 else measure.tokens):
-                chosen = model.likeliest(sequence, token)
-                if chosen is None:
-                    chosen = int(model.step(sequence, token).argmax())
-                token = chosen
-            if repeat:
-                rates.append(measure.tokens / (time.perf_counter() - start))
-    figures = {"median_tokens_per_second": median(rates)}
-    about: dict[str, Any] = {"tokens_per_second": rates}
-    if subject.peer is not None and "ratio_to_peer" in measure.threshold:
-        theirs, build = _peer(subject, measure)
-        figures["ratio_to_peer"] = figures["median_tokens_per_second"] / theirs
-        about |= {"peer_tokens_per_second": theirs, "peer": build}
-    return Measured(figures, about)
-
-
-def _peer(subject: Subject, measure: m.Throughput) -> tuple[float, str]:
-    """llama-bench's tokens a second, and its build."""
-    layers = "99" if subject.model.backend.name == "cuda" else "0"
-    lengths = ["-p", "0", "-n", str(measure.tokens), "-d", str(measure.depth)]
-    options = ["-ngl", layers, "-fa", "1", "-r", str(measure.repeats), "-o", "json"]
-    command = [str(subject.peer), "-m", str(subject.model.path), *lengths, *options]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-        row = json.loads(done.stdout)[0]
-        return float(row["avg_ts"]), f"llama.cpp {row['build_commit']}"
-    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
-        raise NotRun(f"peer: expected figures of {subject.peer}, got: {error}") from None
-
-
-def _memory(_: m.Memory, subject: Subject) -> Measured:
-    used, total = memory(subject.model)
-    about = {"used_bytes": used, "total_bytes": total, "context": subject.model.context}
-    return Measured({"used_fraction": used / total}, about)
-
-
 def _require_experts(model: Model) -> None:
     if not model.config.is_moe:
         raise NotRun("model: expected a mixture of experts, got a dense model")
@@ -388,8 +235,8 @@ _TAKERS: dict[str, Callable[[Any, Subject], Measured]] = {
     "kv_equivalence": _kv_equivalence,
     "fault_injection": _fault_injection,
     "accuracy": _accuracy,
-    "throughput": _throughput,
-    "memory": _memory,
+    "throughput": throughput,
+    "memory": memory_used,
 }
 
 

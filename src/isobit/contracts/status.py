@@ -110,10 +110,12 @@ def _judged(
 ) -> tuple[State, str]:
     if result.outcome == "not run":
         return "not run", result.reason
+    then = "passed" if result.outcome == "passed" else "failed"
+    since = f"has changed since it {then} on {evidence.created[:10]}; check again"
     if evidence.code != code or evidence.numerics != numerics.VERSION:
-        return "stale", f"the code has changed since {evidence.created[:10]}; check again"
+        return "stale", f"the code {since}"
     if result.measure != described(test):
-        return "stale", f"the measure has changed since {evidence.created[:10]}; check again"
+        return "stale", f"the measure {since}"
     if result.outcome == "failing":
         return "failing", result.reason
     assert test.measure is not None

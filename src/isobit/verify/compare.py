@@ -29,9 +29,11 @@ class Comparer:
         b: Manifest,
         replay: Replay | None = None,
         *,
+        layers: range | None = None,
         accuracy: bool = False,
         histograms: bool = False,
     ) -> None:
+        self._layers = layers  # the others are what these are replayed from
         self.diff = Diff(a, b, notes=_notes(a, b), accuracy=accuracy)
         self._replay = replay
         self._histograms = histograms
@@ -62,9 +64,15 @@ class Comparer:
             )
         if stage == "moe_router_indices" and not a.dtype.kind == b.dtype.kind == "i":
             raise NothingCompared(f"{stage}: expected integers, got {a.dtype} and {b.dtype}")
-        if a.ndim < b.ndim:
+        if self._replay is not None:
+            a = self._replay.shaped(stage, layer, a)
+        elif a.ndim < b.ndim:  # a file that says no shapes
             a = a.reshape(b.shape)
         b = b.reshape(a.shape)
+        if layer is not None and self._layers is not None and layer not in self._layers:
+            if self._replay is not None:
+                self._replay.put(stage, layer, a, b)
+            return
         entry = self._at.get((stage, layer))
         if entry is None:
             entry = self._at[stage, layer] = StageDiff(stage, layer, a.shape)

@@ -22,6 +22,41 @@ from isobit.verify.arithmetic import Arithmetic, Array
 Compute = Callable[["Run", str, int | None, Sequence[Array]], Array]
 
 
+def shaped(config: ModelConfig, stage: str, layer: int | None, value: Array) -> Array:
+    """A recorded value [T, …] in its stage's shape: some files say none.
+
+    Raises FileRefused for one that does not fit the model.
+    """
+    c, k = config, config.n_experts_used
+    rows: dict[str, tuple[int, ...]] = {
+        "qkv_matmul": ((c.n_heads + 2 * c.n_kv_heads) * c.head_dim,),
+        "q_post_rope": (c.n_heads, c.head_dim),
+        "k_post_rope": (c.n_kv_heads, c.head_dim),
+        "attn_scores": (c.n_heads, -1),
+        "attn_softmax": (c.n_heads, -1),
+        "attention": (c.n_heads * c.head_dim,),
+        "moe_router_logits": (c.n_experts,),
+        "moe_router": (k,),
+        "moe_router_indices": (k,),
+        "moe_expert_out": (k, c.hidden),
+        "lm_head": (c.vocab,),
+    }
+    rows |= dict.fromkeys(("moe_expert_gate", "moe_expert_up", "moe_expert_swiglu"), (k, c.ffn))
+    rows |= dict.fromkeys(("ffn_gate", "ffn_up", "ffn_swiglu"), (c.ffn,))
+    row = rows.get(stage, (c.hidden,))
+    where = stage if layer is None else f"{stage} of layer {layer}"
+    if layer is not None and (layer >= c.n_layers or stage not in layer_stages(moe=c.is_moe)):
+        raise FileRefused(f"{where}: expected a stage of the model's {c.n_layers} layers")
+    row = rows.get(stage, (c.hidden,))
+    try:
+        return value.reshape(len(value), *row)
+    except ValueError:
+        raise FileRefused(
+            f"{where}: expected shape {row} for each token, got {value.shape[1:]}; is the trace "
+            "of this model?"
+        ) from None
+
+
 class Run:
     """One run's values as they come, stage by stage: the inputs of the next stages.
 
@@ -53,8 +88,7 @@ class Run:
             v = value.reshape(len(value), -1, c.head_dim)[:, c.n_heads + c.n_kv_heads :]
             self._v.setdefault(layer, []).append(v)
         elif layer is not None and stage == "k_post_rope":
-            heads = value.reshape(len(value), -1, c.head_dim)
-            self._keys.setdefault(layer, []).append(heads)
+            self._keys.setdefault(layer, []).append(value)
         elif stage in ("moe_ffn_out", "ffn_out"):
             self._values["ffn_output"] = value
 
@@ -69,8 +103,9 @@ class Run:
             found["residual"] = self._residual[1]
         if layer is not None:
             for name, parts in (("keys", self._keys), ("values", self._v)):
-                if layer in parts:
-                    found[name] = np.concatenate(parts[layer])
+                held = parts.get(layer, [])
+                if sum(map(len, held)) == self.positions[-1] + 1:  # of every token so far
+                    found[name] = np.concatenate(held)
         names = OPERATIONS[stage].inputs
         return [found[n] for n in names] if all(n in found for n in names) else None
 
@@ -103,7 +138,7 @@ class Place:
         return self.weights.layers[self.index]
 
     def heads(self, x: Array) -> Array:
-        """x [T, heads * head_dim] or already [T, heads, head_dim] as the latter."""
+        """x [T, heads * head_dim] as [T, heads, head_dim]."""
         return x.reshape(len(x), -1, self.c.head_dim)
 
     def qkv(self, h: Array) -> Array:
@@ -117,7 +152,7 @@ class Place:
 
     def attention(self, q: Array, keys: Array, values: Array) -> Array:
         """Attention, heads side by side."""
-        out = self.a.attention(self.heads(q), keys, values, self.positions)
+        out = self.a.attention(q, keys, values, self.positions)
         return out.reshape(len(out), -1)
 
     def top_k(self, logits: Array) -> tuple[I32, Array]:
@@ -171,9 +206,7 @@ OPERATIONS: dict[str, Operation] = {
         lambda p, x: p.turned(p.heads(x)[:, : p.c.n_heads], p.layer.q_norm), "qkv_matmul"
     ),
     "k_post_rope": _op(_k_part, "qkv_matmul"),
-    "attn_scores": _op(
-        lambda p, q, k: p.a.scores(p.heads(q), k, p.positions), "q_post_rope", "keys"
-    ),
+    "attn_scores": _op(lambda p, q, k: p.a.scores(q, k, p.positions), "q_post_rope", "keys"),
     "attn_softmax": _op(lambda p, s: p.a.softmax(s, p.positions), "attn_scores"),
     "attention": _op(Place.attention, "q_post_rope", "keys", "values"),
     "attn_out": _op(lambda p, x: p.a.matmul(p.layer.attn_output, x), "attention"),

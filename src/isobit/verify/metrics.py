@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from isobit.verify.arithmetic import Array
 
 F64 = NDArray[np.float64]
+_AT_ONCE = 1 << 22
+"""Values that float64 copies are made of at a time: logits of a large vocabulary are many."""
 WORST = 5
 """Values kept that are furthest apart, for each tensor."""
 
@@ -79,6 +81,10 @@ class Distance:
 
     def add(self, a: Array, b: Array, positions: NDArray[np.int32]) -> None:
         """Add the tokens of another part: a, b of equal shape [T, …], positions int32 [T]."""
+        for rows in _blocks(a):
+            self._add(a[rows], b[rows], positions[rows])
+
+    def _add(self, a: Array, b: Array, positions: NDArray[np.int32]) -> None:
         self.values += a.size
         self.numbers = a.dtype.kind == "f"
         differs = _bits(a) != _bits(b) if a.dtype == b.dtype else a != b
@@ -136,6 +142,11 @@ class Distance:
         del self.worst[WORST:]
 
 
+def _blocks(a: Array) -> list[slice]:
+    step = max(1, _AT_ONCE // max(1, a[:1].size))
+    return [slice(i, i + step) for i in range(0, len(a), step)]
+
+
 def _dot(x: F64, y: F64) -> float:
     """Not by BLAS, whose threads wait for each other longer than this takes."""
     return float(np.einsum("i,i->", x, y))
@@ -171,9 +182,11 @@ def log_softmax(x: Array) -> F64:
 
 
 def kl_divergence(p_logits: Array, q_logits: Array) -> F64:
-    """KL(p || q) in nats of each row's softmax."""
-    p, q = log_softmax(p_logits), log_softmax(q_logits)
-    out: F64 = (np.exp(p) * (p - q)).sum(axis=-1)
+    """KL(p || q) in nats of each row's softmax; logits [T, vocabulary]."""
+    out = np.empty(len(p_logits))
+    for rows in _blocks(p_logits):
+        p, q = log_softmax(p_logits[rows]), log_softmax(q_logits[rows])
+        out[rows] = (np.exp(p) * (p - q)).sum(axis=-1)
     return out
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from isobit.backends.base import I32
 from isobit.model.weights import Weights
 from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
-from isobit.verify.graph import Run
+from isobit.verify.graph import Run, shaped
 from isobit.verify.metrics import Distance
 
 Origin = Literal["faulty", "faulty in B", "faulty in both", "propagated", "not replayed"]
@@ -30,6 +30,10 @@ class Replay:
         self._positions = positions
         self._a.start(tokens, positions)
         self._b.start(tokens, positions)
+
+    def shaped(self, stage: str, layer: int | None, value: Array) -> Array:
+        """See :func:`isobit.verify.graph.shaped`."""
+        return shaped(self._a.config, stage, layer, value)
 
     def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:
         """Both runs' values of a stage, after it was judged."""
@@ -60,5 +64,5 @@ class Replay:
             return None
         expected = run.compute(stage, layer, inputs, self._arithmetic)
         before = total.differing
-        total.add(got.reshape(expected.shape), expected, self._positions)
+        total.add(got, expected, self._positions)
         return total.differing == before

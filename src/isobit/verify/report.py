@@ -1,6 +1,7 @@
 """A difference for people: sentences, a table, and one HTML file that needs no network."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -17,13 +18,14 @@ Table = tuple[list[str], list[list[str]]]
 def summary(diff: Diff) -> list[str]:
     """What is to be said about a difference, most important first; one sentence a line."""
     lines = [_verdict(diff), f"A is {_run(diff.a)}; B is {_run(diff.b)}"]
+    origins = Counter(s.origin for s in diff.stages)
     if diff.faulty:
-        lines.append(
-            f"replay: faulty {_places(diff.faulty)}; the rest is propagated "
-            f"({sum(s.origin == 'propagated' for s in diff.stages)} stages)"
-        )
-    elif any(s.origin == "propagated" for s in diff.stages):
+        rest = f"the rest is propagated ({origins['propagated']} stages)"
+        lines.append(f"replay: faulty {_places(diff.faulty)}; {rest}")
+    elif origins["propagated"]:
         lines.append("replay: no faulty operation among the stages compared")
+    if origins["not replayed"]:
+        lines.append(f"replay: {origins['not replayed']} stages lack the inputs to replay them")
     furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
     if off := _largest_own([furthest]):
         lines.append(

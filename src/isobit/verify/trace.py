@@ -88,7 +88,9 @@ def _is(name: str, value: Any) -> bool:
         return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 31 for v in value)
     if name == "not_recorded":
         return isinstance(value, list) and set(map(str, value)) <= ON_REQUEST
-    if name in ("activation_planes", "numerics", "format"):
+    if name == "activation_planes":
+        return value in (None, 1, 2)
+    if name in ("numerics", "format"):
         return value is None or type(value) is int
     return isinstance(value, str) or (name == "model_sha256" and value is None)
 

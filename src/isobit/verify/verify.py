@@ -17,6 +17,7 @@ from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Weights
+from isobit.numerics import VERSION
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
 from isobit.verify.compare import Comparer
@@ -24,7 +25,7 @@ from isobit.verify.diff import Diff
 from isobit.verify.graph import order
 from isobit.verify.oracle import Float64Arithmetic
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Key, Manifest, ModelRun, Recordable, where
+from isobit.verify.trace import Key, Manifest, ModelRun, Recordable, check_tokens, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
@@ -63,7 +64,9 @@ def verify(
     replay = Replay(weights, arithmetic)
     with ThreadPoolExecutor() as pool:  # each reads its whole file, for its digest
         about_x, about_y = pool.map(lambda run: run.manifest(ids), (run_x, y))
-    comparer = Comparer(about_x, about_y, replay, accuracy=not exact, histograms=histograms)
+    comparer = Comparer(
+        about_x, about_y, replay, layers=layers, accuracy=not exact, histograms=histograms
+    )
     stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
     start = -1
     for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
@@ -73,10 +76,6 @@ def verify(
         comparer.add(stage, layer, a, b)
         if progress is not None:
             progress(stage, layer)
-    if layers is not None:
-        comparer.diff.stages = [
-            s for s in comparer.diff.stages if s.layer is None or s.layer in layers
-        ]
     return comparer.diff
 
 
@@ -166,12 +165,17 @@ class _Stream:
 def open_replay(path: str, b: Manifest) -> Replay:
     """A replay of traces measured against ``b``: in its planes, or float64 for another engine.
 
-    Raises FileRefused if the model is not the one that ``b`` was recorded from.
+    Raises FileRefused if model or arithmetic are not those that ``b`` was recorded from.
     """
+    if b.numerics not in (None, VERSION):
+        raise FileRefused(
+            f"replay: expected a trace of numerics version {VERSION}, got {b.numerics}"
+        )
     with GGUFFile.open(sample_path() if path == "sample" else path) as file:
         if b.model_sha256 is not None and b.model_sha256 != file.sha256():
             raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
         weights = Weights.from_file(file)  # its views keep the map open
+    check_tokens(b.tokens, weights.config)
     if b.numerics is None or b.activation_planes is None:
         return Replay(weights, Float64Arithmetic(weights.config))
     return Replay(weights, SpecArithmetic(weights.config, b.activation_planes))

@@ -1,0 +1,112 @@
+"""What a measure is taken of: a model on a backend, and whether both are those that it means."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isobit.contracts import measures as m
+from isobit.errors import NotRun
+from isobit.gguf.reader import GGUFFile
+from isobit.runtime.model import Model, sample_path
+from isobit.verify.diff import Diff
+from isobit.verify.trace import ModelRun
+from isobit.verify.verify import verify
+
+
+@dataclass
+class Measured:
+    """The figures of one measure, and what else is worth keeping."""
+
+    figures: dict[str, float]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class Subject:
+    """A model on the backend under test, with what it is compared to. A context manager."""
+
+    def __init__(self, model: Model, root: Path, seed: int, peer: str | None = None) -> None:
+        self.model = model
+        self.root = root
+        self.rng = np.random.default_rng(seed)
+        self.peer = peer
+        self._stack = ExitStack()
+        self._others: dict[str, Model] = {}
+        self._diffs: dict[tuple[str, tuple[int, ...]], Diff] = {}
+
+    def __enter__(self) -> "Subject":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def other(self, backend: str) -> Model:
+        """The same file on another backend."""
+        if backend not in self._others:
+            opened = Model(self.model.path, backend, self.model.engine)
+            self._others[backend] = self._stack.enter_context(opened)
+        return self._others[backend]
+
+    def diff(self, against: str, prompt: Sequence[int]) -> Diff:
+        """The comparison with another backend, made once for each prompt."""
+        key = (against, tuple(prompt))
+        if key not in self._diffs:
+            self._diffs[key] = verify(self.model, ModelRun(self.other(against)), prompt)
+        return self._diffs[key]
+
+
+def require_model(needs: m.ModelNeeds | None, model: Model) -> None:
+    """Raises NotRun for a model that a measure does not speak of."""
+    if needs is None:
+        return
+    c = model.config
+    is_sample = needs.sample and model.file.sha256() == _sample_digest()
+    for name, wanted, got in (
+        ("sample", needs.sample or None, is_sample),
+        ("vocabulary", needs.vocabulary, c.vocab),
+        ("layers", needs.layers, c.n_layers),
+        ("hidden", needs.hidden, c.hidden),
+        ("experts", needs.experts, c.n_experts),
+    ):
+        if wanted is not None and got != wanted:
+            what = "the sample model" if name == "sample" else f"a model with {name} {wanted}"
+            found = "another" if name == "sample" else got
+            raise NotRun(f"model: expected {what}, got {found}")
+
+
+def _sample_digest() -> str:
+    with GGUFFile.open(sample_path()) as file:
+        return file.sha256()
+
+
+def require_device(needs: m.DeviceNeeds | None, model: Model) -> None:
+    """Raises NotRun for a device that a measure does not speak of."""
+    if needs is None:
+        return
+    device = model.backend.device
+    if needs.name is not None and needs.name.lower() not in device.lower():
+        raise NotRun(f"device: expected {needs.name}, got {device}")
+    if needs.memory_gb is not None:
+        total = memory(model)[1] / 1e9
+        if not needs.memory_gb.holds(total):
+            raise NotRun(f"device: expected {needs.memory_gb} GB of memory, got {total:.1f}")
+
+
+def memory(model: Model) -> tuple[int, int]:
+    """Bytes in use and bytes in all where the model's weights lie; raises NotRun if unknown."""
+    if hasattr(model.backend, "memory"):
+        free, total = model.backend.memory()
+        return total - free, total
+    if model.backend.name not in ("reference", "cpu"):
+        raise NotRun(f"memory: {model.backend.name} does not say how much its device has")
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+        machine = Path("/proc/meminfo").read_text("ascii")
+    except OSError:
+        raise NotRun("memory: expected /proc, which this system does not have") from None
+    used = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+    total_line = next(line for line in machine.splitlines() if line.startswith("MemTotal:"))
+    return int(used.split()[1]) << 10, int(total_line.split()[1]) << 10
