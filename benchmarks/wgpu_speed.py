@@ -1,6 +1,6 @@
 """The wgpu backend on one model: the driver's self-test, bits, speed, and where a step's time goes.
 
-usage: python benchmarks/wgpu_speed.py MODEL.gguf OUT.json [--context 512]
+usage: python benchmarks/wgpu_speed.py MODEL.gguf OUT.json [--context 512] [--budget 90]
 
 Logits of a prompt and of a few decode steps are compared with the CPU backend's before anything is
 timed. A part that fails is noted and the next one runs; OUT is written after each.
@@ -17,7 +17,7 @@ import numpy as np
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.wgpu import WgpuBackend, device, driver
+from isobit.backends.wgpu import WgpuBackend, device, driver, ops
 from isobit.backends.wgpu.device import Step
 from isobit.backends.wgpu.graph import Shape
 from isobit.config import EngineConfig
@@ -26,7 +26,7 @@ from isobit.model.weights import Weights
 from isobit.numerics import TILE
 
 START = time.perf_counter()
-BUDGET = 100  # seconds after which no part begins
+SUMMARY = ("device", "primitives that differ", "logits that differ", "decode", "prefill", "load")
 STEPS = 64
 DEPTH = 128
 PROMPT = 128
@@ -34,7 +34,7 @@ REPEATS = 8  # commands queued for one timing
 
 PROBES = {
     "nothing": "@compute @workgroup_size(256) fn probe(@builtin(global_invocation_id) i: vec3<u32>)"
-    " { if (p.x == 7u) { y[i.x] = x[i.x].x; } }",
+    " { if (p.x == 7u + ONE) { y[i.x] = x[i.x].x; } }",
     "read": "@compute @workgroup_size(256) fn probe(@builtin(global_invocation_id) i: vec3<u32>,"
     " @builtin(num_workgroups) n: vec3<u32>) { var s = vec4(0u); let step = 256u * n.x;"
     " for (var k = i.x; k + 3u * step < arrayLength(&x); k += 4u * step)"
@@ -45,7 +45,8 @@ PROBES = {
     " a = vec4(u32(dot4(a.x, a.y)), u32(dot4(a.y, a.z)), u32(dot4(a.z, a.w)), u32(dot4(a.w, a.x)));"
     " } if (a.x + a.y + a.z + a.w == 7u) { y[0] = 1u; } }",
 }
-HEAD = """@group(0) @binding(0) var<uniform> opaque: vec4<u32>;
+HEAD = """override ONE: u32 = 0u;
+@group(0) @binding(0) var<uniform> opaque: vec4<u32>;
 @group(0) @binding(1) var<uniform> p: vec4<u32>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<u32>;
@@ -55,8 +56,8 @@ HEAD = """@group(0) @binding(0) var<uniform> opaque: vec4<u32>;
 class Report:
     """What was found, on the screen and in a file."""
 
-    def __init__(self, out, **found):
-        self.out, self.found = Path(out), found
+    def __init__(self, out, budget, **found):
+        self.out, self.budget, self.found = Path(out), budget, found
 
     def note(self, name, value, unit=""):
         self.found[name] = value
@@ -67,9 +68,9 @@ class Report:
         """Run a part; what goes wrong in it is noted."""
         name = run.__name__
         begin = time.perf_counter()
-        if begin - START > BUDGET:
+        if begin - START > self.budget and name != "summary":
             self.found.setdefault("not run", []).append(name)
-            print(f"{name}: not run, {BUDGET} seconds are over")
+            print(f"{name}: not run, {self.budget:.0f} seconds are over")
             return
         try:
             run()
@@ -109,6 +110,7 @@ def main():
     ap.add_argument("model")
     ap.add_argument("out")
     ap.add_argument("--context", type=int, default=512)
+    ap.add_argument("--budget", type=float, default=90, help="seconds; no part begins later")
     ap.add_argument("--no-cpu", action="store_true", help="compare no bits")
     a = ap.parse_args()
     engine = EngineConfig(context=a.context, max_sequences=1)
@@ -117,7 +119,7 @@ def main():
     pages = np.arange(-(-a.context // TILE), dtype=np.int32)[None]
     rng = np.random.default_rng()
     tokens = rng.integers(0, c.vocab, 256).tolist()
-    report = Report(a.out, model=Path(a.model).name, layers=c.n_layers)
+    report = Report(a.out, a.budget, model=Path(a.model).name, layers=c.n_layers)
     note = report.note
     state = {}
 
@@ -200,9 +202,11 @@ def main():
             marks.append(time.perf_counter())
             d.submit(command)
             marks.append(time.perf_counter())
-            d.fetch(gpu._staging, 4 * c.vocab)
+            with d.fetching(gpu._staging, 4 * c.vocab) as data:
+                data().copy()
             marks.append(time.perf_counter())
-            d.fetch(gpu._staging, 4 * c.vocab)
+            with d.fetching(gpu._staging, 4 * c.vocab) as data:
+                data().copy()
             marks.append(time.perf_counter())
             for name, seconds in zip(found, np.diff(marks), strict=True):
                 found[name].append(seconds)
@@ -226,6 +230,23 @@ def main():
                 1e6 * probe("nothing", small, groups, 600),
                 "us",
             )
+        # One pipeline behind another, also one that has workgroup memory.
+        d._sources["probe_nothing"] = HEAD + PROBES["nothing"]
+        shared = "var<workgroup> z: array<vec4<u32>, 592>;\n"
+        d._sources["probe_shared"] = (
+            HEAD + shared + PROBES["nothing"].replace("= x[", "= z[p.y].x + x[")
+        )
+        for names in (("nothing", "nothing"), ("nothing", "shared"), ("shared", "shared")):
+            two = [
+                d.kernel((d.dot, f"probe_{n}"), "probe", **k)
+                for n, k in zip(names, ({}, {"ONE": 1}), strict=True)
+            ]
+            steps = [Step(two[i % 2], (small, y), (0,), (132,)) for i in range(600)]
+            note(
+                f"dispatches of 132, {' and '.join(names)} by turns",
+                1e6 * queued(steps) / 600,
+                "us",
+            )
         parts = [p for s in state["gpu"]._graph._w.output.segments for p in s.parts]
         largest = max((p.buffer for p in parts), key=lambda b: b.size)
         for groups in (264, 1056, 4224):
@@ -234,45 +255,89 @@ def main():
         seconds = probe("dots", small, 4224, 4)
         note("integer dot products", 4224 * 256 * 256 * 4 / seconds / 1e12, "10^12/s")
 
-    def kinds():
+    def kinds(variant="as it is", *, within=True):
         """Each kind's dispatches of a whole step, one behind another."""
         gpu = state["gpu"]
         shape = Shape(1, 1, DEPTH // TILE + 1)
         steps = [s for s in gpu._graph.steps(shape, traced=False) if isinstance(s, Step)]
         steps += gpu._graph.logits(shape, 0, 1)
-        whole = queued(steps)
         by_kind = {}
         for s in steps:
             by_kind.setdefault((s.kernel, s.groups), []).append(s)
-        rows, total = [], 0.0
+        rows, whole = [], queued(steps)
         for (kernel, groups), mine in by_kind.items():
             try:
                 seconds = queued(mine)
             except Exception as error:
                 print(f"{kernel.name}: {error}")
                 continue
-            total += seconds
-            nbytes = sum(map(weight_bytes, mine))
-            rate = nbytes / seconds / 1e9 if nbytes else 0.0
-            rows.append((kernel.name, groups, len(mine), 1e6 * seconds / len(mine), seconds, rate))
-        report.found["kinds"] = [
-            {"kernel": n, "groups": g, "count": k, "us": u, "total_ms": 1e3 * s, "GB/s": r}
-            for n, g, k, u, s, r in rows
-        ]
-        report.found |= {"step_us": 1e6 * whole, "sum_of_kinds_us": 1e6 * total}
-        print(
-            f"{'kernel':<30} {'workgroups':>14} {'count':>5} {'us each':>8} {'ms':>7} {'GB/s':>6}"
-        )
-        for name, groups, count, us, seconds, rate in rows:
-            shown = f"{rate:6.0f}" if rate else "     -"
+            rate = sum(map(weight_bytes, mine)) / seconds / 1e9
             size = "x".join(map(str, groups))
-            print(f"{name:<30} {size:>14} {count:>5} {us:>8.2f} {1e3 * seconds:>7.3f} {shown}")
-        print(f"sum of the kinds {1e3 * total:.3f} ms; a step, queued {1e3 * whole:.3f} ms")
+            rest = [s for s in steps if (s.kernel, s.groups) != (kernel, groups)]
+            # In a step one pipeline follows another.
+            inside = 1e6 * (whole - queued(rest)) / len(mine) if within else float("nan")
+            rows.append((kernel.name, size, len(mine), 1e6 * seconds / len(mine), inside, rate))
+        total = sum(count * us for _, _, count, us, _, _ in rows) / 1e3
+        keys = ("kernel", "workgroups", "count", "us", "us in a step", "GB/s")
+        report.found.setdefault("kinds", {})[variant] = {
+            "step ms": 1e3 * whole,
+            "sum of kinds ms": total,
+            "each": [dict(zip(keys, r, strict=True)) for r in rows],
+        }
+        print(f"\n{variant}: a step, queued {1e3 * whole:.3f} ms; sum of its kinds {total:.3f} ms")
+        heads = f"{'count':>5} {'us alone':>8} {'in step':>8} {'ms':>7} {'GB/s':>6}"
+        print(f"{'kernel':<28} {'workgroups':>12} {heads}")
+        for name, size, count, us, inside, rate in rows:
+            shown = f"{rate:6.0f}" if rate else "     -"
+            ms = count * (inside if within else us) / 1e3
+            print(f"{name:<28} {size:>12} {count:>5} {us:>8.2f} {inside:>8.2f} {ms:>7.3f} {shown}")
+
+    def variants():
+        """The same with other numbers of lanes, and without the library's own checks."""
+        d = state["gpu"]._device
+        usual = ops._LANES, ops._LANES_A_ROW
+        try:
+            for ops._LANES, ops._LANES_A_ROW in ((128, 16), (256, 8), (128, 8), (64, 8)):
+                kinds(f"{ops._LANES} lanes, {ops._LANES_A_ROW} a row", within=False)
+        finally:
+            ops._LANES, ops._LANES_A_ROW = usual
+        from wgpu.backends.wgpu_native import _api  # noqa: PLC0415
+
+        checked = _api.libf.wgpuDeviceCreateShaderModule
+        trusted = _api.libf.wgpuDeviceCreateShaderModuleTrusted
+        _api.libf.wgpuDeviceCreateShaderModule = lambda device, what: trusted(device, what, 0)
+        try:
+            d._modules.clear()
+            d._kernels.clear()
+            kinds("no bounds or loop checks", within=False)
+        finally:
+            _api.libf.wgpuDeviceCreateShaderModule = checked
+            d._modules.clear()
+            d._kernels.clear()
 
     def nothing():
         state["gpu"]._nothing = state["gpu"]._device.empty(16)
 
-    parts = [self_test, load, nothing, bits, decode, prefill, host, probes, kinds]
+    def summary():
+        for name in SUMMARY:
+            found = next((v for n, v in report.found.items() if n.startswith(name)), "not run")
+            print(f"{name:<40} {found}")
+        for variant, found in report.found.get("kinds", {}).items():
+            print(f"step, {variant:<34} {found['step ms']:.3f} ms")
+
+    parts = [
+        self_test,
+        load,
+        nothing,
+        bits,
+        decode,
+        prefill,
+        host,
+        kinds,
+        probes,
+        variants,
+        summary,
+    ]
     for run in parts:
         if run is not bits or not a.no_cpu:
             report.part(run)

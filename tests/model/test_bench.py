@@ -1,11 +1,14 @@
-"""Steps of several sequences together, and the gate before every speed."""
+"""Steps of several sequences together, the gate before every speed, and what bench prints."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from isobit import bench
+from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, GateFailed, UsageError
 from isobit.runtime.model import Model
@@ -87,3 +90,45 @@ def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None
         bench.measure_generations(
             model, [1] * 80, max_tokens=1, warmup=0, iterations=1, progress=print
         )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The beginning of a bench command; the read bandwidth, a second to measure, is given."""
+    monkeypatch.setattr(bench, "read_bandwidth", lambda _: 1e10)
+    return ["bench", "--backend", "cpu"]
+
+
+def test_table(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*quick, "-p", "2", "-n", "0", "-r", "1"]) == 0
+    out, err = capsys.readouterr()
+    header, _, row = out.splitlines()
+    assert [c.strip() for c in header.split("|")[1:4]] == ["model", "size", "params"]
+    assert re.search(r"\| +pp2 +\| +[\d.]+ ± 0.00 \|", row)
+    assert err == ""  # no progress bar where there is no terminal
+
+
+def test_sequences_together_share_what_is_read(
+    quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*quick, "-p", "0", "-n", "1", "-s", "1,2", "-r", "1", "-o", "json"]) == 0
+    alone, together = json.loads(capsys.readouterr().out)
+    assert (alone["n_sequences"], together["n_sequences"]) == (1, 2)
+    assert alone["fraction_of_read_bandwidth"] > 0
+    assert together["fraction_of_read_bandwidth"] is None
+
+
+def test_whole_generations(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--prompt", "def f(n):", "--max-tokens", "3", "--warmup", "1", "--iterations", "2"]
+    assert main([*quick, *args, "-o", "json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["total_tokens"] == 6
+    assert row["samples_tokens"] == [3, 3]
+    assert row["total_time_ms"] == pytest.approx(sum(row["samples_total_ms"]))
+    assert 0 < row["ttft_ms"] < row["total_time_ms"]
+    assert 0 < row["token_ms_p50"] <= row["token_ms_p95"] <= row["token_ms_p99"]
+    read = row["active_bytes_per_token"] * 1e3 / row["token_ms_p50"]
+    assert row["fraction_of_read_bandwidth"] == pytest.approx(read / 1e10)
+    one = ["--tokens", "5", "--max-tokens", "1", "--iterations", "1", "-o", "json"]
+    assert main([*quick, *one]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["token_ms_p50"] is None

@@ -160,8 +160,8 @@ def test_n_0_only_prefills() -> None:
 
 def test_output_that_the_terminal_cannot_show_is_escaped() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = isobit("chat", "-p", "é", "-n", "3", env=environment)
-    assert done.returncode == 0
+    shown = subprocess.check_output([*ISOBIT, "inspect"], env=environment, timeout=60)
+    assert b"\\u2026]" in shown  # the dots of a list that is cut
 
 
 def test_chat_answers_standard_input_once() -> None:
@@ -215,7 +215,7 @@ def test_ctrl_c_says_how_far_it_got() -> None:
 def test_ctrl_c_in_a_benchmark() -> None:
     process = start("bench", "--backend", "cpu", "-p", "0", "-n", "1", "-r", "100000")
     with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=5)
+        process.communicate(timeout=3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -286,26 +286,3 @@ def test_bench_rows_in_llama_bench_s_vocabulary() -> None:
             assert fraction == pytest.approx(read / row["read_bandwidth"])
         else:
             assert fraction is None
-
-
-def test_bench_table() -> None:
-    done = isobit("bench", "-p", "2", "-n", "0", "-r", "1")
-    assert done.returncode == 0
-    header, _, row = done.stdout.decode().splitlines()
-    assert [c.strip() for c in header.split("|")[1:4]] == ["model", "size", "params"]
-    assert re.search(r"\| +pp2 +\| +[\d.]+ ± 0.00 \|", row)
-    assert done.stderr == b""  # no progress bar where there is no terminal
-
-
-def test_bench_of_whole_generations() -> None:
-    args = ["--prompt", PROMPT, "--max-tokens", "3", "--warmup", "1", "--iterations", "2"]
-    done = isobit("bench", *args, "-o", "json")
-    assert done.returncode == 0, done.stderr
-    [row] = json.loads(done.stdout)
-    assert row["total_tokens"] == 6
-    assert row["samples_tokens"] == [3, 3]
-    assert row["total_time_ms"] == pytest.approx(sum(row["samples_total_ms"]))
-    assert 0 < row["ttft_ms"] < row["total_time_ms"]
-    assert 0 < row["token_ms_p50"] <= row["token_ms_p95"] <= row["token_ms_p99"]
-    one = isobit("bench", "--tokens", "5", "--max-tokens", "1", "--iterations", "1", "-o", "json")
-    assert json.loads(one.stdout)[0]["token_ms_p50"] is None

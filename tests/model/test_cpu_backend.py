@@ -17,8 +17,6 @@ from isobit.model.weights import Layer, Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import sample_path
 
-CONFIGS = [(simd, threads) for simd in simd_levels() for threads in (1, 2, 5)]
-
 
 @pytest.fixture
 def rng():
@@ -119,13 +117,6 @@ def batch_of(rng, vocab, parts, pages, rows=None):
     )
 
 
-def piece(batch, start, stop):
-    """Some tokens of a batch of one sequence, every one's logits wanted."""
-    cut = slice(start, stop)
-    rows = np.arange(len(batch.tokens[cut]), dtype=np.int32)
-    return Batch(batch.tokens[cut], batch.positions[cut], batch.sequence[cut], batch.pages, rows)
-
-
 def traced(backend, batch, stages=None):
     found = {}
 
@@ -176,21 +167,6 @@ def test_other_shapes(kind, planes, rng):
         for batch, want in zip(batches, expected, strict=True):
             same_pass(ours, batch, want, weights.config.is_moe)
         ours.close()
-
-
-@pytest.mark.parametrize("planes", [1, 2])
-def test_sample_at_every_level_thread_count_and_chunking(sample, planes, rng):
-    n = 70
-    whole = batch_of(rng, sample.config.vocab, [(0, n)], np.array([[2, 0]], np.int32))
-    engine = EngineConfig(activation_planes=planes, context=128)
-    want = ReferenceBackend(sample, engine).forward(whole)
-    for simd, threads in CONFIGS:
-        engine = EngineConfig(activation_planes=planes, context=128, threads=threads)
-        for chunk in (1, 7, 64, n) if (simd, threads) == CONFIGS[1] else (37,):
-            with_chunks = CpuBackend(sample, engine, simd=simd)
-            got = [with_chunks.forward(piece(whole, i, i + chunk)) for i in range(0, n, chunk)]
-            assert np.concatenate(got).tobytes() == want.tobytes(), (simd, threads, chunk)
-            with_chunks.close()
 
 
 def test_sample_stages(sample, rng):

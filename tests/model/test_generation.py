@@ -4,7 +4,9 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import isobit
@@ -44,6 +46,35 @@ def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
     assert done.finish_reason == "stop"
     assert done.text == whole[: whole.index(stop)]
     assert stop not in "".join(model.stream(PROMPT, max_tokens=30, stop=stop))
+
+
+def test_the_stop_string_that_comes_first_counts(model: Model) -> None:
+    pieces = list(model.stream(PROMPT, max_tokens=30))
+    before, piece = next(
+        ("".join(pieces[:i]), p)
+        for i, p in enumerate(pieces)
+        if len(p) > 2 and not set(p[1:3]) & {*"".join(pieces[:i]), p[0]}
+    )
+    done = model.generate(PROMPT, max_tokens=30, stop=[piece[2], piece[1]])
+    assert done.text == before + piece[0]
+
+
+def test_the_penalty_sees_what_was_generated(model: Model) -> None:
+    plain = model.generate(PROMPT, max_tokens=20).token_ids
+    penalised = model.generate(PROMPT, max_tokens=20, repeat_penalty=1e6).token_ids
+    assert len(set(plain)) < 20 == len(set(penalised))
+
+
+def test_half_a_character_at_the_end_is_shown(small_model: Path) -> None:
+    """Random weights write random bytes, and end on any of them."""
+    ends = 0
+    with isobit.load(small_model, backend="cpu") as random:
+        for seed in range(20):
+            done = random.generate([65], max_tokens=3, temperature=2.0, seed=seed)
+            text = random.tokenizer.decode(done.token_ids, skip_special=True)
+            assert done.text == text
+            ends += text.endswith("\ufffd")
+    assert ends
 
 
 def test_sampling_repeats_with_its_reported_seed(model: Model) -> None:
@@ -135,6 +166,31 @@ def test_a_pass_that_fails_takes_no_positions(small: Model) -> None:
     with small.new_sequence() as sequence:
         assert small.run(sequence, [5, 6], [1]).tobytes() == first.tobytes()
         assert small.run(sequence, [9], [0]).tobytes() == after.tobytes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_logit_that_is_no_number_ends_it(
+    value: float, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.zeros((1, 8192), np.float32)
+    logits[0, 5] = value
+    monkeypatch.setattr(model, "backend", SimpleNamespace(forward=lambda *_: logits))
+    with pytest.raises(ModelRefused, match="expected finite logits"):
+        model.generate([1], max_tokens=1)
+
+
+def test_the_likeliest_token_takes_a_position_only_where_it_was_run(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([np.array([[7]]), None])  # then it fails
+    backend = SimpleNamespace(greedy=lambda *_: next(answers))
+    monkeypatch.setattr(model, "backend", backend)
+    with model.new_sequence() as sequence:
+        assert (model.likeliest(sequence, 5), sequence.length) == (7, 1)
+        assert (model.likeliest(sequence, 5), sequence.length) == (None, 1)
+        with pytest.raises(StopIteration):
+            model.likeliest(sequence, 5)
+        assert sequence.length == 1
 
 
 def test_damaged_weights_are_an_error_without_warnings(

@@ -167,6 +167,21 @@ def test_decode_steps_of_one_shape(device, rng, tmp_path):
             assert same_bits(run(ours, ids[50:62], start=50), expected[50:62])
 
 
+def test_a_token_is_one_submission_of_what_is_compiled(device, tmp_path, monkeypatch):
+    weights = opened(tmp_path, Geometry(layers=2), Q4_K_M)
+    ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)
+    run(ours, [1, 2, 3])
+    run(ours, [4], start=3)
+    submitted = []
+    submit = device.submit
+    monkeypatch.setattr(device, "submit", lambda c: (submitted.append(c), submit(c)))
+    monkeypatch.setattr(device, "kernel", lambda *_, **__: pytest.fail("a kernel is compiled"))
+    monkeypatch.setattr(device, "record", lambda _: pytest.fail("a pass of this shape is recorded"))
+    run(ours, [5], start=4)
+    run(ours, [6], start=5)
+    assert len(submitted) == 2
+
+
 def test_stages_are_chosen(device, rng, tmp_path):
     weights = opened(tmp_path, Geometry(layers=1), Q4_K_M)
     ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)

@@ -28,6 +28,29 @@ _FLAGS = [
 ]
 
 
+_FOLDER = Path(gettempdir()) / "isobit-emulator"
+
+
+def _compile(out: Path, *arguments: str, source: str = "") -> None:
+    """Run the compiler unless its output is there; other processes may be at the same."""
+    if out.exists():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(f".{np.random.default_rng().integers(1 << 40)}{out.suffix}")
+    command = ["g++", *_FLAGS, *arguments, "-o", str(part)]
+    subprocess.run(command, input=source.encode(), check=True)
+    part.replace(out)
+
+
+@cache
+def _header() -> Path:
+    """A folder with cuda_emulator.h precompiled; reading it takes as long as most kernels."""
+    text = (HERE / "cuda_emulator.h").read_bytes()
+    out = _FOLDER / hashlib.sha256(text).hexdigest()[:24] / "cuda_emulator.h.gch"
+    _compile(out, "-x", "c++-header", str(HERE / "cuda_emulator.h"))
+    return out.parent
+
+
 @cache
 def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     kernels = signatures(stem)
@@ -36,20 +59,16 @@ def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
         f"unsigned r) {{ emu::start({k}, a, g, t, s, c, r); }}\n"
         for k in kernels
     )
-    source = "".join(f"#define {name} {value}\n" for name, value in defines)
-    source += f'#include "cuda_emulator.h"\n#include "{stem}.cu"\n' + stubs
+    source = '#include "cuda_emulator.h"\n'
+    source += "".join(f"#define {name} {value}\n" for name, value in defines)
+    source += f'#include "{stem}.cu"\n' + stubs
     files = [HERE / "cuda_emulator.h", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))]
     digest = hashlib.sha256(source.encode() + (SOURCES / f"{stem}.cu").read_bytes())
     for file in files:
         digest.update(file.read_bytes())
-    out = Path(gettempdir()) / "isobit-emulator" / f"{stem}-{digest.hexdigest()[:24]}.so"
-    if not out.exists():
-        out.parent.mkdir(exist_ok=True)
-        include = [f"-I{d}" for d in (HERE, *INCLUDE)]
-        part = out.with_suffix(f".{np.random.default_rng().integers(1 << 40)}.so")
-        command = ["g++", *_FLAGS, *include, "-x", "c++", "-", "-o", str(part)]
-        subprocess.run(command, input=source.encode(), check=True)
-        part.replace(out)
+    out = _FOLDER / f"{stem}-{digest.hexdigest()[:24]}.so"
+    include = [f"-I{d}" for d in (_header(), HERE, *INCLUDE)]
+    _compile(out, *include, "-x", "c++", "-", source=source)
     return ctypes.CDLL(str(out))
 
 

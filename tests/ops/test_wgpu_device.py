@@ -191,7 +191,7 @@ def test_no_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wgpu", None)
     usable, reason = available()
     assert not usable
-    assert "pip install 'isobit[wgpu]'" in reason
+    assert "pip install '.[wgpu]'" in reason
 
 
 def test_a_lost_device_is_a_clear_error_and_another_can_be_opened():

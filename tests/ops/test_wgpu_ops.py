@@ -209,7 +209,7 @@ def test_router_of_logits_that_are_not_finite(device, b, rng, broken):
 @pytest.mark.parametrize("n", [64, 256, 600, 2048])
 def test_norm(device, b, rng, n, planes):
     """Alone, behind a sum, behind weighted experts, and of chosen rows."""
-    rows, k = 3, 3
+    rows, k = 3, 5
     x, w = values(rng, rows, n), values(rng, n)
     one, many = values(rng, rows, n), values(rng, rows, k, n)
     x[0, :7] = F32(1e-41)
@@ -282,20 +282,20 @@ def test_attention(device, b, rng, head_dim, heads, kv_heads, together, planes):
 
     ``together`` key-value heads share a buffer of the cache; tiles are computed in two portions.
     """
-    lengths, pages = (70, 5), np.array([[3, 0, 2], [1, 4, 2]], np.int32)
+    lengths, pages = (140, 5), np.array([[3, 0, 2], [1, 4, 2]], np.int32)
     positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
     sequence = np.repeat([0, 1], lengths).astype(np.int32)
-    n, n_pages, tiles = len(positions), 5, 2
+    n, n_pages, tiles = len(positions), 5, 3
     qkv = values(rng, n, heads + 2 * kv_heads, head_dim)
     qkv[3, -1] = 0  # a value vector of zeros
     norms = [rng.standard_normal(head_dim).astype(F32) for _ in range(2)]
-    turn = numerics.rope_table(numerics.inverse_frequencies(head_dim, 1e4), 0, 128)
+    turn = numerics.rope_table(numerics.inverse_frequencies(head_dim, 1e4), 0, 192)
     cos, sin = (t[positions] for t in turn)
 
     ops, h = Ops(device, planes), Heads(heads, kv_heads, head_dim)
     at = BatchAt.of(n, 2, head_dim)
     slots = pages[sequence, positions // TILE] * TILE + positions % TILE
-    rows = np.array([69, 74], np.int32)
+    rows = np.array([139, 144], np.int32)
     parts = (positions, slots, sequence * 3, rows, np.concatenate([cos, sin], 1).view(np.int32))
     batch = b.put(np.concatenate([p.reshape(-1) for p in (*parts, pages)]).astype(np.int32))
     record = record_bytes(head_dim) // 4

@@ -10,6 +10,7 @@ import pytest
 
 from isobit.cli import COMMANDS, main
 from isobit.cli.output import markdown, size, visible
+from isobit.cli.run import follow
 
 RUN = ["run", "--backend", "reference"]
 X = [*RUN, "-p", "x"]
@@ -170,6 +171,25 @@ def test_sizes() -> None:
 def test_text_from_a_file_is_made_visible_and_short() -> None:
     assert visible("a\x1b[31m\nb\u202e") == "a\\x1b[31m\\nb\\u202e"
     assert visible("x" * 100, 10) == "x" * 10 + "…"
+
+
+class FakeStream(list[str]):
+    """Pieces of a text as a generation gives them."""
+
+    completion = "done"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown"), [(True, "a\\x1b[2J\tb\n\\x9b\n"), (False, "a\x1b[2J\tb\n\x9b")]
+)
+def test_a_models_text_does_not_drive_the_terminal(
+    terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    out.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", out)
+    assert follow(FakeStream(["a\x1b[2J", "\tb\n\x9b"])) == "done"  # type: ignore[arg-type, comparison-overlap]
+    assert out.getvalue() == shown
 
 
 def test_closed_standard_streams_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

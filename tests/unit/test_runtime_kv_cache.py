@@ -46,3 +46,14 @@ def test_an_empty_pool_says_so_and_takes_nothing() -> None:
     assert late.extend(TILE)[1].dtype == np.int32
     held.close()
     assert len(late.extend(TILE)[1]) == 2
+
+
+def test_closing_twice_gives_pages_back_once() -> None:
+    pool = PagePool(3)
+    sequence = Sequence(pool, 100)
+    sequence.extend(65)
+    sequence.close()
+    sequence.close()
+    assert sorted(pool.take(3)) == [0, 1, 2]
+    with pytest.raises(ContextFull):
+        pool.take(1)

@@ -1,5 +1,7 @@
 """Choosing tokens: greedy, ties, filters, seeds, and the settings that are refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -44,15 +46,31 @@ def by_the_document(s: Sampling, logits: np.ndarray, history: list[int], bits: i
     return ids[next(i for i in range(last + 1) if sums[i] > u * sums[last])]
 
 
-def test_a_draw_at_the_very_end_is_the_last_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Largest:
-        def random_raw(self) -> int:
-            return 2**64 - 1
+def drawn(logits: list[float] | np.ndarray, bits: int, **settings: float) -> int:
+    """The token that 64 given random bits draw."""
+    sampler = Sampler(Sampling(temperature=1.0, **settings))  # type: ignore[arg-type]
+    sampler._random = SimpleNamespace(random_raw=lambda: bits)  # type: ignore[assignment]
+    return sampler.choose(np.array(logits, np.float32), [])
 
+
+LAST = 2**64 - 1
+
+
+def test_a_draw_at_the_very_end_is_the_last_kept() -> None:
     for n in (*range(1, 40), 4097, 8191, 99999):
-        sampler = Sampler(Sampling(temperature=1.0))
-        monkeypatch.setattr(sampler, "_random", Largest())
-        assert sampler.choose(np.zeros(n, np.float32), []) == n - 1
+        assert drawn(np.zeros(n), LAST) == n - 1
+
+
+def test_a_draw_on_a_boundary_is_the_next_token() -> None:
+    assert [drawn([0, 0], bits) for bits in (0, 2**63 - 1, 2**63)] == [0, 0, 1]
+
+
+def test_unlikely_tokens_can_be_drawn() -> None:
+    assert drawn([0, -35], LAST) == 1
+
+
+def test_min_p_keeps_what_is_just_as_likely() -> None:
+    assert drawn([0, 0, -1e-6], LAST, min_p=1.0) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])

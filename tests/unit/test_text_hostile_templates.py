@@ -131,6 +131,7 @@ def test_the_renderer_has_no_environment_and_may_not_write():
     mine.render(ECHO, [{"messages": USER}])
     proc = Path(f"/proc/{mine._process.pid}")
     environment = [entry.split("=")[0] for entry in (proc / "environ").read_text().split("\0")]
+    assert os.getsid(mine._process.pid) != os.getsid(0)  # Ctrl-C in a terminal is not for it
     [sizes] = [s for s in (proc / "limits").read_text().splitlines() if "Max file size" in s]
     mine.close()
     assert set(environment) <= {"PYTHONPATH", "TZ", ""}

@@ -162,7 +162,7 @@ def test_user_defined_tokens_are_found_in_any_text():
 
 
 def test_markers_typed_as_user_defined_are_control():
-    others = [(text, USER_DEFINED) for text in ("<|", "<||>", "x|>", "<|x")]
+    others = [(text, USER_DEFINED) for text in ("<|", "<||>", "xyz|>", "<|xyz")]
     tokenizer = small([("<|fim_prefix|>", USER_DEFINED), *others])
     assert tokenizer.vocabulary.control == {"<|fim_prefix|>": 256}
     assert 256 not in tokenizer.encode("<|fim_prefix|>", special=False)

@@ -38,7 +38,12 @@ class Batch:
 
 
 class Backend(Protocol):
-    """A model on a device."""
+    """A model on a device.
+
+    A device that can may also have ``greedy(tokens, positions, pages, count)``, decode steps whose
+    logits stay there: int32 [count, sequences], the likeliest token after each, or None where it
+    ran nothing; and ``read_bandwidth()`` of its memory, in bytes a second, for ``isobit bench``.
+    """
 
     name: str
 

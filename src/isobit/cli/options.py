@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from isobit.backends import NAMES
@@ -178,12 +179,11 @@ def at_least(least: int) -> Callable[[str], int]:
     """An argument's type: a whole number that is not below ``least``."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or len(text) > 18 or int(text) < least:
-            shown = text if len(text) <= 40 else text[:40] + "…"
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number, {least} or more; got {shown!r}"
-            )
-        return int(text)
+        with suppress(ValueError):
+            if (n := int(text)) >= least:
+                return n
+        shown = text if len(text) <= 40 else text[:40] + "…"
+        raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more; got {shown!r}")
 
     return parse
 

@@ -18,13 +18,12 @@ void Input::quantise(const Kernels& kernels, int i, int planes) {
 Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int tokens, float* y,
         size_t y_stride) {
     Product p = {w.data,  w.row_bytes, w.columns, x.fixed.data(), x.values.data(),
-                 nullptr, nullptr,     y,         y_stride,       tokens};
+                 nullptr, nullptr,     y,         y_stride,       tokens,         nullptr};
     return {p, kernels.matmul(w.type, planes), w.rows};
 }
 
 int rows_at_once(int total_rows, int threads) {
-    int rows = total_rows / (threads * 16) / ROW_STEP * ROW_STEP;
-    return std::clamp(rows, ROW_STEP, 4 * ROW_STEP);
+    return std::max(total_rows / (threads * 16) / ROW_STEP, 1) * ROW_STEP;
 }
 
 void multiply(Team& team, const Job* jobs, int n) {
@@ -32,10 +31,20 @@ void multiply(Team& team, const Job* jobs, int n) {
     for (int j = 0; j < n; ++j) total += jobs[j].rows;
     const int step = rows_at_once(total, team.size());
     for (int j = 0; j < n; ++j) items += (jobs[j].rows + step - 1) / step;
-    team.each(items, [&](int i) {
+    // Makes i an index of the job's items.
+    auto job_of = [&](int& i) {
         const Job* job = jobs;
         for (int count; i >= (count = (job->rows + step - 1) / step); ++job) i -= count;
-        job->f(job->product, i * step, std::min((i + 1) * step, job->rows));
+        return job;
+    };
+    team.each_and_next(items, [&](int i, int next) {
+        const Job* job = job_of(i);
+        Product p = job->product;
+        if (next < items) {
+            const Job* then = job_of(next);
+            p.next = then->product.w + (size_t)next * step * then->product.row_bytes;
+        }
+        job->f(p, i * step, std::min((i + 1) * step, job->rows));
     });
 }
 

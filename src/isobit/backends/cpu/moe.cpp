@@ -33,22 +33,30 @@ void Experts::run(Team& team, const Kernels& kernels, int planes, const FeedForw
                   const Input& x) {
     const int n = (int)groups_.size();
 
-    auto product = [&](const Matrix& m, const Input& in, const std::vector<int32_t>& x_rows,
-                       const Group& g, float* y) {
-        Product p = job(kernels, planes, m, in, g.count, y, m.rows).product;
-        p.w += (size_t)g.expert * m.rows * m.row_bytes;
+    auto rows_of = [](const Matrix& m, const Group& g, int row) {
+        return m.data + ((size_t)g.expert * m.rows + row) * m.row_bytes;
+    };
+    auto multiply = [&](const Matrix& m, const Input& in, const std::vector<int32_t>& x_rows,
+                        const Group& g, float* y, int begin, int end, const uint8_t* next) {
+        const Job one = job(kernels, planes, m, in, g.count, y, m.rows);
+        Product p = one.product;
+        p.w = rows_of(m, g, 0);
         p.x_rows = x_rows.data() + g.first;
         p.y_rows = slots_.data() + g.first;
-        return p;
+        p.next = next;
+        one.f(p, begin, end);
     };
 
     int step = rows_at_once(n * ffn, team.size());
     int steps = (ffn + step - 1) / step;
-    team.each(n * steps, [&](int i) {
+    auto item = [&](const Matrix& m, int i) {
+        return i < n * steps ? rows_of(m, groups_[i / steps], i % steps * step) : nullptr;
+    };
+    team.each_and_next(n * steps, [&](int i, int next) {
         const Group& g = groups_[i / steps];
         int begin = i % steps * step, end = std::min(begin + step, ffn);
-        kernels.matmul(w.gate.type, planes)(product(w.gate, x, tokens_, g, gate.data()), begin, end);
-        kernels.matmul(w.up.type, planes)(product(w.up, x, tokens_, g, up.data()), begin, end);
+        multiply(w.gate, x, tokens_, g, gate.data(), begin, end, item(w.up, i));
+        multiply(w.up, x, tokens_, g, up.data(), begin, end, item(w.gate, next));
         for (int s = g.first; s < g.first + g.count; ++s) {
             size_t at = (size_t)slots_[s] * ffn + begin;
             kernels.silu_gate(&gate[at], &up[at], end - begin, &swiglu.values[at]);
@@ -57,11 +65,10 @@ void Experts::run(Team& team, const Kernels& kernels, int planes, const FeedForw
     team.each(tokens * k, [&](int slot) { swiglu.quantise(kernels, slot, planes); });
     step = rows_at_once(n * hidden, team.size());
     steps = (hidden + step - 1) / step;
-    team.each(n * steps, [&](int i) {
-        const Group& g = groups_[i / steps];
+    team.each_and_next(n * steps, [&](int i, int next) {
         int begin = i % steps * step, end = std::min(begin + step, hidden);
-        kernels.matmul(w.down.type, planes)(product(w.down, swiglu, slots_, g, out.data()), begin,
-                                            end);
+        multiply(w.down, swiglu, slots_, groups_[i / steps], out.data(), begin, end,
+                 item(w.down, next));
     });
 }
 

@@ -28,11 +28,18 @@ public:
     // f(i) for each i < n, whichever thread is free; then a barrier.
     template <class F>
     void each(int n, F&& f) {
-        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) f(i);
+        each_and_next(n, [&](int i, int) { f(i); });
+    }
+
+    // f(i, next), next being what this thread does after i (n or more: nothing).
+    template <class F>
+    void each_and_next(int n, F&& f) {
+        for (int i = take(), next; i < n; i = next) f(i, next = take());
         barrier();
     }
 
 private:
+    int take() { return next_.fetch_add(1, std::memory_order_relaxed); }
     void work(int thread);
     template <class T>
     void wait_while(std::atomic<T>& value, T old, int spins);

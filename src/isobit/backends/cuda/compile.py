@@ -95,7 +95,7 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
     except Exception as error:  # the libraries raise many kinds for "not installed"
         raise BackendUnavailable(
             f"cuda: NVRTC is needed to compile kernels and could not be loaded ({error}); "
-            "install isobit[cuda]"
+            "pip install '.[cuda]'"
         ) from None
     place = (
         _cache_directory()

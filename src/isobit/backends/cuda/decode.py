@@ -20,7 +20,7 @@ from isobit.numerics import TILE
 
 _WARPS = 16  # of a block of decode.cu
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
-MERGE_SHARED = 4 * (512 * 35 + 16)
+MERGE_SHARED = 4 * (512 * 38 + 16)
 """Bytes of MergeShared of decode_merge.cu."""
 _KINDS = {"F32": "KIND_F32", "F16": "KIND_F16", "BF16": "KIND_BF16"}
 
@@ -180,12 +180,8 @@ def shape_defines(c: ModelConfig, planes: int) -> dict[str, str]:
 def attention_shared(c: ModelConfig, buffers: int) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-c.n_heads // c.n_kv_heads // 8) * 8
-    return (
-        buffers * (4 * TILE * c.head_dim + 8 * TILE + 8)
-        + columns * (2 * c.head_dim + 2 * TILE + 8 * TILE + 8)
-        + 4 * c.head_dim
-        + 8
-    )
+    tiles = buffers * (4 * TILE * c.head_dim + 8 * TILE + 16)
+    return tiles + columns * (2 * c.head_dim + 8 * TILE + 16 + 8) + 4 * c.head_dim + 8
 
 
 def attention_tiles(c: ModelConfig, gpu: Gpu, sequences: int = 1) -> int:

@@ -20,13 +20,16 @@ struct AttentionShared {
     TileBytes tile[BUFFERS];
     int8 k[2][HEAD_DIM], v[2][HEAD_DIM];   // of this token
     int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];  // planes
-    int8 p[2][8 * BLOCKS_OF_8][TILE];
-    int dot[2][8 * BLOCKS_OF_8][TILE];     // with the planes of k
+    union __align__(16) {                  // of a query head
+        int dot[2][TILE];                  // with the planes of k
+        int8 p[2][TILE];                   // planes of the weights, from then on
+        int8 bytes[8 * TILE + 16];         // so that rows of eight heads meet no bank twice
+    } head[8 * BLOCKS_OF_8];
     float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk, dv;
-    uint64 arrival[BUFFERS];
+    uint64 arrival[BUFFERS][2];  // of k and of v
 };
 
-// The block's tiles on their way to shared memory, BUFFERS of them.
+// The block's tiles on their way to shared memory, BUFFERS of them, k and v each for itself.
 struct Fetches {
     AttentionShared* sh;
     Cache cache;
@@ -34,40 +37,42 @@ struct Fetches {
 
 #ifdef BULK_COPIES
     DEV void prepare() const {
-        if (threadIdx.x == 0)
-            for (int n = 0; n < BUFFERS; n++) arrival_init(&sh->arrival[n]);
+        if (threadIdx.x < 2 * BUFFERS) arrival_init(&sh->arrival[0][threadIdx.x]);
+        __syncthreads();
     }
-    DEV void fetch(int n, int page) const {
+    DEV void fetch(int n, int page, int which) const {
         if (threadIdx.x) return;
         TileBytes& to = sh->tile[n % BUFFERS];
-        Arrival* a = &sh->arrival[n % BUFFERS];
-        arrival_expect(a, sizeof(TileBytes));
-        copy_bulk_once(to.k, cache.keys(page, head, 0), sizeof to.k, a);
-        copy_bulk_once(to.v, cache.values(page, head, 0), sizeof to.v, a);
-        copy_bulk_once(to.dk, cache.dk + cache.scales(page, head), sizeof to.dk, a);
-        copy_bulk_once(to.dv, cache.dv + cache.scales(page, head), sizeof to.dv, a);
+        Arrival* a = &sh->arrival[n % BUFFERS][which];
+        arrival_expect(a, sizeof to.k + sizeof to.dk);
+        copy_bulk_once(which ? to.v[0][0] : to.k[0][0],
+                       which ? cache.values(page, head, 0) : cache.keys(page, head, 0), sizeof to.k, a);
+        copy_bulk_once(which ? to.dv : to.dk, (which ? cache.dv : cache.dk) + cache.scales(page, head),
+                       sizeof to.dk, a);
     }
     DEV void none() const {}
-    DEV void wait(int n) const { arrival_wait(&sh->arrival[n % BUFFERS], n / BUFFERS); }
+    DEV void wait(int n, int which) const {
+        arrival_wait(&sh->arrival[n % BUFFERS][which], n / BUFFERS);
+    }
 #else
     DEV void prepare() const {}
-    DEV void fetch(int n, int page) const {
-        constexpr int WORDS = 2 * TILE * HEAD_DIM / 16, SCALES = TILE * 4 / 16;
-        TileBytes& to = sh->tile[n % BUFFERS];
-        const int8 *from_k = cache.keys(page, head, 0), *from_v = cache.values(page, head, 0);
-        for (int i = threadIdx.x; i < WORDS; i += ATTENTION_THREADS) {
-            copy_async(&to.k[0][0][0] + 16 * i, from_k + 16 * i);
-            copy_async(&to.v[0][0][0] + 16 * i, from_v + 16 * i);
-        }
-        if (threadIdx.x < SCALES) {
-            int64 at = cache.scales(page, head) + 4 * threadIdx.x;
-            copy_async(to.dk + 4 * threadIdx.x, cache.dk + at);
-            copy_async(to.dv + 4 * threadIdx.x, cache.dv + at);
-        }
+    DEV void fetch(int n, int page, int which) const {
+        TileBytes& tile = sh->tile[n % BUFFERS];
+        int8* to = which ? tile.v[0][0] : tile.k[0][0];
+        const int8* from = which ? cache.values(page, head, 0) : cache.keys(page, head, 0);
+        for (int i = 16 * threadIdx.x; i < int(sizeof tile.k); i += 16 * ATTENTION_THREADS)
+            copy_async(to + i, from + i);
+        int i = 4 * threadIdx.x;
+        if (i < TILE)
+            copy_async((which ? tile.dv : tile.dk) + i,
+                       (which ? cache.dv : cache.dk) + cache.scales(page, head) + i);
         commit_copies();
     }
     DEV void none() const { commit_copies(); }  // in place of a tile, so that they can be counted
-    DEV void wait(int) const { wait_copies<BUFFERS - 1>(); }
+    DEV void wait(int, int which) const {
+        if (which) wait_copies<2 * BUFFERS - 2>();
+        else wait_copies<2 * BUFFERS - 1>();
+    }
 #endif
 };
 
@@ -143,7 +148,7 @@ DEV void key_products(const TileBytes& tile, AttentionShared* sh) {
         }
 #pragma unroll
         for (int c = 0; c < 4; c++)  // row r or r + 8, columns 2i and 2i + 1
-            sh->dot[plane][8 * n + 2 * i + c % 2][16 * block + r + c / 2 * 8] =
+            sh->head[8 * n + 2 * i + c % 2].dot[plane][16 * block + r + c / 2 * 8] =
                 256 * sum[0][c] + sum[1][c];
     }
 }
@@ -155,7 +160,7 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int j = lane_id() + WARP * i;
-        float dot = add(mul(float(sh->dot[0][head][j]), 256.0f), float(sh->dot[1][head][j]));
+        float dot = add(mul(float(sh->head[head].dot[0][j]), 256.0f), float(sh->head[head].dot[1][j]));
         s[i] = j < seen ? mul(mul(sh->dq[head], tile.dk[j]), dot) : m;
     }
     m = warp_max(fmaxf(s[0], s[1]));
@@ -171,8 +176,8 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int q = quantised(weighted[i], scale), j = lane_id() + WARP * i;
-        sh->p[0][head][value_slot(j)] = int8(isobit::high_plane(q));
-        sh->p[1][head][value_slot(j)] = int8(isobit::low_plane(q));
+        sh->head[head].p[0][value_slot(j)] = int8(isobit::high_plane(q));
+        sh->head[head].p[1][value_slot(j)] = int8(isobit::low_plane(q));
     }
     float l = warp_tree(add(p[0], p[1]));
     if (lane_id() == 0) {
@@ -195,7 +200,7 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float*
 #pragma unroll
                 for (int p = 0; p < 2; p++)
                     products_64(sum[plane][p], a,
-                                *reinterpret_cast<const int4*>(&sh->p[p][8 * n + r][16 * i]));
+                                *reinterpret_cast<const int4*>(&sh->head[8 * n + r].p[p][16 * i]));
             }
 #pragma unroll
             for (int c = 0; c < 4; c++) {
@@ -223,12 +228,12 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     pages += sequence * most_tiles;
     Fetches fetches = {sh, cache, head};
     fetches.prepare();
-    auto fetch = [&](int n) {  // tile n of this block's, if it has one
+    auto fetch = [&](int n, int which) {  // k or v of tile n of this block's, if it has one
         int at = blockIdx.x + n * gridDim.x;
-        if (at < tiles) fetches.fetch(n, pages[at]);
+        if (at < tiles) fetches.fetch(n, pages[at], which);
         else fetches.none();
     };
-    fetch(0);  // more would make the few bytes of this step's vectors wait behind tiles
+    fetch(0, 0), fetch(0, 1);  // more would make this step's few bytes wait behind tiles
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
     constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
     bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
@@ -237,8 +242,8 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     int at = position * (HEAD_DIM / 2);
     x.fetch(warp_id() < GROUP ? q_norm : k_norm, cosines + at, sines + at);
     let_next_start();
-    for (int i = threadIdx.x; i < int(sizeof(sh->p) + sizeof(sh->q)) / 4; i += ATTENTION_THREADS)
-        reinterpret_cast<int*>(sh->q)[i] = 0;  // p follows q
+    for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
+        reinterpret_cast<int*>(sh->q)[i] = 0;  // heads that are not there stay so
     __syncthreads();
     wait_for_previous();
     mark(6, 1);
@@ -269,36 +274,42 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
             else (is_k ? dk : dv)[cache.scales(page, head) + slot] = (is_k ? sh->dk : sh->dv) = x.d;
         }
     }
-    for (int n = 1; n < BUFFERS; n++) fetch(n);
+    for (int n = 1; n < BUFFERS; n++) fetch(n, 0), fetch(n, 1);
     __syncthreads();
     mark(6, 2);
     int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;
     max_and_sum += result;
     out += result * HEAD_DIM;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
-        fetches.wait(n);
-        __syncthreads();  // tile n is there
         TileBytes& tile = sh->tile[n % BUFFERS];
-        if (t == tiles - 1) {  // and may have been fetched without this token
-            int slot = position % TILE;
-            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS) {
-                int p = c / HEAD_DIM, i = c % HEAD_DIM;
-                tile.k[p][slot][i] = sh->k[p][i];
-                tile.v[p][i][value_slot(slot)] = sh->v[p][i];
-            }
-            if (threadIdx.x == 0) tile.dk[slot] = sh->dk, tile.dv[slot] = sh->dv;
+        fetches.wait(n, 0);
+        __syncthreads();  // k is there
+        bool last = t == tiles - 1;  // and may have been fetched without this token
+        int slot = position % TILE;
+        if (last) {
+            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
+                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = sh->k[0][c];
+            if (threadIdx.x == 0) tile.dk[slot] = sh->dk;
             __syncthreads();
         }
         if (warp_id() < 8) key_products(tile, sh);
+        fetches.wait(n, 1);
         __syncthreads();
+        if (last) {
+            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
+                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = sh->v[0][c];
+            if (threadIdx.x == 0) tile.dv[slot] = sh->dv;
+            __syncthreads();
+        }
         if (warp_id() < 8)
             for (int query = warp_id(); query < GROUP; query += 8)
                 weigh(query, min(TILE, position + 1 - t * TILE), tile, sh,
                       max_and_sum + t * GROUP + query);
         __syncthreads();
+        fetch(n + BUFFERS, 0);
         if (warp_id() < 8) value_products(tile, sh, out + int64(t) * GROUP * HEAD_DIM);
         if (t + BUFFERS * int(gridDim.x) < tiles) __syncthreads();  // nobody needs tile n
-        fetch(n + BUFFERS);
+        fetch(n + BUFFERS, 1);
     }
     mark(6, 3);
 }

@@ -5,39 +5,32 @@
 // Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. All that tiles can do side by
 // side comes first: their factors from a running maximum, and their outputs times these. What is left
 // is one multiplication and one addition a tile, in order: warp 0 adds outputs, warp 1 their sums.
-constexpr int MOST = 512;
+constexpr int MOST = 512, STRIDE = WARP + 4;
 struct MergeShared {
-    __align__(16) float v[MOST][WARP];
-    __align__(16) float a[MOST], b[MOST], l[MOST];
+    __align__(16) float v[MOST][STRIDE];  // of a tile: its columns, and its sum
+    __align__(16) float a[MOST], b[MOST];
     float top[MOST / WARP];
 };
 
-// r a[i] + v[i] becomes r for i = first … n-1; values of v lie `stride` apart.
-DEV float in_order(float r, const float* a, const float* v, int stride, int first, int n) {
-    constexpr int STEP = 8;
-    float next[STEP], next_a[STEP];
-    auto read = [&](int i) {
+// r a[i] + v[i] becomes r for i = 0 … n-1; v: a column. What step i + AHEAD needs is read in the shadow
+// of step i, also behind the last, where memory is the struct's own.
+DEV float in_order(float r, const float* a, const float* v, int n) {
+    constexpr int AHEAD = 8;
+    int i = 0;
+    float value[AHEAD], factor[AHEAD];
 #pragma unroll
-        for (int j = 0; j < STEP; j++) next[j] = v[(i + j) * stride];
+    for (int j = 0; j < AHEAD; j++) value[j] = v[(i + j) * STRIDE], factor[j] = a[i + j];
+#pragma unroll 1
+    for (; i + AHEAD <= n; i += AHEAD)
 #pragma unroll
-        for (int j = 0; j < STEP; j += 4) {
-            float4 four = *reinterpret_cast<const float4*>(a + i + j);
-            next_a[j] = four.x, next_a[j + 1] = four.y, next_a[j + 2] = four.z, next_a[j + 3] = four.w;
+        for (int j = 0; j < AHEAD; j++) {
+            r = add(mul(r, factor[j]), value[j]);
+            value[j] = v[(i + j + AHEAD) * STRIDE];
+            factor[j] = a[i + j + AHEAD];
         }
-    };
-    int i = first;
-    for (; i < n && i % STEP; i++) r = add(mul(r, a[i]), v[i * stride]);
-    if (i + STEP <= n) read(i);
-#pragma unroll 2
-    for (; i + STEP <= n; i += STEP) {
-        float now[STEP], now_a[STEP];
 #pragma unroll
-        for (int j = 0; j < STEP; j++) now[j] = next[j], now_a[j] = next_a[j];
-        read(min(i + STEP, MOST - STEP));  // on its way while these are added
-#pragma unroll
-        for (int j = 0; j < STEP; j++) r = add(mul(r, now_a[j]), now[j]);
-    }
-    for (; i < n; i++) r = add(mul(r, a[i]), v[i * stride]);
+    for (int j = 0; j < AHEAD - 1; j++)
+        if (i + j < n) r = add(mul(r, factor[j]), value[j]);
     return r;
 }
 KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
@@ -48,7 +41,8 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
-    float r = 0.0f, m = lowest;  // m: the maximum of all tiles so far
+    float m = lowest;  // of all tiles so far
+    float r = -0.0f;   // the first tile's factor is 0: -0 * 0 + v is v, whatever its sign
     let_next_start();
     wait_for_previous();
     mark(7, 1);
@@ -69,15 +63,15 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         if (lane_id() == 0) before = lowest;
         if (lane_id() == WARP - 1) sh->top[warp_id()] = top;
         __syncthreads();
-        float ahead = m;
-        for (int w = 0; w < warp_id(); w++) ahead = fmaxf(ahead, sh->top[w]);
+        float tops = lane_id() < WARPS ? sh->top[lane_id()] : lowest;
+        float ahead = fmaxf(m, warp_max(lane_id() < warp_id() ? tops : lowest));
         top = fmaxf(top, ahead);
         before = fmaxf(before, ahead);
         float a = isobit::exp(sub(before, top)), b = isobit::exp(sub(mine.x, top));
         sh->a[t] = a;
         sh->b[t] = b;  // of the first tile: 1
-        sh->l[t] = mul(mine.y, b);
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, sh->top[w]);
+        sh->v[t][WARP] = mul(mine.y, b);
+        m = fmaxf(m, warp_max(tops));
         wait_copies<0>();
         __syncthreads();
 #pragma unroll 1
@@ -90,15 +84,14 @@ KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const floa
         __syncthreads();
         mark(7, 2);
         if (warp_id() < 2) {  // a column a lane, or, by warp 1, the sums
-            const float* v = warp_id() ? sh->l : &sh->v[0][lane_id()];
-            if (first == 0) r = v[0];  // where the sums start
-            r = in_order(r, sh->a, v, warp_id() ? 1 : WARP, first == 0, n);
+            const float* v = &sh->v[0][warp_id() ? WARP : lane_id()];
+            r = in_order(r, sh->a, v, n);
         }
         mark(7, 3);
         __syncthreads();
     }
-    if (warp_id() == 1 && lane_id() == 0) sh->l[0] = r;
+    if (warp_id() == 1 && lane_id() == 0) sh->b[0] = r;
     __syncthreads();
-    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->l[0]));
+    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->b[0]));
     mark(7, 5);
 }

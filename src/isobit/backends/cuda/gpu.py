@@ -99,7 +99,7 @@ def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
         from cuda.bindings import driver  # noqa: PLC0415
         from cuda.core import Device  # noqa: F401, PLC0415
     except ImportError:
-        return False, "cuda-core is not installed (pip install 'isobit[cuda]')"
+        return False, "cuda-core is not installed (pip install '.[cuda]')"
     except Exception as error:  # a broken installation raises many kinds
         return False, f"cuda-core could not be loaded ({error})"
     try:

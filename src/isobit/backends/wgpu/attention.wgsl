@@ -1,5 +1,5 @@
 // One tile of keys for one query head of one token (docs/numerics.md, section 6): m, l and o. Needs
-// scalar, a dot file and cache.
+// scalar, a dot file, reduce and cache.
 
 struct Params {
   n_heads: u32,
@@ -18,39 +18,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read> cache: array<u32>;
 @group(0) @binding(5) var<storage, read_write> partial: array<u32>;  // o, m, l
 
-var<workgroup> lanes: array<u32, 64>;
-var<workgroup> four: array<u32, 4>;
 var<workgroup> shared_query: array<vec4<u32>, 64>;  // the high plane of 512 values, the low one
+var<workgroup> others: array<vec4<i32>, 64>;  // the sums of a key's second invocation
 var<workgroup> integers: array<vec4<i32>, 16>;
 var<workgroup> planes: array<vec4<u32>, 8>;  // the weights' high plane, the low one
-
-// As in reduce.wgsl, for 64 invocations.
-fn tree_step(i: u32, step: u32) -> real {
-  return add(
-    add(lanes[i], lanes[i + 2u * step]), add(lanes[i + step], lanes[i + 3u * step]));
-}
-fn tree64(lane: u32, value: real) -> real {
-  lanes[lane] = value;
-  workgroupBarrier();
-  if (lane < 16u) { lanes[lane] = tree_step(lane, 16u); }
-  workgroupBarrier();
-  if (lane < 4u) { four[lane] = tree_step(lane, 4u); }
-  workgroupBarrier();
-  return add(add(four[0], four[2]), add(four[1], four[3]));
-}
-
-fn max_step(i: u32, step: u32) -> u32 {
-  return max(max(lanes[i], lanes[i + step]), max(lanes[i + 2u * step], lanes[i + 3u * step]));
-}
-fn max64(lane: u32, value: u32) -> u32 {
-  lanes[lane] = value;
-  workgroupBarrier();
-  if (lane < 16u) { lanes[lane] = max_step(lane, 16u); }
-  workgroupBarrier();
-  if (lane < 4u) { four[lane] = max_step(lane, 4u); }
-  workgroupBarrier();
-  return max(max(four[0], four[1]), max(four[2], four[3]));
-}
 
 fn four_bytes(v: vec4<i32>) -> u32 {
   let b = bitcast<vec4<u32>>(v) & vec4(255u);
@@ -78,7 +49,7 @@ fn joined_sums(s: Sums) -> real {
   return add_normal(mul_normal(high, TWO_TO_8), from_int(256 * s.low.x + s.low.y));
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(128)
 fn attention(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
@@ -89,26 +60,28 @@ fn attention(
   let token = p.token + group.z;
   let position = batch[token];
   if (TILE * tile > position) { return; }
-  let seen = lane <= position - TILE * tile;
+  let key = lane % TILE;
+  let seen = lane < TILE && key <= position - TILE * tile;
   let page = batch[p.pages_at + batch[p.table_at + token] + tile];
   let words = (p.head_dim + 3u) / 4u;
   let at = record(page, p.heads, group.x / shared_by, words);
   let query = (token * p.n_heads + head) * (2u * words + 1u);
 
-  let dk = cache[at + key_scales_at(words) + lane];
-  let dv = cache[at + value_scales_at(words) + lane];
+  let dk = cache[at + key_scales_at(words) + key];
+  let dv = cache[at + value_scales_at(words) + key];
   let dq = queries[query + 2u * words];
 
-  // Scores: a key an invocation. Loads stand together, so that none waits for another's value; the
-  // query is zero beyond its words.
-  for (var i = lane; i < 2u * 128u; i += TILE) {
+  // Scores: two invocations a key, eight words by turns. Loads stand together, so that none waits for
+  // another's value; the query is zero beyond its words.
+  for (var i = lane; i < 2u * 128u; i += 128u) {
     let w = i % 128u;
-    shared_query[i / 4u][i % 4u] = select(0u, queries[query + (i / 128u) * words + min(w, words - 1u)], w < words);
+    let q = queries[query + (i / 128u) * words + min(w, words - 1u)];
+    shared_query[i / 4u][i % 4u] = select(0u, q, w < words);
   }
   workgroupBarrier();
   var sums = Sums(vec2(0, 0), vec2(0, 0));
-  for (var w = 0u; w < bound(words); w += 8u) {
-    let k = at + key_at(words, 0u, w) + lane;
+  for (var w = lane / TILE * 8u; w < bound(words); w += 16u) {
+    let k = at + key_at(words, 0u, w) + key;
     let low = words * TILE;
     let a = four_of(k, TILE);
     let b = four_of(k + low, TILE);
@@ -117,17 +90,21 @@ fn attention(
     sums = plus(sums, shared_query[w / 4u], shared_query[32u + w / 4u], a, b);
     sums = plus(sums, shared_query[w / 4u + 1u], shared_query[33u + w / 4u], c, d);
   }
-  let s = mul(mul(dq, dk), joined_sums(sums));
-  let m = from_order(max64(lane, select(0u, order(s), seen)));
+  if (lane >= TILE) { others[key] = vec4(sums.high, sums.low); }
+  workgroupBarrier();
+  let more = others[key];
+  sums = Sums(sums.high + more.xy, sums.low + more.zw);
+  let s = mul3(dq, dk, joined_sums(sums));
+  let m = from_order(largest(lane, select(0u, order(s), seen), 64u));
   var weight = 0u;
   var weighted = 0u;
   if (seen) {
-    weight = exp_real(sub(s, m));
-    weighted = mul(weight, dv);
+    weight = exp_real(sub_normal(s, m));
+    weighted = mul_normal(weight, dv);  // what is flushed is 0 once quantised
   }
-  let l = tree64(lane, weight);
-  let block = block_of(max64(lane, magnitude(weighted)), 2u);
-  integers[lane / 4u][lane % 4u] = quantise(weighted, block.r);
+  let l = tree(lane, weight, 64u);
+  let block = block_of(largest(lane, magnitude(weighted), 64u), 2u);
+  if (lane < TILE) { integers[key / 4u][key % 4u] = quantise(weighted, block.r); }
   workgroupBarrier();
   if (lane < 16u) {
     let q = integers[lane];
@@ -139,7 +116,7 @@ fn attention(
 
   // Outputs: a column an invocation at a time. Keys beyond the position have weight 0.
   let to = ((group.z * p.n_heads + head) * p.tiles + tile) * (p.head_dim + 2u);
-  for (var c = lane; c < p.head_dim; c += TILE) {
+  for (var c = lane; c < p.head_dim; c += 128u) {
     sums = Sums(vec2(0, 0), vec2(0, 0));
     let row = 4u * words;  // one four of positions
     for (var w = 0u; w < 16u; w += 8u) {

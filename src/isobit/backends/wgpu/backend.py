@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,14 @@ class WgpuBackend:
         for row in range(0, max(len(wanted), 1), at_once):
             count = min(at_once, len(wanted) - row)
             self._device.submit(self._command(shape, row, count, traced=trace is not None))
-            if row == 0 and shape.tokens == 1 and trace is None:
-                # While the device works: the next token's pass is most likely the same.
-                self._ahead = shape, self._encode(shape, 0, count, traced=False)
-            if count:
-                data = self._device.fetch(self._staging, 4 * count * self._c.vocab)
-                logits[wanted[row : row + count]] = data.view(np.float32).reshape(count, -1)
+            size = 4 * count * self._c.vocab
+            with self._device.fetching(self._staging, size) if count else nullcontext() as rows:
+                if row == 0 and shape.tokens == 1 and trace is None:
+                    # While the device works: the next token's pass is most likely the same.
+                    self._ahead = shape, self._encode(shape, 0, count, traced=False)
+                if rows is not None:
+                    values = rows().view(np.float32).reshape(count, -1)
+                    logits[wanted[row : row + count]] = values
 
     def _command(self, shape: Shape, row: int, count: int, *, traced: bool) -> Any:
         if self._ahead is not None and not traced and row == 0:

@@ -7,7 +7,7 @@ builds on are put in front of it. Its bindings are the opaque zero (0), the disp
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -66,7 +66,7 @@ def adapters() -> list[Any]:
         found = wgpu.gpu.enumerate_adapters_sync()
     except ImportError as error:
         raise BackendUnavailable(
-            f"wgpu: the package is not installed ({error}): pip install 'isobit[wgpu]'"
+            f"wgpu: the package is not installed ({error}): pip install '.[wgpu]'"
         ) from None
     except (OSError, RuntimeError) as error:
         raise BackendUnavailable(f"wgpu: the package cannot be loaded: {error}") from None
@@ -207,20 +207,29 @@ class Device:
         n = buffer.size - offset if count is None else count * np.dtype(dtype).itemsize
         staging = self.staging(n)
         self.submit(self.encode([], (buffer, offset, n, staging)))
-        return self.fetch(staging).view(dtype)
+        with self.fetching(staging, n) as data:
+            return data().copy().view(dtype)
 
     def staging(self, nbytes: int) -> Any:
         """A buffer that results are copied into for the host."""
         u = self._usage
         return self._device.create_buffer(size=nbytes, usage=u.MAP_READ | u.COPY_DST)
 
-    def fetch(self, staging: Any, nbytes: int | None = None) -> NDArray[np.uint8]:
-        """The first bytes of a staging buffer, once everything submitted has run."""
-        n = staging.size if nbytes is None else nbytes
-        staging.map_sync("READ", 0, n)
-        data = np.frombuffer(staging.read_mapped(0, n), np.uint8)
-        staging.unmap()
-        return data
+    @contextmanager
+    def fetching(self, staging: Any, nbytes: int) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+        """A function that waits for everything submitted so far, then has the first bytes of a
+        staging buffer, until the context ends.
+        """
+        mapping = staging.map_async("READ", 0, nbytes)
+
+        def data() -> NDArray[np.uint8]:
+            mapping.sync_wait()
+            return np.frombuffer(staging.read_mapped(0, nbytes, copy=False), np.uint8)
+
+        try:
+            yield data
+        finally:
+            staging.unmap()
 
     def flush(self) -> None:
         """Let uploads go ahead, so that their staging memory is freed."""

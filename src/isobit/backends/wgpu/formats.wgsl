@@ -17,17 +17,17 @@ const Q4_K = 12u;
 const Q5_K = 13u;
 const Q6_K = 14u;
 
-struct Row { tile: u32, row: u32 }
+struct Super { tile: u32, row: u32 }
 
 // The 16 bits at an even byte of a row's superblock.
-fn load16(at: Row, byte: u32) -> u32 {
+fn load16(at: Super, byte: u32) -> u32 {
   let chunks = BYTES / 16u;
   var b = 16u * (8u * (byte / 16u) + at.row) + byte % 16u;
   if (byte >= 16u * chunks) { b = 128u * chunks + at.row * (BYTES % 16u) + byte - 16u * chunks; }
   return (weights[at.tile + b / 16u][(b / 4u) % 4u] >> (8u * (b & 2u))) & 0xffffu;
 }
-fn load32(at: Row, byte: u32) -> u32 { return load16(at, byte) | (load16(at, byte + 2u) << 16u); }
-fn load8(at: Row, byte: u32) -> u32 {
+fn load32(at: Super, byte: u32) -> u32 { return load16(at, byte) | (load16(at, byte + 2u) << 16u); }
+fn load8(at: Super, byte: u32) -> u32 {
   return (load16(at, byte & 0xfffffffeu) >> (8u * (byte & 1u))) & 255u;
 }
 
@@ -39,13 +39,13 @@ fn less(codes: u32, zero: u32) -> u32 {
 fn spread_bits(v: u32) -> u32 { return ((v & 15u) * 0x00204081u) & 0x01010101u; }
 
 // Codes k … k + 3 of a block of 32 values whose four-bit codes begin at `byte`.
-fn nibbles(at: Row, byte: u32, k: u32) -> u32 {
+fn nibbles(at: Super, byte: u32, k: u32) -> u32 {
   return (load32(at, byte + k % 16u) >> (4u * (k / 16u))) & 0x0f0f0f0fu;
 }
-fn fifth(at: Row, byte: u32, k: u32) -> u32 { return spread_bits(load32(at, byte) >> k) << 4u; }
+fn fifth(at: Super, byte: u32, k: u32) -> u32 { return spread_bits(load32(at, byte) >> k) << 4u; }
 
 // Codes of values k … k + 3 of the superblock.
-fn codes(at: Row, k: u32) -> u32 {
+fn codes(at: Super, k: u32) -> u32 {
   let block = (k / 32u) * (BYTES / 8u);  // where a format of 32 values has its block
   let j = k % 32u;
   let h = k / 128u;
@@ -77,7 +77,7 @@ fn codes(at: Row, k: u32) -> u32 {
 }
 
 // Sub-scale and min of the 16 values 16 * g ….
-fn scale_of(at: Row, g: u32) -> i32 {
+fn scale_of(at: Super, g: u32) -> i32 {
   switch FORMAT {
     case Q2_K: { return i32(load8(at, g) & 15u); }
     case Q3_K: {
@@ -90,14 +90,14 @@ fn scale_of(at: Row, g: u32) -> i32 {
     default: { return 1; }
   }
 }
-fn min_of(at: Row, g: u32) -> i32 {
+fn min_of(at: Super, g: u32) -> i32 {
   switch FORMAT {
     case Q2_K: { return i32(load8(at, g) >> 4u); }
     case Q4_K, Q5_K: { return i32(six_bits(at, 8u, 4u, g / 2u)); }
     default: { return 1; }
   }
 }
-fn six_bits(at: Row, byte: u32, shift: u32, g: u32) -> u32 {
+fn six_bits(at: Super, byte: u32, shift: u32, g: u32) -> u32 {
   let first = load8(at, byte + g % 4u);
   if (g < 4u) { return first & 63u; }
   return ((load8(at, 8u + g) >> shift) & 15u) | ((first >> 2u) & 48u);
@@ -117,9 +117,11 @@ fn has_mins() -> bool {
   return FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K;
 }
 
-// t of section 4: `first` is the row's first vec4 in its tile, `a` the activations.
-fn superblock(first: u32, row: u32, a: u32) -> real {
-  let at = Row(first - row, row);
+// `first` is the row's first vec4 in its tile.
+fn load(first: u32, row: u32) -> Super { return Super(first - row, row); }
+
+// t of section 4; `a`: the activations.
+fn superblock(at: Super, a: u32) -> real {
   let small = FORMAT < Q2_K;  // blocks of 32 values
   let per_block = select(16u, 2u, small);
   var t = 0u;
@@ -130,18 +132,19 @@ fn superblock(first: u32, row: u32, a: u32) -> real {
     let k = 16u * g;
     let c = vec4(codes(at, k), codes(at, k + 4u), codes(at, k + 8u), codes(at, k + 12u));
     let scale = scale_of(at, g);
-    high += scale * dot16(c, acts[a + g]);
-    if (PLANES == 2u) { low += scale * dot16(c, acts[a + 16u + g]); }
-    mins += min_of(at, g) * bitcast<i32>(acts[a + 32u + g / 4u][g % 4u]);
+    high += scale * dot16(c, staged[a + g]);
+    if (PLANES == 2u) { low += scale * dot16(c, staged[a + 16u + g]); }
+    mins += min_of(at, g) * bitcast<i32>(staged[a + 32u + g / 4u][g % 4u]);
     if (g % per_block == per_block - 1u) {
       let d = d_at(k);
-      var u = mul(from_half(load16(at, d)), joined(high, low));
+      var dmin = 0u;
+      var m = 0u;
       if (has_mins()) {
-        var dmin = from_half(load16(at, d + 2u));
-        if (small) { dmin = negate(dmin); }
-        u = sub(u, mul(dmin, from_int(mins)));
+        dmin = from_half(load16(at, d + 2u)) ^ select(0u, SIGN, small);
+        m = from_int(mins);
       }
-      t = select(u, add(t, u), small);
+      let u = scaled(from_half(load16(at, d)), joined(high, low), dmin, m);
+      t = select(u, add_normal(t, u), small);
       high = 0;
       low = 0;
       mins = 0;

@@ -24,15 +24,15 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> cache: array<atomic<u32>>;
 
 var<workgroup> normed: array<u32, 512>;
-var<workgroup> integers: array<i32, 512>;
+var<workgroup> integers: array<vec4<i32>, 128>;
 
+// A value after RoPE: x_i * cos ± x_other * sin, the sign being that of x_other.
 fn turned(i: u32, turn: u32) -> real {
   let half = p.head_dim / 2u;
-  let pair = select(i - half, i, i < half);
-  let c = batch[turn + pair];
-  let s = batch[turn + half + pair];
-  if (i < half) { return sub(mul(normed[i], c), mul(normed[i + half], s)); }
-  return add(mul(normed[i], c), mul(normed[pair], s));
+  let first = i < half;
+  let pair = select(i - half, i, first);
+  let other = normed[select(pair, i + half, first)] ^ select(0u, SIGN, first);
+  return dot2(normed[i], batch[turn + pair], other, batch[turn + half + pair]);
 }
 
 fn four_bytes(v: vec4<i32>) -> u32 {
@@ -53,6 +53,7 @@ fn head_vectors(
   @builtin(local_invocation_index) lane: u32,
 ) {
   let token = group.y;
+  let slot = batch[p.slot_at + token];
   let shared_by = p.n_heads / p.kv_heads;  // query heads of a key-value head
   var head = p.first * shared_by + group.x;
   var column = head;
@@ -64,55 +65,53 @@ fn head_vectors(
     column = p.n_heads + (kind - 1u) * p.kv_heads + head;
   }
   let x = (token * (p.n_heads + 2u * p.kv_heads) + column) * p.head_dim;
-  let i = lane;
-  let j = lane + 256u;  // a lane has two values at most
-  var v = 0u;
-  var w = 0u;
-  if (i < p.head_dim) { v = qkv[x + i]; }
-  if (j < p.head_dim) { w = qkv[x + j]; }
-
+  // A lane has two values at most: c and c + 256.
+  let turn = p.turn_at + token * p.head_dim;
+  var traced = (token * p.n_heads + head) * p.head_dim;
+  if (kind == 1u) { traced = p.k_rope_at + (token * p.kv_heads + head) * p.head_dim; }
   if (kind < 2u) {
-    let sum = add(mul(v, v), mul(w, w));
-    let mean = div(tree256(lane, sum), from_int(i32(p.head_dim)));
+    var sum = 0u;
+    for (var c = lane; c < bound(p.head_dim); c += 256u) {
+      let v = qkv[x + c];
+      sum = add(sum, mul(v, v));
+    }
+    let mean = div(tree(lane, sum, 256u), from_int(i32(p.head_dim)));
     let r = div(ONE, root(add(mean, p.eps)));
     let weight = select(p.q_norm_at, p.k_norm_at, kind == 1u);
-    if (i < p.head_dim) { normed[i] = mul(mul(v, r), vectors[weight + i]); }
-    if (j < p.head_dim) { normed[j] = mul(mul(w, r), vectors[weight + j]); }
+    for (var c = lane; c < bound(p.head_dim); c += 256u) {
+      normed[c] = mul3(qkv[x + c], r, vectors[weight + c]);
+    }
     workgroupBarrier();
-    let turn = p.turn_at + token * p.head_dim;
-    var traced = (token * p.n_heads + head) * p.head_dim;
-    if (kind == 1u) { traced = p.k_rope_at + (token * p.kv_heads + head) * p.head_dim; }
-    if (i < p.head_dim) {
-      v = turned(i, turn);
-      rope[traced + i] = v;
-    }
-    if (j < p.head_dim) {
-      w = turned(j, turn);
-      rope[traced + j] = w;
-    }
   }
-
-  let block = block_of(max256(lane, max(magnitude(v), magnitude(w))), 2u);
-  integers[i] = quantise(v, block.r);
-  integers[j] = quantise(w, block.r);
+  var top = 0u;
+  var mine = vec2(0u, 0u);
+  for (var c = lane; c < bound(p.head_dim); c += 256u) {
+    var v = qkv[x + c];
+    if (kind < 2u) {
+      v = turned(c, turn);
+      rope[traced + c] = v;
+    }
+    top = max(top, magnitude(v));
+    mine[c / 256u] = v;
+  }
+  let block = block_of(largest(lane, top, 256u), 2u);
+  for (var c = lane; c < 512u; c += 256u) { integers[c / 4u][c % 4u] = quantise(mine[c / 256u], block.r); }
   workgroupBarrier();
   let words = (p.head_dim + 3u) / 4u;
-  let slot = batch[p.slot_at + token];
   let to = record(slot / TILE, p.heads, head - p.first, words);
   let key = slot % TILE;
   if (kind == 2u) {
     for (var c = lane; c < 4u * words; c += 256u) {
       let high = to + value_at(words, 0u, key / 4u) + c;
       let low = to + value_at(words, 1u, key / 4u) + c;
-      store_byte(high, 8u * (key % 4u), high_byte(integers[c]));
-      store_byte(low, 8u * (key % 4u), low_byte(integers[c]));
+      store_byte(high, 8u * (key % 4u), high_byte(integers[c / 4u][c % 4u]));
+      store_byte(low, 8u * (key % 4u), low_byte(integers[c / 4u][c % 4u]));
     }
     if (lane == 0u) { atomicStore(&cache[to + value_scales_at(words) + key], block.d); }
   } else {
     let query = (token * p.n_heads + head) * (2u * words + 1u);
     for (var n = lane; n < words; n += 256u) {
-      let c = 4u * n;
-      let q = vec4(integers[c], integers[c + 1u], integers[c + 2u], integers[c + 3u]);
+      let q = integers[n];
       let low = ((q + vec4(128)) & vec4(255)) - vec4(128);
       let high = four_bytes((q - low) >> vec4(8u));
       if (kind == 0u) {

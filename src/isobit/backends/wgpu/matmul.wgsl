@@ -1,9 +1,11 @@
 // y = W x for quantised weights (docs/numerics.md, section 4). Needs scalar, a dot file, a file that
-// defines `superblock` for the weights' format (q4_k, q6_k, formats) and items.
+// defines `load` and `superblock` for the weights' format (q4_k, q6_k, formats) and items.
 //
 // Weights lie in tiles of 8 rows by one superblock (layout.py). A lane makes a row's superblock; 8
-// lanes side by side read a line of 128 bytes.
+// lanes side by side read a line of 128 bytes. All of it is on its way before anything else is read,
+// and serves every item of the group.
 
+override LANES: u32 = 256u;  // of a workgroup
 override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 16
 override PLANES: u32 = 2u;
 override TILE: u32;  // vec4s of a tile
@@ -39,21 +41,46 @@ fn joined(high: i32, low: i32) -> real {
   return add_normal(mul_normal(from_int(high), TWO_TO_8), from_int(low));
 }
 
-var<workgroup> part: array<u32, 256>;
+// d * T - dmin * M: multiples of 2^-24 below 2^54, so that no subnormal and no overflow can occur.
+fn scaled(d: real, total: real, dmin: real, mins: real) -> real {
+  if ((magnitude(d) >= INFINITY) || (magnitude(dmin) >= INFINITY)) { return NAN; }
+  return sub_normal(mul_normal(d, total), mul_normal(dmin, mins));
+}
 
-@compute @workgroup_size(256)
+var<workgroup> staged: array<vec4<u32>, 592>;  // 16 superblocks of activations
+var<workgroup> part: array<u32, 256>;
+var<workgroup> sums: array<u32, 128>;  // of the superblocks so far, where a row has more than 16
+
+// A row's superblocks in ascending order; one beyond its end gave +0, which changes no sum.
+fn added(first: real, row: u32, rows: u32) -> real {
+  var sum = first;
+  var usual = true;
+  for (var j = 0u; j < SUPERS; j += 4u) {
+    let at = min(vec4(j) + vec4(0u, 1u, 2u, 3u), vec4(SUPERS - 1u)) * rows + row;
+    var t = vec4(part[at.x], part[at.y], part[at.z], part[at.w]);
+    if (SUPERS < 4u) { t = select(vec4(0u), t, vec4(0u, 1u, 2u, 3u) < vec4(SUPERS)); }
+    usual = usual && summands(t);
+    sum = add_normal(add_normal(add_normal(add_normal(sum, t.x), t.y), t.z), t.w);
+  }
+  if (usual && summands(vec4(first))) { return sum; }
+  sum = first;
+  for (var j = 0u; j < SUPERS; j++) { sum = add(sum, part[j * rows + row]); }
+  return sum;
+}
+
+@compute @workgroup_size(LANES)
 fn matmul(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let rows_here = 256u / SUPERS;
+  let rows_here = LANES / SUPERS;
   let at = items_of(group.y);
   let begin = p.start + group.x * (rows_here / 8u);
   let row_group = begin + lane / (8u * SUPERS);
   let super_lane = (lane / 8u) % SUPERS;
   let stored = at.matrix * p.row_groups + row_group;
   let held = row_group < p.row_groups && stored >= p.first && stored < p.last;
-  let tile = (stored - p.first) * p.supers * TILE + lane % 8u;
+  let tile = (stored - p.first) * p.supers * TILE;
   let mine = (lane / (8u * SUPERS)) * 8u + lane % 8u;
 
   // The row whose superblocks this lane adds.
@@ -61,23 +88,34 @@ fn matmul(
   let row_stored = at.matrix * p.row_groups + row / 8u;
   let adds = lane < rows_here && row < p.rows && row_stored >= p.first && row_stored < p.last;
 
-  for (var i = 0u; i < at.count; i++) {
-    let item = item_at(at.first + i);
-    let x = (item / p.divide) * p.supers * ACT;
-    var sum = 0u;
-    for (var s0 = 0u; s0 < bound(p.supers); s0 += SUPERS) {
-      let s = s0 + super_lane;
-      var t = 0u;
-      if (held && s < p.supers) {
-        let a = x + s * ACT;
-        t = mul(acts[a + 36u].x, superblock(tile + s * TILE, lane % 8u, a));
-      }
+  for (var s0 = 0u; s0 < bound(p.supers); s0 += SUPERS) {
+    let live = held && s0 + super_lane < p.supers;
+    // A lane without a superblock of its own loads one that others load too.
+    let s = min(s0 + super_lane, p.supers - 1u);
+    let weight = load(select(0u, tile, held) + s * TILE + lane % 8u, lane % 8u);
+    for (var i = 0u; i < at.count; i++) {
+      let item = item_at(at.first + i);
+      let x = ((item / p.divide) * p.supers + s0) * ACT;
+      let n = min(SUPERS, p.supers - s0) * ACT;
+      for (var k = lane; k < bound(n); k += LANES) { staged[k] = acts[x + k]; }
       workgroupBarrier();
+      var t = 0u;
+      if (live) {
+        let a = super_lane * ACT;
+        t = mul(staged[a + 36u].x, superblock(weight, a));
+      }
       part[super_lane * rows_here + mine] = t;
       workgroupBarrier();
-      // A superblock beyond the row's end gave +0, which changes no sum.
-      for (var j = 0u; j < SUPERS; j++) { sum = add(sum, part[j * rows_here + lane % rows_here]); }
+      if (adds) {
+        var sum = 0u;
+        if (s0 > 0u) { sum = sums[i * rows_here + lane]; }
+        sum = added(sum, lane, rows_here);
+        if (s0 + SUPERS < p.supers) {
+          sums[i * rows_here + lane] = sum;
+        } else {
+          y[item * p.y_stride + p.y_at + row] = sum;
+        }
+      }
     }
-    if (adds) { y[item * p.y_stride + p.y_at + row] = sum; }
   }
 }

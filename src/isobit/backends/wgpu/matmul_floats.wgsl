@@ -29,12 +29,13 @@ fn value(i: u32) -> real {
   return half << 16u;
 }
 
-// Four products; +0, which changes no sum, beyond the row's end.
-fn products(w: u32, from_x: u32, k: vec4<u32>) -> vec4<u32> {
-  let i = min(k, vec4(p.columns - 1u));
-  let a = vec4(value(w + i.x), value(w + i.y), value(w + i.z), value(w + i.w));
-  let b = vec4(x[from_x + i.x], x[from_x + i.y], x[from_x + i.z], x[from_x + i.w]);
-  return select(vec4(0u), mul4(a, b), k < vec4(p.columns));
+// Any values, one after another.
+fn slowly(lane: u32, w: u32, from_x: u32) -> real {
+  var sum = 0u;
+  for (var k = lane; k < bound(p.columns); k += 256u) {
+    sum = add(sum, mul(value(w + k), x[from_x + k]));
+  }
+  return sum;
 }
 
 // A row a workgroup at a time; lane j is lane j of sum256.
@@ -52,16 +53,24 @@ fn matmul_floats(
     for (var i = 0u; i < at.count; i++) {
       let item = item_at(at.first + i);
       let from_x = p.x_at + (item / p.divide) * p.columns;
+      // Four values at a time, 256 apart, so that no load waits for another's value.
       var sum = 0u;
-      // Eight values at a time, 256 apart, so that no load waits for another's value.
-      for (var k0 = lane; k0 < bound(p.columns); k0 += 2048u) {
+      var usual = true;
+      for (var k0 = lane; k0 < bound(p.columns); k0 += 1024u) {
         let k = vec4(k0) + vec4(0u, 256u, 512u, 768u);
-        let first = products(w, from_x, k);
-        let second = products(w, from_x, k + 1024u);
-        sum = add(add(add(add(sum, first.x), first.y), first.z), first.w);
-        sum = add(add(add(add(sum, second.x), second.y), second.z), second.w);
+        let inside = k < vec4(p.columns);  // beyond the row's end +0, which changes no sum
+        let j = min(k, vec4(p.columns - 1u));
+        var a = vec4(value(w + j.x), value(w + j.y), value(w + j.z), value(w + j.w));
+        var b = vec4(x[from_x + j.x], x[from_x + j.y], x[from_x + j.z], x[from_x + j.w]);
+        a = select(vec4(0u), a, inside);
+        b = select(vec4(0u), b, inside);
+        usual = usual && factors(a) && factors(b);
+        let products = mul_normal4(a, b);
+        sum = add_normal(add_normal(sum, products.x), products.y);
+        sum = add_normal(add_normal(sum, products.z), products.w);
       }
-      let total = tree256(lane, sum);
+      if (!usual) { sum = slowly(lane, w, from_x); }
+      let total = tree(lane, sum, 256u);
       if (lane == 0u) { y[item * p.y_stride + p.y_at + row] = total; }
     }
   }

@@ -41,10 +41,11 @@ fn merge(
       let tile = next;
       next = tile_of(first + min(t + 1u, tiles - 1u) * stride, c);  // on its way meanwhile
       let top = maximum(m, tile.m);
-      let a = exp_real(sub(m, top));
-      let b = exp_real(sub(tile.m, top));
-      l = add(mul(l, a), mul(tile.l, b));
-      o = add(mul(o, a), mul(tile.o, b));
+      let a = exp_real(sub_normal(m, top));
+      let b = exp_real(sub_normal(tile.m, top));
+      // l and a, or tile.l and b, are at least 1: what is flushed beside them would be lost anyway.
+      l = add_normal(mul_normal(l, a), mul_normal(tile.l, b));
+      o = dot2(o, a, tile.o, b);
       m = top;
     }
     value = mul(o, div(ONE, l));

@@ -38,14 +38,14 @@ fn top_k(
   let base = group.x * p.experts;
   var highest = 0u;
   for (var e = lane; e < p.experts; e += 256u) { highest = max(highest, order(logits[base + e])); }
-  let m = from_order(max256(lane, highest));
+  let m = from_order(largest(lane, highest, 256u));
   var sum = 0u;
   for (var e = lane; e < p.experts; e += 256u) {
-    let weight = exp_real(sub(logits[base + e], m));
+    let weight = exp_real(sub_normal(logits[base + e], m));
     probabilities[base + e] = weight;
-    sum = add(sum, weight);
+    sum = add_normal(sum, weight);  // exp gives no subnormal
   }
-  let total = tree256(lane, sum);
+  let total = tree(lane, sum, 256u);
   for (var e = lane; e < p.experts; e += 256u) {
     probabilities[base + e] = div(probabilities[base + e], total);
   }
@@ -77,8 +77,8 @@ fn top_k(
     }
   }
   workgroupBarrier();
-  var all = 0u;
-  for (var r = 0u; r < bound(p.k); r++) { all = add(all, chosen[r]); }
+  var all = 0u;  // the first is the largest: what is flushed behind it would be lost anyway
+  for (var r = 0u; r < bound(p.k); r++) { all = add_normal(all, chosen[r]); }
   if (lane < p.k) {
     router_weights[group.x * p.k + lane] = select(chosen[lane], div(chosen[lane], all), p.normalise != 0u);
   }

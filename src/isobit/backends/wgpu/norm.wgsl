@@ -23,30 +23,34 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> state: array<u32>;
 @group(0) @binding(8) var<storage, read_write> acts: array<u32>;
 
-// Four values of a row, 256 apart. Loads stand together, so that none waits for another's value.
-struct Four { at: vec4<u32>, inside: vec4<bool> }
-fn output4(row: u32, four: Four) -> vec4<u32> {
-  let i = row * p.n + four.at;
-  return vec4(output[i.x], output[i.y], output[i.z], output[i.w]);
+// What a lane adds up of a row: the sum of squares; x and what was added to it, in the group's block.
+struct Lane { sum: real, x: real, added: real }
+
+// Four values, 256 apart; +0, which changes no sum, where `used` is false.
+fn four(row: u32, i: vec4<u32>, used: vec4<bool>) -> vec4<u32> {
+  let at = vec4(row * p.n) + min(i, vec4(p.n - 1u));
+  return select(vec4(0u), vec4(output[at.x], output[at.y], output[at.z], output[at.w]), used);
 }
 
-// What a token's experts give, in rank order.
-fn weighted(row: u32, four: Four) -> vec4<u32> {
-  var sum = vec4(0u);
-  for (var r = 0u; r < bound(p.outputs); r += 4u) {
-    let pair = vec4(row * p.outputs) + min(vec4(r) + vec4(0u, 1u, 2u, 3u), vec4(p.outputs - 1u));
-    let w = vec4(
-      router_weights[pair.x], router_weights[pair.y], router_weights[pair.z], router_weights[pair.w]);
-    let y0 = output4(pair.x, four);
-    let y1 = output4(pair.y, four);
-    let y2 = output4(pair.z, four);
-    let y3 = output4(pair.w, four);
-    sum = add4(sum, mul4(w.xxxx, y0));
-    if (r + 1u < p.outputs) { sum = add4(sum, mul4(w.yyyy, y1)); }
-    if (r + 2u < p.outputs) { sum = add4(sum, mul4(w.zzzz, y2)); }
-    if (r + 3u < p.outputs) { sum = add4(sum, mul4(w.wwww, y3)); }
+// Any values, one after another.
+fn slowly(lane: u32, block: u32, row: u32) -> Lane {
+  var r = Lane(0u, 0u, 0u);
+  for (var i = lane; i < bound(p.n); i += 256u) {
+    var x = state_in[row * p.n + i];
+    var o = 0u;
+    for (var e = 0u; e < bound(p.outputs); e++) {
+      var y = output[(row * p.outputs + e) * p.n + i];
+      if (p.weighted != 0u) { y = add(o, mul(router_weights[row * p.outputs + e], y)); }
+      o = y;
+    }
+    if (p.outputs != 0u) { x = add(x, o); }
+    r.sum = add(r.sum, mul(x, x));
+    if (i / 256u == block) {
+      r.x = x;
+      r.added = o;
+    }
   }
-  return sum;
+  return r;
 }
 
 @compute @workgroup_size(256)
@@ -58,33 +62,58 @@ fn norm(
   let row = group.y;
   var from_row = row;
   if (p.rows_at != 0u) { from_row = batch[p.rows_at - 1u + row]; }
-  var sum = 0u;
-  var mine = 0u;
-  for (var b = 0u; b < bound(p.n); b += 1024u) {
-    let i = vec4(b + lane) + vec4(0u, 256u, 512u, 768u);
-    let four = Four(min(i, vec4(p.n - 1u)), i < vec4(p.n));
-    let from_at = from_row * p.n + four.at;
-    var x = vec4(state_in[from_at.x], state_in[from_at.y], state_in[from_at.z], state_in[from_at.w]);
-    let own = (block * 256u) / 1024u == b / 1024u;
-    if (p.outputs != 0u) {
-      var o: vec4<u32>;
-      if (p.weighted != 0u) { o = weighted(from_row, four); } else { o = output4(from_row, four); }
-      x = add4(x, o);
-      if (own && i[block % 4u] < p.n) { state[2u * p.region + row * p.n + i[block % 4u]] = o[block % 4u]; }
+  // Four values at a time, and of four experts, so that no load waits for another's value.
+  var mine = Lane(0u, 0u, 0u);
+  var usual = true;
+  for (var i0 = lane; i0 < bound(p.n); i0 += 1024u) {
+    let i = vec4(i0) + vec4(0u, 256u, 512u, 768u);
+    let inside = i < vec4(p.n);
+    let at = vec4(from_row * p.n) + min(i, vec4(p.n - 1u));
+    var x = vec4(state_in[at.x], state_in[at.y], state_in[at.z], state_in[at.w]);
+    x = select(vec4(0u), x, inside);
+    var o = vec4(0u);
+    if (p.weighted != 0u) {
+      for (var e = 0u; e < bound(p.outputs); e += 4u) {
+        let pair = vec4(from_row * p.outputs)
+          + min(vec4(e) + vec4(0u, 1u, 2u, 3u), vec4(p.outputs - 1u));
+        let there = vec4(e) + vec4(0u, 1u, 2u, 3u) < vec4(p.outputs);
+        let w = vec4(
+          router_weights[pair.x], router_weights[pair.y],
+          router_weights[pair.z], router_weights[pair.w]);
+        let y0 = four(pair.x, i, inside);
+        let y1 = four(pair.y, i, inside & there.yyyy);
+        let y2 = four(pair.z, i, inside & there.zzzz);
+        let y3 = four(pair.w, i, inside & there.wwww);
+        usual = usual && factors(w) && factors(y0) && factors(y1) && factors(y2) && factors(y3);
+        o = add_normal4(o, mul_normal4(w.xxxx, y0));
+        o = add_normal4(o, mul_normal4(w.yyyy, y1));
+        o = add_normal4(o, mul_normal4(w.zzzz, y2));
+        o = add_normal4(o, mul_normal4(w.wwww, y3));
+      }
+    } else if (p.outputs != 0u) {
+      o = four(from_row, i, inside);
     }
-    x = select(vec4(0u), x, four.inside);
-    if (own) { mine = x[block % 4u]; }
-    let squares = mul4(x, x);
-    sum = add(add(add(add(sum, squares.x), squares.y), squares.z), squares.w);
+    usual = usual && factors(x) && (p.weighted != 0u || factors(o));
+    if (p.outputs != 0u) { x = add_normal4(x, o); }
+    usual = usual && factors(x);
+    let squares = mul_normal4(x, x);
+    mine.sum = add_normal(add_normal(mine.sum, squares.x), squares.y);
+    mine.sum = add_normal(add_normal(mine.sum, squares.z), squares.w);
+    if (i0 / 1024u == block / 4u) {
+      mine.x = x[block % 4u];
+      mine.added = o[block % 4u];
+    }
   }
-  let mean = div(tree256(lane, sum), from_int(i32(p.n)));
+  if (!usual) { mine = slowly(lane, block, from_row); }
+  let mean = div(tree(lane, mine.sum, 256u), from_int(i32(p.n)));
   let r = div(ONE, root(add(mean, p.eps)));
   let i = 256u * block + lane;
   var h = 0u;
   if (i < p.n) {
-    h = mul(mul(mine, r), vectors[p.weight_at + i]);
-    state[row * p.n + i] = mine;
+    h = mul3(mine.x, r, vectors[p.weight_at + i]);
+    state[row * p.n + i] = mine.x;
     state[p.region + row * p.n + i] = h;
+    if (p.outputs != 0u) { state[2u * p.region + row * p.n + i] = mine.added; }
   }
   quantise_superblock(lane, h, row * ((p.n + 255u) / 256u) + block);
 }

@@ -12,6 +12,7 @@ from isobit.backends.wgpu.load import DeviceMatrix, Part, Segment
 
 CHUNK = 8
 """Items that share one read of the weights: CHUNK of items.wgsl."""
+_LANES = 256  # of a workgroup of matmul.wgsl
 _LANES_A_ROW = 16
 _FAST = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
@@ -159,13 +160,13 @@ class Ops:
         while lanes < min(supers, _LANES_A_ROW):
             lanes *= 2
         name, size = segment.format.name, superblock_bytes(segment.format)
-        constants = {"SUPERS": lanes, "PLANES": self._planes, "TILE": size // 2}
+        constants = {"LANES": _LANES, "SUPERS": lanes, "PLANES": self._planes, "TILE": size // 2}
         if name not in _FAST:
             constants |= {"FORMAT": segment.format.ggml_type, "BYTES": size}
         files = ("scalar", self._device.dot, _FAST.get(name, "formats"), "items", "matmul")
         kernel = self._device.kernel(files, "matmul", **constants)
         start, end = (part.first, part.last) if segment.matrices == 1 else (0, segment.units)
-        groups = -(-(end - start) // (32 // lanes))
+        groups = -(-(end - start) // (_LANES // 8 // lanes))
         return Step(
             kernel,
             (part.buffer, acts, experts.plan if experts else self._nothing, y),
@@ -273,7 +274,7 @@ class Ops:
     ) -> Step:
         """Tiles of a part's query heads, for tokens ``first`` … ``first + tokens - 1``."""
         return Step(
-            self._kernel("attention", self._device.dot, "cache"),
+            self._kernel("attention", self._device.dot, "reduce", "cache"),
             (queries, batch, cache.buffer, partial),
             (
                 *(h.n_heads, h.kv_heads, h.head_dim, cache.first, cache.heads),

@@ -17,7 +17,7 @@ fn four_bytes(v: vec4<i32>) -> u32 {
 
 // Quantise a superblock of which each of 256 invocations holds a value; beyond a row's end, zero.
 fn quantise_superblock(lane: u32, value: real, index: u32) {
-  let block = block_of(max256(lane, magnitude(value)), PLANES);
+  let block = block_of(largest(lane, magnitude(value), 256u), PLANES);
   integers[lane / 4u][lane % 4u] = quantise(value, block.r);
   workgroupBarrier();
   let at = index * ACT_WORDS;

@@ -1,40 +1,38 @@
-// Sums and maxima over a workgroup of 256 invocations, four values to one at a time.
+// Sums and maxima over the first n invocations of a workgroup, n a power of four; every invocation
+// gets the result. Needs scalar.
 
 var<workgroup> lanes: array<u32, 256>;
-var<workgroup> four: array<u32, 4>;
 
 // tree of the four values at i, i + step ….
 fn tree_step(i: u32, step: u32) -> real {
-  return add(
-    add(lanes[i], lanes[i + 2u * step]), add(lanes[i + step], lanes[i + 3u * step]));
+  let v = vec4(lanes[i], lanes[i + step], lanes[i + 2u * step], lanes[i + 3u * step]);
+  if (summands(v)) { return add_normal(add_normal(v.x, v.z), add_normal(v.y, v.w)); }
+  return add(add(v.x, v.z), add(v.y, v.w));
 }
 
-// Section 2: tree(v_0 ... v_255), v_lane being an invocation's value; every invocation gets it.
-fn tree256(lane: u32, value: real) -> real {
+// Section 2: tree(v_0 … v_(n-1)), v_lane being an invocation's value.
+fn tree(lane: u32, value: real, n: u32) -> real {
+  workgroupBarrier();
   lanes[lane] = value;
+  for (var step = n / 4u; step > 0u; step = step / 4u) {
+    workgroupBarrier();
+    if (lane < step) { lanes[lane] = tree_step(lane, step); }
+  }
   workgroupBarrier();
-  if (lane < 64u) { lanes[lane] = tree_step(lane, 64u); }
-  workgroupBarrier();
-  if (lane < 16u) { lanes[lane] = tree_step(lane, 16u); }
-  workgroupBarrier();
-  if (lane < 4u) { four[lane] = tree_step(lane, 4u); }
-  workgroupBarrier();
-  return add(add(four[0], four[2]), add(four[1], four[3]));
+  return lanes[0];
 }
 
-fn max_step(i: u32, step: u32) -> u32 {
-  return max(max(lanes[i], lanes[i + step]), max(lanes[i + 2u * step], lanes[i + 3u * step]));
-}
-
-// The largest of 256 unsigned integers.
-fn max256(lane: u32, value: u32) -> u32 {
+// The largest of n unsigned integers.
+fn largest(lane: u32, value: u32, n: u32) -> u32 {
+  workgroupBarrier();
   lanes[lane] = value;
+  for (var step = n / 4u; step > 0u; step = step / 4u) {
+    workgroupBarrier();
+    if (lane < step) {
+      lanes[lane] = max(
+        max(lanes[lane], lanes[lane + step]), max(lanes[lane + 2u * step], lanes[lane + 3u * step]));
+    }
+  }
   workgroupBarrier();
-  if (lane < 64u) { lanes[lane] = max_step(lane, 64u); }
-  workgroupBarrier();
-  if (lane < 16u) { lanes[lane] = max_step(lane, 16u); }
-  workgroupBarrier();
-  if (lane < 4u) { four[lane] = max_step(lane, 4u); }
-  workgroupBarrier();
-  return max(max(four[0], four[1]), max(four[2], four[3]));
+  return lanes[0];
 }

@@ -30,6 +30,27 @@ fn add_normal(a: real, b: real) -> real {
 fn mul_normal(a: real, b: real) -> real {
   return bitcast<u32>(bitcast<f32>(a) * bitcast<f32>(b)) ^ opaque.x;
 }
+fn sub_normal(a: real, b: real) -> real { return add_normal(a, negate(b)); }
+fn add_normal4(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+  return bitcast<vec4<u32>>(bitcast<vec4<f32>>(a) + bitcast<vec4<f32>>(b)) ^ opaque.xxxx;
+}
+fn mul_normal4(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+  return bitcast<vec4<u32>>(bitcast<vec4<f32>>(a) * bitcast<vec4<f32>>(b)) ^ opaque.xxxx;
+}
+
+// Where long sums are safe without looking at each step, which costs instructions: a kernel tries
+// that, and goes through add and mul if a value is none of these.
+//
+// Zeros and magnitudes in [2^-75, 2^100): multiples of 2^-98, and so is whatever they sum up to.
+fn summands(v: vec4<u32>) -> bool {
+  let m = v & vec4(0x7fffffffu);
+  return all((m == vec4(0u)) | (m - vec4(52u << 23u) < vec4(175u << 23u)));
+}
+// Zeros and magnitudes in [2^-37, 2^40): products of two are summands, those of three are normal.
+fn factors(v: vec4<u32>) -> bool {
+  let m = v & vec4(0x7fffffffu);
+  return all((m == vec4(0u)) | (m - vec4(90u << 23u) < vec4(77u << 23u)));
+}
 
 // (-1)^sign * sig * 2^(e - 31), rounded; bit 0 of sig also stands for all lower bits that are lost.
 // sig has bit 31 set.
@@ -89,9 +110,6 @@ fn add_large(a: real, b: real, larger: u32) -> real {
 }
 
 fn sub(a: real, b: real) -> real { return add(a, negate(b)); }
-fn add4(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
-  return vec4(add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w));
-}
 
 fn mul(a: real, b: real) -> real {
   let ea = (a >> 23u) & 0xffu;
@@ -116,8 +134,14 @@ fn mul(a: real, b: real) -> real {
   return pack(sign, x.e + y.e + 1 - i32(shift), (top << shift) | rest);
 }
 
-fn mul4(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
-  return vec4(mul(a.x, b.x), mul(a.y, b.y), mul(a.z, b.z), mul(a.w, b.w));
+// (a * b) * c and a * b + c * d: the careful operations are long, and one way around them is enough.
+fn mul3(a: real, b: real, c: real) -> real {
+  if (factors(vec4(a, b, c, 0u))) { return mul_normal(mul_normal(a, b), c); }
+  return mul(mul(a, b), c);
+}
+fn dot2(a: real, b: real, c: real, d: real) -> real {
+  if (factors(vec4(a, b, c, d))) { return add_normal(mul_normal(a, b), mul_normal(c, d)); }
+  return add(mul(a, b), mul(c, d));
 }
 
 // a / b: the device's quotient of the significands, 26 bits of which the last 6 may be wrong, made

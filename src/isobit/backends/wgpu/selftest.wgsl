@@ -52,6 +52,6 @@ fn groups(
 ) {
   let a = in_a[256u * group.x + lane];
   var value: u32;
-  if (p.primitive == 0u) { value = tree256(lane, a); } else { value = max256(lane, magnitude(a)); }
+  if (p.primitive == 0u) { value = tree(lane, a, 256u); } else { value = largest(lane, magnitude(a), 256u); }
   if (lane == 0u) { result[group.x] = value; }
 }

@@ -18,7 +18,7 @@ fn swiglu(
   if (i < p.n) {
     let gate = gate_up[2u * row * p.n + i];
     let up = gate_up[(2u * row + 1u) * p.n + i];
-    value = mul(div(gate, add(ONE, exp_real(negate(gate)))), up);
+    value = mul(div(gate, add_normal(ONE, exp_real(negate(gate)))), up);
     result[row * p.n + i] = value;
   }
   quantise_superblock(lane, value, row * ((p.n + 255u) / 256u) + group.x);

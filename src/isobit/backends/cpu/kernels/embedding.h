@@ -23,8 +23,8 @@ void dequantise_quantised(const uint8_t* row, int n, float* out) {
             Format::codes(rows, [&](int j, U v) __attribute__((always_inline)) { codes[j] = v; });
             d = w.d[0], dmin = Format::mins ? w.dmin[0] : 0;
             for (int g = 0; g < SUPERBLOCK / Format::group; ++g) {
-                scale[g] = d * (int16_t)w.scale[g][0];
-                if (Format::mins) min[g] = dmin * (w.mins[g / 2][0] >> g % 2 * 16 & 0xffff);
+                scale[g] = d * code_at(w.scales, g, Format::zero != 0);
+                if (Format::mins) min[g] = dmin * code_at(w.mins, g, false);
             }
         } else {
             Block32 w;

@@ -1,19 +1,18 @@
 // Unpacks LANES weight rows at a time: codes, sub-scales and mins with the rows side by side in a
 // vector's lanes. Layouts: isobit/gguf/formats.py.
 //
-// A format of 256-value blocks gives the floats and sub-scales of a superblock, then puts its codes
+// A format of 256-value blocks gives the scales and mins of a superblock, then puts its codes
 // one vector after the other: put(j, v), where v holds values 4j .. 4j+3 of the superblock and each
 // group's come in ascending order. A format of 32-value blocks unpacks one block.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
 
-// Codes are unsigned, Format::zero too large.
+// Codes are unsigned, Format::zero too large. Sub-scales and mins are bytes, four groups in a lane;
+// sub-scales are signed where codes have a zero point.
 struct Scales {
     F d, dmin;
-    U scale[16];  // per group, for scale_add
-    U zero[8];    // the sub-scales of groups 2i, 2i+1, where codes have a zero point
-    U mins[8];    // the mins of groups 2i, 2i+1
+    U scales[4], mins[4];
 };
 
 struct Block32 {
@@ -45,7 +44,8 @@ FN U gather2(Rows rows, size_t offset) {
     return v;
 }
 
-constexpr uint32_t LOW4 = 0x0f0f0f0f, LOW2 = 0x03030303, HIGH2 = 0x30303030, BIT = 0x01010101;
+constexpr uint32_t LOW4 = 0x0f0f0f0f, LOW2 = 0x03030303, HIGH2 = 0x30303030, BIT = 0x01010101,
+                   SIGNS = 0x80808080;
 
 // d, dmin and the eight 6-bit scales and mins with which Q4_K and Q5_K begin.
 FN void unpack_scales6(Rows rows, Scales& w) {
@@ -53,12 +53,10 @@ FN void unpack_scales6(Rows rows, Scales& w) {
     gather16(rows, 0, h);
     w.d = half_to_float(h[0]);
     w.dmin = half_to_float(h[0] >> 16);
-    U scales[2] = {h[1] & 0x3f3f3f3f, (h[3] & LOW4) | (h[1] >> 2 & 0x30303030)};
-    U mins[2] = {h[2] & 0x3f3f3f3f, (h[3] >> 4 & LOW4) | (h[2] >> 2 & 0x30303030)};
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) w.scale[g] = scale_of(byte_pairs(scales[g / 4], g % 4, g % 4));
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) w.mins[i] = byte_pairs(mins[i / 2], i % 2 * 2, i % 2 * 2 + 1);
+    w.scales[0] = h[1] & 0x3f3f3f3f;
+    w.scales[1] = (h[3] & LOW4) | (h[1] >> 2 & HIGH2);
+    w.mins[0] = h[2] & 0x3f3f3f3f;
+    w.mins[1] = (h[3] >> 4 & LOW4) | (h[2] >> 2 & HIGH2);
 }
 
 struct Q4_K {
@@ -114,15 +112,8 @@ struct Q6_K {
     static constexpr bool mins = false;
 
     FN void scales(Rows rows, Scales& w) {
-        U scales[4];
-        gather16(rows, 192, scales);
+        gather16(rows, 192, w.scales);
         w.d = half_to_float(gather2(rows, 208));
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g)
-            w.scale[g] = scale_of(signed_byte_pairs(scales[g / 4], g % 4, g % 4));
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-            w.zero[i] = signed_byte_pairs(scales[i / 2], i % 2 * 2, i % 2 * 2 + 1);
     }
 
     template <class Put>
@@ -155,17 +146,11 @@ struct Q3_K {
         w.d = half_to_float(s[3] >> 16);
         U low[2] = {s[0] >> 16 | s[1] << 16, s[1] >> 16 | s[2] << 16};
         U high = s[2] >> 16 | s[3] << 16;
-        U scales[4] = {(low[0] & LOW4) | (high & LOW2) << 4,
-                       (low[1] & LOW4) | (high >> 2 & LOW2) << 4,
-                       (low[0] >> 4 & LOW4) | (high >> 4 & LOW2) << 4,
-                       (low[1] >> 4 & LOW4) | (high >> 6 & LOW2) << 4};
-        H offset = (H)(0x00200020u + U{});
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g)
-            w.scale[g] = scale_of((U)((H)byte_pairs(scales[g / 4], g % 4, g % 4) - offset));
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-            w.zero[i] = (U)((H)byte_pairs(scales[i / 2], i % 2 * 2, i % 2 * 2 + 1) - offset);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            U x = (low[i % 2] >> i / 2 * 4 & LOW4) | (high >> 2 * i & LOW2) << 4;
+            w.scales[i] = ((x | SIGNS) - (SIGNS >> 2)) ^ SIGNS;  // 32 from each byte
+        }
     }
 
     template <class Put>
@@ -198,12 +183,8 @@ struct Q2_K {
         U d = gather4(rows, 80);
         w.d = half_to_float(d);
         w.dmin = half_to_float(d >> 16);
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; ++g)
-            w.scale[g] = scale_of(byte_pairs(s[g / 4] & LOW4, g % 4, g % 4));
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-            w.mins[i] = byte_pairs(s[i / 2] >> 4 & LOW4, i % 2 * 2, i % 2 * 2 + 1);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) w.scales[i] = s[i] & LOW4, w.mins[i] = s[i] >> 4 & LOW4;
     }
 
     template <class Put>

@@ -40,6 +40,7 @@ struct Product {
     float* y;
     size_t y_stride;
     int tokens;
+    const uint8_t* next = nullptr;  // the weights that this thread reads after these rows
 };
 using Matmul = void (*)(const Product&, int row_begin, int row_end);
 

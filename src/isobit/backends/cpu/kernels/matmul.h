@@ -6,6 +6,7 @@
 namespace isobit::ISOBIT_SIMD {
 
 constexpr int TOKEN_BLOCK = 64;
+constexpr size_t PREFETCH_AHEAD = 8192;  // bytes, beyond the next tile
 
 FN F to_float(I v) { return __builtin_convertvector(v, F); }
 
@@ -16,14 +17,25 @@ FN F join(const I* sums) {
     return to_float(sums[0]) * 256.0f + to_float(sums[1]);
 }
 
-// Sub-scales or mins (pairs) times the sums of each group's activations in one plane.
+// The sub-scale of group g, for scale_add.
 template <class Format>
-FN I dot_sums(const U* pairs, const Activations& x, int plane) {
+FN U sub_scale(const Scales& w, int g) {
+    return Format::zero ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
+}
+
+// Sub-scales or mins times the sums of each group's activations in one plane.
+template <class Format>
+FN I dot_sums(const U* bytes, const Activations& x, int plane) {
     constexpr int n = 128 / Format::group;
     const int16_t* sums = Format::group == 16 ? x.sum16[plane] : x.sum32[plane];
     I sum = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) sum += madd(pairs[i], broadcast(sums + 2 * i));
+    for (int i = 0; i < n; ++i) {
+        const int b = i % 2 * 2;
+        U pair = Format::zero ? signed_byte_pairs(bytes[i / 2], b, b + 1)
+                              : byte_pairs(bytes[i / 2], b, b + 1);
+        sum += madd(pair, broadcast(sums + 2 * i));
+    }
     return sum;
 }
 
@@ -41,7 +53,7 @@ template <class Format, int P>
 FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
     if constexpr (Format::zero != 0)
     #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.zero, x, p);
+        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.scales, x, p);
     F u = w.d * join<P>(sums);
     if constexpr (Format::mins) {
         I m = dot_sums<Format>(w.mins, x, 0);
@@ -51,26 +63,35 @@ FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
     y = y + x.d * u;
 }
 
+// What will be read later, one line of memory with each vector of codes.
+template <class Format>
+FN void prefetch_line(const uint8_t* ahead, int i, U& codes) {
+    if (64 * i < LANES * Format::bytes) prefetch(ahead + 64 * i, codes);
+}
+
 template <class Format, int P>
-FN void add_token(Rows rows, const Activations& x, F& y) {
+FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
     constexpr int group = Format::group / 4, steps = part_steps<Format>();
     Scales w;
     Format::scales(rows, w);
     I sums[P] = {};
     Part part[64 / group][P];
+    int n = 0;
     Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
         const int g = j / group;
+        prefetch_line<Format>(ahead, n++, codes);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
             part[g][p] = dot(j % steps ? part[g][p] : Part{}, codes, broadcast(x.plane[p] + 4 * j));
-            if (j % steps == steps - 1) sums[p] = scale_add(sums[p], part[g][p], w.scale[g]);
+            if (j % steps == steps - 1)
+                sums[p] = scale_add(sums[p], part[g][p], sub_scale<Format>(w, g));
         }
     });
     add_superblock<Format, P>(w, sums, x, y);
 }
 
 template <class Format, int P, int T>
-FN void add_tokens(const U* codes, const Scales& w, const Activations* const* x, F* y) {
+FN void add_tokens(const U* codes, const U* scale, const Scales& w, const Activations* const* x, F* y) {
     constexpr int group = Format::group / 4, steps = part_steps<Format>();
     I sums[T][P] = {};
     for (int j0 = 0; j0 < 64; j0 += steps) {
@@ -86,22 +107,28 @@ FN void add_tokens(const U* codes, const Scales& w, const Activations* const* x,
         for (int t = 0; t < T; ++t)
 #pragma GCC unroll 2
             for (int p = 0; p < P; ++p)
-                sums[t][p] = scale_add(sums[t][p], part[t][p], w.scale[j0 / group]);
+                sums[t][p] = scale_add(sums[t][p], part[t][p], scale[j0 / group]);
     }
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) add_superblock<Format, P>(w, sums[t], *x[t], y[t]);
 }
 
 template <class Format, int P>
-FN void add_superblocks(Rows rows, const Activations* const* x, int n, F* y) {
+FN void add_superblocks(Rows rows, const uint8_t* ahead, const Activations* const* x, int n, F* y) {
     Scales w;
     Format::scales(rows, w);
-    U tile[64];
-    Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) { tile[j] = codes; });
+    U scale[64 / (Format::group / 4)], tile[64];
+#pragma GCC unroll 16
+    for (int g = 0; g < 64 / (Format::group / 4); ++g) scale[g] = sub_scale<Format>(w, g);
+    int lines = 0;
+    Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
+        prefetch_line<Format>(ahead, lines++, codes);
+        tile[j] = codes;
+    });
     int i = 0;
-    for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(tile, w, x + i, y + i);
-    for (; i + 2 <= n; i += 2) add_tokens<Format, P, 2>(tile, w, x + i, y + i);
-    if (i < n) add_tokens<Format, P, 1>(tile, w, x + i, y + i);
+    for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(tile, scale, w, x + i, y + i);
+    for (; i + 2 <= n; i += 2) add_tokens<Format, P, 2>(tile, scale, w, x + i, y + i);
+    if (i < n) add_tokens<Format, P, 1>(tile, scale, w, x + i, y + i);
 }
 
 // The dot product of one block of 32.
@@ -129,12 +156,16 @@ FN I dot32(const U* codes, const int8_t* x) {
 
 // n blocks of 32 values: y[t] += d_x * (((0 + u_0) + u_1) + ...) for the tokens.
 template <class Format, int P>
-FN void add_blocks32(const uint8_t** rows, int n, const Activations* const* x, int tokens, F* y) {
+FN void add_blocks32(const uint8_t** rows, const uint8_t* ahead, int n, const Activations* const* x,
+                     int tokens, F* y) {
     F sum[TOKEN_BLOCK];
     for (int t = 0; t < tokens; ++t) sum[t] = F{};
     for (int b = 0; b < n; ++b) {
         Block32 w;
         Format::unpack(rows, w);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) prefetch_line<Format>(ahead, j, w.codes[j]);
+        ahead += LANES * Format::bytes;
 #pragma GCC unroll 16
         for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
         for (int t = 0; t < tokens; ++t) {
@@ -173,13 +204,14 @@ FN const Activations* inputs(const Product& m, int t) {
     return m.q + (size_t)(m.x_rows ? m.x_rows[t] : t) * blocks_of(m.columns);
 }
 
-template <class Format>
-FN void prefetch_rows(const Product& m, Rows rows) {
-#pragma GCC unroll 16
-    for (int r = 0; r < LANES; ++r)
-#pragma GCC unroll 8
-        for (int i = 0; i < SUPERBLOCK / Format::block * Format::bytes; i += 64)
-            prefetch(rows[r] + LANES * m.row_bytes + i);  // the next tile
+// Rows lie one behind the other, so that a thread reads one stretch of memory from an item's first
+// row to its last, then m.next. A tile's superblocks are taken across its rows, but prefetched along
+// the stretch: the memory delivers a single sequential stream at full speed.
+FN const uint8_t* ahead_of(const Product& m, int row, int end, int s, size_t step) {
+    const size_t rest = (size_t)(end - row) * m.row_bytes;
+    const size_t distance = (s * step) + LANES * m.row_bytes + PREFETCH_AHEAD;
+    return distance < rest || !m.next ? m.w + (size_t)row * m.row_bytes + distance
+                                      : m.next + (distance - rest);
 }
 
 template <class Format, int P>
@@ -189,8 +221,8 @@ void tile_of_one(const Product& m, int row, int end, int t) {
     const Activations* x = inputs(m, t);
     F y = {};
     for (int s = 0; s < blocks_of(m.columns); ++s) {
-        prefetch_rows<Format>(m, rows);
-        add_token<Format, P>(rows, x[s], y);
+        const uint8_t* ahead = ahead_of(m, row, end, s, LANES * Format::bytes);
+        add_token<Format, P>(rows, ahead, x[s], y);
 #pragma GCC unroll 16
         for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
     }
@@ -205,14 +237,15 @@ void tile_of_many(const Product& m, int row, int end, int t0, int n) {
     F y[TOKEN_BLOCK];
     for (int i = 0; i < n; ++i) x[i] = inputs(m, t0 + i), y[i] = F{};
     for (int s = 0; s < blocks_of(m.columns); ++s) {
-        prefetch_rows<Format>(m, rows);
+        constexpr int blocks = SUPERBLOCK / Format::block;
+        const uint8_t* ahead = ahead_of(m, row, end, s, LANES * blocks * Format::bytes);
         if constexpr (Format::block == SUPERBLOCK) {
-            add_superblocks<Format, P>(rows, x, n, y);
+            add_superblocks<Format, P>(rows, ahead, x, n, y);
 #pragma GCC unroll 16
             for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
         } else {
             const int left = m.columns / 32 - 8 * s;
-            add_blocks32<Format, P>(rows, left < 8 ? left : 8, x, n, y);
+            add_blocks32<Format, P>(rows, ahead, left < 8 ? left : 8, x, n, y);
         }
         for (int i = 0; i < n; ++i) ++x[i];
     }

@@ -22,7 +22,11 @@ FN U broadcast(const void* p) {
     return (U)_mm256_set1_epi32(x);
 }
 
-FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// Into the second level, once v is known: else the compiler would heap prefetches up, more than the
+// core can have under way.
+FN void prefetch(const void* p, U& v) {
+    asm volatile("prefetcht1 %1" : "+x"(v) : "m"(*(const char*)p));
+}
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     __m256i v[4];
@@ -55,20 +59,25 @@ FN Part dot(Part part, U codes, U x) {
     return (U)_mm256_add_epi16((__m256i)part, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x));
 }
 
-FN U scale_of(U pair) { return pair; }
 FN I scale_add(I sum, Part part, U scale) { return sum + madd(part, scale); }
 FN I total(Part part) { return madd(part, (U)_mm256_set1_epi16(1)); }
 
-FN U byte_pairs(U v, int b0, int b1) {
-    __m256i lane = _mm256_set_epi32(0x000c000c, 0x00080008, 0x00040004, 0, 0x000c000c, 0x00080008,
-                                    0x00040004, 0);
-    __m256i pick = _mm256_set1_epi32((int)(0x80008000u | (unsigned)b1 << 16 | (unsigned)b0));
-    return (U)_mm256_shuffle_epi8((__m256i)v, _mm256_or_si256(lane, pick));
+// Bytes b0 and b1 of each lane to its bytes `at` and 2 + `at`; zeros elsewhere.
+FN U byte_pairs(U v, int b0, int b1, int at = 0) {
+    __m256i lane = _mm256_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808,
+                                    0x04040404, 0);
+    unsigned pick = 0x80808080u ^ (0x80u ^ b0) << 8 * at ^ (0x80u ^ b1) << (16 + 8 * at);
+    __m256i mask = _mm256_or_si256(lane, _mm256_set1_epi32((int)pick));
+    return (U)_mm256_shuffle_epi8((__m256i)v, mask);
 }
 
 FN U signed_byte_pairs(U v, int b0, int b1) {
-    return (U)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)byte_pairs(v, b0, b1), 8), 8);
+    return (U)_mm256_srai_epi16((__m256i)byte_pairs(v, b0, b1, 1), 8);
 }
+
+// The same byte as both 16-bit factors of scale_add.
+FN U scale_at(U bytes, int b) { return byte_pairs(bytes, b, b); }
+FN U signed_scale_at(U bytes, int b) { return signed_byte_pairs(bytes, b, b); }
 
 // Eight bits would overflow the 16-bit sums, so each nibble has its own.
 struct Part8 {

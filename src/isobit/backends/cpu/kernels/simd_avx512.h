@@ -22,16 +22,21 @@ FN U broadcast(const void* p) {
     return (U)_mm512_set1_epi32(x);
 }
 
-FN void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// Into the second level, once v is known: else the compiler would heap prefetches up, more than the
+// core can have under way.
+FN void prefetch(const void* p, U& v) {
+    asm volatile("prefetcht1 %1" : "+v"(v) : "m"(*(const char*)p));
+}
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     __m512i v[4];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-        __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(rows[r] + offset)));
-        x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 4] + offset)), 1);
-        x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 8] + offset)), 2);
-        v[r] = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)(rows[r + 12] + offset)), 3);
+        __m256i x = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(rows[r] + offset)));
+        x = _mm256_inserti128_si256(x, _mm_loadu_si128((const __m128i*)(rows[r + 4] + offset)), 1);
+        __m256i y = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(rows[r + 8] + offset)));
+        y = _mm256_inserti128_si256(y, _mm_loadu_si128((const __m128i*)(rows[r + 12] + offset)), 1);
+        v[r] = _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
     }
     __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpacklo_epi32(v[2], v[3]);
     __m512i c = _mm512_unpackhi_epi32(v[0], v[1]), d = _mm512_unpackhi_epi32(v[2], v[3]);
@@ -51,19 +56,22 @@ FN Part dot(Part part, U codes, U x) {
     return (U)_mm512_dpbusd_epi32((__m512i)part, (__m512i)codes, (__m512i)x);
 }
 
-FN U scale_of(U pair) { return (U)((I)pair << 16 >> 16); }
+FN U scale_at(U bytes, int b) { return bytes >> 8 * b & 255; }
+FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24); }
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 
-FN U byte_pairs(U v, int b0, int b1) {
+// Bytes b0 and b1 of each lane to its bytes `at` and 2 + `at`; zeros elsewhere.
+FN U byte_pairs(U v, int b0, int b1, int at = 0) {
     __m512i lane =
-        _mm512_broadcast_i32x4(_mm_set_epi32(0x000c000c, 0x00080008, 0x00040004, 0));
-    __m512i pick = _mm512_set1_epi32((int)(0x80008000u | (unsigned)b1 << 16 | (unsigned)b0));
-    return (U)_mm512_shuffle_epi8((__m512i)v, _mm512_or_si512(lane, pick));
+        _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+    unsigned pick = 0x80808080u ^ (0x80u ^ b0) << 8 * at ^ (0x80u ^ b1) << (16 + 8 * at);
+    __m512i mask = _mm512_or_si512(lane, _mm512_set1_epi32((int)pick));
+    return (U)_mm512_shuffle_epi8((__m512i)v, mask);
 }
 
 FN U signed_byte_pairs(U v, int b0, int b1) {
-    return (U)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)byte_pairs(v, b0, b1), 8), 8);
+    return (U)_mm512_srai_epi16((__m512i)byte_pairs(v, b0, b1, 1), 8);
 }
 
 typedef U Part8;

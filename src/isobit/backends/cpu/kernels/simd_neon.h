@@ -22,7 +22,9 @@ FN U broadcast(const void* p) {
     return (U)vdupq_n_u32(x);
 }
 
-FN void prefetch(const void* p) { __builtin_prefetch(p); }
+FN void prefetch(const void* p, U& v) {
+    asm volatile("prfm pldl2keep, [%1]" : "+w"(v) : "r"(p));
+}
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     uint32x4_t v[4];
@@ -50,7 +52,8 @@ FN Part dot(Part part, U codes, U x) {  // codes below 128 are the same signed
     return (U)vdotq_s32((int32x4_t)part, (int8x16_t)codes, (int8x16_t)x);
 }
 
-FN U scale_of(U pair) { return (U)((I)pair << 16 >> 16); }
+FN U scale_at(U bytes, int b) { return bytes >> 8 * b & 255; }
+FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24); }
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 

@@ -25,7 +25,7 @@ FN U broadcast(const void* p) {
     return x - U{};
 }
 
-FN void prefetch(const void* p) { __builtin_prefetch(p); }
+FN void prefetch(const void* p, U&) { __builtin_prefetch(p, 0, 2); }
 
 // 16 bytes at the same offset of each row: out[j] holds every row's j-th four bytes.
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
@@ -66,8 +66,9 @@ FN Part dot(Part part, U codes, U x) {
                (c >> 16 & 255) * (y << 8 >> 24) + (I)(codes >> 24) * (y >> 24));
 }
 
-// Sub-scales as scale_add wants them, made from equal 16-bit pairs.
-FN U scale_of(U pair) { return (U)((I)pair << 16 >> 16); }
+// Byte b of each lane as a sub-scale for scale_add.
+FN U scale_at(U bytes, int b) { return bytes >> 8 * b & 255; }
+FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24); }
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 
