@@ -173,6 +173,7 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
         amax = max(amax, magnitude(weighted[i]));
     }
     isobit::BlockScale scale = isobit::block_scale(warp_max(amax), 2);
+    __syncwarp();  // p takes the place of what all lanes have read
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int q = quantised(weighted[i], scale), j = lane_id() + WARP * i;
