@@ -20,30 +20,7 @@ import isobit.numerics
 from isobit.errors import BackendUnavailable
 
 SOURCES = Path(__file__).parent
-STEMS = (
-    "attention",
-    "attention_mma",
-    "batch_matmul",
-    "batch_merge",
-    "decode_attention",
-    "decode_attn_out",
-    "decode_down",
-    "decode_gate_up",
-    "decode_head",
-    "decode_merge",
-    "decode_qkv",
-    "decode_router",
-    "embedding",
-    "matmul",
-    "matmul_blocks",
-    "matmul_floats",
-    "matmul_mma",
-    "moe",
-    "next_token",
-    "pointwise",
-    "repack",
-)
-"""The .cu files, each compiled on its own."""
+"""Where the .cu files lie, each compiled on its own."""
 
 INCLUDE = (SOURCES, Path(isobit.numerics.__file__).parent)
 """Where their headers lie."""

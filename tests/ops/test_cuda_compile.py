@@ -1,0 +1,65 @@
+"""Every CUDA kernel compiles for the promised architectures, also on machines without a GPU.
+
+A backend whose device runs nothing tells which kernels the sample asks for, and with which
+definitions; the formats that it does not hold are added.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from isobit.backends.base import Batch
+from isobit.backends.cuda import CudaBackend, compile
+from isobit.backends.cuda.layout import Layout
+from isobit.config import EngineConfig
+from isobit.gguf.formats import FORMATS
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from isobit.runtime.model import sample_path
+
+from .cuda_emulator import EmulatedGpu
+
+
+class Recorder(EmulatedGpu):
+    multiprocessors = 132
+
+    def __init__(self):
+        super().__init__()
+        self.asked = set()
+
+    def launch(self, stem, kernel, grid, arguments, *, defines=None, **_):
+        self.asked.add((stem, tuple(sorted((defines or {}).items()))))
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    gpu = Recorder()
+    engine = EngineConfig(context=512, max_sequences=4, chunk=128)
+    backend = CudaBackend(Weights.from_file(GGUFFile.open(sample_path())), engine, gpu)
+    pages = np.arange(32, dtype=np.int32).reshape(4, 8)
+    for first, n in ((0, 128), (0, 3), (0, 1), (300, 1)):  # prompts, and steps of one sequence
+        at = np.arange(first, first + n, dtype=np.int32)
+        backend.forward(Batch(at, at, 0 * at, pages, np.array([n - 1], np.int32)))
+    each = np.arange(2, dtype=np.int32)
+    backend.forward(Batch(each, 0 * each, each, pages, each))
+    for f in FORMATS.values():
+        layout = Layout("blocks" if f.quantized else "floats", f)
+        stem, _, defines = layout.matmul
+        extra = {"ROWS": "8"} if layout.kind == "floats" else {}
+        gpu.asked.add((stem, tuple(sorted({**defines, **extra, "PLANES": "2"}.items()))))
+        gpu.asked.add(("embedding", tuple(sorted(layout.embedding_defines.items()))))
+    return sorted(gpu.asked)
+
+
+def test_all_files_are_asked_for(kernels):
+    assert {stem for stem, _ in kernels} == {p.stem for p in compile.SOURCES.glob("*.cu")}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
+def test_kernels_compile(kernels, arch, tmp_path, monkeypatch):
+    pytest.importorskip("cuda.core", reason="not run: no NVRTC (pip install cuda-core[cu13])")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing comes from an earlier run
+    with ThreadPoolExecutor(2) as pool:
+        code = pool.map(lambda k: compile.cubin(k[0], arch, dict(k[1])), kernels)
+        assert all(c[:4] == b"\x7fELF" for c in code)
