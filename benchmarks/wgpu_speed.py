@@ -297,7 +297,7 @@ def main():
         d = state["gpu"]._device
         usual = ops._LANES, ops._LANES_A_ROW
         try:
-            for ops._LANES, ops._LANES_A_ROW in ((128, 16), (256, 8), (128, 8), (64, 8)):
+            for ops._LANES, ops._LANES_A_ROW in ((128, 8), (64, 8), (256, 4)):
                 kinds(f"{ops._LANES} lanes, {ops._LANES_A_ROW} a row", within=False)
         finally:
             ops._LANES, ops._LANES_A_ROW = usual
