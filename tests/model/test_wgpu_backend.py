@@ -168,18 +168,19 @@ def test_decode_steps_of_one_shape(device, rng, tmp_path):
 
 
 def test_a_token_is_one_submission_of_what_is_compiled(device, tmp_path, monkeypatch):
+    """Nothing is recorded again before the number of tiles passes a power of two."""
     weights = opened(tmp_path, Geometry(layers=2), Q4_K_M)
-    ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)
-    run(ours, [1, 2, 3])
-    run(ours, [4], start=3)
+    ours = WgpuBackend(weights, EngineConfig(context=256, max_sequences=1), device)
+    run(ours, [1] * 188)
+    run(ours, [4], start=188)
     submitted = []
     submit = device.submit
     monkeypatch.setattr(device, "submit", lambda c: (submitted.append(c), submit(c)))
     monkeypatch.setattr(device, "kernel", lambda *_, **__: pytest.fail("a kernel is compiled"))
     monkeypatch.setattr(device, "record", lambda _: pytest.fail("a pass of this shape is recorded"))
-    run(ours, [5], start=4)
-    run(ours, [6], start=5)
-    assert len(submitted) == 2
+    for i in range(189, 195):
+        run(ours, [5], start=i)
+    assert len(submitted) == 6
 
 
 def test_stages_are_chosen(device, rng, tmp_path):

@@ -109,7 +109,11 @@ class WgpuBackend:
         last = min(first + self._plan.tokens, len(batch.tokens))
         wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
         positions = batch.positions[first:last]
-        shape = Shape(last - first, len(wanted), int(positions.max()) // TILE + 1)
+        tiles = int(positions.max()) // TILE + 1
+        if last - first == 1:
+            # Up to a power of two, so that a recording lasts; what is too many ends at once.
+            tiles = min(1 << (tiles - 1).bit_length(), -(-self._context // TILE))
+        shape = Shape(last - first, len(wanted), tiles)
         self._upload(
             shape,
             batch.tokens[first:last],
@@ -176,13 +180,15 @@ class WgpuBackend:
     ) -> None:
         """Put a pass's inputs where ops.BatchAt says they are."""
         page = pages[sequence, positions // TILE]
+        table = np.zeros((len(pages), shape.tiles), np.int32)
+        table[:, : pages.shape[1]] = pages[:, : shape.tiles]
         parts = (
             positions,
             page * TILE + positions % TILE,
             sequence * shape.tiles,
             rows,
             self._turns.of(positions).view(np.int32),
-            pages[:, : shape.tiles],
+            table,
         )
         words = np.concatenate([p.reshape(-1) for p in parts]).astype(np.int32, copy=False)
         if words.nbytes > self._b["batch"].size:

@@ -121,7 +121,7 @@ class Step:
     groups: tuple[int, ...]
 
 
-Recording = list[tuple[Any, Any, int, tuple[int, ...]]]
+Recording = list[tuple[Any, Any, tuple[int], tuple[int, ...]]]
 """Dispatches as the device takes them: pipeline, bind group, offset of the parameters, groups."""
 
 
@@ -303,7 +303,7 @@ class Device:
                 row[: len(parameters)] = [p & 0xFFFFFFFF for p in parameters]
             self.write(self._parameters, words, first * _PARAMETER_STRIDE)
         return [
-            (s.kernel.pipeline, self._bind(s), at, s.groups)
+            (s.kernel.pipeline, self._bind(s), (at,), s.groups)
             for s, at in zip(steps, offsets, strict=True)
         ]
 
@@ -326,9 +326,9 @@ class Device:
         encoder = self._device.create_command_encoder()
         if recording:
             compute = encoder.begin_compute_pass()
-            for pipeline, group, offset, groups in recording:
+            for pipeline, group, offsets, groups in recording:
                 compute.set_pipeline(pipeline)
-                compute.set_bind_group(0, group, (offset,))
+                compute.set_bind_group(0, group, offsets)
                 compute.dispatch_workgroups(*groups)
             compute.end()
         if copy is not None:

@@ -6,7 +6,7 @@
 // and serves every item of the group.
 
 override LANES: u32 = 256u;  // of a workgroup
-override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 16
+override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 8
 override PLANES: u32 = 2u;
 override TILE: u32;  // vec4s of a tile
 const ACT = 37u;  // vec4s of a superblock of activations (quantise.wgsl)
@@ -47,9 +47,9 @@ fn scaled(d: real, total: real, dmin: real, mins: real) -> real {
   return sub_normal(mul_normal(d, total), mul_normal(dmin, mins));
 }
 
-var<workgroup> staged: array<vec4<u32>, 592>;  // 16 superblocks of activations
+var<workgroup> staged: array<vec4<u32>, 296>;  // 8 superblocks of activations
 var<workgroup> part: array<u32, 256>;
-var<workgroup> sums: array<u32, 128>;  // of the superblocks so far, where a row has more than 16
+var<workgroup> sums: array<u32, 256>;  // of the superblocks so far, where a row has more than 8
 
 // A row's superblocks in ascending order; one beyond its end gave +0, which changes no sum.
 fn added(first: real, row: u32, rows: u32) -> real {

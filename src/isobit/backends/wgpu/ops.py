@@ -13,7 +13,7 @@ from isobit.backends.wgpu.load import DeviceMatrix, Part, Segment
 CHUNK = 8
 """Items that share one read of the weights: CHUNK of items.wgsl."""
 _LANES = 256  # of a workgroup of matmul.wgsl
-_LANES_A_ROW = 16
+_LANES_A_ROW = 8
 _FAST = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
 
