@@ -71,12 +71,20 @@ def decode_rate(backend, rng, vocab, n):
     return n / (time.perf_counter() - start)
 
 
-def llama_rate(bench, model, threads, *test):
-    """Median of repetitions; the first, in which pages are mapped, is left out."""
-    command = [bench, "-m", model, "-t", str(threads), *test, "-r", "4", "-o", "json"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    row = json.loads(out.stdout)[0]
-    return median(row["samples_ts"][1:]), f"{row['build_commit']} ({row['build_number']})"
+def llama_rates(bench, model, threads, decoded):
+    """Medians of repetitions; the first, in which pages are mapped, is left out."""
+    command = [bench, "-m", model, "-t", str(threads), "-p", str(PROMPT), "-n", str(decoded)]
+    out = subprocess.run([*command, "-r", "4", "-o", "json"], capture_output=True, check=True)
+    rows = json.loads(out.stdout)
+    build = f"{rows[0]['build_commit']} ({rows[0]['build_number']})"
+    return [median(row["samples_ts"][1:]) for row in rows], build
+
+
+def warm(model):
+    """Read the file, which may have been pushed out of memory: llama.cpp keeps a copy of it."""
+    with Path(model).open("rb") as file:
+        while file.read(1 << 24):
+            pass
 
 
 def seconds(*command):
@@ -113,38 +121,37 @@ def main():
     note("commit", a.commit)
     note("bits", check_bits(weights, engine, rng.integers(0, vocab, 8), size))
     decoded = 64 if size < 1 << 30 else 32
-    rates = {}
+    backends = {}
     for simd in simd_levels()[:-1]:  # the last is the portable one
         backend = CpuBackend(weights, engine, simd=simd)
-        rates[simd] = backend
         note(f"device {simd}", backend.device)
-        for _ in range(3):
+        backends[simd] = backend
+    rounds = []
+    for _ in range(a.rounds):
+        warm(a.model)
+        row = {}
+        for simd, backend in backends.items():
             decode_rate(backend, rng, vocab, decoded)
-    for kind, name, test in (
-        ("prefill", f"pp{PROMPT}", ("-p", str(PROMPT), "-n", "0")),
-        ("decode", f"tg{decoded}", ("-p", "0", "-n", str(decoded))),
-    ):
-        rows = []
-        for _ in range(a.rounds):
-            row = {}
-            for simd, backend in rates.items():
-                if kind == "prefill":
-                    row[simd] = median(prefill_rate(backend, rng, vocab) for _ in range(3))
-                else:
-                    row[simd] = median(decode_rate(backend, rng, vocab, decoded) for _ in range(3))
-            row["llama.cpp"], found["llama.cpp"] = llama_rate(bench, a.model, a.threads, *test)
-            rows.append(row)
-        note(f"{name} tokens/s", {k: round(median(r[k] for r in rows), 2) for k in rows[0]})
-        for simd in rates:
-            ratio = median(r[simd] / r["llama.cpp"] for r in rows)
+            prefill = median(prefill_rate(backend, rng, vocab) for _ in range(3))
+            row[simd] = prefill, median(decode_rate(backend, rng, vocab, decoded) for _ in range(3))
+        row["llama.cpp"], found["llama.cpp"] = llama_rates(bench, a.model, a.threads, decoded)
+        rounds.append(row)
+        print(row, flush=True)
+    for i, name in enumerate((f"pp{PROMPT}", f"tg{decoded}")):
+        note(f"{name} tokens/s", {k: round(median(r[k][i] for r in rounds), 2) for k in rounds[0]})
+        for simd in backends:
+            ratio = median(r[simd][i] / r["llama.cpp"][i] for r in rounds)
             note(f"{name} ratio {simd}", round(ratio, 3))
     note("resident MB beside the file's pages", round(memory(), 1))
-    for backend in rates.values():
+    for backend in backends.values():
         backend.close()
     ours = (sys.executable, "-m", "isobit", "run", a.model, "--backend", "cpu", "-n", "1")
     ours = (*ours, "--tokens", "785,921,308", "-c", "256", "-t", str(a.threads))
     theirs = (bench, "-m", a.model, "-t", str(a.threads), "-p", "3", "-n", "0", "-r", "1")
-    starts = [(seconds(*ours), seconds(*theirs, "--no-warmup")) for _ in range(a.rounds)]
+    starts = []
+    for _ in range(a.rounds):
+        warm(a.model)
+        starts.append((seconds(*ours), seconds(*theirs, "--no-warmup")))
     note("start to first token, s", [round(median(s[i] for s in starts), 3) for i in (0, 1)])
     note("start ratio", round(median(x / y for x, y in starts), 3))
     every = json.loads(a.out.read_text()) if a.out.exists() else {}
