@@ -8,6 +8,7 @@ import pytest
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend, simd_levels
 from isobit.backends.reference import ReferenceBackend
+from isobit.cli import main
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf import formats
@@ -15,7 +16,7 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Layer, Weights
 from isobit.numerics import Weight
-from isobit.runtime.model import sample_path
+from isobit.runtime.model import load, sample_path
 
 
 @pytest.fixture
@@ -221,3 +222,14 @@ def test_levels_and_memory_that_are_not_there(sample):
         CpuBackend(sample, EngineConfig(), simd="mmx")
     with pytest.raises(BackendUnavailable, match="smaller context"):
         CpuBackend(sample, EngineConfig(context=1 << 24, max_sequences=1 << 16))
+
+
+def test_a_file_larger_than_memory_runs_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("isobit.runtime.model.physical_memory", lambda: 2e7)
+    with pytest.warns(UserWarning, match="20 MB of weights in 20 MB of memory"):
+        load("sample", backend="cpu", context=64).close()
+    assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
+    assert "the system will page" in capsys.readouterr().err
+    monkeypatch.setattr("isobit.runtime.model.physical_memory", lambda: 2.1e7)
+    assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
+    assert "page" not in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from numbers import Integral
@@ -34,6 +36,14 @@ def sample_path() -> Path:
     return Path(str(resources.files("isobit") / "data" / SAMPLE))
 
 
+def physical_memory() -> float:
+    """Bytes of this machine's memory; infinite where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 class Model:
     """A model on a backend. A context manager; its methods may be called from several threads."""
 
@@ -57,6 +67,13 @@ class Model:
             pages = -(-self.context // TILE) * engine.max_sequences
             self._pool = kv_cache.PagePool(pages)
             self.backend: Backend = open_backend(backend, weights, engine, note)
+            memory = physical_memory()
+            if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
+                (note or warnings.warn)(
+                    f"{self.path}: {self.file.file_size / 1e6:.0f} MB of weights in "
+                    f"{memory / 1e6:.0f} MB of memory: the system will page, reading them from "
+                    "disk again and again"
+                )
         except BaseException:
             self.file.close()
             raise
@@ -313,7 +330,7 @@ def load(
     backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
     activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8. threads: CPU threads,
     default all. context: longest sequence, default the model's. Raises ModelRefused, UsageError or
-    BackendUnavailable, each with one line of reason.
+    BackendUnavailable, each with one line of reason; warns if the file is larger than the memory.
     """
     engine = EngineConfig(activation_planes=activation_planes, threads=threads, context=context)
     return Model(path_or_sample, backend, engine)

@@ -63,10 +63,13 @@ FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
     y = y + x.d * u;
 }
 
-// What will be read later, one line of memory with each vector of codes.
+// What will be read later, a line of memory with each vector of codes. A core drops a prefetch when
+// it has as many lines under way as it can have; so each line is asked for twice.
 template <class Format>
 FN void prefetch_line(const uint8_t* ahead, int i, U& codes) {
-    if (64 * i < LANES * Format::bytes) prefetch(ahead + 64 * i, codes);
+    constexpr int lines = (LANES * Format::bytes + 63) / 64, again = 16;
+    if (i < lines) prefetch(ahead + 64 * i, codes);
+    if (i >= again && i < again + lines) prefetch(ahead + 64 * (i - again), codes);
 }
 
 template <class Format, int P>
