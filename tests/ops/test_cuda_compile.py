@@ -28,7 +28,7 @@ class Recorder(EmulatedGpu):
         super().__init__()
         self.asked = set()
 
-    def launch(self, stem, kernel, grid, arguments, *, defines=None, **_):
+    def launch(self, stem, kernel, grid, arguments, *, defines=None, **_):  # noqa: ARG002
         self.asked.add((stem, tuple(sorted((defines or {}).items()))))
 
 
