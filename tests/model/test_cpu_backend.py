@@ -1,6 +1,7 @@
 """Whole passes of the CPU backend against the reference: every stage, bit for bit."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -194,6 +195,39 @@ def test_an_error_of_the_tap_comes_out(sample, rng):
     with pytest.raises(KeyError, match="embedding"):
         backend.forward(batch, tap)
     assert np.isfinite(backend.forward(batch)).all()
+
+
+def test_a_signal_ends_a_long_pass(sample, rng):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    class Engine:
+        def forward(self, *arguments):
+            self.logits = arguments[7]
+            self.logits.fill(7)
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            engine.forward(*arguments)
+
+    n = 2048
+    backend = CpuBackend(sample, EngineConfig(context=n, max_sequences=1))
+    tokens = rng.integers(0, sample.config.vocab, n).astype(np.int32)
+    at, pages = np.arange(n, dtype=np.int32), np.arange(n // 64, dtype=np.int32)[None]
+    work = Batch(tokens, at, 0 * at, pages, at[-1:])
+    expected = backend.forward(work)
+    engine, backend._engine = backend._engine, Engine()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            backend.forward(work)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert (backend._engine.logits == 7).all(), "the pass ran to its end"
+    backend._engine = engine  # which can be used again
+    assert np.array_equal(backend.forward(work).view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def kernels():
         backend.forward(Batch(at, at, 0 * at, pages, np.array([n - 1], np.int32)))
     each = np.arange(2, dtype=np.int32)
     backend.forward(Batch(each, 0 * each, each, pages, each))
+    backend.read_bandwidth()
     for f in FORMATS.values():
         layout = Layout("blocks" if f.quantized else "floats", f)
         stem, _, defines = layout.matmul

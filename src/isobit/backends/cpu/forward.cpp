@@ -42,6 +42,8 @@ struct Engine::Pass {
     const Batch& b;
     float* logits;
     Tap* tap;
+    const std::function<bool()>& stop;
+    bool stopped = false;
     const Config& c = e.c_;
     const Kernels& kernels = e.kernels_;
     Team& team = e.team_;
@@ -92,7 +94,9 @@ struct Engine::Pass {
         });
         show(thread, "embedding", -1, e.x_.data(), {T, c.hidden});
         for (int l = 0; l < (int)e.layers_.size(); ++l) {
-            attention(thread, l);
+            if (thread == 0 && stop && stop()) stopped = true;
+            attention(thread, l);  // where threads meet, so that all see it
+            if (stopped) return;
             feed_forward(thread, l);
         }
         finish(thread);
@@ -276,8 +280,9 @@ struct Engine::Pass {
     }
 };
 
-void Engine::forward(const Batch& batch, float* logits, Tap* tap) {
-    Pass pass{*this, batch, logits, tap};
+void Engine::forward(const Batch& batch, float* logits, Tap* tap,
+                     const std::function<bool()>& stop) {
+    Pass pass{*this, batch, logits, tap, stop};
     pass.prepare();
     team_.run([&](int thread) { pass.run(thread); });
 }

@@ -1,6 +1,7 @@
 // A model ready to run: its weights by role, its KV cache, and one pass over a batch.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -66,8 +67,9 @@ public:
     Engine(const Config& config, std::vector<Layer> layers, const Matrix& embedding,
            const float* output_norm, const Matrix& output, const Kernels& kernels, int threads);
 
-    // logits: [n_logit_rows, vocab]. tap may be null.
-    void forward(const Batch& batch, float* logits, Tap* tap);
+    // logits: [n_logit_rows, vocab]. tap may be null. stop, unless it is empty, is asked before each
+    // layer; once it says true the pass ends, without logits.
+    void forward(const Batch& batch, float* logits, Tap* tap, const std::function<bool()>& stop);
 
 private:
     struct Pass;

@@ -81,6 +81,9 @@ private:
     std::set<std::string> stages_;
 };
 
+// From so many on, a pass takes long enough that Ctrl-C should not have to wait for its end.
+constexpr size_t MANY_TOKENS = 16;
+
 class PyEngine {
 public:
     PyEngine(nb::dict config, nb::list layers, const PyMatrix& embedding,
@@ -139,10 +142,17 @@ public:
                              sin.data()};
         check(batch);
         PyTap tap(callback, stages);
+        std::function<bool()> interrupted;
+        if (T >= MANY_TOKENS)
+            interrupted = [] {
+                nb::gil_scoped_acquire gil;
+                return PyErr_CheckSignals() != 0;
+            };
         {
             nb::gil_scoped_release nogil;
-            engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap);
+            engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap, interrupted);
         }
+        if (PyErr_Occurred()) throw nb::python_error();
         if (tap.error) std::rethrow_exception(tap.error);
     }
 

@@ -1,5 +1,7 @@
 """The CUDA backend: a model's weights on one GPU, and the pass of docs/numerics.md, section 9."""
 
+import time
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,6 +82,31 @@ class CudaBackend:
         """Free and total bytes of the device."""
         self._gpu.activate()
         return self._gpu.memory()
+
+    def read_bandwidth(self) -> float:
+        """Bytes a second that the device reads from its memory: the best of five passes."""
+        gpu, passes = self._gpu, 8
+        gpu.activate()
+        nbytes = min(1 << 30, gpu.memory()[0] // 2) // 16 * 16  # far beyond any cache
+        buffer, out = gpu.allocate(nbytes), gpu.allocate(4)
+        flag, best = np.empty(1, np.int32), float("inf")
+        try:
+            for _ in range(6):  # the first compiles
+                gpu.download(out, flag)
+                start = time.perf_counter()
+                for _ in range(passes):
+                    gpu.launch(
+                        "bandwidth",
+                        "read_all",
+                        (8 * gpu.multiprocessors,),
+                        (buffer, nbytes // 16, out),
+                    )
+                gpu.download(out, flag)
+                best = min(best, time.perf_counter() - start)
+        finally:
+            gpu.free(buffer)
+            gpu.free(out)
+        return passes * nbytes / best
 
     def close(self) -> None:
         """Free the device's memory."""
