@@ -81,7 +81,7 @@ def llama_rates(bench, model, threads, decoded):
 
 
 def warm(model):
-    """Read the file, which may have been pushed out of memory: llama.cpp keeps a copy of it."""
+    """Read the file, which the other process may have pushed out of memory."""
     with Path(model).open("rb") as file:
         while file.read(1 << 24):
             pass
