@@ -181,9 +181,8 @@ def main():
             fused = backend.forward(one)
             equal &= np.array_equal(plain.view(np.uint32), fused.view(np.uint32))
         note("decode graph equal to kernel by kernel", bool(equal))
-        for depth in map(int, a.depths.split(",")):
-            if depth + 64 > a.context:
-                continue
+        depths = [d for d in map(int, a.depths.split(",")) if d + 64 <= a.context]
+        for depth in depths:
             backend.greedy(np.array([1], np.int32), np.array([depth], np.int32), pages, 2)
             gpu.synchronise()
             start = time.perf_counter()
@@ -195,12 +194,14 @@ def main():
         for i in range(32):
             backend.forward(batch([1], 128 + i, pages, [0]))
         note("decode with logits to the host", 32 / (time.perf_counter() - start), "tok/s")
-        for depth in map(int, a.depths.split(",")):
+        for depth in depths:
             backend._decoder._set(1, depth, pages[0])
             step = gpu.steps[depth >= 64 * decode._FEW_TILES]
             kernel_times(gpu, step, f"depth {depth}", note)
+        backend._decoder._set(1, 100, pages[0])
         note("graph of a step", 1e3 * gpu.milliseconds(backend._decoder._few), "us")
     for n in map(int, filter(None, a.sequences.split(","))):
+        assert n > 1, "one sequence is what the depths time"
         table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)
         at = np.full(n, 128, np.int32)
         for i in range(n):
@@ -215,7 +216,7 @@ def main():
         note(f"{n} sequences: rate", n / seconds, "tok/s")
         kernel_times(gpu, gpu.steps[-1], f"{n} sequences", note)
     if backend._decoder is not None:
-        for depth in map(int, a.depths.split(",")):
+        for depth in depths:
             timeline(gpu, backend._decoder, pages, depth)
     for n in (16, 128, 512):
         work = batch(tokens[:n], 0, pages, [n - 1])

@@ -230,7 +230,8 @@ def read_bandwidth(model: Model) -> float | None:
     512 MiB, which is far beyond any cache.
     """
     if hasattr(model.backend, "read_bandwidth"):
-        return float(model.backend.read_bandwidth())
+        measured = model.backend.read_bandwidth()
+        return None if measured is None else float(measured)
     if model.backend.name not in ("reference", "cpu"):
         return None
     threads = model.engine.cores

@@ -197,7 +197,8 @@ def test_an_error_of_the_tap_comes_out(sample, rng):
     assert np.isfinite(backend.forward(batch)).all()
 
 
-def test_a_signal_ends_a_long_pass(sample, rng):
+@pytest.mark.parametrize("tap", [None, lambda *_: None])
+def test_a_signal_ends_a_long_pass(sample, rng, tap):
     class Interrupted(Exception):
         pass
 
@@ -221,7 +222,7 @@ def test_a_signal_ends_a_long_pass(sample, rng):
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interrupted):
-            backend.forward(work)
+            backend.forward(work, tap, frozenset({"attn_norm"}))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -44,6 +44,12 @@ def kernels():
     each = np.arange(2, dtype=np.int32)
     backend.forward(Batch(each, 0 * each, each, pages, each))
     backend.read_bandwidth()
+    for stem, defines in list(gpu.asked):  # what other shapes and devices ask for
+        if stem == "batch_matmul" and ("GATED", "1") not in defines:
+            gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
+        if stem == "decode_attention":
+            other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
+            gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))
     for f in FORMATS.values():
         layout = Layout("blocks" if f.quantized else "floats", f)
         stem, _, defines = layout.matmul

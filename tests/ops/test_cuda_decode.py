@@ -16,10 +16,12 @@ from .test_cuda_forward import weights  # noqa: F401
     [("emulated", 1, 1), ("cuda", 1, None), ("cuda", 2, None), ("cuda", 2, 1), ("cuda", 2, 2)],
 )
 def test_decode_graph(weights, monkeypatch, kind, planes, at_once):  # noqa: F811
-    """at_once: tiles that blocks take at once; the fewer, the more each block gets in turn."""
+    """at_once: tiles that blocks take at once, and that one holds; the fewer, the more it takes in
+    turn."""
     print("seed", SEED)
     if at_once:
         monkeypatch.setattr(decode, "attention_tiles", lambda *_: at_once)
+        monkeypatch.setattr(decode, "attention_buffers", lambda *_: at_once)
     rng = np.random.default_rng(SEED)
     engine = EngineConfig(activation_planes=planes, context=512, max_sequences=1, chunk=256)
     backend = open_cuda(kind, weights, engine)

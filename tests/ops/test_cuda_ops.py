@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from isobit import numerics
+from isobit.backends.cuda import decode_batch
 from isobit.backends.cuda.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.load import Loader
 from isobit.backends.cuda.ops import Ops, Segments
@@ -122,6 +123,32 @@ def test_matmul(gpu, rng, name, rows, planes):
             y = b.new(4 * tokens * rows)
             ops.matmul(stored, values, acts, y, tokens)
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 8), ("Q6_K", 11)])
+def test_batch_matmul(gpu, rng, name, supers, split):
+    """Blocks that go from one group of sequences to the next, the last group of one."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    rows, n, blocks = 80, 17, 2
+    w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
+    stored, b = load(gpu, w), Buffers(gpu)
+    _, acts = quantised(gpu, Ops(gpu, 2), x)
+    groups = np.array([[0, i, min(8, n - i), 0] for i in range(0, n, 8)], np.int32)
+    y = b.new(4 * n * rows)
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1", "PLANES": "2"}
+    defines |= {"HIDDEN": "256", "HEADS": "2", "KV_HEADS": "1", "HEAD_DIM": "128"}
+    defines |= {"FFN": "256", "EXPERTS": "4", "USED": "2"} | ({"SPLIT": "1"} if split else {})
+    gpu.launch(
+        "batch_matmul",
+        "batch_matmul",
+        (blocks,),
+        (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
+        + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
+        shared=decode_batch._shared(stored, 2, split=split),
+        defines=defines,
+    )
+    same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "F16"])

@@ -94,9 +94,12 @@ struct Engine::Pass {
         });
         show(thread, "embedding", -1, e.x_.data(), {T, c.hidden});
         for (int l = 0; l < (int)e.layers_.size(); ++l) {
-            if (thread == 0 && stop && stop()) stopped = true;
-            attention(thread, l);  // where threads meet, so that all see it
-            if (stopped) return;
+            if (stop) {
+                if (thread == 0) stopped = stop();
+                team.barrier();
+                if (stopped) return;
+            }
+            attention(thread, l);
             feed_forward(thread, l);
         }
         finish(thread);

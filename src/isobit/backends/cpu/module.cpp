@@ -81,7 +81,8 @@ private:
     std::set<std::string> stages_;
 };
 
-// From so many on, a pass takes long enough that Ctrl-C should not have to wait for its end.
+// From so many on, a pass takes long enough that Ctrl-C should not have to wait for its end. Shorter
+// ones are not asked: taking the interpreter's lock can cost milliseconds a layer beside other threads.
 constexpr size_t MANY_TOKENS = 16;
 
 class PyEngine {

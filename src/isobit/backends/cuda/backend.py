@@ -83,11 +83,16 @@ class CudaBackend:
         self._gpu.activate()
         return self._gpu.memory()
 
-    def read_bandwidth(self) -> float:
-        """Bytes a second that the device reads from its memory: the best of five passes."""
+    def read_bandwidth(self) -> float | None:
+        """Bytes a second that the device reads from its memory: the best of six times eight passes.
+
+        None where too little memory is free for a buffer that is far beyond any cache.
+        """
         gpu, passes = self._gpu, 8
         gpu.activate()
-        nbytes = min(1 << 30, gpu.memory()[0] // 2) // 16 * 16  # far beyond any cache
+        nbytes = min(1 << 30, gpu.memory()[0] // 2) // 16 * 16
+        if nbytes < 256 << 20:
+            return None
         buffer, out = gpu.allocate(nbytes), gpu.allocate(4)
         flag, best = np.empty(1, np.int32), float("inf")
         try:

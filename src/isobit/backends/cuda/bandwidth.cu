@@ -1,7 +1,7 @@
 // How fast the device reads its memory, for comparison.
 #include "common.cuh"
 
-// All of n words of 16 bytes. Nothing is written unless their bits happen to cancel.
+// All of n words of 16 bytes. Nothing is written unless their bits happen to make one number.
 KERNEL(THREADS) read_all(const int4* words, int64 n, int* out) {
     constexpr int WORDS = 8;
     int4 sum = {0, 0, 0, 0};

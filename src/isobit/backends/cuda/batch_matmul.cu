@@ -12,7 +12,10 @@
 
 constexpr int BATCH_WARPS = THREADS / WARP;
 constexpr int SUPER_BYTES = 2 * WEIGHT::TILE_BYTES;  // of the 16 rows of a unit
-#ifdef SPLIT
+#ifdef SPLIT  // with at least BATCH_WARPS superblocks
+#ifdef GATED
+#error "a unit of both gate and up is not split"
+#endif
 constexpr int UNIT_STEP = 1, SUPER_STEP = BATCH_WARPS;
 #else
 constexpr int UNIT_STEP = BATCH_WARPS, SUPER_STEP = 1;
@@ -41,7 +44,7 @@ struct Stream {
 #endif
     }
     DEV void start(int begin, int end_of_block) {
-        unit = super < supers ? begin : end_of_block;
+        unit = begin;
         end = end_of_block;
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) fetch();
@@ -196,12 +199,12 @@ KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_b
             __syncthreads();
             if (threadIdx.x < 128) {
                 int i = threadIdx.x % 4, item = threadIdx.x / 4 % 4 * 2 + i % 2;
-                float all = 0.0f;
+                float y_row = 0.0f;
 #pragma unroll 8
-                for (int s = 0; s < supers; s++) all = add(all, part[128 * s + threadIdx.x]);
+                for (int s = 0; s < supers; s++) y_row = add(y_row, part[128 * s + threadIdx.x]);
                 if (item < group.count)
                     y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
-                      i / 2 * 8 + threadIdx.x / 16] = all;
+                      i / 2 * 8 + threadIdx.x / 16] = y_row;
             }
             part = part == parts ? parts + 128 * supers : parts;  // others may still add
 #else

@@ -192,7 +192,7 @@ def attention_tiles(c: ModelConfig, gpu: Gpu, sequences: int = 1) -> int:
 
 def attention_buffers(c: ModelConfig, gpu: Gpu) -> int:
     """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
-    return 2 if attention_shared(c, 2) <= gpu.shared_most // 2 else 1
+    return 2 if attention_shared(c, 2) <= gpu.shared_most // 3 else 1
 
 
 @dataclass(frozen=True)

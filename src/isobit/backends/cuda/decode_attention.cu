@@ -23,7 +23,7 @@ struct AttentionShared {
     union __align__(16) {                  // of a query head
         int dot[2][TILE];                  // with the planes of k
         int8 p[2][TILE];                   // planes of the weights, from then on
-        int8 bytes[8 * TILE + 16];         // so that rows of eight heads meet no bank twice
+        int8 bytes[8 * TILE + 16];         // so that four heads' dots are stored to banks of their own
     } head[8 * BLOCKS_OF_8];
     float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk, dv;
     uint64 arrival[BUFFERS][2];  // of k and of v
@@ -37,7 +37,7 @@ struct Fetches {
 
 #ifdef BULK_COPIES
     DEV void prepare() const {
-        if (threadIdx.x < 2 * BUFFERS) arrival_init(&sh->arrival[0][threadIdx.x]);
+        if (threadIdx.x < 2 * BUFFERS) arrival_init(&sh->arrival[threadIdx.x / 2][threadIdx.x % 2]);
         __syncthreads();
     }
     DEV void fetch(int n, int page, int which) const {
@@ -289,7 +289,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         int slot = position % TILE;
         if (last) {
             for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = sh->k[0][c];
+                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = sh->k[c / HEAD_DIM][c % HEAD_DIM];
             if (threadIdx.x == 0) tile.dk[slot] = sh->dk;
             __syncthreads();
         }
@@ -298,7 +298,8 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         __syncthreads();
         if (last) {
             for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = sh->v[0][c];
+                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] =
+                    sh->v[c / HEAD_DIM][c % HEAD_DIM];
             if (threadIdx.x == 0) tile.dv[slot] = sh->dv;
             __syncthreads();
         }

@@ -14,7 +14,7 @@ from isobit.backends.cuda import decode, memory
 from isobit.backends.cuda.gpu import Gpu
 from isobit.backends.cuda.layout import ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.load import DeviceLayer, DeviceModel, DeviceWeight, tall
-from isobit.backends.cuda.ops import Ops
+from isobit.backends.cuda.ops import NORM_SHARED, Ops
 from isobit.config import EngineConfig, ModelConfig
 from isobit.numerics import TILE
 
@@ -165,7 +165,9 @@ class BatchDecoder:
             w.gate, b["acts"], groups, b["swiglu"], c.ffn, (order, k), up=w.up, planned=False
         )
         o.quantise(b["swiglu"], c.ffn, n * k, b["ffn_acts"])
-        self._product(w.down, b["ffn_acts"], groups, b["experts"], c.hidden, (order, 1))
+        self._product(
+            w.down, b["ffn_acts"], groups, b["experts"], c.hidden, (order, 1), dense=False
+        )
 
     def _product(
         self,
@@ -178,10 +180,12 @@ class BatchDecoder:
         *,
         up: DeviceWeight | None = None,
         planned: bool = True,
+        dense: bool = True,
     ) -> None:
         """``y = W x``, or with ``up`` the SwiGLU of both products. items: order and divide.
 
         planned: the groups were known before the kernel ahead began, so weights are fetched early.
+        dense: one matrix for all, so that its units are all there are.
         """
         supers = memory.supers(w.columns)
         per_multiprocessor, depth = fit(self._gpu, w)
@@ -191,7 +195,13 @@ class BatchDecoder:
         defines |= {"GATED": "1"} if up else {}
         defines |= {"PLANNED": "1"} if planned else {}
         # Fewer units than would keep all warps busy for long, and superblocks for each of them.
-        split = not up and supers >= _WARPS and units < 2 * _WARPS * blocks
+        split = (
+            dense
+            and not up
+            and supers >= _WARPS
+            and units < 2 * _WARPS * blocks
+            and _shared(w, depth, split=True) <= room(self._gpu, per_multiprocessor)
+        )
         defines |= {"SPLIT": "1"} if split else {}
         self._gpu.launch(
             "batch_matmul",
@@ -200,25 +210,29 @@ class BatchDecoder:
             (w.address, up.address if up else 0, w.matrix_bytes)
             + (units, supers, acts, *groups, *items)
             + (y, stride),
-            shared=_shared(w, depth),
+            shared=_shared(w, depth, split=split),
             defines=self._defines | defines,
             overlap=True,
         )
 
 
-def _shared(w: DeviceWeight, depth: int) -> int:
-    """Bytes of shared memory: a group's activations and parts of its results, and each warp's
-    superblocks on their way."""
+def room(gpu: Gpu, blocks: int) -> int:
+    """Shared memory of each of so many blocks of a multiprocessor."""
+    return gpu.shared_most // blocks - 1024
+
+
+def _shared(w: DeviceWeight, depth: int, *, split: bool = False) -> int:
+    """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
+    where a unit is split, the parts of two."""
     slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-    a_super = COLUMNS * ACT_BYTES + 2 * 4 * 2 * TILE_ROWS * COLUMNS
+    a_super = COLUMNS * ACT_BYTES + (2 * 4 * 2 * TILE_ROWS * COLUMNS if split else 0)
     return memory.supers(w.columns) * a_super + _WARPS * (64 + depth * slot)
 
 
 def fit(gpu: Gpu, w: DeviceWeight) -> tuple[int, int]:
     """Blocks of a multiprocessor, and superblocks on their way to a warp; depth 0 if none fits."""
     for blocks, least in ((2, 2), (1, 1)):
-        room = gpu.shared_most // blocks - 1024
-        depth = next((d for d in (4, 3, 2, 1) if _shared(w, d) <= room), 0)
+        depth = next((d for d in (4, 3, 2, 1) if _shared(w, d) <= room(gpu, blocks)), 0)
         if depth >= least:
             return blocks, depth
     return 1, 0
@@ -233,5 +247,5 @@ def supported(c: ModelConfig, model: DeviceModel, gpu: Gpu) -> bool:
         all(m.rows % (2 * TILE_ROWS) == 0 and fit(gpu, m)[1] > 0 for m in matrices)
         and c.n_heads * c.head_dim % 256 == 0
         and c.vocab % 4 == 0
-        and 4 * c.hidden <= 48 << 10
+        and 4 * c.hidden <= NORM_SHARED
     )

@@ -33,8 +33,10 @@ DEV float in_order(float r, const float* a, const float* v, int n) {
         if (i + j < n) r = add(mul(r, factor[j]), value[j]);
     return r;
 }
+
 KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
-                             int most_tiles, float* result) {
+                         int most_tiles, float* result) {
+    static_assert(MOST == 512 && sizeof(MergeShared) == 4 * (512 * 38 + 16), "decode.py knows both");
     mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
     constexpr int WARPS = MOST / WARP;

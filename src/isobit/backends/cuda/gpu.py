@@ -111,7 +111,8 @@ def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
             return False, "no CUDA device"
         major, minor = _capability(driver)
     except Exception as error:  # the bindings raise RuntimeError when libcuda is missing
-        return False, f"no NVIDIA driver was found ({type(error).__name__})"
+        words = str(error).split(". ")[0] or type(error).__name__
+        return False, f"no usable NVIDIA driver ({words})"
     if (major, minor) < OLDEST:
         return False, (
             f"compute capability {OLDEST[0]}.{OLDEST[1]} or newer is needed, the device has "

@@ -103,16 +103,16 @@ KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* orde
     for (int e = threadIdx.x; e <= experts; e += blockDim.x)
         offset[e] = e < experts ? count[e * parts] : n;
     if (groups && warp_id() == WARP - 1) {
-        int sum = 0;
+        int before = 0;  // groups of experts below
         for (int base = 0; base < experts; base += WARP) {
             int e = base + lane_id(), first = e < experts ? count[e * parts] : n;
             int end = e + 1 < experts ? count[(e + 1) * parts] : n;
             int mine = (end - first + COLUMNS - 1) / COLUMNS, upto = warp_scan(mine);
-            ItemGroup* to = groups + sum + upto - mine;
+            ItemGroup* to = groups + before + upto - mine;
             for (int i = first; i < end; i += COLUMNS) *to++ = {e, i, min(COLUMNS, end - i), 0};
-            sum += shuffle(upto, WARP - 1);
+            before += shuffle(upto, WARP - 1);
         }
-        if (lane_id() == 0) *n_groups = sum;
+        if (lane_id() == 0) *n_groups = before;
     }
     __syncthreads();
     for (int first = begin; first < end; first += WARP) {

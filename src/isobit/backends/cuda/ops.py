@@ -13,7 +13,7 @@ from isobit.numerics import TILE
 _THREADS = 256
 _WARPS = _THREADS // 32
 _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
-_NORM_SHARED = 48 << 10  # bytes of a row that norm_quantise may keep
+NORM_SHARED = 47 << 10  # bytes of a row that norm_quantise may keep beside its own 1 KiB
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 
@@ -208,7 +208,7 @@ class Ops:
 
         experts: weights and their number a row, if the residual is a weighted sum of that many.
         """
-        if 4 * n <= _NORM_SHARED:
+        if 4 * n <= NORM_SHARED:
             arguments = (x, residual, *experts, weight, eps, n, y, acts)
             self._pointwise("norm_quantise", (rows,), arguments, shared=4 * n)
             return
