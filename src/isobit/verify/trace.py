@@ -310,7 +310,7 @@ def record(
             if held != len(ids):
                 raise NothingCompared(
                     f"{where(stage, layer)}: expected values of {len(ids)} tokens, got {held}; "
-                    f"{trace.manifest.backend} does not hold them"
+                    f"{trace.manifest.backend} does not hold them, --backend reference does"
                 )
     return trace
 
