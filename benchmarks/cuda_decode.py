@@ -11,9 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from batches import batch
 from cuda.bindings import driver
 
-from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, decode
 from isobit.backends.cuda.gpu import CudaGpu
 from isobit.backends.reference import ReferenceBackend
@@ -58,17 +58,6 @@ class Recorder(CudaGpu):
             ok(driver.cuEventSynchronize(b))
             times.append(ok(driver.cuEventElapsedTime(a, b)) / inner)
         return float(np.median(times))
-
-
-def batch(tokens, start, pages, rows=()):
-    n = len(tokens)
-    return Batch(
-        np.array(tokens, np.int32),
-        np.arange(start, start + n, dtype=np.int32),
-        np.zeros(n, np.int32),
-        pages,
-        np.array(rows, np.int32),
-    )
 
 
 POINTS = ("start", "waited", "prologue", "products", "chosen", "end")

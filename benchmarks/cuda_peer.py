@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from batches import batch
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
@@ -28,17 +29,6 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 SEQUENCES = (8, 32, 64)
-
-
-def batch(tokens, start, pages, rows=()):
-    n = len(tokens)
-    return Batch(
-        np.array(tokens, np.int32),
-        np.arange(start, start + n, dtype=np.int32),
-        np.zeros(n, np.int32),
-        pages,
-        np.array(rows, np.int32),
-    )
 
 
 def median_rate(tokens, run, repeats=5):

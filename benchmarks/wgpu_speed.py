@@ -14,8 +14,8 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+from batches import batch
 
-from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.wgpu import WgpuBackend, device, driver, ops
 from isobit.backends.wgpu.device import Step
@@ -79,17 +79,6 @@ class Report:
             print(f"{name}: FAILED: {type(error).__name__}: {str(error)[:600]}", flush=True)
         self.found[f"{name} seconds"] = round(time.perf_counter() - begin, 2)
         self.out.write_text(json.dumps(self.found, indent=1) + "\n")
-
-
-def batch(tokens, start, pages, rows):
-    n = len(tokens)
-    return Batch(
-        np.array(tokens, np.int32),
-        np.arange(start, start + n, dtype=np.int32),
-        np.zeros(n, np.int32),
-        pages,
-        np.array(rows, np.int32),
-    )
 
 
 def weight_bytes(step):
