@@ -78,6 +78,7 @@ class EmulatedGpu:
     name = "emulated GPU"
     multiprocessors = 4
     shared_most = 227 << 10
+    cache_bytes = 50 << 20
 
     def __init__(self, seed: int = 1) -> None:
         self._rng = np.random.default_rng(seed)

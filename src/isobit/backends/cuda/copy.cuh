@@ -52,4 +52,13 @@ DEV void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) {
                  : "memory");
 }
 #endif
+
+// Bytes (a multiple of 16) into the device's shared cache.
+DEV void prefetch_bulk(const uint8* from, int bytes) {
+#ifdef BULK_COPIES
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#else
+    for (int i = 0; i < bytes; i += 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+#endif
+}
 #endif

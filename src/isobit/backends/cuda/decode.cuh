@@ -82,12 +82,16 @@ DEV void load_super(const float* x, float (&v)[8]) {
     float4 a = from[0], b = from[1];
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
-// Superblocks of x to acts (shared), a warp each. A barrier must follow.
+// Superblocks of x to acts (shared), two a warp at a time: both are loaded before either is worked on.
+// A barrier must follow.
 DEV void quantise_supers(const float* x, int supers, Act* acts) {
-    for (int s = warp_id(); s < supers; s += WARPS) {
-        float v[8];
-        load_super(x + s * SUPER, v);
-        quantise_superblock(v, acts + s);
+    for (int s = warp_id(); s < supers; s += 2 * WARPS) {
+        float v[2][8];
+        bool two = s + WARPS < supers;
+        load_super(x + s * SUPER, v[0]);
+        if (two) load_super(x + (s + WARPS) * SUPER, v[1]);
+        quantise_superblock(v[0], acts + s);
+        if (two) quantise_superblock(v[1], acts + s + WARPS);
     }
 }
 

@@ -1,4 +1,4 @@
-"""One token at a time: a step of the pass as one CUDA graph of fused kernels (decode.cu).
+"""One token at a time: a step of the pass as one CUDA graph of fused kernels (decode_*.cu).
 
 For models whose matrices are all tiled; others run kernel by kernel (backend.py). Same bits.
 """
@@ -18,7 +18,7 @@ from isobit.backends.cuda.load import DeviceLayer, DeviceModel, DeviceWeight
 from isobit.config import ModelConfig
 from isobit.numerics import TILE
 
-_WARPS = 16  # of a block of decode.cu
+_WARPS = 16  # of a block of decode.cuh
 _FEW_TILES = 4  # FEW_TILES of merge.cuh
 MERGE_SHARED = 4 * (512 * 38 + 16)
 """Bytes of MergeShared of decode_merge.cu."""
@@ -80,7 +80,7 @@ class Decoder:
             defines=model.embedding.layout.embedding_defines,
         )
         for i, (layer, cache) in enumerate(zip(model.layers, model.caches, strict=True)):
-            self._attention(layer, cache, many)
+            self._attention(i, layer, cache, many)
             self._feed_forward(i, layer)
         self._launch(
             "decode_head",
@@ -89,11 +89,13 @@ class Decoder:
             model.layers[-1],
         )
 
-    def _attention(self, w: DeviceLayer, cache: tuple[int, ...], many: bool) -> None:
+    def _attention(self, i: int, w: DeviceLayer, cache: tuple[int, ...], many: bool) -> None:
         b, c = self._b, self._c
+        guess = self._guess(i)
         self._launch(
             "decode_qkv",
-            (b["x"], w.attn_norm, c.eps, w.q.address, w.k.address, w.v.address, b["qkv"]),
+            (b["x"], w.attn_norm, c.eps, w.q.address, w.k.address, w.v.address)
+            + (b["step"], guess, b["qkv"]),
             w,
         )
         results = (b["max_and_sum"], b["tile_out"])
@@ -122,7 +124,9 @@ class Decoder:
         self._launch(
             "decode_attn_out",
             (b["attention"], b["step"], results[0], 0 if many else results[1], self._tiles)
-            + (w.attn_output.address, b["x"]),
+            + (w.attn_output.address, w.router.address if w.router else 0, w.ffn_norm)
+            + (w.gate.address, w.up.address, w.down.address)
+            + (w.gate.matrix_bytes, w.down.matrix_bytes, self._fetches_ahead(w), guess, b["x"]),
             w,
         )
 
@@ -139,10 +143,19 @@ class Decoder:
         self._launch(
             "decode_gate_up",
             (b["acts"], b["router_logits"], int(c.normalise_experts), b["x"], w.ffn_norm, c.eps)
-            + (w.gate.address, w.up.address, *choice, b["swiglu"]),
+            + (w.gate.address, w.up.address, b["step"], self._guess(i), choice[1], b["swiglu"]),
             w,
         )
         self._launch("decode_down", (b["swiglu"], *choice, w.down.address, b["x"]), w)
+
+    def _guess(self, i: int) -> int:
+        """The words of layer i's guess (guess.cuh)."""
+        return self._b["guess"] + 8 * i * (1 + self._c.n_experts)
+
+    def _fetches_ahead(self, w: DeviceLayer) -> int:
+        """Whether the device's shared cache has room for a layer's experts, and for the rest."""
+        used = self._c.n_experts_used * sum(m.matrix_bytes for m in (w.gate, w.up, w.down))
+        return int(2 * used <= self._gpu.cache_bytes)
 
     def _launch(
         self,
@@ -210,7 +223,11 @@ class LayerPlan:
         k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
         router = "F32" if w.router is None else w.router.layout.format.name
         normed = 4 * c.hidden + 1024
-        kernels = {"decode_router": (normed + 1024, {"ROUTER_KIND": _KINDS[router]})}
+        router_kind = {"ROUTER_KIND": _KINDS[router]}
+        # So much that a multiprocessor takes one block of the router: beside two of them, the block
+        # of decode_gate_up would start only when both have ended.
+        router_shared = max(normed + 1024, gpu.shared_most * 2 // 5)
+        kernels = {"decode_router": (router_shared, router_kind)}
 
         def tiles(rows: int, supers: int) -> int:
             return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
@@ -218,7 +235,7 @@ class LayerPlan:
         def plan(kernel: str, fixed: int, *parts: tuple[str, DeviceWeight, int]) -> None:
             fixed += 64 + sum(4 * TILE_ROWS * n for _, _, n in parts)
             room = gpu.shared_most - 1024 - fixed
-            used, defines = 0, {}
+            used, defines = 0, dict(router_kind)
             for i, (role, matrix, n) in enumerate(parts):
                 slot = 4 * TILE_ROWS * matrix.layout.format.block_bytes
                 steps = -(-n // 4)
@@ -236,8 +253,12 @@ class LayerPlan:
             ("QK_", w.q, tiles(c.n_heads * c.head_dim + kv, hidden)),
             ("V_", w.v, tiles(kv, hidden)),
         )
-        plan("decode_attn_out", heads * ACT_BYTES, ("", w.attn_output, tiles(c.hidden, heads)))
-        choosing = 4 * _WARPS * (c.n_experts + 1) + 4 * k if c.n_experts else normed
+        plan(
+            "decode_attn_out",
+            heads * ACT_BYTES + 4 * _WARPS,
+            ("", w.attn_output, tiles(c.hidden, heads)),
+        )
+        choosing = (4 * _WARPS + 2) * (c.n_experts + 1) + 20 * k if c.n_experts else normed
         gate_tiles = 2 * tiles(k * c.ffn, hidden)
         plan("decode_gate_up", acts + choosing + 4 * k, ("", w.gate, gate_tiles))
         down_tiles = tiles(c.hidden, k * ffn)
@@ -249,7 +270,7 @@ class LayerPlan:
 def supported(
     c: ModelConfig, layers: Sequence[DeviceLayer], output: DeviceWeight, gpu: Gpu
 ) -> bool:
-    """Whether a step can run as a graph of decode.cu's kernels."""
+    """Whether a step can run as a graph of these kernels."""
     matrices = [output]
     for w in layers:
         matrices += [w.q, w.k, w.v, w.attn_output, w.gate, w.up, w.down]

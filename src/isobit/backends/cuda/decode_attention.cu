@@ -289,7 +289,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         int slot = position % TILE;
         if (last) {
             for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = sh->k[c / HEAD_DIM][c % HEAD_DIM];
+                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[0][0])[c];
             if (threadIdx.x == 0) tile.dk[slot] = sh->dk;
             __syncthreads();
         }
@@ -298,8 +298,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         __syncthreads();
         if (last) {
             for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] =
-                    sh->v[c / HEAD_DIM][c % HEAD_DIM];
+                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[0][0])[c];
             if (threadIdx.x == 0) tile.dv[slot] = sh->dv;
             __syncthreads();
         }

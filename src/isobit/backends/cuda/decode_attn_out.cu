@@ -1,4 +1,5 @@
 // A decode step: the output product of attention. WEIGHT: a struct of tiles.cuh.
+#include "guess.cuh"
 #include "merge.cuh"
 #include "products.cuh"
 
@@ -15,10 +16,17 @@ struct AttnOut {
 };
 struct AttnOutShared {
     Act x[HEADS_SUPERS];
+#if EXPERTS
+    GuessShared guess;
+#endif
     __align__(16) uint8 tail[16];
 };
+// While attention runs, the experts are guessed, from x as it still is: guess.cuh.
 KERNEL(512) decode_attn_out(const float* attention, const Step* step, const float2* max_and_sum,
-                                const float* tiles, int most_tiles, const uint8* w, float* x) {
+                            const float* tiles, int most_tiles, const uint8* w, const uint8* router,
+                            const float* ffn_norm, const uint8* gate, const uint8* up,
+                            const uint8* down, int64 gate_bytes, int64 down_bytes, int fetch,
+                            uint64* guess, float* x) {
     mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
     AttnOut out = {w};
@@ -27,7 +35,18 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
     Tiles products(out, sh->tail, n * HEADS_SUPERS, warp_id());
     products.start();
     float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * HEADS_SUPERS));
-    let_next_start();
+    if (!tiles) let_next_start();
+#if EXPERTS
+    int number = step->number;
+    Guess{router, ffn_norm}.make(x, number, &sh->guess, guess);
+    if (fetch && warp_id() == WARPS - 1) {
+        int expert = guessed(guess, number);
+        fetch_ahead(gate, gate_bytes, expert);
+        fetch_ahead(up, gate_bytes, expert);
+        fetch_ahead(down, down_bytes, expert);
+    }
+#endif
+    mark(1, 4);
     wait_for_previous();
     mark(1, 1);
     if (tiles) {
@@ -38,6 +57,7 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
             results.merged<false>(s * SUPER + 8 * lane_id(), v);
             quantise_superblock(v, sh->x + s);
         }
+        let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {
         quantise_supers(attention, HEADS_SUPERS, sh->x);
     }

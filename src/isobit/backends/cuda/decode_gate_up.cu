@@ -1,18 +1,53 @@
 // A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
 // tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1.
+#include "guess.cuh"
 #include "products.cuh"
 
 #if EXPERTS
 // The chosen experts (section 7), computed by every block for itself: probabilities by every warp,
 // then ranks by counting. An expert's rank is the number of those before it.
+//
+// Each has a slot for its weights. Guessed experts have the slots to begin with; one that was not
+// chosen then gives its slot to one that nobody guessed.
 struct Choice {
-    int id[USED];
+    int id[USED];  // by rank
+    float p[USED];
+    int expert[USED];  // by slot
+    int rank[USED];    // of a slot's expert, -1 until it is chosen
+    bool changed[USED];
+    bool missing;         // an expert was chosen that nobody guessed
+    short slot[EXPERTS];  // of an expert, or -1
 };
 struct ChoiceShared {
     float p[WARPS][EXPERTS + 1];
-    float chosen[USED];
 };
-DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice) {
+// expert: of slot i, in thread i.
+DEV void fill_slots(int expert, Choice* choice) {
+    for (int e = threadIdx.x; e < EXPERTS; e += BLOCK) choice->slot[e] = -1;
+    if (threadIdx.x == 0) choice->missing = false;
+    __syncthreads();
+    if (threadIdx.x < USED) {
+        choice->expert[threadIdx.x] = expert;
+        choice->slot[expert] = threadIdx.x;
+        choice->rank[threadIdx.x] = -1;
+        choice->changed[threadIdx.x] = false;
+    }
+    __syncthreads();
+}
+// By one thread.
+DEV void correct_slots(Choice* choice) {
+    int r = 0;
+    for (int s = 0; s < USED; s++) {
+        if (choice->rank[s] >= 0) continue;
+        while (choice->slot[choice->id[r]] >= 0) r++;
+        choice->expert[s] = choice->id[r];
+        choice->rank[s] = r++;
+        choice->changed[s] = true;
+    }
+}
+// meanwhile: what is done while the logits are on their way. A barrier must follow.
+template <class Meanwhile>
+DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice, Meanwhile meanwhile) {
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
     const float lowest = isobit::from_bits(0xff800000u);
     float z[EACH], m = lowest, lanes[8] = {};
@@ -21,8 +56,7 @@ DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice) {
         int e = i * WARP + lane_id();
         z[i] = e < EXPERTS ? logits[e] : lowest;
     }
-    if (threadIdx.x < USED) choice->id[threadIdx.x] = 0, sh->chosen[threadIdx.x] = 0.0f;
-    __syncthreads();
+    meanwhile();
 #pragma unroll
     for (int i = 0; i < EACH; i++) m = fmaxf(m, z[i]);
     m = warp_max(m);
@@ -51,35 +85,37 @@ DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice) {
         before += shuffle_xor(before, 2);
         if (e < EXPERTS && before < USED) {
             choice->id[before] = e;
-            sh->chosen[before] = mine;
+            choice->p[before] = mine;
+            if (choice->slot[e] >= 0) choice->rank[choice->slot[e]] = before;
+            else choice->missing = true;
         }
     }
-    __syncthreads();
 }
 // The weight of the expert of that rank, once chosen.
-DEV float choice_weight(int rank, int normalise, const ChoiceShared* sh) {
+DEV float choice_weight(int rank, int normalise, const Choice& choice) {
     float all = 0.0f;
-    for (int r = 0; r < USED; r++) all = add(all, sh->chosen[r]);
-    return normalise ? div(sh->chosen[rank], all) : sh->chosen[rank];
+    for (int r = 0; r < USED; r++) all = add(all, choice.p[r]);
+    return normalise ? div(choice.p[rank], all) : choice.p[rank];
 }
 #else
 struct Choice {
-    int id[1];
+    int expert[1], rank[1];
 };
 #endif
 
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
 struct GateUp {
     const uint8 *gate, *up;
-    const Choice* choice;
+    const int* expert;  // of a slot: the guessed experts, and in place of wrong ones the missing
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
     // A unit is the same 8 rows of both matrices of one expert.
     DEV int unit(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
+    DEV int slot(int j) const { return unit(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
-        int u = unit(j), rank = u / GROUPS, group = u % GROUPS;
+        int u = unit(j), group = u % GROUPS;
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
-        return matrix + choice->id[rank] * MATRIX +
+        return matrix + expert[slot(j)] * MATRIX +
                (group * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
     }
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
@@ -98,16 +134,17 @@ struct GateUpShared {
 // chosen: expert and weight of each rank with the step's number, which decode_down looks for.
 KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
                            const float* norm, float eps, const uint8* gate, const uint8* up,
-                           const Step* step, uint64* chosen, float* y) {
+                           const Step* step, const uint64* guess, uint64* chosen, float* y) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
-    GateUp where = {gate, up, &sh->choice};
+    GateUp where = {gate, up, sh->choice.expert};
     int n = dealt(USED * GateUp::GROUPS);
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
     Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
 #if EXPERTS
     int number = step->number;
+    fill_slots(warp_id() == 0 ? guessed(guess, number) : 0, &sh->choice);
     let_next_start();
     wait_for_previous();
     mark(3, 1);
@@ -118,19 +155,24 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     for (int i = 0; i < EACH; i++)
         if (i * BLOCK + threadIdx.x < WORDS)
             words[i] = reinterpret_cast<const int4*>(acts)[i * BLOCK + threadIdx.x];
-    choose(logits, &sh->choosing, &sh->choice);
-    mark(3, 4);
-    if (blockIdx.x == 0 && threadIdx.x < USED) {
-        float w = choice_weight(threadIdx.x, normalise, &sh->choosing);
-        store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
-    }
-    products.start();
+    choose(logits, &sh->choosing, &sh->choice, [&] { products.start(); });
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         if (i * BLOCK + threadIdx.x < WORDS)
             reinterpret_cast<int4*>(sh->x)[i * BLOCK + threadIdx.x] = words[i];
+    __syncthreads();
+    mark(3, 4);
+    if (blockIdx.x == 0 && threadIdx.x < USED) {
+        float w = choice_weight(threadIdx.x, normalise, sh->choice);
+        store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
+    }
+    if (sh->choice.missing) {
+        if (threadIdx.x == 0) correct_slots(&sh->choice);
+        __syncthreads();
+        products.correct([&](int j) { return sh->choice.changed[where.slot(j)]; });
+    }
 #else
-    if (threadIdx.x == 0) sh->choice.id[0] = 0;
+    if (threadIdx.x == 0) sh->choice.expert[0] = sh->choice.rank[0] = 0;
     __syncthreads();
     products.start();
     Norm h(norm);
@@ -151,7 +193,8 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
         const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
-        y[(blockIdx.x + u * gridDim.x) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
+        int unit = blockIdx.x + u * gridDim.x, rank = sh->choice.rank[unit / GateUp::GROUPS];
+        y[(rank * GateUp::GROUPS + unit % GateUp::GROUPS) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
     }
     mark(3, 5);
 }

@@ -30,6 +30,8 @@ class Gpu(Protocol):
     multiprocessors: int
     shared_most: int
     """Shared memory that a block can have, in bytes."""
+    cache_bytes: int
+    """The device's own cache of its memory (L2), in bytes."""
 
     def activate(self) -> None:
         """Make this the calling thread's device; before anything else in a thread."""
@@ -163,6 +165,7 @@ class CudaGpu:
         self._device = device.device_id
         self.name = str(device.name)
         self.multiprocessors = int(device.properties.multiprocessor_count)
+        self.cache_bytes = int(device.properties.l2_cache_size)
         self.shared_most = int(device.properties.max_shared_memory_per_block_optin)
         self.arch = f"sm_{device.arch}"
         self._allocated: dict[int, int] = {}

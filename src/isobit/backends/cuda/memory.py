@@ -16,7 +16,7 @@ STAGING_SLOTS = 4
 LOGIT_ROWS = 64
 """Rows of logits computed at once."""
 MOST_IN_STEP = 64
-"""Sequences that take a decode step together (batch.py)."""
+"""Sequences that take a decode step together (decode_batch.py)."""
 _CONTEXT_BYTES = 300 << 20
 """What the driver and the compiled kernels take, about."""
 
@@ -32,7 +32,7 @@ def supers(columns: int) -> int:
 
 
 def in_step(engine: EngineConfig) -> int:
-    """Sequences that a step of batch.py can have; 0 if there is never more than one."""
+    """Sequences that a step of decode_batch.py can have; 0 if there is never more than one."""
     return min(engine.max_sequences, MOST_IN_STEP) if engine.max_sequences > 1 else 0
 
 
@@ -123,6 +123,7 @@ def step_buffers(c: ModelConfig, context: int) -> dict[str, int]:
         "router_logits": 4 * c.n_experts,
         "acts": ACT_BYTES * supers(c.hidden),
         "chosen": 8 * k * c.n_layers,
+        "guess": 8 * (1 + c.n_experts) * c.n_layers,
         "swiglu": 4 * k * c.ffn,
         "logits": 4 * c.vocab,
         "best": 8 * 1024,
@@ -130,7 +131,7 @@ def step_buffers(c: ModelConfig, context: int) -> dict[str, int]:
 
 
 def batch_buffers(c: ModelConfig, context: int, sequences: int) -> dict[str, int]:
-    """Bytes of each buffer that a decode step of that many sequences writes (batch.py)."""
+    """Bytes of each buffer that a decode step of that many sequences writes (decode_batch.py)."""
     tiles, k = -(-context // TILE), max(c.n_experts_used, 1)
     wide = max(supers(c.hidden), supers(c.n_heads * c.head_dim))
     each = {

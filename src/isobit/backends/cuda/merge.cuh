@@ -19,34 +19,38 @@ struct TileResults {
     template <bool MANY>
     DEV void merged(int column, float (&o)[8]) const {
         int head = column / HEAD_DIM;
-        float m = 0.0f, l = 0.0f;
+        float m = isobit::from_bits(0xff800000u), l = -0.0f;  // so that the first tile replaces them:
+#pragma unroll
+        for (int i = 0; i < 8; i++) o[i] = -0.0f;  // -0 * 0 + v is v, whatever its sign
 #pragma unroll 1
         for (int first = 0; first < tiles; first += FEW_TILES) {
             float2 ml[FEW_TILES];
             float4 v[FEW_TILES][2];
+            float a[FEW_TILES], b[FEW_TILES];
 #pragma unroll
-            for (int t = 0; t < FEW_TILES; t++)
+            for (int t = 0; t < FEW_TILES; t++) {
+                ml[t] = make_float2(isobit::from_bits(0xff800000u), 0.0f);
                 if (first + t < tiles) {
                     ml[t] = max_and_sum[index(head, first + t)];
                     const float* from = out + index(head, first + t) * HEAD_DIM + column % HEAD_DIM;
                     v[t][0] = reinterpret_cast<const float4*>(from)[0];
                     v[t][1] = reinterpret_cast<const float4*>(from)[1];
                 }
+            }
+#pragma unroll
+            for (int t = 0; t < FEW_TILES; t++) {  // factors side by side
+                float top = fmaxf(m, ml[t].x);
+                a[t] = isobit::exp(sub(m, top)), b[t] = isobit::exp(sub(ml[t].x, top));
+                m = top;
+            }
 #pragma unroll
             for (int t = 0; t < FEW_TILES; t++) {
                 if (first + t >= tiles) break;
-                if (first + t == 0) {  // where the sums start
-                    m = ml[0].x, l = ml[0].y;
-                    spread(v[0], o);
-                    continue;
-                }
-                float top = fmaxf(m, ml[t].x), next[8];
-                float a = isobit::exp(sub(m, top)), b = isobit::exp(sub(ml[t].x, top));
+                float next[8];
                 spread(v[t], next);
-                l = add(mul(l, a), mul(ml[t].y, b));
+                l = add(mul(l, a[t]), mul(ml[t].y, b[t]));
 #pragma unroll
-                for (int i = 0; i < 8; i++) o[i] = add(mul(o[i], a), mul(next[i], b));
-                m = top;
+                for (int i = 0; i < 8; i++) o[i] = add(mul(o[i], a[t]), mul(next[i], b[t]));
             }
             if (!MANY) break;
         }

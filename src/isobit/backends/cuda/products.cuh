@@ -16,6 +16,7 @@ struct Products {
     const Where& where;
     uint8* memory;
     int tiles, turn, fetched = 0;  // the warp's turn, 0 … WARPS-1; its steps fetched so far
+    uint32 corrected = 0;          // slots that were filled twice at the start, a bit each
 
     DEV Products(const Where& where, uint8* memory, int tiles, int turn)
         : where(where), memory(memory), tiles(tiles), turn(turn) {
@@ -26,7 +27,21 @@ struct Products {
     }
     DEV void start() {
 #pragma unroll 1
-        for (int i = 0; i < AHEAD; i++) fetch();
+        for (int i = 0; i < AHEAD; i++) fetch(fetched++);
+    }
+    // Fetch once more what was started with and has another address since.
+    template <class Changed>
+    DEV void correct(Changed changed) {
+#pragma unroll 1
+        for (int step = 0; step < AHEAD && first_of(step) < tiles; step++) {
+            bool any = false;
+            for (int i = 0; i < 4; i++) any |= changed(min(first_of(step) + i, tiles - 1));
+            if (!any) continue;
+            wait_for_start(step);
+            fetch(step);
+            corrected |= 1u << step;
+        }
+        corrections_sent();
     }
     DEV void run(const Act* acts, float* part) {
 #pragma unroll 1
@@ -39,7 +54,7 @@ struct Products {
                 part[j * TILE_ROWS + row] = mul(a.d, t);
             }
             __syncwarp();
-            fetch();
+            fetch(fetched++);
         }
     }
 
@@ -52,19 +67,27 @@ struct Products {
     DEV Arrival* arrival(int step) const {
         return reinterpret_cast<Arrival*>(memory) + turn * AHEAD + step % AHEAD;
     }
-    DEV void fetch() {
-        int step = fetched++, lane = lane_id(), n = min(4, tiles - first_of(step));
+    DEV void fetch(int step) {
+        int lane = lane_id(), n = min(4, tiles - first_of(step));
         if (n <= 0) return;
         if (lane == 0) arrival_expect(arrival(step), n * W::TILE_BYTES);
-        __syncwarp();
-        if (lane < n)
-            copy_bulk(slot(step) + lane * W::TILE_BYTES, where.tile(first_of(step) + lane),
-                      W::TILE_BYTES, arrival(step));
+        // Tiles that lie behind one another are one copy.
+        const uint8* from = where.tile(first_of(step) + min(lane, n - 1));
+        int64 before = shuffle(reinterpret_cast<int64>(from), lane - 1);
+        bool begins = lane < n && (lane == 0 || reinterpret_cast<int64>(from) != before + W::TILE_BYTES);
+        uint32 all = __ballot_sync(~0u, begins) | 1u << n;
+        if (begins)
+            copy_bulk(slot(step) + lane * W::TILE_BYTES, from,
+                      __ffs(all >> lane >> 1) * W::TILE_BYTES, arrival(step));
     }
-    DEV void wait(int step) const { arrival_wait(arrival(step), step / AHEAD); }
+    DEV void wait(int step) const {
+        arrival_wait(arrival(step), step / AHEAD + (corrected >> step % AHEAD & 1));
+    }
+    DEV void wait_for_start(int step) const { arrival_wait(arrival(step), 0); }
+    DEV void corrections_sent() const {}
 #else
-    DEV void fetch() {
-        int step = fetched++, n = min(4, tiles - first_of(step));
+    DEV void fetch(int step) {
+        int n = min(4, tiles - first_of(step));
         for (int t = 0; t < n; t++) {
             const uint8* from = where.tile(first_of(step) + t);
             for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP)
@@ -76,6 +99,9 @@ struct Products {
         wait_copies<AHEAD - 1>();
         __syncwarp();
     }
+    // Copies are told apart by their order alone, so all of a correction are waited for.
+    DEV void wait_for_start(int) const { wait_copies<0>(); }
+    DEV void corrections_sent() const { wait_copies<0>(); }
 #endif
 };
 

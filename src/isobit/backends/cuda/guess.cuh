@@ -1,0 +1,103 @@
+// A guess of the experts that a layer will choose, made while its attention has yet to run: what the
+// router would say of the residual stream as it is before attention. The memory is idle then, and has
+// the guessed experts' weights ready when the router has spoken. Only time depends on the guess: the
+// choice itself is decode_gate_up's.
+//
+// A layer has a word for each expert and one before them, each with the number of the step that told
+// it. Who waits for a word gives up after a while, and goes on with a worse guess.
+#pragma once
+#include "decode.cuh"
+#include "copy.cuh"
+#include "formats.cuh"
+
+#if EXPERTS
+constexpr int PATIENCE = 200;  // reads
+DEV uint64 told(const uint64* word, int number) {
+    uint64 one = load_relaxed(word);
+    for (int i = 0; i < PATIENCE && !is_of(one, number); i++) one = load_relaxed(word);
+    return one;
+}
+
+// The experts' logits, shared out to the blocks. Any order of their sums will do, and the norm's factor
+// changes no rank.
+struct GuessShared {
+    float part[WARPS];
+};
+struct Guess {
+    static constexpr int EACH = (HIDDEN + BLOCK - 1) / BLOCK;
+    const uint8* router;
+    const float* norm;
+    float weight[EACH];
+
+    DEV void fetch(int expert) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int k = i * BLOCK + threadIdx.x;
+            if (k < HIDDEN)
+                weight[i] = norm[k] * load_float(router, int64(expert) * HIDDEN + k, ROUTER_KIND);
+        }
+    }
+    // words[0] is told once x is the layer's input; the experts' words are told here.
+    DEV void make(const float* x, int number, GuessShared* sh, uint64* words) {
+        if (blockIdx.x >= EXPERTS) return;
+        fetch(blockIdx.x);
+        if (threadIdx.x == 0) told(words, number);
+        __syncthreads();
+#pragma unroll 1
+        for (int expert = blockIdx.x; expert < EXPERTS; expert += gridDim.x) {
+            if (expert != blockIdx.x) fetch(expert);
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                int k = i * BLOCK + threadIdx.x;
+                if (k < HIDDEN) sum += load_fresh(x + k) * weight[i];
+            }
+            sum = warp_tree(sum);
+            if (lane_id() == 0) sh->part[warp_id()] = sum;
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                for (int i = 1; i < WARPS; i++) sum += sh->part[i];
+                store_relaxed(words + 1 + expert, packed(number, expert, sum));
+            }
+            __syncthreads();
+        }
+    }
+};
+
+// Lane i < USED gets the expert with the i-th largest guess; by one warp.
+DEV int guessed(const uint64* words, int number) {
+    constexpr int EACH = (EXPERTS + WARP - 1) / WARP, MASK = 1023;
+    static_assert(EXPERTS < MASK, "the bits that name an expert; decode.py asks for it");
+    uint32 logit[EACH];  // ordered as the floats are, then 1 + expert; 0: not to be had
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int expert = i * WARP + lane_id();
+        logit[i] = expert < EXPERTS ? 1 + expert : 0;
+        if (expert >= EXPERTS) continue;
+        uint64 one = told(words + 1 + expert, number);
+        uint32 b = bits(chosen_weight(one));
+        if (is_of(one, number)) logit[i] |= (b >> 31 ? ~b : b | 0x80000000u) & ~MASK;
+    }
+    int mine = 0;
+#pragma unroll 1
+    for (int r = 0; r < USED; r++) {
+        uint32 top = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) top = max(top, logit[i]);
+        top = warp_max(top);
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (logit[i] == top) logit[i] = 0;
+        if (lane_id() == r) mine = int(top & MASK) - 1;
+    }
+    return mine;
+}
+
+// This block's share of the experts' matrices of one kind into the device's shared cache; by one warp,
+// with an expert in each of USED lanes.
+DEV void fetch_ahead(const uint8* matrices, int64 bytes, int expert) {
+    int64 part = (bytes / gridDim.x + 255) / 256 * 256, begin = part * blockIdx.x;
+    if (lane_id() < USED && begin < bytes)
+        prefetch_bulk(matrices + expert * bytes + begin, int(part < bytes - begin ? part : bytes - begin));
+}
+#endif
