@@ -59,7 +59,7 @@ class CudaBackend:
             loader.finish()
             self._shape = memory.CacheShape.of(c, engine)
             self._cache = self._gpu.allocate(c.n_layers * self._shape.nbytes)
-            self._context = min(engine.context or c.context_length, 1 << 24)
+            self._context = engine.context or c.context_length
             self._rope = self._gpu.allocate(self.plan.rope)
             self._rope_known = 0
             self._frequencies = numerics.inverse_frequencies(c.head_dim, c.rope_base)

@@ -48,7 +48,7 @@ class CacheShape:
     @classmethod
     def of(cls, c: ModelConfig, engine: EngineConfig) -> "CacheShape":
         """As many pages as the runtime hands out."""
-        context = min(engine.context or c.context_length, 1 << 24)
+        context = engine.context or c.context_length
         pages = -(-context // TILE) * engine.max_sequences
         return cls(pages, c.n_kv_heads, -(-c.head_dim // 16) * 16)
 
@@ -176,7 +176,7 @@ class Plan:
     def of(cls, weights: Weights, engine: EngineConfig) -> "Plan":
         """What this model needs with these settings."""
         c = weights.config
-        context = min(engine.context or c.context_length, 1 << 24)
+        context = engine.context or c.context_length
         return cls(
             weights=sum(aligned(w.data.nbytes) for w in matrices(weights).values())
             + sum(aligned(4 * n) for n in (c.hidden, c.head_dim) for _ in range(2 * c.n_layers))

@@ -65,7 +65,7 @@ class WgpuBackend:
             self.close()
             raise
         self._embedding = weights.token_embd
-        self._context = min(engine.context or c.context_length, 1 << 24)
+        self._context = engine.context or c.context_length
         self._turns = _Turns(c.head_dim, c.rope_base)
         self._recordings: OrderedDict[tuple[Shape, int], Recording] = OrderedDict()
         self._generation = self._device.generation

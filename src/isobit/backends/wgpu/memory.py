@@ -52,7 +52,7 @@ class Plan:
     @classmethod
     def of(cls, c: ModelConfig, engine: EngineConfig, binding: int) -> "Plan":
         """Fit a model to ``binding`` bytes a buffer; raises BackendUnavailable if it cannot be."""
-        context = min(engine.context or c.context_length, 1 << 24)
+        context = engine.context or c.context_length
         tiles = -(-context // TILE)
         pages = tiles * engine.max_sequences
         page = record_bytes(c.head_dim)
