@@ -60,7 +60,7 @@ class Recorder(CudaGpu):
         return float(np.median(times))
 
 
-POINTS = ("start", "waited", "prologue", "products", "chosen", "end")
+POINTS = ("start", "waited", "prologue", "products", "experts", "end")
 KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
 
 
@@ -88,6 +88,18 @@ def timeline(gpu, decoder, pages, position):
     for median, first, last, n, k in sorted(rows):
         name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
         print(f"  {first:7d} {median:7d} {last:7d}  {name:20s} {n} blocks")
+
+
+def guesses(gpu, decoder, c):
+    """Of the experts that the last step chose, the part that it had guessed."""
+    words = np.empty((c.n_layers, 1 + c.n_experts), np.uint64)
+    chosen = np.empty((c.n_layers, c.n_experts_used), np.uint64)
+    gpu.download(decoder._b["guess"], words)
+    gpu.download(decoder._b["chosen"], chosen)
+    logits = (words[:, 1:] >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    first = np.argsort(-logits, axis=1)[:, : c.n_experts_used]
+    ids = (chosen >> np.uint64(16) & np.uint64(0xFFFF)).astype(int)
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(ids, first, strict=True)]))
 
 
 def kernel_times(gpu, step, label, note):
@@ -179,6 +191,8 @@ def main():
             seconds = (time.perf_counter() - start) / 64
             note(f"decode at depth {depth}: step", 1e6 * seconds, "us")
             note(f"decode at depth {depth}: rate", 1 / seconds, "tok/s")
+            if c.n_experts:
+                note(f"decode at depth {depth}: guessed", guesses(gpu, backend._decoder, c))
         start = time.perf_counter()
         for i in range(32):
             backend.forward(batch([1], 128 + i, pages, [0]))

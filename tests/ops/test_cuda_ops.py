@@ -72,7 +72,8 @@ def quantised(gpu, ops, x):
 
 
 def load(gpu, weight):
-    return Loader(gpu, weight.data.nbytes + 512).matrix(weight)
+    with Loader(gpu, weight.data.nbytes + 512) as loader:
+        return loader.matrix(weight)
 
 
 @pytest.mark.parametrize("planes", [1, 2])

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from numbers import Integral
 from operator import index
@@ -61,7 +62,11 @@ class Model:
             self.config: ModelConfig = weights.config
             self.engine = engine
             self.context = engine.context or self.config.context_length
-            self._tokenizer: Tokenizer | None = None
+            builder = ThreadPoolExecutor(1)  # beside the backend, which mostly waits as it loads
+            self._tokenizer = builder.submit(
+                Tokenizer.from_metadata, self.file.metadata, str(self.path)
+            )
+            builder.shutdown(wait=False)
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
             pages = -(-self.context // TILE) * engine.max_sequences
@@ -82,10 +87,8 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The file's tokenizer, built when first needed."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_metadata(self.file.metadata, str(self.path))
-        return self._tokenizer
+        """The file's tokenizer. Raises ModelRefused if the file has none that is known."""
+        return self._tokenizer.result()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised."""

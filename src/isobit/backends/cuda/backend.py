@@ -51,12 +51,11 @@ class CudaBackend:
             self.plan = memory.Plan.of(weights, engine)
             self.plan.check(*self._gpu.memory())
             self._ops = Ops(self._gpu, engine.activation_planes)
-            loader = Loader(self._gpu, self.plan.weights)
-            self._embedding = loader.matrix(weights.token_embd)
-            self._layers = load_layers(loader, weights)
-            self._output_norm = loader.vector(weights.output_norm)
-            self._output = loader.matrix(weights.output)
-            loader.finish()
+            with Loader(self._gpu, self.plan.weights) as loader:
+                self._embedding = loader.matrix(weights.token_embd)
+                self._layers = load_layers(loader, weights)
+                self._output_norm = loader.vector(weights.output_norm)
+                self._output = loader.matrix(weights.output)
             self._shape = memory.CacheShape.of(c, engine)
             self._cache = self._gpu.allocate(c.n_layers * self._shape.nbytes)
             self._context = engine.context or c.context_length

@@ -1,9 +1,11 @@
 """Weights onto the GPU: each tensor through staging buffers to its place and layout."""
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from isobit.backends.cuda.layout import TILE_ROWS, Layout
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Layer, Weights
 from isobit.numerics import Weight
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,14 @@ class _Slot:
         self.copied: Any = None  # the mark after the copy from host to device
 
 
+_Use = Callable[[_Slot, Bytes], None]
+
+
 class Loader:
     """Places tensors one after another in one allocation of the planned size.
 
-    While the device copies one part of a tensor, threads bring the next from the file.
+    Threads bring parts of the file, each into a staging buffer of its own; the device takes them in
+    order, while later ones are on their way. On leaving its context, all is queued.
     """
 
     def __init__(self, gpu: Gpu, nbytes: int) -> None:
@@ -110,13 +118,20 @@ class Loader:
             for _ in range(memory.STAGING_SLOTS)
         ]
         self._turn = 0
-        self._threads = min(os.cpu_count() or 1, 8)
-        self._pool = ThreadPoolExecutor(self._threads)
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+        self._coming: deque[tuple[_Slot, Bytes, Future[None], _Use]] = deque()
         self._done: dict[str, DeviceWeight] = {}
 
-    def finish(self) -> None:
-        """Free the staging buffers once all is queued."""
-        self._pool.shutdown()
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Queue what is still coming and free the staging buffers; after an error, only stop."""
+        while self._coming and kind is None:
+            self._take_next()
+        self._pool.shutdown(cancel_futures=True)
+        if kind is not None:
+            return
         for slot in self._slots:
             if slot.copied is not None:
                 self._gpu.wait(slot.copied)
@@ -143,7 +158,7 @@ class Loader:
     def vector(self, values: F32) -> int:
         """Load a float32 vector; its address."""
         address = self._take(values.nbytes)
-        self._gpu.upload(address, values)
+        self._copy(values.view(np.uint8), address)
         return address
 
     def matrix(self, weight: Weight) -> DeviceWeight:
@@ -160,9 +175,17 @@ class Loader:
             if stored.layout.kind == "tiled":
                 self._repack(weight, stored.address)
             else:
-                self._gpu.upload(stored.address, weight.data)
+                self._copy(weight.data, stored.address)
             self._done[weight.name] = stored
         return self._done[weight.name]
+
+    def _copy(self, data: Bytes, address: int) -> None:
+        def upload(_: _Slot, host: Bytes, to: int) -> None:
+            self._gpu.upload(to, host)
+
+        part = self._slots[0].host.size
+        for start in range(0, data.size, part):
+            self._bring(data[start : start + part], partial(upload, to=address + start))
 
     def _repack(self, weight: Weight, address: int) -> None:
         group = TILE_ROWS * weight.row_bytes
@@ -172,31 +195,37 @@ class Loader:
             raise BackendUnavailable(
                 f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {room}"
             )
-        supers = weight.shape[-1] // 256
-        tile = TILE_ROWS * weight.format.block_bytes
-        for start in range(0, weight.data.nbytes, part):
-            slot, data = self._staged(weight.data[start : start + part])
-            tiles = data.nbytes // tile
-            self._gpu.upload(slot.device, data)
-            slot.copied = self._gpu.mark()
+        block = weight.format.block_bytes
+
+        def tile(slot: _Slot, host: Bytes, to: int) -> None:
+            tiles = host.size // (TILE_ROWS * block)
+            self._gpu.upload(slot.device, host)
             self._gpu.launch(
                 "repack",
                 "repack",
                 (min(tiles, 1 << 16),),
-                (slot.device, tiles, supers, weight.format.block_bytes, address + start),
+                (slot.device, tiles, weight.shape[-1] // 256, block, to),
             )
 
-    def _staged(self, data: NDArray[np.uint8]) -> tuple[_Slot, NDArray[np.uint8]]:
-        """Bytes of the file in the next slot that the device has read."""
+        for start in range(0, weight.data.size, part):
+            self._bring(weight.data[start : start + part], partial(tile, to=address + start))
+
+    def _bring(self, data: Bytes, use: _Use) -> None:
+        """Have a thread bring bytes of the file; ``use`` queues what the device does with them."""
+        if len(self._coming) == len(self._slots) // 2:  # the device works on the other half
+            self._take_next()
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         if slot.copied is not None:
             self._gpu.wait(slot.copied)
         host = slot.host[: data.size]
-        share = -(-data.size // self._threads)
-        parts = [slice(i, i + share) for i in range(0, data.size, share)]
-        list(self._pool.map(lambda p: np.copyto(host[p], data[p]), parts))
-        return slot, host
+        self._coming.append((slot, host, self._pool.submit(np.copyto, host, data), use))
+
+    def _take_next(self) -> None:
+        slot, host, brought, use = self._coming.popleft()
+        brought.result()
+        use(slot, host)
+        slot.copied = self._gpu.mark()
 
     def _take(self, nbytes: int) -> int:
         address = self._next

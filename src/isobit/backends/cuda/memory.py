@@ -9,9 +9,9 @@ from isobit.model.weights import Weights
 from isobit.numerics import TILE, Weight
 
 ALIGNMENT = 256
-STAGING_BYTES = 64 << 20
+STAGING_BYTES = 128 << 20
 """Where tensors arrive before they are repacked, in parts."""
-STAGING_SLOTS = 4
+STAGING_SLOTS = 16
 """Parts on their way at once."""
 LOGIT_ROWS = 64
 """Rows of logits computed at once."""
