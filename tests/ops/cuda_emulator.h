@@ -112,6 +112,7 @@ template <class T> T exchange(T v, std::function<T(const T*)> pick) {
 }
 constexpr size_t STACK = 64 << 10;
 static void reset_copies();
+static void reset_bulks();
 static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, unsigned seed, std::function<void()> f) {
     body = &f;
     chance = seed;
@@ -203,7 +204,7 @@ template <class T> T load_fresh(const T* p) { return *p; }
 // A copy in the background happens at some time between its start and the wait for it: here, by chance, at
 // the one or the other.
 namespace emu { struct Copy { void* to; const void* from; }; static std::vector<Copy> copies[4096]; static std::vector<int> groups[4096]; }
-void emu::reset_copies() { for (auto& c : copies) c.clear(); for (auto& g : groups) g.clear(); }
+void emu::reset_copies() { for (auto& c : copies) c.clear(); for (auto& g : groups) g.clear(); reset_bulks(); }
 static inline int emu_thread() { return threadIdx.x; }
 static inline void copy_async(void* to, const void* from) {
     if (size_t(to) % 16 || size_t(from) % 16) { fprintf(stderr, "emulator: copy_async to or from an odd address\n"); abort(); }
@@ -222,6 +223,57 @@ template <int PENDING> void wait_copies() {
     g.erase(g.begin(), g.begin() + n);
     for (int& x : g) x -= done;
 }
+// Hopper's bulk copies (with BULK_COPIES defined): each lands whole, at its start or while somebody waits
+// for its arrival.
+static inline int __ffs(unsigned v) { return __builtin_ffs(v); }
+typedef unsigned long long Arrival;
+namespace emu {
+struct State { int phase; int pending; };
+struct Bulk { void* to; const void* from; int bytes; Arrival* a; };
+static std::vector<Bulk> bulks;
+static std::vector<std::pair<Arrival*, long>> expected;
+static State& state(Arrival* a) { return *reinterpret_cast<State*>(a); }
+static long& bytes_of(Arrival* a) {
+    for (auto& t : expected) if (t.first == a) return t.second;
+    expected.push_back({a, 0});
+    return expected.back().second;
+}
+static void complete(Arrival* a) {
+    if (state(a).pending == 0 && bytes_of(a) == 0) { state(a).phase++; state(a).pending = 1; progress++; }
+}
+static void land(size_t i) {
+    Bulk b = bulks[i];
+    bulks.erase(bulks.begin() + i);
+    memcpy(b.to, b.from, b.bytes);
+    bytes_of(b.a) -= b.bytes;
+    complete(b.a);
+}
+static bool by_chance() { return (chance = chance * 1664525u + 1013904223u) >> 31; }
+static void reset_bulks() {
+    if (bulks.size()) { fprintf(stderr, "emulator: copies that nobody waited for\n"); abort(); }
+    expected.clear();
+}
+}
+static inline void arrival_init(Arrival* a) { emu::state(a) = {0, 1}; emu::bytes_of(a) = 0; }
+static inline void arrival_expect(Arrival* a, int bytes) {
+    if (emu::state(a).pending != 1) { fprintf(stderr, "emulator: a phase expected twice\n"); abort(); }
+    emu::bytes_of(a) += bytes;
+    emu::state(a).pending = 0;
+    emu::complete(a);
+}
+static inline void arrival_wait(Arrival* a, int phase) {
+    while ((emu::state(a).phase & 1) == (phase & 1)) {
+        for (size_t i = emu::bulks.size(); i-- > 0;)
+            if (emu::bulks[i].a == a && emu::by_chance()) { emu::land(i); emu::progress++; }
+        emu::yield();
+    }
+}
+static inline void copy_bulk(void* to, const void* from, int bytes, Arrival* a) {
+    if (size_t(to) % 16 || size_t(from) % 16 || bytes % 16 || bytes <= 0) { fprintf(stderr, "emulator: an odd copy_bulk\n"); abort(); }
+    emu::bulks.push_back({to, from, bytes, a});
+    if (emu::by_chance()) emu::land(emu::bulks.size() - 1);
+}
+static inline void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) { copy_bulk(to, from, bytes, a); }
 // Every 256th byte is touched: outside the device's memory that ends the process.
 static inline void prefetch_bulk(const unsigned char* from, int bytes) {
     if (size_t(from) % 16 || bytes % 16 || bytes <= 0) { fprintf(stderr, "emulator: an odd prefetch\n"); abort(); }

@@ -80,7 +80,9 @@ class EmulatedGpu:
     shared_most = 227 << 10
     cache_bytes = 50 << 20
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, *, bulk: bool = False) -> None:
+        """bulk: with Hopper's bulk copies, else with Ampere's."""
+        self._defines = {"BULK_COPIES": ""} if bulk else {}
         self._rng = np.random.default_rng(seed)
         memory = _library("pointwise", ())
         memory.emu_alloc.restype = ctypes.c_void_p
@@ -136,7 +138,8 @@ class EmulatedGpu:
         overlap: bool = False,  # noqa: ARG002  # blocks run one after another here
     ) -> None:
         signature = signatures(stem)[kernel]
-        function = getattr(_library(stem, tuple(sorted((defines or {}).items()))), f"emu_{kernel}")
+        all_defines = tuple(sorted((dict(defines or {}) | self._defines).items()))
+        function = getattr(_library(stem, all_defines), f"emu_{kernel}")
         values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         size = (ctypes.c_uint32 * 3)(*grid, *[1] * (3 - len(grid)))

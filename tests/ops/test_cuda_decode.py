@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.cuda import decode
+from isobit.backends.cpu import CpuBackend
+from isobit.backends.cuda import CudaBackend, decode
 from isobit.config import EngineConfig
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from tests.helpers.synth import Geometry, write_model
 
+from .cuda_emulator import EmulatedGpu
 from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
 from .test_cuda_forward import weights  # noqa: F401
 
@@ -45,6 +50,42 @@ def test_decode_graph(weights, monkeypatch, kind, planes, at_once):  # noqa: F81
     )
     assert again[:, 0].tolist() == chosen[1:]
     backend.close()
+
+
+# Experts that nobody guesses, copies that hold parts of two places, more steps than are copied
+# ahead, more superblocks than warps, dense layers: (geometry, multiprocessors, shared memory).
+SHAPES = [
+    ({"experts": 7, "experts_used": 3, "hidden": 768, "ffn": 256}, 4, 227 << 10),
+    ({"experts": 40, "experts_used": 3, "hidden": 256, "ffn": 512}, 7, 227 << 10),
+    ({"experts": 33, "experts_used": 18, "hidden": 512, "ffn": 256}, 5, 160 << 10),
+    ({"experts": 0, "experts_used": 0, "hidden": 768, "ffn": 512}, 4, 227 << 10),
+]
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s[0].values())))
+@pytest.mark.parametrize("few_tiles", [4, 0])
+def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_tiles):
+    """few_tiles 0: as if the tiles were many, which a kernel of their own merges."""
+    if few_tiles == 0 and (bulk or shape is not SHAPES[2]):
+        pytest.skip("one of these is enough")
+    print("seed", SEED)
+    monkeypatch.setattr(decode, "_FEW_TILES", few_tiles)
+    geometry, multiprocessors, shared = shape
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2, **geometry), seed=SEED)
+    engine = EngineConfig(context=256, max_sequences=1, chunk=64)
+    rng, pages = np.random.default_rng(SEED), np.arange(4, dtype=np.int32)[None]
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        gpu = EmulatedGpu(SEED, bulk=bulk)
+        gpu.multiprocessors, gpu.shared_most = multiprocessors, shared
+        ours, theirs = CudaBackend(weights, engine, gpu), CpuBackend(weights, engine)
+        assert ours._decoder is not None
+        for start, stop in ((0, 3), (3, 4), (4, 5)):
+            one = ragged(rng, weights.config.vocab, [(start, stop - start)], pages)
+            a, b = ours.forward(one), theirs.forward(one)
+            assert np.array_equal(a.view(np.uint32), b.view(np.uint32)), start
+        theirs.close()
 
 
 @pytest.mark.parametrize(

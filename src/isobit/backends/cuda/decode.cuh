@@ -2,7 +2,8 @@
 //
 // Each kernel of the step starts while the one before it still runs, fetches weights that do not
 // depend on it, and then waits for it (programmatic dependent launch). Nothing is written, and nothing
-// that a kernel of the same step writes is read, before wait_for_previous().
+// that a kernel of the same step writes is read, before wait_for_previous(), except words that carry
+// the step's number (`packed`), and by the guess of the experts, which may be wrong (guess.cuh).
 //
 // Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED.
 #pragma once

@@ -36,7 +36,8 @@ class Decoder:
         sizes = memory.step_buffers(c, model.context)
         self._b = {name: gpu.allocate(nbytes) for name, nbytes in sizes.items()}
         self._number = 1  # of the next step
-        gpu.upload(self._b["chosen"], np.zeros(c.n_layers * max(c.n_experts_used, 1), np.int64))
+        for name in ("chosen", "guess"):  # words with the number of a step, which is not 0
+            gpu.upload(self._b[name], np.zeros(sizes[name], np.uint8))
         self._few = gpu.capture(partial(self._queue, many=False))
         self._many = gpu.capture(partial(self._queue, many=True))
 
@@ -224,8 +225,8 @@ class LayerPlan:
         router = "F32" if w.router is None else w.router.layout.format.name
         normed = 4 * c.hidden + 1024
         router_kind = {"ROUTER_KIND": _KINDS[router]}
-        # So much that a multiprocessor takes one block of the router: beside two of them, the block
-        # of decode_gate_up would start only when both have ended.
+        # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
+        # two: decode_gate_up's block, which has room beside one, would have to wait for both.
         router_shared = max(normed + 1024, gpu.shared_most * 2 // 5)
         kernels = {"decode_router": (router_shared, router_kind)}
 
@@ -235,7 +236,7 @@ class LayerPlan:
         def plan(kernel: str, fixed: int, *parts: tuple[str, DeviceWeight, int]) -> None:
             fixed += 64 + sum(4 * TILE_ROWS * n for _, _, n in parts)
             room = gpu.shared_most - 1024 - fixed
-            used, defines = 0, dict(router_kind)
+            used, defines = 0, {}
             for i, (role, matrix, n) in enumerate(parts):
                 slot = 4 * TILE_ROWS * matrix.layout.format.block_bytes
                 steps = -(-n // 4)
@@ -244,6 +245,8 @@ class LayerPlan:
                 defines[f"{role}WEIGHT"] = f"Tiled{matrix.layout.format.name}"
                 defines[f"{role}DEPTH"] = str(depth)
                 used += min(steps, depth * _WARPS) * slot + 8 * depth * _WARPS
+            if kernel in ("decode_attn_out", "decode_gate_up"):  # which guess
+                defines |= router_kind
             kernels[kernel] = fixed + used, defines
 
         acts = hidden * ACT_BYTES
@@ -258,9 +261,9 @@ class LayerPlan:
             heads * ACT_BYTES + 4 * _WARPS,
             ("", w.attn_output, tiles(c.hidden, heads)),
         )
-        choosing = (4 * _WARPS + 2) * (c.n_experts + 1) + 20 * k if c.n_experts else normed
+        choosing = 4 * _WARPS * (c.n_experts + 1) + 2 * c.n_experts if c.n_experts else normed
         gate_tiles = 2 * tiles(k * c.ffn, hidden)
-        plan("decode_gate_up", acts + choosing + 4 * k, ("", w.gate, gate_tiles))
+        plan("decode_gate_up", acts + choosing + 17 * k + 8, ("", w.gate, gate_tiles))
         down_tiles = tiles(c.hidden, k * ffn)
         plan("decode_down", k * ffn * ACT_BYTES + 8 * k, ("", w.down, down_tiles))
         plan("decode_head", acts + normed + 256, ("", output, tiles(c.vocab, hidden)))
@@ -280,6 +283,7 @@ def supported(
         and all(w.router is None or w.router.layout.kind == "floats" for w in layers)
         and c.head_dim % 64 == 0
         and c.n_experts <= 512
+        and c.n_experts_used <= 32
         and attention_shared(c, 1) <= gpu.shared_most
         and all(
             shared <= gpu.shared_most

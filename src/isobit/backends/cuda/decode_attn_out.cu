@@ -40,7 +40,7 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
     int number = step->number;
     Guess{router, ffn_norm}.make(x, number, &sh->guess, guess);
     if (fetch && warp_id() == WARPS - 1) {
-        int expert = guessed(guess, number);
+        int expert = guessed<PATIENCE>(guess, number);
         fetch_ahead(gate, gate_bytes, expert);
         fetch_ahead(up, gate_bytes, expert);
         fetch_ahead(down, down_bytes, expert);

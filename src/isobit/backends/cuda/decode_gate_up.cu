@@ -7,39 +7,39 @@
 // The chosen experts (section 7), computed by every block for itself: probabilities by every warp,
 // then ranks by counting. An expert's rank is the number of those before it.
 //
-// Each has a slot for its weights. Guessed experts have the slots to begin with; one that was not
-// chosen then gives its slot to one that nobody guessed.
+// Each has a place among the units. Guessed experts have the places to begin with; one that was not
+// chosen then gives its place to one that nobody guessed. All blocks must find the same.
 struct Choice {
     int id[USED];  // by rank
     float p[USED];
-    int expert[USED];  // by slot
-    int rank[USED];    // of a slot's expert, -1 until it is chosen
+    int expert[USED];  // by place
+    int rank[USED];    // of a place's expert, -1 until it is chosen
     bool changed[USED];
     bool missing;         // an expert was chosen that nobody guessed
-    short slot[EXPERTS];  // of an expert, or -1
+    short place[EXPERTS];  // of an expert, or -1
 };
 struct ChoiceShared {
     float p[WARPS][EXPERTS + 1];
 };
-// expert: of slot i, in thread i.
-DEV void fill_slots(int expert, Choice* choice) {
-    for (int e = threadIdx.x; e < EXPERTS; e += BLOCK) choice->slot[e] = -1;
+// expert: of place i, in thread i.
+DEV void fill_places(int expert, Choice* choice) {
+    for (int e = threadIdx.x; e < EXPERTS; e += BLOCK) choice->place[e] = -1;
     if (threadIdx.x == 0) choice->missing = false;
     __syncthreads();
     if (threadIdx.x < USED) {
         choice->expert[threadIdx.x] = expert;
-        choice->slot[expert] = threadIdx.x;
+        choice->place[expert] = threadIdx.x;
         choice->rank[threadIdx.x] = -1;
         choice->changed[threadIdx.x] = false;
     }
     __syncthreads();
 }
 // By one thread.
-DEV void correct_slots(Choice* choice) {
+DEV void correct_places(Choice* choice) {
     int r = 0;
     for (int s = 0; s < USED; s++) {
         if (choice->rank[s] >= 0) continue;
-        while (choice->slot[choice->id[r]] >= 0) r++;
+        while (choice->place[choice->id[r]] >= 0) r++;
         choice->expert[s] = choice->id[r];
         choice->rank[s] = r++;
         choice->changed[s] = true;
@@ -86,7 +86,7 @@ DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice, Meanwhile
         if (e < EXPERTS && before < USED) {
             choice->id[before] = e;
             choice->p[before] = mine;
-            if (choice->slot[e] >= 0) choice->rank[choice->slot[e]] = before;
+            if (choice->place[e] >= 0) choice->rank[choice->place[e]] = before;
             else choice->missing = true;
         }
     }
@@ -106,16 +106,16 @@ struct Choice {
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
 struct GateUp {
     const uint8 *gate, *up;
-    const int* expert;  // of a slot: the guessed experts, and in place of wrong ones the missing
+    const int* expert;  // of a place: the guessed experts, and in place of wrong ones the missing
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
     // A unit is the same 8 rows of both matrices of one expert.
     DEV int unit(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
-    DEV int slot(int j) const { return unit(j) / GROUPS; }
+    DEV int place(int j) const { return unit(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
         int u = unit(j), group = u % GROUPS;
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
-        return matrix + expert[slot(j)] * MATRIX +
+        return matrix + expert[place(j)] * MATRIX +
                (group * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
     }
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
@@ -144,7 +144,7 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
 #if EXPERTS
     int number = step->number;
-    fill_slots(warp_id() == 0 ? guessed(guess, number) : 0, &sh->choice);
+    fill_places(warp_id() == 0 ? guessed<UNTIL_TOLD>(guess, number) : 0, &sh->choice);
     let_next_start();
     wait_for_previous();
     mark(3, 1);
@@ -167,9 +167,9 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
         store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
     }
     if (sh->choice.missing) {
-        if (threadIdx.x == 0) correct_slots(&sh->choice);
+        if (threadIdx.x == 0) correct_places(&sh->choice);
         __syncthreads();
-        products.correct([&](int j) { return sh->choice.changed[where.slot(j)]; });
+        products.correct([&](int j) { return sh->choice.changed[where.place(j)]; });
     }
 #else
     if (threadIdx.x == 0) sh->choice.expert[0] = sh->choice.rank[0] = 0;

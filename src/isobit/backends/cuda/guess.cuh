@@ -3,26 +3,29 @@
 // the guessed experts' weights ready when the router has spoken. Only time depends on the guess: the
 // choice itself is decode_gate_up's.
 //
-// A layer has a word for each expert and one before them, each with the number of the step that told
-// it. Who waits for a word gives up after a while, and goes on with a worse guess.
+// A layer has a word that says that its input is there, and one for each expert with its logit, each
+// with the number of the step that told it.
 #pragma once
 #include "decode.cuh"
 #include "copy.cuh"
 #include "formats.cuh"
 
 #if EXPERTS
-constexpr int PATIENCE = 200;  // reads
+// A word of this step, or what is there after so many reads. Blocks of one kernel wait for one another
+// only so long (tens of microseconds), since nothing says that all of them run at once.
+constexpr int PATIENCE = 200, UNTIL_TOLD = -1;
+template <int READS>
 DEV uint64 told(const uint64* word, int number) {
     uint64 one = load_relaxed(word);
-    for (int i = 0; i < PATIENCE && !is_of(one, number); i++) one = load_relaxed(word);
+    for (int i = 0; i != READS && !is_of(one, number); i++) one = load_relaxed(word);
     return one;
 }
 
-// The experts' logits, shared out to the blocks. Any order of their sums will do, and the norm's factor
-// changes no rank.
 struct GuessShared {
     float part[WARPS];
 };
+// The experts' logits, shared out to the blocks. Any order of their sums will do, and the norm's factor
+// changes no rank.
 struct Guess {
     static constexpr int EACH = (HIDDEN + BLOCK - 1) / BLOCK;
     const uint8* router;
@@ -41,7 +44,7 @@ struct Guess {
     DEV void make(const float* x, int number, GuessShared* sh, uint64* words) {
         if (blockIdx.x >= EXPERTS) return;
         fetch(blockIdx.x);
-        if (threadIdx.x == 0) told(words, number);
+        if (threadIdx.x == 0) told<PATIENCE>(words, number);
         __syncthreads();
 #pragma unroll 1
         for (int expert = blockIdx.x; expert < EXPERTS; expert += gridDim.x) {
@@ -64,7 +67,9 @@ struct Guess {
     }
 };
 
-// Lane i < USED gets the expert with the i-th largest guess; by one warp.
+// Lane i < USED gets the expert with the i-th largest guess; by one warp. Blocks that wait until all is
+// told get the same.
+template <int READS>
 DEV int guessed(const uint64* words, int number) {
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP, MASK = 1023;
     static_assert(EXPERTS < MASK, "the bits that name an expert; decode.py asks for it");
@@ -74,7 +79,7 @@ DEV int guessed(const uint64* words, int number) {
         int expert = i * WARP + lane_id();
         logit[i] = expert < EXPERTS ? 1 + expert : 0;
         if (expert >= EXPERTS) continue;
-        uint64 one = told(words + 1 + expert, number);
+        uint64 one = told<READS>(words + 1 + expert, number);
         uint32 b = bits(chosen_weight(one));
         if (is_of(one, number)) logit[i] |= (b >> 31 ? ~b : b | 0x80000000u) & ~MASK;
     }
@@ -96,8 +101,8 @@ DEV int guessed(const uint64* words, int number) {
 // This block's share of the experts' matrices of one kind into the device's shared cache; by one warp,
 // with an expert in each of USED lanes.
 DEV void fetch_ahead(const uint8* matrices, int64 bytes, int expert) {
-    int64 part = (bytes / gridDim.x + 255) / 256 * 256, begin = part * blockIdx.x;
-    if (lane_id() < USED && begin < bytes)
-        prefetch_bulk(matrices + expert * bytes + begin, int(part < bytes - begin ? part : bytes - begin));
+    int64 lines = (bytes + 255) / 256, part = (lines + gridDim.x - 1) / gridDim.x * 256;
+    int64 begin = part * blockIdx.x, n = bytes - begin < part ? bytes - begin : part;
+    if (lane_id() < USED && n > 0) prefetch_bulk(matrices + expert * bytes + begin, int(n));
 }
 #endif

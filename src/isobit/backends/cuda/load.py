@@ -127,9 +127,11 @@ class Loader:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Queue what is still coming and free the staging buffers; after an error, only stop."""
-        while self._coming and kind is None:
-            self._take_next()
-        self._pool.shutdown(cancel_futures=True)
+        try:
+            while self._coming and kind is None:
+                self._take_next()
+        finally:  # nobody writes to the buffers any more
+            self._pool.shutdown(cancel_futures=True)
         if kind is not None:
             return
         for slot in self._slots:

@@ -19,9 +19,9 @@ struct TileResults {
     template <bool MANY>
     DEV void merged(int column, float (&o)[8]) const {
         int head = column / HEAD_DIM;
-        float m = isobit::from_bits(0xff800000u), l = -0.0f;  // so that the first tile replaces them:
+        float m = isobit::from_bits(0xff800000u), l = 0.0f;  // the first tile's factor is 0
 #pragma unroll
-        for (int i = 0; i < 8; i++) o[i] = -0.0f;  // -0 * 0 + v is v, whatever its sign
+        for (int i = 0; i < 8; i++) o[i] = 0.0f;
 #pragma unroll 1
         for (int first = 0; first < tiles; first += FEW_TILES) {
             float2 ml[FEW_TILES];
