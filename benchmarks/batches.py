@@ -1,8 +1,24 @@
-"""What the benchmarks of the GPU backends run."""
+"""What the benchmarks of the CUDA backend run, and what they say of where they ran."""
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from isobit.backends.base import Batch
+from isobit.contracts import evidence
+
+
+def origin(model, commit):
+    """What a result file begins with."""
+    return {
+        "model": Path(model).name,
+        "commit": commit,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": platform.platform(),
+        "driver": evidence.driver("cuda"),
+    }
 
 
 def batch(tokens, start, pages, rows=()):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from batches import origin
 
 import isobit.backends.cuda.gpu as gpu_module
 from isobit.backends.base import Batch
@@ -76,7 +77,7 @@ def main():
     a = p.parse_args()
     weights = Weights.from_file(GGUFFile.open(a.model))
     subjects = Subject(weights, compile.cubin), Subject(weights, free)
-    found = {"model": Path(a.model).name, "commit": a.commit, "device": subjects[0].one.device}
+    found = origin(a.model, a.commit) | {"device": subjects[0].one.device}
     for test in ("decode", "deep", "together", "prefill"):
         ratios, seconds = [], []
         for _ in range(ROUNDS + 1):

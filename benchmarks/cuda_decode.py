@@ -8,10 +8,11 @@ import argparse
 import json
 import time
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from batches import batch
+from batches import batch, origin
 from cuda.bindings import driver
 
 from isobit.backends.cuda import CudaBackend, decode
@@ -34,8 +35,11 @@ class Recorder(CudaGpu):
         super().__init__()
         self.recorded = None
         self.steps = []
+        self.routers = None  # that layers guess with in turn, if not with their own
 
     def launch(self, *a, **k):
+        if a[1] == "decode_attn_out" and self.routers is not None:
+            a = (*a[:3], (*a[3][:6], next(self.routers), *a[3][7:]))
         if self.recorded is not None and not self._only_load:
             self.recorded.append((a, k))
         super().launch(*a, **k)
@@ -102,6 +106,26 @@ def guesses(gpu, decoder, c):
     return float(np.mean([np.isin(a, b).mean() for a, b in zip(ids, first, strict=True)]))
 
 
+def time_wrong_guesses(gpu, backend, pages, note):
+    """Time steps in which layers guess with the next layer's router: one of four, of two, all."""
+    decoder, own = backend._decoder, [w.router.address for w in backend._layers]
+    right, others = decoder._few, own[1:] + own[:1]
+    for every in (4, 2, 1):
+        layers = enumerate(zip(own, others, strict=True))
+        gpu.routers = cycle([pair[i % every == 0] for i, pair in layers])
+        decoder._few = gpu.capture(lambda: decoder._queue(many=False))
+        gpu.steps.pop()
+        at, first = np.full(1, 128, np.int32), np.ones(1, np.int32)
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            backend.greedy(first, at, pages, 64)
+            seconds.append((time.perf_counter() - start) / 64)
+        note(f"1/{every} of layers guess wrongly: guessed", guesses(gpu, decoder, backend._c))
+        note(f"1/{every} of layers guess wrongly: step", 1e6 * min(seconds), "us")
+    gpu.routers, decoder._few = None, right
+
+
 def kernel_times(gpu, step, label, note):
     """Time the launches of one kernel of a step after one another, for each kernel."""
     kinds = defaultdict(list)
@@ -136,6 +160,7 @@ def main():
     p.add_argument("--planes", type=int, default=2)
     p.add_argument("--depths", default="0,128,1024,4000")
     p.add_argument("--sequences", default="")
+    p.add_argument("--commit", default="")
     a = p.parse_args()
     found = {}
 
@@ -193,6 +218,8 @@ def main():
             note(f"decode at depth {depth}: rate", 1 / seconds, "tok/s")
             if c.n_experts:
                 note(f"decode at depth {depth}: guessed", guesses(gpu, backend._decoder, c))
+        if c.n_experts:
+            time_wrong_guesses(gpu, backend, pages, note)
         start = time.perf_counter()
         for i in range(32):
             backend.forward(batch([1], 128 + i, pages, [0]))
@@ -228,7 +255,9 @@ def main():
         for _ in range(2):
             backend.forward(work, lambda *_: None, none)
         note(f"prefill {n}", 2 * n / (time.perf_counter() - start), "tok/s")
-    Path(a.out).write_text(json.dumps({"device": gpu.name, "model": a.model, **found}, indent=1))
+    Path(a.out).write_text(
+        json.dumps(origin(a.model, a.commit) | {"device": gpu.name} | found, indent=1)
+    )
 
 
 main()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from batches import origin
 
 from isobit import numerics
 from isobit.config import EngineConfig
@@ -57,7 +58,7 @@ def main():
     p.add_argument("--commit", default="")
     p.add_argument("--steps", type=int, default=64)
     a = p.parse_args()
-    found = {"model": Path(a.model).name, "commit": a.commit, "numerics": numerics.VERSION}
+    found = origin(a.model, a.commit) | {"numerics": numerics.VERSION}
     total = wrong = 0
 
     def compare(name, ours, theirs):

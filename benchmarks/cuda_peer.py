@@ -10,7 +10,6 @@ llama-bench and llama-batched-bench; without it (""), only isobit is timed.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from batches import batch
+from batches import batch, origin
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
@@ -111,6 +110,18 @@ def several(weights, tokens, sequences):
     return found
 
 
+def ratios(ours, theirs):
+    """Ours over llama.cpp's best of the same kind."""
+    found = {}
+    for name, rate in ours.items():
+        kind = name.split(" chunk")[0]
+        kind = kind if "@" in kind or " x " in kind else f"{kind}@0"
+        peer = max((theirs[k] for k in (kind, f"{kind} graph_opt") if k in theirs), default=None)
+        if peer:
+            found[name] = round(rate / peer, 3)
+    return found
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -121,7 +132,7 @@ def main():
     a = p.parse_args()
     depths = [int(d) for d in a.depths.split(",") if d]
     context = max([8192, *depths]) + 512
-    found = {"model": Path(a.model).name, "commit": a.commit, "machine": platform.platform()}
+    found = origin(a.model, a.commit)
 
     def note(name, value):
         found[name] = value
@@ -175,6 +186,11 @@ def main():
     for depth in depths:
         for i in range(0, depth, 2048):
             gpu.forward(batch(tokens[:2048], i, pages, []))
+        for i in range(depth, depth + 3):  # a step's own kernels against those of any pass
+            step = batch(tokens[i % 7 : i % 7 + 1], i, pages, [0])
+            apart, fused = gpu.forward(step, lambda *_: None, frozenset()), gpu.forward(step)
+            if differing := int((apart.view(np.uint32) != fused.view(np.uint32)).sum()):
+                raise SystemExit(f"depth {depth}: {differing} logits of a step differ")
         ours[f"tg128@{depth}"] = median_rate(
             128, lambda d=depth: gpu.greedy(one, d * one, pages, 128), 3
         )
@@ -193,6 +209,7 @@ def main():
         for depth in depths:
             theirs |= llama(program, a.model, "-p", "0", "-n", "128", "-d", str(depth))
         note("llama.cpp tokens/s", theirs)
+        note("ratios", ratios(ours, theirs))
 
 
 main()

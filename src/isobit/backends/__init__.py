@@ -35,8 +35,10 @@ def open_backend(
 
         return CpuBackend(weights, engine)
     if name == "cuda":
-        from isobit.backends.cuda import CudaBackend  # noqa: PLC0415
+        from isobit.backends.cuda import CudaBackend, available, memory  # noqa: PLC0415
 
+        if note is not None and available()[0]:
+            note(f"backend cuda: device memory: {memory.Plan.of(weights, engine)}")
         return CudaBackend(weights, engine)
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
@@ -57,7 +59,7 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backe
         usable, reason = cuda.available() if name == "cuda" else wgpu.available(software=False)
         if usable:
             try:
-                backend = open_backend(name, weights, engine)
+                backend = open_backend(name, weights, engine, note)
             except BackendUnavailable as error:
                 reason = str(error)
             else:
