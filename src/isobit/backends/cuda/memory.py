@@ -17,7 +17,7 @@ LOGIT_ROWS = 64
 """Rows of logits computed at once."""
 MOST_IN_STEP = 64
 """Sequences that take a decode step together (decode_batch.py)."""
-_CONTEXT_BYTES = 300 << 20
+_CONTEXT_BYTES = 500 << 20
 """What the driver and the compiled kernels take, about."""
 
 
