@@ -309,9 +309,13 @@ void matmul_float(const Product& m, int begin, int end) {
             const float* x = m.x + (size_t)(m.x_rows ? m.x_rows[t] : t) * m.columns;
             Lanes256 lanes;
             int k = 0;
-            for (; k + 256 <= m.columns; k += 256)
+            for (; k + 256 <= m.columns; k += 256) {
+                const uint8_t* block = w + (size_t)k * Format::bytes;
+                for (int i = 0; i < 256 * Format::bytes; i += 64)
+                    __builtin_prefetch(block + PREFETCH_AHEAD + i);
                 for (int i = 0; i < 256; ++i)
-                    lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
+                    lanes.v[i] += Format::value(block + i * Format::bytes) * x[k + i];
+            }
             for (int i = 0; k + i < m.columns; ++i)
                 lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
             m.y[(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row] = lanes.sum();
