@@ -213,8 +213,9 @@ FN const Activations* inputs(const Product& m, int t) {
 FN const uint8_t* ahead_of(const Product& m, int row, int end, int s, size_t step) {
     const size_t rest = (size_t)(end - row) * m.row_bytes;
     const size_t distance = (s * step) + LANES * m.row_bytes + PREFETCH_AHEAD;
-    return distance < rest || !m.next ? m.w + (size_t)row * m.row_bytes + distance
-                                      : m.next + (distance - rest);
+    const uint8_t* here = m.w + (size_t)row * m.row_bytes;
+    if (distance < rest) return here + distance;
+    return m.next ? m.next + (distance - rest) : here;  // which is in the cache: costs no reading
 }
 
 template <class Format, int P>
