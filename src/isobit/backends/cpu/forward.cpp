@@ -90,7 +90,8 @@ struct Engine::Pass {
         team.each(T, [&](int t) {
             kernels.dequantise(e.embedding_.type,
                                e.embedding_.data + b.tokens[t] * e.embedding_.row_bytes, c.hidden,
-                               &e.x_[(size_t)t * c.hidden]);
+                               row(e.x_, t));
+            normalise(t, e.layers_[0].attn_norm);
         });
         show(thread, "embedding", -1, e.x_.data(), {T, c.hidden});
         for (int l = 0; l < (int)e.layers_.size(); ++l) {
@@ -105,25 +106,22 @@ struct Engine::Pass {
         finish(thread);
     }
 
-    void norm(const float* weight) {
-        team.each(T, [&](int t) {
-            kernels.rms_norm(&e.x_[(size_t)t * c.hidden], weight, c.hidden, c.eps,
-                             e.normed_.row(t));
-            e.normed_.quantise(kernels, t, c.planes);
-        });
+    float* row(std::vector<float>& values, int t) { return &values[(size_t)t * c.hidden]; }
+
+    void normalise(int t, const float* weight) {
+        kernels.rms_norm(row(e.x_, t), weight, c.hidden, c.eps, e.normed_.row(t));
+        e.normed_.quantise(kernels, t, c.planes);
     }
 
-    void add_residual() {
-        team.each(T, [&](int t) {
-            float* x = &e.x_[(size_t)t * c.hidden];
-            kernels.add(x, &e.sum_[(size_t)t * c.hidden], c.hidden, x);
-        });
+    // Token t's residual, and the norm before what comes next.
+    void add_residual(int t, const float* y, const float* next_norm) {
+        kernels.add(row(e.x_, t), y, c.hidden, row(e.x_, t));
+        if (next_norm) normalise(t, next_norm);
     }
 
     void attention(int thread, int l) {
         const Layer& w = e.layers_[l];
         const int D = c.head_dim, H = c.n_heads, G = c.n_kv_heads, width = c.qkv();
-        norm(w.attn_norm);
         show(thread, "attn_norm", l, e.normed_.values.data(), {T, c.hidden});
         float* qkv = e.qkv_.data();
         const Job jobs[] = {
@@ -152,7 +150,7 @@ struct Engine::Pass {
                             c.hidden);
         multiply(team, &out, 1);
         show(thread, "attn_out", l, e.sum_.data(), {T, c.hidden});
-        add_residual();
+        team.each(T, [&](int t) { add_residual(t, row(e.sum_, t), w.ffn_norm); });
         show(thread, "post_attn_residual", l, e.x_.data(), {T, c.hidden});
     }
 
@@ -222,29 +220,29 @@ struct Engine::Pass {
 
     void feed_forward(int thread, int l) {
         const Layer& w = e.layers_[l];
-        norm(w.ffn_norm);
         show(thread, "ffn_norm", l, e.normed_.values.data(), {T, c.hidden});
         if (c.moe()) route(thread, l);
         Experts& x = e.experts_;
         x.run(team, kernels, c.planes, w.experts, e.normed_);
         const int k = c.n_experts_used;
+        const float* next_norm =
+            l + 1 < (int)e.layers_.size() ? e.layers_[l + 1].attn_norm : nullptr;
         if (c.moe()) {
             show(thread, "moe_expert_gate", l, x.gate.data(), {T, k, c.ffn});
             show(thread, "moe_expert_up", l, x.up.data(), {T, k, c.ffn});
             show(thread, "moe_expert_swiglu", l, x.swiglu.values.data(), {T, k, c.ffn});
             show(thread, "moe_expert_out", l, x.out.data(), {T, k, c.hidden});
-            x.combine(team, kernels, e.weights_.data(), e.sum_.data());
+            team.each(T, [&](int t) {
+                x.combine(kernels, t, e.weights_.data(), row(e.sum_, t));
+                add_residual(t, row(e.sum_, t), next_norm);
+            });
             show(thread, "moe_ffn_out", l, e.sum_.data(), {T, c.hidden});
-            add_residual();
         } else {
             show(thread, "ffn_gate", l, x.gate.data(), {T, c.ffn});
             show(thread, "ffn_up", l, x.up.data(), {T, c.ffn});
             show(thread, "ffn_swiglu", l, x.swiglu.values.data(), {T, c.ffn});
             show(thread, "ffn_out", l, x.out.data(), {T, c.hidden});
-            team.each(T, [&](int t) {
-                float* at = &e.x_[(size_t)t * c.hidden];
-                kernels.add(at, &x.out[(size_t)t * c.hidden], c.hidden, at);
-            });
+            team.each(T, [&](int t) { add_residual(t, row(x.out, t), next_norm); });
         }
         show(thread, "post_ffn_residual", l, e.x_.data(), {T, c.hidden});
     }
@@ -255,26 +253,25 @@ struct Engine::Pass {
                                e.router_.data(), E);
         multiply(team, &router, 1);
         show(thread, "moe_router_logits", l, e.router_.data(), {T, E});
-        team.each(T, [&](int t) {
+        auto choose = [&](int t) {
             kernels.top_k(&e.router_[(size_t)t * E], E, k, c.normalise_experts,
                           &e.ids_[(size_t)t * k], &e.weights_[(size_t)t * k],
                           &e.probabilities_[(size_t)t * E]);
-        });
+        };
+        team.each(T, choose, [&] { e.experts_.group(e.ids_.data(), E); });
         show(thread, "moe_router", l, e.weights_.data(), {T, k});
         show(thread, "moe_router_indices", l, e.ids_.data(), {T, k});
-        if (thread == 0) e.experts_.group(e.ids_.data(), E);
-        team.barrier();
     }
 
     void finish(int thread) {
         const int R = b.n_logit_rows;
         if (tap && tap->wants("final_norm")) {
-            norm(e.output_norm_);
+            team.each(T, [&](int t) { normalise(t, e.output_norm_); });
             show(thread, "final_norm", -1, e.normed_.values.data(), {T, c.hidden});
         }
         team.each(R, [&](int r) {
-            kernels.rms_norm(&e.x_[(size_t)b.logit_rows[r] * c.hidden], e.output_norm_, c.hidden,
-                             c.eps, e.final_.row(r));
+            kernels.rms_norm(row(e.x_, b.logit_rows[r]), e.output_norm_, c.hidden, c.eps,
+                             e.final_.row(r));
             e.final_.quantise(kernels, r, c.planes);
         });
         const Job out = job(kernels, c.planes, e.output_, e.final_, R, logits, c.vocab);

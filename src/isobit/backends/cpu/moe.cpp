@@ -72,11 +72,9 @@ void Experts::run(Team& team, const Kernels& kernels, int planes, const FeedForw
     });
 }
 
-void Experts::combine(Team& team, const Kernels& kernels, const float* weights, float* sum) {
-    team.each(tokens, [&](int t) {
-        kernels.combine(weights + (size_t)t * k, &out[(size_t)t * k * hidden], k, hidden,
-                        sum + (size_t)t * hidden);
-    });
+void Experts::combine(const Kernels& kernels, int token, const float* weights, float* sum) const {
+    const size_t first = (size_t)token * k;
+    kernels.combine(weights + first, &out[first * hidden], k, hidden, sum);
 }
 
 }  // namespace isobit

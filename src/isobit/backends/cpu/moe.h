@@ -23,8 +23,8 @@ public:
     // Every thread of the team: gate, up, SwiGLU and down for every slot.
     void run(Team& team, const Kernels& kernels, int planes, const FeedForward& w, const Input& x);
 
-    // Every thread: out[token] = sum of its experts by rank; [tokens, hidden].
-    void combine(Team& team, const Kernels& kernels, const float* weights, float* out);
+    // The sum of a token's experts by rank; weights is [tokens, k].
+    void combine(const Kernels& kernels, int token, const float* weights, float* sum) const;
 
     int tokens = 0, k = 0, ffn = 0, hidden = 0;
     std::vector<float> gate, up, out;  // [tokens, k, ffn or hidden]

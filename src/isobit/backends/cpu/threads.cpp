@@ -65,20 +65,13 @@ void Team::work(int thread) {
     }
 }
 
-void Team::barrier() {
-    if (size_ == 1) {
-        next_.store(0, std::memory_order_relaxed);
-        return;
-    }
-    unsigned epoch = epoch_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        next_.store(0, std::memory_order_relaxed);
-        epoch_.store(epoch + 1, std::memory_order_release);
-        epoch_.notify_all();
-    } else {
-        wait_while(epoch_, epoch, SPINS_IN_PASS);
-    }
+void Team::wait(unsigned epoch) { wait_while(epoch_, epoch, SPINS_IN_PASS); }
+
+void Team::release(unsigned epoch) {
+    arrived_.store(0, std::memory_order_relaxed);
+    next_.store(0, std::memory_order_relaxed);
+    epoch_.store(epoch + 1, std::memory_order_release);
+    epoch_.notify_all();
 }
 
 #if defined(__x86_64__)

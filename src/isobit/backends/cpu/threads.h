@@ -23,12 +23,28 @@ public:
     void run(const std::function<void(int)>& body);
 
     // Inside run, called by every thread alike:
-    void barrier();
+    void barrier() {
+        barrier([] {});
+    }
+
+    // The last thread to arrive calls then() before any goes on.
+    template <class F>
+    void barrier(F&& then) {
+        const unsigned epoch = epoch_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) < size_ - 1) return wait(epoch);
+        then();
+        release(epoch);
+    }
 
     // f(i) for each i < n, whichever thread is free; then a barrier.
     template <class F>
     void each(int n, F&& f) {
-        each_and_next(n, [&](int i, int) { f(i); });
+        each(n, f, [] {});
+    }
+    template <class F, class G>
+    void each(int n, F&& f, G&& then) {
+        for (int i = take(); i < n; i = take()) f(i);
+        barrier(then);
     }
 
     // f(i, next), next being what this thread does after i (n or more: nothing).
@@ -41,6 +57,8 @@ public:
 private:
     int take() { return next_.fetch_add(1, std::memory_order_relaxed); }
     void work(int thread);
+    void wait(unsigned epoch);
+    void release(unsigned epoch);
     template <class T>
     void wait_while(std::atomic<T>& value, T old, int spins);
 

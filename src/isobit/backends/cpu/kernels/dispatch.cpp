@@ -4,6 +4,10 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #if defined(__linux__) && defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -13,7 +17,9 @@ namespace isobit {
 
 #if defined(__x86_64__)
 namespace avx512vnni { extern const Kernels kernels; }
+namespace avx512vnni_stream { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
+namespace avx2_stream { extern const Kernels kernels; }
 #elif defined(__aarch64__)
 namespace neon { extern const Kernels kernels; }
 #endif
@@ -26,16 +32,33 @@ struct Level {
     bool (*usable)();
 };
 
+#if defined(__x86_64__)
+bool has_avx512vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+
+// Whether weights are best fetched as data that is used once. Zen 5 then keeps them out of the third
+// level; Zen 4 can have too few such lines under way.
+bool streams() {
+    static const bool zen5 = [] {
+        unsigned a, b, c, d;
+        if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+        return (a >> 8 & 15) + (a >> 20 & 255) >= 0x1a;
+    }();
+    return zen5;
+}
+#endif
+
 const Level levels[] = {
 #if defined(__x86_64__)
-    {&avx512vnni::kernels,
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vnni");
-     }},
-    {&avx2::kernels,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }},
+    {&avx512vnni_stream::kernels, [] { return has_avx512vnni() && streams(); }},
+    {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
+    {&avx2_stream::kernels, [] { return has_avx2() && streams(); }},
+    {&avx2::kernels, [] { return has_avx2() && !streams(); }},
 #elif defined(__aarch64__)
     {&neon::kernels,
      [] {

@@ -213,8 +213,9 @@ FN const Activations* inputs(const Product& m, int t) {
 FN const uint8_t* ahead_of(const Product& m, int row, int end, int s, size_t step) {
     const size_t rest = (size_t)(end - row) * m.row_bytes;
     const size_t distance = (s * step) + LANES * m.row_bytes + PREFETCH_AHEAD;
-    return distance < rest || !m.next ? m.w + (size_t)row * m.row_bytes + distance
-                                      : m.next + (distance - rest);
+    const uint8_t* here = m.w + (size_t)row * m.row_bytes;
+    if (distance < rest) return here + distance;
+    return m.next ? m.next + (distance - rest) : here;  // which is in the cache: costs no reading
 }
 
 template <class Format, int P>
@@ -309,9 +310,13 @@ void matmul_float(const Product& m, int begin, int end) {
             const float* x = m.x + (size_t)(m.x_rows ? m.x_rows[t] : t) * m.columns;
             Lanes256 lanes;
             int k = 0;
-            for (; k + 256 <= m.columns; k += 256)
+            for (; k + 256 <= m.columns; k += 256) {
+                const uint8_t* block = w + (size_t)k * Format::bytes;
+                for (int i = 0; i < 256 * Format::bytes; i += 64)
+                    __builtin_prefetch(block + PREFETCH_AHEAD + i);
                 for (int i = 0; i < 256; ++i)
-                    lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
+                    lanes.v[i] += Format::value(block + i * Format::bytes) * x[k + i];
+            }
             for (int i = 0; k + i < m.columns; ++i)
                 lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
             m.y[(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row] = lanes.sum();

@@ -3,7 +3,13 @@
 
 #include <immintrin.h>
 
+#ifdef ISOBIT_STREAM
+#define ISOBIT_SIMD avx2_stream
+#define ISOBIT_PREFETCH "prefetchnta"
+#else
 #define ISOBIT_SIMD avx2
+#define ISOBIT_PREFETCH "prefetcht1"
+#endif
 #define ISOBIT_SIMD_NAME "avx2"
 
 namespace isobit::ISOBIT_SIMD {
@@ -22,10 +28,9 @@ FN U broadcast(const void* p) {
     return (U)_mm256_set1_epi32(x);
 }
 
-// Into the second level, once v is known: else the compiler would heap prefetches up, more than the
-// core can have under way.
+// Once v is known: else the compiler would heap prefetches up, more than the core can have under way.
 FN void prefetch(const void* p, U& v) {
-    asm volatile("prefetcht1 %1" : "+x"(v) : "m"(*(const char*)p));
+    asm volatile(ISOBIT_PREFETCH " %1" : "+x"(v) : "m"(*(const char*)p));
 }
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
@@ -90,4 +95,4 @@ FN Part8 dot8(Part8 part, U codes, U x) {
 }
 FN I total8(Part8 part) { return total(part.low) + madd(part.high, (U)_mm256_set1_epi16(16)); }
 
-}  // namespace isobit::avx2
+}  // namespace isobit::ISOBIT_SIMD

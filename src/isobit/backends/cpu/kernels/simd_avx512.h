@@ -3,7 +3,13 @@
 
 #include <immintrin.h>
 
+#ifdef ISOBIT_STREAM
+#define ISOBIT_SIMD avx512vnni_stream
+#define ISOBIT_PREFETCH "prefetchnta"
+#else
 #define ISOBIT_SIMD avx512vnni
+#define ISOBIT_PREFETCH "prefetcht1"
+#endif
 #define ISOBIT_SIMD_NAME "avx512vnni"
 
 namespace isobit::ISOBIT_SIMD {
@@ -22,10 +28,9 @@ FN U broadcast(const void* p) {
     return (U)_mm512_set1_epi32(x);
 }
 
-// Into the second level, once v is known: else the compiler would heap prefetches up, more than the
-// core can have under way.
+// Once v is known: else the compiler would heap prefetches up, more than the core can have under way.
 FN void prefetch(const void* p, U& v) {
-    asm volatile("prefetcht1 %1" : "+v"(v) : "m"(*(const char*)p));
+    asm volatile(ISOBIT_PREFETCH " %1" : "+v"(v) : "m"(*(const char*)p));
 }
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
@@ -80,4 +85,4 @@ FN U code8(U raw) { return raw ^ 0x80808080u; }
 FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
 FN I total8(Part8 part) { return (I)part; }
 
-}  // namespace isobit::avx512vnni
+}  // namespace isobit::ISOBIT_SIMD
