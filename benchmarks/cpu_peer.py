@@ -3,7 +3,8 @@
 usage: python benchmarks/cpu_peer.py MODEL.gguf LLAMA OUT.json [--threads N] [--rounds 7]
 
 The logits of a prompt and of a few decode steps must equal every other SIMD level's and, of a file
-below 1 GB, the reference's, else nothing is timed. LLAMA is a folder with llama.cpp's llama-bench.
+below 1 GB, the reference's, else nothing is timed. LLAMA is a folder with llama.cpp's llama-bench,
+whose libraries LD_LIBRARY_PATH must name.
 Each round times isobit, then llama.cpp; what counts is the median of the rounds' ratios. A model is
 added to OUT.json under its file's name.
 """
@@ -21,7 +22,6 @@ import numpy as np
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend, simd_levels
 from isobit.backends.reference import ReferenceBackend
-from isobit.bench import usable_cores
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -104,7 +104,7 @@ def main():
     p.add_argument("model")
     p.add_argument("llama")
     p.add_argument("out", type=Path)
-    p.add_argument("--threads", type=int, default=usable_cores())
+    p.add_argument("--threads", type=int, default=EngineConfig().cores)
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--commit", default="")
     a = p.parse_args()

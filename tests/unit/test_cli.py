@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from isobit.cli import COMMANDS, main
+from isobit.cli import COMMANDS, main, tools
 from isobit.cli.output import markdown, size, visible
 from isobit.cli.run import follow
+from isobit.errors import NothingCompared
 
 RUN = ["run", "--backend", "reference"]
 X = [*RUN, "-p", "x"]
@@ -209,3 +211,19 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(sys, "stdout", Full())
     assert main(["inspect"]) == 2
     assert capsys.readouterr().err == "isobit: error: output: No space left on device\n"
+
+
+@pytest.mark.parametrize("note", ["device memory: weights 1", "backend auto: using cpu (reason)"])
+def test_a_plan_of_memory_is_no_fallback(monkeypatch, capsys, note):
+    class Opened:
+        def __init__(self, _model, backend, _engine, tell):
+            tell(note)
+            self.backend = SimpleNamespace(name=backend)
+
+    monkeypatch.setattr(tools, "Model", Opened)
+    if note.startswith("device"):
+        assert tools.open_exactly("sample", "cuda", 2, None, 1).backend.name == "cuda"
+        assert note in capsys.readouterr().err
+    else:
+        with pytest.raises(NothingCompared):
+            tools.open_exactly("sample", "auto", 2, None, 1)

@@ -10,6 +10,9 @@ from isobit.model.weights import Weights
 
 Note = Callable[[str], None]
 
+PLANNED = "device memory: "
+"""How a note begins that says what a device is going to hold."""
+
 NAMES = ("reference", "cpu", "cuda", "wgpu")
 """Every backend; ``auto`` takes the fastest that can run here."""
 
@@ -20,8 +23,9 @@ def open_backend(
     """Make a model ready on a backend.
 
     ``auto`` tries CUDA, then wgpu on a GPU whose driver is exact, then the CPU. What a user should
-    know goes to ``note`` as one line: what ``auto`` passed over and why, or that the device is not
-    exact. Raises BackendUnavailable with the reason when the named backend cannot run here.
+    know goes to ``note`` as one line: what ``auto`` passed over and why, that the device is not
+    exact, or what a GPU is going to hold. Raises BackendUnavailable with the reason when the named
+    backend cannot run here.
     """
     if name == "auto":
         return _fastest(weights, replace(engine, allow_inexact=False), note)
@@ -38,7 +42,7 @@ def open_backend(
         from isobit.backends.cuda import CudaBackend, available, memory  # noqa: PLC0415
 
         if note is not None and available()[0]:
-            note(f"backend cuda: device memory: {memory.Plan.of(weights, engine)}")
+            note(f"{PLANNED}{memory.Plan.of(weights, engine)}")
         return CudaBackend(weights, engine)
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
