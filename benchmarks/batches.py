@@ -1,4 +1,4 @@
-"""What the benchmarks of the CUDA backend run, and what they say of where they ran."""
+"""What the benchmarks of the GPU backends run, and what they say of where they ran."""
 
 import platform
 from datetime import UTC, datetime

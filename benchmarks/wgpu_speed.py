@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-from batches import batch
+from batches import batch, origin
 
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.wgpu import WgpuBackend, device, driver, ops
@@ -100,6 +100,7 @@ def main():
     ap.add_argument("out")
     ap.add_argument("--context", type=int, default=512)
     ap.add_argument("--budget", type=float, default=90, help="seconds; no part begins later")
+    ap.add_argument("--commit", default="")
     ap.add_argument("--no-cpu", action="store_true", help="compare no bits")
     a = ap.parse_args()
     engine = EngineConfig(context=a.context, max_sequences=1)
@@ -108,7 +109,7 @@ def main():
     pages = np.arange(-(-a.context // TILE), dtype=np.int32)[None]
     rng = np.random.default_rng()
     tokens = rng.integers(0, c.vocab, 256).tolist()
-    report = Report(a.out, a.budget, model=Path(a.model).name, layers=c.n_layers)
+    report = Report(a.out, a.budget, **origin(a.model, a.commit), layers=c.n_layers)
     note = report.note
     state = {}
 

@@ -62,13 +62,12 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("bulk", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s[0].values())))
-@pytest.mark.parametrize("few_tiles", [4, 0])
+@pytest.mark.parametrize(
+    ("shape", "bulk", "few_tiles"),
+    [*((s, bulk, 4) for s in SHAPES for bulk in (False, True)), (SHAPES[2], False, 0)],
+)
 def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_tiles):
     """few_tiles 0: as if the tiles were many, which a kernel of their own merges."""
-    if few_tiles == 0 and (bulk or shape is not SHAPES[2]):
-        pytest.skip("one of these is enough")
     print("seed", SEED)
     monkeypatch.setattr(decode, "_FEW_TILES", few_tiles)
     geometry, multiprocessors, shared = shape

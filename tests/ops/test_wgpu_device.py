@@ -10,29 +10,14 @@ from isobit.backends.wgpu import driver, selftest
 from isobit.backends.wgpu.device import Device, Step, adapters, available
 from isobit.backends.wgpu.layout import Stack, tiles
 from isobit.backends.wgpu.memory import Plan
-from isobit.config import EngineConfig, ModelConfig
+from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
+from tests.helpers.synth import QWEN3_30B_A3B
 
 from .cases import weight
 from .wgpu_support import open_device
 
-QWEN3_30B_A3B = ModelConfig(
-    architecture="qwen3moe",
-    n_layers=48,
-    hidden=2048,
-    n_heads=32,
-    n_kv_heads=4,
-    head_dim=128,
-    ffn=768,
-    n_experts=128,
-    n_experts_used=8,
-    vocab=151936,
-    rope_base=1e6,
-    eps=1e-6,
-    context_length=40960,
-    normalise_experts=True,
-)
 MIB = 1 << 20
 
 

@@ -7,7 +7,7 @@ import pytest
 from isobit.backends.cuda import memory
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
-from tests.ops.test_wgpu_device import QWEN3_30B_A3B
+from tests.helpers.synth import QWEN3_30B_A3B
 
 FILE = 18_556_681_408  # Q4_K_M
 CARD = 24_564 << 20  # what a card of 24 GB has
