@@ -13,7 +13,7 @@ from cuda.bindings import driver
 from isobit.backends.cuda.gpu import CudaGpu
 
 STEM = str(Path(__file__).resolve().with_suffix(""))
-SHARED = 688 * 16 + 4 * 4096
+SHARED = 720 * 16 + 4 * 4096
 
 
 def ok(result):
@@ -63,8 +63,8 @@ def main():
     while filled < pool_bytes:
         ok(driver.cuMemcpyDtoD(pool + filled, pool, min(filled, pool_bytes - filled)))
         filled *= 2
-    acts = gpu.allocate(64 * 688)
-    gpu.upload(acts, rng.integers(0, 64, 64 * 688, dtype=np.uint8))
+    acts = gpu.allocate(64 * 720)
+    gpu.upload(acts, rng.integers(0, 64, 64 * 720, dtype=np.uint8))
     y = gpu.allocate(1 << 22)
 
     def launch(kernel, grid, args, block=512, shared=0, **more):
@@ -112,9 +112,9 @@ def main():
             if depth > -(-steps // (block // 32)):
                 continue
             slots = block // 32 * depth * 4 * tile
-            shared = supers * 688 + 1024 + slots + 32 * tiles + 64
+            shared = supers * 720 + 1024 + slots + 32 * tiles + 64
             if variant == "gemv":
-                shared = 688 * 16 + 4 * max(4096, tiles * 8)
+                shared = 720 * 16 + 4 * max(4096, tiles * 8)
             if shared > gpu.shared_most:
                 continue
 

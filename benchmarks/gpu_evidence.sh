@@ -30,7 +30,8 @@ step() { # step NAME SECONDS OPTION ...: runs isobit, keeps the log, goes on wha
     code=$?
   tail -n 25 "$out/$name.log" | cut -c 1-300
   local verdict="passed " last
-  last=$(grep -E '^(identical|different|[0-9]+ passed|isobit: )' "$out/$name.log" | tail -n 2)
+  last=$(grep -E '^(identical|different|[0-9]+ passed)' "$out/$name.log" ||
+    grep '^isobit: ' "$out/$name.log" | tail -n 1)
   # 6: some measures speak of another model or device; where all do, nothing was shown
   if [[ $code != [06] || $last == "0 passed"* ]]; then
     verdict="FAILED " failed=1

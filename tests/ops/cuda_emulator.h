@@ -197,6 +197,7 @@ static inline int bytes_dot(int a, int b, int c, int from_a, int width, int from
 static inline int dp4a(int a, int b, int c) { return bytes_dot(a, b, c, 0, 8, 0, 4); }
 static inline int dp2a_lo(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 0, 2); }
 static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 2, 2); }
+static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float square_root(float x) { return sqrtf(x); }
 static inline float half_to_float(unsigned short h) { _Float16 f; memcpy(&f, &h, 2); return float(f); }
 template <class T> T load_once(const T* p) { return *p; }
@@ -302,7 +303,7 @@ template <int N> void gather_lanes(const int (&mine)[N], int (&all)[N][32]) {
         emu::exchange<int>(mine[i], [&](const int* a) { memcpy(all[i], a, sizeof all[i]); return 0; });
 }
 // a: registers of rows g and g+8 for each 16 values in turn; b: one for each 16 values.
-template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES], bool sign) {
+template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES]) {
     int as[2 * HALVES][32], bs[HALVES][32], l = threadIdx.x % 32;
     gather_lanes(a, as);
     gather_lanes(b, bs);
@@ -311,12 +312,11 @@ template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], cons
             int lane = k % 16 / 4, byte = 8 * (k % 4), column = l % 4 * 2 + i % 2;
             int x = as[k / 16 * 2 + i / 2][l / 4 * 4 + lane] >> byte;
             int y = (signed char)(bs[k / 16][column * 4 + lane] >> byte);
-            c[i] += (sign ? (signed char)x : (unsigned char)x) * y;
+            c[i] += (signed char)x * y;
         }
 }
-static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b, true); }
-static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, true); }
-static inline void product16_unsigned(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b, false); }
+static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b); }
+static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b); }
 static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
     unsigned long long both = (unsigned long long)y << 32 | x;
     unsigned r = 0;

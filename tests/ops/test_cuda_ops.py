@@ -100,7 +100,9 @@ def test_quantise(gpu, rng, planes, columns):
         )
     sums = padded.reshape(5, supers, 8, 32).sum(-1)
     assert np.array_equal(np.ascontiguousarray(got[..., 512:544]).view(np.int32), sums)
-    scale = np.ascontiguousarray(got[..., 672:676]).view(F32)[..., 0]
+    digits = got[..., 672:696].view(np.int8).reshape(5, supers, 3, 8).astype(np.int32)
+    assert np.array_equal(np.tensordot(digits, [1, 256, 65536], (2, 0)), sums)
+    scale = np.ascontiguousarray(got[..., 696:700]).view(F32)[..., 0]
     finite = np.isfinite(d)
     assert np.array_equal(scale[finite], d[finite])
     assert np.isnan(scale[~finite]).all()
@@ -124,6 +126,27 @@ def test_matmul(gpu, rng, name, rows, planes):
             y = b.new(4 * tokens * rows)
             ops.matmul(stored, values, acts, y, tokens)
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_matmul_of_many(gpu, rng, name, planes):
+    """Blocks of tokens and of rows that are full, half full and nearly empty."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    for rows, columns, tokens in ((136, 768, 16), (8, 256, 9), (256, 512, 41)):
+        w, x = random_weight(rng, fmt, rows, columns), activations(rng, tokens, columns)
+        if name == "Q4_K":  # the largest of codes, scales and activations
+            w.data[4:144] = 255
+        else:
+            w.data[:192], w.data[192:208] = 0, 128
+        x[-1] = F32(1e30)
+        ops, b = Ops(gpu, planes), Buffers(gpu)
+        values, acts = quantised(gpu, ops, x)
+        y = b.new(4 * tokens * (rows + 3))
+        ops.matmul(load(gpu, w), values, acts, y, tokens, row_stride=rows + 3)
+        got = b.get(y, (tokens, rows + 3))
+        same(got[:, :rows], numerics.matmul(w, x, planes))
+        assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -209,6 +232,32 @@ def test_rms_norm(gpu, rng, n):
     same(b.get(y, x.shape), numerics.rms_norm(x, weight, F32(1e-6)))
 
 
+@pytest.mark.parametrize("n", [64, 512, 1000])
+@pytest.mark.parametrize("kind", ["plain", "residual", "experts"])
+def test_norm_quantise(gpu, rng, n, kind):
+    k = 10 if kind == "experts" else 1
+    for rows in (1, 3):
+        x, norm, more = activations(rng, rows, n), activations(rng, n), activations(rng, rows, k, n)
+        weights = rng.random((rows, k)).astype(F32)
+        b, ops = Buffers(gpu), Ops(gpu, 2)
+        y, acts, at = b.new(4 * rows * n), b.new(rows * -(-n // 256) * ACT_BYTES), b.put(x)
+        residual = b.put(more) if kind != "plain" else 0
+        experts = (b.put(weights), k) if kind == "experts" else (0, 1)
+        ops.norm_quantise(at, residual, b.put(norm), 1e-6, n, rows, y, acts, experts=experts)
+        if kind == "residual":
+            x = x + more[:, 0]
+        elif kind == "experts":
+            x = x + numerics.combine(weights, more)
+        same(b.get(at, x.shape), x)
+        expected = numerics.rms_norm(x, norm, F32(1e-6))
+        same(b.get(y, x.shape), expected)
+        _, expected_acts = quantised(gpu, ops, expected)
+        size = rows * -(-n // 256) * ACT_BYTES
+        record = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
+        wanted = b.get(expected_acts, record.shape, np.uint8)
+        assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
+
+
 def test_swiglu_and_residual(gpu, rng):
     gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
         F32
@@ -241,7 +290,9 @@ def test_router(gpu, rng, experts, k, normalise):
     same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
 
 
-@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(128, 4, 2), (80, 3, 1), (10, 2, 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads"), [(128, 4, 2), (80, 3, 1), (10, 2, 2), (320, 2, 1)]
+)
 def test_attention(gpu, rng, head_dim, heads, kv_heads):
     """Two sequences on scattered pages; the second has a page of history already in the cache."""
     lengths, pages = (70, 5), np.array([[3, 0], [1, 4]], np.int32)
@@ -263,13 +314,15 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
     where = (b.put(positions), b.put(sequence), b.put(pages), 2)
     ops.attention(
         "head_vectors",
+        head_dim,
         (-(-n * (heads + 2 * kv_heads) // 8),),
         (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), b.put(turn[0]), b.put(turn[1]))
         + (*where, heads, head_dim, float(numerics.attention_scale(head_dim)))
         + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
     )
     out = b.new(4 * n * heads * head_dim)
-    ops.attention("attention", (heads, n), (q_int, dq, *where, heads, head_dim, *cache, out))
+    arguments = (q_int, dq, *where, heads, head_dim, *cache, out)
+    ops.attention("attention", head_dim, (heads, n), arguments)
 
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
     cos, sin = (t[positions] for t in turn)

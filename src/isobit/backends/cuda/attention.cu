@@ -1,7 +1,6 @@
 // Head vectors and attention over the paged fixed-point cache (docs/numerics.md, section 6).
+// HEAD_MAX: head_dim rounded up to 128.
 #include "cache.cuh"
-
-constexpr int HEAD_MAX = 512;
 
 // Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
 // quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace, or null.
@@ -11,7 +10,7 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
                              int n_heads, int head_dim, float scale, float* q_rope, float* k_rope,
                              short* q_int, float* dq, int8* k, int8* v, float* dk, float* dv,
                              int kv_heads, int padded, int count) {
-    constexpr int PARTS = HEAD_MAX / WARP;  // of a vector that a lane may hold: values lane + 32 * part
+    constexpr int PARTS = HEAD_MAX / WARP;  // of a vector that a lane holds: values lane + 32 * part
     __shared__ float vectors[THREADS / WARP][HEAD_MAX];
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     int index = blockIdx.x * (THREADS / WARP) + warp_id(), heads = n_heads + 2 * kv_heads;
@@ -35,8 +34,10 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
         const float* weight = kind == 0 ? q_norm : k_norm;
         float lanes[8];  // of sum256: this lane's, 32 apart
 #pragma unroll
-        for (int j = 0; j < 8; j++)
-            lanes[j] = add(mul(y[j], y[j]), mul(y[j + 8], y[j + 8]));
+        for (int j = 0; j < 8; j++) {
+            lanes[j] = j < PARTS ? mul(y[j], y[j]) : 0.0f;
+            if (j + 8 < PARTS) lanes[j] = add(lanes[j], mul(y[j + 8], y[j + 8]));
+        }
         float even = add(add(lanes[0], lanes[4]), add(lanes[2], lanes[6]));
         float odd = add(add(lanes[1], lanes[5]), add(lanes[3], lanes[7]));
         float mean = div(warp_tree(add(even, odd)), float(head_dim));

@@ -237,6 +237,7 @@ class CudaBackend:
         roped = (b["q_rope"], b["k_rope"]) if trace.on else (0, 0)
         o.attention(
             "head_vectors",
+            c.head_dim,
             (-(-vectors // 8),),
             (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads, c.head_dim)
             + (scale, *roped, b["q_int"], b["dq"], *cache, vectors),
@@ -253,6 +254,7 @@ class CudaBackend:
         else:
             o.attention(
                 "attention",
+                c.head_dim,
                 (c.n_heads, n),
                 (b["q_int"], b["dq"], *where, c.n_heads, c.head_dim, *cache, b["attention"]),
             )

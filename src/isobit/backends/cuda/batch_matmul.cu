@@ -132,8 +132,8 @@ DEV void fetch_activations(const Act* x, int supers, const ItemGroup& group, con
         const int4* from = reinterpret_cast<const int4*>(act);
         int4* stored = reinterpret_cast<int4*>(to + s * COLUMNS + column);
         copy_async(stored + lane_id(), from + lane_id());  // both planes
-        if (lane_id() < 3) {  // sum32 and d
-            int chunk = lane_id() < 2 ? 32 + lane_id() : sizeof(Act) / 16 - 1;
+        if (lane_id() < 2) {
+            int chunk = SUMS_AT + lane_id();
             copy_async(stored + chunk, from + chunk);
         }
     }

@@ -37,15 +37,17 @@ constexpr int SUPER = 256;    // values in a superblock
 constexpr int TILE = 64;      // keys in a tile, positions in a page
 
 // One superblock of activations: the planes, and the integer sums that zero points and mins need.
-// 688 bytes: eight lanes that read eight records at one offset meet no shared-memory bank twice.
+// 720 bytes: eight lanes that read eight records at one offset meet no shared-memory bank twice.
 struct __align__(16) Act {
     int8 plane[2][SUPER];  // high, low; with one plane the second is unused
     int sum32[8];          // sum of q over 32 values
     int neg16[2][16];      // -32 times the sum of a plane over 16 values
+    int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, if tensor cores are to read it
     float d;
-    int unused[3];
+    int unused[5];
 };
-static_assert(sizeof(Act) == 688, "Act is also known to layout.py");
+constexpr int SUMS_AT = 42;  // digits and d are the two pieces of 16 bytes from here on
+static_assert(sizeof(Act) == 720, "Act is also known to layout.py");
 
 DEV int lane_id() { return threadIdx.x % WARP; }
 DEV int warp_id() { return threadIdx.x / WARP; }
@@ -155,6 +157,7 @@ DEV int pack_bytes(int a, int b, int c, int d) {
 }
 
 // Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock.
+template <bool DIGITS = true>
 DEV void quantise_superblock(const float (&x)[8], Act* out) {
     uint32 amax = 0;
     for (int i = 0; i < 8; i++) amax = max(amax, magnitude(x[i]));
@@ -182,11 +185,16 @@ DEV void quantise_superblock(const float (&x)[8], Act* out) {
         out->neg16[0][lane / 2] = -32 * sum_high;
         out->neg16[1][lane / 2] = -32 * sum_low;
     }
-    if (lane % 4 == 0) out->sum32[lane / 4] = sum;
+    if (lane % 4 == 0) {
+        out->sum32[lane / 4] = sum;  // fits 21 bits
+        int digits = (sum + 0x808080) ^ 0x808080;
+        for (int i = 0; DIGITS && i < 3; i++) out->digits[i][lane / 4] = int8(digits >> 8 * i);
+    }
     if (lane == 0) out->d = scale.d;
 }
 
-// f(H) * 256 + f(L), section 4; with one plane f(S).
+// f(H) * 256 + f(L), section 4; with one plane f(S). The product is exact, so that the fused operation's
+// one rounding is the sum's.
 DEV float join_planes(int high, int low) {
-    return PLANES == 2 ? add(mul(float(high), 256.0f), float(low)) : float(high);
+    return PLANES == 2 ? __fmaf_rn(float(high), 256.0f, float(low)) : float(high);
 }

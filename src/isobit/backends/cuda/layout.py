@@ -25,7 +25,7 @@ from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
 TILE_ROWS = 8
-ACT_BYTES = 688
+ACT_BYTES = 720
 """One superblock of quantised activations: ``Act`` of common.cuh."""
 
 _TILED = ("Q4_K", "Q6_K")

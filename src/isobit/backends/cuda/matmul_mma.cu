@@ -91,18 +91,18 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
     for (int m = 0; m < M; m++) {
         const Act& x0 = x[16 * m + g];
         const Act& x1 = x[16 * m + g + 8];
-        // The group sums fit 24 bits: M as three products of bytes, the two lower ones unsigned.
-        int4 v0 = *reinterpret_cast<const int4*>(x0.sum32 + t % 2 * 4);
-        int4 v1 = *reinterpret_cast<const int4*>(x1.sum32 + t % 2 * 4);
+        int a0[3], a1[3];
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            a0[i] = reinterpret_cast<const int*>(x0.digits[i])[t % 2];
+            a1[i] = reinterpret_cast<const int*>(x1.digits[i])[t % 2];
+        }
 #pragma unroll
         for (int n = 0; n < ROW_TILES; n++) {
             int low[4] = {}, middle[4] = {}, high[4] = {};
-            product16_unsigned(low, gather_bytes<0>(v0.x, v0.y, v0.z, v0.w),
-                               gather_bytes<0>(v1.x, v1.y, v1.z, v1.w), mins[n]);
-            product16_unsigned(middle, gather_bytes<1>(v0.x, v0.y, v0.z, v0.w),
-                               gather_bytes<1>(v1.x, v1.y, v1.z, v1.w), mins[n]);
-            product16(high, gather_bytes<2>(v0.x, v0.y, v0.z, v0.w),
-                      gather_bytes<2>(v1.x, v1.y, v1.z, v1.w), mins[n]);
+            product16(low, a0[0], a1[0], mins[n]);
+            product16(middle, a0[1], a1[1], mins[n]);
+            product16(high, a0[2], a1[2], mins[n]);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int total = low[i] + (middle[i] << 8) + (high[i] << 16), c = i % 2;
@@ -251,8 +251,8 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
                 const int4* act = reinterpret_cast<const int4*>(from[i] + s);
                 int4* stored = reinterpret_cast<int4*>(&to.x[item]);
                 copy_async(stored + lane_id(), act + lane_id());  // both planes
-                if (lane_id() < 3) {  // sum32 and d
-                    int chunk = lane_id() < 2 ? 32 + lane_id() : sizeof(Act) / 16 - 1;
+                if (lane_id() < 2) {
+                    int chunk = SUMS_AT + lane_id();
                     copy_async(stored + chunk, act + chunk);
                 }
             }

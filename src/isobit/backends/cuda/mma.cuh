@@ -26,17 +26,4 @@ DEV void product16(int (&c)[4], int a0, int a1, int b) {
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a0), "r"(a1), "r"(b));
 }
-DEV void product16_unsigned(int (&c)[4], int a0, int a1, int b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-        "{%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(b));
-}
 #endif
-
-// Byte I of four words, as one word.
-template <int I>
-DEV int gather_bytes(int x, int y, int z, int w) {
-    constexpr int pick = I | (I + 4) << 4;
-    return __byte_perm(__byte_perm(x, y, pick), __byte_perm(z, w, pick), 0x5410);
-}

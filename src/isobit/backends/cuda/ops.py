@@ -300,9 +300,12 @@ class Ops:
             overlap=self._overlap,
         )
 
-    def attention(self, kernel: str, grid: Sequence[int], arguments: Sequence[int | float]) -> None:
+    def attention(
+        self, kernel: str, head_dim: int, grid: Sequence[int], arguments: Sequence[int | float]
+    ) -> None:
         """A kernel of attention.cu."""
-        self._gpu.launch("attention", kernel, grid, arguments, defines=self._planes)
+        most = {"HEAD_MAX": str(-(-head_dim // 128) * 128)}
+        self._gpu.launch("attention", kernel, grid, arguments, defines=most | self._planes)
 
     def attention_mma(self, c: ModelConfig, spans: int, arguments: Sequence[int | float]) -> None:
         """The kernel of attention_mma.cu."""

@@ -10,14 +10,14 @@
 // Where a lane finds its part of eight activations of one superblock.
 struct Columns {
     SharedAddress rows;  // for load_matrices: both halves of 32 values, of both planes
-    const int* sums;     // sum32 of column g, groups 4 (t % 2) …
+    const int* digits;   // of column g, groups 4 (t % 2) …
 
     // `missing` columns repeat the last of `count`.
     DEV Columns(const Act* x, int count) {
         int lane = lane_id();
         const Act* row = x + min(lane % 8, count - 1);
         rows = shared_address(row) + lane / 16 * SUPER + lane / 8 % 2 * 16;
-        sums = x[min(lane / 4, count - 1)].sum32 + lane % 2 * 4;
+        digits = reinterpret_cast<const int*>(x[min(lane / 4, count - 1)].digits[0]) + lane % 2;
     }
     // Fragments of 32 values from `first` on: high plane at b[0] and b[1], low at b[2] and b[3].
     DEV void load(int first, int (&b)[4]) const { load_matrices(b, rows + first); }
@@ -66,13 +66,10 @@ struct TilePair<TiledQ4_K> {
                 }
             }
         }
-        // M: the group sums fit 21 bits, three signed digits of eight.
-        int4 s = *reinterpret_cast<const int4*>(x.sums);
-        s.x += 0x808080, s.y += 0x808080, s.z += 0x808080, s.w += 0x808080;
         int low[4] = {}, middle[4] = {}, high[4] = {};
-        product16(low, mins[0], mins[1], gather_bytes<0>(s.x, s.y, s.z, s.w) ^ int(0x80808080));
-        product16(middle, mins[0], mins[1], gather_bytes<1>(s.x, s.y, s.z, s.w) ^ int(0x80808080));
-        product16(high, mins[0], mins[1], gather_bytes<2>(s.x, s.y, s.z, s.w) ^ int(0x80808080));
+        product16(low, mins[0], mins[1], x.digits[0]);
+        product16(middle, mins[0], mins[1], x.digits[2]);
+        product16(high, mins[0], mins[1], x.digits[4]);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int m = low[i] + (middle[i] << 8) + (high[i] << 16);

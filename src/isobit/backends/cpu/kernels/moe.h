@@ -14,15 +14,14 @@ static void top_k(const float* z, int n, int k, bool normalise, int32_t* ids, fl
     float chosen = 0;
     for (int rank = 0; rank < k; ++rank) {
         int best = -1;
-        for (int i = 0; i < n; ++i) {
-            bool taken = false;
-            for (int j = 0; j < rank; ++j) taken |= ids[j] == i;
-            if (!taken && (best < 0 || p[i] > p[best])) best = i;
-        }
+        for (int i = 0; i < n; ++i)
+            if (!(p[i] < 0) && (best < 0 || p[i] > p[best])) best = i;
         ids[rank] = best;
         weights[rank] = p[best];
         chosen = chosen + p[best];
+        p[best] = -1;  // taken
     }
+    for (int rank = 0; rank < k; ++rank) p[ids[rank]] = weights[rank];
     if (normalise)
         for (int rank = 0; rank < k; ++rank) weights[rank] = weights[rank] / chosen;
 }

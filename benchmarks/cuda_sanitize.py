@@ -1,0 +1,108 @@
+"""compute-sanitizer on the tests of the CUDA operations and on passes of a model.
+
+usage: python benchmarks/cuda_sanitize.py MODEL.gguf OUT.json [--commit HASH] [--limit 540]
+
+MODEL: two layers of the widths that matter will do. memcheck and racecheck each watch the tests
+that need a GPU, dealt to some processes, and these passes of the model: a prompt, single steps with
+few and with many tiles of the cache, steps of several sequences; all side by side. The logs go to
+OUT's folder. A run that found something, that did not end, or whose tests were skipped or failed,
+ends this with 1.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from batches import batch, origin
+
+from isobit.backends.base import Batch
+from isobit.backends.cuda import CudaBackend, decode
+from isobit.config import EngineConfig
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+
+PARTS = 5
+TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
+
+
+def passes(model):
+    """Run each kind of pass once; a step is a graph, and bits are another program's question."""
+    decode._FEW_TILES = 2  # so that a short prompt is enough for many
+    sequences = 8
+    engine = EngineConfig(context=512, max_sequences=sequences, chunk=256)
+    weights = Weights.from_file(GGUFFile.open(model))
+    backend = CudaBackend(weights, engine)
+    rng = np.random.default_rng()
+    pages = rng.permutation(8 * sequences).astype(np.int32).reshape(sequences, 8)
+    tokens = rng.integers(0, weights.config.vocab, 200)
+    backend.forward(batch(tokens[:126], 0, pages[:1], [125]))
+    for position in range(126, 131):  # the third is the first with many tiles
+        backend.forward(batch(tokens[position : position + 1], position, pages[:1], [0]))
+    at = np.arange(131, 131 + sequences, dtype=np.int32)
+    every = np.arange(sequences, dtype=np.int32)
+    for step in range(2):
+        backend.forward(Batch(tokens[:sequences].astype(np.int32), at + step, every, pages, every))
+    backend.close()
+    print("1 prompt, 5 steps and 2 steps of several sequences passed")
+
+
+def real_tests():
+    """The names of the tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "tests/ops", "--collect-only", "-o", "addopts="]
+    out = subprocess.run([*command, "-q"], capture_output=True, text=True, check=True).stdout
+    return [line for line in out.splitlines() if re.search(r"::.*[\[-]cuda[\]-]", line)]
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("out", type=Path)
+    p.add_argument("--commit", default="")
+    p.add_argument("--limit", type=float, default=540, help="seconds in all")
+    p.add_argument("--passes", action="store_true", help="run the passes and nothing else")
+    a = p.parse_args()
+    if a.passes:
+        passes(a.model)
+        return
+    if not shutil.which("compute-sanitizer"):
+        raise SystemExit("not run: no compute-sanitizer on PATH (it comes with the CUDA toolkit)")
+    tests = real_tests()
+    print(f"{len(tests)} tests need a GPU", flush=True)
+    programs = {"passes": [__file__, a.model, str(a.out), "--passes"]}
+    for i in range(PARTS):
+        programs[f"tests-{i}"] = ["-m", "pytest", "-p", "no:cacheprovider", *tests[i::PARTS]]
+    end, runs = time.monotonic() + a.limit, {}
+    for tool in TOOLS:
+        for name, program in programs.items():
+            log = a.out.with_name(f"{tool}-{name}.log").open("w+")
+            command = ["compute-sanitizer", "--tool", tool, sys.executable, *program]
+            options = {"stdout": log, "stderr": log, "start_new_session": True}
+            runs[tool, name] = subprocess.Popen(command, **options), log
+    found, clean = origin(a.model, a.commit) | {"tests": len(tests)}, True
+    for (tool, name), (process, log) in runs.items():
+        try:
+            process.wait(max(1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.seek(0)
+        text = log.read()
+        counts = re.findall(TOOLS[tool], text)
+        last = (re.findall(r"^.*\bpassed\b.*$", text, re.M) or ["did not end"])[-1]
+        ended = bool(counts) and "passed" in last
+        clean &= ended and not sum(map(int, counts)) and not re.search("failed|skipped", last)
+        row = {"found": sum(map(int, counts)) if ended else None, "run": last}
+        found[f"{tool}, {name}"] = row
+        print(f"{tool:<10} {name:<8} {row}", flush=True)
+    a.out.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(not clean)
+
+
+main()
