@@ -1,12 +1,14 @@
 """compute-sanitizer on the tests of the CUDA operations and on passes of a model.
 
 usage: python benchmarks/cuda_sanitize.py MODEL.gguf OUT.json [--commit HASH] [--limit 540]
+                                          [--tools memcheck,racecheck]
 
-MODEL: two layers of the widths that matter will do. memcheck and racecheck each watch the tests
-that need a GPU, dealt to some processes, and these passes of the model: a prompt, single steps with
-few and with many tiles of the cache, steps of several sequences; all side by side. The logs go to
-OUT's folder. A run that found something, that did not end, or whose tests were skipped or failed,
-ends this with 1.
+memcheck watches the tests that need a GPU, racecheck, which is slower, those of single operations;
+they are dealt to some processes. Both watch these passes of MODEL, for which two layers of the
+widths that matter will do: a prompt, single steps with few and with many tiles of the cache, steps
+of several sequences. All run side by side. The logs go to OUT's folder; another tool's results that
+OUT already has stay. A run that found something, that did not end, or whose tests were skipped or
+failed, ends this with 1.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
-PARTS = 5
+PARTS = 8
 TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
 
 
@@ -54,11 +56,21 @@ def passes(model):
     print("1 prompt, 5 steps and 2 steps of several sequences passed")
 
 
-def real_tests():
-    """The names of the tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "tests/ops", "--collect-only", "-o", "addopts="]
-    out = subprocess.run([*command, "-q"], capture_output=True, text=True, check=True).stdout
-    return [line for line in out.splitlines() if re.search(r"::.*[\[-]cuda[\]-]", line)]
+def real_tests(tool):
+    """The names of the tests that need a GPU and that ``tool`` watches."""
+    single = ("test_cuda_ops.py", "test_merge_of_many_tiles")
+    command = [sys.executable, "-m", "pytest", "tests/ops", "--collect-only", "-o", "addopts=-q"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment
+    ).stdout
+    names = [line for line in out.splitlines() if re.search(r"::.*[\[-]cuda[\]-]", line)]
+    names = [n for n in names if tool == "memcheck" or any(part in n for part in single)]
+    if len(names) < PARTS:
+        raise SystemExit(
+            f"expected the names of tests that need a GPU, got {len(names)}: {out[-500:]}"
+        )
+    return names
 
 
 def main():
@@ -67,6 +79,7 @@ def main():
     p.add_argument("out", type=Path)
     p.add_argument("--commit", default="")
     p.add_argument("--limit", type=float, default=540, help="seconds in all")
+    p.add_argument("--tools", default="memcheck,racecheck")
     p.add_argument("--passes", action="store_true", help="run the passes and nothing else")
     a = p.parse_args()
     if a.passes:
@@ -74,19 +87,20 @@ def main():
         return
     if not shutil.which("compute-sanitizer"):
         raise SystemExit("not run: no compute-sanitizer on PATH (it comes with the CUDA toolkit)")
-    tests = real_tests()
-    print(f"{len(tests)} tests need a GPU", flush=True)
-    programs = {"passes": [__file__, a.model, str(a.out), "--passes"]}
-    for i in range(PARTS):
-        programs[f"tests-{i}"] = ["-m", "pytest", "-p", "no:cacheprovider", *tests[i::PARTS]]
     end, runs = time.monotonic() + a.limit, {}
-    for tool in TOOLS:
+    found = json.loads(a.out.read_text()) if a.out.exists() else {}
+    found, clean = found | origin(a.model, a.commit), True
+    for tool in a.tools.split(","):
+        tests = real_tests(tool)
+        found[f"{tool}, tests"] = len(tests)
+        programs = {"passes": [__file__, a.model, str(a.out), "--passes"]}
+        for i in range(PARTS):
+            programs[f"tests-{i}"] = ["-m", "pytest", "-p", "no:cacheprovider", *tests[i::PARTS]]
         for name, program in programs.items():
             log = a.out.with_name(f"{tool}-{name}.log").open("w+")
             command = ["compute-sanitizer", "--tool", tool, sys.executable, *program]
             options = {"stdout": log, "stderr": log, "start_new_session": True}
             runs[tool, name] = subprocess.Popen(command, **options), log
-    found, clean = origin(a.model, a.commit) | {"tests": len(tests)}, True
     for (tool, name), (process, log) in runs.items():
         try:
             process.wait(max(1, end - time.monotonic()))
