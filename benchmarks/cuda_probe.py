@@ -11,9 +11,10 @@ import numpy as np
 from cuda.bindings import driver
 
 from isobit.backends.cuda.gpu import CudaGpu
+from isobit.backends.cuda.layout import ACT_BYTES
 
 STEM = str(Path(__file__).resolve().with_suffix(""))
-SHARED = 720 * 16 + 4 * 4096
+SHARED = ACT_BYTES * 16 + 4 * 4096
 
 
 def ok(result):
@@ -63,8 +64,8 @@ def main():
     while filled < pool_bytes:
         ok(driver.cuMemcpyDtoD(pool + filled, pool, min(filled, pool_bytes - filled)))
         filled *= 2
-    acts = gpu.allocate(64 * 720)
-    gpu.upload(acts, rng.integers(0, 64, 64 * 720, dtype=np.uint8))
+    acts = gpu.allocate(64 * ACT_BYTES)
+    gpu.upload(acts, rng.integers(0, 64, 64 * ACT_BYTES, dtype=np.uint8))
     y = gpu.allocate(1 << 22)
 
     def launch(kernel, grid, args, block=512, shared=0, **more):
@@ -112,9 +113,9 @@ def main():
             if depth > -(-steps // (block // 32)):
                 continue
             slots = block // 32 * depth * 4 * tile
-            shared = supers * 720 + 1024 + slots + 32 * tiles + 64
+            shared = supers * ACT_BYTES + 1024 + slots + 32 * tiles + 64
             if variant == "gemv":
-                shared = 720 * 16 + 4 * max(4096, tiles * 8)
+                shared = ACT_BYTES * 16 + 4 * max(4096, tiles * 8)
             if shared > gpu.shared_most:
                 continue
 

@@ -42,7 +42,9 @@ def passes(model):
     engine = EngineConfig(context=512, max_sequences=sequences, chunk=256)
     weights = Weights.from_file(GGUFFile.open(model))
     backend = CudaBackend(weights, engine)
-    rng = np.random.default_rng()
+    seed = int(np.random.SeedSequence().entropy % (1 << 32))
+    print("seed", seed, flush=True)
+    rng = np.random.default_rng(seed)
     pages = rng.permutation(8 * sequences).astype(np.int32).reshape(sequences, 8)
     tokens = rng.integers(0, weights.config.vocab, 200)
     backend.forward(batch(tokens[:126], 0, pages[:1], [125]))
@@ -87,33 +89,38 @@ def main():
         return
     if not shutil.which("compute-sanitizer"):
         raise SystemExit("not run: no compute-sanitizer on PATH (it comes with the CUDA toolkit)")
+    if unknown := set(tools := a.tools.split(",")) - set(TOOLS):
+        raise SystemExit(f"--tools: expected {' and '.join(TOOLS)}, got {', '.join(unknown)}")
+    tests = {tool: real_tests(tool) for tool in tools}
     end, runs = time.monotonic() + a.limit, {}
     found = json.loads(a.out.read_text()) if a.out.exists() else {}
-    found, clean = found | origin(a.model, a.commit), True
-    for tool in a.tools.split(","):
-        tests = real_tests(tool)
-        found[f"{tool}, tests"] = len(tests)
+    for tool in tools:
+        found[tool] = origin(a.model, a.commit) | {"tests": len(tests[tool])}
         programs = {"passes": [__file__, a.model, str(a.out), "--passes"]}
         for i in range(PARTS):
-            programs[f"tests-{i}"] = ["-m", "pytest", "-p", "no:cacheprovider", *tests[i::PARTS]]
+            part = tests[tool][i::PARTS]
+            programs[f"tests-{i}"] = ["-m", "pytest", "-p", "no:cacheprovider", *part]
         for name, program in programs.items():
             log = a.out.with_name(f"{tool}-{name}.log").open("w+")
-            command = ["compute-sanitizer", "--tool", tool, sys.executable, *program]
-            options = {"stdout": log, "stderr": log, "start_new_session": True}
-            runs[tool, name] = subprocess.Popen(command, **options), log
+            options = ["--tool", tool, "--error-exitcode", "1"]
+            command = ["compute-sanitizer", *options, sys.executable, *program]
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            runs[tool, name] = process, log
+    clean = True
     for (tool, name), (process, log) in runs.items():
         try:
             process.wait(max(1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         log.seek(0)
         text = log.read()
         counts = re.findall(TOOLS[tool], text)
         last = (re.findall(r"^.*\bpassed\b.*$", text, re.M) or ["did not end"])[-1]
-        ended = bool(counts) and "passed" in last
-        clean &= ended and not sum(map(int, counts)) and not re.search("failed|skipped", last)
-        row = {"found": sum(map(int, counts)) if ended else None, "run": last}
-        found[f"{tool}, {name}"] = row
+        row = {"found": sum(map(int, counts)) if counts else None, "run": last}
+        row["clean"] = process.returncode == 0 and row["found"] == 0 and "skipped" not in last
+        found[tool][name] = row
+        clean &= row["clean"]
         print(f"{tool:<10} {name:<8} {row}", flush=True)
     a.out.write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(not clean)

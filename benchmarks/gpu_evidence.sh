@@ -30,13 +30,13 @@ step() { # step NAME SECONDS OPTION ...: runs isobit, keeps the log, goes on wha
     code=$?
   tail -n 25 "$out/$name.log" | cut -c 1-300
   local verdict="passed " last
-  last=$(grep -E '^(identical|different|[0-9]+ passed)' "$out/$name.log" ||
+  last=$(grep -m 1 -E '^(identical|different|[0-9]+ passed)' "$out/$name.log" ||
     grep '^isobit: ' "$out/$name.log" | tail -n 1)
   # 6: some measures speak of another model or device; where all do, nothing was shown
   if [[ $code != [06] || $last == "0 passed"* ]]; then
     verdict="FAILED " failed=1
   fi
-  summary+=("$verdict $name ($((SECONDS - begin)) s, exit code $code): ${last%%$'\n'*}")
+  summary+=("$verdict $name ($((SECONDS - begin)) s, exit code $code): $last")
 }
 
 check() { # check NAME SECONDS MODEL BACKEND [OPTION ...]

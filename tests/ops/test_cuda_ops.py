@@ -10,7 +10,7 @@ from isobit import numerics
 from isobit.backends.cuda import decode_batch
 from isobit.backends.cuda.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.load import Loader
-from isobit.backends.cuda.ops import Ops, Segments
+from isobit.backends.cuda.ops import Ops, Segments, _pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 
@@ -82,6 +82,7 @@ def test_quantise(gpu, rng, planes, columns):
     x = activations(rng, 5, columns)
     x[1, 3] = np.inf
     x[2, 255] = np.nan
+    x[3, :256], x[4, :256] = 1, -1  # the largest sums
     b, ops = Buffers(gpu), Ops(gpu, planes)
     supers = -(-columns // 256)
     acts = b.new(5 * supers * ACT_BYTES)
@@ -139,11 +140,12 @@ def test_matmul_of_many(gpu, rng, name, planes):
             w.data[4:144] = 255
         else:
             w.data[:192], w.data[192:208] = 0, 128
-        x[-1] = F32(1e30)
+        x[-1], x[-2] = F32(1e30), F32(-1e30)
         ops, b = Ops(gpu, planes), Buffers(gpu)
         values, acts = quantised(gpu, ops, x)
-        y = b.new(4 * tokens * (rows + 3))
-        ops.matmul(load(gpu, w), values, acts, y, tokens, row_stride=rows + 3)
+        y, stored = b.new(4 * tokens * (rows + 3)), load(gpu, w)
+        assert _pays_on_tensor_cores(stored, tokens, None)
+        ops.matmul(stored, values, acts, y, tokens, row_stride=rows + 3)
         got = b.get(y, (tokens, rows + 3))
         same(got[:, :rows], numerics.matmul(w, x, planes))
         assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
