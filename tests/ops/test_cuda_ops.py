@@ -293,7 +293,8 @@ def test_router(gpu, rng, experts, k, normalise):
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "heads", "kv_heads"), [(128, 4, 2), (80, 3, 1), (10, 2, 2), (320, 2, 1)]
+    ("head_dim", "heads", "kv_heads"),
+    [(128, 4, 2), (80, 3, 1), (10, 2, 2), (258, 2, 1), (512, 2, 1)],
 )
 def test_attention(gpu, rng, head_dim, heads, kv_heads):
     """Two sequences on scattered pages; the second has a page of history already in the cache."""
