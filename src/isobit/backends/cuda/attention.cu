@@ -1,6 +1,10 @@
 // Head vectors and attention over the paged fixed-point cache (docs/numerics.md, section 6).
-// HEAD_MAX: head_dim rounded up to 128.
+// HEAD_ROOM: places for the values of a head vector, head_dim rounded up to PASS.
 #include "cache.cuh"
+
+constexpr int PASS = THREADS / 2;  // columns of v that a block takes at once, two threads each
+constexpr int PASSES = HEAD_ROOM / PASS;
+static_assert(HEAD_ROOM % PASS == 0, "columns past the last whole pass would be left out");
 
 // Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
 // quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace, or null.
@@ -10,8 +14,9 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
                              int n_heads, int head_dim, float scale, float* q_rope, float* k_rope,
                              short* q_int, float* dq, int8* k, int8* v, float* dk, float* dv,
                              int kv_heads, int padded, int count) {
-    constexpr int PARTS = HEAD_MAX / WARP;  // of a vector that a lane holds: values lane + 32 * part
-    __shared__ float vectors[THREADS / WARP][HEAD_MAX];
+    constexpr int PARTS = HEAD_ROOM / WARP;  // of a vector that a lane holds: values lane + 32 * part
+    static_assert(PARTS <= 16, "a lane of sum256 adds two parts at most; config.py: head_dim <= 512");
+    __shared__ float vectors[THREADS / WARP][HEAD_ROOM];
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     int index = blockIdx.x * (THREADS / WARP) + warp_id(), heads = n_heads + 2 * kv_heads;
     if (index >= count) return;
@@ -108,9 +113,9 @@ struct TileShared {
 };
 
 // Tile t for one query head: maximum, sum and, in each thread, the outputs of its columns
-// (thread 2c + h holds column c of every 128; both of a pair get it).
+// (thread 2c + h holds column c of every pass; both of a pair get it).
 DEV void attention_tile(const Cache& cache, int page, int head, int seen, const int4* q, float dq,
-                        TileShared& shared, float (&o)[HEAD_MAX / 128]) {
+                        TileShared& shared, float (&o)[PASSES]) {
     const int8* keys[2] = {cache.keys(page, head, 0), cache.keys(page, head, 1)};
     int key = threadIdx.x / 4, part = threadIdx.x % 4, sum[2] = {0, 0};
     for (int c = part; c < cache.padded / 16; c += 4)
@@ -155,9 +160,8 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
     const int8* values[2] = {cache.values(page, head, 0), cache.values(page, head, 1)};
     int half = threadIdx.x % 2;
     const int4* weights = reinterpret_cast<const int4*>(shared.weights) + 4 * half;
-    for (int n = 0; n < HEAD_MAX / 128; n++) {
-        int column = threadIdx.x / 2 + 128 * n, dot[2] = {0, 0};
-        if (128 * n >= cache.padded) break;
+    for (int n = 0; n < PASSES; n++) {
+        int column = threadIdx.x / 2 + PASS * n, dot[2] = {0, 0};
         if (column < cache.padded)
             for (int p = 0; p < 2; p++) {
                 const int4* v =
@@ -175,7 +179,7 @@ KERNEL(THREADS) attention(const short* q_int, const float* dq, const int* positi
                           int n_heads, int head_dim, int8* k, int8* v, float* dk, float* dv,
                           int kv_heads, int padded, float* out) {
     Cache cache = {k, v, dk, dv, kv_heads, padded};
-    __shared__ __align__(16) short q[HEAD_MAX];
+    __shared__ __align__(16) short q[HEAD_ROOM];
     __shared__ TileShared tile;
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
     int64 vector = int64(token) * n_heads + head;
@@ -184,21 +188,21 @@ KERNEL(THREADS) attention(const short* q_int, const float* dq, const int* positi
     __syncthreads();
     const int* table = pages + sequence[token] * pages_per_sequence;
     int seen = positions[token] + 1;
-    float m = 0.0f, l = 0.0f, o[HEAD_MAX / 128] = {}, next[HEAD_MAX / 128] = {};
+    float m = 0.0f, l = 0.0f, o[PASSES] = {}, next[PASSES] = {};
     for (int t = 0; t * TILE < seen; t++) {
         attention_tile(cache, table[t], kv_head, min(TILE, seen - t * TILE),
                        reinterpret_cast<const int4*>(q), dq[vector], tile, next);
         float top = t ? fmaxf(m, tile.m) : tile.m;
         float a = t ? isobit::exp(sub(m, top)) : 0.0f, b = isobit::exp(sub(tile.m, top));
         l = t ? add(mul(l, a), mul(tile.l, b)) : tile.l;
-        for (int n = 0; n < HEAD_MAX / 128; n++)
+        for (int n = 0; n < PASSES; n++)
             o[n] = t ? add(mul(o[n], a), mul(next[n], b)) : next[n];
         m = top;
         __syncthreads();
     }
     float r = div(1.0f, l);
-    for (int n = 0; n < HEAD_MAX / 128; n++) {
-        int column = threadIdx.x / 2 + 128 * n;
+    for (int n = 0; n < PASSES; n++) {
+        int column = threadIdx.x / 2 + PASS * n;
         if (threadIdx.x % 2 == 0 && column < head_dim) out[vector * head_dim + column] = mul(o[n], r);
     }
 }

@@ -16,6 +16,7 @@ _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
 NORM_SHARED = 47 << 10  # bytes of a row that norm_quantise may keep beside its own 1 KiB
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
+_HEAD_PASS = _THREADS // 2  # PASS of attention.cu
 
 
 MMA_ROWS = 16
@@ -304,8 +305,8 @@ class Ops:
         self, kernel: str, head_dim: int, grid: Sequence[int], arguments: Sequence[int | float]
     ) -> None:
         """A kernel of attention.cu."""
-        most = {"HEAD_MAX": str(-(-head_dim // 128) * 128)}
-        self._gpu.launch("attention", kernel, grid, arguments, defines=most | self._planes)
+        room = {"HEAD_ROOM": str(-(-head_dim // _HEAD_PASS) * _HEAD_PASS)}
+        self._gpu.launch("attention", kernel, grid, arguments, defines=room | self._planes)
 
     def attention_mma(self, c: ModelConfig, spans: int, arguments: Sequence[int | float]) -> None:
         """The kernel of attention_mma.cu."""
