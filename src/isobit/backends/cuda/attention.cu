@@ -128,8 +128,7 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
     const float* dk = cache.dk + cache.scales(page, head);
     const float* dv = cache.dv + cache.scales(page, head);
     if (part == 0 && key < seen)
-        shared.s[key] =
-            mul(mul(dq, dk[key]), add(mul(float(sum[0]), 256.0f), float(sum[1])));
+        shared.s[key] = mul(mul(dq, dk[key]), join_planes<2>(sum[0], sum[1]));
     __syncthreads();
     if (warp_id() == 0) {
         const float lowest = isobit::from_bits(0xff800000u);
@@ -169,7 +168,7 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
                 dot[p] = dot16(weights + 2, v[1], dot16(weights, v[0], 0));
             }
         for (int p = 0; p < 2; p++) dot[p] += shuffle_xor(dot[p], 1);
-        o[n] = mul(shared.g, add(mul(float(dot[0]), 256.0f), float(dot[1])));
+        o[n] = mul(shared.g, join_planes<2>(dot[0], dot[1]));
     }
 }
 

@@ -51,7 +51,6 @@ DEV void scores(const KeyTile& tile, const int (&q)[2][STEPS][4], const float (&
     int lane = lane_id(), t = lane % 4;
 #pragma unroll
     for (int n = 0; n < KEY_COLUMNS; n++) {
-        float joined[4];
         int half[2][4];  // sums with k's high and low plane
 #pragma unroll
         for (int p = 0; p < 2; p++) {
@@ -73,10 +72,9 @@ DEV void scores(const KeyTile& tile, const int (&q)[2][STEPS][4], const float (&
         }
         float2 dk = *reinterpret_cast<const float2*>(tile.dk + 8 * n + 2 * t);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            joined[i] = add(mul(float(half[0][i]), 256.0f), float(half[1][i]));
-            s[n][i] = mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x), joined[i]);
-        }
+        for (int i = 0; i < 4; i++)
+            s[n][i] = mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x),
+                          join_planes<2>(half[0][i], half[1][i]));
     }
 }
 
@@ -233,8 +231,7 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     int r = i / 2;
-                    float next =
-                        mul(gt[r], add(mul(float(half[0][i]), 256.0f), float(half[1][i])));
+                    float next = mul(gt[r], join_planes<2>(half[0][i], half[1][i]));
                     if (sees_tile[r])
                         o[c][i] = n ? add(mul(o[c][i], a[r]), mul(next, b[r])) : next;
                 }

@@ -193,8 +193,9 @@ DEV void quantise_superblock(const float (&x)[8], Act* out) {
     if (lane == 0) out->d = scale.d;
 }
 
-// f(H) * 256 + f(L), section 4; with one plane f(S). The product is exact, so that the fused operation's
-// one rounding is the sum's.
+// f(H) * 256 + f(L), section 4, or with one plane f(S); attention always has two, section 6. The product is
+// exact, so that the fused operation's one rounding is the sum's.
+template <int N = PLANES>
 DEV float join_planes(int high, int low) {
-    return PLANES == 2 ? __fmaf_rn(float(high), 256.0f, float(low)) : float(high);
+    return N == 2 ? __fmaf_rn(float(high), 256.0f, float(low)) : float(high);
 }

@@ -160,7 +160,7 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int j = lane_id() + WARP * i;
-        float dot = add(mul(float(sh->head[head].dot[0][j]), 256.0f), float(sh->head[head].dot[1][j]));
+        float dot = join_planes<2>(sh->head[head].dot[0][j], sh->head[head].dot[1][j]);
         s[i] = j < seen ? mul(mul(sh->dq[head], tile.dk[j]), dot) : m;
     }
     m = warp_max(fmaxf(s[0], s[1]));
@@ -206,11 +206,10 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float*
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 int query = 8 * n + 2 * i + c % 2, column = 16 * block + r + c / 2 * 8;
-                float high = float(256 * sum[0][0][c] + sum[0][1][c]);
-                float low = float(256 * sum[1][0][c] + sum[1][1][c]);
+                int high = 256 * sum[0][0][c] + sum[0][1][c];
+                int low = 256 * sum[1][0][c] + sum[1][1][c];
                 if (query < GROUP)
-                    out[query * HEAD_DIM + column] =
-                        mul(sh->g[query], add(mul(high, 256.0f), low));
+                    out[query * HEAD_DIM + column] = mul(sh->g[query], join_planes<2>(high, low));
             }
         }
 }
