@@ -128,14 +128,8 @@ DEV void fetch_activations(const Act* x, int supers, const ItemGroup& group, con
                            Act* to) {
     for (int i = warp_id(); i < group.count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
-        const Act* act = x + int64(places.input(group.begin + column)) * supers + s;
-        const int4* from = reinterpret_cast<const int4*>(act);
-        int4* stored = reinterpret_cast<int4*>(to + s * COLUMNS + column);
-        copy_async(stored + lane_id(), from + lane_id());  // both planes
-        if (lane_id() < 2) {
-            int chunk = SUMS_AT + lane_id();
-            copy_async(stored + chunk, from + chunk);
-        }
+        const Act* from = x + int64(places.input(group.begin + column)) * supers + s;
+        copy_act(to + s * COLUMNS + column, from);
     }
     commit_copies();
     wait_copies<0>();

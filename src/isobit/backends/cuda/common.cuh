@@ -42,11 +42,10 @@ struct __align__(16) Act {
     int8 plane[2][SUPER];  // high, low; with one plane the second is unused
     int sum32[8];          // sum of q over 32 values
     int neg16[2][16];      // -32 times the sum of a plane over 16 values
-    int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, if tensor cores are to read it
+    int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, for tensor cores; not in every record
     float d;
     int unused[5];
 };
-constexpr int SUMS_AT = 42;  // digits and d are the two pieces of 16 bytes from here on
 static_assert(sizeof(Act) == 720, "Act is also known to layout.py");
 
 DEV int lane_id() { return threadIdx.x % WARP; }
@@ -156,9 +155,9 @@ DEV int pack_bytes(int a, int b, int c, int d) {
     return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
 }
 
-// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock.
-template <bool DIGITS = true>
-DEV void quantise_superblock(const float (&x)[8], Act* out) {
+// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock. `out` keeps the digits it had:
+// for products without tensor cores, which do not read them. Returns sum32[lane / 4].
+DEV int quantise_without_digits(const float (&x)[8], Act* out) {
     uint32 amax = 0;
     for (int i = 0; i < 8; i++) amax = max(amax, magnitude(x[i]));
     isobit::BlockScale scale = isobit::block_scale(warp_max(amax), PLANES);
@@ -185,12 +184,15 @@ DEV void quantise_superblock(const float (&x)[8], Act* out) {
         out->neg16[0][lane / 2] = -32 * sum_high;
         out->neg16[1][lane / 2] = -32 * sum_low;
     }
-    if (lane % 4 == 0) {
-        out->sum32[lane / 4] = sum;  // fits 21 bits
-        int digits = (sum + 0x808080) ^ 0x808080;
-        for (int i = 0; DIGITS && i < 3; i++) out->digits[i][lane / 4] = int8(digits >> 8 * i);
-    }
+    if (lane % 4 == 0) out->sum32[lane / 4] = sum;
     if (lane == 0) out->d = scale.d;
+    return sum;
+}
+// The whole record.
+DEV void quantise_superblock(const float (&x)[8], Act* out) {
+    int digits = (quantise_without_digits(x, out) + 0x808080) ^ 0x808080;  // of a sum that fits 21 bits
+    if (lane_id() % 4 == 0)
+        for (int i = 0; i < 3; i++) out->digits[i][lane_id() / 4] = int8(digits >> 8 * i);
 }
 
 // f(H) * 256 + f(L), section 4, or with one plane f(S); attention always has two, section 6. The product is

@@ -91,8 +91,8 @@ DEV void quantise_supers(const float* x, int supers, Act* acts) {
         bool two = s + WARPS < supers;
         load_super(x + s * SUPER, v[0]);
         if (two) load_super(x + (s + WARPS) * SUPER, v[1]);
-        quantise_superblock<false>(v[0], acts + s);
-        if (two) quantise_superblock<false>(v[1], acts + s + WARPS);
+        quantise_without_digits(v[0], acts + s);
+        if (two) quantise_without_digits(v[1], acts + s + WARPS);
     }
 }
 

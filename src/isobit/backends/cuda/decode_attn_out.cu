@@ -55,7 +55,7 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
         for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
             float v[8];
             results.merged<false>(s * SUPER + 8 * lane_id(), v);
-            quantise_superblock<false>(v, sh->x + s);
+            quantise_without_digits(v, sh->x + s);
         }
         let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {

@@ -32,7 +32,7 @@ KERNEL(512) decode_router(const float* x, const float* norm, float eps, const ui
         for (int s = blockIdx.x; s < HIDDEN_SUPERS; s += gridDim.x) {
             float v[8];
             load_super(sh->normed + s * SUPER, v);
-            quantise_superblock<false>(v, acts + s);
+            quantise_without_digits(v, acts + s);
         }
     }
     __syncthreads();

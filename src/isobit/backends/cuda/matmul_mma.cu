@@ -207,7 +207,6 @@ struct Stage {
 struct Shared {
     Stage stage[2];
 };
-static_assert(2 * SUPER == 16 * WARP, "a warp copies both planes at once");
 
 // With more matrices than segments, those of each further round write y_step floats further on.
 KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
@@ -248,13 +247,7 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
             for (int i = 0; i < TOKENS / WARPS; i++) {
                 int item = warp_id() + WARPS * i;
                 if (item >= padded) break;
-                const int4* act = reinterpret_cast<const int4*>(from[i] + s);
-                int4* stored = reinterpret_cast<int4*>(&to.x[item]);
-                copy_async(stored + lane_id(), act + lane_id());  // both planes
-                if (lane_id() < 2) {
-                    int chunk = SUMS_AT + lane_id();
-                    copy_async(stored + chunk, act + chunk);
-                }
+                copy_act(&to.x[item], from[i] + s);
             }
             commit_copies();
         };
