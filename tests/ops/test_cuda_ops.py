@@ -320,11 +320,11 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
         head_dim,
         (-(-n * (heads + 2 * kv_heads) // 8),),
         (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), b.put(turn[0]), b.put(turn[1]))
-        + (*where, heads, head_dim, float(numerics.attention_scale(head_dim)))
+        + (*where, heads, float(numerics.attention_scale(head_dim)))
         + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
     )
     out = b.new(4 * n * heads * head_dim)
-    arguments = (q_int, dq, *where, heads, head_dim, *cache, out)
+    arguments = (q_int, dq, *where, heads, *cache, out)
     ops.attention("attention", head_dim, (heads, n), arguments)
 
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)

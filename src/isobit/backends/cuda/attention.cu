@@ -8,12 +8,13 @@ static_assert(HEAD_ROOM % PASS == 0, "columns past the last whole pass would be 
 
 // Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
 // quantisation, and the store to q_int or the cache. q_rope and k_rope are for the trace, or null.
-KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float* k_norm, float eps,
-                             const float* cos_table, const float* sin_table, const int* positions,
-                             const int* sequence, const int* pages, int pages_per_sequence,
-                             int n_heads, int head_dim, float scale, float* q_rope, float* k_rope,
-                             short* q_int, float* dq, int8* k, int8* v, float* dk, float* dv,
-                             int kv_heads, int padded, int count) {
+KERNEL(THREADS) head_vectors(int head_dim, const float* qkv, const float* q_norm,
+                             const float* k_norm, float eps, const float* cos_table,
+                             const float* sin_table, const int* positions, const int* sequence,
+                             const int* pages, int pages_per_sequence, int n_heads, float scale,
+                             float* q_rope, float* k_rope, short* q_int, float* dq,
+                             int8* k, int8* v, float* dk, float* dv, int kv_heads, int padded,
+                             int count) {
     constexpr int PARTS = HEAD_ROOM / WARP;  // of a vector that a lane holds: values lane + 32 * part
     static_assert(PARTS <= 16, "a lane of sum256 adds two parts at most; config.py: head_dim <= 512");
     __shared__ float vectors[THREADS / WARP][HEAD_ROOM];
@@ -173,10 +174,10 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
 }
 
 // One query head (blockIdx.x) of one token (blockIdx.y), its tiles in turn.
-KERNEL(THREADS) attention(const short* q_int, const float* dq, const int* positions,
+KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, const int* positions,
                           const int* sequence, const int* pages, int pages_per_sequence,
-                          int n_heads, int head_dim, int8* k, int8* v, float* dk, float* dv,
-                          int kv_heads, int padded, float* out) {
+                          int n_heads, int8* k, int8* v, float* dk, float* dv, int kv_heads,
+                          int padded, float* out) {
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     __shared__ __align__(16) short q[HEAD_ROOM];
     __shared__ TileShared tile;

@@ -239,7 +239,7 @@ class CudaBackend:
             "head_vectors",
             c.head_dim,
             (-(-vectors // 8),),
-            (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads, c.head_dim)
+            (b["qkv"], layer.q_norm, layer.k_norm, c.eps, cos, sin, *where, c.n_heads)
             + (scale, *roped, b["q_int"], b["dq"], *cache, vectors),
         )
         trace("q_post_rope", i, b["q_rope"], n, c.n_heads, c.head_dim)
@@ -256,7 +256,7 @@ class CudaBackend:
                 "attention",
                 c.head_dim,
                 (c.n_heads, n),
-                (b["q_int"], b["dq"], *where, c.n_heads, c.head_dim, *cache, b["attention"]),
+                (b["q_int"], b["dq"], *where, c.n_heads, *cache, b["attention"]),
             )
         trace("attention", i, b["attention"], n, q_width)
         o.quantise(b["attention"], q_width, n, b["acts"])

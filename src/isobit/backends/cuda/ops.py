@@ -304,9 +304,10 @@ class Ops:
     def attention(
         self, kernel: str, head_dim: int, grid: Sequence[int], arguments: Sequence[int | float]
     ) -> None:
-        """A kernel of attention.cu."""
+        """A kernel of attention.cu; ``arguments`` are those after head_dim."""
         room = {"HEAD_ROOM": str(-(-head_dim // _HEAD_PASS) * _HEAD_PASS)}
-        self._gpu.launch("attention", kernel, grid, arguments, defines=room | self._planes)
+        defines = room | self._planes
+        self._gpu.launch("attention", kernel, grid, (head_dim, *arguments), defines=defines)
 
     def attention_mma(self, c: ModelConfig, spans: int, arguments: Sequence[int | float]) -> None:
         """The kernel of attention_mma.cu."""
