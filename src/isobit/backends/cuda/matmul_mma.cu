@@ -13,9 +13,12 @@
 #include "mma.cuh"
 #include "tiles.cuh"
 
-// A warp's part: TOKEN_TILES of 16 tokens by ROW_TILES of 8 rows. Warps side by side along the tokens.
+// A warp's part: TOKEN_TILES of 16 tokens by ROW_TILES of 8 rows; TOKEN_WARPS lie side by side along the
+// tokens. Two blocks of this size fit a multiprocessor.
+constexpr int TOKEN_TILES = 2, ROW_TILES = 2, TOKEN_WARPS = 1;
 constexpr int ROW_WARPS = THREADS / WARP / TOKEN_WARPS;
 constexpr int TOKENS = TOKEN_WARPS * TOKEN_TILES * 16, ROWS = ROW_WARPS * ROW_TILES * 8;
+static_assert(TOKENS == 32 && ROWS == 128, "a block's size is also known to ops.py");
 
 #ifdef MMA_Q4_K
 using Tile = TiledQ4_K;

@@ -16,6 +16,7 @@ _ITEMS = 8  # that share one read of a weight: CHUNK of matmul.cu
 NORM_SHARED = 47 << 10  # bytes of a row that norm_quantise may keep beside its own 1 KiB
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
+_MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
 _HEAD_PASS = _THREADS // 2  # PASS of attention.cu
 
 
@@ -28,41 +29,6 @@ def span_length(c: ModelConfig) -> int:
     if c.head_dim not in (64, 96, 128):
         return 0
     return MMA_ROWS * (_WARPS // min(c.n_heads // c.n_kv_heads, _WARPS))
-
-
-@dataclass(frozen=True)
-class MmaTile:
-    """A block of matmul_mma.cu: tiles of 16 tokens by 8 rows for each of its warps."""
-
-    token_tiles: int
-    row_tiles: int
-    token_warps: int
-
-    @property
-    def tokens(self) -> int:
-        """Items of a block."""
-        return 16 * self.token_tiles * self.token_warps
-
-    @property
-    def rows(self) -> int:
-        """Weight rows of a block."""
-        return 8 * self.row_tiles * (_WARPS // self.token_warps)
-
-    @property
-    def defines(self) -> dict[str, str]:
-        """Definitions for matmul_mma.cu."""
-        return {
-            "TOKEN_TILES": str(self.token_tiles),
-            "ROW_TILES": str(self.row_tiles),
-            "TOKEN_WARPS": str(self.token_warps),
-        }
-
-    def shared(self, tile_bytes: int) -> int:
-        """Shared memory in bytes, for weight tiles of so many bytes: two stages."""
-        return 2 * (self.tokens * ACT_BYTES + self.rows // 8 * tile_bytes)
-
-
-MMA_TILE = MmaTile(2, 2, 1)  # 128 rows by 32 tokens: two blocks fit a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -180,15 +146,16 @@ class Ops:
         y_step: int = 0,
     ) -> None:
         at = segments or Segments(0, 0, 1)
-        matrices, tile = w.matrices if segments else 1, MMA_TILE
+        matrices = w.matrices if segments else 1
+        stage = _MMA_TOKENS * ACT_BYTES + _MMA_ROWS * w.layout.format.block_bytes
         self._gpu.launch(
             "matmul_mma",
             "matmul_mma",
-            (-(-w.rows // tile.rows), matrices * rounds, -(-items // (matrices * tile.tokens))),
+            (-(-w.rows // _MMA_ROWS), matrices * rounds, -(-items // (matrices * _MMA_TOKENS))),
             (w.address, w.matrix_bytes, acts, memory.supers(w.columns))
             + (at.order, at.offset, at.divide, items, y, w.rows, stride, matrices, y_step),
-            shared=tile.shared(8 * w.layout.format.block_bytes),
-            defines=tile.defines | {f"MMA_{w.layout.format.name}": "1"} | self._planes,
+            shared=2 * stage,
+            defines={f"MMA_{w.layout.format.name}": "1"} | self._planes,
             overlap=self._overlap,
         )
 
