@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -99,6 +100,13 @@ def memory():
     return int(lines["RssAnon"].split()[0]) / 1024
 
 
+def processor():
+    """Family and model, which tell generations of one name apart; not every system has them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    return {name: fields[name] for name in ("cpu family", "model") if name in fields}
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -119,6 +127,8 @@ def main():
     vocab, rng = weights.config.vocab, np.random.default_rng()
     engine = EngineConfig(context=256, max_sequences=1, threads=a.threads)
     note("commit", a.commit)
+    note("date", datetime.now(UTC).date().isoformat())
+    note("processor", processor())
     note("bits", check_bits(weights, engine, rng.integers(0, vocab, 8), size))
     decoded = 64 if size < 1 << 30 else 32
     backends = {}
