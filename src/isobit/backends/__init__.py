@@ -10,11 +10,14 @@ from isobit.model.weights import Weights
 
 Note = Callable[[str], None]
 
-PLANNED = "device memory: "
-"""How a note begins that says what a device is going to hold."""
-
 NAMES = ("reference", "cpu", "cuda", "wgpu")
 """Every backend; ``auto`` takes the fastest that can run here."""
+
+
+class PlanNote(str):
+    """A note of what a device is going to hold; all others say what a user may not expect."""
+
+    __slots__ = ()
 
 
 def open_backend(
@@ -42,7 +45,7 @@ def open_backend(
         from isobit.backends.cuda import CudaBackend, available, memory  # noqa: PLC0415
 
         if note is not None and available()[0]:
-            note(f"{PLANNED}{memory.Plan.of(weights, engine)}")
+            note(PlanNote(f"device memory: {memory.Plan.of(weights, engine)}"))
         return CudaBackend(weights, engine)
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
