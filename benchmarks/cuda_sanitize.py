@@ -1,14 +1,15 @@
 """compute-sanitizer on the tests of the CUDA operations and on passes of a model.
 
 usage: python benchmarks/cuda_sanitize.py MODEL.gguf OUT.json [--commit HASH] [--limit 540]
-                                          [--tools memcheck,racecheck]
+                                          [--tools memcheck,racecheck] [--share 1/1]
 
 memcheck watches the tests that need a GPU, racecheck, which is slower, those of single operations;
 they are dealt to some processes. Both watch these passes of MODEL, for which two layers of the
 widths that matter will do: a prompt, single steps with few and with many tiles of the cache, steps
-of several sequences. All run side by side. The logs go to OUT's folder; another tool's results that
-OUT already has stay. A run that found something, that did not end, or whose tests were skipped or
-failed, ends this with 1.
+of several sequences. All run side by side. The logs go to OUT's folder; another tool's or share's
+results that OUT already has stay. Where the time is too short for all, --share 2/3 runs every third
+test from the second on; the passes are the first share's. A run that found something, that did not
+end, or whose tests were skipped or failed, ends this with 1.
 """
 
 import argparse
@@ -82,6 +83,7 @@ def main():
     p.add_argument("--commit", default="")
     p.add_argument("--limit", type=float, default=540, help="seconds in all")
     p.add_argument("--tools", default="memcheck,racecheck")
+    p.add_argument("--share", default="1/1", help="which of how many shares of the tests")
     p.add_argument("--passes", action="store_true", help="run the passes and nothing else")
     a = p.parse_args()
     if a.passes:
@@ -91,12 +93,14 @@ def main():
         raise SystemExit("not run: no compute-sanitizer on PATH (it comes with the CUDA toolkit)")
     if unknown := set(tools := a.tools.split(",")) - set(TOOLS):
         raise SystemExit(f"--tools: expected {' and '.join(TOOLS)}, got {', '.join(unknown)}")
-    tests = {tool: real_tests(tool) for tool in tools}
+    share, shares = map(int, a.share.split("/"))
+    tests = {tool: real_tests(tool)[share - 1 :: shares] for tool in tools}
     end, runs = time.monotonic() + a.limit, {}
     found = json.loads(a.out.read_text()) if a.out.exists() else {}
     for tool in tools:
-        found[tool] = origin(a.model, a.commit) | {"tests": len(tests[tool])}
-        programs = {"passes": [__file__, a.model, str(a.out), "--passes"]}
+        mine = origin(a.model, a.commit) | {"tests": len(tests[tool])}
+        found.setdefault(tool, {})[a.share] = mine
+        programs = {"passes": [__file__, a.model, str(a.out), "--passes"]} if share == 1 else {}
         for i in range(PARTS):
             part = tests[tool][i::PARTS]
             programs[f"tests-{i}"] = ["-m", "pytest", "-p", "no:cacheprovider", *part]
@@ -119,7 +123,7 @@ def main():
         last = (re.findall(r"^.*\bpassed\b.*$", text, re.M) or ["did not end"])[-1]
         row = {"found": sum(map(int, counts)) if counts else None, "run": last}
         row["clean"] = process.returncode == 0 and row["found"] == 0 and "skipped" not in last
-        found[tool][name] = row
+        found[tool][a.share][name] = row
         clean &= row["clean"]
         print(f"{tool:<10} {name:<8} {row}", flush=True)
     a.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -66,13 +66,11 @@ DEV void prefetch_bulk(const uint8* from, int bytes) {
 // By one warp: what tensor-core products read of an activation record, which is both planes, then digits
 // and d in two pieces of 16 bytes.
 DEV void copy_act(Act* to, const Act* from) {
-    constexpr int DIGITS = __builtin_offsetof(Act, digits), PIECE = sizeof(int4);
-    static_assert(sizeof(Act::plane) == WARP * PIECE, "a lane copies one piece of both planes");
-    static_assert(DIGITS % PIECE == 0 && __builtin_offsetof(Act, d) + sizeof(float) <= DIGITS + 2 * PIECE,
-                  "digits and d lie in two pieces");
-    const int4* piece = reinterpret_cast<const int4*>(from);
-    int4* copy = reinterpret_cast<int4*>(to);
-    copy_async(copy + lane_id(), piece + lane_id());
-    int last = DIGITS / PIECE + lane_id();
-    if (lane_id() < 2) copy_async(copy + last, piece + last);
+    static_assert(sizeof(Act::plane) == WARP * sizeof(int4), "a lane copies one piece of both planes");
+    static_assert(sizeof(Act::digits) + sizeof(Act::d) <= 2 * sizeof(int4), "digits and d are two pieces");
+    auto copy = [](int8* to, const int8* from) {
+        copy_async(reinterpret_cast<int4*>(to) + lane_id(), reinterpret_cast<const int4*>(from) + lane_id());
+    };
+    copy(to->plane[0], from->plane[0]);
+    if (lane_id() < 2) copy(to->digits[0], from->digits[0]);
 }
