@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-CPU_LEVELS = ("portable", "avx2", "avx512vnni", "neon")
+CPU_LEVELS = ("portable", "avx2", "avx512vnni", "neon", "neon_i8mm")
 
 
 def _cpu(simd: str) -> Callable[[], object]:

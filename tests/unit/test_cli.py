@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from isobit.backends import PlanNote
+from isobit.backends import FallbackNote
 from isobit.cli import COMMANDS, main, tools
 from isobit.cli.output import markdown, size, visible
 from isobit.cli.run import follow
@@ -214,17 +214,17 @@ def test_a_full_disk_is_one_line(
     assert capsys.readouterr().err == "isobit: error: output: No space left on device\n"
 
 
-@pytest.mark.parametrize("note", [PlanNote("device memory: 1"), "backend auto: using cpu"])
-def test_a_plan_of_memory_is_no_fallback(monkeypatch, capsys, note):
+@pytest.mark.parametrize("note", ["the system will page", FallbackNote("using cpu")])
+def test_a_comparison_refuses_a_fallback_alone(monkeypatch, capsys, note):
     class Opened:
         def __init__(self, _model, backend, _engine, tell):
             tell(note)
             self.backend = SimpleNamespace(name=backend)
 
     monkeypatch.setattr(tools, "Model", Opened)
-    if isinstance(note, PlanNote):
-        assert tools.open_exactly("sample", "cuda", 2, None, 1).backend.name == "cuda"
-        assert note in capsys.readouterr().err
-    else:
+    if isinstance(note, FallbackNote):
         with pytest.raises(NothingCompared):
             tools.open_exactly("sample", "auto", 2, None, 1)
+    else:
+        assert tools.open_exactly("sample", "cuda", 2, None, 1).backend.name == "cuda"
+        assert note in capsys.readouterr().err

@@ -14,8 +14,8 @@ NAMES = ("reference", "cpu", "cuda", "wgpu")
 """Every backend; ``auto`` takes the fastest that can run here."""
 
 
-class PlanNote(str):
-    """A note of what a device is going to hold; all others say what a user may not expect."""
+class FallbackNote(str):
+    """A note that another backend, or a device that is not exact, stands in for what was asked."""
 
     __slots__ = ()
 
@@ -45,14 +45,15 @@ def open_backend(
         from isobit.backends.cuda import CudaBackend, available, memory  # noqa: PLC0415
 
         if note is not None and available()[0]:
-            note(PlanNote(f"device memory: {memory.Plan.of(weights, engine)}"))
+            note(f"device memory: {memory.Plan.of(weights, engine)}")
         return CudaBackend(weights, engine)
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
         backend = WgpuBackend(weights, engine)
         if backend.inexact and note is not None:
-            note(f"backend wgpu: the results are not the specification's: {backend.device}")
+            inexact = f"the results are not the specification's: {backend.device}"
+            note(FallbackNote(f"backend wgpu: {inexact}"))
         return backend
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}")
 
@@ -71,9 +72,9 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backe
                 reason = str(error)
             else:
                 if passed_over and note is not None:
-                    note(f"backend auto: using {name} ({'; '.join(passed_over)})")
+                    note(FallbackNote(f"backend auto: using {name} ({'; '.join(passed_over)})"))
                 return backend
         passed_over.append(reason)
     if note is not None:
-        note(f"backend auto: using cpu ({'; '.join(passed_over)})")
+        note(FallbackNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
     return open_backend("cpu", weights, engine)

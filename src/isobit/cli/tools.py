@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from isobit.backends import PlanNote
+from isobit.backends import FallbackNote
 from isobit.cli import options, say
 from isobit.cli.output import markdown
 from isobit.config import EngineConfig
@@ -51,10 +51,9 @@ def open_exactly(model: str, backend: str, planes: int, threads: int | None, con
     """A model on the backend that was named; raises NothingCompared where it falls back."""
 
     def refuse(note: str) -> None:
-        if isinstance(note, PlanNote):
-            say(note)
-            return
-        raise NothingCompared(f"{note}; name the backend that is meant")
+        if isinstance(note, FallbackNote):
+            raise NothingCompared(f"{note}; name the backend that is meant")
+        say(note)
 
     engine = EngineConfig(
         activation_planes=planes, threads=threads, context=max(context, 1), max_sequences=1

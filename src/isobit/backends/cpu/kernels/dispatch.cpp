@@ -11,6 +11,8 @@
 #if defined(__linux__) && defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__APPLE__) && defined(__aarch64__)
+#include <sys/sysctl.h>
 #endif
 
 namespace isobit {
@@ -22,6 +24,7 @@ namespace avx2 { extern const Kernels kernels; }
 namespace avx2_stream { extern const Kernels kernels; }
 #elif defined(__aarch64__)
 namespace neon { extern const Kernels kernels; }
+namespace neon_i8mm { extern const Kernels kernels; }
 #endif
 namespace portable { extern const Kernels kernels; }
 
@@ -51,6 +54,19 @@ bool streams() {
     }();
     return zen5;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+bool has_dot_products() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_i8mm() { return has_dot_products() && getauxval(AT_HWCAP2) & HWCAP2_I8MM; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has_dot_products() { return true; }  // every 64-bit Apple machine
+bool has_i8mm() {
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has;
+}
+#elif defined(__aarch64__)
+bool has_dot_products() { return false; }
+bool has_i8mm() { return false; }
 #endif
 
 const Level levels[] = {
@@ -60,14 +76,8 @@ const Level levels[] = {
     {&avx2_stream::kernels, [] { return has_avx2() && streams(); }},
     {&avx2::kernels, [] { return has_avx2() && !streams(); }},
 #elif defined(__aarch64__)
-    {&neon::kernels,
-     [] {
-#if defined(__linux__)
-         return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
-#else
-         return true;  // every 64-bit Apple machine
-#endif
-     }},
+    {&neon_i8mm::kernels, has_i8mm},
+    {&neon::kernels, has_dot_products},
 #endif
     {&portable::kernels, [] { return true; }},
 };

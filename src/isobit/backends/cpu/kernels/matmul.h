@@ -93,24 +93,43 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
     add_superblock<Format, P>(w, sums, x, y);
 }
 
-template <class Format, int P, int T>
-FN void add_tokens(const U* codes, const U* scale, const Scales& w, const Activations* const* x, F* y) {
-    constexpr int group = Format::group / 4, steps = part_steps<Format>();
-    I sums[T][P] = {};
-    for (int j0 = 0; j0 < 64; j0 += steps) {
-        Part part[T][P] = {};
-#pragma GCC unroll 8
-        for (int j = j0; j < j0 + steps; ++j)
-#pragma GCC unroll 4
-            for (int t = 0; t < T; ++t)
+#ifndef ISOBIT_PAIRS
+// Two vectors of codes made ready for dot_pair(), which multiplies both with T tokens' activations in
+// P planes. settle() ends a token's parts: then part[p] is plane p's.
+template <int P>
+FN void make_pair(U*) {}
+
+template <int P, int T>
+FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, int at) {
 #pragma GCC unroll 2
-                for (int p = 0; p < P; ++p)
-                    part[t][p] = dot(part[t][p], codes[j], broadcast(x[t]->plane[p] + 4 * j));
+    for (int j = 0; j < 2; ++j)
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t)
 #pragma GCC unroll 2
             for (int p = 0; p < P; ++p)
+                part[t][p] = dot(part[t][p], codes[j], broadcast(x[t]->plane[p] + at + 4 * j));
+}
+
+template <int P>
+FN void settle(Part*) {}
+#endif
+
+template <class Format, int P, int T>
+FN void add_tokens(const U* codes, const U* scale, const Scales& w, const Activations* const* x, F* y) {
+    constexpr int group = Format::group / 4, steps = part_steps<Format>();
+    static_assert(steps % 2 == 0);
+    I sums[T][P] = {};
+    for (int j0 = 0; j0 < 64; j0 += steps) {
+        Part part[T][P] = {};
+#pragma GCC unroll 4
+        for (int j = j0; j < j0 + steps; j += 2) dot_pair<P, T>(part, codes + j, x, 4 * j);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+            settle<P>(part[t]);
+#pragma GCC unroll 2
+            for (int p = 0; p < P; ++p)
                 sums[t][p] = scale_add(sums[t][p], part[t][p], scale[j0 / group]);
+        }
     }
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) add_superblock<Format, P>(w, sums[t], *x[t], y[t]);
@@ -128,6 +147,8 @@ FN void add_superblocks(Rows rows, const uint8_t* ahead, const Activations* cons
         prefetch_line<Format>(ahead, lines++, codes);
         tile[j] = codes;
     });
+#pragma GCC unroll 32
+    for (int j = 0; j < 64; j += 2) make_pair<P>(tile + j);
     int i = 0;
     for (; i + 4 <= n; i += 4) add_tokens<Format, P, 4>(tile, scale, w, x + i, y + i);
     for (; i + 2 <= n; i += 2) add_tokens<Format, P, 2>(tile, scale, w, x + i, y + i);

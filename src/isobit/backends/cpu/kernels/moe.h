@@ -3,7 +3,7 @@
 
 namespace isobit::ISOBIT_SIMD {
 
-// p: room for n probabilities. NaN logits still give k distinct ids.
+// p: room for the n probabilities, a result too. NaN logits still give k distinct ids.
 static void top_k(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
                   float* p) {
     float m = z[0];
@@ -15,13 +15,13 @@ static void top_k(const float* z, int n, int k, bool normalise, int32_t* ids, fl
     for (int rank = 0; rank < k; ++rank) {
         int best = -1;
         for (int i = 0; i < n; ++i)
-            if (!(p[i] < 0) && (best < 0 || p[i] > p[best])) best = i;
+            if (!(p[i] < 0) && (best < 0 || p[i] > p[best])) best = i;  // a NaN may be chosen
         ids[rank] = best;
         weights[rank] = p[best];
         chosen = chosen + p[best];
         p[best] = -1;  // taken
     }
-    for (int rank = 0; rank < k; ++rank) p[ids[rank]] = weights[rank];
+    for (int rank = 0; rank < k; ++rank) p[ids[rank]] = weights[rank];  // as it was
     if (normalise)
         for (int rank = 0; rank < k; ++rank) weights[rank] = weights[rank] / chosen;
 }

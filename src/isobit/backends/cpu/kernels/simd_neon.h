@@ -1,10 +1,16 @@
-// NEON with the dot-product extension (ARMv8.2): four rows in a vector.
+// NEON with the dot-product extension (ARMv8.2): four rows in a vector. With i8mm (ARMv8.6) several
+// tokens use its products of 2 × 8 by 8 × 2 bytes: two rows by both planes.
 #pragma once
 
 #include <arm_neon.h>
 
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define ISOBIT_SIMD neon_i8mm
+#define ISOBIT_SIMD_NAME "neon_i8mm"
+#else
 #define ISOBIT_SIMD neon
 #define ISOBIT_SIMD_NAME "neon"
+#endif
 
 namespace isobit::ISOBIT_SIMD {
 
@@ -52,6 +58,42 @@ FN Part dot(Part part, U codes, U x) {  // codes below 128 are the same signed
     return (U)vdotq_s32((int32x4_t)part, (int8x16_t)codes, (int8x16_t)x);
 }
 
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define ISOBIT_PAIRS
+// Rows 0 and 1, then 2 and 3, with eight codes each.
+template <int P>
+FN void make_pair(U* codes) {
+    if constexpr (P == 1) return;
+    uint32x4x2_t rows = vzipq_u32((uint32x4_t)codes[0], (uint32x4_t)codes[1]);
+    codes[0] = (U)rows.val[0];
+    codes[1] = (U)rows.val[1];
+}
+
+// With two planes a part holds (row, plane) 00 01 10 11 until it is settled.
+template <int P, int T>
+FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, int at) {
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+        const int8_t *high = x[t]->plane[0] + at, *low = x[t]->plane[1] + at;
+        const int8x16_t planes = vcombine_s8(vld1_s8(high), vld1_s8(low));
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i)
+            if constexpr (P == 1)
+                part[t][0] = dot(part[t][0], codes[i], broadcast(high + 4 * i));
+            else
+                part[t][i] = (U)vmmlaq_s32((int32x4_t)part[t][i], (int8x16_t)codes[i], planes);
+    }
+}
+
+template <int P>
+FN void settle(Part* part) {
+    if constexpr (P == 1) return;
+    uint32x4x2_t planes = vuzpq_u32((uint32x4_t)part[0], (uint32x4_t)part[1]);
+    part[0] = (U)planes.val[0];
+    part[1] = (U)planes.val[1];
+}
+#endif
+
 FN U scale_at(U bytes, int b) { return bytes >> 8 * b & 255; }
 FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24); }
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
@@ -68,4 +110,4 @@ FN U code8(U raw) { return raw; }
 FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
 FN I total8(Part8 part) { return (I)part; }
 
-}  // namespace isobit::neon
+}  // namespace isobit::ISOBIT_SIMD
