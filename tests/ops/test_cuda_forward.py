@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from isobit.backends.cpu import CpuBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -57,3 +58,24 @@ def test_every_stage(weights, kind, planes):
         check(ours, theirs, ragged(rng, vocab, [(70, 1), (1, 1), (130, 1)], pages))
         check(ours, theirs, ragged(rng, vocab, [(71, 1)], pages))
     ours.close()
+
+
+@pytest.mark.parametrize("shared", [99 << 10, 227 << 10])
+def test_attention_of_many_tiles(weights, shared):
+    """An odd number of tiles, of which a small card's shared memory holds one at a time."""
+    print("seed", SEED)
+    rng = np.random.default_rng(SEED)
+    engine = EngineConfig(context=512, max_sequences=1, chunk=320)
+    ours, theirs = open_cuda("cuda", weights, engine), CpuBackend(weights, engine)
+    ours._gpu.shared_most = shared
+    pages = rng.permutation(8).astype(np.int32)[None]
+    for start, stop in ((0, 300), (300, 317), (317, 512)):
+        one = ragged(rng, weights.config.vocab, [(start, stop - start)], pages)
+        (a, ours_at), (b, theirs_at) = traced(ours, one), traced(theirs, one)
+        assert np.array_equal(a.view(np.uint32), b.view(np.uint32)), start
+        for key, value in ours_at.items():
+            if key[0] == "attention":
+                other = np.ascontiguousarray(theirs_at[key])
+                assert np.array_equal(value.view(np.uint32), other.view(np.uint32)), (start, key)
+    ours.close()
+    theirs.close()

@@ -17,6 +17,7 @@ ISOBIT_FN float add(float a, float b) { return __fadd_rn(a, b); }
 ISOBIT_FN float sub(float a, float b) { return __fsub_rn(a, b); }
 ISOBIT_FN float mul(float a, float b) { return __fmul_rn(a, b); }
 ISOBIT_FN float div(float a, float b) { return __fdiv_rn(a, b); }
+ISOBIT_FN float sub_exact_product(float a, float b, float c) { return __fmaf_rn(-b, c, a); }
 ISOBIT_FN unsigned bits(float x) { return __float_as_uint(x); }
 ISOBIT_FN float from_bits(unsigned u) { return __uint_as_float(u); }
 #else
@@ -24,6 +25,7 @@ ISOBIT_FN float add(float a, float b) { return a + b; }
 ISOBIT_FN float sub(float a, float b) { return a - b; }
 ISOBIT_FN float mul(float a, float b) { return a * b; }
 ISOBIT_FN float div(float a, float b) { return a / b; }
+ISOBIT_FN float sub_exact_product(float a, float b, float c) { return a - b * c; }
 ISOBIT_FN unsigned bits(float x) {
     unsigned u;
     memcpy(&u, &x, 4);
@@ -36,16 +38,15 @@ ISOBIT_FN float from_bits(unsigned u) {
 }
 #endif
 
-// Nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits.
-ISOBIT_FN int round_int(float x) { return (int)(bits(add(x, 12582912.0f)) - 0x4b400000u); }
+// Nearest integer, ties to even, for |x| < 2^22; biased() is 1.5 * 2^23 more, with it in the low bits.
+ISOBIT_FN float biased(float x) { return add(x, 12582912.0f); }
+ISOBIT_FN int round_int(float x) { return (int)(bits(biased(x)) - 0x4b400000u); }
 
-// exp(x), section 5. n comes from an integer, so it is +0 where rint may give -0; r is the same.
-ISOBIT_FN float exp(float x) {
-    float c = x < -87.0f ? -87.0f : x;
-    c = c > 88.0f ? 88.0f : c;
-    int i = round_int(mul(c, from_bits(0x3fb8aa3b)));
-    float n = (float)i;
-    float r = sub(sub(c, mul(n, from_bits(0x3f318000))), mul(n, from_bits(0xb95e8083)));
+// exp(c), section 5, for -87 <= c <= 88. n is +0 where rint may give -0; r is the same.
+ISOBIT_FN float exp_between(float c) {
+    float integer = biased(mul(c, from_bits(0x3fb8aa3b)));
+    float n = sub(integer, 12582912.0f);
+    float r = sub(sub_exact_product(c, n, from_bits(0x3f318000)), mul(n, from_bits(0xb95e8083)));
     float p = from_bits(0x3ab511e7);
     p = add(mul(p, r), from_bits(0x3c091d10));
     p = add(mul(p, r), from_bits(0x3d2aac79));
@@ -53,8 +54,20 @@ ISOBIT_FN float exp(float x) {
     p = add(mul(p, r), from_bits(0x3efffffe));
     p = add(mul(p, r), 1.0f);
     p = add(mul(p, r), 1.0f);
-    float y = mul(p, from_bits(((unsigned)i + 127u) << 23));
-    return x < -87.0f ? 0.0f : y;  // a NaN reaches y through p
+    return mul(p, from_bits((bits(integer) << 23) + (127u << 23)));  // a NaN comes through p
+}
+
+ISOBIT_FN float exp(float x) {
+    float c = x < -87.0f ? -87.0f : x;
+    c = c > 88.0f ? 88.0f : c;
+    float y = exp_between(c);
+    return x < -87.0f ? 0.0f : y;
+}
+
+// The same where x is not above 88.
+ISOBIT_FN float exp_of_negative(float x) {
+    float y = exp_between(x);  // of less than -87 anything
+    return x < -87.0f ? 0.0f : y;
 }
 
 // SwiGLU, section 5.

@@ -142,7 +142,8 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
         uint32 amax = 0;
         for (int i = 0; i < 2; i++) {
             int j = lane_id() + WARP * i;
-            p[i] = j < seen ? isobit::exp(sub(s[i], m)) : 0.0f;
+            p[i] = isobit::exp(sub(s[i], m));
+            p[i] = j < seen ? p[i] : 0.0f;
             weighted[i] = j < seen ? mul(p[i], dv[j]) : 0.0f;
             amax = max(amax, magnitude(weighted[i]));
         }

@@ -2,7 +2,8 @@
 // (docs/numerics.md, section 6). Compiled for one head_dim, HEAD: 64, 96 or 128.
 //
 // A warp holds 16 tokens of one query head; the eight warps of a block share a key-value head and
-// walk its tiles in ascending order, the next tile on its way while one is worked on. Integer sums may
+// walk its tiles in ascending order, STAGE of them at a time, the next ones on their way meanwhile. In a
+// stage of two, warps may drift apart: some weigh while tensor cores work for others. Integer sums may
 // take the keys of a tile in any order, so v's positions lie in value_slot's order: four that one
 // lane holds of the scores are then one register of the next product.
 #include "cache.cuh"
@@ -32,7 +33,6 @@ DEV void fetch(KeyTile& to, const Cache& cache, int page, int head) {
         if (threadIdx.x < TILE / 4) copy_async(to.dk + i, cache.dk + from);
         else copy_async(to.dv + i, cache.dv + from);
     }
-    commit_copies();
 }
 
 // The larger, or the sum, over the four lanes that share a row.
@@ -92,6 +92,119 @@ DEV float row_tree(const float (&p)[KEY_COLUMNS][4], int row) {
     return add(v[0], v[1]);
 }
 
+// What a lane keeps of its two rows, which are tokens of one query head: rows g and g + 8 of 16.
+struct Rows {
+    int q[2][STEPS][4];
+    float dq[2];
+    int position[2];
+    float m[2], l[2], o[CHANNEL_COLUMNS][4];
+};
+
+// Four biased integers that are not negative to bytes of both planes.
+DEV void pack_planes(const float (&biased)[4], int& high, int& low) {
+    uint32 pair[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        pair[i] = __byte_perm(isobit::bits(biased[2 * i]), isobit::bits(biased[2 * i + 1]), 0x5410);
+    low = __byte_perm(pair[0], pair[1], 0x6420);
+    high = __byte_perm(pair[0] + 0x00800080u, pair[1] + 0x00800080u, 0x7531);
+}
+
+// Scores p of the tile to m, l and g of section 6 and to the integer weights as A fragments, [plane]
+// [32 keys][fragment]; see value_slot. seen: the last key of the tile that a row sees; WHOLE: all of
+// them, in both rows.
+template <bool WHOLE>
+DEV void weigh(const KeyTile& tile, float (&p)[KEY_COLUMNS][4], const int (&seen)[2], float (&m)[2],
+               float (&l)[2], float (&g)[2], int (&weights)[2][2][4]) {
+    int t = lane_id() % 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float top = isobit::from_bits(0xff800000u);
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (WHOLE || 8 * c + 2 * t + e <= seen[r]) top = fmaxf(top, p[c][2 * r + e]);
+        m[r] = row_max(top);
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {  // no branches: many are under way at once
+                float& v = p[c][2 * r + e];
+                v = isobit::exp_of_negative(sub(v, m[r]));
+                v = WHOLE || 8 * c + 2 * t + e <= seen[r] ? v : 0.0f;
+            }
+        l[r] = row_tree(p, r);
+        uint32 amax = 0;
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c++) {
+            float2 dv = *reinterpret_cast<const float2*>(tile.dv + 8 * c + 2 * t);
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float& v = p[c][2 * r + e];
+                v = mul(v, e ? dv.y : dv.x);
+                // What no token has stored yet may be anything.
+                v = WHOLE || 8 * c + 2 * t + e <= seen[r] ? v : 0.0f;
+                amax = max(amax, magnitude(v));
+            }
+        }
+        isobit::BlockScale scale = isobit::block_scale(row_max(amax), 2);
+        g[r] = scale.d;
+        // Where scale.r is 0, so are the integers, or g is NaN and they do not matter.
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c += 2) {
+            float biased[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                biased[i] = isobit::biased(mul(p[c + i / 2][2 * r + i % 2], scale.r));
+            pack_planes(biased, weights[0][c / 4][c % 4 + r], weights[1][c / 4][c % 4 + r]);
+        }
+    }
+}
+
+// Tile n of the sequence, which some row of the warp sees.
+template <bool WHOLE>
+DEV void add_tile(const KeyTile& tile, int n, Rows& rows) {
+    int lane = lane_id(), weights[2][2][4];
+    float p[KEY_COLUMNS][4], mt[2], lt[2], gt[2], a[2], b[2];
+    int seen[2] = {rows.position[0] - n * TILE, rows.position[1] - n * TILE};
+    scores(tile, rows.q, rows.dq, p);
+    weigh<WHOLE>(tile, p, seen, mt, lt, gt, weights);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        bool sees = WHOLE || seen[r] >= 0;
+        float before = n ? rows.m[r] : mt[r], top = fmaxf(before, mt[r]);
+        a[r] = isobit::exp(sub(before, top));
+        b[r] = isobit::exp(sub(mt[r], top));
+        float sum = add(mul(rows.l[r], a[r]), mul(lt[r], b[r]));
+        rows.l[r] = sees ? sum : rows.l[r];
+        rows.m[r] = sees ? top : rows.m[r];
+    }
+#pragma unroll
+    for (int c = 0; c < CHANNEL_COLUMNS; c++) {
+        int half[2][4];
+#pragma unroll
+        for (int plane = 0; plane < 2; plane++) {
+            int v[4], high[4] = {}, low[4] = {};
+            load_matrices(v, shared_address(tile.v[plane] + (8 * c + lane % 8) * V_STRIDE +
+                                            lane / 8 * 16));
+            product32(high, weights[0][0], v[0], v[1]);
+            product32(low, weights[1][0], v[0], v[1]);
+            product32(high, weights[0][1], v[2], v[3]);
+            product32(low, weights[1][1], v[2], v[3]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) half[plane][i] = high[i] * 256 + low[i];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int r = i / 2;
+            float next = mul(gt[r], join_planes<2>(half[0][i], half[1][i]));
+            float sum = add(mul(rows.o[c][i], a[r]), mul(next, b[r]));
+            rows.o[c][i] = WHOLE || seen[r] >= 0 ? sum : rows.o[c][i];
+        }
+    }
+}
+
 // Block (x, y, z): span x of the batch's tokens, key-value head y, query heads 8z … of its group. A span
 // is a run of one sequence's tokens, at most 16 for each of the block's warps that share a head.
 KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int* positions,
@@ -115,139 +228,61 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
     int furthest = positions[span_first[blockIdx.x]] + span - 1;
     const int* table = pages + sequence[token0] * pages_per_sequence;
 
-    int q[2][STEPS][4];
-    float dq[2];
-    int position[2], token[2];
+    Rows rows;
+    int token[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int i = min(g + 8 * r, count - 1);
         token[r] = token0 + i;
-        position[r] = position0 + i;
+        rows.position[r] = position0 + i;
         int64 vector = int64(token[r]) * n_heads + head;
-        dq[r] = dq_all[vector];
+        rows.dq[r] = dq_all[vector];
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const short* from = q_int + vector * cache.padded + 32 * step + 16 * half + 4 * t;
                 short4 v = *reinterpret_cast<const short4*>(from);
-                q[0][step][2 * half + r] = pack_bytes(
+                rows.q[0][step][2 * half + r] = pack_bytes(
                     isobit::high_plane(v.x), isobit::high_plane(v.y), isobit::high_plane(v.z),
                     isobit::high_plane(v.w));
-                q[1][step][2 * half + r] = pack_bytes(v.x, v.y, v.z, v.w);
+                rows.q[1][step][2 * half + r] = pack_bytes(v.x, v.y, v.z, v.w);
             }
     }
 
-    float m[2] = {}, l[2] = {}, o[CHANNEL_COLUMNS][4] = {};
-    int last_tile = furthest / TILE;
-    fetch(tiles[0], cache, table[0], kv_head);
-    for (int n = 0; n <= last_tile; n++) {
-        if (n < last_tile) {
-            fetch(tiles[(n + 1) % 2], cache, table[n + 1], kv_head);
+    // The first tile is merged like the others, both factors being 1: -0 is what changes no value.
+    for (int r = 0; r < 2; r++) rows.l[r] = -0.0f;
+    for (int c = 0; c < CHANNEL_COLUMNS; c++)
+        for (int i = 0; i < 4; i++) rows.o[c][i] = -0.0f;
+    int tile_count = furthest / TILE + 1;
+    auto fetch_stage = [&](int n) {
+        for (int i = n; i < min(n + STAGE, tile_count); i++)
+            fetch(tiles[i % (2 * STAGE)], cache, table[i], kv_head);
+        commit_copies();
+    };
+    fetch_stage(0);
+    for (int n = 0; n < tile_count; n++) {
+        if (n % STAGE == 0) {
+            if (n) __syncthreads();
+            fetch_stage(n + STAGE);
             wait_copies<1>();
-        } else {
-            wait_copies<0>();
+            __syncthreads();
         }
-        __syncthreads();
-        const KeyTile& tile = tiles[n % 2];
-        if (!idle && position0 + count - 1 >= n * TILE) {
-            float p[KEY_COLUMNS][4];
-            scores(tile, q, dq, p);
-            float mt[2], lt[2], gt[2], reciprocal[2];
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                int seen = position[r] - n * TILE;  // the last key of the tile this token sees
-                float top = isobit::from_bits(0xff800000u);
-#pragma unroll
-                for (int c = 0; c < KEY_COLUMNS; c++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++)
-                        if (8 * c + 2 * t + e <= seen) top = fmaxf(top, p[c][2 * r + e]);
-                mt[r] = row_max(top);
-                uint32 amax = 0;
-#pragma unroll
-                for (int c = 0; c < KEY_COLUMNS; c++) {
-                    float2 dv = *reinterpret_cast<const float2*>(tile.dv + 8 * c + 2 * t);
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        bool sees = 8 * c + 2 * t + e <= seen;
-                        float& v = p[c][2 * r + e];
-                        v = sees ? isobit::exp(sub(v, mt[r])) : 0.0f;
-                        if (sees) amax = max(amax, magnitude(mul(v, e ? dv.y : dv.x)));
-                    }
-                }
-                lt[r] = row_tree(p, r);
-                isobit::BlockScale scale = isobit::block_scale(row_max(amax), 2);
-                gt[r] = scale.d;
-                reciprocal[r] = scale.r;
-            }
-            // The weights as A fragments; see value_slot.
-            int weights[2][2][4];  // [plane][32 keys][fragment]
-#pragma unroll
-            for (int c = 0; c < KEY_COLUMNS; c += 2)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    int w[4];
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int column = c + i / 2, e = i % 2, key = 8 * column + 2 * t + e;
-                        float v = mul(p[column][2 * r + e], tile.dv[key]);
-                        bool sees = key <= position[r] - n * TILE && reciprocal[r] != 0.0f;
-                        w[i] = sees ? isobit::quantise(v, reciprocal[r]) : 0;
-                    }
-                    weights[0][c / 4][c % 4 + r] = pack_bytes(
-                        isobit::high_plane(w[0]), isobit::high_plane(w[1]),
-                        isobit::high_plane(w[2]), isobit::high_plane(w[3]));
-                    weights[1][c / 4][c % 4 + r] = pack_bytes(w[0], w[1], w[2], w[3]);
-                }
-            float a[2], b[2];
-            bool sees_tile[2];
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                sees_tile[r] = position[r] >= n * TILE;
-                float top = n ? fmaxf(m[r], mt[r]) : mt[r];
-                a[r] = isobit::exp(sub(m[r], top));
-                b[r] = isobit::exp(sub(mt[r], top));
-                if (sees_tile[r]) {
-                    l[r] = n ? add(mul(l[r], a[r]), mul(lt[r], b[r])) : lt[r];
-                    m[r] = top;
-                }
-            }
-#pragma unroll
-            for (int c = 0; c < CHANNEL_COLUMNS; c++) {
-                int half[2][4];
-#pragma unroll
-                for (int plane = 0; plane < 2; plane++) {
-                    int v[4], high[4] = {}, low[4] = {};
-                    load_matrices(v, shared_address(tile.v[plane] +
-                                                    (8 * c + lane % 8) * V_STRIDE + lane / 8 * 16));
-                    product32(high, weights[0][0], v[0], v[1]);
-                    product32(low, weights[1][0], v[0], v[1]);
-                    product32(high, weights[0][1], v[2], v[3]);
-                    product32(low, weights[1][1], v[2], v[3]);
-#pragma unroll
-                    for (int i = 0; i < 4; i++) half[plane][i] = high[i] * 256 + low[i];
-                }
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int r = i / 2;
-                    float next = mul(gt[r], join_planes<2>(half[0][i], half[1][i]));
-                    if (sees_tile[r])
-                        o[c][i] = n ? add(mul(o[c][i], a[r]), mul(next, b[r])) : next;
-                }
-            }
-        }
-        __syncthreads();
+        const KeyTile& tile = tiles[n % (2 * STAGE)];
+        if (!idle && position0 >= n * TILE + TILE - 1)
+            add_tile<true>(tile, n, rows);
+        else if (!idle && position0 + count - 1 >= n * TILE)
+            add_tile<false>(tile, n, rows);
     }
     if (idle) return;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         if (g + 8 * r >= count) continue;
-        float scale = div(1.0f, l[r]);
+        float scale = div(1.0f, rows.l[r]);
         float* to = out + (int64(token[r]) * n_heads + head) * HEAD + 2 * t;
 #pragma unroll
         for (int c = 0; c < CHANNEL_COLUMNS; c++)
             *reinterpret_cast<float2*>(to + 8 * c) =
-                make_float2(mul(o[c][2 * r], scale), mul(o[c][2 * r + 1], scale));
+                make_float2(mul(rows.o[c][2 * r], scale), mul(rows.o[c][2 * r + 1], scale));
     }
 }

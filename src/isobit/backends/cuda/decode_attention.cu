@@ -168,7 +168,8 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int j = lane_id() + WARP * i;
-        p[i] = j < seen ? isobit::exp(sub(s[i], m)) : 0.0f;
+        p[i] = isobit::exp(sub(s[i], m));  // no branch: both are under way at once
+        p[i] = j < seen ? p[i] : 0.0f;
         weighted[i] = j < seen ? mul(p[i], tile.dv[j]) : 0.0f;
         amax = max(amax, magnitude(weighted[i]));
     }

@@ -280,13 +280,14 @@ class Ops:
         """The kernel of attention_mma.cu."""
         group = c.n_heads // c.n_kv_heads
         tile_bytes = 2 * TILE * (c.head_dim + 16) + 2 * c.head_dim * (TILE + 16) + 8 * TILE
+        stage = 2 if 4 * tile_bytes <= self._gpu.shared_most else 1  # tiles; two stages are held
         self._gpu.launch(
             "attention_mma",
             "attention_mma",
             (spans, c.n_kv_heads, -(-group // _WARPS)),
             arguments,
-            shared=2 * tile_bytes,
-            defines={"HEAD": str(c.head_dim)} | self._planes,
+            shared=2 * stage * tile_bytes,
+            defines={"HEAD": str(c.head_dim), "STAGE": str(stage)} | self._planes,
             overlap=self._overlap,
         )
 
