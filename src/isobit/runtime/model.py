@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from isobit.backends import open_backend
 from isobit.backends.base import F32, Backend, Batch, Tap
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import GGUFFile
+from isobit.gguf.reader import GGUFFile, physical_memory
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.runtime import kv_cache
@@ -35,14 +34,6 @@ SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 def sample_path() -> Path:
     """The sample model that ships inside the package."""
     return Path(str(resources.files("isobit") / "data" / SAMPLE))
-
-
-def physical_memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
 
 
 class Model:
