@@ -3,12 +3,14 @@
 import hashlib
 import threading
 from importlib.resources import files
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
 from isobit.errors import ModelRefused, UsageError
+from isobit.gguf import reader
 from isobit.gguf.formats import FORMATS, dequantize
 from isobit.gguf.reader import GGUFFile
 
@@ -228,3 +230,25 @@ def test_the_whole_file_is_hashed(tmp_path):
     write(path, no_metadata, [("t", np.ones(3, np.float32), None)])
     path.write_bytes(path.read_bytes() + b"trailing")
     assert GGUFFile.open(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_file_that_fits_memory_asks_for_large_pages(monkeypatch, fits):
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("not run: this system has no large pages to ask for")
+    size = Path(SAMPLE).stat().st_size
+    monkeypatch.setattr(reader, "physical_memory", lambda: size + 1 if fits else size)
+    with GGUFFile.open(SAMPLE) as file:
+        first = min(file.tensors.values(), key=lambda t: t.offset)
+        address = file.data(first.name).ctypes.data
+        flags: list[str] = []
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            head, _, rest = line.partition(" ")
+            if "-" in head:
+                start, end = (int(x, 16) for x in head.split("-"))
+                inside = start <= address < end
+            elif inside and head == "VmFlags:":
+                flags = rest.split()
+    assert flags
+    assert ("hg" in flags) == fits
