@@ -64,8 +64,8 @@ class Greedy(ReferenceBackend):
         return np.zeros((count, len(tokens)), np.int32)
 
 
-def raise_last(logits: NDArray[Any]) -> None:
-    logits[-1, 3] = np.float32(1e9)
+def raise_another(logits: NDArray[Any]) -> None:
+    logits[-1, logits[-1].argmax() - 1] = np.float32(1e9)
 
 
 def poison(value: NDArray[Any]) -> None:
@@ -89,7 +89,7 @@ FAULTS: list[tuple[str, Make, str]] = [
     ("parity", stage("post_ffn_residual", 1, negate), "layers_below_cosine_0_99 is 1"),
     ("router_sets", stage("moe_router_indices", 1, faults._wrong_expert), "changed_sets is"),
     ("router_sets", stage("moe_router_indices", 0, faults._swap_ranks), "changed_orders is"),
-    ("argmax", stage("lm_head", None, raise_last), "changed_prompts is 2"),
+    ("argmax", stage("lm_head", None, raise_another), "changed_prompts is 2"),
     ("argmax", stage("lm_head", None, poison_top), "changed_prompts is 2"),
     ("invariant", stage("moe_router", 1, shrink), "router_weight_deviation is 0.0001"),
     ("invariant", stage("attn_out", 0, poison), "nonfinite_values is"),
