@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf import formats
 from isobit.gguf.reader import GGUFFile
+from isobit.model.architectures import qwen3
 from isobit.model.stages import ON_REQUEST, all_stages
-from isobit.model.weights import Layer, Weights
+from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import load, sample_path
 
@@ -62,11 +64,21 @@ def model(rng, kinds, *, experts=0, used=0, head_dim=64, tied=False, normalise=T
     turn = [by_name[name] for name in kinds.split()]
     count = iter(range(1000))
 
-    def make(*shape):
-        return tensor(rng, turn[next(count) % len(turn)], *shape)
+    class Made:
+        """A file's tensors, made up as they are asked for."""
 
-    def vector(n):
-        return (1 + 0.1 * rng.standard_normal(n)).astype(np.float32)
+        source = "made up"
+
+        def __contains__(self, name):
+            return not (tied and name == "output.weight")
+
+        def take(self, name, *shape):
+            if len(shape) == 1:
+                values = (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+                return Weight(name, formats.F32, shape, values.view(np.uint8))
+            router = "ffn_gate_inp" in name
+            fmt = formats.F32 if router else turn[next(count) % len(turn)]
+            return replace(tensor(rng, fmt, *shape), name=name)
 
     c = ModelConfig(
         architecture="qwen3moe" if experts else "qwen3",
@@ -84,26 +96,7 @@ def model(rng, kinds, *, experts=0, used=0, head_dim=64, tied=False, normalise=T
         context_length=512,
         normalise_experts=normalise,
     )
-    stack = (experts,) if experts else ()
-    layers = tuple(
-        Layer(
-            attn_norm=vector(c.hidden),
-            q=make(c.n_heads * head_dim, c.hidden),
-            k=make(c.n_kv_heads * head_dim, c.hidden),
-            v=make(c.n_kv_heads * head_dim, c.hidden),
-            q_norm=vector(head_dim),
-            k_norm=vector(head_dim),
-            attn_output=make(c.hidden, c.n_heads * head_dim),
-            ffn_norm=vector(c.hidden),
-            router=tensor(rng, formats.F32, experts, c.hidden) if experts else None,
-            gate=make(*stack, c.ffn, c.hidden),
-            up=make(*stack, c.ffn, c.hidden),
-            down=make(*stack, c.hidden, c.ffn),
-        )
-        for _ in range(c.n_layers)
-    )
-    table = make(c.vocab, c.hidden)
-    return Weights(c, table, layers, vector(c.hidden), table if tied else make(c.vocab, c.hidden))
+    return Weights(c, qwen3.graph(c, Made()))
 
 
 def batch_of(rng, vocab, parts, pages, rows=None):

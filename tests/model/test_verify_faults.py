@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import isobit
+from isobit.backends.reference import ReferenceBackend
 from isobit.errors import NothingCompared
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
@@ -101,7 +102,8 @@ def test_planted(name: str, clean: Model, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "stage"), [("q", "qkv_matmul"), ("attn_output", "attn_out"), ("router", None)]
+    ("role", "stage"),
+    [("attn_q", "qkv_matmul"), ("attn_output", "attn_out"), ("ffn_gate_inp", None)],
 )
 def test_flipped_weight_bit(
     role: str, stage: str | None, clean: Model, rng: np.random.Generator
@@ -109,14 +111,14 @@ def test_flipped_weight_bit(
     layer = int(rng.integers(clean.config.n_layers))
 
     def flip(data: NDArray[np.uint8]) -> None:
-        w = getattr(clean.backend._w.layers[layer], role)  # type: ignore[attr-defined]
+        w = clean.graph.weights[f"blk.{layer}.{role}.weight"]
         block = int(rng.integers(data.size // w.format.block_bytes))
         byte = 16 if w.format.block_size > 1 else 2  # a code; a float's middle mantissa
         data[block * w.format.block_bytes + byte] ^= 4
 
     faulty = with_backend(
         clean,
-        lambda w, e: type(clean.backend)(changed_weight(w, layer, role, flip), e),  # type: ignore[call-arg]
+        lambda w, e: ReferenceBackend(changed_weight(w, f"blk.{layer}.{role}.weight", flip), e),
     )
     assert places(found(faulty, clean)) == [(stage or "moe_router_logits", layer)]
 
@@ -186,7 +188,7 @@ def silent(clean: Model) -> Model:
         def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
             return super().forward(batch, tap, stages - {"attention"})
 
-    return with_backend(clean, lambda w, e: Silent(w, e, "", None, lambda _: None))
+    return with_backend(clean, lambda w, e: Silent(w, e, "attention", 0, lambda _: None))
 
 
 def test_a_missing_stage_is_an_error(clean: Model) -> None:

@@ -57,10 +57,10 @@ def test_the_stage_graph_is_the_reference(planes: int, model: Model) -> None:
     """Every stage, attention maps included, bit for bit: replay relies on it."""
     with isobit.load("sample", "reference", activation_planes=planes) as other:
         expected = tensors(record(other, IDS))
-    arithmetic = SpecArithmetic(model.config, planes)
+    arithmetic = SpecArithmetic(planes)
     got: dict[tuple[str, int | None], Any] = {}
     forward(
-        Run(Weights.from_file(model.file)),
+        Run(model.graph),
         np.array(IDS, np.int32),
         np.arange(len(IDS), dtype=np.int32),
         lambda run, stage, layer, inputs: run.compute(stage, layer, inputs, arithmetic),
@@ -207,7 +207,8 @@ def test_the_oracle_unpacks_some_rows_at_a_time(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = oracle.evaluate(IDS)
-    monkeypatch.setattr("isobit.verify.oracle._UNPACKED", 1000 * 256)  # 8,192 rows: the last few
+    monkeypatch.setattr("isobit.numerics.ops.matmul._UNPACKED", 1000 * 256)
+    # 8,192 rows: the last few are fewer
     parts = Oracle(oracle.weights).evaluate(IDS)
     np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(parts.experts, whole.experts)

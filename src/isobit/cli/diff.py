@@ -30,8 +30,8 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     a, b = Trace.load(args.a), Trace.load(args.b)
     recorded = a.stages() + b.stages()
-    moe = not any(stage.startswith("ffn_") and stage != "ffn_norm" for stage, _ in recorded)
-    stages = None if args.stages is None else parse_stages(args.stages, moe=moe)
+    names = list(dict.fromkeys(stage for stage, _ in recorded))
+    stages = None if args.stages is None else parse_stages(args.stages, names)
     n_layers = max((layer for _, layer in recorded if layer is not None), default=-1) + 1
     layers = None if args.layers == "all" else parse_layers(args.layers, n_layers)
     replay = None if args.replay is None else open_replay(args.replay, b.manifest)

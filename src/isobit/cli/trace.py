@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         if source is None:
             model = stack.enter_context(options.open_model(args, max(len(tokens), 1)))
             source = trace.ModelRun(model)
-        stages = trace.parse_stages(args.stages, moe=source.config.is_moe)
+        stages = trace.parse_stages(args.stages, source.graph.names)
         layers = trace.parse_layers(args.layers, source.config.n_layers)
         recorded = trace.record(source, tokens, stages, layers)
     recorded.save(args.output)

@@ -14,7 +14,7 @@ from isobit.numerics.fixed import LIMIT, planes_of, quantise, quantise_rows
 from isobit.numerics.matmul import IntegerWeight, Weight, matmul
 from isobit.numerics.moe import combine, top_k
 from isobit.numerics.pointwise import exp, rms_norm, rope, silu_gate, sum256, tree
-from isobit.numerics.rope_table import inverse_frequencies, rope_table
+from isobit.numerics.rope_table import RopeTable, inverse_frequencies, rope_table
 
 VERSION = 1
 """The numerics version that docs/numerics.md defines; it stands in every trace and receipt."""
@@ -24,6 +24,7 @@ __all__ = [
     "TILE",
     "VERSION",
     "IntegerWeight",
+    "RopeTable",
     "Weight",
     "attention",
     "attention_scale",

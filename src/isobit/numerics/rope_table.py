@@ -1,6 +1,8 @@
 """RoPE tables that do not depend on a platform's libm (docs/numerics.md, section 8)."""
 
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import cache
 from math import factorial
 
 import numpy as np
@@ -16,6 +18,23 @@ _C1, _C2, _C3 = np.array(
 ).view(np.float64)
 _SIN = [(-1) ** (k // 2) / factorial(k) for k in range(17, 0, -2)]
 _COS = [(-1) ** (k // 2) / factorial(k) for k in range(16, -1, -2)]
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """The angles of a model: for head vectors of ``size`` values, base^(-2i/size) a position."""
+
+    size: int
+    base: float
+
+    def rows(self, start: int, stop: int) -> tuple[F32, F32]:
+        """Cosines and sines of positions start … stop - 1, float32 [count, size / 2]."""
+        return rope_table(_frequencies(self), start, stop)
+
+
+@cache
+def _frequencies(table: RopeTable) -> F64:
+    return inverse_frequencies(table.size, table.base)
 
 
 def inverse_frequencies(head_dim: int, base: float) -> F64:

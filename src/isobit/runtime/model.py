@@ -20,6 +20,7 @@ from isobit.backends.base import F32, Backend, Batch, Tap
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.model.graph import Graph
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.runtime import kv_cache
@@ -51,6 +52,7 @@ class Model:
         try:
             weights = Weights.from_file(self.file)
             self.config: ModelConfig = weights.config
+            self.graph: Graph = weights.graph
             self.engine = engine
             self.context = engine.context or self.config.context_length
             builder = ThreadPoolExecutor(1)  # beside the backend, which mostly waits as it loads

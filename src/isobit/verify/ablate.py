@@ -11,13 +11,11 @@ import numpy as np
 
 from isobit.backends.base import I32
 from isobit.errors import GateFailed, NothingCompared, UsageError
-from isobit.model.stages import EMBEDDING, ON_REQUEST, all_stages
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
 from isobit.verify import coarse, graph
-from isobit.verify.arithmetic import Array, SpecArithmetic
+from isobit.verify.arithmetic import Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.metrics import kl_divergence
-from isobit.verify.oracle import Float64Arithmetic
 
 SPECIFICATION = "specification"
 
@@ -64,15 +62,14 @@ class Ablation:
     def __init__(self, weights: Weights, tokens: Sequence[int], planes: int = 2) -> None:
         if len(tokens) < 2:
             raise NothingCompared(f"tokens: expected at least 2, got {len(tokens)}")
-        config = weights.config
-        self.stages = tuple(s for s in all_stages(moe=config.is_moe) if s != EMBEDDING)
+        self._graph = weights.graph
+        self.stages = tuple(s for s in self._graph.names if s != "embedding")
         """Stages whose arithmetic can be exchanged."""
-        self.n_layers = config.n_layers
-        self._weights = weights
+        self.n_layers = self._graph.n_layers
         self._tokens = np.array(tokens, np.int32)
-        self._spec = SpecArithmetic(config, planes)
-        self._float64 = Float64Arithmetic(config)
-        self._reversed = coarse.ReversedArithmetic(config, planes)
+        self._spec = SpecArithmetic(planes)
+        self._float64 = Float64Arithmetic()
+        self._reversed = coarse.ReversedArithmetic(planes)
         self._oracle = self._run(
             lambda r, stage, layer, inputs: r.compute(stage, layer, inputs, self._float64)
         )
@@ -97,7 +94,7 @@ class Ablation:
         if len(choices) > 2:
             name = f"{len(choices)} stages together"
         wanted = frozenset(range(self.n_layers) if layers is None else layers)
-        maps = bool(ON_REQUEST & choices.keys())
+        maps = not self._graph.on_request.isdisjoint(choices)
         return self._outcome(name, self._run(self._compute(choices, wanted), maps=maps))
 
     def rank(
@@ -115,7 +112,7 @@ class Ablation:
         return sorted(found, key=lambda o: -abs(o.factor**2 - 1))
 
     def _compute(self, choices: Mapping[str, str], layers: frozenset[int]) -> graph.Compute:
-        maps = bool(ON_REQUEST & choices.keys())
+        maps = not self._graph.on_request.isdisjoint(choices)
 
         def compute(
             run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
@@ -123,7 +120,7 @@ class Ablation:
             here = layer is None or layer in layers
             if stage == "attention" and maps and here and stage not in choices:
                 v, dv = quantise(np.ascontiguousarray(inputs[2]), planes=2)
-                out = self._float64.weigh(run.value("attn_softmax"), v * dv[..., None])
+                out = weigh(run.value("attn_softmax", layer), v * dv[..., None])
                 return out.reshape(len(out), -1).astype(np.float32)
             arithmetic = choices.get(stage) if here else None
             if arithmetic is None:
@@ -146,9 +143,9 @@ class Ablation:
                 experts.append(np.sort(value, axis=1))
 
         positions: I32 = np.arange(len(self._tokens), dtype=np.int32)
-        stages = frozenset({"moe_router_indices"}) | (ON_REQUEST if maps else frozenset())
+        stages = frozenset({"moe_router_indices"}) | (self._graph.on_request if maps else set())
         logits = graph.forward(
-            graph.Run(self._weights), self._tokens, positions, compute, tap, stages
+            graph.Run(self._graph), self._tokens, positions, compute, tap, stages
         )
         if not np.isfinite(logits).all():
             raise GateFailed("expected finite logits, got NaN or infinity")
@@ -178,3 +175,12 @@ class Ablation:
             argmax_moved=tops(self._base),
             factor=rms / base if base else 1.0,
         )
+
+
+def weigh(weights: Array, values: Array) -> Array:
+    """Values [N, G, size] weighed by softmax weights [T, H, N], in float64: [T, H, size]."""
+    out = np.empty((*weights.shape[:2], values.shape[2]))
+    for h in range(out.shape[1]):
+        v = values[:, h * values.shape[1] // out.shape[1]].astype(np.float64)
+        out[:, h] = weights[:, h].astype(np.float64) @ v
+    return out

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from isobit.errors import FileRefused, UsageError
+from isobit.model.graph import Key
 from isobit.model.stages import EMBEDDING, FINAL_STAGES, all_stages
 from isobit.verify.arithmetic import Array
-from isobit.verify.trace import Key, Manifest, Recorder, Trace, graph_order, where
+from isobit.verify.trace import Manifest, Recorder, Trace, graph_order, where
 
 _WHOLE = 0xFFFFFFFF
 _WHOLE_STAGES = (EMBEDDING, *FINAL_STAGES)

@@ -8,17 +8,21 @@ float32.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
-from isobit.backends.base import F32, I32
-from isobit.config import ModelConfig
+from isobit.backends.base import F32
 from isobit.errors import UsageError
+from isobit.model.graph import Op
 from isobit.numerics import Weight, exp
-from isobit.verify.arithmetic import Array, Kept, SpecArithmetic, masked
+from isobit.numerics.ops import Array, Arrays, Context, ExpertMatMul, RmsNorm, TopK, UnpackCache
+from isobit.numerics.ops.attention import masked
+from isobit.verify.arithmetic import SpecArithmetic
 
 NAMES = "f64, f32-reversed, bf16, f16, int8/32, int8/256, int16/32, int16/256"
+_NO_CONTEXT = Context()  # products in float32 ask for nothing of it
 _INTEGER = re.compile(r"int(8|16)/(32|64|128|256)")
 
 
@@ -63,65 +67,86 @@ def _integers(x: Array, limit: int, block: int) -> Array:
     return out
 
 
-class ReversedArithmetic(SpecArithmetic):
-    """Float32 throughout, each sum from the last term to the first; no fixed point."""
+class ReversedArithmetic:
+    """Float32 throughout, each sum from the last term to the first; no fixed point.
 
-    def __init__(self, config: ModelConfig, planes: int) -> None:
-        super().__init__(config, planes)
-        self._floats = Kept(lambda w: w.float32())
+    An operation without a sum of its own runs as specified.
+    """
 
-    def matmul(self, w: Weight, x: Array) -> F32:
+    exact = False
+
+    def __init__(self, planes: int) -> None:
+        self._specification = SpecArithmetic(planes)
+        self._floats = UnpackCache(lambda w: w.float32())
+        self._forms: dict[str, Callable[[Op, Sequence[Array]], Arrays]] = {
+            "matmul": self._matmul,
+            "expert_matmul": self._expert_matmul,
+            "rms_norm": _rms_norm,
+            "attention_scores": lambda _, x: (_scores(*x),),
+            "attention_softmax": lambda _, x: (_softmax(*x),),
+            "attention": lambda _, x: (_attention(*x),),
+            "top_k": _top_k,
+            "combine": lambda _, x: (_sum((x[0][..., None] * x[1]).swapaxes(1, 2)),),
+        }
+
+    def __call__(self, op: Op, inputs: Sequence[Array]) -> Arrays:
         """See ``Arithmetic``."""
+        return self._forms.get(op.kind, self._specification)(op, inputs)
+
+    def _product(self, _: Context, w: Weight, x: Array) -> F32:
         values = self._floats(w)
         y = np.zeros((len(x), len(values)), np.float32)
         for k in reversed(range(x.shape[1])):
             y += x[:, k : k + 1] * values[:, k]
         return y
 
-    def rms_norm(self, x: Array, weight: Array) -> F32:
-        """See ``Arithmetic``."""
-        mean = _sum(x * x) / np.float32(x.shape[-1])
-        r = np.float32(1) / np.sqrt(mean + np.float32(self.config.eps))
-        out: F32 = (x * r[..., None]) * weight
-        return out
+    def _matmul(self, op: Op, inputs: Sequence[Array]) -> Arrays:
+        products = [self._product(_NO_CONTEXT, w, inputs[0]) for w in op.weights]
+        return (np.concatenate(products, axis=1),)
 
-    def scores(self, q: Array, keys: Array, positions: I32) -> F32:
-        """See ``Arithmetic``."""
-        group = q.shape[1] // keys.shape[1]
-        out: Array = np.zeros((*q.shape[:2], len(keys)), np.float32)
-        for i in reversed(range(q.shape[2])):
-            out += q[:, :, None, i] * keys[:, :, i].T.repeat(group, axis=0)
-        return masked(out * np.float32(1 / np.sqrt(q.shape[2])), positions)
+    def _expert_matmul(self, op: Op, inputs: Sequence[Array]) -> Arrays:
+        return (ExpertMatMul.each(self._product, _NO_CONTEXT, op.weights[0], *inputs),)
 
-    def softmax(self, scores: Array, positions: I32) -> F32:
-        """See ``Arithmetic``."""
-        seen = (np.arange(scores.shape[2]) <= positions[:, None])[:, None]
-        top = np.where(seen, scores, np.float32(-np.inf)).max(axis=-1, keepdims=True)
-        p: F32 = np.where(seen, exp(scores - top), np.float32(0))
-        out: F32 = p / _sum(p)[..., None]
-        return out
 
-    def attention(self, q: Array, keys: Array, values: Array, positions: I32) -> F32:
-        """See ``Arithmetic``."""
-        p = self.softmax(self.scores(q, keys, positions), positions)
-        group = q.shape[1] // keys.shape[1]
-        out: F32 = np.zeros(q.shape, np.float32)
-        for j in reversed(range(len(keys))):
-            out += p[:, :, j, None] * values[j].repeat(group, axis=0)
-        return out
+def _rms_norm(op: Op, inputs: Sequence[Array]) -> Arrays:
+    (x,), norm = inputs, cast(RmsNorm, op.operation)
+    mean = _sum(x * x) / np.float32(x.shape[-1])
+    r = np.float32(1) / np.sqrt(mean + np.float32(norm.eps))
+    return ((x * r[..., None]) * op.weights[0].float32(),)
 
-    def top_k(self, logits: Array, k: int, *, normalise: bool) -> tuple[I32, F32]:
-        """See ``Arithmetic``."""
-        e = exp(logits - logits.max(axis=1, keepdims=True))
-        p = e / _sum(e)[:, None]
-        ids = np.argsort(-p, axis=1, kind="stable")[:, :k].astype(np.int32)
-        chosen = np.take_along_axis(p, ids, axis=1)
-        return ids, chosen / _sum(chosen)[:, None] if normalise else chosen
 
-    def combine(self, weights: Array, outputs: Array) -> F32:
-        """See ``Arithmetic``."""
-        out: F32 = _sum((weights[..., None] * outputs).swapaxes(1, 2))
-        return out
+def _scores(q: Array, keys: Array, positions: Array) -> Array:
+    group = q.shape[1] // keys.shape[1]
+    out: Array = np.zeros((*q.shape[:2], len(keys)), np.float32)
+    for i in reversed(range(q.shape[2])):
+        out += q[:, :, None, i] * keys[:, :, i].T.repeat(group, axis=0)
+    return masked(out * np.float32(1 / np.sqrt(q.shape[2])), positions)
+
+
+def _softmax(scores: Array, positions: Array) -> Array:
+    seen = (np.arange(scores.shape[2]) <= positions[:, None])[:, None]
+    top = np.where(seen, scores, np.float32(-np.inf)).max(axis=-1, keepdims=True)
+    p: F32 = np.where(seen, exp(scores - top), np.float32(0))
+    out: F32 = p / _sum(p)[..., None]
+    return out
+
+
+def _attention(q: Array, keys: Array, values: Array, positions: Array) -> Array:
+    p = _softmax(_scores(q, keys, positions), positions)
+    group = q.shape[1] // keys.shape[1]
+    out: F32 = np.zeros(q.shape, np.float32)
+    for j in reversed(range(len(keys))):
+        out += p[:, :, j, None] * values[j].repeat(group, axis=0)
+    return out.reshape(len(out), -1)
+
+
+def _top_k(op: Op, inputs: Sequence[Array]) -> Arrays:
+    (logits,), choice = inputs, cast(TopK, op.operation)
+    e = exp(logits - logits.max(axis=1, keepdims=True))
+    p = e / _sum(e)[:, None]
+    ids = np.argsort(-p, axis=1, kind="stable")[:, : choice.k].astype(np.int32)
+    chosen = np.take_along_axis(p, ids, axis=1)
+    return chosen / _sum(chosen)[:, None] if choice.normalise else chosen, ids
 
 
 def _sum(v: Array) -> F32:

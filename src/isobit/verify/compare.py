@@ -6,12 +6,13 @@ import numpy as np
 
 from isobit.backends.base import I32
 from isobit.errors import NothingCompared
+from isobit.model.graph import Key
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, kl_divergence, router_margin
 from isobit.verify.replay import Replay
-from isobit.verify.trace import MARGIN, Key, Manifest, Trace, where
+from isobit.verify.trace import MARGIN, Manifest, Trace, where
 
 NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of

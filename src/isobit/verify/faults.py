@@ -1,18 +1,20 @@
 """The reference with a planted fault: a comparison that does not notice it is worth nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit import numerics
-from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.base import Backend
 from isobit.backends.reference import ReferenceBackend
+from isobit.backends.reference.forward import Compute, Hook
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
-from isobit.model.weights import Layer, Weights
+from isobit.model.graph import Op
+from isobit.model.weights import Weights
+from isobit.numerics.ops import Array, Arrays, Context
 from isobit.runtime.model import Model
 
 Change = Callable[[NDArray[Any]], None]
@@ -21,7 +23,7 @@ Make = Callable[[Weights, EngineConfig], Backend]
 Place = tuple[str, int | None]
 """(stage, layer)"""
 
-EXPERT_STAGES = ("moe_expert_gate", "moe_expert_up", "moe_expert_swiglu", "moe_expert_out")
+_INT8 = Context(planes=1)
 
 
 class ChangedStage(ReferenceBackend):
@@ -30,90 +32,44 @@ class ChangedStage(ReferenceBackend):
     def __init__(
         self, weights: Weights, engine: EngineConfig, stage: str, layer: int | None, change: Change
     ) -> None:
-        super().__init__(weights, engine)
-        self._place, self._change = (stage, layer), change
+        value = weights.graph.stages[stage, layer].value
 
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """As ReferenceBackend's, with the change."""
+        def hook(op: Op, inputs: Sequence[Array], compute: Compute) -> Arrays:
+            made = compute(op, inputs)
+            if value in op.outputs:
+                change(made[op.outputs.index(value)])
+            return made
 
-        def changing(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-            if (stage, layer) == self._place and stage not in EXPERT_STAGES:
-                self._change(value)
-            if tap is not None and (stages is None or stage in stages):
-                tap(stage, layer, value)
-
-        return super().forward(batch, changing, None)
-
-    def _experts(self, layer: Layer, h: F32, ids: I32) -> tuple[F32, F32, F32, F32]:
-        """The experts once more, with a place to change each stage before the next."""
-        index = next(i for i, w in enumerate(self._w.layers) if w.gate is layer.gate)
-
-        def changed(stage: str, value: F32) -> F32:
-            if (stage, index) == self._place:
-                self._change(value)
-            return value
-
-        gate, up, a, y = super()._experts(layer, h, ids)
-        gate, up = changed("moe_expert_gate", gate), changed("moe_expert_up", up)
-        if self._place[0] in EXPERT_STAGES:
-            a = changed("moe_expert_swiglu", numerics.silu_gate(gate, up))
-            for e in np.unique(ids).tolist():
-                at = np.nonzero(ids == e)
-                y[at] = self._matmul(layer.down.expert(e), a[at])
-        return gate, up, a, changed("moe_expert_out", y)
+        super().__init__(weights, engine, hook)
 
 
 class OneLayer(ReferenceBackend):
-    """Runs one layer's attention or feed-forward with other settings."""
+    """Runs some of one layer's operations in another way."""
 
     def __init__(self, weights: Weights, engine: EngineConfig, layer: int, fault: str) -> None:
-        super().__init__(weights, engine)
-        self._layer, self._fault = layer, fault
+        if fault == "reordered-sum" and weights.config.n_experts_used < 3:
+            raise UsageError("reordered-sum: expected a sum of 3 experts or more")
+        self._layer, (self._kind, self._wrong) = layer, _WRONG[fault]
+        super().__init__(weights, engine, self.hook)
 
-    def _attention_block(
-        self, x: F32, layer: Layer, cache: Any, batch: Batch, turn: tuple[F32, F32], *rest: Any
-    ) -> F32:
-        if layer is not self._w.layers[self._layer]:
-            return super()._attention_block(x, layer, cache, batch, turn, *rest)
-        if self._fault == "rope-off-by-one":
-            positions = batch.positions + 1
-            cos, sin = numerics.rope_table(self._frequencies, 0, int(positions.max()) + 1)
-            turn = (cos[positions], sin[positions])
-        append = cache.append
-        if self._fault == "swapped-kv-heads":
-            cache.append = lambda b, k, v: append(b, k[:, ::-1].copy(), v[:, ::-1].copy())
-        if self._fault == "swapped-kv":
-            cache.append = lambda b, k, v: append(b, v, k)
-        try:
-            return self._coarse(super()._attention_block, x, layer, cache, batch, turn, *rest)
-        finally:
-            cache.__dict__.pop("append", None)
+    def hook(self, op: Op, inputs: Sequence[Array], compute: Compute) -> Arrays:
+        """See :data:`isobit.backends.reference.forward.Hook`."""
+        if op.layer != self._layer or not op.kind.endswith(self._kind):
+            return compute(op, inputs)
+        return self._wrong(op, inputs, compute)
 
-    def _feed_forward_block(self, x: F32, layer: Layer, t: Callable[..., None]) -> F32:
-        if layer is not self._w.layers[self._layer]:
-            return super()._feed_forward_block(x, layer, t)
-        seen: dict[str, F32] = {}
 
-        def reordering(stage: str, value: Any) -> None:
-            seen[stage] = value
-            if stage == "moe_ffn_out" and self._fault == "reordered-sum":
-                if self._c.n_experts_used < 3:
-                    raise UsageError("reordered-sum: expected a sum of 3 experts or more")
-                last_first = (seen[s][:, ::-1] for s in ("moe_router", "moe_expert_out"))
-                value[:] = numerics.combine(*last_first)
-            t(stage, value)
-
-        return self._coarse(super()._feed_forward_block, x, layer, reordering)
-
-    def _coarse(self, block: Callable[..., F32], *args: Any) -> F32:
-        planes = self._planes
-        self._planes = 1 if self._fault == "int8-activations" else planes
-        try:
-            return block(*args)
-        finally:
-            self._planes = planes
+_WRONG: dict[str, tuple[str, Hook]] = {
+    "rope-off-by-one": ("rope", lambda op, x, compute: compute(op, (x[0], x[1] + 1))),
+    "swapped-kv": ("append", lambda op, x, compute: compute(op, x[::-1])),
+    "swapped-kv-heads": ("append", lambda op, x, compute: compute(op, [v[:, ::-1] for v in x])),
+    "int8-activations": (
+        "matmul",
+        lambda op, x, _: op.operation.specification(_INT8, op.weights, *x),
+    ),
+    "reordered-sum": ("combine", lambda op, x, compute: compute(op, [v[:, ::-1] for v in x])),
+}
+"""The kind of operation that a fault is of (or how the kind's name ends), and what it does."""
 
 
 def with_backend(model: Model, make: Make) -> Model:
@@ -123,14 +79,13 @@ def with_backend(model: Model, make: Make) -> Model:
     return other
 
 
-def changed_weight(weights: Weights, layer: int, role: str, change: Change) -> Weights:
-    """Weights whose ``role`` in ``layer`` has other bytes."""
-    w = getattr(weights.layers[layer], role)
+def changed_weight(weights: Weights, name: str, change: Change) -> Weights:
+    """Weights of which one tensor has other bytes."""
+    w = weights.graph.weights[name]
     data = w.data.copy()
     change(data)
-    layers = list(weights.layers)
-    layers[layer] = replace(layers[layer], **{role: replace(w, data=data)})
-    return replace(weights, layers=tuple(layers))
+    graph = weights.graph.with_weights({name: replace(w, data=data)})
+    return replace(weights, graph=graph)
 
 
 def one_ulp(rng: np.random.Generator) -> Change:
@@ -206,8 +161,8 @@ def _swap_sub_scales(blocks: NDArray[Any], fmt: str) -> None:
 
 
 _WEIGHT_FAULTS: dict[str, tuple[str, str, Callable[[NDArray[Any], str], None]]] = {
-    "flipped-weight-bits": ("q", "qkv_matmul", _flip_bits),
-    "swapped-sub-scales": ("up", "moe_expert_up", _swap_sub_scales),
+    "flipped-weight-bits": ("attn_q", "qkv_matmul", _flip_bits),
+    "swapped-sub-scales": ("ffn_up_exps", "moe_expert_up", _swap_sub_scales),
 }
 FAULTS = (*_STAGE_FAULTS, *_LAYER_FAULTS, *_WEIGHT_FAULTS)
 """Every fault that :func:`plant` knows. All need a mixture of experts."""
@@ -224,13 +179,14 @@ def plant(name: str, layer: int, rng: np.random.Generator) -> Planted:
     if name not in _WEIGHT_FAULTS:
         raise UsageError(f"fault: expected one of {', '.join(FAULTS)}; got {name!r}")
     role, stage, damage = _WEIGHT_FAULTS[name]
+    tensor = f"blk.{layer}.{role}.weight"
 
     def damaged(weights: Weights, engine: EngineConfig) -> Backend:
-        fmt = getattr(weights.layers[layer], role).format
+        fmt = weights.graph.weights[tensor].format
 
         def change(data: NDArray[Any]) -> None:
             damage(data.reshape(-1, fmt.block_bytes), fmt.name)
 
-        return ReferenceBackend(changed_weight(weights, layer, role, change), engine)
+        return ReferenceBackend(changed_weight(weights, tensor, change), engine)
 
     return Planted(name, (stage, layer), damaged)

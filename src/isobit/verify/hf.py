@@ -15,11 +15,11 @@ import numpy as np
 from isobit.config import ModelConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.reader import GGUFFile
+from isobit.model.graph import Key
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.verify.arithmetic import Array
-from isobit.verify.graph import order
-from isobit.verify.trace import Emit, Key, Manifest
+from isobit.verify.trace import Emit, Manifest
 
 try:
     import torch
@@ -36,9 +36,8 @@ except ImportError as error:
 _ATTENTION = "isobit_recorded"
 
 
-def build(file: GGUFFile) -> Any:
+def build(weights: Weights) -> Any:
     """The file's model in transformers: its dequantised weights in float32, on the CPU."""
-    weights = Weights.from_file(file)
     c = weights.config
     tied = weights.output.name == weights.token_embd.name
     settings: dict[str, Any] = {
@@ -107,9 +106,10 @@ def _state(weights: Weights, *, tied: bool) -> dict[str, Any]:
 class Transformers:
     """A Qwen3ForCausalLM or Qwen3MoeForCausalLM as something that can be recorded."""
 
-    def __init__(self, model: Any, config: ModelConfig, name: str = "") -> None:
+    def __init__(self, model: Any, weights: Weights, name: str = "") -> None:
         self.model = model
-        self.config = config
+        self.config = config = weights.config
+        self.graph = weights.graph
         self._about = Manifest(
             tokens=[],
             positions=[],
@@ -122,7 +122,8 @@ class Transformers:
     @classmethod
     def of(cls, file: GGUFFile) -> "Transformers":
         """A GGUF file's model; see :func:`build`."""
-        made = cls(build(file), Weights.from_file(file).config, file.path.name)
+        weights = Weights.from_file(file)
+        made = cls(build(weights), weights, file.path.name)
         made._about = dataclasses.replace(made._about, model_sha256=file.sha256())
         return made
 
@@ -137,7 +138,7 @@ class Transformers:
         for start in range(0, len(tokens), chunk):
             stop = min(start + chunk, len(tokens))
             positions = np.arange(start, stop, dtype=np.int32)
-            for key in order(self.config):
+            for key in self.graph.stages:
                 if key[0] not in stages:
                     continue
                 if key not in values:

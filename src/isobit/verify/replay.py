@@ -8,8 +8,8 @@ agrees did what it should with inputs that already differed: *propagated*.
 from typing import Literal
 
 from isobit.backends.base import I32
-from isobit.model.weights import Weights
-from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
+from isobit.model.graph import Graph
+from isobit.verify.arithmetic import Arithmetic, Array
 from isobit.verify.graph import Run, shaped
 from isobit.verify.metrics import Distance
 
@@ -19,11 +19,11 @@ Origin = Literal["faulty", "faulty in B", "faulty in both", "propagated", "not r
 class Replay:
     """Follows two runs A and B stage by stage."""
 
-    def __init__(self, weights: Weights, arithmetic: Arithmetic) -> None:
+    def __init__(self, graph: Graph, arithmetic: Arithmetic) -> None:
         self._arithmetic = arithmetic
-        self.exact = isinstance(arithmetic, SpecArithmetic)
+        self.exact = arithmetic.exact
         """Whether equal bits can be expected; float64 tells how far off an operation is."""
-        self._a, self._b = Run(weights), Run(weights)
+        self._a, self._b = Run(graph), Run(graph)
 
     def start(self, tokens: I32, positions: I32) -> None:
         """A chunk begins: its tokens and their positions."""
@@ -33,7 +33,7 @@ class Replay:
 
     def shaped(self, stage: str, layer: int | None, value: Array) -> Array:
         """See :func:`isobit.verify.graph.shaped`."""
-        return shaped(self._a.config, stage, layer, value)
+        return shaped(self._a.graph, stage, layer, value)
 
     def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:
         """Both runs' values of a stage, after it was judged."""

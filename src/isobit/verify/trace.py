@@ -19,9 +19,9 @@ from isobit import __version__, numerics
 from isobit.backends.base import I32
 from isobit.config import ModelConfig
 from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.model.graph import Graph, Key
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
-from isobit.verify import graph
 from isobit.verify.arithmetic import Array
 from isobit.verify.metrics import router_margin
 
@@ -30,7 +30,6 @@ CHUNK = 512
 MARGIN = "moe_router_margin"
 """Recorded with moe_router_indices: ``router_margin`` of the layer's router logits."""
 
-Key = tuple[str, int | None]
 Emit = Callable[[str, int | None, I32, Array], None]
 """Receives (stage, layer, positions int32 [T], value [T, …])."""
 
@@ -214,9 +213,8 @@ def where(stage: str, layer: int | None) -> str:
     return stage if layer is None else f"{stage} of layer {layer}"
 
 
-def parse_stages(text: str, *, moe: bool) -> frozenset[str]:
+def parse_stages(text: str, valid: Sequence[str]) -> frozenset[str]:
     """Stage names separated by commas, or "all"; raises UsageError with the valid names."""
-    valid = all_stages(moe=moe)
     names = [n.strip() for n in text.split(",")]
     for name in names:
         if name not in (*valid, "all"):
@@ -242,6 +240,7 @@ class ModelRun:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.config: ModelConfig = model.config
+        self.graph: Graph = model.graph
 
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
@@ -275,6 +274,7 @@ class Recordable(Protocol):
     """Something that runs tokens and emits every stage: a ModelRun, an Oracle, a Transformers."""
 
     config: ModelConfig
+    graph: Graph
 
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
@@ -297,14 +297,14 @@ def record(
     """
     run = ModelRun(source) if isinstance(source, Model) else source
     chunk = run.model.engine.chunk if isinstance(run, ModelRun) else CHUNK
-    every = frozenset(all_stages(moe=run.config.is_moe))
+    every = frozenset(run.graph.names)
     wanted = every if stages is None else stages
     recorder = Recorder(wanted, layers)
     ids = check_tokens(tokens, run.config)
     run.run(ids, chunk, recorder.stages, recorder)
     trace = recorder.trace(run.manifest(ids))
-    needed = wanted - ON_REQUEST if wanted == every else wanted
-    for stage, layer in graph.order(run.config):
+    needed = wanted - run.graph.on_request if wanted == every else wanted
+    for stage, layer in run.graph.stages:
         if stage in needed and (layer is None or layers is None or layer in layers):
             held = len(trace[stage, layer]) if (stage, layer) in trace else 0
             if held != len(ids):

@@ -15,17 +15,15 @@ import numpy as np
 from isobit.backends.base import I32
 from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
-from isobit.model.stages import ON_REQUEST, all_stages
+from isobit.model.graph import Key
 from isobit.model.weights import Weights
 from isobit.numerics import VERSION
 from isobit.runtime.model import Model, sample_path
-from isobit.verify.arithmetic import Arithmetic, Array, SpecArithmetic
+from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
-from isobit.verify.graph import order
-from isobit.verify.oracle import Float64Arithmetic
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Key, Manifest, ModelRun, Recordable, check_tokens, where
+from isobit.verify.trace import Manifest, ModelRun, Recordable, check_tokens, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
@@ -52,22 +50,21 @@ def verify(
     if len(ids) < 2:
         raise NothingCompared("tokens: expected at least 2 to compare, got 1")
     run_x = ModelRun(x)
-    weights = Weights.from_file(x.file)
-    arithmetic: Arithmetic = Float64Arithmetic(x.config)
+    arithmetic: Arithmetic = Float64Arithmetic()
     exact = isinstance(y, ModelRun)
     chunk = x.engine.chunk
     if isinstance(y, ModelRun):
         if y.model is x:
             raise UsageError("verify: expected two loaded models, got one twice")
-        arithmetic = SpecArithmetic(x.config, y.model.engine.activation_planes)
+        arithmetic = SpecArithmetic(y.model.engine.activation_planes)
         chunk = min(chunk, y.model.engine.chunk)
-    replay = Replay(weights, arithmetic)
+    replay = Replay(x.graph, arithmetic)
     with ThreadPoolExecutor() as pool:  # each reads its whole file, for its digest
         about_x, about_y = pool.map(lambda run: run.manifest(ids), (run_x, y))
     comparer = Comparer(
         about_x, about_y, replay, layers=layers, accuracy=not exact, histograms=histograms
     )
-    stages = frozenset(all_stages(moe=x.config.is_moe)) - ON_REQUEST
+    stages = frozenset(x.graph.names) - x.graph.on_request
     start = -1
     for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
         if int(positions[0]) != start:
@@ -87,7 +84,7 @@ def side_by_side(
     Raises NothingCompared unless each emits every one of ``stages`` that its graph has, of every
     layer and token, in graph order; where all leave out the same, they would agree on nothing.
     """
-    graph = [key for key in order(sources[0].config) if key[0] in stages]
+    graph = [key for key in sources[0].graph.stages if key[0] in stages]
     with ExitStack() as stack:
         streams = [stack.enter_context(_Stream(s, ids, chunk, stages)) for s in sources]
         for start in range(0, len(ids), chunk):
@@ -177,5 +174,5 @@ def open_replay(path: str, b: Manifest) -> Replay:
         weights = Weights.from_file(file)  # its views keep the map open
     check_tokens(b.tokens, weights.config)
     if b.numerics is None or b.activation_planes is None:
-        return Replay(weights, Float64Arithmetic(weights.config))
-    return Replay(weights, SpecArithmetic(weights.config, b.activation_planes))
+        return Replay(weights.graph, Float64Arithmetic())
+    return Replay(weights.graph, SpecArithmetic(b.activation_planes))

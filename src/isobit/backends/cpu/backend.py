@@ -12,7 +12,6 @@ from isobit.backends.cpu import _cpu
 from isobit.backends.cpu.ops import matrix
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
-from isobit.model.stages import all_stages
 from isobit.model.weights import Layer, Weights
 
 _MATRICES = ("q", "k", "v", "attn_output", "router", "gate", "up", "down")
@@ -67,7 +66,7 @@ class CpuBackend:
                 f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
                 "ask for a smaller context"
             ) from None
-        self._moe = c.is_moe
+        self._stages = weights.graph.names
         self._vocab = c.vocab
         self._rope = _RopeTable(c.head_dim, c.rope_base)
 
@@ -84,8 +83,7 @@ class CpuBackend:
             raise UsageError("forward: expected an open backend, got a closed one")
         wanted: Sequence[str] = ()
         if tap is not None:
-            every = all_stages(moe=self._moe)
-            wanted = [s for s in every if stages is None or s in stages]
+            wanted = [s for s in self._stages if stages is None or s in stages]
         cos, sin = self._rope.at(batch.positions)
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         self._engine.forward(

@@ -1,48 +1,39 @@
-"""The reference backend's KV cache: pages of quantised head vectors, in a dictionary."""
+"""What the reference backend keeps of a sequence: pages of the values of an append operation."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Batch
-from isobit.numerics import TILE, quantise
+from isobit.backends.base import Batch
+from isobit.numerics import TILE
+from isobit.numerics.ops import Array, Shape
 
 
-class _Page:
-    def __init__(self, heads: int, head_dim: int) -> None:
-        self.k = np.zeros((heads, TILE, head_dim), np.int16)
-        self.v = np.zeros((heads, TILE, head_dim), np.int16)
-        self.dk = np.zeros((heads, TILE), np.float32)
-        self.dv = np.zeros((heads, TILE), np.float32)
+class Pages:
+    """The values of one append operation, page by page; a page can belong to several sequences."""
 
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self._shapes = shapes
+        self._pages: dict[int, list[Array]] = {}
 
-class Cache:
-    """Keys and values of one layer, page by page."""
-
-    def __init__(self, heads: int, head_dim: int) -> None:
-        self._shape = (heads, head_dim)
-        self._pages: dict[int, _Page] = {}
-
-    def append(self, batch: Batch, k: F32, v: F32) -> None:
-        """Quantise and store k, v float32 [T, heads, head_dim] at the batch's positions."""
-        k_int, dk = quantise(k, planes=2)
-        v_int, dv = quantise(v, planes=2)
-        for i, (position, s) in enumerate(
-            zip(batch.positions.tolist(), batch.sequence.tolist(), strict=True)
-        ):
+    def append(self, batch: Batch, values: Sequence[Array]) -> None:
+        """Store each of the values [T, …] at the batch's positions."""
+        places = zip(batch.positions.tolist(), batch.sequence.tolist(), strict=True)
+        for i, (position, s) in enumerate(places):
             number = int(batch.pages[s, position // TILE])
-            page = self._pages.setdefault(number, _Page(*self._shape))
-            slot = position % TILE
-            page.k[:, slot], page.dk[:, slot] = k_int[i], dk[i]
-            page.v[:, slot], page.dv[:, slot] = v_int[i], dv[i]
+            if number not in self._pages:
+                self._pages[number] = [np.zeros((TILE, *x.row), x.dtype) for x in self._shapes]
+            for page, value in zip(self._pages[number], values, strict=True):
+                page[position % TILE] = value[i]
 
-    def read(
-        self, pages: I32, n: int, head: int
-    ) -> tuple[NDArray[np.int16], F32, NDArray[np.int16], F32]:
-        """Keys, their scales, values, their scales of positions 0 … n-1 for one head."""
-        used = [self._pages[int(p)] for p in pages[: -(-n // TILE)]]
-        return (
-            np.concatenate([p.k[head] for p in used])[:n],
-            np.concatenate([p.dk[head] for p in used])[:n],
-            np.concatenate([p.v[head] for p in used])[:n],
-            np.concatenate([p.dv[head] for p in used])[:n],
-        )
+    def read(self, batch: Batch, sequence: int, n: int) -> list[Array]:
+        """What positions 0 … n - 1 of a sequence have stored: [n, …] each."""
+        used = [self._pages[int(p)] for p in batch.pages[sequence, : -(-n // TILE)]]
+        return [np.concatenate(parts)[:n] for parts in zip(*used, strict=True)]
+
+
+def sequences(batch: Batch) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Each sequence of a batch and the tokens that belong to it."""
+    for s in np.unique(batch.sequence).tolist():
+        yield s, np.flatnonzero(batch.sequence == s)
