@@ -200,7 +200,7 @@ def test_a_signal_ends_a_long_pass(sample, rng, tap):
 
     class Engine:
         def forward(self, *arguments):
-            self.logits = arguments[7]
+            self.logits = arguments[6]
             self.logits.fill(7)
             signal.setitimer(signal.ITIMER_REAL, 0.005)
             engine.forward(*arguments)

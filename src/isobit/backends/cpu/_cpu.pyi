@@ -24,17 +24,7 @@ class Matrix:
     ) -> None: ...
 
 class Engine:
-    def __init__(
-        self,
-        config: dict[str, int | float | bool],
-        layers: list[dict[str, object]],
-        embedding: Matrix,
-        output_norm: _Array,
-        output: Matrix,
-        simd: str,
-        threads: int,
-        /,
-    ) -> None: ...
+    def __init__(self, program: dict[str, object], simd: str, threads: int, /) -> None: ...
     def forward(
         self,
         tokens: _Array,
@@ -42,8 +32,7 @@ class Engine:
         sequence: _Array,
         pages: _Array,
         logit_rows: _Array,
-        cos: _Array,
-        sin: _Array,
+        rope: Sequence[tuple[_Array, _Array]],
         logits: _Array,
         tap: Tap | None,
         stages: Sequence[str],

@@ -9,13 +9,12 @@ import numpy as np
 from isobit import numerics
 from isobit.backends.base import F32, Batch, Tap
 from isobit.backends.cpu import _cpu
-from isobit.backends.cpu.ops import matrix
+from isobit.backends.cpu.lower import Lowering
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
-from isobit.model.weights import Layer, Weights
+from isobit.model.weights import Weights
+from isobit.numerics import RopeTable
 
-_MATRICES = ("q", "k", "v", "attn_output", "router", "gate", "up", "down")
-_VECTORS = ("attn_norm", "q_norm", "k_norm", "ffn_norm")
 _TABLE_STEP = 1024
 
 
@@ -36,31 +35,10 @@ class CpuBackend:
         self._threads = engine.cores
         context = engine.context or c.context_length
         pages = -(-context // numerics.TILE) * engine.max_sequences
-        config = {
-            "hidden": c.hidden,
-            "n_heads": c.n_heads,
-            "n_kv_heads": c.n_kv_heads,
-            "head_dim": c.head_dim,
-            "ffn": c.ffn,
-            "n_experts": c.n_experts,
-            "n_experts_used": c.n_experts_used,
-            "vocab": c.vocab,
-            "eps": float(np.float32(c.eps)),
-            "attention_scale": float(numerics.attention_scale(c.head_dim)),
-            "normalise_experts": c.normalise_experts,
-            "planes": engine.activation_planes,
-            "pages": pages,
-        }
+        lowered = Lowering(weights.graph)
+        program = lowered.program() | {"planes": engine.activation_planes, "pages": pages}
         try:
-            self._engine: _cpu.Engine | None = _cpu.Engine(
-                config,
-                [_tensors(layer) for layer in weights.layers],
-                matrix(weights.token_embd),
-                weights.output_norm,
-                matrix(weights.output),
-                self._simd,
-                self._threads,
-            )
+            self._engine: _cpu.Engine | None = _cpu.Engine(program, self._simd, self._threads)
         except MemoryError:
             raise BackendUnavailable(
                 f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
@@ -68,7 +46,7 @@ class CpuBackend:
             ) from None
         self._stages = weights.graph.names
         self._vocab = c.vocab
-        self._rope = _RopeTable(c.head_dim, c.rope_base)
+        self._rope = [_RopeRows(table) for table in lowered.tables]
 
     @property
     def device(self) -> str:
@@ -84,7 +62,6 @@ class CpuBackend:
         wanted: Sequence[str] = ()
         if tap is not None:
             wanted = [s for s in self._stages if stages is None or s in stages]
-        cos, sin = self._rope.at(batch.positions)
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         self._engine.forward(
             batch.tokens,
@@ -92,8 +69,7 @@ class CpuBackend:
             batch.sequence,
             batch.pages,
             batch.logit_rows,
-            cos,
-            sin,
+            [rows.at(batch.positions) for rows in self._rope],
             logits,
             tap,
             wanted,
@@ -105,29 +81,19 @@ class CpuBackend:
         self._engine = None
 
 
-def _tensors(layer: Layer) -> dict[str, object]:
-    """A layer's norm vectors and matrices as the extension takes them, by name."""
-    tensors: dict[str, object] = {name: getattr(layer, name) for name in _VECTORS}
-    for name in _MATRICES:
-        weight = getattr(layer, name)
-        if weight is not None:
-            tensors[name] = matrix(weight)
-    return tensors
-
-
-class _RopeTable:
+class _RopeRows:
     """Cosines and sines by position, computed when a position is first used."""
 
-    def __init__(self, head_dim: int, base: float) -> None:
-        self._frequencies = numerics.inverse_frequencies(head_dim, base)
-        self._cos = self._sin = np.empty((0, head_dim // 2), np.float32)
+    def __init__(self, table: RopeTable) -> None:
+        self._table = table
+        self._cos = self._sin = np.empty((0, table.size // 2), np.float32)
 
     def at(self, positions: np.ndarray[tuple[int], np.dtype[np.int32]]) -> tuple[F32, F32]:
         """Tables float32 [T, head_dim / 2] for positions int32 [T]."""
         start, last = len(self._cos), int(positions.max(initial=0))
         if last >= start:
             stop = (last // _TABLE_STEP + 1) * _TABLE_STEP
-            cos, sin = numerics.rope_table(self._frequencies, start, stop)
+            cos, sin = self._table.rows(start, stop)
             self._cos = np.concatenate([self._cos, cos])
             self._sin = np.concatenate([self._sin, sin])
         return self._cos[positions], self._sin[positions]

@@ -1,203 +1,16 @@
-// The Python module isobit.backends.cpu._cpu: checks what comes in, then calls the engine or one
-// operation with the GIL released. Every array is C-contiguous; outputs are written in place.
+// The Python module isobit.backends.cpu._cpu: checks what comes in, then runs one operation with the
+// GIL released. Every array is C-contiguous; outputs are written in place.
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "module.h"
 
-#include <set>
-#include <stdexcept>
+#include <memory>
 
-#include "forward.h"
+#include "moe.h"
+#include "threads.h"
 
-namespace nb = nanobind;
 using namespace isobit;
 
 namespace {
-
-template <class T, int N>
-using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-template <class T, int N>
-using Input_ = Array<const T, N>;
-
-void require(bool good, const char* message) {
-    if (!good) throw std::invalid_argument(message);
-}
-
-const Kernels& kernels_named(const std::string& simd) {
-    const Kernels* k = find_kernels(simd.empty() ? nullptr : simd.c_str());
-    if (!k) throw std::invalid_argument("simd: this machine or build has no level " + simd);
-    return *k;
-}
-
-// A matrix, or a stack of them, and the array that owns its bytes.
-struct PyMatrix {
-    Matrix m;
-    Input_<uint8_t, 1> owner;
-
-    PyMatrix(Input_<uint8_t, 1> data, int type, int stack, int rows, int columns, size_t row_bytes)
-        : m{data.data(), type, rows, columns, row_bytes}, owner(data) {
-        require(stack > 0 && rows > 0 && columns > 0, "Matrix: expected a positive shape");
-        require(data.size() == (size_t)stack * rows * row_bytes, "Matrix: wrong number of bytes");
-        require(usable_kernels(0)->matmul(type, 2), "Matrix: unknown format");
-    }
-};
-
-class PyTap : public Tap {
-public:
-    PyTap(nb::object callback, const std::vector<std::string>& stages)
-        : callback_(callback), stages_(stages.begin(), stages.end()) {}
-
-    bool wants(const char* stage) const override { return stages_.count(stage) != 0; }
-    void take(const char* stage, int layer, const float* data,
-              std::initializer_list<int> shape) override {
-        give(stage, layer, data, shape);
-    }
-    void take(const char* stage, int layer, const int32_t* data,
-              std::initializer_list<int> shape) override {
-        give(stage, layer, data, shape);
-    }
-
-    // What the callback raised; the pass runs to its end before this is raised again.
-    std::exception_ptr error;
-
-private:
-    template <class T>
-    void give(const char* stage, int layer, const T* data, std::initializer_list<int> shape) {
-        if (error) return;
-        nb::gil_scoped_acquire gil;
-        try {
-            std::vector<size_t> dims(shape.begin(), shape.end());
-            nb::ndarray<nb::numpy, const T> view(data, dims.size(), dims.data(), nb::handle());
-            nb::object copy = nb::cast(view, nb::rv_policy::copy);
-            callback_(stage, layer < 0 ? nb::none() : nb::object(nb::int_(layer)), copy);
-        } catch (...) {
-            error = std::current_exception();
-        }
-    }
-
-    nb::object callback_;
-    std::set<std::string> stages_;
-};
-
-// From so many on, a pass takes long enough that Ctrl-C should not have to wait for its end. Shorter
-// ones are not asked: taking the interpreter's lock can cost milliseconds a layer beside other threads.
-constexpr size_t MANY_TOKENS = 16;
-
-class PyEngine {
-public:
-    PyEngine(nb::dict config, nb::list layers, const PyMatrix& embedding,
-             Input_<float, 1> output_norm, const PyMatrix& output, const std::string& simd,
-             int threads) {
-        auto number = [&](const char* key) { return nb::cast<int>(config[key]); };
-        config_ = {number("hidden"),
-                   number("n_heads"),
-                   number("n_kv_heads"),
-                   number("head_dim"),
-                   number("ffn"),
-                   number("n_experts"),
-                   number("n_experts_used"),
-                   number("vocab"),
-                   nb::cast<float>(config["eps"]),
-                   nb::cast<float>(config["attention_scale"]),
-                   nb::cast<bool>(config["normalise_experts"]),
-                   number("planes"),
-                   0};
-        const long long pages = nb::cast<long long>(config["pages"]);
-        if (pages > INT32_MAX) throw std::bad_alloc();
-        config_.pages = (int)pages;
-        require(config_.head_dim <= MAX_HEAD_DIM, "head_dim: too large");
-        owners_.append(nb::make_tuple(layers, output_norm, embedding.owner, output.owner));
-        std::vector<Layer> all;
-        for (nb::handle item : layers) all.push_back(layer(nb::cast<nb::dict>(item)));
-        engine_ = std::make_unique<Engine>(config_, std::move(all), embedding.m,
-                                           output_norm.data(), output.m, kernels_named(simd),
-                                           threads);
-    }
-
-    void forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
-                 Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
-                 Input_<int32_t, 1> logit_rows, Input_<float, 2> cos, Input_<float, 2> sin,
-                 Array<float, 2> logits, nb::object callback,
-                 const std::vector<std::string>& stages) {
-        const size_t T = tokens.shape(0), half = config_.head_dim / 2;
-        require(T > 0, "batch: expected at least one token");
-        require(positions.shape(0) == T && sequence.shape(0) == T,
-                "batch: expected as many positions and sequences as tokens");
-        require(cos.shape(0) == T && sin.shape(0) == T && cos.shape(1) == half &&
-                    sin.shape(1) == half,
-                "batch: expected RoPE tables [tokens, head_dim / 2]");
-        require(logits.shape(0) == logit_rows.shape(0) && logits.shape(1) == (size_t)config_.vocab,
-                "batch: expected logits [logit_rows, vocabulary]");
-        const Batch batch = {(int)T,
-                             (int)pages.shape(0),
-                             (int)pages.shape(1),
-                             (int)logit_rows.shape(0),
-                             tokens.data(),
-                             positions.data(),
-                             sequence.data(),
-                             pages.data(),
-                             logit_rows.data(),
-                             cos.data(),
-                             sin.data()};
-        check(batch);
-        PyTap tap(callback, stages);
-        std::function<bool()> interrupted;
-        if (T >= MANY_TOKENS)
-            interrupted = [] {
-                nb::gil_scoped_acquire gil;
-                return PyErr_CheckSignals() != 0;
-            };
-        {
-            nb::gil_scoped_release nogil;
-            engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap, interrupted);
-        }
-        if (PyErr_Occurred()) throw nb::python_error();
-        if (tap.error) std::rethrow_exception(tap.error);
-    }
-
-private:
-    static Matrix matrix(nb::dict d, const char* key) {
-        return d.contains(key) ? nb::cast<const PyMatrix&>(d[key]).m : Matrix{};
-    }
-
-    static Layer layer(nb::dict d) {
-        auto vector = [&](const char* key) {
-            return nb::cast<Input_<float, 1>>(d[key]).data();
-        };
-        return {vector("attn_norm"),
-                vector("q_norm"),
-                vector("k_norm"),
-                vector("ffn_norm"),
-                matrix(d, "q"),
-                matrix(d, "k"),
-                matrix(d, "v"),
-                matrix(d, "attn_output"),
-                matrix(d, "router"),
-                {matrix(d, "gate"), matrix(d, "up"), matrix(d, "down")}};
-    }
-
-    void check(const Batch& b) const {
-        for (int i = 0; i < b.n_tokens; ++i) {
-            require(b.tokens[i] >= 0 && b.tokens[i] < config_.vocab, "batch: token out of range");
-            require(b.sequence[i] >= 0 && b.sequence[i] < b.n_sequences,
-                    "batch: sequence out of range");
-            require(b.positions[i] >= 0 && b.positions[i] / TILE < b.pages_per_sequence,
-                    "batch: position beyond the page table");
-            const int32_t* row = b.pages + (size_t)b.sequence[i] * b.pages_per_sequence;
-            for (int t = 0; t <= b.positions[i] / TILE; ++t)
-                require(row[t] >= 0 && row[t] < config_.pages, "batch: page out of range");
-        }
-        for (int i = 0; i < b.n_logit_rows; ++i)
-            require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.n_tokens,
-                    "batch: logit row out of range");
-    }
-
-    Config config_;
-    nb::list owners_;
-    std::unique_ptr<Engine> engine_;
-};
 
 // Single operations on host arrays, through the kernels that the pass uses.
 class PyOps {
@@ -351,15 +164,25 @@ public:
         for (size_t i = 0; i < ids.size(); ++i)
             require(ids.data()[i] >= 0 && ids.data()[i] < E, "experts: id out of range");
         Input in = input(x, planes);
-        Experts experts;
-        experts.resize(T, k, F, N);
-        experts.group(ids.data(), E);
-        const FeedForward w = {gate.m, up.m, down.m};
-        team_.run([&](int) { experts.run(team_, kernels_, planes, w, in); });
-        std::copy_n(experts.gate.data(), g.size(), g.data());
-        std::copy_n(experts.up.data(), u.size(), u.data());
-        std::copy_n(experts.swiglu.values.data(), a.size(), a.data());
-        std::copy_n(experts.out.data(), y.size(), y.data());
+        Groups groups;
+        groups.group(ids.data(), E, T, k);
+        Input inner;
+        inner.resize(T * k, F);
+        const Matrix both[] = {gate.m, up.m};
+        float* const to[] = {g.data(), u.data()};
+        float* const out = y.data();
+        team_.run([&](int) {
+            groups.run(team_, kernels_, planes, both, 2, in, false, to,
+                       [&](int pair, int begin, int end) {
+                           const size_t at = (size_t)pair * F + begin;
+                           kernels_.silu_gate(&g.data()[at], &u.data()[at], end - begin,
+                                              &inner.values[at]);
+                       });
+            team_.each(T * k, [&](int pair) { inner.quantise(kernels_, pair, planes); });
+            groups.run(team_, kernels_, planes, &down.m, 1, inner, true, &out,
+                       [](int, int, int) {});
+        });
+        std::copy_n(inner.values.data(), a.size(), a.data());
     }
 
 private:
@@ -397,12 +220,7 @@ NB_MODULE(_cpu, m) {
     });
     nb::class_<PyMatrix>(m, "Matrix")
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());
-    nb::class_<PyEngine>(m, "Engine")
-        .def(nb::init<nb::dict, nb::list, const PyMatrix&, Input_<float, 1>, const PyMatrix&,
-                      const std::string&, int>())
-        .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
-             nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("cos"),
-             nb::arg("sin"), nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
+    bind_engine(m);
     nb::class_<PyOps>(m, "Ops")
         .def(nb::init<const std::string&, int>())
         .def("dequantise", &PyOps::dequantise)

@@ -1,42 +1,66 @@
-// The feed-forward: tokens grouped by expert, each expert's weights read once for all its tokens. A
-// dense feed-forward is one expert that every token goes to.
+// Pairs of a token and an expert, grouped by expert, so that each expert's weights are read once for all
+// its tokens. A dense feed-forward is one expert that every token goes to.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "matmul.h"
 
 namespace isobit {
 
-struct FeedForward {
-    Matrix gate, up, down;  // stacks, one matrix for each expert
-};
-
-class Experts {
+class Groups {
 public:
-    // Buffers for `tokens` tokens of k experts each.
-    void resize(int tokens, int k, int ffn, int hidden);
+    // One thread: sorts the pairs (token * k + rank) by expert; ids is [tokens, k].
+    void group(const int32_t* ids, int experts, int tokens, int k);
 
-    // One thread: sorts the slots (token * k + rank) by expert; ids is [tokens, k].
-    void group(const int32_t* ids, int experts);
+    // All tokens to expert 0.
+    void one_for_all(int tokens);
 
-    // Every thread of the team: gate, up, SwiGLU and down for every slot.
-    void run(Team& team, const Kernels& kernels, int planes, const FeedForward& w, const Input& x);
-
-    // The sum of a token's experts by rank; weights is [tokens, k].
-    void combine(const Kernels& kernels, int token, const float* weights, float* sum) const;
-
-    int tokens = 0, k = 0, ffn = 0, hidden = 0;
-    std::vector<float> gate, up, out;  // [tokens, k, ffn or hidden]
-    Input swiglu;                      // [tokens * k, ffn]
+    // Every thread of the team: each matrix (a stack, one for each expert) times x, whose rows are
+    // pairs or tokens, to a row for each pair; done(pair, begin, end) when these columns are there.
+    template <class F>
+    void run(Team& team, const Kernels& kernels, int planes, const Matrix* matrices, int count,
+             const Input& x, bool by_pair, float* const* outs, F&& done) const;
 
 private:
     struct Group {
         int expert, first, count;
     };
     std::vector<Group> groups_;
-    std::vector<int32_t> slots_, tokens_;  // by expert: the slot, and its token
+    std::vector<int32_t> pairs_, tokens_;  // by expert: the pair, and its token
     std::vector<int> first_;
+    std::vector<int32_t> ids_;
 };
+
+template <class F>
+void Groups::run(Team& team, const Kernels& kernels, int planes, const Matrix* matrices, int count,
+                 const Input& x, bool by_pair, float* const* outs, F&& done) const {
+    const int n = (int)groups_.size(), rows = matrices[0].rows;
+    const std::vector<int32_t>& x_rows = by_pair ? pairs_ : tokens_;
+    auto rows_of = [](const Matrix& m, const Group& g, int row) {
+        return m.data + ((size_t)g.expert * m.rows + row) * m.row_bytes;
+    };
+    const int step = rows_at_once(n * rows, team.size());
+    const int steps = (rows + step - 1) / step;
+    auto item = [&](const Matrix& m, int i) {
+        return i < n * steps ? rows_of(m, groups_[i / steps], i % steps * step) : nullptr;
+    };
+    team.each_and_next(n * steps, [&](int i, int next) {
+        const Group& g = groups_[i / steps];
+        const int begin = i % steps * step, end = std::min(begin + step, rows);
+        for (int j = 0; j < count; ++j) {
+            const Matrix& m = matrices[j];
+            const Job one = job(kernels, planes, m, x, g.count, outs[j], m.rows);
+            Product p = one.product;
+            p.w = rows_of(m, g, 0);
+            p.x_rows = x_rows.data() + g.first;
+            p.y_rows = pairs_.data() + g.first;
+            p.next = j + 1 < count ? item(matrices[j + 1], i) : item(matrices[0], next);
+            one.f(p, begin, end);
+        }
+        for (int s = g.first; s < g.first + g.count; ++s) done(pairs_[s], begin, end);
+    });
+}
 
 }  // namespace isobit

@@ -1,0 +1,103 @@
+#include "engine.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <new>
+
+namespace isobit {
+
+LazyMemory::LazyMemory(size_t bytes) : bytes_(std::max(bytes, (size_t)1)) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#ifdef MAP_NORESERVE
+    flags |= MAP_NORESERVE;
+#endif
+    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    data_ = (uint8_t*)p;
+}
+
+LazyMemory::~LazyMemory() { munmap(data_, bytes_); }
+
+namespace {
+
+size_t cache_bytes(const Program& p) {
+    size_t total = 0;
+    for (const CacheShape& c : p.caches)
+        total += (size_t)p.pages * c.heads * page_layout(c.head_dim).bytes;
+    return total;
+}
+
+}  // namespace
+
+Engine::Engine(Program program, const Kernels& kernels, int threads)
+    : program_(std::move(program)),
+      kernels_(kernels),
+      memory_(cache_bytes(program_)),
+      team_(threads),
+      slots_(program_.slots.size()),
+      scratch_(team_.size(),
+               std::vector<float>((size_t)program_.scratch * program_.scratch_values)) {
+    size_t at = 0;
+    for (const CacheShape& c : program_.caches) {
+        caches_.push_back({page_layout(c.head_dim), c.heads, at});
+        at += (size_t)program_.pages * c.heads * caches_.back().layout.bytes;
+    }
+}
+
+void Engine::prepare(const Batch& batch) {
+    const size_t rows = std::max(batch.n_tokens, batch.n_logit_rows);
+    auto grow = [](auto& v, size_t n) {
+        if (v.size() < n) v.resize(n);
+    };
+    for (size_t s = 1; s < slots_.size(); ++s) {  // slot 0: the logits, which are the caller's
+        const SlotShape& shape = program_.slots[s];
+        const size_t vectors = rows * (shape.width / shape.vector);
+        Slot& slot = slots_[s];
+        slot.input.columns = shape.vector;
+        if (shape.integers) grow(slot.integers, rows * shape.width);
+        else grow(slot.input.values, rows * shape.width);
+        if (shape.fixed) grow(slot.input.fixed, vectors * blocks_of(shape.vector));
+        if (shape.query) {
+            grow(slot.query, vectors * page_layout(shape.vector).padded);
+            grow(slot.query_scale, vectors);
+        }
+    }
+    dense_.one_for_all(batch.n_tokens);
+}
+
+void Engine::forward(const Batch& batch, float* logits, Tap* tap,
+                     const std::function<bool()>& stop) {
+    prepare(batch);
+    Pass pass(*this, batch, logits);
+    bool stopped = false;
+    auto wanted = [&](const Show& s) { return tap && tap->wants(s.stage); };
+    auto show = [&](const Phase& phase) {
+        for (const Show& s : phase.shows)
+            if (wanted(s)) {
+                const void* data = s.integers ? (const void*)pass.integers(s.value, 0)
+                                              : (const void*)pass.at(s.value, 0, 0, 0);
+                tap->take(s, data, s.logit_rows ? batch.n_logit_rows : batch.n_tokens);
+            }
+    };
+    team_.run([&](int thread) {
+        int layer = -1;
+        for (const Phase& phase : program_.phases) {
+            if (phase.traced && std::none_of(phase.shows.begin(), phase.shows.end(), wanted))
+                continue;
+            if (stop && phase.layer != layer) {
+                layer = phase.layer;
+                if (thread == 0) stopped = stop();
+                team_.barrier();
+                if (stopped) return;
+            }
+            phase.run(phase, pass, thread);
+            if (std::any_of(phase.shows.begin(), phase.shows.end(), wanted)) {
+                if (thread == 0) show(phase);
+                team_.barrier();
+            }
+        }
+    });
+}
+
+}  // namespace isobit

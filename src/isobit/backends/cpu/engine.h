@@ -1,0 +1,124 @@
+// A program ready to run: its slots, its KV caches, and one pass over a batch.
+#pragma once
+
+#include <functional>
+
+#include "moe.h"
+#include "program.h"
+#include "threads.h"
+
+namespace isobit {
+
+struct RopeRows {
+    const float *cos, *sin;  // [tokens, half], for the tokens' positions
+    int half;
+};
+
+// See isobit.backends.base.Batch.
+struct Batch {
+    int n_tokens, n_sequences, pages_per_sequence, n_logit_rows;
+    const int32_t *tokens, *positions, *sequence, *pages, *logit_rows;
+    std::vector<RopeRows> rope;
+};
+
+// Receives stages of the pass; layer is -1 outside the layers.
+class Tap {
+public:
+    virtual ~Tap() = default;
+    virtual bool wants(const std::string& stage) const = 0;
+    virtual void take(const Show& show, const void* data, int rows) = 0;
+};
+
+// Memory that takes none until it is touched.
+class LazyMemory {
+public:
+    explicit LazyMemory(size_t bytes);
+    ~LazyMemory();
+    LazyMemory(const LazyMemory&) = delete;
+    LazyMemory& operator=(const LazyMemory&) = delete;
+    uint8_t* data() const { return data_; }
+
+private:
+    uint8_t* data_;
+    size_t bytes_;
+};
+
+struct Cache {
+    PageLayout layout;
+    int heads;
+    size_t at;  // of its first page in the caches' memory
+};
+
+// Rows of floats (or int32) with their quantised forms, as long as the longest pass so far.
+struct Slot {
+    Input input;
+    std::vector<int32_t> integers;
+    std::vector<int16_t> query;
+    std::vector<float> query_scale;
+};
+
+class Engine {
+public:
+    Engine(Program program, const Kernels& kernels, int threads);
+
+    // logits: [n_logit_rows, vocab]. tap may be null. stop, unless it is empty, is asked before each
+    // layer; once it says true the pass ends, without logits.
+    void forward(const Batch& batch, float* logits, Tap* tap, const std::function<bool()>& stop);
+
+    const Program& program() const { return program_; }
+
+private:
+    friend class Pass;
+
+    void prepare(const Batch& batch);
+
+    Program program_;
+    const Kernels& kernels_;
+    std::vector<Cache> caches_;
+    LazyMemory memory_;
+    Team team_;
+    std::vector<Slot> slots_;
+    std::vector<std::vector<float>> scratch_;  // of each thread
+    Groups experts_, dense_;
+};
+
+// One pass: every thread of the team runs all of it, meeting the others after each phase.
+class Pass {
+public:
+    Pass(Engine& e, const Batch& b, float* logits)
+        : kernels(e.kernels_), team(e.team_), batch(b), planes(e.program_.planes), e_(e),
+          logits_(logits) {}
+
+    float* at(const Ref& r, int thread, int t, int i) const {
+        if (r.slot < 0)
+            return &e_.scratch_[thread][(size_t)(-1 - r.slot) * e_.program_.scratch_values];
+        const size_t row = r.gather ? batch.logit_rows[t] : t;
+        float* data = r.slot == 0 ? logits_ : e_.slots_[r.slot].input.values.data();
+        return data + row * r.width + r.offset + (size_t)i * r.step;
+    }
+    int32_t* integers(const Ref& r, int t) const {
+        return &e_.slots_[r.slot].integers[(size_t)t * r.width + r.offset];
+    }
+    Slot& slot(const Ref& r) const { return e_.slots_[r.slot]; }
+    int vector(const Ref& r) const { return e_.program_.slots[r.slot].vector; }
+    const Cache& cache(int i) const { return e_.caches_[i]; }
+    uint8_t* page(const Cache& c, int page, int head) const {
+        return e_.memory_.data() + c.at + ((size_t)page * c.heads + head) * c.layout.bytes;
+    }
+    // Which tokens go to which expert: the choice of the last top_k, or one expert for all.
+    Groups& groups(bool dense) const { return dense ? e_.dense_ : e_.experts_; }
+    int rows(const Phase& phase) const {
+        return phase.logit_rows ? batch.n_logit_rows : batch.n_tokens;
+    }
+
+    const Kernels& kernels;
+    Team& team;
+    const Batch& batch;
+    const int planes;
+
+private:
+    Engine& e_;
+    float* logits_;
+};
+
+}  // namespace isobit

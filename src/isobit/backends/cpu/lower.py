@@ -1,0 +1,476 @@
+"""The graph of a model as the flat program that the extension runs (program.h).
+
+Operations on vectors that follow one another become chains of one phase, so that threads meet once
+for all of them; products that do not wait for one another become one phase, and so do the two
+products of a gated feed-forward with what combines them. Values lie in slots, used again once
+nothing reads them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from isobit import numerics
+from isobit.backends.cpu.ops import matrix
+from isobit.errors import BackendUnavailable
+from isobit.model.graph import Graph, Op, Value
+from isobit.numerics import RopeTable
+from isobit.numerics.ops import (
+    LOGIT_ROWS,
+    TOKENS,
+    Append,
+    Attention,
+    Embedding,
+    ExpertMatMul,
+    Heads,
+    MatMul,
+    Operation,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    TopK,
+)
+
+_HEADS_AT_ONCE = 4
+LOGITS = 0
+"""The slot of the logits, which are the caller's memory."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies: see Ref of program.h."""
+
+    slot: int
+    width: int
+    offset: int = 0
+    step: int = 0
+    gather: bool = False
+
+    def as_tuple(self) -> tuple[int, int, int, int, bool]:
+        """As the extension takes it."""
+        return self.slot, self.width, self.offset, self.step, self.gather
+
+
+Instruction = dict[str, Any]
+"""Op of program.h: kind, in, out, vectors, matrices, numbers, integers."""
+
+
+@dataclass
+class Chain:
+    """Instructions for each of ``vectors`` vectors of a row."""
+
+    vectors: int
+    made: set[Value] = field(default_factory=set)
+    ops: list[Instruction] = field(default_factory=list)
+    at_once: int = 1
+
+
+@dataclass
+class Phase:
+    """What runs between two meetings of the threads."""
+
+    kind: str
+    layer: int | None
+    rows: str = TOKENS
+    traced: bool = False
+    chains: list[Chain] = field(default_factory=list)
+    op: Instruction = field(default_factory=dict)
+    stages: list[Value] = field(default_factory=list)
+    used: set[Value] = field(default_factory=set)
+    """What it reads and makes: these slots are not given to others of the phase."""
+
+
+def instruction(kind: str, **fields: Any) -> Instruction:
+    """An instruction; what is not given is empty."""
+    empty: Instruction = {
+        k: [] for k in ("in", "out", "vectors", "matrices", "numbers", "integers")
+    }
+    return empty | {"kind": kind, **{k.rstrip("_"): v for k, v in fields.items()}}
+
+
+class Lowering:
+    """Makes a program of a graph. Raises BackendUnavailable for an operation that has no form."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.phases: list[Phase] = []
+        self.slots: list[dict[str, Any]] = [
+            {"width": graph.logits.shape.width, "vector": graph.logits.shape.width}
+        ]
+        self.caches: list[tuple[int, int]] = []
+        self.tables: list[RopeTable] = []
+        self.scratch = self.scratch_values = 0
+        self._graph = graph
+        self._ops, self._only_traced = _rows_selected_early(graph)
+        self._readers: dict[Value, list[int]] = {}
+        for i, op in enumerate(self._ops):
+            for v in op.inputs:
+                self._readers.setdefault(v, []).append(i)
+        self._places: dict[Value, Place] = {graph.logits: Place(LOGITS, graph.logits.shape.width)}
+        self._sources: dict[Value, Value] = {}
+        self._free: dict[tuple[object, ...], list[int]] = {}
+        self._held: dict[Value, int] = {}
+        self._quantised: set[Value] = set()
+        self._scratched = 0
+        self._cache_of: dict[Value, int] = {}
+        at = 0
+        while at < len(self._ops):
+            at += self._lower(at)
+            self._release(at)
+
+    def program(self) -> dict[str, Any]:
+        """As the extension takes it, but for ``planes`` and ``pages``."""
+        return {
+            "slots": [
+                tuple(s.get(k, 0) for k in ("width", "vector", "integers", "fixed", "query"))
+                for s in self.slots
+            ],
+            "caches": self.caches,
+            "phases": [self._phase(p) for p in self.phases],
+            "scratch": self.scratch,
+            "scratch_values": self.scratch_values,
+            "vocab": self._graph.logits.shape.width,
+        }
+
+    # Operations
+
+    def _lower(self, at: int) -> int:
+        """Lower what begins at an operation; how many it was."""
+        op = self._ops[at]
+        gated = self._gated(at)
+        if gated is not None:
+            self._experts(self._ops[at : at + 2], gated)
+            return 3
+        kind = op.operation
+        if isinstance(kind, Heads):
+            self._view(op, kind)
+        elif isinstance(kind, MatMul):
+            self._products(op)
+        elif isinstance(kind, ExpertMatMul):
+            self._experts([op], None)
+        elif isinstance(kind, Attention):
+            self._attention(op)
+        elif not op.on_request:
+            self._vectors(op)
+        return 1
+
+    def _view(self, op: Op, kind: Heads) -> None:
+        of = self._places[op.inputs[0]]
+        place = replace(of, offset=of.offset + kind.first, step=kind.size)
+        self._places[op.outputs[0]] = place
+        self._sources[op.outputs[0]] = self._source(op.inputs[0])
+
+    def _products(self, op: Op) -> None:
+        x = self._fixed(op.inputs[0], op)
+        out = self._place(op.outputs[0])
+        outs, column = [], 0
+        for w in op.weights:
+            outs.append(replace(out, offset=out.offset + column))
+            column += w.shape[0]
+        op_ = instruction(
+            "products",
+            matrices=[matrix(w) for w in op.weights],
+            in_=[x] * len(outs),
+            out=outs,
+        )
+        phase = Phase("products", op.layer, op.outputs[0].shape.rows, op=op_)
+        self._add(phase, op.inputs, op.outputs)
+
+    def _experts(self, products: Sequence[Op], gate: Op | None) -> None:
+        first = products[0]
+        dense = not isinstance(first.operation, ExpertMatMul)
+        x = self._fixed(first.inputs[0], first)
+        outputs = [op.outputs[0] for op in products] + list(gate.outputs if gate else ())
+        per_pair = not dense and len(first.inputs[0].shape.row) == 2
+        op_ = instruction(
+            "experts",
+            matrices=[matrix(op.weights[0]) for op in products],
+            in_=[x],
+            out=[self._place(v) for v in outputs],
+            integers=[int(dense), int(per_pair)],
+        )
+        self._add(Phase("experts", first.layer, op=op_), first.inputs, outputs)
+
+    def _attention(self, op: Op) -> None:
+        q, keys, values, _ = op.inputs
+        assert q.shape.row[1] == keys.shape.row[1] == values.shape.row[1]
+        op_ = instruction(
+            "attention",
+            in_=[self._places[q]],
+            out=[self._place(op.outputs[0])],
+            integers=[self._cache_of[keys], q.shape.row[0]],
+        )
+        self._add(Phase("attention", op.layer, op=op_), op.inputs, op.outputs)
+
+    def _vectors(self, op: Op) -> None:
+        lower = _VECTORS.get(op.kind)
+        if lower is None:
+            layer = "" if op.layer is None else f" of layer {op.layer}"
+            raise BackendUnavailable(f"cpu: {op.kind}{layer}: expected an operation that it has")
+        vectors = _vectors_of(op)
+        phase, chain = self._chain(op, vectors)
+        phase.used.update(self._source(v) for v in (*op.inputs, *op.outputs))
+        chain.ops.append(lower(self, op, op.operation))
+        chain.made.update(op.outputs)
+        phase.stages += [v for v in op.outputs if v.name is not None]
+        for v in op.outputs:
+            self._forms(v, chain)
+        if isinstance(op.operation, TopK):
+            experts, k = op.inputs[0].shape.width, op.operation.k
+            phase.op = instruction("group", in_=[self._place(op.outputs[1])], integers=[experts, k])
+
+    def _chain(self, op: Op, vectors: int) -> tuple[Phase, Chain]:
+        """The phase and the chain that an operation on vectors belongs to: the last ones, if it
+        waits for nothing else that they make."""
+        rows = (op.outputs or op.inputs)[0].shape.rows
+        if isinstance(op.operation, Append):
+            rows = op.inputs[0].shape.rows
+        traced = op in self._only_traced
+        last = self.phases[-1] if self.phases else None
+        if last and (last.kind, last.rows, last.traced) == ("map", rows, traced) and not last.op:
+            needed = {self._source(v) for v in op.inputs}
+            of = [c for c in last.chains if c.made & needed]
+            if not of:
+                last.chains.append(Chain(vectors, at_once=_together(vectors)))
+                return last, last.chains[-1]
+            if len(of) == 1 and of[0].vectors == vectors:
+                return last, of[0]
+        chain = Chain(vectors, at_once=_together(vectors))
+        phase = Phase("map", op.layer, rows, traced, [chain])
+        self.phases.append(phase)
+        return phase, phase.chains[0]
+
+    def _forms(self, value: Value, chain: Chain | None) -> None:
+        """The forms in which products and attention read a value, made where it is made."""
+        readers = [self._ops[i] for i in self._readers.get(value, ())]
+        place = self._places.get(value)
+        if place is None or value.shape.dtype is not np.float32:
+            return
+        products = (op for op in readers if isinstance(op.operation, MatMul | ExpertMatMul))
+        if chain and any(w.format.quantized for op in products for w in op.weights):
+            chain.ops.append(self._quantise(value))
+        if chain and any(isinstance(op.operation, Attention) for op in readers):
+            self.slots[place.slot]["query"] = 1
+            scale = float(numerics.attention_scale(value.shape.row[1]))
+            chain.ops.append(instruction("query", in_=[place], numbers=[scale]))
+
+    def _quantise(self, value: Value) -> Instruction:
+        place = self._places[value]
+        self.slots[place.slot]["fixed"] = 1
+        self._quantised.add(value)
+        return instruction("quantise", in_=[place])
+
+    def _fixed(self, value: Value, op: Op) -> Place:
+        """A product's input; quantised in a phase of its own, if it was not where it was made."""
+        if any(w.format.quantized for w in op.weights) and value not in self._quantised:
+            row = value.shape.row
+            chain = Chain(1 if len(row) == 1 else row[0], {value}, [self._quantise(value)])
+            rows = value.shape.rows
+            self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
+        return self._places[value]
+
+    def _gated(self, at: int) -> Op | None:
+        """The SwiGLU of two products that stand before it and are read by nothing else."""
+        three = self._ops[at : at + 3]
+        if [op.kind for op in three] not in (
+            ["matmul", "matmul", "silu_gate"],
+            ["expert_matmul", "expert_matmul", "silu_gate"],
+        ):
+            return None
+        gate, up, together = three
+        same = gate.inputs == up.inputs and len(gate.weights) == len(up.weights) == 1
+        inner = gate.outputs + up.outputs
+        read = [self._readers.get(v) for v in inner]
+        return together if same and together.inputs == inner and read == [[at + 2]] * 2 else None
+
+    # Places
+
+    def _source(self, value: Value) -> Value:
+        """The value that a view is of."""
+        return self._sources.get(value, value)
+
+    def _place(self, value: Value) -> Place:
+        if value not in self._places:
+            shape = value.shape
+            key = (shape.row, shape.rows, shape.dtype)
+            free = self._free.setdefault(key, [])
+            if free:
+                slot = free.pop()
+            else:
+                slot = len(self.slots)
+                integers = int(shape.dtype is not np.float32)
+                self.slots.append(
+                    {"width": shape.width, "vector": shape.row[-1], "integers": integers}
+                )
+            self._held[value] = slot
+            step = shape.row[-1] if len(shape.row) > 1 else 0
+            self._places[value] = Place(slot, shape.width, 0, step)
+        return self._places[value]
+
+    def scratch_vector(self, index: int, length: int) -> Place:
+        """A thread's scratch memory."""
+        self.scratch = max(self.scratch, index + 1)
+        self.scratch_values = max(self.scratch_values, length)
+        return Place(-1 - index, 0)
+
+    def read(self, value: Value, op: Op) -> Place:
+        """Where an operation on vectors finds an input."""
+        place = self._places[value]
+        gathers = op.outputs and op.outputs[0].shape.rows == LOGIT_ROWS
+        return replace(place, gather=bool(gathers) and value.shape.rows == TOKENS)
+
+    def write(self, value: Value) -> Place:
+        """Where an operation on vectors puts what it makes: scratch memory, if what follows in its
+        chain alone reads it."""
+        readers = [self._ops[i] for i in self._readers.get(value, ())]
+        if value.name is None and len(readers) == 1 and readers[0].kind in _CHAINED:
+            if value not in self._places:
+                index = 1 + self._scratched % 2
+                self._scratched += 1
+                self._places[value] = self.scratch_vector(index, value.shape.row[-1])
+            return self._places[value]
+        return self._place(value)
+
+    def cache(self, op: Op) -> int:
+        """The number of an append operation's cache."""
+        heads, head_dim = op.inputs[0].shape.row
+        self._cache_of |= dict.fromkeys(op.outputs, len(self.caches))
+        self.caches.append((heads, head_dim))
+        return len(self.caches) - 1
+
+    def table(self, table: RopeTable) -> int:
+        """The number of a RoPE table."""
+        if table not in self.tables:
+            self.tables.append(table)
+        return self.tables.index(table)
+
+    def _add(self, phase: Phase, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        phase.stages = [v for v in outputs if v.name is not None]
+        phase.used = {self._source(v) for v in (*inputs, *outputs)}
+        self.phases.append(phase)
+
+    def _release(self, at: int) -> None:
+        """Free the slots of what no operation from ``at`` on reads, once the phase is over."""
+        for value, slot in list(self._held.items()):
+            if value not in self.phases[-1].used and self._last_read(value) < at:
+                del self._held[value]
+                self._free[value.shape.row, value.shape.rows, value.shape.dtype].append(slot)
+
+    def _last_read(self, value: Value) -> int:
+        views = [v for v, of in self._sources.items() if of is value]
+        return max((i for v in (value, *views) for i in self._readers.get(v, ())), default=-1)
+
+    # To the extension
+
+    def _phase(self, p: Phase) -> dict[str, Any]:
+        return {
+            "kind": p.kind,
+            "layer": -1 if p.layer is None else p.layer,
+            "logit_rows": p.rows == LOGIT_ROWS,
+            "traced": p.traced,
+            "chains": [(c.vectors, c.at_once, [_flat(o) for o in c.ops]) for c in p.chains],
+            "op": _flat(p.op) if p.op else None,
+            "shows": [self._show(v) for v in p.stages],
+        }
+
+    def _show(self, value: Value) -> tuple[Any, ...]:
+        shape = value.shape
+        return (
+            value.name,
+            -1 if value.layer is None else value.layer,
+            self._places[value].as_tuple(),
+            shape.dtype is not np.float32,
+            shape.rows == LOGIT_ROWS,
+            list(shape.row),
+        )
+
+
+def _flat(i: Instruction) -> dict[str, Any]:
+    return i | {end: [place.as_tuple() for place in i[end]] for end in ("in", "out")}
+
+
+def _vectors_of(op: Op) -> int:
+    """How many vectors of a row an operation treats one by one."""
+    row = op.inputs[0].shape.row if isinstance(op.operation, Append) else op.outputs[0].shape.row
+    return row[0] if len(row) > 1 else 1
+
+
+def _together(vectors: int) -> int:
+    return _HEADS_AT_ONCE if vectors > 1 else 1
+
+
+def _rows_selected_early(graph: Graph) -> tuple[list[Op], set[Op]]:
+    """The operations with the last norm done for the wanted rows alone, and once more for all rows,
+    if it is traced: these operations besides."""
+    ops, only_traced = list(graph.ops), set[Op]()
+    maker = {v: op for op in ops for v in op.outputs}
+    for i, op in enumerate(graph.ops):
+        if isinstance(op.operation, SelectRows):
+            before = maker[op.inputs[0]]
+            if before.kind not in _CHAINED or graph.last_use[op.inputs[0]] != i:
+                raise BackendUnavailable(f"cpu: {before.kind} before select_rows: cannot be moved")
+            only_traced.add(before)
+            ops[i] = replace(before, outputs=op.outputs)
+    return ops, only_traced
+
+
+Lower = Callable[[Lowering, Op, Any], Instruction]
+
+
+def _simple(lowering: Lowering, op: Op, **fields: Any) -> Instruction:
+    ins = [lowering.read(v, op) for v in op.inputs if v not in lowering._graph.given]
+    return instruction(op.kind, in_=ins, out=[lowering.write(v) for v in op.outputs], **fields)
+
+
+def _rms_norm(lowering: Lowering, op: Op, kind: RmsNorm) -> Instruction:
+    weight = op.weights[0].float32()
+    return _simple(
+        lowering,
+        op,
+        vectors=[weight],
+        numbers=[float(np.float32(kind.eps))],
+        integers=[weight.size],
+    )
+
+
+def _top_k(lowering: Lowering, op: Op, kind: TopK) -> Instruction:
+    experts = op.inputs[0].shape.width
+    made = _simple(lowering, op, integers=[experts, kind.k, int(kind.normalise)])
+    made["out"].append(lowering.scratch_vector(0, experts))
+    return made
+
+
+def _append(lowering: Lowering, op: Op, _: Append) -> Instruction:
+    ins = [lowering.read(v, op) for v in op.inputs]
+    return instruction("append", in_=ins, integers=[lowering.cache(op)])
+
+
+def _combine(lowering: Lowering, op: Op, _: Operation) -> Instruction:
+    return _simple(lowering, op, integers=list(op.inputs[1].shape.row))
+
+
+def _embedding(lowering: Lowering, op: Op, _: Embedding) -> Instruction:
+    return _simple(lowering, op, matrices=[matrix(op.weights[0])])
+
+
+def _rope(lowering: Lowering, op: Op, kind: Rope) -> Instruction:
+    return _simple(lowering, op, integers=[lowering.table(kind.table)])
+
+
+def _pointwise(lowering: Lowering, op: Op, _: Operation) -> Instruction:
+    return _simple(lowering, op, integers=[op.outputs[0].shape.row[-1]])
+
+
+_VECTORS: dict[str, Lower] = {
+    "rms_norm": _rms_norm,
+    "top_k": _top_k,
+    "append": _append,
+    "combine": _combine,
+    "embedding": _embedding,
+    "rope": _rope,
+    "add": _pointwise,
+    "silu_gate": _pointwise,
+}
+_CHAINED = frozenset(_VECTORS) - {"combine", "top_k", "append"}
+"""Operations that read a vector where the one before has just put it."""

@@ -1,0 +1,202 @@
+// The engine in Python: takes the program that lower.py makes, checks each batch, and runs it with the
+// GIL released.
+
+#include <memory>
+#include <set>
+
+#include "engine.h"
+#include "module.h"
+
+using namespace isobit;
+
+namespace {
+
+class PyTap : public Tap {
+public:
+    PyTap(nb::object callback, const std::vector<std::string>& stages)
+        : callback_(callback), stages_(stages.begin(), stages.end()) {}
+
+    bool wants(const std::string& stage) const override { return stages_.count(stage) != 0; }
+
+    void take(const Show& show, const void* data, int rows) override {
+        if (error) return;
+        nb::gil_scoped_acquire gil;
+        try {
+            std::vector<size_t> dims = {(size_t)rows};
+            dims.insert(dims.end(), show.shape.begin(), show.shape.end());
+            nb::object value = show.integers ? copy((const int32_t*)data, dims)
+                                             : copy((const float*)data, dims);
+            callback_(show.stage, show.layer < 0 ? nb::none() : nb::object(nb::int_(show.layer)),
+                      value);
+        } catch (...) {
+            error = std::current_exception();
+        }
+    }
+
+    // What the callback raised; the pass runs to its end before this is raised again.
+    std::exception_ptr error;
+
+private:
+    template <class T>
+    static nb::object copy(const T* data, const std::vector<size_t>& dims) {
+        nb::ndarray<nb::numpy, const T> view(data, dims.size(), dims.data(), nb::handle());
+        return nb::cast(view, nb::rv_policy::copy);
+    }
+
+    nb::object callback_;
+    std::set<std::string> stages_;
+};
+
+// From so many on, a pass takes long enough that Ctrl-C should not have to wait for its end. Shorter
+// ones are not asked: taking the interpreter's lock can cost milliseconds a layer beside other threads.
+constexpr size_t MANY_TOKENS = 16;
+
+class PyEngine {
+public:
+    PyEngine(nb::dict program, const std::string& simd, int threads) {
+        owners_.append(program);
+        engine_ = std::make_unique<Engine>(read(program), kernels_named(simd), threads);
+    }
+
+    void forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
+                 Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
+                 Input_<int32_t, 1> logit_rows,
+                 const std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>>& rope,
+                 Array<float, 2> logits, nb::object callback,
+                 const std::vector<std::string>& stages) {
+        const size_t T = tokens.shape(0), V = engine_->program().vocab;
+        require(T > 0, "batch: expected at least one token");
+        require(positions.shape(0) == T && sequence.shape(0) == T,
+                "batch: expected as many positions and sequences as tokens");
+        require(logits.shape(0) == logit_rows.shape(0) && logits.shape(1) == V,
+                "batch: expected logits [logit_rows, vocabulary]");
+        Batch batch = {(int)T,          (int)pages.shape(0), (int)pages.shape(1),
+                       (int)logit_rows.shape(0), tokens.data(), positions.data(),
+                       sequence.data(), pages.data(),        logit_rows.data(), {}};
+        for (const auto& [cos, sin] : rope) {
+            require(cos.shape(0) == T && sin.shape(0) == T && cos.shape(1) == sin.shape(1),
+                    "batch: expected RoPE tables [tokens, head_dim / 2]");
+            batch.rope.push_back({cos.data(), sin.data(), (int)cos.shape(1)});
+        }
+        check(batch);
+        PyTap tap(callback, stages);
+        std::function<bool()> interrupted;
+        if (T >= MANY_TOKENS)
+            interrupted = [] {
+                nb::gil_scoped_acquire gil;
+                return PyErr_CheckSignals() != 0;
+            };
+        {
+            nb::gil_scoped_release nogil;
+            engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap, interrupted);
+        }
+        if (PyErr_Occurred()) throw nb::python_error();
+        if (tap.error) std::rethrow_exception(tap.error);
+    }
+
+private:
+    static Ref ref(nb::handle h) {
+        const auto [slot, width, offset, step, gather] =
+            nb::cast<std::tuple<int, int, int, int, bool>>(h);
+        return {slot, width, offset, step, gather};
+    }
+
+    template <class T, class F>
+    static std::vector<T> each(nb::handle list, F&& read) {
+        std::vector<T> out;
+        for (nb::handle h : list) out.push_back(read(h));
+        return out;
+    }
+
+    static Op op(nb::dict d, bool named) {
+        Op o;
+        const auto kind = nb::cast<std::string>(d["kind"]);
+        if (named && !(o.run = OpKind::find(kind)))
+            throw std::invalid_argument("program: unknown operation " + kind);
+        o.in = each<Ref>(d["in"], ref);
+        o.out = each<Ref>(d["out"], ref);
+        o.vectors = each<const float*>(
+            d["vectors"], [](nb::handle h) { return nb::cast<Input_<float, 1>>(h).data(); });
+        o.matrices = each<Matrix>(
+            d["matrices"], [](nb::handle h) { return nb::cast<const PyMatrix&>(h).m; });
+        o.numbers = nb::cast<std::vector<float>>(d["numbers"]);
+        o.integers = nb::cast<std::vector<int>>(d["integers"]);
+        return o;
+    }
+
+    static Phase phase(nb::dict d) {
+        Phase p;
+        const auto kind = nb::cast<std::string>(d["kind"]);
+        if (!(p.run = PhaseKind::find(kind)))
+            throw std::invalid_argument("program: unknown phase " + kind);
+        p.layer = nb::cast<int>(d["layer"]);
+        p.logit_rows = nb::cast<bool>(d["logit_rows"]);
+        p.traced = nb::cast<bool>(d["traced"]);
+        for (nb::handle h : d["chains"]) {
+            const auto [vectors, at_once, ops] = nb::cast<std::tuple<int, int, nb::list>>(h);
+            p.chains.push_back({vectors, at_once, each<Op>(ops, [](nb::handle o) {
+                                    return op(nb::cast<nb::dict>(o), true);
+                                })});
+        }
+        if (!d["op"].is_none()) p.op = op(nb::cast<nb::dict>(d["op"]), false);
+        for (nb::handle h : d["shows"]) {
+            const auto [stage, layer, value, integers, logit_rows, shape] = nb::cast<
+                std::tuple<std::string, int, nb::object, bool, bool, std::vector<int>>>(h);
+            p.shows.push_back({stage, layer, ref(value), integers, logit_rows, shape});
+        }
+        return p;
+    }
+
+    static Program read(nb::dict d) {
+        Program p;
+        for (nb::handle h : d["slots"]) {
+            const auto [width, vector, integers, fixed, query] =
+                nb::cast<std::tuple<int, int, int, int, int>>(h);
+            p.slots.push_back({width, vector, integers != 0, fixed != 0, query != 0});
+        }
+        for (nb::handle h : d["caches"]) {
+            const auto [heads, head_dim] = nb::cast<std::tuple<int, int>>(h);
+            require(head_dim <= MAX_HEAD_DIM, "head_dim: too large");
+            p.caches.push_back({heads, head_dim});
+        }
+        p.phases = each<Phase>(d["phases"], [](nb::handle h) { return phase(nb::cast<nb::dict>(h)); });
+        p.scratch = nb::cast<int>(d["scratch"]);
+        p.scratch_values = nb::cast<int>(d["scratch_values"]);
+        p.vocab = nb::cast<int>(d["vocab"]);
+        p.planes = nb::cast<int>(d["planes"]);
+        const auto pages = nb::cast<long long>(d["pages"]);
+        if (pages > INT32_MAX) throw std::bad_alloc();
+        p.pages = (int)pages;
+        return p;
+    }
+
+    void check(const Batch& b) const {
+        const Program& p = engine_->program();
+        for (int i = 0; i < b.n_tokens; ++i) {
+            require(b.tokens[i] >= 0 && b.tokens[i] < p.vocab, "batch: token out of range");
+            require(b.sequence[i] >= 0 && b.sequence[i] < b.n_sequences,
+                    "batch: sequence out of range");
+            require(b.positions[i] >= 0 && b.positions[i] / TILE < b.pages_per_sequence,
+                    "batch: position beyond the page table");
+            const int32_t* row = b.pages + (size_t)b.sequence[i] * b.pages_per_sequence;
+            for (int t = 0; t <= b.positions[i] / TILE; ++t)
+                require(row[t] >= 0 && row[t] < p.pages, "batch: page out of range");
+        }
+        for (int i = 0; i < b.n_logit_rows; ++i)
+            require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.n_tokens,
+                    "batch: logit row out of range");
+    }
+
+    nb::list owners_;
+    std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+    nb::class_<PyEngine>(m, "Engine")
+        .def(nb::init<nb::dict, const std::string&, int>())
+        .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
+             nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("rope"),
+             nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
+}

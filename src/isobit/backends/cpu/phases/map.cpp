@@ -1,0 +1,34 @@
+// map: chains of operations on the vectors of rows; a vector's operations are one thread's.
+
+#include <algorithm>
+
+#include "../engine.h"
+
+namespace isobit {
+
+static void map(const Phase& phase, Pass& pass, int thread) {
+    int per_row = 0;
+    for (const Chain& c : phase.chains) per_row += (c.vectors + c.at_once - 1) / c.at_once;
+    auto item = [&](int n) {
+        const int t = n / per_row;
+        int at = n % per_row;
+        const Chain* chain = phase.chains.data();
+        for (int steps; at >= (steps = (chain->vectors + chain->at_once - 1) / chain->at_once);
+             ++chain)
+            at -= steps;
+        const int first = at * chain->at_once;
+        for (int i = first; i < std::min(first + chain->at_once, chain->vectors); ++i)
+            for (const Op& op : chain->ops) op.run(op, pass, thread, t, i);
+    };
+    // A phase that chooses experts ends with the order of the pairs: in: ids; integers: experts, k.
+    const Op& choice = phase.op;
+    if (choice.in.empty()) return pass.team.each(pass.rows(phase) * per_row, item);
+    pass.team.each(pass.rows(phase) * per_row, item, [&] {
+        pass.groups(false).group(pass.integers(choice.in[0], 0), choice.integers[0],
+                                 pass.batch.n_tokens, choice.integers[1]);
+    });
+}
+
+static const PhaseKind kind("map", map);
+
+}  // namespace isobit
