@@ -33,7 +33,7 @@ public:
         }
     }
 
-    // What the callback raised; the pass runs to its end before this is raised again.
+    // What the callback raised, such as Ctrl-C; raised again when the pass has ended.
     std::exception_ptr error;
 
 private:
@@ -82,7 +82,8 @@ public:
         PyTap tap(callback, stages);
         std::function<bool()> interrupted;
         if (T >= MANY_TOKENS)
-            interrupted = [] {
+            interrupted = [&tap] {
+                if (tap.error) return true;
                 nb::gil_scoped_acquire gil;
                 return PyErr_CheckSignals() != 0;
             };
