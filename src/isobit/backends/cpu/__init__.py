@@ -9,6 +9,6 @@ except ImportError as error:
         f"cpu: the extension module does not load ({error}); build it with pip install"
     ) from None
 from isobit.backends.cpu.backend import CpuBackend
-from isobit.backends.cpu.ops import CpuOps
+from isobit.backends.cpu.single import CpuOps
 
 __all__ = ["CpuBackend", "CpuOps", "simd_levels"]

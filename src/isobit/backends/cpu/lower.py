@@ -6,14 +6,14 @@ products of a gated feed-forward with what combines them. Values lie in slots, u
 nothing reads them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from isobit import numerics
-from isobit.backends.cpu.ops import matrix
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Op, Value
 from isobit.numerics import RopeTable
@@ -22,15 +22,9 @@ from isobit.numerics.ops import (
     TOKENS,
     Append,
     Attention,
-    Embedding,
     ExpertMatMul,
-    Heads,
     MatMul,
-    Operation,
-    RmsNorm,
-    Rope,
     SelectRows,
-    TopK,
 )
 
 _HEADS_AT_ONCE = 4
@@ -101,19 +95,19 @@ class Lowering:
         self.caches: list[tuple[int, int]] = []
         self.tables: list[RopeTable] = []
         self.scratch = self.scratch_values = 0
-        self._graph = graph
+        self.graph = graph
         self._ops, self._only_traced = _rows_selected_early(graph)
         self._readers: dict[Value, list[int]] = {}
         for i, op in enumerate(self._ops):
             for v in op.inputs:
                 self._readers.setdefault(v, []).append(i)
-        self._places: dict[Value, Place] = {graph.logits: Place(LOGITS, graph.logits.shape.width)}
+        self.places: dict[Value, Place] = {graph.logits: Place(LOGITS, graph.logits.shape.width)}
         self._sources: dict[Value, Value] = {}
         self._free: dict[tuple[object, ...], list[int]] = {}
         self._held: dict[Value, int] = {}
         self._quantised: set[Value] = set()
         self._scratched = 0
-        self._cache_of: dict[Value, int] = {}
+        self.cache_of: dict[Value, int] = {}
         at = 0
         while at < len(self._ops):
             at += self._lower(at)
@@ -130,95 +124,125 @@ class Lowering:
             "phases": [self._phase(p) for p in self.phases],
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
-            "vocab": self._graph.logits.shape.width,
+            "vocab": self.graph.logits.shape.width,
         }
 
-    # Operations
+    # For the operations' own files, ops/KIND.py
 
-    def _lower(self, at: int) -> int:
-        """Lower what begins at an operation; how many it was."""
-        op = self._ops[at]
-        gated = self._gated(at)
-        if gated is not None:
-            self._experts(self._ops[at : at + 2], gated)
-            return 3
-        kind = op.operation
-        if isinstance(kind, Heads):
-            self._view(op, kind)
-        elif isinstance(kind, MatMul):
-            self._products(op)
-        elif isinstance(kind, ExpertMatMul):
-            self._experts([op], None)
-        elif isinstance(kind, Attention):
-            self._attention(op)
-        elif not op.on_request:
-            self._vectors(op)
-        return 1
+    def phase(self, op: Op, phase: Phase, outputs: Sequence[Value] | None = None) -> None:
+        """A phase of its own for an operation, or for several that make ``outputs``."""
+        made = op.outputs if outputs is None else outputs
+        phase.stages = [v for v in made if v.name is not None]
+        phase.used = {self._source(v) for v in (*op.inputs, *made)}
+        self.phases.append(phase)
 
-    def _view(self, op: Op, kind: Heads) -> None:
-        of = self._places[op.inputs[0]]
-        place = replace(of, offset=of.offset + kind.first, step=kind.size)
-        self._places[op.outputs[0]] = place
-        self._sources[op.outputs[0]] = self._source(op.inputs[0])
-
-    def _products(self, op: Op) -> None:
-        x = self._fixed(op.inputs[0], op)
-        out = self._place(op.outputs[0])
-        outs, column = [], 0
-        for w in op.weights:
-            outs.append(replace(out, offset=out.offset + column))
-            column += w.shape[0]
-        op_ = instruction(
-            "products",
-            matrices=[matrix(w) for w in op.weights],
-            in_=[x] * len(outs),
-            out=outs,
-        )
-        phase = Phase("products", op.layer, op.outputs[0].shape.rows, op=op_)
-        self._add(phase, op.inputs, op.outputs)
-
-    def _experts(self, products: Sequence[Op], gate: Op | None) -> None:
-        first = products[0]
-        dense = not isinstance(first.operation, ExpertMatMul)
-        x = self._fixed(first.inputs[0], first)
-        outputs = [op.outputs[0] for op in products] + list(gate.outputs if gate else ())
-        per_pair = not dense and len(first.inputs[0].shape.row) == 2
-        op_ = instruction(
-            "experts",
-            matrices=[matrix(op.weights[0]) for op in products],
-            in_=[x],
-            out=[self._place(v) for v in outputs],
-            integers=[int(dense), int(per_pair)],
-        )
-        self._add(Phase("experts", first.layer, op=op_), first.inputs, outputs)
-
-    def _attention(self, op: Op) -> None:
-        q, keys, values, _ = op.inputs
-        assert q.shape.row[1] == keys.shape.row[1] == values.shape.row[1]
-        op_ = instruction(
-            "attention",
-            in_=[self._places[q]],
-            out=[self._place(op.outputs[0])],
-            integers=[self._cache_of[keys], q.shape.row[0]],
-        )
-        self._add(Phase("attention", op.layer, op=op_), op.inputs, op.outputs)
-
-    def _vectors(self, op: Op) -> None:
-        lower = _VECTORS.get(op.kind)
-        if lower is None:
-            layer = "" if op.layer is None else f" of layer {op.layer}"
-            raise BackendUnavailable(f"cpu: {op.kind}{layer}: expected an operation that it has")
-        vectors = _vectors_of(op)
+    def vectors(self, op: Op, made: Instruction, vectors: int | None = None) -> Phase:
+        """An instruction for each vector of what an operation makes, in a chain with those before
+        it where it waits for nothing else. Returns the phase."""
+        if vectors is None:
+            row = op.outputs[0].shape.row
+            vectors = row[0] if len(row) > 1 else 1
         phase, chain = self._chain(op, vectors)
         phase.used.update(self._source(v) for v in (*op.inputs, *op.outputs))
-        chain.ops.append(lower(self, op, op.operation))
+        chain.ops.append(made)
         chain.made.update(op.outputs)
         phase.stages += [v for v in op.outputs if v.name is not None]
         for v in op.outputs:
             self._forms(v, chain)
-        if isinstance(op.operation, TopK):
-            experts, k = op.inputs[0].shape.width, op.operation.k
-            phase.op = instruction("group", in_=[self._place(op.outputs[1])], integers=[experts, k])
+        return phase
+
+    def simple(self, op: Op, **fields: Any) -> Instruction:
+        """The operation's own instruction, with all its inputs and outputs in order."""
+        ins = [self.read(v, op) for v in op.inputs if v not in self.graph.given]
+        return instruction(op.kind, in_=ins, out=[self.write(v) for v in op.outputs], **fields)
+
+    def read(self, value: Value, op: Op) -> Place:
+        """Where an operation on vectors finds an input."""
+        place = self.places[value]
+        gathers = op.outputs and op.outputs[0].shape.rows == LOGIT_ROWS
+        return replace(place, gather=bool(gathers) and value.shape.rows == TOKENS)
+
+    def write(self, value: Value) -> Place:
+        """Where an operation on vectors puts what it makes: scratch memory, if what follows in its
+        chain alone reads it."""
+        readers = [self._ops[i] for i in self._readers.get(value, ())]
+        if value.name is None and len(readers) == 1 and readers[0].operation.per_vector:
+            if value not in self.places:
+                index = 1 + self._scratched % 2
+                self._scratched += 1
+                self.places[value] = self.scratch_vector(index, value.shape.row[-1])
+            return self.places[value]
+        return self.place(value)
+
+    def place(self, value: Value) -> Place:
+        """Where a value lies: in a slot of its own while something reads it."""
+        if value not in self.places:
+            shape = value.shape
+            free = self._free.setdefault((shape.row, shape.rows, shape.dtype), [])
+            slot = free.pop() if free else len(self.slots)
+            if slot == len(self.slots):
+                integers = int(shape.dtype is not np.float32)
+                self.slots.append(
+                    {"width": shape.width, "vector": shape.row[-1], "integers": integers}
+                )
+            self._held[value] = slot
+            step = shape.row[-1] if len(shape.row) > 1 else 0
+            self.places[value] = Place(slot, shape.width, 0, step)
+        return self.places[value]
+
+    def view(self, value: Value, of: Value, first: int, step: int) -> None:
+        """A value that is a part of another, from a column on."""
+        place = self.places[of]
+        self.places[value] = replace(place, offset=place.offset + first, step=step)
+        self._sources[value] = self._source(of)
+
+    def fixed(self, value: Value, op: Op) -> Place:
+        """A product's input; quantised in a phase of its own, if it was not where it was made."""
+        if any(w.format.quantized for w in op.weights) and value not in self._quantised:
+            row = value.shape.row
+            chain = Chain(1 if len(row) == 1 else row[0], {value}, [self._quantise(value)])
+            rows = value.shape.rows
+            self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
+        return self.places[value]
+
+    def scratch_vector(self, index: int, length: int) -> Place:
+        """A thread's scratch memory."""
+        self.scratch = max(self.scratch, index + 1)
+        self.scratch_values = max(self.scratch_values, length)
+        return Place(-1 - index, 0)
+
+    def cache(self, op: Op) -> int:
+        """A cache for what an operation appends; its number."""
+        heads, head_dim = op.inputs[0].shape.row
+        self.cache_of |= dict.fromkeys(op.outputs, len(self.caches))
+        self.caches.append((heads, head_dim))
+        return len(self.caches) - 1
+
+    def table(self, table: RopeTable) -> int:
+        """The number of a RoPE table."""
+        if table not in self.tables:
+            self.tables.append(table)
+        return self.tables.index(table)
+
+    # Phases and chains
+
+    def _lower(self, at: int) -> int:
+        """Lower what begins at an operation; how many it was."""
+        op = self._ops[at]
+        gate = self._gated(at)
+        if gate is not None:
+            self._module(op, "expert_matmul").products(self, self._ops[at : at + 2], gate)
+            return 3
+        if not op.on_request:
+            self._module(op, op.kind).lower(self, op)
+        return 1
+
+    def _module(self, op: Op, kind: str) -> Any:
+        try:
+            return import_module(f"isobit.backends.cpu.ops.{kind}")
+        except ModuleNotFoundError:
+            where = "" if op.layer is None else f" of layer {op.layer}"
+            raise BackendUnavailable(f"cpu: {kind}{where} is not implemented") from None
 
     def _chain(self, op: Op, vectors: int) -> tuple[Phase, Chain]:
         """The phase and the chain that an operation on vectors belongs to: the last ones, if it
@@ -244,7 +268,7 @@ class Lowering:
     def _forms(self, value: Value, chain: Chain | None) -> None:
         """The forms in which products and attention read a value, made where it is made."""
         readers = [self._ops[i] for i in self._readers.get(value, ())]
-        place = self._places.get(value)
+        place = self.places.get(value)
         if place is None or value.shape.dtype is not np.float32:
             return
         products = (op for op in readers if isinstance(op.operation, MatMul | ExpertMatMul))
@@ -256,19 +280,10 @@ class Lowering:
             chain.ops.append(instruction("query", in_=[place], numbers=[scale]))
 
     def _quantise(self, value: Value) -> Instruction:
-        place = self._places[value]
+        place = self.places[value]
         self.slots[place.slot]["fixed"] = 1
         self._quantised.add(value)
         return instruction("quantise", in_=[place])
-
-    def _fixed(self, value: Value, op: Op) -> Place:
-        """A product's input; quantised in a phase of its own, if it was not where it was made."""
-        if any(w.format.quantized for w in op.weights) and value not in self._quantised:
-            row = value.shape.row
-            chain = Chain(1 if len(row) == 1 else row[0], {value}, [self._quantise(value)])
-            rows = value.shape.rows
-            self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
-        return self._places[value]
 
     def _gated(self, at: int) -> Op | None:
         """The SwiGLU of two products that stand before it and are read by nothing else."""
@@ -289,66 +304,6 @@ class Lowering:
     def _source(self, value: Value) -> Value:
         """The value that a view is of."""
         return self._sources.get(value, value)
-
-    def _place(self, value: Value) -> Place:
-        if value not in self._places:
-            shape = value.shape
-            key = (shape.row, shape.rows, shape.dtype)
-            free = self._free.setdefault(key, [])
-            if free:
-                slot = free.pop()
-            else:
-                slot = len(self.slots)
-                integers = int(shape.dtype is not np.float32)
-                self.slots.append(
-                    {"width": shape.width, "vector": shape.row[-1], "integers": integers}
-                )
-            self._held[value] = slot
-            step = shape.row[-1] if len(shape.row) > 1 else 0
-            self._places[value] = Place(slot, shape.width, 0, step)
-        return self._places[value]
-
-    def scratch_vector(self, index: int, length: int) -> Place:
-        """A thread's scratch memory."""
-        self.scratch = max(self.scratch, index + 1)
-        self.scratch_values = max(self.scratch_values, length)
-        return Place(-1 - index, 0)
-
-    def read(self, value: Value, op: Op) -> Place:
-        """Where an operation on vectors finds an input."""
-        place = self._places[value]
-        gathers = op.outputs and op.outputs[0].shape.rows == LOGIT_ROWS
-        return replace(place, gather=bool(gathers) and value.shape.rows == TOKENS)
-
-    def write(self, value: Value) -> Place:
-        """Where an operation on vectors puts what it makes: scratch memory, if what follows in its
-        chain alone reads it."""
-        readers = [self._ops[i] for i in self._readers.get(value, ())]
-        if value.name is None and len(readers) == 1 and readers[0].kind in _CHAINED:
-            if value not in self._places:
-                index = 1 + self._scratched % 2
-                self._scratched += 1
-                self._places[value] = self.scratch_vector(index, value.shape.row[-1])
-            return self._places[value]
-        return self._place(value)
-
-    def cache(self, op: Op) -> int:
-        """The number of an append operation's cache."""
-        heads, head_dim = op.inputs[0].shape.row
-        self._cache_of |= dict.fromkeys(op.outputs, len(self.caches))
-        self.caches.append((heads, head_dim))
-        return len(self.caches) - 1
-
-    def table(self, table: RopeTable) -> int:
-        """The number of a RoPE table."""
-        if table not in self.tables:
-            self.tables.append(table)
-        return self.tables.index(table)
-
-    def _add(self, phase: Phase, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
-        phase.stages = [v for v in outputs if v.name is not None]
-        phase.used = {self._source(v) for v in (*inputs, *outputs)}
-        self.phases.append(phase)
 
     def _release(self, at: int) -> None:
         """Free the slots of what no operation from ``at`` on reads, once the phase is over."""
@@ -379,7 +334,7 @@ class Lowering:
         return (
             value.name,
             -1 if value.layer is None else value.layer,
-            self._places[value].as_tuple(),
+            self.places[value].as_tuple(),
             shape.dtype is not np.float32,
             shape.rows == LOGIT_ROWS,
             list(shape.row),
@@ -388,12 +343,6 @@ class Lowering:
 
 def _flat(i: Instruction) -> dict[str, Any]:
     return i | {end: [place.as_tuple() for place in i[end]] for end in ("in", "out")}
-
-
-def _vectors_of(op: Op) -> int:
-    """How many vectors of a row an operation treats one by one."""
-    row = op.inputs[0].shape.row if isinstance(op.operation, Append) else op.outputs[0].shape.row
-    return row[0] if len(row) > 1 else 1
 
 
 def _together(vectors: int) -> int:
@@ -408,69 +357,8 @@ def _rows_selected_early(graph: Graph) -> tuple[list[Op], set[Op]]:
     for i, op in enumerate(graph.ops):
         if isinstance(op.operation, SelectRows):
             before = maker[op.inputs[0]]
-            if before.kind not in _CHAINED or graph.last_use[op.inputs[0]] != i:
+            if not before.operation.per_vector or graph.last_use[op.inputs[0]] != i:
                 raise BackendUnavailable(f"cpu: {before.kind} before select_rows: cannot be moved")
             only_traced.add(before)
             ops[i] = replace(before, outputs=op.outputs)
     return ops, only_traced
-
-
-Lower = Callable[[Lowering, Op, Any], Instruction]
-
-
-def _simple(lowering: Lowering, op: Op, **fields: Any) -> Instruction:
-    ins = [lowering.read(v, op) for v in op.inputs if v not in lowering._graph.given]
-    return instruction(op.kind, in_=ins, out=[lowering.write(v) for v in op.outputs], **fields)
-
-
-def _rms_norm(lowering: Lowering, op: Op, kind: RmsNorm) -> Instruction:
-    weight = op.weights[0].float32()
-    return _simple(
-        lowering,
-        op,
-        vectors=[weight],
-        numbers=[float(np.float32(kind.eps))],
-        integers=[weight.size],
-    )
-
-
-def _top_k(lowering: Lowering, op: Op, kind: TopK) -> Instruction:
-    experts = op.inputs[0].shape.width
-    made = _simple(lowering, op, integers=[experts, kind.k, int(kind.normalise)])
-    made["out"].append(lowering.scratch_vector(0, experts))
-    return made
-
-
-def _append(lowering: Lowering, op: Op, _: Append) -> Instruction:
-    ins = [lowering.read(v, op) for v in op.inputs]
-    return instruction("append", in_=ins, integers=[lowering.cache(op)])
-
-
-def _combine(lowering: Lowering, op: Op, _: Operation) -> Instruction:
-    return _simple(lowering, op, integers=list(op.inputs[1].shape.row))
-
-
-def _embedding(lowering: Lowering, op: Op, _: Embedding) -> Instruction:
-    return _simple(lowering, op, matrices=[matrix(op.weights[0])])
-
-
-def _rope(lowering: Lowering, op: Op, kind: Rope) -> Instruction:
-    return _simple(lowering, op, integers=[lowering.table(kind.table)])
-
-
-def _pointwise(lowering: Lowering, op: Op, _: Operation) -> Instruction:
-    return _simple(lowering, op, integers=[op.outputs[0].shape.row[-1]])
-
-
-_VECTORS: dict[str, Lower] = {
-    "rms_norm": _rms_norm,
-    "top_k": _top_k,
-    "append": _append,
-    "combine": _combine,
-    "embedding": _embedding,
-    "rope": _rope,
-    "add": _pointwise,
-    "silu_gate": _pointwise,
-}
-_CHAINED = frozenset(_VECTORS) - {"combine", "top_k", "append"}
-"""Operations that read a vector where the one before has just put it."""

@@ -14,6 +14,7 @@ class Add(Operation):
     """x + y, of one shape."""
 
     kind = "add"
+    per_vector = True
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""

@@ -79,6 +79,8 @@ class Operation:
     kind: ClassVar[str]
     per_sequence: ClassVar[bool] = False
     """Whether a row depends on other rows of its sequence: then each sequence is run by itself."""
+    per_vector: ClassVar[bool] = False
+    """Whether each vector (the last axis) of what it gives depends on one vector of each input."""
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """The shapes of what it makes. Raises ValueError if they do not fit together."""

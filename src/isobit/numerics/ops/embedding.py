@@ -14,6 +14,7 @@ class Embedding(Operation):
     """tokens int32 [T] to rows [T, width] of the weight."""
 
     kind = "embedding"
+    per_vector = True
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""

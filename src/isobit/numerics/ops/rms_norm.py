@@ -16,6 +16,7 @@ class RmsNorm(Operation):
 
     eps: float
     kind = "rms_norm"
+    per_vector = True
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""

@@ -18,6 +18,7 @@ class Rope(Operation):
 
     table: RopeTable
     kind = "rope"
+    per_vector = True
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""

@@ -15,6 +15,7 @@ class SiluGate(Operation):
     """gate / (1 + exp(-gate)) * up, of one shape."""
 
     kind = "silu_gate"
+    per_vector = True
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""

@@ -1,0 +1,9 @@
+"""Add: see add.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """One vector plus another."""
+    to.vectors(op, to.simple(op, integers=[op.outputs[0].shape.row[-1]]))

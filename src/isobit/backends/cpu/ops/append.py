@@ -1,0 +1,11 @@
+"""Append: see append.cpp."""
+
+from isobit.backends.cpu.lower import Lowering, instruction
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """A key and a value to their page."""
+    ins = [to.read(v, op) for v in op.inputs]
+    made = instruction("append", in_=ins, integers=[to.cache(op)])
+    to.vectors(op, made, vectors=op.inputs[0].shape.row[0])

@@ -1,0 +1,9 @@
+"""Combine: see combine.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """The weighted sum of a token's experts."""
+    to.vectors(op, to.simple(op, integers=list(op.inputs[1].shape.row)))

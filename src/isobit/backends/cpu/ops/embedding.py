@@ -1,0 +1,10 @@
+"""Embedding: see embedding.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.single import matrix
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """A row of the table."""
+    to.vectors(op, to.simple(op, matrices=[matrix(op.weights[0])]))

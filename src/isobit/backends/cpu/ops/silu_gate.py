@@ -1,0 +1,9 @@
+"""SiLU gate: see silu_gate.cpp; within a gated feed-forward, phases/experts.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """SwiGLU of two vectors."""
+    to.vectors(op, to.simple(op, integers=[op.outputs[0].shape.row[-1]]))
