@@ -11,6 +11,7 @@ from pathlib import Path
 from isobit.config import ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
+from isobit.model.architectures import read_config
 from isobit.model.weights import Weights
 from isobit.text.tokenizer import Tokenizer
 
@@ -133,7 +134,7 @@ def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
     try:
         if embedding is not None:
             vocab = embedding.shape[0]
-            config = ModelConfig.from_metadata(file.metadata, vocab=vocab, source=str(file.path))
+            config = read_config(file.metadata, vocab=vocab, source=str(file.path))
         if not file.refused:  # else the tensors refused above would be called missing
             Weights.from_file(file)
     except ModelRefused as error:

@@ -1,7 +1,8 @@
 """Qwen3 and Qwen3-MoE: grouped-query attention with a norm of each head vector, then SwiGLU or a
 mixture of SwiGLU experts."""
 
-from isobit.config import ModelConfig
+from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.model.architectures.checks import check
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
@@ -22,6 +23,37 @@ from isobit.numerics.ops import (
     SiluGate,
     TopK,
 )
+
+
+def config(r: Metadata, vocab: int) -> ModelConfig:
+    """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
+    not implemented."""
+    arch = r.text("general.architecture")
+    moe = arch == "qwen3moe"
+    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
+    hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
+    head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
+    c = ModelConfig(
+        architecture=arch,
+        n_layers=r.count(f"{arch}.block_count", 1, 4096),
+        hidden=hidden,
+        n_heads=heads,
+        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
+        head_dim=head_dim,
+        ffn=r.count(f"{arch}.{'expert_' if moe else ''}feed_forward_length", 1, 1 << 20),
+        n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
+        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
+        vocab=vocab,
+        rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12),
+        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
+        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
+        normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
+    )
+    check(r, c)
+    r.only(f"{arch}.rope.dimension_count", c.head_dim)
+    r.only(f"{arch}.expert_weights_scale", 1.0)
+    r.only(f"{arch}.expert_shared_count", 0)
+    return c
 
 
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
