@@ -1,5 +1,7 @@
 """A model file's tensors by name; each missing or misshapen one is refused."""
 
+import re
+
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile, TensorInfo
 from isobit.numerics import Weight
@@ -24,6 +26,13 @@ class Tensors:
                     f"{self.source}: tensor {name!r}: expected only tensors of the "
                     "architecture, got one that is not implemented"
                 )
+
+    def leave_out_layers(self, first: int) -> None:
+        """Take no notice of the tensors of layers from a number on."""
+        for name in self._file.tensors:
+            layer = re.match(r"blk\.(\d+)\.", name)
+            if layer and int(layer[1]) >= first:
+                self._taken.add(name)
 
     def rows(self, name: str) -> int:
         """Rows of a matrix."""

@@ -37,8 +37,9 @@ class Replay:
 
     def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:
         """Both runs' values of a stage, after it was judged."""
-        self._a.put(stage, layer, a)
-        self._b.put(stage, layer, b)
+        for run, value in ((self._a, a), (self._b, b)):
+            run.advance(stage, layer, self._arithmetic)
+            run.put(stage, layer, value)
 
     def own_error(self, stage: str, layer: int | None, a: Array, total: Distance) -> None:
         """Add A's value against the same operation on A's own inputs, if they are there."""

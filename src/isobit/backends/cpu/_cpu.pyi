@@ -32,6 +32,7 @@ class Engine:
         sequence: _Array,
         pages: _Array,
         logit_rows: _Array,
+        states: _Array,
         rope: Sequence[tuple[_Array, _Array]],
         logits: _Array,
         tap: Tap | None,

@@ -36,7 +36,11 @@ class CpuBackend:
         context = engine.context or c.context_length
         pages = -(-context // numerics.TILE) * engine.max_sequences
         lowered = Lowering(weights.graph)
-        program = lowered.program() | {"planes": engine.activation_planes, "pages": pages}
+        program = lowered.program() | {
+            "planes": engine.activation_planes,
+            "pages": pages,
+            "sequences": engine.max_sequences,
+        }
         try:
             self._engine: _cpu.Engine | None = _cpu.Engine(program, self._simd, self._threads)
         except MemoryError:
@@ -62,6 +66,9 @@ class CpuBackend:
         wanted: Sequence[str] = ()
         if tap is not None:
             wanted = [s for s in self._stages if stages is None or s in stages]
+        states = batch.states
+        if states is None:
+            states = np.arange(len(batch.pages), dtype=np.int32)
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         self._engine.forward(
             batch.tokens,
@@ -69,6 +76,7 @@ class CpuBackend:
             batch.sequence,
             batch.pages,
             batch.logit_rows,
+            states,
             [rows.at(batch.positions) for rows in self._rope],
             logits,
             tap,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from isobit.config import Metadata, ModelConfig
-from isobit.model.architectures import qwen3
+from isobit.model.architectures import qwen3, qwen35
 from isobit.model.graph import Graph
 from isobit.model.tensors import Tensors
 
@@ -19,7 +19,13 @@ class Architecture(NamedTuple):
 
 
 _QWEN3 = Architecture(qwen3.config, qwen3.graph)
-ARCHITECTURES: dict[str, Architecture] = {"qwen3": _QWEN3, "qwen3moe": _QWEN3}
+_QWEN35 = Architecture(qwen35.config, qwen35.graph)
+ARCHITECTURES: dict[str, Architecture] = {
+    "qwen3": _QWEN3,
+    "qwen3moe": _QWEN3,
+    "qwen35": _QWEN35,
+    "qwen35moe": _QWEN35,
+}
 """By the name in ``general.architecture``."""
 
 

@@ -7,6 +7,7 @@ from isobit.config import Metadata, ModelConfig
 _KNOWN_ROPE_KEYS = frozenset(
     {
         *("freq_base", "dimension_count", "scale_linear"),
+        "dimension_sections",  # of images; a text has one position everywhere
         *("scaling.type", "scaling.factor", "scaling.attn_factor"),
         *("scaling.original_context_length", "scaling.finetuned"),  # say nothing by themselves
     }

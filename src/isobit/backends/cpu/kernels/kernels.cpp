@@ -16,6 +16,7 @@
 
 #include "attention.h"
 #include "embedding.h"
+#include "delta.h"
 #include "moe.h"
 
 namespace isobit::ISOBIT_SIMD {
@@ -23,7 +24,8 @@ namespace isobit::ISOBIT_SIMD {
 extern const Kernels kernels;
 const Kernels kernels = {
     ISOBIT_SIMD_NAME, LANES, matmul, dequantise, quantise, quantise_head, rms_norm, rope, exp,
-    silu_gate,        add,   top_k,  combine,    store,    attention,
+    silu_gate,        add,   top_k,  combine,    silu,     sigmoid,  sigmoid_gate,  gated_add, l2_norm,
+    decay,            causal_conv,   delta,      store,    attention,
 };
 
 }  // namespace isobit::ISOBIT_SIMD
