@@ -26,7 +26,7 @@ from isobit.numerics.ops import (
 
 @dataclass(frozen=True)
 class Part:
-    """A layer that is being written: its builder, and its tensors, whose names begin with ``at``."""
+    """A layer being written: its builder, and its tensors, whose names begin with ``at``."""
 
     g: Builder
     tensors: Tensors
@@ -54,8 +54,8 @@ def embedding(g: Builder, c: ModelConfig, tensors: Tensors) -> Value:
 
 
 def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value) -> Graph:
-    """The last norm and the logits of the wanted rows, which end the graph. Without an output matrix
-    the embedding's table is it."""
+    """The last norm and the logits of the wanted rows, which end the graph. The embedding table is
+    the output matrix of a file without one."""
     norm = tensors.take("output_norm.weight", c.hidden)
     x = g.one("final_norm", RmsNorm(c.eps), x, weights=[norm])
     name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
