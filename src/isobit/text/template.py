@@ -111,7 +111,7 @@ def encode_chat(
             f"{shown(''.join(guards))} in a message as any other text, found that it does not"
         )
     ids: list[int] = []
-    for piece in tokenizer.split_control(marked):
+    for piece in tokenizer.split_special(marked):
         if isinstance(piece, int):
             ids.append(piece)
         else:
