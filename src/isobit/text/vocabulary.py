@@ -150,7 +150,7 @@ def stop_ids(metadata: Mapping[str, Any], size: int, source: str) -> frozenset[i
 
 
 def _stop_ids(fields: "_Fields", size: int, special: Mapping[str, int]) -> frozenset[int]:
-    found = {i for text, i in special.items() if text in END_TEXTS}
+    found: set[int | None] = {i for text, i in special.items() if text in END_TEXTS}
     for name in END_KEYS:
         key = f"tokenizer.ggml.{name}_token_id"
         texts = FIM_TEXTS.get(name, ())
