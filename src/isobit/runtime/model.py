@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import resources
 from operator import index
 from pathlib import Path
@@ -65,11 +66,10 @@ class Model:
             self.graph: Graph = weights.graph
             self.engine = engine
             self.context = engine.context or self.config.context_length
-            builder = ThreadPoolExecutor(1)  # beside the backend, which mostly waits as it loads
-            self._tokenizer = builder.submit(
-                Tokenizer.from_metadata, self.file.metadata, str(self.path)
+            # Beside the backend, which mostly waits as it loads.
+            self._tokenizer = _begun(
+                lambda: Tokenizer.from_metadata(self.file.metadata, str(self.path))
             )
-            builder.shutdown(wait=False)
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
             pages = -(-self.context // TILE) * engine.max_sequences
@@ -99,7 +99,7 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer. Raises ModelRefused if the file has none that is known."""
-        return self._tokenizer.result()
+        return self._tokenizer()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -465,6 +465,17 @@ def load(
         max_sequences=sequences,
     )
     return Model(path_or_sample, backend, engine)
+
+
+def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:
+    """Begin work in a thread of its own, if the system has one; gives what it gave or raised."""
+    builder = ThreadPoolExecutor(1)
+    try:
+        future = builder.submit(work)
+    except RuntimeError:  # no thread
+        return cache(work)
+    builder.shutdown(wait=False)
+    return future.result
 
 
 def _is_batch(prompt: object) -> TypeGuard[Sequence[str | Sequence[int]]]:

@@ -66,6 +66,8 @@ class CpuBackend:
                 f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
                 "ask for a smaller context"
             ) from None
+        except RuntimeError as error:  # threads
+            raise BackendUnavailable(f"cpu: {error}") from None
         self._stages = weights.graph.names
         self._vocab = c.vocab
         self._rope = _RopeTable(c.head_dim, c.rope_base)
