@@ -288,17 +288,50 @@ def test_another_thread_may_close_a_stream() -> None:
         begun.wait()
         stream.close()
         reader.join()
-        assert stream.completion is None
-        assert len(stream.token_ids) < 3000
+        assert stream.completion is not None
+        assert stream.completion.finish_reason == "interrupted"
+        assert stream.completion.text == "".join(pieces)
+        assert len(stream.completion.token_ids) < 3000
         assert list(stream) == []
+        unread = m.stream(PROMPTS[0])
+        unread.close()
         with pytest.raises(UsageError, match="was closed"):
-            stream.complete()
+            unread.complete()
         # Its pages are free again: all sequences fit.
         held = [m.stream([5], max_tokens=None) for _ in range(m.engine.max_sequences)]
         for each in held:
             next(each)
         for each in held:
             each.close()
+
+
+def test_an_exception_leaves_what_there_was() -> None:
+    class Stops:
+        stages: frozenset[str] = frozenset()
+        seen = 0
+
+        def begin(self, *_: object) -> None:
+            pass
+
+        tap = begin
+
+        def chose(self, *_: object) -> None:
+            self.seen += 1
+            if self.seen == 5:
+                raise KeyboardInterrupt
+
+    done: list[tuple[int, int]] = []
+    with isobit.load("sample", "cpu") as m:
+        expected = m.generate(PROMPTS[0], max_tokens=4).text
+        stream = m.stream(
+            PROMPTS[0], max_tokens=9, watch=Stops(), progress=lambda *n: done.append(n)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
+        n = len(m.tokenize(PROMPTS[0]))
+    assert stream.completion is not None
+    assert (stream.completion.finish_reason, stream.completion.text) == ("interrupted", expected)
+    assert done == [(n, n)]
 
 
 def test_two_threads_may_read_one_stream() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
@@ -21,7 +21,7 @@ from isobit.text.tokenizer import StreamDecoder, Tokenizer
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Completion:
     token_ids: list[int]
     """Generated ids, the end-of-generation token included if there was one."""
     finish_reason: FinishReason
-    """"stop": an end-of-generation token or a stop string. "length": max_tokens or context."""
+    """"stop": an end-of-generation token or a stop string. "length": max_tokens or context.
+    "interrupted": closed, Ctrl-C, or another exception within the generation."""
     timings: Timings
     seed: int
     """The sampling seed in force; it repeats this completion."""
@@ -73,6 +74,7 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     watch: Watcher | None
+    progress: Callable[[int, int], None] | None
 
 
 def checked_sampling(*numbers: float | None) -> Sampling:
@@ -119,7 +121,8 @@ class Stream(Iterator[str]):
     """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
 
     Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache. Another thread
-    may close it: the one that reads then comes to its end, without a completion.
+    may close it: the one that reads then comes to its end. After that, as after an exception,
+    ``completion`` holds what there was until then.
     """
 
     def __init__(
@@ -131,13 +134,15 @@ class Stream(Iterator[str]):
         sampling: Sampling,
         stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
         self.token_ns: list[int] = []
         """When each token was known, by ``time.perf_counter_ns``."""
-        self._model, self._prompt, self._watch = model, list(prompt_ids), watch
+        self._model, self._prompt = model, list(prompt_ids)
+        self._watch, self._progress = watch, progress
         self._sampling, self._stop = sampling, _checked_stop(stop)
         self._room = model.context - len(self._prompt)
         self._limit = min(_checked_length(max_tokens, self._room), self._room)
@@ -190,16 +195,49 @@ class Stream(Iterator[str]):
         self.close()
 
     def _run(self) -> Generator[str]:
-        model, sampling, watch = self._model, self._sampling, self._watch
-        sampler = Sampler(sampling)
+        decoder, text = _decoder(self._model, self._stop), _StopText(self._stop)
+        sampler = Sampler(self._sampling)
+        pace = _Pace()
+        ends = self._model.stop_ids | decoder.ids_of(self._stop)
+        tokens = self._tokens(sampler, pace)
+        reason: FinishReason = "interrupted"
+        try:
+            for token in tokens:
+                ended = token in ends
+                if not ended and (piece := text.push(decoder.push(token))):
+                    yield piece
+                if ended or text.stopped:
+                    reason = "stop"
+                    break
+            else:
+                reason = "interrupted" if self._closed else "length"
+            tokens.close()  # and with it the sequence, before a last piece is read
+            if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
+                yield piece
+        except BaseException:
+            reason = "interrupted"
+            raise
+        finally:
+            tokens.close()
+            full = reason == "length" and self._limit == self._room
+            notes = [f"the context of {self._model.context} tokens is full"] if full else []
+            self.completion = Completion(
+                text=text.all,
+                token_ids=self.token_ids,
+                finish_reason=reason,
+                timings=Timings(
+                    len(self._prompt), pace.prefill, max(len(self.token_ids) - 1, 0), pace.decode
+                ),
+                seed=sampler.seed,
+                note="; ".join([*notes, *decoder.notes]) or None,
+            )
+
+    def _tokens(self, sampler: Sampler, pace: _Pace) -> Generator[int]:
+        """The tokens one by one, each as soon as it is chosen; ends when the stream is closed."""
+        model, watch = self._model, self._watch
         if watch is not None:
-            watch.begin(model, self._prompt, sampling, sampler.seed)
-        decoder = _decoder(model, self._stop)
-        text = _StopText(self._stop)
-        stop_ids = model.stop_ids | decoder.ids_of(self._stop)
+            watch.begin(model, self._prompt, self._sampling, sampler.seed)
         history = list(self._prompt)
-        reason: FinishReason = "length"
-        prefill = decode = 0.0
         with model.new_sequence() as sequence:
             # All of its pages now: later there may be none, and what was written would be lost.
             sequence.reserve(
@@ -208,11 +246,9 @@ class Stream(Iterator[str]):
                 give_up=lambda: self._closed,
             )
             start = time.perf_counter()
-            logits = model.prefill(sequence, self._prompt, watch)
-            prefill = time.perf_counter() - start
-            while len(self.token_ids) < self._limit:
-                if self._closed:
-                    return
+            logits = model.prefill(sequence, self._prompt, watch, self._progress)
+            pace.prefill = time.perf_counter() - start
+            while len(self.token_ids) < self._limit and not self._closed:
                 start = time.perf_counter()
                 token = None
                 if self.token_ids:
@@ -225,27 +261,8 @@ class Stream(Iterator[str]):
                 if watch is not None:
                     watch.chose(logits, token)
                 if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
-                    decode += time.perf_counter() - start
-                if token in stop_ids:
-                    reason = "stop"
-                    break
-                if piece := text.push(decoder.push(token)):
-                    yield piece
-                if text.stopped:
-                    reason = "stop"
-                    break
-        if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
-            yield piece
-        full = reason == "length" and self._limit == self._room
-        notes = [f"the context of {model.context} tokens is full"] if full else []
-        self.completion = Completion(
-            text=text.all,
-            token_ids=self.token_ids,
-            finish_reason=reason,
-            timings=Timings(len(self._prompt), prefill, max(len(self.token_ids) - 1, 0), decode),
-            seed=sampler.seed,
-            note="; ".join([*notes, *decoder.notes]) or None,
-        )
+                    pace.decode += time.perf_counter() - start
+                yield token
 
     def _step(self, sequence: kv_cache.Sequence) -> tuple[int | None, F32]:
         """Run the last token: the largest logit's, where a backend can tell it alone, or logits."""
@@ -255,6 +272,14 @@ class Stream(Iterator[str]):
             if token is not None:
                 return token, np.empty(0, np.float32)
         return None, self._model.step(sequence, last, self._watch)
+
+
+@dataclass
+class _Pace:
+    """Seconds of prefill and decode so far."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
 
 
 class _Text:

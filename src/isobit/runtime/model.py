@@ -173,15 +173,24 @@ class Model:
         return logits
 
     def prefill(
-        self, sequence: kv_cache.Sequence, ids: Sequence[int], watch: Watcher | None = None
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> F32:
-        """Run a prompt in chunks; logits of its last token, float32 [vocabulary]."""
+        """Run a prompt in chunks; logits of its last token, float32 [vocabulary].
+
+        ``progress(done, total)`` is told after each chunk how many tokens were run.
+        """
         chunk = self.engine.chunk
         tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             last = start + chunk >= len(ids)
             logits = self.run(sequence, part, [len(part) - 1] if last else [], tap, stages)
+            if progress is not None:
+                progress(start + len(part), len(ids))
         last_row: F32 = logits[0]
         return last_row
 
@@ -278,6 +287,7 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
         """Continue a prompt (text, or token ids); yields text, then holds ``.completion``.
 
@@ -288,6 +298,7 @@ class Model:
             stop: the text ends before any of these; one that is the text of a special token is
                 that token.
             watch: sees the passes and the choices, e.g. an ``isobit.Recorder``.
+            progress: ``progress(done, total)`` is told how many tokens of the prompt were run.
 
         Raises:
             UsageError: the prompt is empty, longer than the context, or no text or token ids;
@@ -303,6 +314,7 @@ class Model:
             sampling=checked_sampling(*numbers),
             stop=stop,
             watch=watch,
+            progress=progress,
         )
 
     def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
