@@ -86,7 +86,9 @@ class Metadata:
 def _shown(value: object) -> str:
     if value is None:
         return "nothing (the key is missing)"
-    text = repr(value)
+    if isinstance(value, list):  # which can have millions of items
+        return f"an array of {len(value)}"
+    text = repr(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -109,13 +111,15 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if not isinstance(self.activation_planes, int) or self.activation_planes not in (1, 2):
+        if type(self.activation_planes) is not int or self.activation_planes not in (1, 2):
             raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
         for name in ("threads", "context", "max_sequences", "chunk"):
             value = getattr(self, name)
             most = MOST_THREADS if name == "threads" else MOST_POSITIONS
-            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
-                raise UsageError(f"{name}: expected an integer from 1 to {most}, got {value!r}")
+            if value is None and name in ("threads", "context"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise UsageError(f"{name}: expected an integer from 1 to {most}, got {value!r:.60}")
 
     @property
     def cores(self) -> int:

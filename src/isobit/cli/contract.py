@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isobit import __version__
-from isobit.cli import EXIT_CODES, options_of, say
+from isobit.cli import EXIT_CODES, options, options_of, say
 from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
 
 # What a command needs is imported by it: validate is to be quick.
@@ -67,7 +67,9 @@ def _add_check(action: argparse.ArgumentParser) -> None:
     some.add_argument("--without", metavar="ID,…", help="all but these; likewise")
     action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
     action.add_argument("--peer", metavar="PATH", help="llama-bench, for ratios")
-    action.add_argument("--seed", type=int, metavar="N", help="repeats a run's random choices")
+    action.add_argument(
+        "--seed", type=options.at_least(0), metavar="N", help="repeats a run's random choices"
+    )
     action.add_argument("--commit", metavar="C", help="if there is no repository to ask")
     action.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads")
 

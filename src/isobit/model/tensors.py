@@ -37,16 +37,16 @@ class Tensors:
     def rows(self, name: str) -> int:
         """Rows of a matrix."""
         shape = self._find(name).shape
-        if len(shape) != 2:
+        if len(shape) > 2:
             raise ModelRefused(f"{self.source}: {name}: expected a matrix, got shape {shape}")
-        return int(shape[0])
+        return int(shape[0]) if len(shape) == 2 else 1
 
     def take(self, name: str, *shape: int) -> Weight:
         """A tensor of that shape."""
         info = self._find(name)
-        if info.shape != shape:
+        if info.shape not in (shape, written(shape)):
             raise ModelRefused(f"{self.source}: {name}: expected shape {shape}, got {info.shape}")
-        return Weight(name, info.format, info.shape, self._file.data(name))
+        return Weight(name, info.format, shape, self._file.data(name))
 
     def _find(self, name: str) -> TensorInfo:
         self._taken.add(name)
@@ -56,3 +56,10 @@ class Tensors:
             raise ModelRefused(
                 f"{self.source}: tensor {name}: expected in the file, not found"
             ) from None
+
+
+def written(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as ggml writes it: it drops first dimensions of 1, the only expert's for example."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape

@@ -13,14 +13,20 @@ here and in transformers, while llama.cpp's tables are older.
 Three kinds of token, by ``tokenizer.ggml.token_type``:
 
 - control tokens (``<|im_start|>``) steer the model. They are never made from ordinary text: only
-  ``encode(..., special=True)`` and the chat template's own text produce them;
+  ``encode(..., special=True)`` and the chat template's own text produce them. Where merges would
+  make one (``</s>`` of ``</s`` and ``>``), the last of these merges is left out;
 - user-defined tokens (``<think>``, ``<tool_call>``) are always made where their text stands;
-- all others are pieces of byte-level BPE, each character of which stands for one byte.
+- all others are pieces of byte-level BPE, each character of which stands for one byte. Those that
+  only fill the vocabulary up (type 5) are never made and stand for nothing.
+
+Long texts are tokenised in parts, cut where a word ends in any case: the library needs up to 280
+bytes of memory for a byte of text, and a prompt can be refused once it is too long.
 """
 
 import codecs
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, SupportsIndex
 
@@ -45,6 +51,12 @@ QWEN2_WORDS = (
     r"|\s+"
 )
 
+# Places where a word ends in every pre-tokenizer of byte-level BPE: before a space that follows
+# something visible, and before a letter or digit at the beginning of a line.
+BREAKS = re.compile(r"(?<=[!-~\w])(?= )|(?<=\n)(?=[^\W_])")
+PART = 64 * 1024  # characters after which a long text is cut at the next of these places
+MAX_UNBROKEN = 2 * 1024 * 1024  # bytes between two of them: 5 s of work and 0.6 GB
+
 
 class Tokenizer:
     """Text to token ids and back. Immutable, and safe to use from several threads.
@@ -61,18 +73,12 @@ class Tokenizer:
         """
         self.vocabulary = vocabulary
         self._tokens = vocabulary.tokens
-        self._whole = frozenset([*vocabulary.control.values(), *vocabulary.user_defined.values()])
-        # Without the control tokens: no sequence of merges can reach one from ordinary text.
-        pieces = {t: i for i, t in enumerate(vocabulary.tokens) if t not in vocabulary.control}
-        merges = vocabulary.merges
-        # The library checks this too, but panics where a merge makes what is longer than any piece.
-        unknown = set(chain.from_iterable(merges)).union(map("".join, merges)) - pieces.keys()
-        if unknown:
-            raise ModelRefused(
-                f"{vocabulary.source}: tokenizer.ggml.merges: expected merges of and into pieces "
-                f"of the vocabulary, found {shown(min(unknown))}"
-            )
-        self._bpe = RustTokenizer(BPE(pieces, merges))
+        special = vocabulary.control | vocabulary.user_defined
+        self._whole = frozenset(special.values())
+        self._longest = max(*map(len, self._tokens), *(len(t.encode()) for t in special), 1)
+        self._cut = not any(map(BREAKS.search, special))
+        pieces, merges = self._checked_pieces()
+        self._bpe = _built(lambda: RustTokenizer(BPE(pieces, merges)), vocabulary.source)
         self._bpe.pre_tokenizer = Sequence(
             [
                 Split(Regex(QWEN2_WORDS), behavior="isolated"),
@@ -80,10 +86,36 @@ class Tokenizer:
             ]
         )
         self._bpe.add_tokens([AddedToken(t, normalized=False) for t in vocabulary.user_defined])
-        # A tokenizer of control tokens alone finds them in one pass, however many there are.
+        # A tokenizer of special tokens alone finds them in one pass, however many there are.
         self._finder = RustTokenizer(BPE())
-        self._finder.add_tokens([AddedToken(t, normalized=False) for t in vocabulary.control])
-        self._found_ids = list(vocabulary.control.values())
+        self._finder.add_tokens([AddedToken(t, normalized=False) for t in special])
+        self._found_ids = list(special.values())
+
+    def _checked_pieces(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """Vocabulary and merges as the library takes them; sets ``_halves``.
+
+        ``_halves`` has the two ids of which merges make a token that text must not become.
+        """
+        vocabulary, merges = self.vocabulary, self.vocabulary.merges
+        ids = {text: i for i, text in enumerate(self._tokens)}
+        made = list(map("".join, merges))
+        # The library checks this too, but panics where a merge makes what is longer than any piece.
+        unknown = set(chain.from_iterable(merges)).union(made) - ids.keys()
+        if unknown:
+            raise ModelRefused(
+                f"{vocabulary.source}: tokenizer.ggml.merges: expected merges of and into pieces "
+                f"of the vocabulary, found {shown(min(unknown))}"
+            )
+        hidden = {*vocabulary.control, *(self._tokens[i] for i in vocabulary.unused)}
+        reached = hidden.intersection(made)
+        unreached = hidden - reached
+        merges = [pair for pair in merges if unreached.isdisjoint(pair)]
+        self._halves: dict[int, tuple[int, int]] = {}
+        for (left, right), whole in zip(merges, map("".join, merges), strict=True):
+            if whole in reached:
+                self._halves.setdefault(ids[whole], (ids[left], ids[right]))
+        # The others stay out altogether, so that nothing can make them.
+        return {text: i for text, i in ids.items() if text not in unreached}, merges
 
     @property
     def vocab_size(self) -> int:
@@ -108,7 +140,9 @@ class Tokenizer:
         """
         return cls(Vocabulary.from_metadata(metadata, source))
 
-    def encode(self, text: str, *, special: bool, bos: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, special: bool, bos: bool = True, most: int | None = None
+    ) -> list[int]:
         """Token ids of a text.
 
         Args:
@@ -116,20 +150,57 @@ class Tokenizer:
             special: whether control tokens written out in the text become those tokens. Say
                 False for text that others wrote: ``<|im_start|>`` in it is then plain characters.
             bos: begin with the beginning-of-sequence token, if the file asks for that.
+            most: refuse a text of more tokens, and do not tokenise much more than so many.
 
         Raises:
-            UsageError: the text is not a string or has lone surrogates.
+            UsageError: the text is not a string, has lone surrogates, more than ``most`` tokens,
+                or more than 2 MiB without a space or line where it could be cut.
         """
         first = self.vocabulary.bos_id if bos and self.vocabulary.add_bos else None
         ids = [] if first is None else [first]
-        if not special:
-            return ids + _run(self._bpe, text).ids
-        for piece in self.split_control(text):
-            ids += [piece] if isinstance(piece, int) else _run(self._bpe, piece).ids
+        if most is not None and isinstance(text, str) and len(text) > most * self._longest:
+            raise _too_long(most)
+        for part in self._parts(text):
+            if special:
+                for piece in self.split_special(part):
+                    ids += [piece] if isinstance(piece, int) else self._encoded(piece)
+            else:
+                ids += self._encoded(part)
+            if most is not None and len(ids) > most:
+                raise _too_long(most)
         return ids
 
-    def split_control(self, text: str) -> Iterator[str | int]:
-        """The pieces of a text: strings, and the ids of the control tokens between them."""
+    def _parts(self, text: str) -> Iterator[str]:
+        """The text in parts of at least 64 Ki characters that can be tokenised one by one."""
+        if not isinstance(text, str):
+            raise _no_text(text)
+        start = 0
+        while start < len(text):
+            found = None
+            if self._cut and len(text) - start > PART:
+                found = BREAKS.search(text, start + PART)
+            part = text[start : found.start() if found else None]
+            try:
+                size = len(part.encode())
+            except UnicodeEncodeError:
+                raise _no_text(text) from None
+            if size > MAX_UNBROKEN:
+                raise UsageError(
+                    f"text: expected a space or a line break at least every {MAX_UNBROKEN} bytes, "
+                    f"found {size} bytes without"
+                )
+            yield part
+            start += len(part)
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = _run(self._bpe, text).ids
+        if self._halves:
+            while not self._halves.keys().isdisjoint(ids):
+                ids = [half for i in ids for half in self._halves.get(i, (i,))]
+        return ids
+
+    def split_special(self, text: str) -> Iterator[str | int]:
+        """The pieces of a text: strings, and the ids of the special tokens between them."""
         end = 0
         found = _run(self._finder, text)
         for index, (start, stop) in zip(found.ids, found.offsets, strict=True):
@@ -143,7 +214,7 @@ class Tokenizer:
     def token_bytes(self, token_id: SupportsIndex) -> bytes:
         """The bytes one token stands for; they need not be UTF-8 by themselves.
 
-        Control and user-defined tokens give their text.
+        Control and user-defined tokens give their text, unused ones nothing.
 
         Raises:
             UsageError: there is no such token.
@@ -157,6 +228,8 @@ class Tokenizer:
         text = self._tokens[index]
         if index in self._whole:
             return text.encode()
+        if index in self.vocabulary.unused:
+            return b""
         try:
             return bytes([BYTE_OF_CHARACTER[c] for c in text])
         except KeyError:  # not a byte-level piece, then never made from text: shown as it stands
@@ -206,5 +279,37 @@ def _run(tokenizer: RustTokenizer, text: str) -> Encoding:
     try:
         return tokenizer.encode(text, add_special_tokens=False)
     except TypeError:  # what the library says of a lone surrogate, too
-        found = "a lone surrogate in it" if isinstance(text, str) else type(text).__name__
-        raise UsageError(f"text: expected a string of Unicode characters, found {found}") from None
+        raise _no_text(text) from None
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        raise UsageError(
+            f"text: expected one that can be tokenised, found that the library gives up: "
+            f"{shown(str(error))}"
+        ) from None
+
+
+def _built(build: Callable[[], RustTokenizer], source: str) -> RustTokenizer:
+    try:
+        return build()
+    except BaseException as error:
+        if not (isinstance(error, Exception) or _is_panic(error)):
+            raise
+        raise ModelRefused(
+            f"{source}: tokenizer.ggml.merges: expected merges that fit the vocabulary, "
+            f"found that the library gives up: {shown(str(error))}"
+        ) from None
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust panicked: a BaseException, which no handler for errors sees."""
+    return type(error).__name__ == "PanicException"
+
+
+def _no_text(found: object) -> UsageError:
+    what = "a lone surrogate in it" if isinstance(found, str) else type(found).__name__
+    return UsageError(f"text: expected a string of Unicode characters, found {what}")
+
+
+def _too_long(most: int) -> UsageError:
+    return UsageError(f"prompt: expected at most {most} tokens (the context), got more")

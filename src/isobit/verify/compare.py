@@ -130,6 +130,11 @@ class Comparer:
         k = a.shape[1]
         wrong = np.zeros(len(a), bool)
         drift = None
+        if self._logits is not None and self._logits[0].shape[1] < k:
+            raise NothingCompared(
+                f"moe_router_indices of layer {layer}: expected at most "
+                f"{self._logits[0].shape[1]} experts, as many as there are logits, got {k}"
+            )
         if self._logits is not None:
             margins = (router_margin(self._logits[0], k), router_margin(self._logits[1], k))
             drift = np.abs(self._logits[0].astype(np.float64) - self._logits[1]).max(axis=1)
@@ -241,6 +246,9 @@ def compare(
     return comparer.diff
 
 
+_ROWS = ("lm_head", "moe_router_logits", "moe_router_indices")
+
+
 def _rows(trace: Trace, positions: I32) -> Array:
     return np.searchsorted(trace.manifest.positions, positions)
 
@@ -251,6 +259,11 @@ def _taken(trace: Trace, key: Key, rows: Array) -> Array:
         raise NothingCompared(
             f"{key[0]}: expected values of {tokens} tokens, got shape {value.shape}"
         )
+    if key[0] in _ROWS and value.ndim != 2:
+        raise NothingCompared(f"{where(*key)}: expected one row a token, got shape {value.shape}")
+    if (key[0] == "moe_router_indices") != (value.dtype == np.int32):
+        expected = "whole numbers" if key[0] == "moe_router_indices" else "floats"
+        raise NothingCompared(f"{where(*key)}: expected {expected}, got {value.dtype}")
     return value if len(rows) == len(value) else value[rows]
 
 

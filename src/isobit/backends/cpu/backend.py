@@ -48,6 +48,8 @@ class CpuBackend:
                 f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
                 "ask for a smaller context"
             ) from None
+        except RuntimeError as error:  # threads
+            raise BackendUnavailable(f"cpu: {error}") from None
         self._stages = weights.graph.names
         self._vocab = c.vocab
         self._rope = [_RopeRows(table) for table in lowered.tables]
