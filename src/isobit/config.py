@@ -122,14 +122,11 @@ class ModelConfig:
 
 
 def architecture(metadata: Mapping[str, object], source: str) -> str:
-    """The architecture of a whole file; raises ModelRefused for a part, or another architecture.
+    """The architecture of a model; raises ModelRefused for one that is not implemented.
 
-    Asked first: what either lacks besides would only be called missing.
+    Asked first: what such a model lacks besides would only be called missing.
     """
     r = _Reader(metadata, source)
-    if r.count("split.count", 0, 65535, default=1) > 1:
-        whole = "a whole file (llama-gguf-split --merge joins the parts)"
-        raise r.refusal("split.count", whole, metadata["split.count"])
     arch = r.text("general.architecture")
     if arch not in ARCHITECTURES:
         raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", arch)
