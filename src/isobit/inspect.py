@@ -31,7 +31,10 @@ class Inspection:
     """What :func:`inspect` found."""
 
     path: Path
+    files: int
+    """How many files it is in; a split model has more than one."""
     file_size: int
+    """Of all of them, bytes."""
     gguf_version: int
     metadata: dict[str, object]
     types: list[TypeTotal]
@@ -59,7 +62,8 @@ def inspect(
 ) -> Inspection:
     """Look into a GGUF file without loading it.
 
-    sha256: also digest the whole file, ``progress(done, total)`` being told how far it is in bytes.
+    sha256: also digest the whole file, of a split model all its parts in order;
+    ``progress(done, total)`` is told how far it is in bytes.
     Raises ModelRefused only if the header itself cannot be read.
     """
     with GGUFFile.open(path, strict=False) as file:
@@ -67,6 +71,7 @@ def inspect(
         digest = file.sha256(progress) if sha256 else None
         return Inspection(
             path=file.path,
+            files=len(file.paths),
             file_size=file.file_size,
             gguf_version=file.version,
             metadata=dict(file.metadata),

@@ -228,13 +228,6 @@ def test_another_architecture(tmp_path: Path) -> None:
     assert "'clip'" in message
 
 
-@pytest.mark.parametrize("count", [2, "3"])
-def test_a_part_of_a_model(count: object, tmp_path: Path) -> None:
-    metadata = {"split.count": count, "split.no": 1}
-    path = write_model(tmp_path / "m.gguf", MOE, metadata=metadata, without=["token_embd.weight"])
-    assert "split.count" in refusal(path)
-
-
 def test_load_refuses_too(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", MOE, all_in("Q8_0"), without=["output_norm.weight"])
     with pytest.raises(ModelRefused, match="output_norm"):

@@ -42,10 +42,10 @@ def test_the_undamaged_one_is_read():
 HUGE = "x" * 1_000_000
 
 DAMAGED = {
-    "model": [{"tokenizer.ggml.model": v} for v in (None, "llama", "GPT2", 1, ["gpt2"], HUGE)],
+    "model": [{"tokenizer.ggml.model": v} for v in (None, "bert", "GPT2", 1, ["gpt2"], HUGE)],
     "pre": [
         {"tokenizer.ggml.pre": v}
-        for v in (None, "", "qwen", "qwen35", "llama-bpe", "default", HUGE, 7, ["qwen2"])
+        for v in (None, "", "qwen", "Qwen2", "default", HUGE, 7, ["qwen2"])
     ],
     "tokens": [
         *(

@@ -40,6 +40,7 @@ def _report(found: Inspection) -> dict[str, object]:
     config = found.config
     return {
         "path": str(found.path),
+        "files": found.files,
         "file_size": found.file_size,
         "sha256": found.sha256,
         "gguf_version": found.gguf_version,
@@ -73,8 +74,10 @@ def _json(value: object) -> object:
 def _text(found: Inspection) -> str:
     active, kv, config = found.active_bytes_per_token, found.kv_bytes_per_token, found.config
     stored = sum(t.nbytes or 0 for t in found.types)
+    files = f", {found.files} files" if found.files > 1 else ""
     lines = [
-        f"{visible(str(found.path), 1000)}: GGUF v{found.gguf_version}, {size(found.file_size)}, "
+        f"{visible(str(found.path), 1000)}: GGUF v{found.gguf_version}{files}, "
+        f"{size(found.file_size)}, "
         f"{found.parameters / 1e6:,.1f} M parameters"
     ]
     if found.sha256:

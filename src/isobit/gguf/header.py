@@ -50,6 +50,7 @@ class TensorInfo:
     format: Format
     offset: int  # bytes from the start of the file
     nbytes: int
+    part: int = 0  # which file of a split model it lies in
 
 
 @dataclass(frozen=True, slots=True)

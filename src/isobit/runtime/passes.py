@@ -51,6 +51,7 @@ class Passes:
             raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
         self.path = sample_path() if isinstance(path, str) and path == "sample" else Path(path)
         self.file = GGUFFile.open(self.path)
+        self.path = self.file.path  # of a split model the first part, whichever was named
         try:
             weights = Weights.from_file(self.file)
             self.config: ModelConfig = weights.config

@@ -13,10 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.errors import ModelRefused
-
-# Pre-tokenizers that split text in the same way as "qwen2". The second is the name llama.cpp's
-# converter gives to DeepSeek's distillations into Qwen models; llama.cpp reads both as one.
-QWEN2_NAMES = ("qwen2", "deepseek-r1-qwen")
+from isobit.text.pretokenizers import GEMMA4, PRETOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type; 6 byte
 
@@ -55,18 +52,25 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF_CHARACTER = _byte_characters()
+NEEDED = frozenset(b"\n" + bytes(range(0x20, 0x7F)))  # StarCoder and Falcon lack some of the others
+BYTE_OF_TEXT = {f"<0x{byte:02X}>": byte for byte in range(256)}  # where text is merged as text
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level BPE vocabulary as a GGUF file holds it.
+    """A vocabulary as a GGUF file holds it.
 
     Attributes:
+        words: how text is cut before merges join it; None where scores do (model ``llama``).
         tokens: text of every token; a token's id is its place.
+        byte_tokens: id to byte of the tokens for single bytes, where text is not merged as bytes.
+        missing: bytes that no token stands for; text that has one cannot be written.
         control: text to id of the tokens that steer the model.
         user_defined: text to id of the tokens that are matched as a whole in any text.
         unused: ids of tokens that fill the vocabulary up and stand for nothing.
         merges: pairs of pieces to join, the most urgent first.
+        scores: of every token, where there are no merges: the greater, the sooner it is made.
+        space_prefix: whether a space goes before every text.
         bos_id, eos_id: beginning and end of a sequence, where the file names them.
         add_bos: whether every text begins with ``bos_id``.
         stop_ids: tokens that end a generation.
@@ -75,11 +79,16 @@ class Vocabulary:
         source: name of the file, for messages.
     """
 
+    words: PreTokenizer | None
     tokens: list[str]
+    byte_tokens: dict[int, int]
+    missing: frozenset[int]
     control: dict[str, int]
     user_defined: dict[str, int]
     unused: frozenset[int]
     merges: list[tuple[str, str]] = field(repr=False)
+    scores: list[float] = field(repr=False)
+    space_prefix: bool
     bos_id: int | None
     eos_id: int | None
     add_bos: bool
@@ -102,12 +111,12 @@ class Vocabulary:
         fields = _Fields(metadata, source)
         if "tokenizer.ggml.model" not in metadata:
             fields.refuse("tokenizer.ggml.model", "a tokenizer", "none: use token ids, not text")
-        fields.one_of("tokenizer.ggml.model", ("gpt2",))
-        fields.one_of("tokenizer.ggml.pre", QWEN2_NAMES)
+        words = fields.words()
         tokens = fields.tokens("tokenizer.ggml.tokens")
         types = fields.types("tokenizer.ggml.token_type", len(tokens))
         kinds = {i: int(types[i]) for i in np.flatnonzero(types != NORMAL).tolist()}
-        special = {tokens[i]: (i, _kind(tokens[i], kind)) for i, kind in kinds.items()}
+        byte_level = words is not None and words.byte_level
+        special = {tokens[i]: (i, _kind(tokens[i], kind, byte_level)) for i, kind in kinds.items()}
         control = {text: i for text, (i, kind) in special.items() if kind == CONTROL and text}
         user_defined = {
             text: i for text, (i, kind) in special.items() if kind == USER_DEFINED and text
@@ -116,20 +125,30 @@ class Vocabulary:
         if size > MAX_SPECIAL_BYTES:
             expected = f"special tokens of at most {MAX_SPECIAL_BYTES} bytes in all"
             fields.refuse("tokenizer.ggml.token_type", expected, f"{size} bytes")
-        missing = BYTE_OF_CHARACTER.keys() - set(tokens)
-        if missing:
-            found = f"none for {len(missing)} of them"
-            fields.refuse("tokenizer.ggml.tokens", "a token for each of 256 bytes", found)
+        bytes_ = BYTE_OF_CHARACTER if byte_level else BYTE_OF_TEXT
+        missing = {bytes_[text] for text in bytes_.keys() - set(tokens)}
+        if not missing.isdisjoint(NEEDED if byte_level else range(256)):
+            expected = "a token for each byte" + (" of printable ASCII" if byte_level else "")
+            fields.refuse("tokenizer.ggml.tokens", expected, f"none for {len(missing)} bytes")
         bos_id = fields.token_id("tokenizer.ggml.bos_token_id", len(tokens))
-        add_bos = fields.flag("tokenizer.ggml.add_bos_token")
+        usual = words is None or words.adds_bos
+        add_bos = fields.flag("tokenizer.ggml.add_bos_token", usual) or words is GEMMA4
         if add_bos and bos_id is None:
-            fields.refuse("tokenizer.ggml.bos_token_id", "a token, as add_bos_token is set", "none")
+            fields.refuse("tokenizer.ggml.bos_token_id", "a token, as texts begin with it", "none")
+        prefixed = words is None and fields.flag("tokenizer.ggml.add_space_prefix", True)
         return cls(
+            words=words,
             tokens=tokens,
+            byte_tokens={i: bytes_[t] for i, t in enumerate(tokens) if t in bytes_}
+            if not byte_level
+            else {},
+            missing=frozenset(missing),
             control=control,
             user_defined=user_defined,
             unused=frozenset(i for i, kind in special.values() if kind == UNUSED),
-            merges=fields.merges("tokenizer.ggml.merges"),
+            merges=fields.merges("tokenizer.ggml.merges") if words else [],
+            scores=[] if words else fields.scores("tokenizer.ggml.scores", len(tokens)),
+            space_prefix=prefixed,
             bos_id=bos_id,
             eos_id=fields.token_id("tokenizer.ggml.eos_token_id", len(tokens)),
             add_bos=add_bos,
@@ -171,11 +190,11 @@ def _stop_ids(fields: "_Fields", size: int, special: Mapping[str, int]) -> froze
     return frozenset(i for i in found if i is not None)
 
 
-def _kind(text: str, kind: int) -> int:
+def _kind(text: str, kind: int, byte_level: bool) -> int:
     """What a token of this type is here: NORMAL, CONTROL, USER_DEFINED, UNUSED or the type."""
     # Text cannot do without the token of a byte, whatever the file calls it. Those that stand for
     # themselves are found as a whole, as transformers finds any special token.
-    if text in BYTE_OF_CHARACTER:
+    if byte_level and text in BYTE_OF_CHARACTER:
         return USER_DEFINED if text.isascii() and kind != UNUSED else NORMAL
     # Converters mark Qwen's <|fim_…|>, <|repo_name|> and <|file_sep|> as user-defined, which any
     # text could then hold; llama.cpp makes control tokens of them, too.
@@ -193,13 +212,39 @@ class _Fields:
     def refuse(self, key: str, expected: str, found: str) -> NoReturn:
         raise ModelRefused(f"{self._source}: {key}: expected {expected}, found {found}")
 
-    def one_of(self, key: str, accepted: tuple[str, ...]) -> None:
-        value = self._metadata.get(key)
-        if not isinstance(value, str) or value not in accepted:
-            self.refuse(key, " or ".join(map(repr, accepted)), shown(value))
+    def words(self) -> PreTokenizer | None:
+        """How text is cut into words, by the kind of tokenizer."""
+        kinds = {"gpt2": None, "llama": None, "gemma4": GEMMA4}
+        model = self._metadata.get("tokenizer.ggml.model")
+        if not isinstance(model, str) or model not in kinds:
+            self.refuse("tokenizer.ggml.model", " or ".join(map(repr, kinds)), shown(model))
+        if model != "gpt2":
+            return kinds[model]
+        pre = self._metadata.get("tokenizer.ggml.pre")
+        if not isinstance(pre, str) or pre not in PRETOKENIZERS:
+            first = ", ".join(list(PRETOKENIZERS)[:3])
+            known = f"one of {len(PRETOKENIZERS)} known ones ({first}, …)"
+            self.refuse("tokenizer.ggml.pre", known, shown(pre))
+        return PRETOKENIZERS[pre]
 
-    def flag(self, key: str) -> bool:
-        value = self._metadata.get(key, False)
+    def scores(self, key: str, size: int) -> list[float]:
+        value = self._metadata.get(key)
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
+            self.refuse(key, "an array of numbers", shown(value))
+        try:
+            scores = np.asarray(value)
+        except ValueError:  # arrays within
+            self.refuse(key, "an array of numbers", "something else in it")
+        if scores.dtype.kind not in "iuf" or scores.shape != (size,):
+            found = f"{scores.dtype} of shape {scores.shape}"
+            self.refuse(key, f"{size} numbers, one a token", found)
+        if not np.isfinite(scores).all():
+            self.refuse(key, "finite numbers", "NaN or infinity")
+        numbers: list[float] = scores.astype(np.float64).tolist()
+        return numbers
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self._metadata.get(key, default)
         if not isinstance(value, bool):
             self.refuse(key, "true or false", shown(value))
         return value

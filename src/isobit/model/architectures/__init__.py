@@ -30,14 +30,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(metadata: Mapping[str, object], source: str) -> Architecture:
-    """The architecture of a whole file; raises ModelRefused for a part, or another architecture.
+    """The architecture of a model; raises ModelRefused for one that is not implemented.
 
-    Asked first: what either lacks besides would only be called missing.
+    Asked first: what such a model lacks besides would only be called missing.
     """
     r = Metadata(metadata, source)
-    if r.count("split.count", 0, 65535, default=1) > 1:
-        whole = "a whole file (llama-gguf-split --merge joins the parts)"
-        raise r.refusal("split.count", whole, metadata["split.count"])
     name = r.text("general.architecture")
     if name not in ARCHITECTURES:
         raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", name)
