@@ -8,8 +8,8 @@
 
 namespace isobit::ISOBIT_SIMD {
 
-// Codes are unsigned, Format::zero too large. Sub-scales and mins are bytes, four groups in a lane;
-// sub-scales are signed where codes have a zero point.
+// Codes are unsigned, Format::zero too large; those with largest = 255 are what wide_code() makes of
+// signed bytes. Sub-scales and mins are bytes, four groups in a lane.
 struct Scales {
     F d, dmin;
     U scales[4], mins[4];
@@ -30,6 +30,13 @@ FN U gather4(Rows rows, size_t offset) {
         memcpy(&x, rows[r] + offset, 4);
         v[r] = x;
     }
+    return v;
+}
+
+FN U gather1(Rows rows, size_t offset) {
+    U v;
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r) v[r] = rows[r][offset];
     return v;
 }
 
@@ -60,8 +67,8 @@ FN void unpack_scales6(Rows rows, Scales& w) {
 }
 
 struct Q4_K {
-    static constexpr int block = 256, bytes = 144, group = 32, largest = 15, zero = 0;
-    static constexpr bool mins = true;
+    static constexpr int id = 12, block = 256, bytes = 144, group = 32, largest = 15, zero = 0;
+    static constexpr bool mins = true, signed_scales = false;
 
     FN void scales(Rows rows, Scales& w) { unpack_scales6(rows, w); }
 
@@ -82,8 +89,8 @@ struct Q4_K {
 };
 
 struct Q5_K {
-    static constexpr int block = 256, bytes = 176, group = 32, largest = 31, zero = 0;
-    static constexpr bool mins = true;
+    static constexpr int id = 13, block = 256, bytes = 176, group = 32, largest = 31, zero = 0;
+    static constexpr bool mins = true, signed_scales = false;
 
     FN void scales(Rows rows, Scales& w) { unpack_scales6(rows, w); }
 
@@ -108,8 +115,8 @@ struct Q5_K {
 };
 
 struct Q6_K {
-    static constexpr int block = 256, bytes = 210, group = 16, largest = 63, zero = 32;
-    static constexpr bool mins = false;
+    static constexpr int id = 14, block = 256, bytes = 210, group = 16, largest = 63, zero = 32;
+    static constexpr bool mins = false, signed_scales = true;
 
     FN void scales(Rows rows, Scales& w) {
         gather16(rows, 192, w.scales);
@@ -137,8 +144,8 @@ struct Q6_K {
 };
 
 struct Q3_K {
-    static constexpr int block = 256, bytes = 110, group = 16, largest = 7, zero = 4;
-    static constexpr bool mins = false;
+    static constexpr int id = 11, block = 256, bytes = 110, group = 16, largest = 7, zero = 4;
+    static constexpr bool mins = false, signed_scales = true;
 
     FN void scales(Rows rows, Scales& w) {
         U s[4];  // two bytes of codes, the 12 of scales, d
@@ -174,8 +181,8 @@ struct Q3_K {
 };
 
 struct Q2_K {
-    static constexpr int block = 256, bytes = 84, group = 16, largest = 3, zero = 0;
-    static constexpr bool mins = true;
+    static constexpr int id = 10, block = 256, bytes = 84, group = 16, largest = 3, zero = 0;
+    static constexpr bool mins = true, signed_scales = false;
 
     FN void scales(Rows rows, Scales& w) {
         U s[4];
@@ -198,6 +205,56 @@ struct Q2_K {
             for (int j = 0; j < 4; ++j)
 #pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) put(at + j + 8 * k, q[j] >> 2 * k & LOW2);
+        }
+    }
+};
+
+// Sixteen bytes for look_up(), in each 16 bytes of the vector.
+FN U table16(const int8_t* bytes) {
+    U v;
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r) {
+        uint32_t x;
+        memcpy(&x, bytes + r % 4 * 4, 4);
+        v[r] = x;
+    }
+    return v;
+}
+
+// Codes of four bits that stand for signed bytes.
+constexpr int8_t IQ4_CODES[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113};
+FN U iq4_codes() { return wide_code(table16(IQ4_CODES)); }
+
+struct IQ4_XS {
+    static constexpr int id = 23, block = 256, bytes = 136, group = 32, largest = 255,
+                         zero = WIDE_ZERO;
+    static constexpr bool mins = false, signed_scales = true;
+
+    FN void scales(Rows rows, Scales& w) {
+        U d = gather4(rows, 0), low = gather4(rows, 4);  // d and the top bit pairs; the low nibbles
+        w.d = half_to_float(d);
+        U even = low & LOW4, odd = low >> 4 & LOW4;  // of groups 0 2 4 6 and 1 3 5 7
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            U e = even >> 16 * i, o = odd >> 16 * i, top = d >> (16 + 8 * i);
+            U x = (e & 0xff) | (o & 0xff) << 8 | (e & 0xff00) << 8 | (o & 0xff00) << 16;
+            x |= (top & 3) << 4 | (top & 12) << 10 | (top & 48) << 16 | (top & 192) << 22;
+            w.scales[i] = ((x | SIGNS) - (SIGNS >> 2)) ^ SIGNS;  // 32 from each byte
+        }
+    }
+
+    template <class Put>
+    FN void codes(Rows rows, Put&& put) {
+        const U table = iq4_codes();
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            U q[4];
+            gather16(rows, 8 + 16 * i, q);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) put(8 * i + j, look_up(table, q[j] & LOW4));
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) put(8 * i + j + 4, look_up(table, q[j] >> 4 & LOW4));
         }
     }
 };
@@ -225,7 +282,7 @@ FN void add_fifth_bits(Rows rows, size_t offset, U* codes) {
 }
 
 struct Q4_0 {
-    static constexpr int block = 32, bytes = 18, group = 32, largest = 15, zero = 8;
+    static constexpr int id = 2, block = 32, bytes = 18, group = 32, largest = 15, zero = 8;
     static constexpr bool mins = false;
 
     FN void unpack(Rows rows, Block32& w) {
@@ -235,7 +292,7 @@ struct Q4_0 {
 };
 
 struct Q4_1 {
-    static constexpr int block = 32, bytes = 20, group = 32, largest = 15, zero = 0;
+    static constexpr int id = 3, block = 32, bytes = 20, group = 32, largest = 15, zero = 0;
     static constexpr bool mins = true;
 
     FN void unpack(Rows rows, Block32& w) {
@@ -247,7 +304,7 @@ struct Q4_1 {
 };
 
 struct Q5_0 {
-    static constexpr int block = 32, bytes = 22, group = 32, largest = 31, zero = 16;
+    static constexpr int id = 6, block = 32, bytes = 22, group = 32, largest = 31, zero = 16;
     static constexpr bool mins = false;
 
     FN void unpack(Rows rows, Block32& w) {
@@ -258,7 +315,7 @@ struct Q5_0 {
 };
 
 struct Q5_1 {
-    static constexpr int block = 32, bytes = 24, group = 32, largest = 31, zero = 0;
+    static constexpr int id = 7, block = 32, bytes = 24, group = 32, largest = 31, zero = 0;
     static constexpr bool mins = true;
 
     FN void unpack(Rows rows, Block32& w) {
@@ -271,7 +328,7 @@ struct Q5_1 {
 };
 
 struct Q8_0 {
-    static constexpr int block = 32, bytes = 34, group = 32, largest = 255, zero = ZERO8;
+    static constexpr int id = 8, block = 32, bytes = 34, group = 32, largest = 255, zero = WIDE_ZERO;
     static constexpr bool mins = false;
 
     FN void unpack(Rows rows, Block32& w) {
@@ -279,8 +336,43 @@ struct Q8_0 {
         gather16(rows, 2, w.codes);
         gather16(rows, 18, w.codes + 4);
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) w.codes[j] = code8(w.codes[j]);
+        for (int j = 0; j < 8; ++j) w.codes[j] = wide_code(w.codes[j]);
     }
 };
+
+FN void unpack_table(Rows rows, size_t offset, U table, U* codes) {
+    unpack_nibbles(rows, offset, codes);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) codes[j] = look_up(table, codes[j]);
+}
+
+struct IQ4_NL {
+    static constexpr int id = 20, block = 32, bytes = 18, group = 32, largest = 255,
+                         zero = WIDE_ZERO;
+    static constexpr bool mins = false;
+
+    FN void unpack(Rows rows, Block32& w) {
+        w.d = half_to_float(gather2(rows, 0));
+        unpack_table(rows, 2, iq4_codes(), w.codes);
+    }
+};
+
+constexpr int8_t FP4_CODES[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+struct MXFP4 {
+    static constexpr int id = 39, block = 32, bytes = 17, group = 32, largest = 24, zero = 12;
+    static constexpr bool mins = false;
+
+    FN void unpack(Rows rows, Block32& w) {
+        U e = gather1(rows, 0), small = (U)(e < 2);  // d = 2^(e - 128), for e < 2 a subnormal
+        w.d = (F)((small & (1u << 21) << (e & 1)) | (~small & (e - 1) << 23));
+        unpack_table(rows, 1, table16(FP4_CODES), w.codes);
+    }
+};
+
+// Every quantised format.
+#define ISOBIT_QUANTISED(X)                                                                       \
+    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL)      \
+    X(IQ4_XS) X(MXFP4)
 
 }  // namespace isobit::ISOBIT_SIMD

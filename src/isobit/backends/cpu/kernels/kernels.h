@@ -74,6 +74,12 @@ struct Pages {
     const int32_t* table;
 };
 
+// A quantised format: ggml's number, values and bytes of a block.
+struct FormatInfo {
+    const char* name;
+    int type, block, bytes;
+};
+
 struct Kernels {
     const char* name;
     int lanes;  // rows of a weight tile
@@ -92,6 +98,7 @@ struct Kernels {
     void (*store)(const PageLayout&, uint8_t* page, int slot, const int16_t* k, float dk,
                   const int16_t* v, float dv);
     void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);
+    const FormatInfo* formats;  // every quantised one; then a null name
 };
 
 // The levels that this build has and this machine can run, best first; null past the last.

@@ -20,11 +20,11 @@ FN F join(const I* sums) {
 // The sub-scale of group g, for scale_add.
 template <class Format>
 FN U sub_scale(const Scales& w, int g) {
-    return Format::zero ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
+    return Format::signed_scales ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
 }
 
 // Sub-scales or mins times the sums of each group's activations in one plane.
-template <class Format>
+template <class Format, bool is_signed>
 FN I dot_sums(const U* bytes, const Activations& x, int plane) {
     constexpr int n = 128 / Format::group;
     const int16_t* sums = Format::group == 16 ? x.sum16[plane] : x.sum32[plane];
@@ -32,19 +32,33 @@ FN I dot_sums(const U* bytes, const Activations& x, int plane) {
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i) {
         const int b = i % 2 * 2;
-        U pair = Format::zero ? signed_byte_pairs(bytes[i / 2], b, b + 1)
-                              : byte_pairs(bytes[i / 2], b, b + 1);
+        U pair = is_signed ? signed_byte_pairs(bytes[i / 2], b, b + 1)
+                           : byte_pairs(bytes[i / 2], b, b + 1);
         sum += madd(pair, broadcast(sums + 2 * i));
     }
     return sum;
 }
 
+// Codes for which dot() would not be exact over two steps have parts of another type.
+template <bool wide>
+struct PartType {
+    typedef Part type;
+};
+template <>
+struct PartType<true> {
+    typedef WidePart type;
+};
+template <class Format>
+constexpr bool wide = run(Format::largest) < 2;
+template <class Format>
+using PartOf = typename PartType<wide<Format>>::type;
+
 // Steps of dot() that one part can take: as far as it is exact, and within one group.
 template <class Format>
 constexpr int part_steps() {
-    constexpr int group = Format::group / 4, limit = run(Format::largest);
-    constexpr int steps = limit < group ? limit : group;
-    static_assert(group % steps == 0);
+    constexpr int group = Format::group / 4, limit = wide<Format> ? WIDE_RUN : run(Format::largest);
+    int steps = limit < group ? limit : group;
+    while (group % steps) --steps;
     return steps;
 }
 
@@ -53,11 +67,11 @@ template <class Format, int P>
 FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
     if constexpr (Format::zero != 0)
     #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.scales, x, p);
+        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format, Format::signed_scales>(w.scales, x, p);
     F u = w.d * join<P>(sums);
     if constexpr (Format::mins) {
-        I m = dot_sums<Format>(w.mins, x, 0);
-        if constexpr (P == 2) m = (m << 8) + dot_sums<Format>(w.mins, x, 1);
+        I m = dot_sums<Format, false>(w.mins, x, 0);
+        if constexpr (P == 2) m = (m << 8) + dot_sums<Format, false>(w.mins, x, 1);
         u = u - w.dmin * to_float(m);
     }
     y = y + x.d * u;
@@ -78,14 +92,14 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
     Scales w;
     Format::scales(rows, w);
     I sums[P] = {};
-    Part part[64 / group][P];
+    PartOf<Format> part[64 / group][P];
     int n = 0;
     Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
         const int g = j / group;
         prefetch_line<Format>(ahead, n++, codes);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
-            part[g][p] = dot(j % steps ? part[g][p] : Part{}, codes, broadcast(x.plane[p] + 4 * j));
+            part[g][p] = dot(j % steps ? part[g][p] : PartOf<Format>{}, codes, broadcast(x.plane[p] + 4 * j));
             if (j % steps == steps - 1)
                 sums[p] = scale_add(sums[p], part[g][p], sub_scale<Format>(w, g));
         }
@@ -99,7 +113,7 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
 template <int P>
 FN void make_pair(U*) {}
 
-template <int P, int T>
+template <int P, int T, class Part>
 FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, int at) {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j)
@@ -110,7 +124,7 @@ FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, i
                 part[t][p] = dot(part[t][p], codes[j], broadcast(x[t]->plane[p] + at + 4 * j));
 }
 
-template <int P>
+template <int P, class Part>
 FN void settle(Part*) {}
 #endif
 
@@ -120,7 +134,7 @@ FN void add_tokens(const U* codes, const U* scale, const Scales& w, const Activa
     static_assert(steps % 2 == 0);
     I sums[T][P] = {};
     for (int j0 = 0; j0 < 64; j0 += steps) {
-        Part part[T][P] = {};
+        PartOf<Format> part[T][P] = {};
 #pragma GCC unroll 4
         for (int j = j0; j < j0 + steps; j += 2) dot_pair<P, T>(part, codes + j, x, 4 * j);
 #pragma GCC unroll 4
@@ -158,24 +172,16 @@ FN void add_superblocks(Rows rows, const uint8_t* ahead, const Activations* cons
 // The dot product of one block of 32.
 template <class Format>
 FN I dot32(const U* codes, const int8_t* x) {
-    if constexpr (Format::largest > 127) {
-        Part8 part = {};
+    constexpr int steps = part_steps<Format>();
+    I sum = {};
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) part = dot8(part, codes[j], broadcast(x + 4 * j));
-        return total8(part);
-    } else {
-        constexpr int steps = part_steps<Format>();
-        I sum = {};
+    for (int j0 = 0; j0 < 8; j0 += steps) {
+        PartOf<Format> part = {};
 #pragma GCC unroll 8
-        for (int j0 = 0; j0 < 8; j0 += steps) {
-            Part part = {};
-#pragma GCC unroll 8
-            for (int j = j0; j < j0 + steps; ++j)
-                part = dot(part, codes[j], broadcast(x + 4 * j));
-            sum += total(part);
-        }
-        return sum;
+        for (int j = j0; j < j0 + steps; ++j) part = dot(part, codes[j], broadcast(x + 4 * j));
+        sum += total(part);
     }
+    return sum;
 }
 
 // n blocks of 32 values: y[t] += d_x * (((0 + u_0) + u_1) + ...) for the tokens.
@@ -351,16 +357,10 @@ Matmul matmul_of(int ggml_type) {
         case 0: return matmul_float<AsF32>;
         case 1: return matmul_float<AsF16>;
         case 30: return matmul_float<AsBF16>;
-        case 2: return matmul_quantised<Q4_0, P>;
-        case 3: return matmul_quantised<Q4_1, P>;
-        case 6: return matmul_quantised<Q5_0, P>;
-        case 7: return matmul_quantised<Q5_1, P>;
-        case 8: return matmul_quantised<Q8_0, P>;
-        case 10: return matmul_quantised<Q2_K, P>;
-        case 11: return matmul_quantised<Q3_K, P>;
-        case 12: return matmul_quantised<Q4_K, P>;
-        case 13: return matmul_quantised<Q5_K, P>;
-        case 14: return matmul_quantised<Q6_K, P>;
+#define ISOBIT_CASE(Format) \
+    case Format::id: return matmul_quantised<Format, P>;
+        ISOBIT_QUANTISED(ISOBIT_CASE)
+#undef ISOBIT_CASE
     }
     return nullptr;
 }
