@@ -27,8 +27,8 @@ void dequantise_quantised(const uint8_t* row, int n, float* out) {
                 if (Format::mins) min[g] = dmin * code_at(w.mins, g, false);
             }
         } else {
-            Block32 w;
-            Format::unpack(rows, w);
+            Block<Format> w;
+            Format::unpack(InRows{rows}, w);
             memcpy(codes, w.codes, sizeof codes);
             scale[0] = w.d[0];
             if (Format::mins) min[0] = w.dmin[0];

@@ -3,7 +3,7 @@
 //
 // A format of 256-value blocks gives the scales and mins of a superblock, then puts its codes
 // one vector after the other: put(j, v), where v holds values 4j .. 4j+3 of the superblock and each
-// group's come in ascending order. A format of 32-value blocks unpacks one block.
+// group's come in ascending order. A format of smaller blocks unpacks one block from a Source.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
@@ -15,9 +15,10 @@ struct Scales {
     U scales[4], mins[4];
 };
 
-struct Block32 {
+template <class Format>
+struct Block {
     F d, dmin;
-    U codes[8];
+    U codes[Format::block / 4];
 };
 
 typedef const uint8_t* const* Rows;
@@ -259,11 +260,40 @@ struct IQ4_XS {
     }
 };
 
+// Where a block's bytes are: behind each of the rows' addresses,
+struct InRows {
+    Rows rows;
+    INLINE U byte(int at) const { return gather1(rows, at); }
+    INLINE U half(int at) const { return gather2(rows, at); }
+    INLINE U word(int at) const { return gather4(rows, at); }
+    INLINE void words4(int at, U* out) const { gather16(rows, at, out); }
+};
+
+// or from byte `start` on of words that hold a stretch of each row, as gather16 gives them.
+struct InWords {
+    const U* words;
+    int start;
+    INLINE U byte(int at) const { return part(at) & 0xff; }
+    INLINE U half(int at) const { return part(at); }  // the upper half of the lane is not specified
+    INLINE U word(int at) const {
+        const int shift = (start + at) % 4 * 8;
+        return shift ? part(at) | words[(start + at) / 4 + 1] << (32 - shift) : part(at);
+    }
+    INLINE void words4(int at, U* out) const {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) out[j] = word(at + 4 * j);
+    }
+
+private:
+    INLINE U part(int at) const { return words[(start + at) / 4] >> (start + at) % 4 * 8; }
+};
+
 // Blocks of 32 values.
 
-FN void unpack_nibbles(Rows rows, size_t offset, U* codes) {
+template <class Source>
+FN void unpack_nibbles(Source b, int at, U* codes) {
     U q[4];
-    gather16(rows, offset, q);
+    b.words4(at, q);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
         codes[j] = q[j] & LOW4;
@@ -271,13 +301,21 @@ FN void unpack_nibbles(Rows rows, size_t offset, U* codes) {
     }
 }
 
-// Bit k of the four bytes at offset becomes bit 4 of code k.
-FN void add_fifth_bits(Rows rows, size_t offset, U* codes) {
-    U bits = gather4(rows, offset);
+template <class Source>
+FN void unpack_table(Source b, int at, U table, U* codes) {
+    unpack_nibbles(b, at, codes);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) codes[j] = look_up(table, codes[j]);
+}
+
+// Bit k of the four bytes becomes bit 4 of code k.
+template <class Source>
+FN void add_fifth_bits(Source b, int at, U* codes) {
+    U bits = b.word(at);
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-        U b = bits >> 4 * j;  // four bits to four bytes
-        codes[j] |= ((b & 1) | (b & 2) << 7 | (b & 4) << 14 | (b & 8) << 21) << 4;
+        U x = bits >> 4 * j;  // four bits to four bytes
+        codes[j] |= ((x & 1) | (x & 2) << 7 | (x & 4) << 14 | (x & 8) << 21) << 4;
     }
 }
 
@@ -285,9 +323,10 @@ struct Q4_0 {
     static constexpr int id = 2, block = 32, bytes = 18, group = 32, largest = 15, zero = 8;
     static constexpr bool mins = false;
 
-    FN void unpack(Rows rows, Block32& w) {
-        w.d = half_to_float(gather2(rows, 0));
-        unpack_nibbles(rows, 2, w.codes);
+    template <class Source>
+    FN void unpack(Source b, Block<Q4_0>& w) {
+        w.d = half_to_float(b.half(0));
+        unpack_nibbles(b, 2, w.codes);
     }
 };
 
@@ -295,11 +334,12 @@ struct Q4_1 {
     static constexpr int id = 3, block = 32, bytes = 20, group = 32, largest = 15, zero = 0;
     static constexpr bool mins = true;
 
-    FN void unpack(Rows rows, Block32& w) {
-        U h = gather4(rows, 0);
+    template <class Source>
+    FN void unpack(Source b, Block<Q4_1>& w) {
+        U h = b.word(0);
         w.d = half_to_float(h);
         w.dmin = -half_to_float(h >> 16);
-        unpack_nibbles(rows, 4, w.codes);
+        unpack_nibbles(b, 4, w.codes);
     }
 };
 
@@ -307,10 +347,11 @@ struct Q5_0 {
     static constexpr int id = 6, block = 32, bytes = 22, group = 32, largest = 31, zero = 16;
     static constexpr bool mins = false;
 
-    FN void unpack(Rows rows, Block32& w) {
-        w.d = half_to_float(gather2(rows, 0));
-        unpack_nibbles(rows, 6, w.codes);
-        add_fifth_bits(rows, 2, w.codes);
+    template <class Source>
+    FN void unpack(Source b, Block<Q5_0>& w) {
+        w.d = half_to_float(b.half(0));
+        unpack_nibbles(b, 6, w.codes);
+        add_fifth_bits(b, 2, w.codes);
     }
 };
 
@@ -318,12 +359,13 @@ struct Q5_1 {
     static constexpr int id = 7, block = 32, bytes = 24, group = 32, largest = 31, zero = 0;
     static constexpr bool mins = true;
 
-    FN void unpack(Rows rows, Block32& w) {
-        U h = gather4(rows, 0);
+    template <class Source>
+    FN void unpack(Source b, Block<Q5_1>& w) {
+        U h = b.word(0);
         w.d = half_to_float(h);
         w.dmin = -half_to_float(h >> 16);
-        unpack_nibbles(rows, 8, w.codes);
-        add_fifth_bits(rows, 4, w.codes);
+        unpack_nibbles(b, 8, w.codes);
+        add_fifth_bits(b, 4, w.codes);
     }
 };
 
@@ -331,29 +373,25 @@ struct Q8_0 {
     static constexpr int id = 8, block = 32, bytes = 34, group = 32, largest = 255, zero = WIDE_ZERO;
     static constexpr bool mins = false;
 
-    FN void unpack(Rows rows, Block32& w) {
-        w.d = half_to_float(gather2(rows, 0));
-        gather16(rows, 2, w.codes);
-        gather16(rows, 18, w.codes + 4);
+    template <class Source>
+    FN void unpack(Source b, Block<Q8_0>& w) {
+        w.d = half_to_float(b.half(0));
+        b.words4(2, w.codes);
+        b.words4(18, w.codes + 4);
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) w.codes[j] = wide_code(w.codes[j]);
     }
 };
-
-FN void unpack_table(Rows rows, size_t offset, U table, U* codes) {
-    unpack_nibbles(rows, offset, codes);
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) codes[j] = look_up(table, codes[j]);
-}
 
 struct IQ4_NL {
     static constexpr int id = 20, block = 32, bytes = 18, group = 32, largest = 255,
                          zero = WIDE_ZERO;
     static constexpr bool mins = false;
 
-    FN void unpack(Rows rows, Block32& w) {
-        w.d = half_to_float(gather2(rows, 0));
-        unpack_table(rows, 2, iq4_codes(), w.codes);
+    template <class Source>
+    FN void unpack(Source b, Block<IQ4_NL>& w) {
+        w.d = half_to_float(b.half(0));
+        unpack_table(b, 2, iq4_codes(), w.codes);
     }
 };
 
@@ -363,10 +401,11 @@ struct MXFP4 {
     static constexpr int id = 39, block = 32, bytes = 17, group = 32, largest = 24, zero = 12;
     static constexpr bool mins = false;
 
-    FN void unpack(Rows rows, Block32& w) {
-        U e = gather1(rows, 0), small = (U)(e < 2);  // d = 2^(e - 128), for e < 2 a subnormal
+    template <class Source>
+    FN void unpack(Source b, Block<MXFP4>& w) {
+        U e = b.byte(0), small = (U)(e < 2);  // d = 2^(e - 128), for e < 2 a subnormal
         w.d = (F)((small & (1u << 21) << (e & 1)) | (~small & (e - 1) << 23));
-        unpack_table(rows, 1, table16(FP4_CODES), w.codes);
+        unpack_table(b, 1, table16(FP4_CODES), w.codes);
     }
 };
 

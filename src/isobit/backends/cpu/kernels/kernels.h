@@ -7,7 +7,8 @@
 
 // Always inlined: this header is compiled for several instruction sets, and the linker must not pick
 // one of their copies for all.
-#define FN static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
+#define FN static INLINE
 
 namespace isobit {
 
