@@ -7,7 +7,8 @@
 
 // Always inlined: this header is compiled for several instruction sets, and the linker must not pick
 // one of their copies for all.
-#define FN static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
+#define FN static INLINE
 
 namespace isobit {
 
@@ -75,6 +76,12 @@ struct Pages {
     const int32_t* table;
 };
 
+// A quantised format: ggml's number, values and bytes of a block.
+struct FormatInfo {
+    const char* name;
+    int type, block, bytes;
+};
+
 struct Kernels {
     const char* name;
     int lanes;  // rows of a weight tile
@@ -102,6 +109,7 @@ struct Kernels {
     void (*store)(const PageLayout&, uint8_t* page, int slot, const int16_t* k, float dk,
                   const int16_t* v, float dv);
     void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);
+    const FormatInfo* formats;  // every quantised one; then a null name
 };
 
 // The levels that this build has and this machine can run, best first; null past the last.
