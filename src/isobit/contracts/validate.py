@@ -188,6 +188,9 @@ def _statuses(document: Document, data: dict[str, Any]) -> None:
     stages = _list(data.get("implementation_stages"))
     places: list[tuple[Key, object, tuple[str, ...]]]
     places = [(("status",), data.get("status"), STATUSES)]
+    metadata = data.get("metadata")
+    if isinstance(metadata, dict):
+        places.append((("metadata", "status"), metadata.get("status"), STATUSES))
     for i, stage in enumerate(stages):
         if isinstance(stage, dict):
             at: Key = ("implementation_stages", i, "status")
