@@ -39,6 +39,36 @@ def stage(s: StageDiff) -> str:
     )
 
 
+def fits(diff: Diff) -> list[str]:
+    """The arithmetics that faulty operations were found to be done in, one line each."""
+    found: dict[tuple[str, str], list[StageDiff]] = {}
+    for s in diff.stages:
+        if s.fit is not None:
+            side = "B" if s.origin == "faulty in B" else "A"
+            found.setdefault((side, s.fit.words), []).append(s)
+    return [
+        f"{side}'s activations are {words} in {', '.join(s.stage for s in rows)} (looked at where "
+        f"each is first off; so rounded, {max(_left(s) for s in rows):.2g} of its error is left)"
+        for (side, words), rows in found.items()
+    ]
+
+
+def _left(s: StageDiff) -> float:
+    return s.fit.left / s.fit.error if s.fit is not None and s.fit.error else 0.0
+
+
+def beyond(diff: Diff) -> str | None:
+    """The first operation that is off by more than float32 explains, by itself."""
+    if not diff.beyond:
+        return None
+    s = diff.beyond[0]
+    own = None if s.own_error is None else s.own_error.relative_rms
+    return (
+        f"first beyond float32 rounding: {s.where}, off by itself by a relative RMS of "
+        f"{number(own)}; {len(diff.beyond)} of {len(diff.stages)} stages are"
+    )
+
+
 def experts(c: RouterChange, a: str = "A", b: str = "B") -> str:
     """A token whose experts differ: which, with which margins, and why."""
 

@@ -1,6 +1,7 @@
 """Comparing two runs stage by stage: bits first, then figures."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from isobit.errors import NothingCompared
 from isobit.model.graph import Key
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
+from isobit.verify.fit import fit, float32_explains
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, kl_divergence, router_margin
 from isobit.verify.replay import Replay
@@ -45,6 +47,7 @@ class Comparer:
         self._at: dict[Key, StageDiff] = {}
         self._logits: tuple[Array, Array] | None = None
         self._experts: tuple[Array, Array] | None = None
+        self._fitted: set[str] = set()
 
     def start(self, tokens: I32, positions: I32) -> None:
         """A chunk begins."""
@@ -120,11 +123,28 @@ class Comparer:
         own = entry.own_error or Distance()
         if not self._replay.exact:
             self._replay.own_error(entry.stage, entry.layer, a, own)
+            off, last = own.relative_rms or 0.0, int(self._positions[-1])
+            entry.beyond_float32 = off > float32_explains(entry.stage, last)
+            if entry.beyond_float32:
+                self._fit(entry, a, of_b=False)
         elif differs:
             origin = self._replay.origin(entry.stage, entry.layer, a, b, own)
             if entry.origin is None or origin.startswith("faulty"):
                 entry.origin = origin
+            if origin.startswith("faulty"):
+                self._fit(entry, b if origin == "faulty in B" else a, of_b=origin == "faulty in B")
         entry.own_error = own if own.values else None
+
+    def _fit(self, entry: StageDiff, value: Array, *, of_b: bool) -> None:
+        """Find the arithmetic of a faulty operation; once a stage, for its first layer."""
+        assert self._replay is not None
+        if entry.stage in self._fitted:
+            return
+        self._fitted.add(entry.stage)
+        inputs = self._replay.inputs(entry.stage, entry.layer, of_b=of_b)
+        if inputs is not None and all(np.isfinite(x).all() for x in (value, *inputs)):
+            compute = partial(self._replay.in_float64, entry.stage, entry.layer)
+            entry.fit = fit(value, inputs, compute)
 
     def _compare_experts(
         self, layer: int, a: Array, b: Array, margins: tuple[Array | None, Array | None]

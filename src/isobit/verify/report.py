@@ -31,6 +31,9 @@ def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
     if origins["not replayed"]:
         lines.append(f"replay: {origins['not replayed']} stages lack the inputs to replay them")
     furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
+    if (line := blame.beyond(diff)) is not None:
+        lines.append(f"replay: {line}")
+    lines += [f"replay: {line}" for line in blame.fits(diff)]
     if off := _largest_own([furthest]):
         lines.append(
             f"replay: furthest off by itself is {furthest.where}: relative RMS {blame.number(off)}"
