@@ -35,6 +35,6 @@ def main(args: argparse.Namespace) -> None:
     stages = None if args.stages is None else parse_stages(args.stages, names)
     n_layers = max((layer for _, layer in recorded if layer is not None), default=-1) + 1
     layers = None if args.layers == "all" else parse_layers(args.layers, n_layers)
-    replay = None if args.replay is None else open_replay(args.replay, a.manifest, b.manifest)
+    replay = None if args.replay is None else open_replay(args.replay, b.manifest)
     text = None if args.replay is None else tools.token_texts(args.replay)
     tools.show(compare(a, b, stages, layers, replay, histograms=bool(args.html)), args, text)

@@ -10,9 +10,7 @@ from isobit.backends.base import F32
 from isobit.contracts import measures as m
 from isobit.contracts.subject import Measured, Subject
 from isobit.errors import GateFailed, NothingCompared, NotRun
-from isobit.model.stages import ON_REQUEST
 from isobit.runtime.model import Model
-from isobit.verify.graph import order
 from isobit.verify.trace import where as place
 
 
@@ -92,7 +90,8 @@ def invariant(measure: m.Invariant, subject: Subject) -> Measured:
         nonfinite += int(out.size - np.count_nonzero(np.isfinite(out)))
     if rows != c.n_layers * sum(map(len, measure.prompts)):
         raise NothingCompared(f"router weights: expected every token-layer's, got {rows}")
-    if lacking := [k for k in order(c) if k not in seen and k[0] not in ON_REQUEST]:
+    stages = [k for k in subject.model.graph.stages if k[0] not in subject.model.graph.on_request]
+    if lacking := [k for k in stages if k not in seen]:
         raise NothingCompared(f"{place(*lacking[0])}: expected its values, got none")
     figures = {"router_weight_deviation": min(deviation, 1.0), "nonfinite_values": float(nonfinite)}
     return Measured(

@@ -203,7 +203,8 @@ class Ablation:
             return value
 
         positions: I32 = np.arange(len(tokens), dtype=np.int32)
-        stages = frozenset({"moe_router_logits"}) | (self._graph.on_request if maps else frozenset())
+        more = self._graph.on_request if maps else frozenset()
+        stages = frozenset({"moe_router_logits"}) | more
         run = graph.Run(self._graph)
         logits = graph.forward(run, tokens, positions, pinning, tap, stages)
         if not np.isfinite(logits).all():
@@ -261,8 +262,6 @@ def _tops(a: list[_Result], b: list[_Result]) -> int:
     """Tokens with another likeliest successor."""
     pairs = zip(a, b, strict=True)
     return sum(int((g.logits.argmax(axis=1) != o.logits.argmax(axis=1)).sum()) for g, o in pairs)
-            factor=rms / base if base else 1.0,
-        )
 
 
 def weigh(weights: Array, values: Array) -> Array:

@@ -123,17 +123,33 @@ class Comparer:
         own = entry.own_error or Distance()
         if not self._replay.exact:
             self._replay.own_error(entry.stage, entry.layer, a, own)
-            off, last = own.relative_rms or 0.0, int(self._positions[-1])
-            entry.beyond_float32 = off > float32_explains(entry.stage, last)
-            if entry.beyond_float32:
-                self._fit(entry, a, of_b=False)
+            self._beyond(entry, a, own.relative_rms or 0.0)
         elif differs:
             origin = self._replay.origin(entry.stage, entry.layer, a, b, own)
             if entry.origin is None or origin.startswith("faulty"):
                 entry.origin = origin
-            if origin.startswith("faulty"):
-                self._fit(entry, b if origin == "faulty in B" else a, of_b=origin == "faulty in B")
+            if origin == "faulty in B":
+                self._fit(entry, b, of_b=True)
+            elif origin.startswith("faulty") and self.diff.a.numerics is None:
+                self._beyond(entry, a, self._off(entry, a))  # none of isobit's: floats, perhaps
+            elif origin.startswith("faulty"):
+                self._fit(entry, a, of_b=False)
         entry.own_error = own if own.values else None
+
+    def _off(self, entry: StageDiff, a: Array) -> float:
+        """How far A's operation alone is from float64: relative RMS."""
+        assert self._replay is not None
+        inputs, total = self._replay.inputs(entry.stage, entry.layer), Distance()
+        if inputs is not None:
+            expected = self._replay.in_float64(entry.stage, entry.layer, inputs)
+            total.add(a, expected, self._positions)
+        return total.relative_rms or 0.0
+
+    def _beyond(self, entry: StageDiff, a: Array, off: float) -> None:
+        """Note an operation that is off by more than float32 is, and what it was done in."""
+        if off > float32_explains(entry.stage, int(self._positions[-1])):
+            entry.beyond_float32 = True
+            self._fit(entry, a, of_b=False)
 
     def _fit(self, entry: StageDiff, value: Array, *, of_b: bool) -> None:
         """Find the arithmetic of a faulty operation; once a stage, for its first layer."""

@@ -31,7 +31,8 @@ class StageDiff:
     everywhere in float64, else in chunks that differ."""
     histogram: Histogram | None = None
     beyond_float32: bool = False
-    """Replayed in float64: A's operation alone is off by more than float32 would be."""
+    """Replayed beside an oracle or another engine: A's operation alone is off by more than float32
+    would be."""
     fit: Fit | None = None
     """The arithmetic that a faulty operation was done in, if one was found to fit: of the first
     layer of its stage that is faulty."""
@@ -192,7 +193,8 @@ def _stage_json(s: StageDiff, *, accuracy: bool) -> dict[str, Any]:
     out |= _distance_json(s.distance) | {"origin": s.origin}
     if s.own_error is not None:
         out["own_relative_rms"] = s.own_error.relative_rms
-        out["beyond_float32"] = s.beyond_float32
+    if s.beyond_float32:
+        out["beyond_float32"] = True
     if s.fit is not None:
         out["fit"] = asdict(s.fit)
     return out
