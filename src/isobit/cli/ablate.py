@@ -93,7 +93,7 @@ def _cells(o: Outcome) -> list[str]:
     would = "would be " if o.pinned else ""
     return [
         o.name,
-        f"{100 * o.share:.1f} %",
+        f"{round(100 * o.share, 1) + 0:.1f} %",  # no minus before a zero
         "-" if o.uncertainty is None else f"{100 * o.uncertainty:.1f}",
         f"{o.relative_rms:.3g}",
         f"{o.factor:.4g} x",

@@ -139,8 +139,8 @@ def _argmax(measure: m.Argmax, subject: Subject) -> Measured:
         if wrong[-1]:
             flipped.append(i)
             pair = chosen[-1]
-            gaps = [float(x[-1, y] - x[-1, z]) for x, y, z in ((a, *pair), (b, *pair[::-1]))]
-            change = ArgmaxChange(len(prompt) - 1, pair[0], pair[1], gaps[0], gaps[1])
+            of_a, of_b = (float(z[-1, pair[0]] - z[-1, pair[1]]) for z in (a, b))
+            change = ArgmaxChange(len(prompt) - 1, pair[0], pair[1], of_a, -of_b)
             line = blame.flip(change, subject.text, subject.name, measure.against)
             where.append(f"prompt {shown(prompt)}: {line}")
     figures = {"changed_prompts": float(len(flipped)), "changed_positions": float(positions)}

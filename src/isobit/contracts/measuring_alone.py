@@ -80,8 +80,9 @@ def invariant(measure: m.Invariant, subject: Subject) -> Measured:
             rows += len(off)
             if off.max() > deviation:
                 deviation = float(off.max())
-                at = f"layer {layer} position {int(off.argmax())}: {value[off.argmax()].tolist()}"
-                where["router_weight_deviation"] = [at]
+                weights = value[off.argmax()].tolist()
+                found = f"layer {layer} position {int(off.argmax())}: {weights}"
+                where["router_weight_deviation"] = [found]
 
     for prompt in measure.prompts:
         ids = subject.model.checked(prompt)
