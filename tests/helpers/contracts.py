@@ -71,6 +71,7 @@ falsification_tests:
   - id: FALSIFY-002
     rule: A NaN
     prediction: There is none to be seen.
+    if_fails: Look there.
     discharges: [AC_THING_002]
     measure:
       kind: invariant
@@ -129,7 +130,8 @@ def measure(kind: str, more: str = "", threshold: str = "") -> str:
 def contract(*measures: str) -> Contract:
     head = GOOD[: GOOD.index("falsification_tests:")]
     tests = "".join(
-        f"  - id: T{i}\n    rule: r\n    prediction: p\n    discharges: [AC_THING_001]\n"
+        f"  - id: T{i}\n    rule: r\n    prediction: p\n    if_fails: f\n"
+        "    discharges: [AC_THING_001]\n"
         f"    measure: {m}\n"
         for i, m in enumerate(measures)
     )

@@ -279,3 +279,43 @@ def test_the_written_json_is_complete(tmp_path: Path, capsys: pytest.CaptureFixt
     assert shown["prompts"] == {"tried": 2, "flipped": 2}
     assert shown["denied_by"]
     assert path.read_text() != GOOD
+
+
+def test_a_contract_that_measures_nothing_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = broken()
+    head, tail = (
+        text[: text.index("    measure:\n      kind: parity")],
+        text[text.index("qa_gate:") :],
+    )
+    path = tmp_path / "thing-v1.yaml"
+    path.write_text(head + "    test: look at it\n" + tail.replace("All 2", "All 1"))
+    assert main(["contract", "status", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "| AC_THING_001: Same bits. | not run |" in out
+    assert "0 discharged, 0 stale, 2 not run, 0 failing" in out
+    assert "FALSIFY-001: not run: it has no measure" in out
+    assert main(["contract", "status", str(path), "--gate"]) == 6
+    assert main(["contract", "check", str(path)]) == 6
+    assert main(["contract", "amend", str(path), "--status", "ACTIVE_RUNTIME"]) == 1
+
+
+def test_a_measure_beside_words_does_not_discharge_them() -> None:
+    """An obligation with two tests holds as far as both were run."""
+    words = (
+        "qa_gate:",
+        "  - id: FALSIFY-003\n    rule: r\n    prediction: p\n    if_fails: f\n    test: look\n"
+        "    discharges: [AC_THING_001]\nqa_gate:",
+    )
+    contract = opened(words)
+    measured = contract.model_copy(update={"falsification_tests": contract.falsification_tests[:2]})
+    [row, _] = standing(contract, evidence(measured, "passed", "passed")).rows
+    assert row.state("cpu") == "not run"
+
+
+def test_a_failure_of_a_test_that_serves_nothing_is_shown() -> None:
+    contract = opened(("    discharges: [AC_THING_002]\n", ""))
+    found = standing(contract, evidence(contract, "passed", "failing"))
+    assert (found.rows[-1].id, found.rows[-1].state("cpu")) == ("FALSIFY-002", "failing")
+    assert found.count("failing") == 1

@@ -28,7 +28,7 @@ def test_nothing_is_wrong_with_the_good_one() -> None:
     assert judged(GOOD) == []
 
 
-V = "1.1.0"
+MEASURE = GOOD[GOOD.index("    measure:\n      kind: invariant") : GOOD.index("qa_gate:")]
 CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     # rule, severity, changes, text of the line it must point to
     ("missing", "error", [("  description: What it is about.\n", "")], "  version:"),
@@ -52,6 +52,10 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ("unknown-status", "warning", [("SHIPPED", "SORT_OF")], "SORT_OF"),
     ("empty", "warning", [("  references:\n    - a paper\n", "")], "  version:"),
     ("empty", "warning", [("equations:\n  f:\n    formula: y = x\n    domain: x in R\n", "")], ""),
+    ("empty", "error", [("    if_fails: Look there.\n", "")], "FALSIFY-002"),
+    ("empty", "error", [("if_fails: Look there.", "if_fails: '  '")], "FALSIFY-002"),
+    ("empty", "error", [(MEASURE, "")], "FALSIFY-002"),
+    ("empty", "error", [(MEASURE, "    test: ''\n")], "FALSIFY-002"),
     ("duplicate-id", "error", [("id: FALSIFY-002", "id: FALSIFY-001")], "    rule: A NaN"),
     ("duplicate-id", "error", [("- id: AC_THING_002", "- id: AC_THING_001")], "invariant"),
     ("duplicate-key", "error", [("name: thing\n", "name: thing\nname: twice\n")], "name: twice"),
