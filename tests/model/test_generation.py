@@ -206,7 +206,7 @@ def test_damaged_weights_are_an_error_without_warnings(
         with pytest.raises(ModelRefused, match="expected finite logits"):
             damaged.logits([1, 2, 3])
         with pytest.raises(GateFailed, match="expected finite logits"):
-            Ablation(Weights.from_file(damaged.file), [1, 2, 3])
+            Ablation(Weights.from_file(damaged.file), [[1, 2, 3]])
     assert not recwarn.list
 
 

@@ -25,7 +25,8 @@ Outcome = Literal["passed", "failing", "not run"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base.py"),
-    *("verify", "contracts/measuring.py", "contracts/speed.py", "contracts/subject.py"),
+    *("verify", "contracts/measuring.py", "contracts/measuring_alone.py"),
+    *("contracts/speed.py", "contracts/subject.py"),
 )
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh", ".wgsl"})
 
