@@ -7,7 +7,6 @@ from isobit.config import Metadata, ModelConfig
 _KNOWN_ROPE_KEYS = frozenset(
     {
         *("freq_base", "dimension_count", "scale_linear"),
-        "dimension_sections",  # of images; a text has one position everywhere
         *("scaling.type", "scaling.factor", "scaling.attn_factor"),
         *("scaling.original_context_length", "scaling.finetuned"),  # say nothing by themselves
     }
@@ -20,8 +19,11 @@ _NOT_IMPLEMENTED = (
 """Keys of other architectures that would make another computation of the graph."""
 
 
-def check(r: Metadata, c: ModelConfig) -> None:
-    """Refuse hyper-parameters that do not fit together, and keys that are not implemented."""
+def check(r: Metadata, c: ModelConfig, *, rope_keys: frozenset[str] = frozenset()) -> None:
+    """Refuse hyper-parameters that do not fit together, and keys that are not implemented.
+
+    ``rope_keys``: what an architecture knows besides those that every one does.
+    """
     arch = c.architecture
     if c.n_heads % c.n_kv_heads:
         raise r.refusal(
@@ -37,9 +39,9 @@ def check(r: Metadata, c: ModelConfig) -> None:
     r.only(f"{arch}.rope.scaling.factor", 1.0)
     r.only(f"{arch}.rope.scaling.attn_factor", 1.0)
     r.only(f"{arch}.rope.scale_linear", 1.0)
-    rope = f"{arch}.rope."
+    rope, known = f"{arch}.rope.", _KNOWN_ROPE_KEYS | rope_keys
     for key, value in r.metadata.items():
-        if key.startswith(rope) and key.removeprefix(rope) not in _KNOWN_ROPE_KEYS:
+        if key.startswith(rope) and key.removeprefix(rope) not in known:
             raise r.refusal(key, "no such key (it is not implemented)", value)
     for name in _NOT_IMPLEMENTED:
         if (key := f"{arch}.{name}") in r.metadata:

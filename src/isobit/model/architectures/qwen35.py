@@ -79,7 +79,8 @@ def config(r: Metadata, vocab: int) -> Config:
         conv_kernel=r.count(f"{arch}.ssm.conv_kernel", 2, 16),
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if moe else 0,
     )
-    check(r, c)
+    # The sections are of images; a text has one position everywhere.
+    check(r, c, rope_keys=frozenset({"dimension_sections"}))
     r.only(f"{arch}.ssm.inner_size", value_heads * size)
     return c
 
