@@ -115,7 +115,7 @@ class Graph:
             chains.setdefault(layer, []).append(name)
         first, *last = chains.pop(None)
         follows: TopologicalSorter[str] = TopologicalSorter()
-        for chain in chains.values():
+        for chain in chains.values() or [[]]:
             for before, after in pairwise([first, *chain, *last]):
                 follows.add(after, before)
         return tuple(follows.static_order())
