@@ -85,9 +85,10 @@ class Oracle:
             frozenset(seen),
         )
         k = self.config.n_experts_used
-        experts = np.array(seen["moe_router_indices"], np.int32).reshape(-1, len(ids), k)
+        experts = np.array(seen["moe_router_indices"], np.int32)
+        experts = experts.reshape(len(seen["moe_router_indices"]), len(ids), k)
         margins = [router_margin(z, k) for z in seen["moe_router_logits"]]
-        return OracleRun(logits, experts, np.array(margins).reshape(-1, len(ids)))
+        return OracleRun(logits, experts, np.array(margins).reshape(len(margins), len(ids)))
 
     def _compute(
         self, run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
