@@ -6,7 +6,7 @@ import signal
 import time
 from itertools import count
 
-GROWTH_LIMIT = 64 << 20
+GROWTH_LIMIT = 16 << 20
 more = count()  # a peak grows only where it is passed
 
 
@@ -21,5 +21,5 @@ def one(rng: random.Random) -> str:
         case "hang":
             time.sleep(60)
         case "memory":
-            bytearray(b"x") * (128 << 20 << next(more))
+            bytearray(b"x") * (64 << 20 << next(more))
     return "done"
