@@ -144,17 +144,17 @@ def work(target: str, seed: int, first: int, count: int) -> None:
     limit = getattr(module, "AS_LIMIT", MEMORY)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    peak = _peak()
+    peak = peak_resident()
     say(first)
     for index in range(first, first + count):
         before = peak
         try:
             outcome = one(module, seed, index)
         except BaseException as error:
-            peak = _peak()
+            peak = peak_resident()
             say(index, kind="exception", fault=_short(error))
             continue
-        peak = _peak()
+        peak = peak_resident()
         if peak - before > getattr(module, "GROWTH_LIMIT", GROWTH):
             say(index, kind="memory", fault=f"{(peak - before) >> 20} MB more")
         else:
@@ -174,8 +174,12 @@ def one(module: object, seed: int, index: int) -> str:
         return f"refused: {type(error).__name__}"
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_resident() -> int:
+    """Most bytes that were resident; getrusage begins with what the parent had."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def _short(error: BaseException) -> str:

@@ -28,9 +28,10 @@ from isobit.verify.compare import compare
 from isobit.verify.receipt import Receipt
 from isobit.verify.trace import Manifest, Trace
 from tests.fuzz.gguf_file import ARRAY, STRING, Raw
+from tests.fuzz.harness import ROOT
 from tests.fuzz.targets.models import bases
 
-CONTRACT = Path(__file__).parents[2] / "contracts" / "qwen3-moe-forward-v1.yaml"
+CONTRACT = ROOT / "contracts" / "qwen3-moe-forward-v1.yaml"
 MOST = 1 << 22  # array elements that a header may have
 
 
@@ -43,6 +44,7 @@ def in_a_process(code: str, megabytes: int) -> str:
         text=True,
         timeout=300,
         check=False,
+        cwd=ROOT,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
@@ -91,10 +93,10 @@ def test_work_before_refusal_in_a_header(name: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(file.bytes())
     code = (
-        "import resource; from isobit.inspect import inspect\n"
+        "from isobit.inspect import inspect; from tests.fuzz.harness import peak_resident\n"
         f"try: print(max(map(len, inspect({str(path)!r}).refused)))\n"
         "except Exception as error: print(type(error).__name__, len(str(error)))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+        "print(peak_resident() >> 20)"
     )
     *said, megabytes = in_a_process(code, 3000).split("\n")[:-1]
     assert int(said[0].split()[-1]) < 600, said
