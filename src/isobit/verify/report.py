@@ -201,12 +201,11 @@ def html(diff: Diff) -> str:
         "summary": summary(diff),
         "accuracy": diff.accuracy,
         "difference_range": [SMALLEST, LARGEST],
-        "worst": [
-            [s.stage, s.layer, w.position, w.index, repr(w.a), repr(w.b)]
-            for s, w in worst_values(diff)
-        ],
+        "worst": [[s.stage, s.layer, *w.shown()] for s, w in worst_values(diff)],
     }
     for entry, s in zip(data["stages"], diff.stages, strict=True):
+        # Of experts' numbers the table says which, of values how their bits differ.
+        entry["worst"] = [w.shown() for w in s.distance.worst] if s.distance.numbers else []
         if s.histogram is not None:
             entry["histogram"] = asdict(s.histogram)
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
