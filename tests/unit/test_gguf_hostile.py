@@ -236,7 +236,7 @@ def test_the_small_model_is_valid(tmp_path):
 
 
 def test_the_names_of_things_that_are_not_files(tmp_path):
-    assert "got a directory" in refusal_of(tmp_path)
+    assert "got a folder" in refusal_of(tmp_path)
     assert "got No such file" in refusal_of(tmp_path / "missing.gguf")
     assert "got File name too long" in refusal_of(tmp_path / ("x" * 300))
     assert "null byte" in refusal_of("a\0b")

@@ -17,7 +17,7 @@ ROWS = [
     ["errors"],
     ["config", "gguf"],
     ["numerics", "text"],
-    ["backends.base"],
+    ["backends.base", "backends.hardware"],
     ["model"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from isobit.backends import FallbackNote
 from isobit.cli import options, say
-from isobit.cli.output import markdown
+from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
@@ -17,6 +17,9 @@ from isobit.verify.diff import Diff
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Recordable
 
+_DROP = ("max ulp", "cosine", "NaN/Inf", "rel. RMS", "layers", "max |A-B|")
+"""Columns of a comparison that a narrow terminal does without, the first of them first."""
+
 
 def prompt_tokens(args: argparse.Namespace) -> list[int]:
     """The prompt's token ids; read before the model, whose context they set."""
@@ -25,10 +28,10 @@ def prompt_tokens(args: argparse.Namespace) -> list[int]:
     return prompt if isinstance(prompt, list) else text_tokens(args.model, prompt)
 
 
-def text_tokens(model: str, text: str) -> list[int]:
-    """Token ids of a text in a model's vocabulary."""
+def text_tokens(model: str, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of a text in a model's vocabulary; ``special`` tokens in it are recognised."""
     with open_file(model) as file:
-        return Tokenizer.from_metadata(file.metadata, str(file.path)).encode(text, special=True)
+        return Tokenizer.from_metadata(file.metadata, str(file.path)).encode(text, special=special)
 
 
 def open_file(model: str) -> GGUFFile:
@@ -58,7 +61,8 @@ def open_exactly(model: str, backend: str, planes: int, threads: int | None, con
     engine = EngineConfig(
         activation_planes=planes, threads=threads, context=max(context, 1), max_sequences=1
     )
-    opened = Model(model, backend, engine, refuse)
+    with busy(f"loading {model}"):
+        opened = Model(model, backend, engine, refuse)
     if backend not in ("auto", opened.backend.name):
         opened.close()
         raise NothingCompared(f"backend: expected {backend}, got {opened.backend.name}")
@@ -85,6 +89,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--every", action="store_true", help="a row for each layer of each stage")
     group.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_format(group)
     group.add_argument(
         "--html",
         type=options.output_file,
@@ -105,7 +110,8 @@ def show(diff: Diff, args: argparse.Namespace) -> None:
         print(json.dumps(diff.to_json(), allow_nan=False))
     else:
         print("\n".join(report.summary(diff)), end="\n\n")
-        print(markdown(*report.table(diff, every=args.every)))
+        header, rows = report.table(diff, every=args.every)
+        print_table(header, rows, args.format, drop=_DROP)
     if not diff.accuracy and diff.first is not None:
         faulty = diff.faulty
         cause = f"; faulty: {faulty[0].where}" if faulty else ""

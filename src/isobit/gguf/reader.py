@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import mmap
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import UsageError
+from isobit.gguf import not_gguf
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
 
@@ -58,10 +58,9 @@ class GGUFFile:
         Raises ModelRefused.
         """
         path = Path(path)
+        if (wrong := not_gguf.explain(path)) is not None:
+            raise wrong
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-                kind = "a directory" if path.is_dir() else "something else"
-                raise refusal(path, "file", "a regular file", kind)
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 header = read_header(path, file, size)
@@ -75,13 +74,10 @@ class GGUFFile:
             reason = error.strerror if isinstance(error, OSError) else error
             raise refusal(path, "file", "a readable file", reason) from None
         if strict and header.refused:
-            first, *more = header.refused.values()
-            raise refusal(
-                path,
-                f"type of tensor {show(first.name)}",
-                "one of " + ", ".join(f.name for f in FORMATS.values()),
-                first.type_name + (f" (and {len(more)} more tensors are refused)" if more else ""),
-            )
+            first, *_ = header.refused.values()
+            found = not_gguf.not_readable(r.type_name for r in header.refused.values())
+            known = "one of " + ", ".join(f.name for f in FORMATS.values())
+            raise refusal(path, f"type of tensor {show(first.name)}", known, found)
         return cls(path, header, np.frombuffer(buffer, np.uint8))
 
     def close(self) -> None:

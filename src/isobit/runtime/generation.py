@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
@@ -17,7 +17,7 @@ from isobit.text.tokenizer import StreamDecoder
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Completion:
     token_ids: list[int]
     """Generated ids, the end-of-generation token included if there was one."""
     finish_reason: FinishReason
-    """"stop": an end-of-generation token or a stop string. "length": max_tokens or context."""
+    """"stop": an end-of-generation token or a stop string. "length": max_tokens or context.
+    "interrupted": Ctrl-C, or another exception, within the generation."""
     timings: Timings
     seed: int
     """The sampling seed in force; it repeats this completion."""
@@ -69,6 +70,7 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     watch: Watcher | None
+    progress: Callable[[int, int], None] | None
 
 
 class Watcher(Protocol):
@@ -90,7 +92,8 @@ class Watcher(Protocol):
 class Stream(Iterator[str]):
     """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
 
-    Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache.
+    After an exception, Ctrl-C among them, ``completion`` holds what there was until then. Closing
+    it early (``close()`` or leaving a ``with`` block) frees its KV cache.
     """
 
     def __init__(
@@ -102,12 +105,15 @@ class Stream(Iterator[str]):
         sampling: Sampling,
         stop: Sequence[str],
         watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
         self.token_ns: list[int] = []
         """When each token was known, by ``time.perf_counter_ns``."""
-        self._pieces = self._run(model, list(prompt_ids), max_tokens, sampling, list(stop), watch)
+        self._pieces = self._run(
+            model, list(prompt_ids), max_tokens, sampling, list(stop), watch, progress
+        )
 
     def __iter__(self) -> Stream:
         return self
@@ -133,6 +139,7 @@ class Stream(Iterator[str]):
         sampling: Sampling,
         stop: list[str],
         watch: Watcher | None,
+        progress: Callable[[int, int], None] | None,
     ) -> Generator[str]:
         sampler = Sampler(sampling)
         if watch is not None:
@@ -144,46 +151,51 @@ class Stream(Iterator[str]):
         history = list(prompt)
         reason: FinishReason = "length"
         prefill = decode = 0.0
-        with model.new_sequence() as sequence:
-            start = time.perf_counter()
-            logits = model.prefill(sequence, prompt, watch)
-            prefill = time.perf_counter() - start
-            while len(self.token_ids) < limit:
+
+        def complete(reason: FinishReason) -> Completion:
+            full = reason == "length" and limit == room
+            return Completion(
+                text=text.all,
+                token_ids=self.token_ids,
+                finish_reason=reason,
+                timings=Timings(len(prompt), prefill, max(len(self.token_ids) - 1, 0), decode),
+                seed=sampler.seed,
+                note=f"the context of {model.context} tokens is full" if full else None,
+            )
+
+        try:
+            with model.new_sequence() as sequence:
                 start = time.perf_counter()
-                token = None
-                if self.token_ids:
-                    if watch is None and sampling.likeliest_only:
+                logits = model.prefill(sequence, prompt, watch, progress)
+                prefill = time.perf_counter() - start
+                while len(self.token_ids) < limit:
+                    start = time.perf_counter()
+                    token = None
+                    if self.token_ids and watch is None and sampling.likeliest_only:
                         token = model.likeliest(sequence, self.token_ids[-1])
                     if token is None:
-                        logits = model.step(sequence, self.token_ids[-1], watch)
-                if token is None:
-                    token = sampler.choose(logits, history)
-                self.token_ids.append(token)
-                self.token_ns.append(time.perf_counter_ns())
-                history.append(token)
-                if watch is not None:
-                    watch.chose(logits, token)
-                if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
-                    decode += time.perf_counter() - start
-                if token in model.tokenizer.stop_ids:
-                    reason = "stop"
-                    break
-                if piece := text.push(decoder.push(token)):
-                    yield piece
-                if text.stopped:
-                    reason = "stop"
-                    break
-        if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
-            yield piece
-        full = reason == "length" and limit == room
-        self.completion = Completion(
-            text=text.all,
-            token_ids=self.token_ids,
-            finish_reason=reason,
-            timings=Timings(len(prompt), prefill, max(len(self.token_ids) - 1, 0), decode),
-            seed=sampler.seed,
-            note=f"the context of {model.context} tokens is full" if full else None,
-        )
+                        if self.token_ids:
+                            logits = model.step(sequence, self.token_ids[-1], watch)
+                        token = sampler.choose(logits, history)
+                    self.token_ids.append(token)
+                    self.token_ns.append(time.perf_counter_ns())
+                    history.append(token)
+                    if watch is not None:
+                        watch.chose(logits, token)
+                    if len(self.token_ids) > 1:  # prefill made the first; the reader's time is not
+                        decode += time.perf_counter() - start
+                    ended = token in model.tokenizer.stop_ids
+                    if not ended and (piece := text.push(decoder.push(token))):
+                        yield piece
+                    if ended or text.stopped:
+                        reason = "stop"
+                        break
+            if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
+                yield piece
+        except BaseException:
+            self.completion = complete("interrupted")
+            raise
+        self.completion = complete(reason)
 
 
 class _StopText:

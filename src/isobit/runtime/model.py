@@ -143,15 +143,24 @@ class Model:
         return logits
 
     def prefill(
-        self, sequence: kv_cache.Sequence, ids: Sequence[int], watch: Watcher | None = None
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> F32:
-        """Run a prompt in chunks; logits of its last token, float32 [vocabulary]."""
+        """Run a prompt in chunks; logits of its last token, float32 [vocabulary].
+
+        ``progress(done, total)`` is told after each chunk how many tokens were run.
+        """
         chunk = self.engine.chunk
         tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             last = start + chunk >= len(ids)
             logits = self.run(sequence, part, [len(part) - 1] if last else [], tap, stages)
+            if progress is not None:
+                progress(start + len(part), len(ids))
         last_row: F32 = logits[0]
         return last_row
 
@@ -233,11 +242,13 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
         """Continue a prompt (text, or token ids); yields text, then holds ``.completion``.
 
         ``max_tokens=None`` goes on to the end of the context. See Sampling for the other settings.
-        ``watch`` sees the passes and the choices, e.g. an ``isobit.verify.receipt.Recorder``.
+        ``watch`` sees the passes and the choices, e.g. an ``isobit.verify.receipt.Recorder``;
+        ``progress(done, total)`` is told how many tokens of the prompt were run.
         """
         if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 0):
             raise UsageError(f"max_tokens: expected an integer >= 0 or None, got {max_tokens!r}")
@@ -250,6 +261,7 @@ class Model:
             sampling=sampling,
             stop=[stop] if isinstance(stop, str) else stop or (),
             watch=watch,
+            progress=progress,
         )
 
     def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Completion:
