@@ -68,7 +68,7 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "complaint"),
     [
-        (["trace", "--tokens", "1,2", "-o", "t", "--stages", "foo"], 2, "got 'foo'"),
+        (["trace", "--tokens", "1,2", "-o", "t", "--stages", "foo"], 2, "'foo'"),
         (["trace", "--tokens", "1,2", "-o", "t", "--layers", "7..8"], 2, "within 0..7"),
         (["trace", "--tokens", "9999", "-o", "t"], 2, "got 9999"),
         (["trace", "--tokens", "1,2", "-o", "no/such/place"], 2, "cannot write"),

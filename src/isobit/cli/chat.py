@@ -86,9 +86,9 @@ class Conversation:
             import readline  # noqa: PLC0415 - gives input() a line editor
 
             readline.parse_and_bind("set enable-bracketed-paste on")
-        name = self._model.file.metadata.get("general.name") or self._model.path.name
         how = f"; {sampling}" if sampling else ""
-        say(f"{visible(str(name))} on {self._model.backend.name}{how}; /help helps, Ctrl-D ends")
+        where = f"{self._model.path.stem} on {self._model.backend.name}"
+        say(f"{where}{how}; /help helps, Ctrl-D ends")
         asked_to_stop = False
         while True:
             try:

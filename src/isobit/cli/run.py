@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from isobit.cli import options, say
 from isobit.cli.output import busy, count
@@ -160,8 +163,9 @@ def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
     try:
         while piece is not None:
             if write is not None:
-                write(piece, stream.token_ids[told:])
-                told = len(stream.token_ids)
+                with _whole():
+                    write(piece, stream.token_ids[told:])
+                    told = len(stream.token_ids)
             else:
                 sys.stdout.write(piece.translate(_VISIBLE) if terminal else piece)
                 sys.stdout.flush()
@@ -172,6 +176,28 @@ def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
         write("", stream.token_ids[told:])
     elif write is None and terminal:
         print()
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Let a first Ctrl-C wait for what is inside, so that no line is lost or comes twice."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    waiting: list[int] = []
+
+    def wait(number: int, _: FrameType | None) -> None:
+        if waiting:  # the reader of a pipe may never come
+            raise KeyboardInterrupt
+        waiting.append(number)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def report_speed(completion: Completion) -> None:
