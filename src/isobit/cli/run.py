@@ -85,7 +85,8 @@ def main(args: argparse.Namespace) -> None:
             write = _Events(watch if args.experts else None)
         completion = follow(model, ids, settings, write)
         if watch is not None and args.receipt:
-            watch.receipt().save(args.receipt)
+            with busy("the digest of the model's file, for the receipt"):
+                watch.receipt().save(args.receipt)
         if watch is not None and args.routes:
             watch.save_routes(args.routes)
         if args.json or args.jsonl:
