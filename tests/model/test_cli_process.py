@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from isobit.backends.hardware import gpus
+from tests.helpers.expected import needs
 
 ISOBIT = [sys.executable, "-m", "isobit"]
 PROMPT = "def fibonacci(n):"
@@ -115,7 +116,7 @@ def test_a_backend_this_machine_lacks_is_exit_4() -> None:
 
 
 def test_no_adapter_is_exit_4_and_says_what_to_install() -> None:
-    pytest.importorskip("wgpu", reason="not run: no wgpu package")
+    needs("wgpu", "wgpu")
     done = subprocess.run(
         [*ISOBIT, "run", "-p", "x", "-n", "1", "--backend", "wgpu"],
         capture_output=True,

@@ -22,6 +22,7 @@ from isobit.verify.graph import Run, forward
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Trace, record
 from isobit.verify.verify import open_replay, verify
+from tests.helpers.expected import needs
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
 ALL = frozenset(all_stages(moe=True))
@@ -155,7 +156,7 @@ def test_a_trace_replayed_against_the_oracle_s_has_own_errors_and_no_verdicts(
 
 
 def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> None:
-    hf = pytest.importorskip("isobit.verify.hf", reason="not run: needs PyTorch and transformers")
+    hf = needs("torch", "isobit.verify.hf")
     theirs = record(hf.Transformers.of(model.file), IDS)
     ours = record(oracle, IDS)
     diff = compare(theirs, ours)
