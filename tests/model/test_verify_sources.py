@@ -156,7 +156,9 @@ def test_a_trace_replayed_against_the_oracle_s_has_own_errors_and_no_verdicts(
 
 
 def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> None:
-    hf = needs("torch", "isobit.verify.hf")
+    needs("torch", "torch")
+    from isobit.verify import hf  # noqa: PLC0415
+
     theirs = record(hf.Transformers.of(model.file), IDS)
     ours = record(oracle, IDS)
     diff = compare(theirs, ours)
