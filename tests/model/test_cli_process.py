@@ -8,6 +8,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -222,13 +224,23 @@ def test_ctrl_c_in_a_chat_stops_the_answer_alone(chat) -> None:
     wait_for(control, READY)
     os.write(control, b"/stats\n")
     wait_for(control, READY)
-    process.send_signal(signal.SIGINT)
+    interrupt(process, lambda: select.select([control], [], [], 1)[0])  # "Ctrl-C again"
     wait_for(control, READY)
-    process.send_signal(signal.SIGINT)
+    interrupt(process, lambda: process.poll() is not None or time.sleep(1))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert b"isobit: stopped" in err
     assert b"Ctrl-C again" in err
+
+
+def interrupt(process: subprocess.Popen[bytes], done: Callable[[], object]) -> None:
+    """Send SIGINT until it is noticed: Python's line editor misses one that comes as it begins."""
+    for _ in range(30):
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        if done():
+            return
+    pytest.fail("expected SIGINT to be noticed")
 
 
 def test_a_turn_that_fails_does_not_end_the_chat(chat) -> None:
