@@ -1,11 +1,30 @@
-"""isobit: the same model file and the same tokens give the same bits on every backend."""
+"""isobit: the same model file and the same tokens give the same bits on every backend.
 
+    import isobit
+
+    with isobit.load("sample") as model:
+        print(model.generate("def read_lines(path):", max_tokens=32).text)
+
+``load`` opens a model; everything else is a method of the ``Model`` that it returns. What goes
+wrong on purpose is an ``isobit.errors.IsobitError``. docs/python.md shows all of it.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isobit import errors as errors
+    from isobit.config import EngineConfig as EngineConfig
+    from isobit.config import ModelConfig as ModelConfig
     from isobit.runtime.generation import Completion as Completion
+    from isobit.runtime.generation import Settings as Settings
+    from isobit.runtime.generation import Stream as Stream
+    from isobit.runtime.generation import Timings as Timings
+    from isobit.runtime.generation import Watcher as Watcher
     from isobit.runtime.model import Model as Model
     from isobit.runtime.model import load as load
+    from isobit.runtime.sampler import Sampling as Sampling
+    from isobit.verify.receipt import Recorder as Recorder
 
 __version__ = "0.1.0"
 
@@ -13,14 +32,40 @@ _HOMES = {
     "load": "isobit.runtime.model",
     "Model": "isobit.runtime.model",
     "Completion": "isobit.runtime.generation",
+    "Settings": "isobit.runtime.generation",
+    "Stream": "isobit.runtime.generation",
+    "Timings": "isobit.runtime.generation",
+    "Watcher": "isobit.runtime.generation",
+    "Sampling": "isobit.runtime.sampler",
+    "Recorder": "isobit.verify.receipt",
+    "EngineConfig": "isobit.config",
+    "ModelConfig": "isobit.config",
 }
-__all__ = ["Completion", "Model", "__version__", "load"]
+__all__ = [  # noqa: RUF022 - the door first, as help() shows it
+    "load",
+    "Model",
+    "Completion",
+    "Stream",
+    "Timings",
+    "Settings",
+    "Sampling",
+    "Watcher",
+    "Recorder",
+    "EngineConfig",
+    "ModelConfig",
+    "errors",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used, so that ``import isobit`` is quick."""
     if name in _HOMES:
-        from importlib import import_module  # noqa: PLC0415
-
         return getattr(import_module(_HOMES[name]), name)
+    if name == "errors":
+        return import_module("isobit.errors")
     raise AttributeError(f"module 'isobit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

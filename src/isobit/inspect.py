@@ -11,6 +11,7 @@ from pathlib import Path
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.model.architectures import read_config
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.text.tokenizer import Tokenizer
@@ -34,7 +35,10 @@ class Inspection:
     """What :func:`inspect` found."""
 
     path: Path
+    files: int
+    """How many files it is in; a split model has more than one."""
     file_size: int
+    """Of all of them, bytes."""
     gguf_version: int
     metadata: dict[str, object]
     types: list[TypeTotal]
@@ -49,6 +53,8 @@ class Inspection:
     """What a position takes in the KV cache."""
     refused: list[str]
     """Why the model would not run, one line each; empty if it would."""
+    without_text: str | None
+    """Why it would run from token ids alone; None if its tokenizer is known."""
     sha256: str | None
 
     @property
@@ -62,7 +68,8 @@ def inspect(
 ) -> Inspection:
     """Look into a GGUF file without loading it.
 
-    sha256: also digest the whole file, ``progress(done, total)`` being told how far it is in bytes.
+    sha256: also digest the whole file, of a split model all its parts in order;
+    ``progress(done, total)`` is told how far it is in bytes.
     Raises ModelRefused only if the header itself cannot be read.
     """
     with GGUFFile.open(path, strict=False) as file:
@@ -70,6 +77,7 @@ def inspect(
         digest = file.sha256(progress) if sha256 else None
         return Inspection(
             path=file.path,
+            files=len(file.paths),
             file_size=file.file_size,
             gguf_version=file.version,
             metadata=dict(file.metadata),
@@ -82,6 +90,7 @@ def inspect(
             active_bytes_per_token=None if refused or not config else active_bytes(file, config),
             kv_bytes_per_token=kv_bytes(config) if config else None,
             refused=refused,
+            without_text=_tokenizer_refused(file),
             sha256=digest,
         )
 
@@ -203,13 +212,17 @@ def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
     try:
         if embedding is not None:
             vocab = embedding.shape[0]
-            config = ModelConfig.from_metadata(file.metadata, vocab=vocab, source=str(file.path))
+            config = read_config(file.metadata, vocab=vocab, source=str(file.path))
         if not file.refused:  # else the tensors refused above would be called missing
             Weights.from_file(file)
     except ModelRefused as error:
         lines.append(str(error))
+    return config, lines
+
+
+def _tokenizer_refused(file: GGUFFile) -> str | None:
     try:
         Tokenizer.from_metadata(file.metadata, str(file.path))
     except ModelRefused as error:
-        lines.append(str(error))
-    return config, lines
+        return str(error)
+    return None

@@ -71,6 +71,7 @@ falsification_tests:
   - id: FALSIFY-002
     rule: A NaN
     prediction: There is none to be seen.
+    if_fails: Look there.
     discharges: [AC_THING_002]
     measure:
       kind: invariant
@@ -108,10 +109,11 @@ MEASURES = {
     "throughput": "median_tokens_per_second: {at_least: 1.0e-3}",
     "memory": "used_fraction: {at_most: 0.99}",
 }
+HERE = "model: {layers: 2}, device: {memory_gb: {at_least: 0.1}}"
 EXTRA = {
     "fault_injection": "faults: [one-ulp-norm, swapped-kv]",
-    "throughput": "tokens: 16, repeats: 1",
-    "memory": "context: 64",
+    "throughput": f"tokens: 16, repeats: 1, {HERE}",
+    "memory": f"context: 64, {HERE}",
 }
 
 
@@ -128,7 +130,8 @@ def measure(kind: str, more: str = "", threshold: str = "") -> str:
 def contract(*measures: str) -> Contract:
     head = GOOD[: GOOD.index("falsification_tests:")]
     tests = "".join(
-        f"  - id: T{i}\n    rule: r\n    prediction: p\n    discharges: [AC_THING_001]\n"
+        f"  - id: T{i}\n    rule: r\n    prediction: p\n    if_fails: f\n"
+        "    discharges: [AC_THING_001]\n"
         f"    measure: {m}\n"
         for i, m in enumerate(measures)
     )

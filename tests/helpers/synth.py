@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.config import ModelConfig
 from isobit.gguf.reader import GGUFFile
+from tests.helpers.blocks import FIELDS, set_d, set_dmin
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -148,36 +149,23 @@ def _tensors(g: Geometry, vocab: int) -> dict[str, tuple[tuple[int, ...], float]
     return {name + ".weight": value for name, value in out.items()}
 
 
-# Where d and dmin (or m) lie in a block, and dmin / d that makes the mean of random codes zero.
-_SCALES: dict[str, tuple[int, int | None, float]] = {
-    "Q8_0": (0, None, 0),
-    "Q4_0": (0, None, 0),
-    "Q4_1": (0, 2, -7.5),
-    "Q5_0": (0, None, 0),
-    "Q5_1": (0, 2, -15.5),
-    "Q2_K": (80, 82, 1.5),
-    "Q3_K": (108, None, 0),
-    "Q4_K": (0, 2, 7.5),
-    "Q5_K": (0, 2, 15.5),
-    "Q6_K": (208, None, 0),
-}
+# dmin / d (or m / d) that makes the mean of random codes zero.
+_MEAN = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 
 def _random(
     rng: np.random.Generator, fmt: str, shape: tuple[int, ...], spread: float
 ) -> NDArray[np.generic]:
     """Random weights of standard deviation ``spread``: floats, or uint8 with rows of blocks."""
-    if fmt not in _SCALES:
+    if fmt not in FIELDS:
         values = (spread * rng.standard_normal(shape)).astype(np.float32)
         return gguf.quants.quantize(values, Type[fmt])  # type: ignore[no-any-return]
     size, nbytes = gguf.GGML_QUANT_SIZES[Type[fmt]]
     blocks = rng.integers(0, 256, (int(np.prod(shape)) // size, nbytes), np.uint8)
 
     def set_scales(d: NDArray[np.float64]) -> None:
-        at, at_min, ratio = _SCALES[fmt]
-        blocks[:, at : at + 2] = d.astype("<f2")[:, None].view(np.uint8)
-        if at_min is not None:
-            blocks[:, at_min : at_min + 2] = (d * ratio).astype("<f2")[:, None].view(np.uint8)
+        set_d(fmt, blocks, d)
+        set_dmin(fmt, blocks, d * _MEAN.get(fmt, 0))
 
     set_scales(np.ones(len(blocks)))
     unit = gguf.quants.dequantize(blocks[:256], Type[fmt]).std()

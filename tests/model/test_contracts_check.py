@@ -2,6 +2,8 @@
 run, never passed, where something is missing."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import Backend
 from isobit.backends.reference import ReferenceBackend
-from isobit.contracts import measuring
+from isobit.contracts import measuring, speed
 from isobit.contracts.check import check
 from isobit.contracts.evidence import Result
-from isobit.errors import BackendUnavailable
+from isobit.contracts.measures import Throughput
+from isobit.errors import BackendUnavailable, NotRun
 from isobit.verify import faults
 from isobit.verify.faults import OneLayer, one_ulp
 from tests.helpers.contracts import MEASURES, PROMPTS, Make, contract, measure, stage
@@ -125,13 +128,13 @@ def test_a_comparison_that_is_blind_fails(
     assert "one-ulp-norm in layer" in result.about["missed"][0]
 
 
-def test_a_fault_in_the_backend_itself_is_misplaced(
+def test_a_fault_in_the_backend_itself_is_no_fault_found(
     small_model: Path, on_cpu: Callable[[Make], None]
 ) -> None:
     on_cpu(stage("embedding", None, one_ulp(np.random.default_rng(0))))
     [result] = run(small_model, measure("fault_injection"))
     assert result.outcome == "failing"
-    assert result.figures["misplaced_faults"] == 4
+    assert "where no fault is planted, got others at embedding" in result.reason
 
 
 def test_all_faults_are_found_where_they_are(small_model: Path) -> None:
@@ -247,19 +250,200 @@ def test_a_backend_that_breaks_is_failing(
     assert "could not be measured" in result.reason
 
 
+ROW = {
+    "avg_ts": 0.5,
+    "build_commit": "abc",
+    "n_prompt": 0,
+    "n_gen": 16,
+    "n_depth": 0,
+    "gpu_info": "",
+}
+
+
 def test_the_peer_is_asked(small_model: Path, tmp_path: Path) -> None:
     peer = tmp_path / "llama-bench"
-    peer.write_text('#!/bin/sh\necho "[{\\"avg_ts\\": 0.5, \\"build_commit\\": \\"abc\\"}]"\n')
-    peer.chmod(0o755)
+
+    def answers(row: object) -> None:
+        peer.write_text(f"#!/bin/sh\ncat <<'E'\n{json.dumps(row)}\nE\n")
+        peer.chmod(0o755)
+
+    answers([ROW])
     ratio = measure("throughput", threshold="ratio_to_peer: {at_least: 1}")
     result = run(small_model, measure("parity"), ratio, peer=str(peer))[1]
-    assert result.outcome == "passed"
+    assert result.outcome == "passed", result.reason
     assert result.figures["ratio_to_peer"] == result.figures["median_tokens_per_second"] / 0.5
     assert result.about["peer"] == "llama.cpp abc"
-    for text in ("echo", "exit 3", "echo '[]'"):
-        peer.write_text(f"#!/bin/sh\n{text}\n")
+    for row in ([], [3], [ROW | {"n_gen": 8}], [ROW | {"n_depth": 64}], [{**ROW, "avg_ts": None}]):
+        answers(row)
         assert run(small_model, measure("parity"), ratio, peer=str(peer))[1].outcome == "not run"
+    peer.write_text("#!/bin/sh\nexit 3\n")
+    assert run(small_model, measure("parity"), ratio, peer=str(peer))[1].outcome == "not run"
+
+
+def test_a_peer_on_the_cpu_is_none_of_a_gpu_s() -> None:
+    measured = contract(measure("throughput")).falsification_tests[0].measure
+    assert isinstance(measured, Throughput)
+    speed._require_same_test(ROW | {"gpu_info": "H100"}, measured, on_gpu=True)
+    with pytest.raises(NotRun, match="runs on the GPU too"):
+        speed._require_same_test(ROW, measured, on_gpu=True)
 
 
 def test_measures_of_every_kind_are_taken() -> None:
     assert set(measuring._TAKERS) == set(MEASURES)
+
+
+# What each measure would pass on and should not: planted, one after the other.
+
+
+def with_bounds(kind: str, threshold: str) -> str:
+    return measure(kind, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        # compared with itself
+        (measure("parity", "against: cpu"), "expected another backend than cpu itself"),
+        (measure("router_sets", "against: cpu"), "expected another backend than cpu itself"),
+        (measure("argmax", "against: cpu"), "expected another backend than cpu itself"),
+        # of just any model or device
+        (measure("throughput").replace("model: {layers: 2}, ", ""), "which model it means"),
+        (measure("throughput").replace("{layers: 2}", "{}"), "which model it means"),
+        (measure("memory").replace("model: {layers: 2}, ", ""), "which model it means"),
+        (measure("memory").replace("{memory_gb: {at_least: 0.1}}", "{}"), "which device it means"),
+        (measure("memory").replace("layers: 2", "layers: 48"), "layers 48, got 2"),
+        # pieces that are one piece
+        (measure("determinism", "chunks: [1, 4]"), "expected pieces smaller than a prompt, got 4"),
+        # bounds that nothing here could miss
+        (with_bounds("argmax", "changed_prompts: {at_most: 2}"), "at most 2 are possible here"),
+        (with_bounds("argmax", "changed_positions: {at_most: 7}"), "at most 7 are possible"),
+        (with_bounds("router_sets", "changed_sets: {at_most: 14}"), "at most 14 are possible"),
+        (with_bounds("parity", "layers_below_cosine_0_99: {at_most: 2}"), "at most 2 are possible"),
+        (with_bounds("fault_injection", "missed_faults: {at_most: 4}"), "at most 4 are possible"),
+        (with_bounds("parity", "differing_values: {at_most: 1.0e+9}"), "are possible here"),
+        (with_bounds("determinism", "differing_values: {at_most: 1.0e+9}"), "are possible here"),
+        (with_bounds("kv_equivalence", "differing_values: {at_most: 1.0e+9}"), "are possible"),
+        (with_bounds("invariant", "nonfinite_values: {at_most: 1.0e+9}"), "are possible here"),
+    ],
+)
+def test_what_would_pass_whatever_the_backend_did_is_not_run(
+    text: str, said: str, small_model: Path
+) -> None:
+    result = run(small_model, measure("parity"), text)[1]
+    assert (result.outcome, result.figures) == ("not run", {}), result
+    assert said in result.reason
+
+
+def test_less_text_than_was_promised_is_not_run(small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "short.txt").write_text("a b")
+    text = measure("accuracy", "text: short.txt, tokens: 4000")
+    text = text.replace(f"prompts: {PROMPTS}, ", "")
+    found = check(contract(text), tmp_path / "thing-v1.yaml", small_model, "cpu").results[0]
+    assert found.outcome == "not run"
+    assert "expected 4000 tokens in short.txt, got" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("geometry", "text", "said"),
+    [
+        ({"experts_used": 8}, measure("router_sets"), "experts that are left out"),
+        (
+            {"experts_used": 8},
+            measure("accuracy", threshold="changed_sets: {at_most: 0.1}"),
+            "leaves some out",
+        ),
+        ({"experts_used": 1}, measure("invariant"), "expected several experts a token, got 1"),
+    ],
+)
+def test_what_a_model_cannot_get_wrong_is_not_run(
+    geometry: dict[str, int], text: str, said: str, tmp_path: Path
+) -> None:
+    path = write_model(tmp_path / "model.gguf", Geometry(**geometry))
+    [result] = run(path, text)
+    assert result.outcome == "not run"
+    assert said in result.reason
+
+
+@pytest.mark.parametrize("kind", ["parity", "argmax", "determinism", "kv_equivalence"])
+def test_broken_alike_is_not_equal(
+    kind: str, small_model: Path, on_cpu: Callable[[Make], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN on both sides has the same bits."""
+    make = stage("final_norm", None, poison)
+    on_cpu(make)
+    monkeypatch.setattr("isobit.backends.reference.ReferenceBackend", make)
+    [result] = run(small_model, measure(kind))
+    assert result.outcome == "failing"
+    assert "NaN" in result.reason or kind == "argmax"
+
+
+def test_logits_that_are_all_equal_have_no_likeliest(
+    small_model: Path, on_cpu: Callable[[Make], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = stage("lm_head", None, lambda value: value.fill(1))
+    on_cpu(make)
+    monkeypatch.setattr("isobit.backends.reference.ReferenceBackend", make)
+    [result] = run(small_model, measure("argmax"))
+    assert (result.outcome, "got equal logits" in result.reason) == ("not run", True)
+
+
+def test_invariants_of_stages_that_were_not_seen_do_not_hold(
+    small_model: Path, on_cpu: Callable[[Make], None]
+) -> None:
+    class Silent(ReferenceBackend):
+        def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
+            quiet = tap and (lambda s, i, v: tap(s, i, v) if s != "attn_out" else None)
+            return super().forward(batch, quiet, stages)
+
+    on_cpu(Silent)
+    [result] = run(small_model, measure("invariant"))
+    assert result.outcome == "failing"
+    assert "attn_out of layer 0: expected its values, got none" in result.reason
+
+
+def test_mapped_weights_count_as_memory(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "memory", lambda _: (1, 1 << 40))
+    result = run(small_model, measure("parity"), measure("memory"))[1]
+    assert result.about["used_bytes"] == 1
+    assert result.figures["used_fraction"] == small_model.stat().st_size / (1 << 40)
+
+
+def test_one_token_is_enough(small_model: Path) -> None:
+    kinds = ("parity", "router_sets", "argmax", "fault_injection", "invariant", "kv_equivalence")
+    results = run(small_model, *[measure(kind).replace(PROMPTS, "[[5]]") for kind in kinds])
+    assert [(r.kind, r.outcome) for r in results] == [(k, "passed") for k in kinds], results
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "said"),
+    [
+        (
+            "parity",
+            stage("attn_norm", 1, one_ulp(np.random.default_rng(0))),
+            r"prompt 0: first at attn_norm of layer 1 from position \d",
+        ),
+        ("parity", stage("post_ffn_residual", 1, negate), r"layer 1 at -"),
+        (
+            "router_sets",
+            stage("moe_router_indices", 1, faults._wrong_expert),
+            r"layer 1 position 3: cpu took \d, reference \d; margins 0",
+        ),
+        (
+            "argmax",
+            stage("lm_head", None, raise_another),
+            r"after position 3 cpu goes on with '.*' \(\d+\), reference with '.*' \(\d+\)",
+        ),
+        ("invariant", stage("moe_router", 1, shrink), r"layer 1 position \d: \[0\.\d"),
+        ("invariant", stage("attn_out", 0, poison), "attn_out of layer 0 at position"),
+        ("determinism", Restless, r"run again: \d+ logits, from position 0"),
+        ("kv_equivalence", Greedy, "chosen otherwise on the device"),
+    ],
+)
+def test_a_failure_says_where(
+    kind: str, make: Make, said: str, small_model: Path, on_cpu: Callable[[Make], None]
+) -> None:
+    on_cpu(make)
+    [result] = run(small_model, measure(kind))
+    assert result.outcome == "failing"
+    assert re.search(said, result.reason), result.reason

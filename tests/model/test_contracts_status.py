@@ -15,7 +15,7 @@ from isobit.contracts import evidence, status
 from isobit.contracts.check import check, select
 from isobit.contracts.evidence import Evidence
 from isobit.contracts.schema import Contract
-from isobit.errors import FileRefused, UsageError
+from isobit.errors import FileRefused, NotRun, UsageError
 from isobit.verify.faults import one_ulp
 from tests.helpers.contracts import Make, broken, contract, measure, stage
 
@@ -103,7 +103,7 @@ def test_the_digest_follows_the_code_it_speaks_of(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Path, "read_bytes", changed)
     assert digest(frozenset({"cpu"})) != now
     parts = {p.split("/isobit/")[-1] for p in touched}
-    assert {"numerics/scalar.h", "backends/cpu/forward.cpp", "runtime/model.py"} <= parts
+    assert {"numerics/scalar.h", "backends/cpu/engine.cpp", "runtime/model.py"} <= parts
     assert {"verify/compare.py", "contracts/measuring.py"} <= parts
     assert not any(p.startswith(("backends/cuda", "backends/wgpu", "cli")) for p in parts)
     assert any(p.endswith(".cu") for p in map(str, evidence._files(["backends/cuda"])))
@@ -180,5 +180,7 @@ def test_what_is_measured_can_be_chosen(small_model: Path) -> None:
             select(text, *some)
     with pytest.raises(UsageError, match="found none"):
         select(text, ["T1"], ["T1"])
+    with pytest.raises(NotRun, match="nothing can be run"):
+        select(text.model_copy(update={"falsification_tests": []}))
     with pytest.raises(UsageError, match="wgpu: expected a test"):
         check(text, Path("x.yaml"), small_model, "wgpu")

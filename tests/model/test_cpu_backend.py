@@ -20,6 +20,7 @@ from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import load, sample_path
+from tests.helpers.blocks import set_d, set_dmin
 
 
 @pytest.fixture
@@ -48,13 +49,12 @@ def tensor(rng, fmt, *shape):
     blocks = rng.integers(0, 256, (n // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
     u = fmt.unpack(blocks)
     spread = np.std(u.codes.astype(float)) * np.sqrt(np.mean(u.scales.astype(float) ** 2))
-    d = np.float16(1 / (spread * np.sqrt(shape[-1])))
-    at = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(fmt.name, 0)
-    blocks[:, at : at + 2] = np.frombuffer(d.tobytes(), np.uint8)
+    d = 1 / (spread * np.sqrt(shape[-1]))
+    set_d(fmt.name, blocks, d)
     if u.mins is not None:
         sign = -1 if fmt.block_size == 32 else 1
-        offset = np.float16(sign * u.codes.mean() * u.scales.mean() / u.mins.mean() * d)
-        blocks[:, at + 2 : at + 4] = np.frombuffer(offset.tobytes(), np.uint8)
+        offset = sign * u.codes.mean() * u.scales.mean() / u.mins.mean() * d
+        set_dmin(fmt.name, blocks, offset)
     return Weight(f"{rng.random()}", fmt, shape, blocks.reshape(-1))
 
 
@@ -143,6 +143,7 @@ KINDS = {
     "moe-small-heads": ("Q3_K Q2_K Q6_K", {"experts": 5, "used": 2, "head_dim": 32}),
     "moe-unnormalised": ("Q8_0 F16 Q4_K", {"experts": 8, "used": 8, "normalise": False}),
     "dense": ("Q4_0 Q5_1 Q8_0 BF16 Q5_0", {"head_dim": 128}),
+    "moe-tables": ("IQ4_XS IQ4_NL MXFP4", {"experts": 4, "used": 2}),
     "dense-tied": ("Q6_K F32 Q4_1", {"tied": True}),
 }
 
@@ -200,7 +201,7 @@ def test_a_signal_ends_a_long_pass(sample, rng, tap):
 
     class Engine:
         def forward(self, *arguments):
-            self.logits = arguments[6]
+            self.logits = arguments[7]
             self.logits.fill(7)
             signal.setitimer(signal.ITIMER_REAL, 0.005)
             engine.forward(*arguments)
@@ -253,11 +254,11 @@ def test_levels_and_memory_that_are_not_there(sample):
 
 
 def test_a_file_larger_than_memory_runs_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("isobit.runtime.model.physical_memory", lambda: 2e7)
+    monkeypatch.setattr("isobit.runtime.passes.physical_memory", lambda: 2e7)
     with pytest.warns(UserWarning, match="20 MB of weights in 20 MB of memory"):
         load("sample", backend="cpu", context=64).close()
     assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
     assert "the system will page" in capsys.readouterr().err
-    monkeypatch.setattr("isobit.runtime.model.physical_memory", lambda: 2.1e7)
+    monkeypatch.setattr("isobit.runtime.passes.physical_memory", lambda: 2.1e7)
     assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
     assert "page" not in capsys.readouterr().err

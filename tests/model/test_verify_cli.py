@@ -2,13 +2,12 @@
 
 import json
 import os
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from isobit.cli import main, tools
+from tests.helpers.page import run_page
 
 TOKENS = "605,290,948,268,624,475"
 DOCUMENT = Path(__file__).parents[2] / "docs/divergence.md"
@@ -29,21 +28,7 @@ def trace(name: str, *more: str) -> None:
 
 def test_the_worked_example(home: Path, capsys: Out) -> None:
     """Every command of docs/divergence.md, and every line that it shows."""
-    shown = 0
-    for block in re.findall(r"```console\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL):
-        for part in block.split("$ ")[1:]:
-            command, *lines = part.rstrip("\n").split("\n")
-            argv = [
-                a[1:].replace("\\n", "\n") if a.startswith("$") else a for a in shlex.split(command)
-            ]
-            assert argv[0] == "isobit"
-            code = main(argv[1:])
-            out = " ".join(capsys.readouterr().out.split())
-            assert code == (1 if lines and "faulty" in part else 0), command
-            for line in lines:
-                assert " ".join(line.split()) in out, f"{command}: {line}"
-                shown += 1
-    assert shown > 15
+    assert run_page(DOCUMENT, capsys) > 30
     assert (home / "diff.html").stat().st_size > 50_000
 
 
@@ -73,7 +58,11 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         (["trace", "--tokens", "9999", "-o", "t"], 2, "got 9999"),
         (["trace", "--tokens", "1,2", "-o", "no/such/place"], 2, "cannot write"),
         (["trace", "--tokens", "1,2"], 2, "-o/--output"),
-        (["verify", "--tokens", "5"], 5, "at least 2 to compare, got 1"),
+        (["verify", "--tokens", "5", "-p", "x"], 2, "not allowed with"),
+        (["verify"], 2, "expected one of -p, --prompt-file, --tokens, --prompts; got none"),
+        (["verify", "--tokens", "5", "--prompts", "x"], 2, "got several"),
+        (["verify", "--prompts", "absent"], 2, "absent: expected a readable file"),
+        (["verify", "--tokens", "5", "--min-cosine", "1.5"], 2, "expected a cosine"),
         (["verify", "--tokens", "5,6", "--against", "abacus"], 2, "abacus"),
         (["verify", "--tokens", "5,6", "--against", "auto"], 2, "got 'auto'"),
         (["verify", "--tokens", "5,6", "--layers", "9"], 2, "within 0..7"),
@@ -83,7 +72,7 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         (["ablate", "--tokens", "5,6"], 2, "got neither"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv_matmul=int4"], 2, "got 'int4'"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv=f64"], 2, "got 'qkv'"),
-        (["ablate", "--tokens", "5", "--rank"], 5, "at least 2"),
+        (["ablate", "-p", "", "--rank"], 2, "got none"),
         (["ablate", "--tokens", "5,6", "--rank", "f8"], 2, "got 'f8'"),
     ],
 )
@@ -215,3 +204,85 @@ def test_receipt_across_backends(home: Path, capsys: Out) -> None:
     Path("r").write_text(json.dumps(receipt))
     assert main(["replay", "r", "--backend", "reference"]) == 1
     assert "generated token 2: moe_router_indices of layer 5" in capsys.readouterr().err
+
+
+def prompts(*lines: str) -> list[str]:
+    Path("prompts").write_text("\n".join(lines))
+    return ["--prompts", "prompts"]
+
+
+INT8 = ["--backend", "cpu", "--planes", "1", "--against", "cpu", "--against-planes", "2"]
+
+
+def test_several_prompts_in_one_table(home: Path, capsys: Out) -> None:
+    several = prompts("[605, 290, 948]", "", "[17]", '"def fibonacci(n): return 42\\n"', "import")
+    assert main(["verify", "--backend", "cpu", *several]) == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 4
+    assert "prompt 1: one token: attention is trivial" in out
+    assert main(["verify", *INT8, *several]) == 1
+    shown = capsys.readouterr()
+    assert "the runs differ for 4 of 4 prompts: 0, 1, 2, 3" in shown.err
+    assert "prompt 2: layer 2 position 11: A took 11, B 15; margins 0.0138 and" in shown.out
+    assert "prompt 2: after position 12 A goes on with '   ' (261), B with '       '" in shown.out
+    assert main(["verify", *INT8, *several, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["prompts"]) == 4
+    assert main(["verify", *INT8, *several, "--html", "x.html"]) == 2
+    assert main(["ablate", "--planes", "1", *several, "--stage", "lm_head=f64", "--json"]) == 0
+    for outcome in json.loads(capsys.readouterr().out):
+        assert len(outcome["shares"]) == 4
+        assert outcome["uncertainty"] >= 0
+
+
+@pytest.mark.parametrize("line", ["[1, 2", "[]", "[1.5]", "[true]", '""', '"a" b', "[" * 9999])
+def test_a_line_that_is_no_prompt(line: str, home: Path, capsys: Out) -> None:
+    assert main(["verify", "--backend", "cpu", *prompts("[5]", line)]) == 2
+    assert "prompts:2: expected text" in capsys.readouterr().err
+
+
+def test_a_gate_on_the_cosine_of_layers(home: Path, capsys: Out) -> None:
+    argv = ["verify", *INT8, "-p", "def fibonacci(n): return 42\n", "--min-cosine"]
+    assert main([*argv, "0.99"]) == 0
+    assert "gate: cosine ≥ 0.99 at 8 of 8 layers" in capsys.readouterr().out
+    assert main([*argv, "0.99965"]) == 1
+    said = "gate: cosine ≥ 0.99965 at 6 of 8 layers; below: layer 2 at 0.999631, layer 7 at 0.99964"
+    assert said in capsys.readouterr().err
+    assert main([*argv, "0.99965", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["gate"]["below"] == [2, 7]
+    trace("a", "--planes", "1")
+    trace("b")
+    assert main(["diff", "a", "b", "--min-cosine", "0.99"]) == 0
+    assert main(["diff", "a", "b", "--min-cosine", "1"]) == 1
+    assert main(["diff", "a", "b", "--min-cosine", "0.9", "--stages", "attn_norm"]) == 5
+    assert "expected post_ffn_residual" in capsys.readouterr().err
+
+
+def test_a_flip_is_shown_with_both_texts(home: Path, capsys: Out) -> None:
+    argv = ["trace", "--backend", "cpu", "-p", "def fibonacci(n): return 42\n", "-o"]
+    assert main([*argv, "b"]) == 0
+    assert main([*argv, "a", "--planes", "1"]) == 0
+    assert main(["diff", "a", "b"]) == 1
+    assert "after position 12 A goes on with 261, B with 265" in capsys.readouterr().out
+    assert main(["diff", "a", "b", "--replay"]) == 1
+    assert "A goes on with '   ' (261), B with '       ' (265)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("planes", "against", "words"),
+    [
+        (1, ["cpu", "--against-planes", "2"], "A's activations are int8 in blocks of 256 in qkv"),
+        (2, ["cpu", "--against-planes", "1"], "int16 in two planes in blocks of 256 in qkv"),
+        (1, ["oracle"], "A's activations are int8 in blocks of 256 in qkv_matmul, attn_out, moe_"),
+        (2, ["oracle"], "int16 in two planes in blocks of 256 in qkv_matmul, "),
+    ],
+)
+def test_the_arithmetic_that_fits_is_named(
+    planes: int, against: list[str], words: str, home: Path, capsys: Out
+) -> None:
+    argv = ["verify", "--backend", "cpu", "--planes", str(planes), "--against", *against]
+    main([*argv, "-p", "def fibonacci(n): return 42\n"])
+    out = capsys.readouterr().out
+    [line] = [x for x in out.splitlines() if "activations are" in x]
+    assert words in line
+    assert "lm_head" in line
+    assert not {"attn_norm", "swiglu", "softmax"} & set(line.replace(",", "").split())

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Trace, record
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
+from tests.helpers.synth import Geometry, write_model
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
 ALL = frozenset(all_stages(moe=True))
@@ -46,7 +48,7 @@ def recorded(model: Model) -> Trace:
 
 @pytest.fixture(scope="module")
 def ablation(model: Model) -> Ablation:
-    return Ablation(Weights.from_file(model.file), IDS)
+    return Ablation(Weights.from_file(model.file), [IDS])
 
 
 def tensors(trace: Trace) -> dict[tuple[str, int | None], np.ndarray]:
@@ -250,13 +252,75 @@ def test_coarser_is_worse_in_order(ablation: Ablation) -> None:
     assert ablation.try_out({"moe_expert_out": "int8/256"}, [0]).relative_rms < errors[0]
 
 
-def test_ranking_finds_the_largest_share(ablation: Ablation) -> None:
+def test_ranking_sorts_by_share_with_pinned_experts(ablation: Ablation) -> None:
     ranked = ablation.rank("f64", layers=[0, 1])
     assert {o.name.removesuffix("=f64") for o in ranked} == set(ablation.stages)
-    effects = [abs(o.factor**2 - 1) for o in ranked]
-    assert effects == sorted(effects, reverse=True)
+    shares = [o.share for o in ranked]
+    assert shares == sorted(shares, reverse=True)
+    assert all(o.pinned for o in ranked)
     norms = [o for o in ranked if "residual" in o.name or o.name.startswith("moe_router_indices")]
     assert all(abs(o.factor - 1) < 0.2 for o in norms)
+
+
+PRODUCTS = {"qkv_matmul", "attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"}
+PRODUCTS |= {"lm_head"}
+CODE = (
+    "def fibonacci(n): return 42\n",
+    "import os\nimport sys\n\ndef main():\n",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n",
+)
+
+
+def test_the_culprits_of_int8_come_first(model: Model) -> None:
+    """What is rounded to int8 is every quantised product, and nothing else."""
+    weights = Weights.from_file(model.file)
+    for prompt in CODE:
+        ranked = Ablation(weights, [model.tokenize(prompt)], planes=1).rank("f64")
+        assert ranked[0].name == "moe_expert_out=f64"
+        assert ranked[0].uncertainty is None
+    every = Ablation(weights, [model.tokenize(p) for p in CODE], planes=1)
+    ranked = every.rank("f64")
+    sure = [o for o in ranked if o.uncertainty is not None and o.share > 2 * o.uncertainty > 0]
+    assert {o.name.removesuffix("=f64") for o in sure} <= PRODUCTS
+    assert ranked[0] in sure
+    assert {o.name.removesuffix("=f64") for o in ranked[:4]} <= PRODUCTS
+    assert len(ranked[0].shares) == 3
+    assert ranked[0].tokens == sum(len(model.tokenize(p)) for p in CODE)
+
+
+def test_pinned_experts_are_the_oracle_s(model: Model) -> None:
+    """With float64 everywhere nothing but the router's own choice could differ."""
+    weights = Weights.from_file(model.file)
+    ablation = Ablation(weights, [model.tokenize(CODE[0])], planes=1)
+    free, pinned = ablation.specification, ablation.pinned_specification()
+    assert free.changed_sets > 0
+    assert pinned.changed_sets > 0  # said, though not used
+    assert pinned.relative_rms < 0.7 * free.relative_rms
+    stages = dict.fromkeys((s for s in ablation.stages if not s.startswith("attn_s")), "f64")
+    exact = ablation.try_out(stages, pinned=True)
+    assert exact.relative_rms < 1e-3 * pinned.relative_rms
+    assert exact.share > 0.999
+
+
+def test_weights_that_do_not_sum_to_one_stay_so_when_pinned(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path / "m.gguf",
+        Geometry(experts_used=3),
+        metadata={"qwen3moe.expert_weights_norm": False},
+    )
+    with isobit.load(path, "reference") as model:
+        ablation = Ablation(Weights.from_file(model.file), [[5, 6, 7]])
+        assert not model.config.normalise_experts
+    free, pinned = ablation.specification, ablation.pinned_specification()
+    if not free.changed_sets:
+        assert pinned.relative_rms < 2 * free.relative_rms
+
+
+def test_one_token_can_be_ablated(model: Model) -> None:
+    outcome = Ablation(Weights.from_file(model.file), [[17]]).try_out({"attn_softmax": "f64"})
+    assert outcome.factor == pytest.approx(1, abs=0.2)
+    with pytest.raises(UsageError, match="at least 1"):
+        Ablation(Weights.from_file(model.file), [[5], []])
 
 
 @pytest.mark.parametrize("stage", sorted(ALL - {"embedding"}))

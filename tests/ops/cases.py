@@ -7,19 +7,7 @@ import numpy as np
 
 from isobit.gguf import formats
 from isobit.numerics import Weight
-
-HALVES = {  # offsets of the float16 fields of a block
-    "Q8_0": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
+from tests.helpers.blocks import set_d, set_dmin
 
 
 def identical(got, want):
@@ -119,19 +107,18 @@ def weight(rng, fmt, *shape):
     blocks = rng.integers(
         0, 256, (int(np.prod(shape)) // fmt.block_size, fmt.block_bytes), dtype=np.uint8
     )
-    for offset in HALVES[fmt.name]:
+    for write in (set_d, set_dmin):
         d = rng.standard_normal(len(blocks)) * 10.0 ** rng.uniform(-8, 3, len(blocks))
         d[rng.random(len(d)) < 0.05] = 0
-        halves = np.clip(d, -65504, 65504).astype(np.float16)
-        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
+        write(fmt.name, blocks, d)
     return Weight("w", fmt, shape, blocks.reshape(-1))
 
 
 def extreme_weight(fmt, code_byte, rows, columns):
     """Blocks whose every byte is ``code_byte`` (0xFF: largest codes and scales), d = dmin = 1."""
     blocks = np.full((rows * columns // fmt.block_size, fmt.block_bytes), code_byte, np.uint8)
-    for offset in HALVES[fmt.name]:
-        blocks[:, offset : offset + 2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+    set_d(fmt.name, blocks, 1)
+    set_dmin(fmt.name, blocks, 1)
     if fmt is formats.Q6_K:
         blocks[:, 192:208] = 0x80  # -128, the largest sub-scale
     return Weight("w", fmt, (rows, columns), blocks.reshape(-1))

@@ -11,7 +11,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, compile
-from isobit.backends.cuda.layout import Layout
+from isobit.backends.cuda.layout import Layout, readable
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
@@ -51,7 +51,7 @@ def kernels():
         if stem == "decode_attention":
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))
-    for f in FORMATS.values():
+    for f in filter(readable, FORMATS.values()):
         layout = Layout("blocks" if f.quantized else "floats", f)
         stem, _, defines = layout.matmul
         extra = {"ROWS": "8"} if layout.kind == "floats" else {}

@@ -8,11 +8,13 @@ import pytest
 
 from isobit import numerics
 from isobit.backends.cuda import decode_batch
-from isobit.backends.cuda.layout import ACT_BYTES, Layout, repack
+from isobit.backends.cuda.layout import ACT_BYTES, Layout, readable, repack
 from isobit.backends.cuda.load import Loader
 from isobit.backends.cuda.ops import Ops, Segments, _pays_on_tensor_cores
+from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
+from tests.helpers.blocks import set_d, set_dmin
 
 from .cuda_support import F32, SEED, Buffers, open_gpu, same
 
@@ -45,13 +47,9 @@ def random_weight(rng, fmt, *shape):
     values = int(np.prod(shape))
     data = rng.integers(0, 256, (values // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
     if fmt.quantized:
-        half = (
-            rng.standard_normal((len(data), 2)) * 10 ** rng.uniform(-6, 1, (len(data), 2))
-        ).astype(np.float16)
-        places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}
-        places |= {"Q5_0": (0,)}
-        for i, at in enumerate(places.get(fmt.name, (0, 2))):
-            data[:, at : at + 2] = half[:, i : i + 1].view(np.uint8)
+        for write in (set_d, set_dmin):
+            d = rng.standard_normal(len(data)) * 10 ** rng.uniform(-6, 1, len(data))
+            write(fmt.name, data, d)
     else:
         floats = rng.standard_normal(values).astype(F32)
         if fmt.name == "BF16":
@@ -111,7 +109,7 @@ def test_quantise(gpu, rng, planes, columns):
 
 
 @pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if readable(f)])
 @pytest.mark.parametrize("rows", [40, 13])
 def test_matmul(gpu, rng, name, rows, planes):
     fmt = next(f for f in FORMATS.values() if f.name == name)
@@ -200,7 +198,7 @@ def test_matmul_of_experts(gpu, rng, name):
     same(b.get(y, (tokens, k, rows)), np.array(expected, F32))
 
 
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if readable(f)])
 def test_embedding(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     columns = 512 if fmt.block_size == 256 else 352
@@ -349,3 +347,13 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
                 dv,
             )
     same(b.get(out, expected.shape), expected)
+
+
+def test_formats_without_kernels_are_refused():
+    for fmt in FORMATS.values():
+        w = Weight("blk.0.w", fmt, (8, 256), np.zeros(8 * fmt.nbytes(256), np.uint8))
+        if readable(fmt):
+            assert Layout.of(w).format is fmt
+        else:
+            with pytest.raises(BackendUnavailable, match=rf"blk\.0\.w: .* got {fmt.name}; the cpu"):
+                Layout.of(w)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.wgpu.layout import Stack, superblocks
+from isobit.backends.wgpu.layout import Stack, readable, superblocks
 from isobit.backends.wgpu.load import load_matrix
 from isobit.backends.wgpu.memory import ACT_BYTES, record_bytes, words_of
 from isobit.backends.wgpu.ops import BatchAt, CachePart, Heads, Ops
+from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
-from isobit.numerics import TILE
+from isobit.numerics import TILE, Weight
 
 from .cases import edge_rows, extreme_weight, values, weight
 from .wgpu_support import F32, Buffers, open_device, packed, same, same_acts
@@ -45,7 +46,9 @@ def multiply(device, b, weights, x, planes):
 
 
 ONE_PLANE = ("Q4_K", "Q6_K", "Q5_1", "Q3_K")
-FORMATS_AND_PLANES = [(f.name, 2) for f in FORMATS.values()] + [(name, 1) for name in ONE_PLANE]
+FORMATS_AND_PLANES = [(f.name, 2) for f in FORMATS.values() if readable(f)] + [
+    (name, 1) for name in ONE_PLANE
+]
 
 
 @pytest.mark.parametrize(("name", "planes"), FORMATS_AND_PLANES)
@@ -358,3 +361,11 @@ def test_attention(device, b, rng, head_dim, heads, kv_heads, together, planes):
     expected = expected.reshape(n, width)
     same(b.get(result, (n, width)), expected)
     same_acts(b.get(acts, (n, superblocks(width), ACT), np.uint32), expected, planes)
+
+
+def test_formats_without_shaders_are_refused(device):
+    for fmt in FORMATS.values():
+        if not readable(fmt):
+            w = Weight("blk.0.w", fmt, (8, 256), np.zeros(8 * fmt.nbytes(256), np.uint8))
+            with pytest.raises(BackendUnavailable, match=rf"blk\.0\.w: .* got {fmt.name}; the cpu"):
+                load_matrix(device, [w])

@@ -94,3 +94,14 @@ def test_the_verdict_counts_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
         assert judged.why.startswith(why)
         assert (judged.needs, judged.there) == (weights + cache, memory)
         assert judged.context == context
+
+
+def test_a_file_without_a_tokenizer_runs_from_token_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(tmp_path / "m.gguf", G, F32, metadata={"tokenizer.ggml.model": "strange"})
+    found = inspect(path)
+    assert found.refused == []
+    assert "tokenizer.ggml.model" in str(found.without_text)
+    assert main(["inspect", str(path)]) == 0
+    assert "no text, token ids alone: " in capsys.readouterr().out

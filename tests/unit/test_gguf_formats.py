@@ -7,6 +7,8 @@ import pytest
 from isobit.errors import UsageError
 from isobit.gguf import formats
 from isobit.gguf.formats import FORMATS, Format, dequantize, type_name
+from tests.helpers import blocks as fields
+from tests.helpers.blocks import set_d, set_dmin
 
 ALL = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
 QUANTIZED = pytest.mark.parametrize(
@@ -17,10 +19,6 @@ QUANTIZED = pytest.mark.parametrize(
 # quiet and signalling NaNs, one.
 HALVES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x0400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00]
 HALVES += [0x7E00, 0xFE01, 0x7C01, 0xFDFF, 0x3C00]
-HALF_AT = {  # byte positions of the float16 fields in a block
-    **{"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82]},
-    **{"Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]},
-}
 RANGES = {  # code, scale, min: least and greatest
     "Q8_0": ((-128, 127), (1, 1), None),
     "Q4_0": ((-8, 7), (1, 1), None),
@@ -32,6 +30,9 @@ RANGES = {  # code, scale, min: least and greatest
     "Q4_K": ((0, 15), (0, 63), (0, 63)),
     "Q5_K": ((0, 31), (0, 63), (0, 63)),
     "Q6_K": ((-32, 31), (-128, 127), None),
+    "IQ4_NL": ((-127, 113), (1, 1), None),
+    "IQ4_XS": ((-127, 113), (-32, 31), None),
+    "MXFP4": ((-12, 12), (1, 1), None),
 }
 
 
@@ -68,6 +69,12 @@ def test_sizes_and_ids_are_those_of_ggml(fmt):
     assert getattr(formats, fmt.name) is fmt
 
 
+def test_blocks_lie_at_multiples_of_their_alignment():
+    for fmt in FORMATS.values():
+        assert fmt.block_bytes % fmt.alignment == 0
+        assert fmt.block_bytes % (2 * fmt.alignment) != 0
+
+
 def test_every_type_of_ggml_has_a_name():
     for ggml_type in gguf.GGMLQuantizationType:
         assert type_name(ggml_type.value) == ggml_type.name
@@ -82,19 +89,29 @@ def test_random_bytes_decode_to_the_same_bits(fmt, rng):
     assert_same_bits(ours, oracle(fmt, blocks))
 
 
-@QUANTIZED
+@pytest.mark.parametrize(
+    "fmt", [f for f in FORMATS.values() if f.name in fields.HALVES], ids=lambda f: f.name
+)
 def test_special_scales_decode_to_the_same_bits(fmt, rng):
     n = len(HALVES) ** 2
     for filler in (random_blocks(rng, fmt, n), np.zeros((n, 1)), np.full((n, 1), 255)):
         blocks = np.empty((n, fmt.block_bytes), np.uint8)
         blocks[:] = filler
         pairs = np.array([(a, b) for a in HALVES for b in HALVES], "<u2")
-        for at, half in zip(HALF_AT[fmt.name], pairs.T, strict=False):
+        for at, half in zip(fields.HALVES[fmt.name], pairs.T, strict=False):
             blocks[:, at : at + 2] = half[:, None].copy().view(np.uint8)
         ours = dequantize(fmt, blocks.reshape(-1), (n, fmt.block_size))
         assert_same_bits(ours, oracle(fmt, blocks))
         assert np.isnan(ours).any()
         assert np.isfinite(ours).any()
+
+
+def test_every_exponent_of_mxfp4_decodes_to_the_same_bits(rng):
+    blocks = random_blocks(rng, formats.MXFP4, 256)
+    blocks[:, 0] = np.arange(256)
+    ours = dequantize(formats.MXFP4, blocks.reshape(-1), (256, 32))
+    assert_same_bits(ours, oracle(formats.MXFP4, blocks))
+    assert 0 < np.abs(ours[0]).max() < 2.0**-124
 
 
 @pytest.mark.parametrize("fmt", [formats.F16, formats.BF16], ids=lambda f: f.name)
@@ -126,9 +143,8 @@ def test_unpacked_integers_have_their_stated_types_and_ranges(fmt, rng):
 def test_unpacked_integers_make_the_values(fmt, second, rng):
     """With d = 1 and a second scale of 0 or 1 the formula is exact: it pins codes, scales, mins."""
     blocks = random_blocks(rng, fmt, 200)
-    halves = np.array([1, second], "<f2").view(np.uint8).reshape(2, 2)
-    for at, half in zip(HALF_AT[fmt.name], halves, strict=False):
-        blocks[:, at : at + 2] = half
+    set_d(fmt.name, blocks, 1)
+    set_dmin(fmt.name, blocks, second)
     u = fmt.unpack(blocks)
     run = fmt.block_size // fmt.groups
     values = (u.codes * np.repeat(u.scales, run, axis=1)).astype(np.float32)

@@ -183,16 +183,16 @@ def test_version_2_is_laid_out_like_3(tmp_path):
 def test_unsupported_types_are_refused_by_name_or_listed(tmp_path):
     tensors = [
         ("good", np.ones(4, np.float32), None),
-        ("blk.0.up", np.zeros((2, 136), np.uint8), gguf.GGMLQuantizationType.IQ4_XS),
+        ("blk.0.up", np.zeros((2, 292), np.uint8), gguf.GGMLQuantizationType.Q8_K),
         ("blk.0.ids", np.zeros(3, np.int32), None),
     ]
     path = write(tmp_path / "m.gguf", no_metadata, tensors)
-    with pytest.raises(ModelRefused, match=r"tensor 'blk\.0\.up'.*got IQ4_XS \(1 tensor\)"):
+    with pytest.raises(ModelRefused, match=r"tensor 'blk\.0\.up'.*got Q8_K \(1 tensor\)"):
         GGUFFile.open(path)
     file = GGUFFile.open(path, strict=False)
     assert list(file.tensors) == ["good"]
     up, ids = file.refused.values()
-    assert (up.name, up.shape, up.type_name) == ("blk.0.up", (2, 256), "IQ4_XS")
+    assert (up.name, up.shape, up.type_name) == ("blk.0.up", (2, 256), "Q8_K")
     assert (ids.name, ids.shape, ids.type_name) == ("blk.0.ids", (3,), "I32")
     with pytest.raises(ModelRefused, match=r"tensor 'blk\.0\.up': expected a tensor"):
         file.data("blk.0.up")

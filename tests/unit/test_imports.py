@@ -15,6 +15,7 @@ PACKAGE = Path(isobit.__file__).parent
 # Lowest first; parts in one row do not import each other. A module belongs to the longest prefix.
 ROWS = [
     ["errors"],
+    ["files"],
     ["config", "gguf"],
     ["numerics", "text"],
     ["backends.base", "backends.hardware"],

@@ -6,6 +6,7 @@ import pytest
 from isobit.gguf.formats import FORMATS, Format
 from isobit.numerics import Weight, matmul
 from tests.helpers import naive
+from tests.helpers.blocks import set_d, set_dmin
 from tests.helpers.passes import same_bits
 
 QUANTISED = [f for f in FORMATS.values() if f.quantized]
@@ -14,7 +15,7 @@ NAMES = {f.name: f for f in FORMATS.values()}
 
 
 def random_weight(rng: np.random.Generator, fmt: Format, rows: int, columns: int) -> Weight:
-    """Random bytes; the half floats among them may be any that are finite."""
+    """Random bytes; the floats among them may be any with which nothing overflows."""
     while True:
         data = rng.integers(0, 256, rows * columns // fmt.block_size * fmt.block_bytes, np.uint8)
         if not fmt.quantized:
@@ -26,6 +27,8 @@ def random_weight(rng: np.random.Generator, fmt: Format, rows: int, columns: int
                     if fmt.name == "F16"
                     else np.ascontiguousarray(pairs.view(np.uint16)[1::2]).view(np.uint8)
                 )
+        if fmt.name == "MXFP4":
+            data[:: fmt.block_bytes] %= 192
         weight = Weight("w", fmt, (rows, columns), data)
         if np.isfinite(weight.float32()).all():
             return weight
@@ -63,10 +66,8 @@ def test_small_inputs(fmt: Format, planes: int, rng: np.random.Generator) -> Non
 def extreme(fmt: Format, byte: int) -> Weight:
     """A row of one superblock with every field's byte the same, and scales of 1."""
     data = np.full((256 // fmt.block_size, fmt.block_bytes), byte, np.uint8)
-    one = np.frombuffer(np.float16(1).tobytes(), np.uint8)
-    places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-    for at in places.get(fmt.name, (0, 2) if fmt.name.endswith("_1") else (0,)):
-        data[:, at : at + 2] = one
+    set_d(fmt.name, data, 1)
+    set_dmin(fmt.name, data, 1)
     return Weight("w", fmt, (1, 256), data.reshape(-1))
 
 

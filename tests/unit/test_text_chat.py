@@ -108,11 +108,45 @@ def test_tools_and_names_make_no_control_token():
     assert [i for i in ids if i >= 256] == [START, END]
 
 
-def test_a_template_that_treats_guards_otherwise_is_refused():
-    template = "{% if '|' in messages[0].content %}one{% else %}other{% endif %}"
-    assert encode_chat(model(template), user("plain")) == [*b"other"]
-    with pytest.raises(ModelRefused, match="as any other text"):
-        encode_chat(model(template), user("a|b"))
+def test_a_template_may_look_for_a_guard():
+    template = "{% if '|' in messages[0].content %}one{% else %}other{% endif %}<|im_end|>"
+    assert encode_chat(model(template), user("plain")) == [*b"other", END]
+    assert encode_chat(model(template), user("a|b")) == [*b"one", END]
+
+
+# What the templates of thinking models do with earlier answers.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and '</think>' in m.content %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+ODD = ["<pad>", "<mask>", "<unk>", "</s>", "[CLS]", "<tool>"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_second_turn_with_control_tokens_of_any_spelling(odd):
+    tokenizer = model(THINKING, special={odd: CONTROL} | SPECIAL)
+    start, end = (tokenizer.vocabulary.control[text] for text in ("<|im_start|>", "<|im_end|>"))
+    answer = "<think>\nhm\n</think>\n\na < b"
+    messages = [*user("hi"), {"role": "assistant", "content": answer}, *user(f"what is {odd}?")]
+    ids = encode_chat(tokenizer, messages)
+    assert [i for i in ids if i in tokenizer.vocabulary.control.values()] == [start, end] * 3
+    assert tokenizer.decode(ids) == render_chat(THINKING, messages)
+
+
+def test_a_token_whose_characters_are_all_looked_for_is_refused_by_message():
+    template = "{% if '<|im_end|>' in messages[-1].content %}!{% endif %}{{ messages[-1].content }}"
+    assert encode_chat(model(template), user("x|")) == [*b"x|"]
+    with pytest.raises(UsageError, match=r"messages\[1\]: expected no '<\|im_end\|>' there"):
+        encode_chat(model(template), [*user("x"), *user("<|im_end|>")])
+
+
+def test_a_token_within_another_is_guarded_too():
+    special = {"<a>": CONTROL, "b": CONTROL, "b>": CONTROL, "<a>b>": CONTROL}
+    for content in ("<a>b>", "<a>b", "b>"):
+        ids = encode_chat(model("{{ messages[0].content }}", special=special), user(content))
+        assert ids == [*content.encode().replace(b"b", bytes([ids[content.index("b")]]))]
 
 
 @pytest.mark.parametrize("names", [["<s>", "</s>"], ["<s>", "[X]", "<|a|>"], ["BOS", "$$"], ["⠁⠂"]])
@@ -127,10 +161,34 @@ def test_other_shapes_of_control_tokens(names):
     ]
 
 
-def test_too_many_shapes_are_refused():
+def test_many_shapes_of_control_tokens():
     names = {f"{chr(0x4E00 + i)}": CONTROL for i in range(300)}
+    assert encode_chat(model("x{{ messages[0].content }}", special=names), user("一")) == [
+        *"x一".encode()
+    ]
+
+
+def test_without_a_stand_in_the_messages_are_refused():
+    braille = "".join(map(chr, range(0x2800, 0x2900)))
+    assert len(encode_chat(model("{{ messages[0].content }}"), user(braille))) == 3 * 256
     with pytest.raises(UsageError, match="Braille"):
-        encode_chat(model("x", special=names), user("x"))
+        encode_chat(model(), user(braille))
+
+
+def test_a_long_chat_is_refused_before_work():
+    n = len(encode_chat(model(), user("x")))
+    assert len(encode_chat(model(), user("x"), most=n)) == n
+    with pytest.raises(UsageError, match=f"at most {n - 1} tokens"):
+        encode_chat(model(), user("x"), most=n - 1)
+    with pytest.raises(UsageError, match="at most 100 tokens"):
+        encode_chat(model(), user("\U0001f600" * 1_000_000), most=100)
+
+
+def test_tools_have_a_template_of_their_own_where_the_file_has_one():
+    both = {"tokenizer.chat_template.tool_use": "tools"}
+    assert encode_chat(model("plain", **both), user("x")) == [*b"plain"]
+    assert encode_chat(model("plain", **both), user("x"), tools=[{}]) == [*b"tools"]
+    assert encode_chat(model("plain"), user("x"), tools=[{}]) == [*b"plain"]
 
 
 def test_beginning_of_sequence_stands_once():

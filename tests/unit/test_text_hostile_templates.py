@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isobit.errors import ModelRefused
+from isobit.errors import ModelRefused, UsageError
 from isobit.text import renderer, template
 from isobit.text.renderer import Renderer
 from isobit.text.template import CHATML, render_chat
@@ -139,10 +139,11 @@ def test_the_renderer_has_no_environment_and_may_not_write():
 
 
 def test_rendered_text_has_a_limit():
-    assert "renders to more than" in refused(
-        "{{ messages[0].content * 3 }}",
-        [{"role": "user", "content": "x" * (renderer.MAX_CHARACTERS // 2)}],
-    )
+    assert "renders to more than" in refused("{{ 'x' * 5000000 }}")
+    assert "renders to more than" in refused("{{ '\U0001f600' * 1500000 }}")  # in bytes
+    long = [{"role": "user", "content": "x" * (renderer.MAX_BYTES // 2)}]
+    with pytest.raises(UsageError, match=r"messages\[0\]: .* renders to more than"):
+        render_chat("{{ messages[0].content * 3 }}", long)
 
 
 def test_threads_get_their_own_text():

@@ -107,7 +107,7 @@ BAD_MESSAGES = {
     "object": [{"role": "user", "content": "x", "more": object()}],
     "set": [{"role": "user", "content": "x", "more": {1}}],
     "integer": [{"role": "user", "content": "x", "more": 10**5000}],
-    "length": [{"role": "user", "content": "x" * (renderer.MAX_CHARACTERS + 1)}],
+    "length": [{"role": "user", "content": "x" * (renderer.MAX_BYTES + 1)}],
 }
 
 
@@ -127,5 +127,5 @@ def test_deep_messages_are_a_usage_error():
 
 
 def test_long_messages_are_rendered():
-    long = "x|" * (renderer.MAX_CHARACTERS // 4)
+    long = "x|" * (renderer.MAX_BYTES // 4)
     assert render_chat("{{ messages[0].content }}", [{"role": "user", "content": long}]) == long

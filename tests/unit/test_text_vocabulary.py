@@ -42,10 +42,10 @@ def test_the_undamaged_one_is_read():
 HUGE = "x" * 1_000_000
 
 DAMAGED = {
-    "model": [{"tokenizer.ggml.model": v} for v in (None, "llama", "GPT2", 1, ["gpt2"], HUGE)],
+    "model": [{"tokenizer.ggml.model": v} for v in (None, "bert", "GPT2", 1, ["gpt2"], HUGE)],
     "pre": [
         {"tokenizer.ggml.pre": v}
-        for v in (None, "", "qwen", "qwen35", "llama-bpe", "default", HUGE, 7, ["qwen2"])
+        for v in (None, "", "qwen", "Qwen2", "default", HUGE, 7, ["qwen2"])
     ],
     "tokens": [
         *(
@@ -58,10 +58,6 @@ DAMAGED = {
         with_token(256, ["ab"]),
         with_token(256, "\ud800"),
         with_token(97, "aa"),  # a byte has no token
-        with_token(257, ""),
-        with_token(258, ""),
-        with_types((97, 3)),  # a byte has a control token alone
-        with_types((97, 4)),
     ],
     "token_type": [
         *({"tokenizer.ggml.token_type": v} for v in (None, [], [1] * (SIZE - 1), [1] * (SIZE + 1))),
@@ -75,13 +71,17 @@ DAMAGED = {
         *({"tokenizer.ggml.merges": [v]} for v in ("", "ab", "a  b", " a b", "a b c", "a\tb")),
         *({"tokenizer.ggml.merges": ["a b", v]} for v in ("b c", "zz a", "a zz", "\ud800 a")),
         {"tokenizer.ggml.merges": ["a b", f"{HUGE} a"]},
+        {"tokenizer.ggml.merges": ["a b", " " * 60_000_000]},  # no list of so many pieces
         {"tokenizer.ggml.merges": ["a b", "< |im_end|>"]},
         {"tokenizer.ggml.merges": ["a b", "<|im_end|> a"]},
     ],
     "token_id": [
         {f"tokenizer.ggml.{name}_token_id": v}
-        for name in ("bos", "eos", "eot", "eom")
+        for name in ("bos", "eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
         for v in (-1, SIZE, 2**63, 10**5000, "1", 1.0, True, [1])
+    ],
+    "token_ids": [
+        {"tokenizer.ggml.eos_token_ids": v} for v in (5, "1", [SIZE], [-1], ["1"], [True], [[1]])
     ],
     "bos": [
         {"tokenizer.ggml.add_bos_token": True},
@@ -107,6 +107,15 @@ def test_damaged_metadata_is_refused_in_one_line(part, change):
     assert "found" in message
     assert message.isprintable()  # one line
     assert len(message) < 250
+
+
+def test_special_tokens_are_bounded_before_work():
+    many = [f"{i:09}" * 6 for i in range(10_000)]  # 540 kB
+    changed = metadata()
+    changed["tokenizer.ggml.tokens"] += many
+    changed["tokenizer.ggml.token_type"] += [4] * len(many)
+    with pytest.raises(ModelRefused, match="at most 524288 bytes in all, found 540"):
+        Tokenizer.from_metadata(changed, "m.gguf")
 
 
 def test_a_file_without_tokenizer_says_what_to_do():

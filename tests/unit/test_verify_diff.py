@@ -186,10 +186,14 @@ def test_empty_selections_are_errors() -> None:
         compare(a, b, stages=frozenset({"attn_norm"}), layers=range(8, 9))
     with pytest.raises(NothingCompared, match="none to compare"):
         compare(Trace(MANIFEST, {}), Trace(MANIFEST, {}))
+
+
+def test_one_token_is_compared_and_said_to_be_one() -> None:
     one = replace(MANIFEST, tokens=[5], positions=[0])
     tensors = {"embedding": np.ones((1, 2), np.float32)}
-    with pytest.raises(NothingCompared, match="at least 2"):
-        compare(Trace(one, tensors), Trace(one, tensors))
+    diff = compare(Trace(one, tensors), Trace(one, tensors))
+    assert diff.identical
+    assert "note: one token: attention is trivial" in "\n".join(report.summary(diff))
 
 
 def test_stages_a_backend_does_not_hold_are_named_and_not_compared() -> None:

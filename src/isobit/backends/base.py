@@ -35,6 +35,10 @@ class Batch:
     sequence: I32
     pages: I32
     logit_rows: I32
+    states: I32 | None = None
+    """int32 [S]: where each sequence's recurrent state lies, for models that have one: a number
+    below the engine's max_sequences. None: sequence s has state s. It is zero where the sequence's
+    tokens begin at position 0."""
 
 
 class Backend(Protocol):

@@ -5,18 +5,22 @@ import json
 from dataclasses import asdict
 
 from isobit.cli import options, tools
-from isobit.cli.output import markdown, progress_bar
+from isobit.cli.output import add_format, bar, busy, print_table
 from isobit.errors import UsageError
 from isobit.model.weights import Weights
 from isobit.verify import coarse
 from isobit.verify.ablate import Ablation, Outcome
+from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.trace import check_tokens, parse_layers
+
+_DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax")
+"""Columns that a narrow terminal does without, the first of them first."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True)
+    tools.add_prompts(parser)
     parser.add_argument(
         "--stage",
         action="append",
@@ -30,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="f64",
         metavar="ARITHMETIC",
-        help="try every stage in an arithmetic (default: f64) and rank their shares of the error",
+        help="try every stage in an arithmetic (default: f64), with the oracle's experts in every "
+        "layer, and rank their shares of the error",
+    )
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="--stage too with the oracle's experts, so that other experts hide nothing",
     )
     parser.add_argument(
         "--layers", default="all", metavar="A..B", help="layers, both included (default: all)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_format(parser)
     parser.add_argument(
         "--planes", type=int, default=2, metavar="N", help="of the specification (default: 2)"
     )
@@ -49,50 +60,66 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"--planes: expected 1 or 2, got {args.planes}")
     if args.rank is not None:
         coarse.rounding(args.rank)
-    tokens = tools.prompt_tokens(args)
+    prompts = tools.read_prompts(args)
     with tools.open_file(args.model) as file:
         weights = Weights.from_file(file)
     layers = parse_layers(args.layers, weights.config.n_layers)
-    ablation = Ablation(weights, check_tokens(tokens, weights.config), args.planes)
+    with busy("computing the prompts in float64 and by the specification"):
+        checked = [check_tokens(p, weights.config) for p in prompts]
+        ablation = Ablation(weights, checked, args.planes)
     choices = [ablation.parse(text) for text in args.stage]
     found = [ablation.specification]
-    found += [ablation.try_out({stage: name}, layers) for stage, name in choices]
+    if args.pin or args.rank is not None:
+        found.append(ablation.pinned_specification())
+    tries: list[dict[str, str]] = [{stage: name} for stage, name in choices]
     if len(choices) > 1 and len(choices) == len(dict(choices)):
-        found.append(ablation.try_out(dict(choices), layers))
+        tries.append(dict(choices))
+    with bar("runs") as step:
+        for done, each in enumerate(tries, 1):
+            found.append(ablation.try_out(each, layers, pinned=args.pin))
+            step(done, len(tries))
     if args.rank is not None:
-        with progress_bar() as bar:
-            task = bar.add_task("stages", total=None)
-
-            def progress(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
-                bar.refresh()
-
-            found += ablation.rank(args.rank, layers, progress)
+        with bar("stages") as step:
+            found += ablation.rank(args.rank, layers, step)
     if args.json:
-        print(json.dumps([asdict(o) | {"share": o.share} for o in found]))
-    else:
-        header = [
-            "run",
-            "logits rel. RMS",
-            "of the spec's",
-            "share gone",
-            "mean KL",
-            "expert sets",
-            "argmax",
-        ]
-        header += ["sets moved", "argmax moved"]
-        print(markdown(header, [_cells(o, len(tokens)) for o in found]))
+        more = [{"share": o.share, "uncertainty": o.uncertainty} for o in found]
+        print(json.dumps([asdict(o) | m for o, m in zip(found, more, strict=True)]))
+        return
+    header = ["run", "share gone", "±", "logits rel. RMS", "of the spec's", "mean KL"]
+    header += ["expert sets", "argmax", "sets moved", "argmax moved"]
+    print_table(header, [_cells(o) for o in found], args.format, drop=_DROP)
+    for line in _notes(found, prompts):
+        print(line)
 
 
-def _cells(o: Outcome, tokens: int) -> list[str]:
+def _cells(o: Outcome) -> list[str]:
+    would = "would be " if o.pinned else ""
     return [
         o.name,
+        f"{round(100 * o.share, 1) + 0:.1f} %",  # no minus before a zero
+        "-" if o.uncertainty is None else f"{100 * o.uncertainty:.1f}",
         f"{o.relative_rms:.3g}",
         f"{o.factor:.4g} x",
-        f"{100 * o.share:.1f} %",
         f"{o.mean_kl:.3g}",
-        f"{o.changed_sets} of {o.token_layers}",
-        f"{o.argmax_changed} of {tokens}",
+        f"{would}{o.changed_sets} of {o.token_layers}",
+        f"{o.argmax_changed} of {o.tokens}",
         str(o.sets_moved),
         str(o.argmax_moved),
     ]
+
+
+def _notes(found: list[Outcome], prompts: list[list[int]]) -> list[str]:
+    """How to read the table."""
+    lines = []
+    if any(o.pinned for o in found):
+        lines.append(
+            "pinned: every layer takes the oracle's experts; those that a run would have taken are "
+            "counted under expert sets"
+        )
+    if len(prompts) == 1:
+        lines.append("one prompt: a share has no uncertainty; give several with --prompts FILE")
+    else:
+        lines.append(f"±: twice the standard error over {len(prompts)} prompts")
+    if any(len(p) == 1 for p in prompts):
+        lines.append(f"note: {ONE_TOKEN}")
+    return lines

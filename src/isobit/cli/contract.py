@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isobit import __version__
-from isobit.cli import EXIT_CODES, options_of, say
+from isobit.cli import EXIT_CODES, options, options_of, say
 from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
 
 # What a command needs is imported by it: validate is to be quick.
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from isobit.contracts.document import Document
     from isobit.contracts.evidence import Evidence, Result
     from isobit.contracts.schema import Contract
+    from isobit.contracts.status import Status
 
 BACKENDS = ("reference", "cpu", "cuda", "wgpu")
 
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("-o", "--output", metavar="FILE", help="write the table (Markdown) here")
     action.add_argument("--html", metavar="FILE", help="also write a page that needs no network")
     action.add_argument("--json", action="store_true", help="print one JSON object a contract")
+    action.add_argument(
+        "--gate",
+        action="store_true",
+        help="exit 1 if a row is failing or stale or a status is denied, 6 if a row was not run",
+    )
     _add_amend(add("amend", "add an entry to the history and raise the version everywhere", ""))
 
 
@@ -67,17 +73,31 @@ def _add_check(action: argparse.ArgumentParser) -> None:
     some.add_argument("--without", metavar="ID,…", help="all but these; likewise")
     action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
     action.add_argument("--peer", metavar="PATH", help="llama-bench, for ratios")
-    action.add_argument("--seed", type=int, metavar="N", help="repeats a run's random choices")
+    action.add_argument(
+        "--seed", type=options.at_least(0), metavar="N", help="repeats a run's random choices"
+    )
     action.add_argument("--commit", metavar="C", help="if there is no repository to ask")
     action.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads")
 
 
 def _add_amend(action: argparse.ArgumentParser) -> None:
-    action.add_argument("--title", required=True, metavar="TEXT", help="what changed, in a line")
-    action.add_argument("--description", metavar="TEXT", help="what was found, what follows")
-    action.add_argument("--kind", default="amendment", metavar="WORD", help="%(default)s, …")
     action.add_argument(
-        "--divergence", choices=("KNOWN_LIMITATION_BENIGN", "KNOWN_DIVERGENCE_NOT_BENIGN")
+        "--title", metavar="TEXT", help="what changed, in a line (default: what was measured)"
+    )
+    action.add_argument(
+        "--description", metavar="TEXT", help="what follows; put before what the evidence says"
+    )
+    action.add_argument("--kind", default="amendment", metavar="WORD", help="%(default)s, …")
+    action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
+    action.add_argument(
+        "--divergence",
+        metavar="CLASS",
+        choices=(
+            "KNOWN_DIVERGENCE_BENIGN",
+            "KNOWN_LIMITATION_BENIGN",
+            "KNOWN_DIVERGENCE_NOT_BENIGN",
+        ),
+        help="the class that the failing obligations are expected to get; evidence decides",
     )
     group = action.add_mutually_exclusive_group()
     group.add_argument(
@@ -85,7 +105,11 @@ def _add_amend(action: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--version", dest="to", metavar="X.Y.Z", help="the new version")
     action.add_argument("--date", metavar="YYYY-MM-DD", help="(default: today, UTC)")
-    action.add_argument("--status", metavar="STATUS", help="the contract's new status")
+    action.add_argument(
+        "--status",
+        metavar="STATUS",
+        help="the contract's new status; refused if evidence denies it",
+    )
     action.add_argument("--dry-run", action="store_true", help="print the contract, write nothing")
 
 
@@ -222,17 +246,21 @@ def _verdict(found: "list[Evidence]") -> None:
         raise NotRun(f"{missing} of {len(outcomes)} measures were not run")
 
 
-def _status(args: argparse.Namespace) -> None:
+def _standing(args: argparse.Namespace, name: str, contract: "Contract") -> "Status":
+    """A contract beside its evidence."""
     from isobit.contracts import evidence, status  # noqa: PLC0415
 
-    found = []
-    for name in args.file:
-        _, contract = _opened(name)
-        path = Path(name)
-        folder = Path(args.evidence) if args.evidence else evidence.default_folder(path)
-        found.append(status.status(contract, path.stem, evidence.load_all(folder)))
-    table = "\n".join(status.markdown(s) for s in found)
-    for target, text in ((args.output, table), (args.html, status.html(found))):
+    path = Path(name)
+    folder = Path(args.evidence) if args.evidence else evidence.default_folder(path)
+    return status.status(contract, path.stem, evidence.load_all(folder))
+
+
+def _status(args: argparse.Namespace) -> None:
+    from isobit.contracts import status_report  # noqa: PLC0415
+
+    found = [_standing(args, name, _opened(name)[1]) for name in args.file]
+    table = "\n".join(status_report.markdown(s) for s in found)
+    for target, text in ((args.output, table), (args.html, status_report.html(found))):
         if target is not None:
             try:
                 Path(target).write_text(text, "utf-8")
@@ -240,26 +268,60 @@ def _status(args: argparse.Namespace) -> None:
                 raise UsageError(f"{target}: cannot write the status: {error}") from None
             say(f"wrote {target}")
     if args.json:
-        print(json.dumps([status.to_json(s) for s in found], indent=2))
+        print(json.dumps([status_report.to_json(s) for s in found], indent=2))
     elif args.output is None:
         print(table, end="")
+    if args.gate:
+        _gate(found)
+
+
+def _gate(found: "list[Status]") -> None:
+    """Raises GateFailed for a row that is failing or stale and for a status that evidence denies,
+    NotRun for a row of which nothing is known."""
+    from isobit.contracts import claims  # noqa: PLC0415
+
+    failing, stale, missing = (
+        sum(s.count(state) for s in found) for state in ("failing", "stale", "not run")
+    )
+    if failing or stale:
+        raise GateFailed(f"{failing} failing and {stale} stale rows")
+    for s in found:
+        if denied := s.declared and claims.denials(s, s.declared):
+            raise GateFailed(
+                f"status {s.declared}: the evidence denies it: {claims.listed(denied)}"
+            )
+    if missing or not any(s.count("discharged") for s in found):
+        raise NotRun(f"{missing} rows were not run")
 
 
 def _amend(args: argparse.Namespace) -> None:
-    from isobit.contracts import amend, document, validate  # noqa: PLC0415
+    from isobit.contracts import amend, claims, document, validate  # noqa: PLC0415
 
     read, contract = _opened(args.file)
+    found = _standing(args, args.file, contract)
+    classes = claims.divergences(found, args.divergence)
+    if args.status is not None:
+        claims.require(found, args.status, classes)
+    elif denied := claims.denials(found, found.declared, classes):
+        raise GateFailed(
+            f"status {found.declared}: the evidence denies it: {claims.listed(denied)}; amend it "
+            "with a --status that the evidence allows"
+        )
+    title, description = claims.draft(found, args.status, classes)
     entry = {
         "version": args.to or amend.bumped(contract.metadata.version, args.bump),
         "date": args.date or datetime.now(UTC).date().isoformat(),
         "kind": args.kind,
-        "title": args.title,
+        "title": args.title or title,
     }
-    if args.divergence:
-        entry["divergence"] = args.divergence
-    if args.description:
-        entry["description"] = args.description
-    text = amend.amended(read, entry, args.status)
+    known = [c for c in classes.values() if c is not None]
+    if known:
+        entry["divergence"] = known[0]
+    if text := "\n\n".join(filter(None, (args.description, description))):
+        entry["description"] = text
+    places = {row.id: i for i, row in enumerate(found.rows[: len(contract.proof_obligations)])}
+    divergences = {places[name]: c for name, c in classes.items() if name in places}
+    text = amend.amended(read, entry, args.status, divergences)
     again = document.parse(text, args.file)
     validate.validate(again)
     errors = [f for f in again.findings if f.severity == "error"]
@@ -271,4 +333,4 @@ def _amend(args: argparse.Namespace) -> None:
         print(text, end="")
         return
     amend.write(args.file, text)
-    print(f"{args.file}: {contract.metadata.version} to {entry['version']}")
+    print(f"{args.file}: {contract.metadata.version} to {entry['version']}: {entry['title']}")

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "B computes: is it faulty or propagated? (MODEL without a name is the default: sample)",
     )
     tools.add_report(parser)
+    tools.add_cosine(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -35,4 +36,5 @@ def main(args: argparse.Namespace) -> None:
     n_layers = max((layer for _, layer in recorded if layer is not None), default=-1) + 1
     layers = None if args.layers == "all" else parse_layers(args.layers, n_layers)
     replay = None if args.replay is None else open_replay(args.replay, b.manifest)
-    tools.show(compare(a, b, stages, layers, replay, histograms=bool(args.html)), args)
+    text = None if args.replay is None else tools.token_texts(args.replay)
+    tools.show(compare(a, b, stages, layers, replay, histograms=bool(args.html)), args, text)

@@ -52,6 +52,7 @@ def _report(found: Inspection) -> dict[str, object]:
     config = found.config
     return {
         "path": str(found.path),
+        "files": found.files,
         "file_size": found.file_size,
         "sha256": found.sha256,
         "gguf_version": found.gguf_version,
@@ -59,6 +60,7 @@ def _report(found: Inspection) -> dict[str, object]:
         "active_bytes_per_token": found.active_bytes_per_token,
         "kv_bytes_per_token": found.kv_bytes_per_token,
         "refused": found.refused,
+        "without_text": found.without_text,
         "config": None if config is None else {k: _json(v) for k, v in vars(config).items()},
         "types": [
             {"type": t.type, "tensors": t.tensors, "parameters": t.parameters, "bytes": t.nbytes}
@@ -84,8 +86,10 @@ def _json(value: object) -> object:
 
 def _print(found: Inspection, judged: Verdict, args: argparse.Namespace) -> None:
     stored = sum(t.nbytes or 0 for t in found.types)
+    files = f", {found.files} files" if found.files > 1 else ""
     lines = [
-        f"{visible(str(found.path), 1000)}: GGUF v{found.gguf_version}, {size(found.file_size)}, "
+        f"{visible(str(found.path), 1000)}: GGUF v{found.gguf_version}{files}, "
+        f"{size(found.file_size)}, "
         f"{found.parameters / 1e6:,.1f} M parameters"
     ]
     if found.sha256:
@@ -129,6 +133,8 @@ def _end(found: Inspection, judged: Verdict, stored: int) -> list[str]:
         lines += ["refused:", *(f"- {visible(line, 1000)}" for line in found.refused)]
     else:
         lines.append("refused: nothing")
+    if found.without_text is not None:
+        lines.append(f"no text, token ids alone: {visible(found.without_text, 1000)}")
     if not judged.runs:
         lines.append("runs here: no")
     else:

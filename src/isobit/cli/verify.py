@@ -1,20 +1,26 @@
 """``isobit verify``: compare a backend with another, the oracle, or transformers."""
 
 import argparse
+import json
 from contextlib import ExitStack
 
 from isobit.cli import options, tools
-from isobit.cli.output import progress_bar
-from isobit.errors import NothingCompared, UsageError
+from isobit.cli.output import print_table, progress_bar
+from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
+from isobit.verify import blame
+from isobit.verify.diff import Diff
 from isobit.verify.trace import ModelRun, Recordable, parse_layers
 from isobit.verify.verify import verify
+
+_DROP = ("mean KL", "experts", "least cosine", "tokens", "next token")
+"""Columns that a narrow terminal does without, the first of them first."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True)
+    tools.add_prompts(parser)
     parser.add_argument(
         "--against",
         default="reference",
@@ -27,14 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_engine(parser, backend="cpu")
     tools.add_report(parser)
+    tools.add_cosine(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    tokens = tools.prompt_tokens(args)
-    if len(tokens) < 2:
-        raise NothingCompared(f"tokens: expected at least 2 to compare, got {len(tokens)}")
-    n = len(tokens)
+    prompts = tools.read_prompts(args)
+    if len(prompts) > 1 and args.html:
+        raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
+    n = max(map(len, prompts))
     with ExitStack() as stack:
         x = tools.open_exactly(args.model, args.backend, args.activation_planes, args.threads, n)
         stack.enter_context(x)
@@ -43,15 +50,65 @@ def main(args: argparse.Namespace) -> None:
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
         bar = stack.enter_context(progress_bar())
-        task = bar.add_task("layers", total=x.config.n_layers)
+        task = bar.add_task("layers", total=x.config.n_layers * len(prompts))
+        found: list[Diff] = []
 
         def progress(stage: str, layer: int | None) -> None:
             if layer is not None and stage == "post_ffn_residual":
-                bar.update(task, completed=layer + 1)
+                bar.update(task, completed=len(found) * x.config.n_layers + layer + 1)
                 bar.refresh()
 
-        diff = verify(x, y, tokens, layers, progress, histograms=bool(args.html))
-    tools.show(diff, args)
+        for tokens in prompts:
+            found.append(verify(x, y, tokens, layers, progress, histograms=bool(args.html)))
+        text = blame.texts(x.detokenize)
+        if len(found) == 1:
+            tools.show(found[0], args, text)
+        else:
+            _show_all(found, args, text)
+
+
+def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> None:
+    """One row a prompt, and below it what differs where; raises GateFailed as ``tools.show``."""
+    gate = None if args.min_cosine is None else blame.gate(found, args.min_cosine)
+    if args.json:
+        out: dict[str, object] = {"prompts": [d.to_json() for d in found]}
+        print(json.dumps(out | ({} if gate is None else {"gate": tools.gate_json(gate)})))
+    else:
+        header = ["prompt", "tokens", "differing", "first", "faulty", "least cosine", "experts"]
+        header += ["next token", "mean KL"]
+        print_table(header, [_row(d, text) for d in found], args.format, drop=_DROP)
+        for i, d in enumerate(found):
+            for line in [*blame.located(d, text), *d.notes]:
+                print(f"prompt {i}: {line}")
+        if gate is not None:
+            print(f"gate: {gate}")
+    wrong = [i for i, d in enumerate(found) if not d.accuracy and not d.identical]
+    if gate is not None:
+        tools.require_gate(gate)
+    elif wrong:
+        at = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
+        raise GateFailed(f"the runs differ for {len(wrong)} of {len(found)} prompts: {at}")
+
+
+def _row(d: Diff, text: blame.Text) -> list[str]:
+    cosines = list(blame.gate([d], -1.0).cosines.items()) if _has_output(d) else []
+    worst = min(cosines, key=lambda pair: pair[1], default=None)
+    last = [c for c in d.argmax if c.position == len(d.a.tokens) - 1]
+    return [
+        " ".join(map(str, d.a.tokens[:6])) + (" …" if len(d.a.tokens) > 6 else ""),
+        str(len(d.a.tokens)),
+        f"{sum(not s.distance.identical for s in d.stages)} of {len(d.stages)}",
+        d.first.where if d.first is not None and not d.accuracy else "-",
+        d.faulty[0].where if d.faulty else "-",
+        f"{worst[1]:.6g} (layer {worst[0]})" if worst else "-",
+        f"{d.router_changed} of {d.router_rows}",
+        f"{text(last[0].a)}, not {text(last[0].b)}" if last else "same",
+        blame.number(d.mean_kl),
+    ]
+
+
+def _has_output(d: Diff) -> bool:
+    return any(s.stage == blame.OUTPUT for s in d.stages)
 
 
 def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:

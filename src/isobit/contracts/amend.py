@@ -7,6 +7,7 @@ stay. What comes out is read again; if more changed than was meant, nothing is w
 import json
 import re
 import textwrap
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from isobit.contracts.schema import VERSION
 from isobit.errors import UsageError
 
 Bump = Literal["major", "minor", "patch"]
+_STATUS: tuple[Key, ...] = (("status",), ("metadata", "status"))
 
 
 def bumped(version: str, bump: Bump) -> str:
@@ -27,10 +29,16 @@ def bumped(version: str, bump: Bump) -> str:
     return f"{major}.{minor + 1}.0" if bump == "minor" else f"{major}.{minor}.{patch + 1}"
 
 
-def amended(document: Document, entry: dict[str, str], status: str | None = None) -> str:
+def amended(
+    document: Document,
+    entry: dict[str, str],
+    status: str | None = None,
+    divergences: Mapping[int, str | None] | None = None,
+) -> str:
     """The document's text with ``entry`` (version, date, kind, title, …) in its history.
 
-    ``status`` also replaces the contract's status. Raises UsageError where the text is written in
+    ``status`` also replaces the contract's status, ``divergences`` the classes of obligations by
+    their place in the list (None takes one away). Raises UsageError where the text is written in
     a way that this does not edit, and for a version or date that is not after the newest.
     """
     data = document.data
@@ -43,12 +51,20 @@ def amended(document: Document, entry: dict[str, str], status: str | None = None
     if "version" in data:
         places.append((("version",), entry["version"]))
     if status is not None:
-        places.append((("status",), status))
+        there: list[Key] = [at for at in _STATUS if at in document.values]
+        places += [(at, status) for at in there or _STATUS[:1]]
     for at, value in places:
         if at not in document.values:
             raise UsageError(f"{document.path}: expected {'.'.join(map(str, at))}, found none")
         edits.append(_scalar(document, document.values[at], value))
         _set(wanted, at, value)
+    for i, divergence in (divergences or {}).items():
+        obligation = wanted["proof_obligations"][i]
+        if obligation.get("divergence") != divergence:
+            edits.append(_divergence(document, i, divergence))
+            obligation["divergence"] = divergence
+            if divergence is None:
+                del obligation["divergence"]
     edits.append(_history(document, entry))
     history = wanted["metadata"].get("amendment_history") or []
     first = _newest_first(history)
@@ -101,6 +117,34 @@ def _scalar(document: Document, span: Span, value: str) -> tuple[int, int, str]:
     old = document.text[span.start : span.end]
     quote = old[0] if old[:1] in ("'", '"') else ""
     return span.start, span.end, f"{quote}{value}{quote}"
+
+
+def _divergence(document: Document, index: int, value: str | None) -> tuple[int, int, str]:
+    """The edit that gives an obligation a class, another class, or none."""
+    text = document.text
+    at: Key = ("proof_obligations", index)
+    old = (*at, "divergence")
+    by_hand = UsageError(
+        f"{document.path}: expected obligation {index + 1} in lines of its own; write its "
+        f"divergence ({value or 'none'}) by hand"
+    )
+    if old in document.values:
+        span, key = document.values[old], document.keys[old]
+        if value is not None:
+            return _scalar(document, span, value)
+        start, end = _line_start(text, key.start), text.find("\n", span.end)
+        if text[start : key.start].strip() or not document.values[at].block:
+            raise by_hand
+        return start, len(text) if end < 0 else end + 1, ""
+    if not document.values[at].block:
+        raise by_hand
+    for name in document.data["proof_obligations"][index]:
+        span, key = document.values[*at, name], document.keys[*at, name]
+        end = text.find("\n", span.end)
+        if end >= 0 and not span.block and "\n" not in text[key.start : span.end]:
+            line = f"{' ' * (key.column - 1)}divergence: {value}"
+            return end + 1, end + 1, line + ("\r\n" if text[end - 1] == "\r" else "\n")
+    raise by_hand
 
 
 def _newest_first(history: list[dict[str, str]]) -> bool:

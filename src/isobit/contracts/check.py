@@ -12,10 +12,11 @@ from isobit import numerics
 from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
-from isobit.contracts.measures import SPEED
+from isobit.contracts.lint import never_fails
+from isobit.contracts.measures import FIGURES, SPEED, Figure, Measure
 from isobit.contracts.measuring import engine_for, take
 from isobit.contracts.schema import Contract, FalsificationTest
-from isobit.contracts.subject import Subject
+from isobit.contracts.subject import Measured, Subject
 from isobit.errors import BackendUnavailable, IsobitError, NotRun, UsageError
 from isobit.runtime.model import Model
 
@@ -25,12 +26,19 @@ _MISSING = (NotRun, BackendUnavailable, UsageError)
 """What keeps a measure from being taken here; anything else it raises is the backend's failure."""
 
 
+_PLACES = 3
+"""Places that a reason names; it says how many more there are."""
+
+
 def select(
     contract: Contract, only: Sequence[str] = (), without: Sequence[str] = ()
 ) -> list[FalsificationTest]:
     """The tests with a measure; of them ``only`` those named, and none that is named in
-    ``without``. Raises UsageError for a name that is not there, and if none is left."""
+    ``without``. Raises UsageError for a name that is not there, and if none is left; NotRun for a
+    contract that measures nothing."""
     tests = [t for t in contract.falsification_tests if t.measure is not None]
+    if not tests:
+        raise NotRun("tests: expected one with a measure, found none; nothing can be run")
     unknown = {*only, *without} - {t.id for t in tests}
     if unknown:
         raise UsageError(f"tests: expected tests with a measure, got {sorted(unknown)[0]!r}")
@@ -82,7 +90,7 @@ def check(
                 "vocabulary": opened.config.vocab,
             }
             root = repository(path) or Path.cwd()
-            with Subject(opened, root, seed, peer) as subject:
+            with Subject(opened, backend, root, seed, peer) as subject:
                 results = _run(chosen, subject, progress)
     except (IsobitError, OSError) as error:
         results = [_not_run(t, str(error)) for t in chosen]
@@ -145,12 +153,13 @@ def _one(test: FalsificationTest, subject: Subject) -> Result:
     start = time.perf_counter()
     try:
         taken = take(test.measure, subject)
+        _require_possible(test.measure, taken)
     except _MISSING as error:
         return _not_run(test, str(error))
     except IsobitError as error:
         return _result(test, "failing", f"could not be measured: {error}")
     broken = [
-        f"{name} is {taken.figures[name]:.6g}, expected {bound}"
+        ": ".join((f"{name} is {taken.figures[name]:.6g}, expected {bound}", *_where(taken, name)))
         for name, bound in test.measure.threshold.items()
         if not bound.holds(taken.figures[name])
     ]
@@ -164,6 +173,24 @@ def _one(test: FalsificationTest, subject: Subject) -> Result:
         about=taken.about,
         seconds=round(time.perf_counter() - start, 3),
     )
+
+
+def _require_possible(measure: Measure, taken: Measured) -> None:
+    """Raises NotRun where nothing that could be found would have missed a bound."""
+    for name, bound in measure.threshold.items():
+        figure, most = FIGURES[measure.kind][name], taken.most.get(name)
+        if most is not None and never_fails(bound, Figure(figure.what, figure.low, most)):
+            raise NotRun(
+                f"{name}: expected a bound that can be missed, got {bound} where at most {most:g} "
+                "are possible here"
+            )
+
+
+def _where(taken: Measured, name: str) -> list[str]:
+    """Where a figure came from, in one text; nothing if it is not known."""
+    places = taken.where.get(name, [])
+    more = [f"and {len(places) - _PLACES} more"] if len(places) > _PLACES else []
+    return ["; ".join(places[:_PLACES] + more)] if places else []
 
 
 def described(test: FalsificationTest) -> dict[str, object]:

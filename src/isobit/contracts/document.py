@@ -13,6 +13,7 @@ import yaml
 
 from isobit.contracts.findings import Finding, Severity
 from isobit.errors import FileRefused
+from isobit.files import regular
 
 MAX_BYTES = 1 << 20
 MAX_PARTS = 50_000
@@ -77,7 +78,7 @@ class Document:
 def read(path: str | Path) -> Document:
     """Read a file. Raises FileRefused if it cannot be opened; all else becomes findings."""
     try:
-        with Path(path).open("rb") as file:
+        with regular(path, "a readable contract").open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from isobit import __version__
 from isobit.errors import FileRefused, UsageError
+from isobit.files import regular
 
 FORMAT = 1
 MAX_BYTES = 16 << 20
@@ -24,7 +25,8 @@ Outcome = Literal["passed", "failing", "not run"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base.py"),
-    *("verify", "contracts/measuring.py", "contracts/speed.py", "contracts/subject.py"),
+    *("verify", "contracts/measuring.py", "contracts/measuring_alone.py"),
+    *("contracts/speed.py", "contracts/subject.py"),
 )
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh", ".wgsl"})
 
@@ -89,7 +91,7 @@ class Evidence:
     def load(cls, path: Path) -> "Evidence":
         """Read and check a file; raises FileRefused."""
         try:
-            with path.open("rb") as file:
+            with regular(path, "evidence").open("rb") as file:
                 text = file.read(MAX_BYTES + 1)
             if len(text) > MAX_BYTES:
                 raise FileRefused(f"{path}: expected at most {MAX_BYTES} bytes, got more")

@@ -132,12 +132,14 @@ def _test_counts(document: Document, contract: Contract) -> None:
     for key in ("pass_criteria", "description"):
         for word, what in _COUNT.findall(getattr(gate, key) or ""):
             words = _WORDS.split()
-            said = int(word) if word.isdecimal() else None
+            said = None
+            if word.isdecimal():
+                said = int(word) if len(word) < 10 else -1
             if word.lower() in words:
                 said = words.index(word.lower()) + 1
             there = len(contract.falsification_tests if what.lower() == "tests" else gate.checks)
             if said is not None and said != there:
-                message = f"expected the {there} {what} that there are, got “all {word} {what}”"
+                message = f"expected the {there} {what} that there are, got “all {word:.20} {what}”"
                 document.find("test-count", message, ("qa_gate", key))
 
 
@@ -193,23 +195,27 @@ def _stages(document: Document, contract: Contract) -> None:
 
 
 def _status(document: Document, contract: Contract) -> None:
-    if contract.status != "ACTIVE_RUNTIME":
+    inner = contract.metadata.status
+    if contract.status is not None and inner not in (None, contract.status):
+        message = f"expected the status {contract.status} that the contract has, got {inner}"
+        document.find("status-contradicted", message, ("metadata", "status"))
+    if contract.declared != "ACTIVE_RUNTIME":
         return
     for i, stage in enumerate(contract.implementation_stages):
         if stage.status not in SHIPPED:
-            message = f"expected {stage.id} shipped in an {contract.status} contract, got "
+            message = f"expected {stage.id} shipped in an {contract.declared} contract, got "
             place: Key = ("implementation_stages", i, "status")
             document.find("status-contradicted", message + stage.status, place)
     for i, obligation in enumerate(contract.proof_obligations):
         if obligation.divergence == "KNOWN_DIVERGENCE_NOT_BENIGN":
-            message = f"expected no known divergence in an {contract.status} contract, got "
+            message = f"expected no known divergence in an {contract.declared} contract, got "
             place = ("proof_obligations", i, "divergence")
             document.find("status-contradicted", message + obligation.divergence, place)
 
 
 def _predictions(document: Document, contract: Contract) -> None:
     """Predictions of an absence in a contract that claims presence, and the other way round."""
-    claimed = (contract.status or "").startswith("ACTIVE")
+    claimed = (contract.declared or "").startswith("ACTIVE")
     broken = {
         obligation_id(o): o.divergence
         for o in contract.proof_obligations
@@ -220,7 +226,7 @@ def _predictions(document: Document, contract: Contract) -> None:
         at: Key = ("falsification_tests", i, "prediction")
         absent = _ABSENT.search(f"{test.rule}\n{test.prediction}")
         if claimed and absent:
-            message = f"expected a prediction that fits {contract.status}, got “{absent.group()}”"
+            message = f"expected a prediction that fits {contract.declared}, got “{absent.group()}”"
             document.find("prediction-contradicted", message + "; replace the test", at)
         for name in sorted(discharged_by(test, known) & known):
             message = f"expected no prediction that {name} holds while it is {broken[name]}"

@@ -122,12 +122,25 @@ class ModelNeeds(Part):
     hidden: int | None = Field(None, description="Width of the residual stream.")
     experts: int | None = Field(None, description="Number of experts; 0: a dense model.")
 
+    @property
+    def named(self) -> bool:
+        """Whether it asks for anything."""
+        sizes = (self.vocabulary, self.layers, self.hidden, self.experts)
+        return self.sample or any(n is not None for n in sizes)
+
 
 class DeviceNeeds(Part):
     """Which devices a measure speaks of."""
 
-    name: str | None = Field(None, description="A part of the device's name, such as H100.")
+    name: str | None = Field(
+        None, min_length=1, description="A part of the device's name, such as H100."
+    )
     memory_gb: Bound | None = Field(None, description="The device's memory, in 10^9 bytes.")
+
+    @property
+    def named(self) -> bool:
+        """Whether it asks for anything."""
+        return self.name is not None or self.memory_gb is not None
 
 
 class _Measure(Part):
@@ -161,7 +174,7 @@ class Parity(_Measure):
 
     kind: Literal["parity"]
     against: BackendName = Field("reference", description="The backend compared with.")
-    prompts: list[LongPrompt] = Field(min_length=1, description="Token ids, at least two each.")
+    prompts: list[Prompt] = Field(min_length=1, description="Token ids; one token will do.")
 
 
 class RouterSets(_Measure):
@@ -169,7 +182,7 @@ class RouterSets(_Measure):
 
     kind: Literal["router_sets"]
     against: BackendName = Field("reference", description="The backend compared with.")
-    prompts: list[LongPrompt] = Field(min_length=1, description="Token ids, at least two each.")
+    prompts: list[Prompt] = Field(min_length=1, description="Token ids; one token will do.")
 
 
 class Argmax(_Measure):
@@ -215,7 +228,7 @@ class FaultInjection(_Measure):
     """The backend against a reference with a planted fault: the comparison must notice each."""
 
     kind: Literal["fault_injection"]
-    prompts: list[LongPrompt] = Field(min_length=1, description="Token ids, at least two each.")
+    prompts: list[Prompt] = Field(min_length=1, description="Token ids; one token will do.")
     faults: list[str] = Field(
         min_length=1, description='Names from isobit.verify.faults, or "all" alone.'
     )

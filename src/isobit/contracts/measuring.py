@@ -1,20 +1,28 @@
 """Taking a measure: from a loaded model to the figures that a threshold bounds."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from isobit.backends.base import F32
+from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.contracts import measures as m
+from isobit.contracts.measuring_alone import (
+    determinism,
+    invariant,
+    kv_equivalence,
+    logits,
+    require_experts,
+    shown,
+)
 from isobit.contracts.speed import memory_used, throughput
-from isobit.contracts.subject import Measured, Subject, require_device, require_model
-from isobit.errors import NothingCompared, NotRun
+from isobit.contracts.subject import Measured, Subject, require_device, require_model, require_named
+from isobit.errors import GateFailed, NotRun
 from isobit.runtime.model import Model
-from isobit.verify import accuracy, faults
+from isobit.verify import accuracy, blame, faults
 from isobit.verify.compare import compare
+from isobit.verify.diff import ArgmaxChange, Diff
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Recordable, record
 
@@ -24,161 +32,139 @@ GATE = 0.99
 
 def take(measure: m.Measure, subject: Subject) -> Measured:
     """Take a measure. Raises NotRun, BackendUnavailable or UsageError where it cannot be taken
-    here, and other IsobitErrors where the backend failed at it."""
+    here or would pass whatever the backend did, and other IsobitErrors where it failed at it."""
     require_model(measure.model, subject.model)
     require_device(measure.device, subject.model)
+    if measure.kind in m.SPEED:
+        require_named(measure)
     taken = _TAKERS[measure.kind](measure, subject)
     for name in measure.threshold:
         if name not in taken.figures:
-            raise NotRun(f"{name}: expected llama-bench to compare with; name it with --peer")
+            why = "llama-bench to compare with; name it with --peer"
+            if name != "ratio_to_peer":
+                why = "a mixture of experts that leaves some out, got another model"
+            raise NotRun(f"{name}: expected {why}")
     return taken
 
 
-def logits(model: Model, tokens: Sequence[int], chunk: int | None = None) -> F32:
-    """Logits after every token, finite or not; the tokens in pieces of ``chunk``."""
-    ids = model.checked(tokens)
-    size = chunk or len(ids)
-    with model.new_sequence() as sequence:
-        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
-        return np.concatenate([np.array(model.forward(sequence, p, range(len(p)))) for p in parts])
-
-
-def _differing(a: F32, b: F32) -> int:
-    return int(np.count_nonzero(a.view(np.uint32) != b.view(np.uint32)))
-
-
 def _parity(measure: m.Parity, subject: Subject) -> Measured:
-    differing = values = stages = 0
-    cosines: dict[int, float] = {}
-    for prompt in measure.prompts:
-        diff = subject.diff(measure.against, prompt)
-        for s in diff.stages:
-            stages += 1
-            differing += s.distance.differing
-            values += s.distance.values
-            if s.stage == "post_ffn_residual" and s.layer is not None:
-                cosine = s.distance.cosine
-                broken = cosine is None or s.distance.nonfinite_a or s.distance.nonfinite_b
-                found = -1.0 if broken else float(cosine or 0.0)
-                cosines[s.layer] = min(found, cosines.get(s.layer, 1.0))
-    layers = len(cosines)
-    below = sum(not c >= GATE for c in cosines.values())
+    diffs = [subject.diff(measure.against, prompt) for prompt in measure.prompts]
+    stages = [s for d in diffs for s in d.stages]
+    for diff, prompt in zip(diffs, measure.prompts, strict=True):
+        _require_finite(diff, prompt)
+    gate = blame.gate(diffs, GATE)
+    differing = [
+        f"prompt {i}: {line}"
+        for i, d in enumerate(diffs)
+        for line in blame.located(d, subject.text, subject.name, measure.against)
+    ]
+    cosines = [f"layer {i} at {gate.cosines[i]:.6g}" for i in gate.below]
     return Measured(
         {
-            "differing_values": differing,
-            "layers_below_cosine_0_99": below,
-            "least_layer_cosine": min(cosines.values()),
+            "differing_values": sum(s.distance.differing for s in stages),
+            "layers_below_cosine_0_99": len(gate.below),
+            "least_layer_cosine": min(gate.cosines.values()),
         },
         {
-            "values": values,
-            "stages": stages,
+            "values": sum(s.distance.values for s in stages),
+            "stages": len(stages),
             "tokens": sum(map(len, measure.prompts)),
-            "classic gate": f"cosine >= {GATE} at {layers - below} of {layers} layers",
+            "classic gate": str(gate),
+            "flipped": _flipped(diffs, measure.prompts),
+        },
+        {
+            "differing_values": sum(s.distance.values for s in stages),
+            "layers_below_cosine_0_99": len(gate.cosines),
+        },
+        {
+            "differing_values": differing,
+            "layers_below_cosine_0_99": cosines,
+            "least_layer_cosine": cosines,
         },
     )
 
 
+def _require_finite(diff: Diff, prompt: Sequence[int]) -> None:
+    """Raises GateFailed where both runs have NaN or infinity: broken alike, they would agree."""
+    for s in diff.stages:
+        if s.distance.nonfinite_a and s.distance.nonfinite_b:
+            raise GateFailed(
+                f"{s.where}: expected finite values, got NaN or infinity on both sides after the "
+                f"prompt {shown(prompt)}"
+            )
+
+
+def _flipped(diffs: Sequence[Diff], prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The prompts, by their place in the list, that go on with another token."""
+    return [
+        i
+        for i, (d, p) in enumerate(zip(diffs, prompts, strict=True))
+        if d.nonfinite_rows or any(c.position == len(p) - 1 for c in d.argmax)
+    ]
+
+
 def _router_sets(measure: m.RouterSets, subject: Subject) -> Measured:
-    _require_experts(subject.model)
+    _require_choice(subject.model)
     diffs = [subject.diff(measure.against, p) for p in measure.prompts]
+    rows = sum(d.router_rows for d in diffs)
+    where = [
+        f"prompt {i}: {blame.experts(c, subject.name, measure.against)}"
+        for i, d in enumerate(diffs)
+        for c in d.router
+    ]
     return Measured(
         {
             "changed_sets": sum(d.router_changed for d in diffs),
             "changed_orders": sum(d.router_reordered for d in diffs),
         },
-        {"token_layers": sum(d.router_rows for d in diffs)},
+        {"token_layers": rows, "flipped": _flipped(diffs, measure.prompts)},
+        {"changed_sets": rows, "changed_orders": rows},
+        {"changed_sets": where},
     )
 
 
 def _argmax(measure: m.Argmax, subject: Subject) -> Measured:
     other = subject.other(measure.against)
-    last = positions = 0
-    chosen = []
-    for prompt in measure.prompts:
+    positions = 0
+    chosen: list[list[int]] = []
+    flipped: list[int] = []
+    where = []
+    for i, prompt in enumerate(measure.prompts):
         a, b = logits(subject.model, prompt), logits(other, prompt)
+        if np.ptp(a[-1]) == 0 == np.ptp(b[-1]):
+            raise NotRun(f"prompt {shown(prompt)}: expected a likeliest token, got equal logits")
         wrong = (a.argmax(1) != b.argmax(1)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
-        last += bool(wrong[-1])
         positions += int(wrong.sum())
         chosen.append([int(a[-1].argmax()), int(b[-1].argmax())])
-    figures = {"changed_prompts": float(last), "changed_positions": float(positions)}
-    agreed = f"{len(chosen) - last} of {len(chosen)} prompts agree"
-    return Measured(figures, {"agreement": agreed, "next_tokens": chosen})
-
-
-def _invariant(measure: m.Invariant, subject: Subject) -> Measured:
-    _require_experts(subject.model)
-    nonfinite = rows = values = 0
-    deviation = 0.0
-
-    def tap(stage: str, _: int | None, value: Any) -> None:
-        nonlocal nonfinite, rows, values, deviation
-        if value.dtype.kind != "f":
-            return
-        values += value.size
-        nonfinite += int(value.size - np.count_nonzero(np.isfinite(value)))
-        if stage == "moe_router":
-            off = np.abs(value.astype(np.float64).sum(axis=1) - 1)
-            rows += len(off)
-            deviation = max(deviation, float(np.nan_to_num(off, nan=1.0).max()))
-
-    for prompt in measure.prompts:
-        ids = subject.model.checked(prompt)
-        with subject.model.new_sequence() as sequence:
-            out = subject.model.forward(sequence, ids, range(len(ids)), tap)
-        nonfinite += int(out.size - np.count_nonzero(np.isfinite(out)))
-    if rows != subject.model.config.n_layers * sum(map(len, measure.prompts)):
-        raise NothingCompared(f"router weights: expected every token-layer's, got {rows}")
-    figures = {"router_weight_deviation": min(deviation, 1.0), "nonfinite_values": float(nonfinite)}
-    return Measured(figures, {"token_layers": rows, "values": values})
-
-
-def _determinism(measure: m.Determinism, subject: Subject) -> Measured:
-    differing = runs = 0
-    for prompt in measure.prompts:
-        first = logits(subject.model, prompt)
-        for chunk in (*[None] * (measure.repeats - 1), *measure.chunks):
-            differing += _differing(first, logits(subject.model, prompt, chunk))
-            runs += 1
-    return Measured({"differing_values": differing}, {"runs compared": runs})
-
-
-def _kv_equivalence(measure: m.KvEquivalence, subject: Subject) -> Measured:
-    model = subject.model
-    differing = tokens = 0
-    for prompt in measure.prompts:
-        text = model.checked(prompt)
-        rows = []
-        with model.new_sequence() as sequence:
-            rows.append(np.array(model.forward(sequence, text, [len(text) - 1])[0]))
-            for _ in range(measure.tokens):
-                text = [*text, int(rows[-1].argmax())]
-                rows.append(np.array(model.forward(sequence, text[-1:], [0])[0]))
-        again = logits(model, text)[len(prompt) - 1 :]
-        differing += _differing(np.stack(rows), again)
-        differing += _greedy_differs(model, prompt, text[len(prompt) :])
-        tokens += measure.tokens
-    return Measured({"differing_values": differing}, {"tokens decoded": tokens})
-
-
-def _greedy_differs(model: Model, prompt: list[int], expected: list[int]) -> int:
-    """Tokens that greedy decoding without logits on the host chooses otherwise."""
-    differing = 0
-    with model.new_sequence() as sequence:
-        model.forward(sequence, prompt, [])
-        for token, following in pairwise(expected):
-            chosen = model.likeliest(sequence, token)
-            if chosen is None:
-                return 0
-            differing += chosen != following
-    return differing
+        if wrong[-1]:
+            flipped.append(i)
+            pair = chosen[-1]
+            of_a, of_b = (float(z[-1, pair[0]] - z[-1, pair[1]]) for z in (a, b))
+            change = ArgmaxChange(len(prompt) - 1, pair[0], pair[1], of_a, -of_b)
+            line = blame.flip(change, subject.text, subject.name, measure.against)
+            where.append(f"prompt {shown(prompt)}: {line}")
+    figures = {"changed_prompts": float(len(flipped)), "changed_positions": float(positions)}
+    agreed = f"{len(chosen) - len(flipped)} of {len(chosen)} prompts agree"
+    return Measured(
+        figures,
+        {"agreement": agreed, "next_tokens": chosen, "flipped": flipped},
+        {"changed_prompts": len(chosen), "changed_positions": sum(map(len, measure.prompts))},
+        {"changed_prompts": where, "changed_positions": where},
+    )
 
 
 def _fault_injection(measure: m.FaultInjection, subject: Subject) -> Measured:
-    _require_experts(subject.model)
+    require_experts(subject.model)
     names = list(faults.FAULTS) if measure.faults == ["all"] else measure.faults
     missed, misplaced = [], []
     for prompt in measure.prompts:
         clean = record(subject.model, prompt)
+        with faults.with_backend(subject.model, ReferenceBackend) as reference:
+            if (off := compare(clean, record(reference, prompt)).first) is not None:
+                raise GateFailed(
+                    f"expected the reference's bits where no fault is planted, got others at "
+                    f"{blame.stage(off)}: every fault would be reported, for the wrong reason"
+                )
         for name in names:
             layer = int(subject.rng.integers(subject.model.config.n_layers))
             planted = faults.plant(name, layer, subject.rng)
@@ -188,10 +174,15 @@ def _fault_injection(measure: m.FaultInjection, subject: Subject) -> Measured:
             if first is None:
                 missed.append(where)
             elif (first.stage, first.layer) != planted.place:
-                misplaced.append(f"{where}: {first.where}")
+                misplaced.append(f"{where}: reported at {first.where}")
     figures = {"missed_faults": float(len(missed)), "misplaced_faults": float(len(misplaced))}
-    about = {"planted": len(names) * len(measure.prompts)}
-    return Measured(figures, about | {"missed": missed, "misplaced": misplaced})
+    planted_in_all = len(names) * len(measure.prompts)
+    return Measured(
+        figures,
+        {"planted": planted_in_all, "missed": missed, "misplaced": misplaced},
+        dict.fromkeys(figures, planted_in_all),
+        {"missed_faults": missed, "misplaced_faults": misplaced},
+    )
 
 
 def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
@@ -206,6 +197,10 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
         except (OSError, ValueError) as error:
             raise NotRun(f"text: expected {measure.text}, got: {error}") from None
         parts = [subject.model.tokenize(text)[: measure.tokens]]
+        if len(parts[0]) < measure.tokens:
+            raise NotRun(
+                f"text: expected {measure.tokens} tokens in {measure.text}, got {len(parts[0])}"
+            )
     else:
         parts = measure.prompts or []
     found = [accuracy.measure([subject.model], yardstick, ids)[0] for ids in parts]
@@ -216,23 +211,26 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
         "top1_kept": sum(a.top1_kept for a in found) / tokens,
         "perplexity_change": float(np.expm1(nll)),
     }
-    if rows := sum(a.token_layers for a in found):
+    c = subject.model.config
+    if (rows := sum(a.token_layers for a in found)) and c.n_experts_used < c.n_experts:
         figures["changed_sets"] = sum(a.changed_sets for a in found) / rows
     return Measured(figures, {"tokens": tokens})
 
 
-def _require_experts(model: Model) -> None:
-    if not model.config.is_moe:
-        raise NotRun("model: expected a mixture of experts, got a dense model")
+def _require_choice(model: Model) -> None:
+    """Raises NotRun where every expert is chosen for every token: the sets could not differ."""
+    require_experts(model)
+    if model.config.n_experts_used >= model.config.n_experts:
+        raise NotRun("model: expected experts that are left out, got all of them chosen each time")
 
 
 _TAKERS: dict[str, Callable[[Any, Subject], Measured]] = {
     "parity": _parity,
     "router_sets": _router_sets,
     "argmax": _argmax,
-    "invariant": _invariant,
-    "determinism": _determinism,
-    "kv_equivalence": _kv_equivalence,
+    "invariant": invariant,
+    "determinism": determinism,
+    "kv_equivalence": kv_equivalence,
     "fault_injection": _fault_injection,
     "accuracy": _accuracy,
     "throughput": throughput,

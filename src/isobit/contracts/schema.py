@@ -36,7 +36,13 @@ STAGE_STATUSES = (
     "BLOCKED",
     "PARKED",
 )
-Divergence = Literal["KNOWN_LIMITATION_BENIGN", "KNOWN_DIVERGENCE_NOT_BENIGN"]
+NOT_BENIGN = "KNOWN_DIVERGENCE_NOT_BENIGN"
+BENIGN = "KNOWN_DIVERGENCE_BENIGN"
+Divergence = Literal[
+    "KNOWN_DIVERGENCE_NOT_BENIGN", "KNOWN_DIVERGENCE_BENIGN", "KNOWN_LIMITATION_BENIGN"
+]
+"""Classes of a divergence: one that flips some prompt's next token; one that flips none of those
+tried; and the latter's older name."""
 
 VERSION = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$"
 Version = Annotated[str, Field(pattern=VERSION)]
@@ -97,6 +103,9 @@ class Metadata(Part):
     )
     lessons_learned: Any = Field(None, description="Free notes.")
     updated: Date | None = Field(None, description="The day of the last change.")
+    status: str | None = Field(
+        None, description="The same as the contract's status, for files that have it here."
+    )
 
 
 class Equation(Part):
@@ -229,6 +238,11 @@ class Contract(Part):
     simd_dispatch: Any = Field(None, description="Functions by instruction set, freely.")
     enforcement: Any = Field(None, description="Rules that are checked elsewhere, freely.")
     verification_summary: Any = Field(None, description="Counts of proofs, freely.")
+
+    @property
+    def declared(self) -> str | None:
+        """The status that its authors give it, wherever it stands."""
+        return self.status if self.status is not None else self.metadata.status
 
 
 def json_schema() -> dict[str, Any]:

@@ -39,13 +39,16 @@ def throughput(measure: m.Throughput, subject: Subject) -> Measured:
 
 def _peer(subject: Subject, measure: m.Throughput) -> tuple[float, str]:
     """llama-bench's tokens a second at its best, and its build."""
-    layers = "99" if subject.model.backend.name == "cuda" else "0"
+    on_gpu = subject.name in ("cuda", "wgpu")
+    layers = "99" if on_gpu else "0"
     lengths = ["-p", "0", "-n", str(measure.tokens), "-d", str(measure.depth)]
     options = ["-ngl", layers, "-fa", "1", "-r", str(measure.repeats), "-o", "json"]
+    if not on_gpu and (threads := subject.model.engine.threads) is not None:
+        options += ["-t", str(threads)]
     command = [str(subject.peer), "-m", str(subject.model.path), *lengths, *options]
     rates = []
     try:
-        for graphs in ({}, {"GGML_CUDA_GRAPH_OPT": "1"}) if layers == "99" else ({},):
+        for graphs in ({}, {"GGML_CUDA_GRAPH_OPT": "1"}) if on_gpu else ({},):
             done = subprocess.run(
                 command,
                 capture_output=True,
@@ -55,14 +58,27 @@ def _peer(subject: Subject, measure: m.Throughput) -> tuple[float, str]:
                 env=os.environ | graphs,
             )
             row = json.loads(done.stdout)[0]
+            _require_same_test(row, measure, on_gpu=on_gpu)
             rates.append(float(row["avg_ts"]))
         return max(rates), f"llama.cpp {row['build_commit']}"
-    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as error:
         raise NotRun(f"peer: expected figures of {subject.peer}, got: {error}") from None
 
 
+def _require_same_test(row: dict[str, Any], measure: m.Throughput, *, on_gpu: bool) -> None:
+    """Raises NotRun where llama-bench timed something else than is promised beside it."""
+    for name, wanted in (("n_prompt", 0), ("n_gen", measure.tokens), ("n_depth", measure.depth)):
+        if int(row[name]) != wanted:
+            raise NotRun(f"peer: expected {name} {wanted}, llama-bench says {row[name]}")
+    if on_gpu and not row["gpu_info"]:
+        raise NotRun("peer: expected a llama-bench that runs on the GPU too, got one on the CPU")
+
+
 def memory_used(_: m.Memory, subject: Subject) -> Measured:
-    """Memory in use, of all there is."""
+    """Memory in use, of all there is; weights that are mapped count whether they were read or
+    not."""
     used, total = memory(subject.model)
     about = {"used_bytes": used, "total_bytes": total, "context": subject.model.context}
+    if subject.name in ("reference", "cpu"):
+        used = max(used, subject.model.path.stat().st_size)
     return Measured({"used_fraction": used / total}, about)

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
-from typing import Any, Literal
+from typing import Literal
 
 from isobit import numerics
 from isobit.contracts.check import code_of, described
@@ -15,6 +14,8 @@ from isobit.contracts.schema import Contract, FalsificationTest
 State = Literal["discharged", "stale", "not run", "failing"]
 _WORST: tuple[State, ...] = ("failing", "not run", "stale", "discharged")
 BACKENDS = ("reference", "cpu", "cuda", "wgpu")
+NOWHERE = "-"
+"""The column of a contract that measures nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,32 @@ class Row:
 
     id: str
     property: str
+    divergence: str | None = None
+    """The class that the contract gives it."""
     cells: dict[str, list[TestState]] = field(default_factory=dict)
+
+    def title(self) -> str:
+        """Id, promise and class."""
+        return f"{self.id}: {self.property}" + (f" [{self.divergence}]" if self.divergence else "")
 
     def state(self, backend: str) -> State | None:
         """The worst state of its tests; None if it does not speak of the backend."""
         states = {t.state for t in self.cells.get(backend, [])}
         return next((s for s in _WORST if s in states), None)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Of the prompts tried on two sides, how many go on with another token."""
+
+    tried: int
+    flipped: int
+
+    def __str__(self) -> str:
+        if not self.tried:
+            return "no prompt was tried on two sides"
+        which = "none" if not self.flipped else str(self.flipped)
+        return f"of {self.tried} prompts tried, {which} flipped"
 
 
 @dataclass
@@ -53,6 +74,12 @@ class Status:
     rows: list[Row]
     evidence: list[str]
     """What there is, one line each."""
+    flips: Flips = Flips(0, 0)
+    """Of fresh evidence."""
+
+    def summary(self) -> str:
+        """How many cells there are of each state."""
+        return ", ".join(f"{self.count(s)} {s}" for s in reversed(_WORST))
 
     def count(self, state: State) -> int:
         """Cells of a state."""
@@ -62,30 +89,86 @@ class Status:
 def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Status:
     """Compare a contract (of file ``stem``.yaml) with the evidence there is."""
     mine = [e for e in evidence if e.contract == stem]
-    tests = [t for t in contract.falsification_tests if t.measure is not None]
+    tests = contract.falsification_tests
     named: set[str] = {b for t in tests if t.measure is not None for b in t.measure.backends}
-    backends = [b for b in BACKENDS if b in named]
-    current = {b: code_digest(code_of(contract, b)) for b in backends}
+    backends = [b for b in BACKENDS if b in named] or [NOWHERE]
+    current = {b: code_digest(code_of(contract, b)) for b in backends if b != NOWHERE}
     ids = [obligation_id(o) or f"#{i + 1}" for i, o in enumerate(contract.proof_obligations)]
-    rows = []
-    for name, obligation in zip(ids, contract.proof_obligations, strict=True):
-        row = Row(name, obligation.property)
-        serving = [t for t in tests if name in discharged_by(t, frozenset(ids))]
-        for b in backends:
-            here = [t for t in serving if t.measure is not None and b in t.measure.backends]
-            if here:
-                row.cells[b] = [_state(t, b, mine, current[b]) for t in here]
-            elif not serving:
-                row.cells[b] = [TestState("-", "not run", "no test of it has a measure")]
-        rows.append(row)
+    known = frozenset(ids)
+    serving = {t.id: discharged_by(t, known) for t in tests}
+    rows = [
+        Row(name, o.property or "", o.divergence)
+        for name, o in zip(ids, contract.proof_obligations, strict=True)
+    ]
+    for row in rows:
+        mine_of = [t for t in tests if row.id in serving[t.id]]
+        row.cells = _cells(mine_of, backends, mine, current)
+    for t in tests:  # a failure is shown even where it refutes nothing that was promised
+        if not serving[t.id] & known and t.measure is not None:
+            rows.append(
+                Row(t.id, f"(no obligation) {t.rule}", None, _cells([t], backends, mine, current))
+            )
     return Status(
         name=contract.name or stem,
         version=contract.metadata.version,
-        declared=contract.status,
+        declared=contract.declared,
         backends=backends,
         rows=rows,
         evidence=[_line(e, current.get(e.backend)) for e in mine],
+        flips=_flips(contract, mine, current),
     )
+
+
+def _cells(
+    tests: Sequence[FalsificationTest],
+    backends: Sequence[str],
+    evidence: Sequence[Evidence],
+    current: dict[str, str],
+) -> dict[str, list[TestState]]:
+    """The states of an obligation's tests, on each backend that one of them measures.
+
+    A test without a measure was not run anywhere, whatever its text says.
+    """
+    cells: dict[str, list[TestState]] = {}
+    measured = [t for t in tests if t.measure is not None]
+    words = [TestState(t.id, "not run", "it has no measure") for t in tests if t.measure is None]
+    for b in backends:
+        here = [t for t in measured if t.measure is not None and b in t.measure.backends]
+        if here:
+            cells[b] = [_state(t, b, evidence, current[b]) for t in here] + words
+        elif not measured:
+            cells[b] = words or [TestState("-", "not run", "no test of it has a measure")]
+    return cells
+
+
+def _flips(contract: Contract, evidence: Sequence[Evidence], current: dict[str, str]) -> Flips:
+    """What fresh evidence says of prompts' next tokens; each prompt counts once a model."""
+    tests = {t.id: t for t in contract.falsification_tests if t.measure is not None}
+    seen: dict[tuple[str, str, tuple[int, ...]], bool] = {}
+    for e in evidence:
+        for result in e.results:
+            test = tests.get(result.test)
+            if test is None or e.backend not in current:
+                continue
+            if _judged(result, e, test, current[e.backend])[0] not in ("failing", "discharged"):
+                continue
+            flipped = flipped_prompts(result)
+            for i, prompt in enumerate(
+                result.measure.get("prompts", []) if flipped is not None else []
+            ):
+                key = (e.backend, str(e.model.get("sha256")), tuple(prompt))
+                seen[key] = seen.get(key, False) or i in (flipped or ())
+    return Flips(len(seen), sum(seen.values()))
+
+
+def flipped_prompts(result: Result) -> set[int] | None:
+    """Which of a result's prompts go on with another token; None if it does not say."""
+    about = result.about
+    if isinstance(flipped := about.get("flipped"), list):
+        return {i for i in flipped if isinstance(i, int)}
+    if isinstance(tokens := about.get("next_tokens"), list):
+        return {i for i, pair in enumerate(tokens) if isinstance(pair, list) and len({*pair}) > 1}
+    return None
 
 
 def _state(
@@ -108,8 +191,9 @@ def _state(
 def _judged(
     result: Result, evidence: Evidence, test: FalsificationTest, code: str
 ) -> tuple[State, str]:
-    if result.outcome == "not run":
-        return "not run", result.reason
+    why = result.reason if result.outcome == "not run" else _other_model(test, evidence)
+    if why is not None:
+        return "not run", why
     then = "passed" if result.outcome == "passed" else "failed"
     since = f"has changed since it {then} on {evidence.created[:10]}; check again"
     if evidence.code != code or evidence.numerics != numerics.VERSION:
@@ -128,94 +212,18 @@ def _judged(
     return "discharged", ", ".join(shown)
 
 
+def _other_model(test: FalsificationTest, evidence: Evidence) -> str | None:
+    """Why a result speaks of a model that the measure does not mean, whatever wrote it."""
+    needs = test.measure.model if test.measure is not None else None
+    for name in ("layers", "vocabulary"):
+        wanted, got = getattr(needs, name, None), evidence.model.get(name)
+        if wanted is not None and got is not None and wanted != got:
+            return f"model: expected one with {name} {wanted}, got {got}"
+    return None
+
+
 def _line(e: Evidence, code: str | None) -> str:
     fresh = "" if e.code == code else "; STALE"
     driver = f", driver {e.driver}" if e.driver else ""
     model = f"{e.model.get('name')} ({str(e.model.get('sha256', '?'))[:12]})"
     return f"{e.backend}: {e.created[:16]}, {e.device}{driver}, {model}, commit {e.commit}{fresh}"
-
-
-def markdown(status: Status) -> str:
-    """A table, what is not discharged and why, and the evidence."""
-    lines = [f"## {_cell(status.name)} {status.version}", ""]
-    lines += [f"Declared: {status.declared or 'nothing'}. Measured:", ""]
-    lines.append("| obligation | " + " | ".join(status.backends) + " |")
-    lines.append("|---" * (len(status.backends) + 1) + "|")
-    for row in status.rows:
-        cells = [row.state(b) or "" for b in status.backends]
-        lines.append("| " + " | ".join([_cell(f"{row.id}: {row.property}"), *cells]) + " |")
-    lines += ["", ", ".join(f"{status.count(s)} {s}" for s in reversed(_WORST)), ""]
-    open_ends = [
-        _cell(f"- {b}, {row.id}, {t.test}: {t.state}: {t.why}")
-        for b in status.backends
-        for row in status.rows
-        for t in row.cells.get(b, [])
-        if t.state != "discharged"
-    ]
-    lines += [*open_ends, *([""] if open_ends else [])]
-    lines += ["Evidence:", "", *([_cell(f"- {e}") for e in status.evidence] or ["- none"]), ""]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def to_json(status: Status) -> dict[str, Any]:
-    """Everything, in JSON's types."""
-    return {
-        "contract": status.name,
-        "version": status.version,
-        "declared": status.declared,
-        "obligations": [
-            {
-                "id": row.id,
-                "property": row.property,
-                "backends": {
-                    b: {"state": row.state(b), "tests": [vars(t) for t in row.cells[b]]}
-                    for b in row.cells
-                },
-            }
-            for row in status.rows
-        ],
-        "evidence": status.evidence,
-    }
-
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.4rem .6rem;
-text-align:left;vertical-align:top;overflow-wrap:anywhere}
-td p{margin:.2rem 0;font-size:.85em;color:#444}
-.discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}
-@media(prefers-color-scheme:dark){body{background:#12151d;color:#e7eaf1}td,th{border-color:#333b4d}
-td p{color:#98a2b8}.discharged{background:#1e3327}.failing{background:#4a2226}
-.stale{background:#463a16}}"""
-
-
-def html(statuses: Sequence[Status]) -> str:
-    """One page that needs no network."""
-    parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width"><title>Contracts</title>',
-        f"<style>{_STYLE}</style><h1>Contracts</h1>",
-    ]
-    for s in statuses:
-        heads = "".join(f"<th>{b}" for b in s.backends)
-        parts.append(f"<h2>{escape(s.name)} {escape(s.version)}</h2>")
-        parts.append(f"<p>Declared: {escape(s.declared or 'nothing')}. Measured:</p>")
-        parts.append(f"<table><tr><th>obligation{heads}")
-        for row in s.rows:
-            cells = "".join(_html_cell(row, b) for b in s.backends)
-            parts.append(f"<tr><td><b>{escape(row.id)}</b> {escape(row.property)}{cells}")
-        parts.append("</table><h3>Evidence</h3><ul>")
-        parts += [f"<li>{escape(e)}" for e in s.evidence or ["none"]]
-        parts.append("</ul>")
-    return "\n".join(parts) + "\n"
-
-
-def _html_cell(row: Row, backend: str) -> str:
-    state = row.state(backend)
-    if state is None:
-        return "<td>"
-    tests = "".join(f"<p>{escape(t.test)}: {escape(t.why)}</p>" for t in row.cells[backend])
-    return f'<td class="{state}">{state}{tests}'

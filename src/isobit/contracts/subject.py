@@ -12,6 +12,7 @@ from isobit.contracts import measures as m
 from isobit.errors import NotRun
 from isobit.gguf.reader import GGUFFile
 from isobit.runtime.model import Model, sample_path
+from isobit.verify.blame import texts
 from isobit.verify.diff import Diff
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
@@ -23,13 +24,22 @@ class Measured:
 
     figures: dict[str, float]
     about: dict[str, Any] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+    """Counts: what each could come to at most here, with everything wrong."""
+    where: dict[str, list[str]] = field(default_factory=dict)
+    """For a figure that is out of bounds: where, in words."""
 
 
 class Subject:
     """A model on the backend under test, with what it is compared to. A context manager."""
 
-    def __init__(self, model: Model, root: Path, seed: int, peer: str | None = None) -> None:
+    def __init__(
+        self, model: Model, name: str, root: Path, seed: int, peer: str | None = None
+    ) -> None:
         self.model = model
+        self.name = name
+        """The backend's, as it was asked for."""
+        self.text = texts(model.detokenize)
         self.root = root
         self.rng = np.random.default_rng(seed)
         self.peer = peer
@@ -44,7 +54,10 @@ class Subject:
         self._stack.close()
 
     def other(self, backend: str) -> Model:
-        """The same file on another backend."""
+        """The same file on another backend. Raises NotRun for the one under test: compared with
+        itself, it would agree on anything."""
+        if backend == self.name:
+            raise NotRun(f"against: expected another backend than {backend} itself")
         if backend not in self._others:
             opened = Model(self.model.path, backend, self.model.engine)
             self._others[backend] = self._stack.enter_context(opened)
@@ -93,6 +106,16 @@ def require_device(needs: m.DeviceNeeds | None, model: Model) -> None:
         total = memory(model)[1] / 1e9
         if not needs.memory_gb.holds(total):
             raise NotRun(f"device: expected {needs.memory_gb} GB of memory, got {total:.1f}")
+
+
+def require_named(measure: m.Measure) -> None:
+    """Raises NotRun for speed or memory of just any model, which a small one always has enough of,
+    and for tokens a second or memory of just any device."""
+    alone = set(measure.threshold) - {"ratio_to_peer"}
+    if measure.model is None or not measure.model.named:
+        raise NotRun(f"{measure.kind}: expected a measure that says which model it means")
+    if alone and (measure.device is None or not measure.device.named):
+        raise NotRun(f"{sorted(alone)[0]}: expected a measure that says which device it means")
 
 
 def memory(model: Model) -> tuple[int, int]:

@@ -188,6 +188,9 @@ def _statuses(document: Document, data: dict[str, Any]) -> None:
     stages = _list(data.get("implementation_stages"))
     places: list[tuple[Key, object, tuple[str, ...]]]
     places = [(("status",), data.get("status"), STATUSES)]
+    metadata = data.get("metadata")
+    if isinstance(metadata, dict):
+        places.append((("metadata", "status"), metadata.get("status"), STATUSES))
     for i, stage in enumerate(stages):
         if isinstance(stage, dict):
             at: Key = ("implementation_stages", i, "status")
@@ -204,6 +207,19 @@ def _emptiness(document: Document, data: dict[str, Any]) -> None:
     if data.get("falsification_tests") in (None, []):
         message = "expected falsification_tests, found none; say what would refute the contract"
         document.find("empty", message, ("falsification_tests",))
+    for i, test in enumerate(_list(data.get("falsification_tests"))):
+        if not isinstance(test, dict):
+            continue
+        place: Key = ("falsification_tests", i, "id")
+        name = test.get("id", f"test {i + 1}")
+        if test.get("measure") is None and _blank(test.get("test")):
+            message = (
+                f"expected a test or a measure of {name}, found neither; nothing can refute it"
+            )
+            document.find("empty", message, place)
+        if _blank(test.get("if_fails")):
+            message = f"expected if_fails of {name}, found none; say what a failure would mean"
+            document.find("empty", message, place)
     for key, what in (
         ("proof_obligations", "say what is promised"),
         ("equations", "say what is computed"),
@@ -214,6 +230,10 @@ def _emptiness(document: Document, data: dict[str, Any]) -> None:
     if isinstance(metadata, dict) and metadata.get("references") in (None, []):
         message = "expected references, found none; say what the contract rests on"
         document.find("empty", message, ("metadata", "references"), "warning")
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _list(value: Any) -> list[Any]:

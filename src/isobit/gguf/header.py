@@ -24,7 +24,7 @@ Value: TypeAlias = int | float | bool | str | list["Value"]
 # the time that a hostile header can cost, however large the (perhaps sparse) file around it is.
 HEADER_LIMIT = 64 << 20  # bytes of metadata and tensor directory
 ELEMENT_LIMIT = 1 << 22  # array elements in all metadata together
-COUNT_LIMIT = 1 << 16  # metadata keys; tensors
+COUNT_LIMIT = 1 << 16  # metadata keys; tensors; arrays in arrays
 
 MAX_DIMS = 4
 MAX_TENSOR_NAME = 64  # bytes
@@ -50,6 +50,7 @@ class TensorInfo:
     format: Format
     offset: int  # bytes from the start of the file
     nbytes: int
+    part: int = 0  # which file of a split model it lies in
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class _Cursor:
         self.end = min(size, HEADER_LIMIT)
         self.at = 0
         self.elements = 0
+        self.arrays = 0
 
     def refusal(self, field: str, expected: str, got: object) -> ModelRefused:
         return refusal(self.path, field, expected, got)
@@ -164,6 +166,10 @@ class _Cursor:
             return self.strings(n, field)
         if type_id == _ARRAY:
             self.need(n * 12, field)
+            self.arrays += n
+            if self.arrays > COUNT_LIMIT:
+                expected = f"at most {COUNT_LIMIT} arrays in arrays in all"
+                raise self.refusal(f"{field} length", expected, self.arrays)
             return [self.array(f"{field}[{i}]", depth + 1) for i in range(n)]
         return self.numbers(type_id, n, field)
 

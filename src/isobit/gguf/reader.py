@@ -1,14 +1,15 @@
 """An open GGUF file: its checked header, typed metadata, and views of its weights.
 
-Owns the memory map. Opening a file reads its header alone; a weight is read from disk when the
-bytes that `GGUFFile.data` returns are looked at.
+Owns the memory maps, one a file of a split model. Opening a file reads its header alone; a weight
+is read from disk when the bytes that `GGUFFile.data` returns are looked at.
 """
 
 import contextlib
 import hashlib
 import mmap
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from isobit.errors import UsageError
 from isobit.gguf import not_gguf
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
+from isobit.gguf.split import joined, part_paths
 
 __all__ = ["GGUFFile", "TensorInfo", "Value"]
 
@@ -35,23 +37,27 @@ def physical_memory() -> float:
 class GGUFFile:
     """Metadata, tensor directory and views into the map. A context manager.
 
-    Immutable once open, so threads may share it. Views from `data` stay valid after `close`.
+    A split model is opened by any of its parts and is one file from then on: ``path`` is that of
+    the first part, ``paths`` are all. Immutable once open, so threads may share it. Views from
+    `data` stay valid after `close`.
     """
 
-    def __init__(self, path: Path, header: Header, contents: NDArray[np.uint8]) -> None:
+    def __init__(self, paths: Sequence[Path], header: Header, maps: Sequence[mmap.mmap]) -> None:
         """Use `GGUFFile.open`."""
-        self.path = path
+        self.path = paths[0]
+        self.paths = tuple(paths)
         self.version = header.version
         self.metadata = header.metadata
         self.tensors = header.tensors
         self.refused = header.refused  # empty unless opened with strict=False
-        self.file_size = contents.size
-        self._contents: NDArray[np.uint8] | None = contents
+        self.file_size = sum(map(len, maps))
+        contents = tuple(np.frombuffer(m, np.uint8) for m in maps)
+        self._contents: tuple[NDArray[np.uint8], ...] | None = contents
         self._sha256: str | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Self:
-        """Map ``path`` and check its header.
+        """Map ``path``, and the other parts of the model if it is split, and check the headers.
 
         A tensor of a type that is not implemented is refused; with ``strict=False`` it is listed
         in ``refused`` instead, so that a file can be inspected that cannot be run.
@@ -60,25 +66,23 @@ class GGUFFile:
         path = Path(path)
         if (wrong := not_gguf.explain(path)) is not None:
             raise wrong
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                header = read_header(path, file, size)
-                buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_HUGEPAGE") and size < physical_memory():
-                # What is read from now on comes in pages of 2 MB where the system has them: fewer
-                # reads from disk, and a tenth more speed where memory is what decoding waits for.
+        opened = _map(path)
+        paths = part_paths(path, opened[0])
+        parts = [opened if p == path else _map(p, len(paths)) for p in paths]
+        header = joined([(p, h) for p, (h, _) in zip(paths, parts, strict=True)])
+        maps = [m for _, m in parts]
+        if hasattr(mmap, "MADV_HUGEPAGE") and sum(map(len, maps)) < physical_memory():
+            # What is read from now on comes in pages of 2 MB where the system has them: fewer
+            # reads from disk, and a tenth more speed where memory is what decoding waits for.
+            for m in maps:
                 with contextlib.suppress(OSError):
-                    buffer.madvise(mmap.MADV_HUGEPAGE)
-        except (OSError, ValueError) as error:  # ValueError: NUL in path, shrunk file
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise refusal(path, "file", "a readable file", reason) from None
+                    m.madvise(mmap.MADV_HUGEPAGE)
         if strict and header.refused:
             first, *_ = header.refused.values()
             found = not_gguf.not_readable(r.type_name for r in header.refused.values())
             known = "one of " + ", ".join(f.name for f in FORMATS.values())
-            raise refusal(path, f"type of tensor {show(first.name)}", known, found)
-        return cls(path, header, np.frombuffer(buffer, np.uint8))
+            raise refusal(paths[0], f"type of tensor {show(first.name)}", known, found)
+        return cls(paths, header, maps)
 
     def close(self) -> None:
         """Let go of the map; it is unmapped when the last view into it is gone."""
@@ -102,23 +106,43 @@ class GGUFFile:
         info = self.tensors.get(name)
         if info is None:
             raise refusal(self.path, f"tensor {show(name)}", "a tensor of that name", "none")
-        return self._mapped()[info.offset : info.offset + info.nbytes]
+        return self._mapped()[info.part][info.offset : info.offset + info.nbytes]
 
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
         """Hex digest of the whole file, computed at the first call (it reads everything).
 
+        Of a split model, that of its parts one after the other: ``cat NAME-*.gguf | sha256sum``.
         ``progress(done, total)`` is called in bytes, every 16 MiB.
         """
         if self._sha256 is None:
-            contents, digest, step = self._mapped(), hashlib.sha256(), 16 << 20
-            for start in range(0, contents.size, step):
-                digest.update(contents[start : start + step].data)
-                if progress is not None:
-                    progress(min(start + step, contents.size), contents.size)
+            digest, step, done = hashlib.sha256(), 16 << 20, 0
+            for contents in self._mapped():
+                for start in range(0, contents.size, step):
+                    piece = contents[start : start + step]
+                    digest.update(piece.data)
+                    done += piece.size
+                    if progress is not None:
+                        progress(done, self.file_size)
             self._sha256 = digest.hexdigest()
         return self._sha256
 
-    def _mapped(self) -> NDArray[np.uint8]:
+    def _mapped(self) -> tuple[NDArray[np.uint8], ...]:
         if self._contents is None:
             raise UsageError(f"{self.path}: the file is closed")
         return self._contents
+
+
+def _map(path: Path, parts: int = 1) -> tuple[Header, mmap.mmap]:
+    """The checked header and the map of one file, of a model of so many ``parts``."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            kind = "a directory" if path.is_dir() else "something else"
+            raise refusal(path, "file", "a regular file", kind)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = read_header(path, file, size)
+            return header, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: NUL in path, shrunk file
+        reason = error.strerror if isinstance(error, OSError) else error
+        what = "a readable file" + (f", the model having {parts} parts" if parts > 1 else "")
+        raise refusal(path, "file", what, reason) from None

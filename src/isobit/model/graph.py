@@ -18,7 +18,7 @@ import numpy as np
 
 from isobit.errors import ModelRefused
 from isobit.numerics import Weight
-from isobit.numerics.ops import HISTORY, LOGIT_ROWS, Operation, Shape
+from isobit.numerics.ops import HISTORY, LOGIT_ROWS, Arrays, Operation, Shape
 
 Key = tuple[str, int | None]
 """A stage's place: its name and its layer (None outside the layers)."""
@@ -57,6 +57,12 @@ class Op:
     def kind(self) -> str:
         """The operation's kind."""
         return self.operation.kind
+
+
+def zero_state(op: Op) -> Arrays:
+    """What an operation keeps of a sequence, at the sequence's start."""
+    shapes = op.operation.state([v.shape for v in op.inputs], op.weights)
+    return tuple(np.zeros(s.row, np.float32) for s in shapes)
 
 
 @dataclass(frozen=True, eq=False)

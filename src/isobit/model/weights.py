@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.config import ModelConfig, architecture
+from isobit.config import Metadata, ModelConfig
 from isobit.gguf.reader import GGUFFile
-from isobit.model.architectures import GRAPHS
+from isobit.model.architectures import architecture
 from isobit.model.graph import Graph
 from isobit.model.tensors import Tensors
 from isobit.numerics import Weight
@@ -48,12 +48,11 @@ class Weights:
 
         Raises ModelRefused for a file that is not of a known architecture, or not whole.
         """
-        arch = architecture(file.metadata, str(file.path))
+        source = str(file.path)
+        arch = architecture(file.metadata, source)
         tensors = Tensors(file)
-        c = ModelConfig.from_metadata(
-            file.metadata, vocab=tensors.rows("token_embd.weight"), source=str(file.path)
-        )
-        graph = GRAPHS[arch](c, tensors)
+        c = arch.config(Metadata(file.metadata, source), tensors.rows("token_embd.weight"))
+        graph = arch.graph(c, tensors)
         tensors.nothing_else()
         return cls(c, graph)
 

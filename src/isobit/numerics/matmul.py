@@ -40,6 +40,10 @@ class Weight:
         data = self.data[index * size : (index + 1) * size]
         return Weight(f"{self.name}[{index}]", self.format, self.shape[1:], data)
 
+    def as_row(self) -> "Weight":
+        """A vector as a matrix of one row."""
+        return Weight(self.name, self.format, (1, *self.shape), self.data)
+
     def float32(self) -> F32:
         """All values, dequantised."""
         return dequantize(self.format, self.data, self.shape)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32
+from isobit.errors import ModelRefused, UsageError
+from isobit.runtime import kv_cache
 from isobit.runtime.sampler import Sampler, Sampling
-from isobit.text.tokenizer import StreamDecoder
+from isobit.text.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
@@ -50,12 +54,12 @@ class Completion:
     """Generated ids, the end-of-generation token included if there was one."""
     finish_reason: FinishReason
     """"stop": an end-of-generation token or a stop string. "length": max_tokens or context.
-    "interrupted": Ctrl-C, or another exception, within the generation."""
+    "interrupted": closed, Ctrl-C, or another exception within the generation."""
     timings: Timings
     seed: int
     """The sampling seed in force; it repeats this completion."""
     note: str | None = None
-    """Says so when the context was full."""
+    """Says so when the context was full, or why there is no text."""
 
 
 class Settings(TypedDict, total=False):
@@ -71,6 +75,30 @@ class Settings(TypedDict, total=False):
     stop: str | Sequence[str] | None
     watch: Watcher | None
     progress: Callable[[int, int], None] | None
+
+
+def checked_sampling(*numbers: float | None) -> Sampling:
+    """The sampling settings in the order of their fields, or UsageError."""
+    for f, value in zip(fields(Sampling), numbers, strict=True):
+        missing = value is None and f.name == "seed"
+        if isinstance(value, (bool, np.bool_)) or not (missing or isinstance(value, Real)):
+            raise UsageError(f"{f.name}: expected a number, got {value!r:.60}")
+    return Sampling(*numbers)  # type: ignore[arg-type]  # the rest of the checks are its own
+
+
+def _checked_length(most: object, room: int) -> int:
+    if most is None:
+        return room
+    if isinstance(most, (bool, np.bool_)) or not isinstance(most, Integral) or int(most) < 0:
+        raise UsageError(f"max_tokens: expected an integer >= 0 or None, got {most!r:.60}")
+    return int(most)
+
+
+def _checked_stop(stop: object) -> list[str]:
+    texts = [stop] if isinstance(stop, str) else () if stop is None else stop
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"stop: expected a text or a list of texts, got {stop!r:.60}")
+    return list(texts)
 
 
 class Watcher(Protocol):
@@ -92,8 +120,9 @@ class Watcher(Protocol):
 class Stream(Iterator[str]):
     """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
 
-    After an exception, Ctrl-C among them, ``completion`` holds what there was until then. Closing
-    it early (``close()`` or leaving a ``with`` block) frees its KV cache.
+    Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache. Another thread
+    may close it: the one that reads then comes to its end. After that, as after an exception,
+    ``completion`` holds what there was until then.
     """
 
     def __init__(
@@ -103,27 +132,61 @@ class Stream(Iterator[str]):
         *,
         max_tokens: int | None,
         sampling: Sampling,
-        stop: Sequence[str],
+        stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
         self.token_ns: list[int] = []
         """When each token was known, by ``time.perf_counter_ns``."""
-        self._pieces = self._run(
-            model, list(prompt_ids), max_tokens, sampling, list(stop), watch, progress
-        )
+        self._model, self._prompt = model, list(prompt_ids)
+        self._watch, self._progress = watch, progress
+        self._sampling, self._stop = sampling, _checked_stop(stop)
+        self._room = model.context - len(self._prompt)
+        self._limit = min(_checked_length(max_tokens, self._room), self._room)
+        self._to_the_end = False
+        self._closed = False
+        self._reading = threading.Lock()
+        self._pieces = self._run()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        """The next piece. Raises ContextFull at the first, ModelRefused and UsageError at any."""
+        try:
+            with self._reading:
+                return next(self._pieces)
+        finally:
+            if self._closed:
+                self._end()
+
+    def complete(self) -> Completion:
+        """Read to the end, waiting first while others that do so hold the KV cache.
+
+        Raises what reading does; UsageError if the stream was closed.
+        """
+        self._to_the_end = True
+        with self:
+            for _ in self:
+                pass
+        if self.completion is None:
+            raise UsageError("stream: expected an open one, got one that was closed")
+        return self.completion
 
     def close(self) -> None:
-        """Stop generating and free the sequence."""
-        self._pieces.close()
+        """Stop generating and free the sequence, from any thread."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._reading.acquire(blocking=False):  # else the thread that reads will do it
+            try:
+                self._pieces.close()
+            finally:
+                self._reading.release()
 
     def __enter__(self) -> Stream:
         return self
@@ -131,79 +194,146 @@ class Stream(Iterator[str]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(
-        self,
-        model: Model,
-        prompt: list[int],
-        max_tokens: int | None,
-        sampling: Sampling,
-        stop: list[str],
-        watch: Watcher | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> Generator[str]:
-        sampler = Sampler(sampling)
-        if watch is not None:
-            watch.begin(model, prompt, sampling, sampler.seed)
-        text = _StopText(stop)
-        decoder = StreamDecoder(model.tokenizer)
-        room = model.context - len(prompt)
-        limit = room if max_tokens is None else min(max_tokens, room)
-        history = list(prompt)
-        reason: FinishReason = "length"
-        prefill = decode = 0.0
-
-        def complete(reason: FinishReason) -> Completion:
-            full = reason == "length" and limit == room
-            return Completion(
-                text=text.all,
-                token_ids=self.token_ids,
-                finish_reason=reason,
-                timings=Timings(len(prompt), prefill, max(len(self.token_ids) - 1, 0), decode),
-                seed=sampler.seed,
-                note=f"the context of {model.context} tokens is full" if full else None,
-            )
-
+    def _run(self) -> Generator[str]:
+        decoder, text = _decoder(self._model, self._stop), _StopText(self._stop)
+        sampler = Sampler(self._sampling)
+        pace = _Pace()
+        ends = self._model.stop_ids | decoder.ids_of(self._stop)
+        tokens = self._tokens(sampler, pace)
+        reason: FinishReason = "interrupted"
         try:
-            with model.new_sequence() as sequence:
-                start = time.perf_counter()
-                logits = model.prefill(sequence, prompt, watch, progress)
-                prefill = time.perf_counter() - start
-                while len(self.token_ids) < limit:
-                    start = time.perf_counter()
-                    token = None
-                    if self.token_ids and watch is None and sampling.likeliest_only:
-                        token = model.likeliest(sequence, self.token_ids[-1])
-                    if token is None:
-                        if self.token_ids:
-                            logits = model.step(sequence, self.token_ids[-1], watch)
-                        token = sampler.choose(logits, history)
-                    self.token_ids.append(token)
-                    self.token_ns.append(time.perf_counter_ns())
-                    history.append(token)
-                    if watch is not None:
-                        watch.chose(logits, token)
-                    if len(self.token_ids) > 1:  # prefill made the first; the reader's time is not
-                        decode += time.perf_counter() - start
-                    ended = token in model.tokenizer.stop_ids
-                    if not ended and (piece := text.push(decoder.push(token))):
-                        yield piece
-                    if ended or text.stopped:
-                        reason = "stop"
-                        break
+            for token in tokens:
+                ended = token in ends
+                if not ended and (piece := text.push(decoder.push(token))):
+                    yield piece
+                if ended or text.stopped:
+                    reason = "stop"
+                    break
+            else:
+                reason = "interrupted" if self._closed else "length"
+            tokens.close()  # and with it the sequence, before a last piece is read
             if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
                 yield piece
         except BaseException:
-            self.completion = complete("interrupted")
+            reason = "interrupted"
             raise
-        self.completion = complete(reason)
+        finally:
+            tokens.close()
+            full = reason == "length" and self._limit == self._room
+            notes = [f"the context of {self._model.context} tokens is full"] if full else []
+            self.completion = Completion(
+                text=text.all,
+                token_ids=self.token_ids,
+                finish_reason=reason,
+                timings=Timings(
+                    len(self._prompt), pace.prefill, max(len(self.token_ids) - 1, 0), pace.decode
+                ),
+                seed=sampler.seed,
+                note="; ".join([*notes, *decoder.notes]) or None,
+            )
+
+    def _tokens(self, sampler: Sampler, pace: _Pace) -> Generator[int]:
+        """The tokens one by one, each as soon as it is chosen; ends when the stream is closed."""
+        model, watch = self._model, self._watch
+        if watch is not None:
+            watch.begin(model, self._prompt, self._sampling, sampler.seed)
+        history = list(self._prompt)
+        with model.new_sequence() as sequence:
+            # All of its pages now: later there may be none, and what was written would be lost.
+            sequence.reserve(
+                len(self._prompt) + self._limit,
+                running=self._to_the_end,
+                give_up=lambda: self._closed,
+            )
+            start = time.perf_counter()
+            logits = model.prefill(sequence, self._prompt, watch, self._progress)
+            pace.prefill = time.perf_counter() - start
+            while len(self.token_ids) < self._limit and not self._closed:
+                start = time.perf_counter()
+                token = None
+                if self.token_ids:
+                    token, logits = self._step(sequence)
+                if token is None:
+                    token = sampler.choose(logits, history)
+                self.token_ids.append(token)
+                self.token_ns.append(time.perf_counter_ns())
+                history.append(token)
+                if watch is not None:
+                    watch.chose(logits, token)
+                if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
+                    pace.decode += time.perf_counter() - start
+                yield token
+
+    def _step(self, sequence: kv_cache.Sequence) -> tuple[int | None, F32]:
+        """Run the last token: the largest logit's, where a backend can tell it alone, or logits."""
+        last = self.token_ids[-1]
+        if self._watch is None and self._sampling.likeliest_only:
+            token = self._model.likeliest(sequence, last)
+            if token is not None:
+                return token, np.empty(0, np.float32)
+        return None, self._model.step(sequence, last, self._watch)
+
+
+@dataclass
+class _Pace:
+    """Seconds of prefill and decode so far."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
+
+
+class _Text:
+    """The text of tokens as they come."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._special = tokenizer.vocabulary.control | tokenizer.vocabulary.user_defined
+        decoder = StreamDecoder(tokenizer)
+        self.push, self.flush = decoder.push, decoder.flush
+
+    def ids_of(self, stop: Sequence[str]) -> set[int]:
+        """The special tokens that stop strings are the text of."""
+        return {self._special[s] for s in stop if s in self._special}
+
+
+class _NoText:
+    """For a model without a tokenizer, and token ids as the prompt."""
+
+    def __init__(self, reason: ModelRefused) -> None:
+        self.notes = (f"no text: {reason}",)
+
+    def push(self, _token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+    def ids_of(self, _stop: Sequence[str]) -> set[int]:
+        return set()
+
+
+def _decoder(model: Model, stop: Sequence[str]) -> _Text | _NoText:
+    try:
+        return _Text(model.tokenizer)
+    except ModelRefused as error:
+        if any(stop):  # there is no text to stop at
+            raise
+        return _NoText(error)
 
 
 class _StopText:
-    """Holds text back while it might be the beginning of a stop string."""
+    """Holds text back while it might be the beginning of a stop string.
+
+    Each character moves every stop string's match on by one or back to its longest border (Knuth,
+    Morris, Pratt), so that the work is linear in the text however long the strings are.
+    """
 
     def __init__(self, stop: list[str]) -> None:
-        self._stop = [s for s in stop if s]
-        self._held = ""
+        self._stop = [(s, _borders(s)) for s in stop if s]
+        self._matched = [0] * len(self._stop)  # characters of each at the end of what came
+        self._held: list[str] = []
+        self._length = 0  # of all that is held
         self._sent: list[str] = []
         self.stopped = False
 
@@ -214,21 +344,45 @@ class _StopText:
     def push(self, text: str) -> str:
         if self.stopped:
             return ""
-        self._held += text
-        found = [i for s in self._stop if (i := self._held.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            return self._send(min(found))
-        keep = max(
-            (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])),
-            default=0,
-        )
-        return self._send(len(self._held) - keep)
+        for end, character in enumerate(text, start=1):
+            whole = 0  # the longest string that is complete begins first
+            for k, (s, borders) in enumerate(self._stop):
+                n = self._matched[k]
+                while n and s[n] != character:
+                    n = borders[n - 1]
+                self._matched[k] = n = n + (s[n] == character)
+                whole = max(whole, n if n == len(s) else 0)
+            if whole:
+                self.stopped = True
+                self._hold(text[:end])
+                return self._send(whole)
+        self._hold(text)
+        return self._send(max(self._matched, default=0))
 
     def flush(self) -> str:
-        return self._send(len(self._held))
+        return self._send(0)
 
-    def _send(self, n: int) -> str:
-        piece, self._held = self._held[:n], self._held[n:]
-        self._sent.append(piece)
-        return piece
+    def _hold(self, text: str) -> None:
+        self._held.append(text)
+        self._length += len(text)
+
+    def _send(self, keep: int) -> str:
+        """What is held but for the last ``keep`` characters."""
+        n = self._length - keep
+        if n <= 0:
+            return ""
+        held = "".join(self._held)
+        self._held, self._length = [held[n:]], keep
+        self._sent.append(held[:n])
+        return held[:n]
+
+
+def _borders(s: str) -> list[int]:
+    """For each beginning of s, how long its longest border is: an end that is its beginning."""
+    borders, n = [0] * len(s), 0
+    for i in range(1, len(s)):
+        while n and s[i] != s[n]:
+            n = borders[n - 1]
+        n += s[i] == s[n]
+        borders[i] = n
+    return borders

@@ -1,6 +1,7 @@
 """Which pages of the KV cache belong to which sequence. Pure book-keeping: no memory here."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,25 +14,54 @@ class PagePool:
     """Hands out pages of 64 positions; safe to use from threads."""
 
     def __init__(self, n_pages: int) -> None:
-        self._free = list(range(n_pages - 1, -1, -1))
         self._n_pages = n_pages
-        self._lock = threading.Lock()
+        self._given_back: list[int] = []
+        self._fresh = 0  # pages from here on were never taken
+        self._changed = threading.Condition()
+        self._runners: list[int] = []
 
     def take(self, n: int) -> list[int]:
         """Take n pages, or raise ContextFull and take none."""
-        with self._lock:
-            if n > len(self._free):
-                raise ContextFull(
-                    f"KV cache: {n} more pages of {TILE} positions needed, {len(self._free)} of "
-                    f"{self._n_pages} free; finish or close another sequence, or load the model "
-                    "with a larger context"
-                )
-            return [self._free.pop() for _ in range(n)]
+        with self._changed:
+            return self._take(n)
 
-    def give_back(self, pages: list[int]) -> None:
-        """Return pages."""
-        with self._lock:
-            self._free.extend(reversed(pages))
+    def wait_for(self, n: int, *, runner: int | None, give_up: Callable[[], bool]) -> list[int]:
+        """Take n pages, waiting for those that other threads will surely give back.
+
+        Those are the pages of sequences that have a ``runner``, the thread that fills and closes
+        them. Raises ContextFull if there are none to wait for, or when ``give_up`` says so.
+        """
+        me = threading.get_ident()
+        with self._changed:
+            while n > self._free and any(t != me for t in self._runners) and not give_up():
+                self._changed.wait(0.1)  # for a moment, to see give_up, and Ctrl-C
+            pages = self._take(n)
+            if runner is not None:
+                self._runners.append(runner)
+            return pages
+
+    def give_back(self, pages: list[int], runner: int | None = None) -> None:
+        """Return the pages of a sequence."""
+        with self._changed:
+            self._given_back.extend(reversed(pages))
+            if runner is not None:
+                self._runners.remove(runner)
+            self._changed.notify_all()
+
+    @property
+    def _free(self) -> int:
+        return len(self._given_back) + self._n_pages - self._fresh
+
+    def _take(self, n: int) -> list[int]:
+        if n > self._free:
+            raise ContextFull(
+                f"KV cache: {n} more pages of {TILE} positions needed, {self._free} of "
+                f"{self._n_pages} free; finish or close another sequence, or load the model with "
+                "more sequences"
+            )
+        again = [self._given_back.pop() for _ in range(min(n, len(self._given_back)))]
+        start, self._fresh = self._fresh, self._fresh + n - len(again)
+        return again + list(range(start, self._fresh))
 
 
 class Sequence:
@@ -42,6 +72,20 @@ class Sequence:
         self.context = context
         self.length = 0
         self._pages: list[int] = []
+        self._runner: int | None = None
+
+    def reserve(
+        self, n: int, *, running: bool = False, give_up: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take the pages of the first n tokens now, waiting as :meth:`PagePool.wait_for` does.
+
+        ``running`` says that this thread fills the sequence and closes it without waiting for
+        anyone. Raises ContextFull, and then nothing is lost yet.
+        """
+        missing = max(-(-min(n, self.context) // TILE) - len(self._pages), 0)
+        runner = threading.get_ident() if running else None
+        self._pages += self._pool.wait_for(missing, runner=runner, give_up=give_up)
+        self._runner = runner
 
     def extend(self, n: int) -> tuple[I32, I32]:
         """Make room for n more tokens: (their positions int32 [n], the page table int32 [P])."""
@@ -59,8 +103,8 @@ class Sequence:
 
     def close(self) -> None:
         """Give the pages back."""
-        self._pool.give_back(self._pages)
-        self._pages, self.length = [], 0
+        self._pool.give_back(self._pages, self._runner)
+        self._pages, self.length, self._runner = [], 0, None
 
     def __enter__(self) -> "Sequence":
         return self

@@ -2,232 +2,99 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
-from numbers import Integral
+from functools import cache
 from operator import index
 from pathlib import Path
-from types import TracebackType
-from typing import Unpack
+from typing import Any, TypeGuard, Unpack, overload
 
 import numpy as np
 
-from isobit.backends import open_backend
-from isobit.backends.base import F32, Backend, Batch, Tap
-from isobit.config import EngineConfig, ModelConfig
+from isobit.backends.base import F32
+from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import GGUFFile, physical_memory
-from isobit.model.graph import Graph
-from isobit.model.weights import Weights
-from isobit.numerics import TILE
-from isobit.runtime import kv_cache
-from isobit.runtime.generation import Completion, Settings, Stream, Watcher
-from isobit.runtime.sampler import Sampling
+from isobit.runtime.generation import Completion, Settings, Stream, Watcher, checked_sampling
+from isobit.runtime.passes import Passes, sample_path
 from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
+from isobit.text.vocabulary import stop_ids
 
-SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
-
-
-def sample_path() -> Path:
-    """The sample model that ships inside the package."""
-    return Path(str(resources.files("isobit") / "data" / SAMPLE))
+__all__ = ["Model", "load", "sample_path"]
 
 
-class Model:
-    """A model on a backend. A context manager; its methods may be called from several threads."""
+class Model(Passes):
+    """A model on a backend. A context manager; its methods may be called from several threads.
 
-    def __init__(
-        self,
-        path: str | Path,
-        backend: str,
-        engine: EngineConfig,
-        note: Callable[[str], None] | None = None,
-    ) -> None:
-        self.path = sample_path() if str(path) == "sample" else Path(path)
-        self.file = GGUFFile.open(self.path)
-        try:
-            weights = Weights.from_file(self.file)
-            self.config: ModelConfig = weights.config
-            self.graph: Graph = weights.graph
-            self.engine = engine
-            self.context = engine.context or self.config.context_length
-            builder = ThreadPoolExecutor(1)  # beside the backend, which mostly waits as it loads
-            self._tokenizer = builder.submit(
-                Tokenizer.from_metadata, self.file.metadata, str(self.path)
-            )
-            builder.shutdown(wait=False)
-            self._lock = threading.Lock()  # held while the backend works
-            self._closed = False
-            pages = -(-self.context // TILE) * engine.max_sequences
-            self._pool = kv_cache.PagePool(pages)
-            self.backend: Backend = open_backend(backend, weights, engine, note)
-            memory = physical_memory()
-            if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
-                (note or warnings.warn)(
-                    f"{self.path}: {self.file.file_size / 1e6:.0f} MB of weights in "
-                    f"{memory / 1e6:.0f} MB of memory: the system will page, reading them from "
-                    "disk again and again"
-                )
-        except BaseException:
-            self.file.close()
-            raise
+    What any method raises is an ``isobit.errors.IsobitError``: besides what it says itself,
+    UsageError for arguments of another kind and once the model is closed, ModelRefused if the
+    logits are not finite (damaged weights), and for text if the file has no tokenizer.
+    """
+
+    def _begin(self) -> None:
+        self._tokenizer = _begun(
+            lambda: Tokenizer.from_metadata(self.file.metadata, str(self.path))
+        )
+
+    def __repr__(self) -> str:
+        c, e = self.config, self.engine
+        return (
+            f"<isobit.Model {str(self.path)!r}: {c.architecture} on {self.backend.name} "
+            f"({self.backend.device}), context {self.context}, "
+            f"activation_planes {e.activation_planes}{', closed' if self._closed else ''}>"
+        )
 
     # Text
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer. Raises ModelRefused if the file has none that is known."""
-        return self._tokenizer.result()
+        return self._tokenizer()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a generation: what the file says of them, with or without a tokenizer."""
+        try:
+            return self.tokenizer.stop_ids
+        except ModelRefused:
+            return stop_ids(self.file.metadata, self.config.vocab, str(self.path))
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens written in it are recognised."""
+        """Token ids of a text; special tokens written in it are recognised.
+
+        Raises UsageError for what is no text, and for one that has more than 2 MiB without a space
+        or line where it could be cut.
+        """
         return self.tokenizer.encode(text, special=True)
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """The text of token ids. Raises UsageError for ids that there are not."""
         return self.tokenizer.decode(ids)
 
-    # Passes
+    # Logits and generation
 
-    def new_sequence(self) -> kv_cache.Sequence:
-        """An empty sequence with its own KV cache pages."""
-        return kv_cache.Sequence(self._pool, self.context)
+    def logits(self, prompt: str | Sequence[int], rows: Sequence[int] | slice | None = None) -> F32:
+        """Logits after the tokens of a text: float32 [n_tokens, vocabulary].
 
-    def forward(
-        self,
-        sequence: kv_cache.Sequence,
-        ids: Sequence[int],
-        logit_rows: Sequence[int],
-        tap: Tap | None = None,
-        stages: frozenset[str] | None = None,
-    ) -> F32:
-        """Append ids to a sequence in one pass; logits float32 [len(logit_rows), vocabulary].
-
-        The logits are as the backend gave them, finite or not: a trace wants to see them.
+        ``rows`` chooses among them, as it would choose from a list: ``[-1]`` the last alone. Only
+        these are computed, in that order. Raises UsageError for a prompt that is empty, too long or
+        not text or token ids, and for rows that it has not; ContextFull if other sequences hold
+        the KV cache.
         """
-        positions, pages = sequence.extend(len(ids))
-        batch = Batch(
-            tokens=np.array(ids, np.int32),
-            positions=positions,
-            sequence=np.zeros(len(ids), np.int32),
-            pages=pages[None, :],
-            logit_rows=np.array(logit_rows, np.int32),
-        )
-        try:
-            with self._lock:
-                return self._open_backend().forward(batch, tap, stages)
-        except BaseException:
-            sequence.length -= len(ids)  # their keys and values may not all be there
-            raise
-
-    def run(
-        self,
-        sequence: kv_cache.Sequence,
-        ids: Sequence[int],
-        logit_rows: Sequence[int],
-        tap: Tap | None = None,
-        stages: frozenset[str] | None = None,
-    ) -> F32:
-        """:meth:`forward`, refusing logits that are not finite."""
-        return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
-
-    def _finite(self, logits: F32) -> F32:
-        if not np.isfinite(logits).all():
-            raise ModelRefused(
-                f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
-            )
-        return logits
-
-    def prefill(
-        self,
-        sequence: kv_cache.Sequence,
-        ids: Sequence[int],
-        watch: Watcher | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> F32:
-        """Run a prompt in chunks; logits of its last token, float32 [vocabulary].
-
-        ``progress(done, total)`` is told after each chunk how many tokens were run.
-        """
-        chunk = self.engine.chunk
-        tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
-            last = start + chunk >= len(ids)
-            logits = self.run(sequence, part, [len(part) - 1] if last else [], tap, stages)
-            if progress is not None:
-                progress(start + len(part), len(ids))
-        last_row: F32 = logits[0]
-        return last_row
-
-    def step(self, sequence: kv_cache.Sequence, token: int, watch: Watcher | None = None) -> F32:
-        """Run one token; its logits, float32 [vocabulary]."""
-        tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
-        row: F32 = self.run(sequence, [token], [0], tap, stages)[0]
-        return row
-
-    def step_all(self, sequences: Sequence[kv_cache.Sequence], tokens: Sequence[int]) -> F32:
-        """Run one token of each of several sequences together; float32 [sequences, vocabulary].
-
-        The bits are those of :meth:`step` one by one. The model must have been opened with that
-        many ``max_sequences``.
-        """
-        n, done = len(sequences), 0
-        try:
-            places = []
-            for sequence in sequences:
-                places.append(sequence.extend(1))
-                done += 1
-            pages = np.zeros((n, max(len(p) for _, p in places)), np.int32)
-            for row, (_, table) in zip(pages, places, strict=True):
-                row[: len(table)] = table
-            batch = Batch(
-                tokens=np.array(tokens, np.int32),
-                positions=np.concatenate([p for p, _ in places]),
-                sequence=np.arange(n, dtype=np.int32),
-                pages=pages,
-                logit_rows=np.arange(n, dtype=np.int32),
-            )
-            with self._lock:
-                logits = self._open_backend().forward(batch)
-        except BaseException:
-            for sequence in sequences[:done]:
-                sequence.length -= 1
-            raise
-        return self._finite(logits)
-
-    def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int | None:
-        """Run one token and return the id of its largest logit, the lowest among equals.
-
-        None, and nothing is run, where the backend cannot spare the logits the way to the host.
-        """
-        greedy = getattr(self.backend, "greedy", None)
-        if greedy is None:
-            return None
-        positions, pages = sequence.extend(1)
-        chosen = None
-        try:
-            with self._lock:
-                self._open_backend()
-                chosen = greedy(np.array([token], np.int32), positions, pages[None], 1)
-        finally:
-            if chosen is None:  # not run, or its key and value may not be there
-                sequence.length -= 1
-        return None if chosen is None else int(chosen[0, 0])
-
-    def logits(self, token_ids: Sequence[int]) -> F32:
-        """Logits after every token of a sequence: float32 [n_tokens, vocabulary]."""
-        ids = self.checked(token_ids)
-        chunk = self.engine.chunk
+        ids = self.checked(self._ids(prompt))
+        wanted = _rows(rows, len(ids))
+        out = np.empty((len(wanted), self.config.vocab), np.float32)
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(wanted):
+            places.setdefault(row, []).append(place)
         with self.new_sequence() as sequence:
-            parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
-            return np.concatenate([self.run(sequence, p, range(len(p))) for p in parts])
-
-    # Generation
+            sequence.reserve(len(ids), running=True)
+            for start in range(0, max(places, default=-1) + 1, self.engine.chunk):
+                part = ids[start : start + self.engine.chunk]
+                here = [i for i in range(len(part)) if start + i in places]
+                for i, row in zip(here, self.run(sequence, part, here), strict=True):
+                    out[places[start + i]] = row
+        return out
 
     def stream(
         self,
@@ -246,44 +113,118 @@ class Model:
     ) -> Stream:
         """Continue a prompt (text, or token ids); yields text, then holds ``.completion``.
 
-        ``max_tokens=None`` goes on to the end of the context. See Sampling for the other settings.
-        ``watch`` sees the passes and the choices, e.g. an ``isobit.verify.receipt.Recorder``;
-        ``progress(done, total)`` is told how many tokens of the prompt were run.
+        Args:
+            prompt: text, in which special tokens are recognised, or token ids.
+            max_tokens: the most to generate; None goes on to the end of the context.
+            temperature, top_k, top_p, min_p, repeat_penalty, seed: see ``isobit.Sampling``.
+            stop: the text ends before any of these; one that is the text of a special token is
+                that token.
+            watch: sees the passes and the choices, e.g. an ``isobit.Recorder``.
+            progress: ``progress(done, total)`` is told how many tokens of the prompt were run.
+
+        Raises:
+            UsageError: the prompt is empty, longer than the context, or no text or token ids;
+                a setting is of the wrong type or out of range.
+            ContextFull: at the first piece, if other open streams hold the KV cache. A generation
+                that has begun has all the room that it may need.
         """
-        if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 0):
-            raise UsageError(f"max_tokens: expected an integer >= 0 or None, got {max_tokens!r}")
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        ids = self.checked(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        numbers = (temperature, top_k, top_p, min_p, repeat_penalty, seed)
         return Stream(
             self,
-            ids,
+            self.checked(self._ids(prompt)),
             max_tokens=max_tokens,
-            sampling=sampling,
-            stop=[stop] if isinstance(stop, str) else stop or (),
+            sampling=checked_sampling(*numbers),
+            stop=stop,
             watch=watch,
             progress=progress,
         )
 
-    def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Completion:
-        """Continue a prompt and return it all at once; takes what :meth:`stream` takes."""
-        with self.stream(prompt, **settings) as stream:
-            for _ in stream:
-                pass
-        assert stream.completion is not None
-        return stream.completion
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, special=True, most=self.context)
+        return prompt
 
-    def chat_ids(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, ready for the answer."""
-        return encode_chat(self.tokenizer, messages)
+    @overload
+    def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], **settings: Unpack[Settings]
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[int] | list[str] | list[list[int]],
+        **settings: Unpack[Settings],
+    ) -> Completion | list[Completion]:
+        """Continue a prompt and return it all at once; takes what :meth:`stream` takes.
+
+        A list of prompts gives a list of completions: each what its prompt alone would give. All
+        prompts are checked before the first is run. Waits while generations of other threads hold
+        the KV cache. Raises what :meth:`stream` does.
+        """
+        if not _is_batch(prompt):
+            return self.stream(prompt, **settings).complete()  # type: ignore[arg-type]
+        streams = [self.stream(p, **settings) for p in prompt]
+        return [stream.complete() for stream in streams]
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the answer.
+
+        Arguments and errors are those of :meth:`chat`.
+        """
+        variables: dict[str, Any] = dict(chat_template_kwargs or {})
+        if own := sorted(
+            variables.keys() & {"messages", "tools", "documents", "most", "tokenizer"}
+        ):
+            raise UsageError(
+                f"chat_template_kwargs: expected variables of the template, got {own[0]}"
+            )
+        return encode_chat(
+            self.tokenizer,
+            messages,
+            tools=tools,
+            documents=documents,
+            most=self.context,
+            **variables,
+        )
 
     def chat(
-        self, messages: Sequence[Mapping[str, object]], **settings: Unpack[Settings]
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+        **settings: Unpack[Settings],
     ) -> Completion:
-        """Answer a conversation ([{"role": "user", "content": …}, …])."""
-        return self.generate(self.chat_ids(messages), **settings)
+        """Answer a conversation.
+
+        Args:
+            messages: ``[{"role": "user", "content": …}, …]``, as OpenAI's interface has them.
+            tools, documents: what the model may call and cite, as its template expects them.
+            chat_template_kwargs: more variables for the template: ``{"enable_thinking": False}``.
+            settings: those of :meth:`stream`.
+
+        Raises:
+            UsageError: a message is malformed or the template refuses it, which is named; and
+                what :meth:`stream` raises.
+            ModelRefused: the template is damaged or hostile.
+        """
+        ids = self.chat_ids(
+            messages, tools=tools, documents=documents, chat_template_kwargs=chat_template_kwargs
+        )
+        return self.generate(ids, **settings)
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids as a list of int; raises UsageError for none, unknown or too many."""
+        if isinstance(ids, (bytes, bytearray, memoryview)):  # whose items are numbers
+            raise UsageError(f"prompt: expected text or token ids, got {type(ids).__name__}")
         try:
             ids = [index(i) for i in ids]
         except TypeError as error:
@@ -299,31 +240,6 @@ class Model:
             )
         return ids
 
-    # Life
-
-    def close(self) -> None:
-        """Free the backend and unmap the file, after the pass that another thread may be in."""
-        with self._lock:
-            self._closed = True
-            self.backend.close()
-            self.file.close()
-
-    def _open_backend(self) -> Backend:
-        if self._closed:
-            raise UsageError(f"{self.path}: expected an open model, got a closed one")
-        return self.backend
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def load(
     path_or_sample: str | Path = "sample",
@@ -332,13 +248,61 @@ def load(
     activation_planes: int = 2,
     threads: int | None = None,
     context: int | None = None,
+    sequences: int = EngineConfig.max_sequences,
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
-    backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
-    activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8. threads: CPU threads,
-    default all. context: longest sequence, default the model's. Raises ModelRefused, UsageError or
-    BackendUnavailable, each with one line of reason; warns if the file is larger than the memory.
+    Args:
+        path_or_sample: a path, or ``"sample"``; a file of that name is ``"./sample"``.
+        backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
+        activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8.
+        threads: of the CPU; None: all.
+        context: longest sequence in tokens; None: the model's.
+        sequences: how many sequences of that length the KV cache has room for.
+
+    Warns if the file is larger than the memory.
+
+    Raises:
+        ModelRefused: the file is damaged, hostile, or asks for what is not implemented.
+        UsageError: an argument is of the wrong type or out of range.
+        BackendUnavailable: the backend cannot run here, or has too little memory.
     """
-    engine = EngineConfig(activation_planes=activation_planes, threads=threads, context=context)
+    engine = EngineConfig(
+        activation_planes=activation_planes,
+        threads=threads,
+        context=context,
+        max_sequences=sequences,
+    )
     return Model(path_or_sample, backend, engine)
+
+
+def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:
+    """Begin work in a thread of its own, if the system has one; gives what it gave or raised."""
+    builder = ThreadPoolExecutor(1)
+    try:
+        future = builder.submit(work)
+    except RuntimeError:  # no thread
+        return cache(work)
+    builder.shutdown(wait=False)
+    return future.result
+
+
+def _is_batch(prompt: object) -> TypeGuard[Sequence[str | Sequence[int]]]:
+    """Whether it is a list of prompts, told by its first."""
+    if isinstance(prompt, (str, bytes, bytearray, memoryview)):
+        return False
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim > 1
+    first = next(iter(prompt), None) if isinstance(prompt, Sequence) else None
+    return isinstance(first, (str, Sequence, np.ndarray))
+
+
+def _rows(rows: Sequence[int] | slice | None, n: int) -> list[int]:
+    if rows is None or isinstance(rows, slice):
+        return list(range(n)[rows or slice(None)])
+    try:
+        return [range(n)[row] for row in rows]
+    except (TypeError, IndexError):
+        raise UsageError(
+            f"rows: expected a slice or whole numbers from {-n} to {n - 1}, got {rows!r:.60}"
+        ) from None

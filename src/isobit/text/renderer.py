@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from isobit.errors import BackendUnavailable, ModelRefused, UsageError
+from isobit.text.messages import MAX_BYTES
 
 MAX_TEMPLATE = 256 * 1024  # characters; known models' templates have up to 30 thousand
-MAX_CHARACTERS = 4 * 1024 * 1024  # of all messages, and of what is rendered from them
+
+
+class TemplateFailed(ModelRefused):
+    """A template that cannot be rendered with these variables; perhaps they are at fault."""
+
+    def __init__(self, reason: str) -> None:
+        """Say why."""
+        super().__init__(f"chat template: cannot be rendered: {reason}")
+        self.reason = reason
 
 
 class Renderer:
@@ -34,12 +43,17 @@ class Renderer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def render(self, template: str, contexts: list[dict[str, Any]]) -> list[str]:
+    def render(
+        self, template: str, contexts: list[dict[str, Any]], now: float | None = None
+    ) -> list[str]:
         """The text of a template for each of several sets of variables.
+
+        ``now``, in seconds since 1970, is what strftime_now takes the time for; None: the clock's.
 
         Raises:
             UsageError: the template refuses the messages, or they do not fit into JSON.
-            ModelRefused: the template is damaged or hostile, or takes too much time or memory.
+            TemplateFailed: the template is damaged or cannot render this.
+            ModelRefused: it is hostile, or takes too much time or memory.
             BackendUnavailable: the process cannot be started.
         """
         if len(template) > MAX_TEMPLATE:
@@ -47,7 +61,7 @@ class Renderer:
                 f"chat template: expected at most {MAX_TEMPLATE} characters, found {len(template)}"
             )
         try:
-            request = json.dumps({"template": template, "contexts": contexts})
+            request = json.dumps({"template": template, "contexts": contexts, "now": now})
         except (ValueError, RecursionError) as error:
             raise UsageError(f"messages: expected what JSON can hold: {error}") from None
         reply = self._ask(request)
@@ -59,7 +73,7 @@ class Renderer:
         if "rejected" in reply:
             raise UsageError(f"chat template: it refuses these messages: {reply['rejected']}")
         if "failed" in reply:
-            raise ModelRefused(f"chat template: cannot be rendered: {reply['failed']}")
+            raise TemplateFailed(reply["failed"])
         texts: list[str] = reply["texts"]
         return texts
 
@@ -86,7 +100,7 @@ class Renderer:
                 raise
 
     def _start(self) -> subprocess.Popen[str]:
-        limits = (self._seconds, self._megabytes, MAX_CHARACTERS)
+        limits = (self._seconds, self._megabytes, MAX_BYTES)
         script = Path(__file__).with_name("sandbox.py")
         # Of the environment it gets only where libraries are; the working directory is not one.
         path = [entry for entry in sys.path if Path(entry).is_absolute()]

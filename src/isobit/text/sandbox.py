@@ -8,13 +8,13 @@ operating system stops at a limit of memory and a watchdog at a limit of time.
 
 Protocol: READY once, then for every line of JSON on standard input
 
-    {"template": source, "contexts": [variables, ...]}
+    {"template": source, "contexts": [variables, ...], "now": seconds since 1970 or null}
 
 one line of JSON on standard output: {"texts": [...]}, one for each context, or
 {"rejected": why} where the template called raise_exception, or {"failed": why}.
 The process ends when its input does.
 
-usage: python sandbox.py SECONDS MEGABYTES CHARACTERS
+usage: python sandbox.py SECONDS MEGABYTES BYTES
 """
 
 import faulthandler
@@ -123,13 +123,15 @@ def compiled(source: str) -> Template:
 
 
 def render(template: Template, variables: Mapping[str, Any], limit: int) -> str:
-    """The rendered text, of at most ``limit`` characters."""
+    """The rendered text, of at most ``limit`` bytes of UTF-8."""
     pieces, size = [], 0
     for piece in template.generate(variables):
         pieces.append(piece)
         size += len(piece)
+        if size <= limit and not piece.isascii():
+            size += len(piece.encode("utf-8", "surrogatepass")) - len(piece)
         if size > limit:
-            raise OverflowError(f"it renders to more than {limit} characters")
+            raise OverflowError(f"it renders to more than {limit} bytes")
     return "".join(pieces)
 
 
@@ -138,8 +140,9 @@ def answer(line: str, limit: int) -> dict[str, Any]:
     try:
         request = json.loads(line)
         template = compiled(request["template"])
-        now = {"strftime_now": datetime.now().strftime}  # one time for all contexts
-        return {"texts": [render(template, now | c, limit) for c in request["contexts"]]}
+        now = datetime.fromtimestamp(request["now"]) if request["now"] else datetime.now()
+        clock = {"strftime_now": now.strftime}  # one time for all contexts
+        return {"texts": [render(template, clock | c, limit) for c in request["contexts"]]}
     except RejectionError as error:
         return {"rejected": one_line(error)}
     except MemoryError:
@@ -170,7 +173,7 @@ def confine(megabytes: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def main(seconds: float, megabytes: int, characters: int) -> None:
+def main(seconds: float, megabytes: int, limit: int) -> None:
     """Answer requests until the input ends or a request takes longer than ``seconds``."""
     confine(megabytes)
     sys.stdout.write(READY)
@@ -179,7 +182,7 @@ def main(seconds: float, megabytes: int, characters: int) -> None:
         for line in sys.stdin:
             # A thread of C that needs no lock of Python's: it ends the process in any loop.
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-            reply = json.dumps(answer(line, characters))
+            reply = json.dumps(answer(line, limit))
             faulthandler.cancel_dump_traceback_later()
             sys.stdout.write(reply + "\n")
             sys.stdout.flush()

@@ -13,15 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.errors import ModelRefused
+from isobit.text.pretokenizers import GEMMA4, PRETOKENIZERS, PreTokenizer
 
-# Pre-tokenizers that split text in the same way as "qwen2". The second is the name llama.cpp's
-# converter gives to DeepSeek's distillations into Qwen models; llama.cpp reads both as one.
-QWEN2_NAMES = ("qwen2", "deepseek-r1-qwen")
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type; 6 byte
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type; 5 unused, 6 byte
+# The library's search for special tokens costs about a hundred bytes and a microsecond for each of
+# these; the largest vocabulary known (262,144 tokens, 6,242 of them special) has 75 thousand.
+MAX_SPECIAL_BYTES = 512 * 1024
 
-END_OF_GENERATION_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-END_OF_GENERATION_TEXTS = ("<|im_end|>", "<|endoftext|>")
+# What ends a generation: the tokens that these keys name, and special tokens of these texts. Both
+# lists are llama.cpp's. It looks for the texts among ordinary tokens, too, and so ends a page of
+# HTML at the "</s>" that Qwen's vocabulary has for it.
+END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+END_TEXTS = frozenset(
+    {
+        *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>"),
+        *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|tool_response>", "<turn|>"),
+        *("<end_of_turn>", "<end_of_utterance>", "<eos>", "</s>", "[EOS]"),
+        *("<EOT>", "_<EOT>", "[EOT]"),
+    }
+)
+FIM_TEXTS = {  # looked for where the key is missing
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
 
 
 def _byte_characters() -> dict[str, int]:
@@ -36,33 +52,49 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF_CHARACTER = _byte_characters()
+NEEDED = frozenset(b"\n" + bytes(range(0x20, 0x7F)))  # StarCoder and Falcon lack some of the others
+BYTE_OF_TEXT = {f"<0x{byte:02X}>": byte for byte in range(256)}  # where text is merged as text
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level BPE vocabulary as a GGUF file holds it.
+    """A vocabulary as a GGUF file holds it.
 
     Attributes:
+        words: how text is cut before merges join it; None where scores do (model ``llama``).
         tokens: text of every token; a token's id is its place.
+        byte_tokens: id to byte of the tokens for single bytes, where text is not merged as bytes.
+        missing: bytes that no token stands for; text that has one cannot be written.
         control: text to id of the tokens that steer the model.
         user_defined: text to id of the tokens that are matched as a whole in any text.
+        unused: ids of tokens that fill the vocabulary up and stand for nothing.
         merges: pairs of pieces to join, the most urgent first.
+        scores: of every token, where there are no merges: the greater, the sooner it is made.
+        space_prefix: whether a space goes before every text.
         bos_id, eos_id: beginning and end of a sequence, where the file names them.
         add_bos: whether every text begins with ``bos_id``.
         stop_ids: tokens that end a generation.
         chat_template: Jinja source or None.
+        tool_template: the template for conversations with tools, where it is another one.
         source: name of the file, for messages.
     """
 
+    words: PreTokenizer | None
     tokens: list[str]
+    byte_tokens: dict[int, int]
+    missing: frozenset[int]
     control: dict[str, int]
     user_defined: dict[str, int]
+    unused: frozenset[int]
     merges: list[tuple[str, str]] = field(repr=False)
+    scores: list[float] = field(repr=False)
+    space_prefix: bool
     bos_id: int | None
     eos_id: int | None
     add_bos: bool
     stop_ids: frozenset[int]
     chat_template: str | None
+    tool_template: str | None
     source: str
 
     @classmethod
@@ -79,50 +111,95 @@ class Vocabulary:
         fields = _Fields(metadata, source)
         if "tokenizer.ggml.model" not in metadata:
             fields.refuse("tokenizer.ggml.model", "a tokenizer", "none: use token ids, not text")
-        fields.one_of("tokenizer.ggml.model", ("gpt2",))
-        fields.one_of("tokenizer.ggml.pre", QWEN2_NAMES)
+        words = fields.words()
         tokens = fields.tokens("tokenizer.ggml.tokens")
         types = fields.types("tokenizer.ggml.token_type", len(tokens))
-        special = [(i, tokens[i], types[i]) for i in np.flatnonzero(types != NORMAL).tolist()]
-        control = {text: i for i, text, kind in special if _is_control(text, kind)}
+        kinds = {i: int(types[i]) for i in np.flatnonzero(types != NORMAL).tolist()}
+        byte_level = words is not None and words.byte_level
+        special = {tokens[i]: (i, _kind(tokens[i], kind, byte_level)) for i, kind in kinds.items()}
+        control = {text: i for text, (i, kind) in special.items() if kind == CONTROL and text}
         user_defined = {
-            text: i for i, text, kind in special if kind == USER_DEFINED and text not in control
+            text: i for text, (i, kind) in special.items() if kind == USER_DEFINED and text
         }
-        if any(text == "" for _, text, _ in special):
-            fields.refuse("tokenizer.ggml.tokens", "a text for every special token", "an empty one")
-        missing = BYTE_OF_CHARACTER.keys() - (set(tokens) - control.keys() - user_defined.keys())
-        if missing:
-            found = f"none for {len(missing)} of them"
-            fields.refuse("tokenizer.ggml.tokens", "a token for each of 256 bytes", found)
-        ids = {
-            name: fields.token_id(f"tokenizer.ggml.{name}", len(tokens))
-            for name in ("bos_token_id", *END_OF_GENERATION_KEYS)
-        }
-        add_bos = fields.flag("tokenizer.ggml.add_bos_token")
-        if add_bos and ids["bos_token_id"] is None:
-            fields.refuse("tokenizer.ggml.bos_token_id", "a token, as add_bos_token is set", "none")
-        stops = [ids[name] for name in END_OF_GENERATION_KEYS]
-        stops += [control.get(text) for text in END_OF_GENERATION_TEXTS]
+        size = sum(len(text.encode()) for text in (*control, *user_defined))
+        if size > MAX_SPECIAL_BYTES:
+            expected = f"special tokens of at most {MAX_SPECIAL_BYTES} bytes in all"
+            fields.refuse("tokenizer.ggml.token_type", expected, f"{size} bytes")
+        bytes_ = BYTE_OF_CHARACTER if byte_level else BYTE_OF_TEXT
+        missing = {bytes_[text] for text in bytes_.keys() - set(tokens)}
+        if not missing.isdisjoint(NEEDED if byte_level else range(256)):
+            expected = "a token for each byte" + (" of printable ASCII" if byte_level else "")
+            fields.refuse("tokenizer.ggml.tokens", expected, f"none for {len(missing)} bytes")
+        bos_id = fields.token_id("tokenizer.ggml.bos_token_id", len(tokens))
+        usual = words is None or words.adds_bos
+        add_bos = fields.flag("tokenizer.ggml.add_bos_token", usual) or words is GEMMA4
+        if add_bos and bos_id is None:
+            fields.refuse("tokenizer.ggml.bos_token_id", "a token, as texts begin with it", "none")
+        prefixed = words is None and fields.flag("tokenizer.ggml.add_space_prefix", True)
         return cls(
+            words=words,
             tokens=tokens,
+            byte_tokens={i: bytes_[t] for i, t in enumerate(tokens) if t in bytes_}
+            if not byte_level
+            else {},
+            missing=frozenset(missing),
             control=control,
             user_defined=user_defined,
-            merges=fields.merges("tokenizer.ggml.merges"),
-            bos_id=ids["bos_token_id"],
-            eos_id=ids["eos_token_id"],
+            unused=frozenset(i for i, kind in special.values() if kind == UNUSED),
+            merges=fields.merges("tokenizer.ggml.merges") if words else [],
+            scores=[] if words else fields.scores("tokenizer.ggml.scores", len(tokens)),
+            space_prefix=prefixed,
+            bos_id=bos_id,
+            eos_id=fields.token_id("tokenizer.ggml.eos_token_id", len(tokens)),
             add_bos=add_bos,
-            stop_ids=frozenset(i for i in stops if i is not None),
+            stop_ids=_stop_ids(fields, len(tokens), control | user_defined),
             chat_template=fields.text("tokenizer.chat_template"),
+            tool_template=fields.text("tokenizer.chat_template.tool_use"),
             source=source,
         )
 
 
-def _is_control(text: str, kind: int) -> bool:
+def stop_ids(metadata: Mapping[str, Any], size: int, source: str) -> frozenset[int]:
+    """The tokens that end a generation, for a file without a tokenizer: those its keys name.
+
+    Raises:
+        ModelRefused: a key names no token below ``size``.
+    """
+    return _stop_ids(_Fields(metadata, source), size, {})
+
+
+def _stop_ids(fields: "_Fields", size: int, special: Mapping[str, int]) -> frozenset[int]:
+    found: set[int | None] = {i for text, i in special.items() if text in END_TEXTS}
+    for name in END_KEYS:
+        key = f"tokenizer.ggml.{name}_token_id"
+        texts = FIM_TEXTS.get(name, ())
+        default = next((special[text] for text in texts if text in special), None)
+        named = fields.token_id(key, size)
+        found |= {named, default if named is None else named} - {None}
+    found |= set(fields.token_ids("tokenizer.ggml.eos_token_ids", size))
+
+    def has(*texts: str) -> bool:
+        return any(special.get(text) in found for text in texts)
+
+    # <|end|> ends a message of a longer answer where <|return|> or <|call|> end that, and </s> is
+    # an ordinary tag to the models that know <|tool_response>.
+    if has("<|call|>", "<|calls|>") and has("<|return|>", "<|flush|>"):
+        found.discard(special.get("<|end|>"))
+    if has("<|tool_response>"):
+        found.discard(special.get("</s>"))
+    return frozenset(i for i in found if i is not None)
+
+
+def _kind(text: str, kind: int, byte_level: bool) -> int:
+    """What a token of this type is here: NORMAL, CONTROL, USER_DEFINED, UNUSED or the type."""
+    # Text cannot do without the token of a byte, whatever the file calls it. Those that stand for
+    # themselves are found as a whole, as transformers finds any special token.
+    if byte_level and text in BYTE_OF_CHARACTER:
+        return USER_DEFINED if text.isascii() and kind != UNUSED else NORMAL
     # Converters mark Qwen's <|fim_…|>, <|repo_name|> and <|file_sep|> as user-defined, which any
     # text could then hold; llama.cpp makes control tokens of them, too.
-    return kind in (UNKNOWN, CONTROL) or (
-        kind == USER_DEFINED and text.startswith("<|") and text.endswith("|>") and len(text) > 4
-    )
+    named = text.startswith("<|") and text.endswith("|>") and len(text) > 4
+    return CONTROL if kind == UNKNOWN or (kind == USER_DEFINED and named) else kind
 
 
 class _Fields:
@@ -135,13 +212,39 @@ class _Fields:
     def refuse(self, key: str, expected: str, found: str) -> NoReturn:
         raise ModelRefused(f"{self._source}: {key}: expected {expected}, found {found}")
 
-    def one_of(self, key: str, accepted: tuple[str, ...]) -> None:
-        value = self._metadata.get(key)
-        if not isinstance(value, str) or value not in accepted:
-            self.refuse(key, " or ".join(map(repr, accepted)), shown(value))
+    def words(self) -> PreTokenizer | None:
+        """How text is cut into words, by the kind of tokenizer."""
+        kinds = {"gpt2": None, "llama": None, "gemma4": GEMMA4}
+        model = self._metadata.get("tokenizer.ggml.model")
+        if not isinstance(model, str) or model not in kinds:
+            self.refuse("tokenizer.ggml.model", " or ".join(map(repr, kinds)), shown(model))
+        if model != "gpt2":
+            return kinds[model]
+        pre = self._metadata.get("tokenizer.ggml.pre")
+        if not isinstance(pre, str) or pre not in PRETOKENIZERS:
+            first = ", ".join(list(PRETOKENIZERS)[:3])
+            known = f"one of {len(PRETOKENIZERS)} known ones ({first}, …)"
+            self.refuse("tokenizer.ggml.pre", known, shown(pre))
+        return PRETOKENIZERS[pre]
 
-    def flag(self, key: str) -> bool:
-        value = self._metadata.get(key, False)
+    def scores(self, key: str, size: int) -> list[float]:
+        value = self._metadata.get(key)
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
+            self.refuse(key, "an array of numbers", shown(value))
+        try:
+            scores = np.asarray(value)
+        except ValueError:  # arrays within
+            self.refuse(key, "an array of numbers", "something else in it")
+        if scores.dtype.kind not in "iuf" or scores.shape != (size,):
+            found = f"{scores.dtype} of shape {scores.shape}"
+            self.refuse(key, f"{size} numbers, one a token", found)
+        if not np.isfinite(scores).all():
+            self.refuse(key, "finite numbers", "NaN or infinity")
+        numbers: list[float] = scores.astype(np.float64).tolist()
+        return numbers
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self._metadata.get(key, default)
         if not isinstance(value, bool):
             self.refuse(key, "true or false", shown(value))
         return value
@@ -161,6 +264,16 @@ class _Fields:
         if not 0 <= value < size:
             self.refuse(key, f"a token id below {size}", shown(int(value)))
         return int(value)
+
+    def token_ids(self, key: str, size: int) -> list[int]:
+        value = self._metadata.get(key, ())
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
+            self.refuse(key, "an array of token ids", shown(value))
+        for one in value:
+            whole = isinstance(one, (int, np.integer)) and not isinstance(one, bool)
+            if not whole or not 0 <= one < size:
+                self.refuse(key, f"token ids below {size}", shown(one))
+        return [int(one) for one in value]
 
     def strings(self, key: str) -> list[str]:
         value = self._metadata.get(key)
@@ -201,11 +314,11 @@ class _Fields:
 
     def merges(self, key: str) -> list[tuple[str, str]]:
         # A pair that stands twice keeps its first rank, as in llama.cpp.
-        pairs = dict.fromkeys(tuple(merge.split(" ")) for merge in self.strings(key))
-        for pair in pairs:
-            if len(pair) != 2:
-                self.refuse(key, "two pieces with one space between", shown(" ".join(pair)))
-        return list(pairs)  # type: ignore[arg-type]  # all of length 2
+        merges = dict.fromkeys(self.strings(key))
+        for merge in merges:
+            if merge.count(" ") != 1:  # before any is split: one can have millions of spaces
+                self.refuse(key, "two pieces with one space between", shown(merge))
+        return [(first, second) for first, _, second in (m.partition(" ") for m in merges)]
 
 
 def shown(value: object) -> str:

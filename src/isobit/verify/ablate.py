@@ -1,7 +1,9 @@
 """Ablation: what a guess about an operation's arithmetic is worth, as a figure.
 
 Runs the specification with chosen stages in another arithmetic and measures how far the result is
-from the oracle, beside how far the specification itself is.
+from the oracle, beside how far the specification itself is. Over several prompts, so that a figure
+comes with its uncertainty; and, for a ranking, with the oracle's experts in every layer: one other
+expert moves the logits by more than any rounding does, and would hide which operation rounds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import GateFailed, NothingCompared, UsageError
+from isobit.errors import GateFailed, UsageError, did_you_mean
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
 from isobit.verify import coarse, graph
@@ -18,84 +20,120 @@ from isobit.verify.arithmetic import Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.metrics import kl_divergence
 
 SPECIFICATION = "specification"
+_ROUTER = ("moe_router", "moe_router_indices")
+_FAR = 300.0  # below the largest logit: no weight left in float64 either
+Experts = Sequence[Array]
+"""Each layer's sets of experts, int [T, k], ascending."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run's logits and experts beside the oracle's and the specification's."""
+    """The runs of one choice over all prompts, beside the oracle's and the specification's."""
 
     name: str
     relative_rms: float
-    """Of the logits, against the oracle's."""
+    """Of all logits, against the oracle's."""
     mean_kl: float
     """KL(oracle || run) of the next-token distributions, in nats."""
+    tokens: int
     token_layers: int
     changed_sets: int
-    """Token-layers whose set of experts is not the oracle's."""
+    """Token-layers whose set of experts is not the oracle's; with pinned experts, would not be."""
     argmax_changed: int
     """Tokens whose likeliest successor is not the oracle's."""
     sets_moved: int
-    """Token-layers whose set of experts is not the specification's."""
+    """Token-layers whose set of experts is not (or would not be) the specification's."""
     argmax_moved: int
     """Tokens whose likeliest successor is not the specification's."""
     factor: float
     """relative_rms over the specification's."""
+    shares: tuple[float, ...]
+    """Of each prompt: the share of the specification's squared error that is gone. Negative where
+    the error has grown."""
+    pinned: bool
+    """The oracle's experts were used in every layer."""
 
     @property
     def share(self) -> float:
-        """The share of the specification's squared error that is gone: 1 - factor², at least 0."""
-        return max(0.0, 1 - self.factor**2)
+        """The mean of ``shares``."""
+        return float(np.mean(self.shares))
+
+    @property
+    def uncertainty(self) -> float | None:
+        """Twice the standard error of ``share`` over the prompts; None for a single one."""
+        n = len(self.shares)
+        return float(2 * np.std(self.shares, ddof=1) / np.sqrt(n)) if n > 1 else None
 
 
 @dataclass(frozen=True)
 class _Result:
     logits: Array
     experts: list[Array]
+    """By each layer's own logits, whether they were used or not."""
 
 
 class Ablation:
-    """A model and tokens to try hypotheses on. Runs the oracle and the specification once.
+    """A model and prompts to try hypotheses on. Runs the oracle and the specification once.
 
     Raises GateFailed for a run whose logits are not finite.
     """
 
-    def __init__(self, weights: Weights, tokens: Sequence[int], planes: int = 2) -> None:
-        if len(tokens) < 2:
-            raise NothingCompared(f"tokens: expected at least 2, got {len(tokens)}")
-        self._graph = weights.graph
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], planes: int = 2) -> None:
+        if not prompts or not all(prompts):
+            raise UsageError("tokens: expected at least 1 in each prompt, got none")
+        self._config, self._graph = weights.config, weights.graph
         self.stages = tuple(s for s in self._graph.names if s != "embedding")
         """Stages whose arithmetic can be exchanged."""
         self.n_layers = self._graph.n_layers
-        self._tokens = np.array(tokens, np.int32)
+        self._prompts = [np.array(tokens, np.int32) for tokens in prompts]
         self._spec = SpecArithmetic(planes)
         self._float64 = Float64Arithmetic()
         self._reversed = coarse.ReversedArithmetic(planes)
+        self._pins: list[Experts | None] = [None] * len(prompts)
         self._oracle = self._run(
             lambda r, stage, layer, inputs: r.compute(stage, layer, inputs, self._float64)
         )
-        self._base = self._run(self._compute({}, frozenset()))
-        self.specification = self._outcome(SPECIFICATION, self._base)
+        self._pins = [found.experts for found in self._oracle]
+        self._base = {False: self._run(self._compute({}, frozenset()))}
+        self.specification = self._outcome(SPECIFICATION, self._base[False], pinned=False)
 
     def parse(self, text: str) -> tuple[str, str]:
         """``STAGE=ARITHMETIC`` as a pair; raises UsageError with the valid names."""
         stage, _, arithmetic = text.partition("=")
         if stage not in self.stages:
-            raise UsageError(f"stage: expected one of {', '.join(self.stages)}; got {stage!r}")
+            near = did_you_mean(stage, self.stages) or f"; expected {', '.join(self.stages)}"
+            raise UsageError(f"--stage: no such stage: {stage!r}{near}")
         coarse.rounding(arithmetic)
         return stage, arithmetic
 
-    def try_out(self, choices: Mapping[str, str], layers: Iterable[int] | None = None) -> Outcome:
+    def pinned_specification(self) -> Outcome:
+        """The specification with the oracle's experts in every layer."""
+        if True not in self._base:
+            self._base[True] = self._run(self._compute({}, frozenset()), pinned=True)
+        return self._outcome(f"{SPECIFICATION}, experts pinned", self._base[True], pinned=True)
+
+    def try_out(
+        self,
+        choices: Mapping[str, str],
+        layers: Iterable[int] | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Outcome:
         """Run with stages in other arithmetics (``{"qkv_matmul": "int8/256"}``), in all layers.
 
         ``layers`` limits the stages that belong to a layer. With attn_scores or attn_softmax,
         attention is weighed from the softmax in float64 over values as the KV cache rounds them.
+        ``pinned``: with the oracle's experts, beside the specification with the same.
         """
+        if pinned:
+            self.pinned_specification()
         name = " ".join(f"{stage}={arithmetic}" for stage, arithmetic in choices.items())
         if len(choices) > 2:
             name = f"{len(choices)} stages together"
         wanted = frozenset(range(self.n_layers) if layers is None else layers)
         maps = not self._graph.on_request.isdisjoint(choices)
-        return self._outcome(name, self._run(self._compute(choices, wanted), maps=maps))
+        found = self._run(self._compute(choices, wanted), maps=maps, pinned=pinned)
+        return self._outcome(name, found, pinned=pinned)
 
     def rank(
         self,
@@ -103,13 +141,13 @@ class Ablation:
         layers: Iterable[int] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Outcome]:
-        """Try every stage by itself; the largest effect on the error first."""
+        """Try every stage by itself with pinned experts; the largest share of the error first."""
         found = []
         for i, stage in enumerate(self.stages):
-            found.append(self.try_out({stage: arithmetic}, layers))
+            found.append(self.try_out({stage: arithmetic}, layers, pinned=True))
             if progress is not None:
                 progress(i + 1, len(self.stages))
-        return sorted(found, key=lambda o: -abs(o.factor**2 - 1))
+        return sorted(found, key=lambda o: -o.share)
 
     def _compute(self, choices: Mapping[str, str], layers: frozenset[int]) -> graph.Compute:
         maps = not self._graph.on_request.isdisjoint(choices)
@@ -135,46 +173,96 @@ class Ablation:
 
         return compute
 
-    def _run(self, compute: graph.Compute, *, maps: bool = False) -> _Result:
+    def _run(
+        self, compute: graph.Compute, *, maps: bool = False, pinned: bool = False
+    ) -> list[_Result]:
+        pins = self._pins if pinned else [None] * len(self._prompts)
+        return [
+            self._one(compute, tokens, pin, maps=maps)
+            for tokens, pin in zip(self._prompts, pins, strict=True)
+        ]
+
+    def _one(
+        self, compute: graph.Compute, tokens: I32, pin: Experts | None, *, maps: bool
+    ) -> _Result:
         experts: list[Array] = []
+        k = self._config.n_experts_used
 
         def tap(stage: str, _: int | None, value: Array) -> None:
-            if stage == "moe_router_indices":
-                experts.append(np.sort(value, axis=1))
+            if stage == "moe_router_logits":  # ties go to the lower index
+                experts.append(np.sort(np.argsort(-value, axis=1, kind="stable")[:, :k], axis=1))
 
-        positions: I32 = np.arange(len(self._tokens), dtype=np.int32)
-        stages = frozenset({"moe_router_indices"}) | (self._graph.on_request if maps else set())
-        logits = graph.forward(
-            graph.Run(self._graph), self._tokens, positions, compute, tap, stages
-        )
+        def pinning(
+            run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
+        ) -> Array:
+            if pin is None or layer is None or stage not in _ROUTER:
+                return compute(run, stage, layer, inputs)
+            masked, kept = self._masked(inputs[0], pin[layer])
+            value = compute(run, stage, layer, [masked])
+            if stage == "moe_router" and not self._config.normalise_experts:
+                value = (value * kept[:, None]).astype(value.dtype)
+            return value
+
+        positions: I32 = np.arange(len(tokens), dtype=np.int32)
+        more = self._graph.on_request if maps else frozenset()
+        stages = frozenset({"moe_router_logits"}) | more
+        run = graph.Run(self._graph)
+        logits = graph.forward(run, tokens, positions, pinning, tap, stages)
         if not np.isfinite(logits).all():
             raise GateFailed("expected finite logits, got NaN or infinity")
         return _Result(logits, experts)
 
-    def _outcome(self, name: str, got: _Result) -> Outcome:
-        true = self._oracle.logits
-        rms = float(np.linalg.norm(got.logits - true) / np.linalg.norm(true))
-        base = self.specification.relative_rms if name != SPECIFICATION else rms
+    @staticmethod
+    def _masked(logits: Array, chosen: Array) -> tuple[Array, Array]:
+        """Router logits that choose ``chosen``, and the probability that these have in all."""
+        outside = np.ones(logits.shape, bool)
+        np.put_along_axis(outside, chosen, False, axis=1)
+        top = logits.max(axis=1, keepdims=True)
+        e = np.exp(logits.astype(np.float64) - top)
+        kept = np.where(outside, 0, e).sum(axis=1) / e.sum(axis=1)
+        return np.where(outside, logits.min() - np.float32(_FAR), logits), kept
 
-        def sets(other: _Result) -> int:
-            pairs = zip(got.experts, other.experts, strict=True)
-            return sum(int(np.count_nonzero((a != b).any(axis=1))) for a, b in pairs)
-
-        def tops(other: _Result) -> int:
-            changed = got.logits.argmax(axis=1) != other.logits.argmax(axis=1)
-            return int(np.count_nonzero(changed))
-
+    def _outcome(self, name: str, got: list[_Result], *, pinned: bool) -> Outcome:
+        base = self._base[pinned]
+        off = np.array([_off(g, o) for g, o in zip(got, self._oracle, strict=True)])
+        off_base = np.array([_off(b, o) for b, o in zip(base, self._oracle, strict=True)])
+        size = sum(float(np.sum(o.logits**2)) for o in self._oracle)
+        rms, rms_base = np.sqrt(off.sum() / size), np.sqrt(off_base.sum() / size)
+        shares = 1 - np.divide(off, off_base, out=np.ones_like(off), where=off_base > 0)
+        kl = [kl_divergence(o.logits, g.logits) for g, o in zip(got, self._oracle, strict=True)]
         return Outcome(
             name=name,
-            relative_rms=rms,
-            mean_kl=float(kl_divergence(true, got.logits).mean()),
-            token_layers=sum(len(e) for e in got.experts),
-            changed_sets=sets(self._oracle),
-            argmax_changed=tops(self._oracle),
-            sets_moved=sets(self._base),
-            argmax_moved=tops(self._base),
-            factor=rms / base if base else 1.0,
+            relative_rms=float(rms),
+            mean_kl=float(np.concatenate(kl).mean()),
+            tokens=sum(map(len, self._prompts)),
+            token_layers=sum(len(e) for g in got for e in g.experts),
+            changed_sets=_sets(got, self._oracle),
+            argmax_changed=_tops(got, self._oracle),
+            sets_moved=_sets(got, base),
+            argmax_moved=_tops(got, base),
+            factor=float(rms / rms_base) if rms_base else 1.0,
+            shares=tuple(shares.tolist()),
+            pinned=pinned,
         )
+
+
+def _off(got: _Result, true: _Result) -> float:
+    """The sum of squared differences of the logits."""
+    return float(np.sum((got.logits - true.logits) ** 2))
+
+
+def _sets(a: list[_Result], b: list[_Result]) -> int:
+    """Token-layers with other experts."""
+    pairs = [
+        (x, y) for g, o in zip(a, b, strict=True) for x, y in zip(g.experts, o.experts, strict=True)
+    ]
+    return sum(int(np.count_nonzero((x != y).any(axis=1))) for x, y in pairs)
+
+
+def _tops(a: list[_Result], b: list[_Result]) -> int:
+    """Tokens with another likeliest successor."""
+    pairs = zip(a, b, strict=True)
+    return sum(int((g.logits.argmax(axis=1) != o.logits.argmax(axis=1)).sum()) for g, o in pairs)
 
 
 def weigh(weights: Array, values: Array) -> Array:

@@ -41,6 +41,8 @@ def read_folder(
     [T, n]. ``note`` is told of stages that the other engine has and this graph has not, which are
     left out. Raises FileRefused naming the file, and UsageError if there is none.
     """
+    if not tokens:
+        raise UsageError("tokens: expected at least one, got none")
     root = Path(folder)
     if not root.is_dir():
         raise FileRefused(f"{root}: expected a folder with <stage>.bin and layer-<n>/<stage>.bin")

@@ -1,6 +1,7 @@
 """Comparing two runs stage by stage: bits first, then figures."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from isobit.errors import NothingCompared
 from isobit.model.graph import Key
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
+from isobit.verify.fit import fit, float32_explains
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, kl_divergence, router_margin
 from isobit.verify.replay import Replay
@@ -18,6 +20,10 @@ NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of
 the first one's left out. Logits that moved further than this (1 % of a probability) did so by more
 than a rounding."""
+ONE_TOKEN = (
+    "one token: attention is trivial, its only weight is 1, so scores, softmax and the cache are "
+    "not put to the test"
+)
 _KEPT_CHANGES = 2000  # of each kind; all are counted
 
 
@@ -41,6 +47,7 @@ class Comparer:
         self._at: dict[Key, StageDiff] = {}
         self._logits: tuple[Array, Array] | None = None
         self._experts: tuple[Array, Array] | None = None
+        self._fitted: set[str] = set()
 
     def start(self, tokens: I32, positions: I32) -> None:
         """A chunk begins."""
@@ -116,11 +123,44 @@ class Comparer:
         own = entry.own_error or Distance()
         if not self._replay.exact:
             self._replay.own_error(entry.stage, entry.layer, a, own)
+            self._beyond(entry, a, own.relative_rms or 0.0)
         elif differs:
             origin = self._replay.origin(entry.stage, entry.layer, a, b, own)
             if entry.origin is None or origin.startswith("faulty"):
                 entry.origin = origin
+            if origin == "faulty in B":
+                self._fit(entry, b, of_b=True)
+            elif origin.startswith("faulty") and self.diff.a.numerics is None:
+                self._beyond(entry, a, self._off(entry, a))  # none of isobit's: floats, perhaps
+            elif origin.startswith("faulty"):
+                self._fit(entry, a, of_b=False)
         entry.own_error = own if own.values else None
+
+    def _off(self, entry: StageDiff, a: Array) -> float:
+        """How far A's operation alone is from float64: relative RMS."""
+        assert self._replay is not None
+        inputs, total = self._replay.inputs(entry.stage, entry.layer), Distance()
+        if inputs is not None:
+            expected = self._replay.in_float64(entry.stage, entry.layer, inputs)
+            total.add(a, expected, self._positions)
+        return total.relative_rms or 0.0
+
+    def _beyond(self, entry: StageDiff, a: Array, off: float) -> None:
+        """Note an operation that is off by more than float32 is, and what it was done in."""
+        if off > float32_explains(entry.stage, int(self._positions[-1])):
+            entry.beyond_float32 = True
+            self._fit(entry, a, of_b=False)
+
+    def _fit(self, entry: StageDiff, value: Array, *, of_b: bool) -> None:
+        """Find the arithmetic of a faulty operation; once a stage, for its first layer."""
+        assert self._replay is not None
+        if entry.stage in self._fitted:
+            return
+        self._fitted.add(entry.stage)
+        inputs = self._replay.inputs(entry.stage, entry.layer, of_b=of_b)
+        if inputs is not None and all(np.isfinite(x).all() for x in (value, *inputs)):
+            compute = partial(self._replay.in_float64, entry.stage, entry.layer)
+            entry.fit = fit(value, inputs, compute)
 
     def _compare_experts(
         self, layer: int, a: Array, b: Array, margins: tuple[Array | None, Array | None]
@@ -130,6 +170,11 @@ class Comparer:
         k = a.shape[1]
         wrong = np.zeros(len(a), bool)
         drift = None
+        if self._logits is not None and self._logits[0].shape[1] < k:
+            raise NothingCompared(
+                f"moe_router_indices of layer {layer}: expected at most "
+                f"{self._logits[0].shape[1]} experts, as many as there are logits, got {k}"
+            )
         if self._logits is not None:
             margins = (router_margin(self._logits[0], k), router_margin(self._logits[1], k))
             drift = np.abs(self._logits[0].astype(np.float64) - self._logits[1]).max(axis=1)
@@ -195,8 +240,9 @@ def _not_top(logits: Array, chosen: Array) -> Array:
 
 
 def _notes(a: Manifest, b: Manifest) -> list[str]:
+    alone = [ONE_TOKEN] if len(a.tokens) == 1 else []
     names = ("model_sha256", "activation_planes", "numerics", "isobit")
-    return [
+    return alone + [
         f"{name}: A has {x}, B has {y}"
         for name in names
         if (x := getattr(a, name)) != (y := getattr(b, name)) and None not in (x, y)
@@ -221,8 +267,6 @@ def compare(
     """
     if a.manifest.tokens != b.manifest.tokens:
         raise NothingCompared("expected two traces of the same tokens, got different ones")
-    if len(a.manifest.tokens) < 2:
-        raise NothingCompared("expected traces of at least 2 tokens, got 1")
     positions = np.intersect1d(a.manifest.positions, b.manifest.positions).astype(np.int32)
     if not positions.size:
         raise NothingCompared("expected tokens recorded in both traces, got none in common")
@@ -241,6 +285,9 @@ def compare(
     return comparer.diff
 
 
+_ROWS = ("lm_head", "moe_router_logits", "moe_router_indices")
+
+
 def _rows(trace: Trace, positions: I32) -> Array:
     return np.searchsorted(trace.manifest.positions, positions)
 
@@ -251,6 +298,11 @@ def _taken(trace: Trace, key: Key, rows: Array) -> Array:
         raise NothingCompared(
             f"{key[0]}: expected values of {tokens} tokens, got shape {value.shape}"
         )
+    if key[0] in _ROWS and value.ndim != 2:
+        raise NothingCompared(f"{where(*key)}: expected one row a token, got shape {value.shape}")
+    if (key[0] == "moe_router_indices") != (value.dtype == np.int32):
+        expected = "whole numbers" if key[0] == "moe_router_indices" else "floats"
+        raise NothingCompared(f"{where(*key)}: expected {expected}, got {value.dtype}")
     return value if len(rows) == len(value) else value[rows]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from isobit.verify.fit import Fit
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance
 from isobit.verify.replay import Origin
@@ -29,6 +30,12 @@ class StageDiff:
     """Replayed: how far A's operation alone is off, on A's own inputs, where they were looked at:
     everywhere in float64, else in chunks that differ."""
     histogram: Histogram | None = None
+    beyond_float32: bool = False
+    """Replayed beside an oracle or another engine: A's operation alone is off by more than float32
+    would be."""
+    fit: Fit | None = None
+    """The arithmetic that a faulty operation was done in, if one was found to fit: of the first
+    layer of its stage that is faulty."""
 
     @property
     def where(self) -> str:
@@ -112,6 +119,11 @@ class Diff:
         return [s for s in self.stages if s.origin is not None and s.origin.startswith("faulty")]
 
     @property
+    def beyond(self) -> list[StageDiff]:
+        """Stages that are off by themselves by more than float32 rounding explains."""
+        return [s for s in self.stages if s.beyond_float32]
+
+    @property
     def mean_kl(self) -> float | None:
         """Mean KL(B || A) of the next-token distributions, in nats."""
         return self.kl_sum / self.logit_rows if self.logit_rows else None
@@ -181,6 +193,10 @@ def _stage_json(s: StageDiff, *, accuracy: bool) -> dict[str, Any]:
     out |= _distance_json(s.distance) | {"origin": s.origin}
     if s.own_error is not None:
         out["own_relative_rms"] = s.own_error.relative_rms
+    if s.beyond_float32:
+        out["beyond_float32"] = True
+    if s.fit is not None:
+        out["fit"] = asdict(s.fit)
     return out
 
 

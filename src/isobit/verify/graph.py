@@ -11,8 +11,8 @@ import numpy as np
 
 from isobit.backends.base import I32, Tap
 from isobit.errors import FileRefused
-from isobit.model.graph import Graph, Op, Value
-from isobit.numerics.ops import HISTORY, Append, Context, Heads
+from isobit.model.graph import Graph, Op, Value, zero_state
+from isobit.numerics.ops import HISTORY, Append, Arrays, Context, Heads
 from isobit.verify.arithmetic import Arithmetic, Array
 
 _NO_CONTEXT = Context()  # views read nothing of it
@@ -58,6 +58,8 @@ class Run:
         self._stored = _stored(graph)
         self._values: dict[Value, Array] = {}
         self._history: dict[Value, list[Array]] = {}
+        self._states: dict[Op, Arrays] = {}
+        self._before: dict[Op, Arrays] = {}
 
     def start(self, tokens: I32, positions: I32) -> None:
         """A chunk begins."""
@@ -65,6 +67,8 @@ class Run:
         given = dict(zip(self.graph.given, (tokens, positions, rows), strict=True))
         self._given: dict[Value, Array] = given
         self.positions = positions
+        # What was not computed in the last chunk has no known state in this one.
+        self._before, self._states = self._states if positions[0] else _Zero(), {}
 
     def put(self, stage: str, layer: int | None, value: Array) -> None:
         """A stage's value is known; stages come in graph order."""
@@ -84,7 +88,10 @@ class Run:
     def inputs(self, stage: str, layer: int | None) -> list[Array] | None:
         """What a stage is computed from, in order; None if something was not put."""
         found = []
-        for v in self.graph.stages[stage, layer].inputs:
+        how = self.graph.stages[stage, layer]
+        if any(stateful(op) and op not in self._before for op in how.ops):
+            return None
+        for v in how.inputs:
             if v.shape.rows == HISTORY:
                 held = self._history.get(v, [])
                 if sum(map(len, held)) != self.positions[-1] + 1:  # not of every token so far
@@ -103,8 +110,37 @@ class Run:
         how = self.graph.stages[stage, layer]
         values = dict(zip(how.inputs, inputs, strict=True))
         for op in how.ops:
-            values |= zip(op.outputs, a(op, [values[v] for v in op.inputs]), strict=True)
+            own = [values[v] for v in op.inputs]
+            if stateful(op):
+                made = a(op, [*own, *self._before[op]])
+                self._states[op] = made[len(op.outputs) :]
+            else:
+                made = a(op, own)
+            values |= zip(op.outputs, made, strict=False)
         return values[how.value]
+
+    def advance(self, stage: str, layer: int | None, a: Arithmetic) -> None:
+        """Bring the state of a stage's operations past this chunk, unless it has been computed."""
+        ops = [op for op in self.graph.stages[stage, layer].ops if stateful(op)]
+        if any(op not in self._states for op in ops):
+            inputs = self.inputs(stage, layer)
+            if inputs is not None:
+                self.compute(stage, layer, inputs, a)
+
+
+class _Zero(dict[Op, Arrays]):
+    """The states at the start of a sequence."""
+
+    def __contains__(self, op: object) -> bool:
+        return True
+
+    def __missing__(self, op: Op) -> Arrays:
+        return zero_state(op)
+
+
+def stateful(op: Op) -> bool:
+    """Whether an operation keeps something of a sequence besides what is appended."""
+    return bool(op.operation.state([v.shape for v in op.inputs], op.weights))
 
 
 def _stored(graph: Graph) -> Mapping[Value, Sequence[tuple[Value, Sequence[Op]]]]:

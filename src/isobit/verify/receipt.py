@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from isobit import __version__, numerics
 from isobit.backends.base import F32, I32
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
+from isobit.files import regular
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.verify.trace import save_tensors
@@ -68,7 +69,7 @@ class Receipt:
     def load(cls, path: str | Path) -> "Receipt":
         """Read and check; raises FileRefused."""
         try:
-            with Path(path).open("rb") as file:
+            with regular(path, "a receipt").open("rb") as file:
                 data = json.loads(file.read(_LIMIT))
         except (OSError, ValueError, RecursionError) as error:
             raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
@@ -87,7 +88,8 @@ def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for name in ("model", "model_sha256", "backend", "device", "isobit"):
         yield name, isinstance(data.get(name), str)
     yield "numerics", type(data.get("numerics")) is int
-    yield "activation_planes", data.get("activation_planes") in (1, 2)
+    planes = data.get("activation_planes")
+    yield "activation_planes", type(planes) is int and planes in (1, 2)
     prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
     yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
     yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))

@@ -5,11 +5,12 @@ run it is measured against. A stage whose recorded value differs from that is *f
 agrees did what it should with inputs that already differed: *propagated*.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from isobit.backends.base import I32
 from isobit.model.graph import Graph
-from isobit.verify.arithmetic import Arithmetic, Array
+from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic
 from isobit.verify.graph import Run, shaped
 from isobit.verify.metrics import Distance
 
@@ -37,8 +38,17 @@ class Replay:
 
     def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:
         """Both runs' values of a stage, after it was judged."""
-        self._a.put(stage, layer, a)
-        self._b.put(stage, layer, b)
+        for run, value in ((self._a, a), (self._b, b)):
+            run.advance(stage, layer, self._arithmetic)
+            run.put(stage, layer, value)
+
+    def inputs(self, stage: str, layer: int | None, *, of_b: bool = False) -> list[Array] | None:
+        """What A, or B, recorded of a stage's inputs; None if not all of it."""
+        return (self._b if of_b else self._a).inputs(stage, layer)
+
+    def in_float64(self, stage: str, layer: int | None, inputs: Sequence[Array]) -> Array:
+        """A stage of given inputs in float64."""
+        return self._a.compute(stage, layer, inputs, Float64Arithmetic())
 
     def own_error(self, stage: str, layer: int | None, a: Array, total: Distance) -> None:
         """Add A's value against the same operation on A's own inputs, if they are there."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib import resources
 from itertools import groupby
 
+from isobit.verify import blame
 from isobit.verify.diff import Diff, StageDiff
 from isobit.verify.histogram import LARGEST, SMALLEST
 from isobit.verify.metrics import Distance, WorstValue
@@ -15,8 +16,11 @@ from isobit.verify.trace import Manifest
 Table = tuple[list[str], list[list[str]]]
 
 
-def summary(diff: Diff) -> list[str]:
-    """What is to be said about a difference, most important first; one sentence a line."""
+def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
+    """What is to be said about a difference, most important first; one sentence a line.
+
+    ``text`` gives a token's text.
+    """
     lines = [_verdict(diff), f"A is {_run(diff.a)}; B is {_run(diff.b)}"]
     origins = Counter(s.origin for s in diff.stages)
     if diff.faulty:
@@ -27,11 +31,14 @@ def summary(diff: Diff) -> list[str]:
     if origins["not replayed"]:
         lines.append(f"replay: {origins['not replayed']} stages lack the inputs to replay them")
     furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
+    if (line := blame.beyond(diff)) is not None:
+        lines.append(f"replay: {line}")
+    lines += [f"replay: {line}" for line in blame.fits(diff)]
     if off := _largest_own([furthest]):
         lines.append(
-            f"replay: furthest off by itself is {furthest.where}: relative RMS {_shown(off)}"
+            f"replay: furthest off by itself is {furthest.where}: relative RMS {blame.number(off)}"
         )
-    lines += _router(diff) + _next_token(diff)
+    lines += _router(diff) + _next_token(diff, text)
     apart = diff.apart()
     for s, times in sorted(apart, key=lambda pair: -pair[1])[:5]:
         lines.append(f"stands apart: {s.where}, {times:.3g} times the median of its stage")
@@ -55,8 +62,8 @@ def _verdict(diff: Diff) -> str:
         last = diff.stages[-1]
         return (
             f"accuracy of {diff.a.backend} against {diff.b.backend} over {scope}: "
-            f"{last.where}: cosine {_shown(last.distance.cosine, 9)}, "
-            f"relative RMS {_shown(last.distance.relative_rms)}{_nonfinite(last.distance)}"
+            f"{last.where}: cosine {blame.number(last.distance.cosine, 9)}, "
+            f"relative RMS {blame.number(last.distance.relative_rms)}{_nonfinite(last.distance)}"
         )
     first = diff.first
     if first is None:
@@ -67,8 +74,8 @@ def _verdict(diff: Diff) -> str:
         f"different: {differing} of {scope}; the first is {first.where} "
         f"(from position {d.first_position}): {d.differing} of {d.values} values, "
         f"{'' if d.max_ulp is None else f'up to {d.max_ulp} ulp, '}"
-        f"largest difference {_shown(d.max_abs)}, cosine {_shown(d.cosine, 9)}, "
-        f"relative RMS {_shown(d.relative_rms)}{_nonfinite(d)}"
+        f"largest difference {blame.number(d.max_abs)}, cosine {blame.number(d.cosine, 9)}, "
+        f"relative RMS {blame.number(d.relative_rms)}{_nonfinite(d)}"
     )
 
 
@@ -86,21 +93,15 @@ def _router(diff: Diff) -> list[str]:
     line += f" ({causes})" if causes else ""
     line += f"; {diff.router_reordered} only in order" if diff.router_reordered else ""
     lines = [line]
-    for c in diff.router[:3]:
-        lines.append(
-            f"  layer {c.layer} position {c.position}: A took {_ids(c.only_a)}, B {_ids(c.only_b)}"
-            f"; margins {_shown(c.margin_a)} and {_shown(c.margin_b)}, logits moved by "
-            f"{_shown(c.drift)}: {c.cause}"
-        )
-    return lines
+    return lines + [f"  {blame.experts(c)}" for c in diff.router[:3]]
 
 
-def _next_token(diff: Diff) -> list[str]:
+def _next_token(diff: Diff, text: blame.Text | None) -> list[str]:
     lines = []
     if diff.logit_rows:
         line = f"next token: argmax changed at {diff.argmax_changed} of {diff.logit_rows} positions"
-        line += f"; KL(B‖A) mean {_shown(diff.mean_kl)}, largest {_shown(diff.kl_max)}"
-        lines.append(line)
+        line += f"; KL(B‖A) mean {blame.number(diff.mean_kl)}, largest {blame.number(diff.kl_max)}"
+        lines += [line, *(f"  {blame.flip(c, text)}" for c in diff.argmax[:3])]
     if diff.nonfinite_rows:
         lines.append(f"next token: logits with NaN or infinity at {diff.nonfinite_rows} positions")
     return lines
@@ -128,14 +129,6 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(runs)
 
 
-def _ids(ids: Sequence[int]) -> str:
-    return "+".join(map(str, ids)) or "none"
-
-
-def _shown(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}g}"
-
-
 def table(diff: Diff, *, every: bool = False) -> Table:
     """Header and rows: a row for each stage, the worst of its layers; or for each layer too."""
     header = [
@@ -161,7 +154,7 @@ def table(diff: Diff, *, every: bool = False) -> Table:
     for group in groups:
         row = _row(group, accuracy=diff.accuracy, every=every)
         row += [", ".join(sorted({s.origin for s in group if s.origin}))] * origins
-        rows.append(row + [_shown(_largest_own(group), 2)] * own)
+        rows.append(row + [blame.number(_largest_own(group), 2)] * own)
     return header, rows
 
 
@@ -189,9 +182,9 @@ def _row(group: Sequence[StageDiff], *, accuracy: bool, every: bool) -> list[str
         layers,
         f"{differing} of {sum(x.values for x in d)}" if differing or accuracy else "identical",
         "-" if None in ulps else str(max(u for u in ulps if u is not None)),
-        _shown(max(x.max_abs for x in d), 2) if d[0].numbers else "-",
-        _shown(min(cosines), 8) if cosines else "-",
-        "-" if None in rms else _shown(max(x for x in rms if x is not None), 2),
+        blame.number(max(x.max_abs for x in d), 2) if d[0].numbers else "-",
+        blame.number(min(cosines), 8) if cosines else "-",
+        "-" if None in rms else blame.number(max(x for x in rms if x is not None), 2),
         str(bad) if bad else "",
     ]
 

@@ -19,6 +19,7 @@ from isobit import __version__, numerics
 from isobit.backends.base import I32
 from isobit.config import ModelConfig
 from isobit.errors import FileRefused, NothingCompared, UsageError, did_you_mean
+from isobit.files import regular
 from isobit.model.graph import Graph, Key
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
@@ -123,7 +124,7 @@ class Trace:
     def load(cls, path: str | Path) -> "Trace":
         """Open a file; tensors are read when they are asked for. Raises FileRefused."""
         try:
-            file: Any = safe_open(str(path), framework="numpy")
+            file: Any = safe_open(str(regular(path, "a trace")), framework="numpy")
         except (OSError, SafetensorError) as error:
             raise FileRefused(f"{path}: expected a trace, got: {error}") from None
         text = (file.metadata() or {}).get("isobit")

@@ -10,6 +10,8 @@ from isobit.backends.base import Tap
 _Array = NDArray[np.generic]
 
 def simd_levels() -> list[str]: ...
+def formats() -> list[tuple[str, int, int, int]]:
+    """Name, ggml type, values and bytes of a block of every quantised format."""
 
 class Matrix:
     def __init__(
@@ -32,6 +34,7 @@ class Engine:
         sequence: _Array,
         pages: _Array,
         logit_rows: _Array,
+        states: _Array,
         rope: Sequence[tuple[_Array, _Array]],
         logits: _Array,
         tap: Tap | None,

@@ -35,7 +35,11 @@ class CpuBackend:
         context = engine.context or c.context_length
         pages = -(-context // numerics.TILE) * engine.max_sequences
         lowered = Lowering(weights.graph)
-        program = lowered.program() | {"planes": engine.activation_planes, "pages": pages}
+        program = lowered.program() | {
+            "planes": engine.activation_planes,
+            "pages": pages,
+            "sequences": engine.max_sequences,
+        }
         try:
             self._engine: _cpu.Engine | None = _cpu.Engine(program, self._simd, self._threads)
         except MemoryError:
@@ -43,6 +47,8 @@ class CpuBackend:
                 f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
                 "ask for a smaller context"
             ) from None
+        except RuntimeError as error:  # threads
+            raise BackendUnavailable(f"cpu: {error}") from None
         self._stages = weights.graph.names
         self._vocab = c.vocab
         self._rope = [_RopeRows(table) for table in lowered.tables]
@@ -61,6 +67,9 @@ class CpuBackend:
         wanted: Sequence[str] = ()
         if tap is not None:
             wanted = [s for s in self._stages if stages is None or s in stages]
+        states = batch.states
+        if states is None:
+            states = np.arange(len(batch.pages), dtype=np.int32)
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         self._engine.forward(
             batch.tokens,
@@ -68,6 +77,7 @@ class CpuBackend:
             batch.sequence,
             batch.pages,
             batch.logit_rows,
+            states,
             [rows.at(batch.positions) for rows in self._rope],
             logits,
             tap,

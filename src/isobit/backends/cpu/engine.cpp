@@ -28,6 +28,12 @@ size_t cache_bytes(const Program& p) {
     return total;
 }
 
+size_t state_values(const Program& p) {
+    size_t total = 0;
+    for (size_t n : p.states) total += n * p.sequences;
+    return total;
+}
+
 }  // namespace
 
 Engine::Engine(Program program, const Kernels& kernels, int threads)
@@ -37,11 +43,18 @@ Engine::Engine(Program program, const Kernels& kernels, int threads)
       team_(threads),
       slots_(program_.slots.size()),
       scratch_(team_.size(),
-               std::vector<float>((size_t)program_.scratch * program_.scratch_values)) {
+               std::vector<float>((size_t)program_.scratch * program_.scratch_values)),
+      states_(state_values(program_) * sizeof(float)) {
     size_t at = 0;
     for (const CacheShape& c : program_.caches) {
         caches_.push_back({page_layout(c.head_dim), c.heads, at});
         at += (size_t)program_.pages * c.heads * caches_.back().layout.bytes;
+    }
+    at = 0;
+    for (size_t n : program_.states) {
+        state_at_.push_back(at);
+        at += n * program_.sequences;
+        zeros_.resize(std::max(zeros_.size(), n));
     }
 }
 
@@ -64,6 +77,13 @@ void Engine::prepare(const Batch& batch) {
         }
     }
     dense_.one_for_all(batch.n_tokens);
+    starts_.clear();
+    first_.resize(batch.n_tokens);
+    for (int t = 0; t < batch.n_tokens; ++t) {
+        if (t == 0 || batch.sequence[t] != batch.sequence[t - 1]) starts_.push_back(t);
+        first_[t] = starts_.back();
+    }
+    starts_.push_back(batch.n_tokens);
 }
 
 void Engine::forward(const Batch& batch, float* logits, Tap* tap,

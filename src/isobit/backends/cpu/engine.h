@@ -18,6 +18,7 @@ struct RopeRows {
 struct Batch {
     int n_tokens, n_sequences, pages_per_sequence, n_logit_rows;
     const int32_t *tokens, *positions, *sequence, *pages, *logit_rows;
+    const int32_t* states;  // of each sequence
     std::vector<RopeRows> rope;
 };
 
@@ -80,6 +81,10 @@ private:
     std::vector<Slot> slots_;
     std::vector<std::vector<float>> scratch_;  // of each thread
     Groups experts_, dense_;
+    LazyMemory states_;
+    std::vector<size_t> state_at_;  // of each operation, the first sequence's
+    std::vector<int> starts_, first_;  // of each sequence its first token, then the end; of each token
+    std::vector<float> zeros_;
 };
 
 // One pass: every thread of the team runs all of it, meeting the others after each phase.
@@ -105,6 +110,15 @@ public:
     uint8_t* page(const Cache& c, int page, int head) const {
         return e_.memory_.data() + c.at + ((size_t)page * c.heads + head) * c.layout.bytes;
     }
+    // What an operation keeps of token t's sequence.
+    float* state(int i, int t) const {
+        const size_t sequence = batch.states[batch.sequence[t]];
+        return (float*)e_.states_.data() + e_.state_at_[i] + sequence * e_.program_.states[i];
+    }
+    // The first token of the batch that belongs to token t's sequence; all such tokens, then the end.
+    int first(int t) const { return e_.first_[t]; }
+    const std::vector<int>& starts() const { return e_.starts_; }
+    const float* zeros() const { return e_.zeros_.data(); }  // as many as a state has
     // Which tokens go to which expert: the choice of the last top_k, or one expert for all.
     Groups& groups(bool dense) const { return dense ? e_.dense_ : e_.experts_; }
     int rows(const Phase& phase) const {

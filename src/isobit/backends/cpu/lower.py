@@ -22,6 +22,7 @@ from isobit.numerics.ops import (
     TOKENS,
     Append,
     Attention,
+    Columns,
     ExpertMatMul,
     MatMul,
     SelectRows,
@@ -71,6 +72,7 @@ class Phase:
     traced: bool = False
     chains: list[Chain] = field(default_factory=list)
     op: Instruction = field(default_factory=dict)
+    after: list[Instruction] = field(default_factory=list)
     stages: list[Value] = field(default_factory=list)
     used: set[Value] = field(default_factory=set)
     """What it reads and makes: these slots are not given to others of the phase."""
@@ -94,6 +96,7 @@ class Lowering:
         ]
         self.caches: list[tuple[int, int]] = []
         self.tables: list[RopeTable] = []
+        self.states: list[int] = []
         self.scratch = self.scratch_values = 0
         self.graph = graph
         self._ops, self._only_traced = _rows_selected_early(graph)
@@ -114,13 +117,14 @@ class Lowering:
             self._release(at)
 
     def program(self) -> dict[str, Any]:
-        """As the extension takes it, but for ``planes`` and ``pages``."""
+        """As the extension takes it, but for ``planes``, ``pages`` and ``sequences``."""
         return {
             "slots": [
                 tuple(s.get(k, 0) for k in ("width", "vector", "integers", "fixed", "query"))
                 for s in self.slots
             ],
             "caches": self.caches,
+            "states": self.states,
             "phases": [self._phase(p) for p in self.phases],
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
@@ -136,13 +140,18 @@ class Lowering:
         phase.used = {self._source(v) for v in (*op.inputs, *made)}
         self.phases.append(phase)
 
-    def vectors(self, op: Op, made: Instruction, vectors: int | None = None) -> Phase:
+    def vectors(
+        self, op: Op, made: Instruction, vectors: int | None = None, *, apart: bool = False
+    ) -> Phase:
         """An instruction for each vector of what an operation makes, in a chain with those before
-        it where it waits for nothing else. Returns the phase."""
+        it where it waits for nothing else. Returns the phase.
+
+        ``apart``: it reads other vectors of what it is given, too.
+        """
         if vectors is None:
             row = op.outputs[0].shape.row
             vectors = row[0] if len(row) > 1 else 1
-        phase, chain = self._chain(op, vectors)
+        phase, chain = self._chain(op, vectors, apart)
         phase.used.update(self._source(v) for v in (*op.inputs, *op.outputs))
         chain.ops.append(made)
         chain.made.update(op.outputs)
@@ -178,17 +187,28 @@ class Lowering:
         """Where a value lies: in a slot of its own while something reads it."""
         if value not in self.places:
             shape = value.shape
-            free = self._free.setdefault((shape.row, shape.rows, shape.dtype), [])
+            key = self._kind_of_slot(value)
+            free = self._free.setdefault(key, [])
             slot = free.pop() if free else len(self.slots)
             if slot == len(self.slots):
                 integers = int(shape.dtype is not np.float32)
-                self.slots.append(
-                    {"width": shape.width, "vector": shape.row[-1], "integers": integers}
-                )
+                vector = shape.width if key[-1] else shape.row[-1]
+                self.slots.append({"width": shape.width, "vector": vector, "integers": integers})
             self._held[value] = slot
             step = shape.row[-1] if len(shape.row) > 1 else 0
             self.places[value] = Place(slot, shape.width, 0, step)
         return self.places[value]
+
+    def _kind_of_slot(self, value: Value) -> tuple[object, ...]:
+        """What values that take turns in a slot have in common; last, whether its rows are
+        quantised whole, though they are of several vectors."""
+        shape = value.shape
+        readers = [self._ops[i] for i in self._readers.get(value, ())]
+        whole = any(
+            isinstance(op.operation, Columns) and op.operation.width == shape.width
+            for op in readers
+        )
+        return shape.row, shape.rows, shape.dtype, whole
 
     def view(self, value: Value, of: Value, first: int, step: int) -> None:
         """A value that is a part of another, from a column on."""
@@ -218,6 +238,12 @@ class Lowering:
         self.caches.append((heads, head_dim))
         return len(self.caches) - 1
 
+    def state(self, op: Op) -> int:
+        """Room for what an operation keeps of each sequence; its number."""
+        (shape,) = op.operation.state([v.shape for v in op.inputs], op.weights)
+        self.states.append(shape.width)
+        return len(self.states) - 1
+
     def table(self, table: RopeTable) -> int:
         """The number of a RoPE table."""
         if table not in self.tables:
@@ -244,7 +270,7 @@ class Lowering:
             where = "" if op.layer is None else f" of layer {op.layer}"
             raise BackendUnavailable(f"cpu: {kind}{where} is not implemented") from None
 
-    def _chain(self, op: Op, vectors: int) -> tuple[Phase, Chain]:
+    def _chain(self, op: Op, vectors: int, apart: bool) -> tuple[Phase, Chain]:
         """The phase and the chain that an operation on vectors belongs to: the last ones, if it
         waits for nothing else that they make."""
         rows = (op.outputs or op.inputs)[0].shape.rows
@@ -252,13 +278,13 @@ class Lowering:
             rows = op.inputs[0].shape.rows
         traced = op in self._only_traced
         last = self.phases[-1] if self.phases else None
-        if last and (last.kind, last.rows, last.traced) == ("map", rows, traced) and not last.op:
+        if last and (last.kind, last.rows, last.traced) == ("map", rows, traced):
             needed = {self._source(v) for v in op.inputs}
             of = [c for c in last.chains if c.made & needed]
             if not of:
                 last.chains.append(Chain(vectors, at_once=_together(vectors)))
                 return last, last.chains[-1]
-            if len(of) == 1 and of[0].vectors == vectors:
+            if len(of) == 1 and of[0].vectors == vectors and not apart:
                 return last, of[0]
         chain = Chain(vectors, at_once=_together(vectors))
         phase = Phase("map", op.layer, rows, traced, [chain])
@@ -310,7 +336,7 @@ class Lowering:
         for value, slot in list(self._held.items()):
             if value not in self.phases[-1].used and self._last_read(value) < at:
                 del self._held[value]
-                self._free[value.shape.row, value.shape.rows, value.shape.dtype].append(slot)
+                self._free[self._kind_of_slot(value)].append(slot)
 
     def _last_read(self, value: Value) -> int:
         views = [v for v, of in self._sources.items() if of is value]
@@ -325,6 +351,7 @@ class Lowering:
             "logit_rows": p.rows == LOGIT_ROWS,
             "traced": p.traced,
             "chains": [(c.vectors, c.at_once, [_flat(o) for o in c.ops]) for c in p.chains],
+            "after": [_flat(o) for o in p.after],
             "op": _flat(p.op) if p.op else None,
             "shows": [self._show(v) for v in p.stages],
         }

@@ -3,7 +3,10 @@
 
 #include "module.h"
 
+#include <nanobind/stl/tuple.h>
+
 #include <memory>
+#include <tuple>
 
 #include "moe.h"
 #include "threads.h"
@@ -217,6 +220,12 @@ NB_MODULE(_cpu, m) {
         std::vector<std::string> names;
         for (int i = 0; const Kernels* k = usable_kernels(i); ++i) names.push_back(k->name);
         return names;
+    });
+    m.def("formats", [] {
+        std::vector<std::tuple<std::string, int, int, int>> all;
+        for (const FormatInfo* f = usable_kernels(0)->formats; f->name; ++f)
+            all.emplace_back(f->name, f->type, f->block, f->bytes);
+        return all;
     });
     nb::class_<PyMatrix>(m, "Matrix")
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());

@@ -60,7 +60,7 @@ public:
 
     void forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
                  Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
-                 Input_<int32_t, 1> logit_rows,
+                 Input_<int32_t, 1> logit_rows, Input_<int32_t, 1> states,
                  const std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>>& rope,
                  Array<float, 2> logits, nb::object callback,
                  const std::vector<std::string>& stages) {
@@ -72,7 +72,9 @@ public:
                 "batch: expected logits [logit_rows, vocabulary]");
         Batch batch = {(int)T,          (int)pages.shape(0), (int)pages.shape(1),
                        (int)logit_rows.shape(0), tokens.data(), positions.data(),
-                       sequence.data(), pages.data(),        logit_rows.data(), {}};
+                       sequence.data(), pages.data(),        logit_rows.data(),
+                       states.data(),   {}};
+        require(states.shape(0) == pages.shape(0), "batch: expected a state for each sequence");
         for (const auto& [cos, sin] : rope) {
             require(cos.shape(0) == T && sin.shape(0) == T && cos.shape(1) == sin.shape(1),
                     "batch: expected RoPE tables [tokens, head_dim / 2]");
@@ -139,6 +141,8 @@ private:
                                     return op(nb::cast<nb::dict>(o), true);
                                 })});
         }
+        p.after = each<Op>(d["after"],
+                           [](nb::handle o) { return op(nb::cast<nb::dict>(o), true); });
         if (!d["op"].is_none()) p.op = op(nb::cast<nb::dict>(d["op"]), false);
         for (nb::handle h : d["shows"]) {
             const auto [stage, layer, value, integers, logit_rows, shape] = nb::cast<
@@ -160,6 +164,8 @@ private:
             require(head_dim <= MAX_HEAD_DIM, "head_dim: too large");
             p.caches.push_back({heads, head_dim});
         }
+        p.states = nb::cast<std::vector<size_t>>(d["states"]);
+        p.sequences = nb::cast<int>(d["sequences"]);
         p.phases = each<Phase>(d["phases"], [](nb::handle h) { return phase(nb::cast<nb::dict>(h)); });
         p.scratch = nb::cast<int>(d["scratch"]);
         p.scratch_values = nb::cast<int>(d["scratch_values"]);
@@ -183,6 +189,8 @@ private:
             for (int t = 0; t <= b.positions[i] / TILE; ++t)
                 require(row[t] >= 0 && row[t] < p.pages, "batch: page out of range");
         }
+        for (int s = 0; s < b.n_sequences && !p.states.empty(); ++s)
+            require(b.states[s] >= 0 && b.states[s] < p.sequences, "batch: state out of range");
         for (int i = 0; i < b.n_logit_rows; ++i)
             require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.n_tokens,
                     "batch: logit row out of range");
@@ -198,6 +206,6 @@ void bind_engine(nb::module_& m) {
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<nb::dict, const std::string&, int>())
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
-             nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("rope"),
-             nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
+             nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states"),
+             nb::arg("rope"), nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
 }

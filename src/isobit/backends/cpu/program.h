@@ -64,6 +64,7 @@ struct Phase {
     bool logit_rows = false;  // rows are those of the logits, not the tokens
     bool traced = false;      // only when one of its stages is wanted
     std::vector<Chain> chains;  // map
+    std::vector<Op> after;      // map: what one thread does when the chains are done
     Op op;                      // the others
     std::vector<Show> shows;
 };
@@ -76,9 +77,10 @@ struct CacheShape {
 struct Program {
     std::vector<SlotShape> slots;
     std::vector<CacheShape> caches;
+    std::vector<size_t> states;  // values that an operation keeps of a sequence
     std::vector<Phase> phases;
     int scratch = 0, scratch_values = 0;  // vectors of a thread, and values in each
-    int vocab = 0, planes = 2, pages = 0;
+    int vocab = 0, planes = 2, pages = 0, sequences = 0;
 };
 
 // Kinds of operations and phases by name, each registered by its own file.

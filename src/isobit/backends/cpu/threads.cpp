@@ -1,5 +1,9 @@
 #include "threads.h"
 
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -25,10 +29,21 @@ Team::Team(int threads) : size_(threads < 1 ? 1 : threads) {
     // More threads than cores must not spin: the one waited for may need this core.
     bool crowded = size_ > (int)std::thread::hardware_concurrency();
     spins_ = crowded ? 0 : 1;
-    for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { work(i); });
+    try {
+        threads_.reserve(size_);
+        for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& refused) {
+        int started = 1 + (int)threads_.size();
+        end();  // no destructor does it for an object that was not made
+        throw std::runtime_error("threads: expected " + std::to_string(size_) +
+                                 ", the system started " + std::to_string(started) + " (" +
+                                 refused.code().message() + "); ask for fewer");
+    }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
     runs_.store(-1);
     runs_.notify_all();
     for (std::thread& t : threads_) t.join();

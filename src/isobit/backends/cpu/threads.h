@@ -12,7 +12,7 @@ namespace isobit {
 
 class Team {
 public:
-    explicit Team(int threads);
+    explicit Team(int threads);  // throws std::runtime_error if the system refuses one
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
@@ -57,6 +57,7 @@ public:
 private:
     int take() { return next_.fetch_add(1, std::memory_order_relaxed); }
     void work(int thread);
+    void end();
     void wait(unsigned epoch);
     void release(unsigned epoch);
     template <class T>

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
@@ -29,6 +30,22 @@ ACT_BYTES = 720
 """One superblock of quantised activations: ``Act`` of common.cuh."""
 
 _TILED = ("Q4_K", "Q6_K")
+_BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""The formats of formats.cuh."""
+
+
+def readable(fmt: Format) -> bool:
+    """Whether there are kernels for a format."""
+    return not fmt.quantized or fmt.name in _BLOCKS
+
+
+def require_readable(weight: Weight) -> None:
+    """Raise BackendUnavailable for a format without kernels."""
+    if not readable(weight.format):
+        raise BackendUnavailable(
+            f"cuda: {weight.name}: expected a format with CUDA kernels, got "
+            f"{weight.format.name}; the cpu backend reads it"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,8 @@ class Layout:
 
     @classmethod
     def of(cls, weight: Weight) -> "Layout":
-        """The layout for a matrix, or a stack of them."""
+        """The layout for a matrix, or a stack of them; refuses formats without kernels."""
+        require_readable(weight)
         if not weight.format.quantized:
             return cls("floats", weight.format)
         if weight.format.name in _TILED and weight.shape[-2] % TILE_ROWS == 0:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import F32
 from isobit.backends.cuda import memory
 from isobit.backends.cuda.gpu import Gpu
-from isobit.backends.cuda.layout import TILE_ROWS, Layout
+from isobit.backends.cuda.layout import TILE_ROWS, Layout, require_readable
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Layer, Weights
 from isobit.numerics import Weight
@@ -249,5 +249,7 @@ def tall(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:
 
 
 def load_layers(loader: Loader, weights: Weights) -> Sequence[DeviceLayer]:
-    """All layers in order."""
+    """All layers in order. Refuses formats without kernels before it loads the first."""
+    for weight in memory.matrices(weights).values():
+        require_readable(weight)
     return [loader.layer(layer) for layer in weights.layers]

@@ -8,7 +8,7 @@ import numpy as np
 from isobit.backends.base import F32, Batch, Tap
 from isobit.backends.reference.cache import Pages, sequences
 from isobit.config import EngineConfig
-from isobit.model.graph import Op, Value
+from isobit.model.graph import Op, Value, zero_state
 from isobit.model.weights import Weights
 from isobit.numerics.ops import HISTORY, Append, Array, Arrays, Context
 
@@ -30,6 +30,7 @@ class ReferenceBackend:
         self._graph = weights.graph
         self._context = Context(engine.activation_planes)
         self._hook = hook
+        self._states: dict[tuple[Op, int], Arrays] = {}
         self._pages = {
             op: Pages([v.shape for v in op.outputs])
             for op in self._graph.ops
@@ -43,7 +44,7 @@ class ReferenceBackend:
 
     def close(self) -> None:
         """Forget what was stored."""
-        self._pages = {}
+        self._pages, self._states = {}, {}
 
     @np.errstate(all="ignore")  # damaged weights overflow; who asked gets the logits to judge
     def forward(
@@ -85,12 +86,17 @@ class ReferenceBackend:
             ]
             return tuple(_listed(parts) for parts in zip(*read, strict=True))
         parts = []
-        for i, (_, rows) in enumerate(sequences(batch)):
+        for i, (s, rows) in enumerate(sequences(batch)):
             own = [
                 x[i] if v.shape.rows == HISTORY else x[rows]
                 for v, x in zip(op.inputs, inputs, strict=True)
             ]
-            made = op.operation.specification(self._context, op.weights, *own)
+            place = op, s if batch.states is None else int(batch.states[s])
+            if batch.positions[rows[0]] == 0:
+                self._states[place] = zero_state(op)
+            state = self._states.get(place, ())
+            made = op.operation.specification(self._context, op.weights, *own, *state)
+            self._states[place] = made[len(op.outputs) :]
             parts.append((rows, made))
         return tuple(
             _rows_together([(rows, made[o]) for rows, made in parts])

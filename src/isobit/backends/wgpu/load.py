@@ -9,7 +9,7 @@ import numpy as np
 
 from isobit.backends.base import F32
 from isobit.backends.wgpu.device import Device
-from isobit.backends.wgpu.layout import Stack, joined
+from isobit.backends.wgpu.layout import Stack, joined, readable
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
 from isobit.model.weights import Weights
@@ -104,6 +104,12 @@ class DeviceWeights:
 
 def load_matrix(device: Device, weights: Sequence[Weight]) -> DeviceMatrix:
     """Load matrices (or stacks of them) that share their input, joined along their rows."""
+    for w in weights:
+        if not readable(w.format):
+            raise BackendUnavailable(
+                f"wgpu: {w.name}: expected a format with shaders, got {w.format.name}; "
+                "the cpu backend reads it"
+            )
     segments = []
     column = 0
     with ThreadPoolExecutor() as threads:  # NumPy copies without holding the interpreter

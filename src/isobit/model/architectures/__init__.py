@@ -1,15 +1,49 @@
 """The architectures that can be read, one file each: from a file's metadata and tensors to the
 graph of a pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from isobit.config import ModelConfig
-from isobit.model.architectures import qwen3
+from isobit.config import Metadata, ModelConfig
+from isobit.model.architectures import qwen3, qwen35
 from isobit.model.graph import Graph
 from isobit.model.tensors import Tensors
 
-GRAPHS: dict[str, Callable[[ModelConfig, Tensors], Graph]] = {
-    "qwen3": qwen3.graph,
-    "qwen3moe": qwen3.graph,
+
+class Architecture(NamedTuple):
+    """How a file of an architecture is read."""
+
+    config: Callable[[Metadata, int], ModelConfig]
+    """From the metadata and the number of rows of the embedding."""
+    graph: Callable[[ModelConfig, Tensors], Graph]
+
+
+_QWEN3 = Architecture(qwen3.config, qwen3.graph)
+_QWEN35 = Architecture(qwen35.config, qwen35.graph)
+ARCHITECTURES: dict[str, Architecture] = {
+    "qwen3": _QWEN3,
+    "qwen3moe": _QWEN3,
+    "qwen35": _QWEN35,
+    "qwen35moe": _QWEN35,
 }
-"""How the graph of an architecture is made, by its name in ``general.architecture``."""
+"""By the name in ``general.architecture``."""
+
+
+def architecture(metadata: Mapping[str, object], source: str) -> Architecture:
+    """The architecture of a model; raises ModelRefused for one that is not implemented.
+
+    Asked first: what such a model lacks besides would only be called missing.
+    """
+    r = Metadata(metadata, source)
+    name = r.text("general.architecture")
+    if name not in ARCHITECTURES:
+        raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", name)
+    return ARCHITECTURES[name]
+
+
+def read_config(metadata: Mapping[str, object], *, vocab: int, source: str) -> ModelConfig:
+    """The hyper-parameters of a file; ``vocab`` is the embedding's number of rows.
+
+    Raises ModelRefused naming the key for anything missing, malformed or not implemented.
+    """
+    return architecture(metadata, source).config(Metadata(metadata, source), vocab)

@@ -19,13 +19,22 @@ from isobit.numerics.ops.base import (
     Shape,
     UnpackCache,
 )
+from isobit.numerics.ops.causal_conv import CausalConv
+from isobit.numerics.ops.columns import Columns
 from isobit.numerics.ops.combine import Combine
+from isobit.numerics.ops.decay import Decay
 from isobit.numerics.ops.embedding import Embedding
+from isobit.numerics.ops.gated_add import GatedAdd
+from isobit.numerics.ops.gated_delta import GatedDelta
 from isobit.numerics.ops.heads import Heads
+from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
 from isobit.numerics.ops.rms_norm import RmsNorm
 from isobit.numerics.ops.rope import Rope
 from isobit.numerics.ops.select_rows import SelectRows
+from isobit.numerics.ops.sigmoid import Sigmoid
+from isobit.numerics.ops.sigmoid_gate import SigmoidGate
+from isobit.numerics.ops.silu import Silu
 from isobit.numerics.ops.silu_gate import SiluGate
 from isobit.numerics.ops.top_k import TopK
 
@@ -40,17 +49,26 @@ __all__ = [
     "Attention",
     "AttentionScores",
     "AttentionSoftmax",
+    "CausalConv",
+    "Columns",
     "Combine",
     "Context",
+    "Decay",
     "Embedding",
     "ExpertMatMul",
+    "GatedAdd",
+    "GatedDelta",
     "Heads",
+    "L2Norm",
     "MatMul",
     "Operation",
     "RmsNorm",
     "Rope",
     "SelectRows",
     "Shape",
+    "Sigmoid",
+    "SigmoidGate",
+    "Silu",
     "SiluGate",
     "TopK",
     "UnpackCache",

@@ -82,6 +82,14 @@ class Operation:
     per_vector: ClassVar[bool] = False
     """Whether each vector (the last axis) of what it gives depends on one vector of each input."""
 
+    def state(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
+        """What it keeps of a sequence between passes: arrays of float32, zero at the start.
+
+        An operation with a state gets it behind its inputs, and gives the new one behind its
+        outputs.
+        """
+        return ()
+
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """The shapes of what it makes. Raises ValueError if they do not fit together."""
         raise NotImplementedError

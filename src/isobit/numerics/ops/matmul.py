@@ -34,6 +34,7 @@ class MatMul(Operation):
         """See :class:`Operation`."""
         for w in weights:
             require(f"columns of {w.name}", w.shape[1], inputs[0].width)
+        require("the input's axes", len(inputs[0].row), 1)
         return (Shape((sum(w.shape[0] for w in weights),), inputs[0].rows),)
 
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:

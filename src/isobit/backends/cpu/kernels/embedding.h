@@ -11,7 +11,7 @@ FN int code_at(const U* codes, int k, bool is_signed) {
 // Every lane unpacks the same row; the first is used.
 template <class Format>
 void dequantise_quantised(const uint8_t* row, int n, float* out) {
-    constexpr bool is_signed = Format::largest > 127 && ZERO8 == 0;
+    constexpr bool is_signed = Format::largest > 127 && WIDE_ZERO == 0;
     for (; n > 0; n -= Format::block, row += Format::bytes, out += Format::block) {
         const uint8_t* rows[LANES];
         for (int r = 0; r < LANES; ++r) rows[r] = row;
@@ -23,12 +23,12 @@ void dequantise_quantised(const uint8_t* row, int n, float* out) {
             Format::codes(rows, [&](int j, U v) __attribute__((always_inline)) { codes[j] = v; });
             d = w.d[0], dmin = Format::mins ? w.dmin[0] : 0;
             for (int g = 0; g < SUPERBLOCK / Format::group; ++g) {
-                scale[g] = d * code_at(w.scales, g, Format::zero != 0);
+                scale[g] = d * code_at(w.scales, g, Format::signed_scales);
                 if (Format::mins) min[g] = dmin * code_at(w.mins, g, false);
             }
         } else {
-            Block32 w;
-            Format::unpack(rows, w);
+            Block<Format> w;
+            Format::unpack(InRows{rows}, w);
             memcpy(codes, w.codes, sizeof codes);
             scale[0] = w.d[0];
             if (Format::mins) min[0] = w.dmin[0];
@@ -50,16 +50,10 @@ static void dequantise(int ggml_type, const uint8_t* row, int n, float* out) {
         case 0: return dequantise_float<AsF32>(row, n, out);
         case 1: return dequantise_float<AsF16>(row, n, out);
         case 30: return dequantise_float<AsBF16>(row, n, out);
-        case 2: return dequantise_quantised<Q4_0>(row, n, out);
-        case 3: return dequantise_quantised<Q4_1>(row, n, out);
-        case 6: return dequantise_quantised<Q5_0>(row, n, out);
-        case 7: return dequantise_quantised<Q5_1>(row, n, out);
-        case 8: return dequantise_quantised<Q8_0>(row, n, out);
-        case 10: return dequantise_quantised<Q2_K>(row, n, out);
-        case 11: return dequantise_quantised<Q3_K>(row, n, out);
-        case 12: return dequantise_quantised<Q4_K>(row, n, out);
-        case 13: return dequantise_quantised<Q5_K>(row, n, out);
-        case 14: return dequantise_quantised<Q6_K>(row, n, out);
+#define ISOBIT_CASE(Format) \
+    case Format::id: return dequantise_quantised<Format>(row, n, out);
+        ISOBIT_QUANTISED(ISOBIT_CASE)
+#undef ISOBIT_CASE
     }
 }
 

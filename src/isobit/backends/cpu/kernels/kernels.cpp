@@ -16,14 +16,19 @@
 
 #include "attention.h"
 #include "embedding.h"
+#include "delta.h"
 #include "moe.h"
 
 namespace isobit::ISOBIT_SIMD {
 
+#define ISOBIT_INFO(Format) {#Format, Format::id, Format::block, Format::bytes},
+static const FormatInfo formats[] = {ISOBIT_QUANTISED(ISOBIT_INFO){nullptr, 0, 0, 0}};
+
 extern const Kernels kernels;
 const Kernels kernels = {
     ISOBIT_SIMD_NAME, LANES, matmul, dequantise, quantise, quantise_head, rms_norm, rope, exp,
-    silu_gate,        add,   top_k,  combine,    store,    attention,
+    silu_gate, add, top_k, combine, silu, sigmoid, sigmoid_gate, gated_add, l2_norm, decay,
+    causal_conv, delta, store, attention, formats,
 };
 
 }  // namespace isobit::ISOBIT_SIMD

@@ -7,7 +7,8 @@
 
 // Always inlined: this header is compiled for several instruction sets, and the linker must not pick
 // one of their copies for all.
-#define FN static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
+#define FN static INLINE
 
 namespace isobit {
 
@@ -15,6 +16,7 @@ constexpr int SUPERBLOCK = 256;
 constexpr int TILE = 64;             // keys of an attention tile, positions of a KV page
 constexpr int MAX_HEAD_DIM = 512;
 constexpr int QUERY_BLOCK = 4;       // query vectors that share one pass over the keys
+constexpr int DELTA_COLUMNS = 16;    // of a state that delta() brings forward
 constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows
 
 // One block of 256 activations in fixed point, padded with zeros. Plane 0 holds the high bytes and
@@ -74,6 +76,12 @@ struct Pages {
     const int32_t* table;
 };
 
+// A quantised format: ggml's number, values and bytes of a block.
+struct FormatInfo {
+    const char* name;
+    int type, block, bytes;
+};
+
 struct Kernels {
     const char* name;
     int lanes;  // rows of a weight tile
@@ -89,9 +97,19 @@ struct Kernels {
     void (*top_k)(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
                   float* p);
     void (*combine)(const float* weights, const float* y, int k, int n, float* out);
+    void (*silu)(const float* x, int n, float* y);
+    void (*sigmoid)(const float* x, int n, float* y);
+    void (*sigmoid_gate)(const float* x, const float* gate, int n, float* y);
+    void (*gated_add)(const float* x, const float* y, float gate, int n, float* out);
+    void (*l2_norm)(const float* x, int n, float eps, float scale, float* y);
+    void (*decay)(const float* a, const float* dt, const float* rate, int n, float* g);
+    void (*causal_conv)(const float* const* rows, const float* taps, int n_taps, int n, float* y);
+    void (*delta)(float* state, int stride, int n, const float* q, const float* k, const float* v,
+                  float beta, float keep, float* out);
     void (*store)(const PageLayout&, uint8_t* page, int slot, const int16_t* k, float dk,
                   const int16_t* v, float dv);
     void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);
+    const FormatInfo* formats;  // every quantised one; then a null name
 };
 
 // The levels that this build has and this machine can run, best first; null past the last.

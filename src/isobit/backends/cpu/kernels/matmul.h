@@ -20,11 +20,11 @@ FN F join(const I* sums) {
 // The sub-scale of group g, for scale_add.
 template <class Format>
 FN U sub_scale(const Scales& w, int g) {
-    return Format::zero ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
+    return Format::signed_scales ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
 }
 
 // Sub-scales or mins times the sums of each group's activations in one plane.
-template <class Format>
+template <class Format, bool is_signed>
 FN I dot_sums(const U* bytes, const Activations& x, int plane) {
     constexpr int n = 128 / Format::group;
     const int16_t* sums = Format::group == 16 ? x.sum16[plane] : x.sum32[plane];
@@ -32,19 +32,33 @@ FN I dot_sums(const U* bytes, const Activations& x, int plane) {
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i) {
         const int b = i % 2 * 2;
-        U pair = Format::zero ? signed_byte_pairs(bytes[i / 2], b, b + 1)
-                              : byte_pairs(bytes[i / 2], b, b + 1);
+        U pair = is_signed ? signed_byte_pairs(bytes[i / 2], b, b + 1)
+                           : byte_pairs(bytes[i / 2], b, b + 1);
         sum += madd(pair, broadcast(sums + 2 * i));
     }
     return sum;
 }
 
+// Codes for which dot() would not be exact over two steps have parts of another type.
+template <bool wide>
+struct PartType {
+    typedef Part type;
+};
+template <>
+struct PartType<true> {
+    typedef WidePart type;
+};
+template <class Format>
+constexpr bool wide = run(Format::largest) < 2;
+template <class Format>
+using PartOf = typename PartType<wide<Format>>::type;
+
 // Steps of dot() that one part can take: as far as it is exact, and within one group.
 template <class Format>
 constexpr int part_steps() {
-    constexpr int group = Format::group / 4, limit = run(Format::largest);
-    constexpr int steps = limit < group ? limit : group;
-    static_assert(group % steps == 0);
+    constexpr int group = Format::group / 4, limit = wide<Format> ? WIDE_RUN : run(Format::largest);
+    int steps = limit < group ? limit : group;
+    while (group % steps) --steps;
     return steps;
 }
 
@@ -52,12 +66,13 @@ constexpr int part_steps() {
 template <class Format, int P>
 FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
     if constexpr (Format::zero != 0)
-    #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * dot_sums<Format>(w.scales, x, p);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p)
+            sums[p] -= Format::zero * dot_sums<Format, Format::signed_scales>(w.scales, x, p);
     F u = w.d * join<P>(sums);
     if constexpr (Format::mins) {
-        I m = dot_sums<Format>(w.mins, x, 0);
-        if constexpr (P == 2) m = (m << 8) + dot_sums<Format>(w.mins, x, 1);
+        I m = dot_sums<Format, false>(w.mins, x, 0);
+        if constexpr (P == 2) m = (m << 8) + dot_sums<Format, false>(w.mins, x, 1);
         u = u - w.dmin * to_float(m);
     }
     y = y + x.d * u;
@@ -66,8 +81,11 @@ FN void add_superblock(const Scales& w, I* sums, const Activations& x, F& y) {
 // What will be read later, a line of memory with each vector of codes. A core drops a prefetch when
 // it has as many lines under way as it can have; so each line is asked for twice.
 template <class Format>
+constexpr int superblock_bytes = SUPERBLOCK / Format::block * Format::bytes;
+
+template <class Format>
 FN void prefetch_line(const uint8_t* ahead, int i, U& codes) {
-    constexpr int lines = (LANES * Format::bytes + 63) / 64, again = 16;
+    constexpr int lines = (LANES * superblock_bytes<Format> + 63) / 64, again = 16;
     if (i < lines) prefetch(ahead + 64 * i, codes);
     if (i >= again && i < again + lines) prefetch(ahead + 64 * (i - again), codes);
 }
@@ -78,14 +96,15 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
     Scales w;
     Format::scales(rows, w);
     I sums[P] = {};
-    Part part[64 / group][P];
+    PartOf<Format> part[64 / group][P];
     int n = 0;
     Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
         const int g = j / group;
         prefetch_line<Format>(ahead, n++, codes);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
-            part[g][p] = dot(j % steps ? part[g][p] : Part{}, codes, broadcast(x.plane[p] + 4 * j));
+            part[g][p] = dot(j % steps ? part[g][p] : PartOf<Format>{}, codes,
+                             broadcast(x.plane[p] + 4 * j));
             if (j % steps == steps - 1)
                 sums[p] = scale_add(sums[p], part[g][p], sub_scale<Format>(w, g));
         }
@@ -99,7 +118,7 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
 template <int P>
 FN void make_pair(U*) {}
 
-template <int P, int T>
+template <int P, int T, class Part>
 FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, int at) {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j)
@@ -110,7 +129,7 @@ FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, i
                 part[t][p] = dot(part[t][p], codes[j], broadcast(x[t]->plane[p] + at + 4 * j));
 }
 
-template <int P>
+template <int P, class Part>
 FN void settle(Part*) {}
 #endif
 
@@ -120,7 +139,7 @@ FN void add_tokens(const U* codes, const U* scale, const Scales& w, const Activa
     static_assert(steps % 2 == 0);
     I sums[T][P] = {};
     for (int j0 = 0; j0 < 64; j0 += steps) {
-        Part part[T][P] = {};
+        PartOf<Format> part[T][P] = {};
 #pragma GCC unroll 4
         for (int j = j0; j < j0 + steps; j += 2) dot_pair<P, T>(part, codes + j, x, 4 * j);
 #pragma GCC unroll 4
@@ -155,57 +174,150 @@ FN void add_superblocks(Rows rows, const uint8_t* ahead, const Activations* cons
     if (i < n) add_tokens<Format, P, 1>(tile, scale, w, x + i, y + i);
 }
 
-// The dot product of one block of 32.
+// Formats of smaller blocks.
+
+// The sum of the activations that block b of the superblock multiplies, in one plane.
 template <class Format>
-FN I dot32(const U* codes, const int8_t* x) {
-    if constexpr (Format::largest > 127) {
-        Part8 part = {};
+FN int block_sum(const Activations& x, int plane, int b) {
+    constexpr int n = Format::block / 32;
+    int sum = 0;
+    for (int i = 0; i < n; ++i) sum += x.sum32[plane][n * b + i];
+    return sum;
+}
+
+// u of block b, of its sums over codes.
+template <class Format, int P>
+FN F block_value(F d, F dmin, I* sums, const Activations& x, int b) {
+    if constexpr (Format::zero != 0)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) sums[p] -= Format::zero * block_sum<Format>(x, p, b);
+    F u = d * join<P>(sums);
+    if constexpr (Format::mins) {
+        int m = block_sum<Format>(x, 0, b);
+        if constexpr (P == 2) m = m * 256 + block_sum<Format>(x, 1, b);
+        u = u - dmin * (float)m;
+    }
+    return u;
+}
+
+// u of a block of codes, with one token.
+template <class Format, int P>
+FN F block_times(const Block<Format>& w, const Activations& x, int b) {
+    constexpr int n = Format::block / 4, steps = part_steps<Format>();
+    I sums[P] = {};
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) part = dot8(part, codes[j], broadcast(x + 4 * j));
-        return total8(part);
-    } else {
-        constexpr int steps = part_steps<Format>();
-        I sum = {};
-#pragma GCC unroll 8
-        for (int j0 = 0; j0 < 8; j0 += steps) {
-            Part part = {};
-#pragma GCC unroll 8
+    for (int j0 = 0; j0 < n; j0 += steps)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+            PartOf<Format> part = {};
+#pragma GCC unroll 32
             for (int j = j0; j < j0 + steps; ++j)
-                part = dot(part, codes[j], broadcast(x + 4 * j));
-            sum += total(part);
+                part = dot(part, w.codes[j], broadcast(x.plane[p] + 4 * (n * b + j)));
+            sums[p] += total(part);
         }
-        return sum;
+    return block_value<Format, P>(w.d, w.dmin, sums, x, b);
+}
+
+// The rows' superblocks by 16 bytes, each block unpacked as soon as all of it is there: f(b, block).
+template <class Format, class Use>
+FN void each_block(Rows rows, Use&& f) {
+    constexpr int bytes = superblock_bytes<Format>, blocks = SUPERBLOCK / Format::block;
+    U words[(bytes + 15) / 16 * 4];
+    int have = 0;
+#pragma GCC unroll 8
+    for (int b = 0; b < blocks; ++b) {
+#pragma GCC unroll 4
+        for (; have < Format::bytes * (b + 1); have += 16) {
+            if (have + 16 <= bytes) {
+                gather16(rows, have, words + have / 4);
+            } else {  // what is left, without a byte behind it
+                U last[4];
+                gather16(rows, bytes - 16, last);
+#pragma GCC unroll 4
+                for (int j = 0; j < (bytes - have) / 4; ++j)
+                    words[have / 4 + j] = last[4 - (bytes - have) / 4 + j];
+            }
+        }
+        Block<Format> w;
+        Format::unpack(InWords{words, b * Format::bytes}, w);
+        f(b, w);
     }
 }
 
-// n blocks of 32 values: y[t] += d_x * (((0 + u_0) + u_1) + ...) for the tokens.
 template <class Format, int P>
-FN void add_blocks32(const uint8_t** rows, const uint8_t* ahead, int n, const Activations* const* x,
-                     int tokens, F* y) {
+FN void add_token_blocks(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
+    F sum = {};
+    int n = 0;
+    each_block<Format>(rows, [&](int b, Block<Format>& w) __attribute__((always_inline)) {
+#pragma GCC unroll 64
+        for (U& codes : w.codes) prefetch_line<Format>(ahead, n++, codes);
+        sum = sum + block_times<Format, P>(w, x, b);
+    });
+    y = y + x.d * sum;
+}
+
+template <class Format, int P, int T>
+FN void add_tokens_blocks(const U* codes, const F* d, const F* dmin, const Activations* const* x,
+                          F* y) {
+    constexpr int n = Format::block / 4, steps = part_steps<Format>();
+    static_assert(steps % 2 == 0);
+    F sum[T] = {};
+    for (int b = 0; b < SUPERBLOCK / Format::block; ++b) {
+        I sums[T][P] = {};
+#pragma GCC unroll 4
+        for (int j0 = n * b; j0 < n * (b + 1); j0 += steps) {
+            PartOf<Format> part[T][P] = {};
+#pragma GCC unroll 4
+            for (int j = j0; j < j0 + steps; j += 2) dot_pair<P, T>(part, codes + j, x, 4 * j);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) {
+                settle<P>(part[t]);
+#pragma GCC unroll 2
+                for (int p = 0; p < P; ++p) sums[t][p] += total(part[t][p]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t)
+            sum[t] = sum[t] + block_value<Format, P>(d[b], dmin[b], sums[t], *x[t], b);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) y[t] = y[t] + x[t]->d * sum[t];
+}
+
+template <class Format, int P>
+FN void add_superblocks_of_blocks(Rows rows, const uint8_t* ahead, const Activations* const* x,
+                                  int n, F* y) {
+    constexpr int size = Format::block / 4;
+    U codes[64];
+    F d[SUPERBLOCK / Format::block], dmin[SUPERBLOCK / Format::block];
+    int lines = 0;
+    each_block<Format>(rows, [&](int b, Block<Format>& w) __attribute__((always_inline)) {
+        d[b] = w.d, dmin[b] = Format::mins ? w.dmin : F{};
+#pragma GCC unroll 32
+        for (int j = 0; j < size; ++j) {
+            prefetch_line<Format>(ahead, lines++, w.codes[j]);
+            codes[size * b + j] = w.codes[j];
+        }
+    });
+#pragma GCC unroll 32
+    for (int j = 0; j < 64; j += 2) make_pair<P>(codes + j);
+    int i = 0;
+    for (; i + 4 <= n; i += 4) add_tokens_blocks<Format, P, 4>(codes, d, dmin, x + i, y + i);
+    for (; i + 2 <= n; i += 2) add_tokens_blocks<Format, P, 2>(codes, d, dmin, x + i, y + i);
+    if (i < n) add_tokens_blocks<Format, P, 1>(codes, d, dmin, x + i, y + i);
+}
+
+// The n blocks of a row's short last superblock.
+template <class Format, int P>
+FN void add_last_blocks(const uint8_t** rows, int n, const Activations* const* x, int tokens, F* y) {
     F sum[TOKEN_BLOCK];
     for (int t = 0; t < tokens; ++t) sum[t] = F{};
     for (int b = 0; b < n; ++b) {
-        Block32 w;
-        Format::unpack(rows, w);
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) prefetch_line<Format>(ahead, j, w.codes[j]);
-        ahead += LANES * Format::bytes;
+        Block<Format> w;
+        Format::unpack(InRows{rows}, w);
 #pragma GCC unroll 16
         for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
-        for (int t = 0; t < tokens; ++t) {
-            I sums[P];
-#pragma GCC unroll 2
-            for (int p = 0; p < P; ++p)
-                sums[p] = dot32<Format>(w.codes, x[t]->plane[p] + 32 * b) -
-                          Format::zero * x[t]->sum32[p][b];
-            F u = w.d * join<P>(sums);
-            if constexpr (Format::mins) {
-                int m = x[t]->sum32[0][b];
-                if constexpr (P == 2) m = m * 256 + x[t]->sum32[1][b];
-                u = u - w.dmin * (float)m;
-            }
-            sum[t] = sum[t] + u;
-        }
+        for (int t = 0; t < tokens; ++t) sum[t] = sum[t] + block_times<Format, P>(w, *x[t], b);
     }
     for (int t = 0; t < tokens; ++t) y[t] = y[t] + x[t]->d * sum[t];
 }
@@ -239,39 +351,36 @@ FN const uint8_t* ahead_of(const Product& m, int row, int end, int s, size_t ste
     return m.next ? m.next + (distance - rest) : here;  // which is in the cache: costs no reading
 }
 
-template <class Format, int P>
-void tile_of_one(const Product& m, int row, int end, int t) {
-    const uint8_t* rows[LANES];
-    tile_rows(m, row, end, rows);
-    const Activations* x = inputs(m, t);
-    F y = {};
-    for (int s = 0; s < blocks_of(m.columns); ++s) {
-        const uint8_t* ahead = ahead_of(m, row, end, s, LANES * Format::bytes);
-        add_token<Format, P>(rows, ahead, x[s], y);
+// One superblock of a tile, or what a row has left of one; the rows move on behind it.
+template <class Format, int P, bool one>
+FN void add_columns(const uint8_t** rows, const uint8_t* ahead, int left, const Activations* const* x,
+                    int n, F* y) {
+    if constexpr (Format::block != SUPERBLOCK)
+        if (left < SUPERBLOCK)
+            return add_last_blocks<Format, P>(rows, left / Format::block, x, n, y);
+    if constexpr (Format::block == SUPERBLOCK && one)
+        add_token<Format, P>(rows, ahead, *x[0], y[0]);
+    else if constexpr (Format::block == SUPERBLOCK)
+        add_superblocks<Format, P>(rows, ahead, x, n, y);
+    else if constexpr (one)
+        add_token_blocks<Format, P>(rows, ahead, *x[0], y[0]);
+    else
+        add_superblocks_of_blocks<Format, P>(rows, ahead, x, n, y);
 #pragma GCC unroll 16
-        for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
-    }
-    store_tile(m, row, end, t, y);
+    for (int r = 0; r < LANES; ++r) rows[r] += superblock_bytes<Format>;
 }
 
-template <class Format, int P>
-void tile_of_many(const Product& m, int row, int end, int t0, int n) {
+template <class Format, int P, int most>
+void tile_of(const Product& m, int row, int end, int t0, int tokens) {
+    const int n = most == 1 ? 1 : tokens;
     const uint8_t* rows[LANES];
     tile_rows(m, row, end, rows);
-    const Activations* x[TOKEN_BLOCK];
-    F y[TOKEN_BLOCK];
+    const Activations* x[most];
+    F y[most];
     for (int i = 0; i < n; ++i) x[i] = inputs(m, t0 + i), y[i] = F{};
     for (int s = 0; s < blocks_of(m.columns); ++s) {
-        constexpr int blocks = SUPERBLOCK / Format::block;
-        const uint8_t* ahead = ahead_of(m, row, end, s, LANES * blocks * Format::bytes);
-        if constexpr (Format::block == SUPERBLOCK) {
-            add_superblocks<Format, P>(rows, ahead, x, n, y);
-#pragma GCC unroll 16
-            for (int r = 0; r < LANES; ++r) rows[r] += Format::bytes;
-        } else {
-            const int left = m.columns / 32 - 8 * s;
-            add_blocks32<Format, P>(rows, ahead, left < 8 ? left : 8, x, n, y);
-        }
+        const uint8_t* ahead = ahead_of(m, row, end, s, LANES * superblock_bytes<Format>);
+        add_columns<Format, P, most == 1>(rows, ahead, m.columns - SUPERBLOCK * s, x, n, y);
         for (int i = 0; i < n; ++i) ++x[i];
     }
     for (int i = 0; i < n; ++i) store_tile(m, row, end, t0 + i, y[i]);
@@ -281,14 +390,11 @@ template <class Format, int P>
 void matmul_quantised(const Product& m, int begin, int end) {
     for (int t = 0; t < m.tokens; t += TOKEN_BLOCK) {
         int n = m.tokens - t < TOKEN_BLOCK ? m.tokens - t : TOKEN_BLOCK;
-        for (int row = begin; row < end; row += LANES) {
-            if constexpr (Format::block == SUPERBLOCK)
-                if (n == 1) {
-                    tile_of_one<Format, P>(m, row, end, t);
-                    continue;
-                }
-            tile_of_many<Format, P>(m, row, end, t, n);
-        }
+        for (int row = begin; row < end; row += LANES)
+            if (n == 1)
+                tile_of<Format, P, 1>(m, row, end, t, 1);
+            else
+                tile_of<Format, P, TOKEN_BLOCK>(m, row, end, t, n);
     }
 }
 
@@ -351,16 +457,10 @@ Matmul matmul_of(int ggml_type) {
         case 0: return matmul_float<AsF32>;
         case 1: return matmul_float<AsF16>;
         case 30: return matmul_float<AsBF16>;
-        case 2: return matmul_quantised<Q4_0, P>;
-        case 3: return matmul_quantised<Q4_1, P>;
-        case 6: return matmul_quantised<Q5_0, P>;
-        case 7: return matmul_quantised<Q5_1, P>;
-        case 8: return matmul_quantised<Q8_0, P>;
-        case 10: return matmul_quantised<Q2_K, P>;
-        case 11: return matmul_quantised<Q3_K, P>;
-        case 12: return matmul_quantised<Q4_K, P>;
-        case 13: return matmul_quantised<Q5_K, P>;
-        case 14: return matmul_quantised<Q6_K, P>;
+#define ISOBIT_CASE(Format) \
+    case Format::id: return matmul_quantised<Format, P>;
+        ISOBIT_QUANTISED(ISOBIT_CASE)
+#undef ISOBIT_CASE
     }
     return nullptr;
 }

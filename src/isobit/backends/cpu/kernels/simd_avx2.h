@@ -49,6 +49,9 @@ FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     out[3] = (U)_mm256_unpackhi_epi64(c, d);
 }
 
+// For each byte i < 16 of codes, byte i of the table (table16).
+FN U look_up(U table, U codes) { return (U)_mm256_shuffle_epi8((__m256i)table, (__m256i)codes); }
+
 FN F half_to_float(U v) {
     __m256i low = _mm256_and_si256((__m256i)v, _mm256_set1_epi32(0xffff));
     __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
@@ -84,15 +87,20 @@ FN U signed_byte_pairs(U v, int b0, int b1) {
 FN U scale_at(U bytes, int b) { return byte_pairs(bytes, b, b); }
 FN U signed_scale_at(U bytes, int b) { return signed_byte_pairs(bytes, b, b); }
 
-// Eight bits would overflow the 16-bit sums, so each nibble has its own.
-struct Part8 {
+// The same for codes of all eight bits: signed bytes, kept as wide_code, WIDE_ZERO too large. They
+// would overflow the 16-bit sums, so each nibble has its own.
+struct WidePart {
     Part low, high;
 };
-constexpr int ZERO8 = 128;
-FN U code8(U raw) { return raw ^ 0x80808080u; }
-FN Part8 dot8(Part8 part, U codes, U x) {
+constexpr int WIDE_RUN = run(15), WIDE_ZERO = 128;
+FN U wide_code(U raw) { return raw ^ 0x80808080u; }
+FN WidePart dot(WidePart part, U codes, U x) {
     return {dot(part.low, codes & 0x0f0f0f0fu, x), dot(part.high, codes >> 4 & 0x0f0f0f0fu, x)};
 }
-FN I total8(Part8 part) { return total(part.low) + madd(part.high, (U)_mm256_set1_epi16(16)); }
+FN I scale_add(I sum, WidePart part, U scale) {
+    return scale_add(scale_add(sum, part.low, scale), part.high,
+                     (U)_mm256_slli_epi16((__m256i)scale, 4));
+}
+FN I total(WidePart part) { return total(part.low) + madd(part.high, (U)_mm256_set1_epi16(16)); }
 
 }  // namespace isobit::ISOBIT_SIMD

@@ -51,6 +51,9 @@ FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     out[3] = (U)_mm512_unpackhi_epi64(c, d);
 }
 
+// For each byte i < 16 of codes, byte i of the table (table16).
+FN U look_up(U table, U codes) { return (U)_mm512_shuffle_epi8((__m512i)table, (__m512i)codes); }
+
 FN F half_to_float(U v) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)v)); }
 
 FN I madd(U a, U b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
@@ -79,10 +82,9 @@ FN U signed_byte_pairs(U v, int b0, int b1) {
     return (U)_mm512_srai_epi16((__m512i)byte_pairs(v, b0, b1, 1), 8);
 }
 
-typedef U Part8;
-constexpr int ZERO8 = 128;
-FN U code8(U raw) { return raw ^ 0x80808080u; }
-FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
-FN I total8(Part8 part) { return (I)part; }
+// The same for codes of all eight bits: signed bytes, kept as wide_code, WIDE_ZERO too large.
+typedef Part WidePart;
+constexpr int WIDE_RUN = 1 << 16, WIDE_ZERO = 128;
+FN U wide_code(U raw) { return raw ^ 0x80808080u; }
 
 }  // namespace isobit::ISOBIT_SIMD

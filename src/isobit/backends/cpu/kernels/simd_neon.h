@@ -43,6 +43,9 @@ FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     out[3] = (U)vcombine_u32(vget_high_u32(a.val[1]), vget_high_u32(b.val[1]));
 }
 
+// For each byte i < 16 of codes, byte i of the table (table16).
+FN U look_up(U table, U codes) { return (U)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)codes); }
+
 FN F half_to_float(U v) {
     return (F)vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32((uint32x4_t)v)));
 }
@@ -104,10 +107,9 @@ FN U signed_byte_pairs(U v, int b0, int b1) {
     return (U)((I)v << (24 - 8 * b0) >> 24 & 0xffff) | (U)((I)v << (24 - 8 * b1) >> 24 << 16);
 }
 
-typedef U Part8;
-constexpr int ZERO8 = 0;  // signed bytes as they are
-FN U code8(U raw) { return raw; }
-FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
-FN I total8(Part8 part) { return (I)part; }
+// The same for codes of all eight bits: signed bytes, kept as wide_code, WIDE_ZERO too large.
+typedef Part WidePart;
+constexpr int WIDE_RUN = 1 << 16, WIDE_ZERO = 0;
+FN U wide_code(U raw) { return raw; }
 
 }  // namespace isobit::ISOBIT_SIMD

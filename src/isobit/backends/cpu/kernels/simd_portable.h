@@ -36,6 +36,12 @@ FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
     for (int j = 0; j < 4; ++j) out[j] = U{word[0][j], word[1][j], word[2][j], word[3][j]};
 }
 
+// For each byte i < 16 of codes, byte i of the table (table16).
+FN U look_up(U table, U codes) {
+    typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
+    return (U)__builtin_shuffle((Bytes)table, (Bytes)codes);
+}
+
 // The low half of each lane as binary16, exactly.
 FN F half_to_float(U v) {
     F out;
@@ -78,11 +84,9 @@ FN U signed_byte_pairs(U v, int b0, int b1) {
     return (U)((I)v << (24 - 8 * b0) >> 24 & 0xffff) | (U)((I)v << (24 - 8 * b1) >> 24 << 16);
 }
 
-// The same for codes of all eight bits (Q8_0), which are kept as code8 and are ZERO8 too large.
-typedef U Part8;
-constexpr int ZERO8 = 128;
-FN U code8(U raw) { return raw ^ 0x80808080u; }
-FN Part8 dot8(Part8 part, U codes, U x) { return dot(part, codes, x); }
-FN I total8(Part8 part) { return (I)part; }
+// The same for codes of all eight bits: signed bytes, kept as wide_code, WIDE_ZERO too large.
+typedef Part WidePart;
+constexpr int WIDE_RUN = 1 << 16, WIDE_ZERO = 128;
+FN U wide_code(U raw) { return raw ^ 0x80808080u; }
 
 }  // namespace isobit::portable

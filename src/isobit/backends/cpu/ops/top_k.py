@@ -12,4 +12,5 @@ def lower(to: Lowering, op: Op) -> None:
     made = to.simple(op, integers=[experts, k, int(op.operation.normalise)])
     made["out"].append(to.scratch_vector(0, experts))
     phase = to.vectors(op, made)
-    phase.op = instruction("group", in_=[to.place(op.outputs[1])], integers=[experts, k])
+    group = instruction("group", in_=[to.place(op.outputs[1])], integers=[experts, k])
+    phase.after.append(group)

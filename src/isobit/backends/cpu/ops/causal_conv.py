@@ -1,0 +1,16 @@
+"""Causal convolution: see causal_conv.cpp."""
+
+import numpy as np
+
+from isobit.backends.cpu.lower import Lowering, instruction
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """A row of the convolution; when its phase is done, the last rows are kept."""
+    channels, taps = op.weights[0].shape
+    vectors = [np.ascontiguousarray(op.weights[0].float32().T).reshape(-1)]
+    integers = [to.state(op), taps, channels]
+    made = to.simple(op, vectors=vectors, integers=integers)
+    phase = to.vectors(op, made, apart=True)
+    phase.after.append(instruction("keep_rows", in_=made["in"], integers=integers))

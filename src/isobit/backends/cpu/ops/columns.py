@@ -1,0 +1,11 @@
+"""Columns: a view, nothing runs."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+from isobit.numerics.ops import Columns
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """Columns of another value."""
+    assert isinstance(op.operation, Columns)
+    to.view(op.outputs[0], op.inputs[0], op.operation.first, 0)

@@ -1,0 +1,9 @@
+"""Sigmoid: see sigmoid.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """The sigmoid of a vector."""
+    to.vectors(op, to.simple(op, integers=[op.outputs[0].shape.row[-1]]))

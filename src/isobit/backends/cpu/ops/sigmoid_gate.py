@@ -1,0 +1,9 @@
+"""Sigmoid gate: see sigmoid_gate.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """Heads, each times the sigmoid of its gate."""
+    to.vectors(op, to.simple(op, integers=list(op.inputs[1].shape.row)))

@@ -1,0 +1,9 @@
+"""SiLU: see silu.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """SiLU of a vector."""
+    to.vectors(op, to.simple(op, integers=[op.outputs[0].shape.row[-1]]))

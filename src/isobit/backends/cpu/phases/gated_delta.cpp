@@ -1,0 +1,45 @@
+// gated_delta: in: q, k, v, beta, g; out: [tokens, heads * size of v]; integers: state, key heads, heads,
+// size, size of v. A work item is some columns of one head's state of one sequence, over all its tokens.
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "../engine.h"
+
+namespace isobit {
+
+static void gated_delta(const Phase& phase, Pass& pass, int thread) {
+    const Op& op = phase.op;
+    const int K = op.integers[1], H = op.integers[2], n = op.integers[3], m = op.integers[4];
+    const int blocks = (m + DELTA_COLUMNS - 1) / DELTA_COLUMNS;
+    const std::vector<int>& starts = pass.starts();  // of each sequence, then the end
+    const int sequences = (int)starts.size() - 1;
+    pass.team.each(sequences * H * blocks, [&](int item) {
+        const int j = item % blocks * DELTA_COLUMNS, h = item / blocks % H;
+        const int first = starts[item / blocks / H], end = starts[item / blocks / H + 1];
+        const int columns = std::min(DELTA_COLUMNS, m - j);
+        float* state = pass.state(op.integers[0], first) + (size_t)h * n * m + j;
+        // Columns that are not whole blocks, and the state of a sequence that begins, elsewhere.
+        float block[MAX_HEAD_DIM * DELTA_COLUMNS];
+        for (int i = 0; i < n; ++i)
+            for (int c = 0; c < DELTA_COLUMNS; ++c)
+                block[i * DELTA_COLUMNS + c] =
+                    c < columns && pass.batch.positions[first] ? state[(size_t)i * m + c] : 0;
+        for (int t = first; t < end; ++t) {
+            float v[DELTA_COLUMNS] = {}, out[DELTA_COLUMNS], keep;
+            memcpy(v, pass.at(op.in[2], thread, t, h) + j, columns * sizeof(float));
+            pass.kernels.exp(pass.at(op.in[4], thread, t, 0) + h, 1, &keep);
+            pass.kernels.delta(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, h % K),
+                               pass.at(op.in[1], thread, t, h % K), v,
+                               pass.at(op.in[3], thread, t, 0)[h], keep, out);
+            memcpy(pass.at(op.out[0], thread, t, h) + j, out, columns * sizeof(float));
+        }
+        for (int i = 0; i < n; ++i)
+            memcpy(state + (size_t)i * m, block + i * DELTA_COLUMNS, columns * sizeof(float));
+    });
+}
+
+static const PhaseKind kind("gated_delta", gated_delta);
+
+}  // namespace isobit

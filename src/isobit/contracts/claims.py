@@ -1,0 +1,142 @@
+"""What a status or a class of divergence claims, and the rows of evidence that speak against it.
+
+A status is a claim, and so is "benign". Neither can be typed against the evidence: whoever asks for
+one gets the rows that deny it.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from isobit.contracts.schema import BENIGN, NOT_BENIGN, STATUSES
+from isobit.contracts.status import Row, State, Status, TestState
+from isobit.errors import GateFailed, UsageError
+
+SHOWN = 5
+"""Rows that a refusal names; it says how many more there are."""
+
+_RUNTIME = "ACTIVE_RUNTIME"
+_DIVERGES = "ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE"
+_WITHOUT_EVIDENCE = ("DRAFT", "PROPOSED", "SUPERSEDED", "DEPRECATED")
+Classes = Mapping[str, str | None]
+"""The class of divergence of each obligation, by id; None for one without."""
+
+
+def classes_of(found: Status) -> dict[str, str | None]:
+    """The classes that the contract's obligations have."""
+    return {row.id: row.divergence for row in found.rows}
+
+
+def denials(found: Status, claimed: str | None, classes: Classes | None = None) -> list[str]:
+    """The failing rows that a status cannot stand beside, one line each.
+
+    A status that claims that something holds is denied by every failure that is fresh; one with a
+    documented divergence by failures of obligations that have no class.
+    """
+    if claimed is None or claimed in _WITHOUT_EVIDENCE or claimed not in STATUSES:
+        return []
+    known = classes_of(found) if classes is None else classes
+    return [
+        _line(backend, row, test)
+        for backend, row, test in _tests(found, "failing")
+        if claimed != _DIVERGES or not known.get(row.id)
+    ]
+
+
+def missing(found: Status, claimed: str) -> list[str]:
+    """What a status claims and the evidence does not show, apart from failures; one line each."""
+    if claimed in _WITHOUT_EVIDENCE:
+        return []
+    if claimed == _RUNTIME:
+        return [
+            _line(backend, row, test)
+            for state in ("stale", "not run")
+            for backend, row, test in _tests(found, state)
+        ]
+    if found.count("discharged"):
+        return []
+    return [f"no obligation is discharged: {found.summary()}"]
+
+
+def require(found: Status, claimed: str, classes: Classes | None = None) -> None:
+    """Raises UsageError for a status that there is not, GateFailed for one that evidence denies."""
+    if claimed not in STATUSES:
+        raise UsageError(f"status: expected one of {', '.join(STATUSES)}; got {claimed!r}")
+    rows = denials(found, claimed, classes) + missing(found, claimed)
+    if rows:
+        raise GateFailed(f"status {claimed}: the evidence denies it: {listed(rows)}")
+
+
+def listed(rows: list[str]) -> str:
+    """The first rows in one line, and how many more there are."""
+    more = f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return "; ".join(rows[:SHOWN]) + more
+
+
+def divergences(found: Status, typed: str | None = None) -> dict[str, str | None]:
+    """What evidence says of each obligation that was measured: its class, None where it holds.
+
+    Not in it are obligations of which nothing fresh is known. Raises GateFailed if ``typed`` is
+    not the class that evidence gives.
+    """
+    failing = list(_tests(found, "failing"))
+    measured = "KNOWN_DIVERGENCE_NOT_BENIGN" if found.flips.flipped else BENIGN
+    if typed is not None:
+        if not failing:
+            raise GateFailed(
+                f"divergence {typed}: expected an obligation that fails, found none: "
+                f"{found.summary()}"
+            )
+        if typed == NOT_BENIGN and not found.flips.flipped:
+            raise GateFailed(f"divergence {typed}: the evidence denies it: {found.flips}")
+        if typed != NOT_BENIGN and (found.flips.flipped or not found.flips.tried):
+            raise GateFailed(f"divergence {typed}: the evidence denies it: {found.flips}")
+    diverges = {row.id for _, row, _ in failing}
+    known = measured if found.flips.tried else NOT_BENIGN  # nothing shows that it is benign
+    out: dict[str, str | None] = dict.fromkeys(diverges, known)
+    for row in found.rows:
+        states = {row.state(b) for b in row.cells}
+        if row.id not in diverges and "discharged" in states and "stale" not in states:
+            out[row.id] = None
+    return out
+
+
+def draft(
+    found: Status, status: str | None, classes: Mapping[str, str | None]
+) -> tuple[str, str | None]:
+    """An amendment's title and description, from the evidence; no description without any.
+
+    What changed (status, classes), what passes with which figures, what fails and where, and what
+    nothing is known of.
+    """
+    if not found.evidence:
+        return "Not measured yet", None
+    lines = [f"Measured: {found.summary()}."]
+    if status is not None and status != found.declared:
+        lines.append(f"Status: {found.declared or 'none'} becomes {status}.")
+    for row in found.rows:
+        new = classes.get(row.id, row.divergence)
+        if new != row.divergence:
+            lines.append(
+                f"Divergence of {row.id}: {row.divergence or 'none'} becomes {new or 'none'}."
+            )
+    if any(new is not None for new in classes.values()):
+        lines.append(f"Prompts: {found.flips}.")
+    states: tuple[State, ...] = ("failing", "discharged")
+    lines += [_line(*cell) + "." for state in states for cell in _tests(found, state)]
+    for state in ("stale", "not run"):
+        left = dict.fromkeys(f"{row.id} ({b})" for b, row, _ in _tests(found, state))
+        if left:
+            lines.append(f"{state.capitalize()}: {', '.join(left)}.")
+    lines += [f"Evidence: {e}." for e in found.evidence]
+    return found.summary(), "\n".join(lines)
+
+
+def _tests(found: Status, state: State) -> Iterator[tuple[str, Row, TestState]]:
+    for backend in found.backends:
+        for row in found.rows:
+            for test in row.cells.get(backend, []):
+                if test.state == state:
+                    yield backend, row, test
+
+
+def _line(backend: str, row: Row, test: TestState) -> str:
+    return f"{backend}, {row.id}, {test.test}: {test.state}: {test.why}"

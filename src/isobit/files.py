@@ -1,0 +1,31 @@
+"""Files that others made, opened only if they are files."""
+
+import stat
+from pathlib import Path
+
+from isobit.errors import FileRefused
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def regular(path: str | Path, what: str) -> Path:
+    """The path, refused if something stands there that is no file: a pipe would be waited for.
+
+    what: what is expected, for the message. A path at which nothing is passes.
+    Raises FileRefused.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # opening says it better
+        return path
+    kind = next((name for holds, name in _KINDS if holds(mode)), None)
+    if kind is not None:
+        raise FileRefused(f"{path}: expected {what}, got {kind}")
+    return path

@@ -1,0 +1,105 @@
+"""What architectures have in common: parts of a layer, written with a builder."""
+
+from dataclasses import dataclass
+
+from isobit.config import ModelConfig
+from isobit.model.graph import Builder, Graph, Value
+from isobit.model.tensors import Tensors
+from isobit.numerics import RopeTable, Weight
+from isobit.numerics.ops import (
+    Append,
+    Attention,
+    AttentionScores,
+    AttentionSoftmax,
+    Combine,
+    Embedding,
+    ExpertMatMul,
+    Heads,
+    MatMul,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    SiluGate,
+    TopK,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer being written: its builder, and its tensors, whose names begin with ``at``."""
+
+    g: Builder
+    tensors: Tensors
+    at: str
+
+    def take(self, role: str, *shape: int) -> Weight:
+        """A tensor of the layer."""
+        return self.tensors.take(self.at + role, *shape)
+
+    def norm(self, name: str, role: str, eps: float, x: Value) -> Value:
+        """RMS norm of rows."""
+        weight = self.take(f"{role}.weight", x.shape.width)
+        return self.g.one(name, RmsNorm(eps), x, weights=[weight])
+
+    def product(self, name: str, x: Value, *matrices: tuple[str, int]) -> Value:
+        """x times matrices (role, rows), the products side by side."""
+        weights = [self.take(f"{role}.weight", rows, x.shape.width) for role, rows in matrices]
+        return self.g.one(name, MatMul(), x, weights=weights)
+
+
+def embedding(g: Builder, c: ModelConfig, tensors: Tensors) -> Value:
+    """The tokens' rows of the table."""
+    table = tensors.take("token_embd.weight", c.vocab, c.hidden)
+    return g.one("embedding", Embedding(), g.tokens, weights=[table])
+
+
+def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value) -> Graph:
+    """The last norm and the logits of the wanted rows, which end the graph. The embedding table is
+    the output matrix of a file without one."""
+    norm = tensors.take("output_norm.weight", c.hidden)
+    x = g.one("final_norm", RmsNorm(c.eps), x, weights=[norm])
+    name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    wanted = g.one(None, SelectRows(), x, g.logit_rows)
+    matrix = tensors.take(name, c.vocab, c.hidden)
+    return g.graph(g.one("lm_head", MatMul(), wanted, weights=[matrix]))
+
+
+def rotated_heads(
+    p: Part, name: str, norm: str, eps: float, table: RopeTable, of: Value, heads: Heads
+) -> Value:
+    """Head vectors of a product, each normed, then rotated."""
+    weight = p.take(f"{norm}.weight", heads.size)
+    normed = p.g.one(None, RmsNorm(eps), p.g.one(None, heads, of), weights=[weight])
+    return p.g.one(name, Rope(table), normed, p.g.positions)
+
+
+def attention(g: Builder, q: Value, k: Value, v: Value) -> Value:
+    """Attention over what the sequence has appended."""
+    keys, values = g.add(None, Append(), k, v)
+    scores = g.one("attn_scores", AttentionScores(), q, keys, g.positions, on_request=True)
+    g.one("attn_softmax", AttentionSoftmax(), scores, g.positions, on_request=True)
+    return g.one("attention", Attention(), q, keys, values, g.positions)
+
+
+def dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:
+    """SwiGLU of that width; ``tail``: what the roles of its tensors end in."""
+    gate = p.product(f"{name}_gate", h, (f"ffn_gate{tail}", width))
+    up = p.product(f"{name}_up", h, (f"ffn_up{tail}", width))
+    together = p.g.one(f"{name}_swiglu", SiluGate(), gate, up)
+    return p.product(f"{name}_out", together, (f"ffn_down{tail}", h.shape.width))
+
+
+def experts(p: Part, c: ModelConfig, h: Value) -> Value:
+    """A mixture of SwiGLU experts, their weights the softmax of the router."""
+    z = p.product("moe_router_logits", h, ("ffn_gate_inp", c.n_experts))
+    names = "moe_router", "moe_router_indices"
+    weights, ids = p.g.add(names, TopK(c.n_experts_used, c.normalise_experts), z)
+
+    def product(name: str, role: str, rows: int, of: Value) -> Value:
+        shape = (c.n_experts, rows, of.shape.row[-1])
+        weight = p.take(f"ffn_{role}_exps.weight", *shape)
+        return p.g.one(f"moe_expert_{name}", ExpertMatMul(), of, ids, weights=[weight])
+
+    gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
+    y = product("out", "down", c.hidden, p.g.one("moe_expert_swiglu", SiluGate(), gate, up))
+    return p.g.one("moe_ffn_out", Combine(), weights, y)

@@ -1,0 +1,56 @@
+"""What every architecture refuses: keys that would make another computation of its graph."""
+
+from collections.abc import Sequence
+
+from isobit.config import Metadata, ModelConfig
+
+_KNOWN_ROPE_KEYS = frozenset(
+    {
+        *("freq_base", "dimension_count", "scale_linear"),
+        *("scaling.type", "scaling.factor", "scaling.attn_factor"),
+        *("scaling.original_context_length", "scaling.finetuned"),  # say nothing by themselves
+    }
+)
+_NOT_IMPLEMENTED = (
+    *("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping"),
+    *("logit_scale", "residual_scale", "embedding_scale", "expert_group_count"),
+)
+"""Keys of other architectures that would make another computation of the graph."""
+
+
+def check(r: Metadata, c: ModelConfig, *, rope_keys: frozenset[str] = frozenset()) -> None:
+    """Refuse hyper-parameters that do not fit together, and keys that are not implemented.
+
+    ``rope_keys``: what an architecture knows besides those that every one does.
+    """
+    arch = c.architecture
+    if c.n_heads % c.n_kv_heads:
+        raise r.refusal(
+            f"{arch}.attention.head_count_kv", f"a divisor of {c.n_heads}", c.n_kv_heads
+        )
+    if c.head_dim % 2:
+        raise r.refusal(f"{arch}.attention.key_length", "an even number", c.head_dim)
+    if c.is_moe and c.n_experts_used > c.n_experts:
+        raise r.refusal(f"{arch}.expert_used_count", f"at most {c.n_experts}", c.n_experts_used)
+    r.only(f"{arch}.attention.value_length", c.head_dim)
+    r.only(f"{arch}.vocab_size", c.vocab)
+    r.only(f"{arch}.rope.scaling.type", "none")
+    r.only(f"{arch}.rope.scaling.factor", 1.0)
+    r.only(f"{arch}.rope.scaling.attn_factor", 1.0)
+    r.only(f"{arch}.rope.scale_linear", 1.0)
+    rope, known = f"{arch}.rope.", _KNOWN_ROPE_KEYS | rope_keys
+    for key, value in r.metadata.items():
+        if key.startswith(rope) and key.removeprefix(rope) not in known:
+            raise r.refusal(key, "no such key (it is not implemented)", value)
+    for name in _NOT_IMPLEMENTED:
+        if (key := f"{arch}.{name}") in r.metadata:
+            raise r.refusal(key, "no such key (it is not implemented)", r.metadata[key])
+    tokens = r.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, Sequence) and len(tokens) != c.vocab:
+        expected = f"{c.vocab} tokens, as many as token_embd.weight has rows"
+        raise r.refusal("tokenizer.ggml.tokens", expected, len(tokens))
+    r.only(f"{arch}.attention.causal", True)
+    r.only(f"{arch}.attention.sliding_window", 0)
+    r.only(f"{arch}.expert_gating_func", 1)  # softmax
+    r.only(f"{arch}.leading_dense_block_count", 0)

@@ -1,0 +1,238 @@
+"""Passes of a model over sequences: the engine room behind ``Model``."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from isobit.backends import open_backend
+from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.config import EngineConfig, ModelConfig
+from isobit.errors import ModelRefused, UsageError
+from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.model.graph import Graph
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+from isobit.runtime import kv_cache
+
+if TYPE_CHECKING:
+    from isobit.runtime.generation import Watcher
+
+SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
+
+
+def sample_path() -> Path:
+    """The sample model that ships inside the package."""
+    return Path(str(resources.files("isobit") / "data" / SAMPLE))
+
+
+class Passes:
+    """A model file on a backend, with a KV cache. A context manager; safe to use from threads."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        backend: str,
+        engine: EngineConfig,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        if not isinstance(path, (str, os.PathLike)) or not isinstance(backend, str):
+            what, found = (
+                ("backend", backend) if isinstance(path, (str, os.PathLike)) else ("model", path)
+            )
+            raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
+        self.path = sample_path() if isinstance(path, str) and path == "sample" else Path(path)
+        self.file = GGUFFile.open(self.path)
+        self.path = self.file.path  # of a split model the first part, whichever was named
+        try:
+            weights = Weights.from_file(self.file)
+            self.config: ModelConfig = weights.config
+            self.graph: Graph = weights.graph
+            self.engine = engine
+            self.context = engine.context or self.config.context_length
+            self._begin()
+            self._lock = threading.Lock()  # held while the backend works
+            self._closed = False
+            pages = -(-self.context // TILE) * engine.max_sequences
+            self._pool = kv_cache.PagePool(pages)
+            self.backend: Backend = open_backend(backend, weights, engine, note)
+            memory = physical_memory()
+            if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
+                (note or warnings.warn)(
+                    f"{self.path}: {self.file.file_size / 1e6:.0f} MB of weights in "
+                    f"{memory / 1e6:.0f} MB of memory: the system will page, reading them from "
+                    "disk again and again"
+                )
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _begin(self) -> None:
+        """Work to be done beside the backend, which mostly waits as it loads."""
+
+    def new_sequence(self) -> kv_cache.Sequence:
+        """An empty sequence with its own KV cache pages."""
+        return kv_cache.Sequence(self._pool, self.context)
+
+    def forward(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int],
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> F32:
+        """Append ids to a sequence in one pass; logits float32 [len(logit_rows), vocabulary].
+
+        The logits are as the backend gave them, finite or not: a trace wants to see them.
+        """
+        tokens = self._tokens(ids)
+        positions, pages = sequence.extend(len(ids))
+        batch = Batch(
+            tokens=tokens,
+            positions=positions,
+            sequence=np.zeros(len(ids), np.int32),
+            pages=pages[None, :],
+            logit_rows=np.array(logit_rows, np.int32),
+        )
+        try:
+            with self._lock:
+                return self._open_backend().forward(batch, tap, stages)
+        except BaseException:
+            sequence.length -= len(ids)  # their keys and values may not all be there
+            raise
+
+    def run(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int],
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> F32:
+        """:meth:`forward`, refusing logits that are not finite."""
+        return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
+
+    def _tokens(self, ids: Sequence[int]) -> I32:
+        tokens = np.asarray(ids, np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab:
+            raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got another")
+        return tokens.astype(np.int32)
+
+    def _finite(self, logits: F32) -> F32:
+        if not np.isfinite(logits).all():
+            raise ModelRefused(
+                f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
+            )
+        return logits
+
+    def prefill(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        watch: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> F32:
+        """Run a prompt in chunks; logits of its last token, float32 [vocabulary].
+
+        ``progress(done, total)`` is told after each chunk how many tokens were run.
+        """
+        if not len(ids):
+            raise UsageError("prompt: expected at least one token, got none")
+        chunk = self.engine.chunk
+        tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            last = start + chunk >= len(ids)
+            logits = self.run(sequence, part, [len(part) - 1] if last else [], tap, stages)
+            if progress is not None:
+                progress(start + len(part), len(ids))
+        last_row: F32 = logits[0]
+        return last_row
+
+    def step(self, sequence: kv_cache.Sequence, token: int, watch: Watcher | None = None) -> F32:
+        """Run one token; its logits, float32 [vocabulary]."""
+        tap, stages = (watch.tap, watch.stages) if watch is not None else (None, None)
+        row: F32 = self.run(sequence, [token], [0], tap, stages)[0]
+        return row
+
+    def step_all(self, sequences: Sequence[kv_cache.Sequence], tokens: Sequence[int]) -> F32:
+        """Run one token of each of several sequences together; float32 [sequences, vocabulary].
+
+        The bits are those of :meth:`step` one by one. The model must have been opened with that
+        many ``max_sequences``.
+        """
+        n, done = len(sequences), 0
+        try:
+            places = []
+            for sequence in sequences:
+                places.append(sequence.extend(1))
+                done += 1
+            pages = np.zeros((n, max(len(p) for _, p in places)), np.int32)
+            for row, (_, table) in zip(pages, places, strict=True):
+                row[: len(table)] = table
+            batch = Batch(
+                tokens=self._tokens(tokens),
+                positions=np.concatenate([p for p, _ in places]),
+                sequence=np.arange(n, dtype=np.int32),
+                pages=pages,
+                logit_rows=np.arange(n, dtype=np.int32),
+            )
+            with self._lock:
+                logits = self._open_backend().forward(batch)
+        except BaseException:
+            for sequence in sequences[:done]:
+                sequence.length -= 1
+            raise
+        return self._finite(logits)
+
+    def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int | None:
+        """Run one token and return the id of its largest logit, the lowest among equals.
+
+        None, and nothing is run, where the backend cannot spare the logits the way to the host.
+        """
+        greedy = getattr(self.backend, "greedy", None)
+        if greedy is None:
+            return None
+        tokens = self._tokens([token])
+        positions, pages = sequence.extend(1)
+        chosen = None
+        try:
+            with self._lock:
+                self._open_backend()
+                chosen = greedy(tokens, positions, pages[None], 1)
+        finally:
+            if chosen is None:  # not run, or its key and value may not be there
+                sequence.length -= 1
+        return None if chosen is None else int(chosen[0, 0])
+
+    def close(self) -> None:
+        """Free the backend and unmap the file, after the pass that another thread may be in."""
+        with self._lock:
+            self._closed = True
+            self.backend.close()
+            self.file.close()
+
+    def _open_backend(self) -> Backend:
+        if self._closed:
+            raise UsageError(f"{self.path}: expected an open model, got a closed one")
+        return self.backend
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

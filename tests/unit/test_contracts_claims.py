@@ -1,0 +1,321 @@
+"""Statuses, classes of divergence and amendments: what evidence says, and nothing that is typed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isobit import numerics
+from isobit.cli import main
+from isobit.contracts import claims, document, status, status_report, validate
+from isobit.contracts.check import code_of, described
+from isobit.contracts.evidence import Evidence, Result, code_digest
+from isobit.contracts.schema import STATUSES, Contract
+from tests.helpers.contracts import GOOD, broken
+
+ONE_BACKEND = ("backends: [cpu, cuda]", "backends: [cpu]")
+PROMPTS = ("prompts: [[605, 290]]", "prompts: [[605, 290], [5], [6]]")
+
+
+def opened(*changes: tuple[str, str]) -> Contract:
+    found = validate.validate(document.parse(broken(ONE_BACKEND, *changes), "thing-v1.yaml"))
+    assert found is not None
+    return found
+
+
+def evidence(contract: Contract, *outcomes: str, stale: bool = False, **about: Any) -> Evidence:
+    """Evidence for each test of a contract, made up."""
+    results = []
+    for test, outcome in zip(contract.falsification_tests, outcomes, strict=True):
+        assert test.measure is not None
+        [name] = test.measure.threshold
+        figures = {"passed": {name: 0.0}, "failing": {name: 6.0}}.get(outcome, {})
+        reason = {"failing": f"{name} is 6, expected ≤ 0", "not run": "no such model"}
+        kind: Any = outcome
+        results.append(
+            Result(
+                test.id,
+                test.measure.kind,
+                kind,
+                reason.get(outcome, ""),
+                described(test),
+                figures,
+                about if outcome == "failing" or "flipped" in about else {},
+            )
+        )
+    return Evidence(
+        contract="thing-v1",
+        contract_version="1.1.0",
+        created="2026-03-04T00:00:00+00:00",
+        backend="cpu",
+        device="a CPU",
+        driver=None,
+        machine={},
+        model={"name": "m.gguf", "sha256": "0" * 64, "layers": 8, "vocabulary": 100},
+        seed=1,
+        commit="abc",
+        code="0" * 64 if stale else code_digest(code_of(contract, "cpu")),
+        numerics=numerics.VERSION,
+        activation_planes=2,
+        results=results,
+    )
+
+
+def standing(contract: Contract, *files: Evidence) -> status.Status:
+    return status.status(contract, "thing-v1", files)
+
+
+def placed(folder: Path, *outcomes: str, changes: tuple[tuple[str, str], ...] = (), **about: Any):
+    """A contract in a folder, its evidence beside it."""
+    path = folder / "thing-v1.yaml"
+    path.write_text(broken(ONE_BACKEND, *changes))
+    if outcomes:
+        evidence(opened(*changes), *outcomes, **about).save(folder / "evidence/thing-v1")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("claimed", "outcomes", "allowed"),
+    [
+        ("ACTIVE_RUNTIME", ("passed", "passed"), True),
+        ("ACTIVE_RUNTIME", ("passed", "failing"), False),
+        ("ACTIVE_RUNTIME", ("passed", "not run"), False),
+        ("ACTIVE_ALGORITHM_LEVEL", ("passed", "not run"), True),
+        ("ACTIVE_ALGORITHM_LEVEL", ("not run", "not run"), False),
+        ("ACTIVE_ALGORITHM_LEVEL", ("passed", "failing"), False),
+        ("ACTIVE", ("passed", "failing"), False),
+        ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("passed", "failing"), True),
+        ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("failing", "failing"), False),
+        ("DRAFT", ("failing", "failing"), True),
+        ("DEPRECATED", ("failing", "not run"), True),
+    ],
+)
+def test_a_status_is_what_evidence_allows(
+    claimed: str, outcomes: tuple[str, ...], allowed: bool, tmp_path: Path
+) -> None:
+    path = placed(tmp_path, *outcomes, changes=(("ACTIVE_RUNTIME", "PROPOSED"),))
+    before = path.read_bytes()
+    argv = ["contract", "amend", str(path), "--status", claimed]
+    assert main(argv) == (0 if allowed else 1)
+    assert (path.read_bytes() == before) is not allowed
+    if allowed:
+        assert document.read(path).data["status"] == claimed
+
+
+def test_a_refusal_names_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = placed(tmp_path, "failing", "not run")
+    argv = ["contract", "amend", str(path), "--title", "All discharged", "--status"]
+    assert main([*argv, "ACTIVE_RUNTIME"]) == 1
+    said = capsys.readouterr().err
+    assert "cpu, AC_THING_001, FALSIFY-001: failing: differing_values is 6, expected ≤ 0" in said
+    assert "cpu, AC_THING_002, FALSIFY-002: not run: no such model" in said
+    assert main([*argv, "DISCHARGED_BY_ME"]) == 2
+    assert "expected one of DRAFT" in capsys.readouterr().err
+    # nor does a status stay that fresh evidence denies
+    assert main(argv[:-1]) == 1
+    assert "denies it" in capsys.readouterr().err
+    assert main([*argv, "DRAFT"]) == 0
+
+
+def test_stale_evidence_shows_nothing_and_denies_nothing() -> None:
+    contract = opened()
+    old = standing(contract, evidence(contract, "failing", "passed", stale=True))
+    assert claims.denials(old, "ACTIVE_RUNTIME") == []
+    assert len(claims.missing(old, "ACTIVE_RUNTIME")) == 2
+    assert claims.missing(old, "ACTIVE_ALGORITHM_LEVEL")
+    assert claims.divergences(old) == {}
+
+
+def test_every_status_claims_something_or_is_said_to_claim_nothing() -> None:
+    contract = opened()
+    bad = standing(contract, evidence(contract, "failing", "failing"))
+    silent = [s for s in STATUSES if not claims.denials(bad, s)]
+    assert silent == ["DRAFT", "PROPOSED", "SUPERSEDED", "DEPRECATED"]
+
+
+@pytest.mark.parametrize(
+    ("flipped", "typed", "code", "written"),
+    [
+        ([1], None, 0, "KNOWN_DIVERGENCE_NOT_BENIGN"),
+        ([], None, 0, "KNOWN_DIVERGENCE_BENIGN"),
+        ([1], "KNOWN_DIVERGENCE_NOT_BENIGN", 0, "KNOWN_DIVERGENCE_NOT_BENIGN"),
+        ([1], "KNOWN_DIVERGENCE_BENIGN", 1, None),
+        ([1], "KNOWN_LIMITATION_BENIGN", 1, None),
+        ([], "KNOWN_DIVERGENCE_NOT_BENIGN", 1, None),
+        ([], "KNOWN_DIVERGENCE_BENIGN", 0, "KNOWN_DIVERGENCE_BENIGN"),
+        ([], "FINE", 2, None),
+    ],
+)
+def test_a_class_of_divergence_is_what_prompts_did(
+    flipped: list[int],
+    typed: str | None,
+    code: int,
+    written: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = (PROMPTS, ("ACTIVE_RUNTIME", "PROPOSED"))
+    path = placed(tmp_path, "passed", "failing", changes=changes, flipped=flipped)
+    argv = ["contract", "amend", str(path), *(["--divergence", typed] if typed else [])]
+    assert main(argv) == code
+    said = capsys.readouterr().err
+    data = document.read(path).data
+    first, second = data["proof_obligations"]
+    assert "divergence" not in first
+    assert second.get("divergence") == written
+    count = f"of 4 prompts tried, {'none' if not flipped else 1} flipped"
+    if written is None:
+        assert count in said or typed == "FINE"
+        return
+    entry = data["metadata"]["amendment_history"][0]
+    assert entry["divergence"] == written
+    assert count in " ".join(entry["description"].split())
+    assert main(["contract", "validate", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["contract", "status", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"AC_THING_002: Finite. [{written}]" in out
+    assert count in out.lower()
+
+
+def test_nothing_is_benign_of_which_no_prompt_was_tried(tmp_path: Path) -> None:
+    path = placed(tmp_path, "passed", "failing", changes=(("ACTIVE_RUNTIME", "PROPOSED"),))
+    assert main(["contract", "amend", str(path), "--divergence", "KNOWN_DIVERGENCE_BENIGN"]) == 1
+    assert main(["contract", "amend", str(path)]) == 0
+    assert document.read(path).data["proof_obligations"][1]["divergence"].endswith("NOT_BENIGN")
+
+
+def test_a_class_goes_with_its_failure(tmp_path: Path) -> None:
+    mark = ("property: Finite.", "property: Finite.\n    divergence: KNOWN_DIVERGENCE_NOT_BENIGN")
+    changes = (mark, ("ACTIVE_RUNTIME", "PROPOSED"))
+    path = placed(tmp_path, changes=changes)
+    assert main(["contract", "amend", str(path)]) == 0  # nothing is known: it stays
+    assert "divergence: KNOWN_DIVERGENCE_NOT_BENIGN" in path.read_text()
+    path = placed(tmp_path, "passed", "passed", changes=changes)
+    assert main(["contract", "amend", str(path), "--status", "ACTIVE_RUNTIME"]) == 0
+    assert "divergence" not in document.read(path).data["proof_obligations"][1]
+    said = document.read(path).data["metadata"]["amendment_history"][0]["description"]
+    assert "AC_THING_002: KNOWN_DIVERGENCE_NOT_BENIGN becomes none" in " ".join(said.split())
+    assert main(["contract", "lint", str(path)]) == 0
+
+
+def test_an_amendment_is_drafted_from_evidence(tmp_path: Path) -> None:
+    path = placed(tmp_path, "passed", "failing", changes=(("ACTIVE_RUNTIME", "PROPOSED"),))
+    argv = ["contract", "amend", str(path), "--description", "We looked.", "--status", "DRAFT"]
+    assert main(argv) == 0
+    entry = document.read(path).data["metadata"]["amendment_history"][0]
+    assert entry["title"] == "1 discharged, 0 stale, 0 not run, 1 failing"
+    text = " ".join(entry["description"].split())
+    assert text.startswith("We looked. Measured: 1 discharged")
+    for said in (
+        "Status: PROPOSED becomes DRAFT.",
+        "cpu, AC_THING_001, FALSIFY-001: discharged: differing_values 0.",
+        "cpu, AC_THING_002, FALSIFY-002: failing: nonfinite_values is 6, expected ≤ 0.",
+        "Divergence of AC_THING_002: none becomes KNOWN_DIVERGENCE_NOT_BENIGN.",
+        "m.gguf (000000000000), commit abc.",
+    ):
+        assert said in text, said
+
+
+def test_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for outcomes, code in (
+        (("passed", "passed"), 0),
+        (("passed", "failing"), 1),
+        (("passed", "not run"), 6),
+        ((), 6),
+    ):
+        argv = ["contract", "status", str(placed(tmp_path, *outcomes)), "--gate"]
+        for old in [] if outcomes else (tmp_path / "evidence/thing-v1").iterdir():
+            old.unlink()
+        assert main(argv) == code, outcomes
+        assert main(argv[:-1]) == 0
+    contract = opened()
+    evidence(contract, "passed", "passed", stale=True).save(tmp_path / "evidence/thing-v1")
+    assert main(argv) == 1
+    assert "0 failing and 2 stale rows" in capsys.readouterr().err
+
+
+def test_a_status_in_the_metadata_is_read(tmp_path: Path) -> None:
+    moved = (("status: ACTIVE_RUNTIME\n", ""), ("  kind: kernel\n", "  status: ACTIVE_RUNTIME\n"))
+    assert opened(*moved).declared == "ACTIVE_RUNTIME"
+    path = placed(tmp_path, "passed", "failing", changes=moved)
+    assert main(["contract", "amend", str(path)]) == 1
+    assert main(["contract", "amend", str(path), "--status", "DRAFT"]) == 0
+    data = document.read(path).data
+    assert (data["metadata"]["status"], "status" in data) == ("DRAFT", False)
+
+
+def test_a_denied_status_is_shown_as_denied() -> None:
+    contract = opened()
+    bad = standing(contract, evidence(contract, "passed", "failing"))
+    said = "Declared: ACTIVE_RUNTIME, which the evidence denies: cpu, AC_THING_002"
+    assert said in status_report.markdown(bad)
+    assert said in status_report.html([bad])
+    assert len(status_report.to_json(bad)["denied_by"]) == 1
+    good = standing(contract, evidence(contract, "passed", "passed"))
+    assert "Declared: ACTIVE_RUNTIME. Measured" in status_report.markdown(good)
+
+
+def test_evidence_of_another_model_is_not_run() -> None:
+    contract = opened(("      against: reference\n", "      model: {layers: 48}\n"))
+    [row, _] = standing(contract, evidence(contract, "passed", "passed")).rows
+    [cell] = row.cells["cpu"]
+    assert (cell.state, cell.why) == ("not run", "model: expected one with layers 48, got 8")
+
+
+def test_older_evidence_says_what_was_flipped_too() -> None:
+    kind = ("kind: invariant", "kind: argmax"), ("nonfinite_values", "changed_prompts")
+    contract = opened(*kind, PROMPTS)
+    tokens = [[1, 1], [2, 3], [4, 4]]
+    found = standing(contract, evidence(contract, "passed", "failing", next_tokens=tokens))
+    assert str(found.flips) == "of 3 prompts tried, 1 flipped"
+
+
+def test_the_written_json_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = placed(tmp_path, "passed", "failing", flipped=[0])
+    assert main(["contract", "status", str(path), "--json"]) == 0
+    [shown] = json.loads(capsys.readouterr().out)
+    assert shown["prompts"] == {"tried": 2, "flipped": 2}
+    assert shown["denied_by"]
+    assert path.read_text() != GOOD
+
+
+def test_a_contract_that_measures_nothing_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = broken()
+    head, tail = (
+        text[: text.index("    measure:\n      kind: parity")],
+        text[text.index("qa_gate:") :],
+    )
+    path = tmp_path / "thing-v1.yaml"
+    path.write_text(head + "    test: look at it\n" + tail.replace("All 2", "All 1"))
+    assert main(["contract", "status", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "| AC_THING_001: Same bits. | not run |" in out
+    assert "0 discharged, 0 stale, 2 not run, 0 failing" in out
+    assert "FALSIFY-001: not run: it has no measure" in out
+    assert main(["contract", "status", str(path), "--gate"]) == 6
+    assert main(["contract", "check", str(path)]) == 6
+    assert main(["contract", "amend", str(path), "--status", "ACTIVE_RUNTIME"]) == 1
+
+
+def test_a_measure_beside_words_does_not_discharge_them() -> None:
+    """An obligation with two tests holds as far as both were run."""
+    words = (
+        "qa_gate:",
+        "  - id: FALSIFY-003\n    rule: r\n    prediction: p\n    if_fails: f\n    test: look\n"
+        "    discharges: [AC_THING_001]\nqa_gate:",
+    )
+    contract = opened(words)
+    measured = contract.model_copy(update={"falsification_tests": contract.falsification_tests[:2]})
+    [row, _] = standing(contract, evidence(measured, "passed", "passed")).rows
+    assert row.state("cpu") == "not run"
+
+
+def test_a_failure_of_a_test_that_serves_nothing_is_shown() -> None:
+    contract = opened(("    discharges: [AC_THING_002]\n", ""))
+    found = standing(contract, evidence(contract, "passed", "failing"))
+    assert (found.rows[-1].id, found.rows[-1].state("cpu")) == ("FALSIFY-002", "failing")
+    assert found.count("failing") == 1
