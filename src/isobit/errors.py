@@ -13,8 +13,10 @@ from pathlib import Path
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'run'?" if one of the known words is close to the one found, else ""."""
-    near = difflib.get_close_matches(word[:100], list(known), 1, 0.6)
+    """ "; did you mean 'run'?" if a known word is close to the one found, or goes on from it."""
+    words = list(known)
+    longer = [w for w in words if len(word) > 2 and w.startswith(word)]
+    near = longer or difflib.get_close_matches(word[:100], words, 1, 0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

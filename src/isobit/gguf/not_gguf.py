@@ -79,6 +79,8 @@ def _missing(path: Path) -> str:
             f"no such file: {text!r}; Ollama's models are GGUF files: "
             f"ollama show {text} --modelfile names it after FROM"
         )
+    if str(path) == "sample":  # as a Path, or ./sample
+        return "no such file: 'sample'; the model that comes with isobit is the bare text sample"
     return no_such_file(path, "sample")
 
 
