@@ -65,6 +65,11 @@ def zero_state(op: Op) -> Arrays:
     return tuple(np.zeros(s.row, np.float32) for s in shapes)
 
 
+def stateful(op: Op) -> bool:
+    """Whether an operation keeps something of a sequence besides what is appended."""
+    return bool(op.operation.state([v.shape for v in op.inputs], op.weights))
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """How a stage is computed from the nearest stages before it.
@@ -115,7 +120,7 @@ class Graph:
             chains.setdefault(layer, []).append(name)
         first, *last = chains.pop(None)
         follows: TopologicalSorter[str] = TopologicalSorter()
-        for chain in chains.values():
+        for chain in chains.values() or [[]]:
             for before, after in pairwise([first, *chain, *last]):
                 follows.add(after, before)
         return tuple(follows.static_order())
@@ -131,6 +136,11 @@ class Graph:
     def last_use(self) -> Mapping[Value, int]:
         """The place in ``ops`` of the last operation that reads a value."""
         return {v: i for i, op in enumerate(self.ops) for v in op.inputs}
+
+    @cached_property
+    def recurrent(self) -> bool:
+        """Whether it keeps states of a sequence that cannot be taken back, besides pages."""
+        return any(map(stateful, self.ops))
 
     def layer(self, index: int | None) -> tuple[Op, ...]:
         """The operations of one layer, or of what stands outside the layers."""

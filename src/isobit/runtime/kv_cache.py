@@ -6,15 +6,21 @@ from collections.abc import Callable
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import ContextFull
+from isobit.errors import ContextFull, UsageError
 from isobit.numerics import TILE
 
 
 class PagePool:
-    """Hands out pages of 64 positions; safe to use from threads."""
+    """Hands out pages of 64 positions, and recurrent states; safe to use from threads.
 
-    def __init__(self, n_pages: int) -> None:
+    ``states``: how many sequences a recurrent model keeps a state of; None for another model.
+    """
+
+    def __init__(self, n_pages: int, states: int | None = None) -> None:
         self._n_pages = n_pages
+        self.recurrent = states is not None
+        self._n_states = states or 0
+        self._states = list(range(self._n_states - 1, -1, -1))
         self._given_back: list[int] = []
         self._fresh = 0  # pages from here on were never taken
         self._changed = threading.Condition()
@@ -39,6 +45,21 @@ class PagePool:
             if runner is not None:
                 self._runners.append(runner)
             return pages
+
+    def take_state(self) -> int:
+        """Take a recurrent state, or raise ContextFull."""
+        with self._changed:
+            if not self._states:
+                raise ContextFull(
+                    f"recurrent states: one for each of {self._n_states} sequences, all in use; "
+                    "finish or close another sequence, or load the model with more sequences"
+                )
+            return self._states.pop()
+
+    def give_back_state(self, state: int) -> None:
+        """Return a recurrent state."""
+        with self._changed:
+            self._states.append(state)
 
     def give_back(self, pages: list[int], runner: int | None = None) -> None:
         """Return the pages of a sequence."""
@@ -73,6 +94,9 @@ class Sequence:
         self.length = 0
         self._pages: list[int] = []
         self._runner: int | None = None
+        self.state = -1
+        """Its recurrent state, from its first token on."""
+        self._lost = False
 
     def reserve(
         self, n: int, *, running: bool = False, give_up: Callable[[], bool] = lambda: False
@@ -94,6 +118,13 @@ class Sequence:
             raise ContextFull(
                 f"context: {end} positions needed, the model was loaded with {self.context}"
             )
+        if self._lost:
+            raise UsageError(
+                "sequence: expected one whose last pass ended well; a recurrent model cannot go "
+                "back: close it and start again"
+            )
+        if self._pool.recurrent and self.state < 0:
+            self.state = self._pool.take_state()
         missing = -(-end // TILE) - len(self._pages)
         if missing > 0:
             self._pages += self._pool.take(missing)
@@ -101,10 +132,18 @@ class Sequence:
         self.length = end
         return positions, np.array(self._pages, np.int32)
 
+    def undo(self, n: int) -> None:
+        """A pass over the last n tokens failed: their keys and values may not all be there, and a
+        recurrent state is lost."""
+        self.length -= n
+        self._lost = self._pool.recurrent
+
     def close(self) -> None:
         """Give the pages back."""
         self._pool.give_back(self._pages, self._runner)
-        self._pages, self.length, self._runner = [], 0, None
+        if self.state >= 0:
+            self._pool.give_back_state(self.state)
+        self._pages, self.length, self._runner, self.state, self._lost = [], 0, None, -1, False
 
     def __enter__(self) -> "Sequence":
         return self

@@ -62,7 +62,8 @@ class Passes:
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
             pages = -(-self.context // TILE) * engine.max_sequences
-            self._pool = kv_cache.PagePool(pages)
+            states = engine.max_sequences if self.graph.recurrent else None
+            self._pool = kv_cache.PagePool(pages, states)
             self.backend: Backend = open_backend(backend, weights, engine, note)
             memory = physical_memory()
             if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
@@ -102,12 +103,13 @@ class Passes:
             sequence=np.zeros(len(ids), np.int32),
             pages=pages[None, :],
             logit_rows=np.array(logit_rows, np.int32),
+            states=np.array([sequence.state], np.int32),
         )
         try:
             with self._lock:
                 return self._open_backend().forward(batch, tap, stages)
         except BaseException:
-            sequence.length -= len(ids)  # their keys and values may not all be there
+            sequence.undo(len(ids))
             raise
 
     def run(
@@ -185,12 +187,13 @@ class Passes:
                 sequence=np.arange(n, dtype=np.int32),
                 pages=pages,
                 logit_rows=np.arange(n, dtype=np.int32),
+                states=np.array([s.state for s in sequences], np.int32),
             )
             with self._lock:
                 logits = self._open_backend().forward(batch)
         except BaseException:
             for sequence in sequences[:done]:
-                sequence.length -= 1
+                sequence.undo(1)
             raise
         return self._finite(logits)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from isobit.backends.base import I32, Tap
 from isobit.errors import FileRefused
-from isobit.model.graph import Graph, Op, Value, zero_state
+from isobit.model.graph import Graph, Op, Value, stateful, zero_state
 from isobit.numerics.ops import HISTORY, Append, Arrays, Context, Heads
 from isobit.verify.arithmetic import Arithmetic, Array
 
@@ -136,11 +136,6 @@ class _Zero(dict[Op, Arrays]):
 
     def __missing__(self, op: Op) -> Arrays:
         return zero_state(op)
-
-
-def stateful(op: Op) -> bool:
-    """Whether an operation keeps something of a sequence besides what is appended."""
-    return bool(op.operation.state([v.shape for v in op.inputs], op.weights))
 
 
 def _stored(graph: Graph) -> Mapping[Value, Sequence[tuple[Value, Sequence[Op]]]]:

@@ -57,6 +57,7 @@ class Oracle:
             model=self._model,
             model_sha256=self._sha256,
             architecture=self.config.architecture,
+            stages=list(self.graph.names),
         )
 
     def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:

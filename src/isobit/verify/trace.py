@@ -34,7 +34,9 @@ MARGIN = "moe_router_margin"
 Emit = Callable[[str, int | None, I32, Array], None]
 """Receives (stage, layer, positions int32 [T], value [T, …])."""
 
-_ORDER = {s: i for moe in (False, True) for i, s in enumerate((*all_stages(moe=moe), MARGIN))}
+_QWEN3 = tuple(dict.fromkeys((*all_stages(moe=False), *all_stages(moe=True))))
+"""The stages, in graph order, of traces that do not say theirs: those recorded before there were
+other models, and those of other engines."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Manifest:
     """None for a run that does not follow docs/numerics.md (another engine, the oracle)."""
     not_recorded: list[str] = dataclasses.field(default_factory=list)
     """Stages that were asked for but that the backend does not hold."""
+    stages: list[str] = dataclasses.field(default_factory=lambda: list(_QWEN3))
+    """The names of the model's stages, in graph order."""
     isobit: str = __version__
     format: int = FORMAT
 
@@ -74,6 +78,7 @@ class Manifest:
             raise FileRefused(
                 f"{source}: expected a trace of format {FORMAT}; record it again with this version"
             )
+        data.setdefault("stages", list(_QWEN3))
         for f in dataclasses.fields(cls):
             if f.name not in data or not _is(f.name, data[f.name]):
                 raise FileRefused(f"{source}: manifest: {f.name} is missing or malformed")
@@ -86,6 +91,8 @@ class Manifest:
 def _is(name: str, value: Any) -> bool:
     if name in ("tokens", "positions"):
         return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 31 for v in value)
+    if name == "stages":
+        return isinstance(value, list) and set(map(type, value)) <= {str}
     if name == "not_recorded":
         return isinstance(value, list) and set(map(str, value)) <= ON_REQUEST
     if name == "activation_planes":
@@ -110,7 +117,8 @@ class Trace:
 
     def stages(self) -> list[Key]:
         """Every (stage, layer) in graph order; margins are not stages."""
-        return sorted((k for k in map(_key, self._tensors) if k[0] != MARGIN), key=graph_order)
+        keys = (k for k in map(_key, self._tensors) if k[0] != MARGIN)
+        return sorted(keys, key=lambda k: graph_order(k, self.manifest.stages))
 
     def margin(self, layer: int) -> Array | None:
         """The router margins of a layer, [T]; None if they were not recorded."""
@@ -132,7 +140,7 @@ class Trace:
             raise FileRefused(f"{path}: expected a trace, got a safetensors file of another kind")
         trace = cls(Manifest.from_json(text, str(path)), _Lazy(file, str(path)))
         for name in trace._tensors:
-            if _key(name)[0] not in _ORDER:
+            if _key(name)[0] not in (*trace.manifest.stages, MARGIN):
                 raise FileRefused(f"{path}: expected the stages of a trace, got a tensor {name!r}")
         return trace
 
@@ -200,10 +208,10 @@ def _key(name: str) -> Key:
     return name, None
 
 
-def graph_order(key: Key) -> tuple[int, int]:
-    """Sorts (stage, layer) in graph order."""
+def graph_order(key: Key, names: Sequence[str] = _QWEN3) -> tuple[int, int]:
+    """Sorts (stage, layer) in graph order, the names of the stages being in that order."""
     stage, layer = key
-    place = _ORDER[stage]
+    place = names.index(stage)
     if layer is None:
         return (-1 if stage == "embedding" else 1 << 20, place)
     return (layer, place)
@@ -257,6 +265,7 @@ class ModelRun:
             architecture=m.config.architecture,
             activation_planes=m.engine.activation_planes,
             numerics=numerics.VERSION,
+            stages=list(self.graph.names),
         )
 
     def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:

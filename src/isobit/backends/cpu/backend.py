@@ -50,7 +50,7 @@ class CpuBackend:
         except RuntimeError as error:  # threads
             raise BackendUnavailable(f"cpu: {error}") from None
         self._stages = weights.graph.names
-        self._vocab = c.vocab
+        self._vocab = weights.graph.logits.shape.width
         self._rope = [_RopeRows(table) for table in lowered.tables]
 
     @property

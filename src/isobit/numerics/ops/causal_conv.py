@@ -1,4 +1,4 @@
-"""Causal convolution, each channel by itself (docs/numerics.md, section 9)."""
+"""Causal convolution, each channel by itself (docs/numerics.md, section 12)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

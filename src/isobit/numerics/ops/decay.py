@@ -1,5 +1,5 @@
 """Decay: how much of a delta net's state a token keeps, as a logarithm (docs/numerics.md,
-section 9)."""
+section 12)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

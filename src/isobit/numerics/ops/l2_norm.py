@@ -1,4 +1,4 @@
-"""L2 norm of head vectors (docs/numerics.md, section 9)."""
+"""L2 norm of head vectors (docs/numerics.md, section 12)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

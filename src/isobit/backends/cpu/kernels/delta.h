@@ -1,5 +1,5 @@
 // Gates and norms of head vectors, docs/numerics.md sections 5 and 7, and the gated delta net, section
-// 10.
+// 12.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {

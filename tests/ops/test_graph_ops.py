@@ -1,0 +1,196 @@
+"""Each kind of operation on each backend gives the specification's bits.
+
+A case writes a small graph: rows of random values (an embedding), then the operation. The reference
+backend runs it as specified; the others must give the same bits for any cut of the tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from isobit.backends.base import Backend, Batch
+from isobit.backends.cpu import CpuBackend
+from isobit.backends.reference import ReferenceBackend
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
+from isobit.gguf import formats
+from isobit.model.graph import Builder, Graph, Value
+from isobit.model.weights import Weights
+from isobit.numerics import RopeTable, Weight
+from isobit.numerics.ops import (
+    Add,
+    CausalConv,
+    Columns,
+    Decay,
+    Embedding,
+    GatedAdd,
+    GatedDelta,
+    Heads,
+    L2Norm,
+    MatMul,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    Sigmoid,
+    SigmoidGate,
+    Silu,
+    SiluGate,
+)
+
+OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {"cpu": CpuBackend}
+VOCABULARY = 200
+EDGES = [0.0, -0.0, 1e-42, -1e-38, 88.5, -87.2, 100.0, -100.0, 1e30, -3e38]
+
+
+def f32(name: str, values: np.ndarray) -> Weight:
+    data = np.ascontiguousarray(values, np.float32)
+    return Weight(name, formats.F32, data.shape, data.reshape(-1).view(np.uint8))
+
+
+def silu(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Silu(), x)
+
+
+def sigmoid(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Sigmoid(), x)
+
+
+def silu_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    halves = [g.one(None, Heads(48 * i, 3, 16), x) for i in range(2)]
+    return g.one("y", SiluGate(), *halves)
+
+
+def sigmoid_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    gate = g.one(None, Heads(16, 3, 16, 32), x)  # every second head
+    return g.one("y", SigmoidGate(), g.one(None, Columns(0, 48), x), gate)
+
+
+def gated_add(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    a, b = (g.one(None, Columns(first, 40), x) for first in (1, 50))
+    return g.one("y", GatedAdd(), a, b, g.one(None, Columns(7, 1), x))
+
+
+def rms_norm(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    weight = f32("w", rng.standard_normal(24))
+    return g.one("y", RmsNorm(1e-6), g.one(None, Heads(0, 4, 24), x), weights=[weight])
+
+
+def l2_norm(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", L2Norm(1e-6, 24**-0.5), g.one(None, Heads(0, 4, 24), x))
+
+
+def partial_rope(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Rope(RopeTable(8, 1e4)), g.one(None, Heads(0, 4, 24), x), g.positions)
+
+
+def decay(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    weights = [f32("dt", rng.standard_normal(6)), f32("A", -np.exp(rng.standard_normal(6)))]
+    return g.one("y", Decay(), g.one(None, Columns(3, 6), x), weights=weights)
+
+
+def causal_conv(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    taps = f32("taps", rng.standard_normal((90, 4)))
+    return g.one("y", CausalConv(), g.one(None, Columns(6, 90), x), weights=[taps])
+
+
+def gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    q, k = (g.one(None, L2Norm(1e-6), g.one(None, Heads(at, 2, 8), x)) for at in (0, 16))
+    v = g.one(None, Heads(32, 4, 11), x)  # columns that are no whole blocks
+    beta = g.one(None, Sigmoid(), g.one(None, Columns(80, 4), x))
+    weights = [f32("dt", rng.standard_normal(4)), f32("A", -np.exp(rng.standard_normal(4)))]
+    g_ = g.one(None, Decay(), g.one(None, Columns(84, 4), x), weights=weights)
+    return g.one("y", GatedDelta(), q, k, v, beta, g_)
+
+
+CASES = (silu, sigmoid, silu_gate, sigmoid_gate, gated_add, rms_norm, l2_norm, partial_rope)
+STATEFUL = (causal_conv, gated_delta)
+WITHOUT_EDGES = {gated_delta, decay}
+
+
+def graph(case: Callable[..., Value], rng: np.random.Generator) -> Graph:
+    g = Builder("case")
+    table = rng.standard_normal((VOCABULARY, 96)) * np.exp(rng.standard_normal((VOCABULARY, 1)))
+    if case not in WITHOUT_EDGES:
+        table[: len(EDGES)] = rng.permuted(np.resize(EDGES, (len(EDGES), 96)), axis=1)
+    x = g.one("x", Embedding(), g.tokens, weights=[f32("table", table)])
+    case(g, x, rng)
+    end = g.one("end", RmsNorm(1e-6), x, weights=[f32("norm", np.ones(96))])
+    wanted = g.one(None, SelectRows(), end, g.logit_rows)
+    return g.graph(g.one("lm_head", MatMul(), wanted, weights=[f32("head", table)]))
+
+
+def stage(
+    backend: Backend, tokens: np.ndarray, sequence: np.ndarray, cuts: list[int]
+) -> np.ndarray:
+    """The stage y of all tokens, sequences side by side, cut into passes."""
+    found: dict[int, list[np.ndarray]] = {s: [] for s in np.unique(sequence).tolist()}
+    pages = np.arange(2 * 4, dtype=np.int32).reshape(2, 4)
+    for first, last in pairwise(cuts):
+        rows = [np.flatnonzero(sequence == s)[first:last] for s in found]
+        at = np.concatenate(rows)
+        positions = np.concatenate([np.arange(first, first + len(r)) for r in rows])
+        batch = Batch(
+            tokens[at],
+            positions.astype(np.int32),
+            sequence[at],
+            pages,
+            np.array([0], np.int32),
+            np.array([1, 0], np.int32),
+        )
+        taken: list[np.ndarray] = []
+        backend.forward(batch, lambda _s, _l, v, to=taken: to.append(np.array(v)), frozenset({"y"}))
+        for s, parts in found.items():
+            parts.append(taken[0][sequence[at] == s])
+    return np.concatenate([np.concatenate(parts) for parts in found.values()])
+
+
+@pytest.mark.parametrize("name", OPENERS)
+@pytest.mark.parametrize("case", [*CASES, decay, *STATEFUL], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_operation(name: str, case: Callable[..., Value], threads: int, rng) -> None:  # type: ignore[no-untyped-def]
+    weights = Weights(None, graph(case, rng))  # type: ignore[arg-type]
+    engine = EngineConfig(max_sequences=2, context=256, threads=threads)
+    tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
+    tokens[: len(EDGES)] = np.arange(len(EDGES))
+    sequence = np.repeat(np.arange(2, dtype=np.int32), 70)
+    with np.errstate(all="ignore"):
+        expected = stage(ReferenceBackend(weights, engine), tokens, sequence, [0, 70])
+        assert len(np.unique(expected)) > 300
+        for cuts in ([0, 70], [0, 1, 2, 5, 33, 70]):
+            got = stage(OPENERS[name](weights, engine), tokens, sequence, cuts)
+            same = got.view(np.uint32) == expected.view(np.uint32)
+            assert (same | (np.isnan(got) & np.isnan(expected))).all(), np.argwhere(~same)[:5]
+
+
+def test_a_sequence_begins_without_what_another_left(rng) -> None:  # type: ignore[no-untyped-def]
+    for case in STATEFUL:
+        weights = Weights(None, graph(case, rng))  # type: ignore[arg-type]
+        engine = EngineConfig(max_sequences=2, context=256, threads=1)
+        backend = CpuBackend(weights, engine)
+        tokens = rng.integers(0, VOCABULARY, 40).astype(np.int32)
+        sequence = np.repeat(np.arange(2, dtype=np.int32), 20)
+        first = stage(backend, tokens, sequence, [0, 20])
+        stage(backend, tokens[::-1].copy(), sequence, [0, 7, 20])
+        again = stage(backend, tokens, sequence, [0, 20])
+        assert np.array_equal(again.view(np.uint32), first.view(np.uint32))
+
+
+def test_an_operation_that_a_backend_lacks_is_named() -> None:
+    @dataclass(frozen=True)
+    class Unheard(Add):
+        kind = "unheard_of"
+
+    g = Builder("case")
+    x = g.one("x", Embedding(), g.tokens, weights=[f32("table", np.ones((3, 4)))])
+    with g.layer(7):
+        x = g.one("y", Unheard(), x, x)
+    wanted = g.one(None, SelectRows(), g.one(None, Silu(), x), g.logit_rows)
+    head = g.one("lm_head", MatMul(), wanted, weights=[f32("head", np.ones((2, 4)))])
+    weights = Weights(None, g.graph(head))  # type: ignore[arg-type]
+    with pytest.raises(
+        BackendUnavailable, match=r"^cpu: unheard_of of layer 7 is not implemented$"
+    ):
+        CpuBackend(weights, EngineConfig(context=64))
