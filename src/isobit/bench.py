@@ -109,17 +109,25 @@ def make_tests(
     return tests
 
 
-def measure(model: Model, test: Workload, repetitions: int, progress: Progress) -> Result:
+def measure(
+    model: Model,
+    test: Workload,
+    repetitions: int,
+    progress: Progress,
+    samples: list[int] | None = None,
+) -> Result:
     """Time a test as llama-bench does: random tokens, one warm-up, no sampling.
 
-    The tokens before ``n_depth`` are run once; after each repetition the sequence is cut back.
+    ``samples`` is the list that wall times are appended to, for a caller who wants those that were
+    taken before an interruption. The tokens before ``n_depth`` are run once; after each
+    repetition the sequence is cut back.
     """
     random = np.random.default_rng(0)
     vocab, many = model.config.vocab, test.n_sequences
     tokens = random.integers(0, vocab, test.length).tolist()
     before, prompt = tokens[: test.n_depth], tokens[test.n_depth : test.n_depth + test.n_prompt]
     decoded = random.integers(0, vocab, (test.n_gen, many)).tolist()
-    samples = []
+    samples = [] if samples is None else samples
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.new_sequence()) for _ in range(many)]
         for sequence in sequences if before else []:
@@ -196,16 +204,20 @@ def measure_generations(
     warmup: int,
     iterations: int,
     progress: Progress,
+    results: list[Generation] | None = None,
 ) -> list[Generation]:
     """Time whole greedy generations: tokenize, prefill, sample, decode, detokenize.
 
     The first ``warmup`` of them are not reported. One that the model ends early is shorter.
+    ``results`` is the list that they are appended to, as in :func:`measure`.
     """
-    results = []
-    for _ in range(warmup + iterations):
-        results.append(_generate(model, prompt, max_tokens))
+    results = [] if results is None else results
+    for i in range(warmup + iterations):
+        done = _generate(model, prompt, max_tokens)
+        if i >= warmup:
+            results.append(done)
         progress("generation")
-    return results[warmup:]
+    return results
 
 
 def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Generation:

@@ -5,6 +5,31 @@ something to do about it, what to do. The command line prints that line and ends
 exception's ``exit_code``; a traceback therefore always means a bug in isobit.
 """
 
+import difflib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'run'?" if a known word is close to the one found, or goes on from it."""
+    words = list(known)
+    longer = [w for w in words if len(word) > 2 and w.startswith(word)]
+    near = longer or difflib.get_close_matches(word[:100], words, 1, 0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def no_such_file(path: str | os.PathLike[str], *others: str) -> str:
+    """ "no such file: 'smaple'", with a name that is close, among ``others`` or in its folder."""
+    shown, file = os.fspath(path), Path(path)
+    hint = "" if file.name != shown else did_you_mean(shown, others)
+    with suppress(OSError, ValueError):
+        names = [] if hint else [p.name for p in file.parent.iterdir()]
+        for near in difflib.get_close_matches(file.name[:100], names, 1, 0.75):
+            hint = f"; did you mean {str(file.with_name(near))!r}?"
+    return f"no such file: {shown!r}{hint}"
+
 
 class IsobitError(Exception):
     """Base class: catch this to catch everything isobit raises on purpose."""

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from isobit.config import ModelConfig
+from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
-from isobit.gguf.reader import GGUFFile
+from isobit.gguf.reader import GGUFFile, physical_memory
 from isobit.model.architectures import read_config
 from isobit.model.weights import Weights
+from isobit.numerics import TILE
 from isobit.text.tokenizer import Tokenizer
+
+_SHORTEST = 4096
+"""A context for which a GPU must have room to be worth it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Inspection:
     """What a position takes in the KV cache."""
     refused: list[str]
     """Why the model would not run, one line each; empty if it would."""
+    without_text: str | None
+    """Why it would run from token ids alone; None if its tokenizer is known."""
     sha256: str | None
 
     @property
@@ -84,8 +90,74 @@ def inspect(
             active_bytes_per_token=None if refused or not config else active_bytes(file, config),
             kv_bytes_per_token=kv_bytes(config) if config else None,
             refused=refused,
+            without_text=_tokenizer_refused(file),
             sha256=digest,
         )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a file runs on this machine, and what it takes."""
+
+    runs: bool
+    why: str
+    """A sentence without its beginning: what is in the way, or where it runs."""
+    backend: str | None
+    needs: int | None
+    """Bytes of memory on that backend, for one sequence of the model's own context."""
+    there: int | None
+    """Bytes that the machine or the device has; None where nobody says."""
+    context: int | None
+    """The longest sequence for which there is room."""
+
+
+def verdict(found: Inspection) -> Verdict:
+    """Judge a file for this machine: the GPU if there is one that CUDA reaches, else the CPU."""
+    config, kv = found.config, found.kv_bytes_per_token
+    if found.refused or config is None or kv is None:
+        why = found.refused[0] if found.refused else f"{found.path}: it holds no model"
+        return Verdict(False, why, None, None, None, None)
+    weights = sum(t.nbytes or 0 for t in found.types)
+    gpu = _on_gpu(found.path, weights, kv, config.context_length)
+    if gpu is not None and gpu.runs:
+        return gpu
+    instead = "" if gpu is None else f"on the CPU, as the GPU is too small ({gpu.why}); "
+    memory = physical_memory()
+    needs = weights + kv * config.context_length
+    there = None if math.isinf(memory) else int(memory)
+    room = config.context_length if there is None else max(0, there - weights) // kv
+    context = min(config.context_length, room // TILE * TILE if room else 0)
+    if there is not None and weights >= there:
+        why = "slowly: its weights do not fit the memory and are read from disk again and again"
+    elif context < config.context_length:
+        why = f"with --context {context}: for more, the KV cache does not fit the memory"
+    else:
+        why = "on the CPU"
+    return Verdict(True, instead + why, "cpu", needs, there, context)
+
+
+def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
+    """The verdict of CUDA's own plan; None where there is no such device."""
+    from isobit.backends.cuda import gpu, memory  # noqa: PLC0415 - loads the driver
+
+    if not gpu.available()[0]:
+        return None
+    device = gpu.CudaGpu()
+    try:
+        free, _ = device.memory()
+    finally:
+        device.close()
+    with GGUFFile.open(path) as file:
+        plan = memory.Plan.of(Weights.from_file(file), EngineConfig(max_sequences=1))
+    room = max(0, free - plan.total + plan.cache) * wanted // max(plan.cache, 1) // TILE * TILE
+    context = min(wanted, room)
+    if plan.total <= free:
+        return Verdict(True, f"on {device.name}", "cuda", plan.total, free, context)
+    if context >= _SHORTEST:
+        why = f"on {device.name}, with --context {context}: for more, the KV cache does not fit"
+        return Verdict(True, why, "cuda", plan.total, free, context)
+    need = f"{(weights + kv * _SHORTEST) / 1e9:.1f} GB and more of {free / 1e9:.1f} GB"
+    return Verdict(False, need, "cuda", plan.total, free, None)
 
 
 def active_bytes(file: GGUFFile, config: ModelConfig) -> int:
@@ -130,10 +202,11 @@ def _totals(file: GGUFFile) -> list[TypeTotal]:
 
 def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
     """The hyper-parameters, and each reason why loading the file would fail."""
-    lines = [
-        f"{file.path}: tensor {name}: type {tensor.type_name} is not implemented"
-        for name, tensor in file.refused.items()
-    ]
+    lines = []
+    for kind in dict.fromkeys(t.type_name for t in file.refused.values()):
+        names = [name for name, t in file.refused.items() if t.type_name == kind]
+        more = f" and of {len(names) - 1:,} more" if len(names) > 1 else ""
+        lines.append(f"{file.path}: tensor {names[0]}: its type{more}, {kind}, is not implemented")
     config = None
     embedding = file.tensors.get("token_embd.weight") or file.refused.get("token_embd.weight")
     try:
@@ -144,8 +217,12 @@ def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
             Weights.from_file(file)
     except ModelRefused as error:
         lines.append(str(error))
+    return config, lines
+
+
+def _tokenizer_refused(file: GGUFFile) -> str | None:
     try:
         Tokenizer.from_metadata(file.metadata, str(file.path))
     except ModelRefused as error:
-        lines.append(str(error))
-    return config, lines
+        return str(error)
+    return None

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from isobit.backends import open_backend
@@ -15,6 +14,7 @@ from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
+from tests.helpers.expected import not_run
 
 BACKENDS = ("reference", "cpu")
 
@@ -44,7 +44,7 @@ def backend_of(
 
                 backend = CpuBackend(weights, engine, simd=simd)
         except (BackendUnavailable, ImportError) as error:
-            pytest.skip(f"not run: backend {name}: {error}")
+            not_run(name, f"backend {name}: {error}")
         try:
             yield backend
         finally:

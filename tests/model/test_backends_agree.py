@@ -10,6 +10,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.runtime.model import Model
 from isobit.verify.receipt import Recorder, replay
+from tests.helpers.expected import not_run
 
 PROMPT = [1138, 550, 1754, 65, 404]
 SETTINGS = {"max_tokens": 6, "temperature": 0.8, "seed": 3}
@@ -34,7 +35,7 @@ def test_a_generation_is_the_cpus(on_cpu_model: Model, name: str) -> None:
     try:
         model = Model("sample", name, ENGINE)
     except BackendUnavailable as error:
-        pytest.skip(f"not run: {error}")
+        not_run(name, str(error))
     with model:
         found = recorded(model)
         (ids, experts), (expected_ids, expected_experts) = found.routes(), expected.routes()

@@ -8,13 +8,18 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from isobit.backends.hardware import gpus
+from tests.helpers.expected import needs
+
 ISOBIT = [sys.executable, "-m", "isobit"]
 PROMPT = "def fibonacci(n):"
-SPEED = r"isobit: prefill \d+ tokens, [\d.]+ tokens/s; decode \d+ tokens, [\d.]+ tokens/s"
+SPEED = r"isobit: prefill \d+ tokens?, [\d.]+ tokens/s; decode \d+ tokens?, [\d.]+ tokens/s"
 
 
 def isobit(*args: str, **how: object) -> subprocess.CompletedProcess[bytes]:
@@ -89,17 +94,13 @@ def test_backends_give_the_same_tokens() -> None:
     assert cpu["token_ids"] == reference["token_ids"]
 
 
-def test_auto_says_so_when_it_falls_back_to_the_cpu() -> None:
-    done = subprocess.run(
-        [*ISOBIT, "run", "-p", PROMPT, "-n", "1", "--json"],
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    lines = done.stderr.decode().splitlines()
-    if json.loads(done.stdout)["backend"] == "cpu":
-        assert lines.pop(0).startswith("isobit: backend auto: using cpu (")
-    assert len(lines) == 1  # the speed
+def test_the_cpu_is_no_news_where_there_is_no_gpu() -> None:
+    if gpus():
+        pytest.skip("not run: this machine has a GPU")
+    command = [*ISOBIT, "run", "-p", PROMPT, "-n", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["backend"] == "cpu"
+    assert len(done.stderr.splitlines()) == 1  # the speed
 
 
 def test_a_backend_this_machine_lacks_is_exit_4() -> None:
@@ -117,7 +118,7 @@ def test_a_backend_this_machine_lacks_is_exit_4() -> None:
 
 
 def test_no_adapter_is_exit_4_and_says_what_to_install() -> None:
-    pytest.importorskip("wgpu", reason="not run: no wgpu package")
+    needs("wgpu", "wgpu")
     done = subprocess.run(
         [*ISOBIT, "run", "-p", "x", "-n", "1", "--backend", "wgpu"],
         capture_output=True,
@@ -172,10 +173,16 @@ def test_chat_answers_standard_input_once() -> None:
     assert re.search(SPEED, once.stderr.decode())
 
 
-def test_chat_in_a_terminal_keeps_the_history() -> None:
+READY = b"\x1b[?2004h> "  # the line editor wants pasted lines marked, then the prompt
+
+
+@pytest.fixture
+def chat():
+    """A chat in a terminal: the control side, and the process, whose stderr is a pipe."""
     control, terminal = pty.openpty()
+    command = ["chat", "--backend", "cpu", "-n", "400"]
     process = subprocess.Popen(
-        [*ISOBIT, "chat", "--backend", "cpu", "-n", "3"],
+        [sys.executable, "-c", WITH_SIGINT, *command],
         stdin=terminal,
         stdout=terminal,
         stderr=subprocess.PIPE,
@@ -183,14 +190,116 @@ def test_chat_in_a_terminal_keeps_the_history() -> None:
         env=os.environ | {"TERM": "dumb"},
     )
     os.close(terminal)
-    for line in (b"first\n", b"\n", b"second\n", b"\x04"):
-        wait_for(control, b"> ")
-        os.write(control, line)
-    _, err = process.communicate(timeout=60)
+    wait_for(control, READY)
+    yield control, process
+    process.kill()
+    process.wait()
     os.close(control)
+
+
+def test_chat_in_a_terminal_keeps_the_history(chat) -> None:
+    control, process = chat
+    for line in (
+        *("/help", "first", "/stats", "", "/nonsense", "second", "/stats"),
+        *("/clear", "first", "/stats"),
+    ):
+        os.write(control, line.encode() + b"\n")
+        wait_for(control, READY)
+    os.write(control, b"\x04")
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    first, second = (int(n) for n in re.findall(r"prefill (\d+) tokens", err.decode()))
+    first, second, again = (int(n) for n in re.findall(r"prefill (\d+) tokens", err.decode()))
     assert second > first + 3
+    assert again == first
+    assert err.startswith(b"isobit: pycoder-moe-33m-Q4_K_M on cpu; /help helps, Ctrl-D ends\n")
+    assert b"no such command: /nonsense" in err
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_alone(chat) -> None:
+    control, process = chat
+    os.write(control, b"Tell me all.\n")
+    wait_for(control, b"\x1b[?2004l\r")  # after the message's echo
+    os.read(control, 1)
+    process.send_signal(signal.SIGINT)
+    wait_for(control, READY)
+    os.write(control, b"/stats\n")
+    wait_for(control, READY)
+    interrupt(process, lambda: select.select([control], [], [], 1)[0])  # "Ctrl-C again"
+    wait_for(control, READY)
+    interrupt(process, lambda: process.poll() is not None or time.sleep(1))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"isobit: stopped" in err
+    assert b"Ctrl-C again" in err
+
+
+def interrupt(process: subprocess.Popen[bytes], done: Callable[[], object]) -> None:
+    """Send SIGINT until it is noticed: Python's line editor misses one that comes as it begins."""
+    for _ in range(30):
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        if done():
+            return
+    pytest.fail("expected SIGINT to be noticed")
+
+
+def test_a_turn_that_fails_does_not_end_the_chat(chat) -> None:
+    control, process = chat
+    os.write(control, b'"""\n')
+    for _ in range(10):
+        wait_for(control, "… ".encode())
+        os.write(control, b"word " * 600 + b"\n")
+    wait_for(control, "… ".encode())
+    os.write(control, b'"""\n')
+    wait_for(control, READY)
+    os.write(control, b"x\n")
+    wait_for(control, READY)
+    os.write(control, b"/stats\n")
+    wait_for(control, READY)
+    os.write(control, b"/quit\n")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"the message is taken back" in err
+    assert re.search(r"prefill \d{1,2} tokens", err.decode())
+
+
+def test_jsonl_is_a_line_for_each_token() -> None:
+    done = isobit("run", "-p", PROMPT, "-n", "4", "--jsonl", "--experts")
+    *tokens, totals = map(json.loads, done.stdout.splitlines())
+    whole = run_json("-p", PROMPT, "-n", "4")
+    assert [t["id"] for t in tokens] == whole["token_ids"] == totals["token_ids"]
+    assert "".join(t["text"] for t in tokens) == whole["text"]
+    assert [t["index"] for t in tokens] == [0, 1, 2, 3]
+    assert all(len(t["experts"]) == 8 and len(t["experts"][0]) == 4 for t in tokens)
+    assert totals["type"] == "done"
+
+
+def test_what_was_generated_before_ctrl_c_is_kept(tmp_path: Path) -> None:
+    receipt = tmp_path / "r.json"
+    process = start(
+        *("run", "--backend", "cpu", "-p", PROMPT, "-n", "3000", "--jsonl"),
+        *("--receipt", str(receipt)),
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    *tokens, totals = map(json.loads, [first, *rest.splitlines()])
+    assert totals["finish_reason"] == "interrupted"
+    assert [t["id"] for t in tokens] == totals["token_ids"]
+    assert "".join(t["text"] for t in tokens) == totals["text"]
+    kept = json.loads(receipt.read_text())
+    assert [t["token"] for t in kept["tokens"]] == totals["token_ids"]
+
+
+def test_a_dash_reads_the_prompt_from_standard_input() -> None:
+    piped = isobit("run", "-p", "-", "-n", "4", stdin=None, input=PROMPT.encode())
+    assert piped.stdout == isobit("run", "-p", PROMPT, "-n", "4").stdout
+
+
+def test_minus_one_goes_on_to_the_end_of_the_context() -> None:
+    assert run_json("--tokens", "1,2", "-n", "-1", "-c", "9")["note"] is not None
 
 
 def wait_for(control: int, prompt: bytes) -> None:
@@ -209,18 +318,21 @@ def test_ctrl_c_says_how_far_it_got() -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"isobit: interrupted after \d+ tokens\n", err.decode())
+    assert re.fullmatch(r"isobit: interrupted after \d+ tokens?\n", err.decode())
 
 
 def test_ctrl_c_in_a_benchmark() -> None:
-    process = start("bench", "--backend", "cpu", "-p", "0", "-n", "1", "-r", "100000")
+    process = start("bench", "--backend", "cpu", "-p", "0", "-n", "1", "-r", "100000", "-o", "json")
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"isobit: interrupted( after \d+ of 100001 runs)?\n", err.decode())
-    assert out == b""
+    found = re.fullmatch(r"isobit: interrupted( after (\d+) of 100001 runs)?\n", err.decode())
+    assert found, err
+    if found[2] and int(found[2]) > 1:
+        [row] = json.loads(out)
+        assert len(row["samples_ts"]) in (int(found[2]) - 1, int(found[2]))
 
 
 def test_closed_standard_streams_are_no_traceback() -> None:
@@ -228,7 +340,7 @@ def test_closed_standard_streams_are_no_traceback() -> None:
     done = subprocess.run(
         ["sh", "-c", f"{command} <&-"], capture_output=True, check=False, timeout=60
     )
-    assert (done.returncode, done.stderr.count(b"\n")) == (0, 1)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)  # there is no message
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.helpers import passes
+from tests.helpers.expected import needs
 from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
-from tests.model import accuracy, huggingface
+from tests.model import accuracy
 from tests.model.accuracy import SAMPLE, Accuracy
 from tests.model.oracle import Oracle, OracleRun
 
@@ -55,6 +56,7 @@ def case(
         geometry, formats = SHAPES[request.param]
         oracle = Oracle(write_model(path, geometry, formats, seed=7))
         run = oracle.run(np.random.default_rng(7).integers(0, geometry.vocab, 200).tolist())
+    huggingface = needs("torch", "tests.model.huggingface")
     return Case(path, run, *huggingface.run(huggingface.build(oracle), run.ids.tolist()))
 
 

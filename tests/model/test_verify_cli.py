@@ -53,7 +53,7 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "complaint"),
     [
-        (["trace", "--tokens", "1,2", "-o", "t", "--stages", "foo"], 2, "got 'foo'"),
+        (["trace", "--tokens", "1,2", "-o", "t", "--stages", "foo"], 2, "'foo'"),
         (["trace", "--tokens", "1,2", "-o", "t", "--layers", "7..8"], 2, "within 0..7"),
         (["trace", "--tokens", "9999", "-o", "t"], 2, "got 9999"),
         (["trace", "--tokens", "1,2", "-o", "no/such/place"], 2, "cannot write"),
@@ -61,7 +61,7 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         (["verify", "--tokens", "5", "-p", "x"], 2, "not allowed with"),
         (["verify"], 2, "expected one of -p, --prompt-file, --tokens, --prompts; got none"),
         (["verify", "--tokens", "5", "--prompts", "x"], 2, "got several"),
-        (["verify", "--prompts", "absent"], 2, "absent: expected a readable file"),
+        (["verify", "--prompts", "absent"], 2, "no such file: 'absent'"),
         (["verify", "--tokens", "5", "--min-cosine", "1.5"], 2, "expected a cosine"),
         (["verify", "--tokens", "5,6", "--against", "abacus"], 2, "abacus"),
         (["verify", "--tokens", "5,6", "--against", "auto"], 2, "got 'auto'"),
@@ -71,7 +71,7 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         (["verify", "--tokens", "5,99999"], 2, "99999"),
         (["ablate", "--tokens", "5,6"], 2, "got neither"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv_matmul=int4"], 2, "got 'int4'"),
-        (["ablate", "--tokens", "5,6", "--stage", "qkv=f64"], 2, "got 'qkv'"),
+        (["ablate", "--tokens", "5,6", "--stage", "qkv=f64"], 2, "did you mean 'qkv_matmul'"),
         (["ablate", "-p", "", "--rank"], 2, "got none"),
         (["ablate", "--tokens", "5,6", "--rank", "f8"], 2, "got 'f8'"),
     ],

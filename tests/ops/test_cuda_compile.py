@@ -17,6 +17,7 @@ from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
+from tests.helpers.expected import needs
 
 from .cuda_emulator import EmulatedGpu
 
@@ -65,7 +66,7 @@ def test_all_files_are_asked_for(kernels):
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
 def test_kernels_compile(kernels, arch, tmp_path, monkeypatch):
-    pytest.importorskip("cuda.core", reason="not run: no NVRTC (pip install cuda-core[cu13])")
+    needs("nvrtc", "cuda.core")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing comes from an earlier run
     with ThreadPoolExecutor(2) as pool:
         code = pool.map(lambda k: compile.cubin(k[0], arch, dict(k[1])), kernels)

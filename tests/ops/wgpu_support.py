@@ -3,12 +3,12 @@
 import functools
 
 import numpy as np
-import pytest
 
 from isobit import numerics
 from isobit.backends.wgpu import available
 from isobit.backends.wgpu.device import Device, adapters
 from isobit.backends.wgpu.memory import ACT_BYTES
+from tests.helpers.expected import not_run
 
 F32 = np.float32
 
@@ -22,7 +22,7 @@ def open_device():
     """The first adapter's device, the same one every time; skips the test where there is none."""
     usable, reason = available()
     if not usable:
-        pytest.skip(f"not run: {reason}")
+        not_run("wgpu", reason)
     return _device()
 
 

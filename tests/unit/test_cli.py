@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from isobit.backends import FallbackNote
-from isobit.cli import COMMANDS, main, tools
-from isobit.cli.output import markdown, size, visible
-from isobit.cli.run import follow
+from isobit.cli import COMMANDS, main, options, tools
+from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
+from isobit.cli.run import show
 from isobit.errors import NothingCompared
 
 RUN = ["run", "--backend", "reference"]
@@ -23,22 +24,53 @@ X = [*RUN, "-p", "x"]
     ("argv", "code", "complaint"),
     [
         ([], 2, "COMMAND"),
-        (["nothing"], 2, "invalid choice: 'nothing'"),
-        (RUN, 2, "one of the arguments -p/--prompt --prompt-file --tokens is required"),
+        (["nothing"], 2, "no such command: 'nothing'; there are run, chat"),
+        (RUN, 2, "expected a prompt: -p TEXT, --prompt-file FILE or --tokens IDS"),
+        (["rnu"], 2, "did you mean 'run'?; see isobit --help"),
+        (["run", "Hello"], 2, "did you mean -p 'Hello'?"),
+        ([*X, "--temp", "1"], 2, "did you mean --temperature?; see isobit run --help"),
+        (["run", "--max-tokns", "3"], 2, "did you mean --max-tokens?"),
+        (["run", "--top_k", "3"], 2, "did you mean --top-k?"),
+        (["run", "--help-me"], 2, "did you mean --help?"),
+        ([*X, "-ngl", "99"], 2, "no such option: -ngl (a model is on one device"),
+        ([*X, "-m", "x.gguf"], 2, "no such option: -m (MODEL is written without"),
+        ([*X, "-s", "3"], 2, "did you mean --seed?"),
+        ([*X, "--colour"], 2, "no such option: --colour; see isobit run --help"),
+        ([*X, "sample", "more"], 2, "got 'more' too"),
+        (["contract", "chek", "x"], 2, "did you mean 'check'?; see isobit contract --help"),
+        (["contract", "check", "--bakcends", "x"], 2, "did you mean --backends?"),
+        (["run", "smaple", "-p", "x"], 3, "no such file: 'smaple'; did you mean 'sample'?"),
+        (["run", "qwen3:30b", "-p", "x"], 3, "ollama show qwen3:30b --modelfile"),
+        (["run", "hf://a/b-GGUF/c.gguf", "-p", "x"], 3, "hf download a/b-GGUF c.gguf"),
+        (["run", "a/b-GGUF", "-p", "x"], 3, "hf download a/b-GGUF FILE.gguf"),
+        (["run", "https://a.org/c.gguf", "-p", "x"], 3, "'https://a.org/c.gguf'; download it"),
+        ([*X, "--backend", "cdua"], 2, "did you mean 'cuda'?"),
+        (["trace", "-p", "x", "-o", "x.t", "--stages", "qkv_mtmul"], 2, "mean 'qkv_matmul'?"),
+        ([*X, "--stop", ""], 2, "--stop: expected a text, got an empty one"),
+        ([*X, "--seed", "1.5"], 2, "--seed: expected a whole number, 0 or more; got '1.5'"),
+        (["chat", "-p", ""], 2, "expected a message, got an empty one"),
+        ([*X, "--experts"], 2, "--experts: expected --jsonl"),
+        (["tokenize", "--tokens", "8192"], 2, "token id: expected 0 to 8191, got 8192"),
+        (["perplexity", "--text", "/dev/null"], 2, "expected a text, got an empty one"),
+        (["completion", "tcsh"], 2, "invalid choice: 'tcsh'"),
         ([*X, "--tokens", "1"], 2, "not allowed with argument"),
         ([*X, "-n", "-3"], 2, "max-tokens: expected a whole number, 0 or more; got '-3'"),
         ([*X, "-n", "many"], 2, "got 'many'"),
         ([*X, "-n", "9" * 5000], 2, "expected a whole number"),
-        ([*X, "--seed", "9" * 5000], 2, "invalid int value"),
+        ([*X, "--seed", "9" * 5000], 2, "expected a whole number"),
         ([*X, "--seed", str(1 << 64)], 2, "seed"),
         ([*X, "--temperature", "nan"], 2, "temperature"),
         (["run", "no-such-model", "-p", "x", "--temperature", "-1"], 2, "temperature"),
-        (["chat", "no-such-model", "-p", "x", "--top-p", "0"], 2, "top_p"),
-        ([*X, "--top-p", "0"], 2, "top_p"),
-        ([*X, "--min-p", "2"], 2, "min_p"),
-        ([*X, "--top-k", "-1"], 2, "top_k"),
-        ([*X, "--repeat-penalty", "0"], 2, "repeat_penalty"),
-        ([*X, "--planes", "3"], 2, "activation_planes: expected 1 or 2, got 3"),
+        (
+            ["chat", "no-such-model", "-p", "x", "--top-p", "0"],
+            2,
+            "--top-p: expected a number in (0, 1], got 0.0",
+        ),
+        ([*X, "--top-p", "0"], 2, "--top-p: expected a number in (0, 1], got 0.0"),
+        ([*X, "--min-p", "2"], 2, "--min-p"),
+        ([*X, "--top-k", "-1"], 2, "--top-k: expected a whole number, 0 or more; got '-1'"),
+        ([*X, "--repeat-penalty", "0"], 2, "--repeat-penalty: expected a number from"),
+        ([*X, "--planes", "3"], 2, "--planes: expected 1 or 2, got 3"),
         ([*X, "--threads", "0"], 2, "threads"),
         ([*X, "--context", "0"], 2, "context: expected an integer from 1 to 16777216, got 0"),
         ([*X, "--context", "16777217"], 2, "context"),
@@ -49,18 +81,18 @@ X = [*RUN, "-p", "x"]
         ([*RUN, "--tokens", "1,two"], 2, "got '1,two'"),
         ([*RUN, "--tokens", "8192"], 2, "token id: expected 0 to 8191, got 8192"),
         ([*RUN, "--tokens", "-1"], 2, "got -1"),
-        ([*RUN, "--prompt-file", "no-such-file"], 2, "no-such-file: expected a readable file"),
+        ([*RUN, "--prompt-file", "no-such-file"], 2, "no such file: 'no-such-file'"),
         ([*RUN, "--prompt-file", "."], 2, "directory"),
         ([*RUN, "--prompt-file", "a\0b"], 2, "file name"),
         ([*RUN, "--prompt-file", "/dev/zero"], 2, "at most 16777216 bytes"),
-        (["run", "no-such-model", "-p", "x"], 3, "no-such-model: file"),
-        (["inspect", "no-such-model"], 3, "no-such-model: file"),
-        (["bench", "no-such-model"], 3, "no-such-model: file"),
-        (["chat", "no-such-model", "-p", "x"], 3, "no-such-model: file"),
+        (["run", "no-such-model", "-p", "x"], 3, "no such file: 'no-such-model'"),
+        (["inspect", "no-such-model"], 3, "no such file: 'no-such-model'"),
+        (["bench", "no-such-model"], 3, "no such file: 'no-such-model'"),
+        (["chat", "no-such-model", "-p", "x"], 3, "no such file: 'no-such-model'"),
         (["chat", "--tokens", "1", "--system", "x"], 2, "no --system"),
-        (["bench", "-p", "0", "-n", "0"], 2, "n_prompt, n_gen"),
+        (["bench", "-p", "0", "-n", "0"], 2, "--n-prompt, --n-gen: expected"),
         (["bench", "-p", "8,x"], 2, "got '8,x'"),
-        (["bench", "-d", "-1"], 2, "n_depth: expected 0 to 16777215 tokens, got -1"),
+        (["bench", "-d", "-1"], 2, "--n-depth: expected 0 to 16777215 tokens, got -1"),
         (["bench", "-r", "0"], 2, "repetitions: expected a whole number, 1 or more; got '0'"),
         (["bench", "--warmup", "1"], 2, "--warmup goes with a prompt"),
         (["bench", "--prompt", "x", "-d", "1"], 2, "--n-depth does not go with a prompt"),
@@ -109,8 +141,8 @@ def test_every_command_has_help_with_defaults(
 ) -> None:
     action = ["check"] if command == "contract" else []
     assert main([command, *action, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert "default: sample" in out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "default: sample" in out or command in ("devices", "completion")
     assert "exit codes: 0 done" in out
 
 
@@ -176,10 +208,17 @@ def test_text_from_a_file_is_made_visible_and_short() -> None:
     assert visible("x" * 100, 10) == "x" * 10 + "…"
 
 
-class FakeStream(list[str]):
-    """Pieces of a text as a generation gives them."""
+class FakeStream:
+    """Pieces of a text as a generation gives them, a token each."""
 
-    completion = "done"
+    def __init__(self, pieces: list[str]) -> None:
+        self.token_ids: list[int] = []
+        self._pieces = iter(pieces)
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self.token_ids.append(len(self.token_ids))
+        return piece
 
 
 @pytest.mark.parametrize(
@@ -191,7 +230,8 @@ def test_a_models_text_does_not_drive_the_terminal(
     out = io.StringIO()
     out.isatty = lambda: terminal  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdout", out)
-    assert follow(FakeStream(["a\x1b[2J", "\tb\n\x9b"])) == "done"  # type: ignore[arg-type, comparison-overlap]
+    stream = FakeStream(["a\x1b[2J", "\tb\n\x9b"])
+    show(stream, next(stream))  # type: ignore[arg-type]
     assert out.getvalue() == shown
 
 
@@ -228,3 +268,80 @@ def test_a_comparison_refuses_a_fallback_alone(monkeypatch, capsys, note):
     else:
         assert tools.open_exactly("sample", "cuda", 2, None, 1).backend.name == "cuda"
         assert note in capsys.readouterr().err
+
+
+def test_a_table_fits_the_terminal_and_says_what_it_left_out() -> None:
+    console = Console(width=40, file=io.StringIO(), color_system=None)
+    header = ["stage", "layers", "a long heading", "verdict"]
+    rows = [["attn_norm", "all 48", "0.123456789", "faulty"], ["lm_head", "", "1", "identical"]]
+    print_fitted(console, header, rows, ["layers", "a long heading"])
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[0].split() == ["stage", "a", "long", "heading", "verdict"]
+    assert lines[-1] == "left out for want of room: layers"
+    wide = Console(width=80, file=io.StringIO(), color_system=None)
+    print_fitted(wide, header, rows, ["layers"])
+    assert "all 48" in wide.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("cell", "style"),
+    [("faulty (A only)", "bold red"), ("propagated", "yellow"), ("identical", "green"), ("1", "")],
+)
+def test_verdicts_are_coloured(cell: str, style: str) -> None:
+    assert verdict_style(cell) == style
+
+
+def test_a_machine_without_a_gpu_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = FallbackNote("backend auto: using cpu (no CUDA device)")
+    monkeypatch.setattr(options, "gpus", list)
+    options._tell(note)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(options, "gpus", lambda: ["NVIDIA"])
+    options._tell(note)
+    assert "running on the CPU, not the GPU (NVIDIA)" in capsys.readouterr().err
+
+
+def test_a_file_s_recommended_sampling_yields_to_what_was_asked() -> None:
+    metadata = {
+        "general.sampling.temp": 0.7,
+        "general.sampling.top_p": 0.8,
+        "general.sampling.top_k": -5,  # out of range, so no advice
+        "general.sampling.min_p": "often",
+    }
+    assert options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
+    assert options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
+    assert options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
+    assert options.words({}) == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command_and_option(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS)
+    assert "max-tokens" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_tokenize_there_and_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenize", "-p", "import os"]) == 0
+    ids = capsys.readouterr().out.strip()
+    assert main(["tokenize", "--tokens", ids]) == 0
+    assert capsys.readouterr().out == "import os\n"
+    assert main(["tokenize", "-p", "<|im_end|>", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 1
+    assert main(["tokenize", "-p", "<|im_end|>", "--plain", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["token_ids"]) > 1
+
+
+def test_devices_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--json"]) == 0
+    found = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
+    assert found["cpu"]["runs"]
+    assert all(b["runs"] or b["reason"] for b in found.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isobit.cli import main
-from isobit.inspect import inspect
+from isobit.inspect import inspect, verdict
 from tests.helpers.synth import Geometry, all_in, write_model
 
 G = Geometry(layers=1, heads=2, kv_heads=1, head_dim=128, experts=4, experts_used=2, ffn=32)
@@ -57,24 +57,51 @@ def test_an_unknown_scaling_is_named(tmp_path: Path) -> None:
 def test_json_of_a_file_with_odd_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = {"test.nan": float("nan")}
     path = write_model(tmp_path / "m.gguf", G, STRANGE, metadata=odd)
-    assert main(["inspect", str(path), "--json"]) == 0
+    assert main(["inspect", str(path), "--json"]) == 3
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["metadata"]["test.nan"] == "nan"
+    assert found["verdict"]["runs"] is False
     row = {"name": "blk.0.attn_q.weight", "type": "TQ1_0", "shape": [256, 256], "bytes": None}
     assert row in found["tensors"]
-    assert main(["inspect", str(path)]) == 0
+    assert main(["inspect", str(path), "--tensors"]) == 3
     out = capsys.readouterr().out
     assert "not implemented" in out
-    assert "more (--json" not in out
+    assert "blk.0.attn_q.weight" in out
+    assert out.endswith("runs here: no\n")
 
 
-def test_many_reasons_are_not_all_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of a type that is not implemented has one for every matrix."""
+def test_a_type_is_refused_once_with_how_many_tensors_have_it(tmp_path: Path) -> None:
     geometry = replace(G, layers=5)
     path = write_model(tmp_path / "m.gguf", geometry, F32 | dict.fromkeys(QKV, "TQ1_0"))
+    [line] = inspect(path).refused
+    assert "its type and of 14 more, TQ1_0, is not implemented" in line
+
+
+def test_the_verdict_counts_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_model(tmp_path / "m.gguf", G, F32)
+    found = inspect(path)
+    weights = sum(t.nbytes for t in found.types)
+    cache = found.kv_bytes_per_token * found.config.context_length
+    monkeypatch.setattr("isobit.backends.cuda.gpu.available", lambda: (False, "none"))
+    for memory, why, context in (
+        (weights + cache, "on the CPU", found.config.context_length),
+        (weights + cache - 1, "with --context ", found.config.context_length - 64),
+        (weights, "slowly: its weights do not fit", 0),
+    ):
+        monkeypatch.setattr("isobit.inspect.physical_memory", lambda n=memory: n)
+        judged = verdict(found)
+        assert judged.runs
+        assert judged.why.startswith(why)
+        assert (judged.needs, judged.there) == (weights + cache, memory)
+        assert judged.context == context
+
+
+def test_a_file_without_a_tokenizer_runs_from_token_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(tmp_path / "m.gguf", G, F32, metadata={"tokenizer.ggml.model": "strange"})
+    found = inspect(path)
+    assert found.refused == []
+    assert "tokenizer.ggml.model" in str(found.without_text)
     assert main(["inspect", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert out.count("is not implemented") == 10
-    assert out.endswith("- and 5 more (--json has all)\n")
-    assert main(["inspect", str(path), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["refused"]) == 15
+    assert "no text, token ids alone: " in capsys.readouterr().out

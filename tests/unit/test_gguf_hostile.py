@@ -236,11 +236,40 @@ def test_the_small_model_is_valid(tmp_path):
 
 
 def test_the_names_of_things_that_are_not_files(tmp_path):
-    assert "got a directory" in refusal_of(tmp_path)
-    assert "got No such file" in refusal_of(tmp_path / "missing.gguf")
-    assert "got File name too long" in refusal_of(tmp_path / ("x" * 300))
-    assert "null byte" in refusal_of("a\0b")
-    assert r"/two\nlines\x1b[31m: file: expected" in refusal_of(tmp_path / "two\nlines\x1b[31m")
+    assert "got a folder" in refusal_of(tmp_path)
+    (tmp_path / "modle.gguf").touch()
+    for name, line in (
+        ("model.gguf", f"no such file: '{tmp_path}/model.gguf'; did you mean '{tmp_path}/modle"),
+        ("a\0b", f"no such file: '{tmp_path}/a\\x00b'"),
+        ("two\nlines\x1b[31m", f"no such file: '{tmp_path}/two\\nlines\\x1b[31m'"),
+        ("x" * 300, "File name too long"),
+    ):
+        with pytest.raises(ModelRefused) as refused:
+            GGUFFile.open(tmp_path / name)
+        assert line in str(refused.value)
+        assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("first", "way_on"),
+    [
+        (b"\x40\0\0\0\0\0\0\0{", "got safetensors; of its folder convert_hf_to_gguf.py"),
+        (b"PK\x03\x04", "got a PyTorch checkpoint"),
+        (b"version https://git-lfs", "git lfs pull fetches it"),
+        (b"<!DOCTYPE html>", "got a web page"),
+    ],
+)
+def test_files_of_other_kinds_are_known(tmp_path, first, way_on):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(first)
+    assert way_on in refusal_of(path)
+
+
+def test_a_folder_of_safetensors_is_known(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "convert_hf_to_gguf.py" in refusal_of(tmp_path)
+    (tmp_path / "m.gguf").touch()
+    assert "the GGUF files in it: m.gguf" in refusal_of(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")

@@ -18,7 +18,7 @@ ROWS = [
     ["files"],
     ["config", "gguf"],
     ["numerics", "text"],
-    ["backends.base"],
+    ["backends.base", "backends.hardware"],
     ["model"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],

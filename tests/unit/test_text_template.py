@@ -4,11 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from isobit.errors import IsobitError, UsageError
 from isobit.text import renderer
 from isobit.text.template import CHATML, render_chat
+from tests.helpers.expected import needs
 
 # Templates of our own with the features that those of Qwen3, Qwen3-Coder and their kin use.
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
@@ -56,6 +56,8 @@ def conversation(rng):
 
 @pytest.mark.parametrize("name", ["thinking", "coder", "others", "default"])
 def test_rendered_as_transformers_does(name):
+    module = needs("transformers", "transformers.utils.chat_template_utils")
+    render = module.render_jinja_template
     source = CHATML if name == "default" else (TEMPLATES / f"{name}.jinja").read_text()
     seed = random.randrange(2**32)
     print("seed", seed)
@@ -72,7 +74,7 @@ def test_rendered_as_transformers_does(name):
         if rng.random() < 0.5:
             given["enable_thinking"] = rng.random() < 0.5
         try:
-            [[expected], _] = render_jinja_template([messages], chat_template=source, **given)
+            [[expected], _] = render([messages], chat_template=source, **given)
         except Exception:
             with pytest.raises(IsobitError):
                 render_chat(source, messages, **given)

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from isobit.errors import UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.text.tokenizer import StreamDecoder, Tokenizer
 from isobit.text.vocabulary import BYTE_OF_CHARACTER, CONTROL, NORMAL, USER_DEFINED
+from tests.helpers.expected import needs
 
 DATA = Path(__file__).parents[1] / "data"
 SAMPLE = Path(isobit.__file__).parent / "data" / "pycoder-moe-33m-Q4_K_M.gguf"
@@ -81,6 +81,7 @@ def sample():
 @pytest.fixture(scope="module")
 def transformers_qwen(qwen):
     vocabulary = {text: i for i, text in enumerate(qwen.vocabulary.tokens)}
+    transformers = needs("transformers", "transformers")
     return transformers.Qwen2Tokenizer(vocab=vocabulary, merges=qwen.vocabulary.merges)
 
 

@@ -295,7 +295,7 @@ def test_types_that_a_trace_never_has_are_refused(tmp_path: Path) -> None:
 def test_stage_and_layer_arguments() -> None:
     assert parse_stages("attn_norm, lm_head", all_stages(moe=True)) == {"attn_norm", "lm_head"}
     assert parse_stages("all", all_stages(moe=False)) == frozenset(all_stages(moe=False))
-    with pytest.raises(UsageError, match=r"embedding, attn_norm, .*lm_head; got 'ffn_gate'"):
+    with pytest.raises(UsageError, match=r"'ffn_gate'; expected all or some of embedding, attn_"):
         parse_stages("ffn_gate", all_stages(moe=True))
     assert parse_layers("2..4", 8) == range(2, 5)
     assert parse_layers("7", 8) == range(7, 8)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from isobit.backends.base import Backend
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable, UsageError
+from isobit.errors import BackendUnavailable, UsageError, did_you_mean
 from isobit.model.weights import Weights
 
 Note = Callable[[str], None]
@@ -55,7 +55,8 @@ def open_backend(
             inexact = f"the results are not the specification's: {backend.device}"
             note(FallbackNote(f"backend wgpu: {inexact}"))
         return backend
-    raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}")
+    near = did_you_mean(name, ("auto", *NAMES))
+    raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}{near}")
 
 
 def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backend:

@@ -5,30 +5,33 @@ module of this package with ``add_arguments(parser)`` and ``main(args)``, import
 for; it calls the library and prints.
 """
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
 
 from isobit import __version__
-from isobit.errors import IsobitError, UsageError
+from isobit.cli.parser import Parser, in_options
+from isobit.errors import GateFailed, IsobitError, UsageError
 
 COMMANDS = {
     "run": "continue a prompt",
     "chat": "talk with a model",
     "inspect": "show what a model file holds, and what of it would be refused",
+    "tokenize": "show a text's token ids, or the text of ids",
+    "devices": "show which backends run here, on what, and why others do not",
     "bench": "measure tokens per second (llama-bench's tests), or whole generations",
     "trace": "record the values of a run's stages in a file",
     "diff": "compare two traces: where they part, by how much, and what it changed",
     "verify": "compare a backend with another, bit for bit, and find the faulty operation",
     "replay": "compute a receipt again, on any backend",
+    "perplexity": "measure how well a model predicts a text",
     "accuracy": "measure what the arithmetic costs against a float64 oracle, over a text",
-    "ablate": "run chosen operations in another arithmetic: what is a guess worth?",
+    "ablate": "how much of the error does each operation cause?",
     "contract": "write, judge, check and amend contracts: what a backend promises",
-    "import-trace": "turn another engine's APRT folder into a trace",
+    "import-trace": "turn another engine's folder of tensors into a trace",
+    "completion": "print a script that completes isobit's options in a shell",
 }
 
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
@@ -52,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a model writes what it likes
     try:
         return _run(sys.argv[1:] if argv is None else argv)
-    except IsobitError as error:
-        say(f"error: {error}")
+    except IsobitError as error:  # a gate that failed is the answer to what was asked, no error
+        say(str(error) if isinstance(error, GateFailed) else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt as stop:
         say(f"interrupted {stop}".rstrip())
@@ -72,8 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        command, args = _parse(argv)
-        command(args)
+        parser = _parser(argv)
+        asked = parser.check(argv)
+        args, extras = parser.parse_known_args(argv)
+        if extras:
+            asked.error(f"expected no more than was given, got {extras[0][:60]!r} too")
+        try:
+            args.main(args)
+        except UsageError as error:
+            raise UsageError(in_options(asked, str(error))) from None
     except SystemExit as end:  # argparse, after --help and --version
         return end.code if isinstance(end.code, int) else 0
     finally:
@@ -88,18 +98,9 @@ def say(line: str) -> None:
         print(f"isobit: {shown}", file=sys.stderr, flush=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, its complaints turned into the usual one line."""
-
-    def error(self, message: str) -> NoReturn:
-        shown = message if len(message) <= 200 else message[:200] + "…"
-        raise UsageError(f"{shown}; see {self.prog} --help")
-
-
-def _parse(
-    argv: Sequence[str],
-) -> tuple[Callable[[argparse.Namespace], None], argparse.Namespace]:
-    parser = _Parser(
+def _parser(argv: Sequence[str]) -> Parser:
+    """The parser of all commands, with the arguments of the one that ``argv`` asks for."""
+    parser = Parser(
         prog="isobit",
         description="Run quantized Mixture-of-Experts models: the same bits on every backend.",
         epilog=EXIT_CODES,
@@ -116,8 +117,7 @@ def _parse(
             module = import_module(f"isobit.cli.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(main=module.main)
-    args = parser.parse_args(argv)
-    return args.main, args
+    return parser
 
 
 def options_of(command: str) -> frozenset[str] | None:
@@ -125,7 +125,7 @@ def options_of(command: str) -> frozenset[str] | None:
     name, _, action = command.partition(" ")
     if name not in COMMANDS:
         return None
-    parser = _Parser()
+    parser = Parser()
     import_module(f"isobit.cli.{name.replace('-', '_')}").add_arguments(parser)
     if action:
         inner = [a.choices for a in parser._actions if isinstance(a.choices, dict)]

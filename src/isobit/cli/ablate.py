@@ -5,13 +5,16 @@ import json
 from dataclasses import asdict
 
 from isobit.cli import options, tools
-from isobit.cli.output import markdown, progress_bar
+from isobit.cli.output import add_format, bar, busy, print_table
 from isobit.errors import UsageError
 from isobit.model.weights import Weights
 from isobit.verify import coarse
 from isobit.verify.ablate import Ablation, Outcome
 from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.trace import check_tokens, parse_layers
+
+_DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax")
+"""Columns that a narrow terminal does without, the first of them first."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", default="all", metavar="A..B", help="layers, both included (default: all)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_format(parser)
     parser.add_argument(
         "--planes", type=int, default=2, metavar="N", help="of the specification (default: 2)"
     )
@@ -60,7 +64,9 @@ def main(args: argparse.Namespace) -> None:
     with tools.open_file(args.model) as file:
         weights = Weights.from_file(file)
     layers = parse_layers(args.layers, weights.config.n_layers)
-    ablation = Ablation(weights, [check_tokens(p, weights.config) for p in prompts], args.planes)
+    with busy("computing the prompts in float64 and by the specification"):
+        checked = [check_tokens(p, weights.config) for p in prompts]
+        ablation = Ablation(weights, checked, args.planes)
     choices = [ablation.parse(text) for text in args.stage]
     found = [ablation.specification]
     if args.pin or args.rank is not None:
@@ -68,23 +74,20 @@ def main(args: argparse.Namespace) -> None:
     tries: list[dict[str, str]] = [{stage: name} for stage, name in choices]
     if len(choices) > 1 and len(choices) == len(dict(choices)):
         tries.append(dict(choices))
-    found += [ablation.try_out(each, layers, pinned=args.pin) for each in tries]
+    with bar("runs") as step:
+        for done, each in enumerate(tries, 1):
+            found.append(ablation.try_out(each, layers, pinned=args.pin))
+            step(done, len(tries))
     if args.rank is not None:
-        with progress_bar() as bar:
-            task = bar.add_task("stages", total=None)
-
-            def progress(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
-                bar.refresh()
-
-            found += ablation.rank(args.rank, layers, progress)
+        with bar("stages") as step:
+            found += ablation.rank(args.rank, layers, step)
     if args.json:
         more = [{"share": o.share, "uncertainty": o.uncertainty} for o in found]
         print(json.dumps([asdict(o) | m for o, m in zip(found, more, strict=True)]))
         return
     header = ["run", "share gone", "±", "logits rel. RMS", "of the spec's", "mean KL"]
     header += ["expert sets", "argmax", "sets moved", "argmax moved"]
-    print(markdown(header, [_cells(o) for o in found]))
+    print_table(header, [_cells(o) for o in found], args.format, drop=_DROP)
     for line in _notes(found, prompts):
         print(line)
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from isobit.cli import options, tools
-from isobit.cli.output import markdown, progress_bar
+from isobit.cli.output import add_format, bar, print_table
 from isobit.errors import UsageError
 from isobit.verify import accuracy
 from isobit.verify.accuracy import Accuracy
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="measure the first N tokens only")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_format(parser)
     options.add_engine(parser, planes=False, backend="cpu")
 
 
@@ -50,20 +51,15 @@ def main(args: argparse.Namespace) -> None:
             )
             for planes in args.planes
         ]
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("tokens", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            bar.refresh()
-
+        progress = stack.enter_context(bar("tokens"))
         oracle = Oracle.of(models[0].file)
         found = accuracy.measure(models, oracle, ids, args.window, progress)
     if args.json:
         print(json.dumps([_row(a) for a in found]))
     else:
         header = ["activations", "tokens", "mean KL", "top-1 kept", "changed expert sets"]
-        print(markdown([*header, "perplexity", "oracle's"], [_cells(a) for a in found]))
+        header += ["perplexity", "oracle's"]
+        print_table(header, [_cells(a) for a in found], args.format, drop=["tokens"])
 
 
 def _row(a: Accuracy) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """``isobit bench``: tokens per second in llama-bench's vocabulary, or whole generations."""
 
 import argparse
+import csv
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,7 +15,7 @@ import numpy as np
 
 from isobit import __version__, bench, numerics
 from isobit.cli import options, say
-from isobit.cli.output import markdown, progress_bar, size
+from isobit.cli.output import busy, print_table, progress_bar, size
 from isobit.errors import UsageError
 from isobit.inspect import active_bytes
 from isobit.runtime.model import Model
@@ -65,7 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             flag, type=options.at_least(least), metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
-        "-o", "--output", choices=("md", "json"), default="md", help="format (default: %(default)s)"
+        "-o",
+        "--output",
+        choices=("table", "md", "json", "jsonl", "csv"),
+        help="format (default: table on a terminal, else md)",
     )
     options.add_engine(parser)
     options.add_inexact(parser)
@@ -84,11 +89,15 @@ def main(args: argparse.Namespace) -> None:
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    columns, rows = _tests(args) if prompt is None else _generations(args, prompt)
-    if args.output == "json":
-        print(json.dumps(rows, indent=2))
-    else:
-        print(markdown(list(columns), [[show(row) for show in columns.values()] for row in rows]))
+    rows: list[Row] = []
+    try:
+        if prompt is None:
+            _tests(args, rows)
+        else:
+            _generations(args, prompt, rows)
+    finally:
+        if rows:  # after Ctrl-C, those that were measured until then
+            _print(_TESTS if prompt is None else _GENERATIONS, rows, args.output)
 
 
 Row = dict[str, Any]
@@ -105,66 +114,119 @@ _MODEL_COLUMNS: Columns = {
 }
 
 
-def _tests(args: argparse.Namespace) -> tuple[Columns, list[Row]]:
+_TESTS: Columns = _MODEL_COLUMNS | {
+    "test": lambda r: r["test"],
+    "t/s": lambda r: f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
+    "median": lambda r: f"{r['median_ts']:.2f}",
+    "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
+}
+
+
+def _ms(name: str) -> Callable[[Row], str]:
+    return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
+
+
+_GENERATIONS: Columns = _MODEL_COLUMNS | {
+    "prompt": lambda r: str(r["prompt_tokens"]),
+    "tokens": lambda r: str(r["total_tokens"]),
+    "ttft ms": _ms("ttft_ms"),
+    "p50 ms": _ms("token_ms_p50"),
+    "p95 ms": _ms("token_ms_p95"),
+    "p99 ms": _ms("token_ms_p99"),
+    "total ms": _ms("total_time_ms"),
+    "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
+}
+
+
+def _print(columns: Columns, rows: list[Row], form: str | None) -> None:
+    if form == "json":
+        print(json.dumps(rows, indent=2))
+    elif form == "jsonl":
+        print("\n".join(map(json.dumps, rows)))
+    elif form == "csv":
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows
+        )
+    else:
+        cells = [[show(row) for show in columns.values()] for row in rows]
+        print_table(list(columns), cells, form, drop=_DROP)
+
+
+_DROP = ("size", "params", "threads", "planes", "model", "total ms", "p95 ms", "of bandwidth")
+"""Columns that a narrow terminal does without, the first of them first."""
+
+
+def _tests(args: argparse.Namespace, rows: list[Row]) -> None:
+    """Append a row for each test; of one that Ctrl-C ends, with the samples it has."""
     tests = bench.make_tests(args.n_prompt, args.n_gen, args.n_depth, args.n_sequences)
-    rows, most = [], max(t.n_sequences for t in tests)
+    most = max(t.n_sequences for t in tests)
     longest = max(bench.CHECKED + 1, *(t.length for t in tests))
     with options.open_model(args, longest, most) as model:
         about = _about(model, digest=args.output == "json") | _checked(model, most)
         with _steps(len(tests) * (args.repetitions + 1)) as step:
             for test in tests:
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                result = bench.measure(model, test, args.repetitions, step)
-                alone = test.n_gen and test.n_sequences == 1  # together they share what is read
-                fraction = _fraction(about, result.median_ts) if alone else None
-                rows.append(
-                    about
-                    | {
-                        "test": test.name,
-                        "n_prompt": test.n_prompt,
-                        "n_gen": test.n_gen,
-                        "n_depth": test.n_depth,
-                        "n_sequences": test.n_sequences,
-                        "test_time": now,
-                        "avg_ns": result.avg_ns,
-                        "stddev_ns": result.stddev_ns,
-                        "samples_ns": result.samples_ns,
-                        "avg_ts": result.avg_ts,
-                        "stddev_ts": result.stddev_ts,
-                        "median_ts": result.median_ts,
-                        "samples_ts": result.samples_ts,
-                        "fraction_of_read_bandwidth": fraction,
-                    }
-                )
-    columns: Columns = _MODEL_COLUMNS | {
-        "test": lambda r: r["test"],
-        "t/s": lambda r: f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
-        "median": lambda r: f"{r['median_ts']:.2f}",
-        "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
+                now, samples = datetime.now(UTC).isoformat(timespec="seconds"), list[int]()
+                try:
+                    bench.measure(model, test, args.repetitions, step, samples)
+                finally:
+                    if samples:
+                        result = bench.Result(test, samples)
+                        rows.append(about | _test_row(about, result) | {"test_time": now})
+
+
+def _test_row(about: Row, result: bench.Result) -> Row:
+    test = result.test
+    alone = test.n_gen and test.n_sequences == 1  # together they share what is read
+    return {
+        "test": test.name,
+        "n_prompt": test.n_prompt,
+        "n_gen": test.n_gen,
+        "n_depth": test.n_depth,
+        "n_sequences": test.n_sequences,
+        "test_time": None,
+        "avg_ns": result.avg_ns,
+        "stddev_ns": result.stddev_ns,
+        "samples_ns": result.samples_ns,
+        "avg_ts": result.avg_ts,
+        "stddev_ts": result.stddev_ts,
+        "median_ts": result.median_ts,
+        "samples_ts": result.samples_ts,
+        "fraction_of_read_bandwidth": _fraction(about, result.median_ts) if alone else None,
     }
-    return columns, rows
 
 
-def _generations(args: argparse.Namespace, prompt: str | list[int]) -> tuple[Columns, list[Row]]:
+def _generations(args: argparse.Namespace, prompt: str | list[int], rows: list[Row]) -> None:
+    """Append the row; after Ctrl-C, with the generations that are complete."""
+    results: list[bench.Generation] = []
     with options.open_model(args, None) as model:
         about = _about(model, digest=args.output == "json") | _checked(model, 1)
-        with _steps(args.warmup + args.iterations) as step:
-            results = bench.measure_generations(
-                model,
-                prompt,
-                max_tokens=args.max_tokens,
-                warmup=args.warmup,
-                iterations=args.iterations,
-                progress=step,
-            )
+        try:
+            with _steps(args.warmup + args.iterations) as step:
+                bench.measure_generations(
+                    model,
+                    prompt,
+                    max_tokens=args.max_tokens,
+                    warmup=args.warmup,
+                    iterations=args.iterations,
+                    progress=step,
+                    results=results,
+                )
+        finally:
+            if results:
+                rows.append(about | _generation_row(args, about, results))
+
+
+def _generation_row(args: argparse.Namespace, about: Row, results: list[bench.Generation]) -> Row:
     ttft = [r.token_ns[0] / 1e6 for r in results]
     gaps = [gap / 1e6 for r in results for gap in r.gaps_ns]
     p50, p95, p99 = np.percentile(gaps, [50, 95, 99]).tolist() if gaps else [None] * 3
-    row = about | {
+    return {
         "prompt_tokens": results[0].prompt_tokens,
         "max_tokens": args.max_tokens,
         "warmup": args.warmup,
-        "iterations": args.iterations,
+        "iterations": len(results),
         "ttft_ms": median(ttft),
         "token_ms_p50": p50,
         "token_ms_p95": p95,
@@ -177,28 +239,12 @@ def _generations(args: argparse.Namespace, prompt: str | list[int]) -> tuple[Col
         "fraction_of_read_bandwidth": _fraction(about, 1e3 / p50) if p50 else None,
     }
 
-    def ms(name: str) -> Callable[[Row], str]:
-        return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
-
-    columns: Columns = _MODEL_COLUMNS | {
-        "prompt": lambda r: str(r["prompt_tokens"]),
-        "tokens": lambda r: str(r["total_tokens"]),
-        "ttft ms": ms("ttft_ms"),
-        "p50 ms": ms("token_ms_p50"),
-        "p95 ms": ms("token_ms_p95"),
-        "p99 ms": ms("token_ms_p99"),
-        "total ms": ms("total_time_ms"),
-        "of bandwidth": lambda r: _percent(r["fraction_of_read_bandwidth"]),
-    }
-    return columns, [row]
-
 
 def _checked(model: Model, sequences: int) -> Row:
     """The logits that were just held against the CPU backend; raises GateFailed."""
     compared = None
     if model.backend.name not in ("cpu", "reference"):
-        with progress_bar() as bar:
-            bar.add_task("checking logits against the CPU", total=None)
+        with busy("checking logits against the CPU"):
             compared = bench.check_bits(model, sequences)
         say(f"{compared} logits have the CPU backend's bits")
     return {"logits_checked": compared}
@@ -207,6 +253,8 @@ def _checked(model: Model, sequences: int) -> Row:
 def _about(model: Model, *, digest: bool) -> Row:
     """What every row says of the model and the machine; ``digest`` reads the whole file."""
     tensors = model.file.tensors.values()
+    with busy("measuring the memory's bandwidth"):
+        bandwidth = bench.read_bandwidth(model)
     return {
         "isobit_version": __version__,
         "numerics_version": numerics.VERSION,
@@ -220,7 +268,7 @@ def _about(model: Model, *, digest: bool) -> Row:
         "activation_planes": model.engine.activation_planes,
         "n_threads": model.engine.cores,
         "active_bytes_per_token": active_bytes(model.file, model.config),
-        "read_bandwidth": bench.read_bandwidth(model),
+        "read_bandwidth": bandwidth,
     }
 
 
@@ -241,7 +289,8 @@ def _fraction(about: Row, tokens_per_second: float) -> float | None:
 
 
 def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.1f} %"
+    """Nothing for a model that lies in the cache, of which memory's bandwidth says nothing."""
+    return "" if fraction is None or fraction > 1 else f"{100 * fraction:.1f} %"
 
 
 @contextmanager

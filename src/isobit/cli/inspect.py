@@ -5,18 +5,29 @@ import json
 import math
 
 from isobit.cli import options
-from isobit.cli.output import markdown, progress_bar, size, visible
-from isobit.inspect import Inspection, inspect
+from isobit.cli.output import add_format, bar, print_table, size, visible
+from isobit.errors import ModelRefused
+from isobit.inspect import Inspection, Verdict, inspect, verdict
 from isobit.runtime.model import sample_path
 
 SHOWN = 8  # elements of an array
-REASONS = 10  # to refuse a file
+FILE_TYPES = {
+    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K"},
+    **{11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S"},
+    **{17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS"},
+    **{23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S"},
+    **{29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0"},
+    38: "MXFP4_MOE",
+}
+"""What people call the mixes of types that llama.cpp numbers in general.file_type."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     options.add_model(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--tensors", action="store_true", help="list the tensors too")
+    add_format(parser)
     parser.add_argument("--sha256", action="store_true", help="digest the file (reads all of it)")
 
 
@@ -26,14 +37,15 @@ def main(args: argparse.Namespace) -> None:
     if not args.sha256:
         found = inspect(path)
     else:
-        with progress_bar() as bar:
-            task = bar.add_task("sha256")
-
-            def step(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total, refresh=True)
-
+        with bar("sha256", "bytes") as step:
             found = inspect(path, sha256=True, progress=step)
-    print(json.dumps(_report(found), allow_nan=False) if args.json else _text(found))
+    judged = verdict(found)
+    if args.json:
+        print(json.dumps(_report(found) | {"verdict": vars(judged)}, allow_nan=False))
+    else:
+        _print(found, judged, args)
+    if not judged.runs:
+        raise ModelRefused(judged.why)
 
 
 def _report(found: Inspection) -> dict[str, object]:
@@ -48,6 +60,7 @@ def _report(found: Inspection) -> dict[str, object]:
         "active_bytes_per_token": found.active_bytes_per_token,
         "kv_bytes_per_token": found.kv_bytes_per_token,
         "refused": found.refused,
+        "without_text": found.without_text,
         "config": None if config is None else {k: _json(v) for k, v in vars(config).items()},
         "types": [
             {"type": t.type, "tensors": t.tensors, "parameters": t.parameters, "bytes": t.nbytes}
@@ -71,8 +84,7 @@ def _json(value: object) -> object:
     return value
 
 
-def _text(found: Inspection) -> str:
-    active, kv, config = found.active_bytes_per_token, found.kv_bytes_per_token, found.config
+def _print(found: Inspection, judged: Verdict, args: argparse.Namespace) -> None:
     stored = sum(t.nbytes or 0 for t in found.types)
     files = f", {found.files} files" if found.files > 1 else ""
     lines = [
@@ -82,7 +94,8 @@ def _text(found: Inspection) -> str:
     ]
     if found.sha256:
         lines.append(f"sha256 {found.sha256}")
-    lines += ["", *(f"{visible(k)} = {_shown(v)}" for k, v in found.metadata.items()), ""]
+    lines += ["", *(f"{visible(k)} = {_shown(v, k)}" for k, v in found.metadata.items()), ""]
+    print("\n".join(lines))
     rows = [
         [
             t.type,
@@ -93,7 +106,23 @@ def _text(found: Inspection) -> str:
         ]
         for t in found.types
     ]
-    lines += [markdown(["type", "tensors", "parameters", "size", "share"], rows), ""]
+    header = ["type", "tensors", "parameters", "size", "share"]
+    print_table(header, rows, args.format, drop=["parameters"])
+    if args.tensors:
+        print()
+        shown = [
+            [visible(name), kind, " × ".join(map(str, shape)), "" if n is None else size(n)]
+            for name, kind, shape, n in found.tensors
+        ]
+        header = ["tensor", "type", "shape", "size"]
+        print_table(header, shown, args.format, drop=["size"], left=["type"])
+    print("\n" + "\n".join(_end(found, judged, stored)))
+
+
+def _end(found: Inspection, judged: Verdict, stored: int) -> list[str]:
+    """What a token costs, what is refused, and the verdict."""
+    active, kv, config = found.active_bytes_per_token, found.kv_bytes_per_token, found.config
+    lines = []
     if active is not None:
         share = f"{100 * active / max(stored, 1):.1f} % of {size(stored)}"
         lines.append(f"a decode step reads {active:,} bytes of weights ({share})")
@@ -101,15 +130,23 @@ def _text(found: Inspection) -> str:
         whole = f"{size(kv * config.context_length)} for {config.context_length:,} tokens"
         lines.append(f"the KV cache takes {kv:,} bytes per token ({whole})")
     if found.refused:
-        lines += ["refused:", *(f"- {visible(line, 1000)}" for line in found.refused[:REASONS])]
-        if (more := len(found.refused) - REASONS) > 0:
-            lines.append(f"- and {more} more (--json has all)")
+        lines += ["refused:", *(f"- {visible(line, 1000)}" for line in found.refused)]
     else:
         lines.append("refused: nothing")
-    return "\n".join(lines)
+    if found.without_text is not None:
+        lines.append(f"no text, token ids alone: {visible(found.without_text, 1000)}")
+    if not judged.runs:
+        lines.append("runs here: no")
+    else:
+        memory = f"needs {size(judged.needs or 0)} of memory"
+        memory += "" if judged.there is None else f", {size(judged.there)} are there"
+        lines.append(f"runs here: yes, {judged.why}; {memory}")
+    return lines
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, key: str = "") -> str:
+    if key == "general.file_type" and isinstance(value, int) and value in FILE_TYPES:
+        return f"{value} ({FILE_TYPES[value]})"
     if isinstance(value, list):
         first = ", ".join(_shown(v) for v in value[:3])
         return f"[{first}{', …' if len(value) > 3 else ''}] ({len(value):,} elements)"

@@ -3,14 +3,16 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from isobit.backends import NAMES
+from isobit.backends import NAMES, FallbackNote
+from isobit.backends.hardware import gpus
 from isobit.cli import say
+from isobit.cli.output import busy
 from isobit.config import EngineConfig
-from isobit.errors import UsageError
+from isobit.errors import UsageError, no_such_file
 from isobit.runtime.generation import Settings
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
@@ -44,13 +46,17 @@ def add_engine(
             "--planes",
             "--activation-planes",
             dest="activation_planes",
-            type=int,
+            type=whole,
             metavar="N",
             default=EngineConfig.activation_planes,
             help="int8 planes of an activation: 2 (16 bits) or 1 (int8) (default: %(default)s)",
         )
     group.add_argument(
-        "-t", "--threads", type=int, metavar="N", help="CPU threads (default: every usable core)"
+        "-t",
+        "--threads",
+        type=whole,
+        metavar="N",
+        help="CPU threads (default: every usable core; fewer may be faster where cores are shared)",
     )
 
 
@@ -66,7 +72,7 @@ def add_inexact(parser: argparse.ArgumentParser) -> None:
 def add_context(parser: argparse.ArgumentParser) -> None:
     """The longest sequence."""
     parser.add_argument(
-        "-c", "--context", type=int, metavar="N", help="longest sequence (default: the model's)"
+        "-c", "--context", type=whole, metavar="N", help="longest sequence (default: the model's)"
     )
 
 
@@ -79,7 +85,20 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
         max_sequences=sequences,
         allow_inexact=args.allow_inexact,
     )
-    return Model(args.model, args.backend, engine, say)
+    with busy(f"loading {args.model}"):
+        model = Model(args.model, args.backend, engine, _tell)
+    trained = model.config.context_length
+    if context is not None and context > trained:
+        say(f"a context of {context:,} tokens: the model was trained for {trained:,}")
+    return model
+
+
+def _tell(note: str) -> None:
+    """Pass a note on; that there is no GPU to use is no news on a machine without one."""
+    if not isinstance(note, FallbackNote) or not note.startswith("backend auto: using cpu"):
+        say(note)
+    elif found := gpus():
+        say(f"running on the CPU, not the GPU ({found[0]}); isobit devices says why")
 
 
 def add_prompt(
@@ -87,7 +106,9 @@ def add_prompt(
 ) -> None:
     """The prompt, in one of three ways; ``flags`` are those of the first."""
     group = parser.add_argument_group("prompt").add_mutually_exclusive_group(required=required)
-    group.add_argument(*flags, dest="prompt", metavar="TEXT", help=text)
+    group.add_argument(
+        *flags, dest="prompt", metavar="TEXT", help=f"{text}; - reads standard input"
+    )
     group.add_argument(
         "--prompt-file", metavar="FILE", help=f"{text}: a UTF-8 file, - for standard input"
     )
@@ -98,8 +119,8 @@ def add_prompt(
 
 def read_prompt(args: argparse.Namespace) -> str | list[int] | None:
     """The prompt as text or token ids; None if none was given."""
-    if args.prompt_file is not None:
-        return read_text(args.prompt_file)
+    if args.prompt_file is not None or args.prompt == "-":
+        return read_text(args.prompt_file or "-")
     prompt: str | list[int] | None = args.tokens if args.prompt is None else args.prompt
     return prompt
 
@@ -109,6 +130,8 @@ def read_text(path: str) -> str:
     name = "standard input" if path == "-" else path
     try:
         if path == "-":
+            if sys.stdin.isatty():
+                say("reading from the terminal; Ctrl-D at the beginning of a line ends it")
             data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
         else:
             with Path(path).open("rb") as file:
@@ -118,6 +141,8 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as error:
         found = f"{error.reason} at byte {error.start}"
         raise UsageError(f"{name}: expected UTF-8 text, got {found}") from None
+    except FileNotFoundError:
+        raise UsageError(no_such_file(path)) from None
     except OSError as error:
         raise UsageError(f"{name}: expected a readable file, got: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
@@ -136,24 +161,41 @@ def output_file(path: str) -> str:
     return path
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How tokens are chosen."""
+_SAMPLING = {
+    "temperature": ("temp", "0 takes the likeliest token"),
+    "top_k": ("top_k", "keep the K likeliest tokens; 0 keeps all"),
+    "top_p": ("top_p", "keep the fewest tokens whose probabilities reach this sum"),
+    "min_p": ("min_p", "keep tokens at least this fraction as likely as the likeliest"),
+    "repeat_penalty": ("penalty_repeat", "make tokens that occurred less likely; 1 does not"),
+}
+"""Fields of Sampling: the key of a model file (``general.sampling.…``) and what it does."""
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, recommended: bool = False) -> None:
+    """How tokens are chosen; ``recommended`` leaves room for what the model's file recommends."""
     group = parser.add_argument_group("sampling")
-
-    def number(flag: str, kind: type, text: str) -> None:
-        default = getattr(Sampling, flag.lstrip("-").replace("-", "_"))
+    for name, (_, text) in _SAMPLING.items():
+        default = getattr(Sampling, name)
         group.add_argument(
-            flag, type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)"
+            f"--{name.replace('_', '-')}",
+            type=at_least(0) if name == "top_k" else decimal,
+            default=None if recommended else default,
+            metavar="X",
+            help=f"{text} (default: {'the file’s, or ' if recommended else ''}{default})",
         )
-
-    number("--temperature", float, "0 takes the likeliest token")
-    number("--top-k", int, "keep the K likeliest tokens; 0 keeps all")
-    number("--top-p", float, "keep the fewest tokens whose probabilities reach this sum")
-    number("--min-p", float, "keep tokens at least this fraction as likely as the likeliest")
-    number("--repeat-penalty", float, "make tokens that occurred less likely; 1 does not")
-    group.add_argument("--seed", type=int, metavar="X", help="repeats a sampled text")
     group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable"
+        "--seed",
+        type=at_least(0),
+        metavar="X",
+        help="random seed; the same seed gives the same text (default: a new one each time)",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        type=_stop,
+        metavar="TEXT",
+        help="stop when this text appears (not printed); repeatable",
     )
 
 
@@ -162,17 +204,32 @@ def settings(args: argparse.Namespace) -> Settings:
 
     Ask before a model is opened: what is out of range is refused here, and loading takes time.
     """
-    Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
-    return Settings(
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repeat_penalty=args.repeat_penalty,
-        seed=args.seed,
-        stop=args.stop,
-    )
+    given = {name: value for name in _SAMPLING if (value := getattr(args, name)) is not None}
+    Sampling(**given, seed=args.seed)
+    chosen: Settings = {"max_tokens": args.max_tokens, "seed": args.seed, "stop": args.stop}
+    chosen.update(given)  # type: ignore[typeddict-item]
+    return chosen
+
+
+def recommended(metadata: Mapping[str, object], chosen: Settings) -> dict[str, float]:
+    """The sampling that a model's file recommends, where ``chosen`` says nothing.
+
+    A value that is out of range is left out: it is advice, and no reason to refuse the model.
+    """
+    found: dict[str, float] = {}
+    for name, (key, _) in _SAMPLING.items():
+        value = metadata.get(f"general.sampling.{key}")
+        if name not in chosen and isinstance(value, int | float):
+            with suppress(UsageError):
+                Sampling(**{name: value})  # type: ignore[arg-type]
+                found[name] = value
+    return found
+
+
+def words(sampling: Mapping[str, float]) -> str:
+    """Sampling settings for people: "temperature 0.7, top-p 0.8, as the file recommends"."""
+    shown = ", ".join(f"{name.replace('_', '-')} {v:g}" for name, v in sampling.items())
+    return f"{shown}, as the file recommends" if shown else ""
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -182,10 +239,37 @@ def at_least(least: int) -> Callable[[str], int]:
         with suppress(ValueError):
             if (n := int(text)) >= least:
                 return n
-        shown = text if len(text) <= 40 else text[:40] + "…"
-        raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more; got {shown!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number, {least} or more; got {_cut(text)}"
+        )
 
     return parse
+
+
+def whole(text: str) -> int:
+    """An argument's type: a whole number; what it may be is the library's to say."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {_cut(text)}") from None
+
+
+def decimal(text: str) -> float:
+    """An argument's type: a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {_cut(text)}") from None
+
+
+def _stop(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a text, got an empty one")
+    return text
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 def _token_ids(text: str) -> list[int]:
@@ -197,5 +281,4 @@ def comma_list(text: str, complaint: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        shown = text if len(text) <= 40 else text[:40] + "…"
-        raise argparse.ArgumentTypeError(f"{complaint}; got {shown!r}") from None
+        raise argparse.ArgumentTypeError(f"{complaint}; got {_cut(text)}") from None

@@ -3,6 +3,7 @@
 import argparse
 
 from isobit.cli import options, tools
+from isobit.cli.output import busy
 from isobit.errors import GateFailed
 from isobit.verify.receipt import Receipt, replay
 
@@ -20,7 +21,8 @@ def main(args: argparse.Namespace) -> None:
     n = len(receipt.prompt) + len(receipt.tokens)
     planes = receipt.activation_planes
     with tools.open_exactly(args.model, args.backend, planes, args.threads, n) as model:
-        difference = replay(receipt, model)
+        with busy(f"computing {len(receipt.tokens):,} tokens again"):
+            difference = replay(receipt, model)
         where = f"{model.backend.name} ({model.backend.device})"
     if difference is not None:
         source = f"{receipt.backend} ({receipt.device})"

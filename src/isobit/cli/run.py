@@ -2,10 +2,16 @@
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from isobit.cli import options, say
-from isobit.runtime.generation import Completion, Stream
+from isobit.cli.output import busy, count
+from isobit.errors import UsageError
+from isobit.runtime.generation import Completion, Settings, Stream
 from isobit.runtime.model import Model
 from isobit.verify.receipt import Recorder
 
@@ -20,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_length(parser, 128)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object when done, instead of the text"
+    )
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="print a JSON object for each token as it comes, and one with the totals",
+    )
+    parser.add_argument(
+        "--experts", action="store_true", help="with --jsonl: name each token's experts, by layer"
     )
     parser.add_argument(
         "--receipt",
@@ -44,55 +58,155 @@ def add_length(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "-n",
         "--max-tokens",
-        type=options.at_least(0),
+        type=_length,
         default=default,
         metavar="N",
-        help="most tokens to generate (default: %(default)s)",
+        help="most tokens to generate; -1: until the model ends (default: %(default)s)",
     )
+
+
+def _length(text: str) -> int | None:
+    return None if text == "-1" else options.at_least(0)(text)
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     prompt = options.read_prompt(args)
     assert prompt is not None
+    if args.experts and not args.jsonl:
+        raise UsageError("--experts: expected --jsonl beside it")
     settings = options.settings(args)
     with options.open_model(args, args.context) as model:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
-        watch = Recorder() if args.receipt or args.routes else None
+        watch = Recorder() if args.receipt or args.routes or args.experts else None
         settings["watch"] = watch
-        with model.stream(ids, **settings) as stream:
-            completion = follow(stream, quiet=args.json)
+        write: Write | None = _nothing if args.json else None
+        if args.jsonl:
+            write = _Events(watch if args.experts else None)
+        completion = follow(model, ids, settings, write)
         if watch is not None and args.receipt:
-            watch.receipt().save(args.receipt)
+            with busy("the digest of the model's file, for the receipt"):
+                watch.receipt().save(args.receipt)
         if watch is not None and args.routes:
             watch.save_routes(args.routes)
-        if args.json:
-            print(json.dumps(_report(model, args.model, ids, completion)))
+        if args.json or args.jsonl:
+            report = _report(model, args.model, ids, completion)
+            print(json.dumps({"type": "done"} | report if args.jsonl else report))
+        if completion.finish_reason == "interrupted":
+            raise KeyboardInterrupt(f"after {count(len(completion.token_ids), 'token')}")
         report_speed(completion)
 
 
-def follow(stream: Stream, *, quiet: bool = False) -> Completion:
-    """Print a generation as it comes; on Ctrl-C, say how far it got."""
-    terminal = sys.stdout.isatty()
-    try:
-        for piece in stream:
-            if not quiet:
-                sys.stdout.write(piece.translate(_VISIBLE) if terminal else piece)
-                sys.stdout.flush()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"after {len(stream.token_ids)} tokens") from None
-    finally:
-        if terminal and not quiet:
-            print()
+Write = Callable[[str, list[int]], None]
+"""Takes a piece of text and the ids of the tokens that are new with it."""
+
+
+def _nothing(_piece: str, _ids: list[int]) -> None:
+    pass
+
+
+class _Events:
+    """Prints a JSON object for each token as it comes.
+
+    A character may take several tokens, and a stop string may begin in one: the text of a token is
+    what became certain with it, and may be empty.
+    """
+
+    def __init__(self, experts: Recorder | None) -> None:
+        self._experts = experts
+        self._n = 0
+
+    def __call__(self, piece: str, ids: list[int]) -> None:
+        for i, token in enumerate(ids):
+            last = i == len(ids) - 1
+            event = {"type": "token", "index": self._n, "id": token, "text": piece if last else ""}
+            if self._experts is not None:
+                event["experts"] = self._experts.experts_of(self._n)
+            print(json.dumps(event), flush=True)
+            self._n += 1
+        if piece and not ids:  # what was held back, at the end
+            print(json.dumps({"type": "text", "text": piece}), flush=True)
+
+
+def follow(
+    model: Model, ids: list[int], settings: Settings, write: Write | None = None
+) -> Completion:
+    """Generate, and hand on or print what comes; after Ctrl-C the completion says "interrupted".
+
+    Raises KeyboardInterrupt with how far the prompt was read if no token came of it.
+    """
+    read = [0]
+    with busy("reading the prompt") as change:
+
+        def progress(done: int, total: int) -> None:
+            read[0] = done
+            change(f"reading the prompt: {done:,} of {total:,} tokens")
+
+        settings = {**settings, "progress": progress}
+        stream = model.stream(ids, **settings)
+        first = None
+        try:
+            first = next(stream, None)
+        except KeyboardInterrupt:
+            if not stream.token_ids:
+                stop = f"after {read[0]:,} of {count(len(ids), 'prompt token')}"
+                raise KeyboardInterrupt(stop) from None
+    with stream:
+        show(stream, first, write)
     assert stream.completion is not None
     return stream.completion
+
+
+def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
+    """Print a generation from its first piece on, or hand it to ``write``."""
+    terminal, told = sys.stdout.isatty(), 0
+    piece = first
+    try:
+        while piece is not None:
+            if write is not None:
+                with _whole():
+                    write(piece, stream.token_ids[told:])
+                    told = len(stream.token_ids)
+            else:
+                sys.stdout.write(piece.translate(_VISIBLE) if terminal else piece)
+                sys.stdout.flush()
+            piece = next(stream, None)
+    except KeyboardInterrupt:
+        pass  # the completion says so
+    if write is not None and told < len(stream.token_ids):
+        write("", stream.token_ids[told:])
+    elif write is None and terminal:
+        print()
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Let a first Ctrl-C wait for what is inside, so that no line is lost or comes twice."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    waiting: list[int] = []
+
+    def wait(number: int, _: FrameType | None) -> None:
+        if waiting:  # the reader of a pipe may never come
+            raise KeyboardInterrupt
+        waiting.append(number)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def report_speed(completion: Completion) -> None:
     """Say on stderr how fast prefill and decode went."""
     t = completion.timings
-    line = f"prefill {t.prefill_tokens} tokens, {t.prefill_rate:.1f} tokens/s; "
-    line += f"decode {t.decode_tokens} tokens, {t.decode_rate:.1f} tokens/s"
+    line = f"prefill {count(t.prefill_tokens, 'token')}, {t.prefill_rate:.1f} tokens/s"
+    if t.decode_tokens:
+        line += f"; decode {count(t.decode_tokens, 'token')}, {t.decode_rate:.1f} tokens/s"
     say(line + (f"; {completion.note}" if completion.note else ""))
 
 

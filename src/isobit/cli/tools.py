@@ -8,7 +8,7 @@ from pathlib import Path
 
 from isobit.backends import FallbackNote
 from isobit.cli import options, say
-from isobit.cli.output import markdown
+from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
@@ -18,6 +18,9 @@ from isobit.verify import blame, report
 from isobit.verify.diff import Diff
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import Recordable
+
+_DROP = ("max ulp", "cosine", "NaN/Inf", "rel. RMS", "layers", "max |A-B|")
+"""Columns of a comparison that a narrow terminal does without, the first of them first."""
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +80,10 @@ def prompt_tokens(args: argparse.Namespace) -> list[int]:
     return prompt if isinstance(prompt, list) else text_tokens(args.model, prompt)
 
 
-def text_tokens(model: str, text: str) -> list[int]:
-    """Token ids of a text in a model's vocabulary."""
+def text_tokens(model: str, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of a text in a model's vocabulary; ``special`` tokens in it are recognised."""
     with open_file(model) as file:
-        return Tokenizer.from_metadata(file.metadata, str(file.path)).encode(text, special=True)
+        return Tokenizer.from_metadata(file.metadata, str(file.path)).encode(text, special=special)
 
 
 def token_texts(model: str) -> blame.Text:
@@ -121,7 +124,8 @@ def open_exactly(model: str, backend: str, planes: int, threads: int | None, con
     engine = EngineConfig(
         activation_planes=planes, threads=threads, context=max(context, 1), max_sequences=1
     )
-    opened = Model(model, backend, engine, refuse)
+    with busy(f"loading {model}"):
+        opened = Model(model, backend, engine, refuse)
     if backend not in ("auto", opened.backend.name):
         opened.close()
         raise NothingCompared(f"backend: expected {backend}, got {opened.backend.name}")
@@ -148,6 +152,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--every", action="store_true", help="a row for each layer of each stage")
     group.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_format(group)
     group.add_argument(
         "--html",
         type=options.output_file,
@@ -191,7 +196,8 @@ def show(diff: Diff, args: argparse.Namespace, text: blame.Text | None = None) -
         lines = report.summary(diff, text)
         lines += [] if gate is None else [f"gate: {gate}"]
         print("\n".join(lines), end="\n\n")
-        print(markdown(*report.table(diff, every=args.every)))
+        header, rows = report.table(diff, every=args.every)
+        print_table(header, rows, args.format, drop=_DROP)
     if gate is not None:
         require_gate(gate)
     elif not diff.accuracy and diff.first is not None:

@@ -4,7 +4,7 @@ import argparse
 from contextlib import ExitStack
 
 from isobit.cli import options, say, tools
-from isobit.cli.output import size
+from isobit.cli.output import busy, count, size
 from isobit.verify import trace
 
 
@@ -38,7 +38,8 @@ def main(args: argparse.Namespace) -> None:
             source = trace.ModelRun(model)
         stages = trace.parse_stages(args.stages, source.graph.names)
         layers = trace.parse_layers(args.layers, source.config.n_layers)
-        recorded = trace.record(source, tokens, stages, layers)
+        with busy(f"recording {count(len(tokens), 'token')}"):
+            recorded = trace.record(source, tokens, stages, layers)
     recorded.save(args.output)
     keys = recorded.stages()
     nbytes = sum(recorded[key].nbytes for key in keys)

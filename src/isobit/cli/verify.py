@@ -5,13 +5,16 @@ import json
 from contextlib import ExitStack
 
 from isobit.cli import options, tools
-from isobit.cli.output import markdown, progress_bar
+from isobit.cli.output import print_table, progress_bar
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
 from isobit.verify import blame
 from isobit.verify.diff import Diff
 from isobit.verify.trace import ModelRun, Recordable, parse_layers
 from isobit.verify.verify import verify
+
+_DROP = ("mean KL", "experts", "least cosine", "tokens", "next token")
+"""Columns that a narrow terminal does without, the first of them first."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +76,7 @@ def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> 
     else:
         header = ["prompt", "tokens", "differing", "first", "faulty", "least cosine", "experts"]
         header += ["next token", "mean KL"]
-        print(markdown(header, [_row(d, text) for d in found]))
+        print_table(header, [_row(d, text) for d in found], args.format, drop=_DROP)
         for i, d in enumerate(found):
             for line in [*blame.located(d, text), *d.notes]:
                 print(f"prompt {i}: {line}")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import UsageError
+from isobit.gguf import not_gguf
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
 from isobit.gguf.split import joined, part_paths
@@ -63,6 +64,8 @@ class GGUFFile:
         Raises ModelRefused.
         """
         path = Path(path)
+        if (wrong := not_gguf.explain(path)) is not None:
+            raise wrong
         opened = _map(path)
         paths = part_paths(path, opened[0])
         parts = [opened if p == path else _map(p, len(paths)) for p in paths]
@@ -75,13 +78,10 @@ class GGUFFile:
                 with contextlib.suppress(OSError):
                     m.madvise(mmap.MADV_HUGEPAGE)
         if strict and header.refused:
-            first, *more = header.refused.values()
-            raise refusal(
-                paths[0],
-                f"type of tensor {show(first.name)}",
-                "one of " + ", ".join(f.name for f in FORMATS.values()),
-                first.type_name + (f" (and {len(more)} more tensors are refused)" if more else ""),
-            )
+            first, *_ = header.refused.values()
+            found = not_gguf.not_readable(r.type_name for r in header.refused.values())
+            known = "one of " + ", ".join(f.name for f in FORMATS.values())
+            raise refusal(paths[0], f"type of tensor {show(first.name)}", known, found)
         return cls(paths, header, maps)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import GateFailed, UsageError
+from isobit.errors import GateFailed, UsageError, did_you_mean
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
 from isobit.verify import coarse, graph
@@ -101,7 +101,8 @@ class Ablation:
         """``STAGE=ARITHMETIC`` as a pair; raises UsageError with the valid names."""
         stage, _, arithmetic = text.partition("=")
         if stage not in self.stages:
-            raise UsageError(f"stage: expected one of {', '.join(self.stages)}; got {stage!r}")
+            near = did_you_mean(stage, self.stages) or f"; expected {', '.join(self.stages)}"
+            raise UsageError(f"--stage: no such stage: {stage!r}{near}")
         coarse.rounding(arithmetic)
         return stage, arithmetic
 

@@ -30,7 +30,8 @@ try:
     from transformers.models.qwen3_moe.modeling_qwen3_moe import eager_attention_forward, repeat_kv
 except ImportError as error:
     raise BackendUnavailable(
-        f"hf: expected PyTorch and transformers 5 or later, got: {error}; pip install '.[test]'"
+        f"hf: expected PyTorch and transformers 5 or later, got: {error}; "
+        "pip install '.[test-torch]'"
     ) from None
 
 _ATTENTION = "isobit_recorded"

@@ -174,6 +174,14 @@ class Recorder:
         ids = self._prompt + [t.token for t in self._tokens]
         return np.array(ids[: len(experts)], np.int32), experts
 
+    def experts_of(self, index: int) -> list[list[int]]:
+        """The experts behind generated token ``index``, by layer: those of the position before it.
+
+        Empty for a dense model.
+        """
+        chosen: list[list[int]] = self._routes[index][-1].tolist() if self._routes else []
+        return chosen
+
     def save_routes(self, path: str | Path) -> None:
         """Write :meth:`routes` as safetensors: ``tokens`` and ``experts``."""
         tokens, experts = self.routes()

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from isobit import __version__, numerics
 from isobit.backends.base import I32
 from isobit.config import ModelConfig
-from isobit.errors import FileRefused, NothingCompared, UsageError
+from isobit.errors import FileRefused, NothingCompared, UsageError, did_you_mean
 from isobit.files import regular
 from isobit.model.graph import Graph, Key
 from isobit.model.stages import ON_REQUEST, all_stages
@@ -227,7 +227,8 @@ def parse_stages(text: str, valid: Sequence[str]) -> frozenset[str]:
     names = [n.strip() for n in text.split(",")]
     for name in names:
         if name not in (*valid, "all"):
-            raise UsageError(f"stage: expected all or some of {', '.join(valid)}; got {name!r}")
+            near = did_you_mean(name, valid) or f"; expected all or some of {', '.join(valid)}"
+            raise UsageError(f"stages: no such stage: {name!r}{near}")
     return frozenset(valid) if "all" in names else frozenset(names)
 
 

@@ -1,8 +1,6 @@
 """The CPU backend: hands a model's mapped tensors to the extension, which runs whole passes."""
 
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +8,7 @@ from isobit import numerics
 from isobit.backends.base import F32, Batch, Tap
 from isobit.backends.cpu import _cpu
 from isobit.backends.cpu.lower import Lowering
+from isobit.backends.hardware import processor
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.weights import Weights
@@ -57,7 +56,7 @@ class CpuBackend:
     @property
     def device(self) -> str:
         """Processor, SIMD level and threads."""
-        return f"{_processor()}, {self._simd}, {self._threads} threads"
+        return f"{processor()}, {self._simd}, {self._threads} threads"
 
     def forward(
         self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
@@ -107,14 +106,3 @@ class _RopeRows:
             self._cos = np.concatenate([self._cos, cos])
             self._sin = np.concatenate([self._sin, sin])
         return self._cos[positions], self._sin[positions]
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

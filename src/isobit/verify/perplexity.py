@@ -1,0 +1,94 @@
+"""Perplexity of a text: exp of the mean negative log likelihood of its tokens.
+
+The text is cut into windows, each a sequence of its own. By default every token but a window's
+first is predicted and counts. llama-perplexity counts the second half of each whole window, so that
+every prediction has context: its figure is lower, and the two are not to be compared.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from isobit.backends.base import F32
+from isobit.errors import NothingCompared
+from isobit.runtime.model import Model
+from isobit.verify.metrics import log_softmax
+
+_ROWS = 64
+"""Tokens run, and logits held in float64, at a time."""
+
+
+@dataclass
+class Perplexity:
+    """What :func:`perplexity` found; natural logarithms."""
+
+    windows: int = 0
+    tokens: int = 0
+    """Predicted tokens that count."""
+    nll: float = 0.0
+    """Sum of their negative log likelihoods, in nats."""
+    nll_squared: float = 0.0
+    by_window: list[float] = field(default_factory=list)
+    """The value after each window."""
+
+    @property
+    def value(self) -> float:
+        """exp of the mean negative log likelihood."""
+        return math.exp(self.nll / self.tokens)
+
+    @property
+    def error(self) -> float | None:
+        """One standard error of ``value``, tokens taken as independent; None for a single one."""
+        if self.tokens < 2:
+            return None
+        mean = self.nll / self.tokens
+        variance = max(self.nll_squared / self.tokens - mean * mean, 0.0)
+        return self.value * math.sqrt(variance / (self.tokens - 1))
+
+    def add(self, logits: F32, following: Sequence[int]) -> None:
+        """Add predictions: logits float32 [T, vocabulary], the T tokens that came."""
+        nll = -log_softmax(logits)[np.arange(len(following)), following]
+        self.tokens += len(following)
+        self.nll += float(nll.sum())
+        self.nll_squared += float((nll * nll).sum())
+
+
+def perplexity(
+    model: Model,
+    ids: Sequence[int],
+    window: int = 512,
+    *,
+    second_half: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Perplexity]:
+    """The perplexity of token ids, yielded after each window with what was found until then.
+
+    second_half: llama-perplexity's definition: whole windows only, and of each the tokens from
+    ``window // 2 + 1`` on. ``progress(done, total)`` is told in tokens that were run. Raises
+    NothingCompared for too few tokens, UsageError for ids that there are not.
+    """
+    ids = list(ids)
+    whole = len(ids) // window * window
+    total = whole if second_half else len(ids) - (len(ids) % window == 1)
+    if window < 2 or total < 2 or (second_half and window < 4):
+        least = window if second_half else 2
+        raise NothingCompared(f"text: expected at least {least} tokens, got {len(ids)}")
+    found, done = Perplexity(), 0
+    for start in range(0, total, window):
+        part = model.checked(ids[start : min(start + window, total)])
+        first = window // 2 if second_half else 0  # the first position whose prediction counts
+        with model.new_sequence() as sequence:
+            for at in range(0, len(part), _ROWS):
+                rows = range(at, min(at + _ROWS, len(part)))
+                counted = [r for r in rows if first <= r < len(part) - 1]
+                logits = model.run(sequence, part[at : rows.stop], [r - at for r in counted])
+                if counted:
+                    found.add(logits, [part[r + 1] for r in counted])
+                done += len(rows)
+                if progress is not None:
+                    progress(done, total)
+        found.windows += 1
+        found.by_window.append(found.value)
+        yield found

@@ -1,0 +1,76 @@
+"""Perplexity, by both definitions, against the plain formula over whole windows of logits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isobit
+from isobit.cli import main
+from isobit.errors import NothingCompared
+from isobit.verify.perplexity import perplexity
+
+TEXT = (Path(__file__).parents[1] / "data" / "heldout.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def model():
+    with isobit.load("sample", "cpu") as opened:
+        yield opened
+
+
+def plain(model: isobit.Model, ids: list[int], window: int, first: int) -> list[float]:
+    """Negative log likelihoods of the tokens after position ``first`` of each window."""
+    found = []
+    for start in range(0, len(ids), window):
+        part = ids[start : start + window]
+        x = model.logits(part).astype(np.float64)
+        p = np.exp(x - x.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        found += [-np.log(p[i, part[i + 1]]) for i in range(first, len(part) - 1)]
+    return found
+
+
+@pytest.mark.parametrize("second_half", [False, True])
+def test_both_definitions(model: isobit.Model, second_half: bool) -> None:
+    ids = model.tokenize(TEXT)[:250]
+    whole = ids[:200] if second_half else ids
+    *_, found = perplexity(model, ids, 100, second_half=second_half)
+    expected = plain(model, whole, 100, 50 if second_half else 0)
+    assert found.tokens == len(expected) == (98 if second_half else 247)
+    assert found.value == pytest.approx(np.exp(np.mean(expected)), rel=1e-12)
+    error = found.value * np.std(expected) / np.sqrt(len(expected) - 1)
+    assert found.error == pytest.approx(error, rel=1e-9)
+
+
+def test_windows_of_one_token_predict_nothing(model: isobit.Model) -> None:
+    with pytest.raises(NothingCompared):
+        list(perplexity(model, [1], 100))
+    with pytest.raises(NothingCompared, match="at least 100"):
+        list(perplexity(model, [1] * 99, 100, second_half=True))
+    *_, found = perplexity(model, [1] * 101, 100)
+    assert found.windows == 1
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "text"
+    path.write_text(TEXT)
+    ask = [
+        "perplexity",
+        "--text",
+        str(path),
+        "--limit",
+        "128",
+        "--window",
+        "64",
+        "--backend",
+        "cpu",
+    ]
+    assert main([*ask, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["windows"]) == (126, 2)
+    assert found["by_window"][-1] == found["perplexity"]
+    assert main([*ask, "--llama"]) == 0
+    out = capsys.readouterr().out
+    assert "62 tokens, the second halves of 2 windows of 64" in out
