@@ -15,6 +15,7 @@ import numpy as np
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile, physical_memory
@@ -61,6 +62,7 @@ class Passes:
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
+            self.rows = RowSampler(threads=engine.cores)
             pages = -(-self.context // TILE) * engine.max_sequences
             states = engine.max_sequences if self.graph.recurrent else None
             self._pool = kv_cache.PagePool(pages, states)
