@@ -24,9 +24,10 @@ public:
 
     void choose(Input_<float, 2> logits, Input_<float, 1> temperature, Input_<int32_t, 1> top_k,
                 Input_<uint64_t, 1> top_p, Input_<float, 1> min_p, Input_<uint64_t, 1> seed,
-                Input_<uint64_t, 1> index, Input_<int32_t, 1> edit_ends, Input_<int32_t, 1> edit_ids,
-                Input_<float, 1> edit_logits, std::optional<Input_<uint32_t, 2>> allowed,
-                Array<int32_t, 1> tokens, Array<float, 1> logprobs) {
+                Input_<uint64_t, 1> index, Input_<int32_t, 1> edit_ends,
+                Input_<int32_t, 1> edit_ids, Input_<float, 1> edit_logits,
+                std::optional<Input_<uint32_t, 2>> allowed, Array<int32_t, 1> tokens,
+                Array<float, 1> logprobs) {
         const size_t R = logits.shape(0), V = logits.shape(1), words = (V + 31) / 32;
         require(V > 0 && temperature.shape(0) == R && top_k.shape(0) == R && top_p.shape(0) == R &&
                     min_p.shape(0) == R && seed.shape(0) == R && index.shape(0) == R &&
