@@ -19,6 +19,7 @@ from isobit.errors import IsobitError, UsageError
 COMMANDS = {
     "run": "continue a prompt",
     "chat": "talk with a model",
+    "serve": "answer OpenAI's interface over HTTP, with answers that can be checked",
     "inspect": "show what a model file holds, and what of it would be refused",
     "bench": "measure tokens per second (llama-bench's tests), or whole generations",
     "trace": "record the values of a run's stages in a file",
