@@ -18,6 +18,7 @@ from isobit.errors import GateFailed, IsobitError, UsageError
 COMMANDS = {
     "run": "continue a prompt",
     "chat": "talk with a model",
+    "serve": "answer OpenAI's interface over HTTP, with answers that can be checked",
     "inspect": "show what a model file holds, and what of it would be refused",
     "tokenize": "show a text's token ids, or the text of ids",
     "devices": "show which backends run here, on what, and why others do not",

@@ -15,6 +15,7 @@ import numpy as np
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile, physical_memory
@@ -61,9 +62,10 @@ class Passes:
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
-            pages = -(-self.context // TILE) * engine.max_sequences
+            self.rows = RowSampler(threads=engine.cores)
+            self._pages = -(-self.context // TILE) * engine.max_sequences
             states = engine.max_sequences if self.graph.recurrent else None
-            self._pool = kv_cache.PagePool(pages, states)
+            self._pool = kv_cache.PagePool(self._pages, states)
             self.backend: Backend = open_backend(backend, weights, engine, note)
             memory = physical_memory()
             if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
@@ -106,8 +108,7 @@ class Passes:
             states=np.array([sequence.state], np.int32),
         )
         try:
-            with self._lock:
-                return self._open_backend().forward(batch, tap, stages)
+            return self.run_batch(batch, tap, stages)
         except BaseException:
             sequence.undo(len(ids))
             raise
@@ -122,6 +123,24 @@ class Passes:
     ) -> F32:
         """:meth:`forward`, refusing logits that are not finite."""
         return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
+
+    def run_batch(
+        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
+    ) -> F32:
+        """One pass over what the caller has laid out, its logits as the backend gave them."""
+        with self._lock:
+            return self._open_backend().forward(batch, tap, stages)
+
+    def take_all_pages(self) -> list[int]:
+        """The pages of the KV cache, for an engine, which gives them back when it is closed.
+
+        Raises ContextFull if a sequence holds some of them.
+        """
+        return self._pool.take(self._pages)
+
+    def give_pages_back(self, pages: list[int]) -> None:
+        """Sequences may have them again."""
+        self._pool.give_back(pages)
 
     def _tokens(self, ids: Sequence[int]) -> I32:
         tokens = np.asarray(ids, np.int64)
@@ -189,8 +208,7 @@ class Passes:
                 logit_rows=np.arange(n, dtype=np.int32),
                 states=np.array([s.state for s in sequences], np.int32),
             )
-            with self._lock:
-                logits = self._open_backend().forward(batch)
+            logits = self.run_batch(batch)
         except BaseException:
             for sequence in sequences[:done]:
                 sequence.undo(1)
