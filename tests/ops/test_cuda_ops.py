@@ -16,6 +16,7 @@ from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
+from .cases import powers_weight
 from .cuda_support import F32, SEED, Buffers, open_gpu, same
 
 
@@ -125,6 +126,20 @@ def test_matmul(gpu, rng, name, rows, planes):
             y = b.new(4 * tokens * rows)
             ops.matmul(stored, values, acts, y, tokens)
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
+
+
+def test_every_scale_of_mxfp4(gpu, rng):
+    w, ops, b = powers_weight(rng, 320), Ops(gpu, 2), Buffers(gpu)
+    x = (rng.standard_normal((3, 320)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
+    values, acts = quantised(gpu, ops, x)
+    y = b.new(4 * 3 * 256)
+    ops.matmul(load(gpu, w), values, acts, y, 3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = numerics.matmul(w, x, 2)
+    got, finite = b.get(y, (3, 256)), np.isfinite(expected)
+    assert (np.abs(expected) < 1e-38).any()
+    assert np.array_equal(np.isfinite(got), finite)
+    same(got[finite], expected[finite])
 
 
 @pytest.mark.parametrize("planes", [1, 2])

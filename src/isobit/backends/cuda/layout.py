@@ -30,7 +30,10 @@ ACT_BYTES = 720
 """One superblock of quantised activations: ``Act`` of common.cuh."""
 
 _TILED = ("Q4_K", "Q6_K")
-_BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_BLOCKS = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+)
 """The formats of formats.cuh."""
 
 
