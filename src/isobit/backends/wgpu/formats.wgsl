@@ -16,9 +16,6 @@ const Q3_K = 11u;
 const Q4_K = 12u;
 const Q5_K = 13u;
 const Q6_K = 14u;
-const IQ4_NL = 20u;
-const IQ4_XS = 23u;
-const MXFP4 = 39u;
 
 struct Super { tile: u32, row: u32 }
 
@@ -30,15 +27,11 @@ fn load16(at: Super, byte: u32) -> u32 {
   return (weights[at.tile + b / 16u][(b / 4u) % 4u] >> (8u * (b & 2u))) & 0xffffu;
 }
 fn load32(at: Super, byte: u32) -> u32 { return load16(at, byte) | (load16(at, byte + 2u) << 16u); }
-// From an odd byte.
-fn load32_odd(at: Super, byte: u32) -> u32 {
-  return (load16(at, byte - 1u) >> 8u) | (load16(at, byte + 1u) << 8u) | (load16(at, byte + 3u) << 24u);
-}
 fn load8(at: Super, byte: u32) -> u32 {
   return (load16(at, byte & 0xfffffffeu) >> (8u * (byte & 1u))) & 255u;
 }
 
-// Four codes, less a zero point above every code - 128: signed bytes.
+// Four codes below 128, less a zero point that is a power of two: signed bytes.
 fn less(codes: u32, zero: u32) -> u32 {
   return (codes + (128u - zero) * 0x01010101u) ^ 0x80808080u;
 }
@@ -50,33 +43,6 @@ fn nibbles(at: Super, byte: u32, k: u32) -> u32 {
   return (load32(at, byte + k % 16u) >> (4u * (k / 16u))) & 0x0f0f0f0fu;
 }
 fn fifth(at: Super, byte: u32, k: u32) -> u32 { return spread_bits(load32(at, byte) >> k) << 4u; }
-
-// The four bytes of `b` where a byte of the mask is set, else those of `a`.
-fn either(mask: u32, a: u32, b: u32) -> u32 { return a ^ ((a ^ b) & mask); }
-fn mask_of(indices: u32, bit: u32) -> u32 { return ((indices >> bit) & 0x01010101u) * 255u; }
-
-// Four-bit indices in four bytes to the codes of IQ4: halving the table by one bit after another.
-fn iq4(indices: u32) -> u32 {
-  let m0 = mask_of(indices, 0u);
-  let m1 = mask_of(indices, 1u);
-  let m2 = mask_of(indices, 2u);
-  let q0 = either(m1, either(m0, 0x81818181u, 0x98989898u), either(m0, 0xadadadadu, 0xbfbfbfbfu));
-  let q1 = either(m1, either(m0, 0xcfcfcfcfu, 0xddddddddu), either(m0, 0xeaeaeaeau, 0xf6f6f6f6u));
-  let q2 = either(m1, either(m0, 0x01010101u, 0x0d0d0d0du), either(m0, 0x19191919u, 0x26262626u));
-  let q3 = either(m1, either(m0, 0x35353535u, 0x45454545u), either(m0, 0x59595959u, 0x71717171u));
-  return either(mask_of(indices, 3u), either(m2, q0, q1), either(m2, q2, q3));
-}
-
-// Four-bit floats (sign, two bits of exponent, one of fraction) in four bytes, doubled: 0 … 4 are
-// themselves, 5 6 7 stand for 6 8 12.
-fn fp4(floats: u32) -> u32 {
-  let b0 = floats & 0x01010101u;
-  let b1 = (floats >> 1u) & 0x01010101u;
-  let b2 = (floats >> 2u) & 0x01010101u;
-  let size = (floats & 0x07070707u) + (b2 & b0) + 2u * (b2 & b1) + 2u * (b2 & b1 & b0);
-  let minus = size & mask_of(floats, 3u);
-  return less(0x0c0c0c0cu + (size ^ minus) - minus, 12u);
-}
 
 // Codes of values k … k + 3 of the superblock.
 fn codes(at: Super, k: u32) -> u32 {
@@ -106,14 +72,6 @@ fn codes(at: Super, k: u32) -> u32 {
       let top = (load32(at, 128u + 32u * h + j) >> (2u * (i / 32u))) & 0x03030303u;
       return less(low | (top << 4u), 32u);
     }
-    case IQ4_NL: { return iq4(nibbles(at, block + 2u, j)); }
-    case IQ4_XS: { return iq4(nibbles(at, 8u + 16u * (k / 32u), j)); }
-    case MXFP4: {
-      let byte = block + 1u + j % 16u;
-      var four = 0u;
-      if (byte % 2u == 0u) { four = load32(at, byte); } else { four = load32_odd(at, byte); }
-      return fp4((four >> (4u * (j / 16u))) & 0x0f0f0f0fu);
-    }
     default: { return 0u; }
   }
 }
@@ -129,11 +87,6 @@ fn scale_of(at: Super, g: u32) -> i32 {
     }
     case Q4_K, Q5_K: { return i32(six_bits(at, 4u, 0u, g / 2u)); }
     case Q6_K: { return i32(load8(at, 192u + g) << 24u) >> 24u; }
-    case IQ4_XS: {
-      let low = (load8(at, 4u + g / 4u) >> (4u * (g / 2u % 2u))) & 15u;
-      let top = (load16(at, 2u) >> (2u * (g / 2u))) & 3u;
-      return i32(low | (top << 4u)) - 32;
-    }
     default: { return 1; }
   }
 }
@@ -156,25 +109,20 @@ fn d_at(k: u32) -> u32 {
     case Q2_K: { return 80u; }
     case Q3_K: { return 108u; }
     case Q6_K: { return 208u; }
-    case Q4_K, Q5_K, IQ4_XS: { return 0u; }
+    case Q4_K, Q5_K: { return 0u; }
     default: { return (k / 32u) * (BYTES / 8u); }
   }
 }
 fn has_mins() -> bool {
   return FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K;
 }
-fn is_small() -> bool {  // blocks of 32 values
-  return FORMAT < Q2_K || FORMAT == IQ4_NL || FORMAT == MXFP4;
-}
-// 2^(e - 128); for e < 2 a subnormal.
-fn power_of_two(e: u32) -> real { return select((e - 1u) << 23u, 0x200000u << (e & 1u), e < 2u); }
 
 // `first` is the row's first vec4 in its tile.
 fn load(first: u32, row: u32) -> Super { return Super(first - row, row); }
 
 // t of section 4; `a`: the activations.
 fn superblock(at: Super, a: u32) -> real {
-  let small = is_small();
+  let small = FORMAT < Q2_K;  // blocks of 32 values
   let per_block = select(16u, 2u, small);
   var t = 0u;
   var high = 0;
@@ -195,12 +143,8 @@ fn superblock(at: Super, a: u32) -> real {
         dmin = from_half(load16(at, d + 2u)) ^ select(0u, SIGN, small);
         m = from_int(mins);
       }
-      if (FORMAT == MXFP4) {  // whose d may be of any size
-        t = add(t, mul(power_of_two(load8(at, d)), joined(high, low)));
-      } else {
-        let u = scaled(from_half(load16(at, d)), joined(high, low), dmin, m);
-        t = select(u, add_normal(t, u), small);
-      }
+      let u = scaled(from_half(load16(at, d)), joined(high, low), dmin, m);
+      t = select(u, add_normal(t, u), small);
       high = 0;
       low = 0;
       mins = 0;

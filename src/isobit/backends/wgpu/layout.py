@@ -22,7 +22,7 @@ _SHADED = (
     *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS", "MXFP4"),
 )
-"""The formats of formats.wgsl."""
+"""The formats that matmul.wgsl has a reader for."""
 
 
 def readable(fmt: Format) -> bool:
