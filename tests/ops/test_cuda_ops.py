@@ -128,9 +128,10 @@ def test_matmul(gpu, rng, name, rows, planes):
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
 
 
-def test_every_scale_of_mxfp4(gpu, rng):
-    w, ops, b = powers_weight(rng, 320), Ops(gpu, 2), Buffers(gpu)
-    x = (rng.standard_normal((3, 320)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
+@pytest.mark.parametrize("columns", [320, 512])
+def test_every_scale_of_mxfp4(gpu, rng, columns):
+    w, ops, b = powers_weight(rng, columns), Ops(gpu, 2), Buffers(gpu)
+    x = (rng.standard_normal((3, columns)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
     values, acts = quantised(gpu, ops, x)
     y = b.new(4 * 3 * 256)
     ops.matmul(load(gpu, w), values, acts, y, 3)
@@ -190,7 +191,7 @@ def test_batch_matmul(gpu, rng, name, supers, split):
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "F16"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
 def test_matmul_of_experts(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     experts, rows, columns, tokens, k = 5, 24, 512, 9, 2
@@ -216,8 +217,7 @@ def test_matmul_of_experts(gpu, rng, name):
 @pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if readable(f)])
 def test_embedding(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    columns = 512 if fmt.block_size == 256 else 352
-    for rows in (16, 11):
+    for rows, columns in ((16, 512), (11, 512 if fmt.block_size == 256 else 352)):
         w = random_weight(rng, fmt, rows, columns)
         tokens = rng.integers(0, rows, 6).astype(np.int32)
         b = Buffers(gpu)
@@ -226,7 +226,7 @@ def test_embedding(gpu, rng, name):
         same(b.get(y, (6, columns)), w.float32()[tokens])
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
 def test_repack_keeps_every_byte(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     w = random_weight(rng, fmt, 3, 16, 768)
@@ -234,7 +234,7 @@ def test_repack_keeps_every_byte(gpu, rng, name):
     assert Layout.of(w).kind == "tiled"
     out = np.empty(w.data.nbytes, np.uint8)
     gpu.download(stored.address, out)
-    assert np.array_equal(out, repack(w.data, 3, fmt.block_bytes))
+    assert np.array_equal(out, repack(w.data, 3, fmt.nbytes(256)))
     assert np.array_equal(np.sort(out), np.sort(w.data))
 
 
