@@ -115,7 +115,7 @@ def test_quantise(gpu, rng, planes, columns):
 def test_matmul(gpu, rng, name, rows, planes):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     small = fmt.block_size <= 32
-    for columns in (96, 800, 256) if small else (256, 768, 2304):
+    for columns in (96, 800, 512) if small else (256, 768, 2304):
         w = random_weight(rng, fmt, rows, columns)
         ops = Ops(gpu, planes)
         stored = load(gpu, w)
@@ -126,6 +126,17 @@ def test_matmul(gpu, rng, name, rows, planes):
             y = b.new(4 * tokens * rows)
             ops.matmul(stored, values, acts, y, tokens)
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "MXFP4"])
+def test_matmul_of_rows_of_2880(gpu, rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    w, x = random_weight(rng, fmt, 8, 2880), activations(rng, 2, 2880)
+    ops, b = Ops(gpu, 2), Buffers(gpu)
+    values, acts = quantised(gpu, ops, x)
+    y = b.new(4 * 2 * 8)
+    ops.matmul(load(gpu, w), values, acts, y, 2)
+    same(b.get(y, (2, 8)), numerics.matmul(w, x, 2))
 
 
 @pytest.mark.parametrize("columns", [320, 512])

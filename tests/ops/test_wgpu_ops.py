@@ -57,7 +57,7 @@ def test_matmul(device, b, rng, name, planes):
     extreme codes, sub-scales and activations make the largest integers that can occur."""
     fmt = by_name(name)
     small = fmt.block_size <= 32
-    wide, narrow = (2336, 1056) if small else (2304, 1280)
+    wide, narrow = (2880, 1056) if small else (2304, 1280)
     for rows, columns, tokens in ((40, wide, 9), (13, narrow, 1)):
         w, x = weight(rng, fmt, rows, columns), values(rng, tokens, columns)
         same(multiply(device, b, [w], x, planes), numerics.matmul(w, x, planes))
