@@ -1,6 +1,7 @@
 """One token at a time: a step of the pass as one CUDA graph of fused kernels (decode_*.cu).
 
-For models whose matrices are all tiled; others run kernel by kernel (backend.py). Same bits.
+For models whose matrices are all tiled Q4_K and Q6_K; others run kernel by kernel (backend.py).
+Same bits.
 """
 
 from collections.abc import Sequence
@@ -287,7 +288,7 @@ def supported(
     for w in layers:
         matrices += [w.q, w.k, w.v, w.attn_output, w.gate, w.up, w.down]
     return (
-        all(m.layout.kind == "tiled" for m in matrices)
+        all(m.layout.fused for m in matrices)
         and all(w.q.layout == w.k.layout and w.gate.layout == w.up.layout for w in layers)
         and all(w.router is None or w.router.layout.kind == "floats" for w in layers)
         and c.head_dim % 64 == 0
