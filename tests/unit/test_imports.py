@@ -16,7 +16,7 @@ PACKAGE = Path(isobit.__file__).parent
 ROWS = [
     ["errors"],
     ["files"],
-    ["config", "gguf"],
+    ["config", "gguf", "hub"],
     ["numerics", "text"],
     ["backends.base"],
     ["model"],

@@ -4,10 +4,10 @@ import argparse
 import json
 import math
 
-from isobit.cli import options
+from isobit.cli import options, say
 from isobit.cli.output import markdown, progress_bar, size, visible
 from isobit.inspect import Inspection, inspect
-from isobit.runtime.model import sample_path
+from isobit.runtime.model import locate
 
 SHOWN = 8  # elements of an array
 REASONS = 10  # to refuse a file
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    path = sample_path() if args.model == "sample" else args.model
+    path = locate(args.model, say)
     if not args.sha256:
         found = inspect(path)
     else:

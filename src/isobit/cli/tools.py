@@ -12,7 +12,7 @@ from isobit.cli.output import markdown
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
-from isobit.runtime.model import Model, sample_path
+from isobit.runtime.model import Model, locate
 from isobit.text.tokenizer import Tokenizer
 from isobit.verify import blame, report
 from isobit.verify.diff import Diff
@@ -96,7 +96,7 @@ def token_texts(model: str) -> blame.Text:
 
 def open_file(model: str) -> GGUFFile:
     """A model's file, without a backend."""
-    return GGUFFile.open(sample_path() if model == "sample" else model)
+    return GGUFFile.open(locate(model, say))
 
 
 def foreign_run(name: str, file: GGUFFile) -> Recordable | None:
