@@ -110,7 +110,11 @@ def test_every_command_has_help_with_defaults(
     action = ["check"] if command == "contract" else []
     assert main([command, *action, "--help"]) == 0
     out = capsys.readouterr().out
-    own = {"pull": "default: Q4_K_M", "models": "--remove"}  # no model of this machine is run
+    own = {
+        "pull": "default: Q4_K_M",
+        "models": "--remove",
+        "convert": "default: bf16",
+    }  # nothing is run
     assert own.get(command, "default: sample") in " ".join(out.split())
     assert "exit codes: 0 done" in out
 

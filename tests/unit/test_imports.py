@@ -23,7 +23,7 @@ ROWS = [
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],
     ["runtime"],
-    ["verify", "inspect", "bench"],
+    ["verify", "inspect", "bench", "convert"],
     ["contracts", "server"],
     ["cli"],
     ["__init__"],

@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "pull": "bring a model from the Hugging Face hub into its cache",
     "models": "list or remove the models that were brought",
+    "convert": "write a checkpoint of transformers as a GGUF file",
     "inspect": "show what a model file holds, and what of it would be refused",
     "bench": "measure tokens per second (llama-bench's tests), or whole generations",
     "trace": "record the values of a run's stages in a file",

@@ -12,6 +12,7 @@ from isobit.cli.output import markdown
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
+from isobit.model.checkpoint import open_model
 from isobit.runtime.model import Model, locate
 from isobit.text.tokenizer import Tokenizer
 from isobit.verify import blame, report
@@ -96,7 +97,7 @@ def token_texts(model: str) -> blame.Text:
 
 def open_file(model: str) -> GGUFFile:
     """A model's file, without a backend."""
-    return GGUFFile.open(locate(model, say))
+    return open_model(locate(model, say))
 
 
 def foreign_run(name: str, file: GGUFFile) -> Recordable | None:

@@ -32,7 +32,7 @@ def find(model: str | os.PathLike[str], note: Callable[[str], None] | None = Non
     if text.startswith(ollama.SCHEME):
         return ollama.blob_of(text)
     path = Path(model)
-    if looks_like_hub(text) and not path.exists():
+    if looks_like_hub(text) and not Path(text.partition(":")[0]).exists():
         raise ModelRefused(
             f"{text}: expected a file, found none; a model of the Hugging Face hub is "
             f"{SCHEME}{text.removeprefix('https://huggingface.co/')}"

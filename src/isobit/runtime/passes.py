@@ -17,8 +17,9 @@ from isobit.backends import open_backend
 from isobit.backends.base import F32, I32, Backend, Batch, Tap
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.gguf.reader import physical_memory
 from isobit.hub import find
+from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
@@ -60,7 +61,7 @@ class Passes:
                 ("backend", backend) if isinstance(path, (str, os.PathLike)) else ("model", path)
             )
             raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
-        self.file = GGUFFile.open(locate(path, note))
+        self.file = open_model(locate(path, note))
         self.path = self.file.path  # of a split model the first part, whichever was named
         try:
             weights = Weights.from_file(self.file)
