@@ -15,12 +15,12 @@ from isobit.backends.base import F32, I32
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream, Watcher, checked_sampling
-from isobit.runtime.passes import Passes, sample_path
+from isobit.runtime.passes import Passes, locate, sample_path
 from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
 from isobit.text.vocabulary import stop_ids
 
-__all__ = ["Model", "load", "sample_path"]
+__all__ = ["Model", "load", "locate", "sample_path"]
 
 SCORED = 128  # rows of logits held while scoring
 
@@ -309,7 +309,8 @@ def load(
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
     Args:
-        path_or_sample: a path, or ``"sample"``; a file of that name is ``"./sample"``.
+        path_or_sample: a path, ``hf://ORG/REPO[:QUANT]`` (downloaded if the cache has none),
+            ``ollama://NAME``, or ``"sample"``; a file of that name is ``"./sample"``.
         backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
         activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8.
         threads: of the CPU; None: all.

@@ -18,7 +18,9 @@ from isobit.backends.base import F32, I32, Backend, Batch, Tap
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.gguf.reader import physical_memory
+from isobit.hub import find
+from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
@@ -33,6 +35,16 @@ SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 def sample_path() -> Path:
     """The sample model that ships inside the package."""
     return Path(str(resources.files("isobit") / "data" / SAMPLE))
+
+
+def locate(model: str | Path, note: Callable[[str], None] | None = None) -> Path:
+    """The file of a model by its name: ``"sample"``, a path, or what `isobit.hub.find` knows.
+
+    What the hub has and this machine has not is downloaded. Raises UsageError, ModelRefused.
+    """
+    if isinstance(model, str) and model == "sample":
+        return sample_path()
+    return find(model, note)
 
 
 class Passes:
@@ -50,8 +62,7 @@ class Passes:
                 ("backend", backend) if isinstance(path, (str, os.PathLike)) else ("model", path)
             )
             raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
-        self.path = sample_path() if isinstance(path, str) and path == "sample" else Path(path)
-        self.file = GGUFFile.open(self.path)
+        self.file = open_model(locate(path, note))
         self.path = self.file.path  # of a split model the first part, whichever was named
         try:
             weights = Weights.from_file(self.file)
