@@ -11,10 +11,11 @@ import pytest
 import isobit
 from isobit.backends.base import Batch
 from isobit.errors import ContextFull, ModelRefused, UsageError
-from isobit.runtime.engine import Engine, Generation, Token
+from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.scheduler import Limits, QueueFull
+from isobit.runtime.tokens import Generation, Token
 from isobit.verify.receipt import Recorder, replay
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -141,6 +142,27 @@ def test_prompts_in_every_form(client: openai.OpenAI, alone: Model) -> None:
     assert [c.index for c in both.choices] == [0, 1, 2, 3]
     assert [c.text for c in both.choices[:2]] == [PROMPT + one] * 2
     assert both.choices[3].text.startswith("import ")
+
+
+@pytest.mark.parametrize("most", [0, 1, 4])
+def test_an_echo_with_the_prompts_log_probabilities(
+    client: openai.OpenAI, alone: Model, most: int
+) -> None:
+    ids = (alone.tokenize(PROMPT) * 40)[:200]  # more rows than a pass gives
+    done = client.completions.create(
+        model="sample", prompt=ids, echo=True, logprobs=2, max_tokens=most, temperature=0
+    )
+    found, text = done.choices[0].logprobs, done.choices[0].text
+    wanted = alone.generate(ids, max_tokens=most, logprobs=2)
+    assert text == alone.detokenize(ids) + wanted.text
+    assert found.token_logprobs[0] is None
+    assert found.top_logprobs[0] is None
+    scores = alone.score(ids[:1], ids[1:] + wanted.token_ids)
+    np.testing.assert_array_equal(np.array(found.token_logprobs[1:], np.float32), scores)
+    assert all(len(top) == 2 for top in found.top_logprobs[1:])
+    assert "".join(found.tokens) == text
+    assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(found.tokens))]
+    assert done.usage.completion_tokens == most
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 
-from isobit.cli import options
+from isobit.cli import options, say
 from isobit.cli.output import add_format, bar, print_table, size, visible
 from isobit.errors import ModelRefused
 from isobit.inspect import Inspection, Verdict, inspect, verdict

@@ -8,9 +8,7 @@ held by whoever runs a pass, the other for a moment by whoever reads or changes 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 
 import numpy as np
@@ -25,75 +23,9 @@ from isobit.runtime.model import Model
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.scheduler import Limits, Scheduler, Work
+from isobit.runtime.tokens import Generation, Token
 
 ROUTES = "moe_router_indices"
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token."""
-
-    id: int
-    logprob: float | None = None
-    """Its log-probability as the model gives it, if it was asked for."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The likeliest ids at its place and their log-probabilities, descending."""
-
-
-class Generation(Iterator[Token]):
-    """Tokens as they are chosen. Read it to the end, or ``cancel`` it."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        request: Request,
-        sampler: Sampler,
-        *,
-        ends: frozenset[int],
-        logprobs: int | None,
-        watch: Watcher | None,
-        listen: Callable[[], None] | None,
-    ) -> None:
-        self.request = request
-        self.sampler = sampler
-        self.finish_reason: FinishReason | None = None
-        self._engine = engine
-        self._ends = ends
-        self._logprobs = logprobs
-        self._watch = watch
-        self._listen = listen
-        self._ready: deque[Token] = deque()
-        self._error: BaseException | None = None
-        self._routes: list[NDArray[np.int16]] = []
-        """Experts of the tokens run so far: [n, layers, k] of each pass."""
-        self._cancelled = False
-        self._state = -1
-
-    def __next__(self) -> Token:
-        """The next token; runs passes until there is one. Raises what the pass did."""
-        while True:
-            found = self.take()
-            if found:
-                return found
-            if self._error is not None:
-                raise self._error
-            if self.finish_reason is not None:
-                raise StopIteration
-            self._engine._advance(self)
-
-    def take(self) -> Token | None:
-        """A token that is there already."""
-        with self._engine._books:
-            return self._ready.popleft() if self._ready else None
-
-    @property
-    def error(self) -> BaseException | None:
-        """What ended it, if that was an error."""
-        return self._error
-
-    def cancel(self) -> None:
-        """End it, from any thread; its pages are free at once, or after the pass it is in."""
-        self._engine._cancel(self)
 
 
 class Engine:
@@ -124,6 +56,7 @@ class Engine:
         choice: int = 0,
         ends: frozenset[int] | None = None,
         logprobs: int | None = None,
+        of_prompt: bool = False,
         watch: Watcher | None = None,
         salt: str = "",
         listen: Callable[[], None] | None = None,
@@ -137,6 +70,7 @@ class Engine:
             choice: which of several outputs to one prompt this is.
             ends: tokens that end it; None: the model's.
             logprobs: measure every token, and the k likeliest at its place.
+            of_prompt: with ``logprobs``, measure the prompt's tokens too.
             watch: sees the experts and the choices of this generation alone.
             salt: pages are shared between generations of the same.
             listen: called by whoever runs the pass when there is something new to take, or it has
@@ -151,7 +85,14 @@ class Engine:
         room = self.model.context - len(ids)
         most = room if max_tokens is None else min(max_tokens, room)
         routes = watch is not None and self.model.config.is_moe
-        request = Request(ids, most, salt=None if self._recurrent else salt, routes=routes)
+        measure = of_prompt and logprobs is not None
+        request = Request(
+            ids,
+            most,
+            salt=None if self._recurrent else salt,
+            logits_from=0 if measure else None,
+            routes=routes,
+        )
         generation = Generation(
             self,
             request,
@@ -166,7 +107,7 @@ class Engine:
         with self._books:
             if self._closed:
                 raise UsageError("engine: expected an open one, got one that was closed")
-            if most == 0:
+            if most == 0 and not measure:
                 generation.finish_reason = "length"
                 return generation
             self.scheduler.add(request)
@@ -238,6 +179,7 @@ class Engine:
                 (lambda _stage, _layer, value: seen.append(np.array(value))) if watched else None,
                 frozenset({ROUTES}) if watched else None,
             )
+            self._measure_prompts(parts, logits)
             new = self._chosen(parts, logits)
         except BaseException as error:
             with self._books:
@@ -257,7 +199,8 @@ class Engine:
         rows, choosing, row = [], [], -1
         for part, generation in parts:
             row += len(part.tokens) - part.first_row
-            if part.start + len(part.tokens) == len(part.request.tokens):
+            caught_up = part.start + len(part.tokens) == len(part.request.tokens)
+            if caught_up and part.request.max_tokens:
                 rows.append(row)
                 choosing.append(generation)
         if not rows:
@@ -271,6 +214,28 @@ class Engine:
             g.request: (measured.get(i, Token(int(ids[i]))) if ids[i] >= 0 else _damaged(), row)
             for i, (g, row) in enumerate(zip(choosing, logits, strict=True))
         }
+
+    def _measure_prompts(self, parts: Sequence[tuple[Work, Generation]], logits: F32) -> None:
+        row = 0
+        for part, generation in parts:
+            ids, n = part.request.prompt, len(part.tokens) - part.first_row
+            rows, row = logits[row : row + n], row + n
+            first = part.start + part.first_row + 1
+            if part.request.logits_from is None or first >= len(ids):
+                continue
+            said = np.array(ids[first : first + n], np.int32)
+            k = generation._logprobs or 0
+            values, top_ids, top = self.model.logprobs(rows[: len(said)], said[:, None], k)
+            generation.prompt += [
+                Token(token, value, tuple(zip(likeliest, theirs, strict=True)))
+                for token, value, likeliest, theirs in zip(
+                    said.tolist(),
+                    values[:, 0].tolist(),
+                    top_ids.tolist(),
+                    top.tolist(),
+                    strict=True,
+                )
+            ]
 
     def _measured(self, choosing: Sequence[Generation], logits: F32, ids: I32) -> dict[int, Token]:
         wanted = {
@@ -329,6 +294,8 @@ class Engine:
                 self._end(generation, "interrupted")
             elif token is not None and logits is not None:
                 self._give(generation, token, logits)
+            elif not part.request.behind:  # only the prompt was wanted
+                self._end(generation, "length")
         self._books.notify_all()
 
     def _give(self, generation: Generation, token: Token, logits: F32) -> None:

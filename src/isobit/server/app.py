@@ -146,6 +146,7 @@ class Routes:
                     number=index % n,
                     stops=asked.stops,
                     logprobs=logprobs,
+                    of_prompt=isinstance(asked, CompletionRequest) and bool(asked.echo),
                     receipt=asked.isobit_receipt,
                 )
                 begun.append(choice)

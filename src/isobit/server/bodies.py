@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from isobit.runtime.engine import Token
+from isobit.runtime.tokens import Token
 from isobit.server.choices import Choice, Piece
 from isobit.text.tokenizer import Tokenizer
 
@@ -57,7 +57,8 @@ def completion_logprobs(
         "tokens": texts,
         "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": [
-            {_text(tokenizer, i): _finite(value) for i, value in token.top} for token in tokens
+            (token.top and {_text(tokenizer, i): _finite(value) for i, value in token.top}) or None
+            for token in tokens
         ],
         "text_offset": offsets,
     }
@@ -120,7 +121,7 @@ class CompletionShape:
         index, logprobs = piece.index, None
         before = self._echo.pop(index, "")
         if self._logprobs:
-            offset = self._offsets.get(index, len(before))
+            offset = self._offsets.get(index, 0)  # with an echo the first are the prompt's
             logprobs = completion_logprobs(self._tokenizer, piece.tokens, offset)
             self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
         return {

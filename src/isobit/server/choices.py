@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from starlette.requests import Request as HttpRequest
 
 from isobit.errors import IsobitError
-from isobit.runtime.engine import Engine, Token
+from isobit.runtime.engine import Engine
 from isobit.runtime.generation import FinishReason
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
+from isobit.runtime.tokens import Token
 from isobit.verify.receipt import Receipt, Recorder
 
 PING_SECONDS = 15.0
@@ -47,9 +48,11 @@ class Choice:
         number: int = 0,
         stops: list[str],
         logprobs: int | None,
+        of_prompt: bool,
         receipt: bool,
     ) -> None:
-        """``number``: which of several outputs to the same prompt."""
+        """``number``: which of several outputs to the same prompt. See :meth:`Engine.submit`."""
+        self._echo = of_prompt and logprobs is not None
         self.index = index
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -65,6 +68,7 @@ class Choice:
             choice=number,
             ends=self._ends,
             logprobs=logprobs,
+            of_prompt=of_prompt,
             watch=self._recorder,
             listen=self._listen,
         )
@@ -79,12 +83,19 @@ class Choice:
             self._loop.call_soon_threadsafe(self._news.set)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Until it ends. Raises what its passes did."""
+        """Until it ends; the first has the prompt's tokens if they are measured.
+
+        Raises what its passes did.
+        """
         generation = self.generation
         try:
             while True:
                 ended = generation.finish_reason
                 piece = Piece(self.index, "")
+                if self._echo and (ended or generation.request.generated):
+                    ids = generation.request.prompt
+                    piece.tokens = [Token(ids[0]), *generation.prompt]
+                    self._echo = False
                 while not self._text.stopped and (token := generation.take()) is not None:
                     self.n_tokens += 1
                     if token.id in self._ends:

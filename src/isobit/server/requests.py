@@ -132,8 +132,6 @@ class CompletionRequest(Common):
             raise UsageError("suffix: expected none: not implemented")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise UsageError(f"best_of: expected n, which is {self.n or 1}, got {self.best_of}")
-        if self.echo and self.logprobs is not None:
-            raise UsageError("echo: expected no logprobs: those of a prompt are not implemented")
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
