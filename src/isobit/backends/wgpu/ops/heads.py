@@ -1,0 +1,15 @@
+"""Some columns as head vectors: where they are already."""
+
+from isobit.backends.wgpu.lowering import Lowering, Place, anything
+from isobit.model.graph import Op
+from isobit.numerics.ops import Heads
+
+supports = anything
+
+
+def lower(op: Op, g: Lowering) -> None:
+    """No step: what reads them knows that they are torn."""
+    assert isinstance(op.operation, Heads)
+    (y,), x = op.outputs, g.rows(op.inputs[0], op.inputs[0].shape.width)
+    at = x.at + op.operation.first
+    g.put(y, Place(x.slot, y.shape.width, x.stride, at, x.behind))

@@ -1,0 +1,16 @@
+"""RoPE of head vectors that were not rotated with their norm."""
+
+from isobit.backends.wgpu.lowering import Lowering, anything
+from isobit.model.graph import Op
+from isobit.numerics.ops import Rope
+
+supports = anything
+
+
+def lower(op: Op, g: Lowering) -> None:
+    """A value an invocation."""
+    assert isinstance(op.operation, Rope)
+    table = g.rope(op.operation.table)
+    (y,), n = op.outputs, op.outputs[0].shape.width
+    buffers = g.dense(op.inputs[0]), g.batch, g.new(y)
+    g.rowwise("ops/rope", y.shape, n, buffers, lambda p: (n, table.size, g.at(p).rope[table]))
