@@ -160,7 +160,7 @@ def refusing(monkeypatch, refused):
     """Fusions that do not claim what begins with a refused operation."""
 
     def wrapped(claim):
-        return lambda ops, g: 0 if refused(ops[0]) else claim(ops, g)
+        return lambda g, ops: 0 if refused(ops[0]) else claim(g, ops)
 
     monkeypatch.setattr(fusions, "CLAIMS", tuple(map(wrapped, fusions.CLAIMS)))
 

@@ -67,14 +67,14 @@ class LoweredGraph:
     def _lower(self, ops: Sequence[Op]) -> int:
         """Lower some of the next operations; how many."""
         for claim in fusions.CLAIMS:
-            if count := claim(ops, self.g):
+            if count := claim(self.g, ops):
                 return count
         op = ops[0]
         name, reason = f"{ops_of_kinds.__name__}.{op.kind}", "no kernel"
         if find_spec(name):
             kind = import_module(name)
             if not (reason := kind.supports(op)):
-                kind.lower(op, self.g)
+                kind.lower(self.g, op)
                 return 1
         place = "" if op.layer is None else f" of layer {op.layer}"
         raise BackendUnavailable(f"wgpu: {op.kind}{place}: {reason}; another backend may run it")

@@ -317,7 +317,7 @@ class Lowering:
 
         def steps(p: Pass) -> Iterable[Step]:
             grid = superblocks(width), p.rows(shape) * each
-            yield self.step(kernel, buffers, parameters(p), grid, files, "", **planes)
+            yield self.step(kernel, buffers, parameters(p), grid, files, **planes)
 
         self.emit(steps, each)
 
@@ -328,13 +328,13 @@ class Lowering:
         parameters: Sequence[int],
         groups: Sequence[int],
         files: Sequence[str] = (),
-        entry: str = "",
         **constants: int,
     ) -> Step:
-        """A dispatch of a kernel, whose file stands on ``files``."""
-        made = self.device.kernel(
-            ("scalar", *files, kernel), entry or kernel.rpartition("/")[2], **constants
-        )
+        """A dispatch of a kernel: a file, which stands on ``files``, and .entry if its name is not
+        the file's."""
+        file, _, entry = kernel.partition(".")
+        entry = entry or file.rpartition("/")[2]
+        made = self.device.kernel(("scalar", *files, file), entry, **constants)
         found = tuple(b.buffer if isinstance(b, Slot) else b for b in buffers)
         return Step(made, found, tuple(parameters), tuple(groups))
 

@@ -10,7 +10,7 @@ from isobit.backends.wgpu.fusions import gate_up, head_vectors, norm
 from isobit.backends.wgpu.lowering import Lowering
 from isobit.model.graph import Op
 
-Claim = Callable[[Sequence[Op], Lowering], int]
+Claim = Callable[[Lowering, Sequence[Op]], int]
 
 CLAIMS: tuple[Claim, ...] = (head_vectors.claim, norm.claim, gate_up.claim)
 """Longest first."""

@@ -11,7 +11,7 @@ _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"
 _EXPERTS = "gate = expert_matmul x ids", "up = expert_matmul x ids", _DENSE[2]
 
 
-def claim(ops: Sequence[Op], g: Lowering) -> int:
+def claim(g: Lowering, ops: Sequence[Op]) -> int:
     """See :mod:`isobit.backends.wgpu.fusions`."""
     v = match(ops, _EXPERTS) or match(ops, _DENSE)
     if v is None:
@@ -23,5 +23,5 @@ def claim(ops: Sequence[Op], g: Lowering) -> int:
     multiply(g, g.matrix(weights), v["x"], both, v.get("ids"))
     g.put(gate, Place(both, n, 2 * n))
     g.put(up, Place(both, n, 2 * n, at=n))
-    silu_gate.lower(ops[2], g)
+    silu_gate.lower(g, ops[2])
     return 3

@@ -22,7 +22,7 @@ _PATTERN = (
 _INNER = "q_heads", "q_normed", "k_heads", "k_normed", "v"
 
 
-def claim(ops: Sequence[Op], g: Lowering) -> int:
+def claim(g: Lowering, ops: Sequence[Op]) -> int:
     """See :mod:`isobit.backends.wgpu.fusions`."""
     v = match(ops, _PATTERN, _INNER)
     if v is None or append.supports(ops[7]):
@@ -43,8 +43,8 @@ def claim(ops: Sequence[Op], g: Lowering) -> int:
     table, rotated = g.rope(q_rope.table), g.slot("rope", (H + G) * D)
     g.put(v["q"], Place(rotated, H * D, H * D))
     g.put(v["k"], Place(rotated, G * D, G * D, behind=H * D))
-    qkv, queries = g.dense(v["qkv"]), append.queries_of(v["q"], g)
-    cache = append.cache_of(ops[7], g)
+    qkv, queries = g.dense(v["qkv"]), append.queries_of(g, v["q"])
+    cache = append.cache_of(g, ops[7])
     norms = g.vector(ops[1].weights[0]), g.vector(ops[4].weights[0])
     eps, scale = bits(q_norm.eps), bits(numerics.attention_scale(D))
 

@@ -11,7 +11,7 @@ _NORM, _WANTED = "h = rms_norm z", "wanted = select_rows h rows"
 _PATTERNS = (*((*s, _NORM, _WANTED) for s in _SUMS), *((*s, _NORM) for s in _SUMS[:2]))
 
 
-def claim(ops: Sequence[Op], g: Lowering) -> int:
+def claim(g: Lowering, ops: Sequence[Op]) -> int:
     """See :mod:`isobit.backends.wgpu.fusions`."""
     for pattern in _PATTERNS:
         v = match(ops, pattern, ("o", "z", "h") if _WANTED in pattern else ())
@@ -21,7 +21,7 @@ def claim(ops: Sequence[Op], g: Lowering) -> int:
         z, width = v["z"], v["z"].shape.width
         given = v.get("wanted", v["h"])
         x = v.get("x", z)
-        state = norm(op, g, x, given, v.get("y"), v.get("shares"))
+        state = norm(g, op, x, given, v.get("y"), v.get("shares"))
         if given is v["h"]:  # the sums of all rows are there, too
             g.put(z, Place(state, width, width))
             if "o" in v:

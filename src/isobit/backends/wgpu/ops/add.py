@@ -6,8 +6,8 @@ from isobit.model.graph import Op
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """A value an invocation."""
     (z,), n = op.outputs, op.outputs[0].shape.width
     x, y = (g.dense(v) for v in op.inputs)
-    g.rowwise("ops/add_rows", z.shape, n, (x, y, g.new(z)), lambda _: (n,))
+    g.rowwise("ops/add.add_rows", z.shape, n, (x, y, g.new(z)), lambda _: (n,))

@@ -27,14 +27,14 @@ def supports(op: Op) -> str | None:
     return None
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """The keys, then the values."""
-    cache = cache_of(op, g)
+    cache = cache_of(g, op)
     for kind, value in ((KEY, op.inputs[0]), (VALUE, op.inputs[1])):
         _store(g, kind, value, cache, g.nothing)
 
 
-def cache_of(op: Op, g: Lowering) -> Cache:
+def cache_of(g: Lowering, op: Op) -> Cache:
     """The cache that the operation appends to."""
     heads, size = op.inputs[0].shape.row
     cache = Cache(heads, size)
@@ -43,16 +43,16 @@ def cache_of(op: Op, g: Lowering) -> Cache:
     return cache
 
 
-def queries(q: Value, g: Lowering) -> Slot:
+def queries(g: Lowering, q: Value) -> Slot:
     """Query heads as attention reads them."""
     if found := g.formed("queries", q):
         return found
-    made = queries_of(q, g)
+    made = queries_of(g, q)
     _store(g, QUERY, q, None, made)
     return made
 
 
-def queries_of(q: Value, g: Lowering) -> Slot:
+def queries_of(g: Lowering, q: Value) -> Slot:
     """Where a launch leaves query heads as attention reads them."""
     heads, size = q.shape.row
     return g.form("queries", q, heads * (2 * words_of(size) + 1))

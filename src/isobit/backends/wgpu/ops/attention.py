@@ -15,12 +15,12 @@ def supports(op: Op) -> str | None:
     return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """As many tokens at a time as their tiles have room."""
     (y,), (q, keys, _, _) = op.outputs, op.inputs
     n_heads, size = q.shape.row
     cache = g.caches[keys]
-    asked = queries(q, g)
+    asked = queries(g, q)
     partial = g.scratch("attention", n_heads * (size + 2), TILES)  # o, m, l of every head
     result, acts = g.new(y), g.acts_of(y, y.shape.width)
     each = n_heads // cache.kv_heads

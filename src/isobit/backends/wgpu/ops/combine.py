@@ -6,7 +6,7 @@ from isobit.model.graph import Op
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """A value an invocation."""
     (z,), (k, n) = op.outputs, op.inputs[1].shape.row
     weights, y = (g.dense(v) for v in op.inputs)

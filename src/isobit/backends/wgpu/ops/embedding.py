@@ -6,6 +6,6 @@ from isobit.model.graph import Op
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """No step: the backend writes them."""
     g.embeddings.append((op.weights[0], g.new(op.outputs[0])))

@@ -7,7 +7,7 @@ from isobit.numerics.ops import Heads
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """No step: what reads them knows that they are torn."""
     assert isinstance(op.operation, Heads)
     (y,), x = op.outputs, g.rows(op.inputs[0], op.inputs[0].shape.width)

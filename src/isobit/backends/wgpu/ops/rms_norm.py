@@ -7,14 +7,14 @@ from isobit.numerics.ops import RmsNorm
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """A superblock a workgroup."""
-    norm(op, g, op.inputs[0], op.outputs[0])
+    norm(g, op, op.inputs[0], op.outputs[0])
 
 
 def norm(
-    op: Op,
     g: Lowering,
+    op: Op,
     x: Value,
     y: Value,
     addend: Value | None = None,

@@ -7,7 +7,7 @@ from isobit.numerics.ops import Rope
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """A value an invocation."""
     assert isinstance(op.operation, Rope)
     table = g.rope(op.operation.table)

@@ -6,7 +6,7 @@ from isobit.model.graph import Op
 supports = anything
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """A superblock a workgroup."""
     (y,), n = op.outputs, op.outputs[0].shape.row[-1]
     gate, up = (g.rows(v, n) for v in op.inputs)

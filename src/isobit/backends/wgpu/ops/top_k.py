@@ -39,7 +39,7 @@ def supports(op: Op) -> str | None:
     return None if k <= _MOST else f"expected at most {_MOST} experts a token, got {k}"
 
 
-def lower(op: Op, g: Lowering) -> None:
+def lower(g: Lowering, op: Op) -> None:
     """A token a workgroup; then, for several tokens, a launch that sorts their pairs."""
     assert isinstance(op.operation, TopK)
     k, normalise = op.operation.k, int(op.operation.normalise)
@@ -54,6 +54,6 @@ def lower(op: Op, g: Lowering) -> None:
         parameters = experts, k, normalise, at.pairs, at.order, at.entries, at.groups, at.counts
         yield g.step("ops/top_k", buffers, parameters, (p.tokens,), files)
         if p.tokens > 1:
-            yield g.step("ops/top_k", buffers, parameters, (1,), files, "sort_pairs")
+            yield g.step("ops/top_k.sort_pairs", buffers, parameters, (1,), files)
 
     g.emit(steps)
