@@ -9,7 +9,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.wgpu import fusions
-from isobit.backends.wgpu.layout import Stack, superblocks
+from isobit.backends.wgpu.layout import Stack, readable, superblocks
 from isobit.backends.wgpu.lowering import ACT_WORDS, Pass
 from isobit.backends.wgpu.ops.top_k import Plan
 from isobit.errors import BackendUnavailable
@@ -65,7 +65,9 @@ def multiply(device, weights, x, planes):
 
 
 ONE_PLANE = ("Q4_K", "Q6_K", "Q5_1", "Q3_K")
-FORMATS_AND_PLANES = [(f.name, 2) for f in FORMATS.values()] + [(name, 1) for name in ONE_PLANE]
+FORMATS_AND_PLANES = [(f.name, 2) for f in FORMATS.values() if readable(f)] + [
+    (name, 1) for name in ONE_PLANE
+]
 
 
 @pytest.mark.parametrize(("name", "planes"), FORMATS_AND_PLANES)
@@ -88,6 +90,26 @@ def test_matmul(device, rng, name, planes):
 def test_matmul_without_the_packed_dot_product(device, rng, name, monkeypatch):
     monkeypatch.setattr(device, "dot", "dot_plain")
     multiply(device, [weight(rng, by_name(name), 9, 512)], values(rng, 3, 512), 2)
+
+
+def test_formats_without_shaders_are_refused(device, rng):
+    for fmt in FORMATS.values():
+        if not readable(fmt):
+            g, w = (
+                Graphs(device),
+                Weight("w", fmt, (8, 256), np.zeros(8 * fmt.nbytes(256), np.uint8)),
+            )
+            y = g.one("y", MatMul(), g.given(values(rng, 1, 256)), weights=[w])
+            with pytest.raises(
+                BackendUnavailable, match=f"matmul: w .*: .* got {fmt.name}; another"
+            ):
+                g.check(y)
+
+
+def test_rope_of_the_first_values(device, rng):
+    g = Graphs(device)
+    heads = g.one("heads", Heads(0, 2, 40), g.given(values(rng, 5, 80)))
+    g.check(g.one("rotated", Rope(RopeTable(24, 1e4)), heads, g.positions))
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 9_000])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from isobit.backends.wgpu.lowering import Lowering, Place
 from isobit.backends.wgpu.ops import silu_gate
-from isobit.backends.wgpu.ops.matmul import multiply
+from isobit.backends.wgpu.ops.matmul import multiply, supports
 from isobit.model.graph import Op, match
 
 _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"
@@ -14,7 +14,7 @@ _EXPERTS = "gate = expert_matmul x ids", "up = expert_matmul x ids", _DENSE[2]
 def claim(g: Lowering, ops: Sequence[Op]) -> int:
     """See :mod:`isobit.backends.wgpu.fusions`."""
     v = match(ops, _EXPERTS) or match(ops, _DENSE)
-    if v is None:
+    if v is None or supports(ops[0]) or supports(ops[1]):
         return 0
     weights = *ops[0].weights, *ops[1].weights
     gate, up = v["gate"], v["up"]

@@ -36,7 +36,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> int:
     if (
         (q_heads, k_heads, v_heads) != side_by_side
         or v["qkv"].shape.width != (H + 2 * G) * D
-        or (q_norm, q_rope) != (k_norm, k_rope)
+        or (q_norm, q_rope, q_rope.table.size) != (k_norm, k_rope, D)
         or H % G
     ):
         return 0

@@ -1,10 +1,15 @@
 """Some columns as head vectors: where they are already."""
 
-from isobit.backends.wgpu.lowering import Lowering, Place, anything
+from isobit.backends.wgpu.lowering import Lowering, Place
 from isobit.model.graph import Op
 from isobit.numerics.ops import Heads
 
-supports = anything
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.wgpu.ops`."""
+    o = op.operation
+    assert isinstance(o, Heads)
+    return None if o.step == o.size else "expected heads one behind the other, got gaps"
 
 
 def lower(g: Lowering, op: Op) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from isobit.backends.wgpu.device import MAX_GROUPS, Step
-from isobit.backends.wgpu.layout import superblock_bytes, superblocks
+from isobit.backends.wgpu.layout import readable, superblock_bytes, superblocks
 from isobit.backends.wgpu.load import Matrix
-from isobit.backends.wgpu.lowering import Lowering, Pass, Slot, anything
+from isobit.backends.wgpu.lowering import Lowering, Pass, Slot
 from isobit.backends.wgpu.ops.top_k import CHUNK, Plan
 from isobit.model.graph import Op, Value
 
@@ -13,7 +13,13 @@ _LANES = 256  # of a workgroup of matmul.wgsl
 _LANES_A_ROW = 8
 _FAST = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
-supports = anything
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.wgpu.ops`."""
+    for w in op.weights:
+        if not readable(w.format):
+            return f"{w.name}: expected a format with shaders, got {w.format.name}"
+    return None
 
 
 def lower(g: Lowering, op: Op) -> None:

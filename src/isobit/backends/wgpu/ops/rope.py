@@ -11,6 +11,7 @@ def lower(g: Lowering, op: Op) -> None:
     """A value an invocation."""
     assert isinstance(op.operation, Rope)
     table = g.rope(op.operation.table)
-    (y,), n = op.outputs, op.outputs[0].shape.width
+    (y,), (heads, size) = op.outputs, op.outputs[0].shape.row
+    n = heads * size
     buffers = g.dense(op.inputs[0]), g.batch, g.new(y)
-    g.rowwise("ops/rope", y.shape, n, buffers, lambda p: (n, table.size, g.at(p).rope[table]))
+    g.rowwise("ops/rope", y.shape, n, buffers, lambda p: (n, size, table.size, g.at(p).rope[table]))

@@ -3,7 +3,8 @@
 struct Params {
   n: u32,  // of a token's head vectors
   head_dim: u32,
-  turn_at: u32,  // in `batch`: head_dim / 2 cosines, then sines, of each token
+  turned: u32,  // values of a head vector that are rotated, its first
+  turn_at: u32,  // in `batch`: turned / 2 cosines, then sines, of each token
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> x: array<u32>;
@@ -17,11 +18,16 @@ fn rope(
 ) {
   let c = 256u * group.x + lane;
   if (c >= p.n) { return; }
-  let half = p.head_dim / 2u;
-  let first = c % p.head_dim < half;
-  let pair = c % half;
+  let half = p.turned / 2u;
+  let i = c % p.head_dim;
+  let first = i < half;
+  let pair = i % half;
   let at = group.y * p.n + c;
+  if (i >= p.turned) {
+    y[at] = x[at];
+    return;
+  }
   let other = x[select(at - half, at + half, first)] ^ select(0u, SIGN, first);
-  let turn = p.turn_at + group.y * p.head_dim + pair;
+  let turn = p.turn_at + group.y * p.turned + pair;
   y[at] = dot2(x[at], batch[turn], other, batch[turn + half]);
 }
