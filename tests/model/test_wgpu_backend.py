@@ -10,7 +10,8 @@ from isobit.backends import open_backend
 from isobit.backends.base import Batch
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend, fusions, memory, selftest
-from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, adapters
+from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, Step, adapters
+from isobit.backends.wgpu.lowering import Pass
 from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
@@ -188,6 +189,29 @@ def test_fusions_that_are_refused_here_and_there(device, rng, tmp_path, monkeypa
     for _ in range(4):
         ours = WgpuBackend(weights, engine, device)
         check(ours, theirs, ragged(rng, weights.config.vocab, [(0, 3), (0, 1), (0, 2)]))
+
+
+FUSED = (
+    *("rms_norm", "matmul", "matmul", "head_vectors", "attention", "attention_merge", "matmul"),
+    *("rms_norm", "matmul_floats", "top_k", "matmul", "silu_gate", "matmul"),
+)
+ALONE = (
+    *("rms_norm", "matmul", "matmul", "copy", "rms_norm", "rope", "copy", "rms_norm", "rope"),
+    *("append", "copy", "append", "append", "attention", "attention_merge", "matmul"),
+    *("add_rows", "rms_norm", "matmul_floats", "top_k"),
+    *("matmul", "matmul", "silu_gate", "matmul", "combine", "add_rows"),
+)
+
+
+@pytest.mark.parametrize(("claims", "expected"), [(fusions.CLAIMS, FUSED), ((), ALONE)])
+def test_launches_of_a_layer(device, tmp_path, claims, expected, monkeypatch):
+    """Nothing is quantised, copied or written twice that one launch left for the next."""
+    monkeypatch.setattr(fusions, "CLAIMS", claims)
+    weights = opened(tmp_path, Geometry(layers=1), Q4_K_M)
+    ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)
+    steps = ours._graph.steps(Pass(1, 1, 1, count=1), traced=False)
+    names = [s.kernel.name.split(".")[-1] for s in steps if isinstance(s, Step)]
+    assert names == list(expected) + ["rms_norm"] * (not claims)
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -25,6 +25,7 @@ from isobit.numerics.ops import (
     MatMul,
     RmsNorm,
     Rope,
+    SelectRows,
     SiluGate,
     TopK,
 )
@@ -225,6 +226,16 @@ def test_norm(device, rng, claims, n, planes, added, rows):
             ours._g.scratch("acts", 0).buffer, np.uint32, tokens * superblocks(n) * ACT_WORDS
         )
         same_acts(acts.reshape(tokens, superblocks(n), ACT_WORDS), found["h"], planes)
+
+
+def test_what_more_than_the_logits_read_is_there_for_all_rows(device, rng):
+    g = Graphs(device)
+    h = g.one(
+        "h", RmsNorm(EPS), g.given(values(rng, 3, 64)), weights=[vector("w", values(rng, 64))]
+    )
+    wanted = g.one(None, SelectRows(), h, g.logit_rows)
+    g.one("other", Add(), h, h)
+    g.check(g.one("y", SiluGate(), wanted, wanted), select=False)
 
 
 def test_norm_of_head_vectors(device, rng):

@@ -77,9 +77,10 @@ class Graphs(Builder):
         w = Weight(name, FORMATS[0], x.shape, np.ascontiguousarray(x, F32).view(np.uint8).ravel())
         return self.one(name, Embedding(), self.tokens, weights=[w])
 
-    def run(self, last, batch=None, reference=True):
-        """The backend, and every stage on it and as specified. ``last``: the wanted value."""
-        wanted = self.one("wanted", SelectRows(), last, self.logit_rows)
+    def run(self, last, batch=None, reference=True, select=True):
+        """The backend, and every stage on it and as specified. ``last``: the wanted value, of all
+        tokens or not (``select``)."""
+        wanted = self.one("wanted", SelectRows(), last, self.logit_rows) if select else last
         weights = Weights(QWEN3_30B_A3B, self.graph(wanted))
         tokens = min(w.shape[0] for op in self._ops if op.kind == "embedding" for w in op.weights)
         batch = batch or one_sequence(tokens)
@@ -93,9 +94,9 @@ class Graphs(Builder):
             backend.forward(batch, tap)
         return ours, *found
 
-    def check(self, last, batch=None):
+    def check(self, last, batch=None, select=True):
         """Every stage has the specification's bits; returns the backend and the stages."""
-        ours, got, expected = self.run(last, batch)
+        ours, got, expected = self.run(last, batch, select=select)
         assert list(got) == list(expected), (list(got), list(expected))
         for name, x in expected.items():
             same(got[name], x)

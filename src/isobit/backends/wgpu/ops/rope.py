@@ -12,6 +12,9 @@ def lower(g: Lowering, op: Op) -> None:
     assert isinstance(op.operation, Rope)
     table = g.rope(op.operation.table)
     (y,), (heads, size) = op.outputs, op.outputs[0].shape.row
-    n = heads * size
-    buffers = g.dense(op.inputs[0]), g.batch, g.new(y)
-    g.rowwise("ops/rope", y.shape, n, buffers, lambda p: (n, size, table.size, g.at(p).rope[table]))
+    n, x = heads * size, g.packed(op.inputs[0])
+    buffers = x.slot, g.batch, g.new(y)
+    parameters = n, size, table.size
+    g.rowwise(
+        "ops/rope", y.shape, n, buffers, lambda p: (*parameters, x.first, g.at(p).rope[table])
+    )

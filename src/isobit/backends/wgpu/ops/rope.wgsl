@@ -4,6 +4,7 @@ struct Params {
   n: u32,  // of a token's head vectors
   head_dim: u32,
   turned: u32,  // values of a head vector that are rotated, its first
+  x_at: u32,
   turn_at: u32,  // in `batch`: turned / 2 cosines, then sines, of each token
 }
 @group(0) @binding(1) var<uniform> p: Params;
@@ -22,12 +23,13 @@ fn rope(
   let i = c % p.head_dim;
   let first = i < half;
   let pair = i % half;
-  let at = group.y * p.n + c;
+  let to = group.y * p.n + c;
+  let at = p.x_at + to;
   if (i >= p.turned) {
-    y[at] = x[at];
+    y[to] = x[at];
     return;
   }
   let other = x[select(at - half, at + half, first)] ^ select(0u, SIGN, first);
   let turn = p.turn_at + group.y * p.turned + pair;
-  y[at] = dot2(x[at], batch[turn], other, batch[turn + half]);
+  y[to] = dot2(x[at], batch[turn], other, batch[turn + half]);
 }
