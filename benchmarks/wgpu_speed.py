@@ -17,9 +17,10 @@ import numpy as np
 from batches import batch, origin
 
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.wgpu import WgpuBackend, device, driver, ops
+from isobit.backends.wgpu import WgpuBackend, device, driver
 from isobit.backends.wgpu.device import Step
-from isobit.backends.wgpu.graph import Shape
+from isobit.backends.wgpu.lowering import Pass
+from isobit.backends.wgpu.ops import matmul as products
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -83,7 +84,7 @@ class Report:
 
 def weight_bytes(step):
     """Bytes of weights that a product's dispatch reads; 0 for other kernels."""
-    name, p = step.kernel.name, step.parameters
+    name, p = step.kernel.name.removeprefix("ops/"), step.parameters
     if name.startswith("matmul_floats"):
         rows, first, last = p[1:4]
         return step.buffers[0].size // (last - first) * rows * step.groups[1]
@@ -181,14 +182,14 @@ def main():
     def host():
         """What the host does in a step, part by part."""
         gpu = state["gpu"]
-        d, shape = gpu._device, Shape(1, 1, DEPTH // TILE + 1)
+        d, one = gpu._device, Pass(1, 1, DEPTH // TILE + 1, count=1)
         work = batch(tokens[:1], DEPTH, pages, [0])
         found = {name: [] for name in ("upload", "encode", "submit", "wait", "fetch again")}
         for _ in range(20):
             marks = [time.perf_counter()]
-            gpu._upload(shape, work.tokens, work.positions, work.sequence, pages, work.logit_rows)
+            gpu._upload(one, work.tokens, work.positions, work.sequence, pages, work.logit_rows)
             marks.append(time.perf_counter())
-            command = gpu._encode(shape, 0, 1, traced=False)
+            command = gpu._encode(one, traced=False)
             marks.append(time.perf_counter())
             d.submit(command)
             marks.append(time.perf_counter())
@@ -237,7 +238,7 @@ def main():
                 1e6 * queued(steps) / 600,
                 "us",
             )
-        parts = [p for s in state["gpu"]._graph._w.output.segments for p in s.parts]
+        parts = [p for s in state["gpu"]._g.matrices[-1].segments for p in s.parts]
         largest = max((p.buffer for p in parts), key=lambda b: b.size)
         for groups in (264, 1056, 4224):
             seconds = probe("read", largest, groups, 4)
@@ -248,9 +249,9 @@ def main():
     def kinds(variant="as it is"):
         """Each kind's dispatches of a whole step, one behind another."""
         gpu = state["gpu"]
-        shape = Shape(1, 1, DEPTH // TILE + 1)
-        steps = [s for s in gpu._graph.steps(shape, traced=False) if isinstance(s, Step)]
-        steps += gpu._graph.logits(shape, 0, 1)
+        one = Pass(1, 1, DEPTH // TILE + 1, count=1)
+        steps = [s for s in gpu._graph.steps(one, traced=False) if isinstance(s, Step)]
+        steps += gpu._graph.head(one)
         by_kind = {}
         for s in steps:
             by_kind.setdefault((s.kernel, s.groups), []).append(s)
@@ -282,12 +283,12 @@ def main():
     def variants():
         """The same with other numbers of lanes, and without the library's own checks."""
         d = state["gpu"]._device
-        usual = ops._LANES, ops._LANES_A_ROW
+        usual = products._LANES, products._LANES_A_ROW
         try:
-            for ops._LANES, ops._LANES_A_ROW in ((128, 8), (64, 8), (256, 4)):
-                kinds(f"{ops._LANES} lanes, {ops._LANES_A_ROW} a row")
+            for products._LANES, products._LANES_A_ROW in ((128, 8), (64, 8), (256, 4)):
+                kinds(f"{products._LANES} lanes, {products._LANES_A_ROW} a row")
         finally:
-            ops._LANES, ops._LANES_A_ROW = usual
+            products._LANES, products._LANES_A_ROW = usual
         from wgpu.backends.wgpu_native import _api  # noqa: PLC0415
 
         checked = _api.libf.wgpuDeviceCreateShaderModule

@@ -1,6 +1,7 @@
 """Whole passes of the wgpu backend against the reference: every stage, every logit, bit for bit."""
 
 import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,14 +9,16 @@ import pytest
 from isobit.backends import open_backend
 from isobit.backends.base import Batch
 from isobit.backends.reference import ReferenceBackend
-from isobit.backends.wgpu import WgpuBackend, memory, selftest
-from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, adapters
+from isobit.backends.wgpu import WgpuBackend, fusions, memory, selftest
+from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, Step, adapters
+from isobit.backends.wgpu.lowering import Pass
 from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.model.weights import Weights
+from isobit.numerics.ops import TOKENS, Add
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.receipt import Receipt
 from isobit.verify.trace import Trace
@@ -153,9 +156,85 @@ def test_small_limits_divide_everything(device, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "binding_bytes", SMALL)
     engine = EngineConfig(context=192, max_sequences=3)
     ours = WgpuBackend(opened(tmp_path, *MODELS["Q4_K_M"]), engine, device)
-    assert [len(parts) for parts in ours._cache] == [2, 2]
-    assert ours._plan.tokens == 48
-    assert len(ours._graph._w.layers[0].gate_up.segments[0].parts) > 1
+    assert [len(cache.parts) for cache in ours._g.caches.values()] == [2] * 4  # keys and values
+    assert ours._plan.rows[TOKENS] == 48
+    divided = {m.weights[0].name: len(m.segments[0].parts) for m in ours._g.matrices}
+    assert divided["blk.0.ffn_gate_exps.weight"] > 1
+
+
+def refusing(monkeypatch, refused):
+    """Fusions that do not claim what begins with a refused operation."""
+
+    def wrapped(claim):
+        return lambda g, ops: 0 if refused(ops[0]) else claim(g, ops)
+
+    monkeypatch.setattr(fusions, "CLAIMS", tuple(map(wrapped, fusions.CLAIMS)))
+
+
+@pytest.mark.parametrize("name", ["Q4_K_M", "dense Q5_K, tied"])
+@pytest.mark.parametrize("unfused", ["0", "1", "2", "01", "02", "12", "012"])
+def test_layers_op_by_op_beside_fused_ones(device, rng, tmp_path, name, unfused, monkeypatch):
+    """In each order, the same bits of every stage."""
+    geometry, formats = MODELS[name]
+    weights = opened(tmp_path, replace(geometry, layers=3), formats)
+    engine = EngineConfig(context=192, max_sequences=3)
+    refusing(monkeypatch, lambda op: str(op.layer) in unfused)
+    ours, theirs = WgpuBackend(weights, engine, device), ReferenceBackend(weights, engine)
+    batch = ragged(rng, weights.config.vocab, [(0, 4), (0, 1), (0, 2)])
+    check(ours, theirs, batch, moe=geometry.experts > 0)
+    check(ours, theirs, ragged(rng, weights.config.vocab, [(4, 1)]), moe=geometry.experts > 0)
+
+
+def test_fusions_that_are_refused_here_and_there(device, rng, tmp_path, monkeypatch):
+    """Any launch beside any other."""
+    weights = opened(tmp_path, Geometry(layers=4), Q4_K_M)
+    engine = EngineConfig(context=192, max_sequences=3)
+    theirs = ReferenceBackend(weights, engine)
+    refusing(monkeypatch, lambda _: rng.random() < 0.3)
+    for _ in range(4):
+        ours = WgpuBackend(weights, engine, device)
+        check(ours, theirs, ragged(rng, weights.config.vocab, [(0, 3), (0, 1), (0, 2)]))
+
+
+FUSED = (
+    *("rms_norm", "matmul", "matmul", "head_vectors", "attention", "attention_merge", "matmul"),
+    *("rms_norm", "matmul_floats", "top_k", "matmul", "silu_gate", "matmul"),
+)
+ALONE = (
+    *("rms_norm", "matmul", "matmul", "copy", "rms_norm", "rope", "copy", "rms_norm", "rope"),
+    *("append", "copy", "append", "append", "attention", "attention_merge", "matmul"),
+    *("add_rows", "rms_norm", "matmul_floats", "top_k"),
+    *("matmul", "matmul", "silu_gate", "matmul", "combine", "add_rows"),
+)
+
+
+@pytest.mark.parametrize(("claims", "expected"), [(fusions.CLAIMS, FUSED), ((), ALONE)])
+def test_launches_of_a_layer(device, tmp_path, claims, expected, monkeypatch):
+    """Nothing is quantised, copied or written twice that one launch left for the next."""
+    monkeypatch.setattr(fusions, "CLAIMS", claims)
+    weights = opened(tmp_path, Geometry(layers=1), Q4_K_M)
+    ours = WgpuBackend(weights, EngineConfig(context=64, max_sequences=1), device)
+    steps = ours._graph.steps(Pass(1, 1, 1, count=1), traced=False)
+    names = [s.kernel.name.split(".")[-1] for s in steps if isinstance(s, Step)]
+    assert names == list(expected) + ["rms_norm"] * (not claims)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_an_operation_without_a_kernel_is_refused_by_name(device, tmp_path, layer):
+    @dataclass(frozen=True)
+    class Sink(Add):
+        kind = "add_with_sink"
+
+    weights = opened(tmp_path, Geometry(layers=2), Q4_K_M)
+    ops = tuple(
+        replace(op, operation=Sink()) if op.kind == "add" and op.layer == layer else op
+        for op in weights.graph.ops
+    )
+    changed = Weights(weights.config, replace(weights.graph, ops=ops))
+    with pytest.raises(BackendUnavailable) as refusal:
+        WgpuBackend(changed, EngineConfig(context=64), device)
+    expected = f"wgpu: add_with_sink of layer {layer}: no kernel; another backend may run it"
+    assert str(refusal.value) == expected
 
 
 def test_decode_steps_of_one_shape(device, rng, tmp_path):

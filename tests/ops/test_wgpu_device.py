@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from isobit.backends.wgpu import device as device_module
-from isobit.backends.wgpu import driver, selftest
+from isobit.backends.wgpu import driver, fusions, selftest
 from isobit.backends.wgpu.device import Device, Step, adapters, available
+from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.layout import Stack, tiles
 from isobit.backends.wgpu.memory import Plan
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
+from isobit.model.architectures import qwen3
+from isobit.numerics import Weight
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 from tests.helpers.synth import QWEN3_30B_A3B
 
 from .cases import weight
@@ -63,20 +67,52 @@ def test_parts_of_a_stack_are_the_whole(rng, name):
 # Limits: no device needed.
 
 
+class NamesAlone:
+    """Tensors of any shape that is asked for, without their bytes."""
+
+    source = "test"
+
+    def __contains__(self, name):
+        return True
+
+    def take(self, name, *shape):
+        return Weight(name, FORMATS[12], shape, np.empty(0, np.uint8))
+
+
+def lowered_30b():
+    return LoweredGraph(qwen3.graph(QWEN3_30B_A3B, NamesAlone()), 2).g
+
+
+def planned(g, engine, binding):
+    return Plan.of(g, engine, engine.context, binding)
+
+
 def test_the_default_limits_hold_qwen3_30b_a3b():
-    plan = Plan.of(QWEN3_30B_A3B, EngineConfig(context=8192, max_sequences=1), 128 * MIB)
-    assert all(n <= 128 * MIB for n in plan.buffers.values())
-    assert plan.tokens == 512
-    assert plan.cache_heads == 4
+    g = lowered_30b()
+    plan = planned(g, EngineConfig(context=8192, max_sequences=1), 128 * MIB)
+    assert all(plan.bytes(slot) <= 128 * MIB for slot in g.slots)
+    assert plan.rows[TOKENS] == 512
+    assert {tuple(plan.parts(cache)) for cache in g.caches.values()} == {((0, 4),)}
 
 
 def test_a_smaller_limit_divides_more():
-    engine = EngineConfig(context=8192, max_sequences=1)
-    plan = Plan.of(QWEN3_30B_A3B, engine, 8 * MIB)
-    assert all(n <= 8 * MIB for n in plan.buffers.values())
-    assert 1 <= plan.tokens < 512
-    assert plan.cache_heads == 1
-    assert plan.logit_rows == 8 * MIB // (4 * 151936)
+    g = lowered_30b()
+    plan = planned(g, EngineConfig(context=8192, max_sequences=1), 8 * MIB)
+    assert all(plan.bytes(slot) <= 8 * MIB for slot in g.slots)
+    assert 1 <= plan.rows[TOKENS] < 512
+    assert [list(plan.parts(c)) for c in g.caches.values()] == [[(i, 1) for i in range(4)]] * 96
+    assert plan.rows[LOGIT_ROWS] == 8 * MIB // (4 * 151936)
+
+
+def test_op_by_op_is_no_larger_than_twice_the_fused_pass(monkeypatch):
+    """Values share memory once nothing reads them any more."""
+    engine, sizes = EngineConfig(context=8192, max_sequences=1), []
+    for claims in (fusions.CLAIMS, ()):
+        monkeypatch.setattr(fusions, "CLAIMS", claims)
+        g = lowered_30b()
+        plan = planned(g, engine, 128 * MIB)
+        sizes.append(sum(plan.bytes(slot) for slot in g.slots))
+    assert sizes[0] < sizes[1] < 2 * sizes[0]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +124,17 @@ def test_a_smaller_limit_divides_more():
             "one head's KV cache: 65536 pages of 64 positions × 33280 bytes = 2,181,038,080 bytes "
             "in one buffer, the device's maxStorageBufferBindingSize is 134,217,728",
         ),
-        (EngineConfig(context=64, max_sequences=1), 500_000, "logits: 151936 × 4 bytes = 607,744"),
-        (EngineConfig(context=64, max_sequences=1), 60_000, "one token's output = 65,536 bytes"),
+        (EngineConfig(context=64, max_sequences=1), 500_000, "lm_head: 151936 × 4 bytes = 607,744"),
+        (
+            EngineConfig(context=64, max_sequences=1),
+            60_000,
+            "one token's moe_expert_out = 65,536 bytes",
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused_with_the_arithmetic(engine, binding, words):
     with pytest.raises(BackendUnavailable) as refusal:
-        Plan.of(QWEN3_30B_A3B, engine, binding)
+        planned(lowered_30b(), engine, binding)
     assert words in str(refusal.value)
 
 

@@ -7,7 +7,7 @@ An :class:`Op` takes and gives :class:`Value` s. A value with a name is a *stage
 records, and what a fault is told by. Values without a name lie inside a stage.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -133,6 +133,11 @@ class Graph:
         )
 
     @cached_property
+    def required(self) -> "Graph":
+        """The same graph without what runs only on request."""
+        return replace(self, ops=tuple(op for op in self.ops if not op.on_request))
+
+    @cached_property
     def last_use(self) -> Mapping[Value, int]:
         """The place in ``ops`` of the last operation that reads a value."""
         return {v: i for i, op in enumerate(self.ops) for v in op.inputs}
@@ -163,6 +168,30 @@ class Graph:
             for op in self.ops
         )
         return replace(self, ops=ops)
+
+
+def match(
+    ops: Sequence[Op], pattern: Sequence[str], inner: Collection[str] = ()
+) -> Mapping[str, Value] | None:
+    """Whether ops begin with a pattern, and what its names stand for.
+
+    Each line of the pattern is one operation, such as ``gate = matmul x``: what it gives, its kind,
+    what it takes. The same name stands for the same value; other names may do so, too. ``inner``:
+    names of what no later operation reads.
+    """
+    found: dict[str, Value] = {}
+    if len(ops) < len(pattern):
+        return None
+    for op, line in zip(ops, pattern, strict=False):
+        given, _, taken = line.partition(" = ")
+        kind, *inputs = taken.split()
+        names, values = (*given.split(), *inputs), (*op.outputs, *op.inputs)
+        if kind != op.kind or len(names) != len(values):
+            return None
+        if any(found.setdefault(n, v) is not v for n, v in zip(names, values, strict=True)):
+            return None
+    read = {v for op in ops[len(pattern) :] for v in op.inputs} if inner else set()
+    return None if any(found.get(name) in read for name in inner) else found
 
 
 def _stage(value: Value, maker: Mapping[Value, Op], given: Sequence[Value]) -> Stage:

@@ -1,18 +1,13 @@
 """Weights onto the device: each tensor in the layout of its kernel, divided by the limit."""
 
-from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from isobit.backends.base import F32
 from isobit.backends.wgpu.device import Device
-from isobit.backends.wgpu.layout import Stack, joined, readable
+from isobit.backends.wgpu.layout import Stack, joined
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
-from isobit.model.weights import Weights
 from isobit.numerics import Weight
 
 _PIECE_BYTES = 16 << 20
@@ -39,84 +34,43 @@ class Segment:
     parts: tuple[Part, ...]
 
 
-@dataclass(frozen=True)
-class DeviceMatrix:
-    """Matrices joined along their rows (a stack of them, with experts) in the device's memory."""
+@dataclass(eq=False)
+class Matrix:
+    """Matrices (or stacks, with experts) that share their input, joined along their rows."""
 
-    rows: int
-    columns: int
-    segments: tuple[Segment, ...]
+    weights: tuple[Weight, ...]
+    segments: tuple[Segment, ...] = ()
+    """Where they are, once loaded."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all."""
+        return sum(w.shape[-2] for w in self.weights)
+
+    @property
+    def columns(self) -> int:
+        """Values of a row."""
+        return self.weights[0].shape[-1]
 
     @property
     def floats(self) -> bool:
         """Whether some of it multiplies activations that are not quantised."""
-        return any(not s.format.quantized for s in self.segments)
+        return any(not w.format.quantized for w in self.weights)
 
+    @property
+    def quantised(self) -> bool:
+        """Whether some of it multiplies quantised activations."""
+        return any(w.format.quantized for w in self.weights)
 
-@dataclass(frozen=True)
-class DeviceLayer:
-    """One layer's tensors; norms are offsets into the vectors. See isobit.model.weights.Layer."""
-
-    attn_norm: int
-    qkv: DeviceMatrix
-    q_norm: int
-    k_norm: int
-    attn_output: DeviceMatrix
-    ffn_norm: int
-    router: DeviceMatrix | None
-    gate_up: DeviceMatrix
-    down: DeviceMatrix
-
-
-class DeviceWeights:
-    """All tensors of a model but the embedding, whose rows the host decodes."""
-
-    def __init__(self, device: Device, weights: Weights) -> None:
-        self._device = device
-        self._vectors: list[F32] = []
-        self.layers = [
-            DeviceLayer(
-                attn_norm=self._vector(layer.attn_norm),
-                qkv=self.matrix(layer.q, layer.k, layer.v),
-                q_norm=self._vector(layer.q_norm),
-                k_norm=self._vector(layer.k_norm),
-                attn_output=self.matrix(layer.attn_output),
-                ffn_norm=self._vector(layer.ffn_norm),
-                router=None if layer.router is None else self.matrix(layer.router),
-                gate_up=self.matrix(layer.gate, layer.up),
-                down=self.matrix(layer.down),
-            )
-            for layer in weights.layers
-        ]
-        self.output_norm = self._vector(weights.output_norm)
-        self.output = self.matrix(weights.output)
-        self.vectors = device.upload(np.concatenate(self._vectors))
-
-    def matrix(self, *weights: Weight) -> DeviceMatrix:
-        """Load matrices that share their input, joined along their rows."""
-        return load_matrix(self._device, weights)
-
-    def _vector(self, values: F32) -> int:
-        at = sum(map(len, self._vectors))
-        self._vectors.append(values)
-        return at
-
-
-def load_matrix(device: Device, weights: Sequence[Weight]) -> DeviceMatrix:
-    """Load matrices (or stacks of them) that share their input, joined along their rows."""
-    for w in weights:
-        if not readable(w.format):
-            raise BackendUnavailable(
-                f"wgpu: {w.name}: expected a format with shaders, got {w.format.name}; "
-                "the cpu backend reads it"
-            )
-    segments = []
-    column = 0
-    with ThreadPoolExecutor() as threads:  # NumPy copies without holding the interpreter
-        for stack in joined(weights):
-            segments.append(_segment(device, threads, stack, column))
-            column += stack.rows
-    return DeviceMatrix(column, weights[0].shape[-1], tuple(segments))
+    def load(self, device: Device) -> None:
+        """Bring it onto the device."""
+        segments = []
+        column = 0
+        with ThreadPoolExecutor() as threads:  # NumPy copies without holding the interpreter
+            for stack in joined(self.weights):
+                segments.append(_segment(device, threads, stack, column))
+                column += stack.rows
+        self.segments = tuple(segments)
 
 
 def _segment(device: Device, threads: Executor, stack: Stack, column: int) -> Segment:

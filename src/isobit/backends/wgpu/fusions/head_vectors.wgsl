@@ -1,5 +1,5 @@
 // q, k and v of a token: norm and RoPE for q and k, quantisation, the store to the cache
-// (docs/numerics.md, sections 5 and 6). Needs scalar, reduce and cache.
+// (docs/numerics.md, sections 5 and 6). Needs scalar, reduce, cache and head_store.
 
 struct Params {
   n_heads: u32,
@@ -24,7 +24,6 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> cache: array<atomic<u32>>;
 
 var<workgroup> normed: array<u32, 512>;
-var<workgroup> integers: array<vec4<i32>, 128>;
 
 // A value after RoPE: x_i * cos ± x_other * sin, the sign being that of x_other.
 fn turned(i: u32, turn: u32) -> real {
@@ -33,17 +32,6 @@ fn turned(i: u32, turn: u32) -> real {
   let pair = select(i - half, i, first);
   let other = normed[select(pair, i + half, first)] ^ select(0u, SIGN, first);
   return dot2(normed[i], batch[turn + pair], other, batch[turn + half + pair]);
-}
-
-fn four_bytes(v: vec4<i32>) -> u32 {
-  let b = bitcast<vec4<u32>>(v) & vec4(255u);
-  return b.x | (b.y << 8u) | (b.z << 16u) | (b.w << 24u);
-}
-
-// Other tokens of the batch may be writing the word's other bytes.
-fn store_byte(at: u32, shift: u32, value: i32) {
-  atomicAnd(&cache[at], ~(255u << shift));
-  atomicOr(&cache[at], (bitcast<u32>(value) & 255u) << shift);
 }
 
 // A head vector a workgroup: the query heads of these key-value heads, then k, then v.
@@ -57,19 +45,19 @@ fn head_vectors(
   let shared_by = p.n_heads / p.kv_heads;  // query heads of a key-value head
   var head = p.first * shared_by + group.x;
   var column = head;
-  var kind = 0u;  // q, k, v
+  var kind = QUERY;
   if (group.x >= p.heads * shared_by) {
     let i = group.x - p.heads * shared_by;
-    kind = 1u + i / p.heads;
+    kind = KEY + i / p.heads;
     head = p.first + i % p.heads;
-    column = p.n_heads + (kind - 1u) * p.kv_heads + head;
+    column = p.n_heads + (kind - KEY) * p.kv_heads + head;
   }
   let x = (token * (p.n_heads + 2u * p.kv_heads) + column) * p.head_dim;
   // A lane has two values at most: c and c + 256.
   let turn = p.turn_at + token * p.head_dim;
   var traced = (token * p.n_heads + head) * p.head_dim;
-  if (kind == 1u) { traced = p.k_rope_at + (token * p.kv_heads + head) * p.head_dim; }
-  if (kind < 2u) {
+  if (kind == KEY) { traced = p.k_rope_at + (token * p.kv_heads + head) * p.head_dim; }
+  if (kind < VALUE) {
     var sum = 0u;
     for (var c = lane; c < bound(p.head_dim); c += 256u) {
       let v = qkv[x + c];
@@ -77,57 +65,20 @@ fn head_vectors(
     }
     let mean = div(tree(lane, sum, 256u), from_int(i32(p.head_dim)));
     let r = div(ONE, root(add(mean, p.eps)));
-    let weight = select(p.q_norm_at, p.k_norm_at, kind == 1u);
+    let weight = select(p.q_norm_at, p.k_norm_at, kind == KEY);
     for (var c = lane; c < bound(p.head_dim); c += 256u) {
       normed[c] = mul3(qkv[x + c], r, vectors[weight + c]);
     }
     workgroupBarrier();
   }
-  var top = 0u;
   var mine = vec2(0u, 0u);
   for (var c = lane; c < bound(p.head_dim); c += 256u) {
     var v = qkv[x + c];
-    if (kind < 2u) {
+    if (kind < VALUE) {
       v = turned(c, turn);
       rope[traced + c] = v;
     }
-    top = max(top, magnitude(v));
     mine[c / 256u] = v;
   }
-  let block = block_of(largest(lane, top, 256u), 2u);
-  for (var c = lane; c < 512u; c += 256u) { integers[c / 4u][c % 4u] = quantise(mine[c / 256u], block.r); }
-  workgroupBarrier();
-  let words = (p.head_dim + 3u) / 4u;
-  let to = record(slot / TILE, p.heads, head - p.first, words);
-  let key = slot % TILE;
-  if (kind == 2u) {
-    for (var c = lane; c < 4u * words; c += 256u) {
-      let high = to + value_at(words, 0u, key / 4u) + c;
-      let low = to + value_at(words, 1u, key / 4u) + c;
-      store_byte(high, 8u * (key % 4u), high_byte(integers[c / 4u][c % 4u]));
-      store_byte(low, 8u * (key % 4u), low_byte(integers[c / 4u][c % 4u]));
-    }
-    if (lane == 0u) { atomicStore(&cache[to + value_scales_at(words) + key], block.d); }
-  } else {
-    let query = (token * p.n_heads + head) * (2u * words + 1u);
-    for (var n = lane; n < words; n += 256u) {
-      let q = integers[n];
-      let low = ((q + vec4(128)) & vec4(255)) - vec4(128);
-      let high = four_bytes((q - low) >> vec4(8u));
-      if (kind == 0u) {
-        queries[query + n] = high;
-        queries[query + words + n] = four_bytes(low);
-      } else {
-        atomicStore(&cache[to + key_at(words, 0u, n) + key], high);
-        atomicStore(&cache[to + key_at(words, 1u, n) + key], four_bytes(low));
-      }
-    }
-    if (lane == 0u) {
-      if (kind == 0u) {
-        queries[query + 2u * words] = mul(block.d, p.scale);
-      } else {
-        atomicStore(&cache[to + key_scales_at(words) + key], block.d);
-      }
-    }
-  }
+  store_head(lane, kind, token, head, slot, mine);
 }

@@ -20,7 +20,7 @@ fn tile_of(at: u32, c: u32) -> Tile {
 
 // A superblock of the result a workgroup.
 @compute @workgroup_size(256)
-fn merge(
+fn attention_merge(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {

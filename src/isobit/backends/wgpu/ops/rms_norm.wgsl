@@ -54,7 +54,7 @@ fn slowly(lane: u32, block: u32, row: u32) -> Lane {
 }
 
 @compute @workgroup_size(256)
-fn norm(
+fn rms_norm(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {

@@ -1,0 +1,348 @@
+"""What lowering an operation works with: where values lie, scratch, weights, the steps made.
+
+Lowering comes before memory. A :class:`Slot` says how many words it needs for a token; it becomes a
+buffer when the plan (memory.py) has found how many tokens fit. Steps are made later, for each shape
+of a pass.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from isobit.backends.wgpu.device import Device, Step
+from isobit.backends.wgpu.layout import superblocks
+from isobit.backends.wgpu.load import Matrix
+from isobit.model.graph import Op, Value
+from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Shape
+
+ACT_WORDS = 148
+"""One superblock of quantised activations (quantise.wgsl)."""
+TILES = "tiles"
+"""Rows of a slot: a token's tiles of keys."""
+BATCH = "batch"
+"""Rows of a slot: none; what the batch needs."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What decides the steps of a pass."""
+
+    tokens: int
+    logit_rows: int
+    tiles: int
+    """Of the longest sequence."""
+    first: int = 0
+    """Of the logit rows that are computed now …"""
+    count: int = 0
+    """… and how many."""
+
+    def rows(self, shape: Shape) -> int:
+        """Rows of a value."""
+        return self.count if shape.rows == LOGIT_ROWS else self.tokens
+
+
+@dataclass(eq=False)
+class Slot:
+    """Memory of a pass, a buffer of its own."""
+
+    name: str
+    words: int
+    """For a row …"""
+    rows: str = TOKENS
+    """… of these (see numerics.ops.base)"""
+    more: int = 0
+    """Words besides."""
+    capacity: int = 0
+    """Rows that the buffer has room for."""
+    buffer: Any = None
+    users: int = 0
+    """Values in it, and launches being made; a slot without is free."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value's float32 or int32 lie."""
+
+    slot: Slot
+    width: int
+    """Words that follow one another."""
+    stride: int
+    """Words from there to the next as many."""
+    at: int = 0
+    """Words before the first of them."""
+    behind: int = 0
+    """Words of other values before them, for each row of the slot."""
+
+    @property
+    def first(self) -> int:
+        """The first word."""
+        return self.at + self.behind * self.slot.capacity
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """The buffer of key-value heads ``first`` … ``first + heads - 1`` of one KV cache."""
+
+    buffer: Any
+    first: int
+    heads: int
+
+
+@dataclass(eq=False)
+class Cache:
+    """The keys and values that an operation appends to, in as many buffers as the plan says."""
+
+    kv_heads: int
+    head_dim: int
+    parts: tuple[CachePart, ...] = ()
+
+    @property
+    def page_bytes(self) -> int:
+        """One head of one page, K and V (cache.wgsl)."""
+        return 4 * (256 * words_of(self.head_dim) + 2 * TILE)
+
+
+def words_of(head_dim: int) -> int:
+    """32-bit words of one plane of a head vector."""
+    return -(-head_dim // 4)
+
+
+@dataclass(frozen=True)
+class BatchAt:
+    """Word offsets into the batch's buffer, which begins with the tokens' positions."""
+
+    slots: int
+    """page * 64 + position in it, of each token"""
+    tables: int
+    """of each token's page table, less ``pages``"""
+    rows: int
+    """tokens whose logits are wanted"""
+    rope: Mapping[RopeTable, int]
+    """size / 2 cosines, then sines, of each token"""
+    pages: int
+
+    @classmethod
+    def of(cls, p: Pass, rope: Sequence[RopeTable]) -> "BatchAt":
+        """For a pass."""
+        at = 3 * p.tokens + p.logit_rows
+        found = {}
+        for table in rope:
+            found[table] = at
+            at += p.tokens * table.size
+        return cls(p.tokens, 2 * p.tokens, 3 * p.tokens, found, at)
+
+
+Make = Callable[[Pass], Iterable[Step]]
+"""What an operation, or several, become: steps for any pass."""
+
+
+class Lowering:
+    """What has been lowered so far, for a number of activation planes."""
+
+    def __init__(self, planes: int) -> None:
+        self.planes = planes
+        self.device: Device = None  # type: ignore[assignment]  # not before memory is planned
+        self.steps: list[Make] = []
+        self.most_rows = 1
+        """Of a token, in one dimension of a grid."""
+        self.places: dict[Value, Place] = {}
+        self.slots: list[Slot] = []
+        self.nothing = self._slot("nothing", 4, BATCH)
+        self.batch = self._slot("batch", 1 << 14, BATCH)
+        self.vectors = self._slot("vectors", 0, BATCH)
+        self.matrices: list[Matrix] = []
+        self.norms: dict[Weight, int] = {}
+        """Vectors of the model, and where in ``vectors`` they begin."""
+        self.caches: dict[Value, Cache] = {}
+        self.rope_tables: list[RopeTable] = []
+        self.embeddings: list[tuple[Weight, Slot]] = []
+        """Tables whose rows the host writes, and where."""
+        self._scratch: dict[str, Slot] = {}
+        self._formed: dict[str, object] = {}
+        self._live: set[Value] = set()
+        self._held: list[Slot] = []
+
+    # Where values lie
+
+    def slot(self, name: str, words: int, rows: str = TOKENS, more: int = 0) -> Slot:
+        """Memory that no value uses now; its own until a value is put there, or :meth:`end`."""
+        needs = words, rows, more
+        free = (s for s in self.slots if not s.users and (s.words, s.rows, s.more) == needs)
+        found = next(free, None) or self._slot(name, words, rows, more)
+        found.users += 1
+        self._held.append(found)
+        return found
+
+    def _slot(self, name: str, words: int, rows: str, more: int = 0) -> Slot:
+        self.slots.append(Slot(name, words, rows, more, users=int(rows == BATCH)))
+        return self.slots[-1]
+
+    def put(self, value: Value, place: Place) -> None:
+        """A value lies there."""
+        self.places[value] = place
+        place.slot.users += 1
+        self._live.add(value)
+
+    def new(self, value: Value) -> Slot:
+        """A slot for a value alone."""
+        shape = value.shape
+        slot = self.slot(value.name or "value", shape.width, shape.rows)
+        self.put(value, Place(slot, shape.row[-1], shape.row[-1]))
+        return slot
+
+    def end(self, needed: Collection[Value]) -> None:
+        """Free what nothing needs any more."""
+        for slot in self._held:
+            slot.users -= 1
+        self._held = []
+        for value in [v for v in self._live if v not in needed]:
+            self.places[value].slot.users -= 1
+            self._live.remove(value)
+
+    def scratch(self, name: str, words: int, rows: str = TOKENS) -> Slot:
+        """Memory whose content lasts until the same is asked for again."""
+        if name not in self._scratch:
+            self._scratch[name] = self._slot(name, 0, rows)
+            self._scratch[name].users += 1
+        found = self._scratch[name]
+        found.words = max(found.words, words)
+        return found
+
+    def packed(self, value: Value) -> Place:
+        """Where a value lies in one piece; it is copied if it is torn."""
+        place = self.places[value]
+        return place if place.stride == place.width else self._copied(value, place.width)
+
+    def dense(self, value: Value) -> Slot:
+        """A slot that begins with a value; it is copied if its own does not."""
+        place = self.packed(value)
+        return self._copied(value, place.width).slot if place.at or place.behind else place.slot
+
+    def rows(self, value: Value, width: int) -> Place:
+        """Where rows of so many words lie, also those of a value that is torn there."""
+        if self.places[value].width == width:
+            return self.places[value]
+        return replace(self.packed(value), width=width, stride=width)
+
+    def _copied(self, value: Value, width: int) -> Place:
+        slot = self.slot("copy", value.shape.width, value.shape.rows)
+        self.copy(self.places[value], value.shape, slot)
+        return Place(slot, width, width)
+
+    def copy(self, x: Place, shape: Shape, y: Slot, *, select: bool = False) -> None:
+        """A value of that shape copied; ``select``: its wanted rows alone."""
+        self.rowwise(
+            "copy",
+            shape,
+            x.width,
+            (x.slot, self.batch, y),
+            lambda p: (x.width, x.first, x.stride, self.at(p).rows + p.first + 1 if select else 0),
+        )
+
+    # Other forms of a value, each made once for all that read it one after another
+
+    def form(self, name: str, of: object, words: int) -> Slot:
+        """Where a launch leaves a form of something, which :meth:`formed` then finds."""
+        self._formed[name] = of
+        return self.scratch(name, words)
+
+    def formed(self, name: str, of: object) -> Slot | None:
+        """The form of something, if it was the last that was made."""
+        return self._scratch[name] if self._formed.get(name) == of else None
+
+    def acts_of(self, value: Value, width: int) -> Slot:
+        """Where a launch leaves a value quantised in superblocks of rows of so many words."""
+        words = ACT_WORDS * superblocks(width) * (value.shape.width // width)
+        return self.form("acts", (value, width), words)
+
+    def acts(self, value: Value, width: int) -> Slot:
+        """A value quantised in superblocks of rows of so many words."""
+        if found := self.formed("acts", (value, width)):
+            return found
+        x, acts = self.dense(value), self.acts_of(value, width)
+        self.rowwise(
+            "quantise_rows", value.shape, width, (x, acts), lambda _: (width,), quantise=True
+        )
+        return acts
+
+    # Weights
+
+    def matrix(self, weights: Sequence[Weight]) -> Matrix:
+        """Matrices that share their input, joined along their rows; loaded once memory is there."""
+        self.matrices.append(Matrix(tuple(weights)))
+        return self.matrices[-1]
+
+    def vector(self, weight: Weight) -> int:
+        """Where in ``vectors`` a vector begins."""
+        if weight not in self.norms:
+            self.norms[weight] = self.vectors.words
+            self.vectors.words += prod(weight.shape)
+        return self.norms[weight]
+
+    def rope(self, table: RopeTable) -> RopeTable:
+        """A table whose rows come with each batch."""
+        if table not in self.rope_tables:
+            self.rope_tables.append(table)
+        return table
+
+    # Steps
+
+    def at(self, p: Pass) -> BatchAt:
+        """Where a pass's inputs are."""
+        return BatchAt.of(p, self.rope_tables)
+
+    def emit(self, steps: Make, rows: int = 1) -> None:
+        """Steps come next; ``rows``: of a token, in one dimension of their grids."""
+        self.steps.append(steps)
+        self.most_rows = max(self.most_rows, rows)
+
+    def rowwise(
+        self,
+        kernel: str,
+        shape: Shape,
+        width: int,
+        buffers: Sequence[Slot],
+        parameters: Callable[[Pass], tuple[int, ...]],
+        *,
+        quantise: bool = False,
+    ) -> None:
+        """A launch over a value, a workgroup for each superblock of its rows of so many values."""
+        each = shape.width // width
+        files = ("reduce", "quantise") if quantise else ()
+        planes = {"PLANES": self.planes} if quantise else {}
+
+        def steps(p: Pass) -> Iterable[Step]:
+            grid = superblocks(width), p.rows(shape) * each
+            yield self.step(kernel, buffers, parameters(p), grid, files, **planes)
+
+        self.emit(steps, each)
+
+    def step(
+        self,
+        kernel: str,
+        buffers: Sequence[Any],
+        parameters: Sequence[int],
+        groups: Sequence[int],
+        files: Sequence[str] = (),
+        **constants: int,
+    ) -> Step:
+        """A dispatch of a kernel: a file, which stands on ``files``, and .entry if its name is not
+        the file's."""
+        file, _, entry = kernel.partition(".")
+        entry = entry or file.rpartition("/")[2]
+        made = self.device.kernel(("scalar", *files, file), entry, **constants)
+        found = tuple(b.buffer if isinstance(b, Slot) else b for b in buffers)
+        return Step(made, found, tuple(parameters), tuple(groups))
+
+
+def anything(_: Op) -> None:
+    """What an operation ``supports`` that has a kernel for all of its kind."""
+
+
+def bits(value: float | np.float32) -> int:
+    """A float as its bit pattern."""
+    return int(np.float32(value).view(np.uint32))

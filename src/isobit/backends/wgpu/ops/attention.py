@@ -1,0 +1,52 @@
+"""Attention: tiles of keys, then the tiles of a query head merged, with the quantisation."""
+
+from collections.abc import Iterable
+
+from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu.layout import superblocks
+from isobit.backends.wgpu.lowering import TILES, Lowering, Pass
+from isobit.backends.wgpu.ops.append import queries
+from isobit.model.graph import Op
+
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.wgpu.ops`."""
+    q, k, v = (x.shape.row for x in op.inputs[:3])
+    return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """As many tokens at a time as their tiles have room."""
+    (y,), (q, keys, _, _) = op.outputs, op.inputs
+    n_heads, size = q.shape.row
+    cache = g.caches[keys]
+    asked = queries(g, q)
+    partial = g.scratch("attention", n_heads * (size + 2), TILES)  # o, m, l of every head
+    result, acts = g.new(y), g.acts_of(y, y.shape.width)
+    each = n_heads // cache.kv_heads
+
+    def steps(p: Pass) -> Iterable[Step]:
+        at, at_once = g.at(p), partial.capacity // p.tiles
+        for first in range(0, p.tokens, at_once):
+            some = min(at_once, p.tokens - first)
+            for part in cache.parts:
+                yield g.step(
+                    "ops/attention",
+                    (asked, g.batch, part.buffer, partial),
+                    (
+                        *(n_heads, cache.kv_heads, size, part.first, part.heads),
+                        *(first, p.tiles, at.tables, at.pages),
+                    ),
+                    (part.heads * each, p.tiles, some),
+                    (g.device.dot, "reduce", "cache"),
+                )
+            yield g.step(
+                "ops/attention_merge",
+                (partial, g.batch, result, acts),
+                (n_heads, size, first, p.tiles),
+                (superblocks(n_heads * size), some),
+                ("reduce", "quantise"),
+                PLANES=g.planes,
+            )
+
+    g.emit(steps)

@@ -1,0 +1,80 @@
+"""Matrix products, of which there are as many launches as the weights have buffers."""
+
+from collections.abc import Iterable
+
+from isobit.backends.wgpu.device import MAX_GROUPS, Step
+from isobit.backends.wgpu.layout import readable, superblock_bytes, superblocks
+from isobit.backends.wgpu.load import Matrix
+from isobit.backends.wgpu.lowering import Lowering, Pass, Slot
+from isobit.backends.wgpu.ops.top_k import CHUNK, Plan
+from isobit.model.graph import Op, Value
+
+_LANES = 256  # of a workgroup of matmul.wgsl
+_LANES_A_ROW = 8
+_READERS = {
+    **{"Q4_K": "q4_k", "Q6_K": "q6_k"},
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "MXFP4"), "iq4"),
+}
+"""The file that reads a format's superblocks; other formats have formats.wgsl."""
+
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.wgpu.ops`."""
+    for w in op.weights:
+        if not readable(w.format):
+            return f"{w.name}: expected a format with shaders, got {w.format.name}"
+    return None
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """The products side by side."""
+    multiply(g, g.matrix(op.weights), op.inputs[0], g.new(op.outputs[0]))
+
+
+def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None) -> None:
+    """Emit ``y = W x``, rows of w.rows; float weights read x, others its quantised form.
+
+    With ``ids``, every row of x, or every row that it has for an id, times its matrix.
+    """
+    acts = g.acts(x, w.columns) if w.quantised else g.nothing
+    floats = g.packed(x) if w.floats else None
+    plan, each, divide = g.nothing, 1, 1
+    if ids is not None:
+        plan, each = g.dense(ids), ids.shape.width
+        divide = each * w.columns // x.shape.width
+
+    def steps(p: Pass) -> Iterable[Step]:
+        items = p.rows(x.shape)
+        which, groups = (0, items, 0, 1), -(-items // CHUNK)
+        if ids is not None:
+            at = Plan.of(ids, p)
+            which, groups = (1, at.pairs, at.entries, divide), at.groups
+        for s, part in ((one, part) for one in w.segments for part in one.parts):
+            begin, end = (part.first, part.last) if s.matrices == 1 else (0, s.units)
+            held = part.first, part.last, begin
+            if floats is not None and not s.format.quantized:
+                yield g.step(
+                    "ops/matmul_floats",
+                    (part.buffer, floats.slot, plan, y),
+                    (w.columns, s.rows, *held, w.rows, s.column, floats.first, *which),
+                    (min(end - begin, MAX_GROUPS), groups),
+                    ("reduce", "items"),
+                    FORMAT=s.format.ggml_type,
+                )
+                continue
+            supers, name, size = superblocks(w.columns), s.format.name, superblock_bytes(s.format)
+            lanes = min(_LANES_A_ROW, 1 << (supers - 1).bit_length())
+            reader = _READERS.get(name, "formats")
+            own = {"FORMAT": s.format.ggml_type} if reader in ("formats", "iq4") else {}
+            if reader == "formats":
+                own["BYTES"] = size
+            yield g.step(
+                "ops/matmul",
+                (part.buffer, acts, plan, y),
+                (supers, s.rows, s.units, *held, w.rows, s.column, *which),
+                (-(-(end - begin) // (_LANES // 8 // lanes)), groups),
+                (g.device.dot, reader, "items"),
+                **own | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE": size // 2},
+            )
+
+    g.emit(steps, each)

@@ -1,0 +1,35 @@
+// RoPE (docs/numerics.md, section 5). Needs scalar.
+
+struct Params {
+  n: u32,  // of a token's head vectors
+  head_dim: u32,
+  turned: u32,  // values of a head vector that are rotated, its first
+  x_at: u32,
+  turn_at: u32,  // in `batch`: turned / 2 cosines, then sines, of each token
+}
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> x: array<u32>;
+@group(0) @binding(3) var<storage, read> batch: array<u32>;
+@group(0) @binding(4) var<storage, read_write> y: array<u32>;
+
+@compute @workgroup_size(256)
+fn rope(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let c = 256u * group.x + lane;
+  if (c >= p.n) { return; }
+  let half = p.turned / 2u;
+  let i = c % p.head_dim;
+  let first = i < half;
+  let pair = i % half;
+  let to = group.y * p.n + c;
+  let at = p.x_at + to;
+  if (i >= p.turned) {
+    y[to] = x[at];
+    return;
+  }
+  let other = x[select(at - half, at + half, first)] ^ select(0u, SIGN, first);
+  let turn = p.turn_at + group.y * p.turned + pair;
+  y[to] = dot2(x[at], batch[turn], other, batch[turn + half]);
+}

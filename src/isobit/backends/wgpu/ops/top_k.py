@@ -1,0 +1,59 @@
+"""The experts of each token, their weights, and the plan of the products with them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu.lowering import Lowering, Pass, Place
+from isobit.model.graph import Op, Value
+from isobit.numerics.ops import TopK
+
+CHUNK = 8
+"""Items that share one read of the weights: CHUNK of items.wgsl."""
+_MOST = 64  # chosen, in top_k.wgsl
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a plan, in words from the ids [tokens, k] that it begins with."""
+
+    pairs: int
+    order: int
+    entries: int
+    groups: int
+    """Entries that a launch looks at."""
+    counts: int
+
+    @classmethod
+    def of(cls, ids: Value, p: Pass) -> "Plan":
+        """The plan of a pass."""
+        pairs, experts = p.tokens * ids.shape.width, ids.shape.below or 0
+        # One token's experts differ; else those of several tokens share a read of the weights.
+        groups = pairs if p.tokens == 1 else min(pairs, experts + pairs // CHUNK)
+        return cls(pairs, pairs, 2 * pairs, groups, 5 * pairs)
+
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.wgpu.ops`."""
+    k = op.outputs[1].shape.width
+    return None if k <= _MOST else f"expected at most {_MOST} experts a token, got {k}"
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """A token a workgroup; then, for several tokens, a launch that sorts their pairs."""
+    assert isinstance(op.operation, TopK)
+    k, normalise = op.operation.k, int(op.operation.normalise)
+    (z,), (weights, ids) = op.inputs, op.outputs
+    experts = z.shape.width
+    plan = g.slot("plan", 5 * k, more=experts)
+    g.put(ids, Place(plan, k, k))
+    buffers = g.dense(z), g.scratch("probabilities", experts), g.new(weights), plan
+
+    def steps(p: Pass) -> Iterable[Step]:
+        at, files = Plan.of(ids, p), ("reduce", "items")
+        parameters = experts, k, normalise, at.pairs, at.order, at.entries, at.groups, at.counts
+        yield g.step("ops/top_k", buffers, parameters, (p.tokens,), files)
+        if p.tokens > 1:
+            yield g.step("ops/top_k.sort_pairs", buffers, parameters, (1,), files)
+
+    g.emit(steps)
