@@ -5,9 +5,10 @@ module of this package with ``add_arguments(parser)`` and ``main(args)``, import
 for; it calls the library and prints.
 """
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
