@@ -34,7 +34,10 @@ MARGIN = "moe_router_margin"
 Emit = Callable[[str, int | None, I32, Array], None]
 """Receives (stage, layer, positions int32 [T], value [T, …])."""
 
-_QWEN3 = tuple(dict.fromkeys((*all_stages(moe=False), *all_stages(moe=True))))
+_MOE = all_stages(moe=True)
+_ROUTER = _MOE.index("moe_router_logits")
+_DENSE = tuple(s for s in all_stages(moe=False) if s not in _MOE)
+_QWEN3 = (*_MOE[:_ROUTER], *_DENSE, *_MOE[_ROUTER:])
 """The stages, in graph order, of traces that do not say theirs: those recorded before there were
 other models, and those of other engines."""
 
