@@ -106,6 +106,44 @@ def test_table(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert [c.strip() for c in header.split("|")[1:4]] == ["model", "size", "params"]
     assert re.search(r"\| +pp2 +\| +[\d.]+ ± 0.00 \|", row)
     assert err == ""  # no progress bar where there is no terminal
+    assert "| qwen3moe Q4_K_M, 16 experts, 4 used |" in row
+
+
+def test_whole_generations_show_tokens_a_second(
+    quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*quick, "--tokens", "5", "--max-tokens", "2", "--iterations", "1"]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    cells = dict(zip(*([c.strip() for c in x.split("|")] for x in (header, row)), strict=True))
+    assert re.fullmatch(r"[\d.]+ ± 0.00", cells["t/s"])
+
+
+def test_json_as_the_other_commands_have_it(
+    quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*quick, "-p", "1", "-n", "0", "-r", "1", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["model_type"] == "qwen3moe Q4_K_M"
+    assert (row["n_experts"], row["n_experts_used"]) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "formats", "name"),
+    [
+        (15, {"Q4_K": 4, "Q6_K": 9}, "Q4_K_M"),  # most of its bytes are Q6_K
+        (14, {"Q4_K": 4, "Q6_K": 2}, "Q4_K_S"),
+        (15, {"Q6_K": 9, "F32": 1}, "Q6_K"),  # a file that says what it is not
+        (None, {"Q4_K": 4, "Q6_K": 9}, "Q6_K"),
+        (7, {"Q8_0": 9, "F32": 1}, "Q8_0"),
+        ("odd", {"F16": 9}, "F16"),
+    ],
+)
+def test_the_name_of_a_quantisation(said: object, formats: dict[str, int], name: str) -> None:
+    tensors = {
+        f: SimpleNamespace(format=SimpleNamespace(name=f), nbytes=n) for f, n in formats.items()
+    }
+    file = SimpleNamespace(tensors=tensors, metadata={"general.file_type": said})
+    assert bench.quantisation(file) == name  # type: ignore[arg-type]
 
 
 def test_sequences_together_share_what_is_read(
@@ -129,6 +167,8 @@ def test_whole_generations(quick: list[str], capsys: pytest.CaptureFixture[str])
     assert 0 < row["token_ms_p50"] <= row["token_ms_p95"] <= row["token_ms_p99"]
     read = row["active_bytes_per_token"] * 1e3 / row["token_ms_p50"]
     assert row["fraction_of_read_bandwidth"] == pytest.approx(read / 1e10)
+    assert row["samples_ts"] == pytest.approx([3e3 / ms for ms in row["samples_total_ms"]])
+    assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
     one = ["--tokens", "5", "--max-tokens", "1", "--iterations", "1", "-o", "json"]
     assert main([*quick, *one]) == 0
     assert json.loads(capsys.readouterr().out)[0]["token_ms_p50"] is None

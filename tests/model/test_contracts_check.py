@@ -118,6 +118,18 @@ def test_a_planted_fault_fails(
     assert "expected ≤" in result.reason or "expected ≥" in result.reason
 
 
+def test_a_measure_sets_the_bits_of_its_activations(small_model: Path) -> None:
+    """Of one contract, the same bound holds with 16 bits and fails with 8; each says which."""
+    coarse = measure("accuracy", "activation_bits: 8")
+    wide, narrow = run(small_model, measure("accuracy"), coarse)
+    assert (wide.outcome, narrow.outcome) == ("passed", "failing")
+    assert narrow.reason.startswith("mean_kl is")
+    assert narrow.measure["activation_bits"] == 8
+    assert "activation_bits" not in wide.measure
+    [same] = run(small_model, measure("parity", "activation_bits: 8"))
+    assert same.outcome == "passed"  # both sides have 8
+
+
 def test_a_comparison_that_is_blind_fails(
     small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ def test_writing_one_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_page(DOCUMENT, capsys) > 15
+    assert run_page(DOCUMENT, capsys) > 30
     assert "discharged" in Path("status.html").read_text("utf-8")
     assert not list(tmp_path.glob("*.part"))
 

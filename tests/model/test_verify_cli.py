@@ -4,9 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main, tools
+from isobit.verify.faults import Planted, plant
 from tests.helpers.page import run_page
 
 TOKENS = "605,290,948,268,624,475"
@@ -50,10 +53,37 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
     assert "identical: 4 stages" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fault", ["swapped-kv", "rope-pairs@2", "swapped-layers@5"])
+def test_anyone_can_see_a_planted_fault_found(fault: str, capsys: Out) -> None:
+    assert main(["verify", "--plant", fault, "--tokens", TOKENS, "--json"]) == 1
+    out, err = capsys.readouterr()
+    name, _, layer = fault.partition("@")
+    place = plant(name, int(layer or 4), np.random.default_rng(0)).place
+    first = json.loads(out)["first"]
+    assert (first["stage"], first["layer"]) == place
+    assert f"planted {name}: it first shows in {place[0]} of layer {place[1]}" in err
+    assert "found there" in err
+
+
+def test_a_planted_fault_that_does_not_show_is_an_error(
+    capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harmless(name: str, layer: int, rng: np.random.Generator) -> Planted:
+        return Planted(name, ("attention", layer), ReferenceBackend)
+
+    monkeypatch.setattr("isobit.cli.verify.plant", harmless)
+    assert main(["verify", "--plant", "swapped-kv", "--tokens", TOKENS]) == 1
+    assert (
+        "expected swapped-kv found at attention of layer 4, got nothing" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "complaint"),
     [
         (["trace", "--tokens", "1,2", "-o", "t", "--stages", "foo"], 2, "'foo'"),
+        (["verify", "--tokens", "1,2", "--plant", "oops"], 2, "expected one of one-ulp-norm"),
+        (["verify", "--tokens", "1,2", "--plant", "nan@8"], 2, "a layer from 0 to 7"),
         (["trace", "--tokens", "1,2", "-o", "t", "--layers", "7..8"], 2, "within 0..7"),
         (["trace", "--tokens", "9999", "-o", "t"], 2, "got 9999"),
         (["trace", "--tokens", "1,2", "-o", "no/such/place"], 2, "cannot write"),

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 import isobit
+from isobit.backends.cpu import CpuBackend
 from isobit.backends.reference import ReferenceBackend
-from isobit.errors import NothingCompared
+from isobit.errors import NothingCompared, UsageError
 from isobit.model.stages import ON_REQUEST, all_stages
 from isobit.runtime.model import Model
 from isobit.verify.compare import compare
@@ -24,8 +25,12 @@ from isobit.verify.faults import (
     plant,
     with_backend,
 )
+from isobit.verify.graph_faults import GRAPH_FAULTS, partner, rewritten
 from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
+from tests.helpers.synth import Geometry, write_model
+from tests.model.accuracy import Accuracy
+from tests.model.oracle import Oracle
 
 IDS = [1138, 550, 1754, 65, 404, 565]
 STAGES = [s for s in all_stages(moe=True) if s not in ON_REQUEST]
@@ -78,7 +83,12 @@ def test_one_ulp(stage: str, clean: Model, rng: np.random.Generator) -> None:
 MORE = {
     "rope-off-by-one": ["k_post_rope"],
     "int8-activations": ["attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"],
+    "norm-after-rope": ["k_post_rope"],
+    "rope-base": ["k_post_rope"],
+    "rope-pairs": ["k_post_rope"],
 }
+WEIGHED = ["attn_norm", "qkv_matmul", "q_post_rope", "k_post_rope", "attn_out", "ffn_norm"]
+WEIGHED += ["moe_router_logits", "moe_expert_gate", "moe_expert_up", "moe_expert_out"]
 """Stages that are faulty besides the first."""
 
 
@@ -87,7 +97,12 @@ def test_planted(name: str, clean: Model, rng: np.random.Generator) -> None:
     layer = int(rng.integers(clean.config.n_layers))
     planted = plant(name, layer, rng)
     diff = found(with_backend(clean, planted.make), clean)
-    assert places(diff) == [planted.place, *((s, layer) for s in MORE.get(name, []))]
+    if name == "swapped-layers":  # all that has tensors, in both
+        both = sorted([layer, partner(layer)])
+        assert places(diff) == [(s, i) for i in both for s in WEIGHED]
+        assert places(diff)[0] == planted.place
+    else:
+        assert places(diff) == [planted.place, *((s, layer) for s in MORE.get(name, []))]
     assert diff.first is diff.faulty[0]
     here = [c for c in diff.router if c.layer == layer]
     if name == "wrong-expert":
@@ -99,6 +114,27 @@ def test_planted(name: str, clean: Model, rng: np.random.Generator) -> None:
         assert diff.router_reordered >= 1
     if name == "reordered-sum":
         assert diff.first.distance.differing > 100
+
+
+@pytest.mark.parametrize("name", GRAPH_FAULTS)
+def test_a_wrong_graph_is_seen_by_the_oracle_that_has_none(
+    name: str, clean: Model, rng: np.random.Generator, sample_oracle: Oracle, heldout: list[int]
+) -> None:
+    """Fed the same wrong graph, backends agree with each other to the bit: no parity sees it."""
+    ids = heldout[:48]
+    expected = sample_oracle.run(ids)
+    layer = int(rng.integers(clean.config.n_layers))
+    found = []
+    for make in (ReferenceBackend, CpuBackend):
+        if name == "rope-pairs" and make is CpuBackend:
+            continue  # an operation of this test's own, which no compiled backend has
+        with with_backend(clean, lambda w, e, m=make: m(rewritten(w, name, layer), e)) as wrong:
+            found.append(wrong.logits(ids))
+    assert all((x.view(np.int32) == found[0].view(np.int32)).all() for x in found)
+    kl = Accuracy.of(expected, found[0], expected.experts).mean_kl
+    right = Accuracy.of(expected, clean.logits(ids), expected.experts).mean_kl
+    print(f"layer {layer}: mean KL {kl:.3g} with the fault, {right:.3g} without")
+    assert right <= 1e-4 < kl  # the bound of tests/model/test_accuracy.py
 
 
 @pytest.mark.parametrize(
@@ -230,3 +266,12 @@ def test_one_token_is_compared(clean: Model) -> None:
         diff = verify(faulty, ModelRun(clean), IDS[:1])
     assert (diff.first and diff.first.where) == "moe_router_indices of layer 2"
     assert any("attention is trivial" in note for note in diff.notes)
+
+
+def test_a_fault_that_a_model_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = write_model(tmp_path / "dense.gguf", Geometry(experts=0), seed=1)
+    with isobit.load(path, "reference") as dense:
+        for name in ("one-ulp-swiglu", "swapped-sub-scales", "reordered-sum"):
+            with pytest.raises(UsageError, match="expected a"):
+                with_backend(dense, plant(name, 0, rng).make)

@@ -1,18 +1,24 @@
 """Traces of other engines in APRT folders: read, refused, compared and replayed."""
 
+import json
 import re
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import isobit
+from isobit.cli import main
 from isobit.errors import FileRefused, UsageError
 from isobit.verify.aprt import read_folder
+from isobit.verify.arithmetic import Array
+from isobit.verify.coarse import ReversedArithmetic, rounding
 from isobit.verify.compare import compare
+from isobit.verify.graph import Run, forward
 from isobit.verify.report import summary
 from isobit.verify.trace import Manifest, Trace, record
 from isobit.verify.verify import open_replay
@@ -169,3 +175,67 @@ def test_folders_that_are_none(tmp_path: Path, recorded: Trace) -> None:
     write_folder(tmp_path, recorded)
     with pytest.raises(FileRefused, match=r"multiple of 7 values"):
         read_folder(tmp_path, IDS[:7])
+
+
+def in_float32(odd: tuple[str, int | None] | None = None) -> dict[tuple[str, int | None], Array]:
+    """What a float engine records: every operation in float32, sums in an order of its own, no
+    fixed point; with the inputs of one stage rounded to bf16, if asked for."""
+    floats, found = ReversedArithmetic(2), {}
+
+    def compute(run: Run, stage: str, layer: int | None, inputs: Sequence[Array]) -> Array:
+        if (stage, layer) == odd:
+            rounded = rounding("bf16")
+            assert rounded is not None
+            inputs = [x if x.dtype.kind == "i" else rounded(x).astype(np.float32) for x in inputs]
+        return run.compute(stage, layer, inputs, floats)
+
+    with isobit.load("sample", "reference") as model:
+        forward(
+            Run(model.graph),
+            np.array(IDS, np.int32),
+            np.arange(len(IDS), dtype=np.int32),
+            compute,
+            lambda stage, layer, value: found.__setitem__((stage, layer), value),
+        )
+    return found
+
+
+def import_and_diff(
+    values: dict[tuple[str, int | None], Array], capsys: pytest.CaptureFixture[str]
+) -> tuple[str, dict[str, Any]]:
+    """As people do it: a folder, a trace of it, and one comparison that names no stage."""
+    for (stage, layer), value in values.items():
+        home = Path("floats") if layer is None else Path("floats") / f"layer-{layer}"
+        home.mkdir(parents=True, exist_ok=True)
+        header = struct.pack("<4sII", b"APRT", 0xFFFFFFFF if layer is None else layer, value.size)
+        data = np.ascontiguousarray(value, "<f4").tobytes()
+        (home / f"{stage}.bin").write_bytes(header + data)
+    tokens = ["--tokens", ",".join(map(str, IDS))]
+    assert main(["import-trace", "floats", *tokens, "--engine", "floats", "-o", "a"]) == 0
+    assert main(["trace", "--backend", "reference", *tokens, "-o", "b"]) == 0
+    capsys.readouterr()
+    assert main(["diff", "a", "b", "--replay"]) == 1
+    text = capsys.readouterr().out
+    assert main(["diff", "a", "b", "--replay", "--json"]) == 1
+    return text, json.loads(capsys.readouterr().out)
+
+
+def test_a_float_engine_s_first_stage_beyond_rounding_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, found = import_and_diff(in_float32(("attn_out", 5)), capsys)
+    beyond = [(s["stage"], s["layer"]) for s in found["stages"] if s.get("beyond_float32")]
+    assert beyond == [("attn_out", 5)]
+    assert "first beyond float32 rounding: attn_out of layer 5" in text
+    assert "bf16" in text
+    assert found["not_compared"] == ["attn_scores", "attn_softmax"]  # which the engine never gave
+
+
+def test_a_float_engine_in_float32_throughout_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, found = import_and_diff(in_float32(), capsys)
+    assert not [s for s in found["stages"] if s.get("beyond_float32")]
+    assert "no operation is off by more than float32 rounding explains" in text

@@ -252,6 +252,14 @@ def test_coarser_is_worse_in_order(ablation: Ablation) -> None:
     assert ablation.try_out({"moe_expert_out": "int8/256"}, [0]).relative_rms < errors[0]
 
 
+@pytest.mark.parametrize(("planes", "name"), [(1, "int8/256"), (2, "int16 in two planes/256")])
+def test_a_ranking_names_the_arithmetic_that_fits(planes: int, name: str, model: Model) -> None:
+    fits = Ablation(Weights.from_file(model.file), [IDS], planes).fits([1, 2])
+    products = {"qkv_matmul", "attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"}
+    assert {stage for stage, f in fits.items() if f.arithmetic == name} >= products
+    assert not {"attn_norm", "moe_expert_swiglu", "post_ffn_residual"} & set(fits)
+
+
 def test_ranking_sorts_by_share_with_pinned_experts(ablation: Ablation) -> None:
     ranked = ablation.rank("f64", layers=[0, 1])
     assert {o.name.removesuffix("=f64") for o in ranked} == set(ablation.stages)

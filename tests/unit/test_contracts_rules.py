@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from isobit.cli import main, options_of
-from isobit.contracts import document, findings, lint, validate
+from isobit.contracts import document, findings, lint, references, validate
 from isobit.contracts.findings import RULES, Finding
 from isobit.contracts.measures import FIGURES, Bound
 from isobit.contracts.schema import Contract, json_schema
@@ -29,6 +29,9 @@ def test_nothing_is_wrong_with_the_good_one() -> None:
 
 
 MEASURE = GOOD[GOOD.index("    measure:\n      kind: invariant") : GOOD.index("qa_gate:")]
+KANI = "kani_harnesses:\n  - id: KANI-1\n    obligation: {}\nqa_gate:"
+TEXT = "if_fails: Look."
+TOO_FEW = "changed_prompts: {at_most: 1}"
 CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     # rule, severity, changes, text of the line it must point to
     ("missing", "error", [("  description: What it is about.\n", "")], "  version:"),
@@ -102,7 +105,50 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ),
     ("cited-option", "error", [("if_fails: Look.", "test: isobit verfy sample")], "verfy"),
     ("cited-option", "error", [("if_fails: Look.", "test: isobit contract chck X")], "chck"),
+    ("cited-option", "error", [(TEXT, "test: isobit verify sample --backend gpu")], "gpu"),
+    ("cited-option", "error", [(TEXT, "test: isobit verify sample --planes 3")], "--planes 3"),
+    ("cited-option", "error", [(TEXT, "test: isobit verify sample --json -q")], "-q"),
+    ("test-count", "error", [("All 2 falsification tests", "7/7 falsifiers")], "7/7"),
+    ("test-count", "error", [("All 2 falsification tests pass", "7/7 green")], "7/7"),
+    ("test-count", "error", [("All 2 falsification tests", "All 5 tests")], "All 5"),
+    ("test-count", "error", [("tests pass.", "tests, 2 Kani harnesses pass.")], "2 Kani"),
+    (
+        "test-count",
+        "warning",
+        [("description: All of it.", "description: All 7 falsifiers pass.")],
+        "All 7 falsifiers",
+    ),
+    ("future-date", "error", [('"2026-01-02"\n  author', '"2999-01-02"\n  author')], "2999"),
+    ("future-date", "error", [('date: "2026-02-03"', 'date: "2999-02-03"')], "2999"),
+    (
+        "dangling-reference",
+        "error",
+        [("tolerance: 0.0", "applies_to: ff"), ("  f:\n", "  fff:\n")],
+        "applies_to: ff",
+    ),
+    ("dangling-reference", "warning", [("tolerance: 0.0", "applies_to: gone")], "gone"),
+    ("dangling-reference", "error", [("qa_gate:", KANI.format("AC_THING_003"))], "AC_THING_003"),
+    ("evidence-of-itself", "error", [("[seen it]", "[see thing-v1.yaml]")], "thing-v1.yaml"),
+    (
+        "unknown-id",
+        "error",
+        [("property: Finite.", "property: F.\n    discharged_by: F-03")],
+        "F-03",
+    ),
+    ("threshold-cannot-hold", "error", [("{at_most: 0}", "{at_most: -1}")], "at_most: -1"),
+    (
+        "threshold-cannot-hold",
+        "error",
+        [("{at_most: 0}", "{at_most: 1, at_least: 2}")],
+        "at_least: 2",
+    ),
     ("threshold-cannot-fail", "error", [("{at_most: 0}", "{at_least: 0}")], "at_least: 0"),
+    (
+        "threshold-cannot-fail",
+        "error",
+        [("kind: parity", "kind: argmax"), ("differing_values: {at_most: 0}", TOO_FEW)],
+        "at_most: 1}",
+    ),
     ("threshold-cannot-fail", "error", [("{at_most: 0}", "{at_most: 1.0e+301}")], "e+301"),
     ("threshold-cannot-fail", "error", [("against: reference", "against: cpu")], "against: cpu"),
 ]  # fmt: skip
@@ -165,9 +211,9 @@ def test_ids_in_the_text_count_where_none_are_typed() -> None:
     )
     assert judged(text) == []
     known = frozenset({"A_001", "A_002", "A_0003", "A_004", "B_02", "C_02"})
-    assert lint.named("A_001..003, B_01..02", known) == {"A_001", "A_002", "B_02"}
-    assert lint.named("A_0001..0999", frozenset({"A_0100", "A_0101"})) == {"A_0100"}
-    assert lint.named("A_001/004, C_03..01, A_0003", known) == {"A_001", "A_004", "A_0003"}
+    assert references.named("A_001..003, B_01..02", known) == {"A_001", "A_002", "B_02"}
+    assert references.named("A_0001..0999", frozenset({"A_0100", "A_0101"})) == {"A_0100"}
+    assert references.named("A_001/004, C_03..01, A_0003", known) == {"A_001", "A_004", "A_0003"}
 
 
 def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
@@ -188,6 +234,113 @@ def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
         assert [f.rule for f in found] == rules, text
     alone = "/nowhere/thing-v1.yaml"  # in no repository
     assert judged(broken(("[seen it]", "[tests/test_b.py]")), alone) == []
+
+
+def test_tests_are_looked_up_by_class_keyword_and_target(tmp_path: Path) -> None:
+    (tmp_path / "Cargo.toml").write_text('[package]\nname = "a"\n[[bin]]\nname = "tool"\n')
+    (tmp_path / "tests/more").mkdir(parents=True)
+    (tmp_path / "tests/test_a.py").write_text("class TestA:\n    def test_one(self): ...\n")
+    (tmp_path / "tests/parity.rs").write_text("mod inner { fn same() {} }\n")
+    (tmp_path / "tests/more/main.rs").touch()
+    path = str(tmp_path / "thing-v1.yaml")
+    cited = {
+        "pytest tests/test_a.py::TestA::test_one": 0,
+        "pytest tests/test_a.py::TestA::gone": 1,
+        "pytest tests/test_a.py::Gone::test_one": 1,
+        "tests/parity.rs::inner::same": 0,
+        "tests/parity.rs::inner::gone": 1,
+        "pytest tests/test_a.py -k one": 0,
+        "pytest -k 'one and not gone_too'": 1,
+        "pytest -k gone": 1,
+        "pytest tests -k=gone -q": 1,
+        "cargo test --test parity": 0,
+        "cargo test -p a --test more -- x": 0,
+        "cargo test --test gone": 1,
+        "cargo test -p a --test gone": 1,
+        "cargo test -p elsewhere --test gone": 0,
+        "cargo test --lib": 0,
+    }
+    for text, number in cited.items():
+        found = judged(broken((TEXT, f'test: "{text}"\n    {TEXT}')), path)
+        assert [f.rule for f in found] == ["cited-test"] * number, text
+
+
+def test_what_comes_to_be_when_a_test_runs_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/there.json").touch()
+    path = str(tmp_path / "thing-v1.yaml")
+    cited = {
+        "run checkpoints/model.gguf": 0,  # no such folder here: it is made, or brought
+        "run data/model.gguf": 0,  # of none like it
+        "run data/gone.json": 1,  # beside others like it
+        "run data/gone.py": 1,
+        "run > data/made.json": 0,
+        "run --output data/made.json": 0,
+    }
+    for text, number in cited.items():
+        found = judged(broken((TEXT, f'test: "{text}"\n    {TEXT}')), path)
+        assert [f.rule for f in found] == ["cited-file"] * number, text
+    evidence = judged(broken(("[seen it]", "[runs/model.gguf]")), path)
+    assert [f.rule for f in evidence] == ["cited-file"]  # evidence has to be there
+
+
+def test_contracts_built_upon_are_looked_up(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "contracts/more").mkdir(parents=True)
+    (tmp_path / "contracts/softmax-kernel-v1.yaml").touch()
+    path = str(tmp_path / "contracts/more/thing-v1.yaml")
+    cited: dict[str, list[str]] = {
+        "softmax-kernel-v1": [],
+        "contracts/softmax-kernel-v1.yaml": [],
+        "softmax-kernel-v2": ["error"],  # near one that is there
+        "of-another-repository-v1": ["warning"],
+        "thing-v1": ["error"],  # itself
+    }
+    for name, severities in cited.items():
+        text = broken(("  amendment_history", f"  depends_on: [{name}]\n  amendment_history"))
+        found = [f for f in judged(text, path) if f.rule == "dangling-reference"]
+        assert [f.severity for f in found] == severities, name
+
+
+def test_promises_without_ids_are_left_until_something_needs_them() -> None:
+    """Most public contracts name none; their harnesses count: SM-INV-001 is the first."""
+    measures = GOOD[
+        GOOD.index("    discharges: [AC_THING_001]") : GOOD.index("  - id: FALSIFY-002")
+    ]
+    plain = broken(
+        ("  - id: AC_THING_001\n    type", "  - type"),
+        ("  - id: AC_THING_002\n    type", "  - type"),
+        ("    expected_acceptance: [AC_THING_001, AC_THING_002]\n", ""),
+        (measures, "    test: Look closely.\n"),
+        ("    discharges: [AC_THING_002]\n" + MEASURE, "    test: Look closely.\n"),
+    )
+    for name, severities in (("SM-INV-002", []), ("SM-INV-003", ["warning"])):
+        text = plain.replace("qa_gate:", KANI.format(name))
+        assert [f.severity for f in judged(text)] == severities, name
+    measured = broken(
+        ("  - id: AC_THING_001\n    type", "  - type"),
+        ("  - id: AC_THING_002\n    type", "  - type"),
+    )
+    assert "obligation-uncovered" in {f.rule for f in judged(measured)}
+
+
+def test_the_layout_that_says_statement_and_discharged_by() -> None:
+    text = broken(
+        ("    type: equivalence\n    property: Same bits.", "    statement: Same bits."),
+        ("property: Finite.", "property: Finite.\n    discharged_by: [FALSIFY-002]"),
+        ("    discharges: [AC_THING_002]\n", ""),
+    )
+    assert judged(text) == []
+    contract = validate.validate(document.parse(text))
+    assert contract is not None
+    assert contract.proof_obligations[0].property == "Same bits."
+    assert references.served(contract)["FALSIFY-002"] == {"AC_THING_002"}
+    judge = jsonschema.Draft202012Validator(json_schema())
+    assert list(judge.iter_errors(document.parse(text).data)) == []
+    without = broken(("    property: Finite.\n", ""))
+    assert list(judge.iter_errors(document.parse(without).data))
+    assert "missing" in {f.rule for f in judged(without)}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

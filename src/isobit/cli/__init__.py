@@ -5,10 +5,12 @@ module of this package with ``add_arguments(parser)`` and ``main(args)``, import
 for; it calls the library and prints.
 """
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 
 from isobit import __version__
@@ -124,8 +126,9 @@ def _parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
-def options_of(command: str) -> frozenset[str] | None:
-    """The options of a command ("run", "contract check"); None if there is no such command."""
+def options_of(command: str) -> dict[str, Callable[[str], bool]] | None:
+    """The options of a command ("run", "contract check"), each with a test of whether it takes a
+    value; None if there is no such command."""
     name, _, action = command.partition(" ")
     if name not in COMMANDS:
         return None
@@ -136,7 +139,22 @@ def options_of(command: str) -> frozenset[str] | None:
         if not inner or action not in inner[0]:
             return None
         parser = inner[0][action]
-    return frozenset(parser._option_string_actions)
+    return {option: partial(_takes, a) for option, a in parser._option_string_actions.items()}
+
+
+def _takes(action: argparse.Action, value: str) -> bool:
+    """Whether an option takes a value; one that takes none is followed by anything."""
+    if action.nargs == 0:
+        return True
+    from isobit.backends import NAMES  # noqa: PLC0415 - help goes without NumPy
+
+    known = {"backend": ("auto", *NAMES), "activation_planes": (1, 2)}.get(action.dest)
+    try:
+        made = action.type(value) if callable(action.type) else value
+    except (ValueError, argparse.ArgumentTypeError, UsageError):
+        return False
+    allowed = action.choices if action.choices is not None else known
+    return allowed is None or made in allowed
 
 
 def _abandon_stdout() -> None:

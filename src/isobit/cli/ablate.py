@@ -11,6 +11,7 @@ from isobit.model.weights import Weights
 from isobit.verify import coarse
 from isobit.verify.ablate import Ablation, Outcome
 from isobit.verify.compare import ONE_TOKEN
+from isobit.verify.fit import Fit
 from isobit.verify.trace import check_tokens, parse_layers
 
 _DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax")
@@ -81,14 +82,19 @@ def main(args: argparse.Namespace) -> None:
     if args.rank is not None:
         with bar("stages") as step:
             found += ablation.rank(args.rank, layers, step)
+    fits = {} if args.rank is None else ablation.fits(layers)
     if args.json:
-        more = [{"share": o.share, "uncertainty": o.uncertainty} for o in found]
+        more = [
+            {"share": o.share, "uncertainty": o.uncertainty}
+            | ({"fit": asdict(fits[stage])} if (stage := o.name.partition("=")[0]) in fits else {})
+            for o in found
+        ]
         print(json.dumps([asdict(o) | m for o, m in zip(found, more, strict=True)]))
         return
     header = ["run", "share gone", "±", "logits rel. RMS", "of the spec's", "mean KL"]
     header += ["expert sets", "argmax", "sets moved", "argmax moved"]
     print_table(header, [_cells(o) for o in found], args.format, drop=_DROP)
-    for line in _notes(found, prompts):
+    for line in [*_fitted(fits), *_notes(found, prompts)]:
         print(line)
 
 
@@ -105,6 +111,19 @@ def _cells(o: Outcome) -> list[str]:
         f"{o.argmax_changed} of {o.tokens}",
         str(o.sets_moved),
         str(o.argmax_moved),
+    ]
+
+
+def _fitted(fits: dict[str, Fit]) -> list[str]:
+    """What the stages' activations are, as far as that explains their error; a line for each."""
+    by_words: dict[str, list[str]] = {}
+    for stage, found in fits.items():
+        by_words.setdefault(found.words, []).append(stage)
+    left = {w: max(fits[s].left / fits[s].error for s in stages) for w, stages in by_words.items()}
+    return [
+        f"fits: activations are {words} in {', '.join(stages)} (so rounded, {left[words]:.2g} of "
+        "the error is left)"
+        for words, stages in by_words.items()
     ]
 
 

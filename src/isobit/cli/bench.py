@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import prod
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("table", "md", "json", "jsonl", "csv"),
         help="format (default: table on a terminal, else md)",
     )
+    parser.add_argument(
+        "--json", dest="output", action="store_const", const="json", help="the same as -o json"
+    )
     options.add_engine(parser)
     options.add_inexact(parser)
 
@@ -104,8 +107,15 @@ Row = dict[str, Any]
 Columns = dict[str, Callable[[Row], str]]
 """Of a table: heading, and how a row's cell is written."""
 
+
+def _model_type(row: Row) -> str:
+    """Architecture, quantisation, and of a mixture its experts."""
+    experts = f", {row['n_experts']} experts, {row['n_experts_used']} used"
+    return str(row["model_type"]) + (experts if row["n_experts"] else "")
+
+
 _MODEL_COLUMNS: Columns = {
-    "model": lambda r: r["model_type"],
+    "model": _model_type,
     "size": lambda r: size(r["model_size"]),
     "params": lambda r: f"{r['model_n_params'] / 1e6:,.2f} M",
     "backend": lambda r: r["backend"],
@@ -129,6 +139,7 @@ def _ms(name: str) -> Callable[[Row], str]:
 _GENERATIONS: Columns = _MODEL_COLUMNS | {
     "prompt": lambda r: str(r["prompt_tokens"]),
     "tokens": lambda r: str(r["total_tokens"]),
+    "t/s": lambda r: f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
     "ttft ms": _ms("ttft_ms"),
     "p50 ms": _ms("token_ms_p50"),
     "p95 ms": _ms("token_ms_p95"),
@@ -222,6 +233,7 @@ def _generation_row(args: argparse.Namespace, about: Row, results: list[bench.Ge
     ttft = [r.token_ns[0] / 1e6 for r in results]
     gaps = [gap / 1e6 for r in results for gap in r.gaps_ns]
     p50, p95, p99 = np.percentile(gaps, [50, 95, 99]).tolist() if gaps else [None] * 3
+    rates = [len(r.token_ns) * 1e9 / r.total_ns for r in results]
     return {
         "prompt_tokens": results[0].prompt_tokens,
         "max_tokens": args.max_tokens,
@@ -236,6 +248,10 @@ def _generation_row(args: argparse.Namespace, about: Row, results: list[bench.Ge
         "samples_ttft_ms": ttft,
         "samples_total_ms": [r.total_ns / 1e6 for r in results],
         "samples_tokens": [len(r.token_ns) for r in results],
+        "avg_ts": fmean(rates),
+        "stddev_ts": stdev(rates) if len(rates) > 1 else 0.0,
+        "median_ts": median(rates),
+        "samples_ts": rates,
         "fraction_of_read_bandwidth": _fraction(about, 1e3 / p50) if p50 else None,
     }
 
@@ -259,7 +275,9 @@ def _about(model: Model, *, digest: bool) -> Row:
         "isobit_version": __version__,
         "numerics_version": numerics.VERSION,
         "model_filename": str(model.path),
-        "model_type": f"{model.config.architecture} {_largest_type(model)}",
+        "model_type": f"{model.config.architecture} {bench.quantisation(model.file)}",
+        "n_experts": model.config.n_experts,
+        "n_experts_used": model.config.n_experts_used,
         "model_size": sum(t.nbytes for t in tensors),
         "model_n_params": sum(prod(t.shape) for t in tensors),
         "model_sha256": model.file.sha256() if digest else None,
@@ -270,14 +288,6 @@ def _about(model: Model, *, digest: bool) -> Row:
         "active_bytes_per_token": active_bytes(model.file, model.config),
         "read_bandwidth": bandwidth,
     }
-
-
-def _largest_type(model: Model) -> str:
-    """The tensor type that takes most of the file, which is what people call the model."""
-    sizes: dict[str, int] = {}
-    for t in model.file.tensors.values():
-        sizes[t.format.name] = sizes.get(t.format.name, 0) + t.nbytes
-    return max(sizes, key=lambda name: sizes[name])
 
 
 def _fraction(about: Row, tokens_per_second: float) -> float | None:

@@ -4,13 +4,16 @@ import argparse
 import json
 from contextlib import ExitStack
 
-from isobit.cli import options, tools
+import numpy as np
+
+from isobit.cli import options, say, tools
 from isobit.cli.output import print_table, progress_bar
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
 from isobit.verify import blame
 from isobit.verify.diff import Diff
-from isobit.verify.trace import ModelRun, Recordable, parse_layers
+from isobit.verify.faults import FAULTS, Planted, plant, with_backend
+from isobit.verify.trace import ModelRun, Recordable, parse_layers, where
 from isobit.verify.verify import verify
 
 _DROP = ("mean KL", "experts", "least cosine", "tokens", "next token")
@@ -31,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against-planes", type=int, metavar="N", help="its planes (default: the same)"
     )
+    parser.add_argument(
+        "--plant",
+        metavar="FAULT[@LAYER]",
+        help="compare the reference with a fault planted in a layer (default: the middle one) in "
+        f"place of --backend, to see that it is found: {', '.join(FAULTS)}",
+    )
     options.add_engine(parser, backend="cpu")
     tools.add_report(parser)
     tools.add_cosine(parser)
@@ -43,8 +52,13 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
     n = max(map(len, prompts))
     with ExitStack() as stack:
-        x = tools.open_exactly(args.model, args.backend, args.activation_planes, args.threads, n)
+        name = args.backend if args.plant is None else "reference"
+        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n)
         stack.enter_context(x)
+        planted = None
+        if args.plant is not None:
+            planted = _planted(args.plant, x)
+            x = stack.enter_context(with_backend(x, planted.make))
         layers = None if args.layers == "all" else parse_layers(args.layers, x.config.n_layers)
         y = _against(args, x, n)
         if isinstance(y, ModelRun):
@@ -61,10 +75,36 @@ def main(args: argparse.Namespace) -> None:
         for tokens in prompts:
             found.append(verify(x, y, tokens, layers, progress, histograms=bool(args.html)))
         text = blame.texts(x.detokenize)
+        if planted is not None:
+            _say_whether_found(planted, found, exact=isinstance(y, ModelRun))
         if len(found) == 1:
             tools.show(found[0], args, text)
         else:
             _show_all(found, args, text)
+
+
+def _planted(text: str, model: Model) -> Planted:
+    """The fault that --plant names. Raises UsageError for one that there is not."""
+    name, _, at = text.partition("@")
+    n = model.config.n_layers
+    if at and not (at.isdecimal() and len(at) < 7 and int(at) < n):
+        raise UsageError(f"--plant: expected a layer from 0 to {n - 1} after the @, got {at!r}")
+    return plant(name, int(at) if at else n // 2, np.random.default_rng(0))
+
+
+def _say_whether_found(planted: Planted, found: list[Diff], *, exact: bool) -> None:
+    """What the comparison made of a planted fault. Raises GateFailed if it did not see it.
+
+    Where bits are compared it has to be the first that differs, in every prompt.
+    """
+    at = where(*planted.place)
+    say(f"planted {planted.name}: it first shows in {at}")
+    if exact:
+        for i, d in enumerate(found):
+            got = "nothing" if d.first is None else d.first.where
+            if got != at:
+                raise GateFailed(f"prompt {i}: expected {planted.name} found at {at}, got {got}")
+        say(f"found there{f', after each of {len(found)} prompts' if len(found) > 1 else ''}")
 
 
 def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> None:

@@ -78,24 +78,28 @@ def check(
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     about: dict[str, object] = {"name": Path(model).name if str(model) != "sample" else "sample"}
     device = None
-    try:
-        engine = engine_for([t.measure for t in chosen if t.measure is not None], threads)
-        with Model(model, backend, engine) as opened:
-            device = opened.backend.device
-            about |= {
-                "name": opened.path.name,
-                "sha256": opened.file.sha256(),
-                "architecture": opened.config.architecture,
-                "layers": opened.config.n_layers,
-                "vocabulary": opened.config.vocab,
-            }
-            root = repository(path) or Path.cwd()
-            with Subject(opened, backend, root, seed, peer) as subject:
-                results = _run(chosen, subject, progress)
-    except (IsobitError, OSError) as error:
-        results = [_not_run(t, str(error)) for t in chosen]
-        for result in results:
-            progress(result)
+    results: list[Result] = []
+    planes = sorted({t.measure.planes for t in chosen if t.measure is not None}, reverse=True)
+    for n in planes:  # one after the other: memory and speed are those of one model
+        group = [t for t in chosen if t.measure is not None and t.measure.planes == n]
+        engine = engine_for([t.measure for t in group if t.measure is not None], threads, n)
+        try:
+            with Model(model, backend, engine) as opened:
+                device = opened.backend.device
+                about |= {
+                    "name": opened.path.name,
+                    "sha256": opened.file.sha256(),
+                    "architecture": opened.config.architecture,
+                    "layers": opened.config.n_layers,
+                    "vocabulary": opened.config.vocab,
+                }
+                root = repository(path) or Path.cwd()
+                with Subject(opened, backend, root, seed, peer) as subject:
+                    results += _run(group, subject, progress)
+        except (IsobitError, OSError) as error:
+            for result in (missed := [_not_run(t, str(error)) for t in group]):
+                progress(result)
+            results += missed
     order = {t.id: i for i, t in enumerate(contract.falsification_tests)}
     return Evidence(
         contract=path.stem,
@@ -110,7 +114,7 @@ def check(
         commit=commit or evidence.commit(),
         code=evidence.code_digest(code_of(contract, backend)),
         numerics=numerics.VERSION,
-        activation_planes=2,
+        activation_planes=planes[0],
         results=sorted(results, key=lambda r: order[r.test]),
     )
 

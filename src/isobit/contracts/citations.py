@@ -1,21 +1,31 @@
-"""Files, tests and commands that a contract cites: do they exist?"""
+"""Files and commands that a contract cites: do they exist?"""
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from isobit.contracts import cited_tests
 from isobit.contracts.document import Document, Key
+from isobit.contracts.findings import Severity
 from isobit.contracts.measures import Accuracy
 from isobit.contracts.schema import Contract
 
-Commands = Callable[[str], frozenset[str] | None]
+Options = Mapping[str, Callable[[str], bool]]
+"""Options of a command ("-p", "--planes"), each with a test of whether it takes a value."""
+Commands = Callable[[str], Options | None]
 """The options of an isobit command ("run", "contract check"); None if there is no such command."""
 
 _PATH = re.compile(
-    r"(?<![\w/:.~-])((?:[\w.-]+/)+[\w.-]*\w\.[A-Za-z][A-Za-z0-9]{0,5})(?![\w/{*])(?:::(\w+))?"
+    r"(?<![\w/:.~-])((?:[\w.-]+/)+[\w.-]*\w\.[A-Za-z][A-Za-z0-9]{0,5})(?![\w/{*])((?:::\w+)*)"
 )
+_WRITTEN = re.compile(r"(?:^|\s)(?:>>?|-o|--output|--out|--html|--json|tee)[ =]*$")
 _COMMAND = re.compile(r"(?<![\w./-])isobit ([a-z][a-z-]*)([^\n|;&>)`]*)")
+_SOURCES = (
+    *("c", "cc", "cfg", "cpp", "cu", "cuh", "go", "h", "hpp", "ini", "java", "js", "lean", "md"),
+    *("proto", "py", "pyi", "rs", "rst", "sh", "sql", "toml", "ts", "txt", "wgsl", "yaml", "yml"),
+)
+"""Endings of what people write; the rest may come to be only when something runs."""
 
 
 def check_citations(document: Document, contract: Contract, commands: Commands) -> None:
@@ -28,6 +38,9 @@ def check_citations(document: Document, contract: Contract, commands: Commands) 
         if root is not None:
             _files(document, root, at, text, severe=severe)
         _commands(document, at, text, commands)
+        if root is not None and severe:
+            cited_tests.check(document, root, at, text)
+    _own_evidence(document, contract)
 
 
 def repository(path: Path) -> Path | None:
@@ -56,18 +69,44 @@ def _texts(contract: Contract) -> Iterator[tuple[Key, str, bool]]:
 
 
 def _files(document: Document, root: Path, at: Key, text: str, *, severe: bool) -> None:
-    for name, test in _PATH.findall(text):
+    for match in _PATH.finditer(text):
+        name, names = match.groups()
         if ".." in Path(name).parts:
             continue
         file = root / name
         if not _is_there(file):
-            message = f"expected a file of this repository, got {name}, which is not there"
-            document.find("cited-file", message, at, "error" if severe else "warning")
-        elif test and not re.search(  # a folder has no tests
-            rf"\b(def|class|fn) {test}\b", _text(file)
-        ):
-            message = f"expected a test of {name}, got {test}, which is not there"
-            document.find("cited-test", message, at)
+            if not severe or not _comes_to_be(root, name, at, text[: match.start()]):
+                message = f"expected a file of this repository, got {name}, which is not there"
+                document.find("cited-file", message, at, "error" if severe else "warning")
+        else:
+            cited_tests.check_names(document, at, file, name, names.split("::")[1:])
+
+
+def _comes_to_be(root: Path, name: str, at: Key, before: str) -> bool:
+    """Whether a file that a test names may be one that is made, or brought, when it runs.
+
+    That is what a command writes, and data whose folder the repository does not keep. Evidence has
+    to be there.
+    """
+    if at[0] != "falsification_tests":
+        return False
+    if _WRITTEN.search(before):
+        return True
+    folder = (root / name).parent
+    kept = _is_there(folder) and any(f.suffix == Path(name).suffix for f in folder.iterdir())
+    return name.rsplit(".", 1)[1].lower() not in _SOURCES and not kept
+
+
+def _own_evidence(document: Document, contract: Contract) -> None:
+    """A contract is no evidence for what it promises."""
+    own = Path(document.path).name
+    for i, stage in enumerate(contract.implementation_stages):
+        cited = [e for e in stage.evidence if own in re.findall(r"[\w.-]+", e)]
+        if stage.evidence and len(cited) == len(stage.evidence):
+            message = f"expected evidence for {stage.id} besides {own} itself, found none"
+            at: Key = ("implementation_stages", i, "evidence")
+            severity: Severity = "error" if stage.expected_acceptance else "warning"
+            document.find("evidence-of-itself", message, at, severity)
 
 
 def _is_there(file: Path) -> bool:
@@ -75,10 +114,6 @@ def _is_there(file: Path) -> bool:
         return file.exists()
     except OSError:  # a name longer than names can be
         return False
-
-
-def _text(file: Path) -> str:
-    return file.read_text("utf-8", errors="replace") if file.is_file() else ""
 
 
 def _commands(document: Document, at: Key, text: str, commands: Commands) -> None:
@@ -95,8 +130,20 @@ def _commands(document: Document, at: Key, text: str, commands: Commands) -> Non
             message = f"expected a command of isobit, got isobit {command}, which there is not"
             document.find("cited-option", message, at)
             continue
-        for word in words:
-            option = word.split("=")[0]
-            if option.startswith("--") and len(option) > 2 and option not in options:
-                message = f"expected an option of isobit {command}, got {option}"
-                document.find("cited-option", message, at)
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            _option(document, at, f"isobit {command}", options, word, following)
+
+
+def _option(
+    document: Document, at: Key, command: str, options: Options, word: str, following: str
+) -> None:
+    if not re.match(r"--[A-Za-z]|-[A-Za-z]$", word):
+        return
+    option, is_assigned, value = word.partition("=")
+    if option not in options:
+        document.find("cited-option", f"expected an option of {command}, got {option}", at)
+        return
+    value = value if is_assigned else following
+    if re.fullmatch(r"[a-z0-9._-]+", value) and not options[option](value):  # else a placeholder
+        message = f"expected a value that {option} of {command} takes, got {value}"
+        document.find("cited-option", message, at)

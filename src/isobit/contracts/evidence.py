@@ -72,6 +72,7 @@ class Evidence:
     """Digest of the sources that the figures depend on, see :func:`code_digest`."""
     numerics: int
     activation_planes: int
+    """Of the measures that do not say their own."""
     results: list[Result]
     isobit: str = __version__
     format: int = FORMAT

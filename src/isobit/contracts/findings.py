@@ -26,17 +26,21 @@ RULES: dict[str, str] = {
     "version-mismatch": "All places that state the contract's version agree.",
     "amendment-order": "Amendments are in one order, by version and by date.",
     "amendment-newest": "The newest amendment is the contract's version.",
-    "test-count": "A number of tests in words is the number of tests.",
+    "test-count": "A number of tests, obligations or checks in words is what is there.",
     "obligation-uncovered": "Each obligation has a test that could refute it.",
     "test-unneeded": "Each test serves an obligation.",
     "unknown-id": "An id that is referred to exists.",
+    "dangling-reference": "Contracts, obligations and equations that are referred to exist.",
+    "future-date": "No day of the contract's history is still to come.",
+    "evidence-of-itself": "A contract is no evidence for what it promises.",
     "stage-without-evidence": "What is shipped says where that can be seen.",
     "status-contradicted": "A status agrees with the stages and divergences below it.",
     "prediction-contradicted": "No prediction says that what is shipped does not exist.",
     "cited-file": "Cited files exist.",
     "cited-test": "Cited tests exist.",
-    "cited-option": "Cited commands and options of isobit exist.",
+    "cited-option": "Cited commands and options of isobit exist, and take the values cited.",
     "threshold-cannot-fail": "A threshold can be missed by what it measures.",
+    "threshold-cannot-hold": "A threshold can be met by what it measures.",
 }
 """Every rule id, and what it asks for."""
 

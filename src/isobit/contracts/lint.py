@@ -1,30 +1,22 @@
 """What a schema cannot see: a contract that contradicts itself, or the repository it stands in."""
 
+import math
 import re
-from collections.abc import Iterator
-from functools import lru_cache
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from isobit.contracts.citations import Commands, check_citations
+from isobit.contracts.counts import check_counts
 from isobit.contracts.document import Document, Key
-from isobit.contracts.measures import FIGURES, Bound, Figure
-from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest, ProofObligation
+from isobit.contracts.measures import FIGURES, Argmax, Bound, FaultInjection, Figure, Measure
+from isobit.contracts.references import check_references, obligation_id, served
+from isobit.contracts.schema import SHIPPED, Contract
 
-_IDS = re.compile(
-    r"\b([A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)*[_-])([0-9]{2,4})\b((?:(?:/|\.\.)[0-9]{2,4}\b)*)"
-)
-_MORE = re.compile(r"(/|\.\.)([0-9]+)")
-_BRACKETED = re.compile(r"\(([A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+)\)")
-_COUNT = re.compile(r"\ball (?:of the )?(\d+|[a-z]+) (?:falsification )?(tests|checks)\b", re.I)
-_WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 _ABSENT = re.compile(
     r"\b(do(es)? not (yet )?exist|(is|are) not (yet )?implemented|baseline failure|"
     r"there is no [`\w])",
     re.I,
 )
-
-MOST = 99
-"""Ids after the first that one range can name."""
 
 
 def lint(document: Document, contract: Contract, commands: Commands) -> None:
@@ -32,8 +24,9 @@ def lint(document: Document, contract: Contract, commands: Commands) -> None:
     for rule in (
         _versions,
         _history,
-        _test_counts,
-        _coverage,
+        _dates,
+        check_counts,
+        check_references,
         _stages,
         _status,
         _predictions,
@@ -42,45 +35,6 @@ def lint(document: Document, contract: Contract, commands: Commands) -> None:
         rule(document, contract)
     check_citations(document, contract, commands)
     document.findings.sort(key=lambda f: (f.line, f.column))
-
-
-def obligation_id(obligation: ProofObligation) -> str | None:
-    """The obligation's name: its id, or the one in brackets in its property."""
-    if obligation.id is not None:
-        return obligation.id
-    found = _BRACKETED.findall(obligation.property)
-    return found[-1] if found else None
-
-
-def discharged_by(test: FalsificationTest, known: frozenset[str]) -> set[str]:
-    """Ids of the obligations that a test could refute."""
-    if test.discharges:
-        return set(test.discharges)
-    texts = (test.rule, test.prediction, test.test or "", test.if_fails or "")
-    return {name for text in texts for name in named(text, known)}
-
-
-def named(text: str, known: frozenset[str]) -> set[str]:
-    """Which ids a text names; "AC_X_002/003" and "AC_X_001..005" name several."""
-    found = set()
-    numbers = _numbers(known)
-    for stem, number, more in set(_IDS.findall(text)):
-        found |= {stem + number} & known
-        for sign, last in _MORE.findall(more):
-            first = int(last if sign == "/" else number)
-            there = numbers.get((stem, len(last)), set())
-            for i in there.intersection(range(first, min(int(last), first + MOST) + 1)):
-                found.add(f"{stem}{i:0{len(last)}d}")
-    return found
-
-
-@lru_cache(maxsize=1)
-def _numbers(known: frozenset[str]) -> dict[tuple[str, int], set[int]]:
-    """The numbers at the ends of ids, by what is before them and how many digits they have."""
-    out: dict[tuple[str, int], set[int]] = {}
-    for match in filter(None, map(_IDS.fullmatch, known)):
-        out.setdefault((match[1], len(match[2])), set()).add(int(match[2]))
-    return out
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -125,62 +79,18 @@ def _history(document: Document, contract: Contract) -> None:
         document.find("amendment-newest", message, at)
 
 
-def _test_counts(document: Document, contract: Contract) -> None:
-    gate = contract.qa_gate
-    if gate is None:
-        return
-    for key in ("pass_criteria", "description"):
-        for word, what in _COUNT.findall(getattr(gate, key) or ""):
-            words = _WORDS.split()
-            said = None
-            if word.isdecimal():
-                said = int(word) if len(word) < 10 else -1
-            if word.lower() in words:
-                said = words.index(word.lower()) + 1
-            there = len(contract.falsification_tests if what.lower() == "tests" else gate.checks)
-            if said is not None and said != there:
-                message = f"expected the {there} {what} that there are, got “all {word:.20} {what}”"
-                document.find("test-count", message, ("qa_gate", key))
-
-
-def _coverage(document: Document, contract: Contract) -> None:
-    names = [obligation_id(o) for o in contract.proof_obligations]
-    known = frozenset(n for n in names if n is not None)
-    if not known:
-        if names:
-            message = "expected obligations with an id, got none; no test can be told to cover them"
-            document.find("obligation-uncovered", message, ("proof_obligations",), "warning")
-        return
-    typed = any(t.discharges for t in contract.falsification_tests)
-    covered: set[str] = set()
-    for i, test in enumerate(contract.falsification_tests):
-        found = discharged_by(test, known) & known
-        covered |= found
-        if not found:
-            message = f"expected {test.id} to serve an obligation, got none; add discharges: [id]"
-            document.find("test-unneeded", message, ("falsification_tests", i, "id"), "warning")
-    for i, obligation in enumerate(names):
-        if obligation in covered:
-            continue
-        message = "expected an id; no test can be told to cover this obligation"
-        if obligation is not None:
-            message = f"expected a test that could refute {obligation}, found none"
-        place: Key = ("proof_obligations", i)
-        document.find("obligation-uncovered", message, place, "error" if typed else "warning")
-    for at, name in _references(contract):
-        if name not in known:
-            message = f"expected an obligation's id, got {name!r}, which no obligation has"
-            document.find("unknown-id", message, at, "error" if typed else "warning")
-
-
-def _references(contract: Contract) -> Iterator[tuple[Key, str]]:
-    """Every place that names an obligation."""
-    for i, test in enumerate(contract.falsification_tests):
-        for j, name in enumerate(test.discharges):
-            yield ("falsification_tests", i, "discharges", j), name
-    for i, stage in enumerate(contract.implementation_stages):
-        for j, name in enumerate(stage.expected_acceptance):
-            yield ("implementation_stages", i, "expected_acceptance", j), name
+def _dates(document: Document, contract: Contract) -> None:
+    latest = datetime.now(UTC).date() + timedelta(days=1)  # somewhere it is tomorrow
+    metadata = contract.metadata
+    places: list[tuple[Key, str | None]] = [
+        (("metadata", "created"), metadata.created),
+        (("metadata", "updated"), metadata.updated),
+    ]
+    for i, amendment in enumerate(metadata.amendment_history):
+        places.append((("metadata", "amendment_history", i, "date"), amendment.date))
+    for at, day in places:
+        if day is not None and date.fromisoformat(day) > latest:
+            document.find("future-date", f"expected a day that has come, got {day}", at)
 
 
 def _stages(document: Document, contract: Contract) -> None:
@@ -221,14 +131,14 @@ def _predictions(document: Document, contract: Contract) -> None:
         for o in contract.proof_obligations
         if o.divergence == "KNOWN_DIVERGENCE_NOT_BENIGN"
     }
-    known = frozenset(o for o in broken if o is not None)
+    serving = served(contract)
     for i, test in enumerate(contract.falsification_tests):
         at: Key = ("falsification_tests", i, "prediction")
         absent = _ABSENT.search(f"{test.rule}\n{test.prediction}")
         if claimed and absent:
             message = f"expected a prediction that fits {contract.declared}, got “{absent.group()}”"
             document.find("prediction-contradicted", message + "; replace the test", at)
-        for name in sorted(discharged_by(test, known) & known):
+        for name in sorted(serving[test.id] & {o for o in broken if o is not None}):
             message = f"expected no prediction that {name} holds while it is {broken[name]}"
             document.find("prediction-contradicted", message, at, "warning")
 
@@ -240,17 +150,36 @@ def _thresholds(document: Document, contract: Contract) -> None:
             continue
         at: Key = ("falsification_tests", i, "measure")
         for name, bound in measure.threshold.items():
-            figure = FIGURES[measure.kind][name]
-            if never_fails(bound, figure):
-                message = (
-                    f"expected a bound within {figure.low:g} and {figure.high:g}, where {name} "
-                    f"lies, got {bound}, which always holds"
-                )
-                document.find("threshold-cannot-fail", message, (*at, "threshold", name))
+            _bound(document, measure, name, bound, (*at, "threshold", name))
         against = getattr(measure, "against", None)
         if against in measure.backends:
             message = f"expected a backend to be compared with another, got {against} with itself"
             document.find("threshold-cannot-fail", message, (*at, "against"))
+
+
+def _bound(document: Document, measure: Measure, name: str, bound: Bound, at: Key) -> None:
+    figure = FIGURES[measure.kind][name]
+    high = min(figure.high, _most(measure, name))
+    within = f"expected a bound within {figure.low:g} and {high:g}, where {name} lies, got {bound}"
+    if never_fails(bound, Figure(figure.what, figure.low, high)):
+        document.find("threshold-cannot-fail", f"{within}, which always holds", at)
+    low = -math.inf if bound.at_least is None else bound.at_least
+    if low > min(high, math.inf if bound.at_most is None else bound.at_most) or (
+        bound.at_most is not None and bound.at_most < figure.low
+    ):
+        document.find("threshold-cannot-hold", f"{within}, which never holds", at)
+
+
+def _most(measure: Measure, name: str) -> float:
+    """What a count can come to at most, where the measure says so itself."""
+    if isinstance(measure, Argmax):
+        each = 1 if name == "changed_prompts" else None
+        return sum(each or len(prompt) for prompt in measure.prompts)
+    if isinstance(measure, FaultInjection) and measure.faults != ["all"]:
+        return len(measure.faults) * len(measure.prompts)
+    if name == "layers_below_cosine_0_99" and measure.model is not None:
+        return math.inf if measure.model.layers is None else measure.model.layers
+    return math.inf
 
 
 def never_fails(bound: Bound, figure: Figure) -> bool:

@@ -153,9 +153,19 @@ class _Measure(Part):
     device: DeviceNeeds | None = Field(
         None, description="The devices it is meant for; others leave it not run."
     )
+    activation_bits: Literal[8, 16] | None = Field(
+        None,
+        description="Bits of an activation, on both sides: 16 (two planes; so if left out) or 8 "
+        "(one).",
+    )
     threshold: dict[str, Bound] = Field(
         min_length=1, description="Bounds on the figures that this kind of measure yields."
     )
+
+    @property
+    def planes(self) -> int:
+        """Planes of an activation."""
+        return 1 if self.activation_bits == 8 else 2
 
     @model_validator(mode="after")
     def _figures(self) -> "_Measure":

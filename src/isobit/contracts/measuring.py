@@ -1,5 +1,6 @@
 """Taking a measure: from a loaded model to the figures that a threshold bounds."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -214,7 +215,8 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
     c = subject.model.config
     if (rows := sum(a.token_layers for a in found)) and c.n_experts_used < c.n_experts:
         figures["changed_sets"] = sum(a.changed_sets for a in found) / rows
-    return Measured(figures, {"tokens": tokens})
+    blind = math.log(c.vocab)  # what knowing nothing comes to
+    return Measured(figures, {"tokens": tokens}, {"mean_kl": blind})
 
 
 def _require_choice(model: Model) -> None:
@@ -257,6 +259,7 @@ def longest(measures: Sequence[m.Measure]) -> int:
     return max(n for measure in measures for n in lengths(measure))
 
 
-def engine_for(measures: Sequence[m.Measure], threads: int | None) -> EngineConfig:
+def engine_for(measures: Sequence[m.Measure], threads: int | None, planes: int = 2) -> EngineConfig:
     """Settings with room for the longest of the measures."""
-    return EngineConfig(threads=threads, context=longest(measures), max_sequences=2)
+    context = longest(measures)
+    return EngineConfig(planes, threads=threads, context=context, max_sequences=2)

@@ -7,7 +7,7 @@ obligation are isobit's additions, which make a contract executable.
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from isobit.contracts.measures import Measure, Part
@@ -133,10 +133,17 @@ class ProofObligation(Part):
         description="Its name, such as AC_QW3_MOE_001. Left out, a name in brackets at the end of "
         "``property`` is taken.",
     )
-    type: Text = Field(
-        description="invariant, equivalence, bound, monotonicity, idempotency, conservation, …"
+    type: str | None = Field(
+        None,
+        description="invariant, equivalence, bound, monotonicity, idempotency, conservation, …",
     )
-    property: Text = Field(description="The promise in words.")
+    property: Text = Field(
+        validation_alias=AliasChoices("property", "statement"),
+        description="The promise in words; some contracts call it ``statement``.",
+    )
+    discharged_by: Texts = Field(
+        default_factory=list, description="Ids of the tests and harnesses that could refute it."
+    )
     formal: str | None = Field(None, description="The promise in symbols.")
     tolerance: float | str | None = Field(None, description="What may be missing from it.")
     applies_to: str | None = Field(None, description='What it speaks of: "all", "simd", …')
@@ -251,4 +258,8 @@ def json_schema() -> dict[str, Any]:
     for part in (schema, *schema["$defs"].values()):
         if part.get("type") == "object":
             part["additionalProperties"] = False
+    promise = schema["$defs"]["ProofObligation"]
+    promise["properties"]["statement"] = promise["properties"]["property"]
+    promise["required"].remove("property")
+    promise["oneOf"] = [{"required": ["property"]}, {"required": ["statement"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

@@ -8,7 +8,7 @@ from typing import Literal
 from isobit import numerics
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
-from isobit.contracts.lint import discharged_by, obligation_id
+from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import Contract, FalsificationTest
 
 State = Literal["discharged", "stale", "not run", "failing"]
@@ -95,7 +95,7 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
     current = {b: code_digest(code_of(contract, b)) for b in backends if b != NOWHERE}
     ids = [obligation_id(o) or f"#{i + 1}" for i, o in enumerate(contract.proof_obligations)]
     known = frozenset(ids)
-    serving = {t.id: discharged_by(t, known) for t in tests}
+    serving = served(contract)
     rows = [
         Row(name, o.property or "", o.divergence)
         for name, o in zip(ids, contract.proof_obligations, strict=True)

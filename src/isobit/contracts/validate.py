@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import AliasChoices, ValidationError
 from pydantic_core import ErrorDetails
 
 from isobit.contracts.document import MAX_FINDINGS, Document, Key
@@ -117,7 +117,12 @@ def _shown(value: Any) -> str:
 
 @cache
 def _fields(part: type[Part]) -> dict[str, Any]:
-    return {name: f.annotation for name, f in part.model_fields.items()}
+    out: dict[str, Any] = {}
+    for name, f in part.model_fields.items():
+        alias = f.validation_alias
+        names = alias.choices if isinstance(alias, AliasChoices) else [name]
+        out |= dict.fromkeys(map(str, names), f.annotation)
+    return out
 
 
 def _unknown_keys(document: Document, part: type[Part], data: dict[str, Any], at: Key) -> None:

@@ -8,6 +8,7 @@ expert moves the logits by more than any rounding does, and would hide which ope
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from isobit.model.weights import Weights
 from isobit.numerics import quantise
 from isobit.verify import coarse, graph
 from isobit.verify.arithmetic import Array, Float64Arithmetic, SpecArithmetic
+from isobit.verify.fit import Fit, fit
 from isobit.verify.metrics import kl_divergence
 
 SPECIFICATION = "specification"
@@ -148,6 +150,28 @@ class Ablation:
             if progress is not None:
                 progress(i + 1, len(self.stages))
         return sorted(found, key=lambda o: -o.share)
+
+    def fits(self, layers: Iterable[int] | None = None) -> dict[str, Fit]:
+        """The arithmetic that the specification does each stage in, as far as one that has a name
+        explains its error: of the first layer, on the inputs of a run of the first prompt."""
+        wanted = frozenset(range(self.n_layers) if layers is None else layers)
+        found: dict[str, Fit] = {}
+        tried: set[str] = set()
+
+        def compute(
+            run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
+        ) -> Array:
+            value = run.compute(stage, layer, inputs, self._spec)
+            if stage in tried or (layer is not None and layer not in wanted):
+                return value
+            tried.add(stage)
+            again = partial(run.compute, stage, layer, a=self._float64)
+            if (best := fit(value, inputs, again)) is not None:
+                found[stage] = best
+            return run.compute(stage, layer, inputs, self._spec)  # its state, too
+
+        self._one(compute, self._prompts[0], self._pins[0], maps=False)
+        return found
 
     def _compute(self, choices: Mapping[str, str], layers: frozenset[int]) -> graph.Compute:
         maps = not self._graph.on_request.isdisjoint(choices)

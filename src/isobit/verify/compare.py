@@ -315,6 +315,13 @@ def _margins(trace: Trace, layer: int, rows: Array) -> Array | None:
     return None if margins is None else margins[rows]
 
 
+def _never_recorded(trace: Trace, other: Trace) -> set[str]:
+    """Stages of ``other`` that another engine records in no layer: nobody need name the rest."""
+    if trace.manifest.numerics is not None:
+        return set()
+    return {s for s, _ in other.stages()} - {s for s, _ in trace.stages()}
+
+
 def _common(
     a: Trace, b: Trace, stages: frozenset[str] | None, layers: Iterable[int] | None, diff: Diff
 ) -> list[Key]:
@@ -331,6 +338,8 @@ def _common(
 
     in_a, in_b = chosen(a), chosen(b)
     silent = set(a.manifest.not_recorded) | set(b.manifest.not_recorded)
+    if stages is None:
+        silent |= _never_recorded(a, b) | _never_recorded(b, a)
     for mine, theirs, name in ((in_a, set(in_b), "B"), (in_b, set(in_a), "A")):
         for key in mine:
             if key not in theirs and key[0] not in silent:

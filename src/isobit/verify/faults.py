@@ -16,6 +16,7 @@ from isobit.model.graph import Op
 from isobit.model.weights import Weights
 from isobit.numerics.ops import Array, Arrays, Context
 from isobit.runtime.model import Model
+from isobit.verify.graph_faults import GRAPH_FAULTS, partner, rewritten
 
 Change = Callable[[NDArray[Any]], None]
 """Changes an array in place."""
@@ -32,6 +33,8 @@ class ChangedStage(ReferenceBackend):
     def __init__(
         self, weights: Weights, engine: EngineConfig, stage: str, layer: int | None, change: Change
     ) -> None:
+        if (stage, layer) not in weights.graph.stages:
+            raise UsageError(f"fault: expected a model with {stage} in layer {layer}, it has none")
         value = weights.graph.stages[stage, layer].value
 
         def hook(op: Op, inputs: Sequence[Array], compute: Compute) -> Arrays:
@@ -164,7 +167,7 @@ _WEIGHT_FAULTS: dict[str, tuple[str, str, Callable[[NDArray[Any], str], None]]] 
     "flipped-weight-bits": ("attn_q", "qkv_matmul", _flip_bits),
     "swapped-sub-scales": ("ffn_up_exps", "moe_expert_up", _swap_sub_scales),
 }
-FAULTS = (*_STAGE_FAULTS, *_LAYER_FAULTS, *_WEIGHT_FAULTS)
+FAULTS = (*_STAGE_FAULTS, *_LAYER_FAULTS, *_WEIGHT_FAULTS, *GRAPH_FAULTS)
 """Every fault that :func:`plant` knows. All need a mixture of experts."""
 
 
@@ -176,12 +179,21 @@ def plant(name: str, layer: int, rng: np.random.Generator) -> Planted:
         return Planted(name, (stage, layer), lambda w, e: ChangedStage(w, e, stage, layer, change))
     if name in _LAYER_FAULTS:
         return Planted(name, (_LAYER_FAULTS[name], layer), lambda w, e: OneLayer(w, e, layer, name))
+    if name in GRAPH_FAULTS:
+        at = min(layer, partner(layer)) if name == "swapped-layers" else layer
+        return Planted(
+            name,
+            (GRAPH_FAULTS[name][1], at),
+            lambda w, e: ReferenceBackend(rewritten(w, name, layer), e),
+        )
     if name not in _WEIGHT_FAULTS:
         raise UsageError(f"fault: expected one of {', '.join(FAULTS)}; got {name!r}")
     role, stage, damage = _WEIGHT_FAULTS[name]
     tensor = f"blk.{layer}.{role}.weight"
 
     def damaged(weights: Weights, engine: EngineConfig) -> Backend:
+        if tensor not in weights.graph.weights:
+            raise UsageError(f"{name}: expected a model with {tensor}, it has none")
         fmt = weights.graph.weights[tensor].format
 
         def change(data: NDArray[Any]) -> None:

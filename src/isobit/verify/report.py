@@ -45,7 +45,7 @@ def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
     if len(apart) > 5:
         lines.append(f"stands apart: {len(apart) - 5} more")
     if diff.not_compared:
-        lines.append(f"not compared (a backend does not hold it): {', '.join(diff.not_compared)}")
+        lines.append(f"not compared (one side does not hold it): {', '.join(diff.not_compared)}")
     return lines + [f"note: {note}" for note in diff.notes]
 
 

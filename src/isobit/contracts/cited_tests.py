@@ -1,0 +1,75 @@
+"""Tests that a contract cites by name: ``file::Class::test``, ``pytest -k``, ``cargo --test``."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from isobit.contracts.document import Document, Key
+
+_PYTEST = re.compile(r"\bpytest\b([^\n|;&>)`]*)")
+_PYTHON = re.compile(r"[\w./-]+\.py|(?:[\w.-]+/)+[\w.-]*")
+_CARGO = re.compile(r"\bcargo (?:test|nextest run)\b([^\n|;&>)`]*)")
+_SELECTED = re.compile(r"(?:^|\s)-k[ =]?(?:'([^']*)'|\"([^\"]*)\"|(\S+))")
+_KEYWORDS = ("and", "or", "not")
+_CRATE = re.compile(r"(?:^|\s)(?:-p|--package)[ =]([\w-]+)")
+_TARGET = re.compile(r"(?:^|\s)--test[ =]([\w-]+)")
+
+
+def check(document: Document, root: Path, at: Key, text: str) -> None:
+    """Add a finding for each test of a command line in a text that is not in the repository."""
+    for line in _PYTEST.findall(text):
+        _selected(document, root, at, line)
+    for line in _CARGO.findall(text):
+        _target(document, root, at, line)
+
+
+def check_names(document: Document, at: Key, file: Path, shown: str, names: Sequence[str]) -> None:
+    """Add a finding for the first of ``names``, outermost first, that a file does not define."""
+    text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
+    for name in names:  # a folder has none
+        if not re.search(rf"\b(def|class|fn|mod|struct) {name}\b", text):
+            message = f"expected a test of {shown}, got {name}, which is not there"
+            document.find("cited-test", message, at)
+            return
+
+
+def _selected(document: Document, root: Path, at: Key, line: str) -> None:
+    """``pytest -k``: each word is in the name of a test, a class or a file of those named."""
+    expressions = ["".join(groups) for groups in _SELECTED.findall(line)]
+    if not expressions:
+        return
+    named = [root / p for p in _PYTHON.findall(_SELECTED.sub(" ", line)) if (root / p).exists()]
+    if not named and not (root / "tests").is_dir():
+        return
+    there = "\n".join(_test_names(named or [root / "tests"])).lower()
+    for word in re.findall(r"\w+", " ".join(expressions)):
+        if word not in _KEYWORDS and word.lower() not in there:
+            message = f"expected a test that pytest -k {word} selects, found none"
+            document.find("cited-test", message, at)
+
+
+def _test_names(named: Sequence[Path]) -> Iterator[str]:
+    """Names of files and what their texts say: parameters, too, have a part in a test's name."""
+    for path in named:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            yield file.stem
+            yield file.read_text("utf-8", errors="replace")
+
+
+def _target(document: Document, root: Path, at: Key, line: str) -> None:
+    """``cargo test --test NAME``: a file tests/NAME.rs, or a target of a Cargo.toml."""
+    manifests = [root / "Cargo.toml", *root.glob("*/Cargo.toml"), *root.glob("*/*/Cargo.toml")]
+    manifests = [m for m in manifests if m.is_file()]
+    crates = {m.parent.name: m for m in manifests}
+    texts = {m: m.read_text("utf-8", errors="replace") for m in manifests}
+    for crate in _CRATE.findall(line):
+        owners = [m for m, t in texts.items() if re.search(rf'name *= *"{crate}"', t)]
+        if not owners and crate not in crates:
+            return  # another repository's
+        manifests = owners or [crates[crate]]
+    for name in _TARGET.findall(line):
+        homes = [m.parent / "tests" for m in manifests]
+        there = any((h / f"{name}.rs").is_file() or (h / name / "main.rs").is_file() for h in homes)
+        if not there and not any(f'"{name}"' in texts[m] for m in manifests):
+            message = f"expected tests that cargo test --test {name} runs, found no tests/{name}.rs"
+            document.find("cited-test", message, at)
