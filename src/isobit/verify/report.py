@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from itertools import groupby
+from math import isfinite
 
 from isobit.verify import blame
 from isobit.verify.diff import Diff, StageDiff
@@ -14,6 +15,8 @@ from isobit.verify.metrics import Distance, WorstValue
 from isobit.verify.trace import Manifest
 
 Table = tuple[list[str], list[list[str]]]
+_TEXTS = 2000
+"""Tokens of a prompt whose texts a page shows."""
 
 
 def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
@@ -120,6 +123,25 @@ def _places(stages: Sequence[StageDiff]) -> str:
     return ", ".join(parts)
 
 
+def _others(n: int) -> str:
+    return f"{n} other stages only pass" if n > 1 else "1 other stage only passes"
+
+
+def _by_layers(stages: Sequence[StageDiff]) -> str:
+    """Stages that have the same layers together: "a and b of layers 0-7; c"."""
+    layers: dict[str, list[int]] = {}
+    for s in stages:
+        layers.setdefault(s.stage, []).extend([] if s.layer is None else [s.layer])
+    together: dict[str, list[str]] = {}
+    for name, found in layers.items():
+        together.setdefault(_ranges(found), []).append(name)
+    parts = []
+    for where, names in together.items():
+        of = "" if not where else f" of layer{'s' if ',' in where or '-' in where else ''} {where}"
+        parts.append(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) + of)
+    return "; ".join(parts)
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """0, 1, 2, 5 as "0-2, 5"."""
     runs = []
@@ -195,20 +217,57 @@ def worst_values(diff: Diff, n: int = 20) -> list[tuple[StageDiff, WorstValue]]:
     return sorted(found, key=lambda pair: -abs(pair[1].a - pair[1].b))[:n]
 
 
-def html(diff: Diff) -> str:
-    """One self-contained page."""
+def answer(diff: Diff) -> str:
+    """What a comparison found, in one sentence."""
+    replayed = any(s.origin is not None or s.own_error is not None for s in diff.stages)
+    if diff.accuracy:
+        last = diff.stages[-1]
+        line = f"{diff.a.backend} is off by {blame.number(last.distance.relative_rms)} in "
+        line += f"{last.where} (relative RMS, against {diff.b.backend})"
+        furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
+        if off := _largest_own([furthest]):
+            line += f"; furthest off by itself is {furthest.where}: {blame.number(off)}"
+        return line + "."
+    first = diff.first
+    if first is None:
+        values = sum(s.distance.values for s in diff.stages)
+        return f"Identical: every bit of {values:,} values in {len(diff.stages)} stages."
+    if diff.faulty:
+        passed = sum(s.origin == "propagated" for s in diff.stages)
+        rest = "" if not passed else f". {_others(passed)} an error on"
+        return f"Wrong by itself: {_by_layers(diff.faulty)}{rest}."
+    if replayed:
+        return f"The runs part at {first.where}, and no operation compared is wrong by itself."
+    return (
+        f"The runs part at {first.where}, position {first.distance.first_position}. Nothing was "
+        "replayed: isobit diff --replay tells which operation is to blame."
+    )
+
+
+def html(diff: Diff, text: blame.Text | None = None, names: tuple[str, str] | None = None) -> str:
+    """One self-contained page. ``text`` gives a token's text; ``names``: what A and B are called,
+    such as their files."""
+    shown = {*diff.a.tokens[:_TEXTS], *(t for c in diff.argmax for t in (c.a, c.b))}
     data = diff.to_json() | {
-        "summary": summary(diff),
+        "answer": answer(diff),
+        "summary": summary(diff, text),
         "accuracy": diff.accuracy,
+        "names": names or ("", ""),
+        "texts": {} if text is None else {t: text(t) for t in sorted(shown)},
+        "parted": [[layer, position, s] for (layer, position), s in diff.parted.items()],
         "difference_range": [SMALLEST, LARGEST],
         "worst": [
-            [s.stage, s.layer, w.position, w.index, repr(w.a), repr(w.b)]
+            [s.stage, s.layer, w.position, w.index, *(_json(v) for v in (w.a, w.b))]
             for s, w in worst_values(diff)
         ],
     }
     for entry, s in zip(data["stages"], diff.stages, strict=True):
         if s.histogram is not None:
             entry["histogram"] = asdict(s.histogram)
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    found = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = resources.files("isobit.verify").joinpath("report.html").read_text("utf-8")
-    return page.replace("/*DATA*/null", text)
+    return page.replace("/*DATA*/null", found)
+
+
+def _json(value: float) -> float | str:
+    return value if isfinite(value) else str(value)
