@@ -21,6 +21,7 @@ from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
+from tests.helpers.expected import needs
 
 DATA = Path(__file__).parents[1] / "data"
 SAMPLE = DATA / "pyhybrid-moe-34m-Q4_K_M.gguf"

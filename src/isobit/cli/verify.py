@@ -8,8 +8,9 @@ from isobit.cli import options, tools
 from isobit.cli.output import print_table, progress_bar
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
-from isobit.verify import blame
+from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
+from isobit.verify.faults import with_backend
 from isobit.verify.trace import ModelRun, Recordable, parse_layers
 from isobit.verify.verify import verify
 
@@ -31,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against-planes", type=int, metavar="N", help="its planes (default: the same)"
     )
+    parser.add_argument(
+        "--op",
+        action="append",
+        default=[],
+        metavar="STAGE=MODULE:FUNCTION",
+        help="verify a function of yours: the reference with it in the place of a stage's "
+        "operation; repeatable (docs/your-kernel.md)",
+    )
     options.add_engine(parser, backend="cpu")
     tools.add_report(parser)
     tools.add_cosine(parser)
@@ -42,9 +51,15 @@ def main(args: argparse.Namespace) -> None:
     if len(prompts) > 1 and args.html:
         raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
     n = max(map(len, prompts))
+    functions = dict(plugin.parse(text) for text in args.op)
+    if functions:
+        args.backend = "reference"
     with ExitStack() as stack:
         x = tools.open_exactly(args.model, args.backend, args.activation_planes, args.threads, n)
         stack.enter_context(x)
+        if functions:
+            x = with_backend(x, lambda w, e: plugin.WithFunctions(w, e, functions))
+            stack.enter_context(x)
         layers = None if args.layers == "all" else parse_layers(args.layers, x.config.n_layers)
         y = _against(args, x, n)
         if isinstance(y, ModelRun):
