@@ -15,6 +15,12 @@ from isobit.verify.metrics import Distance, WorstValue
 from isobit.verify.trace import Manifest
 
 Table = tuple[list[str], list[list[str]]]
+_CAUSES = {
+    "near-tie": "by a near-tie",
+    "error": "by error",
+    "selection": "chosen against the logits",
+    "unknown": "for an unknown reason",
+}
 _TEXTS = 2000
 """Tokens of a prompt whose texts a page shows."""
 
@@ -91,10 +97,10 @@ def _nonfinite(d: Distance) -> str:
 def _router(diff: Diff) -> list[str]:
     if not diff.router_rows:
         return []
-    causes = ", ".join(f"{n} {cause}" for cause, n in diff.router_causes.most_common())
-    line = f"experts: {diff.router_changed} of {diff.router_rows} token-layers changed"
+    causes = ", ".join(f"{n} {_CAUSES[c]}" for c, n in diff.router_causes.most_common())
+    line = f"experts: {diff.router_changed} of {diff.router_rows} expert sets differ"
     line += f" ({causes})" if causes else ""
-    line += f"; {diff.router_reordered} only in order" if diff.router_reordered else ""
+    line += f"; {diff.router_reordered} differ only in order" if diff.router_reordered else ""
     lines = [line]
     return lines + [f"  {blame.experts(c)}" for c in diff.router[:3]]
 
@@ -110,34 +116,25 @@ def _next_token(diff: Diff, text: blame.Text | None) -> list[str]:
     return lines
 
 
-def _places(stages: Sequence[StageDiff]) -> str:
-    parts = []
-    for name in dict.fromkeys(s.stage for s in stages):
-        rows = [s for s in stages if s.stage == name]
-        layers = [s.layer for s in rows if s.layer is not None]
-        text = name + (f" of layer {_ranges(layers)}" if layers else "")
-        sides = {s.origin for s in rows} - {"faulty"}
-        parts.append(
-            text + (f" [{', '.join(str(o) for o in sorted(map(str, sides)))}]" if sides else "")
-        )
-    return ", ".join(parts)
-
-
 def _others(n: int) -> str:
     return f"{n} other stages only pass" if n > 1 else "1 other stage only passes"
 
 
-def _by_layers(stages: Sequence[StageDiff]) -> str:
-    """Stages that have the same layers together: "a and b of layers 0-7; c"."""
+def _places(stages: Sequence[StageDiff]) -> str:
+    """Faulty stages, those of the same layers together: "a and b of layers 0-7; c [in B]"."""
     layers: dict[str, list[int]] = {}
+    sides: dict[str, set[str]] = {}
     for s in stages:
         layers.setdefault(s.stage, []).extend([] if s.layer is None else [s.layer])
+        sides.setdefault(s.stage, set()).add(str(s.origin).removeprefix("faulty").strip())
     together: dict[str, list[str]] = {}
     for name, found in layers.items():
-        together.setdefault(_ranges(found), []).append(name)
+        side = ", ".join(sorted(sides[name] - {""}))
+        together.setdefault(_ranges(found), []).append(f"{name} [{side}]" if side else name)
     parts = []
-    for where, names in together.items():
-        of = "" if not where else f" of layer{'s' if ',' in where or '-' in where else ''} {where}"
+    for numbers, names in together.items():
+        several = "s" if "," in numbers or "-" in numbers else ""
+        of = f" of layer{several} {numbers}" if numbers else ""
         parts.append(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) + of)
     return "; ".join(parts)
 
@@ -235,7 +232,7 @@ def answer(diff: Diff) -> str:
     if diff.faulty:
         passed = sum(s.origin == "propagated" for s in diff.stages)
         rest = "" if not passed else f". {_others(passed)} an error on"
-        return f"Wrong by itself: {_by_layers(diff.faulty)}{rest}."
+        return f"Wrong by itself: {_places(diff.faulty)}{rest}."
     if replayed:
         return f"The runs part at {first.where}, and no operation compared is wrong by itself."
     return (

@@ -21,7 +21,15 @@ from isobit.config import ModelConfig
 from isobit.errors import FileRefused, NothingCompared, UsageError, did_you_mean
 from isobit.files import regular
 from isobit.model.graph import Graph, Key
-from isobit.model.stages import ON_REQUEST, all_stages
+from isobit.model.stages import (
+    ATTENTION_STAGES,
+    DENSE_STAGES,
+    EMBEDDING,
+    FINAL_STAGES,
+    MOE_STAGES,
+    ON_REQUEST,
+    POST_FFN_RESIDUAL,
+)
 from isobit.runtime.model import Model
 from isobit.verify.arithmetic import Array
 from isobit.verify.metrics import router_margin
@@ -34,7 +42,14 @@ MARGIN = "moe_router_margin"
 Emit = Callable[[str, int | None, I32, Array], None]
 """Receives (stage, layer, positions int32 [T], value [T, …])."""
 
-_QWEN3 = tuple(dict.fromkeys((*all_stages(moe=False), *all_stages(moe=True))))
+_QWEN3 = (
+    EMBEDDING,
+    *ATTENTION_STAGES,
+    *DENSE_STAGES,
+    *MOE_STAGES,
+    POST_FFN_RESIDUAL,
+    *FINAL_STAGES,
+)
 """The stages, in graph order, of traces that do not say theirs: those recorded before there were
 other models, and those of other engines."""
 
