@@ -55,9 +55,9 @@ class Metadata:
             return value
         raise self.refusal(key, f"an integer from {low} to {high}", value)
 
-    def number(self, key: str, low: float, high: float) -> float:
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A number within bounds."""
-        value = self.metadata.get(key)
+        value = self.metadata.get(key, default)
         if isinstance(value, float) and low <= value <= high:
             return value
         raise self.refusal(key, f"a number from {low:g} to {high:g}", value)

@@ -12,6 +12,7 @@ from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile, physical_memory
 from isobit.model.architectures import read_config
+from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.text.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def inspect(
     ``progress(done, total)`` is told how far it is in bytes.
     Raises ModelRefused only if the header itself cannot be read.
     """
-    with GGUFFile.open(path, strict=False) as file:
+    with open_model(path, strict=False) as file:
         config, refused = _refusals(file)
         digest = file.sha256(progress) if sha256 else None
         return Inspection(

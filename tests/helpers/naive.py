@@ -211,3 +211,61 @@ def combine(weights: Row, outputs: Sequence[Row]) -> list[float]:
     for w, y in zip(weights, outputs, strict=True):
         out = [f32(a + f32(w * b)) for a, b in zip(out, y, strict=True)]
     return out
+
+
+def log(x: float) -> float:
+    pattern = unpack("<i", pack("<f", x))[0]
+    n = (pattern - 0x3F3504F3) >> 23
+    f = f32(bits(pattern - (n << 23)) - 1)
+    p = bits(0xBD9C5AC4)
+    for c in (0x3E02ADB6, 0xBE06C2A1, 0x3E116D0E, 0xBE2A3922, 0x3E4CD004, 0xBE800113, 0x3EAAAAAA):
+        p = f32(f32(p * f) + bits(c))
+    q = f32(f * f)
+    r = f32(f32(f32(f32(q * f) * p) + f32(n * bits(0xB95E8083))) - f32(q * 0.5))
+    return f32(f32(r + f) + f32(n * bits(0x3F318000)))
+
+
+def weight(p: float) -> int:
+    return int(p * 2.0**40)
+
+
+def log_softmax(z: Row) -> list[float]:
+    x = [max(f32(v - max(z)), -float(np.finfo(np.float32).max)) for v in z]
+    total = sum(weight(exp(v)) for v in x)
+    return [f32(v - log(f32(total) * 2.0**-40)) for v in x]
+
+
+def philox(seed: int, index: int) -> int:
+    """Word 0 of Philox 4x64-10: key (seed, 0), counter (index, 0, 0, 0)."""
+    mask = (1 << 64) - 1
+    c0, c1, c2, c3, k0, k1 = index, 0, 0, 0, seed, 0
+    for _ in range(10):
+        a, b = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
+        c0, c1, c2, c3 = (b >> 64) ^ c1 ^ k0, b & mask, (a >> 64) ^ c3 ^ k1, a & mask
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & mask, (k1 + 0xBB67AE8584CAA73B) & mask
+    return c0
+
+
+def kept(z: Row, temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, int]:
+    """Section 10: the weights of the ids that are kept. A logit of -inf is not allowed."""
+    if temperature == 0:
+        return {max(range(len(z)), key=lambda i: (z[i], -i)): 1 << 40}
+    p = [exp(f32(f32(v - max(z)) / f32(temperature))) if v > -inf else 0.0 for v in z]
+    ids = sorted(range(len(z)), key=lambda i: (-p[i], i))
+    ids = ids[: top_k or None]
+    if top_p < 1:
+        enough = int(top_p * 2.0**64) * sum(weight(p[i]) for i in ids) >> 64
+        total, n = 0, 0
+        while n == 0 or total < enough:
+            total, n = total + weight(p[ids[n]]), n + 1
+        ids = ids[:n]
+    return {i: weight(p[i]) for i in ids if p[i] >= f32(min_p)}
+
+
+def draw(kept: dict[int, int], random: int) -> int:
+    u, total = random * sum(kept.values()) >> 64, 0
+    for i in sorted(kept):
+        total += kept[i]
+        if total > u:
+            return i
+    raise AssertionError

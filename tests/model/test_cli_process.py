@@ -77,6 +77,11 @@ def test_run_json_and_the_three_ways_to_give_a_prompt(tmp_path: Path) -> None:
 
     ids = ",".join(map(str, found["prompt_token_ids"]))
     assert run_json("--tokens", ids, "-n", "4")["token_ids"] == found["token_ids"]
+    assert found["logprobs"] is None
+    logprobs = run_json("--tokens", ids, "-n", "4", "--logprobs", "2")["logprobs"]
+    assert [len(row) for row in logprobs["top_ids"]] == [2] * 4  # type: ignore[index]
+    assert [row[0] for row in logprobs["top_ids"]] == found["token_ids"]  # type: ignore[index]
+    assert [row[0] for row in logprobs["top"]] == logprobs["tokens"]  # type: ignore[index]
     path = tmp_path / "prompt.txt"
     path.write_text(PROMPT)
     assert run_json("--prompt-file", str(path), "-n", "4")["token_ids"] == found["token_ids"]

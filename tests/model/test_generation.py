@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import isobit
+from isobit.config import EngineConfig
 from isobit.errors import ContextFull, GateFailed, ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
+from isobit.numerics import log_softmax, top_logprobs
 from isobit.runtime.model import Model
 from isobit.verify.ablate import Ablation
 from tests.helpers.synth import write_model
@@ -81,6 +83,49 @@ def test_sampling_repeats_with_its_reported_seed(model: Model) -> None:
     first = model.generate(PROMPT, max_tokens=12, temperature=1.5)
     again = model.generate(PROMPT, max_tokens=12, temperature=1.5, seed=first.seed)
     assert again.token_ids == first.token_ids
+
+
+def test_logprobs_are_those_of_the_logits(model: Model) -> None:
+    ids = model.tokenize(PROMPT)
+    done = model.generate(ids, max_tokens=9, temperature=1.5, seed=3, logprobs=4)
+    assert done.token_ids == model.generate(ids, max_tokens=9, temperature=1.5, seed=3).token_ids
+    logits = model.logits(ids + done.token_ids)[len(ids) - 1 : -1]
+    every = log_softmax(logits)
+    assert done.logprobs is not None
+    assert done.logprobs.tokens.tobytes() == every[np.arange(9), done.token_ids].tobytes()
+    top_ids, top = top_logprobs(logits, 4)
+    assert np.array_equal(done.logprobs.top_ids, top_ids)
+    assert done.logprobs.top.tobytes() == top.tobytes()
+    greedy = model.generate(ids, max_tokens=9, logprobs=0).logprobs
+    assert greedy is not None
+    assert greedy.top.shape == (9, 0)
+    nothing = model.generate(ids, max_tokens=0, logprobs=2).logprobs
+    assert nothing is not None
+    assert (nothing.tokens.shape, nothing.top_ids.shape) == ((0,), (0, 2))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_scores_are_the_logprobs_of_a_generation(chunk: int, model: Model) -> None:
+    prompt = model.tokenize(PROMPT)
+    done = model.generate(prompt, max_tokens=20, temperature=1.2, seed=3, logprobs=0)
+    assert done.logprobs is not None
+    with Model("sample", "cpu", EngineConfig(chunk=chunk)) as other:
+        assert other.score(prompt, done.token_ids).tobytes() == done.logprobs.tokens.tobytes()
+        for split in (1, 5):
+            whole = prompt + done.token_ids
+            got = other.score(whole[:split], whole[split:])
+            assert got[len(prompt) - split :].tobytes() == done.logprobs.tokens.tobytes()
+        assert other.score(prompt, []).shape == (0,)
+        for wrong in (([], [5]), ([5], [8192]), ([5], [5] * other.context)):
+            with pytest.raises(UsageError):
+                other.score(*wrong)
+
+
+def test_a_bias_decides(model: Model) -> None:
+    assert model.generate(PROMPT, max_tokens=3, logit_bias={5: 1000.0}).token_ids == [5, 5, 5]
+    for wrong in ({8192: 1.0}, {-1: 1.0}, {5: float("nan")}):
+        with pytest.raises(UsageError, match="logit_bias"):
+            model.generate(PROMPT, max_tokens=1, logit_bias=wrong)
 
 
 def test_a_full_context_ends_with_length_and_says_so() -> None:

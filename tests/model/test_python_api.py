@@ -16,8 +16,8 @@ import isobit
 from isobit import Model
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, IsobitError, ModelRefused, UsageError
-from isobit.runtime.generation import _StopText
 from isobit.runtime.kv_cache import PagePool, Sequence
+from isobit.runtime.pieces import StopText
 from tests.helpers.synth import write_model
 
 PROMPTS = ["def fibonacci(n):\n", "import os\n", "class Stack:\n"]
@@ -366,7 +366,7 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
     for _ in range(2000):
         stop = ["".join(rng.choices("ab", k=rng.randrange(6))) for _ in range(rng.randrange(4))]
         pieces = ["".join(rng.choices("abc", k=rng.randrange(5))) for _ in range(8)]
-        found = _StopText(stop)
+        found = StopText(stop)
         sent = ""
         for pieces_seen, piece in enumerate(pieces, start=1):
             sent += found.push(piece)
@@ -383,7 +383,7 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
 
 def test_the_work_for_long_stop_strings_is_linear() -> None:
     # Comparing every beginning with every end would take hours here.
-    found = _StopText(["x" * 300_000, "ab" * 200_000 + "c", "x" * 299_999 + "y"])
+    found = StopText(["x" * 300_000, "ab" * 200_000 + "c", "x" * 299_999 + "y"])
     assert "".join(found.push("xxxx") for _ in range(60_000)) == ""
     assert found.push("ab" * 10).startswith("x" * 240_000)
     assert found.push("x" * 400_000) == "ab" * 10

@@ -15,6 +15,8 @@ from isobit.runtime.model import Model
 from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.receipt import Difference, Receipt, Recorder, replay
 
+FORMAT_1 = Path(__file__).parents[1] / "data/receipt-format-1.json"
+TODAY = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": []}
 PROMPT = [1138, 550, 1754, 65, 404]
 
 
@@ -40,6 +42,47 @@ def test_replays_identically(model: Model, recorder: Recorder, tmp_path: Path) -
     assert replay(receipt, model) is None
 
 
+def test_every_setting_replays(model: Model, tmp_path: Path) -> None:
+    recorder = Recorder()
+    model.generate(
+        PROMPT,
+        max_tokens=9,
+        temperature=1.3,
+        top_k=300,
+        top_p=0.95,
+        min_p=0.001,
+        repeat_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.1,
+        logit_bias={404: 2.5, 7: -100},
+        seed=-5,
+        watch=recorder,
+    )
+    recorder.receipt().save(tmp_path / "r.json")
+    receipt = Receipt.load(tmp_path / "r.json")
+    assert receipt == recorder.receipt()
+    assert replay(receipt, model) is None
+    changed = edited(receipt, tmp_path, lambda r: r["sampling"].update(logit_bias=[[404, 90]]))
+    found = replay(changed, model)
+    assert found is not None
+    assert found.stage == "sampling"
+
+
+def test_a_receipt_of_format_1_replays(model: Model, tmp_path: Path) -> None:
+    """Drawn by version 1 of sampling, when there was no other."""
+    receipt = Receipt.load(FORMAT_1)
+    assert (receipt.sampling_version, receipt.format) == (1, "isobit receipt 2")
+    assert replay(receipt, model) is None
+    assert edited(receipt, tmp_path, lambda _: None) == receipt
+    found = replay(edited(receipt, tmp_path, lambda r: r["sampling"].update(seed=12)), model)
+    assert found is not None
+    assert found.stage == "sampling"
+    today = edited(receipt, tmp_path, lambda r: r["sampling"].update(TODAY), sampling_version=2)
+    found = replay(today, model)
+    assert found is not None
+    assert found.stage == "sampling"
+
+
 def test_watching_changes_nothing(model: Model, recorder: Recorder) -> None:
     alone = model.generate(PROMPT, max_tokens=9, temperature=0.9, seed=11)
     assert alone.token_ids == [t.token for t in recorder.receipt().tokens]
@@ -59,9 +102,11 @@ def test_routes(model: Model, recorder: Recorder, tmp_path: Path) -> None:
     assert (saved["experts"] == np.stack(layers, axis=1)).all()
 
 
-def edited(receipt: Receipt, tmp_path: Path, edit: Callable[[dict[str, Any]], None]) -> Receipt:
+def edited(
+    receipt: Receipt, tmp_path: Path, edit: Callable[[dict[str, Any]], None], **fields: object
+) -> Receipt:
     receipt.save(tmp_path / "r.json")
-    data = json.loads((tmp_path / "r.json").read_text())
+    data = json.loads((tmp_path / "r.json").read_text()) | fields
     edit(data)
     (tmp_path / "r.json").write_text(json.dumps(data))
     return Receipt.load(tmp_path / "r.json")
@@ -107,6 +152,13 @@ def test_a_faulty_backend_differs(model: Model, recorder: Recorder) -> None:
         (lambda r: r.update(model_sha256="0" * 64), FileRefused),
         (lambda r: r.update(numerics=2), FileRefused),
         (lambda r: r.update(activation_planes=1), FileRefused),
+        (lambda r: r.update(sampling_version=3), FileRefused),
+        (lambda r: r.update(sampling_version="2"), FileRefused),
+        (lambda r: r.pop("sampling_version"), FileRefused),
+        (lambda r: r.update(format="isobit receipt 1"), FileRefused),
+        (lambda r: r["sampling"].update(logit_bias=[[1]]), FileRefused),
+        (lambda r: r["sampling"].update(logit_bias=[[1 << 40, 1.0]]), FileRefused),
+        (lambda r: r["sampling"].update(logit_bias={"1": 2}), FileRefused),
         (lambda r: r.update(tokens=[]), NothingCompared),
         (lambda r: r.update(activation_planes=3), FileRefused),
         (lambda r: r.update(prompt=[]), FileRefused),

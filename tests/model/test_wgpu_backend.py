@@ -119,6 +119,11 @@ MODELS = {
         {"": "Q2_K", "ffn_up": "Q4_0", "attn_k": "Q5_1", "attn_output": "BF16"}
         | {"ffn_gate_inp": "F32"},
     ),
+    "IQ4_XS, IQ4_NL, MXFP4": (
+        Geometry(layers=1),
+        {"": "IQ4_XS", "ffn_gate": "MXFP4", "ffn_up": "MXFP4", "ffn_down": "IQ4_NL"}
+        | {"ffn_gate_inp": "F32"},
+    ),
 }
 
 

@@ -124,6 +124,14 @@ def extreme_weight(fmt, code_byte, rows, columns):
     return Weight("w", fmt, (rows, columns), blocks.reshape(-1))
 
 
+def powers_weight(rng, columns):
+    """MXFP4 of 256 rows with each exponent of d in turn: subnormal and huge ones too."""
+    fmt = formats.MXFP4
+    blocks = rng.integers(0, 256, (256, columns // 32, 17), dtype=np.uint8)
+    blocks[:, :, 0] = np.arange(256)[:, None]
+    return Weight("w", fmt, (256, columns), blocks.reshape(-1))
+
+
 def quantised_heads(rng, n, head_dim):
     """Keys or values of n positions: int16 [n, head_dim] and their scales."""
     q = rng.integers(-32639, 32640, (n, head_dim)).astype(np.int16)

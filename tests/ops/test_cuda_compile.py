@@ -52,11 +52,12 @@ def kernels():
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))
     for f in filter(readable, FORMATS.values()):
-        layout = Layout("blocks" if f.quantized else "floats", f)
-        stem, _, defines = layout.matmul
-        extra = {"ROWS": "8"} if layout.kind == "floats" else {}
-        gpu.asked.add((stem, tuple(sorted({**defines, **extra, "PLANES": "2"}.items()))))
-        gpu.asked.add(("embedding", tuple(sorted(layout.embedding_defines.items()))))
+        tiled = [Layout("tiled", f)] if f.name in ("IQ4_NL", "IQ4_XS", "MXFP4") else []
+        for layout in (Layout("blocks" if f.quantized else "floats", f), *tiled):
+            stem, _, defines = layout.matmul
+            extra = {"ROWS": "8"} if layout.kind == "floats" else {}
+            gpu.asked.add((stem, tuple(sorted({**defines, **extra, "PLANES": "2"}.items()))))
+            gpu.asked.add(("embedding", tuple(sorted(layout.embedding_defines.items()))))
     return sorted(gpu.asked)
 
 

@@ -16,6 +16,7 @@ from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
+from .cases import powers_weight
 from .cuda_support import F32, SEED, Buffers, open_gpu, same
 
 
@@ -114,7 +115,7 @@ def test_quantise(gpu, rng, planes, columns):
 def test_matmul(gpu, rng, name, rows, planes):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     small = fmt.block_size <= 32
-    for columns in (96, 800, 256) if small else (256, 768, 2304):
+    for columns in (96, 800, 512) if small else (256, 768, 2304):
         w = random_weight(rng, fmt, rows, columns)
         ops = Ops(gpu, planes)
         stored = load(gpu, w)
@@ -125,6 +126,32 @@ def test_matmul(gpu, rng, name, rows, planes):
             y = b.new(4 * tokens * rows)
             ops.matmul(stored, values, acts, y, tokens)
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "MXFP4"])
+def test_matmul_of_rows_of_2880(gpu, rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    w, x = random_weight(rng, fmt, 8, 2880), activations(rng, 2, 2880)
+    ops, b = Ops(gpu, 2), Buffers(gpu)
+    values, acts = quantised(gpu, ops, x)
+    y = b.new(4 * 2 * 8)
+    ops.matmul(load(gpu, w), values, acts, y, 2)
+    same(b.get(y, (2, 8)), numerics.matmul(w, x, 2))
+
+
+@pytest.mark.parametrize("columns", [320, 512])
+def test_every_scale_of_mxfp4(gpu, rng, columns):
+    w, ops, b = powers_weight(rng, columns), Ops(gpu, 2), Buffers(gpu)
+    x = (rng.standard_normal((3, columns)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
+    values, acts = quantised(gpu, ops, x)
+    y = b.new(4 * 3 * 256)
+    ops.matmul(load(gpu, w), values, acts, y, 3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = numerics.matmul(w, x, 2)
+    got, finite = b.get(y, (3, 256)), np.isfinite(expected)
+    assert (np.abs(expected) < 1e-38).any()
+    assert np.array_equal(np.isfinite(got), finite)
+    same(got[finite], expected[finite])
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -175,7 +202,7 @@ def test_batch_matmul(gpu, rng, name, supers, split):
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "F16"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
 def test_matmul_of_experts(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     experts, rows, columns, tokens, k = 5, 24, 512, 9, 2
@@ -201,8 +228,7 @@ def test_matmul_of_experts(gpu, rng, name):
 @pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if readable(f)])
 def test_embedding(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    columns = 512 if fmt.block_size == 256 else 352
-    for rows in (16, 11):
+    for rows, columns in ((16, 512), (11, 512 if fmt.block_size == 256 else 352)):
         w = random_weight(rng, fmt, rows, columns)
         tokens = rng.integers(0, rows, 6).astype(np.int32)
         b = Buffers(gpu)
@@ -211,7 +237,7 @@ def test_embedding(gpu, rng, name):
         same(b.get(y, (6, columns)), w.float32()[tokens])
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
 def test_repack_keeps_every_byte(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     w = random_weight(rng, fmt, 3, 16, 768)
@@ -219,7 +245,7 @@ def test_repack_keeps_every_byte(gpu, rng, name):
     assert Layout.of(w).kind == "tiled"
     out = np.empty(w.data.nbytes, np.uint8)
     gpu.download(stored.address, out)
-    assert np.array_equal(out, repack(w.data, 3, fmt.block_bytes))
+    assert np.array_equal(out, repack(w.data, 3, fmt.nbytes(256)))
     assert np.array_equal(np.sort(out), np.sort(w.data))
 
 

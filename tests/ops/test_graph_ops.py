@@ -22,6 +22,7 @@ from isobit.model.weights import Weights
 from isobit.numerics import RopeTable, Weight
 from isobit.numerics.ops import (
     Add,
+    Bias,
     CausalConv,
     Columns,
     Decay,
@@ -39,6 +40,7 @@ from isobit.numerics.ops import (
     Silu,
     SiluGate,
 )
+from isobit.numerics.rope_table import Yarn
 
 OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {"cpu": CpuBackend}
 VOCABULARY = 200
@@ -86,6 +88,20 @@ def partial_rope(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", Rope(RopeTable(8, 1e4)), g.one(None, Heads(0, 4, 24), x), g.positions)
 
 
+def rope_of_neighbours(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    table = RopeTable(20, 1e4, factors=tuple(rng.uniform(0.5, 8, 10).tolist()))
+    return g.one("y", Rope(table, neighbours=True), g.one(None, Heads(0, 4, 24), x), g.positions)
+
+
+def yarn(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    table = RopeTable(24, 1e4, yarn=Yarn(8.0, 64))
+    return g.one("y", Rope(table), g.one(None, Heads(0, 4, 24), x), g.positions)
+
+
+def bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Bias(), x, weights=[f32("b", rng.standard_normal(96))])
+
+
 def decay(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     weights = [f32("dt", rng.standard_normal(6)), f32("A", -np.exp(rng.standard_normal(6)))]
     return g.one("y", Decay(), g.one(None, Columns(3, 6), x), weights=weights)
@@ -105,7 +121,19 @@ def gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", GatedDelta(), q, k, v, beta, g_)
 
 
-CASES = (silu, sigmoid, silu_gate, sigmoid_gate, gated_add, rms_norm, l2_norm, partial_rope)
+CASES = (
+    silu,
+    sigmoid,
+    silu_gate,
+    sigmoid_gate,
+    gated_add,
+    rms_norm,
+    l2_norm,
+    partial_rope,
+    rope_of_neighbours,
+    yarn,
+    bias,
+)
 STATEFUL = (causal_conv, gated_delta)
 WITHOUT_EDGES = {gated_delta, decay}
 

@@ -15,7 +15,7 @@ def widths(fmt):
     if not fmt.quantized:
         return (1, 7, 256, 768, 2049)
     if fmt.block_size == 32:
-        return (32, 96, 256, 640, 704, 2048)
+        return (32, 96, 256, 640, 704, 2880)
     return (256, 768, 2048)
 
 

@@ -15,7 +15,7 @@ from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 
-from .cases import edge_rows, extreme_weight, values, weight
+from .cases import edge_rows, extreme_weight, powers_weight, values, weight
 from .wgpu_support import F32, Buffers, open_device, packed, same, same_acts
 
 ACT = ACT_BYTES // 4
@@ -45,7 +45,7 @@ def multiply(device, b, weights, x, planes):
     return b.get(y, (len(x), w.rows))
 
 
-ONE_PLANE = ("Q4_K", "Q6_K", "Q5_1", "Q3_K")
+ONE_PLANE = ("Q4_K", "Q6_K", "Q5_1", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4")
 FORMATS_AND_PLANES = [(f.name, 2) for f in FORMATS.values() if readable(f)] + [
     (name, 1) for name in ONE_PLANE
 ]
@@ -57,7 +57,7 @@ def test_matmul(device, b, rng, name, planes):
     extreme codes, sub-scales and activations make the largest integers that can occur."""
     fmt = by_name(name)
     small = fmt.block_size <= 32
-    wide, narrow = (2336, 1056) if small else (2304, 1280)
+    wide, narrow = (2880, 1056) if small else (2304, 1280)
     for rows, columns, tokens in ((40, wide, 9), (13, narrow, 1)):
         w, x = weight(rng, fmt, rows, columns), values(rng, tokens, columns)
         same(multiply(device, b, [w], x, planes), numerics.matmul(w, x, planes))
@@ -67,6 +67,22 @@ def test_matmul(device, b, rng, name, planes):
         for byte in (0x00, 0xFF, 0x88):
             w = extreme_weight(fmt, byte, 3, 1280)
             same(multiply(device, b, [w], x, planes), numerics.matmul(w, x, planes))
+
+
+def test_every_scale_of_mxfp4(device, b, rng):
+    w = powers_weight(rng, 320)
+    x = (
+        rng.standard_normal((6, 320)) * np.float64(10) ** [[-28], [-8], [-2], [0], [2], [9]]
+    ).astype(F32)
+    for planes in (1, 2):
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = numerics.matmul(w, x, planes)
+        assert (np.abs(expected) < 1e-38).any()
+        assert not np.isfinite(expected).all()
+        got = multiply(device, b, [w], x, planes)
+        finite = np.isfinite(expected)
+        assert np.array_equal(np.isfinite(got), finite)
+        same(got[finite], expected[finite])
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])

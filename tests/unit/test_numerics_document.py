@@ -15,9 +15,11 @@ def test_constants() -> None:
     sources = Path(isobit.numerics.__file__).parent.glob("*.py")
     code = {c for path in sources for c in PATTERN.findall(path.read_text().lower())}
     others = {"0x7fffffff", "0x7f800000", "0x3f800000"}  # all but the sign; infinity; 1
-    assert len(document) == 13
+    assert len(document) == 22
     assert code - others == document
 
 
 def test_version() -> None:
-    assert f"# Numerics, version {isobit.numerics.VERSION}\n" in DOCUMENT.read_text()
+    text = DOCUMENT.read_text()
+    assert f"# Numerics, version {isobit.numerics.VERSION}\n" in text
+    assert f"(sampling, version {isobit.numerics.SAMPLING_VERSION})\n" in text

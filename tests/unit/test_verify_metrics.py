@@ -1,6 +1,7 @@
 """Distances, margins and histograms on arrays whose figures are known."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from isobit.verify.histogram import Histogram
-from isobit.verify.metrics import Distance, kl_divergence, router_margin, ulp_distance
+from isobit.verify.metrics import (
+    Distance,
+    WorstValue,
+    exact,
+    kl_divergence,
+    router_margin,
+    ulp_distance,
+)
 
 F32 = np.float32
 
@@ -19,6 +27,31 @@ def distance(a: object, b: object, dtype: type = F32) -> Distance:
     d = Distance()
     d.add(x, y, np.arange(len(x), dtype=np.int32))
     return d
+
+
+def test_two_values_that_differ_look_different() -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    bits = np.random.default_rng(seed).integers(0, 2**32 - 1, 2000, np.uint32)
+    near = [0x3CA6DB62, 0, 0x80000000, 0x7F7FFFFE, 0x00000001, 0x7F800000]
+    bits = np.concatenate([bits, np.array(near, np.uint32)])
+    for a, b in zip(bits.view(np.float32), (bits + np.uint32(1)).view(np.float32), strict=True):
+        assert exact(float(a)) != exact(float(b))
+        if not np.isnan(a):
+            digits, inside = exact(float(a)).split(" ")
+            assert np.float32(digits).tobytes() == a.tobytes()
+            assert inside == f"(0x{int(a.view(np.uint32)):08x})"
+    assert exact(0.1) != exact(float(np.nextafter(0.1, 1)))
+    value = WorstValue(3, 7, 1.0, float(np.nextafter(np.float32(1), np.float32(2))))
+    assert value.shown() == [
+        "3",
+        "7",
+        "1 (0x3f800000)",
+        "1.00000012 (0x3f800001)",
+        "1.19e-07 (1 ulp)",
+    ]
+    assert WorstValue(0, 0, 1e300, -1e300).shown()[2:] == ["1e+300", "-1e+300", "2e+300"]
+    assert WorstValue(0, 0, float("inf"), float("nan")).shown()[4] == "nan"
 
 
 def test_known_figures() -> None:

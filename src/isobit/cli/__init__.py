@@ -18,6 +18,10 @@ from isobit.errors import GateFailed, IsobitError, UsageError
 COMMANDS = {
     "run": "continue a prompt",
     "chat": "talk with a model",
+    "serve": "answer OpenAI's interface over HTTP, with answers that can be checked",
+    "pull": "bring a model from the Hugging Face hub into its cache",
+    "models": "list or remove the models that were brought",
+    "convert": "write a checkpoint of transformers as a GGUF file",
     "inspect": "show what a model file holds, and what of it would be refused",
     "tokenize": "show a text's token ids, or the text of ids",
     "devices": "show which backends run here, on what, and why others do not",

@@ -4,11 +4,11 @@ import argparse
 import json
 import math
 
-from isobit.cli import options
+from isobit.cli import options, say
 from isobit.cli.output import add_format, bar, print_table, size, visible
 from isobit.errors import ModelRefused
 from isobit.inspect import Inspection, Verdict, inspect, verdict
-from isobit.runtime.model import sample_path
+from isobit.runtime.model import locate
 
 SHOWN = 8  # elements of an array
 FILE_TYPES = {
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    path = sample_path() if args.model == "sample" else args.model
+    path = locate(args.model, say)
     if not args.sha256:
         found = inspect(path)
     else:

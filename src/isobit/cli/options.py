@@ -27,7 +27,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="?",
         default="sample",
-        help='a GGUF file, or "sample", the model that comes with isobit (default: %(default)s)',
+        help='a GGUF file, hf://ORG/REPO[:QUANT], ollama://NAME, or "sample", which comes with '
+        "isobit (default: %(default)s)",
     )
 
 

@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write each token's experts (safetensors)",
     )
+    parser.add_argument(
+        "--logprobs",
+        type=options.at_least(0),
+        metavar="K",
+        help="with --json: log-probabilities of each token and of the K most likely",
+    )
     options.add_sampling(parser)
     options.add_engine(parser)
     options.add_inexact(parser)
@@ -80,6 +86,7 @@ def main(args: argparse.Namespace) -> None:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
         watch = Recorder() if args.receipt or args.routes or args.experts else None
         settings["watch"] = watch
+        settings["logprobs"] = args.logprobs
         write: Write | None = _nothing if args.json else None
         if args.jsonl:
             write = _Events(watch if args.experts else None)
@@ -214,6 +221,12 @@ def _report(
     model: Model, name: str, prompt_ids: list[int], completion: Completion
 ) -> dict[str, object]:
     t = completion.timings
+    found = completion.logprobs
+    logprobs = found and {
+        "tokens": found.tokens.tolist(),
+        "top_ids": found.top_ids.tolist(),
+        "top": found.top.tolist(),
+    }
     return {
         "model": name,
         "backend": model.backend.name,
@@ -225,6 +238,7 @@ def _report(
         "finish_reason": completion.finish_reason,
         "note": completion.note,
         "seed": completion.seed,
+        "logprobs": logprobs,
         "prefill_tokens": t.prefill_tokens,
         "prefill_seconds": t.prefill_seconds,
         "prefill_tokens_per_second": t.prefill_rate,

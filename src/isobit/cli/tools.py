@@ -12,7 +12,8 @@ from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
-from isobit.runtime.model import Model, sample_path
+from isobit.model.checkpoint import open_model
+from isobit.runtime.model import Model, locate
 from isobit.text.tokenizer import Tokenizer
 from isobit.verify import blame, report
 from isobit.verify.diff import Diff
@@ -99,7 +100,7 @@ def token_texts(model: str) -> blame.Text:
 
 def open_file(model: str) -> GGUFFile:
     """A model's file, without a backend."""
-    return GGUFFile.open(sample_path() if model == "sample" else model)
+    return open_model(locate(model, say))
 
 
 def foreign_run(name: str, file: GGUFFile) -> Recordable | None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.config import Metadata, ModelConfig
+from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import architecture
 from isobit.model.graph import Graph
@@ -60,7 +61,12 @@ class Weights:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Each layer's tensors by role."""
+        """Each layer's tensors by role; raises BackendUnavailable if it is not Qwen3's."""
+        if self.config.architecture not in ("qwen3", "qwen3moe"):
+            raise BackendUnavailable(
+                f"architecture {self.config.architecture}: runs on the cpu backend so far, not on "
+                "this one: --backend cpu"
+            )
         return tuple(self._layer(f"blk.{i}.") for i in range(self.config.n_layers))
 
     @property

@@ -11,16 +11,19 @@ from isobit.numerics.attention import (
     attention_softmax,
 )
 from isobit.numerics.fixed import LIMIT, planes_of, quantise, quantise_rows
+from isobit.numerics.logprobs import log, log_softmax, top_logprobs
 from isobit.numerics.matmul import IntegerWeight, Weight, matmul
 from isobit.numerics.moe import combine, top_k
 from isobit.numerics.pointwise import exp, rms_norm, rope, silu_gate, sum256, tree
 from isobit.numerics.rope_table import RopeTable, inverse_frequencies, rope_table
+from isobit.numerics.sampling import SAMPLING_VERSION
 
 VERSION = 1
 """The numerics version that docs/numerics.md defines; it stands in every trace and receipt."""
 
 __all__ = [
     "LIMIT",
+    "SAMPLING_VERSION",
     "TILE",
     "VERSION",
     "IntegerWeight",
@@ -33,6 +36,8 @@ __all__ = [
     "combine",
     "exp",
     "inverse_frequencies",
+    "log",
+    "log_softmax",
     "matmul",
     "planes_of",
     "quantise",
@@ -43,5 +48,6 @@ __all__ = [
     "silu_gate",
     "sum256",
     "top_k",
+    "top_logprobs",
     "tree",
 ]

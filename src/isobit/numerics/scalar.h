@@ -70,6 +70,30 @@ ISOBIT_FN float exp_of_negative(float x) {
     return x < -87.0f ? 0.0f : y;
 }
 
+// log(x) of a positive normal number, section 11.
+ISOBIT_FN float log(float x) {
+    int n = ((int)bits(x) - 0x3f3504f3) >> 23;
+    float f = sub(from_bits(bits(x) - ((unsigned)n << 23)), 1.0f);
+    float p = from_bits(0xbd9c5ac4);
+    p = add(mul(p, f), from_bits(0x3e02adb6));
+    p = add(mul(p, f), from_bits(0xbe06c2a1));
+    p = add(mul(p, f), from_bits(0x3e116d0e));
+    p = add(mul(p, f), from_bits(0xbe2a3922));
+    p = add(mul(p, f), from_bits(0x3e4cd004));
+    p = add(mul(p, f), from_bits(0xbe800113));
+    p = add(mul(p, f), from_bits(0x3eaaaaaa));
+    float q = mul(f, f), k = (float)n;
+    float r = sub(add(mul(mul(q, f), p), mul(k, from_bits(0xb95e8083))), mul(q, 0.5f));
+    return add(add(r, f), mul(k, from_bits(0x3f318000)));
+}
+
+// The weight floor(p * 2^40) of 0 <= p <= 1 with the bit pattern b, section 10.
+ISOBIT_FN unsigned long long weight(unsigned b) {
+    unsigned down = 127u - (b >> 23);
+    unsigned long long fraction = (b & 0x7fffffu) | 0x800000u;
+    return fraction << 17 >> (down < 63u ? down : 63u);
+}
+
 // SwiGLU, section 5.
 ISOBIT_FN float silu_gate(float gate, float up) {
     return mul(div(gate, add(1.0f, exp(-gate))), up);

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32
+from isobit.backends.base import F32, I32
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime import kv_cache
+from isobit.runtime.pieces import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampler, Sampling
-from isobit.text.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
@@ -46,6 +46,18 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Logprobs:
+    """Log-probabilities of generated tokens, as the model gives them: section 11 of numerics.md."""
+
+    tokens: F32
+    """Of each token, float32 [n]."""
+    top_ids: I32
+    """The k most likely at each place, descending, int32 [n, k]."""
+    top: F32
+    """Their log-probabilities, float32 [n, k]."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a generation gave."""
 
@@ -60,6 +72,8 @@ class Completion:
     """The sampling seed in force; it repeats this completion."""
     note: str | None = None
     """Says so when the context was full, or why there is no text."""
+    logprobs: Logprobs | None = None
+    """If they were asked for."""
 
 
 class Settings(TypedDict, total=False):
@@ -71,27 +85,34 @@ class Settings(TypedDict, total=False):
     top_p: float
     min_p: float
     repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
     seed: int | None
+    logprobs: int | None
     stop: str | Sequence[str] | None
     watch: Watcher | None
     progress: Callable[[int, int], None] | None
 
 
-def checked_sampling(*numbers: float | None) -> Sampling:
-    """The sampling settings in the order of their fields, or UsageError."""
-    for f, value in zip(fields(Sampling), numbers, strict=True):
-        missing = value is None and f.name == "seed"
+def checked_sampling(logit_bias: Mapping[int, float] | None, **numbers: float | None) -> Sampling:
+    """The sampling settings, or UsageError."""
+    if not isinstance(logit_bias, Mapping | None):
+        raise UsageError(f"logit_bias: expected {{token id: bias}}, got {logit_bias!r:.60}")
+    biases = tuple((logit_bias or {}).items())
+    named = [*numbers.items(), *((f"logit_bias of {token!r:.60}", bias) for token, bias in biases)]
+    for name, value in named:
+        missing = value is None and name == "seed"
         if isinstance(value, (bool, np.bool_)) or not (missing or isinstance(value, Real)):
-            raise UsageError(f"{f.name}: expected a number, got {value!r:.60}")
-    return Sampling(*numbers)  # type: ignore[arg-type]  # the rest of the checks are its own
+            raise UsageError(f"{name}: expected a number, got {value!r:.60}")
+    return Sampling(**numbers, logit_bias=biases)  # type: ignore[arg-type]  # the rest is its own
 
 
-def _checked_length(most: object, room: int) -> int:
-    if most is None:
-        return room
-    if isinstance(most, (bool, np.bool_)) or not isinstance(most, Integral) or int(most) < 0:
-        raise UsageError(f"max_tokens: expected an integer >= 0 or None, got {most!r:.60}")
-    return int(most)
+def checked_whole(name: str, value: object) -> int:
+    """A number of tokens, or UsageError."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or int(value) < 0:
+        raise UsageError(f"{name}: expected an integer >= 0 or None, got {value!r:.60}")
+    return int(value)
 
 
 def _checked_stop(stop: object) -> list[str]:
@@ -135,6 +156,7 @@ class Stream(Iterator[str]):
         stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
+        logprobs: int | None = None,
     ) -> None:
         """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
         self.completion: Completion | None = None
@@ -144,8 +166,11 @@ class Stream(Iterator[str]):
         self._model, self._prompt = model, list(prompt_ids)
         self._watch, self._progress = watch, progress
         self._sampling, self._stop = sampling, _checked_stop(stop)
+        self._logprobs = None if logprobs is None else checked_whole("logprobs", logprobs)
+        self._measured: list[tuple[F32, I32, F32]] = []
         self._room = model.context - len(self._prompt)
-        self._limit = min(_checked_length(max_tokens, self._room), self._room)
+        most = None if max_tokens is None else checked_whole("max_tokens", max_tokens)
+        self._limit = self._room if most is None else min(most, self._room)
         self._to_the_end = False
         self._closed = False
         self._reading = threading.Lock()
@@ -195,8 +220,8 @@ class Stream(Iterator[str]):
         self.close()
 
     def _run(self) -> Generator[str]:
-        decoder, text = _decoder(self._model, self._stop), _StopText(self._stop)
-        sampler = Sampler(self._sampling)
+        decoder, text = _decoder(self._model, self._stop), StopText(self._stop)
+        sampler = Sampler(self._sampling, self._prompt)
         pace = _Pace()
         ends = self._model.stop_ids | decoder.ids_of(self._stop)
         tokens = self._tokens(sampler, pace)
@@ -230,14 +255,27 @@ class Stream(Iterator[str]):
                 ),
                 seed=sampler.seed,
                 note="; ".join([*notes, *decoder.notes]) or None,
+                logprobs=self._joined(),
             )
+
+    def _joined(self) -> Logprobs | None:
+        if self._logprobs is None:
+            return None
+        k = self._logprobs
+        none = (
+            np.empty((0, 1), np.float32),
+            np.empty((0, k), np.int32),
+            np.empty((0, k), np.float32),
+        )
+        parts = zip(*(self._measured or [none]), strict=True)
+        tokens, top_ids, top = (np.concatenate(part) for part in parts)
+        return Logprobs(tokens[:, 0], top_ids, top)
 
     def _tokens(self, sampler: Sampler, pace: _Pace) -> Generator[int]:
         """The tokens one by one, each as soon as it is chosen; ends when the stream is closed."""
         model, watch = self._model, self._watch
         if watch is not None:
             watch.begin(model, self._prompt, self._sampling, sampler.seed)
-        history = list(self._prompt)
         with model.new_sequence() as sequence:
             # All of its pages now: later there may be none, and what was written would be lost.
             sequence.reserve(
@@ -254,10 +292,13 @@ class Stream(Iterator[str]):
                 if self.token_ids:
                     token, logits = self._step(sequence)
                 if token is None:
-                    token = sampler.choose(logits, history)
+                    token = sampler.choose(logits, model.rows)
                 self.token_ids.append(token)
                 self.token_ns.append(time.perf_counter_ns())
-                history.append(token)
+                sampler.append(token)
+                if self._logprobs is not None:
+                    measured = model.logprobs(logits[None], [[token]], self._logprobs)
+                    self._measured.append(measured)
                 if watch is not None:
                     watch.chose(logits, token)
                 if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
@@ -267,7 +308,8 @@ class Stream(Iterator[str]):
     def _step(self, sequence: kv_cache.Sequence) -> tuple[int | None, F32]:
         """Run the last token: the largest logit's, where a backend can tell it alone, or logits."""
         last = self.token_ids[-1]
-        if self._watch is None and self._sampling.likeliest_only:
+        unseen = self._watch is None and self._logprobs is None
+        if unseen and self._sampling.likeliest_only:
             token = self._model.likeliest(sequence, last)
             if token is not None:
                 return token, np.empty(0, np.float32)
@@ -282,107 +324,10 @@ class _Pace:
     decode: float = 0.0
 
 
-class _Text:
-    """The text of tokens as they come."""
-
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._special = tokenizer.vocabulary.control | tokenizer.vocabulary.user_defined
-        decoder = StreamDecoder(tokenizer)
-        self.push, self.flush = decoder.push, decoder.flush
-
-    def ids_of(self, stop: Sequence[str]) -> set[int]:
-        """The special tokens that stop strings are the text of."""
-        return {self._special[s] for s in stop if s in self._special}
-
-
-class _NoText:
-    """For a model without a tokenizer, and token ids as the prompt."""
-
-    def __init__(self, reason: ModelRefused) -> None:
-        self.notes = (f"no text: {reason}",)
-
-    def push(self, _token: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-    def ids_of(self, _stop: Sequence[str]) -> set[int]:
-        return set()
-
-
-def _decoder(model: Model, stop: Sequence[str]) -> _Text | _NoText:
+def _decoder(model: Model, stop: Sequence[str]) -> TokenText | NoText:
     try:
-        return _Text(model.tokenizer)
+        return TokenText(model.tokenizer)
     except ModelRefused as error:
         if any(stop):  # there is no text to stop at
             raise
-        return _NoText(error)
-
-
-class _StopText:
-    """Holds text back while it might be the beginning of a stop string.
-
-    Each character moves every stop string's match on by one or back to its longest border (Knuth,
-    Morris, Pratt), so that the work is linear in the text however long the strings are.
-    """
-
-    def __init__(self, stop: list[str]) -> None:
-        self._stop = [(s, _borders(s)) for s in stop if s]
-        self._matched = [0] * len(self._stop)  # characters of each at the end of what came
-        self._held: list[str] = []
-        self._length = 0  # of all that is held
-        self._sent: list[str] = []
-        self.stopped = False
-
-    @property
-    def all(self) -> str:
-        return "".join(self._sent)
-
-    def push(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        for end, character in enumerate(text, start=1):
-            whole = 0  # the longest string that is complete begins first
-            for k, (s, borders) in enumerate(self._stop):
-                n = self._matched[k]
-                while n and s[n] != character:
-                    n = borders[n - 1]
-                self._matched[k] = n = n + (s[n] == character)
-                whole = max(whole, n if n == len(s) else 0)
-            if whole:
-                self.stopped = True
-                self._hold(text[:end])
-                return self._send(whole)
-        self._hold(text)
-        return self._send(max(self._matched, default=0))
-
-    def flush(self) -> str:
-        return self._send(0)
-
-    def _hold(self, text: str) -> None:
-        self._held.append(text)
-        self._length += len(text)
-
-    def _send(self, keep: int) -> str:
-        """What is held but for the last ``keep`` characters."""
-        n = self._length - keep
-        if n <= 0:
-            return ""
-        held = "".join(self._held)
-        self._held, self._length = [held[n:]], keep
-        self._sent.append(held[:n])
-        return held[:n]
-
-
-def _borders(s: str) -> list[int]:
-    """For each beginning of s, how long its longest border is: an end that is its beginning."""
-    borders, n = [0] * len(s), 0
-    for i in range(1, len(s)):
-        while n and s[i] != s[n]:
-            n = borders[n - 1]
-        n += s[i] == s[n]
-        borders[i] = n
-    return borders
+        return NoText(error)

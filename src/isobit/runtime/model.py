@@ -11,16 +11,18 @@ from typing import Any, TypeGuard, Unpack, overload
 
 import numpy as np
 
-from isobit.backends.base import F32
+from isobit.backends.base import F32, I32
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream, Watcher, checked_sampling
-from isobit.runtime.passes import Passes, sample_path
+from isobit.runtime.passes import Passes, locate, sample_path
 from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
 from isobit.text.vocabulary import stop_ids
 
-__all__ = ["Model", "load", "sample_path"]
+__all__ = ["Model", "load", "locate", "sample_path"]
+
+SCORED = 128  # rows of logits held while scoring
 
 
 class Model(Passes):
@@ -96,6 +98,41 @@ class Model(Passes):
                     out[places[start + i]] = row
         return out
 
+    def logprobs(
+        self, logits: F32, ids: Sequence[Sequence[int]] | I32, k: int = 0
+    ) -> tuple[F32, I32, F32]:
+        """Log-probabilities from rows of logits [R, vocabulary], section 11 of docs/numerics.md.
+
+        (of n ids a row, float32 [R, n]; ids of the k most likely, int32 [R, k]; of these, float32
+        [R, k]). Raises ModelRefused if logits are not finite.
+        """
+        found = self.rows.logprobs(logits, np.array(ids, np.int32).reshape(len(logits), -1), k)
+        if found is None:
+            self._finite(logits)
+        assert found is not None
+        return found
+
+    def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> F32:
+        """Log-probabilities of a continuation's tokens after a prompt: float32 [continuation].
+
+        Raises UsageError for unknown ids, an empty prompt, or more than the context holds.
+        """
+        first = len(self.checked(prompt_ids))
+        ids = self.checked([*prompt_ids, *continuation_ids])
+        out, start = np.empty(len(ids) - first, np.float32), 0
+        with self.new_sequence() as sequence:
+            sequence.reserve(len(ids), running=True)
+            while start < len(ids) - 1:
+                most = self.engine.chunk if start + 1 < first else min(self.engine.chunk, SCORED)
+                stop = min(start + most, first - 1 if start + 1 < first else len(ids) - 1)
+                rows = range(start, stop) if start + 1 >= first else ()
+                logits = self.run(sequence, ids[start:stop], [r - start for r in rows])
+                if rows:
+                    said = np.array(ids[start + 1 : stop + 1], np.int32)[:, None]
+                    out[start + 1 - first : stop + 1 - first] = self.logprobs(logits, said)[0][:, 0]
+                start = stop
+        return out
+
     def stream(
         self,
         prompt: str | Sequence[int],
@@ -106,7 +143,11 @@ class Model(Passes):
         top_p: float = 1.0,
         min_p: float = 0.0,
         repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
+        logprobs: int | None = None,
         stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -116,7 +157,10 @@ class Model(Passes):
         Args:
             prompt: text, in which special tokens are recognised, or token ids.
             max_tokens: the most to generate; None goes on to the end of the context.
-            temperature, top_k, top_p, min_p, repeat_penalty, seed: see ``isobit.Sampling``.
+            temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty,
+                frequency_penalty, logit_bias, seed: see ``isobit.Sampling``.
+            logprobs: k adds to the completion the log-probabilities of its tokens and, at each
+                place, of the k most likely.
             stop: the text ends before any of these; one that is the text of a special token is
                 that token.
             watch: sees the passes and the choices, e.g. an ``isobit.Recorder``.
@@ -128,15 +172,27 @@ class Model(Passes):
             ContextFull: at the first piece, if other open streams hold the KV cache. A generation
                 that has begun has all the room that it may need.
         """
-        numbers = (temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        sampling = checked_sampling(
+            logit_bias,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+        )
+        sampling.check_ids(self.config.vocab)
         return Stream(
             self,
             self.checked(self._ids(prompt)),
             max_tokens=max_tokens,
-            sampling=checked_sampling(*numbers),
+            sampling=sampling,
             stop=stop,
             watch=watch,
             progress=progress,
+            logprobs=logprobs,
         )
 
     def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -253,7 +309,8 @@ def load(
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
     Args:
-        path_or_sample: a path, or ``"sample"``; a file of that name is ``"./sample"``.
+        path_or_sample: a path, ``hf://ORG/REPO[:QUANT]`` (downloaded if the cache has none),
+            ``ollama://NAME``, or ``"sample"``; a file of that name is ``"./sample"``.
         backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
         activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8.
         threads: of the CPU; None: all.

@@ -15,9 +15,12 @@ import numpy as np
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.gguf.reader import physical_memory
+from isobit.hub import find
+from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
@@ -32,6 +35,16 @@ SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 def sample_path() -> Path:
     """The sample model that ships inside the package."""
     return Path(str(resources.files("isobit") / "data" / SAMPLE))
+
+
+def locate(model: str | Path, note: Callable[[str], None] | None = None) -> Path:
+    """The file of a model by its name: ``"sample"``, a path, or what `isobit.hub.find` knows.
+
+    What the hub has and this machine has not is downloaded. Raises UsageError, ModelRefused.
+    """
+    if isinstance(model, str) and model == "sample":
+        return sample_path()
+    return find(model, note)
 
 
 class Passes:
@@ -49,8 +62,7 @@ class Passes:
                 ("backend", backend) if isinstance(path, (str, os.PathLike)) else ("model", path)
             )
             raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
-        self.path = sample_path() if isinstance(path, str) and path == "sample" else Path(path)
-        self.file = GGUFFile.open(self.path)
+        self.file = open_model(locate(path, note))
         self.path = self.file.path  # of a split model the first part, whichever was named
         try:
             weights = Weights.from_file(self.file)
@@ -61,9 +73,10 @@ class Passes:
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
-            pages = -(-self.context // TILE) * engine.max_sequences
+            self.rows = RowSampler(threads=engine.cores)
+            self._pages = -(-self.context // TILE) * engine.max_sequences
             states = engine.max_sequences if self.graph.recurrent else None
-            self._pool = kv_cache.PagePool(pages, states)
+            self._pool = kv_cache.PagePool(self._pages, states)
             self.backend: Backend = open_backend(backend, weights, engine, note)
             memory = physical_memory()
             if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
@@ -106,8 +119,7 @@ class Passes:
             states=np.array([sequence.state], np.int32),
         )
         try:
-            with self._lock:
-                return self._open_backend().forward(batch, tap, stages)
+            return self.run_batch(batch, tap, stages)
         except BaseException:
             sequence.undo(len(ids))
             raise
@@ -122,6 +134,24 @@ class Passes:
     ) -> F32:
         """:meth:`forward`, refusing logits that are not finite."""
         return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
+
+    def run_batch(
+        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
+    ) -> F32:
+        """One pass over what the caller has laid out, its logits as the backend gave them."""
+        with self._lock:
+            return self._open_backend().forward(batch, tap, stages)
+
+    def take_all_pages(self) -> list[int]:
+        """The pages of the KV cache, for an engine, which gives them back when it is closed.
+
+        Raises ContextFull if a sequence holds some of them.
+        """
+        return self._pool.take(self._pages)
+
+    def give_pages_back(self, pages: list[int]) -> None:
+        """Sequences may have them again."""
+        self._pool.give_back(pages)
 
     def _tokens(self, ids: Sequence[int]) -> I32:
         tokens = np.asarray(ids, np.int64)
@@ -189,8 +219,7 @@ class Passes:
                 logit_rows=np.arange(n, dtype=np.int32),
                 states=np.array([s.state for s in sequences], np.int32),
             )
-            with self._lock:
-                logits = self._open_backend().forward(batch)
+            logits = self.run_batch(batch)
         except BaseException:
             for sequence in sequences[:done]:
                 sequence.undo(1)

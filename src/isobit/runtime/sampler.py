@@ -1,21 +1,22 @@
 """Choosing the next token from logits: seeded, and the same on every backend.
 
-Equal logits bits give equal tokens everywhere: the arithmetic is binary32 with the specification's
-exp, sums are sequential in binary64, and random numbers are the raw output of Philox 4x64.
+The arithmetic is section 10 of docs/numerics.md; what is here belongs to one sequence: its
+settings, how often it has had which token, and its place in the random numbers.
 """
 
 import secrets
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
+from numpy.typing import NDArray
 
-from isobit.backends.base import F32
-from isobit.errors import UsageError
-from isobit.numerics import exp
-
-_NEGLIGIBLE = np.float32(40)  # e^-40: less likely than 4e-18 of the likeliest is never drawn
+from isobit.backends.base import F32, I32
+from isobit.backends.cpu.sampler import NONE_ALLOWED, Row, RowSampler
+from isobit.errors import ModelRefused, UsageError
+from isobit.numerics.sampling import adjust
 
 
 @dataclass(frozen=True)
@@ -33,73 +34,151 @@ class Sampling:
     repeat_penalty: float = 1.0
     """Divide positive (multiply negative) logits of tokens already in the sequence by this."""
     seed: int | None = None
-    """None draws a seed; it is reported with the completion."""
+    """Any 64-bit integer; None draws one, which is reported with the completion."""
+    presence_penalty: float = 0.0
+    """Subtract this from the logits of tokens that were generated before."""
+    frequency_penalty: float = 0.0
+    """Subtract this as often as a token was generated before."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids and what is added to their logits."""
 
     @property
     def likeliest_only(self) -> bool:
         """Whether every token is the largest logit's, whatever came before."""
-        return self.temperature == 0.0 and self.repeat_penalty == 1.0
+        return self.temperature == 0.0 and not self.adjusts
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        penalties = (self.repeat_penalty - 1.0, self.presence_penalty, self.frequency_penalty)
+        return any(penalties) or bool(self.logit_bias)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        possible = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
+        possible = self.temperature == 0 or _between(self.temperature, 1e-6, 1e6)
         _check("temperature", self.temperature, possible, "that is 0, or from 1e-6 to 1e6")
-        possible = isinstance(self.top_k, Integral) and self.top_k >= 0
+        possible = isinstance(self.top_k, Integral) and 0 <= self.top_k < 1 << 31
         _check("top_k", self.top_k, possible, "that is whole, >= 0")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]")
-        possible = 1e-6 <= self.repeat_penalty <= 1e6
+        possible = _between(self.top_p, 0, 1) and self.top_p != 0
+        _check("top_p", self.top_p, possible, "in (0, 1]")
+        _check("min_p", self.min_p, _between(self.min_p, 0, 1), "in [0, 1]")
+        possible = _between(self.repeat_penalty, 1e-6, 1e6)
         _check("repeat_penalty", self.repeat_penalty, possible, "from 1e-6 to 1e6")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check(name, value, _between(value, -1e6, 1e6), "from -1e6 to 1e6")
         if self.seed is not None:
-            possible = isinstance(self.seed, Integral) and 0 <= self.seed < 1 << 64
-            _check("seed", self.seed, possible, "that is whole, in [0, 2^64)")
+            possible = isinstance(self.seed, Integral) and -(1 << 63) <= self.seed < 1 << 64
+            _check("seed", self.seed, possible, "that is whole, in [-2^63, 2^64)")
+        for token, bias in self.logit_bias:
+            _check(f"logit_bias of {token}", bias, _between(bias, -1e6, 1e6), "from -1e6 to 1e6")
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Refuse a bias of a token that there is not: UsageError."""
+        for token, _ in self.logit_bias:
+            if not (isinstance(token, Integral) and 0 <= token < vocabulary):
+                expected = f"token ids from 0 to {vocabulary - 1}"
+                raise UsageError(f"logit_bias: expected {expected}, got {token!r}")
 
 
-def _check(name: str, value: float, holds: bool, expected: str) -> None:
+def _between(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float | np.number) and bool(least <= value <= most)
+
+
+def _check(name: str, value: object, holds: object, expected: str) -> None:
     if not holds:
         raise UsageError(f"{name}: expected a number {expected}, got {value!r}")
 
 
 class Sampler:
-    """Draws one token after another for one sequence."""
+    """Draws one token after another for one sequence.
 
-    def __init__(self, sampling: Sampling) -> None:
+    choice: which of several outputs to one prompt this is; each has a seed of its own.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int] = (), choice: int = 0) -> None:
         self.sampling = sampling
-        self.seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-        self._random = np.random.Philox(self.seed)
+        seed = secrets.randbits(32) if sampling.seed is None else int(sampling.seed)
+        self.seed = (seed + choice) % (1 << 64)
+        self._generated = 0
+        self._adjusted = _Adjusted(sampling, prompt) if sampling.adjusts else None
 
-    def choose(self, logits: F32, history: Sequence[int]) -> int:
-        """The next token id from logits float32 [vocabulary] after the ids in ``history``."""
+    def append(self, token: int) -> None:
+        """The sequence goes on with a token, whether it was chosen here or not."""
+        self._generated += 1
+        if self._adjusted is not None:
+            self._adjusted.append(token)
+
+    def row(self, logits: F32) -> Row:
+        """What decides the next token beside its logits float32 [vocabulary]."""
         s = self.sampling
-        if s.repeat_penalty != 1.0:
-            logits = _penalised(logits, history, np.float32(s.repeat_penalty))
-        if s.temperature == 0.0:
-            return int(np.argmax(logits))
-        with np.errstate(over="ignore"):
-            below = (logits.max() - logits) / np.float32(s.temperature)
-        # Only values are sorted, a sixth of the time that an order of ids takes: among equals the
-        # ids are in order, so that the place of what was drawn tells which it is.
-        values = below[below <= _NEGLIGIBLE]
-        if 0 < s.top_k < len(values):
-            values = np.partition(values, s.top_k - 1)[: s.top_k]
-        values.sort()
-        p = exp(-values).astype(np.float64)
-        sums = np.cumsum(p)
-        keep = int(np.searchsorted(sums, s.top_p * sums[-1])) + 1
-        if s.min_p:
-            keep = min(keep, int(np.count_nonzero(p >= s.min_p)))
-        sums = sums[:keep]
-        u = float(self._random.random_raw() >> 11) * 2.0**-53
-        drawn = np.searchsorted(sums, u * sums[-1], side="right")  # u <= 1 - 2^-53: below the last
-        value = values[drawn]
-        among_equals = drawn - np.searchsorted(values, value)
-        return int(np.flatnonzero(below == value)[among_equals])
+        ids, values = (None, None) if self._adjusted is None else self._adjusted.edits(logits)
+        return Row(
+            s.temperature, s.top_k, s.top_p, s.min_p, self.seed, self._generated + 1, ids, values
+        )
+
+    def choose(self, logits: F32, rows: RowSampler) -> int:
+        """The next token id from logits float32 [vocabulary]; ``append`` it to go on."""
+        return int(choose(rows, logits[None], [self])[0][0])
 
 
-def _penalised(logits: F32, history: Sequence[int], penalty: np.float32) -> F32:
-    seen = np.unique(np.array(history, np.int64))
-    out = logits.copy()
-    with np.errstate(over="ignore"):
-        out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
-    largest = np.finfo(np.float32).max
-    return out.clip(-largest, largest)  # the difference of two infinities would be no number
+def choose(
+    rows: RowSampler,
+    logits: F32,
+    samplers: Sequence[Sampler],
+    allowed: NDArray[np.uint32] | None = None,
+) -> tuple[I32, F32]:
+    """The next token of each sequence from logits [R, V]; see :meth:`RowSampler.choose`.
+
+    Raises ModelRefused if logits are not finite, UsageError if no token is allowed.
+    """
+    each = [sampler.row(row) for sampler, row in zip(samplers, logits, strict=True)]
+    tokens, logprobs = rows.choose(logits, each, allowed)
+    if (tokens < 0).any():
+        if (tokens == NONE_ALLOWED).any():
+            raise UsageError("grammar: expected a token that is allowed, got none")
+        raise ModelRefused("expected finite logits, got NaN or infinity; the weights are damaged")
+    return tokens, logprobs
+
+
+class _Adjusted:
+    """The tokens whose logits are adjusted, and what adjusting them needs to know."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self._sampling = sampling
+        self._slots: dict[int, int] = {}
+        self._ids = array("i")
+        self._bias = array("f")
+        self._occurred = array("b")
+        self._generated = array("i")
+        for token, bias in sampling.logit_bias:
+            self._bias[self._slot(token)] = bias
+        if sampling.repeat_penalty != 1.0:
+            for token in prompt:
+                self._occurred[self._slot(token)] = 1
+
+    def append(self, token: int) -> None:
+        """A token was generated."""
+        slot = self._slot(token)
+        self._occurred[slot] = 1
+        self._generated[slot] += 1
+
+    def edits(self, logits: F32) -> tuple[I32, F32]:
+        """(ids int32 [N], their adjusted logits float32 [N])."""
+        s, ids = self._sampling, np.array(self._ids, np.int32)
+        return ids, adjust(
+            logits[ids],
+            bias=np.array(self._bias, np.float32),
+            occurred=np.array(self._occurred, np.bool_),
+            generated=np.array(self._generated, np.int32),
+            repetition=s.repeat_penalty,
+            presence=s.presence_penalty,
+            frequency=s.frequency_penalty,
+        )
+
+    def _slot(self, token: int) -> int:
+        slot = self._slots.setdefault(token, len(self._ids))
+        if slot == len(self._ids):
+            for column in (self._ids, self._bias, self._occurred, self._generated):
+                column.append(token if column is self._ids else 0)
+        return slot

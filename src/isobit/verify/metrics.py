@@ -27,6 +27,27 @@ class WorstValue:
     a: float
     b: float
 
+    def shown(self) -> list[str]:
+        """Position, index, both values and how far apart they are; none hides a difference."""
+        with np.errstate(over="ignore"):
+            x, y = np.float32(self.a), np.float32(self.b)
+        apart = f"{abs(self.a - self.b):.3g}"
+        if float(x) == self.a and float(y) == self.b:
+            apart += f" ({int(ulp_distance(np.array([x]), np.array([y]))[0])} ulp)"
+        return [str(self.position), str(self.index), exact(self.a), exact(self.b), apart]
+
+
+def exact(x: float) -> str:
+    """A value to nine digits with its bits in binary32; of binary64, all its digits.
+
+    Nine digits tell any two values of binary32 apart, except zeros of two signs and NaNs.
+    """
+    with np.errstate(over="ignore"):
+        value = np.float32(x)
+    if float(value) == x or np.isnan(value):
+        return f"{x:.9g} (0x{int(value.view(np.uint32)):08x})"
+    return repr(x)
+
 
 @dataclass
 class Distance:

@@ -84,10 +84,10 @@ class Oracle:
             lambda stage, _, value: seen[stage].append(value),
             frozenset(seen),
         )
-        k = self.config.n_experts_used
-        experts = np.array(seen["moe_router_indices"], np.int32).reshape(-1, len(ids), k)
+        k, chosen = self.config.n_experts_used, seen["moe_router_indices"]
+        experts = np.array(chosen, np.int32).reshape(len(chosen), len(ids), k)
         margins = [router_margin(z, k) for z in seen["moe_router_logits"]]
-        return OracleRun(logits, experts, np.array(margins).reshape(-1, len(ids)))
+        return OracleRun(logits, experts, np.array(margins).reshape(len(margins), len(ids)))
 
     def _compute(
         self, run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]

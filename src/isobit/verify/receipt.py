@@ -7,7 +7,7 @@ digests on another backend mean equal bits.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ from isobit import __version__, numerics
 from isobit.backends.base import F32, I32
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.files import regular
+from isobit.numerics import SAMPLING_VERSION
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
+from isobit.runtime.sampler_v1 import SamplerV1
 from isobit.verify.trace import save_tensors
 
-FORMAT = "isobit receipt 1"
+FORMAT = "isobit receipt 2"
+FORMAT_1 = "isobit receipt 1"  # sampling version 1, and fewer settings
+_SETTINGS_1 = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+_SAMPLERS = {1: SamplerV1, SAMPLING_VERSION: Sampler}
 _ROWS_AT_ONCE = 64  # logits held while replaying
 _LIMIT = 1 << 28  # bytes of a receipt
 
@@ -55,6 +60,7 @@ class Receipt:
     backend: str
     device: str
     numerics: int = numerics.VERSION
+    sampling_version: int = SAMPLING_VERSION
     isobit: str = __version__
     format: str = FORMAT
 
@@ -73,8 +79,10 @@ class Receipt:
                 data = json.loads(file.read(_LIMIT))
         except (OSError, ValueError, RecursionError) as error:
             raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_1):
             raise FileRefused(f"{path}: expected {FORMAT!r}, got something else")
+        if data["format"] == FORMAT_1:
+            data |= {"format": FORMAT, "sampling_version": 1}
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
             raise FileRefused(f"{path}: {wrong} is missing or malformed")
@@ -88,12 +96,16 @@ def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for name in ("model", "model_sha256", "backend", "device", "isobit"):
         yield name, isinstance(data.get(name), str)
     yield "numerics", type(data.get("numerics")) is int
+    yield "sampling_version", type(data.get("sampling_version")) is int
     planes = data.get("activation_planes")
     yield "activation_planes", type(planes) is int and planes in (1, 2)
     prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
     yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
     yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))
-    yield "sampling", isinstance(sampling, dict) and _is_sampling(sampling)
+    yield (
+        "sampling",
+        isinstance(sampling, dict) and _is_sampling(sampling, data["sampling_version"]),
+    )
 
 
 def _is_record(t: Any) -> bool:
@@ -107,14 +119,28 @@ def _is_record(t: Any) -> bool:
     )
 
 
-def _is_sampling(data: dict[str, Any]) -> bool:
-    if data.keys() != {f.name for f in fields(Sampling)} or type(data["seed"]) is not int:
+def _is_sampling(data: dict[str, Any], version: object) -> bool:
+    names = set(_SETTINGS_1) if version == 1 else {f.name for f in fields(Sampling)}
+    if data.keys() != names or type(data["seed"]) is not int or type(data["top_k"]) is not int:
         return False
-    numbers = all(type(v) in (int, float) for v in data.values())
+    biases = data.get("logit_bias", [])
+    numbers = all(type(v) in (int, float) for n, v in data.items() if n != "logit_bias")
+    pairs = isinstance(biases, list) and all(map(_is_bias, biases))
     try:
-        return numbers and type(data["top_k"]) is int and bool(Sampling(**data))
+        return numbers and pairs and bool(_sampling(data))
     except IsobitError:
         return False
+
+
+def _is_bias(pair: Any) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2:
+        return False
+    return type(pair[0]) is int and type(pair[1]) in (int, float)
+
+
+def _sampling(data: dict[str, Any]) -> Sampling:
+    biases = tuple((token, bias) for token, bias in data.get("logit_bias", ()))
+    return Sampling(**data | {"logit_bias": biases})
 
 
 class Recorder:
@@ -133,7 +159,8 @@ class Recorder:
         if self._model is not None:
             raise UsageError("a recorder watches one generation: make another")
         self._model, self._prompt = model, list(prompt)
-        self._sampling = asdict(sampling) | {"seed": seed}
+        biases = [list(pair) for pair in sampling.logit_bias]
+        self._sampling = asdict(sampling) | {"seed": seed, "logit_bias": biases}
 
     def tap(self, _stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
         """Take the experts of a pass."""
@@ -238,12 +265,14 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
     """
     _check_same(receipt, model)
     tokens = [t.token for t in receipt.tokens]
+    sampling = _sampling(receipt.sampling)
     try:
         prompt = model.checked(receipt.prompt)
         ids = model.checked(prompt + tokens[:-1])
+        sampling.check_ids(model.config.vocab)
     except UsageError as error:
         raise FileRefused(f"receipt: {error}") from None
-    sampler = Sampler(Sampling(**receipt.sampling))
+    sampler = _SAMPLERS[receipt.sampling_version](sampling, prompt)
     seen, done, start = _Seen(), 0, 0
     with model.new_sequence() as sequence:
         while start < len(ids):
@@ -256,9 +285,10 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
             seen.logits |= dict(zip(rows, logits, strict=True))
             start = stop
             while done < len(tokens) and len(prompt) - 1 + done in seen.logits:
-                found = _first(receipt, done, seen, sampler, prompt + tokens[:done])
+                found = _first(receipt, done, seen, sampler, model)
                 if found is not None:
                     return found
+                sampler.append(tokens[done])
                 done += 1
     return None
 
@@ -273,10 +303,15 @@ def _check_same(receipt: Receipt, model: Model) -> None:
     ):
         if said != got:
             raise FileRefused(f"receipt: {what}: expected {said}, as it says; here it is {got}")
+    if receipt.sampling_version not in _SAMPLERS:
+        known = " or ".join(map(str, _SAMPLERS))
+        raise FileRefused(
+            f"receipt: sampling version: expected {known}, got {receipt.sampling_version}"
+        )
 
 
 def _first(
-    receipt: Receipt, index: int, seen: _Seen, sampler: Sampler, history: Sequence[int]
+    receipt: Receipt, index: int, seen: _Seen, sampler: Sampler | SamplerV1, model: Model
 ) -> Difference | None:
     """The first difference in one generated token."""
     said, at = receipt.tokens[index], len(receipt.prompt) - 1 + index
@@ -287,6 +322,6 @@ def _first(
     logits = seen.logits.pop(at)
     if _digest(logits) != said.logits:
         return Difference(index, "lm_head", None)
-    if sampler.choose(logits, history) != said.token:
+    if sampler.choose(logits, model.rows) != said.token:
         return Difference(index, "sampling", None)
     return None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from itertools import groupby
-from math import isfinite
 
 from isobit.verify import blame
 from isobit.verify.diff import Diff, StageDiff
@@ -253,18 +252,13 @@ def html(diff: Diff, text: blame.Text | None = None, names: tuple[str, str] | No
         "texts": {} if text is None else {t: text(t) for t in sorted(shown)},
         "parted": [[layer, position, s] for (layer, position), s in diff.parted.items()],
         "difference_range": [SMALLEST, LARGEST],
-        "worst": [
-            [s.stage, s.layer, w.position, w.index, *(_json(v) for v in (w.a, w.b))]
-            for s, w in worst_values(diff)
-        ],
+        "worst": [[s.stage, s.layer, *w.shown()] for s, w in worst_values(diff)],
     }
     for entry, s in zip(data["stages"], diff.stages, strict=True):
+        # Of experts' numbers the table says which, of values how their bits differ.
+        entry["worst"] = [w.shown() for w in s.distance.worst] if s.distance.numbers else []
         if s.histogram is not None:
             entry["histogram"] = asdict(s.histogram)
     found = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = resources.files("isobit.verify").joinpath("report.html").read_text("utf-8")
     return page.replace("/*DATA*/null", found)
-
-
-def _json(value: float) -> float | str:
-    return value if isfinite(value) else str(value)

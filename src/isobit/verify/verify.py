@@ -14,11 +14,11 @@ import numpy as np
 
 from isobit.backends.base import I32
 from isobit.errors import FileRefused, NothingCompared, UsageError
-from isobit.gguf.reader import GGUFFile
+from isobit.model.checkpoint import open_model
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
 from isobit.numerics import VERSION
-from isobit.runtime.model import Model, sample_path
+from isobit.runtime.model import Model, locate
 from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
@@ -166,7 +166,7 @@ def open_replay(path: str, b: Manifest) -> Replay:
         raise FileRefused(
             f"replay: expected a trace of numerics version {VERSION}, got {b.numerics}"
         )
-    with GGUFFile.open(sample_path() if path == "sample" else path) as file:
+    with open_model(locate(path)) as file:
         if b.model_sha256 is not None and b.model_sha256 != file.sha256():
             raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
         weights = Weights.from_file(file)  # its views keep the map open

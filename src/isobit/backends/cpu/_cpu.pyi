@@ -80,3 +80,25 @@ class Ops:
         y: _Array,
         /,
     ) -> None: ...
+
+class Sampler:
+    def __init__(self, simd: str, threads: int, /) -> None: ...
+    def choose(
+        self,
+        logits: _Array,
+        temperature: _Array,
+        top_k: _Array,
+        top_p: _Array,
+        min_p: _Array,
+        seed: _Array,
+        index: _Array,
+        edit_ends: _Array,
+        edit_ids: _Array,
+        edit_logits: _Array,
+        allowed: _Array | None,
+        tokens: _Array,
+        logprobs: _Array,
+    ) -> None: ...
+    def logprobs(
+        self, logits: _Array, ids: _Array, values: _Array, top_ids: _Array, top_values: _Array, /
+    ) -> bool: ...

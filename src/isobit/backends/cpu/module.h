@@ -43,3 +43,4 @@ struct PyMatrix {
 };
 
 void bind_engine(nb::module_& m);
+void bind_sampler(nb::module_& m);

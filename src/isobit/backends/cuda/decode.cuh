@@ -46,43 +46,61 @@ DEV bool is_of(uint64 one, int number) { return (uint32(one) & 0xffff) == (uint3
 DEV int chosen_id(uint64 one) { return uint32(one) >> 16; }
 DEV float chosen_weight(uint64 one) { return isobit::from_bits(uint32(one >> 32)); }
 
-// RMS norm of x into `normed` (shared), section 5. The block's first half adds up; both halves then
-// write every other superblock.
-struct Norm {
-    float weight[(HIDDEN_SUPERS + 1) / 2];  // fetched ahead
-    int column, half;
-
-    DEV Norm(const float* norm) : column(threadIdx.x % SUPER), half(threadIdx.x / SUPER) {
-#pragma unroll
-        for (int i = 0; i < HIDDEN_SUPERS; i += 2)
-            if (i + half < HIDDEN_SUPERS) weight[i / 2] = norm[(i + half) * SUPER + column];
-    }
-    DEV void run(const float* x, float eps, float* normed, float* buffer) {
-        float v[HIDDEN_SUPERS], sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < HIDDEN_SUPERS; i++)
-            if (half == 0 || i % 2) v[i] = x[i * SUPER + column];
-        if (half == 0) {
-#pragma unroll
-            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(v[i], v[i]));
-            buffer[column] = sum;
-        }
-        __syncthreads();
-        float mean = div(buffer_tree(buffer), float(HIDDEN));
-        float r = div(1.0f, square_root(add(mean, eps)));
-#pragma unroll
-        for (int i = 0; i < HIDDEN_SUPERS; i++)
-            if (i % 2 == half) normed[i * SUPER + column] = mul(mul(v[i], r), weight[i / 2]);
-        __syncthreads();
-    }
-};
-
 // A superblock of x (global or shared) in a warp: eight values a lane.
 DEV void load_super(const float* x, float (&v)[8]) {
     const float4* from = reinterpret_cast<const float4*>(x) + 2 * lane_id();
     float4 a = from[0], b = from[1];
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
+// RMS norm of x (section 5). The block's first half adds up squares, a column a thread; each superblock
+// is normed by one warp, the second half's warps first.
+struct Norm {
+    static constexpr int EACH = (HIDDEN_SUPERS + WARPS - 1) / WARPS;
+    float weight[EACH][8];  // fetched ahead
+
+    DEV static int super(int i) { return (warp_id() + WARPS / 2) % WARPS + i * WARPS; }
+    DEV Norm(const float* norm) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (super(i) < HIDDEN_SUPERS) load_super(norm + super(i) * SUPER, weight[i]);
+    }
+    // columns(x, r): by each thread of the first half, the column's values and the norm's factor.
+    // supers(s, values): by a warp, the normed superblock s. A barrier must follow.
+    template <class Columns, class Supers>
+    DEV void run(const float* x, float eps, float* buffer, Columns columns, Supers supers) {
+        float v[EACH][8], column[HIDDEN_SUPERS];
+        bool adds = threadIdx.x < SUPER;
+        if (adds)
+#pragma unroll
+            for (int i = 0; i < HIDDEN_SUPERS; i++) column[i] = x[i * SUPER + threadIdx.x];
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (super(i) < HIDDEN_SUPERS) load_super(x + super(i) * SUPER, v[i]);
+        if (adds) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(column[i], column[i]));
+            buffer[threadIdx.x] = sum;
+        }
+        __syncthreads();
+        float mean = div(buffer_tree(buffer), float(HIDDEN));
+        float r = div(1.0f, square_root(add(mean, eps)));
+        if (adds) columns(column, r);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            if (super(i) >= HIDDEN_SUPERS) continue;
+#pragma unroll
+            for (int k = 0; k < 8; k++) v[i][k] = mul(mul(v[i][k], r), weight[i][k]);
+            supers(super(i), v[i]);
+        }
+    }
+    // The whole of x quantised, to shared memory.
+    DEV void quantise(const float* x, float eps, float* buffer, Act* acts) {
+        run(x, eps, buffer, [](const float (&)[HIDDEN_SUPERS], float) {},
+            [&](int s, const float (&values)[8]) { quantise_without_digits(values, acts + s); });
+    }
+};
+
 // Superblocks of x to acts (shared), two a warp at a time: both are loaded before either is worked on.
 // A barrier must follow.
 DEV void quantise_supers(const float* x, int supers, Act* acts) {

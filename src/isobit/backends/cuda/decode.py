@@ -1,6 +1,7 @@
 """One token at a time: a step of the pass as one CUDA graph of fused kernels (decode_*.cu).
 
-For models whose matrices are all tiled; others run kernel by kernel (backend.py). Same bits.
+For models whose matrices are all tiled Q4_K and Q6_K; others run kernel by kernel (backend.py).
+Same bits.
 """
 
 from collections.abc import Sequence
@@ -129,6 +130,7 @@ class Decoder:
             + (w.gate.address, w.up.address, w.down.address)
             + (w.gate.matrix_bytes, w.down.matrix_bytes, self._fetches_ahead(w), guess, b["x"]),
             w,
+            plan="decode_attn_out" if many else "decode_attn_out alone",
         )
 
     def _feed_forward(self, i: int, w: DeviceLayer) -> None:
@@ -164,8 +166,9 @@ class Decoder:
         arguments: tuple[int | float, ...],
         w: DeviceLayer,
         blocks: int | None = None,
+        plan: str = "",
     ) -> None:
-        shared, defines = self._plans[w].kernels[kernel]
+        shared, defines = self._plans[w].kernels[plan or kernel]
         self._gpu.launch(
             kernel,
             kernel,
@@ -223,11 +226,11 @@ class LayerPlan:
         hidden, heads, ffn = (memory.supers(n) for n in (c.hidden, c.n_heads * c.head_dim, c.ffn))
         k, kv = max(c.n_experts_used, 1), c.n_kv_heads * c.head_dim
         router = "F32" if w.router is None else w.router.layout.format.name
-        normed = 4 * c.hidden + 1024
+        buffer = 1024  # floats of a block's sum
         router_kind = {"ROUTER_KIND": _KINDS[router]}
         # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
         # two: decode_gate_up's block, which has room beside one, would have to wait for both.
-        router_shared = max(normed + 1024, gpu.shared_most * 2 // 5)
+        router_shared = max(2 * buffer, gpu.shared_most * 2 // 5)
         kernels = {"decode_router": (router_shared, router_kind)}
 
         def tiles(rows: int, supers: int) -> int:
@@ -252,7 +255,7 @@ class LayerPlan:
         acts = hidden * ACT_BYTES
         plan(
             "decode_qkv",
-            acts + normed,
+            acts + buffer,
             ("QK_", w.q, tiles(c.n_heads * c.head_dim + kv, hidden)),
             ("V_", w.v, tiles(kv, hidden)),
         )
@@ -261,12 +264,19 @@ class LayerPlan:
             heads * ACT_BYTES + 4 * _WARPS,
             ("", w.attn_output, tiles(c.hidden, heads)),
         )
-        choosing = 4 * _WARPS * (c.n_experts + 1) + 2 * c.n_experts if c.n_experts else normed
+        # With few tiles, when some multiprocessors have their registers taken by attention: more
+        # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
+        # The second is late, and keeps the router's and decode_gate_up's away: all wait for it.
+        shared, defines = kernels["decode_attn_out"]
+        half = gpu.shared_most // 2 + 1
+        room = gpu.shared_most - 3072 - max(kernels["decode_qkv"][0], router_shared)
+        kernels["decode_attn_out alone"] = max(shared, half if half <= room else 0), defines
+        choosing = 4 * _WARPS * (c.n_experts + 1) + 2 * c.n_experts if c.n_experts else buffer
         gate_tiles = 2 * tiles(k * c.ffn, hidden)
         plan("decode_gate_up", acts + choosing + 17 * k + 8, ("", w.gate, gate_tiles))
         down_tiles = tiles(c.hidden, k * ffn)
         plan("decode_down", k * ffn * ACT_BYTES + 8 * k, ("", w.down, down_tiles))
-        plan("decode_head", acts + normed + 256, ("", output, tiles(c.vocab, hidden)))
+        plan("decode_head", acts + buffer + 256, ("", output, tiles(c.vocab, hidden)))
         return cls(kernels)
 
 
@@ -278,7 +288,7 @@ def supported(
     for w in layers:
         matrices += [w.q, w.k, w.v, w.attn_output, w.gate, w.up, w.down]
     return (
-        all(m.layout.kind == "tiled" for m in matrices)
+        all(m.layout.fused for m in matrices)
         and all(w.q.layout == w.k.layout and w.gate.layout == w.up.layout for w in layers)
         and all(w.router is None or w.router.layout.kind == "floats" for w in layers)
         and c.head_dim % 64 == 0

@@ -61,6 +61,9 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
     } else {
         quantise_supers(attention, HEADS_SUPERS, sh->x);
     }
+    // Of the thread's first row, on its way while products are made; most threads have none.
+    int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
+    float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;
     __syncthreads();
     mark(1, 2);
     products.run(sh->x, part);
@@ -71,7 +74,7 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
         int unit = i / TILE_ROWS, row = i % TILE_ROWS;
         int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
         float y = sum_supers<HEADS_SUPERS>(part + unit * HEADS_SUPERS * TILE_ROWS + row);
-        x[at] = add(x[at], y);
+        x[at] = add(i < BLOCK ? before : x[at], y);
     }
     mark(1, 5);
 }

@@ -50,6 +50,9 @@ KERNEL(512) decode_down(const float* y, const Step* step, const uint64* chosen, 
     wait_for_previous();
     mark(4, 1);
     quantise_supers(y, USED * FFN_SUPERS, sh->x);
+    // Of the thread's first row, on its way while products are made; most threads have none.
+    int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
+    float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;
     __syncthreads();
     mark(4, 2);
     products.run(sh->x, all);
@@ -68,7 +71,7 @@ KERNEL(512) decode_down(const float* y, const Step* step, const uint64* chosen, 
         sum = sum_supers<FFN_SUPERS>(part);
 #endif
         int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
-        x[at] = add(x[at], sum);
+        x[at] = add(i < BLOCK ? before : x[at], sum);
     }
     mark(4, 5);
 }

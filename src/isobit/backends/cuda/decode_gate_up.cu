@@ -125,7 +125,6 @@ struct GateUpShared {
 #if EXPERTS
     ChoiceShared choosing;
 #else
-    __align__(16) float normed[HIDDEN];
     float buffer[SUPER];
 #endif
     Choice choice;
@@ -179,8 +178,7 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     let_next_start();
     wait_for_previous();
     mark(3, 1);
-    h.run(x, eps, sh->normed, sh->buffer);
-    quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
+    h.quantise(x, eps, sh->buffer, sh->x);
 #endif
     __syncthreads();
     mark(3, 2);

@@ -14,7 +14,6 @@ struct Output {
 };
 struct OutputShared {
     Act x[HIDDEN_SUPERS];
-    __align__(16) float normed[HIDDEN];
     float buffer[SUPER];
     uint64 best[WARPS];
     int last;
@@ -34,8 +33,7 @@ KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint
     let_next_start();
     wait_for_previous();
     mark(5, 1);
-    h.run(x, eps, sh->normed, sh->buffer);
-    quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
+    h.quantise(x, eps, sh->buffer, sh->x);
     __syncthreads();
     mark(5, 2);
     products.run(sh->x, part);

@@ -30,7 +30,6 @@ struct Value {
 };
 struct QkvShared {
     Act x[HIDDEN_SUPERS];
-    __align__(16) float normed[HIDDEN];
     float buffer[SUPER];
     __align__(16) uint8 tail[16];
 };
@@ -56,8 +55,7 @@ KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8
     wait_for_previous();
     mark(0, 1);
     if (blockIdx.x == 0 && threadIdx.x == BLOCK - 1) store_relaxed(guess, packed(number, 0, 0.0f));
-    h.run(x, eps, sh->normed, sh->buffer);
-    quantise_supers(sh->normed, HIDDEN_SUPERS, sh->x);
+    h.quantise(x, eps, sh->buffer, sh->x);
     __syncthreads();
     mark(0, 2);
     first.run(sh->x, part);

@@ -10,15 +10,15 @@ KERNEL(THREADS) embed(const uint8* table, const int* tokens, int columns, float*
     if (k < columns) *out = load_float(table, int64(row) * columns + k, WEIGHT);
 #else
 #ifdef TILED
-    // Bring the row's block back to the file's order.
-    __shared__ __align__(16) uint8 raw[WEIGHT::BYTES];
-    constexpr int LINES = WEIGHT::BYTES / 16, TAIL = WEIGHT::BYTES % 16;
-    const uint8* tile = table + (int64(row / 8) * (columns / SUPER) + blockIdx.y) * 8 * WEIGHT::BYTES;
-    for (int i = threadIdx.x; i < WEIGHT::BYTES; i += THREADS)
+    // Bring the row's superblock back to the file's order.
+    constexpr int BYTES = SUPER / WEIGHT::SIZE * WEIGHT::BYTES, LINES = BYTES / 16, TAIL = BYTES % 16;
+    __shared__ __align__(16) uint8 raw[BYTES];
+    const uint8* tile = table + (int64(row / 8) * (columns / SUPER) + blockIdx.y) * 8 * BYTES;
+    for (int i = threadIdx.x; i < BYTES; i += THREADS)
         raw[i] = i < LINES * 16 ? tile[i / 16 * 128 + row % 8 * 16 + i % 16]
                                 : tile[LINES * 128 + row % 8 * TAIL + i % 16];
     __syncthreads();
-    const uint8* block = raw;
+    const uint8* block = raw + threadIdx.x / WEIGHT::SIZE * WEIGHT::BYTES;
 #else
     const uint8* block = table + (int64(row) * columns + k) / WEIGHT::SIZE * WEIGHT::BYTES;
 #endif

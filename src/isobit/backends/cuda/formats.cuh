@@ -1,5 +1,5 @@
 // The block formats of GGUF as they lie in a file: four codes at a time, and the scales.
-// The same fields as isobit.gguf.formats. Blocks lie at even addresses, no better.
+// The same fields as isobit.gguf.blocks. Blocks lie at even addresses, no better (MXFP4: at any).
 #pragma once
 #include "common.cuh"
 
@@ -15,6 +15,22 @@ DEV int minus(int v) {
 }
 // Bits 0 … 3 of v to the lowest bit of each of four bytes.
 DEV int spread_bits(int v) { return ((v & 15) * 0x00204081) & 0x01010101; }
+
+// Four-bit indices in four bytes to the bytes of a table of 16. A byte permutation picks from 8.
+DEV int look_up(int t0, int t1, int t2, int t3, int indices) {
+    uint32 picks = (indices | indices >> 4) & 0x00ff00ff;
+    picks = (picks | picks >> 8) & 0xffff;
+    uint32 low = __byte_perm(t0, t1, picks & 0x7777), high = __byte_perm(t2, t3, picks & 0x7777);
+    return __byte_perm(low, high, 0x3210 | (picks & 0x8888) >> 1);
+}
+DEV int iq4_codes(int indices) {
+    return look_up(0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535, indices);
+}
+DEV int fp4_codes(int indices) {
+    return look_up(0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc, indices);
+}
+// 2^(e - 128); for e < 2 a subnormal.
+DEV float power_of_two(int e) { return isobit::from_bits(e < 2 ? 1u << (21 + e) : uint32(e - 1) << 23); }
 
 // A block of 32 values with a float scale, and a float minimum (-dmin) if MINS.
 template <int CODES_AT, bool MINS>
@@ -50,6 +66,20 @@ struct Q5_0 : Plain<6, false> {
 struct Q5_1 : Plain<8, true> {
     static constexpr int BYTES = 24;
     DEV int codes(int k) const { return nibbles(k) | fifth(k); }
+};
+
+struct IQ4_NL : Plain<2, false> {
+    static constexpr int BYTES = 18;
+    DEV int codes(int k) const { return iq4_codes(nibbles(k)); }
+};
+struct MXFP4 : Plain<1, false> {
+    static constexpr int BYTES = 17;
+    DEV float d() const { return power_of_two(b[0]); }
+    DEV int codes(int k) const {
+        const uint8* p = b + 1 + k % 16;
+        int four = p[0] | p[1] << 8 | p[2] << 16 | p[3] << 24;
+        return fp4_codes(four >> k / 16 * 4 & 0x0f0f0f0f);
+    }
 };
 
 struct Q2_K {
@@ -122,6 +152,20 @@ struct Q6_K {
     DEV int scale(int g) const { return int8(b[192 + g]); }
     DEV int min(int) const { return 0; }
     DEV float d() const { return load_half(b + 208); }
+    DEV float dmin() const { return 0.0f; }
+};
+struct IQ4_XS {
+    static constexpr int SIZE = 256, GROUP = 32, BYTES = 136;
+    static constexpr bool HAS_MINS = false;
+    const uint8* b;
+    DEV int codes(int k) const {
+        return iq4_codes(load32(b + 8 + k / 32 * 16 + k % 16) >> k % 32 / 16 * 4 & 0x0f0f0f0f);
+    }
+    DEV int scale(int g) const {
+        return ((b[4 + g / 2] >> g % 2 * 4 & 15) | (load16(b + 2) >> 2 * g & 3) << 4) - 32;
+    }
+    DEV int min(int) const { return 0; }
+    DEV float d() const { return load_half(b); }
     DEV float dmin() const { return 0.0f; }
 };
 

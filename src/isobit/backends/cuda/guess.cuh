@@ -13,12 +13,29 @@
 #if EXPERTS
 // A word of this step, or what is there after so many reads. Blocks of one kernel wait for one another
 // only so long (tens of microseconds), since nothing says that all of them run at once.
-constexpr int PATIENCE = 200, UNTIL_TOLD = -1;
+constexpr int PATIENCE = 200, UNTIL_TOLD = -2;
 template <int READS>
 DEV uint64 told(const uint64* word, int number) {
     uint64 one = load_relaxed(word);
     for (int i = 0; i != READS && !is_of(one, number); i++) one = load_relaxed(word);
     return one;
+}
+
+// The same of the words of all experts, a lane's share (every 32nd), all of them asked for at once.
+constexpr int EXPERTS_EACH = (EXPERTS + WARP - 1) / WARP;
+template <int READS>
+DEV void told_all(const uint64* words, int number, uint64 (&one)[EXPERTS_EACH]) {
+    bool missing = true;
+    for (int read = 0; missing && read != READS + 1; read++) {
+        missing = false;
+#pragma unroll
+        for (int i = 0; i < EXPERTS_EACH; i++)
+            if (i * WARP + lane_id() < EXPERTS && (read == 0 || !is_of(one[i], number)))
+                one[i] = load_relaxed(words + i * WARP + lane_id());
+#pragma unroll
+        for (int i = 0; i < EXPERTS_EACH; i++)
+            missing |= i * WARP + lane_id() < EXPERTS && !is_of(one[i], number);
+    }
 }
 
 struct GuessShared {
@@ -71,17 +88,18 @@ struct Guess {
 // told get the same.
 template <int READS>
 DEV int guessed(const uint64* words, int number) {
-    constexpr int EACH = (EXPERTS + WARP - 1) / WARP, MASK = 1023;
+    constexpr int EACH = EXPERTS_EACH, MASK = 1023;
     static_assert(EXPERTS < MASK, "the bits that name an expert; decode.py asks for it");
+    uint64 one[EACH];
+    told_all<READS>(words + 1, number, one);
     uint32 logit[EACH];  // ordered as the floats are, then 1 + expert; 0: not to be had
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int expert = i * WARP + lane_id();
         logit[i] = expert < EXPERTS ? 1 + expert : 0;
         if (expert >= EXPERTS) continue;
-        uint64 one = told<READS>(words + 1 + expert, number);
-        uint32 b = bits(chosen_weight(one));
-        if (is_of(one, number)) logit[i] |= (b >> 31 ? ~b : b | 0x80000000u) & ~MASK;
+        uint32 b = bits(chosen_weight(one[i]));
+        if (is_of(one[i], number)) logit[i] |= (b >> 31 ? ~b : b | 0x80000000u) & ~MASK;
     }
     int mine = 0;
 #pragma unroll 1

@@ -197,16 +197,16 @@ class Loader:
             raise BackendUnavailable(
                 f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {room}"
             )
-        block = weight.format.block_bytes
+        super_bytes = weight.format.nbytes(256)
 
         def tile(slot: _Slot, host: Bytes, to: int) -> None:
-            tiles = host.size // (TILE_ROWS * block)
+            tiles = host.size // (TILE_ROWS * super_bytes)
             self._gpu.upload(slot.device, host)
             self._gpu.launch(
                 "repack",
                 "repack",
                 (min(tiles, 1 << 16),),
-                (slot.device, tiles, weight.shape[-1] // 256, block, to),
+                (slot.device, tiles, weight.shape[-1] // 256, super_bytes, to),
             )
 
         for start in range(0, weight.data.size, part):

@@ -1,5 +1,4 @@
-// y = W x for tiled Q4_K and Q6_K (docs/numerics.md, section 4; layout.py). WEIGHT: TiledQ4_K or
-// TiledQ6_K.
+// y = W x for tiled weights (docs/numerics.md, section 4; layout.py). WEIGHT: a format of tiles.cuh.
 #include "items.cuh"
 #include "tiles.cuh"
 

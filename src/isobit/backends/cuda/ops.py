@@ -42,7 +42,7 @@ class Segments:
 
 
 def _pays_on_tensor_cores(w: DeviceWeight, items: int, segments: Segments | None) -> bool:
-    return w.layout.kind == "tiled" and items > _MMA_FROM * (w.matrices if segments else 1)
+    return w.layout.fused and items > _MMA_FROM * (w.matrices if segments else 1)
 
 
 class Ops:

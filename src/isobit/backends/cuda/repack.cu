@@ -2,9 +2,9 @@
 #include "common.cuh"
 
 // A tile a block (grid-stride): 16-byte chunk c of row r goes to chunk 8c + r; what is left of each
-// row's block (Q6_K: d) follows, row by row. BYTES: of a block.
-KERNEL(THREADS) repack(const uint16* raw, int64 tiles, int supers, int block_bytes, uint16* out) {
-    int words = block_bytes / 2, chunked = block_bytes / 16 * 8, tail = words - chunked;
+// row's superblock (Q6_K: d) follows, row by row. super_bytes: of one row's.
+KERNEL(THREADS) repack(const uint16* raw, int64 tiles, int supers, int super_bytes, uint16* out) {
+    int words = super_bytes / 2, chunked = super_bytes / 16 * 8, tail = words - chunked;
     for (int64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int64 group = tile / supers, super = tile % supers;
         for (int i = threadIdx.x; i < 8 * words; i += THREADS) {

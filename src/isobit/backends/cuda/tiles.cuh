@@ -1,9 +1,9 @@
-// Q4_K and Q6_K as the GPU keeps them: tiles of 8 rows by one superblock (see layout.py).
+// Formats as the GPU keeps them: tiles of 8 rows by one superblock (see layout.py).
 // A tile is a sequence of 128-byte lines, each holding one 16-byte chunk of each of its 8 rows, so
 // that eight lanes, one a row, read a line at once; the same line is the 8-column operand of an
 // int8 tensor-core product. The bytes of a row are those of the file, in the file's order.
 #pragma once
-#include "common.cuh"
+#include "formats.cuh"
 
 constexpr int TILE_ROWS = 8;
 
@@ -155,5 +155,92 @@ struct TiledQ6_K {
                 sum[p] += scale1 * dot1;
             }
         }
+    }
+};
+
+// IQ4_NL, IQ4_XS and MXFP4: blocks that may begin inside words, so a row's superblock is kept as words.
+template <int BYTES>
+struct TiledWords {
+    static constexpr int TILE_BYTES = 8 * BYTES, CHUNKS = BYTES / 16;
+    int w[BYTES / 4];
+
+    DEV void load(const uint8* tile, int row) {
+        const int4* p = reinterpret_cast<const int4*>(tile) + row;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) {
+            int4 c = load_once(p + 8 * i);
+            w[4 * i] = c.x, w[4 * i + 1] = c.y, w[4 * i + 2] = c.z, w[4 * i + 3] = c.w;
+        }
+        if (BYTES % 16) {
+            int2 end = load_once(reinterpret_cast<const int2*>(tile + 128 * CHUNKS) + row);
+            w[BYTES / 4 - 2] = end.x, w[BYTES / 4 - 1] = end.y;
+        }
+    }
+
+   protected:
+    DEV int byte(int at) const { return byte_of(w[at / 4], at % 4); }
+    DEV float half(int at) const { return half_to_float(uint16(w[at / 4] >> at % 4 * 8)); }
+    // Dot products of 32 values from k on, whose 16 bytes of nibbles begin at byte `at`.
+    template <class Codes>
+    DEV void dots(int at, int k, const Act& a, Codes codes, int (&sum)[2]) const {
+        int q[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int* from = w + at / 4 + i;
+            q[i] = at % 4 ? __byte_perm(from[0], from[1], 0x3210 + at % 4 * 0x1111) : from[0];
+        }
+#pragma unroll
+        for (int p = 0; p < PLANES; p++) {
+            int4 x0 = *reinterpret_cast<const int4*>(a.plane[p] + k);
+            int4 x1 = *reinterpret_cast<const int4*>(a.plane[p] + k + 16);
+            const int x[2][4] = {{x0.x, x0.y, x0.z, x0.w}, {x1.x, x1.y, x1.z, x1.w}};
+            sum[p] = 0;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                sum[p] = dp4a(codes(q[i] & 0x0f0f0f0f), x[0][i], sum[p]);
+                sum[p] = dp4a(codes(q[i] >> 4 & 0x0f0f0f0f), x[1][i], sum[p]);
+            }
+        }
+    }
+};
+
+struct TiledIQ4_NL : TiledWords<144> {
+    // t of section 4: eight blocks, each d * T.
+    DEV float dot(const Act& a) const {
+        float t = 0.0f;
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            int sum[2] = {0, 0};
+            dots(18 * b + 2, 32 * b, a, iq4_codes, sum);
+            t = add(t, mul(half(18 * b), join_planes(sum[0], sum[1])));
+        }
+        return t;
+    }
+};
+
+struct TiledMXFP4 : TiledWords<136> {
+    DEV float dot(const Act& a) const {
+        float t = 0.0f;
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            int sum[2] = {0, 0};
+            dots(17 * b + 1, 32 * b, a, fp4_codes, sum);
+            t = add(t, mul(power_of_two(byte(17 * b)), join_planes(sum[0], sum[1])));
+        }
+        return t;
+    }
+};
+
+struct TiledIQ4_XS : TiledWords<136> {
+    DEV float dot(const Act& a) const {
+        int total[2] = {0, 0};
+#pragma unroll
+        for (int g = 0; g < 8; g++) {
+            int sum[2] = {0, 0}, low = w[1] >> 4 * g & 15, top = w[0] >> (16 + 2 * g) & 3;
+            dots(8 + 16 * g, 32 * g, a, iq4_codes, sum);
+#pragma unroll
+            for (int p = 0; p < PLANES; p++) total[p] += ((low | top << 4) - 32) * sum[p];
+        }
+        return mul(half(0), join_planes(total[0], total[1]));
     }
 };

@@ -2,9 +2,10 @@
 
 Float formats are the file's values. Quantised ones are tiles: 8 rows by one superblock (256
 values), the tiles of the same 8 rows one behind another. Inside, chunk c (16 bytes) of row r stands
-at byte ``128 * c + 16 * r``; what a superblock has beyond whole chunks (2 bytes for Q6_K, its d)
-ends the tile, row by row. So eight lanes, one a row, read whole lines of 128 bytes. Rows are filled
-up with zeros to a multiple of 8, columns to whole superblocks; neither changes a result.
+at byte ``128 * c + 16 * r``; what a superblock has beyond whole chunks (2 bytes for Q6_K, its d; 8
+for IQ4_XS and MXFP4) ends the tile, row by row. So eight lanes, one a row, read whole lines of 128
+bytes. Rows are filled up with zeros to a multiple of 8, columns to whole superblocks; neither
+changes a result.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
 TILE_ROWS = 8
-_SHADED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-"""The formats of formats.wgsl."""
+_SHADED = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+)
+"""The formats that matmul.wgsl has a reader for."""
 
 
 def readable(fmt: Format) -> bool:

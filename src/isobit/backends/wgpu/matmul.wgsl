@@ -1,5 +1,5 @@
 // y = W x for quantised weights (docs/numerics.md, section 4). Needs scalar, a dot file, a file that
-// defines `load` and `superblock` for the weights' format (q4_k, q6_k, formats) and items.
+// defines `load` and `superblock` for the weights' format (q4_k, q6_k, iq4, formats) and items.
 //
 // Weights lie in tiles of 8 rows by one superblock (layout.py). A lane makes a row's superblock; 8
 // lanes side by side read a line of 128 bytes. All of it is on its way before anything else is read,

@@ -14,7 +14,11 @@ CHUNK = 8
 """Items that share one read of the weights: CHUNK of items.wgsl."""
 _LANES = 256  # of a workgroup of matmul.wgsl
 _LANES_A_ROW = 8
-_FAST = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
+_READERS = {
+    **{"Q4_K": "q4_k", "Q6_K": "q6_k"},
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "MXFP4"), "iq4"),
+}
+"""The file that reads a format's superblocks; other formats have formats.wgsl."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,12 @@ class Ops:
             lanes *= 2
         name, size = segment.format.name, superblock_bytes(segment.format)
         constants = {"LANES": _LANES, "SUPERS": lanes, "PLANES": self._planes, "TILE": size // 2}
-        if name not in _FAST:
-            constants |= {"FORMAT": segment.format.ggml_type, "BYTES": size}
-        files = ("scalar", self._device.dot, _FAST.get(name, "formats"), "items", "matmul")
+        reader = _READERS.get(name, "formats")
+        if reader in ("formats", "iq4"):
+            constants["FORMAT"] = segment.format.ggml_type
+        if reader == "formats":
+            constants["BYTES"] = size
+        files = ("scalar", self._device.dot, reader, "items", "matmul")
         kernel = self._device.kernel(files, "matmul", **constants)
         start, end = (part.first, part.last) if segment.matrices == 1 else (0, segment.units)
         groups = -(-(end - start) // (_LANES // 8 // lanes))

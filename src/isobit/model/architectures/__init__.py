@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from isobit.config import Metadata, ModelConfig
-from isobit.model.architectures import qwen3, qwen35
+from isobit.model.architectures import llama, qwen3, qwen35
 from isobit.model.graph import Graph
 from isobit.model.tensors import Tensors
 
@@ -20,7 +20,11 @@ class Architecture(NamedTuple):
 
 _QWEN3 = Architecture(qwen3.config, qwen3.graph)
 _QWEN35 = Architecture(qwen35.config, qwen35.graph)
+_LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen2moe": _LLAMA,
     "qwen3": _QWEN3,
     "qwen3moe": _QWEN3,
     "qwen35": _QWEN35,

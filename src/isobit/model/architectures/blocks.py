@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from isobit.config import ModelConfig
+from isobit.gguf.formats import F32
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable, Weight
@@ -11,6 +14,7 @@ from isobit.numerics.ops import (
     Attention,
     AttentionScores,
     AttentionSoftmax,
+    Bias,
     Combine,
     Embedding,
     ExpertMatMul,
@@ -46,6 +50,22 @@ class Part:
         weights = [self.take(f"{role}.weight", rows, x.shape.width) for role, rows in matrices]
         return self.g.one(name, MatMul(), x, weights=weights)
 
+    def biased(self, name: str, x: Value, *matrices: tuple[str, int]) -> Value:
+        """:meth:`product`, each followed by its bias where the file has one."""
+        with_bias = [f"{self.at}{role}.bias" in self.tensors for role, _ in matrices]
+        if not any(with_bias):
+            return self.product(name, x, *matrices)
+        biases = [
+            self.take(f"{role}.bias", rows).float32() if has else np.zeros(rows, np.float32)
+            for (role, rows), has in zip(matrices, with_bias, strict=True)
+        ]
+        weights = [self.take(f"{role}.weight", rows, x.shape.width) for role, rows in matrices]
+        y = self.g.one(None, MatMul(), x, weights=weights)
+        together = np.concatenate(biases)
+        roles = "+".join(role for role, _ in matrices)
+        bias = Weight(f"{self.at}{roles}.bias", F32, together.shape, together.view(np.uint8))
+        return self.g.one(name, Bias(), y, weights=[bias])
+
 
 def embedding(g: Builder, c: ModelConfig, tensors: Tensors) -> Value:
     """The tokens' rows of the table."""
@@ -62,6 +82,11 @@ def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value) -> Graph:
     wanted = g.one(None, SelectRows(), x, g.logit_rows)
     matrix = tensors.take(name, c.vocab, c.hidden)
     return g.graph(g.one("lm_head", MatMul(), wanted, weights=[matrix]))
+
+
+def heads_of(p: Part, name: str, rope: Rope, of: Value, heads: Heads) -> Value:
+    """Head vectors of a product, rotated."""
+    return p.g.one(name, rope, p.g.one(None, heads, of), p.g.positions)
 
 
 def rotated_heads(

@@ -19,10 +19,17 @@ _NOT_IMPLEMENTED = (
 """Keys of other architectures that would make another computation of the graph."""
 
 
-def check(r: Metadata, c: ModelConfig, *, rope_keys: frozenset[str] = frozenset()) -> None:
+def check(
+    r: Metadata,
+    c: ModelConfig,
+    *,
+    rope_keys: frozenset[str] = frozenset(),
+    scaled: bool = False,
+) -> None:
     """Refuse hyper-parameters that do not fit together, and keys that are not implemented.
 
-    ``rope_keys``: what an architecture knows besides those that every one does.
+    ``rope_keys``: what an architecture knows besides those that every one does. ``scaled``: it has
+    read the scaling of RoPE.
     """
     arch = c.architecture
     if c.n_heads % c.n_kv_heads:
@@ -35,9 +42,12 @@ def check(r: Metadata, c: ModelConfig, *, rope_keys: frozenset[str] = frozenset(
         raise r.refusal(f"{arch}.expert_used_count", f"at most {c.n_experts}", c.n_experts_used)
     r.only(f"{arch}.attention.value_length", c.head_dim)
     r.only(f"{arch}.vocab_size", c.vocab)
-    r.only(f"{arch}.rope.scaling.type", "none")
-    r.only(f"{arch}.rope.scaling.factor", 1.0)
-    r.only(f"{arch}.rope.scaling.attn_factor", 1.0)
+    if scaled:
+        rope_keys |= {"scaling.yarn_beta_fast", "scaling.yarn_beta_slow"}
+    else:
+        r.only(f"{arch}.rope.scaling.type", "none")
+        r.only(f"{arch}.rope.scaling.factor", 1.0)
+        r.only(f"{arch}.rope.scaling.attn_factor", 1.0)
     r.only(f"{arch}.rope.scale_linear", 1.0)
     rope, known = f"{arch}.rope.", _KNOWN_ROPE_KEYS | rope_keys
     for key, value in r.metadata.items():

@@ -19,6 +19,7 @@ from isobit.numerics.ops.base import (
     Shape,
     UnpackCache,
 )
+from isobit.numerics.ops.bias import Bias
 from isobit.numerics.ops.causal_conv import CausalConv
 from isobit.numerics.ops.columns import Columns
 from isobit.numerics.ops.combine import Combine
@@ -49,6 +50,7 @@ __all__ = [
     "Attention",
     "AttentionScores",
     "AttentionSoftmax",
+    "Bias",
     "CausalConv",
     "Columns",
     "Combine",

@@ -14,9 +14,11 @@ from isobit.numerics.rope_table import RopeTable
 @dataclass(frozen=True)
 class Rope(Operation):
     """x [T, heads, size] and positions int32 [T]: the first values of each head vector, as many as
-    the table turns, rotated by its angles in pairs (i, i + half); the others as they are."""
+    the table turns, rotated by its angles; the others as they are."""
 
     table: RopeTable
+    neighbours: bool = False
+    """Whether pairs are (2i, 2i + 1); else (i, i + half)."""
     kind = "rope"
     per_vector = True
 
@@ -32,15 +34,32 @@ class Rope(Operation):
         x, positions = inputs
         first, n = int(positions.min()), self.table.size
         cos, sin = self.table.rows(first, int(positions.max()) + 1)
-        turned = rope(x[..., :n], cos[positions - first], sin[positions - first])
-        return (np.concatenate([turned, x[..., n:]], axis=-1),)
+        turned = rope(_halves(x[..., :n], self), cos[positions - first], sin[positions - first])
+        return (np.concatenate([_back(turned, self), x[..., n:]], axis=-1),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         x, positions = inputs
         n = self.table.size
-        angle = positions[:, None] * self.table.base ** (-np.arange(0, n, 2) / n)
-        c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        frequencies, scale = self.table.float64()
+        angle = positions[:, None] * frequencies
+        c, s = scale * np.cos(angle)[:, None], scale * np.sin(angle)[:, None]
         x = x.astype(np.float64)
-        a, b = x[..., : n // 2], x[..., n // 2 : n]
-        return (np.concatenate([a * c - b * s, b * c + a * s, x[..., n:]], axis=-1),)
+        pairs = _halves(x[..., :n], self)
+        a, b = pairs[..., : n // 2], pairs[..., n // 2 :]
+        turned = np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+        return (np.concatenate([_back(turned, self), x[..., n:]], axis=-1),)
+
+
+def _halves(x: Array, rope: Rope) -> Array:
+    """The pairs' first values, then their second ones."""
+    return np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1) if rope.neighbours else x
+
+
+def _back(x: Array, rope: Rope) -> Array:
+    """The reverse of :func:`_halves`."""
+    if not rope.neighbours:
+        return x
+    out = np.empty_like(x)
+    out[..., ::2], out[..., 1::2] = np.split(x, 2, axis=-1)
+    return out

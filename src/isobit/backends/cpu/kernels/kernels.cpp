@@ -18,6 +18,7 @@
 #include "embedding.h"
 #include "delta.h"
 #include "moe.h"
+#include "sampling.h"
 
 namespace isobit::ISOBIT_SIMD {
 
@@ -28,7 +29,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     ISOBIT_SIMD_NAME, LANES, matmul, dequantise, quantise, quantise_head, rms_norm, rope, exp,
     silu_gate, add, top_k, combine, silu, sigmoid, sigmoid_gate, gated_add, l2_norm, decay,
-    causal_conv, delta, store, attention, formats,
+    causal_conv, delta, largest, weigh, sum_above, store, attention, formats,
 };
 
 }  // namespace isobit::ISOBIT_SIMD

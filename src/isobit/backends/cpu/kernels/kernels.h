@@ -76,6 +76,8 @@ struct Pages {
     const int32_t* table;
 };
 
+constexpr int LOGIT_BLOCK = 256;  // of a row of logits, whose sums and maxima are kept
+
 // A quantised format: ggml's number, values and bytes of a block.
 struct FormatInfo {
     const char* name;
@@ -106,6 +108,10 @@ struct Kernels {
     void (*causal_conv)(const float* const* rows, const float* taps, int n_taps, int n, float* y);
     void (*delta)(float* state, int stride, int n, const float* q, const float* k, const float* v,
                   float beta, float keep, float* out);
+    float (*largest)(const float* z, int n, uint32_t* magnitude);
+    void (*weigh)(const float* z, int n, float top, float temperature, uint32_t* p, uint32_t* most,
+                  uint64_t* sums);
+    uint64_t (*sum_above)(const uint32_t* p, int n, uint32_t least, uint32_t* equals);
     void (*store)(const PageLayout&, uint8_t* page, int slot, const int16_t* k, float dk,
                   const int16_t* v, float dv);
     void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);

@@ -1,5 +1,5 @@
 // rope: in[0] rotated by the batch's table integers[0] to out[0]; of integers[1] values those beyond the
-// table as they are.
+// table as they are; integers[2]: whether pairs are neighbours, not half a vector apart.
 
 #include <string.h>
 
@@ -13,7 +13,15 @@ static void rope(const Op& op, Pass& p, int thread, int t, int i) {
     const int turned = 2 * table.half, rest = op.integers[1] - turned;
     const float* x = p.at(op.in[0], thread, t, i);
     float* y = p.at(op.out[0], thread, t, i);
-    p.kernels.rope(x, table.cos + at, table.sin + at, turned, y);
+    const float *cos = table.cos + at, *sin = table.sin + at;
+    if (op.integers[2])
+        for (int k = 0; k < table.half; ++k) {
+            const float a = x[2 * k], b = x[2 * k + 1];
+            y[2 * k] = a * cos[k] - b * sin[k];
+            y[2 * k + 1] = b * cos[k] + a * sin[k];
+        }
+    else
+        p.kernels.rope(x, cos, sin, turned, y);
     if (rest) memcpy(y + turned, x + turned, rest * sizeof(float));
 }
 

@@ -8,6 +8,6 @@ from isobit.numerics.ops import Rope
 def lower(to: Lowering, op: Op) -> None:
     """A head vector rotated."""
     assert isinstance(op.operation, Rope)
-    to.vectors(
-        op, to.simple(op, integers=[to.table(op.operation.table), op.outputs[0].shape.row[-1]])
-    )
+    table, size = to.table(op.operation.table), op.outputs[0].shape.row[-1]
+    made = to.simple(op, integers=[table, size, int(op.operation.neighbours)])
+    to.vectors(op, made)

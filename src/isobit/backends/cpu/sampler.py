@@ -1,0 +1,84 @@
+"""Choosing tokens and log-probabilities of rows of logits, compiled: sections 10 and 11 of
+docs/numerics.md, bit for bit what :mod:`isobit.numerics` gives one row at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.base import F32, I32
+from isobit.backends.cpu import _cpu
+
+NOT_FINITE, NONE_ALLOWED = -1, -2
+"""What stands in place of a token where the logits are not finite, or every id is forbidden."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one row's token is chosen; as :func:`isobit.numerics.sampling.choose` takes it."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    index: int = 1
+    """Of the token in the sequence's output, from 1."""
+    edited_ids: I32 | None = None
+    """Ids whose logits are others than the row's, after bias and penalties."""
+    edited_logits: F32 | None = None
+
+
+class RowSampler:
+    """Works on rows in parallel, on so many threads; may be called from several."""
+
+    def __init__(self, simd: str | None = None, threads: int = 1) -> None:
+        self._sampler = _cpu.Sampler(simd or "", threads)
+
+    def choose(
+        self, logits: F32, rows: Sequence[Row], allowed: NDArray[np.uint32] | None = None
+    ) -> tuple[I32, F32]:
+        """A token for each row of logits [R, V]: (ids int32 [R], log-probabilities float32 [R]).
+
+        The log-probabilities are those in the distributions that were drawn from. allowed: uint32
+        [R, ceil(V / 32)], bit i % 32 of word i // 32 for id i. An id may be NOT_FINITE or
+        NONE_ALLOWED.
+        """
+        tokens, logprobs = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+        ids = [r.edited_ids for r in rows if r.edited_ids is not None]
+        values = [r.edited_logits for r in rows if r.edited_logits is not None]
+        lengths = [0 if r.edited_ids is None else len(r.edited_ids) for r in rows]
+        self._sampler.choose(
+            logits,
+            np.array([r.temperature for r in rows], np.float32),
+            np.array([min(r.top_k, logits.shape[1]) for r in rows], np.int32),
+            np.array([fraction(r.top_p) for r in rows], np.uint64),
+            np.array([r.min_p for r in rows], np.float32),
+            np.array([r.seed for r in rows], np.uint64),
+            np.array([r.index for r in rows], np.uint64),
+            np.cumsum(lengths, dtype=np.int32),
+            np.concatenate(ids) if ids else np.empty(0, np.int32),
+            np.concatenate(values) if values else np.empty(0, np.float32),
+            allowed,
+            tokens,
+            logprobs,
+        )
+        return tokens, logprobs
+
+    def logprobs(self, logits: F32, ids: I32, k: int = 0) -> tuple[F32, I32, F32] | None:
+        """Log-probabilities from rows of logits [R, V]; None if a row is not finite.
+
+        (of ids [R, n], float32 [R, n]; the k largest logits' ids, int32 [R, k], in order; theirs,
+        float32 [R, k]).
+        """
+        values = np.empty(ids.shape, np.float32)
+        top_ids = np.empty((len(logits), min(k, logits.shape[1])), np.int32)
+        top_values = np.empty(top_ids.shape, np.float32)
+        finite = self._sampler.logprobs(logits, ids, values, top_ids, top_values)
+        return (values, top_ids, top_values) if finite else None
+
+
+def fraction(top_p: float) -> int:
+    """top_p times 2^64, and 0 for 1; the least positive fraction keeps one token, as 0 would."""
+    return 0 if top_p >= 1 else max(int(top_p * 2.0**64), 1)

@@ -1,0 +1,68 @@
+"""``isobit serve``: a model behind OpenAI's interface."""
+
+import argparse
+import os
+
+from isobit.cli import options, say
+from isobit.errors import UsageError
+from isobit.runtime.scheduler import Limits
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    options.add_model(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    group.add_argument("--name", help="what clients call the model (default: the file's name)")
+    group.add_argument(
+        "--api-key-env",
+        metavar="VARIABLE",
+        help="the environment variable that holds the key that clients must give",
+    )
+    group.add_argument(
+        "--sequences",
+        type=options.at_least(1),
+        default=4,
+        metavar="N",
+        help="so many of full length have room in the KV cache (default: %(default)s)",
+    )
+    group.add_argument(
+        "--waiting",
+        type=options.at_least(1),
+        default=Limits.waiting,
+        metavar="N",
+        help="most requests that wait; more are told to come again (default: %(default)s)",
+    )
+    options.add_context(parser)
+    options.add_engine(parser)
+    options.add_inexact(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    try:
+        import uvicorn  # noqa: PLC0415  # an extra
+
+        from isobit.server.app import build  # noqa: PLC0415
+        from isobit.server.service import Service  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
+    key = None
+    if args.api_key_env is not None:
+        key = os.environ.get(args.api_key_env)
+        if not key:
+            raise UsageError(f"{args.api_key_env}: expected a key in it, got nothing")
+    with options.open_model(args, args.context, args.sequences) as model:
+        limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
+        with Service(model, name=args.name, api_key=key, limits=limits) as service:
+            config = uvicorn.Config(
+                build(service),
+                host=args.host,
+                port=args.port,
+                log_level="warning",
+                timeout_graceful_shutdown=5,
+            )
+            device = f"{model.backend.name} ({model.backend.device})"
+            say(f"{service.name} on {device}: http://{args.host}:{args.port}/v1")
+            uvicorn.Server(config).run()

@@ -1,0 +1,96 @@
+"""Llama, Mistral and Mixtral (`llama`), Qwen2 and Qwen2-MoE: grouped-query attention without head
+norms, biases where the file has them, then SwiGLU or a mixture of SwiGLU experts."""
+
+from dataclasses import dataclass, replace
+
+from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.model.architectures import blocks
+from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.checks import check
+from isobit.model.architectures.scaling import rope_scaling
+from isobit.model.graph import Builder, Graph, Value
+from isobit.model.tensors import Tensors
+from isobit.numerics import RopeTable
+from isobit.numerics.ops import Add, GatedAdd, Heads, MatMul, Rope
+
+
+@dataclass(frozen=True)
+class Config(ModelConfig):
+    """What a file says besides what every transformer has."""
+
+    rope: RopeTable
+    shared_ffn: int
+    """Width of the shared expert of Qwen2-MoE; 0: none."""
+
+
+def config(r: Metadata, vocab: int) -> Config:
+    """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
+    not implemented."""
+    arch = r.text("general.architecture")
+    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
+    hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
+    experts = r.count(f"{arch}.expert_count", 0, 4096, default=0)
+    qwen = arch == "qwen2moe"
+    head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
+    rotated = r.count(f"{arch}.rope.dimension_count", 2, head_dim, default=head_dim)
+    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12, default=10000.0)
+    c = Config(
+        architecture=arch,
+        n_layers=r.count(f"{arch}.block_count", 1, 4096),
+        hidden=hidden,
+        n_heads=heads,
+        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
+        head_dim=head_dim,
+        ffn=r.count(f"{arch}.{'expert_' if qwen else ''}feed_forward_length", 1, 1 << 20),
+        n_experts=experts,
+        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if experts else 0,
+        vocab=vocab,
+        rope_base=base,
+        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
+        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
+        normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=not qwen),
+        rope=rope_scaling(r, arch, RopeTable(rotated, base)),
+        shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if qwen else 0,
+    )
+    check(r, c, scaled=True)
+    return c
+
+
+def graph(c: ModelConfig, tensors: Tensors) -> Graph:
+    """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
+    assert isinstance(c, Config)
+    table = c.rope
+    if "rope_freqs.weight" in tensors:
+        divisors = tensors.take("rope_freqs.weight", table.size // 2).float32()
+        table = replace(table, factors=tuple(divisors.tolist()))
+    # A llama file's rows of q and k are in the order of Meta's pairs, (0, 1), (2, 3), …
+    rope = Rope(table, neighbours=c.architecture == "llama")
+    g = Builder(tensors.source)
+    x = blocks.embedding(g, c, tensors)
+    for i in range(c.n_layers):
+        with g.layer(i):
+            p = Part(g, tensors, f"blk.{i}.")
+            h = p.norm("attn_norm", "attn_norm", c.eps, x)
+            x = g.one("post_attn_residual", Add(), x, _attention(p, c, rope, h))
+            h = p.norm("ffn_norm", "ffn_norm", c.eps, x)
+            y = blocks.experts(p, c, h) if c.is_moe else blocks.dense(p, "ffn", "", c.ffn, h)
+            if c.shared_ffn:
+                y = _shared(p, c, h, y)
+            x = g.one("post_ffn_residual", Add(), x, y)
+    return blocks.head(g, c, tensors, x)
+
+
+def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
+    H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
+    qkv = p.biased("qkv_matmul", h, ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D))
+    q = blocks.heads_of(p, "q_post_rope", rope, qkv, Heads(0, H, D))
+    k = blocks.heads_of(p, "k_post_rope", rope, qkv, Heads(H * D, G, D))
+    v = p.g.one(None, Heads((H + G) * D, G, D), qkv)
+    return p.biased("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
+
+
+def _shared(p: Part, c: Config, h: Value, routed: Value) -> Value:
+    shared = blocks.dense(p, "shared_expert", "_shexp", c.shared_ffn, h)
+    weight = p.take("ffn_gate_inp_shexp.weight", c.hidden).as_row()
+    gate = p.g.one("shared_expert_weight", MatMul(), h, weights=[weight])
+    return p.g.one("ffn_with_shared", GatedAdd(), routed, shared, gate)

@@ -1,0 +1,192 @@
+"""Checkpoints of transformers (config.json, tokenizer.json, safetensors) read as GGUF files are.
+
+Owns the view: the same names, metadata and bytes that a GGUF file of that model has.
+"""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.config import Metadata
+from isobit.errors import UsageError
+from isobit.gguf.formats import BF16, F16, F32, Q4_0, Q8_0, Format, dequantize
+from isobit.gguf.header import Header, TensorInfo, Value, refusal, show
+from isobit.gguf.quantize import Bytes, quantize
+from isobit.gguf.reader import GGUFFile
+from isobit.model.architectures.qwen3_checkpoint import QWEN3, QWEN3MOE
+from isobit.model.architectures.qwen35_checkpoint import QWEN35, QWEN35MOE
+from isobit.model.checkpoint.names import CheckpointFormat, Source
+from isobit.model.checkpoint.shards import Stored, map_shard, read_json, shard_paths
+from isobit.model.checkpoint.vocabulary import vocabulary
+
+__all__ = ["TYPES", "Checkpoint", "open_model"]
+
+TYPES: dict[str, Format] = {f.name.lower(): f for f in (F32, F16, BF16, Q8_0, Q4_0)}
+"""What matrices can be made on loading, by name."""
+
+FORMATS: dict[str, CheckpointFormat] = {
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3MOE,
+    "qwen3_5": QWEN35,
+    "qwen3_5_text": QWEN35,
+    "qwen3_5_moe": QWEN35MOE,
+    "qwen3_5_moe_text": QWEN35MOE,
+}
+"""By config.json's ``model_type``."""
+
+_NOT_TEXT = re.compile(r"(model\.)?visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
+_TEXT = re.compile(r"model\.language_model\.|language_model\.model\.")
+
+
+def open_model(path: str | os.PathLike[str], *, strict: bool = True) -> GGUFFile:
+    """Open a model: a GGUF file, or the folder of a checkpoint, whose matrices become q8_0 as they
+    are read where ``:q8_0`` follows its name (see ``TYPES``).
+
+    strict: see `GGUFFile.open`; of a checkpoint opened with ``strict=False``, matrices read as 0.
+    Raises ModelRefused, UsageError.
+    """
+    path = Path(path)
+    name, colon, kind = path.name.rpartition(":")
+    if colon and not path.exists() and path.with_name(name or ".").is_dir():
+        if kind.lower() not in TYPES:
+            expected = ", ".join(TYPES)
+            raise UsageError(f"{path}: type: expected one of {expected}, got {kind!r}")
+        return Checkpoint(path.with_name(name), TYPES[kind.lower()], strict=strict)
+    return Checkpoint(path, strict=strict) if path.is_dir() else GGUFFile.open(path, strict=strict)
+
+
+class Checkpoint(GGUFFile):
+    """The folder of a checkpoint as a GGUF file. Immutable once open.
+
+    Matrices are views into the maps where they lie there as GGUF has them; others are made when
+    `data` is asked for them, each time anew.
+    """
+
+    def __init__(self, folder: Path, fmt: Format | None = None, *, strict: bool = True) -> None:
+        """fmt: what matrices become; None leaves them as they are. Raises ModelRefused."""
+        config = _config(folder)
+        kind = _format(config)
+        shards = [map_shard(p) for p in shard_paths(folder)]
+        self._stored = {_text_name(n): s for _, found in shards for n, s in found.items()}
+        self._sources: dict[str, tuple[list[Stored], Source]] = {}
+        self._virtual = not strict
+        self._wanted = fmt
+        metadata: dict[str, Value] = {"general.architecture": kind.architecture}
+        said = kind.metadata(config)
+        metadata |= {f"{kind.architecture}.{key}": value for key, value in said.items()}
+        experts = said.get("expert_count", 0)
+        assert isinstance(experts, int)
+        tensors = self._directory(folder, config, kind, experts)
+        metadata |= vocabulary(folder, tensors["token_embd.weight"].shape[0])
+        super().__init__([folder], Header(3, metadata, tensors, {}), [])
+        self._contents = tuple(contents for contents, _ in shards)
+        self.file_size = sum(c.size for c in self._contents)
+
+    def _directory(
+        self, folder: Path, config: Metadata, kind: CheckpointFormat, experts: int
+    ) -> dict[str, TensorInfo]:
+        tensors, taken = {}, set()
+        for name, sources in kind.sources(config).items():
+            for source in sources:
+                count = experts if "{e}" in source.name else 1
+                names = [source.name.format(e=e) for e in range(count)]
+                if names[0] in self._stored:
+                    break
+            missing = [n for n in names if n not in self._stored]
+            if missing:
+                raise refusal(folder, f"tensor {missing[0]}", "it in the checkpoint", "none")
+            parts = [self._stored[n] for n in names]
+            taken.update(names)
+            self._sources[name] = parts, source
+            tensors[name] = self._info(folder, name, parts, source)
+        if config.metadata.get("tie_word_embeddings"):
+            taken.add("lm_head.weight")
+        for name in self._stored:
+            if name not in taken and not _NOT_TEXT.match(name):
+                expected = "only tensors of the architecture"
+                raise refusal(folder, f"tensor {show(name)}", expected, "one that is not known")
+        return tensors
+
+    def _info(self, folder: Path, name: str, parts: list[Stored], source: Source) -> TensorInfo:
+        first = parts[0]
+        if any(p.array.shape != first.array.shape or p.format is not first.format for p in parts):
+            raise refusal(folder, f"experts of {name}", "one shape and type", "several")
+        empty = np.broadcast_to(np.uint8(0), first.array.shape)
+        try:
+            shape = empty.shape if source.make is None else source.make(empty).shape
+        except (ValueError, IndexError):
+            got = list(empty.shape)
+            raise refusal(folder, f"tensor {name}", "the architecture's shape", got) from None
+        shape = (len(parts), *shape) if "{e}" in source.name else shape
+        fmt = F32 if source.float32 or len(shape) == 1 else self._wanted or first.format
+        if shape[-1] % fmt.block_size:
+            fmt = F16  # as llama.cpp's converter has it
+        return TensorInfo(name, shape, fmt, 0, fmt.nbytes(math.prod(shape)))
+
+    def data(self, name: str) -> Bytes:
+        """The bytes of tensor ``name``: uint8, 1-D; a view into the map, or made now."""
+        self._mapped()  # refuses once closed
+        if name not in self.tensors:
+            return super().data(name)
+        info, (parts, source) = self.tensors[name], self._sources[name]
+        if self._virtual and not source.float32:
+            return np.broadcast_to(np.uint8(0), info.nbytes)
+        made = [_encoded(info.format, part, source) for part in parts]
+        return made[0] if len(made) == 1 else np.concatenate(made)
+
+    def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """Hex digest of the shards one after the other, then what else the weights depend on."""
+        if self._sha256 is None:
+            shards = super().sha256(progress)
+            wanted = self._wanted.name if self._wanted else "as they are"
+            rest = repr((shards, wanted, sorted(self.metadata.items())))
+            self._sha256 = hashlib.sha256(rest.encode()).hexdigest()
+        return self._sha256
+
+
+def _encoded(fmt: Format, part: Stored, source: Source) -> Bytes:
+    array: NDArray[Any] = part.array
+    if fmt is part.format and not source.float32:  # rearranged at most
+        moved = array if source.make is None else source.make(array)
+        return np.ascontiguousarray(moved).reshape(-1).view(np.uint8)
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    values: NDArray[Any] = dequantize(part.format, raw, array.shape)
+    return quantize(fmt, values if source.make is None else source.make(values))
+
+
+def _config(folder: Path) -> Metadata:
+    """config.json, the text model's part of it, RoPE's parameters among the others."""
+    path = folder / "config.json"
+    found = read_json(path)
+    text = found.get("text_config")
+    if isinstance(text, dict):
+        found = {**text, "tie_word_embeddings": found.get("tie_word_embeddings", False) is True}
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(found.get(key), dict):
+            found = {**found, **found[key]}
+    if "type" in found and "rope_type" not in found:
+        found["rope_type"] = found["type"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if type(found.get(key)) is int:
+            found[key] = float(found[key])
+    return Metadata({k: v for k, v in found.items() if v is not None}, str(path))
+
+
+def _format(config: Metadata) -> CheckpointFormat:
+    """The format of a checkpoint by its ``model_type``. Raises ModelRefused."""
+    kind = config.text("model_type")
+    if kind not in FORMATS:
+        raise config.refusal("model_type", f"one of {', '.join(FORMATS)}", kind)
+    return FORMATS[kind]
+
+
+def _text_name(name: str) -> str:
+    """The name in a checkpoint of the text model alone."""
+    return _TEXT.sub("model.", name, count=1)

@@ -1,0 +1,170 @@
+"""What clients may ask, as OpenAI's interface has it; unknown fields are ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from isobit.errors import UsageError
+from isobit.runtime.generation import checked_sampling
+from isobit.runtime.sampler import Sampling
+
+MOST_CHOICES = 128
+MOST_STOPS = 64
+
+Stop = Annotated[str, Field(max_length=4096)]
+
+
+class StreamOptions(BaseModel):
+    """How a stream ends."""
+
+    include_usage: bool = False
+
+
+class Common(BaseModel):
+    """What both ways of asking share."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    isobit_receipt: bool = False
+    """Each choice carries the receipt of its tokens."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Raises UsageError for what is out of range."""
+        top_k = max(self.top_k or 0, 0)  # some clients say -1 for all
+        return checked_sampling(
+            self.logit_bias,
+            temperature=_or(self.temperature, 1.0),
+            top_k=top_k,
+            top_p=_or(self.top_p, 1.0),
+            min_p=_or(self.min_p, 0.0),
+            repeat_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            seed=self.seed,
+        )
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts before which an answer ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def usage_at_end(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ResponseFormat(BaseModel):
+    """What an answer must look like: only text is implemented."""
+
+    type: str = "text"
+
+
+class ChatRequest(Common):
+    """``/v1/chat/completions``."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=0)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens of an answer; None: to the end of the context."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def measured(self) -> int | None:
+        """How many of the likeliest tokens are wanted beside each; None: no log-probabilities."""
+        if self.top_logprobs and not self.logprobs:
+            raise UsageError("top_logprobs: expected logprobs to be true, got false")
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    def prepared(self) -> list[dict[str, Any]]:
+        """The messages as templates expect them. Raises UsageError for what is not implemented."""
+        if self.tools and self.tool_choice != "none":
+            raise UsageError("tools: expected none, or tool_choice none: calls are not implemented")
+        if self.response_format is not None and self.response_format.type != "text":
+            kind = self.response_format.type
+            raise UsageError(f"response_format: expected text, got {kind!r:.60}: not implemented")
+        return [_message(m) for m in self.messages]
+
+
+class CompletionRequest(Common):
+    """``/v1/completions``."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    @property
+    def most(self) -> int:
+        """The most tokens of an answer; OpenAI's default is 16."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    def prompts(self) -> list[str | list[int]]:
+        """One or more. Raises UsageError for what is not implemented."""
+        if self.suffix:
+            raise UsageError("suffix: expected none: not implemented")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise UsageError(f"best_of: expected n, which is {self.n or 1}, got {self.best_of}")
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt:
+            raise UsageError("prompt: expected at least one token, got none")
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        if len(self.prompt) > MOST_CHOICES:
+            raise UsageError(f"prompt: expected at most {MOST_CHOICES}, got {len(self.prompt)}")
+        return list(self.prompt)
+
+
+class TokenizeRequest(BaseModel):
+    """``/tokenize``: a text or a conversation."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(BaseModel):
+    """``/detokenize``."""
+
+    tokens: list[int]
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    return {
+        **message,
+        "role": "system" if role == "developer" else role,
+        "content": "" if content is None else content,
+    }

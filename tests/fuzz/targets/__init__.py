@@ -1,0 +1,3 @@
+"""What is given hostile inputs. A module has ``one(rng) -> str``, what came of one input."""
+
+TARGETS = ("text", "messages", "templates", "headers", "models", "traces", "contracts", "commands")

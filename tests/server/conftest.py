@@ -1,0 +1,70 @@
+"""A server on loopback with the sample model, and the official client."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+
+import isobit
+from isobit.runtime.model import Model
+from isobit.server.app import build
+from isobit.server.service import Service
+
+Serve = Callable[..., AbstractContextManager[tuple[Service, openai.OpenAI]]]
+
+
+@contextmanager
+def serve(model: Model, **settings: Any) -> Iterator[tuple[Service, openai.OpenAI]]:
+    """A service of a model, and a client of it."""
+    with socket.socket() as listener, Service(model, **settings) as service:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(build(service), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        key = settings.get("api_key") or "none"
+        try:
+            with openai.OpenAI(
+                base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=120
+            ) as client:
+                yield service, client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served_model() -> Iterator[Model]:
+    with isobit.load("sample", backend="cpu", context=1024, sequences=4) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator[Model]:
+    with isobit.load("sample", backend="cpu", context=1024, sequences=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def served(served_model: Model) -> Iterator[tuple[Service, openai.OpenAI]]:
+    with serve(served_model, name="sample") as both:
+        yield both
+
+
+@pytest.fixture
+def service(served: tuple[Service, openai.OpenAI]) -> Service:
+    return served[0]
+
+
+@pytest.fixture
+def client(served: tuple[Service, openai.OpenAI]) -> openai.OpenAI:
+    return served[1]

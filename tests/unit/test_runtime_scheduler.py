@@ -1,0 +1,300 @@
+"""The scheduler as a state machine: whatever arrives and leaves, pages add up and all get done.
+
+Beside it stand a device, which knows of every slot the text that was written there, and a model,
+whose next token is a function of the whole text before it.
+"""
+
+import zlib
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from isobit.errors import UsageError
+from isobit.numerics import TILE
+from isobit.runtime.blocks import Blocks
+from isobit.runtime.request import Request, State
+from isobit.runtime.scheduler import Limits, QueueFull, Scheduler, Work
+
+
+def after(tokens: list[int]) -> int:
+    """What follows a text; few tokens, so that texts meet."""
+    return zlib.crc32(bytes(tokens)) % 3
+
+
+class World:
+    """A scheduler, the device it schedules for, and the requests there are."""
+
+    def __init__(self, pages: int, limits: Limits) -> None:
+        self.scheduler = Scheduler(Blocks(pages), limits)
+        self.device: dict[tuple[int, int], list[int]] = {}
+        self.arrived: list[Request] = []
+        self.admitted: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request)
+        self.arrived.append(request)
+
+    def cancel(self, request: Request) -> None:
+        self.scheduler.finish(request)
+        self.arrived = [r for r in self.arrived if r is not request]
+
+    def step(self, guesses: int = 0) -> list[Work]:
+        """One pass."""
+        limits, scheduler = self.scheduler.limits, self.scheduler
+        before = list(scheduler.running)
+        for request in before:
+            if request.behind == 1 and guesses:
+                request.drafts = self.guess(request, guesses)
+        works = scheduler.schedule()
+        self.admitted += [r for r in scheduler.running if r not in before]
+        total = sum(len(w.tokens) for w in works)
+        assert total <= limits.pass_tokens
+        assert len(works) == len({id(w.request) for w in works}) <= limits.running
+        if scheduler.running:
+            assert works[0].request is scheduler.running[0], "the oldest waits"
+        generating = [r for r in scheduler.running if r.behind == 1]
+        assert all(any(w.request is r for w in works) for r in generating)
+        if generating:
+            prompts = sum(len(w.tokens) for w in works if w.request.behind > 1)
+            assert prompts <= limits.beside
+        scored = [w for w in works if w.request.logits_from is not None and w.request.behind > 1]
+        assert sum(len(w.tokens) - w.first_row for w in scored) <= limits.pass_rows
+        for work in works:
+            self.run(work)
+        for work in works:
+            self.take(work)
+        return works
+
+    def guess(self, request: Request, n: int) -> list[int]:
+        """Drafts, of which the first half is right."""
+        tokens = list(request.tokens)
+        for _ in range(n):
+            tokens.append(after(tokens))
+        drafts = tokens[len(request.tokens) :]
+        return drafts[: n // 2] + [2 - d for d in drafts[n // 2 :]]
+
+    def run(self, work: Work) -> None:
+        """The pass itself: reads everything before, writes its own slots."""
+        request, pages = work.request, work.request.table.pages
+        assert len(set(pages)) == len(pages) <= request.pages_needed
+        text = request.tokens + request.drafts
+        assert work.tokens == text[work.start : work.start + len(work.tokens)]
+        for position in range(work.start):
+            slot = (pages[position // TILE], position % TILE)
+            assert self.device[slot] == text[: position + 1], "another text's keys and values"
+        for position in range(work.start, work.start + len(work.tokens)):
+            self.device[pages[position // TILE], position % TILE] = text[: position + 1]
+
+    def take(self, work: Work) -> None:
+        """What the logits say, and what comes of it."""
+        request = work.request
+        rows = len(work.tokens) - work.first_row
+        done = work.start + len(work.tokens) - work.drafts
+        new: list[int] = []
+        if done == len(request.tokens) and request.max_tokens:
+            assert rows >= 1 + work.drafts
+            text = list(request.tokens)
+            for draft in [*work.tokens[len(work.tokens) - work.drafts :], None]:
+                new.append(after(text))
+                text.append(new[-1])
+                if draft != new[-1]:
+                    break
+        self.scheduler.computed(work, new)
+        assert request.generated <= request.max_tokens
+        if not request.behind or 0 < request.max_tokens == request.generated:
+            self.scheduler.finish(request)
+            assert request.table.pages == []
+            self.check_text(request)
+            self.arrived = [r for r in self.arrived if r is not request]
+
+    @staticmethod
+    def check_text(request: Request) -> None:
+        text = list(request.prompt)
+        while len(text) < len(request.prompt) + request.max_tokens:
+            text.append(after(text))
+        assert request.tokens == text
+
+    def check(self) -> None:
+        scheduler, blocks = self.scheduler, self.scheduler.blocks
+        blocks.check([r.table for r in scheduler.running])
+        assert blocks.free + blocks.cached + blocks.held == blocks.total
+        assert 0 <= scheduler.promised <= blocks.available
+        assert [*scheduler.running, *scheduler.waiting] == self.arrived
+        assert all(r.state is State.RUNNING for r in scheduler.running)
+        assert all(r.state is State.WAITING for r in scheduler.waiting)
+
+    def finish_all(self) -> None:
+        """Nobody starves: each pass does at least one token of the oldest."""
+        left = sum(len(r.prompt) + r.max_tokens for r in self.arrived)
+        while self.arrived:
+            assert left >= 0
+            left -= 1
+            self.step()
+        assert self.scheduler.schedule() == []
+        assert self.scheduler.blocks.held == 0
+
+
+class Arrivals(RuleBasedStateMachine):
+    requests = Bundle("requests")
+
+    @initialize(
+        pages=st.integers(1, 12),
+        running=st.integers(1, 6),
+        more=st.integers(0, 150),
+        beside=st.integers(1, 100),
+        rows=st.integers(1, 70),
+        waiting=st.integers(1, 6),
+    )
+    def begin(
+        self, pages: int, running: int, more: int, beside: int, rows: int, waiting: int
+    ) -> None:
+        self.world = World(pages, Limits(running + more, beside, rows, running, waiting))
+
+    @rule(
+        target=requests,
+        shared=st.one_of(st.integers(0, 4 * TILE), st.sampled_from([TILE, 2 * TILE, 3 * TILE])),
+        own=st.lists(st.integers(0, 2), max_size=9),
+        most=st.integers(0, 90),
+        salt=st.sampled_from(["", "", "", "x", None]),
+        logits=st.booleans(),
+    )
+    def arrive(
+        self, shared: int, own: list[int], most: int, salt: str | None, logits: bool
+    ) -> Request:
+        text = [0]
+        while len(text) < 4 * TILE:
+            text.append(after(text))
+        prompt = (text[:shared] + own) or [1]
+        request = Request(prompt, most, salt, logits_from=len(prompt) // 2 if logits else None)
+        try:
+            self.world.add(request)
+        except UsageError:
+            assert request.pages_needed > self.world.scheduler.blocks.total
+        except QueueFull:
+            limit = self.world.scheduler.limits.waiting
+            assert len(self.world.scheduler.waiting) == limit
+        return request
+
+    @rule(request=consumes(requests))
+    def leave(self, request: Request) -> None:
+        if request in self.world.arrived:
+            self.world.cancel(request)
+
+    @rule(guesses=st.sampled_from([0, 0, 1, 4]), n=st.integers(1, 12))
+    def steps(self, guesses: int, n: int) -> None:
+        for _ in range(n):
+            self.world.step(guesses)
+            self.world.check()
+
+    @precondition(lambda self: self.world.scheduler.blocks.cached)
+    @rule()
+    def forget(self) -> None:
+        self.world.scheduler.blocks.forget()
+
+    @invariant()
+    def in_order(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish_all()
+
+
+Arrivals.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestArrivals = Arrivals.TestCase
+
+
+def world(pages: int = 100, **limits: int) -> World:
+    return World(pages, Limits(**limits))
+
+
+def test_a_prompt_leaves_its_neighbours_their_tokens() -> None:
+    w = world(pass_tokens=64, beside=16, running=4)
+    for n in (3, 5):
+        w.add(Request([1] * n, 50))
+    w.step()
+    w.add(Request([2] * 500, 5))
+    for _ in range(8):
+        assert [len(work.tokens) for work in w.step()] == [1, 1, 16]
+
+
+def test_alone_a_prompt_takes_the_whole_pass() -> None:
+    w = world(pass_tokens=64, beside=16, running=4)
+    w.add(Request([2] * 150, 5))
+    assert [len(w.step()[0].tokens) for _ in range(4)] == [64, 64, 22, 1]
+
+
+def test_a_large_request_is_not_passed_by() -> None:
+    w = world(pages=4, running=8)
+    w.add(Request([0] * 100, 60))
+    w.step()
+    large, small = Request([1] * 200, 1), Request([2], 1)
+    w.add(large)
+    w.add(small)
+    w.finish_all()
+    assert w.admitted.index(large) < w.admitted.index(small)
+
+
+def test_admission_keeps_what_running_requests_may_need() -> None:
+    w = world(pages=4)
+    w.add(Request([0] * 10, 3 * TILE))  # at its longest in four pages, now in one
+    w.step()
+    w.add(Request([1], 1))
+    assert w.scheduler.blocks.available == 3
+    assert len(w.step()) == 1
+    w.finish_all()
+
+
+def test_a_cached_prompt_is_run_only_in_its_last_tokens() -> None:
+    w = world()
+    prompt = [n % 7 for n in range(200)]
+    for expected in (200, 200 - 3 * TILE, 200 - 3 * TILE):
+        request = Request(prompt, 1)
+        w.add(request)
+        assert len(w.step()[0].tokens) == expected
+        assert request.cached == 200 - expected
+    exact = Request(prompt[: 2 * TILE], 1)  # of all that is known, the last page runs for its row
+    w.add(exact)
+    assert len(w.step()[0].tokens) == TILE
+    scored = Request(prompt, 0, logits_from=TILE + 1)
+    w.add(scored)
+    work = w.step()[0]
+    assert (work.start, work.first_row) == (TILE, 1)
+
+
+def test_logits_of_a_prompt_come_in_parts() -> None:
+    w = world(pass_rows=10, pass_tokens=50, running=4)
+    w.add(Request([3] * 60, 0, logits_from=20))
+    parts = []
+    while w.arrived:
+        [work] = w.step()
+        parts.append((work.start, len(work.tokens), work.first_row))
+    assert parts == [(0, 30, 20), (30, 10, 0), (40, 10, 0), (50, 10, 0)]
+
+
+def test_what_cannot_fit_is_refused_and_a_full_queue_says_so() -> None:
+    w = world(pages=2, waiting=2)
+    with pytest.raises(UsageError, match="at most 128 positions"):
+        w.add(Request([1] * 100, 40))
+    w.add(Request([1] * 100, 29))  # 100 + 28 are run
+    w.add(Request([1], 1))
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        w.add(Request([1], 1))
+    w.finish_all()
+
+
+def test_limits_that_would_starve_are_refused() -> None:
+    for limits in ({"running": 9, "pass_tokens": 8}, {"beside": 0}, {"running": 0}):
+        with pytest.raises(UsageError):
+            Limits(**limits)
