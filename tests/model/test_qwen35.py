@@ -21,6 +21,7 @@ from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
+from tests.helpers.expected import needs
 
 DATA = Path(__file__).parents[1] / "data"
 SAMPLE = DATA / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -161,8 +162,8 @@ def test_the_l2_norm_is_over_the_root_of_the_sum(file: GGUFFile, ids: list[int])
 
 
 def test_against_transformers_in_float64(file: GGUFFile, ids: list[int]) -> None:
-    torch = pytest.importorskip("torch", reason="not run: PyTorch is not installed")
-    transformers = pytest.importorskip("transformers")
+    torch = needs("torch", "torch")
+    transformers = needs("transformers", "transformers")
     config = transformers.Qwen3_5MoeTextConfig(
         vocab_size=8192,
         hidden_size=256,

@@ -321,6 +321,47 @@ def test_the_page_is_self_contained_and_escapes() -> None:
     assert values["first"] == {"stage": "lm_head", "layer": None}
 
 
+def test_the_page_has_the_answer_tokens_and_where_each_parts() -> None:
+    def change(t: dict[str, Any]) -> None:
+        t["layers.0.attn_norm"][2] += 1
+        t["layers.0.moe_router_logits"][1:] += 1
+        t["lm_head"][3] *= 2
+
+    diff = compare(*pair(change), histograms=True)
+    page = report.html(diff, lambda token: repr(f"t{token}\n"), ("<a>", "b"))
+    found = re.search(r"const D = (\{.*\});\n", page)
+    assert found is not None
+    data = json.loads(found[1])
+    assert data["answer"].startswith("The runs part at attn_norm of layer 0, position 2. Nothing")
+    assert sorted(data["parted"]) == [
+        [0, 1, "moe_router_logits"],
+        [0, 2, "attn_norm"],
+        [0, 3, "moe_router_logits"],
+    ]
+    kl = data["kl"]["by_position"]
+    assert [position for position, _ in kl] == [0, 1, 2, 3]
+    assert [value > 0 for _, value in kl] == [False, False, False, True]
+    assert max(value for _, value in kl) == data["kl"]["max"]
+    assert data["names"] == ["<a>", "b"]
+    assert data["texts"][str(diff.a.tokens[0])] == repr(f"t{diff.a.tokens[0]}\n")
+    assert "<a>" not in page
+    same = compare(*pair(nothing), histograms=True)
+    assert report.answer(same).startswith("Identical: every bit of ")
+
+
+def test_the_answer_names_what_is_faulty_and_its_layers_together() -> None:
+    diff = compare(*pair(lambda t: t["layers.0.attn_norm"].__setitem__(0, 7)))
+    first, second = diff.stages[1], diff.stages[2]
+    diff.stages = [
+        replace(s, layer=layer, origin="faulty") for s in (first, second) for layer in (0, 1, 3)
+    ] + [replace(diff.stages[-1], origin="faulty"), replace(first, origin="propagated")]
+    diff.stages[0].distance.differing = 1
+    assert report.answer(diff) == (
+        f"Wrong by itself: {first.stage} and {second.stage} of layers 0-1, 3; lm_head. 1 other "
+        "stage only passes an error on."
+    )
+
+
 def test_json_has_every_stage() -> None:
     def change(t: dict[str, Any]) -> None:
         t["layers.0.attn_norm"][0, 0] = np.inf
@@ -351,7 +392,7 @@ def test_logits_that_are_no_numbers_are_counted_and_not_averaged() -> None:
 
     diff = compare(*pair(poison))
     assert (diff.logit_rows, diff.nonfinite_rows, diff.mean_kl) == (0, 4, None)
-    assert diff.to_json()["kl"] == {"mean": None, "max": None}
+    assert diff.to_json()["kl"] == {"mean": None, "max": None, "by_position": []}
 
 
 def test_table_rows() -> None:

@@ -37,4 +37,5 @@ def main(args: argparse.Namespace) -> None:
     layers = None if args.layers == "all" else parse_layers(args.layers, n_layers)
     replay = None if args.replay is None else open_replay(args.replay, b.manifest)
     text = None if args.replay is None else tools.token_texts(args.replay)
-    tools.show(compare(a, b, stages, layers, replay, histograms=bool(args.html)), args, text)
+    diff = compare(a, b, stages, layers, replay, histograms=bool(args.html))
+    tools.show(diff, args, text, (args.a, args.b))

@@ -180,13 +180,19 @@ def _cosine(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a cosine above -1 and up to 1, got {text[:40]!r}")
 
 
-def show(diff: Diff, args: argparse.Namespace, text: blame.Text | None = None) -> None:
+def show(
+    diff: Diff,
+    args: argparse.Namespace,
+    text: blame.Text | None = None,
+    names: tuple[str, str] | None = None,
+) -> None:
     """Print a comparison and write its page; raises GateFailed if the runs differ, or, with
-    --min-cosine, if a layer is below it. ``text`` gives a token's text."""
+    --min-cosine, if a layer is below it. ``text`` gives a token's text, ``names`` those of A and
+    B."""
     gate = None if args.min_cosine is None else blame.gate([diff], args.min_cosine)
     if args.html:
         try:
-            Path(args.html).write_text(report.html(diff), "utf-8")
+            Path(args.html).write_text(report.html(diff, text, names), "utf-8")
         except (OSError, ValueError) as error:
             raise UsageError(f"{args.html}: cannot write the report: {error}") from None
         say(f"wrote {args.html}")

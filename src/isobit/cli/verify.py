@@ -10,7 +10,7 @@ from isobit.cli import options, say, tools
 from isobit.cli.output import print_table, progress_bar
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.model import Model
-from isobit.verify import blame
+from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
 from isobit.verify.faults import FAULTS, Planted, plant, with_backend
 from isobit.verify.trace import ModelRun, Recordable, parse_layers, where
@@ -40,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare the reference with a fault planted in a layer (default: the middle one) in "
         f"place of --backend, to see that it is found: {', '.join(FAULTS)}",
     )
+    parser.add_argument(
+        "--op",
+        action="append",
+        default=[],
+        metavar="STAGE=MODULE:FUNCTION",
+        help="verify a function of yours: the reference with it in the place of a stage's "
+        "operation; repeatable (docs/your-kernel.md)",
+    )
     options.add_engine(parser, backend="cpu")
     tools.add_report(parser)
     tools.add_cosine(parser)
@@ -51,6 +59,9 @@ def main(args: argparse.Namespace) -> None:
     if len(prompts) > 1 and args.html:
         raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
     n = max(map(len, prompts))
+    functions = dict(plugin.parse(text) for text in args.op)
+    if functions:
+        args.backend = "reference"
     with ExitStack() as stack:
         name = args.backend if args.plant is None else "reference"
         x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n)
@@ -59,6 +70,9 @@ def main(args: argparse.Namespace) -> None:
         if args.plant is not None:
             planted = _planted(args.plant, x)
             x = stack.enter_context(with_backend(x, planted.make))
+        if functions:
+            x = with_backend(x, lambda w, e: plugin.WithFunctions(w, e, functions))
+            stack.enter_context(x)
         layers = None if args.layers == "all" else parse_layers(args.layers, x.config.n_layers)
         y = _against(args, x, n)
         if isinstance(y, ModelRun):

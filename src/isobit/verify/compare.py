@@ -12,7 +12,7 @@ from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
 from isobit.verify.fit import fit, float32_explains
 from isobit.verify.histogram import Histogram
-from isobit.verify.metrics import Distance, kl_divergence, router_margin
+from isobit.verify.metrics import Distance, differing, kl_divergence, router_margin
 from isobit.verify.replay import Replay
 from isobit.verify.trace import MARGIN, Manifest, Trace, where
 
@@ -25,6 +25,7 @@ ONE_TOKEN = (
     "not put to the test"
 )
 _KEPT_CHANGES = 2000  # of each kind; all are counted
+_KEPT_POSITIONS = 400  # of a picture of layers and tokens
 
 
 class Comparer:
@@ -89,8 +90,7 @@ class Comparer:
         shown = self._same_experts(stage, a, b)
         entry.distance.add(*shown)
         if self._histograms:
-            entry.histogram = entry.histogram or Histogram()
-            entry.histogram.add(*shown[:2])
+            self._picture(entry, *shown)
         if self._replay is not None:
             self._judge(entry, a, b, differs=entry.distance.differing > before)
             self._replay.put(stage, layer, a, b)
@@ -102,6 +102,17 @@ class Comparer:
             self._experts = (a, b)
         elif stage == "lm_head":
             self._compare_logits(a, b)
+
+    def _picture(self, entry: StageDiff, a: Array, b: Array, positions: I32) -> None:
+        """Note what a page shows: a histogram, and of each token the first stage that differs."""
+        entry.histogram = entry.histogram or Histogram()
+        entry.histogram.add(a, b)
+        if entry.layer is None or entry.distance.identical:
+            return
+        rows = differing(a, b).reshape(len(a), -1).any(axis=1)
+        for position in np.unique(positions[rows]).tolist():
+            if position < _KEPT_POSITIONS:
+                self.diff.parted.setdefault((entry.layer, position), entry.stage)
 
     def _same_experts(self, stage: str, a: Array, b: Array) -> tuple[Array, Array, I32]:
         """Values to measure and their positions; an expert's with the same expert's, if any."""
@@ -218,6 +229,8 @@ class Comparer:
         kl = kl_divergence(b, a)
         d.kl_sum += float(kl.sum())
         d.kl_max = max(d.kl_max, float(kl.max()))
+        room = _KEPT_CHANGES - len(d.kl)
+        d.kl += list(zip(positions.tolist(), kl.tolist(), strict=True))[:room]
         top_a, top_b = a.argmax(axis=1), b.argmax(axis=1)
         for i in np.flatnonzero(top_a != top_b).tolist():
             d.argmax_changed += 1

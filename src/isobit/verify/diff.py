@@ -97,6 +97,10 @@ class Diff:
     argmax: list[ArgmaxChange] = field(default_factory=list)
     kl_sum: float = 0.0
     kl_max: float = 0.0
+    kl: list[tuple[int, float]] = field(default_factory=list)
+    """KL of each token's distribution, by position, of the first of them."""
+    parted: dict[tuple[int, int], str] = field(default_factory=dict)
+    """By layer and position, the first stage that differs; filled where histograms are."""
     not_compared: list[str] = field(default_factory=list)
     """Stages one of the backends does not hold."""
     notes: list[str] = field(default_factory=list)
@@ -168,7 +172,11 @@ class Diff:
                 "changed": self.argmax_changed,
                 "changes": [asdict(c) for c in self.argmax],
             },
-            "kl": {"mean": self.mean_kl, "max": self.kl_max if self.logit_rows else None},
+            "kl": {
+                "mean": self.mean_kl,
+                "max": self.kl_max if self.logit_rows else None,
+                "by_position": self.kl,
+            },
             "apart": [
                 {"stage": s.stage, "layer": s.layer, "times_median": t} for s, t in self.apart()
             ],

@@ -108,7 +108,7 @@ class Distance:
     def _add(self, a: Array, b: Array, positions: NDArray[np.int32]) -> None:
         self.values += a.size
         self.numbers = a.dtype.kind == "f"
-        differs = _bits(a) != _bits(b) if a.dtype == b.dtype else a != b
+        differs = differing(a, b)
         count = int(np.count_nonzero(differs))
         self._add_sums(a, b, count)
         if not count:
@@ -161,6 +161,12 @@ class Distance:
                 )
         self.worst.sort(key=lambda w: -_gap(w))
         del self.worst[WORST:]
+
+
+def differing(a: Array, b: Array) -> NDArray[np.bool_]:
+    """Which values' bits differ; which numbers, if the types are not the same."""
+    found: NDArray[np.bool_] = _bits(a) != _bits(b) if a.dtype == b.dtype else a != b
+    return found
 
 
 def _blocks(a: Array) -> list[slice]:

@@ -14,6 +14,14 @@ from isobit.verify.metrics import Distance, WorstValue
 from isobit.verify.trace import Manifest
 
 Table = tuple[list[str], list[list[str]]]
+_CAUSES = {
+    "near-tie": "by a near-tie",
+    "error": "by error",
+    "selection": "chosen against the logits",
+    "unknown": "for an unknown reason",
+}
+_TEXTS = 2000
+"""Tokens of a prompt whose texts a page shows."""
 
 
 def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
@@ -88,10 +96,10 @@ def _nonfinite(d: Distance) -> str:
 def _router(diff: Diff) -> list[str]:
     if not diff.router_rows:
         return []
-    causes = ", ".join(f"{n} {cause}" for cause, n in diff.router_causes.most_common())
-    line = f"experts: {diff.router_changed} of {diff.router_rows} token-layers changed"
+    causes = ", ".join(f"{n} {_CAUSES[c]}" for c, n in diff.router_causes.most_common())
+    line = f"experts: {diff.router_changed} of {diff.router_rows} expert sets differ"
     line += f" ({causes})" if causes else ""
-    line += f"; {diff.router_reordered} only in order" if diff.router_reordered else ""
+    line += f"; {diff.router_reordered} differ only in order" if diff.router_reordered else ""
     lines = [line]
     return lines + [f"  {blame.experts(c)}" for c in diff.router[:3]]
 
@@ -107,17 +115,27 @@ def _next_token(diff: Diff, text: blame.Text | None) -> list[str]:
     return lines
 
 
+def _others(n: int) -> str:
+    return f"{n} other stages only pass" if n > 1 else "1 other stage only passes"
+
+
 def _places(stages: Sequence[StageDiff]) -> str:
+    """Faulty stages, those of the same layers together: "a and b of layers 0-7; c [in B]"."""
+    layers: dict[str, list[int]] = {}
+    sides: dict[str, set[str]] = {}
+    for s in stages:
+        layers.setdefault(s.stage, []).extend([] if s.layer is None else [s.layer])
+        sides.setdefault(s.stage, set()).add(str(s.origin).removeprefix("faulty").strip())
+    together: dict[str, list[str]] = {}
+    for name, found in layers.items():
+        side = ", ".join(sorted(sides[name] - {""}))
+        together.setdefault(_ranges(found), []).append(f"{name} [{side}]" if side else name)
     parts = []
-    for name in dict.fromkeys(s.stage for s in stages):
-        rows = [s for s in stages if s.stage == name]
-        layers = [s.layer for s in rows if s.layer is not None]
-        text = name + (f" of layer {_ranges(layers)}" if layers else "")
-        sides = {s.origin for s in rows} - {"faulty"}
-        parts.append(
-            text + (f" [{', '.join(str(o) for o in sorted(map(str, sides)))}]" if sides else "")
-        )
-    return ", ".join(parts)
+    for numbers, names in together.items():
+        several = "s" if "," in numbers or "-" in numbers else ""
+        of = f" of layer{several} {numbers}" if numbers else ""
+        parts.append(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) + of)
+    return "; ".join(parts)
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -195,11 +213,44 @@ def worst_values(diff: Diff, n: int = 20) -> list[tuple[StageDiff, WorstValue]]:
     return sorted(found, key=lambda pair: -abs(pair[1].a - pair[1].b))[:n]
 
 
-def html(diff: Diff) -> str:
-    """One self-contained page."""
+def answer(diff: Diff) -> str:
+    """What a comparison found, in one sentence."""
+    replayed = any(s.origin is not None or s.own_error is not None for s in diff.stages)
+    if diff.accuracy:
+        last = diff.stages[-1]
+        line = f"{diff.a.backend} is off by {blame.number(last.distance.relative_rms)} in "
+        line += f"{last.where} (relative RMS, against {diff.b.backend})"
+        furthest = max(diff.stages, key=lambda s: _largest_own([s]) or 0.0)
+        if off := _largest_own([furthest]):
+            line += f"; furthest off by itself is {furthest.where}: {blame.number(off)}"
+        return line + "."
+    first = diff.first
+    if first is None:
+        values = sum(s.distance.values for s in diff.stages)
+        return f"Identical: every bit of {values:,} values in {len(diff.stages)} stages."
+    if diff.faulty:
+        passed = sum(s.origin == "propagated" for s in diff.stages)
+        rest = "" if not passed else f". {_others(passed)} an error on"
+        return f"Wrong by itself: {_places(diff.faulty)}{rest}."
+    if replayed:
+        return f"The runs part at {first.where}, and no operation compared is wrong by itself."
+    return (
+        f"The runs part at {first.where}, position {first.distance.first_position}. Nothing was "
+        "replayed: isobit diff --replay tells which operation is to blame."
+    )
+
+
+def html(diff: Diff, text: blame.Text | None = None, names: tuple[str, str] | None = None) -> str:
+    """One self-contained page. ``text`` gives a token's text; ``names``: what A and B are called,
+    such as their files."""
+    shown = {*diff.a.tokens[:_TEXTS], *(t for c in diff.argmax for t in (c.a, c.b))}
     data = diff.to_json() | {
-        "summary": summary(diff),
+        "answer": answer(diff),
+        "summary": summary(diff, text),
         "accuracy": diff.accuracy,
+        "names": names or ("", ""),
+        "texts": {} if text is None else {t: text(t) for t in sorted(shown)},
+        "parted": [[layer, position, s] for (layer, position), s in diff.parted.items()],
         "difference_range": [SMALLEST, LARGEST],
         "worst": [[s.stage, s.layer, *w.shown()] for s, w in worst_values(diff)],
     }
@@ -208,6 +259,6 @@ def html(diff: Diff) -> str:
         entry["worst"] = [w.shown() for w in s.distance.worst] if s.distance.numbers else []
         if s.histogram is not None:
             entry["histogram"] = asdict(s.histogram)
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    found = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = resources.files("isobit.verify").joinpath("report.html").read_text("utf-8")
-    return page.replace("/*DATA*/null", text)
+    return page.replace("/*DATA*/null", found)
