@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    known = {name: options_of(name) or frozenset() for name in COMMANDS}
-    known |= {f"contract {a}": options_of(f"contract {a}") or frozenset() for a in _ACTIONS}
+    commands = (*COMMANDS, *(f"contract {action}" for action in _ACTIONS))
+    known = {name: frozenset(options_of(name) or ()) for name in commands}
     if args.shell == "fish":
         print("\n".join(_fish(known)))
         return
