@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,13 +25,12 @@ def url(client: openai.OpenAI, path: str) -> str:
     return str(client.base_url.copy_with(path=path))
 
 
-def idle(service: Service) -> bool:
-    """Wait for all pages to be given up."""
-    for _ in range(1000):
-        if not service.engine.scheduler.blocks.held:
-            return True
+def wait_for(holds: Callable[[], object]) -> None:
+    for _ in range(6000):
+        if holds():
+            return
         time.sleep(0.01)
-    return False
+    raise AssertionError("waited for a minute")
 
 
 def test_a_completion_is_what_the_model_gives_alone(client: openai.OpenAI, alone: Model) -> None:
@@ -241,7 +241,8 @@ def test_a_client_that_leaves_frees_its_pages(
                 next(answer.iter_lines())
         except httpx.ReadTimeout:
             assert not stream
-    assert idle(service)
+    wait_for(lambda: begun and begun[0].finish_reason is not None)
+    wait_for(lambda: not service.engine.scheduler.blocks.held)
     assert begun[0].finish_reason == "interrupted"
     assert begun[0].request.generated < 1000
 
@@ -256,5 +257,5 @@ def test_keys_and_queue(alone: Model) -> None:
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(model="m", prompt=PROMPT, n=8, max_tokens=100)
         assert caught.value.response.headers["retry-after"] == "1"
-        assert idle(service)
+        wait_for(lambda: not service.engine.scheduler.blocks.held)
         assert client.completions.create(model="m", prompt=PROMPT, max_tokens=1).choices
