@@ -65,20 +65,11 @@ def _missing(path: Path) -> str:
     name = link[3] if link else text
     hub = link[1] == "hf" or link[2] if link else re.fullmatch(r"[\w.-]+/[\w.-]+-GGUF", text)
     if hub:
-        owner, _, rest = name.partition("/")
-        repository, _, file = rest.partition("/")
-        file = file.rpartition("/")[2] or "FILE.gguf"
-        return (
-            f"no such file: {text!r}; for one of the hub, hf download {owner}/{repository} {file} "
-            "--local-dir . and then its name (hf: pip install huggingface_hub)"
-        )
+        return f"no such file: {text!r}; a model of the Hugging Face hub is hf://{name}"
     if link:
         return f"no such file: {text!r}; download it first"
     if re.fullmatch(r"[\w.-]+:[\w.-]+", text) and "." not in text.partition(":")[0]:
-        return (
-            f"no such file: {text!r}; Ollama's models are GGUF files: "
-            f"ollama show {text} --modelfile names it after FROM"
-        )
+        return f"no such file: {text!r}; a model that Ollama has pulled is ollama://{text}"
     if str(path) == "sample":  # as a Path, or ./sample
         return "no such file: 'sample'; the model that comes with isobit is the bare text sample"
     return no_such_file(path, "sample")
