@@ -114,7 +114,7 @@ def test_many_special_tokens_are_refused_before_an_automaton_is_built(tmp_path: 
         entry[2] = (entry[2][0], [*entry[2][1], *more])
     path = tmp_path / "m.gguf"
     path.write_bytes(file.bytes())
-    assert any("special tokens of at most" in line for line in inspect(path).refused)
+    assert "special tokens of at most" in (inspect(path).without_text or "")
 
 
 @pytest.fixture(scope="module")

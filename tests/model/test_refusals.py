@@ -220,7 +220,7 @@ def test_metadata_that_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_another_architecture(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m.gguf", MOE, arch="llama")
+    path = write_model(tmp_path / "m.gguf", MOE, arch="bert")
     assert "general.architecture" in refusal(path)
     path = write_model(tmp_path / "m.gguf", MOE, arch="clip", without=["token_embd.weight"])
     message = refusal(path)

@@ -24,8 +24,6 @@ Make = Callable[[Weights, EngineConfig], Backend]
 Place = tuple[str, int | None]
 """(stage, layer)"""
 
-_INT8 = Context(planes=1)
-
 
 class ChangedStage(ReferenceBackend):
     """Changes the value of one stage of one layer, so that all that follows is computed from it."""
@@ -68,7 +66,7 @@ _WRONG: dict[str, tuple[str, Hook]] = {
     "swapped-kv-heads": ("append", lambda op, x, compute: compute(op, [v[:, ::-1] for v in x])),
     "int8-activations": (
         "matmul",
-        lambda op, x, _: op.operation.specification(_INT8, op.weights, *x),
+        lambda op, x, _: op.operation.specification(Context(planes=1), op.weights, *x),
     ),
     "reordered-sum": ("combine", lambda op, x, compute: compute(op, [v[:, ::-1] for v in x])),
 }

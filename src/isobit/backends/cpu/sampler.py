@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
 from isobit.backends.cpu import _cpu
+from isobit.errors import BackendUnavailable
 
 NOT_FINITE, NONE_ALLOWED = -1, -2
 """What stands in place of a token where the logits are not finite, or every id is forbidden."""
@@ -31,10 +32,16 @@ class Row:
 
 
 class RowSampler:
-    """Works on rows in parallel, on so many threads; may be called from several."""
+    """Works on rows in parallel, on so many threads; may be called from several.
+
+    Raises BackendUnavailable if the system refuses a thread.
+    """
 
     def __init__(self, simd: str | None = None, threads: int = 1) -> None:
-        self._sampler = _cpu.Sampler(simd or "", threads)
+        try:
+            self._sampler = _cpu.Sampler(simd or "", threads)
+        except RuntimeError as error:  # threads
+            raise BackendUnavailable(f"cpu: {error}") from None
 
     def choose(
         self, logits: F32, rows: Sequence[Row], allowed: NDArray[np.uint32] | None = None
