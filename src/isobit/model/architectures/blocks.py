@@ -18,6 +18,7 @@ from isobit.numerics.ops import (
     Combine,
     Embedding,
     ExpertMatMul,
+    GatedAdd,
     Heads,
     MatMul,
     RmsNorm,
@@ -128,3 +129,12 @@ def experts(p: Part, c: ModelConfig, h: Value) -> Value:
     gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
     y = product("out", "down", c.hidden, p.g.one("moe_expert_swiglu", SiluGate(), gate, up))
     return p.g.one("moe_ffn_out", Combine(), weights, y)
+
+
+def shared_expert(p: Part, width: int, h: Value, routed: Value) -> Value:
+    """An expert that every token goes to, scaled by the sigmoid of its gate, added to the others'
+    sum."""
+    shared = dense(p, "shared_expert", "_shexp", width, h)
+    weight = p.take("ffn_gate_inp_shexp.weight", h.shape.width).as_row()
+    gate = p.g.one("shared_expert_weight", MatMul(), h, weights=[weight])
+    return p.g.one("ffn_with_shared", GatedAdd(), routed, shared, gate)

@@ -11,7 +11,7 @@ from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
-from isobit.numerics.ops import Add, GatedAdd, Heads, MatMul, Rope
+from isobit.numerics.ops import Add, Heads, Rope
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
             h = p.norm("ffn_norm", "ffn_norm", c.eps, x)
             y = blocks.experts(p, c, h) if c.is_moe else blocks.dense(p, "ffn", "", c.ffn, h)
             if c.shared_ffn:
-                y = _shared(p, c, h, y)
+                y = blocks.shared_expert(p, c.shared_ffn, h, y)
             x = g.one("post_ffn_residual", Add(), x, y)
     return blocks.head(g, c, tensors, x)
 
@@ -87,10 +87,3 @@ def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
     k = blocks.heads_of(p, "k_post_rope", rope, qkv, Heads(H * D, G, D))
     v = p.g.one(None, Heads((H + G) * D, G, D), qkv)
     return p.biased("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
-
-
-def _shared(p: Part, c: Config, h: Value, routed: Value) -> Value:
-    shared = blocks.dense(p, "shared_expert", "_shexp", c.shared_ffn, h)
-    weight = p.take("ffn_gate_inp_shexp.weight", c.hidden).as_row()
-    gate = p.g.one("shared_expert_weight", MatMul(), h, weights=[weight])
-    return p.g.one("ffn_with_shared", GatedAdd(), routed, shared, gate)

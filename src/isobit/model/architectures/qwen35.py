@@ -15,11 +15,9 @@ from isobit.numerics.ops import (
     CausalConv,
     Columns,
     Decay,
-    GatedAdd,
     GatedDelta,
     Heads,
     L2Norm,
-    MatMul,
     RmsNorm,
     Sigmoid,
     SigmoidGate,
@@ -109,7 +107,10 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
             y = _delta_net(p, c, h) if c.recurrent[i] else _attention(p, c, h)
             x = g.one("post_attn_residual", Add(), x, y)
             h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
-            y = _experts(p, c, h) if c.is_moe else blocks.dense(p, "ffn", "", c.ffn, h)
+            if c.is_moe:
+                y = blocks.shared_expert(p, c.shared_ffn, h, blocks.experts(p, c, h))
+            else:
+                y = blocks.dense(p, "ffn", "", c.ffn, h)
             x = g.one("post_ffn_residual", Add(), x, y)
     tensors.leave_out_layers(c.n_layers)  # they draft tokens ahead; no token depends on them
     return blocks.head(g, c, tensors, x)
@@ -158,11 +159,3 @@ def _delta_net(p: Part, c: Config, h: Value) -> Value:
     z = g.one(None, Heads(channels, V, N), made)
     y = g.one("delta_gated", SiluGate(), z, normed)
     return p.product("attn_out", g.one(None, Columns(0, values), y), ("ssm_out", c.hidden))
-
-
-def _experts(p: Part, c: Config, h: Value) -> Value:
-    routed = blocks.experts(p, c, h)
-    shared = blocks.dense(p, "shared_expert", "_shexp", c.shared_ffn, h)
-    weight = p.take("ffn_gate_inp_shexp.weight", c.hidden).as_row()
-    gate = p.g.one("shared_expert_weight", MatMul(), h, weights=[weight])
-    return p.g.one("ffn_with_shared", GatedAdd(), routed, shared, gate)

@@ -1,5 +1,5 @@
 // experts: in[0] through each token's experts. One matrix: its product to out[0]. Two, gate and up: to
-// out[0] and out[1], and what op.run makes of both to out[2]. integers: whether all tokens go to one
+// out[0] and out[1], and the SwiGLU of both to out[2]. integers: whether all tokens go to one
 // expert (a dense feed-forward); whether in[0] has a row for each pair of token and expert.
 
 #include "../engine.h"
