@@ -56,6 +56,8 @@ class StopText:
         self._length = 0  # of all that is held
         self._sent: list[str] = []
         self.stopped = False
+        self.stop = ""
+        """The stop string that was found."""
 
     @property
     def all(self) -> str:
@@ -73,7 +75,8 @@ class StopText:
                 while n and s[n] != character:
                     n = borders[n - 1]
                 self._matched[k] = n = n + (s[n] == character)
-                whole = max(whole, n if n == len(s) else 0)
+                if n == len(s) > whole:
+                    whole, self.stop = n, s
             if whole:
                 self.stopped = True
                 self._hold(text[:end])

@@ -23,6 +23,7 @@ from isobit import __version__
 from isobit.errors import IsobitError, UsageError
 from isobit.runtime.scheduler import QueueFull
 from isobit.server.bodies import ChatShape, CompletionShape, error_body, usage
+from isobit.server.chat import Chat, prepared
 from isobit.server.choices import Choice, Choices, ClientGone, Piece
 from isobit.server.requests import (
     MOST_CHOICES,
@@ -94,15 +95,11 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
         asked = await _read(request, ChatRequest)
-        messages, measured = asked.prepared(), asked.measured
-        ids = await asyncio.to_thread(
-            self.service.model.chat_ids,
-            messages,
-            tools=asked.tools,
-            chat_template_kwargs=asked.chat_template_kwargs,
-        )
-        shape = ChatShape(self.service.model.tokenizer, logprobs=measured is not None)
-        return await self._answer(request, asked, [ids], asked.most, measured, shape)
+        measured, model = asked.measured, self.service.model
+        chat = await prepared(model, asked)
+        shape = ChatShape(model.tokenizer, logprobs=measured is not None)
+        prompts = [chat.prompt]
+        return await self._answer(request, asked, prompts, asked.most, measured, shape, chat)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
@@ -130,6 +127,7 @@ class Routes:
         most: int | None,
         logprobs: int | None,
         shape: Shape,
+        chat: Chat | None = None,
     ) -> Response:
         n = asked.n or 1
         if n * len(prompts) > MOST_CHOICES:
@@ -148,6 +146,7 @@ class Routes:
                     logprobs=logprobs,
                     of_prompt=isinstance(asked, CompletionRequest) and bool(asked.echo),
                     receipt=asked.isobit_receipt,
+                    reader=chat.reader() if chat else None,
                 )
                 begun.append(choice)
         except BaseException:
@@ -190,11 +189,12 @@ class Routes:
                 if piece is None:
                     yield ": still here\n\n"
                     continue
-                part = shape.part(piece)
-                if piece.finish_reason is not None:
-                    self._sign(choices, [part])
+                parts = shape.parts(piece)
+                if piece.finish is not None:
+                    self._sign(choices, parts[-1:])
                 none = {"usage": None} if asked.usage_at_end else {}
-                yield _event(head | {"choices": [part]} | none)
+                for part in parts:
+                    yield _event(head | {"choices": [part]} | none)
         except ClientGone:
             return
         except Exception as error:  # the status is sent already
@@ -214,10 +214,10 @@ class Routes:
                 part["isobit_receipt"] = asdict(receipt)
 
     def _count(self, prompts: Sequence[list[int]], choices: Choices) -> dict[str, Any]:
-        found = usage(prompts, choices.choices)
-        self.service.counts["isobit_prompt_tokens_total", ""] += found["prompt_tokens"]
-        self.service.counts["isobit_generated_tokens_total", ""] += found["completion_tokens"]
-        return found
+        used = choices.usage(sum(map(len, prompts)))
+        self.service.counts["isobit_prompt_tokens_total", ""] += used.prompt
+        self.service.counts["isobit_generated_tokens_total", ""] += used.generated
+        return usage(used)
 
     async def models(self, request: Request) -> Response:
         """``GET /v1/models``, and one of them."""

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from isobit.runtime.tokens import Token
-from isobit.server.choices import Choice, Piece
+from isobit.server.choices import Piece
+from isobit.server.events import (
+    Answer,
+    CallArguments,
+    CallBegins,
+    CallEnds,
+    Event,
+    Finish,
+    Reasoning,
+    Text,
+    Usage,
+    gathered,
+)
 from isobit.text.tokenizer import Tokenizer
 
 LEAST = -9999.0  # what OpenAI says of tokens that are all but impossible
@@ -17,16 +29,14 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def usage(prompts: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[str, Any]:
-    """Tokens of prompts, each counted once, and of answers."""
-    prompt = sum(map(len, prompts))
-    generated = sum(choice.n_tokens for choice in choices)
-    cached = sum(choice.generation.request.cached for choice in choices[:1])
+def usage(used: Usage) -> dict[str, Any]:
+    """Tokens of a request."""
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens": used.prompt,
+        "completion_tokens": used.generated,
+        "total_tokens": used.prompt + used.generated,
+        "prompt_tokens_details": {"cached_tokens": used.cached},
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning},
     }
 
 
@@ -76,24 +86,44 @@ class ChatShape:
 
     def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A choice at once."""
-        text = "".join(piece.text for piece in pieces)
+        answer = _answer(pieces)
+        assert answer.finish is not None
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message |= _reasoning(answer.reasoning)
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.calls
+            ]
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": self._of([t for piece in pieces for t in piece.tokens]),
-            "finish_reason": pieces[-1].finish_reason,
+            "finish_reason": answer.finish.reason,
         }
 
-    def part(self, piece: Piece) -> dict[str, Any]:
-        """A choice's next piece."""
-        delta = {} if piece.index in self._begun else {"role": "assistant"}
-        self._begun.add(piece.index)
-        return {
-            "index": piece.index,
-            "delta": delta | {"content": piece.text} if piece.text or delta else delta,
-            "logprobs": self._of(piece.tokens),
-            "finish_reason": piece.finish_reason,
-        }
+    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+        """A choice's next piece, a delta for each of its events; its tokens are with the first."""
+        deltas = [delta for event in piece.events if (delta := _delta(event))]
+        if piece.index not in self._begun:
+            self._begun.add(piece.index)
+            deltas[:1] = [{"role": "assistant"} | (deltas[0] if deltas else {"content": ""})]
+        return [
+            {
+                "index": piece.index,
+                "delta": delta,
+                "logprobs": self._of([] if n else piece.tokens),
+                "finish_reason": piece.finish.reason if last and piece.finish else None,
+            }
+            for n, delta in enumerate(deltas or [{}])
+            for last in [n >= len(deltas) - 1]
+        ]
 
     def _of(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         return chat_logprobs(self._tokenizer, tokens) if self._logprobs else None
@@ -113,10 +143,10 @@ class CompletionShape:
     def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A choice at once."""
         tokens = [t for piece in pieces for t in piece.tokens]
-        text = "".join(piece.text for piece in pieces)
-        return self.part(Piece(index, text, tokens, pieces[-1].finish_reason))
+        [part] = self.parts(Piece(index, [e for piece in pieces for e in piece.events], tokens))
+        return part
 
-    def part(self, piece: Piece) -> dict[str, Any]:
+    def parts(self, piece: Piece) -> list[dict[str, Any]]:
         """A choice's next piece."""
         index, logprobs = piece.index, None
         before = self._echo.pop(index, "")
@@ -124,12 +154,42 @@ class CompletionShape:
             offset = self._offsets.get(index, 0)  # with an echo the first are the prompt's
             logprobs = completion_logprobs(self._tokenizer, piece.tokens, offset)
             self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
-        return {
-            "index": index,
-            "text": before + piece.text,
-            "logprobs": logprobs,
-            "finish_reason": piece.finish_reason,
-        }
+        return [
+            {
+                "index": index,
+                "text": before + _answer([piece]).text,
+                "logprobs": logprobs,
+                "finish_reason": piece.finish.reason if piece.finish else None,
+            }
+        ]
+
+
+def _answer(pieces: Sequence[Piece]) -> Answer:
+    return gathered(event for piece in pieces for event in piece.events)
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    return {"reasoning_content": text, "reasoning": text}  # DeepSeek's name, and OpenRouter's
+
+
+def _delta(event: Event) -> dict[str, Any]:
+    """What a chat's stream says of an event; nothing of the ends."""
+    match event:
+        case Text(text):
+            return {"content": text}
+        case Reasoning(text):
+            return _reasoning(text)
+        case CallBegins(call, id_, name):
+            function = {"name": name, "arguments": ""}
+            return _call({"index": call, "id": id_, "type": "function", "function": function})
+        case CallArguments(call, json):
+            return _call({"index": call, "function": {"arguments": json}})
+        case CallEnds() | Finish():
+            return {}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    return {"tool_calls": [call]}
 
 
 def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from starlette.requests import Request as HttpRequest
 
 from isobit.errors import IsobitError
 from isobit.runtime.engine import Engine
-from isobit.runtime.generation import FinishReason
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
+from isobit.server.events import CallBegins, Event, Finish, Usage
+from isobit.server.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
 
 PING_SECONDS = 15.0
@@ -29,9 +30,14 @@ class Piece:
     """What is new of one choice."""
 
     index: int
-    text: str
+    events: list[Event] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the choice ended, if this is its last piece."""
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, Finish) else None
 
 
 class Choice:
@@ -50,8 +56,10 @@ class Choice:
         logprobs: int | None,
         of_prompt: bool,
         receipt: bool,
+        reader: Reader | None = None,
     ) -> None:
         """``number``: which of several outputs to the same prompt. See :meth:`Engine.submit`."""
+        self._reader = reader or TextReader()
         self._echo = of_prompt and logprobs is not None
         self.index = index
         self._news = asyncio.Event()
@@ -59,8 +67,12 @@ class Choice:
         self._recorder = Recorder() if receipt else None
         self._decoder = TokenText(engine.model.tokenizer)
         self._text = StopText(stops)
-        self._ends = engine.model.stop_ids | self._decoder.ids_of(stops)
+        self._stops = {i: s for s in stops for i in self._decoder.ids_of([s])}
+        self._ends = engine.model.stop_ids | self._stops.keys()
+        self._length = 0  # of the text that was decoded
+        self._called = False
         self.n_tokens = 0
+        self.n_reasoning = 0
         self.generation = engine.submit(
             prompt,
             most,
@@ -90,33 +102,60 @@ class Choice:
         generation = self.generation
         try:
             while True:
-                ended = generation.finish_reason
-                piece = Piece(self.index, "")
+                ended = generation.finish_reason  # before taking: nothing comes after it
+                piece = Piece(self.index)
                 if self._echo and (ended or generation.request.generated):
                     ids = generation.request.prompt
                     piece.tokens = [Token(ids[0]), *generation.prompt]
                     self._echo = False
-                while not self._text.stopped and (token := generation.take()) is not None:
-                    self.n_tokens += 1
-                    if token.id in self._ends:
-                        break
-                    piece.tokens.append(token)
-                    piece.text += self._text.push(self._decoder.push(token.id))
-                if self._text.stopped:
-                    ended = "stop"
-                elif ended == "interrupted":
-                    raise generation.error or IsobitError("the server is shutting down")
-                elif ended is not None:
-                    piece.text += self._text.push(self._decoder.flush()) + self._text.flush()
-                piece.finish_reason = ended
-                if piece.text or piece.tokens or ended is not None:
+                finish = None
+                while finish is None and (token := generation.take()) is not None:
+                    finish = self._take(token, piece)
+                if finish is None and ended is not None:
+                    if ended == "interrupted":
+                        raise generation.error or IsobitError("the server is shutting down")
+                    finish = Finish("length")
+                if finish is not None:
+                    self._end(piece, finish)
+                if piece.events or piece.tokens:
                     yield piece
-                if ended is not None:
+                if finish is not None:
                     return
                 await self._news.wait()
                 self._news.clear()
         finally:
             generation.cancel()
+
+    def _take(self, token: Token, piece: Piece) -> Finish | None:
+        """A token's events; how the choice ends, if it does so with this token."""
+        self.n_tokens += 1
+        if token.id in self._ends:
+            return Finish("stop", self._stops.get(token.id))
+        piece.tokens.append(token)
+        text = self._decoder.push(token.id)
+        self._length += len(text)
+        if token.id in self._reader.special:
+            self._reader.mark(self._length - len(self._reader.special[token.id]))
+        self.n_reasoning += self._reader.reasoning
+        self._read(piece, self._reader.push(self._text.push(text)))
+        if self._text.stopped:
+            return Finish("stop", self._text.stop)
+        return Finish("stop") if self._reader.done else None
+
+    def _end(self, piece: Piece, finish: Finish) -> None:
+        if not self._text.stopped:
+            rest = self._text.push(self._decoder.flush())
+            if self._text.stopped:
+                finish = Finish("stop", self._text.stop)
+            self._read(piece, self._reader.push(rest + self._text.flush()))
+        self._read(piece, self._reader.flush())
+        if self._called and finish == Finish("stop"):
+            finish = Finish("tool_calls")
+        piece.events.append(finish)
+
+    def _read(self, piece: Piece, events: list[Event]) -> None:
+        piece.events += events
+        self._called |= any(isinstance(event, CallBegins) for event in events)
 
 
 class Choices:
@@ -143,10 +182,20 @@ class Choices:
                     continue
                 if isinstance(found, BaseException):
                     raise found
-                left -= found.finish_reason is not None
+                left -= found.finish is not None
                 yield found
         finally:
             self.cancel()
+
+    def usage(self, prompt: int) -> Usage:
+        """Tokens so far; ``prompt``: those of all prompts, each counted once."""
+        each = self.choices
+        return Usage(
+            prompt,
+            sum(choice.generation.request.cached for choice in each[:1]),
+            sum(choice.n_tokens for choice in each),
+            sum(choice.n_reasoning for choice in each),
+        )
 
     def cancel(self) -> None:
         """End them."""
