@@ -106,6 +106,8 @@ class EngineConfig:
     """Sequences of full length the KV cache holds at once."""
     chunk: int = 512
     """Prompt tokens run in one pass."""
+    parts: int = 1
+    """Processes that the CPU backend is split over."""
     allow_inexact: bool = False
     """Run on a device whose driver fails the self-test; nothing it gives is the specification's."""
 
@@ -113,9 +115,9 @@ class EngineConfig:
         """Refuse values out of range."""
         if type(self.activation_planes) is not int or self.activation_planes not in (1, 2):
             raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
-        for name in ("threads", "context", "max_sequences", "chunk"):
+        for name in ("threads", "context", "max_sequences", "chunk", "parts"):
             value = getattr(self, name)
-            most = MOST_THREADS if name == "threads" else MOST_POSITIONS
+            most = MOST_THREADS if name in ("threads", "parts") else MOST_POSITIONS
             if value is None and name in ("threads", "context"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:

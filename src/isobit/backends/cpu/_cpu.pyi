@@ -26,7 +26,13 @@ class Matrix:
     ) -> None: ...
 
 class Engine:
-    def __init__(self, program: dict[str, object], simd: str, threads: int, /) -> None: ...
+    def __init__(
+        self,
+        program: dict[str, object],
+        simd: str,
+        threads: int,
+        exchange: tuple[_Array, int, int] | None = None,
+    ) -> None: ...
     def forward(
         self,
         tokens: _Array,
@@ -39,7 +45,7 @@ class Engine:
         logits: _Array,
         tap: Tap | None,
         stages: Sequence[str],
-    ) -> None: ...
+    ) -> bool: ...
 
 class Ops:
     def __init__(self, simd: str, threads: int, /) -> None: ...

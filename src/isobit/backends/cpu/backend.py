@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit import numerics
 from isobit.backends.base import F32, Batch, Tap
@@ -21,11 +22,20 @@ class CpuBackend:
     """Runs passes in C++ on all cores; the bits are the reference's.
 
     ``simd`` names a level (see :func:`simd_levels`) instead of the machine's best; for tests.
+    ``exchange``: of one part of a split model, the memory that all parts share, this part's number,
+    and how many there are; see :mod:`isobit.backends.parts`.
     """
 
     name = "cpu"
 
-    def __init__(self, weights: Weights, engine: EngineConfig, *, simd: str | None = None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        engine: EngineConfig,
+        *,
+        simd: str | None = None,
+        exchange: tuple[NDArray[np.uint8], int, int] | None = None,
+    ) -> None:
         c = weights.config
         levels = _cpu.simd_levels()
         if simd is not None and simd not in levels:
@@ -41,7 +51,9 @@ class CpuBackend:
             "sequences": engine.max_sequences,
         }
         try:
-            self._engine: _cpu.Engine | None = _cpu.Engine(program, self._simd, self._threads)
+            self._engine: _cpu.Engine | None = _cpu.Engine(
+                program, self._simd, self._threads, exchange
+            )
         except MemoryError:
             raise BackendUnavailable(
                 f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
@@ -71,7 +83,7 @@ class CpuBackend:
         if states is None:
             states = np.arange(len(batch.pages), dtype=np.int32)
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
-        self._engine.forward(
+        whole = self._engine.forward(
             batch.tokens,
             batch.positions,
             batch.sequence,
@@ -83,6 +95,8 @@ class CpuBackend:
             tap,
             wanted,
         )
+        if not whole:
+            raise BackendUnavailable("a part of the split model has ended; load the model again")
         return logits
 
     def close(self) -> None:

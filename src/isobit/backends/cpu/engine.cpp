@@ -36,7 +36,8 @@ size_t state_values(const Program& p) {
 
 }  // namespace
 
-Engine::Engine(Program program, const Kernels& kernels, int threads)
+Engine::Engine(Program program, const Kernels& kernels, int threads,
+               std::unique_ptr<Exchange> exchange)
     : program_(std::move(program)),
       kernels_(kernels),
       memory_(cache_bytes(program_)),
@@ -44,7 +45,8 @@ Engine::Engine(Program program, const Kernels& kernels, int threads)
       slots_(program_.slots.size()),
       scratch_(team_.size(),
                std::vector<float>((size_t)program_.scratch * program_.scratch_values)),
-      states_(state_values(program_) * sizeof(float)) {
+      states_(state_values(program_) * sizeof(float)),
+      exchange_(std::move(exchange)) {
     size_t at = 0;
     for (const CacheShape& c : program_.caches) {
         caches_.push_back({page_layout(c.head_dim), c.heads, at});
@@ -86,7 +88,7 @@ void Engine::prepare(const Batch& batch) {
     starts_.push_back(batch.n_tokens);
 }
 
-void Engine::forward(const Batch& batch, float* logits, Tap* tap,
+bool Engine::forward(const Batch& batch, float* logits, Tap* tap,
                      const std::function<bool()>& stop) {
     prepare(batch);
     Pass pass(*this, batch, logits);
@@ -118,6 +120,7 @@ void Engine::forward(const Batch& batch, float* logits, Tap* tap,
             }
         }
     });
+    return !exchange_ || !exchange_->broken;
 }
 
 }  // namespace isobit

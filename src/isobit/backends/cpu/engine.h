@@ -2,7 +2,9 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
+#include "exchange.h"
 #include "moe.h"
 #include "program.h"
 #include "threads.h"
@@ -60,11 +62,13 @@ struct Slot {
 
 class Engine {
 public:
-    Engine(Program program, const Kernels& kernels, int threads);
+    // exchange: of one part of a split model, else null.
+    Engine(Program program, const Kernels& kernels, int threads, std::unique_ptr<Exchange> exchange);
 
     // logits: [n_logit_rows, vocab]. tap may be null. stop, unless it is empty, is asked before each
-    // layer; once it says true the pass ends, without logits.
-    void forward(const Batch& batch, float* logits, Tap* tap, const std::function<bool()>& stop);
+    // layer; once it says true the pass ends, without logits. False: another part has ended, and what
+    // the pass gave is void.
+    bool forward(const Batch& batch, float* logits, Tap* tap, const std::function<bool()>& stop);
 
     const Program& program() const { return program_; }
 
@@ -85,14 +89,15 @@ private:
     std::vector<size_t> state_at_;  // of each operation, the first sequence's
     std::vector<int> starts_, first_;  // of each sequence its first token, then the end; of each token
     std::vector<float> zeros_;
+    std::unique_ptr<Exchange> exchange_;
 };
 
 // One pass: every thread of the team runs all of it, meeting the others after each phase.
 class Pass {
 public:
     Pass(Engine& e, const Batch& b, float* logits)
-        : kernels(e.kernels_), team(e.team_), batch(b), planes(e.program_.planes), e_(e),
-          logits_(logits) {}
+        : kernels(e.kernels_), team(e.team_), batch(b), planes(e.program_.planes),
+          exchange(e.exchange_.get()), e_(e), logits_(logits) {}
 
     float* at(const Ref& r, int thread, int t, int i) const {
         if (r.slot < 0)
@@ -129,6 +134,7 @@ public:
     Team& team;
     const Batch& batch;
     const int planes;
+    Exchange* const exchange;  // of one part of a split model
 
 private:
     Engine& e_;

@@ -1,7 +1,10 @@
 // The engine in Python: takes the program that lower.py makes, checks each batch, and runs it with the
 // GIL released.
 
+#include <nanobind/stl/optional.h>
+
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "engine.h"
@@ -53,12 +56,23 @@ constexpr size_t MANY_TOKENS = 16;
 
 class PyEngine {
 public:
-    PyEngine(nb::dict program, const std::string& simd, int threads) {
+    // exchange: of one part of a split model the memory that all parts share, its number, and how many
+    // there are.
+    PyEngine(nb::dict program, const std::string& simd, int threads,
+             std::optional<std::tuple<Array<uint8_t, 1>, int, int>> exchange) {
         owners_.append(program);
-        engine_ = std::make_unique<Engine>(read(program), kernels_named(simd), threads);
+        std::unique_ptr<Exchange> shared;
+        if (exchange) {
+            auto& [memory, rank, parts] = *exchange;
+            shared = std::make_unique<Exchange>(memory.data(), memory.size(), rank, parts);
+            owners_.append(nb::cast(memory));
+            split_ = true;
+        }
+        engine_ = std::make_unique<Engine>(read(program), kernels_named(simd), threads,
+                                           std::move(shared));
     }
 
-    void forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
+    bool forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
                  Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
                  Input_<int32_t, 1> logit_rows, Input_<int32_t, 1> states,
                  const std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>>& rope,
@@ -83,18 +97,20 @@ public:
         check(batch);
         PyTap tap(callback, stages);
         std::function<bool()> interrupted;
-        if (T >= MANY_TOKENS)
+        if (T >= MANY_TOKENS && !split_)  // the other parts of a split model go on
             interrupted = [&tap] {
                 if (tap.error) return true;
                 nb::gil_scoped_acquire gil;
                 return PyErr_CheckSignals() != 0;
             };
+        bool whole;
         {
             nb::gil_scoped_release nogil;
-            engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap, interrupted);
+            whole = engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap, interrupted);
         }
         if (PyErr_Occurred()) throw nb::python_error();
         if (tap.error) std::rethrow_exception(tap.error);
+        return whole;
     }
 
 private:
@@ -197,6 +213,7 @@ private:
     }
 
     nb::list owners_;
+    bool split_ = false;
     std::unique_ptr<Engine> engine_;
 };
 
@@ -204,7 +221,10 @@ private:
 
 void bind_engine(nb::module_& m) {
     nb::class_<PyEngine>(m, "Engine")
-        .def(nb::init<nb::dict, const std::string&, int>())
+        .def(nb::init<nb::dict, const std::string&, int,
+                      std::optional<std::tuple<Array<uint8_t, 1>, int, int>>>(),
+             nb::arg("program"), nb::arg("simd"), nb::arg("threads"),
+             nb::arg("exchange").none() = nb::none())
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states"),
              nb::arg("rope"), nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));

@@ -10,7 +10,7 @@ from isobit.backends.reference.cache import Pages, sequences
 from isobit.config import EngineConfig
 from isobit.model.graph import Op, Value, zero_state
 from isobit.model.weights import Weights
-from isobit.numerics.ops import HISTORY, Append, Array, Arrays, Context
+from isobit.numerics.ops import HISTORY, Append, Array, Arrays, Context, Exchange
 
 Compute = Callable[[Op, Sequence[Array]], Arrays]
 """What an operation gives for its inputs."""
@@ -22,13 +22,20 @@ class ReferenceBackend:
     """Runs docs/numerics.md with ``isobit.numerics``: slow, readable, the definition.
 
     ``hook`` stands in for operations, which makes a backend with a fault of it.
+    ``exchange``: of one part of a split model (see :class:`isobit.numerics.ops.Gather`).
     """
 
     name = "reference"
 
-    def __init__(self, weights: Weights, engine: EngineConfig, hook: Hook | None = None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        engine: EngineConfig,
+        hook: Hook | None = None,
+        exchange: Exchange | None = None,
+    ) -> None:
         self._graph = weights.graph
-        self._context = Context(engine.activation_planes)
+        self._context = Context(engine.activation_planes, exchange)
         self._hook = hook
         self._states: dict[tuple[Op, int], Arrays] = {}
         self._pages = {

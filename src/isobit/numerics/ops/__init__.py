@@ -15,6 +15,7 @@ from isobit.numerics.ops.base import (
     Array,
     Arrays,
     Context,
+    Exchange,
     Operation,
     Shape,
     UnpackCache,
@@ -27,6 +28,7 @@ from isobit.numerics.ops.decay import Decay
 from isobit.numerics.ops.embedding import Embedding
 from isobit.numerics.ops.gated_add import GatedAdd
 from isobit.numerics.ops.gated_delta import GatedDelta
+from isobit.numerics.ops.gather import Gather
 from isobit.numerics.ops.heads import Heads
 from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
@@ -57,9 +59,11 @@ __all__ = [
     "Context",
     "Decay",
     "Embedding",
+    "Exchange",
     "ExpertMatMul",
     "GatedAdd",
     "GatedDelta",
+    "Gather",
     "Heads",
     "L2Norm",
     "MatMul",

@@ -18,6 +18,8 @@ from isobit.numerics.matmul import IntegerWeight, Weight
 Array = NDArray[Any]
 Arrays = tuple[Array, ...]
 T = TypeVar("T")
+Exchange = Callable[[Array], Sequence[Array]]
+"""Gives one part's piece of a value to the others; returns every part's (``Gather``)."""
 
 TOKENS, LOGIT_ROWS, HISTORY = "T", "R", "N"
 """What a value has a row for: each token of the batch; each token whose logits are wanted; each
@@ -65,8 +67,10 @@ class UnpackCache(Generic[T]):
 class Context:
     """What the operations of a run share: the setting of planes, and weights unpacked before."""
 
-    def __init__(self, planes: int = 2) -> None:
+    def __init__(
+        self, planes: int = 2, exchange: Exchange | None = None) -> None:
         self.planes = planes
+        self.exchange: Exchange = exchange or (lambda x: [x])
         self.integers: Callable[[Weight], IntegerWeight] = UnpackCache(IntegerWeight.of)
         self.doubles: Callable[[Weight], NDArray[np.float64]] = UnpackCache(
             lambda w: w.float32().astype(np.float64)

@@ -1,0 +1,174 @@
+"""A model split over processes, each the CPU backend on its part of the graph.
+
+The caller's process runs part 0, and starts the others: ``python -m isobit.backends.parts``. They
+get each batch through a socket, and exchange what they compute through shared memory, within the
+pass (see :mod:`isobit.model.split`).
+"""
+
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.base import F32, Batch, Tap
+from isobit.backends.cpu import CpuBackend
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, IsobitError
+from isobit.model.checkpoint import open_model
+from isobit.model.graph import Key
+from isobit.model.split import Part, split
+from isobit.model.weights import Weights
+
+_LINE = 64  # bytes; the memory's layout: cpu/exchange.h
+_PIECES = 16 << 20  # bytes of a part's piece; longer values are exchanged in several
+
+
+class PartsBackend:
+    """The CPU backend, split over ``engine.parts`` processes. The bits are those of one."""
+
+    name = "cpu"
+
+    def __init__(self, weights: Weights, engine: EngineConfig, path: Path) -> None:
+        self._parts = engine.parts
+        self._closed = False
+        memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)
+        size = (self._parts + 1) * _LINE + 2 * self._parts * _PIECES
+        memory.truncate(size)
+        self._memory = memory
+        self._shared: NDArray[np.uint8] = np.frombuffer(mmap.mmap(memory.fileno(), size), np.uint8)
+        self._others: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        try:
+            for rank in range(1, self._parts):
+                self._start(rank, path, engine)
+            self._part = split(weights.graph, 0, self._parts, str(path))
+            self._names = frozenset(weights.graph.names) - weights.graph.on_request
+            self._here = _backend(self._part, weights, engine, (self._shared, 0))
+            for rank, (_, connection) in enumerate(self._others, 1):
+                said = connection.recv()
+                if said is not None:
+                    raise BackendUnavailable(f"part {rank} of {self._parts}: {said}")
+        except EOFError:
+            self.close()
+            raise BackendUnavailable(f"cpu: a part of {self._parts} did not start") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def device(self) -> str:
+        """Processor, SIMD level, threads of a part, and parts."""
+        return f"{self._here.device} in each of {self._parts} processes"
+
+    def forward(
+        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
+    ) -> F32:
+        """Run a batch; see :class:`isobit.backends.base.Backend`."""
+        wanted = None if tap is None else stages or frozenset(self._names)
+        with suppress(OSError):  # it has ended; the pass will say so
+            for _, connection in self._others:
+                connection.send((batch, wanted))
+        if tap is None:
+            return self._here.forward(batch)
+        logits, shown = _traced(self._here, batch, wanted)
+        every = [shown, *(connection.recv() for _, connection in self._others)]
+        for (name, layer), piece in shown.items():
+            pieces = [piece, *(other[name, layer] for other in every[1:])]
+            tap(name, layer, self._part.merged((name, layer), pieces))
+        return logits
+
+    def close(self) -> None:
+        """End the other processes and free the memory."""
+        self._closed = True
+        for _, connection in self._others:
+            connection.close()
+        for process, _ in self._others:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._others = []
+        if hasattr(self, "_here"):
+            self._here.close()
+        self._memory.close()
+
+    def _start(self, rank: int, path: Path, engine: EngineConfig) -> None:
+        ours, theirs = socket.socketpair()
+        files = theirs.fileno(), self._memory.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "isobit.backends.parts", *map(str, files)], pass_fds=files
+        )
+        theirs.close()
+        connection = Connection(ours.detach())
+        self._others.append((process, connection))
+        connection.send((str(path), engine, rank))
+        threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """A part that ends stops the pass of the others."""
+        process.wait()
+        self._shared[self._parts * _LINE] = 1
+
+
+def _backend(
+    part: Part, weights: Weights, engine: EngineConfig, place: tuple[NDArray[np.uint8], int]
+) -> CpuBackend:
+    engine = replace(engine, threads=max(1, engine.cores // engine.parts))
+    exchange = (*place, engine.parts)
+    return CpuBackend(Weights(weights.config, part.graph), engine, exchange=exchange)
+
+
+def _traced(
+    backend: CpuBackend, batch: Batch, stages: frozenset[str] | None
+) -> tuple[F32, dict[Key, NDArray[Any]]]:
+    """A pass's logits and its stages."""
+    shown: dict[Key, NDArray[Any]] = {}
+
+    def tap(name: str, layer: int | None, value: NDArray[Any]) -> None:
+        shown[name, layer] = value
+
+    return backend.forward(batch, tap, stages), shown
+
+
+def _shared_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+
+
+def main() -> None:
+    """One of the other parts: batches from a socket until it is closed."""
+    import signal  # noqa: PLC0415
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to end
+    connection = Connection(int(sys.argv[1]))
+    path, engine, rank = connection.recv()
+    memory = mmap.mmap(int(sys.argv[2]), os.fstat(int(sys.argv[2])).st_size)
+    try:
+        file = open_model(Path(path))
+        weights = Weights.from_file(file)
+        part = split(weights.graph, rank, engine.parts, path)
+        backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))
+    except IsobitError as error:
+        connection.send(str(error))
+        return
+    connection.send(None)
+    with suppress(EOFError, OSError, BackendUnavailable):
+        while True:
+            batch, stages = connection.recv()
+            if stages is None:
+                backend.forward(batch)
+            else:
+                connection.send(_traced(backend, batch, stages)[1])
+
+
+if __name__ == "__main__":
+    main()
