@@ -1,15 +1,28 @@
 """A model split over parts gives the whole model's bits, wherever it is cut."""
 
+import os
+import signal
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from isobit.backends.base import Batch
+from isobit.backends.cpu import CpuBackend
+from isobit.backends.parts import PartsBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.model.checkpoint import open_model
 from isobit.model.split import split
 from isobit.model.weights import Weights
+from isobit.runtime.model import sample_path
+from tests.helpers.synth import Geometry, write_model
+
+HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
+ENGINE = EngineConfig(context=64, max_sequences=2, threads=2)
 
 
 class Meeting:
@@ -31,7 +44,7 @@ class Meeting:
 
 
 def passes(backends: list, vocab: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Two sequences prefilled together, then decoded together, on every part: each part's logits."""
+    """Two sequences prefilled, then decoded together, on every part: each part's logits."""
     ids = rng.integers(0, vocab, 24).astype(np.int32)
     pages = np.array([[0], [1]], np.int32)
 
@@ -56,3 +69,91 @@ def passes(backends: list, vocab: int, rng: np.random.Generator) -> list[np.ndar
     for t in threads:
         t.join(300)
     return out
+
+
+def of_file(path: Path) -> Weights:
+    return Weights.from_file(open_model(path))
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    return x.view(np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "parts"),
+    [
+        (Geometry(), 2),
+        (Geometry(heads=12, kv_heads=3), 2),  # shares that are uneven
+        (Geometry(heads=8, kv_heads=2), 3),  # a key-value head that two parts have
+        (Geometry(experts=0, heads=8, kv_heads=2, ffn=512), 8),  # one query head each
+    ],
+)
+def test_reference_parts(geometry: Geometry, parts: int, tmp_path: Path) -> None:
+    """The specification run on every part; each ends with the whole logits."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    w = of_file(write_model(tmp_path / "m.gguf", geometry, seed=seed))
+    (whole,) = passes([ReferenceBackend(w, ENGINE)], w.config.vocab, np.random.default_rng(seed))
+    meeting = Meeting(parts)
+    backends = []
+    for rank in range(parts):
+        graph = split(w.graph, rank, parts).graph
+        assert sum(x.data.nbytes for x in graph.weights.values()) < 0.8 * sum(
+            x.data.nbytes for x in w.graph.weights.values()
+        )
+        mine = Weights(w.config, graph)
+        backends.append(ReferenceBackend(mine, ENGINE, exchange=meeting.exchange(rank)))
+    for logits in passes(backends, w.config.vocab, np.random.default_rng(seed)):
+        assert np.array_equal(bits(logits), bits(whole))
+
+
+@pytest.mark.parametrize("path", [sample_path(), HYBRID], ids=["sample", "hybrid"])
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_processes(path: Path, parts: int) -> None:
+    w = of_file(path)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    outs = []
+    for backend in (CpuBackend(w, ENGINE), PartsBackend(w, replace(ENGINE, parts=parts))):
+        outs.append(passes([backend], w.config.vocab, np.random.default_rng(seed))[0])
+        backend.close()
+    assert np.array_equal(bits(outs[0]), bits(outs[1]))
+
+
+def test_stages_of_the_parts_are_put_together() -> None:
+    w = of_file(HYBRID)
+    batch = Batch(
+        np.arange(5, dtype=np.int32) + 7,
+        np.arange(5, dtype=np.int32),
+        np.zeros(5, np.int32),
+        np.zeros((1, 1), np.int32),
+        np.array([4], np.int32),
+    )
+    shown: list[dict] = []
+    for backend in (CpuBackend(w, ENGINE), PartsBackend(w, replace(ENGINE, parts=3))):
+        found: dict = {}
+        backend.forward(batch, lambda name, layer, x, found=found: found.update({(name, layer): x}))
+        shown.append(found)
+        backend.close()
+    assert list(shown[0]) == list(shown[1])
+    for key, value in shown[0].items():
+        assert np.array_equal(value, shown[1][key]), key
+
+
+def test_a_part_that_ends_is_an_error() -> None:
+    w = of_file(sample_path())
+    backend, zero = PartsBackend(w, replace(ENGINE, parts=2)), np.zeros(1, np.int32)
+    try:
+        (process, _), *_ = backend._others
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        with pytest.raises(BackendUnavailable, match="a part of the split model has ended"):
+            backend.forward(Batch(zero, zero, zero, zero[:, None], zero))
+    finally:
+        backend.close()
+
+
+def test_more_parts_than_heads_are_refused() -> None:
+    w = of_file(sample_path())
+    with pytest.raises(UsageError, match="parts: expected at most"):
+        split(w.graph, 0, 1000)

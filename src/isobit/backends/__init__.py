@@ -30,6 +30,12 @@ def open_backend(
     exact, or what a GPU is going to hold. Raises BackendUnavailable with the reason when the named
     backend cannot run here.
     """
+    if engine.parts > 1 and name not in ("auto", "cpu"):
+        raise UsageError(
+            f"parts: expected 1 on backend {name} (cpu can be split), got {engine.parts}"
+        )
+    if name == "auto" and engine.parts > 1:
+        name = "cpu"
     if name == "auto":
         return _fastest(weights, replace(engine, allow_inexact=False), note)
     # Imported here so that a backend's libraries load only when it is used.
@@ -38,6 +44,10 @@ def open_backend(
 
         return ReferenceBackend(weights, engine)
     if name == "cpu":
+        if engine.parts > 1:
+            from isobit.backends.parts import PartsBackend  # noqa: PLC0415
+
+            return PartsBackend(weights, engine)
         from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
 
         return CpuBackend(weights, engine)

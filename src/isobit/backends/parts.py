@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import F32, Batch, Tap
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable, IsobitError
+from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
 from isobit.model.graph import Key
 from isobit.model.split import Part, split
@@ -39,7 +39,10 @@ class PartsBackend:
 
     name = "cpu"
 
-    def __init__(self, weights: Weights, engine: EngineConfig, path: Path) -> None:
+    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+        path = weights.path
+        if path is None:
+            raise UsageError("parts: expected a model from a file, got one made in memory")
         self._parts = engine.parts
         self._closed = False
         memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)
@@ -141,7 +144,7 @@ def _traced(
 
 
 def _shared_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def main() -> None:

@@ -59,6 +59,13 @@ def add_engine(
         metavar="N",
         help="CPU threads (default: every usable core; fewer may be faster where cores are shared)",
     )
+    group.add_argument(
+        "--parts",
+        type=whole,
+        metavar="N",
+        default=EngineConfig.parts,
+        help="processes that the cpu backend is split over (default: %(default)s)",
+    )
 
 
 def add_inexact(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +91,7 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
         threads=args.threads,
         context=context,
         max_sequences=sequences,
+        parts=args.parts,
         allow_inexact=args.allow_inexact,
     )
     with busy(f"loading {args.model}"):

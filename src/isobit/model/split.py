@@ -6,6 +6,7 @@ key-value heads with their query heads and their cache. Where an operation needs
 of a product is added up as before, whichever part does it, and so is a head: no cut changes a bit.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
@@ -17,9 +18,9 @@ from isobit.model.graph import Builder, Graph, Key, Op, Value
 from isobit.numerics import Weight
 from isobit.numerics.ops import (
     Append,
+    Array,
     Attention,
     AttentionScores,
-    Array,
     AttentionSoftmax,
     Bias,
     Combine,
@@ -235,7 +236,9 @@ class _Split:
         if [op.kind for op in readers] == ["bias"]:
             return self._views(readers[0].outputs[0])
         counts = self.counts.get(product.layer, ())
-        views = [op for op in readers if op.kind == "heads" and op.outputs[0].shape.row[0] in counts]
+        views = [
+            op for op in readers if op.kind == "heads" and op.outputs[0].shape.row[0] in counts
+        ]
         return views if len(views) == len(readers) else []
 
     def _heads_of(self, view: Op) -> Cut:
@@ -304,7 +307,7 @@ def _shares(total: int, parts: int) -> tuple[Ranges, ...]:
         step //= 2
     steps = total // step
     bounds = [steps * r // parts * step for r in range(parts + 1)]
-    return tuple(((a, b),) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(((a, b),) for a, b in itertools.pairwise(bounds))
 
 
 def _merged(ranges: Sequence[tuple[int, int]]) -> Ranges:

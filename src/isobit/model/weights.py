@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,8 @@ class Weights:
 
     config: ModelConfig
     graph: Graph
+    path: Path | None = None
+    """The file, or the folder, that another process can open, too."""
 
     @classmethod
     def from_file(cls, file: GGUFFile) -> "Weights":
@@ -55,7 +58,7 @@ class Weights:
         c = arch.config(Metadata(file.metadata, source), tensors.rows("token_embd.weight"))
         graph = arch.graph(c, tensors)
         tensors.nothing_else()
-        return cls(c, graph)
+        return cls(c, graph, file.path)
 
     # By role, for the backends that do not read the graph yet.
 

@@ -305,6 +305,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     sequences: int = EngineConfig.max_sequences,
+    parts: int = 1,
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
@@ -316,6 +317,7 @@ def load(
         threads: of the CPU; None: all.
         context: longest sequence in tokens; None: the model's.
         sequences: how many sequences of that length the KV cache has room for.
+        parts: processes that the cpu backend is split over.
 
     Warns if the file is larger than the memory.
 
@@ -329,6 +331,7 @@ def load(
         threads=threads,
         context=context,
         max_sequences=sequences,
+        parts=parts,
     )
     return Model(path_or_sample, backend, engine)
 

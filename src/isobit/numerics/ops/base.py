@@ -67,8 +67,7 @@ class UnpackCache(Generic[T]):
 class Context:
     """What the operations of a run share: the setting of planes, and weights unpacked before."""
 
-    def __init__(
-        self, planes: int = 2, exchange: Exchange | None = None) -> None:
+    def __init__(self, planes: int = 2, exchange: Exchange | None = None) -> None:
         self.planes = planes
         self.exchange: Exchange = exchange or (lambda x: [x])
         self.integers: Callable[[Weight], IntegerWeight] = UnpackCache(IntegerWeight.of)
