@@ -173,7 +173,7 @@ def test_an_echo_with_the_prompts_log_probabilities(
         ({"prompt": PROMPT, "logit_bias": {"99999999": 1}}, "logit_bias"),
         ({"prompt": PROMPT, "seed": 1 << 70}, "seed"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": [-1]}, "token"),
+        ({"prompt": [-1]}, "prompt"),
         ({"prompt": [[5], "x"]}, "prompt"),
         ({"prompt": PROMPT, "n": 0}, "n"),
         ({"prompt": PROMPT, "suffix": "x"}, "suffix"),
@@ -221,7 +221,7 @@ def test_models_health_metrics_tokens(client: openai.OpenAI, alone: Model) -> No
     assert text == {"prompt": alone.detokenize(ids)}
     client.completions.create(model="sample", prompt=PROMPT, max_tokens=3)
     lines = httpx.get(url(client, "/metrics")).text.splitlines()
-    assert "isobit_requests_running 0" in lines
+    assert "isobit_requests_running 0.0" in lines
     assert any(line.startswith('isobit_requests_total{path="/v1/completions"') for line in lines)
 
 

@@ -26,6 +26,7 @@ from isobit.runtime.scheduler import Limits, Scheduler, Work
 from isobit.runtime.tokens import Generation, Token
 
 ROUTES = "moe_router_indices"
+STATE = "final_norm"
 
 
 class Engine:
@@ -57,6 +58,7 @@ class Engine:
         ends: frozenset[int] | None = None,
         logprobs: int | None = None,
         of_prompt: bool = False,
+        hidden: bool = False,
         watch: Watcher | None = None,
         salt: str = "",
         listen: Callable[[], None] | None = None,
@@ -71,6 +73,7 @@ class Engine:
             ends: tokens that end it; None: the model's.
             logprobs: measure every token, and the k likeliest at its place.
             of_prompt: with ``logprobs``, measure the prompt's tokens too.
+            hidden: keep the model's state after the prompt, what its head is given.
             watch: sees the experts and the choices of this generation alone.
             salt: pages are shared between generations of the same.
             listen: called by whoever runs the pass when there is something new to take, or it has
@@ -99,6 +102,7 @@ class Engine:
             Sampler(sampling, ids, choice),
             ends=self.model.stop_ids if ends is None else ends,
             logprobs=logprobs,
+            hidden=hidden,
             watch=watch,
             listen=listen,
         )
@@ -107,13 +111,18 @@ class Engine:
         with self._books:
             if self._closed:
                 raise UsageError("engine: expected an open one, got one that was closed")
-            if most == 0 and not measure:
+            if most == 0 and not (measure or hidden):
                 generation.finish_reason = "length"
                 return generation
             self.scheduler.add(request)
             self._of[request] = generation
             self._books.notify_all()
         return generation
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
 
     def step(self) -> bool:
         """One pass for all; False if there was nothing to do."""
@@ -171,14 +180,16 @@ class Engine:
                     self._recall(generation)
         if not work:
             return False
-        seen: list[NDArray[np.generic]] = []
-        watched = any(generation._watch is not None for _, generation in parts)
+        seen: dict[str, list[NDArray[np.generic]]] = {ROUTES: [], STATE: []}
+        stages = {ROUTES for _, generation in parts if generation._watch is not None}
+        stages |= {STATE for _, generation in parts if generation._wants_hidden}
         try:
             logits = self.model.run_batch(
                 _batch(work, [generation._state for _, generation in parts]),
-                (lambda _stage, _layer, value: seen.append(np.array(value))) if watched else None,
-                frozenset({ROUTES}) if watched else None,
+                (lambda stage, _, value: seen[stage].append(np.array(value))) if stages else None,
+                frozenset(stages) if stages else None,
             )
+            self._keep_hidden(parts, seen[STATE])
             self._measure_prompts(parts, logits)
             new = self._chosen(parts, logits)
         except BaseException as error:
@@ -189,7 +200,8 @@ class Engine:
                 return True  # whoever waits for one of these is told
             raise
         with self._books:
-            self._hand_out(parts, new, np.stack(seen, axis=1) if seen else None)
+            routes = seen[ROUTES]
+            self._hand_out(parts, new, np.stack(routes, axis=1) if routes else None)
         return True
 
     def _chosen(
@@ -214,6 +226,18 @@ class Engine:
             g.request: (measured.get(i, Token(int(ids[i]))) if ids[i] >= 0 else _damaged(), row)
             for i, (g, row) in enumerate(zip(choosing, logits, strict=True))
         }
+
+    def _keep_hidden(
+        self, parts: Sequence[tuple[Work, Generation]], states: Sequence[NDArray[np.generic]]
+    ) -> None:
+        """The states after the prompts that end in this pass, if they are wanted."""
+        row = -1
+        for part, generation in parts:
+            row += len(part.tokens)
+            if generation._wants_hidden and part.start + len(part.tokens) == len(
+                part.request.prompt
+            ):
+                generation.hidden = states[0][row].astype(np.float32)
 
     def _measure_prompts(self, parts: Sequence[tuple[Work, Generation]], logits: F32) -> None:
         row = 0

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.backends.base import F32
+from isobit.errors import UsageError
 from isobit.runtime.generation import FinishReason, Watcher
 from isobit.runtime.request import Request
 from isobit.runtime.sampler import Sampler
@@ -40,6 +42,7 @@ class Generation(Iterator[Token]):
         *,
         ends: frozenset[int],
         logprobs: int | None,
+        hidden: bool,
         watch: Watcher | None,
         listen: Callable[[], None] | None,
     ) -> None:
@@ -48,7 +51,10 @@ class Generation(Iterator[Token]):
         self.finish_reason: FinishReason | None = None
         self.prompt: list[Token] = []
         """The prompt's tokens from the second on, if their log-probabilities were asked for."""
+        self.hidden: F32 | None = None
+        """float32 [hidden]: the state after the prompt, once it is run, if it was asked for."""
         self._engine = engine
+        self._wants_hidden = hidden
         self._ends = ends
         self._logprobs = logprobs
         self._watch = watch
@@ -76,6 +82,17 @@ class Generation(Iterator[Token]):
         """A token that is there already."""
         with self._engine._books:
             return self._ready.popleft() if self._ready else None
+
+    @property
+    def routes(self) -> NDArray[np.int16]:
+        """Experts of the tokens that were run so far, int16 [T, layers, k], if it is watched.
+
+        Raises UsageError for a dense model.
+        """
+        with self._engine._books:
+            if not self._routes:
+                raise UsageError("routes: expected a mixture of experts that ran, got none")
+            return np.concatenate(self._routes)
 
     @property
     def error(self) -> BaseException | None:

@@ -24,11 +24,6 @@ from isobit.text.tokenizer import Tokenizer
 LEAST = -9999.0  # what OpenAI says of tokens that are all but impossible
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> Any:
-    """An error."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 def usage(used: Usage) -> dict[str, Any]:
     """Tokens of a request."""
     return {
@@ -82,7 +77,7 @@ class ChatShape:
         self._logprobs = logprobs
         self._begun: set[int] = set()
 
-    object, chunk = "chat.completion", "chat.completion.chunk"
+    prefix, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A choice at once."""
@@ -138,12 +133,14 @@ class CompletionShape:
         self._echo = dict(enumerate(echo))
         self._offsets: dict[int, int] = {}
 
+    prefix = "cmpl"
     object = chunk = "text_completion"
 
     def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A choice at once."""
         tokens = [t for piece in pieces for t in piece.tokens]
-        [part] = self.parts(Piece(index, [e for piece in pieces for e in piece.events], tokens))
+        events = [e for piece in pieces for e in piece.events]
+        [part] = self.parts(Piece(index, events, tokens, pieces[-1].end))
         return part
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
@@ -152,7 +149,10 @@ class CompletionShape:
         before = self._echo.pop(index, "")
         if self._logprobs:
             offset = self._offsets.get(index, 0)  # with an echo the first are the prompt's
-            logprobs = completion_logprobs(self._tokenizer, piece.tokens, offset)
+            # The token that ended it has no text but a place: who scores a prompt by max_tokens 1
+            # counts on one more token than the prompt's.
+            tokens = [*piece.tokens, *([piece.end] if piece.end else [])]
+            logprobs = completion_logprobs(self._tokenizer, tokens, offset)
             self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
         return [
             {

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 from starlette.requests import Request as HttpRequest
 
+from isobit.backends.base import I32
 from isobit.errors import IsobitError
-from isobit.runtime.engine import Engine
+from isobit.runtime.engine import ROUTES, Engine
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
+from isobit.server.errors import ClientGone
 from isobit.server.events import CallBegins, Event, Finish, Usage
 from isobit.server.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
 
 PING_SECONDS = 15.0
-
-
-class ClientGone(IsobitError):
-    """The client left before its answer was complete."""
 
 
 @dataclass
@@ -32,6 +31,8 @@ class Piece:
     index: int
     events: list[Event] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    end: Token | None = None
+    """The token that ended the choice, which is no part of its text."""
 
     @property
     def finish(self) -> Finish | None:
@@ -56,11 +57,18 @@ class Choice:
         logprobs: int | None,
         of_prompt: bool,
         receipt: bool,
+        ends: frozenset[int] | None = None,
+        routes: bool = False,
         reader: Reader | None = None,
     ) -> None:
-        """``number``: which of several outputs to the same prompt. See :meth:`Engine.submit`."""
+        """See :meth:`Engine.submit`.
+
+        number: which of several outputs to the same prompt. routes: record the experts.
+        """
         self._reader = reader or TextReader()
         self._echo = of_prompt and logprobs is not None
+        self.echoes = len(prompt) if self._echo else 0
+        """So many tokens of its pieces, the first, are the prompt's."""
         self.index = index
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -68,7 +76,7 @@ class Choice:
         self._decoder = TokenText(engine.model.tokenizer)
         self._text = StopText(stops)
         self._stops = {i: s for s in stops for i in self._decoder.ids_of([s])}
-        self._ends = engine.model.stop_ids | self._stops.keys()
+        self._ends = (engine.model.stop_ids if ends is None else ends) | self._stops.keys()
         self._length = 0  # of the text that was decoded
         self._called = False
         self.n_tokens = 0
@@ -81,14 +89,23 @@ class Choice:
             ends=self._ends,
             logprobs=logprobs,
             of_prompt=of_prompt,
-            watch=self._recorder,
+            watch=self._recorder or (_Routes() if routes else None),
             listen=self._listen,
         )
 
     @property
     def receipt(self) -> Receipt | None:
         """Of what was generated so far, if it was asked for."""
-        return None if self._recorder is None else self._recorder.receipt()
+        if self._recorder is None:
+            return None
+        found = self._recorder.receipt()  # the engine may be ahead of a stop string
+        return replace(found, tokens=found.tokens[: self.n_tokens])
+
+    @property
+    def routes(self) -> I32:
+        """The experts of the tokens that were run, but for the last: int32 [T, layers, k]."""
+        n = len(self.generation.request.prompt) + max(self.n_tokens - 1, 0)
+        return self.generation.routes[:n].astype(np.int32)
 
     def _listen(self) -> None:
         with suppress(RuntimeError):  # the loop is closed, and so nobody waits
@@ -130,6 +147,7 @@ class Choice:
         """A token's events; how the choice ends, if it does so with this token."""
         self.n_tokens += 1
         if token.id in self._ends:
+            piece.end = token
             return Finish("stop", self._stops.get(token.id))
         piece.tokens.append(token)
         text = self._decoder.push(token.id)
@@ -156,6 +174,17 @@ class Choice:
     def _read(self, piece: Piece, events: list[Event]) -> None:
         piece.events += events
         self._called |= any(isinstance(event, CallBegins) for event in events)
+
+
+class _Routes:
+    """Wants the experts, which a generation keeps, and nothing else."""
+
+    stages = frozenset({ROUTES})
+
+    def begin(self, *_: object) -> None:
+        """Nothing to do."""
+
+    tap = chose = begin
 
 
 class Choices:

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
+from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
+from isobit.server.prompts import Prompt, listed
 
 MOST_CHOICES = 128
 MOST_STOPS = 64
@@ -40,6 +42,8 @@ class Common(BaseModel):
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     isobit_receipt: bool = False
@@ -65,6 +69,11 @@ class Common(BaseModel):
     def stops(self) -> list[str]:
         """The texts before which an answer ends."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    def ends(self, model: Model) -> frozenset[int]:
+        """The tokens that end an answer."""
+        own = frozenset() if self.ignore_eos else model.stop_ids
+        return own.union(self.stop_token_ids or ())
 
     @property
     def usage_at_end(self) -> bool:
@@ -115,7 +124,7 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """``/v1/completions``."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Prompt
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
@@ -132,15 +141,7 @@ class CompletionRequest(Common):
             raise UsageError("suffix: expected none: not implemented")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise UsageError(f"best_of: expected n, which is {self.n or 1}, got {self.best_of}")
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if not self.prompt:
-            raise UsageError("prompt: expected at least one token, got none")
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
-        if len(self.prompt) > MOST_CHOICES:
-            raise UsageError(f"prompt: expected at most {MOST_CHOICES}, got {len(self.prompt)}")
-        return list(self.prompt)
+        return listed(self.prompt, "prompt", MOST_CHOICES)
 
 
 class TokenizeRequest(BaseModel):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import traceback
-from collections import Counter
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +11,10 @@ from isobit import numerics
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
+from isobit.server.errors import told
+from isobit.server.metrics import Metrics
+
+_BESIDE = 64  # requests inside that generate nothing, or are being read
 
 
 class Service:
@@ -27,19 +28,27 @@ class Service:
         api_key: str | None = None,
         limits: Limits | None = None,
     ) -> None:
+        """Reads all of the model's file if its digest is not known yet."""
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
         self.engine = Engine(model, limits)
+        limits = self.engine.scheduler.limits
+        self.most_inside = limits.running + limits.waiting + _BESIDE
+        """Requests that are answered at the same time; more are told to come again."""
         self.created = int(time.time())
         planes = 8 * model.engine.activation_planes
         self.fingerprint = (
             f"isobit-n{numerics.VERSION}-s{numerics.SAMPLING_VERSION}-a{planes}-"
             f"{model.file.sha256()[:16]}"
         )
-        self.counts: Counter[tuple[str, str]] = Counter()
-        """(a metric's name, its labels) -> count."""
+        self.metrics = Metrics(self.engine, self.name)
         self._thread = threading.Thread(target=self._run, name="isobit engine", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered: the engine runs, and is not being shut down."""
+        return self._thread.is_alive() and not self.engine.closed
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -58,26 +67,7 @@ class Service:
         while True:
             try:
                 self.engine.run()
-            except Exception:  # those of the pass were told; the others go on
-                traceback.print_exc(file=sys.stderr)
+            except Exception as error:  # those of the pass were told; the others go on
+                told(error)
             else:
                 return
-
-    def metrics(self) -> str:
-        """In Prometheus's text format."""
-        scheduler, blocks = self.engine.scheduler, self.engine.scheduler.blocks
-        gauges = {
-            "isobit_requests_running": len(scheduler.running),
-            "isobit_requests_waiting": len(scheduler.waiting),
-            "isobit_cache_pages_held": blocks.held,
-            "isobit_cache_pages_cached": blocks.cached,
-            "isobit_cache_pages_free": blocks.free,
-        }
-        lines = [f"# TYPE {name} gauge\n{name} {value}" for name, value in gauges.items()]
-        last = ""
-        for (name, labels), count in sorted(self.counts.items()):
-            if name != last:
-                lines.append(f"# TYPE {name} counter")
-            lines.append(f"{name}{labels} {count}")
-            last = name
-        return "\n".join(lines) + "\n"

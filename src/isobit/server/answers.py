@@ -1,0 +1,160 @@
+"""One request's choices from the engine to an interface: in pieces as they come, or at once.
+
+Every interface says how it writes the same events (:mod:`isobit.server.events`); when they come,
+when a client is told to be patient, what happens when one leaves and what is counted is here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from isobit.errors import UsageError
+from isobit.server.chat import Chat
+from isobit.server.choices import Choice, Choices, Piece
+from isobit.server.errors import ClientGone, told
+from isobit.server.events import Usage
+from isobit.server.requests import MOST_CHOICES, Common
+from isobit.server.service import Service
+
+
+class Encoder(Protocol):
+    """How an interface writes a stream: each text is sent as it is."""
+
+    def begin(self) -> Iterable[str]:
+        """Before the first piece."""
+
+    def piece(self, piece: Piece) -> Iterable[str]:
+        """What is new of a choice."""
+
+    def ping(self) -> str:
+        """All is well, there is nothing new."""
+
+    def end(self, used: Usage) -> Iterable[str]:
+        """All choices are complete."""
+
+    def error(self, message: str) -> Iterable[str]:
+        """There will be no more."""
+
+
+class Answers:
+    """The choices of one request. They run from the moment it is made."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: Request,
+        asked: Common,
+        prompts: Sequence[list[int]],
+        *,
+        most: int | None,
+        logprobs: int | None = None,
+        echo: bool = False,
+        routes: bool = False,
+        chat: Chat | None = None,
+    ) -> None:
+        """``n`` choices for each prompt in turn. Raises UsageError, QueueFull; then none runs.
+
+        most: tokens of each; None: to the end of the context. logprobs: how many of the likeliest
+        are wanted beside each token; ``echo``: of the prompt's too. routes: record the experts.
+        """
+        n = asked.n or 1
+        if n * len(prompts) > MOST_CHOICES:
+            raise UsageError(f"n: expected at most {MOST_CHOICES} choices in all")
+        self._service = service
+        self._n_prompt = sum(map(len, prompts))
+        self._began = time.monotonic()
+        sampling, ends = asked.sampling, asked.ends(service.model)
+        begun: list[Choice] = []
+        try:
+            for index in range(n * len(prompts)):
+                choice = Choice(
+                    service.engine,
+                    index,
+                    prompts[index // n],
+                    most,
+                    sampling,
+                    number=index % n,
+                    stops=asked.stops,
+                    logprobs=logprobs,
+                    of_prompt=echo,
+                    receipt=asked.isobit_receipt,
+                    ends=ends,
+                    routes=routes,
+                    reader=chat.reader() if chat else None,
+                )
+                begun.append(choice)
+        except BaseException:
+            for choice in begun:
+                choice.generation.cancel()
+            raise
+        self.choices = begun
+        self._all = Choices(begun, request)
+
+    def receipt(self, index: int) -> dict[str, Any]:
+        """A choice's receipt under its field's name, if it was asked for; else nothing."""
+        receipt = self.choices[index].receipt
+        return {} if receipt is None else {"isobit_receipt": asdict(receipt)}
+
+    async def whole(self) -> tuple[list[list[Piece]], Usage]:
+        """All pieces of each choice. Raises ClientGone, and what a pass did."""
+        found: list[list[Piece]] = [[] for _ in self.choices]
+        try:
+            async for piece in self._all.pieces():
+                if piece is not None:
+                    self._came()
+                    found[piece.index].append(piece)
+        finally:
+            used = self._count()
+        return found, used
+
+    def stream(self, encoder: Encoder) -> Response:
+        """The pieces as server-sent events."""
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(
+            self._events(encoder), media_type="text/event-stream", headers=headers
+        )
+
+    async def _events(self, encoder: Encoder) -> AsyncIterator[str]:
+        try:
+            if begin := "".join(encoder.begin()):
+                yield begin
+            async for piece in self._all.pieces():
+                if piece is None:
+                    yield encoder.ping()
+                    continue
+                self._came()
+                yield "".join(encoder.piece(piece))
+        except ClientGone:
+            return
+        except Exception as error:  # the status is sent already
+            yield "".join(encoder.error(told(error)))
+            return
+        finally:
+            self._all.cancel()
+            used = self._count()
+        yield "".join(encoder.end(used))
+
+    def _came(self) -> None:
+        """A piece did."""
+        if self._began:
+            self._service.metrics.first.observe(time.monotonic() - self._began)
+            self._began = 0.0
+
+    def _count(self) -> Usage:
+        used = self._all.usage(self._n_prompt)
+        metrics = self._service.metrics
+        metrics.prompt.inc(used.prompt)
+        metrics.cached.inc(used.cached)
+        metrics.generated.inc(used.generated)
+        return used
+
+
+def event(data: str, name: str | None = None) -> str:
+    """One server-sent event; the data is on one line."""
+    return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"

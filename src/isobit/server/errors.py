@@ -1,0 +1,104 @@
+"""What a client is told when something is wrong: a status, and a body in its interface's shape."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from isobit.errors import IsobitError, UsageError
+from isobit.runtime.scheduler import QueueFull
+
+# Parts of a place in a body that name a way to read it and no field: "str", "list[int]".
+_KIND = re.compile(r".*[\[\](){}].*|str|int|float|bool|none|dict|[A-Z]\w*")
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> Any:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class BodyTooLarge(UsageError):
+    """More bytes than a request may have."""
+
+
+class ClientGone(IsobitError):
+    """The client left before its answer was complete."""
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """The answer that tells of an error. Of a fault in the server it says no more than that."""
+    status, headers = 500, None  # type: int, Mapping[str, str] | None
+    kind, param, code = "server_error", None, None
+    message = told(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        names = [str(part) for part in first["loc"] if not _KIND.fullmatch(str(part))]
+        param = ".".join(names) or "body"
+        status, kind, message = 400, "invalid_request_error", f"{param}: {first['msg']}"
+    elif isinstance(error, HTTPException):
+        status, kind, message = error.status_code, "invalid_request_error", error.detail
+        headers = error.headers
+    elif isinstance(error, QueueFull):
+        status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
+        headers = {"retry-after": "1"}
+    elif isinstance(error, ClientGone):
+        return Response(status_code=499)
+    elif isinstance(error, UsageError):
+        status, kind = 413 if isinstance(error, BodyTooLarge) else 400, "invalid_request_error"
+        param = message.split(":", maxsplit=1)[0].split(maxsplit=1)[0]
+        if "(the context)" in message or "(the KV cache)" in message:
+            code = "context_length_exceeded"
+    return refusal(request, status, message, kind, param, code, headers)
+
+
+def refusal(
+    request: Request,
+    status: int,
+    message: str,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error's body in the shape of the interface that was asked."""
+    if is_anthropic(request):
+        return JSONResponse(anthropic_body(message, _ANTHROPIC.get(status)), status, headers)
+    return JSONResponse(error_body(message, kind, param, code), status, headers)
+
+
+def is_anthropic(request: Request) -> bool:
+    """Whether errors have Anthropic's shape here: on its routes, and for its clients."""
+    return request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+
+
+def anthropic_body(message: str, kind: str | None = None) -> dict[str, object]:
+    """An error in Anthropic's shape."""
+    return {"type": "error", "error": {"type": kind or "api_error", "message": message}}
+
+
+def told(error: BaseException) -> str:
+    """What a client is told; a fault in the server goes to its log, without what it was about.
+
+    The log has the exception's type and its place: its text might quote a prompt.
+    """
+    if isinstance(error, (IsobitError, ValidationError, HTTPException)):
+        return str(error)
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logging.getLogger("isobit.server").error("%s, at\n%s", type(error).__name__, where)
+    return "internal error; the server's log says more"

@@ -1,0 +1,69 @@
+"""What stands before every route: the key, how many may be inside, and a count of what came out."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from isobit.server.errors import refusal
+from isobit.server.service import Service
+
+
+class Guard:
+    """An ASGI application in front of another."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        refused = self._refusal(Request(scope))
+        try:
+            self._inside += 1
+            if refused is not None:
+                await refused(scope, receive, sent)
+            else:
+                await self._app(scope, receive, sent)
+        except Exception:
+            if not status:  # else the client was told, and so was the log
+                raise
+        finally:
+            self._inside -= 1
+            route = getattr(scope.get("route"), "path", "none")
+            self._service.metrics.requests.labels(route, str(status)).inc()
+
+    def _refusal(self, request: Request) -> Response | None:
+        key = self._service.api_key
+        if key is not None and not _has(request, key):
+            message = "authorization: expected Bearer (or x-api-key) and the server's API key"
+            kind, code = "authentication_error", "invalid_api_key"
+            headers = {"www-authenticate": "Bearer"}
+            return refusal(request, 401, message, kind, None, code, headers)
+        if self._inside >= self._service.most_inside:
+            message = f"requests: expected at most {self._inside} at once: try again later"
+            kind, code = "rate_limit_error", "rate_limit_exceeded"
+            return refusal(request, 429, message, kind, None, code, {"retry-after": "1"})
+        return None
+
+
+def _has(request: Request, key: str) -> bool:
+    """Whether a request carries the key; how long that takes does not depend on what it carries."""
+    bearer = request.headers.get("authorization", "").encode()
+    plain = request.headers.get("x-api-key", "").encode()
+    first = hmac.compare_digest(bearer, f"Bearer {key}".encode())
+    return hmac.compare_digest(plain, key.encode()) | first

@@ -1,0 +1,43 @@
+"""Prompts as several routes take them: a text, token ids, or a list of either."""
+
+from __future__ import annotations
+
+import asyncio
+
+from isobit.errors import UsageError
+from isobit.runtime.model import Model
+
+Prompt = str | list[int] | list[str] | list[list[int]]
+
+
+def listed(prompt: Prompt, field: str, most: int) -> list[str | list[int]]:
+    """One or more. Raises UsageError for none and for more than ``most``."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise UsageError(f"{field}: expected at least one token, got none")
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > most:
+        raise UsageError(f"{field}: expected at most {most}, got {len(prompt)}")
+    return list(prompt)
+
+
+async def encoded(model: Model, prompts: list[str | list[int]], field: str) -> list[list[int]]:
+    """The ids of each; special tokens in a text are recognised. Raises UsageError, with the field.
+
+    All are checked before the first is run.
+    """
+
+    def ids(prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            prompt = model.tokenizer.encode(prompt, special=True, most=model.context)
+        return model.checked(prompt)
+
+    try:
+        return await asyncio.to_thread(lambda: [ids(prompt) for prompt in prompts])
+    except UsageError as error:
+        what, _, rest = str(error).partition(":")
+        if what in ("prompt", "token id", "text"):
+            raise UsageError(f"{field}:{'' if what == 'prompt' else f' {what}:'}{rest}") from None
+        raise
