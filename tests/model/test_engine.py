@@ -55,6 +55,7 @@ def same_as_alone(alone: Model, generation: Generation, tokens: list[Token], got
     request, sampling = generation.request, generation.sampler.sampling
     sampling = replace(sampling, seed=generation.sampler.seed)
     recorder, values = Recorder(), vars(sampling) | {"logit_bias": dict(sampling.logit_bias)}
+    assert values.pop("grammar") is None
     done = alone.generate(
         request.prompt, max_tokens=request.max_tokens, watch=recorder, logprobs=3, **values
     )

@@ -5,6 +5,7 @@ import pytest
 
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.errors import ModelRefused, UsageError
+from isobit.runtime.grammar import Grammar
 from isobit.runtime.sampler import Sampler, Sampling, choose
 from tests.helpers import naive
 
@@ -63,7 +64,7 @@ def test_several_sequences_choose_as_each_alone(logits: np.ndarray, rows: RowSam
     together = [Sampler(s, [1, 2, 3]) for s in settings]
     alone = [Sampler(s, [1, 2, 3]) for s in settings]
     for _ in range(20):
-        found, _ = choose(RowSampler(threads=2), np.stack([logits] * 5), together)
+        found = choose(RowSampler(threads=2), np.stack([logits] * 5), together)
         for a, b, token in zip(together, alone, found, strict=True):
             assert b.choose(logits, rows) == token
             a.append(int(token))
@@ -101,15 +102,36 @@ def test_repetition_sees_the_prompt_and_the_others_do_not(rows: RowSampler) -> N
     assert logits[0] == 4.0  # the caller's array is left alone
 
 
+class Allowing:
+    """A constraint that allows some ids."""
+
+    grammar, free, error = Grammar(""), False, "too complex"
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+
+    def fill(self, row: np.ndarray) -> None:
+        row[:] = 0
+        for i in self.ids:
+            row[i // 32] |= np.uint32(1 << i % 32)
+
+
 def test_what_is_not_allowed_is_not_chosen(logits: np.ndarray, rows: RowSampler) -> None:
-    allowed = np.zeros((1, 16), np.uint32)
-    allowed[0, 3] = 1 << 7  # id 103
-    for sampling in (Sampling(), Sampling(temperature=2.0, top_p=0.1)):
-        found, _ = choose(rows, logits[None], [Sampler(sampling)], allowed)
-        assert found.tolist() == [103]
-    allowed[:] = 0
-    with pytest.raises(UsageError, match="allowed"):
-        choose(rows, logits[None], [Sampler(Sampling())], allowed)
+    def choices(*constraints: Allowing | None) -> list:
+        samplers = [
+            Sampler(Sampling(t, top_p=0.1, seed=4, grammar=c and c.grammar), constraint=c)
+            for c in constraints
+            for t in (0.0, 2.0)
+        ]
+        return choose(rows, np.stack([logits] * len(samplers)), samplers)
+
+    free = choices(None)
+    assert choices(Allowing(103), None) == [103, 103, *free]
+    *nothing, first, second = choices(Allowing(), None)
+    assert [first, second] == free
+    assert [str(error) for error in nothing] == ["grammar: too complex"] * 2
+    with pytest.raises(UsageError, match="compiled"):
+        Sampler(Sampling(grammar=Grammar("x")))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

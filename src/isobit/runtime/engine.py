@@ -14,14 +14,15 @@ from dataclasses import replace as changed
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Batch
-from isobit.errors import IsobitError, ModelRefused, UsageError
+from isobit.backends.base import F32, Batch
+from isobit.errors import IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.blocks import Blocks
 from isobit.runtime.generation import FinishReason, Watcher
+from isobit.runtime.grammar import Constraint
 from isobit.runtime.model import Model
 from isobit.runtime.request import Request, State
-from isobit.runtime.sampler import Sampler, Sampling
+from isobit.runtime.sampler import Sampler, Sampling, choose
 from isobit.runtime.scheduler import Limits, Scheduler, Work
 from isobit.runtime.tokens import Generation, Token
 
@@ -62,6 +63,7 @@ class Engine:
         watch: Watcher | None = None,
         salt: str = "",
         listen: Callable[[], None] | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Line a generation up.
 
@@ -78,6 +80,7 @@ class Engine:
             salt: pages are shared between generations of the same.
             listen: called by whoever runs the pass when there is something new to take, or it has
                 ended; it must neither wait nor raise.
+            constraint: what the tokens are held to, compiled from ``sampling.grammar``.
 
         Raises UsageError for what the model cannot do, QueueFull if too many wait.
         """
@@ -99,7 +102,7 @@ class Engine:
         generation = Generation(
             self,
             request,
-            Sampler(sampling, ids, choice),
+            Sampler(sampling, ids, choice, constraint),
             ends=self.model.stop_ids if ends is None else ends,
             logprobs=logprobs,
             hidden=hidden,
@@ -206,7 +209,7 @@ class Engine:
 
     def _chosen(
         self, parts: Sequence[tuple[Work, Generation]], logits: F32
-    ) -> dict[Request, tuple[Token | ModelRefused, F32]]:
+    ) -> dict[Request, tuple[Token | IsobitError, F32]]:
         """For each request that has caught up its next token, and the logits it is from."""
         rows, choosing, row = [], [], -1
         for part, generation in parts:
@@ -219,12 +222,11 @@ class Engine:
             return {}
         if len(rows) < len(logits):
             logits = logits[rows]
-        each = [g.sampler.row(row) for g, row in zip(choosing, logits, strict=True)]
-        ids, _ = self.model.rows.choose(logits, each)
+        ids = choose(self.model.rows, logits, [g.sampler for g in choosing])
         measured = self._measured(choosing, logits, ids)
         return {
-            g.request: (measured.get(i, Token(int(ids[i]))) if ids[i] >= 0 else _damaged(), row)
-            for i, (g, row) in enumerate(zip(choosing, logits, strict=True))
+            g.request: (measured.get(i, Token(token)) if isinstance(token, int) else token, row)
+            for i, (g, token, row) in enumerate(zip(choosing, ids, logits, strict=True))
         }
 
     def _keep_hidden(
@@ -261,21 +263,24 @@ class Engine:
                 )
             ]
 
-    def _measured(self, choosing: Sequence[Generation], logits: F32, ids: I32) -> dict[int, Token]:
+    def _measured(
+        self, choosing: Sequence[Generation], logits: F32, ids: Sequence[int | IsobitError]
+    ) -> dict[int, Token]:
         wanted = {
             i: g._logprobs
             for i, g in enumerate(choosing)
-            if g._logprobs is not None and ids[i] >= 0
+            if g._logprobs is not None and isinstance(ids[i], int)
         }
         if not wanted:
             return {}
         at = list(wanted)
+        chosen = {i: token for i, token in enumerate(ids) if isinstance(token, int)}
         values, top_ids, top = self.model.logprobs(
-            logits[at], ids[at][:, None], max(wanted.values())
+            logits[at], [[chosen[i]] for i in at], max(wanted.values())
         )
         return {
             i: Token(
-                int(ids[i]),
+                chosen[i],
                 float(values[n, 0]),
                 tuple(zip(top_ids[n, :k].tolist(), top[n, :k].tolist(), strict=True)),
             )
@@ -297,7 +302,7 @@ class Engine:
     def _hand_out(
         self,
         parts: Sequence[tuple[Work, Generation]],
-        new: dict[Request, tuple[Token | ModelRefused, F32]],
+        new: dict[Request, tuple[Token | IsobitError, F32]],
         routes: NDArray[np.generic] | None,
     ) -> None:
         start = 0
@@ -308,7 +313,7 @@ class Engine:
                 self._saw(generation, routes[start:stop].astype(np.int16))
             start = stop
             token, logits = new.get(part.request, (None, None))
-            if isinstance(token, ModelRefused):
+            if isinstance(token, IsobitError):
                 self._fail(generation, token)
                 continue
             ids = [] if token is None else [token.id]
@@ -351,10 +356,6 @@ class Engine:
             generation._state = -1
         if generation._listen is not None:
             generation._listen()
-
-
-def _damaged() -> ModelRefused:
-    return ModelRefused("expected finite logits, got NaN or infinity; the weights are damaged")
 
 
 def _pages_of(generation: Generation) -> list[NDArray[np.int16]] | None:

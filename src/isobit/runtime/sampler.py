@@ -17,6 +17,7 @@ from isobit.backends.base import F32, I32
 from isobit.backends.cpu.sampler import NONE_ALLOWED, Row, RowSampler
 from isobit.errors import ModelRefused, UsageError
 from isobit.numerics.sampling import adjust
+from isobit.runtime.grammar import Constraint, Grammar
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Sampling:
     """Subtract this as often as a token was generated before."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Token ids and what is added to their logits."""
+    grammar: Grammar | None = None
+    """What the tokens are held to."""
 
     @property
     def likeliest_only(self) -> bool:
         """Whether every token is the largest logit's, whatever came before."""
-        return self.temperature == 0.0 and not self.adjusts
+        return self.temperature == 0.0 and not self.adjusts and self.grammar is None
 
     @property
     def adjusts(self) -> bool:
@@ -94,10 +97,20 @@ class Sampler:
     """Draws one token after another for one sequence.
 
     choice: which of several outputs to one prompt this is; each has a seed of its own.
+    constraint: compiled from the sampling's grammar, if it has one.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int] = (), choice: int = 0) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int] = (),
+        choice: int = 0,
+        constraint: Constraint | None = None,
+    ) -> None:
+        if (constraint and constraint.grammar) != sampling.grammar:
+            raise UsageError("grammar: expected a constraint that was compiled from it")
         self.sampling = sampling
+        self.constraint = constraint
         seed = secrets.randbits(32) if sampling.seed is None else int(sampling.seed)
         self.seed = (seed + choice) % (1 << 64)
         self._generated = 0
@@ -108,6 +121,8 @@ class Sampler:
         self._generated += 1
         if self._adjusted is not None:
             self._adjusted.append(token)
+        if self.constraint is not None:
+            self.constraint.append(token)
 
     def row(self, logits: F32) -> Row:
         """What decides the next token beside its logits float32 [vocabulary]."""
@@ -119,26 +134,41 @@ class Sampler:
 
     def choose(self, logits: F32, rows: RowSampler) -> int:
         """The next token id from logits float32 [vocabulary]; ``append`` it to go on."""
-        return int(choose(rows, logits[None], [self])[0][0])
+        [token] = choose(rows, logits[None], [self])
+        if isinstance(token, int):
+            return token
+        raise token
 
 
 def choose(
-    rows: RowSampler,
-    logits: F32,
-    samplers: Sequence[Sampler],
-    allowed: NDArray[np.uint32] | None = None,
-) -> tuple[I32, F32]:
-    """The next token of each sequence from logits [R, V]; see :meth:`RowSampler.choose`.
-
-    Raises ModelRefused if logits are not finite, UsageError if no token is allowed.
-    """
+    rows: RowSampler, logits: F32, samplers: Sequence[Sampler]
+) -> list[int | UsageError | ModelRefused]:
+    """The next token of each sequence from logits [R, V], or why there is none."""
     each = [sampler.row(row) for sampler, row in zip(samplers, logits, strict=True)]
-    tokens, logprobs = rows.choose(logits, each, allowed)
-    if (tokens < 0).any():
-        if (tokens == NONE_ALLOWED).any():
-            raise UsageError("grammar: expected a token that is allowed, got none")
-        raise ModelRefused("expected finite logits, got NaN or infinity; the weights are damaged")
-    return tokens, logprobs
+    tokens, _ = rows.choose(logits, each, _allowed(samplers, logits.shape[1]))
+    return [
+        token if token >= 0 else _refusal(token, sampler)
+        for token, sampler in zip(tokens.tolist(), samplers, strict=True)
+    ]
+
+
+def _allowed(samplers: Sequence[Sampler], vocabulary: int) -> NDArray[np.uint32] | None:
+    """The tokens that grammars allow, uint32 [R, ceil(V / 32)]; None: all."""
+    held = [s.constraint is not None and not s.constraint.free for s in samplers]
+    if not any(held):
+        return None
+    allowed = np.full((len(samplers), -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)
+    for row, sampler, is_held in zip(allowed, samplers, held, strict=True):
+        if is_held and sampler.constraint is not None:
+            sampler.constraint.fill(row)
+    return allowed
+
+
+def _refusal(token: int, sampler: Sampler) -> UsageError | ModelRefused:
+    if token == NONE_ALLOWED:
+        error = sampler.constraint and " ".join(sampler.constraint.error.split())[:300]
+        return UsageError(f"grammar: {error or 'expected a token that is allowed, found none'}")
+    return ModelRefused("expected finite logits, got NaN or infinity; the weights are damaged")
 
 
 class _Adjusted:

@@ -20,6 +20,7 @@ from isobit.backends.base import F32, I32
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.files import regular
 from isobit.numerics import SAMPLING_VERSION
+from isobit.runtime.grammar import Grammar, Grammars
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.sampler_v1 import SamplerV1
@@ -121,10 +122,14 @@ def _is_record(t: Any) -> bool:
 
 def _is_sampling(data: dict[str, Any], version: object) -> bool:
     names = set(_SETTINGS_1) if version == 1 else {f.name for f in fields(Sampling)}
-    if data.keys() != names or type(data["seed"]) is not int or type(data["top_k"]) is not int:
+    found = data.keys() | ({"grammar"} & names)  # which earlier receipts do not have
+    if found != names or type(data["seed"]) is not int or type(data["top_k"]) is not int:
+        return False
+    if not _is_grammar(data.get("grammar")):
         return False
     biases = data.get("logit_bias", [])
-    numbers = all(type(v) in (int, float) for n, v in data.items() if n != "logit_bias")
+    others = ("logit_bias", "grammar")
+    numbers = all(type(v) in (int, float) for n, v in data.items() if n not in others)
     pairs = isinstance(biases, list) and all(map(_is_bias, biases))
     try:
         return numbers and pairs and bool(_sampling(data))
@@ -138,9 +143,19 @@ def _is_bias(pair: Any) -> bool:
     return type(pair[0]) is int and type(pair[1]) in (int, float)
 
 
+def _is_grammar(data: Any) -> bool:
+    if data is None:
+        return True
+    if not isinstance(data, dict) or data.keys() != {f.name for f in fields(Grammar)}:
+        return False
+    texts = all(isinstance(value, str) for name, value in data.items() if name != "thinking")
+    return texts and data["thinking"] in (None, True, False)
+
+
 def _sampling(data: dict[str, Any]) -> Sampling:
     biases = tuple((token, bias) for token, bias in data.get("logit_bias", ()))
-    return Sampling(**data | {"logit_bias": biases})
+    grammar = data.get("grammar") and Grammar(**data["grammar"])
+    return Sampling(**data | {"logit_bias": biases, "grammar": grammar})
 
 
 class Recorder:
@@ -272,7 +287,7 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
         sampling.check_ids(model.config.vocab)
     except UsageError as error:
         raise FileRefused(f"receipt: {error}") from None
-    sampler = _SAMPLERS[receipt.sampling_version](sampling, prompt)
+    sampler = _sampler(receipt, sampling, prompt, model)
     seen, done, start = _Seen(), 0, 0
     with model.new_sequence() as sequence:
         while start < len(ids):
@@ -291,6 +306,20 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
                 sampler.append(tokens[done])
                 done += 1
     return None
+
+
+def _sampler(
+    receipt: Receipt, sampling: Sampling, prompt: list[int], model: Model
+) -> Sampler | SamplerV1:
+    if sampling.grammar is None:
+        found: Sampler | SamplerV1 = _SAMPLERS[receipt.sampling_version](sampling, prompt)
+        return found
+    grammars = Grammars(model.tokenizer, model.config.vocab, model.stop_ids)
+    try:
+        constraint = grammars.constraint(sampling.grammar)
+    except UsageError as error:
+        raise FileRefused(f"receipt: grammar: {error}") from None
+    return Sampler(sampling, prompt, constraint=constraint)
 
 
 def _check_same(receipt: Receipt, model: Model) -> None:
@@ -322,6 +351,10 @@ def _first(
     logits = seen.logits.pop(at)
     if _digest(logits) != said.logits:
         return Difference(index, "lm_head", None)
-    if sampler.choose(logits, model.rows) != said.token:
+    try:
+        chosen = sampler.choose(logits, model.rows)
+    except UsageError:  # its grammar allows nothing here
+        chosen = -1
+    if chosen != said.token:
         return Difference(index, "sampling", None)
     return None
