@@ -33,13 +33,14 @@ def markdown(status: Status) -> str:
 
 
 def _declared(status: Status) -> str:
-    """The status that the authors give, and what evidence says to it."""
+    """The status that the authors give, and what evidence says to it and to their stages."""
     claimed = status.declared
-    if claimed is None:
-        return "nothing."
+    said = claimed or "nothing"
     if denied := claims.denials(status, claimed):
-        return f"{claimed}, which the evidence denies: {claims.listed(denied)}."
-    return f"{claimed}."
+        said += f", which the evidence denies: {claims.listed(denied)}"
+    if stages := claims.denied_stages(status):
+        said += f". Stages that it denies: {claims.listed(stages)}"
+    return f"{said}."
 
 
 def _cell(text: str) -> str:
@@ -53,6 +54,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "version": status.version,
         "declared": status.declared,
         "denied_by": claims.denials(status, status.declared),
+        "denied_stages": claims.denied_stages(status),
         "obligations": [
             {
                 "id": row.id,
