@@ -14,9 +14,11 @@ _SELECTED = re.compile(r"(?:^|\s)-k[ =]?(?:'([^']*)'|\"([^\"]*)\"|(\S+))")
 _KEYWORDS = ("and", "or", "not")
 _CRATE = re.compile(r"(?:^|\s)(?:-p|--package)[ =]([\w-]+)")
 _TARGET = re.compile(r"(?:^|\s)--test[ =]([\w-]+)")
-_VALUED = ("bench", "bin", "color", "config", "exclude", "example", "exclude", "features", "jobs")
-_VALUED += ("manifest-path", "message-format", "package", "profile", "target", "target-dir", "test")
-_TAKES_VALUE = re.compile(rf"-[pFjZC]|--(?:{'|'.join(_VALUED)}|test-threads|format|logfile)")
+_VALUED = (
+    "bench|bin|color|config|exclude|example|features|jobs|manifest-path|message-format|package"
+    "|profile|target|target-dir|test|test-threads|format|logfile"
+)
+_TAKES_VALUE = re.compile(rf"-[pFjZC]|--(?:{_VALUED})")
 """Options of ``cargo test``, and of what it runs, whose value is a word of its own."""
 _FILTER = re.compile(r"\w+(?:::\w+)*(?:::)?")
 _COMMENT = re.compile(r"//.*")
