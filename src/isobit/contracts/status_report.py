@@ -79,7 +79,10 @@ td p{margin:.2rem 0;font-size:.85em;color:#444}
 .discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}
 @media(prefers-color-scheme:dark){body{background:#12151d;color:#e7eaf1}td,th{border-color:#333b4d}
 td p{color:#98a2b8}.discharged{background:#1e3327}.failing{background:#4a2226}
-.stale{background:#463a16}}"""
+.stale{background:#463a16}}
+@media(max-width:600px){body{margin:1rem auto}table,tbody,tr,td{display:block}
+tr{border:1px solid #8888;margin:0 0 .8rem}td{border:0}tr:first-child,td:empty{display:none}
+td[data-of]::before{content:attr(data-of) ": ";font-weight:600}}"""
 
 
 def html(statuses: Sequence[Status]) -> str:
@@ -107,6 +110,6 @@ def html(statuses: Sequence[Status]) -> str:
 def _html_cell(row: Row, backend: str) -> str:
     state = row.state(backend)
     if state is None:
-        return "<td>"
+        return "<td></td>"
     tests = "".join(f"<p>{escape(t.test)}: {escape(t.why)}</p>" for t in row.cells[backend])
-    return f'<td class="{state}">{state}{tests}'
+    return f'<td class="{state}" data-of="{escape(backend)}">{state}{tests}</td>'
