@@ -29,13 +29,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="time for each target")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds for one input")
     parser.add_argument("--here", action="store_true", help="in this process, with tracebacks")
+    parser.add_argument("--unlimited", action="store_true", help="no bound on address space")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.worker and (unknown := set(args.targets) - set(TARGETS)):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     seed = random.randrange(2**32) if args.seed is None else args.seed
     if args.worker:
-        harness.work(args.targets[0], seed, args.first, args.count)
+        harness.work(args.targets[0], seed, args.first, args.count, args.unlimited)
         return 0
     faults = 0
     for target in args.targets or TARGETS:
@@ -51,6 +52,7 @@ def main() -> int:
             first=args.first,
             seconds=args.seconds,
             patience=args.patience,
+            unlimited=args.unlimited,
         )
         print(result, flush=True)
         faults += len(result.faults)

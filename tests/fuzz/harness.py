@@ -69,21 +69,26 @@ def run(
     first: int = 0,
     seconds: float = 1e9,
     patience: float = 20.0,
+    unlimited: bool = False,
 ) -> Result:
     """Give a target ``count`` inputs, or as many as ``seconds`` allow; ``patience`` for each.
 
-    The time is the inputs': that in which processes start does not count.
+    The time is the inputs': that in which processes start does not count. ``unlimited`` bounds no
+    address space, of which sanitizers take terabytes.
     """
     result, index = Result(target, seed), first
     while index < first + count and result.seconds < seconds:
-        index = _process(result, index, first + count, seconds, patience)
+        index = _process(result, index, first + count, seconds, patience, unlimited)
     return result
 
 
-def _process(result: Result, index: int, end: int, seconds: float, patience: float) -> int:
+def _process(
+    result: Result, index: int, end: int, seconds: float, patience: float, unlimited: bool
+) -> int:
     """Run one process until it ends, and return the input to go on with."""
     command = [sys.executable, "-m", "tests.fuzz", "--worker", result.target]
     command += ["--seed", str(result.seed), "--first", str(index), "--count", str(end - index)]
+    command += ["--unlimited"] if unlimited else []
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, bufsize=0
     )
@@ -131,7 +136,7 @@ def _take(result: Result, event: dict[str, object]) -> int:
     return index + 1
 
 
-def work(target: str, seed: int, first: int, count: int) -> None:
+def work(target: str, seed: int, first: int, count: int, unlimited: bool) -> None:
     """The other side: give inputs, and say in a line what came of each."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
@@ -141,8 +146,9 @@ def work(target: str, seed: int, first: int, count: int) -> None:
         out.flush()
 
     module = import_module(f"tests.fuzz.targets.{target}")
-    limit = getattr(module, "AS_LIMIT", MEMORY)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if not unlimited:
+        limit = getattr(module, "AS_LIMIT", MEMORY)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     peak = peak_resident()
     say(first)

@@ -134,6 +134,28 @@ def test_every_status_claims_something_or_is_said_to_claim_nothing() -> None:
     assert silent == ["DRAFT", "PROPOSED", "SUPERSEDED", "DEPRECATED"]
 
 
+def test_a_status_that_is_nobody_s_is_a_claim_too() -> None:
+    changes = ("ACTIVE_RUNTIME", "DISCHARGED_BY_ME")
+    bad = standing(opened(changes), evidence(opened(changes), "failing", "passed"))
+    assert "DISCHARGED_BY_ME, which the evidence denies: cpu, AC_THING_001" in (
+        status_report.markdown(bad)
+    )
+    assert claims.denials(bad, "draft") == []
+
+
+def test_a_stage_is_not_shipped_while_what_it_discharges_fails() -> None:
+    contract = opened(("ACTIVE_RUNTIME", "DRAFT"))
+    bad = standing(contract, evidence(contract, "passed", "failing"))
+    [line] = claims.denied_stages(bad)
+    assert line.startswith("M-0 is SHIPPED: cpu, AC_THING_002, FALSIFY-002: failing")
+    assert line in status_report.markdown(bad)
+    assert line in str(status_report.to_json(bad)["denied_stages"])
+    fine = standing(contract, evidence(contract, "passed", "passed"))
+    assert claims.denied_stages(fine) == []
+    pending = opened(("ACTIVE_RUNTIME", "DRAFT"), ("status: SHIPPED", "status: PENDING"))
+    assert claims.denied_stages(standing(pending, evidence(pending, "passed", "failing"))) == []
+
+
 @pytest.mark.parametrize(
     ("flipped", "typed", "code", "written"),
     [

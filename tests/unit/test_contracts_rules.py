@@ -67,6 +67,12 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ("amendment-newest", "error", [('- version: "1.1.0"', '- version: "1.2.0"')], "1.2.0"),
     ("test-count", "error", [("All 2 falsification", "All 7 falsification")], "All 7"),
     ("test-count", "error", [("All 2 falsification", "All three")], "All three"),
+    (
+        "test-count",
+        "error",
+        [("qa_gate:", "verification_summary:\n  total_obligations: 3\nqa_gate:")],
+        "total_obligations",
+    ),
     ("obligation-uncovered", "error", [("    discharges: [AC_THING_002]\n", "")], "AC_THING_002"),
     ("test-unneeded", "warning", [("    discharges: [AC_THING_002]\n", "")], "FALSIFY-002"),
     ("unknown-id", "error", [("discharges: [AC_THING_002]", "discharges: [AC_X_002]")], "AC_X_002"),
@@ -128,6 +134,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ),
     ("dangling-reference", "warning", [("tolerance: 0.0", "applies_to: gone")], "gone"),
     ("dangling-reference", "error", [("qa_gate:", KANI.format("AC_THING_003"))], "AC_THING_003"),
+    ("dangling-reference", "warning", [("qa_gate:", KANI.format("round_trip"))], "round_trip"),
     ("evidence-of-itself", "error", [("[seen it]", "[see thing-v1.yaml]")], "thing-v1.yaml"),
     (
         "unknown-id",
@@ -177,7 +184,36 @@ def test_no_rule_is_without_a_case() -> None:
 def test_what_is_no_contract() -> None:
     assert [f.rule for f in judged("- 1\n")] == ["type"]
     assert [f.rule for f in judged("")] == ["type"]
-    assert {f.rule for f in judged("a: 1\n")} == {"missing", "unknown-key", "empty"}
+    [binding] = judged("version: 1.0\nbindings: []\n")  # another kind of file, said once
+    assert "a file with version, bindings" in binding.message
+    rules = {f.rule for f in judged("a: 1\nequations: {f: {formula: x}}\n")}
+    assert rules == {"missing", "unknown-key", "empty"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "promises", "severity"),
+    [
+        ("kernel", False, "error"),
+        ("", False, "error"),  # a kernel where nothing is said
+        ("pattern", False, "warning"),  # of another layout, perhaps
+        ("pattern", True, "error"),
+    ],
+)
+def test_what_promises_has_to_say_what_would_refute_it(
+    kind: str, promises: bool, severity: str
+) -> None:
+    text = "metadata:\n  version: '1.0.0'\n  description: d\n  references: [r]\n"
+    text += f"  kind: {kind}\n" if kind else ""
+    text += "proof_obligations: [{property: p}]\n" if promises else "categories: [a]\n"
+    found = [f for f in judged(text) if "falsification_tests" in f.message]
+    assert [f.severity for f in found] == [severity], found
+
+
+def test_a_test_of_public_contracts_that_is_written_out() -> None:
+    text = broken((MEASURE, '    falsification_test: "fn falsify() {}"\n'))
+    assert judged(text) == []
+    judge = jsonschema.Draft202012Validator(json_schema())
+    assert list(judge.iter_errors(document.parse(text).data)) == []
 
 
 def test_the_file_s_name_says_the_version_too() -> None:
@@ -240,7 +276,7 @@ def test_tests_are_looked_up_by_class_keyword_and_target(tmp_path: Path) -> None
     (tmp_path / "Cargo.toml").write_text('[package]\nname = "a"\n[[bin]]\nname = "tool"\n')
     (tmp_path / "tests/more").mkdir(parents=True)
     (tmp_path / "tests/test_a.py").write_text("class TestA:\n    def test_one(self): ...\n")
-    (tmp_path / "tests/parity.rs").write_text("mod inner { fn same() {} }\n")
+    (tmp_path / "tests/parity.rs").write_text("mod inner { fn same() {} } // commented\n")
     (tmp_path / "tests/more/main.rs").touch()
     path = str(tmp_path / "thing-v1.yaml")
     cited = {
@@ -254,7 +290,20 @@ def test_tests_are_looked_up_by_class_keyword_and_target(tmp_path: Path) -> None
         "pytest -k gone": 1,
         "pytest tests -k=gone -q": 1,
         "cargo test --test parity": 0,
-        "cargo test -p a --test more -- x": 0,
+        "cargo test -p a --test more -- --nocapture": 0,
+        "cargo test same": 0,
+        "cargo test inner::same -- --ignored --test-threads 1": 0,
+        "cargo test inner::": 0,
+        "cargo test --lib -- parity": 0,
+        "cargo test -- --skip gone --nocapture": 0,
+        "cargo test --features gone same": 0,
+        "cargo test gone": 1,
+        "cargo test -p a inner::gone -- --nocapture": 1,
+        "cargo test -- gone": 1,
+        "cargo test -- same gone": 1,
+        "cargo test commented": 1,
+        "cargo test --lib -- --exact gone": 1,
+        "cargo test -p elsewhere gone": 0,
         "cargo test --test gone": 1,
         "cargo test -p a --test gone": 1,
         "cargo test -p elsewhere --test gone": 0,
@@ -275,6 +324,8 @@ def test_what_comes_to_be_when_a_test_runs_is_not_missing(tmp_path: Path) -> Non
         "run data/model.gguf": 0,  # of none like it
         "run data/gone.json": 1,  # beside others like it
         "run data/gone.py": 1,
+        "run dat/there.json": 0,
+        "run dato/gone.py": 1,  # data/ was meant
         "run > data/made.json": 0,
         "run --output data/made.json": 0,
     }
@@ -323,6 +374,24 @@ def test_promises_without_ids_are_left_until_something_needs_them() -> None:
         ("  - id: AC_THING_002\n    type", "  - type"),
     )
     assert "obligation-uncovered" in {f.rule for f in judged(measured)}
+
+
+def test_obligations_name_their_tests_by_place_or_in_brackets() -> None:
+    text = broken(
+        ("property: Same bits.", "property: Same bits (FALSIFY-001)"),
+        ("property: Finite.", "property: Finite.\n    discharged_by: falsification_tests[1]"),
+        ("    discharges: [AC_THING_001]\n", ""),
+        ("    discharges: [AC_THING_002]\n", ""),
+    )
+    assert judged(text) == []
+    contract = validate.validate(document.parse(text))
+    assert contract is not None
+    assert references.served(contract) == {
+        "FALSIFY-001": {"AC_THING_001"},
+        "FALSIFY-002": {"AC_THING_002"},
+    }
+    gone = text.replace("falsification_tests[1]", "falsification_tests[2]")
+    assert "unknown-id" in {f.rule for f in judged(gone)}
 
 
 def test_the_layout_that_says_statement_and_discharged_by() -> None:

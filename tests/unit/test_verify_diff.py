@@ -325,9 +325,11 @@ def test_the_page_has_the_answer_tokens_and_where_each_parts() -> None:
     def change(t: dict[str, Any]) -> None:
         t["layers.0.attn_norm"][2] += 1
         t["layers.0.moe_router_logits"][1:] += 1
+        t["layers.0.moe_router_logits"][3] = np.nan  # has no margin to show
         t["lm_head"][3] *= 2
 
     diff = compare(*pair(change), histograms=True)
+    assert [position for layer, position, *_ in diff.margins if layer == 0] == [0, 1, 2]
     page = report.html(diff, lambda token: repr(f"t{token}\n"), ("<a>", "b"))
     found = re.search(r"const D = (\{.*\});\n", page)
     assert found is not None

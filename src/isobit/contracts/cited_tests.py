@@ -1,7 +1,8 @@
-"""Tests that a contract cites by name: ``file::Class::test``, ``pytest -k``, ``cargo --test``."""
+"""Tests that a contract cites by name: ``file::Class::test``, ``pytest -k``, ``cargo test``."""
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from isobit.contracts.document import Document, Key
@@ -13,6 +14,14 @@ _SELECTED = re.compile(r"(?:^|\s)-k[ =]?(?:'([^']*)'|\"([^\"]*)\"|(\S+))")
 _KEYWORDS = ("and", "or", "not")
 _CRATE = re.compile(r"(?:^|\s)(?:-p|--package)[ =]([\w-]+)")
 _TARGET = re.compile(r"(?:^|\s)--test[ =]([\w-]+)")
+_VALUED = (
+    "bench|bin|color|config|exclude|example|features|jobs|manifest-path|message-format|package"
+    "|profile|target|target-dir|test|test-threads|format|logfile"
+)
+_TAKES_VALUE = re.compile(rf"-[pFjZC]|--(?:{_VALUED})")
+"""Options of ``cargo test``, and of what it runs, whose value is a word of its own."""
+_FILTER = re.compile(r"\w+(?:::\w+)*(?:::)?")
+_COMMENT = re.compile(r"//.*")
 
 
 def check(document: Document, root: Path, at: Key, text: str) -> None:
@@ -57,9 +66,8 @@ def _test_names(named: Sequence[Path]) -> Iterator[str]:
 
 
 def _target(document: Document, root: Path, at: Key, line: str) -> None:
-    """``cargo test --test NAME``: a file tests/NAME.rs, or a target of a Cargo.toml."""
-    manifests = [root / "Cargo.toml", *root.glob("*/Cargo.toml"), *root.glob("*/*/Cargo.toml")]
-    manifests = [m for m in manifests if m.is_file()]
+    """``cargo test``: the target of ``--test`` is there, and each filter selects something."""
+    manifests = _manifests(root)
     crates = {m.parent.name: m for m in manifests}
     texts = {m: m.read_text("utf-8", errors="replace") for m in manifests}
     for crate in _CRATE.findall(line):
@@ -73,3 +81,37 @@ def _target(document: Document, root: Path, at: Key, line: str) -> None:
         if not there and not any(f'"{name}"' in texts[m] for m in manifests):
             message = f"expected tests that cargo test --test {name} runs, found no tests/{name}.rs"
             document.find("cited-test", message, at)
+    for name in _filters(line) if manifests else []:
+        words = {word for m in manifests for word in _rust_words(m.parent)}
+        if not all(any(part in word for word in words) for part in name.split("::")):
+            message = f"expected a test that cargo test {name} selects, found none"
+            document.find("cited-test", message, at)
+
+
+def _manifests(root: Path) -> list[Path]:
+    found = [root / "Cargo.toml", *root.glob("*/Cargo.toml"), *root.glob("*/*/Cargo.toml")]
+    return [m for m in found if m.is_file()]
+
+
+def _filters(line: str) -> Iterator[str]:
+    """The names that a command line gives, before its ``--`` or after; not the values of options,
+    nor of ``--skip``."""
+    words = line.split()
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("#") or word in ("Expect", "Asserts"):
+            return  # the rest is a comment
+        if before == "--skip" or _TAKES_VALUE.fullmatch(before):
+            continue
+        if _FILTER.fullmatch(word):
+            yield word
+
+
+@lru_cache(maxsize=64)
+def _rust_words(folder: Path) -> frozenset[str]:
+    """Every word of a crate's Rust files and their names, comments left out: a macro may make a
+    test's name from any of them."""
+    found: set[str] = set()
+    for file in sorted(folder.rglob("*.rs")):
+        found |= {*file.relative_to(folder).parts[:-1], file.stem}
+        found |= set(re.findall(r"\w+", _COMMENT.sub("", file.read_text("utf-8", "replace"))))
+    return frozenset(found)

@@ -28,16 +28,25 @@ def classes_of(found: Status) -> dict[str, str | None]:
 def denials(found: Status, claimed: str | None, classes: Classes | None = None) -> list[str]:
     """The failing rows that a status cannot stand beside, one line each.
 
-    A status that claims that something holds is denied by every failure that is fresh; one with a
-    documented divergence by failures of obligations that have no class.
+    A status that claims that something holds, one that is nobody's among them, is denied by every
+    failure that is fresh; one with a documented divergence by failures of obligations that have no
+    class.
     """
-    if claimed is None or claimed in _WITHOUT_EVIDENCE or claimed not in STATUSES:
+    if claimed is None or claimed.upper() in _WITHOUT_EVIDENCE:
         return []
     known = classes_of(found) if classes is None else classes
     return [
         _line(backend, row, test)
         for backend, row, test in _tests(found, "failing")
         if claimed != _DIVERGES or not known.get(row.id)
+    ]
+
+
+def denied_stages(found: Status) -> list[str]:
+    """Stages that are said to be shipped, and a failing row of what they are to discharge."""
+    failing = [(row.id, _line(b, row, test)) for b, row, test in _tests(found, "failing")]
+    return [
+        f"{said}: {line}" for said, ids in found.shipped.items() for i, line in failing if i in ids
     ]
 
 

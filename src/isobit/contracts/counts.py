@@ -31,11 +31,17 @@ def check_counts(document: Document, contract: Contract) -> None:
                 what = match.groupdict().get("what") or "tests"
                 if not is_gate and what.lower() in ("tests", "checks"):
                     continue
-                said, there = _number(match["number"]), _there(contract, what.lower())
-                if said is not None and said != there:
+                number, actual = _number(match["number"]), _there(contract, what.lower())
+                if number is not None and number != actual:
                     shown = " ".join(match.group().split())
-                    message = f"expected the {there} {what} that there are, got “{shown[:60]}”"
+                    message = f"expected the {actual} {what} that there are, got “{shown[:60]}”"
                     document.find("test-count", message, at, severity)
+    summary = contract.verification_summary
+    said = summary.get("total_obligations") if isinstance(summary, dict) else None
+    there = len(contract.proof_obligations)
+    if isinstance(said, int) and said != there:
+        message = f"expected the {there} obligations that there are, got {said}"
+        document.find("test-count", message, ("verification_summary", "total_obligations"))
 
 
 def _texts(contract: Contract) -> Iterator[tuple[Key, str, bool]]:

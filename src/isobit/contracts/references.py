@@ -2,11 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from isobit.contracts.citations import repository
+from isobit.contracts.citations import NEAR, repository
 from isobit.contracts.document import Document, Key
 from isobit.contracts.findings import Severity
 from isobit.contracts.schema import Contract, FalsificationTest, ProofObligation
@@ -16,14 +16,12 @@ _IDS = re.compile(
 )
 _MORE = re.compile(r"(/|\.\.)([0-9]+)")
 _BRACKETED = re.compile(r"\(([A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+)\)")
+_PLACE = re.compile(r"falsification_tests\[([0-9]{1,4})\]")
 _TARGETS = frozenset(
     ("all", "any", "scalar", "simd", "sse2", "avx2", "avx512", "neon", "ptx")
     + ("cpu", "gpu", "cuda", "wgpu", "reference")
 )
 """What an obligation may apply to besides the contract's own equations and functions."""
-NEAR = 0.8
-"""How alike a name and a known one are, for the one to be meant as the other."""
-
 MOST = 99
 """Ids after the first that one range can name."""
 
@@ -46,15 +44,23 @@ def discharged_by(test: FalsificationTest, known: frozenset[str]) -> set[str]:
 
 def served(contract: Contract) -> dict[str, set[str]]:
     """Ids of the obligations that each test could refute, by the test's: as the test has it, or
-    the obligation (its ``discharged_by``)."""
+    the obligation, in its ``discharged_by`` or, in brackets, its words."""
     known = frozenset(filter(None, map(obligation_id, contract.proof_obligations)))
+    tests = [t.id for t in contract.falsification_tests]
     out = {t.id: discharged_by(t, known) for t in contract.falsification_tests}
     for obligation in contract.proof_obligations:
         name = obligation_id(obligation)
-        for test in obligation.discharged_by:
-            if name is not None and test in out:
+        said = [_test(test, tests) for test in obligation.discharged_by]
+        for test in {*said, *_BRACKETED.findall(obligation.property)} & set(out):
+            if name is not None:
                 out[test].add(name)
     return out
+
+
+def _test(name: str, tests: Sequence[str]) -> str:
+    """The id of a test that is named by its place: ``falsification_tests[2]``."""
+    place = _PLACE.fullmatch(name)
+    return tests[int(place[1])] if place and int(place[1]) < len(tests) else name
 
 
 def named(text: str, known: frozenset[str]) -> set[str]:
@@ -133,10 +139,12 @@ def _named_obligations(contract: Contract) -> Iterator[tuple[Key, str]]:
 
 def _discharged(document: Document, contract: Contract) -> None:
     """``discharged_by`` names tests, and harnesses."""
-    known = {t.id for t in contract.falsification_tests} | {k.id for k in contract.kani_harnesses}
+    tests = [t.id for t in contract.falsification_tests]
+    known = {*tests, *(k.id for k in contract.kani_harnesses)}
     for i, obligation in enumerate(contract.proof_obligations):
         for name in obligation.discharged_by:
-            if name not in known and _IDS.fullmatch(name):
+            test = _test(name, tests)
+            if test not in known and (_IDS.fullmatch(test) or _PLACE.fullmatch(test)):
                 message = f"expected a test's id, got {name!r}, which no test has"
                 document.find("unknown-id", message, ("proof_obligations", i, "discharged_by"))
 
@@ -173,7 +181,13 @@ def _harnesses(document: Document, contract: Contract) -> None:
         name = harness.obligation
         found = _IDS.fullmatch(name)
         at: Key = ("kani_harnesses", i, "obligation")
-        if name in known or found is None:
+        if name in known:
+            continue
+        if re.fullmatch(r"[a-z]\w*", name):
+            message = f"expected an obligation or an equation, got {name!r}, which is not there"
+            _dangling(document, message, at, name, set(contract.equations))
+            continue
+        if found is None:
             continue
         if ids:
             message = f"expected an obligation's id, got {name!r}, which none has"

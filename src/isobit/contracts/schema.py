@@ -176,7 +176,12 @@ class FalsificationTest(Part):
     id: Text = Field(description="Its name, such as FALSIFY-QW3-MOE-PARITY-001.")
     rule: Text = Field(description="What it is about, in one line.")
     prediction: Text = Field(description="What will be seen if the promise holds.")
-    test: str | None = Field(None, description="How to see it: a test or a command.")
+    test: str | None = Field(
+        None,
+        validation_alias=AliasChoices("test", "falsification_test"),
+        description="How to see it: a test or a command; some contracts call it "
+        "``falsification_test``.",
+    )
     if_fails: str | None = Field(None, description="What a failure would mean, where to look.")
     discharges: list[Text] = Field(
         default_factory=list,
@@ -258,6 +263,8 @@ def json_schema() -> dict[str, Any]:
     for part in (schema, *schema["$defs"].values()):
         if part.get("type") == "object":
             part["additionalProperties"] = False
+    test = schema["$defs"]["FalsificationTest"]["properties"]
+    test["falsification_test"] = test["test"]
     promise = schema["$defs"]["ProofObligation"]
     promise["properties"]["statement"] = promise["properties"]["property"]
     promise["required"].remove("property")

@@ -9,7 +9,7 @@ from isobit import numerics
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
 from isobit.contracts.references import obligation_id, served
-from isobit.contracts.schema import Contract, FalsificationTest
+from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
 
 State = Literal["discharged", "stale", "not run", "failing"]
 _WORST: tuple[State, ...] = ("failing", "not run", "stale", "discharged")
@@ -76,6 +76,9 @@ class Status:
     """What there is, one line each."""
     flips: Flips = Flips(0, 0)
     """Of fresh evidence."""
+    shipped: dict[str, list[str]] = field(default_factory=dict)
+    """Stages that are said to be there ("M-1 is SHIPPED"), and the obligations that they are to
+    discharge."""
 
     def summary(self) -> str:
         """How many cells there are of each state."""
@@ -116,6 +119,11 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
         rows=rows,
         evidence=[_line(e, current.get(e.backend)) for e in mine],
         flips=_flips(contract, mine, current),
+        shipped={
+            f"{stage.id} is {stage.status}": list(stage.expected_acceptance)
+            for stage in contract.implementation_stages
+            if stage.status in SHIPPED
+        },
     )
 
 

@@ -33,13 +33,14 @@ def markdown(status: Status) -> str:
 
 
 def _declared(status: Status) -> str:
-    """The status that the authors give, and what evidence says to it."""
+    """The status that the authors give, and what evidence says to it and to their stages."""
     claimed = status.declared
-    if claimed is None:
-        return "nothing."
+    said = claimed or "nothing"
     if denied := claims.denials(status, claimed):
-        return f"{claimed}, which the evidence denies: {claims.listed(denied)}."
-    return f"{claimed}."
+        said += f", which the evidence denies: {claims.listed(denied)}"
+    if stages := claims.denied_stages(status):
+        said += f". Stages that it denies: {claims.listed(stages)}"
+    return f"{said}."
 
 
 def _cell(text: str) -> str:
@@ -53,6 +54,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "version": status.version,
         "declared": status.declared,
         "denied_by": claims.denials(status, status.declared),
+        "denied_stages": claims.denied_stages(status),
         "obligations": [
             {
                 "id": row.id,
@@ -77,7 +79,10 @@ td p{margin:.2rem 0;font-size:.85em;color:#444}
 .discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}
 @media(prefers-color-scheme:dark){body{background:#12151d;color:#e7eaf1}td,th{border-color:#333b4d}
 td p{color:#98a2b8}.discharged{background:#1e3327}.failing{background:#4a2226}
-.stale{background:#463a16}}"""
+.stale{background:#463a16}}
+@media(max-width:600px){body{margin:1rem auto}table,tbody,tr,td{display:block}
+tr{border:1px solid #8888;margin:0 0 .8rem}td{border:0}tr:first-child,td:empty{display:none}
+td[data-of]::before{content:attr(data-of) ": ";font-weight:600}}"""
 
 
 def html(statuses: Sequence[Status]) -> str:
@@ -105,6 +110,6 @@ def html(statuses: Sequence[Status]) -> str:
 def _html_cell(row: Row, backend: str) -> str:
     state = row.state(backend)
     if state is None:
-        return "<td>"
+        return "<td></td>"
     tests = "".join(f"<p>{escape(t.test)}: {escape(t.why)}</p>" for t in row.cells[backend])
-    return f'<td class="{state}">{state}{tests}'
+    return f'<td class="{state}" data-of="{escape(backend)}">{state}{tests}</td>'

@@ -10,9 +10,11 @@ from pydantic import AliasChoices, ValidationError
 from pydantic_core import ErrorDetails
 
 from isobit.contracts.document import MAX_FINDINGS, Document, Key
+from isobit.contracts.findings import Severity
 from isobit.contracts.measures import Part
 from isobit.contracts.schema import STAGE_STATUSES, STATUSES, VERSION, Contract
 
+_PARTS = ("equations", "proof_obligations", "falsification_tests")
 NEAR = 0.85
 """How alike an unknown key and a known one are, for the one to be meant as the other."""
 
@@ -24,6 +26,11 @@ def validate(document: Document) -> Contract | None:
         return None
     if not isinstance(data, dict):
         document.find("type", f"expected a mapping with metadata, …; got {_shown(data)}")
+        return None
+    if not any(data.get(key) for key in ("metadata", *_PARTS)):
+        got = ", ".join(map(str, list(data)[:4])) or "nothing"
+        message = f"expected a contract (metadata, {', '.join(_PARTS)}), got a file with {got[:60]}"
+        document.find("type", message)
         return None
     contract = None
     try:
@@ -211,13 +218,17 @@ def _statuses(document: Document, data: dict[str, Any]) -> None:
 def _emptiness(document: Document, data: dict[str, Any]) -> None:
     if data.get("falsification_tests") in (None, []):
         message = "expected falsification_tests, found none; say what would refute the contract"
-        document.find("empty", message, ("falsification_tests",))
+        promises = data.get("proof_obligations") or data.get("equations")
+        other = _kind(data) is not None and _kind(data) != "kernel" and not promises
+        severity: Severity = "warning" if other else "error"
+        document.find("empty", message, ("falsification_tests",), severity)
     for i, test in enumerate(_list(data.get("falsification_tests"))):
         if not isinstance(test, dict):
             continue
         place: Key = ("falsification_tests", i, "id")
         name = test.get("id", f"test {i + 1}")
-        if test.get("measure") is None and _blank(test.get("test")):
+        words = (test.get("test"), test.get("falsification_test"))
+        if test.get("measure") is None and all(map(_blank, words)):
             message = (
                 f"expected a test or a measure of {name}, found neither; nothing can refute it"
             )
@@ -235,6 +246,13 @@ def _emptiness(document: Document, data: dict[str, Any]) -> None:
     if isinstance(metadata, dict) and metadata.get("references") in (None, []):
         message = "expected references, found none; say what the contract rests on"
         document.find("empty", message, ("metadata", "references"), "warning")
+
+
+def _kind(data: dict[str, Any]) -> object:
+    """What public contracts call their kind: only a ``kernel``, which it is if left out, has to
+    make promises; a registry, a pattern, … may be of another layout altogether."""
+    metadata = data.get("metadata")
+    return metadata.get("kind") if isinstance(metadata, dict) else None
 
 
 def _blank(value: Any) -> bool:

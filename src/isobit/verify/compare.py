@@ -11,6 +11,7 @@ from isobit.model.graph import Key
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
 from isobit.verify.fit import fit, float32_explains
+from isobit.verify.graph import flow
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, differing, kl_divergence, router_margin
 from isobit.verify.replay import Replay
@@ -26,6 +27,7 @@ ONE_TOKEN = (
 )
 _KEPT_CHANGES = 2000  # of each kind; all are counted
 _KEPT_POSITIONS = 400  # of a picture of layers and tokens
+_KEPT_MARGINS = 5000  # of a picture of the router
 
 
 class Comparer:
@@ -45,6 +47,8 @@ class Comparer:
         self.diff = Diff(a, b, notes=_notes(a, b), accuracy=accuracy)
         self._replay = replay
         self._histograms = histograms
+        if histograms and replay is not None:
+            self.diff.flow = flow(replay.graph)
         self._at: dict[Key, StageDiff] = {}
         self._logits: tuple[Array, Array] | None = None
         self._experts: tuple[Array, Array] | None = None
@@ -193,6 +197,15 @@ class Comparer:
         same_order = (a == b).all(axis=1)
         same_set = (np.sort(a, axis=1) == np.sort(b, axis=1)).all(axis=1)
         d.router_reordered += int(np.count_nonzero(same_set & ~same_order))
+        if self._histograms and drift is not None:
+            least = np.minimum(*(np.asarray(m, np.float64) for m in margins if m is not None))
+            rows = zip(self._positions, least, drift, ~same_set, strict=True)
+            more = [
+                (layer, int(p), float(m), float(x), bool(c))
+                for p, m, x, c in rows
+                if np.isfinite(m) and np.isfinite(x)
+            ]
+            d.margins += more[: _KEPT_MARGINS - len(d.margins)]
         for i in np.flatnonzero(~same_set).tolist():
             pair = tuple(None if m is None else float(m[i]) for m in margins)
             cause: Cause = "unknown"

@@ -101,6 +101,12 @@ class Diff:
     """KL of each token's distribution, by position, of the first of them."""
     parted: dict[tuple[int, int], str] = field(default_factory=dict)
     """By layer and position, the first stage that differs; filled where histograms are."""
+    margins: list[tuple[int, int, float, float, bool]] = field(default_factory=list)
+    """Layer, position, the smaller of the two runs' router margins, how far the logits moved, and
+    whether other experts were chosen; of the first token-layers, filled where histograms are."""
+    flow: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    """By layer, which stage is read by which; filled where histograms are and something is
+    replayed."""
     not_compared: list[str] = field(default_factory=list)
     """Stages one of the backends does not hold."""
     notes: list[str] = field(default_factory=list)

@@ -42,6 +42,26 @@ def shaped(graph: Graph, stage: str, layer: int | None, value: Array) -> Array:
     return value
 
 
+def flow(graph: Graph) -> dict[int, list[tuple[str, str]]]:
+    """By layer, pairs of stages of which the second reads the first; "input" stands for what comes
+    from outside the layer. What is appended is read from where it came from."""
+    maker = {v: op for op in graph.ops for v in op.outputs}
+    found: dict[int, list[tuple[str, str]]] = {}
+    for (name, layer), stage in graph.stages.items():
+        if layer is None:
+            continue
+        left, sources = list(stage.inputs), []
+        while left:
+            v = left.pop(0)
+            if v.key is not None:
+                sources.append(v.name if v.layer == layer else "input")
+            elif v in maker:
+                left += maker[v].inputs
+        pairs = found.setdefault(layer, [])
+        pairs += dict.fromkeys((s, name) for s in sources if s is not None)
+    return found
+
+
 class Run:
     """One run's values as they come, stage by stage: the inputs of the next stages.
 

@@ -22,6 +22,7 @@ class Replay:
 
     def __init__(self, graph: Graph, arithmetic: Arithmetic) -> None:
         self._arithmetic = arithmetic
+        self.graph = graph
         self.exact = arithmetic.exact
         """Whether equal bits can be expected; float64 tells how far off an operation is."""
         self._a, self._b = Run(graph), Run(graph)
@@ -34,7 +35,7 @@ class Replay:
 
     def shaped(self, stage: str, layer: int | None, value: Array) -> Array:
         """See :func:`isobit.verify.graph.shaped`."""
-        return shaped(self._a.graph, stage, layer, value)
+        return shaped(self.graph, stage, layer, value)
 
     def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:
         """Both runs' values of a stage, after it was judged."""

@@ -250,6 +250,8 @@ def html(diff: Diff, text: blame.Text | None = None, names: tuple[str, str] | No
         "accuracy": diff.accuracy,
         "names": names or ("", ""),
         "texts": {} if text is None else {t: text(t) for t in sorted(shown)},
+        "flow": {layer: diff.flow[layer] for layer in sorted(diff.flow)},
+        "margins": diff.margins,
         "parted": [[layer, position, s] for (layer, position), s in diff.parted.items()],
         "difference_range": [SMALLEST, LARGEST],
         "worst": [[s.stage, s.layer, *w.shown()] for s, w in worst_values(diff)],
@@ -260,5 +262,8 @@ def html(diff: Diff, text: blame.Text | None = None, names: tuple[str, str] | No
         if s.histogram is not None:
             entry["histogram"] = asdict(s.histogram)
     found = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = resources.files("isobit.verify").joinpath("report.html").read_text("utf-8")
-    return page.replace("/*DATA*/null", found)
+    files = resources.files("isobit.verify")
+    page, pictures = (
+        files.joinpath(name).read_text("utf-8") for name in ("report.html", "pictures.js")
+    )
+    return page.replace("/*PICTURES*/", pictures).replace("/*DATA*/null", found)

@@ -1,3 +1,13 @@
 """What is given hostile inputs. A module has ``one(rng) -> str``, what came of one input."""
 
-TARGETS = ("text", "messages", "templates", "headers", "models", "traces", "contracts", "commands")
+TARGETS = (
+    "text",
+    "messages",
+    "templates",
+    "headers",
+    "models",
+    "threads",
+    "traces",
+    "contracts",
+    "commands",
+)
