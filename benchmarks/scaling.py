@@ -146,10 +146,8 @@ def row(graph: Graph, n: int, alone: float) -> str:
     hop = WIRE + graph.ops[0].outputs[0].shape.width * 4 / WIRE_BYTES
     piped = alone + (min(n, layers) - 1) * hop
     per = " | ".join(f"{t * 1e3:.2f}" for t in (*times, piped))
-    return (
-        f"| {n} | {held / 1e9:.1f} | {read_bytes(largest) / 1e9:.2f} | {pages_bytes(largest) / 1e3:.1f}"
-        f" | {len(gathers)} | {moved / 1e3:.0f} | {per} |"
-    )
+    sizes = f"{held / 1e9:.1f} | {read_bytes(largest) / 1e9:.2f} | {pages_bytes(largest) / 1e3:.1f}"
+    return f"| {n} | {sizes} | {len(gathers)} | {moved / 1e3:.0f} | {per} |"
 
 
 def main() -> None:
