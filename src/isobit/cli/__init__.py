@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "continue a prompt",
     "chat": "talk with a model",
     "serve": "answer OpenAI's interface over HTTP, with answers that can be checked",
+    "batch": "answer a file of requests, each with a receipt; a share of them checked elsewhere",
     "pull": "bring a model from the Hugging Face hub into its cache",
     "models": "list or remove the models that were brought",
     "convert": "write a checkpoint of transformers as a GGUF file",

@@ -271,6 +271,14 @@ def decimal(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, got {_cut(text)}") from None
 
 
+def share(text: str) -> float:
+    """An argument's type: a share of a whole, 0 to 1."""
+    with suppress(ValueError):
+        if 0 <= (x := float(text)) <= 1:
+            return x
+    raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {_cut(text)}")
+
+
 def _stop(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a text, got an empty one")

@@ -80,17 +80,21 @@ class Receipt:
                 data = json.loads(file.read(_LIMIT))
         except (OSError, ValueError, RecursionError) as error:
             raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
+        return cls.of(data, str(path))
+
+    @classmethod
+    def of(cls, data: Any, source: str) -> "Receipt":
+        """Check what JSON holds; raises FileRefused, naming ``source``."""
         if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_1):
-            raise FileRefused(f"{path}: expected {FORMAT!r}, got something else")
+            raise FileRefused(f"{source}: expected {FORMAT!r}, got something else")
         if data["format"] == FORMAT_1:
-            data |= {"format": FORMAT, "sampling_version": 1}
+            data = data | {"format": FORMAT, "sampling_version": 1}
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
-            raise FileRefused(f"{path}: {wrong} is missing or malformed")
+            raise FileRefused(f"{source}: {wrong} is missing or malformed")
         if unknown := sorted(data.keys() - {f.name for f in fields(cls)}):
-            raise FileRefused(f"{path}: expected the keys of a receipt, got {unknown[0]!r} too")
-        data["tokens"] = [TokenRecord(**t) for t in data["tokens"]]
-        return cls(**data)
+            raise FileRefused(f"{source}: expected the keys of a receipt, got {unknown[0]!r} too")
+        return cls(**data | {"tokens": [TokenRecord(**t) for t in data["tokens"]]})
 
 
 def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,138 @@
+"""``isobit batch``: every row once, whoever is killed; the answers are the server's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from isobit.cli import main
+from isobit.server.service import Service
+
+BACKEND = ["--backend", "cpu", "--context", "1024"]
+
+
+def write(path: Path, n: int, **body: Any) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "custom_id": f"row {i}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"model": "m", "prompt": f"def f{i}(", "max_tokens": 8, "seed": i, **body},
+        }
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def answers(path: Path) -> dict[str, dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["custom_id"] for row in rows}) == len(rows)
+    return {row["custom_id"]: row["response"] for row in rows}
+
+
+def test_answers_are_the_servers(
+    served: tuple[Service, openai.OpenAI], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, client = served
+    rows = write(tmp_path / "in", 6)
+    rows[5] |= {
+        "url": "/v1/chat/completions",
+        "body": {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5},
+    }
+    rows.append({**rows[0], "custom_id": "wrong", "body": {"model": "m", "prompt": 3.5}})
+    (tmp_path / "in").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    out = tmp_path / "out"
+    args = ["batch", str(tmp_path / "in"), "-o", str(out), *BACKEND, "--audit", "1"]
+    assert main([*args, "--audit-backend", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "7 rows answered" in printed
+    assert "1 of them refused" in printed
+    assert "audit: 6 answers identical on cpu" in printed
+    got = answers(out)
+    assert got["wrong"]["status_code"] == 400
+    assert "prompt" in got["wrong"]["body"]["error"]["message"]
+    for row in rows[:5]:
+        said = client.completions.create(**row["body"])
+        (choice,) = got[row["custom_id"]]["body"]["choices"]
+        assert choice["text"] == said.choices[0].text
+        assert choice["isobit_receipt"]["sampling"]["seed"] == row["body"]["seed"]
+
+
+def test_a_killed_batch_goes_on(tmp_path: Path) -> None:
+    write(tmp_path / "in", 60, max_tokens=24)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(["batch", str(tmp_path / "in"), "-o", str(whole), *BACKEND]) == 0
+    command = [sys.executable, "-m", "isobit", "batch", str(tmp_path / "in"), "-o", str(out)]
+    process = subprocess.Popen([*command, *BACKEND, "--at-once", "2"])
+    while not out.exists() or out.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = out.read_bytes()
+    kept = before[: before.rfind(b"\n") + 1]
+    assert 3 <= kept.count(b"\n") < 60, "killed too late to see anything"
+    out.write_bytes(kept + b'{"id": "batch_req')  # as a kill within a write would leave it
+    assert main(["batch", str(tmp_path / "in"), "-o", str(out), *BACKEND]) == 0
+    assert out.read_bytes().startswith(kept)
+    texts = [
+        {name: a["body"]["choices"][0]["isobit_receipt"]["tokens"] for name, a in found.items()}
+        for found in (answers(whole), answers(out))
+    ]
+    assert len(texts[0]) == 60
+    assert texts[0] == texts[1]
+
+
+def test_an_altered_answer_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in", 3)
+    out = tmp_path / "out"
+    args = ["batch", str(tmp_path / "in"), "-o", str(out), *BACKEND]
+    assert main(args) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    tokens = rows[1]["response"]["body"]["choices"][0]["isobit_receipt"]["tokens"]
+    tokens[2]["token"] ^= 1
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*args, "--audit", "1", "--audit-backend", "cpu"]) == 1
+    assert rows[1]["custom_id"] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: expected JSON"),
+        ("[" * 100000, "line 2: expected JSON"),
+        ("3", "line 2: custom_id: expected a name"),
+        ('{"custom_id": "row 0", "url": "/v1/completions", "body": {}}', "no row before it has"),
+        ('{"custom_id": "a", "url": "/v1/files", "body": {}}', "line 2: url: expected one of"),
+        ('{"custom_id": "a", "url": "/v1/completions", "body": 3}', "line 2: body: expected"),
+        (
+            '{"custom_id": "a", "url": "/v1/completions", "body": {"stream": true}}',
+            "line 2: body.stream: expected false",
+        ),
+    ],
+)
+def test_refusals(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in", 1)
+    with (tmp_path / "in").open("a") as file:
+        file.write(line + "\n")
+    assert main(["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *BACKEND]) == 3
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_of_other_settings_are_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in", 1)
+    args = ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *BACKEND]
+    assert main(args) == 0
+    assert main([*args, "--planes", "1"]) == 2
+    assert "another model or setting" in capsys.readouterr().err
