@@ -95,7 +95,7 @@ def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The beginning of a bench command; the read bandwidth, a second to measure, is given."""
-    monkeypatch.setattr(bench, "read_bandwidth", lambda _: 1e10)
+    monkeypatch.setattr("isobit.backends.base.read_bandwidth", lambda _: 1e10)
     return ["bench", "--backend", "cpu"]
 
 
