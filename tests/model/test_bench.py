@@ -59,13 +59,13 @@ def test_speed_is_told_of_right_answers(model: Model) -> None:
 def test_one_wrong_bit_has_no_speed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     right = model.backend
 
-    def forward(batch, *others):
-        logits = right.forward(batch, *others)
+    def run(batch, *others):
+        results = right.run(batch, *others)
         if len(batch.pages) == 3:  # only in a step of all
-            logits[2, 5] = np.nextafter(logits[2, 5], np.float32(np.inf))
-        return logits
+            results.logits[2, 5] = np.nextafter(results.logits[2, 5], np.float32(np.inf))
+        return results
 
-    wrong = SimpleNamespace(name="cuda", forward=forward)
+    wrong = SimpleNamespace(name="cuda", run=run)
     monkeypatch.setattr(model, "backend", wrong)
     with pytest.raises(GateFailed, match=f"^1 of {(bench.CHECKED + 3) * model.config.vocab}"):
         bench.check_bits(model, 3)

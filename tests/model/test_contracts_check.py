@@ -62,7 +62,7 @@ class SingleTokens(OneLayer):
 class Greedy(ReferenceBackend):
     """Chooses token 0 where it keeps the logits to itself."""
 
-    def greedy(self, tokens, _positions, _pages, count):  # type: ignore[no-untyped-def]
+    def compute_greedy(self, tokens, _positions, _pages, count, _states):  # type: ignore[no-untyped-def]
         return np.zeros((count, len(tokens)), np.int32)
 
 
