@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
@@ -252,28 +251,6 @@ def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Gen
             f"prompt: expected fewer tokens than the context of {model.context}, got {n_prompt}"
         )
     return Generation(n_prompt, [ns - start for ns in stream.token_ns], total)
-
-
-def read_bandwidth(model: Model) -> float | None:
-    """Bytes a second that the model's backend can read from the memory its weights lie in.
-
-    None if a device does not say. On the host: all threads together, the best of five passes over
-    512 MiB, which is far beyond any cache.
-    """
-    if hasattr(model.backend, "read_bandwidth"):
-        measured = model.backend.read_bandwidth()
-        return None if measured is None else float(measured)
-    if model.backend.name not in ("reference", "cpu"):
-        return None
-    threads = model.engine.cores
-    parts = [np.ones((512 << 20) // threads // 8, np.uint64) for _ in range(threads)]
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.bitwise_or.reduce, parts))
-            best = min(best, time.perf_counter() - start)
-    return sum(p.nbytes for p in parts) / best
 
 
 def _spread(values: Sequence[float]) -> float:

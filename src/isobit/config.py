@@ -103,7 +103,9 @@ class EngineConfig:
     context: int | None = None
     """Longest sequence in tokens; None means the model's own limit."""
     max_sequences: int = 4
-    """Sequences of full length the KV cache holds at once."""
+    """Sequences that are run together, and of a recurrent model how many have a state."""
+    pages: int | None = None
+    """Pages of 64 positions in the KV cache; None: enough for all sequences of full length."""
     chunk: int = 512
     """Prompt tokens run in one pass."""
     parts: int = 1
@@ -115,10 +117,15 @@ class EngineConfig:
         """Refuse values out of range."""
         if type(self.activation_planes) is not int or self.activation_planes not in (1, 2):
             raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
-        for name in ("threads", "context", "max_sequences", "chunk", "parts"):
-            value = getattr(self, name)
-            most = MOST_THREADS if name in ("threads", "parts") else MOST_POSITIONS
-            if value is None and name in ("threads", "context"):
+        for name, value, most in (
+            ("threads", self.threads, MOST_THREADS),
+            ("parts", self.parts, MOST_THREADS),
+            ("context", self.context, MOST_POSITIONS),
+            ("pages", self.pages, MOST_POSITIONS),
+            ("max_sequences", self.max_sequences, MOST_POSITIONS),
+            ("chunk", self.chunk, MOST_POSITIONS),
+        ):
+            if value is None and name in ("threads", "context", "pages"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise UsageError(f"{name}: expected an integer from 1 to {most}, got {value!r:.60}")

@@ -59,13 +59,13 @@ def test_speed_is_told_of_right_answers(model: Model) -> None:
 def test_one_wrong_bit_has_no_speed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     right = model.backend
 
-    def forward(batch, *others):
-        logits = right.forward(batch, *others)
+    def run(batch, *others):
+        results = right.run(batch, *others)
         if len(batch.pages) == 3:  # only in a step of all
-            logits[2, 5] = np.nextafter(logits[2, 5], np.float32(np.inf))
-        return logits
+            results.logits[2, 5] = np.nextafter(results.logits[2, 5], np.float32(np.inf))
+        return results
 
-    wrong = SimpleNamespace(name="cuda", forward=forward)
+    wrong = SimpleNamespace(name="cuda", run=run)
     monkeypatch.setattr(model, "backend", wrong)
     with pytest.raises(GateFailed, match=f"^1 of {(bench.CHECKED + 3) * model.config.vocab}"):
         bench.check_bits(model, 3)
@@ -95,7 +95,7 @@ def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The beginning of a bench command; the read bandwidth, a second to measure, is given."""
-    monkeypatch.setattr(bench, "read_bandwidth", lambda _: 1e10)
+    monkeypatch.setattr("isobit.backends.base.read_bandwidth", lambda _: 1e10)
     return ["bench", "--backend", "cpu"]
 
 

@@ -44,8 +44,8 @@ class Restless(ReferenceBackend):
 
     passes = 0
 
-    def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
-        out = super().forward(batch, tap, stages)
+    def compute_logits(self, batch, tap, stages):  # type: ignore[no-untyped-def]
+        out = super().compute_logits(batch, tap, stages)
         Restless.passes += 1
         out[0, Restless.passes] = np.nextafter(out[0, Restless.passes], np.float32(9))
         return out
@@ -62,7 +62,7 @@ class SingleTokens(OneLayer):
 class Greedy(ReferenceBackend):
     """Chooses token 0 where it keeps the logits to itself."""
 
-    def greedy(self, tokens, _positions, _pages, count):  # type: ignore[no-untyped-def]
+    def compute_greedy(self, tokens, _positions, _pages, count, _states):  # type: ignore[no-untyped-def]
         return np.zeros((count, len(tokens)), np.int32)
 
 
@@ -253,8 +253,8 @@ def test_a_backend_that_breaks_is_failing(
     small_model: Path, on_cpu: Callable[[Make], None]
 ) -> None:
     class Silent(ReferenceBackend):
-        def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
-            return super().forward(batch, tap, (stages or frozenset()) - {"attention"})
+        def compute_logits(self, batch, tap, stages):  # type: ignore[no-untyped-def]
+            return super().compute_logits(batch, tap, (stages or frozenset()) - {"attention"})
 
     on_cpu(Silent)
     [result] = run(small_model, measure("parity"))
@@ -404,9 +404,9 @@ def test_invariants_of_stages_that_were_not_seen_do_not_hold(
     small_model: Path, on_cpu: Callable[[Make], None]
 ) -> None:
     class Silent(ReferenceBackend):
-        def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
+        def compute_logits(self, batch, tap, stages):  # type: ignore[no-untyped-def]
             quiet = tap and (lambda s, i, v: tap(s, i, v) if s != "attn_out" else None)
-            return super().forward(batch, quiet, stages)
+            return super().compute_logits(batch, quiet, stages)
 
     on_cpu(Silent)
     [result] = run(small_model, measure("invariant"))

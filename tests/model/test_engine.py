@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import isobit
-from isobit.backends.base import Batch
+from isobit.backends.base import Batch, Results
 from isobit.errors import ContextFull, ModelRefused, UsageError
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
@@ -205,11 +205,12 @@ def test_logits_that_are_not_finite_end_one_generation(
     bad, good = (engine.submit(heldout[n : n + 9], 3, Sampling()) for n in (0, 20))
     run = engine.model.run_batch
 
-    def damaged(batch: Batch, *rest: object) -> np.ndarray:
-        logits = run(batch, *rest)
-        if len(logits) == 2:
-            logits[0, 7] = np.nan
-        return logits
+    def damaged(batch: Batch, *rest: object) -> Results:
+        results = run(batch, *rest)
+        assert results.logits is not None
+        if len(results.logits) == 2:
+            results.logits[0, 7] = np.nan
+        return results
 
     monkeypatch.setattr(engine.model, "run_batch", damaged)
     assert len(list(good)) == 3

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import isobit
+from isobit.backends.base import Results
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, GateFailed, ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile
@@ -219,20 +220,24 @@ def test_one_logit_that_is_no_number_ends_it(
 ) -> None:
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
-    monkeypatch.setattr(model, "backend", SimpleNamespace(forward=lambda *_: logits))
+    monkeypatch.setattr(
+        model, "backend", SimpleNamespace(run=lambda *_: Results(logits[:, 5] < 9, logits))
+    )
     with pytest.raises(ModelRefused, match="expected finite logits"):
         model.generate([1], max_tokens=1)
 
 
-def test_the_likeliest_token_takes_a_position_only_where_it_was_run(
+def test_the_likeliest_token_takes_a_position_only_where_it_was_chosen(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([np.array([[7]]), None])  # then it fails
+    answers = iter([np.array([[7]]), np.array([[-1]])])  # then it fails
     backend = SimpleNamespace(greedy=lambda *_: next(answers))
     monkeypatch.setattr(model, "backend", backend)
     with model.new_sequence() as sequence:
         assert (model.likeliest(sequence, 5), sequence.length) == (7, 1)
-        assert (model.likeliest(sequence, 5), sequence.length) == (None, 1)
+        with pytest.raises(ModelRefused, match="expected finite logits"):
+            model.likeliest(sequence, 5)
+        assert sequence.length == 1
         with pytest.raises(StopIteration):
             model.likeliest(sequence, 5)
         assert sequence.length == 1

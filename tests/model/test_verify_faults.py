@@ -221,8 +221,8 @@ def silent(clean: Model) -> Model:
     """A backend that never gives the stage attention."""
 
     class Silent(ChangedStage):
-        def forward(self, batch, tap=None, stages=None):  # type: ignore[no-untyped-def]
-            return super().forward(batch, tap, stages - {"attention"})
+        def compute_logits(self, batch, tap, stages):  # type: ignore[no-untyped-def]
+            return super().compute_logits(batch, tap, stages - {"attention"})
 
     return with_backend(clean, lambda w, e: Silent(w, e, "attention", 0, lambda _: None))
 

@@ -120,15 +120,18 @@ def test_rows_without_a_choice_say_so(sampler):
     tokens, _ = sampler.choose(logits, [Row()] * 5, allowed)
     assert tokens.tolist() == [0, NOT_FINITE, NOT_FINITE, NOT_FINITE, NONE_ALLOWED]
     none = np.empty((5, 0), np.int32)
-    assert sampler.logprobs(logits, none) is None
-    assert sampler.logprobs(logits[:1], none[:1]) is not None
+    likeliest, _, ids, top = sampler.measure(logits, none, 2)
+    assert likeliest.tolist() == [0, NOT_FINITE, NOT_FINITE, NOT_FINITE, 0]
+    assert ids.tolist() == [[0, 1], [-1, -1], [-1, -1], [-1, -1], [0, 1]]
+    assert np.isnan(top).any(axis=1).tolist() == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (300, 0), (300, 20), (300, 300), (5000, 700)])
 def test_logprobs(sampler, n, k, rng):
     logits = distributions(rng, n)
     ids = rng.integers(0, n, (len(logits), 3)).astype(np.int32)
-    values, top_ids, top = sampler.logprobs(logits, ids, k)
+    likeliest, values, top_ids, top = sampler.measure(logits, ids, k)
+    identical(likeliest, logits.argmax(axis=1).astype(np.int32))
     identical(values, np.take_along_axis(log_softmax(logits), ids, axis=1))
     want_ids, want = top_logprobs(logits, k)
     identical(top_ids, want_ids)
@@ -136,14 +139,14 @@ def test_logprobs(sampler, n, k, rng):
 
 
 def test_more_than_the_vocabulary_is_all_of_it(sampler, rng):
-    _, ids, _ = sampler.logprobs(distributions(rng, 9)[:2], np.empty((2, 0), np.int32), 20)
+    _, _, ids, _ = sampler.measure(distributions(rng, 9)[:2], np.empty((2, 0), np.int32), 20)
     assert ids.shape == (2, 9)
 
 
 def test_ids_out_of_range_are_refused(sampler):
     logits = np.zeros((1, 9), np.float32)
     with pytest.raises(ValueError, match="range"):
-        sampler.logprobs(logits, np.array([[9]], np.int32))
+        sampler.measure(logits, np.array([[9]], np.int32))
     wrong = Row(edited_ids=np.array([-1], np.int32), edited_logits=np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="range"):
         sampler.choose(logits, [wrong])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from isobit.backends.base import Limits
 from isobit.backends.wgpu import device as device_module
 from isobit.backends.wgpu import driver, fusions, selftest
 from isobit.backends.wgpu.device import Device, Step, adapters, available
@@ -15,7 +16,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
 from isobit.model.architectures import qwen3
-from isobit.numerics import Weight
+from isobit.numerics import TILE, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 from tests.helpers.synth import QWEN3_30B_A3B
 
@@ -84,7 +85,8 @@ def lowered_30b():
 
 
 def planned(g, engine, binding):
-    return Plan.of(g, engine, engine.context, binding)
+    pages = -(-engine.context // TILE) * engine.max_sequences
+    return Plan.of(g, engine, Limits(1, engine.context, pages, 0), binding)
 
 
 def test_the_default_limits_hold_qwen3_30b_a3b():

@@ -18,8 +18,9 @@ ROWS = [
     ["files"],
     ["config", "gguf", "hub"],
     ["numerics", "text"],
-    ["backends.base", "backends.hardware"],
-    ["model"],
+    ["backends.cpu._cpu", "backends.hardware"],
+    ["backends.cpu.sampler", "model"],
+    ["backends.base"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],
     ["runtime"],
@@ -42,7 +43,7 @@ def part_of(module: str) -> str:
 
 def is_module(name: str) -> bool:
     path = PACKAGE.joinpath(*name.split("."))
-    return path.is_dir() or path.with_suffix(".py").exists()
+    return path.is_dir() or any(path.with_suffix(end).exists() for end in (".py", ".pyi"))
 
 
 def imported(source: str) -> set[str]:

@@ -1,23 +1,42 @@
-"""What a backend is: a model's weights made ready on a device, and a forward pass over a batch.
+"""What a backend is: a model's weights made ready on a device, and passes over batches.
 
 A backend is created by ``open_backend(name, ...)`` in :mod:`isobit.backends` and passed around;
-there is no global one. Sequences and pages are decided above (:mod:`isobit.runtime.kv_cache`); a
+there is no global one. Which sequence has which pages is decided above (:mod:`isobit.runtime`); a
 backend only owns the memory of its pages.
+
+A new one has to say what it is called and runs on, and to give logits, in
+:meth:`Backend.compute_logits`; what a device can make of them before they leave it goes into
+:meth:`Backend.compute`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from isobit.backends.cpu._cpu import check_batch
+from isobit.backends.cpu.sampler import NOT_FINITE, RowSampler
+from isobit.backends.hardware import read_bandwidth
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.model.graph import Graph
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+from isobit.numerics.ops import LOGIT_ROWS, Embedding
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
 Tap = Callable[[str, int | None, NDArray[np.generic]], None]
 """Receives (stage, layer, array) for each traced stage, in graph order; stages are named in
-:mod:`isobit.model.stages`."""
+:mod:`isobit.model.stages`. :func:`by_sequence` makes one of a tap for each sequence."""
+
+LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY = "likeliest", "top", "given", "hidden", "greedy"
+"""What a device may make by itself, without the logits leaving it (``Backend.on_device``)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +45,9 @@ class Batch:
 
     tokens, positions, sequence: int32 [T]; ``sequence[i]`` is the row of ``pages`` that token i
     belongs to. pages: int32 [S, P], page ``pages[s, p]`` holding positions 64p … 64p+63 of sequence
-    s. A sequence's tokens are contiguous and ascending in position. logit_rows: int32 [R], the
-    tokens whose logits are wanted.
+    s; entries that no position needs yet are page numbers too, whichever. A sequence's tokens
+    follow one another, in the batch and in position. logit_rows: int32 [R], the tokens after which
+    something is wanted. All arrays are C-contiguous.
     """
 
     tokens: I32
@@ -37,32 +57,300 @@ class Batch:
     logit_rows: I32
     states: I32 | None = None
     """int32 [S]: where each sequence's recurrent state lies, for models that have one: a number
-    below the engine's max_sequences. None: sequence s has state s. It is zero where the sequence's
-    tokens begin at position 0."""
+    below the engine's max_sequences, each its own. None: sequence s has state s. It is zero where
+    the sequence's tokens begin at position 0."""
 
 
-class Backend(Protocol):
-    """A model on a device.
+@dataclass(frozen=True)
+class Wanted:
+    """What a pass is to give of its R rows (``Batch.logit_rows``)."""
 
-    A device that can may also have ``greedy(tokens, positions, pages, count)``, decode steps whose
-    logits stay there: int32 [count, sequences], the likeliest token after each, or None where it
-    ran nothing; and ``read_bandwidth()`` of its memory, in bytes a second, for ``isobit bench``.
-    """
-
-    name: str
+    logits: bool | I32 = True
+    """Of all of them, of none, or of some: int32 [L], from 0 to R - 1."""
+    likeliest: bool = False
+    """The largest logit's id, the lowest among equals."""
+    top: int = 0
+    """So many of the likeliest ids, with their log-probabilities."""
+    given: I32 | None = None
+    """Log-probabilities of these ids: int32 [R, n]."""
+    hidden: bool = False
+    """The rows that the output product reads, after the last norm."""
 
     @property
+    def measures(self) -> bool:
+        """Whether something is to be made of the logits."""
+        return self.likeliest or self.top > 0 or self.given is not None
+
+
+LOGITS = Wanted()
+ARGMAX = Wanted(logits=False, likeliest=True)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a pass gave; None is what was not wanted. Log-probabilities are those of section 11 of
+    docs/numerics.md, on every device.
+
+    A row that is not finite spoils no other: its log-probabilities are NaN, its ids -1.
+    """
+
+    finite: NDArray[np.bool_]
+    """[R]: whether each row is; rows of which nothing was wanted count as finite."""
+    logits: F32 | None = None
+    """[R, vocabulary] or [L, vocabulary]: as they were computed, finite or not."""
+    likeliest: I32 | None = None
+    """[R]"""
+    top_ids: I32 | None = None
+    """[R, k], in order."""
+    top: F32 | None = None
+    """[R, k]"""
+    given: F32 | None = None
+    """[R, n]"""
+    hidden: F32 | None = None
+    """[R, hidden]"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a batch may name; one more is refused."""
+
+    vocabulary: int
+    positions: int
+    """The context: of the longest sequence."""
+    pages: int
+    """Of the KV cache, TILE positions each."""
+    states: int
+    """Recurrent states; 0 for a model that has none."""
+
+    @classmethod
+    def of(cls, weights: Weights, engine: EngineConfig) -> "Limits":
+        """Those of a model with the caller's settings."""
+        graph = weights.graph
+        tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
+        ids = min((w.shape[0] for w in tables), default=graph.logits.shape.width)
+        positions = engine.context or weights.config.context_length
+        pages = engine.pages or -(-positions // TILE) * engine.max_sequences
+        states = engine.max_sequences if graph.recurrent else 0
+        return cls(ids, positions, pages, states)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A device's memory in bytes."""
+
+    free: int
+    total: int
+
+
+class Backend(ABC):
+    """A model on a device. May be used by one thread at a time."""
+
+    name: ClassVar[str]
+    on_host: ClassVar[bool] = False
+    """Whether it computes in the host's memory, reading weights where their file is mapped."""
+    on_device: ClassVar[frozenset[str]] = frozenset()
+    """What it makes without bringing logits to the host: of LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY.
+    The rest is made of the logits there; it costs more, and has the same bits."""
+    inexact: tuple[str, ...] = ()
+    """Primitives in which the device differs from the specification: none, unless allowed."""
+
+    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+        self.graph: Graph = weights.graph
+        self.limits = Limits.of(weights, engine)
+        self._cores = engine.cores
+
+    @property
+    @abstractmethod
     def device(self) -> str:
         """The device in words, e.g. a processor's name and the SIMD level in use."""
+
+    @cached_property
+    def rows(self) -> RowSampler:
+        """Works on rows of logits in the host's memory."""
+        return RowSampler(threads=self._cores)
+
+    def memory(self) -> Memory | None:
+        """Of the device; None where nobody says."""
+        return None
+
+    def read_bandwidth(self) -> float | None:
+        """Bytes a second that the device reads from its memory; None where it is not known."""
+        return read_bandwidth(self._cores) if self.on_host else None
+
+    def run(
+        self,
+        batch: Batch,
+        wanted: Wanted = LOGITS,
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> Results:
+        """Run a batch, append its keys and values to their pages, and give what is wanted.
+
+        ``tap`` receives the stages named in ``stages`` (all but those ``ON_REQUEST``, if None); it
+        changes no bit. A backend may leave out stages that are ON_REQUEST, and no others.
+
+        Raises UsageError for a batch or ids that are not what they should be, and then nothing ran.
+        """
+        self._check(batch)
+        if wanted is not LOGITS:
+            _check_wanted(wanted, len(batch.logit_rows), self.graph.logits.shape.width)
+        if not wanted.hidden:
+            return self.compute(batch, wanted, tap, stages)
+        return self._with_hidden(batch, wanted, tap, stages)
 
     def forward(
         self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
     ) -> F32:
-        """Run a batch, append its keys and values to their pages, return logits [R, vocabulary].
+        """:meth:`run` for the logits alone: float32 [R, vocabulary]."""
+        logits = self.run(batch, LOGITS, tap, stages).logits
+        assert logits is not None
+        return logits
 
-        ``tap`` receives the stages named in ``stages`` (all but those ``ON_REQUEST``, if None); it
-        changes no bit. A backend may leave out stages that are ON_REQUEST, and no others.
+    def greedy(
+        self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None = None
+    ) -> I32:
+        """Append a token to each sequence and then its likeliest next, ``count`` tokens in all.
+
+        tokens, positions: int32 [n]; pages: int32 [n, P], for positions up to position + count - 1;
+        states: see :class:`Batch`. Returns the likeliest token after each, int32 [count, n], the
+        lowest id among equals; -1 from the step on whose logits are not finite. Raises UsageError
+        for what :meth:`run` refuses, and for steps beyond the context or the pages.
         """
+        each = np.arange(len(tokens), dtype=np.int32)
+        self._check(Batch(tokens, positions, each, pages, each[:0], states))
+        room = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
+        if not 1 <= count <= room:
+            raise UsageError(f"greedy: expected 1 to {room} tokens, got {count}")
+        return self.compute_greedy(tokens, positions, pages, count, states)
 
+    @abstractmethod
     def close(self) -> None:
         """Free the device's memory; the backend cannot be used afterwards."""
+
+    # For backends
+
+    @abstractmethod
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """Run a checked batch; logits [R, vocabulary] in the host's memory."""
+
+    def compute_greedy(
+        self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
+    ) -> I32:
+        """:meth:`greedy`, its arguments checked; here, pass by pass."""
+        out = np.full((count, len(tokens)), NOT_FINITE, np.int32)
+        going = np.arange(len(tokens), dtype=np.int32)
+        for step in range(count):
+            batch = Batch(
+                tokens=tokens[going] if step == 0 else out[step - 1, going],
+                positions=positions[going] + np.int32(step),
+                sequence=going,
+                pages=pages,
+                logit_rows=np.arange(len(going), dtype=np.int32),
+                states=states,
+            )
+            found = self.run(batch, ARGMAX).likeliest
+            assert found is not None
+            out[step, going] = found
+            going = going[found >= 0]
+            if not len(going):
+                break
+        return out
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """Run a checked batch for all that is wanted but ``hidden``; here, by way of the logits."""
+        return self._measured(self.compute_logits(batch, tap, stages), wanted)
+
+    def _measured(self, logits: F32, wanted: Wanted) -> Results:
+        """What is wanted, of logits [R, vocabulary] in the host's memory."""
+        ids = np.empty((len(logits), 0), np.int32) if wanted.given is None else wanted.given
+        likeliest, given, top_ids, top = self.rows.measure(logits, ids, wanted.top)
+        kept: F32 | None = logits
+        if not isinstance(wanted.logits, bool):
+            kept = logits[wanted.logits]
+        elif not wanted.logits:
+            kept = None
+        return Results(
+            likeliest != NOT_FINITE,
+            kept,
+            likeliest if wanted.likeliest else None,
+            top_ids if wanted.top else None,
+            top if wanted.top else None,
+            None if wanted.given is None else given,
+        )
+
+    def _with_hidden(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """A pass with the hidden rows, taken from their stage."""
+        stage = self.graph.hidden
+        if stage is None or stage.name is None:
+            raise BackendUnavailable("hidden rows: expected a model with a stage of them, got none")
+        found: list[F32] = []
+
+        def keep(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
+            if (name, layer) == stage.key:
+                found.append(np.array(value[batch.logit_rows], np.float32))
+            if tap is not None and (stages is None or name in stages):
+                tap(name, layer, value)
+
+        named: frozenset[str] | None = frozenset({stage.name})
+        if tap is not None:
+            named = None if stages is None else stages | {stage.name}
+        alone = tap is None and wanted.logits is False and not wanted.measures
+        part = replace(batch, logit_rows=batch.logit_rows[:0]) if alone else batch
+        results = self.compute(part, wanted, keep, named)
+        finite = np.array(np.isfinite(found[0]).all(axis=1)) if alone else results.finite
+        return replace(results, finite=finite, hidden=found[0])
+
+    def _check(self, batch: Batch) -> None:
+        """Raises UsageError for indices that would leave their memory."""
+        limits = self.limits
+        check_batch(
+            batch.tokens,
+            batch.positions,
+            batch.sequence,
+            batch.pages,
+            batch.logit_rows,
+            batch.states,
+            (limits.vocabulary, limits.positions, limits.pages, limits.states),
+        )
+
+
+def by_sequence(graph: Graph, batch: Batch, taps: Mapping[int, Tap]) -> Tap:
+    """A tap that gives each sequence's rows to a tap of its own.
+
+    taps: by the sequence's row in ``batch.pages``; of the others nothing is kept.
+    """
+    of_token = {s: np.flatnonzero(batch.sequence == s) for s in taps}
+    of_row = {s: np.flatnonzero(batch.sequence[batch.logit_rows] == s) for s in taps}
+
+    def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        by_row = graph.stages[stage, layer].value.shape.rows == LOGIT_ROWS
+        for s, rows in (of_row if by_row else of_token).items():
+            if len(rows):
+                taps[s](stage, layer, value[rows])
+
+    return tap
+
+
+def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:
+    """Raises UsageError for what no pass of so many rows can give."""
+    if isinstance(wanted.top, bool) or not isinstance(wanted.top, int) or wanted.top < 0:
+        raise UsageError(f"wanted top: expected 0 or more, got {wanted.top!r:.60}")
+    if not isinstance(wanted.logits, bool):
+        _check_ids("logits", wanted.logits, wanted.logits.shape[:1], rows)
+    if wanted.given is not None:
+        _check_ids("given", wanted.given, (rows, *wanted.given.shape[1:2]), vocabulary)
+
+
+def _check_ids(name: str, ids: I32, shape: tuple[int, ...], below: int) -> None:
+    if ids.dtype != np.int32 or ids.shape != shape or not ids.flags.c_contiguous:
+        raise UsageError(
+            f"wanted {name}: expected int32 {list(shape)}, got {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.size and not 0 <= ids.min() <= ids.max() < below:
+        raise UsageError(
+            f"wanted {name}: expected 0 to {below - 1}, got {ids.min()} to {ids.max()}"
+        )

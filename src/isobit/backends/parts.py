@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, Batch, Tap
+from isobit.backends.base import F32, Backend, Batch, Tap
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
@@ -34,12 +34,14 @@ _LINE = 64  # bytes; the memory's layout: cpu/exchange.h
 _PIECES = 16 << 20  # bytes of a part's piece; longer values are exchanged in several
 
 
-class PartsBackend:
+class PartsBackend(Backend):
     """The CPU backend, split over ``engine.parts`` processes. The bits are those of one."""
 
     name = "cpu"
+    on_host = True
 
     def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+        super().__init__(weights, engine)
         path = weights.path
         if path is None:
             raise UsageError("parts: expected a model from a file, got one made in memory")
@@ -51,12 +53,14 @@ class PartsBackend:
         self._memory = memory
         self._shared: NDArray[np.uint8] = np.frombuffer(mmap.mmap(memory.fileno(), size), np.uint8)
         self._others: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        self._started: list[CpuBackend] = []
         try:
             for rank in range(1, self._parts):
                 self._start(rank, path, engine)
             self._part = split(weights.graph, 0, self._parts, str(path))
             self._names = frozenset(weights.graph.names) - weights.graph.on_request
             self._here = _backend(self._part, weights, engine, (self._shared, 0))
+            self._started.append(self._here)
             for rank, (_, connection) in enumerate(self._others, 1):
                 said = connection.recv()
                 if said is not None:
@@ -73,10 +77,8 @@ class PartsBackend:
         """Processor, SIMD level, threads of a part, and parts."""
         return f"{self._here.device} in each of {self._parts} processes"
 
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """Run a batch; see :class:`isobit.backends.base.Backend`."""
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
         wanted = None if tap is None else stages or frozenset(self._names)
         with suppress(OSError):  # it has ended; the pass will say so
             for _, connection in self._others:
@@ -101,8 +103,8 @@ class PartsBackend:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._others = []
-        if hasattr(self, "_here"):
-            self._here.close()
+        for backend in self._started:
+            backend.close()
         self._memory.close()
 
     def _start(self, rank: int, path: Path, engine: EngineConfig) -> None:

@@ -270,7 +270,7 @@ def _about(model: Model, *, digest: bool) -> Row:
     """What every row says of the model and the machine; ``digest`` reads the whole file."""
     tensors = model.file.tensors.values()
     with busy("measuring the memory's bandwidth"):
-        bandwidth = bench.read_bandwidth(model)
+        bandwidth = model.backend.read_bandwidth()
     return {
         "isobit_version": __version__,
         "numerics_version": numerics.VERSION,

@@ -22,10 +22,7 @@ def throughput(measure: m.Throughput, subject: Subject) -> Measured:
             token = int(model.prefill(sequence, prompt).argmax())
             start = time.perf_counter()
             for _ in range(4 if repeat == 0 else measure.tokens):
-                chosen = model.likeliest(sequence, token)
-                if chosen is None:
-                    chosen = int(model.step(sequence, token).argmax())
-                token = chosen
+                token = model.likeliest(sequence, token)
             if repeat:
                 rates.append(measure.tokens / (time.perf_counter() - start))
     figures = {"median_tokens_per_second": median(rates)}
@@ -39,7 +36,7 @@ def throughput(measure: m.Throughput, subject: Subject) -> Measured:
 
 def _peer(subject: Subject, measure: m.Throughput) -> tuple[float, str]:
     """llama-bench's tokens a second at its best, and its build."""
-    on_gpu = subject.name in ("cuda", "wgpu")
+    on_gpu = not subject.model.backend.on_host
     layers = "99" if on_gpu else "0"
     lengths = ["-p", "0", "-n", str(measure.tokens), "-d", str(measure.depth)]
     options = ["-ngl", layers, "-fa", "1", "-r", str(measure.repeats), "-o", "json"]
@@ -79,6 +76,6 @@ def memory_used(_: m.Memory, subject: Subject) -> Measured:
     not."""
     used, total = memory(subject.model)
     about = {"used_bytes": used, "total_bytes": total, "context": subject.model.context}
-    if subject.name in ("reference", "cpu"):
+    if subject.model.backend.on_host:
         used = max(used, subject.model.path.stat().st_size)
     return Measured({"used_fraction": used / total}, about)

@@ -120,11 +120,11 @@ def require_named(measure: m.Measure) -> None:
 
 def memory(model: Model) -> tuple[int, int]:
     """Bytes in use and bytes in all where the model's weights lie; raises NotRun if unknown."""
-    if hasattr(model.backend, "memory"):
-        free, total = model.backend.memory()
-        return total - free, total
-    if model.backend.name not in ("reference", "cpu"):
-        raise NotRun(f"memory: {model.backend.name} does not say how much its device has")
+    if not model.backend.on_host:
+        device = model.backend.memory()
+        if device is None:
+            raise NotRun(f"memory: {model.backend.name} does not say how much its device has")
+        return device.total - device.free, device.total
     try:
         status = Path("/proc/self/status").read_text("ascii")
         machine = Path("/proc/meminfo").read_text("ascii")

@@ -18,7 +18,7 @@ import numpy as np
 
 from isobit.errors import ModelRefused
 from isobit.numerics import Weight
-from isobit.numerics.ops import HISTORY, LOGIT_ROWS, Arrays, Operation, Shape
+from isobit.numerics.ops import HISTORY, LOGIT_ROWS, Arrays, Operation, SelectRows, Shape
 
 Key = tuple[str, int | None]
 """A stage's place: its name and its layer (None outside the layers)."""
@@ -141,6 +141,16 @@ class Graph:
     def last_use(self) -> Mapping[Value, int]:
         """The place in ``ops`` of the last operation that reads a value."""
         return {v: i for i, op in enumerate(self.ops) for v in op.inputs}
+
+    @cached_property
+    def hidden(self) -> Value | None:
+        """The stage whose wanted rows the output product reads; None if it reads no such rows."""
+        maker = {v: op for op in self.ops for v in op.outputs}
+        chosen = maker.get(maker[self.logits].inputs[0])
+        if chosen is None or not isinstance(chosen.operation, SelectRows):
+            return None
+        (value, *_) = chosen.inputs
+        return value if value.name is not None else None
 
     @cached_property
     def recurrent(self) -> bool:

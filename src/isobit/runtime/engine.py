@@ -14,7 +14,7 @@ from dataclasses import replace as changed
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, Batch
+from isobit.backends.base import F32, LOGITS, Batch
 from isobit.errors import IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.blocks import Blocks
@@ -187,11 +187,14 @@ class Engine:
         stages = {ROUTES for _, generation in parts if generation._watch is not None}
         stages |= {STATE for _, generation in parts if generation._wants_hidden}
         try:
-            logits = self.model.run_batch(
+            results = self.model.run_batch(
                 _batch(work, [generation._state for _, generation in parts]),
+                LOGITS,
                 (lambda stage, _, value: seen[stage].append(np.array(value))) if stages else None,
                 frozenset(stages) if stages else None,
             )
+            logits = results.logits
+            assert logits is not None
             self._keep_hidden(parts, seen[STATE])
             self._measure_prompts(parts, logits)
             new = self._chosen(parts, logits)

@@ -306,13 +306,11 @@ class Stream(Iterator[str]):
                 yield token
 
     def _step(self, sequence: kv_cache.Sequence) -> tuple[int | None, F32]:
-        """Run the last token: the largest logit's, where a backend can tell it alone, or logits."""
+        """Run the last token: the largest logit's, where it alone is wanted, or logits."""
         last = self.token_ids[-1]
         unseen = self._watch is None and self._logprobs is None
         if unseen and self._sampling.likeliest_only:
-            token = self._model.likeliest(sequence, last)
-            if token is not None:
-                return token, np.empty(0, np.float32)
+            return self._model.likeliest(sequence, last), np.empty(0, np.float32)
         return None, self._model.step(sequence, last, self._watch)
 
 

@@ -106,11 +106,11 @@ class Model(Passes):
         (of n ids a row, float32 [R, n]; ids of the k most likely, int32 [R, k]; of these, float32
         [R, k]). Raises ModelRefused if logits are not finite.
         """
-        found = self.rows.logprobs(logits, np.array(ids, np.int32).reshape(len(logits), -1), k)
-        if found is None:
-            self._finite(logits)
-        assert found is not None
-        return found
+        given = np.array(ids, np.int32).reshape(len(logits), -1)
+        likeliest, values, top_ids, top = self.rows.measure(logits, given, k)
+        if (likeliest < 0).any():
+            raise self._damaged()
+        return values, top_ids, top
 
     def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> F32:
         """Log-probabilities of a continuation's tokens after a prompt: float32 [continuation].

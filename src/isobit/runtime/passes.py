@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from isobit.backends import open_backend
-from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.base import F32, I32, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
@@ -23,7 +23,6 @@ from isobit.hub import find
 from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
 from isobit.runtime import kv_cache
 
 if TYPE_CHECKING:
@@ -69,17 +68,16 @@ class Passes:
             self.config: ModelConfig = weights.config
             self.graph: Graph = weights.graph
             self.engine = engine
-            self.context = engine.context or self.config.context_length
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
-            self.rows = RowSampler(threads=engine.cores)
-            self._pages = -(-self.context // TILE) * engine.max_sequences
-            states = engine.max_sequences if self.graph.recurrent else None
-            self._pool = kv_cache.PagePool(self._pages, states)
             self.backend: Backend = open_backend(backend, weights, engine, note)
+            limits = self.backend.limits
+            self.context, self._pages = limits.positions, limits.pages
+            states = limits.states if self.graph.recurrent else None
+            self._pool = kv_cache.PagePool(self._pages, states)
             memory = physical_memory()
-            if self.backend.name in ("reference", "cpu") and self.file.file_size > memory:
+            if self.backend.on_host and self.file.file_size > memory:
                 (note or warnings.warn)(
                     f"{self.path}: {self.file.file_size / 1e6:.0f} MB of weights in "
                     f"{memory / 1e6:.0f} MB of memory: the system will page, reading them from "
@@ -119,7 +117,7 @@ class Passes:
             states=np.array([sequence.state], np.int32),
         )
         try:
-            return self.run_batch(batch, tap, stages)
+            return _logits(self.run_batch(batch, LOGITS, tap, stages))
         except BaseException:
             sequence.undo(len(ids))
             raise
@@ -135,12 +133,21 @@ class Passes:
         """:meth:`forward`, refusing logits that are not finite."""
         return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
 
+    @property
+    def rows(self) -> RowSampler:
+        """Works on rows of logits."""
+        return self.backend.rows
+
     def run_batch(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """One pass over what the caller has laid out, its logits as the backend gave them."""
+        self,
+        batch: Batch,
+        wanted: Wanted = LOGITS,
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> Results:
+        """One pass over what the caller has laid out; see :meth:`Backend.run`."""
         with self._lock:
-            return self._open_backend().forward(batch, tap, stages)
+            return self._open_backend().run(batch, wanted, tap, stages)
 
     def take_all_pages(self) -> list[int]:
         """The pages of the KV cache, for an engine, which gives them back when it is closed.
@@ -161,10 +168,13 @@ class Passes:
 
     def _finite(self, logits: F32) -> F32:
         if not np.isfinite(logits).all():
-            raise ModelRefused(
-                f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
-            )
+            raise self._damaged()
         return logits
+
+    def _damaged(self) -> ModelRefused:
+        return ModelRefused(
+            f"{self.path}: expected finite logits, got NaN or infinity; the weights are damaged"
+        )
 
     def prefill(
         self,
@@ -219,32 +229,30 @@ class Passes:
                 logit_rows=np.arange(n, dtype=np.int32),
                 states=np.array([s.state for s in sequences], np.int32),
             )
-            logits = self.run_batch(batch)
+            logits = _logits(self.run_batch(batch))
         except BaseException:
             for sequence in sequences[:done]:
                 sequence.undo(1)
             raise
         return self._finite(logits)
 
-    def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int | None:
+    def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int:
         """Run one token and return the id of its largest logit, the lowest among equals.
 
-        None, and nothing is run, where the backend cannot spare the logits the way to the host.
+        Raises ModelRefused if a logit is not finite.
         """
-        greedy = getattr(self.backend, "greedy", None)
-        if greedy is None:
-            return None
         tokens = self._tokens([token])
         positions, pages = sequence.extend(1)
-        chosen = None
+        states = np.array([sequence.state], np.int32)
         try:
             with self._lock:
-                self._open_backend()
-                chosen = greedy(tokens, positions, pages[None], 1)
-        finally:
-            if chosen is None:  # not run, or its key and value may not be there
-                sequence.length -= 1
-        return None if chosen is None else int(chosen[0, 0])
+                chosen = self._open_backend().greedy(tokens, positions, pages[None], 1, states)
+            if chosen[0, 0] < 0:
+                raise self._damaged()
+        except BaseException:
+            sequence.undo(1)
+            raise
+        return int(chosen[0, 0])
 
     def close(self) -> None:
         """Free the backend and unmap the file, after the pass that another thread may be in."""
@@ -268,3 +276,8 @@ class Passes:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _logits(results: Results) -> F32:
+    assert results.logits is not None
+    return results.logits

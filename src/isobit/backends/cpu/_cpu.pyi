@@ -1,17 +1,28 @@
 """The extension module, module.cpp. Arrays are C-contiguous; outputs, last, written in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import Tap
-
 _Array = NDArray[np.generic]
+_Tap = Callable[[str, int | None, _Array], None]
 
 def simd_levels() -> list[str]: ...
 def formats() -> list[tuple[str, int, int, int]]:
     """Name, ggml type, values and bytes of a block of every quantised format."""
+
+def check_batch(
+    tokens: _Array,
+    positions: _Array,
+    sequence: _Array,
+    pages: _Array,
+    logit_rows: _Array,
+    states: _Array | None,
+    limits: tuple[int, int, int, int],
+) -> None:
+    """Raises UsageError unless a batch is what isobit.backends.base.Batch says, within the limits:
+    ids, positions, pages, states (0: the model has none)."""
 
 class Matrix:
     def __init__(
@@ -43,7 +54,7 @@ class Engine:
         states: _Array,
         rope: Sequence[tuple[_Array, _Array]],
         logits: _Array,
-        tap: Tap | None,
+        tap: _Tap | None,
         stages: Sequence[str],
     ) -> bool: ...
 
@@ -105,6 +116,13 @@ class Sampler:
         tokens: _Array,
         logprobs: _Array,
     ) -> None: ...
-    def logprobs(
-        self, logits: _Array, ids: _Array, values: _Array, top_ids: _Array, top_values: _Array, /
-    ) -> bool: ...
+    def measure(
+        self,
+        logits: _Array,
+        ids: _Array,
+        likeliest: _Array,
+        values: _Array,
+        top_ids: _Array,
+        top_values: _Array,
+        /,
+    ) -> None: ...

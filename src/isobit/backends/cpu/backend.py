@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import numerics
-from isobit.backends.base import F32, Batch, Tap
+from isobit.backends.base import F32, Backend, Batch, Tap
 from isobit.backends.cpu import _cpu
 from isobit.backends.cpu.lower import Lowering
 from isobit.backends.hardware import processor
@@ -18,7 +18,7 @@ from isobit.numerics import RopeTable
 _TABLE_STEP = 1024
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Runs passes in C++ on all cores; the bits are the reference's.
 
     ``simd`` names a level (see :func:`simd_levels`) instead of the machine's best; for tests.
@@ -27,6 +27,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    on_host = True
 
     def __init__(
         self,
@@ -36,19 +37,17 @@ class CpuBackend:
         simd: str | None = None,
         exchange: tuple[NDArray[np.uint8], int, int] | None = None,
     ) -> None:
-        c = weights.config
+        super().__init__(weights, engine)
         levels = _cpu.simd_levels()
         if simd is not None and simd not in levels:
             raise BackendUnavailable(f"simd: expected one of {', '.join(levels)}, got {simd}")
         self._simd = simd or levels[0]
         self._threads = engine.cores
-        context = engine.context or c.context_length
-        pages = -(-context // numerics.TILE) * engine.max_sequences
         lowered = Lowering(weights.graph)
         program = lowered.program() | {
             "planes": engine.activation_planes,
-            "pages": pages,
-            "sequences": engine.max_sequences,
+            "pages": self.limits.pages,
+            "sequences": self.limits.states,
         }
         try:
             self._engine: _cpu.Engine | None = _cpu.Engine(
@@ -56,7 +55,7 @@ class CpuBackend:
             )
         except MemoryError:
             raise BackendUnavailable(
-                f"KV cache: no room for {engine.max_sequences} sequences of {context} positions; "
+                f"KV cache: no room for {self.limits.pages} pages of {numerics.TILE} positions; "
                 "ask for a smaller context"
             ) from None
         except RuntimeError as error:  # threads
@@ -70,10 +69,8 @@ class CpuBackend:
         """Processor, SIMD level and threads."""
         return f"{processor()}, {self._simd}, {self._threads} threads"
 
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """Run a batch; see :class:`isobit.backends.base.Backend`."""
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
         if self._engine is None:
             raise UsageError("forward: expected an open backend, got a closed one")
         wanted: Sequence[str] = ()

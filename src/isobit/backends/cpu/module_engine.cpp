@@ -1,5 +1,5 @@
-// The engine in Python: takes the program that lower.py makes, checks each batch, and runs it with the
-// GIL released.
+// The engine in Python: takes the program that lower.py makes, and runs batches, which are checked
+// already (module_batch.cpp), with the GIL released.
 
 #include <nanobind/stl/optional.h>
 
@@ -94,7 +94,6 @@ public:
                     "batch: expected RoPE tables [tokens, head_dim / 2]");
             batch.rope.push_back({cos.data(), sin.data(), (int)cos.shape(1)});
         }
-        check(batch);
         PyTap tap(callback, stages);
         std::function<bool()> interrupted;
         if (T >= MANY_TOKENS && !split_)  // the other parts of a split model go on
@@ -191,25 +190,6 @@ private:
         if (pages > INT32_MAX) throw std::bad_alloc();
         p.pages = (int)pages;
         return p;
-    }
-
-    void check(const Batch& b) const {
-        const Program& p = engine_->program();
-        for (int i = 0; i < b.n_tokens; ++i) {
-            require(b.tokens[i] >= 0 && b.tokens[i] < p.vocab, "batch: token out of range");
-            require(b.sequence[i] >= 0 && b.sequence[i] < b.n_sequences,
-                    "batch: sequence out of range");
-            require(b.positions[i] >= 0 && b.positions[i] / TILE < b.pages_per_sequence,
-                    "batch: position beyond the page table");
-            const int32_t* row = b.pages + (size_t)b.sequence[i] * b.pages_per_sequence;
-            for (int t = 0; t <= b.positions[i] / TILE; ++t)
-                require(row[t] >= 0 && row[t] < p.pages, "batch: page out of range");
-        }
-        for (int s = 0; s < b.n_sequences && !p.states.empty(); ++s)
-            require(b.states[s] >= 0 && b.states[s] < p.sequences, "batch: state out of range");
-        for (int i = 0; i < b.n_logit_rows; ++i)
-            require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.n_tokens,
-                    "batch: logit row out of range");
     }
 
     nb::list owners_;

@@ -56,24 +56,21 @@ public:
         });
     }
 
-    bool logprobs(Input_<float, 2> logits, Input_<int32_t, 2> ids, Array<float, 2> values,
-                  Array<int32_t, 2> top_ids, Array<float, 2> top_values) {
+    void measure(Input_<float, 2> logits, Input_<int32_t, 2> ids, Array<int32_t, 1> likeliest,
+                 Array<float, 2> values, Array<int32_t, 2> top_ids, Array<float, 2> top_values) {
         const size_t R = logits.shape(0), V = logits.shape(1), n = ids.shape(1);
         const size_t k = top_ids.shape(1);
-        require(ids.shape(0) == R && values.shape(0) == R && values.shape(1) == n &&
-                    top_ids.shape(0) == R && top_values.shape(0) == R && top_values.shape(1) == k &&
-                    V > 0 && k <= V,
-                "logprobs: shapes differ");
+        require(ids.shape(0) == R && likeliest.shape(0) == R && values.shape(0) == R &&
+                    values.shape(1) == n && top_ids.shape(0) == R && top_values.shape(0) == R &&
+                    top_values.shape(1) == k && V > 0 && k <= V,
+                "measure: shapes differ");
         for (size_t i = 0; i < ids.size(); ++i)
-            require(ids.data()[i] >= 0 && ids.data()[i] < (int32_t)V, "logprobs: id out of range");
-        std::atomic<bool> finite = true;
+            require(ids.data()[i] >= 0 && ids.data()[i] < (int32_t)V, "measure: id out of range");
         each(R, [&](RowSampler& sampler, int i) {
-            if (!sampler.logprobs(logits.data() + i * V, (int)V, ids.data() + i * n, (int)n,
-                                  values.data() + i * n, (int)k, top_ids.data() + i * k,
-                                  top_values.data() + i * k))
-                finite = false;
+            likeliest.data()[i] = sampler.measure(
+                logits.data() + i * V, (int)V, ids.data() + i * n, (int)n, values.data() + i * n,
+                (int)k, top_ids.data() + i * k, top_values.data() + i * k);
         });
-        return finite;
     }
 
 private:
@@ -106,5 +103,5 @@ void bind_sampler(nb::module_& m) {
              nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seed"),
              nb::arg("index"), nb::arg("edit_ends"), nb::arg("edit_ids"), nb::arg("edit_logits"),
              nb::arg("allowed").none(), nb::arg("tokens"), nb::arg("logprobs"))
-        .def("logprobs", &PySampler::logprobs);
+        .def("measure", &PySampler::measure);
 }

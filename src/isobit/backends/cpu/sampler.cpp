@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <numeric>
 
 #include "scalar.h"
@@ -163,17 +164,24 @@ int32_t RowSampler::draw(Cut kept, uint64_t u) const {
     }
 }
 
-bool RowSampler::logprobs(const float* z, int n, const int32_t* ids, int n_ids, float* values,
-                          int k, int32_t* top_ids, float* top_values) {
+int32_t RowSampler::measure(const float* z, int n, const int32_t* ids, int n_ids, float* values,
+                            int k, int32_t* top_ids, float* top_values) {
     uint32_t magnitude;
     const float most = kernels_.largest(z, n, &magnitude);
-    if (magnitude >= INFINITE) return false;
-    const float all = log_total(weigh(z, n, most, 1));
-    auto logprob = [&](int32_t id) { return std::max(z[id] - most, -FLT_MAX) - all; };
-    std::transform(ids, ids + n_ids, values, logprob);
-    if (k) top(z, n, k, top_ids);
-    std::transform(top_ids, top_ids + k, top_values, logprob);
-    return true;
+    if (magnitude >= INFINITE) {
+        std::fill(values, values + n_ids, NAN);
+        std::fill(top_ids, top_ids + k, NOT_FINITE);
+        std::fill(top_values, top_values + k, NAN);
+        return NOT_FINITE;
+    }
+    if (n_ids || k) {
+        const float all = log_total(weigh(z, n, most, 1));
+        auto logprob = [&](int32_t id) { return std::max(z[id] - most, -FLT_MAX) - all; };
+        std::transform(ids, ids + n_ids, values, logprob);
+        if (k) top(z, n, k, top_ids);
+        std::transform(top_ids, top_ids + k, top_values, logprob);
+    }
+    return (int32_t)(std::find(z, z + n, most) - z);
 }
 
 // The k largest logits in order. Candidates are collected until there are many, then thinned to k,

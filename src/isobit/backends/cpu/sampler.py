@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32
 from isobit.backends.cpu import _cpu
 from isobit.errors import BackendUnavailable
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
 
 NOT_FINITE, NONE_ALLOWED = -1, -2
 """What stands in place of a token where the logits are not finite, or every id is forbidden."""
@@ -73,17 +75,19 @@ class RowSampler:
         )
         return tokens, logprobs
 
-    def logprobs(self, logits: F32, ids: I32, k: int = 0) -> tuple[F32, I32, F32] | None:
-        """Log-probabilities from rows of logits [R, V]; None if a row is not finite.
+    def measure(self, logits: F32, ids: I32, k: int = 0) -> tuple[I32, F32, I32, F32]:
+        """What rows of logits [R, V] say of their next tokens.
 
-        (of ids [R, n], float32 [R, n]; the k largest logits' ids, int32 [R, k], in order; theirs,
-        float32 [R, k]).
+        (the likeliest id of each, int32 [R], NOT_FINITE for a row that is not; log-probabilities of
+        ids [R, n], float32 [R, n]; the k largest logits' ids, int32 [R, k], in order; theirs,
+        float32 [R, k]). Of a row that is not finite the others are NaN and -1.
         """
+        likeliest = np.empty(len(logits), np.int32)
         values = np.empty(ids.shape, np.float32)
         top_ids = np.empty((len(logits), min(k, logits.shape[1])), np.int32)
-        top_values = np.empty(top_ids.shape, np.float32)
-        finite = self._sampler.logprobs(logits, ids, values, top_ids, top_values)
-        return (values, top_ids, top_values) if finite else None
+        top = np.empty(top_ids.shape, np.float32)
+        self._sampler.measure(logits, ids, likeliest, values, top_ids, top)
+        return likeliest, values, top_ids, top
 
 
 def fraction(top_p: float) -> int:

@@ -6,15 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import numerics
-from isobit.backends.base import F32, I32, Batch, Tap
+from isobit.backends.base import F32, GREEDY, I32, Backend, Batch, Memory, Tap
 from isobit.backends.cuda import decode, decode_batch, memory
 from isobit.backends.cuda.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.load import DeviceLayer, DeviceModel, Loader, load_layers, tall
 from isobit.backends.cuda.ops import MMA_ROWS, Ops, Segments, span_length
 from isobit.config import EngineConfig
-from isobit.errors import ModelRefused, UsageError
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
 
 _ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
 
@@ -35,16 +33,18 @@ class _Trace:
             self._tap(stage, layer, value)
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "cuda"
+    on_device = frozenset({GREEDY})
 
     def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
         """Plan the memory, refuse what does not fit, load the weights.
 
         Raises BackendUnavailable with the reason. ``gpu`` is for tests.
         """
+        super().__init__(weights, engine)
         self._c = c = weights.config
         self._gpu = gpu if gpu is not None else CudaGpu()
         try:
@@ -77,10 +77,10 @@ class CudaBackend:
         """The device in words."""
         return f"{self._gpu.name}, {self._gpu.multiprocessors} multiprocessors"
 
-    def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
+    def memory(self) -> Memory:
+        """Of the device."""
         self._gpu.activate()
-        return self._gpu.memory()
+        return Memory(*self._gpu.memory())
 
     def read_bandwidth(self) -> float | None:
         """Bytes a second that the device reads from its memory: the best of six times eight passes.
@@ -117,13 +117,10 @@ class CudaBackend:
         self._gpu.activate()
         self._gpu.close()
 
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """Run a batch; see :class:`isobit.backends.base.Backend`."""
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
         c, o, gpu = self._c, self._ops, self._gpu
         gpu.activate()
-        self._check(batch)
         n = len(batch.tokens)
         self._extend_rope(int(batch.positions.max()) + 1)
         if tap is None and (step := self._step_logits(batch)) is not None:
@@ -149,17 +146,12 @@ class CudaBackend:
             tap("lm_head", None, logits)
         return logits
 
-    def greedy(self, tokens: I32, positions: I32, pages: I32, count: int) -> I32 | None:
-        """Append a token to each sequence and then its likeliest next, ``count`` tokens in all.
-
-        tokens, positions: int32 [n]; pages: int32 [n, P], for positions up to position + count - 1.
-        Returns the likeliest token after each, int32 [count, n], the lowest id among equals; None
-        if there is no graph for such a step. Raises ModelRefused when a logit is not finite.
-        """
+    def compute_greedy(
+        self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
+    ) -> I32:
+        """Decode steps whose logits stay on the device."""
         self._gpu.activate()
         n = len(tokens)
-        self._check(Batch(tokens, positions, np.arange(n, dtype=np.int32), pages, positions[:0]))
-        self._check_room(positions, pages, count)
         if n == 1 and self._decoder is not None:
             self._extend_rope(int(positions[0]) + count)
             chosen, finite = self._decoder.greedy(
@@ -169,9 +161,9 @@ class CudaBackend:
             self._extend_rope(int(positions.max()) + count)
             chosen, finite = self._batch_decoder.greedy(tokens, positions, pages, count)
         else:
-            return None
-        if not finite:
-            raise ModelRefused("expected finite logits, got NaN or infinity")
+            return super().compute_greedy(tokens, positions, pages, count, states)
+        if not finite:  # once more, step by step: whose logits are not?
+            return super().compute_greedy(tokens, positions, pages, count, states)
         return chosen.reshape(count, n)
 
     def _step_logits(self, batch: Batch) -> F32 | None:
@@ -381,29 +373,3 @@ class CudaBackend:
             for i, table in enumerate(numerics.rope_table(self._frequencies, start, stop)):
                 self._gpu.upload(self._rope + i * (self.plan.rope // 2) + offset, table)
             self._rope_known = stop
-
-    def _check_room(self, positions: I32, pages: I32, count: int) -> None:
-        """Refuse steps beyond the context or the pages."""
-        room, last = min(self._context, TILE * pages.shape[1]), int(positions.max()) + count
-        if count < 1 or last > room:
-            raise UsageError(f"greedy: expected 1 to {room - last + count} tokens, got {count}")
-
-    def _check(self, batch: Batch) -> None:
-        """Refuse indices that would leave their buffers."""
-        for name, values, limit in (
-            ("tokens", batch.tokens, self._c.vocab),
-            ("positions", batch.positions, min(self._context, TILE * batch.pages.shape[1])),
-            ("sequence", batch.sequence, len(batch.pages)),
-            ("pages", batch.pages, self._shape.pages),
-            ("logit_rows", batch.logit_rows, len(batch.tokens)),
-        ):
-            if values.dtype != np.int32:
-                raise UsageError(f"batch {name}: expected int32, got {values.dtype}")
-            if values.size and not (int(values.min()) >= 0 and int(values.max()) < limit):
-                raise UsageError(
-                    f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
-                )
-        if not len(batch.tokens) == len(batch.positions) == len(batch.sequence) > 0:
-            raise UsageError(
-                "batch: expected as many positions and sequences as tokens, at least 1"
-            )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from isobit.backends.base import F32, Batch, Tap
+from isobit.backends.base import F32, Backend, Batch, Tap
 from isobit.backends.reference.cache import Pages, sequences
 from isobit.config import EngineConfig
 from isobit.model.graph import Op, Value, zero_state
@@ -18,7 +18,7 @@ Hook = Callable[[Op, Sequence[Array], Compute], Arrays]
 """In the place of an operation: it gets the operation, its inputs, and how it is computed."""
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """Runs docs/numerics.md with ``isobit.numerics``: slow, readable, the definition.
 
     ``hook`` stands in for operations, which makes a backend with a fault of it.
@@ -26,6 +26,7 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    on_host = True
 
     def __init__(
         self,
@@ -34,13 +35,13 @@ class ReferenceBackend:
         hook: Hook | None = None,
         exchange: Exchange | None = None,
     ) -> None:
-        self._graph = weights.graph
+        super().__init__(weights, engine)
         self._context = Context(engine.activation_planes, exchange)
         self._hook = hook
         self._states: dict[tuple[Op, int], Arrays] = {}
         self._pages = {
             op: Pages([v.shape for v in op.outputs])
-            for op in self._graph.ops
+            for op in self.graph.ops
             if isinstance(op.operation, Append)
         }
 
@@ -54,11 +55,9 @@ class ReferenceBackend:
         self._pages, self._states = {}, {}
 
     @np.errstate(all="ignore")  # damaged weights overflow; who asked gets the logits to judge
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """Run a batch; see :class:`isobit.backends.base.Backend`."""
-        graph = self._graph
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
+        graph = self.graph
         wanted = frozenset(graph.names) - graph.on_request if stages is None else stages
         extra = tap is not None and not graph.on_request.isdisjoint(wanted)
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Batch, Tap
+from isobit.backends.base import F32, I32, Backend, Batch, Tap
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import Pass
 from isobit.backends.wgpu.memory import Plan
 from isobit.config import EngineConfig
-from isobit.errors import UsageError
 from isobit.model.weights import Weights
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
@@ -27,7 +26,7 @@ _RECORDINGS = 16  # kept for passes of the same shape
 Trace = Callable[[str, int | None, NDArray[np.generic]], None]
 
 
-class WgpuBackend:
+class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
@@ -39,11 +38,9 @@ class WgpuBackend:
 
         Raises BackendUnavailable with the reason. ``device`` is for tests: an open one, tested.
         """
+        super().__init__(weights, engine)
         self._owned = device is None
         self._device = open_device() if device is None else device
-        self.inexact: tuple[str, ...] = ()
-        """Primitives in which the driver differs from the specification: none, unless allowed."""
-        self._context = engine.context or weights.config.context_length
         try:
             if device is None:
                 self.inexact = driver.require_exact(
@@ -51,7 +48,7 @@ class WgpuBackend:
                 )
             self._graph = LoweredGraph(weights.graph, engine.activation_planes)
             self._g = g = self._graph.g
-            self._plan = Plan.of(g, engine, self._context, self._device.binding_bytes)
+            self._plan = Plan.of(g, engine, self.limits, self._device.binding_bytes)
             with self._device.guarded():
                 self._plan.load(g, self._device)
                 self._staging = self._device.staging(self._plan.bytes(self._graph.logits))
@@ -75,11 +72,8 @@ class WgpuBackend:
         if self._owned:
             self._device.close()
 
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
-    ) -> F32:
-        """Run a batch; see :class:`isobit.backends.base.Backend`."""
-        self._check(batch)
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         traced: dict[tuple[str, int | None], list[NDArray[np.generic]]] = {}
 
@@ -105,7 +99,7 @@ class WgpuBackend:
         tiles = int(positions.max()) // TILE + 1
         if last - first == 1:
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
-            tiles = min(1 << (tiles - 1).bit_length(), -(-self._context // TILE))
+            tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // TILE))
         p = Pass(last - first, len(wanted), tiles)
         self._upload(
             p,
@@ -194,26 +188,6 @@ class WgpuBackend:
             data = w.data.reshape(w.shape[0], w.row_bytes)[tokens].reshape(-1)
             x = Weight(w.name, w.format, (len(tokens), w.shape[1]), data).float32()
             self._device.write(slot.buffer, x)
-
-    def _check(self, batch: Batch) -> None:
-        """Refuse indices that would leave their buffers."""
-        for name, values, limit in (
-            ("tokens", batch.tokens, min(w.shape[0] for w, _ in self._g.embeddings)),
-            ("positions", batch.positions, min(self._context, TILE * batch.pages.shape[1])),
-            ("sequence", batch.sequence, len(batch.pages)),
-            ("pages", batch.pages, self._plan.pages),
-            ("logit_rows", batch.logit_rows, len(batch.tokens)),
-        ):
-            if values.dtype != np.int32:
-                raise UsageError(f"batch {name}: expected int32, got {values.dtype}")
-            if values.size and (int(values.min()) < 0 or int(values.max()) >= limit):
-                raise UsageError(
-                    f"batch {name}: expected 0 to {limit - 1}, got {values.min()} to {values.max()}"
-                )
-        if not len(batch.tokens) == len(batch.positions) == len(batch.sequence) > 0:
-            raise UsageError(
-                "batch: expected as many positions and sequences as tokens, at least 1"
-            )
 
 
 class _RopeRows:

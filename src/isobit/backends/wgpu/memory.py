@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isobit.backends.base import Limits
 from isobit.backends.wgpu.device import MAX_GROUPS, Device
 from isobit.backends.wgpu.lowering import BATCH, TILES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig
@@ -27,7 +28,7 @@ class Plan:
     """How a lowered graph's buffers are cut to a device's limit."""
 
     pages: int
-    """Of the KV cache, as many as the runtime hands out."""
+    """Of the KV cache."""
     rows: Mapping[str, int]
     """Rows of each kind that a slot has room for: tokens in one pass (larger batches take several),
     logits computed at once, tokens times tiles that attention holds at once."""
@@ -35,11 +36,10 @@ class Plan:
     """Bytes that a buffer may have."""
 
     @classmethod
-    def of(cls, g: Lowering, engine: EngineConfig, context: int, binding: int) -> "Plan":
+    def of(cls, g: Lowering, engine: EngineConfig, limits: Limits, binding: int) -> "Plan":
         """Fit what was lowered to ``binding`` bytes a buffer; raises BackendUnavailable if it
         cannot be."""
-        tiles = -(-context // TILE)
-        pages = tiles * engine.max_sequences
+        tiles, pages = -(-limits.positions // TILE), limits.pages
         for page in {c.page_bytes for c in g.caches.values()}:
             _check(
                 pages * page,

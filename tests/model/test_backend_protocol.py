@@ -1,0 +1,270 @@
+"""What every backend offers: results of all kinds, one check of a batch, greedy steps, taps."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isobit.backends import NAMES, open_backend
+from isobit.backends.base import Backend, Batch, Wanted, by_sequence
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.gguf.formats import FORMATS
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from isobit.numerics import Weight, log_softmax, top_logprobs
+from tests.helpers.expected import not_run
+from tests.helpers.passes import i32, same_bits
+from tests.helpers.synth import Geometry, write_model
+
+ENGINE = EngineConfig(context=192, max_sequences=2, threads=2)
+BAD = 7
+"""A token whose embedding is no number."""
+PAGES = i32([[0, 3], [4, 2]])
+
+
+def damaged(weights: Weights) -> Weights:
+    """The same model with one row of the embedding that is not finite."""
+    (op,) = (op for op in weights.graph.ops if op.kind == "embedding")
+    rows = op.weights[0].float32().copy()
+    rows[BAD, 5] = np.nan
+    f32 = next(f for f in FORMATS.values() if f.name == "F32")
+    weight = Weight(op.weights[0].name, f32, rows.shape, rows.view(np.uint8).ravel())
+    return Weights(weights.config, weights.graph.with_weights({weight.name: weight}))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def backend(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Backend]:
+    path = write_model(tmp_path_factory.mktemp("model") / "m.gguf", Geometry(), seed=1)
+    with GGUFFile.open(path) as file:
+        try:
+            opened = open_backend(request.param, damaged(Weights.from_file(file)), ENGINE)
+        except (BackendUnavailable, ImportError) as error:
+            not_run(request.param, f"backend {request.param}: {error}")
+        yield opened
+        opened.close()
+
+
+def batch_of(rng: np.random.Generator, first: int = 70, second: int = 5) -> Batch:
+    """Two sequences from their beginning, without the bad token; some rows, in no order."""
+    tokens = rng.integers(BAD + 1, 300, first + second).astype(np.int32)
+    return Batch(
+        tokens,
+        i32([*range(first), *range(second)]),
+        i32([0] * first + [1] * second),
+        PAGES,
+        i32([first + second - 1, 3, first - 1, 64, 3]),
+    )
+
+
+def test_capabilities(backend: Backend) -> None:
+    assert backend.device
+    assert not backend.inexact
+    assert backend.limits.positions == 192
+    assert (backend.limits.vocabulary, backend.limits.pages) == (320, 6)
+    memory = backend.memory()
+    assert memory is None or 0 < memory.free <= memory.total
+    assert backend.on_host or not backend.on_device or backend.name == "cuda"
+
+
+@pytest.mark.parametrize("some", [True, False, None])
+def test_results_are_those_of_the_logits(
+    backend: Backend, rng: np.random.Generator, some: bool | None
+) -> None:
+    batch = batch_of(rng)
+    logits = backend.forward(batch)
+    given = rng.integers(0, 320, (5, 3)).astype(np.int32)
+    some_rows = i32([4, 0])
+    wanted = Wanted(
+        some_rows if some is None else some, likeliest=True, top=4, given=given, hidden=True
+    )
+    found = backend.run(batch, wanted)
+    assert found.finite.tolist() == [True] * 5
+    if some is False:
+        assert found.logits is None
+    else:
+        assert found.logits is not None
+        assert same_bits(found.logits, logits if some else logits[some_rows])
+    ids, top = top_logprobs(logits, 4)
+    assert found.likeliest is not None
+    assert found.top_ids is not None
+    assert found.likeliest.tolist() == logits.argmax(1).tolist()
+    assert found.top_ids.tolist() == ids.tolist()
+    assert found.top is not None
+    assert found.given is not None
+    assert same_bits(found.top, top)
+    assert same_bits(found.given, np.take_along_axis(log_softmax(logits), given, axis=1))
+
+
+def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
+    batch = batch_of(rng)
+    given = rng.integers(0, 320, (5, 1)).astype(np.int32)
+    every = Wanted(likeliest=True, top=3, given=given, hidden=True)
+    whole = backend.run(batch, every)
+    nothing = Wanted(logits=False)
+    for wanted, names in (
+        (replace(nothing, likeliest=True), {"likeliest"}),
+        (replace(nothing, top=3), {"top", "top_ids"}),
+        (replace(nothing, given=given), {"given"}),
+        (replace(nothing, hidden=True), {"hidden"}),
+        (Wanted(), {"logits"}),
+    ):
+        found = backend.run(batch, wanted)
+        for name, value in vars(found).items():
+            if name in names:
+                assert value.tobytes() == vars(whole)[name].tobytes(), name
+            elif name != "finite":
+                assert value is None, name
+        assert found.finite.all()
+
+
+def test_hidden_rows_are_the_stage_that_the_head_reads(
+    backend: Backend, rng: np.random.Generator
+) -> None:
+    batch, seen = batch_of(rng), {}
+    backend.forward(batch, lambda s, _, v: seen.update({s: np.array(v)}))
+    for tap, stages in (
+        (None, None),
+        (lambda *_: None, frozenset({"lm_head"})),
+        (lambda *_: None, None),
+    ):
+        found = backend.run(batch, Wanted(logits=False, hidden=True), tap, stages).hidden
+        assert found is not None
+        assert same_bits(found, seen["final_norm"][batch.logit_rows])
+    names = []
+    wanted = Wanted(logits=False, hidden=True)
+    backend.run(batch, wanted, lambda s, *_: names.append(s), frozenset({"lm_head", "embedding"}))
+    assert names == ["embedding", "lm_head"]
+
+
+def test_one_sequence_that_is_not_finite_spoils_no_other(
+    backend: Backend, rng: np.random.Generator
+) -> None:
+    clean = batch_of(rng)
+    dirty = replace(clean, tokens=np.where(clean.sequence == 1, BAD, clean.tokens).astype(np.int32))
+    given = np.zeros((5, 1), np.int32)
+    wanted = Wanted(likeliest=True, top=2, given=given, hidden=True)
+    good, found = backend.run(clean, wanted), backend.run(dirty, wanted)
+    assert found.finite.tolist() == [False, True, True, True, True]
+    for name, value in vars(found).items():
+        if name != "finite":
+            assert value[1:].tobytes() == vars(good)[name][1:].tobytes(), name
+    assert found.likeliest is not None
+    assert found.top_ids is not None
+    assert (found.likeliest[0], found.top_ids[0].tolist()) == (-1, [-1, -1])
+    assert found.top is not None
+    assert found.given is not None
+    assert np.isnan(found.top[0]).all()
+    assert np.isnan(found.given[0]).all()
+    assert (
+        backend.run(dirty, Wanted(logits=False, hidden=True)).finite.tolist()
+        == [False] + [True] * 4
+    )
+
+
+def test_greedy_is_step_by_step(backend: Backend, rng: np.random.Generator) -> None:
+    batch = batch_of(rng)
+    backend.forward(batch)
+    expected = []
+    token, at, each = i32([9, 11]), i32([70, 5]), i32([0, 1])
+    for step in range(4):
+        logits = backend.forward(Batch(token, at + i32([step]), each, PAGES, each))
+        token = logits.argmax(1).astype(np.int32)
+        expected.append(token.tolist())
+    assert backend.greedy(i32([9, 11]), at, PAGES, 4).tolist() == expected
+    alone = backend.greedy(i32([9]), at[:1], PAGES[:1], 4)
+    assert alone[:, 0].tolist() == [row[0] for row in expected]
+    broken = backend.greedy(i32([9, BAD]), at, PAGES, 4)
+    assert broken[:, 0].tolist() == [row[0] for row in expected]
+    assert broken[:, 1].tolist() == [-1] * 4
+    for tokens, count in ((i32([9, 11]), 0), (i32([9, 11]), 59), (i32([9, 320]), 1)):
+        with pytest.raises(UsageError):
+            backend.greedy(tokens, at, PAGES, count)
+
+
+def test_taps_by_sequence(backend: Backend, rng: np.random.Generator) -> None:
+    batch, whole, parts = batch_of(rng), {}, {}
+    backend.forward(batch, lambda s, i, v: whole.update({(s, i): np.array(v)}))
+    taps = {1: lambda s, i, v: parts.update({(s, i): np.array(v)})}
+    backend.forward(batch, by_sequence(backend.graph, batch, taps))
+    assert list(parts) == list(whole)
+    for key, value in parts.items():
+        rows = [0] if key == ("lm_head", None) else range(70, 75)
+        assert value.tobytes() == whole[key][rows].tobytes(), key
+
+
+Change = Callable[[Batch], Batch]
+
+
+def put(name: str, value: object) -> Change:
+    return lambda b: replace(b, **{name: value})
+
+
+def with_first(name: str, value: int) -> Change:
+    def change(b: Batch) -> Batch:
+        array = vars(b)[name].copy()
+        array.reshape(-1)[0] = value
+        return replace(b, **{name: array})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_first("tokens", -1), "tokens: expected 0 to 319, got -1"),
+        (with_first("tokens", 320), "tokens: expected 0 to 319, got 320"),
+        (with_first("positions", -1), "positions: expected 0 to 127, got -1"),
+        (put("positions", i32(range(120, 195))), "positions: expected 0 to 127, got 128"),
+        (put("sequence", i32([2] * 75)), "sequence: expected 0 to 1, got 2"),
+        (put("sequence", i32([0, 1] * 37 + [0])), "sequence: expected its tokens together"),
+        (with_first("positions", 7), "positions: expected 8 next in the sequence, got 1"),
+        (with_first("pages", -1), "pages: expected 0 to 5, got -1"),
+        (put("pages", i32([[0, 3], [4, 6]])), "pages: expected 0 to 5, got 6"),
+        (put("pages", i32([[0, 3], [4, -1]])), "pages: expected 0 to 5, got -1"),
+        (put("pages", i32([0, 1])), "pages: expected 2 dimensions, got 1"),
+        (put("pages", np.zeros((2, 9), np.int32)[:, ::3]), "pages: expected a contiguous array"),
+        (put("tokens", np.zeros(75, np.int64)), "tokens: expected int32, got another type"),
+        (put("tokens", np.zeros(75, np.float32)), "tokens: expected int32, got another type"),
+        (put("tokens", i32([9])), "tokens: expected at least one, and as many positions"),
+        (with_first("logit_rows", 75), "logit_rows: expected 0 to 74, got 75"),
+        (with_first("logit_rows", -1), "logit_rows: expected 0 to 74, got -1"),
+    ],
+)
+def test_a_wrong_batch_is_refused(
+    backend: Backend, rng: np.random.Generator, change: Change, message: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^batch {message}"):
+        backend.run(change(batch_of(rng)))
+
+
+def test_an_empty_batch_is_refused(backend: Backend) -> None:
+    none = np.empty(0, np.int32)
+    with pytest.raises(UsageError, match="expected at least one"):
+        backend.run(Batch(none, none, none, PAGES, none))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(top=-1), "top: expected 0 or more, got -1"),
+        (Wanted(given=i32([[320]] * 5)), "given: expected 0 to 319, got 320 to 320"),
+        (Wanted(given=i32([[0]])), r"given: expected int32 \[5, 1\], got int32 \[1, 1\]"),
+        (Wanted(logits=i32([5])), "logits: expected 0 to 4, got 5 to 5"),
+        (Wanted(logits=np.zeros(1, np.int64)), r"logits: expected int32 \[1\], got int64 \[1\]"),
+    ],
+)
+def test_what_cannot_be_wanted_is_refused(
+    backend: Backend, rng: np.random.Generator, wanted: Wanted, message: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^wanted {message}"):
+        backend.run(batch_of(rng), wanted)
+
+
+def test_more_than_the_vocabulary_is_all_of_it(backend: Backend, rng: np.random.Generator) -> None:
+    found = backend.run(batch_of(rng), Wanted(logits=False, top=1000))
+    assert found.top_ids is not None
+    assert found.top_ids.shape == (5, 320)
