@@ -13,7 +13,7 @@ from isobit.backends.base import F32, I32, Batch, Tap
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
-from isobit.backends.wgpu.lowering import Pass
+from isobit.backends.wgpu.lowering import STATES, Pass
 from isobit.backends.wgpu.memory import Plan
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
@@ -106,7 +106,8 @@ class WgpuBackend:
         if last - first == 1:
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
             tiles = min(1 << (tiles - 1).bit_length(), -(-self._context // TILE))
-        p = Pass(last - first, len(wanted), tiles)
+        runs = self._runs(batch, first, last)
+        p = Pass(last - first, len(wanted), tiles, len(runs))
         self._upload(
             p,
             batch.tokens[first:last],
@@ -114,6 +115,7 @@ class WgpuBackend:
             batch.sequence[first:last],
             batch.pages,
             batch.logit_rows[wanted] - first,
+            runs,
         )
         if trace is not None:
             self._run_traced(p, trace)
@@ -130,6 +132,16 @@ class WgpuBackend:
                 if rows is not None:
                     values = rows().view(np.float32).reshape(count, -1)
                     logits[wanted[row : row + count]] = values
+
+    def _runs(self, batch: Batch, first: int, last: int) -> I32:
+        """First token, last token + 1 and state of each sequence in a pass: int32 [n, 3]."""
+        if not self._g.recurrent:
+            return np.empty((0, 3), np.int32)
+        sequence = batch.sequence[first:last]
+        starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+        states = sequence if batch.states is None else batch.states[sequence]
+        ends = np.append(starts[1:], len(sequence))
+        return np.stack([starts, ends, states[starts]], axis=1).astype(np.int32)
 
     def _command(self, p: Pass, *, traced: bool) -> Any:
         if self._ahead is not None and not traced and p.first == 0:
@@ -170,7 +182,14 @@ class WgpuBackend:
             trace(s.stage, s.value.layer, s.read(self._device, p))
 
     def _upload(
-        self, p: Pass, tokens: I32, positions: I32, sequence: I32, pages: I32, rows: I32
+        self,
+        p: Pass,
+        tokens: I32,
+        positions: I32,
+        sequence: I32,
+        pages: I32,
+        rows: I32,
+        runs: I32,
     ) -> None:
         """Put a pass's inputs where lowering.BatchAt says they are."""
         page = pages[sequence, positions // TILE]
@@ -181,6 +200,7 @@ class WgpuBackend:
             page * TILE + positions % TILE,
             sequence * p.tiles,
             rows,
+            runs,
             *(rope.of(positions).view(np.int32) for rope in self._rope),
             table,
         )
@@ -197,12 +217,16 @@ class WgpuBackend:
 
     def _check(self, batch: Batch) -> None:
         """Refuse indices that would leave their buffers."""
+        states = np.arange(len(batch.pages), dtype=np.int32)
+        if batch.states is not None:
+            states = batch.states
         for name, values, limit in (
             ("tokens", batch.tokens, min(w.shape[0] for w, _ in self._g.embeddings)),
             ("positions", batch.positions, min(self._context, TILE * batch.pages.shape[1])),
             ("sequence", batch.sequence, len(batch.pages)),
             ("pages", batch.pages, self._plan.pages),
             ("logit_rows", batch.logit_rows, len(batch.tokens)),
+            ("states", states[: self._g.recurrent * len(states)], self._plan.rows[STATES]),
         ):
             if values.dtype != np.int32:
                 raise UsageError(f"batch {name}: expected int32, got {values.dtype}")
@@ -214,6 +238,8 @@ class WgpuBackend:
             raise UsageError(
                 "batch: expected as many positions and sequences as tokens, at least 1"
             )
+        if len(states) != len(batch.pages):
+            raise UsageError("batch states: expected one for each sequence")
 
 
 class _RopeRows:
