@@ -44,7 +44,6 @@ from isobit.numerics.rope_table import Yarn
 from tests.ops.wgpu_support import open_device
 
 
-
 def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 

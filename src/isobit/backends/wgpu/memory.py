@@ -30,7 +30,8 @@ class Plan:
     """Of the KV cache, as many as the runtime hands out."""
     rows: Mapping[str, int]
     """Rows of each kind that a slot has room for: tokens in one pass (larger batches take several),
-    logits computed at once, tokens times tiles that attention holds at once, sequences that have a recurrent state."""
+    logits computed at once, tokens times tiles that attention holds at once, sequences that have a
+    recurrent state."""
     binding: int
     """Bytes that a buffer may have."""
 
@@ -92,7 +93,9 @@ class Plan:
                 for first, heads in self.parts(cache)
             )
         if g.norms:
-            device.write(g.vectors.buffer, np.concatenate([w.float32().reshape(-1) for w in g.norms]))
+            device.write(
+                g.vectors.buffer, np.concatenate([w.float32().reshape(-1) for w in g.norms])
+            )
         for matrix in g.matrices:
             matrix.load(device)
 
