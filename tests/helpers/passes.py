@@ -51,6 +51,24 @@ def backend_of(
             backend.close()
 
 
+def opened(name: str, weights: Weights, engine: EngineConfig) -> Backend:
+    """A backend by name; every test's wgpu is on one device, and "not run" where there is none."""
+    if name != "wgpu":
+        return open_backend(name, weights, engine)
+    from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
+    from tests.ops.wgpu_support import open_device  # noqa: PLC0415
+
+    return WgpuBackend(weights, engine, open_device())
+
+
+def run_cut(backend: Backend, ids: Sequence[int], cuts: Sequence[int]) -> F32:
+    """:func:`run` in passes that begin at ``cuts``, the first of which is 0."""
+    ends = [*cuts[1:], len(ids)]
+    pages = page_table(len(ids))
+    parts = [run(backend, ids[a:b], start=a, pages=pages) for a, b in zip(cuts, ends, strict=True)]
+    return np.concatenate(parts)
+
+
 def i32(values: Sequence[int] | range | NDArray[np.integer]) -> I32:
     return np.array(values, np.int32)
 

@@ -1,156 +1,178 @@
 """Llama and its relatives: files of random weights, bit for bit on the backends, and against
 transformers' own models in float64."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from isobit.backends import open_backend
-from isobit.backends.base import Batch
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
+from tests.helpers.expected import needs
+from tests.helpers.passes import opened, run_cut, same_bits
+from tests.helpers.random_file import F32, RandomFile
+from tests.helpers.synth import Geometry
 
-H, G, D, HIDDEN, FFN, VOCAB = 4, 2, 32, 256, 512, 300
-TOKENS = np.random.default_rng(2).integers(0, VOCAB, 90).astype(np.int32)
-KINDS = ("llama", "llama3", "mixtral", "qwen2", "linear", "yarn")
-
-
-def write(path: Path, kind: str, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-    """A two-layer model of a kind, quantised to Q8_0; its weights as the file holds them."""
-    arch = "qwen2" if kind == "qwen2" else "llama"
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(2)
-    writer.add_context_length(4096)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(H)
-    writer.add_head_count_kv(G)
-    writer.add_key_length(D)
-    writer.add_value_length(D)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(D)
-    if kind == "mixtral":
-        writer.add_expert_count(4)
-        writer.add_expert_used_count(2)
-    if kind in ("linear", "yarn"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
-        writer.add_rope_scaling_factor(4.0)
-        writer.add_rope_scaling_orig_ctx_len(1024)
-    out: dict[str, NDArray[np.float32]] = {}
-
-    def add(name: str, *shape: int, scale: float | None = None) -> None:
-        values = rng.standard_normal(shape).astype(np.float32)
-        if len(shape) == 1:
-            values = (1 + 0.1 * values if scale is None else scale * values).astype(np.float32)
-            writer.add_tensor(name, values)
-            out[name] = values
-            return
-        values *= np.float32(shape[-1] ** -0.5)
-        blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        out[name] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)
-
-    add("token_embd.weight", VOCAB, HIDDEN)
-    for i in range(2):
-        at = f"blk.{i}."
-        add(at + "attn_norm.weight", HIDDEN)
-        for role, rows in (("q", H * D), ("k", G * D), ("v", G * D)):
-            add(f"{at}attn_{role}.weight", rows, HIDDEN)
-            if kind == "qwen2":
-                add(f"{at}attn_{role}.bias", rows, scale=0.3)
-        add(at + "attn_output.weight", HIDDEN, H * D)
-        add(at + "ffn_norm.weight", HIDDEN)
-        stack, tail = ((4,), "_exps") if kind == "mixtral" else ((), "")
-        if stack:
-            add(at + "ffn_gate_inp.weight", 4, HIDDEN)
-        add(f"{at}ffn_gate{tail}.weight", *stack, FFN, HIDDEN)
-        add(f"{at}ffn_up{tail}.weight", *stack, FFN, HIDDEN)
-        add(f"{at}ffn_down{tail}.weight", *stack, HIDDEN, FFN)
-    add("output_norm.weight", HIDDEN)
-    if kind != "qwen2":  # which is tied
-        add("output.weight", VOCAB, HIDDEN)
-    if kind == "llama3":
-        factors = rng.uniform(1, 8, D // 2).astype(np.float32)
-        writer.add_tensor("rope_freqs.weight", factors)
-        out["rope_freqs.weight"] = factors
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
+PLAIN = Geometry(head_dim=32, ffn=512, vocab=300, experts=0)
+GEOMETRIES = {
+    "llama": PLAIN,
+    "llama3": replace(PLAIN, head_dim=64, hidden=160, heads=5, kv_heads=1, ffn=96),
+    "mixtral": replace(PLAIN, experts=4),
+    "qwen2": replace(PLAIN, tied=True),
+    "qwen2moe": replace(
+        PLAIN, hidden=192, heads=3, kv_heads=1, head_dim=64, ffn=96, experts=5, experts_used=3
+    ),
+    "linear": PLAIN,
+    "yarn": PLAIN,
+}
+SHARED = 224  # width of Qwen2-MoE's shared expert
+TOKENS = np.random.default_rng(2).integers(0, 300, 90).tolist()
 
 
-def logits(weights: Weights, name: str, planes: int, cuts: list[int]) -> NDArray[np.float32]:
-    backend = open_backend(
-        name, weights, EngineConfig(activation_planes=planes, context=128, max_sequences=1)
-    )
-    parts = []
-    for first, last in zip(cuts, [*cuts[1:], len(TOKENS)], strict=True):
-        at = np.arange(first, last, dtype=np.int32)
-        rows = at - first
-        pages = np.arange(2, dtype=np.int32)[None]
-        parts.append(backend.forward(Batch(TOKENS[first:last], at, 0 * at, pages, rows)))
-    backend.close()
-    return np.concatenate(parts)
+@dataclass(frozen=True)
+class Written:
+    """A model of a kind, and what it is made of."""
+
+    kind: str
+    file: GGUFFile
+    weights: Weights
+    values: dict[str, F32]
+    expected: dict[int, F32]
+    """The reference's logits by the number of planes."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bits_and_transformers(kind: str, tmp_path: Path) -> None:
-    seed = int(np.random.SeedSequence().entropy % (1 << 32))
-    print(f"seed {seed}")
-    values = write(tmp_path / "m.gguf", kind, np.random.default_rng(seed))
-    with GGUFFile.open(tmp_path / "m.gguf") as file:
+def engine(planes: int) -> EngineConfig:
+    return EngineConfig(activation_planes=planes, context=128, max_sequences=1)
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def written(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+    path = tmp_path_factory.mktemp("llama") / "m.gguf"
+    values = write(path, request.param)
+    with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
-        for planes in (1, 2):
-            expected = logits(weights, "reference", planes, [0])
-            for cuts in ([0], [0, 1, 2, 31, 64, 65]):
-                ours = logits(weights, "cpu", planes, cuts)
-                assert np.array_equal(ours.view(np.uint32), expected.view(np.uint32))
-        torch = pytest.importorskip("torch", reason="not run: PyTorch is not installed")
-        model = transformers_model(kind, values)
-        with torch.no_grad():
-            tokens = torch.tensor(TOKENS[None].astype(np.int64))
-            true = model(tokens, use_cache=False).logits[0].numpy()
-        found = Oracle.of(file).evaluate(TOKENS.tolist()).logits
-        assert np.abs(found - true).max() < 2e-5 * np.abs(true).max()  # its angles are float32
-        assert np.linalg.norm(expected - true) < 2e-3 * np.linalg.norm(true)
+        expected = {
+            n: run_cut(opened("reference", weights, engine(n)), TOKENS, [0]) for n in (1, 2)
+        }
+        yield Written(request.param, file, weights, values, expected)
 
 
-def transformers_model(kind: str, w: dict[str, NDArray[np.float32]]) -> Any:
+def write(path: Path, kind: str) -> dict[str, F32]:
+    """A two-layer model of a kind, quantised to Q8_0; its weights as the file holds them."""
+    g = GEOMETRIES[kind]
+    keys: dict[str, object] = {
+        "block_count": g.layers,
+        "context_length": 4096,
+        "embedding_length": g.hidden,
+        "feed_forward_length": g.ffn,
+        "attention.head_count": g.heads,
+        "attention.head_count_kv": g.kv_heads,
+        "attention.key_length": g.head_dim,
+        "attention.value_length": g.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+        "rope.dimension_count": g.head_dim,
+    }
+    if g.experts:
+        keys |= {"expert_count": g.experts, "expert_used_count": g.experts_used}
+    if kind == "qwen2moe":
+        keys["expert_feed_forward_length"] = g.ffn
+        keys["expert_shared_feed_forward_length"] = SHARED
+    if kind in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": kind, "rope.scaling.factor": 4.0}
+        keys["rope.scaling.original_context_length"] = 1024
+    qwen = kind.startswith("qwen2")
+    f = RandomFile(path, kind if qwen else "llama", keys)
+    f.matrix("token_embd.weight", g.vocab, g.hidden)
+    for i in range(g.layers):
+        at = f"blk.{i}."
+        f.vector(at + "attn_norm.weight", g.hidden)
+        for role, heads in (("q", g.heads), ("k", g.kv_heads), ("v", g.kv_heads)):
+            f.matrix(f"{at}attn_{role}.weight", heads * g.head_dim, g.hidden)
+            if qwen:
+                f.vector(f"{at}attn_{role}.bias", heads * g.head_dim, about=0, spread=0.3)
+        f.matrix(at + "attn_output.weight", g.hidden, g.heads * g.head_dim)
+        f.vector(at + "ffn_norm.weight", g.hidden)
+        stack, tail = ((g.experts,), "_exps") if g.experts else ((), "")
+        if stack:
+            f.matrix(at + "ffn_gate_inp.weight", g.experts, g.hidden, spread=2)
+        swiglu(f, at, tail, g.hidden, g.ffn, *stack)
+        if kind == "qwen2moe":
+            swiglu(f, at, "_shexp", g.hidden, SHARED)
+            f.vector(at + "ffn_gate_inp_shexp.weight", g.hidden, about=0)
+    f.vector("output_norm.weight", g.hidden)
+    if not g.tied:
+        f.matrix("output.weight", g.vocab, g.hidden)
+    if kind == "llama3":
+        f.put("rope_freqs.weight", f.rng.uniform(1, 8, g.head_dim // 2))
+    return f.close()
+
+
+def swiglu(f: RandomFile, at: str, tail: str, hidden: int, width: int, *stack: int) -> None:
+    f.matrix(f"{at}ffn_gate{tail}.weight", *stack, width, hidden)
+    f.matrix(f"{at}ffn_up{tail}.weight", *stack, width, hidden)
+    f.matrix(f"{at}ffn_down{tail}.weight", *stack, hidden, width)
+
+
+@pytest.mark.parametrize("name", ["cpu", "wgpu"])
+def test_bits(written: Written, name: str) -> None:
+    for planes, expected in written.expected.items():
+        backend = opened(name, written.weights, engine(planes))
+        for cuts in ([0], [0, 1, 2, 31, 64, 65]):
+            assert same_bits(run_cut(backend, TOKENS, cuts), expected), (planes, cuts)
+        backend.close()
+
+
+def test_transformers_in_float64(written: Written) -> None:
+    torch = needs("torch", "torch")
+    needs("transformers", "transformers")
+    model = transformers_model(written.kind, written.values)
+    with torch.no_grad():
+        true = model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
+    found = Oracle.of(written.file).evaluate(TOKENS).logits
+    assert np.abs(found - true).max() < 2e-5 * np.abs(true).max()  # its angles are float32
+    assert np.linalg.norm(written.expected[2] - true) < 2e-3 * np.linalg.norm(true)
+
+
+def transformers_model(kind: str, w: dict[str, F32]) -> Any:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
+    g = GEOMETRIES[kind]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if kind == "linear":
         rope |= {"rope_type": "linear", "factor": 4.0}
     if kind == "yarn":
         rope |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
     settings: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": H,
-        "num_key_value_heads": G,
-        "head_dim": D,
+        "vocab_size": g.vocab,
+        "hidden_size": g.hidden,
+        "intermediate_size": g.ffn,
+        "num_hidden_layers": g.layers,
+        "num_attention_heads": g.heads,
+        "num_key_value_heads": g.kv_heads,
+        "head_dim": g.head_dim,
         "rms_norm_eps": float(np.float32(1e-5)),
         "max_position_embeddings": 4096,
         "rope_parameters": rope,
-        "tie_word_embeddings": kind == "qwen2",
+        "tie_word_embeddings": g.tied,
         "attn_implementation": "eager",
     }
-    family = {"qwen2": "Qwen2", "mixtral": "Mixtral"}.get(kind, "Llama")
-    if kind == "mixtral":
-        settings |= {"num_local_experts": 4, "num_experts_per_tok": 2}
-        settings |= {"sliding_window": None, "experts_implementation": "eager"}
+    families = {"qwen2": "Qwen2", "mixtral": "Mixtral", "qwen2moe": "Qwen2Moe"}
+    family = families.get(kind, "Llama")
+    if g.experts:
+        settings |= {"num_experts_per_tok": g.experts_used, "experts_implementation": "eager"}
+        settings["num_experts" if kind == "qwen2moe" else "num_local_experts"] = g.experts
+        settings |= {"sliding_window": None}
+    if kind == "qwen2moe":
+        settings |= {"moe_intermediate_size": g.ffn, "norm_topk_prob": False}
+        settings |= {"shared_expert_intermediate_size": SHARED}
     config = getattr(transformers, family + "Config")(**settings)
     model = getattr(transformers, family + "ForCausalLM")(config)
     names = {
@@ -164,6 +186,10 @@ def transformers_model(kind: str, w: dict[str, NDArray[np.float32]]) -> Any:
         "attn_k": "self_attn.k_proj",
         "attn_v": "self_attn.v_proj",
         "ffn_gate_inp": "mlp.gate",
+        "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+        "ffn_up_shexp": "mlp.shared_expert.up_proj",
+        "ffn_down_shexp": "mlp.shared_expert.down_proj",
+        "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     }
     state = {
         "model.embed_tokens.weight": w["token_embd.weight"],
@@ -174,9 +200,13 @@ def transformers_model(kind: str, w: dict[str, NDArray[np.float32]]) -> Any:
         if not name.startswith("blk."):
             continue
         value, (layer, role, what) = stored, name.split(".")[1:]
-        if role in ("attn_q", "attn_k") and family != "Qwen2":
-            heads = H if role == "attn_q" else G  # from Meta's order of rows to transformers'
-            value = value.reshape(heads, D // 2, 2, -1).swapaxes(1, 2).reshape(heads * D, -1)
+        if role in ("attn_q", "attn_k") and not kind.startswith("qwen2"):
+            heads = g.heads if role == "attn_q" else g.kv_heads
+            # From Meta's order of rows to transformers'.
+            value = value.reshape(heads, g.head_dim // 2, 2, -1).swapaxes(1, 2)
+            value = value.reshape(heads * g.head_dim, -1)
+        if role == "ffn_gate_inp_shexp":
+            value = value[None]
         if role == "ffn_gate_exps":
             both = np.concatenate([value, w[f"blk.{layer}.ffn_up_exps.weight"]], axis=1)
             state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = both
@@ -193,7 +223,7 @@ def transformers_model(kind: str, w: dict[str, NDArray[np.float32]]) -> Any:
 
 def test_an_unknown_scaling_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    write(path, "llama", np.random.default_rng(0))
+    write(path, "llama")
     with GGUFFile.open(path) as file:
         file.metadata["llama.rope.scaling.type"] = "dynamic"  # type: ignore[index]
         with pytest.raises(ModelRefused, match="expected none, linear or yarn, got 'dynamic'"):

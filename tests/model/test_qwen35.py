@@ -1,5 +1,5 @@
-"""Qwen3.5-MoE: a trained sample file of other makers' tools, bit for bit on the backends, and
-against transformers' own model in float64."""
+"""Qwen3.5-MoE: a trained sample file of other makers' tools, and Qwen3.5: random weights of odd
+shapes; bit for bit on the backends, and against transformers' own models in float64."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +22,9 @@ from isobit.verify.oracle import Oracle
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.helpers.expected import needs
+from tests.helpers.passes import opened, run_cut
+from tests.helpers.random_file import RandomFile
+from tests.ops.wgpu_support import open_device
 
 DATA = Path(__file__).parents[1] / "data"
 SAMPLE = DATA / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -67,27 +70,32 @@ def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 
 
 @pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("name", "threads"), [("cpu", 1), ("cpu", 3), ("wgpu", 1)])
 def test_backends_cuts_and_batches_agree(
-    planes: int, threads: int, file: GGUFFile, ids: list[int]
+    planes: int, name: str, threads: int, file: GGUFFile, ids: list[int]
 ) -> None:
     weights = Weights.from_file(file)
     engine = EngineConfig(activation_planes=planes, threads=threads, context=128, max_sequences=3)
-    parts = [ids[:70], ids[100:170]]
-    backend = open_backend("cpu", weights, engine)
-    together = logits(backend, parts, [0, 1, 2, 5, 38, 66])
-    assert same(together, logits(backend, parts, [0, 64], states=[2, 0]))
+    n = 70 if name == "cpu" else 24  # a software device takes its time
+    parts = [ids[:n], ids[100 : 100 + n]]
+    backend = opened(name, weights, engine)
+    together = logits(backend, parts, [0, 1, 2, 5, n // 2, n - 4])
+    assert same(together, logits(backend, parts, [0, n - 6], states=[2, 0]))
     for part, expected in zip(parts, together, strict=True):
         assert same(logits(backend, [part], [0])[0], expected)
     backend.close()
     if threads == 1:
         reference = open_backend("reference", weights, engine)
-        assert same(logits(reference, [parts[0][:40]], [0, 3])[0], together[0, :40])
+        m = min(n, 40)
+        assert same(logits(reference, [parts[0][:m]], [0, 3])[0], together[0, :m])
 
 
-def test_verify_knows_every_stage() -> None:
+@pytest.mark.parametrize("name", ["cpu", "wgpu"])
+def test_verify_knows_every_stage(name: str) -> None:
+    if name == "wgpu":
+        open_device()  # or "not run"
     with (
-        isobit.load(SAMPLE, backend="cpu", context=64) as ours,
+        isobit.load(SAMPLE, backend=name, context=64) as ours,
         isobit.load(SAMPLE, backend="reference", context=64) as theirs,
     ):
         tokens = ours.tokenize("import os\nx = 1\n")
@@ -196,7 +204,9 @@ def test_against_transformers_in_float64(file: GGUFFile, ids: list[int]) -> None
         experts_implementation="eager",
     )
     model = transformers.Qwen3_5MoeForCausalLM(config).double()
-    state = {k: torch.from_numpy(v) for k, v in _for_transformers(SAMPLE).items()}
+    tensors = {k: v for k, v in _tensors(SAMPLE).items() if not k.startswith("blk.8.")}  # a draft
+    state = _for_transformers(tensors, key_heads=2, value_heads=4, size=128)
+    state = {k: torch.from_numpy(v) for k, v in state.items()}
     model.load_state_dict(state, strict=True)
     tokens = ids[:120]
     with torch.no_grad():
@@ -209,17 +219,142 @@ def test_against_transformers_in_float64(file: GGUFFile, ids: list[int]) -> None
     assert np.linalg.norm(ours - expected) < 2e-3 * np.linalg.norm(expected)
 
 
-def _for_transformers(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The file's tensors, by the gguf package, under transformers' names: value heads in groups of
-    their key head, norms less one, the decay's logarithm."""
+DENSE = {
+    "block_count": 3,
+    "context_length": 256,
+    "embedding_length": 160,
+    "feed_forward_length": 96,
+    "attention.head_count": 3,
+    "attention.head_count_kv": 1,
+    "attention.key_length": 64,
+    "attention.value_length": 64,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "attention.recurrent_layers": [True, False, True],
+    "rope.freq_base": 1e6,
+    "rope.dimension_count": 16,
+    "rope.dimension_sections": [3, 3, 2, 0],
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 32,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 192,
+}
+TOKENS = np.random.default_rng(4).integers(0, 300, 80).tolist()
+
+
+def _write_dense(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Two delta nets of 2 key and 6 value heads around attention of 3 heads, one dense
+    feed-forward each."""
+    f = RandomFile(path, "qwen35", DENSE)
+    f.matrix("token_embd.weight", 300, 160)
+    for i, recurrent in enumerate(DENSE["attention.recurrent_layers"]):  # type: ignore[arg-type]
+        at = f"blk.{i}."
+        f.vector(at + "attn_norm.weight", 160)
+        f.vector(at + "post_attention_norm.weight", 160)
+        if recurrent:
+            f.matrix(at + "attn_qkv.weight", 2 * 64 + 192, 160)
+            f.matrix(at + "attn_gate.weight", 192, 160)
+            f.matrix(at + "ssm_beta.weight", 6, 160)
+            f.matrix(at + "ssm_alpha.weight", 6, 160)
+            f.vector(at + "ssm_conv1d.weight", 2 * 64 + 192, 4, about=0, spread=0.5)
+            f.vector(at + "ssm_dt.bias", 6, about=0, spread=1)
+            f.put(at + "ssm_a", -np.exp(f.rng.standard_normal(6)))
+            f.vector(at + "ssm_norm.weight", 32)
+            f.matrix(at + "ssm_out.weight", 160, 192)
+        else:
+            f.matrix(at + "attn_q.weight", 2 * 3 * 64, 160)
+            f.matrix(at + "attn_k.weight", 64, 160)
+            f.matrix(at + "attn_v.weight", 64, 160)
+            f.vector(at + "attn_q_norm.weight", 64)
+            f.vector(at + "attn_k_norm.weight", 64)
+            f.matrix(at + "attn_output.weight", 160, 3 * 64)
+        f.matrix(at + "ffn_gate.weight", 96, 160)
+        f.matrix(at + "ffn_up.weight", 96, 160)
+        f.matrix(at + "ffn_down.weight", 160, 96)
+    f.vector("output_norm.weight", 160)
+    f.matrix("output.weight", 300, 160)
+    return f.close()
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GGUFFile]:
+    path = tmp_path_factory.mktemp("qwen35") / "m.gguf"
+    _write_dense(path)
+    with GGUFFile.open(path) as opened_:
+        yield opened_
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_bits_of_the_dense_model(planes: int, dense: GGUFFile) -> None:
+    weights = Weights.from_file(dense)
+    engine = EngineConfig(activation_planes=planes, context=128, max_sequences=1)
+    expected = run_cut(opened("reference", weights, engine), TOKENS, [0])
+    for name in ("cpu", "wgpu"):
+        backend = opened(name, weights, engine)
+        for cuts in ([0], [0, 1, 2, 31, 64, 65]):
+            assert same(run_cut(backend, TOKENS, cuts), expected), (name, cuts)
+        backend.close()
+
+
+def test_the_dense_model_in_float64(dense: GGUFFile) -> None:
+    torch = needs("torch", "torch")
+    transformers = needs("transformers", "transformers")
+    config = transformers.Qwen3_5TextConfig(
+        vocab_size=300,
+        hidden_size=160,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=64,
+        rms_norm_eps=float(np.float32(1e-6)),
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        linear_conv_kernel_dim=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        linear_num_key_heads=2,
+        linear_num_value_heads=6,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+            "mrope_interleaved": True,
+            "mrope_section": [3, 3, 2],
+        },
+        attn_implementation="eager",
+    )
+    model = transformers.Qwen3_5ForCausalLM(config).double()
+    state = _for_transformers(_tensors(dense.path), key_heads=2, value_heads=6, size=32)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
+    found = Oracle.of(dense).evaluate(TOKENS).logits
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()  # its angles are float32
+    engine = EngineConfig(context=128, max_sequences=1)
+    ours = run_cut(opened("cpu", Weights.from_file(dense), engine), TOKENS, [0])
+    assert np.linalg.norm(ours - expected) < 2e-3 * np.linalg.norm(expected)
+
+
+def _tensors(path: Path) -> dict[str, NDArray[np.float64]]:
+    """A file's tensors, by the gguf package."""
     found = {}
     for t in gguf.GGUFReader(path).tensors:
         values = gguf.quants.dequantize(t.data, t.tensor_type)
         found[t.name] = np.array(values, np.float64).reshape(tuple(t.shape)[::-1])
-    group = (
-        np.arange(4).reshape(2, 2).T.reshape(-1)
-    )  # where transformers' value head is in the file
-    assert group.tolist() == [0, 2, 1, 3]
+    return found
+
+
+def _for_transformers(
+    found: dict[str, NDArray[np.float64]], key_heads: int, value_heads: int, size: int
+) -> dict[str, NDArray[np.float64]]:
+    """Tensors under transformers' names: value heads in groups of their key head, norms less one,
+    the decay's logarithm."""
+    # Where transformers' value head is in the file.
+    group = np.arange(value_heads).reshape(-1, key_heads).T.reshape(-1)
+    keys = 2 * key_heads * size
+    layers = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blk."))
 
     def grouped(x: NDArray[np.float64], size: int, axis: int = 0) -> NDArray[np.float64]:
         rows = (group[:, None] * size + np.arange(size)).reshape(-1)
@@ -230,24 +365,24 @@ def _for_transformers(path: Path) -> dict[str, NDArray[np.float64]]:
         "model.norm.weight": found["output_norm.weight"] - 1,
         "lm_head.weight": found["output.weight"],
     }
-    for i in range(8):
+    for i in range(layers):
         at, w = f"model.layers.{i}.", {k.removeprefix(f"blk.{i}."): v for k, v in found.items()}
         out[at + "input_layernorm.weight"] = w["attn_norm.weight"] - 1
         out[at + "post_attention_layernorm.weight"] = w["post_attention_norm.weight"] - 1
         if "ssm_a" in w:
             a = at + "linear_attn."
             qkv = w["attn_qkv.weight"]
-            out[a + "in_proj_qkv.weight"] = np.concatenate([qkv[:512], grouped(qkv[512:], 128)])
-            out[a + "in_proj_z.weight"] = grouped(w["attn_gate.weight"], 128)
+            out[a + "in_proj_qkv.weight"] = np.concatenate([qkv[:keys], grouped(qkv[keys:], size)])
+            out[a + "in_proj_z.weight"] = grouped(w["attn_gate.weight"], size)
             out[a + "in_proj_b.weight"] = grouped(w["ssm_beta.weight"], 1)
             out[a + "in_proj_a.weight"] = grouped(w["ssm_alpha.weight"], 1)
             taps = w["ssm_conv1d.weight"]
-            taps = np.concatenate([taps[:512], grouped(taps[512:], 128)])
+            taps = np.concatenate([taps[:keys], grouped(taps[keys:], size)])
             out[a + "conv1d.weight"] = taps[:, None]
             out[a + "dt_bias"] = grouped(w["ssm_dt.bias"], 1)
             out[a + "A_log"] = np.log(-grouped(w["ssm_a"], 1))
             out[a + "norm.weight"] = w["ssm_norm.weight"]
-            out[a + "out_proj.weight"] = grouped(w["ssm_out.weight"], 128, axis=1)
+            out[a + "out_proj.weight"] = grouped(w["ssm_out.weight"], size, axis=1)
         else:
             a = at + "self_attn."
             for name, role in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v")):
@@ -256,6 +391,10 @@ def _for_transformers(path: Path) -> dict[str, NDArray[np.float64]]:
             out[a + "q_norm.weight"] = w["attn_q_norm.weight"] - 1
             out[a + "k_norm.weight"] = w["attn_k_norm.weight"] - 1
         m = at + "mlp."
+        if "ffn_gate.weight" in w:
+            for role in ("gate", "up", "down"):
+                out[f"{m}{role}_proj.weight"] = w[f"ffn_{role}.weight"]
+            continue
         out[m + "gate.weight"] = w["ffn_gate_inp.weight"]
         both = np.concatenate([w["ffn_gate_exps.weight"], w["ffn_up_exps.weight"]], axis=1)
         out[m + "experts.gate_up_proj"] = both

@@ -202,7 +202,7 @@ FUSED = (
 )
 ALONE = (
     *("rms_norm", "matmul", "matmul", "copy", "rms_norm", "rope", "copy", "rms_norm", "rope"),
-    *("append", "copy", "append", "append", "attention", "attention_merge", "matmul"),
+    *("append", "append", "append", "attention", "attention_merge", "matmul"),
     *("add_rows", "rms_norm", "matmul_floats", "top_k"),
     *("matmul", "matmul", "silu_gate", "matmul", "combine", "add_rows"),
 )

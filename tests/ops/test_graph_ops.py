@@ -41,8 +41,16 @@ from isobit.numerics.ops import (
     SiluGate,
 )
 from isobit.numerics.rope_table import Yarn
+from tests.ops.wgpu_support import open_device
 
-OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {"cpu": CpuBackend}
+
+def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
+    from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
+
+    return WgpuBackend(weights, engine, open_device())
+
+
+OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {"cpu": CpuBackend, "wgpu": wgpu}
 VOCABULARY = 200
 EDGES = [0.0, -0.0, 1e-42, -1e-38, 88.5, -87.2, 100.0, -100.0, 1e30, -3e38]
 
@@ -138,13 +146,16 @@ STATEFUL = (causal_conv, gated_delta)
 WITHOUT_EDGES = {gated_delta, decay}
 
 
-def graph(case: Callable[..., Value], rng: np.random.Generator) -> Graph:
+def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:
     g = Builder("case")
     table = rng.standard_normal((VOCABULARY, 96)) * np.exp(rng.standard_normal((VOCABULARY, 1)))
     if case not in WITHOUT_EDGES:
         table[: len(EDGES)] = rng.permuted(np.resize(EDGES, (len(EDGES), 96)), axis=1)
     x = g.one("x", Embedding(), g.tokens, weights=[f32("table", table)])
-    case(g, x, rng)
+    of = x
+    if normed:  # what a norm gives lies elsewhere
+        of = g.one(None, RmsNorm(1e-6), x, weights=[f32("first", rng.standard_normal(96))])
+    case(g, of, rng)
     end = g.one("end", RmsNorm(1e-6), x, weights=[f32("norm", np.ones(96))])
     wanted = g.one(None, SelectRows(), end, g.logit_rows)
     return g.graph(g.one("lm_head", MatMul(), wanted, weights=[f32("head", table)]))
@@ -175,11 +186,13 @@ def stage(
     return np.concatenate([np.concatenate(parts) for parts in found.values()])
 
 
-@pytest.mark.parametrize("name", OPENERS)
+@pytest.mark.parametrize(("name", "threads"), [("cpu", 1), ("cpu", 3), ("wgpu", 1)])
 @pytest.mark.parametrize("case", [*CASES, decay, *STATEFUL], ids=lambda c: c.__name__)
-@pytest.mark.parametrize("threads", [1, 3])
-def test_operation(name: str, case: Callable[..., Value], threads: int, rng) -> None:  # type: ignore[no-untyped-def]
-    weights = Weights(None, graph(case, rng))  # type: ignore[arg-type]
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+def test_operation(  # type: ignore[no-untyped-def]
+    name: str, case: Callable[..., Value], threads: int, normed: bool, rng
+) -> None:
+    weights = Weights(None, graph(case, rng, normed=normed))  # type: ignore[arg-type]
     engine = EngineConfig(max_sequences=2, context=256, threads=threads)
     tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
     tokens[: len(EDGES)] = np.arange(len(EDGES))
@@ -193,11 +206,12 @@ def test_operation(name: str, case: Callable[..., Value], threads: int, rng) -> 
             assert (same | (np.isnan(got) & np.isnan(expected))).all(), np.argwhere(~same)[:5]
 
 
-def test_a_sequence_begins_without_what_another_left(rng) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("name", OPENERS)
+def test_a_sequence_begins_without_what_another_left(name: str, rng) -> None:  # type: ignore[no-untyped-def]
     for case in STATEFUL:
         weights = Weights(None, graph(case, rng))  # type: ignore[arg-type]
         engine = EngineConfig(max_sequences=2, context=256, threads=1)
-        backend = CpuBackend(weights, engine)
+        backend = OPENERS[name](weights, engine)
         tokens = rng.integers(0, VOCABULARY, 40).astype(np.int32)
         sequence = np.repeat(np.arange(2, dtype=np.int32), 20)
         first = stage(backend, tokens, sequence, [0, 20])

@@ -67,8 +67,8 @@ class Weights:
         """Each layer's tensors by role; raises BackendUnavailable if it is not Qwen3's."""
         if self.config.architecture not in ("qwen3", "qwen3moe"):
             raise BackendUnavailable(
-                f"architecture {self.config.architecture}: runs on the cpu backend so far, not on "
-                "this one: --backend cpu"
+                f"architecture {self.config.architecture}: runs on cpu and wgpu so far, not on "
+                "this backend: --backend cpu"
             )
         return tuple(self._layer(f"blk.{i}.") for i in range(self.config.n_layers))
 

@@ -100,7 +100,8 @@ class WgpuBackend(Backend):
         if last - first == 1:
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
             tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // TILE))
-        p = Pass(last - first, len(wanted), tiles)
+        runs = self._runs(batch, first, last)
+        p = Pass(last - first, len(wanted), tiles, len(runs))
         self._upload(
             p,
             batch.tokens[first:last],
@@ -108,6 +109,7 @@ class WgpuBackend(Backend):
             batch.sequence[first:last],
             batch.pages,
             batch.logit_rows[wanted] - first,
+            runs,
         )
         if trace is not None:
             self._run_traced(p, trace)
@@ -124,6 +126,16 @@ class WgpuBackend(Backend):
                 if rows is not None:
                     values = rows().view(np.float32).reshape(count, -1)
                     logits[wanted[row : row + count]] = values
+
+    def _runs(self, batch: Batch, first: int, last: int) -> I32:
+        """First token, last token + 1 and state of each sequence in a pass: int32 [n, 3]."""
+        if not self._g.recurrent:
+            return np.empty((0, 3), np.int32)
+        sequence = batch.sequence[first:last]
+        starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+        states = sequence if batch.states is None else batch.states[sequence]
+        ends = np.append(starts[1:], len(sequence))
+        return np.stack([starts, ends, states[starts]], axis=1).astype(np.int32)
 
     def _command(self, p: Pass, *, traced: bool) -> Any:
         if self._ahead is not None and not traced and p.first == 0:
@@ -164,7 +176,14 @@ class WgpuBackend(Backend):
             trace(s.stage, s.value.layer, s.read(self._device, p))
 
     def _upload(
-        self, p: Pass, tokens: I32, positions: I32, sequence: I32, pages: I32, rows: I32
+        self,
+        p: Pass,
+        tokens: I32,
+        positions: I32,
+        sequence: I32,
+        pages: I32,
+        rows: I32,
+        runs: I32,
     ) -> None:
         """Put a pass's inputs where lowering.BatchAt says they are."""
         page = pages[sequence, positions // TILE]
@@ -175,6 +194,7 @@ class WgpuBackend(Backend):
             page * TILE + positions % TILE,
             sequence * p.tiles,
             rows,
+            runs,
             *(rope.of(positions).view(np.int32) for rope in self._rope),
             table,
         )

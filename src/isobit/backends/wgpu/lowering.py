@@ -23,6 +23,8 @@ ACT_WORDS = 148
 """One superblock of quantised activations (quantise.wgsl)."""
 TILES = "tiles"
 """Rows of a slot: a token's tiles of keys."""
+STATES = "states"
+"""Rows of a slot: sequences that have a recurrent state."""
 BATCH = "batch"
 """Rows of a slot: none; what the batch needs."""
 
@@ -35,6 +37,8 @@ class Pass:
     logit_rows: int
     tiles: int
     """Of the longest sequence."""
+    runs: int = 0
+    """Sequences that the tokens belong to, for a model with recurrent states."""
     first: int = 0
     """Of the logit rows that are computed now …"""
     count: int = 0
@@ -121,6 +125,8 @@ class BatchAt:
     """of each token's page table, less ``pages``"""
     rows: int
     """tokens whose logits are wanted"""
+    runs: int
+    """first token, last token + 1 and state of each sequence that has tokens"""
     rope: Mapping[RopeTable, int]
     """size / 2 cosines, then sines, of each token"""
     pages: int
@@ -128,12 +134,12 @@ class BatchAt:
     @classmethod
     def of(cls, p: Pass, rope: Sequence[RopeTable]) -> "BatchAt":
         """For a pass."""
-        at = 3 * p.tokens + p.logit_rows
-        found = {}
+        runs = 3 * p.tokens + p.logit_rows
+        at, found = runs + 3 * p.runs, {}
         for table in rope:
             found[table] = at
             at += p.tokens * table.size
-        return cls(p.tokens, 2 * p.tokens, 3 * p.tokens, found, at)
+        return cls(p.tokens, 2 * p.tokens, 3 * p.tokens, runs, found, at)
 
 
 Make = Callable[[Pass], Iterable[Step]]
@@ -158,6 +164,8 @@ class Lowering:
         self.norms: dict[Weight, int] = {}
         """Vectors of the model, and where in ``vectors`` they begin."""
         self.caches: dict[Value, Cache] = {}
+        self.recurrent = False
+        """Whether something has a state of each sequence."""
         self.rope_tables: list[RopeTable] = []
         self.embeddings: list[tuple[Weight, Slot]] = []
         """Tables whose rows the host writes, and where."""
@@ -282,6 +290,13 @@ class Lowering:
             self.norms[weight] = self.vectors.words
             self.vectors.words += prod(weight.shape)
         return self.norms[weight]
+
+    def state(self, op: Op) -> Slot:
+        """What an operation keeps of each sequence."""
+        (shape,) = op.operation.state([v.shape for v in op.inputs], op.weights)
+        slot = self._slot(f"state of {op.kind}", shape.width, STATES)
+        slot.users, self.recurrent = 1, True
+        return slot
 
     def rope(self, table: RopeTable) -> RopeTable:
         """A table whose rows come with each batch."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from isobit.backends.base import Limits
 from isobit.backends.wgpu.device import MAX_GROUPS, Device
-from isobit.backends.wgpu.lowering import BATCH, TILES, Cache, CachePart, Lowering, Slot
+from isobit.backends.wgpu.lowering import BATCH, STATES, TILES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.numerics import TILE
@@ -31,7 +31,8 @@ class Plan:
     """Of the KV cache."""
     rows: Mapping[str, int]
     """Rows of each kind that a slot has room for: tokens in one pass (larger batches take several),
-    logits computed at once, tokens times tiles that attention holds at once."""
+    logits computed at once, tokens times tiles that attention holds at once, sequences that have a
+    recurrent state."""
     binding: int
     """Bytes that a buffer may have."""
 
@@ -47,13 +48,18 @@ class Plan:
                 f"one head's KV cache: {pages} pages of {TILE} positions × {page} bytes",
                 "use a smaller context or fewer sequences",
             )
-        of = {kind: [s for s in g.slots if s.rows == kind] for kind in (TOKENS, LOGIT_ROWS, TILES)}
+        kinds = TOKENS, LOGIT_ROWS, TILES, STATES
+        of = {kind: [s for s in g.slots if s.rows == kind] for kind in kinds}
         for slot in sorted(of[TOKENS], key=lambda s: -s.words)[:1]:
             what = f"one token's {slot.name}"
             _check(4 * (slot.words + slot.more), binding, what, "the model is too wide")
         for slot in of[LOGIT_ROWS]:
             what = f"{slot.name}: {slot.words} × 4 bytes"
             _check(4 * slot.words, binding, what, "the vocabulary is too large")
+        for slot in sorted(of[STATES], key=lambda s: -s.words)[:1]:
+            size = 4 * slot.words
+            what = f"{slot.name}: {engine.max_sequences} sequences × {size} bytes"
+            _check(engine.max_sequences * size, binding, what, "use fewer sequences")
         tile = max((4 * s.words for s in of[TILES]), default=4)
         what = f"attention: {tiles} tiles × {tile} bytes"
         _check(tiles * tile, binding, what, "use a smaller context")
@@ -61,7 +67,8 @@ class Plan:
         tokens = min(engine.chunk, MAX_GROUPS // g.most_rows, *fits)
         logit_rows = min(_LOGIT_ROWS, tokens, *(binding // (4 * s.words) for s in of[LOGIT_ROWS]))
         room = max(min(tokens * tiles * tile, _PARTIAL_BYTES, binding) // tile, tiles)
-        return cls(pages, {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: room, BATCH: 1}, binding)
+        rows = {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: room, BATCH: 1}
+        return cls(pages, rows | {STATES: engine.max_sequences}, binding)
 
     def bytes(self, slot: Slot) -> int:
         """Of a slot's buffer."""
@@ -86,7 +93,9 @@ class Plan:
                 for first, heads in self.parts(cache)
             )
         if g.norms:
-            device.write(g.vectors.buffer, np.concatenate([w.float32() for w in g.norms]))
+            device.write(
+                g.vectors.buffer, np.concatenate([w.float32().reshape(-1) for w in g.norms])
+            )
         for matrix in g.matrices:
             matrix.load(device)
 

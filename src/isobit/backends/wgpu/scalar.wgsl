@@ -100,7 +100,8 @@ fn add(a: real, b: real) -> real {
 
 // A magnitude of 2^127 or more takes part: add at an eighth, so that the sum cannot overflow.
 fn add_large(a: real, b: real, larger: u32) -> real {
-  if (larger >= INFINITY) { return NAN; }
+  if (larger > INFINITY || (larger == INFINITY && magnitude(a) == magnitude(b) && a != b)) { return NAN; }
+  if (larger == INFINITY) { return select(b, a, magnitude(a) == INFINITY); }
   let x = select(a - (3u << 23u), a & SIGN, magnitude(a) < (4u << 23u));
   let y = select(b - (3u << 23u), b & SIGN, magnitude(b) < (4u << 23u));
   let sum = add_normal(x, y);
@@ -116,8 +117,11 @@ fn mul(a: real, b: real) -> real {
   let eb = (b >> 23u) & 0xffu;
   if (ea - 1u < 254u && eb - 1u < 254u && ea + eb - 129u < 250u) { return mul_normal(a, b); }
   let sign = (a ^ b) & SIGN;
-  if (max(ea, eb) == 255u) { return NAN; }
-  if (magnitude(a) == 0u || magnitude(b) == 0u) { return sign; }
+  let larger = max(magnitude(a), magnitude(b));
+  let smaller = min(magnitude(a), magnitude(b));
+  if (larger > INFINITY || (larger == INFINITY && smaller == 0u)) { return NAN; }
+  if (larger == INFINITY) { return sign | INFINITY; }
+  if (smaller == 0u) { return sign; }
   let x = parts(a);
   let y = parts(b);
   // The product has 47 or 48 bits: its bits from 24 up out of 12-bit halves, the rest modulo 2^32.
@@ -148,8 +152,10 @@ fn dot2(a: real, b: real, c: real, d: real) -> real {
 // exact by its remainder, which 32 bits hold.
 fn div(a: real, b: real) -> real {
   let sign = (a ^ b) & SIGN;
-  if (max(magnitude(a), magnitude(b)) >= INFINITY || magnitude(b) == 0u) { return NAN; }
-  if (magnitude(a) == 0u) { return sign; }
+  if (max(magnitude(a), magnitude(b)) > INFINITY) { return NAN; }
+  if (magnitude(a) == magnitude(b) && (magnitude(a) == 0u || magnitude(a) == INFINITY)) { return NAN; }
+  if (magnitude(a) == INFINITY || magnitude(b) == 0u) { return sign | INFINITY; }
+  if (magnitude(a) == 0u || magnitude(b) == INFINITY) { return sign; }
   let x = parts(a);
   let y = parts(b);
   let small = select(0u, 1u, x.sig < y.sig);
@@ -164,8 +170,8 @@ fn div(a: real, b: real) -> real {
 
 // Square root: the device's, 24 bits of which the last 5 may be wrong, made exact bit by bit.
 fn root(a: real) -> real {
-  if (magnitude(a) == 0u) { return a; }
-  if (a >= INFINITY) { return NAN; }
+  if (magnitude(a) == 0u || a == INFINITY) { return a; }
+  if (a > INFINITY) { return NAN; }
   let x = parts(a);
   let half = x.e >> 1u;
   // The radicand, in [2^46, 2^48), is sig shifted by 23 or 24.
@@ -232,6 +238,9 @@ fn exp_real(a: real) -> real {
   p = add_normal(mul_normal(p, r), ONE);
   return mul_normal(p, u32(i + 127) << 23u);
 }
+
+// 1 / (1 + exp(-a)).
+fn logistic(a: real) -> real { return div(ONE, add_normal(ONE, exp_real(negate(a)))); }
 
 // Section 3: scale and reciprocal of a block whose largest magnitude is amax. A value that is
 // flushed gives 0, as it would anyway.

@@ -131,19 +131,18 @@ def _bits(a: NDArray[Any]) -> U32:
 
 
 def _binary(operation: Callable[[F32, F32], F32]) -> Reference:
-    """An operation on any finite operands; from others, and from x / 0, it makes a NaN."""
+    """An operation on any operands; there is one NaN."""
 
     def reference(x: Columns) -> tuple[U32, Mask]:
         value = operation(x.a, x.b)
-        usable = np.isfinite(x.a) & np.isfinite(x.b) & ~np.isnan(value)
-        usable &= (operation is not np.divide) | (x.b != 0)
-        return np.where(usable, _bits(value), np.uint32(0x7FC00000)), np.ones(len(x.a), np.bool_)
+        made = np.where(np.isnan(value), np.uint32(0x7FC00000), _bits(value))
+        return made, np.ones(len(x.a), np.bool_)
 
     return reference
 
 
 def _root(x: Columns) -> tuple[U32, Mask]:
-    return _bits(np.sqrt(np.abs(x.a))), np.isfinite(x.a)
+    return _bits(np.sqrt(np.abs(x.a))), ~np.isnan(x.a)
 
 
 def _from_int(x: Columns) -> tuple[U32, Mask]:

@@ -60,15 +60,18 @@ def queries_of(g: Lowering, q: Value) -> Slot:
 
 def _store(g: Lowering, kind: int, x: Value, cache: Cache | None, queries: Slot) -> None:
     heads, size = x.shape.row
-    vectors, scale = g.dense(x), bits(numerics.attention_scale(size))
+    vectors, scale = g.rows(x, x.shape.width), bits(numerics.attention_scale(size))
 
     def steps(p: Pass) -> Iterable[Step]:
         parts = cache.parts if cache else (CachePart(g.nothing.buffer, 0, heads),)
         for part in parts:
             yield g.step(
                 "ops/append",
-                (vectors, g.batch, queries, part.buffer),
-                (kind, heads, size, part.first, part.heads, scale, g.at(p).slots),
+                (vectors.slot, g.batch, queries, part.buffer),
+                (
+                    *(kind, heads, size, part.first, part.heads, scale, g.at(p).slots),
+                    *(vectors.first, vectors.stride),
+                ),
                 (part.heads, p.tokens),
                 ("reduce", "cache", "head_store"),
             )

@@ -8,6 +8,8 @@ struct Params {
   heads: u32,
   scale: real,  // 1 / sqrt(head_dim)
   slot_at: u32,  // in `batch`: page * 64 + position in it, of each token
+  x_at: u32,
+  x_stride: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> x: array<u32>;
@@ -24,7 +26,7 @@ fn append(
   let head = p.first + group.x;
   var mine = vec2(0u, 0u);
   for (var c = lane; c < bound(p.head_dim); c += 256u) {
-    mine[c / 256u] = x[(group.y * p.n_heads + head) * p.head_dim + c];
+    mine[c / 256u] = x[p.x_at + group.y * p.x_stride + head * p.head_dim + c];
   }
   store_head(lane, p.kind, group.y, head, batch[p.slot_at + group.y], mine);
 }

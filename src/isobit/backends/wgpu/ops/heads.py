@@ -1,20 +1,24 @@
-"""Some columns as head vectors: where they are already."""
+"""Some columns as head vectors: where they are already, unless there are gaps between them."""
 
-from isobit.backends.wgpu.lowering import Lowering, Place
+from isobit.backends.wgpu.lowering import Lowering, Place, anything
 from isobit.model.graph import Op
 from isobit.numerics.ops import Heads
 
-
-def supports(op: Op) -> str | None:
-    """See :mod:`isobit.backends.wgpu.ops`."""
-    o = op.operation
-    assert isinstance(o, Heads)
-    return None if o.step == o.size else "expected heads one behind the other, got gaps"
+supports = anything
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """No step: what reads them knows that they are torn."""
-    assert isinstance(op.operation, Heads)
+    """No step: what reads them knows that they are torn. Vectors with gaps are copied."""
+    o = op.operation
+    assert isinstance(o, Heads)
     (y,), x = op.outputs, g.rows(op.inputs[0], op.inputs[0].shape.width)
-    at = x.at + op.operation.first
-    g.put(y, Place(x.slot, y.shape.width, x.stride, at, x.behind))
+    if o.step == o.size or o.count == 1:
+        g.put(y, Place(x.slot, y.shape.width, x.stride, x.at + o.first, x.behind))
+        return
+    g.rowwise(
+        "ops/heads",
+        y.shape,
+        o.size,
+        (x.slot, g.new(y)),
+        lambda _: (o.size, o.count, x.first + o.first, x.stride, o.step),
+    )

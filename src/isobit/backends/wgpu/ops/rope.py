@@ -12,9 +12,14 @@ def lower(g: Lowering, op: Op) -> None:
     assert isinstance(op.operation, Rope)
     table = g.rope(op.operation.table)
     (y,), (heads, size) = op.outputs, op.outputs[0].shape.row
-    n, x = heads * size, g.packed(op.inputs[0])
+    n, neighbours = heads * size, int(op.operation.neighbours)
+    x = g.rows(op.inputs[0], n)
     buffers = x.slot, g.batch, g.new(y)
-    parameters = n, size, table.size
+    parameters = n, size, table.size, neighbours
     g.rowwise(
-        "ops/rope", y.shape, n, buffers, lambda p: (*parameters, x.first, g.at(p).rope[table])
+        "ops/rope",
+        y.shape,
+        n,
+        buffers,
+        lambda p: (*parameters, x.first, x.stride, g.at(p).rope[table]),
     )

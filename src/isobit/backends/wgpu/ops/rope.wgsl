@@ -4,7 +4,9 @@ struct Params {
   n: u32,  // of a token's head vectors
   head_dim: u32,
   turned: u32,  // values of a head vector that are rotated, its first
+  neighbours: u32,  // whether pairs are (2i, 2i + 1); else (i, i + half)
   x_at: u32,
+  x_stride: u32,
   turn_at: u32,  // in `batch`: turned / 2 cosines, then sines, of each token
 }
 @group(0) @binding(1) var<uniform> p: Params;
@@ -21,15 +23,17 @@ fn rope(
   if (c >= p.n) { return; }
   let half = p.turned / 2u;
   let i = c % p.head_dim;
-  let first = i < half;
-  let pair = i % half;
   let to = group.y * p.n + c;
-  let at = p.x_at + to;
+  let at = p.x_at + group.y * p.x_stride + c;
   if (i >= p.turned) {
     y[to] = x[at];
     return;
   }
-  let other = x[select(at - half, at + half, first)] ^ select(0u, SIGN, first);
+  let by_two = p.neighbours != 0u;
+  let pair = select(i % half, i / 2u, by_two);
+  let apart = select(half, 1u, by_two);
+  let first = select(i < half, i % 2u == 0u, by_two);
+  let other = x[select(at - apart, at + apart, first)] ^ select(0u, SIGN, first);
   let turn = p.turn_at + group.y * p.turned + pair;
   y[to] = dot2(x[at], batch[turn], other, batch[turn + half]);
 }

@@ -1,0 +1,17 @@
+// x / (1 + exp(-x)) (docs/numerics.md, section 5). Needs scalar.
+
+struct Params { n: u32, x_at: u32, x_stride: u32 }
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> x: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<u32>;  // [rows, n]
+
+@compute @workgroup_size(256)
+fn silu(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let i = 256u * group.x + lane;
+  if (i >= p.n) { return; }
+  let v = x[p.x_at + group.y * p.x_stride + i];
+  y[group.y * p.n + i] = div(v, add_normal(ONE, exp_real(negate(v))));
+}
