@@ -16,13 +16,15 @@ from isobit.server.embeddings import Embeddings
 from isobit.server.generate import Generate
 from isobit.server.guard import Guard
 from isobit.server.info import Info
+from isobit.server.messages import Messages
+from isobit.server.responses import Responses
 from isobit.server.service import Service
 
 
 def build(service: Service) -> ASGIApp:
     """The application that serves it."""
-    interfaces = (Completing(service), Embeddings(service), Generate(service), Info(service))
-    routes = [route for interface in interfaces for route in interface.routes()]
+    interfaces = (Completing, Responses, Messages, Embeddings, Generate, Info)
+    routes = [route for interface in interfaces for route in interface(service).routes()]
     told = (HTTPException, IsobitError, ValidationError, Exception)
     handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
     app = Starlette(routes=[*routes, openapi.route(routes)], exception_handlers=handlers)

@@ -63,6 +63,8 @@ class Info:
             "max_model_len": self._service.model.context,
             "type": "model",
             "display_name": self._service.name,
+            "lifecycle": "active",
+            "max_input_tokens": self._service.model.context,
             "created_at": _iso(created),
         }
 

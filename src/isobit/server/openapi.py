@@ -14,16 +14,21 @@ from starlette.routing import Route
 from isobit import __version__
 from isobit.server.embeddings import EmbeddingRequest
 from isobit.server.generate import GenerateRequest
+from isobit.server.messages import CountRequest, MessageRequest
 from isobit.server.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
+from isobit.server.responses import ResponseRequest
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
+    "/v1/messages": MessageRequest,
+    "/v1/messages/count_tokens": CountRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/generate": GenerateRequest,
     "/tokenize": TokenizeRequest,
