@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isobit.errors import ModelRefused, UsageError
 
@@ -110,6 +110,10 @@ class EngineConfig:
     """Prompt tokens run in one pass."""
     parts: int = 1
     """Processes that the CPU backend is split over."""
+    stages: tuple[str, ...] = ()
+    """HOST:PORT of each stage of a pipeline, in order (``isobit stage``); none: no pipeline."""
+    stage_key: bytes = field(default=b"", repr=False)
+    """What the stages know their caller by."""
     allow_inexact: bool = False
     """Run on a device whose driver fails the self-test; nothing it gives is the specification's."""
 

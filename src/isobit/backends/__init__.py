@@ -30,12 +30,8 @@ def open_backend(
     exact, or what a GPU is going to hold. Raises BackendUnavailable with the reason when the named
     backend cannot run here.
     """
-    if engine.parts > 1 and name not in ("auto", "cpu"):
-        raise UsageError(
-            f"parts: expected 1 on backend {name} (cpu can be split), got {engine.parts}"
-        )
-    if name == "auto" and engine.parts > 1:
-        name = "cpu"
+    if engine.parts > 1 or engine.stages:
+        return _spread(name, weights, engine)
     if name == "auto":
         return _fastest(weights, replace(engine, allow_inexact=False), note)
     # Imported here so that a backend's libraries load only when it is used.
@@ -44,10 +40,6 @@ def open_backend(
 
         return ReferenceBackend(weights, engine)
     if name == "cpu":
-        if engine.parts > 1:
-            from isobit.backends.parts import PartsBackend  # noqa: PLC0415
-
-            return PartsBackend(weights, engine)
         from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
 
         return CpuBackend(weights, engine)
@@ -89,3 +81,19 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backe
     if note is not None:
         note(FallbackNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
     return open_backend("cpu", weights, engine)
+
+
+def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
+    """A model over several processes or machines."""
+    if engine.stages:
+        if name != "auto" or engine.parts > 1:
+            raise UsageError("stages: expected no backend and no parts beside; stages have theirs")
+        from isobit.backends.pipeline import PipelineBackend, connect  # noqa: PLC0415
+
+        stages = [connect(address, engine.stage_key) for address in engine.stages]
+        return PipelineBackend(weights, engine, stages)
+    if name not in ("auto", "cpu"):
+        raise UsageError(f"parts: expected 1 on {name} (only cpu can be split), got {engine.parts}")
+    from isobit.backends.parts import PartsBackend  # noqa: PLC0415
+
+    return PartsBackend(weights, engine)

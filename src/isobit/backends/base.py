@@ -26,7 +26,7 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
-from isobit.numerics.ops import LOGIT_ROWS, Embedding
+from isobit.numerics.ops import LOGIT_ROWS, Embedding, Receive
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -59,6 +59,9 @@ class Batch:
     """int32 [S]: where each sequence's recurrent state lies, for models that have one: a number
     below the engine's max_sequences, each its own. None: sequence s has state s. It is zero where
     the sequence's tokens begin at position 0."""
+    received: F32 | None = None
+    """float32 [T, width]: for a stage of a pipeline that is not the first, the rows of the stage
+    before it (``numerics.ops.Receive``)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Limits:
         """Those of a model with the caller's settings."""
         graph = weights.graph
         tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
-        ids = min((w.shape[0] for w in tables), default=graph.logits.shape.width)
+        ids = min((w.shape[0] for w in tables), default=weights.config.vocab)
         positions = engine.context or weights.config.context_length
         pages = engine.pages or -(-positions // TILE) * engine.max_sequences
         states = engine.max_sequences if graph.recurrent else 0
@@ -158,6 +161,8 @@ class Backend(ABC):
         self.graph: Graph = weights.graph
         self.limits = Limits.of(weights, engine)
         self._cores = engine.cores
+        widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
+        self._receives = next(widths, None)
 
     @property
     @abstractmethod
@@ -316,6 +321,13 @@ class Backend(ABC):
             batch.states,
             (limits.vocabulary, limits.positions, limits.pages, limits.states),
         )
+        expected = self._receives and (len(batch.tokens), self._receives)
+        x = batch.received
+        got = None if x is None else x.shape
+        if got != expected or (
+            x is not None and (x.dtype != np.float32 or not x.flags.c_contiguous)
+        ):
+            raise UsageError(f"batch received: expected float32 {expected}, got {got}")
 
 
 def by_sequence(graph: Graph, batch: Batch, taps: Mapping[int, Tap]) -> Tap:
@@ -333,6 +345,10 @@ def by_sequence(graph: Graph, batch: Batch, taps: Mapping[int, Tap]) -> Tap:
                 taps[s](stage, layer, value[rows])
 
     return tap
+
+
+def _plain(x: F32) -> bool:
+    return x.dtype == np.float32 and x.flags.c_contiguous
 
 
 def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:

@@ -42,9 +42,9 @@ class PartsBackend(Backend):
 
     def __init__(self, weights: Weights, engine: EngineConfig) -> None:
         super().__init__(weights, engine)
-        path = weights.path
-        if path is None:
+        if weights.file is None:
             raise UsageError("parts: expected a model from a file, got one made in memory")
+        path = weights.file.path
         self._parts = engine.parts
         self._closed = False
         memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)

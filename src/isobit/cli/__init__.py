@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "serve": "answer OpenAI's interface over HTTP, with answers that can be checked",
     "batch": "answer a file of requests, each with a receipt; a share of them checked elsewhere",
+    "stage": "run some layers of a model for whoever asks: a stage of a pipeline of machines",
     "pull": "bring a model from the Hugging Face hub into its cache",
     "models": "list or remove the models that were brought",
     "convert": "write a checkpoint of transformers as a GGUF file",

@@ -66,6 +66,32 @@ def add_engine(
         default=EngineConfig.parts,
         help="processes that the cpu backend is split over (default: %(default)s)",
     )
+    group.add_argument(
+        "--stages",
+        type=lambda text: tuple(text.split(",")),
+        metavar="HOST:PORT,…",
+        default=(),
+        help="run the layers in these stages, in order, instead of here (isobit stage)",
+    )
+    add_stage_key(group)
+
+
+def add_stage_key(group: argparse._ActionsContainer) -> None:
+    """What the stages of a pipeline and their caller know one another by."""
+    group.add_argument(
+        "--stage-key-env",
+        metavar="VARIABLE",
+        default="ISOBIT_STAGE_KEY",
+        help="the environment variable that holds the key of the stages (default: %(default)s)",
+    )
+
+
+def stage_key(variable: str) -> bytes:
+    """The key in an environment variable. Raises UsageError if there is none."""
+    key = os.environ.get(variable, "").encode()
+    if not key:
+        raise UsageError(f"{variable}: expected the key of the stages in it, got nothing")
+    return key
 
 
 def add_inexact(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +118,8 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
         context=context,
         max_sequences=sequences,
         parts=args.parts,
+        stages=args.stages,
+        stage_key=stage_key(args.stage_key_env) if args.stages else b"",
         allow_inexact=args.allow_inexact,
     )
     with busy(f"loading {args.model}"):

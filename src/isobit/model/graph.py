@@ -115,14 +115,18 @@ class Graph:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Every stage's name once, in an order that holds in each layer."""
-        chains: dict[int | None, list[str]] = {}
+        chains: dict[int, list[str]] = {}
+        before: list[str] = []
+        behind: list[str] = []
         for name, layer in self.stages:
-            chains.setdefault(layer, []).append(name)
-        first, *last = chains.pop(None)
+            if layer is not None:
+                chains.setdefault(layer, []).append(name)
+            else:
+                (behind if chains else before).append(name)
         follows: TopologicalSorter[str] = TopologicalSorter()
         for chain in chains.values() or [[]]:
-            for before, after in pairwise([first, *chain, *last]):
-                follows.add(after, before)
+            for earlier, later in pairwise([*before, *chain, *behind]):
+                follows.add(later, earlier)
         return tuple(follows.static_order())
 
     @cached_property

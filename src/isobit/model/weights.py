@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +42,8 @@ class Weights:
 
     config: ModelConfig
     graph: Graph
-    path: Path | None = None
-    """The file, or the folder, that another process can open, too."""
+    file: GGUFFile | None = None
+    """What they are from, if it is one that another process can open, too."""
 
     @classmethod
     def from_file(cls, file: GGUFFile) -> "Weights":
@@ -58,7 +57,7 @@ class Weights:
         c = arch.config(Metadata(file.metadata, source), tensors.rows("token_embd.weight"))
         graph = arch.graph(c, tensors)
         tensors.nothing_else()
-        return cls(c, graph, file.path)
+        return cls(c, graph, file)
 
     # By role, for the backends that do not read the graph yet.
 

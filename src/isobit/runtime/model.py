@@ -306,6 +306,8 @@ def load(
     context: int | None = None,
     sequences: int = EngineConfig.max_sequences,
     parts: int = 1,
+    stages: Sequence[str] = (),
+    stage_key: bytes = b"",
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
@@ -318,6 +320,9 @@ def load(
         context: longest sequence in tokens; None: the model's.
         sequences: how many sequences of that length the KV cache has room for.
         parts: processes that the cpu backend is split over.
+        stages: HOST:PORT of each stage of a pipeline, in order (``isobit stage``), which runs the
+            layers instead of a backend here.
+        stage_key: what the stages know their caller by.
 
     Warns if the file is larger than the memory.
 
@@ -332,6 +337,8 @@ def load(
         context=context,
         max_sequences=sequences,
         parts=parts,
+        stages=tuple(stages),
+        stage_key=stage_key,
     )
     return Model(path_or_sample, backend, engine)
 

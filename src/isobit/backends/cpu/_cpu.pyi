@@ -52,6 +52,7 @@ class Engine:
         pages: _Array,
         logit_rows: _Array,
         states: _Array,
+        received: _Array | None,
         rope: Sequence[tuple[_Array, _Array]],
         logits: _Array,
         tap: _Tap | None,

@@ -87,6 +87,7 @@ class CpuBackend(Backend):
             batch.pages,
             batch.logit_rows,
             states,
+            batch.received,
             [rows.at(batch.positions) for rows in self._rope],
             logits,
             tap,

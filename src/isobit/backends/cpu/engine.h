@@ -21,6 +21,7 @@ struct Batch {
     int n_tokens, n_sequences, pages_per_sequence, n_logit_rows;
     const int32_t *tokens, *positions, *sequence, *pages, *logit_rows;
     const int32_t* states;  // of each sequence
+    const float* received;  // rows of the stage before this one, or null
     std::vector<RopeRows> rope;
 };
 

@@ -75,6 +75,7 @@ public:
     bool forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
                  Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
                  Input_<int32_t, 1> logit_rows, Input_<int32_t, 1> states,
+                 std::optional<Input_<float, 2>> received,
                  const std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>>& rope,
                  Array<float, 2> logits, nb::object callback,
                  const std::vector<std::string>& stages) {
@@ -87,7 +88,7 @@ public:
         Batch batch = {(int)T,          (int)pages.shape(0), (int)pages.shape(1),
                        (int)logit_rows.shape(0), tokens.data(), positions.data(),
                        sequence.data(), pages.data(),        logit_rows.data(),
-                       states.data(),   {}};
+                       states.data(),   received ? received->data() : nullptr, {}};
         require(states.shape(0) == pages.shape(0), "batch: expected a state for each sequence");
         for (const auto& [cos, sin] : rope) {
             require(cos.shape(0) == T && sin.shape(0) == T && cos.shape(1) == sin.shape(1),
@@ -207,5 +208,5 @@ void bind_engine(nb::module_& m) {
              nb::arg("exchange").none() = nb::none())
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states"),
-             nb::arg("rope"), nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
+             nb::arg("received").none(), nb::arg("rope"), nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
 }

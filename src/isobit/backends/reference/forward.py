@@ -64,6 +64,7 @@ class ReferenceBackend(Backend):
         def compute(op: Op, inputs: Sequence[Array]) -> Arrays:
             return self._compute(op, inputs, batch)
 
+        self._context.received = batch.received
         given = (batch.tokens, batch.positions, batch.logit_rows)
         values: dict[Value, Array] = dict(zip(graph.given, given, strict=True))
         for i, op in enumerate(graph.ops):

@@ -111,6 +111,9 @@ class WgpuBackend(Backend):
             batch.logit_rows[wanted] - first,
             runs,
         )
+        for slot in self._g.received:
+            assert batch.received is not None
+            self._device.write(slot.buffer, batch.received[first:last])
         if trace is not None:
             self._run_traced(p, trace)
         at_once = self._plan.rows[LOGIT_ROWS]

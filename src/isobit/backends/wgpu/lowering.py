@@ -168,6 +168,7 @@ class Lowering:
         """Whether something has a state of each sequence."""
         self.rope_tables: list[RopeTable] = []
         self.embeddings: list[tuple[Weight, Slot]] = []
+        self.received: list[Slot] = []
         """Tables whose rows the host writes, and where."""
         self._scratch: dict[str, Slot] = {}
         self._formed: dict[str, object] = {}

@@ -32,6 +32,7 @@ from isobit.numerics.ops.gather import Gather
 from isobit.numerics.ops.heads import Heads
 from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
+from isobit.numerics.ops.receive import Receive
 from isobit.numerics.ops.rms_norm import RmsNorm
 from isobit.numerics.ops.rope import Rope
 from isobit.numerics.ops.select_rows import SelectRows
@@ -68,6 +69,7 @@ __all__ = [
     "L2Norm",
     "MatMul",
     "Operation",
+    "Receive",
     "RmsNorm",
     "Rope",
     "SelectRows",

@@ -70,6 +70,8 @@ class Context:
     def __init__(self, planes: int = 2, exchange: Exchange | None = None) -> None:
         self.planes = planes
         self.exchange: Exchange = exchange or (lambda x: [x])
+        self.received: Array | None = None
+        """What the batch brings (``Receive``)."""
         self.integers: Callable[[Weight], IntegerWeight] = UnpackCache(IntegerWeight.of)
         self.doubles: Callable[[Weight], NDArray[np.float64]] = UnpackCache(
             lambda w: w.float32().astype(np.float64)

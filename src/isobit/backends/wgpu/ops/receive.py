@@ -1,0 +1,11 @@
+"""Rows that another part of the model has computed."""
+
+from isobit.backends.wgpu.lowering import Lowering, anything
+from isobit.model.graph import Op
+
+supports = anything
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """No step: the backend writes them."""
+    g.received.append(g.new(op.outputs[0]))

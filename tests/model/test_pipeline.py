@@ -1,0 +1,164 @@
+"""A model whose layers run in stages gives the whole model's bits, wherever it is cut."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isobit
+from isobit.backends.base import Backend, Batch
+from isobit.backends.cpu import CpuBackend
+from isobit.backends.pipeline import LocalStage, PipelineBackend
+from isobit.backends.reference import ReferenceBackend
+from isobit.backends.wgpu import WgpuBackend
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.model.checkpoint import open_model
+from isobit.model.layers import layers
+from isobit.model.weights import Weights
+from isobit.runtime.model import sample_path
+from isobit.verify.receipt import Recorder, replay
+from tests.ops.wgpu_support import open_device
+
+HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
+ENGINE = EngineConfig(context=256, max_sequences=2, threads=1)
+
+
+def of_file(path: Path) -> Weights:
+    return Weights.from_file(open_model(path))
+
+
+def on_wgpu(weights: Weights, engine: EngineConfig) -> Backend:
+    return WgpuBackend(weights, engine, device=open_device())
+
+
+def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
+    """Two sequences: prefilled together with rows asked for out of order, then a step of both."""
+    n = 90, 41
+    ids = rng.integers(0, vocab, sum(n) + 2).astype(np.int32)
+    pages = np.array([[3, 1], [0, 2]], np.int32)
+    states = np.array([1, 0], np.int32)
+    first = Batch(
+        ids[: sum(n)],
+        np.array([*range(n[0]), *range(n[1])], np.int32),
+        np.array([0] * n[0] + [1] * n[1], np.int32),
+        pages,
+        np.array([130, 0, 89, 40, 40], np.int32),
+        states,
+    )
+    each = np.arange(2, dtype=np.int32)
+    return [first, Batch(ids[sum(n) :], np.array(n, np.int32), each, pages, each, states)]
+
+
+def logits(backend: Backend, vocab: int, seed: int) -> np.ndarray:
+    found = [backend.forward(b) for b in batches(np.random.default_rng(seed), vocab)]
+    backend.close()
+    return np.concatenate(found).view(np.uint32)
+
+
+@pytest.mark.parametrize("path", [sample_path(), HYBRID], ids=["sample", "hybrid"])
+def test_every_cut(path: Path) -> None:
+    """In two stages, at each layer; the backends take turns."""
+    w = of_file(path)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    whole = logits(CpuBackend(w, ENGINE), w.config.vocab, seed)
+    n = w.graph.n_layers
+    for at in range(1, n):
+        stages = [LocalStage(CpuBackend, w, ENGINE, cut) for cut in ((0, at), (at, n))]
+        cut = logits(PipelineBackend(w, ENGINE, stages), w.config.vocab, seed)
+        assert np.array_equal(cut, whole), f"cut at {at}"
+
+
+def test_stages_of_different_backends() -> None:
+    w = of_file(HYBRID)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    whole = logits(CpuBackend(w, ENGINE), w.config.vocab, seed)
+    n = w.graph.n_layers
+    makes = [(on_wgpu, (0, 3)), (ReferenceBackend, (3, 4)), (CpuBackend, (4, n - 1))]
+    stages = [LocalStage(make, w, ENGINE, cut) for make, cut in [*makes, (on_wgpu, (n - 1, n))]]
+    assert np.array_equal(logits(PipelineBackend(w, ENGINE, stages), w.config.vocab, seed), whole)
+
+
+def test_traced_stages_are_those_of_the_whole() -> None:
+    w = of_file(HYBRID)
+    batch = batches(np.random.default_rng(1), w.config.vocab)[0]
+    shown: list[dict] = []
+    stages = [LocalStage(CpuBackend, w, ENGINE, cut) for cut in ((0, 2), (2, w.graph.n_layers))]
+    for backend in (CpuBackend(w, ENGINE), PipelineBackend(w, ENGINE, stages)):
+        found: dict = {}
+        backend.forward(batch, lambda name, layer, x, found=found: found.update({(name, layer): x}))
+        shown.append(found)
+    assert list(shown[0]) == list(shown[1])
+    for key, value in shown[0].items():
+        assert np.array_equal(value, shown[1][key]), key
+
+
+@pytest.mark.parametrize(
+    ("cuts", "said"),
+    [
+        ([(0, 2)], "up to 8, got them up to 2"),
+        ([(0, 2), (3, 8)], "expected layers from 2 of 8 on, got 3:8"),
+        ([(2, 8), (0, 2)], "expected layers from 0 of 8 on, got 2:8"),
+    ],
+)
+def test_stages_must_be_the_model(cuts: list[tuple[int, int]], said: str) -> None:
+    w = of_file(sample_path())
+    with pytest.raises(UsageError, match=said):
+        PipelineBackend(w, ENGINE, [LocalStage(CpuBackend, w, ENGINE, cut) for cut in cuts])
+    other = LocalStage(CpuBackend, w, EngineConfig(activation_planes=1, context=64), (0, 8))
+    with pytest.raises(UsageError, match="activation_planes: expected 2, got 1"):
+        PipelineBackend(w, ENGINE, [other])
+    for wrong in ((0, 0), (3, 2), (0, 9), (-1, 2)):
+        with pytest.raises(UsageError, match="layers: expected a range within 0:8"):
+            layers(w.graph, *wrong)
+
+
+@contextmanager
+def stage(cut: str, key: str = "secret") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``isobit stage`` in a process of its own, and its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "isobit", "stage", "--layers", cut, "-c", "256", "-t", "1"]
+        + ["--backend", "cpu"],
+        env=os.environ | {"ISOBIT_STAGE_KEY": key},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert f"layers {cut} on cpu" in line, line
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_processes_give_the_same_text_receipt_and_errors() -> None:
+    with stage("0:5") as (_, first), stage("5:8") as (process, second):
+        stages = [first, second]
+        with isobit.load("sample", context=256, stages=stages, stage_key=b"secret") as model:
+            assert "layers 0:5 on cpu" in model.backend.device
+            recorder = Recorder()
+            said = model.generate("def add(a, b):", max_tokens=12, watch=recorder)
+            with isobit.load("sample", backend="cpu", context=256) as here:
+                assert here.generate("def add(a, b):", max_tokens=12).text == said.text
+                assert replay(recorder.receipt(), here) is None
+            os.kill(process.pid, signal.SIGKILL)
+            with pytest.raises(BackendUnavailable, match=f"stage {second}: the connection"):
+                model.generate("def", max_tokens=2)
+        with pytest.raises(BackendUnavailable, match="expected the key"):
+            isobit.load("sample", stages=[first], stage_key=b"other")
+        with pytest.raises(UsageError, match="up to 8, got them up to 5"):
+            isobit.load("sample", stages=[first], stage_key=b"secret")
+    with pytest.raises(BackendUnavailable, match="cannot connect"):
+        isobit.load("sample", stages=[first], stage_key=b"secret")
+    with pytest.raises(UsageError, match="expected HOST:PORT"):
+        isobit.load("sample", stages=["x"], stage_key=b"secret")
