@@ -4,6 +4,7 @@ import argparse
 import os
 
 from isobit.cli import options, say
+from isobit.cli.output import bar
 from isobit.errors import UsageError
 from isobit.runtime.scheduler import Limits
 
@@ -54,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
         if not key:
             raise UsageError(f"{args.api_key_env}: expected a key in it, got nothing")
     with options.open_model(args, args.context, args.sequences) as model:
+        with bar("sha256", "bytes") as step:
+            model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
         with Service(model, name=args.name, api_key=key, limits=limits) as service:
             config = uvicorn.Config(

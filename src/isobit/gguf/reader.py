@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import UsageError
-from isobit.gguf import not_gguf
+from isobit.gguf import digests, not_gguf
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
 from isobit.gguf.split import joined, part_paths
@@ -54,6 +54,7 @@ class GGUFFile:
         contents = tuple(np.frombuffer(m, np.uint8) for m in maps)
         self._contents: tuple[NDArray[np.uint8], ...] | None = contents
         self._sha256: str | None = None
+        self._files: tuple[os.stat_result, ...] = ()  # as they were when they were mapped
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Self:
@@ -69,8 +70,8 @@ class GGUFFile:
         opened = _map(path)
         paths = part_paths(path, opened[0])
         parts = [opened if p == path else _map(p, len(paths)) for p in paths]
-        header = joined([(p, h) for p, (h, _) in zip(paths, parts, strict=True)])
-        maps = [m for _, m in parts]
+        header = joined([(p, h) for p, (h, _, _) in zip(paths, parts, strict=True)])
+        maps = [m for _, m, _ in parts]
         if hasattr(mmap, "MADV_HUGEPAGE") and sum(map(len, maps)) < physical_memory():
             # What is read from now on comes in pages of 2 MB where the system has them: fewer
             # reads from disk, and a tenth more speed where memory is what decoding waits for.
@@ -82,7 +83,9 @@ class GGUFFile:
             found = not_gguf.not_readable(r.type_name for r in header.refused.values())
             known = "one of " + ", ".join(f.name for f in FORMATS.values())
             raise refusal(paths[0], f"type of tensor {show(first.name)}", known, found)
-        return cls(paths, header, maps)
+        opened_file = cls(paths, header, maps)
+        opened_file._files = tuple(found for _, _, found in parts)
+        return opened_file
 
     def close(self) -> None:
         """Let go of the map; it is unmapped when the last view into it is gone."""
@@ -109,11 +112,16 @@ class GGUFFile:
         return self._mapped()[info.part][info.offset : info.offset + info.nbytes]
 
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
-        """Hex digest of the whole file, computed at the first call (it reads everything).
+        """Hex digest of the whole file.
+
+        The first call reads everything, but for a file whose digest is kept since an earlier time
+        (:mod:`isobit.gguf.digests`).
 
         Of a split model, that of its parts one after the other: ``cat NAME-*.gguf | sha256sum``.
         ``progress(done, total)`` is called in bytes, every 16 MiB.
         """
+        if self._sha256 is None:
+            self._sha256 = digests.known(self._files)
         if self._sha256 is None:
             digest, step, done = hashlib.sha256(), 16 << 20, 0
             for contents in self._mapped():
@@ -124,6 +132,7 @@ class GGUFFile:
                     if progress is not None:
                         progress(done, self.file_size)
             self._sha256 = digest.hexdigest()
+            digests.keep(self._files, self._sha256)
         return self._sha256
 
     def _mapped(self) -> tuple[NDArray[np.uint8], ...]:
@@ -132,16 +141,17 @@ class GGUFFile:
         return self._contents
 
 
-def _map(path: Path, parts: int = 1) -> tuple[Header, mmap.mmap]:
-    """The checked header and the map of one file, of a model of so many ``parts``."""
+def _map(path: Path, parts: int = 1) -> tuple[Header, mmap.mmap, os.stat_result]:
+    """The checked header, the map and the state of one file, of a model of so many ``parts``."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
             kind = "a directory" if path.is_dir() else "something else"
             raise refusal(path, "file", "a regular file", kind)
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            found = os.fstat(file.fileno())
+            size = found.st_size
             header = read_header(path, file, size)
-            return header, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            return header, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), found
     except (OSError, ValueError) as error:  # ValueError: NUL in path, shrunk file
         reason = error.strerror if isinstance(error, OSError) else error
         what = "a readable file" + (f", the model having {parts} parts" if parts > 1 else "")
