@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[str, bool]:
     """The digest, and whether the file was read for it."""
     told: list[int] = []
     with GGUFFile.open(path) as file:
-        digest = file.sha256(lambda done, total: told.append(done))
+        digest = file.sha256(lambda *done: told.append(done[0]))
     return digest, bool(told)
 
 
