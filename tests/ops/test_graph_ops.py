@@ -22,11 +22,16 @@ from isobit.model.weights import Weights
 from isobit.numerics import RopeTable, Weight
 from isobit.numerics.ops import (
     Add,
+    Append,
+    Attention,
     Bias,
     CausalConv,
+    ClampedGate,
     Columns,
     Decay,
     Embedding,
+    ExpertBias,
+    ExpertMatMul,
     GatedAdd,
     GatedDelta,
     Heads,
@@ -39,6 +44,7 @@ from isobit.numerics.ops import (
     SigmoidGate,
     Silu,
     SiluGate,
+    TopK,
 )
 from isobit.numerics.rope_table import Yarn
 from tests.ops.wgpu_support import open_device
@@ -129,6 +135,32 @@ def gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", GatedDelta(), q, k, v, beta, g_)
 
 
+def attention(g: Builder, x: Value, rng: np.random.Generator, window: int | None = None) -> Value:
+    """Of four query heads, the last of which sees little but its sink."""
+    q = g.one(None, Rope(RopeTable(12, 1e4)), g.one(None, Heads(0, 4, 12), x), g.positions)
+    k, v = (g.one(None, Heads(at, 2, 12), x) for at in (48, 72))
+    keys, values = g.add(None, Append(), k, v)
+    sinks = f32("sinks", np.array([0, 3, -200, 30]))
+    operation = Attention(window)
+    return g.one("y", operation, q, keys, values, g.positions, weights=[sinks])
+
+
+def attention_through_a_window(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return attention(g, x, rng, int(rng.integers(1, 69)))
+
+
+def expert_bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    _, ids = g.add(None, TopK(2, normalise=True), g.one(None, Columns(3, 5), x))
+    stack = f32("stack", rng.standard_normal((5, 24, 96)))
+    y = g.one(None, ExpertMatMul(), x, ids, weights=[stack])
+    return g.one("y", ExpertBias(), y, ids, weights=[f32("b", rng.standard_normal((5, 24)))])
+
+
+def clamped_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    halves = [g.one(None, Heads(48 * i, 3, 16), x) for i in range(2)]
+    return g.one("y", ClampedGate(1.5, 1.702), *halves)
+
+
 CASES = (
     silu,
     sigmoid,
@@ -141,9 +173,13 @@ CASES = (
     rope_of_neighbours,
     yarn,
     bias,
+    attention,
+    attention_through_a_window,
+    expert_bias,
+    clamped_gate,
 )
 STATEFUL = (causal_conv, gated_delta)
-WITHOUT_EDGES = {gated_delta, decay}
+WITHOUT_EDGES = {gated_delta, decay, attention, attention_through_a_window, expert_bias}
 
 
 def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:

@@ -28,7 +28,7 @@ static const FormatInfo formats[] = {ISOBIT_QUANTISED(ISOBIT_INFO){nullptr, 0, 0
 extern const Kernels kernels;
 const Kernels kernels = {
     ISOBIT_SIMD_NAME, LANES, matmul, dequantise, quantise, quantise_head, rms_norm, rope, exp,
-    silu_gate, add, top_k, combine, silu, sigmoid, sigmoid_gate, gated_add, l2_norm, decay,
+    silu_gate, clamped_gate, add, top_k, combine, silu, sigmoid, sigmoid_gate, gated_add, l2_norm, decay,
     causal_conv, delta, largest, weigh, sum_above, store, attention, formats,
 };
 
