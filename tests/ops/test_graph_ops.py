@@ -47,6 +47,7 @@ from isobit.numerics.ops import (
     TopK,
 )
 from isobit.numerics.rope_table import Yarn
+from tests.helpers.synth import QWEN3_30B_A3B
 from tests.ops.wgpu_support import open_device
 
 
@@ -228,7 +229,7 @@ def stage(
 def test_operation(  # type: ignore[no-untyped-def]
     name: str, case: Callable[..., Value], threads: int, normed: bool, rng
 ) -> None:
-    weights = Weights(None, graph(case, rng, normed=normed))  # type: ignore[arg-type]
+    weights = Weights(QWEN3_30B_A3B, graph(case, rng, normed=normed))
     engine = EngineConfig(max_sequences=2, context=256, threads=threads)
     tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
     tokens[: len(EDGES)] = np.arange(len(EDGES))
@@ -245,7 +246,7 @@ def test_operation(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("name", OPENERS)
 def test_a_sequence_begins_without_what_another_left(name: str, rng) -> None:  # type: ignore[no-untyped-def]
     for case in STATEFUL:
-        weights = Weights(None, graph(case, rng))  # type: ignore[arg-type]
+        weights = Weights(QWEN3_30B_A3B, graph(case, rng))
         engine = EngineConfig(max_sequences=2, context=256, threads=1)
         backend = OPENERS[name](weights, engine)
         tokens = rng.integers(0, VOCABULARY, 40).astype(np.int32)
@@ -267,7 +268,7 @@ def test_an_operation_that_a_backend_lacks_is_named() -> None:
         x = g.one("y", Unheard(), x, x)
     wanted = g.one(None, SelectRows(), g.one(None, Silu(), x), g.logit_rows)
     head = g.one("lm_head", MatMul(), wanted, weights=[f32("head", np.ones((2, 4)))])
-    weights = Weights(None, g.graph(head))  # type: ignore[arg-type]
+    weights = Weights(QWEN3_30B_A3B, g.graph(head))
     with pytest.raises(
         BackendUnavailable, match=r"^cpu: unheard_of of layer 7 is not implemented$"
     ):
