@@ -199,7 +199,7 @@ def test_hostile_bodies(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         too_many.create(model="sample", prompt=PROMPT * 1000)
     assert caught.value.code == "context_length_exceeded"
-    for more in ({"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}):
+    for more in ({"tools": [{"type": "function"}]}, {"response_format": {"type": "nosuch"}}):
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="sample", messages=MESSAGES, **more)
     with pytest.raises(openai.NotFoundError):

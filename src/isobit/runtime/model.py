@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, TypeGuard, Unpack, overload
+from typing import Any, TypedDict, TypeGuard, Unpack, overload
 
 import numpy as np
 
@@ -15,14 +15,23 @@ from isobit.backends.base import F32, I32
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream, Watcher, checked_sampling
+from isobit.runtime.grammar import Grammars
 from isobit.runtime.passes import Passes, locate, sample_path
-from isobit.text.template import encode_chat
+from isobit.text.template import ChatPrompt, chat_prompt
 from isobit.text.tokenizer import Tokenizer
 from isobit.text.vocabulary import stop_ids
 
 __all__ = ["Model", "load", "locate", "sample_path"]
 
 SCORED = 128  # rows of logits held while scoring
+
+
+class ChatVariables(TypedDict, total=False):
+    """What a template is given beside messages; see ``Model.chat``."""
+
+    tools: Sequence[Mapping[str, object]] | None
+    documents: Sequence[Mapping[str, object]] | None
+    chat_template_kwargs: Mapping[str, object] | None
 
 
 class Model(Passes):
@@ -72,6 +81,11 @@ class Model(Passes):
     def detokenize(self, ids: Iterable[int]) -> str:
         """The text of token ids. Raises UsageError for ids that there are not."""
         return self.tokenizer.decode(ids)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars that its answers can be held to."""
+        return Grammars(self.tokenizer, self.config.vocab, self.stop_ids)
 
     # Logits and generation
 
@@ -223,31 +237,31 @@ class Model(Passes):
         return [stream.complete() for stream in streams]
 
     def chat_ids(
-        self,
-        messages: Sequence[Mapping[str, object]],
-        *,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        documents: Sequence[Mapping[str, object]] | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        self, messages: Sequence[Mapping[str, object]], **variables: Unpack[ChatVariables]
     ) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the answer.
 
         Arguments and errors are those of :meth:`chat`.
         """
-        variables: dict[str, Any] = dict(chat_template_kwargs or {})
-        if own := sorted(
-            variables.keys() & {"messages", "tools", "documents", "most", "tokenizer"}
-        ):
+        return self.chat_prompt(messages, **variables).ids
+
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, object]], **variables: Unpack[ChatVariables]
+    ) -> ChatPrompt:
+        """The ids of :meth:`chat_ids`, and the text that the template wrote."""
+        own: dict[str, Any] = dict(variables.get("chat_template_kwargs") or {})
+        taken = {"messages", "tools", "documents", "most", "tokenizer"}
+        if wrong := sorted(own.keys() & taken):
             raise UsageError(
-                f"chat_template_kwargs: expected variables of the template, got {own[0]}"
+                f"chat_template_kwargs: expected variables of the template, got {wrong[0]}"
             )
-        return encode_chat(
+        return chat_prompt(
             self.tokenizer,
             messages,
-            tools=tools,
-            documents=documents,
+            tools=variables.get("tools"),
+            documents=variables.get("documents"),
             most=self.context,
-            **variables,
+            **own,
         )
 
     def chat(

@@ -69,7 +69,8 @@ class Answers:
         self._service = service
         self._n_prompt = sum(map(len, prompts))
         self._began = time.monotonic()
-        sampling, ends = asked.sampling, asked.ends(service.model)
+        sampling = chat.sampling(asked) if chat else asked.sampling
+        ends = asked.ends(service.model)
         begun: list[Choice] = []
         try:
             for index in range(n * len(prompts)):
@@ -87,6 +88,7 @@ class Answers:
                     ends=ends,
                     routes=routes,
                     reader=chat.reader() if chat else None,
+                    constraint=chat.constraint() if chat else None,
                 )
                 begun.append(choice)
         except BaseException:

@@ -7,31 +7,106 @@ same prompt, limits and events.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from isobit.errors import UsageError
+from isobit.runtime.grammar import Constraint, Grammar
 from isobit.runtime.model import Model
-from isobit.server.reading import Reader, TextReader
-from isobit.server.requests import ChatRequest
+from isobit.runtime.sampler import Sampling
+from isobit.server.conversation import normalised, systems_first, unsaid
+from isobit.server.formats import asked_format
+from isobit.server.grammars import grammar_of
+from isobit.server.reading import AnswerReader, Reader, TextReader
+from isobit.server.requests import ChatRequest, Common
+from isobit.server.thinking import TAGS, Thinking, found
+from isobit.server.tool_calls import plain
+from isobit.server.tool_calls.dialects import Dialect, dialect_of, knows
+from isobit.server.tool_calls.tools import Choice, checked
+from isobit.text.template import ChatPrompt, template_of
+
+_TAIL = 1000  # characters of a prompt that say how it ends
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat, checked and ready to be answered."""
+    """What was asked for, checked and ready to be answered."""
 
-    prompt: list[int]
+    model: Model
+    prompt: list[int] = field(default_factory=list)
+    grammar: Grammar | None = None
+    thinking: Thinking | None = None
+    dialect: Dialect | None = None
+    one_call: bool = False
 
     def reader(self) -> Reader:
         """For one choice."""
-        return TextReader()
+        if self.thinking is None and self.dialect is None:
+            return TextReader()
+        tags = set(self.dialect.tags if self.dialect else ())
+        tags |= {self.thinking.opens, self.thinking.closes} if self.thinking else set()
+        special = {i: tag for tag, i in self.model.grammars.special.items() if tag in tags}
+        return AnswerReader(special, self.thinking, self.dialect, one_call=self.one_call)
+
+    def sampling(self, asked: Common) -> Sampling:
+        """How tokens are chosen."""
+        return replace(asked.sampling, grammar=self.grammar)
+
+    def constraint(self) -> Constraint | None:
+        """What one choice is held to."""
+        return None if self.grammar is None else self.model.grammars.constraint(self.grammar)
 
 
 async def prepared(model: Model, asked: ChatRequest) -> Chat:
     """Everything of it that can be refused is refused here: UsageError, naming the field."""
-    messages = asked.prepared()
-    ids = await asyncio.to_thread(
-        model.chat_ids,
-        messages,
-        tools=asked.tools,
-        chat_template_kwargs=asked.chat_template_kwargs,
-    )
-    return Chat(ids)
+    if asked.functions:
+        raise UsageError("functions: expected tools in their place")
+    parallel = asked.parallel_tool_calls is not False
+    form, choice = asked_format(asked), checked(asked.tools, asked.tool_choice, parallel=parallel)
+    offers = choice.mode != "none"
+    template = template_of(model.tokenizer.vocabulary, tools=offers)
+    dialect = dialect_of(template, choice.tools) if offers else None
+    prompt = await asyncio.to_thread(_prompt, model, asked, template, choice)
+    thinking = found(template, prompt.text[-_TAIL:])
+    grammar = await grammar_of(model, form, thinking, dialect, choice)
+    return Chat(model, prompt.ids, grammar, thinking, dialect, one_call=not parallel)
+
+
+async def held(model: Model, asked: Common) -> Chat:
+    """A text that goes on in the form that is asked for, if any is."""
+    return Chat(model, grammar=await grammar_of(model, asked_format(asked)))
+
+
+def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:
+    messages, tools = normalised(asked.messages), asked.tools if choice.mode != "none" else None
+    if not knows(template, "tool_calls"):
+        messages = plain.without_calls(messages)
+    if tools and not knows(template, "tools"):
+        messages, tools = plain.told(messages, choice.tools), None
+    closes = next((closes for _, closes in TAGS if closes in template), "")
+    refusal: UsageError | None = None
+    for each in filter(None, (messages, systems_first(messages))):
+        try:
+            prompt = model.chat_prompt(each, tools=tools, chat_template_kwargs=asked.variables)
+        except UsageError as error:
+            refusal = refusal or error
+            continue
+        missing = unsaid(each, prompt.text, closes)
+        if missing is None:
+            return _with_tools(prompt, choice)
+        refusal = refusal or UsageError(
+            f"messages[{missing}]: expected what the model's chat template writes, found that it "
+            "leaves out a text"
+        )
+    assert refusal is not None
+    raise refusal
+
+
+def _with_tools(prompt: ChatPrompt, choice: Choice) -> ChatPrompt:
+    if choice.mode != "none":
+        for tool in choice.tools:
+            if tool.name not in prompt.text:
+                raise UsageError(
+                    f"tools: expected that the model's chat template writes {tool.name!r:.80}, "
+                    "found that it does not"
+                )
+    return prompt

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from isobit.backends.base import I32
 from isobit.errors import IsobitError
 from isobit.runtime.engine import ROUTES, Engine
+from isobit.runtime.grammar import Constraint
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
@@ -60,6 +61,7 @@ class Choice:
         ends: frozenset[int] | None = None,
         routes: bool = False,
         reader: Reader | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """See :meth:`Engine.submit`.
 
@@ -91,6 +93,7 @@ class Choice:
             of_prompt=of_prompt,
             watch=self._recorder or (_Routes() if routes else None),
             listen=self._listen,
+            constraint=constraint,
         )
 
     @property
@@ -151,9 +154,12 @@ class Choice:
             return Finish("stop", self._stops.get(token.id))
         piece.tokens.append(token)
         text = self._decoder.push(token.id)
+        tag = self._reader.special.get(token.id)
+        if tag is not None and not text.endswith(tag):
+            text += tag  # a control token, which other texts leave out
         self._length += len(text)
-        if token.id in self._reader.special:
-            self._reader.mark(self._length - len(self._reader.special[token.id]))
+        if tag is not None:
+            self._reader.mark(self._length - len(tag))
         self.n_reasoning += self._reader.reasoning
         self._read(piece, self._reader.push(self._text.push(text)))
         if self._text.stopped:

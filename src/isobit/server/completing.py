@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from isobit.server.answers import Answers, event
 from isobit.server.bodies import ChatShape, CompletionShape, usage
-from isobit.server.chat import prepared
+from isobit.server.chat import held, prepared
 from isobit.server.choices import Piece
 from isobit.server.errors import error_body
 from isobit.server.events import Usage
@@ -56,8 +56,9 @@ class Completing:
         ids = await encoded(service.model, asked.prompts(), "prompt")
         texts = [service.model.detokenize(i) for i in ids for _ in range(asked.n or 1) if echo]
         shape = CompletionShape(service.model.tokenizer, logprobs=logprobs is not None, echo=texts)
+        chat, most = await held(service.model, asked), asked.most
         answers = Answers(
-            service, request, asked, ids, most=asked.most, logprobs=logprobs, echo=echo
+            service, request, asked, ids, most=most, logprobs=logprobs, echo=echo, chat=chat
         )
         return await self._answer(asked, answers, shape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
@@ -14,6 +14,9 @@ from isobit.server.prompts import Prompt, listed
 
 MOST_CHOICES = 128
 MOST_STOPS = 64
+
+Count = Annotated[int | None, Field(ge=0), BeforeValidator(lambda n: None if n == -1 else n)]
+"""How many; some clients say -1 for as many as there can be."""
 
 Stop = Annotated[str, Field(max_length=4096)]
 
@@ -31,7 +34,7 @@ class Common(BaseModel):
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: Count = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -46,6 +49,15 @@ class Common(BaseModel):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
+    grammar: str | None = None
+    regex: str | None = None
     isobit_receipt: bool = False
     """Each choice carries the receipt of its tokens."""
 
@@ -81,22 +93,19 @@ class Common(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ResponseFormat(BaseModel):
-    """What an answer must look like: only text is implemented."""
-
-    type: str = "text"
-
-
 class ChatRequest(Common):
     """``/v1/chat/completions``."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_completion_tokens: Count = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: ResponseFormat | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -111,14 +120,15 @@ class ChatRequest(Common):
             raise UsageError("top_logprobs: expected logprobs to be true, got false")
         return self.top_logprobs or 0 if self.logprobs else None
 
-    def prepared(self) -> list[dict[str, Any]]:
-        """The messages as templates expect them. Raises UsageError for what is not implemented."""
-        if self.tools and self.tool_choice != "none":
-            raise UsageError("tools: expected none, or tool_choice none: calls are not implemented")
-        if self.response_format is not None and self.response_format.type != "text":
-            kind = self.response_format.type
-            raise UsageError(f"response_format: expected text, got {kind!r:.60}: not implemented")
-        return [_message(m) for m in self.messages]
+    @property
+    def variables(self) -> dict[str, Any]:
+        """More variables for the template; those that a client names itself count first."""
+        found: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            found["reasoning_effort"] = self.reasoning_effort
+        if self.enable_thinking is not None or self.reasoning_effort == "none":
+            found["enable_thinking"] = bool(self.enable_thinking)
+        return found | (self.chat_template_kwargs or {})
 
 
 class CompletionRequest(Common):
@@ -160,12 +170,3 @@ class DetokenizeRequest(BaseModel):
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    role, content = message.get("role"), message.get("content")
-    return {
-        **message,
-        "role": "system" if role == "developer" else role,
-        "content": "" if content is None else content,
-    }

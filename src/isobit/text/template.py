@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -81,7 +82,23 @@ def render_chat(
     return _Rendering(template, context, {"bos_token": bos_token, "eos_token": eos_token}).text
 
 
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A chat as a model gets it."""
+
+    ids: list[int]
+    text: str
+    """What the template wrote."""
+
+
 def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **arguments: Any
+) -> list[int]:
+    """The token ids of :func:`chat_prompt`, which says more."""
+    return chat_prompt(tokenizer, messages, **arguments).ids
+
+
+def chat_prompt(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     *,
@@ -90,8 +107,8 @@ def encode_chat(
     documents: Sequence[Any] | None = None,
     most: int | None = None,
     **variables: Any,
-) -> list[int]:
-    """Token ids of a chat, in which only the template makes control tokens, never a message.
+) -> ChatPrompt:
+    """A chat's text and its token ids; only the template makes control tokens, never a message.
 
     Uses the template of the model's file, else CHATML. Arguments and errors are those of
     ``render_chat``; a chat of more than ``most`` tokens is a UsageError, too.
@@ -108,7 +125,7 @@ def encode_chat(
         name: "" if i is None else vocabulary.tokens[i]
         for name, i in (("bos_token", vocabulary.bos_id), ("eos_token", vocabulary.eos_id))
     }
-    rendering = _Rendering(_template(vocabulary, tools=bool(tools)), context, special)
+    rendering = _Rendering(template_of(vocabulary, tools=bool(tools)), context, special)
     marked, back = _guarded(rendering, tokenizer)
     ids: list[int] = []
     for piece in tokenizer.split_special(marked):
@@ -121,10 +138,14 @@ def encode_chat(
             raise UsageError(f"prompt: expected at most {most} tokens (the context), got more")
     if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
         ids.insert(0, vocabulary.bos_id)
-    return ids
+    return ChatPrompt(ids, rendering.text)
 
 
-def _template(vocabulary: Vocabulary, *, tools: bool) -> str:
+def template_of(vocabulary: Vocabulary, *, tools: bool = False) -> str:
+    """The chat template of a model's file, the one for tools if it has one; else CHATML.
+
+    Raises ModelRefused if there is none, and CHATML would not do.
+    """
     template = vocabulary.chat_template
     if tools and vocabulary.tool_template is not None:
         template = vocabulary.tool_template

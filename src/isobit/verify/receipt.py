@@ -20,7 +20,7 @@ from isobit.backends.base import F32, I32
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.files import regular
 from isobit.numerics import SAMPLING_VERSION
-from isobit.runtime.grammar import Grammar, Grammars
+from isobit.runtime.grammar import Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.sampler_v1 import SamplerV1
@@ -318,9 +318,8 @@ def _sampler(
     if sampling.grammar is None:
         found: Sampler | SamplerV1 = _SAMPLERS[receipt.sampling_version](sampling, prompt)
         return found
-    grammars = Grammars(model.tokenizer, model.config.vocab, model.stop_ids)
     try:
-        constraint = grammars.constraint(sampling.grammar)
+        constraint = model.grammars.constraint(sampling.grammar)
     except UsageError as error:
         raise FileRefused(f"receipt: grammar: {error}") from None
     return Sampler(sampling, prompt, constraint=constraint)

@@ -27,7 +27,7 @@ class Hermes:
     """``{"name": …, "arguments": {…}}``."""
 
     call = OPENS
-    tags = (OPENS, CLOSES)
+    tags: tuple[str, ...] = (OPENS, CLOSES)
     starts: tuple[str, ...] = (OPENS,)
 
     def __init__(self, tools: Sequence[Tool]) -> None:

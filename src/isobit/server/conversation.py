@@ -1,0 +1,133 @@
+"""A client's messages, put into the forms that templates know before one sees them.
+
+What a client says must reach the model: a text that the template leaves out is refused with the
+index of its message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from isobit.errors import UsageError
+
+_ROLES = {"developer": "system", "function": "tool"}
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
+def normalised(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with known roles, texts as contents, and arguments of calls as JSON objects.
+
+    Raises UsageError, which names the message.
+    """
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise UsageError(f"{where}: expected a role, got {role!r:.60}")
+    found = {key: value for key, value in message.items() if value is not None}
+    found |= {"role": _ROLES.get(role, role), "content": _text(message.get("content"), where)}
+    if (old := found.pop("function_call", None)) is not None:
+        found.setdefault("tool_calls", [{"function": old}])
+    calls = found.pop("tool_calls", None)
+    if not isinstance(calls, list | None):
+        raise UsageError(f"{where}: expected tool_calls to be a list, got {calls!r:.60}")
+    if calls:
+        found["tool_calls"] = [
+            _call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)
+        ]
+    for name in ("reasoning", "reasoning_content"):
+        if not isinstance(found.get(name, ""), str):  # some clients' own, in parts
+            del found[name]
+    return found
+
+
+def _text(content: object, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise UsageError(f"{where}: expected content as text or its parts, got {content!r:.60}")
+    return "\n".join(_part(part, where) for part in content)
+
+
+def _part(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else part
+    text = part.get(_TEXTS.get(str(kind), "")) if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        raise UsageError(f"{where}: expected parts of text alone, found {kind!r:.60}")
+    return text
+
+
+def _call(call: object, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise UsageError(f"{where}: expected a call of a function, got {call!r:.60}")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{where}: expected the name of a function, got {name!r:.60}")
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments, strict=False)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: expected arguments in JSON, got: {error}") from None
+    arguments = arguments or {}
+    if not isinstance(arguments, Mapping):
+        raise UsageError(f"{where}: expected arguments as an object, got {arguments!r:.60}")
+    said = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "type": "function", "function": {**function, "arguments": said}}
+
+
+def systems_first(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Messages whose first system messages are one; None if there is no more than one."""
+    n = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    if n < 2:
+        return None
+    content = "\n\n".join(filter(None, (m["content"] for m in messages[:n])))
+    return [messages[0] | {"content": content}, *messages[n:]]
+
+
+def unsaid(messages: Sequence[Mapping[str, Any]], prompt: str, closes: str = "") -> int | None:
+    """The first message of which a text is not in the prompt.
+
+    ``closes``: the tag up to which an answer is thinking, which templates leave out of history.
+    """
+    for i, message in enumerate(messages):
+        content = message["content"]
+        if closes and message["role"] == "assistant":
+            content = content.rpartition(closes)[2]
+        if not all(_occurs(text, prompt) for text in (content, *_texts_of_calls(message))):
+            return i
+    return None
+
+
+def _texts_of_calls(message: Mapping[str, Any]) -> Iterator[str]:
+    for call in message.get("tool_calls", ()):
+        yield call["function"]["name"]
+        yield from _leaves(json.loads(call["function"]["arguments"]))
+
+
+def _leaves(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+
+
+def _occurs(text: str, prompt: str) -> bool:
+    """Whether a text is in a prompt, as it is or as JSON writes it."""
+    text = text.strip()
+    return (
+        text in prompt
+        or json.dumps(text, ensure_ascii=False)[1:-1] in prompt
+        or json.dumps(text)[1:-1] in prompt
+    )

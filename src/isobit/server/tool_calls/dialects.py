@@ -1,0 +1,56 @@
+"""Which form of calls a model speaks: what its chat template writes says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from isobit.errors import UsageError
+from isobit.server.reading import Events
+from isobit.server.source import Parsing, Source
+from isobit.server.tool_calls.llama import Llama
+from isobit.server.tool_calls.schemas import Lark
+from isobit.server.tool_calls.tagged import Hermes, QwenXml
+from isobit.server.tool_calls.tools import Tool
+
+
+class Dialect(Protocol):
+    """How a model writes calls: one file each."""
+
+    call: str
+    """The tag before a call in text; empty if there is none."""
+    tags: tuple[str, ...]
+    """All tags that may be tokens."""
+
+    def read(self, source: Source, out: Events) -> Parsing[None]:
+        """Text and calls, to the end of an answer."""
+
+    def after_tag(self, lark: Lark, tools: Sequence[Tool]) -> str:
+        """The rule of a call after its first tag."""
+
+    def required(self, lark: Lark, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """The rule of an answer that consists of calls."""
+
+
+def knows(template: str, name: str) -> bool:
+    """Whether a template has a word for something: ``tools``, ``tool_calls``."""
+    return re.search(rf"\b{name}\b", template) is not None
+
+
+def dialect_of(template: str, tools: Sequence[Tool]) -> Dialect:
+    """The form of a model's calls.
+
+    One whose template says nothing of tools is told of them and of Hermes' form
+    (:mod:`isobit.server.tool_calls.plain`). Raises UsageError for a form that is not known.
+    """
+    if "<function=" in template and "<parameter=" in template:
+        return QwenXml(tools)
+    if "<tool_call>" in template or not knows(template, "tools"):
+        return Hermes(tools)
+    if "<|python_tag|>" in template or '"parameters": dictionary' in template:
+        return Llama(tools)
+    raise UsageError(
+        "tools: expected a model whose template writes calls as Qwen, Hermes or Llama 3 do, "
+        "got another form"
+    )

@@ -1,0 +1,270 @@
+"""Tool calls and forms of answers, as the official client has them from the real engine.
+
+The sample model has learnt nothing of either: what it says is right because it is held to it.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+from pydantic import BaseModel
+
+from isobit.runtime.model import Model
+from isobit.server.service import Service
+from isobit.verify.receipt import Receipt, replay
+from tests.server.test_server import MESSAGES, url
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather at a place.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 12},
+                "days": {"type": "integer", "minimum": 1, "maximum": 14},
+                "unit": {"enum": ["C", "F"]},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOTE = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"type": "string", "maxLength": 20}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMAS = {t["function"]["name"]: t["function"]["parameters"] for t in (WEATHER, NOTE)}
+
+
+def ask(client: openai.OpenAI, **settings: Any) -> Any:
+    settings = {"messages": MESSAGES, "max_tokens": 400, "seed": 3, **settings}
+    return client.chat.completions.create(model="sample", **settings)
+
+
+def streamed(client: openai.OpenAI, **settings: Any) -> list[dict[str, Any]]:
+    """The choices of a stream, put together from its deltas as clients do."""
+    found: dict[int, dict[str, Any]] = {}
+    for chunk in ask(client, stream=True, **settings):
+        for choice in chunk.choices:
+            into = found.setdefault(
+                choice.index, {"content": "", "reasoning": "", "calls": [], "finish": None}
+            )
+            assert into["finish"] is None
+            into["finish"] = choice.finish_reason
+            into["content"] += choice.delta.content or ""
+            into["reasoning"] += getattr(choice.delta, "reasoning_content", None) or ""
+            for delta in choice.delta.tool_calls or ():
+                if delta.id is not None:
+                    assert delta.index == len(into["calls"])
+                    assert delta.type == "function"
+                    into["calls"].append([delta.function.name, ""])
+                into["calls"][delta.index][1] += delta.function.arguments or ""
+    return [found[i] for i in sorted(found)]
+
+
+def whole(client: openai.OpenAI, **settings: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "content": choice.message.content or "",
+            "reasoning": getattr(choice.message, "reasoning_content", None) or "",
+            "calls": [
+                [c.function.name, c.function.arguments] for c in choice.message.tool_calls or ()
+            ],
+            "finish": choice.finish_reason,
+        }
+        for choice in ask(client, **settings).choices
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "note"}}], ids=["any", "named"]
+)
+def test_calls_that_must_come_fit_their_schemas(
+    client: openai.OpenAI, choice: Any, temperature: float
+) -> None:
+    settings = {"tools": [WEATHER, NOTE], "tool_choice": choice, "temperature": temperature}
+    settings |= {"n": 3, "parallel_tool_calls": False}
+    answers = whole(client, **settings)
+    for answer in answers:
+        assert answer["content"] == ""
+        assert answer["finish"] == "tool_calls"
+        [[name, arguments]] = answer["calls"]
+        jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+        assert choice == "required" or name == "note"
+    assert streamed(client, **settings) == answers
+
+
+def test_parallel_calls(client: openai.OpenAI) -> None:
+    settings = {"tools": [NOTE], "tool_choice": "required", "temperature": 1.0, "n": 4}
+    answers = whole(client, **settings)
+    for answer in answers:
+        for name, arguments in answer["calls"][:-1]:
+            jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+    assert any(len(answer["calls"]) > 1 for answer in answers)
+    assert streamed(client, **settings) == answers
+
+
+def test_offered_tools_are_in_the_prompt_and_the_model_may_answer(
+    client: openai.OpenAI, service: Service
+) -> None:
+    free = whole(client, tools=[WEATHER], max_tokens=20)
+    none = whole(client, tools=[WEATHER], tool_choice="none", max_tokens=20)
+    assert none == whole(client, max_tokens=20)
+    assert free != none
+    assert not free[0]["calls"]
+    assert free[0]["finish"] == "length"
+
+
+def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:
+    called = ask(client, tools=[NOTE], tool_choice="required", parallel_tool_calls=False)
+    message = called.choices[0].message
+    messages = [
+        *MESSAGES,
+        message,
+        {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "noted"},
+    ]
+    assert ask(client, messages=messages, tools=[NOTE], max_tokens=8).choices[0].message.content
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+def test_an_answer_in_the_form_of_a_class(client: openai.OpenAI) -> None:
+    schema = Person.model_json_schema()
+    schema["properties"]["name"]["maxLength"] = 20
+    schema["properties"]["age"] |= {"minimum": 0, "maximum": 200}
+    answer = ask(
+        client,
+        response_format={"type": "json_schema", "json_schema": {"name": "p", "schema": schema}},
+    )
+    Person.model_validate_json(answer.choices[0].message.content)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("field", "pattern"),
+    [
+        ({"guided_regex": "[0-9]{4}-[0-9]{2}"}, r"\d{4}-\d{2}"),
+        ({"regex": "ab+c{2}/"}, "ab+cc/"),
+        ({"guided_choice": ["yes", 'n"o']}, 'yes|n"o'),
+        ({"structured_outputs": {"choice": ["left", "right"]}}, "left|right"),
+        ({"structured_outputs": {"regex": "[a-f]{8}"}}, "[a-f]{8}"),
+        ({"guided_grammar": 'start: "a" NUMBER\nNUMBER: /[0-9]{3}/'}, r"a\d{3}"),
+        ({"grammar": 'root ::= "x" [0-9] [0-9] | "y"'}, r"x\d\d|y"),
+        ({"guided_json": {"type": "integer", "minimum": 0, "maximum": 99}}, r"\d{1,2}"),
+        ({"guided_json": '{"enum": ["a", "b"]}'}, '"a"|"b"'),
+        ({"json_schema": {"const": 12}}, "12"),
+        ({"response_format": {"type": "json_object", "schema": {"const": True}}}, "true"),
+        ({"response_format": {"type": "regex", "pattern": "q{2,3}"}}, "q{2,3}"),
+        ({"response_format": {"type": "grammar", "grammar": 'start: "z"'}}, "z"),
+    ],
+)
+def test_forms_of_every_field(client: openai.OpenAI, field: dict[str, Any], pattern: str) -> None:
+    for temperature in (0, 1):
+        answer = ask(client, extra_body=field, temperature=temperature).choices[0]
+        assert re.fullmatch(pattern, answer.message.content), answer.message.content
+        assert answer.finish_reason == "stop"
+    text = client.completions.create(
+        model="sample", prompt="def f", max_tokens=100, extra_body=field
+    )
+    assert re.fullmatch(pattern, text.choices[0].text)
+
+
+def test_receipts_hold_the_grammar(client: openai.OpenAI, alone: Model, tmp_path: Path) -> None:
+    done = ask(
+        client,
+        tools=[WEATHER],
+        tool_choice="required",
+        temperature=0.9,
+        logprobs=True,
+        extra_body={"isobit_receipt": True},
+    )
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(done.choices[0].isobit_receipt))
+    receipt = Receipt.load(path)
+    assert receipt.sampling["grammar"]["text"].startswith("start: ")
+    assert replay(receipt, alone) is None
+
+
+def schema(value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": value}}
+
+
+OFF = {"uniqueItems": True, "x-guidance": {"lenient": True}}
+CUT = [{"function": {"name": "f", "arguments": "{"}}]
+STRICT = {"name": "s", "strict": True, "parameters": {"type": "object", "not": {}}}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+OTHER = {"type": "function", "function": {"name": "g"}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"response_format": {"type": "nosuch"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": schema({"not": {}})}, "response_format"),
+        ({"response_format": schema({"type": "x"})}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": OFF}}, "response_format"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_regex": "(?=a)b"}, "guided_regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_grammar": "start: nosuch"}, "guided_grammar"),
+        ({"grammar": "root ::= ("}, "grammar"),
+        ({"grammar": "root ::= " + "(" * 5000}, "grammar"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0]"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools[1]"),
+        ({"tools": [{"type": "function", "function": STRICT}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": "nosuch"}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": OTHER}, "tool_choice"),
+        ({"tools": [FUNCTION], "guided_regex": "a"}, "guided_regex"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        ({"messages": [*MESSAGES, {"role": "user", "content": 5}]}, "messages[1]"),
+        ({"messages": [*MESSAGES, {"content": "x"}]}, "messages[1]"),
+        ({"messages": [{"role": "assistant", "tool_calls": CUT}]}, "messages[0].tool_calls[0]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_by_name(
+    client: openai.OpenAI, settings: dict[str, Any], field: str
+) -> None:
+    body = {"model": "sample", "messages": MESSAGES, "max_tokens": 3, **settings}
+    answer = httpx.post(url(client, "/v1/chat/completions"), json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == field
+    assert "\n" not in error["message"]
+    assert len(error["message"]) < 500
+
+
+def test_a_tool_that_cannot_be_enforced_does_not_stop_the_others(client: openai.OpenAI) -> None:
+    odd = {
+        "name": "odd",
+        "parameters": {"type": "object", "properties": {"a": {"pattern": "(?=a)"}}},
+    }
+    tools = [{"type": "function", "function": odd}, NOTE]
+    for choice in ("auto", "required"):
+        answer = ask(client, tools=tools, tool_choice=choice, max_tokens=60)
+        assert answer.usage.completion_tokens
