@@ -30,9 +30,10 @@ class Lark:
         """A tag, as the token that it is or as text."""
         return f"<[{self._special[text]}]>" if text in self._special else dumped(text)
 
-    def text_until(self, end: str) -> str:
-        """Any text up to and with the first of these ends."""
-        return self.rule("/(?s:.*)/", f"[suffix={dumped(end)}]")
+    def text_until(self, end: str, least: int = 0, most: int | None = None) -> str:
+        """A text of so many characters, and the first of these ends."""
+        times = f"{{{least},{'' if most is None else most}}}"
+        return self.rule(f"/(?s:.{times})/", f"[suffix={dumped(end)}]")
 
     def json(self, schema: Mapping[str, Any], tool: Tool) -> str:
         """JSON of a schema, in which a tool that is not strict may have what is not enforced."""

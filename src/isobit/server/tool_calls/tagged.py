@@ -21,6 +21,7 @@ from isobit.server.tool_calls.xml_call import (
 
 OPENS, CLOSES = "<tool_call>", "</tool_call>"
 LINE = "\n"
+_FORMS = {"pattern", "format"}  # of texts
 
 
 class Hermes:
@@ -96,4 +97,9 @@ class QwenXml(Hermes):
         if isinstance(values, list) and values:
             each = (v if isinstance(v, str) else dumped(v) for v in values)
             return f"({' | '.join(map(dumped, each))}) {dumped(end)}"
-        return lark.text_until(end)
+        if tool.strict and (wrong := _FORMS & schema.keys()):
+            raise schemas.unsupported(tool, f"{min(wrong)!r} of bare text in property {key!r:.60}")
+        least, most = schema.get("minLength"), schema.get("maxLength")
+        return lark.text_until(
+            end, least if isinstance(least, int) else 0, most if isinstance(most, int) else None
+        )
