@@ -13,7 +13,7 @@ from isobit.errors import UsageError
 from isobit.runtime.grammar import Constraint, Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.conversation import normalised, systems_first, unsaid
+from isobit.server.conversation import forms, normalised, unsaid
 from isobit.server.formats import asked_format
 from isobit.server.grammars import grammar_of
 from isobit.server.reading import AnswerReader, Reader, TextReader
@@ -21,7 +21,7 @@ from isobit.server.requests import ChatRequest, Common
 from isobit.server.thinking import TAGS, Thinking, found
 from isobit.server.tool_calls import plain
 from isobit.server.tool_calls.dialects import Dialect, dialect_of, knows
-from isobit.server.tool_calls.tools import Choice, checked
+from isobit.server.tool_calls.tools import Choice, checked, offered
 from isobit.text.template import ChatPrompt, template_of
 
 _TAIL = 1000  # characters of a prompt that say how it ends
@@ -77,14 +77,15 @@ async def held(model: Model, asked: Common) -> Chat:
 
 
 def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:
-    messages, tools = normalised(asked.messages), asked.tools if choice.mode != "none" else None
+    messages = normalised(asked.messages)
+    tools = offered(asked.tools or ()) if choice.mode != "none" else None
     if not knows(template, "tool_calls"):
         messages = plain.without_calls(messages)
     if tools and not knows(template, "tools"):
         messages, tools = plain.told(messages, choice.tools), None
     closes = next((closes for _, closes in TAGS if closes in template), "")
     refusal: UsageError | None = None
-    for each in filter(None, (messages, systems_first(messages))):
+    for each in forms(messages):
         try:
             prompt = model.chat_prompt(each, tools=tools, chat_template_kwargs=asked.variables)
         except UsageError as error:
