@@ -194,7 +194,7 @@ def test_a_responses_conversation_as_a_chat() -> None:
     assert chat.chat_template_kwargs == {"enable_thinking": False, "reasoning_effort": "none"}
     assert chat.most == 7
     assert chat.response_format is not None
-    assert chat.response_format.type == "json_schema"
+    assert chat.response_format["type"] == "json_schema"
 
 
 def test_a_messages_conversation_as_a_chat() -> None:

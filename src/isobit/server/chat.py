@@ -38,13 +38,14 @@ class Chat:
     dialect: Dialect | None = None
     one_call: bool = False
 
-    def reader(self) -> Reader:
-        """For one choice."""
+    def reader(self, *, tokens: bool = True) -> Reader:
+        """For one choice. tokens: tags that are tokens are told from text that spells them."""
         if self.thinking is None and self.dialect is None:
             return TextReader()
         tags = set(self.dialect.tags if self.dialect else ())
         tags |= {self.thinking.opens, self.thinking.closes} if self.thinking else set()
-        special = {i: tag for tag, i in self.model.grammars.special.items() if tag in tags}
+        known = self.model.grammars.special if tokens else {}
+        special = {i: tag for tag, i in known.items() if tag in tags}
         return AnswerReader(special, self.thinking, self.dialect, one_call=self.one_call)
 
     def sampling(self, asked: Common) -> Sampling:
@@ -58,17 +59,28 @@ class Chat:
 
 async def prepared(model: Model, asked: ChatRequest) -> Chat:
     """Everything of it that can be refused is refused here: UsageError, naming the field."""
+    form, choice = asked_format(asked), _choice(asked)
+    chat = await asyncio.to_thread(begun, model, asked)
+    grammar = await grammar_of(model, form, chat.thinking, chat.dialect, choice)
+    return replace(chat, grammar=grammar)
+
+
+def begun(model: Model, asked: ChatRequest) -> Chat:
+    """The prompt and how its answer is read; what comes is not held to anything."""
     if asked.functions:
         raise UsageError("functions: expected tools in their place")
-    parallel = asked.parallel_tool_calls is not False
-    form, choice = asked_format(asked), checked(asked.tools, asked.tool_choice, parallel=parallel)
+    choice = _choice(asked)
     offers = choice.mode != "none"
     template = template_of(model.tokenizer.vocabulary, tools=offers)
     dialect = dialect_of(template, choice.tools) if offers else None
-    prompt = await asyncio.to_thread(_prompt, model, asked, template, choice)
+    prompt = _prompt(model, asked, template, choice)
     thinking = found(template, prompt.text[-_TAIL:])
-    grammar = await grammar_of(model, form, thinking, dialect, choice)
-    return Chat(model, prompt.ids, grammar, thinking, dialect, one_call=not parallel)
+    return Chat(model, prompt.ids, None, thinking, dialect, one_call=not choice.parallel)
+
+
+def _choice(asked: ChatRequest) -> Choice:
+    parallel = asked.parallel_tool_calls is not False
+    return checked(asked.tools, asked.tool_choice, parallel=parallel)
 
 
 async def held(model: Model, asked: Common) -> Chat:
