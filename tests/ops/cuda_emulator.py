@@ -14,7 +14,7 @@ from tempfile import gettempdir
 
 import numpy as np
 
-from isobit.backends.cuda.compile import INCLUDE, SOURCES, signatures
+from isobit.backends.cuda.device.compile import INCLUDE, SOURCES, signatures
 
 HERE = Path(__file__).parent
 _FLAGS = [
@@ -66,7 +66,7 @@ def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     digest = hashlib.sha256(source.encode() + (SOURCES / f"{stem}.cu").read_bytes())
     for file in files:
         digest.update(file.read_bytes())
-    out = _FOLDER / f"{stem}-{digest.hexdigest()[:24]}.so"
+    out = _FOLDER / f"{Path(stem).name}-{digest.hexdigest()[:24]}.so"
     include = [f"-I{d}" for d in (_header(), HERE, *INCLUDE)]
     _compile(out, *include, "-x", "c++", "-", source=source)
     return ctypes.CDLL(str(out))
@@ -84,7 +84,7 @@ class EmulatedGpu:
         """bulk: with Hopper's bulk copies, else with Ampere's."""
         self._defines = {"BULK_COPIES": ""} if bulk else {}
         self._rng = np.random.default_rng(seed)
-        memory = _library("pointwise", ())
+        memory = _library("ops/add", ())
         memory.emu_alloc.restype = ctypes.c_void_p
         memory.emu_alloc.argtypes = [ctypes.c_size_t]
         self._allocate = memory.emu_alloc

@@ -7,7 +7,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, available
-from isobit.backends.cuda.gpu import CudaGpu
+from isobit.backends.cuda.device.gpu import CudaGpu
 
 from .cuda_emulator import EmulatedGpu
 
@@ -27,8 +27,8 @@ def open_gpu(kind):
     return CudaGpu()
 
 
-def open_cuda(kind, weights, engine):
-    return CudaBackend(weights, engine, open_gpu(kind))
+def open_cuda(kind, weights, engine, *, fused=True):
+    return CudaBackend(weights, engine, open_gpu(kind), fused=fused)
 
 
 def ragged(rng, vocab, parts, pages):

@@ -1,0 +1,93 @@
+"""The graph of a model as launches, and where its stages can be read."""
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
+
+from isobit.backends.cuda import fusions
+from isobit.backends.cuda import ops as ops_of_kinds
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.lowering import Lowering, Make, Mark, Pass
+from isobit.backends.cuda.resident import Resident
+from isobit.errors import BackendUnavailable
+from isobit.model.graph import Graph, Key, Op
+from isobit.numerics.ops import LOGIT_ROWS
+
+
+class Program:
+    """A graph lowered once, for passes of one kind."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        resident: Resident,
+        gpu: Gpu,
+        planes: int,
+        kind: str,
+        *,
+        fused: bool = True,
+    ) -> None:
+        """Raises BackendUnavailable for an operation that there is no kernel for."""
+        self.g = g = Lowering(graph, resident, gpu, planes, kind)
+        self._body: list[Make | Mark] = []
+        self._head: list[Make | Mark] = []  # some rows of logits at a time
+        ops, last_use, at = graph.required.ops, graph.required.last_use, 0
+        claimed = fusions.claims(g, ops, fusions.CLAIMS[kind] if fused else ())
+        while at < len(ops):
+            if at in claimed:
+                count, lower = claimed[at]
+                lower()
+            else:
+                count = 1
+                self._lower(ops[at])
+            taken, at = ops[at : at + count], at + count
+            if taken[-1].outputs[0].shape.rows != LOGIT_ROWS:
+                self._body += self._made()
+                g.end({v for v, last in last_use.items() if last >= at})
+            else:  # runs again and again, and so overwrites nothing
+                self._head += self._made()
+        self.logits, self.vocabulary = g.dense(graph.logits), graph.logits.shape.width
+        self._head += self._made()
+
+    def _lower(self, op: Op) -> None:
+        """Lower one operation by itself."""
+        name, reason = f"{ops_of_kinds.__name__}.{op.kind}", "no kernel"
+        if find_spec(name):
+            kind = import_module(name)
+            if not (reason := kind.supports(op)):
+                kind.lower(self.g, op)
+                return
+        place = "" if op.layer is None else f" of layer {op.layer}"
+        raise BackendUnavailable(f"cuda: {op.kind}{place}: {reason}; another backend may run it")
+
+    def _made(self) -> Sequence[Make | Mark]:
+        made, self.g.made = self.g.made, []
+        return made
+
+    @property
+    def stages(self) -> set[Key]:
+        """Those that can be read."""
+        marks = (made for made in (*self._body, *self._head) if isinstance(made, Mark))
+        return {mark.value.key for mark in marks if mark.value.key is not None}
+
+    def body(self, p: Pass) -> Iterator[Mark]:
+        """Queue everything up to the logits; stops at each stage that can be read."""
+        return _queue(self._body, p)
+
+    def head(self, p: Pass) -> Iterator[Mark]:
+        """Queue the logits of ``p.count`` of the wanted rows, once :meth:`body` is through."""
+        return _queue(self._head, p)
+
+    def queue(self, p: Pass) -> None:
+        """Queue all of it."""
+        for _ in chain(self.body(p), self.head(p)):
+            pass
+
+
+def _queue(parts: Sequence[Make | Mark], p: Pass) -> Iterator[Mark]:
+    for made in parts:
+        if isinstance(made, Mark):
+            yield made
+        else:
+            made(p)

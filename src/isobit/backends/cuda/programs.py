@@ -1,0 +1,84 @@
+"""A model's programs, lowered and their memory planned before anything is loaded."""
+
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
+from isobit.backends.cuda.graph import Program
+from isobit.backends.cuda.lowering import BATCH, PASS, STEP, STEPS, TILES, Lowering
+from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.resident import Resident
+from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.config import EngineConfig
+from isobit.model.graph import Graph, Key
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS
+
+MOST_IN_STEP = 64
+"""Sequences that take a decode step together."""
+
+
+class Programs:
+    """What runs a model: batches of any kind and, unless ``fused`` is off, captured steps."""
+
+    def __init__(
+        self, weights: Weights, engine: EngineConfig, gpu: Gpu, *, fused: bool = True
+    ) -> None:
+        """Raises BackendUnavailable for a format or an operation without a kernel."""
+        graph = weights.graph
+        context = engine.context or weights.config.context_length
+        self.resident = Resident.of(graph, context)
+        self.pages = -(-context // TILE) * engine.max_sequences
+        self.sequences = engine.max_sequences
+        together = min(engine.max_sequences, MOST_IN_STEP)
+
+        def program(kind: str) -> Program:
+            planes = engine.activation_planes
+            return Program(graph, self.resident, gpu, planes, kind, fused=fused)
+
+        self._programs: list[tuple[Program, int]] = []
+        tokens = max(engine.chunk, together)
+        made = program(PASS)
+        self.passes = Passes(made, tokens, self.pages)
+        self._programs.append((made, tokens))
+        self.one: OneSequence | None = None
+        self.many: ManySequences | None = None
+        if fused:
+            made = program(STEP)
+            self.one = OneSequence(made)
+            self._programs.append((made, 1))
+        if fused and together > 1:
+            made = program(STEPS)
+            self.many = ManySequences(made, together)
+            self._programs.append((made, together))
+        self.stages = _given_by_all(graph, [made for made, _ in self._programs])
+        self.plan = Plan(
+            weights=self.resident.weights.nbytes,
+            cache=self.resident.cache_bytes(self.pages),
+            states=self.resident.state_bytes(self.sequences),
+            rope=self.resident.rope_bytes(),
+            workspace=STAGING_BYTES + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
+        )
+
+    def load(self, gpu: Gpu) -> None:
+        """Take the memory, bring the weights there, capture what is captured."""
+        self.resident.load(gpu, self.pages, self.sequences)
+        for made, n in self._programs:
+            made.g.allocate(_rows(made.g, n))
+        for steps in (self.one, self.many):
+            if steps is not None:
+                steps.start()
+
+
+def _rows(g: Lowering, tokens: int) -> dict[str, int]:
+    """Rows of each kind that a program's slots have."""
+    return {
+        TOKENS: tokens,
+        LOGIT_ROWS: min(tokens, LOGIT_ROWS_AT_ONCE),
+        TILES: tokens * g.tiles,
+        BATCH: 1,
+    }
+
+
+def _given_by_all(graph: Graph, programs: list[Program]) -> frozenset[Key]:
+    """Stages that can be read whichever program runs."""
+    return frozenset(graph.stages).intersection(*(made.stages for made in programs))
