@@ -22,7 +22,6 @@ from isobit.runtime.model import sample_path
 from tests.helpers.expected import needs
 
 from . import test_graph_ops
-
 from .cuda_emulator import EmulatedGpu
 
 

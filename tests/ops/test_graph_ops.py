@@ -51,13 +51,23 @@ from tests.helpers.synth import QWEN3_30B_A3B
 from tests.ops.wgpu_support import open_device
 
 
+from .cuda_support import open_cuda
+
 def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
     return WgpuBackend(weights, engine, open_device())
 
 
-OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {"cpu": CpuBackend, "wgpu": wgpu}
+def cuda(weights: Weights, engine: EngineConfig) -> Backend:
+    return open_cuda("emulated", weights, engine)
+
+
+OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {
+    "cpu": CpuBackend,
+    "cuda": cuda,
+    "wgpu": wgpu,
+}
 VOCABULARY = 200
 EDGES = [0.0, -0.0, 1e-42, -1e-38, 88.5, -87.2, 100.0, -100.0, 1e30, -3e38]
 
@@ -213,7 +223,7 @@ def stage(
             positions.astype(np.int32),
             sequence[at],
             pages,
-            np.array([0], np.int32),
+            np.arange(len(rows), dtype=np.int32),  # of single tokens all, as in a step
             np.array([1, 0], np.int32),
         )
         taken: list[np.ndarray] = []
@@ -223,7 +233,7 @@ def stage(
     return np.concatenate([np.concatenate(parts) for parts in found.values()])
 
 
-@pytest.mark.parametrize(("name", "threads"), [("cpu", 1), ("cpu", 3), ("wgpu", 1)])
+@pytest.mark.parametrize(("name", "threads"), [("cpu", 1), ("cpu", 3), ("cuda", 1), ("wgpu", 1)])
 @pytest.mark.parametrize("case", [*CASES, decay, *STATEFUL], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
 def test_operation(  # type: ignore[no-untyped-def]

@@ -43,12 +43,15 @@ def open_backend(
         from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
 
         return CpuBackend(weights, engine)
-    if name == "cuda":
-        from isobit.backends.cuda import CudaBackend, available, memory  # noqa: PLC0415
+    kind, _, variant = name.partition(":")
+    if kind == "cuda":
+        from isobit.backends.cuda import CudaBackend  # noqa: PLC0415
 
-        if note is not None and available()[0]:
-            note(f"device memory: {memory.Plan.of(weights, engine)}")
-        return CudaBackend(weights, engine)
+        if variant in CudaBackend.VARIANTS:
+            opened = CudaBackend(weights, engine, fused=variant != "unfused")
+            if note is not None:
+                note(f"device memory: {opened.plan}")
+            return opened
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -265,7 +266,8 @@ class ModelRun:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.config: ModelConfig = model.config
-        self.graph: Graph = model.graph
+        given = model.graph.stages.keys() - model.backend.fused_away
+        self.graph: Graph = model.graph.showing(given)
 
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
@@ -284,16 +286,23 @@ class ModelRun:
         )
 
     def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
-        """Run a sequence in chunks, every token's logits included; values are the caller's."""
+        """Run a sequence in pieces, every token's logits included; values are the caller's."""
         with self.model.new_sequence() as sequence:
-            for start in range(0, len(tokens), chunk):
-                part = tokens[start : start + chunk]
-                positions = np.arange(start, start + len(part), dtype=np.int32)
+            for start, stop in pieces(len(tokens), chunk):
+                part = tokens[start:stop]
+                positions = np.arange(start, stop, dtype=np.int32)
 
                 def tap(stage: str, layer: int | None, value: Array, at: I32 = positions) -> None:
                     emit(stage, layer, at, np.array(value))  # backends reuse their buffers
 
                 self.model.forward(sequence, part, range(len(part)), tap, stages)
+
+
+def pieces(count: int, chunk: int) -> list[tuple[int, int]]:
+    """A sequence of tokens cut into passes of at most ``chunk``: first and end of each. The last
+    token is a pass of its own, so that a step of decoding is looked at too."""
+    cuts = [*range(0, count - 1, chunk), max(count - 1, 0), count]
+    return [(a, b) for a, b in pairwise(cuts) if a < b]
 
 
 class Recordable(Protocol):
@@ -306,7 +315,7 @@ class Recordable(Protocol):
         """What a recording of these tokens says of itself."""
 
     def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
-        """Run the tokens in chunks of at most ``chunk`` and emit ``stages`` in graph order."""
+        """Run the tokens in :func:`pieces` and emit ``stages`` in graph order."""
 
 
 def record(

@@ -124,6 +124,8 @@ class Mark:
 Make = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
 
+Defines = Mapping[str, str | int]
+"""Definitions that a kernel is compiled with."""
 Claimed = tuple[int, Callable[[], None]]
 """How many operations a fusion takes, and what lowers them."""
 
@@ -237,7 +239,7 @@ class Lowering:
         place, own = self.places[value], value.shape.row[-1]
         if n == own:
             step = place.step
-        elif place.step == own or value.shape.width == own:
+        elif own in (place.step, value.shape.width):
             step = n
         else:
             place, step = self.dense(value), n
@@ -350,9 +352,9 @@ class Lowering:
         kernel: str,
         grid: Sequence[int],
         arguments: Sequence[int | float],
+        defines: Defines | None = None,
         *,
         shared: int = 0,
-        **defines: str | int,
     ) -> None:
         """Queue a kernel: a file, and .entry if its name is not the file's."""
         file, _, entry = kernel.partition(".")
@@ -362,7 +364,7 @@ class Lowering:
             grid,
             arguments,
             shared=shared,
-            defines={"PLANES": str(self.planes)} | {k: str(v) for k, v in defines.items()},
+            defines={"PLANES": str(self.planes)} | {k: str(v) for k, v in (defines or {}).items()},
             overlap=self.captured,
         )
 
@@ -374,7 +376,7 @@ class Lowering:
         views: Sequence[Callable[[], tuple[int, int, int]]],
         more: Callable[[Pass], tuple[int | float, ...]],
         *values: Value,
-        **defines: str | int,
+        defines: Defines | None = None,
     ) -> None:
         """Emit a kernel with a thread for each value of vectors of n; ``more``: arguments behind
         the views, vectors a row, and n."""
@@ -384,7 +386,7 @@ class Lowering:
             views_now = [word for view in views for word in view()]
             arguments = (*views_now, each, n, *more(p))
             grid = (p.rows(shape) * each, -(-n // THREADS))
-            self.launch(kernel, grid, arguments, **defines)
+            self.launch(kernel, grid, arguments, defines)
 
         self.emit(make, *values)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32, Batch
 from isobit.backends.cuda.graph import Program
@@ -90,7 +91,9 @@ class Passes:
         spans = {n: self._set_spans(n, starts, ends) for n in self._g.spans}
         return Pass(last - first, len(starts), inputs, spans=spans)
 
-    def _set_spans(self, length: int, starts: I32, ends: I32) -> int:
+    def _set_spans(
+        self, length: int, starts: NDArray[np.integer], ends: NDArray[np.integer]
+    ) -> int:
         """Cut the tokens into the spans of attention_mma.cu; how many, 0 if that does not pay."""
         if int((ends - starts).max()) < MMA_ROWS:
             return 0

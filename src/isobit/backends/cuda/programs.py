@@ -56,7 +56,8 @@ class Programs:
             cache=self.resident.cache_bytes(self.pages),
             states=self.resident.state_bytes(self.sequences),
             rope=self.resident.rope_bytes(),
-            workspace=STAGING_BYTES + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
+            workspace=STAGING_BYTES
+            + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
         )
 
     def load(self, gpu: Gpu) -> None:

@@ -84,9 +84,7 @@ class Turns:
         while self.known < end:
             stop = min(self.known + _ROPE_STEP, self.context)
             offset = 4 * self.known * (self.table.size // 2)
-            for address, rows in zip(
-                self.parts, self.table.rows(self.known, stop), strict=True
-            ):
+            for address, rows in zip(self.parts, self.table.rows(self.known, stop), strict=True):
                 gpu.upload(address + offset, rows)
             self.known = stop
 

@@ -50,9 +50,7 @@ class Plan:
     @property
     def total(self) -> int:
         """All of it, with what the driver takes."""
-        return (
-            self.weights + self.cache + self.states + self.rope + self.workspace + _CONTEXT_BYTES
-        )
+        return self.weights + self.cache + self.states + self.rope + self.workspace + _CONTEXT_BYTES
 
     def __str__(self) -> str:
         """One line for people."""

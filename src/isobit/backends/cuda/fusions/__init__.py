@@ -1,8 +1,8 @@
 """Runs of operations that some launches do together, each in a file of its own.
 
 A claim looks at the operations that come next. If it knows how they begin, it says how many it
-takes and how it lowers them. Claims are tried in order over the whole graph, the longest first; what
-no claim takes is lowered one by one.
+takes and how it lowers them. Claims are tried in order over the whole graph, the longest first;
+what no claim takes is lowered one by one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,9 @@ def claims(g: Lowering, ops: Sequence[Op], tried: Sequence[Claim]) -> Mapping[in
         for at in range(len(ops)):
             if taken[at]:
                 continue
-            end = taken.index(True, at, at + _LONGEST) if True in taken[at : at + _LONGEST] else None
+            end = (
+                taken.index(True, at, at + _LONGEST) if True in taken[at : at + _LONGEST] else None
+            )
             if claimed := claim(g, ops[at : end or at + _LONGEST]):
                 found[at] = claimed
                 taken[at : at + claimed[0]] = [True] * claimed[0]

@@ -1,4 +1,4 @@
-"""The last norm and the logits of one token, with the likeliest and what the next step begins with."""
+"""The last norm and the logits of one token, and the likeliest, which the next step is given."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -51,8 +51,8 @@ def _lower(
             (g.gpu.multiprocessors,),
             (x.address, norm(), eps, matrix.address, matrix.rows, logits.address, best.address)
             + (p.inputs.tokens, p.inputs.generated),
+            shapes | plan.defines,
             shared=plan.shared,
-            **shapes | plan.defines,
         )
 
     g.advances = True

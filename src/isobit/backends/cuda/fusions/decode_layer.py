@@ -84,7 +84,7 @@ class Layer:
     def defines(self) -> dict[str, str | int]:
         """The definitions that decode.cuh asks for."""
         shapes = {"HIDDEN": self.hidden, "FFN": self.ffn, "EXPERTS": self.experts}
-        return shapes | {"USED": self.used} | step_attention.defines(self.h)
+        return step_attention.defines(self.h) | shapes | {"USED": self.used}
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
@@ -220,8 +220,8 @@ def _lower(
             f"fusions/decode/{kernel}",
             (blocks or g.gpu.multiprocessors,),
             arguments,
+            layer.defines | how.defines,
             shared=how.shared,
-            **layer.defines | how.defines,
         )
 
     def attention_block(p: Pass) -> None:
@@ -231,14 +231,16 @@ def _lower(
             "decode_qkv",
             (x.address, norm(), eps, *matrices, step, guess.address, qkv.address),
         )
-        attend(g, h, p, qkv.address, results, most if p.many else min(most, step_attention.FEW_TILES))
+        attend(
+            g, h, p, qkv.address, results, most if p.many else min(most, step_attention.FEW_TILES)
+        )
         if p.many:
             g.launch(
                 "fusions/decode/decode_merge",
                 (h.heads * h.head_dim // 32,),
                 (step, *results.addresses, g.tiles, attention.address),
+                step_attention.defines(h),
                 shared=MERGE_SHARED,
-                **step_attention.defines(h),
             )
         maxima, outputs = results.addresses
         experts = (m[role].address for role in ("gate", "up", "down"))
@@ -250,7 +252,7 @@ def _lower(
             way="" if p.many else " alone",
         )
 
-    def router(p: Pass) -> None:
+    def router(_: Pass) -> None:
         assert logits is not None
         launch(
             "decode_router",

@@ -1,4 +1,4 @@
-"""The shared memory of kernels that stream tiles (Products of products.cuh), and its definitions."""
+"""Shared memory and definitions of kernels that stream tiles (Products of products.cuh)."""
 
 from dataclasses import dataclass, replace
 

@@ -84,7 +84,7 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
             (h.head_dim, qkv.address, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts)
             + (at.positions, at.sequence, at.pages, at.each, h.heads, h.scale)
             + (integers.address, scales.address, *h.cache.arguments, count),
-            HEAD_ROOM=append.room(h.head_dim),
+            {"HEAD_ROOM": append.room(h.head_dim)},
         )
 
     g.emit(make)

@@ -1,6 +1,6 @@
 """A residual sum, also of weighted experts, and the norm behind it, with its quantised form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.cuda.lowering import Claimed, Lowering
@@ -25,7 +25,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     return None
 
 
-def _lower(g: Lowering, op: Op, v: dict[str, Value]) -> None:
+def _lower(g: Lowering, op: Op, v: Mapping[str, Value]) -> None:
     x = g.dense(v["x"])
     g.put(v["z"], x)
     norm(g, op, x, v["h"], v["y"], v.get("shares"), v["z"])

@@ -31,7 +31,7 @@ def takes(g: Lowering, h: HeadVectors) -> bool:
     return h.head_dim % 64 == 0 and _shared(h, 1) <= g.gpu.shared_most
 
 
-def defines(h: HeadVectors) -> dict[str, int]:
+def defines(h: HeadVectors) -> dict[str, str | int]:
     """The definitions that merge.cuh asks for."""
     return {"HEADS": h.heads, "KV_HEADS": h.kv_heads, "HEAD_DIM": h.head_dim}
 
@@ -58,9 +58,8 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (qkv, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts, at.positions, at.pages, h.scale)
         + (*h.cache.parts, g.tiles, *results.addresses),
+        defines(h) | {"BUFFERS": buffers},
         shared=_shared(h, buffers),
-        BUFFERS=buffers,
-        **defines(h),
     )
 
 
@@ -75,7 +74,7 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
             "fusions/decode/batch_merge",
             (-(-count // WARPS),),
             (p.inputs.positions, *results.addresses, g.tiles, count, acts.address),
-            **defines(h),
+            defines(h),
         )
 
     g.emit(make)

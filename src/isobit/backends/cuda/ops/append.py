@@ -58,7 +58,7 @@ def _store(
             (-(-count // WARPS),),
             (kind, *view(), heads, size, count, at.positions, at.sequence, at.pages, at.each)
             + (scale, *to, *cache.arguments),
-            HEAD_ROOM=room(size),
+            {"HEAD_ROOM": room(size)},
         )
 
     g.emit(make)

@@ -39,7 +39,7 @@ def lower(g: Lowering, op: Op) -> None:
                 "ops/attention",
                 (heads, p.tokens),
                 (size, *asked, heads, *cache.arguments, to.address),
-                HEAD_ROOM=room(size),
+                {"HEAD_ROOM": room(size)},
             )
             return
         group = heads // cache.heads
@@ -50,9 +50,8 @@ def lower(g: Lowering, op: Op) -> None:
             "ops/attention_mma",
             (p.spans[length], cache.heads, -(-group // WARPS)),
             (*asked, *spans, heads, *cache.arguments, to.address),
+            {"HEAD": size, "STAGE": stage},
             shared=2 * stage * tile_bytes,
-            HEAD=size,
-            STAGE=stage,
         )
 
     g.emit(make, y)

@@ -23,7 +23,7 @@ def lower(g: Lowering, op: Op) -> None:
             (-(-channels // THREADS), p.runs),
             (*view()[:2], weight(), channels, p.inputs.runs, p.inputs.positions)
             + (state.address, to.address),
-            TAPS=taps,
+            {"TAPS": taps},
         )
 
     g.emit(make, y)

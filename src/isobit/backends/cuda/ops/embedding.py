@@ -16,7 +16,7 @@ def lower(g: Lowering, op: Op) -> None:
             "ops/embedding.embed",
             (p.tokens, supers(table.columns)),
             (table.address, p.inputs.tokens, table.columns, y.address),
-            **table.layout.embedding_defines,
+            table.layout.embedding_defines,
         )
 
     g.emit(make, op.outputs[0])

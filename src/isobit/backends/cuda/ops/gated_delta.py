@@ -22,7 +22,7 @@ def lower(g: Lowering, op: Op) -> None:
             (-(-columns // WARPS), heads, p.runs),
             (*views, key_heads, heads, columns, p.inputs.runs, p.inputs.positions)
             + (state.address, to.address),
-            ROWS=rows,
+            {"ROWS": rows},
         )
 
     g.emit(make, y)

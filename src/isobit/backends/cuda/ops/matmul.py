@@ -112,7 +112,7 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     tail: tuple[int, ...] = (w.rows, stride)
     if floats:
         per_block = 8 if items > 8 * _ITEMS else 1
-        more = {"ROWS": per_block}
+        more = {"ROWS": str(per_block)}
     elif w.layout.kind == "tiled":
         per_block, shared = _TILED_ROWS, _TILED_SHARED
     else:
@@ -124,8 +124,8 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
         (-(-w.rows // per_block), matrices, chunks),
         (w.address, w.matrix_bytes, product.input(w), w.columns if floats else supers(w.columns))
         + (*product.segments, items, y, *tail),
+        defines | more,
         shared=shared,
-        **defines | more,
     )
 
 
@@ -148,8 +148,8 @@ def on_tensor_cores(
         (-(-w.rows // _MMA_ROWS), matrices * rounds, -(-items // (matrices * _MMA_TOKENS))),
         (w.address, w.matrix_bytes, product.input(w), supers(w.columns), *product.segments)
         + (items, y, w.rows, stride, matrices, y_step),
+        {f"MMA_{w.layout.format.name}": 1},
         shared=2 * stage,
-        **{f"MMA_{w.layout.format.name}": 1},
     )
 
 
@@ -186,16 +186,17 @@ def stream(
         and units < 2 * WARPS * blocks
         and stream_shared(w, depth, split=True) <= _room(gpu, per_multiprocessor)
     )
-    flags = {"GATED": up is not None, "PLANNED": planned, "SPLIT": split}
+    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": depth}
+    defines |= {"GATED": 1} if up else {}
+    defines |= {"PLANNED": 1} if planned else {}
+    defines |= {"SPLIT": 1} if split else {}
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
         + (*product.groups(p), y, stride),
+        defines,
         shared=stream_shared(w, depth, split=split),
-        WEIGHT=f"Tiled{w.layout.format.name}",
-        DEPTH=depth,
-        **{name: 1 for name, on in flags.items() if on},
     )
 
 

@@ -19,5 +19,5 @@ def lower(g: Lowering, op: Op) -> None:
         [g.view(x, n)],
         lambda p: (turns.table.size, *turns.parts, p.inputs.positions, to.address),
         y,
-        **({"NEIGHBOURS": 1} if op.operation.neighbours else {}),
+        defines={"NEIGHBOURS": 1} if op.operation.neighbours else None,
     )

@@ -58,8 +58,12 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch("ops/top_k.router_top_k", (p.tokens,), arguments, shared=4 * experts)
         pairs = p.tokens * k
         parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
-        arguments = (chosen.address, pairs, experts, parts, at.order.address, at.offset.address)
-        arguments += at.grouped[::-1]
-        g.launch("ops/top_k.sort_pairs", (1,), arguments, shared=4 * experts * parts)
+        g.launch(
+            "ops/top_k.sort_pairs",
+            (1,),
+            (chosen.address, pairs, experts, parts, at.order.address, at.offset.address)
+            + at.grouped[::-1],
+            shared=4 * experts * parts,
+        )
 
     g.emit(make, weights, ids)
