@@ -135,10 +135,18 @@ class Transformers:
         ids = [int(t) for t in tokens]
         return dataclasses.replace(self._about, tokens=ids, positions=list(range(len(ids))))
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
         """Run all tokens in one pass, then emit it in chunks."""
         values = _record(self.model, self.config, list(tokens), stages)
-        for start, stop in pieces(len(tokens), chunk):
+        for start, stop in pieces(len(tokens), chunk, step=step):
             positions = np.arange(start, stop, dtype=np.int32)
             for key in self.graph.stages:
                 if key[0] not in stages:

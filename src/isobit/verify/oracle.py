@@ -60,10 +60,18 @@ class Oracle:
             stages=list(self.graph.names),
         )
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
         """Run a sequence in chunks and emit its stages."""
         run = graph.Run(self.graph)
-        for start, stop in pieces(len(tokens), chunk):
+        for start, stop in pieces(len(tokens), chunk, step=step):
             part = np.array(tokens[start:stop], np.int32)
             positions = np.arange(start, stop, dtype=np.int32)
 

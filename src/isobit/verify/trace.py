@@ -268,6 +268,8 @@ class ModelRun:
         self.config: ModelConfig = model.config
         given = model.graph.stages.keys() - model.backend.fused_away
         self.graph: Graph = model.graph.showing(given)
+        self.steps = bool(model.backend.fused_away)
+        """Whether steps of decoding are other launches than a prompt's, to be looked at too."""
 
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
@@ -285,10 +287,18 @@ class ModelRun:
             stages=list(self.graph.names),
         )
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
         """Run a sequence in pieces, every token's logits included; values are the caller's."""
         with self.model.new_sequence() as sequence:
-            for start, stop in pieces(len(tokens), chunk):
+            for start, stop in pieces(len(tokens), chunk, step=step):
                 part = tokens[start:stop]
                 positions = np.arange(start, stop, dtype=np.int32)
 
@@ -298,11 +308,11 @@ class ModelRun:
                 self.model.forward(sequence, part, range(len(part)), tap, stages)
 
 
-def pieces(count: int, chunk: int) -> list[tuple[int, int]]:
-    """A sequence of tokens cut into passes of at most ``chunk``: first and end of each. The last
-    token is a pass of its own, so that a step of decoding is looked at too."""
-    cuts = [*range(0, count - 1, chunk), max(count - 1, 0), count]
-    return [(a, b) for a, b in pairwise(cuts) if a < b]
+def pieces(count: int, chunk: int, *, step: bool) -> list[tuple[int, int]]:
+    """A sequence of tokens cut into passes of at most ``chunk``: first and end of each. ``step``:
+    the last token is a pass of its own, as in generation."""
+    last = count - 1 if step and count else count
+    return [(a, b) for a, b in pairwise([*range(0, last, chunk), last, count]) if a < b]
 
 
 class Recordable(Protocol):
@@ -314,7 +324,15 @@ class Recordable(Protocol):
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
         """Run the tokens in :func:`pieces` and emit ``stages`` in graph order."""
 
 
@@ -336,7 +354,8 @@ def record(
     wanted = every if stages is None else stages
     recorder = Recorder(wanted, layers)
     ids = check_tokens(tokens, run.config)
-    run.run(ids, chunk, recorder.stages, recorder)
+    step = isinstance(run, ModelRun) and run.steps
+    run.run(ids, chunk, recorder.stages, recorder, step=step)
     trace = recorder.trace(run.manifest(ids))
     needed = wanted - run.graph.on_request if wanted == every else wanted
     for stage, layer in run.graph.stages:

@@ -65,7 +65,9 @@ def verify(
     )
     stages = frozenset(graph.names) - graph.on_request
     start = -1
-    for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
+    step = run_x.steps or (isinstance(y, ModelRun) and y.steps)
+    together = side_by_side([run_x, y], ids, chunk, stages, step=step)
+    for (stage, layer, positions, a), (_, _, _, b) in together:
         if int(positions[0]) != start:
             start = int(positions[0])
             comparer.start(np.array(ids, np.int32)[positions], positions)
@@ -76,7 +78,12 @@ def verify(
 
 
 def side_by_side(
-    sources: Sequence[Recordable], ids: list[int], chunk: int, stages: frozenset[str]
+    sources: Sequence[Recordable],
+    ids: list[int],
+    chunk: int,
+    stages: frozenset[str],
+    *,
+    step: bool = False,
 ) -> Iterator[list[Item]]:
     """Run all sources at once and yield each stage as all of them have it.
 
@@ -87,8 +94,8 @@ def side_by_side(
     common = set[Key].intersection(*(set(s.graph.stages) for s in sources))
     keys = [key for key in sources[0].graph.stages if key[0] in stages and key in common]
     with ExitStack() as stack:
-        streams = [stack.enter_context(_Stream(s, ids, chunk, stages, keys)) for s in sources]
-        for start, stop in pieces(len(ids), chunk):
+        streams = [stack.enter_context(_Stream(s, ids, chunk, stages, keys, step)) for s in sources]
+        for start, stop in pieces(len(ids), chunk, step=step):
             for key in keys:
                 yield [_expected(s.next(), key, start, stop - start) for s in streams]
         for stream in streams:
@@ -121,8 +128,9 @@ class _Stream:
         chunk: int,
         stages: frozenset[str],
         keys: Sequence[Key],
+        step: bool,
     ) -> None:
-        self._keys = frozenset(keys)
+        self._keys, self._step = frozenset(keys), step
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source, ids, chunk, stages))
@@ -137,7 +145,7 @@ class _Stream:
     def _run(self, source: Recordable, ids: list[int], chunk: int, stages: frozenset[str]) -> None:
         with suppress(_Stopped):
             try:
-                source.run(ids, chunk, stages, self._emit)
+                source.run(ids, chunk, stages, self._emit, step=self._step)
             except _Stopped:
                 return
             except BaseException as error:  # raised again by next()

@@ -1,6 +1,7 @@
 """The graph of a model as launches, and where its stages can be read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -65,11 +66,16 @@ class Program:
         made, self.g.made = self.g.made, []
         return made
 
-    @property
-    def stages(self) -> set[Key]:
-        """Those that can be read."""
+    @cached_property
+    def marks(self) -> Mapping[Key, Mark]:
+        """The stages that can be read."""
         marks = (made for made in (*self._body, *self._head) if isinstance(made, Mark))
-        return {mark.value.key for mark in marks if mark.value.key is not None}
+        return {mark.value.key: mark for mark in marks if mark.value.key is not None}
+
+    def lasting(self, keys: Set[Key]) -> Sequence[Mark]:
+        """These stages in graph order, if all of them can be read at the end of a pass."""
+        found = [mark for key, mark in self.marks.items() if key in keys]
+        return found if all(mark.lasting for mark in found) else ()
 
     def body(self, p: Pass) -> Iterator[Mark]:
         """Queue everything up to the logits; stops at each stage that can be read."""

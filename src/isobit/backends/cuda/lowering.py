@@ -119,6 +119,8 @@ class Mark:
 
     value: Value
     read: Callable[[Gpu, Pass], NDArray[np.generic]]
+    lasting: bool = False
+    """Whether it can still be read at the end of the pass."""
 
 
 Make = Callable[[Pass], None]
@@ -180,6 +182,13 @@ class Lowering:
         """A value lies there."""
         self.places[value] = place
         self._keep(value, place.slot)
+
+    def new_lasting(self, value: Value) -> Slot:
+        """A slot for a value alone, which nothing else ever uses."""
+        shape = value.shape
+        slot = self.fixed(value.name or "value", shape.width, shape.rows)
+        self.put(value, Place(slot, shape.width, shape.row[-1]))
+        return slot
 
     def new(self, value: Value) -> Slot:
         """A slot for a value alone."""
@@ -328,8 +337,8 @@ class Lowering:
         for value in values:
             self.mark(value)
 
-    def mark(self, value: Value) -> None:
-        """A value can be read now, if it is a stage."""
+    def mark(self, value: Value, *, lasting: bool = False) -> None:
+        """A value can be read now, if it is a stage; ``lasting``: also at the end of the pass."""
         if value.name is None:
             return
         place, shape = self.places[value], value.shape
@@ -345,7 +354,7 @@ class Lowering:
             vectors = np.lib.stride_tricks.as_strided(words, (rows, each, n), strides)
             return vectors.reshape(rows, *shape.row)
 
-        self.made.append(Mark(value, read))
+        self.made.append(Mark(value, read, lasting))
 
     def launch(
         self,

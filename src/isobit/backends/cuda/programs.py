@@ -82,4 +82,4 @@ def _rows(g: Lowering, tokens: int) -> dict[str, int]:
 
 def _given_by_all(graph: Graph, programs: list[Program]) -> frozenset[Key]:
     """Stages that can be read whichever program runs."""
-    return frozenset(graph.stages).intersection(*(made.stages for made in programs))
+    return frozenset(graph.stages).intersection(*(made.marks for made in programs))

@@ -3,7 +3,7 @@
 What a step works on stays put in memory, so that one graph serves all steps of its kind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import partial
 from itertools import chain
 
@@ -14,6 +14,7 @@ from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Inputs, Mark, Pass
 from isobit.backends.cuda.ops.matmul import COLUMNS
+from isobit.model.graph import Key
 from isobit.numerics import TILE
 
 _WORDS_OF_GROUP = 4
@@ -50,14 +51,23 @@ class OneSequence:
         return self._download()
 
     def traced(
-        self, tokens: I32, positions: I32, pages: I32, states: I32, logits: F32
+        self, tokens: I32, positions: I32, pages: I32, states: I32, logits: F32, keys: Set[Key]
     ) -> Iterator[tuple[Mark, Pass]]:
-        """The same launches one by one, writing logits; stops where a stage can be read."""
+        """A step for these stages, which writes logits: stops where one of them can be read.
+
+        What lasts is read at the end; else the same launches are queued one by one.
+        """
+        if lasting := self._program.lasting(keys):
+            logits[:] = self.logits(tokens, positions, pages, states)
+            p = self._pass(many=True)
+            yield from ((mark, p) for mark in lasting)
+            return
         self._set(tokens, positions, pages, states)
         self._count()
         p = self._pass(many=int(positions[0]) >= step_attention.FEW_TILES * TILE)
         for mark in chain(self._program.body(p), self._program.head(p)):
-            yield mark, p
+            if mark.value.key in keys:
+                yield mark, p
         self._g.gpu.download(self._program.logits.address, logits)
 
     def greedy(
@@ -161,13 +171,18 @@ class ManySequences:
         return out.reshape(n, -1)
 
     def traced(
-        self, tokens: I32, positions: I32, pages: I32, states: I32, logits: F32
+        self, tokens: I32, positions: I32, pages: I32, states: I32, logits: F32, keys: Set[Key]
     ) -> Iterator[tuple[Mark, Pass]]:
-        """The same launches one by one, writing logits; stops where a stage can be read."""
-        self._set(tokens, positions, pages, states)
+        """See :meth:`OneSequence.traced`."""
         p = self._pass(len(tokens))
+        if lasting := self._program.lasting(keys):
+            logits[:] = self.logits(tokens, positions, pages, states)
+            yield from ((mark, p) for mark in lasting)
+            return
+        self._set(tokens, positions, pages, states)
         for mark in chain(self._program.body(p), self._program.head(p)):
-            yield mark, p
+            if mark.value.key in keys:
+                yield mark, p
         self._g.gpu.download(self._program.logits.address, logits)
 
     def greedy(

@@ -280,7 +280,7 @@ def _lower(
     g.emit(gate_up)
     if layer.experts:
         for name, taken in (("shares", _shares), ("ids", _ids)):
-            g.made.append(Mark(v[name], partial(_read_chosen, chosen, n, taken)))
+            g.made.append(Mark(v[name], partial(_read_chosen, chosen, n, taken), True))
     g.mark(v["swiglu"])
     g.emit(down, v["x2"])
 

@@ -46,7 +46,8 @@ def lower(g: Lowering, op: Op) -> None:
     k, normalise = op.operation.k, int(op.operation.normalise)
     (z,), (weights, ids) = op.inputs, op.outputs
     experts, x = z.shape.width, g.dense(z)
-    to, chosen = g.new(weights), g.new(ids)
+    to = g.new(weights)
+    chosen = g.new_lasting(ids) if g.captured else g.new(ids)
     g.form(ids, "order", k)
     g.form(ids, "offset", more=experts + 2)
     if g.captured:
@@ -66,4 +67,5 @@ def lower(g: Lowering, op: Op) -> None:
             shared=4 * experts * parts,
         )
 
-    g.emit(make, weights, ids)
+    g.emit(make, weights)
+    g.mark(ids, lasting=g.captured)
