@@ -140,7 +140,7 @@ def verdict(found: Inspection) -> Verdict:
 def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     """The verdict of CUDA's own plan; None where there is no such device."""
     from isobit.backends.cuda.device import gpu  # noqa: PLC0415 - loads the driver
-    from isobit.backends.cuda.programs import Programs  # noqa: PLC0415
+    from isobit.backends.cuda.programs import planned  # noqa: PLC0415
 
     if not gpu.available()[0]:
         return None
@@ -148,8 +148,7 @@ def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     try:
         free, _ = device.memory()
         with GGUFFile.open(path) as file:
-            engine = EngineConfig(max_sequences=1)
-            plan = Programs(Weights.from_file(file), engine, device).plan
+            plan = planned(Weights.from_file(file), EngineConfig(max_sequences=1), device)
     finally:
         device.close()
     room = max(0, free - plan.total + plan.cache) * wanted // max(plan.cache, 1) // TILE * TILE

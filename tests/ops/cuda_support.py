@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend, available
+from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
@@ -32,7 +32,7 @@ def open_gpu(kind):
 
 
 def open_cuda(kind, weights, engine, *, fused=True):
-    return CudaBackend(weights, engine, open_gpu(kind), fused=fused)
+    return (CudaBackend if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
 
 
 def ragged(rng, vocab, parts, pages):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.layout import Layout, readable
 from isobit.config import EngineConfig
@@ -44,9 +44,13 @@ def kernels():
     gpu = Recorder()
     engine = EngineConfig(context=512, max_sequences=4, chunk=128)
     pages = np.arange(32, dtype=np.int32).reshape(4, 8)
-    for path, fused in ((sample_path(), True), (sample_path(), False), (HYBRID, True)):
+    for path, kind in (
+        (sample_path(), CudaBackend),
+        (sample_path(), UnfusedCudaBackend),
+        (HYBRID, CudaBackend),
+    ):
         weights = Weights.from_file(GGUFFile.open(path))
-        backend = CudaBackend(weights, engine, gpu, fused=fused)
+        backend = kind(weights, engine, gpu)
         for first, n in ((0, 128), (0, 3), (0, 1), (300, 1)):  # prompts, and steps of one sequence
             at = np.arange(first, first + n, dtype=np.int32)
             backend.forward(Batch(at, at, 0 * at, pages, np.array([n - 1], np.int32)))
@@ -56,7 +60,7 @@ def kernels():
     rng = np.random.default_rng()
     for case in (test_graph_ops.bias, test_graph_ops.rope_of_neighbours):
         weights = Weights(None, test_graph_ops.graph(case, rng))
-        backend = CudaBackend(weights, engine, gpu, fused=False)
+        backend = UnfusedCudaBackend(weights, engine, gpu)
         backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
     for stem, defines in list(gpu.asked):  # what other shapes and devices ask for
         if stem == "ops/batch_matmul" and ("GATED", "1") not in defines:

@@ -7,7 +7,6 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.cuda import CudaBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -17,7 +16,7 @@ from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.model import test_llama
 
-from .cuda_support import SEED, open_cuda, open_gpu, same
+from .cuda_support import SEED, open_cuda, same
 from .test_cuda_forward import ALWAYS
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -82,7 +81,7 @@ def test_verify_looks_at_what_runs(fused):
     ids = np.random.default_rng(SEED).integers(0, 500, 5).tolist()
 
     def opened(weights, engine):
-        return CudaBackend(weights, engine, open_gpu("emulated"), fused=fused)
+        return open_cuda("emulated", weights, engine, fused=fused)
 
     with (
         Model(sample_path(), "cpu", EngineConfig(context=64, max_sequences=1)) as y,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isobit.backends.cuda.programs import Programs
+from isobit.backends.cuda.programs import planned
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf import formats
@@ -47,12 +47,12 @@ def weights():
     return Weights(QWEN3_30B_A3B, qwen3.graph(QWEN3_30B_A3B, NoBytes()))
 
 
-def planned(weights, **engine):
-    return Programs(weights, EngineConfig(**engine), Card()).plan
+def plan_of(weights, **engine):
+    return planned(weights, EngineConfig(**engine), Card())
 
 
 def test_30b_with_16k_positions_fits_on_24_gb(weights):
-    plan = planned(weights, context=16384, max_sequences=1)
+    plan = plan_of(weights, context=16384, max_sequences=1)
     assert plan.total <= 0.95 * CARD
     assert plan.weights + plan.workspace <= 1.05 * FILE
     needed = plan.weights + plan.cache + plan.rope + plan.workspace
@@ -62,7 +62,7 @@ def test_30b_with_16k_positions_fits_on_24_gb(weights):
 
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic(weights):
-    plan = planned(weights, context=40960, max_sequences=8)
+    plan = plan_of(weights, context=40960, max_sequences=8)
     with pytest.raises(BackendUnavailable) as refusal:
         plan.check(25_000_000_000, CARD)
     words = str(refusal.value)

@@ -14,6 +14,10 @@ NAMES = ("reference", "cpu", "cuda", "wgpu")
 """Every backend; ``auto`` takes the fastest that can run here."""
 
 
+VARIANTS = ("cuda:unfused",)
+"""Backends operation by operation, so that every stage can be traced."""
+
+
 class FallbackNote(str):
     """A note that another backend, or a device that is not exact, stands in for what was asked."""
 
@@ -43,15 +47,13 @@ def open_backend(
         from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
 
         return CpuBackend(weights, engine)
-    kind, _, variant = name.partition(":")
-    if kind == "cuda":
-        from isobit.backends.cuda import CudaBackend  # noqa: PLC0415
+    if name in ("cuda", *VARIANTS):
+        from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend  # noqa: PLC0415
 
-        if variant in CudaBackend.VARIANTS:
-            opened = CudaBackend(weights, engine, fused=variant != "unfused")
-            if note is not None:
-                note(f"device memory: {opened.plan}")
-            return opened
+        on_gpu = (UnfusedCudaBackend if name in VARIANTS else CudaBackend)(weights, engine)
+        if note is not None:
+            note(f"device memory: {on_gpu.plan}")
+        return on_gpu
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 

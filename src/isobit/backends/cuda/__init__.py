@@ -1,6 +1,6 @@
 """The CUDA backend: one NVIDIA GPU, Ampere or newer, kernels compiled by NVRTC."""
 
-from isobit.backends.cuda.backend import CudaBackend
+from isobit.backends.cuda.backend import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device.gpu import available
 
-__all__ = ["CudaBackend", "available"]
+__all__ = ["CudaBackend", "UnfusedCudaBackend", "available"]

@@ -3,7 +3,7 @@
 
 // A sequence a block: its likeliest token, noted and then the next one's input; its position moves on.
 // logits: rows of `vocabulary`. first: positions of the first of these steps; generated: a row of all
-// sequences for each step since. number: of the step, counting up, or null.
+// sequences for each step since, -1 once a logit was not finite. number: of the step, counting up, or null.
 KERNEL(1024) next_token(const float* logits, int vocabulary, const int* first, int* tokens,
                         int* positions, int* generated, int* not_finite, int* number) {
     begin();
@@ -26,11 +26,12 @@ KERNEL(1024) next_token(const float* logits, int vocabulary, const int* first, i
     } else {
         for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) see(row[i], i);
     }
-    if (!finite) *not_finite = 1;
+    if (!finite) not_finite[blockIdx.x] = 1;
     key = block_best<1024 / WARP>(key, best);
     if (threadIdx.x == 0) {
         int position = positions[blockIdx.x];
-        generated[int64(position - first[blockIdx.x]) * gridDim.x + blockIdx.x] = index_of(key);
+        generated[int64(position - first[blockIdx.x]) * gridDim.x + blockIdx.x] =
+            not_finite[blockIdx.x] ? -1 : index_of(key);
         tokens[blockIdx.x] = index_of(key);
         positions[blockIdx.x] = position + 1;
         if (number) ++*number;

@@ -1,5 +1,6 @@
 """A model's programs, lowered and their memory planned before anything is loaded."""
 
+from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
@@ -10,7 +11,6 @@ from isobit.backends.cuda.steps import ManySequences, OneSequence
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 
 MOST_IN_STEP = 64
@@ -21,24 +21,29 @@ class Programs:
     """What runs a model: batches of any kind and, unless ``fused`` is off, captured steps."""
 
     def __init__(
-        self, weights: Weights, engine: EngineConfig, gpu: Gpu, *, fused: bool = True
+        self,
+        weights: Weights,
+        engine: EngineConfig,
+        limits: Limits,
+        gpu: Gpu,
+        *,
+        fused: bool = True,
     ) -> None:
         """Raises BackendUnavailable for a format or an operation without a kernel."""
         graph = weights.graph
-        context = engine.context or weights.config.context_length
-        self.resident = Resident.of(graph, context)
-        self.pages = -(-context // TILE) * engine.max_sequences
-        self.sequences = engine.max_sequences
+        self.resident = Resident.of(graph, limits.positions)
+        self._limits = limits
         together = min(engine.max_sequences, MOST_IN_STEP)
 
         def program(kind: str) -> Program:
             planes = engine.activation_planes
             return Program(graph, self.resident, gpu, planes, kind, fused=fused)
 
+        self._logits = graph.logits.key
         self._programs: list[tuple[Program, int]] = []
         tokens = max(engine.chunk, together)
         made = program(PASS)
-        self.passes = Passes(made, tokens, self.pages)
+        self.passes = Passes(made, tokens, max(limits.pages, made.g.tiles))
         self._programs.append((made, tokens))
         self.one: OneSequence | None = None
         self.many: ManySequences | None = None
@@ -50,24 +55,41 @@ class Programs:
             made = program(STEPS)
             self.many = ManySequences(made, together)
             self._programs.append((made, together))
-        self.stages = _given_by_all(graph, [made for made, _ in self._programs])
+        self._given = _given_by_all(graph, [made for made, _ in self._programs])
+        silent = graph.on_request
+        self.fused_away = frozenset(
+            key for key in graph.stages if key not in self._given and key[0] not in silent
+        )
         self.plan = Plan(
             weights=self.resident.weights.nbytes,
-            cache=self.resident.cache_bytes(self.pages),
-            states=self.resident.state_bytes(self.sequences),
+            cache=self.resident.cache_bytes(limits.pages),
+            states=self.resident.state_bytes(limits.states),
             rope=self.resident.rope_bytes(),
             workspace=STAGING_BYTES
             + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
         )
 
+    def asked(self, stages: frozenset[str] | None) -> frozenset[Key]:
+        """What a trace of these stages is given, besides the logits: of all, what every way to run
+        has; of those that are named, what passes have."""
+        if stages is None:
+            return self._given - {self._logits}
+        passes = self._programs[0][0].marks
+        return frozenset(key for key in passes if key[0] in stages) - {self._logits}
+
     def load(self, gpu: Gpu) -> None:
         """Take the memory, bring the weights there, capture what is captured."""
-        self.resident.load(gpu, self.pages, self.sequences)
+        self.resident.load(gpu, self._limits.pages, self._limits.states)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n))
         for steps in (self.one, self.many):
             if steps is not None:
                 steps.start()
+
+
+def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
+    """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
+    return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
 
 
 def _rows(g: Lowering, tokens: int) -> dict[str, int]:

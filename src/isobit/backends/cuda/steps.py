@@ -34,6 +34,7 @@ class OneSequence:
         self._run = g.fixed("run", 4, zero=True)
         self._groups = g.fixed("groups", 2 * _WORDS_OF_GROUP)
         self._number = 1  # of the next step
+        self.stages = frozenset(program.marks)
 
     def start(self) -> None:
         """Capture the graphs, once memory is there: for few tiles of keys, and for many."""
@@ -70,22 +71,19 @@ class OneSequence:
                 yield mark, p
         self._g.gpu.download(self._program.logits.address, logits)
 
-    def greedy(
-        self, tokens: I32, positions: I32, pages: I32, states: I32, count: int
-    ) -> tuple[I32, bool]:
+    def greedy(self, tokens: I32, positions: I32, pages: I32, states: I32, count: int) -> I32:
         """Append a token, then the likeliest next, ``count`` in all, without waiting in between.
 
-        Returns the likeliest token after each, int32 [count, 1], and whether all logits were
+        Returns the likeliest token after each, int32 [count, 1]; -1 from where logits are not
         finite.
         """
         self._set(tokens, positions, pages, states)
         first = int(positions[0])
         for i in range(count):
             self._replay(first + i)
-        out, state = np.empty((count, 1), np.int32), np.empty(5, np.int32)
+        out = np.empty((count, 1), np.int32)
         self._g.gpu.download(self._generated.address + 4 * first, out)
-        self._g.gpu.download(self._step.address, state)
-        return out, not state[2]
+        return out
 
     def _pass(self, *, many: bool) -> Pass:
         step, groups = self._step.address, self._groups.address
@@ -144,11 +142,12 @@ class ManySequences:
         self._each = {name: g.fixed(name, most) for name in names}
         self._pages = g.fixed("pages", most * g.tiles)
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
-        self._not_finite = g.fixed("not_finite", 1)
+        self._not_finite = g.fixed("not_finite", most)
         self._runs = g.fixed("runs", 4 * most)
         self._group_words = _WORDS_OF_GROUP * (1 + -(-most // COLUMNS))
         self._groups = g.fixed("groups", most * self._group_words)
         self._graphs: dict[int, object] = {}
+        self.stages = frozenset(program.marks)
 
     def start(self) -> None:
         """Fill what never changes, once memory is there."""
@@ -185,21 +184,15 @@ class ManySequences:
                 yield mark, p
         self._g.gpu.download(self._program.logits.address, logits)
 
-    def greedy(
-        self, tokens: I32, positions: I32, pages: I32, states: I32, count: int
-    ) -> tuple[I32, bool]:
-        """Append a token to each sequence, then the likeliest next, ``count`` in all.
-
-        Returns the likeliest token after each, int32 [count, n], and whether logits were finite.
-        """
+    def greedy(self, tokens: I32, positions: I32, pages: I32, states: I32, count: int) -> I32:
+        """The same of each sequence; int32 [count, n]."""
         self._set(tokens, positions, pages, states)
         graph = self._graph(len(tokens))
         for _ in range(count):
             self._g.gpu.replay(graph)
-        out, bad = np.empty((count, len(tokens)), np.int32), np.empty(1, np.int32)
+        out = np.empty((count, len(tokens)), np.int32)
         self._g.gpu.download(self._generated.address, out)
-        self._g.gpu.download(self._not_finite.address, bad)
-        return out, not bad[0]
+        return out
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32) -> None:
         gpu, n = self._g.gpu, len(tokens)
@@ -208,7 +201,7 @@ class ManySequences:
         for name, values in (("tokens", tokens), ("positions", positions), ("first", positions)):
             gpu.upload(self._each[name].address, values)
         gpu.upload(self._pages.address, table)
-        gpu.upload(self._not_finite.address, np.zeros(1, np.int32))
+        gpu.upload(self._not_finite.address, np.zeros(n, np.int32))
         if self._g.resident.states:
             rows = np.arange(n, dtype=np.int32)
             runs = np.stack([rows, np.ones_like(rows), states, 0 * rows], axis=1)

@@ -30,7 +30,6 @@ class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
-    fused_away: frozenset[tuple[str, int | None]] = frozenset()
 
     def __init__(
         self, weights: Weights, engine: EngineConfig, device: Device | None = None

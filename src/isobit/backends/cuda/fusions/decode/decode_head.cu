@@ -64,7 +64,7 @@ KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint
     key = block_best<WARPS>(key, sh->best);
     if (threadIdx.x == 0) {
         int token = index_of(key);
-        generated[step->position] = token;
+        generated[step->position] = load_fresh(&step->not_finite) ? -1 : token;
         step->token = token;
         step->position++;
         step->done = 0;
