@@ -95,7 +95,6 @@ class CudaBackend(Backend):
 
     def close(self) -> None:
         """Free the device's memory."""
-        self._gpu.activate()
         self._gpu.close()
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:

@@ -1,8 +1,9 @@
 """From .cu files to kernels: compiled by NVRTC, kept on disk, each parameter's C type known.
 
 A compiled file (cubin) is kept under the user's cache directory, named by everything it depends on:
-the sources, the definitions, the architecture and the compiler's version. It is written beside its
-place and then renamed, so that processes may compile the same file at once.
+the sources, the compiler with its version and options, the architecture. It is written beside its
+place and then renamed, so that processes may compile the same file at once; one that is not whole
+is compiled again.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import isobit.numerics
 from isobit.errors import BackendUnavailable
@@ -74,32 +76,35 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
             f"cuda: NVRTC is needed to compile kernels and could not be loaded ({error}); "
             "pip install '.[cuda]'"
         ) from None
-    place = (
-        _cache_directory()
-        / f"{Path(stem).name}-{_key(stem, arch, defines, f'{major}.{minor}')}.cubin"
-    )
-    try:
-        return place.read_bytes()
-    except OSError:
+    key = _key(stem, arch, defines, f"{major}.{minor}")
+    place = _cache_directory() / f"{Path(stem).name}-{key}.cubin"
+    code = _whole(place)
+    if code is None:
         code = _compile(stem, arch, defines)
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-        _write_whole(place, code)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            _write(place, hashlib.sha256(code).digest() + code)
     return code
+
+
+def _options(stem: str, arch: str, defines: Mapping[str, str]) -> dict[str, Any]:
+    """What the compiler is asked for, besides where headers lie."""
+    return {
+        "name": f"{stem}.cu",
+        "arch": arch,
+        "std": "c++17",
+        "fma": False,
+        "ftz": False,
+        "prec_div": True,
+        "prec_sqrt": True,
+        "define_macro": sorted(defines.items()) or None,
+    }
 
 
 def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
     from cuda.core import Program, ProgramOptions  # noqa: PLC0415
 
     options = ProgramOptions(
-        name=f"{stem}.cu",
-        arch=arch,
-        std="c++17",
-        fma=False,
-        ftz=False,
-        prec_div=True,
-        prec_sqrt=True,
-        include_path=[str(p) for p in INCLUDE],
-        define_macro=list(defines.items()) or None,
+        **_options(stem, arch, defines), include_path=[str(p) for p in INCLUDE]
     )
     source = (SOURCES / f"{stem}.cu").read_text()
     try:
@@ -111,11 +116,25 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
         ) from error
 
 
-def _key(stem: str, arch: str, defines: Mapping[str, str], version: str) -> str:
-    digest = hashlib.sha256(repr((arch, sorted(defines.items()), version)).encode())
+def _key(stem: str, arch: str, defines: Mapping[str, str], compiler: str) -> str:
+    """What a compiled file depends on: sources, options, the compiler and who calls it."""
+    from cuda import core  # noqa: PLC0415
+
+    made_by = compiler, core.__version__, _options(Path(stem).name, arch, defines)
+    digest = hashlib.sha256(repr(made_by).encode())
     for path in (SOURCES / f"{stem}.cu", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _whole(place: Path) -> bytes | None:
+    """A compiled file's code, if it is there and whole: its SHA-256 stands before it."""
+    try:
+        kept = place.read_bytes()
+    except OSError:
+        return None
+    digest, code = kept[:32], kept[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
 
 
 def _cache_directory() -> Path:
@@ -123,8 +142,8 @@ def _cache_directory() -> Path:
     return Path(root) / "isobit" / "cuda"
 
 
-def _write_whole(place: Path, code: bytes) -> None:
+def _write(place: Path, kept: bytes) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-        file.write(code)
+        file.write(kept)
     Path(file.name).replace(place)

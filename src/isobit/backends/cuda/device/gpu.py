@@ -5,7 +5,7 @@ Everything is queued on one stream, in order. Errors of the driver become Backen
 
 import contextlib
 import ctypes
-import sys
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.compile import Signature, cubin, signatures
+from isobit.backends.cuda.device.lent import Lent
 from isobit.errors import BackendUnavailable
 
 OLDEST = (8, 0)
 """Ampere: the oldest architecture with the integer instructions the kernels use."""
 
-_RESULTS = 8  # buffers for results that are kept
+_FORKED = (
+    "this process was forked from one that had opened the GPU, which cannot be shared so: load the "
+    "model after the fork, or start the process anew (multiprocessing: spawn)"
+)
 
 Array = NDArray[np.generic]
 
@@ -106,6 +110,8 @@ def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
         return False, f"cuda-core could not be loaded ({error})"
     try:
         result = driver.cuInit(0)[0]
+        if result == driver.CUresult.CUDA_ERROR_NOT_INITIALIZED:  # asked again, in a child
+            return False, _FORKED
         if result != driver.CUresult.CUDA_SUCCESS:
             return False, f"no usable NVIDIA driver or device ({_words(driver, result)})"
         result, count = driver.cuDeviceGetCount()
@@ -151,6 +157,7 @@ class CudaGpu:
         from cuda.bindings import driver  # noqa: PLC0415
 
         self._core, self._driver = core, driver
+        self._process = os.getpid()
         self._last = "nothing"
         device = core.Device(0)
         result, self._context = driver.cuDevicePrimaryCtxRetain(device.device_id)
@@ -173,13 +180,18 @@ class CudaGpu:
         self._modules: dict[tuple[object, ...], Any] = {}
         self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
         self._page_locked: set[int] = set()
-        self._results: list[NDArray[np.float32]] = []
+        self._lent = Lent(self._lock_pages)
         self._graphs: list[Any] = []
         self._only_load = False
         self._closed = False
 
     def activate(self) -> None:
-        """Make the context that everything here belongs to the calling thread's."""
+        """Make the context that everything here belongs to the calling thread's.
+
+        Raises BackendUnavailable in a process that was forked since: the driver gave it nothing.
+        """
+        if os.getpid() != self._process:
+            raise BackendUnavailable(f"cuda: {_FORKED}")
         self._check(self._driver.cuCtxSetCurrent(self._context))
 
     def memory(self) -> tuple[int, int]:
@@ -227,15 +239,10 @@ class CudaGpu:
 
     def results(self, count: int) -> NDArray[np.float32]:
         """Page-locked memory that is used again once nothing refers to it; some buffers only."""
-        for buffer in self._results:
-            unused = 3  # references: the list's, the loop's and the argument's
-            if buffer.size == count and sys.getrefcount(buffer) == unused:
-                return buffer[:]
-        buffer = np.empty(count, np.float32)
-        if len(self._results) < _RESULTS:
-            self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
-            self._results.append(buffer)
-        return buffer[:]
+        return self._lent(count)
+
+    def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
+        self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
 
     def mark(self) -> object:
         """A point in the queue: an event."""
@@ -356,10 +363,11 @@ class CudaGpu:
         return values[0] if len(values) == 1 else values
 
     def close(self) -> None:
-        """Free everything."""
-        if self._closed:
+        """Free everything; in a process that was forked since, nothing is its own."""
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        self.activate()
         self._kernels.clear()
         self._modules.clear()
         with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed
@@ -367,7 +375,7 @@ class CudaGpu:
                 self._check(self._driver.cuGraphExecDestroy(graph))
             for address in list(self._allocated):
                 self.free(address)
-            for buffer in self._results:
+            for buffer in self._lent.registered:
                 self._check(self._driver.cuMemHostUnregister(buffer.ctypes.data))
             for address in self._page_locked:
                 self._check(self._driver.cuMemFreeHost(address))
