@@ -41,7 +41,8 @@ def turn(path, *, check):
     start = time.perf_counter()
     backend = CudaBackend(weights, engine)
     found = {"load seconds": time.perf_counter() - start, "device": backend.device}
-    free, total = backend.memory()
+    memory = backend.memory()
+    free, total = memory.free, memory.total
     found["used GB"], found["planned GB"] = (total - free) / 1e9, backend.plan.total / 1e9
     pages = np.arange(-(-engine.context // 64), dtype=np.int32)[None]
     tokens = np.random.default_rng(5).integers(0, vocab, 2048).astype(np.int32)
@@ -95,7 +96,7 @@ def turn(path, *, check):
     for n in PREFILL:
         work = batch(tokens[:n], 0, pages, [n - 1])
         best(f"prefill {n}", n, lambda w=work: backend.forward(w), repeats=3)
-    after, _ = backend.memory()
+    after = backend.memory().free
     found["graphs of other steps, MB"] = (free - after) / 1e6
     backend.close()
     print(json.dumps(found | {"rates": rates}))
@@ -121,7 +122,7 @@ def main():
             command += ["--check"] if i == 0 and name == "new" else []
             path = os.pathsep.join([site, *filter(None, [os.environ.get("PYTHONPATH")])])
             out = subprocess.run(
-                command, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True
+                command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE
             )
             turns[name].append(json.loads(out.stdout.splitlines()[-1]))
             print(name, json.dumps(turns[name][-1]), flush=True)

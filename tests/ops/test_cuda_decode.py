@@ -140,6 +140,23 @@ def test_a_layer_is_six_launches(weights):  # noqa: F811
     assert kernels_of_step(backend) == ["embed", *FUSED_LAYER * layers, "decode_head"]
 
 
+def test_launches_of_steps_together(weights):  # noqa: F811
+    """Sums, norms and quantisation are one launch, also across layers."""
+    engine = EngineConfig(context=256, max_sequences=2)
+    backend, found = open_cuda("emulated", weights, engine), []
+    backend._gpu.launch = lambda *a, **_: found.append(a[1])
+    backend._programs.many._queue(backend._programs.many._pass(2))
+    layer = [
+        *("norm_quantise", "batch_matmul", "batch_matmul", "decode_attention", "batch_merge"),
+        *("batch_matmul", "norm_quantise", "matmul_floats", "router_top_k", "sort_pairs"),
+        *("batch_matmul", "quantise", "batch_matmul"),
+    ]
+    again = [*layer[:2], *layer[3:]]  # q, k and v of one format
+    assert found[: 1 + len(layer)] == ["embed", *layer]
+    assert found[1 + len(layer) :][: len(again)] in (layer[: len(again)], again)
+    assert found[-3:] == ["norm_quantise", "batch_matmul", "next_token"]
+
+
 @pytest.mark.parametrize("unfused", ["0", "1", "2", "01", "02", "12", "012"])
 def test_layers_op_by_op_beside_fused_ones(tmp_path, monkeypatch, unfused):
     """In each order, within the same captured step, the same bits."""

@@ -233,6 +233,10 @@ class Lowering:
         """Whether nothing but these operations reads a value."""
         return all(op in ops for op in self.readers.get(value, ()))
 
+    def dies(self, value: Value, ops: Sequence[Op]) -> bool:
+        """Whether nothing behind these operations reads a value."""
+        return self.readers[value][-1] in ops
+
     def dense(self, value: Value) -> Place:
         """Where a value lies in one piece; it is copied if it is torn."""
         place, shape = self.places[value], value.shape

@@ -92,7 +92,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     for pattern in (_EXPERTS, _DENSE):
         names = {n for line in pattern for n in line.partition(" = ")[0].split()}
         v = g.match(ops, pattern, names - {"x2"})
-        if v is None or not g.ends(v["x"], ops[: len(pattern)]):
+        if v is None or not g.dies(v["x"], ops[: len(pattern)]):
             continue
         taken = ops[: len(pattern)]
         layer = _layer(g, taken, v)

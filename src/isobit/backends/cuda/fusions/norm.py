@@ -20,7 +20,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
         if v is None or len(v["z"].shape.row) > 1 or not fits(v["z"].shape.width):
             continue
         taken = ops[: len(pattern)]
-        if g.ends(v["x"], taken):  # the sum takes its place
+        if g.dies(v["x"], taken):  # the sum takes its place
             return len(pattern), partial(_lower, g, taken[-1], v)
     return None
 
