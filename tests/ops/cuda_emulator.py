@@ -87,7 +87,9 @@ class EmulatedGpu:
         memory = _library("ops/add", ())
         memory.emu_alloc.restype = ctypes.c_void_p
         memory.emu_alloc.argtypes = [ctypes.c_size_t]
-        self._allocate = memory.emu_alloc
+        memory.emu_free.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._allocate, self._free = memory.emu_alloc, memory.emu_free
+        self._held: dict[int, int] = {}
 
     def activate(self) -> None:
         pass
@@ -97,11 +99,12 @@ class EmulatedGpu:
 
     def allocate(self, nbytes: int) -> int:
         address = int(self._allocate(max(nbytes, 1)))
+        self._held[address] = max(nbytes, 1)
         ctypes.memset(address, 0xA5, min(nbytes, 1 << 20))  # what nobody wrote is not zero
         return address
 
     def free(self, address: int) -> None:
-        pass
+        self._free(address, self._held.pop(address))
 
     def upload(self, address: int, values: np.ndarray) -> None:
         values = np.ascontiguousarray(values)
@@ -160,4 +163,8 @@ class EmulatedGpu:
         graph()
 
     def close(self) -> None:
-        pass
+        while self._held:
+            self.free(next(iter(self._held)))
+
+    def __del__(self) -> None:
+        self.close()

@@ -62,7 +62,7 @@ def open_backend(
             inexact = f"the results are not the specification's: {backend.device}"
             note(FallbackNote(f"backend wgpu: {inexact}"))
         return backend
-    near = did_you_mean(name, ("auto", *NAMES))
+    near = did_you_mean(name, ("auto", *NAMES, *VARIANTS))
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}{near}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from isobit.backends import NAMES, FallbackNote
+from isobit.backends import NAMES, VARIANTS, FallbackNote
 from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
@@ -40,7 +40,8 @@ def add_engine(
     group.add_argument(
         "--backend",
         default=backend,
-        help=f"auto (the fastest that runs here), {', '.join(NAMES)} (default: %(default)s)",
+        help=f"auto (the fastest that runs here), {', '.join(NAMES)}, or {', '.join(VARIANTS)}, "
+        "operation by operation, every stage of which can be traced (default: %(default)s)",
     )
     if planes:
         group.add_argument(
