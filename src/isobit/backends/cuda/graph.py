@@ -66,6 +66,11 @@ class Program:
         made, self.g.made = self.g.made, []
         return made
 
+    @property
+    def makes(self) -> int:
+        """How many operations, or fusions of them, launch something."""
+        return sum(not isinstance(made, Mark) for made in (*self._body, *self._head))
+
     @cached_property
     def marks(self) -> Mapping[Key, Mark]:
         """The stages that can be read."""

@@ -208,6 +208,14 @@ class Lowering:
         """A form of a value, if it was made."""
         return self._forms.get((of, name))
 
+    def same(self, value: Value, of: Value) -> None:
+        """A value is another one, in all its forms."""
+        self.put(value, self.places[of])
+        for (other, name), slot in list(self._forms.items()):
+            if other is of:
+                self._forms[value, name] = slot
+                self._keep(value, slot)
+
     def _keep(self, value: Value, slot: Slot) -> None:
         slot.users += 1
         self._live.setdefault(value, []).append(slot)

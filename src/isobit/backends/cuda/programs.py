@@ -13,6 +13,8 @@ from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 
+_GRAPH_BYTES = 8 << 10
+"""Of a captured graph, for each operation in it: about what an H200's driver takes."""
 MOST_IN_STEP = 64
 """Sequences that take a decode step together."""
 
@@ -60,11 +62,15 @@ class Programs:
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
         )
+        captured = [
+            (self._programs[i][0], n) for i, n in ((1, 2), (2, together - 1)) if fused and n > 0
+        ]
         self.plan = Plan(
             weights=self.resident.weights.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
             states=self.resident.state_bytes(limits.states),
             rope=self.resident.rope_bytes(),
+            graphs=_GRAPH_BYTES * sum(made.makes * graphs for made, graphs in captured),
             workspace=STAGING_BYTES
             + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
         )

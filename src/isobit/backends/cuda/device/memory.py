@@ -45,23 +45,30 @@ class Plan:
     cache: int
     states: int
     rope: int
+    graphs: int
+    """Captured steps, of every number of sequences."""
     workspace: int
 
     @property
     def total(self) -> int:
         """All of it, with what the driver takes."""
-        return self.weights + self.cache + self.states + self.rope + self.workspace + _CONTEXT_BYTES
+        return _CONTEXT_BYTES + sum(n for _, n in self.parts)
 
-    def __str__(self) -> str:
-        """One line for people."""
-        parts = (
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """Each purpose with its bytes."""
+        return (
             ("weights", self.weights),
             ("KV cache", self.cache),
             ("states", self.states),
             ("RoPE tables", self.rope),
+            ("graphs", self.graphs),
             ("workspace", self.workspace),
-            ("driver", _CONTEXT_BYTES),
         )
+
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = (*self.parts, ("driver", _CONTEXT_BYTES))
         terms = " + ".join(f"{name} {n / 1e9:.2f}" for name, n in parts if n or name != "states")
         return f"{terms} = {self.total / 1e9:.2f} GB"
 

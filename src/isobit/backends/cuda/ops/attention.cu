@@ -116,3 +116,59 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
         if (threadIdx.x % 2 == 0 && column < head_dim) out[vector * head_dim + column] = mul(o[n], r);
     }
 }
+
+// A step: the tiles of a query head (blockIdx.x) of a token (blockIdx.y) dealt to blocks (blockIdx.z). Of
+// each tile [token][head][most_tiles] its maximum and sum, and its outputs.
+KERNEL(THREADS) attention_tiles(int head_dim, const short* q_int, const float* dq,
+                                const int* positions, const int* sequence, const int* pages,
+                                int pages_per_sequence, int n_heads, int8* k, int8* v, float* dk,
+                                float* dv, int kv_heads, int padded, int most_tiles,
+                                float2* max_and_sum, float* tile_out) {
+    begin();
+    Cache cache = {k, v, dk, dv, kv_heads, padded};
+    __shared__ __align__(16) short q[HEAD_ROOM];
+    __shared__ TileShared tile;
+    int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
+    int seen = positions[token] + 1;
+    if (int(blockIdx.z) * TILE >= seen) return;
+    int64 vector = int64(token) * n_heads + head;
+    for (int i = threadIdx.x; i < cache.padded; i += THREADS)
+        q[i] = q_int[vector * cache.padded + i];
+    __syncthreads();
+    const int* table = pages + sequence[token] * pages_per_sequence;
+    for (int t = blockIdx.z; t * TILE < seen; t += gridDim.z) {
+        float o[PASSES] = {};
+        attention_tile(cache, table[t], kv_head, min(TILE, seen - t * TILE),
+                       reinterpret_cast<const int4*>(q), dq[vector], tile, o);
+        int64 at = vector * most_tiles + t;
+        if (threadIdx.x == 0) max_and_sum[at] = make_float2(tile.m, tile.l);
+        for (int n = 0; n < PASSES; n++) {
+            int column = threadIdx.x / 2 + PASS * n;
+            if (threadIdx.x % 2 == 0 && column < head_dim) tile_out[at * head_dim + column] = o[n];
+        }
+        __syncthreads();
+    }
+}
+
+// The tiles of a query head merged in ascending order, a column a thread.
+KERNEL(THREADS) attention_merge(int head_dim, const int* positions, int n_heads, int most_tiles,
+                                const float2* max_and_sum, const float* tile_out, float* out) {
+    begin();
+    int tiles = positions[blockIdx.y] / TILE + 1;
+    int64 vector = int64(blockIdx.y) * n_heads + blockIdx.x;
+    max_and_sum += vector * most_tiles;
+    tile_out += vector * most_tiles * head_dim;
+    for (int column = threadIdx.x; column < head_dim; column += THREADS) {
+        float m = max_and_sum[0].x, l = max_and_sum[0].y, o = tile_out[column];
+#pragma unroll 8
+        for (int t = 1; t < tiles; t++) {
+            float2 next = max_and_sum[t];
+            float value = tile_out[int64(t) * head_dim + column], top = fmaxf(m, next.x);
+            float a = isobit::exp(sub(m, top)), b = isobit::exp(sub(next.x, top));
+            l = add(mul(l, a), mul(next.y, b));
+            o = add(mul(o, a), mul(value, b));
+            m = top;
+        }
+        out[vector * head_dim + column] = mul(o, div(1.0f, l));
+    }
+}

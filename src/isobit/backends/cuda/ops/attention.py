@@ -1,11 +1,12 @@
-"""Attention: a query head of a token a block, or many tokens on tensor cores."""
+"""Attention: a query head of a token a block, or many tokens on tensor cores; in a step, tiles."""
 
-from isobit.backends.cuda.lowering import WARPS, Lowering, Pass
+from isobit.backends.cuda.lowering import TILES, WARPS, Lowering, Pass, Slot
 from isobit.backends.cuda.ops.append import queries, room
 from isobit.model.graph import Op
 from isobit.numerics import TILE
 from isobit.numerics.ops import TOKENS
 
+_TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
 """Tokens of one query head in one tensor-core product of attention_mma.cu."""
 
@@ -27,8 +28,11 @@ def lower(g: Lowering, op: Op) -> None:
     heads, size = q.shape.row
     cache = g.cache(keys)
     integers, scales = queries(g, q, cache)
+    if g.captured:
+        _lower_step(g, op, integers, scales)
+        return
     to, length = g.new(y), span_length(heads, cache.heads, size)
-    if length and not g.captured and length not in g.spans:
+    if length and length not in g.spans:
         g.spans[length] = g.fixed("span_first", 1, TOKENS), g.fixed("span_count", 1, TOKENS)
 
     def make(p: Pass) -> None:
@@ -52,6 +56,36 @@ def lower(g: Lowering, op: Op) -> None:
             (*asked, *spans, heads, *cache.arguments, to.address),
             {"HEAD": size, "STAGE": stage},
             shared=2 * stage * tile_bytes,
+        )
+
+    g.emit(make, y)
+
+
+def _lower_step(g: Lowering, op: Op, integers: Slot, scales: Slot) -> None:
+    """A step's tiles of keys side by side, as many as multiprocessors take; then merged."""
+    (y,), (q, keys, _, _) = op.outputs, op.inputs
+    heads, size = q.shape.row
+    cache, to = g.cache(keys), g.new(y)
+    maxima, outputs = (
+        g.slot("max_and_sum", 2 * heads, TILES),
+        g.slot("tile_out", y.shape.width, TILES),
+    )
+
+    def make(p: Pass) -> None:
+        at, defines = p.inputs, {"HEAD_ROOM": room(size)}
+        blocks = max(1, _TILE_BLOCKS * g.gpu.multiprocessors // (heads * p.tokens))
+        g.launch(
+            "ops/attention.attention_tiles",
+            (heads, p.tokens, min(g.tiles, blocks)),
+            (size, integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
+            + (heads, *cache.arguments, g.tiles, maxima.address, outputs.address),
+            defines,
+        )
+        g.launch(
+            "ops/attention.attention_merge",
+            (heads, p.tokens),
+            (size, at.positions, heads, g.tiles, maxima.address, outputs.address, to.address),
+            defines,
         )
 
     g.emit(make, y)

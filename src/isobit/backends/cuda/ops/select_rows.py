@@ -10,7 +10,7 @@ def lower(g: Lowering, op: Op) -> None:
     """As many of them as are computed at a time; of a captured step all, where they are."""
     (x, _), (y,) = op.inputs, op.outputs
     if g.captured:
-        g.put(y, g.places[x])
+        g.same(y, x)
         return
     n, to = y.shape.row[-1], g.new(y)
     g.vectors(
