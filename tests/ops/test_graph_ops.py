@@ -50,8 +50,8 @@ from isobit.numerics.rope_table import Yarn
 from tests.helpers.synth import QWEN3_30B_A3B
 from tests.ops.wgpu_support import open_device
 
-
 from .cuda_support import open_cuda
+
 
 def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
