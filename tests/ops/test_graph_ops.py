@@ -59,12 +59,17 @@ def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     return WgpuBackend(weights, engine, open_device())
 
 
-def cuda(weights: Weights, engine: EngineConfig) -> Backend:
+def emulated(weights: Weights, engine: EngineConfig) -> Backend:
     return open_cuda("emulated", weights, engine)
+
+
+def cuda(weights: Weights, engine: EngineConfig) -> Backend:
+    return open_cuda("cuda", weights, engine)
 
 
 OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {
     "cpu": CpuBackend,
+    "emulated": emulated,
     "cuda": cuda,
     "wgpu": wgpu,
 }
@@ -233,7 +238,9 @@ def stage(
     return np.concatenate([np.concatenate(parts) for parts in found.values()])
 
 
-@pytest.mark.parametrize(("name", "threads"), [("cpu", 1), ("cpu", 3), ("cuda", 1), ("wgpu", 1)])
+@pytest.mark.parametrize(
+    ("name", "threads"), [("cpu", 1), ("cpu", 3), ("emulated", 1), ("cuda", 1), ("wgpu", 1)]
+)
 @pytest.mark.parametrize("case", [*CASES, decay, *STATEFUL], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
 def test_operation(  # type: ignore[no-untyped-def]
