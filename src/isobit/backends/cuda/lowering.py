@@ -7,6 +7,7 @@ those of a step of decoding once, while they are captured.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,8 @@ class Slot:
     """Values in it, and launches being made; a slot without is free."""
     zero: bool = False
     """Whether it begins as zeros."""
+    lasting: bool = False
+    """Whether it is read at the end of a pass: all of these lie side by side."""
 
     def nbytes(self, rows: Mapping[str, int]) -> int:
         """Its size, with so many rows of each kind."""
@@ -113,12 +116,19 @@ class Place:
         return self.slot.address + 4 * self.at
 
 
+class Source(Protocol):
+    """What stages are read from: the device, or a copy of some of its memory."""
+
+    def download(self, address: int, out: NDArray[np.generic]) -> None:
+        """Copy from there."""
+
+
 @dataclass(frozen=True)
 class Mark:
     """A stage that can be read once the launches before it have run."""
 
     value: Value
-    read: Callable[[Gpu, Pass], NDArray[np.generic]]
+    read: Callable[["Source", Pass], NDArray[np.generic]]
     lasting: bool = False
     """Whether it can still be read at the end of the pass."""
 
@@ -142,6 +152,8 @@ class Lowering:
         self.captured = kind != PASS
         self.tiles = -(-resident.context // TILE)
         self.made: list[Make | Mark] = []
+        self.lasting = (0, 0)
+        """Where the slots begin that last, and how many bytes they take."""
         self.advances = False
         """Whether a step of one sequence sets up the next one by itself."""
         self.places: dict[Value, Place] = {}
@@ -167,10 +179,18 @@ class Lowering:
         self._held.append(found)
         return found
 
-    def fixed(self, name: str, words: int, rows: str = BATCH, *, zero: bool = False) -> Slot:
-        """Memory that nothing else ever uses; ``zero``: zeros at first."""
+    def fixed(
+        self,
+        name: str,
+        words: int,
+        rows: str = BATCH,
+        *,
+        zero: bool = False,
+        lasting: bool = False,
+    ) -> Slot:
+        """Memory that nothing else ever uses; see :class:`Slot`."""
         slot = self._slot(name, words, rows)
-        slot.zero = zero
+        slot.zero, slot.lasting = zero, lasting
         slot.users = 1
         return slot
 
@@ -186,7 +206,7 @@ class Lowering:
     def new_lasting(self, value: Value) -> Slot:
         """A slot for a value alone, which nothing else ever uses."""
         shape = value.shape
-        slot = self.fixed(value.name or "value", shape.width, shape.rows)
+        slot = self.fixed(value.name or "value", shape.width, shape.rows, lasting=True)
         self.put(value, Place(slot, shape.width, shape.row[-1]))
         return slot
 
@@ -335,7 +355,9 @@ class Lowering:
     def allocate(self, rows: Mapping[str, int]) -> None:
         """Give every slot its address."""
         address = self.gpu.allocate(self.nbytes(rows))
-        for slot in self.slots:
+        lasting = sum(slot.nbytes(rows) for slot in self.slots if slot.lasting)
+        self.lasting = address, lasting
+        for slot in sorted(self.slots, key=lambda slot: not slot.lasting):
             slot.address = address
             address += slot.nbytes(rows)
             if slot.zero:
@@ -355,13 +377,13 @@ class Lowering:
             return
         place, shape = self.places[value], value.shape
 
-        def read(gpu: Gpu, p: Pass) -> NDArray[np.generic]:
+        def read(source: Source, p: Pass) -> NDArray[np.generic]:
             rows, n = p.rows(shape), shape.row[-1]
             each = shape.width // n
             words: NDArray[np.generic] = np.empty(
                 max((rows - 1) * place.stride + (each - 1) * place.step + n, 0), shape.dtype
             )
-            gpu.download(place.address, words)
+            source.download(place.address, words)
             strides = 4 * place.stride, 4 * place.step, 4
             vectors = np.lib.stride_tricks.as_strided(words, (rows, each, n), strides)
             return vectors.reshape(rows, *shape.row)

@@ -3,16 +3,19 @@
 What a step works on stays put in memory, so that one graph serves all steps of its kind.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
+from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Inputs, Mark, Pass
+from isobit.backends.cuda.lowering import Inputs, Lowering, Mark, Pass
 from isobit.backends.cuda.ops.matmul import COLUMNS
 from isobit.model.graph import Key
 from isobit.numerics import TILE
@@ -61,7 +64,7 @@ class OneSequence:
         if lasting := self._program.lasting(keys):
             logits[:] = self.logits(tokens, positions, pages, states)
             p = self._pass(many=True)
-            yield from ((mark, p) for mark in lasting)
+            yield from _read_at_the_end(self._g, lasting, p)
             return
         self._set(tokens, positions, pages, states)
         self._count()
@@ -132,6 +135,27 @@ class OneSequence:
         return out[None]
 
 
+class _Copy:
+    """A copy of device memory, made at once."""
+
+    def __init__(self, gpu: Gpu, address: int, nbytes: int) -> None:
+        self._address, self._bytes = address, np.empty(nbytes, np.uint8)
+        gpu.download(address, self._bytes)
+
+    def download(self, address: int, out: NDArray[np.generic]) -> None:
+        """See :class:`isobit.backends.cuda.lowering.Source`."""
+        at = address - self._address
+        out.view(np.uint8)[:] = self._bytes[at : at + out.nbytes]
+
+
+def _read_at_the_end(g: Lowering, marks: Sequence[Mark], p: Pass) -> Iterator[tuple[Mark, Pass]]:
+    """Stages that last, brought to the host together."""
+    copy = _Copy(g.gpu, *g.lasting)
+    for mark in marks:
+        value = mark.read(copy, p)
+        yield replace(mark, read=lambda *_, value=value: value), p
+
+
 class ManySequences:
     """Steps of several sequences together: a graph for each number of them, made when it is asked
     for."""
@@ -176,7 +200,7 @@ class ManySequences:
         p = self._pass(len(tokens))
         if lasting := self._program.lasting(keys):
             logits[:] = self.logits(tokens, positions, pages, states)
-            yield from ((mark, p) for mark in lasting)
+            yield from _read_at_the_end(self._g, lasting, p)
             return
         self._set(tokens, positions, pages, states)
         for mark in chain(self._program.body(p), self._program.head(p)):

@@ -25,7 +25,7 @@ from isobit.backends.cuda.fusions.decode_memory import (
 )
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
 from isobit.backends.cuda.fusions.step_attention import TileResults, attend
-from isobit.backends.cuda.lowering import Claimed, Lowering, Mark, Pass, Slot
+from isobit.backends.cuda.lowering import Claimed, Lowering, Mark, Pass, Slot, Source
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm, TopK
 
@@ -205,7 +205,7 @@ def _lower(
     logits = g.new(v["z"]) if layer.experts else None
     acts = g.slot("acts", ACT_BYTES // 4 * supers(layer.hidden))
     # Words with the number of a step, which is not 0.
-    chosen = g.fixed("chosen", 2 * n, zero=True)
+    chosen = g.fixed("chosen", 2 * n, zero=True, lasting=True)
     guess = g.fixed("guess", 2 * (1 + layer.experts), zero=True)
     swiglu = g.new(v["swiglu"])
     # Whether the device's shared cache has room for a layer's experts, and for the rest.
@@ -289,12 +289,12 @@ def _read_chosen(
     chosen: Slot,
     n: int,
     taken: Callable[[NDArray[np.uint64]], NDArray[np.generic]],
-    gpu: Gpu,
+    source: Source,
     _: Pass,
 ) -> NDArray[np.generic]:
     """What a layer chose: words of step.cuh's ``packed``."""
     words = np.empty(n, np.uint64)
-    gpu.download(chosen.address, words)
+    source.download(chosen.address, words)
     return taken(words)[None]
 
 
