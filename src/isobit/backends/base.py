@@ -130,7 +130,7 @@ class Limits:
         """Those of a model with the caller's settings."""
         graph = weights.graph
         tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
-        ids = min(w.shape[0] for w in tables) if tables else weights.config.vocab
+        ids = min((w.shape[0] for w in tables), default=weights.config.vocab)
         positions = engine.context or weights.config.context_length
         pages = engine.pages or -(-positions // TILE) * engine.max_sequences
         states = engine.max_sequences if graph.recurrent else 0

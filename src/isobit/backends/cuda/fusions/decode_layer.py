@@ -106,7 +106,7 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
     maker = {value: op for op in ops for value in op.outputs}
     made = {name: maker[value] for name, value in v.items() if value in maker}
     h = HeadVectors.of(g, ops[2:], v)
-    if h is None or not step_attention.takes(g, h):
+    if h is None or not step_attention.takes(g, h) or not step_attention.plain(made["y"]):
         return None
     products = ("qkv", "q", "k", "v"), ("out", "out"), ("z", "router"), ("gate", "gate")
     m: dict[str, DeviceWeight] = {}

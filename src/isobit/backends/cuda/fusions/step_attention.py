@@ -10,6 +10,7 @@ from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVector
 from isobit.backends.cuda.lowering import TILES, WARPS, Claimed, Lowering, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
+from isobit.numerics.ops import Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
@@ -19,11 +20,17 @@ INNER_OF_STEP = (*INNER, "q", "keys", "values")
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     """See :mod:`isobit.backends.cuda.fusions`."""
     v = g.match(ops, PATTERN_OF_STEP, INNER_OF_STEP)
-    if v is None or (h := HeadVectors.of(g, ops, v)) is None:
+    if v is None or (h := HeadVectors.of(g, ops, v)) is None or not plain(ops[len(PATTERN)]):
         return None
     if not takes(g, h) or not g.only_multiplied(v["y"]) or v["y"].shape.width % 256:
         return None
     return len(PATTERN_OF_STEP), partial(_lower, g, h, v)
+
+
+def plain(attention: Op) -> bool:
+    """Whether attention sees all keys up to its own, and nothing else."""
+    assert isinstance(attention.operation, Attention)
+    return attention.operation.window is None and not attention.weights
 
 
 def takes(g: Lowering, h: HeadVectors) -> bool:

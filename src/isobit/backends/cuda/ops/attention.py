@@ -4,7 +4,7 @@ from isobit.backends.cuda.lowering import TILES, WARPS, Lowering, Pass, Slot
 from isobit.backends.cuda.ops.append import queries, room
 from isobit.model.graph import Op
 from isobit.numerics import TILE
-from isobit.numerics.ops import TOKENS
+from isobit.numerics.ops import TOKENS, Attention
 
 _TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
@@ -13,6 +13,9 @@ MMA_ROWS = 16
 
 def supports(op: Op) -> str | None:
     """See :mod:`isobit.backends.cuda.ops`."""
+    assert isinstance(op.operation, Attention)
+    if op.weights or op.operation.window is not None:
+        return "expected attention to all keys and to nothing else, got sinks or a window"
     q, k, v = (x.shape.row for x in op.inputs[:3])
     return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
 
