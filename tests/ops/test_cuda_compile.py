@@ -20,6 +20,7 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from tests.helpers.expected import needs
+from tests.helpers.synth import QWEN3_30B_A3B
 
 from . import test_graph_ops
 from .cuda_emulator import EmulatedGpu
@@ -58,8 +59,13 @@ def kernels():
         backend.forward(Batch(each, 0 * each, each, pages, each))
     backend.read_bandwidth()
     rng = np.random.default_rng()
-    for case in (test_graph_ops.bias, test_graph_ops.rope_of_neighbours):
-        weights = Weights(None, test_graph_ops.graph(case, rng))
+    for case in (
+        test_graph_ops.bias,
+        test_graph_ops.rope_of_neighbours,
+        test_graph_ops.expert_bias,
+        test_graph_ops.clamped_gate,
+    ):
+        weights = Weights(QWEN3_30B_A3B, test_graph_ops.graph(case, rng))
         backend = UnfusedCudaBackend(weights, engine, gpu)
         backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
     for stem, defines in list(gpu.asked):  # what other shapes and devices ask for

@@ -378,12 +378,12 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads, together):
     out = b.new(4 * n * heads * head_dim)
     arguments = (head_dim, q_int, dq, *where, heads, *cache)
     if together:
-        ops.launch("ops/attention", (heads, n), (*arguments, out), defines)
+        ops.launch("ops/attention", (heads, n), (*arguments, 0, 0, out), defines)
     else:
         pairs, parts = b.new(8 * n * heads * 3), b.new(4 * n * heads * 3 * head_dim)
-        more = (*arguments, 3, pairs, parts)
+        more = (*arguments, 0, 3, pairs, parts)
         ops.launch("ops/attention.attention_tiles", (heads, n, 2), more, defines)
-        arguments = (head_dim, where[0], heads, 3, pairs, parts, out)
+        arguments = (head_dim, where[0], heads, 0, 0, 3, pairs, parts, out)
         ops.launch("ops/attention.attention_merge", (heads, n), arguments, defines)
 
     expected = np.empty_like(q)

@@ -158,6 +158,8 @@ class Lowering:
         """Whether a step of one sequence sets up the next one by itself."""
         self.places: dict[Value, Place] = {}
         self.slots: list[Slot] = []
+        self.received: list[Slot] = []
+        """Where rows go that come with a batch."""
         self.spans: dict[int, tuple[Slot, Slot]] = {}
         """Where spans of some length begin, and how many tokens they have."""
         self.readers: dict[Value, list[Op]] = {}

@@ -78,6 +78,9 @@ class Passes:
         ):
             if values.size:
                 gpu.upload(slot.address, values.astype(np.int32, copy=False))
+        for slot in self._g.received:
+            assert batch.received is not None
+            gpu.upload(slot.address, batch.received[first:last])
         each = {name: slot.address for name, slot in self._each.items()}
         inputs = Inputs(
             tokens=each["tokens"],

@@ -49,11 +49,12 @@ class Programs:
         self._programs.append((made, tokens))
         self.one: OneSequence | None = None
         self.many: ManySequences | None = None
-        if fused:
+        steps = fused and not made.g.received  # rows that come with a batch: one by one
+        if steps:
             made = program(STEP)
             self.one = OneSequence(made)
             self._programs.append((made, 1))
-        if fused and together > 1:
+        if steps and together > 1:
             made = program(STEPS)
             self.many = ManySequences(made, together)
             self._programs.append((made, together))
@@ -62,15 +63,14 @@ class Programs:
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
         )
-        captured = [
-            (self._programs[i][0], n) for i, n in ((1, 2), (2, together - 1)) if fused and n > 0
-        ]
+        graphs = {STEP: 2, STEPS: together - 1}
         self.plan = Plan(
             weights=self.resident.weights.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
             states=self.resident.state_bytes(limits.states),
             rope=self.resident.rope_bytes(),
-            graphs=_GRAPH_BYTES * sum(made.makes * graphs for made, graphs in captured),
+            graphs=_GRAPH_BYTES
+            * sum(made.makes * graphs.get(made.g.kind, 0) for made, _ in self._programs),
             workspace=STAGING_BYTES
             + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
         )

@@ -21,9 +21,21 @@ struct TileShared {
     float m, l, g;
 };
 
-// Tile t for one query head: maximum, sum and, in each thread, the outputs of its columns
-// (thread 2c + h holds column c of every pass; both of a pair get it).
-DEV void attention_tile(const Cache& cache, int page, int head, int seen, const int4* q, float dq,
+// Which keys a token sees: all up to its own, or with a window so many, its own among them.
+struct Seen {
+    int begin, end;
+
+    DEV Seen(int position, int window)
+        : begin(window && position >= window ? position + 1 - window : 0), end(position + 1) {}
+    DEV int first_tile() const { return begin / TILE; }
+    // Of tile t, from a key on and up to one.
+    DEV int from(int t) const { return max(begin - t * TILE, 0); }
+    DEV int upto(int t) const { return min(end - t * TILE, TILE); }
+};
+
+// A tile's keys from … seen - 1 for one query head: maximum, sum and, in each thread, the outputs of its
+// columns (thread 2c + h holds column c of every pass; both of a pair get it).
+DEV void attention_tile(const Cache& cache, int page, int head, int from, int seen, const int4* q, float dq,
                         TileShared& shared, float (&o)[PASSES]) {
     const int8* keys[2] = {cache.keys(page, head, 0), cache.keys(page, head, 1)};
     int key = threadIdx.x / 4, part = threadIdx.x % 4, sum[2] = {0, 0};
@@ -44,15 +56,16 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
         float s[2], p[2], weighted[2];
         for (int i = 0; i < 2; i++) {
             int j = lane_id() + WARP * i;
-            s[i] = j < seen ? shared.s[j] : lowest;
+            s[i] = j >= from && j < seen ? shared.s[j] : lowest;
         }
         float m = warp_max(fmaxf(s[0], s[1]));
         uint32 amax = 0;
         for (int i = 0; i < 2; i++) {
             int j = lane_id() + WARP * i;
             p[i] = isobit::exp(sub(s[i], m));
-            p[i] = j < seen ? p[i] : 0.0f;
-            weighted[i] = j < seen ? mul(p[i], dv[j]) : 0.0f;
+            bool sees = j >= from && j < seen;
+            p[i] = sees ? p[i] : 0.0f;
+            weighted[i] = sees ? mul(p[i], dv[j]) : 0.0f;
             amax = max(amax, magnitude(weighted[i]));
         }
         isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
@@ -82,11 +95,19 @@ DEV void attention_tile(const Cache& cache, int page, int head, int seen, const 
     }
 }
 
-// One query head (blockIdx.x) of one token (blockIdx.y), its tiles in turn.
+// The last step of a head with a sink: a key without a value. Returns the factor of what is merged.
+DEV float sink_step(float sink, float m, float& l) {
+    float top = fmaxf(m, sink), a = isobit::exp(sub(m, top));
+    l = add(mul(l, a), isobit::exp(sub(sink, top)));
+    return a;
+}
+
+// One query head (blockIdx.x) of one token (blockIdx.y), its tiles in turn. window: 0 for none; sinks: a
+// number a head, or null.
 KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, const int* positions,
                           const int* sequence, const int* pages, int pages_per_sequence,
                           int n_heads, int8* k, int8* v, float* dk, float* dv, int kv_heads,
-                          int padded, float* out) {
+                          int padded, int window, const float* sinks, float* out) {
     begin();
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     __shared__ __align__(16) short q[HEAD_ROOM];
@@ -97,18 +118,23 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
         q[i] = q_int[vector * cache.padded + i];
     __syncthreads();
     const int* table = pages + sequence[token] * pages_per_sequence;
-    int seen = positions[token] + 1;
+    Seen seen(positions[token], window);
     float m = 0.0f, l = 0.0f, o[PASSES] = {}, next[PASSES] = {};
-    for (int t = 0; t * TILE < seen; t++) {
-        attention_tile(cache, table[t], kv_head, min(TILE, seen - t * TILE),
+    for (int t = seen.first_tile(); t * TILE < seen.end; t++) {
+        attention_tile(cache, table[t], kv_head, seen.from(t), seen.upto(t),
                        reinterpret_cast<const int4*>(q), dq[vector], tile, next);
-        float top = t ? fmaxf(m, tile.m) : tile.m;
-        float a = t ? isobit::exp(sub(m, top)) : 0.0f, b = isobit::exp(sub(tile.m, top));
-        l = t ? add(mul(l, a), mul(tile.l, b)) : tile.l;
+        bool more = t > seen.first_tile();
+        float top = more ? fmaxf(m, tile.m) : tile.m;
+        float a = more ? isobit::exp(sub(m, top)) : 0.0f, b = isobit::exp(sub(tile.m, top));
+        l = more ? add(mul(l, a), mul(tile.l, b)) : tile.l;
         for (int n = 0; n < PASSES; n++)
-            o[n] = t ? add(mul(o[n], a), mul(next[n], b)) : next[n];
+            o[n] = more ? add(mul(o[n], a), mul(next[n], b)) : next[n];
         m = top;
         __syncthreads();
+    }
+    if (sinks) {
+        float a = sink_step(sinks[head], m, l);
+        for (int n = 0; n < PASSES; n++) o[n] = mul(o[n], a);
     }
     float r = div(1.0f, l);
     for (int n = 0; n < PASSES; n++) {
@@ -122,23 +148,23 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
 KERNEL(THREADS) attention_tiles(int head_dim, const short* q_int, const float* dq,
                                 const int* positions, const int* sequence, const int* pages,
                                 int pages_per_sequence, int n_heads, int8* k, int8* v, float* dk,
-                                float* dv, int kv_heads, int padded, int most_tiles,
+                                float* dv, int kv_heads, int padded, int window, int most_tiles,
                                 float2* max_and_sum, float* tile_out) {
     begin();
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     __shared__ __align__(16) short q[HEAD_ROOM];
     __shared__ TileShared tile;
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
-    int seen = positions[token] + 1;
-    if (int(blockIdx.z) * TILE >= seen) return;
+    Seen seen(positions[token], window);
+    if ((seen.first_tile() + int(blockIdx.z)) * TILE >= seen.end) return;
     int64 vector = int64(token) * n_heads + head;
     for (int i = threadIdx.x; i < cache.padded; i += THREADS)
         q[i] = q_int[vector * cache.padded + i];
     __syncthreads();
     const int* table = pages + sequence[token] * pages_per_sequence;
-    for (int t = blockIdx.z; t * TILE < seen; t += gridDim.z) {
+    for (int t = seen.first_tile() + blockIdx.z; t * TILE < seen.end; t += gridDim.z) {
         float o[PASSES] = {};
-        attention_tile(cache, table[t], kv_head, min(TILE, seen - t * TILE),
+        attention_tile(cache, table[t], kv_head, seen.from(t), seen.upto(t),
                        reinterpret_cast<const int4*>(q), dq[vector], tile, o);
         int64 at = vector * most_tiles + t;
         if (threadIdx.x == 0) max_and_sum[at] = make_float2(tile.m, tile.l);
@@ -151,17 +177,20 @@ KERNEL(THREADS) attention_tiles(int head_dim, const short* q_int, const float* d
 }
 
 // The tiles of a query head merged in ascending order, a column a thread.
-KERNEL(THREADS) attention_merge(int head_dim, const int* positions, int n_heads, int most_tiles,
-                                const float2* max_and_sum, const float* tile_out, float* out) {
+KERNEL(THREADS) attention_merge(int head_dim, const int* positions, int n_heads, int window,
+                                const float* sinks, int most_tiles, const float2* max_and_sum,
+                                const float* tile_out, float* out) {
     begin();
-    int tiles = positions[blockIdx.y] / TILE + 1;
+    Seen seen(positions[blockIdx.y], window);
+    int first = seen.first_tile(), tiles = (seen.end + TILE - 1) / TILE;
     int64 vector = int64(blockIdx.y) * n_heads + blockIdx.x;
     max_and_sum += vector * most_tiles;
     tile_out += vector * most_tiles * head_dim;
     for (int column = threadIdx.x; column < head_dim; column += THREADS) {
-        float m = max_and_sum[0].x, l = max_and_sum[0].y, o = tile_out[column];
+        float m = max_and_sum[first].x, l = max_and_sum[first].y;
+        float o = tile_out[int64(first) * head_dim + column];
 #pragma unroll 8
-        for (int t = 1; t < tiles; t++) {
+        for (int t = first + 1; t < tiles; t++) {
             float2 next = max_and_sum[t];
             float value = tile_out[int64(t) * head_dim + column], top = fmaxf(m, next.x);
             float a = isobit::exp(sub(m, top)), b = isobit::exp(sub(next.x, top));
@@ -169,6 +198,7 @@ KERNEL(THREADS) attention_merge(int head_dim, const int* positions, int n_heads,
             o = add(mul(o, a), mul(value, b));
             m = top;
         }
+        if (sinks) o = mul(o, sink_step(sinks[blockIdx.x], m, l));
         out[vector * head_dim + column] = mul(o, div(1.0f, l));
     }
 }

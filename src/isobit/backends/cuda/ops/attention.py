@@ -1,5 +1,7 @@
 """Attention: a query head of a token a block, or many tokens on tensor cores; in a step, tiles."""
 
+from collections.abc import Callable
+
 from isobit.backends.cuda.lowering import TILES, WARPS, Lowering, Pass, Slot
 from isobit.backends.cuda.ops.append import queries, room
 from isobit.model.graph import Op
@@ -13,9 +15,6 @@ MMA_ROWS = 16
 
 def supports(op: Op) -> str | None:
     """See :mod:`isobit.backends.cuda.ops`."""
-    assert isinstance(op.operation, Attention)
-    if op.weights or op.operation.window is not None:
-        return "expected attention to all keys and to nothing else, got sinks or a window"
     q, k, v = (x.shape.row for x in op.inputs[:3])
     return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
 
@@ -35,6 +34,9 @@ def lower(g: Lowering, op: Op) -> None:
         _lower_step(g, op, integers, scales)
         return
     to, length = g.new(y), span_length(heads, cache.heads, size)
+    window, sinks = _limits(g, op)
+    if op.weights or window:  # attention_mma.cu knows neither
+        length = 0
     if length and length not in g.spans:
         g.spans[length] = g.fixed("span_first", 1, TOKENS), g.fixed("span_count", 1, TOKENS)
 
@@ -45,7 +47,7 @@ def lower(g: Lowering, op: Op) -> None:
             g.launch(
                 "ops/attention",
                 (heads, p.tokens),
-                (size, *asked, heads, *cache.arguments, to.address),
+                (size, *asked, heads, *cache.arguments, window, sinks(), to.address),
                 {"HEAD_ROOM": room(size)},
             )
             return
@@ -64,11 +66,18 @@ def lower(g: Lowering, op: Op) -> None:
     g.emit(make, y)
 
 
+def _limits(g: Lowering, op: Op) -> tuple[int, Callable[[], int]]:
+    """The window, 0 for none, and the sinks, null for none."""
+    assert isinstance(op.operation, Attention)
+    return op.operation.window or 0, g.vector(op.weights[0]) if op.weights else int
+
+
 def _lower_step(g: Lowering, op: Op, integers: Slot, scales: Slot) -> None:
     """A step's tiles of keys side by side, as many as multiprocessors take; then merged."""
     (y,), (q, keys, _, _) = op.outputs, op.inputs
     heads, size = q.shape.row
     cache, to = g.cache(keys), g.new(y)
+    window, sinks = _limits(g, op)
     maxima, outputs = (
         g.slot("max_and_sum", 2 * heads, TILES),
         g.slot("tile_out", y.shape.width, TILES),
@@ -81,13 +90,14 @@ def _lower_step(g: Lowering, op: Op, integers: Slot, scales: Slot) -> None:
             "ops/attention.attention_tiles",
             (heads, p.tokens, min(g.tiles, blocks)),
             (size, integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
-            + (heads, *cache.arguments, g.tiles, maxima.address, outputs.address),
+            + (heads, *cache.arguments, window, g.tiles, maxima.address, outputs.address),
             defines,
         )
         g.launch(
             "ops/attention.attention_merge",
             (heads, p.tokens),
-            (size, at.positions, heads, g.tiles, maxima.address, outputs.address, to.address),
+            (size, at.positions, heads, window, sinks(), g.tiles, maxima.address)
+            + (outputs.address, to.address),
             defines,
         )
 
