@@ -9,12 +9,13 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
+from isobit.model.layers import layers
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.faults import with_backend
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
-from tests.model import test_llama
+from tests.model import test_gpt_oss, test_llama
 
 from .cuda_support import SEED, open_cuda, same
 from .test_cuda_forward import ALWAYS
@@ -73,6 +74,36 @@ def test_delta_nets_beside_attention(kind, planes, fused):
 def test_llama_and_its_relatives(tmp_path, kind, model):
     test_llama.write(tmp_path / "m.gguf", model)
     compare(kind, tmp_path / "m.gguf", 1 if model == "yarn" else 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_sinks_windows_and_biases_of_experts(tmp_path, kind):
+    test_gpt_oss.write(tmp_path / "m.gguf")
+    compare(kind, tmp_path / "m.gguf", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_layers_on_a_gpu_beside_layers_on_a_processor(kind):
+    """What one stage of a model gives, another receives."""
+    engine = EngineConfig(context=128, max_sequences=1, chunk=64)
+    rng = np.random.default_rng(SEED)
+    with GGUFFile.open(sample_path()) as file:
+        whole, n = Weights.from_file(file), LENGTHS[kind]
+        tokens, pages = rng.integers(0, 500, n).astype(np.int32), np.array([[1, 0]], np.int32)
+        stages = []
+        for first, end in ((0, 2), (2, 7), (7, 8)):
+            part = Weights(whole.config, layers(whole.graph, first, end))
+            stages.append(CpuBackend(part, engine) if first == 2 else open_cuda(kind, part, engine))
+        theirs = CpuBackend(whole, engine)
+        for a, b in ((0, n - 1), (n - 1, n)):
+            at, rows = np.arange(a, b, dtype=np.int32), np.arange(b - a, dtype=np.int32)
+            given = None
+            for stage in stages:
+                batch = Batch(tokens[a:b], at, 0 * at, pages, rows, received=given)
+                given = np.array(stage.forward(batch))
+            same(given, theirs.forward(Batch(tokens[a:b], at, 0 * at, pages, rows)))
+        for backend in (*stages, theirs):
+            backend.close()
 
 
 @pytest.mark.parametrize("fused", [True, False])
