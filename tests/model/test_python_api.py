@@ -1,6 +1,7 @@
 """The library as a caller meets it: discovery, types, batches, threads, files without text."""
 
 import io
+import json
 import pydoc
 import random
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import isobit
 from isobit import Model
+from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, IsobitError, ModelRefused, UsageError
 from isobit.runtime.kv_cache import PagePool, Sequence
@@ -194,6 +196,23 @@ def test_token_ids_go_on_without_a_tokenizer(tmp_path: Path) -> None:
         ):
             with pytest.raises(ModelRefused, match="use token ids"):
                 call()
+
+
+def test_run_prints_ids_where_there_is_no_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = without_tokenizer(tmp_path / "b.gguf")
+    with isobit.load(path, "cpu") as m:
+        expected = m.generate([65, 66], max_tokens=8).token_ids
+        with m.stream([65, 66], max_tokens=8) as stream:
+            told = [len(stream.token_ids) for _ in stream]
+    assert told == list(range(1, len(expected) + 1)), "each as soon as it is chosen"
+    argv = ["run", str(path), "--backend", "cpu", "--tokens", "65,66", "-n", "8"]
+    assert main(argv) == 0
+    assert list(map(int, capsys.readouterr().out.split("\n")[:-1])) == expected
+    assert main([*argv, "--jsonl"]) == 0
+    *events, done = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [e["id"] for e in events] == done["token_ids"] == expected
 
 
 def test_without_a_tokenizer_the_keys_end_an_answer(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
 from isobit.verify.graph import Run, forward
 from isobit.verify.oracle import Oracle
-from isobit.verify.trace import Trace, record
+from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
 from tests.helpers.synth import Geometry, write_model
@@ -93,6 +93,53 @@ def test_chunks_are_put_together(chunk: int, recorded: Trace) -> None:
         assert margin is not None
         assert whole is not None
         assert margin.tobytes() == whole.tobytes()
+
+
+class Interrupted(ModelRun):
+    """A run that Ctrl-C ends after some values."""
+
+    def __init__(self, model: Model, after: int) -> None:
+        super().__init__(model)
+        self._left = after
+
+    def run(self, tokens: Any, chunk: int, stages: Any, emit: Any) -> None:
+        def counting(*item: Any) -> None:
+            self._left -= 1
+            if self._left < 0:
+                raise KeyboardInterrupt
+            emit(*item)
+
+        super().run(tokens, chunk, stages, counting)
+
+
+@pytest.mark.parametrize(
+    ("after", "tokens", "stages"),
+    [
+        (0, 0, 0),
+        (40, 5, 40),  # in the first chunk: what there is of it
+        (155, 5, 155),  # all of the first chunk
+        (155 * 2 + 7, 10, 155),  # the third was begun
+    ],
+)
+def test_ctrl_c_leaves_the_first_tokens(
+    after: int, tokens: int, stages: int, recorded: Trace
+) -> None:
+    kept: list[Trace] = []
+    with isobit.load("sample", "reference") as other:
+        other.engine = isobit.config.EngineConfig(chunk=5)
+        with pytest.raises(KeyboardInterrupt):
+            record(Interrupted(other, after), IDS, interrupted=kept.append)
+    assert len(kept) == (tokens > 0)
+    for trace in kept:
+        assert (len(trace.manifest.positions), len(trace.stages())) == (tokens, stages)
+        assert trace.manifest.tokens == IDS
+        for key in trace.stages():
+            whole, got = recorded[key][:tokens], trace[key]
+            assert got.tobytes() == whole[..., : got.shape[-1]].tobytes(), key
+        if stages == len(recorded.stages()):
+            diff = compare(trace, recorded)
+            assert diff.identical
+            assert diff.tokens == tokens
 
 
 def test_only_what_was_asked_for(model: Model) -> None:

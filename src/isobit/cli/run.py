@@ -1,4 +1,7 @@
-"""``isobit run``: continue a prompt, the text on stdout as it comes, the speed on stderr."""
+"""``isobit run``: continue a prompt, the text on stdout as it comes, the speed on stderr.
+
+Of a model without a tokenizer it is token ids, one a line.
+"""
 
 import argparse
 import json
@@ -10,7 +13,7 @@ from types import FrameType
 
 from isobit.cli import options, say
 from isobit.cli.output import busy, count, shown_as_is
-from isobit.errors import UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream
 from isobit.runtime.model import Model
 from isobit.verify.receipt import Recorder
@@ -87,6 +90,8 @@ def main(args: argparse.Namespace) -> None:
         write: Write | None = _nothing if args.json else None
         if args.jsonl:
             write = _Events(watch if args.experts else None)
+        elif write is None and not _has_text(model):
+            write = _Ids()
         completion = follow(model, ids, settings, write)
         if watch is not None and args.receipt:
             with busy("the digest of the model's file, for the receipt"):
@@ -107,6 +112,21 @@ Write = Callable[[str, list[int]], None]
 
 def _nothing(_piece: str, _ids: list[int]) -> None:
     pass
+
+
+def _has_text(model: Model) -> bool:
+    try:
+        return model.tokenizer is not None
+    except ModelRefused:
+        return False
+
+
+class _Ids:
+    """Prints the ids of tokens that have no text, one a line."""
+
+    def __call__(self, _piece: str, ids: list[int]) -> None:
+        for token in ids:
+            print(token, flush=True)
 
 
 class _Events:

@@ -141,6 +141,9 @@ class Watcher(Protocol):
 class Stream(Iterator[str]):
     """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
 
+    Of a model without a tokenizer there is no text: an empty piece for each token, in
+    ``token_ids``.
+
     Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache. Another thread
     may close it: the one that reads then comes to its end. After that, as after an exception,
     ``completion`` holds what there was until then.
@@ -229,7 +232,8 @@ class Stream(Iterator[str]):
         try:
             for token in tokens:
                 ended = token in ends
-                if not ended and (piece := text.push(decoder.push(token))):
+                piece = "" if ended else text.push(decoder.push(token))
+                if piece or (decoder.ids_alone and not ended):
                     yield piece
                 if ended or text.stopped:
                     reason = "stop"
