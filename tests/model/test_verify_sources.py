@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import isobit
+from isobit.cli import main
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
@@ -219,6 +220,45 @@ def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> 
             assert s.distance.relative_rms < 1e-5, s.where
     exact = verify(model, hf.Transformers.of(model.file), IDS)
     assert exact.accuracy
+
+
+@pytest.mark.parametrize("odd", [None, 5])
+def test_transformers_first_stage_beyond_float32_rounding(
+    odd: int | None,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two recordings and one comparison, which names no stage; one product in bf16, or none."""
+    torch = needs("torch", "torch")
+    from isobit.verify import hf  # noqa: PLC0415
+
+    monkeypatch.chdir(tmp_path)
+    theirs = hf.Transformers.of(model.file)
+    if odd is not None:
+        product = theirs.model.model.layers[odd].self_attn.o_proj
+        monkeypatch.setattr(
+            product, "forward", lambda x: x.to(torch.bfloat16).float() @ product.weight.T
+        )
+    record(theirs, IDS).save("theirs.trace")
+    tokens = ["--tokens", ",".join(map(str, IDS))]
+    assert main(["trace", "--backend", "cpu", *tokens, "-o", "ours.trace"]) == 0
+    capsys.readouterr()
+    argv = ["diff", "theirs.trace", "ours.trace", "--replay"]
+    assert main([*argv, "--html", "d.html"]) == 1
+    out, err = capsys.readouterr()
+    page = Path("d.html").read_text("utf-8")
+    if odd is None:
+        assert "replay: no operation is off by more than float32 rounding explains" in out
+        assert "faulty" not in out.partition("| stage")[0]
+        assert "float32 rounding explains every operation" in page
+    else:
+        assert "replay: first beyond float32 rounding: attn_out of layer 5" in out
+        assert "1 of 139 stages are" in out
+        assert "A's activations are bf16 in attn_out" in out
+        assert "faulty: attn_out of layer 5" in err
+        assert "Beyond float32 rounding by itself: attn_out of layer 5." in page
 
 
 def test_accuracy_over_a_text(model: Model, oracle: Oracle) -> None:
