@@ -170,7 +170,9 @@ class Stream(Iterator[str]):
         self._watch, self._progress = watch, progress
         self._sampling, self._stop = sampling, _checked_stop(stop)
         self._logprobs = None if logprobs is None else checked_whole("logprobs", logprobs)
-        self._measured: list[tuple[F32, I32, F32]] = []
+        self.measured: list[tuple[F32, I32, F32]] = []
+        """With ``logprobs=k``, of each token float32 [1, 1], and int32 and float32 [1, k]: its
+        log-probability, and the ids and log-probabilities of the k likeliest."""
         self._room = model.context - len(self._prompt)
         most = None if max_tokens is None else checked_whole("max_tokens", max_tokens)
         self._limit = self._room if most is None else min(most, self._room)
@@ -271,7 +273,7 @@ class Stream(Iterator[str]):
             np.empty((0, k), np.int32),
             np.empty((0, k), np.float32),
         )
-        parts = zip(*(self._measured or [none]), strict=True)
+        parts = zip(*(self.measured or [none]), strict=True)
         tokens, top_ids, top = (np.concatenate(part) for part in parts)
         return Logprobs(tokens[:, 0], top_ids, top)
 
@@ -302,7 +304,7 @@ class Stream(Iterator[str]):
                 sampler.append(token)
                 if self._logprobs is not None:
                     measured = model.logprobs(logits[None], [[token]], self._logprobs)
-                    self._measured.append(measured)
+                    self.measured.append(measured)
                 if watch is not None:
                     watch.chose(logits, token)
                 if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
