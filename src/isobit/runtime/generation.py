@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import ContextFull, ModelRefused, UsageError
 from isobit.runtime import kv_cache
 from isobit.runtime.pieces import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampler, Sampling
@@ -284,11 +284,16 @@ class Stream(Iterator[str]):
             watch.begin(model, self._prompt, self._sampling, sampler.seed)
         with model.new_sequence() as sequence:
             # All of its pages now: later there may be none, and what was written would be lost.
-            sequence.reserve(
-                len(self._prompt) + self._limit,
-                running=self._to_the_end,
-                give_up=lambda: self._closed,
-            )
+            try:
+                sequence.reserve(
+                    len(self._prompt) + self._limit,
+                    running=self._to_the_end,
+                    give_up=lambda: self._closed,
+                )
+            except ContextFull:
+                if not self._closed:  # another thread closed it while it waited
+                    raise
+                return
             start = time.perf_counter()
             logits = model.prefill(sequence, self._prompt, watch, self._progress)
             pace.prefill = time.perf_counter() - start
