@@ -68,11 +68,11 @@ def add_engine(
         help="processes that the cpu backend is split over (default: %(default)s)",
     )
     group.add_argument(
-        "--stages",
+        "--hosts",
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
         default=(),
-        help="run the layers in these stages, in order, instead of here (isobit stage)",
+        help="run the layers in the stages there, in order, instead of here (isobit stage)",
     )
     add_stage_key(group)
 
@@ -119,8 +119,8 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
         context=context,
         max_sequences=sequences,
         parts=args.parts,
-        stages=args.stages,
-        stage_key=stage_key(args.stage_key_env) if args.stages else b"",
+        stages=args.hosts,
+        stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,
     )
     with busy(f"loading {args.model}"):

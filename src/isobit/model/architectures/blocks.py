@@ -42,6 +42,12 @@ class Part:
         """A tensor of the layer."""
         return self.tensors.take(self.at + role, *shape)
 
+    def split(self, whole: str, *parts: tuple[str, int]) -> None:
+        """What a file may have as one matrix, and one bias, is taken as several (role, rows)."""
+        for tail in (".weight", ".bias"):
+            of = [(f"{self.at}{role}{tail}", rows) for role, rows in parts]
+            self.tensors.split(f"{self.at}{whole}{tail}", of)
+
     def norm(self, name: str, role: str, eps: float, x: Value) -> Value:
         """RMS norm of rows."""
         weight = self.take(f"{role}.weight", x.shape.width)

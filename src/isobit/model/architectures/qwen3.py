@@ -59,7 +59,9 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
 
 def _attention(p: Part, c: ModelConfig, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
-    qkv = p.product("qkv_matmul", h, ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D))
+    roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
+    p.split("attn_qkv", *roles)
+    qkv = p.product("qkv_matmul", h, *roles)
     table = RopeTable(D, c.rope_base)
     q = blocks.rotated_heads(p, "q_post_rope", "attn_q_norm", c.eps, table, qkv, Heads(0, H, D))
     keys = Heads(H * D, G, D)
