@@ -1,9 +1,9 @@
 """Configuration: what a model file says, and what the caller chose. Frozen once made."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from isobit import machine
 from isobit.errors import ModelRefused, UsageError
 
 MOST_THREADS = 1024
@@ -139,6 +139,4 @@ class EngineConfig:
         """CPU threads to use."""
         if self.threads is not None:
             return self.threads
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return machine.cores()

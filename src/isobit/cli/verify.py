@@ -64,7 +64,9 @@ def main(args: argparse.Namespace) -> None:
         args.backend = "reference"
     with ExitStack() as stack:
         name = args.backend if args.plant is None else "reference"
-        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n)
+        x = tools.open_exactly(
+            args.model, name, args.activation_planes, args.threads, n, **options.sizes(args)
+        )
         stack.enter_context(x)
         planted = None
         if args.plant is not None:
@@ -175,4 +177,8 @@ def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
     if args.against == "auto":
         raise UsageError("--against: expected the name of a backend, oracle or hf; got 'auto'")
     planes = args.activation_planes if planes is None else planes
-    return ModelRun(tools.open_exactly(args.model, args.against, planes, args.threads, context))
+    return ModelRun(
+        tools.open_exactly(
+            args.model, args.against, planes, args.threads, context, **options.sizes(args)
+        )
+    )

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from isobit.backends import open_backend
+from isobit.backends import open_backend, warn
 from isobit.backends.base import F32, I32, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import physical_memory
 from isobit.hub import find
+from isobit.machine import total_memory
 from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
@@ -71,12 +71,12 @@ class Passes:
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
-            self.backend: Backend = open_backend(backend, weights, engine, note)
+            self.backend: Backend = open_backend(backend, weights, engine, note or warn)
             limits = self.backend.limits
             self.context, self._pages = limits.positions, limits.pages
             states = limits.states if self.graph.recurrent else None
             self._pool = kv_cache.PagePool(self._pages, states)
-            memory = physical_memory()
+            memory = total_memory()
             if self.backend.on_host and self.file.file_size > memory:
                 (note or warnings.warn)(
                     f"{self.path}: {self.file.file_size / 1e6:.0f} MB of weights in "

@@ -44,10 +44,12 @@ class CudaBackend(Backend):
 
         Raises BackendUnavailable with the reason. ``gpu`` is for tests.
         """
-        super().__init__(weights, engine)
         self._c = c = weights.config
         self._gpu = gpu if gpu is not None else CudaGpu()
         try:
+            free, _ = self._gpu.memory()
+            super().__init__(weights, engine, lambda e: memory.room(weights, e, free))
+            engine = self.engine
             self.plan = memory.Plan.of(weights, engine)
             self.plan.check(*self._gpu.memory())
             self._ops = Ops(self._gpu, engine.activation_planes)

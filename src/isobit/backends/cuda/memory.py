@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from isobit.backends.cuda.layout import ACT_BYTES
+from isobit.backends.pool import Room
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
@@ -49,7 +50,7 @@ class CacheShape:
     def of(cls, c: ModelConfig, engine: EngineConfig) -> "CacheShape":
         """As many pages as the runtime hands out."""
         context = engine.context or c.context_length
-        pages = -(-context // TILE) * engine.max_sequences
+        pages = engine.pages or -(-context // TILE) * engine.max_sequences
         return cls(pages, c.n_kv_heads, -(-c.head_dim // 16) * 16)
 
     @property
@@ -214,6 +215,14 @@ class Plan:
                 f"cuda: the model needs {self}; {free / 1e9:.2f} of {total / 1e9:.2f} GB are "
                 "free (a smaller --context or fewer sequences make the KV cache smaller)"
             )
+
+
+def room(weights: Weights, engine: EngineConfig, free: int) -> Room:
+    """What is left of free memory for the KV cache."""
+    plan, shape = Plan.of(weights, engine), CacheShape.of(weights.config, engine)
+    # The driver has taken its part already; alignment takes some of every layer.
+    others = plan.total - _CONTEXT_BYTES - plan.cache + 4 * ALIGNMENT * weights.config.n_layers
+    return Room(free - others, -(-plan.cache // shape.pages))
 
 
 def matrices(weights: Weights) -> dict[str, Weight]:
