@@ -106,21 +106,7 @@ class Passes:
 
         The logits are as the backend gave them, finite or not: a trace wants to see them.
         """
-        tokens = self._tokens(ids)
-        positions, pages = sequence.extend(len(ids))
-        batch = Batch(
-            tokens=tokens,
-            positions=positions,
-            sequence=np.zeros(len(ids), np.int32),
-            pages=pages[None, :],
-            logit_rows=np.array(logit_rows, np.int32),
-            states=np.array([sequence.state], np.int32),
-        )
-        try:
-            return _logits(self.run_batch(batch, LOGITS, tap, stages))
-        except BaseException:
-            sequence.undo(len(ids))
-            raise
+        return _logits(self._run(sequence, ids, logit_rows, tap, stages))
 
     def run(
         self,
@@ -131,7 +117,34 @@ class Passes:
         stages: frozenset[str] | None = None,
     ) -> F32:
         """:meth:`forward`, refusing logits that are not finite."""
-        return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
+        results = self._run(sequence, ids, logit_rows, tap, stages)
+        if not results.finite.all():
+            raise self._damaged()
+        return _logits(results)
+
+    def _run(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int],
+        tap: Tap | None,
+        stages: frozenset[str] | None,
+    ) -> Results:
+        tokens = self._tokens(ids)
+        positions, pages = sequence.extend(len(ids))
+        batch = Batch(
+            tokens=tokens,
+            positions=positions,
+            sequence=np.zeros(len(ids), np.int32),
+            pages=pages[None, :],
+            logit_rows=np.array(logit_rows, np.int32),
+            states=np.array([sequence.state], np.int32) if self.graph.recurrent else None,
+        )
+        try:
+            return self.run_batch(batch, LOGITS, tap, stages)
+        except BaseException:
+            sequence.undo(len(ids))
+            raise
 
     @property
     def rows(self) -> RowSampler:
@@ -165,11 +178,6 @@ class Passes:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab:
             raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got another")
         return tokens.astype(np.int32)
-
-    def _finite(self, logits: F32) -> F32:
-        if not np.isfinite(logits).all():
-            raise self._damaged()
-        return logits
 
     def _damaged(self) -> ModelRefused:
         return ModelRefused(
@@ -209,7 +217,8 @@ class Passes:
     def step_all(self, sequences: Sequence[kv_cache.Sequence], tokens: Sequence[int]) -> F32:
         """Run one token of each of several sequences together; float32 [sequences, vocabulary].
 
-        The bits are those of :meth:`step` one by one. The model must have been opened with that
+        The bits are those of :meth:`step` one by one; a row that is not finite refuses its own
+        sequence alone, which is for the caller to see. The model must have been opened with that
         many ``max_sequences``.
         """
         n, done = len(sequences), 0
@@ -234,7 +243,7 @@ class Passes:
             for sequence in sequences[:done]:
                 sequence.undo(1)
             raise
-        return self._finite(logits)
+        return logits
 
     def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int:
         """Run one token and return the id of its largest logit, the lowest among equals.

@@ -51,13 +51,19 @@ class Engine:
         sequence: _Array,
         pages: _Array,
         logit_rows: _Array,
-        states: _Array,
+        states: _Array | None,
         received: _Array | None,
-        rope: Sequence[tuple[_Array, _Array]],
-        logits: _Array,
+        logits: _Array | None,
+        places: _Array | None,
+        likeliest: _Array,
+        ids: _Array | None,
+        values: _Array | None,
+        top_ids: _Array | None,
+        top: _Array | None,
         tap: _Tap | None,
         stages: Sequence[str],
-    ) -> bool: ...
+    ) -> int: ...
+    def set_rope(self, tables: Sequence[tuple[_Array, _Array]], /) -> None: ...
 
 class Ops:
     def __init__(self, simd: str, threads: int, /) -> None: ...
