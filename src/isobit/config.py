@@ -8,6 +8,7 @@ from isobit.errors import ModelRefused, UsageError
 
 MOST_THREADS = 1024
 MOST_POSITIONS = 1 << 24
+MOST_PAGES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class EngineConfig:
             ("threads", self.threads, MOST_THREADS),
             ("parts", self.parts, MOST_THREADS),
             ("context", self.context, MOST_POSITIONS),
-            ("pages", self.pages, MOST_POSITIONS),
+            ("pages", self.pages, MOST_PAGES),
             ("max_sequences", self.max_sequences, MOST_POSITIONS),
             ("chunk", self.chunk, MOST_POSITIONS),
         ):

@@ -228,7 +228,7 @@ def test_a_signal_ends_a_long_pass(sample, rng, tap):
 def test_levels_and_memory_that_are_not_there(sample):
     with pytest.raises(BackendUnavailable, match=r"expected one of .*portable.*, got mmx"):
         CpuBackend(sample, EngineConfig(), simd="mmx")
-    with pytest.raises(BackendUnavailable, match="a context of .* has room"):
+    with pytest.raises(BackendUnavailable, match=r"a context of .* has room"):
         CpuBackend(sample, EngineConfig(context=1 << 24, max_sequences=1 << 16))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from isobit import machine
-from isobit.config import EngineConfig
+from isobit.config import MOST_PAGES, EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.graph import zero_state
 from isobit.model.weights import Weights
@@ -38,7 +38,7 @@ def fitted(
     """
     asked = engine.context or weights.config.context_length
     whole = -(-asked // TILE)
-    pages = engine.pages or whole * engine.max_sequences
+    pages = engine.pages or min(whole * engine.max_sequences, MOST_PAGES)
     if engine.pages is not None and pages < whole and engine.context is not None:
         raise UsageError(
             f"context: expected at most {pages * TILE:,} tokens (the KV cache), got {asked:,}"
