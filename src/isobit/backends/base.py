@@ -9,6 +9,7 @@ A new one has to say what it is called and runs on, and to give logits, in
 :meth:`Backend.compute`.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -154,6 +155,8 @@ class Backend(ABC):
     name: ClassVar[str]
     on_host: ClassVar[bool] = False
     """Whether it computes in the host's memory, reading weights where their file is mapped."""
+    survives_fork: ClassVar[bool] = False
+    """Whether the child of a fork may go on with it; else it is refused there."""
     on_device: ClassVar[frozenset[str]] = frozenset()
     """What it makes without bringing logits to the host: of LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY.
     The rest is made of the logits there; it costs more, and has the same bits."""
@@ -175,6 +178,7 @@ class Backend(ABC):
         Raises BackendUnavailable if what the caller named does not fit.
         """
         self.graph: Graph = weights.graph
+        self._process = os.getpid()
         self.engine, self.settled = fitted(
             weights, engine, room or (lambda settings: on_host(weights, settings))
         )
@@ -330,7 +334,12 @@ class Backend(ABC):
         return replace(results, finite=finite, hidden=found[0])
 
     def _check(self, batch: Batch) -> None:
-        """Raises UsageError for indices that would leave their memory."""
+        """Raises UsageError for indices that would leave their memory, BackendUnavailable after a
+        fork that the backend does not survive."""
+        if not self.survives_fork and os.getpid() != self._process:
+            raise BackendUnavailable(
+                f"{self.name}: the model was loaded before this process was forked; load it again"
+            )
         limits = self.limits
         check_batch(
             batch.tokens,

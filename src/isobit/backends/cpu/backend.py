@@ -28,7 +28,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    on_host = True
+    on_host = survives_fork = True
 
     def __init__(
         self,
