@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from isobit.backends import NAMES, FallbackNote
+from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
@@ -153,6 +154,7 @@ def open_model(
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )
+    exit_on_bus_error()
     with busy(f"loading {args.model}"):
         model = Model(args.model, args.backend, engine, _tell)
     trained = model.config.context_length

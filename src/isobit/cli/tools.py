@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from isobit.backends import FallbackNote
+from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.cli import options, say
 from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
@@ -133,6 +134,7 @@ def open_exactly(
     engine = EngineConfig(
         activation_planes=planes, threads=threads, context=max(context, 1), **sizes
     )
+    exit_on_bus_error()
     with busy(f"loading {model}"):
         opened = Model(model, backend, engine, refuse)
     if backend not in ("auto", opened.backend.name):

@@ -128,6 +128,25 @@ class GGUFFile:
             digests.keep(self._files, self._sha256)
         return self._sha256
 
+    def check_whole(self) -> None:
+        """Raise ModelRefused if a file has become shorter since it was mapped.
+
+        Reading what is gone would end the process (SIGBUS).
+        """
+        for path, was in zip(self.paths, self._files, strict=False):
+            with contextlib.suppress(OSError):  # removed: the map keeps what it was
+                now = path.stat()
+                same = (now.st_dev, now.st_ino) == (was.st_dev, was.st_ino)
+                if same and now.st_size < was.st_size:
+                    raise refusal(
+                        path, "file", f"{was.st_size} bytes, as when it was opened", now.st_size
+                    )
+
+    @property
+    def mapped(self) -> list[tuple[Path, NDArray[np.uint8]]]:
+        """Each file and its bytes."""
+        return list(zip(self.paths, self._mapped(), strict=False))
+
     def _mapped(self) -> tuple[NDArray[np.uint8], ...]:
         if self._contents is None:
             raise UsageError(f"{self.path}: the file is closed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -15,6 +16,7 @@ import numpy as np
 
 from isobit.backends import open_backend, warn
 from isobit.backends.base import F32, I32, LOGITS, Backend, Batch, Results, Tap, Wanted
+from isobit.backends.cpu._cpu import forget_mapping, name_mapping
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
@@ -28,6 +30,9 @@ from isobit.runtime import kv_cache
 if TYPE_CHECKING:
     from isobit.runtime.generation import Watcher
 
+_LOOK = 0.1
+"""Seconds between two looks at the model's file."""
+_GONE = "expected the file to stay as it was opened, got a part that cannot be read; load it again"
 SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 
 
@@ -68,6 +73,9 @@ class Passes:
             self.config: ModelConfig = weights.config
             self.graph: Graph = weights.graph
             self.engine = engine
+            for file, data in self.file.mapped:
+                name_mapping(data, f"isobit: error: {str(file)!r}: {_GONE}")
+            self._whole_at = time.monotonic()
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
@@ -160,7 +168,9 @@ class Passes:
     ) -> Results:
         """One pass over what the caller has laid out; see :meth:`Backend.run`."""
         with self._lock:
-            return self._open_backend().run(batch, wanted, tap, stages)
+            backend = self._open_backend()
+            self._check_file()
+            return backend.run(batch, wanted, tap, stages)
 
     def take_all_pages(self) -> list[int]:
         """The pages of the KV cache, for an engine, which gives them back when it is closed.
@@ -255,7 +265,9 @@ class Passes:
         states = np.array([sequence.state], np.int32)
         try:
             with self._lock:
-                chosen = self._open_backend().greedy(tokens, positions, pages[None], 1, states)
+                backend = self._open_backend()
+                self._check_file()
+                chosen = backend.greedy(tokens, positions, pages[None], 1, states)
             if chosen[0, 0] < 0:
                 raise self._damaged()
         except BaseException:
@@ -266,9 +278,19 @@ class Passes:
     def close(self) -> None:
         """Free the backend and unmap the file, after the pass that another thread may be in."""
         with self._lock:
+            if not self._closed:
+                for _, data in self.file.mapped:
+                    forget_mapping(data)
             self._closed = True
             self.backend.close()
             self.file.close()
+
+    def _check_file(self) -> None:
+        """Refuse a file that has become shorter; looks now and then."""
+        now = time.monotonic()
+        if self.backend.on_host and now > self._whole_at + _LOOK:
+            self.file.check_whole()
+            self._whole_at = now
 
     def _open_backend(self) -> Backend:
         if self._closed:

@@ -24,6 +24,15 @@ def check_batch(
     """Raises UsageError unless a batch is what isobit.backends.base.Batch says, within the limits:
     ids, positions, pages, states (0: the model has none)."""
 
+def name_mapping(data: NDArray[np.uint8], line: str, /) -> None:
+    """What the process says in the end if mapped memory can no longer be read."""
+
+def forget_mapping(data: NDArray[np.uint8], /) -> None:
+    """It is unmapped soon."""
+
+def exit_on_bus_error() -> None:
+    """For a process of our own: say that line and end with the exit code of a refused model."""
+
 class Matrix:
     def __init__(
         self,

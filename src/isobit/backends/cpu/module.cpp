@@ -230,6 +230,7 @@ NB_MODULE(_cpu, m) {
     nb::class_<PyMatrix>(m, "Matrix")
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());
     bind_batch(m);
+    bind_bus(m);
     bind_engine(m);
     bind_sampler(m);
     nb::class_<PyOps>(m, "Ops")
