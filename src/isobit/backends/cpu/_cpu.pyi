@@ -33,6 +33,13 @@ def forget_mapping(data: NDArray[np.uint8], /) -> None:
 def exit_on_bus_error() -> None:
     """For a process of our own: say that line and end with the exit code of a refused model."""
 
+class Pace:
+    """How many threads to run with (threads.h); times in nanoseconds."""
+
+    def __init__(self, most: int, /) -> None: ...
+    def members(self, now: int, /) -> int: ...
+    def ran(self, now: int, took: int, waited: int, /) -> None: ...
+
 class Matrix:
     def __init__(
         self,
