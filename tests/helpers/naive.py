@@ -148,14 +148,17 @@ def dot(fmt: Format, row: np.ndarray, x: Row, planes: int) -> float:
     return y
 
 
-def attention(q: Row, k: Sequence[Row], v: Sequence[Row]) -> list[float]:
-    """One query over keys 0 ... pos, all given before quantisation."""
+def attention(
+    q: Row, k: Sequence[Row], v: Sequence[Row], first: int = 0, sink: float | None = None
+) -> list[float]:
+    """One query over keys first ... pos, all of 0 ... pos given before quantisation."""
     width = len(q)
     q_int, dq = quantise(q, 2)
     dq = f32(dq * f32(1 / sqrt(width)))
     m = total = 0.0
     out = [0.0] * width
-    for start in range(0, len(k), 64):
+    for start in range(first // 64 * 64, len(k), 64):
+        unseen = max(0, first - start)
         keys = [quantise(x, 2) for x in k[start : start + 64]]
         values = [quantise(x, 2) for x in v[start : start + 64]]
         s = []
@@ -163,8 +166,8 @@ def attention(q: Row, k: Sequence[Row], v: Sequence[Row]) -> list[float]:
             pairs = [split(n, 2) for n in k_int]
             sums = [sum(a * b[p] for a, b in zip(q_int, pairs, strict=True)) for p in (0, 1)]
             s.append(f32(f32(dq * dk) * joined(sums)))
-        mt = max(s)
-        p = [exp(f32(a - mt)) for a in s] + [0.0] * (64 - len(s))
+        mt = max(s[unseen:])
+        p = [0.0] * unseen + [exp(f32(a - mt)) for a in s[unseen:]] + [0.0] * (64 - len(s))
         lt = tree(p)
         weighted = [f32(a * dv) for a, (_, dv) in zip(p, values, strict=False)]
         p_int, g = quantise(weighted, 2)
@@ -173,7 +176,7 @@ def attention(q: Row, k: Sequence[Row], v: Sequence[Row]) -> list[float]:
             pairs = [split(v_int[c], 2) for v_int, _ in values]
             sums = [sum(a * b[i] for a, b in zip(p_int, pairs, strict=True)) for i in (0, 1)]
             ot.append(f32(g * joined(sums)))
-        if start == 0:
+        if start <= first:
             m, total, out = mt, lt, ot
             continue
         top = max(m, mt)
@@ -181,6 +184,11 @@ def attention(q: Row, k: Sequence[Row], v: Sequence[Row]) -> list[float]:
         total = f32(f32(total * a) + f32(lt * b))
         out = [f32(f32(o * a) + f32(n * b)) for o, n in zip(out, ot, strict=True)]
         m = top
+    if sink is not None:
+        top = max(m, sink)
+        a = exp(f32(m - top))
+        total = f32(f32(total * a) + exp(f32(sink - top)))
+        out = [f32(o * a) for o in out]
     share = f32(1 / total)
     return [f32(o * share) for o in out]
 

@@ -331,7 +331,7 @@ def test_the_dense_model_in_float64(dense: GGUFFile) -> None:
     with torch.no_grad():
         expected = model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
     found = Oracle.of(dense).evaluate(TOKENS).logits
-    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()  # its angles are float32
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()  # its angles are float32
     engine = EngineConfig(context=128, max_sequences=1)
     ours = run_cut(opened("cpu", Weights.from_file(dense), engine), TOKENS, [0])
     assert np.linalg.norm(ours - expected) < 2e-3 * np.linalg.norm(expected)

@@ -8,8 +8,8 @@ from isobit import numerics
 from .cases import identical, quantised_heads, values
 
 
-def run_both(ops, q, positions, *cache):
-    identical(ops.attention(q, positions, *cache), numerics.attention(q, positions, *cache))
+def run_both(ops, q, positions, *arguments):
+    identical(ops.attention(q, positions, *arguments), numerics.attention(q, positions, *arguments))
 
 
 @pytest.mark.parametrize("head_dim", [2, 6, 64, 100, 128, 256, 512])
@@ -21,6 +21,15 @@ def test_random(ops, head_dim, n, rng):
     q = values(rng, 7, head_dim) / np.float32(1e3)
     q[2] = 0
     run_both(ops, q, positions, *cache)
+
+
+@pytest.mark.parametrize("window", [None, 1, 33, 64, 100, 300])
+@pytest.mark.parametrize("sink", [None, np.float32(-300), np.float32(0.3), np.float32(99)])
+def test_windows_and_sinks(ops, window, sink, rng):
+    cache = (*quantised_heads(rng, 200, 20), *quantised_heads(rng, 200, 20))
+    positions = np.sort(rng.integers(0, 200, 9)).astype(np.int32)
+    q = values(rng, 9, 20) / np.float32(1e3)
+    run_both(ops, q, positions, *cache, window, sink)
 
 
 def test_every_position_of_a_tile(ops, rng):

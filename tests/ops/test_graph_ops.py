@@ -22,11 +22,16 @@ from isobit.model.weights import Weights
 from isobit.numerics import RopeTable, Weight
 from isobit.numerics.ops import (
     Add,
+    Append,
+    Attention,
     Bias,
     CausalConv,
+    ClampedGate,
     Columns,
     Decay,
     Embedding,
+    ExpertBias,
+    ExpertMatMul,
     GatedAdd,
     GatedDelta,
     Heads,
@@ -39,8 +44,10 @@ from isobit.numerics.ops import (
     SigmoidGate,
     Silu,
     SiluGate,
+    TopK,
 )
 from isobit.numerics.rope_table import Yarn
+from tests.helpers.synth import QWEN3_30B_A3B
 from tests.ops.wgpu_support import open_device
 
 
@@ -129,6 +136,32 @@ def gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", GatedDelta(), q, k, v, beta, g_)
 
 
+def attention(g: Builder, x: Value, rng: np.random.Generator, window: int | None = None) -> Value:
+    """Of four query heads, the last of which sees little but its sink."""
+    q = g.one(None, Rope(RopeTable(12, 1e4)), g.one(None, Heads(0, 4, 12), x), g.positions)
+    k, v = (g.one(None, Heads(at, 2, 12), x) for at in (48, 72))
+    keys, values = g.add(None, Append(), k, v)
+    sinks = f32("sinks", np.array([0, 3, -200, 30]))
+    operation = Attention(window)
+    return g.one("y", operation, q, keys, values, g.positions, weights=[sinks])
+
+
+def attention_through_a_window(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return attention(g, x, rng, int(rng.integers(1, 69)))
+
+
+def expert_bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    _, ids = g.add(None, TopK(2, normalise=True), g.one(None, Columns(3, 5), x))
+    stack = f32("stack", rng.standard_normal((5, 24, 96)))
+    y = g.one(None, ExpertMatMul(), x, ids, weights=[stack])
+    return g.one("y", ExpertBias(), y, ids, weights=[f32("b", rng.standard_normal((5, 24)))])
+
+
+def clamped_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    halves = [g.one(None, Heads(48 * i, 3, 16), x) for i in range(2)]
+    return g.one("y", ClampedGate(1.5, 1.702), *halves)
+
+
 CASES = (
     silu,
     sigmoid,
@@ -141,9 +174,13 @@ CASES = (
     rope_of_neighbours,
     yarn,
     bias,
+    attention,
+    attention_through_a_window,
+    expert_bias,
+    clamped_gate,
 )
 STATEFUL = (causal_conv, gated_delta)
-WITHOUT_EDGES = {gated_delta, decay}
+WITHOUT_EDGES = {gated_delta, decay, attention, attention_through_a_window, expert_bias}
 
 
 def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:
@@ -192,7 +229,7 @@ def stage(
 def test_operation(  # type: ignore[no-untyped-def]
     name: str, case: Callable[..., Value], threads: int, normed: bool, rng
 ) -> None:
-    weights = Weights(None, graph(case, rng, normed=normed))  # type: ignore[arg-type]
+    weights = Weights(QWEN3_30B_A3B, graph(case, rng, normed=normed))
     engine = EngineConfig(max_sequences=2, context=256, threads=threads)
     tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
     tokens[: len(EDGES)] = np.arange(len(EDGES))
@@ -209,7 +246,7 @@ def test_operation(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("name", OPENERS)
 def test_a_sequence_begins_without_what_another_left(name: str, rng) -> None:  # type: ignore[no-untyped-def]
     for case in STATEFUL:
-        weights = Weights(None, graph(case, rng))  # type: ignore[arg-type]
+        weights = Weights(QWEN3_30B_A3B, graph(case, rng))
         engine = EngineConfig(max_sequences=2, context=256, threads=1)
         backend = OPENERS[name](weights, engine)
         tokens = rng.integers(0, VOCABULARY, 40).astype(np.int32)
@@ -231,7 +268,7 @@ def test_an_operation_that_a_backend_lacks_is_named() -> None:
         x = g.one("y", Unheard(), x, x)
     wanted = g.one(None, SelectRows(), g.one(None, Silu(), x), g.logit_rows)
     head = g.one("lm_head", MatMul(), wanted, weights=[f32("head", np.ones((2, 4)))])
-    weights = Weights(None, g.graph(head))  # type: ignore[arg-type]
+    weights = Weights(QWEN3_30B_A3B, g.graph(head))
     with pytest.raises(
         BackendUnavailable, match=r"^cpu: unheard_of of layer 7 is not implemented$"
     ):

@@ -3,19 +3,31 @@
 import numpy as np
 import pytest
 
-from isobit.numerics import TILE, attention, quantise
+from isobit.numerics import TILE, attention, attention_softmax, quantise
 from tests.helpers import naive
 from tests.helpers.passes import i32, same_bits
 
 
 def both(
-    q: np.ndarray, positions: list[int], k: np.ndarray, v: np.ndarray
+    q: np.ndarray,
+    positions: list[int],
+    k: np.ndarray,
+    v: np.ndarray,
+    window: int | None = None,
+    sink: np.float32 | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     k_int, dk = quantise(k, planes=2)
     v_int, dv = quantise(v, planes=2)
-    found = attention(q, i32(positions), k_int.astype(np.int16), dk, v_int.astype(np.int16), dv)
+    cache = k_int.astype(np.int16), dk, v_int.astype(np.int16), dv
+    found = attention(q, i32(positions), *cache, window, sink)
     expected = [
-        naive.attention(q[t].tolist(), k[: pos + 1].tolist(), v[: pos + 1].tolist())
+        naive.attention(
+            q[t].tolist(),
+            k[: pos + 1].tolist(),
+            v[: pos + 1].tolist(),
+            max(0, pos + 1 - window) if window else 0,
+            None if sink is None else float(sink),
+        )
         for t, pos in enumerate(positions)
     ]
     return found, np.array(expected, np.float32)
@@ -42,6 +54,24 @@ def test_attention(
     k[n // 2] *= 10
     v *= 10.0 ** rng.uniform(-3, 3, (n, 1)).astype(np.float32)
     assert same_bits(*both(q, positions, k, v))
+
+
+@pytest.mark.parametrize("window", [1, 2, 30, 64, 65, 100, 128, 500])
+@pytest.mark.parametrize("sink", [None, np.float32(-300), np.float32(0.7), np.float32(90)])
+def test_windows_and_sinks(window: int, sink: np.float32 | None, rng: np.random.Generator) -> None:
+    positions = [0, 1, 63, 64, 65, 127, 128, 200]
+    q = rng.standard_normal((len(positions), 6)).astype(np.float32)
+    k, v = (rng.standard_normal((201, 6)).astype(np.float32) for _ in range(2))
+    assert same_bits(*both(q, positions, k, v, window, sink))
+    softmax = attention_softmax(
+        rng.standard_normal((8, 201)).astype(np.float32), i32(positions), window, sink
+    )
+    seen = np.arange(201) <= np.array(positions)[:, None]
+    seen &= np.arange(201) > np.array(positions)[:, None] - window
+    assert not softmax[~seen].any()
+    assert (softmax.sum(axis=1) < 1 + 1e-5).all()
+    if sink is None:
+        assert (softmax.sum(axis=1) > 1 - 1e-5).all()
 
 
 def test_zero_keys_and_values(rng: np.random.Generator) -> None:

@@ -3,14 +3,21 @@
 import argparse
 import select
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from isobit.cli import options, say
 from isobit.cli.output import visible
 from isobit.cli.run import add_length, follow, report_speed
+from isobit.cli.telling import Telling, message, read_json
 from isobit.errors import IsobitError, UsageError
 from isobit.runtime.generation import Completion, Settings
 from isobit.runtime.model import Model
+from isobit.server.chat import Chat, begun
+from isobit.server.events import Call
+from isobit.server.requests import ChatRequest
+from isobit.server.tool_calls.tools import checked
 
 PROMPT = "> "
 HELP = """\
@@ -34,6 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_prompt(parser, "-p", "--prompt", required=False, text="the only message")
     parser.add_argument("--system", metavar="TEXT", help="the system message (default: none)")
+    parser.add_argument(
+        "--tools",
+        metavar="FILE",
+        help="functions the model may call, a list in JSON as OpenAI's interface has it; you are "
+        "asked for what a call gives",
+    )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="more variables for the chat template, such as '{\"enable_thinking\": false}'",
+    )
     add_length(parser, 512)
     options.add_sampling(parser, recommended=True)
     options.add_engine(parser)
@@ -50,20 +68,40 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("--tokens: expected a whole conversation, so no --system beside it")
     if isinstance(prompt, str) and not prompt.strip():
         raise UsageError("expected a message, got an empty one")
-    settings = options.settings(args)
+    settings, asked = options.settings(args), _asked(args)
     with options.open_model(args, args.context) as model:
         advice = options.recommended(model.file.metadata, settings)
         settings.update(advice)  # type: ignore[typeddict-item]
         if prompt is None:
-            Conversation(model, settings, args.system).run(options.words(advice))
+            Conversation(model, settings, args.system, asked).run(options.words(advice))
         else:
             if isinstance(prompt, str):
-                asked = [*_system(args.system), {"role": "user", "content": prompt}]
-                prompt = model.chat_ids(asked)
-            completion = follow(model, prompt, settings)
+                messages = [*_system(args.system), {"role": "user", "content": prompt}]
+                chat = begun(model, ChatRequest(messages=messages, **asked))
+            else:
+                chat = Chat(model, prompt)
+            telling = Telling(chat)
+            completion = follow(model, chat.prompt, settings, telling.write)
+            telling.end()
             if completion.finish_reason == "interrupted":
                 raise KeyboardInterrupt(f"after {len(completion.token_ids)} tokens")
             report_speed(completion)
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What is asked of each answer beside messages."""
+    found: dict[str, Any] = {}
+    if args.tools is not None:
+        found["tools"] = read_json(options.read_text(args.tools), "--tools", list)
+        if not all(isinstance(tool, dict) for tool in found["tools"]):
+            raise UsageError("--tools: expected a list of functions")
+        checked(found["tools"], None, parallel=True)
+    if args.chat_template_kwargs is not None:
+        text = args.chat_template_kwargs
+        found["chat_template_kwargs"] = read_json(text, "--chat-template-kwargs", dict)
+    if args.tokens is not None and found:
+        raise UsageError("--tokens: expected a whole conversation, so nothing for its template")
+    return found
 
 
 def _system(text: str | None) -> list[dict[str, str]]:
@@ -73,8 +111,11 @@ def _system(text: str | None) -> list[dict[str, str]]:
 class Conversation:
     """Asks for messages and answers them; a turn that fails is taken back, and it goes on."""
 
-    def __init__(self, model: Model, settings: Settings, system: str | None = None) -> None:
+    def __init__(
+        self, model: Model, settings: Settings, system: str | None, asked: Mapping[str, Any]
+    ) -> None:
         self._model = model
+        self._asked = asked
         self._settings = settings
         self._system = system
         self._history = _system(system)
@@ -128,22 +169,34 @@ class Conversation:
             say(f"no such command: {visible(command, 40)}; /help lists them")
 
     def _turn(self, text: str) -> None:
-        asked = [*self._history, {"role": "user", "content": text}]
+        messages: list[dict[str, Any]] = [*self._history, {"role": "user", "content": text}]
         try:
-            answer = follow(self._model, self._model.chat_ids(asked), self._settings)
-        except KeyboardInterrupt:
+            while calls := self._answered(messages):
+                for call in calls:
+                    given = input(f"{visible(call.name, 40)} gives{PROMPT}")
+                    messages.append({"role": "tool", "tool_call_id": call.id, "content": given})
+        except (KeyboardInterrupt, EOFError):
             print()
             say("stopped before the first word; the message is taken back")
-            return
         except IsobitError as error:
             say(f"error: {error}; the message is taken back (/clear begins anew)")
-            return
-        self._last = answer
-        self._history = [*asked, {"role": "assistant", "content": answer.text}]
-        if answer.finish_reason == "interrupted":
+        else:
+            self._history = messages
+
+    def _answered(self, messages: list[dict[str, Any]]) -> list[Call]:
+        """Add an answer; the calls in it that wait for what they give."""
+        chat = begun(self._model, ChatRequest(messages=messages, **self._asked))
+        telling = Telling(chat)
+        self._last = done = follow(self._model, chat.prompt, self._settings, telling.write)
+        answer = telling.end()
+        messages.append(message(answer))
+        if done.finish_reason == "interrupted":
             say("stopped")
-        elif answer.finish_reason == "length":
-            say(answer.note or f"cut at {len(answer.token_ids)} tokens (-n); /stats, /help")
+        elif done.finish_reason == "length":
+            say(done.note or f"cut at {len(done.token_ids)} tokens (-n); /stats, /help")
+        else:
+            return [call for call in answer.calls if call.complete]
+        return []
 
 
 def _read() -> str:

@@ -135,6 +135,14 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+_VISIBLE = {c: repr(chr(c))[1:-1] for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
+
+
+def shown_as_is(text: str) -> str:
+    """Text of a model for a terminal, where control characters are commands: these escaped."""
+    return text.translate(_VISIBLE)
+
+
 def visible(text: str, limit: int = 80) -> str:
     """Text from a file on one line: control characters escaped, cut after ``limit`` characters."""
     cut = text if len(text) <= limit else text[:limit] + "…"

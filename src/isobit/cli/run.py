@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from isobit.cli import options, say
-from isobit.cli.output import busy, count
+from isobit.cli.output import busy, count, shown_as_is
 from isobit.errors import UsageError
 from isobit.runtime.generation import Completion, Settings, Stream
 from isobit.runtime.model import Model
 from isobit.verify.receipt import Recorder
-
-# Control characters of a text, made visible: on a terminal they are commands.
-_VISIBLE = {c: repr(chr(c))[1:-1] for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +172,7 @@ def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
                     write(piece, stream.token_ids[told:])
                     told = len(stream.token_ids)
             else:
-                sys.stdout.write(piece.translate(_VISIBLE) if terminal else piece)
+                sys.stdout.write(shown_as_is(piece) if terminal else piece)
                 sys.stdout.flush()
             piece = next(stream, None)
     except KeyboardInterrupt:

@@ -214,7 +214,9 @@ class _Split:
         if q is None:
             return False
         gives_columns = isinstance(op.operation, Attention)
-        return self._give(op, q.columns(op.inputs[0].shape.row[1]) if gives_columns else q)
+        sinks = [_columns(w, q.parts[self.rank]) for w in op.weights]
+        cut = q.columns(op.inputs[0].shape.row[1]) if gives_columns else q
+        return self._give(op, cut, weights=sinks)
 
     def _sigmoid_gate(self, op: Op, _: Cut | None) -> bool:
         x, gate = (self.cuts[v] for v in op.inputs)

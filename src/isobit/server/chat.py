@@ -13,7 +13,7 @@ from isobit.errors import UsageError
 from isobit.runtime.grammar import Constraint, Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.conversation import normalised, systems_first, unsaid
+from isobit.server.conversation import forms, normalised, unsaid
 from isobit.server.formats import asked_format
 from isobit.server.grammars import grammar_of
 from isobit.server.reading import AnswerReader, Reader, TextReader
@@ -21,7 +21,7 @@ from isobit.server.requests import ChatRequest, Common
 from isobit.server.thinking import TAGS, Thinking, found
 from isobit.server.tool_calls import plain
 from isobit.server.tool_calls.dialects import Dialect, dialect_of, knows
-from isobit.server.tool_calls.tools import Choice, checked
+from isobit.server.tool_calls.tools import Choice, checked, offered
 from isobit.text.template import ChatPrompt, template_of
 
 _TAIL = 1000  # characters of a prompt that say how it ends
@@ -38,13 +38,14 @@ class Chat:
     dialect: Dialect | None = None
     one_call: bool = False
 
-    def reader(self) -> Reader:
-        """For one choice."""
+    def reader(self, *, tokens: bool = True) -> Reader:
+        """For one choice. tokens: tags that are tokens are told from text that spells them."""
         if self.thinking is None and self.dialect is None:
             return TextReader()
         tags = set(self.dialect.tags if self.dialect else ())
         tags |= {self.thinking.opens, self.thinking.closes} if self.thinking else set()
-        special = {i: tag for tag, i in self.model.grammars.special.items() if tag in tags}
+        known = self.model.grammars.special if tokens else {}
+        special = {i: tag for tag, i in known.items() if tag in tags}
         return AnswerReader(special, self.thinking, self.dialect, one_call=self.one_call)
 
     def sampling(self, asked: Common) -> Sampling:
@@ -58,17 +59,28 @@ class Chat:
 
 async def prepared(model: Model, asked: ChatRequest) -> Chat:
     """Everything of it that can be refused is refused here: UsageError, naming the field."""
+    form, choice = asked_format(asked), _choice(asked)
+    chat = await asyncio.to_thread(begun, model, asked)
+    grammar = await grammar_of(model, form, chat.thinking, chat.dialect, choice)
+    return replace(chat, grammar=grammar)
+
+
+def begun(model: Model, asked: ChatRequest) -> Chat:
+    """The prompt and how its answer is read; what comes is not held to anything."""
     if asked.functions:
         raise UsageError("functions: expected tools in their place")
-    parallel = asked.parallel_tool_calls is not False
-    form, choice = asked_format(asked), checked(asked.tools, asked.tool_choice, parallel=parallel)
+    choice = _choice(asked)
     offers = choice.mode != "none"
     template = template_of(model.tokenizer.vocabulary, tools=offers)
     dialect = dialect_of(template, choice.tools) if offers else None
-    prompt = await asyncio.to_thread(_prompt, model, asked, template, choice)
+    prompt = _prompt(model, asked, template, choice)
     thinking = found(template, prompt.text[-_TAIL:])
-    grammar = await grammar_of(model, form, thinking, dialect, choice)
-    return Chat(model, prompt.ids, grammar, thinking, dialect, one_call=not parallel)
+    return Chat(model, prompt.ids, None, thinking, dialect, one_call=not choice.parallel)
+
+
+def _choice(asked: ChatRequest) -> Choice:
+    parallel = asked.parallel_tool_calls is not False
+    return checked(asked.tools, asked.tool_choice, parallel=parallel)
 
 
 async def held(model: Model, asked: Common) -> Chat:
@@ -77,14 +89,15 @@ async def held(model: Model, asked: Common) -> Chat:
 
 
 def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:
-    messages, tools = normalised(asked.messages), asked.tools if choice.mode != "none" else None
+    messages = normalised(asked.messages)
+    tools = offered(asked.tools or ()) if choice.mode != "none" else None
     if not knows(template, "tool_calls"):
         messages = plain.without_calls(messages)
     if tools and not knows(template, "tools"):
         messages, tools = plain.told(messages, choice.tools), None
     closes = next((closes for _, closes in TAGS if closes in template), "")
     refusal: UsageError | None = None
-    for each in filter(None, (messages, systems_first(messages))):
+    for each in forms(messages):
         try:
             prompt = model.chat_prompt(each, tools=tools, chat_template_kwargs=asked.variables)
         except UsageError as error:

@@ -91,6 +91,32 @@ def systems_first(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | 
     return [messages[0] | {"content": content}, *messages[n:]]
 
 
+def one_thing_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Answers with a text and calls as several with one of these; None if there is none.
+
+    For templates, Llama 3's among them, that write no more than one thing of an answer.
+    """
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        calls = message.get("tool_calls", [])
+        bare = {key: value for key, value in message.items() if key != "tool_calls"}
+        if message["content"] or not calls:
+            found.append(bare)
+        found += [bare | {"content": "", "tool_calls": [call]} for call in calls]
+    return found if len(found) > len(messages) else None
+
+
+def forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Messages, and what says the same to templates that cannot write them."""
+    yield messages
+    merged = systems_first(messages)
+    if merged is not None:
+        yield merged
+    for each in (merged, messages):
+        if each is not None and (apart := one_thing_each(each)) is not None:
+            yield apart
+
+
 def unsaid(messages: Sequence[Mapping[str, Any]], prompt: str, closes: str = "") -> int | None:
     """The first message of which a text is not in the prompt.
 

@@ -17,7 +17,19 @@ from isobit.backends.base import F32
 from isobit.errors import UsageError
 from isobit.model.graph import Op
 from isobit.numerics import Weight, exp
-from isobit.numerics.ops import Array, Arrays, Context, ExpertMatMul, RmsNorm, TopK, UnpackCache
+from isobit.numerics.attention import visible
+from isobit.numerics.ops import (
+    Array,
+    Arrays,
+    Attention,
+    AttentionScores,
+    AttentionSoftmax,
+    Context,
+    ExpertMatMul,
+    RmsNorm,
+    TopK,
+    UnpackCache,
+)
 from isobit.numerics.ops.attention import masked
 from isobit.verify.arithmetic import SpecArithmetic
 
@@ -82,9 +94,9 @@ class ReversedArithmetic:
             "matmul": self._matmul,
             "expert_matmul": self._expert_matmul,
             "rms_norm": _rms_norm,
-            "attention_scores": lambda _, x: (_scores(*x),),
-            "attention_softmax": lambda _, x: (_softmax(*x),),
-            "attention": lambda _, x: (_attention(*x),),
+            "attention_scores": lambda op, x: (_scores(op, *x),),
+            "attention_softmax": lambda op, x: (_softmax(op, *x),),
+            "attention": lambda op, x: (_attention(op, *x),),
             "top_k": _top_k,
             "combine": lambda _, x: (_sum((x[0][..., None] * x[1]).swapaxes(1, 2)),),
         }
@@ -115,24 +127,35 @@ def _rms_norm(op: Op, inputs: Sequence[Array]) -> Arrays:
     return ((x * r[..., None]) * op.weights[0].float32(),)
 
 
-def _scores(q: Array, keys: Array, positions: Array) -> Array:
+_Attends = AttentionScores | AttentionSoftmax | Attention
+
+
+def _scores(op: Op, q: Array, keys: Array, positions: Array) -> Array:
     group = q.shape[1] // keys.shape[1]
     out: Array = np.zeros((*q.shape[:2], len(keys)), np.float32)
     for i in reversed(range(q.shape[2])):
         out += q[:, :, None, i] * keys[:, :, i].T.repeat(group, axis=0)
-    return masked(out * np.float32(1 / np.sqrt(q.shape[2])), positions)
+    window = cast(_Attends, op.operation).window
+    return masked(out * np.float32(1 / np.sqrt(q.shape[2])), positions, window)
 
 
-def _softmax(scores: Array, positions: Array) -> Array:
-    seen = (np.arange(scores.shape[2]) <= positions[:, None])[:, None]
+def _softmax(op: Op, scores: Array, positions: Array) -> Array:
+    window = cast(_Attends, op.operation).window
+    seen = visible(np.arange(scores.shape[2]), positions, window)[:, None]
     top = np.where(seen, scores, np.float32(-np.inf)).max(axis=-1, keepdims=True)
+    sinks = [w.float32()[:, None] for w in op.weights]
+    for sink in sinks:
+        top = np.maximum(top, sink)
     p: F32 = np.where(seen, exp(scores - top), np.float32(0))
-    out: F32 = p / _sum(p)[..., None]
+    total = _sum(p)[..., None]
+    for sink in sinks:
+        total = exp(sink - top) + total
+    out: F32 = p / total
     return out
 
 
-def _attention(q: Array, keys: Array, values: Array, positions: Array) -> Array:
-    p = _softmax(_scores(q, keys, positions), positions)
+def _attention(op: Op, q: Array, keys: Array, values: Array, positions: Array) -> Array:
+    p = _softmax(op, _scores(op, q, keys, positions), positions)
     group = q.shape[1] // keys.shape[1]
     out: F32 = np.zeros(q.shape, np.float32)
     for j in reversed(range(len(keys))):

@@ -103,6 +103,8 @@ class Ops:
         v: _Array,
         dv: _Array,
         scale: float,
+        window: int,
+        sink: _Array,
         out: _Array,
         /,
     ) -> None: ...

@@ -115,7 +115,7 @@ public:
 
     void attention(Input_<float, 2> q, Input_<int32_t, 1> positions, Input_<int16_t, 2> k,
                    Input_<float, 1> dk, Input_<int16_t, 2> v, Input_<float, 1> dv, float scale,
-                   Array<float, 2> out) {
+                   int window, Input_<float, 1> sink, Array<float, 2> out) {
         const int T = (int)q.shape(0), D = (int)q.shape(1), n = (int)k.shape(0);
         require(D % 2 == 0 && D <= MAX_HEAD_DIM && k.shape(1) == (size_t)D && same(k, v) &&
                     dk.shape(0) == (size_t)n && dv.shape(0) == (size_t)n && same(q, out) &&
@@ -140,7 +140,9 @@ public:
             float d;
             int16_t* at = &integers[(size_t)t * layout.padded];
             kernels_.quantise_head(q.data() + (size_t)t * D, D, at, &d);
-            queries[t] = {at, d * scale, positions.data()[t], out.data() + (size_t)t * D};
+            const int position = positions.data()[t], beyond = window ? position - window + 1 : 0;
+            queries[t] = {at, d * scale, std::max(beyond, 0), position,
+                          sink.size() ? sink.data() : nullptr, out.data() + (size_t)t * D};
         });
         const Pages pages = {base, layout.bytes, table.data()};
         each((T + QUERY_BLOCK - 1) / QUERY_BLOCK, [&](int i) {

@@ -82,10 +82,13 @@ class CpuOps:
         dk: F32,
         v: NDArray[np.int16],
         dv: F32,
+        window: int | None = None,
+        sink: np.float32 | None = None,
     ) -> F32:
         """One query head over one key-value head of one sequence."""
-        scale = float(attention_scale(q.shape[1]))
-        return self._run("attention", (q.shape,), q, positions, k, dk, v, dv, scale)
+        sinks = np.array([] if sink is None else [sink], np.float32)
+        more = float(attention_scale(q.shape[1])), window or 0, sinks
+        return self._run("attention", (q.shape,), q, positions, k, dk, v, dv, *more)
 
     def experts(
         self, gate: Weight, up: Weight, down: Weight, x: F32, ids: I32, planes: int

@@ -6,6 +6,11 @@
 
 const TILE = 64u;
 
+// The first position that a query sees through a window of so many, its own among them; 0: no window.
+fn first_seen(position: u32, window: u32) -> u32 {
+  return select(0u, position + 1u - window, window != 0u && position >= window);
+}
+
 fn record(page: u32, heads: u32, head: u32, words: u32) -> u32 {
   return (page * heads + head) * (256u * words + 2u * TILE);
 }

@@ -163,6 +163,8 @@ class Lowering:
         self.matrices: list[Matrix] = []
         self.norms: dict[Weight, int] = {}
         """Vectors of the model, and where in ``vectors`` they begin."""
+        self.own: dict[Weight, Slot] = {}
+        """Weights whose values have a buffer of their own."""
         self.caches: dict[Value, Cache] = {}
         self.recurrent = False
         """Whether something has a state of each sequence."""
@@ -284,6 +286,12 @@ class Lowering:
         """Matrices that share their input, joined along their rows; loaded once memory is there."""
         self.matrices.append(Matrix(tuple(weights)))
         return self.matrices[-1]
+
+    def values(self, weight: Weight) -> Slot:
+        """A buffer of a weight's values, for what is larger than a vector."""
+        slot = self._slot(weight.name, prod(weight.shape), BATCH)
+        self.own[weight] = slot
+        return slot
 
     def vector(self, weight: Weight) -> int:
         """Where in ``vectors`` a vector begins."""

@@ -63,6 +63,9 @@ class Plan:
             size = 4 * slot.words
             what = f"{slot.name}: {engine.max_sequences} sequences × {size} bytes"
             _check(engine.max_sequences * size, binding, what, "use fewer sequences")
+        for slot in g.own.values():
+            what = f"{slot.name}: {slot.words} × 4 bytes"
+            _check(4 * slot.words, binding, what, "the model is too wide")
         tile = max((4 * s.words for s in of[TILES]), default=4)
         what = f"attention: {tiles} tiles × {tile} bytes"
         _check(tiles * tile, binding, what, "use a smaller context")
@@ -99,6 +102,8 @@ class Plan:
             device.write(
                 g.vectors.buffer, np.concatenate([w.float32().reshape(-1) for w in g.norms])
             )
+        for weight, slot in g.own.items():
+            device.write(slot.buffer, weight.float32())
         for matrix in g.matrices:
             matrix.load(device)
 

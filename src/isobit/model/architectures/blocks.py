@@ -1,5 +1,6 @@
 """What architectures have in common: parts of a layer, written with a builder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,12 +100,21 @@ def rotated_heads(
     return p.g.one(name, Rope(table), normed, p.g.positions)
 
 
-def attention(g: Builder, q: Value, k: Value, v: Value) -> Value:
-    """Attention over what the sequence has appended."""
+def attention(
+    g: Builder,
+    q: Value,
+    k: Value,
+    v: Value,
+    *,
+    window: int | None = None,
+    sinks: Sequence[Weight] = (),
+) -> Value:
+    """Attention over what the sequence has appended, or over its last ``window`` tokens."""
     keys, values = g.add(None, Append(), k, v)
-    scores = g.one("attn_scores", AttentionScores(), q, keys, g.positions, on_request=True)
-    g.one("attn_softmax", AttentionSoftmax(), scores, g.positions, on_request=True)
-    return g.one("attention", Attention(), q, keys, values, g.positions)
+    scores = g.one("attn_scores", AttentionScores(window), q, keys, g.positions, on_request=True)
+    softmax = AttentionSoftmax(window)
+    g.one("attn_softmax", softmax, scores, g.positions, weights=sinks, on_request=True)
+    return g.one("attention", Attention(window), q, keys, values, g.positions, weights=sinks)
 
 
 def dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:

@@ -25,11 +25,14 @@ def check(
     *,
     rope_keys: frozenset[str] = frozenset(),
     scaled: bool = False,
+    windows: bool = False,
+    gating: int = 1,
 ) -> None:
     """Refuse hyper-parameters that do not fit together, and keys that are not implemented.
 
-    ``rope_keys``: what an architecture knows besides those that every one does. ``scaled``: it has
-    read the scaling of RoPE.
+    ``rope_keys``: what an architecture knows besides those that every one does. ``scaled``,
+    ``windows``: it has read the scaling of RoPE, the sliding window. ``gating``: the router's
+    function as the key has it, softmax by default.
     """
     arch = c.architecture
     if c.n_heads % c.n_kv_heads:
@@ -61,6 +64,8 @@ def check(
         expected = f"{c.vocab} tokens, as many as token_embd.weight has rows"
         raise r.refusal("tokenizer.ggml.tokens", expected, len(tokens))
     r.only(f"{arch}.attention.causal", True)
-    r.only(f"{arch}.attention.sliding_window", 0)
-    r.only(f"{arch}.expert_gating_func", 1)  # softmax
+    if not windows:
+        r.only(f"{arch}.attention.sliding_window", 0)
+    r.only(f"{arch}.attention.sliding_window_pattern", 2)
+    r.only(f"{arch}.expert_gating_func", gating)
     r.only(f"{arch}.leading_dense_block_count", 0)

@@ -22,10 +22,12 @@ from isobit.numerics.ops.base import (
 )
 from isobit.numerics.ops.bias import Bias
 from isobit.numerics.ops.causal_conv import CausalConv
+from isobit.numerics.ops.clamped_gate import ClampedGate
 from isobit.numerics.ops.columns import Columns
 from isobit.numerics.ops.combine import Combine
 from isobit.numerics.ops.decay import Decay
 from isobit.numerics.ops.embedding import Embedding
+from isobit.numerics.ops.expert_bias import ExpertBias
 from isobit.numerics.ops.gated_add import GatedAdd
 from isobit.numerics.ops.gated_delta import GatedDelta
 from isobit.numerics.ops.gather import Gather
@@ -55,12 +57,14 @@ __all__ = [
     "AttentionSoftmax",
     "Bias",
     "CausalConv",
+    "ClampedGate",
     "Columns",
     "Combine",
     "Context",
     "Decay",
     "Embedding",
     "Exchange",
+    "ExpertBias",
     "ExpertMatMul",
     "GatedAdd",
     "GatedDelta",

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.numerics.attention import attention, attention_scores, attention_softmax
+from isobit.numerics.attention import attention, attention_scores, attention_softmax, visible
 from isobit.numerics.fixed import quantise
 from isobit.numerics.matmul import Weight
-from isobit.numerics.ops.base import HISTORY, Array, Arrays, Context, Operation, Shape
+from isobit.numerics.ops.base import (
+    HISTORY,
+    Array,
+    Arrays,
+    Context,
+    Operation,
+    Shape,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,13 @@ class Append(Operation):
 
 @dataclass(frozen=True)
 class AttentionScores(Operation):
-    """q [T, H, size], keys [N, G, size], positions int32 [T]: scores [T, H, N], 0 beyond positions.
+    """q [T, H, size], keys [N, G, size], positions int32 [T]: scores [T, H, N], 0 beyond positions
+    and before the window.
 
     A definition for traces and ablations; attention does not read it.
     """
 
+    window: int | None = None
     kind = "attention_scores"
     per_sequence = True
 
@@ -49,7 +59,7 @@ class AttentionScores(Operation):
         for h in range(q.shape[1]):
             k_h, dk_h = _head(k, h // group), dk[:, h // group]
             out.append(attention_scores(np.ascontiguousarray(q[:, h]), k_h, dk_h))
-        return (masked(np.stack(out, axis=1), positions),)
+        return (masked(np.stack(out, axis=1), positions, self.window),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
@@ -57,14 +67,15 @@ class AttentionScores(Operation):
         out = np.empty((*q.shape[:2], len(keys)))
         for h, k in _float64_heads(q, keys):
             out[:, h] = q[:, h].astype(np.float64) @ k.T / np.sqrt(q.shape[2])
-        return (masked(out, positions),)
+        return (masked(out, positions, self.window),)
 
 
 @dataclass(frozen=True)
 class AttentionSoftmax(Operation):
-    """Scores [T, H, N] and positions int32 [T]: their softmax, 0 beyond positions. A definition for
-    traces and ablations."""
+    """Scores [T, H, N] and positions int32 [T]: their softmax, 0 where they are; the weight [H], if
+    there is one, are sinks. A definition for traces and ablations."""
 
+    window: int | None = None
     kind = "attention_softmax"
     per_sequence = True
 
@@ -75,21 +86,31 @@ class AttentionSoftmax(Operation):
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         scores, positions = inputs
-        heads = range(scores.shape[1])
-        return (np.stack([attention_softmax(scores[:, h], positions) for h in heads], axis=1),)
+        sinks = sinks_of(weights, scores.shape[1])
+        maps = [
+            attention_softmax(scores[:, h], positions, self.window, sink)
+            for h, sink in enumerate(sinks)
+        ]
+        return (np.stack(maps, axis=1),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         scores, positions = inputs
-        seen = np.arange(scores.shape[2]) <= positions[:, None]
-        return (softmax(np.where(seen[:, None], scores.astype(np.float64), -np.inf)),)
+        sinks = sinks_of(weights, scores.shape[1])
+        maps = [
+            _softmax_float64(scores[:, h], positions, self.window, sink)
+            for h, sink in enumerate(sinks)
+        ]
+        return (np.stack(maps, axis=1),)
 
 
 @dataclass(frozen=True)
 class Attention(Operation):
     """q [T, H, size], keys and values [N, G, size], positions int32 [T]: [T, H * size], heads side
-    by side."""
+    by side. ``window``: how many positions a query sees, its own among them; None: all up to it.
+    The weight [H], if there is one: sinks, which join the softmax without a value."""
 
+    window: int | None = None
     kind = "attention"
     per_sequence = True
 
@@ -98,6 +119,8 @@ class Attention(Operation):
         q, keys, values, _ = inputs
         if q.row[0] % keys.row[0] or q.row[1] != keys.row[1]:
             raise ValueError(f"query heads {q.row}: expected a multiple of {keys.row}")
+        for w in weights:
+            require(f"length of {w.name}", w.shape, q.row[:1])
         return (Shape((q.row[0] * values.row[1],), q.rows),)
 
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
@@ -107,7 +130,7 @@ class Attention(Operation):
         v, dv = quantise(np.ascontiguousarray(values), planes=2)
         group = q.shape[1] // keys.shape[1]
         out = np.empty_like(q)
-        for h in range(q.shape[1]):
+        for h, sink in enumerate(sinks_of(weights, q.shape[1])):
             g = h // group
             out[:, h] = attention(
                 np.ascontiguousarray(q[:, h]),
@@ -116,6 +139,8 @@ class Attention(Operation):
                 dk[:, g],
                 _head(v, g),
                 dv[:, g],
+                self.window,
+                sink,
             )
         return (out.reshape(len(out), -1),)
 
@@ -123,17 +148,22 @@ class Attention(Operation):
         """Head by head, to bound the memory."""
         q, keys, values, positions = inputs
         out = np.empty(q.shape)
+        sinks = sinks_of(weights, q.shape[1])
         for h, k in _float64_heads(q, keys):
-            one = q[:, h : h + 1], k[:, None], positions
-            (scores,) = AttentionScores().float64(run, (), *one)
-            (s,) = AttentionSoftmax().float64(run, (), scores, positions)
-            out[:, h] = s[:, 0] @ values[:, h * keys.shape[1] // q.shape[1]].astype(np.float64)
+            scores = q[:, h].astype(np.float64) @ k.T / np.sqrt(q.shape[2])
+            s = _softmax_float64(scores, positions, self.window, sinks[h])
+            out[:, h] = s @ values[:, h * keys.shape[1] // q.shape[1]].astype(np.float64)
         return (out.reshape(len(out), -1),)
 
 
-def masked(maps: Array, positions: Array) -> Array:
-    """Attention maps [T, H, N] with 0 beyond each token's position."""
-    seen = np.arange(maps.shape[2]) <= positions[:, None]
+def sinks_of(weights: Sequence[Weight], heads: int) -> Sequence[np.float32 | None]:
+    """The sink of each head, if there are any."""
+    return list(weights[0].float32()) if weights else [None] * heads
+
+
+def masked(maps: Array, positions: Array, window: int | None) -> Array:
+    """Attention maps [T, H, N] with 0 for the keys that a token does not see."""
+    seen = visible(np.arange(maps.shape[2]), positions, window)
     return np.where(seen[:, None], maps, maps.dtype.type(0))
 
 
@@ -142,6 +172,18 @@ def softmax(x: Array) -> NDArray[np.float64]:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     out: NDArray[np.float64] = e / e.sum(axis=-1, keepdims=True)
     return out
+
+
+def _softmax_float64(
+    scores: Array, positions: Array, window: int | None, sink: np.float32 | None
+) -> NDArray[np.float64]:
+    """Softmax of a head's scores [T, N] over the keys that each token sees, and its sink."""
+    x = np.full((len(scores), scores.shape[1] + 1), -np.inf)
+    seen = visible(np.arange(scores.shape[1]), positions, window)
+    x[:, :-1] = np.where(seen, scores.astype(np.float64), -np.inf)
+    if sink is not None:
+        x[:, -1] = sink
+    return softmax(x)[:, :-1]
 
 
 def _head(k: Array, head: int) -> NDArray[np.int16]:

@@ -20,11 +20,15 @@ What it gave follows between <tool_response> and </tool_response>."""
 def told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """Messages of which the first tells of the tools; their contents are texts."""
     first, *others = [dict(message) for message in messages]
-    described = "\n".join(dumped({"name": t.name, "parameters": dict(t.parameters)}) for t in tools)
-    text = _TOLD.format(tools=described)
+    text = _TOLD.format(tools="\n".join(map(_described, tools)))
     said = first.get("content") or ""
     parts = [said, text] if first["role"] == "system" else [text, said]
     return [first | {"content": "\n\n".join(filter(None, parts))}, *others]
+
+
+def _described(tool: Tool) -> str:
+    about = {"description": tool.description} if tool.description else {}
+    return dumped({"name": tool.name, **about, "parameters": dict(tool.parameters)})
 
 
 def without_calls(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ class Tool:
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """The JSON schema of its arguments, an object's."""
+    description: str = ""
     strict: bool = False
     """Whether what cannot be enforced of the schema is refused."""
 
@@ -69,6 +70,24 @@ def checked(tools: Sequence[Mapping[str, Any]] | None, choice: object, *, parall
     return replace(every, mode="required")
 
 
+def offered(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools as templates know them."""
+    bare: dict[str, Any] = {"parameters": {"type": "object", "properties": {}}}
+    functions = [tool.get("function", tool) for tool in tools]
+    return [
+        {
+            "type": "function",
+            "function": bare
+            | {
+                key: value
+                for key, value in function.items()
+                if value is not None and key not in ("strict", "type")
+            },
+        }
+        for function in functions
+    ]
+
+
 def _tool(tool: Mapping[str, Any], where: str) -> Tool:
     kind = tool.get("type", "function")
     if kind != "function":
@@ -82,7 +101,10 @@ def _tool(tool: Mapping[str, Any], where: str) -> Tool:
     parameters = function.get("parameters")
     if not isinstance(parameters, Mapping | None):
         raise UsageError(f"{where}: expected parameters to be a schema, got {parameters!r:.80}")
-    return Tool(name, parameters or {}, strict=function.get("strict") is True)
+    description = function.get("description") or ""
+    if not isinstance(description, str):
+        raise UsageError(f"{where}: expected a description as text, got {description!r:.80}")
+    return Tool(name, parameters or {}, description, strict=function.get("strict") is True)
 
 
 def _named(every: Choice, choice: Mapping[str, Any]) -> Choice:

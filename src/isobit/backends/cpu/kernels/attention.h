@@ -48,13 +48,14 @@ struct Softmax {
     float o[MAX_HEAD_DIM];
 };
 
-// Scores to integers P over one tile's keys: sets m_t, l_t, and g, the scale of P.
-FN void weigh(const float* s, const float* dv, int seen, float* m, float* l, int16_t* P, float* g) {
-    float top = s[0];
-    for (int j = 1; j < seen; ++j) top = s[j] > top ? s[j] : top;
+// Scores to integers P over a tile's keys begin ... end - 1: sets m_t, l_t, and g, the scale of P.
+FN void weigh(const float* s, const float* dv, int begin, int end, float* m, float* l, int16_t* P,
+              float* g) {
+    float top = s[begin];
+    for (int j = begin + 1; j < end; ++j) top = s[j] > top ? s[j] : top;
     float p[TILE] = {}, weighted[TILE] = {};
-    for (int j = 0; j < seen; ++j) p[j] = isobit::exp(s[j] - top);
-    for (int j = 0; j < seen; ++j) weighted[j] = p[j] * dv[j];
+    for (int j = begin; j < end; ++j) p[j] = isobit::exp(s[j] - top);
+    for (int j = begin; j < end; ++j) weighted[j] = p[j] * dv[j];
     *m = top;
     *g = quantise_block(weighted, TILE, 2, P);
     *l = Lanes256::tree64(p);
@@ -74,17 +75,25 @@ FN void merge(Softmax& a, float m, float l, const float* o, int n, bool first) {
     a.m = top;
 }
 
+FN void merge_sink(Softmax& a, float sink, int n) {
+    const float top = sink > a.m ? sink : a.m;
+    const float x = isobit::exp(a.m - top);
+    a.l = a.l * x + isobit::exp(sink - top);
+    for (int i = 0; i < n; ++i) a.o[i] = a.o[i] * x;
+}
+
 template <int N>
 void attend(const PageLayout& layout, const Pages& pages, const Query* queries) {
     Softmax state[N];
-    int last = 0;
+    int first = queries[0].first, last = 0;
     const int16_t* q[N];
     for (int n = 0; n < N; ++n) {
         q[n] = queries[n].q;
+        if (queries[n].first < first) first = queries[n].first;
         if (queries[n].position > last) last = queries[n].position;
     }
     const int steps = (layout.head_dim + 1) / 2;
-    for (int t = 0; t <= last / TILE; ++t) {
+    for (int t = first / TILE; t <= last / TILE; ++t) {
         uint8_t* page = pages.base + pages.table[t] * pages.stride;
         const int present = last - t * TILE + 1 < TILE ? last - t * TILE + 1 : TILE;
         alignas(64) float s[N][TILE];
@@ -100,11 +109,12 @@ void attend(const PageLayout& layout, const Pages& pages, const Query* queries) 
         const int16_t* weights[N];
         float m[N] = {}, l[N] = {}, g[N] = {};
         for (int n = 0; n < N; ++n) {
-            int seen = queries[n].position - t * TILE + 1;
-            seen = seen < TILE ? seen : TILE;
+            int begin = queries[n].first - t * TILE, end = queries[n].position - t * TILE + 1;
+            begin = begin > 0 ? begin : 0;
+            end = end < TILE ? end : TILE;
             weights[n] = P[n];
-            if (seen > 0)
-                weigh(s[n], page_dv(page), seen, &m[n], &l[n], P[n], &g[n]);
+            if (begin < end)
+                weigh(s[n], page_dv(page), begin, end, &m[n], &l[n], P[n], &g[n]);
             else
                 memset(P[n], 0, sizeof P[n]);
         }
@@ -119,10 +129,11 @@ void attend(const PageLayout& layout, const Pages& pages, const Query* queries) 
             }
         }
         for (int n = 0; n < N; ++n)
-            if (queries[n].position >= t * TILE)
-                merge(state[n], m[n], l[n], o[n], layout.head_dim, t == 0);
+            if (queries[n].position / TILE >= t && queries[n].first / TILE <= t)
+                merge(state[n], m[n], l[n], o[n], layout.head_dim, t == queries[n].first / TILE);
     }
     for (int n = 0; n < N; ++n) {
+        if (queries[n].sink) merge_sink(state[n], *queries[n].sink, layout.head_dim);
         float r = 1.0f / state[n].l;
         for (int i = 0; i < layout.head_dim; ++i) queries[n].out[i] = state[n].o[i] * r;
     }

@@ -76,7 +76,8 @@ FN int16_t* page_v(const PageLayout& p, uint8_t* page) { return page_k(page) + T
 struct Query {
     const int16_t* q;  // padded with zeros to PageLayout::padded
     float d;           // times attention_scale(head_dim)
-    int position;
+    int first, position;  // it sees the keys from first to its position
+    const float* sink;    // what joins the softmax without a value; may be null
     float* out;  // head_dim values
 };
 
@@ -106,6 +107,8 @@ struct Kernels {
     void (*rope)(const float* x, const float* cos, const float* sin, int n, float* y);
     void (*exp)(const float* x, int n, float* y);
     void (*silu_gate)(const float* gate, const float* up, int n, float* y);
+    void (*clamped_gate)(const float* gate, const float* up, int n, float limit, float factor,
+                         float* y);
     void (*add)(const float* x, const float* y, int n, float* out);
     void (*top_k)(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
                   float* p);

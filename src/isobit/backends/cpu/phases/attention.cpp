@@ -1,5 +1,5 @@
 // attention: in: queries in their quantised form; out: [tokens, heads * head_dim]; integers: the cache,
-// query heads.
+// query heads, the window (0: all positions); vectors: each head's sink, if there are any.
 
 #include <algorithm>
 
@@ -15,6 +15,8 @@ static void attention(const Phase& phase, Pass& pass, int) {
     const Cache& cache = pass.cache(op.integers[0]);
     const int H = op.integers[1], G = cache.heads, T = b.n_tokens, group = H / G;
     const int D = cache.layout.head_dim, padded = cache.layout.padded;
+    const int window = op.integers[2];
+    const float* sinks = op.vectors.empty() ? nullptr : op.vectors[0];
     const Slot& q = pass.slot(op.in[0]);
     auto blocks = [&](int tokens) {
         return (tokens * group + QUERY_BLOCK - 1) / QUERY_BLOCK * G;
@@ -36,7 +38,9 @@ static void attention(const Phase& phase, Pass& pass, int) {
         for (int j = i / G * QUERY_BLOCK; j < n && count < QUERY_BLOCK; ++j) {
             const int t = first + j / group, h = g * group + j % group;
             const size_t at = (size_t)t * H + h;
-            queries[count++] = {&q.query[at * padded], q.query_scale[at], b.positions[t],
+            const int position = b.positions[t], beyond = window ? position - window + 1 : 0;
+            queries[count++] = {&q.query[at * padded], q.query_scale[at], std::max(beyond, 0),
+                                position, sinks ? sinks + h : nullptr,
                                 pass.at(op.out[0], 0, t, 0) + h * D};
         }
         const Pages pages = {pass.page(cache, 0, g), G * cache.layout.bytes,

@@ -7,6 +7,7 @@ from isobit.backends.wgpu.layout import superblocks
 from isobit.backends.wgpu.lowering import TILES, Lowering, Pass
 from isobit.backends.wgpu.ops.append import queries
 from isobit.model.graph import Op
+from isobit.numerics.ops import Attention
 
 
 def supports(op: Op) -> str | None:
@@ -17,7 +18,10 @@ def supports(op: Op) -> str | None:
 
 def lower(g: Lowering, op: Op) -> None:
     """As many tokens at a time as their tiles have room."""
+    assert isinstance(op.operation, Attention)
     (y,), (q, keys, _, _) = op.outputs, op.inputs
+    window = op.operation.window or 0
+    sinks_at = g.vector(op.weights[0]) + 1 if op.weights else 0
     n_heads, size = q.shape.row
     cache = g.caches[keys]
     asked = queries(g, q)
@@ -35,17 +39,17 @@ def lower(g: Lowering, op: Op) -> None:
                     (asked, g.batch, part.buffer, partial),
                     (
                         *(n_heads, cache.kv_heads, size, part.first, part.heads),
-                        *(first, p.tiles, at.tables, at.pages),
+                        *(first, p.tiles, at.tables, at.pages, window),
                     ),
                     (part.heads * each, p.tiles, some),
                     (g.device.dot, "reduce", "cache"),
                 )
             yield g.step(
                 "ops/attention_merge",
-                (partial, g.batch, result, acts),
-                (n_heads, size, first, p.tiles),
+                (partial, g.batch, g.vectors, result, acts),
+                (n_heads, size, first, p.tiles, window, sinks_at),
                 (superblocks(n_heads * size), some),
-                ("reduce", "quantise"),
+                ("reduce", "cache", "quantise"),
                 PLANES=g.planes,
             )
 

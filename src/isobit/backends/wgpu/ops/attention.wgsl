@@ -11,6 +11,7 @@ struct Params {
   tiles: u32,  // that `partial` has room for, of each head
   table_at: u32,  // in `batch`: where each token's page table is, less pages_at
   pages_at: u32,
+  window: u32,  // positions that a query sees, its own among them; 0: all up to it
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> queries: array<u32>;
@@ -59,9 +60,11 @@ fn attention(
   let tile = group.y;
   let token = p.token + group.z;
   let position = batch[token];
-  if (TILE * tile > position) { return; }
+  let first = first_seen(position, p.window);
+  if (TILE * tile > position || tile < first / TILE) { return; }
   let key = lane % TILE;
-  let seen = lane < TILE && key <= position - TILE * tile;
+  let at_key = TILE * tile + key;
+  let seen = lane < TILE && at_key <= position && at_key >= first;
   let page = batch[p.pages_at + batch[p.table_at + token] + tile];
   let words = (p.head_dim + 3u) / 4u;
   let at = record(page, p.heads, group.x / shared_by, words);

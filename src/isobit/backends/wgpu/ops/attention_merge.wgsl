@@ -1,17 +1,20 @@
 // The tiles of a query head merged in ascending order, and their quantisation (docs/numerics.md,
-// sections 3 and 6). Needs scalar, reduce and quantise.
+// sections 3 and 6). Needs scalar, reduce, cache and quantise.
 
 struct Params {
   n_heads: u32,
   head_dim: u32,
   token: u32,  // the first of this dispatch
   tiles: u32,  // that `partial` has room for, of each head
+  window: u32,  // positions that a query sees, its own among them; 0: all up to it
+  sinks_at: u32,  // in `vectors`: one a head, + 1; 0: none
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> partial: array<u32>;
 @group(0) @binding(3) var<storage, read> batch: array<u32>;
-@group(0) @binding(4) var<storage, read_write> result: array<u32>;  // [tokens, n_heads * head_dim]
-@group(0) @binding(5) var<storage, read_write> acts: array<u32>;
+@group(0) @binding(4) var<storage, read> vectors: array<u32>;
+@group(0) @binding(5) var<storage, read_write> result: array<u32>;  // [tokens, n_heads * head_dim]
+@group(0) @binding(6) var<storage, read_write> acts: array<u32>;
 
 struct Tile { o: real, m: real, l: real }
 fn tile_of(at: u32, c: u32) -> Tile {
@@ -27,12 +30,14 @@ fn attention_merge(
   let token = p.token + group.y;
   let width = p.n_heads * p.head_dim;
   let column = 256u * group.x + lane;
-  let tiles = batch[token] / 64u + 1u;
   var value = 0u;
   if (column < width) {
     let stride = p.head_dim + 2u;
     let c = column % p.head_dim;
-    let first = (group.y * p.n_heads + column / p.head_dim) * p.tiles * stride;
+    let head = column / p.head_dim;
+    let begin = first_seen(batch[token], p.window) / TILE;
+    let first = ((group.y * p.n_heads + head) * p.tiles + begin) * stride;
+    let tiles = batch[token] / TILE + 1u - begin;
     var o = partial[first + c];
     var m = partial[first + p.head_dim];
     var l = partial[first + p.head_dim + 1u];
@@ -47,6 +52,13 @@ fn attention_merge(
       l = add_normal(mul_normal(l, a), mul_normal(tile.l, b));
       o = dot2(o, a, tile.o, b);
       m = top;
+    }
+    if (p.sinks_at != 0u) {
+      let sink = vectors[p.sinks_at - 1u + head];
+      let top = maximum(m, sink);
+      let a = exp_real(sub_normal(m, top));
+      l = add(mul(l, a), exp_real(sub_normal(sink, top)));
+      o = mul(o, a);
     }
     value = mul(o, div(ONE, l));
     result[token * width + column] = value;

@@ -1,0 +1,113 @@
+"""gpt-oss: grouped-query attention with biases and sinks, in every second layer over a sliding
+window; then a mixture of experts with biases and a clamped SwiGLU."""
+
+from dataclasses import dataclass
+
+from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.model.architectures import blocks
+from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.checks import check
+from isobit.model.architectures.scaling import rope_scaling
+from isobit.model.graph import Builder, Graph, Value
+from isobit.model.tensors import Tensors
+from isobit.numerics import RopeTable
+from isobit.numerics.ops import (
+    Add,
+    ClampedGate,
+    Combine,
+    ExpertBias,
+    ExpertMatMul,
+    Heads,
+    Rope,
+    TopK,
+)
+
+_LIMIT, _FACTOR = 7.0, 1.702
+"""Of the clamped SwiGLU; no key of the file says them."""
+
+
+@dataclass(frozen=True)
+class Config(ModelConfig):
+    """What a file says besides what every transformer has."""
+
+    rope: RopeTable
+    windows: tuple[int | None, ...]
+    """How many positions a layer's attention sees, for each layer; None: all."""
+
+
+def config(r: Metadata, vocab: int) -> Config:
+    """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
+    not implemented."""
+    arch = r.text("general.architecture")
+    layers = r.count(f"{arch}.block_count", 1, 4096)
+    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
+    head_dim = r.count(f"{arch}.attention.key_length", 2, 512)
+    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12)
+    window = r.count(f"{arch}.attention.sliding_window", 1, MOST_POSITIONS)
+    c = Config(
+        architecture=arch,
+        n_layers=layers,
+        hidden=r.count(f"{arch}.embedding_length", 1, 1 << 20),
+        n_heads=heads,
+        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
+        head_dim=head_dim,
+        ffn=r.count(f"{arch}.expert_feed_forward_length", 1, 1 << 20),
+        n_experts=r.count(f"{arch}.expert_count", 1, 4096),
+        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64),
+        vocab=vocab,
+        rope_base=base,
+        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
+        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
+        normalise_experts=True,
+        rope=rope_scaling(r, arch, RopeTable(head_dim, base)),
+        windows=tuple(None if i % 2 else window for i in range(layers)),
+    )
+    # Gating 3: a softmax of the chosen logits, which is that of all of them, normalised.
+    check(r, c, scaled=True, windows=True, gating=3)
+    r.only(f"{arch}.rope.dimension_count", head_dim)
+    return c
+
+
+def graph(c: ModelConfig, tensors: Tensors) -> Graph:
+    """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
+    assert isinstance(c, Config)
+    g = Builder(tensors.source)
+    x = blocks.embedding(g, c, tensors)
+    for i in range(c.n_layers):
+        with g.layer(i):
+            p = Part(g, tensors, f"blk.{i}.")
+            h = p.norm("attn_norm", "attn_norm", c.eps, x)
+            x = g.one("post_attn_residual", Add(), x, _attention(p, c, c.windows[i], h))
+            h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
+            x = g.one("post_ffn_residual", Add(), x, _experts(p, c, h))
+    return blocks.head(g, c, tensors, x)
+
+
+def _attention(p: Part, c: Config, window: int | None, h: Value) -> Value:
+    H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
+    qkv = p.biased("qkv_matmul", h, ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D))
+    rope = Rope(c.rope)
+    q = blocks.heads_of(p, "q_post_rope", rope, qkv, Heads(0, H, D))
+    k = blocks.heads_of(p, "k_post_rope", rope, qkv, Heads(H * D, G, D))
+    v = p.g.one(None, Heads((H + G) * D, G, D), qkv)
+    sinks = [p.take("attn_sinks.weight", H)]
+    y = blocks.attention(p.g, q, k, v, window=window, sinks=sinks)
+    return p.biased("attn_out", y, ("attn_output", c.hidden))
+
+
+def _experts(p: Part, c: Config, h: Value) -> Value:
+    g, E = p.g, c.n_experts
+    z = p.biased("moe_router_logits", h, ("ffn_gate_inp", E))
+    weights, ids = g.add(
+        ("moe_router", "moe_router_indices"), TopK(c.n_experts_used, c.normalise_experts), z
+    )
+
+    def product(name: str, role: str, rows: int, x: Value) -> Value:
+        weight = p.take(f"ffn_{role}_exps.weight", E, rows, x.shape.row[-1])
+        y = g.one(None, ExpertMatMul(), x, ids, weights=[weight])
+        bias = p.take(f"ffn_{role}_exps.bias", E, rows)
+        return g.one(f"moe_expert_{name}", ExpertBias(), y, ids, weights=[bias])
+
+    gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
+    y = g.one("moe_expert_swiglu", ClampedGate(_LIMIT, _FACTOR), gate, up)
+    return g.one("moe_ffn_out", Combine(), weights, product("out", "down", c.hidden, y))
