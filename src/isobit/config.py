@@ -1,13 +1,14 @@
 """Configuration: what a model file says, and what the caller chose. Frozen once made."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from isobit import machine
 from isobit.errors import ModelRefused, UsageError
 
 MOST_THREADS = 1024
 MOST_POSITIONS = 1 << 24
+MOST_PAGES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class EngineConfig:
             ("threads", self.threads, MOST_THREADS),
             ("parts", self.parts, MOST_THREADS),
             ("context", self.context, MOST_POSITIONS),
-            ("pages", self.pages, MOST_POSITIONS),
+            ("pages", self.pages, MOST_PAGES),
             ("max_sequences", self.max_sequences, MOST_POSITIONS),
             ("chunk", self.chunk, MOST_POSITIONS),
         ):
@@ -139,6 +140,4 @@ class EngineConfig:
         """CPU threads to use."""
         if self.threads is not None:
             return self.threads
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return machine.cores()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
-from isobit.gguf.reader import GGUFFile, physical_memory
+from isobit.gguf.reader import GGUFFile
+from isobit.machine import total_memory
 from isobit.model.architectures import read_config
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
@@ -123,7 +124,7 @@ def verdict(found: Inspection) -> Verdict:
     if gpu is not None and gpu.runs:
         return gpu
     instead = "" if gpu is None else f"on the CPU, as the GPU is too small ({gpu.why}); "
-    memory = physical_memory()
+    memory = total_memory()
     needs = weights + kv * config.context_length
     there = None if math.isinf(memory) else int(memory)
     room = config.context_length if there is None else max(0, there - weights) // kv

@@ -221,7 +221,9 @@ def test_one_logit_that_is_no_number_ends_it(
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
     monkeypatch.setattr(
-        model, "backend", SimpleNamespace(run=lambda *_: Results(logits[:, 5] < 9, logits))
+        model,
+        "backend",
+        SimpleNamespace(run=lambda *_: Results(np.isfinite(logits).all(1), logits)),
     )
     with pytest.raises(ModelRefused, match="expected finite logits"):
         model.generate([1], max_tokens=1)

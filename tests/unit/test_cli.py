@@ -302,7 +302,7 @@ def test_a_machine_without_a_gpu_is_no_news(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(options, "gpus", lambda: ["NVIDIA"])
     options._tell(note)
-    assert "running on the CPU, not the GPU (NVIDIA)" in capsys.readouterr().err
+    assert f"running on the CPU, not the GPU (NVIDIA): {note}" in capsys.readouterr().err
 
 
 def test_a_file_s_recommended_sampling_yields_to_what_was_asked() -> None:

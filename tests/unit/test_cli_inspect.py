@@ -88,7 +88,7 @@ def test_the_verdict_counts_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
         (weights + cache - 1, "with --context ", found.config.context_length - 64),
         (weights, "slowly: its weights do not fit", 0),
     ):
-        monkeypatch.setattr("isobit.inspect.physical_memory", lambda n=memory: n)
+        monkeypatch.setattr("isobit.inspect.total_memory", lambda n=memory: n)
         judged = verdict(found)
         assert judged.runs
         assert judged.why.startswith(why)

@@ -238,7 +238,7 @@ def test_a_file_that_fits_memory_asks_for_large_pages(monkeypatch, fits):
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("not run: this system has no large pages to ask for")
     size = Path(SAMPLE).stat().st_size
-    monkeypatch.setattr(reader, "physical_memory", lambda: size + 1 if fits else size)
+    monkeypatch.setattr(reader, "total_memory", lambda: size + 1 if fits else size)
     with GGUFFile.open(SAMPLE) as file:
         first = min(file.tensors.values(), key=lambda t: t.offset)
         address = file.data(first.name).ctypes.data

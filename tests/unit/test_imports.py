@@ -15,11 +15,12 @@ PACKAGE = Path(isobit.__file__).parent
 # Lowest first; parts in one row do not import each other. A module belongs to the longest prefix.
 ROWS = [
     ["errors"],
-    ["files"],
+    ["files", "machine"],
     ["config", "gguf", "hub"],
     ["numerics", "text"],
     ["backends.cpu._cpu", "backends.hardware"],
     ["backends.cpu.sampler", "model"],
+    ["backends.pool"],
     ["backends.base"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],

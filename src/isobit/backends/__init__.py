@@ -1,9 +1,11 @@
 """Backends by name."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 from isobit.backends.base import Backend
+from isobit.backends.hardware import gpus
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError, did_you_mean
 from isobit.model.weights import Weights
@@ -24,20 +26,47 @@ class FallbackNote(str):
     __slots__ = ()
 
 
-def open_backend(
-    name: str, weights: Weights, engine: EngineConfig, note: Note | None = None
-) -> Backend:
+class SettledNote(str):
+    """A note that there is room for less than was asked."""
+
+    __slots__ = ()
+
+
+def warn(note: str) -> None:
+    """Tell a caller who has given no ``note``, by a warning: what stands in for what was asked.
+
+    That there is no GPU to use is no news on a machine without one.
+    """
+    on_cpu = note.startswith("backend auto: using cpu")
+    if isinstance(note, SettledNote) or (
+        isinstance(note, FallbackNote) and not (on_cpu and not gpus())
+    ):
+        warnings.warn(note, stacklevel=2)
+
+
+def open_backend(name: str, weights: Weights, engine: EngineConfig, note: Note = warn) -> Backend:
     """Make a model ready on a backend.
 
     ``auto`` tries CUDA, then wgpu on a GPU whose driver is exact, then the CPU. What a user should
     know goes to ``note`` as one line: what ``auto`` passed over and why, that the device is not
-    exact, or what a GPU is going to hold. Raises BackendUnavailable with the reason when the named
-    backend cannot run here.
+    exact, that there is room for less than was asked, or what a GPU holds. Raises
+    BackendUnavailable with the reason when the named backend cannot run here.
     """
-    if engine.parts > 1 or engine.stages:
-        return _spread(name, weights, engine)
-    if name == "auto":
+    if name == "auto" and engine.parts == 1 and not engine.stages:
         return _fastest(weights, replace(engine, allow_inexact=False), note)
+    if engine.parts > 1 or engine.stages:
+        backend = _spread(name, weights, engine)
+    else:
+        backend = _named(name, weights, engine, note)
+    if backend.settled is not None:
+        note(SettledNote(backend.settled))
+    if backend.inexact:
+        inexact = f"the results are not the specification's: {backend.device}"
+        note(FallbackNote(f"backend {name}: {inexact}"))
+    return backend
+
+
+def _named(name: str, weights: Weights, engine: EngineConfig, note: Note) -> Backend:
     # Imported here so that a backend's libraries load only when it is used.
     if name == "reference":
         from isobit.backends.reference import ReferenceBackend  # noqa: PLC0415
@@ -51,22 +80,17 @@ def open_backend(
         from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend  # noqa: PLC0415
 
         on_gpu = (UnfusedCudaBackend if name in VARIANTS else CudaBackend)(weights, engine)
-        if note is not None:
-            note(f"device memory: {on_gpu.plan}")
+        note(f"device memory: {on_gpu.plan}")
         return on_gpu
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
-        backend = WgpuBackend(weights, engine)
-        if backend.inexact and note is not None:
-            inexact = f"the results are not the specification's: {backend.device}"
-            note(FallbackNote(f"backend wgpu: {inexact}"))
-        return backend
+        return WgpuBackend(weights, engine)
     near = did_you_mean(name, ("auto", *NAMES, *VARIANTS))
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}{near}")
 
 
-def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backend:
+def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
     """The first of cuda, wgpu (on a GPU, not a software device) and cpu that runs here."""
     from isobit.backends import cuda, wgpu  # noqa: PLC0415
 
@@ -79,13 +103,12 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note | None) -> Backe
             except BackendUnavailable as error:
                 reason = str(error)
             else:
-                if passed_over and note is not None:
+                if passed_over:
                     note(FallbackNote(f"backend auto: using {name} ({'; '.join(passed_over)})"))
                 return backend
         passed_over.append(reason)
-    if note is not None:
-        note(FallbackNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
-    return open_backend("cpu", weights, engine)
+    note(FallbackNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
+    return open_backend("cpu", weights, engine, note)
 
 
 def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:

@@ -9,18 +9,22 @@ A new one has to say what it is called and runs on, and to give logits, in
 :meth:`Backend.compute`.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit import machine
 from isobit.backends.cpu._cpu import check_batch
 from isobit.backends.cpu.sampler import NOT_FINITE, RowSampler
 from isobit.backends.hardware import read_bandwidth
+from isobit.backends.pool import Room, fitted, on_host
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.graph import Graph, Key
@@ -127,14 +131,14 @@ class Limits:
 
     @classmethod
     def of(cls, weights: Weights, engine: EngineConfig) -> "Limits":
-        """Those of a model with the caller's settings."""
+        """Those of a model with settings in which context and pages are settled."""
         graph = weights.graph
         tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
-        ids = min((w.shape[0] for w in tables), default=weights.config.vocab)
-        positions = engine.context or weights.config.context_length
-        pages = engine.pages or -(-positions // TILE) * engine.max_sequences
+        ids = min(w.shape[0] for w in tables) if tables else weights.config.vocab
         states = engine.max_sequences if graph.recurrent else 0
-        return cls(ids, positions, pages, states)
+        assert engine.context is not None
+        assert engine.pages is not None
+        return cls(ids, engine.context, engine.pages, states)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ class Backend(ABC):
     name: ClassVar[str]
     on_host: ClassVar[bool] = False
     """Whether it computes in the host's memory, reading weights where their file is mapped."""
+    survives_fork: ClassVar[bool] = False
+    """Whether the child of a fork may go on with it; else it is refused there."""
     on_device: ClassVar[frozenset[str]] = frozenset()
     """What it makes without bringing logits to the host: of LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY.
     The rest is made of the logits there; it costs more, and has the same bits."""
@@ -159,11 +165,27 @@ class Backend(ABC):
     gets them, unless they are asked for by name and a way to run has them."""
     inexact: tuple[str, ...] = ()
     """Primitives in which the device differs from the specification: none, unless allowed."""
+    engine: EngineConfig
+    """The caller's settings, context and pages settled."""
+    settled: str | None
+    """A line that says so if they are less than was asked for, and why."""
 
-    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        engine: EngineConfig,
+        room: Callable[[EngineConfig], Room] | None = None,
+    ) -> None:
+        """Settle how many pages there are (see pool.py); without ``room``, what the host has.
+
+        Raises BackendUnavailable if what the caller named does not fit.
+        """
         self.graph: Graph = weights.graph
-        self.limits = Limits.of(weights, engine)
-        self._cores = engine.cores
+        self._process = os.getpid()
+        self.engine, self.settled = fitted(
+            weights, engine, room or (lambda settings: on_host(weights, settings))
+        )
+        self.limits = Limits.of(weights, self.engine)
         widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
         self._receives = next(widths, None)
 
@@ -175,15 +197,17 @@ class Backend(ABC):
     @cached_property
     def rows(self) -> RowSampler:
         """Works on rows of logits in the host's memory."""
-        return RowSampler(threads=self._cores)
+        return RowSampler(threads=self.engine.cores)
 
     def memory(self) -> Memory | None:
         """Of the device; None where nobody says."""
-        return None
+        if not self.on_host or machine.total_memory() == inf:
+            return None
+        return Memory(int(machine.free_memory()), int(machine.total_memory()))
 
     def read_bandwidth(self) -> float | None:
         """Bytes a second that the device reads from its memory; None where it is not known."""
-        return read_bandwidth(self._cores) if self.on_host else None
+        return read_bandwidth(self.engine.cores) if self.on_host else None
 
     def run(
         self,
@@ -314,7 +338,12 @@ class Backend(ABC):
         return replace(results, finite=finite, hidden=found[0])
 
     def _check(self, batch: Batch) -> None:
-        """Raises UsageError for indices that would leave their memory."""
+        """Raises UsageError for indices that would leave their memory, BackendUnavailable after a
+        fork that the backend does not survive."""
+        if not self.survives_fork and os.getpid() != self._process:
+            raise BackendUnavailable(
+                f"{self.name}: the model was loaded before this process was forked; load it again"
+            )
         limits = self.limits
         check_batch(
             batch.tokens,
@@ -349,10 +378,6 @@ def by_sequence(graph: Graph, batch: Batch, taps: Mapping[int, Tap]) -> Tap:
                 taps[s](stage, layer, value[rows])
 
     return tap
-
-
-def _plain(x: F32) -> bool:
-    return x.dtype == np.float32 and x.flags.c_contiguous
 
 
 def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:

@@ -42,6 +42,7 @@ class PartsBackend(Backend):
 
     def __init__(self, weights: Weights, engine: EngineConfig) -> None:
         super().__init__(weights, engine)
+        engine = self.engine  # all parts settle for the same
         if weights.file is None:
             raise UsageError("parts: expected a model from a file, got one made in memory")
         path = weights.file.path

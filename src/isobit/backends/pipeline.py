@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import inf
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from safetensors.numpy import load, save
 
 from isobit import numerics
 from isobit.backends.base import F32, Backend, Batch, Tap
+from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.graph import Key
@@ -120,7 +122,8 @@ class PipelineBackend(Backend):
     def __init__(self, weights: Weights, engine: EngineConfig, stages: Sequence[Stage]) -> None:
         _agree([s.about for s in stages], weights, engine)
         least = [min(getattr(s.about, n) for s in stages) for n in ("positions", "pages", "states")]
-        super().__init__(weights, replace(engine, context=least[0], pages=least[1]))
+        settled = replace(engine, context=least[0], pages=least[1])
+        super().__init__(weights, settled, lambda _: Room(inf, 0))  # the stages have the memory
         if self.graph.recurrent:
             self.limits = replace(self.limits, states=least[2])
         self._stages = list(stages)

@@ -47,7 +47,14 @@ def main(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         models = [
             stack.enter_context(
-                tools.open_exactly(args.model, args.backend, planes, args.threads, args.window)
+                tools.open_exactly(
+                    args.model,
+                    args.backend,
+                    planes,
+                    args.threads,
+                    args.window,
+                    **options.sizes(args),
+                )
             )
             for planes in args.planes
         ]

@@ -36,13 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that are answered together (default: %(default)s)",
     )
     group.add_argument(
-        "--sequences",
-        type=options.at_least(1),
-        default=4,
-        metavar="N",
-        help="so many of full length have room in the KV cache (default: %(default)s)",
-    )
-    group.add_argument(
         "--no-receipts", action="store_true", help="leave out the receipt of every answer"
     )
     group.add_argument(
@@ -58,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="(default: %(default)s, the specification: slow)",
     )
     options.add_context(parser)
-    options.add_engine(parser)
+    options.add_engine(parser, sequences=4)
     options.add_inexact(parser)
 
 
@@ -74,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("--audit: expected receipts to compute again, got --no-receipts")
     path = Path(args.prompts)
     rows = batch.read_rows(path)
-    with options.open_model(args, args.context, args.sequences) as model:
+    with options.open_model(args, args.context) as model:
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.at_once)
         with Service(model, limits=limits) as service:
             answered = batch.Answered(Path(args.output), service.fingerprint)

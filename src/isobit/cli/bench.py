@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", dest="output", action="store_const", const="json", help="the same as -o json"
     )
-    options.add_engine(parser)
+    options.add_engine(parser, sequences=None)
     options.add_inexact(parser)
 
 
@@ -211,7 +211,7 @@ def _test_row(about: Row, result: bench.Result) -> Row:
 def _generations(args: argparse.Namespace, prompt: str | list[int], rows: list[Row]) -> None:
     """Append the row; after Ctrl-C, with the generations that are complete."""
     results: list[bench.Generation] = []
-    with options.open_model(args, None) as model:
+    with options.open_model(args, None, 1) as model:
         about = _about(model, digest=args.output == "json") | _checked(model, 1)
         try:
             with _steps(args.warmup + args.iterations) as step:

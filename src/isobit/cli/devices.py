@@ -9,7 +9,7 @@ import numpy as np
 from isobit.backends.hardware import processor
 from isobit.cli.output import add_format, busy, print_table, size
 from isobit.config import EngineConfig
-from isobit.gguf.reader import physical_memory
+from isobit.machine import total_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +49,14 @@ def _backend(
 
 
 def _reference() -> dict[str, Any]:
-    return _backend("reference", f"NumPy {np.__version__}", memory=physical_memory())
+    return _backend("reference", f"NumPy {np.__version__}", memory=total_memory())
 
 
 def _cpu() -> dict[str, Any]:
     from isobit.backends.cpu._cpu import simd_levels  # noqa: PLC0415 - loads what it asks about
 
     device = f"{processor()}, {simd_levels()[0]}, {EngineConfig().cores} cores"
-    return _backend("cpu", device, memory=physical_memory())
+    return _backend("cpu", device, memory=total_memory())
 
 
 def _cuda() -> dict[str, Any]:

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypedDict
 
 from isobit.backends import NAMES, VARIANTS, FallbackNote
+from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
 from isobit.config import EngineConfig
 from isobit.errors import UsageError, no_such_file
+from isobit.numerics import TILE
 from isobit.runtime.generation import Settings
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
@@ -33,9 +36,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(
-    parser: argparse.ArgumentParser, *, planes: bool = True, backend: str = "auto"
+    parser: argparse.ArgumentParser,
+    *,
+    planes: bool = True,
+    backend: str = "auto",
+    sequences: int | None = 1,
 ) -> None:
-    """How the model is run; ``planes=False`` where something else says how many."""
+    """How the model is run; ``planes=False`` and ``sequences=None`` where something else says how
+    many."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--backend",
@@ -60,6 +68,28 @@ def add_engine(
         metavar="N",
         help="CPU threads (default: every usable core; fewer may be faster where cores are shared)",
     )
+    group.add_argument(
+        "--chunk",
+        type=whole,
+        metavar="N",
+        default=EngineConfig.chunk,
+        help="prompt tokens in a pass (default: %(default)s)",
+    )
+    group.add_argument(
+        "--cache",
+        type=whole,
+        metavar="N",
+        help="tokens of all sequences together that the KV cache has room for (default: enough for "
+        "sequences of full length, as far as the memory goes)",
+    )
+    if sequences is not None:
+        group.add_argument(
+            "--sequences",
+            type=whole,
+            metavar="N",
+            default=sequences,
+            help="sequences that are run together (default: %(default)s)",
+        )
     group.add_argument(
         "--parts",
         type=whole,
@@ -111,18 +141,21 @@ def add_context(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1) -> Model:
+def open_model(
+    args: argparse.Namespace, context: int | None, sequences: int | None = None
+) -> Model:
     """The model that the arguments ask for, with room for sequences of ``context`` tokens."""
     engine = EngineConfig(
         activation_planes=args.activation_planes,
         threads=args.threads,
         context=context,
-        max_sequences=sequences,
         parts=args.parts,
         stages=args.hosts,
         stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,
+        **sizes(args, sequences),
     )
+    exit_on_bus_error()
     with busy(f"loading {args.model}"):
         model = Model(args.model, args.backend, engine, _tell)
     trained = model.config.context_length
@@ -131,12 +164,29 @@ def open_model(args: argparse.Namespace, context: int | None, sequences: int = 1
     return model
 
 
+class Sizes(TypedDict, total=False):
+    """What EngineConfig says of sizes, but for the context."""
+
+    max_sequences: int
+    chunk: int
+    pages: int | None
+
+
+def sizes(args: argparse.Namespace, sequences: int | None = None) -> Sizes:
+    """What the arguments say of sizes; ``sequences`` where they do not say how many."""
+    return Sizes(
+        max_sequences=sequences or args.sequences,
+        chunk=args.chunk,
+        pages=None if args.cache is None else -(-args.cache // TILE),
+    )
+
+
 def _tell(note: str) -> None:
     """Pass a note on; that there is no GPU to use is no news on a machine without one."""
     if not isinstance(note, FallbackNote) or not note.startswith("backend auto: using cpu"):
         say(note)
     elif found := gpus():
-        say(f"running on the CPU, not the GPU ({found[0]}); isobit devices says why")
+        say(f"running on the CPU, not the GPU ({found[0]}): {note}")
 
 
 def add_prompt(

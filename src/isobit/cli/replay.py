@@ -20,7 +20,9 @@ def main(args: argparse.Namespace) -> None:
     receipt = Receipt.load(args.receipt)
     n = len(receipt.prompt) + len(receipt.tokens)
     planes = receipt.activation_planes
-    with tools.open_exactly(args.model, args.backend, planes, args.threads, n) as model:
+    with tools.open_exactly(
+        args.model, args.backend, planes, args.threads, n, **options.sizes(args)
+    ) as model:
         with busy(f"computing {len(receipt.tokens):,} tokens again"):
             difference = replay(receipt, model)
         where = f"{model.backend.name} ({model.backend.device})"

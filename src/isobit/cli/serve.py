@@ -22,13 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the environment variable that holds the key that clients must give",
     )
     group.add_argument(
-        "--sequences",
-        type=options.at_least(1),
-        default=4,
-        metavar="N",
-        help="so many of full length have room in the KV cache (default: %(default)s)",
-    )
-    group.add_argument(
         "--waiting",
         type=options.at_least(1),
         default=Limits.waiting,
@@ -36,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most requests that wait; more are told to come again (default: %(default)s)",
     )
     options.add_context(parser)
-    options.add_engine(parser)
+    options.add_engine(parser, sequences=4)
     options.add_inexact(parser)
 
 
@@ -54,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         key = os.environ.get(args.api_key_env)
         if not key:
             raise UsageError(f"{args.api_key_env}: expected a key in it, got nothing")
-    with options.open_model(args, args.context, args.sequences) as model:
+    with options.open_model(args, args.context) as model:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)

@@ -5,8 +5,10 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Unpack
 
 from isobit.backends import FallbackNote
+from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.cli import options, say
 from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
@@ -114,7 +116,14 @@ def foreign_run(name: str, file: GGUFFile) -> Recordable | None:
     return None
 
 
-def open_exactly(model: str, backend: str, planes: int, threads: int | None, context: int) -> Model:
+def open_exactly(
+    model: str,
+    backend: str,
+    planes: int,
+    threads: int | None,
+    context: int,
+    **sizes: Unpack[options.Sizes],
+) -> Model:
     """A model on the backend that was named; raises NothingCompared where it falls back."""
 
     def refuse(note: str) -> None:
@@ -123,8 +132,9 @@ def open_exactly(model: str, backend: str, planes: int, threads: int | None, con
         say(note)
 
     engine = EngineConfig(
-        activation_planes=planes, threads=threads, context=max(context, 1), max_sequences=1
+        activation_planes=planes, threads=threads, context=max(context, 1), **sizes
     )
+    exit_on_bus_error()
     with busy(f"loading {model}"):
         opened = Model(model, backend, engine, refuse)
     if backend not in ("auto", opened.backend.name):

@@ -69,7 +69,9 @@ def main(args: argparse.Namespace) -> None:
         args.backend = "reference"
     with ExitStack() as stack:
         name = args.backend if args.plant is None else "reference"
-        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n)
+        x = tools.open_exactly(
+            args.model, name, args.activation_planes, args.threads, n, **options.sizes(args)
+        )
         stack.enter_context(x)
         planted = None
         if args.plant is not None:
@@ -178,4 +180,8 @@ def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
             raise UsageError(f"--against-planes: expected a backend's, {args.against} has none")
         return other
     planes = args.activation_planes if planes is None else planes
-    return ModelRun(tools.open_exactly(args.model, args.against, planes, args.threads, context))
+    return ModelRun(
+        tools.open_exactly(
+            args.model, args.against, planes, args.threads, context, **options.sizes(args)
+        )
+    )

@@ -22,16 +22,9 @@ from isobit.gguf import digests, not_gguf
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.header import Header, TensorInfo, Value, read_header, refusal, show
 from isobit.gguf.split import joined, part_paths
+from isobit.machine import total_memory
 
 __all__ = ["GGUFFile", "TensorInfo", "Value"]
-
-
-def physical_memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
 
 
 class GGUFFile:
@@ -72,7 +65,7 @@ class GGUFFile:
         parts = [opened if p == path else _map(p, len(paths)) for p in paths]
         header = joined([(p, h) for p, (h, _, _) in zip(paths, parts, strict=True)])
         maps = [m for _, m, _ in parts]
-        if hasattr(mmap, "MADV_HUGEPAGE") and sum(map(len, maps)) < physical_memory():
+        if hasattr(mmap, "MADV_HUGEPAGE") and sum(map(len, maps)) < total_memory():
             # What is read from now on comes in pages of 2 MB where the system has them: fewer
             # reads from disk, and a tenth more speed where memory is what decoding waits for.
             for m in maps:
@@ -134,6 +127,25 @@ class GGUFFile:
             self._sha256 = digest.hexdigest()
             digests.keep(self._files, self._sha256)
         return self._sha256
+
+    def check_whole(self) -> None:
+        """Raise ModelRefused if a file has become shorter since it was mapped.
+
+        Reading what is gone would end the process (SIGBUS).
+        """
+        for path, was in zip(self.paths, self._files, strict=False):
+            with contextlib.suppress(OSError):  # removed: the map keeps what it was
+                now = path.stat()
+                same = (now.st_dev, now.st_ino) == (was.st_dev, was.st_ino)
+                if same and now.st_size < was.st_size:
+                    raise refusal(
+                        path, "file", f"{was.st_size} bytes, as when it was opened", now.st_size
+                    )
+
+    @property
+    def mapped(self) -> list[tuple[Path, NDArray[np.uint8]]]:
+        """Each file and its bytes."""
+        return list(zip(self.paths, self._mapped(), strict=False))
 
     def _mapped(self) -> tuple[NDArray[np.uint8], ...]:
         if self._contents is None:

@@ -14,7 +14,15 @@ import numpy as np
 from isobit.backends.base import F32, I32
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.runtime.generation import Completion, Settings, Stream, Watcher, checked_sampling
+from isobit.numerics import TILE
+from isobit.runtime.generation import (
+    Completion,
+    Settings,
+    Stream,
+    Watcher,
+    checked_sampling,
+    checked_whole,
+)
 from isobit.runtime.grammar import Grammars
 from isobit.runtime.passes import Passes, locate, sample_path
 from isobit.text.template import ChatPrompt, chat_prompt
@@ -319,6 +327,8 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     sequences: int = EngineConfig.max_sequences,
+    chunk: int = EngineConfig.chunk,
+    cache: int | None = None,
     parts: int = 1,
     stages: Sequence[str] = (),
     stage_key: bytes = b"",
@@ -331,14 +341,18 @@ def load(
         backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
         activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8.
         threads: of the CPU; None: all.
-        context: longest sequence in tokens; None: the model's.
-        sequences: how many sequences of that length the KV cache has room for.
+        context: longest sequence in tokens; None: the model's, or what there is room for.
+        sequences: how many are run together.
+        chunk: prompt tokens in a pass.
+        cache: tokens of all sequences together that the KV cache has room for; None: enough for
+            sequences of full length, or what there is room for.
         parts: processes that the cpu backend is split over.
         stages: HOST:PORT of each stage of a pipeline, in order (``isobit stage``), which runs the
             layers instead of a backend here.
         stage_key: what the stages know their caller by.
 
-    Warns if the file is larger than the memory.
+    Warns if the file is larger than the memory, if the KV cache is smaller than was asked, and if
+    ``auto`` takes another backend than the GPU that there is; says why.
 
     Raises:
         ModelRefused: the file is damaged, hostile, or asks for what is not implemented.
@@ -350,11 +364,19 @@ def load(
         threads=threads,
         context=context,
         max_sequences=sequences,
+        chunk=chunk,
+        pages=_pages(cache),
         parts=parts,
         stages=tuple(stages),
         stage_key=stage_key,
     )
     return Model(path_or_sample, backend, engine)
+
+
+def _pages(cache: int | None) -> int | None:
+    if cache is None:
+        return None
+    return -(-checked_whole("cache", cache) // TILE) or 1
 
 
 def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:

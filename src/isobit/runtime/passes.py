@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from isobit.backends import open_backend
+from isobit.backends import open_backend, warn
 from isobit.backends.base import F32, I32, LOGITS, Backend, Batch, Results, Tap, Wanted
+from isobit.backends.cpu._cpu import forget_mapping, name_mapping
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused, UsageError
-from isobit.gguf.reader import physical_memory
 from isobit.hub import find
+from isobit.machine import total_memory
 from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
@@ -28,6 +30,9 @@ from isobit.runtime import kv_cache
 if TYPE_CHECKING:
     from isobit.runtime.generation import Watcher
 
+_LOOK = 0.1
+"""Seconds between two looks at the model's file."""
+_GONE = "expected the file to stay as it was opened, got a part that cannot be read; load it again"
 SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 
 
@@ -68,15 +73,18 @@ class Passes:
             self.config: ModelConfig = weights.config
             self.graph: Graph = weights.graph
             self.engine = engine
+            for file, data in self.file.mapped:
+                name_mapping(data, f"isobit: error: {str(file)!r}: {_GONE}")
+            self._whole_at = time.monotonic()
             self._begin()
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
-            self.backend: Backend = open_backend(backend, weights, engine, note)
+            self.backend: Backend = open_backend(backend, weights, engine, note or warn)
             limits = self.backend.limits
             self.context, self._pages = limits.positions, limits.pages
             states = limits.states if self.graph.recurrent else None
             self._pool = kv_cache.PagePool(self._pages, states)
-            memory = physical_memory()
+            memory = total_memory()
             if self.backend.on_host and self.file.file_size > memory:
                 (note or warnings.warn)(
                     f"{self.path}: {self.file.file_size / 1e6:.0f} MB of weights in "
@@ -106,21 +114,7 @@ class Passes:
 
         The logits are as the backend gave them, finite or not: a trace wants to see them.
         """
-        tokens = self._tokens(ids)
-        positions, pages = sequence.extend(len(ids))
-        batch = Batch(
-            tokens=tokens,
-            positions=positions,
-            sequence=np.zeros(len(ids), np.int32),
-            pages=pages[None, :],
-            logit_rows=np.array(logit_rows, np.int32),
-            states=np.array([sequence.state], np.int32),
-        )
-        try:
-            return _logits(self.run_batch(batch, LOGITS, tap, stages))
-        except BaseException:
-            sequence.undo(len(ids))
-            raise
+        return _logits(self._run(sequence, ids, logit_rows, tap, stages))
 
     def run(
         self,
@@ -131,7 +125,34 @@ class Passes:
         stages: frozenset[str] | None = None,
     ) -> F32:
         """:meth:`forward`, refusing logits that are not finite."""
-        return self._finite(self.forward(sequence, ids, logit_rows, tap, stages))
+        results = self._run(sequence, ids, logit_rows, tap, stages)
+        if not results.finite.all():
+            raise self._damaged()
+        return _logits(results)
+
+    def _run(
+        self,
+        sequence: kv_cache.Sequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int],
+        tap: Tap | None,
+        stages: frozenset[str] | None,
+    ) -> Results:
+        tokens = self._tokens(ids)
+        positions, pages = sequence.extend(len(ids))
+        batch = Batch(
+            tokens=tokens,
+            positions=positions,
+            sequence=np.zeros(len(ids), np.int32),
+            pages=pages[None, :],
+            logit_rows=np.array(logit_rows, np.int32),
+            states=np.array([sequence.state], np.int32) if self.graph.recurrent else None,
+        )
+        try:
+            return self.run_batch(batch, LOGITS, tap, stages)
+        except BaseException:
+            sequence.undo(len(ids))
+            raise
 
     @property
     def rows(self) -> RowSampler:
@@ -147,7 +168,9 @@ class Passes:
     ) -> Results:
         """One pass over what the caller has laid out; see :meth:`Backend.run`."""
         with self._lock:
-            return self._open_backend().run(batch, wanted, tap, stages)
+            backend = self._open_backend()
+            self._check_file()
+            return backend.run(batch, wanted, tap, stages)
 
     def take_all_pages(self) -> list[int]:
         """The pages of the KV cache, for an engine, which gives them back when it is closed.
@@ -165,11 +188,6 @@ class Passes:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab:
             raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got another")
         return tokens.astype(np.int32)
-
-    def _finite(self, logits: F32) -> F32:
-        if not np.isfinite(logits).all():
-            raise self._damaged()
-        return logits
 
     def _damaged(self) -> ModelRefused:
         return ModelRefused(
@@ -209,7 +227,8 @@ class Passes:
     def step_all(self, sequences: Sequence[kv_cache.Sequence], tokens: Sequence[int]) -> F32:
         """Run one token of each of several sequences together; float32 [sequences, vocabulary].
 
-        The bits are those of :meth:`step` one by one. The model must have been opened with that
+        The bits are those of :meth:`step` one by one; a row that is not finite refuses its own
+        sequence alone, which is for the caller to see. The model must have been opened with that
         many ``max_sequences``.
         """
         n, done = len(sequences), 0
@@ -234,7 +253,7 @@ class Passes:
             for sequence in sequences[:done]:
                 sequence.undo(1)
             raise
-        return self._finite(logits)
+        return logits
 
     def likeliest(self, sequence: kv_cache.Sequence, token: int) -> int:
         """Run one token and return the id of its largest logit, the lowest among equals.
@@ -246,7 +265,9 @@ class Passes:
         states = np.array([sequence.state], np.int32)
         try:
             with self._lock:
-                chosen = self._open_backend().greedy(tokens, positions, pages[None], 1, states)
+                backend = self._open_backend()
+                self._check_file()
+                chosen = backend.greedy(tokens, positions, pages[None], 1, states)
             if chosen[0, 0] < 0:
                 raise self._damaged()
         except BaseException:
@@ -257,9 +278,19 @@ class Passes:
     def close(self) -> None:
         """Free the backend and unmap the file, after the pass that another thread may be in."""
         with self._lock:
+            if not self._closed:
+                for _, data in self.file.mapped:
+                    forget_mapping(data)
             self._closed = True
             self.backend.close()
             self.file.close()
+
+    def _check_file(self) -> None:
+        """Refuse a file that has become shorter; looks now and then."""
+        now = time.monotonic()
+        if self.backend.on_host and now > self._whole_at + _LOOK:
+            self.file.check_whole()
+            self._whole_at = now
 
     def _open_backend(self) -> Backend:
         if self._closed:

@@ -24,6 +24,22 @@ def check_batch(
     """Raises UsageError unless a batch is what isobit.backends.base.Batch says, within the limits:
     ids, positions, pages, states (0: the model has none)."""
 
+def name_mapping(data: NDArray[np.uint8], line: str, /) -> None:
+    """What the process says in the end if mapped memory can no longer be read."""
+
+def forget_mapping(data: NDArray[np.uint8], /) -> None:
+    """It is unmapped soon."""
+
+def exit_on_bus_error() -> None:
+    """For a process of our own: say that line and end with the exit code of a refused model."""
+
+class Pace:
+    """How many threads to run with (threads.h); times in nanoseconds."""
+
+    def __init__(self, most: int, /) -> None: ...
+    def members(self, now: int, /) -> int: ...
+    def ran(self, now: int, took: int, waited: int, /) -> None: ...
+
 class Matrix:
     def __init__(
         self,
@@ -51,13 +67,19 @@ class Engine:
         sequence: _Array,
         pages: _Array,
         logit_rows: _Array,
-        states: _Array,
+        states: _Array | None,
         received: _Array | None,
-        rope: Sequence[tuple[_Array, _Array]],
-        logits: _Array,
+        logits: _Array | None,
+        places: _Array | None,
+        likeliest: _Array,
+        ids: _Array | None,
+        values: _Array | None,
+        top_ids: _Array | None,
+        top: _Array | None,
         tap: _Tap | None,
         stages: Sequence[str],
-    ) -> bool: ...
+    ) -> int: ...
+    def set_rope(self, tables: Sequence[tuple[_Array, _Array]], /) -> None: ...
 
 class Ops:
     def __init__(self, simd: str, threads: int, /) -> None: ...

@@ -6,16 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import numerics
-from isobit.backends.base import F32, Backend, Batch, Tap
+from isobit.backends.base import F32, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu import _cpu
 from isobit.backends.cpu.lower import Lowering
 from isobit.backends.hardware import processor
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.weights import Weights
-from isobit.numerics import RopeTable
 
 _TABLE_STEP = 1024
+_BROKEN, _MORE_ROPE = 1, 2
+"""What the extension says of how a pass ended; 0 is well."""
 
 
 class CpuBackend(Backend):
@@ -27,7 +28,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    on_host = True
+    on_host = survives_fork = True
 
     def __init__(
         self,
@@ -62,7 +63,10 @@ class CpuBackend(Backend):
             raise BackendUnavailable(f"cpu: {error}") from None
         self._stages = weights.graph.names
         self._vocab = weights.graph.logits.shape.width
-        self._rope = [_RopeRows(table) for table in lowered.tables]
+        self._tables = lowered.tables
+        self._rope = [(np.empty((0, t.size // 2), np.float32),) * 2 for t in self._tables]
+        self._rope_known = 0
+        self._engine.set_rope(self._rope)
 
     @property
     def device(self) -> str:
@@ -71,50 +75,85 @@ class CpuBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
-        if self._engine is None:
-            raise UsageError("forward: expected an open backend, got a closed one")
-        wanted: Sequence[str] = ()
-        if tap is not None:
-            wanted = [s for s in self._stages if stages is None or s in stages]
-        states = batch.states
-        if states is None:
-            states = np.arange(len(batch.pages), dtype=np.int32)
-        logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
-        whole = self._engine.forward(
-            batch.tokens,
-            batch.positions,
-            batch.sequence,
-            batch.pages,
-            batch.logit_rows,
-            states,
-            batch.received,
-            [rows.at(batch.positions) for rows in self._rope],
-            logits,
-            tap,
-            wanted,
-        )
-        if not whole:
-            raise BackendUnavailable("a part of the split model has ended; load the model again")
+        logits = self._run(batch, LOGITS, tap, stages).logits
+        assert logits is not None
         return logits
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """What is wanted, made some rows at a time where not all logits are handed out."""
+        if tap is not None and wanted is not LOGITS:  # which may want to see all logits
+            return super().compute(batch, wanted, tap, stages)
+        return self._run(batch, wanted, tap, stages)
+
+    def _run(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        rows, given, k = len(batch.logit_rows), wanted.given, min(wanted.top, self._vocab)
+        likeliest = np.empty(rows, np.int32)
+        logits = places = values = top_ids = top = None
+        if wanted.logits is True:
+            logits = np.empty((rows, self._vocab), np.float32)
+        elif wanted.logits is not False:
+            logits = np.empty((len(wanted.logits), self._vocab), np.float32)
+            places = np.full(rows, -1, np.int32)
+            places[wanted.logits] = np.arange(len(logits))
+        if given is not None:
+            values = np.empty(given.shape, np.float32)
+        if k:
+            top_ids, top = np.empty((rows, k), np.int32), np.empty((rows, k), np.float32)
+        shown: Sequence[str] = ()
+        if tap is not None:
+            shown = [s for s in self._stages if stages is None or s in stages]
+        while True:
+            if self._engine is None:
+                raise UsageError("forward: expected an open backend, got a closed one")
+            ended = self._engine.forward(
+                batch.tokens,
+                batch.positions,
+                batch.sequence,
+                batch.pages,
+                batch.logit_rows,
+                batch.states,
+                batch.received,
+                logits,
+                places,
+                likeliest,
+                given,
+                values,
+                top_ids,
+                top,
+                tap,
+                shown,
+            )
+            if ended != _MORE_ROPE:
+                break
+            self._extend_rope(int(batch.positions.max()))
+        if ended == _BROKEN:
+            raise BackendUnavailable("a part of the split model has ended; load the model again")
+        if places is not None and logits is not None and len(logits) > 1:
+            logits = logits[places[wanted.logits]]  # a row can be wanted twice
+        return Results(
+            likeliest >= 0,
+            logits,
+            likeliest if wanted.likeliest else None,
+            top_ids,
+            top,
+            values,
+        )
+
+    def _extend_rope(self, last: int) -> None:
+        """Have tables up to a position, and beyond it."""
+        assert self._engine is not None
+        start, stop = self._rope_known, (last // _TABLE_STEP + 1) * _TABLE_STEP
+        for i, table in enumerate(self._tables):
+            parts = zip(self._rope[i], table.rows(start, stop), strict=True)
+            cos, sin = map(np.concatenate, parts)
+            self._rope[i] = cos, sin
+        self._engine.set_rope(self._rope)
+        self._rope_known = stop
 
     def close(self) -> None:
         """Free the KV cache and end the threads."""
         self._engine = None
-
-
-class _RopeRows:
-    """Cosines and sines by position, computed when a position is first used."""
-
-    def __init__(self, table: RopeTable) -> None:
-        self._table = table
-        self._cos = self._sin = np.empty((0, table.size // 2), np.float32)
-
-    def at(self, positions: np.ndarray[tuple[int], np.dtype[np.int32]]) -> tuple[F32, F32]:
-        """Tables float32 [T, head_dim / 2] for positions int32 [T]."""
-        start, last = len(self._cos), int(positions.max(initial=0))
-        if last >= start:
-            stop = (last // _TABLE_STEP + 1) * _TABLE_STEP
-            cos, sin = self._table.rows(start, stop)
-            self._cos = np.concatenate([self._cos, cos])
-            self._sin = np.concatenate([self._sin, sin])
-        return self._cos[positions], self._sin[positions]

@@ -28,6 +28,8 @@ size_t cache_bytes(const Program& p) {
     return total;
 }
 
+constexpr int ROWS_AT_ONCE = 64;  // of logits that are not handed out
+
 size_t state_values(const Program& p) {
     size_t total = 0;
     for (size_t n : p.states) total += n * p.sequences;
@@ -46,7 +48,10 @@ Engine::Engine(Program program, const Kernels& kernels, int threads,
       scratch_(team_.size(),
                std::vector<float>((size_t)program_.scratch * program_.scratch_values)),
       states_(state_values(program_) * sizeof(float)),
-      exchange_(std::move(exchange)) {
+      exchange_(std::move(exchange)),
+      head_(program_.phases.size()),
+      samplers_(team_.size(), RowSampler(kernels)) {
+    while (head_ && program_.phases[head_ - 1].logit_rows) --head_;
     size_t at = 0;
     for (const CacheShape& c : program_.caches) {
         caches_.push_back({page_layout(c.head_dim), c.heads, at});
@@ -88,36 +93,68 @@ void Engine::prepare(const Batch& batch) {
     starts_.push_back(batch.n_tokens);
 }
 
-bool Engine::forward(const Batch& batch, float* logits, Tap* tap,
+// What is wanted of a row, of its logits.
+void Engine::measure(const Rows& rows, int row, const float* logits, int thread) {
+    const size_t i = row;
+    rows.likeliest[i] = samplers_[thread].measure(
+        logits, program_.vocab, rows.ids + i * rows.n_ids, rows.n_ids, rows.values + i * rows.n_ids,
+        rows.k, rows.top_ids + i * rows.k, rows.top + i * rows.k);
+    if (rows.places && rows.places[i] >= 0)
+        std::copy(logits, logits + program_.vocab,
+                  rows.logits + (size_t)rows.places[i] * program_.vocab);
+}
+
+bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
                      const std::function<bool()>& stop) {
     prepare(batch);
-    Pass pass(*this, batch, logits);
+    const bool direct = rows.logits && !rows.places;  // else some rows at a time, and kept here
+    const int R = batch.n_logit_rows, at_once = std::min(R, direct ? R : ROWS_AT_ONCE);
+    if (!direct && logits_.size() < (size_t)at_once * program_.vocab)
+        logits_.resize((size_t)at_once * program_.vocab);
+    float* logits = direct ? rows.logits : logits_.data();
     bool stopped = false;
     auto wanted = [&](const Show& s) { return tap && tap->wants(s.stage); };
-    auto show = [&](const Phase& phase) {
+    auto show = [&](const Phase& phase, const Pass& pass) {
         for (const Show& s : phase.shows)
             if (wanted(s)) {
                 const void* data = s.integers ? (const void*)pass.integers(s.value, 0)
                                               : (const void*)pass.at(s.value, 0, 0, 0);
-                tap->take(s, data, s.logit_rows ? batch.n_logit_rows : batch.n_tokens);
+                tap->take(s, data, s.logit_rows ? R : batch.n_tokens);
             }
     };
+    auto run = [&](const Phase& phase, Pass& pass, int thread) {
+        if (phase.traced && std::none_of(phase.shows.begin(), phase.shows.end(), wanted)) return;
+        phase.run(phase, pass, thread);
+        if (std::any_of(phase.shows.begin(), phase.shows.end(), wanted)) {
+            if (thread == 0) show(phase, pass);
+            team_.barrier();
+        }
+    };
     team_.run([&](int thread) {
+        Pass pass(*this, batch);
         int layer = -1;
-        for (const Phase& phase : program_.phases) {
-            if (phase.traced && std::none_of(phase.shows.begin(), phase.shows.end(), wanted))
-                continue;
+        for (size_t i = 0; i < head_; ++i) {
+            const Phase& phase = program_.phases[i];
             if (stop && phase.layer != layer) {
                 layer = phase.layer;
                 if (thread == 0) stopped = stop();
                 team_.barrier();
                 if (stopped) return;
             }
-            phase.run(phase, pass, thread);
-            if (std::any_of(phase.shows.begin(), phase.shows.end(), wanted)) {
-                if (thread == 0) show(phase);
-                team_.barrier();
+            run(phase, pass, thread);
+        }
+        for (int first = 0; first < R || (tap && first == 0); first += std::max(at_once, 1)) {
+            const int n = std::min(at_once, R - first);
+            pass.block(first, n, logits);
+            for (size_t i = head_; i < program_.phases.size(); ++i)
+                run(program_.phases[i], pass, thread);
+            if (n == R && n <= 1) {  // no other row to wait for
+                if (n && thread == 0) measure(rows, 0, logits, thread);
+                continue;
             }
+            team_.each(n, [&](int i) {
+                measure(rows, first + i, logits + (size_t)i * program_.vocab, thread);
+            });
         }
     });
     return !exchange_ || !exchange_->broken;

@@ -7,22 +7,35 @@
 #include "exchange.h"
 #include "moe.h"
 #include "program.h"
+#include "sampler.h"
 #include "threads.h"
 
 namespace isobit {
 
 struct RopeRows {
-    const float *cos, *sin;  // [tokens, half], for the tokens' positions
-    int half;
+    const float *cos, *sin;  // [rows, half], by position
+    int rows, half;
 };
 
 // See isobit.backends.base.Batch.
 struct Batch {
     int n_tokens, n_sequences, pages_per_sequence, n_logit_rows;
     const int32_t *tokens, *positions, *sequence, *pages, *logit_rows;
-    const int32_t* states;  // of each sequence
+    const int32_t* states;  // of each sequence; null: sequence s has state s
     const float* received;  // rows of the stage before this one, or null
-    std::vector<RopeRows> rope;
+};
+
+// What a pass gives of its logit rows: see isobit.backends.base.Wanted.
+struct Rows {
+    float* logits;          // [n, vocab], or null
+    const int32_t* places;  // of each row among these, or -1; null: all rows, in order
+    int32_t* likeliest;     // NOT_FINITE for a row that is not
+    const int32_t* ids;     // n_ids of each row, whose log-probabilities are wanted
+    int n_ids;
+    float* values;
+    int k;                  // so many of the likeliest are wanted
+    int32_t* top_ids;
+    float* top;
 };
 
 // Receives stages of the pass; layer is -1 outside the layers.
@@ -66,10 +79,12 @@ public:
     // exchange: of one part of a split model, else null.
     Engine(Program program, const Kernels& kernels, int threads, std::unique_ptr<Exchange> exchange);
 
-    // logits: [n_logit_rows, vocab]. tap may be null. stop, unless it is empty, is asked before each
-    // layer; once it says true the pass ends, without logits. False: another part has ended, and what
-    // the pass gave is void.
-    bool forward(const Batch& batch, float* logits, Tap* tap, const std::function<bool()>& stop);
+    // tap may be null; if it is not, all logits are wanted. stop, unless it is empty, is asked before
+    // each layer; once it says true the pass ends, without results. False: another part has ended,
+    // and what the pass gave is void.
+    bool forward(const Batch& batch, const Rows& rows, Tap* tap, const std::function<bool()>& stop);
+
+    std::vector<RopeRows> rope;  // of each table the positions so far
 
     const Program& program() const { return program_; }
 
@@ -77,6 +92,7 @@ private:
     friend class Pass;
 
     void prepare(const Batch& batch);
+    void measure(const Rows& rows, int row, const float* logits, int thread);
 
     Program program_;
     const Kernels& kernels_;
@@ -91,19 +107,23 @@ private:
     std::vector<int> starts_, first_;  // of each sequence its first token, then the end; of each token
     std::vector<float> zeros_;
     std::unique_ptr<Exchange> exchange_;
+    size_t head_;                       // phases from here on are of logit rows
+    std::vector<RowSampler> samplers_;  // of each thread
+    std::vector<float> logits_;         // of a block of rows that are not handed out
 };
 
-// One pass: every thread of the team runs all of it, meeting the others after each phase.
+// One pass: every thread of the team runs all of it, meeting the others after each phase. Each thread
+// has one, all of them alike.
 class Pass {
 public:
-    Pass(Engine& e, const Batch& b, float* logits)
+    Pass(Engine& e, const Batch& b)
         : kernels(e.kernels_), team(e.team_), batch(b), planes(e.program_.planes),
-          exchange(e.exchange_.get()), e_(e), logits_(logits) {}
+          exchange(e.exchange_.get()), e_(e) {}
 
     float* at(const Ref& r, int thread, int t, int i) const {
         if (r.slot < 0)
             return &e_.scratch_[thread][(size_t)(-1 - r.slot) * e_.program_.scratch_values];
-        const size_t row = r.gather ? batch.logit_rows[t] : t;
+        const size_t row = r.gather ? batch.logit_rows[first_row_ + t] : t;
         float* data = r.slot == 0 ? logits_ : e_.slots_[r.slot].input.values.data();
         return data + row * r.width + r.offset + (size_t)i * r.step;
     }
@@ -118,7 +138,8 @@ public:
     }
     // What an operation keeps of token t's sequence.
     float* state(int i, int t) const {
-        const size_t sequence = batch.states[batch.sequence[t]];
+        const int row = batch.sequence[t];
+        const size_t sequence = batch.states ? batch.states[row] : row;
         return (float*)e_.states_.data() + e_.state_at_[i] + sequence * e_.program_.states[i];
     }
     // The first token of the batch that belongs to token t's sequence; all such tokens, then the end.
@@ -128,7 +149,15 @@ public:
     // Which tokens go to which expert: the choice of the last top_k, or one expert for all.
     Groups& groups(bool dense) const { return dense ? e_.dense_ : e_.experts_; }
     int rows(const Phase& phase) const {
-        return phase.logit_rows ? batch.n_logit_rows : batch.n_tokens;
+        return phase.logit_rows ? n_rows_ : batch.n_tokens;
+    }
+    const RopeRows& rope(int table) const { return e_.rope[table]; }
+
+    // The logit rows that are computed now, and where their logits go.
+    void block(int first, int n, float* logits) {
+        first_row_ = first;
+        n_rows_ = n;
+        logits_ = logits;
     }
 
     const Kernels& kernels;
@@ -139,7 +168,8 @@ public:
 
 private:
     Engine& e_;
-    float* logits_;
+    int first_row_ = 0, n_rows_ = 0;
+    float* logits_ = nullptr;
 };
 
 }  // namespace isobit

@@ -29,7 +29,7 @@ int rows_at_once(int total_rows, int threads) {
 void multiply(Team& team, const Job* jobs, int n) {
     int total = 0, items = 0;
     for (int j = 0; j < n; ++j) total += jobs[j].rows;
-    const int step = rows_at_once(total, team.size());
+    const int step = rows_at_once(total, team.members());
     for (int j = 0; j < n; ++j) items += (jobs[j].rows + step - 1) / step;
     // Makes i an index of the job's items.
     auto job_of = [&](int& i) {

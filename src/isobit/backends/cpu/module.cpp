@@ -229,9 +229,19 @@ NB_MODULE(_cpu, m) {
             all.emplace_back(f->name, f->type, f->block, f->bytes);
         return all;
     });
+    // In nanoseconds, for tests.
+    nb::class_<Pace>(m, "Pace")
+        .def(nb::init<int>())
+        .def("members", [](Pace& p, int64_t now) { return p.members(Pace::Clock::time_point(
+                                                       std::chrono::nanoseconds(now))); })
+        .def("ran", [](Pace& p, int64_t now, int64_t took, int64_t waited) {
+            using ns = std::chrono::nanoseconds;
+            p.ran(Pace::Clock::time_point(ns(now)), ns(took), ns(waited));
+        });
     nb::class_<PyMatrix>(m, "Matrix")
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());
     bind_batch(m);
+    bind_bus(m);
     bind_engine(m);
     bind_sampler(m);
     nb::class_<PyOps>(m, "Ops")

@@ -43,5 +43,6 @@ struct PyMatrix {
 };
 
 void bind_batch(nb::module_& m);
+void bind_bus(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_sampler(nb::module_& m);

@@ -3,6 +3,7 @@
 
 #include <nanobind/stl/optional.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <set>
@@ -72,29 +73,65 @@ public:
                                            std::move(shared));
     }
 
-    bool forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
-                 Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
-                 Input_<int32_t, 1> logit_rows, Input_<int32_t, 1> states,
-                 std::optional<Input_<float, 2>> received,
-                 const std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>>& rope,
-                 Array<float, 2> logits, nb::object callback,
-                 const std::vector<std::string>& stages) {
+    // Cosines and sines by position of each table, of so many positions.
+    void set_rope(const std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>>& tables) {
+        engine_->rope.clear();
+        for (const auto& [cos, sin] : tables) {
+            require(cos.shape(0) == sin.shape(0) && cos.shape(1) == sin.shape(1),
+                    "set_rope: expected cosines and sines [positions, head_dim / 2]");
+            engine_->rope.push_back(
+                {cos.data(), sin.data(), (int)cos.shape(0), (int)cos.shape(1)});
+        }
+        rope_ = tables;
+    }
+
+    // What it says of how it ended.
+    enum { DONE, BROKEN, MORE_ROPE };
+
+    // The batch has been checked. MORE_ROPE: the tables lack a position, and nothing ran.
+    int forward(Input_<int32_t, 1> tokens, Input_<int32_t, 1> positions,
+                Input_<int32_t, 1> sequence, Input_<int32_t, 2> pages,
+                Input_<int32_t, 1> logit_rows, std::optional<Input_<int32_t, 1>> states,
+                std::optional<Input_<float, 2>> received,
+                std::optional<Array<float, 2>> logits, std::optional<Input_<int32_t, 1>> places,
+                Array<int32_t, 1> likeliest, std::optional<Input_<int32_t, 2>> ids,
+                std::optional<Array<float, 2>> values, std::optional<Array<int32_t, 2>> top_ids,
+                std::optional<Array<float, 2>> top, nb::object callback,
+                const std::vector<std::string>& stages) {
         const size_t T = tokens.shape(0), V = engine_->program().vocab;
         require(T > 0, "batch: expected at least one token");
         require(positions.shape(0) == T && sequence.shape(0) == T,
                 "batch: expected as many positions and sequences as tokens");
-        require(logits.shape(0) == logit_rows.shape(0) && logits.shape(1) == V,
-                "batch: expected logits [logit_rows, vocabulary]");
-        Batch batch = {(int)T,          (int)pages.shape(0), (int)pages.shape(1),
-                       (int)logit_rows.shape(0), tokens.data(), positions.data(),
-                       sequence.data(), pages.data(),        logit_rows.data(),
-                       states.data(),   received ? received->data() : nullptr, {}};
-        require(states.shape(0) == pages.shape(0), "batch: expected a state for each sequence");
-        for (const auto& [cos, sin] : rope) {
-            require(cos.shape(0) == T && sin.shape(0) == T && cos.shape(1) == sin.shape(1),
-                    "batch: expected RoPE tables [tokens, head_dim / 2]");
-            batch.rope.push_back({cos.data(), sin.data(), (int)cos.shape(1)});
-        }
+        for (const RopeRows& table : engine_->rope)
+            if (*std::max_element(positions.data(), positions.data() + T) >= table.rows)
+                return MORE_ROPE;
+        const size_t R = logit_rows.shape(0);
+        const Batch batch = {(int)T, (int)pages.shape(0), (int)pages.shape(1), (int)R,
+                             tokens.data(), positions.data(), sequence.data(), pages.data(),
+                             logit_rows.data(), states ? states->data() : nullptr,
+                             received ? received->data() : nullptr};
+        const Rows rows = {logits ? logits->data() : nullptr,
+                           places ? places->data() : nullptr,
+                           likeliest.data(),
+                           ids ? ids->data() : nullptr,
+                           ids ? (int)ids->shape(1) : 0,
+                           values ? values->data() : nullptr,
+                           top ? (int)top->shape(1) : 0,
+                           top_ids ? top_ids->data() : nullptr,
+                           top ? top->data() : nullptr};
+        require(likeliest.shape(0) == R && (!logits || logits->shape(1) == V) &&
+                    (!places || (logits && places->shape(0) == R)) &&
+                    (!logits || places || logits->shape(0) == R) &&
+                    (!ids || (ids->shape(0) == R && values && values->shape(0) == R &&
+                              values->shape(1) == ids->shape(1))) &&
+                    (!top || (top_ids && top->shape(0) == R && top_ids->shape(0) == R &&
+                              top_ids->shape(1) == top->shape(1) && top->shape(1) <= V)),
+                "forward: shapes of results differ");
+        require(stages.empty() || (logits && !places), "forward: a tap goes with all logits");
+        for (size_t i = 0; places && i < R; ++i)
+            require(places->data()[i] < (int64_t)logits->shape(0), "forward: place out of range");
+        for (size_t i = 0; ids && i < ids->size(); ++i)
+            require(ids->data()[i] >= 0 && ids->data()[i] < (int32_t)V, "forward: id out of range");
         PyTap tap(callback, stages);
         std::function<bool()> interrupted;
         if (T >= MANY_TOKENS && !split_)  // the other parts of a split model go on
@@ -106,11 +143,11 @@ public:
         bool whole;
         {
             nb::gil_scoped_release nogil;
-            whole = engine_->forward(batch, logits.data(), stages.empty() ? nullptr : &tap, interrupted);
+            whole = engine_->forward(batch, rows, stages.empty() ? nullptr : &tap, interrupted);
         }
         if (PyErr_Occurred()) throw nb::python_error();
         if (tap.error) std::rethrow_exception(tap.error);
-        return whole;
+        return whole ? DONE : BROKEN;
     }
 
 private:
@@ -194,6 +231,7 @@ private:
     }
 
     nb::list owners_;
+    std::vector<std::tuple<Input_<float, 2>, Input_<float, 2>>> rope_;
     bool split_ = false;
     std::unique_ptr<Engine> engine_;
 };
@@ -206,7 +244,10 @@ void bind_engine(nb::module_& m) {
                       std::optional<std::tuple<Array<uint8_t, 1>, int, int>>>(),
              nb::arg("program"), nb::arg("simd"), nb::arg("threads"),
              nb::arg("exchange").none() = nb::none())
+        .def("set_rope", &PyEngine::set_rope)
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
-             nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states"),
-             nb::arg("received").none(), nb::arg("rope"), nb::arg("logits"), nb::arg("tap").none(), nb::arg("stages"));
+             nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),
+             nb::arg("received").none(), nb::arg("logits").none(), nb::arg("places").none(), nb::arg("likeliest"),
+             nb::arg("ids").none(), nb::arg("values").none(), nb::arg("top_ids").none(),
+             nb::arg("top").none(), nb::arg("tap").none(), nb::arg("stages"));
 }

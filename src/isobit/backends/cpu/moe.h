@@ -41,7 +41,7 @@ void Groups::run(Team& team, const Kernels& kernels, int planes, const Matrix* m
     auto rows_of = [](const Matrix& m, const Group& g, int row) {
         return m.data + ((size_t)g.expert * m.rows + row) * m.row_bytes;
     };
-    const int step = rows_at_once(n * rows, team.size());
+    const int step = rows_at_once(n * rows, team.members());
     const int steps = (rows + step - 1) / step;
     auto item = [&](const Matrix& m, int i) {
         return i < n * steps ? rows_of(m, groups_[i / steps], i % steps * step) : nullptr;

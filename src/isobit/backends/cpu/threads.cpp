@@ -1,5 +1,8 @@
 #include "threads.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -14,6 +17,7 @@ namespace {
 
 constexpr int SPINS_IN_PASS = 4000;     // some tens of microseconds
 constexpr int SPINS_BETWEEN = 20000;    // the time in which the host samples a token
+constexpr int MOST_MEMBERS = 2048;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -25,7 +29,33 @@ inline void pause() {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads < 1 ? 1 : threads) {
+int Pace::members(Clock::time_point now) {
+    if (members_ < most_ && now >= until_) {
+        members_ = most_;
+        took_ = waited_ = Duration(0);
+    }
+    return members_;
+}
+
+void Pace::ran(Clock::time_point now, Duration took, Duration waited) {
+    if (members_ == 1) return;
+    took_ += took;
+    waited_ += waited;
+    if (took_ < WINDOW) return;
+    // Of the time of all but one thread, which is late: 1 where everything stands still.
+    const double lost = (double)waited_.count() / ((double)took_.count() * (members_ - 1));
+    const Duration guess = took_;
+    took_ = waited_ = Duration(0);
+    if (lost < std::max(0.25, 1.0 / members_)) {
+        hold_ = std::max(FIRST_HOLD, hold_ / 2);
+        return;
+    }
+    members_ = std::max(1, std::min(members_ - 1, (int)(members_ * (1 - lost))));
+    until_ = now + std::max(hold_, HOLD_PER_GUESS * guess);
+    hold_ = std::min(hold_ * 2, LONGEST_HOLD);
+}
+
+Team::Team(int threads) : size_(threads < 1 ? 1 : threads), process_(getpid()), pace_(size_) {
     // More threads than cores must not spin: the one waited for may need this core.
     bool crowded = size_ > (int)std::thread::hardware_concurrency();
     spins_ = crowded ? 0 : 1;
@@ -44,43 +74,72 @@ Team::Team(int threads) : size_(threads < 1 ? 1 : threads) {
 Team::~Team() { end(); }
 
 void Team::end() {
+    if (getpid() != process_) {  // of a fork, which has no such threads to wait for
+        for (std::thread& t : threads_) t.detach();
+        return;
+    }
     runs_.store(-1);
     runs_.notify_all();
     for (std::thread& t : threads_) t.join();
 }
 
 template <class T>
-void Team::wait_while(std::atomic<T>& value, T old, int spins) {
+bool Team::spin_while(std::atomic<T>& value, T old, int spins) {
     for (int i = spins * spins_; i > 0; --i) {
-        if (value.load(std::memory_order_acquire) != old) return;
+        if (value.load(std::memory_order_acquire) != old) return true;
         pause();
     }
+    return false;
+}
+
+template <class T>
+void Team::sleep_while(std::atomic<T>& value, T old) {
     while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
 void Team::run(const std::function<void(int)>& body) {
     FloatMode mode;
     body_ = &body;
-    if (size_ > 1) {
-        runs_.store((runs_.load() + 1) & 0x7fffffff);
+    if (size_ == 1) {
+        body(0);
+        return barrier();
+    }
+    const Pace::Clock::time_point start = Pace::Clock::now();
+    if (getpid() == process_) {
+        members_ = pace_.members(start);
+    } else {  // in a fork, perhaps of the midst of a run
+        members_ = 1;
+        arrived_ = next_ = 0;
+    }
+    waited_ = 0;
+    if (members_ > 1) {
+        runs_.store(((runs_.load() / MOST_MEMBERS + 1) & 0xfffff) * MOST_MEMBERS + members_);
         runs_.notify_all();
     }
     body(0);
     barrier();
+    const Pace::Clock::time_point end = Pace::Clock::now();
+    pace_.ran(end, end - start, Pace::Duration(waited_.load()));
 }
 
 void Team::work(int thread) {
     FloatMode mode;
     for (int seen = 0;;) {
-        wait_while(runs_, seen, SPINS_BETWEEN);
+        if (!spin_while(runs_, seen, SPINS_BETWEEN)) sleep_while(runs_, seen);
         seen = runs_.load(std::memory_order_acquire);
         if (seen < 0) return;
+        if (thread >= seen % MOST_MEMBERS) continue;  // members_ may be the next run's already
         (*body_)(thread);
         barrier();
     }
 }
 
-void Team::wait(unsigned epoch) { wait_while(epoch_, epoch, SPINS_IN_PASS); }
+void Team::wait(unsigned epoch) {
+    if (spin_while(epoch_, epoch, SPINS_IN_PASS)) return;
+    const Pace::Clock::time_point start = Pace::Clock::now();
+    sleep_while(epoch_, epoch);
+    waited_.fetch_add((Pace::Clock::now() - start).count(), std::memory_order_relaxed);
+}
 
 void Team::release(unsigned epoch) {
     arrived_.store(0, std::memory_order_relaxed);

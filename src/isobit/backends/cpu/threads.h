@@ -1,14 +1,49 @@
 // A team of threads that runs one function together and meets at barriers inside it. Threads wait
 // by spinning for a short while, so that steps of a few microseconds follow one another at once,
 // then by sleeping.
+//
+// One thread that is not scheduled holds all of them up at a barrier. Beside busy neighbours a team
+// can so become many times slower than one thread; it then goes on with fewer for a while (Pace).
+// In the child of a fork there are no other threads, and the one that there is runs everything.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <thread>
 #include <vector>
 
 namespace isobit {
+
+// How many threads to run with, from how long they have waited for one another.
+class Pace {
+public:
+    using Clock = std::chrono::steady_clock;
+    using Duration = Clock::duration;
+
+    explicit Pace(int most) : most_(most), members_(most) {}
+
+    int members(Clock::time_point now);
+
+    // A run has ended that took so long; its threads waited so long in all, spinning not counted.
+    void ran(Clock::time_point now, Duration took, Duration waited);
+
+private:
+    const int most_;
+    int members_;
+    Duration took_{0}, waited_{0};  // since the number was last judged
+    Duration hold_ = FIRST_HOLD;    // how long it stays lowered
+    Clock::time_point until_{};
+
+    // A wrong guess costs one run and at least a WINDOW, of the time that is held afterwards a few
+    // per cent at most.
+    static constexpr Duration WINDOW = std::chrono::milliseconds(10);
+    static constexpr int HOLD_PER_GUESS = 40;
+    static constexpr Duration FIRST_HOLD = std::chrono::milliseconds(400);
+    static constexpr Duration LONGEST_HOLD = std::chrono::milliseconds(2000);
+};
 
 class Team {
 public:
@@ -18,6 +53,7 @@ public:
     Team& operator=(const Team&) = delete;
 
     int size() const { return size_; }
+    int members() const { return members_; }  // of them those that run now
 
     // Runs body(thread) on every thread, 0 being the caller's; returns when all are done.
     void run(const std::function<void(int)>& body);
@@ -31,7 +67,7 @@ public:
     template <class F>
     void barrier(F&& then) {
         const unsigned epoch = epoch_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) < size_ - 1) return wait(epoch);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) < members_ - 1) return wait(epoch);
         then();
         release(epoch);
     }
@@ -61,14 +97,20 @@ private:
     void wait(unsigned epoch);
     void release(unsigned epoch);
     template <class T>
-    void wait_while(std::atomic<T>& value, T old, int spins);
+    bool spin_while(std::atomic<T>& value, T old, int spins);
+    template <class T>
+    void sleep_while(std::atomic<T>& value, T old);
 
     const int size_;
+    const pid_t process_;
+    int members_ = 1;  // threads of this run, the first ones
+    Pace pace_;
+    std::atomic<Pace::Duration::rep> waited_{0};  // in this run
     int spins_;
     alignas(64) std::atomic<int> next_{0};     // the next index of each()
     alignas(64) std::atomic<int> arrived_{0};  // threads at the barrier
     alignas(64) std::atomic<unsigned> epoch_{0};  // barriers passed
-    alignas(64) std::atomic<int> runs_{0};     // calls of run(), or -1 to end
+    alignas(64) std::atomic<int> runs_{0};     // calls of run() and their members, or -1 to end
     const std::function<void(int)>* body_ = nullptr;
     std::vector<std::thread> threads_;
 };

@@ -20,7 +20,7 @@ from isobit.backends.base import (
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.lowering import Mark, Pass
-from isobit.backends.cuda.programs import Programs
+from isobit.backends.cuda.programs import Programs, room
 from isobit.backends.cuda.steps import ManySequences, OneSequence
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
@@ -40,9 +40,10 @@ class CudaBackend(Backend):
 
         Raises BackendUnavailable with the reason. ``gpu`` is for tests.
         """
-        super().__init__(weights, engine)
         self._gpu = gpu if gpu is not None else CudaGpu()
         try:
+            super().__init__(weights, engine, lambda e: room(weights, e, self._gpu, self.fused))
+            engine = self.engine
             self._programs = Programs(weights, engine, self.limits, self._gpu, fused=self.fused)
             self.plan = self._programs.plan
             self.plan.check(*self._gpu.memory())

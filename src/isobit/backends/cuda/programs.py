@@ -8,6 +8,7 @@ from isobit.backends.cuda.lowering import BATCH, PASS, STEP, STEPS, TILES, Lower
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
@@ -96,6 +97,13 @@ class Programs:
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
     return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
+
+
+def room(weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool) -> Room:
+    """What a device's free memory leaves to the KV cache."""
+    limits = Limits.of(weights, engine)
+    plan = Programs(weights, engine, limits, gpu, fused=fused).plan
+    return Room(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
 
 
 def _rows(g: Lowering, tokens: int) -> dict[str, int]:

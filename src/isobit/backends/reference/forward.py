@@ -26,7 +26,7 @@ class ReferenceBackend(Backend):
     """
 
     name = "reference"
-    on_host = True
+    on_host = survives_fork = True
 
     def __init__(
         self,

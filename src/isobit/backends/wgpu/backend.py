@@ -14,7 +14,7 @@ from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import Pass
-from isobit.backends.wgpu.memory import Plan
+from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
 from isobit.model.weights import Weights
 from isobit.numerics import TILE, RopeTable, Weight
@@ -38,10 +38,10 @@ class WgpuBackend(Backend):
 
         Raises BackendUnavailable with the reason. ``device`` is for tests: an open one, tested.
         """
-        super().__init__(weights, engine)
         self._owned = device is None
         self._device = open_device() if device is None else device
         try:
+            super().__init__(weights, engine, lambda _: room(weights, self._device.binding_bytes))
             if device is None:
                 self.inexact = driver.require_exact(
                     self._device, allow_inexact=engine.allow_inexact

@@ -7,16 +7,19 @@ many passes; what cannot be divided further is refused with the arithmetic.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from isobit.backends.base import Limits
+from isobit.backends.pool import Room, page_bytes
 from isobit.backends.wgpu.device import MAX_GROUPS, Device
 from isobit.backends.wgpu.lowering import BATCH, STATES, TILES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
+from isobit.model.weights import Weights
 from isobit.numerics import TILE
-from isobit.numerics.ops import LOGIT_ROWS, TOKENS
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Append
 
 _PARTIAL_BYTES = 32 << 20
 _LOGIT_ROWS = 64
@@ -103,6 +106,15 @@ class Plan:
             device.write(slot.buffer, weight.float32())
         for matrix in g.matrices:
             matrix.load(device)
+
+
+def room(weights: Weights, binding: int) -> Room:
+    """What a KV cache may have: nobody says how much memory there is, but one head of one cache
+    cannot have more than a buffer."""
+    appends = [op for op in weights.graph.ops if isinstance(op.operation, Append)]
+    heads = [Cache(1, op.inputs[0].shape.row[1]).page_bytes for op in appends]
+    page = page_bytes(weights)
+    return Room(binding // max(heads) * page if heads else inf, page)
 
 
 def _check(needed: int, binding: int, what: str, remedy: str) -> None:

@@ -1,4 +1,4 @@
-// rope: in[0] rotated by the batch's table integers[0] to out[0]; of integers[1] values those beyond the
+// rope: in[0] rotated by table integers[0] to out[0]; of integers[1] values those beyond the
 // table as they are; integers[2]: whether pairs are neighbours, not half a vector apart.
 
 #include <string.h>
@@ -8,8 +8,8 @@
 namespace isobit {
 
 static void rope(const Op& op, Pass& p, int thread, int t, int i) {
-    const RopeRows& table = p.batch.rope[op.integers[0]];
-    const size_t at = (size_t)t * table.half;
+    const RopeRows& table = p.rope(op.integers[0]);
+    const size_t at = (size_t)p.batch.positions[t] * table.half;
     const int turned = 2 * table.half, rest = op.integers[1] - turned;
     const float* x = p.at(op.in[0], thread, t, i);
     float* y = p.at(op.out[0], thread, t, i);

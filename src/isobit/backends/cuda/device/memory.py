@@ -72,6 +72,10 @@ class Plan:
         terms = " + ".join(f"{name} {n / 1e9:.2f}" for name, n in parts if n or name != "states")
         return f"{terms} = {self.total / 1e9:.2f} GB"
 
+    def left(self, free: int) -> int:
+        """What of free memory all but the KV cache leaves."""
+        return free - (self.total - _CONTEXT_BYTES - self.cache)  # the driver's part is taken
+
     def check(self, free: int, total: int) -> None:
         """Raise BackendUnavailable with the arithmetic if it does not fit."""
         needed = self.total - _CONTEXT_BYTES  # the driver has taken its part already

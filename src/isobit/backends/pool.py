@@ -1,0 +1,85 @@
+"""How large a KV cache a model gets: as many pages as its sequences can fill, or as there is room
+for, and then the line that says so."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from isobit import machine
+from isobit.config import MOST_PAGES, EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.model.graph import zero_state
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+from isobit.numerics.ops import Append
+
+_LEAST = 4
+"""Pages; a context that nobody has named does not become shorter."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a device has, and a model takes of it, in bytes."""
+
+    free: float
+    """For the KV cache, once all else is there; infinite where nobody says."""
+    page: int
+    """A page of the KV cache, all layers."""
+
+
+def fitted(
+    weights: Weights, engine: EngineConfig, room: Callable[[EngineConfig], Room]
+) -> tuple[EngineConfig, str | None]:
+    """The settings with a context and a number of pages for which there is room, and, if that is
+    less than was asked for, a line that says so.
+
+    A context, or a number of pages, that the caller has named is kept, or refused with
+    BackendUnavailable; the model's own, and room for all sequences at full length, give way.
+    ``room`` is asked with both.
+    """
+    asked = engine.context or weights.config.context_length
+    whole = -(-asked // TILE)
+    pages = engine.pages or min(whole * engine.max_sequences, MOST_PAGES)
+    if engine.pages is not None and pages < whole and engine.context is not None:
+        raise UsageError(
+            f"context: expected at most {pages * TILE:,} tokens (the KV cache), got {asked:,}"
+        )
+    have = room(replace(engine, context=asked, pages=pages))
+    fits = pages
+    if have.page * pages > have.free:
+        fits = int(max(have.free, 0) // max(have.page, 1))
+    lacks = f"{pages * TILE:,} tokens take {have.page * pages / 1e9:.2f} GB, "
+    lacks += f"{max(have.free, 0) / 1e9:.2f} GB are left for them"
+    kept = whole if engine.context is not None else min(whole, _LEAST)
+    kept = kept if engine.pages is None else pages
+    if fits < kept:
+        raise BackendUnavailable(
+            f"KV cache: {lacks}; a context of {fits * TILE:,} has room (--context, --cache)"
+        )
+    chosen = replace(engine, context=min(asked, fits * TILE), pages=fits)
+    if fits < whole:
+        why = lacks if fits < pages else "as long as the KV cache"
+        return chosen, f"context: {fits * TILE:,} tokens, not the model's {asked:,}: {why}"
+    if fits < pages:
+        many = f"{engine.max_sequences} sequences of up to {asked:,}"
+        return chosen, f"KV cache: {fits * TILE:,} tokens for {many}: {lacks}"
+    return chosen, None
+
+
+def on_host(weights: Weights, engine: EngineConfig) -> Room:
+    """The host's memory. Weights are mapped: where they do not fit beside the KV cache they are
+    read again and again, so that a quarter of what is free is left to it."""
+    free = 0.9 * machine.free_memory()
+    taken = sum(w.data.nbytes for w in weights.graph.weights.values())
+    states = sum(s.nbytes for op in weights.graph.ops for s in zero_state(op))
+    return Room(max(free - taken, free / 4) - engine.max_sequences * states, page_bytes(weights))
+
+
+def page_bytes(weights: Weights) -> int:
+    """A page of all layers: of each vector 16-bit integers, to a multiple of 16, and a scale."""
+    vectors = [
+        v.shape.row
+        for op in weights.graph.ops
+        if isinstance(op.operation, Append)
+        for v in op.inputs
+    ]
+    return sum(TILE * heads * (2 * (-(-width // 16) * 16) + 4) for heads, width in vectors)
