@@ -12,7 +12,8 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import architecture
 from isobit.model.graph import Graph
 from isobit.model.tensors import Tensors
-from isobit.numerics import Weight
+from isobit.numerics import RopeTable, Weight
+from isobit.numerics.ops import Rope
 
 F32 = NDArray[np.float32]
 
@@ -64,12 +65,20 @@ class Weights:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Each layer's tensors by role; raises BackendUnavailable if it is not Qwen3's."""
-        if self.config.architecture not in ("qwen3", "qwen3moe"):
-            raise BackendUnavailable(
-                f"architecture {self.config.architecture}: runs on cpu and wgpu so far, not on "
-                "this backend: --backend cpu"
-            )
-        return tuple(self._layer(f"blk.{i}.") for i in range(self.config.n_layers))
+        c = self.config
+        ropes = {op.operation.table for op in self.graph.ops if isinstance(op.operation, Rope)}
+        what = f"architecture {c.architecture}"
+        if c.architecture not in ("qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"):
+            pass
+        elif ropes != {RopeTable(c.head_dim, c.rope_base)}:
+            what += " with scaled RoPE"
+        elif "blk.0.ffn_gate_up_exps.weight" in self.graph.weights:
+            what += " with gate and up in one tensor"
+        else:
+            return tuple(self._layer(f"blk.{i}.") for i in range(c.n_layers))
+        raise BackendUnavailable(
+            f"{what}: runs on cpu and wgpu so far, not on this backend: --backend cpu"
+        )
 
     @property
     def token_embd(self) -> Weight:
