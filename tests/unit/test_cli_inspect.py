@@ -48,7 +48,7 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_scaling_is_named(tmp_path: Path) -> None:
-    scaling = {"qwen3moe.rope.scaling.type": "yarn"}
+    scaling = {"qwen3moe.rope.scaling.type": "longrope"}
     found = inspect(write_model(tmp_path / "m.gguf", G, F32, metadata=scaling))
     assert len(found.refused) == 1
     assert "rope.scaling.type" in found.refused[0]

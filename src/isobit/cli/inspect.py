@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from dataclasses import is_dataclass
 
 from isobit.cli import options, say
 from isobit.cli.output import add_format, bar, print_table, size, visible
@@ -76,6 +77,8 @@ def _report(found: Inspection) -> dict[str, object]:
 
 def _json(value: object) -> object:
     """A metadata value as JSON: long arrays shortened, NaN and infinity as text."""
+    if is_dataclass(value):
+        return {k: _json(v) for k, v in vars(value).items()}
     if isinstance(value, list):
         first = [_json(v) for v in value[:SHOWN]]
         return first if len(value) <= SHOWN else {"length": len(value), "first": first}

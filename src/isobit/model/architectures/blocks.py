@@ -142,7 +142,11 @@ def experts(p: Part, c: ModelConfig, h: Value) -> Value:
         weight = p.take(f"ffn_{role}_exps.weight", *shape)
         return p.g.one(f"moe_expert_{name}", ExpertMatMul(), of, ids, weights=[weight])
 
-    gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
+    if f"{p.at}ffn_gate_up_exps.weight" in p.tensors:  # both in one tensor, the gate's rows first
+        both, k, n = product("gate_up", "gate_up", 2 * c.ffn, h), c.n_experts_used, c.ffn
+        gate, up = (p.g.one(None, Heads(at, k, n, 2 * n), both) for at in (0, n))
+    else:
+        gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
     y = product("out", "down", c.hidden, p.g.one("moe_expert_swiglu", SiluGate(), gate, up))
     return p.g.one("moe_ffn_out", Combine(), weights, y)
 
