@@ -124,7 +124,7 @@ def joined(sums: Sequence[int]) -> float:
 def dot(fmt: Format, row: np.ndarray, x: Row, planes: int) -> float:
     """One row of a quantised matrix (uint8 bytes) times x."""
     u = fmt.unpack(row.reshape(-1, fmt.block_bytes))
-    size, run = fmt.block_size, fmt.block_size // fmt.groups
+    size, run = fmt.block_size // fmt.parts, fmt.block_size // fmt.parts // fmt.groups
     y = 0.0
     for s in range(0, len(x), 256):
         q, d = quantise(x[s : s + 256], planes)

@@ -1,7 +1,8 @@
 """The integers in a block of each quantised format.
 
 A function for each format takes blocks (uint8 [n, block_bytes]) apart; :mod:`isobit.gguf.formats`
-says what they mean. Layouts after ggml's ``ggml-common.h`` (block_q4_0 … block_iq4_xs).
+says what they mean. Layouts after ggml's ``ggml-common.h`` (block_q1_0 … block_nvfp4); the formats
+whose codes are looked up in grids stand in :mod:`isobit.gguf.grids`.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,14 @@ Bytes = NDArray[np.uint8]
 class Unpacked:
     """The integers and float scales of ``n`` blocks; codes are signed, the zero point applied.
 
+    NVFP4's blocks have four scales: it unpacks to four times as many blocks of 16 values.
+
     Ranges, by format: Q8_0 codes -128..127; Q4_0 -8..7; Q4_1 0..15; Q5_0 -16..15; Q5_1 0..31;
     Q2_K codes 0..3, scales and mins 0..15; Q3_K -4..3, scales -32..31; Q4_K 0..15 and Q5_K 0..31,
     scales and mins 0..63; Q6_K -32..31, scales -128..127; IQ4_NL -127..113; IQ4_XS the same,
-    scales -32..31; MXFP4 -12..12. Elsewhere scales (and mins) are 1.
+    scales -32..31; MXFP4 and NVFP4 -12..12; Q1_0 -1 and 1; Q2_0 and TQ2_0 -1..2; TQ1_0 -1..1;
+    IQ1 -9..9, scales 1..15; IQ2 -43..43, IQ3_XXS -62..62 and IQ3_S -15..15, scales 1..31.
+    Elsewhere scales (and mins) are 1.
     """
 
     codes: NDArray[np.int16]  # [n, block_size]
@@ -152,6 +157,51 @@ def _mxfp4(b: Bytes) -> Unpacked:
     return Unpacked(codes, np.ones((len(b), 1), np.int32), None, bits.view(np.float32), None)
 
 
+def _nvfp4(b: Bytes) -> Unpacked:
+    scales, qs = np.split(b, [4], axis=1)
+    codes = _FP4[spread(qs, 4, 8).reshape(-1, 16)]
+    return Unpacked(codes, np.ones((len(codes), 1), np.int32), None, _UE4M3[scales].ravel(), None)
+
+
+def _ue4m3() -> NDArray[np.float32]:
+    """Half of what a byte of four exponent and three mantissa bits stands for; the eighth bit is
+    not looked at. 0x7F is no number and taken for 0, as ggml takes it."""
+    e, m = np.divmod(np.arange(256, dtype=np.int32) & 127, 8)
+    values = np.ldexp(np.where(e == 0, m, m + 8), np.maximum(e, 1) - 11).astype(np.float32)
+    values[0x7F] = 0
+    return values
+
+
+_UE4M3 = _ue4m3()
+
+
+def _q1_0(b: Bytes) -> Unpacked:
+    d, qs = np.split(b, [2], axis=1)
+    return _plain(spread(qs, 1, 1) * np.int16(2) - np.int16(1), d)
+
+
+def _q2_0(b: Bytes) -> Unpacked:
+    d, qs = np.split(b, [2], axis=1)
+    return _plain(spread(qs, 2, 1) - np.int16(1), d)
+
+
+def _tq1_0(b: Bytes) -> Unpacked:
+    """Five codes of three values in a byte, as the digits of 256 * n / 243, highest first."""
+    qs, four, d = np.split(b, [48, 52], axis=1)
+
+    def digits(part: Bytes, n: int) -> NDArray[np.int16]:
+        left = part[:, None, :] * np.uint8([1, 3, 9, 27, 81])[:n, None]  # mod 256
+        return (left.astype(np.int16) * 3 >> 8).reshape(len(part), -1)
+
+    codes = np.concatenate([digits(qs[:, :32], 5), digits(qs[:, 32:], 5), digits(four, 4)], axis=1)
+    return _plain(codes - np.int16(1), d)
+
+
+def _tq2_0(b: Bytes) -> Unpacked:
+    qs, d = np.split(b, [64], axis=1)
+    return _plain(spread(qs, 2, 32) - np.int16(1), d)
+
+
 UNPACKERS: dict[str, Callable[[Bytes], Unpacked]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
@@ -166,4 +216,9 @@ UNPACKERS: dict[str, Callable[[Bytes], Unpacked]] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
+    "Q1_0": _q1_0,
+    "Q2_0": _q2_0,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
 }

@@ -8,8 +8,8 @@ A quantised block holds ``block_size`` values in natural order, in ``groups`` ru
 
     value[k] = d * scale[g] * code[k] - dmin * min[g]        g = k // (block_size // groups)
 
-A format stands here with its sizes, in :mod:`isobit.gguf.blocks` with its fields, and in the
-kernels of the backends that read it.
+A format stands here with its sizes, in :mod:`isobit.gguf.blocks` or :mod:`isobit.gguf.grids` with
+its fields, and in the kernels of the backends that read it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from isobit.errors import UsageError
 from isobit.gguf.blocks import UNPACKERS, Bytes, Unpacked
+from isobit.gguf.grids import GRID_UNPACKERS
 
+_UNPACKERS = UNPACKERS | GRID_UNPACKERS
 _CHUNK = 4096  # blocks decoded at a time; bounds the memory for their integers
 
 
@@ -34,11 +36,12 @@ class Format:
     block_size: int  # values per block
     block_bytes: int
     groups: int = 1  # sub-blocks with a scale of their own
+    parts: int = 1  # blocks that unpack() makes of one
 
     @property
     def quantized(self) -> bool:
         """Whether values are integer codes with scales, rather than plain floats."""
-        return self.name in UNPACKERS
+        return self.name in _UNPACKERS
 
     @property
     def alignment(self) -> int:
@@ -58,7 +61,7 @@ class Format:
                 f"unpack {self.name}: expected uint8 [n, {self.block_bytes}], "
                 f"got {blocks.dtype} {list(blocks.shape)}"
             )
-        return UNPACKERS[self.name](blocks)
+        return _UNPACKERS[self.name](blocks)
 
 
 def dequantize(fmt: Format, data: Bytes, shape: Sequence[int]) -> NDArray[np.float32]:
@@ -76,11 +79,12 @@ def dequantize(fmt: Format, data: Bytes, shape: Sequence[int]) -> NDArray[np.flo
     with np.errstate(all="ignore"):  # hostile scales may be inf or NaN; the bits are still defined
         if not fmt.quantized:
             return _decode_floats(fmt, data).reshape(shape)
-        unpack, blocks = UNPACKERS[fmt.name], data.reshape(-1, fmt.block_bytes)
-        out = np.empty((len(blocks), fmt.groups, fmt.block_size // fmt.groups), np.float32)
+        unpack, blocks, parts = _UNPACKERS[fmt.name], data.reshape(-1, fmt.block_bytes), fmt.parts
+        groups = fmt.parts * fmt.groups
+        out = np.empty((len(blocks) * parts, fmt.groups, fmt.block_size // groups), np.float32)
         for i in range(0, len(blocks), _CHUNK):
             u = unpack(blocks[i : i + _CHUNK])
-            part = out[i : i + _CHUNK]
+            part = out[i * parts : (i + _CHUNK) * parts]
             scale = u.d[:, None] * u.scales.astype(np.float32)
             np.multiply(scale[:, :, None], u.codes.reshape(part.shape), out=part, dtype=np.float32)
             if u.mins is not None and u.dmin is not None:
@@ -111,22 +115,33 @@ Q6_K = Format("Q6_K", 14, 256, 210, 16)
 IQ4_NL = Format("IQ4_NL", 20, 32, 18)
 IQ4_XS = Format("IQ4_XS", 23, 256, 136, 8)
 MXFP4 = Format("MXFP4", 39, 32, 17)
+NVFP4 = Format("NVFP4", 40, 64, 36, parts=4)
+Q1_0 = Format("Q1_0", 41, 128, 18)
+Q2_0 = Format("Q2_0", 42, 64, 18)
+TQ1_0 = Format("TQ1_0", 34, 256, 54)
+TQ2_0 = Format("TQ2_0", 35, 256, 66)
+IQ1_S = Format("IQ1_S", 19, 256, 50, 8)
+IQ1_M = Format("IQ1_M", 29, 256, 56, 16)
+IQ2_XXS = Format("IQ2_XXS", 16, 256, 66, 8)
+IQ2_XS = Format("IQ2_XS", 17, 256, 74, 16)
+IQ2_S = Format("IQ2_S", 22, 256, 82, 16)
+IQ3_XXS = Format("IQ3_XXS", 18, 256, 98, 8)
+IQ3_S = Format("IQ3_S", 21, 256, 110, 8)
 
 FORMATS: dict[int, Format] = {  # by ggml type id
     f.ggml_type: f
     for f in (
         *(F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K),
-        *(IQ4_NL, IQ4_XS, MXFP4),
+        *(IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0),
+        *(IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S),
     )
 }
 
 # fmt: off
 UNSUPPORTED_NAMES: dict[int, str] = {  # types of ggml that isobit refuses, to name them in errors
-    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
-    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16",
-    26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
-    34: "TQ1_0", 35: "TQ2_0", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
-    40: "NVFP4", 41: "Q1_0",
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+    28: "F64", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
 }
 # fmt: on
 

@@ -73,8 +73,8 @@ class IntegerWeight:
     def of(cls, w: Weight) -> "IntegerWeight":
         """Unpack a weight matrix."""
         rows, columns = w.shape
-        blocks = columns // w.format.block_size
-        u = w.format.unpack(w.data.reshape(rows * blocks, w.format.block_bytes))
+        u = w.format.unpack(w.data.reshape(-1, w.format.block_bytes))
+        blocks = columns // u.codes.shape[1]
         groups = u.scales.shape[1]
         scaled = u.codes.reshape(rows * blocks, groups, -1) * u.scales[:, :, None]
 
