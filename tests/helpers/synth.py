@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.config import ModelConfig
 from isobit.gguf.reader import GGUFFile
-from tests.helpers.blocks import FIELDS, set_d, set_dmin
+from tests.helpers.blocks import FIELDS, UNIT, set_d, set_dmin
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -168,7 +168,7 @@ def _random(
         set_dmin(fmt, blocks, d * _MEAN.get(fmt, 0))
 
     set_scales(np.ones(len(blocks)))
-    unit = gguf.quants.dequantize(blocks[:256], Type[fmt]).std()
+    unit = UNIT.get(fmt) or gguf.quants.dequantize(blocks[:256], Type[fmt]).std()
     set_scales(spread / unit * rng.uniform(0.5, 1.4, len(blocks)))
     return blocks.reshape(*shape[:-1], -1)
 

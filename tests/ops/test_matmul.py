@@ -14,9 +14,9 @@ from .cases import before_guard_page, edge_rows, extreme_weight, identical, valu
 def widths(fmt):
     if not fmt.quantized:
         return (1, 7, 256, 768, 2049)
-    if fmt.block_size == 32:
-        return (32, 96, 256, 640, 704, 2880)
-    return (256, 768, 2048)
+    if fmt.block_size == 256:
+        return (256, 768, 2048)
+    return tuple(k for k in (32, 96, 128, 256, 640, 704, 2880) if k % fmt.block_size == 0)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (37, 1), (5, 3), (16, 7), (130, 70)])

@@ -7,6 +7,7 @@ import pytest
 from isobit.errors import UsageError
 from isobit.gguf import formats
 from isobit.gguf.formats import FORMATS, Format, dequantize, type_name
+from isobit.gguf.grids import grids
 from tests.helpers import blocks as fields
 from tests.helpers.blocks import set_d, set_dmin
 
@@ -33,6 +34,18 @@ RANGES = {  # code, scale, min: least and greatest
     "IQ4_NL": ((-127, 113), (1, 1), None),
     "IQ4_XS": ((-127, 113), (-32, 31), None),
     "MXFP4": ((-12, 12), (1, 1), None),
+    "NVFP4": ((-12, 12), (1, 1), None),
+    "Q1_0": ((-1, 1), (1, 1), None),
+    "Q2_0": ((-1, 2), (1, 1), None),
+    "TQ1_0": ((-1, 1), (1, 1), None),
+    "TQ2_0": ((-1, 2), (1, 1), None),
+    "IQ1_S": ((-9, 9), (1, 15), None),
+    "IQ1_M": ((-9, 9), (1, 15), None),
+    "IQ2_XXS": ((-43, 43), (1, 31), None),
+    "IQ2_XS": ((-43, 43), (1, 31), None),
+    "IQ2_S": ((-43, 43), (1, 31), None),
+    "IQ3_XXS": ((-62, 62), (1, 31), None),
+    "IQ3_S": ((-15, 15), (1, 31), None),
 }
 
 
@@ -49,6 +62,12 @@ def random_blocks(rng, fmt: Format, n: int) -> np.ndarray:
 
 def oracle(fmt: Format, blocks: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
+        if fmt.name in ("Q1_0", "Q2_0"):  # which the package cannot decode (0.19)
+            d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+            bits = 1 if fmt.name == "Q1_0" else 2
+            fields = blocks[:, 2:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1
+            codes = fields.reshape(len(blocks), -1).astype(np.float32)
+            return d * (2 * codes - 1 if bits == 1 else codes - 1)
         return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(fmt.ggml_type))
 
 
@@ -63,10 +82,10 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 @ALL
 def test_sizes_and_ids_are_those_of_ggml(fmt):
+    assert getattr(formats, fmt.name) is fmt
     ggml_type = gguf.GGMLQuantizationType[fmt.name]
     assert fmt.ggml_type == ggml_type
     assert (fmt.block_size, fmt.block_bytes) == gguf.GGML_QUANT_SIZES[ggml_type]
-    assert getattr(formats, fmt.name) is fmt
 
 
 def test_blocks_lie_at_multiples_of_their_alignment():
@@ -114,6 +133,34 @@ def test_every_exponent_of_mxfp4_decodes_to_the_same_bits(rng):
     assert 0 < np.abs(ours[0]).max() < 2.0**-124
 
 
+def test_special_scales_of_iq1_m_decode_to_the_same_bits(rng):
+    blocks = random_blocks(rng, formats.IQ1_M, len(HALVES))
+    nibbles = np.array(HALVES)[:, None] >> np.arange(0, 16, 4) & 15
+    blocks[:, 49:57:2] = blocks[:, 49:57:2] & 15 | nibbles << 4
+    ours = dequantize(formats.IQ1_M, blocks.reshape(-1), (len(blocks), 256))
+    assert_same_bits(ours, oracle(formats.IQ1_M, blocks))
+    assert np.isnan(ours).any()
+
+
+def test_every_scale_of_nvfp4_decodes_to_the_same_bits(rng):
+    """Subnormal ones, the one that is no number, and those with the bit that is not looked at."""
+    blocks = random_blocks(rng, formats.NVFP4, 256)
+    blocks[:, :4] = (np.arange(256)[:, None] + np.arange(0, 256, 64)) % 256
+    ours = dequantize(formats.NVFP4, blocks.reshape(-1), (256, 64))
+    assert_same_bits(ours, oracle(formats.NVFP4, blocks))
+    assert not ours[0x7F, :16].any()
+    assert np.abs(ours[0xFF, :16]).max() > 448
+
+
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_grids_are_those_of_the_package(name):
+    theirs = getattr(gguf.quants, name)
+    theirs.init_grid()
+    grid = grids()["IQ1" if name == "IQ1_S" else name]
+    scale = 8 if name == "IQ1_S" else 1
+    np.testing.assert_array_equal(grid, theirs.grid[0, 0] * scale)
+
+
 @pytest.mark.parametrize("fmt", [formats.F16, formats.BF16], ids=lambda f: f.name)
 def test_every_16_bit_pattern_decodes_to_the_same_bits(fmt):
     raw = np.arange(1 << 16, dtype="<u2").view(np.uint8)
@@ -124,10 +171,11 @@ def test_every_16_bit_pattern_decodes_to_the_same_bits(fmt):
 def test_unpacked_integers_have_their_stated_types_and_ranges(fmt, rng):
     n = 3000
     u = fmt.unpack(random_blocks(rng, fmt, n))
-    assert (u.codes.dtype, u.codes.shape) == (np.int16, (n, fmt.block_size))
-    assert (u.scales.dtype, u.scales.shape) == (np.int32, (n, fmt.groups))
-    assert (u.d.dtype, u.d.shape) == (np.float32, (n,))
-    assert fmt.block_size % fmt.groups == 0
+    blocks, size = n * fmt.parts, fmt.block_size // fmt.parts
+    assert (u.codes.dtype, u.codes.shape) == (np.int16, (blocks, size))
+    assert (u.scales.dtype, u.scales.shape) == (np.int32, (blocks, fmt.groups))
+    assert (u.d.dtype, u.d.shape) == (np.float32, (blocks,))
+    assert size % fmt.groups == 0
     codes, scales, mins = RANGES[fmt.name]
     assert (u.codes.min(), u.codes.max()) == codes
     assert (u.scales.min(), u.scales.max()) == scales
@@ -146,17 +194,17 @@ def test_unpacked_integers_make_the_values(fmt, second, rng):
     set_d(fmt.name, blocks, 1)
     set_dmin(fmt.name, blocks, second)
     u = fmt.unpack(blocks)
-    run = fmt.block_size // fmt.groups
-    values = (u.codes * np.repeat(u.scales, run, axis=1)).astype(np.float32)
+    run = u.codes.shape[1] // fmt.groups
+    values = u.d[:, None] * (u.codes * np.repeat(u.scales, run, axis=1)).astype(np.float32)
     if u.mins is not None:
         values -= u.dmin[:, None] * np.repeat(u.mins, run, axis=1)
-    np.testing.assert_array_equal(values, oracle(fmt, blocks))
+    np.testing.assert_array_equal(values.reshape(200, -1), oracle(fmt, blocks))
 
 
 @QUANTIZED
 def test_no_blocks_unpack_to_nothing(fmt):
     u = fmt.unpack(np.empty((0, fmt.block_bytes), np.uint8))
-    assert u.codes.shape == (0, fmt.block_size)
+    assert u.codes.shape == (0, fmt.block_size // fmt.parts)
     assert u.scales.shape == (0, fmt.groups)
 
 

@@ -13,6 +13,7 @@ from isobit.errors import ModelRefused, UsageError
 from isobit.gguf import reader
 from isobit.gguf.formats import FORMATS, dequantize
 from isobit.gguf.reader import GGUFFile
+from tests.helpers.blocks import Type
 
 SAMPLE = str(files("isobit") / "data" / "pycoder-moe-33m-Q4_K_M.gguf")
 SAMPLE_SHA256 = "56306afd638240ef5bbf1ec27aa293e38d23f46119ba804d9fe009f37e29b22e"
@@ -129,7 +130,7 @@ def test_every_format(tmp_path):
     tensors = []
     for fmt in FORMATS.values():
         rows = rng.integers(0, 256, (2, 3, 4 * fmt.block_bytes), dtype=np.uint8)
-        tensors.append((f"t.{fmt.name}", rows, gguf.GGMLQuantizationType[fmt.name]))
+        tensors.append((f"t.{fmt.name}", rows, Type[fmt.name]))
     file = GGUFFile.open(write(tmp_path / "m.gguf", no_metadata, tensors))
     for (name, rows, _), fmt in zip(tensors, FORMATS.values(), strict=True):
         info = file.tensors[name]

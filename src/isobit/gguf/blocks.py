@@ -167,7 +167,8 @@ def _ue4m3() -> NDArray[np.float32]:
     """Half of what a byte of four exponent and three mantissa bits stands for; the eighth bit is
     not looked at. 0x7F is no number and taken for 0, as ggml takes it."""
     e, m = np.divmod(np.arange(256, dtype=np.int32) & 127, 8)
-    values = np.ldexp(np.where(e == 0, m, m + 8), np.maximum(e, 1) - 11).astype(np.float32)
+    powers = np.float32(2) ** (np.maximum(e, 1) - 11).astype(np.float32)
+    values: NDArray[np.float32] = np.where(e == 0, m, m + 8).astype(np.float32) * powers
     values[0x7F] = 0
     return values
 
@@ -185,13 +186,17 @@ def _q2_0(b: Bytes) -> Unpacked:
     return _plain(spread(qs, 2, 1) - np.int16(1), d)
 
 
+_POWERS_OF_3 = np.array([1, 3, 9, 27, 81], np.uint8)
+
+
 def _tq1_0(b: Bytes) -> Unpacked:
     """Five codes of three values in a byte, as the digits of 256 * n / 243, highest first."""
     qs, four, d = np.split(b, [48, 52], axis=1)
 
     def digits(part: Bytes, n: int) -> NDArray[np.int16]:
-        left = part[:, None, :] * np.uint8([1, 3, 9, 27, 81])[:n, None]  # mod 256
-        return (left.astype(np.int16) * 3 >> 8).reshape(len(part), -1)
+        left = part[:, None, :] * _POWERS_OF_3[:n, None]  # mod 256
+        found = left.astype(np.int16) * 3 >> 8
+        return found.reshape(len(part), n * part.shape[1])
 
     codes = np.concatenate([digits(qs[:, :32], 5), digits(qs[:, 32:], 5), digits(four, 4)], axis=1)
     return _plain(codes - np.int16(1), d)

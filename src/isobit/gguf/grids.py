@@ -38,14 +38,17 @@ def grids() -> dict[str, Codes]:
 
 def _signed(grid: str, rows: NDArray[np.integer], signs: Bytes) -> Codes:
     """Rows [n, k] of a grid, as [n, 256]; bit i of ``signs`` [n, 32] negates value i."""
-    codes = grids()[grid][rows].reshape(len(rows), 256)
-    return np.where(np.unpackbits(signs, axis=1, bitorder="little") == 1, -codes, codes)
+    codes: Codes = grids()[grid][rows].reshape(len(rows), 256)
+    sign = np.int16(1) - 2 * np.unpackbits(signs, axis=1, bitorder="little").astype(np.int16)
+    return codes * sign
 
 
 def _eighth_sign(seven: NDArray[np.integer]) -> Bytes:
     """Seven sign bits and the eighth that makes their number even."""
-    bits = np.unpackbits(seven.astype(np.uint8)[..., None], axis=-1)
-    return (seven | (bits.sum(axis=-1) & 1) << 7).astype(np.uint8)
+    sevens: Bytes = seven.astype(np.uint8)
+    odd = np.bitwise_xor.reduce(np.unpackbits(sevens[..., None], axis=-1), axis=-1)
+    eights: Bytes = sevens | odd << np.uint8(7)
+    return eights
 
 
 def _odd(scales: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -56,10 +59,12 @@ def _grid_block(
     codes: Codes, scales: NDArray[np.integer], d: NDArray[np.float32], parts: int
 ) -> Unpacked:
     """value = (d / parts) * (2 * scale + 1) * code; the division is exact."""
-    return Unpacked(codes, _odd(scales), None, d / np.float32(parts), None)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        d = d / np.float32(parts)
+    return Unpacked(codes, _odd(scales), None, d, None)
 
 
-def _signs_and_scales(words: Bytes) -> tuple[Bytes, NDArray[np.uint32]]:
+def _signs_and_scales(words: Bytes) -> tuple[Bytes, NDArray[np.integer]]:
     """Of each word [n, 8 * 4 bytes]: four times seven sign bits, and the scale above them."""
     w = np.ascontiguousarray(words).view("<u4")
     seven = w[:, :, None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127
@@ -101,8 +106,9 @@ def _iq3_s(b: Bytes) -> Unpacked:
 
 def _shifted(rows: NDArray[np.integer], down: NDArray[np.integer]) -> Codes:
     """Rows [n, 32] of IQ1's grid, each code one more, or one less where ``down`` [n, 32] is set."""
-    delta = 1 - 2 * down.astype(np.int16)
-    return (grids()["IQ1"][rows] + delta[:, :, None]).reshape(len(rows), 256)
+    delta = np.int16(1) - 2 * down.astype(np.int16)
+    codes: Codes = grids()["IQ1"][rows] + delta[:, :, None]
+    return codes.reshape(len(rows), 256)
 
 
 def _iq1_s(b: Bytes) -> Unpacked:

@@ -18,10 +18,8 @@
 namespace isobit {
 
 #if defined(__x86_64__)
-namespace avx512vnni { extern const Kernels kernels; }
-namespace avx512vnni_stream { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx2_stream { extern const Kernels kernels; }
+namespace avx512vnni { extern const Kernels kernels, streaming; }
+namespace avx2 { extern const Kernels kernels, streaming; }
 #elif defined(__aarch64__)
 namespace neon { extern const Kernels kernels; }
 namespace neon_i8mm { extern const Kernels kernels; }
@@ -71,9 +69,9 @@ bool has_i8mm() { return false; }
 
 const Level levels[] = {
 #if defined(__x86_64__)
-    {&avx512vnni_stream::kernels, [] { return has_avx512vnni() && streams(); }},
+    {&avx512vnni::streaming, [] { return has_avx512vnni() && streams(); }},
     {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
-    {&avx2_stream::kernels, [] { return has_avx2() && streams(); }},
+    {&avx2::streaming, [] { return has_avx2() && streams(); }},
     {&avx2::kernels, [] { return has_avx2() && !streams(); }},
 #elif defined(__aarch64__)
     {&neon_i8mm::kernels, has_i8mm},

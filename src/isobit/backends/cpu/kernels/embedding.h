@@ -1,48 +1,38 @@
-// A row of a quantised table as floats, rounded as isobit.gguf.formats.dequantize rounds.
+// A row of a table as floats, rounded as isobit.gguf.formats.dequantize rounds.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
 
-FN int code_at(const U* codes, int k, bool is_signed) {
-    const uint8_t byte = (uint8_t)(codes[k / 4][0] >> k % 4 * 8);
-    return is_signed ? (int8_t)byte : byte;
-}
+FN int byte_at(const U* bytes, int k) { return (int)(bytes[k / 4][0] >> k % 4 * 8 & 255); }
 
 // Every lane unpacks the same row; the first is used.
-template <class Format>
-void dequantise_quantised(const uint8_t* row, int n, float* out) {
-    constexpr bool is_signed = Format::largest > 127 && WIDE_ZERO == 0;
-    for (; n > 0; n -= Format::block, row += Format::bytes, out += Format::block) {
+static void dequantise_quantised(const Quantised& f, const uint8_t* row, int n, float* out) {
+    const int size = SUPERBLOCK / f.info.block * f.info.bytes;
+    const bool is_signed = !f.mins && f.zero == 0;  // codes that are bytes as they are
+    for (int at = 0; at < n; at += SUPERBLOCK, row += size) {
         const uint8_t* rows[LANES];
         for (int r = 0; r < LANES; ++r) rows[r] = row;
-        U codes[Format::block / 4];
-        float d, dmin, scale[16], min[16] = {};
-        if constexpr (Format::block == SUPERBLOCK) {
-            Scales w;
-            Format::scales(rows, w);
-            Format::codes(rows, [&](int j, U v) __attribute__((always_inline)) { codes[j] = v; });
-            d = w.d[0], dmin = Format::mins ? w.dmin[0] : 0;
-            for (int g = 0; g < SUPERBLOCK / Format::group; ++g) {
-                scale[g] = d * code_at(w.scales, g, Format::signed_scales);
-                if (Format::mins) min[g] = dmin * code_at(w.mins, g, false);
+        Padded last;
+        const int columns = n - at < SUPERBLOCK ? n - at : SUPERBLOCK;
+        if (columns < SUPERBLOCK) last.fill(rows, columns / f.info.block * f.info.bytes, size);
+        Tile w;
+        f.unpack(f, rows, row, false, w);
+        const int part = f.decoded ? f.decoded->part : f.info.block;
+        for (int k = 0; k < columns; ++k) {
+            const int g = k / f.group;
+            int code = byte_at(w.codes, k), scale = 1, min = 1;
+            if (is_signed) code = (int8_t)code;
+            if (part == SUPERBLOCK) {
+                scale = byte_at(w.w.scales, g);
+                if (f.mins)
+                    min = byte_at(w.w.mins, g);
+                else
+                    scale = (int8_t)scale;
             }
-        } else {
-            Block<Format> w;
-            Format::unpack(InRows{rows}, w);
-            memcpy(codes, w.codes, sizeof codes);
-            scale[0] = w.d[0];
-            if (Format::mins) min[0] = w.dmin[0];
-        }
-        for (int k = 0; k < Format::block; ++k) {
-            out[k] = scale[k / Format::group] * (float)(code_at(codes, k, is_signed) - Format::zero);
-            if (Format::mins) out[k] = out[k] - min[k / Format::group];
+            out[at + k] = w.d[k / part][0] * (float)scale * (float)(code - f.zero);
+            if (f.mins) out[at + k] = out[at + k] - w.dmin[k / part][0] * (float)min;
         }
     }
-}
-
-template <class Format>
-void dequantise_float(const uint8_t* row, int n, float* out) {
-    for (int k = 0; k < n; ++k) out[k] = Format::value(row + (size_t)k * Format::bytes);
 }
 
 static void dequantise(int ggml_type, const uint8_t* row, int n, float* out) {
@@ -50,11 +40,8 @@ static void dequantise(int ggml_type, const uint8_t* row, int n, float* out) {
         case 0: return dequantise_float<AsF32>(row, n, out);
         case 1: return dequantise_float<AsF16>(row, n, out);
         case 30: return dequantise_float<AsBF16>(row, n, out);
-#define ISOBIT_CASE(Format) \
-    case Format::id: return dequantise_quantised<Format>(row, n, out);
-        ISOBIT_QUANTISED(ISOBIT_CASE)
-#undef ISOBIT_CASE
     }
+    dequantise_quantised(*quantised_format(ggml_type), row, n, out);
 }
 
 }  // namespace isobit::ISOBIT_SIMD

@@ -3,7 +3,7 @@
 //
 // A format of 256-value blocks gives the scales and mins of a superblock, then puts its codes
 // one vector after the other: put(j, v), where v holds values 4j .. 4j+3 of the superblock and each
-// group's come in ascending order. A format of smaller blocks unpacks one block from a Source.
+// group's come in ascending order. A format of smaller blocks unpacks one block.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
@@ -31,13 +31,6 @@ FN U gather4(Rows rows, size_t offset) {
         memcpy(&x, rows[r] + offset, 4);
         v[r] = x;
     }
-    return v;
-}
-
-FN U gather1(Rows rows, size_t offset) {
-    U v;
-#pragma GCC unroll 16
-    for (int r = 0; r < LANES; ++r) v[r] = rows[r][offset];
     return v;
 }
 
@@ -260,16 +253,8 @@ struct IQ4_XS {
     }
 };
 
-// Where a block's bytes are: behind each of the rows' addresses,
-struct InRows {
-    Rows rows;
-    INLINE U byte(int at) const { return gather1(rows, at); }
-    INLINE U half(int at) const { return gather2(rows, at); }
-    INLINE U word(int at) const { return gather4(rows, at); }
-    INLINE void words4(int at, U* out) const { gather16(rows, at, out); }
-};
-
-// or from byte `start` on of words that hold a stretch of each row, as gather16 gives them.
+// Blocks of smaller formats lie in words that hold a stretch of each row, as gather16 gives them; this
+// one from byte `start` on.
 struct InWords {
     const U* words;
     int start;
@@ -290,8 +275,7 @@ private:
 
 // Blocks of 32 values.
 
-template <class Source>
-FN void unpack_nibbles(Source b, int at, U* codes) {
+FN void unpack_nibbles(InWords b, int at, U* codes) {
     U q[4];
     b.words4(at, q);
 #pragma GCC unroll 4
@@ -301,16 +285,14 @@ FN void unpack_nibbles(Source b, int at, U* codes) {
     }
 }
 
-template <class Source>
-FN void unpack_table(Source b, int at, U table, U* codes) {
+FN void unpack_table(InWords b, int at, U table, U* codes) {
     unpack_nibbles(b, at, codes);
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) codes[j] = look_up(table, codes[j]);
 }
 
 // Bit k of the four bytes becomes bit 4 of code k.
-template <class Source>
-FN void add_fifth_bits(Source b, int at, U* codes) {
+FN void add_fifth_bits(InWords b, int at, U* codes) {
     U bits = b.word(at);
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
@@ -323,8 +305,7 @@ struct Q4_0 {
     static constexpr int id = 2, block = 32, bytes = 18, group = 32, largest = 15, zero = 8;
     static constexpr bool mins = false;
 
-    template <class Source>
-    FN void unpack(Source b, Block<Q4_0>& w) {
+    FN void unpack(InWords b, Block<Q4_0>& w) {
         w.d = half_to_float(b.half(0));
         unpack_nibbles(b, 2, w.codes);
     }
@@ -334,8 +315,7 @@ struct Q4_1 {
     static constexpr int id = 3, block = 32, bytes = 20, group = 32, largest = 15, zero = 0;
     static constexpr bool mins = true;
 
-    template <class Source>
-    FN void unpack(Source b, Block<Q4_1>& w) {
+    FN void unpack(InWords b, Block<Q4_1>& w) {
         U h = b.word(0);
         w.d = half_to_float(h);
         w.dmin = -half_to_float(h >> 16);
@@ -347,8 +327,7 @@ struct Q5_0 {
     static constexpr int id = 6, block = 32, bytes = 22, group = 32, largest = 31, zero = 16;
     static constexpr bool mins = false;
 
-    template <class Source>
-    FN void unpack(Source b, Block<Q5_0>& w) {
+    FN void unpack(InWords b, Block<Q5_0>& w) {
         w.d = half_to_float(b.half(0));
         unpack_nibbles(b, 6, w.codes);
         add_fifth_bits(b, 2, w.codes);
@@ -359,8 +338,7 @@ struct Q5_1 {
     static constexpr int id = 7, block = 32, bytes = 24, group = 32, largest = 31, zero = 0;
     static constexpr bool mins = true;
 
-    template <class Source>
-    FN void unpack(Source b, Block<Q5_1>& w) {
+    FN void unpack(InWords b, Block<Q5_1>& w) {
         U h = b.word(0);
         w.d = half_to_float(h);
         w.dmin = -half_to_float(h >> 16);
@@ -373,8 +351,7 @@ struct Q8_0 {
     static constexpr int id = 8, block = 32, bytes = 34, group = 32, largest = 255, zero = WIDE_ZERO;
     static constexpr bool mins = false;
 
-    template <class Source>
-    FN void unpack(Source b, Block<Q8_0>& w) {
+    FN void unpack(InWords b, Block<Q8_0>& w) {
         w.d = half_to_float(b.half(0));
         b.words4(2, w.codes);
         b.words4(18, w.codes + 4);
@@ -388,8 +365,7 @@ struct IQ4_NL {
                          zero = WIDE_ZERO;
     static constexpr bool mins = false;
 
-    template <class Source>
-    FN void unpack(Source b, Block<IQ4_NL>& w) {
+    FN void unpack(InWords b, Block<IQ4_NL>& w) {
         w.d = half_to_float(b.half(0));
         unpack_table(b, 2, iq4_codes(), w.codes);
     }
@@ -401,8 +377,7 @@ struct MXFP4 {
     static constexpr int id = 39, block = 32, bytes = 17, group = 32, largest = 24, zero = 12;
     static constexpr bool mins = false;
 
-    template <class Source>
-    FN void unpack(Source b, Block<MXFP4>& w) {
+    FN void unpack(InWords b, Block<MXFP4>& w) {
         U e = b.byte(0), small = (U)(e < 2);  // d = 2^(e - 128), for e < 2 a subnormal
         w.d = (F)((small & (1u << 21) << (e & 1)) | (~small & (e - 1) << 23));
         unpack_table(b, 1, table16(FP4_CODES), w.codes);

@@ -9,6 +9,7 @@
 // one of their copies for all.
 #define INLINE inline __attribute__((always_inline))
 #define FN static INLINE
+#define APART static __attribute__((noinline))
 
 namespace isobit {
 
@@ -44,7 +45,17 @@ struct Product {
     int tokens;
     const uint8_t* next = nullptr;  // the weights that this thread reads after these rows
 };
-using Matmul = void (*)(const Product&, int row_begin, int row_end);
+
+// How matrices of one format are multiplied.
+struct Matmul {
+    void (*f)(const void* format, const Product&, int row_begin, int row_end);
+    const void* format;
+
+    INLINE void operator()(const Product& p, int row_begin, int row_end) const {
+        f(format, p, row_begin, row_end);
+    }
+    INLINE operator bool() const { return f; }
+};
 
 // A head's keys and values of one page, in the order in which the kernels read them. D is head_dim
 // rounded up to 16; k is [4][D/2][16 keys][2 dims], v is [D/16][32 key pairs][16 dims][2 keys].

@@ -3,18 +3,14 @@
 
 #include <immintrin.h>
 
-#ifdef ISOBIT_STREAM
-#define ISOBIT_SIMD avx2_stream
-#define ISOBIT_PREFETCH "prefetchnta"
-#else
 #define ISOBIT_SIMD avx2
-#define ISOBIT_PREFETCH "prefetcht1"
-#endif
+#define ISOBIT_STREAMS  // has a second way to fetch weights: dispatch.cpp
 #define ISOBIT_SIMD_NAME "avx2"
 
 namespace isobit::ISOBIT_SIMD {
 
 constexpr int LANES = 8;
+constexpr bool FUSES = true;  // products with one token use codes as they are unpacked
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 typedef int32_t I __attribute__((vector_size(4 * LANES)));
 typedef float F __attribute__((vector_size(4 * LANES)));
@@ -29,8 +25,12 @@ FN U broadcast(const void* p) {
 }
 
 // Once v is known: else the compiler would heap prefetches up, more than the core can have under way.
+template <bool stream>
 FN void prefetch(const void* p, U& v) {
-    asm volatile(ISOBIT_PREFETCH " %1" : "+x"(v) : "m"(*(const char*)p));
+    if constexpr (stream)
+        asm volatile("prefetchnta %1" : "+x"(v) : "m"(*(const char*)p));
+    else
+        asm volatile("prefetcht1 %1" : "+x"(v) : "m"(*(const char*)p));
 }
 
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {

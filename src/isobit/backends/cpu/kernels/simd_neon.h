@@ -15,6 +15,7 @@
 namespace isobit::ISOBIT_SIMD {
 
 constexpr int LANES = 4;
+constexpr bool FUSES = true;  // products with one token use codes as they are unpacked
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 typedef int32_t I __attribute__((vector_size(4 * LANES)));
 typedef float F __attribute__((vector_size(4 * LANES)));
@@ -28,6 +29,7 @@ FN U broadcast(const void* p) {
     return (U)vdupq_n_u32(x);
 }
 
+template <bool>
 FN void prefetch(const void* p, U& v) {
     asm volatile("prfm pldl2keep, [%1]" : "+w"(v) : "r"(p));
 }

@@ -8,6 +8,7 @@
 namespace isobit::ISOBIT_SIMD {
 
 constexpr int LANES = 4;
+constexpr bool FUSES = false;  // speed is not what this level is for; compiling would take a minute
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 typedef int32_t I __attribute__((vector_size(4 * LANES)));
 typedef float F __attribute__((vector_size(4 * LANES)));
@@ -25,6 +26,7 @@ FN U broadcast(const void* p) {
     return x - U{};
 }
 
+template <bool>
 FN void prefetch(const void* p, U&) { __builtin_prefetch(p, 0, 2); }
 
 // 16 bytes at the same offset of each row: out[j] holds every row's j-th four bytes.
@@ -37,13 +39,13 @@ FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {
 }
 
 // For each byte i < 16 of codes, byte i of the table (table16).
-FN U look_up(U table, U codes) {
+APART U look_up(U table, U codes) {
     typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
     return (U)__builtin_shuffle((Bytes)table, (Bytes)codes);
 }
 
 // The low half of each lane as binary16, exactly.
-FN F half_to_float(U v) {
+APART F half_to_float(U v) {
     F out;
 #pragma GCC unroll 4
     for (int r = 0; r < LANES; ++r) {
@@ -57,7 +59,7 @@ FN F half_to_float(U v) {
 }
 
 // Products of two pairs of 16-bit integers, added.
-FN I madd(U a, U b) {
+APART I madd(U a, U b) {
     I x = (I)a, y = (I)b;
     return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 }
@@ -66,7 +68,7 @@ FN I madd(U a, U b) {
 // steps, after which it goes to a sum.
 typedef U Part;
 constexpr int run(int) { return 1 << 16; }
-FN Part dot(Part part, U codes, U x) {
+APART Part dot(Part part, U codes, U x) {
     I c = (I)codes, y = (I)x;
     return (U)((I)part + (c & 255) * (y << 24 >> 24) + (c >> 8 & 255) * (y << 16 >> 24) +
                (c >> 16 & 255) * (y << 8 >> 24) + (I)(codes >> 24) * (y >> 24));

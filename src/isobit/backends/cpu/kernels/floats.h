@@ -1,0 +1,56 @@
+// Float weights: y = sum256(W_k * x_k), W converted exactly.
+#pragma once
+
+namespace isobit::ISOBIT_SIMD {
+
+constexpr size_t PREFETCH_AHEAD = 8192;  // bytes, beyond the next tile
+
+struct AsF32 {
+    static constexpr int bytes = 4;
+    FN float value(const uint8_t* p) {
+        float x;
+        memcpy(&x, p, 4);
+        return x;
+    }
+};
+struct AsBF16 {
+    static constexpr int bytes = 2;
+    FN float value(const uint8_t* p) {
+        uint16_t x;
+        memcpy(&x, p, 2);
+        return from_bits((uint32_t)x << 16);
+    }
+};
+struct AsF16 {
+    static constexpr int bytes = 2;
+    FN float value(const uint8_t* p) { return half_value(p); }
+};
+
+template <class Format>
+static void matmul_float(const void*, const Product& m, int begin, int end) {
+    for (int row = begin; row < end; ++row) {
+        const uint8_t* w = m.w + (size_t)row * m.row_bytes;
+        for (int t = 0; t < m.tokens; ++t) {
+            const float* x = m.x + (size_t)(m.x_rows ? m.x_rows[t] : t) * m.columns;
+            Lanes256 lanes;
+            int k = 0;
+            for (; k + 256 <= m.columns; k += 256) {
+                const uint8_t* block = w + (size_t)k * Format::bytes;
+                for (int i = 0; i < 256 * Format::bytes; i += 64)
+                    __builtin_prefetch(block + PREFETCH_AHEAD + i);
+                for (int i = 0; i < 256; ++i)
+                    lanes.v[i] += Format::value(block + i * Format::bytes) * x[k + i];
+            }
+            for (int i = 0; k + i < m.columns; ++i)
+                lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
+            m.y[(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row] = lanes.sum();
+        }
+    }
+}
+
+template <class Format>
+static void dequantise_float(const uint8_t* row, int n, float* out) {
+    for (int k = 0; k < n; ++k) out[k] = Format::value(row + (size_t)k * Format::bytes);
+}
+
+}  // namespace isobit::ISOBIT_SIMD
