@@ -157,6 +157,8 @@ def _random(
     rng: np.random.Generator, fmt: str, shape: tuple[int, ...], spread: float
 ) -> NDArray[np.generic]:
     """Random weights of standard deviation ``spread``: floats, or uint8 with rows of blocks."""
+    if fmt == "F64":  # which no backend reads
+        return spread * rng.standard_normal(shape)
     if fmt not in FIELDS:
         values = (spread * rng.standard_normal(shape)).astype(np.float32)
         return gguf.quants.quantize(values, Type[fmt])  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from tests.helpers.synth import Geometry, all_in, write_model
 G = Geometry(layers=1, heads=2, kv_heads=1, head_dim=128, experts=4, experts_used=2, ffn=32)
 F32 = all_in("F32")
 QKV = ("attn_q", "attn_k", "attn_v")
-STRANGE = F32 | {"attn_q": "TQ1_0"}
+STRANGE = F32 | {"attn_q": "F64"}
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -34,9 +34,9 @@ def test_a_type_that_is_not_implemented_is_named(tmp_path: Path) -> None:
     found = inspect(write_model(tmp_path / "m.gguf", G, STRANGE))
     assert len(found.refused) == 1
     assert "blk.0.attn_q.weight" in found.refused[0]
-    assert "TQ1_0" in found.refused[0]
+    assert "F64" in found.refused[0]
     assert found.active_bytes_per_token is None
-    assert found.types[-1].type == "TQ1_0"
+    assert found.types[-1].type == "F64"
     assert found.types[-1].nbytes is None
 
 
@@ -61,7 +61,7 @@ def test_json_of_a_file_with_odd_values(tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["metadata"]["test.nan"] == "nan"
     assert found["verdict"]["runs"] is False
-    row = {"name": "blk.0.attn_q.weight", "type": "TQ1_0", "shape": [256, 256], "bytes": None}
+    row = {"name": "blk.0.attn_q.weight", "type": "F64", "shape": [256, 256], "bytes": None}
     assert row in found["tensors"]
     assert main(["inspect", str(path), "--tensors"]) == 3
     out = capsys.readouterr().out
@@ -72,9 +72,9 @@ def test_json_of_a_file_with_odd_values(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_type_is_refused_once_with_how_many_tensors_have_it(tmp_path: Path) -> None:
     geometry = replace(G, layers=5)
-    path = write_model(tmp_path / "m.gguf", geometry, F32 | dict.fromkeys(QKV, "TQ1_0"))
+    path = write_model(tmp_path / "m.gguf", geometry, F32 | dict.fromkeys(QKV, "F64"))
     [line] = inspect(path).refused
-    assert "its type and of 14 more, TQ1_0, is not implemented" in line
+    assert "its type and of 14 more, F64, is not implemented" in line
 
 
 def test_the_verdict_counts_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
