@@ -27,6 +27,7 @@ from isobit.numerics.ops import (
     Columns,
     Decay,
     Embedding,
+    ExpertScale,
     GatedAdd,
     GatedDelta,
     Heads,
@@ -34,11 +35,13 @@ from isobit.numerics.ops import (
     MatMul,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Sigmoid,
     SigmoidGate,
     Silu,
     SiluGate,
+    TopK,
 )
 from isobit.numerics.rope_table import Yarn
 from tests.ops.wgpu_support import open_device
@@ -110,6 +113,26 @@ def bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", Bias(), x, weights=[f32("b", rng.standard_normal(96))])
 
 
+def scale(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Scale(), x, weights=[f32("s", rng.standard_normal(96))])
+
+
+def scaled_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    """Two scaled products, both read by what follows."""
+    s = [f32(name, np.exp(rng.standard_normal(48))) for name in "st"]
+    gate, up = (
+        g.one(None, Scale(), g.one(None, Columns(48 * i, 48), x), weights=[s[i]]) for i in (0, 1)
+    )
+    return g.one("y", SiluGate(), gate, up)
+
+
+def expert_scale(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    z = g.one(None, Columns(0, 16), x)
+    _, ids = g.add((None, None), TopK(4, normalise=True), z)
+    heads = g.one(None, Heads(0, 4, 24), x)
+    return g.one("y", ExpertScale(), heads, ids, weights=[f32("s", rng.standard_normal(16))])
+
+
 def decay(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     weights = [f32("dt", rng.standard_normal(6)), f32("A", -np.exp(rng.standard_normal(6)))]
     return g.one("y", Decay(), g.one(None, Columns(3, 6), x), weights=weights)
@@ -141,9 +164,13 @@ CASES = (
     rope_of_neighbours,
     yarn,
     bias,
+    scale,
+    scaled_gate,
+    expert_scale,
 )
 STATEFUL = (causal_conv, gated_delta)
 WITHOUT_EDGES = {gated_delta, decay}
+NOT_ON_WGPU = {scale, scaled_gate, expert_scale}
 
 
 def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:
@@ -194,6 +221,10 @@ def test_operation(  # type: ignore[no-untyped-def]
 ) -> None:
     weights = Weights(None, graph(case, rng, normed=normed))  # type: ignore[arg-type]
     engine = EngineConfig(max_sequences=2, context=256, threads=threads)
+    if name == "wgpu" and case in NOT_ON_WGPU:
+        with pytest.raises(BackendUnavailable, match="scale: no kernel; another backend may"):
+            OPENERS[name](weights, engine)
+        return
     tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
     tokens[: len(EDGES)] = np.arange(len(EDGES))
     sequence = np.repeat(np.arange(2, dtype=np.int32), 70)

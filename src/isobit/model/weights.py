@@ -69,6 +69,12 @@ class Weights:
                 f"architecture {self.config.architecture}: runs on cpu and wgpu so far, not on "
                 "this backend: --backend cpu"
             )
+        scaled = next((name for name in self.graph.weights if name.endswith(".scale")), None)
+        if scaled is not None:  # which the roles below leave out
+            raise BackendUnavailable(
+                f"tensor {scaled}: products with scales run on the cpu backend so far, not on this "
+                "one: --backend cpu"
+            )
         return tuple(self._layer(f"blk.{i}.") for i in range(self.config.n_layers))
 
     @property

@@ -35,6 +35,7 @@ from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
 from isobit.numerics.ops.receive import Receive
 from isobit.numerics.ops.rms_norm import RmsNorm
 from isobit.numerics.ops.rope import Rope
+from isobit.numerics.ops.scale import ExpertScale, Scale
 from isobit.numerics.ops.select_rows import SelectRows
 from isobit.numerics.ops.sigmoid import Sigmoid
 from isobit.numerics.ops.sigmoid_gate import SigmoidGate
@@ -62,6 +63,7 @@ __all__ = [
     "Embedding",
     "Exchange",
     "ExpertMatMul",
+    "ExpertScale",
     "GatedAdd",
     "GatedDelta",
     "Gather",
@@ -72,6 +74,7 @@ __all__ = [
     "Receive",
     "RmsNorm",
     "Rope",
+    "Scale",
     "SelectRows",
     "Shape",
     "Sigmoid",
