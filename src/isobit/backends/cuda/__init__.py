@@ -2,5 +2,6 @@
 
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.gpu import available
+from isobit.backends.cuda.load import lacks
 
-__all__ = ["CudaBackend", "available"]
+__all__ = ["CudaBackend", "available", "lacks"]

@@ -248,6 +248,17 @@ def tall(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:
     return out
 
 
+def lacks(weights: Weights) -> str | None:
+    """What there is no kernel for in a model; None if there are all."""
+    try:
+        for weight in memory.matrices(weights).values():
+            require_readable(weight)
+        _ = weights.layers
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
 def load_layers(loader: Loader, weights: Weights) -> Sequence[DeviceLayer]:
     """All layers in order. Refuses formats without kernels before it loads the first."""
     for weight in memory.matrices(weights).values():
