@@ -32,6 +32,7 @@ from isobit.numerics.ops import (
     Embedding,
     ExpertBias,
     ExpertMatMul,
+    ExpertScale,
     GatedAdd,
     GatedDelta,
     Heads,
@@ -39,6 +40,7 @@ from isobit.numerics.ops import (
     MatMul,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Sigmoid,
     SigmoidGate,
@@ -132,6 +134,26 @@ def bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", Bias(), x, weights=[f32("b", rng.standard_normal(96))])
 
 
+def scale(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Scale(), x, weights=[f32("s", rng.standard_normal(96))])
+
+
+def scaled_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    """Two scaled products, both read by what follows."""
+    s = [f32(name, np.exp(rng.standard_normal(48))) for name in "st"]
+    gate, up = (
+        g.one(None, Scale(), g.one(None, Columns(48 * i, 48), x), weights=[s[i]]) for i in (0, 1)
+    )
+    return g.one("y", SiluGate(), gate, up)
+
+
+def expert_scale(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    z = g.one(None, Columns(0, 16), x)
+    _, ids = g.add((None, None), TopK(4, normalise=True), z)
+    heads = g.one(None, Heads(0, 4, 24), x)
+    return g.one("y", ExpertScale(), heads, ids, weights=[f32("s", rng.standard_normal(16))])
+
+
 def decay(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     weights = [f32("dt", rng.standard_normal(6)), f32("A", -np.exp(rng.standard_normal(6)))]
     return g.one("y", Decay(), g.one(None, Columns(3, 6), x), weights=weights)
@@ -193,9 +215,13 @@ CASES = (
     attention_through_a_window,
     expert_bias,
     clamped_gate,
+    scale,
+    scaled_gate,
+    expert_scale,
 )
 STATEFUL = (causal_conv, gated_delta)
 WITHOUT_EDGES = {gated_delta, decay, attention, attention_through_a_window, expert_bias}
+NOT_ON_GPUS = {scale, scaled_gate, expert_scale}
 
 
 def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:
@@ -248,6 +274,10 @@ def test_operation(  # type: ignore[no-untyped-def]
 ) -> None:
     weights = Weights(QWEN3_30B_A3B, graph(case, rng, normed=normed))
     engine = EngineConfig(max_sequences=2, context=256, threads=threads)
+    if name in ("cuda", "wgpu") and case in NOT_ON_GPUS:
+        with pytest.raises(BackendUnavailable, match="scale: no kernel; another backend may"):
+            OPENERS[name](weights, engine)
+        return
     tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
     tokens[: len(EDGES)] = np.arange(len(EDGES))
     sequence = np.repeat(np.arange(2, dtype=np.int32), 70)

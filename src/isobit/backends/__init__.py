@@ -90,6 +90,19 @@ def _named(name: str, weights: Weights, engine: EngineConfig, note: Note) -> Bac
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}{near}")
 
 
+def lacks(name: str, weights: Weights) -> str | None:
+    """What a backend has no kernel for in a model, whatever the machine; None if it has all."""
+    if name == "cuda":
+        from isobit.backends import cuda  # noqa: PLC0415
+
+        return cuda.lacks(weights)
+    if name == "wgpu":
+        from isobit.backends import wgpu  # noqa: PLC0415
+
+        return wgpu.lacks(weights)
+    return None
+
+
 def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
     """The first of cuda, wgpu (on a GPU, not a software device) and cpu that runs here."""
     from isobit.backends import cuda, wgpu  # noqa: PLC0415

@@ -2,5 +2,6 @@
 
 from isobit.backends.cuda.backend import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device.gpu import available
+from isobit.backends.cuda.graph import lacks
 
-__all__ = ["CudaBackend", "UnfusedCudaBackend", "available"]
+__all__ = ["CudaBackend", "UnfusedCudaBackend", "available", "lacks"]

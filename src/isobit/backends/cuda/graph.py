@@ -5,14 +5,17 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
+from typing import Any
 
 from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.layout import require_readable
 from isobit.backends.cuda.lowering import Lowering, Make, Mark, Pass
 from isobit.backends.cuda.resident import Resident
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Key, Op
+from isobit.model.weights import Weights
 from isobit.numerics.ops import LOGIT_ROWS
 
 
@@ -53,14 +56,9 @@ class Program:
 
     def _lower(self, op: Op) -> None:
         """Lower one operation by itself."""
-        name, reason = f"{ops_of_kinds.__name__}.{op.kind}", "no kernel"
-        if find_spec(name):
-            kind = import_module(name)
-            if not (reason := kind.supports(op)):
-                kind.lower(self.g, op)
-                return
-        place = "" if op.layer is None else f" of layer {op.layer}"
-        raise BackendUnavailable(f"cuda: {op.kind}{place}: {reason}; another backend may run it")
+        if reason := _lacks(op):
+            raise BackendUnavailable(reason)
+        _kind(op).lower(self.g, op)
 
     def _made(self) -> Sequence[Make | Mark]:
         made, self.g.made = self.g.made, []
@@ -94,6 +92,30 @@ class Program:
         """Queue all of it."""
         for _ in chain(self.body(p), self.head(p)):
             pass
+
+
+def lacks(weights: Weights) -> str | None:
+    """What there is no kernel for in a model; None if there are all."""
+    try:
+        for weight in weights.graph.weights.values():
+            if len(weight.shape) > 1:
+                require_readable(weight)
+    except BackendUnavailable as error:
+        return str(error)
+    return next(filter(None, map(_lacks, weights.graph.required.ops)), None)
+
+
+def _kind(op: Op) -> Any:
+    """The file of an operation's kind; None where there is none."""
+    name = f"{ops_of_kinds.__name__}.{op.kind}"
+    return import_module(name) if find_spec(name) else None
+
+
+def _lacks(op: Op) -> str | None:
+    kind = _kind(op)
+    reason = kind.supports(op) if kind else "no kernel"
+    place = "" if op.layer is None else f" of layer {op.layer}"
+    return reason and f"cuda: {op.kind}{place}: {reason}; another backend may run it"
 
 
 def _queue(parts: Sequence[Make | Mark], p: Pass) -> Iterator[Mark]:
