@@ -191,10 +191,10 @@ def test_a_responses_conversation_as_a_chat() -> None:
     ]
     assert chat.tools == [{"type": "function", "function": FUNCTION}]
     assert chat.tool_choice == {"type": "function", "function": {"name": "f"}}
-    assert chat.chat_template_kwargs == {"enable_thinking": False, "reasoning_effort": "none"}
+    assert chat.variables == {"enable_thinking": False, "reasoning_effort": "none"}
     assert chat.most == 7
-    assert chat.response_format is not None
-    assert chat.response_format["type"] == "json_schema"
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}
+    assert chat.response_format == form
 
 
 def test_a_messages_conversation_as_a_chat() -> None:
@@ -240,7 +240,7 @@ def test_a_messages_conversation_as_a_chat() -> None:
     ]
     assert chat.tools == [{"type": "function", "function": FUNCTION}]
     assert chat.tool_choice == "required"
-    assert chat.chat_template_kwargs == {"enable_thinking": True}
+    assert chat.variables == {"enable_thinking": True}
 
 
 @pytest.mark.parametrize(

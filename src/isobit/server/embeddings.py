@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,7 +19,7 @@ from isobit.errors import IsobitError, ModelRefused, UsageError
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
 from isobit.server.incoming import read, unless_gone
-from isobit.server.prompts import Prompt, encoded, listed
+from isobit.server.prompts import Asked, Prompt, encoded, listed
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048
@@ -27,7 +27,7 @@ _AT_ONCE = 64
 _LAST = 3  # of the ways to pool, as llama.cpp numbers them in files
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Asked):
     """What may be asked; unknown fields are ignored."""
 
     input: Prompt

@@ -77,14 +77,14 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error's body in the shape of the interface that was asked."""
-    if is_anthropic(request):
+    if is_anthropic(request.url.path) or "anthropic-version" in request.headers:
         return JSONResponse(anthropic_body(message, _ANTHROPIC.get(status)), status, headers)
     return JSONResponse(error_body(message, kind, param, code), status, headers)
 
 
-def is_anthropic(request: Request) -> bool:
-    """Whether errors have Anthropic's shape here: on its routes, and for its clients."""
-    return request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+def is_anthropic(path: str) -> bool:
+    """Whether a route is Anthropic's, where errors have its shape (as they do for its clients)."""
+    return path.startswith("/v1/messages")
 
 
 def anthropic_body(message: str, kind: str | None = None) -> dict[str, object]:
