@@ -20,8 +20,8 @@ from tests.suites.common import Score
 SUITES: dict[str, Callable[[Path], Score]] = {
     "openai": clients.openai,
     "anthropic": clients.anthropic,
-    "lm-eval": evaluation.run,
-    "schemathesis": schema.run,
+    "lm-eval": evaluation.run_suite,
+    "schemathesis": schema.run_suite,
 }
 
 
