@@ -1,6 +1,7 @@
 """OpenAI's responses and Anthropic's messages, as their own clients see them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from isobit.cli import main
 from isobit.runtime.model import Model
 from isobit.server.chat import Chat
 from isobit.server.messages import MessageRequest
@@ -290,3 +292,35 @@ def test_models_for_both(claude: anthropic.Anthropic) -> None:
     assert claude.models.retrieve("sample").display_name == "sample"
     with pytest.raises(anthropic.NotFoundError):
         claude.models.retrieve("another")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "n"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ASK}], "n": 2}, 2),
+        ("/v1/completions", {"prompt": [ASK, "x"]}, 2),
+        ("/v1/responses", {"input": ASK, "max_output_tokens": 6}, 1),
+        ("/v1/messages", {"messages": [{"role": "user", "content": ASK}]}, 1),
+        ("/generate", {"text": ASK}, 1),
+        ("/generate", {"text": [ASK, "x"]}, 2),
+    ],
+)
+def test_an_answer_can_be_checked_elsewhere(
+    client: openai.OpenAI,
+    path: str,
+    body: Any,
+    n: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    body = {"max_tokens": 6, "isobit_receipt": True, "temperature": 1} | body
+    file = tmp_path / "answer.json"
+    file.write_text(httpx.post(url(client, path), json=body, timeout=60).text)
+    assert len(Receipt.load_all(file)) == n
+    assert main(["replay", str(file), "sample", "--backend", "reference"]) == 0
+    assert capsys.readouterr().out.startswith("identical: ")
+    text = file.read_text()  # another token than the one that was chosen
+    file.write_text(re.sub(r'"token": ?(\d+)', lambda m: f'"token":{int(m[1]) ^ 1}', text, count=1))
+    assert main(["replay", str(file), "sample"]) == 1
+    file.write_text(json.dumps({"choices": []}))
+    assert main(["replay", str(file), "sample"]) == 3

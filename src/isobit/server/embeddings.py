@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isobit.backends.base import F32
-from isobit.errors import IsobitError, ModelRefused, UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
+from isobit.server.errors import ShuttingDown
 from isobit.server.incoming import read, unless_gone
 from isobit.server.prompts import Asked, Prompt, encoded, listed
 from isobit.server.service import Service
@@ -112,7 +113,7 @@ async def _state(generation: Generation, ended: _Ended) -> F32:
     await ended.event.wait()
     state = generation.hidden
     if state is None:
-        raise generation.error or IsobitError("the server is shutting down")
+        raise generation.error or ShuttingDown()
     if not np.isfinite(state).all():
         raise ModelRefused("expected a finite state, got NaN or infinity; the weights are damaged")
     return state

@@ -37,8 +37,22 @@ class BodyTooLarge(UsageError):
     """More bytes than a request may have."""
 
 
+class BodyTooSlow(UsageError):
+    """Bytes of a request that did not come."""
+
+
+class ShuttingDown(IsobitError):
+    """The server ends, and takes no more."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class ClientGone(IsobitError):
     """The client left before its answer was complete."""
+
+
+_STATUS: dict[type[Exception], int] = {BodyTooLarge: 413, BodyTooSlow: 408}
 
 
 def answer(request: Request, error: Exception) -> Response:
@@ -57,10 +71,12 @@ def answer(request: Request, error: Exception) -> Response:
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         headers = {"retry-after": "1"}
+    elif isinstance(error, ShuttingDown):
+        status, headers = 503, {"retry-after": "5"}
     elif isinstance(error, ClientGone):
         return Response(status_code=499)
     elif isinstance(error, UsageError):
-        status, kind = 413 if isinstance(error, BodyTooLarge) else 400, "invalid_request_error"
+        status, kind = _STATUS.get(type(error), 400), "invalid_request_error"
         param = message.split(":", maxsplit=1)[0].split(maxsplit=1)[0]
         if "(the context)" in message or "(the KV cache)" in message:
             code = "context_length_exceeded"

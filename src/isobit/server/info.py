@@ -13,7 +13,7 @@ from starlette.routing import Route
 from isobit import __version__
 from isobit.errors import UsageError
 from isobit.server.chat import prepared
-from isobit.server.errors import refusal
+from isobit.server.errors import ShuttingDown, answer, refusal
 from isobit.server.incoming import read
 from isobit.server.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from isobit.server.service import Service
@@ -124,7 +124,7 @@ class Info:
     async def ready(self, request: Request) -> Response:
         """``GET /ready``: and so does the model behind it."""
         if not self._service.ready:
-            return refusal(request, 503, "engine: expected it to run, but it ended", "server_error")
+            return answer(request, ShuttingDown())
         return JSONResponse({"status": "ready", "model": self._service.name})
 
     async def metrics(self, _request: Request) -> Response:
