@@ -53,6 +53,8 @@ def test_a_response_is_the_chat_alone(client: openai.OpenAI, alone: Model, tmp_p
     assert (done.status, done.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert done.usage.input_tokens == len(alone.chat_ids([{"role": "user", "content": ASK}]))
     assert done.usage.output_tokens == 24
+    counted = client.responses.input_tokens.count(model="sample", input=ASK)
+    assert counted.input_tokens == done.usage.input_tokens
     assert replay(receipt_of(done, tmp_path), alone) is None
 
 

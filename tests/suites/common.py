@@ -74,7 +74,7 @@ def environment(scratch: Path, *packages: str) -> Path:
     if not bin_.exists():
         scratch.mkdir(parents=True, exist_ok=True)
         venv.create(scratch / "venv", with_pip=True)
-    run(bin_ / "pip", "install", "-q", "--disable-pip-version-check", *packages)
+    run(bin_ / "pip", "install", "-qq", "--disable-pip-version-check", *packages)
     return bin_
 
 

@@ -182,14 +182,17 @@ def _function(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 class Responses:
-    """The handler."""
+    """The handlers."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def routes(self) -> list[Route]:
-        """Where it is."""
-        return [Route("/v1/responses", self.responses, methods=["POST"])]
+        """Where they are."""
+        return [
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/responses/input_tokens", self.count, methods=["POST"]),
+        ]
 
     async def responses(self, request: Request) -> Response:
         """``POST /v1/responses``: the answer to a conversation, as items."""
@@ -207,6 +210,13 @@ class Responses:
             for _ in writer.piece(piece):
                 pass
         return JSONResponse(writer.response(used))
+
+    async def count(self, request: Request) -> Response:
+        """``POST /v1/responses/input_tokens``: the length of the prompt."""
+        asked = await read(request, ResponseRequest)
+        ready = await prepared(self._service.model, asked.chat())
+        count = {"object": "response.input_tokens", "input_tokens": len(ready.prompt)}
+        return JSONResponse(count)
 
     def _echo(self, asked: ResponseRequest, chat: ChatRequest) -> dict[str, Any]:
         """What an answer repeats of the request."""
