@@ -326,3 +326,51 @@ def test_an_answer_can_be_checked_elsewhere(
     assert main(["replay", str(file), "sample"]) == 1
     file.write_text(json.dumps({"choices": []}))
     assert main(["replay", str(file), "sample"]) == 3
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
+
+def test_calls_and_forms_are_held_to_in_both(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    tool: dict[str, Any] = {"type": "function", "name": "pick", "parameters": SCHEMA}
+    done = client.responses.create(
+        model="sample",
+        input=ASK,
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_output_tokens=200,
+        temperature=0,
+    )
+    assert done.status == "completed"
+    assert {(item.type, item.name) for item in done.output} == {("function_call", "pick")}
+    assert all(json.loads(item.arguments)["kind"] in ("a", "b") for item in done.output)
+    again: list[Any] = [{"role": "user", "content": ASK}, *done.output]
+    again += [
+        {"type": "function_call_output", "call_id": item.call_id, "output": "fine"}
+        for item in done.output
+    ]
+    form: dict[str, Any] = {"type": "json_schema", "name": "n", "schema": SCHEMA}
+    said = client.responses.create(
+        model="sample", input=again, text={"format": form}, max_output_tokens=200, temperature=0
+    )
+    assert json.loads(said.output_text)["kind"] in ("a", "b")
+    message = claude.messages.create(
+        model="sample",
+        messages=[{"role": "user", "content": ASK}],
+        tools=[{"name": "pick", "input_schema": SCHEMA}],
+        tool_choice={"type": "tool", "name": "pick", "disable_parallel_tool_use": True},
+        max_tokens=200,
+        extra_body={"temperature": 0},
+    )
+    assert message.stop_reason == "tool_use"
+    [call] = message.content
+    assert (call.type, call.name) == ("tool_use", "pick")
+    assert call.input["kind"] in ("a", "b")
