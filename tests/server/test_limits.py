@@ -21,6 +21,7 @@ import pytest
 from isobit.errors import ModelRefused
 from isobit.runtime.model import Model
 from isobit.server import answers, choices, embeddings, incoming
+from isobit.server.requests import Common
 from isobit.server.service import Service
 from tests.server.conftest import serve
 from tests.server.test_server import MESSAGES, PROMPT, url, wait_for
@@ -122,7 +123,7 @@ def test_clients_that_stall_leave_or_send_garbage(
 def test_a_reader_that_stops_reading_holds_no_pages(
     client: openai.OpenAI, service: Service
 ) -> None:
-    body = json.dumps({"prompt": PROMPT, "max_tokens": 300, "stream": True, "n": 4}).encode()
+    body = json.dumps({"prompt": PROMPT, "max_tokens": 60, "stream": True, "n": 4}).encode()
     with raw(client) as connection:
         connection.sendall(head("/v1/completions", len(body)) + body)
         wait_for(lambda: service.engine.scheduler.running)
@@ -148,7 +149,8 @@ def test_more_than_may_be_inside_are_told_to_come_again(
     client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "most_inside", 0)
-    answer = httpx.get(url(client, "/health"))
+    assert httpx.get(url(client, "/health")).status_code == 200
+    answer = httpx.post(url(client, "/tokenize"), json={"prompt": "x"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
 
@@ -188,21 +190,27 @@ def test_a_stream_that_waits_is_told_so(
 def test_an_error_in_a_stream_is_an_event_and_the_last(
     client: openai.OpenAI, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, passes = service.model.run_batch, []
+    run, failing = service.model.run_batch, threading.Event()
 
     def fails_later(*args: Any, **settings: Any) -> Any:
-        passes.append(args)
-        if len(passes) > 4:
+        if failing.is_set():
             raise ModelRefused("weights: expected good ones, got others")
         return run(*args, **settings)
 
     monkeypatch.setattr(service.model, "run_batch", fails_later)
-    lines = streamed(client, path)
+    monkeypatch.setattr(Common, "ends", lambda *_: frozenset())
+    body = STREAMS[path] | {"max_tokens": 900, "max_output_tokens": 900}
+    body["sampling_params"] = {"max_new_tokens": 900}
+    lines = []
+    with httpx.stream("POST", url(client, path), json=body, timeout=120) as answer:
+        for line in filter(None, answer.iter_lines()):
+            lines.append(line)
+            failing.set()
     monkeypatch.undo()
     last = json.loads(lines[-1].removeprefix("data: "))
     error = last["response"]["error"] if path == "/v1/responses" else last["error"]
     assert error["message"] == "weights: expected good ones, got others"
-    assert len(lines) > 2
+    assert len(lines) > 1
     if path == "/v1/messages":
         assert (lines[-2], last["type"]) == ("event: error", "error")
     answers_still(client)

@@ -50,7 +50,7 @@ def served(name: str, *options: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "isobit", "serve", "--backend", "cpu"]
+    command = [sys.executable, "-m", "isobit", "serve", "--backend", "cpu", "--threads", "1"]
     command += ["--port", str(port), "--name", name, *options]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command) as process:

@@ -56,7 +56,7 @@ class Guard:
             return refusal(request, 401, message, kind, None, code, headers)
         if self._service.draining and request.method == "POST":
             return answer(request, ShuttingDown())
-        if self._inside >= self._service.most_inside:
+        if self._inside >= self._service.most_inside and request.method == "POST":
             message = f"requests: expected at most {self._inside} at once: try again later"
             kind, code = "rate_limit_error", "rate_limit_exceeded"
             return refusal(request, 429, message, kind, None, code, {"retry-after": "1"})
