@@ -209,7 +209,7 @@ def test_one_logit_that_is_no_number_ends_it(
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
     results = Results(logits[:, 5] < 9, logits, likeliest=np.array([-1], np.int32))
-    backend = SimpleNamespace(run=lambda *_: results, rows=model.rows)
+    backend = SimpleNamespace(run=lambda *_: results, rows=model.rows, on_host=False)
     monkeypatch.setattr(model, "backend", backend)
     for temperature in (0, 1):
         with pytest.raises(ModelRefused, match="expected finite logits"):
