@@ -13,7 +13,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import isobit
 from isobit.runtime.model import Model
@@ -316,3 +316,29 @@ def test_calls_come_after_thinking(thinker: openai.OpenAI) -> None:
     [[name, arguments]] = answer["calls"]
     jsonschema.validate(json.loads(arguments), SCHEMAS[name])
     assert streamed(thinker, **settings) == [answer]
+
+
+class Note(BaseModel):
+    """A short note."""
+
+    text: str = Field(max_length=15)
+
+
+def test_the_clients_own_helpers_understand_the_answers(client: openai.OpenAI) -> None:
+    tool = openai.pydantic_function_tool(Note)
+    settings = {"model": "sample", "messages": MESSAGES, "max_tokens": 200, "temperature": 1.0}
+    settings |= {"seed": 3, "parallel_tool_calls": False}
+    called = {"tools": [tool], "tool_choice": "required", **settings}
+    done = client.chat.completions.parse(**called)
+    [call] = done.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Note)
+    kinds = set()
+    with client.chat.completions.stream(**called) as stream:
+        for event in stream:
+            kinds.add(event.type)
+        final = stream.get_final_completion()
+    assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    [again] = final.choices[0].message.tool_calls
+    assert again.function.parsed_arguments == call.function.parsed_arguments
+    done = client.chat.completions.parse(response_format=Note, **settings)
+    assert isinstance(done.choices[0].message.parsed, Note)
