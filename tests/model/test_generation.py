@@ -209,7 +209,8 @@ def test_one_logit_that_is_no_number_ends_it(
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
     results = Results(logits[:, 5] < 9, logits, likeliest=np.array([-1], np.int32))
-    backend = SimpleNamespace(run=lambda *_: results, rows=model.rows, on_host=False)
+    parts = {"rows": model.rows, "on_host": False, "on_device": frozenset()}
+    backend = SimpleNamespace(run=lambda *_: results, **parts)
     monkeypatch.setattr(model, "backend", backend)
     for temperature in (0, 1):
         with pytest.raises(ModelRefused, match="expected finite logits"):
