@@ -118,7 +118,7 @@ class EngineConfig:
     chunk: int = 512
     """Prompt tokens run in one pass."""
     parts: int = 1
-    """Processes that the CPU backend is split over."""
+    """Processes that the CPU backend is split over, or GPUs that the CUDA backend is."""
     stages: tuple[str, ...] = ()
     """HOST:PORT of each stage of a pipeline, in order (``isobit stage``); none: no pipeline."""
     stage_key: bytes = field(default=b"", repr=False)

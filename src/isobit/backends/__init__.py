@@ -133,8 +133,14 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
 
         stages = [connect(address, engine.stage_key) for address in engine.stages]
         return PipelineBackend(weights, engine, stages)
+    if name == "cuda":
+        from isobit.backends.cuda.parts import CudaPartsBackend  # noqa: PLC0415
+
+        return CudaPartsBackend(weights, engine)
     if name not in ("auto", "cpu"):
-        raise UsageError(f"parts: expected 1 on {name} (only cpu can be split), got {engine.parts}")
+        raise UsageError(
+            f"parts: expected 1 on {name} (cpu and cuda can be split), got {engine.parts}"
+        )
     from isobit.backends.parts import PartsBackend  # noqa: PLC0415
 
     return PartsBackend(weights, engine)

@@ -95,7 +95,7 @@ def add_engine(
         type=whole,
         metavar="N",
         default=EngineConfig.parts,
-        help="processes that the cpu backend is split over (default: %(default)s)",
+        help="processes that cpu, GPUs that cuda is split over (default: %(default)s)",
     )
     group.add_argument(
         "--hosts",

@@ -523,7 +523,7 @@ def load(
         chunk: prompt tokens in a pass.
         cache: tokens of all sequences together that the KV cache has room for; None: enough for
             sequences of full length, or what there is room for.
-        parts: processes that the cpu backend is split over.
+        parts: processes that the cpu backend, or GPUs that the cuda backend, is split over.
         stages: HOST:PORT of each stage of a pipeline, in order (``isobit stage``), which runs the
             layers instead of a backend here.
         stage_key: what the stages know their caller by.

@@ -53,6 +53,7 @@ class CudaBackend(Backend):
             raise
         self._logits = weights.graph.logits
         self.fused_away = self._programs.fused_away
+        self.exchanges = self._programs.exchanges
 
     @property
     def device(self) -> str:

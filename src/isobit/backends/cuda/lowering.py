@@ -100,6 +100,17 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Inboxes:
+    """Where the other devices of a split model put their parts of values: see ops/gather.cu."""
+
+    turn: Slot
+    table: Slot
+    """Addresses of every device's two inboxes."""
+    own: tuple[Slot, Slot]
+    rank: int
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a value's float32 or int32 lie, in words from a slot's begin."""
 
@@ -166,6 +177,8 @@ class Lowering:
         for op in graph.required.ops:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
+        self.exchange: dict[str, Inboxes] = {}
+        """By the rows that gathered values have."""
         self._forms: dict[tuple[Value, str], Slot] = {}
         self._live: dict[Value, list[Slot]] = {}
         self._held: list[Slot] = []
@@ -211,6 +224,18 @@ class Lowering:
         slot = self.fixed(value.name or "value", shape.width, shape.rows, lasting=True)
         self.put(value, Place(slot, shape.width, shape.row[-1]))
         return slot
+
+    def inboxes(self, shape: Shape, parts: int, rank: int) -> Inboxes:
+        """Room for gathered values with such rows, each as wide as the widest so far."""
+        words = 2 * shape.width  # a value and its turn
+        if shape.rows not in self.exchange:
+            first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
+            turn = self.fixed("turn", 2, zero=True)
+            table = self.fixed("inboxes", 4 * parts)
+            self.exchange[shape.rows] = Inboxes(turn, table, (first, second), rank)
+        for slot in self.exchange[shape.rows].own:
+            slot.words = max(slot.words, words)
+        return self.exchange[shape.rows]
 
     def new(self, value: Value) -> Slot:
         """A slot for a value alone."""
@@ -363,7 +388,7 @@ class Lowering:
             slot.address = address
             address += slot.nbytes(rows)
             if slot.zero:
-                self.gpu.upload(slot.address, np.zeros(slot.words, np.int32))
+                self.gpu.upload(slot.address, np.zeros(slot.nbytes(rows) // 4, np.int32))
 
     # Launches
 

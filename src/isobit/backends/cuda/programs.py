@@ -4,7 +4,7 @@ from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import BATCH, PASS, STEP, STEPS, TILES, Lowering
+from isobit.backends.cuda.lowering import BATCH, PASS, STEP, STEPS, TILES, Inboxes, Lowering
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.steps import ManySequences, OneSequence
@@ -75,6 +75,11 @@ class Programs:
             workspace=STAGING_BYTES
             + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
         )
+
+    @property
+    def exchanges(self) -> list[dict[str, Inboxes]]:
+        """What each program gathers by, if the model is split."""
+        return [made.g.exchange for made, _ in self._programs]
 
     def asked(self, stages: frozenset[str] | None) -> frozenset[Key]:
         """What a trace of these stages is given, besides the logits: of all, what every way to run

@@ -40,6 +40,9 @@ class Gpu(Protocol):
     def activate(self) -> None:
         """Make this the calling thread's device; before anything else in a thread."""
 
+    def reach(self, others: "Sequence[Gpu]") -> None:
+        """Let kernels of this device write to the others' memory."""
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
 
@@ -147,9 +150,9 @@ def _words(driver: Any, result: Any) -> str:
 
 
 class CudaGpu:
-    """The first CUDA device."""
+    """A CUDA device, by its number."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         usable, reason = available()
         if not usable:
             raise BackendUnavailable(f"cuda: {reason}")
@@ -159,7 +162,10 @@ class CudaGpu:
         self._core, self._driver = core, driver
         self._process = os.getpid()
         self._last = "nothing"
-        device = core.Device(0)
+        result, count = driver.cuDeviceGetCount()
+        if number >= count:
+            raise BackendUnavailable(f"cuda: expected {number + 1} devices, found {count}")
+        device = core.Device(number)
         result, self._context = driver.cuDevicePrimaryCtxRetain(device.device_id)
         if result != driver.CUresult.CUDA_SUCCESS:
             raise BackendUnavailable(
@@ -193,6 +199,22 @@ class CudaGpu:
         if os.getpid() != self._process:
             raise BackendUnavailable(f"cuda: {_FORKED}")
         self._check(self._driver.cuCtxSetCurrent(self._context))
+
+    def reach(self, others: Sequence[Gpu]) -> None:
+        """Let kernels of this device write to the others' memory."""
+        self.activate()
+        driver = self._driver
+        for other in others:
+            assert isinstance(other, CudaGpu)
+            able = self._check(driver.cuDeviceCanAccessPeer(self._device, other._device))
+            if not able:
+                raise BackendUnavailable(
+                    f"cuda: device {self._device} cannot write to the memory of device "
+                    f"{other._device}; a model can be split over devices that can"
+                )
+            (result,) = driver.cuCtxEnablePeerAccess(other._context, 0)
+            if result != driver.CUresult.CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED:
+                self._check((result,))
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""

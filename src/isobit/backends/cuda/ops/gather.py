@@ -1,0 +1,32 @@
+"""What each part of a split model has of a value, put together: devices write to one another."""
+
+from isobit.backends.cuda.lowering import THREADS, Defines, Lowering, Pass
+from isobit.model.graph import Op
+from isobit.numerics.ops import Gather
+
+
+def supports(op: Op) -> str | None:
+    """One range of columns a part, as products are split."""
+    assert isinstance(op.operation, Gather)
+    torn = any(len(ranges) != 1 for ranges in op.operation.parts)
+    return "no kernel for columns in several ranges" if torn else None
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """A block for some columns of every part."""
+    gather = op.operation
+    assert isinstance(gather, Gather)
+    (x,), (y,) = op.inputs, op.outputs
+    n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), g.new(y)
+    each = x.shape.width // n
+    bounds = [ranges[0][0] for ranges in gather.parts] + [gather.width]
+    defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank}
+    widest = max(gather.columns(r) for r in range(len(gather.parts)))
+    inboxes = g.inboxes(y.shape, len(gather.parts), gather.rank)
+
+    def make(p: Pass) -> None:
+        arguments = (*view(), each, n, inboxes.turn.address, inboxes.table.address, to.address)
+        grid = (p.rows(x.shape) * each, -(-widest // THREADS))
+        g.launch("ops/gather", grid, arguments, defines)
+
+    g.emit(make, y)
