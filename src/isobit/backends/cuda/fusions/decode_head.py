@@ -21,6 +21,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     v = g.match(ops, _PATTERN, ("h", "wanted"))
     if v is None or len(ops[2].weights) != 1 or len(v["x"].shape.row) != 1:
         return None
+    if g.readers.get(v["z"]):  # some of the logits, of one part of a split model
+        return None
     matrix = g.matrix(ops[2].weights[0])
     if not matrix.layout.fused or g.gpu.multiprocessors > _BLOCKS:
         return None

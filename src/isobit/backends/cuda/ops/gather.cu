@@ -50,6 +50,7 @@ KERNEL(THREADS) gather(const float* x, int64 stride, int step, int per_row, int 
         for (int part = 0; part < PARTS; part++)
             if (part != RANK) write_word((uint64*)to[part] + at, word);
     }
+    __syncthreads();  // all of the block's words are on their way before anyone waits
     const uint64* mine = (const uint64*)to[RANK];
     uint64 since = now();
 #pragma unroll
