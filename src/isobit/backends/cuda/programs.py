@@ -4,9 +4,10 @@ from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import BATCH, PASS, STEP, STEPS, TILES, Lowering
+from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
+from isobit.backends.cuda.slots import BATCH, PASS, STEP, STEPS, TILES
 from isobit.backends.cuda.steps import ManySequences, OneSequence
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
