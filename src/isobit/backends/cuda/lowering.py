@@ -1,8 +1,8 @@
 """What lowering an operation works with: where values lie, scratch, weights, the launches made.
 
 Lowering comes before memory. A :class:`Slot` says how many words it needs for a row; it becomes an
-address when the plan (programs.py) has found what all of them take. Launches are made for each pass;
-those of a step of decoding once, while they are captured.
+address when the plan (programs.py) has found what all of them take. Launches are made for each
+pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
