@@ -29,14 +29,14 @@ def generated(model, prompt, steps, tokens=None):
         rows = [np.array(model.prefill(sequence, prompt))]
         for i in range(steps):
             token = int(rows[-1].argmax()) if tokens is None else tokens[i]
-            rows.append(np.array(model.step(sequence, token)))
+            rows.append(np.array(model.step([sequence], [token]).logits[0]))
     return np.stack(rows)
 
 
 def chunked(model, prompt, size):
     with model.new_sequence() as sequence:
         for i in range(0, len(prompt), size):
-            logits = model.run(sequence, prompt[i : i + size], [len(prompt[i : i + size]) - 1])
+            logits = model.forward(sequence, prompt[i : i + size], [len(prompt[i : i + size]) - 1])
         return np.array(logits[0])
 
 
@@ -45,7 +45,7 @@ def together(model, prompts, texts):
     sequences = [model.new_sequence() for _ in prompts]
     for sequence, prompt in zip(sequences, prompts, strict=True):
         model.prefill(sequence, prompt)
-    steps = [np.array(model.step_all(sequences, t)) for t in zip(*texts, strict=True)]
+    steps = [np.array(model.step(sequences, t).logits) for t in zip(*texts, strict=True)]
     for sequence in sequences:
         sequence.close()
     return np.stack(steps, 1)

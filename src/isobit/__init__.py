@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from isobit.runtime.generation import Settings as Settings
     from isobit.runtime.generation import Stream as Stream
     from isobit.runtime.generation import Timings as Timings
-    from isobit.runtime.generation import Watcher as Watcher
     from isobit.runtime.model import Model as Model
     from isobit.runtime.model import load as load
     from isobit.runtime.sampler import Sampling as Sampling
+    from isobit.runtime.tokens import Watcher as Watcher
     from isobit.verify.receipt import Recorder as Recorder
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _HOMES = {
     "Settings": "isobit.runtime.generation",
     "Stream": "isobit.runtime.generation",
     "Timings": "isobit.runtime.generation",
-    "Watcher": "isobit.runtime.generation",
+    "Watcher": "isobit.runtime.tokens",
     "Sampling": "isobit.runtime.sampler",
     "Recorder": "isobit.verify.receipt",
     "EngineConfig": "isobit.config",

@@ -163,10 +163,7 @@ def measure(
             if prompt:
                 model.prefill(sequences[0], prompt)
             for step in decoded[:1] if warm_up else decoded:
-                if many == 1:
-                    model.step(sequences[0], step[0])
-                else:
-                    model.step_all(sequences, step)
+                model.step(sequences, step)
             if not warm_up:
                 samples.append(time.perf_counter_ns() - start)
             progress(test.name, 1)
@@ -187,10 +184,11 @@ def check_bits(model: Model, sequences: int = 1) -> int:
     def logits(of: Model) -> F32:
         with ExitStack() as stack:
             each = [stack.enter_context(of.new_sequence()) for _ in prompts]
-            first = of.run(each[0], prompts[0], range(CHECKED))
+            first = of.forward(each[0], prompts[0], range(CHECKED))
             for sequence, prompt in zip(each[1:], prompts[1:], strict=True):
-                of.run(sequence, prompt[:1], [])
-            step = of.step_all(each, following)
+                of.forward(sequence, prompt[:1])
+            step = of.step(each, following).logits
+            assert step is not None
             return np.concatenate([first, step])
 
     with Model(model.path, "cpu", engine) as reference:
@@ -245,7 +243,7 @@ def measure_generations(
 
 def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Generation:
     start = time.perf_counter_ns()
-    with model.stream(prompt, max_tokens=max_tokens) as stream:
+    with model.stream(prompt, max_tokens=max_tokens, salt=None) as stream:
         for _ in stream:
             pass
     total = time.perf_counter_ns() - start

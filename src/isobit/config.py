@@ -113,6 +113,8 @@ class EngineConfig:
     """Sequences that are run together, and of a recurrent model how many have a state."""
     pages: int | None = None
     """Pages of 64 positions in the KV cache; None: enough for all sequences of full length."""
+    kept_states: int = 32
+    """Of a recurrent model, states kept for texts that begin alike, where a backend can."""
     chunk: int = 512
     """Prompt tokens run in one pass."""
     parts: int = 1
@@ -134,6 +136,7 @@ class EngineConfig:
             ("context", self.context, MOST_POSITIONS),
             ("pages", self.pages, MOST_PAGES),
             ("max_sequences", self.max_sequences, MOST_POSITIONS),
+            ("kept_states", self.kept_states, MOST_POSITIONS),
             ("chunk", self.chunk, MOST_POSITIONS),
         ):
             if value is None and name in ("threads", "context", "pages"):

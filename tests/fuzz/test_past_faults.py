@@ -149,8 +149,8 @@ def test_a_sequence_is_given_what_is_no_token() -> None:
     with isobit.load("sample", "cpu", context=64) as model:
         for call in (
             lambda: model.prefill(model.new_sequence(), []),
-            lambda: model.step(model.new_sequence(), 10**6),
-            lambda: model.step(model.new_sequence(), -1),
+            lambda: model.step([model.new_sequence()], [10**6]),
+            lambda: model.step([model.new_sequence()], [-1]),
         ):
             with pytest.raises(UsageError):
                 call()

@@ -33,11 +33,11 @@ def test_steps_together_have_the_bits_of_steps_alone(model: Model) -> None:
     for prompt, token in zip(prompts, tokens, strict=True):
         with model.new_sequence() as sequence:
             model.prefill(sequence, prompt)
-            alone.append(np.array(model.step(sequence, token)))
+            alone.append(np.array(model.step([sequence], [token]).logits[0]))
     sequences = [model.new_sequence() for _ in prompts]
     for sequence, prompt in zip(sequences, prompts, strict=True):
         model.prefill(sequence, prompt)
-    together = model.step_all(sequences, tokens)
+    together = model.step(sequences, tokens).logits
     assert np.array_equal(together.view(np.uint32), np.stack(alone).view(np.uint32))
     assert [s.length for s in sequences] == [2, 71, 10]
     for sequence in sequences:
@@ -49,7 +49,7 @@ def test_a_full_sequence_among_others_takes_no_position_of_theirs(model: Model) 
         model.prefill(one, [1, 2])
         model.prefill(full, [3] * 80)
         with pytest.raises(ContextFull):
-            model.step_all([one, full], [4, 5])
+            model.step([one, full], [4, 5])
         assert (one.length, full.length) == (2, 80)
 
 

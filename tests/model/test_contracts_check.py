@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backends.base import Backend
+from isobit.backends.base import GREEDY, Backend
 from isobit.backends.reference import ReferenceBackend
 from isobit.contracts import measuring, speed
 from isobit.contracts.check import check
@@ -61,6 +61,8 @@ class SingleTokens(OneLayer):
 
 class Greedy(ReferenceBackend):
     """Chooses token 0 where it keeps the logits to itself."""
+
+    on_device = frozenset({GREEDY})
 
     def compute_greedy(self, tokens, _positions, _pages, count, _states):  # type: ignore[no-untyped-def]
         return np.zeros((count, len(tokens)), np.int32)

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import isobit
 from isobit.backends.base import Batch, Results
-from isobit.errors import ContextFull, ModelRefused, UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
@@ -35,9 +36,10 @@ def alone() -> Iterator[Model]:
 
 @pytest.fixture
 def engine(model: Model) -> Iterator[Engine]:
-    with Engine(model) as e:
-        yield e
-        e.scheduler.blocks.check([r.table for r in e.scheduler.running])
+    e = model.generations
+    yield e
+    e.scheduler.blocks.check([r.table for r in e.scheduler.running])
+    e.scheduler.blocks.forget()
 
 
 def settings(rng: np.random.Generator, n: int) -> Sampling:
@@ -57,7 +59,12 @@ def same_as_alone(alone: Model, generation: Generation, tokens: list[Token], got
     recorder, values = Recorder(), vars(sampling) | {"logit_bias": dict(sampling.logit_bias)}
     assert values.pop("grammar") is None
     done = alone.generate(
-        request.prompt, max_tokens=request.max_tokens, watch=recorder, logprobs=3, **values
+        request.prompt,
+        max_tokens=request.max_tokens,
+        watch=recorder,
+        logprobs=3,
+        salt=None,
+        **values,
     )
     assert [t.id for t in tokens] == done.token_ids
     assert generation.finish_reason == done.finish_reason
@@ -65,7 +72,8 @@ def same_as_alone(alone: Model, generation: Generation, tokens: list[Token], got
     assert [t.logprob for t in tokens] == done.logprobs.tokens.tolist()
     assert [[i for i, _ in t.top] for t in tokens] == done.logprobs.top_ids.tolist()
     assert [[p for _, p in t.top] for t in tokens] == done.logprobs.top.tolist()
-    assert got.receipt() == recorder.receipt()
+    same = {"backend": "", "device": ""}
+    assert replace(got.receipt(), **same) == replace(recorder.receipt(), **same)
     for ours, theirs in zip(got.routes(), recorder.routes(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -74,6 +82,7 @@ def test_together_is_alone(
     engine: Engine, alone: Model, heldout: list[int], rng: np.random.Generator
 ) -> None:
     begun = []
+    list(engine.submit(heldout[:300], 1, Sampling(), watch=Recorder()))
     for n in range(24):
         length = int(rng.choice([1, 3, 63, 64, 65, 130, 300]))
         start = int(rng.choice([0, 0, 64, 500]))  # of which some begin alike
@@ -96,6 +105,47 @@ def test_together_is_alone(
     assert engine.scheduler.blocks.held == 0
 
 
+def test_two_hundred_at_once_have_the_receipts_of_each_alone(
+    engine: Engine, alone: Model, heldout: list[int], rng: np.random.Generator
+) -> None:
+    asked = []
+    for n in range(100):
+        length = int(rng.choice([1, 7, 40, 64, 70, 130]))
+        start = int(rng.choice([0, 0, 0, 300, 900]))  # of which many begin alike
+        asked.append((heldout[start : start + length], int(rng.integers(1, 8)), settings(rng, n)))
+    begun: list[tuple[Generation, Recorder, int]] = []
+
+    def ask(share: int) -> None:
+        for i, (prompt, most, sampling) in list(enumerate(asked))[share::4]:
+            for choice in range(2):
+                got = Recorder()
+                generation = engine.submit(prompt, most, sampling, choice=choice, watch=got)
+                begun.append((generation, got, i))
+            if i % 5 == 0:
+                engine.submit(prompt, 200, sampling, watch=Recorder()).cancel()
+            if i % 7 == 0:  # in the midst of its prompt or its answer
+                threading.Timer(0.01, engine.submit(prompt * 3, 60, sampling).cancel).start()
+
+    threads = [threading.Thread(target=ask, args=(share,)) for share in range(4)]
+    for thread in threads:
+        thread.start()
+    engine.start()
+    for thread in threads:
+        thread.join()
+    together = [(list(generation), generation, got, i) for generation, got, i in begun]
+    engine.stop()
+    assert len(together) == 200
+    assert sum(generation.request.cached > 0 for _, generation, _, _ in together) > 20
+    for tokens, generation, got, i in together:
+        prompt, most, sampling = asked[i]
+        recorder = Recorder()
+        sampling = replace(sampling, seed=generation.sampler.seed)
+        only = alone.generations.submit(prompt, most, sampling, watch=recorder, salt=None)
+        assert [t.id for t in only] == [t.id for t in tokens]
+        assert got.receipt() == recorder.receipt()
+    assert engine.scheduler.blocks.held == 0
+
+
 def test_a_receipt_with_a_cached_prefix_replays(
     engine: Engine, alone: Model, heldout: list[int]
 ) -> None:
@@ -111,8 +161,8 @@ def test_a_hybrid_model_keeps_states_apart(rng: np.random.Generator) -> None:
     with (
         isobit.load(HYBRID, backend="cpu", context=512, sequences=3) as model,
         isobit.load(HYBRID, backend="cpu", context=512, sequences=1) as alone,
-        Engine(model) as engine,
     ):
+        engine = model.generations
         ids = [int(i) for i in rng.integers(0, 200, 90)]
         begun = []
         for n in range(8):
@@ -127,7 +177,36 @@ def test_a_hybrid_model_keeps_states_apart(rng: np.random.Generator) -> None:
         begun.pop(4)[0].cancel()
         for generation, recorder in begun:
             same_as_alone(alone, generation, list(generation), recorder)
-        assert sorted(engine._states) == [0, 1, 2]
+        assert engine.scheduler.blocks.available_states == engine.scheduler.blocks.states
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_hybrid_model_goes_on_from_kept_states(backend: str, rng: np.random.Generator) -> None:
+    few = backend == "reference"
+    with (
+        isobit.load(HYBRID, backend=backend, context=1024) as model,
+        isobit.load(HYBRID, backend="cpu", context=1024, sequences=1) as alone,
+    ):
+        engine = model.generations
+        text = [int(i) for i in rng.integers(0, 200, 90 if few else 700)]
+        lengths = [90, 70, 64] if few else [700, 700, 650, 256, 257, 320, 321, 330, 100]
+        used = []
+        for n, length in enumerate(lengths):
+            prompt = text[:length] if n % 2 else [*text[:length], 5, n]
+            recorder = Recorder()
+            generation = engine.submit(
+                prompt, 3, Sampling(temperature=1, seed=n), logprobs=3, watch=recorder
+            )
+            same_as_alone(alone, generation, list(generation), recorder)
+            used.append(generation.request.cached)
+        assert used == ([0, 64, 64] if few else [0, 640, 640, 0, 256, 256, 256, 320, 0])
+        # The next turn of a conversation goes on from the last page of its prompt, or after it.
+        first = engine.submit(text[:70], 20, Sampling())
+        answer = [t.id for t in first]
+        turn = engine.submit([*text[:70], *answer, 7, 8, 9], 2, Sampling())
+        list(turn)
+        assert turn.request.cached == 64
+        engine.scheduler.blocks.check([])
 
 
 def test_whoever_waits_runs_passes_for_all(
@@ -151,23 +230,25 @@ def test_whoever_waits_runs_passes_for_all(
         same_as_alone(alone, generation, tokens, recorder)
 
 
-def test_an_engine_with_a_thread_tells_the_listener(model: Model, heldout: list[int]) -> None:
-    with Engine(model) as engine:
-        thread = threading.Thread(target=engine.run)
-        thread.start()
-        ended = threading.Event()
-        generation: list[Generation] = []
+def test_an_engine_with_a_thread_tells_the_listener(engine: Engine, heldout: list[int]) -> None:
+    engine.start()
+    ended = threading.Event()
+    generation: list[Generation] = []
 
-        def listen() -> None:
-            if generation and generation[0].finish_reason is not None:
-                ended.set()
+    def listen() -> None:
+        if generation and generation[0].finish_reason is not None:
+            ended.set()
 
-        with engine._books:
-            generation.append(engine.submit(heldout[:9], 5, Sampling(), listen=listen))
-        assert ended.wait(60)
-        assert len([generation[0].take() for _ in range(5)]) == 5
-    thread.join(60)
-    assert not thread.is_alive()
+    with engine._books:
+        generation.append(engine.submit(heldout[:9], 5, Sampling(), listen=listen))
+    assert ended.wait(60)
+    assert len([generation[0].take() for _ in range(5)]) == 5
+    assert engine.serving
+    waits = engine.submit(heldout[:9], None, Sampling())
+    engine.stop()
+    assert not engine.serving
+    assert waits.finish_reason == "interrupted"
+    assert len(list(engine.submit(heldout[:9], 3, Sampling()))) == 3
 
 
 def test_cancelling_frees_the_pages(engine: Engine, heldout: list[int]) -> None:
@@ -199,16 +280,57 @@ def test_a_pass_that_fails_ends_its_generations_alone(
     assert len(list(engine.submit(heldout[:10], 4, Sampling()))) == 4
 
 
+@pytest.mark.parametrize("path", ["sample", HYBRID])
+def test_an_interruption_is_only_for_who_ran_the_pass(
+    path: str | Path, alone: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with isobit.load(path, backend="cpu", context=256) as model:
+        prompts = [[n] * 70 for n in range(1, 4)]
+        expected = [model.generate(p, max_tokens=9, salt=None).token_ids for p in prompts]
+        streams = [model.stream(p, max_tokens=9) for p in prompts]
+        begun = [stream.begin() for stream in streams]
+        for _ in range(3):
+            model.generations.step()
+        run = model.backend.run
+
+        def interrupted(*given: object) -> object:
+            run(*given)  # states move on, and nobody is told
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model.backend, "run", interrupted)
+            assert begun[0] is not None
+            while begun[0].take():
+                pass
+            with pytest.raises(KeyboardInterrupt):
+                next(streams[0])
+        assert [s.complete().token_ids for s in streams[1:]] == expected[1:]
+        assert not model.generations.scheduler.running
+
+
+def test_what_watches_one_generation_harms_no_other(engine: Engine, heldout: list[int]) -> None:
+    class Broken(Recorder):
+        def chose(self, _logits: np.ndarray, _token: int) -> None:
+            raise ValueError("planted")
+
+    bad = engine.submit(heldout[:9], 3, Sampling(), watch=Broken())
+    good = engine.submit(heldout[:9], 3, Sampling())
+    assert len(list(good)) == 3
+    with pytest.raises(ValueError, match="planted"):
+        list(bad)
+    assert engine.scheduler.blocks.held == 0
+
+
 def test_logits_that_are_not_finite_end_one_generation(
     engine: Engine, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, good = (engine.submit(heldout[n : n + 9], 3, Sampling()) for n in (0, 20))
+    sampling = Sampling(temperature=1, seed=1)
+    bad, good = (engine.submit(heldout[n : n + 9], 3, sampling) for n in (0, 20))
     run = engine.model.run_batch
 
-    def damaged(batch: Batch, *rest: object) -> Results:
+    def damaged(batch: Batch, *rest: Any) -> Results:
         results = run(batch, *rest)
-        assert results.logits is not None
-        if len(results.logits) == 2:
+        if results.logits is not None and len(results.logits) == 2:
             results.logits[0, 7] = np.nan
         return results
 
@@ -218,16 +340,22 @@ def test_logits_that_are_not_finite_end_one_generation(
         list(bad)
 
 
-def test_the_queue_is_bounded_and_the_cache_is_the_engines(
-    model: Model, heldout: list[int]
-) -> None:
-    with Engine(model, Limits(running=2, waiting=2)) as engine:
-        generations = [engine.submit(heldout[:5], 2, Sampling()) for _ in range(2)]
-        with pytest.raises(QueueFull):
-            engine.submit(heldout[:5], 2, Sampling())
-        with pytest.raises(ContextFull):
-            model.generate(heldout[:5], max_tokens=2)
-        assert [len(list(g)) for g in generations] == [2, 2]
-    with pytest.raises(UsageError, match="closed"):
+def test_the_queue_is_bounded(engine: Engine, heldout: list[int]) -> None:
+    before = engine.scheduler.limits
+    engine.limit(Limits(running=2, waiting=2))
+    generations = [engine.submit(heldout[:5], 2, Sampling()) for _ in range(2)]
+    with pytest.raises(QueueFull):
         engine.submit(heldout[:5], 2, Sampling())
-    assert len(model.generate(heldout[:5], max_tokens=2).token_ids) == 2
+    assert len(engine.model.generate([heldout[:5]] * 9, max_tokens=2)) == 9  # waits
+    assert [len(list(g)) for g in generations] == [2, 2]
+    engine.limit(before)
+
+
+def test_a_closed_engine_says_so(heldout: list[int]) -> None:
+    with isobit.load("sample", backend="cpu", context=64) as model:
+        begun = model.generations.submit(heldout[:5], 9, Sampling())
+        next(begun)
+    with pytest.raises(UsageError, match="closed"):
+        list(begun)
+    with pytest.raises(UsageError, match="closed"):
+        model.generations.submit(heldout[:5], 2, Sampling())

@@ -12,7 +12,7 @@ import pytest
 import isobit
 from isobit.backends.base import Results
 from isobit.config import EngineConfig
-from isobit.errors import ContextFull, GateFailed, ModelRefused, UsageError
+from isobit.errors import GateFailed, ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.numerics import log_softmax, top_logprobs
@@ -161,18 +161,6 @@ def test_closing_streams_frees_their_pages(small: Model) -> None:
         stream.close()
 
 
-def test_streams_held_open_run_out_of_pages_in_words(small: Model) -> None:
-    held = [small.stream([5] * 70, max_tokens=4) for _ in range(4)]
-    for stream in held:
-        next(stream)
-    late = small.stream([5] * 70, max_tokens=4)
-    with pytest.raises(ContextFull, match="KV cache"):
-        next(late)
-    for stream in held:
-        stream.close()
-    assert small.generate(PROMPT, max_tokens=1).token_ids
-
-
 def test_threads_get_what_one_thread_gets(model: Model) -> None:
     prompts = [PROMPT, "import os\n", "class Stack:\n", "for i in "]
     alone = [model.generate(p, max_tokens=20).token_ids for p in prompts]
@@ -204,14 +192,14 @@ def test_a_pass_that_fails_takes_no_positions(small: Model) -> None:
         raise MemoryError("planted")
 
     with small.new_sequence() as sequence:
-        first = small.run(sequence, [5, 6], [1])
+        first = small.forward(sequence, [5, 6], [1])
         with pytest.raises(MemoryError, match="planted"):
-            small.run(sequence, [7, 8], [1], fail)
+            small.forward(sequence, [7, 8], [1], fail)
         assert sequence.length == 2
-        after = small.run(sequence, [9], [0])
+        after = small.forward(sequence, [9], [0])
     with small.new_sequence() as sequence:
-        assert small.run(sequence, [5, 6], [1]).tobytes() == first.tobytes()
-        assert small.run(sequence, [9], [0]).tobytes() == after.tobytes()
+        assert small.forward(sequence, [5, 6], [1]).tobytes() == first.tobytes()
+        assert small.forward(sequence, [9], [0]).tobytes() == after.tobytes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -220,29 +208,13 @@ def test_one_logit_that_is_no_number_ends_it(
 ) -> None:
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
-    monkeypatch.setattr(
-        model,
-        "backend",
-        SimpleNamespace(run=lambda *_: Results(np.isfinite(logits).all(1), logits)),
-    )
-    with pytest.raises(ModelRefused, match="expected finite logits"):
-        model.generate([1], max_tokens=1)
-
-
-def test_the_likeliest_token_takes_a_position_only_where_it_was_chosen(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = iter([np.array([[7]]), np.array([[-1]])])  # then it fails
-    backend = SimpleNamespace(greedy=lambda *_: next(answers))
+    results = Results(logits[:, 5] < 9, logits, likeliest=np.array([-1], np.int32))
+    backend = SimpleNamespace(run=lambda *_: results, rows=model.rows)
     monkeypatch.setattr(model, "backend", backend)
-    with model.new_sequence() as sequence:
-        assert (model.likeliest(sequence, 5), sequence.length) == (7, 1)
+    for temperature in (0, 1):
         with pytest.raises(ModelRefused, match="expected finite logits"):
-            model.likeliest(sequence, 5)
-        assert sequence.length == 1
-        with pytest.raises(StopIteration):
-            model.likeliest(sequence, 5)
-        assert sequence.length == 1
+            model.generate([1], max_tokens=1, temperature=temperature)
+    assert not model.generations.scheduler.running
 
 
 def test_damaged_weights_are_an_error_without_warnings(

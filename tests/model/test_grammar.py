@@ -15,7 +15,6 @@ from llguidance import LLMatcher
 import isobit
 from isobit.errors import FileRefused, UsageError
 from isobit.gguf.reader import GGUFFile
-from isobit.runtime.engine import Engine
 from isobit.runtime.grammar import Constraint, Grammar, Grammars
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
@@ -57,19 +56,19 @@ def test_answers_beside_free_ones_fit_and_their_receipts_replay(
     prompt = model.tokenize("def f(x):\n")
     texts = (JSON, regex("[0-9]{3}-[a-f]{2}"), None, regex("(yes|no)"))
     each = []
-    with Engine(model) as engine:
-        for n, text in enumerate(texts * 2):
-            grammar = None if text is None else Grammar(text)
-            sampling = Sampling(temperature=n / 4, seed=n, grammar=grammar)
-            constraint = grammar and grammars.constraint(grammar)
-            recorder = Recorder()
-            each.append(
-                (
-                    engine.submit(prompt, 100, sampling, watch=recorder, constraint=constraint),
-                    recorder,
-                )
+    engine = model.generations
+    for n, text in enumerate(texts * 2):
+        grammar = None if text is None else Grammar(text)
+        sampling = Sampling(temperature=n / 4, seed=n, grammar=grammar)
+        constraint = grammar and grammars.constraint(grammar)
+        recorder = Recorder()
+        each.append(
+            (
+                engine.submit(prompt, 100, sampling, watch=recorder, constraint=constraint),
+                recorder,
             )
-        done = [([t.id for t in generation], generation, r) for generation, r in each]
+        )
+    done = [([t.id for t in generation], generation, r) for generation, r in each]
     for n, (ids, generation, recorder) in enumerate(done):
         answer = model.tokenizer.decode(ids, skip_special=True)
         match n % 4:
@@ -98,14 +97,14 @@ def test_answers_beside_free_ones_fit_and_their_receipts_replay(
 def test_a_choice_that_nothing_allows_fails_alone(model: Model, grammars: Grammars) -> None:
     prompt, grammar = model.tokenize("def f(x):\n"), Grammar(regex("[0-9]{9}"))
     constraint = grammars.constraint(grammar)
-    with Engine(model) as engine:
-        failing = engine.submit(prompt, 9, Sampling(grammar=grammar), constraint=constraint)
-        other = engine.submit(prompt, 9, Sampling())
-        assert next(failing)
-        constraint.error = "too complex"  # as the library says when a limit of its is reached
-        with pytest.raises(UsageError, match="grammar: too complex"):
-            list(failing)
-        assert len(list(other)) == 9
+    engine = model.generations
+    failing = engine.submit(prompt, 9, Sampling(grammar=grammar), constraint=constraint)
+    other = engine.submit(prompt, 9, Sampling())
+    assert next(failing)
+    constraint.error = "too complex"  # as the library says when a limit of its is reached
+    with pytest.raises(UsageError, match="grammar: too complex"):
+        list(failing)
+    assert len(list(other)) == 9
 
 
 @pytest.mark.parametrize("text", [regex("("), "start: nosuch", "{}", "x" * (1 << 21)])

@@ -28,10 +28,11 @@ class FakeModel:
         self.calls.append(("prefill", sequence.length, len(ids)))
         sequence.length += len(ids)
 
-    def step(self, sequence, token):
-        assert 0 <= token < 100
-        self.calls.append(("step", sequence.length, 1))
-        sequence.length += 1
+    def step(self, sequences, tokens):
+        assert all(0 <= token < 100 for token in tokens)
+        self.calls.append(("step", sequences[0].length, len(sequences)))
+        for sequence in sequences:
+            sequence.length += 1
 
 
 def test_rows_are_every_length_at_every_depth() -> None:

@@ -6,7 +6,7 @@ import pytest
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.grammar import Grammar
-from isobit.runtime.sampler import Sampler, Sampling, choose
+from isobit.runtime.sampler import Sampler, Sampling, Together
 from tests.helpers import naive
 
 
@@ -64,7 +64,8 @@ def test_several_sequences_choose_as_each_alone(logits: np.ndarray, rows: RowSam
     together = [Sampler(s, [1, 2, 3]) for s in settings]
     alone = [Sampler(s, [1, 2, 3]) for s in settings]
     for _ in range(20):
-        found = choose(RowSampler(threads=2), np.stack([logits] * 5), together)
+        logits5 = np.stack([logits] * 5)
+        found = Together(together, len(logits)).choose(RowSampler(threads=2), logits5)
         for a, b, token in zip(together, alone, found, strict=True):
             assert b.choose(logits, rows) == token
             a.append(int(token))
@@ -123,7 +124,8 @@ def test_what_is_not_allowed_is_not_chosen(logits: np.ndarray, rows: RowSampler)
             for c in constraints
             for t in (0.0, 2.0)
         ]
-        return choose(rows, np.stack([logits] * len(samplers)), samplers)
+        several = np.stack([logits] * len(samplers))
+        return Together(samplers, len(logits)).choose(rows, several)
 
     free = choices(None)
     assert choices(Allowing(103), None) == [103, 103, *free]

@@ -5,6 +5,7 @@ whose next token is a function of the whole text before it.
 """
 
 import zlib
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
@@ -23,7 +24,7 @@ from isobit.errors import UsageError
 from isobit.numerics import TILE
 from isobit.runtime.blocks import Blocks
 from isobit.runtime.request import Request, State
-from isobit.runtime.scheduler import Limits, QueueFull, Scheduler, Work
+from isobit.runtime.scheduler import KEEP_EVERY, Limits, QueueFull, Scheduler, Work
 
 
 def after(tokens: list[int]) -> int:
@@ -34,9 +35,11 @@ def after(tokens: list[int]) -> int:
 class World:
     """A scheduler, the device it schedules for, and the requests there are."""
 
-    def __init__(self, pages: int, limits: Limits) -> None:
-        self.scheduler = Scheduler(Blocks(pages), limits)
+    def __init__(self, pages: int, limits: Limits, states: int = 0) -> None:
+        self.scheduler = Scheduler(Blocks(pages, states), limits)
         self.device: dict[tuple[int, int], list[int]] = {}
+        self.states: dict[int, list[int]] = {}
+        """Of each recurrent state the text that led to it."""
         self.arrived: list[Request] = []
         self.admitted: list[Request] = []
 
@@ -55,7 +58,9 @@ class World:
         for request in before:
             if request.behind == 1 and guesses:
                 request.drafts = self.guess(request, guesses)
+        self.copy()
         works = scheduler.schedule()
+        self.copy()
         self.admitted += [r for r in scheduler.running if r not in before]
         total = sum(len(w.tokens) for w in works)
         assert total <= limits.pass_tokens
@@ -67,13 +72,29 @@ class World:
         if generating:
             prompts = sum(len(w.tokens) for w in works if w.request.behind > 1)
             assert prompts <= limits.beside
-        scored = [w for w in works if w.request.logits_from is not None and w.request.behind > 1]
-        assert sum(len(w.tokens) - w.first_row for w in scored) <= limits.pass_rows
+        scored = [w for w in works if w.request.wanted and w.request.behind > 1]
+        rows = sum(w.start + row in w.request.wanted for w in scored for row in w.rows)
+        assert rows <= limits.pass_rows
         for work in works:
             self.run(work)
         for work in works:
             self.take(work)
         return works
+
+    def copy(self) -> None:
+        """What the engine does with states between passes."""
+        for source, target in self.scheduler.copies:
+            self.states[target] = self.states[source]
+        self.scheduler.copies.clear()
+
+    def lose(self) -> None:
+        """A pass that does not end well."""
+        self.copy()
+        for work in self.scheduler.schedule():
+            self.copy()
+            self.run(work)
+            self.states[work.request.table.state] = [-1]
+            self.scheduler.rerun(work.request)
 
     def guess(self, request: Request, n: int) -> list[int]:
         """Drafts, of which the first half is right."""
@@ -94,15 +115,22 @@ class World:
             assert self.device[slot] == text[: position + 1], "another text's keys and values"
         for position in range(work.start, work.start + len(work.tokens)):
             self.device[pages[position // TILE], position % TILE] = text[: position + 1]
+        for position in request.wanted:
+            if work.start <= position < work.start + len(work.tokens):
+                assert position - work.start in work.rows
+        if self.scheduler.blocks.states:
+            if work.start:
+                assert self.states[request.table.state] == text[: work.start]
+            self.states[request.table.state] = text[: work.start + len(work.tokens)]
 
     def take(self, work: Work) -> None:
         """What the logits say, and what comes of it."""
         request = work.request
-        rows = len(work.tokens) - work.first_row
         done = work.start + len(work.tokens) - work.drafts
         new: list[int] = []
         if done == len(request.tokens) and request.max_tokens:
-            assert rows >= 1 + work.drafts
+            n = len(work.tokens)
+            assert list(work.rows)[-1 - work.drafts :] == list(range(n - 1 - work.drafts, n))
             text = list(request.tokens)
             for draft in [*work.tokens[len(work.tokens) - work.drafts :], None]:
                 new.append(after(text))
@@ -129,6 +157,9 @@ class World:
         blocks.check([r.table for r in scheduler.running])
         assert blocks.free + blocks.cached + blocks.held == blocks.total
         assert 0 <= scheduler.promised <= blocks.available
+        assert (
+            len(scheduler.running) + blocks.available_states == blocks.states or not blocks.states
+        )
         assert [*scheduler.running, *scheduler.waiting] == self.arrived
         assert all(r.state is State.RUNNING for r in scheduler.running)
         assert all(r.state is State.WAITING for r in scheduler.waiting)
@@ -154,11 +185,13 @@ class Arrivals(RuleBasedStateMachine):
         beside=st.integers(1, 100),
         rows=st.integers(1, 70),
         waiting=st.integers(1, 6),
+        states=st.sampled_from([0, 0, 1, 2, 4, 9]),
     )
     def begin(
-        self, pages: int, running: int, more: int, beside: int, rows: int, waiting: int
+        self, pages: int, running: int, more: int, beside: int, rows: int, waiting: int, states: int
     ) -> None:
-        self.world = World(pages, Limits(running + more, beside, rows, running, waiting))
+        limits = Limits(running + more, beside, rows, running, waiting)
+        self.world = World(pages, limits, states)
 
     @rule(
         target=requests,
@@ -166,16 +199,27 @@ class Arrivals(RuleBasedStateMachine):
         own=st.lists(st.integers(0, 2), max_size=9),
         most=st.integers(0, 90),
         salt=st.sampled_from(["", "", "", "x", None]),
-        logits=st.booleans(),
+        wanted=st.sets(st.integers(0, 4 * TILE), max_size=90),
+        score=st.sampled_from([None, None, None, 0, 7, 2]),
     )
     def arrive(
-        self, shared: int, own: list[int], most: int, salt: str | None, logits: bool
+        self,
+        shared: int,
+        own: list[int],
+        most: int,
+        salt: str | None,
+        wanted: set[int],
+        score: int | None,
     ) -> Request:
         text = [0]
         while len(text) < 4 * TILE:
             text.append(after(text))
         prompt = (text[:shared] + own) or [1]
-        request = Request(prompt, most, salt, logits_from=len(prompt) // 2 if logits else None)
+        rows: Sequence[int] = ()
+        if score is not None:
+            n = len(prompt)
+            rows = range(n // score, n) if score else sorted(p for p in wanted if p < n)
+        request = Request(prompt, most, salt, rows)
         try:
             self.world.add(request)
         except UsageError:
@@ -193,8 +237,13 @@ class Arrivals(RuleBasedStateMachine):
     @rule(guesses=st.sampled_from([0, 0, 1, 4]), n=st.integers(1, 12))
     def steps(self, guesses: int, n: int) -> None:
         for _ in range(n):
-            self.world.step(guesses)
+            self.world.step(0 if self.world.scheduler.blocks.states else guesses)
             self.world.check()
+
+    @rule()
+    def fail(self) -> None:
+        if self.world.scheduler.running:
+            self.world.lose()
 
     @precondition(lambda self: self.world.scheduler.blocks.cached)
     @rule()
@@ -215,8 +264,48 @@ Arrivals.TestCase.settings = settings(max_examples=60, stateful_step_count=40, d
 TestArrivals = Arrivals.TestCase
 
 
-def world(pages: int = 100, **limits: int) -> World:
-    return World(pages, Limits(**limits))
+def world(pages: int = 100, states: int = 0, **limits: int) -> World:
+    return World(pages, Limits(**limits), states)
+
+
+def test_a_prompt_goes_on_from_the_last_kept_state() -> None:
+    w = world(states=6, pass_tokens=1000)
+    first = [n % 7 for n in range(3 * KEEP_EVERY // 2)]
+    w.add(Request(first, 5))
+    w.finish_all()
+    last = 5 * TILE  # the first prompt's last full page, but for its last token
+    for prompt, cached in (
+        ([*first, 5, 5], last),
+        ([*first[:last], 5, 5], last),
+        ([*first[: last - 1], 5, 5], KEEP_EVERY),
+        ([*first[: KEEP_EVERY - 1], 5, 5], 0),
+        (first, last),
+    ):
+        request = Request(prompt, 2)
+        w.add(request)
+        w.finish_all()
+        assert request.cached == cached
+    longer = Request([*first, *first], 1)
+    w.add(longer)
+    w.finish_all()
+    again = Request([*first, *first, 1], 1)
+    w.add(again)
+    w.finish_all()
+    assert again.cached == len(longer.prompt) // TILE * TILE
+
+
+def test_kept_states_are_few_and_the_longest_unused_goes() -> None:
+    w = world(states=3)
+    prompts = [[n] * (TILE + 1) for n in range(4)]
+    for prompt in prompts:
+        w.add(Request(prompt, 1))
+        w.finish_all()
+    assert w.scheduler.blocks.kept == 2  # one was the running sequence's
+    for prompt, cached in ((prompts[3], TILE), (prompts[0], 0)):
+        request = Request(prompt, 1)
+        w.add(request)
+        w.finish_all()
+        assert request.cached == cached
 
 
 def test_a_prompt_leaves_its_neighbours_their_tokens() -> None:
@@ -267,20 +356,20 @@ def test_a_cached_prompt_is_run_only_in_its_last_tokens() -> None:
     exact = Request(prompt[: 2 * TILE], 1)  # of all that is known, the last page runs for its row
     w.add(exact)
     assert len(w.step()[0].tokens) == TILE
-    scored = Request(prompt, 0, logits_from=TILE + 1)
-    w.add(scored)
+    w.add(Request(prompt, 0, wanted=[TILE + 1, 150]))
     work = w.step()[0]
-    assert (work.start, work.first_row) == (TILE, 1)
+    assert (work.start, work.rows) == (TILE, [1, 150 - TILE])
 
 
 def test_logits_of_a_prompt_come_in_parts() -> None:
     w = world(pass_rows=10, pass_tokens=50, running=4)
-    w.add(Request([3] * 60, 0, logits_from=20))
+    w.add(Request([3] * 60, 0, wanted=range(20, 60)))
     parts = []
     while w.arrived:
         [work] = w.step()
-        parts.append((work.start, len(work.tokens), work.first_row))
-    assert parts == [(0, 30, 20), (30, 10, 0), (40, 10, 0), (50, 10, 0)]
+        parts.append((work.start, len(work.tokens), work.rows))
+    ten = list(range(10))
+    assert parts == [(0, 30, list(range(20, 30))), (30, 10, ten), (40, 10, ten), (50, 10, ten)]
 
 
 def test_what_cannot_fit_is_refused_and_a_full_queue_says_so() -> None:

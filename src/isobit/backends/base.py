@@ -61,7 +61,7 @@ class Batch:
     logit_rows: I32
     states: I32 | None = None
     """int32 [S]: where each sequence's recurrent state lies, for models that have one: a number
-    below the engine's max_sequences, each its own. None: sequence s has state s. It is zero where
+    below the limit, each its own. None: sequence s has state s. It is zero where
     the sequence's tokens begin at position 0."""
     received: F32 | None = None
     """float32 [T, width]: for a stage of a pipeline that is not the first, the rows of the stage
@@ -163,6 +163,8 @@ class Backend(ABC):
     fused_away: frozenset[Key] = frozenset()
     """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
     gets them, unless they are asked for by name and a way to run has them."""
+    copies_states: ClassVar[bool] = False
+    """Whether recurrent states can be kept, for texts that go on from there."""
     inexact: tuple[str, ...] = ()
     """Primitives in which the device differs from the specification: none, unless allowed."""
     engine: EngineConfig
@@ -186,6 +188,9 @@ class Backend(ABC):
             weights, engine, room or (lambda settings: on_host(weights, settings))
         )
         self.limits = Limits.of(weights, self.engine)
+        if self.copies_states and self.limits.states:
+            states = self.limits.states + self.engine.kept_states
+            self.limits = replace(self.limits, states=states)
         widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
         self._receives = next(widths, None)
 
@@ -198,6 +203,13 @@ class Backend(ABC):
     def rows(self) -> RowSampler:
         """Works on rows of logits in the host's memory."""
         return RowSampler(threads=self.engine.cores)
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy a recurrent state to another's place; both are below the limit.
+
+        Of a backend that says it ``copies_states``.
+        """
+        raise NotImplementedError
 
     def memory(self) -> Memory | None:
         """Of the device; None where nobody says."""

@@ -146,10 +146,10 @@ class _Events:
         n = len(stream.token_ids)
         for i in range(told, n):
             event = {"type": "token", "index": i, "id": stream.token_ids[i]}
-            own, ids, likeliest = stream.measured[i]
-            event |= {"text": piece if i == n - 1 else "", "logprob": own.item()}
-            if ids.size:
-                event["top"] = list(zip(ids[0].tolist(), likeliest[0].tolist(), strict=True))
+            token = stream.tokens[i]
+            event |= {"text": piece if i == n - 1 else "", "logprob": token.logprob}
+            if token.top:
+                event["top"] = token.top
             if self._experts is not None:
                 event["experts"] = self._experts.experts_of(i)
             print(json.dumps(event), flush=True)
@@ -233,7 +233,8 @@ def _whole() -> Iterator[None]:
 def report_speed(completion: Completion) -> None:
     """Say on stderr how fast prefill and decode went."""
     t = completion.timings
-    line = f"prefill {count(t.prefill_tokens, 'token')}, {t.prefill_rate:.1f} tokens/s"
+    cached = f" ({t.cached_tokens:,} more were cached)" if t.cached_tokens else ""
+    line = f"prefill {count(t.prefill_tokens, 'token')}{cached}, {t.prefill_rate:.1f} tokens/s"
     if t.decode_tokens:
         line += f"; decode {count(t.decode_tokens, 'token')}, {t.decode_rate:.1f} tokens/s"
     say(line + (f"; {completion.note}" if completion.note else ""))
@@ -262,6 +263,7 @@ def _report(
         "seed": completion.seed,
         "logprobs": logprobs,
         "prefill_tokens": t.prefill_tokens,
+        "cached_tokens": t.cached_tokens,
         "prefill_seconds": t.prefill_seconds,
         "prefill_tokens_per_second": t.prefill_rate,
         "decode_tokens": t.decode_tokens,

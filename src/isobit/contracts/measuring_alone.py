@@ -8,6 +8,7 @@ import numpy as np
 
 from isobit.backends.base import F32
 from isobit.contracts import measures as m
+from isobit.contracts.speed import likeliest
 from isobit.contracts.subject import Measured, Subject
 from isobit.errors import GateFailed, NothingCompared, NotRun
 from isobit.runtime.model import Model
@@ -173,5 +174,5 @@ def _greedy_differs(model: Model, prompt: list[int], expected: list[int]) -> int
     with model.new_sequence() as sequence:
         model.forward(sequence, prompt, [])
         for token, following in pairwise(expected):
-            differing += model.likeliest(sequence, token) != following
+            differing += likeliest(model, sequence, token) != following
     return differing

@@ -1,53 +1,82 @@
 """Many generations at once on one model: each gets the bits that it would get alone.
 
 A pass is scheduled, run, sampled and handed out. Whoever waits for a token runs passes for all, so
-that no thread is needed; a server gives the engine one, in :meth:`Engine.run`. Two locks: one is
-held by whoever runs a pass, the other for a moment by whoever reads or changes the books.
+that no thread is needed; where nobody waits, in a server, :meth:`Engine.start` gives it one.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace as changed
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, LOGITS, Batch
-from isobit.errors import IsobitError, UsageError
+from isobit.backends.base import Tap, by_sequence
+from isobit.errors import ContextFull, IsobitError
 from isobit.numerics import TILE
-from isobit.runtime.blocks import Blocks
-from isobit.runtime.generation import FinishReason, Watcher
+from isobit.runtime.batches import Asked, Batches, Next, Part
+from isobit.runtime.blocks import Blocks, PageTable, Routes
 from isobit.runtime.grammar import Constraint
-from isobit.runtime.model import Model
+from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
-from isobit.runtime.sampler import Sampler, Sampling, choose
-from isobit.runtime.scheduler import Limits, Scheduler, Work
-from isobit.runtime.tokens import Generation, Token
+from isobit.runtime.sampler import Sampler, Sampling
+from isobit.runtime.scheduler import Limits, QueueFull, Scheduler
+from isobit.runtime.tokens import FinishReason, Generation, TakeRows, Watcher
+
+if TYPE_CHECKING:
+    from isobit.runtime.model import Model
 
 ROUTES = "moe_router_indices"
-STATE = "final_norm"
+
+_log = logging.getLogger("isobit.engine")
 
 
 class Engine:
-    """Runs generations together. It has all the KV cache of its model until it is closed."""
+    """Runs generations together; it has the KV cache of its model."""
 
-    def __init__(self, model: Model, limits: Limits | None = None) -> None:
-        """Raises ContextFull if sequences of the model are open."""
+    def __init__(self, model: Model) -> None:
         self.model = model
-        limits = limits or Limits(pass_tokens=max(model.engine.chunk, Limits.running))
-        self._recurrent = model.graph.recurrent
-        if self._recurrent:  # so many sequences have a state
-            limits = changed(limits, running=min(limits.running, model.engine.max_sequences))
-        self._pages = model.take_all_pages()
-        self.scheduler = Scheduler(Blocks(len(self._pages)), limits)
-        self._states = list(range(model.engine.max_sequences - 1, -1, -1))
+        limits = model.backend.limits
+        self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
+        self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
+        self._batches = Batches()
+        self._pace = Pace()
+        layers = sum(name == ROUTES for name, _ in model.graph.stages)
+        self._route_type = np.dtype(np.uint8 if model.config.n_experts <= 256 else np.int16)
+        self.no_routes: Routes = np.empty(
+            (0, layers, model.config.n_experts_used), self._route_type
+        )
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
-        self._turn = threading.Lock()
         self._books = threading.Condition()
+        """Held by whoever reads or changes the books, for a moment."""
+        self._busy = False
+        """Whether somebody has the turn: runs a pass."""
         self._closed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
+    @property
+    def serving(self) -> bool:
+        """Whether it has a thread of its own."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def limit(self, limits: Limits) -> None:
+        """How much runs together from now on, and how much may wait."""
+        if self.model.graph.recurrent:  # so many sequences have a state
+            running = min(limits.running, self.model.engine.max_sequences)
+            limits = changed(limits, running=running)
+        self.scheduler.limits = limits
 
     def submit(
         self,
@@ -59,11 +88,14 @@ class Engine:
         ends: frozenset[int] | None = None,
         logprobs: int | None = None,
         of_prompt: bool = False,
+        routes: bool = False,
         hidden: bool = False,
         watch: Watcher | None = None,
-        salt: str = "",
-        listen: Callable[[], None] | None = None,
         constraint: Constraint | None = None,
+        wanted: Sequence[int] = (),
+        take_rows: TakeRows | None = None,
+        salt: str | None = "",
+        listen: Callable[[], None] | None = None,
     ) -> Generation:
         """Line a generation up.
 
@@ -75,46 +107,54 @@ class Engine:
             ends: tokens that end it; None: the model's.
             logprobs: measure every token, and the k likeliest at its place.
             of_prompt: with ``logprobs``, measure the prompt's tokens too.
+            routes: keep the experts of each token: :meth:`Generation.routes`.
             hidden: keep the model's state after the prompt, what its head is given.
-            watch: sees the experts and the choices of this generation alone.
-            salt: pages are shared between generations of the same.
+            watch: sees the stages and the choices of this generation alone.
+            constraint: what the tokens are held to, compiled from ``sampling.grammar``.
+            wanted, take_rows: ascending positions of the prompt whose logits are given to
+                ``take_rows``, after each pass those that are new.
+            salt: pages are shared between generations of the same; None: with none.
             listen: called by whoever runs the pass when there is something new to take, or it has
                 ended; it must neither wait nor raise.
-            constraint: what the tokens are held to, compiled from ``sampling.grammar``.
 
         Raises UsageError for what the model cannot do, QueueFull if too many wait.
         """
-        ids = self.model.checked(prompt)
-        sampling.check_ids(self.model.config.vocab)
-        if watch is not None and watch.stages - {ROUTES}:
-            raise UsageError(f"watch: expected the stage {ROUTES} alone, got others")
-        room = self.model.context - len(ids)
+        model = self.model
+        ids = model.checked(prompt)
+        sampling.check_ids(model.config.vocab)
+        room = model.context - len(ids)
         most = room if max_tokens is None else min(max_tokens, room)
-        routes = watch is not None and self.model.config.is_moe
-        measure = of_prompt and logprobs is not None
+        if of_prompt and logprobs is not None:
+            wanted = range(len(ids) - 1)
+        if hidden:
+            wanted = (len(ids) - 1,)
+        if watch is not None and watch.stages - {ROUTES}:
+            salt = None  # of tokens that are not run there are no stages
+        if model.graph.recurrent and not model.backend.copies_states:
+            salt = None
         request = Request(
             ids,
             most,
-            salt=None if self._recurrent else salt,
-            logits_from=0 if measure else None,
-            routes=routes,
+            salt=salt,
+            wanted=wanted,
+            routes=model.config.is_moe and (routes or _sees_routes(watch)),
         )
         generation = Generation(
             self,
             request,
             Sampler(sampling, ids, choice, constraint),
-            ends=self.model.stop_ids if ends is None else ends,
+            ends=model.stop_ids if ends is None else ends,
             logprobs=logprobs,
             hidden=hidden,
             watch=watch,
+            take_rows=take_rows,
             listen=listen,
         )
         if watch is not None:
-            watch.begin(self.model, ids, sampling, generation.sampler.seed)
+            watch.begin(model, ids, sampling, generation.sampler.seed)
         with self._books:
-            if self._closed:
-                raise UsageError("engine: expected an open one, got one that was closed")
-            if most == 0 and not (measure or hidden):
+            self._require_open()
+            if most == 0 and not wanted:
                 generation.finish_reason = "length"
                 return generation
             self.scheduler.add(request)
@@ -122,273 +162,303 @@ class Engine:
             self._books.notify_all()
         return generation
 
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more."""
-        return self._closed
+    def line_up(self, *args: Any, **settings: Any) -> Generation:
+        """:meth:`submit`, and while too many wait, run passes until one less does."""
+        while True:
+            try:
+                return self.submit(*args, **settings)
+            except QueueFull:
+                self.step()
+
+    # Running passes
 
     def step(self) -> bool:
         """One pass for all; False if there was nothing to do."""
-        with self._turn:
+        with self.turn():
             return self._step()
 
-    def run(self) -> None:
-        """Run passes until the engine is closed: for a thread of its own."""
-        while True:
-            if not self.step():
+    def advance(self, generation: Generation) -> None:
+        """Run a pass, unless that of another thread brings the generation something to take."""
+        mine = False
+        try:  # as in turn(), without its cost for every token
+            with self._books:
+                while self._busy:
+                    self._books.wait()
+                    if generation.ready or generation.ended:
+                        return
+                mine = self._busy = True
+            self._step()
+        finally:
+            if mine:
                 with self._books:
-                    self._books.wait_for(lambda: self._closed or self.scheduler.waiting)
-            if self._closed:
-                return
+                    self._busy = False
+                    self._books.notify_all()
+
+    def start(self) -> None:
+        """Run passes in a thread, until :meth:`stop`; nothing if there is one already."""
+        with self._books:
+            self._require_open()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="isobit", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End all generations, and the thread."""
+        with self.turn(), self._books:
+            self._end_all(None)
+            thread, self._thread = self._thread, None
+            self._books.notify_all()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def close(self) -> None:
-        """End all generations and give the cache back, after the pass that is running."""
-        with self._turn, self._books:
-            if self._closed:
-                return
+        """Stop for good, after the pass that is running; who reads then is told why."""
+        with self.turn(), self._books:
             self._closed = True
-            for generation in list(self._of.values()):
-                self._end(generation, "interrupted")
-            self.scheduler.blocks.forget()
-            self.model.give_pages_back(self._pages)
-            self._books.notify_all()
+            self._end_all(self.model.closed_error())
+        self.stop()
 
-    def __enter__(self) -> Engine:
-        return self
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While inside, nobody else runs a pass."""
+        mine = False
+        try:
+            with self._books:
+                while self._busy:
+                    self._books.wait()
+                mine = self._busy = True
+            yield
+        finally:
+            if mine:
+                with self._books:
+                    self._busy = False
+                    self._books.notify_all()
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def _serve(self) -> None:
+        me = threading.current_thread()
+        while self._thread is me:
+            try:
+                if not self.step():
+                    with self._books:
+                        self._books.wait_for(lambda: self._of or self._thread is not me)
+            except Exception:  # those of the pass were told; the others go on
+                _log.exception("a pass failed")
 
-    def _advance(self, generation: Generation) -> None:
-        with self._turn:
-            waits = not generation._ready and generation.finish_reason is None
-            if waits and generation.error is None:  # else another's pass brought something
-                self._step()
+    # Sequences that a caller runs, who has the turn
 
-    def _cancel(self, generation: Generation) -> None:
+    def hold(self, table: PageTable, length: int) -> None:
+        """The pages of a sequence's first ``length`` tokens, and its state; or ContextFull."""
         with self._books:
-            generation._cancelled = True
-            if generation.request not in self._in_pass:
-                self._end(generation, "interrupted")
+            self._require_open()
+            blocks = self.scheduler.blocks
+            if blocks.states and table.state < 0:
+                blocks.hold_state(table)
+            missing = -(-length // TILE) - len(table.pages)
+            if missing > 0:
+                blocks.extend(table, missing, spare=self.scheduler.promised)
+
+    def release(self, table: PageTable) -> None:
+        """Give them back."""
+        with self._books:
+            self.scheduler.blocks.close(table)
+
+    # A pass
 
     def _step(self) -> bool:
+        begun = time.perf_counter()
         with self._books:
             work = self.scheduler.schedule()
+            if not work:
+                return self._refuse_first()
             parts = [(w, self._of[w.request]) for w in work]
+            self._in_pass = {w.request for w in work}
+            self._copy_states()
             for part, generation in parts:
-                self._in_pass.add(part.request)
-                if self._recurrent and generation._state < 0:
-                    generation._state = self._states.pop()
                 if part.request.routes and part.start == part.request.cached:
                     self._recall(generation)
-        if not work:
-            return False
-        seen: dict[str, list[NDArray[np.generic]]] = {ROUTES: [], STATE: []}
-        stages = {ROUTES for _, generation in parts if generation._watch is not None}
-        stages |= {STATE for _, generation in parts if generation._wants_hidden}
         try:
-            results = self.model.run_batch(
-                _batch(work, [generation._state for _, generation in parts]),
-                LOGITS,
-                (lambda stage, _, value: seen[stage].append(np.array(value))) if stages else None,
-                frozenset(stages) if stages else None,
-            )
-            logits = results.logits
-            assert logits is not None
-            self._keep_hidden(parts, seen[STATE])
-            self._measure_prompts(parts, logits)
-            new = self._chosen(parts, logits)
+            found, seen = self._run(parts)
         except BaseException as error:
             with self._books:
-                for _, generation in parts:
-                    self._fail(generation, error)
+                self._failed(parts, error)
             if isinstance(error, IsobitError):
                 return True  # whoever waits for one of these is told
             raise
         with self._books:
-            routes = seen[ROUTES]
-            self._hand_out(parts, new, np.stack(routes, axis=1) if routes else None)
+            listeners = self._hand_out(parts, found, seen, begun)
+        for listen in listeners:
+            listen()
         return True
 
-    def _chosen(
-        self, parts: Sequence[tuple[Work, Generation]], logits: F32
-    ) -> dict[Request, tuple[Token | IsobitError, F32]]:
-        """For each request that has caught up its next token, and the logits it is from."""
-        rows, choosing, row = [], [], -1
-        for part, generation in parts:
-            row += len(part.tokens) - part.first_row
-            caught_up = part.start + len(part.tokens) == len(part.request.tokens)
-            if caught_up and part.request.max_tokens:
-                rows.append(row)
-                choosing.append(generation)
-        if not rows:
-            return {}
-        if len(rows) < len(logits):
-            logits = logits[rows]
-        ids = choose(self.model.rows, logits, [g.sampler for g in choosing])
-        measured = self._measured(choosing, logits, ids)
-        return {
-            g.request: (measured.get(i, Token(token)) if isinstance(token, int) else token, row)
-            for i, (g, token, row) in enumerate(zip(choosing, ids, logits, strict=True))
-        }
+    def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
+        """What it gives to each part, and the experts of all tokens if somebody wants them."""
+        model, asked = self.model, Asked(parts, self._batches)
+        batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
+        seen: list[NDArray[np.generic]] = []
+        stages: frozenset[str] = frozenset()
+        watched: dict[int, Watcher] = {}
+        for i, (work, generation) in enumerate(parts):
+            if work.request.routes:
+                stages |= {ROUTES}
+            if generation.watch is not None and generation.watch.stages - {ROUTES}:
+                watched[i] = generation.watch
+                stages |= generation.watch.stages
+        if not stages:
+            results = model.run_batch(batch, wanted)
+        else:
+            others = by_sequence(model.graph, batch, {i: _others(w) for i, w in watched.items()})
 
-    def _keep_hidden(
-        self, parts: Sequence[tuple[Work, Generation]], states: Sequence[NDArray[np.generic]]
-    ) -> None:
-        """The states after the prompts that end in this pass, if they are wanted."""
-        row = -1
-        for part, generation in parts:
-            row += len(part.tokens)
-            if generation._wants_hidden and part.start + len(part.tokens) == len(
-                part.request.prompt
-            ):
-                generation.hidden = states[0][row].astype(np.float32)
+            def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+                if stage == ROUTES:
+                    seen.append(np.array(value))
+                if watched:
+                    others(stage, layer, value)
 
-    def _measure_prompts(self, parts: Sequence[tuple[Work, Generation]], logits: F32) -> None:
-        row = 0
-        for part, generation in parts:
-            ids, n = part.request.prompt, len(part.tokens) - part.first_row
-            rows, row = logits[row : row + n], row + n
-            first = part.start + part.first_row + 1
-            if part.request.logits_from is None or first >= len(ids):
-                continue
-            said = np.array(ids[first : first + n], np.int32)
-            k = generation._logprobs or 0
-            values, top_ids, top = self.model.logprobs(rows[: len(said)], said[:, None], k)
-            generation.prompt += [
-                Token(token, value, tuple(zip(likeliest, theirs, strict=True)))
-                for token, value, likeliest, theirs in zip(
-                    said.tolist(),
-                    values[:, 0].tolist(),
-                    top_ids.tolist(),
-                    top.tolist(),
-                    strict=True,
-                )
-            ]
-
-    def _measured(
-        self, choosing: Sequence[Generation], logits: F32, ids: Sequence[int | IsobitError]
-    ) -> dict[int, Token]:
-        wanted = {
-            i: g._logprobs
-            for i, g in enumerate(choosing)
-            if g._logprobs is not None and isinstance(ids[i], int)
-        }
-        if not wanted:
-            return {}
-        at = list(wanted)
-        chosen = {i: token for i, token in enumerate(ids) if isinstance(token, int)}
-        values, top_ids, top = self.model.logprobs(
-            logits[at], [[chosen[i]] for i in at], max(wanted.values())
-        )
-        return {
-            i: Token(
-                chosen[i],
-                float(values[n, 0]),
-                tuple(zip(top_ids[n, :k].tolist(), top[n, :k].tolist(), strict=True)),
-            )
-            for n, (i, k) in enumerate(wanted.items())
-        }
-
-    def _recall(self, generation: Generation) -> None:
-        """The experts of the tokens that were found in the cache."""
-        if generation.request.cached and not generation._routes:
-            for page in self.scheduler.blocks.routes(generation.request.table):
-                self._saw(generation, page.astype(np.int16))
-
-    def _saw(self, generation: Generation, routes: NDArray[np.int16]) -> None:
-        generation._routes.append(routes)
-        assert generation._watch is not None
-        for layer in range(routes.shape[1]):
-            generation._watch.tap(ROUTES, layer, routes[:, layer])
+            results = model.run_batch(batch, wanted, tap, stages)
+        routes: Routes | None = np.stack(seen, axis=1).astype(self._route_type) if seen else None
+        return asked.answer(model, wanted, results), routes
 
     def _hand_out(
         self,
-        parts: Sequence[tuple[Work, Generation]],
-        new: dict[Request, tuple[Token | IsobitError, F32]],
-        routes: NDArray[np.generic] | None,
-    ) -> None:
-        start = 0
-        for part, generation in parts:
-            self._in_pass.discard(part.request)
+        parts: Sequence[Part],
+        found: Sequence[Next],
+        seen: Routes | None,
+        begun: float,
+    ) -> dict[Callable[[], None], None]:
+        """Tokens to their generations; whoever is to be told of it."""
+        now, start = time.perf_counter_ns(), 0
+        spent = now * 1e-9 - begun
+        listeners: dict[Callable[[], None], None] = {}
+        self._in_pass.clear()
+        prompt = sum(len(work.tokens) for work, _ in parts if work.start < len(work.request.prompt))
+        generating = sum(len(work.tokens) for work, _ in parts) - prompt
+        self._pace.ran(generating, prompt, spent)
+        self.scheduler.beside = self._pace.beside(max(generating, 1))
+        for (part, generation), (token, logits, error) in zip(parts, found, strict=True):
+            request = part.request
             stop = start + len(part.tokens)
-            if routes is not None and part.request.routes:
-                self._saw(generation, routes[start:stop].astype(np.int16))
+            if request.generated:
+                generation.decode_seconds += spent
+            else:
+                generation.prefill_seconds += spent
+            try:
+                if error is not None:
+                    raise error
+                if seen is not None and request.routes:
+                    self._saw(generation, seen[start:stop])
+                full = (part.start + len(part.tokens)) // TILE > request.table.known
+                pages = _pages(generation) if full and request.routes else None
+                self.scheduler.computed(part, () if token is None else (token.id,), pages)
+                if token is not None:
+                    generation.give(token, logits, now)
+            except BaseException as error:  # of one generation, as of what watches it
+                self._fail(generation, error)
+            else:
+                self._end_if_over(generation)
             start = stop
-            token, logits = new.get(part.request, (None, None))
-            if isinstance(token, IsobitError):
-                self._fail(generation, token)
-                continue
-            ids = [] if token is None else [token.id]
-            full = (part.start + len(part.tokens)) // TILE > part.request.table.known
-            self.scheduler.computed(part, ids, _pages_of(generation) if full else None)
-            if generation._cancelled:
-                self._end(generation, "interrupted")
-            elif token is not None and logits is not None:
-                self._give(generation, token, logits)
-            elif not part.request.behind:  # only the prompt was wanted
-                self._end(generation, "length")
+            if generation.listen is not None and (token is not None or generation.ended):
+                listeners[generation.listen] = None
+        self._copy_states()
+        return listeners
+
+    def _end_if_over(self, generation: Generation) -> None:
+        request = generation.request
+        if generation.cancelled:
+            self._end(generation, "interrupted")
+        elif request.generated and request.tokens[-1] in generation.ends:
+            self._end(generation, "stop")
+        elif request.generated == request.max_tokens and (request.generated or not request.behind):
+            self._end(generation, "length")
+
+    def _failed(self, parts: Sequence[Part], error: BaseException) -> None:
+        """A pass did not end well. An interruption is the concern of whoever ran it alone; the
+        others' tokens run again."""
+        self._in_pass.clear()
+        for work, generation in parts:
+            if isinstance(error, Exception):
+                self._fail(generation, error)
+            else:
+                self.scheduler.rerun(work.request)
         self._books.notify_all()
 
-    def _give(self, generation: Generation, token: Token, logits: F32) -> None:
-        generation.sampler.append(token.id)
-        if generation._watch is not None:
-            generation._watch.chose(logits, token.id)
-        generation._ready.append(token)
-        if token.id in generation._ends:
-            self._end(generation, "stop")
-        elif generation.request.generated == generation.request.max_tokens:
-            self._end(generation, "length")
-        elif generation._listen is not None:
-            generation._listen()
+    def _refuse_first(self) -> bool:
+        """Nothing can run; what waits then waits for sequences that callers hold open."""
+        waiting = self.scheduler.waiting
+        if not waiting:
+            return False
+        full = "KV cache: expected room for a generation, got sequences that hold it; close one"
+        self._fail(self._of[waiting[0]], ContextFull(f"{full}, or load the model with more"))
+        return True
+
+    def _copy_states(self) -> None:
+        for source, target in self.scheduler.copies:
+            self.model.backend.copy_state(source, target)
+        self.scheduler.copies.clear()
+
+    def _recall(self, generation: Generation) -> None:
+        """The experts of the tokens that were found in the cache."""
+        if generation.request.cached and not generation.seen:
+            for page in self.scheduler.blocks.routes(generation.request.table):
+                self._saw(generation, page)
+
+    def _saw(self, generation: Generation, routes: Routes) -> None:
+        generation.seen.append(routes)
+        watch = generation.watch
+        if watch is not None and ROUTES in watch.stages:
+            for layer in range(routes.shape[1]):
+                watch.tap(ROUTES, layer, routes[:, layer])
+
+    # Ends
+
+    def cancel(self, generation: Generation) -> None:
+        """See :meth:`Generation.cancel`."""
+        with self._books:
+            generation.cancelled = True
+            if generation.request not in self._in_pass:
+                self._end(generation, "interrupted")
+                self._books.notify_all()
 
     def _fail(self, generation: Generation, error: BaseException) -> None:
-        generation._error = error
+        if not generation.ended:
+            generation.error = error
         self._end(generation, "interrupted")
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         request = generation.request
-        self._in_pass.discard(request)
         if self._of.pop(request, None) is None:
             return
         generation.finish_reason = reason
         if request.state is not State.FINISHED:
             self.scheduler.finish(request)
-        if generation._state >= 0:
-            self._states.append(generation._state)
-            generation._state = -1
-        if generation._listen is not None:
-            generation._listen()
+
+    def _end_all(self, error: IsobitError | None) -> None:
+        listeners = {g.listen: None for g in self._of.values() if g.listen is not None}
+        for generation in list(self._of.values()):
+            generation.error = error
+            self._end(generation, "interrupted")
+        for listen in listeners:
+            listen()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise self.model.closed_error()
 
 
-def _pages_of(generation: Generation) -> list[NDArray[np.int16]] | None:
-    """The experts of each page of the sequence, if they are recorded."""
-    request = generation.request
-    if not request.routes or not generation._routes:
-        return None
-    if len(generation._routes) > 1:
-        generation._routes = [np.concatenate(generation._routes)]
-    whole = generation._routes[0]
-    return [whole[i : i + TILE] for i in range(0, len(whole), TILE)]
+def _sees_routes(watch: Watcher | None) -> bool:
+    return watch is not None and ROUTES in watch.stages
 
 
-def _batch(work: Sequence[Work], states: Sequence[int]) -> Batch:
-    lengths = [len(w.tokens) for w in work]
-    pages = np.zeros((len(work), max(len(w.request.table.pages) for w in work)), np.int32)
-    for row, part in zip(pages, work, strict=True):
-        row[: len(part.request.table.pages)] = part.request.table.pages
-    starts = np.cumsum([0, *lengths])
-    rows = [
-        np.arange(start + w.first_row, start + n)
-        for w, start, n in zip(work, starts, lengths, strict=False)
-    ]
-    return Batch(
-        tokens=np.concatenate([np.array(w.tokens, np.int32) for w in work]),
-        positions=np.concatenate(
-            [np.arange(w.start, w.start + len(w.tokens), dtype=np.int32) for w in work]
-        ),
-        sequence=np.repeat(np.arange(len(work), dtype=np.int32), lengths),
-        pages=pages,
-        logit_rows=np.concatenate(rows).astype(np.int32),
-        states=np.array(states, np.int32) if min(states) >= 0 else None,
-    )
+def _others(watch: Watcher) -> Tap:
+    """A tap for all that it wants to see but the experts, which come with those of cached pages."""
+
+    def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        if stage != ROUTES and stage in watch.stages:
+            watch.tap(stage, layer, np.array(value))
+
+    return tap
+
+
+def _pages(generation: Generation) -> list[Routes]:
+    """The experts of each page of the sequence."""
+    routes = generation.routes
+    return [routes[i : i + TILE] for i in range(0, len(routes), TILE)]

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
-from isobit.errors import ContextFull, ModelRefused, UsageError
-from isobit.runtime import kv_cache
+from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.pieces import NoText, StopText, TokenText
-from isobit.runtime.sampler import Sampler, Sampling
+from isobit.runtime.sampler import Sampling
+from isobit.runtime.tokens import FinishReason, Generation, Token, Watcher
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
-FinishReason = Literal["stop", "length", "interrupted"]
-
 
 @dataclass(frozen=True)
 class Timings:
-    """Prefill and decode apart, in tokens and seconds of wall time."""
+    """Prefill and decode apart, in tokens and seconds of the passes that they were in."""
 
     prefill_tokens: int
+    """Tokens of the prompt that were run: all but the cached ones."""
     prefill_seconds: float
     decode_tokens: int
     """Tokens that a decode step produced: all but the first, which prefill produces."""
     decode_seconds: float
+    cached_tokens: int = 0
+    """Tokens of the prompt that were there from a text that begins alike."""
 
     @property
     def prefill_rate(self) -> float:
@@ -74,6 +76,9 @@ class Completion:
     """Says so when the context was full, or why there is no text."""
     logprobs: Logprobs | None = None
     """If they were asked for."""
+    routes: NDArray[np.integer] | None = None
+    """If they were asked for, of a mixture of experts: [tokens, layers, experts used], in rank
+    order; uint8, or int16 of more than 256. Of the prompt and what was generated but the last."""
 
 
 class Settings(TypedDict, total=False):
@@ -90,6 +95,8 @@ class Settings(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     logprobs: int | None
+    routes: bool
+    salt: str | None
     stop: str | Sequence[str] | None
     watch: Watcher | None
     progress: Callable[[int, int], None] | None
@@ -122,31 +129,15 @@ def _checked_stop(stop: object) -> list[str]:
     return list(texts)
 
 
-class Watcher(Protocol):
-    """Sees a generation as it happens and changes nothing."""
-
-    stages: frozenset[str]
-    """The stages it wants to see."""
-
-    def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
-        """A generation starts; ``seed`` is the one in force."""
-
-    def tap(self, stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-        """Called as :data:`isobit.backends.base.Tap` is."""
-
-    def chose(self, logits: F32, token: int) -> None:
-        """A token was chosen from logits float32 [vocabulary]."""
-
-
-class Stream(Iterator[str]):
-    """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
+class Stream(Iterator[str], AsyncIterator[str]):
+    """Yields pieces of text as they become certain; ``completion`` is set with the last of them.
 
     Of a model without a tokenizer there is no text: an empty piece for each token, in
     ``token_ids``.
 
-    Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache. Another thread
-    may close it: the one that reads then comes to its end. After that, as after an exception,
-    ``completion`` holds what there was until then.
+    Read it with ``for``, or in an event loop with ``async for``. Closing it early (``close()`` or
+    leaving a ``with`` block) frees its KV cache. Another thread may close it: the one that reads
+    then comes to its end. After that, as after an exception, ``completion`` holds what there was.
     """
 
     def __init__(
@@ -160,63 +151,110 @@ class Stream(Iterator[str]):
         watch: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
         logprobs: int | None = None,
+        routes: bool = False,
+        salt: str | None = "",
     ) -> None:
         """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
-        self.token_ns: list[int] = []
-        """When each token was known, by ``time.perf_counter_ns``."""
         self._model, self._prompt = model, list(prompt_ids)
         self._watch, self._progress = watch, progress
         self._sampling, self._stop = sampling, _checked_stop(stop)
         self._logprobs = None if logprobs is None else checked_whole("logprobs", logprobs)
-        self.measured: list[tuple[F32, I32, F32]] = []
-        """With ``logprobs=k``, of each token float32 [1, 1], and int32 and float32 [1, k]: its
-        log-probability, and the ids and log-probabilities of the k likeliest."""
-        self._room = model.context - len(self._prompt)
-        most = None if max_tokens is None else checked_whole("max_tokens", max_tokens)
-        self._limit = self._room if most is None else min(most, self._room)
-        self._to_the_end = False
+        self._routes, self._salt = routes, salt
+        self._most = None if max_tokens is None else checked_whole("max_tokens", max_tokens)
+        self.tokens: list[Token] = []
+        """With ``logprobs``, each with its log-probability and the likeliest at its place."""
+        self._generation: Generation | None = None
         self._closed = False
         self._reading = threading.Lock()
-        self._pieces = self._run()
+
+    @property
+    def token_ns(self) -> list[int]:
+        """When each token was known, by ``time.perf_counter_ns``."""
+        return [] if self._generation is None else self._generation.token_ns[: len(self.token_ids)]
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        """The next piece. Raises ContextFull at the first, ModelRefused and UsageError at any."""
+        """The next piece. Raises ModelRefused and UsageError, and what a pass did."""
+        with self._reading:
+            try:
+                while self.completion is None and (generation := self.begin()) is not None:
+                    if (piece := self._took(next(generation, None))) is not None:
+                        return piece
+            except BaseException:
+                self._interrupt()
+                raise
+        raise StopIteration
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> str:
+        """The next piece; passes run in a thread of the engine's."""
         try:
-            with self._reading:
-                return next(self._pieces)
-        finally:
-            if self._closed:
-                self._end()
+            while self.completion is None and (generation := self.begin()) is not None:
+                self._model.generations.start()
+                ended = generation.ended
+                token = generation.take()
+                if token is None and not ended:
+                    await _news(generation)
+                elif token is None and generation.error is not None:
+                    raise generation.error
+                elif (piece := self._took(token)) is not None:
+                    return piece
+        except BaseException:
+            self._interrupt()
+            raise
+        raise StopAsyncIteration
 
     def complete(self) -> Completion:
-        """Read to the end, waiting first while others that do so hold the KV cache.
-
-        Raises what reading does; UsageError if the stream was closed.
-        """
-        self._to_the_end = True
+        """Read to the end. Raises what reading does; UsageError if the stream was closed."""
         with self:
             for _ in self:
                 pass
-        if self.completion is None:
-            raise UsageError("stream: expected an open one, got one that was closed")
-        return self.completion
+        return self._completed()
+
+    async def completed(self) -> Completion:
+        """:meth:`complete` in an event loop."""
+        with self:
+            async for _ in self:
+                pass
+        return self._completed()
 
     def close(self) -> None:
         """Stop generating and free the sequence, from any thread."""
         self._closed = True
-        self._end()
-
-    def _end(self) -> None:
+        if self._generation is not None:
+            self._generation.cancel()
         if self._reading.acquire(blocking=False):  # else the thread that reads will do it
             try:
-                self._pieces.close()
+                self._finish("interrupted")
             finally:
                 self._reading.release()
+
+    def begin(self, *, wait: bool = True) -> Generation | None:
+        """Line it up, if it is not yet; None if it was closed before.
+
+        Where too many wait it runs passes until one less does, or raises QueueFull.
+        """
+        if self._generation is None and not self._closed:
+            self._decoder, self._text = _decoder(self._model, self._stop), StopText(self._stop)
+            engine = self._model.generations
+            self._generation = (engine.line_up if wait else engine.submit)(
+                self._prompt,
+                self._most,
+                self._sampling,
+                ends=self._model.stop_ids | self._decoder.ids_of(self._stop),
+                logprobs=self._logprobs,
+                routes=self._routes,
+                watch=self._watch,
+                salt=self._salt,
+            )
+            self._generation.progress = self._progress
+        return self._generation
 
     def __enter__(self) -> Stream:
         return self
@@ -224,113 +262,88 @@ class Stream(Iterator[str]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(self) -> Generator[str]:
-        decoder, text = _decoder(self._model, self._stop), StopText(self._stop)
-        sampler = Sampler(self._sampling, self._prompt)
-        pace = _Pace()
-        ends = self._model.stop_ids | decoder.ids_of(self._stop)
-        tokens = self._tokens(sampler, pace)
-        reason: FinishReason = "interrupted"
-        try:
-            for token in tokens:
-                ended = token in ends
-                piece = "" if ended else text.push(decoder.push(token))
-                if piece or (decoder.ids_alone and not ended):
-                    yield piece
-                if ended or text.stopped:
-                    reason = "stop"
-                    break
-            else:
-                reason = "interrupted" if self._closed else "length"
-            tokens.close()  # and with it the sequence, before a last piece is read
-            if not text.stopped and (piece := text.push(decoder.flush()) + text.flush()):
-                yield piece
-        except BaseException:
-            reason = "interrupted"
-            raise
-        finally:
-            tokens.close()
-            full = reason == "length" and self._limit == self._room
-            notes = [f"the context of {self._model.context} tokens is full"] if full else []
-            self.completion = Completion(
-                text=text.all,
-                token_ids=self.token_ids,
-                finish_reason=reason,
-                timings=Timings(
-                    len(self._prompt), pace.prefill, max(len(self.token_ids) - 1, 0), pace.decode
-                ),
-                seed=sampler.seed,
-                note="; ".join([*notes, *decoder.notes]) or None,
-                logprobs=self._joined(),
-            )
+    def __del__(self) -> None:
+        """One that nobody can read ends after its next pass."""
+        if getattr(self, "_generation", None) is not None:
+            self._generation.cancelled = True  # type: ignore[union-attr]  # no lock in here
 
-    def _joined(self) -> Logprobs | None:
-        if self._logprobs is None:
-            return None
-        k = self._logprobs
-        none = (
-            np.empty((0, 1), np.float32),
-            np.empty((0, k), np.int32),
-            np.empty((0, k), np.float32),
+    def _took(self, token: Token | None) -> str | None:
+        """What becomes certain with a token, or with the end; None if that is nothing."""
+        generation = self._generation
+        assert generation is not None
+        if token is None:
+            piece = self._text.push(self._decoder.flush()) + self._text.flush()
+            self._finish(generation.finish_reason or "interrupted")
+            return piece or None
+        self.token_ids.append(token.id)
+        self.tokens.append(token)
+        if token.id in generation.ends:
+            return self._took(None)
+        piece = self._text.push(self._decoder.push(token.id))
+        if self._text.stopped:
+            generation.cancel()
+            self._finish("stop")
+        return piece if piece or self._decoder.ids_alone else None
+
+    def _finish(self, reason: FinishReason) -> None:
+        generation = self._generation
+        if self.completion is not None or generation is None:
+            return
+        n, request = len(self.token_ids), generation.request
+        full = reason == "length" and len(self._prompt) + n == self._model.context
+        notes = [f"the context of {self._model.context} tokens is full"] if full else []
+        routes = None
+        if request.routes and self._routes:
+            routes = generation.routes[: len(self._prompt) + max(n - 1, 0)]
+        self.completion = Completion(
+            text=self._text.all,
+            token_ids=self.token_ids,
+            finish_reason=reason,
+            timings=Timings(
+                len(self._prompt) - request.cached,
+                generation.prefill_seconds,
+                max(n - 1, 0),
+                generation.decode_seconds,
+                request.cached,
+            ),
+            seed=generation.sampler.seed,
+            note="; ".join([*notes, *self._decoder.notes]) or None,
+            logprobs=self._measured(),
+            routes=routes,
         )
-        parts = zip(*(self.measured or [none]), strict=True)
-        tokens, top_ids, top = (np.concatenate(part) for part in parts)
-        return Logprobs(tokens[:, 0], top_ids, top)
 
-    def _tokens(self, sampler: Sampler, pace: _Pace) -> Generator[int]:
-        """The tokens one by one, each as soon as it is chosen; ends when the stream is closed."""
-        model, watch = self._model, self._watch
-        if watch is not None:
-            watch.begin(model, self._prompt, self._sampling, sampler.seed)
-        with model.new_sequence() as sequence:
-            # All of its pages now: later there may be none, and what was written would be lost.
-            try:
-                sequence.reserve(
-                    len(self._prompt) + self._limit,
-                    running=self._to_the_end,
-                    give_up=lambda: self._closed,
-                )
-            except ContextFull:
-                if not self._closed:  # another thread closed it while it waited
-                    raise
-                return
-            start = time.perf_counter()
-            logits = model.prefill(sequence, self._prompt, watch, self._progress)
-            pace.prefill = time.perf_counter() - start
-            while len(self.token_ids) < self._limit and not self._closed:
-                start = time.perf_counter()
-                token = None
-                if self.token_ids:
-                    token, logits = self._step(sequence)
-                if token is None:
-                    token = sampler.choose(logits, model.rows)
-                self.token_ids.append(token)
-                self.token_ns.append(time.perf_counter_ns())
-                sampler.append(token)
-                if self._logprobs is not None:
-                    measured = model.logprobs(logits[None], [[token]], self._logprobs)
-                    self.measured.append(measured)
-                if watch is not None:
-                    watch.chose(logits, token)
-                if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own
-                    pace.decode += time.perf_counter() - start
-                yield token
+    def _completed(self) -> Completion:
+        if self.completion is None:
+            raise UsageError("stream: expected an open one, got one that was closed")
+        return self.completion
 
-    def _step(self, sequence: kv_cache.Sequence) -> tuple[int | None, F32]:
-        """Run the last token: the largest logit's, where it alone is wanted, or logits."""
-        last = self.token_ids[-1]
-        unseen = self._watch is None and self._logprobs is None
-        if unseen and self._sampling.likeliest_only:
-            return self._model.likeliest(sequence, last), np.empty(0, np.float32)
-        return None, self._model.step(sequence, last, self._watch)
+    def _measured(self) -> Logprobs | None:
+        k = self._logprobs
+        if k is None:
+            return None
+        values = np.array([token.logprob for token in self.tokens], np.float32)
+        top = np.array([token.top for token in self.tokens], np.float64)
+        top = top.reshape(len(values), -1 if self.tokens else k, 2)
+        return Logprobs(values, top[..., 0].astype(np.int32), top[..., 1].astype(np.float32))
+
+    def _interrupt(self) -> None:
+        """An exception ends it, and leaves what there was."""
+        if self._generation is not None:
+            self._generation.cancel()
+        self._finish("interrupted")
 
 
-@dataclass
-class _Pace:
-    """Seconds of prefill and decode so far."""
+async def _news(generation: Generation) -> None:
+    """Wait until there is something to take."""
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
 
-    prefill: float = 0.0
-    decode: float = 0.0
+    def listen() -> None:
+        with suppress(RuntimeError):  # the loop is closed, and so nobody waits
+            loop.call_soon_threadsafe(news.set)
+
+    generation.listen = listen
+    if not generation.ready and not generation.ended:  # else it came before anybody listened
+        await news.wait()
 
 
 def _decoder(model: Model, stop: Sequence[str]) -> TokenText | NoText:

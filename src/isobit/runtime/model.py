@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, cached_property
 from operator import index
 from pathlib import Path
@@ -11,27 +13,35 @@ from typing import Any, TypedDict, TypeGuard, Unpack, overload
 
 import numpy as np
 
-from isobit.backends.base import F32, I32
+from isobit.backends.base import F32, I32, LOGITS, Batch, Results, Tap, Wanted
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.numerics import TILE
+from isobit.runtime.batches import damaged
+from isobit.runtime.engine import Engine
 from isobit.runtime.generation import (
     Completion,
     Settings,
     Stream,
-    Watcher,
     checked_sampling,
     checked_whole,
 )
 from isobit.runtime.grammar import Grammars
 from isobit.runtime.passes import Passes, locate, sample_path
+from isobit.runtime.sampler import Sampling
+from isobit.runtime.scheduler import QueueFull
+from isobit.runtime.sequence import Sequence as TokenSequence
+from isobit.runtime.tokens import Generation, TakeRows, Watcher
 from isobit.text.template import ChatPrompt, chat_prompt
 from isobit.text.tokenizer import Tokenizer
 from isobit.text.vocabulary import stop_ids
 
 __all__ = ["Model", "load", "locate", "sample_path"]
 
-SCORED = 128  # rows of logits held while scoring
+READ_TOGETHER = 256  # texts lined up at once
+
+Read = tuple[Sequence[int], Sequence[int], TakeRows]
+"""A text, positions whose logits are wanted, and what takes them."""
 
 
 class ChatVariables(TypedDict, total=False):
@@ -49,6 +59,22 @@ class Model(Passes):
     UsageError for arguments of another kind and once the model is closed, ModelRefused if the
     logits are not finite (damaged weights), and for text if the file has no tokenizer.
     """
+
+    def __init__(
+        self,
+        path: str | Path,
+        backend: str,
+        engine: EngineConfig,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        """See :func:`load`."""
+        super().__init__(path, backend, engine, note)
+        self.generations = Engine(self)
+
+    def close(self) -> None:
+        """Free the backend and unmap the file, after the pass that another thread may be in."""
+        self.generations.close()
+        super().close()
 
     def _begin(self) -> None:
         self._tokenizer = _begun(
@@ -102,8 +128,7 @@ class Model(Passes):
 
         ``rows`` chooses among them, as it would choose from a list: ``[-1]`` the last alone. Only
         these are computed, in that order. Raises UsageError for a prompt that is empty, too long or
-        not text or token ids, and for rows that it has not; ContextFull if other sequences hold
-        the KV cache.
+        not text or token ids, and for rows that it has not.
         """
         ids = self.checked(self._ids(prompt))
         wanted = _rows(rows, len(ids))
@@ -111,13 +136,13 @@ class Model(Passes):
         places: dict[int, list[int]] = {}
         for place, row in enumerate(wanted):
             places.setdefault(row, []).append(place)
-        with self.new_sequence() as sequence:
-            sequence.reserve(len(ids), running=True)
-            for start in range(0, max(places, default=-1) + 1, self.engine.chunk):
-                part = ids[start : start + self.engine.chunk]
-                here = [i for i in range(len(part)) if start + i in places]
-                for i, row in zip(here, self.run(sequence, part, here), strict=True):
-                    out[places[start + i]] = row
+
+        def take(positions: Sequence[int], logits: F32) -> None:
+            for position, row in zip(positions, logits, strict=True):
+                out[places[position]] = row
+
+        if wanted:
+            self._read([(ids[: max(wanted) + 1], sorted(places), take)])
         return out
 
     def logprobs(
@@ -131,29 +156,81 @@ class Model(Passes):
         given = np.array(ids, np.int32).reshape(len(logits), -1)
         likeliest, values, top_ids, top = self.rows.measure(logits, given, k)
         if (likeliest < 0).any():
-            raise self._damaged()
+            raise damaged()
         return values, top_ids, top
 
-    def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> F32:
-        """Log-probabilities of a continuation's tokens after a prompt: float32 [continuation].
+    @overload
+    def score(
+        self, text: str | Sequence[int], continuation: str | Sequence[int] | None = None
+    ) -> F32: ...
+    @overload
+    def score(
+        self,
+        text: list[str] | list[list[int]],
+        continuation: list[str] | list[list[int]] | None = None,
+    ) -> list[F32]: ...
+    def score(
+        self,
+        text: str | Sequence[int] | list[str] | list[list[int]],
+        continuation: str | Sequence[int] | list[str] | list[list[int]] | None = None,
+    ) -> F32 | list[F32]:
+        """Log-probabilities of the tokens of a text but the first, or of a continuation after it.
 
-        Raises UsageError for unknown ids, an empty prompt, or more than the context holds.
+        Args:
+            text: text or token ids; a list of texts gives a list of arrays, run together.
+            continuation: text or token ids for each text.
+
+        Returns float32 [tokens - 1], or [tokens of the continuation]. Raises UsageError for unknown
+        ids, an empty text, or more than the context holds.
         """
-        first = len(self.checked(prompt_ids))
-        ids = self.checked([*prompt_ids, *continuation_ids])
-        out, start = np.empty(len(ids) - first, np.float32), 0
-        with self.new_sequence() as sequence:
-            sequence.reserve(len(ids), running=True)
-            while start < len(ids) - 1:
-                most = self.engine.chunk if start + 1 < first else min(self.engine.chunk, SCORED)
-                stop = min(start + most, first - 1 if start + 1 < first else len(ids) - 1)
-                rows = range(start, stop) if start + 1 >= first else ()
-                logits = self.run(sequence, ids[start:stop], [r - start for r in rows])
-                if rows:
-                    said = np.array(ids[start + 1 : stop + 1], np.int32)[:, None]
-                    out[start + 1 - first : stop + 1 - first] = self.logprobs(logits, said)[0][:, 0]
-                start = stop
-        return out
+        if not _is_batch(text):
+            after = None if continuation is None else [continuation]
+            one: F32 = self.score([text], after)[0]  # type: ignore[list-item,arg-type]
+            return one
+        follows = [None] * len(text) if continuation is None else continuation
+        if len(follows) != len(text):
+            raise UsageError(f"continuation: expected one for each of {len(text)} texts")
+        found: list[F32] = []
+        reads: list[Read] = []
+        for first, more in zip(text, follows, strict=True):
+            ids = self.checked(self._ids(first))
+            start = 1 if more is None else len(ids)
+            if more is not None:
+                ids = self.checked([*ids, *self._ids(more)])  # type: ignore[arg-type]
+            out = np.empty(len(ids) - start, np.float32)
+            found.append(out)
+
+            def take(
+                positions: Sequence[int],
+                logits: F32,
+                ids: list[int] = ids,
+                out: F32 = out,
+                start: int = start,
+            ) -> None:
+                said = [[ids[p + 1]] for p in positions]
+                at = [p + 1 - start for p in positions]
+                out[at] = self.logprobs(logits, said)[0][:, 0]
+
+            if len(ids) > start:
+                reads.append((ids[:-1], range(start - 1, len(ids) - 1), take))
+        self._read(reads)
+        return found
+
+    def _read(self, reads: Iterable[Read]) -> None:
+        """Run texts together; each gives the logits after some of its positions to a function."""
+        engine, waiting = self.generations, deque[Generation]()
+        try:
+            for ids, wanted, take in reads:
+                if len(waiting) == READ_TOGETHER:
+                    next(waiting[0], None)
+                    waiting.popleft()
+                waiting.append(engine.line_up(ids, 0, Sampling(), wanted=wanted, take_rows=take))
+            while waiting:
+                next(waiting[0], None)
+                waiting.popleft()
+        finally:
+            for generation in waiting:
+                generation.cancel()
 
     def stream(
         self,
@@ -170,6 +247,8 @@ class Model(Passes):
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         logprobs: int | None = None,
+        routes: bool = False,
+        salt: str | None = "",
         stop: str | Sequence[str] | None = None,
         watch: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -183,6 +262,9 @@ class Model(Passes):
                 frequency_penalty, logit_bias, seed: see ``isobit.Sampling``.
             logprobs: k adds to the completion the log-probabilities of its tokens and, at each
                 place, of the k most likely.
+            routes: adds the experts of its tokens.
+            salt: keys and values of a beginning that another prompt had, too, are used again among
+                those of the same salt; None: with none.
             stop: the text ends before any of these; one that is the text of a special token is
                 that token.
             watch: sees the passes and the choices, e.g. an ``isobit.Recorder``.
@@ -191,8 +273,6 @@ class Model(Passes):
         Raises:
             UsageError: the prompt is empty, longer than the context, or no text or token ids;
                 a setting is of the wrong type or out of range.
-            ContextFull: at the first piece, if other open streams hold the KV cache. A generation
-                that has begun has all the room that it may need.
         """
         sampling = checked_sampling(
             logit_bias,
@@ -215,6 +295,8 @@ class Model(Passes):
             watch=watch,
             progress=progress,
             logprobs=logprobs,
+            routes=routes,
+            salt=salt,
         )
 
     def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -235,14 +317,21 @@ class Model(Passes):
     ) -> Completion | list[Completion]:
         """Continue a prompt and return it all at once; takes what :meth:`stream` takes.
 
-        A list of prompts gives a list of completions: each what its prompt alone would give. All
-        prompts are checked before the first is run. Waits while generations of other threads hold
-        the KV cache. Raises what :meth:`stream` does.
+        A list of prompts gives a list of completions: they run together, and each is what its
+        prompt alone would give. All prompts are checked before the first is run. Waits while
+        generations of other threads hold the KV cache. Raises what :meth:`stream` does.
         """
         if not _is_batch(prompt):
             return self.stream(prompt, **settings).complete()  # type: ignore[arg-type]
         streams = [self.stream(p, **settings) for p in prompt]
-        return [stream.complete() for stream in streams]
+        try:
+            with suppress(QueueFull):  # the rest is lined up when it is read
+                for stream in streams:
+                    stream.begin(wait=False)
+            return [stream.complete() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
 
     def chat_ids(
         self, messages: Sequence[Mapping[str, object]], **variables: Unpack[ChatVariables]
@@ -298,6 +387,94 @@ class Model(Passes):
             messages, tools=tools, documents=documents, chat_template_kwargs=chat_template_kwargs
         )
         return self.generate(ids, **settings)
+
+    # Passes one by one, for comparing and measuring
+
+    def new_sequence(self) -> TokenSequence:
+        """An empty sequence with its own KV cache pages."""
+        return TokenSequence(self.generations, self.context)
+
+    def forward(
+        self,
+        sequence: TokenSequence,
+        ids: Sequence[int],
+        logit_rows: Sequence[int] = (),
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> F32:
+        """Append ids to a sequence in one pass; logits float32 [len(logit_rows), vocabulary].
+
+        The logits are as the backend gave them, finite or not: a trace wants to see them.
+        """
+        logits = self._pass([sequence], [ids], logit_rows, LOGITS, tap, stages).logits
+        assert logits is not None
+        return logits
+
+    def prefill(
+        self,
+        sequence: TokenSequence,
+        ids: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> F32:
+        """Append ids in chunks; the logits after the last, float32 [vocabulary].
+
+        ``progress(done, total)`` is told after each chunk how many tokens were run.
+        """
+        if not len(ids):
+            raise UsageError("prompt: expected at least one token, got none")
+        chunk = self.engine.chunk
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            last = start + chunk >= len(ids)
+            logits = self.forward(sequence, part, [len(part) - 1] if last else [])
+            if progress is not None:
+                progress(start + len(part), len(ids))
+        row: F32 = logits[0]
+        return row
+
+    def step(
+        self, sequences: Sequence[TokenSequence], tokens: Sequence[int], wanted: Wanted = LOGITS
+    ) -> Results:
+        """Append a token to each of several sequences in one pass; see :meth:`Backend.run`."""
+        return self._pass(sequences, [[t] for t in tokens], range(len(sequences)), wanted)
+
+    def _pass(
+        self,
+        sequences: Sequence[TokenSequence],
+        ids: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        wanted: Wanted,
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> Results:
+        tokens = np.concatenate([np.asarray(part, np.int64) for part in ids])
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab:
+            raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got another")
+        places: list[I32] = []
+        with self.generations.turn():
+            try:
+                for sequence, part in zip(sequences, ids, strict=True):
+                    places.append(sequence.extend(len(part)))
+                tables = [s.table for s in sequences]
+                pages = np.zeros((len(tables), max(len(t.pages) for t in tables)), np.int32)
+                for row, table in zip(pages, tables, strict=True):
+                    row[: len(table.pages)] = table.numbers
+                states = None
+                if self.graph.recurrent:
+                    states = np.array([t.state for t in tables], np.int32)
+                batch = Batch(
+                    tokens=tokens.astype(np.int32),
+                    positions=np.concatenate(places),
+                    sequence=np.repeat(np.arange(len(ids), dtype=np.int32), list(map(len, ids))),
+                    pages=pages,
+                    logit_rows=np.array(rows, np.int32),
+                    states=states,
+                )
+                return self.run_batch(batch, wanted, tap, stages)
+            except BaseException:
+                for sequence, positions in zip(sequences, places, strict=False):
+                    sequence.undo(len(positions))
+                raise
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids as a list of int; raises UsageError for none, unknown or too many."""

@@ -31,8 +31,9 @@ class Request:
     """Most tokens to generate; 0 only runs the prompt."""
     salt: str | None = ""
     """Requests share cached pages with those of the same salt; None with nobody."""
-    logits_from: int | None = None
-    """The first position of the prompt whose logits are wanted; None: the last alone."""
+    wanted: Sequence[int] = ()
+    """Positions of the prompt whose logits are wanted, ascending, beside those that tokens are
+    chosen from."""
     routes: bool = False
     """Whether the experts of each token are wanted."""
 
@@ -70,4 +71,5 @@ class Request:
     @property
     def reusable(self) -> int:
         """So many tokens of the prompt need not be run if they are cached."""
-        return len(self.prompt) - 1 if self.logits_from is None else self.logits_from
+        first = self.wanted[0] if self.wanted else len(self.prompt) - 1
+        return min(first, len(self.prompt) - 1)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
-from isobit.backends.cpu.sampler import NONE_ALLOWED, Row, RowSampler
+from isobit.backends.cpu.sampler import NONE_ALLOWED, Columns, Row, RowSampler
 from isobit.errors import ModelRefused, UsageError
 from isobit.numerics.sampling import adjust
 from isobit.runtime.grammar import Constraint, Grammar
@@ -113,43 +113,56 @@ class Sampler:
         self.constraint = constraint
         seed = secrets.randbits(32) if sampling.seed is None else int(sampling.seed)
         self.seed = (seed + choice) % (1 << 64)
-        self._generated = 0
+        self.generated = 0
         self._adjusted = _Adjusted(sampling, prompt) if sampling.adjusts else None
 
     def append(self, token: int) -> None:
         """The sequence goes on with a token, whether it was chosen here or not."""
-        self._generated += 1
+        self.generated += 1
         if self._adjusted is not None:
             self._adjusted.append(token)
         if self.constraint is not None:
             self.constraint.append(token)
 
-    def row(self, logits: F32) -> Row:
-        """What decides the next token beside its logits float32 [vocabulary]."""
+    def row(self) -> Row:
+        """What decides its tokens beside logits and the tokens before."""
         s = self.sampling
-        ids, values = (None, None) if self._adjusted is None else self._adjusted.edits(logits)
-        return Row(
-            s.temperature, s.top_k, s.top_p, s.min_p, self.seed, self._generated + 1, ids, values
-        )
+        return Row(s.temperature, s.top_k, s.top_p, s.min_p, self.seed)
+
+    def edits(self, logits: F32) -> tuple[I32, F32]:
+        """Ids whose logits bias and penalties change, and what they become of float32 [V]."""
+        assert self._adjusted is not None
+        return self._adjusted.edits(logits)
 
     def choose(self, logits: F32, rows: RowSampler) -> int:
         """The next token id from logits float32 [vocabulary]; ``append`` it to go on."""
-        [token] = choose(rows, logits[None], [self])
+        [token] = Together([self], len(logits)).choose(rows, logits[None])
         if isinstance(token, int):
             return token
         raise token
 
 
-def choose(
-    rows: RowSampler, logits: F32, samplers: Sequence[Sampler]
-) -> list[int | UsageError | ModelRefused]:
-    """The next token of each sequence from logits [R, V], or why there is none."""
-    each = [sampler.row(row) for sampler, row in zip(samplers, logits, strict=True)]
-    tokens, _ = rows.choose(logits, each, _allowed(samplers, logits.shape[1]))
-    return [
-        token if token >= 0 else _refusal(token, sampler)
-        for token, sampler in zip(tokens.tolist(), samplers, strict=True)
-    ]
+class Together:
+    """Samplers that draw together, token after token, each for its sequence."""
+
+    def __init__(self, samplers: Sequence[Sampler], vocabulary: int) -> None:
+        self.samplers = list(samplers)
+        self._vocabulary = vocabulary
+        self._columns = Columns.of([sampler.row() for sampler in samplers], vocabulary)
+        self._adjusting = [i for i, s in enumerate(samplers) if s.sampling.adjusts]
+        self._held = any(s.constraint is not None for s in samplers)
+
+    def choose(self, rows: RowSampler, logits: F32) -> list[int | UsageError | ModelRefused]:
+        """The next token of each sequence from logits [R, V], or why there is none."""
+        edits = [(i, *self.samplers[i].edits(logits[i])) for i in self._adjusting]
+        allowed = _allowed(self.samplers, self._vocabulary) if self._held else None
+        index = np.array([s.generated + 1 for s in self.samplers], np.uint64)
+        tokens, _ = rows.draw(logits, self._columns, index, edits, allowed)
+        chosen: list[int | UsageError | ModelRefused] = tokens.tolist()
+        for i, token in enumerate(chosen):
+            if token < 0:  # type: ignore[operator]  # still an int
+                chosen[i] = _refusal(int(tokens[i]), self.samplers[i])
+        return chosen
 
 
 def _allowed(samplers: Sequence[Sampler], vocabulary: int) -> NDArray[np.uint32] | None:

@@ -4,10 +4,15 @@ Computed tokens catch up with known tokens, under one budget of tokens a pass. A
 token behind generates; one that is many behind is in its prompt; drafts are tokens beyond the known
 that are run on trial. Requests are admitted in order of arrival, and only when the pages are there
 that they and all running ones can still need: what runs is never stopped for want of room.
+
+Where there are recurrent states, a prompt is cut so that passes end where states are kept: at
+every KEEP_EVERY tokens, and at its own last full page, from where the next turn of a conversation
+goes on.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +22,14 @@ from isobit.numerics import TILE
 from isobit.runtime.blocks import Blocks, Routes
 from isobit.runtime.request import Request, State
 
+KEEP_EVERY = 4 * TILE
+
 
 class QueueFull(IsobitError):
     """Too many requests wait already; try again later."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Work:
     """Consecutive tokens of one request, to be run in one pass."""
 
@@ -32,8 +39,10 @@ class Work:
     tokens: list[int]
     drafts: int
     """So many of them, the last, are drafts."""
-    first_row: int
-    """The first of them whose logits are wanted, with all after it; len(tokens): none are."""
+    rows: Sequence[int]
+    """Those of them whose logits are wanted, counted from 0."""
+    scored: int = 0
+    """So many of these, the first, are of the request's ``wanted``."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,10 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
+        self.beside = limits.beside
+        """As in the limits, or fewer: what the engine found to cost others little."""
+        self.copies: list[tuple[int, int]] = []
+        """Recurrent states to be copied before the next pass, in this order: (from, to)."""
 
     def add(self, request: Request) -> None:
         """Line a request up.
@@ -95,25 +108,26 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The next pass; empty if there is nothing to do. Then :meth:`computed` for each part."""
-        self._admit()
+        if self.waiting:
+            self._admit()
         left = self.limits.pass_tokens
-        generating = [r for r in self.running if r.behind == 1]
-        left -= len(generating)
-        prompt = min(left, self.limits.beside) if generating else left
+        generating = sum(r.behind == 1 for r in self.running)
+        left -= generating
+        prompt = min(left, self.beside, self.limits.beside) if generating else left
         rows = self.limits.pass_rows
         work = []
         for request in self.running:  # the oldest first
             if request.behind == 1:
-                drafts = min(len(request.drafts), left, request.max_tokens - request.generated - 1)
-                left -= max(drafts, 0)
-                work.append(self._work(request, 1, max(drafts, 0)))
+                drafts = 0
+                if request.drafts:
+                    most = request.max_tokens - request.generated - 1
+                    drafts = max(min(len(request.drafts), left, most), 0)
+                    left -= drafts
+                work.append(self._work(request, 1, drafts))
             elif n := min(request.behind, prompt, left):
-                if request.logits_from is not None:
-                    without = max(request.logits_from - request.computed, 0)
-                    n = min(n, without + rows)
-                    rows -= max(n - without, 0)
+                n, wanted = self._cut(request, n, rows)
                 if n:
-                    prompt, left = prompt - n, left - n
+                    prompt, left, rows = prompt - n, left - n, rows - wanted
                     work.append(self._work(request, n, 0))
         return work
 
@@ -125,11 +139,22 @@ class Scheduler:
         After drafts, ``new`` is what followed each token that held: all but the last of ``new``
         are drafts that were right. routes: of each full page of the sequence, if recorded.
         """
-        request = work.request
-        request.computed = work.start + len(work.tokens) - work.drafts + max(len(new) - 1, 0)
+        request, table = work.request, work.request.table
+        done = work.start + len(work.tokens) - work.drafts + max(len(new) - 1, 0)
+        request.computed = done
         request.tokens += new
         request.drafts = []
-        self.blocks.publish(request.table, request.tokens, request.computed, routes)
+        if done // TILE > table.known:
+            self.blocks.publish(table, request.tokens, done, routes)
+        if table.state >= 0 and done == self._keep_at(request, done - 1):
+            kept = self.blocks.keep_state(table, done)
+            if kept is not None:
+                self.copies.append((table.state, kept))
+
+    def rerun(self, request: Request) -> None:
+        """The pass that it was in did not end well, and may have left its state anywhere."""
+        if request.table.state >= 0:
+            request.computed = 0
 
     @property
     def promised(self) -> int:
@@ -137,25 +162,58 @@ class Scheduler:
         return sum(r.pages_needed - len(r.table.pages) for r in self.running)
 
     def _admit(self) -> None:
+        promised = self.promised
         while self.waiting and len(self.running) < self.limits.running:
-            request = self.waiting[0]
+            request, blocks = self.waiting[0], self.blocks
+            if blocks.states and not blocks.available_states:
+                return
             ids = request.prompt[: request.reusable]
-            table = self.blocks.open(ids, request.salt, routes=request.routes)
+            table = blocks.open(ids, request.salt, routes=request.routes)
             need = request.pages_needed - len(table.pages)
-            if need > self.blocks.available - self.promised:
-                self.blocks.close(table)
+            if need > blocks.available - promised:
+                blocks.close(table)
                 return  # those behind it wait too: else a large one might wait for ever
+            promised += need
+            if blocks.states:
+                blocks.hold_state(table)
+                if table.kept is not None and table.kept != table.state:
+                    self.copies.append((table.kept, table.state))
             request.table = table
             request.computed = request.cached = len(table.pages) * TILE
             request.state = State.RUNNING
             self.running.append(self.waiting.popleft())
 
+    def _keep_at(self, request: Request, computed: int) -> int:
+        """The next position after ``computed`` at which a state is kept."""
+        regular = (computed // KEEP_EVERY + 1) * KEEP_EVERY
+        last = request.reusable // TILE * TILE
+        return min(regular, last) if last > computed else regular
+
+    def _cut(self, request: Request, n: int, rows: int) -> tuple[int, int]:
+        """How many of the next n tokens of a prompt may run, and how many rows they have."""
+        if request.table.state >= 0:
+            n = min(n, self._keep_at(request, request.computed) - request.computed)
+        wanted = request.wanted
+        if not wanted:
+            return n, 0
+        first = bisect_left(wanted, request.computed)
+        if first + rows < len(wanted):  # no more than up to the first that is too many
+            n = min(n, wanted[first + rows] - request.computed)
+        return n, bisect_left(wanted, request.computed + n) - first
+
     def _work(self, request: Request, n: int, drafts: int) -> Work:
-        start, end = request.computed, request.computed + n
-        tokens = request.tokens[start:end] + request.drafts[:drafts]
-        missing = -(-(start + len(tokens)) // TILE) - len(request.table.pages)
-        self.blocks.extend(request.table, max(missing, 0))
-        first = request.logits_from
-        if first is None or end > len(request.prompt):
-            first = len(request.tokens) - 1
-        return Work(request, start, tokens, drafts, min(max(first - start, 0), n))
+        start, end, known = request.computed, request.computed + n, len(request.tokens)
+        tokens = request.tokens[start:end]
+        if drafts:
+            tokens += request.drafts[:drafts]
+        missing = -(-(end + drafts) // TILE) - len(request.table.pages)
+        if missing > 0:
+            self.blocks.extend(request.table, missing)
+        rows: list[int] = []
+        if request.wanted:
+            first = bisect_left(request.wanted, start)
+            rows = [p - start for p in request.wanted[first : bisect_left(request.wanted, end)]]
+        scored = len(rows)
+        if end == known and request.max_tokens:
+            rows += range(n if rows[-1:] == [n - 1] else n - 1, n + drafts)
+        return Work(request, start, tokens, drafts, rows, scored)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32
-from isobit.errors import UsageError
-from isobit.runtime.generation import FinishReason, Watcher
+from isobit.runtime.blocks import Routes
 from isobit.runtime.request import Request
-from isobit.runtime.sampler import Sampler
+from isobit.runtime.sampler import Sampler, Sampling
 
 if TYPE_CHECKING:
     from isobit.runtime.engine import Engine
+    from isobit.runtime.model import Model
+
+FinishReason = Literal["stop", "length", "interrupted"]
+"""An end-of-generation token or a stop string; max_tokens or the context; closed, Ctrl-C, or
+another exception within the generation."""
+
+TakeRows = Callable[[Sequence[int], F32], None]
+"""Takes positions of a prompt, and the logits after them: float32 [n, vocabulary], finite."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One generated token."""
 
     id: int
@@ -29,6 +34,22 @@ class Token:
     """Its log-probability as the model gives it, if it was asked for."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest ids at its place and their log-probabilities, descending."""
+
+
+class Watcher(Protocol):
+    """Sees a generation as it happens and changes nothing."""
+
+    stages: frozenset[str]
+    """The stages it wants to see."""
+
+    def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
+        """A generation starts; ``seed`` is the one in force."""
+
+    def tap(self, stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        """Called as :data:`isobit.backends.base.Tap` is, with the rows of this generation alone."""
+
+    def chose(self, logits: F32, token: int) -> None:
+        """A token was chosen from logits float32 [vocabulary]."""
 
 
 class Generation(Iterator[Token]):
@@ -41,10 +62,11 @@ class Generation(Iterator[Token]):
         sampler: Sampler,
         *,
         ends: frozenset[int],
-        logprobs: int | None,
-        hidden: bool,
-        watch: Watcher | None,
-        listen: Callable[[], None] | None,
+        logprobs: int | None = None,
+        watch: Watcher | None = None,
+        hidden: bool = False,
+        take_rows: TakeRows | None = None,
+        listen: Callable[[], None] | None = None,
     ) -> None:
         self.request = request
         self.sampler = sampler
@@ -53,52 +75,95 @@ class Generation(Iterator[Token]):
         """The prompt's tokens from the second on, if their log-probabilities were asked for."""
         self.hidden: F32 | None = None
         """float32 [hidden]: the state after the prompt, once it is run, if it was asked for."""
-        self._engine = engine
-        self._wants_hidden = hidden
-        self._ends = ends
-        self._logprobs = logprobs
-        self._watch = watch
-        self._listen = listen
-        self._ready: deque[Token] = deque()
-        self._error: BaseException | None = None
-        self._routes: list[NDArray[np.int16]] = []
+        self.token_ns: list[int] = []
+        """When each token was known, by ``time.perf_counter_ns``."""
+        self.prefill_seconds = self.decode_seconds = 0.0
+        """Wall time of the passes that it was in, up to the first token and after it."""
+        self.listen = listen
+        """Called by whoever runs the pass when there is something new to take, or it has ended; it
+        must neither wait nor raise."""
+        self.progress: Callable[[int, int], None] | None = None
+        """``progress(done, total)`` is told by who reads it how many of the prompt's tokens ran."""
+        self.ends = ends
+        self.logprobs = logprobs
+        self.watch = watch
+        self.wants_hidden = hidden
+        self.take_rows = take_rows
+        self.seen: list[Routes] = []
         """Experts of the tokens run so far: [n, layers, k] of each pass."""
-        self._cancelled = False
-        self._state = -1
+        self.error: BaseException | None = None
+        """What ended it, if that was an error."""
+        self.cancelled = False
+        """Whether it is to end after the pass that it is in."""
+        self.only_likeliest = sampler.sampling.likeliest_only and watch is None
+        """Whether its tokens can be told without the logits."""
+        self._engine = engine
+        self._given: deque[Token] = deque()
 
     def __next__(self) -> Token:
         """The next token; runs passes until there is one. Raises what the pass did."""
         while True:
-            found = self.take()
-            if found:
+            ended = self.ended  # before looking: what comes last comes before the end
+            if (found := self.take()) is not None:
                 return found
-            if self._error is not None:
-                raise self._error
-            if self.finish_reason is not None:
+            if ended:
+                if self.error is not None:
+                    raise self.error
                 raise StopIteration
-            self._engine._advance(self)
+            self._engine.advance(self)
+            if self.progress is not None:
+                total = len(self.request.prompt)
+                done = min(self.request.computed, total)
+                self.progress(done, total)
+                if done == total:
+                    self.progress = None
 
     def take(self) -> Token | None:
         """A token that is there already."""
-        with self._engine._books:
-            return self._ready.popleft() if self._ready else None
+        try:
+            return self._given.popleft()
+        except IndexError:
+            return None
 
     @property
-    def routes(self) -> NDArray[np.int16]:
-        """Experts of the tokens that were run so far, int16 [T, layers, k], if it is watched.
-
-        Raises UsageError for a dense model.
-        """
-        with self._engine._books:
-            if not self._routes:
-                raise UsageError("routes: expected a mixture of experts that ran, got none")
-            return np.concatenate(self._routes)
+    def ready(self) -> bool:
+        """Whether there is a token to take."""
+        return bool(self._given)
 
     @property
-    def error(self) -> BaseException | None:
-        """What ended it, if that was an error."""
-        return self._error
+    def ended(self) -> bool:
+        """Whether no more will come."""
+        return self.finish_reason is not None
 
     def cancel(self) -> None:
         """End it, from any thread; its pages are free at once, or after the pass it is in."""
-        self._engine._cancel(self)
+        self._engine.cancel(self)
+
+    @property
+    def routes(self) -> Routes:
+        """The experts of the tokens that were run, if they were asked for: [tokens, layers, k],
+        uint8 or, of more than 256 experts, int16. The last token that was generated is not run."""
+        if len(self.seen) > 1:
+            self.seen = [np.concatenate(self.seen)]
+        return self.seen[0] if self.seen else self._engine.no_routes
+
+    # For the engine
+
+    def give(self, token: Token, logits: F32 | None, now: int) -> None:
+        """The next token, and the logits that it was chosen from if somebody sees them."""
+        self.sampler.append(token.id)
+        if self.watch is not None:
+            assert logits is not None
+            self.watch.chose(logits, token.id)
+        self.token_ns.append(now)
+        self._given.append(token)
+
+    def measure(self, model: Model, positions: Sequence[int], logits: F32) -> None:
+        """Log-probabilities of the prompt's tokens that follow positions."""
+        said = np.array([self.request.prompt[p + 1] for p in positions], np.int32)
+        values, top_ids, top = model.logprobs(logits, said[:, None], self.logprobs or 0)
+        rows = zip(said, values[:, 0], top_ids, top, strict=True)
+        self.prompt += [
+            Token(int(i), float(v), tuple(zip(ids.tolist(), theirs.tolist(), strict=True)))
+            for i, v, ids, theirs in rows
+        ]

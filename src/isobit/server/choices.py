@@ -11,7 +11,7 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 
 from isobit.backends.base import I32
-from isobit.runtime.engine import ROUTES, Engine
+from isobit.runtime.engine import Engine
 from isobit.runtime.grammar import Constraint
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
@@ -90,7 +90,8 @@ class Choice:
             ends=self._ends,
             logprobs=logprobs,
             of_prompt=of_prompt,
-            watch=self._recorder or (_Routes() if routes else None),
+            routes=routes,
+            watch=self._recorder,
             listen=self._listen,
             constraint=constraint,
         )
@@ -179,17 +180,6 @@ class Choice:
     def _read(self, piece: Piece, events: list[Event]) -> None:
         piece.events += events
         self._called |= any(isinstance(event, CallBegins) for event in events)
-
-
-class _Routes:
-    """Wants the experts, which a generation keeps, and nothing else."""
-
-    stages = frozenset({ROUTES})
-
-    def begin(self, *_: object) -> None:
-        """Nothing to do."""
-
-    tap = chose = begin
 
 
 class Choices:

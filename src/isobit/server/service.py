@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from types import TracebackType
 from typing import Self
 
 from isobit import numerics
-from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
-from isobit.server.errors import told
 from isobit.server.metrics import Metrics
 
 _BESIDE = 64  # requests inside that generate nothing, or are being read
@@ -32,7 +29,9 @@ class Service:
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
-        self.engine = Engine(model, limits)
+        self.engine = model.generations
+        if limits is not None:
+            self.engine.limit(limits)
         limits = self.engine.scheduler.limits
         self.most_inside = limits.running + limits.waiting + _BESIDE
         """Requests that are answered at the same time; more are told to come again."""
@@ -45,15 +44,14 @@ class Service:
         self.draining = False
         """Whether it takes no more requests, as it is being shut down."""
         self.metrics = Metrics(self.engine, self.name)
-        self._thread = threading.Thread(target=self._run, name="isobit engine", daemon=True)
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered: the engine runs, and is not being shut down."""
-        return self._thread.is_alive() and not self.draining and not self.engine.closed
+        return self.engine.serving and not self.draining
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.engine.start()
         return self
 
     def __exit__(
@@ -62,14 +60,4 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.engine.close()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.engine.run()
-            except Exception as error:  # those of the pass were told; the others go on
-                told(error)
-            else:
-                return
+        self.engine.stop()

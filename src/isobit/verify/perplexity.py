@@ -14,10 +14,8 @@ import numpy as np
 from isobit.backends.base import F32
 from isobit.errors import NothingCompared
 from isobit.runtime.model import Model
+from isobit.runtime.sampler import Sampling
 from isobit.verify.metrics import log_softmax
-
-_ROWS = 64
-"""Tokens run, and logits held in float64, at a time."""
 
 
 @dataclass
@@ -79,16 +77,21 @@ def perplexity(
     for start in range(0, total, window):
         part = model.checked(ids[start : min(start + window, total)])
         first = window // 2 if second_half else 0  # the first position whose prediction counts
-        with model.new_sequence() as sequence:
-            for at in range(0, len(part), _ROWS):
-                rows = range(at, min(at + _ROWS, len(part)))
-                counted = [r for r in rows if first <= r < len(part) - 1]
-                logits = model.run(sequence, part[at : rows.stop], [r - at for r in counted])
-                if counted:
-                    found.add(logits, [part[r + 1] for r in counted])
-                done += len(rows)
-                if progress is not None:
-                    progress(done, total)
+
+        def take(positions: Sequence[int], logits: F32, part: list[int] = part) -> None:
+            found.add(logits, [part[p + 1] for p in positions])
+
+        wanted = range(first, len(part) - 1)
+        generation = model.generations.line_up(
+            part[:-1], 0, Sampling(), wanted=wanted, take_rows=take, salt=None
+        )
+        try:
+            next(generation, None)
+        finally:
+            generation.cancel()
+        done += len(part)
+        if progress is not None:
+            progress(done, total)
         found.windows += 1
         found.by_window.append(found.value)
         yield found

@@ -324,7 +324,7 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
             rows = [i for i in range(start, stop) if i >= len(prompt) - 1]
             seen.start = start
             wanted = [i - start for i in rows]
-            logits = model.run(sequence, ids[start:stop], wanted, seen.tap, Recorder.stages)
+            logits = model.forward(sequence, ids[start:stop], wanted, seen.tap, Recorder.stages)
             seen.logits |= dict(zip(rows, logits, strict=True))
             start = stop
             while done < len(tokens) and len(prompt) - 1 + done in seen.logits:

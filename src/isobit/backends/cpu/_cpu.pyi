@@ -60,6 +60,7 @@ class Engine:
         threads: int,
         exchange: tuple[_Array, int, int] | None = None,
     ) -> None: ...
+    def copy_state(self, source: int, target: int) -> None: ...
     def forward(
         self,
         tokens: _Array,

@@ -29,6 +29,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     on_host = survives_fork = True
+    copies_states = True
 
     def __init__(
         self,
@@ -153,6 +154,11 @@ class CpuBackend(Backend):
             self._rope[i] = cos, sin
         self._engine.set_rope(self._rope)
         self._rope_known = stop
+
+    def copy_state(self, source: int, target: int) -> None:
+        """See :class:`isobit.backends.base.Backend`."""
+        if self._engine is not None:
+            self._engine.copy_state(source, target)
 
     def close(self) -> None:
         """Free the KV cache and end the threads."""

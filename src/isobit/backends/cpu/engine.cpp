@@ -65,6 +65,14 @@ Engine::Engine(Program program, const Kernels& kernels, int threads,
     }
 }
 
+void Engine::copy_state(int from, int to) {
+    for (size_t i = 0; i < program_.states.size(); ++i) {
+        const size_t n = program_.states[i];
+        float* states = (float*)states_.data() + state_at_[i];
+        std::copy_n(states + from * n, n, states + to * n);
+    }
+}
+
 void Engine::prepare(const Batch& batch) {
     const size_t rows = std::max(batch.n_tokens, batch.n_logit_rows);
     auto grow = [](auto& v, size_t n) {

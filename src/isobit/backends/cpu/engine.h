@@ -86,6 +86,9 @@ public:
 
     std::vector<RopeRows> rope;  // of each table the positions so far
 
+    // A sequence's recurrent state to another's place.
+    void copy_state(int from, int to);
+
     const Program& program() const { return program_; }
 
 private:

@@ -150,6 +150,12 @@ public:
         return whole ? DONE : BROKEN;
     }
 
+    void copy_state(int from, int to) {
+        const int n = engine_->program().sequences;
+        require(from >= 0 && from < n && to >= 0 && to < n, "state: out of range");
+        engine_->copy_state(from, to);
+    }
+
 private:
     static Ref ref(nb::handle h) {
         const auto [slot, width, offset, step, gather] =
@@ -245,6 +251,7 @@ void bind_engine(nb::module_& m) {
              nb::arg("program"), nb::arg("simd"), nb::arg("threads"),
              nb::arg("exchange").none() = nb::none())
         .def("set_rope", &PyEngine::set_rope)
+        .def("copy_state", &PyEngine::copy_state, nb::arg("source"), nb::arg("target"))
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),
              nb::arg("received").none(), nb::arg("logits").none(), nb::arg("places").none(), nb::arg("likeliest"),

@@ -33,6 +33,33 @@ class Row:
     edited_logits: F32 | None = None
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What stays the same of rows from token to token."""
+
+    temperature: F32
+    top_k: I32
+    top_p: NDArray[np.uint64]
+    min_p: F32
+    seed: NDArray[np.uint64]
+    no_edits: I32
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], vocabulary: int) -> "Columns":
+        """Those of rows of so many logits."""
+        return cls(
+            np.array([r.temperature for r in rows], np.float32),
+            np.array([min(r.top_k, vocabulary) for r in rows], np.int32),
+            np.array([fraction(r.top_p) for r in rows], np.uint64),
+            np.array([r.min_p for r in rows], np.float32),
+            np.array([r.seed for r in rows], np.uint64),
+            np.zeros(len(rows), np.int32),
+        )
+
+
+_NO_IDS, _NO_LOGITS = np.empty(0, np.int32), np.empty(0, np.float32)
+
+
 class RowSampler:
     """Works on rows in parallel, on so many threads; may be called from several.
 
@@ -54,21 +81,43 @@ class RowSampler:
         [R, ceil(V / 32)], bit i % 32 of word i // 32 for id i. An id may be NOT_FINITE or
         NONE_ALLOWED.
         """
-        tokens, logprobs = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
-        ids = [r.edited_ids for r in rows if r.edited_ids is not None]
-        values = [r.edited_logits for r in rows if r.edited_logits is not None]
-        lengths = [0 if r.edited_ids is None else len(r.edited_ids) for r in rows]
+        edits = [
+            (i, r.edited_ids, r.edited_logits)
+            for i, r in enumerate(rows)
+            if r.edited_ids is not None and r.edited_logits is not None
+        ]
+        index = np.array([r.index for r in rows], np.uint64)
+        return self.draw(logits, Columns.of(rows, logits.shape[1]), index, edits, allowed)
+
+    def draw(
+        self,
+        logits: F32,
+        columns: "Columns",
+        index: NDArray[np.uint64],
+        edits: Sequence[tuple[int, I32, F32]] = (),
+        allowed: NDArray[np.uint32] | None = None,
+    ) -> tuple[I32, F32]:
+        """:meth:`choose`, what decides given by columns; edits: (row, ids, logits) in order."""
+        tokens, logprobs = np.empty(len(index), np.int32), np.empty(len(index), np.float32)
+        ends, ids, values = columns.no_edits, _NO_IDS, _NO_LOGITS
+        if edits:
+            lengths = np.zeros(len(index), np.int32)
+            for row, row_ids, _ in edits:
+                lengths[row] = len(row_ids)
+            ends = lengths.cumsum(dtype=np.int32)
+            ids = np.concatenate([row_ids for _, row_ids, _ in edits])
+            values = np.concatenate([row_values for _, _, row_values in edits])
         self._sampler.choose(
             logits,
-            np.array([r.temperature for r in rows], np.float32),
-            np.array([min(r.top_k, logits.shape[1]) for r in rows], np.int32),
-            np.array([fraction(r.top_p) for r in rows], np.uint64),
-            np.array([r.min_p for r in rows], np.float32),
-            np.array([r.seed for r in rows], np.uint64),
-            np.array([r.index for r in rows], np.uint64),
-            np.cumsum(lengths, dtype=np.int32),
-            np.concatenate(ids) if ids else np.empty(0, np.int32),
-            np.concatenate(values) if values else np.empty(0, np.float32),
+            columns.temperature,
+            columns.top_k,
+            columns.top_p,
+            columns.min_p,
+            columns.seed,
+            index,
+            ends,
+            ids,
+            values,
             allowed,
             tokens,
             logprobs,

@@ -27,6 +27,7 @@ class ReferenceBackend(Backend):
 
     name = "reference"
     on_host = survives_fork = True
+    copies_states = True
 
     def __init__(
         self,
@@ -49,6 +50,11 @@ class ReferenceBackend(Backend):
     def device(self) -> str:
         """The device in words."""
         return f"NumPy {np.__version__}"
+
+    def copy_state(self, source: int, target: int) -> None:
+        """See :class:`isobit.backends.base.Backend`."""
+        for op in {op for op, place in self._states if place == source}:
+            self._states[op, target] = self._states[op, source]
 
     def close(self) -> None:
         """Forget what was stored."""

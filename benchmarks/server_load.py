@@ -1,0 +1,220 @@
+"""isobit's server beside llama.cpp's under the same load, in turns in one run.
+
+usage: python benchmarks/server_load.py MODEL.gguf LLAMA OUT.json [--streams 64] [--seconds 60]
+           [--rounds 1] [--threads N] [--commit SHA]
+
+LLAMA is a folder with llama-server, whose libraries LD_LIBRARY_PATH must name. A client in a
+process of its own keeps so many streamed completions open, each new one with a prompt and an answer
+of other lengths, and counts tokens by the usage that ends each stream; both servers get the same
+requests in the same order. Client and server share the machine's cores. Every answer must be
+complete, else nothing is told of speed. Of isobit, the time between the events of a stream and the
+memory before and after are noted, too.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from isobit.config import EngineConfig
+
+TEXT = Path(__file__).parents[1] / "tests" / "data" / "heldout.txt"
+SLOT = 512  # positions of the longest request
+
+
+class Load:
+    """So many streams at once for so long."""
+
+    def __init__(self, port, streams, seconds, seed, sampled):
+        self.port, self.streams, self.seconds = port, streams, seconds
+        self.rng, self.sampled = random.Random(seed), sampled
+        self.text = TEXT.read_text()
+        self.tokens = self.prompt_tokens = self.requests = 0
+        self.failed = []
+        self.first, self.gaps = [], []
+
+    def body(self):
+        """The next request; they are drawn in order, whoever sends them."""
+        n, at = self.rng.randrange(60, 600), self.rng.randrange(len(self.text) - 700)
+        asked = {
+            "prompt": self.text[at : at + n],
+            "max_tokens": self.rng.randrange(32, 192),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0,
+        }
+        if self.rng.random() < self.sampled:
+            asked |= {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+            asked["seed"] = self.rng.randrange(1 << 31)
+        return json.dumps(asked).encode()
+
+    async def run(self):
+        self.end = time.monotonic() + self.seconds
+        began = time.monotonic()
+        await asyncio.gather(*(self.stream() for _ in range(self.streams)))
+        return time.monotonic() - began
+
+    async def stream(self):
+        while time.monotonic() < self.end:
+            try:
+                await self.answer()
+            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+                self.failed.append(repr(error))
+
+    async def answer(self):
+        body = self.body()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(body)
+        sent = last = time.monotonic()
+        tail, n = b"", 0
+        while part := await reader.read(1 << 16):
+            now = time.monotonic()
+            if n == 1:
+                self.first.append(now - sent)
+            elif n > 1:
+                self.gaps.append(now - last)
+            last, n = now, n + 1
+            tail = (tail + part)[-4000:]
+        writer.close()
+        if not tail.rstrip(b"\r\n0").endswith(b"[DONE]"):
+            raise ValueError(f"an answer that ends with {tail[-200:]!r}")
+        usage = [line for line in tail.split(b"\n") if b'"completion_tokens":' in line][-1]
+        used = json.loads(usage.removeprefix(b"data: "))["usage"]
+        self.tokens += used["completion_tokens"]
+        self.prompt_tokens += used["prompt_tokens"]
+        self.requests += 1
+
+
+def percentile(values, share):
+    return round(1e3 * sorted(values)[int(share * (len(values) - 1))], 2) if values else None
+
+
+def client(a):
+    """The process that asks; prints what it found."""
+    load = Load(a.port, a.streams, a.seconds, a.seed, a.sampled)
+    seconds = asyncio.run(load.run())
+    found = {
+        "requests": load.requests,
+        "failed": len(load.failed),
+        "first failure": load.failed[:1],
+        "generated tokens/s": round(load.tokens / seconds, 1),
+        "prompt tokens/s": round(load.prompt_tokens / seconds, 1),
+        "all tokens/s": round((load.tokens + load.prompt_tokens) / seconds, 1),
+        "ms to the first piece p50, p99": [percentile(load.first, s) for s in (0.5, 0.99)],
+        "ms between pieces p50, p99": [percentile(load.gaps, s) for s in (0.5, 0.99)],
+    }
+    print(json.dumps(found))
+
+
+class Server:
+    """One of the two, for as long as the block lasts."""
+
+    def __init__(self, command, port):
+        self.port = port
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def __enter__(self):
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5)
+                return self
+            except OSError:
+                if self.process.poll() is not None:
+                    raise SystemExit(f"a server ended with {self.process.returncode}") from None
+                time.sleep(0.1)
+        raise SystemExit("a server did not start")
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def memory(self):
+        """Resident MB that are not pages of a file, and seconds of processor time."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        lines = dict(line.split(":", 1) for line in status.splitlines())
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return round(int(lines["RssAnon"].split()[0]) / 1024, 1), ticks
+
+
+def measure(command, port, a, seed):
+    with Server(command, port) as server:
+        ask = [sys.executable, __file__, "client", "--port", str(port)]
+        ask += ["--streams", str(a.streams), "--sampled", str(a.sampled), "--seed", str(seed)]
+        subprocess.run([*ask, "--seconds", "3"], check=True, stdout=subprocess.DEVNULL)
+        before, used = server.memory()
+        done = subprocess.run(
+            [*ask, "--seconds", str(a.seconds)], check=True, capture_output=True, text=True
+        )
+        found = json.loads(done.stdout)
+        after, total = server.memory()
+        found["resident MB before, after"] = [before, after]
+        found["processor seconds of the server"] = round(total - used, 1)
+    if found["failed"]:
+        raise SystemExit(f"{found['failed']} answers failed: {found['first failure']}")
+    return found
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("llama", nargs="?")
+    p.add_argument("out", type=Path, nargs="?")
+    p.add_argument("--streams", type=int, default=64)
+    p.add_argument("--seconds", type=float, default=60)
+    p.add_argument("--rounds", type=int, default=1)
+    p.add_argument("--threads", type=int, default=EngineConfig().cores)
+    p.add_argument("--sampled", type=float, default=0.5, help="share of sampled requests")
+    p.add_argument("--port", type=int, default=18123)
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--commit", default="")
+    a = p.parse_args()
+    if a.model == "client":
+        return client(a)
+    threads, slots = str(a.threads), a.streams * SLOT
+    ours = [sys.executable, "-m", "isobit", "serve", a.model, "--backend", "cpu", "-t", threads]
+    ours += ["--port", str(a.port), "-c", "4096", "--sequences", str(max(slots // 4096, 1))]
+    theirs = [f"{a.llama}/llama-server", "-m", a.model, "-t", threads, "-np", str(a.streams)]
+    theirs += ["-c", str(slots), "--port", str(a.port + 1), "-ngl", "0", "--no-webui"]
+    rounds, others = [], os.getloadavg()
+    for i in range(a.rounds):
+        row = {
+            "isobit": measure(ours, a.port, a, a.seed + i),
+            "llama.cpp": measure(theirs, a.port + 1, a, a.seed + i),
+        }
+        rounds.append(row)
+        print(json.dumps(row, indent=1), flush=True)
+    ratios = [
+        r["isobit"]["generated tokens/s"] / r["llama.cpp"]["generated tokens/s"] for r in rounds
+    ]
+    found = {
+        "commit": a.commit,
+        "date": datetime.now(UTC).date().isoformat(),
+        "load": f"{a.streams} streams for {a.seconds:g} s, {a.threads} threads, "
+        f"{a.sampled:g} of the requests sampled",
+        "load average of the machine before": [round(x, 1) for x in others],
+        "ratio of generated tokens/s": round(median(ratios), 3),
+        "rounds": rounds,
+    }
+    print("ratio", found["ratio of generated tokens/s"])
+    a.out.write_text(json.dumps(found, indent=1) + "\n")
+    return None
+
+
+main()
