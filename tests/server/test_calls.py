@@ -242,7 +242,7 @@ OTHER = {"type": "function", "function": {"name": "g"}}
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": "nosuch"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": OTHER}, "tool_choice"),
-        ({"tools": [FUNCTION], "guided_regex": "a"}, "guided_regex"),
+        ({"tools": [FUNCTION], "guided_grammar": 'start: "a"'}, "guided_grammar"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
         ({"messages": [*MESSAGES, {"role": "user", "content": 5}]}, "messages[1]"),

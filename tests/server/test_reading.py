@@ -1,6 +1,7 @@
 """From an answer's text to events, however the text is cut into pieces."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from isobit.server.events import Answer, CallArguments, Event, Reasoning, Text, gathered
 from isobit.server.reading import AnswerReader, Dialect
 from isobit.server.thinking import Thinking, found
+from isobit.server.tool_calls.harmony import Harmony
 from isobit.server.tool_calls.llama import Llama
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
 from isobit.server.tool_calls.tools import Tool
@@ -279,9 +281,54 @@ def test_arguments_come_before_the_call_is_whole() -> None:
     assert CallArguments(0, '{"text": "a long') in read(begin, [12], XML, None)
 
 
+HARMONY = Harmony()
+HEADS = dict(enumerate(HARMONY.tags))
+
+
+def harmony(text: str) -> Answer:
+    """``text`` has its tags as tokens; the answer without them being so must not be a call."""
+    marked = re.sub(r"(<\|\w+\|>)", r"«\1»", text)
+    return answer(marked, HARMONY, special=HEADS)
+
+
+ANALYSIS = "<|channel|>analysis<|message|>Hm, to=functions.f?<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+TOLD = "<|channel|>commentary<|message|>"
+HEAD = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "said", "called"),
+    [
+        (f"{ANALYSIS}{FINAL}Yes.", "Hm, to=functions.f?", "Yes.", []),
+        (f"{FINAL}Yes.<|return|>", "", "Yes.", []),
+        (f"{ANALYSIS}{HEAD}{{}}<|call|>", "Hm, to=functions.f?", "", [{}]),
+        (HEAD + json.dumps({"text": ODD}), "", "", [{"text": ODD}]),
+        (f"{TOLD}I call.<|end|><|start|>assistant{HEAD}{{}}", "", "I call.", [{}]),
+        (" to=functions.f<|channel|>commentary json<|message|>{}", "", "", [{}]),
+        ("<|channel|>analysis<|message|>Hm", "Hm", "", []),
+        ("<|channel|>anal", "", "", []),
+        (f"{FINAL}A<|end|><|start|>assistant{FINAL}B", "", "A\n\nB", []),
+        ("Without heads.", "", "Without heads.", []),
+        ("", "", "", []),
+    ],
+)  # fmt: skip
+def test_messages_with_heads(text: str, reasoning: str, said: str, called: list[Any]) -> None:
+    got = harmony(text)
+    assert (got.reasoning, got.text) == (reasoning, said)
+    assert calls(got) == [("f", arguments, True) for arguments in called]
+
+
+def test_a_call_with_a_head_that_is_cut() -> None:
+    [call] = harmony(f'{HEAD}{{"text": "ab').calls
+    assert (call.arguments, call.complete) == ('{"text": "ab', False)
+
+
 WORDS = st.sampled_from(
     [
         *TAGS,
+        *HARMONY.tags,
+        *("analysis", "final", "assistant", "commentary to=functions.f "),
         *("<tool", "_call>", "<", "\n", " ", "\\", '"', "{", "}", ",", ":", "[", "]", "; ", "1"),
         *('{"name": "f"', ', "arguments": ', '{"text": "', '"}', '{"n": 1}', "null", "x", "日"),
         *(
@@ -302,12 +349,18 @@ WORDS = st.sampled_from(
     ]
 )
 TEXTS = st.lists(st.tuples(WORDS, st.booleans()), max_size=25).map(
-    lambda words: [(text, tag and text in TAGS) for text, tag in words]
+    lambda words: [(text, tag and text in (*TAGS, *HARMONY.tags)) for text, tag in words]
 )
 
 
-@given(TEXTS, st.lists(st.integers(1, 9), max_size=60), st.sampled_from([HERMES, XML, LLAMA, None]),
-       st.sampled_from([BEGUN, MAYBE, None]), st.booleans(), st.booleans())  # fmt: skip
+@given(
+    TEXTS,
+    st.lists(st.integers(1, 9), max_size=60),
+    st.sampled_from([HERMES, XML, LLAMA, HARMONY, None]),
+    st.sampled_from([BEGUN, MAYBE, None]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_pieces_joined_are_the_whole(
     pieces: Pieces,
     cuts: list[int],
@@ -316,7 +369,7 @@ def test_pieces_joined_are_the_whole(
     tokens: bool,
     one_call: bool,
 ) -> None:
-    special = SPECIAL if tokens else {}
+    special = dict(enumerate((*TAGS, *HARMONY.tags))) if tokens else {}
     settings = {"special": special, "one_call": one_call}
     whole = gathered(read(pieces, [], dialect, thinking, **settings))
     parts = gathered(read(pieces, cuts, dialect, thinking, **settings))

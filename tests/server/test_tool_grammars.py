@@ -19,6 +19,7 @@ from isobit.server.grammars import grammar_of
 from isobit.server.reading import AnswerReader
 from isobit.server.thinking import Thinking
 from isobit.server.tool_calls.dialects import Dialect, dialect_of
+from isobit.server.tool_calls.harmony import Harmony
 from isobit.server.tool_calls.llama import Llama
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
 from isobit.server.tool_calls.tools import Choice, Tool
@@ -46,8 +47,8 @@ TOOLS = (
     Tool("free", {"type": "object", "properties": {"any": {}}, "required": ["any"]}),
 )
 SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
-DIALECTS = [Hermes(TOOLS), QwenXml(TOOLS), Llama(TOOLS)]
-ENDS = ["\n</parameter>\n", '"', "}", "</tool_call>", "<|im_end|>"]
+DIALECTS = [Hermes(TOOLS), QwenXml(TOOLS), Llama(TOOLS), Harmony()]
+ENDS = ["<|end|>", "\n</parameter>\n", '"', "}", "</tool_call>", "<|im_end|>"]
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +120,13 @@ def test_what_is_said_within_a_grammar_is_a_call_that_fits(
     assert whole > 10
 
 
-@pytest.mark.parametrize("dialect", DIALECTS[:2], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("dialect", [*DIALECTS[:2], DIALECTS[3]], ids=lambda d: type(d).__name__)
 def test_calls_within_text(dialect: Dialect, grammars: Grammars, rng: np.random.Generator) -> None:
-    choice = Choice("auto", TOOLS)
+    choice, said = Choice("auto", TOOLS), "" if dialect.framed else "Text.\n"
     whole = 0
     for _ in range(25):
         constraint = compiled(grammars, dialect=dialect, choice=choice)
-        begin = grammars.tokenizer.encode("Text.\n<tool_call>", special=True, bos=False)
+        begin = grammars.tokenizer.encode(said + dialect.call, special=True, bos=False)
         for token in begin:
             assert constraint.free
             constraint.append(token)
@@ -145,7 +146,7 @@ def test_calls_within_text(dialect: Dialect, grammars: Grammars, rng: np.random.
             ids.append(token)
             constraint.append(token)
         answer, text, _ = read(ids, grammars, dialect)
-        assert answer.text == "Text.", text
+        assert answer.text == said.strip(), text
         [call] = answer.calls
         assert call.complete == constraint.free, text
         if call.complete:
@@ -231,6 +232,19 @@ def test_a_schema_beside_tools_is_for_the_answer(grammars: Grammars) -> None:
         assert says(compiled(grammars, **asked), grammars, text) is (possible and text == ONE)
 
 
+def test_an_answer_with_a_head_in_a_form(grammars: Grammars) -> None:
+    form = Format("guided_regex", "regex", "[0-9]{2}/")
+    asked = {"form": form, "dialect": Harmony(), "choice": Choice("none", ())}
+    final = "<|channel|>final<|message|>"
+    think = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    for text, possible in (("12/", False), (f"{final}12/", True), (f"{think}{final}12/", True)):
+        assert says(compiled(grammars, **asked), grammars, text) is possible
+    asked |= {"choice": Choice("auto", TOOLS)}
+    called = f'{think}<|channel|>commentary to=functions.now <|constrain|>json<|message|>{{"a": 1}}'
+    for text, possible in ((f"{final}1/", False), (f"{think}{final}12/", True), (called, True)):
+        assert says(compiled(grammars, **asked), grammars, text) is possible
+
+
 def test_thinking_comes_before_what_is_held(grammars: Grammars) -> None:
     thinking = Thinking("<think>", "</think>", begun=True)
     form = Format("guided_choice", "choice", ["yes", "no"])
@@ -255,6 +269,7 @@ def test_the_template_says_which_dialect_it_is() -> None:
         ("{{ tools }} <tool_call> <function=x> <parameter=y>", QwenXml),
         ("{{ tools }} <tool_call>", Hermes),
         ("{{ messages }}", Hermes),
+        ("{{ tools }} <|channel|> <|message|>", Harmony),
         ("{{ tools }} <|python_tag|>", Llama),
     ):
         assert type(dialect_of(template, TOOLS)) is kind

@@ -20,7 +20,7 @@ from isobit.server.reading import AnswerReader, Reader, TextReader
 from isobit.server.requests import ChatRequest, Common
 from isobit.server.thinking import TAGS, Thinking, found
 from isobit.server.tool_calls import plain
-from isobit.server.tool_calls.dialects import Dialect, dialect_of, knows
+from isobit.server.tool_calls.dialects import Dialect, dialect_of, frame_of, knows
 from isobit.server.tool_calls.tools import Choice, checked, offered
 from isobit.text.template import ChatPrompt, template_of
 
@@ -74,7 +74,7 @@ def begun(model: Model, asked: ChatRequest) -> Chat:
     choice = _choice(asked)
     offers = choice.mode != "none"
     template = template_of(model.tokenizer.vocabulary, tools=offers)
-    dialect = dialect_of(template, choice.tools) if offers else None
+    dialect = dialect_of(template, choice.tools) if offers else frame_of(template)
     prompt = _prompt(model, asked, template, choice)
     thinking = found(template, prompt.text[-_TAIL:])
     return Chat(model, prompt.ids, None, thinking, dialect, one_call=not choice.parallel)

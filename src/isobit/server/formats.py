@@ -25,21 +25,27 @@ class Format:
 
     def text(self) -> str:
         """The grammar, as llguidance takes it. Raises UsageError, which names the field."""
-        match self.kind:
-            case "json":
-                return f"start: {self.json()}"
-            case "regex":
-                return _library().grammar_from_regex(self.value)  # type: ignore[no-any-return]
-            case "choice":
-                return "start: " + " | ".join(map(json.dumps, self.value))
-            case "grammar":
-                return self.value if "::=" not in self.value else _from_gbnf(self.value, self.field)
+        if self.kind == "grammar":
+            return self.value if "::=" not in self.value else _from_gbnf(self.value, self.field)
+        return f"start: {self.rule()}"
 
-    def json(self) -> str:
-        """The right side of a rule for a JSON schema, with blanks as people write them."""
-        options = {"whitespace_pattern": r"[ \n\t]{0,40}", "lenient": False}
-        schema = {**self.value, "x-guidance": options}  # instead of any that a client gives
-        return f"%json {json.dumps(schema, ensure_ascii=False)}"
+    def rule(self) -> str:
+        """The right side of a rule, for a grammar of more than this.
+
+        Raises UsageError for what is a grammar of its own.
+        """
+        match self.kind:
+            case "json":  # with blanks as people write them
+                options = {"whitespace_pattern": r"[ \n\t]{0,40}", "lenient": False}
+                schema = {**self.value, "x-guidance": options}  # instead of any that a client gives
+                return f"%json {json.dumps(schema, ensure_ascii=False)}"
+            case "regex":
+                return f"/{_library().regex_to_lark(self.value)}/"
+            case "choice":
+                return " | ".join(map(json.dumps, self.value))
+        raise UsageError(
+            f"{self.field}: expected no tools beside a grammar, and a model whose answers are plain"
+        )
 
 
 def asked_format(asked: Common) -> Format | None:
@@ -126,9 +132,9 @@ def _from_gbnf(text: str, field: str) -> str:
 
 def _library() -> Any:
     try:
-        from llguidance import LLMatcher  # noqa: PLC0415 - an extra
+        import llguidance  # noqa: PLC0415 - an extra
     except ImportError:
         raise BackendUnavailable(
             "grammar: llguidance is not installed: pip install 'isobit[serve]'"
         ) from None
-    return LLMatcher
+    return llguidance

@@ -54,10 +54,14 @@ def _grammar(
     if thinking is not None:
         tags = {"opens": thinking.opens, "closes": thinking.closes}
         think = {"thinking": thinking.begun, **tags}
-    if dialect is None or choice is None:
+    if dialect is None or choice is None or choice.mode == "none":
         if form is None:
             return None
-        grammar = Grammar(form.text(), **think)
+        text = form.text()
+        if dialect is not None:
+            lark = Lark(model.grammars.special)
+            text = lark.grammar(dialect.answer(lark, lark.rule(form.rule())))
+        grammar = Grammar(text, **think)
         _compiled(model, grammar, form.field)
         return grammar
     if choice.mode == "auto" and form is None:
@@ -65,8 +69,6 @@ def _grammar(
             return None
         return Grammar(_calls(model, choice.tools, _after_tag(model, dialect)), **think,
                        call=dialect.call)  # fmt: skip
-    if form is not None and form.kind != "json":
-        raise UsageError(f"{form.field}: expected no tools beside it")
     form = form if choice.mode == "auto" else None  # what must be called comes first
     return Grammar(_calls(model, choice.tools, _whole(model, dialect, choice, form)), **think)
 
@@ -84,7 +86,8 @@ def _whole(model: Model, dialect: Dialect, choice: Choice, form: Format | None) 
         lark = Lark(model.grammars.special)
         start = dialect.required(lark, tools, parallel=choice.parallel)
         if form is not None:
-            start = f"{lark.rule(start)} | {lark.rule(form.json())}"
+            answer = dialect.answer(lark, lark.rule(form.rule()))
+            start = f"{lark.rule(start)} | {lark.rule(answer)}"
         return lark.grammar(start)
 
     return write

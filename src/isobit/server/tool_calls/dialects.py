@@ -9,6 +9,7 @@ from typing import Protocol
 from isobit.errors import UsageError
 from isobit.server.reading import Events
 from isobit.server.source import Parsing, Source
+from isobit.server.tool_calls.harmony import CHANNEL, MESSAGE, Harmony
 from isobit.server.tool_calls.llama import Llama
 from isobit.server.tool_calls.schemas import Lark
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
@@ -22,6 +23,8 @@ class Dialect(Protocol):
     """The tag before a call in text; empty if there is none."""
     tags: tuple[str, ...]
     """All tags that may be tokens."""
+    framed: bool
+    """Whether every answer is written so, one without calls too."""
 
     def read(self, source: Source, out: Events) -> Parsing[None]:
         """Text and calls, to the end of an answer."""
@@ -32,10 +35,18 @@ class Dialect(Protocol):
     def required(self, lark: Lark, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The rule of an answer that consists of calls."""
 
+    def answer(self, lark: Lark, rule: str, /) -> str:
+        """The rule of an answer whose text is held to a rule."""
+
 
 def knows(template: str, name: str) -> bool:
     """Whether a template has a word for something: ``tools``, ``tool_calls``."""
     return re.search(rf"\b{name}\b", template) is not None
+
+
+def frame_of(template: str) -> Dialect | None:
+    """What every answer of a model is written in, if it is."""
+    return Harmony() if CHANNEL in template and MESSAGE in template else None
 
 
 def dialect_of(template: str, tools: Sequence[Tool]) -> Dialect:
@@ -44,6 +55,8 @@ def dialect_of(template: str, tools: Sequence[Tool]) -> Dialect:
     One whose template says nothing of tools is told of them and of Hermes' form
     (:mod:`isobit.server.tool_calls.plain`). Raises UsageError for a form that is not known.
     """
+    if (frame := frame_of(template)) is not None:
+        return frame
     if "<function=" in template and "<parameter=" in template:
         return QwenXml(tools)
     if "<tool_call>" in template or not knows(template, "tools"):
@@ -51,6 +64,6 @@ def dialect_of(template: str, tools: Sequence[Tool]) -> Dialect:
     if "<|python_tag|>" in template or '"parameters": dictionary' in template:
         return Llama(tools)
     raise UsageError(
-        "tools: expected a model whose template writes calls as Qwen, Hermes or Llama 3 do, "
-        "got another form"
+        "tools: expected a model whose template writes calls as Qwen, Hermes, Llama 3 or "
+        "gpt-oss do, got another form"
     )

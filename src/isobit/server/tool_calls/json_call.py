@@ -57,7 +57,7 @@ class _Call:
             self._given = True
             say = self._before.append if self._name is None else self._out.arguments
             return (yield from _arguments(self._source, say))
-        return (yield from _value(self._source, lambda _: None))
+        return (yield from read_value(self._source, lambda _: None))
 
     def end(self) -> bool:
         """The object is complete."""
@@ -73,13 +73,13 @@ def _arguments(source: Source, say: Callable[[str], None]) -> Parsing[bool]:
     """Arguments; as a string, or null, they become what they stand for."""
     first = yield from source.peek()
     if first == "{":
-        return (yield from _value(source, say))
+        return (yield from read_value(source, say))
     if first == '"':
         text = yield from _string(source)
         say((text or "").strip() or "{}")
         return text is not None
     parts: list[str] = []
-    whole = yield from _value(source, parts.append)
+    whole = yield from read_value(source, parts.append)
     text = "".join(parts)
     say("{}" if text == "null" else text)
     return whole
@@ -89,7 +89,7 @@ def _string(source: Source) -> Parsing[str | None]:
     if (yield from source.peek()) != '"':
         return None
     parts: list[str] = []
-    if not (yield from _value(source, parts.append)):
+    if not (yield from read_value(source, parts.append)):
         return None
     try:
         text = json.loads("".join(parts))
@@ -98,7 +98,7 @@ def _string(source: Source) -> Parsing[str | None]:
     return text if isinstance(text, str) else None
 
 
-def _value(source: Source, say: Callable[[str], None]) -> Parsing[bool]:
+def read_value(source: Source, say: Callable[[str], None]) -> Parsing[bool]:
     """A JSON value as it stands; False if it is cut, or a tag stands where none can."""
     scan = _Scan()
     while not scan.over and (source.text or not source.ended):

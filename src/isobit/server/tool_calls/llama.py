@@ -19,6 +19,7 @@ class Llama:
 
     call = ""
     tags: tuple[str, ...] = ()
+    framed = False
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._names = {tool.name for tool in tools}
@@ -45,6 +46,10 @@ class Llama:
         """The rule of an answer that consists of calls."""
         call = lark.rule(" | ".join(self._one(lark, tool) for tool in tools))
         return f'{call} ("; " {call})*' if parallel else call
+
+    def answer(self, _lark: Lark, rule: str) -> str:
+        """The rule of an answer that has a form."""
+        return rule
 
     def _one(self, lark: Lark, tool: Tool) -> str:
         begin = f'{{"name": {dumped(tool.name)}, "parameters": '

@@ -30,6 +30,12 @@ class Lark:
         """A tag, as the token that it is or as text."""
         return f"<[{self._special[text]}]>" if text in self._special else dumped(text)
 
+    def text_to(self, tag: str) -> str:
+        """Any text, and the tag that ends it."""
+        if tag not in self._special:
+            return self.text_until(tag)
+        return f"{self.rule('/(?s:.*)/')} {self.tag(tag)}"
+
     def text_until(self, end: str, least: int = 0, most: int | None = None) -> str:
         """A text of so many characters, and the first of these ends."""
         times = f"{{{least},{'' if most is None else most}}}"

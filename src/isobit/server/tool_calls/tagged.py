@@ -30,6 +30,7 @@ class Hermes:
     call = OPENS
     tags: tuple[str, ...] = (OPENS, CLOSES)
     starts: tuple[str, ...] = (OPENS,)
+    framed = False
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = tools
@@ -64,6 +65,10 @@ class Hermes:
         """The rule of an answer that consists of calls."""
         call = lark.rule(f"{lark.tag(OPENS)} {self.after_tag(lark, tools)}")
         return f"{call} (/\\n?/ {call})*" if parallel else call
+
+    def answer(self, _lark: Lark, rule: str) -> str:
+        """The rule of an answer that has a form."""
+        return rule
 
     def _one(self, lark: Lark, tool: Tool) -> str:
         begin = f'{{"name": {dumped(tool.name)}, "arguments": '
