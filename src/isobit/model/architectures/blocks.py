@@ -63,8 +63,13 @@ class Part:
         y = self.g.one(name if scale is None else None, MatMul(), x, weights=weights)
         return y if scale is None else self.g.one(name, Scale(), y, weights=[scale])
 
-    def biased(self, name: str, x: Value, *matrices: tuple[str, int]) -> Value:
-        """:meth:`product`, each followed by its bias where the file has one."""
+    def biased(
+        self, name: str, x: Value, *matrices: tuple[str, int], always: bool = False
+    ) -> Value:
+        """:meth:`product`, each followed by its bias where the file has one. ``always``: a file
+        without it is not whole."""
+        for role, rows in matrices if always else ():
+            self.take(f"{role}.bias", rows)
         bias = self._by_column("bias", matrices, None, 0)
         y = self.product(name if bias is None else None, x, *matrices)
         return y if bias is None else self.g.one(name, Bias(), y, weights=[bias])
