@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from batches import origin
 
-import isobit.backends.cuda.gpu as gpu_module
+import isobit.backends.cuda.device.gpu as gpu_module
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, compile
 from isobit.config import EngineConfig

@@ -15,8 +15,9 @@ import numpy as np
 from batches import batch, origin
 from cuda.bindings import driver
 
-from isobit.backends.cuda import CudaBackend, decode
-from isobit.backends.cuda.gpu import CudaGpu
+from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.fusions.step_attention import FEW_TILES
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -36,10 +37,13 @@ class Recorder(CudaGpu):
         self.recorded = None
         self.steps = []
         self.routers = None  # that layers guess with in turn, if not with their own
+        self.timeline = 0  # where kernels note their times
 
     def launch(self, *a, **k):
         if a[1] == "decode_attn_out" and self.routers is not None:
             a = (*a[:3], (*a[3][:6], next(self.routers), *a[3][7:]))
+        if self.timeline and a[0].startswith("fusions/decode/"):
+            k["defines"] = dict(k["defines"]) | {"TIMELINE": hex(self.timeline) + "ull"}
         if self.recorded is not None and not self._only_load:
             self.recorded.append((a, k))
         super().launch(*a, **k)
@@ -70,15 +74,12 @@ KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", 
 
 def timeline(gpu, decoder, pages, position):
     """Print when block 0 of each kernel of the last layer passed each point of it."""
-    buffer = gpu.allocate(1 << 20)
-    kept = decoder._defines
-    decoder._defines = kept | {"TIMELINE": hex(buffer) + "ull"}
-    graph = CudaGpu.capture(gpu, lambda: decoder._queue(many=position >= 64 * decode._FEW_TILES))
-    decoder._defines = kept
+    gpu.timeline = buffer = gpu.allocate(1 << 20)
+    graph = CudaGpu.capture(gpu, lambda: queue(decoder, many=position >= 64 * FEW_TILES))
+    gpu.timeline = 0
     for _ in range(3):
         gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
-        decoder._set(1, position, pages[0])
-        decoder._number += 1
+        begin_at(decoder, position, pages)
         gpu.replay(graph)
         out = np.empty((80, 256), np.uint64)
         gpu.download(buffer, out)
@@ -94,26 +95,42 @@ def timeline(gpu, decoder, pages, position):
         print(f"  {first:7d} {median:7d} {last:7d}  {name:20s} {n} blocks")
 
 
+def queue(decoder, *, many):
+    """Queue a step."""
+    decoder._queue(decoder._pass(many=many))
+
+
+def begin_at(decoder, position, pages):
+    """Set a step up."""
+    one = np.ones(1, np.int32)
+    decoder._set(one, position * one, pages, 0 * one)
+    decoder._count()
+
+
 def guesses(gpu, decoder, c):
     """Of the experts that the last step chose, the part that it had guessed."""
     words = np.empty((c.n_layers, 1 + c.n_experts), np.uint64)
     chosen = np.empty((c.n_layers, c.n_experts_used), np.uint64)
-    gpu.download(decoder._b["guess"], words)
-    gpu.download(decoder._b["chosen"], chosen)
+    for name, rows in (("guess", words), ("chosen", chosen)):
+        slots = [s for s in decoder._g.slots if s.name == name]
+        for slot, row in zip(slots, rows, strict=True):
+            gpu.download(slot.address, row)
     logits = (words[:, 1:] >> np.uint64(32)).astype(np.uint32).view(np.float32)
     first = np.argsort(-logits, axis=1)[:, : c.n_experts_used]
     ids = (chosen >> np.uint64(16) & np.uint64(0xFFFF)).astype(int)
     return float(np.mean([np.isin(a, b).mean() for a, b in zip(ids, first, strict=True)]))
 
 
-def time_wrong_guesses(gpu, backend, pages, note):
+def time_wrong_guesses(gpu, backend, c, pages, note):
     """Time steps in which layers guess with the next layer's router: one of four, of two, all."""
-    decoder, own = backend._decoder, [w.router.address for w in backend._layers]
-    right, others = decoder._few, own[1:] + own[:1]
+    decoder, resident = backend._programs.one, backend._programs.resident
+    names = [f"blk.{i}.ffn_gate_inp.weight" for i in range(c.n_layers)]
+    own = [resident.matrices[name].address for name in names]
+    right, others = decoder._graphs[0], own[1:] + own[:1]
     for every in (4, 2, 1):
         layers = enumerate(zip(own, others, strict=True))
         gpu.routers = cycle([pair[i % every == 0] for i, pair in layers])
-        decoder._few = gpu.capture(lambda: decoder._queue(many=False))
+        decoder._graphs[0] = gpu.capture(lambda: queue(decoder, many=False))
         gpu.steps.pop()
         at, first = np.full(1, 128, np.int32), np.ones(1, np.int32)
         seconds = []
@@ -121,9 +138,9 @@ def time_wrong_guesses(gpu, backend, pages, note):
             start = time.perf_counter()
             backend.greedy(first, at, pages, 64)
             seconds.append((time.perf_counter() - start) / 64)
-        note(f"1/{every} of layers guess wrongly: guessed", guesses(gpu, decoder, backend._c))
+        note(f"1/{every} of layers guess wrongly: guessed", guesses(gpu, decoder, c))
         note(f"1/{every} of layers guess wrongly: step", 1e6 * min(seconds), "us")
-    gpu.routers, decoder._few = None, right
+    gpu.routers, decoder._graphs[0] = None, right
 
 
 def kernel_times(gpu, step, label, note):
@@ -198,7 +215,9 @@ def main():
         ours = backend.forward(batch(part, 0, pages, every), lambda *_: None, none)
         same = np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
         note("bits equal to the reference", bool(same), f"({len(part)} tokens)")
-    if backend._decoder is not None:
+    decoder = backend._programs.one
+    fused = any(s.name == "chosen" for s in decoder._g.slots)
+    if fused:
         backend.forward(batch(tokens[:100], 0, pages))
         equal = True
         for i in range(100, 108):
@@ -217,19 +236,19 @@ def main():
             note(f"decode at depth {depth}: step", 1e6 * seconds, "us")
             note(f"decode at depth {depth}: rate", 1 / seconds, "tok/s")
             if c.n_experts:
-                note(f"decode at depth {depth}: guessed", guesses(gpu, backend._decoder, c))
+                note(f"decode at depth {depth}: guessed", guesses(gpu, decoder, c))
         if c.n_experts:
-            time_wrong_guesses(gpu, backend, pages, note)
+            time_wrong_guesses(gpu, backend, c, pages, note)
         start = time.perf_counter()
         for i in range(32):
             backend.forward(batch([1], 128 + i, pages, [0]))
         note("decode with logits to the host", 32 / (time.perf_counter() - start), "tok/s")
         for depth in depths:
-            backend._decoder._set(1, depth, pages[0])
-            step = gpu.steps[depth >= 64 * decode._FEW_TILES]
+            begin_at(decoder, depth, pages)
+            step = gpu.steps[depth >= 64 * FEW_TILES]
             kernel_times(gpu, step, f"depth {depth}", note)
-        backend._decoder._set(1, 100, pages[0])
-        note("graph of a step", 1e3 * gpu.milliseconds(backend._decoder._few), "us")
+        begin_at(decoder, 100, pages)
+        note("graph of a step", 1e3 * gpu.milliseconds(decoder._graphs[0]), "us")
     for n in map(int, filter(None, a.sequences.split(","))):
         assert n > 1, "one sequence is what the depths time"
         table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)
@@ -245,9 +264,9 @@ def main():
         note(f"{n} sequences: step", 1e6 * seconds, "us")
         note(f"{n} sequences: rate", n / seconds, "tok/s")
         kernel_times(gpu, gpu.steps[-1], f"{n} sequences", note)
-    if backend._decoder is not None:
+    if fused:
         for depth in depths:
-            timeline(gpu, backend._decoder, pages, depth)
+            timeline(gpu, decoder, pages, depth)
     for n in (16, 128, 512):
         work = batch(tokens[:n], 0, pages, [n - 1])
         backend.forward(work, lambda *_: None, none)

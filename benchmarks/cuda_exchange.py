@@ -17,8 +17,8 @@ import numpy as np
 from cuda import core
 from cuda.bindings import driver
 
-from isobit.backends.cuda.compile import cubin
-from isobit.backends.cuda.gpu import CudaGpu
+from isobit.backends.cuda.device.compile import cubin
+from isobit.backends.cuda.device.gpu import CudaGpu
 
 STEM = str(Path(__file__).resolve().with_suffix(""))
 BLOCKS, THREADS, SEED = 128, 512, 12345

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from cuda.bindings import driver
 
-from isobit.backends.cuda.gpu import CudaGpu
-from isobit.backends.cuda.layout import ACT_BYTES
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.layout import ACT_BYTES
 
 STEM = str(Path(__file__).resolve().with_suffix(""))
 SHARED = ACT_BYTES * 16 + 4 * 4096

@@ -17,8 +17,9 @@ MOST_SEQUENCES = 1024
 CHECKED = 8
 """Tokens of a prompt that is held against the CPU backend."""
 
-Progress = Callable[[str], None]
-"""Called with what was run, after each warm-up and each repetition; never while the clock runs."""
+Progress = Callable[[str, int], None]
+"""Called with what was run and how many runs that makes more: 1 after each warm-up and each
+repetition, 0 on the way to them; never while the clock runs."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,11 @@ def measure(
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.new_sequence()) for _ in range(many)]
         for sequence in sequences if before else []:
-            model.prefill(sequence, before)
+            model.prefill(
+                sequence,
+                before,
+                progress=lambda n, all: progress(f"{test.name}: {n:,} of {all:,} tokens before", 0),
+            )
         for repetition in range(repetitions + 1):
             warm_up = repetition == 0
             for sequence in sequences:
@@ -164,7 +169,7 @@ def measure(
                     model.step_all(sequences, step)
             if not warm_up:
                 samples.append(time.perf_counter_ns() - start)
-            progress(test.name)
+            progress(test.name, 1)
     return Result(test, samples)
 
 
@@ -234,7 +239,7 @@ def measure_generations(
         done = _generate(model, prompt, max_tokens)
         if i >= warmup:
             results.append(done)
-        progress("generation")
+        progress("generation", 1)
     return results
 
 

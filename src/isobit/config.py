@@ -50,8 +50,14 @@ class Metadata:
         return ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
 
     def count(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """An integer within bounds."""
+        """An integer within bounds; the same for every layer, where a file lists it by layer."""
         value = self.metadata.get(key, default)
+        if isinstance(value, list) and len(value) == self.metadata.get(
+            f"{key.partition('.')[0]}.block_count"
+        ):
+            if any(v != value[0] for v in value):
+                raise self.refusal(key, "the same in every layer", value)
+            value = value[0]
         if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
             return value
         raise self.refusal(key, f"an integer from {low} to {high}", value)

@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from isobit.errors import FileRefused
+from isobit.errors import FileRefused, no_such_file
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -17,12 +17,13 @@ _KINDS = (
 def regular(path: str | Path, what: str) -> Path:
     """The path, refused if something stands there that is no file: a pipe would be waited for.
 
-    what: what is expected, for the message. A path at which nothing is passes.
-    Raises FileRefused.
+    what: what is expected, for the message. Raises FileRefused.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileRefused(no_such_file(path)) from None
     except (OSError, ValueError):  # opening says it better
         return path
     kind = next((name for holds, name in _KINDS if holds(mode)), None)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from isobit.backends import NAMES, lacks
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
+from isobit.gguf.not_gguf import OTHER_TYPES
 from isobit.gguf.reader import GGUFFile
 from isobit.machine import total_memory
 from isobit.model.architectures import read_config
@@ -55,6 +57,8 @@ class Inspection:
     """What a position takes in the KV cache."""
     refused: list[str]
     """Why the model would not run, one line each; empty if it would."""
+    backends: dict[str, str | None]
+    """What each backend has no kernel for, None if it has all; empty if the model is refused."""
     without_text: str | None
     """Why it would run from token ids alone; None if its tokenizer is known."""
     sha256: str | None
@@ -75,7 +79,7 @@ def inspect(
     Raises ModelRefused only if the header itself cannot be read.
     """
     with open_model(path, strict=False) as file:
-        config, refused = _refusals(file)
+        config, refused, weights = _refusals(file)
         digest = file.sha256(progress) if sha256 else None
         return Inspection(
             path=file.path,
@@ -92,6 +96,7 @@ def inspect(
             active_bytes_per_token=None if refused or not config else active_bytes(file, config),
             kv_bytes_per_token=kv_bytes(config) if config else None,
             refused=refused,
+            backends={n: lacks(n, weights) for n in NAMES} if weights and not refused else {},
             without_text=_tokenizer_refused(file),
             sha256=digest,
         )
@@ -120,7 +125,9 @@ def verdict(found: Inspection) -> Verdict:
         why = found.refused[0] if found.refused else f"{found.path}: it holds no model"
         return Verdict(False, why, None, None, None, None)
     weights = sum(t.nbytes or 0 for t in found.types)
-    gpu = _on_gpu(found.path, weights, kv, config.context_length)
+    gpu = None
+    if found.backends["cuda"] is None:
+        gpu = _on_gpu(found.path, weights, kv, config.context_length)
     if gpu is not None and gpu.runs:
         return gpu
     instead = "" if gpu is None else f"on the CPU, as the GPU is too small ({gpu.why}); "
@@ -140,17 +147,18 @@ def verdict(found: Inspection) -> Verdict:
 
 def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     """The verdict of CUDA's own plan; None where there is no such device."""
-    from isobit.backends.cuda import gpu, memory  # noqa: PLC0415 - loads the driver
+    from isobit.backends.cuda.device import gpu  # noqa: PLC0415 - loads the driver
+    from isobit.backends.cuda.programs import planned  # noqa: PLC0415
 
     if not gpu.available()[0]:
         return None
     device = gpu.CudaGpu()
     try:
         free, _ = device.memory()
+        with GGUFFile.open(path) as file:
+            plan = planned(Weights.from_file(file), EngineConfig(max_sequences=1), device)
     finally:
         device.close()
-    with GGUFFile.open(path) as file:
-        plan = memory.Plan.of(Weights.from_file(file), EngineConfig(max_sequences=1))
     room = max(0, free - plan.total + plan.cache) * wanted // max(plan.cache, 1) // TILE * TILE
     context = min(wanted, room)
     if plan.total <= free:
@@ -202,13 +210,14 @@ def _totals(file: GGUFFile) -> list[TypeTotal]:
     return sorted(totals, key=lambda t: (t.nbytes is None, -(t.nbytes or 0)))
 
 
-def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
-    """The hyper-parameters, and each reason why loading the file would fail."""
-    lines = []
+def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str], Weights | None]:
+    """The hyper-parameters, each reason why loading the file would fail, and else the model."""
+    lines, weights = [], None
     for kind in dict.fromkeys(t.type_name for t in file.refused.values()):
         names = [name for name, t in file.refused.items() if t.type_name == kind]
         more = f" and of {len(names) - 1:,} more" if len(names) > 1 else ""
-        lines.append(f"{file.path}: tensor {names[0]}: its type{more}, {kind}, is not implemented")
+        what = f"tensor {names[0]}: its type{more}, {kind}, is not implemented"
+        lines.append(f"{file.path}: {what}; {OTHER_TYPES}")
     config = None
     embedding = file.tensors.get("token_embd.weight") or file.refused.get("token_embd.weight")
     try:
@@ -216,10 +225,10 @@ def _refusals(file: GGUFFile) -> tuple[ModelConfig | None, list[str]]:
             vocab = embedding.shape[0]
             config = read_config(file.metadata, vocab=vocab, source=str(file.path))
         if not file.refused:  # else the tensors refused above would be called missing
-            Weights.from_file(file)
+            weights = Weights.from_file(file)
     except ModelRefused as error:
         lines.append(str(error))
-    return config, lines
+    return config, lines, weights
 
 
 def _tokenizer_refused(file: GGUFFile) -> str | None:

@@ -87,13 +87,15 @@ def write_model(
     extra: Mapping[str, tuple[int, ...]] | None = None,
     arch: str | None = None,
     vocabulary: Path | None = None,
+    fused: bool = False,
 ) -> Path:
     """Write a model and return its path.
 
     formats: role (``attn_q``, ``ffn_down``, ...) to format name. metadata: keys to add or replace
     (None removes one). without: tensors to leave out; reshaped: tensors to give another shape;
     extra: tensors to add; arch: what the file calls its architecture. vocabulary: a GGUF file to
-    take the tokenizer from; else a small one of ``geometry.vocab``.
+    take the tokenizer from; else a small one of ``geometry.vocab``. fused: the same weights of
+    attn_q, attn_k and attn_v as one tensor attn_qkv, which takes one format.
     """
     g = geometry or Geometry()
     rng = np.random.default_rng(seed)
@@ -103,6 +105,7 @@ def write_model(
     for key, value in (keys | dict(metadata or {})).items():
         if value is not None and key != "general.architecture":
             _add(writer, key, value)
+    held: list[NDArray[np.generic]] = []
     added = {name: (shape, 1.0) for name, shape in (extra or {}).items()}
     for name, (usual, spread) in (_tensors(g, vocab) | added).items():
         if name in without:
@@ -113,7 +116,17 @@ def write_model(
         if len(shape) == 1:
             writer.add_tensor(name, (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32))
         else:
-            writer.add_tensor(name, _random(rng, fmt, shape, spread), raw_dtype=Type[fmt])
+            values = _random(rng, fmt, shape, spread)
+            if fused and role in ("attn_q", "attn_k", "attn_v"):
+                held.append(values)
+                if role != "attn_v":
+                    continue
+                writer.add_tensor(
+                    name.replace(role, "attn_qkv"), np.concatenate(held), raw_dtype=Type[fmt]
+                )
+                held.clear()
+                continue
+            writer.add_tensor(name, values, raw_dtype=Type[fmt])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

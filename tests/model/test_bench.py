@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,16 +74,31 @@ def test_one_wrong_bit_has_no_speed(model: Model, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_whole_generation_is_what_generate_does(model: Model) -> None:
-    seen: list[str] = []
+    seen: list[tuple[str, int]] = []
     [one] = bench.measure_generations(
-        model, "def f(", max_tokens=5, warmup=1, iterations=1, progress=seen.append
+        model,
+        "def f(",
+        max_tokens=5,
+        warmup=1,
+        iterations=1,
+        progress=lambda *run: seen.append(run),
     )
-    assert len(seen) == 2
+    assert seen == [("generation", 1)] * 2
     assert len(one.token_ns) == len(model.generate("def f(", max_tokens=5).token_ids) == 5
     assert one.token_ns[0] > 0
     assert one.token_ns == sorted(one.token_ns)
     assert one.token_ns[-1] <= one.total_ns
     assert one.prompt_tokens == len(model.tokenize("def f("))
+
+
+def test_what_lies_before_a_test_is_told_as_it_is_read(model: Model) -> None:
+    """With a long -d there was no sign of life before the first run."""
+    seen: list[tuple[str, int]] = []
+    [test] = bench.make_tests([2], [], [40])
+    model.engine = replace(model.engine, chunk=16)
+    bench.measure(model, test, 1, lambda *run: seen.append(run))
+    way = [(f"pp2 @ d40: {n} of 40 tokens before", 0) for n in (16, 32, 40)]
+    assert seen == [*way, (test.name, 1), (test.name, 1)]
 
 
 def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None:

@@ -277,6 +277,13 @@ def test_jsonl_is_a_line_for_each_token() -> None:
     assert [t["index"] for t in tokens] == [0, 1, 2, 3]
     assert all(len(t["experts"]) == 8 and len(t["experts"][0]) == 4 for t in tokens)
     assert totals["type"] == "done"
+    assert [t["logprob"] for t in tokens] == totals["logprobs"]["tokens"]
+    assert all(-20 < t["logprob"] < 0 and "top" not in t for t in tokens)
+    done = isobit("run", "-p", PROMPT, "-n", "4", "--jsonl", "--logprobs", "2")
+    *again, totals = map(json.loads, done.stdout.splitlines())
+    assert [t["logprob"] for t in again] == [t["logprob"] for t in tokens]
+    assert [[i for i, _ in t["top"]] for t in again] == totals["logprobs"]["top_ids"]
+    assert [t["top"][0] for t in again] == [[t["id"], t["logprob"]] for t in again]
 
 
 def test_what_was_generated_before_ctrl_c_is_kept(tmp_path: Path) -> None:

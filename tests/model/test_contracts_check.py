@@ -86,6 +86,12 @@ def shrink(weights: NDArray[Any]) -> None:
     weights *= np.float32(0.9999)
 
 
+def make_up(weights: NDArray[Any]) -> None:
+    """One weight is below 0, and another as much above what it was: they sum to 1 still."""
+    weights[:, 1] += 2 * weights[:, 0]
+    weights[:, 0] *= -1
+
+
 FAULTS: list[tuple[str, Make, str]] = [
     ("parity", stage("attn_norm", 1, one_ulp(np.random.default_rng(0))), "differing_values is"),
     ("parity", stage("post_ffn_residual", 1, negate), "layers_below_cosine_0_99 is 1"),
@@ -94,6 +100,7 @@ FAULTS: list[tuple[str, Make, str]] = [
     ("argmax", stage("lm_head", None, raise_another), "changed_prompts is 2"),
     ("argmax", stage("lm_head", None, poison_top), "changed_prompts is 2"),
     ("invariant", stage("moe_router", 1, shrink), "router_weight_deviation is 0.0001"),
+    ("invariant", stage("moe_router", 0, make_up), "router_weight_deviation is 1"),
     ("invariant", stage("attn_out", 0, poison), "nonfinite_values is"),
     ("determinism", Restless, "differing_values is"),
     ("determinism", lambda w, e: SingleTokens(w, e, 1, "swapped-kv"), "differing_values is"),

@@ -1,6 +1,7 @@
 """The library as a caller meets it: discovery, types, batches, threads, files without text."""
 
 import io
+import json
 import pydoc
 import random
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import isobit
 from isobit import Model
+from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, IsobitError, ModelRefused, UsageError
 from isobit.runtime.kv_cache import PagePool, Sequence
@@ -196,6 +198,23 @@ def test_token_ids_go_on_without_a_tokenizer(tmp_path: Path) -> None:
                 call()
 
 
+def test_run_prints_ids_where_there_is_no_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = without_tokenizer(tmp_path / "b.gguf")
+    with isobit.load(path, "cpu") as m:
+        expected = m.generate([65, 66], max_tokens=8).token_ids
+        with m.stream([65, 66], max_tokens=8) as stream:
+            told = [len(stream.token_ids) for _ in stream]
+    assert told == list(range(1, len(expected) + 1)), "each as soon as it is chosen"
+    argv = ["run", str(path), "--backend", "cpu", "--tokens", "65,66", "-n", "8"]
+    assert main(argv) == 0
+    assert list(map(int, capsys.readouterr().out.split("\n")[:-1])) == expected
+    assert main([*argv, "--jsonl"]) == 0
+    *events, done = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [e["id"] for e in events] == done["token_ids"] == expected
+
+
 def test_without_a_tokenizer_the_keys_end_an_answer(tmp_path: Path) -> None:
     with isobit.load(without_tokenizer(tmp_path / "b.gguf"), "cpu") as m:
         third = m.generate([65], max_tokens=8).token_ids[2]
@@ -303,6 +322,48 @@ def test_another_thread_may_close_a_stream() -> None:
             next(each)
         for each in held:
             each.close()
+
+
+def test_a_stream_closed_while_it_waits_for_pages_comes_to_its_end() -> None:
+    """Not to ContextFull, as if nobody had closed it."""
+    held, go_on = threading.Event(), threading.Event()
+
+    class Holds:
+        stages: frozenset[str] = frozenset()
+
+        def begin(self, *_: object) -> None: ...
+
+        def tap(self, *_: object) -> None: ...
+
+        def chose(self, *_: object) -> None:
+            held.set()
+            go_on.wait()
+
+    with isobit.load("sample", "cpu", context=64, sequences=1) as m:
+        running = threading.Thread(target=lambda: m.generate([5], max_tokens=40, watch=Holds()))
+        running.start()
+        held.wait()
+        stream = m.stream([6], max_tokens=40)
+        found: list[object] = []
+
+        def read() -> None:
+            try:
+                found.extend(stream)
+            except IsobitError as error:
+                found.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        reader.join(0.3)
+        waited = reader.is_alive()
+        stream.close()
+        reader.join()
+        go_on.set()
+        running.join()
+    assert waited
+    assert found == []
+    assert stream.completion is not None
+    assert stream.completion.finish_reason == "interrupted"
 
 
 def test_an_exception_leaves_what_there_was() -> None:

@@ -2,13 +2,16 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import isobit
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
+from isobit.inspect import inspect
 from isobit.model.weights import Weights
+from tests.helpers import synth
 from tests.helpers.synth import Geometry, all_in, write_model
 
 MOE = Geometry(layers=1, experts=4)
@@ -104,6 +107,37 @@ def test_one_expert_as_ggml_writes_it(tmp_path: Path) -> None:
     assert len(set(logits)) == 1
 
 
+@pytest.mark.parametrize("arch", ["qwen3moe", "qwen3", "llama"])
+def test_queries_keys_and_values_in_one_tensor(arch: str, tmp_path: Path) -> None:
+    """attn_qkv.weight, as some converters write it, is its three parts, one after the other."""
+    g = Geometry(layers=2, experts=8 if arch == "qwen3moe" else 0)
+    more: dict[str, Any] = {}
+    if arch == "llama":
+        keys = {k.replace("qwen3", arch): v for k, v in synth._hyper_parameters(g).items()}
+        norms = {f"blk.{i}.attn_{x}_norm.weight" for i in range(g.layers) for x in "qk"}
+        more = {"arch": arch, "metadata": keys, "without": norms}
+    logits = []
+    for fused, backend in product((False, True), ("reference", "cpu")):
+        path = write_model(tmp_path / f"{fused}", g, all_in("Q8_0"), fused=fused, seed=3, **more)
+        assert inspect(path).refused == []
+        with isobit.load(path, backend) as model:
+            assert ("blk.1.attn_qkv.weight" in model.file.tensors) is fused
+            logits.append(model.logits([1, 2, 3]).tobytes())
+    assert len(set(logits)) == 1
+
+
+def test_a_tensor_of_all_three_that_does_not_fit(tmp_path: Path) -> None:
+    parts = {f"blk.0.attn_{role}.weight" for role in "qkv"}
+    extra = {"blk.0.attn_qkv.weight": (500, 256)}
+    message = refusal(write_model(tmp_path / "m", MOE, without=parts, extra=extra))
+    assert "blk.0.attn_qkv.weight: expected 512 rows, those of blk.0.attn_q.weight, " in message
+    extra = {"blk.0.attn_qkv.weight": (512, 512)}
+    message = refusal(write_model(tmp_path / "m", MOE, without=parts, extra=extra))
+    assert "expected shape (256, 256) of blk.0.attn_q.weight, got (256, 512)" in message
+    message = refusal(write_model(tmp_path / "m", MOE, extra=extra))  # beside its parts
+    assert "blk.0.attn_qkv.weight" in message
+
+
 @pytest.mark.parametrize("rows", [319, 321])
 def test_embedding_of_another_vocabulary(rows: int, tmp_path: Path) -> None:
     """A row without a token could be generated and not be written."""
@@ -132,12 +166,13 @@ def test_tensor_that_no_role_takes(name: str, tmp_path: Path) -> None:
         ("embedding_length", None),
         ("embedding_length", 1 << 30),
         ("attention.head_count", 0),
-        ("attention.head_count", [4]),
+        ("attention.head_count", [4, 4]),  # one for each layer, of which there is one
+        ("attention.head_count", [True]),
         ("attention.head_count", [1.25e-300] * 100_000),  # not printed
         ("attention.head_count_kv", 0),
         ("attention.head_count_kv", 3),
         ("attention.head_count_kv", 8),
-        ("attention.head_count_kv", [2]),
+        ("attention.head_count_kv", [2, 2]),
         ("attention.key_length", 63),
         ("attention.key_length", 0),
         ("attention.key_length", 514),
@@ -173,8 +208,6 @@ def test_tensor_that_no_role_takes(name: str, tmp_path: Path) -> None:
         ("rope.freq_base", True),
         ("rope.dimension_count", 32),
         ("rope.dimension_sections", [16, 16, 0, 0]),
-        ("rope.scaling.type", "yarn"),
-        ("rope.scaling.type", "linear"),
         ("rope.scaling.type", "no such thing\n\x1b[31m"),
         ("rope.scaling.factor", 4.0),
         ("rope.scaling.attn_factor", 0.5),

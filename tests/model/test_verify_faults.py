@@ -241,8 +241,8 @@ def test_a_stage_that_both_leave_out_is_an_error(clean: Model) -> None:
 
 def test_a_run_that_ends_early_is_an_error(clean: Model) -> None:
     class Short(ModelRun):
-        def run(self, tokens, chunk, stages, emit):  # type: ignore[no-untyped-def]
-            super().run(tokens[:-1], chunk, stages, emit)
+        def run(self, tokens, *others, **more):  # type: ignore[no-untyped-def]
+            super().run(tokens[:-1], *others, **more)
 
     with isobit.load("sample", "reference") as other:
         with pytest.raises(NothingCompared, match=r"^embedding: expected values of 6 tokens"):

@@ -67,7 +67,7 @@ def test_a_folder_as_aprender_writes_it(recorded: Trace, tmp_path: Path) -> None
     imported = read_folder(tmp_path, IDS, note=notes.append)
     assert compare(imported, recorded).identical
     assert imported.stages() == recorded.stages()
-    assert notes == [f"{tmp_path}: left out ffn_silu and qkv_bias, which Qwen3 has not"]
+    assert notes == [f"{tmp_path}: left out ffn_silu and qkv_bias, which the model has not"]
     shutil.copy(tmp_path / "layer-0/embedding.bin", tmp_path / "embedding.bin")
     with pytest.raises(FileRefused, match="expected embedding once"):
         read_folder(tmp_path, IDS)
@@ -175,6 +175,24 @@ def test_folders_that_are_none(tmp_path: Path, recorded: Trace) -> None:
     write_folder(tmp_path, recorded)
     with pytest.raises(FileRefused, match=r"multiple of 7 values"):
         read_folder(tmp_path, IDS[:7])
+
+
+def test_a_folder_is_held_against_the_model(
+    recorded: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of 12 tokens, said to be of the last alone, every row is 12 times as wide as it can be."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("all"), recorded)
+    argv = ["import-trace", "all", "--tokens", ",".join(map(str, IDS)), "-o", "t"]
+    assert main([*argv, "--last"]) == 3
+    err = capsys.readouterr().err
+    assert "all/embedding.bin: embedding: expected shape (256,) for each token, got (3072,)" in err
+    assert "of the last token alone" in err
+    assert not Path("t").exists()
+    assert main(argv) == 0
+    assert Trace.load("t")["moe_expert_gate", 3].shape == recorded["moe_expert_gate", 3].shape
+    assert main([*argv[:3], "1,999999", *argv[4:]]) == 2
+    assert "tokens: expected ids from 0 to" in capsys.readouterr().err
 
 
 def in_float32(odd: tuple[str, int | None] | None = None) -> dict[tuple[str, int | None], Array]:

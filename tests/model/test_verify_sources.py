@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import isobit
+from isobit.cli import main
 from isobit.errors import GateFailed, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
@@ -21,7 +22,7 @@ from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
 from isobit.verify.graph import Run, forward
 from isobit.verify.oracle import Oracle
-from isobit.verify.trace import Trace, record
+from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
 from tests.helpers.synth import Geometry, write_model
@@ -93,6 +94,53 @@ def test_chunks_are_put_together(chunk: int, recorded: Trace) -> None:
         assert margin is not None
         assert whole is not None
         assert margin.tobytes() == whole.tobytes()
+
+
+class Interrupted(ModelRun):
+    """A run that Ctrl-C ends after some values."""
+
+    def __init__(self, model: Model, after: int) -> None:
+        super().__init__(model)
+        self._left = after
+
+    def run(self, tokens: Any, chunk: int, stages: Any, emit: Any) -> None:
+        def counting(*item: Any) -> None:
+            self._left -= 1
+            if self._left < 0:
+                raise KeyboardInterrupt
+            emit(*item)
+
+        super().run(tokens, chunk, stages, counting)
+
+
+@pytest.mark.parametrize(
+    ("after", "tokens", "stages"),
+    [
+        (0, 0, 0),
+        (40, 5, 40),  # in the first chunk: what there is of it
+        (155, 5, 155),  # all of the first chunk
+        (155 * 2 + 7, 10, 155),  # the third was begun
+    ],
+)
+def test_ctrl_c_leaves_the_first_tokens(
+    after: int, tokens: int, stages: int, recorded: Trace
+) -> None:
+    kept: list[Trace] = []
+    with isobit.load("sample", "reference") as other:
+        other.engine = isobit.config.EngineConfig(chunk=5)
+        with pytest.raises(KeyboardInterrupt):
+            record(Interrupted(other, after), IDS, interrupted=kept.append)
+    assert len(kept) == (tokens > 0)
+    for trace in kept:
+        assert (len(trace.manifest.positions), len(trace.stages())) == (tokens, stages)
+        assert trace.manifest.tokens == IDS
+        for key in trace.stages():
+            whole, got = recorded[key][:tokens], trace[key]
+            assert got.tobytes() == whole[..., : got.shape[-1]].tobytes(), key
+        if stages == len(recorded.stages()):
+            diff = compare(trace, recorded)
+            assert diff.identical
+            assert diff.tokens == tokens
 
 
 def test_only_what_was_asked_for(model: Model) -> None:
@@ -172,6 +220,45 @@ def test_transformers_is_the_oracle_in_float32(model: Model, oracle: Oracle) -> 
             assert s.distance.relative_rms < 1e-5, s.where
     exact = verify(model, hf.Transformers.of(model.file), IDS)
     assert exact.accuracy
+
+
+@pytest.mark.parametrize("odd", [None, 5])
+def test_transformers_first_stage_beyond_float32_rounding(
+    odd: int | None,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two recordings and one comparison, which names no stage; one product in bf16, or none."""
+    torch = needs("torch", "torch")
+    from isobit.verify import hf  # noqa: PLC0415
+
+    monkeypatch.chdir(tmp_path)
+    theirs = hf.Transformers.of(model.file)
+    if odd is not None:
+        product = theirs.model.model.layers[odd].self_attn.o_proj
+        monkeypatch.setattr(
+            product, "forward", lambda x: x.to(torch.bfloat16).float() @ product.weight.T
+        )
+    record(theirs, IDS).save("theirs.trace")
+    tokens = ["--tokens", ",".join(map(str, IDS))]
+    assert main(["trace", "--backend", "cpu", *tokens, "-o", "ours.trace"]) == 0
+    capsys.readouterr()
+    argv = ["diff", "theirs.trace", "ours.trace", "--replay"]
+    assert main([*argv, "--html", "d.html"]) == 1
+    out, err = capsys.readouterr()
+    page = Path("d.html").read_text("utf-8")
+    if odd is None:
+        assert "replay: no operation is off by more than float32 rounding explains" in out
+        assert "faulty" not in out.partition("| stage")[0]
+        assert "float32 rounding explains every operation" in page
+    else:
+        assert "replay: first beyond float32 rounding: attn_out of layer 5" in out
+        assert "1 of 139 stages are" in out
+        assert "A's activations are bf16 in attn_out" in out
+        assert "faulty: attn_out of layer 5" in err
+        assert "Beyond float32 rounding by itself: attn_out of layer 5." in page
 
 
 def test_accuracy_over_a_text(model: Model, oracle: Oracle) -> None:

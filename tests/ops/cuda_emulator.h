@@ -331,3 +331,7 @@ extern "C" void* emu_alloc(size_t n) {
     mprotect(p + (pages << 12), 4096, PROT_NONE);
     return p + (pages << 12) - (n + 15) / 16 * 16;
 }
+extern "C" void emu_free(char* p, size_t n) {
+    size_t pages = (n + 15) / 16 * 16 + 4095 >> 12;
+    munmap(p + (n + 15) / 16 * 16 - (pages << 12), (pages + 1) << 12);
+}

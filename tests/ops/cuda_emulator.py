@@ -14,7 +14,7 @@ from tempfile import gettempdir
 
 import numpy as np
 
-from isobit.backends.cuda.compile import INCLUDE, SOURCES, signatures
+from isobit.backends.cuda.device.compile import INCLUDE, SOURCES, signatures
 
 HERE = Path(__file__).parent
 _FLAGS = [
@@ -66,7 +66,7 @@ def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     digest = hashlib.sha256(source.encode() + (SOURCES / f"{stem}.cu").read_bytes())
     for file in files:
         digest.update(file.read_bytes())
-    out = _FOLDER / f"{stem}-{digest.hexdigest()[:24]}.so"
+    out = _FOLDER / f"{Path(stem).name}-{digest.hexdigest()[:24]}.so"
     include = [f"-I{d}" for d in (_header(), HERE, *INCLUDE)]
     _compile(out, *include, "-x", "c++", "-", source=source)
     return ctypes.CDLL(str(out))
@@ -84,10 +84,12 @@ class EmulatedGpu:
         """bulk: with Hopper's bulk copies, else with Ampere's."""
         self._defines = {"BULK_COPIES": ""} if bulk else {}
         self._rng = np.random.default_rng(seed)
-        memory = _library("pointwise", ())
+        memory = _library("ops/add", ())
         memory.emu_alloc.restype = ctypes.c_void_p
         memory.emu_alloc.argtypes = [ctypes.c_size_t]
-        self._allocate = memory.emu_alloc
+        memory.emu_free.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._allocate, self._free = memory.emu_alloc, memory.emu_free
+        self._held: dict[int, int] = {}
 
     def activate(self) -> None:
         pass
@@ -97,11 +99,12 @@ class EmulatedGpu:
 
     def allocate(self, nbytes: int) -> int:
         address = int(self._allocate(max(nbytes, 1)))
+        self._held[address] = max(nbytes, 1)
         ctypes.memset(address, 0xA5, min(nbytes, 1 << 20))  # what nobody wrote is not zero
         return address
 
     def free(self, address: int) -> None:
-        pass
+        self._free(address, self._held.pop(address))
 
     def upload(self, address: int, values: np.ndarray) -> None:
         values = np.ascontiguousarray(values)
@@ -160,4 +163,8 @@ class EmulatedGpu:
         graph()
 
     def close(self) -> None:
-        pass
+        while self._held:
+            self.free(next(iter(self._held)))
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,13 +1,17 @@
 """What the CUDA tests share: an emulated or a real device, and buffers between sentinels."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend, available
-from isobit.backends.cuda.gpu import CudaGpu
+from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.ops.matmul import one
 
 from .cuda_emulator import EmulatedGpu
 
@@ -27,8 +31,8 @@ def open_gpu(kind):
     return CudaGpu()
 
 
-def open_cuda(kind, weights, engine):
-    return CudaBackend(weights, engine, open_gpu(kind))
+def open_cuda(kind, weights, engine, *, fused=True):
+    return (CudaBackend if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
 
 
 def ragged(rng, vocab, parts, pages):
@@ -83,3 +87,37 @@ def same(a, b):
     assert np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32)), (
         f"{(a.view(np.uint32) != b.view(np.uint32)).sum()} of {a.size} values differ"
     )
+
+
+class Alone:
+    """Single launches of kernels, as operations make them; buffers are addresses."""
+
+    def __init__(self, gpu, planes):
+        self.gpu, self.planes, self.captured = gpu, planes, False
+
+    def launch(self, *arguments, **more):
+        Lowering.launch(self, *arguments, **more)
+
+    def quantise(self, x, n, rows, acts):
+        blocks = -(-rows * supers(n) // 8)
+        self.launch("ops/quantise", (blocks,), (x, n, n, 1, n, rows, acts))
+
+    def product(self, acts, x=0, segments=None):
+        return SimpleNamespace(
+            g=self,
+            stack=segments is not None,
+            segments=segments or (0, 0, 1),
+            input=lambda w: x if w.layout.kind == "floats" else acts,
+        )
+
+    def matmul(self, w, x, acts, y, items, *, segments=None, row_stride=None):
+        one(self.product(acts, x, segments), w, y, items, row_stride or w.rows)
+
+    def norm(self, x, norm, eps, n, rows, y, acts, residual=0, experts=(0, 1)):
+        arguments = (x, residual, *experts, norm, eps, n, y, acts)
+        self.launch("ops/rms_norm.norm_quantise", (rows,), arguments, shared=4 * n)
+
+    def sort_pairs(self, ids, pairs, experts, order, offset):
+        parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
+        arguments = (ids, pairs, experts, parts, order, offset, 0, 0)
+        self.launch("ops/top_k.sort_pairs", (1,), arguments, shared=4 * experts * parts)

@@ -5,20 +5,24 @@ definitions; the formats that it does not hold are added.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend, compile
-from isobit.backends.cuda.layout import Layout, readable
+from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
+from isobit.backends.cuda.device import compile
+from isobit.backends.cuda.device.layout import Layout, readable
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from tests.helpers.expected import needs
+from tests.helpers.synth import QWEN3_30B_A3B
 
+from . import test_graph_ops
 from .cuda_emulator import EmulatedGpu
 
 
@@ -33,22 +37,41 @@ class Recorder(EmulatedGpu):
         self.asked.add((stem, tuple(sorted((defines or {}).items()))))
 
 
+HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
+
+
 @pytest.fixture(scope="module")
 def kernels():
     gpu = Recorder()
     engine = EngineConfig(context=512, max_sequences=4, chunk=128)
-    backend = CudaBackend(Weights.from_file(GGUFFile.open(sample_path())), engine, gpu)
     pages = np.arange(32, dtype=np.int32).reshape(4, 8)
-    for first, n in ((0, 128), (0, 3), (0, 1), (300, 1)):  # prompts, and steps of one sequence
-        at = np.arange(first, first + n, dtype=np.int32)
-        backend.forward(Batch(at, at, 0 * at, pages, np.array([n - 1], np.int32)))
-    each = np.arange(2, dtype=np.int32)
-    backend.forward(Batch(each, 0 * each, each, pages, each))
+    for path, kind in (
+        (sample_path(), CudaBackend),
+        (sample_path(), UnfusedCudaBackend),
+        (HYBRID, CudaBackend),
+    ):
+        weights = Weights.from_file(GGUFFile.open(path))
+        backend = kind(weights, engine, gpu)
+        for first, n in ((0, 128), (0, 3), (0, 1), (300, 1)):  # prompts, and steps of one sequence
+            at = np.arange(first, first + n, dtype=np.int32)
+            backend.forward(Batch(at, at, 0 * at, pages, np.array([n - 1], np.int32)))
+        each = np.arange(2, dtype=np.int32)
+        backend.forward(Batch(each, 0 * each, each, pages, each))
     backend.read_bandwidth()
+    rng = np.random.default_rng()
+    for case in (
+        test_graph_ops.bias,
+        test_graph_ops.rope_of_neighbours,
+        test_graph_ops.expert_bias,
+        test_graph_ops.clamped_gate,
+    ):
+        weights = Weights(QWEN3_30B_A3B, test_graph_ops.graph(case, rng))
+        backend = UnfusedCudaBackend(weights, engine, gpu)
+        backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
     for stem, defines in list(gpu.asked):  # what other shapes and devices ask for
-        if stem == "batch_matmul" and ("GATED", "1") not in defines:
+        if stem == "ops/batch_matmul" and ("GATED", "1") not in defines:
             gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
-        if stem == "decode_attention":
+        if stem == "fusions/decode/decode_attention":
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))
     for f in filter(readable, FORMATS.values()):
@@ -57,12 +80,22 @@ def kernels():
             stem, _, defines = layout.matmul
             extra = {"ROWS": "8"} if layout.kind == "floats" else {}
             gpu.asked.add((stem, tuple(sorted({**defines, **extra, "PLANES": "2"}.items()))))
-            gpu.asked.add(("embedding", tuple(sorted(layout.embedding_defines.items()))))
+            embedding = {**layout.embedding_defines, "PLANES": "2"}
+            gpu.asked.add(("ops/embedding", tuple(sorted(embedding.items()))))
     return sorted(gpu.asked)
 
 
 def test_all_files_are_asked_for(kernels):
-    assert {stem for stem, _ in kernels} == {p.stem for p in compile.SOURCES.glob("*.cu")}
+    there = (p.relative_to(compile.SOURCES) for p in compile.SOURCES.rglob("*.cu"))
+    assert {stem for stem, _ in kernels} == {str(p.with_suffix("")) for p in there}
+
+
+def test_every_kernel_waits_for_those_before_it():
+    """It may be launched to overlap: what does not wait, races."""
+    for path in compile.SOURCES.rglob("*.cu"):
+        if path.parent.name != "device":
+            parts = path.read_text().split("KERNEL(")[1:]
+            assert all("begin();" in p or "wait_for_previous();" in p for p in parts), path
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])

@@ -1,19 +1,20 @@
-"""The decode graph gives the bits of the same step run kernel by kernel."""
+"""Captured steps of decoding give the CPU's bits, fused beside unfused layers too."""
 
 import numpy as np
 import pytest
 
 from isobit import numerics
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.cuda import CudaBackend, decode
+from isobit.backends.cuda import CudaBackend, fusions
+from isobit.backends.cuda.fusions import decode_layer, step_attention
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
-from tests.helpers.synth import Geometry, write_model
+from tests.helpers.synth import Q4_K_M, Geometry, write_model
 
 from .cuda_emulator import EmulatedGpu
 from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
-from .test_cuda_forward import weights  # noqa: F401
+from .test_cuda_forward import check, weights  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -25,31 +26,31 @@ def test_decode_graph(weights, monkeypatch, kind, planes, at_once):  # noqa: F81
     turn."""
     print("seed", SEED)
     if at_once:
-        monkeypatch.setattr(decode, "attention_tiles", lambda *_: at_once)
-        monkeypatch.setattr(decode, "attention_buffers", lambda *_: at_once)
+        monkeypatch.setattr(step_attention, "tiles_at_once", lambda *_: at_once)
+        monkeypatch.setattr(step_attention, "tile_buffers", lambda *_: at_once)
     rng = np.random.default_rng(SEED)
     engine = EngineConfig(activation_planes=planes, context=512, max_sequences=1, chunk=256)
-    backend = open_cuda(kind, weights, engine)
-    assert backend._decoder is not None
+    backend, theirs = open_cuda(kind, weights, engine), CpuBackend(weights, engine)
     pages = rng.permutation(8).astype(np.int32)[None]
     vocab = weights.config.vocab
     first, steps = (127, 2) if kind == "emulated" else (250, 80)
-    backend.forward(ragged(rng, vocab, [(0, first)], pages))
+    prompt = ragged(rng, vocab, [(0, first)], pages)
+    same(backend.forward(prompt), theirs.forward(prompt))
     token = int(rng.integers(vocab))
     chosen = []
     for position in range(first, first + steps):
         one = ragged(rng, vocab, [(position, 1)], pages)
         one.tokens[0] = token
-        plain = backend.forward(one, lambda *_: None, frozenset())
-        fused = backend.forward(one)
-        assert np.array_equal(plain.view(np.uint32), fused.view(np.uint32)), position
-        token = int(fused[0].argmax())
+        logits = backend.forward(one)
+        same(logits, theirs.forward(one))
+        token = int(logits[0].argmax())
         chosen.append(token)
     again = backend.greedy(
         np.array(chosen[:1], np.int32), np.array([first + 1], np.int32), pages, steps - 1
     )
     assert again[:, 0].tolist() == chosen[1:]
     backend.close()
+    theirs.close()
 
 
 # Experts that nobody guesses, copies that hold parts of two places, more steps than are copied
@@ -69,7 +70,7 @@ SHAPES = [
 def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_tiles):
     """few_tiles 0: as if the tiles were many, which a kernel of their own merges."""
     print("seed", SEED)
-    monkeypatch.setattr(decode, "_FEW_TILES", few_tiles)
+    monkeypatch.setattr(step_attention, "FEW_TILES", few_tiles)
     geometry, multiprocessors, shared = shape
     path = write_model(tmp_path / "m.gguf", Geometry(layers=2, **geometry), seed=SEED)
     engine = EngineConfig(context=256, max_sequences=1, chunk=64)
@@ -79,7 +80,7 @@ def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_ti
         gpu = EmulatedGpu(SEED, bulk=bulk)
         gpu.multiprocessors, gpu.shared_most = multiprocessors, shared
         ours, theirs = CudaBackend(weights, engine, gpu), CpuBackend(weights, engine)
-        assert ours._decoder is not None
+        assert "decode_down" in kernels_of_step(ours)
         for start, stop in ((0, 3), (3, 4), (4, 5)):
             one = ragged(rng, weights.config.vocab, [(start, stop - start)], pages)
             a, b = ours.forward(one), theirs.forward(one)
@@ -95,27 +96,111 @@ def test_steps_of_several_sequences(weights, kind, planes, n):  # noqa: F811
     print("seed", SEED)
     rng = np.random.default_rng(SEED)
     engine = EngineConfig(activation_planes=planes, context=512, max_sequences=n, chunk=256)
-    backend = open_cuda(kind, weights, engine)
-    assert backend._batch_decoder is not None
+    backend, theirs = open_cuda(kind, weights, engine), CpuBackend(weights, engine)
     pages = rng.permutation(8 * n).astype(np.int32).reshape(n, 8)
     vocab = weights.config.vocab
     longest, steps = (2, 2) if kind == "emulated" else (400, 6)
     lengths = rng.integers(1, longest + 1, n)
     for i, length in enumerate(lengths):
         part = ragged(rng, vocab, [(0, int(length))], pages[i : i + 1])
-        backend.forward(part, lambda *_: None, frozenset())
+        backend.forward(part)
+        theirs.forward(part)
     tokens, chosen = rng.integers(0, vocab, n).astype(np.int32), []
     for step in range(steps):
         one = ragged(rng, vocab, [(int(p) + step, 1) for p in lengths], pages)
         one.tokens[:] = tokens
-        fused = backend.forward(one)
-        plain = backend.forward(one, lambda *_: None, frozenset())
-        assert np.array_equal(plain.view(np.uint32), fused.view(np.uint32)), step
-        tokens = fused.argmax(-1).astype(np.int32)
+        logits = backend.forward(one)
+        same(logits, theirs.forward(one))
+        tokens = logits.argmax(-1).astype(np.int32)
         chosen.append(tokens)
     again = backend.greedy(chosen[0], (lengths + 1).astype(np.int32), pages, steps - 1)
     assert np.array_equal(again, chosen[1:])
     backend.close()
+    theirs.close()
+
+
+def kernels_of_step(backend):
+    """Names of the kernels of a step of one sequence."""
+    found, gpu = [], backend._gpu
+    launch, gpu.launch = gpu.launch, lambda *a, **_: found.append(a[1])
+    backend._programs.one._queue(backend._programs.one._pass(many=False))
+    gpu.launch = launch
+    return found
+
+
+FUSED_LAYER = [
+    *("decode_qkv", "decode_attention", "decode_attn_out"),
+    *("decode_router", "decode_gate_up", "decode_down"),
+]
+
+
+def test_a_layer_is_six_launches(weights):  # noqa: F811
+    backend = open_cuda("emulated", weights, EngineConfig(context=256, max_sequences=1))
+    layers = weights.config.n_layers
+    assert kernels_of_step(backend) == ["embed", *FUSED_LAYER * layers, "decode_head"]
+
+
+def test_launches_of_steps_together(weights):  # noqa: F811
+    """Sums, norms and quantisation are one launch, also across layers."""
+    engine = EngineConfig(context=256, max_sequences=2)
+    backend, found = open_cuda("emulated", weights, engine), []
+    backend._gpu.launch = lambda *a, **_: found.append(a[1])
+    backend._programs.many._queue(backend._programs.many._pass(2))
+    layer = [
+        *("norm_quantise", "batch_matmul", "batch_matmul", "decode_attention", "batch_merge"),
+        *("batch_matmul", "norm_quantise", "matmul_floats", "router_top_k", "sort_pairs"),
+        *("batch_matmul", "quantise", "batch_matmul"),
+    ]
+    again = [*layer[:2], *layer[3:]]  # q, k and v of one format
+    assert found[: 1 + len(layer)] == ["embed", *layer]
+    assert found[1 + len(layer) :][: len(again)] in (layer[: len(again)], again)
+    assert found[-3:] == ["norm_quantise", "batch_matmul", "next_token"]
+
+
+@pytest.mark.parametrize("unfused", ["0", "1", "2", "01", "02", "12", "012"])
+def test_layers_op_by_op_beside_fused_ones(tmp_path, monkeypatch, unfused):
+    """In each order, within the same captured step, the same bits."""
+    print("seed", SEED)
+    rng = np.random.default_rng(SEED)
+
+    def refusing(claim):
+        return lambda g, ops: None if str(ops[0].layer) in unfused else claim(g, ops)
+
+    for kind, claims in fusions.CLAIMS.items():
+        monkeypatch.setitem(fusions.CLAIMS, kind, tuple(map(refusing, claims)))
+    geometry = Geometry(layers=3)
+    path = write_model(tmp_path / "m.gguf", geometry, seed=SEED)
+    engine = EngineConfig(context=256, max_sequences=2, chunk=64)
+    pages = np.array([[3, 1], [0, 2]], np.int32)
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = open_cuda("emulated", weights, engine), CpuBackend(weights, engine)
+        names = kernels_of_step(ours)
+        assert names.count("decode_qkv") == 3 - len(unfused)
+        assert names.count("append") == 3 * len(unfused)
+        for parts in ([(0, 3), (0, 2)], [(3, 1), (2, 1)], [(4, 1)]):
+            check(ours, theirs, ragged(rng, weights.config.vocab, parts, pages))
+        theirs.close()
+
+
+def test_one_tensor_of_another_format_costs_its_layer_alone(tmp_path):
+    """The rest of the model stays on the fast path, and so does the rest of the layer."""
+    geometry = Geometry(layers=2)
+    other = write_model(tmp_path / "n.gguf", geometry, {**Q4_K_M, "attn_output": "Q8_0"}, seed=1)
+    path = write_model(tmp_path / "m.gguf", geometry, seed=1)
+    engine = EngineConfig(context=128, max_sequences=1, chunk=64)
+    with GGUFFile.open(path) as file, GGUFFile.open(other) as changed:
+        graph, odd = Weights.from_file(file), Weights.from_file(changed).graph.weights
+        name = "blk.1.attn_output.weight"
+        weights = Weights(graph.config, graph.graph.with_weights({name: odd[name]}))
+        ours, theirs = open_cuda("emulated", weights, engine), CpuBackend(weights, engine)
+        names = kernels_of_step(ours)
+        assert names[:7] == ["embed", *FUSED_LAYER]
+        assert names[-1] == "decode_head"
+        assert {"decode_attention", "batch_matmul", "matmul_blocks"} <= set(names[7:])
+        batch = ragged(np.random.default_rng(SEED), 320, [(0, 1)], np.array([[1]], np.int32))
+        check(ours, theirs, batch)
+        theirs.close()
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
@@ -148,14 +233,13 @@ def test_merge_of_many_tiles(kind, tiles):
     b = Buffers(gpu)
     result = b.new(expected.nbytes)
     step = np.array([0, tiles * 64 - 1, 0, 0], np.int32)
-    defines = {"PLANES": 2, "HIDDEN": 256, "HEADS": heads, "KV_HEADS": kv_heads}
-    defines |= {"HEAD_DIM": head_dim, "FFN": 256, "EXPERTS": 4, "USED": 2}
+    defines = {"PLANES": 2, "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim}
     gpu.launch(
-        "decode_merge",
+        "fusions/decode/decode_merge",
         "decode_merge",
         (heads * head_dim // 32,),
         (b.put(step), b.put(pairs), b.put(tile_out), most, result),
-        shared=decode.MERGE_SHARED,
+        shared=decode_layer.MERGE_SHARED,
         defines={k: str(v) for k, v in defines.items()},
     )
     same(b.get(result, expected.shape), expected)

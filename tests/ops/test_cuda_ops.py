@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.cuda import decode_batch
-from isobit.backends.cuda.layout import ACT_BYTES, Layout, readable, repack
-from isobit.backends.cuda.load import Loader
-from isobit.backends.cuda.ops import Ops, Segments, _pays_on_tensor_cores
+from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, readable, repack
+from isobit.backends.cuda.device.load import DeviceWeight, Loader
+from isobit.backends.cuda.device.memory import Region, supers
+from isobit.backends.cuda.ops.append import KEY, QUERY, VALUE, room
+from isobit.backends.cuda.ops.matmul import pays_on_tensor_cores, stream_shared
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
 from .cases import powers_weight
-from .cuda_support import F32, SEED, Buffers, open_gpu, same
+from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
 
 
 @pytest.fixture(params=["emulated", "cuda"])
@@ -71,8 +72,12 @@ def quantised(gpu, ops, x):
 
 
 def load(gpu, weight):
-    with Loader(gpu, weight.data.nbytes + 512) as loader:
-        return loader.matrix(weight)
+    region = Region()
+    stored = DeviceWeight.of(weight, region)
+    region.address = gpu.allocate(region.nbytes)
+    with Loader(gpu) as loader:
+        loader.matrix(weight, stored)
+    return stored
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -82,7 +87,7 @@ def test_quantise(gpu, rng, planes, columns):
     x[1, 3] = np.inf
     x[2, 255] = np.nan
     x[3, :256], x[4, :256] = 1, -1  # the largest sums
-    b, ops = Buffers(gpu), Ops(gpu, planes)
+    b, ops = Buffers(gpu), Alone(gpu, planes)
     supers = -(-columns // 256)
     acts = b.new(5 * supers * ACT_BYTES)
     ops.quantise(b.put(x), columns, 5, acts)
@@ -117,7 +122,7 @@ def test_matmul(gpu, rng, name, rows, planes):
     small = fmt.block_size <= 32
     for columns in (96, 800, 512) if small else (256, 768, 2304):
         w = random_weight(rng, fmt, rows, columns)
-        ops = Ops(gpu, planes)
+        ops = Alone(gpu, planes)
         stored = load(gpu, w)
         for tokens in (1, 11):
             x = activations(rng, tokens, columns)
@@ -132,7 +137,7 @@ def test_matmul(gpu, rng, name, rows, planes):
 def test_matmul_of_rows_of_2880(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     w, x = random_weight(rng, fmt, 8, 2880), activations(rng, 2, 2880)
-    ops, b = Ops(gpu, 2), Buffers(gpu)
+    ops, b = Alone(gpu, 2), Buffers(gpu)
     values, acts = quantised(gpu, ops, x)
     y = b.new(4 * 2 * 8)
     ops.matmul(load(gpu, w), values, acts, y, 2)
@@ -141,7 +146,7 @@ def test_matmul_of_rows_of_2880(gpu, rng, name):
 
 @pytest.mark.parametrize("columns", [320, 512])
 def test_every_scale_of_mxfp4(gpu, rng, columns):
-    w, ops, b = powers_weight(rng, columns), Ops(gpu, 2), Buffers(gpu)
+    w, ops, b = powers_weight(rng, columns), Alone(gpu, 2), Buffers(gpu)
     x = (rng.standard_normal((3, columns)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
     values, acts = quantised(gpu, ops, x)
     y = b.new(4 * 3 * 256)
@@ -166,10 +171,10 @@ def test_matmul_of_many(gpu, rng, name, planes):
         else:
             w.data[:192], w.data[192:208] = 0, 128
         x[-1], x[-2] = F32(1e30), F32(-1e30)
-        ops, b = Ops(gpu, planes), Buffers(gpu)
+        ops, b = Alone(gpu, planes), Buffers(gpu)
         values, acts = quantised(gpu, ops, x)
         y, stored = b.new(4 * tokens * (rows + 3)), load(gpu, w)
-        assert _pays_on_tensor_cores(stored, tokens, None)
+        assert pays_on_tensor_cores(stored, tokens, stack=False)
         ops.matmul(stored, values, acts, y, tokens, row_stride=rows + 3)
         got = b.get(y, (tokens, rows + 3))
         same(got[:, :rows], numerics.matmul(w, x, planes))
@@ -184,20 +189,17 @@ def test_batch_matmul(gpu, rng, name, supers, split):
     rows, n, blocks = 80, 17, 2
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
-    _, acts = quantised(gpu, Ops(gpu, 2), x)
+    _, acts = quantised(gpu, Alone(gpu, 2), x)
     groups = np.array([[0, i, min(8, n - i), 0] for i in range(0, n, 8)], np.int32)
     y = b.new(4 * n * rows)
-    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1", "PLANES": "2"}
-    defines |= {"HIDDEN": "256", "HEADS": "2", "KV_HEADS": "1", "HEAD_DIM": "128"}
-    defines |= {"FFN": "256", "EXPERTS": "4", "USED": "2"} | ({"SPLIT": "1"} if split else {})
-    gpu.launch(
-        "batch_matmul",
-        "batch_matmul",
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1"}
+    Alone(gpu, 2).launch(
+        "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        shared=decode_batch._shared(stored, 2, split=split),
-        defines=defines,
+        defines | ({"SPLIT": "1"} if split else {}),
+        shared=stream_shared(stored, 2, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
@@ -209,7 +211,7 @@ def test_matmul_of_experts(gpu, rng, name):
     w = random_weight(rng, fmt, experts, rows, columns)
     x = activations(rng, tokens, columns)
     ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(tokens)], np.int32)
-    ops, b = Ops(gpu, 2), Buffers(gpu)
+    ops, b = Alone(gpu, 2), Buffers(gpu)
     order, offset = b.new(4 * tokens * k), b.new(4 * (experts + 1))
     ops.sort_pairs(b.put(ids), tokens * k, experts, order, offset)
     counts = np.bincount(ids.reshape(-1), minlength=experts)
@@ -218,7 +220,7 @@ def test_matmul_of_experts(gpu, rng, name):
     assert np.array_equal(got, np.argsort(ids.reshape(-1), kind="stable"))
     values, acts = quantised(gpu, ops, x)
     y = b.new(4 * tokens * k * rows)
-    ops.matmul(load(gpu, w), values, acts, y, tokens * k, segments=Segments(order, offset, k))
+    ops.matmul(load(gpu, w), values, acts, y, tokens * k, segments=(order, offset, k))
     expected = [
         [numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for e in ids[t]] for t in range(tokens)
     ]
@@ -233,7 +235,13 @@ def test_embedding(gpu, rng, name):
         tokens = rng.integers(0, rows, 6).astype(np.int32)
         b = Buffers(gpu)
         y = b.new(4 * 6 * columns)
-        Ops(gpu, 2).embed(load(gpu, w), b.put(tokens), 6, y)
+        table = load(gpu, w)
+        Alone(gpu, 2).launch(
+            "ops/embedding.embed",
+            (6, supers(columns)),
+            (table.address, b.put(tokens), columns, y),
+            table.layout.embedding_defines,
+        )
         same(b.get(y, (6, columns)), w.float32()[tokens])
 
 
@@ -254,7 +262,8 @@ def test_rms_norm(gpu, rng, n):
     x, weight = activations(rng, 3, n), activations(rng, n)
     b = Buffers(gpu)
     y = b.new(x.nbytes)
-    Ops(gpu, 2).rms_norm(b.put(x), b.put(weight), 1e-6, n, 3, y)
+    arguments = (b.put(x), n, n, 1, b.put(weight), 1e-6, n, y)
+    Alone(gpu, 2).launch("ops/rms_norm", (3,), arguments)
     same(b.get(y, x.shape), numerics.rms_norm(x, weight, F32(1e-6)))
 
 
@@ -265,11 +274,11 @@ def test_norm_quantise(gpu, rng, n, kind):
     for rows in (1, 3):
         x, norm, more = activations(rng, rows, n), activations(rng, n), activations(rng, rows, k, n)
         weights = rng.random((rows, k)).astype(F32)
-        b, ops = Buffers(gpu), Ops(gpu, 2)
+        b, ops = Buffers(gpu), Alone(gpu, 2)
         y, acts, at = b.new(4 * rows * n), b.new(rows * -(-n // 256) * ACT_BYTES), b.put(x)
         residual = b.put(more) if kind != "plain" else 0
         experts = (b.put(weights), k) if kind == "experts" else (0, 1)
-        ops.norm_quantise(at, residual, b.put(norm), 1e-6, n, rows, y, acts, experts=experts)
+        ops.norm(at, b.put(norm), 1e-6, n, rows, y, acts, residual, experts)
         if kind == "residual":
             x = x + more[:, 0]
         elif kind == "experts":
@@ -284,17 +293,18 @@ def test_norm_quantise(gpu, rng, n, kind):
         assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
 
 
-def test_swiglu_and_residual(gpu, rng):
+def test_swiglu(gpu, rng):
     gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
         F32
     )
-    up = activations(rng, gate.size)
-    b, ops = Buffers(gpu), Ops(gpu, 2)
-    y = b.new(gate.nbytes)
-    ops.swiglu(b.put(gate), b.put(up), gate.size, y)
-    same(b.get(y, gate.shape), numerics.silu_gate(gate, up))
-    ops.add(b.put(gate), b.put(up), gate.size, y)
-    same(b.get(y, gate.shape), gate + up)
+    up, n = activations(rng, gate.size), gate.size
+    b, ops = Buffers(gpu), Alone(gpu, 2)
+    acts = b.new(supers(n) * ACT_BYTES)
+    arguments = (b.put(gate), b.put(up), n, 1, acts)
+    ops.launch("ops/silu_gate.swiglu_quantise", (-(-supers(n) // 8),), arguments)
+    _, expected = quantised(gpu, ops, numerics.silu_gate(gate, up)[None])
+    got, wanted = (b.get(at, (supers(n), ACT_BYTES), np.uint8) for at in (acts, expected))
+    assert np.array_equal(got[:, :700], wanted[:, :700])  # the rest is nobody's
 
 
 @pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])
@@ -304,15 +314,16 @@ def test_router(gpu, rng, experts, k, normalise):
     z[1] = np.round(z[1])  # ties
     z[2] = 0
     z[3, experts // 2] = 500  # all others have probability 0
-    b, ops = Buffers(gpu), Ops(gpu, 2)
+    b, ops = Buffers(gpu), Alone(gpu, 2)
     ids, weights = b.new(4 * 5 * k), b.new(4 * 5 * k)
-    ops.router_top_k(b.put(z), experts, k, normalise, 5, ids, weights)
+    arguments = (b.put(z), experts, k, int(normalise), ids, weights)
+    ops.launch("ops/top_k.router_top_k", (5,), arguments, shared=4 * experts)
     expected_ids, expected_weights, _ = numerics.top_k(z, k, normalise=normalise)
     assert np.array_equal(b.get(ids, (5, k), np.int32), expected_ids)
     same(b.get(weights, (5, k)), expected_weights)
     outputs = activations(rng, 5, k, 70)
     y = b.new(4 * 5 * 70)
-    ops.combine(weights, b.put(outputs), k, 70, 5, y)
+    ops.launch("ops/combine", (5,), (weights, b.put(outputs), k, 70, y))
     same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
 
 
@@ -320,7 +331,8 @@ def test_router(gpu, rng, experts, k, normalise):
     ("head_dim", "heads", "kv_heads"),
     [(128, 4, 2), (80, 3, 1), (10, 2, 2), (258, 2, 1), (512, 2, 1)],
 )
-def test_attention(gpu, rng, head_dim, heads, kv_heads):
+@pytest.mark.parametrize("together", [True, False])
+def test_attention(gpu, rng, head_dim, heads, kv_heads, together):
     """Two sequences on scattered pages; the second has a page of history already in the cache."""
     lengths, pages = (70, 5), np.array([[3, 0], [1, 4]], np.int32)
     positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
@@ -331,32 +343,49 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads):
     turn = numerics.rope_table(numerics.inverse_frequencies(head_dim, 1e4), 0, 128)
     eps = F32(1e-6)
 
-    b, ops = Buffers(gpu), Ops(gpu, 2)
-    q_rope, k_rope = b.new(4 * n * heads * head_dim), b.new(4 * n * kv_heads * head_dim)
+    b, ops = Buffers(gpu), Alone(gpu, 2)
     q_int, dq = b.new(2 * n * heads * padded), b.new(4 * n * heads)
     planes = 2 * n_pages * kv_heads * TILE * padded
     cache = (b.new(planes), b.new(planes))
     cache += (b.new(4 * n_pages * kv_heads * TILE), b.new(4 * n_pages * kv_heads * TILE))
     cache += (kv_heads, padded)
     where = (b.put(positions), b.put(sequence), b.put(pages), 2)
-    ops.attention(
-        "head_vectors",
-        head_dim,
-        (-(-n * (heads + 2 * kv_heads) // 8),),
-        (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), b.put(turn[0]), b.put(turn[1]))
-        + (*where, heads, float(numerics.attention_scale(head_dim)))
-        + (q_rope, k_rope, q_int, dq, *cache, n * (heads + 2 * kv_heads)),
-    )
-    out = b.new(4 * n * heads * head_dim)
-    arguments = (q_int, dq, *where, heads, *cache, out)
-    ops.attention("attention", head_dim, (heads, n), arguments)
-
+    scale = float(numerics.attention_scale(head_dim))
+    defines = {"HEAD_ROOM": room(head_dim)}
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
     cos, sin = (t[positions] for t in turn)
     q = numerics.rope(numerics.rms_norm(q, q_norm, eps), cos, sin)
     k = numerics.rope(numerics.rms_norm(k, k_norm, eps), cos, sin)
-    same(b.get(q_rope, q.shape), q)
-    same(b.get(k_rope, k.shape), k)
+    if together:
+        vectors = n * (heads + 2 * kv_heads)
+        ops.launch(
+            "fusions/head_vectors",
+            (-(-vectors // 8),),
+            (head_dim, b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), *map(b.put, turn))
+            + (*where, heads, scale, q_int, dq, *cache, vectors),
+            defines,
+        )
+    else:
+        for kind, x in ((QUERY, q), (KEY, k), (VALUE, v)):
+            each = x.shape[1]
+            ops.launch(
+                "ops/append",
+                (-(-n * each // 8),),
+                (kind, b.put(np.ascontiguousarray(x)), each * head_dim, head_dim, each, head_dim)
+                + (n * each, *where, scale, q_int, dq, *cache),
+                defines,
+            )
+    out = b.new(4 * n * heads * head_dim)
+    arguments = (head_dim, q_int, dq, *where, heads, *cache)
+    if together:
+        ops.launch("ops/attention", (heads, n), (*arguments, 0, 0, out), defines)
+    else:
+        pairs, parts = b.new(8 * n * heads * 3), b.new(4 * n * heads * 3 * head_dim)
+        more = (*arguments, 0, 3, pairs, parts)
+        ops.launch("ops/attention.attention_tiles", (heads, n, 2), more, defines)
+        arguments = (head_dim, where[0], heads, 0, 0, 3, pairs, parts, out)
+        ops.launch("ops/attention.attention_merge", (heads, n), arguments, defines)
+
     expected = np.empty_like(q)
     for s in (0, 1):
         rows = np.flatnonzero(sequence == s)

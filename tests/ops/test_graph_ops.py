@@ -32,6 +32,7 @@ from isobit.numerics.ops import (
     Embedding,
     ExpertBias,
     ExpertMatMul,
+    ExpertScale,
     GatedAdd,
     GatedDelta,
     Heads,
@@ -39,6 +40,7 @@ from isobit.numerics.ops import (
     MatMul,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Sigmoid,
     SigmoidGate,
@@ -50,6 +52,8 @@ from isobit.numerics.rope_table import Yarn
 from tests.helpers.synth import QWEN3_30B_A3B
 from tests.ops.wgpu_support import open_device
 
+from .cuda_support import open_cuda
+
 
 def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
@@ -57,7 +61,20 @@ def wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     return WgpuBackend(weights, engine, open_device())
 
 
-OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {"cpu": CpuBackend, "wgpu": wgpu}
+def emulated(weights: Weights, engine: EngineConfig) -> Backend:
+    return open_cuda("emulated", weights, engine)
+
+
+def cuda(weights: Weights, engine: EngineConfig) -> Backend:
+    return open_cuda("cuda", weights, engine)
+
+
+OPENERS: dict[str, Callable[[Weights, EngineConfig], Backend]] = {
+    "cpu": CpuBackend,
+    "emulated": emulated,
+    "cuda": cuda,
+    "wgpu": wgpu,
+}
 VOCABULARY = 200
 EDGES = [0.0, -0.0, 1e-42, -1e-38, 88.5, -87.2, 100.0, -100.0, 1e30, -3e38]
 
@@ -115,6 +132,26 @@ def yarn(g: Builder, x: Value, rng: np.random.Generator) -> Value:
 
 def bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", Bias(), x, weights=[f32("b", rng.standard_normal(96))])
+
+
+def scale(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Scale(), x, weights=[f32("s", rng.standard_normal(96))])
+
+
+def scaled_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    """Two scaled products, both read by what follows."""
+    s = [f32(name, np.exp(rng.standard_normal(48))) for name in "st"]
+    gate, up = (
+        g.one(None, Scale(), g.one(None, Columns(48 * i, 48), x), weights=[s[i]]) for i in (0, 1)
+    )
+    return g.one("y", SiluGate(), gate, up)
+
+
+def expert_scale(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    z = g.one(None, Columns(0, 16), x)
+    _, ids = g.add((None, None), TopK(4, normalise=True), z)
+    heads = g.one(None, Heads(0, 4, 24), x)
+    return g.one("y", ExpertScale(), heads, ids, weights=[f32("s", rng.standard_normal(16))])
 
 
 def decay(g: Builder, x: Value, rng: np.random.Generator) -> Value:
@@ -178,9 +215,13 @@ CASES = (
     attention_through_a_window,
     expert_bias,
     clamped_gate,
+    scale,
+    scaled_gate,
+    expert_scale,
 )
 STATEFUL = (causal_conv, gated_delta)
 WITHOUT_EDGES = {gated_delta, decay, attention, attention_through_a_window, expert_bias}
+NOT_ON_GPUS = {scale, scaled_gate, expert_scale}
 
 
 def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:
@@ -213,7 +254,7 @@ def stage(
             positions.astype(np.int32),
             sequence[at],
             pages,
-            np.array([0], np.int32),
+            np.arange(len(rows), dtype=np.int32),  # of single tokens all, as in a step
             np.array([1, 0], np.int32),
         )
         taken: list[np.ndarray] = []
@@ -223,7 +264,9 @@ def stage(
     return np.concatenate([np.concatenate(parts) for parts in found.values()])
 
 
-@pytest.mark.parametrize(("name", "threads"), [("cpu", 1), ("cpu", 3), ("wgpu", 1)])
+@pytest.mark.parametrize(
+    ("name", "threads"), [("cpu", 1), ("cpu", 3), ("emulated", 1), ("cuda", 1), ("wgpu", 1)]
+)
 @pytest.mark.parametrize("case", [*CASES, decay, *STATEFUL], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
 def test_operation(  # type: ignore[no-untyped-def]
@@ -231,6 +274,10 @@ def test_operation(  # type: ignore[no-untyped-def]
 ) -> None:
     weights = Weights(QWEN3_30B_A3B, graph(case, rng, normed=normed))
     engine = EngineConfig(max_sequences=2, context=256, threads=threads)
+    if name in ("cuda", "wgpu") and case in NOT_ON_GPUS:
+        with pytest.raises(BackendUnavailable, match="scale: no kernel; another backend may"):
+            OPENERS[name](weights, engine)
+        return
     tokens = rng.integers(0, VOCABULARY, 2 * 70).astype(np.int32)
     tokens[: len(EDGES)] = np.arange(len(EDGES))
     sequence = np.repeat(np.arange(2, dtype=np.int32), 70)

@@ -23,7 +23,7 @@ class FakeModel:
         yield SimpleNamespace(length=0)
         self.calls.append(("close", 0, 0))
 
-    def prefill(self, sequence, ids):
+    def prefill(self, sequence, ids, progress=None):  # noqa: ARG002
         assert all(0 <= i < 100 for i in ids)
         self.calls.append(("prefill", sequence.length, len(ids)))
         sequence.length += len(ids)
@@ -63,16 +63,18 @@ def test_lengths_out_of_range(lengths: tuple[list[int], list[int], list[int]]) -
 
 def test_a_prompt_is_run_at_its_depth_each_time() -> None:
     model, seen = FakeModel(), []
-    result = measure(model, Workload(n_prompt=7, n_gen=0, n_depth=5), 2, seen.append)
+    result = measure(
+        model, Workload(n_prompt=7, n_gen=0, n_depth=5), 2, lambda *run: seen.append(run)
+    )
     again = ("prefill", 5, 7)
     assert model.calls == [("prefill", 0, 5), again, again, again, ("close", 0, 0)]
     assert len(result.samples_ns) == 2  # the first is the warm-up
-    assert seen == ["pp7 @ d5"] * 3
+    assert seen == [("pp7 @ d5", 1)] * 3
 
 
 def test_generation_warms_up_with_one_token() -> None:
     model = FakeModel()
-    result = measure(model, Workload(n_prompt=0, n_gen=3, n_depth=0), 2, lambda _: None)
+    result = measure(model, Workload(n_prompt=0, n_gen=3, n_depth=0), 2, lambda *_: None)
     run = [("step", 0, 1), ("step", 1, 1), ("step", 2, 1)]
     assert model.calls == [("step", 0, 1), *run, *run, ("close", 0, 0)]
     assert len(result.samples_ns) == 2

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from isobit.backends import NAMES
+from isobit.backends.cuda import layout as cuda_layout
+from isobit.backends.wgpu import layout as wgpu_layout
 from isobit.cli import main
+from isobit.gguf.formats import FORMATS, Format
 from isobit.inspect import inspect, verdict
 from tests.helpers.synth import Geometry, all_in, write_model
 
@@ -48,7 +52,7 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_scaling_is_named(tmp_path: Path) -> None:
-    scaling = {"qwen3moe.rope.scaling.type": "yarn"}
+    scaling = {"qwen3moe.rope.scaling.type": "longrope"}
     found = inspect(write_model(tmp_path / "m.gguf", G, F32, metadata=scaling))
     assert len(found.refused) == 1
     assert "rope.scaling.type" in found.refused[0]
@@ -82,7 +86,7 @@ def test_the_verdict_counts_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
     found = inspect(path)
     weights = sum(t.nbytes for t in found.types)
     cache = found.kv_bytes_per_token * found.config.context_length
-    monkeypatch.setattr("isobit.backends.cuda.gpu.available", lambda: (False, "none"))
+    monkeypatch.setattr("isobit.backends.cuda.device.gpu.available", lambda: (False, "none"))
     for memory, why, context in (
         (weights + cache, "on the CPU", found.config.context_length),
         (weights + cache - 1, "with --context ", found.config.context_length - 64),
@@ -105,3 +109,28 @@ def test_a_file_without_a_tokenizer_runs_from_token_ids(
     assert "tokenizer.ggml.model" in str(found.without_text)
     assert main(["inspect", str(path)]) == 0
     assert "no text, token ids alone: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f.quantized], ids=lambda f: f.name)
+def test_what_each_backend_has_kernels_for(
+    fmt: Format, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reference and the CPU have them all; a GPU that lacks one says which tensor."""
+    path = write_model(tmp_path / "m.gguf", replace(G, ffn=256), all_in(fmt.name))
+    found = inspect(path)
+    assert found.refused == []
+    assert list(found.backends) == list(NAMES)
+    assert found.backends["reference"] is found.backends["cpu"] is None
+    for name, has in (("cuda", cuda_layout.readable(fmt)), ("wgpu", wgpu_layout.readable(fmt))):
+        missing = found.backends[name]
+        assert (missing is None) == has
+        assert has or (missing is not None and f"got {fmt.name}; " in missing)
+    assert verdict(found).runs
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n- not ") == sum(v is not None for v in found.backends.values())
+
+
+def test_an_architecture_that_a_backend_lacks() -> None:
+    found = inspect(Path(__file__).parents[1] / "data/pyhybrid-moe-34m-Q4_K_M.gguf")
+    assert found.backends["reference"] is found.backends["cpu"] is found.backends["wgpu"] is None

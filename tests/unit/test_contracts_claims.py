@@ -12,6 +12,7 @@ from isobit.contracts import claims, document, status, status_report, validate
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
 from isobit.contracts.schema import STATUSES, Contract
+from isobit.contracts.subject import sample_digest
 from tests.helpers.contracts import GOOD, broken
 
 ONE_BACKEND = ("backends: [cpu, cuda]", "backends: [cpu]")
@@ -132,6 +133,17 @@ def test_every_status_claims_something_or_is_said_to_claim_nothing() -> None:
     bad = standing(contract, evidence(contract, "failing", "failing"))
     silent = [s for s in STATUSES if not claims.denials(bad, s)]
     assert silent == ["DRAFT", "PROPOSED", "SUPERSEDED", "DEPRECATED"]
+
+
+def test_evidence_of_another_model_says_nothing_of_the_sample() -> None:
+    needs = ("      kind: invariant\n", "      kind: invariant\n      model: {sample: true}\n")
+    contract = opened(needs)
+    found = evidence(contract, "passed", "passed")
+    other = standing(contract, found)
+    assert [row.state("cpu") for row in other.rows] == ["discharged", "not run"]
+    assert "expected the sample model, got m.gguf" in status_report.markdown(other)
+    found.model["sha256"] = sample_digest()
+    assert [row.state("cpu") for row in standing(contract, found).rows] == ["discharged"] * 2
 
 
 def test_a_status_that_is_nobody_s_is_a_claim_too() -> None:

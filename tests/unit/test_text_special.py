@@ -117,6 +117,24 @@ def test_ids_are_those_of_transformers(shape, merges):
         assert ours.decode(plain) == ours.decode(ids) == text
 
 
+def test_characters_whose_bytes_utf_8_never_has_can_be_user_defined():
+    """deepseek-coder's tokens 32000 to 32012: the characters, not the bytes that they stand for."""
+    characters = "õ÷ÁýÀÿøúþüùöû"
+    for kind in (USER_DEFINED, CONTROL, UNUSED):
+        data = metadata(dict.fromkeys(characters, kind) | {"<pad>": CONTROL}, MERGES)
+        tokenizer = Tokenizer.from_metadata(data, "m.gguf")
+        tokens = data["tokenizer.ggml.tokens"]
+        assert tokenizer.vocabulary.missing == frozenset()
+        for text in (*characters, "für øre", "a÷b õõ", "über ü", f"x{characters} é ñ 中"):
+            assert tokenizer.decode(tokenizer.encode(text, special=False)) == text
+            if kind == USER_DEFINED:
+                ids = tokenizer.encode(text, special=True)
+                assert ids == theirs(data).encode(text, add_special_tokens=False).ids, text
+                assert all(tokens.index(c) in ids for c in characters if c in text)
+    needed = metadata({"é": USER_DEFINED})  # its byte begins 中 and others
+    assert Tokenizer.from_metadata(needed, "m.gguf").vocabulary.user_defined == {}
+
+
 def test_a_control_token_that_merges_make_is_left_in_its_halves():
     special = {"abc": CONTROL}
     tokenizer = Tokenizer.from_metadata(metadata(special, ["a b", "ab c"]), "m.gguf")

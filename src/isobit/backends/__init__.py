@@ -16,6 +16,10 @@ NAMES = ("reference", "cpu", "cuda", "wgpu")
 """Every backend; ``auto`` takes the fastest that can run here."""
 
 
+VARIANTS = ("cuda:unfused",)
+"""Backends operation by operation, so that every stage can be traced."""
+
+
 class FallbackNote(str):
     """A note that another backend, or a device that is not exact, stands in for what was asked."""
 
@@ -72,18 +76,31 @@ def _named(name: str, weights: Weights, engine: EngineConfig, note: Note) -> Bac
         from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
 
         return CpuBackend(weights, engine)
-    if name == "cuda":
-        from isobit.backends.cuda import CudaBackend  # noqa: PLC0415
+    if name in ("cuda", *VARIANTS):
+        from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend  # noqa: PLC0415
 
-        backend = CudaBackend(weights, engine)
-        note(f"device memory: {backend.plan}")
-        return backend
+        on_gpu = (UnfusedCudaBackend if name in VARIANTS else CudaBackend)(weights, engine)
+        note(f"device memory: {on_gpu.plan}")
+        return on_gpu
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
         return WgpuBackend(weights, engine)
-    near = did_you_mean(name, ("auto", *NAMES))
+    near = did_you_mean(name, ("auto", *NAMES, *VARIANTS))
     raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}{near}")
+
+
+def lacks(name: str, weights: Weights) -> str | None:
+    """What a backend has no kernel for in a model, whatever the machine; None if it has all."""
+    if name == "cuda":
+        from isobit.backends import cuda  # noqa: PLC0415
+
+        return cuda.lacks(weights)
+    if name == "wgpu":
+        from isobit.backends import wgpu  # noqa: PLC0415
+
+        return wgpu.lacks(weights)
+    return None
 
 
 def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:

@@ -27,7 +27,7 @@ from isobit.backends.hardware import read_bandwidth
 from isobit.backends.pool import Room, fitted, on_host
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
-from isobit.model.graph import Graph
+from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 from isobit.numerics.ops import LOGIT_ROWS, Embedding, Receive
@@ -160,6 +160,9 @@ class Backend(ABC):
     on_device: ClassVar[frozenset[str]] = frozenset()
     """What it makes without bringing logits to the host: of LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY.
     The rest is made of the logits there; it costs more, and has the same bits."""
+    fused_away: frozenset[Key] = frozenset()
+    """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
+    gets them, unless they are asked for by name and a way to run has them."""
     inexact: tuple[str, ...] = ()
     """Primitives in which the device differs from the specification: none, unless allowed."""
     engine: EngineConfig
@@ -216,7 +219,8 @@ class Backend(ABC):
         """Run a batch, append its keys and values to their pages, and give what is wanted.
 
         ``tap`` receives the stages named in ``stages`` (all but those ``ON_REQUEST``, if None); it
-        changes no bit. A backend may leave out stages that are ON_REQUEST, and no others.
+        changes no bit. A backend may leave out stages that are ON_REQUEST or ``fused_away``, and no
+        others.
 
         Raises UsageError for a batch or ids that are not what they should be, and then nothing ran.
         """

@@ -148,9 +148,9 @@ def _takes(action: argparse.Action, value: str) -> bool:
     """Whether an option takes a value; one that takes none is followed by anything."""
     if action.nargs == 0:
         return True
-    from isobit.backends import NAMES  # noqa: PLC0415 - help goes without NumPy
+    from isobit.backends import NAMES, VARIANTS  # noqa: PLC0415 - help goes without NumPy
 
-    known = {"backend": ("auto", *NAMES), "activation_planes": (1, 2)}.get(action.dest)
+    known = {"backend": ("auto", *NAMES, *VARIANTS), "activation_planes": (1, 2)}.get(action.dest)
     try:
         made = action.type(value) if callable(action.type) else value
     except (ValueError, argparse.ArgumentTypeError, UsageError):

@@ -11,7 +11,7 @@ from isobit.model.weights import Weights
 from isobit.verify import coarse
 from isobit.verify.ablate import Ablation, Outcome
 from isobit.verify.compare import ONE_TOKEN
-from isobit.verify.fit import Fit
+from isobit.verify.fit import in_words
 from isobit.verify.trace import check_tokens, parse_layers
 
 _DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax")
@@ -94,7 +94,9 @@ def main(args: argparse.Namespace) -> None:
     header = ["run", "share gone", "±", "logits rel. RMS", "of the spec's", "mean KL"]
     header += ["expert sets", "argmax", "sets moved", "argmax moved"]
     print_table(header, [_cells(o) for o in found], args.format, drop=_DROP)
-    for line in [*_fitted(fits), *_notes(found, prompts)]:
+    for line in in_words(list(fits.items())):
+        print(f"fits: {line}")
+    for line in _notes(found, prompts):
         print(line)
 
 
@@ -111,19 +113,6 @@ def _cells(o: Outcome) -> list[str]:
         f"{o.argmax_changed} of {o.tokens}",
         str(o.sets_moved),
         str(o.argmax_moved),
-    ]
-
-
-def _fitted(fits: dict[str, Fit]) -> list[str]:
-    """What the stages' activations are, as far as that explains their error; a line for each."""
-    by_words: dict[str, list[str]] = {}
-    for stage, found in fits.items():
-        by_words.setdefault(found.words, []).append(stage)
-    left = {w: max(fits[s].left / fits[s].error for s in stages) for w, stages in by_words.items()}
-    return [
-        f"fits: activations are {words} in {', '.join(stages)} (so rounded, {left[words]:.2g} of "
-        "the error is left)"
-        for words, stages in by_words.items()
     ]
 
 

@@ -304,16 +304,16 @@ def _percent(fraction: float | None) -> str:
 
 
 @contextmanager
-def _steps(total: int) -> Iterator[Callable[[str], None]]:
+def _steps(total: int) -> Iterator[bench.Progress]:
     """A progress bar of ``total`` runs; on Ctrl-C, says how far it got."""
     done = 0
     with progress_bar() as bar:
         task = bar.add_task("warming up", total=total)
 
-        def step(name: str) -> None:
+        def step(name: str, runs: int) -> None:
             nonlocal done
-            done += 1
-            bar.update(task, advance=1, description=name, refresh=True)
+            done += runs
+            bar.update(task, advance=runs, description=name, refresh=True)
 
         try:
             yield step

@@ -60,7 +60,7 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from isobit.backends.cuda.gpu import CudaGpu, available  # noqa: PLC0415
+    from isobit.backends.cuda.device.gpu import CudaGpu, available  # noqa: PLC0415
 
     usable, reason = available()
     if not usable:

@@ -3,7 +3,9 @@
 import argparse
 
 from isobit.cli import options, say, tools
+from isobit.model.weights import Weights
 from isobit.verify.aprt import read_folder
+from isobit.verify.trace import check_tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     tokens = tools.prompt_tokens(args)
-    trace = read_folder(args.folder, tokens, last=args.last, engine=args.engine, note=say)
+    with tools.open_file(args.model) as file:
+        weights = Weights.from_file(file)
+        check_tokens(tokens, weights.config)
+        trace = read_folder(
+            args.folder,
+            tokens,
+            last=args.last,
+            engine=args.engine,
+            graph=weights.graph,
+            note=say,
+        )
     trace.save(args.output)
     say(f"wrote {args.output}: {len(trace.stages())} tensors of {len(tokens)} tokens")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from dataclasses import is_dataclass
 
 from isobit.cli import options, say
 from isobit.cli.output import add_format, bar, print_table, size, visible
@@ -17,7 +18,7 @@ FILE_TYPES = {
     **{17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS"},
     **{23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S"},
     **{29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0"},
-    38: "MXFP4_MOE",
+    **{38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0"},
 }
 """What people call the mixes of types that llama.cpp numbers in general.file_type."""
 
@@ -60,6 +61,7 @@ def _report(found: Inspection) -> dict[str, object]:
         "active_bytes_per_token": found.active_bytes_per_token,
         "kv_bytes_per_token": found.kv_bytes_per_token,
         "refused": found.refused,
+        "backends": found.backends,
         "without_text": found.without_text,
         "config": None if config is None else {k: _json(v) for k, v in vars(config).items()},
         "types": [
@@ -76,6 +78,8 @@ def _report(found: Inspection) -> dict[str, object]:
 
 def _json(value: object) -> object:
     """A metadata value as JSON: long arrays shortened, NaN and infinity as text."""
+    if is_dataclass(value):
+        return {k: _json(v) for k, v in vars(value).items()}
     if isinstance(value, list):
         first = [_json(v) for v in value[:SHOWN]]
         return first if len(value) <= SHOWN else {"length": len(value), "first": first}
@@ -133,6 +137,11 @@ def _end(found: Inspection, judged: Verdict, stored: int) -> list[str]:
         lines += ["refused:", *(f"- {visible(line, 1000)}" for line in found.refused)]
     else:
         lines.append("refused: nothing")
+        have = ", ".join(name for name, missing in found.backends.items() if missing is None)
+        lines.append(f"backends that have all its kernels: {have}")
+        lines += [
+            f"- not {visible(missing, 1000)}" for missing in found.backends.values() if missing
+        ]
     if found.without_text is not None:
         lines.append(f"no text, token ids alone: {visible(found.without_text, 1000)}")
     if not judged.runs:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
-from isobit.backends import NAMES, FallbackNote
+from isobit.backends import NAMES, VARIANTS, FallbackNote
 from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import say
@@ -48,7 +48,8 @@ def add_engine(
     group.add_argument(
         "--backend",
         default=backend,
-        help=f"auto (the fastest that runs here), {', '.join(NAMES)} (default: %(default)s)",
+        help=f"auto (the fastest that runs here), {', '.join(NAMES)}, or {', '.join(VARIANTS)}, "
+        "operation by operation, every stage of which can be traced (default: %(default)s)",
     )
     if planes:
         group.add_argument(
@@ -97,11 +98,11 @@ def add_engine(
         help="processes that the cpu backend is split over (default: %(default)s)",
     )
     group.add_argument(
-        "--stages",
+        "--hosts",
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
         default=(),
-        help="run the layers in these stages, in order, instead of here (isobit stage)",
+        help="run the layers in the stages there, in order, instead of here (isobit stage)",
     )
     add_stage_key(group)
 
@@ -149,8 +150,8 @@ def open_model(
         threads=args.threads,
         context=context,
         parts=args.parts,
-        stages=args.stages,
-        stage_key=stage_key(args.stage_key_env) if args.stages else b"",
+        stages=args.hosts,
+        stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )

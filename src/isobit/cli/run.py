@@ -1,4 +1,7 @@
-"""``isobit run``: continue a prompt, the text on stdout as it comes, the speed on stderr."""
+"""``isobit run``: continue a prompt, the text on stdout as it comes, the speed on stderr.
+
+Of a model without a tokenizer it is token ids, one a line.
+"""
 
 import argparse
 import json
@@ -10,7 +13,7 @@ from types import FrameType
 
 from isobit.cli import options, say
 from isobit.cli.output import busy, count, shown_as_is
-from isobit.errors import UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream
 from isobit.runtime.model import Model
 from isobit.verify.receipt import Recorder
@@ -48,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logprobs",
         type=options.at_least(0),
         metavar="K",
-        help="with --json: log-probabilities of each token and of the K most likely",
+        help="with --json or --jsonl: log-probabilities of each token and of the K most likely "
+        "(--jsonl without it: of each token)",
     )
     options.add_sampling(parser)
     options.add_engine(parser)
@@ -79,6 +83,8 @@ def main(args: argparse.Namespace) -> None:
     if args.experts and not args.jsonl:
         raise UsageError("--experts: expected --jsonl beside it")
     settings = options.settings(args)
+    if args.jsonl and args.logprobs is None:
+        args.logprobs = 0
     with options.open_model(args, args.context) as model:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
         watch = Recorder() if args.receipt or args.routes or args.experts else None
@@ -87,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
         write: Write | None = _nothing if args.json else None
         if args.jsonl:
             write = _Events(watch if args.experts else None)
+        elif write is None and not _has_text(model):
+            write = _Ids()
         completion = follow(model, ids, settings, write)
         if watch is not None and args.receipt:
             with busy("the digest of the model's file, for the receipt"):
@@ -101,12 +109,27 @@ def main(args: argparse.Namespace) -> None:
         report_speed(completion)
 
 
-Write = Callable[[str, list[int]], None]
-"""Takes a piece of text and the ids of the tokens that are new with it."""
+Write = Callable[[str, Stream, int], None]
+"""Takes a piece of text, and the stream with the number of tokens that were there before it."""
 
 
-def _nothing(_piece: str, _ids: list[int]) -> None:
+def _nothing(_piece: str, _stream: Stream, _told: int) -> None:
     pass
+
+
+def _has_text(model: Model) -> bool:
+    try:
+        return model.tokenizer is not None
+    except ModelRefused:
+        return False
+
+
+class _Ids:
+    """Prints the ids of tokens that have no text, one a line."""
+
+    def __call__(self, _piece: str, stream: Stream, told: int) -> None:
+        for token in stream.token_ids[told:]:
+            print(token, flush=True)
 
 
 class _Events:
@@ -118,17 +141,19 @@ class _Events:
 
     def __init__(self, experts: Recorder | None) -> None:
         self._experts = experts
-        self._n = 0
 
-    def __call__(self, piece: str, ids: list[int]) -> None:
-        for i, token in enumerate(ids):
-            last = i == len(ids) - 1
-            event = {"type": "token", "index": self._n, "id": token, "text": piece if last else ""}
+    def __call__(self, piece: str, stream: Stream, told: int) -> None:
+        n = len(stream.token_ids)
+        for i in range(told, n):
+            event = {"type": "token", "index": i, "id": stream.token_ids[i]}
+            own, ids, likeliest = stream.measured[i]
+            event |= {"text": piece if i == n - 1 else "", "logprob": own.item()}
+            if ids.size:
+                event["top"] = list(zip(ids[0].tolist(), likeliest[0].tolist(), strict=True))
             if self._experts is not None:
-                event["experts"] = self._experts.experts_of(self._n)
+                event["experts"] = self._experts.experts_of(i)
             print(json.dumps(event), flush=True)
-            self._n += 1
-        if piece and not ids:  # what was held back, at the end
+        if piece and told == n:  # what was held back, at the end
             print(json.dumps({"type": "text", "text": piece}), flush=True)
 
 
@@ -169,7 +194,7 @@ def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
         while piece is not None:
             if write is not None:
                 with _whole():
-                    write(piece, stream.token_ids[told:])
+                    write(piece, stream, told)
                     told = len(stream.token_ids)
             else:
                 sys.stdout.write(shown_as_is(piece) if terminal else piece)
@@ -178,7 +203,7 @@ def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
     except KeyboardInterrupt:
         pass  # the completion says so
     if write is not None and told < len(stream.token_ids):
-        write("", stream.token_ids[told:])
+        write("", stream, told)
     elif write is None and terminal:
         print()
 

@@ -32,7 +32,7 @@ class Telling:
         self._mid_line = False
         self._thought = False
 
-    def write(self, piece: str, _tokens: list[int]) -> None:
+    def write(self, piece: str, *_: object) -> None:
         """More of the answer came."""
         self._tell(self._reader.push(piece))
 

@@ -39,12 +39,18 @@ def main(args: argparse.Namespace) -> None:
         stages = trace.parse_stages(args.stages, source.graph.names)
         layers = trace.parse_layers(args.layers, source.config.n_layers)
         with busy(f"recording {count(len(tokens), 'token')}"):
-            recorded = trace.record(source, tokens, stages, layers)
-    recorded.save(args.output)
-    keys = recorded.stages()
-    nbytes = sum(recorded[key].nbytes for key in keys)
-    m = recorded.manifest
+            recorded = trace.record(
+                source, tokens, stages, layers, interrupted=lambda t: _save(t, args.output)
+            )
+    _save(recorded, args.output)
+
+
+def _save(recorded: trace.Trace, path: str) -> None:
+    """Write a trace, and say what it holds."""
+    recorded.save(path)
+    keys, m = recorded.stages(), recorded.manifest
+    held = sum(recorded[key].nbytes for key in keys)
+    of = "" if len(m.positions) == len(m.tokens) else f"{len(m.positions):,} of "
     missing = f"; not held by {m.backend}: {', '.join(m.not_recorded)}" if m.not_recorded else ""
-    say(
-        f"wrote {args.output}: {len(keys)} tensors of {len(tokens)} tokens, {size(nbytes)}{missing}"
-    )
+    tokens = count(len(m.tokens), "token")
+    say(f"wrote {path}: {count(len(keys), 'tensor')} of {of}{tokens}, {size(held)}{missing}")

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from isobit.backends import NAMES
 from isobit.cli import options, say, tools
 from isobit.cli.output import print_table, progress_bar
-from isobit.errors import GateFailed, UsageError
+from isobit.errors import GateFailed, UsageError, did_you_mean
 from isobit.runtime.model import Model
 from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
@@ -55,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
+    if args.against not in (*NAMES, "oracle", "hf"):
+        known = f"oracle, hf or a backend ({', '.join(NAMES)})"
+        near = did_you_mean(args.against, ("oracle", "hf", *NAMES))
+        raise UsageError(f"--against: expected {known}, got {args.against!r}{near}")
     prompts = tools.read_prompts(args)
     if len(prompts) > 1 and args.html:
         raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
@@ -174,8 +179,6 @@ def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
         if planes is not None:
             raise UsageError(f"--against-planes: expected a backend's, {args.against} has none")
         return other
-    if args.against == "auto":
-        raise UsageError("--against: expected the name of a backend, oracle or hf; got 'auto'")
     planes = args.activation_planes if planes is None else planes
     return ModelRun(
         tools.open_exactly(

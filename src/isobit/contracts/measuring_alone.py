@@ -76,7 +76,9 @@ def invariant(measure: m.Invariant, subject: Subject) -> Measured:
             at = int(np.flatnonzero(bad)[0])
             where["nonfinite_values"].append(f"{place(stage, layer)} at position {at}")
         if stage == "moe_router":
-            off = np.nan_to_num(np.abs(value.astype(np.float64).sum(axis=1) - 1), nan=1.0)
+            w = value.astype(np.float64)  # and none below 0, which could make up for others
+            off = np.maximum(np.abs(w.sum(axis=1) - 1), np.abs(np.abs(w).sum(axis=1) - 1))
+            off = np.nan_to_num(off, nan=1.0)
             rows += len(off)
             if off.max() > deviation:
                 deviation = float(off.max())

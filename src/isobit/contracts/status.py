@@ -10,6 +10,7 @@ from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
 from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
+from isobit.contracts.subject import sample_digest
 
 State = Literal["discharged", "stale", "not run", "failing"]
 _WORST: tuple[State, ...] = ("failing", "not run", "stale", "discharged")
@@ -223,6 +224,8 @@ def _judged(
 def _other_model(test: FalsificationTest, evidence: Evidence) -> str | None:
     """Why a result speaks of a model that the measure does not mean, whatever wrote it."""
     needs = test.measure.model if test.measure is not None else None
+    if needs is not None and needs.sample and evidence.model.get("sha256") != sample_digest():
+        return f"model: expected the sample model, got {evidence.model.get('name')}"
     for name in ("layers", "vocabulary"):
         wanted, got = getattr(needs, name, None), evidence.model.get(name)
         if wanted is not None and got is not None and wanted != got:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def require_model(needs: m.ModelNeeds | None, model: Model) -> None:
     if needs is None:
         return
     c = model.config
-    is_sample = needs.sample and model.file.sha256() == _sample_digest()
+    is_sample = needs.sample and model.file.sha256() == sample_digest()
     for name, wanted, got in (
         ("sample", needs.sample or None, is_sample),
         ("vocabulary", needs.vocabulary, c.vocab),
@@ -90,7 +91,9 @@ def require_model(needs: m.ModelNeeds | None, model: Model) -> None:
             raise NotRun(f"model: expected {what}, got {found}")
 
 
-def _sample_digest() -> str:
+@cache
+def sample_digest() -> str:
+    """SHA-256 of the sample model."""
     with GGUFFile.open(sample_path()) as file:
         return file.sha256()
 

@@ -75,10 +75,11 @@ def _missing(path: Path) -> str:
     return no_such_file(path, "sample")
 
 
+OTHER_TYPES = "take the model's Q4_K_M file, or llama-quantize --allow-requantize IN OUT Q4_K_M"
+"""What to do about tensor types that are not implemented."""
+
+
 def not_readable(types: Iterable[str]) -> str:
     """Tensor types that are not implemented, how often each occurs, and what to do."""
     counts = ", ".join(f"{name} ({n} tensors)" for name, n in Counter(types).most_common())
-    return (
-        f"{counts.replace('(1 tensors', '(1 tensor')}; take the model's Q4_K_M file, or "
-        "llama-quantize --allow-requantize IN OUT Q4_K_M"
-    )
+    return f"{counts.replace('(1 tensors', '(1 tensor')}; {OTHER_TYPES}"

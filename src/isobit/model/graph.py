@@ -175,6 +175,25 @@ class Graph:
         """Every tensor it reads, by name."""
         return {w.name: w for op in self.ops for w in op.weights}
 
+    def showing(self, keys: Collection[Key]) -> "Graph":
+        """The same pass with these stages alone: the others lie inside those that follow."""
+        if all(key in keys for key in self.stages):
+            return self
+        hidden = {
+            v: replace(v, name=None)
+            for op in self.ops
+            for v in op.outputs
+            if v.key is not None and v.key not in keys
+        }
+
+        def shown(values: tuple[Value, ...]) -> tuple[Value, ...]:
+            return tuple(hidden.get(v, v) for v in values)
+
+        ops = tuple(
+            replace(op, inputs=shown(op.inputs), outputs=shown(op.outputs)) for op in self.ops
+        )
+        return replace(self, ops=ops, logits=hidden.get(self.logits, self.logits))
+
     def with_weights(self, changed: Mapping[str, Weight]) -> "Graph":
         """The same graph with other tensors in the place of some, by name."""
         ops = tuple(

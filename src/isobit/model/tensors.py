@@ -1,6 +1,7 @@
 """A model file's tensors by name; each missing or misshapen one is refused."""
 
 import re
+from collections.abc import Sequence
 
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile, TensorInfo
@@ -14,9 +15,26 @@ class Tensors:
         self._file = file
         self.source = str(file.path)
         self._taken: set[str] = set()
+        self._parts: dict[str, tuple[str, int, int]] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file.tensors
+        return name in self._file.tensors or name in self._parts
+
+    def split(self, whole: str, parts: Sequence[tuple[str, int]]) -> None:
+        """Let a tensor that some files have in the place of several, their rows one after the
+        other, stand for them; ``parts``: name and rows. Nothing if the file has it not."""
+        if whole not in self._file.tensors or any(name in self._file.tensors for name, _ in parts):
+            return
+        rows, found = sum(n for _, n in parts), self._find(whole).shape
+        if found[0] != rows:
+            names = ", ".join(name for name, _ in parts)
+            raise ModelRefused(
+                f"{self.source}: {whole}: expected {rows} rows, those of {names}, got {found[0]}"
+            )
+        start = 0
+        for name, n in parts:
+            self._parts[name] = (whole, start, n)
+            start += n
 
     def nothing_else(self) -> None:
         """Refuse a tensor that no role took, such as a bias: without it the model is another."""
@@ -43,10 +61,23 @@ class Tensors:
 
     def take(self, name: str, *shape: int) -> Weight:
         """A tensor of that shape."""
+        if name in self._parts:
+            return self._part(name, *shape)
         info = self._find(name)
         if info.shape not in (shape, written(shape)):
             raise ModelRefused(f"{self.source}: {name}: expected shape {shape}, got {info.shape}")
         return Weight(name, info.format, shape, self._file.data(name))
+
+    def _part(self, name: str, *shape: int) -> Weight:
+        whole, start, n = self._parts[name]
+        found = self.take(whole, *self._find(whole).shape)
+        expected = (n, *found.shape[1:])
+        if expected != shape:
+            raise ModelRefused(
+                f"{self.source}: {whole}: expected shape {shape} of {name}, got {expected}"
+            )
+        size = found.data.size // found.shape[0]
+        return Weight(name, found.format, shape, found.data[start * size : (start + n) * size])
 
     def _find(self, name: str) -> TensorInfo:
         self._taken.add(name)

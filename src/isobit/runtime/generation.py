@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import ContextFull, ModelRefused, UsageError
 from isobit.runtime import kv_cache
 from isobit.runtime.pieces import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampler, Sampling
@@ -141,6 +141,9 @@ class Watcher(Protocol):
 class Stream(Iterator[str]):
     """Yields pieces of text as they become certain; ``completion`` is set when it is exhausted.
 
+    Of a model without a tokenizer there is no text: an empty piece for each token, in
+    ``token_ids``.
+
     Closing it early (``close()`` or leaving a ``with`` block) frees its KV cache. Another thread
     may close it: the one that reads then comes to its end. After that, as after an exception,
     ``completion`` holds what there was until then.
@@ -167,7 +170,9 @@ class Stream(Iterator[str]):
         self._watch, self._progress = watch, progress
         self._sampling, self._stop = sampling, _checked_stop(stop)
         self._logprobs = None if logprobs is None else checked_whole("logprobs", logprobs)
-        self._measured: list[tuple[F32, I32, F32]] = []
+        self.measured: list[tuple[F32, I32, F32]] = []
+        """With ``logprobs=k``, of each token float32 [1, 1], and int32 and float32 [1, k]: its
+        log-probability, and the ids and log-probabilities of the k likeliest."""
         self._room = model.context - len(self._prompt)
         most = None if max_tokens is None else checked_whole("max_tokens", max_tokens)
         self._limit = self._room if most is None else min(most, self._room)
@@ -229,7 +234,8 @@ class Stream(Iterator[str]):
         try:
             for token in tokens:
                 ended = token in ends
-                if not ended and (piece := text.push(decoder.push(token))):
+                piece = "" if ended else text.push(decoder.push(token))
+                if piece or (decoder.ids_alone and not ended):
                     yield piece
                 if ended or text.stopped:
                     reason = "stop"
@@ -267,7 +273,7 @@ class Stream(Iterator[str]):
             np.empty((0, k), np.int32),
             np.empty((0, k), np.float32),
         )
-        parts = zip(*(self._measured or [none]), strict=True)
+        parts = zip(*(self.measured or [none]), strict=True)
         tokens, top_ids, top = (np.concatenate(part) for part in parts)
         return Logprobs(tokens[:, 0], top_ids, top)
 
@@ -278,11 +284,16 @@ class Stream(Iterator[str]):
             watch.begin(model, self._prompt, self._sampling, sampler.seed)
         with model.new_sequence() as sequence:
             # All of its pages now: later there may be none, and what was written would be lost.
-            sequence.reserve(
-                len(self._prompt) + self._limit,
-                running=self._to_the_end,
-                give_up=lambda: self._closed,
-            )
+            try:
+                sequence.reserve(
+                    len(self._prompt) + self._limit,
+                    running=self._to_the_end,
+                    give_up=lambda: self._closed,
+                )
+            except ContextFull:
+                if not self._closed:  # another thread closed it while it waited
+                    raise
+                return
             start = time.perf_counter()
             logits = model.prefill(sequence, self._prompt, watch, self._progress)
             pace.prefill = time.perf_counter() - start
@@ -298,7 +309,7 @@ class Stream(Iterator[str]):
                 sampler.append(token)
                 if self._logprobs is not None:
                     measured = model.logprobs(logits[None], [[token]], self._logprobs)
-                    self._measured.append(measured)
+                    self.measured.append(measured)
                 if watch is not None:
                     watch.chose(logits, token)
                 if len(self.token_ids) > 1:  # prefill made the first; the reader's time is its own

@@ -12,6 +12,7 @@ class TokenText:
     """The text of tokens as they come."""
 
     notes: tuple[str, ...] = ()
+    ids_alone = False
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._special = tokenizer.vocabulary.control | tokenizer.vocabulary.user_defined
@@ -25,6 +26,8 @@ class TokenText:
 
 class NoText:
     """For a model without a tokenizer, and token ids as the prompt."""
+
+    ids_alone = True
 
     def __init__(self, reason: ModelRefused) -> None:
         self.notes = (f"no text: {reason}",)

@@ -53,6 +53,7 @@ def _byte_characters() -> dict[str, int]:
 
 BYTE_OF_CHARACTER = _byte_characters()
 NEEDED = frozenset(b"\n" + bytes(range(0x20, 0x7F)))  # StarCoder and Falcon lack some of the others
+NEVER = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))  # bytes that UTF-8 has no use for
 BYTE_OF_TEXT = {f"<0x{byte:02X}>": byte for byte in range(256)}  # where text is merged as text
 
 
@@ -193,8 +194,9 @@ def _stop_ids(fields: "_Fields", size: int, special: Mapping[str, int]) -> froze
 def _kind(text: str, kind: int, byte_level: bool) -> int:
     """What a token of this type is here: NORMAL, CONTROL, USER_DEFINED, UNUSED or the type."""
     # Text cannot do without the token of a byte, whatever the file calls it. Those that stand for
-    # themselves are found as a whole, as transformers finds any special token.
-    if byte_level and text in BYTE_OF_CHARACTER:
+    # themselves are found as a whole, as transformers finds any special token. Bytes that UTF-8
+    # never has are no loss: deepseek-coder's user-defined "õ", "÷", "Á", … are those characters.
+    if byte_level and text in BYTE_OF_CHARACTER and BYTE_OF_CHARACTER[text] not in NEVER:
         return USER_DEFINED if text.isascii() and kind != UNUSED else NORMAL
     # Converters mark Qwen's <|fim_…|>, <|repo_name|> and <|file_sep|> as user-defined, which any
     # text could then hold; llama.cpp makes control tokens of them, too.

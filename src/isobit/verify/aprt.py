@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from isobit.errors import FileRefused, UsageError
-from isobit.model.graph import Key
-from isobit.model.stages import EMBEDDING, FINAL_STAGES, all_stages
+from isobit.model.graph import Graph, Key
+from isobit.model.stages import EMBEDDING, FINAL_STAGES
 from isobit.verify.arithmetic import Array
+from isobit.verify.graph import shaped
 from isobit.verify.trace import Manifest, Recorder, Trace, graph_order, where
 
 _WHOLE = 0xFFFFFFFF
 _WHOLE_STAGES = (EMBEDDING, *FINAL_STAGES)
 _LAYER = re.compile(r"layer-(\d{1,5})")
-_STAGES = frozenset(all_stages(moe=True)) | frozenset(all_stages(moe=False))
+_STAGES = tuple(Manifest(tokens=[], positions=[], backend="").stages)
 _SPELLINGS = {"ffn_swigl": "ffn_swiglu"}
 _OF_OTHER_GRAPHS = frozenset({"qkv_bias", "ffn_silu"})
 
@@ -33,25 +34,29 @@ def read_folder(
     *,
     last: bool = False,
     engine: str = "imported",
+    graph: Graph | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Trace:
     """Read a folder that was recorded for ``tokens``.
 
     last: the files hold the last token alone, not all of them. Files say no shapes: values become
-    [T, n]. ``note`` is told of stages that the other engine has and this graph has not, which are
-    left out. Raises FileRefused naming the file, and UsageError if there is none.
+    [T, n], or, with the ``graph`` of a model, what it says of a stage; without one, stages are
+    Qwen3's. ``note`` is told of stages that the other engine has and this graph has not, which
+    are left out. Raises FileRefused naming the file, and UsageError if there is none.
     """
     if not tokens:
         raise UsageError("tokens: expected at least one, got none")
     root = Path(folder)
     if not root.is_dir():
         raise FileRefused(f"{root}: expected a folder with <stage>.bin and layer-<n>/<stage>.bin")
+    names = _STAGES if graph is None else graph.names
+    whole = _WHOLE_STAGES if graph is None else [s for s, layer in graph.stages if layer is None]
     positions = [len(tokens) - 1] if last else list(range(len(tokens)))
     found: dict[Key, tuple[Path, int | None]] = {}
     paths = sorted(root.rglob("*.bin"))
     for path in paths:
         if path.stem not in _OF_OTHER_GRAPHS:
-            stage, layer = _place(path, root)
+            stage, layer = _place(path, root, names, whole)
             key = (stage, None if stage == EMBEDDING else layer)
             if key in found:
                 raise FileRefused(f"{path}: expected {where(*key)} once, got {found[key][0]} too")
@@ -59,30 +64,34 @@ def read_folder(
     if not found:
         raise UsageError(f"{root}: expected <stage>.bin and layer-<n>/<stage>.bin, found none")
     if left := sorted({path.stem for path in paths} & _OF_OTHER_GRAPHS):
-        note(f"{root}: left out {' and '.join(left)}, which Qwen3 has not")
+        note(f"{root}: left out {' and '.join(left)}, which the model has not")
     recorder = Recorder(frozenset(stage for stage, _ in found))
     at = np.array(positions, np.int32)
-    for key in sorted(found, key=graph_order):
-        recorder(*key, at, _read(*found[key], key[0], len(positions)))
-    manifest = Manifest(tokens=list(tokens), positions=positions, backend=engine)
-    return recorder.trace(manifest)
+    for key in sorted(found, key=lambda key: graph_order(key, names)):
+        value = _read(*found[key], key[0], len(positions))
+        if graph is not None:
+            try:
+                value = shaped(graph, *key, value)
+            except FileRefused as error:
+                hint = " and of the last token alone" if last else ""
+                raise FileRefused(f"{found[key][0]}: {error}{hint}") from None
+        recorder(*key, at, value)
+    about = Manifest(tokens=list(tokens), positions=positions, backend=engine, stages=[*names])
+    return recorder.trace(about)
 
 
-def _place(path: Path, root: Path) -> Key:
-    """A file's stage and the layer whose folder it lies in."""
+def _place(path: Path, root: Path, names: Sequence[str], whole: Sequence[str]) -> Key:
+    """A file's stage and the layer whose folder it lies in; ``whole``: stages of no layer."""
     stage, parts = _SPELLINGS.get(path.stem, path.stem), path.relative_to(root).parts
-    if stage not in _STAGES:
-        raise FileRefused(f"{path}: expected one of {', '.join(sorted(_STAGES))}; got {stage!r}")
+    if stage not in names:
+        raise FileRefused(f"{path}: expected one of {', '.join(sorted(names))}; got {stage!r}")
     match = _LAYER.fullmatch(parts[0]) if len(parts) == 2 else None
     layer = int(match[1]) if match else None
-    whole = stage in _WHOLE_STAGES
-    if (whole and len(parts) == 1) or (match and (not whole or (stage, layer) == (EMBEDDING, 0))):
+    alone = stage in whole
+    if (alone and len(parts) == 1) or (match and (not alone or (stage, layer) == (EMBEDDING, 0))):
         return stage, layer
-    raise FileRefused(f"{path}: expected {stage}.bin in {_home(stage)}")
-
-
-def _home(stage: str) -> str:
-    return "the folder itself" if stage in _WHOLE_STAGES else "a folder layer-<n>"
+    home = "the folder itself" if alone else "a folder layer-<n>"
+    raise FileRefused(f"{path}: expected {stage}.bin in {home}")
 
 
 def _read(path: Path, layer: int | None, stage: str, tokens: int) -> Array:

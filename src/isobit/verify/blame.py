@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from isobit.errors import IsobitError, NothingCompared
 from isobit.verify.diff import ArgmaxChange, Diff, RouterChange, StageDiff
+from isobit.verify.fit import Fit, in_words
 
 Text = Callable[[int], str]
 """The text of a token."""
@@ -41,20 +42,12 @@ def stage(s: StageDiff) -> str:
 
 def fits(diff: Diff) -> list[str]:
     """The arithmetics that faulty operations were found to be done in, one line each."""
-    found: dict[tuple[str, str], list[StageDiff]] = {}
+    found: dict[str, list[tuple[str, Fit]]] = {}
     for s in diff.stages:
         if s.fit is not None:
             side = "B" if s.origin == "faulty in B" else "A"
-            found.setdefault((side, s.fit.words), []).append(s)
-    return [
-        f"{side}'s activations are {words} in {', '.join(s.stage for s in rows)} (looked at where "
-        f"each is first off; so rounded, {max(_left(s) for s in rows):.2g} of its error is left)"
-        for (side, words), rows in found.items()
-    ]
-
-
-def _left(s: StageDiff) -> float:
-    return s.fit.left / s.fit.error if s.fit is not None and s.fit.error else 0.0
+            found.setdefault(side, []).append((s.stage, s.fit))
+    return [f"{side}'s {line}" for side, pairs in found.items() for line in in_words(pairs)]
 
 
 def beyond(diff: Diff) -> str | None:

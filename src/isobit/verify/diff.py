@@ -124,9 +124,21 @@ class Diff:
         return next((s for s in self.stages if not s.distance.identical), None)
 
     @property
-    def faulty(self) -> list[StageDiff]:
-        """Stages that replay found to be wrong by themselves."""
+    def floats(self) -> bool:
+        """Whether A is another engine that computes in floats, and B isobit's own bits: most of its
+        operations then differ by themselves, by rounding at the least. One whose bits are meant to
+        be isobit's differs in few."""
+        return self.a.numerics is None and 2 * len(self._wrong) > len(self.stages)
+
+    @property
+    def _wrong(self) -> list[StageDiff]:
         return [s for s in self.stages if s.origin is not None and s.origin.startswith("faulty")]
+
+    @property
+    def faulty(self) -> list[StageDiff]:
+        """Stages that replay found to be wrong by themselves; of an engine that computes in
+        floats, those that float32 rounding does not explain."""
+        return self.beyond if self.floats else self._wrong
 
     @property
     def beyond(self) -> list[StageDiff]:
@@ -186,6 +198,7 @@ class Diff:
             "apart": [
                 {"stage": s.stage, "layer": s.layer, "times_median": t} for s, t in self.apart()
             ],
+            "floats": self.floats,
             "not_compared": self.not_compared,
             "notes": self.notes,
         }

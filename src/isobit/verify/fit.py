@@ -41,6 +41,20 @@ class Fit:
         return f"{kind} in blocks of {block}" if block else kind
 
 
+def in_words(fits: Sequence[tuple[str, Fit]]) -> list[str]:
+    """What stages' activations are, as far as that explains their error; a line for each
+    arithmetic. ``fits``: pairs of a stage and what fits it, in its first layer that is off."""
+    found: dict[str, list[tuple[str, Fit]]] = {}
+    for stage, of in fits:
+        found.setdefault(of.words, []).append((stage, of))
+    return [
+        f"activations are {words} in {', '.join(stage for stage, _ in pairs)} (in the first layer "
+        f"that is off; so rounded, {max(f.left / (f.error or 1.0) for _, f in pairs):.2g} of the "
+        "error is left)"
+        for words, pairs in found.items()
+    ]
+
+
 def float32_explains(stage: str, position: int) -> float:
     """The relative RMS that an operation in float32 may be off by, up to a position.
 

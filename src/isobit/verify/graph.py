@@ -12,7 +12,7 @@ import numpy as np
 from isobit.backends.base import I32, Tap
 from isobit.errors import FileRefused
 from isobit.model.graph import Graph, Op, Value, stateful, zero_state
-from isobit.numerics.ops import HISTORY, Append, Arrays, Context, Heads
+from isobit.numerics.ops import HISTORY, Append, Arrays, Context, MatMul
 from isobit.verify.arithmetic import Arithmetic, Array
 
 _NO_CONTEXT = Context()  # views read nothing of it
@@ -93,11 +93,16 @@ class Run:
     def put(self, stage: str, layer: int | None, value: Array) -> None:
         """A stage's value is known; stages come in graph order."""
         made, place = self.graph.stages[stage, layer].value, self._place[stage, layer]
-        for history, views in self._stored.get(made, ()):
-            kept = value
-            for op in views:
-                (kept,) = op.operation.specification(_NO_CONTEXT, op.weights, kept)
-            self._history.setdefault(history, []).append(kept)
+        for history, kept, ops in self._stored.get(made, ()):
+            values = self._given | {made: value}
+            for op in ops:
+                own = [values[v] for v in op.inputs]
+                values |= zip(
+                    op.outputs,
+                    op.operation.specification(_NO_CONTEXT, op.weights, *own),
+                    strict=True,
+                )
+            self._history.setdefault(history, []).append(values[kept])
         self._values[made] = value
         self._values = {v: x for v, x in self._values.items() if self._last_reader[v] > place}
 
@@ -158,20 +163,21 @@ class _Zero(dict[Op, Arrays]):
         return zero_state(op)
 
 
-def _stored(graph: Graph) -> Mapping[Value, Sequence[tuple[Value, Sequence[Op]]]]:
-    """For each stage that is appended or holds what is: the history, and the views between."""
+def _stored(graph: Graph) -> Mapping[Value, Sequence[tuple[Value, Value, Sequence[Op]]]]:
+    """For each stage that is appended or that follows from one: the history, what is appended to
+    it, and the operations between."""
     maker = {v: op for op in graph.ops for v in op.outputs}
-    found: dict[Value, list[tuple[Value, list[Op]]]] = {}
+    found: dict[Value, list[tuple[Value, Value, list[Op]]]] = {}
     for op in graph.ops:
         if isinstance(op.operation, Append):
             for value, history in zip(op.inputs, op.outputs, strict=True):
-                at, views = value, list[Op]()
+                at, between = value, list[Op]()
                 while at.name is None:
-                    view = maker[at]
-                    assert isinstance(view.operation, Heads), "what is appended must be a stage"
-                    views.insert(0, view)
-                    (at,) = view.inputs
-                found.setdefault(at, []).append((history, views))
+                    between.insert(0, maker[at])
+                    at, *more = between[0].inputs
+                    assert set(graph.given).issuperset(more), "appended: expected one stage's"
+                    assert not isinstance(between[0].operation, MatMul), "appended: by a product"
+                found.setdefault(at, []).append((history, value, between))
     return found
 
 

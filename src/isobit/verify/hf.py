@@ -19,7 +19,7 @@ from isobit.model.graph import Key
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.verify.arithmetic import Array
-from isobit.verify.trace import Emit, Manifest
+from isobit.verify.trace import Emit, Manifest, pieces
 
 try:
     import torch
@@ -35,12 +35,24 @@ except ImportError as error:
     ) from None
 
 _ATTENTION = "isobit_recorded"
+_ROLES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+}
+_DENSE_ROLES = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_EXPERT_ROLES = "gate", "up", "down"
 
 
 def build(weights: Weights) -> Any:
     """The file's model in transformers: its dequantised weights in float32, on the CPU."""
     c = weights.config
-    tied = weights.output.name == weights.token_embd.name
+    tied = "output.weight" not in weights.graph.weights
     settings: dict[str, Any] = {
         "vocab_size": c.vocab,
         "hidden_size": c.hidden,
@@ -72,35 +84,25 @@ def build(weights: Weights) -> Any:
 
 
 def _state(weights: Weights, *, tied: bool) -> dict[str, Any]:
-    def tensor(w: Weight | Array) -> Any:
-        return torch.from_numpy(w.float32() if isinstance(w, Weight) else w.copy())
+    def tensor(w: Weight) -> Any:
+        return torch.from_numpy(w.float32())
 
-    embedding = tensor(weights.token_embd)
+    w = weights.graph.weights
+    embedding = tensor(w["token_embd.weight"])
     state = {
         "model.embed_tokens.weight": embedding,
-        "model.norm.weight": tensor(weights.output_norm),
-        "lm_head.weight": embedding if tied else tensor(weights.output),
+        "model.norm.weight": tensor(w["output_norm.weight"]),
+        "lm_head.weight": embedding if tied else tensor(w["output.weight"]),
     }
-    for i, w in enumerate(weights.layers):
-        roles: dict[str, Any] = {
-            "input_layernorm": w.attn_norm,
-            "self_attn.q_proj": w.q,
-            "self_attn.k_proj": w.k,
-            "self_attn.v_proj": w.v,
-            "self_attn.q_norm": w.q_norm,
-            "self_attn.k_norm": w.k_norm,
-            "self_attn.o_proj": w.attn_output,
-            "post_attention_layernorm": w.ffn_norm,
-        }
-        at = f"model.layers.{i}."
-        if w.router is None:
-            roles |= {"mlp.gate_proj": w.gate, "mlp.up_proj": w.up, "mlp.down_proj": w.down}
-        else:
-            roles["mlp.gate"] = w.router
-            both = torch.cat([tensor(w.gate), tensor(w.up)], dim=1)
-            state[at + "mlp.experts.gate_up_proj"] = both
-            state[at + "mlp.experts.down_proj"] = tensor(w.down)
-        state |= {f"{at}{role}.weight": tensor(value) for role, value in roles.items()}
+    for i in range(weights.config.n_layers):
+        ours, theirs = f"blk.{i}.", f"model.layers.{i}."
+        roles = dict(_ROLES if weights.config.is_moe else _ROLES | _DENSE_ROLES)
+        state |= {f"{theirs}{t}.weight": tensor(w[f"{ours}{o}.weight"]) for t, o in roles.items()}
+        if weights.config.is_moe:
+            gate, up, down = (tensor(w[f"{ours}ffn_{r}_exps.weight"]) for r in _EXPERT_ROLES)
+            state[f"{theirs}mlp.gate.weight"] = tensor(w[f"{ours}ffn_gate_inp.weight"])
+            state[f"{theirs}mlp.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
+            state[f"{theirs}mlp.experts.down_proj"] = down
     return state
 
 
@@ -133,11 +135,18 @@ class Transformers:
         ids = [int(t) for t in tokens]
         return dataclasses.replace(self._about, tokens=ids, positions=list(range(len(ids))))
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
         """Run all tokens in one pass, then emit it in chunks."""
         values = _record(self.model, self.config, list(tokens), stages)
-        for start in range(0, len(tokens), chunk):
-            stop = min(start + chunk, len(tokens))
+        for start, stop in pieces(len(tokens), chunk, step=step):
             positions = np.arange(start, stop, dtype=np.int32)
             for key in self.graph.stages:
                 if key[0] not in stages:

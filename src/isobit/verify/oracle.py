@@ -16,7 +16,7 @@ from isobit.model.weights import Weights
 from isobit.verify import graph
 from isobit.verify.arithmetic import Array, Float64Arithmetic
 from isobit.verify.metrics import router_margin
-from isobit.verify.trace import Emit, Manifest
+from isobit.verify.trace import Emit, Manifest, pieces
 
 F64 = NDArray[np.float64]
 
@@ -60,12 +60,20 @@ class Oracle:
             stages=list(self.graph.names),
         )
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
         """Run a sequence in chunks and emit its stages."""
         run = graph.Run(self.graph)
-        for start in range(0, len(tokens), chunk):
-            part = np.array(tokens[start : start + chunk], np.int32)
-            positions = np.arange(start, start + len(part), dtype=np.int32)
+        for start, stop in pieces(len(tokens), chunk, step=step):
+            part = np.array(tokens[start:stop], np.int32)
+            positions = np.arange(start, stop, dtype=np.int32)
 
             def tap(stage: str, layer: int | None, value: Array, at: I32 = positions) -> None:
                 emit(stage, layer, at, value)

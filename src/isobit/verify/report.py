@@ -31,10 +31,10 @@ def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
     """
     lines = [_verdict(diff), f"A is {_run(diff.a)}; B is {_run(diff.b)}"]
     origins = Counter(s.origin for s in diff.stages)
-    if diff.faulty:
+    if diff.faulty and not diff.floats:
         rest = f"the rest is propagated ({origins['propagated']} stages)"
         lines.append(f"replay: faulty {_places(diff.faulty)}; {rest}")
-    elif origins["propagated"]:
+    elif origins["propagated"] and not diff.floats:
         lines.append("replay: no faulty operation among the stages compared")
     if origins["not replayed"]:
         lines.append(f"replay: {origins['not replayed']} stages lack the inputs to replay them")
@@ -228,6 +228,10 @@ def answer(diff: Diff) -> str:
     if first is None:
         values = sum(s.distance.values for s in diff.stages)
         return f"Identical: every bit of {values:,} values in {len(diff.stages)} stages."
+    if diff.floats:
+        explained = f"The runs part at {first.where}; float32 rounding explains every operation."
+        beyond = f"Beyond float32 rounding by itself: {_places(diff.beyond)}."
+        return beyond if diff.beyond else explained
     if diff.faulty:
         passed = sum(s.origin == "propagated" for s in diff.stages)
         rest = "" if not passed else f". {_others(passed)} an error on"

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -265,7 +266,10 @@ class ModelRun:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.config: ModelConfig = model.config
-        self.graph: Graph = model.graph
+        given = model.graph.stages.keys() - model.backend.fused_away
+        self.graph: Graph = model.graph.showing(given)
+        self.steps = bool(model.backend.fused_away)
+        """Whether steps of decoding are other launches than a prompt's, to be looked at too."""
 
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
@@ -283,17 +287,32 @@ class ModelRun:
             stages=list(self.graph.names),
         )
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
-        """Run a sequence in chunks, every token's logits included; values are the caller's."""
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
+        """Run a sequence in pieces, every token's logits included; values are the caller's."""
         with self.model.new_sequence() as sequence:
-            for start in range(0, len(tokens), chunk):
-                part = tokens[start : start + chunk]
-                positions = np.arange(start, start + len(part), dtype=np.int32)
+            for start, stop in pieces(len(tokens), chunk, step=step):
+                part = tokens[start:stop]
+                positions = np.arange(start, stop, dtype=np.int32)
 
                 def tap(stage: str, layer: int | None, value: Array, at: I32 = positions) -> None:
                     emit(stage, layer, at, np.array(value))  # backends reuse their buffers
 
                 self.model.forward(sequence, part, range(len(part)), tap, stages)
+
+
+def pieces(count: int, chunk: int, *, step: bool) -> list[tuple[int, int]]:
+    """A sequence of tokens cut into passes of at most ``chunk``: first and end of each. ``step``:
+    the last token is a pass of its own, as in generation."""
+    last = count - 1 if step and count else count
+    return [(a, b) for a, b in pairwise([*range(0, last, chunk), last, count]) if a < b]
 
 
 class Recordable(Protocol):
@@ -305,8 +324,16 @@ class Recordable(Protocol):
     def manifest(self, tokens: Sequence[int]) -> Manifest:
         """What a recording of these tokens says of itself."""
 
-    def run(self, tokens: Sequence[int], chunk: int, stages: frozenset[str], emit: Emit) -> None:
-        """Run the tokens in chunks of at most ``chunk`` and emit ``stages`` in graph order."""
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunk: int,
+        stages: frozenset[str],
+        emit: Emit,
+        *,
+        step: bool = False,
+    ) -> None:
+        """Run the tokens in :func:`pieces` and emit ``stages`` in graph order."""
 
 
 def record(
@@ -314,10 +341,13 @@ def record(
     tokens: Sequence[int],
     stages: frozenset[str] | None = None,
     layers: range | None = None,
+    *,
+    interrupted: Callable[[Trace], None] = lambda _: None,
 ) -> Trace:
     """Run a source and keep the values of stages (default: all) in layers (default: all).
 
-    The margin of moe_router_indices is kept with it. Changes no bit of the run. Raises
+    The margin of moe_router_indices is kept with it. Changes no bit of the run. When Ctrl-C ends
+    the run, ``interrupted`` is given what there is of the first tokens, if there is any. Raises
     NothingCompared for a stage that the run did not give, unless all were asked for and it is one
     of those that a backend need not hold; the manifest then says so.
     """
@@ -327,17 +357,28 @@ def record(
     wanted = every if stages is None else stages
     recorder = Recorder(wanted, layers)
     ids = check_tokens(tokens, run.config)
-    run.run(ids, chunk, recorder.stages, recorder)
-    trace = recorder.trace(run.manifest(ids))
     needed = wanted - run.graph.on_request if wanted == every else wanted
-    for stage, layer in run.graph.stages:
-        if stage in needed and (layer is None or layers is None or layer in layers):
-            held = len(trace[stage, layer]) if (stage, layer) in trace else 0
-            if held != len(ids):
-                raise NothingCompared(
-                    f"{where(stage, layer)}: expected values of {len(ids)} tokens, got {held}; "
-                    f"{trace.manifest.backend} does not hold them, --backend reference does"
-                )
+    keys = [
+        (stage, layer)
+        for stage, layer in run.graph.stages
+        if stage in needed and (layer is None or layers is None or layer in layers)
+    ]
+    step = isinstance(run, ModelRun) and run.steps
+    try:
+        run.run(ids, chunk, recorder.stages, recorder, step=step)
+    except KeyboardInterrupt:
+        if n := recorder.cut(keys):
+            about = dataclasses.replace(run.manifest(ids), positions=list(range(n)))
+            interrupted(recorder.trace(about))
+        raise
+    trace = recorder.trace(run.manifest(ids))
+    for key in keys:
+        held = len(trace[key]) if key in trace else 0
+        if held != len(ids):
+            raise NothingCompared(
+                f"{where(*key)}: expected values of {len(ids)} tokens, got {held}; "
+                f"{trace.manifest.backend} does not hold them, --backend reference does"
+            )
     return trace
 
 
@@ -377,18 +418,31 @@ class Recorder:
             self._parts.setdefault(_name(MARGIN, layer), []).append(margin)
             self._logits = None
 
+    def cut(self, keys: Sequence[Key]) -> int:
+        """Keep the chunks that hold all of ``keys``; of a first one that does not, what there is.
+        Returns the number of tokens."""
+        whole = min((len(self._parts.get(_name(*key), [])) for key in keys), default=0)
+        kept = {name: parts[: max(whole, 1)] for name, parts in self._parts.items()}
+        self._parts = kept
+        return max((sum(map(len, parts)) for parts in kept.values()), default=0)
+
     def trace(self, manifest: Manifest) -> Trace:
         """Everything gathered."""
-        tensors = {name: _joined(parts) for name, parts in self._parts.items()}
+        keys = len(manifest.tokens)
+        tensors = {
+            name: _joined(parts, keys if _key(name)[0] in ON_REQUEST else 0)
+            for name, parts in self._parts.items()
+        }
         seen = {_key(name)[0] for name in tensors}
         missing = sorted(ON_REQUEST & self._wanted - seen) if seen else []
         return Trace(dataclasses.replace(manifest, not_recorded=missing), tensors)
 
 
-def _joined(parts: list[Array]) -> Array:
-    """Chunks in one; attention maps [T, H, N] grow with every chunk and are filled with 0."""
-    if len({p.shape[1:] for p in parts}) == 1:
+def _joined(parts: list[Array], keys: int) -> Array:
+    """Chunks in one; attention maps [T, H, N] grow with every chunk and are filled with 0, up to
+    ``keys``: none of their tokens sees what comes later."""
+    width = max(keys, *(p.shape[-1] for p in parts))
+    if not keys or all(p.shape[-1] == width for p in parts):
         return np.concatenate(parts)
-    width = max(p.shape[-1] for p in parts)
     grown = [np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, width - p.shape[-1])]) for p in parts]
     return np.concatenate(grown)

@@ -23,7 +23,7 @@ from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecA
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Manifest, ModelRun, Recordable, check_tokens, where
+from isobit.verify.trace import Manifest, ModelRun, Recordable, check_tokens, pieces, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
@@ -56,15 +56,18 @@ def verify(
             raise UsageError("verify: expected two loaded models, got one twice")
         arithmetic = SpecArithmetic(y.model.engine.activation_planes)
         chunk = min(chunk, y.model.engine.chunk)
-    replay = Replay(x.graph, arithmetic)
+    graph = run_x.graph.showing(y.graph.stages)  # what both have
+    replay = Replay(graph, arithmetic)
     with ThreadPoolExecutor() as pool:  # each reads its whole file, for its digest
         about_x, about_y = pool.map(lambda run: run.manifest(ids), (run_x, y))
     comparer = Comparer(
         about_x, about_y, replay, layers=layers, accuracy=not exact, histograms=histograms
     )
-    stages = frozenset(x.graph.names) - x.graph.on_request
+    stages = frozenset(graph.names) - graph.on_request
     start = -1
-    for (stage, layer, positions, a), (_, _, _, b) in side_by_side([run_x, y], ids, chunk, stages):
+    step = run_x.steps or (isinstance(y, ModelRun) and y.steps)
+    together = side_by_side([run_x, y], ids, chunk, stages, step=step)
+    for (stage, layer, positions, a), (_, _, _, b) in together:
         if int(positions[0]) != start:
             start = int(positions[0])
             comparer.start(np.array(ids, np.int32)[positions], positions)
@@ -75,20 +78,26 @@ def verify(
 
 
 def side_by_side(
-    sources: Sequence[Recordable], ids: list[int], chunk: int, stages: frozenset[str]
+    sources: Sequence[Recordable],
+    ids: list[int],
+    chunk: int,
+    stages: frozenset[str],
+    *,
+    step: bool = False,
 ) -> Iterator[list[Item]]:
     """Run all sources at once and yield each stage as all of them have it.
 
-    Raises NothingCompared unless each emits every one of ``stages`` that its graph has, of every
-    layer and token, in graph order; where all leave out the same, they would agree on nothing.
+    Raises NothingCompared unless each emits every one of ``stages`` that the graphs of all have, of
+    every layer and token, in graph order; where all leave out the same, they would agree on
+    nothing.
     """
-    graph = [key for key in sources[0].graph.stages if key[0] in stages]
+    common = set[Key].intersection(*(set(s.graph.stages) for s in sources))
+    keys = [key for key in sources[0].graph.stages if key[0] in stages and key in common]
     with ExitStack() as stack:
-        streams = [stack.enter_context(_Stream(s, ids, chunk, stages)) for s in sources]
-        for start in range(0, len(ids), chunk):
-            for key in graph:
-                items = [_expected(s.next(), key, start, len(ids[start:][:chunk])) for s in streams]
-                yield items
+        streams = [stack.enter_context(_Stream(s, ids, chunk, stages, keys, step)) for s in sources]
+        for start, stop in pieces(len(ids), chunk, step=step):
+            for key in keys:
+                yield [_expected(s.next(), key, start, stop - start) for s in streams]
         for stream in streams:
             if (item := stream.next()) is not None:
                 raise NothingCompared(f"expected the end of a run, got {where(item[0], item[1])}")
@@ -113,8 +122,15 @@ class _Stream:
     """A run in a thread of its own, its values taken one by one."""
 
     def __init__(
-        self, source: Recordable, ids: list[int], chunk: int, stages: frozenset[str]
+        self,
+        source: Recordable,
+        ids: list[int],
+        chunk: int,
+        stages: frozenset[str],
+        keys: Sequence[Key],
+        step: bool,
     ) -> None:
+        self._keys, self._step = frozenset(keys), step
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source, ids, chunk, stages))
@@ -129,7 +145,7 @@ class _Stream:
     def _run(self, source: Recordable, ids: list[int], chunk: int, stages: frozenset[str]) -> None:
         with suppress(_Stopped):
             try:
-                source.run(ids, chunk, stages, self._emit)
+                source.run(ids, chunk, stages, self._emit, step=self._step)
             except _Stopped:
                 return
             except BaseException as error:  # raised again by next()
@@ -137,7 +153,8 @@ class _Stream:
             self._put(None)
 
     def _emit(self, stage: str, layer: int | None, positions: I32, value: Array) -> None:
-        self._put((stage, layer, positions, value))
+        if (stage, layer) in self._keys:
+            self._put((stage, layer, positions, value))
 
     def _put(self, item: Item | BaseException | None) -> None:
         while True:

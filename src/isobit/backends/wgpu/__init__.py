@@ -2,5 +2,6 @@
 
 from isobit.backends.wgpu.backend import WgpuBackend
 from isobit.backends.wgpu.device import available
+from isobit.backends.wgpu.graph import lacks
 
-__all__ = ["WgpuBackend", "available"]
+__all__ = ["WgpuBackend", "available", "lacks"]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from isobit.backends.wgpu.device import Device, Step
 from isobit.backends.wgpu.lowering import Lowering, Make, Pass, Place
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Op, Value
+from isobit.model.weights import Weights
 from isobit.numerics.ops import LOGIT_ROWS
 
 
@@ -70,14 +72,10 @@ class LoweredGraph:
             if count := claim(self.g, ops):
                 return count
         op = ops[0]
-        name, reason = f"{ops_of_kinds.__name__}.{op.kind}", "no kernel"
-        if find_spec(name):
-            kind = import_module(name)
-            if not (reason := kind.supports(op)):
-                kind.lower(self.g, op)
-                return 1
-        place = "" if op.layer is None else f" of layer {op.layer}"
-        raise BackendUnavailable(f"wgpu: {op.kind}{place}: {reason}; another backend may run it")
+        if reason := _lacks(op):
+            raise BackendUnavailable(reason)
+        _kind(op).lower(self.g, op)
+        return 1
 
     def _made(self, ops: Sequence[Op]) -> Lowered:
         """What the last operations became, with the stages that can be read then."""
@@ -98,3 +96,21 @@ class LoweredGraph:
         for made in self._head:
             if not isinstance(made, Mark):
                 yield from made(p)
+
+
+def lacks(weights: Weights) -> str | None:
+    """What there is no kernel for in a model; None if there are all."""
+    return next(filter(None, map(_lacks, weights.graph.required.ops)), None)
+
+
+def _kind(op: Op) -> Any:
+    """The file of an operation's kind; None where there is none."""
+    name = f"{ops_of_kinds.__name__}.{op.kind}"
+    return import_module(name) if find_spec(name) else None
+
+
+def _lacks(op: Op) -> str | None:
+    kind = _kind(op)
+    reason = kind.supports(op) if kind else "no kernel"
+    place = "" if op.layer is None else f" of layer {op.layer}"
+    return reason and f"wgpu: {op.kind}{place}: {reason}; another backend may run it"

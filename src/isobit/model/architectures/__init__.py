@@ -28,6 +28,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2moe": _LLAMA,
     "qwen3": _QWEN3,
     "qwen3moe": _QWEN3,
+    "qwen3vl": _QWEN3,
+    "qwen3vlmoe": _QWEN3,
     "qwen35": _QWEN35,
     "qwen35moe": _QWEN35,
 }

@@ -19,11 +19,13 @@ from isobit.numerics.ops import (
     Combine,
     Embedding,
     ExpertMatMul,
+    ExpertScale,
     GatedAdd,
     Heads,
     MatMul,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     SiluGate,
     TopK,
@@ -42,31 +44,64 @@ class Part:
         """A tensor of the layer."""
         return self.tensors.take(self.at + role, *shape)
 
+    def split(self, whole: str, *parts: tuple[str, int]) -> None:
+        """What a file may have as one matrix, and one bias, is taken as several (role, rows)."""
+        for tail in (".weight", ".bias"):
+            of = [(f"{self.at}{role}{tail}", rows) for role, rows in parts]
+            self.tensors.split(f"{self.at}{whole}{tail}", of)
+
     def norm(self, name: str, role: str, eps: float, x: Value) -> Value:
         """RMS norm of rows."""
         weight = self.take(f"{role}.weight", x.shape.width)
         return self.g.one(name, RmsNorm(eps), x, weights=[weight])
 
-    def product(self, name: str, x: Value, *matrices: tuple[str, int]) -> Value:
-        """x times matrices (role, rows), the products side by side."""
+    def product(self, name: str | None, x: Value, *matrices: tuple[str, int]) -> Value:
+        """x times matrices (role, rows), the products side by side, each times its scale where the
+        file has one."""
         weights = [self.take(f"{role}.weight", rows, x.shape.width) for role, rows in matrices]
-        return self.g.one(name, MatMul(), x, weights=weights)
+        scale = self._by_column("scale", matrices, (1,), 1)
+        y = self.g.one(name if scale is None else None, MatMul(), x, weights=weights)
+        return y if scale is None else self.g.one(name, Scale(), y, weights=[scale])
 
     def biased(self, name: str, x: Value, *matrices: tuple[str, int]) -> Value:
         """:meth:`product`, each followed by its bias where the file has one."""
-        with_bias = [f"{self.at}{role}.bias" in self.tensors for role, _ in matrices]
-        if not any(with_bias):
-            return self.product(name, x, *matrices)
-        biases = [
-            self.take(f"{role}.bias", rows).float32() if has else np.zeros(rows, np.float32)
-            for (role, rows), has in zip(matrices, with_bias, strict=True)
-        ]
-        weights = [self.take(f"{role}.weight", rows, x.shape.width) for role, rows in matrices]
-        y = self.g.one(None, MatMul(), x, weights=weights)
-        together = np.concatenate(biases)
-        roles = "+".join(role for role, _ in matrices)
-        bias = Weight(f"{self.at}{roles}.bias", F32, together.shape, together.view(np.uint8))
-        return self.g.one(name, Bias(), y, weights=[bias])
+        bias = self._by_column("bias", matrices, None, 0)
+        y = self.product(name if bias is None else None, x, *matrices)
+        return y if bias is None else self.g.one(name, Bias(), y, weights=[bias])
+
+    def expert_product(self, name: str, x: Value, ids: Value, role: str, *shape: int) -> Value:
+        """x through the chosen ones of a stack of matrices [experts, rows, columns], each times its
+        scale where the file has them."""
+        weight = self.take(f"{role}.weight", *shape)
+        if f"{self.at}{role}.scale" not in self.tensors:
+            return self.g.one(name, ExpertMatMul(), x, ids, weights=[weight])
+        scale = self.take(f"{role}.scale", shape[0])
+        y = self.g.one(None, ExpertMatMul(), x, ids, weights=[weight])
+        return self.g.one(name, ExpertScale(), y, ids, weights=[scale])
+
+    def _by_column(
+        self,
+        of: str,
+        matrices: tuple[tuple[str, int], ...],
+        shape: tuple[int, ...] | None,
+        absent: float,
+    ) -> Weight | None:
+        """The vector, or number, that the file has beside each matrix, for each column of their
+        products; None if it has none of them. ``shape``: its own, if not the matrix's rows."""
+        has = [f"{self.at}{role}.{of}" in self.tensors for role, _ in matrices]
+        if not any(has):
+            return None
+        together = np.concatenate(
+            [
+                np.broadcast_to(
+                    self.take(f"{role}.{of}", *(shape or (rows,))).float32() if there else absent,
+                    rows,
+                ).astype(np.float32)
+                for (role, rows), there in zip(matrices, has, strict=True)
+            ]
+        )
+        name = f"{self.at}{'+'.join(role for role, _ in matrices)}.{of}"
+        return Weight(name, F32, together.shape, together.view(np.uint8))
 
 
 def embedding(g: Builder, c: ModelConfig, tensors: Tensors) -> Value:
@@ -133,10 +168,13 @@ def experts(p: Part, c: ModelConfig, h: Value) -> Value:
 
     def product(name: str, role: str, rows: int, of: Value) -> Value:
         shape = (c.n_experts, rows, of.shape.row[-1])
-        weight = p.take(f"ffn_{role}_exps.weight", *shape)
-        return p.g.one(f"moe_expert_{name}", ExpertMatMul(), of, ids, weights=[weight])
+        return p.expert_product(f"moe_expert_{name}", of, ids, f"ffn_{role}_exps", *shape)
 
-    gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
+    if f"{p.at}ffn_gate_up_exps.weight" in p.tensors:  # both in one tensor, the gate's rows first
+        both, k, n = product("gate_up", "gate_up", 2 * c.ffn, h), c.n_experts_used, c.ffn
+        gate, up = (p.g.one(None, Heads(at, k, n, 2 * n), both) for at in (0, n))
+    else:
+        gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
     y = product("out", "down", c.hidden, p.g.one("moe_expert_swiglu", SiluGate(), gate, up))
     return p.g.one("moe_ffn_out", Combine(), weights, y)
 

@@ -1,25 +1,36 @@
-"""Qwen3 and Qwen3-MoE: grouped-query attention with a norm of each head vector, then SwiGLU or a
-mixture of SwiGLU experts."""
+"""Qwen3 and Qwen3-MoE, also as the text of Qwen3-VL: grouped-query attention with a norm of each
+head vector, then SwiGLU or a mixture of SwiGLU experts."""
+
+from dataclasses import dataclass
 
 from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
+from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Add, Heads
 
 
-def config(r: Metadata, vocab: int) -> ModelConfig:
+@dataclass(frozen=True)
+class Config(ModelConfig):
+    """What a file says besides what every transformer has."""
+
+    rope: RopeTable
+
+
+def config(r: Metadata, vocab: int) -> Config:
     """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
     not implemented."""
     arch = r.text("general.architecture")
-    moe = arch == "qwen3moe"
+    moe, images = arch.endswith("moe"), arch.startswith("qwen3vl")
     heads = r.count(f"{arch}.attention.head_count", 1, 4096)
     hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
     head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
-    c = ModelConfig(
+    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12)
+    c = Config(
         architecture=arch,
         n_layers=r.count(f"{arch}.block_count", 1, 4096),
         hidden=hidden,
@@ -30,12 +41,14 @@ def config(r: Metadata, vocab: int) -> ModelConfig:
         n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
         n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
         vocab=vocab,
-        rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12),
+        rope_base=base,
         eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
         context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
         normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
+        rope=rope_scaling(r, arch, RopeTable(head_dim, base)),
     )
-    check(r, c)
+    # The sections are of images; a text has one position everywhere.
+    check(r, c, rope_keys=frozenset({"dimension_sections"} if images else ()), scaled=True)
     r.only(f"{arch}.rope.dimension_count", c.head_dim)
     r.only(f"{arch}.expert_weights_scale", 1.0)
     r.only(f"{arch}.expert_shared_count", 0)
@@ -59,8 +72,10 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
 
 def _attention(p: Part, c: ModelConfig, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
-    qkv = p.product("qkv_matmul", h, ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D))
-    table = RopeTable(D, c.rope_base)
+    roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
+    p.split("attn_qkv", *roles)
+    qkv = p.product("qkv_matmul", h, *roles)
+    table = c.rope if isinstance(c, Config) else RopeTable(D, c.rope_base)
     q = blocks.rotated_heads(p, "q_post_rope", "attn_q_norm", c.eps, table, qkv, Heads(0, H, D))
     keys = Heads(H * D, G, D)
     k = blocks.rotated_heads(p, "k_post_rope", "attn_k_norm", c.eps, table, qkv, keys)

@@ -11,6 +11,8 @@ def rope_scaling(r: Metadata, arch: str, table: RopeTable) -> RopeTable:
     """The table as the keys under ``rope.scaling`` change it; raises ModelRefused."""
     at = f"{arch}.rope.scaling."
     kind = r.metadata.get(at + "type", "none")
+    if kind != "yarn":
+        r.only(at + "attn_factor", 1.0)
     if kind == "linear":
         factor = r.number(at + "factor", 1e-3, 1e6)
         return replace(table, factors=(factor,) * (table.size // 2))
@@ -25,4 +27,5 @@ def rope_scaling(r: Metadata, arch: str, table: RopeTable) -> RopeTable:
         return replace(table, yarn=yarn)
     if kind != "none":
         raise r.refusal(at + "type", "none, linear or yarn", kind)
+    r.only(at + "factor", 1.0)
     return table

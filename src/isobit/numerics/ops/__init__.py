@@ -37,6 +37,7 @@ from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
 from isobit.numerics.ops.receive import Receive
 from isobit.numerics.ops.rms_norm import RmsNorm
 from isobit.numerics.ops.rope import Rope
+from isobit.numerics.ops.scale import ExpertScale, Scale
 from isobit.numerics.ops.select_rows import SelectRows
 from isobit.numerics.ops.sigmoid import Sigmoid
 from isobit.numerics.ops.sigmoid_gate import SigmoidGate
@@ -66,6 +67,7 @@ __all__ = [
     "Exchange",
     "ExpertBias",
     "ExpertMatMul",
+    "ExpertScale",
     "GatedAdd",
     "GatedDelta",
     "Gather",
@@ -76,6 +78,7 @@ __all__ = [
     "Receive",
     "RmsNorm",
     "Rope",
+    "Scale",
     "SelectRows",
     "Shape",
     "Sigmoid",

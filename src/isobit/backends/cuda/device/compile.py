@@ -1,0 +1,149 @@
+"""From .cu files to kernels: compiled by NVRTC, kept on disk, each parameter's C type known.
+
+A compiled file (cubin) is kept under the user's cache directory, named by everything it depends on:
+the sources, the compiler with its version and options, the architecture. It is written beside its
+place and then renamed, so that processes may compile the same file at once; one that is not whole
+is compiled again.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import isobit.numerics
+from isobit.errors import BackendUnavailable
+
+SOURCES = Path(__file__).parent.parent
+"""Where the .cu files lie, each compiled on its own."""
+
+INCLUDE = (SOURCES, SOURCES / "fusions" / "decode", Path(isobit.numerics.__file__).parent)
+"""Where their headers lie."""
+
+_KERNEL = re.compile(r"^KERNEL\((\w+)\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
+_SCALARS: dict[str, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
+    "int": ctypes.c_int32,
+    "int64": ctypes.c_int64,
+    "float": ctypes.c_float,
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a launch must know of a kernel; a pointer parameter is a 64-bit integer."""
+
+    block: str
+    """Threads of a block: a number, THREADS, or a name that the definitions give."""
+    parameters: tuple[type[ctypes._SimpleCData], ...]  # type: ignore[type-arg]
+
+    def threads(self, defines: Mapping[str, str]) -> int:
+        """Threads of a block."""
+        return int({"THREADS": "256", **defines}.get(self.block, self.block))
+
+
+@cache
+def signatures(stem: str) -> dict[str, Signature]:
+    """The kernels of a file by name, as their declarations say."""
+    source = (SOURCES / f"{stem}.cu").read_text()
+    kernels = {}
+    for block, name, parameters in _KERNEL.findall(source):
+        words = [p.strip().rsplit(maxsplit=1)[0] for p in parameters.split(",")]
+        types = tuple(ctypes.c_uint64 if "*" in w else _SCALARS[w] for w in words)
+        kernels[name] = Signature(block, types)
+    return kernels
+
+
+def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
+    """Machine code of ``stem``.cu for ``arch`` ("sm_90"), from the disk if it is there.
+
+    A stem is a file of SOURCES without its ending ("ops/add"), or an absolute path likewise.
+
+    Raises BackendUnavailable when the compiler is missing or refuses the source.
+    """
+    try:
+        from cuda.bindings import nvrtc  # noqa: PLC0415
+
+        _, major, minor = nvrtc.nvrtcVersion()
+    except Exception as error:  # the libraries raise many kinds for "not installed"
+        raise BackendUnavailable(
+            f"cuda: NVRTC is needed to compile kernels and could not be loaded ({error}); "
+            "pip install '.[cuda]'"
+        ) from None
+    key = _key(stem, arch, defines, f"{major}.{minor}")
+    place = _cache_directory() / f"{Path(stem).name}-{key}.cubin"
+    code = _whole(place)
+    if code is None:
+        code = _compile(stem, arch, defines)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            _write(place, hashlib.sha256(code).digest() + code)
+    return code
+
+
+def _options(stem: str, arch: str, defines: Mapping[str, str]) -> dict[str, Any]:
+    """What the compiler is asked for, besides where headers lie."""
+    return {
+        "name": f"{stem}.cu",
+        "arch": arch,
+        "std": "c++17",
+        "fma": False,
+        "ftz": False,
+        "prec_div": True,
+        "prec_sqrt": True,
+        "define_macro": sorted(defines.items()) or None,
+    }
+
+
+def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
+    from cuda.core import Program, ProgramOptions  # noqa: PLC0415
+
+    options = ProgramOptions(
+        **_options(stem, arch, defines), include_path=[str(p) for p in INCLUDE]
+    )
+    source = (SOURCES / f"{stem}.cu").read_text()
+    try:
+        return bytes(Program(source, "c++", options).compile("cubin").code)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if "error" in line]
+        raise BackendUnavailable(
+            f"cuda: compiling {stem}.cu for {arch} failed: {lines[0] if lines else error}"
+        ) from error
+
+
+def _key(stem: str, arch: str, defines: Mapping[str, str], compiler: str) -> str:
+    """What a compiled file depends on: sources, options, the compiler and who calls it."""
+    from cuda import core  # noqa: PLC0415
+
+    made_by = compiler, core.__version__, _options(Path(stem).name, arch, defines)
+    digest = hashlib.sha256(repr(made_by).encode())
+    for path in (SOURCES / f"{stem}.cu", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _whole(place: Path) -> bytes | None:
+    """A compiled file's code, if it is there and whole: its SHA-256 stands before it."""
+    try:
+        kept = place.read_bytes()
+    except OSError:
+        return None
+    digest, code = kept[:32], kept[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _cache_directory() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "isobit" / "cuda"
+
+
+def _write(place: Path, kept: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
+        file.write(kept)
+    Path(file.name).replace(place)

@@ -1,0 +1,383 @@
+"""One CUDA device: memory, copies, kernels and launches. Nothing here knows about models.
+
+Everything is queued on one stream, in order. Errors of the driver become BackendUnavailable.
+"""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.cuda.device.compile import Signature, cubin, signatures
+from isobit.backends.cuda.device.lent import Lent
+from isobit.errors import BackendUnavailable
+
+OLDEST = (8, 0)
+"""Ampere: the oldest architecture with the integer instructions the kernels use."""
+
+_FORKED = (
+    "this process was forked from one that had opened the GPU, which cannot be shared so: load the "
+    "model after the fork, or start the process anew (multiprocessing: spawn)"
+)
+
+Array = NDArray[np.generic]
+
+
+class Gpu(Protocol):
+    """What the backend asks of a device (a protocol so that tests can emulate one)."""
+
+    name: str
+    multiprocessors: int
+    shared_most: int
+    """Shared memory that a block can have, in bytes."""
+    cache_bytes: int
+    """The device's own cache of its memory (L2), in bytes."""
+
+    def activate(self) -> None:
+        """Make this the calling thread's device; before anything else in a thread."""
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes."""
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of new memory, aligned to 256 bytes."""
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+
+    def upload(self, address: int, values: Array) -> None:
+        """Queue a copy to the device; ``values`` may be changed when this returns, unless they are
+        page-locked: then once a later mark has passed."""
+
+    def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the device reads by itself; uint8 [nbytes]."""
+
+    def free_page_locked(self, values: NDArray[np.uint8]) -> None:
+        """Give it back."""
+
+    def results(self, count: int) -> NDArray[np.float32]:
+        """Host memory for results, float32 [count]: the device writes to it at full speed."""
+
+    def mark(self) -> object:
+        """A point in the queue."""
+
+    def wait(self, mark: object) -> None:
+        """Wait until the device has passed a point; each mark once."""
+
+    def download(self, address: int, out: Array) -> None:
+        """Copy from the device after all that is queued; done when this returns."""
+
+    def launch(
+        self,
+        stem: str,
+        kernel: str,
+        grid: Sequence[int],
+        arguments: Sequence[int | float],
+        *,
+        shared: int = 0,
+        defines: Mapping[str, str] | None = None,
+        cooperative: bool = False,
+        overlap: bool = False,
+    ) -> None:
+        """Queue a kernel of ``stem``.cu compiled with ``defines``; ``shared``: dynamic bytes.
+
+        cooperative: all blocks run at once. overlap: it may start before the kernel ahead of it has
+        ended, and waits for it by itself.
+        """
+
+    def capture(self, queue: Callable[[], None]) -> object:
+        """Record what ``queue`` launches as a graph, without running it."""
+
+    def replay(self, graph: object) -> None:
+        """Queue a graph."""
+
+    def close(self) -> None:
+        """Free everything that was allocated."""
+
+
+def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
+    """Whether the CUDA backend can run here, and the reason if not. Cheap; touches no memory."""
+    try:
+        from cuda.bindings import driver  # noqa: PLC0415
+        from cuda.core import Device  # noqa: F401, PLC0415
+    except ImportError:
+        return False, "cuda-core is not installed (pip install '.[cuda]')"
+    except Exception as error:  # a broken installation raises many kinds
+        return False, f"cuda-core could not be loaded ({error})"
+    try:
+        result = driver.cuInit(0)[0]
+        if result == driver.CUresult.CUDA_ERROR_NOT_INITIALIZED:  # asked again, in a child
+            return False, _FORKED
+        if result != driver.CUresult.CUDA_SUCCESS:
+            return False, f"no usable NVIDIA driver or device ({_words(driver, result)})"
+        result, count = driver.cuDeviceGetCount()
+        if result != driver.CUresult.CUDA_SUCCESS or count == 0:
+            return False, "no CUDA device"
+        major, minor = _capability(driver)
+    except Exception as error:  # the bindings raise RuntimeError when libcuda is missing
+        words = str(error).split(". ")[0] or type(error).__name__
+        return False, f"no usable NVIDIA driver ({words})"
+    if (major, minor) < OLDEST:
+        return False, (
+            f"compute capability {OLDEST[0]}.{OLDEST[1]} or newer is needed, the device has "
+            f"{major}.{minor}"
+        )
+    return True, ""
+
+
+def _capability(driver: Any) -> tuple[int, int]:
+    kinds = driver.CUdevice_attribute
+    major, minor = (
+        driver.cuDeviceGetAttribute(kind, 0)[1]
+        for kind in (
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    return int(major), int(minor)
+
+
+def _words(driver: Any, result: Any) -> str:
+    error, text = driver.cuGetErrorString(result)
+    return text.decode() if error == driver.CUresult.CUDA_SUCCESS else str(result)
+
+
+class CudaGpu:
+    """The first CUDA device."""
+
+    def __init__(self) -> None:
+        usable, reason = available()
+        if not usable:
+            raise BackendUnavailable(f"cuda: {reason}")
+        from cuda import core  # noqa: PLC0415
+        from cuda.bindings import driver  # noqa: PLC0415
+
+        self._core, self._driver = core, driver
+        self._process = os.getpid()
+        self._last = "nothing"
+        device = core.Device(0)
+        result, self._context = driver.cuDevicePrimaryCtxRetain(device.device_id)
+        if result != driver.CUresult.CUDA_SUCCESS:
+            raise BackendUnavailable(
+                f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses "
+                "all further work of the process: start it anew, or use another backend"
+            )
+        self.activate()
+        kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._stream = core.Stream.from_handle(int(self._check(driver.cuStreamCreate(kind))))
+        self._device = device.device_id
+        self.name = str(device.name)
+        self.multiprocessors = int(device.properties.multiprocessor_count)
+        self.cache_bytes = int(device.properties.l2_cache_size)
+        self.shared_most = int(device.properties.max_shared_memory_per_block_optin)
+        self.arch = f"sm_{device.arch}"
+        self._allocated: dict[int, int] = {}
+        self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
+        self._modules: dict[tuple[object, ...], Any] = {}
+        self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
+        self._page_locked: set[int] = set()
+        self._lent = Lent(self._lock_pages)
+        self._graphs: list[Any] = []
+        self._only_load = False
+        self._closed = False
+
+    def activate(self) -> None:
+        """Make the context that everything here belongs to the calling thread's.
+
+        Raises BackendUnavailable in a process that was forked since: the driver gave it nothing.
+        """
+        if os.getpid() != self._process:
+            raise BackendUnavailable(f"cuda: {_FORKED}")
+        self._check(self._driver.cuCtxSetCurrent(self._context))
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes."""
+        free, total = self._check(self._driver.cuMemGetInfo())
+        return int(free), int(total)
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of new memory."""
+        result, address = self._driver.cuMemAlloc(max(nbytes, 1))
+        if result == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            free, total = self.memory()
+            raise BackendUnavailable(
+                f"cuda: {nbytes / 1e9:.2f} GB more are needed, {free / 1e9:.2f} of "
+                f"{total / 1e9:.2f} GB are free"
+            )
+        self._check((result,))
+        self._allocated[int(address)] = nbytes
+        return int(address)
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+        self._check(self._driver.cuMemFree(address))
+        del self._allocated[address]
+
+    def upload(self, address: int, values: Array) -> None:
+        """Queue a copy to the device. Pageable memory is staged before the driver returns."""
+        values = np.ascontiguousarray(values)
+        self._check(
+            self._driver.cuMemcpyHtoDAsync(
+                address, values.ctypes.data, values.nbytes, self._stream.handle
+            )
+        )
+
+    def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the device reads by itself; uint8 [nbytes]."""
+        address = int(self._check(self._driver.cuMemHostAlloc(nbytes, 0)))
+        self._page_locked.add(address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+    def free_page_locked(self, values: NDArray[np.uint8]) -> None:
+        """Give it back."""
+        self._check(self._driver.cuMemFreeHost(values.ctypes.data))
+        self._page_locked.remove(values.ctypes.data)
+
+    def results(self, count: int) -> NDArray[np.float32]:
+        """Page-locked memory that is used again once nothing refers to it; some buffers only."""
+        return self._lent(count)
+
+    def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
+        self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
+
+    def mark(self) -> object:
+        """A point in the queue: an event."""
+        driver = self._driver
+        event = self._check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        self._check(driver.cuEventRecord(event, self._stream.handle))
+        return event
+
+    def wait(self, mark: object) -> None:
+        """Wait until the device has passed a point."""
+        self._check(self._driver.cuEventSynchronize(mark))
+        self._check(self._driver.cuEventDestroy(mark))
+
+    def download(self, address: int, out: Array) -> None:
+        """Copy from the device after all that is queued."""
+        self._check(
+            self._driver.cuMemcpyDtoHAsync(
+                out.ctypes.data, address, out.nbytes, self._stream.handle
+            )
+        )
+        self.synchronise()
+
+    def synchronise(self) -> None:
+        """Wait for all that is queued."""
+        self._check(self._driver.cuStreamSynchronize(self._stream.handle))
+
+    def launch(
+        self,
+        stem: str,
+        kernel: str,
+        grid: Sequence[int],
+        arguments: Sequence[int | float],
+        *,
+        shared: int = 0,
+        defines: Mapping[str, str] | None = None,
+        cooperative: bool = False,
+        overlap: bool = False,
+    ) -> None:
+        """Queue a kernel."""
+        defines = defines or {}
+        code, signature = self._kernel(stem, kernel, defines, shared, overlap)
+        if self._only_load:
+            return
+        self._last = kernel
+        config = self._core.LaunchConfig(
+            grid=tuple(grid),
+            block=signature.threads(defines),
+            shmem_size=shared,
+            is_cooperative=cooperative,
+            programmatic_stream_serialization=overlap,
+        )
+        values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
+        try:
+            self._core.launch(self._stream, config, code, *values)
+        except Exception as error:  # the library's own kinds: the driver's errors and its checks
+            raise BackendUnavailable(
+                f"cuda: {str(error).splitlines()[0]} (when {kernel} was queued; the kernel that "
+                "failed may be one before it)"
+            ) from None
+
+    def capture(self, queue: Callable[[], None]) -> object:
+        """Record what ``queue`` launches; its kernels are compiled and loaded first."""
+        self._only_load = True
+        try:
+            queue()
+        finally:
+            self._only_load = False
+        driver, stream = self._driver, self._stream.handle
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._check(driver.cuStreamBeginCapture(stream, mode))
+        try:
+            queue()
+        except BaseException:
+            driver.cuStreamEndCapture(stream)
+            raise
+        graph = self._check(driver.cuStreamEndCapture(stream))
+        self._graphs.append(self._check(driver.cuGraphInstantiate(graph, 0)))
+        self._check(driver.cuGraphDestroy(graph))
+        return self._graphs[-1]
+
+    def replay(self, graph: object) -> None:
+        """Queue a graph."""
+        self._last = "a decode step"
+        self._check(self._driver.cuGraphLaunch(graph, self._stream.handle))
+
+    def _kernel(
+        self, stem: str, name: str, defines: Mapping[str, str], shared: int, overlap: bool
+    ) -> tuple[Any, Signature]:
+        module_key = (stem, *sorted(defines.items()))
+        key = (name, shared, overlap, *module_key)
+        if key not in self._kernels:
+            if module_key not in self._modules:
+                code = cubin(stem, self.arch, defines)
+                self._modules[module_key] = self._core.ObjectCode.from_cubin(code)
+            kernel = self._modules[module_key].get_kernel(name)
+            attribute = self._driver.CUfunction_attribute
+            if shared > self._shared.get((name, *module_key), 48 << 10):
+                most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._set_attribute(kernel, most, shared)
+                self._shared[name, *module_key] = shared
+            if overlap:  # kernels run side by side only where they split a multiprocessor alike
+                split = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+                self._set_attribute(kernel, split, 100)
+            self._kernels[key] = kernel, signatures(stem)[name]
+        return self._kernels[key]
+
+    def _set_attribute(self, kernel: Any, attribute: Any, value: int) -> None:
+        self._check(
+            self._driver.cuKernelSetAttribute(attribute, value, kernel.handle, self._device)
+        )
+
+    def _check(self, results: tuple[Any, ...]) -> Any:
+        result, *values = results
+        if result != self._driver.CUresult.CUDA_SUCCESS:
+            raise BackendUnavailable(
+                f"cuda: {_words(self._driver, result)} (last kernel queued: {self._last})"
+            )
+        return values[0] if len(values) == 1 else values
+
+    def close(self) -> None:
+        """Free everything; in a process that was forked since, nothing is its own."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        self.activate()
+        self._kernels.clear()
+        self._modules.clear()
+        with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed
+            for graph in self._graphs:
+                self._check(self._driver.cuGraphExecDestroy(graph))
+            for address in list(self._allocated):
+                self.free(address)
+            for buffer in self._lent.registered:
+                self._check(self._driver.cuMemHostUnregister(buffer.ctypes.data))
+            for address in self._page_locked:
+                self._check(self._driver.cuMemFreeHost(address))
+            self._check(self._driver.cuStreamDestroy(self._stream.handle))
+            self._check(self._driver.cuDevicePrimaryCtxRelease(self._device))

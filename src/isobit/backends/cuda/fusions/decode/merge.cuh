@@ -1,0 +1,65 @@
+// The results of attention's tiles, merged in ascending order (docs/numerics.md, section 6).
+#pragma once
+#include "step.cuh"
+
+constexpr int GROUP = HEADS / KV_HEADS;  // query heads of one key-value head
+constexpr int FEW_TILES = 4;             // that the product after attention merges itself
+
+// For each key-value head: max_and_sum [most][GROUP], out [most][GROUP][HEAD_DIM].
+struct TileResults {
+    const float2* max_and_sum;
+    const float* out;
+    int most, tiles;
+
+    DEV int64 index(int head, int t) const {
+        return (int64(head / GROUP) * most + t) * GROUP + head % GROUP;
+    }
+
+    // Eight columns of the whole output. MANY: any number of tiles, else at most FEW_TILES.
+    template <bool MANY>
+    DEV void merged(int column, float (&o)[8]) const {
+        int head = column / HEAD_DIM;
+        float m = isobit::from_bits(0xff800000u), l = 0.0f;  // the first tile's factor is 0
+#pragma unroll
+        for (int i = 0; i < 8; i++) o[i] = 0.0f;
+#pragma unroll 1
+        for (int first = 0; first < tiles; first += FEW_TILES) {
+            float2 ml[FEW_TILES];
+            float4 v[FEW_TILES][2];
+            float a[FEW_TILES], b[FEW_TILES];
+#pragma unroll
+            for (int t = 0; t < FEW_TILES; t++) {
+                ml[t] = make_float2(isobit::from_bits(0xff800000u), 0.0f);
+                if (first + t < tiles) {
+                    ml[t] = max_and_sum[index(head, first + t)];
+                    const float* from = out + index(head, first + t) * HEAD_DIM + column % HEAD_DIM;
+                    v[t][0] = reinterpret_cast<const float4*>(from)[0];
+                    v[t][1] = reinterpret_cast<const float4*>(from)[1];
+                }
+            }
+#pragma unroll
+            for (int t = 0; t < FEW_TILES; t++) {  // factors side by side
+                float top = fmaxf(m, ml[t].x);
+                a[t] = isobit::exp(sub(m, top)), b[t] = isobit::exp(sub(ml[t].x, top));
+                m = top;
+            }
+#pragma unroll
+            for (int t = 0; t < FEW_TILES; t++) {
+                if (first + t >= tiles) break;
+                float next[8];
+                spread(v[t], next);
+                l = add(mul(l, a[t]), mul(ml[t].y, b[t]));
+#pragma unroll
+                for (int i = 0; i < 8; i++) o[i] = add(mul(o[i], a[t]), mul(next[i], b[t]));
+            }
+            if (!MANY) break;
+        }
+        float r = div(1.0f, l);
+#pragma unroll
+        for (int i = 0; i < 8; i++) o[i] = mul(o[i], r);
+    }
+    DEV static void spread(const float4 (&v)[2], float (&o)[8]) {
+        o[0] = v[0].x, o[1] = v[0].y, o[2] = v[0].z, o[3] = v[0].w;
+        o[4] = v[1].x, o[5] = v[1].y, o[6] = v[1].z, o[7] = v[1].w;
+    }
+};

@@ -1,0 +1,306 @@
+"""A whole layer of one token in six launches: norm and q, k, v; attention; its output product; the
+router; gate and up; down. With many tiles of keys a seventh merges them (decode/*.cu).
+
+Only for layers of Qwen3's form whose matrices are tiled Q4_K and Q6_K.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.layout import ACT_BYTES
+from isobit.backends.cuda.device.load import DeviceWeight
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.fusions.decode_memory import (
+    WARPS,
+    Part,
+    Streaming,
+    streaming,
+    tiles_of_block,
+)
+from isobit.backends.cuda.fusions.head_vectors import HeadVectors
+from isobit.backends.cuda.fusions.step_attention import TileResults, attend
+from isobit.backends.cuda.lowering import Claimed, Lowering, Mark, Pass, Slot, Source
+from isobit.model.graph import Op, Value
+from isobit.numerics.ops import RmsNorm, TopK
+
+MERGE_SHARED = 4 * (512 * 38 + 16)
+"""Bytes of MergeShared of decode_merge.cu."""
+_BUFFER = 1024  # floats of a block's sum, in bytes
+
+_ATTENTION = (
+    "h = rms_norm x",
+    "qkv = matmul h",
+    *step_attention.PATTERN_OF_STEP,
+    "out = matmul y",
+    "x1 = add x out",
+    "h1 = rms_norm x1",
+)
+_EXPERTS = (
+    *_ATTENTION,
+    "z = matmul h1",
+    "shares ids = top_k z",
+    "gate = expert_matmul h1 ids",
+    "up = expert_matmul h1 ids",
+    "swiglu = silu_gate gate up",
+    "each = expert_matmul swiglu ids",
+    "ffn = combine shares each",
+    "x2 = add x1 ffn",
+)
+_DENSE = (
+    *_ATTENTION,
+    "gate = matmul h1",
+    "up = matmul h1",
+    "swiglu = silu_gate gate up",
+    "ffn = matmul swiglu",
+    "x2 = add x1 ffn",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What the operations of a layer say."""
+
+    h: HeadVectors
+    hidden: int
+    ffn: int
+    experts: int
+    """0 for a dense feed-forward."""
+    used: int
+    """1 for a dense feed-forward."""
+    normalise: bool
+    eps: tuple[float, float]
+    norms: tuple[Callable[[], int], Callable[[], int]]
+    """Of attention and of the feed-forward."""
+    matrices: Mapping[str, DeviceWeight]
+    """q, k, v, out, router (with experts), gate, up, down."""
+
+    @property
+    def defines(self) -> dict[str, str | int]:
+        """The definitions that decode.cuh asks for."""
+        shapes = {"HIDDEN": self.hidden, "FFN": self.ffn, "EXPERTS": self.experts}
+        return step_attention.defines(self.h) | shapes | {"USED": self.used}
+
+
+def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
+    """See :mod:`isobit.backends.cuda.fusions`."""
+    for pattern in (_EXPERTS, _DENSE):
+        names = {n for line in pattern for n in line.partition(" = ")[0].split()}
+        v = g.match(ops, pattern, names - {"x2"})
+        if v is None or not g.dies(v["x"], ops[: len(pattern)]):
+            continue
+        taken = ops[: len(pattern)]
+        layer = _layer(g, taken, v)
+        if layer is not None and (plan := _plan(layer, g.gpu)) is not None:
+            return len(pattern), partial(_lower, g, v, layer, plan)
+    return None
+
+
+def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | None:
+    """The layer, if the kernels take it."""
+    maker = {value: op for op in ops for value in op.outputs}
+    made = {name: maker[value] for name, value in v.items() if value in maker}
+    h = HeadVectors.of(g, ops[2:], v)
+    if h is None or not step_attention.takes(g, h) or not step_attention.plain(made["y"]):
+        return None
+    products = ("qkv", "q", "k", "v"), ("out", "out"), ("z", "router"), ("gate", "gate")
+    m: dict[str, DeviceWeight] = {}
+    for of, *names in (*products, ("up", "up"), ("each" if "z" in v else "ffn", "down")):
+        if of not in made:
+            continue
+        if len(made[of].weights) != len(names):
+            return None
+        m |= {name: g.matrix(w) for name, w in zip(names, made[of].weights, strict=True)}
+    choice = made["ids"].operation if "ids" in v else None
+    assert choice is None or isinstance(choice, TopK)
+    first, second = made["h"].operation, made["h1"].operation
+    assert isinstance(first, RmsNorm)
+    assert isinstance(second, RmsNorm)
+    layer = Layer(
+        h,
+        hidden=v["x"].shape.width,
+        ffn=v["swiglu"].shape.row[-1],
+        experts=v["z"].shape.width if "z" in v else 0,
+        used=choice.k if choice else 1,
+        normalise=choice.normalise if choice else False,
+        eps=(first.eps, second.eps),
+        norms=(g.vector(made["h"].weights[0]), g.vector(made["h1"].weights[0])),
+        matrices=m,
+    )
+    fits = (
+        all(w.layout.fused for name, w in m.items() if name != "router")
+        and m["q"].layout == m["k"].layout
+        and m["gate"].layout == m["up"].layout
+        and ("router" not in m or m["router"].layout.kind == "floats")
+        and [m[n].rows for n in "qkv"] == [h.head_dim * n for n in (h.heads, *[h.kv_heads] * 2)]
+        and layer.experts <= 512
+        and layer.used <= 32
+    )
+    return layer if fits else None
+
+
+def _plan(layer: Layer, gpu: Gpu) -> Mapping[str, Streaming] | None:
+    """How each kernel is compiled and launched; None if one needs more than there is."""
+    h, m, k = layer.h, layer.matrices, layer.used
+    hidden, ffn = supers(layer.hidden), supers(layer.ffn)
+    heads, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
+    acts = hidden * ACT_BYTES
+    router = m["router"].layout.format.name if "router" in m else "F32"
+    kind: dict[str, str | int] = {"ROUTER_KIND": f"KIND_{router}"}
+    # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
+    # two: decode_gate_up's block, which has room beside one, would have to wait for both.
+    routing = Streaming(max(2 * _BUFFER, gpu.shared_most * 2 // 5), kind)
+
+    def plan(fixed: int, *parts: Part) -> Streaming:
+        return streaming(gpu, fixed, *parts)
+
+    def tiles(rows: int, n: int) -> int:
+        return tiles_of_block(gpu, rows, n)
+
+    qkv = plan(
+        acts + _BUFFER,
+        Part(m["q"], tiles(heads + kv, hidden), "QK_"),
+        Part(m["v"], tiles(kv, hidden), "V_"),
+    )
+    out = plan(
+        supers(heads) * ACT_BYTES + 4 * WARPS,
+        Part(m["out"], tiles(layer.hidden, supers(heads))),
+    )
+    # With few tiles, when some multiprocessors have their registers taken by attention: more
+    # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
+    # The second is late, and keeps the router's and decode_gate_up's away: all wait for it.
+    half = gpu.shared_most // 2 + 1
+    room = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
+    choosing = 4 * WARPS * (layer.experts + 1) + 2 * layer.experts if layer.experts else _BUFFER
+    found = {
+        "decode_qkv": qkv,
+        "decode_attn_out": out.also(kind),
+        "decode_attn_out alone": out.also(kind).with_at_least(half if half <= room else 0),
+        "decode_router": routing,
+        "decode_gate_up": plan(
+            acts + choosing + 17 * k + 8, Part(m["gate"], 2 * tiles(k * layer.ffn, hidden))
+        ).also(kind),
+        "decode_down": plan(
+            k * ffn * ACT_BYTES + 8 * k, Part(m["down"], tiles(layer.hidden, k * ffn))
+        ),
+    }
+    return found if all(p.shared <= gpu.shared_most for p in found.values()) else None
+
+
+def _lower(
+    g: Lowering, v: Mapping[str, Value], layer: Layer, plan: Mapping[str, Streaming]
+) -> None:
+    h, m, n = layer.h, layer.matrices, layer.used
+    (norm, ffn_norm), (eps, ffn_eps) = layer.norms, layer.eps
+    x = g.dense(v["x"])  # every kernel works on it in place
+    for name in ("x1", "x2"):
+        g.put(v[name], x)
+    qkv, results = g.new(v["qkv"]), TileResults(g, h)
+    attention = g.slot("attention", h.heads * h.head_dim)
+    logits = g.new(v["z"]) if layer.experts else None
+    acts = g.slot("acts", ACT_BYTES // 4 * supers(layer.hidden))
+    # Words with the number of a step, which is not 0.
+    chosen = g.fixed("chosen", 2 * n, zero=True, lasting=True)
+    guess = g.fixed("guess", 2 * (1 + layer.experts), zero=True)
+    swiglu = g.new(v["swiglu"])
+    # Whether the device's shared cache has room for a layer's experts, and for the rest.
+    used = n * sum(m[role].matrix_bytes for role in ("gate", "up", "down"))
+    ahead = int(2 * used <= g.gpu.cache_bytes)
+
+    def launch(
+        kernel: str, arguments: tuple[int | float, ...], blocks: int = 0, way: str = ""
+    ) -> None:
+        how = plan[kernel + way]
+        g.launch(
+            f"fusions/decode/{kernel}",
+            (blocks or g.gpu.multiprocessors,),
+            arguments,
+            layer.defines | how.defines,
+            shared=how.shared,
+        )
+
+    def attention_block(p: Pass) -> None:
+        step, most = p.inputs.tokens, step_attention.tiles_at_once(h, g.gpu)
+        matrices = (m[role].address for role in "qkv")
+        launch(
+            "decode_qkv",
+            (x.address, norm(), eps, *matrices, step, guess.address, qkv.address),
+        )
+        attend(
+            g, h, p, qkv.address, results, most if p.many else min(most, step_attention.FEW_TILES)
+        )
+        if p.many:
+            g.launch(
+                "fusions/decode/decode_merge",
+                (h.heads * h.head_dim // 32,),
+                (step, *results.addresses, g.tiles, attention.address),
+                step_attention.defines(h),
+                shared=MERGE_SHARED,
+            )
+        maxima, outputs = results.addresses
+        experts = (m[role].address for role in ("gate", "up", "down"))
+        launch(
+            "decode_attn_out",
+            (attention.address, step, maxima, 0 if p.many else outputs, g.tiles)
+            + (m["out"].address, m["router"].address if "router" in m else 0, ffn_norm(), *experts)
+            + (m["gate"].matrix_bytes, m["down"].matrix_bytes, ahead, guess.address, x.address),
+            way="" if p.many else " alone",
+        )
+
+    def router(_: Pass) -> None:
+        assert logits is not None
+        launch(
+            "decode_router",
+            (x.address, ffn_norm(), ffn_eps, m["router"].address, logits.address, acts.address),
+            blocks=max(layer.experts, g.gpu.multiprocessors),
+        )
+
+    def gate_up(p: Pass) -> None:
+        launch(
+            "decode_gate_up",
+            (acts.address, logits.address if logits else 0, int(layer.normalise), x.address)
+            + (ffn_norm(), ffn_eps, m["gate"].address, m["up"].address, p.inputs.tokens)
+            + (guess.address, chosen.address, swiglu.address),
+        )
+
+    def down(p: Pass) -> None:
+        launch(
+            "decode_down",
+            (swiglu.address, p.inputs.tokens, chosen.address, m["down"].address, x.address),
+        )
+
+    g.emit(attention_block, v["qkv"], v["x1"])
+    if layer.experts:
+        g.emit(router, v["z"])
+    g.emit(gate_up)
+    if layer.experts:
+        for name, taken in (("shares", _shares), ("ids", _ids)):
+            g.made.append(Mark(v[name], partial(_read_chosen, chosen, n, taken), True))
+    g.mark(v["swiglu"])
+    g.emit(down, v["x2"])
+
+
+def _read_chosen(
+    chosen: Slot,
+    n: int,
+    taken: Callable[[NDArray[np.uint64]], NDArray[np.generic]],
+    source: Source,
+    _: Pass,
+) -> NDArray[np.generic]:
+    """What a layer chose: words of step.cuh's ``packed``."""
+    words = np.empty(n, np.uint64)
+    source.download(chosen.address, words)
+    return taken(words)[None]
+
+
+def _shares(words: NDArray[np.uint64]) -> NDArray[np.generic]:
+    return (words >> np.uint64(32)).astype(np.uint32).view(np.float32)
+
+
+def _ids(words: NDArray[np.uint64]) -> NDArray[np.generic]:
+    return (words >> np.uint64(16) & np.uint64(0xFFFF)).astype(np.int32)

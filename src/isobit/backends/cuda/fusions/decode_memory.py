@@ -1,0 +1,59 @@
+"""Shared memory and definitions of kernels that stream tiles (Products of products.cuh)."""
+
+from dataclasses import dataclass, replace
+
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.layout import TILE_ROWS
+from isobit.backends.cuda.device.load import DeviceWeight
+
+WARPS = 16  # of a block of decode.cuh
+_LANES = 4  # tiles of a step of a warp
+_DEEPEST = 4
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How such a kernel is compiled and launched."""
+
+    shared: int
+    """Dynamic shared memory."""
+    defines: dict[str, str | int]
+
+    def also(self, defines: dict[str, str | int]) -> "Streaming":
+        """The same with more definitions."""
+        return replace(self, defines=self.defines | defines)
+
+    def with_at_least(self, shared: int) -> "Streaming":
+        """The same with no less memory."""
+        return replace(self, shared=max(self.shared, shared))
+
+
+@dataclass(frozen=True)
+class Part:
+    """So many tiles a block of a matrix, whose definitions begin with ``role``."""
+
+    matrix: DeviceWeight
+    tiles: int
+    role: str = ""
+
+
+def tiles_of_block(gpu: Gpu, rows: int, supers: int) -> int:
+    """Tiles of a block, if the rows' groups of 8 are dealt to one block a multiprocessor."""
+    return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
+
+
+def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
+    """A fixed part, slots for tiles on their way (as deep as fits), and a float for each row of a
+    block's tiles."""
+    fixed += 64 + sum(4 * TILE_ROWS * p.tiles for p in parts)
+    room = gpu.shared_most - 1024 - fixed
+    used, defines = 0, dict[str, str | int]()
+    for i, p in enumerate(parts):
+        slot = _LANES * TILE_ROWS * p.matrix.layout.format.block_bytes
+        steps = -(-p.tiles // _LANES)
+        deepest = max(1, (room - used) // (len(parts) - i) // (slot * WARPS))
+        depth = min(-(-steps // WARPS), deepest, _DEEPEST)
+        defines[f"{p.role}WEIGHT"] = f"Tiled{p.matrix.layout.format.name}"
+        defines[f"{p.role}DEPTH"] = depth
+        used += min(steps, depth * WARPS) * slot + 8 * depth * WARPS
+    return Streaming(fixed + used, defines)

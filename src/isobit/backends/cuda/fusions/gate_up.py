@@ -1,0 +1,67 @@
+"""Gate and up of the same items in one product, and SwiGLU of them."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering, Pass
+from isobit.backends.cuda.ops import silu_gate
+from isobit.backends.cuda.ops.matmul import (
+    Product,
+    on_tensor_cores,
+    one,
+    pays_on_tensor_cores,
+    stream,
+    streams,
+)
+from isobit.model.graph import Op, Value
+
+_DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"
+_EXPERTS = "gate = expert_matmul x ids", "up = expert_matmul x ids", _DENSE[2]
+
+
+def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
+    """See :mod:`isobit.backends.cuda.fusions`."""
+    inner = ("gate", "up")
+    v = g.match(ops, _EXPERTS, inner) or g.match(ops, _DENSE, inner)
+    if v is None or len(ops[0].weights) + len(ops[1].weights) != 2:
+        return None
+    return 3, partial(_lower, g, ops[:3], v)
+
+
+def _lower(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
+    gate, up = (g.matrix(op.weights[0]) for op in ops[:2])
+    product = Product(g, (gate, up), v["x"], v.get("ids"))
+    if g.captured and streams(g.gpu, gate, up):
+        together = g.new(v["y"])
+
+        def both(p: Pass) -> None:
+            planned = not product.stack
+            stream(product, p, gate, together.address, gate.rows, up=up, planned=planned)
+
+        g.emit(both, v["y"])
+        return
+    to = g.new(v["gate"]), g.new(v["up"])
+
+    def make(p: Pass) -> None:
+        items, y = product.items(p), [slot.address for slot in to]
+        if gate.followed_by(up) and pays_on_tensor_cores(gate, items, stack=product.stack):
+            step = (y[1] - y[0]) // 4
+            on_tensor_cores(product, gate, y[0], items, gate.rows, rounds=2, y_step=step)
+            return
+        for w, at in zip((gate, up), y, strict=True):
+            one(product, w, at, items, w.rows)
+
+    g.emit(make, v["gate"], v["up"])
+    y = v["y"]
+    if not g.only_multiplied(y):
+        silu_gate.lower(g, ops[2])
+        return
+    n, acts = y.shape.row[-1], g.acts_of(y, y.shape.row[-1])
+
+    def activate(p: Pass) -> None:
+        rows = p.rows(y.shape) * (y.shape.width // n)
+        arguments = (to[0].address, to[1].address, n, rows, acts.address)
+        g.launch("ops/silu_gate.swiglu_quantise", (-(-rows * supers(n) // WARPS),), arguments)
+
+    g.emit(activate)

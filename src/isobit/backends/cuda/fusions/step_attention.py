@@ -1,0 +1,105 @@
+"""Attention of one token of each sequence, from the product of q, k and v to the quantised input of
+the product behind it: head vectors and tiles in one launch, all tiles merged by another."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
+from isobit.backends.cuda.lowering import TILES, WARPS, Claimed, Lowering, Pass, Slot
+from isobit.model.graph import Op, Value
+from isobit.numerics import TILE
+from isobit.numerics.ops import Attention
+
+FEW_TILES = 4  # FEW_TILES of merge.cuh
+PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
+INNER_OF_STEP = (*INNER, "q", "keys", "values")
+
+
+def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
+    """See :mod:`isobit.backends.cuda.fusions`."""
+    v = g.match(ops, PATTERN_OF_STEP, INNER_OF_STEP)
+    if v is None or (h := HeadVectors.of(g, ops, v)) is None or not plain(ops[len(PATTERN)]):
+        return None
+    if not takes(g, h) or not g.only_multiplied(v["y"]) or v["y"].shape.width % 256:
+        return None
+    return len(PATTERN_OF_STEP), partial(_lower, g, h, v)
+
+
+def plain(attention: Op) -> bool:
+    """Whether attention sees all keys up to its own, and nothing else."""
+    assert isinstance(attention.operation, Attention)
+    return attention.operation.window is None and not attention.weights
+
+
+def takes(g: Lowering, h: HeadVectors) -> bool:
+    """Whether decode_attention.cu knows such heads, and has the memory."""
+    return h.head_dim % 64 == 0 and _shared(h, 1) <= g.gpu.shared_most
+
+
+def defines(h: HeadVectors) -> dict[str, str | int]:
+    """The definitions that merge.cuh asks for."""
+    return {"HEADS": h.heads, "KV_HEADS": h.kv_heads, "HEAD_DIM": h.head_dim}
+
+
+class TileResults:
+    """Where each tile's maximum and sum, and its outputs, lie (TileResults of merge.cuh)."""
+
+    def __init__(self, g: Lowering, h: HeadVectors) -> None:
+        self.max_and_sum: Slot = g.slot("max_and_sum", 2 * h.heads, TILES)
+        self.outputs: Slot = g.slot("tile_out", h.heads * h.head_dim, TILES)
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of both."""
+        return self.max_and_sum.address, self.outputs.address
+
+
+def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults, most: int) -> None:
+    """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head."""
+    buffers = tile_buffers(h, g.gpu)
+    at = p.inputs
+    g.launch(
+        "fusions/decode/decode_attention",
+        (min(g.tiles, most), h.kv_heads, p.tokens),
+        (qkv, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts, at.positions, at.pages, h.scale)
+        + (*h.cache.parts, g.tiles, *results.addresses),
+        defines(h) | {"BUFFERS": buffers},
+        shared=_shared(h, buffers),
+    )
+
+
+def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
+    qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), v["y"].shape.width
+    acts = g.acts_of(v["y"], width)
+
+    def make(p: Pass) -> None:
+        attend(g, h, p, qkv.address, results, tiles_at_once(h, g.gpu, p.tokens))
+        count = p.tokens * supers(width)
+        g.launch(
+            "fusions/decode/batch_merge",
+            (-(-count // WARPS),),
+            (p.inputs.positions, *results.addresses, g.tiles, count, acts.address),
+            defines(h),
+        )
+
+    g.emit(make)
+
+
+def _shared(h: HeadVectors, buffers: int) -> int:
+    """Bytes of AttentionShared of decode_attention.cu."""
+    columns = -(-h.heads // h.kv_heads // 8) * 8
+    tiles = buffers * (4 * TILE * h.head_dim + 8 * TILE + 16)
+    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + 4 * h.head_dim + 8
+
+
+def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:
+    """Tiles of a key-value head that blocks take at once: three blocks of a multiprocessor, of
+    which one computes while others wait for their tiles."""
+    return max(1, 3 * gpu.multiprocessors // (h.kv_heads * sequences))
+
+
+def tile_buffers(h: HeadVectors, gpu: Gpu) -> int:
+    """Tiles a block of the attention kernel holds: the next one is fetched if there is room."""
+    return 2 if _shared(h, 2) <= gpu.shared_most // 3 else 1

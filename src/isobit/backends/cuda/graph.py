@@ -1,0 +1,126 @@
+"""The graph of a model as launches, and where its stages can be read."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
+from typing import Any
+
+from isobit.backends.cuda import fusions
+from isobit.backends.cuda import ops as ops_of_kinds
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.layout import require_readable
+from isobit.backends.cuda.lowering import Lowering, Make, Mark, Pass
+from isobit.backends.cuda.resident import Resident
+from isobit.errors import BackendUnavailable
+from isobit.model.graph import Graph, Key, Op
+from isobit.model.weights import Weights
+from isobit.numerics.ops import LOGIT_ROWS
+
+
+class Program:
+    """A graph lowered once, for passes of one kind."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        resident: Resident,
+        gpu: Gpu,
+        planes: int,
+        kind: str,
+        *,
+        fused: bool = True,
+    ) -> None:
+        """Raises BackendUnavailable for an operation that there is no kernel for."""
+        self.g = g = Lowering(graph, resident, gpu, planes, kind)
+        self._body: list[Make | Mark] = []
+        self._head: list[Make | Mark] = []  # some rows of logits at a time
+        ops, last_use, at = graph.required.ops, graph.required.last_use, 0
+        claimed = fusions.claims(g, ops, fusions.CLAIMS[kind] if fused else ())
+        while at < len(ops):
+            if at in claimed:
+                count, lower = claimed[at]
+                lower()
+            else:
+                count = 1
+                self._lower(ops[at])
+            taken, at = ops[at : at + count], at + count
+            if taken[-1].outputs[0].shape.rows != LOGIT_ROWS:
+                self._body += self._made()
+                g.end({v for v, last in last_use.items() if last >= at})
+            else:  # runs again and again, and so overwrites nothing
+                self._head += self._made()
+        self.logits, self.vocabulary = g.dense(graph.logits), graph.logits.shape.width
+        self._head += self._made()
+
+    def _lower(self, op: Op) -> None:
+        """Lower one operation by itself."""
+        if reason := _lacks(op):
+            raise BackendUnavailable(reason)
+        _kind(op).lower(self.g, op)
+
+    def _made(self) -> Sequence[Make | Mark]:
+        made, self.g.made = self.g.made, []
+        return made
+
+    @property
+    def makes(self) -> int:
+        """How many operations, or fusions of them, launch something."""
+        return sum(not isinstance(made, Mark) for made in (*self._body, *self._head))
+
+    @cached_property
+    def marks(self) -> Mapping[Key, Mark]:
+        """The stages that can be read."""
+        marks = (made for made in (*self._body, *self._head) if isinstance(made, Mark))
+        return {mark.value.key: mark for mark in marks if mark.value.key is not None}
+
+    def lasting(self, keys: Set[Key]) -> Sequence[Mark]:
+        """These stages in graph order, if all of them can be read at the end of a pass."""
+        found = [mark for key, mark in self.marks.items() if key in keys]
+        return found if all(mark.lasting for mark in found) else ()
+
+    def body(self, p: Pass) -> Iterator[Mark]:
+        """Queue everything up to the logits; stops at each stage that can be read."""
+        return _queue(self._body, p)
+
+    def head(self, p: Pass) -> Iterator[Mark]:
+        """Queue the logits of ``p.count`` of the wanted rows, once :meth:`body` is through."""
+        return _queue(self._head, p)
+
+    def queue(self, p: Pass) -> None:
+        """Queue all of it."""
+        for _ in chain(self.body(p), self.head(p)):
+            pass
+
+
+def lacks(weights: Weights) -> str | None:
+    """What there is no kernel for in a model; None if there are all."""
+    try:
+        for weight in weights.graph.weights.values():
+            if len(weight.shape) > 1:
+                require_readable(weight)
+    except BackendUnavailable as error:
+        return str(error)
+    return next(filter(None, map(_lacks, weights.graph.required.ops)), None)
+
+
+def _kind(op: Op) -> Any:
+    """The file of an operation's kind; None where there is none."""
+    name = f"{ops_of_kinds.__name__}.{op.kind}"
+    return import_module(name) if find_spec(name) else None
+
+
+def _lacks(op: Op) -> str | None:
+    kind = _kind(op)
+    reason = kind.supports(op) if kind else "no kernel"
+    place = "" if op.layer is None else f" of layer {op.layer}"
+    return reason and f"cuda: {op.kind}{place}: {reason}; another backend may run it"
+
+
+def _queue(parts: Sequence[Make | Mark], p: Pass) -> Iterator[Mark]:
+    for made in parts:
+        if isinstance(made, Mark):
+            yield made
+        else:
+            made(p)

@@ -1,0 +1,440 @@
+"""What lowering an operation works with: where values lie, scratch, weights, the launches made.
+
+Lowering comes before memory. A :class:`Slot` says how many words it needs for a row; it becomes an
+address when the plan (memory.py) has found what all of them take. Launches are made for each pass;
+those of a step of decoding once, while they are captured.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.layout import ACT_BYTES
+from isobit.backends.cuda.device.load import DeviceWeight
+from isobit.backends.cuda.device.memory import aligned, supers
+from isobit.backends.cuda.resident import Cache, Resident, State, Turns
+from isobit.model.graph import Graph, Op, Value, match
+from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS, ExpertMatMul, MatMul, Shape
+
+THREADS = 256
+WARPS = THREADS // 32
+TILES = "tiles"
+"""Rows of a slot: a token's tiles of keys, as many as the context has."""
+BATCH = "batch"
+"""Rows of a slot: none; what the pass as a whole needs."""
+
+PASS, STEPS, STEP = "pass", "steps", "step"
+"""Kinds of program: any batch; one token of each of several sequences; one token of one sequence.
+The last two are captured: nothing of them may depend on lengths that the host knows."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Addresses of what a batch gives."""
+
+    tokens: int
+    positions: int
+    sequence: int
+    """int32 [T]: where each token's page table begins, in tables of ``each`` entries."""
+    pages: int
+    each: int
+    rows: int
+    """Tokens whose logits are wanted."""
+    runs: int
+    """Run of runs.cuh, for each sequence."""
+    groups: tuple[int, int] = (0, 0)
+    """All tokens as ItemGroup of items.cuh: their number, and the groups."""
+    generated: int = 0
+    """int32: of a step, the likeliest tokens so far, by position."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What decides the launches of a pass."""
+
+    tokens: int
+    runs: int
+    """Sequences."""
+    inputs: Inputs
+    first: int = 0
+    """Of the logit rows that are computed now …"""
+    count: int = 0
+    """… and how many."""
+    spans: Mapping[int, int] = field(default_factory=dict)
+    """Spans of attention_mma.cu by their length."""
+    many: bool = True
+    """Whether a sequence may have more than FEW_TILES tiles of keys."""
+
+    def rows(self, shape: Shape) -> int:
+        """Rows of a value."""
+        return self.count if shape.rows == LOGIT_ROWS else self.tokens
+
+
+@dataclass(eq=False)
+class Slot:
+    """Memory of a pass."""
+
+    name: str
+    words: int
+    """For a row …"""
+    rows: str = TOKENS
+    """… of these (see numerics.ops.base)"""
+    more: int = 0
+    """Words besides."""
+    address: int = 0
+    users: int = 0
+    """Values in it, and launches being made; a slot without is free."""
+    zero: bool = False
+    """Whether it begins as zeros."""
+    lasting: bool = False
+    """Whether it is read at the end of a pass: all of these lie side by side."""
+
+    def nbytes(self, rows: Mapping[str, int]) -> int:
+        """Its size, with so many rows of each kind."""
+        return aligned(4 * (self.words * rows[self.rows] + self.more))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value's float32 or int32 lie, in words from a slot's begin."""
+
+    slot: Slot
+    stride: int
+    """From row to row."""
+    step: int
+    """From one vector of a row to the next."""
+    at: int = 0
+
+    @property
+    def address(self) -> int:
+        """The first word's."""
+        return self.slot.address + 4 * self.at
+
+
+class Source(Protocol):
+    """What stages are read from: the device, or a copy of some of its memory."""
+
+    def download(self, address: int, out: NDArray[np.generic]) -> None:
+        """Copy from there."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A stage that can be read once the launches before it have run."""
+
+    value: Value
+    read: Callable[["Source", Pass], NDArray[np.generic]]
+    lasting: bool = False
+    """Whether it can still be read at the end of the pass."""
+
+
+Make = Callable[[Pass], None]
+"""What an operation, or several, become: launches for any pass."""
+
+Defines = Mapping[str, str | int]
+"""Definitions that a kernel is compiled with."""
+Claimed = tuple[int, Callable[[], None]]
+"""How many operations a fusion takes, and what lowers them."""
+
+
+class Lowering:
+    """What has been lowered so far of one program of a model."""
+
+    def __init__(
+        self, graph: Graph, resident: Resident, gpu: Gpu, planes: int, kind: str = PASS
+    ) -> None:
+        self.gpu, self.resident, self.planes, self.kind = gpu, resident, planes, kind
+        self.captured = kind != PASS
+        self.tiles = -(-resident.context // TILE)
+        self.made: list[Make | Mark] = []
+        self.lasting = (0, 0)
+        """Where the slots begin that last, and how many bytes they take."""
+        self.advances = False
+        """Whether a step of one sequence sets up the next one by itself."""
+        self.places: dict[Value, Place] = {}
+        self.slots: list[Slot] = []
+        self.received: list[Slot] = []
+        """Where rows go that come with a batch."""
+        self.spans: dict[int, tuple[Slot, Slot]] = {}
+        """Where spans of some length begin, and how many tokens they have."""
+        self.readers: dict[Value, list[Op]] = {}
+        for op in graph.required.ops:
+            for v in op.inputs:
+                self.readers.setdefault(v, []).append(op)
+        self._forms: dict[tuple[Value, str], Slot] = {}
+        self._live: dict[Value, list[Slot]] = {}
+        self._held: list[Slot] = []
+
+    # Where values lie
+
+    def slot(self, name: str, words: int, rows: str = TOKENS, more: int = 0) -> Slot:
+        """Memory that no value uses now; its own until a value is put there, or :meth:`end`."""
+        needs = words, rows, more
+        free = (s for s in self.slots if not s.users and (s.words, s.rows, s.more) == needs)
+        found = next(free, None) or self._slot(name, words, rows, more)
+        found.users += 1
+        self._held.append(found)
+        return found
+
+    def fixed(
+        self,
+        name: str,
+        words: int,
+        rows: str = BATCH,
+        *,
+        zero: bool = False,
+        lasting: bool = False,
+    ) -> Slot:
+        """Memory that nothing else ever uses; see :class:`Slot`."""
+        slot = self._slot(name, words, rows)
+        slot.zero, slot.lasting = zero, lasting
+        slot.users = 1
+        return slot
+
+    def _slot(self, name: str, words: int, rows: str, more: int = 0) -> Slot:
+        self.slots.append(Slot(name, words, rows, more))
+        return self.slots[-1]
+
+    def put(self, value: Value, place: Place) -> None:
+        """A value lies there."""
+        self.places[value] = place
+        self._keep(value, place.slot)
+
+    def new_lasting(self, value: Value) -> Slot:
+        """A slot for a value alone, which nothing else ever uses."""
+        shape = value.shape
+        slot = self.fixed(value.name or "value", shape.width, shape.rows, lasting=True)
+        self.put(value, Place(slot, shape.width, shape.row[-1]))
+        return slot
+
+    def new(self, value: Value) -> Slot:
+        """A slot for a value alone."""
+        shape = value.shape
+        slot = self.slot(value.name or "value", shape.width, shape.rows)
+        self.put(value, Place(slot, shape.width, shape.row[-1]))
+        return slot
+
+    def form(self, of: Value, name: str, words: int = 0, more: int = 0) -> Slot:
+        """Another form of a value, which lasts as long: what a launch leaves there."""
+        slot = self.slot(name, words, of.shape.rows, more)
+        self._forms[of, name] = slot
+        self._keep(of, slot)
+        return slot
+
+    def formed(self, of: Value, name: str) -> Slot | None:
+        """A form of a value, if it was made."""
+        return self._forms.get((of, name))
+
+    def same(self, value: Value, of: Value) -> None:
+        """A value is another one, in all its forms."""
+        self.put(value, self.places[of])
+        for (other, name), slot in list(self._forms.items()):
+            if other is of:
+                self._forms[value, name] = slot
+                self._keep(value, slot)
+
+    def _keep(self, value: Value, slot: Slot) -> None:
+        slot.users += 1
+        self._live.setdefault(value, []).append(slot)
+
+    def end(self, needed: Collection[Value]) -> None:
+        """Free what nothing needs any more."""
+        for slot in self._held:
+            slot.users -= 1
+        self._held = []
+        for value in [v for v in self._live if v not in needed]:
+            for slot in self._live.pop(value):
+                slot.users -= 1
+
+    def match(
+        self, ops: Sequence[Op], pattern: Sequence[str], inner: Collection[str] = ()
+    ) -> Mapping[str, Value] | None:
+        """:func:`isobit.model.graph.match`; ``inner``: what nothing else reads."""
+        found = match(ops, pattern)
+        taken = ops[: len(pattern)]
+        return found if found and all(self.ends(found[name], taken) for name in inner) else None
+
+    def ends(self, value: Value, ops: Sequence[Op]) -> bool:
+        """Whether nothing but these operations reads a value."""
+        return all(op in ops for op in self.readers.get(value, ()))
+
+    def dies(self, value: Value, ops: Sequence[Op]) -> bool:
+        """Whether nothing behind these operations reads a value."""
+        return self.readers[value][-1] in ops
+
+    def dense(self, value: Value) -> Place:
+        """Where a value lies in one piece; it is copied if it is torn."""
+        place, shape = self.places[value], value.shape
+        if place.stride == shape.width and place.step in (shape.row[-1], shape.width):
+            return place
+        slot = self.slot("copy", shape.width, shape.rows)
+        n = shape.row[-1]
+        self.vectors("ops/copy", shape, n, [self.view(value, n)], lambda _: (0, slot.address))
+        return Place(slot, shape.width, n)
+
+    def view(self, value: Value, n: int) -> Callable[[], tuple[int, int, int]]:
+        """A value as vectors of n, as View of views.cuh takes it: address, stride, step."""
+        place, own = self.places[value], value.shape.row[-1]
+        if n == own:
+            step = place.step
+        elif own in (place.step, value.shape.width):
+            step = n
+        else:
+            place, step = self.dense(value), n
+        return lambda: (place.address, place.stride, step)
+
+    def acts_of(self, value: Value, n: int) -> Slot:
+        """Where a launch leaves a value quantised in superblocks of vectors of n."""
+        words = ACT_BYTES // 4 * supers(n) * (value.shape.width // n)
+        return self.form(value, f"acts {n}", words)
+
+    def acts(self, value: Value, n: int) -> Slot:
+        """A value quantised in superblocks of vectors of n."""
+        if found := self.formed(value, f"acts {n}"):
+            return found
+        view, acts, each = self.view(value, n), self.acts_of(value, n), value.shape.width // n
+
+        def make(p: Pass) -> None:
+            count = p.rows(value.shape) * each
+            arguments = (*view(), each, n, count, acts.address)
+            self.launch("ops/quantise", (-(-count * supers(n) // WARPS),), arguments)
+
+        self.emit(make)
+        return acts
+
+    def multiplied(self, value: Value) -> bool:
+        """Whether a product reads a value's quantised form."""
+        return any(any(formats) for formats in self._products(value))
+
+    def only_multiplied(self, value: Value) -> bool:
+        """Whether nothing reads a value but in its quantised form."""
+        found = self._products(value)
+        return bool(found) and all(formats and all(formats) for formats in found)
+
+    def _products(self, value: Value) -> list[list[bool]]:
+        """For each operation that reads a value: if it is a product, whether each weight is
+        quantised; else nothing."""
+        return [
+            [w.format.quantized for w in op.weights]
+            if isinstance(op.operation, MatMul | ExpertMatMul)
+            else []
+            for op in self.readers.get(value, ())
+        ]
+
+    # What stays
+
+    def matrix(self, weight: Weight) -> DeviceWeight:
+        """A matrix, or a stack of them."""
+        return self.resident.matrices[weight.name]
+
+    def vector(self, weight: Weight) -> Callable[[], int]:
+        """A vector's address, once it is loaded."""
+        return lambda: self.resident.vector(weight)
+
+    def cache(self, keys: Value) -> Cache:
+        """The cache of keys that an operation appended."""
+        return self.resident.caches[keys]
+
+    def state(self, op: Op) -> State:
+        """What the operation keeps."""
+        return self.resident.states[op]
+
+    def turns(self, table: RopeTable) -> Turns:
+        """A RoPE table."""
+        return self.resident.turns[table]
+
+    # Memory
+
+    def nbytes(self, rows: Mapping[str, int]) -> int:
+        """Of all slots, with so many rows of each kind."""
+        return sum(slot.nbytes(rows) for slot in self.slots)
+
+    def allocate(self, rows: Mapping[str, int]) -> None:
+        """Give every slot its address."""
+        address = self.gpu.allocate(self.nbytes(rows))
+        lasting = sum(slot.nbytes(rows) for slot in self.slots if slot.lasting)
+        self.lasting = address, lasting
+        for slot in sorted(self.slots, key=lambda slot: not slot.lasting):
+            slot.address = address
+            address += slot.nbytes(rows)
+            if slot.zero:
+                self.gpu.upload(slot.address, np.zeros(slot.words, np.int32))
+
+    # Launches
+
+    def emit(self, make: Make, *values: Value) -> None:
+        """Launches come next; after them these values can be read."""
+        self.made.append(make)
+        for value in values:
+            self.mark(value)
+
+    def mark(self, value: Value, *, lasting: bool = False) -> None:
+        """A value can be read now, if it is a stage; ``lasting``: also at the end of the pass."""
+        if value.name is None:
+            return
+        place, shape = self.places[value], value.shape
+
+        def read(source: Source, p: Pass) -> NDArray[np.generic]:
+            rows, n = p.rows(shape), shape.row[-1]
+            each = shape.width // n
+            words: NDArray[np.generic] = np.empty(
+                max((rows - 1) * place.stride + (each - 1) * place.step + n, 0), shape.dtype
+            )
+            source.download(place.address, words)
+            strides = 4 * place.stride, 4 * place.step, 4
+            vectors = np.lib.stride_tricks.as_strided(words, (rows, each, n), strides)
+            return vectors.reshape(rows, *shape.row)
+
+        self.made.append(Mark(value, read, lasting))
+
+    def launch(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        arguments: Sequence[int | float],
+        defines: Defines | None = None,
+        *,
+        shared: int = 0,
+    ) -> None:
+        """Queue a kernel: a file, and .entry if its name is not the file's."""
+        file, _, entry = kernel.partition(".")
+        self.gpu.launch(
+            file,
+            entry or file.rpartition("/")[2],
+            grid,
+            arguments,
+            shared=shared,
+            defines={"PLANES": str(self.planes)} | {k: str(v) for k, v in (defines or {}).items()},
+            overlap=self.captured,
+        )
+
+    def vectors(
+        self,
+        kernel: str,
+        shape: Shape,
+        n: int,
+        views: Sequence[Callable[[], tuple[int, int, int]]],
+        more: Callable[[Pass], tuple[int | float, ...]],
+        *values: Value,
+        defines: Defines | None = None,
+    ) -> None:
+        """Emit a kernel with a thread for each value of vectors of n; ``more``: arguments behind
+        the views, vectors a row, and n."""
+        each = shape.width // n
+
+        def make(p: Pass) -> None:
+            views_now = [word for view in views for word in view()]
+            arguments = (*views_now, each, n, *more(p))
+            grid = (p.rows(shape) * each, -(-n // THREADS))
+            self.launch(kernel, grid, arguments, defines)
+
+        self.emit(make, *values)
+
+
+def anything(_: Op) -> None:
+    """What an operation ``supports`` that has a kernel for all of its kind."""

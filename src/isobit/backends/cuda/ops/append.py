@@ -1,0 +1,64 @@
+"""Keys and values into the cache, and queries: head vectors quantised as attention reads them."""
+
+from isobit import numerics
+from isobit.backends.cuda.lowering import WARPS, Lowering, Pass, Slot
+from isobit.backends.cuda.resident import Cache
+from isobit.model.graph import Op, Value
+
+QUERY, KEY, VALUE = range(3)
+_WIDEST = 512  # values of a head vector
+_ROOM = 128
+
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.cuda.ops`."""
+    k, v = (x.shape.row for x in op.inputs)
+    if k != v or k[1] > _WIDEST:
+        return f"expected keys and values alike, of at most {_WIDEST} values; got {k} and {v}"
+    return None
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """The keys, then the values."""
+    for kind, value in ((KEY, op.inputs[0]), (VALUE, op.inputs[1])):
+        _store(g, kind, value, g.cache(op.outputs[0]), None)
+
+
+def room(head_dim: int) -> int:
+    """Places for the values of a head vector: HEAD_ROOM of the kernels."""
+    return -(-head_dim // _ROOM) * _ROOM
+
+
+def queries(g: Lowering, q: Value, cache: Cache) -> tuple[Slot, Slot]:
+    """Query heads as attention reads them: integers, and scales."""
+    integers, scales = g.formed(q, "q_int"), g.formed(q, "dq")
+    if integers is None or scales is None:
+        integers, scales = queries_of(g, q)
+        _store(g, QUERY, q, cache, (integers, scales))
+    return integers, scales
+
+
+def queries_of(g: Lowering, q: Value) -> tuple[Slot, Slot]:
+    """Where a launch leaves query heads as attention reads them."""
+    heads, size = q.shape.row
+    return g.form(q, "q_int", heads * (-(-size // 16) * 8)), g.form(q, "dq", heads)
+
+
+def _store(
+    g: Lowering, kind: int, x: Value, cache: Cache, queries: tuple[Slot, Slot] | None
+) -> None:
+    heads, size = x.shape.row
+    view, scale = g.view(x, size), float(numerics.attention_scale(size))
+
+    def make(p: Pass) -> None:
+        at, count = p.inputs, p.tokens * heads
+        to = (s.address for s in queries) if queries else (0, 0)
+        g.launch(
+            "ops/append",
+            (-(-count // WARPS),),
+            (kind, *view(), heads, size, count, at.positions, at.sequence, at.pages, at.each)
+            + (scale, *to, *cache.arguments),
+            {"HEAD_ROOM": room(size)},
+        )
+
+    g.emit(make)

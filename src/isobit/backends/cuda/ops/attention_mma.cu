@@ -1,0 +1,289 @@
+// Attention of many tokens: int8 tensor-core products of both planes of q, k, the weights and v
+// (docs/numerics.md, section 6). Compiled for one head_dim, HEAD: 64, 96 or 128.
+//
+// A warp holds 16 tokens of one query head; the eight warps of a block share a key-value head and
+// walk its tiles in ascending order, STAGE of them at a time, the next ones on their way meanwhile. In a
+// stage of two, warps may drift apart: some weigh while tensor cores work for others. Integer sums may
+// take the keys of a tile in any order, so v's positions lie in value_slot's order: four that one
+// lane holds of the scores are then one register of the next product.
+#include "cache.cuh"
+#include "mma.cuh"
+
+constexpr int K_STRIDE = HEAD + 16, V_STRIDE = TILE + 16;  // bytes; no bank is met twice
+constexpr int KEY_COLUMNS = TILE / 8, STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
+
+struct KeyTile {
+    uint8 k[2][TILE * K_STRIDE];
+    uint8 v[2][HEAD * V_STRIDE];
+    float dk[TILE], dv[TILE];
+};
+
+DEV void fetch(KeyTile& to, const Cache& cache, int page, int head) {
+    for (int i = threadIdx.x; i < 2 * TILE * HEAD / 16; i += THREADS) {
+        int plane = i / (TILE * HEAD / 16), chunk = i % (TILE * HEAD / 16);
+        int key = chunk / (HEAD / 16), at = chunk % (HEAD / 16) * 16;
+        copy_async(to.k[plane] + key * K_STRIDE + at, cache.keys(page, head, plane) + chunk * 16);
+        int channel = chunk / (TILE / 16), slot = chunk % (TILE / 16) * 16;
+        copy_async(to.v[plane] + channel * V_STRIDE + slot,
+                   cache.values(page, head, plane) + chunk * 16);
+    }
+    if (threadIdx.x < 2 * TILE / 4) {
+        int i = threadIdx.x % (TILE / 4) * 4;
+        int64 from = cache.scales(page, head) + i;
+        if (threadIdx.x < TILE / 4) copy_async(to.dk + i, cache.dk + from);
+        else copy_async(to.dv + i, cache.dv + from);
+    }
+}
+
+// The larger, or the sum, over the four lanes that share a row.
+DEV float row_max(float v) {
+    v = fmaxf(v, shuffle_xor(v, 1));
+    return fmaxf(v, shuffle_xor(v, 2));
+}
+DEV uint32 row_max(uint32 v) {
+    v = max(v, shuffle_xor(v, 1));
+    return max(v, shuffle_xor(v, 2));
+}
+
+// s of section 6 for the lane's keys: [column of 8 keys][fragment].
+DEV void scores(const KeyTile& tile, const int (&q)[2][STEPS][4], const float (&dq)[2],
+                float (&s)[KEY_COLUMNS][4]) {
+    int lane = lane_id(), t = lane % 4;
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; n++) {
+        int half[2][4];  // sums with k's high and low plane
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            int high[4] = {}, low[4] = {};
+            SharedAddress row = shared_address(tile.k[p] + (8 * n + lane % 8) * K_STRIDE);
+#pragma unroll
+            for (int step = 0; step < STEPS; step += 2) {
+                int b[4];  // with an odd number of steps the last two are not used
+                load_matrices(b, row + min(32 * step + lane / 8 * 16, HEAD - 16));
+                product32(high, q[0][step], b[0], b[1]);
+                product32(low, q[1][step], b[0], b[1]);
+                if (step + 1 < STEPS) {
+                    product32(high, q[0][step + 1], b[2], b[3]);
+                    product32(low, q[1][step + 1], b[2], b[3]);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) half[p][i] = high[i] * 256 + low[i];
+        }
+        float2 dk = *reinterpret_cast<const float2*>(tile.dk + 8 * n + 2 * t);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s[n][i] = mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x),
+                          join_planes<2>(half[0][i], half[1][i]));
+    }
+}
+
+// tree() over a row's 64 values: columns of 8 first, then the lanes of the row, then neighbours.
+DEV float row_tree(const float (&p)[KEY_COLUMNS][4], int row) {
+    float v[2];
+    for (int e = 0; e < 2; e++) {
+        int i = 2 * row + e;
+        float a = add(p[0][i], p[4][i]), b = add(p[1][i], p[5][i]);
+        float c = add(p[2][i], p[6][i]), d = add(p[3][i], p[7][i]);
+        v[e] = add(add(a, c), add(b, d));
+        v[e] = add(v[e], shuffle_xor(v[e], 2));
+        v[e] = add(v[e], shuffle_xor(v[e], 1));
+    }
+    return add(v[0], v[1]);
+}
+
+// What a lane keeps of its two rows, which are tokens of one query head: rows g and g + 8 of 16.
+struct Rows {
+    int q[2][STEPS][4];
+    float dq[2];
+    int position[2];
+    float m[2], l[2], o[CHANNEL_COLUMNS][4];
+};
+
+// Four biased integers that are not negative to bytes of both planes.
+DEV void pack_planes(const float (&biased)[4], int& high, int& low) {
+    uint32 pair[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        pair[i] = __byte_perm(isobit::bits(biased[2 * i]), isobit::bits(biased[2 * i + 1]), 0x5410);
+    low = __byte_perm(pair[0], pair[1], 0x6420);
+    high = __byte_perm(pair[0] + 0x00800080u, pair[1] + 0x00800080u, 0x7531);
+}
+
+// Scores p of the tile to m, l and g of section 6 and to the integer weights as A fragments, [plane]
+// [32 keys][fragment]; see value_slot. seen: the last key of the tile that a row sees; WHOLE: all of
+// them, in both rows.
+template <bool WHOLE>
+DEV void weigh(const KeyTile& tile, float (&p)[KEY_COLUMNS][4], const int (&seen)[2], float (&m)[2],
+               float (&l)[2], float (&g)[2], int (&weights)[2][2][4]) {
+    int t = lane_id() % 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float top = isobit::from_bits(0xff800000u);
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (WHOLE || 8 * c + 2 * t + e <= seen[r]) top = fmaxf(top, p[c][2 * r + e]);
+        m[r] = row_max(top);
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {  // no branches: many are under way at once
+                float& v = p[c][2 * r + e];
+                v = isobit::exp_of_negative(sub(v, m[r]));
+                v = WHOLE || 8 * c + 2 * t + e <= seen[r] ? v : 0.0f;
+            }
+        l[r] = row_tree(p, r);
+        uint32 amax = 0;
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c++) {
+            float2 dv = *reinterpret_cast<const float2*>(tile.dv + 8 * c + 2 * t);
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float& v = p[c][2 * r + e];
+                v = mul(v, e ? dv.y : dv.x);
+                // What no token has stored yet may be anything.
+                v = WHOLE || 8 * c + 2 * t + e <= seen[r] ? v : 0.0f;
+                amax = max(amax, magnitude(v));
+            }
+        }
+        isobit::BlockScale scale = isobit::block_scale(row_max(amax), 2);
+        g[r] = scale.d;
+        // Where scale.r is 0, so are the integers, or g is NaN and they do not matter.
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; c += 2) {
+            float biased[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                biased[i] = isobit::biased(mul(p[c + i / 2][2 * r + i % 2], scale.r));
+            pack_planes(biased, weights[0][c / 4][c % 4 + r], weights[1][c / 4][c % 4 + r]);
+        }
+    }
+}
+
+// Tile n of the sequence, which some row of the warp sees.
+template <bool WHOLE>
+DEV void add_tile(const KeyTile& tile, int n, Rows& rows) {
+    int lane = lane_id(), weights[2][2][4];
+    float p[KEY_COLUMNS][4], mt[2], lt[2], gt[2], a[2], b[2];
+    int seen[2] = {rows.position[0] - n * TILE, rows.position[1] - n * TILE};
+    scores(tile, rows.q, rows.dq, p);
+    weigh<WHOLE>(tile, p, seen, mt, lt, gt, weights);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        bool sees = WHOLE || seen[r] >= 0;
+        float before = n ? rows.m[r] : mt[r], top = fmaxf(before, mt[r]);
+        a[r] = isobit::exp(sub(before, top));
+        b[r] = isobit::exp(sub(mt[r], top));
+        float sum = add(mul(rows.l[r], a[r]), mul(lt[r], b[r]));
+        rows.l[r] = sees ? sum : rows.l[r];
+        rows.m[r] = sees ? top : rows.m[r];
+    }
+#pragma unroll
+    for (int c = 0; c < CHANNEL_COLUMNS; c++) {
+        int half[2][4];
+#pragma unroll
+        for (int plane = 0; plane < 2; plane++) {
+            int v[4], high[4] = {}, low[4] = {};
+            load_matrices(v, shared_address(tile.v[plane] + (8 * c + lane % 8) * V_STRIDE +
+                                            lane / 8 * 16));
+            product32(high, weights[0][0], v[0], v[1]);
+            product32(low, weights[1][0], v[0], v[1]);
+            product32(high, weights[0][1], v[2], v[3]);
+            product32(low, weights[1][1], v[2], v[3]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) half[plane][i] = high[i] * 256 + low[i];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int r = i / 2;
+            float next = mul(gt[r], join_planes<2>(half[0][i], half[1][i]));
+            float sum = add(mul(rows.o[c][i], a[r]), mul(next, b[r]));
+            rows.o[c][i] = WHOLE || seen[r] >= 0 ? sum : rows.o[c][i];
+        }
+    }
+}
+
+// Block (x, y, z): span x of the batch's tokens, key-value head y, query heads 8z … of its group. A span
+// is a run of one sequence's tokens, at most 16 for each of the block's warps that share a head.
+KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int* positions,
+                              const int* sequence, const int* pages, int pages_per_sequence,
+                              const int* span_first, const int* span_count, int n_heads,
+                              int8* k, int8* v, float* dk, float* dv, int kv_heads, int padded,
+                              float* out) {
+    begin();
+    DYNAMIC_SHARED(KeyTile, tiles);
+    Cache cache = {k, v, dk, dv, kv_heads, padded};
+    constexpr int WARPS = THREADS / WARP, ROWS = 16;
+    int lane = lane_id(), g = lane / 4, t = lane % 4;
+    int group = n_heads / cache.heads, kv_head = blockIdx.y, heads_here = min(group, WARPS);
+    int head_in_group = blockIdx.z * WARPS + warp_id() % heads_here;
+    int begin = warp_id() / heads_here * ROWS, span = span_count[blockIdx.x];
+    // An idle warp helps to fetch and computes nothing.
+    bool idle = head_in_group >= group || begin >= span || begin >= WARPS / heads_here * ROWS;
+    if (idle) head_in_group = begin = 0;
+    int head = kv_head * group + head_in_group;
+    int token0 = span_first[blockIdx.x] + begin, count = min(ROWS, span - begin);
+    int position0 = positions[token0];
+    int furthest = positions[span_first[blockIdx.x]] + span - 1;
+    const int* table = pages + sequence[token0] * pages_per_sequence;
+
+    Rows rows;
+    int token[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int i = min(g + 8 * r, count - 1);
+        token[r] = token0 + i;
+        rows.position[r] = position0 + i;
+        int64 vector = int64(token[r]) * n_heads + head;
+        rows.dq[r] = dq_all[vector];
+#pragma unroll
+        for (int step = 0; step < STEPS; step++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const short* from = q_int + vector * cache.padded + 32 * step + 16 * half + 4 * t;
+                short4 v = *reinterpret_cast<const short4*>(from);
+                rows.q[0][step][2 * half + r] = pack_bytes(
+                    isobit::high_plane(v.x), isobit::high_plane(v.y), isobit::high_plane(v.z),
+                    isobit::high_plane(v.w));
+                rows.q[1][step][2 * half + r] = pack_bytes(v.x, v.y, v.z, v.w);
+            }
+    }
+
+    // The first tile is merged like the others, both factors being 1: -0 is what changes no value.
+    for (int r = 0; r < 2; r++) rows.l[r] = -0.0f;
+    for (int c = 0; c < CHANNEL_COLUMNS; c++)
+        for (int i = 0; i < 4; i++) rows.o[c][i] = -0.0f;
+    int tile_count = furthest / TILE + 1;
+    auto fetch_stage = [&](int n) {
+        for (int i = n; i < min(n + STAGE, tile_count); i++)
+            fetch(tiles[i % (2 * STAGE)], cache, table[i], kv_head);
+        commit_copies();
+    };
+    fetch_stage(0);
+    for (int n = 0; n < tile_count; n++) {
+        if (n % STAGE == 0) {
+            if (n) __syncthreads();
+            fetch_stage(n + STAGE);
+            wait_copies<1>();
+            __syncthreads();
+        }
+        const KeyTile& tile = tiles[n % (2 * STAGE)];
+        if (!idle && position0 >= n * TILE + TILE - 1)
+            add_tile<true>(tile, n, rows);
+        else if (!idle && position0 + count - 1 >= n * TILE)
+            add_tile<false>(tile, n, rows);
+    }
+    if (idle) return;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        if (g + 8 * r >= count) continue;
+        float scale = div(1.0f, rows.l[r]);
+        float* to = out + (int64(token[r]) * n_heads + head) * HEAD + 2 * t;
+#pragma unroll
+        for (int c = 0; c < CHANNEL_COLUMNS; c++)
+            *reinterpret_cast<float2*>(to + 8 * c) =
+                make_float2(mul(rows.o[c][2 * r], scale), mul(rows.o[c][2 * r + 1], scale));
+    }
+}

@@ -1,0 +1,19 @@
+"""The weighted sum of a token's experts."""
+
+from isobit.backends.cuda.lowering import Lowering, Pass, anything
+from isobit.model.graph import Op
+
+supports = anything
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """A token a block."""
+    (z,), (k, n) = op.outputs, op.inputs[1].shape.row
+    weights, y = (g.dense(v) for v in op.inputs)
+    to = g.new(z)
+
+    def make(p: Pass) -> None:
+        arguments = (weights.address, y.address, k, n, to.address)
+        g.launch("ops/combine", (p.tokens,), arguments)
+
+    g.emit(make, z)

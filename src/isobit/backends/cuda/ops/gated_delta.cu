@@ -1,0 +1,75 @@
+// Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two.
+#include "runs.cuh"
+#include "views.cuh"
+
+constexpr int EACH = (ROWS + WARP - 1) / WARP, LANES = ROWS < WARP ? ROWS : WARP;
+
+// tree() over the rows, of which a lane has every 32nd; with fewer than 32, lanes beyond repeat them.
+DEV float rows_tree(float (&v)[EACH]) {
+#pragma unroll
+    for (int n = EACH / 2; n; n /= 2)
+#pragma unroll
+        for (int i = 0; i < n; i++) v[i] = add(v[i], v[i + n]);
+#pragma unroll
+    for (int n = LANES / 2; n; n /= 2) v[0] = add(v[0], shuffle_xor(v[0], n));
+    return v[0];
+}
+
+// A column of a head's state a warp (blockIdx.x, columns in eights), blockIdx.y the head, blockIdx.z
+// the run. state: of each sequence [heads][columns][ROWS].
+KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const float* k,
+                            int64 k_stride, int k_step, const float* v, int64 v_stride, int v_step,
+                            const float* beta, int64 beta_stride, const float* g, int64 g_stride,
+                            int key_heads, int heads, int columns, const Run* runs,
+                            const int* positions, float* state, float* y) {
+    begin();
+    int head = blockIdx.y, column = blockIdx.x * (THREADS / WARP) + warp_id(), lane = lane_id() % LANES;
+    if (column >= columns) return;
+    Run run = runs[blockIdx.z];
+    float* kept = state + ((int64(run.state) * heads + head) * columns + column) * ROWS + lane;
+    bool begins = positions[run.first] == 0;
+    float s[EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) s[i] = begins ? 0.0f : kept[i * WARP];
+    q += head % key_heads * q_step + lane;
+    k += head % key_heads * k_step + lane;
+    v += head * v_step + column;
+    auto fetch = [&](int t, int to) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            q_row[to][i] = q[t * q_stride + i * WARP];
+            k_row[to][i] = k[t * k_stride + i * WARP];
+        }
+        value[to] = v[t * v_stride];
+        rate[to] = beta[t * beta_stride + head];
+        keep[to] = g[t * g_stride + head];
+    };
+    auto token = [&](int t, int at) {
+        float part[EACH], e = isobit::exp(keep[at]);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            s[i] = mul(s[i], e);
+            part[i] = mul(s[i], k_row[at][i]);
+        }
+        float d = mul(sub(value[at], rows_tree(part)), rate[at]);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            s[i] = add(s[i], mul(k_row[at][i], d));
+            part[i] = mul(s[i], q_row[at][i]);
+        }
+        float o = rows_tree(part);
+        if (lane_id() == 0) y[(int64(t) * heads + head) * columns + column] = o;
+    };
+    int end = run.first + run.count;
+    fetch(run.first, 0);
+    for (int t = run.first; t < end; t += 2) {  // the next token is fetched while one is computed
+        fetch(min(t + 1, end - 1), 1);
+        token(t, 0);
+        if (t + 1 == end) break;
+        fetch(min(t + 2, end - 1), 0);
+        token(t + 1, 1);
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (lane_id() < LANES) kept[i * WARP] = s[i];
+}

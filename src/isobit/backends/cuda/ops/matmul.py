@@ -1,0 +1,222 @@
+"""Matrix products: few items or many, from tiles, from the file's blocks, or with float weights."""
+
+from collections.abc import Sequence
+
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.layout import ACT_BYTES, TILE_ROWS
+from isobit.backends.cuda.device.load import DeviceWeight, tall
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import WARPS, Lowering, Make, Pass, Slot, anything
+from isobit.backends.cuda.ops.top_k import Order
+from isobit.model.graph import Op, Value
+from isobit.numerics.ops import LOGIT_ROWS
+
+supports = anything
+
+COLUMNS = 8
+"""Items of one tensor-core product of batch_matmul.cu: COLUMNS of items.cuh."""
+_ITEMS = 8  # that share one read of a weight: CHUNK of items.cuh
+_MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
+_TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
+_MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
+_MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """The products side by side."""
+    weights = [g.matrix(w) for w in op.weights]
+    g.emit(multiply(g, weights, op.inputs[0], g.new(op.outputs[0])), op.outputs[0])
+
+
+class Product:
+    """What products of one input have in common: the activations, and which items go where."""
+
+    def __init__(
+        self, g: Lowering, weights: Sequence[DeviceWeight], x: Value, ids: Value | None
+    ) -> None:
+        columns = weights[0].columns
+        self.g, self._x = g, x
+        quantised = any(w.layout.kind != "floats" for w in weights)
+        self._acts = g.acts(x, columns) if quantised else None
+        floats = any(w.layout.kind == "floats" for w in weights)
+        self._floats = g.dense(x) if floats else None
+        self._order = Order.of(g, ids) if ids else None
+        self._each = ids.shape.width if ids else 1
+        self._divide = self._each * columns // x.shape.width
+
+    def items(self, p: Pass) -> int:
+        """How many."""
+        return p.rows(self._x.shape) * self._each
+
+    @property
+    def stack(self) -> bool:
+        """Whether items choose their matrix."""
+        return self._order is not None
+
+    def input(self, w: DeviceWeight) -> int:
+        """The activations that such a weight multiplies."""
+        at = self._floats if w.layout.kind == "floats" else self._acts
+        assert at is not None
+        return at.address
+
+    @property
+    def segments(self) -> tuple[int, int, int]:
+        """Order, offsets and divide of items.cuh."""
+        at = self._order
+        return (at.order.address, at.offset.address, self._divide) if at else (0, 0, 1)
+
+    def groups(self, p: Pass) -> tuple[int, ...]:
+        """The number of groups, the groups, order and divide, for batch_matmul.cu."""
+        at = self._order
+        return (*at.grouped, at.order.address, self._divide) if at else (*p.inputs.groups, 0, 1)
+
+
+def multiply(
+    g: Lowering, weights: Sequence[DeviceWeight], x: Value, y: Slot, ids: Value | None = None
+) -> Make:
+    """``y = W x``, the products of the weights side by side.
+
+    With ``ids``, every row of x, or every row that it has for an id, times its matrix.
+    """
+    stride, product = sum(w.rows for w in weights), Product(g, weights, x, ids)
+    head = x.shape.rows == LOGIT_ROWS
+    later = ids is not None and x.shape.width != weights[0].columns  # than another with these ids
+
+    def make(p: Pass) -> None:
+        at = y.address
+        for w in tall(weights):
+            if g.captured and not (head and p.tokens > _MANY) and streams(g.gpu, w):
+                stream(product, p, w, at, stride, planned=not product.stack or later)
+            else:
+                one(product, w, at, product.items(p), stride)
+            at += 4 * w.rows
+
+    return make
+
+
+def pays_on_tensor_cores(w: DeviceWeight, items: int, *, stack: bool) -> bool:
+    """Whether a product of so many items is made by matmul_mma.cu."""
+    return w.layout.fused and items > _MMA_FROM * (w.matrices if stack else 1)
+
+
+def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> None:
+    """Queue ``y = W x``: rows of ``stride`` values at y, of which w.rows are written."""
+    if pays_on_tensor_cores(w, items, stack=product.stack):
+        on_tensor_cores(product, w, y, items, stride)
+        return
+    matrices = w.matrices if product.stack else 1
+    chunks = -(-items // _ITEMS)
+    if product.stack:
+        chunks = min(chunks, -(-2 * items // (_ITEMS * matrices)))
+    floats, shared, more = w.layout.kind == "floats", 0, {}
+    tail: tuple[int, ...] = (w.rows, stride)
+    if floats:
+        per_block = 8 if items > 8 * _ITEMS else 1
+        more = {"ROWS": str(per_block)}
+    elif w.layout.kind == "tiled":
+        per_block, shared = _TILED_ROWS, _TILED_SHARED
+    else:
+        per_block = WARPS
+        tail += (w.columns // w.layout.format.block_size,)
+    file, kernel, defines = w.layout.matmul
+    product.g.launch(
+        f"{file}.{kernel}",
+        (-(-w.rows // per_block), matrices, chunks),
+        (w.address, w.matrix_bytes, product.input(w), w.columns if floats else supers(w.columns))
+        + (*product.segments, items, y, *tail),
+        defines | more,
+        shared=shared,
+    )
+
+
+def on_tensor_cores(
+    product: Product,
+    w: DeviceWeight,
+    y: int,
+    items: int,
+    stride: int,
+    *,
+    rounds: int = 1,
+    y_step: int = 0,
+) -> None:
+    """Queue a product of many items; or, in ``rounds``, of equal stacks that lie behind one
+    another, their results ``y_step`` floats apart."""
+    matrices = w.matrices if product.stack else 1
+    stage = _MMA_TOKENS * ACT_BYTES + _MMA_ROWS * w.layout.format.block_bytes
+    product.g.launch(
+        "ops/matmul_mma",
+        (-(-w.rows // _MMA_ROWS), matrices * rounds, -(-items // (matrices * _MMA_TOKENS))),
+        (w.address, w.matrix_bytes, product.input(w), supers(w.columns), *product.segments)
+        + (items, y, w.rows, stride, matrices, y_step),
+        {f"MMA_{w.layout.format.name}": 1},
+        shared=2 * stage,
+    )
+
+
+def streams(gpu: Gpu, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
+    """Whether batch_matmul.cu takes a matrix, or ``up`` beside it."""
+    alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
+    return w.layout.fused and w.rows % (2 * TILE_ROWS) == 0 and fit(gpu, w)[1] > 0 and alike
+
+
+def stream(
+    product: Product,
+    p: Pass,
+    w: DeviceWeight,
+    y: int,
+    stride: int,
+    *,
+    up: DeviceWeight | None = None,
+    planned: bool,
+) -> None:
+    """Queue a product whose weights are read once for eight items; or with ``up`` the SwiGLU of
+    both products.
+
+    planned: the groups were known before the kernel ahead began, so weights are fetched early.
+    """
+    gpu, s = product.g.gpu, supers(w.columns)
+    per_multiprocessor, depth = fit(gpu, w)
+    blocks = per_multiprocessor * gpu.multiprocessors
+    units = w.rows // (TILE_ROWS if up else 2 * TILE_ROWS)
+    # Fewer units than would keep all warps busy for long, and superblocks for each of them.
+    split = (
+        not product.stack
+        and not up
+        and s >= WARPS
+        and units < 2 * WARPS * blocks
+        and stream_shared(w, depth, split=True) <= _room(gpu, per_multiprocessor)
+    )
+    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": depth}
+    defines |= {"GATED": 1} if up else {}
+    defines |= {"PLANNED": 1} if planned else {}
+    defines |= {"SPLIT": 1} if split else {}
+    product.g.launch(
+        "ops/batch_matmul",
+        (blocks,),
+        (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
+        + (*product.groups(p), y, stride),
+        defines,
+        shared=stream_shared(w, depth, split=split),
+    )
+
+
+def _room(gpu: Gpu, blocks: int) -> int:
+    """Shared memory of each of so many blocks of a multiprocessor."""
+    return gpu.shared_most // blocks - 1024
+
+
+def stream_shared(w: DeviceWeight, depth: int, *, split: bool = False) -> int:
+    """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
+    where a unit is split, the parts of two."""
+    slot = 2 * TILE_ROWS * w.layout.format.block_bytes
+    a_super = COLUMNS * ACT_BYTES + (2 * 4 * 2 * TILE_ROWS * COLUMNS if split else 0)
+    return supers(w.columns) * a_super + WARPS * (64 + depth * slot)
+
+
+def fit(gpu: Gpu, w: DeviceWeight) -> tuple[int, int]:
+    """Blocks of a multiprocessor, and superblocks on their way to a warp; depth 0 if none fits."""
+    for blocks, least in ((2, 2), (1, 1)):
+        depth = next((d for d in (4, 3, 2, 1) if stream_shared(w, d) <= _room(gpu, blocks)), 0)
+        if depth >= least:
+            return blocks, depth
+    return 1, 0

@@ -1,0 +1,61 @@
+"""RMS norm, with the quantisation of what it gives; also of a sum."""
+
+from isobit.backends.cuda.lowering import Lowering, Pass, Place, anything
+from isobit.model.graph import Op, Value
+from isobit.numerics.ops import RmsNorm
+
+supports = anything
+
+_SHARED = 47 << 10  # bytes of a row that norm_quantise may keep beside its own 1 KiB
+
+
+def fits(width: int) -> bool:
+    """Whether :func:`norm` takes rows of so many values."""
+    return 4 * width <= _SHARED
+
+
+def lower(g: Lowering, op: Op) -> None:
+    """A vector a block."""
+    assert isinstance(op.operation, RmsNorm)
+    (x,), (y,), eps = op.inputs, op.outputs, op.operation.eps
+    n = y.shape.row[-1]
+    if len(y.shape.row) == 1 and fits(n) and g.multiplied(y):
+        norm(g, op, g.dense(x), y)
+        return
+    view, weight, to, each = g.view(x, n), g.vector(op.weights[0]), g.new(y), y.shape.width // n
+
+    def make(p: Pass) -> None:
+        arguments = (*view(), each, weight(), eps, n, to.address)
+        g.launch("ops/rms_norm", (p.rows(y.shape) * each,), arguments)
+
+    g.emit(make, y)
+
+
+def norm(
+    g: Lowering,
+    op: Op,
+    x: Place,
+    y: Value,
+    addend: Value | None = None,
+    shares: Value | None = None,
+    *sums: Value,
+) -> None:
+    """The norm y of x, of x + addend, or of x and the addend's rows by their shares, with its
+    quantised form; the sum, if there is one, takes x's place, as ``sums`` do."""
+    assert isinstance(op.operation, RmsNorm)
+    n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
+    more = g.dense(addend) if addend else None
+    by = g.dense(shares) if shares else None
+    k = addend.shape.width // n if addend else 1
+    to, acts = g.new(y), g.acts_of(y, n)
+
+    def make(p: Pass) -> None:
+        g.launch(
+            "ops/rms_norm.norm_quantise",
+            (p.rows(y.shape),),
+            (x.address, more.address if more else 0, by.address if by else 0, k)
+            + (weight(), eps, n, to.address, acts.address),
+            shared=4 * n,
+        )
+
+    g.emit(make, *sums, y)

@@ -1,0 +1,108 @@
+"""Passes over any batch: cut to what the buffers hold, its inputs put on the device, launched."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.base import F32, I32, Batch
+from isobit.backends.cuda.graph import Program
+from isobit.backends.cuda.lowering import Inputs, Mark, Pass
+from isobit.backends.cuda.ops.attention import MMA_ROWS
+from isobit.numerics import TILE
+
+LOGIT_ROWS_AT_ONCE = 64
+
+
+class Passes:
+    """Runs batches of any composition."""
+
+    def __init__(self, program: Program, tokens: int, entries: int) -> None:
+        """tokens, entries: most tokens, and entries of page tables, of one pass."""
+        self._program, self._g = program, (g := program.g)
+        self._most, self._entries = tokens, entries
+        names = "tokens", "positions", "table", "rows"
+        self._each = {name: g.fixed(name, tokens) for name in names}
+        self._runs = g.fixed("runs", 4 * tokens)
+        self._pages = g.fixed("pages", entries)
+
+    def run(self, batch: Batch, states: I32, logits: F32) -> Iterator[tuple[Mark, Pass]]:
+        """Run a batch, writing logits [R, vocabulary]; stops where a stage can be read."""
+        first = 0
+        while first < len(batch.tokens):
+            last = self._last(batch, first)
+            wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
+            p = self._set(batch, states, first, last, batch.logit_rows[wanted] - first)
+            for mark in self._program.body(p):
+                yield mark, p
+            for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
+                now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
+                for _ in self._program.head(replace(p, first=row, count=len(now))):
+                    pass
+                part = np.empty((len(now), self._program.vocabulary), np.float32)
+                self._g.gpu.download(self._program.logits.address, part)
+                logits[now] = part
+            first = last
+
+    def _last(self, batch: Batch, first: int) -> int:
+        """Where the tokens end that run together."""
+        end, entries = first, 0
+        while end < min(first + self._most, len(batch.tokens)):
+            s = batch.sequence[end]
+            upto = end + int(np.searchsorted(batch.sequence[end:] != s, True))
+            upto = min(upto, first + self._most)
+            entries += int(batch.positions[upto - 1]) // TILE + 1
+            if entries > self._entries and end > first:
+                break
+            end = upto
+        return end
+
+    def _set(self, batch: Batch, states: I32, first: int, last: int, rows: I32) -> Pass:
+        gpu, sequence = self._g.gpu, batch.sequence[first:last]
+        positions = batch.positions[first:last]
+        starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+        ends = np.append(starts[1:], len(sequence))
+        used = positions[ends - 1] // TILE + 1
+        tables = [batch.pages[sequence[s], :n] for s, n in zip(starts, used, strict=True)]
+        begins = np.cumsum(used) - used
+        runs = np.zeros((len(starts), 4), np.int32)
+        runs[:, 0], runs[:, 1], runs[:, 2] = starts, ends - starts, states[sequence[starts]]
+        for slot, values in (
+            (self._each["tokens"], batch.tokens[first:last]),
+            (self._each["positions"], positions),
+            (self._each["table"], np.repeat(begins, ends - starts)),
+            (self._each["rows"], rows),
+            (self._pages, np.concatenate(tables)),
+            (self._runs, runs),
+        ):
+            if values.size:
+                gpu.upload(slot.address, values.astype(np.int32, copy=False))
+        for slot in self._g.received:
+            assert batch.received is not None
+            gpu.upload(slot.address, batch.received[first:last])
+        each = {name: slot.address for name, slot in self._each.items()}
+        inputs = Inputs(
+            tokens=each["tokens"],
+            positions=each["positions"],
+            sequence=each["table"],
+            pages=self._pages.address,
+            each=1,  # so that a table begins at any entry
+            rows=each["rows"],
+            runs=self._runs.address,
+        )
+        spans = {n: self._set_spans(n, starts, ends) for n in self._g.spans}
+        return Pass(last - first, len(starts), inputs, spans=spans)
+
+    def _set_spans(
+        self, length: int, starts: NDArray[np.integer], ends: NDArray[np.integer]
+    ) -> int:
+        """Cut the tokens into the spans of attention_mma.cu; how many, 0 if that does not pay."""
+        if int((ends - starts).max()) < MMA_ROWS:
+            return 0
+        first = np.concatenate([np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)])
+        limit = np.repeat(ends, -(-(ends - starts) // length))
+        counts = np.minimum(limit - first, length)
+        for slot, values in zip(self._g.spans[length], (first, counts), strict=True):
+            self._g.gpu.upload(slot.address, values.astype(np.int32))
+        return len(first)

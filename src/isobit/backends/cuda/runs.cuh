@@ -1,0 +1,9 @@
+// The tokens of a batch as runs: those of one sequence, in order.
+#pragma once
+#include "common.cuh"
+
+struct Run {
+    int first, count;  // tokens of the batch
+    int state;         // where what is kept of the sequence lies
+    int unused;
+};

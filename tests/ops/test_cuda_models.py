@@ -1,0 +1,131 @@
+"""Whole models of every architecture on the CUDA backend, bit for bit, cut in several ways."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isobit.backends.base import Batch
+from isobit.backends.cpu import CpuBackend
+from isobit.config import EngineConfig
+from isobit.gguf.reader import GGUFFile
+from isobit.model.layers import layers
+from isobit.model.weights import Weights
+from isobit.runtime.model import Model, sample_path
+from isobit.verify.faults import with_backend
+from isobit.verify.trace import ModelRun
+from isobit.verify.verify import verify
+from tests.model import test_gpt_oss, test_llama
+
+from .cuda_support import SEED, open_cuda, same
+from .test_cuda_forward import ALWAYS
+
+HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
+LENGTHS = {"emulated": 9, "cuda": 150}
+CUTS = {"emulated": [0, 4, 7], "cuda": [0, 1, 40, 105, 148]}
+OTHERS = {"emulated": 3, "cuda": 90}
+
+
+def logits_of(backend, tokens, cuts):
+    """Two sequences at once, the second shorter: all logits of the first, a pass for each cut, and
+    those of both one step later."""
+    found, n, m = [], len(tokens[0]), len(tokens[1])
+    pages = np.random.default_rng(SEED).permutation(8).astype(np.int32).reshape(2, 4)
+    states = np.array([1, 0], np.int32)
+
+    def forward(parts, rows):
+        ids = np.concatenate([tokens[s][a:b] for s, a, b in parts])
+        positions = np.concatenate([np.arange(a, b) for _, a, b in parts])
+        sequence = np.repeat([s for s, _, _ in parts], [b - a for _, a, b in parts])
+        i32 = (np.ascontiguousarray(x, np.int32) for x in (ids, positions, sequence, pages, rows))
+        return np.array(backend.forward(Batch(*i32, states)))
+
+    forward([(1, 0, m - 1)], [0])
+    for a, b in zip(cuts, [*cuts[1:], n - 1], strict=True):
+        found.append(forward([(0, a, b)], np.arange(b - a)))
+    found.append(forward([(0, n - 1, n), (1, m - 1, m)], [0, 1]))  # a step of both
+    return np.concatenate(found)
+
+
+def compare(kind, path, planes, fused):
+    print("seed", SEED)
+    rng = np.random.default_rng(SEED)
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        engine = EngineConfig(activation_planes=planes, context=256, max_sequences=2, chunk=64)
+        ours, theirs = open_cuda(kind, weights, engine, fused=fused), CpuBackend(weights, engine)
+        vocab = weights.config.vocab
+        tokens = [rng.integers(0, vocab, n) for n in (LENGTHS[kind], OTHERS[kind])]
+        same(logits_of(ours, tokens, CUTS[kind]), logits_of(theirs, tokens, CUTS[kind]))
+        ours.close()
+        theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "planes", "fused"),
+    [("emulated", 2, True), ("cuda", 1, True), ("cuda", 2, True), ("cuda", 2, False)],
+)
+def test_delta_nets_beside_attention(kind, planes, fused):
+    compare(kind, HYBRID, planes, fused)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+@pytest.mark.parametrize("model", ["llama3", "mixtral", "qwen2", "yarn"])
+def test_llama_and_its_relatives(tmp_path, kind, model):
+    test_llama.write(tmp_path / "m.gguf", model)
+    compare(kind, tmp_path / "m.gguf", 1 if model == "yarn" else 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_sinks_windows_and_biases_of_experts(tmp_path, kind):
+    test_gpt_oss.write(tmp_path / "m.gguf")
+    compare(kind, tmp_path / "m.gguf", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_layers_on_a_gpu_beside_layers_on_a_processor(kind):
+    """What one stage of a model gives, another receives."""
+    engine = EngineConfig(context=128, max_sequences=1, chunk=64)
+    rng = np.random.default_rng(SEED)
+    with GGUFFile.open(sample_path()) as file:
+        whole, n = Weights.from_file(file), LENGTHS[kind]
+        tokens, pages = rng.integers(0, 500, n).astype(np.int32), np.array([[1, 0]], np.int32)
+        stages = []
+        for first, end in ((0, 2), (2, 7), (7, 8)):
+            part = Weights(whole.config, layers(whole.graph, first, end))
+            stages.append(CpuBackend(part, engine) if first == 2 else open_cuda(kind, part, engine))
+        theirs = CpuBackend(whole, engine)
+        for a, b in ((0, n - 1), (n - 1, n)):
+            at, rows = np.arange(a, b, dtype=np.int32), np.arange(b - a, dtype=np.int32)
+            given = None
+            for stage in stages:
+                batch = Batch(tokens[a:b], at, 0 * at, pages, rows, received=given)
+                given = np.array(stage.forward(batch))
+            same(given, theirs.forward(Batch(tokens[a:b], at, 0 * at, pages, rows)))
+        for backend in (*stages, theirs):
+            backend.close()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_verify_looks_at_what_runs(fused):
+    """Each stage of prompts and of a step; and a wrong one is found where it first shows."""
+    ids = np.random.default_rng(SEED).integers(0, 500, 5).tolist()
+
+    def opened(weights, engine):
+        return open_cuda("emulated", weights, engine, fused=fused)
+
+    with (
+        Model(sample_path(), "cpu", EngineConfig(context=64, max_sequences=1)) as y,
+        with_backend(y, opened) as x,
+    ):
+        found = verify(x, ModelRun(y), ids)
+        assert found.identical
+        assert found.a.backend == ("cuda" if fused else "cuda:unfused")
+        names = {s.stage for s in found.stages}
+        assert names == ALWAYS if fused else names > ALWAYS
+        norm = x.backend._programs.resident.vectors["blk.2.ffn_norm.weight"]
+        at = x.backend._programs.resident.weights.address + norm
+        x.backend._gpu.upload(at, np.full(1, 3, np.float32))
+        found = verify(x, ModelRun(y), ids)
+        assert found.first.where == f"{'moe_router_logits' if fused else 'ffn_norm'} of layer 2"
+        assert found.faulty[0].where == found.first.where

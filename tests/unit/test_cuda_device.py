@@ -1,0 +1,77 @@
+"""The CUDA backend's host side, in parts that need no device."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from isobit.backends.cuda.device import compile
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.lent import Lent
+from isobit.errors import BackendUnavailable
+from tests.helpers.expected import needs
+
+
+def test_memory_that_is_referred_to_is_not_lent_again():
+    known = []
+    lent = Lent(known.append)
+    first = lent(100)
+    first[:] = 1
+    view, at = first.reshape(10, 10)[3:5], first.ctypes.data
+    del first
+    second = lent(100)
+    second[:] = 2
+    assert (view == 1).all()
+    assert second.ctypes.data != at
+    del view
+    assert lent(100).ctypes.data == at
+    assert len(known) == 2
+
+
+def test_memory_that_is_lent_out_is_bounded():
+    known = []
+    lent = Lent(known.append)
+    held = [lent(n) for n in range(10, 30)]
+    for n, array in enumerate(held):
+        array[:] = n
+    assert all((array == n).all() for n, array in enumerate(held))
+    assert len(known) == 8
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    needs("nvrtc", "cuda.core")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = []
+    compiler = compile._compile
+    monkeypatch.setattr(compile, "_compile", lambda *a: times.append(a) or compiler(*a))
+    return tmp_path, times
+
+
+def test_a_compiled_file_is_used_again_unless_it_is_cut_off(compiled):
+    folder, times = compiled
+    code = compile.cubin("ops/silu", "sm_90", {"PLANES": "2"})
+    assert compile.cubin("ops/silu", "sm_90", {"PLANES": "2"}) == code
+    assert len(times) == 1
+    (kept,) = folder.rglob("*.cubin")
+    kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    assert compile.cubin("ops/silu", "sm_90", {"PLANES": "2"}) == code
+    assert len(times) == 2
+
+
+def test_another_option_is_another_file(compiled, monkeypatch):
+    options = compile._options
+    compile.cubin("ops/silu", "sm_90", {})
+    monkeypatch.setattr(compile, "_options", lambda *a: options(*a) | {"ftz": True})
+    compile.cubin("ops/silu", "sm_90", {})
+    assert len(compiled[1]) == 2
+
+
+def test_a_forked_process_is_refused_in_one_line(monkeypatch):
+    gpu = CudaGpu.__new__(CudaGpu)
+    gpu._process, gpu._closed = os.getpid(), False
+    gpu._driver, gpu._context = SimpleNamespace(), None
+    monkeypatch.setattr(os, "getpid", lambda: gpu._process + 1)
+    with pytest.raises(BackendUnavailable, match=r"^cuda: this process was forked .* spawn\)$"):
+        gpu.activate()
+    gpu.close()  # frees nothing, which is not its own
