@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,64 @@ def test_grammars_that_are_refused(grammars: Grammars, text: str) -> None:
         grammars.constraint(Grammar(text))
 
 
+def chain(n: int) -> str:
+    rules = "\n".join(f'r{i}: "a" r{i + 1}' for i in range(n))
+    return f'start: r0\n{rules}\nr{n}: "b"'
+
+
+def referring(n: int) -> str:
+    """A schema whose definitions refer each to the next."""
+    each = {
+        f"d{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}}
+        for i in range(n)
+    }
+    schema = {"$ref": "#/$defs/d0", "$defs": each | {f"d{n}": {"type": "null"}}}
+    return f"start: %json {json.dumps(schema)}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chain(20_000),
+        referring(5000),
+        "start: " + "(" * 100_000,
+        "start: %json " + '{"items":' * 50_000,
+        regex("((((((a{9}){9}){9}){9}){9}){9})"),
+        "start: s\ns: s s s | " + '"a" | ""',
+        regex("ab" * 30_000),
+    ],
+    ids=["rules", "references", "brackets", "items", "repeated", "ambiguous", "long"],
+)
+def test_grammars_that_cost_too_much_end_themselves_alone(grammars: Grammars, text: str) -> None:
+    """None ends the process: each is refused, or says what is wrong, or works."""
+    try:
+        constraint = grammars.constraint(Grammar(text))
+    except UsageError:
+        return
+    for _ in range(50):
+        row = Allowed(constraint, grammars).row()
+        if constraint.error:
+            assert not row.any()
+            break
+        bits = np.unpackbits(row.view(np.uint8), bitorder="little")
+        constraint.append(int(np.flatnonzero(bits)[0]))
+
+
+def test_steps_that_take_too_long_end_an_answer(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constraint = grammars.constraint(Grammar(regex("[a-z]*")))
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock) / 10)  # each step takes 0.1 s
+    allowed = Allowed(constraint, grammars)
+    assert allowed.row().any()
+    while not constraint.error:
+        allowed.row()
+    assert constraint.error == "its steps take too long"
+    assert next(clock) < 10
+    assert not allowed.row().any()
+
+
 class Allowed:
     """The tokens that a constraint allows."""
 
@@ -121,9 +180,13 @@ class Allowed:
         self.size = grammars.tokenizer.vocab_size
         self.ends = grammars.ends
 
-    def all(self) -> set[int]:
+    def row(self) -> np.ndarray:
         row = np.zeros(-(-self.size // 32), np.uint32)
         self.constraint.fill(row)
+        return row
+
+    def all(self) -> set[int]:
+        row = self.row()
         return set(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist())
 
     def says(self, text: str) -> None:

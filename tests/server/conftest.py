@@ -44,13 +44,13 @@ def serve(model: Model, **settings: Any) -> Iterator[tuple[Service, openai.OpenA
 
 @pytest.fixture(scope="session")
 def served_model() -> Iterator[Model]:
-    with isobit.load("sample", backend="cpu", context=1024, sequences=4) as model:
+    with isobit.load("sample", backend="cpu", context=1024, sequences=4, threads=1) as model:
         yield model
 
 
 @pytest.fixture(scope="session")
 def alone() -> Iterator[Model]:
-    with isobit.load("sample", backend="cpu", context=1024, sequences=1) as model:
+    with isobit.load("sample", backend="cpu", context=1024, sequences=1, threads=1) as model:
         yield model
 
 

@@ -5,6 +5,7 @@ The sample model has learnt nothing of either: what it says is right because it 
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+import isobit
 from isobit.runtime.model import Model
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
+from tests.server.conftest import serve
 from tests.server.test_server import MESSAGES, url
 
 WEATHER = {
@@ -268,3 +271,74 @@ def test_a_tool_that_cannot_be_enforced_does_not_stop_the_others(client: openai.
     for choice in ("auto", "required"):
         answer = ask(client, tools=tools, tool_choice=choice, max_tokens=60)
         assert answer.usage.completion_tokens
+
+
+@pytest.fixture(scope="module")
+def thinker() -> Iterator[openai.OpenAI]:
+    """A model that thinks between tokens of its own, if it is asked to."""
+    path = Path(__file__).parents[1] / "data/pyhybrid-moe-34m-Q4_K_M.gguf"
+    with (
+        isobit.load(path, backend="cpu", context=512, sequences=2) as model,
+        serve(model, name="sample") as (_, client),
+    ):
+        yield client
+
+
+THINK = {"chat_template_kwargs": {"enable_thinking": True}}
+CLOSES = {"4": 11}  # makes </think> likely: after 10 tokens with seed 5, after 9 with seed 6
+
+
+@pytest.mark.parametrize("form", [{}, {"guided_choice": ["yes", "no"]}])
+def test_thinking_is_told_apart_and_free(thinker: openai.OpenAI, form: dict[str, Any]) -> None:
+    settings = {"max_tokens": 60, "temperature": 1.0, "logit_bias": CLOSES, "n": 2, "seed": 5}
+    settings["extra_body"] = {**THINK, **form}
+    answers = whole(thinker, **settings)
+    for answer in answers:
+        assert answer["reasoning"]
+        assert "</think>" not in answer["reasoning"] + (answer["content"] if form else "")
+        assert not form or answer["content"] in ("yes", "no")
+    assert streamed(thinker, **settings) == answers
+    usage = ask(thinker, **settings).usage
+    assert 0 < usage.completion_tokens_details.reasoning_tokens < usage.completion_tokens
+    settings["extra_body"] = form
+    assert not any(answer["reasoning"] for answer in whole(thinker, **settings))
+
+
+def test_calls_come_after_thinking(thinker: openai.OpenAI) -> None:
+    settings = {"max_tokens": 120, "temperature": 1.0, "logit_bias": CLOSES, "extra_body": THINK}
+    settings |= {"seed": 5} | {
+        "tools": [NOTE],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    [answer] = whole(thinker, **settings)
+    assert answer["reasoning"]
+    [[name, arguments]] = answer["calls"]
+    jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+    assert streamed(thinker, **settings) == [answer]
+
+
+class Note(BaseModel):
+    """A short note."""
+
+    text: str = Field(max_length=15)
+
+
+def test_the_clients_own_helpers_understand_the_answers(client: openai.OpenAI) -> None:
+    tool = openai.pydantic_function_tool(Note)
+    settings = {"model": "sample", "messages": MESSAGES, "max_tokens": 200, "temperature": 1.0}
+    settings |= {"seed": 3, "parallel_tool_calls": False}
+    called = {"tools": [tool], "tool_choice": "required", **settings}
+    done = client.chat.completions.parse(**called)
+    [call] = done.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Note)
+    kinds = set()
+    with client.chat.completions.stream(**called) as stream:
+        for event in stream:
+            kinds.add(event.type)
+        final = stream.get_final_completion()
+    assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    [again] = final.choices[0].message.tool_calls
+    assert again.function.parsed_arguments == call.function.parsed_arguments
+    done = client.chat.completions.parse(response_format=Note, **settings)
+    assert isinstance(done.choices[0].message.parsed, Note)

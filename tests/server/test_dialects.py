@@ -1,6 +1,7 @@
 """OpenAI's responses and Anthropic's messages, as their own clients see them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from isobit.cli import main
 from isobit.runtime.model import Model
 from isobit.server.chat import Chat
 from isobit.server.messages import MessageRequest
@@ -51,6 +53,8 @@ def test_a_response_is_the_chat_alone(client: openai.OpenAI, alone: Model, tmp_p
     assert (done.status, done.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert done.usage.input_tokens == len(alone.chat_ids([{"role": "user", "content": ASK}]))
     assert done.usage.output_tokens == 24
+    counted = client.responses.input_tokens.count(model="sample", input=ASK)
+    assert counted.input_tokens == done.usage.input_tokens
     assert replay(receipt_of(done, tmp_path), alone) is None
 
 
@@ -191,10 +195,10 @@ def test_a_responses_conversation_as_a_chat() -> None:
     ]
     assert chat.tools == [{"type": "function", "function": FUNCTION}]
     assert chat.tool_choice == {"type": "function", "function": {"name": "f"}}
-    assert chat.chat_template_kwargs == {"enable_thinking": False, "reasoning_effort": "none"}
+    assert chat.variables == {"enable_thinking": False, "reasoning_effort": "none"}
     assert chat.most == 7
-    assert chat.response_format is not None
-    assert chat.response_format["type"] == "json_schema"
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}
+    assert chat.response_format == form
 
 
 def test_a_messages_conversation_as_a_chat() -> None:
@@ -240,7 +244,7 @@ def test_a_messages_conversation_as_a_chat() -> None:
     ]
     assert chat.tools == [{"type": "function", "function": FUNCTION}]
     assert chat.tool_choice == "required"
-    assert chat.chat_template_kwargs == {"enable_thinking": True}
+    assert chat.variables == {"enable_thinking": True}
 
 
 @pytest.mark.parametrize(
@@ -290,3 +294,83 @@ def test_models_for_both(claude: anthropic.Anthropic) -> None:
     assert claude.models.retrieve("sample").display_name == "sample"
     with pytest.raises(anthropic.NotFoundError):
         claude.models.retrieve("another")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "n"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ASK}], "n": 2}, 2),
+        ("/v1/completions", {"prompt": [ASK, "x"]}, 2),
+        ("/v1/responses", {"input": ASK, "max_output_tokens": 6}, 1),
+        ("/v1/messages", {"messages": [{"role": "user", "content": ASK}]}, 1),
+        ("/generate", {"text": ASK}, 1),
+        ("/generate", {"text": [ASK, "x"]}, 2),
+    ],
+)
+def test_an_answer_can_be_checked_elsewhere(
+    client: openai.OpenAI,
+    path: str,
+    body: Any,
+    n: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    body = {"max_tokens": 6, "isobit_receipt": True, "temperature": 1} | body
+    file = tmp_path / "answer.json"
+    file.write_text(httpx.post(url(client, path), json=body, timeout=60).text)
+    assert len(Receipt.load_all(file)) == n
+    assert main(["replay", str(file), "sample", "--backend", "reference"]) == 0
+    assert capsys.readouterr().out.startswith("identical: ")
+    text = file.read_text()  # another token than the one that was chosen
+    file.write_text(re.sub(r'"token": ?(\d+)', lambda m: f'"token":{int(m[1]) ^ 1}', text, count=1))
+    assert main(["replay", str(file), "sample"]) == 1
+    file.write_text(json.dumps({"choices": []}))
+    assert main(["replay", str(file), "sample"]) == 3
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
+
+def test_calls_and_forms_are_held_to_in_both(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    tool: dict[str, Any] = {"type": "function", "name": "pick", "parameters": SCHEMA}
+    done = client.responses.create(
+        model="sample",
+        input=ASK,
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_output_tokens=200,
+        temperature=0,
+    )
+    assert done.status == "completed"
+    assert {(item.type, item.name) for item in done.output} == {("function_call", "pick")}
+    assert all(json.loads(item.arguments)["kind"] in ("a", "b") for item in done.output)
+    again: list[Any] = [{"role": "user", "content": ASK}, *done.output]
+    again += [
+        {"type": "function_call_output", "call_id": item.call_id, "output": "fine"}
+        for item in done.output
+    ]
+    form: dict[str, Any] = {"type": "json_schema", "name": "n", "schema": SCHEMA}
+    said = client.responses.create(
+        model="sample", input=again, text={"format": form}, max_output_tokens=200, temperature=0
+    )
+    assert json.loads(said.output_text)["kind"] in ("a", "b")
+    message = claude.messages.create(
+        model="sample",
+        messages=[{"role": "user", "content": ASK}],
+        tools=[{"name": "pick", "input_schema": SCHEMA}],
+        tool_choice={"type": "tool", "name": "pick", "disable_parallel_tool_use": True},
+        max_tokens=200,
+        extra_body={"temperature": 0},
+    )
+    assert message.stop_reason == "tool_use"
+    [call] = message.content
+    assert (call.type, call.name) == ("tool_use", "pick")
+    assert call.input["kind"] in ("a", "b")

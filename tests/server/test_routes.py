@@ -66,7 +66,10 @@ def test_a_unit_vector_is_rounded_once() -> None:
         ("/generate", {}, "text"),
         ("/generate", {"text": "x", "input_ids": [5]}, "text"),
         ("/generate", {"input_ids": []}, "input_ids"),
-        ("/generate", {"text": "x", "sampling_params": {"regex": "a*"}}, "regex"),
+        ("/generate", {"text": "x", "sampling_params": {"regex": "("}}, "regex"),
+        ("/generate", {"text": "x", "sampling_params": {"structural_tag": "t"}}, "structural_tag"),
+        ("/v1/completions", {"prompt": [True]}, "prompt"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": "5"}, "max_tokens"),
         ("/generate", {"text": "x", "sampling_params": {"top_p": 9}}, "top_p"),
         ("/tokenize", {}, "prompt"),
         ("/detokenize", {"tokens": "x"}, "tokens"),
@@ -166,9 +169,12 @@ def test_what_the_server_says_of_itself(
     assert httpx.get(url(client, "/ready")).json()["status"] == "ready"
     version = httpx.get(url(client, "/version")).json()
     assert version["fingerprint"] == service.fingerprint
+    client.completions.create(model="sample", prompt=PROMPT, max_tokens=2)
     text = httpx.get(url(client, "/metrics")).text
     assert 'vllm:num_requests_running{model_name="sample"} 0.0' in text
-    assert "isobit_time_to_first_token_seconds_count" in text
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    for name in ("isobit_time_to_first_token_seconds_count", "isobit_answer_seconds_count"):
+        assert float(counts[name]) >= 1
 
 
 def test_the_openapi_document_is_of_the_routes_there_are(client: openai.OpenAI) -> None:

@@ -10,23 +10,30 @@ from isobit.verify.receipt import Receipt, replay
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("receipt", metavar="RECEIPT", help="written by isobit run --receipt")
+    parser.add_argument(
+        "receipt",
+        metavar="RECEIPT",
+        help="written by isobit run --receipt, or an answer of isobit serve that carries receipts",
+    )
     options.add_model(parser)
     options.add_engine(parser, planes=False, backend="cpu")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    receipt = Receipt.load(args.receipt)
-    n = len(receipt.prompt) + len(receipt.tokens)
-    planes = receipt.activation_planes
+    receipts = Receipt.load_all(args.receipt)
+    n = max(len(receipt.prompt) + len(receipt.tokens) for receipt in receipts)
+    total = sum(len(receipt.tokens) for receipt in receipts)
+    planes = receipts[0].activation_planes  # another's is refused
     with tools.open_exactly(
         args.model, args.backend, planes, args.threads, n, **options.sizes(args)
     ) as model:
-        with busy(f"computing {len(receipt.tokens):,} tokens again"):
-            difference = replay(receipt, model)
+        with busy(f"computing {total:,} tokens again"):
+            differences = [replay(receipt, model) for receipt in receipts]
         where = f"{model.backend.name} ({model.backend.device})"
-    if difference is not None:
-        source = f"{receipt.backend} ({receipt.device})"
-        raise GateFailed(f"receipt of {source}: {where} differs, first at {difference}")
-    print(f"identical: {len(receipt.tokens)} tokens on {where}")
+    for i, (receipt, difference) in enumerate(zip(receipts, differences, strict=True)):
+        if difference is not None:
+            which = f"receipt {i + 1} of {len(receipts)}" if len(receipts) > 1 else "receipt"
+            source = f"{which}, of {receipt.backend} ({receipt.device})"
+            raise GateFailed(f"{source}: {where} differs, first at {difference}")
+    print(f"identical: {total} tokens on {where}")

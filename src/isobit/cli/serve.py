@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most requests that wait; more are told to come again (default: %(default)s)",
     )
+    group.add_argument(
+        "--grace",
+        type=options.at_least(0),
+        default=10,
+        metavar="SECONDS",
+        help="what runs may go on for so long after SIGTERM (default: %(default)s)",
+    )
     options.add_context(parser)
     options.add_engine(parser, sequences=4)
     options.add_inexact(parser)
@@ -36,10 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     try:
-        import uvicorn  # noqa: PLC0415  # an extra
-
-        from isobit.server.app import build  # noqa: PLC0415
         from isobit.server.service import Service  # noqa: PLC0415
+        from isobit.server.serving import run  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = None
@@ -52,13 +57,6 @@ def main(args: argparse.Namespace) -> None:
             model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
         with Service(model, name=args.name, api_key=key, limits=limits) as service:
-            config = uvicorn.Config(
-                build(service),
-                host=args.host,
-                port=args.port,
-                log_level="warning",
-                timeout_graceful_shutdown=5,
-            )
             device = f"{model.backend.name} ({model.backend.device})"
             say(f"{service.name} on {device}: http://{args.host}:{args.port}/v1")
-            uvicorn.Server(config).run()
+            run(service, args.host, args.port, args.grace)

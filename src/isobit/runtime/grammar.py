@@ -7,11 +7,12 @@ else; so a receipt that holds the grammar can be checked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_CHARACTERS = 1 << 20  # of a grammar
+STACK = 512 << 20  # bytes, most of them never touched: the library goes as deep as rules refer
+FIRST_SECONDS = 0.25  # of the processor for the first step; a thousandth of it is usual
+STEP_SECONDS = 0.005  # for each further one, on average: all others wait for it
 CACHED = 64  # grammars; agents send the same tools with each request
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,20 @@ class Grammars:
         from llguidance import LLMatcher, LLParserLimits  # noqa: PLC0415 - an extra
 
         limits = LLParserLimits(max_grammar_size=200_000, verbose_errors=False)
-        matcher = LLMatcher(self._tokens(), text, log_level=0, limits=limits)
+        tokens = self._tokens()
+
+        def compiled() -> tuple[LLMatcher, float]:
+            matcher = LLMatcher(tokens, text, log_level=0, limits=limits)
+            begun = time.thread_time()
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            return matcher, time.thread_time() - begun
+
+        matcher, seconds = _with_deep_stack(compiled)
         if matcher.is_error():
             raise UsageError(" ".join(matcher.get_error().split())[:300])
+        if seconds > FIRST_SECONDS:
+            raise UsageError(f"its first step takes more than {FIRST_SECONDS} s")
         return matcher
 
     def _tokens(self) -> LLTokenizer:
@@ -96,6 +114,28 @@ class Grammars:
                     eos_token=sorted(self.ends),
                 )
             return self._library
+
+
+def _with_deep_stack(work: Callable[[], T]) -> T:
+    """Work in a thread of its own: on a usual stack, a chain of a thousand rules ends the process.
+
+    Raises BackendUnavailable if the system refuses a thread.
+    """
+    done: list[T] = []
+    with _STACK_SIZE:
+        before = threading.stack_size(STACK)
+        try:
+            thread = threading.Thread(target=lambda: done.append(work()), name="isobit grammar")
+            thread.start()
+        except RuntimeError as error:
+            raise BackendUnavailable(f"grammar: {error}") from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    return done[0]
+
+
+_STACK_SIZE = threading.Lock()  # it is the whole process's
 
 
 class _Tokens:
@@ -141,6 +181,7 @@ class Constraint:
         self._calls = bool(grammar.call)
         self._opens = grammars.special.get(grammar.opens)
         self._tail = b""
+        self._seconds = -FIRST_SECONDS  # of the processor, beyond what its steps may take
         self._state = _State.FREE if self._calls else _State.HELD
         if grammar.thinking:
             self._state = _State.THINKING
@@ -160,7 +201,11 @@ class Constraint:
                 for token in self._grammars.ends:
                     row[token // 32] &= ~np.uint32(1 << token % 32)
             return
+        begun = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self._seconds += time.thread_time() - begun - STEP_SECONDS
+        if self._seconds > 0:
+            self.error = self.error or "its steps take too long"
         if self._matcher.is_error() or self.error:
             self.error = self.error or self._matcher.get_error()
             row[:] = 0

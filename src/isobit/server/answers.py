@@ -69,6 +69,7 @@ class Answers:
         self._service = service
         self._n_prompt = sum(map(len, prompts))
         self._began = time.monotonic()
+        self._first = True  # no piece has come
         sampling = chat.sampling(asked) if chat else asked.sampling
         ends = asked.ends(service.model)
         begun: list[Choice] = []
@@ -144,9 +145,9 @@ class Answers:
 
     def _came(self) -> None:
         """A piece did."""
-        if self._began:
+        if self._first:
             self._service.metrics.first.observe(time.monotonic() - self._began)
-            self._began = 0.0
+            self._first = False
 
     def _count(self) -> Usage:
         used = self._all.usage(self._n_prompt)
@@ -154,6 +155,7 @@ class Answers:
         metrics.prompt.inc(used.prompt)
         metrics.cached.inc(used.cached)
         metrics.generated.inc(used.generated)
+        metrics.whole.observe(time.monotonic() - self._began)
         return used
 
 

@@ -49,7 +49,9 @@ class Chat:
         return AnswerReader(special, self.thinking, self.dialect, one_call=self.one_call)
 
     def sampling(self, asked: Common) -> Sampling:
-        """How tokens are chosen."""
+        """How tokens are chosen. Raises UsageError for what does not go together."""
+        if self.grammar is not None and asked.ignore_eos:
+            raise UsageError("ignore_eos: expected false beside a form that ends")
         return replace(asked.sampling, grammar=self.grammar)
 
     def constraint(self) -> Constraint | None:

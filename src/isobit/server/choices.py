@@ -11,13 +11,12 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 
 from isobit.backends.base import I32
-from isobit.errors import IsobitError
 from isobit.runtime.engine import ROUTES, Engine
 from isobit.runtime.grammar import Constraint
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
-from isobit.server.errors import ClientGone
+from isobit.server.errors import ClientGone, ShuttingDown
 from isobit.server.events import CallBegins, Event, Finish, Usage
 from isobit.server.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
@@ -133,7 +132,7 @@ class Choice:
                     finish = self._take(token, piece)
                 if finish is None and ended is not None:
                     if ended == "interrupted":
-                        raise generation.error or IsobitError("the server is shutting down")
+                        raise generation.error or ShuttingDown()
                     finish = Finish("length")
                 if finish is not None:
                     self._end(piece, finish)

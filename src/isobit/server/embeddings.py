@@ -9,17 +9,18 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isobit.backends.base import F32
-from isobit.errors import IsobitError, ModelRefused, UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
+from isobit.server.errors import ShuttingDown
 from isobit.server.incoming import read, unless_gone
-from isobit.server.prompts import Prompt, encoded, listed
+from isobit.server.prompts import Asked, Prompt, encoded, listed
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048
@@ -27,7 +28,7 @@ _AT_ONCE = 64
 _LAST = 3  # of the ways to pool, as llama.cpp numbers them in files
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Asked):
     """What may be asked; unknown fields are ignored."""
 
     input: Prompt
@@ -112,7 +113,7 @@ async def _state(generation: Generation, ended: _Ended) -> F32:
     await ended.event.wait()
     state = generation.hidden
     if state is None:
-        raise generation.error or IsobitError("the server is shutting down")
+        raise generation.error or ShuttingDown()
     if not np.isfinite(state).all():
         raise ModelRefused("expected a finite state, got NaN or infinity; the weights are damaged")
     return state

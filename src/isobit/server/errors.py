@@ -37,8 +37,22 @@ class BodyTooLarge(UsageError):
     """More bytes than a request may have."""
 
 
+class BodyTooSlow(UsageError):
+    """Bytes of a request that did not come."""
+
+
+class ShuttingDown(IsobitError):
+    """The server ends, and takes no more."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class ClientGone(IsobitError):
     """The client left before its answer was complete."""
+
+
+_STATUS: dict[type[Exception], int] = {BodyTooLarge: 413, BodyTooSlow: 408}
 
 
 def answer(request: Request, error: Exception) -> Response:
@@ -57,10 +71,12 @@ def answer(request: Request, error: Exception) -> Response:
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         headers = {"retry-after": "1"}
+    elif isinstance(error, ShuttingDown):
+        status, headers = 503, {"retry-after": "5"}
     elif isinstance(error, ClientGone):
         return Response(status_code=499)
     elif isinstance(error, UsageError):
-        status, kind = 413 if isinstance(error, BodyTooLarge) else 400, "invalid_request_error"
+        status, kind = _STATUS.get(type(error), 400), "invalid_request_error"
         param = message.split(":", maxsplit=1)[0].split(maxsplit=1)[0]
         if "(the context)" in message or "(the KV cache)" in message:
             code = "context_length_exceeded"
@@ -77,14 +93,14 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error's body in the shape of the interface that was asked."""
-    if is_anthropic(request):
+    if is_anthropic(request.url.path) or "anthropic-version" in request.headers:
         return JSONResponse(anthropic_body(message, _ANTHROPIC.get(status)), status, headers)
     return JSONResponse(error_body(message, kind, param, code), status, headers)
 
 
-def is_anthropic(request: Request) -> bool:
-    """Whether errors have Anthropic's shape here: on its routes, and for its clients."""
-    return request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+def is_anthropic(path: str) -> bool:
+    """Whether a route is Anthropic's, where errors have its shape (as they do for its clients)."""
+    return path.startswith("/v1/messages")
 
 
 def anthropic_body(message: str, kind: str | None = None) -> dict[str, object]:

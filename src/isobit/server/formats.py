@@ -12,7 +12,7 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.server.requests import Common
 
 Kind = Literal["json", "regex", "choice", "grammar"]
-_MOST_GBNF = 1 << 16  # characters
+_MOST_TEXT = 1 << 16  # characters of what is no JSON
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def _checked(found: Format) -> Format:
             raise UsageError(f"{field}: expected texts to choose from, got {value!r:.60}")
     elif not isinstance(value, str):
         raise UsageError(f"{field}: expected a text, got {value!r:.60}")
+    if isinstance(value, str | list) and sum(map(len, value)) > _MOST_TEXT:
+        raise UsageError(f"{field}: expected at most {_MOST_TEXT} characters")
     return Format(field, kind, value)
 
 
 def _from_gbnf(text: str, field: str) -> str:
     """llama.cpp's form of grammars as Lark."""
-    if len(text) > _MOST_GBNF:
-        raise UsageError(f"{field}: expected at most {_MOST_GBNF} characters")
     _library()
     from llguidance.gbnf_to_lark import gbnf_to_lark  # noqa: PLC0415 - an extra
 

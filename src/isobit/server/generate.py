@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,18 +17,17 @@ from starlette.routing import Route
 from isobit.errors import UsageError
 from isobit.runtime.tokens import Token
 from isobit.server.answers import Answers, event
+from isobit.server.chat import held
 from isobit.server.choices import Choice, Piece
 from isobit.server.errors import error_body
 from isobit.server.events import Finish, Usage, gathered
 from isobit.server.incoming import read
-from isobit.server.prompts import Prompt, encoded, listed
+from isobit.server.prompts import Asked, Prompt, encoded, listed
 from isobit.server.requests import MOST_CHOICES, Common, Stop
 from isobit.server.service import Service
 
-_CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag")
 
-
-class GenerateSampling(BaseModel):
+class GenerateSampling(Asked):
     """How tokens are chosen, under SGLang's names."""
 
     max_new_tokens: int | None = Field(128, ge=0)
@@ -45,22 +44,21 @@ class GenerateSampling(BaseModel):
     stop: Stop | list[Stop] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    structural_tag: Any = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
 
     def common(self, *, receipt: bool) -> Common:
         """As the other interfaces have it. Raises UsageError for what is not implemented."""
-        for name in _CONSTRAINTS:
-            if getattr(self, name) is not None:
-                raise UsageError(f"{name}: expected none: not implemented here; chats have it")
-        values = self.model_dump(exclude={"max_new_tokens", "sampling_seed", *_CONSTRAINTS})
-        values |= {"seed": self.sampling_seed, "isobit_receipt": receipt}
-        return Common.model_validate(values)
+        if self.structural_tag is not None:
+            raise UsageError("structural_tag: expected json_schema, regex or ebnf in its place")
+        values = self.model_dump(exclude={"max_new_tokens", "sampling_seed", "ebnf"})
+        own = {"seed": self.sampling_seed, "grammar": self.ebnf, "isobit_receipt": receipt}
+        return Common.model_validate(values | own)
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Asked):
     """What may be asked; unknown fields are ignored."""
 
     text: str | list[str] | None = None
@@ -108,6 +106,7 @@ class Generate:
             logprobs=asked.top_logprobs_num if asked.return_logprob else None,
             echo=asked.return_logprob and asked.logprob_start_len >= 0,
             routes=asked.return_routed_experts,
+            chat=await held(model, common),
         )
         one = prompts[0] is prompt and len(answers.choices) == 1
         outputs = [_Output(self._service, asked, choice) for choice in answers.choices]

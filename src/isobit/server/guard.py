@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isobit.server.errors import refusal
+from isobit.server.errors import ShuttingDown, answer, refusal, told
 from isobit.server.service import Service
 
 
@@ -39,9 +39,9 @@ class Guard:
                 await refused(scope, receive, sent)
             else:
                 await self._app(scope, receive, sent)
-        except Exception:
+        except Exception as error:
             if not status:  # else the client was told, and so was the log
-                raise
+                told(error)
         finally:
             self._inside -= 1
             route = getattr(scope.get("route"), "path", "none")
@@ -54,7 +54,9 @@ class Guard:
             kind, code = "authentication_error", "invalid_api_key"
             headers = {"www-authenticate": "Bearer"}
             return refusal(request, 401, message, kind, None, code, headers)
-        if self._inside >= self._service.most_inside:
+        if self._service.draining and request.method == "POST":
+            return answer(request, ShuttingDown())
+        if self._inside >= self._service.most_inside and request.method == "POST":
             message = f"requests: expected at most {self._inside} at once: try again later"
             kind, code = "rate_limit_error", "rate_limit_exceeded"
             return refusal(request, 429, message, kind, None, code, {"retry-after": "1"})

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
-from isobit.errors import UsageError
-from isobit.server.errors import BodyTooLarge, ClientGone
+from isobit.server.errors import BodyTooLarge, BodyTooSlow, ClientGone
 
 MOST_BYTES = 16 << 20
 BODY_SECONDS = 60.0  # until it is there
@@ -22,8 +21,7 @@ Result = TypeVar("Result")
 async def read(request: Request, kind: type[Body]) -> Body:
     """What was asked.
 
-    Raises ValidationError for what it must not be, UsageError for one that is too large or too
-    slow, ClientGone.
+    Raises ValidationError for what it must not be, BodyTooLarge, BodyTooSlow, ClientGone.
     """
     data = bytearray()
     try:
@@ -33,7 +31,7 @@ async def read(request: Request, kind: type[Body]) -> Body:
                 if len(data) > MOST_BYTES:
                     raise BodyTooLarge(f"body: expected at most {MOST_BYTES} bytes, got more")
     except TimeoutError:
-        raise UsageError(f"body: expected within {BODY_SECONDS:.0f} s, got a part of it") from None
+        raise BodyTooSlow(f"body: expected within {BODY_SECONDS:.0f} s, got a part of it") from None
     except ClientDisconnect:
         raise ClientGone("client: expected to stay, but left") from None
     if len(data) < 1 << 16:

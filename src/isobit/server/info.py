@@ -12,9 +12,10 @@ from starlette.routing import Route
 
 from isobit import __version__
 from isobit.errors import UsageError
-from isobit.server.errors import refusal
+from isobit.server.chat import prepared
+from isobit.server.errors import ShuttingDown, answer, refusal
 from isobit.server.incoming import read
-from isobit.server.requests import DetokenizeRequest, TokenizeRequest
+from isobit.server.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from isobit.server.service import Service
 
 
@@ -75,7 +76,8 @@ class Info:
         if (asked.prompt is None) == (asked.messages is None):
             raise UsageError("prompt: expected it or messages, one of them")
         if asked.messages is not None:
-            ids = await asyncio.to_thread(model.chat_ids, asked.messages)
+            chat = ChatRequest.model_validate(asked.model_dump(exclude={"prompt"}))
+            ids = (await prepared(model, chat)).prompt
         else:
             special = asked.add_special_tokens
             ids = await asyncio.to_thread(
@@ -122,7 +124,7 @@ class Info:
     async def ready(self, request: Request) -> Response:
         """``GET /ready``: and so does the model behind it."""
         if not self._service.ready:
-            return refusal(request, 503, "engine: expected it to run, but it ended", "server_error")
+            return answer(request, ShuttingDown())
         return JSONResponse({"status": "ready", "model": self._service.name})
 
     async def metrics(self, _request: Request) -> Response:

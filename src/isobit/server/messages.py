@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -15,20 +15,21 @@ from isobit.server.answers import Answers
 from isobit.server.chat import prepared
 from isobit.server.incoming import read
 from isobit.server.message_blocks import MessageWriter
+from isobit.server.prompts import Asked
 from isobit.server.requests import MOST_STOPS, ChatRequest, Stop
 from isobit.server.service import Service
 
 Block = dict[str, Any]
 
 
-class Turn(BaseModel):
+class Turn(Asked):
     """A message."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
-class CountRequest(BaseModel):
+class CountRequest(Asked):
     """What may be counted; unknown fields are ignored."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
@@ -55,7 +56,7 @@ class CountRequest(BaseModel):
         thinking = (self.thinking or {}).get("type", "disabled") != "disabled"
         body: dict[str, Any] = {
             "messages": messages,
-            "chat_template_kwargs": {"enable_thinking": thinking},
+            "enable_thinking": thinking,
             "response_format": self._format(),
         }
         functions = [_function(tool) for tool in self.tools or () if "input_schema" in tool]

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from isobit import __version__
 from isobit.server.embeddings import EmbeddingRequest
+from isobit.server.errors import is_anthropic
 from isobit.server.generate import GenerateRequest
 from isobit.server.messages import CountRequest, MessageRequest
 from isobit.server.requests import (
@@ -27,6 +28,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponseRequest,
+    "/v1/responses/input_tokens": ResponseRequest,
     "/v1/messages": MessageRequest,
     "/v1/messages/count_tokens": CountRequest,
     "/v1/embeddings": EmbeddingRequest,
@@ -50,6 +52,19 @@ _ERROR = {
         }
     },
 }
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+_ERRORS = {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}
 _REFUSALS = {
     "400": "The request is malformed, or asks for what there is not; `param` names the field.",
     "401": "The key is missing or wrong.",
@@ -81,7 +96,7 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
         operation: dict[str, Any] = {
             "operationId": f"{method}_{each.path.strip('/').translate(_NAME)}",
             "summary": says or each.path,
-            "responses": _responses(),
+            "responses": _responses(each.path),
         }
         if "{" in each.path:
             name = {"name": "model", "in": "path", "required": True}
@@ -95,7 +110,11 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
         "info": {"title": "isobit", "version": __version__},
         "paths": paths,
         "components": {
-            "schemas": {**schemas.get("$defs", {}), "Error": _ERROR},
+            "schemas": {
+                **schemas.get("$defs", {}),
+                "Error": _ERROR,
+                "AnthropicError": _ANTHROPIC_ERROR,
+            },
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"bearer": []}],
@@ -105,7 +124,8 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
 _NAME = str.maketrans("/{}:.", "_____")
 
 
-def _responses() -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _responses(path: str) -> dict[str, Any]:
+    name = "AnthropicError" if is_anthropic(path) else "Error"
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     refusals = {status: {"description": why, "content": error} for status, why in _REFUSALS.items()}
     return {"200": {"description": "The answer."}} | refusals

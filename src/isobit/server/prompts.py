@@ -1,11 +1,20 @@
-"""Prompts as several routes take them: a text, token ids, or a list of either."""
+"""What the bodies of several routes share: prompts are a text, ids, or a list of either."""
 
 from __future__ import annotations
 
 import asyncio
 
+from pydantic import BaseModel, ConfigDict
+
 from isobit.errors import UsageError
 from isobit.runtime.model import Model
+
+
+class Asked(BaseModel):
+    """The body of a request. Fields that it does not have are ignored; true is no number."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
+
 
 Prompt = str | list[int] | list[str] | list[list[int]]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.prompts import Prompt, listed
+from isobit.server.prompts import Asked, Prompt, listed
 
 MOST_CHOICES = 128
 MOST_STOPS = 64
@@ -21,16 +21,14 @@ Count = Annotated[int | None, Field(ge=0), BeforeValidator(lambda n: None if n =
 Stop = Annotated[str, Field(max_length=4096)]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Asked):
     """How a stream ends."""
 
     include_usage: bool = False
 
 
-class Common(BaseModel):
+class Common(Asked):
     """What both ways of asking share."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
@@ -154,15 +152,17 @@ class CompletionRequest(Common):
         return listed(self.prompt, "prompt", MOST_CHOICES)
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Asked):
     """``/tokenize``: a text or a conversation."""
 
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Asked):
     """``/detokenize``."""
 
     tokens: list[int]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -16,6 +16,7 @@ from isobit.errors import UsageError
 from isobit.server.answers import Answers
 from isobit.server.chat import prepared
 from isobit.server.incoming import read
+from isobit.server.prompts import Asked
 from isobit.server.requests import ChatRequest
 from isobit.server.response_items import ResponseWriter
 from isobit.server.service import Service
@@ -24,7 +25,7 @@ _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
 _LOGPROBS = "message.output_text.logprobs"
 
 
-class ResponseRequest(BaseModel):
+class ResponseRequest(Asked):
     """What may be asked; unknown fields are ignored."""
 
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
@@ -69,12 +70,6 @@ class ResponseRequest(BaseModel):
             for name in ("temperature", "top_p", "top_k", "min_p", "seed", "isobit_receipt")
         }
         measured = _LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
-        template = dict(self.chat_template_kwargs or {})
-        if self.reasoning and self.reasoning.get("effort") is not None:
-            effort = self.reasoning["effort"]
-            template = {"reasoning_effort": effort} | template
-            if effort == "none":
-                template = {"enable_thinking": False} | template
         body |= {
             "messages": self._messages(),
             "max_completion_tokens": self.max_output_tokens,
@@ -82,7 +77,8 @@ class ResponseRequest(BaseModel):
             "top_logprobs": self.top_logprobs if measured else None,
             "parallel_tool_calls": self.parallel_tool_calls,
             "response_format": self._format(),
-            "chat_template_kwargs": template or None,
+            "reasoning_effort": (self.reasoning or {}).get("effort"),
+            "chat_template_kwargs": self.chat_template_kwargs,
         }
         if self.functions:
             body |= {"tools": list(map(_function, self.functions)), "tool_choice": self._choice()}
@@ -186,14 +182,17 @@ def _function(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 class Responses:
-    """The handler."""
+    """The handlers."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def routes(self) -> list[Route]:
-        """Where it is."""
-        return [Route("/v1/responses", self.responses, methods=["POST"])]
+        """Where they are."""
+        return [
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/responses/input_tokens", self.count, methods=["POST"]),
+        ]
 
     async def responses(self, request: Request) -> Response:
         """``POST /v1/responses``: the answer to a conversation, as items."""
@@ -211,6 +210,13 @@ class Responses:
             for _ in writer.piece(piece):
                 pass
         return JSONResponse(writer.response(used))
+
+    async def count(self, request: Request) -> Response:
+        """``POST /v1/responses/input_tokens``: the length of the prompt."""
+        asked = await read(request, ResponseRequest)
+        ready = await prepared(self._service.model, asked.chat())
+        count = {"object": "response.input_tokens", "input_tokens": len(ready.prompt)}
+        return JSONResponse(count)
 
     def _echo(self, asked: ResponseRequest, chat: ChatRequest) -> dict[str, Any]:
         """What an answer repeats of the request."""

@@ -42,13 +42,15 @@ class Service:
             f"isobit-n{numerics.VERSION}-s{numerics.SAMPLING_VERSION}-a{planes}-"
             f"{model.file.sha256()[:16]}"
         )
+        self.draining = False
+        """Whether it takes no more requests, as it is being shut down."""
         self.metrics = Metrics(self.engine, self.name)
         self._thread = threading.Thread(target=self._run, name="isobit engine", daemon=True)
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered: the engine runs, and is not being shut down."""
-        return self._thread.is_alive() and not self.engine.closed
+        return self._thread.is_alive() and not self.draining and not self.engine.closed
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -75,12 +75,14 @@ class Receipt:
     @classmethod
     def load(cls, path: str | Path) -> "Receipt":
         """Read and check; raises FileRefused."""
-        try:
-            with regular(path, "a receipt").open("rb") as file:
-                data = json.loads(file.read(_LIMIT))
-        except (OSError, ValueError, RecursionError) as error:
-            raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
-        return cls.of(data, str(path))
+        return cls.of(_read(path), str(path))
+
+    @classmethod
+    def load_all(cls, path: str | Path) -> "list[Receipt]":
+        """The receipt of a file, or all that an answer of ``isobit serve`` carries; FileRefused."""
+        data = _read(path)
+        found = list(_carried(data)) or [data]
+        return [cls.of(each, str(path)) for each in found]
 
     @classmethod
     def of(cls, data: Any, source: str) -> "Receipt":
@@ -95,6 +97,28 @@ class Receipt:
         if unknown := sorted(data.keys() - {f.name for f in fields(cls)}):
             raise FileRefused(f"{source}: expected the keys of a receipt, got {unknown[0]!r} too")
         return cls(**data | {"tokens": [TokenRecord(**t) for t in data["tokens"]]})
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        with regular(path, "a receipt").open("rb") as file:
+            return json.loads(file.read(_LIMIT))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
+
+
+def _carried(answer: Any) -> Iterator[Any]:
+    """The receipts of an answer, whichever interface gave it: its own, or those of its choices."""
+    parts = answer if isinstance(answer, list) else [answer]
+    for part in parts:
+        if isinstance(part, dict):
+            choices = part.get("choices")
+            own = [part, *(choices if isinstance(choices, list) else ())]
+            yield from (c["isobit_receipt"] for c in own if _has_receipt(c))
+
+
+def _has_receipt(part: Any) -> bool:
+    return isinstance(part, dict) and "isobit_receipt" in part
 
 
 def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:

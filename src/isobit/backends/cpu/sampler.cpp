@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <numeric>
@@ -67,9 +68,15 @@ Choice RowSampler::choose(const float* raw, int n, const Sampling& s, const Edit
 const float* RowSampler::edited(const float* z, int n, const Edits& edits) {
     z_.assign(z, z + n);
     for (int i = 0; i < edits.n; ++i) z_[edits.ids[i]] = edits.logits[i];
-    if (edits.allowed)
-        for (int i = 0; i < n; ++i)
-            if (!(edits.allowed[i / 32] >> i % 32 & 1)) z_[i] = from_bits(INFINITE | SIGN);
+    for (int i = 0; edits.allowed && i < n; i += 32) {  // mostly all or nothing of a word
+        const int end = std::min(32, n - i);
+        uint32_t forbidden = ~edits.allowed[i / 32];
+        if (forbidden == UINT32_MAX) std::fill_n(&z_[i], end, from_bits(INFINITE | SIGN));
+        else
+            for (; forbidden; forbidden &= forbidden - 1)
+                if (const int k = std::countr_zero(forbidden); k < end)
+                    z_[i + k] = from_bits(INFINITE | SIGN);
+    }
     return z_.data();
 }
 

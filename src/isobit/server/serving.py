@@ -1,0 +1,64 @@
+"""The application on a socket, from start to a shutdown that tells every client."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+import uvicorn
+
+from isobit.server.app import build
+from isobit.server.service import Service
+
+_TELLING = 5.0  # seconds in which streams that are cut can be told
+
+
+class Server(uvicorn.Server):
+    """Answers until it is told to end; then what runs may go on for a while, and no more begins."""
+
+    def __init__(self, service: Service, config: uvicorn.Config, grace: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._grace = grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door, wait, then end the generations that are left: their streams say so."""
+        self._service.draining = True
+        ending = asyncio.create_task(self._end())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end(self) -> None:
+        await asyncio.sleep(self._grace)
+        await asyncio.to_thread(self._service.engine.close)
+
+
+def run(
+    service: Service,
+    host: str,
+    port: int,
+    grace: float,
+    sockets: Sequence[socket.socket] = (),
+) -> None:
+    """Serve until SIGINT or SIGTERM; ``sockets`` in place of host and port."""
+    with suppress(OSError, ValueError):  # a client that says nothing takes a file of these
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    config = uvicorn.Config(
+        build(service),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(grace + _TELLING),
+    )
+    # uvicorn raises the signals that it saw again when all is done; this one has done its work.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Server(service, config, grace).run(list(sockets) or None)

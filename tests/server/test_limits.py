@@ -1,0 +1,289 @@
+"""What hostile, slow and leaving clients get, and that nobody else pays for it."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from isobit.errors import ModelRefused
+from isobit.runtime.model import Model
+from isobit.server import answers, choices, embeddings, incoming
+from isobit.server.requests import Common
+from isobit.server.service import Service
+from tests.server.conftest import serve
+from tests.server.test_server import MESSAGES, PROMPT, url, wait_for
+
+CHAT = {"model": "m", "messages": MESSAGES, "max_tokens": 8, "stream": True}
+STREAMS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": PROMPT, "max_tokens": 8, "stream": True},
+    "/v1/responses": {"input": "x", "max_output_tokens": 8, "stream": True},
+    "/v1/messages": CHAT,
+    "/generate": {"text": "x", "sampling_params": {"max_new_tokens": 8}, "stream": True},
+}
+
+
+def answers_still(client: openai.OpenAI) -> None:
+    done = client.completions.create(model="m", prompt=PROMPT, max_tokens=2, temperature=0)
+    assert done.choices[0].finish_reason == "length"
+
+
+def streamed(client: openai.OpenAI, path: str) -> list[str]:
+    with httpx.stream("POST", url(client, path), json=STREAMS[path], timeout=120) as answer:
+        assert answer.status_code == 200
+        return [line for line in answer.iter_lines() if line]
+
+
+@contextmanager
+def raw(client: openai.OpenAI) -> Iterator[socket.socket]:
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address, timeout=60) as connection:
+        yield connection
+
+
+def head(path: str, length: int) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()
+
+
+def test_no_route_answers_without_the_key(alone: Model) -> None:
+    with serve(alone, name="m", api_key="secret") as (_, client):
+        key = {"authorization": "Bearer secret"}
+        document = httpx.get(url(client, "/openapi.json"), headers=key).json()
+        paths = [p.replace("{model}", "m") for p in document["paths"]]
+        for path in [*paths, "/openapi.json", "/nowhere", "/v1"]:
+            for method in ("GET", "POST", "OPTIONS", "DELETE"):
+                for wrong in ({}, {"authorization": "Bearer secre"}, {"x-api-key": "sécret"}):
+                    given = {k: v.encode() for k, v in wrong.items()}
+                    answer = httpx.request(method, url(client, path), headers=given)
+                    assert answer.status_code == 401, (method, path)
+        base = url(client, "/").rstrip("/")
+        with anthropic.Anthropic(base_url=base, api_key="secret", max_retries=0) as claude:
+            assert claude.models.list().data[0].id == "m"
+        with (
+            anthropic.Anthropic(base_url=base, api_key="other", max_retries=0) as claude,
+            pytest.raises(anthropic.AuthenticationError),
+        ):
+            claude.models.list()
+
+
+def test_bodies_that_are_too_large_too_deep_or_no_json(client: openai.OpenAI) -> None:
+    large = b'{"prompt":"' + b"x" * incoming.MOST_BYTES + b'"}'
+    answer = httpx.post(url(client, "/v1/completions"), content=large, timeout=60)
+    assert answer.status_code == 413
+    deep: Any = "x"
+    for _ in range(150):  # not so deep that no JSON parser takes it
+        deep = [deep]
+    for body in (
+        {"messages": [{"role": "user", "content": deep}], "max_tokens": 1},
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"x": deep}}]},
+        {"messages": MESSAGES, "chat_template_kwargs": {"x": deep}, "max_tokens": 1},
+        {"messages": MESSAGES, "response_format": {"type": "json_schema", "json_schema": deep}},
+    ):
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            answer = httpx.post(url(client, path), json=body, timeout=60)
+            assert answer.status_code in (200, 400), (path, answer.text)
+    for data in (b"\x00", b'"', b'{"prompt": "\\ud800"}', b'{"prompt": NaN}', b"\xff" * 99):
+        answer = httpx.post(url(client, "/v1/completions"), content=data)
+        assert answer.status_code == 400
+    answers_still(client)
+
+
+def test_clients_that_stall_leave_or_send_garbage(
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raw(client) as quiet, raw(client) as half, raw(client) as noise, raw(client) as gone:
+        half.sendall(head("/v1/completions", 1000) + b'{"prompt"')
+        gone.sendall(head("/v1/completions", 1000) + b'{"prompt"')
+        gone.close()
+        noise.sendall(bytes(range(256)) * 40)
+        assert noise.recv(100).startswith(b"HTTP/1.1 400")
+        quiet.sendall(b"POST /v1/comp")
+        answers_still(client)
+        monkeypatch.setattr(incoming, "BODY_SECONDS", 0.2)
+        with raw(client) as slow:
+            slow.sendall(head("/v1/completions", 1000) + b'{"prompt"')
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        answers_still(client)
+    wait_for(lambda: not service.engine.scheduler.blocks.held)
+
+
+def test_a_reader_that_stops_reading_holds_no_pages(
+    client: openai.OpenAI, service: Service
+) -> None:
+    body = json.dumps({"prompt": PROMPT, "max_tokens": 60, "stream": True, "n": 4}).encode()
+    with raw(client) as connection:
+        connection.sendall(head("/v1/completions", len(body)) + body)
+        wait_for(lambda: service.engine.scheduler.running)
+        answers_still(client)
+        wait_for(lambda: not service.engine.scheduler.blocks.held)  # it was never read
+
+
+def test_embeddings_end_when_the_client_leaves(
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "_AT_ONCE", 1)
+    texts = [f"{i} {PROMPT * 40}" for i in range(400)]
+    before = service.engine.scheduler.blocks.total
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url(client, "/v1/embeddings"), json={"input": texts}, timeout=1.0)
+    wait_for(lambda: not service.engine.scheduler.blocks.held)
+    time.sleep(0.1)
+    assert not service.engine.scheduler.running
+    assert service.engine.scheduler.blocks.total == before
+
+
+def test_more_than_may_be_inside_are_told_to_come_again(
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "most_inside", 0)
+    assert httpx.get(url(client, "/health")).status_code == 200
+    answer = httpx.post(url(client, "/tokenize"), json={"prompt": "x"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_the_log_says_nothing_of_prompts(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "the launch code is 0000"
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError(f"cannot read {secret}")
+
+    monkeypatch.setattr(answers, "Choice", fail)
+    with caplog.at_level(logging.DEBUG):
+        for path, body in STREAMS.items():
+            answer = httpx.post(url(client, path), json=body)
+            assert answer.status_code == 500
+            assert secret not in answer.text
+    assert "ValueError" in caplog.text
+    assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_stream_that_waits_is_told_so(
+    client: openai.OpenAI, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "PING_SECONDS", 0.05)
+    with service.engine._turn:  # as in a long prefill
+        threading.Timer(0.5, service.engine._turn.release).start()
+        lines = streamed(client, path)
+        service.engine._turn.acquire()
+    wanted = "event: ping" if path == "/v1/messages" else ": still here"
+    assert lines.count(wanted) >= 2
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_an_error_in_a_stream_is_an_event_and_the_last(
+    client: openai.OpenAI, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, failing = service.model.run_batch, threading.Event()
+
+    def fails_later(*args: Any, **settings: Any) -> Any:
+        if failing.is_set():
+            raise ModelRefused("weights: expected good ones, got others")
+        return run(*args, **settings)
+
+    monkeypatch.setattr(service.model, "run_batch", fails_later)
+    monkeypatch.setattr(Common, "ends", lambda *_: frozenset())
+    body = STREAMS[path] | {"max_tokens": 900, "max_output_tokens": 900}
+    body["sampling_params"] = {"max_new_tokens": 900}
+    lines = []
+    with httpx.stream("POST", url(client, path), json=body, timeout=120) as answer:
+        for line in filter(None, answer.iter_lines()):
+            lines.append(line)
+            failing.set()
+    monkeypatch.undo()
+    last = json.loads(lines[-1].removeprefix("data: "))
+    error = last["response"]["error"] if path == "/v1/responses" else last["error"]
+    assert error["message"] == "weights: expected good ones, got others"
+    assert len(lines) > 1
+    if path == "/v1/messages":
+        assert (lines[-2], last["type"]) == ("event: error", "error")
+    answers_still(client)
+    wait_for(lambda: not service.engine.scheduler.blocks.held)
+
+
+def test_a_fault_of_the_server_is_no_riddle_for_the_client(
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(service.model, "run_batch", fails)
+    answer = httpx.post(url(client, "/v1/completions"), json={"prompt": PROMPT}, timeout=60)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    monkeypatch.undo()
+    answers_still(client)
+
+
+@contextmanager
+def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "isobit", "serve", "--backend", "cpu", "--context", "1024"]
+    command += ["--port", str(port), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            base = f"http://127.0.0.1:{port}"
+            wait_for(lambda: running.poll() is not None or ready(base))
+            yield running, base
+        finally:
+            running.kill()
+
+
+def ready(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+LONG = {"prompt": PROMPT, "max_tokens": 1000, "stream": True, "ignore_eos": True, "n": 32}
+
+
+def test_sigterm_lets_what_runs_end_or_tells_it() -> None:
+    with process("--grace", "0") as (running, base):
+        with httpx.stream("POST", f"{base}/v1/completions", json=LONG, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            running.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert "the server is shutting down" in rest[-1]
+        assert running.wait(60) == 0
+    with process("--grace", "60") as (running, base):
+        body = LONG | {"n": 1, "max_tokens": 200}
+        with httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            running.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert running.wait(60) == 0
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+def test_killed_and_started_again_it_serves() -> None:
+    for _ in range(2):
+        with process() as (running, base):
+            body = {"prompt": PROMPT, "max_tokens": 3}
+            answer = httpx.post(f"{base}/v1/completions", json=body, timeout=60)
+            assert answer.status_code == 200
+            os.kill(running.pid, signal.SIGKILL)
+            assert running.wait(60) == -signal.SIGKILL

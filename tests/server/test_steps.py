@@ -1,0 +1,160 @@
+"""An answer is the same however its tokens fall into steps: stops, UTF-8, thinking, calls."""
+
+import asyncio
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isobit.runtime.model import Model
+from isobit.runtime.tokens import Token
+from isobit.server.choices import Choice, Piece
+from isobit.server.events import Answer, Finish, gathered
+from isobit.server.reading import AnswerReader
+from isobit.server.thinking import Thinking
+from isobit.server.tool_calls.tagged import Hermes, QwenXml
+from isobit.server.tool_calls.tools import Tool
+
+TOOLS = [Tool("f", {"properties": {"n": {"type": "integer"}, "text": {"type": "string"}}})]
+DIALECTS = [None, Hermes(TOOLS), QwenXml(TOOLS)]
+THINKING = [None, *(Thinking("<think>", "</think>", begun) for begun in (True, False, None))]
+TEXTS = st.lists(
+    st.sampled_from(
+        [
+            *("<think>", "\n</think>\n\n", "</think>", "<tool_call>", "</tool_call>", "\n", " "),
+            *(
+                '{"name": "f", "arguments": {"n": 1',
+                ', "text": "日本',
+                '"}}',
+                "日",
+                "👍🏽",
+                "é",
+                "end",
+            ),
+            *(
+                "<function=f>",
+                "<parameter=text>\n",
+                "\n</parameter>\n",
+                "</function>",
+                "stop",
+                "sto",
+            ),
+        ]
+    ),
+    max_size=12,
+).map("".join)
+STOPS = st.lists(st.sampled_from(["stop", "op", "\n\n", "</tool", "本", "👍", "nd"]), max_size=2)
+
+
+class Stepwise:
+    """An engine whose generation gives its tokens in steps of these sizes."""
+
+    def __init__(self, model: Model, ids: list[int], sizes: list[int]) -> None:
+        self.model = model
+        self._left, self._sizes = deque(ids), deque(sizes)
+        self._ready: deque[int] = deque()
+        self.request = SimpleNamespace(prompt=[1], cached=0, generated=1)
+        self.error = None
+
+    def submit(self, *_args: Any, listen: Any, **_settings: Any) -> "Stepwise":
+        self._listen = listen
+        return self
+
+    @property
+    def finish_reason(self) -> str | None:
+        return None if self._left else "length"
+
+    def take(self) -> Token | None:
+        if self._ready:
+            return Token(self._ready.popleft())
+        if self._left:
+            for _ in range(self._sizes.popleft() if self._sizes else len(self._left)):
+                if self._left:
+                    self._ready.append(self._left.popleft())
+            self._listen()
+        return None
+
+    def cancel(self) -> None: ...
+
+
+def answer(
+    model: Model, ids: list[int], sizes: list[int], dialect: Any, thinking: Any, stops: list[str]
+) -> tuple[Answer, list[int], int, int]:
+    async def run() -> list[Piece]:
+        engine = Stepwise(model, ids, sizes)
+        reader = AnswerReader({}, thinking, dialect)
+        choice = Choice(engine, 0, [1], None, None, stops=stops, logprobs=None, of_prompt=False,
+                        receipt=False, reader=reader)  # type: ignore  # fmt: skip
+        pieces = [piece async for piece in choice.pieces()]
+        counts.extend((choice.n_tokens, choice.n_reasoning))
+        return pieces
+
+    counts: list[int] = []
+    pieces = asyncio.run(run())
+    assert all(piece.finish is None for piece in pieces[:-1])
+    events = [event for piece in pieces for event in piece.events]
+    assert sum(isinstance(event, Finish) for event in events) == 1
+    found = gathered(events)
+    for call in found.calls:
+        call.id = ""
+    tokens = [token.id for piece in pieces for token in piece.tokens]
+    return found, tokens, counts[0], counts[1]
+
+
+@settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    text=TEXTS,
+    sizes=st.lists(st.integers(1, 4), max_size=80),
+    dialect=st.sampled_from(DIALECTS),
+    thinking=st.sampled_from(THINKING),
+    stops=STOPS,
+    ended=st.booleans(),
+    cut=st.integers(0, 3),
+)
+def test_steps_do_not_change_an_answer(
+    alone: Model,
+    text: str,
+    sizes: list[int],
+    dialect: Any,
+    thinking: Any,
+    stops: list[str],
+    ended: bool,
+    cut: int,
+) -> None:
+    ids = alone.tokenizer.encode(text, special=False, bos=False)
+    ids = ids[: len(ids) - cut]  # perhaps within a character
+    if ended:
+        ids.append(min(alone.stop_ids))
+    asked = (dialect, thinking, stops)
+    once = answer(alone, ids, [], *asked)
+    assert answer(alone, ids, sizes, *asked) == once
+    assert answer(alone, ids, [1] * len(ids), *asked) == once
+    found = once[0]
+    assert found.finish is not None
+    assert (found.finish.stop in stops) == (found.finish.stop is not None)
+
+
+@pytest.mark.parametrize("size", [1, 2, 50])
+def test_a_stop_string_says_which_it_was(alone: Model, size: int) -> None:
+    ids = alone.tokenizer.encode("one two three", special=False, bos=False)
+    found, *_ = answer(alone, ids, [size] * 50, None, None, ["three", " tw"])
+    assert found.text == "one"
+    assert found.finish == Finish("stop", " tw")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    text=st.text("stop本\n日é", max_size=30),
+    stops=st.lists(st.text("stop本\n", min_size=2, max_size=5), max_size=2),
+)
+def test_text_ends_before_the_first_stop_string(alone: Model, text: str, stops: list[str]) -> None:
+    ids = alone.tokenizer.encode(text, special=False, bos=False)
+    found, *_ = answer(alone, ids, [1] * len(ids), None, None, stops)
+    # the first to be complete ends it; of several that are, the longest
+    ends = min(((at + len(s), -len(s)) for s in stops if (at := text.find(s)) >= 0), default=None)
+    assert found.text == (text if ends is None else text[: sum(ends)])
