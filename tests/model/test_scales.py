@@ -60,7 +60,7 @@ def test_a_power_of_two_may_as_well_be_in_the_blocks(name: str, tmp_path: Path, 
 
 
 def test_the_range_of_inputs_changes_nothing(tmp_path: Path, rng) -> None:  # type: ignore[no-untyped-def]
-    """``.input_scale``, which llama.cpp (October 2026) reads, and computes nothing with on a CPU."""
+    """``.input_scale``: llama.cpp (October 2026) computes nothing with it on a CPU."""
     ranges = {name.replace(".scale", ".input_scale"): n for name, n in SHAPES.items()}
     ids = rng.integers(0, G.vocab, 20).tolist()
     logits = []

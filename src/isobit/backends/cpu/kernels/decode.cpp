@@ -219,29 +219,11 @@ void decode_Q1_0(const uint8_t* b, Decoded& out) {
 void decode_Q2_0(const uint8_t* b, Decoded& out) {
     for (int part = 0; part < 4; ++part, b += 18) {
         out.d[part] = half_value(b);
-        for (int i = 0; i < 64; ++i)
-            out.codes[64 * part + i] = (b[2 + i / 4] >> i % 4 * 2 & 3) + NARROW - 1;
-    }
-    memset(out.scales, 1, sizeof out.scales);
-}
-
-// Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0.
-static float ue4m3(int byte) {
-    if (byte == 0x7f) return 0;
-    const int e = byte >> 3 & 15, m = byte & 7;
-    const float power = from_bits((uint32_t)((e ? e : 1) + 116) << 23);  // 2^(e - 11)
-    return (float)(e ? m + 8 : m) * power;
-}
-
-void decode_NVFP4(const uint8_t* b, Decoded& out) {
-    static const uint8_t codes[16] = {15, 16, 17, 18, 19, 21, 23, 27, 15, 14, 13, 12, 11, 9, 7, 3};
-    for (int part = 0; part < 16; ++part) {
-        const uint8_t* block = b + part / 4 * 36;
-        out.d[part] = ue4m3(block[part % 4]);
-        for (int i = 0; i < 8; ++i) {
-            const int q = block[4 + part % 4 * 8 + i];
-            out.codes[16 * part + i] = codes[q & 15];
-            out.codes[16 * part + i + 8] = codes[q >> 4];
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t q = b[2 + i];  // its bit pairs, each to a byte
+            const uint32_t four = (q | q << 6 | q << 12 | q << 18) & 0x03030303;
+            const uint32_t codes = four + (NARROW - 1) * (uint32_t)ONES;
+            memcpy(out.codes + 64 * part + 4 * i, &codes, 4);
         }
     }
     memset(out.scales, 1, sizeof out.scales);
