@@ -62,6 +62,8 @@ constexpr Grid<uint64_t, 1024> IQ2_S("IQ2_S", WIDE);
 constexpr Grid<uint32_t, 256> IQ3_XXS("IQ3_XXS", WIDE);
 constexpr Grid<uint32_t, 512> IQ3_S("IQ3_S", NARROW);
 
+constexpr uint64_t SHIFTS[2] = {ONES, -ONES};  // of IQ1's codes
+
 // Bit i of a byte as byte i: 0 or 255.
 struct Masks {
     uint64_t eight[256], seven[128];  // of seven bits, and an eighth that makes their number even
@@ -164,7 +166,7 @@ void decode_IQ1_S(const uint8_t* b, Decoded& out) {
     out.d[0] = half_value(b) / 8;
     for (int g = 0; g < 8; ++g) {
         const int h = word16(b + 34 + 2 * g);
-        const uint64_t shift = h >> 15 ? -ONES : ONES;
+        const uint64_t shift = SHIFTS[h >> 15];
         for (int i = 0; i < 4; ++i)
             put(out.codes + 32 * g + 8 * i, IQ1[b[2 + 4 * g + i] | (h >> 3 * i & 7) << 8] + shift);
         put_scales(out, g, 2 * (h >> 12 & 7) + 1);
@@ -175,9 +177,12 @@ void decode_IQ1_M(const uint8_t* b, Decoded& out) {
     uint8_t d[2];
     for (int i = 0; i < 2; ++i) d[i] = b[49 + 4 * i] >> 4 | (b[51 + 4 * i] & 0xf0);
     out.d[0] = half_value(d) / 8;
-    for (int i = 0; i < 32; ++i) {
-        const int h = b[32 + i / 2] >> i % 2 * 4;
-        put(out.codes + 8 * i, IQ1[b[i] | (h & 7) << 8] + (h & 8 ? -ONES : ONES));
+    for (int g = 0; g < 8; ++g) {
+        const int four = word16(b + 32 + 2 * g);
+        for (int i = 0; i < 4; ++i) {
+            const int h = four >> 4 * i;
+            put(out.codes + 32 * g + 8 * i, IQ1[b[4 * g + i] | (h & 7) << 8] + SHIFTS[h >> 3 & 1]);
+        }
     }
     for (int g = 0; g < 16; ++g)
         out.scales[g] = 2 * (word16(b + 48 + g / 4 * 2) >> g % 4 * 3 & 7) + 1;

@@ -4,8 +4,7 @@
 
 namespace isobit::ISOBIT_SIMD {
 
-static void unpack_decoded(const Quantised& f, Rows rows, const uint8_t* ahead, bool stream,
-                           Tile& tile) {
+static void unpack_decoded(const Quantised& f, Rows rows, const uint8_t* ahead, bool, Tile& tile) {
     Decoded decoded[LANES];
     const uint8_t* at[LANES];
     const int size = SUPERBLOCK / f.info.block * f.info.bytes;
@@ -15,7 +14,6 @@ static void unpack_decoded(const Quantised& f, Rows rows, const uint8_t* ahead, 
         for (int line = r * size / 64; line < (r + 1) * size / 64; ++line)
             __builtin_prefetch(ahead + 64 * line, 0, 2);
     }
-    (void)stream;
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) gather16(at, 16 * i, tile.codes + 4 * i);
     gather16(at, offsetof(Decoded, scales), tile.w.scales);
