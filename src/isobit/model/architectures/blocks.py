@@ -75,7 +75,9 @@ class Part:
         y = self.product(name if bias is None else None, x, *matrices)
         return y if bias is None else self.g.one(name, Bias(), y, weights=[bias])
 
-    def expert_product(self, name: str, x: Value, ids: Value, role: str, *shape: int) -> Value:
+    def expert_product(
+        self, name: str | None, x: Value, ids: Value, role: str, *shape: int
+    ) -> Value:
         """x through the chosen ones of a stack of matrices [experts, rows, columns], each times its
         scale where the file has them."""
         weight = self.matrix(role, *shape)

@@ -16,7 +16,6 @@ from isobit.numerics.ops import (
     ClampedGate,
     Combine,
     ExpertBias,
-    ExpertMatMul,
     Heads,
     Rope,
     TopK,
@@ -103,8 +102,7 @@ def _experts(p: Part, c: Config, h: Value) -> Value:
     )
 
     def product(name: str, role: str, rows: int, x: Value) -> Value:
-        weight = p.take(f"ffn_{role}_exps.weight", E, rows, x.shape.row[-1])
-        y = g.one(None, ExpertMatMul(), x, ids, weights=[weight])
+        y = p.expert_product(None, x, ids, f"ffn_{role}_exps", E, rows, x.shape.row[-1])
         bias = p.take(f"ffn_{role}_exps.bias", E, rows)
         return g.one(f"moe_expert_{name}", ExpertBias(), y, ids, weights=[bias])
 
