@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import read_config
+from isobit.model.split import split
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut, same_bits
 from tests.helpers.random_file import F32, RandomFile
+from tests.model.test_split import Meeting, passes
 
 LAYERS, HIDDEN, H, G, D, E, K, FFN, VOCAB = 3, 96, 6, 2, 64, 5, 3, 160, 300
 WINDOW = 70  # longer than a tile of keys, shorter than the text
@@ -168,11 +171,30 @@ def transformers_model(w: dict[str, F32]) -> Any:
     return model.double().eval()
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts(file: GGUFFile, parts: int) -> None:
+    """Each part has the sinks of its own heads."""
+    w, seed = Weights.from_file(file), 5
+    settings = EngineConfig(context=64, max_sequences=2)
+    (whole,) = passes([ReferenceBackend(w, settings)], VOCAB, np.random.default_rng(seed))
+    meeting, backends = Meeting(parts), []
+    for rank in range(parts):
+        mine = Weights(w.config, split(w.graph, rank, parts).graph)
+        backends.append(ReferenceBackend(mine, settings, exchange=meeting.exchange(rank)))
+    for logits in passes(backends, VOCAB, np.random.default_rng(seed)):
+        assert same_bits(logits, whole)
+
+
 def test_what_a_file_lacks_is_refused_by_one_line(file: GGUFFile) -> None:
     for key in ("attention.sliding_window", "rope.scaling.factor", "expert_feed_forward_length"):
         metadata = {k: v for k, v in file.metadata.items() if k != f"gpt-oss.{key}"}
         with pytest.raises(ModelRefused, match=key):
             read_config(metadata, vocab=VOCAB, source="m.gguf")
+    for name, tensor in list(file.tensors.items()):
+        del file.tensors[name]  # type: ignore[attr-defined]
+        with pytest.raises(ModelRefused, match=name):
+            Weights.from_file(file)
+        file.tensors[name] = tensor  # type: ignore[index]
     for key, value in (
         ("attention.sliding_window_pattern", 3),
         ("expert_gating_func", 2),

@@ -59,6 +59,18 @@ def test_a_power_of_two_may_as_well_be_in_the_blocks(name: str, tmp_path: Path, 
     assert not same_bits(logits[0], logits[2])
 
 
+def test_the_range_of_inputs_changes_nothing(tmp_path: Path, rng) -> None:  # type: ignore[no-untyped-def]
+    """``.input_scale``: llama.cpp (October 2026) computes nothing with it on a CPU."""
+    ranges = {name.replace(".scale", ".input_scale"): n for name, n in SHAPES.items()}
+    ids = rng.integers(0, G.vocab, 20).tolist()
+    logits = []
+    for extra in ({}, ranges):
+        path = write_model(tmp_path / "m", G, all_in("NVFP4"), seed=1, extra=extra)
+        with passes.backend_of(path, "cpu") as backend:
+            logits.append(run(backend, ids))
+    assert same_bits(*logits)
+
+
 @pytest.mark.parametrize("planes", [1, 2])
 def test_any_scale_is_the_reference_s(planes: int, tmp_path: Path, rng) -> None:  # type: ignore[no-untyped-def]
     formats = all_in("NVFP4") | {"attn_v": "Q8_0"}

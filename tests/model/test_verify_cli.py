@@ -82,7 +82,13 @@ def test_a_planted_fault_that_does_not_show_is_an_error(
     ("argv", "code", "complaint"),
     [
         (["trace", "--tokens", "1,2", "-o", "t", "--stages", "foo"], 2, "'foo'"),
-        (["verify", "--tokens", "1,2", "--plant", "oops"], 2, "expected one of one-ulp-norm"),
+        (
+            ["verify", "--tokens", "1,2", "--plant", "oops"],
+            2,
+            "no such fault: 'oops'; there are one-ulp-norm",
+        ),
+        (["verify", "--tokens", "1,2", "--plant", "ropepairs"], 2, "did you mean 'rope-pairs'?"),
+        (["verify", "--tokens", "1,2", "--against", "refrence"], 2, "did you mean 'reference'?"),
         (["verify", "--tokens", "1,2", "--plant", "nan@8"], 2, "a layer from 0 to 7"),
         (["trace", "--tokens", "1,2", "-o", "t", "--layers", "7..8"], 2, "within 0..7"),
         (["trace", "--tokens", "9999", "-o", "t"], 2, "got 9999"),

@@ -85,11 +85,11 @@ def test_sinks_windows_and_biases_of_experts(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
 def test_layers_on_a_gpu_beside_layers_on_a_processor(kind):
     """What one stage of a model gives, another receives."""
-    engine = EngineConfig(context=128, max_sequences=1, chunk=64)
+    engine = EngineConfig(context=192, max_sequences=1, chunk=64)
     rng = np.random.default_rng(SEED)
     with GGUFFile.open(sample_path()) as file:
         whole, n = Weights.from_file(file), LENGTHS[kind]
-        tokens, pages = rng.integers(0, 500, n).astype(np.int32), np.array([[1, 0]], np.int32)
+        tokens, pages = rng.integers(0, 500, n).astype(np.int32), np.array([[1, 0, 2]], np.int32)
         stages = []
         for first, end in ((0, 2), (2, 7), (7, 8)):
             part = Weights(whole.config, layers(whole.graph, first, end))

@@ -21,7 +21,9 @@ from isobit.numerics.ops import (
     Attention,
     Combine,
     ExpertMatMul,
+    GatedDelta,
     Heads,
+    L2Norm,
     MatMul,
     RmsNorm,
     Rope,
@@ -324,3 +326,16 @@ def test_attention(device, rng, claims, head_dim, heads, kv_heads, together, pla
     heads_of = [part.heads for part in ours._g.caches[keys].parts]
     assert sum(heads_of) == kv_heads
     assert heads_of[0] == together
+
+
+@pytest.mark.parametrize(("size", "columns"), [(2, 3), (4, 300), (16, 1), (64, 17), (512, 5)])
+def test_delta_rule_of_any_size(device, rng, size, columns):
+    """More keys than a column has invocations, and fewer; states that vanish."""
+    g = Graphs(device, sequences=1)
+    q, k = (g.given(rng.standard_normal((9, 2 * size)), f"of {c}") for c in "qk")
+    v = g.given(values(rng, 9, 4 * columns), "of v")
+    beta = g.given(rng.random((9, 4)), "beta")
+    decay = g.given(-(10 ** rng.uniform(-3, 2, (9, 4))), "decay")
+    q, k = (g.one(None, L2Norm(EPS), g.one(None, Heads(0, 2, size), x)) for x in (q, k))
+    y = g.one("y", GatedDelta(), q, k, g.one(None, Heads(0, 4, columns), v), beta, decay)
+    g.check(y)

@@ -60,7 +60,6 @@ def said(body: dict[str, Any]) -> Iterator[str]:
 
 def shown(model: Model, body: dict[str, Any]) -> str:
     chat = asyncio.run(prepared(model, ChatRequest.model_validate(body)))
-    assert chat.constraint() is None or chat.grammar is not None
     return model.detokenize(chat.prompt)
 
 

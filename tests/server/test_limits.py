@@ -20,7 +20,7 @@ import pytest
 
 from isobit.errors import ModelRefused
 from isobit.runtime.model import Model
-from isobit.server import answers, choices, embeddings, incoming
+from isobit.server import answers, choices, embeddings, guard, incoming
 from isobit.server.requests import Common
 from isobit.server.service import Service
 from tests.server.conftest import serve
@@ -153,6 +153,16 @@ def test_more_than_may_be_inside_are_told_to_come_again(
     answer = httpx.post(url(client, "/tokenize"), json={"prompt": "x"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_bodies_have_so_much_room_together(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, status in ((40, 429), (1000, 200), (40, 429)):  # what one took is given back
+        monkeypatch.setattr(guard, "MOST_BYTES", most)
+        for _ in range(3):
+            body = {"prompt": "x" * 200}
+            assert httpx.post(url(client, "/tokenize"), json=body).status_code == status
 
 
 def test_the_log_says_nothing_of_prompts(

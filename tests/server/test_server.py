@@ -132,6 +132,19 @@ def test_answers_beside_others_carry_receipts_that_replay(
         assert replay(receipt, alone) is None
 
 
+def test_a_receipt_ends_where_the_answer_does(client: openai.OpenAI, alone: Model) -> None:
+    said = alone.generate(PROMPT, max_tokens=40).text
+    done = client.completions.create(
+        model="sample",
+        prompt=PROMPT,
+        max_tokens=40,
+        temperature=0,
+        stop=said[len(said) // 2 :][:3],  # the engine goes on until it hears of it
+        extra_body={"isobit_receipt": True},
+    )
+    assert len(done.choices[0].isobit_receipt["tokens"]) == done.usage.completion_tokens < 40
+
+
 def test_prompts_in_every_form(client: openai.OpenAI, alone: Model) -> None:
     ids = alone.tokenize(PROMPT)
     settings = {"model": "sample", "max_tokens": 6, "temperature": 0}
@@ -204,7 +217,10 @@ def test_hostile_bodies(client: openai.OpenAI) -> None:
             client.chat.completions.create(model="sample", messages=MESSAGES, **more)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("another")
-    assert httpx.get(url(client, "/nowhere")).json()["error"]["message"]
+    nowhere = httpx.get(url(client, "/nowhere"))
+    assert nowhere.status_code == 404
+    assert "'GET /nowhere'" in nowhere.json()["error"]["message"]
+    assert httpx.get(url(client, "/v1/completions")).status_code == 405
     assert client.completions.create(model="sample", prompt=PROMPT, max_tokens=2).choices[0].text
 
 

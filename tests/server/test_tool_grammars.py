@@ -15,7 +15,7 @@ from isobit.runtime.grammar import Constraint, Grammars
 from isobit.runtime.model import Model
 from isobit.server.events import gathered
 from isobit.server.formats import Format
-from isobit.server.grammars import grammar_of
+from isobit.server.grammars import pattern_of
 from isobit.server.reading import AnswerReader
 from isobit.server.thinking import Thinking
 from isobit.server.tool_calls.dialects import Dialect, dialect_of
@@ -58,9 +58,9 @@ def grammars(alone: Model) -> Grammars:
 
 def compiled(grammars: Grammars, **asked: Any) -> Constraint:
     asked = {"form": None, **asked}
-    grammar = asyncio.run(grammar_of(SimpleNamespace(grammars=grammars), **asked))  # type: ignore
-    assert grammar is not None
-    return grammars.constraint(grammar)
+    pattern = asyncio.run(pattern_of(SimpleNamespace(grammars=grammars), **asked))  # type: ignore
+    assert pattern is not None
+    return pattern.fresh()
 
 
 def allowed(constraint: Constraint, grammars: Grammars) -> np.ndarray:

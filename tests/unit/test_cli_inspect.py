@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isobit.backends import NAMES
-from isobit.backends.cuda import layout as cuda_layout
+from isobit.backends.cuda.device import layout as cuda_layout
 from isobit.backends.wgpu import layout as wgpu_layout
 from isobit.cli import main
 from isobit.gguf.formats import FORMATS, Format

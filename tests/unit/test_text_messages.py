@@ -8,10 +8,10 @@ import numpy as np
 import pydantic
 import pytest
 import tokenizers
-import transformers
 
 from isobit.errors import IsobitError, ModelRefused, UsageError
 from isobit.text.template import render_chat
+from tests.helpers.expected import needs
 
 SHOW = (  # all that a template can see
     "{% for m in messages %}{% for k, v in m.items() | sort %}{{ k }}={{ v | tojson }};{% endfor %}"
@@ -22,7 +22,7 @@ SHOW = (  # all that a template can see
 
 @pytest.fixture(scope="module")
 def reference():
-    return transformers.PreTrainedTokenizerFast(
+    return needs("transformers", "transformers").PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE())
     )
 

@@ -108,6 +108,9 @@ def _planted(text: str, model: Model) -> Planted:
     """The fault that --plant names. Raises UsageError for one that there is not."""
     name, _, at = text.partition("@")
     n = model.config.n_layers
+    if name not in FAULTS:
+        near = did_you_mean(name, FAULTS) or f"; there are {', '.join(FAULTS)}"
+        raise UsageError(f"--plant: no such fault: {name!r}{near}")
     if at and not (at.isdecimal() and len(at) < 7 and int(at) < n):
         raise UsageError(f"--plant: expected a layer from 0 to {n - 1} after the @, got {at!r}")
     return plant(name, int(at) if at else n // 2, np.random.default_rng(0))

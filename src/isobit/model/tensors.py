@@ -52,6 +52,10 @@ class Tensors:
             if layer and int(layer[1]) >= first:
                 self._taken.add(name)
 
+    def leave_out(self, name: str) -> None:
+        """Take no notice of a tensor, which the file may have or not."""
+        self._taken.add(name)
+
     def rows(self, name: str) -> int:
         """Rows of a matrix."""
         shape = self._find(name).shape

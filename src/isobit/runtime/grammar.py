@@ -188,6 +188,10 @@ class Constraint:
         elif grammar.thinking is None and self._opens is not None:
             self._state = _State.BEGIN
 
+    def fresh(self) -> Constraint:
+        """Another, for another answer; this one must not have been used."""
+        return Constraint(self._grammars, self.grammar, self._matcher.deep_copy())
+
     @property
     def free(self) -> bool:
         """Whether any token may come."""

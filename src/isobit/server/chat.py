@@ -10,12 +10,12 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from isobit.errors import UsageError
-from isobit.runtime.grammar import Constraint, Grammar
+from isobit.runtime.grammar import Constraint
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.server.conversation import forms, normalised, unsaid
 from isobit.server.formats import asked_format
-from isobit.server.grammars import grammar_of
+from isobit.server.grammars import pattern_of
 from isobit.server.reading import AnswerReader, Reader, TextReader
 from isobit.server.requests import ChatRequest, Common
 from isobit.server.thinking import TAGS, Thinking, found
@@ -33,7 +33,8 @@ class Chat:
 
     model: Model
     prompt: list[int] = field(default_factory=list)
-    grammar: Grammar | None = None
+    pattern: Constraint | None = None
+    """What each choice is held to."""
     thinking: Thinking | None = None
     dialect: Dialect | None = None
     one_call: bool = False
@@ -50,21 +51,23 @@ class Chat:
 
     def sampling(self, asked: Common) -> Sampling:
         """How tokens are chosen. Raises UsageError for what does not go together."""
-        if self.grammar is not None and asked.ignore_eos:
+        if self.pattern is not None and asked.ignore_eos:
             raise UsageError("ignore_eos: expected false beside a form that ends")
-        return replace(asked.sampling, grammar=self.grammar)
+        return replace(
+            asked.sampling, grammar=None if self.pattern is None else self.pattern.grammar
+        )
 
     def constraint(self) -> Constraint | None:
         """What one choice is held to."""
-        return None if self.grammar is None else self.model.grammars.constraint(self.grammar)
+        return None if self.pattern is None else self.pattern.fresh()
 
 
 async def prepared(model: Model, asked: ChatRequest) -> Chat:
     """Everything of it that can be refused is refused here: UsageError, naming the field."""
     form, choice = asked_format(asked), _choice(asked)
     chat = await asyncio.to_thread(begun, model, asked)
-    grammar = await grammar_of(model, form, chat.thinking, chat.dialect, choice)
-    return replace(chat, grammar=grammar)
+    pattern = await pattern_of(model, form, chat.thinking, chat.dialect, choice)
+    return replace(chat, pattern=pattern)
 
 
 def begun(model: Model, asked: ChatRequest) -> Chat:
@@ -87,7 +90,7 @@ def _choice(asked: ChatRequest) -> Choice:
 
 async def held(model: Model, asked: Common) -> Chat:
     """A text that goes on in the form that is asked for, if any is."""
-    return Chat(model, grammar=await grammar_of(model, asked_format(asked)))
+    return Chat(model, pattern=await pattern_of(model, asked_format(asked)))
 
 
 def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:

@@ -66,8 +66,9 @@ def answer(request: Request, error: Exception) -> Response:
         param = ".".join(names) or "body"
         status, kind, message = 400, "invalid_request_error", f"{param}: {first['msg']}"
     elif isinstance(error, HTTPException):
-        status, kind, message = error.status_code, "invalid_request_error", error.detail
-        headers = error.headers
+        status, kind, headers = error.status_code, "invalid_request_error", error.headers
+        asked = f"{request.method} {request.url.path}"
+        message = f"path: expected a route of /openapi.json, got {asked!r:.90}"
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         headers = {"retry-after": "1"}

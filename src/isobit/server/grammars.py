@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from isobit.errors import UsageError
-from isobit.runtime.grammar import Grammar
+from isobit.runtime.grammar import Constraint, Grammar
 from isobit.runtime.model import Model
 from isobit.server.formats import Format
 from isobit.server.thinking import Thinking
@@ -22,25 +22,36 @@ Write = Callable[[Sequence[Tool]], str]
 """A grammar of calls of these tools."""
 
 
-async def grammar_of(
+async def pattern_of(
     model: Model,
     form: Format | None,
     thinking: Thinking | None = None,
     dialect: Dialect | None = None,
     choice: Choice | None = None,
-) -> Grammar | None:
-    """The grammar, compiled once so that it is known to be possible; None if all is free.
+) -> Constraint | None:
+    """What each choice is held to, compiled; None if all is free.
 
     Raises UsageError, which names the field, for what cannot be enforced.
     """
     field = "tools" if form is None else form.field
     try:
-        work = asyncio.to_thread(_grammar, model, form, thinking, dialect, choice)
+        work = asyncio.to_thread(_pattern, model, form, thinking, dialect, choice)
         return await asyncio.wait_for(work, COMPILE_SECONDS)
     except TimeoutError:
         raise UsageError(
             f"{field}: expected what can be compiled within {COMPILE_SECONDS:g} s"
         ) from None
+
+
+def _pattern(
+    model: Model,
+    form: Format | None,
+    thinking: Thinking | None,
+    dialect: Dialect | None,
+    choice: Choice | None,
+) -> Constraint | None:
+    grammar = _grammar(model, form, thinking, dialect, choice)
+    return None if grammar is None else model.grammars.constraint(grammar)
 
 
 def _grammar(

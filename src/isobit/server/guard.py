@@ -8,8 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isobit.runtime.scheduler import QueueFull
 from isobit.server.errors import ShuttingDown, answer, refusal, told
 from isobit.server.service import Service
+
+MOST_BYTES = 256 << 20  # of all bodies that are inside
 
 
 class Guard:
@@ -19,18 +22,28 @@ class Guard:
         self._app = app
         self._service = service
         self._inside = 0
+        self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 0
+        status = size = 0
 
         async def sent(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
+
+        async def received() -> Message:
+            nonlocal size
+            message = await receive()
+            n = len(message.get("body", b""))
+            size, self._bytes = size + n, self._bytes + n
+            if self._bytes > MOST_BYTES:
+                raise QueueFull(f"body: {MOST_BYTES} bytes of bodies are here: try again later")
+            return message
 
         refused = self._refusal(Request(scope))
         try:
@@ -38,12 +51,13 @@ class Guard:
             if refused is not None:
                 await refused(scope, receive, sent)
             else:
-                await self._app(scope, receive, sent)
+                await self._app(scope, received, sent)
         except Exception as error:
             if not status:  # else the client was told, and so was the log
                 told(error)
         finally:
             self._inside -= 1
+            self._bytes -= size
             route = getattr(scope.get("route"), "path", "none")
             self._service.metrics.requests.labels(route, str(status)).inc()
 

@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 
     async def _end(self) -> None:
         await asyncio.sleep(self._grace)
-        await asyncio.to_thread(self._service.engine.close)
+        await asyncio.to_thread(self._service.engine.stop)
 
 
 def run(

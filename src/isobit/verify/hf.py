@@ -17,7 +17,8 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
-from isobit.numerics import Weight
+from isobit.numerics import RopeTable, Weight
+from isobit.numerics.ops import Rope
 from isobit.verify.arithmetic import Array
 from isobit.verify.trace import Emit, Manifest, pieces
 
@@ -50,8 +51,16 @@ _EXPERT_ROLES = "gate", "up", "down"
 
 
 def build(weights: Weights) -> Any:
-    """The file's model in transformers: its dequantised weights in float32, on the CPU."""
+    """The file's model in transformers: its dequantised weights in float32, on the CPU. Raises
+    BackendUnavailable for one that is not Qwen3 as transformers has it."""
     c = weights.config
+    tables = {op.operation.table for op in weights.graph.ops if isinstance(op.operation, Rope)}
+    if c.architecture not in ("qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"):
+        raise BackendUnavailable(f"hf: expected qwen3 or qwen3moe, got {c.architecture}")
+    if tables != {RopeTable(c.head_dim, c.rope_base)}:
+        raise BackendUnavailable("hf: expected RoPE as it is, got a file that scales it")
+    if "blk.0.ffn_gate_up_exps.weight" in weights.graph.weights:
+        raise BackendUnavailable("hf: expected gate and up apart, got them in one tensor")
     tied = "output.weight" not in weights.graph.weights
     settings: dict[str, Any] = {
         "vocab_size": c.vocab,

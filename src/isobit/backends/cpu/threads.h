@@ -67,7 +67,8 @@ public:
     template <class F>
     void barrier(F&& then) {
         const unsigned epoch = epoch_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) < members_ - 1) return wait(epoch);
+        const int last = members_ - 1;  // read now: once all have arrived, the next run may set it
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) < last) return wait(epoch);
         then();
         release(epoch);
     }

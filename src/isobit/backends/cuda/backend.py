@@ -19,8 +19,8 @@ from isobit.backends.base import (
     Wanted,
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.lowering import Mark, Pass
 from isobit.backends.cuda.programs import Programs, room
+from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import ManySequences, OneSequence
 from isobit.config import EngineConfig
 from isobit.model.graph import Key

@@ -11,8 +11,9 @@ from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import require_readable
-from isobit.backends.cuda.lowering import Lowering, Make, Mark, Pass
+from isobit.backends.cuda.lowering import Lowering, Make
 from isobit.backends.cuda.resident import Resident
+from isobit.backends.cuda.slots import Mark, Pass
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Key, Op
 from isobit.model.weights import Weights

@@ -1,13 +1,11 @@
 """What lowering an operation works with: where values lie, scratch, weights, the launches made.
 
 Lowering comes before memory. A :class:`Slot` says how many words it needs for a row; it becomes an
-address when the plan (memory.py) has found what all of them take. Launches are made for each pass;
-those of a step of decoding once, while they are captured.
+address when the plan (programs.py) has found what all of them take. Launches are made for each
+pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,135 +13,15 @@ from numpy.typing import NDArray
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
-from isobit.backends.cuda.device.memory import aligned, supers
+from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.resident import Cache, Resident, State, Turns
+from isobit.backends.cuda.slots import BATCH, PASS, Inboxes, Mark, Pass, Place, Slot, Source
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
-from isobit.numerics.ops import LOGIT_ROWS, TOKENS, ExpertMatMul, MatMul, Shape
+from isobit.numerics.ops import TOKENS, ExpertMatMul, MatMul, Shape
 
 THREADS = 256
 WARPS = THREADS // 32
-TILES = "tiles"
-"""Rows of a slot: a token's tiles of keys, as many as the context has."""
-BATCH = "batch"
-"""Rows of a slot: none; what the pass as a whole needs."""
-
-PASS, STEPS, STEP = "pass", "steps", "step"
-"""Kinds of program: any batch; one token of each of several sequences; one token of one sequence.
-The last two are captured: nothing of them may depend on lengths that the host knows."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Addresses of what a batch gives."""
-
-    tokens: int
-    positions: int
-    sequence: int
-    """int32 [T]: where each token's page table begins, in tables of ``each`` entries."""
-    pages: int
-    each: int
-    rows: int
-    """Tokens whose logits are wanted."""
-    runs: int
-    """Run of runs.cuh, for each sequence."""
-    groups: tuple[int, int] = (0, 0)
-    """All tokens as ItemGroup of items.cuh: their number, and the groups."""
-    generated: int = 0
-    """int32: of a step, the likeliest tokens so far, by position."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What decides the launches of a pass."""
-
-    tokens: int
-    runs: int
-    """Sequences."""
-    inputs: Inputs
-    first: int = 0
-    """Of the logit rows that are computed now …"""
-    count: int = 0
-    """… and how many."""
-    spans: Mapping[int, int] = field(default_factory=dict)
-    """Spans of attention_mma.cu by their length."""
-    many: bool = True
-    """Whether a sequence may have more than FEW_TILES tiles of keys."""
-
-    def rows(self, shape: Shape) -> int:
-        """Rows of a value."""
-        return self.count if shape.rows == LOGIT_ROWS else self.tokens
-
-
-@dataclass(eq=False)
-class Slot:
-    """Memory of a pass."""
-
-    name: str
-    words: int
-    """For a row …"""
-    rows: str = TOKENS
-    """… of these (see numerics.ops.base)"""
-    more: int = 0
-    """Words besides."""
-    address: int = 0
-    users: int = 0
-    """Values in it, and launches being made; a slot without is free."""
-    zero: bool = False
-    """Whether it begins as zeros."""
-    lasting: bool = False
-    """Whether it is read at the end of a pass: all of these lie side by side."""
-
-    def nbytes(self, rows: Mapping[str, int]) -> int:
-        """Its size, with so many rows of each kind."""
-        return aligned(4 * (self.words * rows[self.rows] + self.more))
-
-
-@dataclass(frozen=True)
-class Inboxes:
-    """Where the other devices of a split model put their parts of values: see ops/gather.cu."""
-
-    turn: Slot
-    table: Slot
-    """Addresses of every device's two inboxes."""
-    own: tuple[Slot, Slot]
-    rank: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value's float32 or int32 lie, in words from a slot's begin."""
-
-    slot: Slot
-    stride: int
-    """From row to row."""
-    step: int
-    """From one vector of a row to the next."""
-    at: int = 0
-
-    @property
-    def address(self) -> int:
-        """The first word's."""
-        return self.slot.address + 4 * self.at
-
-
-class Source(Protocol):
-    """What stages are read from: the device, or a copy of some of its memory."""
-
-    def download(self, address: int, out: NDArray[np.generic]) -> None:
-        """Copy from there."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A stage that can be read once the launches before it have run."""
-
-    value: Value
-    read: Callable[["Source", Pass], NDArray[np.generic]]
-    lasting: bool = False
-    """Whether it can still be read at the end of the pass."""
-
-
 Make = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32, Batch
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Inputs, Mark, Pass
 from isobit.backends.cuda.ops.attention import MMA_ROWS
+from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64

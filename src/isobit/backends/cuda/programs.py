@@ -1,14 +1,17 @@
 """A model's programs, lowered and their memory planned before anything is loaded."""
 
+from math import inf
+
 from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import BATCH, PASS, STEP, STEPS, TILES, Inboxes, Lowering
+from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
+from isobit.backends.cuda.slots import BATCH, PASS, STEP, STEPS, TILES, Inboxes
 from isobit.backends.cuda.steps import ManySequences, OneSequence
-from isobit.backends.pool import Room
+from isobit.backends.pool import Room, fitted
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
@@ -101,6 +104,7 @@ class Programs:
 
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
+    engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))  # whatever the device has
     return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
 
 

@@ -15,8 +15,9 @@ from isobit.backends.base import F32, I32
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Inputs, Lowering, Mark, Pass
+from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.matmul import COLUMNS
+from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.model.graph import Key
 from isobit.numerics import TILE
 

@@ -50,6 +50,12 @@ class Part:
             of = [(f"{self.at}{role}{tail}", rows) for role, rows in parts]
             self.tensors.split(f"{self.at}{whole}{tail}", of)
 
+    def matrix(self, role: str, *shape: int) -> Weight:
+        """A weight of the layer. What a file of NVFP4 says of its input's range beside it is for
+        engines that bring activations to 4 bits."""
+        self.tensors.leave_out(f"{self.at}{role}.input_scale")
+        return self.take(f"{role}.weight", *shape)
+
     def norm(self, name: str, role: str, eps: float, x: Value) -> Value:
         """RMS norm of rows."""
         weight = self.take(f"{role}.weight", x.shape.width)
@@ -58,21 +64,28 @@ class Part:
     def product(self, name: str | None, x: Value, *matrices: tuple[str, int]) -> Value:
         """x times matrices (role, rows), the products side by side, each times its scale where the
         file has one."""
-        weights = [self.take(f"{role}.weight", rows, x.shape.width) for role, rows in matrices]
+        weights = [self.matrix(role, rows, x.shape.width) for role, rows in matrices]
         scale = self._by_column("scale", matrices, (1,), 1)
         y = self.g.one(name if scale is None else None, MatMul(), x, weights=weights)
         return y if scale is None else self.g.one(name, Scale(), y, weights=[scale])
 
-    def biased(self, name: str, x: Value, *matrices: tuple[str, int]) -> Value:
-        """:meth:`product`, each followed by its bias where the file has one."""
+    def biased(
+        self, name: str, x: Value, *matrices: tuple[str, int], always: bool = False
+    ) -> Value:
+        """:meth:`product`, each followed by its bias where the file has one. ``always``: a file
+        without it is not whole."""
+        for role, rows in matrices if always else ():
+            self.take(f"{role}.bias", rows)
         bias = self._by_column("bias", matrices, None, 0)
         y = self.product(name if bias is None else None, x, *matrices)
         return y if bias is None else self.g.one(name, Bias(), y, weights=[bias])
 
-    def expert_product(self, name: str, x: Value, ids: Value, role: str, *shape: int) -> Value:
+    def expert_product(
+        self, name: str | None, x: Value, ids: Value, role: str, *shape: int
+    ) -> Value:
         """x through the chosen ones of a stack of matrices [experts, rows, columns], each times its
         scale where the file has them."""
-        weight = self.take(f"{role}.weight", *shape)
+        weight = self.matrix(role, *shape)
         if f"{self.at}{role}.scale" not in self.tensors:
             return self.g.one(name, ExpertMatMul(), x, ids, weights=[weight])
         scale = self.take(f"{role}.scale", shape[0])

@@ -16,7 +16,6 @@ from isobit.numerics.ops import (
     ClampedGate,
     Combine,
     ExpertBias,
-    ExpertMatMul,
     Heads,
     Rope,
     TopK,
@@ -80,31 +79,33 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
             x = g.one("post_attn_residual", Add(), x, _attention(p, c, c.windows[i], h))
             h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
             x = g.one("post_ffn_residual", Add(), x, _experts(p, c, h))
+    tensors.take("output.weight", c.vocab, c.hidden)  # never the embedding table
     return blocks.head(g, c, tensors, x)
 
 
 def _attention(p: Part, c: Config, window: int | None, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
-    qkv = p.biased("qkv_matmul", h, ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D))
+    roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
+    p.split("attn_qkv", *roles)
+    qkv = p.biased("qkv_matmul", h, *roles, always=True)
     rope = Rope(c.rope)
     q = blocks.heads_of(p, "q_post_rope", rope, qkv, Heads(0, H, D))
     k = blocks.heads_of(p, "k_post_rope", rope, qkv, Heads(H * D, G, D))
     v = p.g.one(None, Heads((H + G) * D, G, D), qkv)
     sinks = [p.take("attn_sinks.weight", H)]
     y = blocks.attention(p.g, q, k, v, window=window, sinks=sinks)
-    return p.biased("attn_out", y, ("attn_output", c.hidden))
+    return p.biased("attn_out", y, ("attn_output", c.hidden), always=True)
 
 
 def _experts(p: Part, c: Config, h: Value) -> Value:
     g, E = p.g, c.n_experts
-    z = p.biased("moe_router_logits", h, ("ffn_gate_inp", E))
+    z = p.biased("moe_router_logits", h, ("ffn_gate_inp", E), always=True)
     weights, ids = g.add(
         ("moe_router", "moe_router_indices"), TopK(c.n_experts_used, c.normalise_experts), z
     )
 
     def product(name: str, role: str, rows: int, x: Value) -> Value:
-        weight = p.take(f"ffn_{role}_exps.weight", E, rows, x.shape.row[-1])
-        y = g.one(None, ExpertMatMul(), x, ids, weights=[weight])
+        y = p.expert_product(None, x, ids, f"ffn_{role}_exps", E, rows, x.shape.row[-1])
         bias = p.take(f"ffn_{role}_exps.bias", E, rows)
         return g.one(f"moe_expert_{name}", ExpertBias(), y, ids, weights=[bias])
 

@@ -84,7 +84,7 @@ def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
-    qkv = p.biased("qkv_matmul", h, *roles)
+    qkv = p.biased("qkv_matmul", h, *roles, always=c.architecture.startswith("qwen2"))
     q = blocks.heads_of(p, "q_post_rope", rope, qkv, Heads(0, H, D))
     k = blocks.heads_of(p, "k_post_rope", rope, qkv, Heads(H * D, G, D))
     v = p.g.one(None, Heads((H + G) * D, G, D), qkv)

@@ -62,6 +62,8 @@ constexpr Grid<uint64_t, 1024> IQ2_S("IQ2_S", WIDE);
 constexpr Grid<uint32_t, 256> IQ3_XXS("IQ3_XXS", WIDE);
 constexpr Grid<uint32_t, 512> IQ3_S("IQ3_S", NARROW);
 
+constexpr uint64_t SHIFTS[2] = {ONES, -ONES};  // of IQ1's codes
+
 // Bit i of a byte as byte i: 0 or 255.
 struct Masks {
     uint64_t eight[256], seven[128];  // of seven bits, and an eighth that makes their number even
@@ -164,7 +166,7 @@ void decode_IQ1_S(const uint8_t* b, Decoded& out) {
     out.d[0] = half_value(b) / 8;
     for (int g = 0; g < 8; ++g) {
         const int h = word16(b + 34 + 2 * g);
-        const uint64_t shift = h >> 15 ? -ONES : ONES;
+        const uint64_t shift = SHIFTS[h >> 15];
         for (int i = 0; i < 4; ++i)
             put(out.codes + 32 * g + 8 * i, IQ1[b[2 + 4 * g + i] | (h >> 3 * i & 7) << 8] + shift);
         put_scales(out, g, 2 * (h >> 12 & 7) + 1);
@@ -175,9 +177,12 @@ void decode_IQ1_M(const uint8_t* b, Decoded& out) {
     uint8_t d[2];
     for (int i = 0; i < 2; ++i) d[i] = b[49 + 4 * i] >> 4 | (b[51 + 4 * i] & 0xf0);
     out.d[0] = half_value(d) / 8;
-    for (int i = 0; i < 32; ++i) {
-        const int h = b[32 + i / 2] >> i % 2 * 4;
-        put(out.codes + 8 * i, IQ1[b[i] | (h & 7) << 8] + (h & 8 ? -ONES : ONES));
+    for (int g = 0; g < 8; ++g) {
+        const int four = word16(b + 32 + 2 * g);
+        for (int i = 0; i < 4; ++i) {
+            const int h = four >> 4 * i;
+            put(out.codes + 32 * g + 8 * i, IQ1[b[4 * g + i] | (h & 7) << 8] + SHIFTS[h >> 3 & 1]);
+        }
     }
     for (int g = 0; g < 16; ++g)
         out.scales[g] = 2 * (word16(b + 48 + g / 4 * 2) >> g % 4 * 3 & 7) + 1;
@@ -219,29 +224,11 @@ void decode_Q1_0(const uint8_t* b, Decoded& out) {
 void decode_Q2_0(const uint8_t* b, Decoded& out) {
     for (int part = 0; part < 4; ++part, b += 18) {
         out.d[part] = half_value(b);
-        for (int i = 0; i < 64; ++i)
-            out.codes[64 * part + i] = (b[2 + i / 4] >> i % 4 * 2 & 3) + NARROW - 1;
-    }
-    memset(out.scales, 1, sizeof out.scales);
-}
-
-// Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0.
-static float ue4m3(int byte) {
-    if (byte == 0x7f) return 0;
-    const int e = byte >> 3 & 15, m = byte & 7;
-    const float power = from_bits((uint32_t)((e ? e : 1) + 116) << 23);  // 2^(e - 11)
-    return (float)(e ? m + 8 : m) * power;
-}
-
-void decode_NVFP4(const uint8_t* b, Decoded& out) {
-    static const uint8_t codes[16] = {15, 16, 17, 18, 19, 21, 23, 27, 15, 14, 13, 12, 11, 9, 7, 3};
-    for (int part = 0; part < 16; ++part) {
-        const uint8_t* block = b + part / 4 * 36;
-        out.d[part] = ue4m3(block[part % 4]);
-        for (int i = 0; i < 8; ++i) {
-            const int q = block[4 + part % 4 * 8 + i];
-            out.codes[16 * part + i] = codes[q & 15];
-            out.codes[16 * part + i + 8] = codes[q >> 4];
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t q = b[2 + i];  // its bit pairs, each to a byte
+            const uint32_t four = (q | q << 6 | q << 12 | q << 18) & 0x03030303;
+            const uint32_t codes = four + (NARROW - 1) * (uint32_t)ONES;
+            memcpy(out.codes + 64 * part + 4 * i, &codes, 4);
         }
     }
     memset(out.scales, 1, sizeof out.scales);

@@ -34,7 +34,7 @@ struct DecodedFormat {
 
 #define ISOBIT_DECODED(X)                                                                         \
     X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(TQ1_0) X(TQ2_0) X(Q1_0)  \
-    X(Q2_0) X(NVFP4)
+    X(Q2_0)
 
 #define ISOBIT_DECODE(Format) void decode_##Format(const uint8_t* superblock, Decoded& out);
 ISOBIT_DECODED(ISOBIT_DECODE)
@@ -52,6 +52,5 @@ inline constexpr DecodedFormat decoded_TQ1_0 = {"TQ1_0", 34, 256, 54, 256, NARRO
 inline constexpr DecodedFormat decoded_TQ2_0 = {"TQ2_0", 35, 256, 66, 256, NARROW, decode_TQ2_0};
 inline constexpr DecodedFormat decoded_Q1_0 = {"Q1_0", 41, 128, 18, 128, NARROW, decode_Q1_0};
 inline constexpr DecodedFormat decoded_Q2_0 = {"Q2_0", 42, 64, 18, 64, NARROW, decode_Q2_0};
-inline constexpr DecodedFormat decoded_NVFP4 = {"NVFP4", 40, 64, 36, 16, NARROW, decode_NVFP4};
 
 }  // namespace isobit

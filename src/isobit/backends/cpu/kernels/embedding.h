@@ -17,20 +17,19 @@ static void dequantise_quantised(const Quantised& f, const uint8_t* row, int n, 
         if (columns < SUPERBLOCK) last.fill(rows, columns / f.info.block * f.info.bytes, size);
         Tile w;
         f.unpack(f, rows, row, false, w);
-        const int part = f.decoded ? f.decoded->part : f.info.block;
         for (int k = 0; k < columns; ++k) {
             const int g = k / f.group;
             int code = byte_at(w.codes, k), scale = 1, min = 1;
             if (is_signed) code = (int8_t)code;
-            if (part == SUPERBLOCK) {
+            if (f.part == SUPERBLOCK) {
                 scale = byte_at(w.w.scales, g);
                 if (f.mins)
                     min = byte_at(w.w.mins, g);
                 else
                     scale = (int8_t)scale;
             }
-            out[at + k] = w.d[k / part][0] * (float)scale * (float)(code - f.zero);
-            if (f.mins) out[at + k] = out[at + k] - w.dmin[k / part][0] * (float)min;
+            out[at + k] = w.d[k / f.part][0] * (float)scale * (float)(code - f.zero);
+            if (f.mins) out[at + k] = out[at + k] - w.dmin[k / f.part][0] * (float)min;
         }
     }
 }

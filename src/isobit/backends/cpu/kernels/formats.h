@@ -372,6 +372,7 @@ struct IQ4_NL {
 };
 
 constexpr int8_t FP4_CODES[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+constexpr int8_t ONE_CODES[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 struct MXFP4 {
     static constexpr int id = 39, block = 32, bytes = 17, group = 32, largest = 24, zero = 12;

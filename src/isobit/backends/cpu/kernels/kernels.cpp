@@ -31,7 +31,7 @@ static const FormatInfo formats[] = {
     ISOBIT_QUANTISED(ISOBIT_INFO)
 #undef ISOBIT_INFO
 #define ISOBIT_INFO(F) {decoded_##F.name, decoded_##F.type, decoded_##F.block, decoded_##F.bytes},
-        ISOBIT_DECODED(ISOBIT_INFO){nullptr, 0, 0, 0}};
+        ISOBIT_DECODED(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
 
 #define ISOBIT_KERNELS(stream)                                                                    \
     {ISOBIT_SIMD_NAME, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \

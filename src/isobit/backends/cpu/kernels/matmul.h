@@ -11,8 +11,9 @@ constexpr int TOKEN_BLOCK = 64;
 struct Quantised {
     FormatInfo info;
     int zero;
-    int group;  // values with one sub-scale; with one d, in formats without
+    int group;  // values with one sub-scale
     bool mins;
+    int part;  // values with one d
     const DecodedFormat* decoded;
     // A superblock, or a row's short last one followed by zeros.
     void (*unpack)(const Quantised&, Rows, const uint8_t* ahead, bool stream, Tile&);
@@ -184,6 +185,7 @@ constexpr Quantised quantised(const char* name) {
                    Format::zero,
                    Format::group,
                    Format::mins,
+                   Format::block,
                    nullptr,
                    unpack<Format>,
                    {multiply<S, 1>, multiply<S, 2>},
@@ -200,9 +202,16 @@ constexpr Quantised quantised(const char* name) {
 template <const DecodedFormat& d>
 constexpr Quantised quantised() {
     constexpr int largest = 2 * d.zero;
-    return {{d.name, d.type, d.block, d.bytes}, d.zero, 16, false, &d, unpack_decoded,
+    return {{d.name, d.type, d.block, d.bytes}, d.zero, 16, false, d.part, &d, unpack_decoded,
             {multiply_decoded<decoded_steps(largest), 1>, multiply_decoded<decoded_steps(largest), 2>},
             {}};
+}
+
+constexpr Quantised nvfp4() {
+    constexpr int steps = decoded_steps(NVFP4::largest);
+    return {{"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, NVFP4::zero, NVFP4::part, false,
+            NVFP4::part, nullptr, unpack_nvfp4,
+            {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>}, {}};
 }
 
 static constexpr Quantised quantised_formats[] = {
@@ -210,7 +219,7 @@ static constexpr Quantised quantised_formats[] = {
     ISOBIT_QUANTISED(ISOBIT_FORMAT)
 #undef ISOBIT_FORMAT
 #define ISOBIT_FORMAT(Format) quantised<decoded_##Format>(),
-        ISOBIT_DECODED(ISOBIT_FORMAT)
+        ISOBIT_DECODED(ISOBIT_FORMAT) nvfp4(),
 #undef ISOBIT_FORMAT
 };
 

@@ -8,10 +8,10 @@ struct Quantised;
 
 struct Tile {
     U codes[64];
-    U scale[16];         // of each group, as scale_add takes it
-    Scales w;            // of blocks of 256 values, and of decoded formats its scales
-    F d[16], dmin[8];    // of each block
-    int blocks;          // of decoded formats
+    U scale[16];       // of each group, as scale_add takes it
+    Scales w;          // of blocks of 256 values; of decoded formats the scales alone
+    F d[16], dmin[8];  // of each block
+    int blocks;        // of formats that multiply_decoded() takes: how many d there are
 };
 
 FN F to_float(I v) { return __builtin_convertvector(v, F); }
@@ -26,7 +26,8 @@ FN F join(const I* sums) {
 // The sub-scale of group g, for scale_add.
 template <class Format>
 FN U sub_scale(const Scales& w, int g) {
-    return Format::signed_scales ? signed_scale_at(w.scales[g / 4], g % 4) : scale_at(w.scales[g / 4], g % 4);
+    return Format::signed_scales ? signed_scale_at(w.scales[g / 4], g % 4)
+                                 : scale_at(w.scales[g / 4], g % 4);
 }
 
 // Sub-scales or mins times the sums of each group's activations in one plane.
@@ -56,6 +57,7 @@ struct PartType<true> {
 };
 template <class Format>
 constexpr bool wide = Format::largest > 127;
+
 // Steps of dot() that one part can take: as far as it is exact, and within one group.
 template <class Format>
 constexpr int part_steps() {
@@ -64,7 +66,6 @@ constexpr int part_steps() {
     while (group % steps) --steps;
     return steps;
 }
-
 
 // What multiplying must know of a format.
 template <int block_, int group_, int steps_, bool wide, bool mins_>

@@ -15,7 +15,8 @@ from isobit.backends.cuda.fusions import (
     norm,
     step_attention,
 )
-from isobit.backends.cuda.lowering import PASS, STEP, STEPS, Claimed, Lowering
+from isobit.backends.cuda.lowering import Claimed, Lowering
+from isobit.backends.cuda.slots import PASS, STEP, STEPS
 from isobit.model.graph import Op
 
 Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]

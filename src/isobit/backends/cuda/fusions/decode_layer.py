@@ -25,7 +25,8 @@ from isobit.backends.cuda.fusions.decode_memory import (
 )
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
 from isobit.backends.cuda.fusions.step_attention import TileResults, attend
-from isobit.backends.cuda.lowering import Claimed, Lowering, Mark, Pass, Slot, Source
+from isobit.backends.cuda.lowering import Claimed, Lowering
+from isobit.backends.cuda.slots import Mark, Pass, Slot, Source
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm, TopK
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering, Pass
+from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import silu_gate
 from isobit.backends.cuda.ops.matmul import (
     Product,
@@ -14,6 +14,7 @@ from isobit.backends.cuda.ops.matmul import (
     stream,
     streams,
 )
+from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op, Value
 
 _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"

@@ -1,8 +1,9 @@
 """Keys and values into the cache, and queries: head vectors quantised as attention reads them."""
 
 from isobit import numerics
-from isobit.backends.cuda.lowering import WARPS, Lowering, Pass, Slot
+from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.resident import Cache
+from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 
 QUERY, KEY, VALUE = range(3)

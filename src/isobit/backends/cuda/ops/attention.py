@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from isobit.backends.cuda.lowering import TILES, WARPS, Lowering, Pass, Slot
+from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.ops.append import queries, room
+from isobit.backends.cuda.slots import TILES, Pass, Slot
 from isobit.model.graph import Op
 from isobit.numerics import TILE
 from isobit.numerics.ops import TOKENS, Attention

@@ -1,6 +1,7 @@
 """Causal convolution, each channel by itself."""
 
-from isobit.backends.cuda.lowering import THREADS, Lowering, Pass, anything
+from isobit.backends.cuda.lowering import THREADS, Lowering, anything
+from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op
 
 supports = anything

@@ -1,7 +1,8 @@
 """Rows of the embedding table."""
 
 from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.lowering import Lowering, Pass, anything
+from isobit.backends.cuda.lowering import Lowering, anything
+from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op
 
 supports = anything

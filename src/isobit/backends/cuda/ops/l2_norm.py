@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from isobit.backends.cuda.lowering import Lowering, Pass, anything
+from isobit.backends.cuda.lowering import Lowering, anything
+from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import L2Norm
 

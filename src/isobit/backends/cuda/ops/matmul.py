@@ -6,8 +6,9 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.lowering import WARPS, Lowering, Make, Pass, Slot, anything
+from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
 from isobit.backends.cuda.ops.top_k import Order
+from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 

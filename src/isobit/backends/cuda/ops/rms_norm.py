@@ -1,6 +1,7 @@
 """RMS norm, with the quantisation of what it gives; also of a sum."""
 
-from isobit.backends.cuda.lowering import Lowering, Pass, Place, anything
+from isobit.backends.cuda.lowering import Lowering, anything
+from isobit.backends.cuda.slots import Pass, Place
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 

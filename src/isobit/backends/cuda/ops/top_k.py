@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from isobit.backends.cuda.lowering import Lowering, Pass, Slot
+from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
