@@ -108,6 +108,7 @@ def client(a):
         "requests": load.requests,
         "failed": len(load.failed),
         "first failure": load.failed[:1],
+        "generated tokens": load.tokens,
         "generated tokens/s": round(load.tokens / seconds, 1),
         "prompt tokens/s": round(load.prompt_tokens / seconds, 1),
         "all tokens/s": round((load.tokens + load.prompt_tokens) / seconds, 1),
@@ -203,6 +204,10 @@ def main():
     ratios = [
         r["isobit"]["generated tokens/s"] / r["llama.cpp"]["generated tokens/s"] for r in rounds
     ]
+    work = [
+        [r[name]["generated tokens"] / r[name]["processor seconds of the server"] for r in rounds]
+        for name in ("isobit", "llama.cpp")
+    ]
     found = {
         "commit": a.commit,
         "date": datetime.now(UTC).date().isoformat(),
@@ -210,6 +215,9 @@ def main():
         f"{a.sampled:g} of the requests sampled",
         "load average of the machine before": [round(x, 1) for x in others],
         "ratio of generated tokens/s": round(median(ratios), 3),
+        "ratio of generated tokens a second of the server's processor time": round(
+            median(x / y for x, y in zip(*work, strict=True)), 3
+        ),
         "rounds": rounds,
     }
     print("ratio", found["ratio of generated tokens/s"])

@@ -188,10 +188,10 @@ def test_a_stream_that_waits_is_told_so(
     client: openai.OpenAI, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choices, "PING_SECONDS", 0.05)
-    with service.engine._turn:  # as in a long prefill
-        threading.Timer(0.5, service.engine._turn.release).start()
-        lines = streamed(client, path)
-        service.engine._turn.acquire()
+    held = service.engine.turn()  # as in a long prefill
+    held.__enter__()
+    threading.Timer(0.5, held.__exit__, (None, None, None)).start()
+    lines = streamed(client, path)
     wanted = "event: ping" if path == "/v1/messages" else ": still here"
     assert lines.count(wanted) >= 2
 
