@@ -315,23 +315,9 @@ def test_another_thread_may_close_a_stream() -> None:
 
 def test_a_stream_closed_while_it_waits_for_pages_comes_to_its_end() -> None:
     """Not to ContextFull, as if nobody had closed it."""
-    held, go_on = threading.Event(), threading.Event()
-
-    class Holds:
-        stages: frozenset[str] = frozenset()
-
-        def begin(self, *_: object) -> None: ...
-
-        def tap(self, *_: object) -> None: ...
-
-        def chose(self, *_: object) -> None:
-            held.set()
-            go_on.wait()
-
     with isobit.load("sample", "cpu", context=64, sequences=1) as m:
-        running = threading.Thread(target=lambda: m.generate([5], max_tokens=40, watch=Holds()))
-        running.start()
-        held.wait()
+        running = m.stream([5], max_tokens=40)
+        next(running)  # holds all pages
         stream = m.stream([6], max_tokens=40)
         found: list[object] = []
 
@@ -341,14 +327,14 @@ def test_a_stream_closed_while_it_waits_for_pages_comes_to_its_end() -> None:
             except IsobitError as error:
                 found.append(error)
 
-        reader = threading.Thread(target=read)
-        reader.start()
-        reader.join(0.3)
-        waited = reader.is_alive()
-        stream.close()
+        with m.generations.turn():  # nobody runs a pass meanwhile
+            reader = threading.Thread(target=read)
+            reader.start()
+            reader.join(0.3)
+            waited = reader.is_alive()
+            stream.close()
         reader.join()
-        go_on.set()
-        running.join()
+        running.close()
     assert waited
     assert found == []
     assert stream.completion is not None

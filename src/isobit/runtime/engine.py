@@ -422,6 +422,8 @@ class Engine:
         if not generation.ended:
             generation.error = error
         self._end(generation, "interrupted")
+        if generation.listen is not None:
+            generation.listen()
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         request = generation.request
