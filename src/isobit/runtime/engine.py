@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ class Engine:
         self._books = threading.Condition()
         """Held by whoever reads or changes the books, for a moment."""
         self._busy = False
+        self._asking = 0
+        """Threads that wait for a turn of their own."""
         """Whether somebody has the turn: runs a pass."""
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -174,7 +176,7 @@ class Engine:
 
     def step(self) -> bool:
         """One pass for all; False if there was nothing to do."""
-        with self.turn():
+        with self._turn(asked=False):
             return self._step()
 
     def advance(self, generation: Generation) -> None:
@@ -182,7 +184,7 @@ class Engine:
         mine = False
         try:  # as in turn(), without its cost for every token
             with self._books:
-                while self._busy:
+                while self._busy or self._asking:
                     self._books.wait()
                     if generation.ready or generation.ended:
                         return
@@ -218,14 +220,23 @@ class Engine:
             self._end_all(self.model.closed_error())
         self.stop()
 
+    def turn(self) -> AbstractContextManager[None]:
+        """While inside, nobody else runs a pass. Comes before the next pass."""
+        return self._turn(asked=True)
+
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """While inside, nobody else runs a pass."""
+    def _turn(self, *, asked: bool) -> Iterator[None]:
+        """``asked``: those who run pass after pass let it go first."""
         mine = False
         try:
             with self._books:
-                while self._busy:
-                    self._books.wait()
+                self._asking += asked
+                try:
+                    while self._busy or (self._asking and not asked):
+                        self._books.wait()
+                finally:
+                    self._asking -= asked
+                    self._books.notify_all()
                 mine = self._busy = True
             yield
         finally:
