@@ -53,6 +53,12 @@ class Shapes:
     def leave_out_layers(self, first: int) -> None:
         """There are none."""
 
+    def leave_out(self, name: str) -> None:
+        """There is none."""
+
+    def split(self, name: str, parts: object) -> None:
+        """They are apart."""
+
 
 def _format(name: str) -> Format:
     return next(f for f in formats.FORMATS.values() if f.name == name)

@@ -37,6 +37,9 @@ class NoBytes:
     def split(self, name, parts):
         pass
 
+    def leave_out(self, name):
+        pass
+
     def take(self, name, *shape):
         role = name.removesuffix(".weight").split(".")[-1].removesuffix("_exps")
         fmt = "F32" if len(shape) == 1 else Q4_K_M.get(role, "Q4_K")
