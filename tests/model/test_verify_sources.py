@@ -103,14 +103,14 @@ class Interrupted(ModelRun):
         super().__init__(model)
         self._left = after
 
-    def run(self, tokens: Any, chunk: int, stages: Any, emit: Any) -> None:
+    def run(self, tokens: Any, chunk: int, stages: Any, emit: Any, *, step: bool = False) -> None:
         def counting(*item: Any) -> None:
             self._left -= 1
             if self._left < 0:
                 raise KeyboardInterrupt
             emit(*item)
 
-        super().run(tokens, chunk, stages, counting)
+        super().run(tokens, chunk, stages, counting, step=step)
 
 
 @pytest.mark.parametrize(
