@@ -82,6 +82,8 @@ def kernels():
             gpu.asked.add((stem, tuple(sorted({**defines, **extra, "PLANES": "2"}.items()))))
             embedding = {**layout.embedding_defines, "PLANES": "2"}
             gpu.asked.add(("ops/embedding", tuple(sorted(embedding.items()))))
+    split = {"BOUNDS": "0,1024,2048", "RANK": "1", "PLANES": "2"}  # by a part of a model
+    gpu.asked.add(("ops/gather", tuple(sorted(split.items()))))
     return sorted(gpu.asked)
 
 
