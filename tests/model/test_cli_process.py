@@ -295,8 +295,9 @@ def test_what_was_generated_before_ctrl_c_is_kept(tmp_path: Path) -> None:
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.stderr is not None
+    rest, err = process.stdout.read(), process.stderr.read()  # communicate() forgets what was read
+    assert process.wait(60) == 130, err
     *tokens, totals = map(json.loads, [first, *rest.splitlines()])
     assert totals["finish_reason"] == "interrupted"
     assert [t["id"] for t in tokens] == totals["token_ids"]

@@ -74,7 +74,13 @@ class NamesAlone:
     source = "test"
 
     def __contains__(self, name):
-        return True
+        return name == "output.weight"
+
+    def split(self, name, parts):
+        pass
+
+    def leave_out(self, name):
+        pass
 
     def take(self, name, *shape):
         return Weight(name, FORMATS[12], shape, np.empty(0, np.uint8))
