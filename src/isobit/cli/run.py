@@ -202,7 +202,6 @@ def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
             piece = next(stream, None)
     except KeyboardInterrupt:
         pass  # the completion says so
-    stream.close()  # no more tokens come
     if write is not None and told < len(stream.token_ids):
         write("", stream, told)
     elif write is None and terminal:
