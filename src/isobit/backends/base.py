@@ -375,6 +375,18 @@ class Backend(ABC):
             raise UsageError(f"batch received: expected float32 {expected}, got {got}")
 
 
+def traced(
+    backend: "Backend", batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+) -> tuple[Results, dict[Key, NDArray[np.generic]]]:
+    """A pass's results, and copies of its stages."""
+    shown: dict[Key, NDArray[np.generic]] = {}
+
+    def tap(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        shown[name, layer] = np.array(value)
+
+    return backend.run(batch, wanted, tap, stages), shown
+
+
 def by_sequence(graph: Graph, batch: Batch, taps: Mapping[int, Tap]) -> Tap:
     """A tap that gives each sequence's rows to a tap of its own.
 

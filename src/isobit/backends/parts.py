@@ -16,17 +16,15 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, Backend, Batch, Tap
+from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.graph import Key
 from isobit.model.split import Part, split
 from isobit.model.weights import Weights
 
@@ -47,7 +45,6 @@ class PartsBackend(Backend):
             raise UsageError("parts: expected a model from a file, got one made in memory")
         path = weights.file.path
         self._parts = engine.parts
-        self._closed = False
         memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)
         size = (self._parts + 1) * _LINE + 2 * self._parts * _PIECES
         memory.truncate(size)
@@ -80,22 +77,24 @@ class PartsBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
-        wanted = None if tap is None else stages or frozenset(self._names)
+        wanted = None
+        if tap is not None:
+            wanted = self._names if stages is None else stages
         with suppress(OSError):  # it has ended; the pass will say so
             for _, connection in self._others:
                 connection.send((batch, wanted))
         if tap is None:
             return self._here.forward(batch)
-        logits, shown = _traced(self._here, batch, wanted)
+        results, shown = traced(self._here, batch, LOGITS, wanted)
         every = [shown, *(connection.recv() for _, connection in self._others)]
         for (name, layer), piece in shown.items():
             pieces = [piece, *(other[name, layer] for other in every[1:])]
             tap(name, layer, self._part.merged((name, layer), pieces))
-        return logits
+        assert results.logits is not None
+        return results.logits
 
     def close(self) -> None:
         """End the other processes and free the memory."""
-        self._closed = True
         for _, connection in self._others:
             connection.close()
         for process, _ in self._others:
@@ -134,18 +133,6 @@ def _backend(
     return CpuBackend(Weights(weights.config, part.graph), engine, exchange=exchange)
 
 
-def _traced(
-    backend: CpuBackend, batch: Batch, stages: frozenset[str] | None
-) -> tuple[F32, dict[Key, NDArray[Any]]]:
-    """A pass's logits and its stages."""
-    shown: dict[Key, NDArray[Any]] = {}
-
-    def tap(name: str, layer: int | None, value: NDArray[Any]) -> None:
-        shown[name, layer] = value
-
-    return backend.forward(batch, tap, stages), shown
-
-
 def _shared_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
@@ -173,7 +160,7 @@ def main() -> None:
             if stages is None:
                 backend.forward(batch)
             else:
-                connection.send(_traced(backend, batch, stages)[1])
+                connection.send(traced(backend, batch, LOGITS, stages)[1])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from isobit import numerics
-from isobit.backends.base import F32, Backend, Batch, Tap
+from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
@@ -99,12 +99,11 @@ class LocalStage:
 
     def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
         """See :class:`Stage`."""
-        shown: Shown = {}
-
-        def tap(name: str, layer: int | None, value: NDArray[Any]) -> None:
-            shown[name, layer] = np.array(value)
-
-        return self._backend.forward(batch, tap if stages else None, stages), shown
+        if not stages:
+            return self._backend.forward(batch), {}
+        results, shown = traced(self._backend, batch, LOGITS, stages)
+        assert results.logits is not None
+        return results.logits, shown
 
     def close(self) -> None:
         """See :class:`Stage`."""

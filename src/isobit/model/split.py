@@ -33,7 +33,7 @@ from isobit.numerics.ops import (
     SiluGate,
     TopK,
 )
-from isobit.numerics.ops.gather import Ranges
+from isobit.numerics.ops.gather import Ranges, together
 
 _STEP = 64
 """Columns of a product are shared out in so many, where their number allows it."""
@@ -63,17 +63,7 @@ class Part:
         cut = self.cuts.get(key)
         if cut is None:
             return pieces[0]
-        axis = 1 if cut.heads else pieces[0].ndim - 1
-        shape = list(pieces[0].shape)
-        shape[axis] = max(end for part in cut.parts for _, end in part)
-        whole = np.empty(shape, pieces[0].dtype)
-        out = np.moveaxis(whole, axis, 0)
-        for part, piece in zip(cut.parts, pieces, strict=True):
-            at = 0
-            for first, end in part:
-                out[first:end] = np.moveaxis(piece, axis, 0)[at : at + end - first]
-                at += end - first
-        return whole
+        return together(cut.parts, pieces, axis=1 if cut.heads else -1)
 
 
 def split(graph: Graph, rank: int, parts: int, source: str = "model") -> Part:

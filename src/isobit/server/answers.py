@@ -116,6 +116,14 @@ class Answers:
             used = self._count()
         return found, used
 
+    async def written(self, encoder: Encoder) -> Usage:
+        """:meth:`whole`, for an encoder of one choice that remembers what it was given."""
+        (pieces,), used = await self.whole()
+        for piece in pieces:
+            for _ in encoder.piece(piece):
+                pass
+        return used
+
     def stream(self, encoder: Encoder) -> Response:
         """The pieces as server-sent events."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -180,11 +180,7 @@ class Messages:
         writer = MessageWriter(service, answers, len(ready.prompt))
         if asked.stream:
             return answers.stream(writer)
-        [pieces], used = await answers.whole()
-        for piece in pieces:
-            for _ in writer.piece(piece):
-                pass
-        return JSONResponse(writer.message(used))
+        return JSONResponse(writer.message(await answers.written(writer)))
 
     async def count(self, request: Request) -> Response:
         """``POST /v1/messages/count_tokens``: the length of the prompt."""

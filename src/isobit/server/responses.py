@@ -205,11 +205,7 @@ class Responses:
         writer = ResponseWriter(service, self._echo(asked, chat), answers, measured is not None)
         if asked.stream:
             return answers.stream(writer)
-        [pieces], used = await answers.whole()
-        for piece in pieces:
-            for _ in writer.piece(piece):
-                pass
-        return JSONResponse(writer.response(used))
+        return JSONResponse(writer.response(await answers.written(writer)))
 
     async def count(self, request: Request) -> Response:
         """``POST /v1/responses/input_tokens``: the length of the prompt."""

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isobit.backends.base import F32, GREEDY, I32, Backend, Batch, Memory, Results, Tap, Wanted
+from isobit.backends.base import (
+    F32,
+    GREEDY,
+    I32,
+    LOGITS,
+    Backend,
+    Batch,
+    Memory,
+    Results,
+    Tap,
+    Wanted,
+    traced,
+)
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.programs import room
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
-from isobit.model.graph import Key
 from isobit.model.split import split
 from isobit.model.weights import Weights
 
@@ -66,7 +77,7 @@ class CudaPartsBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
-        logits = self.compute(batch, Wanted(), tap, stages).logits
+        logits = self.compute(batch, LOGITS, tap, stages).logits
         assert logits is not None
         return logits
 
@@ -75,10 +86,10 @@ class CudaPartsBackend(Backend):
     ) -> Results:
         """See :class:`isobit.backends.base.Backend`: every device ends with whole results."""
         if tap is None:
-            return self._each([partial(b.compute, batch, wanted, None, None) for b in self._here])[
-                0
-            ]
-        done = self._each([partial(_traced, b, batch, wanted, stages) for b in self._here])
+            work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
+            return self._each(work)[0]
+        plain = replace(wanted, hidden=False)  # the caller takes these from their stage
+        done = self._each([partial(traced, b, batch, plain, stages) for b in self._here])
         for key in done[0][1]:
             tap(*key, self._parts[0].merged(key, [shown[key] for _, shown in done]))
         return done[0][0]
@@ -127,14 +138,3 @@ def tell(backend: CudaBackend, gpu: Gpu, every: Sequence[Addresses]) -> None:
         for rows, own in exchange.items():
             pairs = [addresses[program][rows] for addresses in every]
             gpu.upload(own.table.address, np.array(pairs, np.int64).T)
-
-
-def _traced(
-    backend: CudaBackend, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
-) -> tuple[Results, dict[Key, NDArray[Any]]]:
-    shown: dict[Key, NDArray[Any]] = {}
-
-    def tap(name: str, layer: int | None, value: NDArray[Any]) -> None:
-        shown[name, layer] = value
-
-    return backend.compute(batch, wanted, tap, stages), shown

@@ -13,6 +13,20 @@ Ranges = tuple[tuple[int, int], ...]
 """Columns (first, end), one range behind the other."""
 
 
+def together(parts: Sequence[Ranges], pieces: Sequence[Array], axis: int) -> Array:
+    """Every part's piece in its places along an axis of the whole."""
+    shape = list(pieces[0].shape)
+    shape[axis] = max(end for ranges in parts for _, end in ranges)
+    whole = np.empty(shape, pieces[0].dtype)
+    out = np.moveaxis(whole, axis, 0)
+    for ranges, piece in zip(parts, pieces, strict=True):
+        at = 0
+        for first, end in ranges:
+            out[first:end] = np.moveaxis(piece, axis, 0)[at : at + end - first]
+            at += end - first
+    return whole
+
+
 @dataclass(frozen=True)
 class Gather(Operation):
     """x [T, …, n of this part] of every part: [T, …, width], on every part.
@@ -41,13 +55,6 @@ class Gather(Operation):
 
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
-        every = run.exchange(inputs[0])
-        whole = np.empty((*inputs[0].shape[:-1], self.width), inputs[0].dtype)
-        for ranges, piece in zip(self.parts, every, strict=True):
-            at = 0
-            for first, end in ranges:
-                whole[..., first:end] = piece[..., at : at + end - first]
-                at += end - first
-        return (whole,)
+        return (together(self.parts, run.exchange(inputs[0]), axis=-1),)
 
     float64 = specification
