@@ -3,10 +3,11 @@ head vector, then SwiGLU or a mixture of SwiGLU experts."""
 
 from dataclasses import dataclass
 
-from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
+from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
@@ -25,28 +26,10 @@ def config(r: Metadata, vocab: int) -> Config:
     """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
     not implemented."""
     arch = r.text("general.architecture")
-    moe, images = arch.endswith("moe"), arch.startswith("qwen3vl")
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
-    hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
-    head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
-    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12)
-    c = Config(
-        architecture=arch,
-        n_layers=r.count(f"{arch}.block_count", 1, 4096),
-        hidden=hidden,
-        n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
-        head_dim=head_dim,
-        ffn=r.count(f"{arch}.{'expert_' if moe else ''}feed_forward_length", 1, 1 << 20),
-        n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
-        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
-        vocab=vocab,
-        rope_base=base,
-        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
-        normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=True),
-        rope=rope_scaling(r, arch, RopeTable(head_dim, base)),
-    )
+    found = common(r, vocab, moe=arch.endswith("moe"))
+    table = RopeTable(found.head_dim, found.rope_base)
+    c = Config(**vars(found), rope=rope_scaling(r, arch, table))
+    images = arch.startswith("qwen3vl")
     # The sections are of images; a text has one position everywhere.
     check(r, c, rope_keys=frozenset({"dimension_sections"} if images else ()), scaled=True)
     r.only(f"{arch}.rope.dimension_count", c.head_dim)

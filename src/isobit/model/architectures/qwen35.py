@@ -1,12 +1,13 @@
 """Qwen3.5 and Qwen3.5-MoE: three layers of four are gated delta nets, the fourth is attention with
 an output gate; a mixture of experts beside a gated shared expert, or a dense feed-forward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
+from isobit.model.architectures.common import common
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
@@ -49,37 +50,22 @@ def config(r: Metadata, vocab: int) -> Config:
     not implemented."""
     arch = r.text("general.architecture")
     moe = arch == "qwen35moe"
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
-    blocks_ = r.count(f"{arch}.block_count", 1, 4096)
-    drafts = r.count(f"{arch}.nextn_predict_layers", 0, blocks_ - 1, default=0)
-    value_heads = r.count(f"{arch}.ssm.time_step_rank", 1, 4096)
-    size = r.count(f"{arch}.ssm.state_size", 2, 512)
+    found = common(r, vocab, moe=moe)
+    drafts = r.count(f"{arch}.nextn_predict_layers", 0, found.n_layers - 1, default=0)
+    layers, value_heads = found.n_layers - drafts, r.count(f"{arch}.ssm.time_step_rank", 1, 4096)
     c = Config(
-        architecture=arch,
-        n_layers=blocks_ - drafts,
-        hidden=r.count(f"{arch}.embedding_length", 1, 1 << 20),
-        n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
-        head_dim=r.count(f"{arch}.attention.key_length", 2, 512),
-        ffn=r.count(f"{arch}.{'expert_' if moe else ''}feed_forward_length", 1, 1 << 20),
-        n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
-        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
-        vocab=vocab,
-        rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12),
-        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
-        normalise_experts=True,
-        recurrent=_recurrent(r, arch, blocks_)[: blocks_ - drafts],
+        **vars(replace(found, n_layers=layers, normalise_experts=True)),
+        recurrent=_recurrent(r, arch, found.n_layers)[:layers],
         rotated=r.count(f"{arch}.rope.dimension_count", 2, 512),
         key_heads=r.count(f"{arch}.ssm.group_count", 1, value_heads),
         value_heads=value_heads,
-        state_size=size,
+        state_size=r.count(f"{arch}.ssm.state_size", 2, 512),
         conv_kernel=r.count(f"{arch}.ssm.conv_kernel", 2, 16),
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if moe else 0,
     )
     # The sections are of images; a text has one position everywhere.
     check(r, c, rope_keys=frozenset({"dimension_sections"}))
-    r.only(f"{arch}.ssm.inner_size", value_heads * size)
+    r.only(f"{arch}.ssm.inner_size", value_heads * c.state_size)
     return c
 
 
