@@ -127,10 +127,11 @@ def transformer(
     *,
     ffn_norm: str = "ffn_norm",
     scale: float = 1.0,
+    logit_scale: float = 1.0,
 ) -> Graph:
     """A model whose layers add attention, then a feed-forward, each of a norm, to what they are
     given. Both get a layer's part and number. ``ffn_norm``: the role of the second norm; ``scale``
-    is the embedding's."""
+    is the embedding's, by ``logit_scale`` logits are divided."""
     g = Builder(tensors.source)
     x = embedding(g, c, tensors, scale)
     for i in range(c.n_layers):
@@ -140,7 +141,7 @@ def transformer(
             x = g.one("post_attn_residual", Add(), x, attention(p, i, h))
             h = p.norm("ffn_norm", ffn_norm, c.eps, x)
             x = g.one("post_ffn_residual", Add(), x, feed_forward(p, i, h))
-    return head(g, c, tensors, x)
+    return head(g, c, tensors, x, logit_scale)
 
 
 def embedding(g: Builder, c: ModelConfig, tensors: Tensors, scale: float = 1.0) -> Value:
@@ -154,7 +155,10 @@ def scaled(g: Builder, name: str | None, x: Value, number: float) -> Value:
     """Rows times a number of the model, unless it is 1."""
     if number == 1:
         return x
-    return g.one(name, Scale(), x, weights=[vector("scale", np.full(x.shape.row, number))])
+    (width,) = x.shape.row
+    return g.one(
+        name, Scale(), x, weights=[vector(f"{number!r} x {width}", np.full(width, number))]
+    )
 
 
 def vector(name: str, values: NDArray[np.floating]) -> Weight:
@@ -162,10 +166,12 @@ def vector(name: str, values: NDArray[np.floating]) -> Weight:
     return Weight(name, F32, values.shape, values.astype(np.float32).view(np.uint8))
 
 
-def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value) -> Graph:
+def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value, logit_scale: float = 1.0) -> Graph:
     """The last norm and the logits of the wanted rows, which end the graph. The embedding table is
-    the output matrix of a file without one."""
+    the output matrix of a file without one. The norm's weights are divided by what logits are."""
     norm = tensors.take("output_norm.weight", c.hidden)
+    if logit_scale != 1:
+        norm = vector(norm.name, norm.float32() / np.float32(logit_scale))
     x = g.one("final_norm", RmsNorm(c.eps), x, weights=[norm])
     name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     wanted = g.one(None, SelectRows(), x, g.logit_rows)
@@ -195,13 +201,16 @@ def attention(
     *,
     window: int | None = None,
     sinks: Sequence[Weight] = (),
+    scale: float | None = None,
 ) -> Value:
-    """Attention over what the sequence has appended, or over its last ``window`` tokens."""
+    """Attention over what the sequence has appended, or over its last ``window`` tokens; scores
+    times ``scale``."""
     keys, values = g.add(None, Append(), k, v)
-    scores = g.one("attn_scores", AttentionScores(window), q, keys, g.positions, on_request=True)
-    softmax = AttentionSoftmax(window)
+    how, softmax = AttentionScores(window, scale), AttentionSoftmax(window)
+    scores = g.one("attn_scores", how, q, keys, g.positions, on_request=True)
     g.one("attn_softmax", softmax, scores, g.positions, weights=sinks, on_request=True)
-    return g.one("attention", Attention(window), q, keys, values, g.positions, weights=sinks)
+    attends = Attention(window, scale)
+    return g.one("attention", attends, q, keys, values, g.positions, weights=sinks)
 
 
 def feed_forward(p: Part, c: ModelConfig, h: Value) -> Value:

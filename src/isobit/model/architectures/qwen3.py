@@ -31,7 +31,7 @@ def config(r: Metadata, vocab: int) -> Config:
     c = Config(**vars(found), rope=rope_scaling(r, arch, table))
     images = arch.startswith("qwen3vl")
     # The sections are of images; a text has one position everywhere.
-    check(r, c, rope_keys=frozenset({"dimension_sections"} if images else ()), scaled=True)
+    check(r, c, known={"rope.dimension_sections"} if images else (), scaled=True)
     r.only(f"{arch}.rope.dimension_count", c.head_dim)
     r.only(f"{arch}.expert_weights_scale", 1.0)
     r.only(f"{arch}.expert_shared_count", 0)

@@ -63,7 +63,7 @@ def config(r: Metadata, vocab: int) -> Config:
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if moe else 0,
     )
     # The sections are of images; a text has one position everywhere.
-    check(r, c, rope_keys=frozenset({"dimension_sections"}))
+    check(r, c, known={"rope.dimension_sections"})
     r.only(f"{arch}.ssm.inner_size", value_heads * c.state_size)
     return c
 
