@@ -47,6 +47,7 @@ class Engine:
         self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
         self._batches = Batches()
         self._pace = Pace()
+        self.scheduler.beside = self._pace.beside
         layers = sum(name == ROUTES for name, _ in model.graph.stages)
         self._route_type = np.dtype(np.uint8 if model.config.n_experts <= 256 else np.int16)
         self.no_routes: Routes = np.empty(
@@ -344,7 +345,6 @@ class Engine:
         prompt = sum(len(work.tokens) for work, _ in parts if work.start < len(work.request.prompt))
         generating = sum(len(work.tokens) for work, _ in parts) - prompt
         self._pace.ran(generating, prompt, spent)
-        self.scheduler.beside = self._pace.beside(max(generating, 1))
         for (part, generation), (token, logits, error) in zip(parts, found, strict=True):
             request = part.request
             stop = start + len(part.tokens)

@@ -8,41 +8,49 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
+
 SHARE = 0.4
-"""So much longer may a step take for the prompts beside it: less than the half that is promised,
-since passes of one kind differ among themselves."""
+"""So much longer may a step take for a prompt beside it: less than the half that is promised, since
+passes of one kind differ among themselves."""
 FIRST = 16
 """Tokens of prompts in a step while it is not known what they cost."""
-_RECENT = 16  # passes; of these the quickest counts: what else the machine does only slows them
+_RECENT = 32  # passes of each kind
 
 
 class Pace:
-    """What passes have cost lately."""
+    """What passes have cost lately: so much each, for a generation, and for a token of a prompt."""
 
     def __init__(self) -> None:
-        self._steps: dict[int, deque[float]] = {}
-        """Seconds of steps without prompts, by the binary digits of how many generated."""
-        self._tokens: deque[float] = deque(maxlen=_RECENT)
-        """Seconds that each token of a prompt added."""
+        self._steps: deque[tuple[int, int, float]] = deque(maxlen=_RECENT)
+        self._prompts: deque[tuple[int, int, float]] = deque(maxlen=_RECENT)
+        """(generating, tokens of prompts, seconds) of passes without such tokens, and with."""
 
-    def beside(self, generating: int) -> int:
-        """Tokens of prompts that a step of so many generations may have beside it; at least one."""
-        known = [kind for kind in self._steps if kind <= generating.bit_length()]
-        if not known or not self._tokens:
+    def beside(self, generating: int, prompts: int = 1) -> int:
+        """Tokens of so many prompts that a step of generations may have beside it; at least one.
+
+        Beyond the first prompt each has the share of one that generates: where many wait, those
+        that generate would else be few for long, and few together cost more.
+        """
+        if not self._prompts:
             return FIRST
-        step, token = min(self._steps[max(known)]), min(self._tokens)
-        return max(int(SHARE * step / token), 1) if token else FIRST
+        # Twice as many as were seen beside others: what a token costs is learned on the way.
+        most = 2 * max((n for among, n, _ in self._prompts if among), default=FIRST // 2)
+        fixed, each, token = self._costs()
+        step = fixed + each * generating
+        if step > 0 and token > 0:
+            most = min(most, int(max(SHARE, (prompts - 1) / generating) * step / token))
+        return max(most, 1)
 
     def ran(self, generating: int, prompt: int, seconds: float) -> None:
         """A pass of so many generations, and tokens of prompts, took so long."""
-        kind = generating.bit_length()
-        steps = self._steps.get(kind)
-        if prompt and (steps or not generating):
-            step = min(steps) if steps else 0.0
-            self._tokens.append(max(seconds - step, seconds / 10) / prompt)
-            return
-        if prompt and not self._tokens:
-            return
-        if prompt:  # so many were never seen without a prompt
-            seconds = max(seconds - min(self._tokens) * prompt, seconds / 4)
-        self._steps.setdefault(kind, deque(maxlen=_RECENT)).append(seconds)
+        (self._prompts if prompt else self._steps).append((generating, prompt, seconds))
+
+    def _costs(self) -> list[float]:
+        """Seconds of a pass, of a generation in it, of a token: least squares of relative errors,
+        so that a pass that something else held up counts for nothing."""
+        passes = np.array([*self._steps, *self._prompts])
+        seconds = np.maximum(passes[:, 2], 1e-9)
+        kinds = np.column_stack([np.ones(len(passes)), passes[:, :2]])
+        found, *_ = np.linalg.lstsq(kinds / seconds[:, None], np.ones(len(passes)))
+        return [float(cost) for cost in found]
