@@ -200,7 +200,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
                 token = generation.take()
                 if token is None and not ended:
                     news = News.here()
-                    generation.listen = news.tell
+                    generation.listen = news
                     await news.wait([generation])
                 elif token is None and generation.error is not None:
                     raise generation.error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -24,10 +24,11 @@ class Source(Protocol):
 
 
 class News:
-    """Of one event loop. However many wait in it, a pass wakes it once."""
+    """A listener of one event loop. However many wait in it, a pass wakes it once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = ref(loop)
+        self._said = threading.Event()
         self._waiting: dict[asyncio.Future[None], Sequence[Source]] = {}
 
     @classmethod
@@ -50,16 +51,28 @@ class News:
                 self._waiting.pop(future, None)
 
     def tell(self) -> None:
-        """From any thread, as a generation's ``listen``: there may be something new."""
+        """From any thread: there may be something new."""
+        self._said.clear()
         loop = self._loop()
-        if loop is not None:
-            with suppress(RuntimeError):  # it is closed, and so nobody waits
+        try:
+            if loop is not None:
                 loop.call_soon_threadsafe(self._look)
+                return
+        except RuntimeError:  # it is closed, and so nobody waits
+            pass
+        self._said.set()
+
+    def settle(self, seconds: float) -> None:
+        """From a thread that told: until those who waited went on and wait again, or so long."""
+        self._said.wait(seconds)
 
     def _look(self) -> None:
         for future, sources in self._waiting.items():
             if not future.done() and _any(sources):
                 future.set_result(None)
+        # They run before what is called now, and what they write is sent before the next round.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._said.set)
 
 
 def _any(sources: Sequence[Source]) -> bool:

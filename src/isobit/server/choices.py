@@ -90,7 +90,7 @@ class Choice:
             of_prompt=of_prompt,
             routes=routes,
             watch=self._recorder,
-            listen=News.here().tell,
+            listen=News.here(),
             constraint=constraint,
         )
 

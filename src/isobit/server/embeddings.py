@@ -88,7 +88,7 @@ class Embeddings:
         submit, news = self._service.engine.submit, News.here()
         try:
             for ids in prompts:
-                begun.append(submit(ids, 0, Sampling(), hidden=True, listen=news.tell))
+                begun.append(submit(ids, 0, Sampling(), hidden=True, listen=news))
             return [await _state(generation, news) for generation in begun]
         finally:
             for generation in begun:
