@@ -1,10 +1,11 @@
 """Prompts beside generations: their share of a step follows from what passes cost."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from isobit.runtime.pace import FIRST, Pace
+from isobit.runtime.pace import Pace
 
 
 def passes(pace: Pace, cost: tuple[float, float, float], generating: int, prompt: int) -> float:
@@ -38,15 +39,13 @@ def test_a_step_takes_no_half_longer(cost: tuple[float, float, float], generatin
 
 def test_it_finds_out_what_it_was_not_told() -> None:
     pace, cost = Pace(), (1e-4, 1e-4, 6e-5)
-    assert pace.beside(4) == FIRST
+    assert pace.beside(4) == 2
     for _ in range(9):
         pace.ran(4, 0, 5e-4)
-    assert pace.beside(4) == FIRST
+    assert pace.beside(4) == 2
     passes(pace, cost, 4, 4096)
     assert pace.beside(4) == 3  # 0.4 of 500 us, at 60 us each
-    pace.ran(64, 10, 6.5e-3 + 10 * 6e-5)  # never without a prompt
-    assert pace.beside(64) == 20  # twice what was seen
-    pace.ran(64, 30, 6.5e-3 + 30 * 6e-5)
+    pace.ran(64, 25, 6.5e-3 + 25 * 6e-5)  # never without a prompt
     assert 40 <= pace.beside(64) <= 45
 
 
@@ -59,10 +58,18 @@ def test_a_slow_pass_changes_nothing() -> None:
     pace.ran(8, 0, 10.0)
     pace.ran(8, 10, 10.0)
     assert pace.beside(8) in {39, 40}
-    for _ in range(40):  # a machine that has become slower
-        pace.ran(8, 0, 0.02)
-        pace.ran(8, 30, 0.026)
-    assert pace.beside(8) in {39, 40}
+
+
+def test_a_machine_that_becomes_slower_has_the_same_shares() -> None:
+    """As where its threads give way to other programs: that is not what prompts cost."""
+    pace = Pace()
+    for _ in range(50):
+        pace.ran(50, 0, 0.01)
+        pace.ran(50, 40, 0.014)
+    assert pace.beside(50) in {39, 40}
+    for n in range(200):
+        pace.ran(50 - n % 3, 30 + n % 5, 0.02 + 2e-4 * (n % 5))
+    assert pace.beside(50) >= 20
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2, 1.0])
@@ -96,13 +103,14 @@ def test_many_prompts_do_not_starve(noise: float) -> None:
 
 
 def test_a_token_that_costs_nothing_is_tried_with_care() -> None:
-    pace = Pace()
+    pace, tried = Pace(), []
     for _ in range(20):
-        pace.ran(32, 0, 0.008)
-        n = pace.beside(32)
-        pace.ran(32, n, 0.008)
-    assert pace.beside(32) > FIRST
-    for _ in range(40):  # it does cost something
+        tried.append(min(pace.beside(32), 512))
+        pace.ran(32, tried[-1], 0.008)
+    assert tried[0] == 16
+    assert tried[-1] == 512
+    assert all(b <= 2 * a for a, b in pairwise(tried))
+    for _ in range(100):  # it does cost something
         n = pace.beside(32)
         pace.ran(32, n, 0.008 + 1e-4 * n)
-    assert pace.beside(32) == pytest.approx(32, abs=1)
+    assert pace.beside(32) == pytest.approx(32, abs=2)
