@@ -193,10 +193,8 @@ class Choices:
                     left = [choice for choice in left if choice.index not in ended]
                     yield found
                     continue
-                try:
-                    async with asyncio.timeout(PING_SECONDS):
-                        await self._news.wait([choice.generation for choice in left])
-                except TimeoutError:
+                generations = [choice.generation for choice in left]
+                if not await self._news.wait(generations, PING_SECONDS):
                     yield []
         finally:
             self.cancel()
