@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,9 +36,7 @@ class Batches:
         """The batch of a pass."""
         n = len(work)
         tables = [w.request.table.numbers for w in work]
-        if len(self._tables) != n or any(
-            a is not b for a, b in zip(tables, self._tables, strict=True)
-        ):
+        if len(self._tables) != n or not all(map(is_, tables, self._tables)):
             self._tables, longest = tables, max(map(len, tables))
             self._pages = np.zeros((n, longest), np.int32)
             for row, table in zip(self._pages, tables, strict=True):

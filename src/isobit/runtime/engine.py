@@ -350,9 +350,7 @@ class Engine:
         spent = now * 1e-9 - begun
         listeners: set[Listener] = set()
         self._in_pass.clear()
-        prompt = sum(len(work.tokens) for work, _ in parts if work.start < len(work.request.prompt))
-        generating = sum(len(work.tokens) for work, _ in parts) - prompt
-        self._pace.ran(generating, prompt, spent)
+        prompt = 0
         for (part, generation), (token, logits, error) in zip(parts, found, strict=True):
             request = part.request
             stop = start + len(part.tokens)
@@ -360,13 +358,15 @@ class Engine:
                 generation.decode_seconds += spent
             else:
                 generation.prefill_seconds += spent
+                prompt += len(part.tokens)
             try:
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
                     self._saw(generation, seen[start:stop])
-                full = (part.start + len(part.tokens)) // TILE > request.table.known
-                pages = _pages(generation) if full and request.routes else None
+                pages = None
+                if request.routes and (part.start + stop - start) // TILE > request.table.known:
+                    pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
                     generation.give(token, logits, now)
@@ -377,6 +377,7 @@ class Engine:
             start = stop
             if generation.listen is not None and (token is not None or generation.ended):
                 listeners.add(generation.listen)
+        self._pace.ran(start - prompt, prompt, spent)
         self._copy_states()
         return listeners
 
