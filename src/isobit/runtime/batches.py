@@ -46,9 +46,10 @@ class Batches:
         states = None
         if work[0].request.table.state >= 0:
             states = np.array([w.request.table.state for w in work], np.int32)
-        if all(len(w.tokens) == len(w.rows) == 1 for w in work):  # all generate
+        tokens = [w.tokens[0] for w in work if len(w.tokens) == len(w.rows) == 1]
+        if len(tokens) == n:  # all generate
             return Batch(
-                tokens=np.array([w.tokens[0] for w in work], np.int32),
+                tokens=np.array(tokens, np.int32),
                 positions=np.array([w.start for w in work], np.int32),
                 sequence=self._each,
                 pages=self._pages,
