@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from isobit.backends.base import Routes
@@ -78,8 +78,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
-        self.beside = limits.beside
-        """As in the limits, or fewer: what the engine found to cost others little."""
+        self.beside: Callable[[int, int], int] = lambda _generating, _prompts: limits.beside
+        """Tokens of so many prompts that cost so many generations little, as far as is known."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
 
@@ -114,7 +114,9 @@ class Scheduler:
         left = self.limits.pass_tokens
         generating = sum(r.behind == 1 for r in self.running)
         left -= generating
-        prompt = min(left, self.beside, self.limits.beside) if generating else left
+        prompt, prompts = left, len(self.running) - generating
+        if generating and prompts:
+            prompt = min(left, self.limits.beside, self.beside(generating, prompts))
         rows = self.limits.pass_rows
         work = []
         for request in self.running:  # the oldest first
