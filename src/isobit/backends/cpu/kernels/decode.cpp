@@ -12,55 +12,37 @@ namespace {
 
 constexpr uint64_t ONES = 0x0101010101010101;
 
-constexpr char GRIDS[] =
-#include "../../../gguf/grids.inc"
-    ;
+#define ISOBIT_LIST(...) {__VA_ARGS__}
+#define GRID(name, width, values, ...)                       \
+    constexpr int8_t name##_values[] = ISOBIT_LIST values; \
+    constexpr uint16_t name##_rows[] = {__VA_ARGS__};
+#include "../../../gguf/grids.h"
+#undef GRID
 
-// The grid of a name: W bytes a row, the lowest the first value, `zero` added to each.
-template <class Row, int rows>
+// A grid's rows as bytes, the lowest the first value, `zero` added to each.
+template <class Row, int n>
 struct Grid {
-    Row row[rows];
+    Row row[n];
 
-    constexpr Grid(const char* name, int zero) : row{} {
-        const char* p = GRIDS;
-        for (;; ++p) {  // the line that begins with the name
-            while (*p != '\n') ++p;
-            int n = 0;
-            while (name[n] && p[1 + n] == name[n]) ++n;
-            if (!name[n] && p[1 + n] == ' ') {
-                p += n + 2;
-                break;
-            }
-        }
-        int values[9] = {}, n = 0;  // of a row, then the codes
-        for (; *p != '\n'; ++n) {
-            const bool negative = *p == '-';
-            if (negative) ++p;
-            int value = 0;
-            for (; *p >= '0' && *p <= '9'; ++p) value = value * 10 + *p - '0';
-            values[n] = negative ? -value : value;
-            if (*p == ' ') ++p;
-        }
-        const int bits = n == 9 ? 4 : 2, width = sizeof(Row);
-        auto digit = [](char c) { return c <= '9' ? c - '0' : c - 'a' + 10; };
-        for (int k = 0; k < rows * width; p += 2) {
-            if (*p == '\n') ++p;
-            const int byte = digit(p[0]) << 4 | digit(p[1]);
-            for (int i = 0; i < 8; i += bits, ++k) {
-                const int value = values[1 + (byte >> i & ((1 << bits) - 1))] + zero;
-                row[k / width] |= (Row)value << 8 * (k % width);
-            }
-        }
+    template <int values>
+    constexpr Grid(const uint16_t (&rows)[n], const int8_t (&value)[values], int zero) : row{} {
+        const int bits = values == 8 ? 4 : 2;
+        for (int i = 0; i < n; ++i)
+            for (int k = 0; k < (int)sizeof(Row); ++k)
+                row[i] |= (Row)(value[rows[i] >> bits * k & ((1 << bits) - 1)] + zero) << 8 * k;
     }
     Row operator[](int i) const { return row[i]; }
 };
 
-constexpr Grid<uint64_t, 2048> IQ1("IQ1", NARROW);
-constexpr Grid<uint64_t, 256> IQ2_XXS("IQ2_XXS", WIDE);
-constexpr Grid<uint64_t, 512> IQ2_XS("IQ2_XS", WIDE);
-constexpr Grid<uint64_t, 1024> IQ2_S("IQ2_S", WIDE);
-constexpr Grid<uint32_t, 256> IQ3_XXS("IQ3_XXS", WIDE);
-constexpr Grid<uint32_t, 512> IQ3_S("IQ3_S", NARROW);
+#define ISOBIT_GRID(Row, name, zero) \
+    constexpr Grid<Row, sizeof name##_rows / 2> name(name##_rows, name##_values, zero);
+ISOBIT_GRID(uint64_t, IQ1, NARROW)
+ISOBIT_GRID(uint64_t, IQ2_XXS, WIDE)
+ISOBIT_GRID(uint64_t, IQ2_XS, WIDE)
+ISOBIT_GRID(uint64_t, IQ2_S, WIDE)
+ISOBIT_GRID(uint32_t, IQ3_XXS, WIDE)
+ISOBIT_GRID(uint32_t, IQ3_S, NARROW)
+#undef ISOBIT_GRID
 
 constexpr uint64_t SHIFTS[2] = {ONES, -ONES};  // of IQ1's codes
 
