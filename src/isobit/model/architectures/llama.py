@@ -3,10 +3,11 @@ norms, biases where the file has them, then SwiGLU or a mixture of SwiGLU expert
 
 from dataclasses import dataclass, replace
 
-from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
+from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
@@ -27,29 +28,19 @@ def config(r: Metadata, vocab: int) -> Config:
     """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
     not implemented."""
     arch = r.text("general.architecture")
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
-    hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
-    experts = r.count(f"{arch}.expert_count", 0, 4096, default=0)
     qwen = arch == "qwen2moe"
-    head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
-    rotated = r.count(f"{arch}.rope.dimension_count", 2, head_dim, default=head_dim)
-    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12, default=10000.0)
+    found = common(
+        r,
+        vocab,
+        moe=qwen or r.count(f"{arch}.expert_count", 0, 4096, default=0) > 0,
+        width=None if qwen else "feed_forward_length",
+        rope_base=10000.0,
+        normalise=not qwen,
+    )
+    rotated = r.count(f"{arch}.rope.dimension_count", 2, found.head_dim, default=found.head_dim)
     c = Config(
-        architecture=arch,
-        n_layers=r.count(f"{arch}.block_count", 1, 4096),
-        hidden=hidden,
-        n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
-        head_dim=head_dim,
-        ffn=r.count(f"{arch}.{'expert_' if qwen else ''}feed_forward_length", 1, 1 << 20),
-        n_experts=experts,
-        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if experts else 0,
-        vocab=vocab,
-        rope_base=base,
-        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
-        normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=not qwen),
-        rope=rope_scaling(r, arch, RopeTable(rotated, base)),
+        **vars(found),
+        rope=rope_scaling(r, arch, RopeTable(rotated, found.rope_base)),
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if qwen else 0,
     )
     check(r, c, scaled=True)
