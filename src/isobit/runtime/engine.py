@@ -333,22 +333,24 @@ class Engine:
         spent = now * 1e-9 - begun
         listeners: set[Listener] = set()
         self._in_pass.clear()
-        prompt = 0
+        prompt = attended = 0
         for (part, generation), (token, digest, error) in zip(parts, found, strict=True):
             request = part.request
-            stop = start + len(part.tokens)
+            n = len(part.tokens)
+            stop = start + n
+            attended += n * (part.start + (n + 1) // 2)
             if request.generated:
                 generation.decode_seconds += spent
             else:
                 generation.prefill_seconds += spent
-                prompt += len(part.tokens)
+                prompt += n
             try:
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
                     self._saw(generation, seen[start:stop])
                 pages = None
-                if request.routes and (part.start + stop - start) // TILE > request.table.known:
+                if request.routes and (part.start + n) // TILE > request.table.known:
                     pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
@@ -360,7 +362,7 @@ class Engine:
             start = stop
             if generation.listen is not None and (token is not None or generation.ended):
                 listeners.add(generation.listen)
-        self._pace.ran(start - prompt, prompt, spent)
+        self._pace.ran(start - prompt, prompt, attended, spent)
         self._copy_states()
         return listeners
 

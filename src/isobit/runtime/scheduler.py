@@ -78,8 +78,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
-        self.beside: Callable[[int, int], int] = lambda _generating, _prompts: limits.beside
-        """Tokens of so many prompts that cost so many generations little, as far as is known."""
+        self.beside: Callable[[int, int, int, int], int] = lambda *_: limits.beside
+        """See :meth:`isobit.runtime.pace.Pace.beside`."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
 
@@ -116,7 +116,10 @@ class Scheduler:
         left -= generating
         prompt, prompts = left, len(self.running) - generating
         if generating and prompts:
-            prompt = min(left, self.limits.beside, self.beside(generating, prompts))
+            attended = sum(len(r.tokens) for r in self.running if r.behind == 1)
+            position = next(r.computed for r in self.running if r.behind != 1)
+            few = self.beside(generating, attended, prompts, position)
+            prompt = min(left, self.limits.beside, few)
         rows = self.limits.pass_rows
         work = []
         for request in self.running:  # the oldest first
