@@ -7,6 +7,7 @@ from typing import NamedTuple
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import gpt_oss, granite, llama, olmoe, qwen3, qwen35
 from isobit.model.graph import Graph
+from isobit.model.huggingface import HuggingFace
 from isobit.model.tensors import Tensors
 
 
@@ -38,6 +39,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen35moe": _QWEN35,
 }
 """By the name in ``general.architecture``."""
+HUGGING_FACE: dict[str, HuggingFace] = {**qwen3.HUGGING_FACE, **qwen35.HUGGING_FACE}
+"""By config.json's ``model_type``."""
 
 
 def architecture(metadata: Mapping[str, object], source: str) -> Architecture:

@@ -10,6 +10,17 @@ from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Graph, Value
+from isobit.model.huggingface import (
+    ATTENTION,
+    DENSE_KEYS,
+    EXPERT_KEYS,
+    EXPERTS,
+    FEED_FORWARD,
+    KEYS,
+    ONLY,
+    HuggingFace,
+    weights,
+)
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Heads
@@ -59,3 +70,27 @@ def _attention(p: Part, c: ModelConfig, h: Value) -> Value:
     k = blocks.rotated_heads(p, "k_post_rope", "attn_k_norm", c.eps, table, qkv, keys)
     v = p.g.one(None, Heads((H + G) * D, G, D), qkv)
     return p.product("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
+
+
+_LAYER = {
+    **ATTENTION,
+    **weights(
+        attn_q_norm="self_attn.q_norm",
+        attn_k_norm="self_attn.k_norm",
+        ffn_norm="post_attention_layernorm",
+    ),
+}
+HUGGING_FACE = {
+    "qwen3": HuggingFace(
+        "qwen3", "Qwen3ForCausalLM", KEYS | DENSE_KEYS, lambda _: {**_LAYER, **FEED_FORWARD}
+    ),
+    "qwen3_moe": HuggingFace(
+        "qwen3moe",
+        "Qwen3MoeForCausalLM",
+        KEYS | EXPERT_KEYS,
+        lambda _: {**_LAYER, **EXPERTS},
+        only=ONLY | {"decoder_sparse_step": 1, "mlp_only_layers": []},
+        more=lambda c: {"expert_weights_norm": c.flag("norm_topk_prob", default=False)},
+    ),
+}
+"""By config.json's ``model_type``."""
