@@ -198,6 +198,11 @@ def test_what_is_no_call_is_text(text: str) -> None:
         '{"answer": 1}',
         "{}",
         '{"name": "f',
+        '{"parameters": {}, "name": "f"}',
+        '{"na me": 1, "name": "f", "parameters": {}}',
+        '{"n\\u0061me": "f", "parameters": {}}',
+        '{"type": "other", "name": "f", "parameters": {}}',
+        " ; ",
         "[1]",
     ],
 )
