@@ -9,10 +9,10 @@ from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.graph import Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
-from isobit.numerics.ops import Add, Heads, Rope
+from isobit.numerics.ops import Heads, Rope
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,12 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
         table = replace(table, factors=tuple(divisors.tolist()))
     # A llama file's rows of q and k are in the order of Meta's pairs, (0, 1), (2, 3), …
     rope = Rope(table, neighbours=c.architecture == "llama")
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            x = g.one("post_attn_residual", Add(), x, _attention(p, c, rope, h))
-            h = p.norm("ffn_norm", "ffn_norm", c.eps, x)
-            y = blocks.experts(p, c, h) if c.is_moe else blocks.dense(p, "ffn", "", c.ffn, h)
-            if c.shared_ffn:
-                y = blocks.shared_expert(p, c.shared_ffn, h, y)
-            x = g.one("post_ffn_residual", Add(), x, y)
-    return blocks.head(g, c, tensors, x)
+
+    def feed_forward(p: Part, _: int, h: Value) -> Value:
+        y = blocks.feed_forward(p, c, h)
+        return blocks.shared_expert(p, c.shared_ffn, h, y) if c.shared_ffn else y
+
+    return blocks.transformer(c, tensors, lambda p, _, h: _attention(p, c, rope, h), feed_forward)
 
 
 def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
