@@ -16,7 +16,7 @@ from isobit.errors import UsageError
 from isobit.server.answers import Answers
 from isobit.server.chat import prepared
 from isobit.server.incoming import read
-from isobit.server.prompts import Asked
+from isobit.server.prompts import Asked, Whole
 from isobit.server.requests import ChatRequest
 from isobit.server.response_items import ResponseWriter
 from isobit.server.response_tools import KINDS, Offer, arguments_of, joined, offers
@@ -33,10 +33,10 @@ class ResponseRequest(Asked):
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
     instructions: str | None = None
     model: str | None = None
-    max_output_tokens: int | None = Field(None, ge=0)
+    max_output_tokens: Whole | None = Field(None, ge=0)
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -51,8 +51,8 @@ class ResponseRequest(Asked):
     conversation: Any = None
     prompt: Any = None
     background: bool | None = None
-    seed: int | None = None
-    top_k: int | None = None
+    seed: Whole | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     isobit_receipt: bool = False
