@@ -458,8 +458,8 @@ def test_one_token_is_enough(small_model: Path) -> None:
         (
             "accuracy",
             stage("lm_head", None, raise_another),
-            r"mean_kl is .*: prompt \d: KL .* after position \d; prompt 0: after position 3 cpu goes "
-            r"on with '.*' \(\d+\), oracle with '.*' \(\d+\)",
+            r"mean_kl is .*: prompt \d: KL .* after position \d; prompt 0: after position 3 cpu "
+            r"goes on with '.*' \(\d+\), oracle with '.*' \(\d+\)",
         ),
         ("invariant", stage("moe_router", 1, shrink), r"layer 1 position \d: \[0\.\d"),
         ("invariant", stage("attn_out", 0, poison), "attn_out of layer 0 at position"),
