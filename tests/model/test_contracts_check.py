@@ -455,6 +455,12 @@ def test_one_token_is_enough(small_model: Path) -> None:
             stage("lm_head", None, raise_another),
             r"after position 3 cpu goes on with '.*' \(\d+\), reference with '.*' \(\d+\)",
         ),
+        (
+            "accuracy",
+            stage("lm_head", None, raise_another),
+            r"mean_kl is .*: prompt \d: KL .* after position \d; prompt 0: after position 3 cpu "
+            r"goes on with '.*' \(\d+\), oracle with '.*' \(\d+\)",
+        ),
         ("invariant", stage("moe_router", 1, shrink), r"layer 1 position \d: \[0\.\d"),
         ("invariant", stage("attn_out", 0, poison), "attn_out of layer 0 at position"),
         ("determinism", Restless, r"run again: \d+ logits, from position 0"),
@@ -468,3 +474,11 @@ def test_a_failure_says_where(
     [result] = run(small_model, measure(kind))
     assert result.outcome == "failing"
     assert re.search(said, result.reason), result.reason
+    if kind in ("accuracy", "argmax"):
+        assert result.about["flipped"] == [0, 1]
+
+
+def test_an_accuracy_says_which_experts(small_model: Path, on_cpu: Callable[[Make], None]) -> None:
+    on_cpu(stage("moe_router_indices", 1, faults._wrong_expert))
+    [result] = run(small_model, measure("accuracy", threshold="changed_sets: {at_most: 0.01}"))
+    assert "prompt 0: first in layer 1 at position 3" in result.reason

@@ -1,6 +1,7 @@
 """Statuses, classes of divergence and amendments: what evidence says, and nothing that is typed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
 from isobit.contracts.schema import STATUSES, Contract
 from isobit.contracts.subject import sample_digest
+from isobit.errors import GateFailed
 from tests.helpers.contracts import GOOD, broken
 
 ONE_BACKEND = ("backends: [cpu, cuda]", "backends: [cpu]")
@@ -88,6 +90,7 @@ def placed(folder: Path, *outcomes: str, changes: tuple[tuple[str, str], ...] = 
         ("ACTIVE", ("passed", "failing"), False),
         ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("passed", "failing"), True),
         ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("failing", "failing"), False),
+        ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("passed", "passed"), False),
         ("DRAFT", ("failing", "failing"), True),
         ("DEPRECATED", ("failing", "not run"), True),
     ],
@@ -211,6 +214,9 @@ def test_a_class_of_divergence_is_what_prompts_did(
     out = capsys.readouterr().out
     assert f"AC_THING_002: Finite. [{written}]" in out
     assert count in out.lower()
+    page = tmp_path / "status.html"
+    assert main(["contract", "status", str(path), "--html", str(page)]) == 0
+    assert count in page.read_text().lower()
 
 
 def test_nothing_is_benign_of_which_no_prompt_was_tried(tmp_path: Path) -> None:
@@ -218,6 +224,54 @@ def test_nothing_is_benign_of_which_no_prompt_was_tried(tmp_path: Path) -> None:
     assert main(["contract", "amend", str(path), "--divergence", "KNOWN_DIVERGENCE_BENIGN"]) == 1
     assert main(["contract", "amend", str(path)]) == 0
     assert document.read(path).data["proof_obligations"][1]["divergence"].endswith("NOT_BENIGN")
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        "kind: accuracy",  # held to the oracle, not to another backend
+        "kind: invariant\n      activation_bits: 8",
+        "kind: invariant\n      model: {layers: 8}",  # measured on another file, below
+    ],
+)
+def test_prompts_between_other_sides_make_nothing_benign(measure: str, tmp_path: Path) -> None:
+    changes = [("kind: invariant", measure), ("backends: [cpu, cuda]", "backends: [cpu]")]
+    if "accuracy" in measure:
+        changes.append(("nonfinite_values", "mean_kl"))
+    changes.append(("ACTIVE_RUNTIME", "PROPOSED"))
+    text = broken(*changes)
+    contract = validate.validate(document.parse(text, "thing-v1.yaml"))
+    assert contract is not None
+    both = evidence(contract, "passed", "failing", flipped=[])
+    parity, failing = both.results
+    files = [
+        replace(both, results=[parity]),
+        replace(both, results=[replace(failing, about={})]),
+    ]
+    if "layers" in measure:
+        files[1] = replace(files[1], model=both.model | {"sha256": "1" * 64})
+    else:
+        files = [replace(both, results=[parity, replace(failing, about={})])]
+    found = standing(contract, *files)
+    assert found.flips == status.Flips(1, 0)
+    assert claims.divergences(found)["AC_THING_002"] == "KNOWN_DIVERGENCE_NOT_BENIGN"
+    with pytest.raises(GateFailed, match="AC_THING_002: no prompt was tried on two sides"):
+        claims.divergences(found, "KNOWN_DIVERGENCE_BENIGN")
+
+
+def test_each_obligation_has_the_class_of_its_own_failure() -> None:
+    contract = opened(("kind: invariant", "kind: accuracy"), ("nonfinite_values", "mean_kl"))
+    found = standing(contract, evidence(contract, "failing", "failing"))
+    assert set(claims.divergences(found).values()) == {"KNOWN_DIVERGENCE_NOT_BENIGN"}
+    both = evidence(contract, "failing", "failing")
+    flips = [replace(r, about={"flipped": f}) for r, f in zip(both.results, ([], [0]), strict=True)]
+    found = standing(contract, replace(both, results=flips))
+    assert claims.divergences(found, "KNOWN_DIVERGENCE_NOT_BENIGN") == {
+        "AC_THING_001": "KNOWN_DIVERGENCE_BENIGN",
+        "AC_THING_002": "KNOWN_DIVERGENCE_NOT_BENIGN",
+    }
+    with pytest.raises(GateFailed, match="AC_THING_002: of 1 prompts tried, 1 flipped"):
+        claims.divergences(found, "KNOWN_DIVERGENCE_BENIGN")
 
 
 def test_a_class_goes_with_its_failure(tmp_path: Path) -> None:
@@ -278,6 +332,16 @@ def test_a_status_in_the_metadata_is_read(tmp_path: Path) -> None:
     assert main(["contract", "amend", str(path), "--status", "DRAFT"]) == 0
     data = document.read(path).data
     assert (data["metadata"]["status"], "status" in data) == ("DRAFT", False)
+
+
+def test_a_status_that_nothing_shows_is_shown_as_such() -> None:
+    contract = opened()  # somebody typed ACTIVE_RUNTIME
+    silent = standing(contract)
+    assert "ACTIVE_RUNTIME, which the evidence does not show" in status_report.markdown(silent)
+    assert len(status_report.to_json(silent)["not_shown"]) == 2
+    fine = standing(contract, evidence(contract, "passed", "passed"))
+    assert "Declared: ACTIVE_RUNTIME. Measured:" in status_report.markdown(fine)
+    assert status_report.to_json(fine)["not_shown"] == []
 
 
 def test_a_denied_status_is_shown_as_denied() -> None:

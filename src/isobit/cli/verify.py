@@ -17,7 +17,7 @@ from isobit.verify.faults import FAULTS, Planted, plant, with_backend
 from isobit.verify.trace import ModelRun, Recordable, parse_layers, where
 from isobit.verify.verify import verify
 
-_DROP = ("mean KL", "experts", "least cosine", "tokens", "next token")
+_DROP = ("mean KL", "experts", "first", "tokens", "least cosine", "next token")
 """Columns that a narrow terminal does without, the first of them first."""
 
 
@@ -139,7 +139,9 @@ def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> 
     else:
         header = ["prompt", "tokens", "differing", "first", "faulty", "least cosine", "experts"]
         header += ["next token", "mean KL"]
-        print_table(header, [_row(d, text) for d in found], args.format, drop=_DROP)
+        print_table(
+            header, [_row(i, d, text) for i, d in enumerate(found)], args.format, drop=_DROP
+        )
         for i, d in enumerate(found):
             for line in [*blame.located(d, text), *d.notes]:
                 print(f"prompt {i}: {line}")
@@ -153,12 +155,12 @@ def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> 
         raise GateFailed(f"the runs differ for {len(wrong)} of {len(found)} prompts: {at}")
 
 
-def _row(d: Diff, text: blame.Text) -> list[str]:
+def _row(number: int, d: Diff, text: blame.Text) -> list[str]:
     cosines = list(blame.gate([d], -1.0).cosines.items()) if _has_output(d) else []
     worst = min(cosines, key=lambda pair: pair[1], default=None)
     last = [c for c in d.argmax if c.position == len(d.a.tokens) - 1]
     return [
-        " ".join(map(str, d.a.tokens[:6])) + (" …" if len(d.a.tokens) > 6 else ""),
+        f"{number}: {' '.join(map(str, d.a.tokens[:4]))}{' …' if len(d.a.tokens) > 4 else ''}",
         str(len(d.a.tokens)),
         f"{sum(not s.distance.identical for s in d.stages)} of {len(d.stages)}",
         d.first.where if d.first is not None and not d.accuracy else "-",

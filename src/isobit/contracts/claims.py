@@ -50,9 +50,9 @@ def denied_stages(found: Status) -> list[str]:
     ]
 
 
-def missing(found: Status, claimed: str) -> list[str]:
+def missing(found: Status, claimed: str | None, classes: Classes | None = None) -> list[str]:
     """What a status claims and the evidence does not show, apart from failures; one line each."""
-    if claimed in _WITHOUT_EVIDENCE:
+    if claimed is None or claimed.upper() in _WITHOUT_EVIDENCE:
         return []
     if claimed == _RUNTIME:
         return [
@@ -60,6 +60,9 @@ def missing(found: Status, claimed: str) -> list[str]:
             for state in ("stale", "not run")
             for backend, row, test in _tests(found, state)
         ]
+    known = {**classes_of(found), **(classes or {})}
+    if claimed == _DIVERGES and not any(known.values()):
+        return [f"no obligation diverges: {found.summary()}"]
     if found.count("discharged"):
         return []
     return [f"no obligation is discharged: {found.summary()}"]
@@ -69,7 +72,7 @@ def require(found: Status, claimed: str, classes: Classes | None = None) -> None
     """Raises UsageError for a status that there is not, GateFailed for one that evidence denies."""
     if claimed not in STATUSES:
         raise UsageError(f"status: expected one of {', '.join(STATUSES)}; got {claimed!r}")
-    rows = denials(found, claimed, classes) + missing(found, claimed)
+    rows = denials(found, claimed, classes) + missing(found, claimed, classes)
     if rows:
         raise GateFailed(f"status {claimed}: the evidence denies it: {listed(rows)}")
 
@@ -83,27 +86,30 @@ def listed(rows: list[str]) -> str:
 def divergences(found: Status, typed: str | None = None) -> dict[str, str | None]:
     """What evidence says of each obligation that was measured: its class, None where it holds.
 
-    Not in it are obligations of which nothing fresh is known. Raises GateFailed if ``typed`` is
-    not the class that evidence gives.
+    A failure is benign if prompts were tried between the same two sides, on the same model, and
+    none of them flipped. Not in it are obligations of which nothing fresh is known. Raises
+    GateFailed if ``typed`` is not the class that evidence gives to what fails.
     """
-    failing = list(_tests(found, "failing"))
-    measured = "KNOWN_DIVERGENCE_NOT_BENIGN" if found.flips.flipped else BENIGN
+    out: dict[str, str | None] = {}
+    why: dict[str, str] = {}
+    for _, row, test in _tests(found, "failing"):
+        benign = test.flips.tried and not test.flips.flipped  # else nothing shows that it is
+        if row.id not in out or not benign:
+            out[row.id], why[row.id] = BENIGN if benign else NOT_BENIGN, str(test.flips)
     if typed is not None:
-        if not failing:
+        if not out:
             raise GateFailed(
                 f"divergence {typed}: expected an obligation that fails, found none: "
                 f"{found.summary()}"
             )
-        if typed == NOT_BENIGN and not found.flips.flipped:
-            raise GateFailed(f"divergence {typed}: the evidence denies it: {found.flips}")
-        if typed != NOT_BENIGN and (found.flips.flipped or not found.flips.tried):
-            raise GateFailed(f"divergence {typed}: the evidence denies it: {found.flips}")
-    diverges = {row.id for _, row, _ in failing}
-    known = measured if found.flips.tried else NOT_BENIGN  # nothing shows that it is benign
-    out: dict[str, str | None] = dict.fromkeys(diverges, known)
+        denied = [
+            f"{i}: {why[i]}" for i, c in out.items() if (c == BENIGN) == (typed == NOT_BENIGN)
+        ]
+        if denied and (typed != NOT_BENIGN or len(denied) == len(out)):
+            raise GateFailed(f"divergence {typed}: the evidence denies it: {listed(denied)}")
     for row in found.rows:
         states = {row.state(b) for b in row.cells}
-        if row.id not in diverges and "discharged" in states and "stale" not in states:
+        if row.id not in out and "discharged" in states and "stale" not in states:
             out[row.id] = None
     return out
 

@@ -204,7 +204,11 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
             )
     else:
         parts = measure.prompts or []
-    found = [accuracy.measure([subject.model], yardstick, ids)[0] for ids in parts]
+    sizes = [accuracy.WINDOW if measure.text is not None else len(ids) for ids in parts]
+    found = [
+        accuracy.measure([subject.model], yardstick, ids, size)[0]
+        for ids, size in zip(parts, sizes, strict=True)
+    ]
     tokens = sum(a.tokens for a in found)
     nll = sum(a.nll_sum - a.oracle_nll_sum for a in found) / sum(a.predicted for a in found)
     figures = {
@@ -216,7 +220,28 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
     if (rows := sum(a.token_layers for a in found)) and c.n_experts_used < c.n_experts:
         figures["changed_sets"] = sum(a.changed_sets for a in found) / rows
     blind = math.log(c.vocab)  # what knowing nothing comes to
-    return Measured(figures, {"tokens": tokens}, {"mean_kl": blind})
+    about: dict[str, Any] = {"tokens": tokens}
+    if measure.text is None:
+        about["flipped"] = [i for i, a in enumerate(found) if a.flip is not None]
+    return Measured(figures, about, {"mean_kl": blind}, _apart(measure, found, subject))
+
+
+def _apart(
+    measure: m.Accuracy, found: Sequence[accuracy.Accuracy], subject: Subject
+) -> dict[str, list[str]]:
+    """Where a backend and a yardstick are furthest apart."""
+    names = ["text" if measure.text is not None else f"prompt {i}" for i in range(len(found))]
+    of, worst = max(zip(names, found, strict=True), key=lambda pair: pair[1].kl_max)
+    far = [f"{of}: KL {worst.kl_max:.3g} after position {worst.kl_max_at}"]
+    sets, flips = [], []
+    for of, a in zip(names, found, strict=True):
+        if a.first_changed is not None:
+            layer, position = a.first_changed
+            sets.append(f"{of}: first in layer {layer} at position {position}")
+        if a.flip is not None:
+            flip = blame.flip(a.flip, subject.text, subject.name, measure.against)
+            flips.append(f"{of}: {flip}")
+    return {"mean_kl": far + flips, "changed_sets": sets, "top1_kept": flips + far}
 
 
 def _require_choice(model: Model) -> None:

@@ -1,7 +1,7 @@
 """Promises against evidence: which obligation holds on which backend, as far as was measured."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,20 @@ NOWHERE = "-"
 
 
 @dataclass(frozen=True)
+class Flips:
+    """Of the prompts tried on two sides, how many go on with another token."""
+
+    tried: int = 0
+    flipped: int = 0
+
+    def __str__(self) -> str:
+        if not self.tried:
+            return "no prompt was tried on two sides"
+        which = "none" if not self.flipped else str(self.flipped)
+        return f"of {self.tried} prompts tried, {which} flipped"
+
+
+@dataclass(frozen=True)
 class TestState:
     """What the evidence says of one test on one backend."""
 
@@ -27,6 +41,15 @@ class TestState:
     state: State
     why: str
     """The figures of a pass, or the reason of anything else."""
+    flips: Flips = Flips()
+    """Failing: of the prompts tried between the two sides that it is about."""
+
+
+Side = tuple[str, str, int, str]
+"""What runs on one side, and what it is held to: backend, the model's digest, activation planes,
+and "oracle", "hf" or, of any backend, nothing. What prompts do between other sides says nothing."""
+Tried = dict[Side, dict[tuple[int, ...], bool]]
+"""By side, the prompts that were tried, and which of them flipped."""
 
 
 @dataclass
@@ -49,20 +72,6 @@ class Row:
         return next((s for s in _WORST if s in states), None)
 
 
-@dataclass(frozen=True)
-class Flips:
-    """Of the prompts tried on two sides, how many go on with another token."""
-
-    tried: int
-    flipped: int
-
-    def __str__(self) -> str:
-        if not self.tried:
-            return "no prompt was tried on two sides"
-        which = "none" if not self.flipped else str(self.flipped)
-        return f"of {self.tried} prompts tried, {which} flipped"
-
-
 @dataclass
 class Status:
     """A contract's obligations × backends."""
@@ -75,8 +84,8 @@ class Status:
     rows: list[Row]
     evidence: list[str]
     """What there is, one line each."""
-    flips: Flips = Flips(0, 0)
-    """Of fresh evidence."""
+    flips: Flips = Flips()
+    """Of fresh evidence, all sides together."""
     shipped: dict[str, list[str]] = field(default_factory=dict)
     """Stages that are said to be there ("M-1 is SHIPPED"), and the obligations that they are to
     discharge."""
@@ -97,6 +106,7 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
     named: set[str] = {b for t in tests if t.measure is not None for b in t.measure.backends}
     backends = [b for b in BACKENDS if b in named] or [NOWHERE]
     current = {b: code_digest(code_of(contract, b)) for b in backends if b != NOWHERE}
+    tried = _tried(contract, mine, current)
     ids = [obligation_id(o) or f"#{i + 1}" for i, o in enumerate(contract.proof_obligations)]
     known = frozenset(ids)
     serving = served(contract)
@@ -106,12 +116,11 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
     ]
     for row in rows:
         mine_of = [t for t in tests if row.id in serving[t.id]]
-        row.cells = _cells(mine_of, backends, mine, current)
+        row.cells = _cells(mine_of, backends, mine, current, tried)
     for t in tests:  # a failure is shown even where it refutes nothing that was promised
         if not serving[t.id] & known and t.measure is not None:
-            rows.append(
-                Row(t.id, f"(no obligation) {t.rule}", None, _cells([t], backends, mine, current))
-            )
+            cells = _cells([t], backends, mine, current, tried)
+            rows.append(Row(t.id, f"(no obligation) {t.rule}", None, cells))
     return Status(
         name=contract.name or stem,
         version=contract.metadata.version,
@@ -119,7 +128,7 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
         backends=backends,
         rows=rows,
         evidence=[_line(e, current.get(e.backend)) for e in mine],
-        flips=_flips(contract, mine, current),
+        flips=_counted(tried, tried),
         shipped={
             f"{stage.id} is {stage.status}": list(stage.expected_acceptance)
             for stage in contract.implementation_stages
@@ -133,6 +142,7 @@ def _cells(
     backends: Sequence[str],
     evidence: Sequence[Evidence],
     current: dict[str, str],
+    tried: Tried,
 ) -> dict[str, list[TestState]]:
     """The states of an obligation's tests, on each backend that one of them measures.
 
@@ -144,16 +154,16 @@ def _cells(
     for b in backends:
         here = [t for t in measured if t.measure is not None and b in t.measure.backends]
         if here:
-            cells[b] = [_state(t, b, evidence, current[b]) for t in here] + words
+            cells[b] = [_state(t, b, evidence, current[b], tried) for t in here] + words
         elif not measured:
             cells[b] = words or [TestState("-", "not run", "no test of it has a measure")]
     return cells
 
 
-def _flips(contract: Contract, evidence: Sequence[Evidence], current: dict[str, str]) -> Flips:
-    """What fresh evidence says of prompts' next tokens; each prompt counts once a model."""
+def _tried(contract: Contract, evidence: Sequence[Evidence], current: dict[str, str]) -> Tried:
+    """What fresh evidence says of prompts' next tokens."""
     tests = {t.id: t for t in contract.falsification_tests if t.measure is not None}
-    seen: dict[tuple[str, str, tuple[int, ...]], bool] = {}
+    seen: Tried = {}
     for e in evidence:
         for result in e.results:
             test = tests.get(result.test)
@@ -161,13 +171,25 @@ def _flips(contract: Contract, evidence: Sequence[Evidence], current: dict[str, 
                 continue
             if _judged(result, e, test, current[e.backend])[0] not in ("failing", "discharged"):
                 continue
-            flipped = flipped_prompts(result)
-            for i, prompt in enumerate(
-                result.measure.get("prompts", []) if flipped is not None else []
-            ):
-                key = (e.backend, str(e.model.get("sha256")), tuple(prompt))
-                seen[key] = seen.get(key, False) or i in (flipped or ())
-    return Flips(len(seen), sum(seen.values()))
+            if (flipped := flipped_prompts(result)) is not None:
+                side = seen.setdefault(_side(test, e), {})
+                for i, prompt in enumerate(result.measure.get("prompts", [])):
+                    key = tuple(prompt)
+                    side[key] = side.get(key, False) or i in flipped
+    return seen
+
+
+def _side(test: FalsificationTest, evidence: Evidence) -> Side:
+    measure = test.measure
+    assert measure is not None
+    held_to = measure.against if measure.kind == "accuracy" else ""
+    return evidence.backend, str(evidence.model.get("sha256")), measure.planes, held_to
+
+
+def _counted(tried: Tried, sides: Iterable[Side]) -> Flips:
+    """The prompts of some sides; each counts once a side."""
+    found = [tried[side] for side in sides if side in tried]
+    return Flips(sum(map(len, found)), sum(sum(prompts.values()) for prompts in found))
 
 
 def flipped_prompts(result: Result) -> set[int] | None:
@@ -181,10 +203,11 @@ def flipped_prompts(result: Result) -> set[int] | None:
 
 
 def _state(
-    test: FalsificationTest, backend: str, evidence: Sequence[Evidence], code: str
+    test: FalsificationTest, backend: str, evidence: Sequence[Evidence], code: str, tried: Tried
 ) -> TestState:
     """A failure that is fresh outweighs a pass; a pass that is fresh outweighs old evidence."""
     found: dict[State, str] = {}
+    failing: set[Side] = set()
     for e in evidence:
         for result in e.results:
             if e.backend != backend or result.test != test.id:
@@ -192,9 +215,12 @@ def _state(
             state, why = _judged(result, e, test, code)
             if state != "not run" or "not run" not in found:
                 found[state] = why
+            if state == "failing":
+                failing.add(_side(test, e))
     order: tuple[State, ...] = ("failing", "discharged", "stale", "not run")
     state = next((s for s in order if s in found), "not run")
-    return TestState(test.id, state, found.get(state, "there is no evidence"))
+    why = found.get(state, "there is no evidence")
+    return TestState(test.id, state, why, _counted(tried, failing))
 
 
 def _judged(

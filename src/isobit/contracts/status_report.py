@@ -1,6 +1,7 @@
 """A status as a table, as JSON and as a page."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from typing import Any
 
@@ -18,8 +19,7 @@ def markdown(status: Status) -> str:
         cells = [row.state(b) or "" for b in status.backends]
         lines.append("| " + " | ".join([_cell(row.title()), *cells]) + " |")
     lines += ["", status.summary(), ""]
-    if any(row.divergence for row in status.rows) or status.flips.flipped:
-        lines += [f"{str(status.flips).capitalize()}.", ""]
+    lines += [line for said in _prompts(status) for line in (said, "")]
     open_ends = [
         _cell(f"- {b}, {row.id}, {t.test}: {t.state}: {t.why}")
         for b in status.backends
@@ -32,12 +32,20 @@ def markdown(status: Status) -> str:
     return "\n".join(lines)
 
 
+def _prompts(status: Status) -> list[str]:
+    """What prompts did, where a class of divergence rests on it."""
+    told = any(row.divergence for row in status.rows) or status.flips.flipped
+    return [f"{str(status.flips).capitalize()}."] if told else []
+
+
 def _declared(status: Status) -> str:
     """The status that the authors give, and what evidence says to it and to their stages."""
     claimed = status.declared
     said = claimed or "nothing"
     if denied := claims.denials(status, claimed):
         said += f", which the evidence denies: {claims.listed(denied)}"
+    elif unseen := claims.missing(status, claimed):
+        said += f", which the evidence does not show: {claims.listed(unseen)}"
     if stages := claims.denied_stages(status):
         said += f". Stages that it denies: {claims.listed(stages)}"
     return f"{said}."
@@ -54,6 +62,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "version": status.version,
         "declared": status.declared,
         "denied_by": claims.denials(status, status.declared),
+        "not_shown": claims.missing(status, status.declared),
         "denied_stages": claims.denied_stages(status),
         "obligations": [
             {
@@ -61,7 +70,7 @@ def to_json(status: Status) -> dict[str, Any]:
                 "property": row.property,
                 "divergence": row.divergence,
                 "backends": {
-                    b: {"state": row.state(b), "tests": [vars(t) for t in row.cells[b]]}
+                    b: {"state": row.state(b), "tests": [asdict(t) for t in row.cells[b]]}
                     for b in row.cells
                 },
             }
@@ -75,7 +84,7 @@ def to_json(status: Status) -> dict[str, Any]:
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.4rem .6rem;
 text-align:left;vertical-align:top;overflow-wrap:anywhere}
-td p{margin:.2rem 0;font-size:.85em;color:#444}
+td p{margin:.2rem 0;font-size:.85em;color:#444;white-space:pre-wrap}
 .discharged{background:#dff3e0}.failing{background:#f9d6d5}.stale{background:#fdf0c8}
 @media(prefers-color-scheme:dark){body{background:#12151d;color:#e7eaf1}td,th{border-color:#333b4d}
 td p{color:#98a2b8}.discharged{background:#1e3327}.failing{background:#4a2226}
@@ -101,7 +110,9 @@ def html(statuses: Sequence[Status]) -> str:
             cells = "".join(_html_cell(row, b) for b in s.backends)
             mark = f" <b>{escape(row.divergence)}</b>" if row.divergence else ""
             parts.append(f"<tr><td><b>{escape(row.id)}</b> {escape(row.property)}{mark}{cells}")
-        parts.append("</table><h3>Evidence</h3><ul>")
+        parts.append("</table>")
+        parts += [f"<p>{line}" for line in _prompts(s)]
+        parts.append("<h3>Evidence</h3><ul>")
         parts += [f"<li>{escape(e)}" for e in s.evidence or ["none"]]
         parts.append("</ul>")
     return "\n".join(parts) + "\n"

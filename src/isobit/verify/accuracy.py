@@ -12,6 +12,7 @@ import numpy as np
 from isobit.errors import GateFailed, NothingCompared
 from isobit.runtime.model import Model
 from isobit.verify.arithmetic import Array
+from isobit.verify.diff import ArgmaxChange
 from isobit.verify.metrics import kl_divergence, log_softmax
 from isobit.verify.trace import ModelRun, Recordable
 from isobit.verify.verify import side_by_side
@@ -31,11 +32,17 @@ class Accuracy:
     token_layers: int = 0
     changed_sets: int = 0
     """Token-layers whose set of experts is not the oracle's."""
+    first_changed: tuple[int, int] | None = None
+    """Layer and position of the first of them."""
     top1_kept: int = 0
     """Tokens after which the likeliest next token is the oracle's."""
     kl_sum: float = 0.0
     kl_max: float = 0.0
     """Of KL(oracle || model) of the next-token distributions, in nats."""
+    kl_max_at: int = 0
+    """The position of the largest."""
+    flip: ArgmaxChange | None = None
+    """What the last token goes on with here (a) and with the oracle (b), if not with the same."""
     predicted: int = 0
     nll_sum: float = 0.0
     oracle_nll_sum: float = 0.0
@@ -66,21 +73,28 @@ class Accuracy:
         """The oracle's."""
         return float(np.exp(self.oracle_nll_sum / self.predicted))
 
-    def add_experts(self, expected: Array, got: Array) -> None:
-        """Count changed sets of experts [T, k]."""
+    def add_experts(self, expected: Array, got: Array, layer: int, start: int) -> None:
+        """Count changed sets of experts [T, k] of a layer; ``start``: the first one's position."""
         changed = (np.sort(expected, axis=1) != np.sort(got, axis=1)).any(axis=1)
         self.token_layers += len(changed)
         self.changed_sets += int(np.count_nonzero(changed))
+        if self.first_changed is None and changed.any():
+            self.first_changed = layer, start + int(changed.argmax())
 
-    def add_logits(self, expected: Array, got: Array, following: Sequence[int]) -> None:
-        """Add a chunk's logits [T, vocabulary]; ``following``: the next tokens, as far as known."""
+    def add_logits(self, expected: Array, got: Array, following: Sequence[int], start: int) -> None:
+        """Add a chunk's logits [T, vocabulary]; ``following``: the next tokens, as far as known,
+        ``start``: the first one's position."""
         if not np.isfinite(got).all():
             raise GateFailed(f"{self.backend}: expected finite logits, got NaN or infinity")
         kl = kl_divergence(expected, got)
         self.tokens += len(kl)
         self.kl_sum += float(kl.sum())
-        self.kl_max = max(self.kl_max, float(kl.max()))
+        if kl.max() > self.kl_max:
+            self.kl_max, self.kl_max_at = float(kl.max()), start + int(kl.argmax())
         self.top1_kept += int(np.count_nonzero(expected.argmax(axis=1) == got.argmax(axis=1)))
+        a, b = int(got[-1].argmax()), int(expected[-1].argmax())
+        of_a, of_b = (float(z[-1, a] - z[-1, b]) for z in (got, expected))
+        self.flip = None if a == b else ArgmaxChange(start + len(kl) - 1, a, b, of_a, -of_b)
         rows = np.arange(len(following))
         self.predicted += len(following)
         self.nll_sum -= float(log_softmax(got)[rows, following].sum())
@@ -109,13 +123,14 @@ def measure(
     for start in range(0, total, window):
         part = models[0].checked(ids[start : start + window]) if models else []
         for items in side_by_side(sources, part, _CHUNK, _STAGES):
-            stage, _, positions, expected = items[0]
+            stage, layer, positions, expected = items[0]
+            first = start + int(positions[0])
             for accuracy, item in zip(found, items[1:], strict=True):
-                if stage == "moe_router_indices":
-                    accuracy.add_experts(expected, item[3])
+                if layer is not None:  # the experts
+                    accuracy.add_experts(expected, item[3], layer, first)
                 else:
                     following = part[positions[0] + 1 : positions[-1] + 2]
-                    accuracy.add_logits(expected, item[3], following)
+                    accuracy.add_logits(expected, item[3], following, first)
             if stage == "lm_head":
                 done += len(positions)
                 if progress is not None:
