@@ -1,8 +1,9 @@
 """A model file as the graph of its pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobit.config import Metadata, ModelConfig
+from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import architecture
 from isobit.model.graph import Graph
@@ -33,3 +34,17 @@ class Weights:
         graph = arch.graph(c, tensors)
         tensors.nothing_else()
         return cls(c, graph, file)
+
+    @classmethod
+    def draft_from_file(cls, file: GGUFFile) -> "Weights":
+        """The block that drafts the token after the next, as a model of its own: it reads the
+        model's ``final_norm`` besides tokens (``Batch.received``).
+
+        Raises ModelRefused for a file without one.
+        """
+        source = str(file.path)
+        arch, tensors = architecture(file.metadata, source), Tensors(file)
+        c = arch.config(Metadata(file.metadata, source), tensors.rows("token_embd.weight"))
+        if arch.draft is None:
+            raise ModelRefused(f"{source}: draft block: expected one, {c.architecture} has none")
+        return cls(replace(c, n_layers=1), arch.draft(c, tensors))

@@ -34,6 +34,14 @@ class Weight:
         shape = (stop - start, self.shape[-1])
         return Weight(f"{self.name}[{start}:{stop}]", self.format, shape, data)
 
+    def columns(self, first: int, count: int) -> "Weight":
+        """Columns first … first + count - 1 of a matrix, both whole blocks, as a copy."""
+        size, width = self.format.block_size, self.format.block_bytes
+        blocks = self.data.reshape(self.shape[0], -1, width)
+        data = blocks[:, first // size : (first + count) // size].reshape(-1)
+        name = f"{self.name}[:, {first}:{first + count}]"
+        return Weight(name, self.format, (self.shape[0], count), data)
+
     def expert(self, index: int) -> "Weight":
         """Matrix number ``index`` of a stack [experts, rows, columns], as a view."""
         size = self.shape[1] * self.row_bytes

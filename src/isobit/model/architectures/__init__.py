@@ -17,10 +17,12 @@ class Architecture(NamedTuple):
     config: Callable[[Metadata, int], ModelConfig]
     """From the metadata and the number of rows of the embedding."""
     graph: Callable[[ModelConfig, Tensors], Graph]
+    draft: Callable[[ModelConfig, Tensors], Graph] | None = None
+    """Of the block that guesses the token after the next; None: it has none."""
 
 
 _QWEN3 = Architecture(qwen3.config, qwen3.graph)
-_QWEN35 = Architecture(qwen35.config, qwen35.graph)
+_QWEN35 = Architecture(qwen35.config, qwen35.graph, qwen35.draft)
 _GRANITE = Architecture(granite.config, granite.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {

@@ -122,8 +122,8 @@ class Part:
 def transformer(
     c: ModelConfig,
     tensors: Tensors,
-    attention: Callable[[Part, int, Value], Value],
-    feed_forward: Callable[[Part, int, Value], Value],
+    attention: "Mixer",
+    feed_forward: "Mixer",
     *,
     ffn_norm: str = "ffn_norm",
     scale: float = 1.0,
@@ -137,11 +137,28 @@ def transformer(
     for i in range(c.n_layers):
         with g.layer(i):
             p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            x = g.one("post_attn_residual", Add(), x, attention(p, i, h))
-            h = p.norm("ffn_norm", ffn_norm, c.eps, x)
-            x = g.one("post_ffn_residual", Add(), x, feed_forward(p, i, h))
+            x = layer(p, i, c, x, attention, feed_forward, ffn_norm=ffn_norm)
     return head(g, c, tensors, x, logit_scale)
+
+
+Mixer = Callable[[Part, int, Value], Value]
+
+
+def layer(
+    p: Part,
+    number: int,
+    c: ModelConfig,
+    x: Value,
+    attention: Mixer,
+    feed_forward: Mixer,
+    *,
+    ffn_norm: str = "ffn_norm",
+) -> Value:
+    """One of the layers that :func:`transformer` speaks of."""
+    h = p.norm("attn_norm", "attn_norm", c.eps, x)
+    x = p.g.one("post_attn_residual", Add(), x, attention(p, number, h))
+    h = p.norm("ffn_norm", ffn_norm, c.eps, x)
+    return p.g.one("post_ffn_residual", Add(), x, feed_forward(p, number, h))
 
 
 def embedding(g: Builder, c: ModelConfig, tensors: Tensors, scale: float = 1.0) -> Value:

@@ -4,12 +4,13 @@ an output gate; a mixture of experts beside a gated shared expert, or a dense fe
 from dataclasses import dataclass, replace
 
 from isobit.config import Metadata, ModelConfig
+from isobit.errors import ModelRefused
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
-from isobit.model.graph import Graph, Value
+from isobit.model.graph import Builder, Graph, Value
 from isobit.model.huggingface import (
     ADD_ONE,
     ATTENTION,
@@ -31,13 +32,18 @@ from isobit.model.huggingface import (
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import (
+    Add,
     CausalConv,
     Columns,
     Decay,
+    Embedding,
     GatedDelta,
     Heads,
     L2Norm,
+    MatMul,
+    Receive,
     RmsNorm,
+    SelectRows,
     Sigmoid,
     SigmoidGate,
     Silu,
@@ -61,6 +67,8 @@ class Config(ModelConfig):
     conv_kernel: int
     shared_ffn: int
     """Width of the shared expert."""
+    drafts: int
+    """Draft blocks behind the layers."""
 
 
 def config(r: Metadata, vocab: int) -> Config:
@@ -80,6 +88,7 @@ def config(r: Metadata, vocab: int) -> Config:
         state_size=r.count(f"{arch}.ssm.state_size", 2, 512),
         conv_kernel=r.count(f"{arch}.ssm.conv_kernel", 2, 16),
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if moe else 0,
+        drafts=drafts,
     )
     # The sections are of images; a text has one position everywhere.
     check(r, c, known={"rope.dimension_sections"})
@@ -110,6 +119,55 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
         lambda p, _, h: _feed_forward(p, c, h),
         ffn_norm="post_attention_norm",
     )
+
+
+def draft(c: ModelConfig, tensors: Tensors) -> Graph:
+    """The graph of the first draft block, whose logits are of the token after the next.
+
+    The batch has at each position the token that follows it, and brings the model's ``final_norm``
+    there (``Batch.received``); the block's own ``final_norm`` stands for that of the next position.
+    Raises ModelRefused for a file without the block, or for a missing or misshapen tensor.
+    """
+    assert isinstance(c, Config)
+    arch, role = c.architecture, f"blk.{c.n_layers}.nextn"
+    if not c.drafts:
+        expected = f"{tensors.source}: {arch}.nextn_predict_layers: expected 1 or more"
+        raise ModelRefused(f"{expected}, got none (the file has no draft block)")
+
+    def own(name: str, usual: str) -> str:
+        return f"{role}.{name}.weight" if f"{role}.{name}.weight" in tensors else f"{usual}.weight"
+
+    g, n = Builder(tensors.source), c.hidden
+    received = g.one("received", Receive(n))
+    table = tensors.take(own("embed_tokens", "token_embd"), c.vocab, n)
+    embedded = g.one("embedding", Embedding(), g.tokens, weights=[table])
+    # The matrix takes both one after the other; here it is two, whose products are added.
+    whole, parts = tensors.take(f"{role}.eh_proj.weight", n, 2 * n), []
+    if n % whole.format.block_size:
+        expected = f"{whole.name}: expected halves of whole blocks of {whole.format.name}"
+        raise ModelRefused(f"{tensors.source}: {expected}, got {n} columns each")
+    for x, name, first in ((embedded, "enorm", 0), (received, "hnorm", n)):
+        weight = tensors.take(f"{role}.{name}.weight", n)
+        normed = g.one(f"draft_{name}", RmsNorm(c.eps), x, weights=[weight])
+        columns = whole.columns(first, n)
+        parts.append(g.one(f"draft_{name}_product", MatMul(), normed, weights=[columns]))
+    x = g.one("draft_in", Add(), *parts)
+    with g.layer(0):
+        x = blocks.layer(
+            Part(g, tensors, f"blk.{c.n_layers}."),
+            0,
+            c,
+            x,
+            lambda p, _, h: _attention(p, c, h),
+            lambda p, _, h: _feed_forward(p, c, h),
+            ffn_norm="post_attention_norm",
+        )
+    norm = tensors.take(own("shared_head_norm", "output_norm"), n)
+    x = g.one("final_norm", RmsNorm(c.eps), x, weights=[norm])
+    usual = "output" if "output.weight" in tensors else "token_embd"
+    matrix = tensors.take(own("shared_head_head", usual), c.vocab, n)
+    wanted = g.one(None, SelectRows(), x, g.logit_rows)
+    return g.graph(g.one("lm_head", MatMul(), wanted, weights=[matrix]))
 
 
 def _feed_forward(p: Part, c: Config, h: Value) -> Value:
