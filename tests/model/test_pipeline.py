@@ -101,6 +101,16 @@ def test_traced_stages_are_those_of_the_whole() -> None:
         assert np.array_equal(value, shown[1][key]), key
 
 
+def test_a_pipeline_says_what_its_stages_leave_out() -> None:
+    class Fused(CpuBackend):
+        fused_away = frozenset({("attn_norm", 1)})
+
+    w = of_file(HYBRID)
+    n = w.graph.n_layers
+    stages = [LocalStage(Fused, w, ENGINE, (0, 2)), LocalStage(CpuBackend, w, ENGINE, (2, n))]
+    assert PipelineBackend(w, ENGINE, stages).fused_away == Fused.fused_away
+
+
 @pytest.mark.parametrize(
     ("cuts", "said"),
     [

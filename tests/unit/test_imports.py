@@ -20,7 +20,7 @@ ROWS = [
     ["numerics", "text"],
     ["backends.cpu._cpu", "backends.hardware"],
     ["backends.cpu.sampler", "model"],
-    ["backends.pool"],
+    ["backends.pool", "backends.slots"],
     ["backends.base"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],

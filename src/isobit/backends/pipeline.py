@@ -55,6 +55,8 @@ class About:
     pages: int
     states: int
     device: str
+    fused_away: tuple[Key, ...] = ()
+    """See :class:`isobit.backends.base.Backend`."""
 
 
 class Stage(Protocol):
@@ -95,6 +97,7 @@ class LocalStage:
             limits.pages,
             engine.max_sequences,
             f"{self._backend.name} ({self._backend.device})",
+            tuple(self._backend.fused_away),
         )
 
     def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
@@ -125,6 +128,7 @@ class PipelineBackend(Backend):
         super().__init__(weights, settled, lambda _: Room(inf, 0))  # the stages have the memory
         if self.graph.recurrent:
             self.limits = replace(self.limits, states=least[2])
+        self.fused_away = frozenset(key for s in stages for key in s.about.fused_away)
         self._stages = list(stages)
         self._workers = [ThreadPoolExecutor(1) for _ in stages]
 
@@ -231,7 +235,9 @@ class RemoteStage:
 
     def __init__(self, connection: Connection, address: str) -> None:
         self._connection, self._address = connection, address
-        self.about = About(**json.loads(self._received()))
+        about = json.loads(self._received())
+        fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
+        self.about = About(**about, fused_away=fused_away)
 
     def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
         """See :class:`Stage`."""

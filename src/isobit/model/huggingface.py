@@ -52,21 +52,17 @@ class Reorder:
 
 @dataclass(frozen=True)
 class Share:
-    """One of ``of`` equal shares of an axis: entries that follow each other, or (``strided``) each
-    ``of``-th."""
+    """One of ``of`` equal shares of an axis."""
 
     index: int
     of: int
     axis: int = -2
-    strided: bool = False
 
     def __call__(self, a: Array, /) -> Array:
         """The share."""
         n = a.shape[self.axis] // self.of
-        start = self.index if self.strided else self.index * n
-        step = self.of if self.strided else 1
         at = [slice(None)] * a.ndim
-        at[self.axis] = slice(start, None if self.strided else start + n, step)
+        at[self.axis] = slice(self.index * n, (self.index + 1) * n)
         return a[tuple(at)]
 
 
@@ -79,15 +75,6 @@ class Drop:
     def __call__(self, a: Array, /) -> Array:
         """The tensor without it."""
         return a.squeeze(self.axis)
-
-
-@dataclass(frozen=True)
-class Transpose:
-    """Rows and columns of each matrix change places."""
-
-    def __call__(self, a: Array, /) -> Array:
-        """The tensor transposed."""
-        return a.swapaxes(-1, -2)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.resident import Cache, Resident, State, Turns
-from isobit.backends.cuda.slots import BATCH, PASS, Inboxes, Mark, Pass, Place, Slot, Source
+from isobit.backends.cuda.slots import PASS, Inboxes, Mark, Pass, Place, Slot, Source
+from isobit.backends.slots import BATCH
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import TOKENS, ExpertMatMul, MatMul, Shape

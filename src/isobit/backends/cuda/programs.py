@@ -9,9 +9,10 @@ from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.slots import BATCH, PASS, STEP, STEPS, TILES, Inboxes
+from isobit.backends.cuda.slots import PASS, STEP, STEPS, Inboxes
 from isobit.backends.cuda.steps import ManySequences, OneSequence
 from isobit.backends.pool import Room, fitted
+from isobit.backends.slots import BATCH, TILES
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights

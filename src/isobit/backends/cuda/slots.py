@@ -7,14 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.backends import slots
 from isobit.backends.cuda.device.memory import aligned
 from isobit.model.graph import Value
-from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Shape
-
-TILES = "tiles"
-"""Rows of a slot: a token's tiles of keys, as many as the context has."""
-BATCH = "batch"
-"""Rows of a slot: none; what the pass as a whole needs."""
+from isobit.numerics.ops import LOGIT_ROWS, Shape
 
 PASS, STEPS, STEP = "pass", "steps", "step"
 """Kinds of program: any batch; one token of each of several sequences; one token of one sequence.
@@ -64,19 +60,10 @@ class Pass:
 
 
 @dataclass(eq=False)
-class Slot:
-    """Memory of a pass."""
+class Slot(slots.Slot):
+    """A slot, and where it lies."""
 
-    name: str
-    words: int
-    """For a row …"""
-    rows: str = TOKENS
-    """… of these (see numerics.ops.base)"""
-    more: int = 0
-    """Words besides."""
     address: int = 0
-    users: int = 0
-    """Values in it, and launches being made; a slot without is free."""
     zero: bool = False
     """Whether it begins as zeros."""
     lasting: bool = False

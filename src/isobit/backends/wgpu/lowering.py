@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from isobit.backends import slots
+from isobit.backends.slots import BATCH
 from isobit.backends.wgpu.device import Device, Step
 from isobit.backends.wgpu.layout import superblocks
 from isobit.backends.wgpu.load import Matrix
@@ -21,12 +23,8 @@ from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Shape
 
 ACT_WORDS = 148
 """One superblock of quantised activations (quantise.wgsl)."""
-TILES = "tiles"
-"""Rows of a slot: a token's tiles of keys."""
 STATES = "states"
 """Rows of a slot: sequences that have a recurrent state."""
-BATCH = "batch"
-"""Rows of a slot: none; what the batch needs."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,12 @@ class Pass:
 
 
 @dataclass(eq=False)
-class Slot:
-    """Memory of a pass, a buffer of its own."""
+class Slot(slots.Slot):
+    """A slot in a buffer of its own."""
 
-    name: str
-    words: int
-    """For a row …"""
-    rows: str = TOKENS
-    """… of these (see numerics.ops.base)"""
-    more: int = 0
-    """Words besides."""
     capacity: int = 0
     """Rows that the buffer has room for."""
     buffer: Any = None
-    users: int = 0
-    """Values in it, and launches being made; a slot without is free."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 
 from isobit.backends.base import Limits
 from isobit.backends.pool import Room, page_bytes
+from isobit.backends.slots import BATCH, TILES
 from isobit.backends.wgpu.device import MAX_GROUPS, Device
-from isobit.backends.wgpu.lowering import BATCH, STATES, TILES, Cache, CachePart, Lowering, Slot
+from isobit.backends.wgpu.lowering import STATES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights

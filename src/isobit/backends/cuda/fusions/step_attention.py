@@ -8,7 +8,8 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
-from isobit.backends.cuda.slots import TILES, Pass, Slot
+from isobit.backends.cuda.slots import Pass, Slot
+from isobit.backends.slots import TILES
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention

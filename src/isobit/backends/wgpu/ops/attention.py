@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from isobit.backends.slots import TILES
 from isobit.backends.wgpu.device import Step
 from isobit.backends.wgpu.layout import superblocks
-from isobit.backends.wgpu.lowering import TILES, Lowering, Pass
+from isobit.backends.wgpu.lowering import Lowering, Pass
 from isobit.backends.wgpu.ops.append import queries
 from isobit.model.graph import Op
 from isobit.numerics.ops import Attention
