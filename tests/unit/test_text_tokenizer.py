@@ -333,3 +333,22 @@ def test_a_panic_of_the_library_is_a_usage_error(monkeypatch):
 def test_long_runs_are_encoded(sample):
     for text in (" " * 50_000 + "x", "a" * 50_000, "\n \n" * 20_000, "!" * 50_000):
         assert sample.decode(sample.encode(text, special=True)) == text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no resident memory")
+def test_texts_that_were_encoded_leave_no_memory(sample):
+    """In several threads, as a server does: what a library keeps of each text adds up."""
+
+    def encode(first):
+        for i in range(first, first + 3000):
+            sample.encode(f"def f{i}(self, {'argument, ' * 8}):", special=True)
+
+    def resident():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(encode, range(0, 12_000, 3000)))
+        before = resident()
+        list(pool.map(encode, range(12_000, 24_000, 3000)))
+        assert resident() - before < 8 << 10  # KiB; every text was 5 KiB

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _PATIENCE = 0.02
 """Seconds that listeners on the processors that passes run on have before the next pass: threads of
 a pass meet many times, and one that another thread keeps from running holds up all."""
+_MANY = 8
+"""Generations in a pass from which on that is more than they would lose by waiting."""
 
 _log = logging.getLogger("isobit.engine")
 
@@ -62,7 +64,7 @@ class Engine:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._told: set[Listener] = set()
-        """By the last pass."""
+        """By the last pass, if it was of many."""
 
     @property
     def closed(self) -> bool:
@@ -300,7 +302,7 @@ class Engine:
             raise
         with self._books:
             listeners = self._hand_out(parts, found, seen, begun)
-        self._told = listeners
+        self._told = listeners if len(parts) >= _MANY else set()
         for listener in listeners:
             listener.tell()
         return True

@@ -315,7 +315,8 @@ class _Finder:
     """Finds some tokens in a text, in one pass however many they are."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
-        self._finder = RustTokenizer(BPE())  # a tokenizer of these tokens alone
+        # A tokenizer of these tokens alone. Its cache would keep every short text, for each thread.
+        self._finder = RustTokenizer(BPE(cache_capacity=0))
         self._finder.add_tokens([AddedToken(text, normalized=False) for text in tokens])
         self._ids = list(tokens.values())
 
