@@ -43,7 +43,7 @@ FN uint64_t eight_at(const void* p) {
     return x;
 }
 
-// A vector of rows of eight, or of four, bytes.
+// A vector of rows of eight bytes.
 template <class At>
 FN U of_eights(At&& at) {
     if constexpr (LANES == 16)
@@ -53,15 +53,13 @@ FN U of_eights(At&& at) {
     else
         return (U)Eights{at(0), at(1)};
 }
+// Rows of four: each from the eight bytes that begin or end with it, of which a half is taken.
 template <class At>
 FN U of_fours(At&& at) {
-    if constexpr (LANES == 16)
-        return U{at(0), at(1), at(2),  at(3),  at(4),  at(5),  at(6),  at(7),
-                 at(8), at(9), at(10), at(11), at(12), at(13), at(14), at(15)};
-    else if constexpr (LANES == 8)
-        return U{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};
-    else
-        return U{at(0), at(1), at(2), at(3)};
+    auto first = [&](int j) __attribute__((always_inline)) { return eight_at(at(2 * j)); };
+    auto second = [&](int j) __attribute__((always_inline)) { return eight_at(at(2 * j + 1) - 1); };
+    const Eights low = Eights{} + 0xffffffff;
+    return (U)(((Eights)of_eights(first) & low) | ((Eights)of_eights(second) & ~low));
 }
 
 // A vector of runs of 16 bytes.
@@ -149,7 +147,6 @@ struct FewBits {
     static constexpr int id = type, block = SUPERBLOCK, bytes = size, part = SUPERBLOCK,
                          zero = zero_;
     static constexpr bool scaled = groups > 1;
-    static constexpr int group = SUPERBLOCK / groups;
     FN uint32_t d(const uint8_t* b, int) { return half_at(b); }
     FN void prepare(const uint8_t*, Prepared&) {}
     static constexpr float unit = 1;  // what d counts
@@ -252,7 +249,9 @@ struct IQ3_XXS : FewBits<18, 98, IQ3_XXS_ZERO, 8> {
     FN void codes(const uint8_t* b, const Prepared& p, Put&& put) {
 #pragma GCC unroll 16
         for (int c = 0; c < VECTORS; ++c) {
-            auto row = [&](int j) __attribute__((always_inline)) { return grid_IQ3_XXS.row[b[2 + c * LANES + j]]; };
+            auto row = [&](int j) __attribute__((always_inline)) {
+                return grid_IQ3_XXS.row + b[2 + c * LANES + j] + 1;
+            };
             put(c, negated(of_fours(row), 2 * zero, p.bits + c * LANES / 2));
         }
     }
@@ -278,7 +277,9 @@ struct IQ3_S : FewBits<21, 110, IQ3_S_ZERO, 8> {
     FN void codes(const uint8_t* b, const Prepared& p, Put&& put) {
 #pragma GCC unroll 16
         for (int c = 0; c < VECTORS; ++c) {
-            auto row = [&](int j) __attribute__((always_inline)) { return grid_IQ3_S.row[p.index[c * LANES + j]]; };
+            auto row = [&](int j) __attribute__((always_inline)) {
+                return grid_IQ3_S.row + p.index[c * LANES + j] + 1;
+            };
             put(c, negated(of_fours(row), 2 * zero, b + 74 + c * LANES / 2));
         }
     }

@@ -17,7 +17,7 @@ consteval Grid<Row, n> table(const uint16_t (&rows)[n], const int8_t (&value)[va
     const int bits = values == 8 ? 4 : 2;
     for (int i = 0; i < n; ++i)
         for (int k = 0; k < (int)sizeof(Row); ++k)
-            out.row[i] |= (Row)(value[rows[i] >> bits * k & ((1 << bits) - 1)] + zero) << 8 * k;
+            out.row[i + (sizeof(Row) == 4)] |= (Row)(value[rows[i] >> bits * k & ((1 << bits) - 1)] + zero) << 8 * k;
     return out;
 }
 

@@ -15,7 +15,7 @@ constexpr int IQ1_ZERO = 10, IQ2_ZERO = 43, IQ3_XXS_ZERO = 62, IQ3_S_ZERO = 15; 
 
 template <class Row, int n>
 struct Grid {
-    Row row[n];
+    Row row[n + 2 * (sizeof(Row) == 4)];  // of four bytes: with one more before and behind
 };
 
 #define ISOBIT_GRID(name, Row, n, zero) \

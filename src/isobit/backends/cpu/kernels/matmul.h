@@ -18,7 +18,7 @@ struct Quantised {
     void (*unpack)(const Quantised&, Rows, const uint8_t* ahead, bool stream, Tile&);
     void (*multiply[2])(Tile&, int zero, const Activations* const*, int n, F* y);
     // Columns of a tile of rows with one token; null if there is no more to win than by the others.
-    void (*fused[2][2])(const Product&, int row, int end, int t);
+    void (*fused[2][2])(const Product&, bool stream, int row, int end, int t);
 };
 
 // A tile is rows [row, row + LANES) of the product, of which those below end are stored.
@@ -90,7 +90,7 @@ void matmul_quantised(const void* format, const Product& m, int begin, int end) 
         int n = m.tokens - t < TOKEN_BLOCK ? m.tokens - t : TOKEN_BLOCK;
         for (int row = begin; row < end; row += LANES)
             if (n == 1 && f.fused[P - 1][stream])
-                f.fused[P - 1][stream](m, row, end, t);
+                f.fused[P - 1][stream](m, stream, row, end, t);
             else
                 several(f, m, P, stream, row, end, t, n);
     }
@@ -147,7 +147,7 @@ FN void add_token_blocks(Rows rows, const uint8_t* ahead, const Activations& x, 
 }
 
 template <class Format, int P, bool stream>
-void fused(const Product& m, int row, int end, int t) {
+void fused(const Product& m, bool, int row, int end, int t) {
     constexpr int size = superblock_bytes<Format>;
     const uint8_t* rows[LANES];
     tile_rows(m, row, end, rows);
@@ -208,7 +208,8 @@ constexpr Quantised nvfp4() {
     constexpr int steps = decoded_steps(NVFP4::largest);
     return {{"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, NVFP4::zero, NVFP4::part, false,
             NVFP4::part, unpack_nvfp4,
-            {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>}, {}};
+            {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>},
+            {{fused_nvfp4<1>, fused_nvfp4<1>}, {fused_nvfp4<2>, fused_nvfp4<2>}}};
 }
 
 static constexpr Quantised quantised_formats[] = {

@@ -12,12 +12,22 @@ struct alignas(32) RowCodes {
     int8_t scales[16];
 };
 
+FN const uint8_t* prefetch_until(const uint8_t* line, const uint8_t* end, bool stream) {
+#pragma GCC unroll 1
+    for (; line < end; line += 64)
+        if (stream)
+            __builtin_prefetch(line, 0, 0);
+        else
+            __builtin_prefetch(line, 0, 2);
+    return line;
+}
+
 template <class Format>
-FN void prepare_rows(Rows rows, const uint8_t* ahead, Prepared* prepared, uint32_t (*d)[LANES]) {
+FN void prepare_rows(Rows rows, const uint8_t* ahead, bool stream, Prepared* prepared, uint32_t (*d)[LANES]) {
     constexpr int size = SUPERBLOCK / Format::block * Format::bytes;
+    const uint8_t* line = ahead;
     for (int r = 0; r < LANES; ++r) {
-        for (int line = r * size / 64; line < (r + 1) * size / 64; ++line)
-            __builtin_prefetch(ahead + 64 * line, 0, 2);
+        line = prefetch_until(line, ahead + (r + 1) * size, stream);
 #pragma GCC unroll 4
         for (int b = 0; b < SUPERBLOCK / Format::part; ++b) d[b][r] = Format::d(rows[r], b);
         Format::prepare(rows[r], prepared[r]);
@@ -25,11 +35,11 @@ FN void prepare_rows(Rows rows, const uint8_t* ahead, Prepared* prepared, uint32
 }
 
 template <class Format>
-APART void unpack_rows(const Quantised&, Rows rows, const uint8_t* ahead, bool, Tile& tile) {
+APART void unpack_rows(const Quantised&, Rows rows, const uint8_t* ahead, bool stream, Tile& tile) {
     constexpr int parts = SUPERBLOCK / Format::part;
     Prepared prepared[LANES];
     uint32_t d[parts][LANES];
-    prepare_rows<Format>(rows, ahead, prepared, d);
+    prepare_rows<Format>(rows, ahead, stream, prepared, d);
     RowCodes unpacked[LANES];
     const uint8_t* at[LANES];
     for (int r = 0; r < LANES; ++r) {
@@ -55,37 +65,81 @@ struct NVFP4 {
     static constexpr int id = 40, block = 64, bytes = 36, part = 16, largest = 24, zero = 12;
 };
 
-// Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0.
+// Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0. A binary16 with
+// the same bits has a larger bias.
 FN F half_e4m3(U byte) {
-    const U number = (U)(byte != 0x7f), normal = (U)((byte & 0x78) != 0);
-    const U e = byte >> 3 & 15, m = (byte & 7) | (normal & 8);
-    const F power = (F)((e + (~normal & 1) + 116) << 23);  // 2^(e - 11), of subnormals 2^-10
-    return to_float((I)(m & number)) * power;
+    const U seven = byte & 0x7f, number = (U)(seven != 0x7f);
+    return half_to_float((seven & number) << 7) * 128.0f;
+}
+
+// f(g, d, codes) for each 16 values, whose codes are four vectors.
+template <class Use>
+FN void each_nvfp4(Rows rows, const uint8_t* ahead, bool stream, Use&& f) {
+    const U table = table16(FP4_CODES);
+    const uint8_t* line = ahead;
+#pragma GCC unroll 1
+    for (int i = 0; i < 4; ++i) {
+        U words[12];  // the last three begin again in the middle
+        gather16(rows, 36 * i, words);
+        gather16(rows, 36 * i + 16, words + 4);
+        gather16(rows, 36 * i + 20, words + 8);
+        line = prefetch_until(line, ahead + (i + 1) * LANES * NVFP4::bytes, stream);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) {
+            const U q[2] = {words[g < 3 ? 1 + 2 * g : 10], words[g < 3 ? 2 + 2 * g : 11]};
+            U codes[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) codes[j] = look_up(table, q[j % 2] >> j / 2 * 4 & LOW4);
+            f(4 * i + g, half_e4m3(words[0] >> 8 * g & 255), codes);
+        }
+    }
 }
 
 static void unpack_nvfp4(const Quantised&, Rows rows, const uint8_t* ahead, bool stream, Tile& tile) {
-    const U table = table16(FP4_CODES), ones = scale_at(table16(ONE_CODES), 0);
-    U words[36];
-#pragma GCC unroll 9
-    for (int i = 0; i < 9; ++i) gather16(rows, 16 * i, words + 4 * i);
-    int line = 0;
-#pragma GCC unroll 16
-    for (int g = 0; g < 16; ++g) {
-        const U *block = words + g / 4 * 9, *q = block + 1 + g % 4 * 2;
-        tile.d[g] = half_e4m3(block[0] >> g % 4 * 8 & 255);
+    const U ones = scale_at(table16(ONE_CODES), 0);
+    auto put = [&](int g, const F& d, const U* codes) __attribute__((always_inline)) {
+        tile.d[g] = d;
         tile.scale[g] = ones;
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-            U codes = look_up(table, q[j % 2] >> j / 2 * 4 & LOW4);
-            if (stream)
-                prefetch_line<NVFP4, true>(ahead, line, codes);
-            else
-                prefetch_line<NVFP4, false>(ahead, line, codes);
-            tile.codes[4 * g + j] = codes;
-            ++line;
-        }
-    }
+        memcpy(tile.codes + 4 * g, codes, sizeof(U[4]));
+    };
+    each_nvfp4(rows, ahead, stream, put);
     tile.blocks = 16;
+}
+
+// One token; sums so small are themselves as floats, and so are joined as integers as well.
+template <int P>
+void fused_nvfp4(const Product& m, bool stream, int row, int end, int t) {
+    constexpr int size = 4 * NVFP4::bytes;
+    const uint8_t* rows[LANES];
+    tile_rows(m, row, end, rows);
+    const Activations* x = inputs(m, t);
+    F y = {};
+    Padded last;
+    for (int s = 0; s < blocks_of(m.columns); ++s, ++x) {
+        if ((s + 1) * SUPERBLOCK > m.columns) last.fill(rows, (int)m.row_bytes - s * size, size);
+        F u = {};
+        auto add = [&](int g, const F& d, const U* codes) __attribute__((always_inline)) {
+            Part part[P];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
+#pragma GCC unroll 2
+                for (int p = 0; p < P; ++p)
+                    part[p] = dot(j ? part[p] : Part{}, codes[j],
+                                  broadcast(x->plane[p] + 16 * g + 4 * j));
+            int zero = x->sum16[0][g];
+            I sum = total(part[0]);
+            if constexpr (P == 2) {
+                zero = zero * 256 + x->sum16[1][g];
+                sum = (sum << 8) + total(part[1]);
+            }
+            u = u + d * to_float(sum - NVFP4::zero * zero);
+        };
+        each_nvfp4(rows, ahead_of(m, row, end, s, LANES * size), stream, add);
+        y = y + x->d * u;
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; ++r) rows[r] += size;
+    }
+    store_tile(m, row, end, t, y);
 }
 
 // Steps of dot() that one part can take, of the four that a group of 16 values is.
@@ -192,8 +246,29 @@ FN void add_row(const uint8_t* row, const Prepared& prepared, const Activations&
     }
 }
 
+// T of part b. Sums below 2^24 are themselves as floats, and so are joined as integers as well.
 template <class Format, int P>
-void by_row(const Product& m, int row, int end, int t) {
+FN F part_sums(I (*sums)[LANES], const Activations& x, int b) {
+    I whole[P];
+    if constexpr (Format::scaled) {
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) whole[p] = added_across(sums[p]);
+        return join<P>(whole);
+    }
+    constexpr int groups = Format::part / 16;
+    alignas(32) int16_t zero[2][16] = {};
+    for (int g = groups * b; g < groups * (b + 1); ++g)
+        zero[P - 1][g] = Format::zero, zero[0][g] = (P == 2 ? 256 : 1) * Format::zero;
+    I zeros = dot_sixteen(zero[0], x.sum16[0]);
+    if (P == 2) zeros += dot_sixteen(zero[1], x.sum16[1]);
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r)
+        sums[0][r] = (P == 2 ? (sums[0][r] << 8) + sums[P - 1][r] : sums[0][r]) - zeros;
+    return to_float(added_across(sums[0]));
+}
+
+template <class Format, int P>
+void by_row(const Product& m, bool stream, int row, int end, int t) {
     constexpr int size = SUPERBLOCK / Format::block * Format::bytes,
                   parts = SUPERBLOCK / Format::part;
     const uint8_t* rows[LANES];
@@ -207,7 +282,7 @@ void by_row(const Product& m, int row, int end, int t) {
         I sums[parts][P][LANES];
         uint32_t d[parts][LANES];
         Prepared prepared[LANES];
-        prepare_rows<Format>(rows, ahead_of(m, row, end, s, LANES * size), prepared, d);
+        prepare_rows<Format>(rows, ahead_of(m, row, end, s, LANES * size), stream, prepared, d);
         for (int r = 0; r < LANES; ++r) {
             add_row<Format, P>(rows[r], prepared[r], *x, sums, r);
             rows[r] += size;
@@ -215,17 +290,7 @@ void by_row(const Product& m, int row, int end, int t) {
         F u = {};
 #pragma GCC unroll 4
         for (int b = 0; b < parts; ++b) {
-            I whole[P];
-#pragma GCC unroll 2
-            for (int p = 0; p < P; ++p) {
-                whole[p] = added_across(sums[b][p]);
-                int sum = 0;
-                if (!Format::scaled)
-#pragma GCC unroll 16
-                    for (int g = 0; g < 16 / parts; ++g) sum += x->sum16[p][16 / parts * b + g];
-                whole[p] -= Format::zero * sum;
-            }
-            u = u + half_to_float(load(d[b])) * Format::unit * join<P>(whole);
+            u = u + half_to_float(load(d[b])) * Format::unit * part_sums<Format, P>(sums[b], *x, b);
         }
         y = y + x->d * u;
     }
