@@ -98,6 +98,7 @@ class Lowering:
         self.tables: list[RopeTable] = []
         self.states: list[int] = []
         self.scratch = self.scratch_values = 0
+        self.routers: list[int] = []
         self.graph = graph
         self._ops, self._only_traced = _rows_selected_early(graph)
         self._readers: dict[Value, list[int]] = {}
@@ -129,6 +130,8 @@ class Lowering:
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
             "vocab": self.graph.logits.shape.width,
+            "routers": len(self.routers),
+            "routed": max(self.routers, default=0),
         }
 
     # For the operations' own files, ops/KIND.py
@@ -244,6 +247,12 @@ class Lowering:
         self.states.append(shape.width)
         return len(self.states) - 1
 
+    def router(self, k: int) -> int:
+        """The number of what chooses k experts."""
+        self.routers.append(k)
+        assert set(self.routers) == {k}, "routers that choose different numbers"
+        return len(self.routers) - 1
+
     def table(self, table: RopeTable) -> int:
         """The number of a RoPE table."""
         if table not in self.tables:
@@ -300,9 +309,10 @@ class Lowering:
         products = (op for op in readers if isinstance(op.operation, MatMul | ExpertMatMul))
         if chain and any(w.format.quantized for op in products for w in op.weights):
             chain.ops.append(self._quantise(value))
-        if chain and any(isinstance(op.operation, Attention) for op in readers):
+        attends = [op.operation for op in readers if isinstance(op.operation, Attention)]
+        if chain and attends:
             self.slots[place.slot]["query"] = 1
-            scale = float(numerics.attention_scale(value.shape.row[1]))
+            scale = float(numerics.attention_scale(value.shape.row[1], attends[0].scale))
             chain.ops.append(instruction("query", in_=[place], numbers=[scale]))
 
     def _quantise(self, value: Value) -> Instruction:

@@ -9,11 +9,10 @@ from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.graph import Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import (
-    Add,
     ClampedGate,
     Combine,
     ExpertBias,
@@ -56,17 +55,14 @@ def config(r: Metadata, vocab: int) -> Config:
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
     assert isinstance(c, Config)
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            x = g.one("post_attn_residual", Add(), x, _attention(p, c, c.windows[i], h))
-            h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
-            x = g.one("post_ffn_residual", Add(), x, _experts(p, c, h))
     tensors.take("output.weight", c.vocab, c.hidden)  # never the embedding table
-    return blocks.head(g, c, tensors, x)
+    return blocks.transformer(
+        c,
+        tensors,
+        lambda p, i, h: _attention(p, c, c.windows[i], h),
+        lambda p, _, h: _experts(p, c, h),
+        ffn_norm="post_attention_norm",
+    )
 
 
 def _attention(p: Part, c: Config, window: int | None, h: Value) -> Value:

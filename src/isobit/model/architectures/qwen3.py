@@ -9,7 +9,7 @@ from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.graph import Graph, Value
 from isobit.model.huggingface import (
     ATTENTION,
     DENSE_KEYS,
@@ -23,7 +23,7 @@ from isobit.model.huggingface import (
 )
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
-from isobit.numerics.ops import Add, Heads
+from isobit.numerics.ops import Heads
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def config(r: Metadata, vocab: int) -> Config:
     c = Config(**vars(found), rope=rope_scaling(r, arch, table))
     images = arch.startswith("qwen3vl")
     # The sections are of images; a text has one position everywhere.
-    check(r, c, rope_keys=frozenset({"dimension_sections"} if images else ()), scaled=True)
+    check(r, c, known={"rope.dimension_sections"} if images else (), scaled=True)
     r.only(f"{arch}.rope.dimension_count", c.head_dim)
     r.only(f"{arch}.expert_weights_scale", 1.0)
     r.only(f"{arch}.expert_shared_count", 0)
@@ -51,17 +51,12 @@ def config(r: Metadata, vocab: int) -> Config:
 
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            x = g.one("post_attn_residual", Add(), x, _attention(p, c, h))
-            h = p.norm("ffn_norm", "ffn_norm", c.eps, x)
-            y = blocks.experts(p, c, h) if c.is_moe else blocks.dense(p, "ffn", "", c.ffn, h)
-            x = g.one("post_ffn_residual", Add(), x, y)
-    return blocks.head(g, c, tensors, x)
+    return blocks.transformer(
+        c,
+        tensors,
+        lambda p, _, h: _attention(p, c, h),
+        lambda p, _, h: blocks.feed_forward(p, c, h),
+    )
 
 
 def _attention(p: Part, c: ModelConfig, h: Value) -> Value:

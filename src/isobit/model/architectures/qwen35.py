@@ -9,7 +9,7 @@ from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.graph import Graph, Value
 from isobit.model.huggingface import (
     ADD_ONE,
     ATTENTION,
@@ -21,17 +21,16 @@ from isobit.model.huggingface import (
     MINUS_EXP,
     ONLY,
     OUTSIDE,
+    SHARED_EXPERT,
     Drop,
     HuggingFace,
     Reorder,
     Source,
     Sources,
-    weights,
 )
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import (
-    Add,
     CausalConv,
     Columns,
     Decay,
@@ -83,7 +82,7 @@ def config(r: Metadata, vocab: int) -> Config:
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if moe else 0,
     )
     # The sections are of images; a text has one position everywhere.
-    check(r, c, rope_keys=frozenset({"dimension_sections"}))
+    check(r, c, known={"rope.dimension_sections"})
     r.only(f"{arch}.ssm.inner_size", value_heads * c.state_size)
     return c
 
@@ -103,22 +102,19 @@ def _recurrent(r: Metadata, arch: str, layers: int) -> tuple[bool, ...]:
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
     assert isinstance(c, Config)
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            y = _delta_net(p, c, h) if c.recurrent[i] else _attention(p, c, h)
-            x = g.one("post_attn_residual", Add(), x, y)
-            h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
-            if c.is_moe:
-                y = blocks.shared_expert(p, c.shared_ffn, h, blocks.experts(p, c, h))
-            else:
-                y = blocks.dense(p, "ffn", "", c.ffn, h)
-            x = g.one("post_ffn_residual", Add(), x, y)
     tensors.leave_out_layers(c.n_layers)  # they draft tokens ahead; no token depends on them
-    return blocks.head(g, c, tensors, x)
+    return blocks.transformer(
+        c,
+        tensors,
+        lambda p, i, h: (_delta_net if c.recurrent[i] else _attention)(p, c, h),
+        lambda p, _, h: _feed_forward(p, c, h),
+        ffn_norm="post_attention_norm",
+    )
+
+
+def _feed_forward(p: Part, c: Config, h: Value) -> Value:
+    y = blocks.feed_forward(p, c, h)
+    return blocks.shared_expert(p, c.shared_ffn, h, y) if c.is_moe else y
 
 
 def _attention(p: Part, c: Config, h: Value) -> Value:
@@ -211,17 +207,6 @@ def _norm(name: str) -> Source:
     return Source(f"{name}.weight", float32=True, change=ADD_ONE)
 
 
-_SHARED: Sources = {
-    **EXPERTS,
-    **weights(
-        ffn_gate_shexp="mlp.shared_expert.gate_proj",
-        ffn_up_shexp="mlp.shared_expert.up_proj",
-        ffn_down_shexp="mlp.shared_expert.down_proj",
-    ),
-    "ffn_gate_inp_shexp.weight": Source("mlp.shared_expert_gate.weight", (Drop(0),)),
-}
-
-
 def _metadata(c: Metadata) -> dict[str, Entry]:
     """What config.json says in other words than a file's metadata."""
     keys, shared, size = _delta_heads(c)
@@ -266,7 +251,7 @@ _MIXTURE = HuggingFace(
     "qwen35moe",
     "Qwen3_5MoeForCausalLM",
     KEYS | EXPERT_KEYS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
-    lambda c: {**_layer(c), **_SHARED},
+    lambda c: {**_layer(c), **EXPERTS, **SHARED_EXPERT},
     _OUTSIDE,
     _ONLY,
     _metadata,
