@@ -7,7 +7,7 @@ namespace isobit::ISOBIT_SIMD {
 
 constexpr int TOKEN_BLOCK = 64;
 
-// What a format's products are made of; `planes` and `stream` choose among several.
+// What a format's products are made of; `stream`: its weights are fetched as data that is used once.
 struct Quantised {
     FormatInfo info;
     int zero;
@@ -18,7 +18,7 @@ struct Quantised {
     void (*unpack)(const Quantised&, Rows, const uint8_t* ahead, bool stream, Tile&);
     void (*multiply[2])(Tile&, int zero, const Activations* const*, int n, F* y);
     // Columns of a tile of rows with one token; null if there is no more to win than by the others.
-    void (*fused[2][2])(const Product&, bool stream, int row, int end, int t);
+    void (*fused[2])(const Product&, bool stream, int row, int end, int t);
 };
 
 // A tile is rows [row, row + LANES) of the product, of which those below end are stored.
@@ -89,8 +89,8 @@ void matmul_quantised(const void* format, const Product& m, int begin, int end) 
     for (int t = 0; t < m.tokens; t += TOKEN_BLOCK) {
         int n = m.tokens - t < TOKEN_BLOCK ? m.tokens - t : TOKEN_BLOCK;
         for (int row = begin; row < end; row += LANES)
-            if (n == 1 && f.fused[P - 1][stream])
-                f.fused[P - 1][stream](m, stream, row, end, t);
+            if (n == 1 && f.fused[P - 1])
+                f.fused[P - 1](m, stream, row, end, t);
             else
                 several(f, m, P, stream, row, end, t, n);
     }
@@ -98,8 +98,8 @@ void matmul_quantised(const void* format, const Product& m, int begin, int end) 
 
 // One token.
 
-template <class Format, int P, bool stream>
-FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
+template <class Format, int P>
+FN void add_token(Rows rows, const uint8_t* ahead, bool stream, const Activations& x, F& y) {
     typedef ShapeOf<Format> S;
     constexpr int group = Format::group / 4;
     Scales w;
@@ -109,7 +109,7 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
     int n = 0;
     Format::codes(rows, [&](int j, U codes) __attribute__((always_inline)) {
         const int g = j / group;
-        prefetch_line<Format, stream>(ahead, n++, codes);
+        prefetch_line<Format>(ahead, n++, codes, stream);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
             part[g][p] = dot(j % S::steps ? part[g][p] : typename S::Part{}, codes,
@@ -121,15 +121,15 @@ FN void add_token(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
     add_superblock<S, P>(w, Format::zero, sums, x, y);
 }
 
-template <class Format, int P, bool stream>
-FN void add_token_blocks(Rows rows, const uint8_t* ahead, const Activations& x, F& y) {
+template <class Format, int P>
+FN void add_token_blocks(Rows rows, const uint8_t* ahead, bool stream, const Activations& x, F& y) {
     typedef ShapeOf<Format> S;
     constexpr int n = Format::block / 4;
     F sum = {};
     int line = 0;
     each_block<Format>(rows, [&](int b, Block<Format>& w) __attribute__((always_inline)) {
 #pragma GCC unroll 64
-        for (U& codes : w.codes) prefetch_line<Format, stream>(ahead, line++, codes);
+        for (U& codes : w.codes) prefetch_line<Format>(ahead, line++, codes, stream);
         I sums[P] = {};
 #pragma GCC unroll 8
         for (int j0 = 0; j0 < n; j0 += S::steps)
@@ -146,8 +146,8 @@ FN void add_token_blocks(Rows rows, const uint8_t* ahead, const Activations& x, 
     y = y + x.d * sum;
 }
 
-template <class Format, int P, bool stream>
-void fused(const Product& m, bool, int row, int end, int t) {
+template <class Format, int P>
+void fused(const Product& m, bool stream, int row, int end, int t) {
     constexpr int size = superblock_bytes<Format>;
     const uint8_t* rows[LANES];
     tile_rows(m, row, end, rows);
@@ -157,10 +157,10 @@ void fused(const Product& m, bool, int row, int end, int t) {
     for (int s = 0; s < blocks_of(m.columns); ++s, ++x) {
         const uint8_t* ahead = ahead_of(m, row, end, s, LANES * size);
         if constexpr (Format::block == SUPERBLOCK) {
-            add_token<Format, P, stream>(rows, ahead, *x, y);
+            add_token<Format, P>(rows, ahead, stream, *x, y);
         } else {
             if ((s + 1) * SUPERBLOCK > m.columns) last.fill(rows, (int)m.row_bytes - s * size, size);
-            add_token_blocks<Format, P, stream>(rows, ahead, *x, y);
+            add_token_blocks<Format, P>(rows, ahead, stream, *x, y);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < LANES; ++r) rows[r] += size;
@@ -187,12 +187,7 @@ constexpr Quantised quantised(const char* name) {
                    unpack<Format>,
                    {multiply<S, 1>, multiply<S, 2>},
                    {}};
-    if constexpr (FUSES) {
-        f.fused[0][0] = fused<Format, 1, false>, f.fused[1][0] = fused<Format, 2, false>;
-#ifdef ISOBIT_STREAMS
-        f.fused[0][1] = fused<Format, 1, true>, f.fused[1][1] = fused<Format, 2, true>;
-#endif
-    }
+    if constexpr (FUSES) f.fused[0] = fused<Format, 1>, f.fused[1] = fused<Format, 2>;
     return f;
 }
 
@@ -201,7 +196,7 @@ constexpr Quantised few_bits(const char* name) {
     constexpr int steps = decoded_steps(2 * Format::zero);
     return {{name, Format::id, Format::block, Format::bytes}, Format::zero, 16, false, Format::part,
             unpack_rows<Format>, {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>},
-            {{by_row<Format, 1>, by_row<Format, 1>}, {by_row<Format, 2>, by_row<Format, 2>}}};
+            {by_row<Format, 1>, by_row<Format, 2>}};
 }
 
 constexpr Quantised nvfp4() {
@@ -209,7 +204,7 @@ constexpr Quantised nvfp4() {
     return {{"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, NVFP4::zero, NVFP4::part, false,
             NVFP4::part, unpack_nvfp4,
             {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>},
-            {{fused_nvfp4<1>, fused_nvfp4<1>}, {fused_nvfp4<2>, fused_nvfp4<2>}}};
+            {fused_nvfp4<1>, fused_nvfp4<2>}};
 }
 
 static constexpr Quantised quantised_formats[] = {

@@ -25,9 +25,8 @@ FN U broadcast(const void* p) {
 }
 
 // Once v is known: else the compiler would heap prefetches up, more than the core can have under way.
-template <bool stream>
-FN void prefetch(const void* p, U& v) {
-    if constexpr (stream)
+FN void prefetch(const void* p, U& v, bool stream) {
+    if (stream)
         asm volatile("prefetchnta %1" : "+v"(v) : "m"(*(const char*)p));
     else
         asm volatile("prefetcht1 %1" : "+v"(v) : "m"(*(const char*)p));

@@ -29,8 +29,7 @@ FN U broadcast(const void* p) {
     return (U)vdupq_n_u32(x);
 }
 
-template <bool>
-FN void prefetch(const void* p, U& v) {
+FN void prefetch(const void* p, U& v, bool) {
     asm volatile("prfm pldl2keep, [%1]" : "+w"(v) : "r"(p));
 }
 

@@ -26,8 +26,7 @@ FN U broadcast(const void* p) {
     return x - U{};
 }
 
-template <bool>
-FN void prefetch(const void* p, U&) { __builtin_prefetch(p, 0, 2); }
+FN void prefetch(const void* p, U&, bool) { __builtin_prefetch(p, 0, 2); }
 
 // 16 bytes at the same offset of each row: out[j] holds every row's j-th four bytes.
 FN void gather16(const uint8_t* const* rows, size_t offset, U* out) {

@@ -98,11 +98,11 @@ FN void add_superblock(const Scales& w, int zero, I* sums, const Activations& x,
 template <class Format>
 constexpr int superblock_bytes = SUPERBLOCK / Format::block * Format::bytes;
 
-template <class Format, bool stream>
-FN void prefetch_line(const uint8_t* ahead, int i, U& codes) {
+template <class Format>
+FN void prefetch_line(const uint8_t* ahead, int i, U& codes, bool stream) {
     constexpr int lines = (LANES * superblock_bytes<Format> + 63) / 64, again = 16;
-    if (i < lines) prefetch<stream>(ahead + 64 * i, codes);
-    if (i >= again && i < again + lines) prefetch<stream>(ahead + 64 * (i - again), codes);
+    if (i < lines) prefetch(ahead + 64 * i, codes, stream);
+    if (i >= again && i < again + lines) prefetch(ahead + 64 * (i - again), codes, stream);
 }
 
 // The rows' superblocks by 16 bytes, each block unpacked as soon as all of it is there: f(b, block).
@@ -135,11 +135,7 @@ template <class Format>
 APART void unpack(const Quantised&, Rows rows, const uint8_t* ahead, bool stream, Tile& tile) {
     int n = 0;
     auto put = [&](int j, U codes) __attribute__((always_inline)) {
-        if (stream)
-            prefetch_line<Format, true>(ahead, n, codes);
-        else
-            prefetch_line<Format, false>(ahead, n, codes);
-        ++n;
+        prefetch_line<Format>(ahead, n++, codes, stream);
         tile.codes[j] = codes;
     };
     if constexpr (Format::block == SUPERBLOCK) {
