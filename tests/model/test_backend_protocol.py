@@ -67,7 +67,7 @@ def test_capabilities(backend: Backend) -> None:
     assert (backend.limits.vocabulary, backend.limits.pages) == (320, 6)
     memory = backend.memory()
     assert memory is None or 0 < memory.free <= memory.total
-    assert backend.on_host or not backend.on_device or backend.name == "cuda"
+    assert bool(backend.on_device) == (backend.name in {"cuda", "wgpu"})
 
 
 @pytest.mark.parametrize("some", [True, False, None])
