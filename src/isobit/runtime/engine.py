@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import Tap, by_sequence
+from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
 from isobit.errors import ContextFull, IsobitError
 from isobit.numerics import TILE
 from isobit.runtime.batches import Asked, Batches, Next, Part
-from isobit.runtime.blocks import Blocks, PageTable, Routes
+from isobit.runtime.blocks import Blocks, PageTable
 from isobit.runtime.grammar import Constraint
 from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
@@ -32,7 +32,6 @@ from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
-ROUTES = "moe_router_indices"
 _PATIENCE = 0.02
 """Seconds that listeners on the processors that passes run on have before the next pass: threads of
 a pass meet many times, and one that another thread keeps from running holds up all."""
@@ -53,11 +52,7 @@ class Engine:
         self._batches = Batches()
         self._pace = Pace()
         self.scheduler.beside = self._pace.beside
-        layers = sum(name == ROUTES for name, _ in model.graph.stages)
-        self._route_type = np.dtype(np.uint8 if model.config.n_experts <= 256 else np.int16)
-        self.no_routes: Routes = np.empty(
-            (0, layers, model.config.n_experts_used), self._route_type
-        )
+        self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
         self._books = threading.Condition()
@@ -137,7 +132,7 @@ class Engine:
             wanted = range(len(ids) - 1)
         if hidden:
             wanted = (len(ids) - 1,)
-        if watch is not None and watch.stages - {ROUTES}:
+        if watch is not None and watch.stages - {CHOSEN}:
             salt = None  # of tokens that are not run there are no stages
         if model.graph.recurrent and not model.backend.copies_states:
             salt = None
@@ -316,29 +311,17 @@ class Engine:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
         model, asked = self.model, Asked(parts, self._batches)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
-        seen: list[NDArray[np.generic]] = []
-        stages: frozenset[str] = frozenset()
         watched: dict[int, Watcher] = {}
-        for i, (work, generation) in enumerate(parts):
-            if work.request.routes:
-                stages |= {ROUTES}
-            if generation.watch is not None and generation.watch.stages - {ROUTES}:
+        for i, (_, generation) in enumerate(parts):
+            if generation.watch is not None and generation.watch.stages - {CHOSEN}:
                 watched[i] = generation.watch
-                stages |= generation.watch.stages
-        if not stages:
+        if not watched:
             results = model.run_batch(batch, wanted)
         else:
-            others = by_sequence(model.graph, batch, {i: _others(w) for i, w in watched.items()})
-
-            def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-                if stage == ROUTES:
-                    seen.append(np.array(value))
-                if watched:
-                    others(stage, layer, value)
-
+            stages = frozenset[str]().union(*(w.stages for w in watched.values())) - {CHOSEN}
+            tap = by_sequence(model.graph, batch, {i: _seen_by(w) for i, w in watched.items()})
             results = model.run_batch(batch, wanted, tap, stages)
-        routes: Routes | None = np.stack(seen, axis=1).astype(self._route_type) if seen else None
-        return asked.answer(model, wanted, results), routes
+        return asked.answer(model, wanted, results), results.routes
 
     def _hand_out(
         self,
@@ -353,7 +336,7 @@ class Engine:
         listeners: set[Listener] = set()
         self._in_pass.clear()
         prompt = attended = 0
-        for (part, generation), (token, logits, error) in zip(parts, found, strict=True):
+        for (part, generation), (token, digest, error) in zip(parts, found, strict=True):
             request = part.request
             n = len(part.tokens)
             stop = start + n
@@ -373,7 +356,7 @@ class Engine:
                     pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
-                    generation.give(token, logits, now)
+                    generation.give(token, digest, now)
             except BaseException as error:  # of one generation, as of what watches it
                 self._fail(generation, error)
             else:
@@ -428,9 +411,8 @@ class Engine:
     def _saw(self, generation: Generation, routes: Routes) -> None:
         generation.seen.append(routes)
         watch = generation.watch
-        if watch is not None and ROUTES in watch.stages:
-            for layer in range(routes.shape[1]):
-                watch.tap(ROUTES, layer, routes[:, layer])
+        if watch is not None and CHOSEN in watch.stages:
+            watch.routed(routes)
 
     # Ends
 
@@ -471,14 +453,12 @@ class Engine:
 
 
 def _sees_routes(watch: Watcher | None) -> bool:
-    return watch is not None and ROUTES in watch.stages
+    return watch is not None and CHOSEN in watch.stages
 
 
-def _others(watch: Watcher) -> Tap:
-    """A tap for all that it wants to see but the experts, which come with those of cached pages."""
-
+def _seen_by(watch: Watcher) -> Tap:
     def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-        if stage != ROUTES and stage in watch.stages:
+        if stage in watch.stages:
             watch.tap(stage, layer, np.array(value))
 
     return tap

@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from isobit.backends.base import Routes
 from isobit.errors import IsobitError, UsageError
 from isobit.numerics import TILE
-from isobit.runtime.blocks import Blocks, Routes
+from isobit.runtime.blocks import Blocks
 from isobit.runtime.request import Request, State
 
 KEEP_EVERY = 4 * TILE

@@ -19,7 +19,7 @@ from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
 from isobit.server.errors import ShuttingDown
 from isobit.server.incoming import read, unless_gone
-from isobit.server.prompts import Asked, Prompt, encoded, listed
+from isobit.server.prompts import Asked, Prompt, Whole, encoded, listed
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048
@@ -33,7 +33,7 @@ class EmbeddingRequest(Asked):
     input: Prompt
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Whole | None = Field(None, ge=1)
     """So many of the vector, the first, made a unit vector again."""
 
 
