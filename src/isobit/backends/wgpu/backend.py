@@ -9,11 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.base import (
+    F32,
+    GIVEN,
+    I32,
+    LIKELIEST,
+    TOP,
+    Backend,
+    Batch,
+    Results,
+    Tap,
+    Wanted,
+)
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import Pass
+from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
 from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
 from isobit.model.weights import Weights
@@ -24,12 +36,15 @@ _ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
 _RECORDINGS = 16  # kept for passes of the same shape
 
 Trace = Callable[[str, int | None, NDArray[np.generic]], None]
+Take = Callable[[NDArray[np.intp], I32], None]
+"""Takes numbers of rows of the batch's that something is wanted of, and their words."""
 
 
 class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
+    on_device = frozenset({LIKELIEST, TOP, GIVEN})
 
     def __init__(
         self, weights: Weights, engine: EngineConfig, device: Device | None = None
@@ -51,15 +66,18 @@ class WgpuBackend(Backend):
             self._plan = Plan.of(g, engine, self.limits, self._device.binding_bytes)
             with self._device.guarded():
                 self._plan.load(g, self._device)
-                self._staging = self._device.staging(self._plan.bytes(self._graph.logits))
+                rows = self._plan.rows[LOGIT_ROWS]
+                self._measuring = Measuring(self._device, rows)
+                most = max(self._plan.bytes(self._graph.logits), 4 * MOST * rows)
+                self._staging = self._device.staging(most)
         except BaseException:
             self.close()
             raise
         self._logits, self._vocab = weights.graph.logits.name, weights.graph.logits.shape.width
         self._rope = [_RopeRows(table) for table in g.rope_tables]
-        self._recordings: OrderedDict[tuple[Pass, bool], Recording] = OrderedDict()
+        self._recordings: OrderedDict[tuple[Pass, bool, Asked | None], Recording] = OrderedDict()
         self._generation = self._device.generation
-        self._ahead: tuple[Pass, Any] | None = None
+        self._ahead: tuple[Pass, Asked | None, Any] | None = None
 
     @property
     def device(self) -> str:
@@ -81,9 +99,12 @@ class WgpuBackend(Backend):
             if stages is None or stage in stages:
                 traced.setdefault((stage, layer), []).append(value)
 
+        def take(rows: NDArray[np.intp], words: I32) -> None:
+            logits[rows] = words.view(np.float32)
+
         with self._device.guarded():
             for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
-                self._pass(batch, first, logits, collect if tap is not None else None)
+                self._pass(batch, first, take, trace=collect if tap is not None else None)
         if tap is not None:
             for (stage, layer), parts in traced.items():
                 tap(stage, layer, parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -91,8 +112,43 @@ class WgpuBackend(Backend):
                 tap(self._logits, None, logits)
         return logits
 
-    def _pass(self, batch: Batch, first: int, logits: F32, trace: Trace | None) -> None:
-        """Run as many tokens from ``first`` on as the buffers hold."""
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """What is wanted, made on the device if that is little and no logits."""
+        asked = Asked.of(wanted, self._vocab)
+        if tap is not None or asked is None:
+            return super().compute(batch, wanted, tap, stages)
+        found = Measured.empty(len(batch.logit_rows), asked)
+
+        def take(rows: NDArray[np.intp], words: I32) -> None:
+            found.take(rows, words, asked)
+
+        with self._device.guarded():
+            for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
+                self._pass(batch, first, take, asked, wanted.given)
+        return Results(
+            found.likeliest >= 0,
+            likeliest=found.likeliest if wanted.likeliest else None,
+            top_ids=found.top_ids if wanted.top else None,
+            top=found.top if wanted.top else None,
+            given=None if wanted.given is None else found.given,
+        )
+
+    def _pass(
+        self,
+        batch: Batch,
+        first: int,
+        take: Take,
+        asked: Asked | None = None,
+        given: I32 | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """Run as many tokens from ``first`` on as the buffers hold.
+
+        ``take`` gets what is asked of rows, some after the other, of ``given`` ids; their logits if
+        that is None.
+        """
         last = min(first + self._plan.rows[TOKENS], len(batch.tokens))
         wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
         positions = batch.positions[first:last]
@@ -119,16 +175,21 @@ class WgpuBackend(Backend):
         at_once = self._plan.rows[LOGIT_ROWS]
         for row in range(0, max(len(wanted), 1), at_once):
             count = min(at_once, len(wanted) - row)
-            now = replace(p, first=row, count=count)
-            self._device.submit(self._command(now, traced=trace is not None))
-            size = 4 * count * self._vocab
+            now, rows_now = replace(p, first=row, count=count), wanted[row : row + count]
+            if given is not None:
+                self._measuring.give(np.ascontiguousarray(given[rows_now]))
+            self._device.submit(self._command(now, asked, traced=trace is not None))
+            size = self._bytes(now, asked)
             with self._device.fetching(self._staging, size) if count else nullcontext() as rows:
                 if row == 0 and p.tokens == 1 and trace is None:
                     # While the device works: the next token's pass is most likely the same.
-                    self._ahead = now, self._encode(now, traced=False)
+                    self._ahead = now, asked, self._encode(now, asked, traced=False)
                 if rows is not None:
-                    values = rows().view(np.float32).reshape(count, -1)
-                    logits[wanted[row : row + count]] = values
+                    take(rows_now, rows().view(np.int32).reshape(count, -1))
+
+    def _bytes(self, p: Pass, asked: Asked | None) -> int:
+        """Of what comes to the host."""
+        return 4 * p.count * (self._vocab if asked is None else asked.words)
 
     def _runs(self, batch: Batch, first: int, last: int) -> I32:
         """First token, last token + 1 and state of each sequence in a pass: int32 [n, 3]."""
@@ -140,22 +201,26 @@ class WgpuBackend(Backend):
         ends = np.append(starts[1:], len(sequence))
         return np.stack([starts, ends, states[starts]], axis=1).astype(np.int32)
 
-    def _command(self, p: Pass, *, traced: bool) -> Any:
+    def _command(self, p: Pass, asked: Asked | None, *, traced: bool) -> Any:
         if self._ahead is not None and not traced and p.first == 0:
-            (ahead, command), self._ahead = self._ahead, None
-            if ahead == p and self._generation == self._device.generation:
+            (*ahead, command), self._ahead = self._ahead, None
+            if ahead == [p, asked] and self._generation == self._device.generation:
                 return command
-        return self._encode(p, traced=traced)
+        return self._encode(p, asked, traced=traced)
 
-    def _encode(self, p: Pass, *, traced: bool) -> Any:
-        """The pass (at the first row of logits, unless it has run traced) and some logits."""
-        key = p, traced and p.first == 0
+    def _encode(self, p: Pass, asked: Asked | None, *, traced: bool) -> Any:
+        """The pass (at the first row of logits, unless it has run traced), some logits, and what is
+        asked of them."""
+        key = p, traced and p.first == 0, asked
         if key not in self._recordings or self._generation != self._device.generation:
             steps: list[Step] = []
             if p.first == 0 and not traced:
                 steps += [s for s in self._graph.steps(p, traced=False) if isinstance(s, Step)]
             if p.count:
                 steps += self._graph.head(p)
+                if asked is not None:
+                    logits = self._graph.logits.buffer
+                    steps.append(self._measuring.step(logits, self._vocab, p.count, asked))
             recording = self._device.record(steps)
             if self._generation != self._device.generation:
                 self._generation = self._device.generation
@@ -164,8 +229,9 @@ class WgpuBackend(Backend):
             if len(self._recordings) > _RECORDINGS:
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(key)
-        logits = self._graph.logits.buffer, 0, 4 * p.count * self._vocab, self._staging
-        return self._device.encode(self._recordings[key], logits if p.count else None)
+        result = self._graph.logits.buffer if asked is None else self._measuring.found
+        copy = result, 0, self._bytes(p, asked), self._staging
+        return self._device.encode(self._recordings[key], copy if p.count else None)
 
     def _run_traced(self, p: Pass, trace: Trace) -> None:
         steps: list[Step] = []

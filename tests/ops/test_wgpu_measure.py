@@ -1,0 +1,71 @@
+"""What wgpu makes of logits where they lie, against the specification, bit for bit."""
+
+import numpy as np
+import pytest
+
+from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
+from isobit.numerics import log_softmax, top_logprobs
+
+from .cases import identical
+from .test_sampling import distributions
+from .wgpu_support import Guards, open_device
+
+
+@pytest.fixture
+def device(monkeypatch):
+    device = open_device()
+    guards = Guards(device, monkeypatch)
+    yield device
+    guards.check()
+
+
+def measured(device, logits, ids, k):
+    """Of every row, in one dispatch."""
+    asked = Asked(ids.shape[1], k)
+    measuring, rows = Measuring(device, len(logits)), np.arange(len(logits))
+    measuring.give(ids)
+    device.run([measuring.step(device.upload(logits), logits.shape[1], len(logits), asked)])
+    words = device.read(measuring.found, np.int32, len(logits) * asked.words)
+    found = Measured.empty(len(logits), asked)
+    found.take(rows, words.reshape(len(logits), -1), asked)
+    return found
+
+
+@pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 5000])
+def test_rows_of_every_kind(device, rng, n):
+    logits = distributions(rng, n)
+    logits[4] = np.where(rng.random(n) < 0.5, 0.0, -0.0)  # equals
+    k = min(n, 9)
+    for given in (0, 3):
+        ids = rng.integers(0, n, (len(logits), given)).astype(np.int32)
+        found = measured(device, logits, ids, k)
+        top_ids, top = top_logprobs(logits, k)
+        assert found.likeliest.tolist() == logits.argmax(1).tolist()
+        assert found.top_ids.tolist() == top_ids.tolist()
+        identical(found.top, top)
+        identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
+
+
+def test_the_likeliest_alone_and_as_many_as_can_be(device, rng):
+    logits = distributions(rng, 1000)
+    nothing = np.empty((len(logits), 0), np.int32)
+    assert measured(device, logits, nothing, 0).likeliest.tolist() == logits.argmax(1).tolist()
+    k = (MOST - 1) // 2
+    top_ids, top = top_logprobs(logits, k)
+    found = measured(device, logits, nothing, k)
+    assert found.top_ids.tolist() == top_ids.tolist()
+    identical(found.top, top)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_spoils_no_other(device, rng, wrong):
+    logits = distributions(rng, 300)
+    logits[2, int(rng.integers(300))] = wrong
+    ids = rng.integers(0, 300, (len(logits), 2)).astype(np.int32)
+    found = measured(device, logits, ids, 3)
+    assert np.flatnonzero(found.likeliest < 0).tolist() == [2]
+    assert found.top_ids[2].tolist() == [-1] * 3
+    assert np.isnan(found.top[2]).all()
+    assert np.isnan(found.given[2]).all()
+    good = np.arange(len(logits)) != 2
+    identical(found.top[good], top_logprobs(logits[good], 3)[1])
