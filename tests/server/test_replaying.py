@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-import threading
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -13,6 +13,7 @@ import pytest
 from isobit.runtime.model import Model
 from isobit.server import replaying
 from tests.server.conftest import serve
+from tests.server.test_limits import head, raw
 from tests.server.test_server import PROMPT, url, wait_for
 
 
@@ -63,45 +64,35 @@ def test_what_is_no_receipt_of_this_model_is_refused(
 def test_replays_wait_for_each_other_and_end_with_their_clients(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receipt, running, ended = answered(client), [], []
+    receipt, running = answered(client), []
 
     async def forever(*_: object) -> None:
-        running.append(None)
-        code = "import time; time.sleep(100)"
+        code = "import time; time.sleep(600)"
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        running.append(process)
         try:
             await process.wait()
         finally:
             process.kill()
             await process.wait()
-            running.pop()
-            ended.append(None)
+            running.remove(process)
 
     monkeypatch.setattr(replaying, "_computed", forever)
     monkeypatch.setattr(replaying, "MOST_WAITING", 2)
     content = json.dumps({"isobit_receipt": receipt}).encode()
-    clients = [httpx.Client() for _ in range(3)]
-
-    def leave_early(each: httpx.Client) -> None:
-        with pytest.raises(httpx.TimeoutException):
-            each.post(url(client, "/replay"), content=content, timeout=2)
-
-    threads = [threading.Thread(target=leave_early, args=(each,)) for each in clients]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(running) == 1)
 
     def full() -> bool:
-        try:
-            answer = httpx.post(url(client, "/replay"), content=content, timeout=0.2)
-        except httpx.TimeoutException:
-            return False
-        return answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        with suppress(httpx.TimeoutException):  # it was let in, and leaves
+            answer = httpx.post(url(client, "/replay"), content=content, timeout=2)
+            return answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        return False
 
-    wait_for(full)
-    assert client.completions.create(model="m", prompt=PROMPT, max_tokens=1).choices
-    for thread in threads:
-        thread.join()
+    with raw(client) as one, raw(client) as two, raw(client) as three:
+        for each in (one, two, three):
+            each.sendall(head("/replay", len(content)) + content)
+        wait_for(full)
+        assert len(running) == 1
+        assert client.completions.create(model="m", prompt=PROMPT, max_tokens=1).choices
     wait_for(lambda: not running)
     monkeypatch.undo()
     assert replayed(client, receipt).json()["identical"]

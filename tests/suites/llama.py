@@ -30,7 +30,7 @@ _FILES = (
 _WORDS = "looks for the words or counts the tokens of its own model"
 _FIELDS = "looks for what only llama-server writes: build number, timings, progress, its error type"
 REASONS = {
-    r"startswith of str|is not None and False|__verbose|exceed_context_size": _FIELDS,
+    r"startswith of str|is not None and False|verbose_debug|exceed_context_size": _FIELDS,
     r"timings|telemetry|return_progress|'too large'": _FIELDS,
     r"match_regex|cached_tokens|embedding_usage": _WORDS,
     r"(stream.*|per_token.*) is None": "wants a first piece with null content",
