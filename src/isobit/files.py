@@ -24,8 +24,10 @@ def regular(path: str | Path, what: str) -> Path:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise FileRefused(no_such_file(path)) from None
-    except (OSError, ValueError):  # opening says it better
+    except OSError:  # opening says it better
         return path
+    except ValueError:
+        raise FileRefused(f"expected {what}, got a file name with a NUL in it") from None
     kind = next((name for holds, name in _KINDS if holds(mode)), None)
     if kind is not None:
         raise FileRefused(f"{path}: expected {what}, got {kind}")

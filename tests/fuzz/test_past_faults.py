@@ -183,6 +183,8 @@ def test_counts_paths_and_folders_in_contracts(tmp_path: Path) -> None:
             (many, "test-count"),
             (cites("tests/" + "a" * 300 + ".py"), "cited-file"),
             (cites("tests/x.d::test_a"), "cited-test"),
+            (cites("isobit nosuch"), "cited-option"),
+            (cites("isobit devices") + "\nversio: 1\n", "unknown-key"),  # a command and no more
         )
     ):
         (tmp_path / str(i)).mkdir()
@@ -230,6 +232,15 @@ def test_a_pipe_is_not_waited_for(read: Callable[[Path], object], tmp_path: Path
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileRefused, match="got a named pipe"):
         read(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["batch", "a\0b", "-o", "x"], ["replay", "a\0b"], ["contract", "lint", "a\0b"]],
+)
+def test_a_file_name_with_a_nul(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) in (2, 3)
+    assert "NUL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("planes", [True, 2.0, "2", None])

@@ -141,7 +141,7 @@ def _commands(document: Document, at: Key, text: str, commands: Commands) -> Non
             message = f"expected a command of isobit, got isobit {command}, which there is not"
             document.find("cited-option", message, at)
             continue
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in zip(words, [*words, ""][1:], strict=True):
             _option(document, at, f"isobit {command}", options, word, following)
 
 

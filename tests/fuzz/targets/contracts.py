@@ -57,11 +57,11 @@ def change(rng: random.Random, text: str) -> str:
             n = rng.choice(DEEP)
             lines.insert(i, rng.choice(["x: " + "[" * n, "x: " + "{a: " * n, "- " * n + "x"]))
         case 9:
-            at = rng.randrange(len(text))
+            at = rng.randrange(len(text) + 1)
             odd = ["\0", "\ufeff", "\x85", "\u2028", "\r", "\t", "'", '"', "{", "&a", "*a", "---\n"]
             return text[:at] + rng.choice(odd) + text[at + rng.randrange(3) :]
         case 10:
-            return text[: rng.randrange(len(text))]
+            return text[: rng.randrange(len(text) + 1)]
         case _:
             return rng.choice(
                 [text + "\n---\n" + text, text + "dup: 1\n" * 3000, "\n" * 9999 + text]
