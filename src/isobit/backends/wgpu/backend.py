@@ -9,18 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import (
-    F32,
-    GIVEN,
-    I32,
-    LIKELIEST,
-    TOP,
-    Backend,
-    Batch,
-    Results,
-    Tap,
-    Wanted,
-)
+from isobit.backends.base import F32, I32, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
@@ -44,7 +33,6 @@ class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
-    on_device = frozenset({LIKELIEST, TOP, GIVEN})
 
     def __init__(
         self, weights: Weights, engine: EngineConfig, device: Device | None = None

@@ -31,8 +31,9 @@ class Asked(NamedTuple):
         """None: logits must come to the host."""
         given = 0 if wanted.given is None else wanted.given.shape[1]
         asked = cls(given, min(wanted.top, vocabulary))
-        possible = wanted.logits is False and wanted.measures and asked.words <= MOST
-        return asked if possible else None
+        if wanted.logits is not False or wanted.digests or not wanted.measures:
+            return None
+        return asked if asked.words <= MOST else None
 
 
 class Measured(NamedTuple):
