@@ -6,6 +6,7 @@ pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,22 @@ WARPS = THREADS // 32
 Make = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
 
+
+@dataclass(frozen=True)
+class Variant:
+    """Ways to lower that are measured against one another. No bit depends on them."""
+
+    rows: tuple[int, ...] = ()
+    """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
+    ahead: int | None = None
+    """Of several rows' guessed experts, what is brought to the shared cache: bits for gate and up,
+    and for down; None: as much as half of it holds."""
+    deep: bool = False
+    """Whether kernels of several rows take as much shared memory as there is, else at most half."""
+
+
+PRESENT = Variant()
+
 Defines = Mapping[str, str | int]
 """Definitions that a kernel is compiled with."""
 Claimed = tuple[int, Callable[[], None]]
@@ -35,9 +52,17 @@ class Lowering:
     """What has been lowered so far of one program of a model."""
 
     def __init__(
-        self, graph: Graph, resident: Resident, gpu: Gpu, planes: int, kind: str = PASS
+        self,
+        graph: Graph,
+        resident: Resident,
+        gpu: Gpu,
+        planes: int,
+        kind: str = PASS,
+        rows: int = 1,
+        variant: Variant = PRESENT,
     ) -> None:
         self.gpu, self.resident, self.planes, self.kind = gpu, resident, planes, kind
+        self.rows, self.variant = rows, variant
         self.captured = kind != PASS
         self.tiles = -(-resident.context // TILE)
         self.made: list[Make | Mark] = []

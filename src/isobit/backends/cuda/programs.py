@@ -6,11 +6,11 @@ from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.lowering import PRESENT, Lowering, Variant
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.slots import BATCH, PASS, STEP, STEPS, TILES, Inboxes
-from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.backends.cuda.slots import BATCH, PASS, ROWS, STEP, STEPS, TILES, Inboxes
+from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows
 from isobit.backends.pool import Room, fitted
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
@@ -32,8 +32,8 @@ class Programs:
         engine: EngineConfig,
         limits: Limits,
         gpu: Gpu,
-        *,
         fused: bool = True,
+        variant: Variant = PRESENT,
     ) -> None:
         """Raises BackendUnavailable for a format or an operation without a kernel."""
         graph = weights.graph
@@ -41,9 +41,9 @@ class Programs:
         self._limits = limits
         together = min(engine.max_sequences, MOST_IN_STEP)
 
-        def program(kind: str) -> Program:
-            planes = engine.activation_planes
-            return Program(graph, self.resident, gpu, planes, kind, fused=fused)
+        def program(kind: str, rows: int = 1) -> Program:
+            at = graph, self.resident, gpu, engine.activation_planes, kind
+            return Program(*at, fused=fused, rows=rows, variant=variant)
 
         self._logits = graph.logits.key
         self._programs: list[tuple[Program, int]] = []
@@ -62,12 +62,17 @@ class Programs:
             made = program(STEPS)
             self.many = ManySequences(made, together)
             self._programs.append((made, together))
+        self.rows: dict[int, SeveralRows] = {}
+        for rows in variant.rows if steps else ():
+            made = program(ROWS, rows)
+            self.rows[rows] = SeveralRows(made, rows)
+            self._programs.append((made, rows))
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
         )
-        graphs = {STEP: 2, STEPS: together - 1}
+        graphs = {STEP: 2, STEPS: together - 1, ROWS: 2}
         self.plan = Plan(
             weights=self.resident.weights.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
@@ -97,7 +102,7 @@ class Programs:
         self.resident.load(gpu, self._limits.pages, self._limits.states)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n))
-        for steps in (self.one, self.many):
+        for steps in (self.one, self.many, *self.rows.values()):
             if steps is not None:
                 steps.start()
 
@@ -108,10 +113,12 @@ def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
 
 
-def room(weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool) -> Room:
+def room(
+    weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool, variant: Variant = PRESENT
+) -> Room:
     """What a device's free memory leaves to the KV cache."""
     limits = Limits.of(weights, engine)
-    plan = Programs(weights, engine, limits, gpu, fused=fused).plan
+    plan = Programs(weights, engine, limits, gpu, fused=fused, variant=variant).plan
     return Room(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
 
 

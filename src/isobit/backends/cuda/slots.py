@@ -16,9 +16,10 @@ TILES = "tiles"
 BATCH = "batch"
 """Rows of a slot: none; what the pass as a whole needs."""
 
-PASS, STEPS, STEP = "pass", "steps", "step"
-"""Kinds of program: any batch; one token of each of several sequences; one token of one sequence.
-The last two are captured: nothing of them may depend on lengths that the host knows."""
+PASS, STEPS, STEP, ROWS = "pass", "steps", "step", "rows"
+"""Kinds of program: any batch; one token of each of several sequences; one token of one sequence;
+so many tokens, of one sequence or of several. The last three are captured: nothing of them may
+depend on lengths that the host knows."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Inputs:
     """All tokens as ItemGroup of items.cuh: their number, and the groups."""
     generated: int = 0
     """int32: of a step, the likeliest tokens so far, by position."""
+    number: int = 0
+    """int32: of a step, which is not 0 and not that of the step before."""
+    of: int = 0
+    """int32 [T]: the number of each token's sequence, where one may have several."""
 
 
 @dataclass(frozen=True)

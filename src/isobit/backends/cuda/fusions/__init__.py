@@ -16,7 +16,7 @@ from isobit.backends.cuda.fusions import (
     step_attention,
 )
 from isobit.backends.cuda.lowering import Claimed, Lowering
-from isobit.backends.cuda.slots import PASS, STEP, STEPS
+from isobit.backends.cuda.slots import PASS, ROWS, STEP, STEPS
 from isobit.model.graph import Op
 
 Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]
@@ -26,6 +26,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     PASS: (head_vectors.claim, norm.claim, gate_up.claim),
     STEPS: _STEPS,
     STEP: (decode_layer.claim, decode_head.claim, *_STEPS),
+    ROWS: (decode_layer.claim, *_STEPS),
 }
 """By the kind of program."""
 

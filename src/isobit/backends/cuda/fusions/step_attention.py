@@ -14,6 +14,7 @@ from isobit.numerics import TILE
 from isobit.numerics.ops import Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
+MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
 INNER_OF_STEP = (*INNER, "q", "keys", "values")
 
@@ -36,7 +37,7 @@ def plain(attention: Op) -> bool:
 
 def takes(g: Lowering, h: HeadVectors) -> bool:
     """Whether decode_attention.cu knows such heads, and has the memory."""
-    return h.head_dim % 64 == 0 and _shared(h, 1) <= g.gpu.shared_most
+    return h.head_dim % 64 == 0 and _shared(h, 1, g.rows) <= g.gpu.shared_most
 
 
 def defines(h: HeadVectors) -> dict[str, str | int]:
@@ -61,13 +62,14 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
     """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head."""
     buffers = tile_buffers(h, g.gpu)
     at = p.inputs
+    kin = {"KIN": g.rows} if g.rows > 1 else {}
     g.launch(
         "fusions/decode/decode_attention",
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (qkv, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts, at.positions, at.pages, h.scale)
-        + (*h.cache.parts, g.tiles, *results.addresses),
-        defines(h) | {"BUFFERS": buffers},
-        shared=_shared(h, buffers),
+        + (*h.cache.parts, g.tiles, at.of, *results.addresses),
+        defines(h) | {"BUFFERS": buffers} | kin,
+        shared=_shared(h, buffers, g.rows),
     )
 
 
@@ -88,11 +90,11 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
     g.emit(make)
 
 
-def _shared(h: HeadVectors, buffers: int) -> int:
+def _shared(h: HeadVectors, buffers: int, rows: int = 1) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-h.heads // h.kv_heads // 8) * 8
     tiles = buffers * (4 * TILE * h.head_dim + 8 * TILE + 16)
-    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + 4 * h.head_dim + 8
+    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + rows * (4 * h.head_dim + 8)
 
 
 def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:

@@ -1,5 +1,8 @@
 // Attention of one token of each sequence (docs/numerics.md, section 6): head vectors and tiles in one
 // kernel. Integer products are tensor-core products of 8-bit planes, so they need HEAD_DIM % 64 == 0.
+//
+// With KIN, up to so many tokens that follow one another may be of one sequence. Nobody waits for the keys
+// and values of those before it: each makes them for itself.
 #ifndef AT_ONCE
 #define AT_ONCE 3
 #endif
@@ -10,6 +13,9 @@
 constexpr int BLOCKS_OF_8 = (GROUP + 7) / 8;  // products have 8 columns: query heads
 constexpr int EACH = HEAD_DIM / WARP;         // values of a head vector in a lane: lane + 32 i
 constexpr int ATTENTION_THREADS = 320;
+#ifndef KIN
+#define KIN 1
+#endif
 // A tile of one key-value head, as the cache holds it.
 struct TileBytes {
     int8 k[2][TILE][HEAD_DIM];
@@ -18,14 +24,14 @@ struct TileBytes {
 };
 struct AttentionShared {
     TileBytes tile[BUFFERS];
-    int8 k[2][HEAD_DIM], v[2][HEAD_DIM];   // of this token
-    int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];  // planes
+    int8 k[KIN][2][HEAD_DIM], v[KIN][2][HEAD_DIM];  // of this token, then of those before it
+    int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];           // planes
     union __align__(16) {                  // of a query head
         int dot[2][TILE];                  // with the planes of k
         int8 p[2][TILE];                   // planes of the weights, from then on
         int8 bytes[8 * TILE + 16];         // so that four heads' dots are stored to banks of their own
     } head[8 * BLOCKS_OF_8];
-    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk, dv;
+    float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk[KIN], dv[KIN];
     uint64 arrival[BUFFERS][2];  // of k and of v
 };
 
@@ -215,11 +221,12 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float*
         }
 }
 
-// Blocks: x tiles (dealt), y key-value head, z sequence. Results for each tile: merge.cuh.
+// Blocks: x tiles (dealt), y key-value head, z token. of: the number of each token's sequence, read if
+// there is KIN. Results for each tile: merge.cuh.
 KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float* k_norm, float eps,
                              const float* cosines, const float* sines, const int* positions,
                              const int* pages, float scale, int8* k, int8* v, float* dk, float* dv,
-                             int most_tiles, float2* max_and_sum, float* out) {
+                             int most_tiles, const int* of, float2* max_and_sum, float* out) {
     mark(6, 0);
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
@@ -236,12 +243,24 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     };
     fetch(0, 0), fetch(0, 1);  // more would make this step's few bytes wait behind tiles
     // Warps share the head vectors: the group's of q, then the one of k, then that of v.
-    constexpr int VECTORS = GROUP + 2, VECTOR_WARPS = ATTENTION_THREADS / WARP;
-    bool has_last = (tiles - 1) % int(gridDim.x) == t;  // this block has the tile of this token
+    int kin = 1;  // tokens of this sequence up to this one
+#if KIN > 1
+    while (kin <= sequence && of[sequence - kin] == of[sequence]) kin++;
+#endif
+    const int vectors = GROUP + 2 * kin;
+    constexpr int VECTOR_WARPS = ATTENTION_THREADS / WARP;
+    // Vector i of k or v is of the token so many before this one; whether this block has its tile.
+    auto back = [&](int i) { return KIN == 1 || i < GROUP ? 0 : (i - GROUP) / 2; };
+    auto has = [&](int back) {
+        return (KIN == 1 ? tiles - 1 : (position - back) / TILE) % int(gridDim.x) == int(blockIdx.x);
+    };
     HeadVector x;
     x.eps = eps;
-    int at = position * (HEAD_DIM / 2);
-    x.fetch(warp_id() < GROUP ? q_norm : k_norm, cosines + at, sines + at);
+    auto fetch_turn = [&](int i) {
+        int at = (position - back(i)) * (HEAD_DIM / 2);
+        x.fetch(i < GROUP ? q_norm : k_norm, cosines + at, sines + at);
+    };
+    if (KIN == 1 || warp_id() < vectors) fetch_turn(warp_id());
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // heads that are not there stay so
@@ -249,13 +268,17 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     wait_for_previous();
     mark(6, 1);
 #pragma unroll 1
-    for (int i = warp_id(); i < VECTORS; i += VECTOR_WARPS) {
-        bool is_q = i < GROUP, is_k = i == GROUP;
-        if (!is_q && !has_last) break;
-        if (i >= VECTOR_WARPS) x.fetch(is_q ? q_norm : k_norm, cosines + at, sines + at);
+    for (int i = warp_id(); i < vectors; i += VECTOR_WARPS) {
+        int b = back(i), at = position - b;
+        bool is_q = i < GROUP, is_k = KIN == 1 ? i == GROUP : !is_q && (i - GROUP) % 2 == 0;
+        if (!is_q && !has(b)) {
+            if (KIN == 1) break;
+            continue;
+        }
+        if (i >= VECTOR_WARPS) fetch_turn(i);
         int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
-        x.of(qkv + (int64(sequence) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
-        int page = pages[tiles - 1], slot = position % TILE;
+        x.of(qkv + (int64(sequence - b) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
+        int page = pages[KIN == 1 ? tiles - 1 : at / TILE], slot = at % TILE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
             int c = lane_id() + WARP * n;
@@ -265,14 +288,17 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                 if (is_q) {
                     sh->q[p][i][c] = plane[p];
                 } else if (is_k) {
-                    cache.keys(page, head, p)[slot * HEAD_DIM + c] = sh->k[p][c] = plane[p];
+                    sh->k[b][p][c] = plane[p];
+                    if (b == 0) cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
                 } else {
-                    cache.values(page, head, p)[c * TILE + value_slot(slot)] = sh->v[p][c] = plane[p];
+                    sh->v[b][p][c] = plane[p];
+                    if (b == 0) cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
                 }
         }
         if (lane_id() == 0) {
             if (is_q) sh->dq[i] = mul(x.d, scale);
-            else (is_k ? dk : dv)[cache.scales(page, head) + slot] = (is_k ? sh->dk : sh->dv) = x.d;
+            else (is_k ? sh->dk : sh->dv)[b] = x.d;
+            if (!is_q && b == 0) (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
         }
     }
     for (int n = 1; n < BUFFERS; n++) fetch(n, 0), fetch(n, 1);
@@ -285,21 +311,31 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         TileBytes& tile = sh->tile[n % BUFFERS];
         fetches.wait(n, 0);
         __syncthreads();  // k is there
-        bool last = t == tiles - 1;  // and may have been fetched without this token
-        int slot = position % TILE;
-        if (last) {
-            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[0][0])[c];
-            if (threadIdx.x == 0) tile.dk[slot] = sh->dk;
+        // Tokens of this step, which the tile may have been fetched without.
+        bool fresh = t == tiles - 1 || (KIN > 1 && t >= (position - kin + 1) / TILE);
+        if (fresh) {
+#pragma unroll 1
+            for (int b = 0; b < kin; b++) {
+                int slot = position - b - t * TILE;
+                if (KIN > 1 && (slot < 0 || slot >= TILE)) continue;
+                for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
+                    tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[b][0][0])[c];
+                if (threadIdx.x == 0) tile.dk[slot] = sh->dk[b];
+            }
             __syncthreads();
         }
         if (warp_id() < 8) key_products(tile, sh);
         fetches.wait(n, 1);
         __syncthreads();
-        if (last) {
-            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[0][0])[c];
-            if (threadIdx.x == 0) tile.dv[slot] = sh->dv;
+        if (fresh) {
+#pragma unroll 1
+            for (int b = 0; b < kin; b++) {
+                int slot = position - b - t * TILE;
+                if (KIN > 1 && (slot < 0 || slot >= TILE)) continue;
+                for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
+                    tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[b][0][0])[c];
+                if (threadIdx.x == 0) tile.dv[slot] = sh->dv[b];
+            }
             __syncthreads();
         }
         if (warp_id() < 8)
