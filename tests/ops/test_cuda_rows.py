@@ -21,7 +21,12 @@ from .test_cuda_forward import check
 
 def sharing(rows, ahead=None):
     """A backend with kernels for so many rows."""
-    return type("Sharing", (CudaBackend,), {"variant": Variant(rows=(rows,), ahead=ahead)})
+    return varied(rows=(rows,), ahead=ahead)
+
+
+def varied(**how):
+    """A backend that is lowered otherwise than by default."""
+    return type("Varied", (CudaBackend,), {"variant": Variant(**how)})
 
 
 def launched(backend):
@@ -132,6 +137,44 @@ def test_stages_of_rows(tmp_path):
         check(ours, theirs, texts.batch([(0, 1), (1, 1)], every=True))
         check(ours, theirs, texts.batch([(1, 2)], every=True))
         assert {"rows_gate_up", "rows_down"} <= set(names)
+        theirs.close()
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_graphs_of_padded_sizes(tmp_path, kind):
+    """Steps and mixed batches between and at the sizes, with and without logits; no launch is made
+    after the start but what is captured."""
+    print("seed", SEED)
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2), seed=SEED)
+    rng, n = np.random.default_rng(SEED), 7
+    engine = EngineConfig(context=256, max_sequences=n, chunk=64)
+    pages = rng.permutation(4 * n).astype(np.int32).reshape(n, 4)
+    backend = varied(padded=(4, 8, 16), mixed=(4, 12))
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = backend(weights, engine, open_gpu(kind)), CpuBackend(weights, engine)
+        ran = []
+        ours._gpu.replay = lambda graph, replay=ours._gpu.replay: (ran.append(graph), replay(graph))
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        texts.go_on((0, 20), (1, 3), every=False)  # too many
+        assert not ran
+        for every in (False, True):
+            texts.go_on((0, 1), (1, 1), (2, 5), every=every)
+        texts.go_on((3, 2), every=False)
+        texts.go_on((0, 3), (1, 9))
+        mixed = ours._programs.mixed
+        assert {*ran} <= {*mixed._bodies.values(), *mixed._rows.values()}
+        assert len(ran) == 8
+        for sequences in (7, 5, 4):
+            texts.go_on(*((s, 1) for s in range(sequences)))
+        batch = texts.batch([(s, 1) for s in range(6)], every=True)
+        ends = np.array(texts.ends[:6], np.int32) - 1
+        expected = theirs.greedy(batch.tokens, ends, pages[:6], 3)
+        assert np.array_equal(ours.greedy(batch.tokens, ends, pages[:6], 3), expected)
+        many = ours._programs.many
+        assert list(many._graphs) == [(4, True), (8, True)]
+        assert {*ran[8:]} == {*many._graphs.values()}
+        ours.close()
         theirs.close()
 
 

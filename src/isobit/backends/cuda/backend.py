@@ -112,6 +112,9 @@ class CudaBackend(Backend):
             of = batch.sequence
             step = batch.tokens, batch.positions, batch.pages[of], states[of], of
             return steps.logits(*step)
+        mixed = self._programs.mixed
+        if tap is None and mixed is not None and mixed.takes(batch):
+            return mixed.logits(batch, states)
         logits = np.empty((len(batch.logit_rows), self._logits.shape.width), np.float32)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
         marks: Iterable[tuple[Mark, Pass]]

@@ -16,7 +16,19 @@ from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.resident import Cache, Resident, State, Turns
-from isobit.backends.cuda.slots import BATCH, PASS, Inboxes, Mark, Pass, Place, Slot, Source
+from isobit.backends.cuda.slots import (
+    BATCH,
+    PASS,
+    ROWS,
+    STEP,
+    STEPS,
+    Inboxes,
+    Mark,
+    Pass,
+    Place,
+    Slot,
+    Source,
+)
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import TOKENS, ExpertMatMul, MatMul, Shape
@@ -38,6 +50,10 @@ class Variant:
     and for down; None: as much as half of it holds."""
     deep: bool = False
     """Whether kernels of several rows take as much shared memory as there is, else at most half."""
+    padded: tuple[int, ...] = ()
+    """Numbers of sequences whose steps are captured at the start; others are padded to the next."""
+    mixed: tuple[int, ...] = ()
+    """The same for batches of any composition, by their tokens."""
 
 
 PRESENT = Variant()
@@ -64,6 +80,8 @@ class Lowering:
         self.gpu, self.resident, self.planes, self.kind = gpu, resident, planes, kind
         self.rows, self.variant = rows, variant
         self.captured = kind != PASS
+        self.every = kind in (STEP, STEPS, ROWS)
+        """Whether all tokens' logits are wanted."""
         self.tiles = -(-resident.context // TILE)
         self.made: list[Make | Mark] = []
         self.lasting = (0, 0)

@@ -7,10 +7,20 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import PRESENT, Lowering, Variant
+from isobit.backends.cuda.mixed import MixedPasses
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.slots import BATCH, PASS, ROWS, STEP, STEPS, TILES, Inboxes
-from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows
+from isobit.backends.cuda.slots import (
+    BATCH,
+    MIXED,
+    PASS,
+    ROWS,
+    STEP,
+    STEPS,
+    TILES,
+    Inboxes,
+)
+from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows, padded
 from isobit.backends.pool import Room, fitted
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
@@ -40,6 +50,11 @@ class Programs:
         self.resident = Resident.of(graph, limits.positions)
         self._limits = limits
         together = min(engine.max_sequences, MOST_IN_STEP)
+        # A repeated token would move its sequence's state on once more.
+        sizes = [] if limits.states else sorted(variant.padded)
+        if sizes:
+            together = padded(min(engine.max_sequences, sizes[-1]), sizes)
+            sizes = [size for size in sizes if size <= together]
 
         def program(kind: str, rows: int = 1) -> Program:
             at = graph, self.resident, gpu, engine.activation_planes, kind
@@ -60,19 +75,26 @@ class Programs:
             self._programs.append((made, 1))
         if steps and together > 1:
             made = program(STEPS)
-            self.many = ManySequences(made, together)
+            self.many = ManySequences(made, together, sizes)
             self._programs.append((made, together))
         self.rows: dict[int, SeveralRows] = {}
         for rows in variant.rows if steps else ():
             made = program(ROWS, rows)
             self.rows[rows] = SeveralRows(made, rows)
             self._programs.append((made, rows))
+        self.mixed: MixedPasses | None = None
+        if steps and variant.mixed and not limits.states:
+            made = program(MIXED)
+            entries = max(limits.pages, made.g.tiles)
+            self.mixed = MixedPasses(made, sorted(variant.mixed), entries)
+            self._programs.append((made, self.mixed.sizes[-1]))
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
         )
-        graphs = {STEP: 2, STEPS: together - 1, ROWS: 2}
+        graphs = {STEP: 2, STEPS: len(sizes) or together - 1, ROWS: 2}
+        graphs[MIXED] = len(self.mixed.sizes) + len(self.mixed.heads) if self.mixed else 0
         self.plan = Plan(
             weights=self.resident.weights.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
@@ -102,7 +124,7 @@ class Programs:
         self.resident.load(gpu, self._limits.pages, self._limits.states)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n))
-        for steps in (self.one, self.many, *self.rows.values()):
+        for steps in (self.one, self.many, *self.rows.values(), self.mixed):
             if steps is not None:
                 steps.start()
 
@@ -126,7 +148,7 @@ def _rows(g: Lowering, tokens: int) -> dict[str, int]:
     """Rows of each kind that a program's slots have."""
     return {
         TOKENS: tokens,
-        LOGIT_ROWS: min(tokens, LOGIT_ROWS_AT_ONCE),
+        LOGIT_ROWS: tokens if g.every else min(tokens, LOGIT_ROWS_AT_ONCE),
         TILES: tokens * g.tiles,
         BATCH: 1,
     }

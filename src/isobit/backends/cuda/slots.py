@@ -16,10 +16,10 @@ TILES = "tiles"
 BATCH = "batch"
 """Rows of a slot: none; what the pass as a whole needs."""
 
-PASS, STEPS, STEP, ROWS = "pass", "steps", "step", "rows"
+PASS, STEPS, STEP, ROWS, MIXED = "pass", "steps", "step", "rows", "mixed"
 """Kinds of program: any batch; one token of each of several sequences; one token of one sequence;
-so many tokens, of one sequence or of several. The last three are captured: nothing of them may
-depend on lengths that the host knows."""
+so many tokens, of one sequence or of several; any batch of a padded size. All but the first are
+captured: nothing of them may depend on lengths that the host knows."""
 
 
 @dataclass(frozen=True)

@@ -165,12 +165,22 @@ def _read_at_the_end(g: Lowering, marks: Sequence[Mark], p: Pass) -> Iterator[tu
         yield replace(mark, read=lambda *_, value=value: value), p
 
 
+def padded(n: int, sizes: Sequence[int]) -> int:
+    """The size of the graph that takes so many; n itself, if there are none."""
+    return next((size for size in sizes if size >= n), n)
+
+
 class ManySequences:
     """Steps of several sequences together: a graph for each number of them, made when it is asked
-    for."""
+    for; or for each of ``sizes``, made at the start.
 
-    def __init__(self, program: Program, most: int) -> None:
+    The last token of a step is repeated up to the next size: it chooses the same experts, and
+    writes the same again.
+    """
+
+    def __init__(self, program: Program, most: int, sizes: Sequence[int] = ()) -> None:
         self._program, self._g, self.most = program, (g := program.g), most
+        self.sizes = sizes
         names = "tokens", "positions", "first", "sequence"
         self._each = {name: g.fixed(name, most) for name in names}
         self._pages = g.fixed("pages", most * g.tiles)
@@ -183,7 +193,7 @@ class ManySequences:
         self.stages = frozenset(program.marks)
 
     def start(self) -> None:
-        """Fill what never changes, once memory is there."""
+        """Fill what never changes, once memory is there; capture the sizes."""
         self._g.gpu.upload(self._each["sequence"].address, np.arange(self.most, dtype=np.int32))
         words = np.zeros((self.most, self._group_words // 4, 4), np.int32)
         for n in range(1, self.most + 1):  # their number, then the groups
@@ -192,6 +202,8 @@ class ManySequences:
             words[n - 1, 1 : 1 + len(first), 1] = first
             words[n - 1, 1 : 1 + len(first), 2] = np.minimum(COLUMNS, n - first)
         self._g.gpu.upload(self._groups.address, words)
+        for size in self.sizes:
+            self._graph(size, many=True)
 
     def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> F32:
         """Append tokens, each with the pages of its sequence, which ``of`` numbers; float32 [n,
@@ -231,12 +243,14 @@ class ManySequences:
         self._set(tokens, positions, pages, states, np.arange(len(tokens), dtype=np.int32))
         for i in range(count):
             self._replay(len(tokens), int(positions.max()) + i)
-        out = np.empty((count, len(tokens)), np.int32)
+        out = np.empty((count, padded(len(tokens), self.sizes)), np.int32)
         self._g.gpu.download(self._generated.address, out)
-        return out
+        return out[:, : len(tokens)]
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:  # noqa: ARG002
-        gpu, n = self._g.gpu, len(tokens)
+        gpu, n = self._g.gpu, padded(len(tokens), self.sizes)
+        which = np.minimum(np.arange(n), len(tokens) - 1)
+        tokens, positions, pages, states = (a[which] for a in (tokens, positions, pages, states))
         table = np.zeros((n, self._g.tiles), np.int32)
         table[:, : pages.shape[1]] = pages[:, : self._g.tiles]
         for name, values in (("tokens", tokens), ("positions", positions), ("first", positions)):
@@ -248,7 +262,7 @@ class ManySequences:
             runs = np.stack([rows, np.ones_like(rows), states, 0 * rows], axis=1)
             gpu.upload(self._runs.address, np.ascontiguousarray(runs, np.int32))
 
-    def _pass(self, n: int, *, many: bool) -> Pass:
+    def _pass(self, n: int, *, many: bool = True) -> Pass:
         each = {name: slot.address for name, slot in self._each.items()}
         groups = self._groups.address + 4 * (n - 1) * self._group_words
         inputs = Inputs(
@@ -272,7 +286,8 @@ class ManySequences:
     def _replay(self, n: int, position: int) -> None:
         """Queue a step whose farthest token has this position."""
         self._count()
-        self._g.gpu.replay(self._graph(n, many=self._many(position)))
+        size = padded(n, self.sizes)
+        self._g.gpu.replay(self._graph(size, many=self._many(position)))
 
     def _graph(self, n: int, *, many: bool) -> object:
         if (n, many) not in self._graphs:
@@ -311,7 +326,7 @@ class SeveralRows(ManySequences):
         self._g.gpu.upload(self._of.address, of)
         self._g.gpu.upload(self._number.address, np.array([self._next], np.int32))
 
-    def _pass(self, n: int, *, many: bool) -> Pass:
+    def _pass(self, n: int, *, many: bool = True) -> Pass:
         p = super()._pass(n, many=many)
         number, of = self._number.address, self._of.address
         return replace(p, inputs=replace(p.inputs, number=number, of=of))
