@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VARIABLE",
         help="the environment variable that holds the key that clients must give",
     )
+    group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
         "--waiting",
         type=options.at_least(1),
@@ -56,7 +57,10 @@ def main(args: argparse.Namespace) -> None:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
-        with Service(model, name=args.name, api_key=key, limits=limits) as service:
+        page = not args.no_page
+        with Service(model, name=args.name, api_key=key, limits=limits, page=page) as service:
             device = f"{model.backend.name} ({model.backend.device})"
             say(f"{service.name} on {device}: http://{args.host}:{args.port}/v1")
+            if page:
+                say(f"a page to talk with it: http://{args.host}:{args.port}/")
             run(service, args.host, args.port, args.grace)

@@ -24,11 +24,16 @@ class Service:
         name: str | None = None,
         api_key: str | None = None,
         limits: Limits | None = None,
+        page: bool = True,
     ) -> None:
-        """Reads all of the model's file if its digest is not known yet."""
+        """Reads all of the model's file if its digest is not known yet.
+
+        page: there is a page at ``/``; its files need no key.
+        """
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
+        self.page = page
         self.engine = model.generations
         if limits is not None:
             self.engine.limit(limits)
