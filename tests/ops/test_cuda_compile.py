@@ -24,7 +24,7 @@ from tests.helpers.synth import QWEN3_30B_A3B
 
 from . import test_graph_ops
 from .cuda_emulator import EmulatedGpu
-from .test_cuda_rows import sharing
+from .test_cuda_rows import sharing, varied
 
 
 class Recorder(EmulatedGpu):
@@ -49,6 +49,7 @@ def kernels():
     for path, kind in (
         (sample_path(), CudaBackend),
         *((sample_path(), sharing(rows)) for rows in (2, 3, 4)),
+        (sample_path(), varied(mixed=(8,))),
         (sample_path(), UnfusedCudaBackend),
         (HYBRID, CudaBackend),
     ):

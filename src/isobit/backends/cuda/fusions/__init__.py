@@ -25,7 +25,7 @@ _STEPS: tuple[Claim, ...] = (step_attention.claim, norm.claim, gate_up.claim)
 _ANY: tuple[Claim, ...] = (head_vectors.claim, norm.claim, gate_up.claim)
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     PASS: _ANY,
-    MIXED: _ANY,
+    MIXED: (step_attention.claim, *_ANY),
     STEPS: _STEPS,
     STEP: (decode_layer.claim, decode_head.claim, *_STEPS),
     ROWS: (decode_layer.claim, *_STEPS),

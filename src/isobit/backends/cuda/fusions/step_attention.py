@@ -1,14 +1,16 @@
 """Attention of one token of each sequence, from the product of q, k and v to the quantised input of
-the product behind it: head vectors and tiles in one launch, all tiles merged by another."""
+the product behind it: head vectors and tiles in one launch, all tiles merged by another. Where one
+sequence may have any number of tokens, keys and values are stored by a launch before."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.fusions import head_vectors
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
-from isobit.backends.cuda.slots import TILES, Pass, Slot
+from isobit.backends.cuda.slots import MIXED, TILES, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention
@@ -73,12 +75,41 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
     )
 
 
+def _attend_cached(
+    g: Lowering,
+    h: HeadVectors,
+    p: Pass,
+    q: tuple[Slot | None, ...],
+    results: TileResults,
+    most: int,
+) -> None:
+    buffers, at = tile_buffers(h, g.gpu), p.inputs
+    integers, scales = q
+    assert integers is not None
+    assert scales is not None
+    g.launch(
+        "fusions/decode/cached_attention",
+        (min(g.tiles, most), h.kv_heads, p.tokens),
+        (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
+        + (*h.cache.parts, g.tiles, *results.addresses),
+        defines(h) | {"BUFFERS": buffers},
+        shared=_shared(h, buffers),
+    )
+
+
 def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
+    if g.kind == MIXED:
+        head_vectors.lower(g, h, v)
     qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), v["y"].shape.width
     acts = g.acts_of(v["y"], width)
+    of_q = g.formed(v["q"], "q_int"), g.formed(v["q"], "dq")
 
     def make(p: Pass) -> None:
-        attend(g, h, p, qkv.address, results, tiles_at_once(h, g.gpu, p.tokens))
+        most = tiles_at_once(h, g.gpu, p.tokens)
+        if g.kind == MIXED:
+            _attend_cached(g, h, p, of_q, results, most)
+        else:
+            attend(g, h, p, qkv.address, results, most)
         count = p.tokens * supers(width)
         g.launch(
             "fusions/decode/batch_merge",
