@@ -28,8 +28,8 @@ from isobit.backends.cuda.device import gpu as device
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Variant
 from isobit.backends.cuda.programs import Programs, _rows
-from isobit.backends.cuda.slots import PASS, ROWS, Inputs, Pass
-from isobit.backends.cuda.steps import SeveralRows
+from isobit.backends.cuda.slots import PASS, ROWS, STEP, Inputs, Pass
+from isobit.backends.cuda.steps import OneSequence, SeveralRows
 from isobit.backends.pool import Room, fitted
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -45,6 +45,7 @@ OTHERS = {  # of steps of a few rows
     "all ahead": Variant(ahead=3),
     "deep": Variant(deep=True),
 }
+DEPTHS = 4000, 16000
 STEPS, DEPTH = 48, 128
 
 
@@ -148,8 +149,8 @@ def check(backend, cpu, rng, vocab, note):
 def only(backend, **what):
     """With these ways to run alone."""
     programs = backend._programs
-    before = {name: getattr(programs, name) for name in ("rows", "many", "mixed")}
-    for name, value in ({"rows": {}, "mixed": None, "many": before["many"]} | what).items():
+    before = {name: getattr(programs, name) for name in ("one", "rows", "many", "mixed")}
+    for name, value in ({"rows": {}, "mixed": None} | what).items():
         setattr(programs, name, value)
     try:
         yield
@@ -161,12 +162,12 @@ def only(backend, **what):
 def lowered(backend, weights, rows, variant):
     """Steps of so many rows, lowered once more over the same weights."""
     how = {"rows": rows, "variant": variant}
-    at = backend._programs.resident, backend._gpu, backend.engine.activation_planes, ROWS
-    made = Program(weights.graph, *at, **how)
-    steps = SeveralRows(made, rows)
+    at = backend._programs.resident, backend._gpu, backend.engine.activation_planes
+    made = Program(weights.graph, *at, ROWS if rows > 1 else STEP, **how)
+    steps = SeveralRows(made, rows) if rows > 1 else OneSequence(made)
     made.g.allocate(_rows(made.g, rows))
     steps.start()
-    return {rows: steps}
+    return steps
 
 
 class Clock:
@@ -247,7 +248,7 @@ def measure(backend, weights, texts, clock):
     run = greedy(backend, texts, 1, DEPTH)
     clock.turns("1 sequence", {"old": (old, run)}, STEPS)
     more = {
-        n: {way: lowered(backend, weights, n, variant) for way, variant in OTHERS.items()}
+        n: {way: {n: lowered(backend, weights, n, variant)} for way, variant in OTHERS.items()}
         for n in FEW
     }
     for n in FEW:
@@ -280,6 +281,12 @@ def measure(backend, weights, texts, clock):
     for n in filter(lambda n: n <= many.most, (128, 256)):
         run = greedy(backend, texts, n, DEPTH, 4)
         clock.turns(f"{n} steps", {"old": (alone, run), "new": (old, run)}, 4)
+    two = lowered(backend, weights, 1, Variant(attending=2))
+    long = Texts(None, 0, 1, DEPTHS[-1] // 64 + 4)
+    for depth in DEPTHS:
+        run = greedy(backend, long, 1, depth)
+        ways = {"old": (old, run), "2 blocks attend": (lambda: only(backend, one=two), run)}
+        clock.turns(f"1 at {depth:,}", ways, STEPS)
     for n in (2, 4):
         run = greedy(backend, texts, n, 1000)
         clock.turns(f"{n} sequences at 1,000", {"old": (old, run), "new": (new, run)}, STEPS)
@@ -314,7 +321,11 @@ def main():
     for p in planes:
         most = a.sequences if p == 2 else 32
         engine = EngineConfig(
-            activation_planes=p, context=1536, max_sequences=most, chunk=1024, pages=24 * most
+            activation_planes=p,
+            context=DEPTHS[-1] + 256,
+            max_sequences=most,
+            chunk=1024,
+            pages=max(24 * most, DEPTHS[-1] // 64 + 4),
         )
         gpu = device.CudaGpu()
         note(f"planes {p}: kernels compiled", compile_all(weights, engine, gpu))

@@ -50,6 +50,9 @@ class Variant:
     and for down; None: as much as half of it holds."""
     deep: bool = False
     """Whether kernels of several rows take as much shared memory as there is, else at most half."""
+    attending: int = 3
+    """Blocks of attention a multiprocessor in a step of many tiles of keys: three leave no
+    registers for the kernel behind, whose blocks then start late."""
     padded: tuple[int, ...] = ()
     """Numbers of sequences whose steps are captured at the start; others are padded to the next."""
     mixed: tuple[int, ...] = ()

@@ -244,7 +244,8 @@ def _lower(
         )
 
     def attention_block(p: Pass) -> None:
-        at, most = p.inputs, step_attention.tiles_at_once(h, g.gpu, rows)
+        at, blocks = p.inputs, g.variant.attending
+        most = step_attention.tiles_at_once(h, g.gpu, rows, blocks)
         matrices = (m[role].address for role in "qkv")
         launch(
             "decode_qkv",

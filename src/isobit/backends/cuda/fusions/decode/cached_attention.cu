@@ -34,6 +34,6 @@ KERNEL(320) cached_attention(const short* q, const float* dq, const int* positio
     if (threadIdx.x < GROUP) sh->dq[threadIdx.x] = dq[first + threadIdx.x];
     __syncthreads();
     int64 result = (int64(token) * KV_HEADS + head) * most_tiles * GROUP;
-    tiles_in_turn(fetches, position, fetch, [](int, TileBytes&, int) {}, max_and_sum + result,
+    tiles_in_turn(fetches, position, tiles, fetch, [](int, TileBytes&, int) {}, max_and_sum + result,
                   out + result * HEAD_DIM);
 }

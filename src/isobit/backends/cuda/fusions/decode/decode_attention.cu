@@ -143,19 +143,23 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     out += result * HEAD_DIM;
     // Tokens of this step, which a tile may have been fetched without.
     auto patch = [&](int t, TileBytes& tile, int which) {
-        if (t != tiles - 1 && (KIN == 1 || t < (position - kin + 1) / TILE)) return;
+        if (t < (KIN == 1 ? tiles - 1 : (position - kin + 1) / TILE)) return;
 #pragma unroll 1
         for (int b = 0; b < kin; b++) {
             int slot = position - b - t * TILE;
             if (KIN > 1 && (slot < 0 || slot >= TILE)) continue;
-            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS) {
-                if (which) tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[b][0][0])[c];
-                else tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[b][0][0])[c];
+            if (which) {
+                for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
+                    tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[b][0][0])[c];
+                if (threadIdx.x == 0) tile.dv[slot] = sh->dv[b];
+            } else {
+                for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
+                    tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[b][0][0])[c];
+                if (threadIdx.x == 0) tile.dk[slot] = sh->dk[b];
             }
-            if (threadIdx.x == 0) (which ? tile.dv : tile.dk)[slot] = (which ? sh->dv : sh->dk)[b];
         }
         __syncthreads();
     };
-    tiles_in_turn(fetches, position, fetch, patch, max_and_sum, out);
+    tiles_in_turn(fetches, position, tiles, fetch, patch, max_and_sum, out);
     mark(6, 3);
 }

@@ -174,10 +174,10 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float*
 // as there are BUFFERS. fetch(n, which): k (0) or v (1) of the block's tile n. patch(t, tile, which): what
 // a tile lacks, with a barrier behind. Results for each tile: merge.cuh.
 template <class Fetch, class Patch>
-DEV void tiles_in_turn(const Fetches& fetches, int position, Fetch fetch, Patch patch,
+DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fetch, Patch patch,
                        float2* max_and_sum, float* out) {
     AttentionShared* sh = fetches.sh;
-    int t = blockIdx.x, tiles = position / TILE + 1;
+    int t = blockIdx.x;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
         TileBytes& tile = sh->tile[n % BUFFERS];
         fetches.wait(n, 0);
