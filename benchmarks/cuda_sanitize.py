@@ -6,10 +6,10 @@ usage: python benchmarks/cuda_sanitize.py MODEL.gguf OUT.json [--commit HASH] [-
 memcheck watches the tests that need a GPU, racecheck, which is slower, those of single operations;
 they are dealt to some processes. Both watch these passes of MODEL, for which two layers of the
 widths that matter will do: a prompt, single steps with few and with many tiles of the cache, steps
-of several sequences, of a few rows, and mixed batches. All run side by side. The logs go to OUT's folder; another tool's or share's
-results that OUT already has stay. Where the time is too short for all, --share 2/3 runs every third
-test from the second on; the passes are the first share's. A run that found something, that did not
-end, or whose tests were skipped or failed, ends this with 1.
+of several sequences, of a few rows, and mixed batches. All run side by side. The logs go to OUT's
+folder; another tool's or share's results that OUT already has stay. Where the time is too short for
+all, --share 2/3 runs every third test from the second on; the passes are the first share's. A run
+that found something, that did not end, or whose tests were skipped or failed, ends this with 1.
 """
 
 import argparse
