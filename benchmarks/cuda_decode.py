@@ -41,7 +41,7 @@ class Recorder(CudaGpu):
 
     def launch(self, *a, **k):
         if a[1] == "decode_attn_out" and self.routers is not None:
-            a = (*a[:3], (*a[3][:6], next(self.routers), *a[3][7:]))
+            a = (*a[:3], (*a[3][:7], next(self.routers), *a[3][8:]))
         if self.timeline and a[0].startswith("fusions/decode/"):
             k["defines"] = dict(k["defines"]) | {"TIMELINE": hex(self.timeline) + "ull"}
         if self.recorded is not None and not self._only_load:

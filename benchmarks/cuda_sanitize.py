@@ -6,10 +6,10 @@ usage: python benchmarks/cuda_sanitize.py MODEL.gguf OUT.json [--commit HASH] [-
 memcheck watches the tests that need a GPU, racecheck, which is slower, those of single operations;
 they are dealt to some processes. Both watch these passes of MODEL, for which two layers of the
 widths that matter will do: a prompt, single steps with few and with many tiles of the cache, steps
-of several sequences. All run side by side. The logs go to OUT's folder; another tool's or share's
-results that OUT already has stay. Where the time is too short for all, --share 2/3 runs every third
-test from the second on; the passes are the first share's. A run that found something, that did not
-end, or whose tests were skipped or failed, ends this with 1.
+of several sequences, of a few rows, and mixed batches. All run side by side. The logs go to OUT's
+folder; another tool's or share's results that OUT already has stay. Where the time is too short for
+all, --share 2/3 runs every third test from the second on; the passes are the first share's. A run
+that found something, that did not end, or whose tests were skipped or failed, ends this with 1.
 """
 
 import argparse
@@ -27,7 +27,9 @@ import numpy as np
 from batches import batch, origin
 
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend, decode
+from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.lowering import Variant
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -38,11 +40,12 @@ TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUM
 
 def passes(model):
     """Run each kind of pass once; a step is a graph, and bits are another program's question."""
-    decode._FEW_TILES = 2  # so that a short prompt is enough for many
+    step_attention.FEW_TILES = 2  # so that a short prompt is enough for many
     sequences = 8
     engine = EngineConfig(context=512, max_sequences=sequences, chunk=256)
     weights = Weights.from_file(GGUFFile.open(model))
-    backend = CudaBackend(weights, engine)
+    variant = Variant(rows=(2, 3, 4), padded=(8,), mixed=(16,))
+    backend = type("New", (CudaBackend,), {"variant": variant})(weights, engine)
     seed = int(np.random.SeedSequence().entropy % (1 << 32))
     print("seed", seed, flush=True)
     rng = np.random.default_rng(seed)
@@ -55,8 +58,12 @@ def passes(model):
     every = np.arange(sequences, dtype=np.int32)
     for step in range(2):
         backend.forward(Batch(tokens[:sequences].astype(np.int32), at + step, every, pages, every))
+    for n in (2, 3, 4, 7):
+        few, same = every[:n], np.zeros(n, np.int32)
+        backend.forward(Batch(few, at[:n] + 2, few, pages, few))
+        backend.forward(Batch(few, 140 + few, same, pages, few))  # of one; seven are a mixed batch
     backend.close()
-    print("1 prompt, 5 steps and 2 steps of several sequences passed")
+    print("1 prompt, 5 steps, 2 steps of several sequences and 8 of fewer rows passed")
 
 
 def real_tests(tool):

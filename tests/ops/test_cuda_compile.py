@@ -24,6 +24,7 @@ from tests.helpers.synth import QWEN3_30B_A3B
 
 from . import test_graph_ops
 from .cuda_emulator import EmulatedGpu
+from .test_cuda_rows import sharing, varied
 
 
 class Recorder(EmulatedGpu):
@@ -47,6 +48,8 @@ def kernels():
     pages = np.arange(32, dtype=np.int32).reshape(4, 8)
     for path, kind in (
         (sample_path(), CudaBackend),
+        *((sample_path(), sharing(rows)) for rows in (2, 3, 4)),
+        (sample_path(), varied(mixed=(8,))),
         (sample_path(), UnfusedCudaBackend),
         (HYBRID, CudaBackend),
     ):
@@ -55,8 +58,9 @@ def kernels():
         for first, n in ((0, 128), (0, 3), (0, 1), (300, 1)):  # prompts, and steps of one sequence
             at = np.arange(first, first + n, dtype=np.int32)
             backend.forward(Batch(at, at, 0 * at, pages, np.array([n - 1], np.int32)))
-        each = np.arange(2, dtype=np.int32)
-        backend.forward(Batch(each, 0 * each, each, pages, each))
+        for n in (2, 3, 4):
+            each = np.arange(n, dtype=np.int32)
+            backend.forward(Batch(each, 0 * each, each, pages, each))
     backend.read_bandwidth()
     rng = np.random.default_rng()
     for case in (

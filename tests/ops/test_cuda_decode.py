@@ -232,13 +232,13 @@ def test_merge_of_many_tiles(kind, tiles):
         tile_out[h // group, :tiles, h % group] = o[:, h]
     b = Buffers(gpu)
     result = b.new(expected.nbytes)
-    step = np.array([0, tiles * 64 - 1, 0, 0], np.int32)
+    positions = np.array([tiles * 64 - 1], np.int32)
     defines = {"PLANES": 2, "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim}
     gpu.launch(
         "fusions/decode/decode_merge",
         "decode_merge",
         (heads * head_dim // 32,),
-        (b.put(step), b.put(pairs), b.put(tile_out), most, result),
+        (b.put(positions), b.put(pairs), b.put(tile_out), most, result),
         shared=decode_layer.MERGE_SHARED,
         defines={k: str(v) for k, v in defines.items()},
     )

@@ -19,6 +19,7 @@ from isobit.backends.base import (
     Wanted,
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
+from isobit.backends.cuda.lowering import PRESENT, Variant
 from isobit.backends.cuda.programs import Programs, room
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import ManySequences, OneSequence
@@ -34,6 +35,7 @@ class CudaBackend(Backend):
     on_device = frozenset({GREEDY})
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
+    variant: ClassVar[Variant] = PRESENT
 
     def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
         """Plan the memory, refuse what does not fit, load the weights.
@@ -41,10 +43,11 @@ class CudaBackend(Backend):
         Raises BackendUnavailable with the reason. ``gpu`` is for tests.
         """
         self._gpu = gpu if gpu is not None else CudaGpu()
+        how = self.fused, self.variant
         try:
-            super().__init__(weights, engine, lambda e: room(weights, e, self._gpu, self.fused))
+            super().__init__(weights, engine, lambda e: room(weights, e, self._gpu, *how))
             engine = self.engine
-            self._programs = Programs(weights, engine, self.limits, self._gpu, fused=self.fused)
+            self._programs = Programs(weights, engine, self.limits, self._gpu, *how)
             self.plan = self._programs.plan
             self.plan.check(*self._gpu.memory())
             self._programs.load(self._gpu)
@@ -107,13 +110,17 @@ class CudaBackend(Backend):
         steps = self._steps_for(batch)
         if tap is None and steps is not None:
             of = batch.sequence
-            return steps.logits(batch.tokens, batch.positions, batch.pages[of], states[of])
+            step = batch.tokens, batch.positions, batch.pages[of], states[of], of
+            return steps.logits(*step)
+        mixed = self._programs.mixed
+        if tap is None and mixed is not None and mixed.takes(batch):
+            return mixed.logits(batch, states)
         logits = np.empty((len(batch.logit_rows), self._logits.shape.width), np.float32)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
         marks: Iterable[tuple[Mark, Pass]]
         if steps is not None and keys <= steps.stages:
             of = batch.sequence
-            step = batch.tokens, batch.positions, batch.pages[of], states[of]
+            step = batch.tokens, batch.positions, batch.pages[of], states[of], of
             marks = steps.traced(*step, logits, keys)
         else:  # a prompt, or what steps do not show
             marks = self._programs.passes.run(batch, states, logits)
@@ -149,7 +156,7 @@ class CudaBackend(Backend):
     ) -> Results:
         """See :class:`isobit.backends.base.Backend`; of a step alone, the likeliest ids are found
         on the device."""
-        steps = self._steps_for(batch)
+        steps = self._steps_for(batch) if one_each(batch) else None
         only = wanted.likeliest and wanted.logits is False and not wanted.top
         if steps is None or not only or wanted.given is not None or tap is not None:
             return super().compute(batch, wanted, tap, stages)
@@ -173,8 +180,11 @@ class CudaBackend(Backend):
     def _steps_for(self, batch: Batch) -> OneSequence | ManySequences | None:
         """What runs a batch that is one step of decoding; None if it is something else."""
         n = len(batch.tokens)
-        one_each = len(np.unique(batch.sequence)) == n
-        if not one_each or not np.array_equal(batch.logit_rows, np.arange(n)):
+        if not np.array_equal(batch.logit_rows, np.arange(n)):
+            return None
+        if n in self._programs.rows and (one_each(batch) or not self.limits.states):
+            return self._programs.rows[n]
+        if not one_each(batch):
             return None
         steps = self._programs.one if n == 1 else self._programs.many
         return steps if steps is not None and n <= steps.most else None
@@ -189,6 +199,11 @@ class CudaBackend(Backend):
         """Have RoPE tables for positions below ``end``."""
         for turns in self._programs.resident.turns.values():
             turns.extend(self._gpu, end)
+
+
+def one_each(batch: Batch) -> bool:
+    """Whether each token of a batch is of another sequence."""
+    return len(np.unique(batch.sequence)) == len(batch.tokens)
 
 
 class UnfusedCudaBackend(CudaBackend):

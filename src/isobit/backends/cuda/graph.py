@@ -10,7 +10,7 @@ from typing import Any
 from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.lowering import Lowering, Make
+from isobit.backends.cuda.lowering import PRESENT, Lowering, Make, Variant
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.errors import BackendUnavailable
@@ -31,9 +31,11 @@ class Program:
         kind: str,
         *,
         fused: bool = True,
+        rows: int = 1,
+        variant: Variant = PRESENT,
     ) -> None:
         """Raises BackendUnavailable for an operation that there is no kernel for."""
-        self.g = g = Lowering(graph, resident, gpu, planes, kind)
+        self.g = g = Lowering(graph, resident, gpu, planes, kind, rows, variant)
         self._body: list[Make | Mark] = []
         self._head: list[Make | Mark] = []  # some rows of logits at a time
         ops, last_use, at = graph.required.ops, graph.required.last_use, 0

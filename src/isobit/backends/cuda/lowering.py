@@ -6,6 +6,7 @@ pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,18 @@ from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.resident import Cache, Resident, State, Turns
-from isobit.backends.cuda.slots import PASS, Inboxes, Mark, Pass, Place, Slot, Source
+from isobit.backends.cuda.slots import (
+    PASS,
+    ROWS,
+    STEP,
+    STEPS,
+    Inboxes,
+    Mark,
+    Pass,
+    Place,
+    Slot,
+    Source,
+)
 from isobit.backends.slots import BATCH
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
@@ -25,6 +37,29 @@ THREADS = 256
 WARPS = THREADS // 32
 Make = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Ways to lower that are measured against one another. No bit depends on them."""
+
+    rows: tuple[int, ...] = ()
+    """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
+    ahead: int | None = None
+    """Of several rows' guessed experts, what is brought to the shared cache: bits for gate and up,
+    and for down; None: as much as half of it holds."""
+    deep: bool = False
+    """Whether kernels of several rows take as much shared memory as there is, else at most half."""
+    attending: int = 3
+    """Blocks of attention a multiprocessor in a step of many tiles of keys: three leave no
+    registers for the kernel behind, whose blocks then start late."""
+    padded: tuple[int, ...] = ()
+    """Numbers of sequences whose steps are captured at the start; others are padded to the next."""
+    mixed: tuple[int, ...] = ()
+    """The same for batches of any composition, by their tokens."""
+
+
+PRESENT = Variant()
 
 Defines = Mapping[str, str | int]
 """Definitions that a kernel is compiled with."""
@@ -36,10 +71,20 @@ class Lowering:
     """What has been lowered so far of one program of a model."""
 
     def __init__(
-        self, graph: Graph, resident: Resident, gpu: Gpu, planes: int, kind: str = PASS
+        self,
+        graph: Graph,
+        resident: Resident,
+        gpu: Gpu,
+        planes: int,
+        kind: str = PASS,
+        rows: int = 1,
+        variant: Variant = PRESENT,
     ) -> None:
         self.gpu, self.resident, self.planes, self.kind = gpu, resident, planes, kind
+        self.rows, self.variant = rows, variant
         self.captured = kind != PASS
+        self.every = kind in (STEP, STEPS, ROWS)
+        """Whether all tokens' logits are wanted."""
         self.tiles = -(-resident.context // TILE)
         self.made: list[Make | Mark] = []
         self.lasting = (0, 0)

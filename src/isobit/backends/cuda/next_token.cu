@@ -34,6 +34,6 @@ KERNEL(1024) next_token(const float* logits, int vocabulary, const int* first, i
             not_finite[blockIdx.x] ? -1 : index_of(key);
         tokens[blockIdx.x] = index_of(key);
         positions[blockIdx.x] = position + 1;
-        if (number) ++*number;
+        if (number && blockIdx.x == 0) ++*number;
     }
 }

@@ -81,8 +81,12 @@ class Passes:
         for slot in self._g.received:
             assert batch.received is not None
             gpu.upload(slot.address, batch.received[first:last])
+        spans = {n: self._set_spans(n, starts, ends) for n in self._g.spans}
+        return Pass(last - first, len(starts), self._inputs(), spans=spans)
+
+    def _inputs(self) -> Inputs:
         each = {name: slot.address for name, slot in self._each.items()}
-        inputs = Inputs(
+        return Inputs(
             tokens=each["tokens"],
             positions=each["positions"],
             sequence=each["table"],
@@ -91,8 +95,6 @@ class Passes:
             rows=each["rows"],
             runs=self._runs.address,
         )
-        spans = {n: self._set_spans(n, starts, ends) for n in self._g.spans}
-        return Pass(last - first, len(starts), inputs, spans=spans)
 
     def _set_spans(
         self, length: int, starts: NDArray[np.integer], ends: NDArray[np.integer]

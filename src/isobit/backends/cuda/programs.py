@@ -6,11 +6,12 @@ from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.lowering import PRESENT, Lowering, Variant
+from isobit.backends.cuda.mixed import MixedPasses
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.slots import PASS, STEP, STEPS, Inboxes
-from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
+from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows, padded
 from isobit.backends.pool import Room, fitted
 from isobit.backends.slots import BATCH, TILES
 from isobit.config import EngineConfig
@@ -33,18 +34,23 @@ class Programs:
         engine: EngineConfig,
         limits: Limits,
         gpu: Gpu,
-        *,
         fused: bool = True,
+        variant: Variant = PRESENT,
     ) -> None:
         """Raises BackendUnavailable for a format or an operation without a kernel."""
         graph = weights.graph
         self.resident = Resident.of(graph, limits.positions)
         self._limits = limits
         together = min(engine.max_sequences, MOST_IN_STEP)
+        # A repeated token would move its sequence's state on once more.
+        sizes = [] if limits.states else sorted(variant.padded)
+        if sizes:
+            together = padded(min(engine.max_sequences, sizes[-1]), sizes)
+            sizes = [size for size in sizes if size <= together]
 
-        def program(kind: str) -> Program:
-            planes = engine.activation_planes
-            return Program(graph, self.resident, gpu, planes, kind, fused=fused)
+        def program(kind: str, rows: int = 1) -> Program:
+            at = graph, self.resident, gpu, engine.activation_planes, kind
+            return Program(*at, fused=fused, rows=rows, variant=variant)
 
         self._logits = graph.logits.key
         self._programs: list[tuple[Program, int]] = []
@@ -61,14 +67,26 @@ class Programs:
             self._programs.append((made, 1))
         if steps and together > 1:
             made = program(STEPS)
-            self.many = ManySequences(made, together)
+            self.many = ManySequences(made, together, sizes)
             self._programs.append((made, together))
+        self.rows: dict[int, SeveralRows] = {}
+        for rows in variant.rows if steps else ():
+            made = program(ROWS, rows)
+            self.rows[rows] = SeveralRows(made, rows)
+            self._programs.append((made, rows))
+        self.mixed: MixedPasses | None = None
+        if steps and variant.mixed and not limits.states:
+            made = program(MIXED)
+            entries = max(limits.pages, made.g.tiles)
+            self.mixed = MixedPasses(made, sorted(variant.mixed), entries)
+            self._programs.append((made, self.mixed.sizes[-1]))
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
         )
-        graphs = {STEP: 2, STEPS: together - 1}
+        graphs = {STEP: 2, STEPS: len(sizes) or together - 1, ROWS: 2}
+        graphs[MIXED] = len(self.mixed.sizes) + len(self.mixed.heads) if self.mixed else 0
         self.plan = Plan(
             weights=self.resident.weights.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
@@ -98,7 +116,7 @@ class Programs:
         self.resident.load(gpu, self._limits.pages, self._limits.states)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n))
-        for steps in (self.one, self.many):
+        for steps in (self.one, self.many, *self.rows.values(), self.mixed):
             if steps is not None:
                 steps.start()
 
@@ -109,10 +127,12 @@ def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
 
 
-def room(weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool) -> Room:
+def room(
+    weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool, variant: Variant = PRESENT
+) -> Room:
     """What a device's free memory leaves to the KV cache."""
     limits = Limits.of(weights, engine)
-    plan = Programs(weights, engine, limits, gpu, fused=fused).plan
+    plan = Programs(weights, engine, limits, gpu, fused=fused, variant=variant).plan
     return Room(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
 
 
@@ -120,7 +140,7 @@ def _rows(g: Lowering, tokens: int) -> dict[str, int]:
     """Rows of each kind that a program's slots have."""
     return {
         TOKENS: tokens,
-        LOGIT_ROWS: min(tokens, LOGIT_ROWS_AT_ONCE),
+        LOGIT_ROWS: tokens if g.every else min(tokens, LOGIT_ROWS_AT_ONCE),
         TILES: tokens * g.tiles,
         BATCH: 1,
     }

@@ -12,9 +12,10 @@ from isobit.backends.cuda.device.memory import aligned
 from isobit.model.graph import Value
 from isobit.numerics.ops import LOGIT_ROWS, Shape
 
-PASS, STEPS, STEP = "pass", "steps", "step"
-"""Kinds of program: any batch; one token of each of several sequences; one token of one sequence.
-The last two are captured: nothing of them may depend on lengths that the host knows."""
+PASS, STEPS, STEP, ROWS, MIXED = "pass", "steps", "step", "rows", "mixed"
+"""Kinds of program: any batch; one token of each of several sequences; one token of one sequence;
+so many tokens, of one sequence or of several; any batch of a padded size. All but the first are
+captured: nothing of them may depend on lengths that the host knows."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Inputs:
     """All tokens as ItemGroup of items.cuh: their number, and the groups."""
     generated: int = 0
     """int32: of a step, the likeliest tokens so far, by position."""
+    number: int = 0
+    """int32: of a step, which is not 0 and not that of the step before."""
+    of: int = 0
+    """int32 [T]: the number of each token's sequence, where one may have several."""
 
 
 @dataclass(frozen=True)

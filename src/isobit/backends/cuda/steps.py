@@ -49,21 +49,28 @@ class OneSequence:
             for many in (False, True)
         ]
 
-    def logits(self, tokens: I32, positions: I32, pages: I32, states: I32) -> F32:
+    def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, _: I32) -> F32:
         """Append one token; its logits [1, vocabulary]."""
         self._set(tokens, positions, pages, states)
         self._replay(int(positions[0]))
         return self._download()
 
     def traced(
-        self, tokens: I32, positions: I32, pages: I32, states: I32, logits: F32, keys: Set[Key]
+        self,
+        tokens: I32,
+        positions: I32,
+        pages: I32,
+        states: I32,
+        of: I32,
+        logits: F32,
+        keys: Set[Key],
     ) -> Iterator[tuple[Mark, Pass]]:
         """A step for these stages, which writes logits: stops where one of them can be read.
 
         What lasts is read at the end; else the same launches are queued one by one.
         """
         if lasting := self._program.lasting(keys):
-            logits[:] = self.logits(tokens, positions, pages, states)
+            logits[:] = self.logits(tokens, positions, pages, states, of)
             p = self._pass(many=True)
             yield from _read_at_the_end(self._g, lasting, p)
             return
@@ -101,6 +108,7 @@ class OneSequence:
             runs=self._run.address,
             groups=(groups, groups + 4 * _WORDS_OF_GROUP),
             generated=self._generated.address,
+            number=step + 16,
         )
         return Pass(1, 1, inputs, count=1, many=many)
 
@@ -157,12 +165,22 @@ def _read_at_the_end(g: Lowering, marks: Sequence[Mark], p: Pass) -> Iterator[tu
         yield replace(mark, read=lambda *_, value=value: value), p
 
 
+def padded(n: int, sizes: Sequence[int]) -> int:
+    """The size of the graph that takes so many; n itself, if there are none."""
+    return next((size for size in sizes if size >= n), n)
+
+
 class ManySequences:
     """Steps of several sequences together: a graph for each number of them, made when it is asked
-    for."""
+    for; or for each of ``sizes``, made at the start.
 
-    def __init__(self, program: Program, most: int) -> None:
+    The last token of a step is repeated up to the next size: it chooses the same experts, and
+    writes the same again.
+    """
+
+    def __init__(self, program: Program, most: int, sizes: Sequence[int] = ()) -> None:
         self._program, self._g, self.most = program, (g := program.g), most
+        self.sizes = sizes
         names = "tokens", "positions", "first", "sequence"
         self._each = {name: g.fixed(name, most) for name in names}
         self._pages = g.fixed("pages", most * g.tiles)
@@ -171,11 +189,11 @@ class ManySequences:
         self._runs = g.fixed("runs", 4 * most)
         self._group_words = _WORDS_OF_GROUP * (1 + -(-most // COLUMNS))
         self._groups = g.fixed("groups", most * self._group_words)
-        self._graphs: dict[int, object] = {}
+        self._graphs: dict[tuple[int, bool], object] = {}
         self.stages = frozenset(program.marks)
 
     def start(self) -> None:
-        """Fill what never changes, once memory is there."""
+        """Fill what never changes, once memory is there; capture the sizes."""
         self._g.gpu.upload(self._each["sequence"].address, np.arange(self.most, dtype=np.int32))
         words = np.zeros((self.most, self._group_words // 4, 4), np.int32)
         for n in range(1, self.most + 1):  # their number, then the groups
@@ -184,26 +202,37 @@ class ManySequences:
             words[n - 1, 1 : 1 + len(first), 1] = first
             words[n - 1, 1 : 1 + len(first), 2] = np.minimum(COLUMNS, n - first)
         self._g.gpu.upload(self._groups.address, words)
+        for size in self.sizes:
+            self._graph(size, many=True)
 
-    def logits(self, tokens: I32, positions: I32, pages: I32, states: I32) -> F32:
-        """Append a token to each sequence; float32 [n, vocabulary]."""
+    def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> F32:
+        """Append tokens, each with the pages of its sequence, which ``of`` numbers; float32 [n,
+        vocabulary]."""
         n = len(tokens)
-        self._set(tokens, positions, pages, states)
-        self._g.gpu.replay(self._graph(n))
+        self._set(tokens, positions, pages, states, of)
+        self._replay(n, int(positions.max()))
         out = self._g.gpu.results(n * self._program.vocabulary)
         self._g.gpu.download(self._program.logits.address, out)
         return out.reshape(n, -1)
 
     def traced(
-        self, tokens: I32, positions: I32, pages: I32, states: I32, logits: F32, keys: Set[Key]
+        self,
+        tokens: I32,
+        positions: I32,
+        pages: I32,
+        states: I32,
+        of: I32,
+        logits: F32,
+        keys: Set[Key],
     ) -> Iterator[tuple[Mark, Pass]]:
         """See :meth:`OneSequence.traced`."""
-        p = self._pass(len(tokens))
+        p = self._pass(len(tokens), many=self._many(int(positions.max())))
         if lasting := self._program.lasting(keys):
-            logits[:] = self.logits(tokens, positions, pages, states)
+            logits[:] = self.logits(tokens, positions, pages, states, of)
             yield from _read_at_the_end(self._g, lasting, p)
             return
-        self._set(tokens, positions, pages, states)
+        self._set(tokens, positions, pages, states, of)
+        self._count()
         for mark in chain(self._program.body(p), self._program.head(p)):
             if mark.value.key in keys:
                 yield mark, p
@@ -211,16 +240,17 @@ class ManySequences:
 
     def greedy(self, tokens: I32, positions: I32, pages: I32, states: I32, count: int) -> I32:
         """The same of each sequence; int32 [count, n]."""
-        self._set(tokens, positions, pages, states)
-        graph = self._graph(len(tokens))
-        for _ in range(count):
-            self._g.gpu.replay(graph)
-        out = np.empty((count, len(tokens)), np.int32)
+        self._set(tokens, positions, pages, states, np.arange(len(tokens), dtype=np.int32))
+        for i in range(count):
+            self._replay(len(tokens), int(positions.max()) + i)
+        out = np.empty((count, padded(len(tokens), self.sizes)), np.int32)
         self._g.gpu.download(self._generated.address, out)
-        return out
+        return out[:, : len(tokens)]
 
-    def _set(self, tokens: I32, positions: I32, pages: I32, states: I32) -> None:
-        gpu, n = self._g.gpu, len(tokens)
+    def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:  # noqa: ARG002
+        gpu, n = self._g.gpu, padded(len(tokens), self.sizes)
+        which = np.minimum(np.arange(n), len(tokens) - 1)
+        tokens, positions, pages, states = (a[which] for a in (tokens, positions, pages, states))
         table = np.zeros((n, self._g.tiles), np.int32)
         table[:, : pages.shape[1]] = pages[:, : self._g.tiles]
         for name, values in (("tokens", tokens), ("positions", positions), ("first", positions)):
@@ -232,7 +262,7 @@ class ManySequences:
             runs = np.stack([rows, np.ones_like(rows), states, 0 * rows], axis=1)
             gpu.upload(self._runs.address, np.ascontiguousarray(runs, np.int32))
 
-    def _pass(self, n: int) -> Pass:
+    def _pass(self, n: int, *, many: bool = True) -> Pass:
         each = {name: slot.address for name, slot in self._each.items()}
         groups = self._groups.address + 4 * (n - 1) * self._group_words
         inputs = Inputs(
@@ -245,12 +275,25 @@ class ManySequences:
             runs=self._runs.address,
             groups=(groups, groups + 4 * _WORDS_OF_GROUP),
         )
-        return Pass(n, n, inputs, count=n)
+        return Pass(n, n, inputs, count=n, many=many)
 
-    def _graph(self, n: int) -> object:
-        if n not in self._graphs:
-            self._graphs[n] = self._g.gpu.capture(partial(self._queue, self._pass(n)))
-        return self._graphs[n]
+    def _many(self, _: int) -> bool:
+        return True
+
+    def _count(self) -> None:
+        """Another step is queued."""
+
+    def _replay(self, n: int, position: int) -> None:
+        """Queue a step whose farthest token has this position."""
+        self._count()
+        size = padded(n, self.sizes)
+        self._g.gpu.replay(self._graph(size, many=self._many(position)))
+
+    def _graph(self, n: int, *, many: bool) -> object:
+        if (n, many) not in self._graphs:
+            queue = partial(self._queue, self._pass(n, many=many))
+            self._graphs[n, many] = self._g.gpu.capture(queue)
+        return self._graphs[n, many]
 
     def _queue(self, p: Pass) -> None:
         self._program.queue(p)
@@ -260,5 +303,37 @@ class ManySequences:
             (p.tokens,),
             (self._program.logits.address, self._program.vocabulary, each["first"])
             + (each["tokens"], each["positions"], self._generated.address)
-            + (self._not_finite.address, 0),
+            + (self._not_finite.address, p.inputs.number),
         )
+
+
+class SeveralRows(ManySequences):
+    """Steps of exactly so many tokens, of as many sequences or of fewer."""
+
+    def __init__(self, program: Program, rows: int) -> None:
+        super().__init__(program, rows)
+        self._number, self._of = self._g.fixed("number", 1), self._g.fixed("of", rows)
+        self._next = 1  # number of the next step
+
+    def start(self) -> None:
+        """The same, and capture the graphs."""
+        super().start()
+        for many in {self._many(0), True}:
+            self._graph(self.most, many=many)
+
+    def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:
+        super()._set(tokens, positions, pages, states, of)
+        self._g.gpu.upload(self._of.address, of)
+        self._g.gpu.upload(self._number.address, np.array([self._next], np.int32))
+
+    def _pass(self, n: int, *, many: bool = True) -> Pass:
+        p = super()._pass(n, many=many)
+        number, of = self._number.address, self._of.address
+        return replace(p, inputs=replace(p.inputs, number=number, of=of))
+
+    def _many(self, position: int) -> bool:
+        few = step_attention.FEW_TILES if self.most <= step_attention.MERGED_ROWS else 0
+        return position >= few * TILE
+
+    def _count(self) -> None:
+        self._next = self._next % (1 << 30) + 1

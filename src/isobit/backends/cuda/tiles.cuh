@@ -11,7 +11,8 @@ DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
 DEV int signed_byte_of(int word, int i) { return int8(word >> 8 * i); }
 
 // A lane's superblock of a row. In registers it is multiplied with any number of activations; from
-// shared memory with one, in a loop, for kernels that run once and are short for it.
+// shared memory with those of N tokens, which lie `step` records apart, in a loop, for kernels that run
+// once and are short for it.
 struct TiledQ4_K {
     static constexpr int TILE_BYTES = 8 * 144, CHUNKS = 9;
     int4 c[CHUNKS];  // d, dmin, scales; then codes
@@ -23,24 +24,29 @@ struct TiledQ4_K {
     }
     // d * T - dmin * f(M) of section 4.
     DEV float dot(const Act& a) const {
-        Sums sums(c[0]);
+        Sums<1> sums(c[0]);
 #pragma unroll
-        for (int pair = 0; pair < 4; pair++) sums.add_pair(pair, c[1 + 2 * pair], c[2 + 2 * pair], a);
-        return sums.value(c[0].x);
+        for (int pair = 0; pair < 4; pair++)
+            sums.add_pair(pair, c[1 + 2 * pair], c[2 + 2 * pair], &a, 0);
+        return sums.value(c[0].x, 0);
     }
-    DEV static float dot_shared(const uint8* tile, int row, const Act& a) {
+    template <int N>
+    DEV static void dots_shared(const uint8* tile, int row, const Act* a, int step, float (&t)[N]) {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int4 head = p[0];
-        Sums sums(head);
+        Sums<N> sums(head);
 #pragma unroll 1
-        for (int pair = 0; pair < 4; pair++) sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a);
-        return sums.value(head.x);
+        for (int pair = 0; pair < 4; pair++)
+            sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
+#pragma unroll
+        for (int n = 0; n < N; n++) t[n] = sums.value(head.x, n);
     }
 
    private:
+    template <int N>
     struct Sums {
         int scales0, scales1, mins0, mins1;  // of groups 0-3 and 4-7, a byte each
-        int sum[2] = {0, 0}, m = 0;
+        int sum[N][2] = {}, m[N] = {};       // of a token
 
         DEV Sums(int4 head) {
             int s0 = head.y, s1 = head.z, s2 = head.w;
@@ -48,38 +54,44 @@ struct TiledQ4_K {
             mins0 = s1 & 0x3f3f3f3f, mins1 = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
         }
         // 64 values: groups 2 * pair (the low nibbles) and 2 * pair + 1.
-        DEV void add_pair(int pair, int4 first, int4 second, const Act& a) {
+        DEV void add_pair(int pair, int4 first, int4 second, const Act* a, int step) {
             const int4 q[2] = {first, second};
-            int dots[2][2] = {};  // [group][plane]
+            int dots[N][2][2] = {};  // [token][group][plane]
 #pragma unroll
             for (int half = 0; half < 2; half++)
 #pragma unroll
-                for (int p = 0; p < PLANES; p++) {
-                    const int8* x = a.plane[p] + 64 * pair + 16 * half;
-                    int4 x0 = *reinterpret_cast<const int4*>(x);
-                    int4 x1 = *reinterpret_cast<const int4*>(x + 32);
-                    dots[0][p] = dp4a(q[half].x & 0x0f0f0f0f, x0.x, dots[0][p]);
-                    dots[1][p] = dp4a(q[half].x >> 4 & 0x0f0f0f0f, x1.x, dots[1][p]);
-                    dots[0][p] = dp4a(q[half].y & 0x0f0f0f0f, x0.y, dots[0][p]);
-                    dots[1][p] = dp4a(q[half].y >> 4 & 0x0f0f0f0f, x1.y, dots[1][p]);
-                    dots[0][p] = dp4a(q[half].z & 0x0f0f0f0f, x0.z, dots[0][p]);
-                    dots[1][p] = dp4a(q[half].z >> 4 & 0x0f0f0f0f, x1.z, dots[1][p]);
-                    dots[0][p] = dp4a(q[half].w & 0x0f0f0f0f, x0.w, dots[0][p]);
-                    dots[1][p] = dp4a(q[half].w >> 4 & 0x0f0f0f0f, x1.w, dots[1][p]);
-                }
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int p = 0; p < PLANES; p++) {
+                        const int8* x = a[n * step].plane[p] + 64 * pair + 16 * half;
+                        int4 x0 = *reinterpret_cast<const int4*>(x);
+                        int4 x1 = *reinterpret_cast<const int4*>(x + 32);
+                        int &low = dots[n][0][p], &high = dots[n][1][p];
+                        low = dp4a(q[half].x & 0x0f0f0f0f, x0.x, low);
+                        high = dp4a(q[half].x >> 4 & 0x0f0f0f0f, x1.x, high);
+                        low = dp4a(q[half].y & 0x0f0f0f0f, x0.y, low);
+                        high = dp4a(q[half].y >> 4 & 0x0f0f0f0f, x1.y, high);
+                        low = dp4a(q[half].z & 0x0f0f0f0f, x0.z, low);
+                        high = dp4a(q[half].z >> 4 & 0x0f0f0f0f, x1.z, high);
+                        low = dp4a(q[half].w & 0x0f0f0f0f, x0.w, low);
+                        high = dp4a(q[half].w >> 4 & 0x0f0f0f0f, x1.w, high);
+                    }
             int shift = pair % 2 * 16;
             int two_scales = (pair < 2 ? scales0 : scales1) >> shift;
             int two_mins = (pair < 2 ? mins0 : mins1) >> shift;
 #pragma unroll
-            for (int g = 0; g < 2; g++) {
+            for (int n = 0; n < N; n++)
 #pragma unroll
-                for (int p = 0; p < PLANES; p++) sum[p] += byte_of(two_scales, g) * dots[g][p];
-                m += byte_of(two_mins, g) * a.sum32[2 * pair + g];
-            }
+                for (int g = 0; g < 2; g++) {
+#pragma unroll
+                    for (int p = 0; p < PLANES; p++)
+                        sum[n][p] += byte_of(two_scales, g) * dots[n][g][p];
+                    m[n] += byte_of(two_mins, g) * a[n * step].sum32[2 * pair + g];
+                }
         }
-        DEV float value(int halves) const {
+        DEV float value(int halves, int n) const {
             float d = half_to_float(uint16(halves)), dmin = half_to_float(uint16(halves >> 16));
-            return sub(mul(d, join_planes(sum[0], sum[1])), mul(dmin, float(m)));
+            return sub(mul(d, join_planes(sum[n][0], sum[n][1])), mul(dmin, float(m[n])));
         }
     };
 };
@@ -97,34 +109,37 @@ struct TiledQ6_K {
     }
     // d * T of section 4. Codes are taken as 0 … 63; sums start at -32 times the activations' sum.
     DEV float dot(const Act& a) const {
-        int sum[2] = {0, 0};
+        int sum[1][2] = {};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int4 low[2] = {c[2 * i], c[2 * i + 1]}, top[2] = {c[8 + i / 2 * 2], c[9 + i / 2 * 2]};
             int s0 = i < 2 ? c[12].x : c[12].z, s1 = i < 2 ? c[12].y : c[12].w;
-            add_quarter(i, low, top, s0, s1, a, sum);
+            add_quarter(i, low, top, s0, s1, &a, 0, sum);
         }
-        return mul(half_to_float(d), join_planes(sum[0], sum[1]));
+        return mul(half_to_float(d), join_planes(sum[0][0], sum[0][1]));
     }
-    DEV static float dot_shared(const uint8* tile, int row, const Act& a) {
+    template <int N>
+    DEV static void dots_shared(const uint8* tile, int row, const Act* a, int step, float (&t)[N]) {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
-        int sum[2] = {0, 0};
+        int sum[N][2] = {};
 #pragma unroll 1
         for (int i = 0; i < 4; i++) {
             const int4 low[2] = {p[16 * i], p[16 * i + 8]};
             const int4 top[2] = {p[64 + i / 2 * 16], p[72 + i / 2 * 16]};
             const int2 s = reinterpret_cast<const int2*>(p + 96)[i / 2];
-            add_quarter(i, low, top, s.x, s.y, a, sum);
+            add_quarter(i, low, top, s.x, s.y, a, step, sum);
         }
         float d = half_to_float(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]);
-        return mul(d, join_planes(sum[0], sum[1]));
+#pragma unroll
+        for (int n = 0; n < N; n++) t[n] = mul(d, join_planes(sum[n][0], sum[n][1]));
     }
 
    private:
     // Quarter i of the values: 32 codes from k = 128 (i/2) + 32 (i%2) on, and 32 from k + 64.
     // s0, s1: the words that hold the scales of both.
+    template <int N>
     DEV static void add_quarter(int i, const int4 (&low)[2], const int4 (&top)[2], int s0, int s1,
-                                const Act& a, int (&sum)[2]) {
+                                const Act* a, int step, int (&sum)[N][2]) {
         int odd = i % 2, left = odd ? 2 : 4, right = odd ? 2 : 0, first = 128 * (i / 2) + 32 * odd;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -139,21 +154,24 @@ struct TiledQ6_K {
             }
             int scale0 = signed_byte_of(s0, 2 * odd + half), scale1 = signed_byte_of(s1, 2 * odd + half);
 #pragma unroll
-            for (int p = 0; p < PLANES; p++) {
-                int4 x0 = *reinterpret_cast<const int4*>(a.plane[p] + k);
-                int4 x1 = *reinterpret_cast<const int4*>(a.plane[p] + k + 64);
-                int dot0 = a.neg16[p][g], dot1 = a.neg16[p][g + 4];
-                dot0 = dp4a(q0[0], x0.x, dot0);
-                dot1 = dp4a(q1[0], x1.x, dot1);
-                dot0 = dp4a(q0[1], x0.y, dot0);
-                dot1 = dp4a(q1[1], x1.y, dot1);
-                dot0 = dp4a(q0[2], x0.z, dot0);
-                dot1 = dp4a(q1[2], x1.z, dot1);
-                dot0 = dp4a(q0[3], x0.w, dot0);
-                dot1 = dp4a(q1[3], x1.w, dot1);
-                sum[p] += scale0 * dot0;
-                sum[p] += scale1 * dot1;
-            }
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int p = 0; p < PLANES; p++) {
+                    const Act& x = a[n * step];
+                    int4 x0 = *reinterpret_cast<const int4*>(x.plane[p] + k);
+                    int4 x1 = *reinterpret_cast<const int4*>(x.plane[p] + k + 64);
+                    int dot0 = x.neg16[p][g], dot1 = x.neg16[p][g + 4];
+                    dot0 = dp4a(q0[0], x0.x, dot0);
+                    dot1 = dp4a(q1[0], x1.x, dot1);
+                    dot0 = dp4a(q0[1], x0.y, dot0);
+                    dot1 = dp4a(q1[1], x1.y, dot1);
+                    dot0 = dp4a(q0[2], x0.z, dot0);
+                    dot1 = dp4a(q1[2], x1.z, dot1);
+                    dot0 = dp4a(q0[3], x0.w, dot0);
+                    dot1 = dp4a(q1[3], x1.w, dot1);
+                    sum[n][p] += scale0 * dot0;
+                    sum[n][p] += scale1 * dot1;
+                }
         }
     }
 };

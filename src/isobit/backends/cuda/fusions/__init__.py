@@ -16,16 +16,19 @@ from isobit.backends.cuda.fusions import (
     step_attention,
 )
 from isobit.backends.cuda.lowering import Claimed, Lowering
-from isobit.backends.cuda.slots import PASS, STEP, STEPS
+from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS
 from isobit.model.graph import Op
 
 Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]
 
 _STEPS: tuple[Claim, ...] = (step_attention.claim, norm.claim, gate_up.claim)
+_ANY: tuple[Claim, ...] = (head_vectors.claim, norm.claim, gate_up.claim)
 CLAIMS: dict[str, tuple[Claim, ...]] = {
-    PASS: (head_vectors.claim, norm.claim, gate_up.claim),
+    PASS: _ANY,
+    MIXED: (step_attention.claim, *_ANY),
     STEPS: _STEPS,
     STEP: (decode_layer.claim, decode_head.claim, *_STEPS),
+    ROWS: (decode_layer.claim, *_STEPS),
 }
 """By the kind of program."""
 

@@ -1,7 +1,8 @@
 """A whole layer of one token in six launches: norm and q, k, v; attention; its output product; the
 router; gate and up; down. With many tiles of keys a seventh merges them (decode/*.cu).
 
-Only for layers of Qwen3's form whose matrices are tiled Q4_K and Q6_K.
+Only for layers of Qwen3's form whose matrices are tiled Q4_K and Q6_K. Of several rows (ROWS), the
+same launches read each weight once for all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
@@ -80,12 +80,20 @@ class Layer:
     """Of attention and of the feed-forward."""
     matrices: Mapping[str, DeviceWeight]
     """q, k, v, out, router (with experts), gate, up, down."""
+    rows: int
 
     @property
     def defines(self) -> dict[str, str | int]:
         """The definitions that decode.cuh asks for."""
         shapes = {"HIDDEN": self.hidden, "FFN": self.ffn, "EXPERTS": self.experts}
-        return step_attention.defines(self.h) | shapes | {"USED": self.used}
+        rows = {"ROWS": self.rows} if self.rows > 1 else {}
+        return step_attention.defines(self.h) | shapes | {"USED": self.used} | rows
+
+    @property
+    def kernels(self) -> tuple[str, str]:
+        """Of the feed-forward."""
+        of = "decode" if self.rows == 1 else "rows"
+        return f"{of}_gate_up", f"{of}_down"
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
@@ -97,7 +105,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
             continue
         taken = ops[: len(pattern)]
         layer = _layer(g, taken, v)
-        if layer is not None and (plan := _plan(layer, g.gpu)) is not None:
+        if layer is not None and (plan := _plan(layer, g)) is not None:
             return len(pattern), partial(_lower, g, v, layer, plan)
     return None
 
@@ -132,6 +140,7 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
         eps=(first.eps, second.eps),
         norms=(g.vector(made["h"].weights[0]), g.vector(made["h1"].weights[0])),
         matrices=m,
+        rows=g.rows,
     )
     fits = (
         all(w.layout.fused for name, w in m.items() if name != "router")
@@ -145,49 +154,59 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
     return layer if fits else None
 
 
-def _plan(layer: Layer, gpu: Gpu) -> Mapping[str, Streaming] | None:
+def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     """How each kernel is compiled and launched; None if one needs more than there is."""
-    h, m, k = layer.h, layer.matrices, layer.used
+    gpu, h, m, k, rows = g.gpu, layer.h, layer.matrices, layer.used, layer.rows
     hidden, ffn = supers(layer.hidden), supers(layer.ffn)
     heads, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
-    acts = hidden * ACT_BYTES
+    acts, buffer = rows * hidden * ACT_BYTES, rows * _BUFFER
     router = m["router"].layout.format.name if "router" in m else "F32"
     kind: dict[str, str | int] = {"ROUTER_KIND": f"KIND_{router}"}
     # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
     # two: decode_gate_up's block, which has room beside one, would have to wait for both.
-    routing = Streaming(max(2 * _BUFFER, gpu.shared_most * 2 // 5), kind)
+    routing = Streaming(max(2 * buffer, gpu.shared_most * 2 // 5), kind)
+    most = 0 if rows == 1 or g.variant.deep else gpu.shared_most // 2
 
     def plan(fixed: int, *parts: Part) -> Streaming:
-        return streaming(gpu, fixed, *parts)
+        return streaming(gpu, fixed, *parts, most=most)
 
-    def tiles(rows: int, n: int) -> int:
-        return tiles_of_block(gpu, rows, n)
+    def part(role: str, outputs: int, n: int, prefix: str = "") -> Part:
+        tiles = tiles_of_block(gpu, outputs, n)
+        return Part(m[role], tiles, prefix, rows * tiles)
 
-    qkv = plan(
-        acts + _BUFFER,
-        Part(m["q"], tiles(heads + kv, hidden), "QK_"),
-        Part(m["v"], tiles(kv, hidden), "V_"),
-    )
+    qkv = plan(acts + buffer, part("q", heads + kv, hidden, "QK_"), part("v", kv, hidden, "V_"))
     out = plan(
-        supers(heads) * ACT_BYTES + 4 * WARPS,
-        Part(m["out"], tiles(layer.hidden, supers(heads))),
+        rows * (supers(heads) * ACT_BYTES + 4 * WARPS), part("out", layer.hidden, supers(heads))
     )
     # With few tiles, when some multiprocessors have their registers taken by attention: more
     # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
     # The second is late, and keeps the router's and decode_gate_up's away: all wait for it.
     half = gpu.shared_most // 2 + 1
     room = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
-    choosing = 4 * WARPS * (layer.experts + 1) + 2 * layer.experts if layer.experts else _BUFFER
+    gate_up, down = layer.kernels
+    pairs = rows * k
+    places = 32 + 9 * pairs + rows * pairs + 3 * layer.experts + 3 * 4 * WARPS  # of places.cuh
+    if rows == 1:
+        choosing = 4 * WARPS * (layer.experts + 1) + 2 * layer.experts if layer.experts else _BUFFER
+        choosing += 17 * k + 8
+    else:
+        choosing = 4 * WARPS * (layer.experts + 1) + places if layer.experts else buffer
+        choosing += 8 * pairs
+    # Each pair of a row and an expert has products of its own, of as many units as a block may have
+    # of one expert; tiles are at most those of as many experts as pairs.
+    units = 2 * tiles_of_block(gpu, pairs * layer.ffn if layer.experts else layer.ffn, hidden)
+    of_gate_up = pairs * 2 * tiles_of_block(gpu, layer.ffn, hidden) if rows > 1 else units
+    each = pairs if layer.experts else 1  # that share a group of rows of down
+    downs = tiles_of_block(gpu, layer.hidden, each * ffn)
     found = {
         "decode_qkv": qkv,
         "decode_attn_out": out.also(kind),
         "decode_attn_out alone": out.also(kind).with_at_least(half if half <= room else 0),
         "decode_router": routing,
-        "decode_gate_up": plan(
-            acts + choosing + 17 * k + 8, Part(m["gate"], 2 * tiles(k * layer.ffn, hidden))
-        ).also(kind),
-        "decode_down": plan(
-            k * ffn * ACT_BYTES + 8 * k, Part(m["down"], tiles(layer.hidden, k * ffn))
+        gate_up: plan(acts + choosing, Part(m["gate"], units, products=of_gate_up)).also(kind),
+        down: plan(
+            pairs * ffn * ACT_BYTES + 8 * pairs + (places if rows > 1 else 0),
+            Part(m["down"], downs, products=downs if layer.experts else rows * downs),
         ),
     }
     return found if all(p.shared <= gpu.shared_most for p in found.values()) else None
@@ -196,7 +215,7 @@ def _plan(layer: Layer, gpu: Gpu) -> Mapping[str, Streaming] | None:
 def _lower(
     g: Lowering, v: Mapping[str, Value], layer: Layer, plan: Mapping[str, Streaming]
 ) -> None:
-    h, m, n = layer.h, layer.matrices, layer.used
+    h, m, n, rows = layer.h, layer.matrices, layer.used, layer.rows
     (norm, ffn_norm), (eps, ffn_eps) = layer.norms, layer.eps
     x = g.dense(v["x"])  # every kernel works on it in place
     for name in ("x1", "x2"):
@@ -206,12 +225,11 @@ def _lower(
     logits = g.new(v["z"]) if layer.experts else None
     acts = g.slot("acts", ACT_BYTES // 4 * supers(layer.hidden))
     # Words with the number of a step, which is not 0.
-    chosen = g.fixed("chosen", 2 * n, zero=True, lasting=True)
-    guess = g.fixed("guess", 2 * (1 + layer.experts), zero=True)
+    chosen = g.fixed("chosen", 2 * n * rows, zero=True, lasting=True)
+    guess = g.fixed("guess", 2 * (1 + layer.experts * rows), zero=True)
     swiglu = g.new(v["swiglu"])
-    # Whether the device's shared cache has room for a layer's experts, and for the rest.
-    used = n * sum(m[role].matrix_bytes for role in ("gate", "up", "down"))
-    ahead = int(2 * used <= g.gpu.cache_bytes)
+    ahead = _ahead(layer, g)
+    gate_up_kernel, down_kernel = layer.kernels
 
     def launch(
         kernel: str, arguments: tuple[int | float, ...], blocks: int = 0, way: str = ""
@@ -226,11 +244,12 @@ def _lower(
         )
 
     def attention_block(p: Pass) -> None:
-        step, most = p.inputs.tokens, step_attention.tiles_at_once(h, g.gpu)
+        at, blocks = p.inputs, g.variant.attending
+        most = step_attention.tiles_at_once(h, g.gpu, rows, blocks)
         matrices = (m[role].address for role in "qkv")
         launch(
             "decode_qkv",
-            (x.address, norm(), eps, *matrices, step, guess.address, qkv.address),
+            (x.address, norm(), eps, *matrices, at.number, guess.address, qkv.address),
         )
         attend(
             g, h, p, qkv.address, results, most if p.many else min(most, step_attention.FEW_TILES)
@@ -238,8 +257,8 @@ def _lower(
         if p.many:
             g.launch(
                 "fusions/decode/decode_merge",
-                (h.heads * h.head_dim // 32,),
-                (step, *results.addresses, g.tiles, attention.address),
+                (h.heads * h.head_dim // 32, rows),
+                (at.positions, *results.addresses, g.tiles, attention.address),
                 step_attention.defines(h),
                 shared=MERGE_SHARED,
             )
@@ -247,7 +266,7 @@ def _lower(
         experts = (m[role].address for role in ("gate", "up", "down"))
         launch(
             "decode_attn_out",
-            (attention.address, step, maxima, 0 if p.many else outputs, g.tiles)
+            (attention.address, at.positions, at.number, maxima, 0 if p.many else outputs, g.tiles)
             + (m["out"].address, m["router"].address if "router" in m else 0, ffn_norm(), *experts)
             + (m["gate"].matrix_bytes, m["down"].matrix_bytes, ahead, guess.address, x.address),
             way="" if p.many else " alone",
@@ -263,16 +282,16 @@ def _lower(
 
     def gate_up(p: Pass) -> None:
         launch(
-            "decode_gate_up",
+            gate_up_kernel,
             (acts.address, logits.address if logits else 0, int(layer.normalise), x.address)
-            + (ffn_norm(), ffn_eps, m["gate"].address, m["up"].address, p.inputs.tokens)
+            + (ffn_norm(), ffn_eps, m["gate"].address, m["up"].address, p.inputs.number)
             + (guess.address, chosen.address, swiglu.address),
         )
 
     def down(p: Pass) -> None:
         launch(
-            "decode_down",
-            (swiglu.address, p.inputs.tokens, chosen.address, m["down"].address, x.address),
+            down_kernel,
+            (swiglu.address, p.inputs.number, chosen.address, m["down"].address, x.address),
         )
 
     g.emit(attention_block, v["qkv"], v["x1"])
@@ -281,22 +300,35 @@ def _lower(
     g.emit(gate_up)
     if layer.experts:
         for name, taken in (("shares", _shares), ("ids", _ids)):
-            g.made.append(Mark(v[name], partial(_read_chosen, chosen, n, taken), True))
+            read = partial(_read_chosen, chosen, (rows, n), taken)
+            g.made.append(Mark(v[name], read, True))
     g.mark(v["swiglu"])
     g.emit(down, v["x2"])
 
 
+def _ahead(layer: Layer, g: Lowering) -> int:
+    """Which matrices of guessed experts are fetched ahead: 1 for gate and up, 2 for down; those for
+    which the device's shared cache has room, and as much for the rest."""
+    if layer.rows > 1 and g.variant.ahead is not None:
+        return g.variant.ahead
+    m, experts = layer.matrices, layer.rows * layer.used
+    first = experts * (m["gate"].matrix_bytes + m["up"].matrix_bytes)
+    if 2 * (first + experts * m["down"].matrix_bytes) <= g.gpu.cache_bytes:
+        return 3
+    return int(layer.rows > 1 and 2 * first <= g.gpu.cache_bytes)
+
+
 def _read_chosen(
     chosen: Slot,
-    n: int,
+    shape: tuple[int, int],
     taken: Callable[[NDArray[np.uint64]], NDArray[np.generic]],
     source: Source,
     _: Pass,
 ) -> NDArray[np.generic]:
     """What a layer chose: words of step.cuh's ``packed``."""
-    words = np.empty(n, np.uint64)
+    words = np.empty(shape, np.uint64)
     source.download(chosen.address, words)
-    return taken(words)[None]
+    return taken(words)
 
 
 def _shares(words: NDArray[np.uint64]) -> NDArray[np.generic]:

@@ -35,6 +35,8 @@ class Part:
     matrix: DeviceWeight
     tiles: int
     role: str = ""
+    products: int = 0
+    """Of a tile and a token, if they are not as many as tiles."""
 
 
 def tiles_of_block(gpu: Gpu, rows: int, supers: int) -> int:
@@ -42,11 +44,11 @@ def tiles_of_block(gpu: Gpu, rows: int, supers: int) -> int:
     return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
 
 
-def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
-    """A fixed part, slots for tiles on their way (as deep as fits), and a float for each row of a
-    block's tiles."""
-    fixed += 64 + sum(4 * TILE_ROWS * p.tiles for p in parts)
-    room = gpu.shared_most - 1024 - fixed
+def streaming(gpu: Gpu, fixed: int, *parts: Part, most: int = 0) -> Streaming:
+    """A fixed part, slots for tiles on their way (as deep as fits, or as keeps below ``most``), and
+    a float for each row of a block's products."""
+    fixed += 64 + sum(4 * TILE_ROWS * (p.products or p.tiles) for p in parts)
+    room = (most or gpu.shared_most) - 1024 - fixed
     used, defines = 0, dict[str, str | int]()
     for i, p in enumerate(parts):
         slot = _LANES * TILE_ROWS * p.matrix.layout.format.block_bytes

@@ -70,10 +70,11 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     v = g.match(ops, PATTERN, INNER)
     if v is None or (h := HeadVectors.of(g, ops, v)) is None:
         return None
-    return len(PATTERN), partial(_lower, g, h, v)
+    return len(PATTERN), partial(lower, g, h, v)
 
 
-def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
+def lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
+    """One launch for all head vectors."""
     qkv, (integers, scales) = g.dense(v["qkv"]), append.queries_of(g, v["q"])
 
     def make(p: Pass) -> None:

@@ -1,20 +1,23 @@
 """Attention of one token of each sequence, from the product of q, k and v to the quantised input of
-the product behind it: head vectors and tiles in one launch, all tiles merged by another."""
+the product behind it: head vectors and tiles in one launch, all tiles merged by another. Where one
+sequence may have any number of tokens, keys and values are stored by a launch before."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.fusions import head_vectors
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
-from isobit.backends.cuda.slots import Pass, Slot
+from isobit.backends.cuda.slots import MIXED, Pass, Slot
 from isobit.backends.slots import TILES
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
+MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
 INNER_OF_STEP = (*INNER, "q", "keys", "values")
 
@@ -37,7 +40,7 @@ def plain(attention: Op) -> bool:
 
 def takes(g: Lowering, h: HeadVectors) -> bool:
     """Whether decode_attention.cu knows such heads, and has the memory."""
-    return h.head_dim % 64 == 0 and _shared(h, 1) <= g.gpu.shared_most
+    return h.head_dim % 64 == 0 and _shared(h, 1, g.rows) <= g.gpu.shared_most
 
 
 def defines(h: HeadVectors) -> dict[str, str | int]:
@@ -62,10 +65,33 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
     """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head."""
     buffers = tile_buffers(h, g.gpu)
     at = p.inputs
+    kin = {"KIN": g.rows} if g.rows > 1 else {}
     g.launch(
         "fusions/decode/decode_attention",
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (qkv, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts, at.positions, at.pages, h.scale)
+        + (*h.cache.parts, g.tiles, at.of, *results.addresses),
+        defines(h) | {"BUFFERS": buffers} | kin,
+        shared=_shared(h, buffers, g.rows),
+    )
+
+
+def _attend_cached(
+    g: Lowering,
+    h: HeadVectors,
+    p: Pass,
+    q: tuple[Slot | None, ...],
+    results: TileResults,
+    most: int,
+) -> None:
+    buffers, at = tile_buffers(h, g.gpu), p.inputs
+    integers, scales = q
+    assert integers is not None
+    assert scales is not None
+    g.launch(
+        "fusions/decode/cached_attention",
+        (min(g.tiles, most), h.kv_heads, p.tokens),
+        (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
         + (*h.cache.parts, g.tiles, *results.addresses),
         defines(h) | {"BUFFERS": buffers},
         shared=_shared(h, buffers),
@@ -73,11 +99,18 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
 
 
 def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
+    if g.kind == MIXED:
+        head_vectors.lower(g, h, v)
     qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), v["y"].shape.width
     acts = g.acts_of(v["y"], width)
+    of_q = g.formed(v["q"], "q_int"), g.formed(v["q"], "dq")
 
     def make(p: Pass) -> None:
-        attend(g, h, p, qkv.address, results, tiles_at_once(h, g.gpu, p.tokens))
+        most = tiles_at_once(h, g.gpu, p.tokens)
+        if g.kind == MIXED:
+            _attend_cached(g, h, p, of_q, results, most)
+        else:
+            attend(g, h, p, qkv.address, results, most)
         count = p.tokens * supers(width)
         g.launch(
             "fusions/decode/batch_merge",
@@ -89,17 +122,17 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
     g.emit(make)
 
 
-def _shared(h: HeadVectors, buffers: int) -> int:
+def _shared(h: HeadVectors, buffers: int, rows: int = 1) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-h.heads // h.kv_heads // 8) * 8
     tiles = buffers * (4 * TILE * h.head_dim + 8 * TILE + 16)
-    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + 4 * h.head_dim + 8
+    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + rows * (4 * h.head_dim + 8)
 
 
-def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:
+def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1, blocks: int = 3) -> int:
     """Tiles of a key-value head that blocks take at once: three blocks of a multiprocessor, of
     which one computes while others wait for their tiles."""
-    return max(1, 3 * gpu.multiprocessors // (h.kv_heads * sequences))
+    return max(1, blocks * gpu.multiprocessors // (h.kv_heads * sequences))
 
 
 def tile_buffers(h: HeadVectors, gpu: Gpu) -> int:

@@ -21,6 +21,7 @@ _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
 _MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
+_MOST_STREAMED = 64  # tokens of which batch_matmul.cu makes the other products
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -86,10 +87,13 @@ def multiply(
     def make(p: Pass) -> None:
         at = y.address
         for w in tall(weights):
-            if g.captured and not (head and p.tokens > _MANY) and streams(g.gpu, w):
+            items = product.items(p)
+            few = p.tokens <= (_MANY if head else _MOST_STREAMED)
+            few = few or (ids is not None and not pays_on_tensor_cores(w, items, stack=True))
+            if g.captured and few and streams(g.gpu, w):
                 stream(product, p, w, at, stride, planned=not product.stack or later)
             else:
-                one(product, w, at, product.items(p), stride)
+                one(product, w, at, items, stride)
             at += 4 * w.rows
 
     return make

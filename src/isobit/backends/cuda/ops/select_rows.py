@@ -7,9 +7,9 @@ supports = anything
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """As many of them as are computed at a time; of a captured step all, where they are."""
+    """As many of them as are computed at a time; of a step all, where they are."""
     (x, _), (y,) = op.inputs, op.outputs
-    if g.captured:
+    if g.every:
         g.same(y, x)
         return
     n, to = y.shape.row[-1], g.new(y)

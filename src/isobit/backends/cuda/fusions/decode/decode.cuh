@@ -1,50 +1,74 @@
-// What the kernels of a fused layer of one token share: norm and quantisation.
+// What the kernels of a fused layer of one token, or of ROWS tokens, share: norm and quantisation.
 //
-// Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED.
+// Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED. Of several
+// rows each has the sums of one row alone, in the same order; what they share are reads of weights.
 #pragma once
 #include "step.cuh"
+
+#ifndef ROWS
+#define ROWS 1
+#endif
 
 constexpr int BLOCK = 512, WARPS = BLOCK / WARP;
 constexpr int HIDDEN_SUPERS = HIDDEN / SUPER, FFN_SUPERS = FFN / SUPER;
 constexpr int HEADS_SUPERS = HEADS * HEAD_DIM / SUPER;
 
-// RMS norm of x (section 5). The block's first half adds up squares, a column a thread; each superblock
-// is normed by one warp, the second half's warps first.
+// RMS norm of x (section 5), [ROWS][HIDDEN]. Half a block adds up the squares of a row, a column a
+// thread; each superblock is normed by one warp. Of one row, the first half and the second half's warps
+// first. Of several, a half takes every other row. buffer: shared, ROWS * SUPER.
 struct Norm {
-    static constexpr int EACH = (HIDDEN_SUPERS + WARPS - 1) / WARPS;
-    float weight[EACH][8];  // fetched ahead
+    static constexpr int SUPERS = ROWS * HIDDEN_SUPERS, EACH = (SUPERS + WARPS - 1) / WARPS;
+    static constexpr int ADDED = (ROWS + 1) / 2;  // rows of a half
+    float weight[EACH][8];                        // fetched ahead
 
-    DEV static int super(int i) { return (warp_id() + WARPS / 2) % WARPS + i * WARPS; }
+    DEV static int super(int i) {
+        return (ROWS == 1 ? (warp_id() + WARPS / 2) % WARPS : warp_id()) + i * WARPS;
+    }
+    DEV static int added(int i) { return threadIdx.x / SUPER + i * (BLOCK / SUPER); }  // a row
     DEV Norm(const float* norm) {
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (super(i) < HIDDEN_SUPERS) load_super(norm + super(i) * SUPER, weight[i]);
+            if (super(i) < SUPERS) load_super(norm + super(i) % HIDDEN_SUPERS * SUPER, weight[i]);
     }
-    // columns(x, r): by each thread of the first half, the column's values and the norm's factor.
-    // supers(s, values): by a warp, the normed superblock s. A barrier must follow.
-    template <class Columns, class Supers>
+    DEV static float factor(const float* buffer, float eps) {
+        float mean = div(buffer_tree(buffer), float(HIDDEN));
+        return div(1.0f, square_root(add(mean, eps)));
+    }
+    // columns(row, x, r): if it is asked for, by each thread of a half, the values of its column of a
+    // row and the norm's factor.
+    // supers(s, values): by a warp, the normed superblock s of all rows'. A barrier must follow.
+    template <bool COLUMNS, class Columns, class Supers>
     DEV void run(const float* x, float eps, float* buffer, Columns columns, Supers supers) {
-        float v[EACH][8], column[HIDDEN_SUPERS];
-        bool adds = threadIdx.x < SUPER;
-        if (adds)
+        float v[EACH][8], column[ADDED][HIDDEN_SUPERS];
+        int at = threadIdx.x % SUPER;
 #pragma unroll
-            for (int i = 0; i < HIDDEN_SUPERS; i++) column[i] = x[i * SUPER + threadIdx.x];
+        for (int n = 0; n < ADDED; n++)
+            if (added(n) < ROWS)
+#pragma unroll
+                for (int i = 0; i < HIDDEN_SUPERS; i++)
+                    column[n][i] = x[added(n) * HIDDEN + i * SUPER + at];
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (super(i) < HIDDEN_SUPERS) load_super(x + super(i) * SUPER, v[i]);
-        if (adds) {
+            if (super(i) < SUPERS) load_super(x + super(i) * SUPER, v[i]);
+#pragma unroll
+        for (int n = 0; n < ADDED; n++) {
+            if (added(n) >= ROWS) continue;
             float sum = 0.0f;
 #pragma unroll
-            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(column[i], column[i]));
-            buffer[threadIdx.x] = sum;
+            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(column[n][i], column[n][i]));
+            buffer[added(n) * SUPER + at] = sum;
         }
         __syncthreads();
-        float mean = div(buffer_tree(buffer), float(HIDDEN));
-        float r = div(1.0f, square_root(add(mean, eps)));
-        if (adds) columns(column, r);
+#pragma unroll
+        for (int n = 0; n < ADDED; n++)
+            if (COLUMNS && ROWS > 1 && added(n) < ROWS)
+                columns(added(n), column[n], factor(buffer + added(n) * SUPER, eps));
+        float r = ROWS == 1 ? factor(buffer, eps) : 0.0f;
+        if (COLUMNS && ROWS == 1 && added(0) == 0) columns(0, column[0], r);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (super(i) >= HIDDEN_SUPERS) continue;
+            if (super(i) >= SUPERS) continue;
+            if (ROWS > 1) r = factor(buffer + super(i) / HIDDEN_SUPERS * SUPER, eps);
 #pragma unroll
             for (int k = 0; k < 8; k++) v[i][k] = mul(mul(v[i][k], r), weight[i][k]);
             supers(super(i), v[i]);
@@ -52,8 +76,8 @@ struct Norm {
     }
     // The whole of x quantised, to shared memory.
     DEV void quantise(const float* x, float eps, float* buffer, Act* acts) {
-        run(x, eps, buffer, [](const float (&)[HIDDEN_SUPERS], float) {},
-            [&](int s, const float (&values)[8]) { quantise_without_digits(values, acts + s); });
+        run<false>(x, eps, buffer, [](int, const float (&)[HIDDEN_SUPERS], float) {},
+                   [&](int s, const float (&values)[8]) { quantise_without_digits(values, acts + s); });
     }
 };
 
@@ -68,6 +92,13 @@ DEV void quantise_supers(const float* x, int supers, Act* acts) {
         quantise_without_digits(v[0], acts + s);
         if (two) quantise_without_digits(v[1], acts + s + WARPS);
     }
+}
+
+// Where value i lies, [ROWS][HIDDEN], of those that a block makes of ROWS tokens: 8 rows of each of n
+// groups that are dealt one by one.
+DEV int own_row(int i, int n) {
+    int unit = i / 8, r = ROWS == 1 ? 0 : unit / n;
+    return r * HIDDEN + (blockIdx.x + (unit - r * n) * gridDim.x) * 8 + i % 8;
 }
 
 // How many of n things, dealt one by one to the blocks of the grid, are this block's.

@@ -4,7 +4,7 @@
 #include "products.cuh"
 
 // The output product of attention, and the residual, in place. Attention comes as its tiles' results
-// when there are few (`tiles` not null: decode_attention.cu), merged here by every block for itself.
+// when there are few (`tiles` not null: decode_attention.cu) of one row or two, merged here by every block for itself.
 struct AttnOut {
     const uint8* w;
     static constexpr int GROUPS = HIDDEN / TILE_ROWS;
@@ -15,15 +15,17 @@ struct AttnOut {
     DEV int act(int j) const { return j % HEADS_SUPERS; }
 };
 struct AttnOutShared {
-    Act x[HEADS_SUPERS];
+    Act x[ROWS * HEADS_SUPERS];
 #if EXPERTS
     GuessShared guess;
 #endif
     __align__(16) uint8 tail[16];
 };
-// While attention runs, the experts are guessed, from x as it still is: guess.cuh.
-KERNEL(512) decode_attn_out(const float* attention, const Step* step, const float2* max_and_sum,
-                            const float* tiles, int most_tiles, const uint8* w, const uint8* router,
+// While attention runs, the experts are guessed, from x as it still is: guess.cuh. fetch: whether their
+// gate and up (1) and down (2) are brought to the device's shared cache.
+KERNEL(512) decode_attn_out(const float* attention, const int* positions, const int* step_number,
+                            const float2* max_and_sum, const float* tiles, int most_tiles,
+                            const uint8* w, const uint8* router,
                             const float* ffn_norm, const uint8* gate, const uint8* up,
                             const uint8* down, int64 gate_bytes, int64 down_bytes, int fetch,
                             uint64* guess, float* x) {
@@ -37,43 +39,49 @@ KERNEL(512) decode_attn_out(const float* attention, const Step* step, const floa
     float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * HEADS_SUPERS));
     if (!tiles) let_next_start();
 #if EXPERTS
-    int number = step->number;
+    int number = *step_number;
     Guess{router, ffn_norm}.make(x, number, &sh->guess, guess);
-    if (fetch && warp_id() == WARPS - 1) {
-        int expert = guessed<PATIENCE>(guess, number);
-        fetch_ahead(gate, gate_bytes, expert);
-        fetch_ahead(up, gate_bytes, expert);
-        fetch_ahead(down, down_bytes, expert);
+    if (fetch && warp_id() >= WARPS - ROWS) {
+        int expert = guessed<PATIENCE>(guess + (WARPS - 1 - warp_id()) * EXPERTS, number);
+        if (fetch & 1) fetch_ahead(gate, gate_bytes, expert);
+        if (fetch & 1) fetch_ahead(up, gate_bytes, expert);
+        if (fetch & 2) fetch_ahead(down, down_bytes, expert);
     }
 #endif
     mark(1, 4);
     wait_for_previous();
     mark(1, 1);
-    if (tiles) {
-        TileResults results = {max_and_sum, tiles, most_tiles, step->position / TILE + 1};
+    if (ROWS <= 2 && tiles) {
+#pragma unroll 1
+        for (int r = 0; r < ROWS; r++) {
+            int64 row = r * int64(HEADS) * most_tiles;
+            TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles,
+                                   positions[r] / TILE + 1};
 #pragma unroll
-        for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
-            float v[8];
-            results.merged<false>(s * SUPER + 8 * lane_id(), v);
-            quantise_without_digits(v, sh->x + s);
+            for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
+                float v[8];
+                results.merged<false>(s * SUPER + 8 * lane_id(), v);
+                quantise_without_digits(v, sh->x + r * HEADS_SUPERS + s);
+            }
         }
         let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {
-        quantise_supers(attention, HEADS_SUPERS, sh->x);
+        quantise_supers(attention, ROWS * HEADS_SUPERS, sh->x);
     }
+    int parts = n * HEADS_SUPERS * TILE_ROWS;  // of a token
     // Of the thread's first row, on its way while products are made; most threads have none.
-    int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
-    float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;
+    float before = threadIdx.x < ROWS * n * TILE_ROWS ? x[own_row(threadIdx.x, n)] : 0.0f;
     __syncthreads();
     mark(1, 2);
-    products.run(sh->x, part);
+    products.run(sh->x, part, HEADS_SUPERS, parts);
     __syncthreads();
     mark(1, 3);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
-        int unit = i / TILE_ROWS, row = i % TILE_ROWS;
-        int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
-        float y = sum_supers<HEADS_SUPERS>(part + unit * HEADS_SUPERS * TILE_ROWS + row);
+    for (int i = threadIdx.x; i < ROWS * n * TILE_ROWS; i += BLOCK) {
+        int unit = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : unit / n;
+        int at = own_row(i, n);
+        float y = sum_supers<HEADS_SUPERS>(part + r * parts +
+                                           (unit - r * n) * HEADS_SUPERS * TILE_ROWS + row);
         x[at] = add(i < BLOCK ? before : x[at], y);
     }
     mark(1, 5);

@@ -22,8 +22,8 @@ struct DownShared {
     float weight[USED];
     __align__(16) uint8 tail[16];
 };
-KERNEL(512) decode_down(const float* y, const Step* step, const uint64* chosen, const uint8* w,
-                        float* x) {
+KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* chosen,
+                        const uint8* w, float* x) {
     DYNAMIC_SHARED(DownShared, sh);
     mark(4, 0);
     Down where = {w, sh->id};
@@ -37,7 +37,7 @@ KERNEL(512) decode_down(const float* y, const Step* step, const uint64* chosen, 
     if (threadIdx.x < USED) {
         uint64 one;
         do one = load_relaxed(chosen + threadIdx.x);
-        while (!is_of(one, step->number));
+        while (!is_of(one, *step_number));
         sh->id[threadIdx.x] = chosen_id(one);
         sh->weight[threadIdx.x] = chosen_weight(one);
     }

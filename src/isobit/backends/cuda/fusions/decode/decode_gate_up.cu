@@ -1,13 +1,11 @@
 // A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
 // tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1.
+#include "choice.cuh"
 #include "guess.cuh"
 #include "products.cuh"
 
 #if EXPERTS
-// The chosen experts (section 7), computed by every block for itself: probabilities by every warp,
-// then ranks by counting. An expert's rank is the number of those before it.
-//
-// Each has a place among the units. Guessed experts have the places to begin with; one that was not
+// The chosen experts. Each has a place among the units. Guessed experts have the places to begin with; one that was not
 // chosen then gives its place to one that nobody guessed. All blocks must find the same.
 struct Choice {
     int id[USED];  // by rank
@@ -17,9 +15,6 @@ struct Choice {
     bool changed[USED];
     bool missing;         // an expert was chosen that nobody guessed
     short place[EXPERTS];  // of an expert, or -1
-};
-struct ChoiceShared {
-    float p[WARPS][EXPERTS + 1];
 };
 // expert: of place i, in thread i.
 DEV void fill_places(int expert, Choice* choice) {
@@ -44,58 +39,6 @@ DEV void correct_places(Choice* choice) {
         choice->rank[s] = r++;
         choice->changed[s] = true;
     }
-}
-// meanwhile: what is done while the logits are on their way. A barrier must follow.
-template <class Meanwhile>
-DEV void choose(const float* logits, ChoiceShared* sh, Choice* choice, Meanwhile meanwhile) {
-    constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
-    const float lowest = isobit::from_bits(0xff800000u);
-    float z[EACH], m = lowest, lanes[8] = {};
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int e = i * WARP + lane_id();
-        z[i] = e < EXPERTS ? logits[e] : lowest;
-    }
-    meanwhile();
-#pragma unroll
-    for (int i = 0; i < EACH; i++) m = fmaxf(m, z[i]);
-    m = warp_max(m);
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {  // lane l + 32 (i % 8) of sum256
-        z[i] = i * WARP + lane_id() < EXPERTS ? isobit::exp(sub(z[i], m)) : 0.0f;
-        lanes[i % 8] = add(lanes[i % 8], z[i]);
-    }
-    for (int n = 4; n; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] = add(lanes[i], lanes[i + n]);
-    float total = warp_tree(lanes[0]);
-    float* p = sh->p[warp_id()];
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (i * WARP + lane_id() < EXPERTS) p[i * WARP + lane_id()] = div(z[i], total);
-    __syncwarp();
-    // Four lanes count for one expert; a warp takes 8 experts at a time.
-    for (int base = warp_id() * 8; base < EXPERTS; base += WARPS * 8) {
-        int e = base + lane_id() / 4, before = 0;
-        float mine = e < EXPERTS ? p[e] : 0.0f;
-        // Those before e come first at an equal probability, those behind it only at a larger one.
-        uint32 least = bits(mine), larger = least + 1;
-#pragma unroll 16
-        for (int j = lane_id() % 4; j < EXPERTS; j += 4) before += bits(p[j]) >= (j < e ? least : larger);
-        before += shuffle_xor(before, 1);
-        before += shuffle_xor(before, 2);
-        if (e < EXPERTS && before < USED) {
-            choice->id[before] = e;
-            choice->p[before] = mine;
-            if (choice->place[e] >= 0) choice->rank[choice->place[e]] = before;
-            else choice->missing = true;
-        }
-    }
-}
-// The weight of the expert of that rank, once chosen.
-DEV float choice_weight(int rank, int normalise, const Choice& choice) {
-    float all = 0.0f;
-    for (int r = 0; r < USED; r++) all = add(all, choice.p[r]);
-    return normalise ? div(choice.p[rank], all) : choice.p[rank];
 }
 #else
 struct Choice {
@@ -133,7 +76,8 @@ struct GateUpShared {
 // chosen: expert and weight of each rank with the step's number, which decode_down looks for.
 KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
                            const float* norm, float eps, const uint8* gate, const uint8* up,
-                           const Step* step, const uint64* guess, uint64* chosen, float* y) {
+                           const int* step_number, const uint64* guess, uint64* chosen,
+                           float* y) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
     GateUp where = {gate, up, sh->choice.expert};
@@ -142,7 +86,7 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
 #if EXPERTS
-    int number = step->number;
+    int number = *step_number;
     fill_places(warp_id() == 0 ? guessed<UNTIL_TOLD>(guess, number) : 0, &sh->choice);
     let_next_start();
     wait_for_previous();
@@ -154,7 +98,13 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     for (int i = 0; i < EACH; i++)
         if (i * BLOCK + threadIdx.x < WORDS)
             words[i] = reinterpret_cast<const int4*>(acts)[i * BLOCK + threadIdx.x];
-    choose(logits, &sh->choosing, &sh->choice, [&] { products.start(); });
+    auto found = [&](int, int rank, int expert, float p) {
+        sh->choice.id[rank] = expert;
+        sh->choice.p[rank] = p;
+        if (sh->choice.place[expert] >= 0) sh->choice.rank[sh->choice.place[expert]] = rank;
+        else sh->choice.missing = true;
+    };
+    choose(logits, &sh->choosing, [&] { products.start(); }, found);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         if (i * BLOCK + threadIdx.x < WORDS)
@@ -162,7 +112,7 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     __syncthreads();
     mark(3, 4);
     if (blockIdx.x == 0 && threadIdx.x < USED) {
-        float w = choice_weight(threadIdx.x, normalise, sh->choice);
+        float w = choice_weight(threadIdx.x, normalise, sh->choice.p);
         store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
     }
     if (sh->choice.missing) {

@@ -34,13 +34,17 @@ DEV float in_order(float r, const float* a, const float* v, int n) {
     return r;
 }
 
-KERNEL(512) decode_merge(const Step* step, const float2* max_and_sum, const float* out,
+KERNEL(512) decode_merge(const int* positions, const float2* max_and_sum, const float* out,
                          int most_tiles, float* result) {
     static_assert(MOST == 512 && sizeof(MergeShared) == 4 * (512 * 38 + 16), "decode.py knows both");
     mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
     constexpr int WARPS = MOST / WARP;
-    int column = blockIdx.x * WARP, head = column / HEAD_DIM, tiles = step->position / TILE + 1;
+    int column = blockIdx.x * WARP, head = column / HEAD_DIM, row = blockIdx.y;
+    int tiles = positions[row] / TILE + 1;
+    max_and_sum += row * int64(HEADS) * most_tiles;
+    out += row * int64(HEADS) * most_tiles * HEAD_DIM;
+    result += row * HEADS * HEAD_DIM;
     TileResults from = {max_and_sum, out, most_tiles, tiles};
     const float lowest = isobit::from_bits(0xff800000u);
     float m = lowest;  // of all tiles so far

@@ -29,13 +29,13 @@ struct Value {
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
 struct QkvShared {
-    Act x[HIDDEN_SUPERS];
-    float buffer[SUPER];
+    Act x[ROWS * HIDDEN_SUPERS];
+    float buffer[ROWS * SUPER];
     __align__(16) uint8 tail[16];
 };
 // guess: see guess.cuh; its first word is told that x is there.
 KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8* q, const uint8* k,
-                       const uint8* v, const Step* step, uint64* guess, float* qkv) {
+                       const uint8* v, const int* step_number, uint64* guess, float* qkv) {
     mark(0, 0);
     DYNAMIC_SHARED(QkvShared, sh);
     QueryKey qk = {q, k};
@@ -50,7 +50,7 @@ KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8
     second.start();
     Norm h(norm);
     float* part = reinterpret_cast<float*>(more + Second::bytes(nv * HIDDEN_SUPERS));
-    int number = step->number;
+    int number = *step_number;
     let_next_start();
     wait_for_previous();
     mark(0, 1);
@@ -58,16 +58,18 @@ KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8
     h.quantise(x, eps, sh->buffer, sh->x);
     __syncthreads();
     mark(0, 2);
-    first.run(sh->x, part);
-    second.run(sh->x, part + n * HIDDEN_SUPERS * TILE_ROWS);
+    int parts = (n + nv) * HIDDEN_SUPERS * TILE_ROWS;  // of a token
+    first.run(sh->x, part, HIDDEN_SUPERS, parts);
+    second.run(sh->x, part + n * HIDDEN_SUPERS * TILE_ROWS, HIDDEN_SUPERS, parts);
     __syncthreads();
     mark(0, 3);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < (n + nv) * TILE_ROWS; i += BLOCK) {
-        int unit = i / TILE_ROWS, row = i % TILE_ROWS;
+    for (int i = threadIdx.x; i < ROWS * (n + nv) * TILE_ROWS; i += BLOCK) {
+        int unit = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : unit / (n + nv);
+        unit -= r * (n + nv);
         int group = unit < n ? qk.group(unit) : QueryKey::GROUPS + value.group(unit - n);
-        qkv[group * TILE_ROWS + row] =
-            sum_supers<HIDDEN_SUPERS>(part + unit * HIDDEN_SUPERS * TILE_ROWS + row);
+        qkv[(r * (QueryKey::GROUPS + Value::GROUPS) + group) * TILE_ROWS + row] =
+            sum_supers<HIDDEN_SUPERS>(part + r * parts + unit * HIDDEN_SUPERS * TILE_ROWS + row);
     }
     mark(0, 5);
 }

@@ -3,8 +3,8 @@
 // the guessed experts' weights ready when the router has spoken. Only time depends on the guess: the
 // choice itself is decode_gate_up's.
 //
-// A layer has a word that says that its input is there, and one for each expert with its logit, each
-// with the number of the step that told it.
+// A layer has a word that says that its input is there, and, for each row, one for each expert with its
+// logit, each with the number of the step that told it.
 #pragma once
 #include "decode.cuh"
 #include "copy.cuh"
@@ -39,7 +39,7 @@ DEV void told_all(const uint64* words, int number, uint64 (&one)[EXPERTS_EACH]) 
 }
 
 struct GuessShared {
-    float part[WARPS];
+    float part[ROWS][WARPS];
 };
 // The experts' logits, shared out to the blocks. Any order of their sums will do, and the norm's factor
 // changes no rank.
@@ -66,26 +66,34 @@ struct Guess {
 #pragma unroll 1
         for (int expert = blockIdx.x; expert < EXPERTS; expert += gridDim.x) {
             if (expert != blockIdx.x) fetch(expert);
-            float sum = 0.0f;
+            float sum[ROWS];
 #pragma unroll
-            for (int i = 0; i < EACH; i++) {
-                int k = i * BLOCK + threadIdx.x;
-                if (k < HIDDEN) sum += load_fresh(x + k) * weight[i];
+            for (int r = 0; r < ROWS; r++) {
+                sum[r] = 0.0f;
+#pragma unroll
+                for (int i = 0; i < EACH; i++) {
+                    int k = i * BLOCK + threadIdx.x;
+                    if (k < HIDDEN) sum[r] += load_fresh(x + r * HIDDEN + k) * weight[i];
+                }
             }
-            sum = warp_tree(sum);
-            if (lane_id() == 0) sh->part[warp_id()] = sum;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                sum[r] = warp_tree(sum[r]);
+                if (lane_id() == 0) sh->part[r][warp_id()] = sum[r];
+            }
             __syncthreads();
-            if (threadIdx.x == 0) {
-                for (int i = 1; i < WARPS; i++) sum += sh->part[i];
-                store_relaxed(words + 1 + expert, packed(number, expert, sum));
+            if (lane_id() == 0 && warp_id() < ROWS) {
+                float all = sh->part[warp_id()][0];
+                for (int i = 1; i < WARPS; i++) all += sh->part[warp_id()][i];
+                store_relaxed(words + 1 + warp_id() * EXPERTS + expert, packed(number, expert, all));
             }
             __syncthreads();
         }
     }
 };
 
-// Lane i < USED gets the expert with the i-th largest guess; by one warp. Blocks that wait until all is
-// told get the same.
+// Lane i < USED gets the expert with the i-th largest guess of a row, whose words follow words[0]; by one
+// warp. Blocks that wait until all is told get the same.
 template <int READS>
 DEV int guessed(const uint64* words, int number) {
     constexpr int EACH = EXPERTS_EACH, MASK = 1023;

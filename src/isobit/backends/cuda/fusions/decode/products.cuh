@@ -6,7 +6,8 @@
 
 // A block's tiles, four to a warp at a time (a step): eight lanes hold the eight rows of one. WHERE
 // maps the number of a tile to its address and activation. The product of tile j and row r goes to
-// part[8j + r]. Tiles come through slots in shared memory, AHEAD steps of each warp ahead.
+// part[8j + r], those of the next token's behind all of the block. Tiles come through slots in shared
+// memory, AHEAD steps of each warp ahead.
 template <class W, class Where, int AHEAD>
 struct Products {
     static constexpr int SLOT = 4 * W::TILE_BYTES, ARRIVALS = WARPS * AHEAD * 8;
@@ -43,19 +44,56 @@ struct Products {
         }
         corrections_sent();
     }
-    DEV void run(const Act* acts, float* part) {
+    // The same of a block that has `now` tiles, be they more or fewer.
+    template <class Changed>
+    DEV void change(Changed changed, int now) {
+        int before = tiles;
+        tiles = now;
+#pragma unroll 1
+        for (int step = 0; step < AHEAD; step++) {
+            int had = min(4, before - first_of(step)), has = min(4, now - first_of(step));
+            bool any = had != has;
+            for (int i = 0; i < has; i++) any |= changed(first_of(step) + i);
+            if (!any || (had <= 0 && has <= 0)) continue;
+            if (had > 0) wait_for_start(step);
+            if (has <= 0) continue;
+            fetch(step);
+            if (had > 0) corrected |= 1u << step;
+        }
+        corrections_sent();
+    }
+    // each(j, tile, row): by a lane, for the row of tile j that lies there.
+    template <class Each>
+    DEV void run_each(Each each) {
 #pragma unroll 1
         for (int step = 0; first_of(step) < tiles; step++) {
             wait(step);
             int sub = lane_id() / TILE_ROWS, row = lane_id() % TILE_ROWS, j = first_of(step) + sub;
-            if (j < tiles) {
-                const Act& a = acts[where.act(j)];
-                float t = W::dot_shared(slot(step) + sub * W::TILE_BYTES, row, a);
-                part[j * TILE_ROWS + row] = mul(a.d, t);
-            }
+            if (j < tiles) each(j, slot(step) + sub * W::TILE_BYTES, row);
             __syncwarp();
             fetch(fetched++);
         }
+    }
+    // Every tile with ROWS tokens' activations, each token's `acts_step` behind those of the one before,
+    // its products `part_step`.
+    DEV void run(const Act* acts, float* part, int acts_step = 0, int part_step = 0) {
+        run_each([&](int j, const uint8* tile, int row) {
+            const Act* a = acts + where.act(j);
+            float* p = part + j * TILE_ROWS + row;
+#pragma unroll 1
+            for (int r = 1; r < ROWS; r += 2) {  // registers hold no more than two
+                float t[2];
+                W::template dots_shared<2>(tile, row, a, acts_step, t);
+                p[0] = mul(a->d, t[0]);
+                p[part_step] = mul(a[acts_step].d, t[1]);
+                a += 2 * acts_step, p += 2 * part_step;
+            }
+            if (ROWS % 2) {
+                float t[1];
+                W::template dots_shared<1>(tile, row, a, 0, t);
+                p[0] = mul(a->d, t[0]);
+            }
+        });
     }
 
    private:

@@ -1,0 +1,205 @@
+"""Steps of a few rows whose kernels share reads of weights give each row the bits it has alone."""
+
+import numpy as np
+import pytest
+
+from isobit.backends.base import Batch
+from isobit.backends.cpu import CpuBackend
+from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.lowering import Variant
+from isobit.config import EngineConfig
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+from tests.helpers.synth import Geometry, write_model
+
+from .cuda_emulator import EmulatedGpu
+from .cuda_support import SEED, open_gpu, ragged, same
+from .test_cuda_decode import SHAPES
+from .test_cuda_forward import check
+
+
+def sharing(rows, ahead=None):
+    """A backend with kernels for so many rows."""
+    return varied(rows=(rows,), ahead=ahead)
+
+
+def varied(**how):
+    """A backend that is lowered otherwise than by default."""
+    return type("Varied", (CudaBackend,), {"variant": Variant(**how)})
+
+
+def launched(backend):
+    """Names of the kernels that will have been launched."""
+    names, launch = [], backend._gpu.launch
+    backend._gpu.launch = lambda *a, **k: (names.append(a[1]), launch(*a, **k))[1]
+    return names
+
+
+def guess_with_the_next_layer(backend):
+    """Let each layer guess its experts with another one's router: mostly wrong ones."""
+    matrices = backend._programs.resident.matrices
+    own = [matrices[f"blk.{i}.ffn_gate_inp.weight"].address for i in range(2)]
+    other, launch = dict(zip(own, own[1:] + own[:1], strict=True)), backend._gpu.launch
+
+    def wrong(stem, kernel, grid, arguments, **more):
+        if kernel == "decode_attn_out":
+            arguments = (*arguments[:7], other[arguments[7]], *arguments[8:])
+        launch(stem, kernel, grid, arguments, **more)
+
+    backend._gpu.launch = wrong
+
+
+class Texts:
+    """Sequences that grow by random tokens, alike on both backends."""
+
+    def __init__(self, rng, vocab, pages, *backends):
+        self.rng, self.vocab, self.pages, self.backends = rng, vocab, pages, backends
+        self.ends = [0] * len(pages)
+
+    def batch(self, parts, every):
+        """So many tokens more of these sequences: (sequence, tokens)."""
+        at = [(self.ends[s], n) for s, n in parts]
+        for s, n in parts:
+            self.ends[s] += n
+        made = ragged(self.rng, self.vocab, at, self.pages[[s for s, _ in parts]])
+        rows = np.arange(len(made.tokens), dtype=np.int32)
+        more = (made.pages, rows if every else made.logit_rows)
+        return Batch(made.tokens, made.positions, made.sequence, *more)
+
+    def go_on(self, *parts, every=True):
+        """The same logits, and what the step shows of itself."""
+        ours, theirs = self.backends
+        batch = self.batch(parts, every)
+        same(ours.forward(batch), theirs.forward(batch))
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "bulk", "few_tiles", "planes"),
+    [
+        (SHAPES[0], 2, False, 1, 2),
+        (SHAPES[1], 4, True, 4, 2),
+        (SHAPES[2], 3, False, 4, 1),
+        (SHAPES[3], 2, True, 1, 2),
+    ],
+)
+def test_rows(tmp_path, monkeypatch, shape, rows, bulk, few_tiles, planes):
+    """Of several sequences, of one, and of both, around the edge of a tile of keys; few_tiles 1:
+    two tiles are merged by a kernel of their own. Guesses are right, and then mostly wrong."""
+    print("seed", SEED)
+    monkeypatch.setattr(step_attention, "FEW_TILES", few_tiles)
+    geometry, multiprocessors, _ = shape
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2, **geometry), seed=SEED)
+    engine = EngineConfig(activation_planes=planes, context=256, max_sequences=rows, chunk=64)
+    rng = np.random.default_rng(SEED)
+    pages = rng.permutation(4 * rows).astype(np.int32).reshape(rows, 4)
+    gpu = EmulatedGpu(SEED, bulk=bulk)
+    gpu.multiprocessors = multiprocessors
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = sharing(rows)(weights, engine, gpu), CpuBackend(weights, engine)
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        texts.go_on(*((s, 3 if s else 63 - rows // 2) for s in range(rows)), every=False)
+        names = launched(ours)
+        texts.go_on((0, rows))  # drafts, of which some are in the next tile
+        assert names.count("rows_down") == 2, names
+        together = [(s, 1) for s in range(rows)]
+        texts.go_on(*together)
+        if rows > 2:
+            texts.go_on((1, 1), (0, rows - 1))
+        if geometry["experts"]:
+            guess_with_the_next_layer(ours)
+            texts.go_on((rows - 1, rows))
+            texts.go_on(*together)
+        batch = texts.batch(together, every=True)
+        ends = np.array(texts.ends, np.int32) - 1
+        expected = theirs.greedy(batch.tokens, ends, pages, 3)
+        assert np.array_equal(ours.greedy(batch.tokens, ends, pages, 3), expected)
+        theirs.close()
+
+
+def test_stages_of_rows(tmp_path):
+    """A tap sees what rows have alone."""
+    print("seed", SEED)
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2), seed=SEED)
+    engine = EngineConfig(context=128, max_sequences=2, chunk=64)
+    rng, pages = np.random.default_rng(SEED), np.array([[3, 1], [0, 2]], np.int32)
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = (
+            sharing(2, ahead=3)(weights, engine, open_gpu("emulated")),
+            CpuBackend(weights, engine),
+        )
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        texts.go_on((0, 2), (1, 3), every=False)
+        names = launched(ours)
+        check(ours, theirs, texts.batch([(0, 1), (1, 1)], every=True))
+        check(ours, theirs, texts.batch([(1, 2)], every=True))
+        assert {"rows_gate_up", "rows_down"} <= set(names)
+        theirs.close()
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_graphs_of_padded_sizes(tmp_path, kind):
+    """Steps and mixed batches between and at the sizes, with and without logits; no launch is made
+    after the start but what is captured."""
+    print("seed", SEED)
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2), seed=SEED)
+    rng, n = np.random.default_rng(SEED), 7
+    engine = EngineConfig(context=256, max_sequences=n, chunk=64)
+    pages = rng.permutation(4 * n).astype(np.int32).reshape(n, 4)
+    backend = varied(padded=(4, 8, 16), mixed=(4, 12))
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = backend(weights, engine, open_gpu(kind)), CpuBackend(weights, engine)
+        ran = []
+        ours._gpu.replay = lambda graph, replay=ours._gpu.replay: (ran.append(graph), replay(graph))
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        texts.go_on((0, 20), (1, 3), every=False)  # too many
+        assert not ran
+        for every in (False, True):
+            texts.go_on((0, 1), (1, 1), (2, 5), every=every)
+        texts.go_on((3, 2), every=False)
+        texts.go_on((0, 3), (1, 9))
+        mixed = ours._programs.mixed
+        assert {*ran} <= {*mixed._bodies.values(), *mixed._rows.values()}
+        assert len(ran) == 8
+        for sequences in (7, 5, 4):
+            texts.go_on(*((s, 1) for s in range(sequences)))
+        batch = texts.batch([(s, 1) for s in range(6)], every=True)
+        ends = np.array(texts.ends[:6], np.int32) - 1
+        expected = theirs.greedy(batch.tokens, ends, pages[:6], 3)
+        assert np.array_equal(ours.greedy(batch.tokens, ends, pages[:6], 3), expected)
+        many = ours._programs.many
+        assert list(many._graphs) == [(4, True), (8, True)]
+        assert {*ran[8:]} == {*many._graphs.values()}
+        ours.close()
+        theirs.close()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_rows_on_a_gpu(tmp_path, rows, planes):
+    print("seed", SEED)
+    gpu = open_gpu("cuda")
+    geometry = Geometry(layers=3, experts=64, experts_used=6, hidden=1024, ffn=512)
+    path = write_model(tmp_path / "m.gguf", geometry, seed=SEED)
+    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=rows, chunk=256)
+    rng = np.random.default_rng(SEED)
+    pages = rng.permutation(8 * rows).astype(np.int32).reshape(rows, 8)
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = sharing(rows)(weights, engine, gpu), CpuBackend(weights, engine)
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        texts.go_on(*((s, 250 - 7 * s) for s in range(rows)), every=False)
+        together = [(s, 1) for s in range(rows)]
+        for _ in range(12):
+            texts.go_on(*together)
+            texts.go_on((int(rng.integers(rows)), rows))
+        batch = texts.batch(together, every=True)
+        ends = np.array(texts.ends, np.int32) - 1
+        expected = theirs.greedy(batch.tokens, ends, pages, 40)
+        assert np.array_equal(ours.greedy(batch.tokens, ends, pages, 40), expected)
+        ours.close()
+        theirs.close()
