@@ -35,8 +35,8 @@ static const FormatInfo formats[] = {
 
 #define ISOBIT_KERNELS(stream)                                                                    \
     {ISOBIT_SIMD_NAME, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \
-     exp, silu_gate, clamped_gate, add, top_k, combine, silu, sigmoid, sigmoid_gate, gated_add, l2_norm, decay,   \
-     causal_conv, delta, largest, weigh, sum_above, store, attention, formats}
+     exp, silu_gate, clamped_gate, gelu_gate, softcap, add, top_k, combine, silu, sigmoid,          \
+     sigmoid_gate, gated_add, l2_norm, decay, causal_conv, delta, largest, weigh, sum_above, store, attention, formats}
 
 extern const Kernels kernels;
 const Kernels kernels = ISOBIT_KERNELS(false);

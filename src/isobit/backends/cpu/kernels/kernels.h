@@ -109,6 +109,8 @@ struct Kernels {
     void (*silu_gate)(const float* gate, const float* up, int n, float* y);
     void (*clamped_gate)(const float* gate, const float* up, int n, float limit, float factor,
                          float* y);
+    void (*gelu_gate)(const float* gate, const float* up, int n, float* y);
+    void (*softcap)(const float* x, int n, float cap, float* y);
     void (*add)(const float* x, const float* y, int n, float* out);
     void (*top_k)(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
                   float* p);

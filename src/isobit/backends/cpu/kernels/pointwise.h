@@ -112,6 +112,14 @@ static void clamped_gate(const float* gate, const float* up, int n, float limit,
     }
 }
 
+static void gelu_gate(const float* gate, const float* up, int n, float* y) {
+    for (int i = 0; i < n; ++i) y[i] = isobit::gelu_gate(gate[i], up[i]);
+}
+
+static void softcap(const float* x, int n, float cap, float* y) {
+    for (int i = 0; i < n; ++i) y[i] = isobit::softcap(x[i], cap);
+}
+
 static void add(const float* x, const float* y, int n, float* out) {
     for (int i = 0; i < n; ++i) out[i] = x[i] + y[i];
 }
