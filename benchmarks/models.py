@@ -65,7 +65,7 @@ def geometry(kind: str, *, large: bool) -> Geometry:
 def logits(backend: CpuBackend, ids: list[int], first: int, rows: list[int]) -> Any:
     n = len(ids)
     at = np.arange(first, first + n, dtype=np.int32)
-    pages = np.arange(8, dtype=np.int32)[None]
+    pages = np.arange(4, dtype=np.int32)[None]
     wanted = np.array(rows, np.int32)
     return backend.forward(Batch(np.array(ids, np.int32), at, 0 * at, pages, wanted))
 

@@ -40,6 +40,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3moe": _QWEN3,
     "qwen3vl": _QWEN3,
     "qwen3vlmoe": _QWEN3,
+    "qwen3next": _QWEN35,
     "qwen35": _QWEN35,
     "qwen35moe": _QWEN35,
 }
