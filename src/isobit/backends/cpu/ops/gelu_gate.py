@@ -1,4 +1,4 @@
-"""GELU gate: see gelu_gate.cpp."""
+"""GELU gate: see gelu_gate.simd.cpp."""
 
 from isobit.backends.cpu.lower import Lowering
 from isobit.model.graph import Op

@@ -1,4 +1,4 @@
-"""Softcap: see softcap.cpp."""
+"""Softcap: see softcap.simd.cpp."""
 
 from isobit.backends.cpu.lower import Lowering
 from isobit.model.graph import Op
