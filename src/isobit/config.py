@@ -69,6 +69,17 @@ class Metadata:
             return value
         raise self.refusal(key, f"an integer from {low} to {high}", value)
 
+    def each(
+        self, key: str, layers: int, low: int, high: int, default: int | None = None
+    ) -> tuple[int, ...]:
+        """An integer within bounds for each layer; one stands for all of them."""
+        value = self.metadata.get(key, default)
+        found = value if isinstance(value, list) else [value] * layers
+        if len(found) == layers and all(type(v) is int and low <= v <= high for v in found):
+            return tuple(found)
+        expected = f"an integer from {low} to {high}, or one for each of {layers} layers"
+        raise self.refusal(key, expected, value)
+
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A number within bounds."""
         value = self.metadata.get(key, default)

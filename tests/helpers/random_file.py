@@ -1,5 +1,6 @@
 """A model file of random tensors, with their values as it holds them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -15,7 +16,16 @@ class RandomFile:
     ``values``: what a reader finds, float32 by the tensors' names.
     """
 
-    def __init__(self, path: Path, arch: str, keys: dict[str, object]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        arch: str,
+        keys: dict[str, object],
+        fmt: str = "Q8_0",
+        others: Mapping[str, object] | None = None,
+    ) -> None:
+        """``fmt``: the usual one of matrices; ``others``: keys without the architecture's name."""
+        self._fmt = fmt
         self._writer = gguf.GGUFWriter(path, arch)
         seed = int(np.random.SeedSequence().generate_state(1)[0])
         print(f"weights of {arch}: seed {seed}")
@@ -23,6 +33,8 @@ class RandomFile:
         self.values: dict[str, F32] = {}
         for key, value in keys.items():
             self._key(f"{arch}.{key}", value)
+        for key, value in (others or {}).items():
+            self._key(key, value)
 
     def _key(self, key: str, value: object) -> None:
         w = self._writer
@@ -38,10 +50,10 @@ class RandomFile:
             case _:
                 w.add_array(key, value)  # type: ignore[arg-type]
 
-    def matrix(self, name: str, *shape: int, fmt: str = "Q8_0", spread: float = 1.0) -> None:
+    def matrix(self, name: str, *shape: int, fmt: str | None = None, spread: float = 1.0) -> None:
         """Values of that spread over the root of the row's length, in a format."""
         x = self.rng.standard_normal(shape) * (spread * shape[-1] ** -0.5)
-        kind = gguf.GGMLQuantizationType[fmt]
+        kind = gguf.GGMLQuantizationType[fmt or self._fmt]
         blocks = gguf.quants.quantize(x.astype(np.float32), kind)
         self._writer.add_tensor(name, blocks, raw_dtype=kind)
         self.values[name] = gguf.quants.dequantize(blocks, kind)

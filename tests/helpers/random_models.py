@@ -41,10 +41,13 @@ def common_keys(g: Geometry) -> dict[str, object]:
     return keys
 
 
-def attention(f: RandomFile, at: str, g: Geometry, spread: float = 1.0) -> None:
+def attention(
+    f: RandomFile, at: str, g: Geometry, spread: float = 1.0, without: Sequence[str] = ()
+) -> None:
     """q, k, v and output."""
     for role, heads in (("q", g.heads), ("k", g.kv_heads), ("v", g.kv_heads)):
-        f.matrix(f"{at}attn_{role}.weight", heads * g.head_dim, g.hidden, spread=spread)
+        if role not in without:
+            f.matrix(f"{at}attn_{role}.weight", heads * g.head_dim, g.hidden, spread=spread)
     f.matrix(at + "attn_output.weight", g.hidden, g.heads * g.head_dim)
 
 
@@ -110,7 +113,8 @@ def transformers_state(
         if role.startswith("ffn_gate") and both in names:  # one tensor there
             up = w[name.replace("ffn_gate", "ffn_up")]
             role, value = both, np.concatenate([value, up], axis=-2)
-        if (theirs := names.get(role)) is None:
+        theirs = names.get(f"{role}.{what}") or names.get(role)
+        if theirs is None:
             assert role.startswith("ffn_up"), role
             continue
         tail = "" if theirs.endswith("!") else f".{what}"
@@ -176,20 +180,32 @@ def check_accuracy(file: GGUFFile, tokens: Sequence[int], true: F32) -> None:
     """The oracle is transformers' model, and the reference near it."""
     weights = Weights.from_file(file)
     found = Oracle(weights).evaluate(tokens).logits
-    worst = np.abs(found - true).max() / np.abs(true).max()
+    exact = np.abs(found - true).max(axis=1) / np.abs(true).max()
     engine = EngineConfig(context=256, max_sequences=1)
     ours = run_cut(opened("cpu", weights, engine), tokens, [0])
-    # Row by row: where two experts are as good as equal, one row may take the other.
     errors = np.linalg.norm(ours - true, axis=1) / np.linalg.norm(true, axis=1)
-    print(f"oracle: {worst:.2e} of the largest logit; ours: {np.median(errors):.2e}")
-    assert worst < 1e-4  # transformers' angles are float32
+    print(
+        f"oracle, of the largest logit: median {np.median(exact):.1e}, largest {exact.max():.1e}; "
+        f"ours: median {np.median(errors):.1e}"
+    )
+    # Row by row: where two experts are as good as equal, one row may take the other. transformers'
+    # angles, and some of its norms, are float32.
+    assert np.median(exact) < 2e-5
     assert np.median(errors) < 2e-3
 
 
-def check_refusals(file: GGUFFile, wrong: Mapping[str, object], missing: Sequence[str]) -> None:
-    """Without a tensor, or a key, or with a wrong value of one, one line names it."""
+def check_refusals(
+    file: GGUFFile,
+    wrong: Mapping[str, object],
+    missing: Sequence[str],
+    optional: Sequence[str] = (),
+) -> None:
+    """Without a tensor, or a key, or with a wrong value of one, one line names it. ``optional``:
+    roles that a file may lack."""
     arch, vocab = file.metadata["general.architecture"], file.tensors["token_embd.weight"].shape[0]
-    for name in [n for n in file.tensors if n != "output.weight"]:
+    for name in list(file.tensors):
+        if name == "output.weight" or any(role in name for role in optional):
+            continue
         tensor = file.tensors.pop(name)  # type: ignore[attr-defined]
         with pytest.raises(ModelRefused, match=name) as refused:
             Weights.from_file(file)

@@ -3,6 +3,7 @@ float64."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,8 @@ def made(
         yield request.param, file, values
 
 
-def write(path: Path, kind: str) -> dict[str, F32]:
-    g = SHAPES[kind]
+def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
+    g = g or SHAPES[kind]
     keys = make.common_keys(g) | {
         "embedding_scale": SCALES["embedding"],
         "attention.scale": SCALES["attention"],
@@ -44,7 +45,7 @@ def write(path: Path, kind: str) -> dict[str, F32]:
     }
     if kind == "GraniteMoeShared":
         keys["expert_shared_feed_forward_length"] = SHARED
-    f = RandomFile(path, "granitemoe" if g.experts else "granite", keys)
+    f = RandomFile(path, "granitemoe" if g.experts else "granite", keys, **how)
     for at in make.beginning(f, g):
         f.vector(at + "attn_norm.weight", g.hidden)
         make.attention(f, at, g, spread=2)

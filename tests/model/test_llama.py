@@ -63,9 +63,9 @@ def written(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Written(request.param, file, weights, values, expected)
 
 
-def write(path: Path, kind: str) -> dict[str, F32]:
+def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
     """A two-layer model of a kind, quantised to Q8_0; its weights as the file holds them."""
-    g = GEOMETRIES[kind]
+    g = g or GEOMETRIES[kind]
     keys: dict[str, object] = {
         "block_count": g.layers,
         "context_length": 4096,
@@ -88,7 +88,7 @@ def write(path: Path, kind: str) -> dict[str, F32]:
         keys |= {"rope.scaling.type": kind, "rope.scaling.factor": 4.0}
         keys["rope.scaling.original_context_length"] = 1024
     qwen = kind.startswith("qwen2")
-    f = RandomFile(path, kind if qwen else "llama", keys)
+    f = RandomFile(path, kind if qwen else "llama", keys, **how)
     f.matrix("token_embd.weight", g.vocab, g.hidden)
     for i in range(g.layers):
         at = f"blk.{i}."

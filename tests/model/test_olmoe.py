@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ def made(
         yield g, file, values
 
 
-def write(path: Path, g: Geometry) -> dict[str, F32]:
-    f = RandomFile(path, "olmoe", make.common_keys(g))
+def write(path: Path, g: Geometry, **how: Any) -> dict[str, F32]:
+    f = RandomFile(path, "olmoe", make.common_keys(g), **how)
     for at in make.beginning(f, g):
         f.vector(at + "attn_norm.weight", g.hidden)
         make.attention(f, at, g)

@@ -35,6 +35,7 @@ from isobit.numerics.ops import (
     ExpertScale,
     GatedAdd,
     GatedDelta,
+    GeluGate,
     Heads,
     L2Norm,
     MatMul,
@@ -46,6 +47,7 @@ from isobit.numerics.ops import (
     SigmoidGate,
     Silu,
     SiluGate,
+    Softcap,
     TopK,
 )
 from isobit.numerics.rope_table import Yarn
@@ -205,7 +207,18 @@ def clamped_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", ClampedGate(1.5, 1.702), *halves)
 
 
+def gelu_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    halves = [g.one(None, Heads(48 * i, 3, 16), x) for i in range(2)]
+    return g.one("y", GeluGate(), *halves)
+
+
+def softcap(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Softcap(2.5), x)
+
+
 CASES = (
+    gelu_gate,
+    softcap,
     silu,
     sigmoid,
     silu_gate,

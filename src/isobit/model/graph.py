@@ -150,7 +150,10 @@ class Graph:
     def hidden(self) -> Value | None:
         """The stage whose wanted rows the output product reads; None if it reads no such rows."""
         maker = {v: op for op in self.ops for v in op.outputs}
-        chosen = maker.get(maker[self.logits].inputs[0])
+        product = maker[self.logits]
+        while product.operation.per_vector:  # such as a cap of the logits
+            product = maker[product.inputs[0]]
+        chosen = maker.get(product.inputs[0])
         if chosen is None or not isinstance(chosen.operation, SelectRows):
             return None
         (value, *_) = chosen.inputs

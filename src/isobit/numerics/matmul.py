@@ -34,6 +34,12 @@ class Weight:
         shape = (stop - start, self.shape[-1])
         return Weight(f"{self.name}[{start}:{stop}]", self.format, shape, data)
 
+    def row_order(self, order: NDArray[np.integer]) -> "Weight":
+        """Some rows of a matrix in that order, as a copy."""
+        data = self.data.reshape(self.shape[0], -1)[order].reshape(-1)
+        name = f"{self.name}[{', '.join(map(str, order))}]"
+        return Weight(name, self.format, (len(order), self.shape[-1]), data)
+
     def columns(self, first: int, count: int) -> "Weight":
         """Columns first … first + count - 1 of a matrix, both whole blocks, as a copy."""
         size, width = self.format.block_size, self.format.block_bytes

@@ -99,6 +99,21 @@ ISOBIT_FN float silu_gate(float gate, float up) {
     return mul(div(gate, add(1.0f, exp(-gate))), up);
 }
 
+// GELU in its tanh form times up, section 5.
+ISOBIT_FN float gelu_gate(float gate, float up) {
+    float cube = mul(mul(gate, gate), gate);
+    float z = mul(add(gate, mul(cube, from_bits(0x3d372713))), from_bits(0x3fcc422a));
+    return mul(div(gate, add(1.0f, exp(-z))), up);
+}
+
+// cap * tanh(x / cap), section 5.
+ISOBIT_FN float softcap(float x, float cap) {
+    float y = from_bits(bits(div(x, cap)) & 0x7fffffffu);
+    float t = exp_of_negative(-add(y, y));
+    float r = mul(cap, div(sub(1.0f, t), add(1.0f, t)));
+    return from_bits((bits(r) & 0x7fffffffu) | (bits(x) & 0x80000000u));
+}
+
 // The scale of a block and the factor its values are multiplied with before rounding, section 3.
 struct BlockScale {
     float d;

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from isobit.config import Metadata, ModelConfig
-from isobit.model.architectures import gpt_oss, granite, llama, olmoe, qwen3, qwen35
+from isobit.model.architectures import gemma, gpt_oss, granite, llama, olmoe, qwen3, qwen35
 from isobit.model.graph import Graph
 from isobit.model.huggingface import HuggingFace
 from isobit.model.tensors import Tensors
@@ -23,9 +23,12 @@ class Architecture(NamedTuple):
 
 _QWEN3 = Architecture(qwen3.config, qwen3.graph)
 _QWEN35 = Architecture(qwen35.config, qwen35.graph, qwen35.draft)
+_GEMMA = Architecture(gemma.config, gemma.graph)
 _GRANITE = Architecture(granite.config, granite.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {
+    "gemma3": _GEMMA,
+    "gemma4": _GEMMA,
     "gpt-oss": Architecture(gpt_oss.config, gpt_oss.graph),
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
@@ -37,6 +40,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3moe": _QWEN3,
     "qwen3vl": _QWEN3,
     "qwen3vlmoe": _QWEN3,
+    "qwen3next": _QWEN35,
     "qwen35": _QWEN35,
     "qwen35moe": _QWEN35,
 }

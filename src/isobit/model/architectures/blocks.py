@@ -30,6 +30,7 @@ from isobit.numerics.ops import (
     Scale,
     SelectRows,
     SiluGate,
+    Softcap,
     TopK,
 )
 
@@ -183,9 +184,17 @@ def vector(name: str, values: NDArray[np.floating]) -> Weight:
     return Weight(name, F32, values.shape, values.astype(np.float32).view(np.uint8))
 
 
-def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value, logit_scale: float = 1.0) -> Graph:
+def head(
+    g: Builder,
+    c: ModelConfig,
+    tensors: Tensors,
+    x: Value,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Graph:
     """The last norm and the logits of the wanted rows, which end the graph. The embedding table is
-    the output matrix of a file without one. The norm's weights are divided by what logits are."""
+    the output matrix of a file without one. The norm's weights are divided by what logits are.
+    ``softcap`` of the logits, 0: none."""
     norm = tensors.take("output_norm.weight", c.hidden)
     if logit_scale != 1:
         norm = vector(norm.name, norm.float32() / np.float32(logit_scale))
@@ -193,7 +202,8 @@ def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value, logit_scale: fl
     name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     wanted = g.one(None, SelectRows(), x, g.logit_rows)
     matrix = tensors.take(name, c.vocab, c.hidden)
-    return g.graph(g.one("lm_head", MatMul(), wanted, weights=[matrix]))
+    y = g.one(None if softcap else "lm_head", MatMul(), wanted, weights=[matrix])
+    return g.graph(g.one("lm_head", Softcap(softcap), y) if softcap else y)
 
 
 def heads_of(p: Part, name: str, rope: Rope, of: Value, heads: Heads) -> Value:
@@ -249,17 +259,24 @@ def experts(p: Part, c: ModelConfig, h: Value) -> Value:
     names = "moe_router", "moe_router_indices"
     weights, ids = p.g.add(names, TopK(c.n_experts_used, c.normalise_experts), z)
 
-    def product(name: str, role: str, rows: int, of: Value) -> Value:
-        shape = (c.n_experts, rows, of.shape.row[-1])
-        return p.expert_product(f"moe_expert_{name}", of, ids, f"ffn_{role}_exps", *shape)
+    gate, up = expert_gate_up(p, c, h, ids)
+    y = p.g.one("moe_expert_swiglu", SiluGate(), gate, up)
+    y = p.expert_product("moe_expert_out", y, ids, "ffn_down_exps", c.n_experts, c.hidden, c.ffn)
+    return p.g.one("moe_ffn_out", Combine(), weights, y)
+
+
+def expert_gate_up(p: Part, c: ModelConfig, h: Value, ids: Value) -> tuple[Value, Value]:
+    """Both products of the chosen experts with their input."""
+
+    def product(role: str, rows: int) -> Value:
+        shape = (c.n_experts, rows, h.shape.row[-1])
+        return p.expert_product(f"moe_expert_{role}", h, ids, f"ffn_{role}_exps", *shape)
 
     if f"{p.at}ffn_gate_up_exps.weight" in p.tensors:  # both in one tensor, the gate's rows first
-        both, k, n = product("gate_up", "gate_up", 2 * c.ffn, h), c.n_experts_used, c.ffn
+        both, k, n = product("gate_up", 2 * c.ffn), c.n_experts_used, c.ffn
         gate, up = (p.g.one(None, Heads(at, k, n, 2 * n), both) for at in (0, n))
-    else:
-        gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
-    y = product("out", "down", c.hidden, p.g.one("moe_expert_swiglu", SiluGate(), gate, up))
-    return p.g.one("moe_ffn_out", Combine(), weights, y)
+        return gate, up
+    return product("gate", c.ffn), product("up", c.ffn)
 
 
 def shared_expert(p: Part, width: int, h: Value, routed: Value) -> Value:

@@ -11,24 +11,36 @@ def common(
     width: str | None = None,
     rope_base: float | None = None,
     normalise: bool = True,
+    by_layer: bool = False,
 ) -> ModelConfig:
     """What an architecture's own configuration begins with: ``Config(**vars(common(…)), …)``.
 
     ``width``: the key of the feed-forward's, if not the usual one; ``rope_base``, ``normalise``:
-    what a file means that does not say it (None: it must). Raises ModelRefused naming the key.
+    what a file means that does not say it (None: it must). ``by_layer``: numbers of heads may
+    differ from layer to layer; here stand the largest. Raises ModelRefused naming the key.
     """
     arch = r.text("general.architecture")
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
+    layers = r.count(f"{arch}.block_count", 1, 4096)
+
+    def count(key: str, default: int | None = None) -> int:
+        """A number of heads."""
+        if by_layer:
+            return max(r.each(f"{arch}.{key}", layers, 1, 4096, default))
+        return r.count(f"{arch}.{key}", 1, default or 4096, default)
+
+    heads = count("attention.head_count")
     hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
     width = width or ("expert_feed_forward_length" if moe else "feed_forward_length")
     return ModelConfig(
         architecture=arch,
-        n_layers=r.count(f"{arch}.block_count", 1, 4096),
+        n_layers=layers,
         hidden=hidden,
         n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
+        n_kv_heads=count("attention.head_count_kv", heads),
         head_dim=r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads),
-        ffn=r.count(f"{arch}.{width}", 1, 1 << 20),
+        ffn=max(r.each(f"{arch}.{width}", layers, 1, 1 << 20))
+        if by_layer
+        else r.count(f"{arch}.{width}", 1, 1 << 20),
         n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
         n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
         vocab=vocab,

@@ -1,7 +1,10 @@
-"""Qwen3.5 and Qwen3.5-MoE: three layers of four are gated delta nets, the fourth is attention with
-an output gate; a mixture of experts beside a gated shared expert, or a dense feed-forward."""
+"""Qwen3.5, Qwen3.5-MoE and Qwen3-Next: three layers of four are gated delta nets, the fourth is
+attention with an output gate; a mixture of experts beside a gated shared expert, or a dense
+feed-forward."""
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from isobit.config import Metadata, ModelConfig
 from isobit.errors import ModelRefused
@@ -75,7 +78,7 @@ def config(r: Metadata, vocab: int) -> Config:
     """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
     not implemented."""
     arch = r.text("general.architecture")
-    moe = arch == "qwen35moe"
+    moe = arch != "qwen35"
     found = common(r, vocab, moe=moe)
     drafts = r.count(f"{arch}.nextn_predict_layers", 0, found.n_layers - 1, default=0)
     layers, value_heads = found.n_layers - drafts, r.count(f"{arch}.ssm.time_step_rank", 1, 4096)
@@ -92,6 +95,8 @@ def config(r: Metadata, vocab: int) -> Config:
     )
     # The sections are of images; a text has one position everywhere.
     check(r, c, known={"rope.dimension_sections"})
+    if value_heads % c.key_heads:
+        raise r.refusal(f"{arch}.ssm.group_count", f"a divisor of {value_heads}", c.key_heads)
     r.only(f"{arch}.ssm.inner_size", value_heads * c.state_size)
     return c
 
@@ -194,14 +199,16 @@ def _delta_net(p: Part, c: Config, h: Value) -> Value:
     g, K, V, N = p.g, c.key_heads, c.value_heads, c.state_size
     keys, values = K * N, V * N
     channels = 2 * keys + values
-    made = p.product(
-        "delta_in",
-        h,
-        ("attn_qkv", channels),
-        ("attn_gate", values),
-        ("ssm_beta", V),
-        ("ssm_alpha", V),
-    )
+    first = ("attn_qkv", channels), ("attn_gate", values)
+    grouped = c.architecture == "qwen3next"
+    if grouped:  # one matrix has beta of each key head's value heads, then alpha of them
+        both = p.matrix("ssm_ba", 2 * V, c.hidden)
+        rows = np.arange(2 * V).reshape(K, 2, V // K).swapaxes(0, 1).reshape(2, V)
+        matrices = [p.matrix(role, n, c.hidden) for role, n in first]
+        matrices += [both.row_order(order) for order in rows]
+        made = g.one("delta_in", MatMul(), h, weights=matrices)
+    else:
+        made = p.product("delta_in", h, *first, ("ssm_beta", V), ("ssm_alpha", V))
     x = g.one(None, Columns(0, channels), made)
     taps = p.take("ssm_conv1d.weight", channels, c.conv_kernel)
     x = g.one("delta_conv", Silu(), g.one(None, CausalConv(), x, weights=[taps]))
@@ -213,7 +220,7 @@ def _delta_net(p: Part, c: Config, h: Value) -> Value:
     decay = g.one(
         "delta_decay", Decay(), alpha, weights=[p.take("ssm_dt.bias", V), p.take("ssm_a", V)]
     )
-    y = g.one("delta_net", GatedDelta(), q, k, v, beta, decay)
+    y = g.one("delta_net", GatedDelta(grouped), q, k, v, beta, decay)
     normed = g.one(None, RmsNorm(c.eps), y, weights=[p.take("ssm_norm.weight", N)])
     z = g.one(None, Heads(channels, V, N), made)
     y = g.one("delta_gated", SiluGate(), z, normed)

@@ -31,6 +31,7 @@ from isobit.numerics.ops.expert_bias import ExpertBias
 from isobit.numerics.ops.gated_add import GatedAdd
 from isobit.numerics.ops.gated_delta import GatedDelta
 from isobit.numerics.ops.gather import Gather
+from isobit.numerics.ops.gelu_gate import GeluGate
 from isobit.numerics.ops.heads import Heads
 from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
@@ -43,6 +44,7 @@ from isobit.numerics.ops.sigmoid import Sigmoid
 from isobit.numerics.ops.sigmoid_gate import SigmoidGate
 from isobit.numerics.ops.silu import Silu
 from isobit.numerics.ops.silu_gate import SiluGate
+from isobit.numerics.ops.softcap import Softcap
 from isobit.numerics.ops.top_k import TopK
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "GatedAdd",
     "GatedDelta",
     "Gather",
+    "GeluGate",
     "Heads",
     "L2Norm",
     "MatMul",
@@ -85,6 +88,7 @@ __all__ = [
     "SigmoidGate",
     "Silu",
     "SiluGate",
+    "Softcap",
     "TopK",
     "UnpackCache",
 ]

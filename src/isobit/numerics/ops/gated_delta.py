@@ -14,15 +14,21 @@ from isobit.numerics.pointwise import exp, tree
 @dataclass(frozen=True)
 class GatedDelta(Operation):
     """q and k [T, key heads, size], v [T, heads, size of v], beta and g [T, heads]: [T, heads, size
-    of v]. Value head h reads key head h mod key heads.
+    of v]. Value head h reads key head h mod key heads; ``grouped``: h div (heads / key heads).
 
     For each head a state S [size, size of v], zero at the start; for each token in order
 
         S = exp(g) S;  d = (v - Sᵀk) beta;  S = S + k dᵀ;  o = Sᵀq
     """
 
+    grouped: bool = False
     kind = "gated_delta"
     per_sequence = True
+
+    def key_heads(self, key_heads: int, heads: int) -> Array:
+        """The key head of each value head."""
+        h = np.arange(heads)
+        return h // (heads // key_heads) if self.grouped else h % key_heads
 
     def state(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""
@@ -43,7 +49,7 @@ class GatedDelta(Operation):
         q, k, v, beta, g, state = inputs
         keep = exp(g)
         s = state.copy()  # [heads, size, size of v]
-        of = np.arange(v.shape[1]) % k.shape[1]
+        of = self.key_heads(k.shape[1], v.shape[1])
         out = np.empty_like(v)
         for t in range(len(v)):
             kt, qt = k[t, of][:, :, None], q[t, of][:, :, None]
@@ -57,7 +63,7 @@ class GatedDelta(Operation):
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         q, k, v, beta, g, s = (x.astype(np.float64) for x in inputs)
-        of = np.arange(v.shape[1]) % k.shape[1]
+        of = self.key_heads(k.shape[1], v.shape[1])
         out = np.empty(v.shape)
         for t in range(len(v)):
             s = s * np.exp(g[t])[:, None, None]

@@ -1,5 +1,6 @@
 // gated_delta: in: q, k, v, beta, g; out: [tokens, heads * size of v]; integers: state, key heads, heads,
-// size, size of v. A work item is some columns of one head's state of one sequence, over all its tokens.
+// size, size of v, whether value heads of a key head follow each other. A work item is some columns
+// of one head's state of one sequence, over all its tokens.
 
 #include "../simd_op.h"
 
@@ -60,6 +61,7 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
     const int sequences = (int)starts.size() - 1;
     pass.team.each(sequences * H * blocks, [&](int item) {
         const int j = item % blocks * DELTA_COLUMNS, h = item / blocks % H;
+        const int of = op.integers[5] ? h / (H / K) : h % K;  // the key head
         const int first = starts[item / blocks / H], end = starts[item / blocks / H + 1];
         const int columns = std::min(DELTA_COLUMNS, m - j);
         float* state = pass.state(op.integers[0], first) + (size_t)h * n * m + j;
@@ -73,8 +75,8 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
             float v[DELTA_COLUMNS] = {}, out[DELTA_COLUMNS], keep;
             memcpy(v, pass.at(op.in[2], thread, t, h) + j, columns * sizeof(float));
             pass.kernels.exp(pass.at(op.in[4], thread, t, 0) + h, 1, &keep);
-            run_of<DeltaStep>(pass.kernels)(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, h % K),
-                               pass.at(op.in[1], thread, t, h % K), v,
+            run_of<DeltaStep>(pass.kernels)(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, of),
+                               pass.at(op.in[1], thread, t, of), v,
                                pass.at(op.in[3], thread, t, 0)[h], keep, out);
             memcpy(pass.at(op.out[0], thread, t, h) + j, out, columns * sizeof(float));
         }

@@ -1,10 +1,15 @@
 """The gated delta rule."""
 
-from isobit.backends.cuda.lowering import WARPS, Lowering, anything
+from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op
+from isobit.numerics.ops import GatedDelta
 
-supports = anything
+
+def supports(op: Op) -> str | None:
+    """See :mod:`isobit.backends.cuda.ops`."""
+    assert isinstance(op.operation, GatedDelta)
+    return "value heads of a key head, one behind the other" if op.operation.grouped else None
 
 
 def lower(g: Lowering, op: Op) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from isobit.backends.wgpu.device import Step
 from isobit.backends.wgpu.lowering import Lowering, Pass
 from isobit.model.graph import Op
+from isobit.numerics.ops import GatedDelta
 
 _LANES = 256  # of a workgroup of gated_delta.wgsl
 _LANES_A_COLUMN = 16
@@ -13,6 +14,9 @@ _MOST = 512  # values of a key
 
 def supports(op: Op) -> str | None:
     """See :mod:`isobit.backends.wgpu.ops`."""
+    assert isinstance(op.operation, GatedDelta)
+    if op.operation.grouped:
+        return "value heads of a key head, one behind the other"
     size = op.inputs[1].shape.row[1]
     return None if size <= _MOST else f"expected keys of at most {_MOST} values, got {size}"
 

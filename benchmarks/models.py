@@ -1,0 +1,166 @@
+"""Every architecture beside llama.cpp on the same files, on the CPU: a table in Markdown.
+
+usage: python benchmarks/models.py LLAMA [--threads N] [--rounds 5] [--only NAME,…] [--no-speed]
+
+LLAMA is a folder with llama-perplexity and llama-bench, whose libraries LD_LIBRARY_PATH must name.
+Files of random weights are written for the purpose. Perplexity is that of a file in float32, by
+llama.cpp with a float32 cache, by the float64 oracle and by isobit: of random weights it says
+nothing of a text, but two graphs that differ do not give the same. Speed is that of a larger file
+in Q8_0: each round times isobit, then llama.cpp, and what counts is the median of the ratios.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from isobit.backends.base import Batch  # noqa: E402
+from isobit.backends.cpu import CpuBackend  # noqa: E402
+from isobit.config import EngineConfig  # noqa: E402
+from isobit.gguf.reader import GGUFFile  # noqa: E402
+from isobit.model.weights import Weights  # noqa: E402
+from isobit.text.tokenizer import Tokenizer  # noqa: E402
+from isobit.verify.oracle import Oracle  # noqa: E402
+from tests.helpers.synth import Geometry, _small_vocabulary  # noqa: E402
+from tests.model import test_gemma, test_granite, test_llama, test_olmoe  # noqa: E402
+
+TEXT = ROOT / "tests/data/heldout.txt"
+CHUNK, CHUNKS, PROMPT, DECODED = 256, 2, 128, 32
+VOCABULARY = 900
+KINDS: dict[str, Callable[..., object]] = {
+    **{k: partial(test_llama.write, kind=k) for k in ("llama", "mixtral", "qwen2", "qwen2moe")},
+    "olmoe": test_olmoe.write,
+    "granite": partial(test_granite.write, kind="Granite"),
+    "granitemoe": partial(test_granite.write, kind="GraniteMoeShared"),
+    "gemma3": partial(test_gemma.write, kind="gemma3"),
+    "gemma4": partial(test_gemma.write, kind="gemma4"),
+}
+DENSE = ("llama", "qwen2", "granite", "gemma3")
+
+
+def geometry(kind: str, *, large: bool) -> Geometry:
+    g = Geometry(3, 256, 4, 2, 64, experts=6, experts_used=2, ffn=256, vocab=VOCABULARY)
+    if large:
+        g = replace(g, layers=9, hidden=768, heads=12, kv_heads=4, experts=16, experts_used=4)
+        g = replace(g, ffn=3072 if kind in DENSE else 512)
+    g = replace(g, context=1024, tied=kind.startswith("gemma"))
+    return replace(g, experts=0, experts_used=0) if kind in DENSE else g
+
+
+def logits(backend: CpuBackend, ids: list[int], first: int, rows: list[int]) -> Any:
+    n = len(ids)
+    at = np.arange(first, first + n, dtype=np.int32)
+    pages = np.arange(4, dtype=np.int32)[None]
+    wanted = np.array(rows, np.int32)
+    return backend.forward(Batch(np.array(ids, np.int32), at, 0 * at, pages, wanted))
+
+
+def perplexity(run: Callable[[list[int]], Any], ids: list[int]) -> float:
+    """As llama-perplexity counts: of the second half of each chunk."""
+    found: list[float] = []
+    for i in range(CHUNKS):
+        part = ids[i * CHUNK : (i + 1) * CHUNK]
+        z = run(part).astype(np.float64)
+        z -= z.max(axis=1, keepdims=True)
+        z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+        found += [-z[t, part[t + 1]] for t in range(CHUNK // 2, CHUNK - 1)]
+    return float(np.exp(np.mean(found)))
+
+
+def accuracy(path: Path, llama: Path) -> tuple[float, float, float]:
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        tokenizer = Tokenizer.from_metadata(file.metadata, str(path))
+        ids = tokenizer.encode(TEXT.read_text(), special=False)
+        oracle = Oracle(weights)
+        exact = perplexity(lambda part: oracle.evaluate(part).logits, ids)
+        backend = CpuBackend(weights, EngineConfig(context=CHUNK, max_sequences=1))
+        ours = perplexity(lambda part: logits(backend, part, 0, list(range(CHUNK))), ids)
+        backend.close()
+    command = [str(llama / "llama-perplexity"), "-m", str(path), "-f", str(TEXT), "-c", str(CHUNK)]
+    command += ["-b", str(CHUNK), "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+    out = subprocess.run(
+        [*command, "--chunks", str(CHUNKS)], capture_output=True, text=True, check=False
+    )
+    theirs = re.search(r"Final estimate: PPL = ([0-9.]+)", out.stdout + out.stderr)
+    if theirs is None:
+        print(out.stderr[-1500:], file=sys.stderr)
+    return exact, ours, float(theirs[1]) if theirs else float("nan")
+
+
+def rate(backend: CpuBackend, vocab: int, tokens: int, *, one_by_one: bool) -> float:
+    ids = np.random.default_rng().integers(0, vocab, tokens).tolist()
+    start = time.perf_counter()
+    if one_by_one:
+        for i, token in enumerate(ids):
+            logits(backend, [token], i, [0])
+    else:
+        logits(backend, ids, 0, [tokens - 1])
+    return tokens / (time.perf_counter() - start)
+
+
+def speed(path: Path, llama: Path, threads: int, rounds: int) -> list[tuple[float, float]]:
+    """Prefill and decode: isobit's tokens/s, and the median ratio to llama.cpp."""
+    command = [str(llama / "llama-bench"), "-m", str(path), "-t", str(threads), "-o", "json"]
+    command += ["-p", str(PROMPT), "-n", str(DECODED), "-r", "3"]
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        engine = EngineConfig(context=256, max_sequences=1, threads=threads)
+        backend, found = CpuBackend(weights, engine), []
+        for _ in range(rounds):
+            rates = [
+                median(rate(backend, VOCABULARY, n, one_by_one=step) for _ in range(3))
+                for n, step in ((PROMPT, False), (DECODED, True))
+            ]
+            out = subprocess.run(command, capture_output=True, check=True)
+            theirs = [median(row["samples_ts"]) for row in json.loads(out.stdout)]
+            found.append(list(zip(rates, theirs, strict=True)))
+        backend.close()
+    return [
+        (median(r[i][0] for r in found), median(r[i][0] / r[i][1] for r in found)) for i in (0, 1)
+    ]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("llama", type=Path)
+    p.add_argument("--threads", type=int, default=EngineConfig().cores)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--only", default=",".join(KINDS))
+    p.add_argument("--no-speed", action="store_true")
+    a = p.parse_args()
+    print(f"load before: {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    print("| | exact perplexity | isobit | llama.cpp | prefill, tokens/s | decode, tokens/s |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for kind in a.only.split(","):
+        others = dict(_small_vocabulary(Geometry(vocab=VOCABULARY)).items())
+        with tempfile.TemporaryDirectory() as folder:
+            path, g = Path(folder) / f"{kind}.gguf", geometry(kind, large=False)
+            KINDS[kind](path, g=g, fmt="F32", others=others)
+            exact, ours, theirs = accuracy(path, a.llama)
+            cells = [f"{exact:.4f}", f"{ours:.4f}", f"{theirs:.4f}"]
+            if not a.no_speed:
+                KINDS[kind](path, g=geometry(kind, large=True), others=others)
+                cells += [
+                    f"{rate:,.0f} ({ratio:.2f} x)"
+                    for rate, ratio in speed(path, a.llama, a.threads, a.rounds)
+                ]
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+
+
+main()
