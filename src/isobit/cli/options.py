@@ -125,6 +125,43 @@ def stage_key(variable: str) -> bytes:
     return key
 
 
+def add_front_key(group: argparse._ActionsContainer) -> None:
+    """What servers and the front before them know one another by."""
+    group.add_argument(
+        "--front-key-env",
+        metavar="VARIABLE",
+        default="ISOBIT_FRONT_KEY",
+        help="the environment variable that holds what a front proves itself by; the same for "
+        "all servers behind one (default: %(default)s)",
+    )
+
+
+def add_server(group: argparse._ActionsContainer) -> None:
+    """What is served to clients, and how it ends."""
+    group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    group.add_argument(
+        "--api-key-env",
+        metavar="VARIABLE",
+        help="the environment variable that holds the key that clients must give",
+    )
+    group.add_argument(
+        "--grace",
+        type=at_least(0),
+        default=10,
+        metavar="SECONDS",
+        help="what runs may go on for so long after SIGTERM (default: %(default)s)",
+    )
+
+
+def secret(variable: str) -> str:
+    """The key in an environment variable. Raises UsageError if there is none."""
+    key = os.environ.get(variable)
+    if not key:
+        raise UsageError(f"{variable}: expected a key in it, got nothing")
+    return key
+
+
 def add_inexact(parser: argparse.ArgumentParser) -> None:
     """For commands whose outputs say what device they are from."""
     parser.add_argument(

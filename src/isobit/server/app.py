@@ -14,7 +14,7 @@ from isobit.server import errors, openapi
 from isobit.server.completing import Completing
 from isobit.server.embeddings import Embeddings
 from isobit.server.generate import Generate
-from isobit.server.guard import Guard
+from isobit.server.guard import FromFront, Guard
 from isobit.server.info import Info
 from isobit.server.messages import Messages
 from isobit.server.responses import Responses
@@ -28,4 +28,4 @@ def build(service: Service) -> ASGIApp:
     told = (HTTPException, IsobitError, ValidationError, Exception)
     handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
     app = Starlette(routes=[*routes, openapi.route(routes)], exception_handlers=handlers)
-    return Guard(app, service)
+    return Guard(FromFront(app, service.front_key), service)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -16,8 +16,9 @@ from isobit.runtime.grammar import Constraint
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
-from isobit.server.errors import ClientGone, ShuttingDown
+from isobit.server.errors import ClientGone, Differs, ShuttingDown
 from isobit.server.events import CallBegins, Event, Finish, Usage
+from isobit.server.journal import Said
 from isobit.server.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
 
@@ -33,6 +34,10 @@ class Piece:
     tokens: list[Token] = field(default_factory=list)
     end: Token | None = None
     """The token that ended the choice, which is no part of its text."""
+    taken: list[Token] = field(default_factory=list)
+    """What the model gave: no tokens of the prompt, and the one that ended it."""
+    told: bool = False
+    """Whether the client had it from another replica."""
 
     @property
     def finish(self) -> Finish | None:
@@ -61,10 +66,12 @@ class Choice:
         routes: bool = False,
         reader: Reader | None = None,
         constraint: Constraint | None = None,
+        said: Said | None = None,
     ) -> None:
         """See :meth:`Engine.submit`.
 
-        number: which of several outputs to the same prompt. routes: record the experts.
+        number: which of several outputs to the same prompt. routes: record the experts. said: what
+        another replica said of it.
         """
         self._reader = reader or TextReader()
         self._echo = of_prompt and logprobs is not None
@@ -82,6 +89,9 @@ class Choice:
         self._called = False
         self.n_tokens = 0
         self.n_reasoning = 0
+        self._said = said
+        # The last of these is computed here again, to see that it is the same; for a receipt, all.
+        self._begun = [] if said is None or receipt else [t.id for t in said.tokens[:-1]]
         self.generation = engine.submit(
             prompt,
             most,
@@ -91,6 +101,7 @@ class Choice:
             logprobs=logprobs,
             of_prompt=of_prompt,
             routes=routes,
+            begun=self._begun,
             watch=self._recorder,
             listen=self._listen,
             constraint=constraint,
@@ -121,6 +132,11 @@ class Choice:
         """
         generation = self.generation
         try:
+            if self._said is not None:
+                piece = await self._told(self._said)
+                yield piece
+                if piece.finish is not None:
+                    return
             while True:
                 ended = generation.finish_reason  # before taking: nothing comes after it
                 piece = Piece(self.index)
@@ -132,8 +148,7 @@ class Choice:
                 while finish is None and (token := generation.take()) is not None:
                     finish = self._take(token, piece)
                 if finish is None and ended is not None:
-                    if ended == "interrupted":
-                        raise generation.error or ShuttingDown()
+                    self._require_whole()
                     finish = Finish("length")
                 if finish is not None:
                     self._end(piece, finish)
@@ -146,9 +161,43 @@ class Choice:
         finally:
             generation.cancel()
 
+    async def _told(self, said: Said) -> Piece:
+        """The tokens that another replica gave, read as if they came now."""
+        generation, piece, finish = self.generation, Piece(self.index, told=True), None
+        for i, token in enumerate(said.tokens):
+            if i >= len(self._begun):
+                await self._until(lambda: generation.ready)
+                if (found := generation.take()) != token:
+                    self._require_whole()
+                    raise Differs(i, token.id, found and found.id)
+            finish = self._take(token, piece)
+        if self._echo:
+            await self._until(lambda: generation.request.generated)
+            ids, self._echo = generation.request.prompt, False
+            piece.tokens[:0] = [Token(ids[0]), *generation.prompt]
+        if said.finished and finish is None:
+            await self._until(lambda: False)
+            self._require_whole()
+            finish = Finish("length")
+        if finish is not None:
+            self._end(piece, finish)
+        return piece
+
+    async def _until(self, holds: Callable[[], object]) -> None:
+        """Wait for this, or until the generation has ended."""
+        while not self.generation.ended and not holds():
+            await self._news.wait()
+            self._news.clear()
+
+    def _require_whole(self) -> None:
+        """Raise what its passes did, if they ended it."""
+        if self.generation.finish_reason == "interrupted":
+            raise self.generation.error or ShuttingDown()
+
     def _take(self, token: Token, piece: Piece) -> Finish | None:
         """A token's events; how the choice ends, if it does so with this token."""
         self.n_tokens += 1
+        piece.taken.append(token)
         if token.id in self._ends:
             piece.end = token
             return Finish("stop", self._stops.get(token.id))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,8 +34,8 @@ class ResponseWriter:
         self._tokenizer = service.model.tokenizer
         self._answers = answers
         self._measured = measured
-        self._id = _new("resp")
-        self._head = {"object": "response", "created_at": int(time.time())} | echo
+        self._id = f"resp_{answers.journal.name()}"
+        self._head = {"object": "response", "created_at": int(answers.journal.created)} | echo
         self._items: list[Item] = []
         self._open = False  # the last of them still grows
         self._text: list[str] = []  # of it
@@ -124,7 +122,7 @@ class ResponseWriter:
         if self._open and self._items[-1]["type"] == kind and more is None:
             return
         yield from self._close("completed")
-        item: Item = {"id": _new(_PREFIX[kind]), "type": kind, "status": "in_progress"}
+        item: Item = {"id": self._name(_PREFIX[kind]), "type": kind, "status": "in_progress"}
         if kind == "function_call":
             item |= {"arguments": ""} | (more or {})
         else:
@@ -165,6 +163,9 @@ class ResponseWriter:
             yield self._event("response.content_part.done", part=part, **place)
         yield self._event("response.output_item.done", item=item, output_index=self._index)
 
+    def _name(self, prefix: str) -> str:
+        return f"{prefix}_{self._answers.journal.name('item', len(self._items))}"
+
     @property
     def _index(self) -> int:
         return len(self._items) - 1
@@ -180,10 +181,6 @@ class ResponseWriter:
 
 
 _PREFIX = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
-
-
-def _new(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def _part(kind: str) -> dict[str, Any]:

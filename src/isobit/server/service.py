@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from types import TracebackType
 from typing import Self
@@ -23,12 +24,17 @@ class Service:
         *,
         name: str | None = None,
         api_key: str | None = None,
+        front_key: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Reads all of the model's file if its digest is not known yet."""
+        """Reads all of the model's file if its digest is not known yet.
+
+        api_key: what clients must give. front_key: what a front must give to be told tokens.
+        """
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
+        self.front_key = front_key
         self.engine = model.generations
         if limits is not None:
             self.engine.limit(limits)
@@ -49,6 +55,14 @@ class Service:
     def ready(self) -> bool:
         """Whether a request would be answered: the engine runs, and is not being shut down."""
         return self.engine.serving and not self.draining
+
+    def count(self, route: str, status: int) -> None:
+        """A request was answered."""
+        self.metrics.requests.labels(route, str(status)).inc()
+
+    async def end(self) -> None:
+        """End what is being answered."""
+        await asyncio.to_thread(self.engine.stop)
 
     def __enter__(self) -> Self:
         self.engine.start()
