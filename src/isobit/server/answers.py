@@ -168,7 +168,7 @@ class Answers:
             choice=piece.index,
             tokens=tokens_json(piece.taken),
             finished=piece.finish is not None,
-            cached=self.choices[0].generation.request.cached,
+            cached=self.choices[piece.index].cached,
         )
 
     def _came(self) -> None:
@@ -179,8 +179,6 @@ class Answers:
 
     def _count(self) -> Usage:
         used = self._all.usage(self._n_prompt)
-        if self.journal.cached is not None:
-            used = replace(used, cached=self.journal.cached)
         metrics = self._service.metrics
         metrics.prompt.inc(used.prompt)
         metrics.cached.inc(used.cached)

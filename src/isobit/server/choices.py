@@ -116,6 +116,11 @@ class Choice:
         return replace(found, tokens=found.tokens[: self.n_tokens])
 
     @property
+    def cached(self) -> int:
+        """Tokens of its prompt that were in the cache when it began."""
+        return self.generation.request.cached if self._said is None else self._said.cached
+
+    @property
     def routes(self) -> I32:
         """The experts of the tokens that were run, but for the last: int32 [T, layers, k]."""
         n = len(self.generation.request.prompt) + max(self.n_tokens - 1, 0)
@@ -265,7 +270,7 @@ class Choices:
         each = self.choices
         return Usage(
             prompt,
-            sum(choice.generation.request.cached for choice in each[:1]),
+            sum(choice.cached for choice in each[:1]),
             sum(choice.n_tokens for choice in each),
             sum(choice.n_reasoning for choice in each),
         )

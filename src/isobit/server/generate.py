@@ -159,7 +159,7 @@ class _Output:
             "finish_reason": self._finish,
             "prompt_tokens": len(request.prompt),
             "completion_tokens": self._choice.n_tokens,
-            "cached_tokens": request.cached,
+            "cached_tokens": self._choice.cached,
             "weight_version": self._service.fingerprint,
             "e2e_latency": time.monotonic() - self._began,
         }

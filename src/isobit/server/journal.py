@@ -36,6 +36,8 @@ class Said(BaseModel):
     tokens: list[Token] = Field(default_factory=list)
     """All that were taken; of one that has ended, with that which ended it."""
     finished: bool = False
+    cached: int = 0
+    """Tokens of its prompt that the first replica found in its cache."""
 
 
 class Line(BaseModel):
@@ -62,8 +64,6 @@ class Journal(BaseModel):
     created: float = Field(default_factory=time.time)
     begun: bool = False
     """Whether the client was told how the stream begins."""
-    cached: int | None = None
-    """Tokens of the prompt that the first replica found in its cache."""
     said: dict[int, Said] = Field(default_factory=dict)
     """By choice."""
 
@@ -80,11 +80,9 @@ class Journal(BaseModel):
         """A line has come, and goes to the client."""
         self.begun = True
         if line.choice is not None:
-            said = self.said.setdefault(line.choice, Said())
+            said = self.said.setdefault(line.choice, Said(cached=line.cached))
             said.tokens += line.tokens
             said.finished |= line.finished
-            if self.cached is None:
-                self.cached = line.cached
 
 
 def line(text: str, **more: Any) -> str:
