@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from isobit import machine
 from isobit.errors import ModelRefused, UsageError
 
@@ -41,13 +43,18 @@ class ModelConfig:
 class Metadata:
     """A file's metadata with typed look-ups, each refusal naming file, key, expected and got."""
 
-    def __init__(self, metadata: Mapping[str, object], source: str) -> None:
+    def __init__(
+        self, metadata: Mapping[str, object], source: str, called: Mapping[str, str] | None = None
+    ) -> None:
+        """``called``: what keys are called where they come from, for refusals."""
         self.metadata = metadata
         self.source = source
+        self._called = called or {}
 
     def refusal(self, key: str, expected: str, got: object) -> ModelRefused:
         """The exception to raise for a key."""
-        return ModelRefused(f"{self.source}: {key}: expected {expected}, got {_shown(got)}")
+        name = self._called.get(key, key)
+        return ModelRefused(f"{self.source}: {name}: expected {expected}, got {_shown(got)}")
 
     def count(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """An integer within bounds; the same for every layer, where a file lists it by layer."""
@@ -68,6 +75,15 @@ class Metadata:
         if isinstance(value, float) and low <= value <= high:
             return value
         raise self.refusal(key, f"a number from {low:g} to {high:g}", value)
+
+    def scalar(self, key: str) -> bool | int | float:
+        """A flag, an integer from 0 on, or a number, rounded to float32 as GGUF stores it."""
+        value = self.metadata.get(key)
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, float):
+            return float(np.float32(self.number(key, -3e38, 3e38)))
+        return self.count(key, 0, (1 << 31) - 1)
 
     def text(self, key: str) -> str:
         """A string."""

@@ -173,18 +173,24 @@ def gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", GatedDelta(), q, k, v, beta, g_)
 
 
-def attention(g: Builder, x: Value, rng: np.random.Generator, window: int | None = None) -> Value:
+def attention(
+    g: Builder,
+    x: Value,
+    rng: np.random.Generator,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Value:
     """Of four query heads, the last of which sees little but its sink."""
     q = g.one(None, Rope(RopeTable(12, 1e4)), g.one(None, Heads(0, 4, 12), x), g.positions)
     k, v = (g.one(None, Heads(at, 2, 12), x) for at in (48, 72))
     keys, values = g.add(None, Append(), k, v)
     sinks = f32("sinks", np.array([0, 3, -200, 30]))
-    operation = Attention(window)
+    operation = Attention(window, scale)
     return g.one("y", operation, q, keys, values, g.positions, weights=[sinks])
 
 
 def attention_through_a_window(g: Builder, x: Value, rng: np.random.Generator) -> Value:
-    return attention(g, x, rng, int(rng.integers(1, 69)))
+    return attention(g, x, rng, int(rng.integers(1, 69)), scale=rng.uniform(0.01, 2))
 
 
 def expert_bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:

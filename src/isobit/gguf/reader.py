@@ -9,7 +9,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +43,7 @@ class GGUFFile:
         self.metadata = header.metadata
         self.tensors = header.tensors
         self.refused = header.refused  # empty unless opened with strict=False
+        self.called: Mapping[str, str] = {}  # keys and tensors, where what was opened has others
         self.file_size = sum(map(len, maps))
         contents = tuple(np.frombuffer(m, np.uint8) for m in maps)
         self._contents: tuple[NDArray[np.uint8], ...] | None = contents

@@ -88,8 +88,9 @@ class Tensors:
         try:
             return self._file.tensors[name]
         except KeyError:
+            called = self._file.called.get(name, name)
             raise ModelRefused(
-                f"{self.source}: tensor {name}: expected in the file, not found"
+                f"{self.source}: tensor {called}: expected in the file, not found"
             ) from None
 
 

@@ -27,7 +27,9 @@ class Weights:
         source = str(file.path)
         arch = architecture(file.metadata, source)
         tensors = Tensors(file)
-        c = arch.config(Metadata(file.metadata, source), tensors.rows("token_embd.weight"))
+        c = arch.config(
+            Metadata(file.metadata, source, file.called), tensors.rows("token_embd.weight")
+        )
         graph = arch.graph(c, tensors)
         tensors.nothing_else()
         return cls(c, graph, file)

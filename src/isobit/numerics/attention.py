@@ -13,9 +13,10 @@ _256 = np.float32(256)
 _ONE = np.float32(1)
 
 
-def attention_scale(head_dim: int) -> np.float32:
-    """1 / sqrt(head_dim), rounded once from binary64."""
-    return np.float32(1.0 / np.sqrt(np.float64(head_dim)))
+def attention_scale(head_dim: int, scale: float | None = None) -> np.float32:
+    """What scores are multiplied by: ``scale``, or 1 / sqrt(head_dim); rounded once from
+    binary64."""
+    return np.float32(1.0 / np.sqrt(np.float64(head_dim)) if scale is None else scale)
 
 
 def attention(
@@ -27,17 +28,18 @@ def attention(
     dv: F32,
     window: int | None = None,
     sink: np.float32 | None = None,
+    scale: float | None = None,
 ) -> F32:
     """One query head over one key-value head of one sequence.
 
     q float32 [T, head_dim] after RoPE; positions int32 [T]; k, v int16 [n, head_dim] with scales
     dk, dv float32 [n], n > max(positions). ``window``: how many positions a query sees, its own
-    among them (None: all up to its own). ``sink``: what joins the softmax without a value. Returns
-    float32 [T, head_dim].
+    among them (None: all up to its own). ``sink``: what joins the softmax without a value;
+    ``scale``: see :func:`attention_scale`. Returns float32 [T, head_dim].
     """
     head_dim = q.shape[1]
     q_int, dq = quantise(q, planes=2)
-    dq = dq * attention_scale(head_dim)
+    dq = dq * attention_scale(head_dim, scale)
     first_tile, last_tile = first_seen(positions, window) // TILE, positions // TILE
     m = np.zeros(len(q), np.float32)
     total = np.zeros(len(q), np.float32)
@@ -73,13 +75,13 @@ def visible(
     return (keys <= positions) & (keys >= first_seen(positions, window))
 
 
-def attention_scores(q: F32, k: NDArray[np.int16], dk: F32) -> F32:
+def attention_scores(q: F32, k: NDArray[np.int16], dk: F32, scale: float | None = None) -> F32:
     """The scores s_j of one head: q float32 [T, head_dim], keys as in :func:`attention`.
 
     Returns float32 [T, n], the keys beyond a query's position included.
     """
     q_int, dq = quantise(q, planes=2)
-    return _scores(q_int, dq * attention_scale(q.shape[1]), k, dk)
+    return _scores(q_int, dq * attention_scale(q.shape[1], scale), k, dk)
 
 
 def attention_softmax(

@@ -17,7 +17,7 @@ from isobit.backends.base import F32
 from isobit.errors import UsageError
 from isobit.model.graph import Op
 from isobit.numerics import Weight, exp
-from isobit.numerics.attention import visible
+from isobit.numerics.attention import attention_scale, visible
 from isobit.numerics.ops import (
     Array,
     Arrays,
@@ -135,8 +135,8 @@ def _scores(op: Op, q: Array, keys: Array, positions: Array) -> Array:
     out: Array = np.zeros((*q.shape[:2], len(keys)), np.float32)
     for i in reversed(range(q.shape[2])):
         out += q[:, :, None, i] * keys[:, :, i].T.repeat(group, axis=0)
-    window = cast(_Attends, op.operation).window
-    return masked(out * np.float32(1 / np.sqrt(q.shape[2])), positions, window)
+    attends = cast(AttentionScores | Attention, op.operation)
+    return masked(out * attention_scale(q.shape[2], attends.scale), positions, attends.window)
 
 
 def _softmax(op: Op, scores: Array, positions: Array) -> Array:

@@ -6,18 +6,20 @@ softmax) are computed again with its own weights from its own inputs.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from isobit.config import ModelConfig
+from isobit.config import Metadata, ModelConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.reader import GGUFFile
+from isobit.model.architectures import HUGGING_FACE
 from isobit.model.graph import Key
+from isobit.model.huggingface import Source
 from isobit.model.weights import Weights
-from isobit.numerics import RopeTable, Weight
+from isobit.numerics import RopeTable
 from isobit.numerics.ops import Rope
 from isobit.verify.arithmetic import Array
 from isobit.verify.trace import Emit, Manifest, pieces
@@ -36,18 +38,6 @@ except ImportError as error:
     ) from None
 
 _ATTENTION = "isobit_recorded"
-_ROLES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-}
-_DENSE_ROLES = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-_EXPERT_ROLES = "gate", "up", "down"
 
 
 def build(weights: Weights) -> Any:
@@ -82,36 +72,33 @@ def build(weights: Weights) -> Any:
             "moe_intermediate_size": c.ffn,
             "norm_topk_prob": c.normalise_experts,
         }
-    family = "Qwen3Moe" if c.is_moe else "Qwen3"
-    config = getattr(transformers, family + "Config")(**settings)
+    kind = next(
+        k for k in HUGGING_FACE.values() if k.architecture == c.architecture.replace("vl", "")
+    )
+    cls = getattr(transformers, kind.model)
+    config = cls.config_class(**settings)
     with torch.device("meta"):
-        model = getattr(transformers, family + "ForCausalLM")(config)
+        model = cls(config)
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config)  # its tables are computed, not loaded
-    model.load_state_dict(_state(weights, tied=tied), assign=True)
+    state = laid_out(weights, kind.sources(Metadata(settings, "")), model)
+    if tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 
-def _state(weights: Weights, *, tied: bool) -> dict[str, Any]:
-    def tensor(w: Weight) -> Any:
-        return torch.from_numpy(w.float32())
-
-    w = weights.graph.weights
-    embedding = tensor(w["token_embd.weight"])
-    state = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": tensor(w["output_norm.weight"]),
-        "lm_head.weight": embedding if tied else tensor(w["output.weight"]),
-    }
-    for i in range(weights.config.n_layers):
-        ours, theirs = f"blk.{i}.", f"model.layers.{i}."
-        roles = dict(_ROLES if weights.config.is_moe else _ROLES | _DENSE_ROLES)
-        state |= {f"{theirs}{t}.weight": tensor(w[f"{ours}{o}.weight"]) for t, o in roles.items()}
-        if weights.config.is_moe:
-            gate, up, down = (tensor(w[f"{ours}ffn_{r}_exps.weight"]) for r in _EXPERT_ROLES)
-            state[f"{theirs}mlp.gate.weight"] = tensor(w[f"{ours}ffn_gate_inp.weight"])
-            state[f"{theirs}mlp.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
-            state[f"{theirs}mlp.experts.down_proj"] = down
+def laid_out(
+    weights: Weights, sources: Mapping[str, Sequence[Source]], model: Any
+) -> dict[str, Any]:
+    """The tensors that a model wants, in transformers' layout, from those of the graph."""
+    state = {name: torch.full(t.shape, torch.nan) for name, t in model.state_dict().items()}
+    for name, weight in weights.graph.weights.items():
+        source = next(s for s in sources[name] if s.name in state)
+        goal = state[source.name].numpy()
+        at = source.moved(np.arange(goal.size).reshape(goal.shape))
+        values = weight.float32()
+        goal.reshape(-1)[at] = values if source.change is None else source.change.back(values)
     return state
 
 

@@ -300,9 +300,10 @@ class Lowering:
         products = (op for op in readers if isinstance(op.operation, MatMul | ExpertMatMul))
         if chain and any(w.format.quantized for op in products for w in op.weights):
             chain.ops.append(self._quantise(value))
-        if chain and any(isinstance(op.operation, Attention) for op in readers):
+        attends = [op.operation for op in readers if isinstance(op.operation, Attention)]
+        if chain and attends:
             self.slots[place.slot]["query"] = 1
-            scale = float(numerics.attention_scale(value.shape.row[1]))
+            scale = float(numerics.attention_scale(value.shape.row[1], attends[0].scale))
             chain.ops.append(instruction("query", in_=[place], numbers=[scale]))
 
     def _quantise(self, value: Value) -> Instruction:

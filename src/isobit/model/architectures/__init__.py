@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from isobit.config import Metadata, ModelConfig
-from isobit.model.architectures import gpt_oss, llama, qwen3, qwen35
+from isobit.model.architectures import gpt_oss, granite, llama, olmoe, qwen3, qwen35
 from isobit.model.graph import Graph
+from isobit.model.huggingface import HuggingFace
 from isobit.model.tensors import Tensors
 
 
@@ -20,10 +21,14 @@ class Architecture(NamedTuple):
 
 _QWEN3 = Architecture(qwen3.config, qwen3.graph)
 _QWEN35 = Architecture(qwen35.config, qwen35.graph)
+_GRANITE = Architecture(granite.config, granite.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt-oss": Architecture(gpt_oss.config, gpt_oss.graph),
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE,
     "llama": _LLAMA,
+    "olmoe": Architecture(olmoe.config, olmoe.graph),
     "qwen2": _LLAMA,
     "qwen2moe": _LLAMA,
     "qwen3": _QWEN3,
@@ -34,6 +39,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen35moe": _QWEN35,
 }
 """By the name in ``general.architecture``."""
+HUGGING_FACE: dict[str, HuggingFace] = {**qwen3.HUGGING_FACE, **qwen35.HUGGING_FACE}
+"""By config.json's ``model_type``."""
 
 
 def architecture(metadata: Mapping[str, object], source: str) -> Architecture:

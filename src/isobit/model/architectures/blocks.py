@@ -1,9 +1,10 @@
 """What architectures have in common: parts of a layer, written with a builder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.config import ModelConfig
 from isobit.gguf.formats import F32
@@ -11,6 +12,7 @@ from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable, Weight
 from isobit.numerics.ops import (
+    Add,
     Append,
     Attention,
     AttentionScores,
@@ -114,19 +116,62 @@ class Part:
             ]
         )
         name = f"{self.at}{'+'.join(role for role, _ in matrices)}.{of}"
-        return Weight(name, F32, together.shape, together.view(np.uint8))
+        return vector(name, together)
 
 
-def embedding(g: Builder, c: ModelConfig, tensors: Tensors) -> Value:
-    """The tokens' rows of the table."""
+def transformer(
+    c: ModelConfig,
+    tensors: Tensors,
+    attention: Callable[[Part, int, Value], Value],
+    feed_forward: Callable[[Part, int, Value], Value],
+    *,
+    ffn_norm: str = "ffn_norm",
+    scale: float = 1.0,
+    logit_scale: float = 1.0,
+) -> Graph:
+    """A model whose layers add attention, then a feed-forward, each of a norm, to what they are
+    given. Both get a layer's part and number. ``ffn_norm``: the role of the second norm; ``scale``
+    is the embedding's, by ``logit_scale`` logits are divided."""
+    g = Builder(tensors.source)
+    x = embedding(g, c, tensors, scale)
+    for i in range(c.n_layers):
+        with g.layer(i):
+            p = Part(g, tensors, f"blk.{i}.")
+            h = p.norm("attn_norm", "attn_norm", c.eps, x)
+            x = g.one("post_attn_residual", Add(), x, attention(p, i, h))
+            h = p.norm("ffn_norm", ffn_norm, c.eps, x)
+            x = g.one("post_ffn_residual", Add(), x, feed_forward(p, i, h))
+    return head(g, c, tensors, x, logit_scale)
+
+
+def embedding(g: Builder, c: ModelConfig, tensors: Tensors, scale: float = 1.0) -> Value:
+    """The tokens' rows of the table, times a number."""
     table = tensors.take("token_embd.weight", c.vocab, c.hidden)
-    return g.one("embedding", Embedding(), g.tokens, weights=[table])
+    x = g.one("embedding" if scale == 1 else None, Embedding(), g.tokens, weights=[table])
+    return scaled(g, "embedding", x, scale)
 
 
-def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value) -> Graph:
+def scaled(g: Builder, name: str | None, x: Value, number: float) -> Value:
+    """Rows times a number of the model, unless it is 1."""
+    if number == 1:
+        return x
+    (width,) = x.shape.row
+    return g.one(
+        name, Scale(), x, weights=[vector(f"{number!r} x {width}", np.full(width, number))]
+    )
+
+
+def vector(name: str, values: NDArray[np.floating]) -> Weight:
+    """A weight in float32 of values that no tensor holds as they are."""
+    return Weight(name, F32, values.shape, values.astype(np.float32).view(np.uint8))
+
+
+def head(g: Builder, c: ModelConfig, tensors: Tensors, x: Value, logit_scale: float = 1.0) -> Graph:
     """The last norm and the logits of the wanted rows, which end the graph. The embedding table is
-    the output matrix of a file without one."""
+    the output matrix of a file without one. The norm's weights are divided by what logits are."""
     norm = tensors.take("output_norm.weight", c.hidden)
+    if logit_scale != 1:
+        norm = vector(norm.name, norm.float32() / np.float32(logit_scale))
     x = g.one("final_norm", RmsNorm(c.eps), x, weights=[norm])
     name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     wanted = g.one(None, SelectRows(), x, g.logit_rows)
@@ -156,13 +201,21 @@ def attention(
     *,
     window: int | None = None,
     sinks: Sequence[Weight] = (),
+    scale: float | None = None,
 ) -> Value:
-    """Attention over what the sequence has appended, or over its last ``window`` tokens."""
+    """Attention over what the sequence has appended, or over its last ``window`` tokens; scores
+    times ``scale``."""
     keys, values = g.add(None, Append(), k, v)
-    scores = g.one("attn_scores", AttentionScores(window), q, keys, g.positions, on_request=True)
-    softmax = AttentionSoftmax(window)
+    how, softmax = AttentionScores(window, scale), AttentionSoftmax(window)
+    scores = g.one("attn_scores", how, q, keys, g.positions, on_request=True)
     g.one("attn_softmax", softmax, scores, g.positions, weights=sinks, on_request=True)
-    return g.one("attention", Attention(window), q, keys, values, g.positions, weights=sinks)
+    attends = Attention(window, scale)
+    return g.one("attention", attends, q, keys, values, g.positions, weights=sinks)
+
+
+def feed_forward(p: Part, c: ModelConfig, h: Value) -> Value:
+    """A mixture of SwiGLU experts, or SwiGLU of a dense model."""
+    return experts(p, c, h) if c.is_moe else dense(p, "ffn", "", c.ffn, h)
 
 
 def dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:

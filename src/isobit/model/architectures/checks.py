@@ -1,15 +1,13 @@
 """What every architecture refuses: keys that would make another computation of its graph."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from isobit.config import Metadata, ModelConfig
 
-_KNOWN_ROPE_KEYS = frozenset(
-    {
-        *("freq_base", "dimension_count", "scale_linear"),
-        *("scaling.type", "scaling.factor", "scaling.attn_factor"),
-        *("scaling.original_context_length", "scaling.finetuned"),  # say nothing by themselves
-    }
+_ROPE_KEYS = (
+    *("rope.freq_base", "rope.dimension_count", "rope.scale_linear"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned"),  # say nothing alone
 )
 _NOT_IMPLEMENTED = (
     *("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias"),
@@ -23,16 +21,16 @@ def check(
     r: Metadata,
     c: ModelConfig,
     *,
-    rope_keys: frozenset[str] = frozenset(),
+    known: Collection[str] = (),
     scaled: bool = False,
     windows: bool = False,
     gating: int = 1,
 ) -> None:
     """Refuse hyper-parameters that do not fit together, and keys that are not implemented.
 
-    ``rope_keys``: what an architecture knows besides those that every one does. ``scaled``,
-    ``windows``: it has read the scaling of RoPE, the sliding window. ``gating``: the router's
-    function as the key has it, softmax by default.
+    ``known``: keys that an architecture reads besides those that all do, without its name.
+    ``scaled``, ``windows``: it has read the scaling of RoPE, the sliding window. ``gating``: the
+    router's function as the key has it, softmax by default.
     """
     arch = c.architecture
     if c.n_heads % c.n_kv_heads:
@@ -46,19 +44,17 @@ def check(
     r.only(f"{arch}.attention.value_length", c.head_dim)
     r.only(f"{arch}.vocab_size", c.vocab)
     if scaled:
-        rope_keys |= {"scaling.yarn_beta_fast", "scaling.yarn_beta_slow"}
+        known = {*known, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
     else:
         r.only(f"{arch}.rope.scaling.type", "none")
         r.only(f"{arch}.rope.scaling.factor", 1.0)
         r.only(f"{arch}.rope.scaling.attn_factor", 1.0)
     r.only(f"{arch}.rope.scale_linear", 1.0)
-    rope, known = f"{arch}.rope.", _KNOWN_ROPE_KEYS | rope_keys
     for key, value in r.metadata.items():
-        if key.startswith(rope) and key.removeprefix(rope) not in known:
+        name = key.removeprefix(f"{arch}.")
+        unknown = name.startswith("rope.") and name not in _ROPE_KEYS
+        if (unknown or name in _NOT_IMPLEMENTED) and name not in known:
             raise r.refusal(key, "no such key (it is not implemented)", value)
-    for name in _NOT_IMPLEMENTED:
-        if (key := f"{arch}.{name}") in r.metadata:
-            raise r.refusal(key, "no such key (it is not implemented)", r.metadata[key])
     tokens = r.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, Sequence) and len(tokens) != c.vocab:
         expected = f"{c.vocab} tokens, as many as token_embd.weight has rows"

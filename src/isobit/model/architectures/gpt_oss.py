@@ -7,12 +7,12 @@ from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
+from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.graph import Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import (
-    Add,
     ClampedGate,
     Combine,
     ExpertBias,
@@ -38,49 +38,31 @@ def config(r: Metadata, vocab: int) -> Config:
     """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
     not implemented."""
     arch = r.text("general.architecture")
-    layers = r.count(f"{arch}.block_count", 1, 4096)
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
-    head_dim = r.count(f"{arch}.attention.key_length", 2, 512)
-    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12)
+    found = common(r, vocab, moe=True)
     window = r.count(f"{arch}.attention.sliding_window", 1, MOST_POSITIONS)
     c = Config(
-        architecture=arch,
-        n_layers=layers,
-        hidden=r.count(f"{arch}.embedding_length", 1, 1 << 20),
-        n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
-        head_dim=head_dim,
-        ffn=r.count(f"{arch}.expert_feed_forward_length", 1, 1 << 20),
-        n_experts=r.count(f"{arch}.expert_count", 1, 4096),
-        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64),
-        vocab=vocab,
-        rope_base=base,
-        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
-        normalise_experts=True,
-        rope=rope_scaling(r, arch, RopeTable(head_dim, base)),
-        windows=tuple(None if i % 2 else window for i in range(layers)),
+        **vars(found),
+        rope=rope_scaling(r, arch, RopeTable(found.head_dim, found.rope_base)),
+        windows=tuple(None if i % 2 else window for i in range(found.n_layers)),
     )
     # Gating 3: a softmax of the chosen logits, which is that of all of them, normalised.
     check(r, c, scaled=True, windows=True, gating=3)
-    r.only(f"{arch}.rope.dimension_count", head_dim)
+    r.only(f"{arch}.rope.dimension_count", c.head_dim)
+    r.only(f"{arch}.expert_weights_norm", True)
     return c
 
 
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
     assert isinstance(c, Config)
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            x = g.one("post_attn_residual", Add(), x, _attention(p, c, c.windows[i], h))
-            h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
-            x = g.one("post_ffn_residual", Add(), x, _experts(p, c, h))
     tensors.take("output.weight", c.vocab, c.hidden)  # never the embedding table
-    return blocks.head(g, c, tensors, x)
+    return blocks.transformer(
+        c,
+        tensors,
+        lambda p, i, h: _attention(p, c, c.windows[i], h),
+        lambda p, _, h: _experts(p, c, h),
+        ffn_norm="post_attention_norm",
+    )
 
 
 def _attention(p: Part, c: Config, window: int | None, h: Value) -> Value:

@@ -3,15 +3,16 @@ norms, biases where the file has them, then SwiGLU or a mixture of SwiGLU expert
 
 from dataclasses import dataclass, replace
 
-from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
+from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.graph import Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
-from isobit.numerics.ops import Add, Heads, Rope
+from isobit.numerics.ops import Heads, Rope
 
 
 @dataclass(frozen=True)
@@ -27,29 +28,19 @@ def config(r: Metadata, vocab: int) -> Config:
     """The hyper-parameters. Raises ModelRefused naming the key for what is missing, malformed or
     not implemented."""
     arch = r.text("general.architecture")
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
-    hidden = r.count(f"{arch}.embedding_length", 1, 1 << 20)
-    experts = r.count(f"{arch}.expert_count", 0, 4096, default=0)
     qwen = arch == "qwen2moe"
-    head_dim = r.count(f"{arch}.attention.key_length", 2, 512, default=hidden // heads)
-    rotated = r.count(f"{arch}.rope.dimension_count", 2, head_dim, default=head_dim)
-    base = r.number(f"{arch}.rope.freq_base", 1.0, 1e12, default=10000.0)
+    found = common(
+        r,
+        vocab,
+        moe=qwen or r.count(f"{arch}.expert_count", 0, 4096, default=0) > 0,
+        width=None if qwen else "feed_forward_length",
+        rope_base=10000.0,
+        normalise=not qwen,
+    )
+    rotated = r.count(f"{arch}.rope.dimension_count", 2, found.head_dim, default=found.head_dim)
     c = Config(
-        architecture=arch,
-        n_layers=r.count(f"{arch}.block_count", 1, 4096),
-        hidden=hidden,
-        n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
-        head_dim=head_dim,
-        ffn=r.count(f"{arch}.{'expert_' if qwen else ''}feed_forward_length", 1, 1 << 20),
-        n_experts=experts,
-        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if experts else 0,
-        vocab=vocab,
-        rope_base=base,
-        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
-        normalise_experts=r.flag(f"{arch}.expert_weights_norm", default=not qwen),
-        rope=rope_scaling(r, arch, RopeTable(rotated, base)),
+        **vars(found),
+        rope=rope_scaling(r, arch, RopeTable(rotated, found.rope_base)),
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if qwen else 0,
     )
     check(r, c, scaled=True)
@@ -65,19 +56,12 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
         table = replace(table, factors=tuple(divisors.tolist()))
     # A llama file's rows of q and k are in the order of Meta's pairs, (0, 1), (2, 3), …
     rope = Rope(table, neighbours=c.architecture == "llama")
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            x = g.one("post_attn_residual", Add(), x, _attention(p, c, rope, h))
-            h = p.norm("ffn_norm", "ffn_norm", c.eps, x)
-            y = blocks.experts(p, c, h) if c.is_moe else blocks.dense(p, "ffn", "", c.ffn, h)
-            if c.shared_ffn:
-                y = blocks.shared_expert(p, c.shared_ffn, h, y)
-            x = g.one("post_ffn_residual", Add(), x, y)
-    return blocks.head(g, c, tensors, x)
+
+    def feed_forward(p: Part, _: int, h: Value) -> Value:
+        y = blocks.feed_forward(p, c, h)
+        return blocks.shared_expert(p, c.shared_ffn, h, y) if c.shared_ffn else y
+
+    return blocks.transformer(c, tensors, lambda p, _, h: _attention(p, c, rope, h), feed_forward)
 
 
 def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:

@@ -1,17 +1,36 @@
 """Qwen3.5 and Qwen3.5-MoE: three layers of four are gated delta nets, the fourth is attention with
 an output gate; a mixture of experts beside a gated shared expert, or a dense feed-forward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
+from isobit.config import Metadata, ModelConfig
+from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
-from isobit.model.graph import Builder, Graph, Value
+from isobit.model.architectures.common import common
+from isobit.model.graph import Graph, Value
+from isobit.model.huggingface import (
+    ADD_ONE,
+    ATTENTION,
+    DENSE_KEYS,
+    EXPERT_KEYS,
+    EXPERTS,
+    FEED_FORWARD,
+    KEYS,
+    MINUS_EXP,
+    ONLY,
+    OUTSIDE,
+    Drop,
+    HuggingFace,
+    Reorder,
+    Source,
+    Sources,
+    weights,
+)
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import (
-    Add,
     CausalConv,
     Columns,
     Decay,
@@ -49,37 +68,22 @@ def config(r: Metadata, vocab: int) -> Config:
     not implemented."""
     arch = r.text("general.architecture")
     moe = arch == "qwen35moe"
-    heads = r.count(f"{arch}.attention.head_count", 1, 4096)
-    blocks_ = r.count(f"{arch}.block_count", 1, 4096)
-    drafts = r.count(f"{arch}.nextn_predict_layers", 0, blocks_ - 1, default=0)
-    value_heads = r.count(f"{arch}.ssm.time_step_rank", 1, 4096)
-    size = r.count(f"{arch}.ssm.state_size", 2, 512)
+    found = common(r, vocab, moe=moe)
+    drafts = r.count(f"{arch}.nextn_predict_layers", 0, found.n_layers - 1, default=0)
+    layers, value_heads = found.n_layers - drafts, r.count(f"{arch}.ssm.time_step_rank", 1, 4096)
     c = Config(
-        architecture=arch,
-        n_layers=blocks_ - drafts,
-        hidden=r.count(f"{arch}.embedding_length", 1, 1 << 20),
-        n_heads=heads,
-        n_kv_heads=r.count(f"{arch}.attention.head_count_kv", 1, heads, default=heads),
-        head_dim=r.count(f"{arch}.attention.key_length", 2, 512),
-        ffn=r.count(f"{arch}.{'expert_' if moe else ''}feed_forward_length", 1, 1 << 20),
-        n_experts=r.count(f"{arch}.expert_count", 1, 4096) if moe else 0,
-        n_experts_used=r.count(f"{arch}.expert_used_count", 1, 64) if moe else 0,
-        vocab=vocab,
-        rope_base=r.number(f"{arch}.rope.freq_base", 1.0, 1e12),
-        eps=r.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-30, 1.0),
-        context_length=r.count(f"{arch}.context_length", 1, MOST_POSITIONS),
-        normalise_experts=True,
-        recurrent=_recurrent(r, arch, blocks_)[: blocks_ - drafts],
+        **vars(replace(found, n_layers=layers, normalise_experts=True)),
+        recurrent=_recurrent(r, arch, found.n_layers)[:layers],
         rotated=r.count(f"{arch}.rope.dimension_count", 2, 512),
         key_heads=r.count(f"{arch}.ssm.group_count", 1, value_heads),
         value_heads=value_heads,
-        state_size=size,
+        state_size=r.count(f"{arch}.ssm.state_size", 2, 512),
         conv_kernel=r.count(f"{arch}.ssm.conv_kernel", 2, 16),
         shared_ffn=r.count(f"{arch}.expert_shared_feed_forward_length", 1, 1 << 20) if moe else 0,
     )
     # The sections are of images; a text has one position everywhere.
-    check(r, c, rope_keys=frozenset({"dimension_sections"}))
-    r.only(f"{arch}.ssm.inner_size", value_heads * size)
+    check(r, c, known={"rope.dimension_sections"})
+    r.only(f"{arch}.ssm.inner_size", value_heads * c.state_size)
     return c
 
 
@@ -98,22 +102,19 @@ def _recurrent(r: Metadata, arch: str, layers: int) -> tuple[bool, ...]:
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
     assert isinstance(c, Config)
-    g = Builder(tensors.source)
-    x = blocks.embedding(g, c, tensors)
-    for i in range(c.n_layers):
-        with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
-            h = p.norm("attn_norm", "attn_norm", c.eps, x)
-            y = _delta_net(p, c, h) if c.recurrent[i] else _attention(p, c, h)
-            x = g.one("post_attn_residual", Add(), x, y)
-            h = p.norm("ffn_norm", "post_attention_norm", c.eps, x)
-            if c.is_moe:
-                y = blocks.shared_expert(p, c.shared_ffn, h, blocks.experts(p, c, h))
-            else:
-                y = blocks.dense(p, "ffn", "", c.ffn, h)
-            x = g.one("post_ffn_residual", Add(), x, y)
     tensors.leave_out_layers(c.n_layers)  # they draft tokens ahead; no token depends on them
-    return blocks.head(g, c, tensors, x)
+    return blocks.transformer(
+        c,
+        tensors,
+        lambda p, i, h: (_delta_net if c.recurrent[i] else _attention)(p, c, h),
+        lambda p, _, h: _feed_forward(p, c, h),
+        ffn_norm="post_attention_norm",
+    )
+
+
+def _feed_forward(p: Part, c: Config, h: Value) -> Value:
+    y = blocks.feed_forward(p, c, h)
+    return blocks.shared_expert(p, c.shared_ffn, h, y) if c.is_moe else y
 
 
 def _attention(p: Part, c: Config, h: Value) -> Value:
@@ -159,3 +160,117 @@ def _delta_net(p: Part, c: Config, h: Value) -> Value:
     z = g.one(None, Heads(channels, V, N), made)
     y = g.one("delta_gated", SiluGate(), z, normed)
     return p.product("attn_out", g.one(None, Columns(0, values), y), ("ssm_out", c.hidden))
+
+
+def _delta_heads(c: Metadata) -> tuple[int, int, int]:
+    """Key heads, value heads for each, values of a head vector, from config.json."""
+    values = c.count("linear_num_value_heads", 1, 4096)
+    keys = c.count("linear_num_key_heads", 1, values)
+    if values % keys:
+        raise c.refusal("linear_num_value_heads", f"a multiple of {keys}", values)
+    return keys, values // keys, c.count("linear_value_head_dim", 2, 512)
+
+
+def _layer(c: Metadata) -> Sources:
+    """GGUF's delta net has value heads in another order: the heads that share key head 0 do not
+    come one after the other, but the first of every key head, then the second of every key head,
+    and so on."""
+    keys, shared, size = _delta_heads(c)
+    by_head = Reorder((keys, shared), (1, 0))
+    by_value = Reorder((keys, shared, size), (1, 0, 2))
+    after_keys = Reorder((keys, shared, size), (1, 0, 2), first=2 * keys * size)
+    columns = Reorder((keys, shared, size), (1, 0, 2), axis=1)
+    norms = {
+        "attn_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+    }
+    return {
+        **ATTENTION,
+        **{f"{role}.weight": _norm(name) for role, name in norms.items()},
+        "attn_qkv.weight": Source("linear_attn.in_proj_qkv.weight", (after_keys,)),
+        "attn_gate.weight": Source("linear_attn.in_proj_z.weight", (by_value,)),
+        "ssm_beta.weight": Source("linear_attn.in_proj_b.weight", (by_head,)),
+        "ssm_alpha.weight": Source("linear_attn.in_proj_a.weight", (by_head,)),
+        "ssm_conv1d.weight": Source(
+            "linear_attn.conv1d.weight", (Drop(1), after_keys), float32=True
+        ),
+        "ssm_dt.bias": Source("linear_attn.dt_bias", (by_head,)),
+        "ssm_a": Source("linear_attn.A_log", (by_head,), float32=True, change=MINUS_EXP),
+        "ssm_norm.weight": Source("linear_attn.norm.weight"),
+        "ssm_out.weight": Source("linear_attn.out_proj.weight", (columns,)),
+    }
+
+
+def _norm(name: str) -> Source:
+    return Source(f"{name}.weight", float32=True, change=ADD_ONE)
+
+
+_SHARED: Sources = {
+    **EXPERTS,
+    **weights(
+        ffn_gate_shexp="mlp.shared_expert.gate_proj",
+        ffn_up_shexp="mlp.shared_expert.up_proj",
+        ffn_down_shexp="mlp.shared_expert.down_proj",
+    ),
+    "ffn_gate_inp_shexp.weight": Source("mlp.shared_expert_gate.weight", (Drop(0),)),
+}
+
+
+def _metadata(c: Metadata) -> dict[str, Entry]:
+    """What config.json says in other words than a file's metadata."""
+    keys, shared, size = _delta_heads(c)
+    c.only("linear_key_head_dim", size)
+    said = c.metadata.get("mrope_section")
+    sections: list[Entry] = [s for s in said if type(s) is int] if isinstance(said, list) else []
+    layers = c.count("num_hidden_layers", 1, 4096)
+    interval = c.count("full_attention_interval", 1, 4096, default=4)
+    known = ("linear_attention", "full_attention")
+    kinds = c.metadata.get("layer_types")
+    if kinds is None:
+        kinds = [known[(i + 1) % interval == 0] for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
+        raise c.refusal("layer_types", f"one of {', '.join(known)} for each layer", kinds)
+    heads = c.count("num_attention_heads", 1, 4096)
+    head_dim = c.count("head_dim", 2, 512, default=c.count("hidden_size", 1, 1 << 20) // heads)
+    return {
+        "rope.dimension_count": int(head_dim * c.number("partial_rotary_factor", 0.0, 1.0)),
+        "rope.dimension_sections": [*sections, 0, 0, 0, 0][:4],
+        "ssm.conv_kernel": c.count("linear_conv_kernel_dim", 2, 16),
+        "ssm.state_size": size,
+        "ssm.group_count": keys,
+        "ssm.time_step_rank": keys * shared,
+        "ssm.inner_size": keys * shared * size,
+        "attention.recurrent_layers": [k == known[0] for k in kinds],
+        "full_attention_interval": interval,
+    }
+
+
+_ONLY = ONLY | {"attn_output_gate": True}
+_OUTSIDE: Sources = {**OUTSIDE, "output_norm.weight": _norm("model.norm")}
+_DENSE = HuggingFace(
+    "qwen35",
+    "Qwen3_5ForCausalLM",
+    KEYS | DENSE_KEYS,
+    lambda c: {**_layer(c), **FEED_FORWARD},
+    _OUTSIDE,
+    _ONLY,
+    _metadata,
+)
+_MIXTURE = HuggingFace(
+    "qwen35moe",
+    "Qwen3_5MoeForCausalLM",
+    KEYS | EXPERT_KEYS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+    lambda c: {**_layer(c), **_SHARED},
+    _OUTSIDE,
+    _ONLY,
+    _metadata,
+)
+HUGGING_FACE = {
+    "qwen3_5": _DENSE,
+    "qwen3_5_text": _DENSE,
+    "qwen3_5_moe": _MIXTURE,
+    "qwen3_5_moe_text": _MIXTURE,
+}
+"""By config.json's ``model_type``."""

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.config import Metadata
-from isobit.errors import UsageError
+from isobit.errors import ModelRefused, UsageError
 from isobit.gguf.formats import BF16, F16, F32, Q4_0, Q8_0, Format, dequantize
 from isobit.gguf.header import Header, TensorInfo, Value, refusal, show
 from isobit.gguf.quantize import Bytes, quantize
 from isobit.gguf.reader import GGUFFile
-from isobit.model.architectures.qwen3_checkpoint import QWEN3, QWEN3MOE
-from isobit.model.architectures.qwen35_checkpoint import QWEN35, QWEN35MOE
-from isobit.model.checkpoint.names import CheckpointFormat, Source
+from isobit.model.architectures import HUGGING_FACE
 from isobit.model.checkpoint.shards import Stored, map_shard, read_json, shard_paths
 from isobit.model.checkpoint.vocabulary import vocabulary
+from isobit.model.huggingface import HuggingFace, Source
 
 __all__ = ["TYPES", "Checkpoint", "open_model"]
 
 TYPES: dict[str, Format] = {f.name.lower(): f for f in (F32, F16, BF16, Q8_0, Q4_0)}
 """What matrices can be made on loading, by name."""
-
-FORMATS: dict[str, CheckpointFormat] = {
-    "qwen3": QWEN3,
-    "qwen3_moe": QWEN3MOE,
-    "qwen3_5": QWEN35,
-    "qwen3_5_text": QWEN35,
-    "qwen3_5_moe": QWEN35MOE,
-    "qwen3_5_moe_text": QWEN35MOE,
-}
-"""By config.json's ``model_type``."""
 
 _NOT_TEXT = re.compile(r"(model\.)?visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
 _TEXT = re.compile(r"model\.language_model\.|language_model\.model\.")
@@ -72,42 +61,45 @@ class Checkpoint(GGUFFile):
     def __init__(self, folder: Path, fmt: Format | None = None, *, strict: bool = True) -> None:
         """fmt: what matrices become; None leaves them as they are. Raises ModelRefused."""
         config = _config(folder)
-        kind = _format(config)
+        kind = _kind(config)
         shards = [map_shard(p) for p in shard_paths(folder)]
         self._stored = {_text_name(n): s for _, found in shards for n, s in found.items()}
         self._sources: dict[str, tuple[list[Stored], Source]] = {}
         self._virtual = not strict
         self._wanted = fmt
-        metadata: dict[str, Value] = {"general.architecture": kind.architecture}
-        said = kind.metadata(config)
-        metadata |= {f"{kind.architecture}.{key}": value for key, value in said.items()}
-        experts = said.get("expert_count", 0)
-        assert isinstance(experts, int)
-        tensors = self._directory(folder, config, kind, experts)
+        arch = kind.architecture
+        metadata: dict[str, Value] = {"general.architecture": arch}
+        metadata |= {f"{arch}.{key}": value for key, value in kind.metadata(config).items()}
+        tensors = self._directory(folder, config, kind.sources(config))
         metadata |= vocabulary(folder, tensors["token_embd.weight"].shape[0])
         super().__init__([folder], Header(3, metadata, tensors, {}), [])
+        self.called = {f"{arch}.{key}": name for key, name in kind.keys.items()} | {
+            name: sources[0].name for name, sources in kind.sources(config).items()
+        }
         self._contents = tuple(contents for contents, _ in shards)
         self.file_size = sum(c.size for c in self._contents)
 
     def _directory(
-        self, folder: Path, config: Metadata, kind: CheckpointFormat, experts: int
+        self, folder: Path, config: Metadata, sources: Mapping[str, Sequence[Source]]
     ) -> dict[str, TensorInfo]:
-        tensors, taken = {}, set()
-        for name, sources in kind.sources(config).items():
-            for source in sources:
-                count = experts if "{e}" in source.name else 1
-                names = [source.name.format(e=e) for e in range(count)]
+        """What is there of ``sources``. What is not is no matter if the graph can do without."""
+        tensors, taken = {}, {"lm_head.weight"} if "output.weight" not in sources else set()
+        for name, possible in sources.items():
+            for source in possible:
+                each = range(config.count("num_experts", 1, 4096) if "{e}" in source.name else 1)
+                names = [source.name.format(e=e) for e in each]
                 if names[0] in self._stored:
                     break
-            missing = [n for n in names if n not in self._stored]
-            if missing:
-                raise refusal(folder, f"tensor {missing[0]}", "it in the checkpoint", "none")
+            else:
+                if not name.startswith("blk."):
+                    raise self._missing(folder, names[0])
+                continue
+            for missing in (n for n in names if n not in self._stored):
+                raise self._missing(folder, missing)
             parts = [self._stored[n] for n in names]
             taken.update(names)
             self._sources[name] = parts, source
             tensors[name] = self._info(folder, name, parts, source)
-        if config.metadata.get("tie_word_embeddings"):
-            taken.add("lm_head.weight")
         for name in self._stored:
             if name not in taken and not _NOT_TEXT.match(name):
                 expected = "only tensors of the architecture"
@@ -120,7 +112,7 @@ class Checkpoint(GGUFFile):
             raise refusal(folder, f"experts of {name}", "one shape and type", "several")
         empty = np.broadcast_to(np.uint8(0), first.array.shape)
         try:
-            shape = empty.shape if source.make is None else source.make(empty).shape
+            shape = source.moved(empty).shape
         except (ValueError, IndexError):
             got = list(empty.shape)
             raise refusal(folder, f"tensor {name}", "the architecture's shape", got) from None
@@ -129,6 +121,10 @@ class Checkpoint(GGUFFile):
         if shape[-1] % fmt.block_size:
             fmt = F16  # as llama.cpp's converter has it
         return TensorInfo(name, shape, fmt, 0, fmt.nbytes(math.prod(shape)))
+
+    @staticmethod
+    def _missing(folder: Path, name: str) -> ModelRefused:
+        return refusal(folder, f"tensor {name}", "it in the checkpoint", "none")
 
     def data(self, name: str) -> Bytes:
         """The bytes of tensor ``name``: uint8, 1-D; a view into the map, or made now."""
@@ -154,11 +150,10 @@ class Checkpoint(GGUFFile):
 def _encoded(fmt: Format, part: Stored, source: Source) -> Bytes:
     array: NDArray[Any] = part.array
     if fmt is part.format and not source.float32:  # rearranged at most
-        moved = array if source.make is None else source.make(array)
-        return np.ascontiguousarray(moved).reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(source.moved(array)).reshape(-1).view(np.uint8)
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    values: NDArray[Any] = dequantize(part.format, raw, array.shape)
-    return quantize(fmt, values if source.make is None else source.make(values))
+    values = source.moved(dequantize(part.format, raw, array.shape))
+    return quantize(fmt, values if source.change is None else source.change.there(values))
 
 
 def _config(folder: Path) -> Metadata:
@@ -176,15 +171,17 @@ def _config(folder: Path) -> Metadata:
     for key in ("rope_theta", "partial_rotary_factor"):
         if type(found.get(key)) is int:
             found[key] = float(found[key])
+    if "num_local_experts" in found:  # the same under another name
+        found.setdefault("num_experts", found["num_local_experts"])
     return Metadata({k: v for k, v in found.items() if v is not None}, str(path))
 
 
-def _format(config: Metadata) -> CheckpointFormat:
-    """The format of a checkpoint by its ``model_type``. Raises ModelRefused."""
+def _kind(config: Metadata) -> HuggingFace:
+    """The architecture of a checkpoint by its ``model_type``. Raises ModelRefused."""
     kind = config.text("model_type")
-    if kind not in FORMATS:
-        raise config.refusal("model_type", f"one of {', '.join(FORMATS)}", kind)
-    return FORMATS[kind]
+    if kind not in HUGGING_FACE:
+        raise config.refusal("model_type", f"one of {', '.join(HUGGING_FACE)}", kind)
+    return HUGGING_FACE[kind]
 
 
 def _text_name(name: str) -> str:

@@ -37,12 +37,13 @@ class Append(Operation):
 @dataclass(frozen=True)
 class AttentionScores(Operation):
     """q [T, H, size], keys [N, G, size], positions int32 [T]: scores [T, H, N], 0 beyond positions
-    and before the window.
+    and before the window. ``scale``: see :func:`isobit.numerics.attention_scale`.
 
     A definition for traces and ablations; attention does not read it.
     """
 
     window: int | None = None
+    scale: float | None = None
     kind = "attention_scores"
     per_sequence = True
 
@@ -58,7 +59,7 @@ class AttentionScores(Operation):
         out = []
         for h in range(q.shape[1]):
             k_h, dk_h = _head(k, h // group), dk[:, h // group]
-            out.append(attention_scores(np.ascontiguousarray(q[:, h]), k_h, dk_h))
+            out.append(attention_scores(np.ascontiguousarray(q[:, h]), k_h, dk_h, self.scale))
         return (masked(np.stack(out, axis=1), positions, self.window),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
@@ -66,7 +67,7 @@ class AttentionScores(Operation):
         q, keys, positions = inputs
         out = np.empty((*q.shape[:2], len(keys)))
         for h, k in _float64_heads(q, keys):
-            out[:, h] = q[:, h].astype(np.float64) @ k.T / np.sqrt(q.shape[2])
+            out[:, h] = q[:, h].astype(np.float64) @ k.T * exact_scale(q, self.scale)
         return (masked(out, positions, self.window),)
 
 
@@ -108,9 +109,11 @@ class AttentionSoftmax(Operation):
 class Attention(Operation):
     """q [T, H, size], keys and values [N, G, size], positions int32 [T]: [T, H * size], heads side
     by side. ``window``: how many positions a query sees, its own among them; None: all up to it.
-    The weight [H], if there is one: sinks, which join the softmax without a value."""
+    ``scale``: what scores are multiplied by; None: 1 / sqrt(size). The weight [H], if there is one:
+    sinks, which join the softmax without a value."""
 
     window: int | None = None
+    scale: float | None = None
     kind = "attention"
     per_sequence = True
 
@@ -141,6 +144,7 @@ class Attention(Operation):
                 dv[:, g],
                 self.window,
                 sink,
+                self.scale,
             )
         return (out.reshape(len(out), -1),)
 
@@ -150,10 +154,15 @@ class Attention(Operation):
         out = np.empty(q.shape)
         sinks = sinks_of(weights, q.shape[1])
         for h, k in _float64_heads(q, keys):
-            scores = q[:, h].astype(np.float64) @ k.T / np.sqrt(q.shape[2])
+            scores = q[:, h].astype(np.float64) @ k.T * exact_scale(q, self.scale)
             s = _softmax_float64(scores, positions, self.window, sinks[h])
             out[:, h] = s @ values[:, h * keys.shape[1] // q.shape[1]].astype(np.float64)
         return (out.reshape(len(out), -1),)
+
+
+def exact_scale(q: Array, scale: float | None) -> float:
+    """What scores of q [T, H, size] are multiplied by, in binary64."""
+    return float(q.shape[2] ** -0.5) if scale is None else scale
 
 
 def sinks_of(weights: Sequence[Weight], heads: int) -> Sequence[np.float32 | None]:

@@ -10,7 +10,7 @@ from isobit.backends.cuda.ops import append
 from isobit.backends.cuda.resident import Cache, Turns
 from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op, Value
-from isobit.numerics.ops import Heads, RmsNorm, Rope
+from isobit.numerics.ops import Attention, Heads, RmsNorm, Rope
 
 PATTERN = (
     "q_heads = heads qkv",
@@ -38,6 +38,8 @@ class HeadVectors:
     k_norm: Callable[[], int]
     turns: Turns
     cache: Cache
+    scale: float
+    """Of the scores."""
 
     @classmethod
     def of(cls, g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> "HeadVectors | None":
@@ -58,12 +60,9 @@ class HeadVectors:
         ):
             return None
         norms = g.vector(ops[1].weights[0]), g.vector(ops[4].weights[0])
-        return cls(H, G, D, q_norm.eps, *norms, g.turns(q_rope.table), g.cache(v["keys"]))
-
-    @property
-    def scale(self) -> float:
-        """Of the scores."""
-        return float(numerics.attention_scale(self.head_dim))
+        attends = [o.operation for o in ops if isinstance(o.operation, Attention)]  # first, of q
+        scale = float(numerics.attention_scale(D, attends[0].scale))
+        return cls(H, G, D, q_norm.eps, *norms, g.turns(q_rope.table), g.cache(v["keys"]), scale)
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:

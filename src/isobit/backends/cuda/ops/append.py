@@ -30,12 +30,12 @@ def room(head_dim: int) -> int:
     return -(-head_dim // _ROOM) * _ROOM
 
 
-def queries(g: Lowering, q: Value, cache: Cache) -> tuple[Slot, Slot]:
-    """Query heads as attention reads them: integers, and scales."""
+def queries(g: Lowering, q: Value, cache: Cache, scale: float | None) -> tuple[Slot, Slot]:
+    """Query heads as attention reads them: integers, and scales, times that of the scores."""
     integers, scales = g.formed(q, "q_int"), g.formed(q, "dq")
     if integers is None or scales is None:
         integers, scales = queries_of(g, q)
-        _store(g, QUERY, q, cache, (integers, scales))
+        _store(g, QUERY, q, cache, (integers, scales), scale)
     return integers, scales
 
 
@@ -46,10 +46,15 @@ def queries_of(g: Lowering, q: Value) -> tuple[Slot, Slot]:
 
 
 def _store(
-    g: Lowering, kind: int, x: Value, cache: Cache, queries: tuple[Slot, Slot] | None
+    g: Lowering,
+    kind: int,
+    x: Value,
+    cache: Cache,
+    queries: tuple[Slot, Slot] | None,
+    factor: float | None = None,
 ) -> None:
     heads, size = x.shape.row
-    view, scale = g.view(x, size), float(numerics.attention_scale(size))
+    view, scale = g.view(x, size), float(numerics.attention_scale(size, factor))
 
     def make(p: Pass) -> None:
         at, count = p.inputs, p.tokens * heads

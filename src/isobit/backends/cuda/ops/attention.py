@@ -28,9 +28,10 @@ def span_length(heads: int, kv_heads: int, head_dim: int) -> int:
 def lower(g: Lowering, op: Op) -> None:
     """Which of the two, each pass says (``Pass.spans``)."""
     (y,), (q, keys, _, _) = op.outputs, op.inputs
+    assert isinstance(op.operation, Attention)
     heads, size = q.shape.row
     cache = g.cache(keys)
-    integers, scales = queries(g, q, cache)
+    integers, scales = queries(g, q, cache, op.operation.scale)
     if g.captured:
         _lower_step(g, op, integers, scales)
         return

@@ -7,7 +7,7 @@ from isobit.backends.wgpu.device import Step
 from isobit.backends.wgpu.lowering import Lowering, Pass, Place, bits
 from isobit.backends.wgpu.ops import append
 from isobit.model.graph import Op, match
-from isobit.numerics.ops import Heads, RmsNorm, Rope
+from isobit.numerics.ops import Attention, Heads, RmsNorm, Rope
 
 _PATTERN = (
     "q_heads = heads qkv",
@@ -46,7 +46,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> int:
     qkv, queries = g.dense(v["qkv"]), append.queries_of(g, v["q"])
     cache = append.cache_of(g, ops[7])
     norms = g.vector(ops[1].weights[0]), g.vector(ops[4].weights[0])
-    eps, scale = bits(q_norm.eps), bits(numerics.attention_scale(D))
+    attends = [o.operation for o in ops if isinstance(o.operation, Attention)]  # next, that of q
+    eps, scale = bits(q_norm.eps), bits(numerics.attention_scale(D, attends[0].scale))
 
     def steps(p: Pass) -> Iterable[Step]:
         at = g.at(p)

@@ -43,12 +43,12 @@ def cache_of(g: Lowering, op: Op) -> Cache:
     return cache
 
 
-def queries(g: Lowering, q: Value) -> Slot:
-    """Query heads as attention reads them."""
+def queries(g: Lowering, q: Value, scale: float | None) -> Slot:
+    """Query heads as attention reads them, their scores to be multiplied by ``scale``."""
     if found := g.formed("queries", q):
         return found
     made = queries_of(g, q)
-    _store(g, QUERY, q, None, made)
+    _store(g, QUERY, q, None, made, scale)
     return made
 
 
@@ -58,9 +58,16 @@ def queries_of(g: Lowering, q: Value) -> Slot:
     return g.form("queries", q, heads * (2 * words_of(size) + 1))
 
 
-def _store(g: Lowering, kind: int, x: Value, cache: Cache | None, queries: Slot) -> None:
+def _store(
+    g: Lowering,
+    kind: int,
+    x: Value,
+    cache: Cache | None,
+    queries: Slot,
+    factor: float | None = None,
+) -> None:
     heads, size = x.shape.row
-    vectors, scale = g.rows(x, x.shape.width), bits(numerics.attention_scale(size))
+    vectors, scale = g.rows(x, x.shape.width), bits(numerics.attention_scale(size, factor))
 
     def steps(p: Pass) -> Iterable[Step]:
         parts = cache.parts if cache else (CachePart(g.nothing.buffer, 0, heads),)

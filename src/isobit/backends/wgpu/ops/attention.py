@@ -24,7 +24,7 @@ def lower(g: Lowering, op: Op) -> None:
     sinks_at = g.vector(op.weights[0]) + 1 if op.weights else 0
     n_heads, size = q.shape.row
     cache = g.caches[keys]
-    asked = queries(g, q)
+    asked = queries(g, q, op.operation.scale)
     partial = g.scratch("attention", n_heads * (size + 2), TILES)  # o, m, l of every head
     result, acts = g.new(y), g.acts_of(y, y.shape.width)
     each = n_heads // cache.kv_heads

@@ -1,0 +1,205 @@
+"""Model files of random weights, piece by piece, their tensors under transformers' names, and what
+every architecture's file must pass."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isobit.config import EngineConfig
+from isobit.errors import ModelRefused
+from isobit.gguf.reader import GGUFFile
+from isobit.model.architectures import read_config
+from isobit.model.weights import Weights
+from isobit.verify.oracle import Oracle
+from tests.helpers.expected import needs
+from tests.helpers.passes import opened, run_cut, same_bits
+from tests.helpers.random_file import F32, RandomFile
+from tests.helpers.synth import Geometry
+
+CUTS = [0], [0, 1, 2, 31, 64, 65]
+
+
+def common_keys(g: Geometry) -> dict[str, object]:
+    """The keys that every architecture has, without its name."""
+    keys: dict[str, object] = {
+        "block_count": g.layers,
+        "context_length": g.context,
+        "embedding_length": g.hidden,
+        "feed_forward_length": g.ffn,
+        "attention.head_count": g.heads,
+        "attention.head_count_kv": g.kv_heads,
+        "attention.key_length": g.head_dim,
+        "attention.value_length": g.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+        "rope.dimension_count": g.head_dim,
+    }
+    if g.experts:
+        keys |= {"expert_count": g.experts, "expert_used_count": g.experts_used}
+    return keys
+
+
+def attention(f: RandomFile, at: str, g: Geometry, spread: float = 1.0) -> None:
+    """q, k, v and output."""
+    for role, heads in (("q", g.heads), ("k", g.kv_heads), ("v", g.kv_heads)):
+        f.matrix(f"{at}attn_{role}.weight", heads * g.head_dim, g.hidden, spread=spread)
+    f.matrix(at + "attn_output.weight", g.hidden, g.heads * g.head_dim)
+
+
+def feed_forward(f: RandomFile, at: str, tail: str, hidden: int, width: int, *stack: int) -> None:
+    """gate, up and down; of experts a stack of each."""
+    f.matrix(f"{at}ffn_gate{tail}.weight", *stack, width, hidden)
+    f.matrix(f"{at}ffn_up{tail}.weight", *stack, width, hidden)
+    f.matrix(f"{at}ffn_down{tail}.weight", *stack, hidden, width)
+
+
+def mixture(f: RandomFile, at: str, g: Geometry) -> None:
+    """Router and experts."""
+    f.matrix(at + "ffn_gate_inp.weight", g.experts, g.hidden, fmt="F32", spread=2)
+    feed_forward(f, at, "_exps", g.hidden, g.ffn, g.experts)
+
+
+def beginning(f: RandomFile, g: Geometry) -> Iterable[str]:
+    """The embedding; then the beginning of each layer's names; then the end of the file's."""
+    f.matrix("token_embd.weight", g.vocab, g.hidden)
+    for i in range(g.layers):
+        yield f"blk.{i}."
+    f.vector("output_norm.weight", g.hidden)
+    if not g.tied:
+        f.matrix("output.weight", g.vocab, g.hidden)
+
+
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+"""Roles by transformers' names of most architectures."""
+
+
+def transformers_state(
+    w: Mapping[str, F32], g: Geometry, names: Mapping[str, str], *, neighbours: bool = False
+) -> dict[str, F32]:
+    """Tensors under transformers' names. A name that ends in "!" is the whole of it;
+    ``neighbours``: rows of q and k lie in the order of neighbouring pairs."""
+    state = {
+        "model.embed_tokens.weight": w["token_embd.weight"],
+        "model.norm.weight": w["output_norm.weight"],
+        "lm_head.weight": w.get("output.weight", w["token_embd.weight"]),
+    }
+    for name, stored in w.items():
+        if not name.startswith("blk."):
+            continue
+        value, (layer, role, what) = stored, name.split(".", 3)[1:]
+        if role in ("attn_q", "attn_k") and neighbours:
+            heads = g.heads if role == "attn_q" else g.kv_heads
+            value = value.reshape(heads, g.head_dim // 2, 2, -1).swapaxes(1, 2)
+            value = value.reshape(heads * g.head_dim, -1)
+        both = f"ffn_gate+ffn_up{role.removeprefix('ffn_gate')}"
+        if role.startswith("ffn_gate") and both in names:  # one tensor there
+            up = w[name.replace("ffn_gate", "ffn_up")]
+            role, value = both, np.concatenate([value, up], axis=-2)
+        if (theirs := names.get(role)) is None:
+            assert role.startswith("ffn_up"), role
+            continue
+        tail = "" if theirs.endswith("!") else f".{what}"
+        state[f"model.layers.{layer}.{theirs.rstrip('!')}{tail}"] = value
+    return state
+
+
+def loaded(family: str, settings: Mapping[str, Any], state: Mapping[str, F32]) -> Any:
+    """A model of transformers with these weights, in float64."""
+    torch, transformers = needs("torch", "torch"), needs("transformers", "transformers")
+    config = getattr(transformers, family.removesuffix("ForCausalLM") + "Config")(
+        **settings, attn_implementation="eager", experts_implementation="eager"
+    )
+    model = getattr(transformers, family.removesuffix("Text") + "ForCausalLM")(config)
+    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+    return model.double().eval()
+
+
+def settings(g: Geometry) -> dict[str, Any]:
+    """What every architecture's configuration of transformers has."""
+    found = {
+        "vocab_size": g.vocab,
+        "hidden_size": g.hidden,
+        "intermediate_size": g.ffn,
+        "num_hidden_layers": g.layers,
+        "num_attention_heads": g.heads,
+        "num_key_value_heads": g.kv_heads,
+        "head_dim": g.head_dim,
+        "rms_norm_eps": float(np.float32(1e-5)),
+        "max_position_embeddings": g.context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": g.tied,
+    }
+    if g.experts:
+        found |= {"num_experts_per_tok": g.experts_used}
+    return found
+
+
+def logits_of(model: Any, tokens: Sequence[int]) -> F32:
+    """A sequence's logits by transformers."""
+    import torch  # noqa: PLC0415
+
+    with torch.no_grad():
+        found: F32 = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+    return found
+
+
+def check_bits(file: GGUFFile, tokens: Sequence[int], backends: Sequence[str]) -> None:
+    """Every cut, and threads, give the reference's bits."""
+    weights = Weights.from_file(file)
+    for planes in (1, 2):
+        engine = EngineConfig(activation_planes=planes, context=256, max_sequences=1, threads=2)
+        expected = run_cut(opened("reference", weights, engine), tokens, [0])
+        assert np.isfinite(expected).all()
+        for name in backends:
+            backend = opened(name, weights, engine)
+            for cuts in CUTS:
+                assert same_bits(run_cut(backend, tokens, cuts), expected), (name, planes, cuts)
+            backend.close()
+
+
+def check_accuracy(file: GGUFFile, tokens: Sequence[int], true: F32) -> None:
+    """The oracle is transformers' model, and the reference near it."""
+    weights = Weights.from_file(file)
+    found = Oracle(weights).evaluate(tokens).logits
+    worst = np.abs(found - true).max() / np.abs(true).max()
+    engine = EngineConfig(context=256, max_sequences=1)
+    ours = run_cut(opened("cpu", weights, engine), tokens, [0])
+    # Row by row: where two experts are as good as equal, one row may take the other.
+    errors = np.linalg.norm(ours - true, axis=1) / np.linalg.norm(true, axis=1)
+    print(f"oracle: {worst:.2e} of the largest logit; ours: {np.median(errors):.2e}")
+    assert worst < 1e-4  # transformers' angles are float32
+    assert np.median(errors) < 2e-3
+
+
+def check_refusals(file: GGUFFile, wrong: Mapping[str, object], missing: Sequence[str]) -> None:
+    """Without a tensor, or a key, or with a wrong value of one, one line names it."""
+    arch, vocab = file.metadata["general.architecture"], file.tensors["token_embd.weight"].shape[0]
+    for name in [n for n in file.tensors if n != "output.weight"]:
+        tensor = file.tensors.pop(name)  # type: ignore[attr-defined]
+        with pytest.raises(ModelRefused, match=name) as refused:
+            Weights.from_file(file)
+        assert "\n" not in str(refused.value)
+        file.tensors[name] = tensor  # type: ignore[index]
+    keys = {f"{arch}.{key}": value for key, value in wrong.items()} | {
+        f"{arch}.{key}": None for key in missing
+    }
+    for key, value in keys.items():
+        changed = {k: v for k, v in {**file.metadata, key: value}.items() if v is not None}
+        with pytest.raises(ModelRefused, match=key) as refused:
+            read_config(changed, vocab=vocab, source="m.gguf")
+        assert "\n" not in str(refused.value)

@@ -1,0 +1,63 @@
+"""OLMoE: random weights of odd shapes, against transformers' own model in float64."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isobit.gguf.reader import GGUFFile
+from tests.helpers import random_models as make
+from tests.helpers.random_file import F32, RandomFile
+from tests.helpers.synth import Geometry
+
+SHAPES = {
+    "several": Geometry(3, 320, 5, 1, 64, experts=6, experts_used=3, ffn=96, vocab=300),
+    "one": Geometry(1, 512, 2, 2, 256, experts=1, experts_used=1, ffn=640, vocab=300),
+}
+TOKENS = np.random.default_rng(8).integers(0, 300, 90).tolist()
+Made = tuple[Geometry, GGUFFile, dict[str, F32]]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Made]:
+    path, g = tmp_path_factory.mktemp("olmoe") / "m.gguf", SHAPES[request.param]
+    values = write(path, g)
+    with GGUFFile.open(path) as file:
+        yield g, file, values
+
+
+def write(path: Path, g: Geometry) -> dict[str, F32]:
+    f = RandomFile(path, "olmoe", make.common_keys(g))
+    for at in make.beginning(f, g):
+        f.vector(at + "attn_norm.weight", g.hidden)
+        make.attention(f, at, g)
+        f.vector(at + "attn_q_norm.weight", g.heads * g.head_dim)
+        f.vector(at + "attn_k_norm.weight", g.kv_heads * g.head_dim)
+        f.vector(at + "ffn_norm.weight", g.hidden)
+        make.mixture(f, at, g)
+    return f.close()
+
+
+@pytest.mark.parametrize("name", ["cpu", "wgpu"])
+def test_bits(made: Made, name: str) -> None:
+    make.check_bits(made[1], TOKENS, [name])
+
+
+def test_transformers_in_float64(made: Made) -> None:
+    g, file, values = made
+    names = make.NAMES | {
+        "ffn_gate+ffn_up_exps": "mlp.experts.gate_up_proj!",
+        "ffn_down_exps": "mlp.experts.down_proj!",
+    }
+    more = {"num_experts": g.experts, "norm_topk_prob": False, "clip_qkv": None}
+    settings = make.settings(g) | more
+    model = make.loaded("Olmoe", settings, make.transformers_state(values, g, names))
+    make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
+
+
+def test_a_damaged_file_is_refused(made: Made) -> None:
+    wrong = {"attention.clamp_kqv": 8.0, "rope.dimension_count": 32, "expert_used_count": 65}
+    make.check_refusals(made[1], wrong, ["expert_count", "feed_forward_length", "block_count"])
