@@ -1,7 +1,8 @@
 """A graph split over several parts: processes, devices, machines. A pass from graph to graph.
 
-Each part has the rows of some weight matrices, which make some columns of their product, and some
-key-value heads with their query heads and their cache. Where an operation needs a whole value, a
+Each part has the rows of some weight matrices, which make some columns of their product, some
+key-value heads with their query heads and their cache, and some key heads of a delta net with their
+value heads and their state. Where an operation needs a whole value, a
 ``gather`` puts it together from all parts. What is not split, every part does for itself. A column
 of a product is added up as before, whichever part does it, and so is a head: no cut changes a bit.
 """
@@ -23,13 +24,19 @@ from isobit.numerics.ops import (
     AttentionScores,
     AttentionSoftmax,
     Bias,
+    CausalConv,
+    Columns,
     Combine,
+    Decay,
     ExpertMatMul,
+    GatedDelta,
     Gather,
     Heads,
     MatMul,
     Operation,
+    Sigmoid,
     SigmoidGate,
+    Silu,
     SiluGate,
     TopK,
 )
@@ -94,6 +101,12 @@ class _Split:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
         self.counts = {op.layer: _head_counts(op) for op in graph.ops if op.kind == "attention"}
+        self.makers = {v: op for op in graph.ops for v in op.outputs}
+        self.wanted: dict[Value, list[Cut]] = {}
+        """Which columns of products the heads of a delta net need, for each that reads them."""
+        for op in graph.ops:
+            if isinstance(op.operation, GatedDelta):
+                self._plan_delta(op)
 
     def graph(self) -> Graph:
         for op in self.whole.ops:
@@ -155,6 +168,8 @@ class _Split:
         views = self._views(y)
         if views:
             cut = self._cut_of_views(views)
+        elif y in self.wanted:
+            cut = _united(self.wanted[y])
         elif any(isinstance(r.operation, TopK) for r in self.readers.get(y, ())):
             return False  # every part chooses the experts; the router is small
         elif y.shape.width < self.parts:
@@ -184,14 +199,44 @@ class _Split:
     def _heads(self, op: Op, cut: Cut | None) -> bool:
         view = op.operation
         assert isinstance(view, Heads)
-        if cut is None or op not in self._views(op.inputs[0]):
+        if cut is None or not (op in self._views(op.inputs[0]) or self._within_delta(op)):
             return False
-        mine = self._heads_of(op)
-        ((begin, end),) = mine.parts[self.rank]
-        at = view.first + begin * view.step
-        before = sum(max(0, min(b, at) - a) for a, b in cut.parts[self.rank])
-        here = replace(view, first=before, count=end - begin)
+        starts = [view.first + i * view.step for i in range(view.count)]
+        each = [[at for at in starts if _has(part, at, at + view.size)] for part in cut.parts]
+        mine = Cut(
+            tuple(_merged([(starts.index(a), starts.index(a) + 1) for a in has]) for has in each),
+            heads=True,
+        )
+        at = [_before(cut.parts[self.rank], a) for a in each[self.rank]]
+        here = replace(view, first=at[0], count=len(at))
+        if len(at) > 1 and view.step != at[1] - at[0]:
+            here = replace(here, stride=at[1] - at[0])
         return self._give(op, mine, operation=here)
+
+    def _columns_of(self, op: Op, cut: Cut | None) -> bool:
+        view = op.operation
+        assert isinstance(view, Columns)
+        if cut is None or not self._within_delta(op):
+            return False
+        if cut.heads:
+            cut = cut.columns(op.inputs[0].shape.row[-1])
+        end = view.first + view.width
+        mine = Cut(
+            tuple(
+                tuple(
+                    (max(a, view.first) - view.first, min(b, end) - view.first)
+                    for a, b in part
+                    if max(a, view.first) < min(b, end)
+                )
+                for part in cut.parts
+            )
+        )
+        first, after = (_before(cut.parts[self.rank], at) for at in (view.first, end))
+        return self._give(op, mine, operation=Columns(first, after - first))
+
+    def _gated_delta(self, op: Op, _: Cut | None) -> bool:
+        cut = self.cuts[op.inputs[2]]
+        return cut is not None and self._give(op, cut)
 
     def _columnwise(self, op: Op, cut: Cut | None) -> bool:
         if cut is None:
@@ -220,6 +265,70 @@ class _Split:
             op, self.cuts[y], inputs=[self._needed(weights), self.here[y]]
         )
 
+    # The heads of a layer's delta net
+
+    def _plan_delta(self, op: Op) -> None:
+        """Value head h reads key head h mod key heads: a part has some key heads and, of every
+        round of value heads, those that read them; where there are more parts than key heads,
+        several have the same one, and each some of the rounds."""
+        keys, values = op.inputs[1].shape.row[0], op.inputs[2].shape.row[0]
+        rounds = values // keys
+        if -(-self.parts // keys) > rounds:
+            return  # every part does all of it
+        shares = self._shares(keys, rounds)
+        of_keys = Cut(tuple((key,) for key, _ in shares), heads=True)
+        of_values = Cut(
+            tuple(
+                _merged([(j * keys + a, j * keys + b) for j in range(*each)])
+                for (a, b), each in shares
+            ),
+            heads=True,
+        )
+        for value, cut in zip(op.inputs[:2], (of_keys, of_keys), strict=True):
+            self._want(value, cut)
+        self._want(op.inputs[2], of_values)
+        for value in op.inputs[3:]:
+            self._want(value, of_values.columns(1))
+        gates = [r for n in self.readers[op.outputs[0]] for r in self.readers[n.outputs[0]]]
+        for gate in gates:  # its output, normed, meets heads of the same product
+            self._want(gate.inputs[0], of_values)
+
+    def _want(self, value: Value, cut: Cut) -> None:
+        """Note what a cut of a value needs of the product that it comes from."""
+        maker = self.makers[value]
+        view = maker.operation
+        if isinstance(view, MatMul):
+            self.wanted.setdefault(value, []).append(cut)
+            return
+        if isinstance(view, Heads):
+            cut = Cut(
+                tuple(
+                    _merged(
+                        [
+                            (view.first + i * view.step, view.first + i * view.step + view.size)
+                            for a, b in part
+                            for i in range(a, b)
+                        ]
+                    )
+                    for part in cut.parts
+                )
+            )
+        elif isinstance(view, Columns):
+            cut = Cut(
+                tuple(tuple((a + view.first, b + view.first) for a, b in p) for p in cut.parts)
+            )
+        self._want(maker.inputs[0], cut)
+
+    def _within_delta(self, op: Op) -> bool:
+        """Whether it reads, by way of what works by columns or heads, a product that is cut so."""
+        value = op.inputs[0]
+        while value not in self.wanted:
+            maker = self.makers.get(value)
+            if maker is None or isinstance(maker.operation, MatMul) or not maker.inputs:
+                return False
+            value = maker.inputs[0]
+        return True
+
     # The heads of a layer's attention
 
     def _views(self, product: Value) -> list[Op]:
@@ -240,22 +349,31 @@ class _Split:
         key-value heads, several parts have the same one, and each some of its query heads.
         """
         queries, keys = self.counts[view.layer]
-        group, parts = queries // keys, self.parts
-        if -(-parts // keys) > group:
-            raise UsageError(f"parts: expected at most {queries}, one a query head, got {parts}")
-        of_keys, of_queries = [], []
-        for r in range(parts):
-            first = r * keys // parts
-            end = max((r + 1) * keys // parts, first + 1)
-            sharing = [s for s in range(parts) if s * keys // parts == first]
-            a, b = first * group, end * group
-            if parts > keys:
+        group = queries // keys
+        if -(-self.parts // keys) > group:
+            raise UsageError(
+                f"parts: expected at most {queries}, one a query head, got {self.parts}"
+            )
+        shares = self._shares(keys, group)
+        if view.outputs[0].shape.row[0] == keys:
+            return Cut(tuple((key,) for key, _ in shares), heads=True)
+        return Cut(
+            tuple(((a * group + i, (b - 1) * group + j),) for (a, b), (i, j) in shares), heads=True
+        )
+
+    def _shares(self, keys: int, group: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Each part's key heads, and which of the ``group`` heads that read each of them."""
+        found = []
+        for r in range(self.parts):
+            first = r * keys // self.parts
+            end = max((r + 1) * keys // self.parts, first + 1)
+            of = (0, group)
+            if self.parts > keys:
+                sharing = [s for s in range(self.parts) if s * keys // self.parts == first]
                 j, n = sharing.index(r), len(sharing)
-                a, b = a + j * group // n, a + (j + 1) * group // n
-            of_keys.append(((first, end),))
-            of_queries.append(((a, b),))
-        count = view.outputs[0].shape.row[0]
-        return Cut(tuple(of_queries if count == queries else of_keys), heads=True)
+                of = j * group // n, (j + 1) * group // n
+            found.append(((first, end), of))
+        return found
 
     def _cut_of_views(self, views: Sequence[Op]) -> Cut:
         """Which columns of a product each part has, given how they are read as head vectors."""
@@ -276,6 +394,12 @@ _RULES: Mapping[type[Operation], Callable[[_Split, Op, Cut | None], bool]] = {
     MatMul: _Split._matmul,
     ExpertMatMul: _Split._expert_matmul,
     Heads: _Split._heads,
+    Columns: _Split._columns_of,
+    GatedDelta: _Split._gated_delta,
+    CausalConv: _Split._columnwise,
+    Decay: _Split._columnwise,
+    Sigmoid: _Split._columnwise,
+    Silu: _Split._columnwise,
     SiluGate: _Split._columnwise,
     Bias: _Split._columnwise,
     Combine: _Split._combine,
@@ -313,9 +437,24 @@ def _merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
     return tuple(out)
 
 
+def _united(cuts: Sequence[Cut]) -> Cut:
+    """What all of these need."""
+    each = zip(*(cut.parts for cut in cuts), strict=True)
+    return Cut(tuple(_merged([r for part in parts for r in part]) for parts in each))
+
+
+def _has(part: Ranges, first: int, end: int) -> bool:
+    return any(a <= first and end <= b for a, b in part)
+
+
+def _before(part: Ranges, at: int) -> int:
+    """So many columns of a part come before a column of the whole."""
+    return sum(max(0, min(b, at) - a) for a, b in part)
+
+
 def _columns(w: Weight, ranges: Ranges) -> Weight:
-    """Some values of a vector."""
+    """Some values of a vector, or rows of a matrix."""
     values = w.data.reshape(w.shape[0], -1)
     data = np.concatenate([values[a:b] for a, b in ranges])
     name = ",".join(f"{a}:{b}" for a, b in ranges)
-    return Weight(f"{w.name}[{name}]", w.format, (len(data),), data.reshape(-1))
+    return Weight(f"{w.name}[{name}]", w.format, (len(data), *w.shape[1:]), data.reshape(-1))
