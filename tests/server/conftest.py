@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 import isobit
 from isobit.runtime.model import Model
@@ -20,12 +21,14 @@ Serve = Callable[..., AbstractContextManager[tuple[Service, openai.OpenAI]]]
 
 
 @contextmanager
-def serve(model: Model, **settings: Any) -> Iterator[tuple[Service, openai.OpenAI]]:
-    """A service of a model, and a client of it."""
+def serve(
+    model: Model, wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app, **settings: Any
+) -> Iterator[tuple[Service, openai.OpenAI]]:
+    """A service of a model, and a client of it; wrap: what stands before the application."""
     with socket.socket() as listener, Service(model, **settings) as service:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(build(service), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(wrap(build(service)), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     options.add_server(group)
     group.add_argument("--name", help="what clients call the model (default: the file's name)")
+    group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
         "--waiting",
         type=options.at_least(1),
@@ -59,12 +60,15 @@ def main(args: argparse.Namespace) -> None:
             model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
         front_key = os.environ.get(args.front_key_env) or None
+        page = not args.no_page
         with Service(
-            model, name=args.name, api_key=key, front_key=front_key, limits=limits
+            model, name=args.name, api_key=key, front_key=front_key, limits=limits, page=page
         ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
             at = sockets[0].getsockname() if sockets else (args.host, args.port)
             say(f"{service.name} on {device}: http://{at[0]}:{at[1]}/v1")
+            if page:
+                say(f"a page to talk with it: http://{at[0]}:{at[1]}/")
             run(service, args.host, args.port, args.grace, sockets)
 
 

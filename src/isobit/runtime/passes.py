@@ -60,7 +60,9 @@ class Passes:
                 ("backend", backend) if isinstance(path, (str, os.PathLike)) else ("model", path)
             )
             raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
-        self.file = open_model(locate(path, note))
+        self.located = locate(path, note)
+        """What another process can open the same model by."""
+        self.file = open_model(self.located)
         self.path = self.file.path  # of a split model the first part, whichever was named
         try:
             weights = Weights.from_file(self.file)

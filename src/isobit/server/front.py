@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from isobit.errors import IsobitError
-from isobit.server import errors
+from isobit.server import errors, webpage
 from isobit.server.answers import event
 from isobit.server.errors import NoReplica
 from isobit.server.guard import FRONT, JOURNAL_BYTES, Guard
@@ -94,7 +94,8 @@ class Front:
             Route("/replicas", self.replicas),
             Route("/{path:path}", self.relay, methods=["GET", "POST"]),
         ]
-        return Guard(Starlette(routes=routes, exception_handlers=handlers), self)
+        page = frozenset(route.path for route in webpage.routes())
+        return Guard(Starlette(routes=routes, exception_handlers=handlers), self, page)
 
     def count(self, route: str, status: int) -> None:
         """A request was answered."""

@@ -33,10 +33,11 @@ class Guarded(Protocol):
 
 
 class Guard:
-    """An ASGI application in front of another."""
+    """An ASGI application in front of another; ``public``: paths whose files need no key."""
 
-    def __init__(self, app: ASGIApp, service: Guarded) -> None:
+    def __init__(self, app: ASGIApp, service: Guarded, public: frozenset[str]) -> None:
         self._app = app
+        self._public = public
         self._service = service
         self._inside = 0
         self._bytes = 0
@@ -80,7 +81,8 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         key = self._service.api_key
-        if key is not None and not _has(request, key):
+        public = request.method in ("GET", "HEAD") and request.url.path in self._public
+        if key is not None and not public and not _has(request, key):
             message = "authorization: expected Bearer (or x-api-key) and the server's API key"
             kind, code = "authentication_error", "invalid_api_key"
             headers = {"www-authenticate": "Bearer"}

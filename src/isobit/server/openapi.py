@@ -16,6 +16,7 @@ from isobit.server.embeddings import EmbeddingRequest
 from isobit.server.errors import is_anthropic
 from isobit.server.generate import GenerateRequest
 from isobit.server.messages import CountRequest, MessageRequest
+from isobit.server.replaying import ReplayRequest
 from isobit.server.requests import (
     ChatRequest,
     CompletionRequest,
@@ -33,6 +34,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/messages/count_tokens": CountRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/generate": GenerateRequest,
+    "/replay": ReplayRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }

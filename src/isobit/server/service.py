@@ -26,15 +26,18 @@ class Service:
         api_key: str | None = None,
         front_key: str | None = None,
         limits: Limits | None = None,
+        page: bool = True,
     ) -> None:
         """Reads all of the model's file if its digest is not known yet.
 
         api_key: what clients must give. front_key: what a front must give to be told tokens.
+        page: there is a page at ``/``; its files need no key.
         """
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
         self.front_key = front_key
+        self.page = page
         self.engine = model.generations
         if limits is not None:
             self.engine.limit(limits)

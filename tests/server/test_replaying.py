@@ -1,0 +1,153 @@
+"""Receipts that the server computes again; the files of its page."""
+
+import asyncio
+import json
+import sys
+import threading
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from isobit.runtime.model import Model
+from isobit.server import replaying
+from tests.server.conftest import serve
+from tests.server.test_server import PROMPT, url, wait_for
+
+
+def answered(client: openai.OpenAI, **settings: Any) -> dict[str, Any]:
+    body = {"prompt": PROMPT, "max_tokens": 7, "seed": 3, "isobit_receipt": True} | settings
+    answer = httpx.post(url(client, "/v1/completions"), json=body, timeout=60).json()
+    return answer["choices"][0]["isobit_receipt"]
+
+
+def replayed(client: openai.OpenAI, receipt: object, **more: Any) -> httpx.Response:
+    body = {"isobit_receipt": receipt}
+    return httpx.post(url(client, "/replay"), json=body, timeout=60, **more)
+
+
+def test_a_verdict_on_a_receipt(client: openai.OpenAI) -> None:
+    receipt = answered(client, guided_regex="[a-z ]{9,}")
+    verdict = replayed(client, receipt).json()
+    assert (verdict["identical"], verdict["tokens"], verdict["difference"]) == (True, 7, None)
+    receipt["tokens"][4]["token"] ^= 1
+    verdict = replayed(client, receipt).json()
+    assert verdict["identical"] is False
+    assert verdict["difference"] == {"index": 4, "stage": "sampling", "layer": None}
+    assert "first at generated token 4: sampling" in verdict["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_sha256": "0" * 64}, "model sha256"),
+        ({"prompt": [10**9]}, "token id"),
+        ({"prompt": [5] * 2000}, "at most 1024 tokens"),
+        ({"tokens": []}, "at least one"),
+        ({"format": "other"}, "isobit receipt 2"),
+        ({"numerics": 999}, "numerics"),
+        ({"sampling": {}}, "sampling"),
+    ],
+)
+def test_what_is_no_receipt_of_this_model_is_refused(
+    client: openai.OpenAI, change: dict[str, Any], said: str
+) -> None:
+    answer = replayed(client, answered(client) | change)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "isobit_receipt"
+    assert said in error["message"]
+
+
+def test_replays_wait_for_each_other_and_end_with_their_clients(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt, running, ended = answered(client), [], []
+
+    async def forever(*_: object) -> None:
+        running.append(None)
+        code = "import time; time.sleep(100)"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        try:
+            await process.wait()
+        finally:
+            process.kill()
+            await process.wait()
+            running.pop()
+            ended.append(None)
+
+    monkeypatch.setattr(replaying, "_computed", forever)
+    monkeypatch.setattr(replaying, "MOST_WAITING", 2)
+    content = json.dumps({"isobit_receipt": receipt}).encode()
+    clients = [httpx.Client() for _ in range(3)]
+
+    def leave_early(each: httpx.Client) -> None:
+        with pytest.raises(httpx.TimeoutException):
+            each.post(url(client, "/replay"), content=content, timeout=2)
+
+    threads = [threading.Thread(target=leave_early, args=(each,)) for each in clients]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(running) == 1)
+
+    def full() -> bool:
+        try:
+            answer = httpx.post(url(client, "/replay"), content=content, timeout=0.2)
+        except httpx.TimeoutException:
+            return False
+        return answer.status_code == 429 and answer.headers["retry-after"] == "1"
+
+    wait_for(full)
+    assert client.completions.create(model="m", prompt=PROMPT, max_tokens=1).choices
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: not running)
+    monkeypatch.undo()
+    assert replayed(client, receipt).json()["identical"]
+
+
+def test_a_process_that_dies_is_an_error_and_harms_nobody(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = answered(client)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    answer = replayed(client, receipt)
+    assert answer.status_code == 500
+    assert "ended with 1" in answer.json()["error"]["message"]
+    monkeypatch.undo()
+    assert replayed(client, receipt).json()["identical"]
+
+
+def test_the_files_of_the_page(alone: Model) -> None:
+    with serve(alone, api_key="secret") as (_, client):
+        page = httpx.get(url(client, "/"))  # without a key
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        policy = page.headers["content-security-policy"]
+        assert policy.startswith("default-src 'self'; ")
+        assert "unsafe" not in policy
+        assert "require-trusted-types-for 'script'" in policy
+        again = httpx.get(url(client, "/"), headers={"if-none-match": page.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        for name, kind in (
+            ("main.js", "text/javascript"),
+            ("page.css", "text/css"),
+            ("icon.svg", "image/svg+xml"),
+            ("vendor/prism/LICENSE", "text/plain"),
+            ("vendor/marked/LICENSE", "text/plain"),
+            ("vendor/marked/marked.esm.js", "text/javascript"),
+        ):
+            file = httpx.get(url(client, f"/page/{name}"))
+            assert file.headers["content-type"].startswith(kind)
+            assert file.headers["x-content-type-options"] == "nosniff"
+        for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/", "/page/index.html"):
+            assert httpx.get(url(client, path)).status_code == 401
+        assert httpx.post(url(client, "/")).status_code == 401
+        assert replayed(client, {}).status_code == 401
+
+
+def test_there_need_be_no_page(alone: Model) -> None:
+    with serve(alone, page=False) as (_, client):
+        for path in ("/", "/page/main.js"):
+            assert httpx.get(url(client, path)).status_code == 404
