@@ -98,6 +98,13 @@ def add_engine(
         help="processes that cpu, GPUs that cuda is split over (default: %(default)s)",
     )
     group.add_argument(
+        "--expert-shares",
+        type=_shares,
+        metavar="N,…",
+        default=(),
+        help="each part has whole experts, in these proportions, instead of some columns of each",
+    )
+    group.add_argument(
         "--hosts",
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
@@ -105,6 +112,13 @@ def add_engine(
         help="run the layers in the stages there, in order, instead of here (isobit stage)",
     )
     add_stage_key(group)
+
+
+def _shares(text: str) -> tuple[int, ...]:
+    shares = text.split(",")
+    if not all(s.isdecimal() and len(s) < 7 and int(s) for s in shares):
+        raise argparse.ArgumentTypeError(f"expected numbers >= 1, such as 3,1; got {text!r:.40}")
+    return tuple(map(int, shares))
 
 
 def add_stage_key(group: argparse._ActionsContainer) -> None:
@@ -187,6 +201,7 @@ def open_model(
         threads=args.threads,
         context=context,
         parts=args.parts,
+        expert_shares=args.expert_shares,
         stages=args.hosts,
         stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,

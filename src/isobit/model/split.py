@@ -2,15 +2,17 @@
 
 Each part has the rows of some weight matrices, which make some columns of their product, some
 key-value heads with their query heads and their cache, and some key heads of a delta net with their
-value heads and their state. Where an operation needs a whole value, a
-``gather`` puts it together from all parts. What is not split, every part does for itself. A column
-of a product is added up as before, whichever part does it, and so is a head: no cut changes a bit.
+value heads and their state; of experts, some columns of each, or some of them whole. Where an
+operation needs a whole value, a gather puts it together from all parts. What is not split, every
+part does for itself. A column of a product is added up as before, whichever part does it, and so
+are a head and an expert's output: no cut changes a bit.
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,9 +30,12 @@ from isobit.numerics.ops import (
     Columns,
     Combine,
     Decay,
+    ExpertBias,
     ExpertMatMul,
+    ExpertScale,
     GatedDelta,
     Gather,
+    GatherExperts,
     Heads,
     MatMul,
     Operation,
@@ -40,7 +45,7 @@ from isobit.numerics.ops import (
     SiluGate,
     TopK,
 )
-from isobit.numerics.ops.gather import Ranges, together
+from isobit.numerics.ops.gather import Ranges, of_experts, together
 
 _STEP = 64
 """Columns of a product are shared out in so many, where their number allows it."""
@@ -48,10 +53,17 @@ _STEP = 64
 
 @dataclass(frozen=True)
 class Cut:
-    """What each part has of a value: which columns of its last axis, or which head vectors."""
+    """What each part has of a value: columns of its last axis, head vectors, or experts."""
 
     parts: tuple[Ranges, ...]
     heads: bool = False
+    ids: Value | None = None
+    """If each part has the rows of some experts: which experts the rows are of."""
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The first expert of each part, and how many there are."""
+        return (*(part[0][0] for part in self.parts), self.parts[-1][0][1])
 
     def columns(self, size: int) -> "Cut":
         """The cut of head vectors as that of the columns in which they lie, side by side."""
@@ -65,32 +77,50 @@ class Part:
     graph: Graph
     cuts: Mapping[Key, Cut]
 
-    def merged(self, key: Key, pieces: Sequence[Array]) -> Array:
-        """A stage [T, …] from every part's."""
+    def beside(self, names: frozenset[str]) -> frozenset[str]:
+        """Stages that :meth:`merged` needs to put these together."""
+        cuts = (cut for (name, _), cut in self.cuts.items() if name in names)
+        return frozenset(c.ids.name for c in cuts if c.ids is not None and c.ids.name is not None)
+
+    def merged(
+        self, key: Key, pieces: Sequence[Array], shown: Mapping[Key, Array] = MappingProxyType({})
+    ) -> Array:
+        """A stage [T, …] from every part's; ``shown``: what this part shows of others."""
         cut = self.cuts.get(key)
         if cut is None:
             return pieces[0]
+        if cut.ids is not None:
+            assert cut.ids.key is not None
+            return of_experts(cut.bounds, pieces, shown[cut.ids.key])
         return together(cut.parts, pieces, axis=1 if cut.heads else -1)
 
 
-def split(graph: Graph, rank: int, parts: int, source: str = "model") -> Part:
+def split(
+    graph: Graph, rank: int, parts: int, source: str = "model", shares: Sequence[int] = ()
+) -> Part:
     """One of ``parts`` parts.
+
+    shares: whole experts on each part, in these proportions; none: some columns of every expert.
 
     Its tensors are views of the model's, but for experts and biases, whose parts are copied.
     ``source`` names the model in refusals. Raises UsageError for more parts than query heads.
     """
     if parts < 1 or not 0 <= rank < parts:
         raise UsageError(f"part: expected one of {max(parts, 1)} parts, got number {rank}")
+    if shares and (len(shares) != parts or min(shares) < 1):
+        raise UsageError(f"expert shares: expected {parts} numbers >= 1, got {list(shares)}")
     if parts == 1:
         return Part(graph, {})
-    one = _Split(graph, rank, parts, source)
+    one = _Split(graph, rank, parts, source, shares)
     made = one.graph()
     return Part(made, {v.key: cut for v, cut in one.cuts.items() if v.key and cut})
 
 
 class _Split:
-    def __init__(self, graph: Graph, rank: int, parts: int, source: str) -> None:
-        self.whole, self.rank, self.parts = graph, rank, parts
+    def __init__(
+        self, graph: Graph, rank: int, parts: int, source: str, shares: Sequence[int]
+    ) -> None:
+        self.whole, self.rank, self.parts, self.shares = graph, rank, parts, shares
         self.g = Builder(source)
         self.cuts: dict[Value, Cut | None] = dict.fromkeys(graph.given)
         given = (self.g.tokens, self.g.positions, self.g.logit_rows)
@@ -123,7 +153,7 @@ class _Split:
         same = cuts.pop() if len(cuts) == 1 else None
         if rule and rule(self, op, same):
             return
-        if same and same.heads and op.operation.per_vector:
+        if same and (same.heads or same.ids) and op.operation.per_vector:
             self._give(op, same)
         else:
             self._give(op, None, inputs=[self._needed(v) for v in op.inputs])
@@ -157,8 +187,12 @@ class _Split:
             return self.here[value]
         if value not in self.gathered:
             assert not cut.heads, "head vectors are read by what works head by head"
-            gather = Gather(cut.parts, self.rank)
-            self.gathered[value] = self.g.one(None, gather, self.here[value])
+            if cut.ids is not None:
+                ids, of = self.here[cut.ids], GatherExperts(cut.bounds, self.rank)
+                self.gathered[value] = self.g.one(None, of, self.here[value], ids)
+            else:
+                gather = Gather(cut.parts, self.rank)
+                self.gathered[value] = self.g.one(None, gather, self.here[value])
         return self.gathered[value]
 
     # Rules: each says whether it did the operation on parts.
@@ -187,6 +221,8 @@ class _Split:
 
     def _expert_matmul(self, op: Op, _: Cut | None) -> bool:
         (w,) = op.weights
+        if self.shares:
+            return self._whole_experts(op, w)
         if w.shape[1] < self.parts:
             return False
         cut = Cut(_shares(w.shape[1], self.parts))
@@ -195,6 +231,28 @@ class _Split:
         shape = (w.shape[0], end - first, w.shape[2])
         here = Weight(f"{w.name}[:, {first}:{end}]", w.format, shape, stack.reshape(-1))
         return self._give(op, cut, inputs=[self._needed(v) for v in op.inputs], weights=[here])
+
+    def _whole_experts(self, op: Op, w: Weight) -> bool:
+        x, ids = op.inputs
+        total, experts = sum(self.shares), w.shape[0]
+        bounds = [experts * sum(self.shares[:r]) // total for r in range(self.parts + 1)]
+        if any(a == b for a, b in itertools.pairwise(bounds)):
+            raise UsageError(
+                f"expert shares: expected an expert or more for each, got {list(self.shares)} of "
+                f"{experts}"
+            )
+        cut = Cut(tuple(((a, b),) for a, b in itertools.pairwise(bounds)), ids=ids)
+        first, end = part = bounds[self.rank], bounds[self.rank + 1]
+        size = w.shape[1] * w.row_bytes
+        data = w.data.reshape(-1)[first * size : end * size]
+        here = Weight(f"{w.name}[{first}:{end}]", w.format, (end - first, *w.shape[1:]), data)
+        rows = self.here[x] if self.cuts[x] == cut else self._needed(x)
+        inputs = [rows, self._needed(ids)]
+        return self._give(op, cut, operation=ExpertMatMul(part), inputs=inputs, weights=[here])
+
+    def _by_expert(self, op: Op, _: Cut | None) -> bool:
+        cut = self.cuts[op.inputs[0]]
+        return bool(cut and cut.ids) and self._give(op, cut)
 
     def _heads(self, op: Op, cut: Cut | None) -> bool:
         view = op.operation
@@ -239,7 +297,7 @@ class _Split:
         return cut is not None and self._give(op, cut)
 
     def _columnwise(self, op: Op, cut: Cut | None) -> bool:
-        if cut is None:
+        if cut is None or cut.ids:
             return False
         weights = [_columns(w, cut.parts[self.rank]) for w in op.weights]
         return self._give(op, cut, weights=weights)
@@ -261,8 +319,11 @@ class _Split:
 
     def _combine(self, op: Op, _: Cut | None) -> bool:
         weights, y = op.inputs
-        return self.cuts[y] is not None and self._give(
-            op, self.cuts[y], inputs=[self._needed(weights), self.here[y]]
+        cut = self.cuts[y]
+        return (
+            cut is not None
+            and cut.ids is None
+            and self._give(op, cut, inputs=[self._needed(weights), self.here[y]])
         )
 
     # The heads of a layer's delta net
@@ -393,6 +454,8 @@ class _Split:
 _RULES: Mapping[type[Operation], Callable[[_Split, Op, Cut | None], bool]] = {
     MatMul: _Split._matmul,
     ExpertMatMul: _Split._expert_matmul,
+    ExpertBias: _Split._by_expert,
+    ExpertScale: _Split._by_expert,
     Heads: _Split._heads,
     Columns: _Split._columns_of,
     GatedDelta: _Split._gated_delta,
