@@ -20,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", help="what clients call the model (default: the file's name)")
     group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let in scripts of pages from there, https://chat.example or '*'; may be repeated",
+    )
+    group.add_argument(
         "--waiting",
         type=options.at_least(1),
         default=Limits.waiting,
@@ -62,7 +69,13 @@ def main(args: argparse.Namespace) -> None:
         front_key = os.environ.get(args.front_key_env) or None
         page = not args.no_page
         with Service(
-            model, name=args.name, api_key=key, front_key=front_key, limits=limits, page=page
+            model,
+            name=args.name,
+            api_key=key,
+            front_key=front_key,
+            limits=limits,
+            page=page,
+            origins=args.origin,
         ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
             at = sockets[0].getsockname() if sockets else (args.host, args.port)

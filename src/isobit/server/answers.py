@@ -115,8 +115,8 @@ class Answers:
         """All pieces of each choice. Raises ClientGone, and what a pass did."""
         found: list[list[Piece]] = [[] for _ in self.choices]
         try:
-            async for piece in self._all.pieces():
-                if piece is not None:
+            async for pieces in self._all.pieces():
+                for piece in pieces:
                     self._came()
                     found[piece.index].append(piece)
         finally:
@@ -143,14 +143,13 @@ class Answers:
             begin = "".join(encoder.begin())
             if begin and not self.journal.begun:
                 yield written(begin)
-            async for piece in self._all.pieces():
-                if piece is None:
+            async for pieces in self._all.pieces():
+                if not pieces:
                     yield written(encoder.ping())
                     continue
                 self._came()
-                text = "".join(encoder.piece(piece))
-                if not piece.told:
-                    yield self._line(text, piece) if self._kept else text
+                if text := "".join(self._written(encoder, piece) for piece in pieces):
+                    yield text
         except ClientGone:
             return
         except Exception as error:  # the status is sent already
@@ -162,7 +161,12 @@ class Answers:
             used = self._count()
         yield written("".join(encoder.end(used)), end=True)
 
-    def _line(self, text: str, piece: Piece) -> str:
+    def _written(self, encoder: Encoder, piece: Piece) -> str:
+        text = "".join(encoder.piece(piece))
+        if piece.told:
+            return ""
+        if not self._kept:
+            return text
         return line(
             text,
             choice=piece.index,

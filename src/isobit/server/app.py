@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from isobit.errors import IsobitError
@@ -31,4 +32,8 @@ def build(service: Service) -> ASGIApp:
     page = webpage.routes() if service.page else []
     app = Starlette(routes=[*routes, openapi.route(routes), *page], exception_handlers=handlers)
     inside = FromFront(app, service.front_key)
-    return Guard(inside, service, public=frozenset(route.path for route in page))
+    guard = Guard(inside, service, public=frozenset(route.path for route in page))
+    if not service.origins:
+        return guard
+    every = ("*",)
+    return CORSMiddleware(guard, service.origins, allow_methods=every, allow_headers=every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -27,17 +28,20 @@ class Service:
         front_key: str | None = None,
         limits: Limits | None = None,
         page: bool = True,
+        origins: Sequence[str] = (),
     ) -> None:
         """Reads all of the model's file if its digest is not known yet.
 
         api_key: what clients must give. front_key: what a front must give to be told tokens.
-        page: there is a page at ``/``; its files need no key.
+        page: there is a page at ``/``; its files need no key. origins: of the pages elsewhere
+        whose scripts a browser lets in; "*" for any.
         """
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
         self.front_key = front_key
         self.page = page
+        self.origins = tuple(origins)
         self.engine = model.generations
         if limits is not None:
             self.engine.limit(limits)
