@@ -146,6 +146,8 @@ class EngineConfig:
     """Prompt tokens run in one pass."""
     parts: int = 1
     """Processes that the CPU backend is split over, or GPUs that the CUDA backend is."""
+    expert_shares: tuple[int, ...] = ()
+    """Each of the parts has whole experts, in these proportions; none: some columns of each."""
     stages: tuple[str, ...] = ()
     """HOST:PORT of each stage of a pipeline, in order (``isobit stage``); none: no pipeline."""
     stage_key: bytes = field(default=b"", repr=False)
@@ -170,6 +172,9 @@ class EngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise UsageError(f"{name}: expected an integer from 1 to {most}, got {value!r:.60}")
+        if self.expert_shares and len(self.expert_shares) != self.parts:
+            n = len(self.expert_shares)
+            raise UsageError(f"expert_shares: expected {self.parts}, one for each part, got {n}")
 
     @property
     def cores(self) -> int:

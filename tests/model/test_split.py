@@ -86,9 +86,13 @@ def bits(x: np.ndarray) -> np.ndarray:
         (Geometry(heads=12, kv_heads=3), 2),  # shares that are uneven
         (Geometry(heads=8, kv_heads=2), 3),  # a key-value head that two parts have
         (Geometry(experts=0, heads=8, kv_heads=2, ffn=512), 8),  # one query head each
+        (Geometry(heads=8, experts_used=3), 8),
     ],
 )
-def test_reference_parts(geometry: Geometry, parts: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_experts", [False, True])
+def test_reference_parts(
+    geometry: Geometry, parts: int, whole_experts: bool, tmp_path: Path
+) -> None:
     """The specification run on every part; each ends with the whole logits."""
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
@@ -97,7 +101,8 @@ def test_reference_parts(geometry: Geometry, parts: int, tmp_path: Path) -> None
     meeting = Meeting(parts)
     backends = []
     for rank in range(parts):
-        graph = split(w.graph, rank, parts).graph
+        shares = range(1, parts + 1) if whole_experts and parts < 8 else (1,) * parts
+        graph = split(w.graph, rank, parts, shares=shares if whole_experts else ()).graph
         assert sum(x.data.nbytes for x in graph.weights.values()) < 0.8 * sum(
             x.data.nbytes for x in w.graph.weights.values()
         )
@@ -107,20 +112,55 @@ def test_reference_parts(geometry: Geometry, parts: int, tmp_path: Path) -> None
         assert np.array_equal(bits(logits), bits(whole))
 
 
-@pytest.mark.parametrize("path", [sample_path(), HYBRID], ids=["sample", "hybrid"])
-@pytest.mark.parametrize("parts", [2, 3, 4])
-def test_processes(path: Path, parts: int) -> None:
-    w = of_file(path)
+@pytest.mark.parametrize(
+    ("path", "parts", "shares"),
+    [
+        (sample_path(), 2, ()),
+        (sample_path(), 3, (1, 2, 5)),
+        (sample_path(), 4, ()),
+        (None, 8, ()),
+        (None, 8, (1,) * 8),
+        (HYBRID, 2, (3, 1)),
+        (HYBRID, 3, ()),
+        (HYBRID, 4, (1, 1, 1, 1)),
+    ],
+)
+def test_processes(path: Path | None, parts: int, shares: tuple[int, ...], tmp_path: Path) -> None:
+    """Columns of every expert, or whole ones in these proportions."""
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
+    geometry = Geometry(heads=8, experts_used=3)
+    w = of_file(path or write_model(tmp_path / "m.gguf", geometry, seed=seed))
     outs = []
-    for backend in (CpuBackend(w, ENGINE), PartsBackend(w, replace(ENGINE, parts=parts))):
+    split_engine = replace(ENGINE, parts=parts, expert_shares=shares)
+    for backend in (CpuBackend(w, ENGINE), PartsBackend(w, split_engine)):
         outs.append(passes([backend], w.config.vocab, np.random.default_rng(seed))[0])
         backend.close()
     assert np.array_equal(bits(outs[0]), bits(outs[1]))
 
 
-def test_stages_of_the_parts_are_put_together() -> None:
+@pytest.mark.parametrize(
+    ("parts", "shares"), [(1, (1,)), (2, ()), (3, (1, 5, 2)), (4, ()), (4, (1, 1, 1, 1))]
+)
+def test_a_delta_net_in_parts(parts: int, shares: tuple[int, ...]) -> None:
+    """Key heads with their value heads, uneven shares, a key head that two parts have."""
+    w = of_file(HYBRID)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    (whole,) = passes([ReferenceBackend(w, ENGINE)], w.config.vocab, np.random.default_rng(seed))
+    meeting, backends = Meeting(parts), []
+    for rank in range(parts):
+        graph = split(w.graph, rank, parts, shares=shares).graph
+        heads = [op.inputs[2].shape.row[0] for op in graph.ops if op.kind == "gated_delta"]
+        assert max(heads) < 4 or parts == 1
+        mine = Weights(w.config, graph)
+        backends.append(ReferenceBackend(mine, ENGINE, exchange=meeting.exchange(rank)))
+    for logits in passes(backends, w.config.vocab, np.random.default_rng(seed)):
+        assert np.array_equal(bits(logits), bits(whole))
+
+
+@pytest.mark.parametrize("shares", [(), (1, 2, 1)])
+def test_stages_of_the_parts_are_put_together(shares: tuple[int, ...]) -> None:
     w = of_file(HYBRID)
     batch = Batch(
         np.arange(5, dtype=np.int32) + 7,
@@ -130,7 +170,8 @@ def test_stages_of_the_parts_are_put_together() -> None:
         np.array([4], np.int32),
     )
     shown: list[dict] = []
-    for backend in (CpuBackend(w, ENGINE), PartsBackend(w, replace(ENGINE, parts=3))):
+    split_engine = replace(ENGINE, parts=3, expert_shares=shares)
+    for backend in (CpuBackend(w, ENGINE), PartsBackend(w, split_engine)):
         found: dict = {}
         backend.forward(batch, lambda name, layer, x, found=found: found.update({(name, layer): x}))
         shown.append(found)
@@ -157,3 +198,10 @@ def test_more_parts_than_heads_are_refused() -> None:
     w = of_file(sample_path())
     with pytest.raises(UsageError, match="parts: expected at most"):
         split(w.graph, 0, 1000)
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 0), (1, 1, 1), (1, 1 << 20)])
+def test_shares_are_checked(shares: tuple[int, ...]) -> None:
+    w = of_file(sample_path())
+    with pytest.raises(UsageError, match="expert shares: expected"):
+        split(w.graph, 0, 2, shares=shares)

@@ -33,7 +33,7 @@ def claude(client: openai.OpenAI) -> Iterator[anthropic.Anthropic]:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Chat, "reader", lambda _: ScriptedReader())
+    monkeypatch.setattr(Chat, "reader", lambda *_: ScriptedReader())
 
 
 def receipt_of(done: Any, folder: Path) -> Receipt:

@@ -162,6 +162,7 @@ def test_every_command_has_help_with_defaults(
     assert main([command, *action, "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     own = {"pull": "default: Q4_K_M", "models": "--remove", "convert": "default: bf16"}
+    own |= {"front": "default: 8000"}
     shown = own.get(command, "default: sample")
     assert shown in out or command in ("devices", "completion")
     assert "exit codes: 0 done" in out

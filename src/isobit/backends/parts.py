@@ -55,7 +55,7 @@ class PartsBackend(Backend):
         try:
             for rank in range(1, self._parts):
                 self._start(rank, path, engine)
-            self._part = split(weights.graph, 0, self._parts, str(path))
+            self._part = split(weights.graph, 0, self._parts, str(path), engine.expert_shares)
             self._names = frozenset(weights.graph.names) - weights.graph.on_request
             self._here = _backend(self._part, weights, engine, (self._shared, 0))
             self._started.append(self._here)
@@ -80,6 +80,7 @@ class PartsBackend(Backend):
         wanted = None
         if tap is not None:
             wanted = self._names if stages is None else stages
+            wanted |= self._part.beside(wanted)
         with suppress(OSError):  # it has ended; the pass will say so
             for _, connection in self._others:
                 connection.send((batch, wanted))
@@ -89,7 +90,8 @@ class PartsBackend(Backend):
         every = [shown, *(connection.recv() for _, connection in self._others)]
         for (name, layer), piece in shown.items():
             pieces = [piece, *(other[name, layer] for other in every[1:])]
-            tap(name, layer, self._part.merged((name, layer), pieces))
+            if stages is None or name in stages:
+                tap(name, layer, self._part.merged((name, layer), pieces, shown))
         assert results.logits is not None
         return results.logits
 
@@ -148,7 +150,7 @@ def main() -> None:
     try:
         file = open_model(Path(path))
         weights = Weights.from_file(file)
-        part = split(weights.graph, rank, engine.parts, path)
+        part = split(weights.graph, rank, engine.parts, path, engine.expert_shares)
         backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))
     except IsobitError as error:
         connection.send(str(error))

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "continue a prompt",
     "chat": "talk with a model",
     "serve": "answer OpenAI's interface over HTTP, with answers that can be checked",
+    "front": "one address for several servers, whose streams outlive any of them",
     "batch": "answer a file of requests, each with a receipt; a share of them checked elsewhere",
     "stage": "run some layers of a model for whoever asks: a stage of a pipeline of machines",
     "pull": "bring a model from the Hugging Face hub into its cache",
@@ -86,6 +87,7 @@ def _run(argv: Sequence[str]) -> int:
         parser = _parser(argv)
         asked = parser.check(argv)
         args, extras = parser.parse_known_args(argv)
+        args.argv = list(argv)
         if extras:
             asked.error(f"expected no more than was given, got {extras[0][:60]!r} too")
         try:

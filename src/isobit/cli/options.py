@@ -99,6 +99,13 @@ def add_engine(
         help="processes that cpu, GPUs that cuda is split over (default: %(default)s)",
     )
     group.add_argument(
+        "--expert-shares",
+        type=_shares,
+        metavar="N,…",
+        default=(),
+        help="each part has whole experts, in these proportions, instead of some columns of each",
+    )
+    group.add_argument(
         "--hosts",
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
@@ -106,6 +113,13 @@ def add_engine(
         help="run the layers in the stages there, in order, instead of here (isobit stage)",
     )
     add_stage_key(group)
+
+
+def _shares(text: str) -> tuple[int, ...]:
+    shares = text.split(",")
+    if not all(s.isdecimal() and len(s) < 7 and int(s) for s in shares):
+        raise argparse.ArgumentTypeError(f"expected numbers >= 1, such as 3,1; got {text!r:.40}")
+    return tuple(map(int, shares))
 
 
 def add_stage_key(group: argparse._ActionsContainer) -> None:
@@ -123,6 +137,43 @@ def stage_key(variable: str) -> bytes:
     key = os.environ.get(variable, "").encode()
     if not key:
         raise UsageError(f"{variable}: expected the key of the stages in it, got nothing")
+    return key
+
+
+def add_front_key(group: argparse._ActionsContainer) -> None:
+    """What servers and the front before them know one another by."""
+    group.add_argument(
+        "--front-key-env",
+        metavar="VARIABLE",
+        default="ISOBIT_FRONT_KEY",
+        help="the environment variable that holds what a front proves itself by; the same for "
+        "all servers behind one (default: %(default)s)",
+    )
+
+
+def add_server(group: argparse._ActionsContainer) -> None:
+    """What is served to clients, and how it ends."""
+    group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    group.add_argument(
+        "--api-key-env",
+        metavar="VARIABLE",
+        help="the environment variable that holds the key that clients must give",
+    )
+    group.add_argument(
+        "--grace",
+        type=at_least(0),
+        default=10,
+        metavar="SECONDS",
+        help="what runs may go on for so long after SIGTERM (default: %(default)s)",
+    )
+
+
+def secret(variable: str) -> str:
+    """The key in an environment variable. Raises UsageError if there is none."""
+    key = os.environ.get(variable)
+    if not key:
+        raise UsageError(f"{variable}: expected a key in it, got nothing")
     return key
 
 
@@ -151,6 +202,7 @@ def open_model(
         threads=args.threads,
         context=context,
         parts=args.parts,
+        expert_shares=args.expert_shares,
         stages=args.hosts,
         stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,

@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import signal
+import socket
+import threading
 
-from isobit.cli import options, say
+from isobit.cli import front, options, say
 from isobit.cli.output import bar
 from isobit.errors import UsageError
 from isobit.runtime.scheduler import Limits
@@ -13,14 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     options.add_model(parser)
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    group.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    options.add_server(group)
     group.add_argument("--name", help="what clients call the model (default: the file's name)")
-    group.add_argument(
-        "--api-key-env",
-        metavar="VARIABLE",
-        help="the environment variable that holds the key that clients must give",
-    )
     group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
         "--origin",
@@ -36,13 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most requests that wait; more are told to come again (default: %(default)s)",
     )
+    options.add_front_key(group)
     group.add_argument(
-        "--grace",
-        type=options.at_least(0),
-        default=10,
-        metavar="SECONDS",
-        help="what runs may go on for so long after SIGTERM (default: %(default)s)",
+        "--replicas",
+        type=options.at_least(1),
+        metavar="N",
+        help="so many processes that serve it, and a front before them: what one of them was "
+        "answering when it died, another goes on with",
     )
+    group.add_argument("--replica", type=int, help=argparse.SUPPRESS)  # a socket, of a front's
     options.add_context(parser)
     options.add_engine(parser, sequences=4)
     options.add_inexact(parser)
@@ -55,21 +54,39 @@ def main(args: argparse.Namespace) -> None:
         from isobit.server.serving import run  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
-    key = None
-    if args.api_key_env is not None:
-        key = os.environ.get(args.api_key_env)
-        if not key:
-            raise UsageError(f"{args.api_key_env}: expected a key in it, got nothing")
+    key = options.secret(args.api_key_env) if args.api_key_env else None
+    if args.replicas and args.replica is None:
+        front.serve_replicas(args, key)
+        return
+    sockets = []
+    if args.replica is not None:
+        sockets = [socket.socket(fileno=args.replica)]
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     with options.open_model(args, args.context) as model:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
+        front_key = os.environ.get(args.front_key_env) or None
         page = not args.no_page
         with Service(
-            model, name=args.name, api_key=key, limits=limits, page=page, origins=args.origin
+            model,
+            name=args.name,
+            api_key=key,
+            front_key=front_key,
+            limits=limits,
+            page=page,
+            origins=args.origin,
         ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
-            say(f"{service.name} on {device}: http://{args.host}:{args.port}/v1")
+            at = sockets[0].getsockname() if sockets else (args.host, args.port)
+            say(f"{service.name} on {device}: http://{at[0]}:{at[1]}/v1")
             if page:
-                say(f"a page to talk with it: http://{args.host}:{args.port}/")
-            run(service, args.host, args.port, args.grace)
+                say(f"a page to talk with it: http://{at[0]}:{at[1]}/")
+            run(service, args.host, args.port, args.grace, sockets)
+
+
+def _end_with_parent() -> None:
+    """The front holds the other end of standard input while it lives."""
+    while os.read(0, 1 << 12):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

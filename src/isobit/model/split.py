@@ -1,15 +1,18 @@
 """A graph split over several parts: processes, devices, machines. A pass from graph to graph.
 
-Each part has the rows of some weight matrices, which make some columns of their product, and some
-key-value heads with their query heads and their cache. Where an operation needs a whole value, a
-``gather`` puts it together from all parts. What is not split, every part does for itself. A column
-of a product is added up as before, whichever part does it, and so is a head: no cut changes a bit.
+Each part has the rows of some weight matrices, which make some columns of their product, some
+key-value heads with their query heads and their cache, and some key heads of a delta net with their
+value heads and their state; of experts, some columns of each, or some of them whole. Where an
+operation needs a whole value, a gather puts it together from all parts. What is not split, every
+part does for itself. A column of a product is added up as before, whichever part does it, and so
+are a head and an expert's output: no cut changes a bit.
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,17 +26,26 @@ from isobit.numerics.ops import (
     AttentionScores,
     AttentionSoftmax,
     Bias,
+    CausalConv,
+    Columns,
     Combine,
+    Decay,
+    ExpertBias,
     ExpertMatMul,
+    ExpertScale,
+    GatedDelta,
     Gather,
+    GatherExperts,
     Heads,
     MatMul,
     Operation,
+    Sigmoid,
     SigmoidGate,
+    Silu,
     SiluGate,
     TopK,
 )
-from isobit.numerics.ops.gather import Ranges, together
+from isobit.numerics.ops.gather import Ranges, of_experts, together
 
 _STEP = 64
 """Columns of a product are shared out in so many, where their number allows it."""
@@ -41,10 +53,17 @@ _STEP = 64
 
 @dataclass(frozen=True)
 class Cut:
-    """What each part has of a value: which columns of its last axis, or which head vectors."""
+    """What each part has of a value: columns of its last axis, head vectors, or experts."""
 
     parts: tuple[Ranges, ...]
     heads: bool = False
+    ids: Value | None = None
+    """If each part has the rows of some experts: which experts the rows are of."""
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The first expert of each part, and how many there are."""
+        return (*(part[0][0] for part in self.parts), self.parts[-1][0][1])
 
     def columns(self, size: int) -> "Cut":
         """The cut of head vectors as that of the columns in which they lie, side by side."""
@@ -58,32 +77,50 @@ class Part:
     graph: Graph
     cuts: Mapping[Key, Cut]
 
-    def merged(self, key: Key, pieces: Sequence[Array]) -> Array:
-        """A stage [T, …] from every part's."""
+    def beside(self, names: frozenset[str]) -> frozenset[str]:
+        """Stages that :meth:`merged` needs to put these together."""
+        cuts = (cut for (name, _), cut in self.cuts.items() if name in names)
+        return frozenset(c.ids.name for c in cuts if c.ids is not None and c.ids.name is not None)
+
+    def merged(
+        self, key: Key, pieces: Sequence[Array], shown: Mapping[Key, Array] = MappingProxyType({})
+    ) -> Array:
+        """A stage [T, …] from every part's; ``shown``: what this part shows of others."""
         cut = self.cuts.get(key)
         if cut is None:
             return pieces[0]
+        if cut.ids is not None:
+            assert cut.ids.key is not None
+            return of_experts(cut.bounds, pieces, shown[cut.ids.key])
         return together(cut.parts, pieces, axis=1 if cut.heads else -1)
 
 
-def split(graph: Graph, rank: int, parts: int, source: str = "model") -> Part:
+def split(
+    graph: Graph, rank: int, parts: int, source: str = "model", shares: Sequence[int] = ()
+) -> Part:
     """One of ``parts`` parts.
+
+    shares: whole experts on each part, in these proportions; none: some columns of every expert.
 
     Its tensors are views of the model's, but for experts and biases, whose parts are copied.
     ``source`` names the model in refusals. Raises UsageError for more parts than query heads.
     """
     if parts < 1 or not 0 <= rank < parts:
         raise UsageError(f"part: expected one of {max(parts, 1)} parts, got number {rank}")
+    if shares and (len(shares) != parts or min(shares) < 1):
+        raise UsageError(f"expert shares: expected {parts} numbers >= 1, got {list(shares)}")
     if parts == 1:
         return Part(graph, {})
-    one = _Split(graph, rank, parts, source)
+    one = _Split(graph, rank, parts, source, shares)
     made = one.graph()
     return Part(made, {v.key: cut for v, cut in one.cuts.items() if v.key and cut})
 
 
 class _Split:
-    def __init__(self, graph: Graph, rank: int, parts: int, source: str) -> None:
-        self.whole, self.rank, self.parts = graph, rank, parts
+    def __init__(
+        self, graph: Graph, rank: int, parts: int, source: str, shares: Sequence[int]
+    ) -> None:
+        self.whole, self.rank, self.parts, self.shares = graph, rank, parts, shares
         self.g = Builder(source)
         self.cuts: dict[Value, Cut | None] = dict.fromkeys(graph.given)
         given = (self.g.tokens, self.g.positions, self.g.logit_rows)
@@ -94,6 +131,12 @@ class _Split:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
         self.counts = {op.layer: _head_counts(op) for op in graph.ops if op.kind == "attention"}
+        self.makers = {v: op for op in graph.ops for v in op.outputs}
+        self.wanted: dict[Value, list[Cut]] = {}
+        """Which columns of products the heads of a delta net need, for each that reads them."""
+        for op in graph.ops:
+            if isinstance(op.operation, GatedDelta):
+                self._plan_delta(op)
 
     def graph(self) -> Graph:
         for op in self.whole.ops:
@@ -110,7 +153,7 @@ class _Split:
         same = cuts.pop() if len(cuts) == 1 else None
         if rule and rule(self, op, same):
             return
-        if same and same.heads and op.operation.per_vector:
+        if same and (same.heads or same.ids) and op.operation.per_vector:
             self._give(op, same)
         else:
             self._give(op, None, inputs=[self._needed(v) for v in op.inputs])
@@ -144,8 +187,12 @@ class _Split:
             return self.here[value]
         if value not in self.gathered:
             assert not cut.heads, "head vectors are read by what works head by head"
-            gather = Gather(cut.parts, self.rank)
-            self.gathered[value] = self.g.one(None, gather, self.here[value])
+            if cut.ids is not None:
+                ids, of = self.here[cut.ids], GatherExperts(cut.bounds, self.rank)
+                self.gathered[value] = self.g.one(None, of, self.here[value], ids)
+            else:
+                gather = Gather(cut.parts, self.rank)
+                self.gathered[value] = self.g.one(None, gather, self.here[value])
         return self.gathered[value]
 
     # Rules: each says whether it did the operation on parts.
@@ -155,6 +202,8 @@ class _Split:
         views = self._views(y)
         if views:
             cut = self._cut_of_views(views)
+        elif y in self.wanted:
+            cut = _united(self.wanted[y])
         elif any(isinstance(r.operation, TopK) for r in self.readers.get(y, ())):
             return False  # every part chooses the experts; the router is small
         elif y.shape.width < self.parts:
@@ -172,6 +221,8 @@ class _Split:
 
     def _expert_matmul(self, op: Op, _: Cut | None) -> bool:
         (w,) = op.weights
+        if self.shares:
+            return self._whole_experts(op, w)
         if w.shape[1] < self.parts:
             return False
         cut = Cut(_shares(w.shape[1], self.parts))
@@ -181,20 +232,72 @@ class _Split:
         here = Weight(f"{w.name}[:, {first}:{end}]", w.format, shape, stack.reshape(-1))
         return self._give(op, cut, inputs=[self._needed(v) for v in op.inputs], weights=[here])
 
+    def _whole_experts(self, op: Op, w: Weight) -> bool:
+        x, ids = op.inputs
+        total, experts = sum(self.shares), w.shape[0]
+        bounds = [experts * sum(self.shares[:r]) // total for r in range(self.parts + 1)]
+        if any(a == b for a, b in itertools.pairwise(bounds)):
+            raise UsageError(
+                f"expert shares: expected an expert or more for each, got {list(self.shares)} of "
+                f"{experts}"
+            )
+        cut = Cut(tuple(((a, b),) for a, b in itertools.pairwise(bounds)), ids=ids)
+        first, end = part = bounds[self.rank], bounds[self.rank + 1]
+        size = w.shape[1] * w.row_bytes
+        data = w.data.reshape(-1)[first * size : end * size]
+        here = Weight(f"{w.name}[{first}:{end}]", w.format, (end - first, *w.shape[1:]), data)
+        rows = self.here[x] if self.cuts[x] == cut else self._needed(x)
+        inputs = [rows, self._needed(ids)]
+        return self._give(op, cut, operation=ExpertMatMul(part), inputs=inputs, weights=[here])
+
+    def _by_expert(self, op: Op, _: Cut | None) -> bool:
+        cut = self.cuts[op.inputs[0]]
+        return bool(cut and cut.ids) and self._give(op, cut)
+
     def _heads(self, op: Op, cut: Cut | None) -> bool:
         view = op.operation
         assert isinstance(view, Heads)
-        if cut is None or op not in self._views(op.inputs[0]):
+        if cut is None or not (op in self._views(op.inputs[0]) or self._within_delta(op)):
             return False
-        mine = self._heads_of(op)
-        ((begin, end),) = mine.parts[self.rank]
-        at = view.first + begin * view.step
-        before = sum(max(0, min(b, at) - a) for a, b in cut.parts[self.rank])
-        here = replace(view, first=before, count=end - begin)
+        starts = [view.first + i * view.step for i in range(view.count)]
+        each = [[at for at in starts if _has(part, at, at + view.size)] for part in cut.parts]
+        mine = Cut(
+            tuple(_merged([(starts.index(a), starts.index(a) + 1) for a in has]) for has in each),
+            heads=True,
+        )
+        at = [_before(cut.parts[self.rank], a) for a in each[self.rank]]
+        here = replace(view, first=at[0], count=len(at))
+        if len(at) > 1 and view.step != at[1] - at[0]:
+            here = replace(here, stride=at[1] - at[0])
         return self._give(op, mine, operation=here)
 
+    def _columns_of(self, op: Op, cut: Cut | None) -> bool:
+        view = op.operation
+        assert isinstance(view, Columns)
+        if cut is None or not self._within_delta(op):
+            return False
+        if cut.heads:
+            cut = cut.columns(op.inputs[0].shape.row[-1])
+        end = view.first + view.width
+        mine = Cut(
+            tuple(
+                tuple(
+                    (max(a, view.first) - view.first, min(b, end) - view.first)
+                    for a, b in part
+                    if max(a, view.first) < min(b, end)
+                )
+                for part in cut.parts
+            )
+        )
+        first, after = (_before(cut.parts[self.rank], at) for at in (view.first, end))
+        return self._give(op, mine, operation=Columns(first, after - first))
+
+    def _gated_delta(self, op: Op, _: Cut | None) -> bool:
+        cut = self.cuts[op.inputs[2]]
+        return cut is not None and self._give(op, cut)
+
     def _columnwise(self, op: Op, cut: Cut | None) -> bool:
-        if cut is None:
+        if cut is None or cut.ids:
             return False
         weights = [_columns(w, cut.parts[self.rank]) for w in op.weights]
         return self._give(op, cut, weights=weights)
@@ -216,9 +319,76 @@ class _Split:
 
     def _combine(self, op: Op, _: Cut | None) -> bool:
         weights, y = op.inputs
-        return self.cuts[y] is not None and self._give(
-            op, self.cuts[y], inputs=[self._needed(weights), self.here[y]]
+        cut = self.cuts[y]
+        return (
+            cut is not None
+            and cut.ids is None
+            and self._give(op, cut, inputs=[self._needed(weights), self.here[y]])
         )
+
+    # The heads of a layer's delta net
+
+    def _plan_delta(self, op: Op) -> None:
+        """Value head h reads key head h mod key heads: a part has some key heads and, of every
+        round of value heads, those that read them; where there are more parts than key heads,
+        several have the same one, and each some of the rounds."""
+        keys, values = op.inputs[1].shape.row[0], op.inputs[2].shape.row[0]
+        rounds = values // keys
+        if -(-self.parts // keys) > rounds:
+            return  # every part does all of it
+        shares = self._shares(keys, rounds)
+        of_keys = Cut(tuple((key,) for key, _ in shares), heads=True)
+        of_values = Cut(
+            tuple(
+                _merged([(j * keys + a, j * keys + b) for j in range(*each)])
+                for (a, b), each in shares
+            ),
+            heads=True,
+        )
+        for value, cut in zip(op.inputs[:2], (of_keys, of_keys), strict=True):
+            self._want(value, cut)
+        self._want(op.inputs[2], of_values)
+        for value in op.inputs[3:]:
+            self._want(value, of_values.columns(1))
+        gates = [r for n in self.readers[op.outputs[0]] for r in self.readers[n.outputs[0]]]
+        for gate in gates:  # its output, normed, meets heads of the same product
+            self._want(gate.inputs[0], of_values)
+
+    def _want(self, value: Value, cut: Cut) -> None:
+        """Note what a cut of a value needs of the product that it comes from."""
+        maker = self.makers[value]
+        view = maker.operation
+        if isinstance(view, MatMul):
+            self.wanted.setdefault(value, []).append(cut)
+            return
+        if isinstance(view, Heads):
+            cut = Cut(
+                tuple(
+                    _merged(
+                        [
+                            (view.first + i * view.step, view.first + i * view.step + view.size)
+                            for a, b in part
+                            for i in range(a, b)
+                        ]
+                    )
+                    for part in cut.parts
+                )
+            )
+        elif isinstance(view, Columns):
+            cut = Cut(
+                tuple(tuple((a + view.first, b + view.first) for a, b in p) for p in cut.parts)
+            )
+        self._want(maker.inputs[0], cut)
+
+    def _within_delta(self, op: Op) -> bool:
+        """Whether it reads, by way of what works by columns or heads, a product that is cut so."""
+        value = op.inputs[0]
+        while value not in self.wanted:
+            maker = self.makers.get(value)
+            if maker is None or isinstance(maker.operation, MatMul) or not maker.inputs:
+                return False
+            value = maker.inputs[0]
+        return True
 
     # The heads of a layer's attention
 
@@ -240,22 +410,31 @@ class _Split:
         key-value heads, several parts have the same one, and each some of its query heads.
         """
         queries, keys = self.counts[view.layer]
-        group, parts = queries // keys, self.parts
-        if -(-parts // keys) > group:
-            raise UsageError(f"parts: expected at most {queries}, one a query head, got {parts}")
-        of_keys, of_queries = [], []
-        for r in range(parts):
-            first = r * keys // parts
-            end = max((r + 1) * keys // parts, first + 1)
-            sharing = [s for s in range(parts) if s * keys // parts == first]
-            a, b = first * group, end * group
-            if parts > keys:
+        group = queries // keys
+        if -(-self.parts // keys) > group:
+            raise UsageError(
+                f"parts: expected at most {queries}, one a query head, got {self.parts}"
+            )
+        shares = self._shares(keys, group)
+        if view.outputs[0].shape.row[0] == keys:
+            return Cut(tuple((key,) for key, _ in shares), heads=True)
+        return Cut(
+            tuple(((a * group + i, (b - 1) * group + j),) for (a, b), (i, j) in shares), heads=True
+        )
+
+    def _shares(self, keys: int, group: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Each part's key heads, and which of the ``group`` heads that read each of them."""
+        found = []
+        for r in range(self.parts):
+            first = r * keys // self.parts
+            end = max((r + 1) * keys // self.parts, first + 1)
+            of = (0, group)
+            if self.parts > keys:
+                sharing = [s for s in range(self.parts) if s * keys // self.parts == first]
                 j, n = sharing.index(r), len(sharing)
-                a, b = a + j * group // n, a + (j + 1) * group // n
-            of_keys.append(((first, end),))
-            of_queries.append(((a, b),))
-        count = view.outputs[0].shape.row[0]
-        return Cut(tuple(of_queries if count == queries else of_keys), heads=True)
+                of = j * group // n, (j + 1) * group // n
+            found.append(((first, end), of))
+        return found
 
     def _cut_of_views(self, views: Sequence[Op]) -> Cut:
         """Which columns of a product each part has, given how they are read as head vectors."""
@@ -275,7 +454,15 @@ class _Split:
 _RULES: Mapping[type[Operation], Callable[[_Split, Op, Cut | None], bool]] = {
     MatMul: _Split._matmul,
     ExpertMatMul: _Split._expert_matmul,
+    ExpertBias: _Split._by_expert,
+    ExpertScale: _Split._by_expert,
     Heads: _Split._heads,
+    Columns: _Split._columns_of,
+    GatedDelta: _Split._gated_delta,
+    CausalConv: _Split._columnwise,
+    Decay: _Split._columnwise,
+    Sigmoid: _Split._columnwise,
+    Silu: _Split._columnwise,
     SiluGate: _Split._columnwise,
     Bias: _Split._columnwise,
     Combine: _Split._combine,
@@ -313,9 +500,24 @@ def _merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
     return tuple(out)
 
 
+def _united(cuts: Sequence[Cut]) -> Cut:
+    """What all of these need."""
+    each = zip(*(cut.parts for cut in cuts), strict=True)
+    return Cut(tuple(_merged([r for part in parts for r in part]) for parts in each))
+
+
+def _has(part: Ranges, first: int, end: int) -> bool:
+    return any(a <= first and end <= b for a, b in part)
+
+
+def _before(part: Ranges, at: int) -> int:
+    """So many columns of a part come before a column of the whole."""
+    return sum(max(0, min(b, at) - a) for a, b in part)
+
+
 def _columns(w: Weight, ranges: Ranges) -> Weight:
-    """Some values of a vector."""
+    """Some values of a vector, or rows of a matrix."""
     values = w.data.reshape(w.shape[0], -1)
     data = np.concatenate([values[a:b] for a, b in ranges])
     name = ",".join(f"{a}:{b}" for a, b in ranges)
-    return Weight(f"{w.name}[{name}]", w.format, (len(data),), data.reshape(-1))
+    return Weight(f"{w.name}[{name}]", w.format, (len(data), *w.shape[1:]), data.reshape(-1))

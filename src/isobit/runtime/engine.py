@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
-from isobit.errors import ContextFull, IsobitError
+from isobit.errors import ContextFull, IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.batches import Asked, Batches, Next, Part
 from isobit.runtime.blocks import Blocks, PageTable
@@ -100,6 +100,7 @@ class Engine:
         wanted: Sequence[int] = (),
         take_rows: TakeRows | None = None,
         salt: str | None = "",
+        begun: Sequence[int] = (),
         listen: Listener | None = None,
     ) -> Generation:
         """Line a generation up.
@@ -119,6 +120,8 @@ class Engine:
             wanted, take_rows: ascending positions of the prompt whose logits are given to
                 ``take_rows``, after each pass those that are new.
             salt: pages are shared between generations of the same; None: with none.
+            begun: tokens that were generated elsewhere, fewer than ``max_tokens``; this goes on
+                from there, and gives none of them.
             listen: is told when there is something new to take, or it has ended.
 
         Raises UsageError for what the model cannot do, QueueFull if too many wait.
@@ -143,10 +146,17 @@ class Engine:
             wanted=wanted,
             routes=model.config.is_moe and (routes or _sees_routes(watch)),
         )
+        sampler = Sampler(sampling, ids, choice, constraint)
+        if begun:
+            if len(begun) >= most or watch is not None:
+                raise UsageError("begun: expected fewer than max_tokens, and nobody who watches")
+            request.tokens += model.checked(begun)
+            for token in begun:
+                sampler.append(token)
         generation = Generation(
             self,
             request,
-            Sampler(sampling, ids, choice, constraint),
+            sampler,
             ends=model.stop_ids if ends is None else ends,
             logprobs=logprobs,
             hidden=hidden,

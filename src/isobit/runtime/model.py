@@ -507,6 +507,7 @@ def load(
     chunk: int = EngineConfig.chunk,
     cache: int | None = None,
     parts: int = 1,
+    expert_shares: Sequence[int] = (),
     stages: Sequence[str] = (),
     stage_key: bytes = b"",
 ) -> Model:
@@ -524,6 +525,8 @@ def load(
         cache: tokens of all sequences together that the KV cache has room for; None: enough for
             sequences of full length, or what there is room for.
         parts: processes that the cpu backend, or GPUs that the cuda backend, is split over.
+        expert_shares: each part has whole experts, in these proportions, instead of some columns of
+            each expert; on cpu.
         stages: HOST:PORT of each stage of a pipeline, in order (``isobit stage``), which runs the
             layers instead of a backend here.
         stage_key: what the stages know their caller by.
@@ -544,6 +547,7 @@ def load(
         chunk=chunk,
         pages=_pages(cache),
         parts=parts,
+        expert_shares=tuple(expert_shares),
         stages=tuple(stages),
         stage_key=stage_key,
     )

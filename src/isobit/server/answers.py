@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -17,8 +18,9 @@ from starlette.responses import Response, StreamingResponse
 from isobit.errors import UsageError
 from isobit.server.chat import Chat
 from isobit.server.choices import Choice, Choices, Piece
-from isobit.server.errors import ClientGone, told
+from isobit.server.errors import ClientGone, ShuttingDown, told
 from isobit.server.events import Usage
+from isobit.server.journal import JOURNAL, LINES, Journal, line, tokens_json
 from isobit.server.requests import MOST_CHOICES, Common
 from isobit.server.service import Service
 
@@ -70,17 +72,21 @@ class Answers:
         self._n_prompt = sum(map(len, prompts))
         self._began = time.monotonic()
         self._first = True  # no piece has come
+        kept = request.scope.get(JOURNAL)
+        self.journal: Journal = kept or Journal()
+        self._kept = kept is not None
         sampling = chat.sampling(asked) if chat else asked.sampling
         ends = asked.ends(service.model)
         begun: list[Choice] = []
         try:
             for index in range(n * len(prompts)):
+                seed = self.journal.seed(index // n) if sampling.seed is None else sampling.seed
                 choice = Choice(
                     service.engine,
                     index,
                     prompts[index // n],
                     most,
-                    sampling,
+                    replace(sampling, seed=seed),
                     number=index % n,
                     stops=asked.stops,
                     logprobs=logprobs,
@@ -88,8 +94,9 @@ class Answers:
                     receipt=asked.isobit_receipt,
                     ends=ends,
                     routes=routes,
-                    reader=chat.reader() if chat else None,
+                    reader=chat.reader(partial(self.journal.name, index)) if chat else None,
                     constraint=chat.constraint() if chat else None,
+                    said=self.journal.said.get(index),
                 )
                 begun.append(choice)
         except BaseException:
@@ -127,29 +134,46 @@ class Answers:
     def stream(self, encoder: Encoder) -> Response:
         """The pieces as server-sent events."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(
-            self._events(encoder), media_type="text/event-stream", headers=headers
-        )
+        kind = LINES if self._kept else "text/event-stream"
+        return StreamingResponse(self._events(encoder), media_type=kind, headers=headers)
 
     async def _events(self, encoder: Encoder) -> AsyncIterator[str]:
+        written = line if self._kept else _text
         try:
-            if begin := "".join(encoder.begin()):
-                yield begin
+            begin = "".join(encoder.begin())
+            if begin and not self.journal.begun:
+                yield written(begin)
             async for pieces in self._all.pieces():
                 if not pieces:
-                    yield encoder.ping()
+                    yield written(encoder.ping())
                     continue
                 self._came()
-                yield "".join(text for piece in pieces for text in encoder.piece(piece))
+                if text := "".join(self._written(encoder, piece) for piece in pieces):
+                    yield text
         except ClientGone:
             return
         except Exception as error:  # the status is sent already
-            yield "".join(encoder.error(told(error)))
+            if not (self._kept and isinstance(error, ShuttingDown)):  # else another goes on with it
+                yield written("".join(encoder.error(told(error))), end=True)
             return
         finally:
             self._all.cancel()
             used = self._count()
-        yield "".join(encoder.end(used))
+        yield written("".join(encoder.end(used)), end=True)
+
+    def _written(self, encoder: Encoder, piece: Piece) -> str:
+        text = "".join(encoder.piece(piece))
+        if piece.told:
+            return ""
+        if not self._kept:
+            return text
+        return line(
+            text,
+            choice=piece.index,
+            tokens=tokens_json(piece.taken),
+            finished=piece.finish is not None,
+            cached=self.choices[piece.index].cached,
+        )
 
     def _came(self) -> None:
         """A piece did."""
@@ -165,6 +189,10 @@ class Answers:
         metrics.generated.inc(used.generated)
         metrics.whole.observe(time.monotonic() - self._began)
         return used
+
+
+def _text(text: str, **_: object) -> str:
+    return text
 
 
 def event(data: str, name: str | None = None) -> str:

@@ -15,7 +15,7 @@ from isobit.server import errors, openapi, webpage
 from isobit.server.completing import Completing
 from isobit.server.embeddings import Embeddings
 from isobit.server.generate import Generate
-from isobit.server.guard import Guard
+from isobit.server.guard import FromFront, Guard
 from isobit.server.info import Info
 from isobit.server.messages import Messages
 from isobit.server.replaying import Replaying
@@ -31,7 +31,8 @@ def build(service: Service) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
     page = webpage.routes() if service.page else []
     app = Starlette(routes=[*routes, openapi.route(routes), *page], exception_handlers=handlers)
-    guard = Guard(app, service, public=frozenset(route.path for route in page))
+    inside = FromFront(app, service.front_key)
+    guard = Guard(inside, service, public=frozenset(route.path for route in page))
     if not service.origins:
         return guard
     every = ("*",)

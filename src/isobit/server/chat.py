@@ -16,7 +16,7 @@ from isobit.runtime.sampler import Sampling
 from isobit.server.conversation import forms, normalised, unsaid
 from isobit.server.formats import asked_format
 from isobit.server.grammars import pattern_of
-from isobit.server.reading import AnswerReader, Reader, TextReader
+from isobit.server.reading import AnswerReader, Name, Reader, TextReader, drawn
 from isobit.server.requests import ChatRequest, Common
 from isobit.server.thinking import TAGS, Thinking, found
 from isobit.server.tool_calls import plain
@@ -39,15 +39,19 @@ class Chat:
     dialect: Dialect | None = None
     one_call: bool = False
 
-    def reader(self, *, tokens: bool = True) -> Reader:
-        """For one choice. tokens: tags that are tokens are told from text that spells them."""
+    def reader(self, name: Name = drawn, *, tokens: bool = True) -> Reader:
+        """For one choice.
+
+        name: makes a call's id of its number. tokens: tags that are tokens are told from text that
+        spells them.
+        """
         if self.thinking is None and self.dialect is None:
             return TextReader()
         tags = set(self.dialect.tags if self.dialect else ())
         tags |= {self.thinking.opens, self.thinking.closes} if self.thinking else set()
         known = self.model.grammars.special if tokens else {}
         special = {i: tag for tag, i in known.items() if tag in tags}
-        return AnswerReader(special, self.thinking, self.dialect, one_call=self.one_call)
+        return AnswerReader(special, self.thinking, self.dialect, name, one_call=self.one_call)
 
     def sampling(self, asked: Common) -> Sampling:
         """How tokens are chosen. Raises UsageError for what does not go together."""

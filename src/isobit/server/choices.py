@@ -16,8 +16,9 @@ from isobit.runtime.news import News
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
-from isobit.server.errors import ClientGone, ShuttingDown
+from isobit.server.errors import ClientGone, Differs, ShuttingDown
 from isobit.server.events import CallBegins, Event, Finish, Usage
+from isobit.server.journal import Said
 from isobit.server.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
 
@@ -33,6 +34,10 @@ class Piece:
     tokens: list[Token] = field(default_factory=list)
     end: Token | None = None
     """The token that ended the choice, which is no part of its text."""
+    taken: list[Token] = field(default_factory=list)
+    """What the model gave: no tokens of the prompt, and the one that ended it."""
+    told: bool = False
+    """Whether the client had it from another replica."""
 
     @property
     def finish(self) -> Finish | None:
@@ -61,10 +66,12 @@ class Choice:
         routes: bool = False,
         reader: Reader | None = None,
         constraint: Constraint | None = None,
+        said: Said | None = None,
     ) -> None:
         """See :meth:`Engine.submit`.
 
-        number: which of several outputs to the same prompt. routes: record the experts.
+        number: which of several outputs to the same prompt. routes: record the experts. said: what
+        another replica said of it.
         """
         self._reader = reader or TextReader()
         self._echo = of_prompt and logprobs is not None
@@ -80,6 +87,11 @@ class Choice:
         self._called = False
         self.n_tokens = 0
         self.n_reasoning = 0
+        self._said = said
+        self._cached = None if said is None else said.cached
+        self._again: list[Token] = []
+        # The last of these is computed here again, to see that it is the same; for a receipt, all.
+        self._begun = [] if said is None or receipt else [t.id for t in said.tokens[:-1]]
         self.generation = engine.submit(
             prompt,
             most,
@@ -89,6 +101,7 @@ class Choice:
             logprobs=logprobs,
             of_prompt=of_prompt,
             routes=routes,
+            begun=self._begun,
             watch=self._recorder,
             listen=News.here(),
             constraint=constraint,
@@ -103,6 +116,11 @@ class Choice:
         return replace(found, tokens=found.tokens[: self.n_tokens])
 
     @property
+    def cached(self) -> int:
+        """Tokens of its prompt that were in the cache when it began."""
+        return self.generation.request.cached if self._cached is None else self._cached
+
+    @property
     def routes(self) -> I32:
         """The experts of the tokens that were run, but for the last: int32 [T, layers, k]."""
         n = len(self.generation.request.prompt) + max(self.n_tokens - 1, 0)
@@ -113,6 +131,8 @@ class Choice:
 
         The first has the prompt's tokens if they are measured. Raises what its passes did.
         """
+        if self._said is not None:
+            return self._told(self._said)
         generation = self.generation
         ended = generation.finish_reason  # before taking: nothing comes after it
         piece = Piece(self.index)
@@ -124,17 +144,49 @@ class Choice:
         while finish is None and (token := generation.take()) is not None:
             finish = self._take(token, piece)
         if finish is None and ended is not None:
-            if ended == "interrupted":
-                raise generation.error or ShuttingDown()
+            self._require_whole()
             finish = Finish("length")
         if finish is not None:
             self._end(piece, finish)
             generation.cancel()
         return piece if piece.events or piece.tokens else None
 
+    def _told(self, said: Said) -> Piece | None:
+        """The tokens that another replica gave, read as if they came now, once those that are
+        computed again are there."""
+        generation, ended = self.generation, self.generation.ended
+        wanted = said.tokens[len(self._begun) :]
+        while len(self._again) < len(wanted) and (token := generation.take()) is not None:
+            self._again.append(token)
+        n = len(self._again)
+        if self._again != wanted[:n] or (ended and n < len(wanted)):
+            self._require_whole()
+            at = next((i for i, t in enumerate(self._again) if t != wanted[i]), n)
+            here = self._again[at].id if at < n else None
+            raise Differs(len(self._begun) + at, wanted[at].id, here)
+        if n < len(wanted) or (self._echo and not (ended or generation.request.generated)):
+            return None
+        self._said = None
+        piece, finish = Piece(self.index, told=True), None
+        for token in said.tokens:
+            finish = self._take(token, piece)
+        if self._echo:
+            ids, self._echo = generation.request.prompt, False
+            piece.tokens[:0] = [Token(ids[0]), *generation.prompt]
+        if said.finished:
+            self._end(piece, finish or Finish("length"))
+            generation.cancel()
+        return piece
+
+    def _require_whole(self) -> None:
+        """Raise what its passes did, if they ended it."""
+        if self.generation.finish_reason == "interrupted":
+            raise self.generation.error or ShuttingDown()
+
     def _take(self, token: Token, piece: Piece) -> Finish | None:
         """A token's events; how the choice ends, if it does so with this token."""
         self.n_tokens += 1
+        piece.taken.append(token)
         if token.id in self._ends:
             piece.end = token
             return Finish("stop", self._stops.get(token.id))
@@ -204,7 +256,7 @@ class Choices:
         each = self.choices
         return Usage(
             prompt,
-            sum(choice.generation.request.cached for choice in each[:1]),
+            sum(choice.cached for choice in each[:1]),
             sum(choice.n_tokens for choice in each),
             sum(choice.n_reasoning for choice in each),
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,8 +62,8 @@ class Completing:
 
     async def _answer(self, asked: Common, answers: Answers, shape: Shape) -> Response:
         head = {
-            "id": f"{shape.prefix}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
+            "id": f"{shape.prefix}-{answers.journal.name()}",
+            "created": int(answers.journal.created),
             "model": self._service.name,
             "system_fingerprint": self._service.fingerprint,
         }

@@ -52,6 +52,23 @@ class ClientGone(IsobitError):
     """The client left before its answer was complete."""
 
 
+class NoReplica(IsobitError):
+    """No server behind a front answers."""
+
+    def __init__(self) -> None:
+        super().__init__("replicas: expected one that answers, found none: try again later")
+
+
+class Differs(IsobitError):
+    """Another replica gave another token."""
+
+    def __init__(self, index: int, before: int, here: int | None) -> None:
+        super().__init__(
+            f"replicas: expected token {index} to be {before} here too, got {here}: they do not "
+            "serve the same model with the same settings"
+        )
+
+
 _STATUS: dict[type[Exception], int] = {BodyTooLarge: 413, BodyTooSlow: 408}
 
 
@@ -72,7 +89,7 @@ def answer(request: Request, error: Exception) -> Response:
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         headers = {"retry-after": "1"}
-    elif isinstance(error, ShuttingDown):
+    elif isinstance(error, (ShuttingDown, NoReplica)):
         status, headers = 503, {"retry-after": "5"}
     elif isinstance(error, ClientGone):
         return Response(status_code=499)

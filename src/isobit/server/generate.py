@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -109,7 +108,7 @@ class Generate:
             chat=await held(model, common),
         )
         one = prompts[0] is prompt and len(answers.choices) == 1
-        outputs = [_Output(self._service, asked, choice) for choice in answers.choices]
+        outputs = [_Output(self._service, asked, answers, choice) for choice in answers.choices]
         if asked.stream:
             return answers.stream(_Growing(outputs, one=one))
         found, _ = await answers.whole()
@@ -123,12 +122,14 @@ class Generate:
 class _Output:
     """What one choice has come to."""
 
-    def __init__(self, service: Service, asked: GenerateRequest, choice: Choice) -> None:
+    def __init__(
+        self, service: Service, asked: GenerateRequest, answers: Answers, choice: Choice
+    ) -> None:
         self._service = service
         self._asked = asked
         self._choice = choice
         self._began = time.monotonic()
-        self._id = asked.rid or uuid.uuid4().hex
+        self._id = asked.rid or answers.journal.name(choice.index)
         self._text = ""
         self._tokens: list[Token] = []
         self._skip = choice.echoes  # the first piece has the prompt's tokens too
@@ -158,7 +159,7 @@ class _Output:
             "finish_reason": self._finish,
             "prompt_tokens": len(request.prompt),
             "completion_tokens": self._choice.n_tokens,
-            "cached_tokens": request.cached,
+            "cached_tokens": self._choice.cached,
             "weight_version": self._service.fingerprint,
             "e2e_latency": time.monotonic() - self._began,
         }

@@ -1,24 +1,41 @@
-"""What stands before every route: the key, how many may be inside, and a count of what came out."""
+"""What stands before every route: the key, how many may be inside, a count of what came out; and
+the journal that a front sends before a request's body."""
 
 from __future__ import annotations
 
 import hmac
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isobit.errors import UsageError
 from isobit.runtime.scheduler import QueueFull
 from isobit.server.errors import ShuttingDown, answer, refusal, told
-from isobit.server.service import Service
+from isobit.server.journal import JOURNAL, Journal
 
 MOST_BYTES = 256 << 20  # of all bodies that are inside
+MOST_JOURNAL = 64 << 20
+FRONT, JOURNAL_BYTES = "isobit-front", "isobit-journal"
+"""Headers of a front: its key, and the length of the journal that comes before the body."""
+
+
+class Guarded(Protocol):
+    """What a guard knows of what it stands before."""
+
+    api_key: str | None
+    draining: bool
+    most_inside: int
+
+    def count(self, route: str, status: int) -> None:
+        """A request was answered."""
 
 
 class Guard:
     """An ASGI application in front of another; ``public``: paths whose files need no key."""
 
-    def __init__(self, app: ASGIApp, service: Service, public: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Guarded, public: frozenset[str]) -> None:
         self._app = app
         self._public = public
         self._service = service
@@ -60,7 +77,7 @@ class Guard:
             self._inside -= 1
             self._bytes -= size
             route = getattr(scope.get("route"), "path", "none")
-            self._service.metrics.requests.labels(route, str(status)).inc()
+            self._service.count(route, status)
 
     def _refusal(self, request: Request) -> Response | None:
         key = self._service.api_key
@@ -77,6 +94,55 @@ class Guard:
             kind, code = "rate_limit_error", "rate_limit_exceeded"
             return refusal(request, 429, message, kind, None, code, {"retry-after": "1"})
         return None
+
+
+class FromFront:
+    """An ASGI application in front of another: takes the journal that a front sent off its body."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        """``key``: what fronts prove themselves by; None: there is none."""
+        self._app = app
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, with its journal in its scope."""
+        request = Request(scope) if scope["type"] == "http" else None
+        if request is None or FRONT not in request.headers:
+            await self._app(scope, receive, send)
+            return
+        given, key = request.headers[FRONT].encode(), (self._key or "").encode()
+        if not key or not hmac.compare_digest(given, key):
+            message = "front: expected the key of this server's front, got another or none"
+            kind, code = "authentication_error", "invalid_api_key"
+            await refusal(request, 401, message, kind, None, code)(scope, receive, send)
+            return
+        size = request.headers.get(JOURNAL_BYTES)
+        if size is None:
+            await self._app(scope, receive, send)
+            return
+        n = int(size) if size.isdecimal() and len(size) < 12 else -1
+        data = bytearray()
+        more = 0 <= n <= MOST_JOURNAL
+        while more and len(data) < n:
+            got = await receive()
+            data += got.get("body", b"")
+            more = got.get("more_body", False)
+        try:
+            if len(data) < n or n < 0:
+                raise ValueError
+            scope[JOURNAL] = Journal.model_validate_json(bytes(data[:n]))
+        except ValueError:
+            error = UsageError(
+                f"{JOURNAL_BYTES}: expected a journal of so many bytes before the body"
+            )
+            await answer(request, error)(scope, receive, send)
+            return
+        rest: list[Message] = [{"type": "http.request", "body": bytes(data[n:]), "more_body": more}]
+
+        async def received() -> Message:
+            return rest.pop() if rest else await receive()
+
+        await self._app(scope, received, send)
 
 
 def _has(request: Request, key: str) -> bool:

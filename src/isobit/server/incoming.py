@@ -23,6 +23,14 @@ async def read(request: Request, kind: type[Body]) -> Body:
 
     Raises ValidationError for what it must not be, BodyTooLarge, BodyTooSlow, ClientGone.
     """
+    data = await body_of(request)
+    if len(data) < 1 << 16:
+        return kind.model_validate_json(data)
+    return await asyncio.to_thread(kind.model_validate_json, data)
+
+
+async def body_of(request: Request) -> bytes:
+    """A request's body. Raises BodyTooLarge, BodyTooSlow, ClientGone."""
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -34,9 +42,7 @@ async def read(request: Request, kind: type[Body]) -> Body:
         raise BodyTooSlow(f"body: expected within {BODY_SECONDS:.0f} s, got a part of it") from None
     except ClientDisconnect:
         raise ClientGone("client: expected to stay, but left") from None
-    if len(data) < 1 << 16:
-        return kind.model_validate_json(bytes(data))
-    return await asyncio.to_thread(kind.model_validate_json, bytes(data))
+    return bytes(data)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

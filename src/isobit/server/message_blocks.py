@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +34,7 @@ class MessageWriter:
         self._answers = answers
         self._n_prompt = n_prompt
         self._head = {
-            "id": f"msg_{uuid.uuid4().hex}",
+            "id": f"msg_{answers.journal.name()}",
             "type": "message",
             "role": "assistant",
             "model": service.name,

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from isobit.server.events import CallArguments, CallBegins, CallEnds, Event, Reasoning, Text
 from isobit.server.source import BLANK, Parsing, Source
 from isobit.server.thinking import Thinking
+
+Name = Callable[[int], str]
+"""What makes a call's id of its number."""
+
+
+def drawn(_call: int) -> str:
+    """A name by chance."""
+    return secrets.token_hex(12)
 
 
 class Reader(Protocol):
@@ -68,13 +76,16 @@ class AnswerReader:
         special: Mapping[int, str],
         thinking: Thinking | None,
         dialect: Dialect | None,
+        name: Name = drawn,
         *,
         one_call: bool = False,
     ) -> None:
-        """``special``: tokens of the vocabulary that are tags of these; ``one_call``: no more."""
+        """``special``: tokens of the vocabulary that are tags of these; ``name``: what makes a
+        call's id of its number; ``one_call``: no more.
+        """
         self.special = special
         self._source = Source(special.values())
-        self._out = Events()
+        self._out = Events(name)
         self._one_call = one_call
         self._parsing = self._parse(thinking, dialect)
         next(self._parsing)
@@ -128,7 +139,9 @@ class AnswerReader:
 class Events:
     """Collects events: blanks between text and calls say nothing and are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: Name = drawn) -> None:
+        """``name``: what makes a call's id of its number."""
+        self._name = name
         self.reasoning = False
         self.calls = self.complete = 0
         self._events: list[Event] = []
@@ -170,7 +183,7 @@ class Events:
     def begin_call(self, name: str) -> None:
         """A call begins."""
         self._blank, self._bare = "", BLANK
-        self._events.append(CallBegins(self.calls, f"call_{secrets.token_hex(12)}", name))
+        self._events.append(CallBegins(self.calls, f"call_{self._name(self.calls)[:24]}", name))
         self.calls += 1
 
     def arguments(self, json: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,8 +42,8 @@ class ResponseWriter:
         self._tokenizer = service.model.tokenizer
         self._answers = answers
         self._measured = measured
-        self._id = _new("resp")
-        self._head = {"object": "response", "created_at": int(time.time())} | echo
+        self._id = f"resp_{answers.journal.name()}"
+        self._head = {"object": "response", "created_at": int(answers.journal.created)} | echo
         self._items: list[Item] = []
         self._open = False  # the last of them still grows
         self._text: list[str] = []  # of it
@@ -135,7 +133,7 @@ class ResponseWriter:
             return
         yield from self._close("completed")
         item: Item = {"type": kind, "status": "in_progress"} | (more or {})
-        item["id"] = _new(_PREFIX[item["type"]])
+        item["id"] = self._name(_PREFIX[item["type"]])
         if more is None:
             item["content"] = []
             if kind == "message":
@@ -180,6 +178,9 @@ class ResponseWriter:
             yield self._event("response.content_part.done", part=part, **place)
         yield self._event("response.output_item.done", item=item, output_index=self._index)
 
+    def _name(self, prefix: str) -> str:
+        return f"{prefix}_{self._answers.journal.name('item', len(self._items))}"
+
     @property
     def _index(self) -> int:
         return len(self._items) - 1
@@ -195,10 +196,6 @@ class ResponseWriter:
 
 
 _PREFIX = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
-
-
-def _new(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def _part(kind: str) -> dict[str, Any]:

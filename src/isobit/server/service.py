@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -24,18 +25,21 @@ class Service:
         *,
         name: str | None = None,
         api_key: str | None = None,
+        front_key: str | None = None,
         limits: Limits | None = None,
         page: bool = True,
         origins: Sequence[str] = (),
     ) -> None:
         """Reads all of the model's file if its digest is not known yet.
 
+        api_key: what clients must give. front_key: what a front must give to be told tokens.
         page: there is a page at ``/``; its files need no key. origins: of the pages elsewhere
         whose scripts a browser lets in; "*" for any.
         """
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
+        self.front_key = front_key
         self.page = page
         self.origins = tuple(origins)
         self.engine = model.generations
@@ -58,6 +62,14 @@ class Service:
     def ready(self) -> bool:
         """Whether a request would be answered: the engine runs, and is not being shut down."""
         return self.engine.serving and not self.draining
+
+    def count(self, route: str, status: int) -> None:
+        """A request was answered."""
+        self.metrics.requests.labels(route, str(status)).inc()
+
+    async def end(self) -> None:
+        """End what is being answered."""
+        await asyncio.to_thread(self.engine.stop)
 
     def __enter__(self) -> Self:
         self.engine.start()

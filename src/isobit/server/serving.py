@@ -9,8 +9,10 @@ import socket
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from isobit.server.app import build
 from isobit.server.service import Service
@@ -18,10 +20,19 @@ from isobit.server.service import Service
 _TELLING = 5.0  # seconds in which streams that are cut can be told
 
 
+class Serving(Protocol):
+    """What a server knows of what it serves."""
+
+    draining: bool
+
+    async def end(self) -> None:
+        """End what is being answered: whoever reads it is told."""
+
+
 class Server(uvicorn.Server):
     """Answers until it is told to end; then what runs may go on for a while, and no more begins."""
 
-    def __init__(self, service: Service, config: uvicorn.Config, grace: float) -> None:
+    def __init__(self, service: Serving, config: uvicorn.Config, grace: float) -> None:
         super().__init__(config)
         self._service = service
         self._grace = grace
@@ -37,7 +48,7 @@ class Server(uvicorn.Server):
 
     async def _end(self) -> None:
         await asyncio.sleep(self._grace)
-        await asyncio.to_thread(self._service.engine.stop)
+        await self._service.end()
 
 
 def run(
@@ -48,11 +59,17 @@ def run(
     sockets: Sequence[socket.socket] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``sockets`` in place of host and port."""
+    server = prepared(service, build(service), host, port, grace)
+    server.run(list(sockets) or None)
+
+
+def prepared(service: Serving, app: ASGIApp, host: str, port: int, grace: float) -> Server:
+    """A server, to be run in the thread that calls this."""
     with suppress(OSError, ValueError):  # a client that says nothing takes a file of these
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = uvicorn.Config(
-        build(service),
+        app,
         host=host,
         port=port,
         log_level="warning",
@@ -61,4 +78,4 @@ def run(
     # uvicorn raises the signals that it saw again when all is done; this one has done its work.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Server(service, config, grace).run(list(sockets) or None)
+    return Server(service, config, grace)

@@ -170,7 +170,7 @@ public:
             require(ids.data()[i] >= 0 && ids.data()[i] < E, "experts: id out of range");
         Input in = input(x, planes);
         Groups groups;
-        groups.group(ids.data(), E, T, k);
+        groups.group(ids.data(), 0, E, T, k);
         Input inner;
         inner.resize(T * k, F);
         const Matrix both[] = {gate.m, up.m};

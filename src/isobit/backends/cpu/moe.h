@@ -11,8 +11,9 @@ namespace isobit {
 
 class Groups {
 public:
-    // One thread: sorts the pairs (token * k + rank) by expert; ids is [tokens, k].
-    void group(const int32_t* ids, int experts, int tokens, int k);
+    // One thread: sorts the pairs (token * k + rank) by expert; ids is [tokens, k]. Those of experts
+    // that are not among begin … end - 1 are left out; a group's expert is counted from begin.
+    void group(const int32_t* ids, int begin, int end, int tokens, int k);
 
     // All tokens to expert 0.
     void one_for_all(int tokens);

@@ -30,7 +30,7 @@ from isobit.numerics.ops.embedding import Embedding
 from isobit.numerics.ops.expert_bias import ExpertBias
 from isobit.numerics.ops.gated_add import GatedAdd
 from isobit.numerics.ops.gated_delta import GatedDelta
-from isobit.numerics.ops.gather import Gather
+from isobit.numerics.ops.gather import Gather, GatherExperts
 from isobit.numerics.ops.gelu_gate import GeluGate
 from isobit.numerics.ops.heads import Heads
 from isobit.numerics.ops.l2_norm import L2Norm
@@ -73,6 +73,7 @@ __all__ = [
     "GatedAdd",
     "GatedDelta",
     "Gather",
+    "GatherExperts",
     "GeluGate",
     "Heads",
     "L2Norm",

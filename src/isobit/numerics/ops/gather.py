@@ -1,5 +1,5 @@
-"""Gather: what each part of a split model has of a value, put together. Moves values, computes
-nothing."""
+"""Gathers: what each part of a split model has of a value, put together. They move values, and
+compute nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,5 +56,41 @@ class Gather(Operation):
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         return (together(self.parts, run.exchange(inputs[0]), axis=-1),)
+
+    float64 = specification
+
+
+def of_experts(bounds: Sequence[int], pieces: Sequence[Array], ids: Array) -> Array:
+    """Of pieces [T, k, N] each row from the part that has its expert: ids [T, k]."""
+    part = np.searchsorted(np.array(bounds), ids, side="right") - 1
+    rows, ranks = np.indices(ids.shape)
+    whole: Array = np.stack(pieces)[part, rows, ranks]
+    return whole
+
+
+@dataclass(frozen=True)
+class GatherExperts(Operation):
+    """x [T, k, N], of which every part has the rows of its experts, and ids int32 [T, k]: all rows,
+    on every part.
+
+    Part r has experts ``bounds[r]`` … ``bounds[r + 1]`` - 1.
+    """
+
+    bounds: tuple[int, ...]
+    rank: int
+    """Which part this is."""
+    kind = "gather_experts"
+
+    def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
+        """See :class:`Operation`."""
+        x, ids = inputs
+        require("ids", ids.row, x.row[:-1])
+        require("experts", ids.below, self.bounds[-1])
+        return (x,)
+
+    def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
+        """See :class:`Operation`."""
+        x, ids = inputs
+        return (of_experts(self.bounds, run.exchange(x), ids),)
 
     float64 = specification

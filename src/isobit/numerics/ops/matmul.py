@@ -51,6 +51,8 @@ class ExpertMatMul(Operation):
     """x [T, K] or [T, k, K] and ids int32 [T, k]: each through its expert of the weight
     [experts, N, K]: [T, k, N]."""
 
+    part: tuple[int, int] | None = None
+    """The weight has experts first … end - 1 alone; rows of others are zero, or anything."""
     kind = "expert_matmul"
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
@@ -58,16 +60,18 @@ class ExpertMatMul(Operation):
         x, ids = inputs
         experts, rows, columns = weights[0].shape
         require(f"columns of {weights[0].name}", columns, x.row[-1])
-        require(f"experts of {weights[0].name}", experts, ids.below)
+        first, end = self.part or (0, ids.below or 0)
+        require(f"experts of {weights[0].name}", experts, end - first)
+        require("the last expert", end <= (ids.below or 0), True)
         return (Shape((*ids.row, rows), x.rows),)
 
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
-        return (self.each(product, run, weights[0], *inputs),)
+        return (self.each(product, run, weights[0], *inputs, part=self.part),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
-        return (self.each(product_float64, run, weights[0], *inputs),)
+        return (self.each(product_float64, run, weights[0], *inputs, part=self.part),)
 
     @staticmethod
     def each(
@@ -76,12 +80,15 @@ class ExpertMatMul(Operation):
         stack: Weight,
         x: Array,
         ids: Array,
+        *,
+        part: tuple[int, int] | None = None,
     ) -> Array:
         """Every token through its experts by a given product."""
-        out: Array = np.empty(0)
-        for e in np.unique(ids).tolist():
+        first, end = part or (0, stack.shape[0])
+        out: Array = np.zeros((*ids.shape, stack.shape[1]), np.float32)
+        for e in np.unique(ids[(first <= ids) & (ids < end)]).tolist():
             at = np.nonzero(ids == e)
-            y = multiply(run, stack.expert(e), x[at[0]] if x.ndim == 2 else x[at])
-            out = out if out.size else np.empty((*ids.shape, y.shape[1]), y.dtype)
+            y = multiply(run, stack.expert(e - first), x[at[0]] if x.ndim == 2 else x[at])
+            out = out.astype(y.dtype, copy=False)
             out[at] = y
         return out

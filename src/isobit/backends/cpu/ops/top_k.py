@@ -2,7 +2,7 @@
 
 from isobit.backends.cpu.lower import Lowering, instruction
 from isobit.model.graph import Op
-from isobit.numerics.ops import TopK
+from isobit.numerics.ops import ExpertMatMul, TopK
 
 
 def lower(to: Lowering, op: Op) -> None:
@@ -12,5 +12,10 @@ def lower(to: Lowering, op: Op) -> None:
     made = to.simple(op, integers=[experts, k, int(op.operation.normalise), to.router(k)])
     made["out"].append(to.scratch_vector(0, experts))
     phase = to.vectors(op, made)
-    group = instruction("group", in_=[to.place(op.outputs[1])], integers=[experts, k])
+    ids = op.outputs[1]
+    here = (0, experts)  # of a part with whole experts: those that it has
+    for reader in to.graph.ops:
+        if isinstance(reader.operation, ExpertMatMul) and ids in reader.inputs:
+            here = reader.operation.part or here
+    group = instruction("group", in_=[to.place(ids)], integers=[*here, k])
     phase.after.append(group)

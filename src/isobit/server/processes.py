@@ -1,0 +1,130 @@
+"""Replicas that a front starts on its own machine: started again when they die, or one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from isobit.errors import IsobitError
+from isobit.server.replicas import Replica, Replicas
+
+_LONGEST_PAUSE = 30.0  # seconds before one that dies again and again is started again
+_LIVED = 60.0  # seconds, after which it starts at once
+
+
+class Processes:
+    """So many processes, each with a socket of its own; a context manager."""
+
+    def __init__(
+        self, argv: Sequence[str], n: int, grace: float, key: str, say: Callable[[str], None]
+    ) -> None:
+        """``argv``: of an ``isobit serve``. ``key``: what they know their front by."""
+        self._argv = argv
+        self._grace = grace
+        self._key = key
+        self._say = say
+        self._sockets = [_listening() for _ in range(n)]
+        self.urls = [f"http://127.0.0.1:{s.getsockname()[1]}" for s in self._sockets]
+        self._running: list[asyncio.subprocess.Process | None] = [None] * n
+        self._keeping: list[asyncio.Task[None]] = []
+        self._ready = self._ending = False
+        self._rolling = asyncio.Lock()
+
+    async def start(self, replicas: Replicas) -> None:
+        """Start all; returns when they are ready. Raises what one of them ended with."""
+        self._replicas = replicas
+        self._keeping = [asyncio.create_task(self._keep(i)) for i in range(len(self.urls))]
+        while not all(r.up for r in replicas.all):
+            await asyncio.wait(
+                [*self._keeping, asyncio.create_task(asyncio.sleep(0.1))],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in self._keeping:
+                if task.done():
+                    task.result()
+        self._ready = True
+
+    async def roll(self) -> None:
+        """Start one after the other again; their streams go on elsewhere."""
+        async with self._rolling:
+            for i, replica in enumerate(self._replicas.all):
+                await self._until(replica, up=True)
+                replica.draining = True
+                try:
+                    self._end(i)
+                    await self._until(replica, up=False)
+                    await self._until(replica, up=True)
+                finally:
+                    replica.draining = False
+            self._say("all replicas were started again")
+
+    async def stop(self) -> None:
+        """End all, with what they are answering."""
+        self._ending = True
+        for i in range(len(self.urls)):
+            self._end(i)
+        if self._keeping:
+            _, late = await asyncio.wait(self._keeping, timeout=self._grace + 10)
+            for i, process in enumerate(self._running):
+                if self._keeping[i] in late and process is not None:
+                    with suppress(ProcessLookupError):
+                        process.kill()
+            await asyncio.gather(*self._keeping, return_exceptions=True)
+        for s in self._sockets:
+            s.close()
+
+    def _end(self, i: int) -> None:
+        process = self._running[i]
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+
+    async def _until(self, replica: Replica, *, up: bool) -> None:
+        while replica.up != up and not self._ending:
+            await asyncio.sleep(0.05)
+
+    async def _keep(self, i: int) -> None:
+        """Have one run until all are to end."""
+        replica, pause = self._replicas.all[i], 0.0
+        while not self._ending:
+            begun = time.monotonic()
+            process = self._running[i] = await self._start(i)
+            code = await process.wait()
+            self._running[i] = None
+            await replica.missed(f"its process ended with {code}", at_once=True)
+            if self._ending or replica.draining:
+                continue
+            if not self._ready:
+                error = IsobitError(f"replica {i}: expected it to be ready, it ended with {code}")
+                error.exit_code = code if code > 0 else error.exit_code
+                raise error
+            self._say(f"replica {i} ended with {code}: starting it again")
+            pause = 0.0 if time.monotonic() - begun > _LIVED else min(2 * pause + 1, _LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+
+    async def _start(self, i: int) -> asyncio.subprocess.Process:
+        fd = self._sockets[i].fileno()
+        environment = os.environ | {"ISOBIT_FRONT_KEY": self._key}
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if len(devices) > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "isobit", *self._argv, "--replica", str(fd)),
+            stdin=asyncio.subprocess.PIPE,  # they end when it closes
+            pass_fds=[fd],
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is the front's
+        )
+
+
+def _listening() -> socket.socket:
+    """A socket that outlives the process that answers there."""
+    s = socket.socket()
+    s.bind(("127.0.0.1", 0))
+    s.listen(1024)
+    return s

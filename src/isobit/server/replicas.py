@@ -1,0 +1,182 @@
+"""Servers of one model behind a front: which of them live, and which a request goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+_CHECK_SECONDS = 1.0
+_MISSED = 2  # checks in turn, until a replica counts as lost
+_BLOCK = 256  # bytes of a conversation, by which its beginning is known
+_BLOCKS = 256  # of one conversation
+_KNOWN = 1 << 16  # blocks that are remembered
+_SPOKEN = ("system", "instructions", "messages", "prompt", "input", "text", "input_ids")
+
+
+_SILENT = "does not answer"
+
+
+class Replica:
+    """One server."""
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        """``headers``: those of the front's own requests."""
+        self.url = url
+        self.up = False
+        self.draining = False
+        """Whether it gets no more requests, as it is to be restarted."""
+        self.running = 0
+        """Requests that it answers for this front."""
+        self.why = _SILENT
+        self._missed = 0
+        self._headers = headers
+        self.client = self._new_client()
+
+    async def check(self) -> dict[str, Any] | None:
+        """Ask whether it is ready; what it says of itself, or None."""
+        try:
+            async with asyncio.timeout(5):
+                ready = await self.client.get("/ready", headers=self._headers)
+                found = await self.client.get("/version", headers=self._headers)
+            if ready.status_code == found.status_code == 200:
+                return dict(found.json())
+            key = ": expected its ISOBIT_FRONT_KEY, and its API key, to be the front's"
+            why = f"/ready gives {ready.status_code}{key if ready.status_code == 401 else ''}"
+            self.up, self.why = False, why  # what it is answering it may go on with
+        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+            refused = isinstance(error, httpx.ConnectError)
+            await self.missed(str(error) or _SILENT, at_once=refused)
+        return None
+
+    def found(self) -> None:
+        """It answers."""
+        self._missed, self.up, self.why = 0, True, ""
+
+    async def missed(self, why: str, *, at_once: bool = False) -> None:
+        """It does not answer; if it is lost, whoever waits for an answer of it is told."""
+        self._missed += 1
+        if at_once or self._missed >= _MISSED:
+            self.up, self.why = False, why
+            client, self.client = self.client, self._new_client()
+            await client.aclose()  # what is read from it fails
+
+    def _new_client(self) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(5.0, read=None, pool=None)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=256, keepalive_expiry=2
+        )
+        return httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False)
+
+
+_NONE: frozenset[Replica] = frozenset()
+
+
+class Replicas:
+    """All of them; a context manager within which they are watched."""
+
+    def __init__(
+        self, urls: Sequence[str], say: Callable[[str], None], headers: dict[str, str]
+    ) -> None:
+        """``headers``: those of the front's own requests."""
+        self.all = [Replica(url, headers) for url in urls]
+        self.fingerprint: str | None = None
+        self._say = say
+        self._changed = asyncio.Event()
+        self._homes: OrderedDict[bytes, frozenset[Replica]] = OrderedDict()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Replicas:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        for replica in self.all:
+            await replica.client.aclose()
+
+    async def _check(self, replica: Replica) -> None:
+        was, why = replica.up, replica.why
+        about = await replica.check()
+        if about is not None:
+            fingerprint = str(about.get("fingerprint"))
+            self.fingerprint = self.fingerprint or fingerprint
+            if fingerprint == self.fingerprint:
+                replica.found()
+            else:
+                expected = f"expected a server of {self.fingerprint}, got one of {fingerprint:.80}"
+                replica.up, replica.why = False, expected
+        if replica.up != was or replica.why not in (why, _SILENT):
+            self._say(f"{replica.url}: " + ("ready" if replica.up else f"not used: {replica.why}"))
+        self._changed.set()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.gather(*map(self._check, self.all))
+            await asyncio.sleep(_CHECK_SECONDS)
+
+    async def suspect(self, replica: Replica) -> None:
+        """A request of it failed as those of a dead one do."""
+        if replica.up:
+            await self._check(replica)
+
+    async def close(self) -> None:
+        """End what is asked of them."""
+        for replica in self.all:
+            await replica.missed("the front ends", at_once=True)
+
+    async def choose(
+        self, body: Any, seconds: float, tried: Collection[Replica] = ()
+    ) -> Replica | None:
+        """Where a request goes; waits so long for one that is up, None if none comes.
+
+        The least loaded of those that have most of its beginning in their cache, unless others have
+        far less to do.
+
+        tried: those that it should not go to, if there is another.
+        """
+        blocks = list(_blocks(body))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not (up := [r for r in self.all if r.up and not r.draining]):
+                    self._changed.clear()
+                    await self._changed.wait()
+        up = [r for r in self.all if r.up and not r.draining]
+        up = [r for r in up if r not in tried] or up
+        if not up:
+            return None
+        least = min(up, key=lambda r: r.running)
+        known = next(
+            (b for b in reversed(blocks) if self._homes.get(b, _NONE).intersection(up)), b""
+        )
+        homes = self._homes.get(known, _NONE).intersection(up)
+        chosen = min(homes, key=lambda r: r.running, default=least)
+        if chosen.running > 2 * least.running + 4:
+            chosen = least
+        for block in blocks:
+            self._homes[block] = self._homes.get(block, _NONE) | {chosen}
+            self._homes.move_to_end(block)
+        while len(self._homes) > _KNOWN:
+            self._homes.popitem(last=False)
+        return chosen
+
+
+def _blocks(body: Any) -> Iterator[bytes]:
+    """Names of a conversation's beginnings: equal beginnings have equal names."""
+    if not isinstance(body, dict):
+        return
+    said = [body[name] for name in _SPOKEN if body.get(name) is not None]
+    text = json.dumps(said, ensure_ascii=False).encode(errors="replace")[: _BLOCK * _BLOCKS]
+    name = b""
+    for at in range(0, len(text) - _BLOCK + 1, _BLOCK):  # full ones
+        name = hashlib.blake2b(name + text[at : at + _BLOCK], digest_size=16).digest()
+        yield name

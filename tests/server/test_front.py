@@ -1,0 +1,253 @@
+"""Streams outlive the servers that began them: processes killed in the middle, two backends."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import numpy as np
+
+from isobit.server.replicas import Replica, Replicas
+from tests.ops.wgpu_support import open_device
+from tests.server.gathering import gathered
+from tests.server.test_calls import NOTE, WEATHER
+from tests.server.test_server import MESSAGES, PROMPT, wait_for
+
+KEY = {"ISOBIT_FRONT_KEY": "k"}
+SERVE = ("serve", "sample", "--context", "512", "--threads", "1")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def running(*argv: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``isobit …`` at a port, until the test is over."""
+    command = [sys.executable, "-m", "isobit", *argv, "--port", str(port)]
+    process = subprocess.Popen(command, env=os.environ | KEY, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def at(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(url + "/ready", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def states(front: str) -> list[dict[str, Any]]:
+    return httpx.get(front + "/replicas", timeout=30).json()
+
+
+def continued(front: str) -> float:
+    lines = httpx.get(front + "/metrics", timeout=30).text.splitlines()
+    return float(
+        next(line for line in lines if line.startswith("isobit_front_continued_total")).split()[-1]
+    )
+
+
+def stream(front: str, path: str, body: Any, came: Callable[[], None] = lambda: None) -> Any:
+    """The choices and the usage of a stream; what was found in a cache depends on who answered,
+    and calls have ids of their own in every answer."""
+    text = []
+    with httpx.stream("POST", front + path, json=body | {"stream": True}, timeout=300) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            text.append(line)
+            if line.startswith("data: "):
+                came()
+    _, choices, usage = gathered(path, "\n".join(text))
+    del usage["prompt_tokens_details"]
+    for choice in choices.values():
+        for said in choice["said"].values():
+            assert not isinstance(said, dict) or said.pop("id").startswith("call_")
+    return choices, usage
+
+
+def streams(
+    front: str, asked: list[tuple[str, Any]], each: int, do: Callable[[], object], n: int = 1
+) -> Any:
+    """All at once; when so many events of n of them have come, something is done."""
+    seen, due = [0] * len(asked), threading.Event()
+
+    def came(i: int) -> None:
+        seen[i] += 1
+        if sum(n >= each for n in seen) >= n:
+            due.set()
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        found = [
+            pool.submit(stream, front, path, body, partial(came, i))
+            for i, (path, body) in enumerate(asked)
+        ]
+        assert due.wait(240)
+        do()
+        return [f.result() for f in found]
+
+
+def many(rng: np.random.Generator) -> list[tuple[str, Any]]:
+    common = {"max_tokens": 60, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    wild = {"temperature": 2.0, "logprobs": 2, "n": 2}
+    some = {"presence_penalty": 0.5, "frequency_penalty": 0.2, "repetition_penalty": 1.1}
+    calls = {"tools": [WEATHER, NOTE], "tool_choice": "required", "ignore_eos": False}
+    asked = [
+        ("/v1/completions", {"prompt": PROMPT} | common | wild),
+        ("/v1/completions", {"prompt": PROMPT, "stop": ["\n\n\n", "zzz", "return x"]} | common),
+        ("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True} | common | some),
+        ("/v1/chat/completions", {"messages": MESSAGES} | common | calls),
+    ]
+    return [(path, body | {"seed": int(rng.integers(1 << 40))}) for path, body in asked]
+
+
+def test_killed_on_one_backend_and_continued_on_another(rng: np.random.Generator) -> None:
+    open_device()  # or not run
+    ports = {"cpu": free_port(), "wgpu": free_port()}
+    asked = many(rng)
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(running(*SERVE, "--backend", name, port=port))
+            for name, port in ports.items()
+        }
+        port = free_port()
+        stack.enter_context(running("front", *map(at, ports.values()), port=port))
+        front = at(port)
+        wait_for(lambda: ready(front) and all(s["up"] for s in states(front)))
+        wanted = [stream(at(ports["cpu"]), path, body) for path, body in asked]
+        each = int(rng.integers(2, 9))
+        found = streams(front, asked, each, processes["wgpu"].kill, len(asked))
+        assert found == wanted, "wgpu killed"
+        before = continued(front)
+        assert before > 0
+        for _ in range(4):  # what the CPU has sent is sent: it may be through already
+            for name, process in processes.items():
+                if process.poll() is not None:
+                    again = running(*SERVE, "--backend", name, port=ports[name])
+                    processes[name] = stack.enter_context(again)
+            wait_for(lambda: all(s["up"] for s in states(front)))
+            assert streams(front, asked, 1, processes["cpu"].kill) == wanted, "CPU killed"
+            if continued(front) > before:
+                return
+        raise AssertionError("no stream was cut")
+
+
+def test_replicas_die_and_are_started_again(rng: np.random.Generator) -> None:
+    asked, port = many(rng), free_port()
+    front = at(port)
+    with running(*SERVE, "--backend", "cpu", "--replicas", "2", port=port) as process:
+        wait_for(lambda: ready(front))
+        children = [
+            int(p) for p in subprocess.check_output(["pgrep", "-P", str(process.pid)]).split()
+        ]
+        assert len(children) == 2
+        wanted = [stream(front, path, body) for path, body in asked]
+        assert wanted == streams(front, asked, 9, lambda: os.kill(children[0], signal.SIGKILL))
+        wait_for(lambda: all(s["up"] for s in states(front)))
+        assert wanted == streams(front, asked, 9, lambda: process.send_signal(signal.SIGHUP))
+
+        def rolled() -> bool:
+            found = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, check=False
+            ).stdout.split()
+            return not {int(p) for p in found} & set(children) and len(found) == 2
+
+        wait_for(lambda: rolled() and all(s["up"] for s in states(front)))
+        whole = {"prompt": PROMPT, "max_tokens": 3, "seed": 1}
+        done = httpx.post(front + "/v1/completions", json=whole, timeout=60).json()
+        assert done["usage"]["completion_tokens"] == 3
+        assert httpx.get(front + "/v1/models", timeout=60).json()["object"] == "list"
+        assert httpx.get(front + "/nowhere", timeout=60).status_code == 404
+        wrong = httpx.post(front + "/v1/completions", json={"prompt": [-1]}, timeout=60)
+        assert wrong.status_code == 400
+        assert wrong.json()["error"]["param"] == "prompt"
+        left = [s["url"] for s in states(front)]
+        process.kill()  # the replicas hear of it
+        wait_for(lambda: not any(map(ready, left)))
+
+
+def test_what_a_replica_refuses_ends_the_start() -> None:
+    command = [sys.executable, "-m", "isobit", "serve", "nosuch.gguf", "--replicas", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3
+    assert "nosuch.gguf" in done.stderr
+    assert "expected it to be ready, it ended with 3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Where a request goes
+
+
+def together(n: int) -> Replicas:
+    found = Replicas([f"http://127.0.0.1:{i + 1}" for i in range(n)], lambda _: None, {})
+    for replica in found.all:
+        replica.found()
+    return found
+
+
+def chosen(replicas: Replicas, body: Any, tried: list[Replica] | None = None) -> Replica | None:
+    return asyncio.run(replicas.choose(body, 0.01, tried or []))
+
+
+def test_a_conversation_stays_where_it_is() -> None:
+    replicas = together(3)
+    talks = [[{"role": "user", "content": f"{i} says " + "much " * 200}] for i in range(6)]
+    homes = []
+    for talk in talks:
+        home = chosen(replicas, {"messages": talk})
+        assert home is not None
+        home.running += 1
+        homes.append(home)
+    assert sorted(homes.count(r) for r in replicas.all) == [2, 2, 2]
+    for talk, home in zip(talks, homes, strict=True):
+        longer = [*talk, {"role": "assistant", "content": "a" * 2000}, talk[0]]
+        assert chosen(replicas, {"messages": longer, "model": "x"}) is home
+
+
+def test_a_beginning_that_all_share_is_spread() -> None:
+    replicas = together(4)
+    system = {"role": "system", "content": "Be brief. " * 100}
+    for i in range(200):
+        found = chosen(replicas, {"messages": [system, {"role": "user", "content": f"{i}" * 300}]})
+        assert found is not None
+        found.running += 1
+    loads = [r.running for r in replicas.all]
+    assert max(loads) <= 2 * min(loads) + 5, loads
+
+
+def test_those_that_are_lost_get_nothing() -> None:
+    replicas = together(2)
+    first, second = replicas.all
+    body = {"prompt": "x" * 1000}
+    assert chosen(replicas, body) is first
+    asyncio.run(first.missed("gone", at_once=True))
+    assert chosen(replicas, body) is second
+    second.draining = True
+    assert chosen(replicas, body) is None
+    second.draining = False
+    assert chosen(replicas, body, [second]) is second  # there is no other
+    for hostile in (None, 7, [], {"prompt": {"a": "\ud800"}}, {"messages": "x" * 10**6}):
+        assert chosen(replicas, json.loads(json.dumps(hostile))) is second
