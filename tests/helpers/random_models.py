@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import read_config
+from isobit.model.split import split
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut, same_bits
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
+from tests.model.test_split import Meeting, passes
 
 CUTS = [0], [0, 1, 2, 31, 64, 65]
 
@@ -219,3 +222,16 @@ def check_refusals(
         with pytest.raises(ModelRefused, match=key) as refused:
             read_config(changed, vocab=vocab, source="m.gguf")
         assert "\n" not in str(refused.value)
+
+
+def check_parts(file: GGUFFile, parts: int) -> None:
+    """Several parts of a model together give its bits."""
+    w, seed, vocab = Weights.from_file(file), 5, file.tensors["token_embd.weight"].shape[0]
+    settings = EngineConfig(context=64, max_sequences=2)
+    (whole,) = passes([ReferenceBackend(w, settings)], vocab, np.random.default_rng(seed))
+    meeting, backends = Meeting(parts), []
+    for rank in range(parts):
+        mine = Weights(w.config, split(w.graph, rank, parts).graph)
+        backends.append(ReferenceBackend(mine, settings, exchange=meeting.exchange(rank)))
+    for logits in passes(backends, vocab, np.random.default_rng(seed)):
+        assert same_bits(logits, whole)

@@ -59,8 +59,13 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
     return f.close()
 
 
-def test_bits(made: Made) -> None:
-    make.check_bits(made[1], TOKENS, ["cpu"])
+@pytest.mark.parametrize("name", ["cpu", "wgpu"])
+def test_bits(made: Made, name: str) -> None:
+    make.check_bits(made[1], TOKENS, [name])
+
+
+def test_parts(made: Made) -> None:
+    make.check_parts(made[1], 2)
 
 
 def test_transformers_in_float64(made: Made) -> None:

@@ -47,6 +47,10 @@ def test_bits(made: Made, name: str) -> None:
     make.check_bits(made[1], TOKENS, [name])
 
 
+def test_parts(made: Made) -> None:
+    make.check_parts(made[1], 2)
+
+
 def test_transformers_in_float64(made: Made) -> None:
     g, file, values = made
     names = make.NAMES | {
