@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,25 @@ def test_a_prompt_file_must_be_utf8(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_bytes(b"caf\xe9 ")
     assert main([*RUN, "--prompt-file", str(path)]) == 2
     assert "expected UTF-8 text, got invalid continuation byte at byte 3" in capsys.readouterr().err
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    for command in (
+        ["run", "--prompt-file", pipe],
+        ["verify", "--prompts", pipe],
+        ["perplexity", "--text", pipe],
+        ["chat", "--tools", pipe, "-p", "x"],
+    ):
+        assert main(command) == 2
+        assert "got: a named pipe; send it to standard input, -" in capsys.readouterr().err
+    end, other = os.pipe()  # as a shell gives it: tokenize --prompt-file <(a command)
+    os.write(other, b"import os")
+    os.close(other)
+    assert main(["tokenize", "--prompt-file", f"/dev/fd/{end}"]) == 0
+    assert capsys.readouterr().out == "702,657\n"
+    os.close(end)
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

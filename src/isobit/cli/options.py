@@ -1,6 +1,7 @@
 """Options that several commands share, and what is made of them."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -222,8 +223,11 @@ def read_text(path: str) -> str:
                 say("reading from the terminal; Ctrl-D at the beginning of a line ends it")
             data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
         else:
-            with Path(path).open("rb") as file:
-                data = file.read(PROMPT_LIMIT + 1)
+            file = Path(path)
+            if file.is_fifo() and file.resolve().exists():  # <(a command) has no name
+                raise OSError(errno.ESPIPE, "a named pipe; send it to standard input, -")
+            with file.open("rb") as opened:
+                data = opened.read(PROMPT_LIMIT + 1)
         if len(data) <= PROMPT_LIMIT:
             return data.decode()
     except UnicodeDecodeError as error:

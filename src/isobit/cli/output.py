@@ -161,6 +161,7 @@ def progress_bar() -> Progress:
     return Progress(
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=False,  # what is printed is for stdout, which may be a file
         auto_refresh=False,
         disable=not sys.stderr.isatty(),
     )
@@ -190,7 +191,8 @@ def busy(text: str) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    latest, shown = [text], list[tuple[Progress, TaskID]]()
+    latest = [text]
+    shown: list[tuple[Progress, TaskID]] = []
 
     def show() -> None:
         from rich.console import Console  # noqa: PLC0415 - 0.2 s that most calls do not need
@@ -203,7 +205,11 @@ def busy(text: str) -> Iterator[Callable[[str], None]]:
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, refresh_per_second=4
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            refresh_per_second=4,
         )
         shown.append((progress, progress.add_task(visible(latest[0]), total=None)))
         progress.start()

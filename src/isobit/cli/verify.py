@@ -8,7 +8,7 @@ import numpy as np
 
 from isobit.backends import NAMES
 from isobit.cli import options, say, tools
-from isobit.cli.output import print_table, progress_bar
+from isobit.cli.output import bar, print_table
 from isobit.errors import GateFailed, UsageError, did_you_mean
 from isobit.runtime.model import Model
 from isobit.verify import blame, plugin
@@ -84,17 +84,16 @@ def main(args: argparse.Namespace) -> None:
         y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("layers", total=x.config.n_layers * len(prompts))
         found: list[Diff] = []
+        with bar("layers") as step:
 
-        def progress(stage: str, layer: int | None) -> None:
-            if layer is not None and stage == "post_ffn_residual":
-                bar.update(task, completed=len(found) * x.config.n_layers + layer + 1)
-                bar.refresh()
+            def progress(stage: str, layer: int | None) -> None:
+                if layer is not None and stage == "post_ffn_residual":
+                    n_layers = x.config.n_layers
+                    step(len(found) * n_layers + layer + 1, n_layers * len(prompts))
 
-        for tokens in prompts:
-            found.append(verify(x, y, tokens, layers, progress, histograms=bool(args.html)))
+            for tokens in prompts:
+                found.append(verify(x, y, tokens, layers, progress, histograms=bool(args.html)))
         text = blame.texts(x.detokenize)
         if planted is not None:
             _say_whether_found(planted, found, exact=isinstance(y, ModelRun))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,9 +36,7 @@ class Batches:
         """The batch of a pass."""
         n = len(work)
         tables = [w.request.table.numbers for w in work]
-        if len(self._tables) != n or any(
-            a is not b for a, b in zip(tables, self._tables, strict=True)
-        ):
+        if len(self._tables) != n or not all(map(is_, tables, self._tables)):
             self._tables, longest = tables, max(map(len, tables))
             self._pages = np.zeros((n, longest), np.int32)
             for row, table in zip(self._pages, tables, strict=True):
@@ -47,9 +46,10 @@ class Batches:
         states = None
         if work[0].request.table.state >= 0:
             states = np.array([w.request.table.state for w in work], np.int32)
-        if all(len(w.tokens) == len(w.rows) == 1 for w in work):  # all generate
+        tokens = [w.tokens[0] for w in work if len(w.tokens) == len(w.rows) == 1]
+        if len(tokens) == n:  # all generate
             return Batch(
-                tokens=np.array([w.tokens[0] for w in work], np.int32),
+                tokens=np.array(tokens, np.int32),
                 positions=np.array([w.start for w in work], np.int32),
                 sequence=self._each,
                 pages=self._pages,

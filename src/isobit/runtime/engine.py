@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,14 @@ from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.scheduler import Limits, QueueFull, Scheduler
-from isobit.runtime.tokens import FinishReason, Generation, TakeRows, Watcher
+from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, Watcher
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
+_PATIENCE = 0.02
+"""Seconds that listeners on the processors that passes run on have before the next pass: threads of
+a pass meet many times, and one that another thread keeps from running holds up all."""
 
 _log = logging.getLogger("isobit.engine")
 
@@ -46,6 +49,7 @@ class Engine:
         self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
         self._batches = Batches()
         self._pace = Pace()
+        self.scheduler.beside = self._pace.beside
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
@@ -57,6 +61,8 @@ class Engine:
         """Whether somebody has the turn: runs a pass."""
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._told: set[Listener] = set()
+        """By the last pass."""
 
     @property
     def closed(self) -> bool:
@@ -92,7 +98,7 @@ class Engine:
         wanted: Sequence[int] = (),
         take_rows: TakeRows | None = None,
         salt: str | None = "",
-        listen: Callable[[], None] | None = None,
+        listen: Listener | None = None,
     ) -> Generation:
         """Line a generation up.
 
@@ -111,8 +117,7 @@ class Engine:
             wanted, take_rows: ascending positions of the prompt whose logits are given to
                 ``take_rows``, after each pass those that are new.
             salt: pages are shared between generations of the same; None: with none.
-            listen: called by whoever runs the pass when there is something new to take, or it has
-                ended; it must neither wait nor raise.
+            listen: is told when there is something new to take, or it has ended.
 
         Raises UsageError for what the model cannot do, QueueFull if too many wait.
         """
@@ -247,6 +252,9 @@ class Engine:
                 if not self.step():
                     with self._books:
                         self._books.wait_for(lambda: self._of or self._thread is not me)
+                elif self.model.backend.on_host:
+                    for listener in self._told:
+                        listener.settle(_PATIENCE)
             except Exception:  # those of the pass were told; the others go on
                 _log.exception("a pass failed")
 
@@ -292,8 +300,9 @@ class Engine:
             raise
         with self._books:
             listeners = self._hand_out(parts, found, seen, begun)
-        for listen in listeners:
-            listen()
+        self._told = listeners
+        for listener in listeners:
+            listener.tell()
         return True
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
@@ -318,30 +327,31 @@ class Engine:
         found: Sequence[Next],
         seen: Routes | None,
         begun: float,
-    ) -> dict[Callable[[], None], None]:
+    ) -> set[Listener]:
         """Tokens to their generations; whoever is to be told of it."""
         now, start = time.perf_counter_ns(), 0
         spent = now * 1e-9 - begun
-        listeners: dict[Callable[[], None], None] = {}
+        listeners: set[Listener] = set()
         self._in_pass.clear()
-        prompt = sum(len(work.tokens) for work, _ in parts if work.start < len(work.request.prompt))
-        generating = sum(len(work.tokens) for work, _ in parts) - prompt
-        self._pace.ran(generating, prompt, spent)
-        self.scheduler.beside = self._pace.beside(max(generating, 1))
+        prompt = attended = 0
         for (part, generation), (token, digest, error) in zip(parts, found, strict=True):
             request = part.request
-            stop = start + len(part.tokens)
+            n = len(part.tokens)
+            stop = start + n
+            attended += n * (part.start + (n + 1) // 2)
             if request.generated:
                 generation.decode_seconds += spent
             else:
                 generation.prefill_seconds += spent
+                prompt += n
             try:
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
                     self._saw(generation, seen[start:stop])
-                full = (part.start + len(part.tokens)) // TILE > request.table.known
-                pages = _pages(generation) if full and request.routes else None
+                pages = None
+                if request.routes and (part.start + n) // TILE > request.table.known:
+                    pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
                     generation.give(token, digest, now)
@@ -351,7 +361,8 @@ class Engine:
                 self._end_if_over(generation)
             start = stop
             if generation.listen is not None and (token is not None or generation.ended):
-                listeners[generation.listen] = None
+                listeners.add(generation.listen)
+        self._pace.ran(start - prompt, prompt, attended, spent)
         self._copy_states()
         return listeners
 
@@ -416,7 +427,7 @@ class Engine:
             generation.error = error
         self._end(generation, "interrupted")
         if generation.listen is not None:
-            generation.listen()
+            generation.listen.tell()
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         request = generation.request
@@ -427,12 +438,12 @@ class Engine:
             self.scheduler.finish(request)
 
     def _end_all(self, error: IsobitError | None) -> None:
-        listeners = {g.listen: None for g in self._of.values() if g.listen is not None}
+        listeners = {g.listen for g in self._of.values() if g.listen is not None}
         for generation in list(self._of.values()):
             generation.error = error
             self._end(generation, "interrupted")
-        for listen in listeners:
-            listen()
+        for listener in listeners:
+            listener.tell()
 
     def _require_open(self) -> None:
         if self._closed:

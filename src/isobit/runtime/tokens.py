@@ -56,6 +56,16 @@ class Watcher(Protocol):
         that it was chosen from, float32 little-endian."""
 
 
+class Listener(Protocol):
+    """Takes tokens in another thread than that which runs passes; neither method raises."""
+
+    def tell(self) -> None:
+        """Something is new: of one generation or of several, this is called once. Does not wait."""
+
+    def settle(self, seconds: float) -> None:
+        """Return when what was told of is taken, or after so long."""
+
+
 class Generation(Iterator[Token]):
     """Tokens as they are chosen. Read it to the end, or ``cancel`` it."""
 
@@ -70,7 +80,7 @@ class Generation(Iterator[Token]):
         watch: Watcher | None = None,
         hidden: bool = False,
         take_rows: TakeRows | None = None,
-        listen: Callable[[], None] | None = None,
+        listen: Listener | None = None,
     ) -> None:
         self.request = request
         self.sampler = sampler
@@ -84,8 +94,7 @@ class Generation(Iterator[Token]):
         self.prefill_seconds = self.decode_seconds = 0.0
         """Wall time of the passes that it was in, up to the first token and after it."""
         self.listen = listen
-        """Called by whoever runs the pass when there is something new to take, or it has ended; it
-        must neither wait nor raise."""
+        """Told when there is something new to take, or it has ended."""
         self.progress: Callable[[int, int], None] | None = None
         """``progress(done, total)`` is told by who reads it how many of the prompt's tokens ran."""
         self.ends = ends

@@ -2,8 +2,9 @@
 
 #include "level.h"
 
-#include "decode.h"
 #include "formats.h"
+#include "few_bits.h"
+
 #include "floats.h"
 #include "tile.h"
 #include "matmul.h"
@@ -19,8 +20,8 @@ static const FormatInfo formats[] = {
 #define ISOBIT_INFO(Format) {#Format, Format::id, Format::block, Format::bytes},
     ISOBIT_QUANTISED(ISOBIT_INFO)
 #undef ISOBIT_INFO
-#define ISOBIT_INFO(F) {decoded_##F.name, decoded_##F.type, decoded_##F.block, decoded_##F.bytes},
-        ISOBIT_DECODED(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
+#define ISOBIT_INFO(Format) {#Format, Format::id, Format::block, Format::bytes},
+        ISOBIT_FEW_BITS(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
 
 #define ISOBIT_KERNELS(stream)                                                                    \
     {ISOBIT_SIMD_NAME, LEVEL, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \
