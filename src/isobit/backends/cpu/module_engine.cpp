@@ -213,6 +213,7 @@ private:
         p.after = each<Op>(d["after"],
                            [](nb::handle o) { return op(nb::cast<nb::dict>(o), true); });
         if (!d["op"].is_none()) p.op = op(nb::cast<nb::dict>(d["op"]), false);
+        require(p.op.matrices.size() <= MOST_PRODUCTS, "program: too many products in one phase");
         for (nb::handle h : d["shows"]) {
             const auto [stage, layer, value, integers, logit_rows, shape] = nb::cast<
                 std::tuple<std::string, int, nb::object, bool, bool, std::vector<int>>>(h);

@@ -42,6 +42,9 @@ void Groups::run(Team& team, const Kernels& kernels, int planes, const Matrix* m
     auto rows_of = [](const Matrix& m, const Group& g, int row) {
         return m.data + ((size_t)g.expert * m.rows + row) * m.row_bytes;
     };
+    Job jobs[2];  // gate and up; what a matrix's format needs is looked up once
+    for (int j = 0; j < count; ++j)
+        jobs[j] = job(kernels, planes, matrices[j], x, 0, outs[j], matrices[j].rows);
     const int step = rows_at_once(n * rows, team.members());
     const int steps = (rows + step - 1) / step;
     auto item = [&](const Matrix& m, int i) {
@@ -51,14 +54,13 @@ void Groups::run(Team& team, const Kernels& kernels, int planes, const Matrix* m
         const Group& g = groups_[i / steps];
         const int begin = i % steps * step, end = std::min(begin + step, rows);
         for (int j = 0; j < count; ++j) {
-            const Matrix& m = matrices[j];
-            const Job one = job(kernels, planes, m, x, g.count, outs[j], m.rows);
-            Product p = one.product;
-            p.w = rows_of(m, g, 0);
+            Product p = jobs[j].product;
+            p.tokens = g.count;
+            p.w = rows_of(matrices[j], g, 0);
             p.x_rows = x_rows.data() + g.first;
             p.y_rows = pairs_.data() + g.first;
             p.next = j + 1 < count ? item(matrices[j + 1], i) : item(matrices[0], next);
-            one.f(p, begin, end);
+            jobs[j].f(p, begin, end);
         }
         for (int s = g.first; s < g.first + g.count; ++s) done(pairs_[s], begin, end);
     });

@@ -57,6 +57,8 @@ struct Show {
     std::vector<int> shape;  // of a row
 };
 
+constexpr int MOST_PRODUCTS = 16;  // of one phase
+
 struct Phase {
     using Run = void (*)(const Phase&, Pass&, int thread);
     Run run = nullptr;

@@ -7,11 +7,11 @@ namespace isobit {
 
 static void products(const Phase& phase, Pass& pass, int) {
     const Op& op = phase.op;
-    std::vector<Job> jobs;
+    Job jobs[MOST_PRODUCTS];
     for (size_t j = 0; j < op.matrices.size(); ++j)
-        jobs.push_back(job(pass.kernels, pass.planes, op.matrices[j], pass.slot(op.in[j]).input,
-                           pass.rows(phase), pass.at(op.out[j], 0, 0, 0), op.out[j].width));
-    multiply(pass.team, jobs.data(), (int)jobs.size());
+        jobs[j] = job(pass.kernels, pass.planes, op.matrices[j], pass.slot(op.in[j]).input,
+                      pass.rows(phase), pass.at(op.out[j], 0, 0, 0), op.out[j].width);
+    multiply(pass.team, jobs, (int)op.matrices.size());
 }
 
 static const PhaseKind kind("products", products);
