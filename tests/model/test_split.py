@@ -15,9 +15,12 @@ from isobit.backends.parts import PartsBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
+from isobit.gguf.formats import F32
+from isobit.model.architectures import qwen35
 from isobit.model.checkpoint import open_model
 from isobit.model.split import split
 from isobit.model.weights import Weights
+from isobit.numerics import Weight
 from isobit.runtime.model import sample_path
 from tests.helpers.synth import Geometry, write_model
 
@@ -157,6 +160,73 @@ def test_a_delta_net_in_parts(parts: int, shares: tuple[int, ...]) -> None:
         backends.append(ReferenceBackend(mine, ENGINE, exchange=meeting.exchange(rank)))
     for logits in passes(backends, w.config.vocab, np.random.default_rng(seed)):
         assert np.array_equal(bits(logits), bits(whole))
+
+
+class Drawn:
+    """Tensors of any name and shape, of random numbers."""
+
+    source = "drawn"
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def __contains__(self, name: str) -> bool:
+        return name == "output.weight"
+
+    def take(self, name: str, *shape: int) -> Weight:
+        values = self._rng.normal(0, 0.3, shape).astype(np.float32)
+        values = -np.abs(values) if name.endswith("ssm_a") else values
+        return Weight(name, F32, shape, values.reshape(-1).view(np.uint8))
+
+    def leave_out_layers(self, first: int) -> None: ...
+
+    def leave_out(self, name: str) -> None: ...
+
+    def split(self, name: str, parts: object) -> None: ...
+
+
+@pytest.mark.parametrize(("parts", "key_heads"), [(3, 4), (8, 2), (8, 8)])
+def test_delta_nets_of_many_heads(parts: int, key_heads: int) -> None:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    config = qwen35.Config(
+        architecture="qwen35moe",
+        n_layers=4,
+        hidden=64,
+        n_heads=8,
+        n_kv_heads=2,
+        head_dim=16,
+        ffn=32,
+        n_experts=9,
+        n_experts_used=3,
+        vocab=96,
+        rope_base=1e7,
+        eps=1e-6,
+        context_length=256,
+        normalise_experts=True,
+        recurrent=(True, True, True, False),
+        rotated=8,
+        key_heads=key_heads,
+        value_heads=16,
+        state_size=8,
+        conv_kernel=4,
+        shared_ffn=32,
+    )
+    graph = qwen35.graph(config, Drawn(seed))
+    rng = np.random.default_rng
+    (whole,) = passes([ReferenceBackend(Weights(config, graph), ENGINE)], config.vocab, rng(seed))
+    assert np.isfinite(whole).all()
+    for shares in ((), tuple(range(1, parts + 1)) if parts < 8 else (1,) * parts):
+        meeting = Meeting(parts)
+        cut = [split(graph, rank, parts, shares=shares).graph for rank in range(parts)]
+        heads = [op.inputs[2].shape.row[0] for g in cut for op in g.ops if op.kind == "gated_delta"]
+        assert sum(heads) == 3 * 16
+        backends = [
+            ReferenceBackend(Weights(config, g), ENGINE, exchange=meeting.exchange(rank))
+            for rank, g in enumerate(cut)
+        ]
+        for logits in passes(backends, config.vocab, rng(seed)):
+            assert np.array_equal(bits(logits), bits(whole))
 
 
 @pytest.mark.parametrize("shares", [(), (1, 2, 1)])

@@ -25,7 +25,8 @@ from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.split import Part, split
+from isobit.model.cuts import Part
+from isobit.model.split import split
 from isobit.model.weights import Weights
 
 _LINE = 64  # bytes; the memory's layout: cpu/exchange.h

@@ -66,7 +66,7 @@ def _run(
                         rolling.add(asyncio.create_task(processes.roll()))
 
                     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, roll)
-                front = Front(replicas, key, api_key)
+                front = Front(replicas, key, api_key, args.origin)
                 server = prepared(front, front.app(), args.host, args.port, args.grace)
                 say(f"{len(replicas.all)} replicas: http://{args.host}:{args.port}/v1")
                 await server.serve()

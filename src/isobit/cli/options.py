@@ -161,6 +161,13 @@ def add_server(group: argparse._ActionsContainer) -> None:
         help="the environment variable that holds the key that clients must give",
     )
     group.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let in scripts of pages from there, https://chat.example or '*'; may be repeated",
+    )
+    group.add_argument(
         "--grace",
         type=at_least(0),
         default=10,

@@ -20,13 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", help="what clients call the model (default: the file's name)")
     group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
-        "--origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="let in scripts of pages from there, https://chat.example or '*'; may be repeated",
-    )
-    group.add_argument(
         "--waiting",
         type=options.at_least(1),
         default=Limits.waiting,

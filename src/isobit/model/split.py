@@ -10,18 +10,14 @@ are a head and an expert's output: no cut changes a bit.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import gcd
-from types import MappingProxyType
-
-import numpy as np
+from dataclasses import replace
 
 from isobit.errors import UsageError
-from isobit.model.graph import Builder, Graph, Key, Op, Value
+from isobit.model.cuts import Cut, Part, before, columns_of, even, has, merged, united
+from isobit.model.graph import Builder, Graph, Op, Value
 from isobit.numerics import Weight
 from isobit.numerics.ops import (
     Append,
-    Array,
     Attention,
     AttentionScores,
     AttentionSoftmax,
@@ -45,54 +41,6 @@ from isobit.numerics.ops import (
     SiluGate,
     TopK,
 )
-from isobit.numerics.ops.gather import Ranges, of_experts, together
-
-_STEP = 64
-"""Columns of a product are shared out in so many, where their number allows it."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What each part has of a value: columns of its last axis, head vectors, or experts."""
-
-    parts: tuple[Ranges, ...]
-    heads: bool = False
-    ids: Value | None = None
-    """If each part has the rows of some experts: which experts the rows are of."""
-
-    @property
-    def bounds(self) -> tuple[int, ...]:
-        """The first expert of each part, and how many there are."""
-        return (*(part[0][0] for part in self.parts), self.parts[-1][0][1])
-
-    def columns(self, size: int) -> "Cut":
-        """The cut of head vectors as that of the columns in which they lie, side by side."""
-        return Cut(tuple(tuple((a * size, b * size) for a, b in part) for part in self.parts))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a model: its graph, and of which stages it has only some columns or heads."""
-
-    graph: Graph
-    cuts: Mapping[Key, Cut]
-
-    def beside(self, names: frozenset[str]) -> frozenset[str]:
-        """Stages that :meth:`merged` needs to put these together."""
-        cuts = (cut for (name, _), cut in self.cuts.items() if name in names)
-        return frozenset(c.ids.name for c in cuts if c.ids is not None and c.ids.name is not None)
-
-    def merged(
-        self, key: Key, pieces: Sequence[Array], shown: Mapping[Key, Array] = MappingProxyType({})
-    ) -> Array:
-        """A stage [T, …] from every part's; ``shown``: what this part shows of others."""
-        cut = self.cuts.get(key)
-        if cut is None:
-            return pieces[0]
-        if cut.ids is not None:
-            assert cut.ids.key is not None
-            return of_experts(cut.bounds, pieces, shown[cut.ids.key])
-        return together(cut.parts, pieces, axis=1 if cut.heads else -1)
 
 
 def split(
@@ -203,13 +151,13 @@ class _Split:
         if views:
             cut = self._cut_of_views(views)
         elif y in self.wanted:
-            cut = _united(self.wanted[y])
+            cut = united(self.wanted[y])
         elif any(isinstance(r.operation, TopK) for r in self.readers.get(y, ())):
             return False  # every part chooses the experts; the router is small
         elif y.shape.width < self.parts:
             return False
         else:
-            cut = Cut(_shares(y.shape.width, self.parts))
+            cut = Cut(even(y.shape.width, self.parts))
         weights, at = [], 0
         for w in op.weights:
             for first, end in cut.parts[self.rank]:
@@ -225,7 +173,7 @@ class _Split:
             return self._whole_experts(op, w)
         if w.shape[1] < self.parts:
             return False
-        cut = Cut(_shares(w.shape[1], self.parts))
+        cut = Cut(even(w.shape[1], self.parts))
         ((first, end),) = cut.parts[self.rank]
         stack = w.data.reshape(w.shape[0], w.shape[1], w.row_bytes)[:, first:end]
         shape = (w.shape[0], end - first, w.shape[2])
@@ -260,12 +208,12 @@ class _Split:
         if cut is None or not (op in self._views(op.inputs[0]) or self._within_delta(op)):
             return False
         starts = [view.first + i * view.step for i in range(view.count)]
-        each = [[at for at in starts if _has(part, at, at + view.size)] for part in cut.parts]
+        each = [[at for at in starts if has(part, at, at + view.size)] for part in cut.parts]
         mine = Cut(
-            tuple(_merged([(starts.index(a), starts.index(a) + 1) for a in has]) for has in each),
+            tuple(merged([(starts.index(a), starts.index(a) + 1) for a in has]) for has in each),
             heads=True,
         )
-        at = [_before(cut.parts[self.rank], a) for a in each[self.rank]]
+        at = [before(cut.parts[self.rank], a) for a in each[self.rank]]
         here = replace(view, first=at[0], count=len(at))
         if len(at) > 1 and view.step != at[1] - at[0]:
             here = replace(here, stride=at[1] - at[0])
@@ -289,7 +237,7 @@ class _Split:
                 for part in cut.parts
             )
         )
-        first, after = (_before(cut.parts[self.rank], at) for at in (view.first, end))
+        first, after = (before(cut.parts[self.rank], at) for at in (view.first, end))
         return self._give(op, mine, operation=Columns(first, after - first))
 
     def _gated_delta(self, op: Op, _: Cut | None) -> bool:
@@ -299,7 +247,7 @@ class _Split:
     def _columnwise(self, op: Op, cut: Cut | None) -> bool:
         if cut is None or cut.ids:
             return False
-        weights = [_columns(w, cut.parts[self.rank]) for w in op.weights]
+        weights = [columns_of(w, cut.parts[self.rank]) for w in op.weights]
         return self._give(op, cut, weights=weights)
 
     def _attention(self, op: Op, _: Cut | None) -> bool:
@@ -307,7 +255,7 @@ class _Split:
         if q is None:
             return False
         gives_columns = isinstance(op.operation, Attention)
-        sinks = [_columns(w, q.parts[self.rank]) for w in op.weights]
+        sinks = [columns_of(w, q.parts[self.rank]) for w in op.weights]
         cut = q.columns(op.inputs[0].shape.row[1]) if gives_columns else q
         return self._give(op, cut, weights=sinks)
 
@@ -340,7 +288,7 @@ class _Split:
         of_keys = Cut(tuple((key,) for key, _ in shares), heads=True)
         of_values = Cut(
             tuple(
-                _merged([(j * keys + a, j * keys + b) for j in range(*each)])
+                merged([(j * keys + a, j * keys + b) for j in range(*each)])
                 for (a, b), each in shares
             ),
             heads=True,
@@ -364,7 +312,7 @@ class _Split:
         if isinstance(view, Heads):
             cut = Cut(
                 tuple(
-                    _merged(
+                    merged(
                         [
                             (view.first + i * view.step, view.first + i * view.step + view.size)
                             for a, b in part
@@ -447,7 +395,7 @@ class _Split:
                 ((begin, end),) = self._heads_of(op).parts[r]
                 starts = (view.first + i * view.step for i in range(begin, end))
                 ranges += [(at, at + view.size) for at in starts]
-            parts.append(_merged(ranges))
+            parts.append(merged(ranges))
         return Cut(tuple(parts))
 
 
@@ -477,47 +425,3 @@ _RULES: Mapping[type[Operation], Callable[[_Split, Op, Cut | None], bool]] = {
 def _head_counts(attention: Op) -> tuple[int, int]:
     q, keys = attention.inputs[:2]
     return q.shape.row[0], keys.shape.row[0]
-
-
-def _shares(total: int, parts: int) -> tuple[Ranges, ...]:
-    """Columns shared out in steps of a power of two, about evenly."""
-    step = gcd(total, _STEP)
-    while step > 1 and total // step < 4 * parts:
-        step //= 2
-    steps = total // step
-    bounds = [steps * r // parts * step for r in range(parts + 1)]
-    return tuple(((a, b),) for a, b in itertools.pairwise(bounds))
-
-
-def _merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
-    """Ranges in ascending order, neighbours joined."""
-    out: list[tuple[int, int]] = []
-    for first, end in sorted(set(ranges)):
-        if out and out[-1][1] == first:
-            out[-1] = out[-1][0], end
-        else:
-            out.append((first, end))
-    return tuple(out)
-
-
-def _united(cuts: Sequence[Cut]) -> Cut:
-    """What all of these need."""
-    each = zip(*(cut.parts for cut in cuts), strict=True)
-    return Cut(tuple(_merged([r for part in parts for r in part]) for parts in each))
-
-
-def _has(part: Ranges, first: int, end: int) -> bool:
-    return any(a <= first and end <= b for a, b in part)
-
-
-def _before(part: Ranges, at: int) -> int:
-    """So many columns of a part come before a column of the whole."""
-    return sum(max(0, min(b, at) - a) for a, b in part)
-
-
-def _columns(w: Weight, ranges: Ranges) -> Weight:
-    """Some values of a vector, or rows of a matrix."""
-    values = w.data.reshape(w.shape[0], -1)
-    data = np.concatenate([values[a:b] for a, b in ranges])
-    name = ",".join(f"{a}:{b}" for a, b in ranges)
-    return Weight(f"{w.name}[{name}]", w.format, (len(data), *w.shape[1:]), data.reshape(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,7 +34,12 @@ def build(service: Service) -> ASGIApp:
     app = Starlette(routes=[*routes, openapi.route(routes), *page], exception_handlers=handlers)
     inside = FromFront(app, service.front_key)
     guard = Guard(inside, service, public=frozenset(route.path for route in page))
-    if not service.origins:
-        return guard
+    return for_pages(guard, service.origins)
+
+
+def for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let in the scripts of pages from these origins."""
+    if not origins:
+        return app
     every = ("*",)
-    return CORSMiddleware(guard, service.origins, allow_methods=every, allow_headers=every)
+    return CORSMiddleware(app, origins, allow_methods=every, allow_headers=every)

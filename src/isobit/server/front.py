@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from isobit.errors import IsobitError
 from isobit.server import errors, webpage
 from isobit.server.answers import event
+from isobit.server.app import for_pages
 from isobit.server.errors import NoReplica
 from isobit.server.guard import FRONT, JOURNAL_BYTES, Guard
 from isobit.server.incoming import body_of, unless_gone
@@ -51,10 +52,13 @@ class Front:
 
     most_inside = 4096
 
-    def __init__(self, replicas: Replicas, key: str, api_key: str | None) -> None:
+    def __init__(
+        self, replicas: Replicas, key: str, api_key: str | None, origins: Sequence[str] = ()
+    ) -> None:
         """``key``: what the replicas know it by. ``api_key``: what clients give."""
         self.key = key
         self.api_key = api_key
+        self.origins = tuple(origins)
         self.draining = False
         """Whether it takes no more requests, as it is being shut down."""
         self._replicas = replicas
@@ -95,7 +99,8 @@ class Front:
             Route("/{path:path}", self.relay, methods=["GET", "POST"]),
         ]
         page = frozenset(route.path for route in webpage.routes())
-        return Guard(Starlette(routes=routes, exception_handlers=handlers), self, page)
+        guard = Guard(Starlette(routes=routes, exception_handlers=handlers), self, page)
+        return for_pages(guard, self.origins)
 
     def count(self, route: str, status: int) -> None:
         """A request was answered."""
