@@ -44,7 +44,7 @@ def test_a_ranking(
     out, err = capsys.readouterr()
     assert out.count("=f64 |") + out.count("=f64  ") == after
     assert "specification, experts pinned" in out
-    assert f"interrupted after {after} of 22 runs" in err
+    assert f"interrupted after {after} of 21 runs" in err
 
 
 def test_prompts_of_verify(
