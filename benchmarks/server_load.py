@@ -2,6 +2,7 @@
 
 usage: python benchmarks/server_load.py MODEL.gguf LLAMA OUT.json [--streams 64] [--seconds 60]
            [--rounds 1] [--threads N] [--commit SHA]
+       python benchmarks/server_load.py MODEL.gguf --requests 10000
 
 LLAMA is a folder with llama-server, whose libraries LD_LIBRARY_PATH must name. A client in a
 process of its own keeps so many streamed completions open, each new one with a prompt and an answer
@@ -9,11 +10,14 @@ of other lengths, and counts tokens by the usage that ends each stream; both ser
 requests in the same order. Client and server share the machine's cores. Every answer must be
 complete, else nothing is told of speed. Of isobit, the time between the events of a stream and the
 memory before and after are noted, too.
+
+With --requests, isobit's server alone gets so many short ones, and its memory is told on the way.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -34,7 +38,8 @@ SLOT = 512  # positions of the longest request
 class Load:
     """So many streams at once for so long."""
 
-    def __init__(self, port, streams, seconds, seed, sampled):
+    def __init__(self, port, streams, seconds, seed, sampled, most):
+        self.left, self.longest = (most, 12) if most else (math.inf, 192)
         self.port, self.streams, self.seconds = port, streams, seconds
         self.rng, self.sampled = random.Random(seed), sampled
         self.text = TEXT.read_text()
@@ -44,10 +49,11 @@ class Load:
 
     def body(self):
         """The next request; they are drawn in order, whoever sends them."""
-        n, at = self.rng.randrange(60, 600), self.rng.randrange(len(self.text) - 700)
+        n = self.rng.randrange(60, 600 if self.longest > 32 else 100)
+        at = self.rng.randrange(len(self.text) - 700)
         asked = {
             "prompt": self.text[at : at + n],
-            "max_tokens": self.rng.randrange(32, 192),
+            "max_tokens": self.rng.randrange(self.longest // 6, self.longest),
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0,
@@ -64,7 +70,8 @@ class Load:
         return time.monotonic() - began
 
     async def stream(self):
-        while time.monotonic() < self.end:
+        while time.monotonic() < self.end and self.left > 0:
+            self.left -= 1
             try:
                 await self.answer()
             except (OSError, ValueError, asyncio.IncompleteReadError) as error:
@@ -102,7 +109,7 @@ def percentile(values, share):
 
 def client(a):
     """The process that asks; prints what it found."""
-    load = Load(a.port, a.streams, a.seconds, a.seed, a.sampled)
+    load = Load(a.port, a.streams, a.seconds, a.seed, a.sampled, a.requests)
     seconds = asyncio.run(load.run())
     found = {
         "requests": load.requests,
@@ -172,6 +179,21 @@ def measure(command, port, a, seed):
     return found
 
 
+def memory(command, a):
+    """Resident MB of isobit's server after some of so many requests, and after all."""
+    done = 0
+    with Server(command, a.port) as server:
+        ask = [sys.executable, __file__, "client", "--port", str(a.port), "--seconds", "86400"]
+        ask += ["--streams", str(a.streams), "--sampled", str(a.sampled)]
+        for until in (a.requests // 10, a.requests // 2, a.requests):
+            some = ["--requests", str(until - done), "--seed", str(a.seed + done)]
+            ran = subprocess.run([*ask, *some], check=True, capture_output=True, text=True)
+            told, done = json.loads(ran.stdout), until
+            if told["failed"] or told["requests"] != int(some[1]):
+                raise SystemExit(f"{told['failed']} answers failed: {told['first failure']}")
+            print(f"after {done} requests: {server.memory()[0]} MB", flush=True)
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -184,6 +206,7 @@ def main():
     p.add_argument("--sampled", type=float, default=0.5, help="share of sampled requests")
     p.add_argument("--port", type=int, default=18123)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--requests", type=int, default=0)
     p.add_argument("--commit", default="")
     a = p.parse_args()
     if a.model == "client":
@@ -191,6 +214,8 @@ def main():
     threads, slots = str(a.threads), a.streams * SLOT
     ours = [sys.executable, "-m", "isobit", "serve", a.model, "--backend", "cpu", "-t", threads]
     ours += ["--port", str(a.port), "-c", "4096", "--sequences", str(max(slots // 4096, 1))]
+    if a.requests:  # and a KV cache that is full of what was asked before long
+        return memory([*ours[:-1], "2"], a)
     theirs = [f"{a.llama}/llama-server", "-m", a.model, "-t", threads, "-np", str(a.streams)]
     theirs += ["-c", str(slots), "--port", str(a.port + 1), "-ngl", "0", "--no-webui"]
     rounds, others = [], os.getloadavg()

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from isobit.backends import NAMES, open_backend
-from isobit.backends.base import Backend, Batch, Wanted, by_sequence
+from isobit.backends.base import CHOSEN, Backend, Batch, Wanted, by_sequence
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.numerics import Weight, log_softmax, top_logprobs
+from isobit.numerics.digest import tree_digest
 from tests.helpers.expected import not_run
 from tests.helpers.passes import i32, same_bits
 from tests.helpers.synth import Geometry, write_model
@@ -67,7 +70,6 @@ def test_capabilities(backend: Backend) -> None:
     assert (backend.limits.vocabulary, backend.limits.pages) == (320, 6)
     memory = backend.memory()
     assert memory is None or 0 < memory.free <= memory.total
-    assert backend.on_host or not backend.on_device or backend.name == "cuda"
 
 
 @pytest.mark.parametrize("some", [True, False, None])
@@ -102,7 +104,7 @@ def test_results_are_those_of_the_logits(
 def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
     batch = batch_of(rng)
     given = rng.integers(0, 320, (5, 1)).astype(np.int32)
-    every = Wanted(likeliest=True, top=3, given=given, hidden=True)
+    every = Wanted(likeliest=True, top=3, given=given, hidden=True, digests=True, routes=True)
     whole = backend.run(batch, every)
     nothing = Wanted(logits=False)
     for wanted, names in (
@@ -110,6 +112,8 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
         (replace(nothing, top=3), {"top", "top_ids"}),
         (replace(nothing, given=given), {"given"}),
         (replace(nothing, hidden=True), {"hidden"}),
+        (replace(nothing, digests=True), {"digests"}),
+        (replace(nothing, routes=True), {"routes"}),
         (Wanted(), {"logits"}),
     ):
         found = backend.run(batch, wanted)
@@ -118,7 +122,38 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
                 assert value.tobytes() == vars(whole)[name].tobytes(), name
             elif name != "finite":
                 assert value is None, name
-        assert found.finite.all()
+        assert found.finite.tolist() == [True] * 5
+
+
+def test_digests_and_experts(backend: Backend, rng: np.random.Generator) -> None:
+    batch = batch_of(rng)
+    seen: list[NDArray[np.generic]] = []
+    logits = backend.forward(batch, lambda _s, _l, v: seen.append(np.array(v)), frozenset({CHOSEN}))
+    for tap, stages in ((None, None), (lambda *_: None, frozenset({"embedding", CHOSEN}))):
+        found = backend.run(batch, Wanted(False, digests=True, routes=True), tap, stages)
+        assert found.digests is not None
+        assert found.routes is not None
+        assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
+        assert found.routes.dtype == backend.no_routes.dtype == np.uint8
+        assert found.routes.shape[1:] == backend.no_routes.shape[1:] == (2, 2)
+        assert np.array_equal(found.routes, np.stack(seen, axis=1))
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_many_experts(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=1, experts=300), seed=2)
+    with GGUFFile.open(path) as file:
+        backend = open_backend(name, Weights.from_file(file), ENGINE)
+        batch, seen = batch_of(rng), []
+        wanted = Wanted(False, routes=True)
+        found = backend.run(
+            batch, wanted, lambda _s, _l, v: seen.append(np.array(v)), frozenset({CHOSEN})
+        )
+        assert found.routes is not None
+        assert found.routes.dtype == np.int16
+        assert found.routes.max() > 255
+        assert np.array_equal(found.routes, np.stack(seen, axis=1))
+        backend.close()
 
 
 def test_hidden_rows_are_the_stage_that_the_head_reads(
@@ -146,11 +181,11 @@ def test_one_sequence_that_is_not_finite_spoils_no_other(
     clean = batch_of(rng)
     dirty = replace(clean, tokens=np.where(clean.sequence == 1, BAD, clean.tokens).astype(np.int32))
     given = np.zeros((5, 1), np.int32)
-    wanted = Wanted(likeliest=True, top=2, given=given, hidden=True)
+    wanted = Wanted(likeliest=True, top=2, given=given, hidden=True, digests=True)
     good, found = backend.run(clean, wanted), backend.run(dirty, wanted)
     assert found.finite.tolist() == [False, True, True, True, True]
     for name, value in vars(found).items():
-        if name != "finite":
+        if name not in ("finite", "routes"):
             assert value[1:].tobytes() == vars(good)[name][1:].tobytes(), name
     assert found.likeliest is not None
     assert found.top_ids is not None

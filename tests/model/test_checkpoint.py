@@ -43,7 +43,44 @@ MODELS = {
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", MIXTURE),
     "qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", DELTA),
     "qwen3_5_moe": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM", MIXTURE | DELTA),
-}
+    "llama": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {
+            "head_dim": 16,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "mistral": (
+        "MistralConfig",
+        "MistralForCausalLM",
+        {
+            "sliding_window": None,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4},
+        },
+    ),
+    "mixtral": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "qwen2": (
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "qwen2_moe": ("Qwen2MoeConfig", "Qwen2MoeForCausalLM", MIXTURE | {"norm_topk_prob": False}),
+}  # fmt: skip
 
 
 def written(kind: str, folder: Path, seed: int = 0) -> None:
@@ -89,6 +126,8 @@ def test_a_model_that_was_read_is_laid_out_as_it_lay(tmp_path: Path) -> None:
     from isobit.verify import hf  # noqa: PLC0415
 
     for kind, (_, cls, _) in MODELS.items():
+        if not kind.startswith("qwen3"):  # which it does not build
+            continue
         written(kind, tmp_path / kind, seed=5)
         saved = getattr(transformers, cls).from_pretrained(tmp_path / kind, dtype=torch.float32)
         with open_model(tmp_path / kind) as file:
@@ -146,7 +185,7 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model_type": "llama"}, "model_type: expected one of qwen3"),
+        ({"model_type": "bert"}, "model_type: expected one of llama"),
         ({"hidden_size": -1}, "hidden_size: expected an integer"),
         ({"num_hidden_layers": 5}, "tensor model.layers.4.*expected in the file, not found"),
         ({"num_hidden_layers": 3}, "expected only tensors of the architecture"),

@@ -239,12 +239,15 @@ def test_an_engine_with_a_thread_tells_the_listener(engine: Engine, heldout: lis
     ended = threading.Event()
     generation: list[Generation] = []
 
-    def listen() -> None:
-        if generation and generation[0].finish_reason is not None:
-            ended.set()
+    class Listening:
+        def tell(self) -> None:
+            if generation and generation[0].finish_reason is not None:
+                ended.set()
+
+        def settle(self, seconds: float) -> None: ...
 
     with engine._books:
-        generation.append(engine.submit(heldout[:9], 5, Sampling(), listen=listen))
+        generation.append(engine.submit(heldout[:9], 5, Sampling(), listen=Listening()))
     assert ended.wait(60)
     assert len([generation[0].take() for _ in range(5)]) == 5
     assert engine.serving

@@ -127,6 +127,11 @@ MODELS = {
         {"": "IQ4_XS", "ffn_gate": "MXFP4", "ffn_up": "MXFP4", "ffn_down": "IQ4_NL"}
         | {"ffn_gate_inp": "F32"},
     ),
+    "IQ2_S, IQ3_XXS, IQ1_M, Q1_0": (
+        Geometry(layers=1, ffn=256),
+        {"": "IQ2_S", "ffn_gate": "IQ3_XXS", "ffn_up": "IQ1_M", "ffn_down": "IQ1_S"}
+        | {"ffn_gate_inp": "F32", "attn_v": "Q1_0", "attn_q": "TQ2_0"},
+    ),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device import compile
-from isobit.backends.cuda.device.layout import Layout, readable
+from isobit.backends.cuda.device.layout import Layout
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
@@ -64,6 +64,8 @@ def kernels():
         test_graph_ops.rope_of_neighbours,
         test_graph_ops.expert_bias,
         test_graph_ops.clamped_gate,
+        test_graph_ops.scale,
+        test_graph_ops.expert_scale,
     ):
         weights = Weights(QWEN3_30B_A3B, test_graph_ops.graph(case, rng))
         backend = UnfusedCudaBackend(weights, engine, gpu)
@@ -74,7 +76,7 @@ def kernels():
         if stem == "fusions/decode/decode_attention":
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))
-    for f in filter(readable, FORMATS.values()):
+    for f in FORMATS.values():
         tiled = [Layout("tiled", f)] if f.name in ("IQ4_NL", "IQ4_XS", "MXFP4") else []
         for layout in (Layout("blocks" if f.quantized else "floats", f), *tiled):
             stem, _, defines = layout.matmul

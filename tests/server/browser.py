@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
@@ -79,6 +80,7 @@ class Scripted:
             for text in texts:
                 yield _event({"delta": {"content": text}})
             if finish is None:
+                await asyncio.sleep(0.2)  # or the browser sees nothing of what came
                 raise ConnectionError
             yield _event({"delta": {}, "finish_reason": finish})
             yield 'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\n'

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import ValidationError
 
 import isobit
 from isobit.errors import UsageError
@@ -159,3 +160,13 @@ def test_variables_reach_the_template(templated: Templated) -> None:
         assert shown(model, {"messages": [USER], **more}).endswith("<think>\n\n</think>\n\n")
     both = {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}
     assert not shown(model, {"messages": [USER], **both}).endswith("</think>\n\n")
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    text = '{"messages": [{}], "max_tokens": 40.0, "top_k": 5.0, "seed": 1e3, "temperature": 1.0}'
+    asked = ChatRequest.model_validate_json(text)
+    assert (asked.max_tokens, asked.top_k, asked.seed) == (40, 5, 1000)
+    assert asked.sampling.temperature == 1
+    for other in ("4.5", '"4"', "true", "1e999"):
+        with pytest.raises(ValidationError):
+            ChatRequest.model_validate_json(text.replace("40.0", other))

@@ -151,3 +151,21 @@ def test_there_need_be_no_page(alone: Model) -> None:
     with serve(alone, page=False) as (_, client):
         for path in ("/", "/page/main.js"):
             assert httpx.get(url(client, path)).status_code == 404
+
+
+def test_pages_of_other_origins_are_let_in_where_that_is_said(alone: Model) -> None:
+    asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    asked["access-control-request-headers"] = "authorization,content-type"
+    path = "/v1/chat/completions"
+    with serve(alone, api_key="secret", origins=["https://chat.example"]) as (_, client):
+        answer = httpx.options(url(client, path), headers=asked)  # browsers send no key with it
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+        other = httpx.options(url(client, path), headers=asked | {"origin": "https://x.example"})
+        assert "access-control-allow-origin" not in other.headers
+        refused = httpx.post(url(client, path), headers=asked)
+        assert refused.status_code == 401  # and says so to the page
+        assert refused.headers["access-control-allow-origin"] == "https://chat.example"
+    with serve(alone) as (_, client):
+        answer = httpx.options(url(client, path), headers=asked)
+        assert "access-control-allow-origin" not in answer.headers

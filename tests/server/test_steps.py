@@ -59,8 +59,7 @@ class Stepwise:
         self.request = SimpleNamespace(prompt=[1], cached=0, generated=1)
         self.error = None
 
-    def submit(self, *_args: Any, listen: Any, **_settings: Any) -> "Stepwise":
-        self._listen = listen
+    def submit(self, *_args: Any, **_settings: Any) -> "Stepwise":
         return self
 
     @property
@@ -74,7 +73,6 @@ class Stepwise:
             for _ in range(self._sizes.popleft() if self._sizes else len(self._left)):
                 if self._left:
                     self._ready.append(self._left.popleft())
-            self._listen()
         return None
 
     def cancel(self) -> None: ...
@@ -88,7 +86,10 @@ def answer(
         reader = AnswerReader({}, thinking, dialect)
         choice = Choice(engine, 0, [1], None, None, stops=stops, logprobs=None, of_prompt=False,
                         receipt=False, reader=reader)  # type: ignore  # fmt: skip
-        pieces = [piece async for piece in choice.pieces()]
+        pieces = list[Piece]()
+        while not (pieces and pieces[-1].finish):
+            if (piece := choice.piece()) is not None:
+                pieces.append(piece)
         counts.extend((choice.n_tokens, choice.n_reasoning))
         return pieces
 

@@ -197,6 +197,69 @@ def test_what_hermes_may_say(text: str, possible: bool, grammars: Grammars) -> N
     assert says(constraint, grammars, text) is (possible and '"now"' in text)
 
 
+LLAMA_ONE = '{"name": "search", "parameters": {"text": "}; {", "most": 3}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "possible"),
+    [
+        ("", True),
+        ("Text, as {any}.", True),
+        ('{"answer": 1}', True),
+        ('{"name": "other", "parameters": 1}', True),
+        ('{"name": "search', True),
+        (f"Look: {LLAMA_ONE.replace('3', 'x')}", True),
+        (LLAMA_ONE, True),
+        (f"{LLAMA_ONE}; {LLAMA_ONE}\n", True),
+        ('\n{ "type" : "function" ,\n"name":"now" , "arguments":{} }', True),
+        (f"{LLAMA_ONE} and more", False),
+        (LLAMA_ONE.replace("3", '"3"'), False),
+        (LLAMA_ONE.replace("3", "300"), False),
+        (f"{LLAMA_ONE};{LLAMA_ONE.replace('3', '300')}", False),
+        ('{"name": "search"}', False),
+        ('{"type": "function", "name": "search", "parameters": {"text": "x"}}', False),
+        (' \t{ "name"\n:"search", "parameters": {"text": "x"}}', False),
+    ],
+)
+def test_what_llama_may_say_of_its_own_accord(
+    text: str, possible: bool, grammars: Grammars
+) -> None:
+    asked = {"dialect": DIALECTS[2], "choice": Choice("auto", TOOLS)}
+    assert says(compiled(grammars, **asked), grammars, text) is possible
+    thinking = Thinking("<think>", "</think>", begun=True)
+    constraint = compiled(grammars, **asked, thinking=thinking)
+    assert says(constraint, grammars, f"Hm.</think>{text}") is possible
+
+
+def test_calls_of_llama_without_a_tag_are_held_whatever_leads_to_them(
+    grammars: Grammars, rng: np.random.Generator
+) -> None:
+    """What is read as a call was held to its schema, however the beginning is spelt."""
+    whole = texts = 0
+    heads = ("{", '"name"', '"type"', ":", '"function"', ",", '"search"', '"now"', '"x"', " ", "\n")
+    likely = ("{", " ", '"name"', " ", ":", '"search"')
+    for _ in range(60):
+        constraint = compiled(grammars, dialect=DIALECTS[2], choice=Choice("auto", TOOLS))
+        ids: list[int] = []
+        parts = [p if rng.random() < 0.9 else heads[rng.integers(len(heads))] for p in likely]
+        for token in grammars.tokenizer.encode("".join(parts), special=False, bos=False):
+            if token not in allowed(constraint, grammars):
+                break
+            ids.append(token)
+            constraint.append(token)
+        ids += wander(constraint, grammars, rng)
+        answer, text, ended = read(ids, grammars, DIALECTS[2])
+        texts += not answer.calls
+        assert ended or len(ids) >= 600
+        for call in answer.calls:
+            if call.complete:
+                whole += 1
+                jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+        assert not answer.calls or not answer.text, text
+    assert whole > 5
+    assert texts > 5
+
+
 def xml(name: str, **arguments: str) -> str:
     each = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in arguments.items())
     return f"<tool_call>\n<function={name}>\n{each}</function>\n</tool_call>"

@@ -1,6 +1,6 @@
 """Run suites that others wrote against a server of the sample model, and say how it did.
 
-    python -m tests.suites openai anthropic lm-eval schemathesis
+    python -m tests.suites openai anthropic lm-eval schemathesis llama
 
 Each suite is installed from PyPI in an environment of its own below ``--scratch``, which later runs
 use again. A failure that has a reason (``REASONS`` of each suite) counts as "does not apply", and
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.suites import clients, evaluation, schema
+from tests.suites import clients, evaluation, llama, schema
 from tests.suites.common import Score
 
 SUITES: dict[str, Callable[[Path], Score]] = {
@@ -22,6 +22,7 @@ SUITES: dict[str, Callable[[Path], Score]] = {
     "anthropic": clients.anthropic,
     "lm-eval": evaluation.run_suite,
     "schemathesis": schema.run_suite,
+    "llama": llama.run_suite,
 }
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tests.suites.common import Score, environment, run, served, version
+from tests.suites.common import Score, environment, junit, run, served, version
 
 _NEEDED = (
     "pytest",
@@ -89,15 +88,7 @@ def _run(
         env=os.environ | {"TEST_API_BASE_URL": url},
         expect=(0, 1),
     )
-    for case in ET.parse(result).iter("testcase"):
-        place = (case.get("classname") or "").removeprefix("tests.api_resources.")
-        name = f"{place.replace('chat.test', 'chat/test')}.{case.get('name')}"
-        failures = [e for e in case if e.tag in ("failure", "error")]
-        if failures:
-            said = f"{failures[0].get('message') or ''} {(failures[0].text or '')[-400:]}"
-            score.file(name, " ".join(said.split())[-700:], reasons)
-        elif not any(e.tag == "skipped" for e in case):
-            score.passed += 1
+    junit(score, result, "tests.api_resources.", reasons)
     return score
 
 

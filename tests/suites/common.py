@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 import venv
+import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,28 @@ class Score:
         ]
         lines += [f"  does not apply, {n}: {why}" for why, n in self.not_applicable.most_common()]
         return "\n".join([*lines, *(f"  failed: {said}" for said in self.failed)])
+
+
+def junit(
+    score: Score, result: Path, within: str, reasons: Mapping[str, str], *, skips: bool = False
+) -> None:
+    """Add what pytest's JUnit file says.
+
+    within: what the names of its modules begin with. skips: a test that is skipped does not apply,
+    for the reason that it gives; else it does not count.
+    """
+    for case in ET.parse(result).iter("testcase"):
+        place = (case.get("classname") or "").removeprefix(within)
+        name = f"{place.replace('chat.test', 'chat/test')}.{case.get('name')}"
+        failures = [e for e in case if e.tag in ("failure", "error")]
+        skipped = [e for e in case if e.tag == "skipped"]
+        if failures:
+            said = f"{failures[0].get('message') or ''} {(failures[0].text or '')[-400:]}"
+            score.file(name, " ".join(said.split())[-700:], reasons)
+        elif not skipped:
+            score.passed += 1
+        elif skips:
+            score.not_applicable[skipped[0].get("message") or "skipped"] += 1
 
 
 @contextmanager

@@ -35,12 +35,17 @@ from isobit.numerics.ops import LOGIT_ROWS, Embedding, Receive
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
+Routes = NDArray[np.integer]
+"""Experts: uint8, or int16 of more than 256."""
+
 Tap = Callable[[str, int | None, NDArray[np.generic]], None]
 """Receives (stage, layer, array) for each traced stage, in graph order; stages are named in
 :mod:`isobit.model.stages`. :func:`by_sequence` makes one of a tap for each sequence."""
 
-LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY = "likeliest", "top", "given", "hidden", "greedy"
-"""What a device may make by itself, without the logits leaving it (``Backend.on_device``)."""
+GREEDY, ROUTES = "greedy", "routes"
+"""What a device may make by itself (``Backend.on_device``)."""
+CHOSEN = "moe_router_indices"
+"""The stage of the experts that were chosen."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,15 @@ class Wanted:
     """Log-probabilities of these ids: int32 [R, n]."""
     hidden: bool = False
     """The rows that the output product reads, after the last norm."""
+    digests: bool = False
+    """Of each row's logits."""
+    routes: bool = False
+    """The experts that each token went to."""
 
     @property
     def measures(self) -> bool:
         """Whether something is to be made of the logits."""
-        return self.likeliest or self.top > 0 or self.given is not None
+        return self.likeliest or self.top > 0 or self.given is not None or self.digests
 
 
 LOGITS = Wanted()
@@ -115,6 +124,10 @@ class Results:
     """[R, n]"""
     hidden: F32 | None = None
     """[R, hidden]"""
+    digests: NDArray[np.uint8] | None = None
+    """[R, 32]: ``numerics.digest.tree_digest`` of the logits' bytes, float32 little-endian."""
+    routes: Routes | None = None
+    """[T, layers, experts used], in rank order."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +171,8 @@ class Backend(ABC):
     survives_fork: ClassVar[bool] = False
     """Whether the child of a fork may go on with it; else it is refused there."""
     on_device: ClassVar[frozenset[str]] = frozenset()
-    """What it makes without bringing logits to the host: of LIKELIEST, TOP, GIVEN, HIDDEN, GREEDY.
-    The rest is made of the logits there; it costs more, and has the same bits."""
+    """What it makes without bringing logits (GREEDY) or stages (ROUTES) to the host; else that is
+    made of them there, which costs more and has the same bits."""
     fused_away: frozenset[Key] = frozenset()
     """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
     gets them, unless they are asked for by name and a way to run has them."""
@@ -171,6 +184,8 @@ class Backend(ABC):
     """The caller's settings, context and pages settled."""
     settled: str | None
     """A line that says so if they are less than was asked for, and why."""
+    no_routes: Routes
+    """The experts of no tokens: [0, layers, experts used]."""
 
     def __init__(
         self,
@@ -191,6 +206,7 @@ class Backend(ABC):
         if self.copies_states and self.limits.states:
             states = self.limits.states + self.engine.kept_states
             self.limits = replace(self.limits, states=states)
+        self.no_routes = _no_routes(self.graph)
         widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
         self._receives = next(widths, None)
 
@@ -239,9 +255,9 @@ class Backend(ABC):
         self._check(batch)
         if wanted is not LOGITS:
             _check_wanted(wanted, len(batch.logit_rows), self.graph.logits.shape.width)
-        if not wanted.hidden:
-            return self.compute(batch, wanted, tap, stages)
-        return self._with_hidden(batch, wanted, tap, stages)
+        if wanted.hidden or (wanted.routes and ROUTES not in self.on_device):
+            return self._with_stages(batch, wanted, tap, stages)
+        return self.compute(batch, wanted, tap, stages)
 
     def forward(
         self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
@@ -304,7 +320,8 @@ class Backend(ABC):
     def compute(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """Run a checked batch for all that is wanted but ``hidden``; here, by way of the logits."""
+        """Run a checked batch for all that is wanted but ``hidden``, and ``routes`` unless it says
+        that it makes them; here, by way of the logits."""
         return self._measured(self.compute_logits(batch, tap, stages), wanted)
 
     def _measured(self, logits: F32, wanted: Wanted) -> Results:
@@ -323,31 +340,45 @@ class Backend(ABC):
             top_ids if wanted.top else None,
             top if wanted.top else None,
             None if wanted.given is None else given,
+            digests=self.rows.digests(logits) if wanted.digests else None,
         )
 
-    def _with_hidden(
+    def _with_stages(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """A pass with the hidden rows, taken from their stage."""
-        stage = self.graph.hidden
-        if stage is None or stage.name is None:
+        """A pass with the hidden rows, or the experts, taken from their stages."""
+        stage = self.graph.hidden if wanted.hidden else None
+        if wanted.hidden and (stage is None or stage.name is None):
             raise BackendUnavailable("hidden rows: expected a model with a stage of them, got none")
-        found: list[F32] = []
+        rows: list[F32] = []
+        routes: list[Routes] = []
 
         def keep(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
-            if (name, layer) == stage.key:
-                found.append(np.array(value[batch.logit_rows], np.float32))
+            if stage is not None and (name, layer) == stage.key:
+                rows.append(np.array(value[batch.logit_rows], np.float32))
+            if name == CHOSEN and wanted.routes:
+                routes.append(value.astype(self.no_routes.dtype))
             if tap is not None and (stages is None or name in stages):
                 tap(name, layer, value)
 
-        named: frozenset[str] | None = frozenset({stage.name})
+        named = frozenset({stage.name} if stage is not None and stage.name else ())
+        named |= {CHOSEN} if wanted.routes else frozenset()
+        asked: frozenset[str] | None = named
         if tap is not None:
-            named = None if stages is None else stages | {stage.name}
+            asked = None if stages is None else stages | named
         alone = tap is None and wanted.logits is False and not wanted.measures
         part = replace(batch, logit_rows=batch.logit_rows[:0]) if alone else batch
-        results = self.compute(part, wanted, keep, named)
-        finite = np.array(np.isfinite(found[0]).all(axis=1)) if alone else results.finite
-        return replace(results, finite=finite, hidden=found[0])
+        results = self.compute(part, wanted, keep, asked)
+        if alone:
+            results = replace(results, finite=np.ones(len(batch.logit_rows), np.bool_))
+        if stage is not None:
+            finite = np.array(np.isfinite(rows[0]).all(axis=1)) if alone else results.finite
+            results = replace(results, finite=finite, hidden=rows[0])
+        if wanted.routes:
+            shape = len(batch.tokens), *self.no_routes.shape[1:]
+            found = np.stack(routes, axis=1) if routes else np.empty(shape, self.no_routes.dtype)
+            results = replace(results, routes=found)
+        return results
 
     def _check(self, batch: Batch) -> None:
         """Raises UsageError for indices that would leave their memory, BackendUnavailable after a
@@ -373,6 +404,13 @@ class Backend(ABC):
             x is not None and (x.dtype != np.float32 or not x.flags.c_contiguous)
         ):
             raise UsageError(f"batch received: expected float32 {expected}, got {got}")
+
+
+def _no_routes(graph: Graph) -> Routes:
+    chosen = [op for op in graph.ops for v in op.outputs if v.name == CHOSEN]
+    used = chosen[0].outputs[-1].shape.width if chosen else 0
+    few = not chosen or chosen[0].inputs[0].shape.width <= 256
+    return np.empty((0, len(chosen), used), np.uint8 if few else np.int16)
 
 
 def traced(

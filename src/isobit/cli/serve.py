@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let in scripts of pages from there, https://chat.example or '*'; may be repeated",
+    )
+    group.add_argument(
         "--waiting",
         type=options.at_least(1),
         default=Limits.waiting,
@@ -58,7 +65,9 @@ def main(args: argparse.Namespace) -> None:
             model.file.sha256(step)  # is in every answer; read once in a file's life
         limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
         page = not args.no_page
-        with Service(model, name=args.name, api_key=key, limits=limits, page=page) as service:
+        with Service(
+            model, name=args.name, api_key=key, limits=limits, page=page, origins=args.origin
+        ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
             say(f"{service.name} on {device}: http://{args.host}:{args.port}/v1")
             if page:

@@ -1,9 +1,11 @@
 """The formats IQ1 to IQ3: blocks whose codes are rows of a grid, looked up by index.
 
 A function for each takes blocks apart, as in :mod:`isobit.gguf.blocks`. Layouts after ggml's
-``ggml-common.h`` (block_iq1_s … block_iq3_s); the grids stand in ``grids.inc``.
+``ggml-common.h`` (block_iq1_s … block_iq3_s); the grids stand in ``grids.h``.
 """
 
+import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,26 +15,38 @@ from numpy.typing import NDArray
 from isobit.gguf.blocks import Bytes, Unpacked, half, spread
 
 Codes = NDArray[np.int16]
-_BITS = {3: 2, 8: 4}  # of a field, by what it can stand for
+_GRID = re.compile(r"^GRID\((\w+), (\d), \(([-\d, ]+)\),([^)]+)\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of codes: what the fields of its rows stand for, and the rows, a word each."""
+
+    width: int
+    """Codes of a row."""
+    values: tuple[int, ...]
+    rows: NDArray[np.uint16]
+    """Fields of 2 bits, or of 4 for eight values, the lowest first."""
+
+
+@cache
+def packed_grids() -> dict[str, Grid]:
+    """The grids by name, as they stand in ``grids.h``."""
+    text = Path(__file__).with_name("grids.h").read_text(encoding="ascii")
+    found = {}
+    for name, width, values, rows in _GRID.findall(text):
+        words = np.array([int(row, 16) for row in rows.split(",")], np.uint16)
+        found[name] = Grid(int(width), tuple(map(int, values.split(","))), words)
+    return found
 
 
 @cache
 def grids() -> dict[str, Codes]:
     """The rows of each grid, int16 [rows, 8 or 4]."""
-    text = Path(__file__).with_name("grids.inc").read_text(encoding="ascii")
-    packed: dict[str, str] = {}
-    name = ""
-    for line in text.splitlines()[1:-1]:
-        if " " not in line:
-            packed[name] += line
-        elif not line.startswith("#"):
-            name = line
-            packed[name] = ""
     found = {}
-    for head, digits in packed.items():
-        name, width, *values = head.split()
-        fields = spread(np.frombuffer(bytes.fromhex(digits), np.uint8)[None], _BITS[len(values)], 1)
-        found[name] = np.array(values, np.int16)[fields.reshape(-1, int(width))]
+    for name, grid in packed_grids().items():
+        fields = spread(grid.rows.view(np.uint8)[None], 16 // grid.width, 1)
+        found[name] = np.array(grid.values, np.int16)[fields.reshape(-1, grid.width)]
     return found
 
 

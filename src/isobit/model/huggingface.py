@@ -153,6 +153,14 @@ EXPERTS: Sources = {
     ),
 }
 """A matrix each, or stacked, gate and up in one."""
+SHARED_EXPERT: Sources = {
+    **weights(
+        ffn_gate_shexp="mlp.shared_expert.gate_proj",
+        ffn_up_shexp="mlp.shared_expert.up_proj",
+        ffn_down_shexp="mlp.shared_expert.down_proj",
+    ),
+    "ffn_gate_inp_shexp.weight": Source("mlp.shared_expert_gate.weight", (Drop(0),)),
+}
 
 KEYS: dict[str, str] = {
     "block_count": "num_hidden_layers",
@@ -183,7 +191,7 @@ OUTSIDE: Sources = weights(
 )
 
 
-def _nothing(_: Metadata) -> dict[str, Value]:
+def _nothing(_: Metadata) -> dict[str, Any]:
     return {}
 
 
@@ -206,6 +214,8 @@ class HuggingFace:
     """The one value of a key that is implemented, which its absence means, too."""
     more: Callable[[Metadata], dict[str, Value]] = _nothing
     """What no one key of config.json says; raises ModelRefused."""
+    computed: Callable[[Metadata], Mapping[str, NDArray[np.float32]]] = _nothing
+    """Tensors of the file, by name, that no checkpoint has; raises ModelRefused."""
 
     def metadata(self, c: Metadata) -> dict[str, Value]:
         """What follows ``general.architecture``, from config.json. Raises ModelRefused."""
@@ -223,10 +233,11 @@ class HuggingFace:
         for i in range(c.count("num_hidden_layers", 1, 4096)):
             for role, given in layer.items():
                 found[f"blk.{i}.{role}"] = [
-                    replace(s, name=f"model.layers.{i}.{s.name}") for s in _each(given)
+                    replace(s, name=f"model.layers.{i}.{s.name}") for s in each(given)
                 ]
-        return {name: _each(given) for name, given in found.items()}
+        return {name: each(given) for name, given in found.items()}
 
 
-def _each(given: Source | Sequence[Source]) -> tuple[Source, ...]:
+def each(given: Source | Sequence[Source]) -> tuple[Source, ...]:
+    """Where a tensor may come from."""
     return (given,) if isinstance(given, Source) else tuple(given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,9 +36,7 @@ class Batches:
         """The batch of a pass."""
         n = len(work)
         tables = [w.request.table.numbers for w in work]
-        if len(self._tables) != n or any(
-            a is not b for a, b in zip(tables, self._tables, strict=True)
-        ):
+        if len(self._tables) != n or not all(map(is_, tables, self._tables)):
             self._tables, longest = tables, max(map(len, tables))
             self._pages = np.zeros((n, longest), np.int32)
             for row, table in zip(self._pages, tables, strict=True):
@@ -47,9 +46,10 @@ class Batches:
         states = None
         if work[0].request.table.state >= 0:
             states = np.array([w.request.table.state for w in work], np.int32)
-        if all(len(w.tokens) == len(w.rows) == 1 for w in work):  # all generate
+        tokens = [w.tokens[0] for w in work if len(w.tokens) == len(w.rows) == 1]
+        if len(tokens) == n:  # all generate
             return Batch(
-                tokens=np.array([w.tokens[0] for w in work], np.int32),
+                tokens=np.array(tokens, np.int32),
                 positions=np.array([w.start for w in work], np.int32),
                 sequence=self._each,
                 pages=self._pages,
@@ -76,8 +76,8 @@ class Next(NamedTuple):
 
     token: Token | None = None
     """None: it has not caught up with its prompt."""
-    logits: F32 | None = None
-    """Those that the token was chosen from, where somebody sees them."""
+    digest: bytes | None = None
+    """Of the logits that the token was chosen from, where somebody wants it."""
     error: Exception | None = None
 
 
@@ -96,6 +96,8 @@ class Asked:
     hidden: list[tuple[int, range]] = field(default_factory=list)
     """(part, rows) of prompts of whose last token the model's state is wanted."""
     top: int = 0
+    digests: dict[int, int] = field(default_factory=dict)
+    """Rows, by part, of whose logits the digest is wanted."""
 
     def __post_init__(self) -> None:
         """Look through the parts."""
@@ -113,6 +115,8 @@ class Asked:
                         self.top = max(self.top, generation.logprobs, 1)
                 else:
                     self.drawn.append((i, row - 1))
+                if generation.watch is not None:
+                    self.digests[i] = row - 1
         self.rows = row
 
     @property
@@ -120,11 +124,17 @@ class Asked:
         """The least that a backend must give."""
         rows = [row for _, some in self.scored for row in some]
         rows += [row for _, row in self.drawn]
-        if not rows and not self.top and not self.hidden:
+        routes = any(work.request.routes for work, _ in self.parts)
+        if not (rows or self.top or self.hidden or self.digests or routes):
             return ARGMAX
         logits = len(rows) == self.rows or (bool(rows) and np.unique(np.array(rows, np.int32)))
         return Wanted(
-            logits, likeliest=bool(self.likeliest), top=self.top, hidden=bool(self.hidden)
+            logits,
+            likeliest=bool(self.likeliest),
+            top=self.top,
+            hidden=bool(self.hidden),
+            digests=bool(self.digests),
+            routes=routes,
         )
 
     def answer(self, model: Model, wanted: Wanted, results: Results) -> list[Next]:
@@ -140,6 +150,9 @@ class Asked:
                 at = {row: i for i, row in enumerate(wanted.logits.tolist())}
             self._score(model, results, found, at)
             self._draw(model, results, found, at)
+        for part, row in self.digests.items():
+            assert results.digests is not None
+            found[part] = found[part]._replace(digest=results.digests[row].tobytes())
         return found
 
     def _likeliest(self, results: Results, found: list[Next]) -> None:
@@ -207,7 +220,7 @@ class Asked:
         measured = self._measured(model, [part for part, _ in drawn], logits, chosen)
         for i, ((part, _), token) in enumerate(zip(drawn, chosen, strict=True)):
             if isinstance(token, int):
-                found[part] = Next(measured.get(i, Token(token)), logits[i])
+                found[part] = Next(measured.get(i, Token(token)))
             else:
                 found[part] = Next(error=token)
 

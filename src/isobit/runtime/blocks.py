@@ -26,13 +26,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isobit.backends.base import I32
+from isobit.backends.base import I32, Routes
 from isobit.errors import ContextFull
 from isobit.numerics import TILE
 
-Routes = NDArray[np.integer]
 """Experts of the tokens of a page: [64, layers, k]."""
 
 _Key = tuple[int | str, bytes]

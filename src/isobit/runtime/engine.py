@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import Tap, by_sequence
+from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
 from isobit.errors import ContextFull, IsobitError
 from isobit.numerics import TILE
 from isobit.runtime.batches import Asked, Batches, Next, Part
-from isobit.runtime.blocks import Blocks, PageTable, Routes
+from isobit.runtime.blocks import Blocks, PageTable
 from isobit.runtime.grammar import Constraint
 from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.scheduler import Limits, QueueFull, Scheduler
-from isobit.runtime.tokens import FinishReason, Generation, TakeRows, Watcher
+from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, Watcher
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
-ROUTES = "moe_router_indices"
+_PATIENCE = 0.02
+"""Seconds that listeners on the processors that passes run on have before the next pass: threads of
+a pass meet many times, and one that another thread keeps from running holds up all."""
 
 _log = logging.getLogger("isobit.engine")
 
@@ -47,11 +49,8 @@ class Engine:
         self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
         self._batches = Batches()
         self._pace = Pace()
-        layers = sum(name == ROUTES for name, _ in model.graph.stages)
-        self._route_type = np.dtype(np.uint8 if model.config.n_experts <= 256 else np.int16)
-        self.no_routes: Routes = np.empty(
-            (0, layers, model.config.n_experts_used), self._route_type
-        )
+        self.scheduler.beside = self._pace.beside
+        self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
         self._books = threading.Condition()
@@ -62,6 +61,8 @@ class Engine:
         """Whether somebody has the turn: runs a pass."""
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._told: set[Listener] = set()
+        """By the last pass."""
 
     @property
     def closed(self) -> bool:
@@ -97,7 +98,7 @@ class Engine:
         wanted: Sequence[int] = (),
         take_rows: TakeRows | None = None,
         salt: str | None = "",
-        listen: Callable[[], None] | None = None,
+        listen: Listener | None = None,
     ) -> Generation:
         """Line a generation up.
 
@@ -116,8 +117,7 @@ class Engine:
             wanted, take_rows: ascending positions of the prompt whose logits are given to
                 ``take_rows``, after each pass those that are new.
             salt: pages are shared between generations of the same; None: with none.
-            listen: called by whoever runs the pass when there is something new to take, or it has
-                ended; it must neither wait nor raise.
+            listen: is told when there is something new to take, or it has ended.
 
         Raises UsageError for what the model cannot do, QueueFull if too many wait.
         """
@@ -130,7 +130,7 @@ class Engine:
             wanted = range(len(ids) - 1)
         if hidden:
             wanted = (len(ids) - 1,)
-        if watch is not None and watch.stages - {ROUTES}:
+        if watch is not None and watch.stages - {CHOSEN}:
             salt = None  # of tokens that are not run there are no stages
         if model.graph.recurrent and not model.backend.copies_states:
             salt = None
@@ -252,6 +252,9 @@ class Engine:
                 if not self.step():
                     with self._books:
                         self._books.wait_for(lambda: self._of or self._thread is not me)
+                elif self.model.backend.on_host:
+                    for listener in self._told:
+                        listener.settle(_PATIENCE)
             except Exception:  # those of the pass were told; the others go on
                 _log.exception("a pass failed")
 
@@ -297,37 +300,26 @@ class Engine:
             raise
         with self._books:
             listeners = self._hand_out(parts, found, seen, begun)
-        for listen in listeners:
-            listen()
+        self._told = listeners
+        for listener in listeners:
+            listener.tell()
         return True
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
         model, asked = self.model, Asked(parts, self._batches)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
-        seen: list[NDArray[np.generic]] = []
-        stages: frozenset[str] = frozenset()
         watched: dict[int, Watcher] = {}
-        for i, (work, generation) in enumerate(parts):
-            if work.request.routes:
-                stages |= {ROUTES}
-            if generation.watch is not None and generation.watch.stages - {ROUTES}:
+        for i, (_, generation) in enumerate(parts):
+            if generation.watch is not None and generation.watch.stages - {CHOSEN}:
                 watched[i] = generation.watch
-                stages |= generation.watch.stages
-        if not stages:
+        if not watched:
             results = model.run_batch(batch, wanted)
         else:
-            others = by_sequence(model.graph, batch, {i: _others(w) for i, w in watched.items()})
-
-            def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-                if stage == ROUTES:
-                    seen.append(np.array(value))
-                if watched:
-                    others(stage, layer, value)
-
+            stages = frozenset[str]().union(*(w.stages for w in watched.values())) - {CHOSEN}
+            tap = by_sequence(model.graph, batch, {i: _seen_by(w) for i, w in watched.items()})
             results = model.run_batch(batch, wanted, tap, stages)
-        routes: Routes | None = np.stack(seen, axis=1).astype(self._route_type) if seen else None
-        return asked.answer(model, wanted, results), routes
+        return asked.answer(model, wanted, results), results.routes
 
     def _hand_out(
         self,
@@ -335,40 +327,42 @@ class Engine:
         found: Sequence[Next],
         seen: Routes | None,
         begun: float,
-    ) -> dict[Callable[[], None], None]:
+    ) -> set[Listener]:
         """Tokens to their generations; whoever is to be told of it."""
         now, start = time.perf_counter_ns(), 0
         spent = now * 1e-9 - begun
-        listeners: dict[Callable[[], None], None] = {}
+        listeners: set[Listener] = set()
         self._in_pass.clear()
-        prompt = sum(len(work.tokens) for work, _ in parts if work.start < len(work.request.prompt))
-        generating = sum(len(work.tokens) for work, _ in parts) - prompt
-        self._pace.ran(generating, prompt, spent)
-        self.scheduler.beside = self._pace.beside(max(generating, 1))
-        for (part, generation), (token, logits, error) in zip(parts, found, strict=True):
+        prompt = attended = 0
+        for (part, generation), (token, digest, error) in zip(parts, found, strict=True):
             request = part.request
-            stop = start + len(part.tokens)
+            n = len(part.tokens)
+            stop = start + n
+            attended += n * (part.start + (n + 1) // 2)
             if request.generated:
                 generation.decode_seconds += spent
             else:
                 generation.prefill_seconds += spent
+                prompt += n
             try:
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
                     self._saw(generation, seen[start:stop])
-                full = (part.start + len(part.tokens)) // TILE > request.table.known
-                pages = _pages(generation) if full and request.routes else None
+                pages = None
+                if request.routes and (part.start + n) // TILE > request.table.known:
+                    pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
-                    generation.give(token, logits, now)
+                    generation.give(token, digest, now)
             except BaseException as error:  # of one generation, as of what watches it
                 self._fail(generation, error)
             else:
                 self._end_if_over(generation)
             start = stop
             if generation.listen is not None and (token is not None or generation.ended):
-                listeners[generation.listen] = None
+                listeners.add(generation.listen)
+        self._pace.ran(start - prompt, prompt, attended, spent)
         self._copy_states()
         return listeners
 
@@ -415,9 +409,8 @@ class Engine:
     def _saw(self, generation: Generation, routes: Routes) -> None:
         generation.seen.append(routes)
         watch = generation.watch
-        if watch is not None and ROUTES in watch.stages:
-            for layer in range(routes.shape[1]):
-                watch.tap(ROUTES, layer, routes[:, layer])
+        if watch is not None and CHOSEN in watch.stages:
+            watch.routed(routes)
 
     # Ends
 
@@ -434,7 +427,7 @@ class Engine:
             generation.error = error
         self._end(generation, "interrupted")
         if generation.listen is not None:
-            generation.listen()
+            generation.listen.tell()
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         request = generation.request
@@ -445,12 +438,12 @@ class Engine:
             self.scheduler.finish(request)
 
     def _end_all(self, error: IsobitError | None) -> None:
-        listeners = {g.listen: None for g in self._of.values() if g.listen is not None}
+        listeners = {g.listen for g in self._of.values() if g.listen is not None}
         for generation in list(self._of.values()):
             generation.error = error
             self._end(generation, "interrupted")
-        for listen in listeners:
-            listen()
+        for listener in listeners:
+            listener.tell()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -458,14 +451,12 @@ class Engine:
 
 
 def _sees_routes(watch: Watcher | None) -> bool:
-    return watch is not None and ROUTES in watch.stages
+    return watch is not None and CHOSEN in watch.stages
 
 
-def _others(watch: Watcher) -> Tap:
-    """A tap for all that it wants to see but the experts, which come with those of cached pages."""
-
+def _seen_by(watch: Watcher) -> Tap:
     def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-        if stage != ROUTES and stage in watch.stages:
+        if stage in watch.stages:
             watch.tap(stage, layer, np.array(value))
 
     return tap

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypedDict
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32
 from isobit.errors import ModelRefused, UsageError
+from isobit.runtime.news import News
 from isobit.runtime.pieces import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import FinishReason, Generation, Token, Watcher
@@ -200,7 +199,9 @@ class Stream(Iterator[str], AsyncIterator[str]):
                 ended = generation.ended
                 token = generation.take()
                 if token is None and not ended:
-                    await _news(generation)
+                    news = News.here()
+                    generation.listen = news
+                    await news.wait([generation])
                 elif token is None and generation.error is not None:
                     raise generation.error
                 elif (piece := self._took(token)) is not None:
@@ -331,19 +332,6 @@ class Stream(Iterator[str], AsyncIterator[str]):
         if self._generation is not None:
             self._generation.cancel()
         self._finish("interrupted")
-
-
-async def _news(generation: Generation) -> None:
-    """Wait until there is something to take."""
-    loop, news = asyncio.get_running_loop(), asyncio.Event()
-
-    def listen() -> None:
-        with suppress(RuntimeError):  # the loop is closed, and so nobody waits
-            loop.call_soon_threadsafe(news.set)
-
-    generation.listen = listen
-    if not generation.ready and not generation.ended:  # else it came before anybody listened
-        await news.wait()
 
 
 def _decoder(model: Model, stop: Sequence[str]) -> TokenText | NoText:

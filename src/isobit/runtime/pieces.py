@@ -71,6 +71,9 @@ class StopText:
         """More text came; what of it, and of what was held, is certain."""
         if self.stopped:
             return ""
+        if not self._stop:
+            self._sent.append(text)
+            return text
         for end, character in enumerate(text, start=1):
             whole = 0  # the longest string that is complete begins first
             for k, (s, borders) in enumerate(self._stop):

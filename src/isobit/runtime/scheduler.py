@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from isobit.backends.base import Routes
 from isobit.errors import IsobitError, UsageError
 from isobit.numerics import TILE
-from isobit.runtime.blocks import Blocks, Routes
+from isobit.runtime.blocks import Blocks
 from isobit.runtime.request import Request, State
 
 KEEP_EVERY = 4 * TILE
@@ -77,8 +78,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
-        self.beside = limits.beside
-        """As in the limits, or fewer: what the engine found to cost others little."""
+        self.beside: Callable[[int, int, int, int], int] = lambda *_: limits.beside
+        """See :meth:`isobit.runtime.pace.Pace.beside`."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
 
@@ -113,7 +114,12 @@ class Scheduler:
         left = self.limits.pass_tokens
         generating = sum(r.behind == 1 for r in self.running)
         left -= generating
-        prompt = min(left, self.beside, self.limits.beside) if generating else left
+        prompt, prompts = left, len(self.running) - generating
+        if generating and prompts:
+            attended = sum(len(r.tokens) for r in self.running if r.behind == 1)
+            position = next(r.computed for r in self.running if r.behind != 1)
+            few = self.beside(generating, attended, prompts, position)
+            prompt = min(left, self.limits.beside, few)
         rows = self.limits.pass_rows
         work = []
         for request in self.running:  # the oldest first

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32
-from isobit.runtime.blocks import Routes
+from isobit.backends.base import F32, Routes
 from isobit.runtime.request import Request
 from isobit.runtime.sampler import Sampler, Sampling
 
@@ -40,16 +39,31 @@ class Watcher(Protocol):
     """Sees a generation as it happens and changes nothing."""
 
     stages: frozenset[str]
-    """The stages it wants to see."""
+    """The stages it wants to see; with CHOSEN (``isobit.backends.base``) the experts, too."""
 
     def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """A generation starts; ``seed`` is the one in force."""
 
     def tap(self, stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-        """Called as :data:`isobit.backends.base.Tap` is, with the rows of this generation alone."""
+        """Called as :data:`isobit.backends.base.Tap` is, with the rows of this generation alone;
+        not for CHOSEN."""
 
-    def chose(self, logits: F32, token: int) -> None:
-        """A token was chosen from logits float32 [vocabulary]."""
+    def routed(self, experts: Routes) -> None:
+        """Tokens were run, or found in the cache: their experts [n, layers, experts used]."""
+
+    def chose(self, digest: bytes, token: int) -> None:
+        """A token was chosen; ``digest``: :func:`isobit.numerics.digest.tree_digest` of the logits
+        that it was chosen from, float32 little-endian."""
+
+
+class Listener(Protocol):
+    """Takes tokens in another thread than that which runs passes; neither method raises."""
+
+    def tell(self) -> None:
+        """Something is new: of one generation or of several, this is called once. Does not wait."""
+
+    def settle(self, seconds: float) -> None:
+        """Return when what was told of is taken, or after so long."""
 
 
 class Generation(Iterator[Token]):
@@ -66,7 +80,7 @@ class Generation(Iterator[Token]):
         watch: Watcher | None = None,
         hidden: bool = False,
         take_rows: TakeRows | None = None,
-        listen: Callable[[], None] | None = None,
+        listen: Listener | None = None,
     ) -> None:
         self.request = request
         self.sampler = sampler
@@ -80,8 +94,7 @@ class Generation(Iterator[Token]):
         self.prefill_seconds = self.decode_seconds = 0.0
         """Wall time of the passes that it was in, up to the first token and after it."""
         self.listen = listen
-        """Called by whoever runs the pass when there is something new to take, or it has ended; it
-        must neither wait nor raise."""
+        """Told when there is something new to take, or it has ended."""
         self.progress: Callable[[int, int], None] | None = None
         """``progress(done, total)`` is told by who reads it how many of the prompt's tokens ran."""
         self.ends = ends
@@ -95,7 +108,7 @@ class Generation(Iterator[Token]):
         """What ended it, if that was an error."""
         self.cancelled = False
         """Whether it is to end after the pass that it is in."""
-        self.only_likeliest = sampler.sampling.likeliest_only and watch is None
+        self.only_likeliest = sampler.sampling.likeliest_only
         """Whether its tokens can be told without the logits."""
         self._engine = engine
         self._given: deque[Token] = deque()
@@ -149,12 +162,12 @@ class Generation(Iterator[Token]):
 
     # For the engine
 
-    def give(self, token: Token, logits: F32 | None, now: int) -> None:
-        """The next token, and the logits that it was chosen from if somebody sees them."""
+    def give(self, token: Token, digest: bytes | None, now: int) -> None:
+        """The next token, and the digest of what it was chosen from, if somebody wants it."""
         self.sampler.append(token.id)
         if self.watch is not None:
-            assert logits is not None
-            self.watch.chose(logits, token.id)
+            assert digest is not None
+            self.watch.chose(digest, token.id)
         self.token_ns.append(now)
         self._given.append(token)
 

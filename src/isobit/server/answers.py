@@ -108,8 +108,8 @@ class Answers:
         """All pieces of each choice. Raises ClientGone, and what a pass did."""
         found: list[list[Piece]] = [[] for _ in self.choices]
         try:
-            async for piece in self._all.pieces():
-                if piece is not None:
+            async for pieces in self._all.pieces():
+                for piece in pieces:
                     self._came()
                     found[piece.index].append(piece)
         finally:
@@ -135,12 +135,12 @@ class Answers:
         try:
             if begin := "".join(encoder.begin()):
                 yield begin
-            async for piece in self._all.pieces():
-                if piece is None:
+            async for pieces in self._all.pieces():
+                if not pieces:
                     yield encoder.ping()
                     continue
                 self._came()
-                yield "".join(encoder.piece(piece))
+                yield "".join(text for piece in pieces for text in encoder.piece(piece))
         except ClientGone:
             return
         except Exception as error:  # the status is sent already

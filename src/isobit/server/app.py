@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from isobit.errors import IsobitError
@@ -30,4 +31,8 @@ def build(service: Service) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
     page = webpage.routes() if service.page else []
     app = Starlette(routes=[*routes, openapi.route(routes), *page], exception_handlers=handlers)
-    return Guard(app, service, public=frozenset(route.path for route in page))
+    guard = Guard(app, service, public=frozenset(route.path for route in page))
+    if not service.origins:
+        return guard
+    every = ("*",)
+    return CORSMiddleware(guard, service.origins, allow_methods=every, allow_headers=every)

@@ -157,7 +157,7 @@ class CompletionShape:
         return [
             {
                 "index": index,
-                "text": before + _answer([piece]).text,
+                "text": before + "".join(e.text for e in piece.events if isinstance(e, Text)),
                 "logprobs": logprobs,
                 "finish_reason": piece.finish.reason if piece.finish else None,
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from isobit.backends.base import I32
 from isobit.runtime.engine import Engine
 from isobit.runtime.grammar import Constraint
+from isobit.runtime.news import News
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
@@ -71,8 +71,6 @@ class Choice:
         self.echoes = len(prompt) if self._echo else 0
         """So many tokens of its pieces, the first, are the prompt's."""
         self.index = index
-        self._news = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         self._recorder = Recorder() if receipt else None
         self._decoder = TokenText(engine.model.tokenizer)
         self._text = StopText(stops)
@@ -92,7 +90,7 @@ class Choice:
             of_prompt=of_prompt,
             routes=routes,
             watch=self._recorder,
-            listen=self._listen,
+            listen=News.here(),
             constraint=constraint,
         )
 
@@ -110,41 +108,29 @@ class Choice:
         n = len(self.generation.request.prompt) + max(self.n_tokens - 1, 0)
         return self.generation.routes[:n].astype(np.int32)
 
-    def _listen(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and so nobody waits
-            self._loop.call_soon_threadsafe(self._news.set)
+    def piece(self) -> Piece | None:
+        """What is new; None if nothing is. The last has the finish, and there is no other.
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Until it ends; the first has the prompt's tokens if they are measured.
-
-        Raises what its passes did.
+        The first has the prompt's tokens if they are measured. Raises what its passes did.
         """
         generation = self.generation
-        try:
-            while True:
-                ended = generation.finish_reason  # before taking: nothing comes after it
-                piece = Piece(self.index)
-                if self._echo and (ended or generation.request.generated):
-                    ids = generation.request.prompt
-                    piece.tokens = [Token(ids[0]), *generation.prompt]
-                    self._echo = False
-                finish = None
-                while finish is None and (token := generation.take()) is not None:
-                    finish = self._take(token, piece)
-                if finish is None and ended is not None:
-                    if ended == "interrupted":
-                        raise generation.error or ShuttingDown()
-                    finish = Finish("length")
-                if finish is not None:
-                    self._end(piece, finish)
-                if piece.events or piece.tokens:
-                    yield piece
-                if finish is not None:
-                    return
-                await self._news.wait()
-                self._news.clear()
-        finally:
+        ended = generation.finish_reason  # before taking: nothing comes after it
+        piece = Piece(self.index)
+        if self._echo and (ended or generation.request.generated):
+            ids = generation.request.prompt
+            piece.tokens = [Token(ids[0]), *generation.prompt]
+            self._echo = False
+        finish = None
+        while finish is None and (token := generation.take()) is not None:
+            finish = self._take(token, piece)
+        if finish is None and ended is not None:
+            if ended == "interrupted":
+                raise generation.error or ShuttingDown()
+            finish = Finish("length")
+        if finish is not None:
+            self._end(piece, finish)
             generation.cancel()
+        return piece if piece.events or piece.tokens else None
 
     def _take(self, token: Token, piece: Piece) -> Finish | None:
         """A token's events; how the choice ends, if it does so with this token."""
@@ -187,27 +173,29 @@ class Choices:
 
     def __init__(self, choices: Sequence[Choice], request: HttpRequest) -> None:
         self.choices = choices
-        self._queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
-        self._tasks = [asyncio.create_task(self._follow(choice)) for choice in choices]
-        self._tasks.append(asyncio.create_task(self._until_gone(request)))
+        self._news = News.here()
+        self._gone = False
+        self._watch = asyncio.create_task(self._until_gone(request))
 
-    async def pieces(self) -> AsyncIterator[Piece | None]:
-        """Of all choices as they come; None where a client should be told that all is well.
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Those that have come; none where a client should be told that all is well.
 
         Raises ClientGone, and what a pass did.
         """
-        left = len(self.choices)
+        left = list(self.choices)
         try:
             while left:
-                try:
-                    found = await asyncio.wait_for(self._queue.get(), PING_SECONDS)
-                except TimeoutError:
-                    yield None
+                if self._gone:
+                    raise ClientGone("client: expected to stay for the answer, but left")
+                found = [piece for choice in left if (piece := choice.piece()) is not None]
+                if found:
+                    ended = {piece.index for piece in found if piece.finish is not None}
+                    left = [choice for choice in left if choice.index not in ended]
+                    yield found
                     continue
-                if isinstance(found, BaseException):
-                    raise found
-                left -= found.finish is not None
-                yield found
+                generations = [choice.generation for choice in left]
+                if not await self._news.wait(generations, PING_SECONDS):
+                    yield []
         finally:
             self.cancel()
 
@@ -223,21 +211,14 @@ class Choices:
 
     def cancel(self) -> None:
         """End them."""
-        for task in self._tasks:
-            task.cancel()
+        self._watch.cancel()
         for choice in self.choices:
             choice.generation.cancel()
-
-    async def _follow(self, choice: Choice) -> None:
-        try:
-            async for piece in choice.pieces():
-                self._queue.put_nowait(piece)
-        except Exception as error:  # told to whoever reads
-            self._queue.put_nowait(error)
 
     async def _until_gone(self, request: HttpRequest) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        self._queue.put_nowait(ClientGone("client: expected to stay for the answer, but left"))
-        for choice in self.choices:
+        self._gone = True
+        for choice in self.choices:  # which then have ended, and their end is news
             choice.generation.cancel()
+        self._news.tell()

@@ -80,13 +80,16 @@ class Completing:
         return JSONResponse(head | body)
 
 
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 class _Chunks:
     """The stream of both: chunks that each have the answer's head."""
 
     def __init__(
         self, head: dict[str, Any], shape: Shape, answers: Answers, *, usage_at_end: bool
     ) -> None:
-        self._head = head | {"object": shape.chunk}
+        self._head = _json(head | {"object": shape.chunk})[:-1]  # written once, without the "}"
         self._shape = shape
         self._answers = answers
         self._usage = usage_at_end
@@ -118,7 +121,7 @@ class _Chunks:
         yield event(json.dumps(error_body(message, "server_error")))
 
     def _chunk(self, choices: list[dict[str, Any]], used: dict[str, Any] | None) -> str:
-        body = self._head | {"choices": choices}
+        body: dict[str, Any] = {"choices": choices}
         if self._usage:
             body["usage"] = used
-        return event(json.dumps(body, ensure_ascii=False))
+        return event(f"{self._head},{_json(body)[1:]}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
-from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +14,12 @@ from starlette.routing import Route
 
 from isobit.backends.base import F32
 from isobit.errors import ModelRefused, UsageError
+from isobit.runtime.news import News
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
 from isobit.server.errors import ShuttingDown
 from isobit.server.incoming import read, unless_gone
-from isobit.server.prompts import Asked, Prompt, encoded, listed
+from isobit.server.prompts import Asked, Prompt, Whole, encoded, listed
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048
@@ -34,7 +33,7 @@ class EmbeddingRequest(Asked):
     input: Prompt
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Whole | None = Field(None, ge=1)
     """So many of the vector, the first, made a unit vector again."""
 
 
@@ -85,32 +84,19 @@ class Embeddings:
         return found
 
     async def _together(self, prompts: list[list[int]]) -> list[F32]:
-        begun: list[tuple[Generation, _Ended]] = []
-        submit = self._service.engine.submit
+        begun: list[Generation] = []
+        submit, news = self._service.engine.submit, News.here()
         try:
             for ids in prompts:
-                ended = _Ended()
-                begun.append((submit(ids, 0, Sampling(), hidden=True, listen=ended), ended))
-            return [await _state(generation, ended) for generation, ended in begun]
+                begun.append(submit(ids, 0, Sampling(), hidden=True, listen=news))
+            return [await _state(generation, news) for generation in begun]
         finally:
-            for generation, _ in begun:
+            for generation in begun:
                 generation.cancel()
 
 
-class _Ended:
-    """Called in the engine's thread, waited for in the server's."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def __call__(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and so nobody waits
-            self._loop.call_soon_threadsafe(self.event.set)
-
-
-async def _state(generation: Generation, ended: _Ended) -> F32:
-    await ended.event.wait()
+async def _state(generation: Generation, news: News) -> F32:
+    await news.wait([generation])
     state = generation.hidden
     if state is None:
         raise generation.error or ShuttingDown()

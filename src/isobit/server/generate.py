@@ -22,7 +22,7 @@ from isobit.server.choices import Choice, Piece
 from isobit.server.errors import error_body
 from isobit.server.events import Finish, Usage, gathered
 from isobit.server.incoming import read
-from isobit.server.prompts import Asked, Prompt, encoded, listed
+from isobit.server.prompts import Asked, Prompt, Whole, encoded, listed
 from isobit.server.requests import MOST_CHOICES, Common, Stop
 from isobit.server.service import Service
 
@@ -30,17 +30,17 @@ from isobit.server.service import Service
 class GenerateSampling(Asked):
     """How tokens are chosen, under SGLang's names."""
 
-    max_new_tokens: int | None = Field(128, ge=0)
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    max_new_tokens: Whole | None = Field(128, ge=0)
+    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES)
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
-    sampling_seed: int | None = None
+    sampling_seed: Whole | None = None
     stop: Stop | list[Stop] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False

@@ -76,8 +76,6 @@ def _grammar(
         _compiled(model, grammar, form.field)
         return grammar
     if choice.mode == "auto" and form is None:
-        if not dialect.call:
-            return None
         return Grammar(_calls(model, choice.tools, _after_tag(model, dialect)), **think,
                        call=dialect.call)  # fmt: skip
     form = form if choice.mode == "auto" else None  # what must be called comes first

@@ -15,7 +15,7 @@ from isobit.server.answers import Answers
 from isobit.server.chat import prepared
 from isobit.server.incoming import read
 from isobit.server.message_blocks import MessageWriter
-from isobit.server.prompts import Asked
+from isobit.server.prompts import Asked, Whole
 from isobit.server.requests import MOST_STOPS, ChatRequest, Stop
 from isobit.server.service import Service
 
@@ -82,13 +82,13 @@ class CountRequest(Asked):
 class MessageRequest(CountRequest):
     """What may be asked; unknown fields are ignored."""
 
-    max_tokens: int = Field(ge=0)
+    max_tokens: Whole = Field(ge=0)
     stop_sequences: Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     stream: bool | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     isobit_receipt: bool = False
 
     def _chat(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from isobit.errors import UsageError
 from isobit.runtime.model import Model
@@ -15,6 +16,13 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
 
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""40.0 is the number 40, and what some languages write for it."""
 
 Prompt = str | list[int] | list[str] | list[list[int]]
 

@@ -10,12 +10,12 @@ from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.prompts import Asked, Prompt, listed
+from isobit.server.prompts import Asked, Prompt, Whole, listed
 
 MOST_CHOICES = 128
 MOST_STOPS = 64
 
-Count = Annotated[int | None, Field(ge=0), BeforeValidator(lambda n: None if n == -1 else n)]
+Count = Annotated[Whole | None, Field(ge=0), BeforeValidator(lambda n: None if n == -1 else n)]
 """How many; some clients say -1 for as many as there can be."""
 
 Stop = Annotated[str, Field(max_length=4096)]
@@ -31,17 +31,17 @@ class Common(Asked):
     """What both ways of asking share."""
 
     model: str | None = None
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES)
     max_tokens: Count = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
@@ -97,7 +97,7 @@ class ChatRequest(Common):
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: Count = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -136,7 +136,7 @@ class CompletionRequest(Common):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
-    best_of: int | None = None
+    best_of: Whole | None = None
 
     @property
     def most(self) -> int:

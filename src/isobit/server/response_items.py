@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from isobit.server.answers import Answers, event
@@ -21,6 +21,7 @@ from isobit.server.events import (
     Text,
     Usage,
 )
+from isobit.server.response_tools import Offer, input_of
 from isobit.server.service import Service
 
 Item = dict[str, Any]
@@ -30,9 +31,16 @@ class ResponseWriter:
     """One answer. As an encoder it streams; what it has gathered is the answer at once."""
 
     def __init__(
-        self, service: Service, echo: dict[str, Any], answers: Answers, measured: bool
+        self,
+        service: Service,
+        echo: dict[str, Any],
+        answers: Answers,
+        tools: Sequence[Offer] = (),
+        *,
+        measured: bool,
     ) -> None:
         """``echo``: what the answer repeats of the request."""
+        self._tools = {str(tool.function["name"]): tool for tool in tools}
         self._tokenizer = service.model.tokenizer
         self._answers = answers
         self._measured = measured
@@ -107,12 +115,14 @@ class ResponseWriter:
                 yield from self._into("reasoning")
                 yield from self._grow("reasoning_text", text, {})
             case CallBegins(_, id_, name):
-                yield from self._into("function_call", {"call_id": id_, "name": name})
+                tool = self._tools.get(name) or Offer({}, name)
+                yield from self._into("call", {"call_id": id_} | tool.item())
             case CallArguments(_, arguments):
                 self._text.append(arguments)
-                place = self._place(content=False)
-                name = "response.function_call_arguments.delta"
-                yield self._event(name, delta=arguments, **place)
+                if self._items[-1]["type"] == "function_call":  # else they are read at its end
+                    place = self._place(content=False)
+                    name = "response.function_call_arguments.delta"
+                    yield self._event(name, delta=arguments, **place)
             case CallEnds():
                 yield from self._close("completed")
             case Finish():
@@ -124,10 +134,9 @@ class ResponseWriter:
         if self._open and self._items[-1]["type"] == kind and more is None:
             return
         yield from self._close("completed")
-        item: Item = {"id": _new(_PREFIX[kind]), "type": kind, "status": "in_progress"}
-        if kind == "function_call":
-            item |= {"arguments": ""} | (more or {})
-        else:
+        item: Item = {"type": kind, "status": "in_progress"} | (more or {})
+        item["id"] = _new(_PREFIX[item["type"]])
+        if more is None:
             item["content"] = []
             if kind == "message":
                 item["role"] = "assistant"
@@ -136,7 +145,7 @@ class ResponseWriter:
         self._items.append(item)
         self._open, self._text = True, []
         yield self._event("response.output_item.added", item=item, output_index=self._index)
-        if kind != "function_call":
+        if more is None:
             item["content"].append(_part(kind))
             place = self._place()
             yield self._event("response.content_part.added", part=item["content"][0], **place)
@@ -156,6 +165,12 @@ class ResponseWriter:
             place = self._place(content=False)
             done = "response.function_call_arguments.done"
             yield self._event(done, arguments=text, name=item["name"], **place)
+        elif item["type"] == "custom_tool_call":
+            item["input"] = input_of(text)
+            place = self._place(content=False)
+            kind = "response.custom_tool_call_input"
+            yield self._event(f"{kind}.delta", delta=item["input"], **place)
+            yield self._event(f"{kind}.done", input=item["input"], **place)
         else:
             part = item["content"][0]
             part["text"] = text
@@ -179,7 +194,7 @@ class ResponseWriter:
         return event(json.dumps(body, ensure_ascii=False), kind)
 
 
-_PREFIX = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+_PREFIX = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
 
 
 def _new(prefix: str) -> str:

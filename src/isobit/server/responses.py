@@ -16,12 +16,14 @@ from isobit.errors import UsageError
 from isobit.server.answers import Answers
 from isobit.server.chat import prepared
 from isobit.server.incoming import read
-from isobit.server.prompts import Asked
+from isobit.server.prompts import Asked, Whole
 from isobit.server.requests import ChatRequest
 from isobit.server.response_items import ResponseWriter
+from isobit.server.response_tools import KINDS, Offer, arguments_of, joined, offers
 from isobit.server.service import Service
 
 _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
+_CALLS = ("function_call", "custom_tool_call")
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -31,10 +33,10 @@ class ResponseRequest(Asked):
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
     instructions: str | None = None
     model: str | None = None
-    max_output_tokens: int | None = Field(None, ge=0)
+    max_output_tokens: Whole | None = Field(None, ge=0)
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -49,16 +51,25 @@ class ResponseRequest(Asked):
     conversation: Any = None
     prompt: Any = None
     background: bool | None = None
-    seed: int | None = None
-    top_k: int | None = None
+    seed: Whole | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     isobit_receipt: bool = False
 
     @property
-    def functions(self) -> list[dict[str, Any]]:
-        """The tools that a client runs; those that OpenAI would run are left out."""
-        return [tool for tool in self.tools or () if tool.get("type") == "function"]
+    def own_tools(self) -> list[dict[str, Any]]:
+        """The tools that a client runs, wherever they stand."""
+        items = self.input if isinstance(self.input, list) else []
+        added = [item.get("tools") for item in items if item.get("type") == "additional_tools"]
+        lists = [self.tools, *added]
+        every = [tool for tools in lists if isinstance(tools, list) for tool in tools]
+        return [tool for tool in every if isinstance(tool, dict) and tool.get("type") in KINDS]
+
+    @property
+    def offers(self) -> list[Offer]:
+        """The same one by one."""
+        return offers(self.own_tools)
 
     def chat(self) -> ChatRequest:
         """The same as a chat. Raises UsageError for what there is not, ValidationError."""
@@ -80,8 +91,9 @@ class ResponseRequest(Asked):
             "reasoning_effort": (self.reasoning or {}).get("effort"),
             "chat_template_kwargs": self.chat_template_kwargs,
         }
-        if self.functions:
-            body |= {"tools": list(map(_function, self.functions)), "tool_choice": self._choice()}
+        if found := self.offers:
+            tools = [{"type": "function", "function": offer.function} for offer in found]
+            body |= {"tools": tools, "tool_choice": self._choice()}
         elif self.tool_choice not in (None, "auto", "none"):
             raise UsageError("tool_choice: expected functions among the tools, got none")
         return ChatRequest.model_validate(body)
@@ -99,8 +111,12 @@ class ResponseRequest(Asked):
         choice = self.tool_choice
         if not isinstance(choice, dict):
             return choice
-        if choice.get("type") == "function":
-            return {"type": "function", "function": {"name": choice.get("name")}}
+        if choice.get("type") in ("function", "custom"):
+            return {"type": "function", "function": {"name": _known_by(choice)}}
+        if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
+            each = (tool for tool in choice["tools"] if isinstance(tool, dict))
+            named = [{"name": _known_by(tool)} for tool in each if tool.get("type") in KINDS]
+            return choice | {"tools": named}
         raise UsageError(
             f"tool_choice: expected one of the functions, got {choice.get('type')!r:.60}"
         )
@@ -114,7 +130,7 @@ class ResponseRequest(Asked):
         turn: dict[str, Any] | None = None  # the assistant's, of which several items are parts
         for i, item in enumerate(self.input):
             place, kind = f"input.{i}", item.get("type", "message")
-            if kind in ("reasoning", "function_call") or _is_answer(item, kind):
+            if kind in ("reasoning", *_CALLS) or _is_answer(item, kind):
                 if turn is None or (kind == "reasoning" and turn.keys() - {"role"}):
                     turn = {"role": "assistant"}
                     messages.append(turn)
@@ -126,12 +142,12 @@ class ResponseRequest(Asked):
                     raise UsageError(f"{place}.role: expected a role, got {role!r:.60}")
                 content = _text(item.get("content"), f"{place}.content")
                 messages.append({"role": role, "content": content})
-            elif kind == "function_call_output":
+            elif kind in ("function_call_output", "custom_tool_call_output"):
                 turn = None
                 content = _text(item.get("output"), f"{place}.output")
                 call = item.get("call_id")
                 messages.append({"role": "tool", "tool_call_id": call, "content": content})
-            else:
+            elif kind != "additional_tools":
                 raise UsageError(
                     f"{place}.type: expected message, reasoning, function_call or "
                     f"function_call_output, got {kind!r:.60}"
@@ -155,7 +171,9 @@ def _take(turn: dict[str, Any], item: dict[str, Any], kind: str, place: str) -> 
         text = _text(item.get("content"), f"{place}.content")
         turn["content"] = turn.get("content", "") + text
     else:
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        custom = kind == "custom_tool_call"
+        arguments = arguments_of(item.get("input")) if custom else item.get("arguments")
+        function = {"name": _known_by(item), "arguments": arguments}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         turn.setdefault("tool_calls", []).append(call)
 
@@ -176,9 +194,9 @@ def _text(content: object, place: str) -> str:
     return "".join(texts)
 
 
-def _function(tool: dict[str, Any]) -> dict[str, Any]:
-    function = {name: tool[name] for name in tool.keys() - {"type"} if tool[name] is not None}
-    return {"type": "function", "function": function}
+def _known_by(item: dict[str, Any]) -> Any:
+    """What the model knows a tool by that a call or a choice names."""
+    return joined(item.get("namespace"), item.get("name"))
 
 
 class Responses:
@@ -202,7 +220,8 @@ class Responses:
         measured = chat.measured
         prompts, most = [ready.prompt], chat.most
         answers = Answers(service, request, chat, prompts, most=most, logprobs=measured, chat=ready)
-        writer = ResponseWriter(service, self._echo(asked, chat), answers, measured is not None)
+        echo, tools = self._echo(asked, chat), asked.offers
+        writer = ResponseWriter(service, echo, answers, tools, measured=measured is not None)
         if asked.stream:
             return answers.stream(writer)
         return JSONResponse(writer.response(await answers.written(writer)))
@@ -230,7 +249,10 @@ class Responses:
             "temperature": sampling.temperature,
             "text": asked.text or {"format": {"type": "text"}},
             "tool_choice": asked.tool_choice or "auto",
-            "tools": [{"strict": None, "parameters": None} | tool for tool in asked.functions],
+            "tools": [
+                {"strict": None, "parameters": None} | tool if tool["type"] == "function" else tool
+                for tool in asked.own_tools
+            ],
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": sampling.top_p,
             "truncation": "disabled",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,15 +26,18 @@ class Service:
         api_key: str | None = None,
         limits: Limits | None = None,
         page: bool = True,
+        origins: Sequence[str] = (),
     ) -> None:
         """Reads all of the model's file if its digest is not known yet.
 
-        page: there is a page at ``/``; its files need no key.
+        page: there is a page at ``/``; its files need no key. origins: of the pages elsewhere
+        whose scripts a browser lets in; "*" for any.
         """
         self.model = model
         self.name = name or model.path.stem
         self.api_key = api_key
         self.page = page
+        self.origins = tuple(origins)
         self.engine = model.generations
         if limits is not None:
             self.engine.limit(limits)

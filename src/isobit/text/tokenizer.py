@@ -61,6 +61,7 @@ class Tokenizer:
         """
         self.vocabulary = vocabulary
         self._tokens = vocabulary.tokens
+        self._bytes: dict[int, bytes] = {}  # of the tokens that came
         special = vocabulary.control | vocabulary.user_defined
         self._whole = frozenset(special.values())
         self._longest = max(*map(len, self._tokens), *(len(t.encode()) for t in special), 1)
@@ -233,6 +234,12 @@ class Tokenizer:
             raise UsageError(f"token id: expected an integer, found {shown(token_id)}") from None
         if not 0 <= index < self.vocab_size:
             raise UsageError(f"token id: expected 0 to {self.vocab_size - 1}, found {shown(index)}")
+        known = self._bytes.get(index)
+        if known is None:
+            known = self._bytes[index] = self._bytes_of(index)
+        return known
+
+    def _bytes_of(self, index: int) -> bytes:
         text = self._tokens[index]
         if index in self._whole:
             return text.encode()

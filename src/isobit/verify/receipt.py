@@ -7,7 +7,7 @@ digests on another backend mean equal bits.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import __version__, numerics
-from isobit.backends.base import F32, I32
+from isobit.backends.base import CHOSEN, F32, I32, Routes
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.files import regular
 from isobit.numerics import SAMPLING_VERSION
+from isobit.numerics.digest import tree_digest
 from isobit.runtime.grammar import Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.sampler_v1 import SamplerV1
 from isobit.verify.trace import save_tensors
 
-FORMAT = "isobit receipt 2"
-FORMAT_1 = "isobit receipt 1"  # sampling version 1, and fewer settings
+FORMAT = "isobit receipt 3"
+FORMAT_2 = "isobit receipt 2"  # one SHA-256 of all logits of a token
+FORMAT_1 = "isobit receipt 1"  # that, sampling version 1, and fewer settings
 _SETTINGS_1 = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 _SAMPLERS = {1: SamplerV1, SAMPLING_VERSION: Sampler}
 _ROWS_AT_ONCE = 64  # logits held while replaying
@@ -40,7 +42,8 @@ class TokenRecord:
 
     token: int
     logits: str
-    """SHA-256 (hex) of the logits it was chosen from, float32 little-endian."""
+    """Digest (hex) of the logits it was chosen from, float32 little-endian: that of
+    ``numerics.digest.tree_digest``; of formats 1 and 2 their SHA-256."""
     experts: list[str]
     """For each layer the first 12 hex digits of the SHA-256 of the expert ids (int32, in rank
     order) of the tokens that were run for it: the prompt for the first, one token for the others.
@@ -87,10 +90,10 @@ class Receipt:
     @classmethod
     def of(cls, data: Any, source: str) -> "Receipt":
         """Check what JSON holds; raises FileRefused, naming ``source``."""
-        if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_1):
+        if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_2, FORMAT_1):
             raise FileRefused(f"{source}: expected {FORMAT!r}, got something else")
         if data["format"] == FORMAT_1:
-            data = data | {"format": FORMAT, "sampling_version": 1}
+            data = data | {"format": FORMAT_2, "sampling_version": 1}
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
             raise FileRefused(f"{source}: {wrong} is missing or malformed")
@@ -189,13 +192,13 @@ def _sampling(data: dict[str, Any]) -> Sampling:
 class Recorder:
     """Watches one generation: ``model.generate(prompt, watch=recorder)``; then ``receipt()``."""
 
-    stages = frozenset({"moe_router_indices"})
+    stages = frozenset({CHOSEN})
 
     def __init__(self) -> None:
         self._model: Model | None = None
-        self._tokens: list[TokenRecord] = []
-        self._pass: dict[int, list[I32]] = {}
-        self._routes: list[I32] = []
+        self._tokens: list[tuple[int, bytes]] = []
+        self._new: list[Routes] = []
+        self._routes: list[list[Routes]] = []
 
     def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """The generation starts."""
@@ -205,51 +208,69 @@ class Recorder:
         biases = [list(pair) for pair in sampling.logit_bias]
         self._sampling = asdict(sampling) | {"seed": seed, "logit_bias": biases}
 
-    def tap(self, _stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-        """Take the experts of a pass."""
-        self._pass.setdefault(layer or 0, []).append(np.array(value, np.int32))
+    def tap(self, _stage: str, _layer: int | None, _value: NDArray[np.generic]) -> None:
+        """No stage is asked for."""
 
-    def chose(self, logits: F32, token: int) -> None:
+    def routed(self, experts: Routes) -> None:
+        """Keep the experts of a pass."""
+        self._new.append(experts)
+
+    def chose(self, digest: bytes, token: int) -> None:
         """Seal a token."""
-        experts = [np.concatenate(self._pass[i]) for i in sorted(self._pass)]
-        self._pass = {}
-        if experts:
-            self._routes.append(np.stack(experts, axis=1))
-        self._tokens.append(TokenRecord(token, _digest(logits), list(map(_short, experts))))
+        self._tokens.append((token, digest))
+        self._routes.append(self._new)
+        self._new = []
 
     def receipt(self) -> Receipt:
         """The receipt of what was generated so far."""
         if self._model is None:
             raise UsageError("nothing was generated: no receipt")
         m = self._model
+        experts = self._experts(m)
         return Receipt(
             model=m.path.name,
             model_sha256=m.file.sha256(),
             activation_planes=m.engine.activation_planes,
             prompt=self._prompt,
             sampling=self._sampling,
-            tokens=list(self._tokens),
+            tokens=[
+                TokenRecord(token, digest.hex(), of)
+                for (token, digest), of in zip(self._tokens, experts, strict=True)
+            ],
             backend=m.backend.name,
             device=m.backend.device,
         )
+
+    def _experts(self, model: Model) -> list[list[str]]:
+        """For each token its record's ``experts``."""
+        made = [_by_layer(parts) for parts in self._routes]
+        first, rest = made[:1], made[1:]
+        if len({rows.shape for rows in rest}) != 1 or not rest[0].size:
+            return [list(map(_short, rows)) for rows in made]
+        short = model.rows.digests(np.concatenate(rest))[:, :6]  # a token's ids: their SHA-256
+        text, n = short.tobytes().hex(), 12 * len(rest[0])
+        each = (text[i : i + n] for i in range(0, len(text), n))
+        found = [[layers[i : i + 12] for i in range(0, n, 12)] for layers in each]
+        return [*(list(map(_short, rows)) for rows in first), *found]
 
     def routes(self) -> tuple[I32, I32]:
         """The tokens that were run, int32 [T], and their experts, int32 [T, layers, k].
 
         The last token generated was not run. Raises UsageError for a dense model.
         """
-        if not self._routes:
+        if not any(self._routes):
             raise UsageError("routes: expected a mixture of experts that ran, got none")
-        experts = np.concatenate(self._routes)
-        ids = self._prompt + [t.token for t in self._tokens]
-        return np.array(ids[: len(experts)], np.int32), experts
+        experts = np.concatenate([part for parts in self._routes for part in parts])
+        ids = self._prompt + [token for token, _ in self._tokens]
+        return np.array(ids[: len(experts)], np.int32), experts.astype(np.int32)
 
     def experts_of(self, index: int) -> list[list[int]]:
         """The experts behind generated token ``index``, by layer: those of the position before it.
 
         Empty for a dense model.
         """
-        chosen: list[list[int]] = self._routes[index][-1].tolist() if self._routes else []
+        parts = self._routes[index]
+        chosen: list[list[int]] = parts[-1][-1].tolist() if parts else []
         return chosen
 
     def save_routes(self, path: str | Path) -> None:
@@ -258,8 +279,18 @@ class Recorder:
         save_tensors(path, "the routes", {"tokens": tokens, "experts": experts})
 
 
-def _digest(logits: F32) -> str:
-    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").tobytes()).hexdigest()
+def _digest(logits: F32, receipt: Receipt) -> str:
+    data = np.ascontiguousarray(logits, "<f4").tobytes()
+    whole = hashlib.sha256(data).digest() if receipt.format == FORMAT_2 else tree_digest(data)
+    return whole.hex()
+
+
+def _by_layer(parts: Sequence[Routes]) -> I32:
+    """Experts, parts of [n, layers, k], as rows of a layer each, int32 [layers, n * k]."""
+    if not parts:
+        return np.empty((0, 0), np.int32)
+    by_layer = np.concatenate(parts).swapaxes(0, 1)
+    return np.ascontiguousarray(by_layer, "<i4").reshape(len(by_layer), -1)
 
 
 def _short(experts: I32) -> str:
@@ -376,7 +407,7 @@ def _first(
         if got[layer : layer + 1] != said.experts[layer : layer + 1]:
             return Difference(index, "moe_router_indices", layer)
     logits = seen.logits.pop(at)
-    if _digest(logits) != said.logits:
+    if _digest(logits, receipt) != said.logits:
         return Difference(index, "lm_head", None)
     try:
         chosen = sampler.choose(logits, model.rows)

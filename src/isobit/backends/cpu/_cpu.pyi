@@ -77,6 +77,8 @@ class Engine:
         values: _Array | None,
         top_ids: _Array | None,
         top: _Array | None,
+        digests: _Array | None,
+        routes: _Array | None,
         tap: _Tap | None,
         stages: Sequence[str],
     ) -> int: ...
@@ -152,3 +154,4 @@ class Sampler:
         top_values: _Array,
         /,
     ) -> None: ...
+    def digest(self, rows: _Array, digests: _Array, /) -> None: ...

@@ -1,12 +1,13 @@
 """The CPU backend: hands a model's mapped tensors to the extension, which runs whole passes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit import numerics
-from isobit.backends.base import F32, LOGITS, Backend, Batch, Results, Tap, Wanted
+from isobit.backends.base import F32, LOGITS, ROUTES, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu import _cpu
 from isobit.backends.cpu.lower import Lowering
 from isobit.backends.hardware import processor
@@ -30,6 +31,7 @@ class CpuBackend(Backend):
     name = "cpu"
     on_host = survives_fork = True
     copies_states = True
+    on_device = frozenset({ROUTES})
 
     def __init__(
         self,
@@ -84,16 +86,19 @@ class CpuBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """What is wanted, made some rows at a time where not all logits are handed out."""
-        if tap is not None and wanted is not LOGITS:  # which may want to see all logits
-            return super().compute(batch, wanted, tap, stages)
-        return self._run(batch, wanted, tap, stages)
+        if tap is None or wanted is LOGITS:
+            return self._run(batch, wanted, tap, stages)
+        # The tap may want to see all logits.
+        found = self._run(batch, replace(LOGITS, routes=wanted.routes), tap, stages)
+        assert found.logits is not None
+        return replace(self._measured(found.logits, wanted), routes=found.routes)
 
     def _run(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         rows, given, k = len(batch.logit_rows), wanted.given, min(wanted.top, self._vocab)
         likeliest = np.empty(rows, np.int32)
-        logits = places = values = top_ids = top = None
+        logits = places = values = top_ids = top = digests = routes = None
         if wanted.logits is True:
             logits = np.empty((rows, self._vocab), np.float32)
         elif wanted.logits is not False:
@@ -104,6 +109,11 @@ class CpuBackend(Backend):
             values = np.empty(given.shape, np.float32)
         if k:
             top_ids, top = np.empty((rows, k), np.int32), np.empty((rows, k), np.float32)
+        if wanted.digests:
+            digests = np.empty((rows, 32), np.uint8)
+        if wanted.routes:
+            none = self.no_routes
+            routes = np.empty((len(batch.tokens), *none.shape[1:]), none.dtype)
         shown: Sequence[str] = ()
         if tap is not None:
             shown = [s for s in self._stages if stages is None or s in stages]
@@ -125,6 +135,8 @@ class CpuBackend(Backend):
                 values,
                 top_ids,
                 top,
+                digests,
+                None if routes is None else routes[..., None].view(np.uint8),
                 tap,
                 shown,
             )
@@ -142,6 +154,8 @@ class CpuBackend(Backend):
             top_ids,
             top,
             values,
+            digests=digests,
+            routes=routes,
         )
 
     def _extend_rope(self, last: int) -> None:

@@ -107,6 +107,9 @@ void Engine::measure(const Rows& rows, int row, const float* logits, int thread)
     rows.likeliest[i] = samplers_[thread].measure(
         logits, program_.vocab, rows.ids + i * rows.n_ids, rows.n_ids, rows.values + i * rows.n_ids,
         rows.k, rows.top_ids + i * rows.k, rows.top + i * rows.k);
+    if (rows.digests)
+        samplers_[thread].digest((const uint8_t*)logits, sizeof(float) * program_.vocab,
+                                 rows.digests + i * DIGEST_BYTES);
     if (rows.places && rows.places[i] >= 0)
         std::copy(logits, logits + program_.vocab,
                   rows.logits + (size_t)rows.places[i] * program_.vocab);

@@ -23,6 +23,8 @@ struct Batch {
     const int32_t *tokens, *positions, *sequence, *pages, *logit_rows;
     const int32_t* states;  // of each sequence; null: sequence s has state s
     const float* received;  // rows of the stage before this one, or null
+    uint8_t* routes;        // the experts of each token, [tokens][routers][k], or null
+    int route_bytes;        // of each: 1 or 2
 };
 
 // What a pass gives of its logit rows: see isobit.backends.base.Wanted.
@@ -36,6 +38,7 @@ struct Rows {
     int k;                  // so many of the likeliest are wanted
     int32_t* top_ids;
     float* top;
+    uint8_t* digests;       // of each row's logits, or null
 };
 
 // Receives stages of the pass; layer is -1 outside the layers.
@@ -151,6 +154,13 @@ public:
     const float* zeros() const { return e_.zeros_.data(); }  // as many as a state has
     // Which tokens go to which expert: the choice of the last top_k, or one expert for all.
     Groups& groups(bool dense) const { return dense ? e_.dense_ : e_.experts_; }
+    // Hand out the experts that a router has chosen for a token.
+    void route(int router, int t, const int32_t* ids, int k) const {
+        const size_t at = ((size_t)t * e_.program_.routers + router) * k;
+        for (int i = 0; batch.routes && i < k; ++i)
+            if (batch.route_bytes == 1) batch.routes[at + i] = (uint8_t)ids[i];
+            else ((int16_t*)batch.routes)[at + i] = (int16_t)ids[i];
+    }
     int rows(const Phase& phase) const {
         return phase.logit_rows ? n_rows_ : batch.n_tokens;
     }

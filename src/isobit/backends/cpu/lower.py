@@ -98,6 +98,7 @@ class Lowering:
         self.tables: list[RopeTable] = []
         self.states: list[int] = []
         self.scratch = self.scratch_values = 0
+        self.routers: list[int] = []
         self.graph = graph
         self._ops, self._only_traced = _rows_selected_early(graph)
         self._readers: dict[Value, list[int]] = {}
@@ -129,6 +130,8 @@ class Lowering:
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
             "vocab": self.graph.logits.shape.width,
+            "routers": len(self.routers),
+            "routed": max(self.routers, default=0),
         }
 
     # For the operations' own files, ops/KIND.py
@@ -243,6 +246,12 @@ class Lowering:
         (shape,) = op.operation.state([v.shape for v in op.inputs], op.weights)
         self.states.append(shape.width)
         return len(self.states) - 1
+
+    def router(self, k: int) -> int:
+        """The number of what chooses k experts."""
+        self.routers.append(k)
+        assert set(self.routers) == {k}, "routers that choose different numbers"
+        return len(self.routers) - 1
 
     def table(self, table: RopeTable) -> int:
         """The number of a RoPE table."""

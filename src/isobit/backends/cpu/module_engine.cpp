@@ -96,7 +96,8 @@ public:
                 std::optional<Array<float, 2>> logits, std::optional<Input_<int32_t, 1>> places,
                 Array<int32_t, 1> likeliest, std::optional<Input_<int32_t, 2>> ids,
                 std::optional<Array<float, 2>> values, std::optional<Array<int32_t, 2>> top_ids,
-                std::optional<Array<float, 2>> top, nb::object callback,
+                std::optional<Array<float, 2>> top, std::optional<Array<uint8_t, 2>> digests,
+                std::optional<Array<uint8_t, 4>> routes, nb::object callback,
                 const std::vector<std::string>& stages) {
         const size_t T = tokens.shape(0), V = engine_->program().vocab;
         require(T > 0, "batch: expected at least one token");
@@ -109,7 +110,9 @@ public:
         const Batch batch = {(int)T, (int)pages.shape(0), (int)pages.shape(1), (int)R,
                              tokens.data(), positions.data(), sequence.data(), pages.data(),
                              logit_rows.data(), states ? states->data() : nullptr,
-                             received ? received->data() : nullptr};
+                             received ? received->data() : nullptr,
+                             routes ? routes->data() : nullptr,
+                             routes ? (int)routes->shape(3) : 0};
         const Rows rows = {logits ? logits->data() : nullptr,
                            places ? places->data() : nullptr,
                            likeliest.data(),
@@ -118,15 +121,22 @@ public:
                            values ? values->data() : nullptr,
                            top ? (int)top->shape(1) : 0,
                            top_ids ? top_ids->data() : nullptr,
-                           top ? top->data() : nullptr};
+                           top ? top->data() : nullptr,
+                           digests ? digests->data() : nullptr};
         require(likeliest.shape(0) == R && (!logits || logits->shape(1) == V) &&
                     (!places || (logits && places->shape(0) == R)) &&
                     (!logits || places || logits->shape(0) == R) &&
                     (!ids || (ids->shape(0) == R && values && values->shape(0) == R &&
                               values->shape(1) == ids->shape(1))) &&
                     (!top || (top_ids && top->shape(0) == R && top_ids->shape(0) == R &&
-                              top_ids->shape(1) == top->shape(1) && top->shape(1) <= V)),
+                              top_ids->shape(1) == top->shape(1) && top->shape(1) <= V)) &&
+                    (!digests || (digests->shape(0) == R && digests->shape(1) == DIGEST_BYTES)),
                 "forward: shapes of results differ");
+        const Program& program = engine_->program();
+        require(!routes || (routes->shape(0) == T && routes->shape(1) == (size_t)program.routers &&
+                            routes->shape(2) == (size_t)program.routed &&
+                            (routes->shape(3) == 1 || routes->shape(3) == 2)),
+                "forward: expected routes [tokens, routers, k, bytes]");
         require(stages.empty() || (logits && !places), "forward: a tap goes with all logits");
         for (size_t i = 0; places && i < R; ++i)
             require(places->data()[i] < (int64_t)logits->shape(0), "forward: place out of range");
@@ -229,6 +239,8 @@ private:
         p.scratch = nb::cast<int>(d["scratch"]);
         p.scratch_values = nb::cast<int>(d["scratch_values"]);
         p.vocab = nb::cast<int>(d["vocab"]);
+        p.routers = nb::cast<int>(d["routers"]);
+        p.routed = nb::cast<int>(d["routed"]);
         p.planes = nb::cast<int>(d["planes"]);
         const auto pages = nb::cast<long long>(d["pages"]);
         if (pages > INT32_MAX) throw std::bad_alloc();
@@ -256,5 +268,6 @@ void bind_engine(nb::module_& m) {
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),
              nb::arg("received").none(), nb::arg("logits").none(), nb::arg("places").none(), nb::arg("likeliest"),
              nb::arg("ids").none(), nb::arg("values").none(), nb::arg("top_ids").none(),
-             nb::arg("top").none(), nb::arg("tap").none(), nb::arg("stages"));
+             nb::arg("top").none(), nb::arg("digests").none(), nb::arg("routes").none(),
+             nb::arg("tap").none(), nb::arg("stages"));
 }

@@ -73,6 +73,14 @@ public:
         });
     }
 
+    void digest(Input_<uint8_t, 2> rows, Array<uint8_t, 2> digests) {
+        const size_t R = rows.shape(0), n = rows.shape(1);
+        require(digests.shape(0) == R && digests.shape(1) == DIGEST_BYTES, "digest: shapes differ");
+        each(R, [&](RowSampler& sampler, int i) {
+            sampler.digest(rows.data() + i * n, n, digests.data() + i * DIGEST_BYTES);
+        });
+    }
+
 private:
     template <class F>
     void each(size_t rows, F&& f) {
@@ -103,5 +111,6 @@ void bind_sampler(nb::module_& m) {
              nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seed"),
              nb::arg("index"), nb::arg("edit_ends"), nb::arg("edit_ids"), nb::arg("edit_logits"),
              nb::arg("allowed").none(), nb::arg("tokens"), nb::arg("logprobs"))
-        .def("measure", &PySampler::measure);
+        .def("measure", &PySampler::measure)
+        .def("digest", &PySampler::digest);
 }

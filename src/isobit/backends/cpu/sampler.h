@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "digest.h"
 #include "kernels/kernels.h"
 
 namespace isobit {
@@ -34,7 +35,9 @@ constexpr int32_t NOT_FINITE = -1, NONE_ALLOWED = -2;
 
 class RowSampler {
 public:
-    explicit RowSampler(const Kernels& kernels) : kernels_(kernels) {}
+    explicit RowSampler(const Kernels& kernels) : digest(kernels), kernels_(kernels) {}
+
+    TreeDigest digest;  // of a row, and whatever else
 
     Choice choose(const float* z, int n, const Sampling& s, const Edits& edits);
 

@@ -138,6 +138,12 @@ class RowSampler:
         self._sampler.measure(logits, ids, likeliest, values, top_ids, top)
         return likeliest, values, top_ids, top
 
+    def digests(self, rows: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """The digest of each row, uint8 [R, 32]: :func:`isobit.numerics.digest.tree_digest`."""
+        out = np.empty((len(rows), 32), np.uint8)
+        self._sampler.digest(np.ascontiguousarray(rows).view(np.uint8), out)
+        return out
+
 
 def fraction(top_p: float) -> int:
     """top_p times 2^64, and 0 for 1; the least positive fraction keeps one token, as 0 would."""

@@ -10,7 +10,6 @@ from typing import Any
 from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.device.layout import require_readable
 from isobit.backends.cuda.lowering import Lowering, Make
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.slots import Mark, Pass
@@ -97,12 +96,6 @@ class Program:
 
 def lacks(weights: Weights) -> str | None:
     """What there is no kernel for in a model; None if there are all."""
-    try:
-        for weight in weights.graph.weights.values():
-            if len(weight.shape) > 1:
-                require_readable(weight)
-    except BackendUnavailable as error:
-        return str(error)
     return next(filter(None, map(_lacks, weights.graph.required.ops)), None)
 
 

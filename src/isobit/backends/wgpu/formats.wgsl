@@ -1,10 +1,4 @@
-// A superblock of any quantised format, from its fields in a tile: the same as isobit.gguf.formats.
-//
-// A tile holds a superblock of 8 rows in chunks of 16 bytes, the rows' first chunks, then their
-// second …; what is left of a superblock behind whole chunks follows, row by row (layout.py).
-
-override FORMAT: u32;  // ggml's number
-override BYTES: u32;  // of a row's superblock
+// Formats without a file of their own: what blocks.wgsl asks for. Needs bytes and blocks.
 
 const Q4_0 = 2u;
 const Q4_1 = 3u;
@@ -16,27 +10,6 @@ const Q3_K = 11u;
 const Q4_K = 12u;
 const Q5_K = 13u;
 const Q6_K = 14u;
-
-struct Super { tile: u32, row: u32 }
-
-// The 16 bits at an even byte of a row's superblock.
-fn load16(at: Super, byte: u32) -> u32 {
-  let chunks = BYTES / 16u;
-  var b = 16u * (8u * (byte / 16u) + at.row) + byte % 16u;
-  if (byte >= 16u * chunks) { b = 128u * chunks + at.row * (BYTES % 16u) + byte - 16u * chunks; }
-  return (weights[at.tile + b / 16u][(b / 4u) % 4u] >> (8u * (b & 2u))) & 0xffffu;
-}
-fn load32(at: Super, byte: u32) -> u32 { return load16(at, byte) | (load16(at, byte + 2u) << 16u); }
-fn load8(at: Super, byte: u32) -> u32 {
-  return (load16(at, byte & 0xfffffffeu) >> (8u * (byte & 1u))) & 255u;
-}
-
-// Four codes below 128, less a zero point that is a power of two: signed bytes.
-fn less(codes: u32, zero: u32) -> u32 {
-  return (codes + (128u - zero) * 0x01010101u) ^ 0x80808080u;
-}
-// Bits 0 … 3 to the lowest bit of each of four bytes.
-fn spread_bits(v: u32) -> u32 { return ((v & 15u) * 0x00204081u) & 0x01010101u; }
 
 // Codes k … k + 3 of a block of 32 values whose four-bit codes begin at `byte`.
 fn nibbles(at: Super, byte: u32, k: u32) -> u32 {
@@ -113,42 +86,12 @@ fn d_at(k: u32) -> u32 {
     default: { return (k / 32u) * (BYTES / 8u); }
   }
 }
+fn d_of(at: Super, k: u32) -> real { return from_half(load16(at, d_at(k))); }
+fn dmin_of(at: Super, k: u32) -> real {
+  return from_half(load16(at, d_at(k) + 2u)) ^ select(0u, SIGN, FORMAT < Q2_K);
+}
+// How many 16 values share a d.
+fn groups_of_d() -> u32 { return select(16u, 2u, FORMAT < Q2_K); }
 fn has_mins() -> bool {
   return FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K;
-}
-
-// `first` is the row's first vec4 in its tile.
-fn load(first: u32, row: u32) -> Super { return Super(first - row, row); }
-
-// t of section 4; `a`: the activations.
-fn superblock(at: Super, a: u32) -> real {
-  let small = FORMAT < Q2_K;  // blocks of 32 values
-  let per_block = select(16u, 2u, small);
-  var t = 0u;
-  var high = 0;
-  var low = 0;
-  var mins = 0;
-  for (var g = 0u; g < 16u; g++) {
-    let k = 16u * g;
-    let c = vec4(codes(at, k), codes(at, k + 4u), codes(at, k + 8u), codes(at, k + 12u));
-    let scale = scale_of(at, g);
-    high += scale * dot16(c, staged[a + g]);
-    if (PLANES == 2u) { low += scale * dot16(c, staged[a + 16u + g]); }
-    mins += min_of(at, g) * bitcast<i32>(staged[a + 32u + g / 4u][g % 4u]);
-    if (g % per_block == per_block - 1u) {
-      let d = d_at(k);
-      var dmin = 0u;
-      var m = 0u;
-      if (has_mins()) {
-        dmin = from_half(load16(at, d + 2u)) ^ select(0u, SIGN, small);
-        m = from_int(mins);
-      }
-      let u = scaled(from_half(load16(at, d)), joined(high, low), dmin, m);
-      t = select(u, add_normal(t, u), small);
-      high = 0;
-      low = 0;
-      mins = 0;
-    }
-  }
-  return t;
 }

@@ -1,6 +1,6 @@
 // A superblock of IQ4_NL, IQ4_XS or MXFP4 from a tile.
 //
-// Blocks of 18 and 17 bytes begin inside words: the codes of such a block are words shifted together.
+// Needs bytes. Blocks of 18 and 17 bytes begin inside words: the codes of such a block are words shifted together.
 
 override FORMAT: u32;  // ggml's number
 
@@ -8,15 +8,8 @@ const IQ4_NL = 20u;
 const IQ4_XS = 23u;
 const MXFP4 = 39u;
 
-// Four codes, less a zero point: signed bytes.
-fn less(codes: u32, zero: u32) -> u32 {
-  return (codes + (128u - zero) * 0x01010101u) ^ 0x80808080u;
-}
-
 // The four bytes of `b` where a byte of the mask is set, else those of `a`.
 fn either(mask: u32, a: u32, b: u32) -> u32 { return a ^ ((a ^ b) & mask); }
-fn mask_of(indices: u32, bit: u32) -> u32 { return ((indices >> bit) & 0x01010101u) * 255u; }
-
 // Four-bit indices in four bytes to the codes of IQ4: halving the table by one bit after another.
 fn iq4(indices: u32) -> u32 {
   let m0 = mask_of(indices, 0u);
@@ -27,17 +20,6 @@ fn iq4(indices: u32) -> u32 {
   let q2 = either(m1, either(m0, 0x01010101u, 0x0d0d0d0du), either(m0, 0x19191919u, 0x26262626u));
   let q3 = either(m1, either(m0, 0x35353535u, 0x45454545u), either(m0, 0x59595959u, 0x71717171u));
   return either(mask_of(indices, 3u), either(m2, q0, q1), either(m2, q2, q3));
-}
-
-// Four-bit floats (sign, two bits of exponent, one of fraction) in four bytes, doubled: 0 … 4 are
-// themselves, 5 6 7 stand for 6 8 12.
-fn fp4(floats: u32) -> u32 {
-  let b0 = floats & 0x01010101u;
-  let b1 = (floats >> 1u) & 0x01010101u;
-  let b2 = (floats >> 2u) & 0x01010101u;
-  let size = (floats & 0x07070707u) + (b2 & b0) + 2u * (b2 & b1) + 2u * (b2 & b1 & b0);
-  let minus = size & mask_of(floats, 3u);
-  return less(0x0c0c0c0cu + (size ^ minus) - minus, 12u);
 }
 
 // MXFP4's scale, 2^(e - 128); for e < 2 a subnormal.

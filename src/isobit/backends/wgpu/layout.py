@@ -18,16 +18,6 @@ from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
 TILE_ROWS = 8
-_SHADED = (
-    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS", "MXFP4"),
-)
-"""The formats that matmul.wgsl has a reader for."""
-
-
-def readable(fmt: Format) -> bool:
-    """Whether there are shaders for a format."""
-    return not fmt.quantized or fmt.name in _SHADED
 
 
 def superblocks(columns: int) -> int:

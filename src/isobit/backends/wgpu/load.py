@@ -8,9 +8,15 @@ from isobit.backends.wgpu.device import Device
 from isobit.backends.wgpu.layout import Stack, joined
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
+from isobit.gguf.grids import packed_grids
 from isobit.numerics import Weight
 
 _PIECE_BYTES = 16 << 20
+GRIDS = {
+    **{"IQ1_S": "IQ1", "IQ1_M": "IQ1", "IQ2_XXS": "IQ2_XXS", "IQ2_XS": "IQ2_XS"},
+    **{"IQ2_S": "IQ2_S", "IQ3_XXS": "IQ3_XXS", "IQ3_S": "IQ3_S"},
+}
+"""The grid of a format that has one."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Segment:
     units: int
     column: int
     parts: tuple[Part, ...]
+    grid: Any = None
+    """A buffer of the rows that its codes are looked up in."""
 
 
 @dataclass(eq=False)
@@ -86,7 +94,10 @@ def _segment(device: Device, threads: Executor, stack: Stack, column: int) -> Se
     for first in range(0, total, in_one):
         last = min(first + in_one, total)
         parts.append(Part(_upload(device, threads, stack, first, last), first, last))
-    return Segment(stack.format, stack.matrices, stack.rows, stack.units, column, tuple(parts))
+    name = GRIDS.get(stack.format.name)
+    grid = device.upload(packed_grids()[name].rows) if name else None
+    sizes = stack.matrices, stack.rows, stack.units, column
+    return Segment(stack.format, *sizes, tuple(parts), grid)
 
 
 def _upload(device: Device, threads: Executor, stack: Stack, first: int, last: int) -> Any:

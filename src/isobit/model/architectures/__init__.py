@@ -39,7 +39,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen35moe": _QWEN35,
 }
 """By the name in ``general.architecture``."""
-HUGGING_FACE: dict[str, HuggingFace] = {**qwen3.HUGGING_FACE, **qwen35.HUGGING_FACE}
+HUGGING_FACE: dict[str, HuggingFace] = {
+    **llama.HUGGING_FACE,
+    **qwen3.HUGGING_FACE,
+    **qwen35.HUGGING_FACE,
+}
 """By config.json's ``model_type``."""
 
 

@@ -1,15 +1,33 @@
 """Llama, Mistral and Mixtral (`llama`), Qwen2 and Qwen2-MoE: grouped-query attention without head
 norms, biases where the file has them, then SwiGLU or a mixture of SwiGLU experts."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from isobit.config import Metadata, ModelConfig
+from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
-from isobit.model.architectures.scaling import rope_scaling
+from isobit.model.architectures.scaling import huggingface_scaling, llama3_divisors, rope_scaling
 from isobit.model.graph import Graph, Value
+from isobit.model.huggingface import (
+    ATTENTION,
+    DENSE_KEYS,
+    EXPERT_KEYS,
+    EXPERTS,
+    FEED_FORWARD,
+    KEYS,
+    ONLY,
+    SHARED_EXPERT,
+    HuggingFace,
+    Reorder,
+    Source,
+    Sources,
+    each,
+    weights,
+)
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Heads, Rope
@@ -73,3 +91,94 @@ def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
     k = blocks.heads_of(p, "k_post_rope", rope, qkv, Heads(H * D, G, D))
     v = p.g.one(None, Heads((H + G) * D, G, D), qkv)
     return p.biased("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
+
+
+def _neighbours(heads: str) -> Callable[[Metadata], Reorder]:
+    """transformers has the first value of all pairs of a head, then the second of all."""
+
+    def of(c: Metadata) -> Reorder:
+        all_heads = c.count("num_attention_heads", 1, 4096)
+        hidden = c.count("hidden_size", 1, 1 << 20)
+        size = c.count("head_dim", 2, 512, default=hidden // all_heads)
+        return Reorder((c.count(heads, 1, 4096, default=all_heads), 2, size // 2), (0, 2, 1))
+
+    return of
+
+
+_Q, _K = _neighbours("num_attention_heads"), _neighbours("num_key_value_heads")
+_BIASES = {
+    f"attn_{role}.bias": Source(f"self_attn.{name}.bias")
+    for role, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj"))
+}
+_LAYER = {**ATTENTION, **_BIASES, **weights(ffn_norm="post_attention_layernorm")}
+
+
+def _llama(c: Metadata) -> dict[str, Source | Sequence[Source]]:
+    layer: dict[str, Source | Sequence[Source]] = dict(_LAYER)
+    for role, moves in (("attn_q", _Q), ("attn_k", _K)):
+        for what in ("weight", "bias"):
+            name = f"self_attn.{role[-1]}_proj.{what}"
+            layer[f"{role}.{what}"] = Source(name, (moves(c),))
+    return layer
+
+
+_MIXTRAL: Sources = {
+    "ffn_gate_inp.weight": (
+        Source("block_sparse_moe.gate.weight", float32=True),
+        Source("mlp.gate.weight", float32=True),
+    ),
+    **{
+        f"ffn_{role}_exps.weight": (
+            Source(f"block_sparse_moe.experts.{{e}}.{theirs}.weight"),
+            *each(EXPERTS[f"ffn_{role}_exps.weight"]),
+        )
+        for role, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    },
+}
+_ANY_ROPE = {key: value for key, value in ONLY.items() if key != "rope_type"}
+_ALL_SEEN = _ANY_ROPE | {"sliding_window": None}
+
+
+def _qwen2moe(c: Metadata) -> dict[str, Entry]:
+    normalised = c.flag("norm_topk_prob", default=False)
+    return {**huggingface_scaling(c), "expert_weights_norm": normalised}
+
+
+_DENSE = HuggingFace(
+    "llama",
+    "LlamaForCausalLM",
+    KEYS | DENSE_KEYS,
+    lambda c: {**_llama(c), **FEED_FORWARD},
+    only=_ALL_SEEN,
+    more=huggingface_scaling,
+    computed=llama3_divisors,
+)
+HUGGING_FACE = {
+    "llama": _DENSE,
+    "mistral": replace(_DENSE, model="MistralForCausalLM"),
+    "mixtral": replace(
+        _DENSE,
+        model="MixtralForCausalLM",
+        keys=KEYS | DENSE_KEYS | {k: v for k, v in EXPERT_KEYS.items() if "length" not in k},
+        layer=lambda c: {**_llama(c), **_MIXTRAL},
+    ),
+    "qwen2": replace(
+        _DENSE,
+        architecture="qwen2",
+        model="Qwen2ForCausalLM",
+        layer=lambda _: {**_LAYER, **FEED_FORWARD},
+        only=_ANY_ROPE,
+    ),
+    "qwen2_moe": replace(
+        _DENSE,
+        architecture="qwen2moe",
+        model="Qwen2MoeForCausalLM",
+        keys=KEYS
+        | EXPERT_KEYS
+        | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        layer=lambda _: {**_LAYER, **EXPERTS, **SHARED_EXPERT},
+        only=_ANY_ROPE | {"decoder_sparse_step": 1, "mlp_only_layers": []},
+        more=_qwen2moe,
+    ),
+}
+"""By config.json's ``model_type``."""

@@ -21,12 +21,12 @@ from isobit.model.huggingface import (
     MINUS_EXP,
     ONLY,
     OUTSIDE,
+    SHARED_EXPERT,
     Drop,
     HuggingFace,
     Reorder,
     Source,
     Sources,
-    weights,
 )
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
@@ -207,17 +207,6 @@ def _norm(name: str) -> Source:
     return Source(f"{name}.weight", float32=True, change=ADD_ONE)
 
 
-_SHARED: Sources = {
-    **EXPERTS,
-    **weights(
-        ffn_gate_shexp="mlp.shared_expert.gate_proj",
-        ffn_up_shexp="mlp.shared_expert.up_proj",
-        ffn_down_shexp="mlp.shared_expert.down_proj",
-    ),
-    "ffn_gate_inp_shexp.weight": Source("mlp.shared_expert_gate.weight", (Drop(0),)),
-}
-
-
 def _metadata(c: Metadata) -> dict[str, Entry]:
     """What config.json says in other words than a file's metadata."""
     keys, shared, size = _delta_heads(c)
@@ -262,7 +251,7 @@ _MIXTURE = HuggingFace(
     "qwen35moe",
     "Qwen3_5MoeForCausalLM",
     KEYS | EXPERT_KEYS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
-    lambda c: {**_layer(c), **_SHARED},
+    lambda c: {**_layer(c), **EXPERTS, **SHARED_EXPERT},
     _OUTSIDE,
     _ONLY,
     _metadata,

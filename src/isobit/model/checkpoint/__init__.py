@@ -30,6 +30,10 @@ __all__ = ["TYPES", "Checkpoint", "open_model"]
 TYPES: dict[str, Format] = {f.name.lower(): f for f in (F32, F16, BF16, Q8_0, Q4_0)}
 """What matrices can be made on loading, by name."""
 
+_NUMBERS = (  # that a file may write without a point
+    *("rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor"),
+    *("beta_fast", "beta_slow"),
+)
 _NOT_TEXT = re.compile(r"(model\.)?visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
 _TEXT = re.compile(r"model\.language_model\.|language_model\.model\.")
 
@@ -70,7 +74,10 @@ class Checkpoint(GGUFFile):
         arch = kind.architecture
         metadata: dict[str, Value] = {"general.architecture": arch}
         metadata |= {f"{arch}.{key}": value for key, value in kind.metadata(config).items()}
-        tensors = self._directory(folder, config, kind.sources(config))
+        computed = kind.computed(config)
+        self._stored |= {name: Stored(F32, values) for name, values in computed.items()}
+        sources = kind.sources(config) | {name: (Source(name),) for name in computed}
+        tensors = self._directory(folder, config, sources)
         metadata |= vocabulary(folder, tensors["token_embd.weight"].shape[0])
         super().__init__([folder], Header(3, metadata, tensors, {}), [])
         self.called = {f"{arch}.{key}": name for key, name in kind.keys.items()} | {
@@ -168,7 +175,7 @@ def _config(folder: Path) -> Metadata:
             found = {**found, **found[key]}
     if "type" in found and "rope_type" not in found:
         found["rope_type"] = found["type"]
-    for key in ("rope_theta", "partial_rotary_factor"):
+    for key in _NUMBERS:
         if type(found.get(key)) is int:
             found[key] = float(found[key])
     if "num_local_experts" in found:  # the same under another name

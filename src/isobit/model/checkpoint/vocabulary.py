@@ -1,12 +1,14 @@
-"""tokenizer.json in the words of GGUF: byte-level BPE of the models that can be read."""
+"""tokenizer.json in the words of GGUF: byte-level BPE of the models that can be read, and
+SentencePiece's as Llama 2 and Mistral have it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from isobit.gguf.header import Value, refusal, show
 from isobit.model.checkpoint.shards import read_json
 
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # token_type
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -16,7 +18,12 @@ _QWEN35 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PRE_TOKENIZERS = {_QWEN2: "qwen2", _QWEN35: "qwen35"}
+_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_PRE_TOKENIZERS = {  # by the pattern, and whether a word that is a token is that token
+    (_QWEN2, False): "qwen2",
+    (_QWEN35, False): "qwen35",
+    (_LLAMA3, True): "llama-bpe",
+}
 
 
 def vocabulary(folder: Path, size: int) -> dict[str, Value]:
@@ -31,22 +38,55 @@ def vocabulary(folder: Path, size: int) -> dict[str, Value]:
     try:
         tokens, types = _tokens(path, found, size)
         merges: list[Value] = [_merge(m) for m in found["model"]["merges"]]
-        pattern = _pattern(found["pre_tokenizer"])
-        kind = found["model"]["type"]
+        kind, ignores = found["model"]["type"], bool(found["model"].get("ignore_merges"))
+        pieces = bool(found["model"].get("byte_fallback"))
+        name = "" if pieces else _PRE_TOKENIZERS.get((_pattern(found), ignores), "")
+        metadata = _pieces(found, tokens, types) if pieces else {}
+        begins = _begins_with_bos(found.get("post_processor"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise refusal(path, "tokenizer", "byte-level BPE", "something else") from None
-    if kind != "BPE" or pattern not in _PRE_TOKENIZERS:
+    if kind != "BPE" or not (name or pieces):
         known = ", ".join(_PRE_TOKENIZERS.values())
         got = f"{show(str(kind))} with another pattern"
         raise refusal(path, "tokenizer", f"byte-level BPE with the pattern of {known}", got)
-    metadata: dict[str, Value] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _PRE_TOKENIZERS[pattern],
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": merges,
+    if not pieces:
+        metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name}
+        metadata["tokenizer.ggml.merges"] = merges
+    metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    return metadata | _special(folder, tokens, begins=begins)
+
+
+def _pieces(found: dict[str, Any], tokens: list[Value], types: list[Value]) -> dict[str, Value]:
+    """SentencePiece merges by score: the first merges make the pieces of the greatest."""
+    merges = [m.split(" ") if isinstance(m, str) else m for m in found["model"]["merges"]]
+    rank = {left + right: i for i, (left, right) in reversed(list(enumerate(merges)))}
+    unknown = found["model"].get("unk_token")
+    for i, text in enumerate(tokens):
+        if text == unknown:
+            types[i] = _UNKNOWN
+        elif types[i] == _NORMAL and re.fullmatch("<0x[0-9A-F]{2}>", str(text)):
+            types[i] = _BYTE
+    before = found.get("normalizer") or {}
+    steps = [before, *(before.get("normalizers") or ()), found.get("pre_tokenizer") or {}]
+    prefix = any(
+        step.get("type") == "Prepend" or step.get("prepend_scheme") in ("first", "always")
+        for step in steps
+    )
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": [float(-rank.get(str(text), len(merges))) for text in tokens],
+        "tokenizer.ggml.add_space_prefix": prefix,
     }
-    return metadata | _special(folder, tokens)
+
+
+def _begins_with_bos(processor: Any) -> bool:
+    """Whether what follows the tokenizer puts a special token before every text."""
+    if not isinstance(processor, dict):
+        return False
+    if processor["type"] == "Sequence":
+        return any(_begins_with_bos(p) for p in processor["processors"])
+    return processor["type"] == "TemplateProcessing" and "SpecialToken" in processor["single"][0]
 
 
 def _tokens(path: Path, found: dict[str, Any], size: int) -> tuple[list[Value], list[Value]]:
@@ -71,15 +111,15 @@ def _merge(merge: Any) -> str:
     return f"{left} {right}"
 
 
-def _pattern(pre_tokenizer: dict[str, Any]) -> object:
-    split, byte_level = pre_tokenizer["pretokenizers"]
+def _pattern(found: dict[str, Any]) -> str:
+    split, byte_level = found["pre_tokenizer"]["pretokenizers"]
     plain = split["behavior"] == "Isolated" and not split["invert"]
     bare = not byte_level["add_prefix_space"] and not byte_level["use_regex"]
     whole = split["type"] == "Split" and byte_level["type"] == "ByteLevel"
-    return split["pattern"]["Regex"] if plain and bare and whole else None
+    return str(split["pattern"]["Regex"]) if plain and bare and whole else ""
 
 
-def _special(folder: Path, tokens: list[Value]) -> dict[str, Value]:
+def _special(folder: Path, tokens: list[Value], *, begins: bool) -> dict[str, Value]:
     """Which tokens begin, end and fill texts, and the chat template."""
     path, found = folder / "tokenizer_config.json", {}
     config = read_json(folder / "config.json")
@@ -96,7 +136,7 @@ def _special(folder: Path, tokens: list[Value]) -> dict[str, Value]:
         elif type(number) is int and 0 <= number < len(tokens):
             metadata[f"tokenizer.ggml.{key}_token_id"] = number
     add = found.get("add_bos_token")
-    metadata["tokenizer.ggml.add_bos_token"] = add if isinstance(add, bool) else False
+    metadata["tokenizer.ggml.add_bos_token"] = add if isinstance(add, bool) else begins
     template = found.get("chat_template")
     file = folder / "chat_template.jinja"
     if file.exists():

@@ -8,6 +8,7 @@ kernel for each kind, under the kind's name.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -40,7 +41,7 @@ class Shape:
     @property
     def width(self) -> int:
         """Values in a row."""
-        return int(np.prod(self.row, dtype=np.int64))
+        return prod(self.row)
 
 
 class UnpackCache(Generic[T]):

@@ -94,7 +94,7 @@ async function respond() {
   if (coming !== own) return; // another was asked for
   coming = null;
   if (message.text || message.thinking || !failed) {
-    if (failed) message.note = failed.message;
+    if (failed) message.note = "Incomplete.";
     messages.push(message);
     finish(answer, messages.length - 1);
     keep();

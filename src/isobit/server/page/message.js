@@ -14,7 +14,7 @@ export function question(message, send) {
   show();
 
   function edit() {
-    const area = element("textarea", { value: message.text });
+    const area = element("textarea", { value: message.text, rows: 1 });
     area.ariaLabel = "Edit your message; what follows it is dropped";
     const cancel = () => {
       show();

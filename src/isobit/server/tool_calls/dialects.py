@@ -30,7 +30,10 @@ class Dialect(Protocol):
         """Text and calls, to the end of an answer."""
 
     def after_tag(self, lark: Lark, tools: Sequence[Tool]) -> str:
-        """The rule of a call after its first tag."""
+        """The rule of a call after its first tag.
+
+        Where calls have no tag it is that of an answer: calls, or text.
+        """
 
     def required(self, lark: Lark, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The rule of an answer that consists of calls."""

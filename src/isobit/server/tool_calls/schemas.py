@@ -26,6 +26,16 @@ class Lark:
         self._rules.append(f"{name}{attributes}: {body}")
         return name
 
+    def terminal(self, body: str) -> str:
+        """The name of a rule of characters, made of strings, patterns and other such rules."""
+        name = f"T{len(self._rules)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def has(self, tag: str) -> bool:
+        """Whether a tag is a token."""
+        return tag in self._special
+
     def tag(self, text: str) -> str:
         """A tag, as the token that it is or as text."""
         return f"<[{self._special[text]}]>" if text in self._special else dumped(text)

@@ -28,7 +28,7 @@ namespace portable { extern const Kernels kernels; }
 
 namespace {
 
-struct Level {
+struct Candidate {
     const Kernels* kernels;
     bool (*usable)();
 };
@@ -67,7 +67,7 @@ bool has_dot_products() { return false; }
 bool has_i8mm() { return false; }
 #endif
 
-const Level levels[] = {
+const Candidate candidates[] = {
 #if defined(__x86_64__)
     {&avx512vnni::streaming, [] { return has_avx512vnni() && streams(); }},
     {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
@@ -83,8 +83,8 @@ const Level levels[] = {
 }  // namespace
 
 const Kernels* usable_kernels(int i) {
-    for (const Level& level : levels)
-        if (level.usable() && i-- == 0) return level.kernels;
+    for (const Candidate& c : candidates)
+        if (c.usable() && i-- == 0) return c.kernels;
     return nullptr;
 }
 

@@ -3,6 +3,17 @@
 
 namespace isobit::ISOBIT_SIMD {
 
+// A binary16, exactly.
+FN float half_value(const uint8_t* p) {
+    uint16_t x;
+    memcpy(&x, p, 2);
+    uint32_t sign = (uint32_t)(x & 0x8000) << 16, rest = x & 0x7fff;
+    // As a binary32 the exponent is 112 too small; multiplying is exact and mends subnormals.
+    float y = from_bits(rest << 13) * from_bits(0x77800000u);
+    uint32_t special = rest >= 0x7c00 ? 0x7f800000u : 0;
+    return from_bits(bits(y) | special | sign);
+}
+
 constexpr size_t PREFETCH_AHEAD = 8192;  // bytes, beyond the next tile
 
 struct AsF32 {

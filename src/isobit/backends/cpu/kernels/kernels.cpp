@@ -1,18 +1,9 @@
-// One SIMD level: compiled once for each, with that level's flags and ISOBIT_LEVEL naming its
-// header. Includes no C++ library, whose inline functions the linker would share between levels.
+// One SIMD level: compiled once for each.
 
-#include "kernels.h"
+#include "level.h"
 
-#include <stddef.h>
-#include <string.h>
-
-#include "scalar.h"
-
-#include ISOBIT_LEVEL
-
-#include "decode.h"
 #include "formats.h"
-#include "pointwise.h"
+#include "few_bits.h"
 
 #include "floats.h"
 #include "tile.h"
@@ -20,7 +11,6 @@
 
 #include "attention.h"
 #include "embedding.h"
-#include "delta.h"
 #include "moe.h"
 #include "sampling.h"
 
@@ -30,13 +20,12 @@ static const FormatInfo formats[] = {
 #define ISOBIT_INFO(Format) {#Format, Format::id, Format::block, Format::bytes},
     ISOBIT_QUANTISED(ISOBIT_INFO)
 #undef ISOBIT_INFO
-#define ISOBIT_INFO(F) {decoded_##F.name, decoded_##F.type, decoded_##F.block, decoded_##F.bytes},
-        ISOBIT_DECODED(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
+#define ISOBIT_INFO(Format) {#Format, Format::id, Format::block, Format::bytes},
+        ISOBIT_FEW_BITS(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
 
 #define ISOBIT_KERNELS(stream)                                                                    \
-    {ISOBIT_SIMD_NAME, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \
-     exp, silu_gate, clamped_gate, add, top_k, combine, silu, sigmoid, sigmoid_gate, gated_add, l2_norm, decay,   \
-     causal_conv, delta, largest, weigh, sum_above, store, attention, formats}
+    {ISOBIT_SIMD_NAME, LEVEL, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \
+     exp, silu_gate, add, top_k, combine, largest, weigh, sum_above, store, attention, formats}
 
 extern const Kernels kernels;
 const Kernels kernels = ISOBIT_KERNELS(false);

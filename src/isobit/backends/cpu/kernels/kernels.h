@@ -88,6 +88,7 @@ struct Pages {
     const int32_t* table;
 };
 
+constexpr int DIGEST_BYTES = 32;     // of SHA-256
 constexpr int LOGIT_BLOCK = 256;  // of a row of logits, whose sums and maxima are kept
 
 // A quantised format: ggml's number, values and bytes of a block.
@@ -96,8 +97,21 @@ struct FormatInfo {
     int type, block, bytes;
 };
 
+// The SIMD levels of this processor's kind, best first.
+enum class Level {
+#if defined(__x86_64__)
+    avx512vnni, avx2,
+#elif defined(__aarch64__)
+    neon_i8mm, neon,
+#endif
+    portable
+};
+
+// What several files of a level call. What one operation alone calls is declared, for every level, in
+// the operation's own file, which is compiled once for each: see run_of.
 struct Kernels {
     const char* name;
+    Level level;
     int lanes;  // rows of a weight tile
     Matmul (*matmul)(int ggml_type, int planes);
     void (*dequantise)(int ggml_type, const uint8_t* row, int n, float* out);
@@ -107,21 +121,10 @@ struct Kernels {
     void (*rope)(const float* x, const float* cos, const float* sin, int n, float* y);
     void (*exp)(const float* x, int n, float* y);
     void (*silu_gate)(const float* gate, const float* up, int n, float* y);
-    void (*clamped_gate)(const float* gate, const float* up, int n, float limit, float factor,
-                         float* y);
     void (*add)(const float* x, const float* y, int n, float* out);
     void (*top_k)(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
                   float* p);
     void (*combine)(const float* weights, const float* y, int k, int n, float* out);
-    void (*silu)(const float* x, int n, float* y);
-    void (*sigmoid)(const float* x, int n, float* y);
-    void (*sigmoid_gate)(const float* x, const float* gate, int n, float* y);
-    void (*gated_add)(const float* x, const float* y, float gate, int n, float* out);
-    void (*l2_norm)(const float* x, int n, float eps, float scale, float* y);
-    void (*decay)(const float* a, const float* dt, const float* rate, int n, float* g);
-    void (*causal_conv)(const float* const* rows, const float* taps, int n_taps, int n, float* y);
-    void (*delta)(float* state, int stride, int n, const float* q, const float* k, const float* v,
-                  float beta, float keep, float* out);
     float (*largest)(const float* z, int n, uint32_t* magnitude);
     void (*weigh)(const float* z, int n, float top, float temperature, uint32_t* p, uint32_t* most,
                   uint64_t* sums);
@@ -131,6 +134,20 @@ struct Kernels {
     void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);
     const FormatInfo* formats;  // every quantised one; then a null name
 };
+
+// The function of a level: Kernel<Level>::run, which NAME.simd.cpp defines when it is compiled for one
+// (ISOBIT_LEVEL), and calls when it is not.
+template <template <Level> class Kernel>
+FN auto run_of(const Kernels& kernels) {
+    static constexpr decltype(&Kernel<Level::portable>::run) runs[] = {
+#if defined(__x86_64__)
+        &Kernel<Level::avx512vnni>::run, &Kernel<Level::avx2>::run,
+#elif defined(__aarch64__)
+        &Kernel<Level::neon_i8mm>::run, &Kernel<Level::neon>::run,
+#endif
+        &Kernel<Level::portable>::run};
+    return runs[(int)kernels.level];
+}
 
 // The levels that this build has and this machine can run, best first; null past the last.
 const Kernels* usable_kernels(int i);

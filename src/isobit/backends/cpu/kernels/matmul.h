@@ -1,6 +1,6 @@
 // Matrix products, docs/numerics.md section 4: LANES rows at a time, the integers exact in any order,
 // the float steps in the written one. A lone token's codes are used as they are unpacked, if its
-// format is fused; several tokens share a superblock unpacked to memory (tile.h, decoded.h).
+// format is fused; several tokens share a superblock unpacked to memory (tile.h, rows.h).
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
@@ -14,19 +14,12 @@ struct Quantised {
     int group;  // values with one sub-scale
     bool mins;
     int part;  // values with one d
-    const DecodedFormat* decoded;
     // A superblock, or a row's short last one followed by zeros.
     void (*unpack)(const Quantised&, Rows, const uint8_t* ahead, bool stream, Tile&);
     void (*multiply[2])(Tile&, int zero, const Activations* const*, int n, F* y);
     // Columns of a tile of rows with one token; null if there is no more to win than by the others.
     void (*fused[2][2])(const Product&, int row, int end, int t);
 };
-
-}  // namespace isobit::ISOBIT_SIMD
-
-#include "decoded.h"
-
-namespace isobit::ISOBIT_SIMD {
 
 // A tile is rows [row, row + LANES) of the product, of which those below end are stored.
 FN void tile_rows(const Product& m, int row, int end, const uint8_t** rows) {
@@ -175,6 +168,11 @@ void fused(const Product& m, int row, int end, int t) {
     store_tile(m, row, end, t, y);
 }
 
+}  // namespace isobit::ISOBIT_SIMD
+
+#include "rows.h"
+
+namespace isobit::ISOBIT_SIMD {
 
 // The formats.
 
@@ -186,7 +184,6 @@ constexpr Quantised quantised(const char* name) {
                    Format::group,
                    Format::mins,
                    Format::block,
-                   nullptr,
                    unpack<Format>,
                    {multiply<S, 1>, multiply<S, 2>},
                    {}};
@@ -199,18 +196,18 @@ constexpr Quantised quantised(const char* name) {
     return f;
 }
 
-template <const DecodedFormat& d>
-constexpr Quantised quantised() {
-    constexpr int largest = 2 * d.zero;
-    return {{d.name, d.type, d.block, d.bytes}, d.zero, 16, false, d.part, &d, unpack_decoded,
-            {multiply_decoded<decoded_steps(largest), 1>, multiply_decoded<decoded_steps(largest), 2>},
-            {}};
+template <class Format>
+constexpr Quantised few_bits(const char* name) {
+    constexpr int steps = decoded_steps(2 * Format::zero);
+    return {{name, Format::id, Format::block, Format::bytes}, Format::zero, 16, false, Format::part,
+            unpack_rows<Format>, {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>},
+            {{by_row<Format, 1>, by_row<Format, 1>}, {by_row<Format, 2>, by_row<Format, 2>}}};
 }
 
 constexpr Quantised nvfp4() {
     constexpr int steps = decoded_steps(NVFP4::largest);
     return {{"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, NVFP4::zero, NVFP4::part, false,
-            NVFP4::part, nullptr, unpack_nvfp4,
+            NVFP4::part, unpack_nvfp4,
             {multiply_decoded<steps, 1>, multiply_decoded<steps, 2>}, {}};
 }
 
@@ -218,8 +215,8 @@ static constexpr Quantised quantised_formats[] = {
 #define ISOBIT_FORMAT(Format) quantised<Format>(#Format),
     ISOBIT_QUANTISED(ISOBIT_FORMAT)
 #undef ISOBIT_FORMAT
-#define ISOBIT_FORMAT(Format) quantised<decoded_##Format>(),
-        ISOBIT_DECODED(ISOBIT_FORMAT) nvfp4(),
+#define ISOBIT_FORMAT(Format) few_bits<Format>(#Format),
+        ISOBIT_FEW_BITS(ISOBIT_FORMAT) nvfp4(),
 #undef ISOBIT_FORMAT
 };
 

@@ -99,17 +99,10 @@ static void exp(const float* x, int n, float* y) {
     for (int i = 0; i < n; ++i) y[i] = isobit::exp(x[i]);
 }
 
+FN float sigmoid_of(float x) { return 1.0f / (1.0f + isobit::exp(-x)); }
+
 static void silu_gate(const float* gate, const float* up, int n, float* y) {
     for (int i = 0; i < n; ++i) y[i] = isobit::silu_gate(gate[i], up[i]);
-}
-
-static void clamped_gate(const float* gate, const float* up, int n, float limit, float factor,
-                         float* y) {
-    for (int i = 0; i < n; ++i) {
-        float g = gate[i] > limit ? limit : gate[i], u = up[i] > limit ? limit : up[i];
-        u = u < -limit ? -limit : u;
-        y[i] = (g / (1.0f + isobit::exp(-(g * factor)))) * (u + 1.0f);
-    }
 }
 
 static void add(const float* x, const float* y, int n, float* out) {

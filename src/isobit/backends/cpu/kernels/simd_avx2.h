@@ -83,6 +83,42 @@ FN U signed_byte_pairs(U v, int b0, int b1) {
     return (U)_mm256_srai_epi16((__m256i)byte_pairs(v, b0, b1, 1), 8);
 }
 
+// Of rows of bytes (rows.h): each of 16 sub-scales beside the 16 bytes that it is for, in the c-th vector.
+FN U spread_scales(const int16_t* scales, int c) {
+    const __m256i eight =
+        _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)scales + c / 4));
+    const int low = (0x0100 + c % 4 * 0x0404) * 0x10001, high = low + 0x02020202;
+    return (U)_mm256_shuffle_epi8(eight, _mm256_set_m128i(_mm_set1_epi32(high), _mm_set1_epi32(low)));
+}
+// sum + scale * codes * x, for codes up to 127.
+FN I scaled_dot(I sum, U codes, U x, U scale) { return scale_add(sum, dot(Part{}, codes, x), scale); }
+// Products of 16 pairs, added up in some lanes.
+FN I dot_sixteen(const int16_t* a, const int16_t* b) { return madd(load(a), load(b)); }
+// Codes, or `twice` less them where a bit is set.
+FN U negated(U codes, int twice, const uint8_t* bits) {
+    int four;
+    memcpy(&four, bits, 4);
+    const __m256i bytes = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
+                                            0x0101010101010101, 0);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    const __m256i set = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(four), bytes), bit);
+    const __m256i other = _mm256_sub_epi8(_mm256_set1_epi8((char)twice), (__m256i)codes);
+    return (U)_mm256_blendv_epi8((__m256i)codes, other, _mm256_cmpeq_epi8(set, bit));
+}
+// Lane r: the sum over the lanes of v[r].
+FN I added_across(const I* v) {
+    __m256i four[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        const __m256i* a = (const __m256i*)v + 4 * i;
+        __m256i s = _mm256_add_epi32(_mm256_unpacklo_epi32(a[0], a[1]), _mm256_unpackhi_epi32(a[0], a[1]));
+        __m256i t = _mm256_add_epi32(_mm256_unpacklo_epi32(a[2], a[3]), _mm256_unpackhi_epi32(a[2], a[3]));
+        four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(s, t), _mm256_unpackhi_epi64(s, t));
+    }
+    return (I)_mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
+                               _mm256_permute2x128_si256(four[0], four[1], 0x31));
+}
+
 // The same byte as both 16-bit factors of scale_add.
 FN U scale_at(U bytes, int b) { return byte_pairs(bytes, b, b); }
 FN U signed_scale_at(U bytes, int b) { return signed_byte_pairs(bytes, b, b); }

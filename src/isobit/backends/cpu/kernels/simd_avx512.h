@@ -69,6 +69,46 @@ FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 
+// Of rows of bytes (rows.h): each of 16 sub-scales beside the 16 bytes that it is for, in the c-th vector.
+FN U spread_scales(const int16_t* scales, int c) {
+    const __m512i four = _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)scales));
+    const __m512i lanes = _mm512_set_epi64(0x0003000300030003, 0x0003000300030003,
+                                           0x0002000200020002, 0x0002000200020002,
+                                           0x0001000100010001, 0x0001000100010001, 0, 0);
+    return (U)_mm512_permutexvar_epi16(_mm512_add_epi16(lanes, _mm512_set1_epi16(4 * c)), four);
+}
+// sum + scale * codes * x, for codes up to 127.
+FN I scaled_dot(I sum, U codes, U x, U scale) {
+    return (I)_mm512_dpwssd_epi32((__m512i)sum, _mm512_maddubs_epi16((__m512i)codes, (__m512i)x),
+                                  (__m512i)scale);
+}
+// Products of 16 pairs, added up in some lanes.
+FN I dot_sixteen(const int16_t* a, const int16_t* b) {
+    return (I)_mm512_zextsi256_si512(_mm256_madd_epi16(_mm256_load_si256((const __m256i*)a),
+                                                       _mm256_load_si256((const __m256i*)b)));
+}
+// Codes, or `twice` less them where a bit is set.
+FN U negated(U codes, int twice, const uint8_t* bits) {
+    uint64_t mask;
+    memcpy(&mask, bits, 8);
+    return (U)_mm512_mask_sub_epi8((__m512i)codes, mask, _mm512_set1_epi8((char)twice), (__m512i)codes);
+}
+// Lane r: the sum over the lanes of v[r].
+FN I added_across(const I* v) {
+    __m512i four[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m512i* a = (const __m512i*)v + 4 * i;
+        __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
+        __m512i t = _mm512_add_epi32(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
+        four[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(s, t), _mm512_unpackhi_epi64(s, t));
+    }
+    auto halves = [](__m512i a, __m512i b) __attribute__((always_inline)) {
+        return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    };
+    return (I)halves(halves(four[0], four[1]), halves(four[2], four[3]));
+}
+
 // Bytes b0 and b1 of each lane to its bytes `at` and 2 + `at`; zeros elsewhere.
 FN U byte_pairs(U v, int b0, int b1, int at = 0) {
     __m512i lane =

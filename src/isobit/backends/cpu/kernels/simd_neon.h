@@ -104,6 +104,30 @@ FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 
+// Of rows of bytes (rows.h): the sub-scale of the c-th 16 bytes in each lane.
+FN U spread_scales(const int16_t* scales, int c) { return (U)(scales[c] - I{}); }
+// sum + scale * codes * x, for codes up to 127.
+FN I scaled_dot(I sum, U codes, U x, U scale) { return scale_add(sum, dot(Part{}, codes, x), scale); }
+// Products of 16 pairs, added up in some lanes.
+FN I dot_sixteen(const int16_t* a, const int16_t* b) {
+    I sum = {};
+#pragma GCC unroll 2
+    for (int i = 0; i < 16; i += 8) sum += madd(load(a + i), load(b + i));
+    return sum;
+}
+// Lane r: the sum over the lanes of v[r].
+FN I added_across(const I* v) {
+    const int32x4_t* a = (const int32x4_t*)v;
+    return (I)vpaddq_s32(vpaddq_s32(a[0], a[1]), vpaddq_s32(a[2], a[3]));
+}
+// Codes, or `twice` less them where a bit is set.
+FN U negated(U codes, int twice, const uint8_t* bits) {
+    const uint8x16_t bit = (uint8x16_t)vdupq_n_u64(0x8040201008040201);
+    const uint8x16_t two = vcombine_u8(vdup_n_u8(bits[0]), vdup_n_u8(bits[1]));
+    const uint8x16_t c = (uint8x16_t)codes, other = vsubq_u8(vdupq_n_u8((uint8_t)twice), c);
+    return (U)vbslq_u8(vtstq_u8(two, bit), other, c);
+}
+
 FN U byte_pairs(U v, int b0, int b1) { return (v >> 8 * b0 & 255) | (v >> 8 * b1 & 255) << 16; }
 FN U signed_byte_pairs(U v, int b0, int b1) {
     return (U)((I)v << (24 - 8 * b0) >> 24 & 0xffff) | (U)((I)v << (24 - 8 * b1) >> 24 << 16);

@@ -80,6 +80,32 @@ FN U signed_scale_at(U bytes, int b) { return (U)((I)bytes << (24 - 8 * b) >> 24
 FN I scale_add(I sum, Part part, U scale) { return sum + (I)part * (I)scale; }
 FN I total(Part part) { return (I)part; }
 
+// Of rows of bytes (rows.h): the sub-scale of the c-th 16 bytes in each lane.
+FN U spread_scales(const int16_t* scales, int c) { return (U)(scales[c] - I{}); }
+// sum + scale * codes * x, for codes up to 127.
+FN I scaled_dot(I sum, U codes, U x, U scale) { return scale_add(sum, dot(Part{}, codes, x), scale); }
+// Products of 16 pairs, added up in some lanes.
+FN I dot_sixteen(const int16_t* a, const int16_t* b) {
+    I sum = {};
+#pragma GCC unroll 2
+    for (int i = 0; i < 16; i += 8) sum += madd(load(a + i), load(b + i));
+    return sum;
+}
+// Lane r: the sum over the lanes of v[r].
+FN I added_across(const I* v) {
+    I sum;
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) sum[r] = v[r][0] + v[r][1] + v[r][2] + v[r][3];
+    return sum;
+}
+// Codes, or `twice` less them where a bit is set.
+FN U negated(U codes, int twice, const uint8_t* bits) {
+    typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
+    Bytes c = (Bytes)codes;
+    for (int i = 0; i < 16; ++i) c[i] = bits[i / 8] >> i % 8 & 1 ? twice - c[i] : c[i];
+    return (U)c;
+}
+
 // Bytes b0 and b1 of each lane as two 16-bit integers.
 FN U byte_pairs(U v, int b0, int b1) { return (v >> 8 * b0 & 255) | (v >> 8 * b1 & 255) << 16; }
 FN U signed_byte_pairs(U v, int b0, int b1) {

@@ -9,7 +9,7 @@ def lower(to: Lowering, op: Op) -> None:
     """The experts of a token."""
     assert isinstance(op.operation, TopK)
     experts, k = op.inputs[0].shape.width, op.operation.k
-    made = to.simple(op, integers=[experts, k, int(op.operation.normalise)])
+    made = to.simple(op, integers=[experts, k, int(op.operation.normalise), to.router(k)])
     made["out"].append(to.scratch_vector(0, experts))
     phase = to.vectors(op, made)
     group = instruction("group", in_=[to.place(op.outputs[1])], integers=[experts, k])

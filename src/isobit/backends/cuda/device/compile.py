@@ -18,13 +18,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import isobit.gguf
 import isobit.numerics
 from isobit.errors import BackendUnavailable
 
 SOURCES = Path(__file__).parent.parent
 """Where the .cu files lie, each compiled on its own."""
 
-INCLUDE = (SOURCES, SOURCES / "fusions" / "decode", Path(isobit.numerics.__file__).parent)
+INCLUDE = (
+    SOURCES,
+    SOURCES / "fusions" / "decode",
+    Path(isobit.numerics.__file__).parent,
+    Path(isobit.gguf.__file__).parent,
+)
 """Where their headers lie."""
 
 _KERNEL = re.compile(r"^KERNEL\((\w+)\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)

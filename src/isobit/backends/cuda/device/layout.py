@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
@@ -34,25 +33,6 @@ ACT_BYTES = 720
 
 _FUSED = ("Q4_K", "Q6_K")
 _TILED = (*_FUSED, "IQ4_NL", "IQ4_XS", "MXFP4")
-_BLOCKS = (
-    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS", "MXFP4"),
-)
-"""The formats of formats.cuh."""
-
-
-def readable(fmt: Format) -> bool:
-    """Whether there are kernels for a format."""
-    return not fmt.quantized or fmt.name in _BLOCKS
-
-
-def require_readable(weight: Weight) -> None:
-    """Raise BackendUnavailable for a format without kernels."""
-    if not readable(weight.format):
-        raise BackendUnavailable(
-            f"cuda: {weight.name}: expected a format with CUDA kernels, got "
-            f"{weight.format.name}; the cpu backend reads it"
-        )
 
 
 @dataclass(frozen=True)
@@ -64,8 +44,7 @@ class Layout:
 
     @classmethod
     def of(cls, weight: Weight) -> "Layout":
-        """The layout for a matrix, or a stack of them; refuses formats without kernels."""
-        require_readable(weight)
+        """The layout for a matrix, or a stack of them."""
         if not weight.format.quantized:
             return cls("floats", weight.format)
         rows, columns = weight.shape[-2:]

@@ -1,5 +1,5 @@
 // Rows of the embedding table as floats, from the file's bytes or from tiles.
-#include "formats.cuh"
+#include "few_bits.cuh"
 
 // A token's 256 values (blockIdx.x token, y superblock) by 256 threads.
 KERNEL(THREADS) embed(const uint8* table, const int* tokens, int columns, float* y) {
@@ -18,12 +18,10 @@ KERNEL(THREADS) embed(const uint8* table, const int* tokens, int columns, float*
         raw[i] = i < LINES * 16 ? tile[i / 16 * 128 + row % 8 * 16 + i % 16]
                                 : tile[LINES * 128 + row % 8 * TAIL + i % 16];
     __syncthreads();
-    const uint8* block = raw + threadIdx.x / WEIGHT::SIZE * WEIGHT::BYTES;
+    WEIGHT w = block_at<WEIGHT>(raw, threadIdx.x / WEIGHT::SIZE);
 #else
-    const uint8* block = table + (int64(row) * columns + k) / WEIGHT::SIZE * WEIGHT::BYTES;
+    WEIGHT w = block_at<WEIGHT>(table, (int64(row) * columns + k) / WEIGHT::SIZE);
 #endif
-    WEIGHT w;
-    w.b = block;
     if (k < columns) *out = dequantised(w, k % WEIGHT::SIZE);
 #endif
 }

@@ -118,7 +118,7 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
         per_block, shared = _TILED_ROWS, _TILED_SHARED
     else:
         per_block = WARPS
-        tail += (w.columns // w.layout.format.block_size,)
+        tail += (w.columns,)
     file, kernel, defines = w.layout.matmul
     product.g.launch(
         f"{file}.{kernel}",

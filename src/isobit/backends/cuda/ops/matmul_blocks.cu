@@ -1,6 +1,6 @@
 // y = W x for every quantised format from the file's bytes (docs/numerics.md, section 4). WEIGHT: a
-// block format of formats.cuh.
-#include "formats.cuh"
+// block format of formats.cuh or few_bits.cuh.
+#include "few_bits.cuh"
 #include "items.cuh"
 
 // A row a warp; a lane holds 8 values of each superblock.
@@ -48,22 +48,22 @@ DEV float superblock(const WEIGHT& w, bool held, const Act& a) {
 
 KERNEL(THREADS) matmul_blocks(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
                               const int* order, const int* offset, int divide, int items,
-                              float* y, int rows, int row_stride, int blocks) {
+                              float* y, int rows, int row_stride, int columns) {
     begin();
     Items at(order, offset, divide, items);
     int row = blockIdx.x * (THREADS / WARP) + warp_id();
     if (row >= rows) return;
     constexpr int PER_SUPER = SUPER / WEIGHT::SIZE;
-    const uint8* from =
-        weights + blockIdx.y * matrix_bytes + int64(row) * blocks * WEIGHT::BYTES;
+    int blocks = columns / WEIGHT::SIZE;
+    const uint8* from = weights + blockIdx.y * matrix_bytes
+                        + int64(row) * (blocks / PARTS<WEIGHT>) * WEIGHT::BYTES;
     int my_block = 8 * lane_id() / WEIGHT::SIZE;
     for (int base = at.begin + blockIdx.z * CHUNK; base < at.end; base += gridDim.z * CHUNK) {
         int n = min(CHUNK, at.end - base);
         float sum[CHUNK] = {};
         for (int s = 0; s < supers; s++) {
             int block = s * PER_SUPER + my_block;
-            WEIGHT w;
-            w.b = from + int64(block) * WEIGHT::BYTES;
+            WEIGHT w = block_at<WEIGHT>(from, block);
 #pragma unroll
             for (int i = 0; i < CHUNK; i++) {
                 if (i >= n) break;

@@ -3,25 +3,29 @@
 from collections.abc import Iterable
 
 from isobit.backends.wgpu.device import MAX_GROUPS, Step
-from isobit.backends.wgpu.layout import readable, superblock_bytes, superblocks
-from isobit.backends.wgpu.load import Matrix
+from isobit.backends.wgpu.layout import superblock_bytes, superblocks
+from isobit.backends.wgpu.load import GRIDS, Matrix
 from isobit.backends.wgpu.lowering import Lowering, Pass, Slot
 from isobit.backends.wgpu.ops.top_k import CHUNK, Plan
 from isobit.model.graph import Op, Value
 
 _LANES = 256  # of a workgroup of matmul.wgsl
 _LANES_A_ROW = 8
+_BLOCKS = ("bytes", "blocks", "formats")
+_FEW = ("bytes", "blocks", "few_bits")
 _READERS = {
-    **{"Q4_K": "q4_k", "Q6_K": "q6_k"},
-    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "MXFP4"), "iq4"),
+    **{"Q4_K": ("q4_k",), "Q6_K": ("q6_k",)},
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "MXFP4"), ("bytes", "iq4")),
+    **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K"), _BLOCKS),
+    **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "NVFP4", *GRIDS), _FEW),
 }
-"""The file that reads a format's superblocks; other formats have formats.wgsl."""
+"""The files that read a format's superblocks."""
 
 
 def supports(op: Op) -> str | None:
     """See :mod:`isobit.backends.wgpu.ops`."""
     for w in op.weights:
-        if not readable(w.format):
+        if w.format.quantized and w.format.name not in _READERS:
             return f"{w.name}: expected a format with shaders, got {w.format.name}"
     return None
 
@@ -62,18 +66,21 @@ def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None
                     FORMAT=s.format.ggml_type,
                 )
                 continue
-            supers, name, size = superblocks(w.columns), s.format.name, superblock_bytes(s.format)
+            supers, size = superblocks(w.columns), superblock_bytes(s.format)
             lanes = min(_LANES_A_ROW, 1 << (supers - 1).bit_length())
-            reader = _READERS.get(name, "formats")
-            own = {"FORMAT": s.format.ggml_type} if reader in ("formats", "iq4") else {}
-            if reader == "formats":
+            reader = _READERS[s.format.name]
+            own = {"FORMAT": s.format.ggml_type} if "bytes" in reader else {}
+            if "blocks" in reader:
                 own["BYTES"] = size
+            buffers = [part.buffer, acts, plan, y]
+            if reader is _FEW:
+                buffers.append(s.grid or g.nothing)
             yield g.step(
                 "ops/matmul",
-                (part.buffer, acts, plan, y),
+                buffers,
                 (supers, s.rows, s.units, *held, w.rows, s.column, *which),
                 (-(-(end - begin) // (_LANES // 8 // lanes)), groups),
-                (g.device.dot, reader, "items"),
+                (g.device.dot, *reader, "items"),
                 **own | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE": size // 2},
             )
 

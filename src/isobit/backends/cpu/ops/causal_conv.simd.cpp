@@ -2,11 +2,30 @@
 // out[0]; integers: state, taps, channels. keep_rows, after its phase: the rows that the sequence's next
 // tokens need.
 
+#include "../simd_op.h"
+
 #include <string.h>
 
-#include "../engine.h"
-
 namespace isobit {
+
+// rows: of each tap, oldest first; taps: [taps][n].
+template <Level>
+struct CausalConv {
+    static void run(const float* const* rows, const float* taps, int n_taps, int n, float* y);
+};
+
+#ifdef ISOBIT_LEVEL
+
+template <>
+void CausalConv<LEVEL>::run(const float* const* rows, const float* taps, int n_taps, int n, float* y) {
+    for (int i = 0; i < n; ++i) y[i] = rows[0][i] * taps[i];
+    for (int t = 1; t < n_taps; ++t) {
+        const float *row = rows[t], *tap = taps + (size_t)t * n;
+        for (int i = 0; i < n; ++i) y[i] = y[i] + row[i] * tap[i];
+    }
+}
+
+#else
 
 // Row t + back of the sequence of token t, back <= 0: of this batch, kept before, or null: before its
 // start.
@@ -24,7 +43,7 @@ static void causal_conv(const Op& op, Pass& p, int thread, int t, int) {
         const float* r = row(op, p, thread, t, i - taps + 1);
         rows[i] = r ? r : p.zeros();
     }
-    p.kernels.causal_conv(rows, op.vectors[0], taps, n, p.at(op.out[0], thread, t, 0));
+    run_of<CausalConv>(p.kernels)(rows, op.vectors[0], taps, n, p.at(op.out[0], thread, t, 0));
 }
 
 static void keep_rows(const Op& op, Pass& p, int thread, int, int) {
@@ -41,5 +60,7 @@ static void keep_rows(const Op& op, Pass& p, int thread, int, int) {
 
 static const OpKind kind("causal_conv", causal_conv);
 static const OpKind after("keep_rows", keep_rows);
+
+#endif
 
 }  // namespace isobit

@@ -1,13 +1,56 @@
 // gated_delta: in: q, k, v, beta, g; out: [tokens, heads * size of v]; integers: state, key heads, heads,
 // size, size of v. A work item is some columns of one head's state of one sequence, over all its tokens.
 
+#include "../simd_op.h"
+
+#ifndef ISOBIT_LEVEL
 #include <string.h>
-
 #include <algorithm>
-
-#include "../engine.h"
+#endif
 
 namespace isobit {
+
+// One token on DELTA_COLUMNS columns of one head's state [n][stride].
+template <Level>
+struct DeltaStep {
+    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, float* out);
+};
+
+#ifdef ISOBIT_LEVEL
+
+template <>
+void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, float* out) {
+    constexpr int W = DELTA_COLUMNS;
+    float sums[MAX_HEAD_DIM / 2][W], d[W];
+    auto tree = [&] {
+        for (int rows = n / 4; rows; rows /= 2)
+            for (int i = 0; i < rows; ++i)
+                for (int j = 0; j < W; ++j) sums[i][j] = sums[i][j] + sums[i + rows][j];
+    };
+    const int half = n / 2;
+    for (int i = 0; i < half; ++i) {
+        float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
+        for (int j = 0; j < W; ++j) {
+            low[j] = low[j] * keep;
+            high[j] = high[j] * keep;
+            sums[i][j] = low[j] * k[i] + high[j] * k[i + half];
+        }
+    }
+    tree();
+    for (int j = 0; j < W; ++j) d[j] = (v[j] - sums[0][j]) * beta;
+    for (int i = 0; i < half; ++i) {
+        float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
+        for (int j = 0; j < W; ++j) {
+            low[j] = low[j] + k[i] * d[j];
+            high[j] = high[j] + k[i + half] * d[j];
+            sums[i][j] = low[j] * q[i] + high[j] * q[i + half];
+        }
+    }
+    tree();
+    for (int j = 0; j < W; ++j) out[j] = sums[0][j];
+}
+
+#else
 
 static void gated_delta(const Phase& phase, Pass& pass, int thread) {
     const Op& op = phase.op;
@@ -30,7 +73,7 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
             float v[DELTA_COLUMNS] = {}, out[DELTA_COLUMNS], keep;
             memcpy(v, pass.at(op.in[2], thread, t, h) + j, columns * sizeof(float));
             pass.kernels.exp(pass.at(op.in[4], thread, t, 0) + h, 1, &keep);
-            pass.kernels.delta(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, h % K),
+            run_of<DeltaStep>(pass.kernels)(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, h % K),
                                pass.at(op.in[1], thread, t, h % K), v,
                                pass.at(op.in[3], thread, t, 0)[h], keep, out);
             memcpy(pass.at(op.out[0], thread, t, h) + j, out, columns * sizeof(float));
@@ -41,5 +84,7 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
 }
 
 static const PhaseKind kind("gated_delta", gated_delta);
+
+#endif
 
 }  // namespace isobit

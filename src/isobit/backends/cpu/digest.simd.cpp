@@ -1,0 +1,126 @@
+// SHA-256 (FIPS 180-4) of many pieces at once, one in each lane, and the tree of digests of a row.
+
+#include "simd_op.h"
+
+#ifndef ISOBIT_LEVEL
+#include "digest.h"
+#endif
+
+namespace isobit {
+
+// n pieces of `length` bytes, one after the other; a digest each.
+template <Level>
+struct Sha256 {
+    static void run(const uint8_t* data, size_t length, int n, uint8_t* out);
+};
+
+#ifdef ISOBIT_LEVEL
+
+static const uint32_t ROUND[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+static const uint32_t START[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+
+FN U turned(U x, int n) { return x >> n | x << (32 - n); }
+
+#ifdef __AVX512F__
+#define ISOBIT_BITWISE(table) (U)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, table)
+FN U odd(U a, U b, U c) { return ISOBIT_BITWISE(0x96); }
+FN U choice(U a, U b, U c) { return ISOBIT_BITWISE(0xca); }
+FN U majority(U a, U b, U c) { return ISOBIT_BITWISE(0xe8); }
+#undef ISOBIT_BITWISE
+#else
+FN U odd(U a, U b, U c) { return a ^ b ^ c; }
+FN U choice(U a, U b, U c) { return c ^ (a & (b ^ c)); }
+FN U majority(U a, U b, U c) { return (a & b) | (c & (a | b)); }
+#endif
+
+FN void rounds(U* w, U* state) {
+    U a = state[0], b = state[1], c = state[2], d = state[3];
+    U e = state[4], f = state[5], g = state[6], h = state[7];
+    for (int i = 0; i < 64; i += 16)
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) {
+            if (i) {
+                const U x = w[(j + 1) % 16], y = w[(j + 14) % 16];
+                w[j] += w[(j + 9) % 16] + odd(turned(x, 7), turned(x, 18), x >> 3) +
+                        odd(turned(y, 17), turned(y, 19), y >> 10);
+            }
+            const U s = h + odd(turned(e, 6), turned(e, 11), turned(e, 25)) + choice(e, f, g) +
+                        (w[j] + ROUND[i + j]);
+            h = g, g = f, f = e, e = d + s;
+            d = c;
+            const U t = odd(turned(a, 2), turned(a, 13), turned(a, 22)) + majority(a, b, c);
+            c = b, b = a, a = s + t;
+        }
+    const U now[8] = {a, b, c, d, e, f, g, h};
+    for (int i = 0; i < 8; ++i) state[i] += now[i];
+}
+
+template <>
+void Sha256<LEVEL>::run(const uint8_t* data, size_t length, int n, uint8_t* out) {
+    const size_t blocks = (length + 9 + 63) / 64, whole = length / 64;
+    for (int first = 0; first < n; first += LANES) {
+        U state[8];
+        for (int i = 0; i < 8; ++i) state[i] = START[i] - U{};
+        for (size_t block = 0; block < blocks; ++block) {
+            alignas(64) uint32_t words[16][LANES];
+            for (int lane = 0; lane < LANES; ++lane) {
+                const int piece = first + lane < n ? first + lane : n - 1;
+                const uint8_t* bytes = data + piece * length + block * 64;
+                uint8_t last[64];
+                if (block >= whole) {  // its end, a bit, zeros, and its number of bits
+                    memset(last, 0, sizeof last);
+                    const size_t left = block == whole ? length % 64 : 0;
+                    memcpy(last, bytes, left);
+                    if (block == whole) last[left] = 0x80;
+                    const uint64_t bits = __builtin_bswap64((uint64_t)length * 8);
+                    if (block == blocks - 1) memcpy(last + 56, &bits, 8);
+                    bytes = last;
+                }
+                for (int i = 0; i < 16; ++i) {
+                    uint32_t word;
+                    memcpy(&word, bytes + 4 * i, 4);
+                    words[i][lane] = __builtin_bswap32(word);
+                }
+            }
+            U w[16];
+            memcpy(w, words, sizeof w);
+            rounds(w, state);
+        }
+        for (int lane = 0; lane < LANES && first + lane < n; ++lane)
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t word = __builtin_bswap32(state[i][lane]);
+                memcpy(out + (first + lane) * DIGEST_BYTES + 4 * i, &word, 4);
+            }
+    }
+}
+
+#else
+
+constexpr size_t PIECE = 256;
+
+void TreeDigest::operator()(const uint8_t* data, size_t bytes, uint8_t* out) {
+    const auto sha256 = run_of<Sha256>(kernels_);
+    for (int level = 0; bytes > PIECE; level ^= 1) {
+        const size_t whole = bytes / PIECE, rest = bytes % PIECE;
+        std::vector<uint8_t>& next = levels_[level];
+        next.resize((whole + (rest != 0)) * DIGEST_BYTES);
+        sha256(data, PIECE, (int)whole, next.data());
+        if (rest) sha256(data + whole * PIECE, rest, 1, &next[whole * DIGEST_BYTES]);
+        data = next.data();
+        bytes = next.size();
+    }
+    sha256(data, bytes, 1, out);
+}
+
+#endif
+
+}  // namespace isobit

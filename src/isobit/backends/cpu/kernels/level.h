@@ -1,0 +1,19 @@
+// What every file needs that is compiled once for each SIMD level, with that level's flags and
+// ISOBIT_LEVEL naming its header. Such a file includes no C++ library, whose inline functions the linker
+// would share between levels.
+#pragma once
+
+#include "kernels.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "scalar.h"
+
+#include ISOBIT_LEVEL
+
+namespace isobit {
+constexpr Level LEVEL = Level::ISOBIT_SIMD;
+}
+
+#include "pointwise.h"

@@ -1,0 +1,19 @@
+// x * the expert's number, an expert a row (docs/numerics.md, section 5). Needs scalar.
+
+struct Params { n: u32, x_at: u32, x_stride: u32, scales_at: u32 }
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> x: array<u32>;
+@group(0) @binding(3) var<storage, read> ids: array<u32>;  // [rows]
+@group(0) @binding(4) var<storage, read> vectors: array<u32>;
+@group(0) @binding(5) var<storage, read_write> y: array<u32>;  // [rows, n]
+
+@compute @workgroup_size(256)
+fn expert_scale(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let i = 256u * group.x + lane;
+  if (i >= p.n) { return; }
+  let by = vectors[p.scales_at + ids[group.y]];
+  y[group.y * p.n + i] = mul(x[p.x_at + group.y * p.x_stride + i], by);
+}

@@ -1,0 +1,99 @@
+"""Waking those who wait in an event loop for what the engine's thread gives them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from math import inf
+from typing import Protocol
+from weakref import WeakKeyDictionary, ref
+
+_TICK = 1.0  # seconds between two looks at who has waited long enough
+
+_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, News] = WeakKeyDictionary()
+
+
+class Source(Protocol):
+    """What something comes from: a generation."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to take."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more will come."""
+
+
+class News:
+    """A listener of one event loop. However many wait in it, a pass wakes it once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)
+        self._said = threading.Event()
+        self._waiting: dict[asyncio.Future[bool], tuple[Sequence[Source], float]] = {}
+        """What each waits for, and until when."""
+        self._ticks = False
+
+    @classmethod
+    def here(cls) -> News:
+        """That of the running loop."""
+        loop = asyncio.get_running_loop()
+        news = _of_loop.get(loop)
+        if news is None:
+            news = _of_loop[loop] = cls(loop)
+        return news
+
+    async def wait(self, sources: Sequence[Source], seconds: float = inf) -> bool:
+        """Until one of these has something to take or has ended, which is True; or so long."""
+        if _any(sources):
+            return True
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        self._waiting[future] = sources, loop.time() + seconds
+        if not self._ticks and seconds < inf:
+            self._tick(loop)
+        try:
+            return await future
+        finally:
+            del self._waiting[future]
+
+    def tell(self) -> None:
+        """From any thread: there may be something new."""
+        self._said.clear()
+        loop = self._loop()
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(self._look)
+                return
+        except RuntimeError:  # it is closed, and so nobody waits
+            pass
+        self._said.set()
+
+    def settle(self, seconds: float) -> None:
+        """From a thread that told: until those who waited went on and wait again, or so long."""
+        self._said.wait(seconds)
+
+    def _look(self) -> None:
+        for future, (sources, _) in self._waiting.items():
+            if not future.done() and _any(sources):
+                future.set_result(True)
+        # They run before what is called now, and what they write is sent before the next round.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._said.set)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer for all: to set one for each token would cost more than to wait for it."""
+        now = loop.time()
+        for future, (_, end) in self._waiting.items():
+            if end <= now and not future.done():
+                future.set_result(False)
+        left = min((end for _, end in self._waiting.values()), default=inf) - now
+        self._ticks = left < inf
+        if self._ticks:
+            loop.call_later(min(max(left, 0.0), _TICK), self._tick, loop)
+
+
+def _any(sources: Sequence[Source]) -> bool:
+    return any(source.ready or source.ended for source in sources)
