@@ -16,7 +16,7 @@ from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
 from isobit.verify import accuracy, coarse, report
-from isobit.verify.ablate import Ablation
+from isobit.verify.ablate import Ablation, by_share
 from isobit.verify.arithmetic import SpecArithmetic
 from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
@@ -348,7 +348,7 @@ def test_a_ranking_names_the_arithmetic_that_fits(planes: int, name: str, model:
 
 
 def test_ranking_sorts_by_share_with_pinned_experts(ablation: Ablation) -> None:
-    ranked = ablation.rank("f64", layers=[0, 1])
+    ranked = by_share(ablation.rank("f64", layers=[0, 1]))
     assert {o.name.removesuffix("=f64") for o in ranked} == set(ablation.stages)
     shares = [o.share for o in ranked]
     assert shares == sorted(shares, reverse=True)
@@ -370,11 +370,11 @@ def test_the_culprits_of_int8_come_first(model: Model) -> None:
     """What is rounded to int8 is every quantised product, and nothing else."""
     weights = Weights.from_file(model.file)
     for prompt in CODE:
-        ranked = Ablation(weights, [model.tokenize(prompt)], planes=1).rank("f64")
+        ranked = by_share(Ablation(weights, [model.tokenize(prompt)], planes=1).rank("f64"))
         assert ranked[0].name == "moe_expert_out=f64"
         assert ranked[0].uncertainty is None
     every = Ablation(weights, [model.tokenize(p) for p in CODE], planes=1)
-    ranked = every.rank("f64")
+    ranked = by_share(every.rank("f64"))
     sure = [o for o in ranked if o.uncertainty is not None and o.share > 2 * o.uncertainty > 0]
     assert {o.name.removesuffix("=f64") for o in sure} <= PRODUCTS
     assert ranked[0] in sure

@@ -9,9 +9,9 @@ from isobit.cli.output import add_format, bar, busy, print_table
 from isobit.errors import UsageError
 from isobit.model.weights import Weights
 from isobit.verify import coarse
-from isobit.verify.ablate import Ablation, Outcome
+from isobit.verify.ablate import Ablation, Outcome, by_share
 from isobit.verify.compare import ONE_TOKEN
-from isobit.verify.fit import in_words
+from isobit.verify.fit import Fit, in_words
 from isobit.verify.trace import check_tokens, parse_layers
 
 _DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax")
@@ -75,14 +75,35 @@ def main(args: argparse.Namespace) -> None:
     tries: list[dict[str, str]] = [{stage: name} for stage, name in choices]
     if len(choices) > 1 and len(choices) == len(dict(choices)):
         tries.append(dict(choices))
-    with bar("runs") as step:
-        for done, each in enumerate(tries, 1):
-            found.append(ablation.try_out(each, layers, pinned=args.pin))
-            step(done, len(tries))
-    if args.rank is not None:
-        with bar("stages") as step:
-            found += ablation.rank(args.rank, layers, step)
-    fits = {} if args.rank is None else ablation.fits(layers)
+    first, ranked, total = len(found), [], len(tries)
+    fits: dict[str, Fit] = {}
+    stopped = None
+    try:
+        with bar("runs") as step:
+            for each in tries:
+                found.append(ablation.try_out(each, layers, pinned=args.pin))
+                step(len(found) - first, total)
+        if args.rank is not None:
+            total += len(ablation.stages)
+            with bar("stages") as step:
+                for outcome in ablation.rank(args.rank, layers):
+                    ranked.append(outcome)
+                    step(len(ranked), len(ablation.stages))
+            fits = ablation.fits(layers)
+    except KeyboardInterrupt:
+        done = len(found) - first + len(ranked)
+        stopped = KeyboardInterrupt(f"after {done} of {total} runs")
+    _show(args, found + by_share(ranked), fits, prompts)
+    if stopped is not None:
+        raise stopped
+
+
+def _show(
+    args: argparse.Namespace,
+    found: list[Outcome],
+    fits: dict[str, Fit],
+    prompts: list[list[int]],
+) -> None:
     if args.json:
         more = [
             {"share": o.share, "uncertainty": o.uncertainty}

@@ -60,7 +60,13 @@ def main(args: argparse.Namespace) -> None:
         ]
         progress = stack.enter_context(bar("tokens"))
         oracle = Oracle.of(models[0].file)
-        found = accuracy.measure(models, oracle, ids, args.window, progress)
+        found = accuracy.measure(
+            models, oracle, ids, args.window, progress, lambda found: _show(args, found)
+        )
+    _show(args, found)
+
+
+def _show(args: argparse.Namespace, found: list[Accuracy]) -> None:
     if args.json:
         print(json.dumps([_row(a) for a in found]))
     else:

@@ -199,18 +199,21 @@ def _check(args: argparse.Namespace) -> None:
     found = []
     for b in backends:
         print(f"{b}:", flush=True)
-        evidence = check(
-            contract,
-            path,
-            args.model,
-            b,
-            tests=tests,
-            threads=args.threads,
-            peer=args.peer,
-            commit=args.commit,
-            seed=args.seed,
-            progress=lambda result: print(_line(result), flush=True),
-        )
+        try:
+            evidence = check(
+                contract,
+                path,
+                args.model,
+                b,
+                tests=tests,
+                threads=args.threads,
+                peer=args.peer,
+                commit=args.commit,
+                seed=args.seed,
+                progress=lambda result: print(_line(result), flush=True),
+            )
+        except KeyboardInterrupt:  # part of it in its place would take away what was there
+            raise KeyboardInterrupt(f"while {b} was measured, of which none is kept") from None
         found.append(evidence)
         if all(r.outcome == "not run" for r in evidence.results):
             say(f"{b}: nothing was measured, so no evidence is written")

@@ -234,7 +234,8 @@ def report_speed(completion: Completion) -> None:
     """Say on stderr how fast prefill and decode went."""
     t = completion.timings
     cached = f" ({t.cached_tokens:,} more were cached)" if t.cached_tokens else ""
-    line = f"prefill {count(t.prefill_tokens, 'token')}{cached}, {t.prefill_rate:.1f} tokens/s"
+    line = f"prefill {count(t.prefill_tokens, 'token')}{cached}"
+    line += f", {t.prefill_rate:.1f} tokens/s" if t.prefill_rate else ""
     if t.decode_tokens:
         line += f"; decode {count(t.decode_tokens, 'token')}, {t.decode_rate:.1f} tokens/s"
     say(line + (f"; {completion.note}" if completion.note else ""))

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
@@ -84,23 +84,44 @@ def main(args: argparse.Namespace) -> None:
         y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
-        found: list[Diff] = []
-        with bar("layers") as step:
-
-            def progress(stage: str, layer: int | None) -> None:
-                if layer is not None and stage == "post_ffn_residual":
-                    n_layers = x.config.n_layers
-                    step(len(found) * n_layers + layer + 1, n_layers * len(prompts))
-
-            for tokens in prompts:
-                found.append(verify(x, y, tokens, layers, progress, histograms=bool(args.html)))
+        found, stopped = _compared(x, y, prompts, layers, pictures=bool(args.html))
         text = blame.texts(x.detokenize)
+        if stopped is not None:
+            with suppress(GateFailed):
+                if found:
+                    _show_all(found, args, text)
+            raise KeyboardInterrupt(stopped)
         if planted is not None:
             _say_whether_found(planted, found, exact=isinstance(y, ModelRun))
         if len(found) == 1:
             tools.show(found[0], args, text)
         else:
             _show_all(found, args, text)
+
+
+def _compared(
+    x: Model,
+    y: Recordable,
+    prompts: list[list[int]],
+    layers: range | None,
+    *,
+    pictures: bool,
+) -> tuple[list[Diff], str | None]:
+    """The comparison after each prompt; after Ctrl-C those that there are, and how far it came."""
+    found: list[Diff] = []
+    n_layers = x.config.n_layers
+    with bar("layers") as step:
+
+        def progress(stage: str, layer: int | None) -> None:
+            if layer is not None and stage == "post_ffn_residual":
+                step(len(found) * n_layers + layer + 1, n_layers * len(prompts))
+
+        try:
+            for tokens in prompts:
+                found.append(verify(x, y, tokens, layers, progress, histograms=pictures))
+        except KeyboardInterrupt:
+            return found, f"after {len(found)} of {len(prompts)} prompts" if found else ""
+    return found, None
 
 
 def _planted(text: str, model: Model) -> Planted:

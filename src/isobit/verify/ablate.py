@@ -6,7 +6,7 @@ comes with its uncertainty; and, for a ranking, with the oracle's experts in eve
 expert moves the logits by more than any rounding does, and would hide which operation rounds.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,6 +65,11 @@ class Outcome:
         """Twice the standard error of ``share`` over the prompts; None for a single one."""
         n = len(self.shares)
         return float(2 * np.std(self.shares, ddof=1) / np.sqrt(n)) if n > 1 else None
+
+
+def by_share(found: Iterable[Outcome]) -> list[Outcome]:
+    """The largest share of the error first."""
+    return sorted(found, key=lambda outcome: -outcome.share)
 
 
 @dataclass(frozen=True)
@@ -137,19 +142,10 @@ class Ablation:
         found = self._run(self._compute(choices, wanted), maps=maps, pinned=pinned)
         return self._outcome(name, found, pinned=pinned)
 
-    def rank(
-        self,
-        arithmetic: str,
-        layers: Iterable[int] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Outcome]:
-        """Try every stage by itself with pinned experts; the largest share of the error first."""
-        found = []
-        for i, stage in enumerate(self.stages):
-            found.append(self.try_out({stage: arithmetic}, layers, pinned=True))
-            if progress is not None:
-                progress(i + 1, len(self.stages))
-        return sorted(found, key=lambda o: -o.share)
+    def rank(self, arithmetic: str, layers: Iterable[int] | None = None) -> Iterator[Outcome]:
+        """Try every stage by itself with pinned experts, in the graph's order."""
+        for stage in self.stages:
+            yield self.try_out({stage: arithmetic}, layers, pinned=True)
 
     def fits(self, layers: Iterable[int] | None = None) -> dict[str, Fit]:
         """The arithmetic that the specification does each stage in, as far as one that has a name

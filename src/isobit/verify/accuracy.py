@@ -107,8 +107,11 @@ def measure(
     ids: Sequence[int],
     window: int = WINDOW,
     progress: Callable[[int, int], None] | None = None,
+    interrupted: Callable[[list[Accuracy]], None] = lambda _: None,
 ) -> list[Accuracy]:
     """Run each model beside the oracle, or another yardstick; ``progress(done, total)`` in tokens.
+
+    Where KeyboardInterrupt ends it, ``interrupted`` is given what there is, if there is any.
 
     Raises NothingCompared for a text of fewer than 2 tokens, GateFailed for logits that are not
     finite. A last window of one token is left out: it predicts nothing.
@@ -120,19 +123,24 @@ def measure(
     sources: list[Recordable] = [oracle, *(ModelRun(m) for m in models)]
     total = len(ids) - (len(ids) % window == 1)
     done = 0
-    for start in range(0, total, window):
-        part = models[0].checked(ids[start : start + window]) if models else []
-        for items in side_by_side(sources, part, _CHUNK, _STAGES):
-            stage, layer, positions, expected = items[0]
-            first = start + int(positions[0])
-            for accuracy, item in zip(found, items[1:], strict=True):
-                if layer is not None:  # the experts
-                    accuracy.add_experts(expected, item[3], layer, first)
-                else:
-                    following = part[positions[0] + 1 : positions[-1] + 2]
-                    accuracy.add_logits(expected, item[3], following, first)
-            if stage == "lm_head":
-                done += len(positions)
-                if progress is not None:
-                    progress(done, total)
+    try:
+        for start in range(0, total, window):
+            part = models[0].checked(ids[start : start + window]) if models else []
+            for items in side_by_side(sources, part, _CHUNK, _STAGES):
+                stage, layer, positions, expected = items[0]
+                first = start + int(positions[0])
+                for accuracy, item in zip(found, items[1:], strict=True):
+                    if layer is not None:  # the experts
+                        accuracy.add_experts(expected, item[3], layer, first)
+                    else:
+                        following = part[positions[0] + 1 : positions[-1] + 2]
+                        accuracy.add_logits(expected, item[3], following, first)
+                if stage == "lm_head":
+                    done += len(positions)
+                    if progress is not None:
+                        progress(done, total)
+    except KeyboardInterrupt:
+        if done:
+            interrupted(found)
+        raise KeyboardInterrupt(f"after {done:,} of {total:,} tokens") from None
     return found

@@ -1,0 +1,87 @@
+"""What was measured before Ctrl-C is shown, and how far it came."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isobit.cli import accuracy as accuracy_command
+from isobit.cli import main
+from isobit.cli import verify as verify_command
+from isobit.contracts import check
+from isobit.verify import accuracy
+from isobit.verify.ablate import Ablation
+
+CONTRACT = Path(__file__).parents[2] / "contracts/qwen3-moe-forward-v1.yaml"
+PROMPTS = '[17]\n[605, 290]\n"import os"\n'
+
+
+def stopping(function: Callable[..., object], after: int) -> Callable[..., object]:
+    """The function, until Ctrl-C comes in its place."""
+    calls = iter(range(after))
+
+    def called(*args: object, **how: object) -> object:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return function(*args, **how)
+
+    return called
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_text(PROMPTS)
+    return str(path)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_ranking(
+    after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Ablation, "try_out", stopping(Ablation.try_out, after))
+    assert main(["ablate", "--tokens", "605,290", "--planes", "1", "--rank"]) == 130
+    out, err = capsys.readouterr()
+    assert out.count("=f64 |") + out.count("=f64  ") == after
+    assert "specification, experts pinned" in out
+    assert f"interrupted after {after} of 21 runs" in err
+
+
+def test_prompts_of_verify(
+    prompts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for after in (2, 0):
+        monkeypatch.setattr(verify_command, "verify", stopping(verify_command.verify, after))
+        assert main(["verify", "--prompts", prompts]) == 130
+        out, err = capsys.readouterr()
+        assert out.count(" of 139 |") == after
+        assert (f"interrupted after {after} of 3 prompts" in err) is (after > 0)
+        monkeypatch.undo()
+
+
+def test_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("def f(x):\n    return x\n" * 20)
+    argv = ["accuracy", "--text", str(text), "--window", "16", "--planes", "2", "--limit", "64"]
+    monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 2))
+    assert main(argv) == 130
+    out, err = capsys.readouterr()
+    assert "| cpu, planes 2 |     32 |" in out
+    assert "interrupted after 32 of 64 tokens" in err
+    monkeypatch.setattr(accuracy_command, "_show", pytest.fail)  # nothing to show
+    monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 0))
+    assert main(argv) == 130
+
+
+def test_a_contract_s_evidence_is_whole_or_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "take", stopping(check.take, 1))
+    argv = ["contract", "check", str(CONTRACT), "--evidence", str(tmp_path / "evidence")]
+    assert main(argv) == 130
+    out, err = capsys.readouterr()
+    assert out.count("passed ") == 1
+    assert "interrupted while cpu was measured, of which none is kept" in err
+    assert not list((tmp_path / "evidence").glob("*"))
