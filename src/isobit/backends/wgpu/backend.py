@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import (
     F32,
-    GIVEN,
     I32,
-    LIKELIEST,
-    TOP,
     Backend,
     Batch,
     Results,
@@ -44,7 +41,6 @@ class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
-    on_device = frozenset({LIKELIEST, TOP, GIVEN})
 
     def __init__(
         self, weights: Weights, engine: EngineConfig, device: Device | None = None

@@ -31,8 +31,8 @@ class Asked(NamedTuple):
         """None: logits must come to the host."""
         given = 0 if wanted.given is None else wanted.given.shape[1]
         asked = cls(given, min(wanted.top, vocabulary))
-        possible = wanted.logits is False and wanted.measures and asked.words <= MOST
-        return asked if possible else None
+        little = wanted.logits is False and not wanted.digests and asked.words <= MOST
+        return asked if little and wanted.measures else None
 
 
 class Measured(NamedTuple):
