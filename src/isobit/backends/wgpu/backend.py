@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import (
-    F32,
-    I32,
-    Backend,
-    Batch,
-    Results,
-    Tap,
-    Wanted,
-)
+from isobit.backends.base import F32, I32, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
