@@ -31,9 +31,8 @@ class Asked(NamedTuple):
         """None: logits must come to the host."""
         given = 0 if wanted.given is None else wanted.given.shape[1]
         asked = cls(given, min(wanted.top, vocabulary))
-        if wanted.logits is not False or wanted.digests or not wanted.measures:
-            return None
-        return asked if asked.words <= MOST else None
+        little = wanted.logits is False and not wanted.digests and asked.words <= MOST
+        return asked if little and wanted.measures else None
 
 
 class Measured(NamedTuple):
