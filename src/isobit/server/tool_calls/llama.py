@@ -37,18 +37,24 @@ class Llama:
         while (yield from self._is_call(source, BLANK + ";" if out.calls else BLANK)):
             if not (yield from read_json_call(source, out, self._names)):
                 yield from source.until((), out.arguments)
+        if out.calls and self._begins(_spelt(source, BLANK + ";")):
+            return  # of another call, cut short before it named its tool
         yield from source.until((), out.text)
 
     def _is_call(self, source: Source, before: str) -> Parsing[bool]:
         """Whether a call comes; if so, what stands before it is read."""
         while True:
-            comes = _STRING_OR_BLANK.sub(r"\1", source.text.lstrip(before))
+            comes = _spelt(source, before)
             if any(map(comes.startswith, self._heads)):
                 yield from source.skip(before)
                 return True
-            if source.ended or not any(head.startswith(comes) for head in self._heads):
+            if source.ended or not self._begins(comes):
                 return False
             yield
+
+    def _begins(self, comes: str) -> bool:
+        """Whether a call may come of it."""
+        return any(head.startswith(comes) for head in self._heads)
 
     def required(self, lark: Lark, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The rule of an answer that consists of calls."""
@@ -86,3 +92,8 @@ class Llama:
     def _one(self, lark: Lark, tool: Tool) -> str:
         begin = f'{{"name": {dumped(tool.name)}, "parameters": '
         return f"{dumped(begin)} {lark.json(schemas.arguments(tool), tool)} {dumped('}')}"
+
+
+def _spelt(source: Source, before: str) -> str:
+    """What has come, as the heads of calls are spelt."""
+    return _STRING_OR_BLANK.sub(r"\1", source.text.lstrip(before))
