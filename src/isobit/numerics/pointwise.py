@@ -15,6 +15,8 @@ _LN2_LO = np.uint32(0xB95E8083).view(np.float32)
 _EXP_COEFFICIENTS = np.array(
     [0x3AB511E7, 0x3C091D10, 0x3D2AAC79, 0x3E2AAA49, 0x3EFFFFFE, 0x3F800000, 0x3F800000], np.uint32
 ).view(np.float32)
+_GELU_CUBE = np.uint32(0x3D372713).view(np.float32)  # 0.044715
+_GELU_FACTOR = np.uint32(0x3FCC422A).view(np.float32)  # 2 sqrt(2 / pi)
 _ONE = np.float32(1)
 
 
@@ -60,6 +62,13 @@ def rms_norm(x: F32, weight: F32, eps: np.float32) -> F32:
 def silu_gate(gate: F32, up: F32) -> F32:
     """SwiGLU's pointwise part: gate / (1 + exp(-gate)) * up."""
     return (gate / (_ONE + exp(-gate))) * up
+
+
+def gelu_gate(gate: F32, up: F32) -> F32:
+    """GeGLU's pointwise part: GELU of the gate, in its tanh form, times up."""
+    with np.errstate(over="ignore"):
+        z = (gate + ((gate * gate) * gate) * _GELU_CUBE) * _GELU_FACTOR
+    return (gate / (_ONE + exp(-z))) * up
 
 
 def rope(x: F32, cos: F32, sin: F32) -> F32:

@@ -7,9 +7,7 @@ import numpy as np
 
 from isobit.numerics.matmul import Weight
 from isobit.numerics.ops.base import Array, Arrays, Context, Operation, Shape, require
-from isobit.numerics.pointwise import exp
-
-_CUBE, _FACTOR = np.float32(0.044715), np.float32(1.5957691216057308)  # 2 sqrt(2 / pi)
+from isobit.numerics.pointwise import gelu_gate
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,7 @@ class GeluGate(Operation):
 
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
-        gate, up = inputs
-        with np.errstate(over="ignore"):
-            z = (gate + ((gate * gate) * gate) * _CUBE) * _FACTOR
-        return ((gate / (np.float32(1) + exp(-z))) * up,)
+        return (gelu_gate(*inputs),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
