@@ -198,7 +198,7 @@ struct IQ2_XS : FewBits<17, 74, IQ2_ZERO, 16> {
     }
 
     template <class Put>
-    FN void codes(const uint8_t* b, const Prepared& p, Put&& put) {
+    FN void codes(const uint8_t*, const Prepared& p, Put&& put) {
 #pragma GCC unroll 16
         for (int c = 0; c < VECTORS; ++c) {
             const int i = c * LANES / 2;
