@@ -135,3 +135,8 @@ def test_transformers_in_float64(made: tuple[GGUFFile, dict[str, F32]]) -> None:
 def test_a_damaged_file_is_refused(made: tuple[GGUFFile, dict[str, F32]]) -> None:
     wrong = {"ssm.group_count": 4, "ssm.inner_size": 5, "attention.recurrent_layers": [True]}
     make.check_refusals(made[0], wrong, ["ssm.state_size", "expert_count", "rope.dimension_count"])
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts(made: tuple[GGUFFile, dict[str, F32]], parts: int) -> None:
+    make.check_parts(made[0], parts)

@@ -68,6 +68,8 @@ def kernels():
         test_graph_ops.rope_of_neighbours,
         test_graph_ops.expert_bias,
         test_graph_ops.clamped_gate,
+        test_graph_ops.gelu_gate,
+        test_graph_ops.softcap,
         test_graph_ops.scale,
         test_graph_ops.expert_scale,
     ):

@@ -86,7 +86,8 @@ class Change:
 
 
 ADD_ONE = Change(lambda w: w + 1, lambda w: w - 1)
-MINUS_EXP = Change(lambda a: -np.exp(a), lambda a: np.log(-a))
+MINUS_EXP = Change(lambda a: -np.exp(a.astype(np.float64)).astype(np.float32), lambda a: np.log(-a))
+"""In binary64, rounded once: in binary32 processors differ in the last bit."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from isobit.numerics.ops import (
     GatedDelta,
     Gather,
     GatherExperts,
+    GeluGate,
     Heads,
     MatMul,
     Operation,
@@ -41,6 +42,7 @@ from isobit.numerics.ops import (
     SiluGate,
     TopK,
 )
+from isobit.numerics.ops.gather import Ranges
 
 
 def split(
@@ -277,22 +279,26 @@ class _Split:
     # The heads of a layer's delta net
 
     def _plan_delta(self, op: Op) -> None:
-        """Value head h reads key head h mod key heads: a part has some key heads and, of every
-        round of value heads, those that read them; where there are more parts than key heads,
-        several have the same one, and each some of the rounds."""
+        """A key head is read by as many value heads as there are rounds: the h mod key heads'th by
+        value head h, or where they are grouped by neighbours. A part has some key heads and the
+        value heads that read them; where there are more parts than key heads, several have the
+        same one, and each some of the rounds."""
+        assert isinstance(op.operation, GatedDelta)
+        grouped = op.operation.grouped
         keys, values = op.inputs[1].shape.row[0], op.inputs[2].shape.row[0]
         rounds = values // keys
         if -(-self.parts // keys) > rounds:
             return  # every part does all of it
         shares = self._shares(keys, rounds)
         of_keys = Cut(tuple((key,) for key, _ in shares), heads=True)
-        of_values = Cut(
-            tuple(
-                merged([(j * keys + a, j * keys + b) for j in range(*each)])
-                for (a, b), each in shares
-            ),
-            heads=True,
-        )
+
+        def readers(share: tuple[int, int], each: tuple[int, int]) -> Ranges:
+            """The value heads of some key heads in some rounds."""
+            if grouped:
+                return merged([(k * rounds + each[0], k * rounds + each[1]) for k in range(*share)])
+            return merged([(j * keys + share[0], j * keys + share[1]) for j in range(*each)])
+
+        of_values = Cut(tuple(readers(*s) for s in shares), heads=True)
         for value, cut in zip(op.inputs[:2], (of_keys, of_keys), strict=True):
             self._want(value, cut)
         self._want(op.inputs[2], of_values)
@@ -412,6 +418,7 @@ _RULES: Mapping[type[Operation], Callable[[_Split, Op, Cut | None], bool]] = {
     Sigmoid: _Split._columnwise,
     Silu: _Split._columnwise,
     SiluGate: _Split._columnwise,
+    GeluGate: _Split._columnwise,
     Bias: _Split._columnwise,
     Combine: _Split._combine,
     Append: lambda s, op, cut: cut is not None and s._give(op, cut),

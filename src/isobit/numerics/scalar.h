@@ -108,6 +108,7 @@ ISOBIT_FN float gelu_gate(float gate, float up) {
 
 // cap * tanh(x / cap), section 5.
 ISOBIT_FN float softcap(float x, float cap) {
+    if ((bits(x) & 0x7fffffffu) == 0x7f800000u) return x;
     float y = from_bits(bits(div(x, cap)) & 0x7fffffffu);
     float t = exp_of_negative(-add(y, y));
     float r = mul(cap, div(sub(1.0f, t), add(1.0f, t)));

@@ -47,9 +47,9 @@ fn iq3(row: u32, signs: u32) -> u32 {
 // The n-th digits of bytes that are 256 * x / 243, of 0 to 2, highest first.
 fn digits(bytes: u32, n: u32) -> u32 {
   let powers = array(1u, 3u, 9u, 27u, 81u);
-  let even = (bytes & 0x00ff00ffu) * powers[n] & 0x00ff00ffu;
-  let odd = ((bytes >> 8u) & 0x00ff00ffu) * powers[n] & 0x00ff00ffu;
-  return ((even * 3u >> 8u) & 0x00ff00ffu) | (odd * 3u & 0xff00ff00u);
+  let even = ((bytes & 0x00ff00ffu) * powers[n]) & 0x00ff00ffu;
+  let odd = (((bytes >> 8u) & 0x00ff00ffu) * powers[n]) & 0x00ff00ffu;
+  return (((even * 3u) >> 8u) & 0x00ff00ffu) | ((odd * 3u) & 0xff00ff00u);
 }
 
 // Codes of values k … k + 3 of the superblock.
@@ -59,12 +59,12 @@ fn codes(at: Super, k: u32) -> u32 {
   switch FORMAT {
     case IQ1_S: {
       let high = load16(at, 34u + 2u * h);
-      let index = load8(at, 2u + e) | ((high >> (3u * (e % 4u))) & 7u) << 8u;
+      let index = load8(at, 2u + e) | (((high >> (3u * (e % 4u))) & 7u) << 8u);
       return iq1(row_of(index), k, high >= 0x8000u);
     }
     case IQ1_M: {
       let high = load8(at, 32u + e / 2u) >> (4u * (e % 2u));
-      return iq1(row_of(load8(at, e) | (high & 7u) << 8u), k, (high & 8u) != 0u);
+      return iq1(row_of(load8(at, e) | ((high & 7u) << 8u)), k, (high & 8u) != 0u);
     }
     case IQ2_XXS: {
       let seven = (load32(at, 6u + 8u * h) >> (7u * (e % 4u))) & 127u;
@@ -76,7 +76,7 @@ fn codes(at: Super, k: u32) -> u32 {
     }
     case IQ2_S: {
       let high = (load8(at, 66u + h) >> (2u * (e % 4u))) & 3u;
-      return iq2(row_of(load8(at, 2u + e) | high << 8u), k, load8(at, 34u + e) >> (k % 8u));
+      return iq2(row_of(load8(at, 2u + e) | (high << 8u)), k, load8(at, 34u + e) >> (k % 8u));
     }
     case IQ3_XXS: {
       let seven = (load32(at, 66u + 4u * h) >> (7u * (e % 4u))) & 127u;
@@ -84,7 +84,7 @@ fn codes(at: Super, k: u32) -> u32 {
     }
     case IQ3_S: {
       let high = (load8(at, 66u + h) >> (k / 4u % 8u)) & 1u;
-      return iq3(row_of(load8(at, 2u + k / 4u) | high << 8u), load8(at, 74u + e) >> (k % 8u));
+      return iq3(row_of(load8(at, 2u + k / 4u) | (high << 8u)), load8(at, 74u + e) >> (k % 8u));
     }
     case TQ1_0: {
       if (k < 160u) { return less(digits(load32(at, k % 32u), h), 1u); }

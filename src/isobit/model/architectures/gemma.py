@@ -95,6 +95,7 @@ def config(r: Metadata, vocab: int) -> Config:
         if layer.heads % layer.kv_heads:
             expected = f"a divisor of {layer.heads} in layer {i}"
             raise r.refusal(f"{arch}.attention.head_count_kv", expected, layer.kv_heads)
+    r.only(f"{arch}.expert_weights_norm", True)
     return replace(c, normalise_experts=True)
 
 

@@ -97,6 +97,7 @@ def config(r: Metadata, vocab: int) -> Config:
     check(r, c, known={"rope.dimension_sections"})
     if value_heads % c.key_heads:
         raise r.refusal(f"{arch}.ssm.group_count", f"a divisor of {value_heads}", c.key_heads)
+    r.only(f"{arch}.expert_weights_norm", True)
     r.only(f"{arch}.ssm.inner_size", value_heads * c.state_size)
     return c
 

@@ -25,9 +25,11 @@ class Softcap(Operation):
     def specification(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         (x,), one, cap = inputs, np.float32(1), np.float32(self.cap)
-        y = np.abs(x / cap)
-        t = exp(-(y + y))
-        return (np.copysign(cap * ((one - t) / (one + t)), x),)
+        with np.errstate(over="ignore"):
+            y = np.abs(x / cap)
+            t = exp(-(y + y))
+        bounded = np.copysign(cap * ((one - t) / (one + t)), x)
+        return (np.where(np.isinf(x), x, bounded),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""

@@ -16,5 +16,5 @@ fn softcap(
   let w = magnitude(div(v, p.cap));
   let t = exp_real(negate(add(w, w)));
   let r = mul(p.cap, div(sub(ONE, t), add_normal(ONE, t)));
-  y[group.y * p.n + i] = magnitude(r) | (v & SIGN);
+  y[group.y * p.n + i] = select(magnitude(r) | (v & SIGN), v, magnitude(v) == INFINITY);
 }
