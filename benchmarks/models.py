@@ -1,6 +1,7 @@
 """Every architecture beside llama.cpp on the same files, on the CPU: a table in Markdown.
 
-usage: python benchmarks/models.py LLAMA [--threads N] [--rounds 5] [--only NAME,…] [--no-speed]
+usage: python benchmarks/models.py LLAMA OUT.json [--threads N] [--rounds 5] [--only NAME,…]
+           [--no-speed] [--seed 1] [--commit SHA]
 
 LLAMA is a folder with llama-perplexity and llama-bench, whose libraries LD_LIBRARY_PATH must name.
 Files of random weights are written for the purpose. Perplexity is that of a file in float32, by
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,11 +33,13 @@ sys.path.insert(0, str(ROOT))
 
 from isobit.backends.base import Batch  # noqa: E402
 from isobit.backends.cpu import CpuBackend  # noqa: E402
+from isobit.backends.hardware import processor  # noqa: E402
 from isobit.config import EngineConfig  # noqa: E402
 from isobit.gguf.reader import GGUFFile  # noqa: E402
 from isobit.model.weights import Weights  # noqa: E402
 from isobit.text.tokenizer import Tokenizer  # noqa: E402
 from isobit.verify.oracle import Oracle  # noqa: E402
+from tests.helpers.random_file import RandomFile  # noqa: E402
 from tests.helpers.synth import Geometry, _small_vocabulary  # noqa: E402
 from tests.model import (  # noqa: E402
     test_gemma,
@@ -149,12 +153,24 @@ def speed(path: Path, llama: Path, threads: int, rounds: int) -> list[tuple[floa
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("llama", type=Path)
+    p.add_argument("out", type=Path)
     p.add_argument("--threads", type=int, default=EngineConfig().cores)
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--only", default=",".join(KINDS))
     p.add_argument("--no-speed", action="store_true")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--commit", default="")
     a = p.parse_args()
-    print(f"load before: {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    RandomFile.seed = a.seed
+    found: dict[str, Any] = {
+        "commit": a.commit,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": processor(),
+        "threads": a.threads,
+        "load average before": os.getloadavg()[0],
+        "seed of the weights": a.seed,
+        "models": {},
+    }
     print("| | exact perplexity | isobit | llama.cpp | prefill, tokens/s | decode, tokens/s |")
     print("|---|---:|---:|---:|---:|---:|")
     for kind in a.only.split(","):
@@ -164,12 +180,15 @@ def main() -> None:
             KINDS[kind](path, g=g, fmt="F32", others=others)
             exact, ours, theirs = accuracy(path, a.llama)
             cells = [f"{exact:.4f}", f"{ours:.4f}", f"{theirs:.4f}"]
+            row = {"perplexity": {"exact": exact, "isobit": ours, "llama.cpp": theirs}}
             if not a.no_speed:
                 KINDS[kind](path, g=geometry(kind, large=True), others=others)
-                cells += [
-                    f"{rate:,.0f} ({ratio:.2f} x)"
-                    for rate, ratio in speed(path, a.llama, a.threads, a.rounds)
-                ]
+                rates = speed(path, a.llama, a.threads, a.rounds)
+                cells += [f"{rate:,.0f} ({ratio:.2f} x)" for rate, ratio in rates]
+                for name, (rate, ratio) in zip(("prefill", "decode"), rates, strict=True):
+                    row[name] = {"tokens/s": rate, "ratio": ratio}
+            found["models"][kind] = row
+            a.out.write_text(json.dumps(found, indent=1) + "\n")
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import gguf
 import numpy as np
@@ -16,6 +17,9 @@ class RandomFile:
     ``values``: what a reader finds, float32 by the tensors' names.
     """
 
+    seed: ClassVar[int | None] = None
+    """Of every file's weights, where figures of them are to be printed again; None: fresh ones."""
+
     def __init__(
         self,
         path: Path,
@@ -27,7 +31,9 @@ class RandomFile:
         """``fmt``: the usual one of matrices; ``others``: keys without the architecture's name."""
         self._fmt = fmt
         self._writer = gguf.GGUFWriter(path, arch)
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seed = self.seed
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
         print(f"weights of {arch}: seed {seed}")
         self.rng = np.random.default_rng(seed)
         self.values: dict[str, F32] = {}
