@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isobit.backends import NAMES, lacks
+from isobit.backends.pool import page_bytes
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.not_gguf import OTHER_TYPES
@@ -54,7 +55,7 @@ class Inspection:
     active_bytes_per_token: int | None
     """Weights that one decode step reads, in bytes; None if the model is refused."""
     kv_bytes_per_token: int | None
-    """What a position takes in the KV cache."""
+    """What a position takes in the KV cache; None if the model is refused."""
     refused: list[str]
     """Why the model would not run, one line each; empty if it would."""
     backends: dict[str, str | None]
@@ -94,7 +95,7 @@ def inspect(
             ],
             config=config,
             active_bytes_per_token=None if refused or not config else active_bytes(file, config),
-            kv_bytes_per_token=kv_bytes(config) if config else None,
+            kv_bytes_per_token=page_bytes(weights) // TILE if weights else None,
             refused=refused,
             backends={n: lacks(n, weights) for n in NAMES} if weights and not refused else {},
             without_text=_tokenizer_refused(file),
@@ -184,12 +185,6 @@ def active_bytes(file: GGUFFile, config: ModelConfig) -> int:
         else:
             total += tensor.nbytes
     return total
-
-
-def kv_bytes(config: ModelConfig) -> int:
-    """Bytes of one position in the KV cache: of each key and value head vector, head_dim 16-bit
-    integers and a float32 scale (docs/numerics.md, section 6)."""
-    return config.n_layers * config.n_kv_heads * 2 * (2 * config.head_dim + 4)
 
 
 def _totals(file: GGUFFile) -> list[TypeTotal]:
