@@ -32,14 +32,14 @@ class Piece:
     index: int
     events: list[Event] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
-    of_texts: list[list[Token]] = field(default_factory=list)
-    """For each Text of the events, the tokens that led to it, of earlier pieces too."""
     end: Token | None = None
     """The token that ended the choice, which is no part of its text."""
     taken: list[Token] = field(default_factory=list)
     """What the model gave: no tokens of the prompt, and the one that ended it."""
     told: bool = False
     """Whether the client had it from another replica."""
+    of_texts: list[list[Token]] = field(default_factory=list)
+    """For each Text of the events, the tokens that led to it, of earlier pieces too."""
 
     @property
     def finish(self) -> Finish | None:
