@@ -69,8 +69,9 @@ def in_terminal(args: list[str], width: int, stdout: Path | None = None) -> tupl
             )
     finally:
         os.close(terminal)
-        reader.join()
+        reader.join(60)
         os.close(control)
+    assert not reader.is_alive(), "the terminal is still held open"
     return done.returncode, b"".join(shown).decode()
 
 

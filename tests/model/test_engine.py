@@ -1,5 +1,6 @@
 """Generations together on one engine: each gets the bits that it gets alone."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -366,3 +367,68 @@ def test_a_closed_engine_says_so(heldout: list[int]) -> None:
         list(begun)
     with pytest.raises(UsageError, match="closed"):
         model.generations.submit(heldout[:5], 2, Sampling())
+
+
+class Told:
+    """A listener that notes, whenever it is told, whether its generation had ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[bool] = []
+        self.generation: Generation | None = None
+
+    def tell(self) -> None:
+        assert self.generation is not None
+        self.ended.append(self.generation.ended)
+
+    def settle(self, seconds: float) -> None: ...
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+def test_who_listens_is_told_of_an_end_between_passes(
+    how: str, passes: int, engine: Engine, heldout: list[int]
+) -> None:
+    told = Told()
+    generation = told.generation = engine.submit(heldout[:9], 50, Sampling(), listen=told)
+    for _ in range(passes):
+        engine.step()
+    before = len(told.ended)
+    generation.cancel() if how == "cancel" else engine.stop()
+    assert told.ended[before:] == [True]
+    generation.cancel()  # again, which is no news
+    assert told.ended[before:] == [True]
+
+
+@pytest.mark.parametrize("by_engine", [False, True])
+def test_closing_a_stream_from_a_thread_ends_who_reads_it_in_a_loop(
+    by_engine: bool, heldout: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(model: Model) -> None:
+        # Passes do not run, so that nothing but its closing can wake the reader.
+        monkeypatch.setattr(model.generations, "start", lambda: None)
+        stream = model.stream(heldout[:9], max_tokens=5)
+        read = asyncio.create_task(anext(stream))
+        while not (stream._generation and stream._generation.listen):
+            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, model.generations.stop if by_engine else stream.close)
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(read, 60)
+        assert stream.completion is not None
+        assert stream.completion.finish_reason == "interrupted"
+
+    with isobit.load("sample", backend="cpu", context=64) as model:
+        asyncio.run(run(model))
+
+
+def test_tokens_that_were_generated_elsewhere_are_a_prompt_to_the_pace(
+    engine: Engine, heldout: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[int, int]] = []
+    monkeypatch.setattr(engine._pace, "ran", lambda *of: ran.append(of[:2]))
+    generation = engine.submit(heldout[:30], 80, Sampling(), begun=heldout[30:100], salt=None)
+    engine.step()
+    assert generation.decode_seconds == 0 < generation.prefill_seconds
+    assert len(list(generation)) == 10
+    assert ran == [(0, 100), *[(1, 0)] * 9]
+    assert generation.decode_seconds > 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,7 @@ class Scripted:
         self.scripts: list[Callable[[Request], Response]] = []
         self.bodies: list[Any] = []
         """What was asked of the scripts."""
+        self.cut = threading.Event()
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
         async def scripted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +74,9 @@ class Scripted:
         return scripted
 
     def says(self, *texts: str, thinks: str = "", finish: str | None = "stop") -> None:
-        """The next answer, in these pieces; finish: None cuts the connection in its place."""
+        """The next answer, in these pieces; finish: None cuts the connection in its place,
+        once ``cut`` is set."""
+        self.cut.clear()
 
         async def pieces() -> Any:
             if thinks:
@@ -80,13 +84,29 @@ class Scripted:
             for text in texts:
                 yield _event({"delta": {"content": text}})
             if finish is None:
-                await asyncio.sleep(0.2)  # or the browser sees nothing of what came
+                while not self.cut.is_set():
+                    await asyncio.sleep(0.01)
                 raise ConnectionError
             yield _event({"delta": {}, "finish_reason": finish})
             yield 'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\n'
             yield "data: [DONE]\n\n"
 
         self.scripts.append(lambda _: StreamingResponse(pieces(), media_type="text/event-stream"))
+
+    def goes_on(self, text: str) -> threading.Event:
+        """The next answer has no end. It is set when the client has left."""
+        left = threading.Event()
+
+        async def pieces() -> Any:
+            try:
+                while True:
+                    yield _event({"delta": {"content": text}})
+                    await asyncio.sleep(0.01)
+            finally:
+                left.set()
+
+        self.scripts.append(lambda _: StreamingResponse(pieces(), media_type="text/event-stream"))
+        return left
 
     def refuses(self, status: int, message: str, code: str = "", **headers: str) -> None:
         """The next answer is an error."""

@@ -243,7 +243,8 @@ def test_claude_code_has_a_conversation(client: openai.OpenAI) -> None:
     base = url(client, "/").rstrip("/")
     assert httpx.head(base).status_code == 200  # whether somebody is there
     choice = {"type": "tool", "name": "Read", "disable_parallel_tool_use": True}
-    body = CLAUDE | {"max_tokens": 60, "tool_choice": choice}
+    seeded = {"extra_body": {"temperature": 0.9, "seed": 4}}
+    body = CLAUDE | {"max_tokens": 300, "tool_choice": choice} | seeded
     with anthropic.Anthropic(base_url=base, auth_token="t", max_retries=0, timeout=120) as claude:
         count = {k: body[k] for k in ("model", "messages", "system", "tools", "thinking")}
         counted = claude.beta.messages.count_tokens(**count, betas=["token-counting-2024-11-01"])

@@ -158,7 +158,7 @@ def test_another_models_tokens_are_told_from_its_own(url: str) -> None:
     ],
 )
 def test_journals_are_checked(url: str, headers: Any, body: bytes, status: int) -> None:
-    answer = httpx.post(url + "/v1/completions", headers=headers, content=body)
+    answer = httpx.post(url + "/v1/completions", headers=headers, content=body, timeout=60)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 
@@ -166,7 +166,7 @@ def test_journals_are_checked(url: str, headers: Any, body: bytes, status: int) 
 def test_without_a_key_no_front_is_believed(served_model: Model) -> None:
     with serve(served_model, name="sample") as (_, client):
         url = str(client.base_url.copy_with(path="/v1/completions"))
-        assert httpx.post(url, headers={FRONT: ""}, content=b"{}").status_code == 401
+        assert httpx.post(url, headers={FRONT: ""}, content=b"{}", timeout=60).status_code == 401
 
 
 def test_a_journal_of_tokens_that_there_are_not(url: str) -> None:
@@ -174,5 +174,7 @@ def test_a_journal_of_tokens_that_there_are_not(url: str) -> None:
         data = json.dumps({"said": {"0": {"tokens": tokens}}}).encode()
         headers = {FRONT: KEY, JOURNAL_BYTES: str(len(data))}
         body = json.dumps({"prompt": PROMPT, "max_tokens": 20, "stream": True}).encode()
-        answer = httpx.post(url + "/v1/completions", headers=headers, content=data + body)
+        answer = httpx.post(
+            url + "/v1/completions", headers=headers, content=data + body, timeout=60
+        )
         assert answer.status_code == 400, answer.text

@@ -64,12 +64,14 @@ def test_what_is_no_receipt_of_this_model_is_refused(
 def test_replays_wait_for_each_other_and_end_with_their_clients(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receipt, running = answered(client), []
+    receipt, running, most = answered(client), [], 0
 
     async def forever(*_: object) -> None:
+        nonlocal most
         code = "import time; time.sleep(600)"
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
         running.append(process)
+        most = max(most, len(running))
         try:
             await process.wait()
         finally:
@@ -91,9 +93,10 @@ def test_replays_wait_for_each_other_and_end_with_their_clients(
         for each in (one, two, three):
             each.sendall(head("/replay", len(content)) + content)
         wait_for(full)
-        assert len(running) == 1
+        wait_for(lambda: most)
         assert client.completions.create(model="m", prompt=PROMPT, max_tokens=1).choices
     wait_for(lambda: not running)
+    assert most == 1
     monkeypatch.undo()
     assert replayed(client, receipt).json()["identical"]
 
@@ -112,14 +115,16 @@ def test_a_process_that_dies_is_an_error_and_harms_nobody(
 
 def test_the_files_of_the_page(alone: Model) -> None:
     with serve(alone, api_key="secret") as (_, client):
-        page = httpx.get(url(client, "/"))  # without a key
+        page = httpx.get(url(client, "/"), timeout=60)  # without a key
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["x-content-type-options"] == "nosniff"
         policy = page.headers["content-security-policy"]
         assert policy.startswith("default-src 'self'; ")
         assert "unsafe" not in policy
         assert "require-trusted-types-for 'script'" in policy
-        again = httpx.get(url(client, "/"), headers={"if-none-match": page.headers["etag"]})
+        again = httpx.get(
+            url(client, "/"), headers={"if-none-match": page.headers["etag"]}, timeout=60
+        )
         assert (again.status_code, again.content) == (304, b"")
         for name, kind in (
             ("main.js", "text/javascript"),
@@ -129,19 +134,19 @@ def test_the_files_of_the_page(alone: Model) -> None:
             ("vendor/marked/LICENSE", "text/plain"),
             ("vendor/marked/marked.esm.js", "text/javascript"),
         ):
-            file = httpx.get(url(client, f"/page/{name}"))
+            file = httpx.get(url(client, f"/page/{name}"), timeout=60)
             assert file.headers["content-type"].startswith(kind)
             assert file.headers["x-content-type-options"] == "nosniff"
         for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/", "/page/index.html"):
-            assert httpx.get(url(client, path)).status_code == 401
-        assert httpx.post(url(client, "/")).status_code == 401
+            assert httpx.get(url(client, path), timeout=60).status_code == 401
+        assert httpx.post(url(client, "/"), timeout=60).status_code == 401
         assert replayed(client, {}).status_code == 401
 
 
 def test_there_need_be_no_page(alone: Model) -> None:
     with serve(alone, page=False) as (_, client):
         for path in ("/", "/page/main.js"):
-            assert httpx.get(url(client, path)).status_code == 404
+            assert httpx.get(url(client, path), timeout=60).status_code == 404
 
 
 def test_pages_of_other_origins_are_let_in_where_that_is_said(alone: Model) -> None:
@@ -149,14 +154,17 @@ def test_pages_of_other_origins_are_let_in_where_that_is_said(alone: Model) -> N
     asked["access-control-request-headers"] = "authorization,content-type"
     path = "/v1/chat/completions"
     with serve(alone, api_key="secret", origins=["https://chat.example"]) as (_, client):
-        answer = httpx.options(url(client, path), headers=asked)  # browsers send no key with it
+        # Browsers send no key with it.
+        answer = httpx.options(url(client, path), headers=asked, timeout=60)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://chat.example"
-        other = httpx.options(url(client, path), headers=asked | {"origin": "https://x.example"})
+        other = httpx.options(
+            url(client, path), headers=asked | {"origin": "https://x.example"}, timeout=60
+        )
         assert "access-control-allow-origin" not in other.headers
-        refused = httpx.post(url(client, path), headers=asked)
+        refused = httpx.post(url(client, path), headers=asked, timeout=60)
         assert refused.status_code == 401  # and says so to the page
         assert refused.headers["access-control-allow-origin"] == "https://chat.example"
     with serve(alone) as (_, client):
-        answer = httpx.options(url(client, path), headers=asked)
+        answer = httpx.options(url(client, path), headers=asked, timeout=60)
         assert "access-control-allow-origin" not in answer.headers

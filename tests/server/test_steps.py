@@ -1,6 +1,7 @@
 """An answer is the same however its tokens fall into steps: stops, UTF-8, thinking, calls."""
 
 import asyncio
+import json
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ from isobit.runtime.tokens import Token
 from isobit.server.choices import Choice, Piece
 from isobit.server.events import Answer, Finish, gathered
 from isobit.server.reading import AnswerReader
+from isobit.server.response_items import ResponseWriter
+from isobit.server.response_tools import Offer
 from isobit.server.thinking import Thinking
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
 from isobit.server.tool_calls.tools import Tool
@@ -68,7 +71,8 @@ class Stepwise:
 
     def take(self) -> Token | None:
         if self._ready:
-            return Token(self._ready.popleft())
+            token = self._ready.popleft()
+            return Token(token, -token / 8)
         if self._left:
             for _ in range(self._sizes.popleft() if self._sizes else len(self._left)):
                 if self._left:
@@ -80,10 +84,10 @@ class Stepwise:
 
 def answer(
     model: Model, ids: list[int], sizes: list[int], dialect: Any, thinking: Any, stops: list[str]
-) -> tuple[Answer, list[int], int, int]:
+) -> tuple[Answer, list[int], int, int, str]:
     async def run() -> list[Piece]:
         engine = Stepwise(model, ids, sizes)
-        reader = AnswerReader({}, thinking, dialect)
+        reader = AnswerReader({}, thinking, dialect, str)
         choice = Choice(engine, 0, [1], None, None, stops=stops, logprobs=None, of_prompt=False,
                         receipt=False, reader=reader)  # type: ignore  # fmt: skip
         pieces = list[Piece]()
@@ -99,10 +103,17 @@ def answer(
     events = [event for piece in pieces for event in piece.events]
     assert sum(isinstance(event, Finish) for event in events) == 1
     found = gathered(events)
-    for call in found.calls:
-        call.id = ""
     tokens = [token.id for piece in pieces for token in piece.tokens]
-    return found, tokens, counts[0], counts[1]
+    return found, tokens, counts[0], counts[1], response(model, pieces)
+
+
+def response(model: Model, pieces: list[Piece]) -> str:
+    """What ``/v1/responses`` writes, log-probabilities included."""
+    journal = SimpleNamespace(created=0, name=lambda *of: "_".join(map(str, of)))
+    answers: Any = SimpleNamespace(journal=journal, receipt=lambda _: {})
+    offers = [Offer({"name": "f"}, "f")]
+    writer = ResponseWriter(SimpleNamespace(model=model), {}, answers, offers, measured=True)  # type: ignore
+    return "".join(event for piece in pieces for event in writer.piece(piece))
 
 
 @settings(
@@ -159,3 +170,25 @@ def test_text_ends_before_the_first_stop_string(alone: Model, text: str, stops: 
     # the first to be complete ends it; of several that are, the longest
     ends = min(((at + len(s), -len(s)) for s in stops if (at := text.find(s)) >= 0), default=None)
     assert found.text == (text if ends is None else text[: sum(ends)])
+
+
+def test_every_token_of_a_text_has_its_log_probability(alone: Model) -> None:
+    ids = alone.tokenizer.encode("a 日本 st", special=False, bos=False)
+    assert len(ids) > len("a 日本 st")  # some are no whole character, and the last are held
+    told = answer(alone, ids, [1] * len(ids), None, None, ["stop"])[-1]
+    events = [json.loads(line[6:]) for line in told.split("\n") if line.startswith("data: ")]
+    deltas = [e["logprobs"] for e in events if e["type"] == "response.output_text.delta"]
+    [done] = [e["logprobs"] for e in events if e["type"] == "response.output_text.done"]
+    assert done == [each for delta in deltas for each in delta]
+    assert [each["logprob"] for each in done] == [-token / 8 for token in ids]
+
+
+def test_thinking_and_calls_have_no_log_probabilities(alone: Model) -> None:
+    parts = ["Hm</think>", "a", '<tool_call>{"name": "f", "arguments": {}}</tool_call>', "b"]
+    ids = [alone.tokenizer.encode(part, special=False, bos=False) for part in parts]
+    every = [token for each in ids for token in each]
+    told = answer(alone, every, [], Hermes(TOOLS), THINKING[1], [])[-1]
+    events = [json.loads(line[6:]) for line in told.split("\n") if line.startswith("data: ")]
+    done = [e["logprobs"] for e in events if e["type"] == "response.output_text.done"]
+    assert ["".join(each["token"] for each in text)[-1] for text in done] == ["a", "b"]
+    assert sum(map(len, done)) < len(every) / 2

@@ -238,11 +238,12 @@ def test_calls_of_llama_without_a_tag_are_held_whatever_leads_to_them(
     whole = texts = 0
     heads = ("{", '"name"', '"type"', ":", '"function"', ",", '"search"', '"now"', '"x"', " ", "\n")
     likely = ("{", " ", '"name"', " ", ":", '"search"')
-    for _ in range(60):
+    for n in range(60):
         constraint = compiled(grammars, dialect=DIALECTS[2], choice=Choice("auto", TOOLS))
         ids: list[int] = []
         parts = [p if rng.random() < 0.9 else heads[rng.integers(len(heads))] for p in likely]
-        for token in grammars.tokenizer.encode("".join(parts), special=False, bos=False):
+        head = (LLAMA_ONE, "Look: ", "".join(parts))[min(n, 2)]  # one of each for certain
+        for token in grammars.tokenizer.encode(head, special=False, bos=False):
             if token not in allowed(constraint, grammars):
                 break
             ids.append(token)
@@ -250,14 +251,15 @@ def test_calls_of_llama_without_a_tag_are_held_whatever_leads_to_them(
         ids += wander(constraint, grammars, rng)
         answer, text, ended = read(ids, grammars, DIALECTS[2])
         texts += not answer.calls
+        assert n > 1 or bool(answer.calls) == (n == 0)
         assert ended or len(ids) >= 600
         for call in answer.calls:
             if call.complete:
                 whole += 1
                 jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
         assert not answer.calls or not answer.text, text
-    assert whole > 5
-    assert texts > 5
+    assert whole
+    assert texts
 
 
 def xml(name: str, **arguments: str) -> str:

@@ -31,8 +31,6 @@ from isobit.backends.base import I32, Routes
 from isobit.errors import ContextFull
 from isobit.numerics import TILE
 
-"""Experts of the tokens of a page: [64, layers, k]."""
-
 _Key = tuple[int | str, bytes]
 
 

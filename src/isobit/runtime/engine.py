@@ -58,9 +58,9 @@ class Engine:
         self._books = threading.Condition()
         """Held by whoever reads or changes the books, for a moment."""
         self._busy = False
+        """Whether somebody has the turn: runs a pass."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
-        """Whether somebody has the turn: runs a pass."""
         self._closed = False
         self._thread: threading.Thread | None = None
         self._told: set[Listener] = set()
@@ -351,7 +351,7 @@ class Engine:
             n = len(part.tokens)
             stop = start + n
             attended += n * (part.start + (n + 1) // 2)
-            if request.generated:
+            if request.generated and request.behind == 1:
                 generation.decode_seconds += spent
             else:
                 generation.prefill_seconds += spent
@@ -431,12 +431,13 @@ class Engine:
         with self._books:
             generation.cancelled = True
             if generation.request not in self._in_pass:
-                self._end(generation, "interrupted")
+                self._fail(generation)
                 self._books.notify_all()
 
-    def _fail(self, generation: Generation, error: BaseException) -> None:
-        if not generation.ended:
-            generation.error = error
+    def _fail(self, generation: Generation, error: BaseException | None = None) -> None:
+        if generation.ended:
+            return
+        generation.error = error
         self._end(generation, "interrupted")
         if generation.listen is not None:
             generation.listen.tell()
@@ -450,12 +451,8 @@ class Engine:
             self.scheduler.finish(request)
 
     def _end_all(self, error: IsobitError | None) -> None:
-        listeners = {g.listen for g in self._of.values() if g.listen is not None}
         for generation in list(self._of.values()):
-            generation.error = error
-            self._end(generation, "interrupted")
-        for listener in listeners:
-            listener.tell()
+            self._fail(generation, error)
 
     def _require_open(self) -> None:
         if self._closed:

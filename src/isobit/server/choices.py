@@ -17,7 +17,7 @@ from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
 from isobit.server.errors import ClientGone, Differs, ShuttingDown
-from isobit.server.events import CallBegins, Event, Finish, Usage
+from isobit.server.events import CallBegins, Event, Finish, Text, Usage
 from isobit.server.journal import Said
 from isobit.server.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
@@ -38,6 +38,8 @@ class Piece:
     """What the model gave: no tokens of the prompt, and the one that ended it."""
     told: bool = False
     """Whether the client had it from another replica."""
+    of_texts: list[list[Token]] = field(default_factory=list)
+    """For each Text of the events, the tokens that led to it, of earlier pieces too."""
 
     @property
     def finish(self) -> Finish | None:
@@ -85,6 +87,7 @@ class Choice:
         self._ends = (engine.model.stop_ids if ends is None else ends) | self._stops.keys()
         self._length = 0  # of the text that was decoded
         self._called = False
+        self._pending: list[Token] = []  # made no event yet
         self.n_tokens = 0
         self.n_reasoning = 0
         self._said = said
@@ -191,6 +194,7 @@ class Choice:
             piece.end = token
             return Finish("stop", self._stops.get(token.id))
         piece.tokens.append(token)
+        self._pending.append(token)
         text = self._decoder.push(token.id)
         tag = self._reader.special.get(token.id)
         if tag is not None and not text.endswith(tag):
@@ -217,7 +221,11 @@ class Choice:
 
     def _read(self, piece: Piece, events: list[Event]) -> None:
         piece.events += events
-        self._called |= any(isinstance(event, CallBegins) for event in events)
+        for event in events:
+            if isinstance(event, Text):
+                piece.of_texts.append(self._pending)
+            self._called |= isinstance(event, CallBegins)
+            self._pending = []
 
 
 class Choices:
@@ -271,6 +279,5 @@ class Choices:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self._gone = True
-        for choice in self.choices:  # which then have ended, and their end is news
+        for choice in self.choices:  # whose ends are news
             choice.generation.cancel()
-        self._news.tell()

@@ -81,11 +81,10 @@ class ResponseWriter:
 
     def piece(self, piece: Piece) -> Iterator[str]:
         """What is new."""
-        tokens = chat_logprobs(self._tokenizer, piece.tokens)["content"] if self._measured else []
+        of_texts = iter(piece.of_texts)
         for what in piece.events:
-            yield from self._read(what, tokens)
-            if isinstance(what, Text):
-                tokens = []  # they stand beside the first of the piece's text
+            tokens = next(of_texts) if isinstance(what, Text) and self._measured else []
+            yield from self._read(what, chat_logprobs(self._tokenizer, tokens)["content"])
 
     def ping(self) -> str:
         """A comment."""
