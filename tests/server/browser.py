@@ -94,16 +94,17 @@ class Scripted:
         self.scripts.append(lambda _: StreamingResponse(pieces(), media_type="text/event-stream"))
 
     def goes_on(self, text: str) -> threading.Event:
-        """The next answer has no end. It is set when the client has left."""
+        """The next answer goes on for minutes. It is set when the client has left."""
         left = threading.Event()
 
         async def pieces() -> Any:
             try:
-                while True:
+                for _ in range(12000):
                     yield _event({"delta": {"content": text}})
                     await asyncio.sleep(0.01)
-            finally:
+            except BaseException:
                 left.set()
+                raise
 
         self.scripts.append(lambda _: StreamingResponse(pieces(), media_type="text/event-stream"))
         return left
