@@ -37,7 +37,10 @@ def test_two_servers_behind_nginx(tmp_path: Path) -> None:
             wait_for(lambda: all(ready(at(port)) for port in ports.values()))
             front = at(ports["8000"])
             body = {"prompt": PROMPT, "max_tokens": 9, "seed": 1}
-            whole = [httpx.post(front + "/v1/completions", json=body).json() for _ in range(4)]
+            whole = [
+                httpx.post(front + "/v1/completions", json=body, timeout=60).json()
+                for _ in range(4)
+            ]
             [text] = {answer["choices"][0]["text"] for answer in whole}
             usage = {"stream_options": {"include_usage": True}}
             choices, _ = stream(front, "/v1/completions", body | usage)
