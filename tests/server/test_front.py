@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,13 +11,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
+from isobit.errors import IsobitError
+from isobit.server.processes import Processes
 from isobit.server.replicas import Replica, Replicas
 from tests.ops.wgpu_support import open_device
 from tests.server.gathering import gathered
@@ -28,9 +32,12 @@ SERVE = ("serve", "sample", "--context", "512", "--threads", "1")
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Below those that a system gives out by itself, so that nobody is given it meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -55,17 +62,17 @@ def at(port: int) -> str:
 
 def ready(url: str) -> bool:
     try:
-        return httpx.get(url + "/ready", timeout=5).status_code == 200
+        return httpx.get(url + "/ready", timeout=60).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def states(front: str) -> list[dict[str, Any]]:
-    return httpx.get(front + "/replicas", timeout=30).json()
+    return httpx.get(front + "/replicas", timeout=60).json()
 
 
 def continued(front: str) -> float:
-    lines = httpx.get(front + "/metrics", timeout=30).text.splitlines()
+    lines = httpx.get(front + "/metrics", timeout=60).text.splitlines()
     return float(
         next(line for line in lines if line.startswith("isobit_front_continued_total")).split()[-1]
     )
@@ -92,26 +99,29 @@ def stream(front: str, path: str, body: Any, came: Callable[[], None] = lambda: 
 def streams(
     front: str, asked: list[tuple[str, Any]], each: int, do: Callable[[], object], n: int = 1
 ) -> Any:
-    """All at once; when so many events of n of them have come, something is done."""
+    """All at once; when so many events of n of them have come, or they ended, something is done."""
     seen, due = [0] * len(asked), threading.Event()
 
-    def came(i: int) -> None:
-        seen[i] += 1
+    def came(i: int, events: int = 1) -> None:
+        seen[i] += events
         if sum(n >= each for n in seen) >= n:
             due.set()
 
+    def one(i: int) -> Any:
+        try:
+            return stream(front, *asked[i], partial(came, i))
+        finally:
+            came(i, each)
+
     with ThreadPoolExecutor(len(asked)) as pool:
-        found = [
-            pool.submit(stream, front, path, body, partial(came, i))
-            for i, (path, body) in enumerate(asked)
-        ]
+        found = [pool.submit(one, i) for i in range(len(asked))]
         assert due.wait(240)
         do()
         return [f.result() for f in found]
 
 
-def many(rng: np.random.Generator) -> list[tuple[str, Any]]:
-    common = {"max_tokens": 60, "stream_options": {"include_usage": True}, "ignore_eos": True}
+def many(rng: np.random.Generator, tokens: int = 60) -> list[tuple[str, Any]]:
+    common = {"max_tokens": tokens, "stream_options": {"include_usage": True}, "ignore_eos": True}
     wild = {"temperature": 2.0, "logprobs": 2, "n": 2}
     some = {"presence_penalty": 0.5, "frequency_penalty": 0.2, "repetition_penalty": 1.1}
     calls = {"tools": [WEATHER, NOTE], "tool_choice": "required", "ignore_eos": False}
@@ -127,7 +137,6 @@ def many(rng: np.random.Generator) -> list[tuple[str, Any]]:
 def test_killed_on_one_backend_and_continued_on_another(rng: np.random.Generator) -> None:
     open_device()  # or not run
     ports = {"cpu": free_port(), "wgpu": free_port()}
-    asked = many(rng)
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(running(*SERVE, "--backend", name, port=port))
@@ -137,22 +146,21 @@ def test_killed_on_one_backend_and_continued_on_another(rng: np.random.Generator
         stack.enter_context(running("front", *map(at, ports.values()), port=port))
         front = at(port)
         wait_for(lambda: ready(front) and all(s["up"] for s in states(front)))
-        wanted = [stream(at(ports["cpu"]), path, body) for path, body in asked]
-        each = int(rng.integers(2, 9))
-        found = streams(front, asked, each, processes["wgpu"].kill, len(asked))
-        assert found == wanted, "wgpu killed"
-        before = continued(front)
-        assert before > 0
-        for _ in range(4):  # what the CPU has sent is sent: it may be through already
-            for name, process in processes.items():
-                if process.poll() is not None:
-                    again = running(*SERVE, "--backend", name, port=ports[name])
-                    processes[name] = stack.enter_context(again)
-            wait_for(lambda: all(s["up"] for s in states(front)))
-            assert streams(front, asked, 1, processes["cpu"].kill) == wanted, "CPU killed"
-            if continued(front) > before:
-                return
-        raise AssertionError("no stream was cut")
+        for name, port in ports.items():
+            before = continued(front)
+            for tokens in (60, 120, 240):  # some may be through already, and so may be all
+                asked, each = many(rng, tokens), int(rng.integers(1, 9))
+                wanted = [stream(at(ports["cpu"]), path, body) for path, body in asked]
+                assert streams(front, asked, each, processes[name].kill) == wanted, name
+                processes[name].wait()
+                processes[name] = stack.enter_context(running(*SERVE, "--backend", name, port=port))
+                url = at(port)
+                wait_for(partial(ready, url))
+                wait_for(lambda: all(s["up"] for s in states(front)))
+                if continued(front) > before:
+                    break
+            else:
+                raise AssertionError(f"{name}: no stream was cut")
 
 
 def test_replicas_die_and_are_started_again(rng: np.random.Generator) -> None:
@@ -196,6 +204,54 @@ def test_what_a_replica_refuses_ends_the_start() -> None:
     assert "nosuch.gguf" in done.stderr
     assert "expected it to be ready, it ended with 3" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["front", "http://a:port"], "URL: expected http://HOST:PORT"),
+        (
+            ["serve", "sample", "--backend", "cuda", "--parts", "2", "--replicas", "2"],
+            "--parts: expected 1 with --replicas on cuda",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(argv: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "isobit", *argv]
+    done = subprocess.run(
+        command, env=os.environ | KEY, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_process_that_cannot_be_started_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    async def start(processes: Processes, *, ready: bool) -> None:
+        processes._ready = ready
+        replicas = Replicas(processes.urls, said.append, {})
+        started = asyncio.create_task(processes.start(replicas))
+        while not started.done() and len(said) < 2:
+            await asyncio.sleep(0.01)
+        if started.done():
+            await started
+        started.cancel()
+        await processes.stop()
+
+    async def none(*_: Any, **_settings: Any) -> None:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none)
+
+    async def both() -> None:
+        with pytest.raises(IsobitError, match=r"could not be started \(no memory\)"):
+            await start(Processes([], 1, 0, "k", said.append), ready=False)
+        await start(Processes([], 1, 0, "k", said.append), ready=True)
+
+    asyncio.run(both())
+    assert said == ["replica 0 could not be started (no memory): starting it again"] * 2
 
 
 # Where a request goes
@@ -251,3 +307,7 @@ def test_those_that_are_lost_get_nothing() -> None:
     assert chosen(replicas, body, [second]) is second  # there is no other
     for hostile in (None, 7, [], {"prompt": {"a": "\ud800"}}, {"messages": "x" * 10**6}):
         assert chosen(replicas, json.loads(json.dumps(hostile))) is second
+    deep: list[Any] = []
+    for _ in range(10**5):
+        deep = [deep]
+    assert chosen(replicas, {"prompt": deep}) is second

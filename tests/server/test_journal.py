@@ -1,6 +1,8 @@
 """A stream that another replica goes on with is the stream that would have come without it."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,8 @@ import openai
 import pytest
 
 from isobit.runtime.model import Model
+from isobit.runtime.news import News
+from isobit.server import choices, guard
 from isobit.server.guard import FRONT, JOURNAL_BYTES
 from isobit.server.journal import LINES, Journal, Line
 from isobit.server.service import Service
@@ -178,3 +182,34 @@ def test_a_journal_of_tokens_that_there_are_not(url: str) -> None:
             url + "/v1/completions", headers=headers, content=data + body, timeout=60
         )
         assert answer.status_code == 400, answer.text
+
+
+def test_what_is_computed_again_for_a_receipt_is_told_so(
+    replica: tuple[Service, openai.OpenAI], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, body = CASES["receipt"]
+    journal = Journal()
+    whole = lines(url, path, body, journal)
+    keep(journal, whole[:5])
+
+    async def at_once(*_: object) -> bool:  # as where every pass is news, and none a piece
+        await asyncio.sleep(0.001)
+        return True
+
+    monkeypatch.setattr(News, "wait", at_once)
+    monkeypatch.setattr(choices, "PING_SECONDS", 0)
+    held = replica[0].engine.turn()
+    held.__enter__()
+    threading.Timer(0.2, held.__exit__, (None, None, None)).start()
+    first, *_, last = lines(url, path, body, journal)
+    assert (first.text, first.tokens, first.end) == (": still here\n\n", [], False)
+    assert last.end
+
+
+def test_too_many_bytes_with_a_journal_are_refused(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MOST_BYTES", 9)
+    headers = {FRONT: KEY, JOURNAL_BYTES: "20"}
+    answer = httpx.post(url + "/v1/completions", headers=headers, content=b"{}" * 10, timeout=60)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")

@@ -58,6 +58,13 @@ def head(path: str, length: int) -> bytes:
     return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()
 
 
+def test_a_host_is_no_path(alone: Model) -> None:
+    with serve(alone, name="m", api_key="secret") as (_, client):
+        for host in ("a/?", "a/#", "[", ""):
+            answer = httpx.get(url(client, "/v1/models"), headers={"host": host}, timeout=60)
+            assert answer.status_code == 401, host
+
+
 def test_no_route_answers_without_the_key(alone: Model) -> None:
     with serve(alone, name="m", api_key="secret") as (_, client):
         key = {"authorization": "Bearer secret"}

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import subprocess
 import sys
 from contextlib import suppress
 from typing import Any
@@ -45,6 +47,7 @@ def test_a_verdict_on_a_receipt(client: openai.OpenAI) -> None:
         ({"model_sha256": "0" * 64}, "model sha256"),
         ({"prompt": [10**9]}, "token id"),
         ({"prompt": [5] * 2000}, "at most 1024 tokens"),
+        ({"prompt": [5] * 1018}, "at most 1024 tokens"),  # and 7
         ({"tokens": []}, "at least one"),
         ({"format": "other"}, "isobit receipt"),
         ({"numerics": 999}, "numerics"),
@@ -111,6 +114,33 @@ def test_a_process_that_dies_is_an_error_and_harms_nobody(
     assert "ended with 1" in answer.json()["error"]["message"]
     monkeypatch.undo()
     assert replayed(client, receipt).json()["identical"]
+
+
+def test_a_process_says_in_a_line_that_the_file_is_gone(client: openai.OpenAI) -> None:
+    command = [sys.executable, "-m", "isobit.server.replaying", "nosuch.gguf"]
+    receipt = json.dumps(answered(client))
+    done = subprocess.run(
+        command, input=receipt, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "nosuch.gguf" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_process_ends_by_itself() -> None:
+    code = "from isobit.server import replaying as r; r.MOST_SECONDS = 1; r.main()"
+    with subprocess.Popen([sys.executable, "-c", code, "x"], stdin=subprocess.PIPE) as process:
+        assert process.wait(120) == -signal.SIGALRM  # though nobody ends its standard input
+
+
+def test_a_process_has_no_keys(alone: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONE", "ISOBIT_FRONT_KEY", "OTHER"):
+        monkeypatch.setenv(name, f"the value of {name}")
+    keys = {"api_key": "the value of ONE", "front_key": "the value of ISOBIT_FRONT_KEY"}
+    with serve(alone, **keys) as (service, _):
+        found = replaying._environment(service)
+    assert found.get("OTHER") == "the value of OTHER"
+    assert not set(keys.values()) & set(found.values())
 
 
 def test_the_files_of_the_page(alone: Model) -> None:

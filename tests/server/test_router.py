@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -31,13 +32,19 @@ def test_two_servers_behind_nginx(tmp_path: Path) -> None:
     with (
         running(*SERVE, "--backend", "cpu", port=ports["8001"]) as first,
         running(*SERVE, "--backend", "cpu", port=ports["8002"]),
-        subprocess.Popen([nginx, "-p", tmp_path, "-c", path]) as router,
+        ExitStack() as stack,
     ):
+        # First these: to the router one that it found too early is dead for two seconds.
+        wait_for(lambda: ready(at(ports["8001"])) and ready(at(ports["8002"])))
+        router = stack.enter_context(subprocess.Popen([nginx, "-p", tmp_path, "-c", path]))
         try:
-            wait_for(lambda: all(ready(at(port)) for port in ports.values()))
             front = at(ports["8000"])
+            wait_for(lambda: ready(front))
             body = {"prompt": PROMPT, "max_tokens": 9, "seed": 1}
-            whole = [httpx.post(front + "/v1/completions", json=body).json() for _ in range(4)]
+            whole = [
+                httpx.post(front + "/v1/completions", json=body, timeout=60).json()
+                for _ in range(4)
+            ]
             [text] = {answer["choices"][0]["text"] for answer in whole}
             usage = {"stream_options": {"include_usage": True}}
             choices, _ = stream(front, "/v1/completions", body | usage)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 
 from isobit.cli import front, options, say
 from isobit.cli.output import bar
@@ -49,6 +50,8 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
     if args.replicas and args.replica is None:
+        if args.parts > 1 and args.backend.startswith("cuda"):
+            raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
         front.serve_replicas(args, key)
         return
     sockets = []
@@ -82,4 +85,6 @@ def _end_with_parent() -> None:
     """The front holds the other end of standard input while it lives."""
     while os.read(0, 1 << 12):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # once might be while it is ignored
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)

@@ -243,6 +243,8 @@ class Choices:
         Raises ClientGone, and what a pass did.
         """
         left = list(self.choices)
+        now = asyncio.get_running_loop().time
+        due = now() + PING_SECONDS
         try:
             while left:
                 if self._gone:
@@ -252,10 +254,13 @@ class Choices:
                     ended = {piece.index for piece in found if piece.finish is not None}
                     left = [choice for choice in left if choice.index not in ended]
                     yield found
+                    due = now() + PING_SECONDS
                     continue
                 generations = [choice.generation for choice in left]
-                if not await self._news.wait(generations, PING_SECONDS):
+                await self._news.wait(generations, due - now())
+                if now() >= due:  # there may be news, and no piece of it: tokens computed again
                     yield []
+                    due = now() + PING_SECONDS
         finally:
             self.cancel()
 

@@ -84,7 +84,7 @@ def answer(request: Request, error: Exception) -> Response:
         status, kind, message = 400, "invalid_request_error", f"{param}: {first['msg']}"
     elif isinstance(error, HTTPException):
         status, kind, headers = error.status_code, "invalid_request_error", error.headers
-        asked = f"{request.method} {request.url.path}"
+        asked = f"{request.method} {request.scope['path']}"
         message = f"path: expected a route of /openapi.json, got {asked!r:.90}"
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
@@ -111,7 +111,7 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error's body in the shape of the interface that was asked."""
-    if is_anthropic(request.url.path) or "anthropic-version" in request.headers:
+    if is_anthropic(request.scope["path"]) or "anthropic-version" in request.headers:
         return JSONResponse(anthropic_body(message, _ANTHROPIC.get(status)), status, headers)
     return JSONResponse(error_body(message, kind, param, code), status, headers)
 

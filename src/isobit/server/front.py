@@ -7,12 +7,16 @@ another goes on with it, with the same bits. What is answered at once is asked f
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import string
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -24,7 +28,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from isobit.errors import IsobitError
+from isobit.errors import IsobitError, UsageError
 from isobit.server import errors, webpage
 from isobit.server.answers import event
 from isobit.server.app import for_pages
@@ -38,6 +42,8 @@ _WAIT_SECONDS = 60.0  # for a replica, where none is up
 _SILENCE = 45.0  # seconds without a byte of a stream: three pings that did not come
 _TRIES = 3  # replicas that a request may lose in turn
 _BUSY = (429, 503)
+_KEPT = ("content-type", "etag", "retry-after", "www-authenticate", *webpage.HEADERS)
+"""Headers of a replica's answer that a client gets."""
 _OWN = {  # headers of the connection, and those that the front writes itself
     *("connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade", "te"),
     *("trailer", "proxy-authenticate", "proxy-authorization", "expect", "accept-encoding"),
@@ -94,6 +100,7 @@ class Front:
         handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
         routes = [
             Route("/health", self.health),
+            Route("/ready", self.ready),
             Route("/metrics", self.metrics),
             Route("/replicas", self.replicas),
             Route("/{path:path}", self.relay, methods=["GET", "POST"]),
@@ -109,6 +116,12 @@ class Front:
     async def health(self, _request: Request) -> Response:
         """``GET /health``: the front answers."""
         return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """``GET /ready``: and so does a replica."""
+        if self.draining or not any(r.up and not r.draining for r in self._replicas.all):
+            return errors.answer(request, errors.ShuttingDown() if self.draining else NoReplica())
+        return JSONResponse({"status": "ready"})
 
     async def metrics(self, _request: Request) -> Response:
         """``GET /metrics``: the front's own."""
@@ -154,8 +167,7 @@ class _Relayed:
 
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return StreamingResponse(whole(), media_type="text/event-stream", headers=headers)
-        names = ("content-type", "retry-after", "www-authenticate")
-        kept = {name: response.headers[name] for name in names if name in response.headers}
+        kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
         return Response(response.content, response.status_code, kept)
 
     async def _ask(self) -> tuple[Replica, httpx.Response]:
@@ -188,15 +200,24 @@ class _Relayed:
 
     async def _send(self, replica: Replica) -> httpx.Response:
         request, content = self._request, self._body
-        headers = {k: v for k, v in request.headers.items() if k not in _OWN}
+        # As bytes: whatever a client sent, the replica is to judge.
+        headers = [(k, v) for k, v in request.headers.raw if k.decode("latin-1") not in _OWN]
         timeout = httpx.Timeout(5.0, read=None, pool=None)
         if request.method == "POST":
             journal = self._journal.model_dump_json().encode()
-            headers |= {FRONT: self._front.key, JOURNAL_BYTES: str(len(journal))}
+            own = {FRONT: self._front.key, JOURNAL_BYTES: str(len(journal))}
+            headers += [(k.encode(), v.encode()) for k, v in own.items()]
             content = journal + content
             if isinstance(self._asked, dict) and self._asked.get("stream") is True:
                 timeout.read = _SILENCE
-        url = httpx.URL(path=request.url.path, query=request.url.query.encode())
+        base, path = replica.client.base_url, request.scope["raw_path"]
+        if query := request.scope["query_string"]:
+            path += b"?" + query
+        target = base.raw_path[:-1] + quote(path, safe=string.punctuation).encode()
+        try:
+            url = base.copy_with(raw_path=target)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"path: expected one of a URL: {error}") from None
         asked = replica.client.build_request(
             request.method, url, headers=headers, content=content, timeout=timeout
         )
@@ -223,9 +244,14 @@ class _Relayed:
             barren += 1
             self._tried = [replica]
             try:
-                if barren > _TRIES:
+                if barren >= _TRIES:
                     raise NoReplica
                 replica, response = await self._ask()
+                until = time.monotonic() + _WAIT_SECONDS
+                while response.status_code in _BUSY and time.monotonic() < until:
+                    await asyncio.sleep(1)
+                    self._tried = []
+                    replica, response = await self._ask()
             except NoReplica as error:
                 yield self._error(str(error))
                 return
@@ -238,6 +264,6 @@ class _Relayed:
         if self._front.draining:
             message = str(errors.ShuttingDown())
         _log.error("a stream ends: %s", message)
-        if errors.is_anthropic(self._request.url.path):
+        if errors.is_anthropic(self._request.scope["path"]):
             return event(json.dumps(errors.anthropic_body(message)), "error")
         return event(json.dumps(errors.error_body(message, "server_error")))

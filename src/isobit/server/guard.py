@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isobit.errors import UsageError
 from isobit.runtime.scheduler import QueueFull
-from isobit.server.errors import ShuttingDown, answer, refusal, told
+from isobit.server.errors import ShuttingDown, answer, refusal
 from isobit.server.journal import JOURNAL, Journal
 
 MOST_BYTES = 256 << 20  # of all bodies that are inside
@@ -63,7 +63,8 @@ class Guard:
                 raise QueueFull(f"body: {MOST_BYTES} bytes of bodies are here: try again later")
             return message
 
-        refused = self._refusal(Request(scope))
+        request = Request(scope)
+        refused = self._refusal(request)
         try:
             self._inside += 1
             if refused is not None:
@@ -72,7 +73,7 @@ class Guard:
                 await self._app(scope, received, sent)
         except Exception as error:
             if not status:  # else the client was told, and so was the log
-                told(error)
+                await answer(request, error)(scope, receive, sent)
         finally:
             self._inside -= 1
             self._bytes -= size
@@ -81,7 +82,7 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         key = self._service.api_key
-        public = request.method in ("GET", "HEAD") and request.url.path in self._public
+        public = request.method in ("GET", "HEAD") and request.scope["path"] in self._public
         if key is not None and not public and not _has(request, key):
             message = "authorization: expected Bearer (or x-api-key) and the server's API key"
             kind, code = "authentication_error", "invalid_api_key"

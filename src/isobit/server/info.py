@@ -133,9 +133,10 @@ class Info:
         return Response(self._service.metrics.text(), headers={"content-type": kind})
 
     async def version(self, _request: Request) -> Response:
-        """``GET /version``."""
-        fingerprint = self._service.fingerprint
-        return JSONResponse({"version": __version__, "fingerprint": fingerprint})
+        """``GET /version``: what must be equal for a replica to go on with another's stream."""
+        service = self._service
+        about = {"version": __version__, "fingerprint": service.fingerprint}
+        return JSONResponse(about | {"model": service.name, "max_model_len": service.model.context})
 
 
 def _iso(seconds: int) -> str:

@@ -18,7 +18,7 @@ _LIVED = 60.0  # seconds, after which it starts at once
 
 
 class Processes:
-    """So many processes, each with a socket of its own; a context manager."""
+    """So many processes, each with a socket of its own; ``start`` them, and ``stop`` them."""
 
     def __init__(
         self, argv: Sequence[str], n: int, grace: float, key: str, say: Callable[[str], None]
@@ -32,7 +32,8 @@ class Processes:
         self.urls = [f"http://127.0.0.1:{s.getsockname()[1]}" for s in self._sockets]
         self._running: list[asyncio.subprocess.Process | None] = [None] * n
         self._keeping: list[asyncio.Task[None]] = []
-        self._ready = self._ending = False
+        self._ready = False
+        self._ending = asyncio.Event()
         self._rolling = asyncio.Lock()
 
     async def start(self, replicas: Replicas) -> None:
@@ -65,7 +66,7 @@ class Processes:
 
     async def stop(self) -> None:
         """End all, with what they are answering."""
-        self._ending = True
+        self._ending.set()
         for i in range(len(self.urls)):
             self._end(i)
         if self._keeping:
@@ -85,27 +86,32 @@ class Processes:
                 process.terminate()
 
     async def _until(self, replica: Replica, *, up: bool) -> None:
-        while replica.up != up and not self._ending:
+        while replica.up != up and not self._ending.is_set():
             await asyncio.sleep(0.05)
 
     async def _keep(self, i: int) -> None:
         """Have one run until all are to end."""
         replica, pause = self._replicas.all[i], 0.0
-        while not self._ending:
-            begun = time.monotonic()
-            process = self._running[i] = await self._start(i)
-            code = await process.wait()
+        while not self._ending.is_set():
+            begun, code = time.monotonic(), 0
+            try:
+                process = self._running[i] = await self._start(i)
+                code = await process.wait()
+                ended = f"ended with {code}"
+            except OSError as error:  # no memory, no files left: there may be later
+                ended = f"could not be started ({error})"
             self._running[i] = None
-            await replica.missed(f"its process ended with {code}", at_once=True)
-            if self._ending or replica.draining:
+            await replica.missed(f"its process {ended}", at_once=True)
+            if self._ending.is_set() or (replica.draining and code == 0):
                 continue
             if not self._ready:
-                error = IsobitError(f"replica {i}: expected it to be ready, it ended with {code}")
-                error.exit_code = code if code > 0 else error.exit_code
-                raise error
-            self._say(f"replica {i} ended with {code}: starting it again")
+                refused = IsobitError(f"replica {i}: expected it to be ready, it {ended}")
+                refused.exit_code = code if code > 0 else refused.exit_code
+                raise refused
+            self._say(f"replica {i} {ended}: starting it again")
             pause = 0.0 if time.monotonic() - begun > _LIVED else min(2 * pause + 1, _LONGEST_PAUSE)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
 
     async def _start(self, i: int) -> asyncio.subprocess.Process:
         fd = self._sockets[i].fileno()

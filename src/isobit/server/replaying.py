@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
 
 MOST_WAITING = 8
-MOST_SECONDS = 600.0
+MOST_SECONDS = 600
 
 
 class ReplayRequest(Asked):
@@ -68,7 +69,7 @@ class Replaying:
 
     async def _in_turn(self, receipt: bytes, model: Model) -> Any:
         async with self._turn:
-            return await _computed(receipt, model)
+            return await _computed(receipt, model, _environment(self._service))
 
 
 def _checked(found: dict[str, Any], context: int) -> bytes:
@@ -78,25 +79,32 @@ def _checked(found: dict[str, Any], context: int) -> bytes:
     except IsobitError as error:
         raise UsageError(str(error)) from None
     n = len(receipt.prompt) + len(receipt.tokens)
-    if n > context + 1:
+    if n > context:
         raise UsageError(
             f"isobit_receipt: expected at most {context} tokens (the context), got {n}"
         )
     return json.dumps(found).encode()
 
 
-async def _computed(receipt: bytes, model: Model) -> Any:
+def _environment(service: Service) -> dict[str, str]:
+    """This process's, without the keys that are in it."""
+    keys = (service.api_key, service.front_key)
+    return {name: value for name, value in os.environ.items() if value not in keys}
+
+
+async def _computed(receipt: bytes, model: Model, environment: dict[str, str]) -> Any:
     """The verdict of a process. Cancelled, it ends the process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "isobit.server.replaying", str(model.located)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        env=environment,
     )
     try:
         async with asyncio.timeout(MOST_SECONDS):
             said, _ = await process.communicate(receipt)
     except TimeoutError:
-        raise IsobitError(f"replay: expected within {MOST_SECONDS:.0f} s, it took longer") from None
+        raise IsobitError(f"replay: expected within {MOST_SECONDS} s, it took longer") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -136,8 +144,13 @@ def verdict_of(found: Any, path: Path, threads: int | None = None) -> dict[str, 
 def main() -> None:
     """Read a receipt, write the verdict: what the process does."""
     os.nice(10)
+    signal.alarm(MOST_SECONDS)  # its parent may be gone by then
     threads = max((os.cpu_count() or 1) // 2, 1)
-    print(json.dumps(verdict_of(json.load(sys.stdin), Path(sys.argv[1]), threads)))
+    try:
+        verdict = verdict_of(json.load(sys.stdin), Path(sys.argv[1]), threads)
+    except IsobitError as error:  # the file is gone, or another
+        sys.exit(f"replay: {error}")
+    print(json.dumps(verdict))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from isobit.errors import UsageError
+
 _CHECK_SECONDS = 1.0
 _MISSED = 2  # checks in turn, until a replica counts as lost
 _BLOCK = 256  # bytes of a conversation, by which its beginning is known
@@ -27,7 +29,7 @@ class Replica:
     """One server."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
-        """``headers``: those of the front's own requests."""
+        """``headers``: those of the front's own requests. Raises UsageError for what is no URL."""
         self.url = url
         self.up = False
         self.draining = False
@@ -37,7 +39,10 @@ class Replica:
         self.why = _SILENT
         self._missed = 0
         self._headers = headers
-        self.client = self._new_client()
+        try:
+            self.client = self._new_client()
+        except httpx.InvalidURL as error:
+            raise UsageError(f"URL: expected http://HOST:PORT, got {url!r:.80}: {error}") from None
 
     async def check(self) -> dict[str, Any] | None:
         """Ask whether it is ready; what it says of itself, or None."""
@@ -86,7 +91,8 @@ class Replicas:
     ) -> None:
         """``headers``: those of the front's own requests."""
         self.all = [Replica(url, headers) for url in urls]
-        self.fingerprint: str | None = None
+        self.about: dict[str, Any] = {}
+        """What the first that was found says of itself, and so must all."""
         self._say = say
         self._changed = asyncio.Event()
         self._homes: OrderedDict[bytes, frozenset[Replica]] = OrderedDict()
@@ -108,13 +114,15 @@ class Replicas:
         was, why = replica.up, replica.why
         about = await replica.check()
         if about is not None:
-            fingerprint = str(about.get("fingerprint"))
-            self.fingerprint = self.fingerprint or fingerprint
-            if fingerprint == self.fingerprint:
+            self.about = self.about or about
+            names = sorted(self.about.keys() | about.keys())
+            name = next((n for n in names if about.get(n) != self.about.get(n)), None)
+            if name is None:
                 replica.found()
             else:
-                expected = f"expected a server of {self.fingerprint}, got one of {fingerprint:.80}"
-                replica.up, replica.why = False, expected
+                wanted, got = self.about.get(name), about.get(name)
+                replica.up = False
+                replica.why = f"expected a server of {name} {wanted!s:.80}, got one of {got!s:.80}"
         if replica.up != was or replica.why not in (why, _SILENT):
             self._say(f"{replica.url}: " + ("ready" if replica.up else f"not used: {replica.why}"))
         self._changed.set()
@@ -175,7 +183,10 @@ def _blocks(body: Any) -> Iterator[bytes]:
     if not isinstance(body, dict):
         return
     said = [body[name] for name in _SPOKEN if body.get(name) is not None]
-    text = json.dumps(said, ensure_ascii=False).encode(errors="replace")[: _BLOCK * _BLOCKS]
+    try:
+        text = json.dumps(said, ensure_ascii=False).encode(errors="replace")[: _BLOCK * _BLOCKS]
+    except RecursionError:  # the replica refuses it
+        return
     name = b""
     for at in range(0, len(text) - _BLOCK + 1, _BLOCK):  # full ones
         name = hashlib.blake2b(name + text[at : at + _BLOCK], digest_size=16).digest()

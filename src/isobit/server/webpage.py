@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-_HEADERS = {
+HEADERS = {
     "cache-control": "no-cache",  # kept, but asked for again: an answer of 304
     "content-security-policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -51,7 +51,7 @@ def _files(folder: Traversable, path: str) -> Iterator[tuple[str, Traversable]]:
 def _route(path: str, content: bytes) -> Route:
     kind = _KINDS["html" if path == "/" else path.rpartition("/")[2].rpartition(".")[2]]
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = _HEADERS | {"content-type": kind, "etag": tag}
+    headers = HEADERS | {"content-type": kind, "etag": tag}
 
     async def file(request: Request) -> Response:
         if tag in request.headers.get("if-none-match", ""):

@@ -1,0 +1,183 @@
+"""A front before servers in this process, whose streams are cut at a line that a test names."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from isobit.runtime.model import Model
+from isobit.server.front import Front
+from isobit.server.guard import FRONT
+from isobit.server.replicas import Replicas
+from isobit.server.webpage import HEADERS
+from tests.server.conftest import serve
+from tests.server.test_front import continued, many, ready, states, stream
+from tests.server.test_server import PROMPT, wait_for
+
+KEY = "the front's"
+
+
+class Cutter:
+    """Stands before applications, and breaks their connections."""
+
+    def __init__(self) -> None:
+        self.after: list[int] = []
+        """Lines of a stream, until it is cut; one number for each stream in turn."""
+        self.busy: list[int] = []
+        """What streams are refused with after that."""
+        self.lines = self.cuts = 0
+        """Lines of the last stream; streams that were cut."""
+
+    def __call__(self, app: ASGIApp) -> ASGIApp:
+        async def cut(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["method"] != "POST":
+                await app(scope, receive, send)
+                return
+            if not self.after and self.busy:
+                await JSONResponse({}, self.busy.pop(0))(scope, receive, send)
+                return
+            most = self.after.pop(0) if self.after else None
+            self.lines = 0
+
+            async def sent(message: Message) -> None:
+                lines = message.get("body", b"").splitlines(True)
+                if most is not None and self.lines + len(lines) > most:
+                    kept = b"".join(lines[: most - self.lines])
+                    await send(message | {"body": kept, "more_body": True})
+                    self.cuts += 1
+                    raise ConnectionError("cut")
+                self.lines += len(lines)
+                await send(message)
+
+            await app(scope, receive, sent)
+
+        return cut
+
+
+@contextmanager
+def fronted(*urls: str) -> Iterator[str]:
+    """The address of a front."""
+    replicas = Replicas(urls, lambda _: None, {FRONT: KEY})
+    app = Front(replicas, KEY, None).app()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+
+        async def run() -> None:
+            async with replicas:
+                await server.serve([listener])
+
+        thread = threading.Thread(target=asyncio.run, args=(run(),))
+        thread.start()
+        try:
+            wait_for(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def cutter() -> Cutter:
+    return Cutter()
+
+
+@pytest.fixture(scope="module")
+def replicas(served_model: Model, alone: Model, cutter: Cutter) -> Iterator[list[str]]:
+    settings = {"name": "sample", "front_key": KEY}
+    with serve(served_model, cutter, **settings) as (_, a), serve(alone, cutter, **settings) as b:
+        yield [str(client.base_url.copy_with(path="")) for client in (a, b[1])]
+
+
+@pytest.fixture(scope="module")
+def front(replicas: list[str]) -> Iterator[str]:
+    with fronted(*replicas) as url:
+        wait_for(lambda: all(s["up"] for s in states(url)))
+        yield url
+
+
+def test_streams_that_are_cut_anywhere_go_on(
+    front: str, cutter: Cutter, rng: np.random.Generator
+) -> None:
+    for path, body in many(rng, 20):
+        wanted = stream(front, path, body)
+        lines = cutter.lines
+        for cuts in ([0], [1], [lines - 1], rng.integers(lines, size=1).tolist(), [2, 0, 3]):
+            cutter.after = list(cuts)  # of n lines: two choices may come in one or in two
+            assert stream(front, path, body) == wanted, cuts
+            assert continued(front) == cutter.cuts, cuts
+    assert cutter.cuts >= 4 * 2
+
+
+def test_a_fourth_replica_is_not_lost(front: str, cutter: Cutter) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 5, "stream": True}
+    cutter.after = [0, 0, 0, 100]
+    answer = httpx.post(front + "/v1/completions", json=body, timeout=60)
+    assert cutter.after == [100]
+    cutter.after = []
+    assert "found none" in answer.text
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_stream_waits_for_a_replica_that_is_busy(front: str, cutter: Cutter, status: int) -> None:
+    usage = {"stream_options": {"include_usage": True}}
+    body = {"prompt": PROMPT, "max_tokens": 9, "seed": 2} | usage
+    wanted = stream(front, "/v1/completions", body)
+    cutter.after, cutter.busy = [3], [status]
+    assert stream(front, "/v1/completions", body) == wanted
+    assert not cutter.busy
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js"])
+def test_the_page_has_its_headers(front: str, replicas: list[str], path: str) -> None:
+    here, there = (httpx.get(url + path, timeout=60) for url in (front, replicas[0]))
+    assert here.content == there.content
+    for name in ("content-type", "etag", *HEADERS):
+        assert here.headers[name] == there.headers[name]
+    tag = {"if-none-match": here.headers["etag"]}
+    assert httpx.get(front + path, headers=tag, timeout=60).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("//x", 404), ("/a%0Ab", 404), ("/%ff?q=%ff", 404), ("/?" + "x" * 70000, 400), ("/..//", 404)],
+)
+def test_any_path_is_answered(front: str, path: str, status: int) -> None:
+    target = httpx.URL(front).copy_with(raw_path=b"/")
+    with socket.create_connection((target.host, target.port), timeout=60) as connection:
+        head = f"GET {path} HTTP/1.1\r\nhost: x\r\nx-a: \u00ff\r\nconnection: close\r\n\r\n"
+        connection.sendall(head.encode("latin-1"))
+        assert connection.recv(99).split()[1] == str(status).encode()
+
+
+def test_bodies_that_are_nested_deeply(front: str) -> None:
+    for depth in (*range(900, 1000, 7), 10**5):
+        body = b'{"prompt": ' + b"[" * depth + b"]" * depth + b"}"
+        answer = httpx.post(front + "/v1/completions", content=body, timeout=60)
+        assert answer.status_code == 400, answer.text
+        assert json.loads(answer.text)["error"]["message"]
+
+
+def test_a_front_is_ready_while_a_replica_is(front: str) -> None:
+    assert ready(front)
+    with fronted("http://127.0.0.1:1") as none:
+        answer = httpx.get(none + "/ready", timeout=30)  # at once: others wait for a minute
+        assert answer.status_code == 503
+
+
+def test_only_servers_of_one_kind_are_used(alone: Model, replicas: list[str]) -> None:
+    with serve(alone, name="other", front_key=KEY) as (_, client):
+        other = str(client.base_url.copy_with(path=""))
+        with fronted(replicas[0], other) as front:
+            wait_for(lambda: any(s["up"] for s in states(front)))
+            wait_for(lambda: any("model" in s["why"] for s in states(front)))
+            assert sorted(s["up"] for s in states(front)) == [False, True]
