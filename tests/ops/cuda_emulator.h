@@ -111,6 +111,15 @@ template <class T> T exchange(T v, std::function<T(const T*)> pick) {
     return pick(all);
 }
 constexpr size_t STACK = 64 << 10;
+// Given back after each launch: every kernel is a library, and 1,024 stacks are 64 MB.
+struct Stacks {
+    char* at;
+    size_t bytes;
+    explicit Stacks(size_t n) : at((char*)mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), bytes(n) {
+        if (at == MAP_FAILED) { fprintf(stderr, "emulator: no memory for stacks\n"); abort(); }
+    }
+    ~Stacks() { munmap(at, bytes); }
+};
 static void reset_copies();
 static void reset_bulks();
 static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, unsigned seed, std::function<void()> f) {
@@ -121,8 +130,7 @@ static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, 
     if (threads % 32) { fprintf(stderr, "emulator: %u threads are not whole warps\n", threads); abort(); }
     unsigned blocks = grid.x * grid.y * grid.z, at_once = cooperative ? blocks : 1;
     size_t fibers = size_t(at_once) * threads;
-    static std::vector<char> stacks;
-    if (stacks.size() < fibers * STACK) stacks.resize(fibers * STACK);
+    Stacks stacks(fibers * STACK);
     std::vector<char> dynamic(at_once * (shared + 64) + 64);
     for (unsigned first = 0; first < blocks; first += at_once) {
         std::vector<Block> group(at_once);
@@ -140,7 +148,7 @@ static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, 
                 Fiber& x = all[b * threads + t];
                 x.block = &group[b];
                 x.thread = {t, 0, 0};
-                void** top = (void**)(size_t(stacks.data() + (b * threads + t + 1) * STACK) / 16 * 16);
+                void** top = (void**)(size_t(stacks.at + (b * threads + t + 1) * STACK) / 16 * 16);
                 *--top = nullptr;
                 *--top = (void*)entry;
                 for (int r = 0; r < 6; r++) *--top = nullptr;
