@@ -167,10 +167,13 @@ def test_journals_are_checked(url: str, headers: Any, body: bytes, status: int) 
     assert answer.json()["error"]["message"]
 
 
-def test_without_a_key_no_front_is_believed(served_model: Model) -> None:
+def test_without_a_key_no_front_is_believed(
+    replica: tuple[Service, openai.OpenAI], served_model: Model
+) -> None:
     with serve(served_model, name="sample") as (_, client):
         url = str(client.base_url.copy_with(path="/v1/completions"))
         assert httpx.post(url, headers={FRONT: ""}, content=b"{}", timeout=60).status_code == 401
+    replica[0].engine.start()  # one service's end stops the engine that both have
 
 
 def test_a_journal_of_tokens_that_there_are_not(url: str) -> None:
