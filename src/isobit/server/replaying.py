@@ -105,6 +105,9 @@ async def _computed(receipt: bytes, model: Model, environment: dict[str, str]) -
             said, _ = await process.communicate(receipt)
     except TimeoutError:
         raise IsobitError(f"replay: expected within {MOST_SECONDS} s, it took longer") from None
+    except RuntimeError:  # uvloop's: it ended before it had read
+        said = b""
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
