@@ -14,6 +14,7 @@ from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
+from tests.helpers import random_models as make
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut, same_bits
 from tests.helpers.random_file import F32, RandomFile
@@ -66,21 +67,7 @@ def written(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
     """A two-layer model of a kind, quantised to Q8_0; its weights as the file holds them."""
     g = g or GEOMETRIES[kind]
-    keys: dict[str, object] = {
-        "block_count": g.layers,
-        "context_length": 4096,
-        "embedding_length": g.hidden,
-        "feed_forward_length": g.ffn,
-        "attention.head_count": g.heads,
-        "attention.head_count_kv": g.kv_heads,
-        "attention.key_length": g.head_dim,
-        "attention.value_length": g.head_dim,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.freq_base": 10000.0,
-        "rope.dimension_count": g.head_dim,
-    }
-    if g.experts:
-        keys |= {"expert_count": g.experts, "expert_used_count": g.experts_used}
+    keys = make.common_keys(g) | {"context_length": 4096}
     if kind == "qwen2moe":
         keys["expert_feed_forward_length"] = g.ffn
         keys["expert_shared_feed_forward_length"] = SHARED

@@ -211,7 +211,6 @@ def test_delta_nets_of_many_heads(parts: int, key_heads: int) -> None:
         state_size=8,
         conv_kernel=4,
         shared_ffn=32,
-        drafts=0,
     )
     graph = qwen35.graph(config, Drawn(seed))
     rng = np.random.default_rng

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from isobit.errors import IsobitError
 from isobit.server import errors, openapi, webpage
 from isobit.server.completing import Completing
 from isobit.server.embeddings import Embeddings
@@ -28,10 +24,10 @@ def build(service: Service) -> ASGIApp:
     """The application that serves it."""
     interfaces = (Completing, Responses, Messages, Embeddings, Generate, Replaying, Info)
     routes = [route for interface in interfaces for route in interface(service).routes()]
-    told = (HTTPException, IsobitError, ValidationError, Exception)
-    handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
     page = webpage.routes() if service.page else []
-    app = Starlette(routes=[*routes, openapi.route(routes), *page], exception_handlers=handlers)
+    app = Starlette(
+        routes=[*routes, openapi.route(routes), *page], exception_handlers=errors.HANDLERS
+    )
     inside = FromFront(app, service.front_key)
     guard = Guard(inside, service, public=frozenset(route.path for route in page))
     return for_pages(guard, service.origins)

@@ -101,6 +101,12 @@ def answer(request: Request, error: Exception) -> Response:
     return refusal(request, status, message, kind, param, code, headers)
 
 
+HANDLERS: dict[Any, Any] = dict.fromkeys(
+    (HTTPException, IsobitError, ValidationError, Exception), answer
+)
+"""Of an application: :func:`answer` for whatever a route raises."""
+
+
 def refusal(
     request: Request,
     status: int,

@@ -22,13 +22,12 @@ import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from isobit.errors import IsobitError, UsageError
+from isobit.errors import UsageError
 from isobit.server import errors, webpage
 from isobit.server.answers import event
 from isobit.server.app import for_pages
@@ -36,7 +35,7 @@ from isobit.server.errors import NoReplica
 from isobit.server.guard import FRONT, JOURNAL_BYTES, Guard
 from isobit.server.incoming import body_of, unless_gone
 from isobit.server.journal import LINES, Journal, Line
-from isobit.server.replicas import Replica, Replicas
+from isobit.server.replicas import Replica, Replicas, patience
 
 _WAIT_SECONDS = 60.0  # for a replica, where none is up
 _SILENCE = 45.0  # seconds without a byte of a stream: three pings that did not come
@@ -96,8 +95,6 @@ class Front:
 
     def app(self) -> ASGIApp:
         """The application; its replicas must be watched while it runs."""
-        told = (HTTPException, IsobitError, ValidationError, Exception)
-        handlers: dict[Any, Any] = dict.fromkeys(told, errors.answer)
         routes = [
             Route("/health", self.health),
             Route("/ready", self.ready),
@@ -106,7 +103,7 @@ class Front:
             Route("/{path:path}", self.relay, methods=["GET", "POST"]),
         ]
         page = frozenset(route.path for route in webpage.routes())
-        guard = Guard(Starlette(routes=routes, exception_handlers=handlers), self, page)
+        guard = Guard(Starlette(routes=routes, exception_handlers=errors.HANDLERS), self, page)
         return for_pages(guard, self.origins)
 
     def count(self, route: str, status: int) -> None:
@@ -202,7 +199,7 @@ class _Relayed:
         request, content = self._request, self._body
         # As bytes: whatever a client sent, the replica is to judge.
         headers = [(k, v) for k, v in request.headers.raw if k.decode("latin-1") not in _OWN]
-        timeout = httpx.Timeout(5.0, read=None, pool=None)
+        timeout = patience()
         if request.method == "POST":
             journal = self._journal.model_dump_json().encode()
             own = {FRONT: self._front.key, JOURNAL_BYTES: str(len(journal))}

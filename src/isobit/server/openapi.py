@@ -66,7 +66,6 @@ _ANTHROPIC_ERROR = {
         },
     },
 }
-_ERRORS = {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}
 _REFUSALS = {
     "400": "The request is malformed, or asks for what there is not; `param` names the field.",
     "401": "The key is missing or wrong.",

@@ -25,6 +25,11 @@ _SPOKEN = ("system", "instructions", "messages", "prompt", "input", "text", "inp
 _SILENT = "does not answer"
 
 
+def patience() -> httpx.Timeout:
+    """Seconds: a replica is there soon, and answers whenever it does."""
+    return httpx.Timeout(5.0, read=None, pool=None)
+
+
 class Replica:
     """One server."""
 
@@ -73,7 +78,7 @@ class Replica:
             await client.aclose()  # what is read from it fails
 
     def _new_client(self) -> httpx.AsyncClient:
-        timeout = httpx.Timeout(5.0, read=None, pool=None)
+        timeout = patience()
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=256, keepalive_expiry=2
         )

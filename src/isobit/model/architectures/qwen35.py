@@ -70,7 +70,7 @@ class Config(ModelConfig):
     conv_kernel: int
     shared_ffn: int
     """Width of the shared expert."""
-    drafts: int
+    drafts: int = 0
     """Draft blocks behind the layers."""
 
 
