@@ -213,7 +213,7 @@ def gelu_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
 
 
 def softcap(g: Builder, x: Value, rng: np.random.Generator) -> Value:
-    return g.one("y", Softcap(2.5), x)
+    return g.one("y", Softcap(2.5), g.one(None, Add(), x, x))  # of which some are infinite
 
 
 CASES = (
@@ -302,6 +302,17 @@ def test_operation(  # type: ignore[no-untyped-def]
             got = stage(OPENERS[name](weights, engine), tokens, sequence, cuts)
             same = got.view(np.uint32) == expected.view(np.uint32)
             assert (same | (np.isnan(got) & np.isnan(expected))).all(), np.argwhere(~same)[:5]
+
+
+def test_an_infinity_stays_under_a_softcap(rng: np.random.Generator) -> None:
+    """So that a model that overflows is refused, and its logits are not taken for finite ones."""
+    weights = Weights(QWEN3_30B_A3B, graph(softcap, rng))
+    tokens = np.arange(len(EDGES), dtype=np.int32)
+    backend = ReferenceBackend(weights, EngineConfig(max_sequences=2, context=256))
+    with np.errstate(all="ignore"):
+        y = stage(backend, tokens, 0 * tokens, [0, len(EDGES)])
+    assert np.isneginf(y).sum() == 96  # one of the edges in each column
+    assert (np.abs(y[np.isfinite(y)]) <= 2.5).all()
 
 
 @pytest.mark.parametrize("name", OPENERS)
