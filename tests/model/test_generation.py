@@ -2,6 +2,7 @@
 
 import struct
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +176,22 @@ def test_threads_get_what_one_thread_gets(model: Model) -> None:
     for t in threads:
         t.join()
     assert together == alone
+
+
+def test_a_closed_model_keeps_nothing_large() -> None:
+    """Though it is still known, as by a cycle until the collector comes to it."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        with isobit.load("sample", "reference") as model:
+            model.logits(PROMPT)
+            held, _ = tracemalloc.get_traced_memory()
+        after, _ = tracemalloc.get_traced_memory()
+        assert "closed" in repr(model)
+    finally:
+        tracemalloc.stop()
+    assert held - before > 50e6
+    assert after - before < 10e6
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -187,6 +187,27 @@ def test_what_is_no_receipt_of_this_model_is_refused(
     assert type(caught.value) is error
 
 
+def test_a_receipt_can_be_read_while_the_generation_goes_on(
+    model: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server does, whose engine is ahead of what was taken."""
+    whole, (_, digest, routes) = recorder.receipt(), recorder._tokens[-1]
+    ahead = Recorder()
+    model.generate(PROMPT, max_tokens=9, temperature=0.9, seed=11, watch=ahead)
+    digests = model.rows.digests
+
+    def and_another_token(rows: Any) -> Any:
+        for part in routes:
+            ahead.routed(part)
+        ahead.chose(digest, 5)
+        return digests(rows)
+
+    monkeypatch.setattr(model.rows, "digests", and_another_token)
+    assert ahead.receipt().tokens == whole.tokens
+    assert ahead.receipt(4).tokens == whole.tokens[:4]
+    assert len(ahead.receipt().tokens) == len(whole.tokens) + 2
+
+
 def test_a_recorder_watches_one_generation(model: Model, recorder: Recorder) -> None:
     with pytest.raises(UsageError, match="one generation"):
         model.generate(PROMPT, max_tokens=1, watch=recorder)

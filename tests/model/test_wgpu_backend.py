@@ -409,3 +409,30 @@ def test_generation_is_the_cpu_backends(device, monkeypatch):
         found.append(model.generate("def add(", max_tokens=4).token_ids)
         model.close()
     assert found[0] == found[1]
+
+
+def test_every_command_is_submitted_once(device, monkeypatch):
+    """One that is dropped keeps the memory of the whole model: those encoded ahead are not."""
+    monkeypatch.setattr("isobit.backends.wgpu.backend.open_device", lambda: device)
+    monkeypatch.setattr("isobit.backends.wgpu.driver.require_exact", lambda *_, **__: ())
+    made, submitted = [], []
+    encode, submit = device.encode, device.submit
+
+    def encoding(*args):
+        made.append(encode(*args))
+        return made[-1]
+
+    def submitting(command):
+        submitted.append(command)
+        submit(command)
+
+    monkeypatch.setattr(device, "encode", encoding)
+    monkeypatch.setattr(device, "submit", submitting)
+    with Model(sample_path(), "wgpu", EngineConfig(context=256, max_sequences=2)) as model:
+        first = model.generate("def add(", max_tokens=3).token_ids
+        several = model.generate(["def add(", "import"], max_tokens=3)  # passes of other shapes
+        assert several[0].token_ids == first
+        device.forget()  # as recordings fall out of use
+        assert model.generate("def add(", max_tokens=3).token_ids == first
+        assert len(made) > len(submitted)
+    assert sorted(map(id, made)) == sorted(map(id, submitted))

@@ -156,9 +156,8 @@ class Generation(Iterator[Token]):
     def routes(self) -> Routes:
         """The experts of the tokens that were run, if they were asked for: [tokens, layers, k],
         uint8 or, of more than 256 experts, int16. The last token that was generated is not run."""
-        if len(self.seen) > 1:
-            self.seen = [np.concatenate(self.seen)]
-        return self.seen[0] if self.seen else self._engine.no_routes
+        seen = list(self.seen)  # another thread may be adding to them
+        return np.concatenate(seen) if seen else self._engine.no_routes
 
     # For the engine
 

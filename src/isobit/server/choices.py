@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from starlette.requests import Request as HttpRequest
@@ -115,8 +115,7 @@ class Choice:
         """Of what was generated so far, if it was asked for."""
         if self._recorder is None:
             return None
-        found = self._recorder.receipt()  # the engine may be ahead of a stop string
-        return replace(found, tokens=found.tokens[: self.n_tokens])
+        return self._recorder.receipt(self.n_tokens)  # the engine may be ahead of a stop string
 
     @property
     def cached(self) -> int:

@@ -196,9 +196,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self._model: Model | None = None
-        self._tokens: list[tuple[int, bytes]] = []
+        self._tokens: list[tuple[int, bytes, list[Routes]]] = []
         self._new: list[Routes] = []
-        self._routes: list[list[Routes]] = []
 
     def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """The generation starts."""
@@ -217,16 +216,19 @@ class Recorder:
 
     def chose(self, digest: bytes, token: int) -> None:
         """Seal a token."""
-        self._tokens.append((token, digest))
-        self._routes.append(self._new)
+        self._tokens.append((token, digest, self._new))  # at once: another thread may be reading
         self._new = []
 
-    def receipt(self) -> Receipt:
-        """The receipt of what was generated so far."""
+    def receipt(self, n: int | None = None) -> Receipt:
+        """The receipt of the first ``n`` tokens, or of what was generated so far.
+
+        The generation may go on in another thread.
+        """
         if self._model is None:
             raise UsageError("nothing was generated: no receipt")
         m = self._model
-        experts = self._experts(m)
+        sealed = self._tokens[:n]
+        experts = self._experts(m, [routes for *_, routes in sealed])
         return Receipt(
             model=m.path.name,
             model_sha256=m.file.sha256(),
@@ -235,15 +237,15 @@ class Recorder:
             sampling=self._sampling,
             tokens=[
                 TokenRecord(token, digest.hex(), of)
-                for (token, digest), of in zip(self._tokens, experts, strict=True)
+                for (token, digest, _), of in zip(sealed, experts, strict=True)
             ],
             backend=m.backend.name,
             device=m.backend.device,
         )
 
-    def _experts(self, model: Model) -> list[list[str]]:
-        """For each token its record's ``experts``."""
-        made = [_by_layer(parts) for parts in self._routes]
+    def _experts(self, model: Model, routes: Sequence[Sequence[Routes]]) -> list[list[str]]:
+        """For each token's routes its record's ``experts``."""
+        made = [_by_layer(parts) for parts in routes]
         first, rest = made[:1], made[1:]
         if len({rows.shape for rows in rest}) != 1 or not rest[0].size:
             return [list(map(_short, rows)) for rows in made]
@@ -258,10 +260,12 @@ class Recorder:
 
         The last token generated was not run. Raises UsageError for a dense model.
         """
-        if not any(self._routes):
+        sealed = list(self._tokens)
+        found = [part for *_, parts in sealed for part in parts]
+        if not found:
             raise UsageError("routes: expected a mixture of experts that ran, got none")
-        experts = np.concatenate([part for parts in self._routes for part in parts])
-        ids = self._prompt + [token for token, _ in self._tokens]
+        experts = np.concatenate(found)
+        ids = self._prompt + [token for token, *_ in sealed]
         return np.array(ids[: len(experts)], np.int32), experts.astype(np.int32)
 
     def experts_of(self, index: int) -> list[list[int]]:
@@ -269,7 +273,7 @@ class Recorder:
 
         Empty for a dense model.
         """
-        parts = self._routes[index]
+        *_, parts = self._tokens[index]
         chosen: list[list[int]] = parts[-1][-1].tolist() if parts else []
         return chosen
 

@@ -57,8 +57,9 @@ class ReferenceBackend(Backend):
             self._states[op, target] = self._states[op, source]
 
     def close(self) -> None:
-        """Forget what was stored."""
+        """Forget what was stored, unpacked weights too."""
         self._pages, self._states = {}, {}
+        self._context = Context(self._context.planes)
 
     @np.errstate(all="ignore")  # damaged weights overflow; who asked gets the logits to judge
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:

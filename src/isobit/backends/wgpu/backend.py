@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from isobit.backends.wgpu.lowering import Pass
 from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
 from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
@@ -43,6 +44,14 @@ class WgpuBackend(Backend):
         """
         self._owned = device is None
         self._device = open_device() if device is None else device
+        self._generation = self._device.generation
+        self._recordings: OrderedDict[tuple[Pass, bool, Asked | None], Recording] = OrderedDict()
+        self._ahead: dict[tuple[Pass, Asked | None], Any] = {}
+        """Commands encoded before they are wanted."""
+        self._unused: list[Any] = []
+        """Those that nobody can want any more. A command that is dropped and not submitted keeps
+        its memory and all buffers that it names (wgpu-native 29.0): they are submitted at the end.
+        """
         try:
             super().__init__(weights, engine, lambda _: room(weights, self._device.binding_bytes))
             if device is None:
@@ -63,9 +72,6 @@ class WgpuBackend(Backend):
             raise
         self._logits, self._vocab = weights.graph.logits.name, weights.graph.logits.shape.width
         self._rope = [_RopeRows(table) for table in g.rope_tables]
-        self._recordings: OrderedDict[tuple[Pass, bool, Asked | None], Recording] = OrderedDict()
-        self._generation = self._device.generation
-        self._ahead: tuple[Pass, Asked | None, Any] | None = None
 
     @property
     def device(self) -> str:
@@ -75,8 +81,14 @@ class WgpuBackend(Backend):
 
     def close(self) -> None:
         """Free the device's memory."""
+        self._retire()
+        with suppress(BackendUnavailable), self._device.guarded():
+            while self._unused:
+                self._device.submit(self._unused.pop())
         if self._owned:
             self._device.close()
+        else:
+            self._device.forget()
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
@@ -171,7 +183,7 @@ class WgpuBackend(Backend):
             with self._device.fetching(self._staging, size) if count else nullcontext() as rows:
                 if row == 0 and p.tokens == 1 and trace is None:
                     # While the device works: the next token's pass is most likely the same.
-                    self._ahead = now, asked, self._encode(now, asked, traced=False)
+                    self._ahead[now, asked] = self._encode(now, asked, traced=False)
                 if rows is not None:
                     take(rows_now, rows().view(np.int32).reshape(count, -1))
 
@@ -190,17 +202,23 @@ class WgpuBackend(Backend):
         return np.stack([starts, ends, states[starts]], axis=1).astype(np.int32)
 
     def _command(self, p: Pass, asked: Asked | None, *, traced: bool) -> Any:
-        if self._ahead is not None and not traced and p.first == 0:
-            (*ahead, command), self._ahead = self._ahead, None
-            if ahead == [p, asked] and self._generation == self._device.generation:
-                return command
-        return self._encode(p, asked, traced=traced)
+        if self._generation != self._device.generation:
+            self._retire()
+        ahead = None if traced else self._ahead.pop((p, asked), None)
+        return self._encode(p, asked, traced=traced) if ahead is None else ahead
+
+    def _retire(self) -> None:
+        """Recordings, and commands made of them, no longer hold."""
+        self._generation = self._device.generation
+        self._recordings.clear()
+        self._unused += self._ahead.values()
+        self._ahead.clear()
 
     def _encode(self, p: Pass, asked: Asked | None, *, traced: bool) -> Any:
         """The pass (at the first row of logits, unless it has run traced), some logits, and what is
         asked of them."""
         key = p, traced and p.first == 0, asked
-        if key not in self._recordings or self._generation != self._device.generation:
+        if key not in self._recordings:
             steps: list[Step] = []
             if p.first == 0 and not traced:
                 steps += [s for s in self._graph.steps(p, traced=False) if isinstance(s, Step)]
@@ -211,8 +229,7 @@ class WgpuBackend(Backend):
                     steps.append(self._measuring.step(logits, self._vocab, p.count, asked))
             recording = self._device.record(steps)
             if self._generation != self._device.generation:
-                self._generation = self._device.generation
-                self._recordings.clear()
+                self._retire()
             self._recordings[key] = recording
             if len(self._recordings) > _RECORDINGS:
                 self._recordings.popitem(last=False)
@@ -258,8 +275,7 @@ class WgpuBackend(Backend):
         words = np.concatenate([x.reshape(-1) for x in parts]).astype(np.int32, copy=False)
         if words.nbytes > self._g.batch.buffer.size:
             self._g.batch.buffer = self._device.empty(2 * words.nbytes)
-            self._recordings.clear()
-            self._ahead = None
+            self._retire()
         self._device.write(self._g.batch.buffer, words)
         for w, slot in self._g.embeddings:
             data = w.data.reshape(w.shape[0], w.row_bytes)[tokens].reshape(-1)

@@ -177,8 +177,13 @@ class Device:
 
     def close(self) -> None:
         """Free everything; the device cannot be used afterwards."""
-        self._groups.clear()
+        self.forget()
         self._device.destroy()
+
+    def forget(self) -> None:
+        """Keep no buffer that nobody else does; recordings no longer hold."""
+        self._groups.clear()
+        self.generation += 1
 
     # Buffers
 
