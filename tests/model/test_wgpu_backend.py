@@ -414,6 +414,7 @@ def test_generation_is_the_cpu_backends(device, monkeypatch):
 def test_every_command_is_submitted_once(device, monkeypatch):
     """One that is dropped keeps the memory of the whole model: those encoded ahead are not."""
     monkeypatch.setattr("isobit.backends.wgpu.backend.open_device", lambda: device)
+    monkeypatch.setattr(device, "close", lambda: None)
     monkeypatch.setattr("isobit.backends.wgpu.driver.require_exact", lambda *_, **__: ())
     made, submitted = [], []
     encode, submit = device.encode, device.submit
