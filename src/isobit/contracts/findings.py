@@ -17,6 +17,7 @@ RULES: dict[str, str] = {
     "yaml-alias": "No aliases: every value stands where it is meant.",
     "yaml-key": "The keys of a mapping are plain words.",
     "duplicate-key": "A mapping has each key once.",
+    "not-a-contract": "A file that is to be judged is a contract.",
     "missing": "Required keys are there.",
     "type": "A value is of the kind its key asks for.",
     "unknown-key": "Keys are those that the schema knows.",
