@@ -142,6 +142,18 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("property: Finite.", "property: F.\n    discharged_by: F-03")],
         "F-03",
     ),
+    ("prompts-alike", "warning", [("[[605, 290]]", "[[5, 2], [5, 2]]")], "[[5, 2], [5, 2]]"),
+    ("prompts-alike", "warning", [("[[605, 290, 948]]", "[[605], [17]]")], "[[605], [17]]"),
+    (
+        "unknown-id",
+        "error",
+        [
+            ("kind: invariant\n", "kind: fault_injection\n      faults: [swaped-kv]\n"),
+            ("nonfinite_values", "missed_faults"),
+            ("backends: [cpu, cuda]", "backends: [cuda]"),
+        ],
+        "swaped-kv",
+    ),
     ("threshold-cannot-hold", "error", [("{at_most: 0}", "{at_most: -1}")], "at_most: -1"),
     (
         "threshold-cannot-hold",

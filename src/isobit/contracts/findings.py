@@ -40,6 +40,7 @@ RULES: dict[str, str] = {
     "cited-file": "Cited files exist.",
     "cited-test": "Cited tests exist.",
     "cited-option": "Cited commands and options of isobit exist, and take the values cited.",
+    "prompts-alike": "Prompts differ, and not all are single tokens.",
     "threshold-cannot-fail": "A threshold can be missed by what it measures.",
     "threshold-cannot-hold": "A threshold can be met by what it measures.",
 }
