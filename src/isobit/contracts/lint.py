@@ -166,7 +166,8 @@ def _prompts(document: Document, measure: Measure, at: Key) -> None:
     prompts = getattr(measure, "prompts", None) or []
     for j, prompt in enumerate(prompts):
         if prompt in prompts[:j]:
-            message = f"expected prompts that differ, got the same as prompt {prompts.index(prompt)}"
+            first = prompts.index(prompt)
+            message = f"expected prompts that differ, got the same as prompt {first}"
             document.find("prompts-alike", message, (*at, "prompts", j), "warning")
     if prompts and measure.kind != "kv_equivalence" and max(map(len, prompts)) == 1:
         message = "expected a prompt of several tokens: with one, attention and rotation do nothing"
