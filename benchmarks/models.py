@@ -43,8 +43,10 @@ from tests.helpers.random_file import RandomFile  # noqa: E402
 from tests.helpers.synth import Geometry, _small_vocabulary  # noqa: E402
 from tests.model import (  # noqa: E402
     test_gemma,
+    test_glm4moe,
     test_granite,
     test_llama,
+    test_minimax,
     test_olmoe,
     test_qwen3next,
 )
@@ -55,6 +57,8 @@ VOCABULARY = 900
 KINDS: dict[str, Callable[..., object]] = {
     **{k: partial(test_llama.write, kind=k) for k in ("llama", "mixtral", "qwen2", "qwen2moe")},
     "olmoe": test_olmoe.write,
+    "glm4moe": partial(test_glm4moe.write, kind="big"),
+    "minimax-m2": test_minimax.write,
     "granite": partial(test_granite.write, kind="Granite"),
     "granitemoe": partial(test_granite.write, kind="GraniteMoeShared"),
     "qwen3next": test_qwen3next.write,
@@ -70,6 +74,8 @@ def geometry(kind: str, *, large: bool) -> Geometry:
         g = replace(g, layers=9, hidden=768, heads=12, kv_heads=4, experts=16, experts_used=4)
         g = replace(g, ffn=3072 if kind in DENSE else 512)
     g = replace(g, context=1024, tied=kind.startswith("gemma"))
+    if kind == "glm4moe" and not large:  # experts in groups
+        g = replace(g, experts=8)
     if kind == "olmoe":  # llama.cpp reads no other
         g = replace(g, kv_heads=g.heads)
     return replace(g, experts=0, experts_used=0) if kind in DENSE else g

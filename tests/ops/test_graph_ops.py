@@ -202,6 +202,29 @@ def expert_bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", ExpertBias(), y, ids, weights=[f32("b", rng.standard_normal((5, 24)))])
 
 
+def routed(g: Builder, z: Value, rng: np.random.Generator, of: TopK) -> Value:
+    """The weights of experts chosen so with biases of eighths; in the ids' places, too."""
+    bias = f32("bias", np.rint(4 * rng.standard_normal(z.shape.width)) / 8)
+    w, ids = g.add((None, None), of, z, weights=[bias])
+    marks = f32("marks", 1 + np.arange(z.shape.width))
+    row = g.one(None, Heads(0, of.k, 1), w)
+    return g.one("y", ExpertScale(), row, ids, weights=[marks])
+
+
+def sigmoid_router(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    p = g.one(None, Sigmoid(), x)
+    return routed(g, p, rng, TopK(7, normalise=True, softmax=False))
+
+
+def router_of_groups(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    p = g.one(None, Sigmoid(), g.one(None, Columns(3, 90), x))
+    return routed(g, p, rng, TopK(5, False, softmax=False, groups=6, groups_used=4))
+
+
+def biased_softmax(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return routed(g, g.one(None, Columns(0, 40), x), rng, TopK(4, normalise=True))
+
+
 def clamped_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     halves = [g.one(None, Heads(48 * i, 3, 16), x) for i in range(2)]
     return g.one("y", ClampedGate(1.5, 1.702), *halves)
@@ -237,6 +260,9 @@ CASES = (
     scale,
     scaled_gate,
     expert_scale,
+    sigmoid_router,
+    router_of_groups,
+    biased_softmax,
 )
 STATEFUL = (causal_conv, gated_delta)
 WITHOUT_EDGES = {gated_delta, decay, attention, attention_through_a_window, expert_bias}
