@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -432,3 +433,36 @@ def test_tokens_that_were_generated_elsewhere_are_a_prompt_to_the_pace(
     assert len(list(generation)) == 10
     assert ran == [(0, 100), *[(1, 0)] * 9]
     assert generation.decode_seconds > 0
+
+
+class Interrupting(threading.Condition):
+    """Ctrl-C as somebody comes to the books for the n-th time."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __enter__(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().__enter__()
+
+    def wait(self, _seconds: float | None = None) -> bool:
+        raise AssertionError("its only thread waits for itself")
+
+
+def test_ctrl_c_anywhere_leaves_an_engine_that_works(heldout: list[int]) -> None:
+    with isobit.load("sample", backend="cpu", context=1024, sequences=2) as model:
+        wanted = model.generate(heldout[:9], max_tokens=4).token_ids
+        engine, at, interrupted = model.generations, 0, True
+        while interrupted:
+            at += 1
+            engine._books = books = Interrupting(at)
+            with suppress(KeyboardInterrupt):
+                assert model.generate(heldout[:9], max_tokens=4).token_ids == wanted
+            interrupted, books.left = books.left <= 0, 0
+            assert model.generate(heldout[:9], max_tokens=4).token_ids == wanted
+            engine.scheduler.blocks.check([r.table for r in engine.scheduler.running])
+            assert not engine.scheduler.running
+        assert at > 10

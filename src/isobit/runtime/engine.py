@@ -57,8 +57,9 @@ class Engine:
         self._in_pass: set[Request] = set()
         self._books = threading.Condition()
         """Held by whoever reads or changes the books, for a moment."""
-        self._busy = False
-        """Whether somebody has the turn: runs a pass."""
+        self._busy = 0
+        """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
+        interrupted (Ctrl-C) as it gave its turn back."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
         self._closed = False
@@ -193,19 +194,19 @@ class Engine:
 
     def advance(self, generation: Generation) -> None:
         """Run a pass, unless that of another thread brings the generation something to take."""
-        mine = False
+        me, mine = threading.get_ident(), False
         try:  # as in turn(), without its cost for every token
             with self._books:
-                while self._busy or self._asking:
+                while self._busy not in (0, me) or self._asking:
                     self._books.wait()
                     if generation.ready or generation.ended:
                         return
-                mine = self._busy = True
+                mine, self._busy = True, me
             self._step()
         finally:
             if mine:
+                self._busy = 0  # before any call, at which Ctrl-C might come
                 with self._books:
-                    self._busy = False
                     self._books.notify_all()
 
     def start(self) -> None:
@@ -239,22 +240,22 @@ class Engine:
     @contextmanager
     def _turn(self, *, asked: bool) -> Iterator[None]:
         """``asked``: those who run pass after pass let it go first."""
-        mine = False
+        me, mine = threading.get_ident(), False
         try:
             with self._books:
                 self._asking += asked
                 try:
-                    while self._busy or (self._asking and not asked):
+                    while self._busy not in (0, me) or (self._asking and not asked):
                         self._books.wait()
                 finally:
                     self._asking -= asked
                     self._books.notify_all()
-                mine = self._busy = True
+                mine, self._busy = True, me
             yield
         finally:
             if mine:
+                self._busy = 0  # before any call, at which Ctrl-C might come
                 with self._books:
-                    self._busy = False
                     self._books.notify_all()
 
     def _serve(self) -> None:
