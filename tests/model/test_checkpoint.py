@@ -88,6 +88,23 @@ MODELS = {
             "use_qk_norm": True, "num_hidden_layers": 2,
         },
     ),
+    "lfm2": (
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"],
+            "block_multiple_of": 32, "tie_word_embeddings": True,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        "Lfm2MoeForCausalLM",
+        {
+            "num_hidden_layers": 2, "layer_types": ["full_attention", "conv"],
+            "num_dense_layers": 1, "num_experts": 3, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "minimax_m2": (
         "MiniMaxM2Config",
         "MiniMaxM2ForCausalLM",
@@ -113,7 +130,7 @@ def written(kind: str, folder: Path, seed: int = 0) -> None:
             spread = 0.3 if p.ndim == 1 else p.shape[-1] ** -0.5
             p.normal_(1.0 if p.ndim == 1 and "norm" in name else 0.0, spread)
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.normal_(0.0, 0.3)
     model.bfloat16().save_pretrained(folder, max_shard_size="60KB")
 

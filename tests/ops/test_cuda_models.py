@@ -15,7 +15,15 @@ from isobit.runtime.model import Model, sample_path
 from isobit.verify.faults import with_backend
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
-from tests.model import test_gemma, test_glm4moe, test_gpt_oss, test_granite, test_llama, test_olmoe
+from tests.model import (
+    test_gemma,
+    test_glm4moe,
+    test_gpt_oss,
+    test_granite,
+    test_lfm2,
+    test_llama,
+    test_olmoe,
+)
 
 from .cuda_support import SEED, open_cuda, same
 from .test_cuda_forward import ALWAYS
@@ -91,6 +99,12 @@ def test_norms_of_all_heads_together(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
 def test_sigmoid_routers(tmp_path, kind):
     test_glm4moe.write(tmp_path / "m.gguf", "big")
+    compare(kind, tmp_path / "m.gguf", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_short_convolutions(tmp_path, kind):
+    test_lfm2.write(tmp_path / "m.gguf", "lfm2moe")
     compare(kind, tmp_path / "m.gguf", 2, True)
 
 

@@ -39,6 +39,7 @@ from isobit.numerics.ops import (
     Heads,
     L2Norm,
     MatMul,
+    Multiply,
     RmsNorm,
     Rope,
     Scale,
@@ -102,6 +103,10 @@ def silu_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
 def sigmoid_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     gate = g.one(None, Heads(16, 3, 16, 32), x)  # every second head
     return g.one("y", SigmoidGate(), g.one(None, Columns(0, 48), x), gate)
+
+
+def multiply(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Multiply(), *(g.one(None, Columns(first, 40), x) for first in (1, 50)))
 
 
 def gated_add(g: Builder, x: Value, rng: np.random.Generator) -> Value:
@@ -246,6 +251,7 @@ CASES = (
     sigmoid,
     silu_gate,
     sigmoid_gate,
+    multiply,
     gated_add,
     rms_norm,
     l2_norm,

@@ -10,6 +10,7 @@ from isobit.model.architectures import (
     glm4moe,
     gpt_oss,
     granite,
+    lfm2,
     llama,
     minimax,
     olmoe,
@@ -35,6 +36,7 @@ _QWEN3 = Architecture(qwen3.config, qwen3.graph)
 _QWEN35 = Architecture(qwen35.config, qwen35.graph, qwen35.draft)
 _GEMMA = Architecture(gemma.config, gemma.graph)
 _GRANITE = Architecture(granite.config, granite.graph)
+_LFM2 = Architecture(lfm2.config, lfm2.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {
     "gemma3": _GEMMA,
@@ -43,6 +45,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt-oss": Architecture(gpt_oss.config, gpt_oss.graph),
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
+    "lfm2": _LFM2,
+    "lfm2moe": _LFM2,
     "llama": _LLAMA,
     "minimax-m2": Architecture(minimax.config, minimax.graph),
     "olmoe": Architecture(olmoe.config, olmoe.graph),
@@ -59,6 +63,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 """By the name in ``general.architecture``."""
 HUGGING_FACE: dict[str, HuggingFace] = {
     **glm4moe.HUGGING_FACE,
+    **lfm2.HUGGING_FACE,
     **llama.HUGGING_FACE,
     **minimax.HUGGING_FACE,
     **qwen3.HUGGING_FACE,
