@@ -23,6 +23,7 @@ from tests.model import (
     test_lfm2,
     test_llama,
     test_olmoe,
+    test_qwen3next,
 )
 
 from .cuda_support import SEED, open_cuda, same
@@ -75,6 +76,12 @@ def compare(kind, path, planes, fused):
 )
 def test_delta_nets_beside_attention(kind, planes, fused):
     compare(kind, HYBRID, planes, fused)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_delta_nets_whose_key_heads_have_neighbours(tmp_path, kind):
+    test_qwen3next.write(tmp_path / "m.gguf")
+    compare(kind, tmp_path / "m.gguf", 2, True)
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
