@@ -224,7 +224,7 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model_type": "bert"}, "model_type: expected one of llama"),
+        ({"model_type": "bert"}, "model_type: expected one of .*llama"),
         ({"hidden_size": -1}, "hidden_size: expected an integer"),
         ({"num_hidden_layers": 5}, "tensor model.layers.4.*expected in the file, not found"),
         ({"num_hidden_layers": 3}, "expected only tensors of the architecture"),
