@@ -45,6 +45,21 @@ def serve(
             thread.join()
 
 
+class Gate:
+    """Stands before a model's passes: all but so many wait until it is opened."""
+
+    def __init__(self, model: Model, patch: pytest.MonkeyPatch, passes: int) -> None:
+        self.left = passes
+        self.opened = threading.Event()
+        self._run = model.run_batch
+        patch.setattr(model, "run_batch", self._pass)
+
+    def _pass(self, *given: Any) -> Any:
+        self.left -= 1
+        assert self.left >= 0 or self.opened.wait(60)
+        return self._run(*given)
+
+
 @pytest.fixture(scope="session")
 def served_model() -> Iterator[Model]:
     with isobit.load("sample", backend="cpu", context=1024, sequences=4, threads=1) as model:

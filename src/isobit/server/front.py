@@ -188,7 +188,8 @@ class _Relayed:
                 if response.status_code not in _BUSY:
                     return replica, response
                 busy = replica, response
-            except httpx.TransportError:
+            except httpx.TransportError as e:
+                print("DEBUG ask", repr(e), flush=True)
                 failed += 1
                 await self._front.suspect(replica)
             finally:
