@@ -188,8 +188,7 @@ class _Relayed:
                 if response.status_code not in _BUSY:
                     return replica, response
                 busy = replica, response
-            except httpx.TransportError as e:
-                print("DEBUG ask", repr(e), flush=True)
+            except httpx.TransportError:
                 failed += 1
                 await self._front.suspect(replica)
             finally:
