@@ -179,6 +179,21 @@ def test_an_interruption_leaves_the_others_what_they_get_alone() -> None:
             engine.scheduler.blocks.check([])
 
 
+def test_what_watches_a_pass_cannot_run_another_in_it(
+    engine: Engine, model: Model, heldout: list[int]
+) -> None:
+    class Nesting(Recorder):
+        def chose(self, _digest: bytes, _token: int) -> None:
+            model.generate(heldout[:9], max_tokens=2)
+
+    wanted = model.generate(heldout[:9], max_tokens=3).token_ids
+    nesting = engine.submit(heldout[:9], 3, Sampling(), watch=Nesting())
+    beside = engine.submit(heldout[:9], 3, Sampling())
+    assert [token.id for token in beside] == wanted
+    with pytest.raises(UsageError, match="not by what watches one"):
+        list(nesting)
+
+
 def test_states_that_cannot_be_copied_end_who_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with isobit.load(HYBRID, backend="cpu", context=256) as model:
         engine, prompt = model.generations, [5] * 70

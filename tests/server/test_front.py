@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -248,6 +249,29 @@ def test_a_process_that_cannot_be_started_is_started_later(monkeypatch: pytest.M
 
     asyncio.run(both())
     assert said == ["replica 0 could not be started (no memory): starting it again"] * 2
+
+
+def test_a_process_that_starts_as_all_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+    process = SimpleNamespace(terminate=ended.set, wait=ended.wait)
+
+    async def run() -> None:
+        processes = Processes([], 1, 1e6, "k", lambda _: None)
+        ending = list[asyncio.Task[None]]()
+
+        async def as_all_end(*_: Any, **_settings: Any) -> Any:
+            ending.append(asyncio.create_task(processes.stop()))
+            await asyncio.sleep(0)  # now it has looked for what there is to end
+            return process
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", as_all_end)
+        started = asyncio.create_task(processes.start(Replicas(processes.urls, print, {})))
+        while not ending:
+            await asyncio.sleep(0)
+        started.cancel()
+        await asyncio.wait_for(ending[0], 30)
+
+    asyncio.run(run())
 
 
 # Where a request goes

@@ -76,6 +76,8 @@ class Engine:
         self._busy = 0
         """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
         interrupted (Ctrl-C) as it gave its turn back."""
+        self._stepping = False
+        """Whether that pass is one for generations."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
         self._closed = False
@@ -229,6 +231,7 @@ class Engine:
         me, mine = threading.get_ident(), False
         try:  # as in turn(), without its cost for every token
             with self._books:
+                self._require_no_pass(me)
                 while self._busy not in (0, me) or self._asking:
                     self._books.wait()
                     if there():
@@ -275,6 +278,7 @@ class Engine:
         me, mine = threading.get_ident(), False
         try:
             with self._books:
+                self._require_no_pass(me)
                 self._asking += asked
                 try:
                     while self._busy not in (0, me) or (self._asking and not asked):
@@ -328,6 +332,7 @@ class Engine:
         begun = time.perf_counter()
         parts: list[Part] = []
         listeners: set[Listener] = set()
+        self._stepping = True
         try:
             with self._books:
                 work = self.scheduler.schedule()
@@ -346,6 +351,7 @@ class Engine:
                 return True  # whoever waits for one of these is told
             raise
         finally:
+            self._stepping = False
             for listener in listeners:
                 listener.tell()
             self._told = listeners if len(parts) >= _MANY else set()
@@ -491,6 +497,10 @@ class Engine:
     def _end_all(self, error: IsobitError | None) -> None:
         for generation in list(self._of.values()):
             self._fail(generation, error)
+
+    def _require_no_pass(self, thread: int) -> None:
+        if self._stepping and self._busy == thread:
+            raise UsageError("model: expected to be used between passes, not by what watches one")
 
     def _require_open(self) -> None:
         if self._closed:
