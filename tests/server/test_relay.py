@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,15 +16,29 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isobit.runtime.model import Model
+from isobit.server import front as server_front
+from isobit.server import replicas as server_replicas
 from isobit.server.front import Front
 from isobit.server.guard import FRONT
 from isobit.server.replicas import Replicas
 from isobit.server.webpage import HEADERS
 from tests.server.conftest import serve
-from tests.server.test_front import continued, many, ready, states, stream
-from tests.server.test_server import PROMPT, wait_for
+from tests.server.gathering import gathered
+from tests.server.test_front import KEY as ENVIRONMENT
+from tests.server.test_front import (
+    at,
+    continued,
+    free_port,
+    many,
+    ready,
+    running,
+    states,
+    stream,
+    streams,
+)
+from tests.server.test_server import PROMPT, url, wait_for
 
-KEY = "the front's"
+KEY = ENVIRONMENT["ISOBIT_FRONT_KEY"]
 
 
 class Cutter:
@@ -128,13 +143,42 @@ def test_a_fourth_replica_is_not_lost(front: str, cutter: Cutter) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_stream_waits_for_a_replica_that_is_busy(front: str, cutter: Cutter, status: int) -> None:
-    usage = {"stream_options": {"include_usage": True}}
-    body = {"prompt": PROMPT, "max_tokens": 9, "seed": 2} | usage
-    wanted = stream(front, "/v1/completions", body)
-    cutter.after, cutter.busy = [3], [status]
-    assert stream(front, "/v1/completions", body) == wanted
+def test_a_stream_waits_for_a_replica_that_is_busy(
+    front: str, cutter: Cutter, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_front, "PING_SECONDS", 0.01)
+    path, body = "/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "seed": 2, "stream": True}
+    whole = httpx.post(front + path, json=body, timeout=60).text
+    cutter.after, cutter.busy = [1], [status]
+    text = httpx.post(front + path, json=body, timeout=60).text
     assert not cutter.busy
+    assert ": still here" in text.splitlines()
+    assert gathered(path, text)[1] == gathered(path, whole)[1]
+
+
+def test_a_replica_that_hangs_is_lost_and_another_goes_on(
+    alone: Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_replicas, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(server_replicas, "_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(server_front, "_SILENCE", 1e6)  # it is seen before a stream's time is over
+    argv = ("serve", "sample", "--name", "sample", "--backend", "cpu", "--threads", "1")
+    port, asked = free_port(), many(rng, 20)
+    with (
+        running(*argv, "--context", "1024", port=port, stops_at=int(rng.integers(1, 9))) as hangs,
+        serve(alone, name="sample", front_key=KEY) as (_, client),
+    ):
+        other = url(client, "")
+        wanted = [stream(other, *each) for each in asked]
+        wait_for(lambda: ready(at(port)))
+        with fronted(at(port), other) as front:
+            wait_for(lambda: all(s["up"] for s in states(front)))
+            assert streams(front, asked, 1, lambda: None) == wanted
+            assert continued(front) >= 1
+            assert [s["up"] for s in states(front)] == [False, True]
+            hangs.send_signal(signal.SIGCONT)
+            wait_for(lambda: states(front)[0]["up"])
+            assert stream(front, *asked[0]) == wanted[0]
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js"])

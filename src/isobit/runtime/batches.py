@@ -195,6 +195,7 @@ class Asked:
                     generation.take_rows(positions, logits)
                 else:
                     generation.measure(model, positions, logits)
+                work.request.wanted = work.request.wanted[work.scored :]  # given once, whatever
             except Exception as error:  # the caller's own
                 found[part] = Next(error=error)
 

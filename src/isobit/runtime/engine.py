@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace as changed
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +41,29 @@ _MANY = 8
 _log = logging.getLogger("isobit.engine")
 
 
+class Load(NamedTuple):
+    """What an engine has to do, and the pages of its KV cache."""
+
+    running: int
+    """Generations in the passes."""
+    waiting: int
+    """Generations in the queue."""
+    held: int
+    """Pages in use."""
+    cached: int
+    """Pages kept for whoever begins alike."""
+    free: int
+    """Pages that hold nothing."""
+
+
 class Engine:
     """Runs generations together; it has the KV cache of its model."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self._books = threading.Condition()
+        """Held by whoever reads or changes the books, for a moment. Who has the turn may read the
+        requests that are in its pass without it: nobody else changes those."""
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
         self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
@@ -55,11 +73,11 @@ class Engine:
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
-        self._books = threading.Condition()
-        """Held by whoever reads or changes the books, for a moment."""
         self._busy = 0
         """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
         interrupted (Ctrl-C) as it gave its turn back."""
+        self._stepping = False
+        """Whether that pass is one for generations."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
         self._closed = False
@@ -75,14 +93,23 @@ class Engine:
     @property
     def serving(self) -> bool:
         """Whether it has a thread of its own."""
-        return self._thread is not None and self._thread.is_alive()
+        thread = self._thread  # looked at once: another thread may be stopping it
+        return thread is not None and thread.is_alive()
+
+    def load(self) -> Load:
+        """What it has to do, between two changes of the books."""
+        with self._books:
+            scheduler, blocks = self.scheduler, self.scheduler.blocks
+            waits = len(scheduler.running), len(scheduler.waiting)
+            return Load(*waits, blocks.held, blocks.cached, blocks.free)
 
     def limit(self, limits: Limits) -> None:
         """How much runs together from now on, and how much may wait."""
         if self.model.graph.recurrent:  # so many sequences have a state
             running = min(limits.running, self.model.engine.max_sequences)
             limits = changed(limits, running=running)
-        self.scheduler.limits = limits
+        with self._books:
+            self.scheduler.limits = limits
 
     def submit(
         self,
@@ -165,15 +192,19 @@ class Engine:
             take_rows=take_rows,
             listen=listen,
         )
-        if watch is not None:
-            watch.begin(model, ids, sampling, generation.sampler.seed)
         with self._books:
             self._require_open()
-            if most == 0 and not wanted:
+            if most or wanted:
+                self.scheduler.add(request)
+                self._of[request] = generation
+            else:
                 generation.finish_reason = "length"
-                return generation
-            self.scheduler.add(request)
-            self._of[request] = generation
+            try:
+                if watch is not None:  # now that it is not asked for again
+                    watch.begin(model, ids, sampling, generation.sampler.seed)
+            except BaseException as error:
+                self._fail(generation, error)
+                raise
             self._books.notify_all()
         return generation
 
@@ -183,7 +214,10 @@ class Engine:
             try:
                 return self.submit(*args, **settings)
             except QueueFull:
-                self.step()
+                self.advance(self._has_room)
+
+    def _has_room(self) -> bool:
+        return len(self.scheduler.waiting) < self.scheduler.limits.waiting
 
     # Running passes
 
@@ -192,14 +226,15 @@ class Engine:
         with self._turn(asked=False):
             return self._step()
 
-    def advance(self, generation: Generation) -> None:
-        """Run a pass, unless that of another thread brings the generation something to take."""
+    def advance(self, there: Callable[[], bool]) -> None:
+        """Run a pass, unless that of another thread brings what is waited for."""
         me, mine = threading.get_ident(), False
         try:  # as in turn(), without its cost for every token
             with self._books:
+                self._require_no_pass(me)
                 while self._busy not in (0, me) or self._asking:
                     self._books.wait()
-                    if generation.ready or generation.ended:
+                    if there():
                         return
                 mine, self._busy = True, me
             self._step()
@@ -243,6 +278,7 @@ class Engine:
         me, mine = threading.get_ident(), False
         try:
             with self._books:
+                self._require_no_pass(me)
                 self._asking += asked
                 try:
                     while self._busy not in (0, me) or (self._asking and not asked):
@@ -277,6 +313,7 @@ class Engine:
         """The pages of a sequence's first ``length`` tokens, and its state; or ContextFull."""
         with self._books:
             self._require_open()
+            self._copy_states()  # if an interruption kept a pass from it
             blocks = self.scheduler.blocks
             if blocks.states and table.state < 0:
                 blocks.hold_state(table)
@@ -293,29 +330,31 @@ class Engine:
 
     def _step(self) -> bool:
         begun = time.perf_counter()
-        with self._books:
-            work = self.scheduler.schedule()
-            if not work:
-                return self._refuse_first()
-            parts = [(w, self._of[w.request]) for w in work]
-            self._in_pass = {w.request for w in work}
-            self._copy_states()
-            for part, generation in parts:
-                if part.request.routes and part.start == part.request.cached:
-                    self._recall(generation)
+        parts: list[Part] = []
+        listeners: set[Listener] = set()
+        self._stepping = True
         try:
+            with self._books:
+                work = self.scheduler.schedule()
+                if not work:
+                    return self._refuse_first()
+                parts = [(w, self._of[w.request]) for w in work]
+                self._in_pass = {w.request for w in work}
+                self._copy_states()
             found, seen = self._run(parts)
+            with self._books:
+                self._hand_out(parts, found, seen, begun, listeners)
         except BaseException as error:
             with self._books:
                 self._failed(parts, error)
             if isinstance(error, IsobitError):
                 return True  # whoever waits for one of these is told
             raise
-        with self._books:
-            listeners = self._hand_out(parts, found, seen, begun)
-        self._told = listeners if len(parts) >= _MANY else set()
-        for listener in listeners:
-            listener.tell()
+        finally:
+            self._stepping = False
+            for listener in listeners:
+                listener.tell()
+            self._told = listeners if len(parts) >= _MANY else set()
         return True
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
@@ -340,12 +379,11 @@ class Engine:
         found: Sequence[Next],
         seen: Routes | None,
         begun: float,
-    ) -> set[Listener]:
-        """Tokens to their generations; whoever is to be told of it."""
+        listeners: set[Listener],
+    ) -> None:
+        """Tokens to their generations; adds whoever is to be told of it."""
         now, start = time.perf_counter_ns(), 0
         spent = now * 1e-9 - begun
-        listeners: set[Listener] = set()
-        self._in_pass.clear()
         prompt = attended = 0
         for (part, generation), (token, digest, error) in zip(parts, found, strict=True):
             request = part.request
@@ -358,26 +396,28 @@ class Engine:
                 generation.prefill_seconds += spent
                 prompt += n
             try:
+                self._in_pass.discard(request)
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
-                    self._saw(generation, seen[start:stop])
+                    self._saw(generation, part.start, seen[start:stop])
                 pages = None
                 if request.routes and (part.start + n) // TILE > request.table.known:
                     pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
                     generation.give(token, digest, now)
-            except BaseException as error:  # of one generation, as of what watches it
-                self._fail(generation, error)
-            else:
                 self._end_if_over(generation)
+            except KeyboardInterrupt:  # this one has half of what the pass gave
+                self._fail(generation)
+                raise
+            except BaseException as wrong:  # of one generation, as of what watches it
+                self._fail(generation, wrong)
             start = stop
             if generation.listen is not None and (token is not None or generation.ended):
                 listeners.add(generation.listen)
         self._pace.ran(start - prompt, prompt, attended, spent)
         self._copy_states()
-        return listeners
 
     def _end_if_over(self, generation: Generation) -> None:
         request = generation.request
@@ -390,13 +430,15 @@ class Engine:
 
     def _failed(self, parts: Sequence[Part], error: BaseException) -> None:
         """A pass did not end well. An interruption is the concern of whoever ran it alone; the
-        others' tokens run again."""
-        self._in_pass.clear()
+        others' tokens run again, but for those that have what it gave."""
         for work, generation in parts:
-            if isinstance(error, Exception):
-                self._fail(generation, error)
+            if work.request not in self._in_pass:
+                continue
+            if isinstance(error, Exception) or generation.cancelled:
+                self._fail(generation, None if generation.cancelled else error)
             else:
                 self.scheduler.rerun(work.request)
+        self._in_pass.clear()
         self._books.notify_all()
 
     def _refuse_first(self) -> bool:
@@ -413,17 +455,18 @@ class Engine:
             self.model.backend.copy_state(source, target)
         self.scheduler.copies.clear()
 
-    def _recall(self, generation: Generation) -> None:
-        """The experts of the tokens that were found in the cache."""
-        if generation.request.cached and not generation.seen:
-            for page in self.scheduler.blocks.routes(generation.request.table):
-                self._saw(generation, page)
-
-    def _saw(self, generation: Generation, routes: Routes) -> None:
-        generation.seen.append(routes)
+    def _saw(self, generation: Generation, start: int, routes: Routes) -> None:
+        """The experts of tokens that ran, from a position on; at first also of those before it,
+        which were found in the cache. Those that ran before, in a pass that was lost, are known."""
+        new = [routes[max(generation.n_seen - start, 0) :]]
+        if generation.n_seen < start:
+            new = [*self.scheduler.blocks.routes(generation.request.table), *new]
         watch = generation.watch
-        if watch is not None and CHOSEN in watch.stages:
-            watch.routed(routes)
+        for experts in filter(len, new):
+            generation.seen.append(experts)
+            generation.n_seen += len(experts)
+            if watch is not None and CHOSEN in watch.stages:
+                watch.routed(experts)
 
     # Ends
 
@@ -454,6 +497,10 @@ class Engine:
     def _end_all(self, error: IsobitError | None) -> None:
         for generation in list(self._of.values()):
             self._fail(generation, error)
+
+    def _require_no_pass(self, thread: int) -> None:
+        if self._stepping and self._busy == thread:
+            raise UsageError("model: expected to be used between passes, not by what watches one")
 
     def _require_open(self) -> None:
         if self._closed:

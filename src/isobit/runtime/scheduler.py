@@ -130,7 +130,7 @@ class Scheduler:
                     drafts = max(min(len(request.drafts), left, most), 0)
                     left -= drafts
                 work.append(self._work(request, 1, drafts))
-            elif n := min(request.behind, prompt, left):
+            elif (n := min(request.behind, prompt, left)) > 0:  # limits may have become less
                 n, wanted = self._cut(request, n, rows)
                 if n:
                     prompt, left, rows = prompt - n, left - n, rows - wanted
