@@ -46,7 +46,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """By the name in ``general.architecture``."""
 HUGGING_FACE: dict[str, HuggingFace] = {
+    **gemma.HUGGING_FACE,
+    **gpt_oss.HUGGING_FACE,
+    **granite.HUGGING_FACE,
     **llama.HUGGING_FACE,
+    **olmoe.HUGGING_FACE,
     **qwen3.HUGGING_FACE,
     **qwen35.HUGGING_FACE,
 }
