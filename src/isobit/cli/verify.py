@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "accurate it is (default: %(default)s)",
     )
     parser.add_argument(
-        "--against-planes", type=int, metavar="N", help="its planes (default: the same)"
+        "--against-planes",
+        type=options.at_least(1, 2),
+        metavar="N",
+        help="its planes (default: the same)",
     )
     parser.add_argument(
         "--plant",

@@ -158,6 +158,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         salt: str | None = "",
     ) -> None:
         """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
+        if watch is not None and not hasattr(watch, "stages"):
+            raise UsageError(f"watch: expected a Recorder or another Watcher, got {watch!r:.60}")
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
         self._model, self._prompt = model, list(prompt_ids)
