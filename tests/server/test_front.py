@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +23,7 @@ from isobit.errors import IsobitError
 from isobit.server.processes import Processes
 from isobit.server.replicas import Replica, Replicas
 from tests.ops.wgpu_support import open_device
+from tests.server.conftest import free_port
 from tests.server.gathering import gathered
 from tests.server.stopping import kill_when_it_stops, stopping
 from tests.server.test_calls import NOTE, WEATHER
@@ -32,15 +31,6 @@ from tests.server.test_server import MESSAGES, PROMPT, url, wait_for
 
 KEY = {"ISOBIT_FRONT_KEY": "k"}
 SERVE = ("serve", "sample", "--context", "512", "--threads", "1")
-
-
-def free_port() -> int:
-    """Below those that a system gives out by itself, so that nobody is given it meanwhile."""
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as s, suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            return port
 
 
 @contextmanager

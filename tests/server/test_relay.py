@@ -5,13 +5,16 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,13 +25,12 @@ from isobit.server.front import Front
 from isobit.server.guard import FRONT
 from isobit.server.replicas import Replicas
 from isobit.server.webpage import HEADERS
-from tests.server.conftest import serve
+from tests.server.conftest import free_port, serve
 from tests.server.gathering import gathered
 from tests.server.test_front import KEY as ENVIRONMENT
 from tests.server.test_front import (
     at,
     continued,
-    free_port,
     many,
     ready,
     running,
@@ -154,6 +156,48 @@ def test_a_stream_waits_for_a_replica_that_is_busy(
     assert not cutter.busy
     assert ": still here" in text.splitlines()
     assert gathered(path, text)[1] == gathered(path, whole)[1]
+
+
+def test_a_client_that_leaves_while_another_replica_is_found_keeps_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_front, "PING_SECONDS", 0)
+    closed = list[str]()
+
+    class Answer:
+        async def aiter_lines(self) -> AsyncIterator[str]:
+            raise httpx.ReadError("lost")
+            yield
+
+        async def aclose(self) -> None:
+            closed.append("closed")
+
+    async def leaves(*, found: bool) -> None:
+        lost, other = SimpleNamespace(running=1), SimpleNamespace(running=1)
+        going_on = asyncio.Event()
+
+        async def survivor(_barren: int) -> Any:
+            await going_on.wait()
+            return other, Answer()
+
+        async def suspect(_replica: Any) -> None: ...
+
+        front: Any = SimpleNamespace(suspect=suspect)
+        relayed: Any = server_front._Relayed(front, Request({"type": "http"}), b"", None)
+        relayed._survivor = survivor
+        stream = relayed._stream(lost, Answer())
+        assert await anext(stream) == ": still here\n\n"
+        if found:
+            going_on.set()
+            await asyncio.sleep(0)
+        await stream.aclose()
+        await asyncio.sleep(0)
+        assert (lost.running, other.running, len(closed)) == (0, not found, 1 + found)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        closed.clear()
+
+    asyncio.run(leaves(found=False))
+    asyncio.run(leaves(found=True))
 
 
 def test_a_replica_that_hangs_is_lost_and_another_goes_on(
