@@ -1,10 +1,11 @@
 """A server on loopback with the sample model, and the official client."""
 
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,15 @@ def one_context() -> Iterator[None]:
         made = cache(httpx.create_ssl_context)
         patch.setattr("httpx._transports.default.create_ssl_context", made)
         yield
+
+
+def free_port() -> int:
+    """Below those that a system gives out by itself, so that nobody is given it meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -1,30 +1,34 @@
-"""An isobit that stops itself in a pass, as SIGSTOP does it: then it is in the midst of its work
-for certain, and can be killed there, or be taken for one that hangs."""
+"""An isobit that stops itself, as SIGSTOP does it, as it comes to a function for the n-th time: it
+is in the midst of its work for certain, and can be killed there, or be taken for one that hangs."""
 
 import os
 import subprocess
 import sys
 
 _STOPS = """
-import os, signal, sys
+import os, pkgutil, signal, sys
 from isobit.cli import main
-from isobit.runtime.engine import Engine
-run, left = Engine._run, int(sys.argv[1])
-def stops(*given):
+owner, name, left = pkgutil.resolve_name(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+own = getattr(owner, name)
+def stops(*given, **settings):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
-    return run(*given)
-Engine._run = stops
-sys.exit(main(sys.argv[2:]))
+    return own(*given, **settings)
+setattr(owner, name, stops)
+sys.exit(main(sys.argv[4:]))
 """
 
+LINE = "isobit.server.answers", "line"
+"""A line of a stream for a front: its stream has begun, and has not ended."""
+WRITE = "isobit.server.batch:Answered", "write"
+"""A row of a batch."""
 
-def stopping(at: int | None) -> list[str]:
-    """The command, without arguments; at: in which pass it stops, from 1. None: it does not."""
-    own = ["-m", "isobit"] if at is None else ["-c", _STOPS, str(at)]
-    return [sys.executable, *own]
+
+def stopping(where: tuple[str, str], at: int) -> list[str]:
+    """The command, without arguments."""
+    return [sys.executable, "-c", _STOPS, *where, str(at)]
 
 
 def kill_when_it_stops(process: subprocess.Popen[bytes]) -> None:

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,8 +23,9 @@ from isobit.errors import IsobitError
 from isobit.server.processes import Processes
 from isobit.server.replicas import Replica, Replicas
 from tests.ops.wgpu_support import open_device
+from tests.server.conftest import free_port
 from tests.server.gathering import gathered
-from tests.server.stopping import kill_when_it_stops, stopping
+from tests.server.stopping import LINE, kill_when_it_stops, stopping
 from tests.server.test_calls import NOTE, WEATHER
 from tests.server.test_server import MESSAGES, PROMPT, url, wait_for
 
@@ -34,21 +33,12 @@ KEY = {"ISOBIT_FRONT_KEY": "k"}
 SERVE = ("serve", "sample", "--context", "512", "--threads", "1")
 
 
-def free_port() -> int:
-    """Below those that a system gives out by itself, so that nobody is given it meanwhile."""
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as s, suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            return port
-
-
 @contextmanager
 def running(
-    *argv: str, port: int, stops_at: int | None = None
+    *argv: str, port: int, own: Sequence[str] = (sys.executable, "-m", "isobit")
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``isobit …`` at a port, until the test is over; it may stop itself in a pass."""
-    command = [*stopping(stops_at), *argv, "--port", str(port)]
+    """``isobit …`` at a port, until the test is over; ``own``: a command in its place."""
+    command = [*own, *argv, "--port", str(port)]
     process = subprocess.Popen(command, env=os.environ | KEY, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -144,13 +134,12 @@ def test_killed_on_one_backend_and_continued_on_another(
     killed: str, other: str, client: openai.OpenAI, rng: np.random.Generator
 ) -> None:
     open_device()  # or not run
-    asked, stops_at = many(rng, 20), int(rng.integers(1, 9))
-    print("killed in pass", stops_at)
+    asked, stops = many(rng, 10), stopping(LINE, int(rng.integers(1, 3)))
     wanted = [stream(url(client, ""), path, body) for path, body in asked]
     ports = free_port(), free_port(), free_port()
     first, second, front = map(at, ports)
     with (
-        running(*SERVE, "--backend", killed, port=ports[0], stops_at=stops_at) as process,
+        running(*SERVE, "--backend", killed, port=ports[0], own=stops) as process,
         running(*SERVE, "--backend", other, port=ports[1]),
         running("front", first, second, port=ports[2]),
     ):

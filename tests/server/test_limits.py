@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from isobit.runtime.tokens import Generation
 from isobit.server import answers, choices, embeddings, guard, incoming
 from isobit.server.requests import Common
 from isobit.server.service import Service
-from tests.server.conftest import Gate, serve
+from tests.server.conftest import Gate, free_port, serve
 from tests.server.test_server import MESSAGES, PROMPT, head, raw, url, wait_for
 
 CHAT = {"model": "m", "messages": MESSAGES, "max_tokens": 8, "stream": True}
@@ -257,9 +256,7 @@ def test_a_fault_of_the_server_is_no_riddle_for_the_client(
 
 @contextmanager
 def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "isobit", "serve", "--backend", "cpu", "--context", "1024"]
     command += ["--port", str(port), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:

@@ -16,8 +16,9 @@ import pytest
 
 from isobit.cli import main
 from tests.helpers.expected import needs
+from tests.server.conftest import free_port
 from tests.server.test_batch import answers, write
-from tests.server.test_front import at, continued, free_port, many, stream, streams
+from tests.server.test_front import at, continued, many, stream, streams
 from tests.server.test_server import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own

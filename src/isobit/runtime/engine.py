@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace as changed
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from isobit.runtime.grammar import Constraint
 from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
-from isobit.runtime.scheduler import Limits, QueueFull, Scheduler
+from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler
 from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, Watcher
 
 if TYPE_CHECKING:
@@ -39,21 +39,6 @@ _MANY = 8
 """Generations in a pass from which on that is more than they would lose by waiting."""
 
 _log = logging.getLogger("isobit.engine")
-
-
-class Load(NamedTuple):
-    """What an engine has to do, and the pages of its KV cache."""
-
-    running: int
-    """Generations in the passes."""
-    waiting: int
-    """Generations in the queue."""
-    held: int
-    """Pages in use."""
-    cached: int
-    """Pages kept for whoever begins alike."""
-    free: int
-    """Pages that hold nothing."""
 
 
 class Engine:
@@ -99,9 +84,7 @@ class Engine:
     def load(self) -> Load:
         """What it has to do, between two changes of the books."""
         with self._books:
-            scheduler, blocks = self.scheduler, self.scheduler.blocks
-            waits = len(scheduler.running), len(scheduler.waiting)
-            return Load(*waits, blocks.held, blocks.cached, blocks.free)
+            return self.scheduler.load
 
     def limit(self, limits: Limits) -> None:
         """How much runs together from now on, and how much may wait."""
@@ -347,7 +330,7 @@ class Engine:
         except BaseException as error:
             with self._books:
                 self._failed(parts, error)
-            if isinstance(error, IsobitError):
+            if parts and isinstance(error, IsobitError):
                 return True  # whoever waits for one of these is told
             raise
         finally:

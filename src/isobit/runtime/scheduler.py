@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from isobit.backends.base import Routes
 from isobit.errors import IsobitError, UsageError
@@ -67,6 +68,21 @@ class Limits:
             raise UsageError("running: expected from 1 to pass_tokens, so that each has a token")
         if min(self.beside, self.pass_rows, self.waiting) < 1:
             raise UsageError("limits: expected 1 or more of each")
+
+
+class Load(NamedTuple):
+    """What a scheduler has to do, and the pages of its KV cache."""
+
+    running: int
+    """Generations in the passes."""
+    waiting: int
+    """Generations in the queue."""
+    held: int
+    """Pages in use."""
+    cached: int
+    """Pages kept for whoever begins alike."""
+    free: int
+    """Pages that hold nothing."""
 
 
 class Scheduler:
@@ -161,6 +177,13 @@ class Scheduler:
         """The pass that it was in did not end well, and may have left its state anywhere."""
         if request.table.state >= 0:
             request.computed = 0
+
+    @property
+    def load(self) -> Load:
+        """Now."""
+        blocks = self.blocks
+        waits = len(self.running), len(self.waiting)
+        return Load(*waits, blocks.held, blocks.cached, blocks.free)
 
     @property
     def promised(self) -> int:

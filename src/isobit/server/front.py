@@ -155,7 +155,7 @@ class _Relayed:
     async def answer(self) -> Response:
         """What a client is told. Raises NoReplica."""
         replica, response = await self._ask()
-        if response.headers.get("content-type") == LINES:
+        if _streams(response):
             self._journal.by = response.headers.get(BY, "")
             stream = self._stream(replica, response)
             first = await anext(stream, "")  # from here on it ends well, whoever leaves
@@ -183,7 +183,7 @@ class _Relayed:
             streams = False
             try:
                 response = await self._send(replica)
-                streams = response.headers.get("content-type") == LINES
+                streams = _streams(response)
                 if not streams:
                     await response.aread()
                 if response.status_code not in _BUSY:
@@ -251,9 +251,11 @@ class _Relayed:
                 return
             except BaseException:  # the client leaves
                 if not going_on.cancel() and going_on.exception() is None:
-                    await _left(*going_on.result())
+                    replica, response = going_on.result()
+                    if _streams(response):
+                        await _left(replica, response)
                 raise
-            if response.headers.get("content-type") != LINES:
+            if not _streams(response):
                 yield self._error(f"a replica would not go on: {response.text[:300]}")
                 return
             self._front.continued.inc()
@@ -277,6 +279,11 @@ class _Relayed:
         if errors.is_anthropic(self._request.scope["path"]):
             return event(json.dumps(errors.anthropic_body(message)), "error")
         return event(json.dumps(errors.error_body(message, "server_error")))
+
+
+def _streams(response: httpx.Response) -> bool:
+    """Whether it is written for a front, which counts its replica as busy until it is read."""
+    return bool(response.headers.get("content-type") == LINES)
 
 
 async def _left(replica: Replica, response: httpx.Response) -> None:
