@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import isobit
+from isobit.backends import pipeline
 from isobit.backends.base import Backend, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.pipeline import LocalStage, PipelineBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable, UsageError
+from isobit.errors import BackendUnavailable, CacheLost, UsageError
 from isobit.model.checkpoint import open_model
 from isobit.model.layers import layers
 from isobit.model.weights import Weights
@@ -109,6 +110,83 @@ def test_a_pipeline_says_what_its_stages_leave_out() -> None:
     n = w.graph.n_layers
     stages = [LocalStage(Fused, w, ENGINE, (0, 2)), LocalStage(CpuBackend, w, ENGINE, (2, n))]
     assert PipelineBackend(w, ENGINE, stages).fused_away == Fused.fused_away
+
+
+class Forgetful:
+    """A stage that dies before some of its passes, and comes back with an empty cache."""
+
+    def __init__(self, w: Weights, engine: EngineConfig, deaths: list[int]) -> None:
+        self._new = lambda: LocalStage(CpuBackend, w, engine, (0, w.graph.n_layers))
+        self._stage = self._new()
+        self.about = self._stage.about
+        self.deaths = deaths
+
+    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[np.ndarray, dict]:
+        self.deaths[:] = [n - 1 for n in self.deaths]
+        if 0 in self.deaths:
+            self._stage.close()
+            self._stage = self._new()
+            raise CacheLost("died")
+        return self._stage.run(batch, stages)
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+@pytest.mark.parametrize("path", [sample_path(), HYBRID], ids=["sample", "hybrid"])
+def test_what_ran_when_a_cache_was_lost_runs_again(
+    path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Forgetful] = []
+
+    def connect(*_: object) -> Forgetful:
+        engine = EngineConfig(context=512, max_sequences=4, threads=1)
+        made.append(Forgetful(of_file(path), engine, []))
+        return made[0]
+
+    monkeypatch.setattr(pipeline, "connect", connect)
+    prompts = [rng.integers(0, 1000, n).tolist() for n in (150, 30)]
+    asked: dict = {"max_tokens": 20, "seed": 1, "temperature": 1.0, "logprobs": 2}
+    with (
+        isobit.load(path, backend="cpu", context=512, threads=1) as here,
+        isobit.load(path, context=512, stages=["elsewhere:1"], chunk=64) as model,
+    ):
+        made[0].deaths += sorted(rng.integers(1, 20, 3).tolist())
+        print(made[0].deaths)
+        found = []
+        for m in (here, model):
+            watches = [Recorder() for _ in prompts]
+            streams = [m.stream(p, watch=w, **asked) for p, w in zip(prompts, watches, strict=True)]
+            for stream in streams:
+                stream.begin(wait=False)
+            scores = m.score(prompts)
+            texts = [(s.text, s.logprobs) for s in (stream.complete() for stream in streams)]
+            receipts = [w.receipt().tokens for w in watches]
+            found.append((scores, texts, receipts))
+        assert model.backend.losses >= 1
+        for a, b in zip(found[0][0], found[1][0], strict=True):
+            assert np.array_equal(a, b)
+        assert repr(found[0][1:]) == repr(found[1][1:])
+        model.generations.scheduler.blocks.check([])
+        made[0].deaths += [1]
+        tap = Watching()
+        with pytest.raises(CacheLost, match="begin again"):
+            model.generate(prompts[0], max_tokens=2, watch=tap)
+        made[0].deaths += range(1, 9)  # a pass is of two parts
+        with pytest.raises(BackendUnavailable, match="died, 4 times in turn"):
+            model.generate(prompts[0], max_tokens=2)
+
+
+class Watching:
+    stages = frozenset({"attn_norm"})
+
+    def begin(self, *_: object) -> None:
+        pass
+
+    def tap(self, *_: object) -> None:
+        pass
+
+    routed = chose = tap
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,10 @@ import httpx
 import numpy as np
 import pytest
 
+import isobit
 from isobit.cli import main
+from isobit.errors import CacheLost, IsobitError
+from isobit.verify.receipt import Recorder
 from tests.helpers.expected import needs
 from tests.server.test_batch import answers, write
 from tests.server.test_front import at, continued, free_port, many, stream, streams
@@ -185,3 +188,49 @@ def test_a_batch_without_room_is_refused(
     command = ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--ray"]
     assert main([*command, "--workers", "cpu=1,cuda=1", "--threads", "1"]) == 2
     assert "found none for one of cuda that needs 1 CPU and 1 GPU" in capsys.readouterr().err
+
+
+def test_stages_are_actors_and_one_that_dies_begins_again(
+    ray: Any, rng: np.random.Generator
+) -> None:
+    places = ["ray:0:5@cpu", "ray:5:8@cpu"]
+    prompt = rng.integers(0, 1000, 200).tolist()  # several parts of it in flight
+    with (
+        isobit.load("sample", backend="cpu", context=512) as here,
+        isobit.load("sample", context=512, threads=1, stages=places) as model,
+    ):
+        wanted = Recorder()
+        text = here.generate(prompt, max_tokens=200, seed=3, temperature=1.0, watch=wanted).text
+        assert np.array_equal(model.logits(prompt), here.logits(prompt))
+        sequence = model.new_sequence()
+        model.forward(sequence, prompt[:9])
+        recorder, said = Recorder(), []
+        scoring = Thread(target=lambda: said.append(model.score([prompt] * 2)))
+        stream = model.stream(prompt, max_tokens=200, seed=3, temperature=1.0, watch=recorder)
+        pieces = [next(stream) for _ in range(5)]
+        scoring.start()
+        os.kill(min(processes("StageActor")), signal.SIGKILL)
+        pieces += stream
+        scoring.join()
+        assert model.backend.losses == 1
+        assert "".join(pieces) == text
+        assert recorder.receipt().tokens == wanted.receipt().tokens
+        assert np.array_equal(said[0], [here.score(prompt)] * 2)
+        with pytest.raises(CacheLost, match="close it and start again"):
+            model.forward(sequence, prompt[:1])
+        sequence.close()
+        assert np.array_equal(model.prefill(sequence, prompt), here.logits(prompt, [-1])[0])
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("ray:0:5", "expected ray:FIRST:END@BACKEND"),
+        ("ray:0:99@cpu", "layers: expected a range within 0:8, got 0:99"),
+        ("ray:0:8@cuda", "expected a cluster with 1 CPU and 1 GPU"),
+        ("ray:0:8@tpu", "backend: expected auto"),
+    ],
+)
+def test_stages_that_cannot_be(ray: Any, place: str, said: str) -> None:
+    with pytest.raises(IsobitError, match=said):
+        isobit.load("sample", context=64, stages=[place])

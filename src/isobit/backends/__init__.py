@@ -131,9 +131,16 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
     if engine.stages:
         if name != "auto" or engine.parts > 1:
             raise UsageError("stages: expected no backend and no parts beside; stages have theirs")
-        from isobit.backends.pipeline import PipelineBackend, connect  # noqa: PLC0415
+        from isobit.backends.pipeline import PipelineBackend, Stage, connect  # noqa: PLC0415
 
-        stages = [connect(address, engine.stage_key) for address in engine.stages]
+        def stage(at: str) -> Stage:
+            if not at.startswith("ray:"):
+                return connect(at, engine.stage_key)
+            from isobit.backends.on_ray import RayStage  # noqa: PLC0415  # an extra
+
+            return RayStage(at, weights, engine)
+
+        stages = [stage(at) for at in engine.stages]
         return PipelineBackend(weights, engine, stages)
     if name == "cuda":
         from isobit.backends.cuda.parts import CudaPartsBackend  # noqa: PLC0415

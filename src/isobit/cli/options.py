@@ -110,7 +110,8 @@ def add_engine(
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
         default=(),
-        help="run the layers in the stages there, in order, instead of here (isobit stage)",
+        help="run the layers in the stages there, in order, instead of here (isobit stage); "
+        "ray:FIRST:END@BACKEND is one on a cluster of Ray",
     )
     add_stage_key(group)
 
@@ -218,6 +219,7 @@ def engine_of(
     args: argparse.Namespace, context: int | None, sequences: int | None = None
 ) -> EngineConfig:
     """How the arguments say a model is run."""
+    remote = [host for host in args.hosts if not host.startswith("ray:")]
     return EngineConfig(
         activation_planes=args.activation_planes,
         threads=args.threads,
@@ -225,7 +227,7 @@ def engine_of(
         parts=args.parts,
         expert_shares=args.expert_shares,
         stages=args.hosts,
-        stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
+        stage_key=stage_key(args.stage_key_env) if remote else b"",
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )

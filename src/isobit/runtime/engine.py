@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
-from isobit.errors import ContextFull, IsobitError, UsageError
+from isobit.errors import CacheLost, ContextFull, IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.batches import Asked, Batches, Next, Part
 from isobit.runtime.blocks import Blocks, PageTable
@@ -62,6 +62,7 @@ class Engine:
         interrupted (Ctrl-C) as it gave its turn back."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
+        self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
         self._told: set[Listener] = set()
@@ -294,6 +295,8 @@ class Engine:
     def _step(self) -> bool:
         begun = time.perf_counter()
         with self._books:
+            if self._losses != self.model.backend.losses:
+                self._lost()
             work = self.scheduler.schedule()
             if not work:
                 return self._refuse_first()
@@ -305,6 +308,10 @@ class Engine:
                     self._recall(generation)
         try:
             found, seen = self._run(parts)
+        except CacheLost:
+            with self._books:
+                self._in_pass.clear()
+            return True  # the next pass begins again
         except BaseException as error:
             with self._books:
                 self._failed(parts, error)
@@ -361,7 +368,8 @@ class Engine:
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
-                    self._saw(generation, seen[start:stop])
+                    known = max(generation.n_seen - part.start, 0)  # of what ran again
+                    self._saw(generation, seen[start + known : stop])
                 pages = None
                 if request.routes and (part.start + n) // TILE > request.table.known:
                     pages = _pages(generation)
@@ -399,6 +407,16 @@ class Engine:
                 self.scheduler.rerun(work.request)
         self._books.notify_all()
 
+    def _lost(self) -> None:
+        """The backend has lost its KV cache: what runs begins again, unless somebody watches stages
+        and would see them twice."""
+        self._losses = self.model.backend.losses
+        for request in list(self.scheduler.running):
+            watch = self._of[request].watch
+            if watch is not None and watch.stages - {CHOSEN}:
+                self._fail(self._of[request], CacheLost("KV cache: it was lost: begin again"))
+        self.scheduler.lost()
+
     def _refuse_first(self) -> bool:
         """Nothing can run; what waits then waits for sequences that callers hold open."""
         waiting = self.scheduler.waiting
@@ -420,7 +438,10 @@ class Engine:
                 self._saw(generation, page)
 
     def _saw(self, generation: Generation, routes: Routes) -> None:
+        if not len(routes):
+            return
         generation.seen.append(routes)
+        generation.n_seen += len(routes)
         watch = generation.watch
         if watch is not None and CHOSEN in watch.stages:
             watch.routed(routes)

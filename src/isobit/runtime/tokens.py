@@ -104,6 +104,8 @@ class Generation(Iterator[Token]):
         self.take_rows = take_rows
         self.seen: list[Routes] = []
         """Experts of the tokens run so far: [n, layers, k] of each pass."""
+        self.n_seen = 0
+        """So many tokens."""
         self.error: BaseException | None = None
         """What ended it, if that was an error."""
         self.cancelled = False
