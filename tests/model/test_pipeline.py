@@ -18,6 +18,7 @@ from isobit.backends.cpu import CpuBackend
 from isobit.backends.pipeline import LocalStage, PipelineBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend
+from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, UsageError
 from isobit.model.checkpoint import open_model
@@ -175,6 +176,23 @@ def test_what_ran_when_a_cache_was_lost_runs_again(
         made[0].deaths += range(1, 9)  # a pass is of two parts
         with pytest.raises(BackendUnavailable, match="died, 4 times in turn"):
             model.generate(prompts[0], max_tokens=2)
+
+
+def test_a_pipeline_is_verified_and_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def connect(*_: object) -> LocalStage:
+        return LocalStage(CpuBackend, of_file(sample_path()), ENGINE, (0, 8))
+
+    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setenv("ISOBIT_STAGE_KEY", "k")
+    spread = ["--hosts", "elsewhere:1", "--backend", "auto"]
+    assert main(["verify", *spread, "--against", "cpu", "-p", "import os, sys"]) == 0
+    assert "pipeline" in capsys.readouterr().out
+    receipt = str(tmp_path / "r.json")
+    assert main(["run", "-p", "import", "-n", "3", "--backend", "cpu", "--receipt", receipt]) == 0
+    assert main(["replay", receipt, *spread]) == 0
+    assert "identical: 3 tokens on pipeline" in capsys.readouterr().out
 
 
 class Watching:

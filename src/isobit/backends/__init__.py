@@ -1,7 +1,7 @@
 """Backends by name."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from isobit.backends.base import Backend
@@ -133,14 +133,15 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
             raise UsageError("stages: expected no backend and no parts beside; stages have theirs")
         from isobit.backends.pipeline import PipelineBackend, Stage, connect  # noqa: PLC0415
 
-        def stage(at: str) -> Stage:
-            if not at.startswith("ray:"):
-                return connect(at, engine.stage_key)
-            from isobit.backends.on_ray import RayStage  # noqa: PLC0415  # an extra
+        here = [at for at in engine.stages if at.startswith("ray:")]
+        actors: Iterator[Stage] = iter(())
+        if here:
+            from isobit.backends.on_ray import start  # noqa: PLC0415  # an extra
 
-            return RayStage(at, weights, engine)
-
-        stages = [stage(at) for at in engine.stages]
+            actors = iter(start(here, weights, engine))
+        stages = [
+            next(actors) if at in here else connect(at, engine.stage_key) for at in engine.stages
+        ]
         return PipelineBackend(weights, engine, stages)
     if name == "cuda":
         from isobit.backends.cuda.parts import CudaPartsBackend  # noqa: PLC0415

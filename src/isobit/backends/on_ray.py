@@ -12,8 +12,10 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, Backend, Batch
@@ -26,10 +28,13 @@ from isobit.model.weights import Weights
 try:
     import ray
     from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 except ImportError as error:
     raise UsageError(f"{error.name}: not installed: pip install 'isobit[ray]'") from None
 
 _PATIENCE = 300.0  # seconds until a stage that has died is there again
+_ROOM = 30.0  # seconds until there is room for all stages
 _PAUSE = 0.5  # seconds between two looks
 
 
@@ -86,36 +91,49 @@ class StageActor:
         return self._stage.run(batch, stages)
 
 
-class RayStage:
-    """A stage that is an actor, from here."""
+def start(places: Sequence[str], weights: Weights, engine: EngineConfig) -> list[RayStage]:
+    """Stages, each ``ray:FIRST:END@BACKEND``, which begin to load: their ``about`` waits for it.
 
-    def __init__(self, place: str, weights: Weights, engine: EngineConfig) -> None:
-        """``place``: ``ray:FIRST:END@BACKEND``. The stage begins to load; ``about`` waits for it.
-
-        Raises UsageError, BackendUnavailable.
-        """
+    Raises UsageError if there is no room for all of them, BackendUnavailable.
+    """
+    if weights.file is None:
+        raise UsageError("stages: expected a model from a file, got one made in memory")
+    asked = []
+    for place in places:
         found = re.fullmatch(r"ray:(\d{1,6}):(\d{1,6})@([a-z]+(?::[a-z]+)?)", place)
         if found is None:
             raise UsageError(
                 f"stages: expected ray:FIRST:END@BACKEND, such as ray:0:24@cuda; got {place!r:.60}"
             )
-        if weights.file is None:
-            raise UsageError("stages: expected a model from a file, got one made in memory")
-        connect()
-        self._place = place
-        threads, gpus = engine.threads or 1, int(found[3].startswith("cuda"))
-        room = ray.cluster_resources()
-        if room.get("CPU", 0) < threads or room.get("GPU", 0) < gpus:
-            raise UsageError(
-                f"stages: {place}: expected a cluster with {threads} CPU and {gpus} GPU, got "
-                f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}"
-            )
-        own = replace(engine, threads=threads, stages=(), stage_key=b"")
-        made = ray.remote(StageActor).options(
-            num_cpus=threads, num_gpus=gpus, max_restarts=-1, scheduling_strategy="SPREAD"
+        asked.append(((int(found[1]), int(found[2])), found[3]))
+    connect()
+    own = replace(engine, threads=engine.threads or 1, stages=(), stage_key=b"")
+    needs = [{"CPU": own.cores} | ({"GPU": 1} if b.startswith("cuda") else {}) for _, b in asked]
+    group = placement_group(needs, strategy="SPREAD")
+    if not group.wait(_ROOM):
+        remove_placement_group(group)
+        room = ", ".join(f"{n:g} {what}" for what, n in sorted(ray.cluster_resources().items()))
+        raise UsageError(
+            f"stages: expected room for {needs} in the cluster, all of which is {room}"
         )
-        path, cut = str(weights.file.path.resolve()), (int(found[1]), int(found[2]))
-        self._actor = made.remote(path, found[3], own, cut)
+    made = ray.remote(StageActor)
+    stages = []
+    for i, (place, (cut, backend)) in enumerate(zip(places, asked, strict=True)):
+        where = PlacementGroupSchedulingStrategy(group, i)
+        gpus = needs[i].get("GPU", 0)
+        actor = made.options(
+            num_cpus=own.cores, num_gpus=gpus, max_restarts=-1, scheduling_strategy=where
+        ).remote(str(weights.file.path.resolve()), backend, own, cut)
+        stages.append(RayStage(place, actor, group))
+    return stages
+
+
+class RayStage:
+    """A stage that is an actor, from here."""
+
+    def __init__(self, place: str, actor: Any, group: Any) -> None:
+        """``group``: the placement group of all stages."""
+        self._place, self._actor, self._group = place, actor, group
         self._about: About | None = None
 
     @property
@@ -145,7 +163,7 @@ class RayStage:
     def close(self) -> None:
         """See Stage."""
         if ray.is_initialized():
-            ray.kill(self._actor)
+            remove_placement_group(self._group)  # all of them end
 
     def _meet(self) -> None:
         until = time.monotonic() + _PATIENCE

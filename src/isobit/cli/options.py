@@ -219,35 +219,40 @@ def engine_of(
     args: argparse.Namespace, context: int | None, sequences: int | None = None
 ) -> EngineConfig:
     """How the arguments say a model is run."""
-    remote = [host for host in args.hosts if not host.startswith("ray:")]
     return EngineConfig(
         activation_planes=args.activation_planes,
         threads=args.threads,
         context=context,
-        parts=args.parts,
-        expert_shares=args.expert_shares,
-        stages=args.hosts,
-        stage_key=stage_key(args.stage_key_env) if remote else b"",
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )
 
 
 class Sizes(TypedDict, total=False):
-    """What EngineConfig says of sizes, but for the context."""
+    """What EngineConfig says of sizes, but for the context, and over what a model is spread."""
 
     max_sequences: int
     chunk: int
     pages: int | None
+    parts: int
+    expert_shares: tuple[int, ...]
+    stages: tuple[str, ...]
+    stage_key: bytes
 
 
-def sizes(args: argparse.Namespace, sequences: int | None = None) -> Sizes:
-    """What the arguments say of sizes; ``sequences`` where they do not say how many."""
-    return Sizes(
+def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: bool = True) -> Sizes:
+    """What the arguments say of these; ``sequences`` where they do not say how many, ``spread``:
+    whether the model is to be."""
+    found = Sizes(
         max_sequences=sequences or args.sequences,
         chunk=args.chunk,
         pages=None if args.cache is None else -(-args.cache // TILE),
     )
+    if spread:
+        found |= Sizes(parts=args.parts, expert_shares=args.expert_shares, stages=args.hosts)
+        if any(not host.startswith("ray:") for host in args.hosts):
+            found["stage_key"] = stage_key(args.stage_key_env)
+    return found
 
 
 def _tell(note: str) -> None:
