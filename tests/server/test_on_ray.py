@@ -36,6 +36,7 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
         found.init(
+            "local",
             num_cpus=6,  # of which each process takes one; they are two in truth
             object_store_memory=80 << 20,
             include_dashboard=False,
@@ -134,10 +135,10 @@ def test_an_update_replaces_servers_under_their_streams(
 
     asked, before = many(rng, 300), servers()
     wanted = [stream(front, *each) for each in asked]
-    updating = Thread(target=lambda: serve.run(app(Asked(**SERVED, waiting=77))))
+    updating = Thread(target=lambda: serve.run(app(Asked(**SERVED | {"replicas": 1}, waiting=7))))
     assert streams(front, asked, 3, updating.start) == wanted
     updating.join()
-    wait_for(lambda: not before & servers() and len(servers()) == 2)
+    wait_for(lambda: not before & servers() and len(servers()) == 1)
     assert httpx.get(front + "/ready", timeout=60).json()["status"] == "ready"
 
 
@@ -159,8 +160,7 @@ def test_a_batch_whose_workers_and_driver_are_killed(
     )
     wait_for(lambda: lines() >= 3 or driver.poll() is not None)
     before = lines()
-    for worker in processes("Worker"):
-        os.kill(worker, signal.SIGKILL)
+    os.kill(min(processes("Worker")), signal.SIGKILL)
     wait_for(lambda: lines() >= before + 3 or driver.poll() is not None)
     assert driver.poll() is None, "over too soon to see anything"
     driver.kill()
@@ -228,9 +228,14 @@ def test_stages_are_actors_and_one_that_dies_begins_again(
         ("ray:0:5", "expected ray:FIRST:END@BACKEND"),
         ("ray:0:99@cpu", "layers: expected a range within 0:8, got 0:99"),
         ("ray:0:8@cuda", "expected room for .*GPU.* in the cluster"),
-        ("ray:0:8@tpu", "backend: expected auto"),
     ],
 )
-def test_stages_that_cannot_be(ray: Any, place: str, said: str) -> None:
+def test_stages_that_cannot_be(
+    ray: Any, place: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isobit.backends import on_ray  # noqa: PLC0415  # an extra
+
+    if "cuda" in place:
+        monkeypatch.setattr(on_ray, "_ROOM", 0.1)
     with pytest.raises(IsobitError, match=said):
         isobit.load("sample", context=64, stages=[place])

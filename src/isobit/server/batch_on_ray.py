@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-
 from isobit.backends.on_ray import connect
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
@@ -26,6 +23,12 @@ from isobit.server.app import build
 from isobit.server.batch import post
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
+
+try:
+    import ray
+    from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+except ImportError as error:
+    raise UsageError(f"{error.name}: not installed: pip install 'isobit[ray]'") from None
 
 _TRIES = 5  # workers that a row may lose
 _COMING = 60.0  # seconds that are given to workers that were not there yet
