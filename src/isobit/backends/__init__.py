@@ -139,10 +139,15 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
             from isobit.backends.on_ray import start  # noqa: PLC0415  # an extra
 
             actors = iter(start(here, weights, engine))
-        stages = [
-            next(actors) if at in here else connect(at, engine.stage_key) for at in engine.stages
-        ]
-        return PipelineBackend(weights, engine, stages)
+        stages: list[Stage] = []
+        try:
+            for at in engine.stages:
+                stages.append(next(actors) if at in here else connect(at, engine.stage_key))
+            return PipelineBackend(weights, engine, stages)
+        except BaseException:
+            for stage in (*stages, *actors):
+                stage.close()
+            raise
     if name == "cuda":
         from isobit.backends.cuda.parts import CudaPartsBackend  # noqa: PLC0415
 
