@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
-from isobit.errors import ContextFull, IsobitError, UsageError
+from isobit.errors import CacheLost, ContextFull, IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.batches import Asked, Batches, Next, Part
 from isobit.runtime.blocks import Blocks, PageTable
@@ -65,6 +65,7 @@ class Engine:
         """Whether that pass is one for generations."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
+        self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
         self._told: set[Listener] = set()
@@ -318,6 +319,8 @@ class Engine:
         self._stepping = True
         try:
             with self._books:
+                if self._losses != self.model.backend.losses:
+                    self._lost()
                 work = self.scheduler.schedule()
                 if not work:
                     return self._refuse_first()
@@ -327,6 +330,10 @@ class Engine:
             found, seen = self._run(parts)
             with self._books:
                 self._hand_out(parts, found, seen, begun, listeners)
+        except CacheLost:
+            with self._books:
+                self._in_pass.clear()
+            return True  # the next pass begins again
         except BaseException as error:
             with self._books:
                 self._failed(parts, error)
@@ -424,6 +431,16 @@ class Engine:
         self._in_pass.clear()
         self._books.notify_all()
 
+    def _lost(self) -> None:
+        """The backend has lost its KV cache: what runs begins again, unless somebody watches stages
+        and would see them twice."""
+        self._losses = self.model.backend.losses
+        for request in list(self.scheduler.running):
+            watch = self._of[request].watch
+            if watch is not None and watch.stages - {CHOSEN}:
+                self._fail(self._of[request], CacheLost("KV cache: it was lost: begin again"))
+        self.scheduler.lost()
+
     def _refuse_first(self) -> bool:
         """Nothing can run; what waits then waits for sequences that callers hold open."""
         waiting = self.scheduler.waiting
@@ -439,11 +456,12 @@ class Engine:
         self.scheduler.copies.clear()
 
     def _saw(self, generation: Generation, start: int, routes: Routes) -> None:
-        """The experts of tokens that ran, from a position on; at first also of those before it,
-        which were found in the cache. Those that ran before, in a pass that was lost, are known."""
-        new = [routes[max(generation.n_seen - start, 0) :]]
-        if generation.n_seen < start:
-            new = [*self.scheduler.blocks.routes(generation.request.table), *new]
+        """The experts of tokens that ran, from a position on; also of those before it which were
+        found in the cache. Those that ran before, in a pass or a cache that was lost, are known."""
+        known = generation.n_seen
+        new = [routes[max(known - start, 0) :]]
+        if known < start and (cached := self.scheduler.blocks.routes(generation.request.table)):
+            new = [np.concatenate(cached)[known:], *new]
         watch = generation.watch
         for experts in filter(len, new):
             generation.seen.append(experts)

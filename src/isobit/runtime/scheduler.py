@@ -176,7 +176,19 @@ class Scheduler:
     def rerun(self, request: Request) -> None:
         """The pass that it was in did not end well, and may have left its state anywhere."""
         if request.table.state >= 0:
-            request.computed = 0
+            _begin_again(request)
+
+    def lost(self) -> None:
+        """What was in the cache is gone: all that run wait again, with the tokens that they have,
+        and begin before any other."""
+        for request in reversed(self.running):
+            self.blocks.close(request.table)
+            request.state, request.drafts = State.WAITING, []
+            _begin_again(request)
+        self.waiting.extendleft(reversed(self.running))
+        self.running = []
+        self.copies.clear()
+        self.blocks.forget()
 
     @property
     def load(self) -> Load:
@@ -246,3 +258,9 @@ class Scheduler:
         if end == known and request.max_tokens:
             rows += range(n if rows[-1:] == [n - 1] else n - 1, n + drafts)
         return Work(request, start, tokens, drafts, rows, scored)
+
+
+def _begin_again(request: Request) -> None:
+    """All its tokens run again; rows that were given are not wanted any more."""
+    request.wanted = [p for p in request.wanted if p >= request.computed]
+    request.computed = 0
