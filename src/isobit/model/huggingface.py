@@ -150,6 +150,10 @@ ATTENTION = weights(
     attn_v="self_attn.v_proj",
     attn_output="self_attn.o_proj",
 )
+BIASES = {
+    f"attn_{role}.bias": Source(f"self_attn.{name}.bias")
+    for role, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj"))
+}
 FEED_FORWARD = weights(ffn_gate="mlp.gate_proj", ffn_up="mlp.up_proj", ffn_down="mlp.down_proj")
 EXPERTS: Sources = {
     "ffn_gate_inp.weight": Source("mlp.gate.weight", float32=True),
@@ -232,7 +236,8 @@ def _nothing(_: Metadata) -> dict[str, Any]:
     return {}
 
 
-def _no_settings(_c: ModelConfig, _names: Collection[str]) -> dict[str, Any]:
+def usual(_c: ModelConfig, _names: Collection[str]) -> dict[str, Any]:
+    """Settings of a class that has none of its own."""
     return {}
 
 
@@ -292,9 +297,10 @@ class HuggingFace:
     """What no one key of config.json says; raises ModelRefused."""
     computed: Callable[[Metadata], Mapping[str, NDArray[np.float32]]] = _nothing
     """Tensors of the file, by name, that no checkpoint has; raises ModelRefused."""
-    settings: Callable[[ModelConfig, Collection[str]], Mapping[str, Any] | None] = _no_settings
+    settings: Callable[[ModelConfig, Collection[str]], Mapping[str, Any] | None] | None = None
     """What transformers' configuration of a file's model has besides what all have, also from the
-    names of its tensors; None: the model is of another class of transformers."""
+    names of its tensors; None of it: the model is of another class of transformers. None: nobody
+    has said how that class is made of a file."""
     places: Callable[[Metadata], Mapping[str, Place | None]] = lambda _: MIXTURE
     """By stage, those that do not follow from the tensors, from config.json; None: it has none."""
     experts: str | None = "mlp.experts"
@@ -302,6 +308,9 @@ class HuggingFace:
     lie otherwise."""
     checkpoint: bool = True
     """Whether folders of it are read: ``keys``, ``only`` and ``more`` are there."""
+    drafts: str | None = None
+    """The key in config.json of how many blocks behind the layers draft tokens; they are left
+    out."""
 
     def metadata(self, c: Metadata) -> dict[str, Value]:
         """What follows ``general.architecture``, from config.json. Raises ModelRefused."""
@@ -309,6 +318,12 @@ class HuggingFace:
             c.only(key, value)
         known = {ours: c.scalar(name) for ours, name in self.keys.items() if name in c.metadata}
         return {**known, **self.more(c)}
+
+    def left_out(self, c: Metadata) -> tuple[str, ...]:
+        """What the names of tensors begin with that no token depends on. Raises ModelRefused."""
+        layers = c.count("num_hidden_layers", 1, 4096)
+        drafts = c.count(self.drafts, 0, 64, default=0) if self.drafts else 0
+        return tuple(f"model.layers.{i}." for i in range(layers, layers + drafts))
 
     def sources(self, c: Metadata) -> dict[str, tuple[Source, ...]]:
         """Where every tensor may come from, by its name in GGUF. Raises ModelRefused."""
