@@ -202,6 +202,8 @@ MIXTURE = {
     "ffn_with_shared": Place("mlp"),
 }
 """Places of EXPERTS and SHARED_EXPERT."""
+UNRANKED: dict[str, Place | None] = {**MIXTURE, "moe_router": None, "moe_router_indices": None}
+"""The same where a token's experts come in no order."""
 
 KEYS: dict[str, str] = {
     "block_count": "num_hidden_layers",
