@@ -19,9 +19,11 @@ from tests.helpers.random_file import RandomFile
 from tests.model import (
     test_checkpoint,
     test_gemma,
+    test_glm4moe,
     test_gpt_oss,
     test_granite,
     test_llama,
+    test_minimax,
     test_olmoe,
     test_qwen3_variants,
     test_qwen3next,
@@ -30,12 +32,17 @@ from tests.model import (
 IDS = np.random.default_rng(4).integers(0, 96, 75).tolist()  # more than a window sees
 _SCALED = {"attn_scaled", "ffn_scaled"}
 _EXPERTS = {f"moe_expert_{x}" for x in ("gate", "up", "swiglu", "out")}
+_ROUTER = {"moe_router", "moe_router_indices", "moe_router_scores"}
 _DELTA = {f"delta_{x}" for x in ("beta", "conv", "decay", "k", "q")}
 MADE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "gemma3": (lambda p: test_gemma.write(p, "gemma3"), set()),
     "gemma4": (
         lambda p: test_gemma.write(p, "gemma4"),
         {"ffn_added", "moe_expert_out", "moe_router"},
+    ),
+    "glm4moe": (
+        lambda p: test_glm4moe.write(p, "big"),
+        {*_EXPERTS, *_ROUTER, "moe_ffn_out"},
     ),
     "gpt-oss": (test_gpt_oss.write, _EXPERTS),
     "granite": (lambda p: test_granite.write(p, "Granite"), {*_SCALED, "final_norm"}),
@@ -44,6 +51,7 @@ MADE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         {*_SCALED, "final_norm", "ffn_with_shared", "shared_expert_gate", "shared_expert_up"},
     ),
     "llama": (lambda p: test_llama.write(p, "llama3"), set()),
+    "minimax-m2": (test_minimax.write, {*_EXPERTS, *_ROUTER}),
     "mixtral": (lambda p: test_llama.write(p, "mixtral"), set()),
     "olmoe": (lambda p: test_olmoe.write(p, test_olmoe.SHAPES["several"]), set()),
     "qwen2moe": (lambda p: test_checkpoint.written("qwen2_moe", p), set()),

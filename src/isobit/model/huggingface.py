@@ -202,6 +202,8 @@ MIXTURE = {
     "ffn_with_shared": Place("mlp"),
 }
 """Places of EXPERTS and SHARED_EXPERT."""
+UNRANKED: dict[str, Place | None] = {**MIXTURE, "moe_router": None, "moe_router_indices": None}
+"""The same where a token's experts come in no order."""
 
 KEYS: dict[str, str] = {
     "block_count": "num_hidden_layers",
@@ -236,7 +238,8 @@ def _nothing(_: Metadata) -> dict[str, Any]:
     return {}
 
 
-def _no_settings(_c: ModelConfig, _names: Collection[str]) -> dict[str, Any]:
+def usual(_c: ModelConfig, _names: Collection[str]) -> dict[str, Any]:
+    """Settings of a class that has none of its own."""
     return {}
 
 
@@ -296,12 +299,10 @@ class HuggingFace:
     """What no one key of config.json says; raises ModelRefused."""
     computed: Callable[[Metadata], Mapping[str, NDArray[np.float32]]] = _nothing
     """Tensors of the file, by name, that no checkpoint has; raises ModelRefused."""
-    drafts: str | None = None
-    """The key in config.json of how many blocks behind the layers draft tokens; they are left
-    out."""
-    settings: Callable[[ModelConfig, Collection[str]], Mapping[str, Any] | None] = _no_settings
+    settings: Callable[[ModelConfig, Collection[str]], Mapping[str, Any] | None] | None = None
     """What transformers' configuration of a file's model has besides what all have, also from the
-    names of its tensors; None: the model is of another class of transformers."""
+    names of its tensors; None of it: the model is of another class of transformers. None: nobody
+    has said how that class is made of a file."""
     places: Callable[[Metadata], Mapping[str, Place | None]] = lambda _: MIXTURE
     """By stage, those that do not follow from the tensors, from config.json; None: it has none."""
     experts: str | None = "mlp.experts"
@@ -309,6 +310,9 @@ class HuggingFace:
     lie otherwise."""
     checkpoint: bool = True
     """Whether folders of it are read: ``keys``, ``only`` and ``more`` are there."""
+    drafts: str | None = None
+    """The key in config.json of how many blocks behind the layers draft tokens; they are left
+    out."""
 
     def metadata(self, c: Metadata) -> dict[str, Value]:
         """What follows ``general.architecture``, from config.json. Raises ModelRefused."""

@@ -62,11 +62,12 @@ def build(weights: Weights) -> Built:
         raise BackendUnavailable("hf: expected biases of q, k and v apart, got them in one tensor")
     arch = c.architecture.replace("vl", "")
     for kind in HUGGING_FACE.values():
-        own = kind.settings(c, file.tensors) if kind.architecture == arch else None
+        said = kind.settings if kind.architecture == arch else None
+        own = said and said(c, file.tensors)
         if own is not None:
             break
     else:
-        known = ", ".join(sorted({k.architecture for k in HUGGING_FACE.values()}))
+        known = ", ".join(sorted({k.architecture for k in HUGGING_FACE.values() if k.settings}))
         raise BackendUnavailable(f"hf: expected one of {known}, got {c.architecture}")
     graph = weights.graph
     tables = {op.operation.table for op in graph.ops if isinstance(op.operation, Rope)}

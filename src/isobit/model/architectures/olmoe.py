@@ -10,7 +10,7 @@ from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Graph, Value
-from isobit.model.huggingface import ATTENTION, EXPERTS, HuggingFace, weights
+from isobit.model.huggingface import ATTENTION, EXPERTS, HuggingFace, usual, weights
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Columns, Heads, RmsNorm, Rope
@@ -78,6 +78,8 @@ _LAYER = {
     ),
 }
 HUGGING_FACE = {
-    "olmoe": HuggingFace("olmoe", "OlmoeForCausalLM", {}, lambda _: _LAYER, checkpoint=False)
+    "olmoe": HuggingFace(
+        "olmoe", "OlmoeForCausalLM", {}, lambda _: _LAYER, settings=usual, checkpoint=False
+    )
 }
 """By config.json's ``model_type``."""
