@@ -155,7 +155,7 @@ class _Split:
             cut = self._cut_of_views(views)
         elif y in self.wanted:
             cut = united(self.wanted[y])
-        elif any(isinstance(r.operation, TopK) for r in self.readers.get(y, ())):
+        elif self._chooses(y):
             return False  # every part chooses the experts; the router is small
         elif y.shape.width < self.parts:
             return False
@@ -169,6 +169,14 @@ class _Split:
                     weights.append(w.rows(a, b))
             at += w.shape[0]
         return self._give(op, cut, inputs=[self._needed(op.inputs[0])], weights=weights)
+
+    def _chooses(self, value: Value) -> bool:
+        """Whether it says which experts are chosen."""
+        return any(
+            isinstance(r.operation, TopK)
+            or (isinstance(r.operation, Bias | Sigmoid) and self._chooses(r.outputs[0]))
+            for r in self.readers.get(value, ())
+        )
 
     def _expert_matmul(self, op: Op, _: Cut | None) -> bool:
         (w,) = op.weights
