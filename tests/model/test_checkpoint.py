@@ -86,6 +86,16 @@ MODELS = {
             "use_qk_norm": True, "num_hidden_layers": 2,
         },
     ),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        "Glm4MoeLiteForCausalLM",
+        {
+            "n_routed_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "num_hidden_layers": 2, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 16,
+            "qk_nope_head_dim": 16, "v_head_dim": 24, "rms_norm_eps": 1e-6, "head_dim": 16,
+            "num_key_value_heads": 4,
+        },
+    ),
     "lfm2": (
         "Lfm2Config",
         "Lfm2ForCausalLM",

@@ -77,7 +77,11 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
         c,
         tensors,
         lambda p, _, h: _attention(p, c, h),
-        lambda p, i, h: _feed_forward(p, c, h, dense=i < c.dense),
+        lambda p, i, h: (
+            blocks.dense(p, "ffn", "", c.dense_ffn, h)
+            if i < c.dense
+            else feed_forward(p, c, h, c.routing, c.shared_ffn, biased=True)
+        ),
         ffn_norm="post_attention_norm",
     )
 
@@ -99,13 +103,14 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
     return p.product("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
 
 
-def _feed_forward(p: Part, c: Config, h: Value, *, dense: bool) -> Value:
-    if dense:
-        return blocks.dense(p, "ffn", "", c.dense_ffn, h)
-    y = blocks.experts(p, c, h, c.routing, biased=True)
-    if not c.shared_ffn:
+def feed_forward(
+    p: Part, c: ModelConfig, h: Value, how: Routing, shared_ffn: int, *, biased: bool
+) -> Value:
+    """A mixture of experts beside a shared one of that width, 0: none."""
+    y = blocks.experts(p, c, h, how, biased=biased)
+    if not shared_ffn:
         return y
-    shared = blocks.dense(p, "shared_expert", "_shexp", c.shared_ffn, h)
+    shared = blocks.dense(p, "shared_expert", "_shexp", shared_ffn, h)
     return p.g.one("ffn_with_shared", Add(), y, shared)
 
 
