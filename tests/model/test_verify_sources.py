@@ -348,13 +348,24 @@ def test_a_ranking_names_the_arithmetic_that_fits(planes: int, name: str, model:
 
 
 def test_ranking_sorts_by_share_with_pinned_experts(ablation: Ablation) -> None:
-    ranked = by_share(ablation.rank("f64", layers=[0, 1]))
-    assert {o.name.removesuffix("=f64") for o in ranked} == set(ablation.stages)
+    ranked = by_share(ablation.rank(layers=[0, 1]))
+    assert {o.name for o in ranked} == set(ablation.stages)
     shares = [o.share for o in ranked]
     assert shares == sorted(shares, reverse=True)
-    assert all(o.pinned for o in ranked)
-    norms = [o for o in ranked if "residual" in o.name or o.name.startswith("moe_router_indices")]
-    assert all(abs(o.factor - 1) < 0.2 for o in norms)
+    assert all(o.pinned and o.alone for o in ranked)
+    exact = ablation.alone("qkv_matmul", "f64")
+    assert exact.share < 1e-6
+
+
+def test_a_stage_alone_in_another_arithmetic(ablation: Ablation) -> None:
+    coarse = [ablation.alone(s, "int8/256") for s in ("moe_expert_out", "moe_router")]
+    assert coarse[0].name == "moe_expert_out=int8/256"
+    assert coarse[0].share > 100
+    # experts that are pinned away are not seen by its rounding
+    assert ablation.alone("moe_router", "int16/256").share < coarse[1].share < 1e4
+    assert ablation.alone("moe_router_indices", "int8/256").share < 10  # but for ties
+    whole = ablation.everything()
+    assert (whole.share, whole.alone, whole.factor) == (1, True, 1)
 
 
 PRODUCTS = {"qkv_matmul", "attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"}
@@ -367,20 +378,19 @@ CODE = (
 
 
 def test_the_culprits_of_int8_come_first(model: Model) -> None:
-    """What is rounded to int8 is every quantised product, and nothing else."""
+    """What is rounded to int8 is every quantised product, and nothing else: of each prompt."""
     weights = Weights.from_file(model.file)
-    for prompt in CODE:
-        ranked = by_share(Ablation(weights, [model.tokenize(prompt)], planes=1).rank("f64"))
-        assert ranked[0].name == "moe_expert_out=f64"
-        assert ranked[0].uncertainty is None
     every = Ablation(weights, [model.tokenize(p) for p in CODE], planes=1)
-    ranked = by_share(every.rank("f64"))
-    sure = [o for o in ranked if o.uncertainty is not None and o.share > 2 * o.uncertainty > 0]
-    assert {o.name.removesuffix("=f64") for o in sure} <= PRODUCTS
-    assert ranked[0] in sure
-    assert {o.name.removesuffix("=f64") for o in ranked[:4]} <= PRODUCTS
-    assert len(ranked[0].shares) == 3
+    ranked = by_share(every.rank())
+    assert {o.name for o in ranked[:6]} == PRODUCTS
+    assert ranked[0].name == "moe_expert_out"
     assert ranked[0].tokens == sum(len(model.tokenize(p)) for p in CODE)
+    for o in ranked[:6]:
+        assert min(o.shares) > 0.01
+        assert o.uncertainty is not None
+        assert o.share > o.uncertainty
+    assert max(s for o in ranked[6:] for s in o.shares) < 1e-4
+    assert len(ranked[0].shares) == 3
 
 
 def test_pinned_experts_are_the_oracle_s(model: Model) -> None:
