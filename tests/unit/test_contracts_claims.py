@@ -365,6 +365,15 @@ def test_a_status_in_the_metadata_is_read(tmp_path: Path) -> None:
     assert (data["metadata"]["status"], "status" in data) == ("DRAFT", False)
 
 
+def test_tokens_that_differ_in_spaces_alone_are_shown_so() -> None:
+    contract = opened()
+    found = evidence(contract, "passed", "failing")
+    texts = replace(found.results[1], reason="'   ' (261),\n '       ' (265) | <b>")
+    bad = standing(contract, replace(found, results=[found.results[0], texts]))
+    table = status_report.markdown(bad)
+    assert "failing: '   ' (261), '       ' (265) \\| &lt;b>" in table
+
+
 def test_a_status_that_nothing_shows_is_shown_as_such() -> None:
     contract = opened()  # somebody typed ACTIVE_RUNTIME
     silent = standing(contract)
