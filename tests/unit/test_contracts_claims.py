@@ -122,6 +122,13 @@ def test_a_refusal_names_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
     # nor does a status stay that fresh evidence denies
     assert main(argv[:-1]) == 1
     assert "denies it" in capsys.readouterr().err
+    # nor can one be typed into the file
+    assert main(["contract", "lint", str(path)]) == 1
+    found = capsys.readouterr().out
+    assert (
+        "error[status-contradicted]: expected what the evidence allows, which denies ACTIV" in found
+    )
+    assert "which denies M-0 is SHIPPED: cpu, AC_THING_001, FALSIFY-001: failing" in found
     assert main([*argv, "DRAFT"]) == 0
 
 
