@@ -12,6 +12,7 @@ import pytest
 import isobit
 from isobit.cli import main
 from isobit.errors import GateFailed, NothingCompared, UsageError
+from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
@@ -26,6 +27,7 @@ from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
 from tests.helpers.synth import Geometry, write_model
+from tests.model.test_glm4moe import write as write_glm
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
 ALL = frozenset(all_stages(moe=True))
@@ -419,6 +421,33 @@ def test_weights_that_do_not_sum_to_one_stay_so_when_pinned(tmp_path: Path) -> N
     free, pinned = ablation.specification, ablation.pinned_specification()
     if not free.changed_sets:
         assert pinned.relative_rms < 2 * free.relative_rms
+
+
+@pytest.mark.parametrize("kind", ["Air", "big"])
+def test_experts_that_a_bias_and_groups_choose_are_pinned(kind: str, tmp_path: Path) -> None:
+    """After a dense layer, too."""
+    write_glm(tmp_path / "m.gguf", kind)
+    with GGUFFile.open(tmp_path / "m.gguf") as file:
+        weights = Weights.from_file(file)
+        ablation = Ablation(weights, [[5, 6, 7, 8], [9, 10]], planes=1)
+        pinned = ablation.pinned_specification()
+        stages = [s for s in ablation.stages if not s.startswith("attn_s")]
+        assert ablation.try_out(dict.fromkeys(stages, "f64"), pinned=True).share > 0.999
+    assert pinned.token_layers == 6 * (weights.config.n_layers - 1)
+    assert pinned.relative_rms < 0.2
+
+
+def test_no_choice_is_blamed_that_a_bias_makes(tmp_path: Path) -> None:
+    """Its experts are not the likeliest by the logits, on either side."""
+    write_glm(tmp_path / "m.gguf", "Air")
+    tokens = list(range(5, 205))
+    with (
+        isobit.load(tmp_path / "m.gguf", "cpu", activation_planes=1) as a,
+        isobit.load(tmp_path / "m.gguf", "cpu") as b,
+    ):
+        found = compare(record(a, tokens), record(b, tokens))
+    assert found.router_changed > 0
+    assert set(found.router_causes) == {"unknown"}
 
 
 def test_one_token_can_be_ablated(model: Model) -> None:

@@ -15,9 +15,10 @@ from functools import partial
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import GateFailed, UsageError, did_you_mean
+from isobit.errors import GateFailed, NotRun, UsageError, did_you_mean
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
+from isobit.numerics.ops import TopK
 from isobit.verify import coarse, graph
 from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.fit import Fit, fit
@@ -28,8 +29,8 @@ OWN = "own"
 """The specification's arithmetic, as a choice among others."""
 _ROUTER = ("moe_router", "moe_router_indices")
 _FAR = 300.0  # below the largest logit: no weight left in float64 either
-Experts = Sequence[Array]
-"""Each layer's sets of experts, int [T, k], ascending."""
+Experts = Mapping[int, Array]
+"""By layer, the sets of experts, int [T, k], ascending; a dense layer has none."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def by_share(found: Iterable[Outcome]) -> list[Outcome]:
 @dataclass(frozen=True)
 class _Result:
     logits: Array
-    experts: list[Array]
+    experts: dict[int, Array]
     """By each layer's own logits, whether they were used or not."""
 
 
@@ -247,42 +248,45 @@ class Ablation:
     def _one(
         self, compute: graph.Compute, tokens: I32, pin: Experts | None, *, maps: bool
     ) -> _Result:
-        experts: list[Array] = []
-        k = self._config.n_experts_used
-
-        def tap(stage: str, _: int | None, value: Array) -> None:
-            if stage == "moe_router_logits":  # ties go to the lower index
-                experts.append(np.sort(np.argsort(-value, axis=1, kind="stable")[:, :k], axis=1))
+        experts: dict[int, Array] = {}
 
         def pinning(
             run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
         ) -> Array:
-            if pin is None or layer is None or stage not in _ROUTER:
+            if layer is None or stage not in _ROUTER:
                 return compute(run, stage, layer, inputs)
+            own = compute(run, stage, layer, inputs)
+            if stage == "moe_router_indices":
+                experts[layer] = np.sort(own, axis=1)
+            if pin is None:
+                return own
             masked, kept = self._masked(inputs[0], pin[layer])
             value = compute(run, stage, layer, [masked])
-            if stage == "moe_router" and not self._config.normalise_experts:
-                value = (value * kept[:, None]).astype(value.dtype)
+            if stage == "moe_router_indices" and (np.sort(value, axis=1) != pin[layer]).any():
+                raise NotRun(f"layer {layer}: expected a router whose experts can be pinned")
+            choice = next(o.operation for o in self._graph.stages[stage, layer].ops)
+            if stage == "moe_router" and isinstance(choice, TopK) and choice.softmax:
+                value = value if choice.normalise else value * kept[:, None].astype(value.dtype)
             return value
 
         positions: I32 = np.arange(len(tokens), dtype=np.int32)
-        more = self._graph.on_request if maps else frozenset()
-        stages = frozenset({"moe_router_logits"}) | more
+        stages = self._graph.on_request if maps else frozenset[str]()
         run = graph.Run(self._graph)
-        logits = graph.forward(run, tokens, positions, pinning, tap, stages)
+        logits = graph.forward(run, tokens, positions, pinning, None, stages)
         if not np.isfinite(logits).all():
             raise GateFailed("expected finite logits, got NaN or infinity")
         return _Result(logits, experts)
 
     @staticmethod
-    def _masked(logits: Array, chosen: Array) -> tuple[Array, Array]:
-        """Router logits that choose ``chosen``, and the probability that these have in all."""
-        outside = np.ones(logits.shape, bool)
+    def _masked(scores: Array, chosen: Array) -> tuple[Array, Array]:
+        """What a router chooses from, so that it is ``chosen``; the share that these have of the
+        softmax of all."""
+        outside = np.ones(scores.shape, bool)
         np.put_along_axis(outside, chosen, False, axis=1)
-        top = logits.max(axis=1, keepdims=True)
-        e = np.exp(logits.astype(np.float64) - top)
+        top = scores.max(axis=1, keepdims=True)
+        e = np.exp(scores.astype(np.float64) - top)
         kept = np.where(outside, 0, e).sum(axis=1) / e.sum(axis=1)
-        return np.where(outside, logits.min() - np.float32(_FAR), logits), kept
+        return np.where(outside, scores.min() - np.float32(_FAR), scores), kept
 
     def _outcome(
         self, name: str, got: list[_Result], *, pinned: bool, alone: bool = False
@@ -300,7 +304,7 @@ class Ablation:
             relative_rms=float(rms),
             mean_kl=float(np.concatenate(kl).mean()),
             tokens=sum(map(len, self._prompts)),
-            token_layers=sum(len(e) for g in got for e in g.experts),
+            token_layers=sum(len(e) for g in got for e in g.experts.values()),
             changed_sets=_sets(got, self._oracle),
             argmax_changed=_tops(got, self._oracle),
             sets_moved=_sets(got, base),
@@ -320,7 +324,7 @@ def _off(got: _Result, true: _Result) -> float:
 def _sets(a: list[_Result], b: list[_Result]) -> int:
     """Token-layers with other experts."""
     pairs = [
-        (x, y) for g, o in zip(a, b, strict=True) for x, y in zip(g.experts, o.experts, strict=True)
+        (x, o.experts[layer]) for g, o in zip(a, b, strict=True) for layer, x in g.experts.items()
     ]
     return sum(int(np.count_nonzero((x != y).any(axis=1))) for x, y in pairs)
 
