@@ -2,13 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import isobit
 from isobit.errors import BackendUnavailable, UsageError
+from isobit.runtime.batches import Part
 from isobit.runtime.engine import Engine
 from isobit.runtime.generation import Stream
 from isobit.runtime.model import Model
@@ -123,6 +125,35 @@ def test_a_loop_goes_on_while_a_stream_waits_for_room(
         return await asyncio.gather(*(stream.completed() for stream in streams))
 
     assert [len(done.token_ids) for done in asyncio.run(all_of_them())] == [2] * 5
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_progress_is_told_whoever_runs_the_passes(
+    in_a_loop: bool,
+    engine: Engine,
+    model: Model,
+    heldout: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, run = list[tuple[int, int]](), engine._run
+
+    def after_it_was_told(parts: Sequence[Part]) -> object:
+        done = min(parts[0][0].start, 200)
+        for _ in range(20_000):
+            if not done or told[-1:] == [(done, 200)]:
+                return run(parts)
+            time.sleep(0.001)
+        raise AssertionError(f"{done} tokens ran, told was {told}")
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+
+    engine.limit(Limits(pass_tokens=64, running=1))
+    monkeypatch.setattr(engine, "_run", after_it_was_told)
+    engine.start()
+    stream = model.stream(heldout[:200], max_tokens=2, progress=tell, salt=None)
+    asyncio.run(stream.completed()) if in_a_loop else stream.complete()
+    assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
 
 
 def test_a_recorder_of_what_waits_for_room_begins_once(engine: Engine, heldout: list[int]) -> None:
