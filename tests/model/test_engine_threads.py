@@ -60,14 +60,25 @@ def test_a_stream_that_is_closed_as_it_begins_ends(
 
 
 def test_a_stream_that_is_closed_as_its_loop_reads_a_token_is_whole(
-    engine: Engine, model: Model, heldout: list[int]
+    engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run, left, closed = engine._run, 3, threading.Event()
+
+    def unless_it_would_end(parts: Sequence[Part]) -> object:
+        nonlocal left
+        left -= 1
+        assert left >= 0 or closed.wait(60)
+        return run(parts)
+
+    monkeypatch.setattr(engine, "_run", unless_it_would_end)
+
     class Closing(list[Token]):
         """Of a stream that is closed when it has the id of a second token, and no more of it."""
 
         def append(self, token: Token) -> None:
             if len(self) == 1:
                 elsewhere(stream.close)
+                closed.set()
             super().append(token)
 
     async def read(stream: Stream) -> None:
