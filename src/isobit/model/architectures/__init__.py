@@ -65,10 +65,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 """By the name in ``general.architecture``."""
 HUGGING_FACE: dict[str, HuggingFace] = {
     **deepseek2.HUGGING_FACE,
+    **gemma.HUGGING_FACE,
     **glm4moe.HUGGING_FACE,
+    **gpt_oss.HUGGING_FACE,
+    **granite.HUGGING_FACE,
     **lfm2.HUGGING_FACE,
     **llama.HUGGING_FACE,
     **minimax.HUGGING_FACE,
+    **olmoe.HUGGING_FACE,
     **qwen3.HUGGING_FACE,
     **qwen35.HUGGING_FACE,
 }

@@ -2,7 +2,9 @@
 in the first layers a dense feed-forward, then a mixture of experts, chosen by sigmoids and a bias,
 beside a shared one."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
@@ -21,7 +23,9 @@ from isobit.model.huggingface import (
     EXPERTS,
     FEED_FORWARD,
     KEYS,
+    UNRANKED,
     HuggingFace,
+    Place,
     Source,
     weights,
 )
@@ -139,6 +143,20 @@ def _metadata(c: Metadata) -> dict[str, Entry]:
     }
 
 
+def _settings(c: ModelConfig, names: Collection[str]) -> dict[str, Any]:
+    assert isinstance(c, Config)
+    return {
+        "intermediate_size": c.dense_ffn or c.ffn,
+        "n_routed_experts": c.n_experts,
+        "n_shared_experts": c.shared_ffn // c.ffn,
+        "n_group": c.routing.groups,
+        "topk_group": c.routing.groups_used,
+        "routed_scaling_factor": c.routing.scale,
+        "first_k_dense_replace": c.dense,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in names,
+    }
+
+
 HUGGING_FACE = {
     "glm4_moe": HuggingFace(
         "glm4moe",
@@ -158,6 +176,10 @@ HUGGING_FACE = {
         only={"hidden_act": "silu"},
         more=_metadata,
         drafts="num_nextn_predict_layers",
+        settings=_settings,
+        # There the weights are scaled, not their sum.
+        places=lambda _: UNRANKED | {"moe_ffn_out": None, "moe_ffn_scaled": Place("mlp.experts")},
+        experts=None,
     ),
 }
 """By config.json's ``model_type``."""
