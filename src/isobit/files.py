@@ -14,6 +14,15 @@ _KINDS = (
 )
 
 
+def is_named_pipe(path: str | Path) -> bool:
+    """Whether a pipe stands at a path, which opening would wait for; ``<(a command)`` is none."""
+    file = Path(path)
+    try:
+        return file.is_fifo() and file.resolve().exists()
+    except (OSError, ValueError):  # opening says it better
+        return False
+
+
 def regular(path: str | Path, what: str) -> Path:
     """The path, refused if something stands there that is no file: a pipe would be waited for.
 

@@ -156,7 +156,7 @@ def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     device = gpu.CudaGpu()
     try:
         free, _ = device.memory()
-        with GGUFFile.open(path) as file:
+        with open_model(path) as file:
             plan = planned(Weights.from_file(file), EngineConfig(max_sequences=1), device)
     finally:
         device.close()

@@ -89,6 +89,11 @@ def test_a_batch_gives_what_each_prompt_gives(model: Model) -> None:
 WRONG: dict[str, Callable[[Model], object]] = {
     "bytes": lambda m: m.generate(b"abc"),
     "bytearray": lambda m: m.logits(bytearray(b"abc")),
+    "truth as ids": lambda m: m.generate([True]),
+    "a watcher": lambda m: m.generate("x", watch=3),  # type: ignore[arg-type]
+    "a number to score": lambda m: m.score(5),  # type: ignore[call-overload]
+    "a number as continuation": lambda m: m.score("x", 5),  # type: ignore[call-overload]
+    "a text as continuations": lambda m: m.score(["a", "b"], "xy"),  # type: ignore[call-overload]
     "no prompt": lambda m: m.generate(None),  # type: ignore[call-overload]
     "max_tokens": lambda m: m.generate("x", max_tokens="3"),  # type: ignore[arg-type]
     "max_tokens flag": lambda m: m.generate("x", max_tokens=True),

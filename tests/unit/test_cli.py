@@ -74,6 +74,13 @@ X = [*RUN, "-p", "x"]
         ([*X, "--threads", "0"], 2, "threads"),
         ([*X, "--context", "0"], 2, "context: expected an integer from 1 to 16777216, got 0"),
         ([*X, "--context", "16777217"], 2, "context"),
+        ([*X, "--sequences", "0"], 2, "--sequences: expected a whole number, 1 to 16777216"),
+        ([*X, "--cache", "0"], 2, "--cache: expected a whole number, 1 to"),
+        ([*X, "--json", "--jsonl"], 2, "--jsonl: not allowed with argument --json"),
+        (["perplexity", "--text", "x", "--window", "99999999"], 2, "--window: expected"),
+        (["accuracy", "--text", "x", "--window", "99999999"], 2, "--window: expected"),
+        (["verify", "-p", "x", "--against-planes", "3"], 2, "--against-planes: expected"),
+        (["serve", "--port", "65536"], 2, "--port: expected a whole number, 0 to 65535"),
         ([*X, "--backend", "abacus"], 2, "got 'abacus'"),
         ([*RUN, "-p", ""], 2, "at least one token"),
         ([*RUN, "-p", "a\udcffb"], 2, "surrogate"),
@@ -136,6 +143,16 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert main(command) == 2
         assert "got: a named pipe; send it to standard input, -" in capsys.readouterr().err
+    for command in (
+        [*X, "--receipt", pipe],
+        [*X, "--routes", pipe],
+        ["trace", "-p", "x", "-o", pipe],
+        ["verify", "-p", "x", "--html", pipe],
+        ["contract", "status", "x", "-o", pipe],
+        ["batch", "x", "-o", pipe],
+    ):
+        assert main(command) == 2
+        assert "expected a file, got a named pipe" in capsys.readouterr().err
     end, other = os.pipe()  # as a shell gives it: tokenize --prompt-file <(a command)
     os.write(other, b"import os")
     os.close(other)
@@ -347,8 +364,21 @@ def test_completion_knows_every_command_and_option(
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS)
     assert "max-tokens" in script
-    if shell == "bash":
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    if shell != "bash":
+        return
+    for words, expected in {
+        "isobit r": "run replay",
+        "isobit run --backend c": "cpu cuda cuda:unfused",
+        "isobit run --prompt-": "--prompt-file",
+        "isobit contract ch": "check",
+        "isobit contract check --ev": "--evidence",
+        "isobit completion z": "zsh",
+        "isobit run m": "",  # files are the shell's own to complete: names may have spaces
+    }.items():
+        ask = f"COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); _isobit\n"
+        ask = f'{script}{ask}echo "${{COMPREPLY[@]}}"; complete -p isobit'
+        said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+        assert said.stdout == f"{expected}\ncomplete -o default -F _isobit isobit\n", words
 
 
 def test_tokenize_there_and_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,7 +253,7 @@ def test_the_names_of_things_that_are_not_files(tmp_path):
 @pytest.mark.parametrize(
     ("first", "way_on"),
     [
-        (b"\x40\0\0\0\0\0\0\0{", "got safetensors; its folder is read as it is if it is Qwen3's"),
+        (b"\x40\0\0\0\0\0\0\0{", "got safetensors; give its folder, which is read"),
         (b"PK\x03\x04", "got a PyTorch checkpoint"),
         (b"version https://git-lfs", "git lfs pull fetches it"),
         (b"<!DOCTYPE html>", "got a web page"),

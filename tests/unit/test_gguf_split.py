@@ -133,7 +133,7 @@ FIRST, SECOND = "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"
 @pytest.mark.parametrize(
     ("first", "second", "of", "expected", "got"),
     [
-        (keys(0), None, SECOND, "a readable file, the model having 2 parts", "No such file"),
+        (keys(0), None, SECOND, "one of the model's 2 parts, which belong in", "No such file"),
         (keys(0), keys(1, 3), SECOND, "split.count: expected 2", "got 3"),
         (keys(0), keys(0), SECOND, "split.no: expected 1", "got 0"),
         (keys(0), keys(1, 2, 3), SECOND, "split.tensors.count: expected 2", "got 3"),

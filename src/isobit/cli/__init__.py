@@ -8,7 +8,7 @@ for; it calls the library and prints.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -133,31 +133,53 @@ def _parser(argv: Sequence[str]) -> Parser:
 def options_of(command: str) -> dict[str, Callable[[str], bool]] | None:
     """The options of a command ("run", "contract check"), each with a test of whether it takes a
     value; None if there is no such command."""
+    parser = _parser_of(command)
+    if parser is None:
+        return None
+    return {option: partial(_takes, a) for option, a in parser._option_string_actions.items()}
+
+
+def values_of(command: str) -> dict[str, list[str]]:
+    """What may follow an option of a command, where that is a list of words; under "" what may
+    follow the command itself."""
+    parser = _parser_of(command)
+    found: dict[str, list[str]] = {}
+    for action in parser._actions if parser else ():
+        if (allowed := _allowed(action)) is not None:
+            found |= {option: [str(v) for v in allowed] for option in action.option_strings or [""]}
+    return found
+
+
+def _parser_of(command: str) -> argparse.ArgumentParser | None:
+    """A parser of one command's arguments; None if there is no such command."""
     name, _, action = command.partition(" ")
     if name not in COMMANDS:
         return None
     parser = Parser()
     import_module(f"isobit.cli.{name.replace('-', '_')}").add_arguments(parser)
-    if action:
-        inner = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
-        if not inner or action not in inner[0]:
-            return None
-        parser = inner[0][action]
-    return {option: partial(_takes, a) for option, a in parser._option_string_actions.items()}
+    if not action:
+        return parser
+    inner = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
+    return inner[0].get(action) if inner else None
+
+
+def _allowed(action: argparse.Action) -> Iterable[object] | None:
+    """The values that an argument may have; None: any."""
+    from isobit.backends import NAMES, VARIANTS  # noqa: PLC0415 - help goes without NumPy
+
+    known = {"backend": ("auto", *NAMES, *VARIANTS), "activation_planes": (1, 2)}
+    return action.choices if action.choices is not None else known.get(action.dest)
 
 
 def _takes(action: argparse.Action, value: str) -> bool:
     """Whether an option takes a value; one that takes none is followed by anything."""
     if action.nargs == 0:
         return True
-    from isobit.backends import NAMES, VARIANTS  # noqa: PLC0415 - help goes without NumPy
-
-    known = {"backend": ("auto", *NAMES, *VARIANTS), "activation_planes": (1, 2)}.get(action.dest)
     try:
         made = action.type(value) if callable(action.type) else value
     except (ValueError, argparse.ArgumentTypeError, UsageError):
         return False
-    allowed = action.choices if action.choices is not None else known
+    allowed = _allowed(action)
     return allowed is None or made in allowed
 
 

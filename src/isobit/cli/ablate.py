@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
     parser.add_argument(
-        "--planes", type=int, default=2, metavar="N", help="of the specification (default: 2)"
+        "--planes",
+        type=options.at_least(1, 2),
+        default=2,
+        metavar="N",
+        help="of the specification (default: 2)",
     )
 
 

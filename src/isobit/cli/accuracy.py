@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from isobit.cli import options, tools
 from isobit.cli.output import add_format, bar, print_table
-from isobit.errors import UsageError
+from isobit.config import MOST_POSITIONS
 from isobit.verify import accuracy
 from isobit.verify.accuracy import Accuracy
 from isobit.verify.oracle import Oracle
@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--window",
-        type=int,
+        type=options.at_least(2, MOST_POSITIONS),
         default=accuracy.WINDOW,
         metavar="N",
         help="tokens of a sequence (default: %(default)s)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N tokens only")
+    parser.add_argument(
+        "--limit", type=options.at_least(2), metavar="N", help="measure the first N tokens only"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
     options.add_engine(parser, planes=False, backend="cpu")
@@ -39,10 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    for name in ("window", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 2:
-            raise UsageError(f"--{name}: expected at least 2, got {value}")
     ids = tools.text_tokens(args.model, options.read_text(args.text))[: args.limit]
     with ExitStack() as stack:
         models = [

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=options.output_file,
         metavar="OUT",
         required=True,
         help="answers, one a line; rows that it has already are not asked for again",

@@ -1,32 +1,26 @@
-"""``isobit completion``: a script for a shell that completes commands and options."""
+"""``isobit completion``: a script for a shell that completes commands, options and their values."""
 
 import argparse
 
-from isobit.cli import COMMANDS, options_of
+from isobit.cli import COMMANDS, options_of, values_of
 
 _BASH = """\
 _isobit() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} words=
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        words="{commands}"
-    elif [ "$command" = contract ] && [ "$COMP_CWORD" -eq 2 ]; then
-        words="{actions}"
-    elif [ "${{word#-}}" != "$word" ]; then
-        [ "$command" = contract ] && command="contract ${{COMP_WORDS[2]}}"
-        case "$command" in
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
+    local command=${{COMP_WORDS[1]}}
+    if [ "$command" = contract ] && [ "$COMP_CWORD" -gt 2 ]; then
+        command="contract ${{COMP_WORDS[2]}}"
+    fi
+    [ "$COMP_CWORD" -eq 1 ] && command=
+    case "$command:$before:$word" in
+        :*) words="{commands} --help --version" ;;
 {cases}
-        esac
-    fi
-    if [ -n "$words" ]; then
-        COMPREPLY=($(compgen -W "$words" -- "$word"))
-    else
-        COMPREPLY=($(compgen -f -- "$word"))
-    fi
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
-complete -o filenames -F _isobit isobit
+complete -o default -F _isobit isobit
 """
 _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
-_ACTIONS = ("schema", "validate", "lint", "check", "status", "amend")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,31 +35,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    commands = (*COMMANDS, *(f"contract {action}" for action in _ACTIONS))
-    known = {name: frozenset(options_of(name) or ()) for name in commands}
+    inner = (f"contract {action}" for action in values_of("contract")[""])
+    commands = [*COMMANDS, *inner]
     if args.shell == "fish":
-        print("\n".join(_fish(known)))
+        print("\n".join(_fish(commands)))
         return
-    cases = "\n".join(
-        f'        "{name}") words="{" ".join(sorted(options))}" ;;'
-        for name, options in known.items()
-    )
-    script = _BASH.format(commands=" ".join(COMMANDS), actions=" ".join(_ACTIONS), cases=cases)
+    cases = "\n".join(line for command in commands for line in _cases(command))
+    script = _BASH.format(commands=" ".join(COMMANDS), cases=cases)
     print((_ZSH if args.shell == "zsh" else "") + script, end="")
 
 
-def _fish(known: dict[str, frozenset[str]]) -> list[str]:
+def _cases(command: str) -> list[str]:
+    """What may be written after "command:the word before:"; a file where nothing is said."""
+    itself = command.rpartition(" ")[2]
+    lines = [
+        f'        "{command}:{option or itself}:"*) words="{" ".join(values)}" ;;'
+        for option, values in values_of(command).items()
+    ]
+    options = " ".join(sorted(options_of(command) or ()))
+    return [*lines, f'        "{command}:"*":-"*) words="{options}" ;;']
+
+
+def _fish(commands: list[str]) -> list[str]:
     lines = [
         f"complete -c isobit -n __fish_use_subcommand -f -a {name} -d '{_quoted(text)}'"
         for name, text in COMMANDS.items()
     ]
-    seen = "__fish_seen_subcommand_from"
-    lines.append(f"complete -c isobit -n '{seen} contract' -f -a '{' '.join(_ACTIONS)}'")
-    for name, options in known.items():
-        condition = " && ".join(f"{seen} {word}" for word in name.split())
-        for option in sorted(options):
+    for command in commands:
+        condition = " && ".join(f"__fish_seen_subcommand_from {w}" for w in command.split())
+        begin = f"complete -c isobit -n '{condition}'"
+        values = values_of(command)
+        for option in sorted(options_of(command) or ()):
             kind = "l" if option.startswith("--") else "s"
-            lines.append(f"complete -c isobit -n '{condition}' -{kind} {option.lstrip('-')}")
+            words = f" -x -a '{' '.join(values[option])}'" if option in values else ""
+            lines.append(f"{begin} -{kind} {option.lstrip('-')}{words}")
+        if "" in values:
+            lines.append(f"{begin} -f -a '{' '.join(values[''])}'")
     return lines
 
 

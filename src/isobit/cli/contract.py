@@ -49,8 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_check(add("check", "take a contract's measures and write what was found", ""))
     action = add("status", "obligations × backends, by the evidence there is", "+")
     action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
-    action.add_argument("-o", "--output", metavar="FILE", help="write the table (Markdown) here")
-    action.add_argument("--html", metavar="FILE", help="also write a page that needs no network")
+    action.add_argument(
+        "-o",
+        "--output",
+        type=options.output_file,
+        metavar="FILE",
+        help="write the table (Markdown) here",
+    )
+    action.add_argument(
+        "--html",
+        type=options.output_file,
+        metavar="FILE",
+        help="also write a page that needs no network",
+    )
     action.add_argument("--json", action="store_true", help="print one JSON object a contract")
     action.add_argument(
         "--gate",
@@ -79,7 +90,7 @@ def _add_check(action: argparse.ArgumentParser) -> None:
         "--seed", type=options.at_least(0), metavar="N", help="repeats a run's random choices"
     )
     action.add_argument("--commit", metavar="C", help="if there is no repository to ask")
-    action.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads")
+    action.add_argument("-t", "--threads", type=options.whole, metavar="N", help="CPU threads")
 
 
 def _add_amend(action: argparse.ArgumentParser) -> None:

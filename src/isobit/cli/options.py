@@ -14,8 +14,9 @@ from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
-from isobit.config import EngineConfig
+from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
 from isobit.errors import UsageError, no_such_file
+from isobit.files import is_named_pipe
 from isobit.numerics import TILE
 from isobit.runtime.generation import Settings
 from isobit.runtime.model import Model
@@ -78,7 +79,7 @@ def add_engine(
     )
     group.add_argument(
         "--cache",
-        type=whole,
+        type=at_least(1, MOST_PAGES * TILE),
         metavar="N",
         help="tokens of all sequences together that the KV cache has room for (default: enough for "
         "sequences of full length, as far as the memory goes)",
@@ -86,7 +87,7 @@ def add_engine(
     if sequences is not None:
         group.add_argument(
             "--sequences",
-            type=whole,
+            type=at_least(1, MOST_POSITIONS),
             metavar="N",
             default=sequences,
             help="sequences that are run together (default: %(default)s)",
@@ -110,7 +111,8 @@ def add_engine(
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
         default=(),
-        help="run the layers in the stages there, in order, instead of here (isobit stage)",
+        help="run the layers in the stages there, in order, instead of here (isobit stage); "
+        "ray:FIRST:END@BACKEND is one on a cluster of Ray",
     )
     add_stage_key(group)
 
@@ -154,7 +156,9 @@ def add_front_key(group: argparse._ActionsContainer) -> None:
 def add_server(group: argparse._ActionsContainer) -> None:
     """What is served to clients, and how it ends."""
     group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    group.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    group.add_argument(
+        "--port", type=at_least(0, 65535), default=8000, metavar="N", help="(default: %(default)s)"
+    )
     group.add_argument(
         "--api-key-env",
         metavar="VARIABLE",
@@ -222,30 +226,36 @@ def engine_of(
         activation_planes=args.activation_planes,
         threads=args.threads,
         context=context,
-        parts=args.parts,
-        expert_shares=args.expert_shares,
-        stages=args.hosts,
-        stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )
 
 
 class Sizes(TypedDict, total=False):
-    """What EngineConfig says of sizes, but for the context."""
+    """What EngineConfig says of sizes, but for the context, and over what a model is spread."""
 
     max_sequences: int
     chunk: int
     pages: int | None
+    parts: int
+    expert_shares: tuple[int, ...]
+    stages: tuple[str, ...]
+    stage_key: bytes
 
 
-def sizes(args: argparse.Namespace, sequences: int | None = None) -> Sizes:
-    """What the arguments say of sizes; ``sequences`` where they do not say how many."""
-    return Sizes(
+def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: bool = True) -> Sizes:
+    """What the arguments say of these; ``sequences`` where they do not say how many, ``spread``:
+    whether the model is to be."""
+    found = Sizes(
         max_sequences=sequences or args.sequences,
         chunk=args.chunk,
         pages=None if args.cache is None else -(-args.cache // TILE),
     )
+    if spread:
+        found |= Sizes(parts=args.parts, expert_shares=args.expert_shares, stages=args.hosts)
+        if any(not host.startswith("ray:") for host in args.hosts):
+            found["stage_key"] = stage_key(args.stage_key_env)
+    return found
 
 
 def _tell(note: str) -> None:
@@ -289,10 +299,9 @@ def read_text(path: str) -> str:
                 say("reading from the terminal; Ctrl-D at the beginning of a line ends it")
             data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
         else:
-            file = Path(path)
-            if file.is_fifo() and file.resolve().exists():  # <(a command) has no name
+            if is_named_pipe(path):
                 raise OSError(errno.ESPIPE, "a named pipe; send it to standard input, -")
-            with file.open("rb") as opened:
+            with Path(path).open("rb") as opened:
                 data = opened.read(PROMPT_LIMIT + 1)
         if len(data) <= PROMPT_LIMIT:
             return data.decode()
@@ -311,8 +320,10 @@ def read_text(path: str) -> str:
 def output_file(path: str) -> str:
     """A file that a run writes at its end, refused before it begins if that will fail."""
     file = Path(path)
-    if file.is_dir() or not file.parent.is_dir():
-        found = "a folder" if file.is_dir() else f"no folder {str(file.parent)!r}"
+    found = "a folder" if file.is_dir() else "a named pipe" if is_named_pipe(file) else ""
+    if not found and not file.parent.is_dir():
+        found = f"no folder {str(file.parent)!r}"
+    if found:
         raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got {found}")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"cannot write {path!r}: no permission")
@@ -390,16 +401,15 @@ def words(sampling: Mapping[str, float]) -> str:
     return f"{shown}, as the file recommends" if shown else ""
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number that is not below ``least``."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: a whole number that is not below ``least``, nor above ``most``."""
+    which = f"{least} or more" if most is None else f"{least} to {most}"
 
     def parse(text: str) -> int:
         with suppress(ValueError):
-            if (n := int(text)) >= least:
+            if (n := int(text)) >= least and (most is None or n <= most):
                 return n
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number, {least} or more; got {_cut(text)}"
-        )
+        raise argparse.ArgumentTypeError(f"expected a whole number, {which}; got {_cut(text)}")
 
     return parse
 

@@ -4,7 +4,8 @@ import argparse
 import json
 
 from isobit.cli import options, tools
-from isobit.cli.output import bar
+from isobit.cli.output import bar, count
+from isobit.config import MOST_POSITIONS
 from isobit.errors import UsageError
 from isobit.verify.perplexity import Perplexity, perplexity
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - for stdin")
     parser.add_argument(
         "--window",
-        type=options.at_least(4),
+        type=options.at_least(4, MOST_POSITIONS),
         default=512,
         metavar="N",
         help="tokens of a window (default: %(default)s)",
@@ -47,7 +48,8 @@ def main(args: argparse.Namespace) -> None:
             if found is None:
                 raise
             _print(args, found)
-            raise KeyboardInterrupt(f"after {found.windows} windows of {args.window}") from None
+            windows = count(found.windows, "window")
+            raise KeyboardInterrupt(f"after {windows} of {args.window}") from None
     assert found is not None
     _print(args, found)
 
@@ -69,6 +71,6 @@ def _print(args: argparse.Namespace, found: Perplexity) -> None:
     error = "" if found.error is None else f" ± {found.error:.4f}"
     which = "the second halves" if args.llama else "all tokens but the first"
     print(
-        f"perplexity {found.value:.4f}{error}: {found.tokens:,} tokens, {which} of "
-        f"{found.windows:,} windows of {args.window}"
+        f"perplexity {found.value:.4f}{error}: {count(found.tokens, 'token')}, {which} of "
+        f"{count(found.windows, 'window')} of {args.window}"
     )

@@ -24,10 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_prompt(parser, "-p", "--prompt", required=True)
     add_length(parser, 128)
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--json", action="store_true", help="print one JSON object when done, instead of the text"
     )
-    parser.add_argument(
+    form.add_argument(
         "--jsonl",
         action="store_true",
         help="print a JSON object for each token as it comes, and one with the totals",

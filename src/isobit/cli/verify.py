@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "accurate it is (default: %(default)s)",
     )
     parser.add_argument(
-        "--against-planes", type=int, metavar="N", help="its planes (default: the same)"
+        "--against-planes",
+        type=options.at_least(1, 2),
+        metavar="N",
+        help="its planes (default: the same)",
     )
     parser.add_argument(
         "--plant",
@@ -69,9 +72,9 @@ def main(args: argparse.Namespace) -> None:
         args.backend = "reference"
     with ExitStack() as stack:
         name = args.backend if args.plant is None else "reference"
-        x = tools.open_exactly(
-            args.model, name, args.activation_planes, args.threads, n, **options.sizes(args)
-        )
+        alone = args.plant is not None or bool(functions)
+        sizes = options.sizes(args, spread=not alone)
+        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n, **sizes)
         stack.enter_context(x)
         planted = None
         if args.plant is not None:
@@ -207,6 +210,11 @@ def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
     planes = args.activation_planes if planes is None else planes
     return ModelRun(
         tools.open_exactly(
-            args.model, args.against, planes, args.threads, context, **options.sizes(args)
+            args.model,
+            args.against,
+            planes,
+            args.threads,
+            context,
+            **options.sizes(args, spread=False),
         )
     )

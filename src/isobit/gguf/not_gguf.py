@@ -44,7 +44,7 @@ def _explain(path: Path) -> str | None:
     with path.open("rb") as file:
         first = file.read(9)
     if first[:4] != b"GGUF" and first[8:9] == b"{":
-        home = f"its folder is read as it is if it is Qwen3's or Qwen3.5's; else {_CONVERT}"
+        home = f"give its folder, which is read as it is if it can be; else {_CONVERT}"
         return f"{path}: expected a GGUF file, got safetensors; {home}"
     found = _BEGINNINGS.get(first[:4])
     return found and f"{path}: expected a GGUF file, got {found}"

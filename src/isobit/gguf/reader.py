@@ -167,5 +167,7 @@ def _map(path: Path, parts: int = 1) -> tuple[Header, mmap.mmap, os.stat_result]
             return header, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), found
     except (OSError, ValueError) as error:  # ValueError: NUL in path, shrunk file
         reason = error.strerror if isinstance(error, OSError) else error
-        what = "a readable file" + (f", the model having {parts} parts" if parts > 1 else "")
+        what = "a readable file"
+        if parts > 1:
+            what = f"one of the model's {parts} parts, which belong in one folder"
         raise refusal(path, "file", what, reason) from None

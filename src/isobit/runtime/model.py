@@ -184,19 +184,25 @@ class Model(Passes):
         ids, an empty text, or more than the context holds.
         """
         if not _is_batch(text):
-            after = None if continuation is None else [continuation]
-            one: F32 = self.score([text], after)[0]  # type: ignore[list-item,arg-type]
-            return one
-        follows = [None] * len(text) if continuation is None else continuation
-        if len(follows) != len(text):
+            return self._scores([text], [continuation])[0]  # type: ignore[list-item]
+        if continuation is None:
+            return self._scores(text, [None] * len(text))
+        if not _is_batch(continuation) or len(continuation) != len(text):
             raise UsageError(f"continuation: expected one for each of {len(text)} texts")
+        return self._scores(text, continuation)
+
+    def _scores(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        continuations: Sequence[str | Sequence[int] | None],
+    ) -> list[F32]:
         found: list[F32] = []
         reads: list[Read] = []
-        for first, more in zip(text, follows, strict=True):
+        for first, more in zip(texts, continuations, strict=True):
             ids = self.checked(self._ids(first))
             start = 1 if more is None else len(ids)
             if more is not None:
-                ids = self.checked([*ids, *self._ids(more)])  # type: ignore[arg-type]
+                ids = self.checked([*ids, *_whole_ids(self._ids(more))])
             out = np.empty(len(ids) - start, np.float32)
             found.append(out)
 
@@ -478,12 +484,7 @@ class Model(Passes):
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids as a list of int; raises UsageError for none, unknown or too many."""
-        if isinstance(ids, (bytes, bytearray, memoryview)):  # whose items are numbers
-            raise UsageError(f"prompt: expected text or token ids, got {type(ids).__name__}")
-        try:
-            ids = [index(i) for i in ids]
-        except TypeError as error:
-            raise UsageError(f"prompt: expected token ids, got something else: {error}") from None
+        ids = _whole_ids(ids)
         if not ids:
             raise UsageError("prompt: expected at least one token, got none")
         wrong = next((i for i in ids if not 0 <= i < self.config.vocab), None)
@@ -579,6 +580,19 @@ def _is_batch(prompt: object) -> TypeGuard[Sequence[str | Sequence[int]]]:
         return prompt.ndim > 1
     first = next(iter(prompt), None) if isinstance(prompt, Sequence) else None
     return isinstance(first, (str, Sequence, np.ndarray))
+
+
+def _whole_ids(ids: Iterable[int]) -> list[int]:
+    """Integers as a list of int; raises UsageError for what only looks like them."""
+    if isinstance(ids, (bytes, bytearray, memoryview)):  # whose items are numbers
+        raise UsageError(f"prompt: expected text or token ids, got {type(ids).__name__}")
+    try:
+        given = list(ids)
+        if (odd := next((i for i in given if isinstance(i, bool)), None)) is not None:
+            raise TypeError(f"{odd!r} is no number")
+        return [index(i) for i in given]
+    except TypeError as error:
+        raise UsageError(f"prompt: expected token ids, got something else: {error}") from None
 
 
 def _rows(rows: Sequence[int] | slice | None, n: int) -> list[int]:
