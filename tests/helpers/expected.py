@@ -1,8 +1,8 @@
 """What a test needs and may not find: skipped with the reason, or a failure where it is expected.
 
 ``ISOBIT_TEST_EXPECT`` names what must be there, with commas: "wgpu", "nvrtc", "torch",
-"transformers", "chromium". ``.ci/run`` sets it, so that nothing it has installed is left out in
-silence.
+"transformers", "chromium", "ray". ``.ci/run`` sets it, so that nothing it has installed is left
+out in silence.
 """
 
 import os

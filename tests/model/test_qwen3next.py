@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from tests.helpers import random_models as make
-from tests.helpers.passes import opened
+from tests.helpers.passes import opened, run_cut, same_bits
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
 
@@ -73,10 +72,15 @@ def test_bits(made: tuple[GGUFFile, dict[str, F32]]) -> None:
     make.check_bits(made[0], TOKENS, ["cpu"])
 
 
-def test_a_backend_without_grouped_heads_says_so(made: tuple[GGUFFile, dict[str, F32]]) -> None:
-    weights = Weights.from_file(made[0])
-    with pytest.raises(BackendUnavailable, match="value heads of a key head, one behind the other"):
-        opened("wgpu", weights, EngineConfig(context=64, max_sequences=1))
+def test_bits_on_a_device(made: tuple[GGUFFile, dict[str, F32]]) -> None:
+    """A prompt and a step: what runs there of it alone is a parameter of one kernel."""
+    weights, engine = Weights.from_file(made[0]), EngineConfig(context=64, max_sequences=1)
+    found = []
+    for name in ("cpu", "wgpu"):
+        backend = opened(name, weights, engine)
+        found.append(run_cut(backend, TOKENS[:9], [0, 8]))
+        backend.close()
+    assert same_bits(*found)
 
 
 def test_transformers_in_float64(made: tuple[GGUFFile, dict[str, F32]]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isobit.backends import open_backend
-from isobit.backends.base import Batch
+from isobit.backends.base import Batch, Wanted
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend, fusions, memory, selftest
 from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, Step, adapters
@@ -283,6 +283,28 @@ def test_stages_are_chosen(device, rng, tmp_path):
     assert same_bits(logits, ours.forward(batch))
 
 
+def test_a_receipts_digests_and_experts_are_made_there(device, rng, tmp_path, monkeypatch):
+    """In the passes themselves, of which a prompt takes several: logits do not come to the host."""
+    weights = opened(tmp_path, Geometry(layers=2), Q4_K_M)
+    engine = EngineConfig(context=192, max_sequences=3, chunk=8)
+    ours, theirs = WgpuBackend(weights, engine, device), ReferenceBackend(weights, engine)
+    monkeypatch.setattr(ours, "_logits_of", lambda *_: pytest.fail("logits come to the host"))
+    prompts, step = [(0, 13), (0, 2), (0, 6)], [(13, 1), (2, 1), (6, 1)]
+    for parts in (prompts, step, [(14, 1)]):  # the last twice
+        batch = ragged(rng, 300, parts)
+        for wanted in (Wanted(False, True, digests=True, routes=True), Wanted(False, routes=True)):
+            found, expected = ours.run(batch, wanted), theirs.run(batch, wanted)
+            assert found.finite.all()
+            for name, value in vars(expected).items():
+                got = vars(found)[name]
+                assert np.array_equal(got, value) if value is not None else got is None, name
+    prefix = replace(batch, logit_rows=i32([]))  # a part of a prompt
+    routes = Wanted(False, routes=True)
+    assert np.array_equal(ours.run(prefix, routes).routes, theirs.run(prefix, routes).routes)
+    ours.close()
+    theirs.close()
+
+
 def test_the_default_limits_are_enough(rng, sample):
     """On a device that was asked for no more: what exceeds a limit is an error there."""
     open_device()
@@ -414,6 +436,7 @@ def test_generation_is_the_cpu_backends(device, monkeypatch):
 def test_every_command_is_submitted_once(device, monkeypatch):
     """One that is dropped keeps the memory of the whole model: those encoded ahead are not."""
     monkeypatch.setattr("isobit.backends.wgpu.backend.open_device", lambda: device)
+    monkeypatch.setattr(device, "close", lambda: None)
     monkeypatch.setattr("isobit.backends.wgpu.driver.require_exact", lambda *_, **__: ())
     made, submitted = [], []
     encode, submit = device.encode, device.submit

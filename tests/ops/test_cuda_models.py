@@ -15,7 +15,14 @@ from isobit.runtime.model import Model, sample_path
 from isobit.verify.faults import with_backend
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
-from tests.model import test_gemma, test_gpt_oss, test_granite, test_llama, test_olmoe
+from tests.model import (
+    test_gemma,
+    test_gpt_oss,
+    test_granite,
+    test_llama,
+    test_olmoe,
+    test_qwen3next,
+)
 
 from .cuda_support import SEED, open_cuda, same
 from .test_cuda_forward import ALWAYS
@@ -67,6 +74,12 @@ def compare(kind, path, planes, fused):
 )
 def test_delta_nets_beside_attention(kind, planes, fused):
     compare(kind, HYBRID, planes, fused)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_delta_nets_whose_key_heads_have_neighbours(tmp_path, kind):
+    test_qwen3next.write(tmp_path / "m.gguf")
+    compare(kind, tmp_path / "m.gguf", 2, True)
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])

@@ -4,7 +4,8 @@ A case writes a small graph: rows of random values (an embedding), then the oper
 backend runs it as specified; the others must give the same bits for any cut of the tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,6 +36,8 @@ from isobit.numerics.ops import (
     ExpertScale,
     GatedAdd,
     GatedDelta,
+    Gather,
+    GatherExperts,
     GeluGate,
     Heads,
     L2Norm,
@@ -52,6 +55,7 @@ from isobit.numerics.ops import (
 )
 from isobit.numerics.rope_table import Yarn
 from tests.helpers.synth import QWEN3_30B_A3B
+from tests.model.test_split import Meeting
 from tests.ops.wgpu_support import open_device
 
 from .cuda_support import open_cuda
@@ -166,13 +170,19 @@ def causal_conv(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", CausalConv(), g.one(None, Columns(6, 90), x), weights=[taps])
 
 
-def gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+def gated_delta(
+    g: Builder, x: Value, rng: np.random.Generator, operation: GatedDelta | None = None
+) -> Value:
     q, k = (g.one(None, L2Norm(1e-6), g.one(None, Heads(at, 2, 8), x)) for at in (0, 16))
     v = g.one(None, Heads(32, 4, 11), x)  # columns that are no whole blocks
     beta = g.one(None, Sigmoid(), g.one(None, Columns(80, 4), x))
     weights = [f32("dt", rng.standard_normal(4)), f32("A", -np.exp(rng.standard_normal(4)))]
     g_ = g.one(None, Decay(), g.one(None, Columns(84, 4), x), weights=weights)
-    return g.one("y", GatedDelta(), q, k, v, beta, g_)
+    return g.one("y", operation or GatedDelta(), q, k, v, beta, g_)
+
+
+def grouped_gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return gated_delta(g, x, rng, GatedDelta(grouped=True))
 
 
 def attention(
@@ -238,8 +248,8 @@ CASES = (
     scaled_gate,
     expert_scale,
 )
-STATEFUL = (causal_conv, gated_delta)
-WITHOUT_EDGES = {gated_delta, decay, attention, attention_through_a_window, expert_bias}
+STATEFUL = (causal_conv, gated_delta, grouped_gated_delta)
+WITHOUT_EDGES = {*STATEFUL[1:], decay, attention, attention_through_a_window, expert_bias}
 
 
 def graph(case: Callable[..., Value], rng: np.random.Generator, *, normed: bool = False) -> Graph:
@@ -302,6 +312,54 @@ def test_operation(  # type: ignore[no-untyped-def]
             got = stage(OPENERS[name](weights, engine), tokens, sequence, cuts)
             same = got.view(np.uint32) == expected.view(np.uint32)
             assert (same | (np.isnan(got) & np.isnan(expected))).all(), np.argwhere(~same)[:5]
+
+
+def gathered(g: Builder, x: Value, rank: int) -> Value:
+    """Of each of three parts other columns of the row: parts' ranges and sizes differ."""
+    parts = (((0, 5), (31, 40)), ((5, 30),), ((30, 31),))
+    size = (14, 25, 1)[rank]
+    return g.one("y", Gather(parts, rank), g.one(None, Heads(7 * rank, 3, size), x))
+
+
+def gathered_experts(g: Builder, x: Value, rank: int) -> Value:
+    """The same from the part that has a row's expert, of which one has but one."""
+    _, ids = g.add(None, TopK(3, normalise=True), g.one(None, Columns(0, 8), x))
+    mine = g.one(None, Heads(8 + 9 * rank, 3, 20), x)
+    return g.one("y", GatherExperts((0, 3, 4, 8), rank), mine, ids)
+
+
+@pytest.mark.parametrize("case", [gathered, gathered_experts], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_of_a_value_are_put_together(  # type: ignore[no-untyped-def]
+    case: Callable[..., Value], threads: int, rng
+) -> None:
+    """Three parts that run side by side, each a thread here; their memory holds a few rows."""
+    engine = EngineConfig(max_sequences=2, context=256, threads=threads)
+    seed, meeting = int(rng.integers(1 << 32)), Meeting(3)
+    tokens = rng.integers(0, VOCABULARY, 2 * 20).astype(np.int32)
+    sequence = np.repeat(np.arange(2, dtype=np.int32), 20)
+    memory = np.zeros(4 * 64 + 2 * 3 * 4 * 300, np.uint8)
+
+    def backends(rank: int) -> Iterator[Backend]:
+        weights = Weights(
+            QWEN3_30B_A3B,
+            graph(lambda g, x, _: case(g, x, rank), np.random.default_rng(seed)),
+        )
+        yield ReferenceBackend(weights, engine, exchange=meeting.exchange(rank))
+        yield CpuBackend(weights, engine, exchange=(memory, rank, 3))
+
+    def part(rank: int) -> list[np.ndarray]:
+        found = []
+        with np.errstate(all="ignore"):
+            for backend in backends(rank):
+                found.append(stage(backend, tokens, sequence, [0, 1, 20]))
+                backend.close()
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        every = [y.view(np.uint32) for found in pool.map(part, range(3)) for y in found]
+    assert len(np.unique(every[0])) > 300
+    assert all(np.array_equal(y, every[0]) for y in every)
 
 
 def test_an_infinity_stays_under_a_softcap(rng: np.random.Generator) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
 from isobit.numerics import log_softmax, top_logprobs
+from isobit.numerics.digest import tree_digest
 
 from .cases import identical
 from .test_sampling import distributions
@@ -19,12 +20,12 @@ def device(monkeypatch):
     guards.check()
 
 
-def measured(device, logits, ids, k):
-    """Of every row, in one dispatch."""
-    asked = Asked(ids.shape[1], k)
-    measuring, rows = Measuring(device, len(logits)), np.arange(len(logits))
+def measured(device, logits, ids, k, digest=False):
+    """Of every row, in one dispatch, and one for each level of digests."""
+    asked = Asked(ids.shape[1], k, digest)
+    measuring, rows = Measuring(device, *logits.shape), np.arange(len(logits))
     measuring.give(ids)
-    device.run([measuring.step(device.upload(logits), logits.shape[1], len(logits), asked)])
+    device.run(list(measuring.steps(device.upload(logits), len(logits), asked)))
     words = device.read(measuring.found, np.int32, len(logits) * asked.words)
     found = Measured.empty(len(logits), asked)
     found.take(rows, words.reshape(len(logits), -1), asked)
@@ -69,3 +70,14 @@ def test_a_row_that_is_not_finite_spoils_no_other(device, rng, wrong):
     assert np.isnan(found.given[2]).all()
     good = np.arange(len(logits)) != 2
     identical(found.top[good], top_logprobs(logits[good], 3)[1])
+
+
+@pytest.mark.parametrize("n", [1, 13, 14, 29, 30, 64, 65, 511, 513, 64 * 65, 151936])
+def test_digests(device, rng, n):
+    """Sizes at which a block, a piece or a level begins, and those behind them in the same row."""
+    logits = rng.standard_normal((3, n)).astype(np.float32)
+    logits[1, n // 2] = np.inf
+    logits[2] = -0.0
+    found = measured(device, logits, rng.integers(0, n, (3, 2)).astype(np.int32), 1, digest=True)
+    assert [d.tobytes() for d in found.digests] == [tree_digest(x.tobytes()) for x in logits]
+    assert found.likeliest.tolist() == [int(logits[0].argmax()), -1, 0]

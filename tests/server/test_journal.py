@@ -142,6 +142,11 @@ def test_another_models_tokens_are_told_from_its_own(url: str) -> None:
         in line.text
     )
     assert line.end
+    data = Journal(by="isobit-of-another-file").model_dump_json().encode()
+    headers = {FRONT: KEY, JOURNAL_BYTES: str(len(data))}
+    refused = httpx.post(url + path, content=data + json.dumps(body).encode(), headers=headers)
+    assert refused.status_code == 400
+    assert "got one of 'isobit-of-another-file'" in refused.text
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,15 @@ def placed(folder: Path, *outcomes: str, changes: tuple[tuple[str, str], ...] = 
         ("ACTIVE_RUNTIME", ("passed", "passed"), True),
         ("ACTIVE_RUNTIME", ("passed", "failing"), False),
         ("ACTIVE_RUNTIME", ("passed", "not run"), False),
-        ("ACTIVE_ALGORITHM_LEVEL", ("passed", "not run"), True),
-        ("ACTIVE_ALGORITHM_LEVEL", ("not run", "not run"), False),
+        ("ACTIVE_ALGORITHM_LEVEL", ("passed", "passed"), True),
+        ("ACTIVE_ALGORITHM_LEVEL", ("passed", "not run"), False),
         ("ACTIVE_ALGORITHM_LEVEL", ("passed", "failing"), False),
+        ("ACTIVE", ("passed", "passed"), True),
+        ("ACTIVE", ("passed", "not run"), False),
         ("ACTIVE", ("passed", "failing"), False),
         ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("passed", "failing"), True),
         ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("failing", "failing"), False),
+        ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("failing", "not run"), False),
         ("ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE", ("passed", "passed"), False),
         ("DRAFT", ("failing", "failing"), True),
         ("DEPRECATED", ("failing", "not run"), True),
@@ -125,10 +128,38 @@ def test_a_refusal_names_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_stale_evidence_shows_nothing_and_denies_nothing() -> None:
     contract = opened()
     old = standing(contract, evidence(contract, "failing", "passed", stale=True))
-    assert claims.denials(old, "ACTIVE_RUNTIME") == []
-    assert len(claims.missing(old, "ACTIVE_RUNTIME")) == 2
-    assert claims.missing(old, "ACTIVE_ALGORITHM_LEVEL")
     assert claims.divergences(old) == {}
+    for claimed in STATUSES[2:6]:
+        assert claims.denials(old, claimed) == []
+        assert sum("stale: the code has changed" in x for x in claims.missing(old, claimed)) == 2
+
+
+ALGORITHM, RUNTIME = "ACTIVE_ALGORITHM_LEVEL", "ACTIVE_RUNTIME"
+
+
+def test_the_algorithm_holds_on_one_backend_and_the_runtime_on_all() -> None:
+    found = validate.validate(document.parse(GOOD, "thing-v1.yaml"))
+    assert found is not None
+    on_one = standing(found, evidence(found, "passed", "passed"))
+    assert claims.missing(on_one, ALGORITHM) == []
+    not_run = ["cuda, AC_THING_002, FALSIFY-002: not run: there is no evidence"]
+    assert claims.missing(on_one, RUNTIME) == claims.missing(on_one, "ACTIVE") == not_run
+    one_row = standing(found, evidence(found, "passed", "not run"))
+    assert [x[:18] for x in claims.missing(one_row, ALGORITHM)] == [
+        "cpu, AC_THING_002,",
+        "cuda, AC_THING_002",
+    ]
+
+
+def test_speed_is_none_of_the_algorithm_s() -> None:
+    contract = opened(
+        ("kind: invariant", "kind: throughput"),
+        ("      prompts: [[605, 290]]\n", ""),
+        ("nonfinite_values: {at_most: 0}", "ratio_to_peer: {at_least: 2}"),
+    )
+    found = standing(contract, evidence(contract, "passed", "not run"))
+    assert claims.missing(found, ALGORITHM) == []
+    assert [x[:17] for x in claims.missing(found, RUNTIME)] == ["cpu, AC_THING_002"]
 
 
 def test_every_status_claims_something_or_is_said_to_claim_nothing() -> None:

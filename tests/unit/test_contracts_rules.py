@@ -142,6 +142,18 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("property: Finite.", "property: F.\n    discharged_by: F-03")],
         "F-03",
     ),
+    ("prompts-alike", "warning", [("[[605, 290]]", "[[5, 2], [5, 2]]")], "[[5, 2], [5, 2]]"),
+    ("prompts-alike", "warning", [("[[605, 290, 948]]", "[[605], [17]]")], "[[605], [17]]"),
+    (
+        "unknown-id",
+        "error",
+        [
+            ("kind: invariant\n", "kind: fault_injection\n      faults: [swaped-kv]\n"),
+            ("nonfinite_values", "missed_faults"),
+            ("backends: [cpu, cuda]", "backends: [cuda]"),
+        ],
+        "swaped-kv",
+    ),
     ("threshold-cannot-hold", "error", [("{at_most: 0}", "{at_most: -1}")], "at_most: -1"),
     (
         "threshold-cannot-hold",
@@ -177,7 +189,7 @@ def test_each_rule(rule: str, severity: str, changes: list[tuple[str, str]], lin
 
 def test_no_rule_is_without_a_case() -> None:
     elsewhere = {"yaml-syntax", "yaml-limit", "yaml-tag", "yaml-alias", "yaml-key"}
-    elsewhere |= {"cited-file", "cited-test"}
+    elsewhere |= {"cited-file", "cited-test", "not-a-contract"}
     assert {rule for rule, *_ in CASES} == set(RULES) - elsewhere
 
 
@@ -186,6 +198,12 @@ def test_what_is_no_contract() -> None:
     assert [f.rule for f in judged("")] == ["type"]
     [binding] = judged("version: 1.0\nbindings: []\n")  # another kind of file, said once
     assert "a file with version, bindings" in binding.message
+    title = "contract: a\nmetadata: {title: t}\nfalsification: [{condition: c}]\n"
+    for other in ("version: 1.0\nbindings: []\n", title):
+        [finding] = judged(other)
+        assert (finding.rule, finding.severity) == ("not-a-contract", "warning")
+    for meant in ("falsification_test: []\n", "metadata: {version: '1.0.0'}\n", "{}\n"):
+        assert "error" in {f.severity for f in judged(meant)}, meant
     rules = {f.rule for f in judged("a: 1\nequations: {f: {formula: x}}\n")}
     assert rules == {"missing", "unknown-key", "empty"}
 
@@ -209,11 +227,48 @@ def test_what_promises_has_to_say_what_would_refute_it(
     assert [f.severity for f in found] == [severity], found
 
 
-def test_a_test_of_public_contracts_that_is_written_out() -> None:
-    text = broken((MEASURE, '    falsification_test: "fn falsify() {}"\n'))
-    assert judged(text) == []
+def test_other_files_among_contracts_are_named_and_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Public repositories keep registries, bindings, … in contracts/ too."""
+    good, other = tmp_path / "good-v1.yaml", tmp_path / "binding.yaml"
+    good.write_text(GOOD)
+    other.write_text("version: 1.0\nbindings: []\n")
+    assert main(["contract", "lint", str(good), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert f"{other}:1:1: warning[not-a-contract]: expected a contract" in out
+    assert "Contracts are valid (1; files that are none: 1)" in out
+    assert main(["contract", "lint", str(other)]) == 1  # nothing was judged
+    assert "error[not-a-contract]" in capsys.readouterr().out
+    assert main(["contract", "status", str(other)]) == 3
+    assert "expected a contract" in capsys.readouterr().err
+
+
+PUBLIC: dict[str, list[tuple[str, str]]] = {
+    "a test that is written out": [(MEASURE, '    falsification_test: "fn falsify() {}"\n')],
+    "a test in a file": [(MEASURE, "    implementation: see the file\n    status: IMPLEMENTED\n")],
+    "a harness and a name": [
+        (MEASURE, "    test_harness: cargo test\n"),
+        ("rule: A NaN", "name: a_nan"),
+    ],
+    "no rule": [("    rule: A NaN\n", "")],
+    "a gate without a name": [("  id: F-THING-001\n  name: Thing\n", "")],
+    "a list of equations": [
+        ("  f:\n    formula: y = x\n    domain: x in R", "  - id: f\n    formal: y = x"),
+        ("tolerance: 0.0", "applies_to: f"),
+    ],
+}
+
+
+@pytest.mark.parametrize("changes", PUBLIC.values(), ids=PUBLIC)
+def test_layouts_of_public_contracts(changes: list[tuple[str, str]]) -> None:
+    text = broken(*changes)
+    assert [f for f in judged(text) if "'status'" not in f.message] == []
     judge = jsonschema.Draft202012Validator(json_schema())
-    assert list(judge.iter_errors(document.parse(text).data)) == []
+    data = document.parse(text).data
+    for test in data["falsification_tests"]:
+        test.pop("status", None)
+    assert list(judge.iter_errors(data)) == []
 
 
 def test_the_file_s_name_says_the_version_too() -> None:

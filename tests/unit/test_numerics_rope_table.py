@@ -4,6 +4,9 @@ import mpmath
 import numpy as np
 import pytest
 
+from isobit.config import Metadata
+from isobit.model.architectures.scaling import llama3_divisors
+from isobit.model.huggingface import MINUS_EXP
 from isobit.numerics import inverse_frequencies, rope_table
 from tests.helpers import naive
 from tests.helpers.passes import same_bits
@@ -59,3 +62,35 @@ def test_a_part_of_the_table_is_that_part() -> None:
     whole, part = rope_table(frequencies, 0, 300), rope_table(frequencies, 123, 200)
     for a, b in zip(whole, part, strict=True):
         assert same_bits(a[123:200], b)
+
+
+def test_llama3s_divisors_are_the_specification(rng: np.random.Generator) -> None:
+    base, context = float(rng.uniform(1e4, 1e6)), int(rng.integers(1000, 10000))
+    factor, low, high = 8.0, 1.0, 4.0
+    config = {
+        "rope_type": "llama3",
+        "rope_theta": base,
+        "num_attention_heads": 2,
+        "hidden_size": 256,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
+    }
+    found = llama3_divisors(Metadata(config, "config.json"))["rope_freqs.weight"]
+    expected = []
+    for i in range(64):
+        turns = context * float(mpmath.power(base, mpmath.mpf(-2 * i) / 128)) / float(2 * mpmath.pi)
+        e = min(1.0, max(0.0, (turns - low) / (high - low)))
+        expected.append(1 / (e + (1 - e) / factor))
+    assert found.tolist() == np.array(expected, np.float32).tolist()
+    assert found[0] == 1
+    assert found[-1] == factor
+
+
+def test_a_checkpoints_decay_is_correctly_rounded(rng: np.random.Generator) -> None:
+    a = np.append(
+        rng.normal(0, 3, (2, 49)).astype(np.float32), np.float32([[-np.inf], [np.inf]]), 1
+    )
+    exact = [-float(mpmath.exp(float(x))) for x in a.reshape(-1)]
+    assert same_bits(MINUS_EXP.there(a), np.array(exact, np.float32).reshape(2, 50))

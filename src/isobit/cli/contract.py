@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
 if TYPE_CHECKING:
     from isobit.contracts.document import Document
     from isobit.contracts.evidence import Evidence, Result
+    from isobit.contracts.findings import Finding
     from isobit.contracts.schema import Contract
     from isobit.contracts.status import Status
 
@@ -143,10 +145,15 @@ def _schema(_: argparse.Namespace) -> None:
 
 
 def _judge(args: argparse.Namespace) -> None:
-    """Validate, and for lint more; raises GateFailed on any error."""
+    """Validate, and for lint more; raises GateFailed on any error.
+
+    Other files may lie among contracts (``contracts/**/*.yaml``); they are named. Where there is
+    nothing else, nothing was judged, which is an error.
+    """
     from isobit.contracts import document, findings, validate  # noqa: PLC0415
 
-    found = []
+    found: list[Finding] = []
+    others = 0
     for path in args.file:
         read = document.read(path)
         contract = validate.validate(read)
@@ -155,10 +162,15 @@ def _judge(args: argparse.Namespace) -> None:
 
             lint(read, contract, options_of)
         found += read.findings
+        others += any(f.rule == "not-a-contract" for f in read.findings)
+    if others == len(args.file):
+        found = [replace(f, severity="error") for f in found]
     errors, _ = findings.counts(found)
     verdict = "Contract is valid" if not errors else "Contract is not valid"
     if len(args.file) > 1:
         verdict = verdict.replace("Contract is", "Contracts are")
+    if others and not errors:
+        verdict += f" ({len(args.file) - others}; files that are none: {others})"
     if args.format == "text":
         print(findings.text(found))
         print(verdict)
@@ -180,7 +192,7 @@ def _opened(path: str) -> "tuple[Document, Contract]":
     contract = validate.validate(read)
     errors = [f for f in read.findings if f.severity == "error"]
     if errors or contract is None:
-        first = errors[0]
+        first = (errors or read.findings)[0]
         raise FileRefused(
             f"{first.file}:{first.line}:{first.column}: {first.message}; see contract validate"
         )

@@ -13,8 +13,8 @@ from isobit.errors import GateFailed, UsageError
 SHOWN = 5
 """Rows that a refusal names; it says how many more there are."""
 
-_RUNTIME = "ACTIVE_RUNTIME"
 _DIVERGES = "ACTIVE_ALGORITHM_LEVEL_WITH_DOCUMENTED_DIVERGENCE"
+_ALGORITHM = ("ACTIVE_ALGORITHM_LEVEL", _DIVERGES)
 _WITHOUT_EVIDENCE = ("DRAFT", "PROPOSED", "SUPERSEDED", "DEPRECATED")
 Classes = Mapping[str, str | None]
 """The class of divergence of each obligation, by id; None for one without."""
@@ -51,21 +51,31 @@ def denied_stages(found: Status) -> list[str]:
 
 
 def missing(found: Status, claimed: str | None, classes: Classes | None = None) -> list[str]:
-    """What a status claims and the evidence does not show, apart from failures; one line each."""
+    """What a status claims and the evidence does not show, apart from failures; one line each.
+
+    Whatever claims that something holds is denied by every row that is stale. ACTIVE_RUNTIME, and
+    what is not known to claim less, needs every obligation discharged on every backend. A status of
+    the algorithm needs each of them discharged on some backend, but for speed and memory, which are
+    the runtime's; one with a documented divergence has classes in place of what fails.
+    """
     if claimed is None or claimed.upper() in _WITHOUT_EVIDENCE:
         return []
-    if claimed == _RUNTIME:
-        return [
-            _line(backend, row, test)
-            for state in ("stale", "not run")
-            for backend, row, test in _tests(found, state)
-        ]
+    lacking = [_line(*cell) for cell in _tests(found, "stale")]
+    if claimed not in _ALGORITHM:
+        return lacking + [_line(*cell) for cell in _tests(found, "not run")]
     known = {**classes_of(found), **(classes or {})}
-    if claimed == _DIVERGES and not any(known.values()):
-        return [f"no obligation diverges: {found.summary()}"]
-    if found.count("discharged"):
-        return []
-    return [f"no obligation is discharged: {found.summary()}"]
+    diverging = {i for i, c in known.items() if c} if claimed == _DIVERGES else set()
+    if claimed == _DIVERGES and not diverging:
+        lacking.append(f"no obligation diverges: {found.summary()}")
+    if not found.count("discharged"):
+        lacking.append(f"no obligation is discharged: {found.summary()}")
+    shown = {r.id for r in found.rows if "discharged" in {r.state(b) for b in found.backends}}
+    left = {r.id for r in found.rows if not r.is_runtime} - shown - diverging
+    return lacking + [
+        _line(backend, row, test)
+        for backend, row, test in _tests(found, "not run")
+        if row.id in left
+    ]
 
 
 def require(found: Status, claimed: str, classes: Classes | None = None) -> None:

@@ -26,8 +26,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base.py"),
     *("machine.py", "backends/pool.py"),
-    *("verify", "contracts/measuring.py", "contracts/measuring_alone.py"),
-    *("contracts/speed.py", "contracts/subject.py"),
+    *("verify", "contracts/check.py", "contracts/measures.py", "contracts/measuring.py"),
+    *("contracts/measuring_alone.py", "contracts/speed.py", "contracts/subject.py"),
 )
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh", ".wgsl"})
 

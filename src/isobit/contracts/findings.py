@@ -17,6 +17,7 @@ RULES: dict[str, str] = {
     "yaml-alias": "No aliases: every value stands where it is meant.",
     "yaml-key": "The keys of a mapping are plain words.",
     "duplicate-key": "A mapping has each key once.",
+    "not-a-contract": "A file that is to be judged is a contract.",
     "missing": "Required keys are there.",
     "type": "A value is of the kind its key asks for.",
     "unknown-key": "Keys are those that the schema knows.",
@@ -39,6 +40,7 @@ RULES: dict[str, str] = {
     "cited-file": "Cited files exist.",
     "cited-test": "Cited tests exist.",
     "cited-option": "Cited commands and options of isobit exist, and take the values cited.",
+    "prompts-alike": "Prompts differ, and not all are single tokens.",
     "threshold-cannot-fail": "A threshold can be missed by what it measures.",
     "threshold-cannot-hold": "A threshold can be met by what it measures.",
 }

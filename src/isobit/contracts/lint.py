@@ -11,6 +11,7 @@ from isobit.contracts.document import Document, Key
 from isobit.contracts.measures import FIGURES, Argmax, Bound, FaultInjection, Figure, Measure
 from isobit.contracts.references import check_references, obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract
+from isobit.errors import did_you_mean
 
 _ABSENT = re.compile(
     r"\b(do(es)? not (yet )?exist|(is|are) not (yet )?implemented|baseline failure|"
@@ -151,10 +152,35 @@ def _thresholds(document: Document, contract: Contract) -> None:
         at: Key = ("falsification_tests", i, "measure")
         for name, bound in measure.threshold.items():
             _bound(document, measure, name, bound, (*at, "threshold", name))
+        _prompts(document, measure, at)
+        if isinstance(measure, FaultInjection):
+            _faults(document, measure, (*at, "faults"))
         against = getattr(measure, "against", None)
         if against in measure.backends:
             message = f"expected a backend to be compared with another, got {against} with itself"
             document.find("threshold-cannot-fail", message, (*at, "against"))
+
+
+def _prompts(document: Document, measure: Measure, at: Key) -> None:
+    """Prompts that show less than they seem to: the same again, and none but single tokens."""
+    prompts = getattr(measure, "prompts", None) or []
+    for j, prompt in enumerate(prompts):
+        if prompt in prompts[:j]:
+            first = prompts.index(prompt)
+            message = f"expected prompts that differ, got the same as prompt {first}"
+            document.find("prompts-alike", message, (*at, "prompts", j), "warning")
+    if prompts and measure.kind != "kv_equivalence" and max(map(len, prompts)) == 1:
+        message = "expected a prompt of several tokens: with one, attention and rotation do nothing"
+        document.find("prompts-alike", message, (*at, "prompts"), "warning")
+
+
+def _faults(document: Document, measure: FaultInjection, at: Key) -> None:
+    from isobit.verify.faults import FAULTS  # noqa: PLC0415 - only where faults are named
+
+    for j, name in enumerate(measure.faults if measure.faults != ["all"] else []):
+        if name not in FAULTS:
+            hint = did_you_mean(name, FAULTS) or "; isobit verify --help lists them"
+            document.find("unknown-id", f"expected a fault, got {name!r}{hint}", (*at, j))
 
 
 def _bound(document: Document, measure: Measure, name: str, bound: Bound, at: Key) -> None:

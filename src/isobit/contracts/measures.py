@@ -79,6 +79,7 @@ FIGURES: dict[str, dict[str, Figure]] = {
     },
     "memory": {
         "used_fraction": Figure("memory in use with the model loaded, of all there is", *_FRACTION),
+        "used_gb": Figure("memory in use with the model loaded, in 10^9 bytes", *_COUNT),
     },
 }
 """The figures of each kind of measure."""
@@ -121,11 +122,12 @@ class ModelNeeds(Part):
     layers: int | None = Field(None, description="Number of layers.")
     hidden: int | None = Field(None, description="Width of the residual stream.")
     experts: int | None = Field(None, description="Number of experts; 0: a dense model.")
+    file_gb: Bound | None = Field(None, description="The size of its files, in 10^9 bytes.")
 
     @property
     def named(self) -> bool:
         """Whether it asks for anything."""
-        sizes = (self.vocabulary, self.layers, self.hidden, self.experts)
+        sizes = (self.vocabulary, self.layers, self.hidden, self.experts, self.file_gb)
         return self.sample or any(n is not None for n in sizes)
 
 

@@ -49,10 +49,8 @@ def take(measure: m.Measure, subject: Subject) -> Measured:
 
 
 def _parity(measure: m.Parity, subject: Subject) -> Measured:
-    diffs = [subject.diff(measure.against, prompt) for prompt in measure.prompts]
+    diffs = _diffs(measure, subject)
     stages = [s for d in diffs for s in d.stages]
-    for diff, prompt in zip(diffs, measure.prompts, strict=True):
-        _require_finite(diff, prompt)
     gate = blame.gate(diffs, GATE)
     differing = [
         f"prompt {i}: {line}"
@@ -85,14 +83,18 @@ def _parity(measure: m.Parity, subject: Subject) -> Measured:
     )
 
 
-def _require_finite(diff: Diff, prompt: Sequence[int]) -> None:
-    """Raises GateFailed where both runs have NaN or infinity: broken alike, they would agree."""
-    for s in diff.stages:
-        if s.distance.nonfinite_a and s.distance.nonfinite_b:
-            raise GateFailed(
-                f"{s.where}: expected finite values, got NaN or infinity on both sides after the "
-                f"prompt {shown(prompt)}"
-            )
+def _diffs(measure: m.Parity | m.RouterSets, subject: Subject) -> list[Diff]:
+    """The comparison after each prompt. Raises GateFailed where both runs have NaN or infinity:
+    broken alike, they would agree."""
+    diffs = [subject.diff(measure.against, prompt) for prompt in measure.prompts]
+    for diff, prompt in zip(diffs, measure.prompts, strict=True):
+        for s in diff.stages:
+            if s.distance.nonfinite_a and s.distance.nonfinite_b:
+                raise GateFailed(
+                    f"{s.where}: expected finite values, got NaN or infinity on both sides after "
+                    f"the prompt {shown(prompt)}"
+                )
+    return diffs
 
 
 def _flipped(diffs: Sequence[Diff], prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -106,7 +108,7 @@ def _flipped(diffs: Sequence[Diff], prompts: Sequence[Sequence[int]]) -> list[in
 
 def _router_sets(measure: m.RouterSets, subject: Subject) -> Measured:
     _require_choice(subject.model)
-    diffs = [subject.diff(measure.against, p) for p in measure.prompts]
+    diffs = _diffs(measure, subject)
     rows = sum(d.router_rows for d in diffs)
     where = [
         f"prompt {i}: {blame.experts(c, subject.name, measure.against)}"

@@ -92,9 +92,11 @@ def invariant(measure: m.Invariant, subject: Subject) -> Measured:
         with subject.model.new_sequence() as sequence:
             out = subject.model.forward(sequence, ids, range(len(ids)), tap)
         nonfinite += int(out.size - np.count_nonzero(np.isfinite(out)))
-    if rows != c.n_layers * sum(map(len, measure.prompts)):
+    graph = subject.model.graph
+    routers = sum(stage == "moe_router" for stage, _ in graph.stages)
+    if rows != routers * sum(map(len, measure.prompts)):
         raise NothingCompared(f"router weights: expected every token-layer's, got {rows}")
-    stages = [k for k in subject.model.graph.stages if k[0] not in subject.model.graph.on_request]
+    stages = [k for k in graph.stages if k[0] not in graph.on_request]
     if lacking := [k for k in stages if k not in seen]:
         raise NothingCompared(f"{place(*lacking[0])}: expected its values, got none")
     figures = {"router_weight_deviation": min(deviation, 1.0), "nonfinite_values": float(nonfinite)}

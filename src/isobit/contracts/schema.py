@@ -111,7 +111,11 @@ class Metadata(Part):
 class Equation(Part):
     """One thing that is computed."""
 
-    formula: Text = Field(description="The formula, in words or symbols.")
+    id: str | None = Field(None, description="Its name, where equations are a list.")
+    formula: Text = Field(
+        validation_alias=AliasChoices("formula", "formal"),
+        description="The formula, in words or symbols; some contracts call it ``formal``.",
+    )
     domain: str | None = Field(None, description="What goes in: symbols, shapes, ranges.")
     codomain: str | None = Field(None, description="What comes out.")
     invariants: list[Text] = Field(default_factory=list, description="What always holds.")
@@ -123,6 +127,19 @@ class Equation(Part):
     rationale: str | None = Field(None, description="Why it is so.")
     description: str | None = Field(None, description="More words.")
     lean_theorem: str | None = Field(None, description="A Lean theorem that proves it.")
+
+
+def _by_id(value: Any) -> Any:
+    """A list of equations, each with its id, by that."""
+    if not isinstance(value, list) or not all(isinstance(e, dict) and e.get("id") for e in value):
+        return value
+    return {e["id"]: e for e in value}
+
+
+Equations = Annotated[
+    dict[str, Equation],
+    BeforeValidator(_by_id, json_schema_input_type=dict[str, Equation] | list[Equation]),
+]
 
 
 class ProofObligation(Part):
@@ -170,17 +187,24 @@ class Stage(Part):
     blockers: Texts = Field(default_factory=list, description="What it waits for.")
 
 
+TEST_KEYS = ("test", "falsification_test", "test_harness", "implementation")
+
+
 class FalsificationTest(Part):
     """A prediction that can turn out wrong."""
 
     id: Text = Field(description="Its name, such as FALSIFY-QW3-MOE-PARITY-001.")
-    rule: Text = Field(description="What it is about, in one line.")
+    rule: str = Field(
+        "",
+        validation_alias=AliasChoices("rule", "name"),
+        description="What it is about, in one line; some contracts call it ``name``.",
+    )
     prediction: Text = Field(description="What will be seen if the promise holds.")
     test: str | None = Field(
         None,
-        validation_alias=AliasChoices("test", "falsification_test"),
+        validation_alias=AliasChoices(*TEST_KEYS),
         description="How to see it: a test or a command; some contracts call it "
-        "``falsification_test``.",
+        "``falsification_test``, ``test_harness`` or ``implementation``.",
     )
     if_fails: str | None = Field(None, description="What a failure would mean, where to look.")
     discharges: list[Text] = Field(
@@ -209,8 +233,8 @@ class KaniHarness(Part):
 class QaGate(Part):
     """What must pass before the contract counts as kept."""
 
-    id: Text = Field(description="Its name.")
-    name: Text = Field(description="Its title.")
+    id: str | None = Field(None, description="Its name.")
+    name: str | None = Field(None, description="Its title.")
     description: str | None = Field(None, description="More words.")
     checks: list[Text] = Field(default_factory=list, description="Names of the checks.")
     pass_criteria: str | None = Field(None, description="When it counts as passed.")
@@ -230,8 +254,9 @@ class Contract(Part):
     status: str | None = Field(None, description=f"What its authors say: {', '.join(STATUSES)}.")
     scope: str | None = Field(None, description="The files it speaks of.")
     description: str | None = Field(None, description="What is computed, at length.")
-    equations: dict[str, Equation] = Field(
-        default_factory=dict, description="What is computed, by name."
+    equations: Equations = Field(
+        default_factory=dict,
+        description="What is computed, by name, or a list with an ``id`` each.",
     )
     proof_obligations: list[ProofObligation] = Field(
         default_factory=list, description="The promises."
@@ -263,10 +288,14 @@ def json_schema() -> dict[str, Any]:
     for part in (schema, *schema["$defs"].values()):
         if part.get("type") == "object":
             part["additionalProperties"] = False
-    test = schema["$defs"]["FalsificationTest"]["properties"]
-    test["falsification_test"] = test["test"]
-    promise = schema["$defs"]["ProofObligation"]
-    promise["properties"]["statement"] = promise["properties"]["property"]
-    promise["required"].remove("property")
-    promise["oneOf"] = [{"required": ["property"]}, {"required": ["statement"]}]
+    for model in (Equation, ProofObligation, FalsificationTest):
+        part = schema["$defs"][model.__name__]
+        for field in model.model_fields.values():
+            if not isinstance(field.validation_alias, AliasChoices):
+                continue
+            first, *others = map(str, field.validation_alias.choices)
+            part["properties"] |= dict.fromkeys(others, part["properties"][first])
+            if first in part["required"]:
+                part["required"].remove(first)
+                part["oneOf"] = [{"required": [name]} for name in (first, *others)]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

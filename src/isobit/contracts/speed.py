@@ -8,9 +8,12 @@ from statistics import median
 from typing import Any
 
 from isobit.backends.base import ARGMAX
+from isobit.backends.pool import page_bytes
 from isobit.contracts import measures as m
 from isobit.contracts.subject import Measured, Subject, memory
 from isobit.errors import NotRun
+from isobit.model.weights import Weights
+from isobit.numerics.attention import TILE
 from isobit.runtime.model import Model
 from isobit.runtime.sequence import Sequence as TokenSequence
 
@@ -82,10 +85,12 @@ def _require_same_test(row: dict[str, Any], measure: m.Throughput, *, on_gpu: bo
 
 
 def memory_used(_: m.Memory, subject: Subject) -> Measured:
-    """Memory in use, of all there is; weights that are mapped count whether they were read or
-    not."""
-    used, total = memory(subject.model)
-    about = {"used_bytes": used, "total_bytes": total, "context": subject.model.context}
-    if subject.model.backend.on_host:
-        used = max(used, subject.model.path.stat().st_size)
-    return Measured({"used_fraction": used / total}, about)
+    """Memory in use; on the host, weights that are mapped and the KV cache count whether they were
+    touched or not."""
+    model = subject.model
+    used, total = memory(model)
+    about = {"used_bytes": used, "total_bytes": total, "context": model.context}
+    if model.backend.on_host:
+        cache = page_bytes(Weights.from_file(model.file)) * -(-model.context // TILE)
+        used = max(used, sum(path.stat().st_size for path in model.file.paths) + cache)
+    return Measured({"used_fraction": used / total, "used_gb": used / 1e9}, about)

@@ -8,6 +8,7 @@ from typing import Literal
 from isobit import numerics
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
+from isobit.contracts.measures import SPEED
 from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
 from isobit.contracts.subject import sample_digest
@@ -60,6 +61,8 @@ class Row:
     property: str
     divergence: str | None = None
     """The class that the contract gives it."""
+    is_runtime: bool = False
+    """Only speed or memory is measured of it, not what is computed."""
     cells: dict[str, list[TestState]] = field(default_factory=dict)
 
     def title(self) -> str:
@@ -116,11 +119,13 @@ def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Statu
     ]
     for row in rows:
         mine_of = [t for t in tests if row.id in serving[t.id]]
+        kinds = {t.measure.kind for t in mine_of if t.measure is not None}
+        row.is_runtime = bool(kinds) and kinds <= {*SPEED}
         row.cells = _cells(mine_of, backends, mine, current, tried)
     for t in tests:  # a failure is shown even where it refutes nothing that was promised
         if not serving[t.id] & known and t.measure is not None:
             cells = _cells([t], backends, mine, current, tried)
-            rows.append(Row(t.id, f"(no obligation) {t.rule}", None, cells))
+            rows.append(Row(t.id, f"(no obligation) {t.rule or t.prediction}", cells=cells))
     return Status(
         name=contract.name or stem,
         version=contract.metadata.version,

@@ -89,6 +89,9 @@ def require_model(needs: m.ModelNeeds | None, model: Model) -> None:
             what = "the sample model" if name == "sample" else f"a model with {name} {wanted}"
             found = "another" if name == "sample" else got
             raise NotRun(f"model: expected {what}, got {found}")
+    size = sum(path.stat().st_size for path in model.file.paths) / 1e9
+    if needs.file_gb is not None and not needs.file_gb.holds(size):
+        raise NotRun(f"model: expected files of {needs.file_gb} GB, got {size:.3g}")
 
 
 @cache
@@ -113,8 +116,8 @@ def require_device(needs: m.DeviceNeeds | None, model: Model) -> None:
 
 def require_named(measure: m.Measure) -> None:
     """Raises NotRun for speed or memory of just any model, which a small one always has enough of,
-    and for tokens a second or memory of just any device."""
-    alone = set(measure.threshold) - {"ratio_to_peer"}
+    and for tokens a second or a share of the memory of just any device."""
+    alone = set(measure.threshold) - {"ratio_to_peer", "used_gb"}
     if measure.model is None or not measure.model.named:
         raise NotRun(f"{measure.kind}: expected a measure that says which model it means")
     if alone and (measure.device is None or not measure.device.named):

@@ -12,9 +12,11 @@ from pydantic_core import ErrorDetails
 from isobit.contracts.document import MAX_FINDINGS, Document, Key
 from isobit.contracts.findings import Severity
 from isobit.contracts.measures import Part
-from isobit.contracts.schema import STAGE_STATUSES, STATUSES, VERSION, Contract
+from isobit.contracts.schema import STAGE_STATUSES, STATUSES, TEST_KEYS, VERSION, Contract
 
 _PARTS = ("equations", "proof_obligations", "falsification_tests")
+_LAYOUT = (*_PARTS, "implementation_stages", "kani_harnesses", "qa_gate")
+"""Any of them, or metadata with a version, make a file a contract."""
 NEAR = 0.85
 """How alike an unknown key and a known one are, for the one to be meant as the other."""
 
@@ -27,10 +29,10 @@ def validate(document: Document) -> Contract | None:
     if not isinstance(data, dict):
         document.find("type", f"expected a mapping with metadata, …; got {_shown(data)}")
         return None
-    if not any(data.get(key) for key in ("metadata", *_PARTS)):
+    if not _is_contract(data):
         got = ", ".join(map(str, list(data)[:4])) or "nothing"
         message = f"expected a contract (metadata, {', '.join(_PARTS)}), got a file with {got[:60]}"
-        document.find("type", message)
+        document.find("not-a-contract", message, severity="warning" if data else "error")
         return None
     contract = None
     try:
@@ -44,6 +46,17 @@ def validate(document: Document) -> Contract | None:
     _emptiness(document, data)
     document.findings.sort(key=lambda f: (f.line, f.column))
     return contract
+
+
+def _is_contract(data: dict[str, Any]) -> bool:
+    """Whether a file is of this layout, or means to be: other files lie beside contracts."""
+    metadata = data.get("metadata")
+    if isinstance(metadata, dict) and "version" in metadata:
+        return True
+    return any(
+        data.get(key) or difflib.get_close_matches(key, [k for k in data if k != key], 1, NEAR)
+        for key in _LAYOUT
+    )
 
 
 def _report(document: Document, detail: ErrorDetails) -> None:
@@ -227,7 +240,7 @@ def _emptiness(document: Document, data: dict[str, Any]) -> None:
             continue
         place: Key = ("falsification_tests", i, "id")
         name = test.get("id", f"test {i + 1}")
-        words = (test.get("test"), test.get("falsification_test"))
+        words = [test.get(key) for key in TEST_KEYS]
         if test.get("measure") is None and all(map(_blank, words)):
             message = (
                 f"expected a test or a measure of {name}, found neither; nothing can refute it"

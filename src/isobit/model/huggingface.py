@@ -6,6 +6,7 @@ how they lie there. Architectures declare it; ``model.checkpoint`` reads folders
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Context, Decimal, localcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,9 +86,16 @@ class Change:
     back: Callable[[Array], Array]
 
 
+def _minus_exp(a: Array) -> Array:
+    """Correctly rounded to binary64, then to binary32: libraries of functions differ in the last
+    bit."""
+    with localcontext(Context(prec=40, traps=[])):
+        values = [-float(Decimal(x).exp()) for x in a.reshape(-1).tolist()]
+    return np.array(values, np.float64).astype(np.float32).reshape(a.shape)
+
+
 ADD_ONE = Change(lambda w: w + 1, lambda w: w - 1)
-MINUS_EXP = Change(lambda a: -np.exp(a.astype(np.float64)).astype(np.float32), lambda a: np.log(-a))
-"""In binary64, rounded once: in binary32 processors differ in the last bit."""
+MINUS_EXP = Change(_minus_exp, lambda a: np.log(-a))
 
 
 @dataclass(frozen=True)

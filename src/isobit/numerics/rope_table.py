@@ -85,6 +85,7 @@ def _frequencies(table: RopeTable) -> tuple[F64, float]:
     return inv * (ramp + (1.0 - ramp) / y.factor), scale
 
 
+@cache
 def inverse_frequencies(head_dim: int, base: float) -> F64:
     """base^(-2i/head_dim) for i < head_dim/2, correctly rounded to binary64."""
     with localcontext() as context:

@@ -20,7 +20,7 @@ from isobit.server.chat import Chat
 from isobit.server.choices import Choice, Choices, Piece
 from isobit.server.errors import ClientGone, ShuttingDown, told
 from isobit.server.events import Usage
-from isobit.server.journal import JOURNAL, LINES, Journal, line, tokens_json
+from isobit.server.journal import BY, JOURNAL, LINES, Journal, line, tokens_json
 from isobit.server.requests import MOST_CHOICES, Common
 from isobit.server.service import Service
 
@@ -75,6 +75,9 @@ class Answers:
         kept = request.scope.get(JOURNAL)
         self.journal: Journal = kept or Journal()
         self._kept = kept is not None
+        if self.journal.by not in ("", service.fingerprint):
+            by, here = self.journal.by, service.fingerprint
+            raise UsageError(f"journal: expected one of {here}, got one of {by!r:.80}")
         sampling = chat.sampling(asked) if chat else asked.sampling
         ends = asked.ends(service.model)
         begun: list[Choice] = []
@@ -134,7 +137,9 @@ class Answers:
     def stream(self, encoder: Encoder) -> Response:
         """The pieces as server-sent events."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        kind = LINES if self._kept else "text/event-stream"
+        kind = "text/event-stream"
+        if self._kept:
+            kind, headers[BY] = LINES, self._service.fingerprint
         return StreamingResponse(self._events(encoder), media_type=kind, headers=headers)
 
     async def _events(self, encoder: Encoder) -> AsyncIterator[str]:

@@ -19,10 +19,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
 from isobit.errors import BackendUnavailable, FileRefused, UsageError, no_such_file
 from isobit.files import regular
+from isobit.server.inside import messages
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WITH_RECEIPTS = URLS[:2]
@@ -196,36 +197,11 @@ async def run(
 async def post(app: ASGIApp, url: str, body: Any) -> tuple[int, Any]:
     """A request to an application in this process: its status and its answer."""
     content = json.dumps(body).encode()
-    messages = [{"type": "http.request", "body": content, "more_body": False}]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
     status, parts = 500, list[bytes]()
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await asyncio.Event().wait()  # the client stays
-        raise AssertionError
-
-    async def send(message: Message) -> None:
-        nonlocal status
+    async for message in messages(app, "POST", url.encode(), headers, content):
         status = message.get("status", status)
         parts.append(message.get("body", b""))
-
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": url,
-        "raw_path": url.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": headers,
-        "server": None,
-        "client": None,
-    }
-    await app(scope, receive, send)
     return status, json.loads(b"".join(parts))
 
 

@@ -34,7 +34,7 @@ from isobit.server.app import for_pages
 from isobit.server.errors import NoReplica
 from isobit.server.guard import FRONT, JOURNAL_BYTES, Guard
 from isobit.server.incoming import body_of, unless_gone
-from isobit.server.journal import LINES, Journal, Line
+from isobit.server.journal import BY, LINES, Journal, Line
 from isobit.server.replicas import Replica, Replicas, patience
 
 _WAIT_SECONDS = 60.0  # for a replica, where none is up
@@ -154,6 +154,7 @@ class _Relayed:
         """What a client is told. Raises NoReplica."""
         replica, response = await self._ask()
         if response.headers.get("content-type") == LINES:
+            self._journal.by = response.headers.get(BY, "")
             stream = self._stream(replica, response)
             first = await anext(stream, "")  # from here on it ends well, whoever leaves
 

@@ -23,6 +23,8 @@ from isobit.runtime.tokens import Token
 LINES = "application/x-isobit-journal"
 """The type of a stream that is written for a front."""
 
+BY = "isobit-fingerprint"
+"""Its header that says whose tokens these are: none but servers of the same go on with it."""
 
 JOURNAL = "isobit.journal"
 """Where in a request's ASGI scope its journal is, if a front keeps one."""
@@ -62,6 +64,8 @@ class Journal(BaseModel):
 
     key: str = Field(default_factory=lambda: uuid.uuid4().hex)
     created: float = Field(default_factory=time.time)
+    by: str = ""
+    """The fingerprint of the server that began, if one has."""
     begun: bool = False
     """Whether the client was told how the stream begins."""
     said: dict[int, Said] = Field(default_factory=dict)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
 import httpx
 
 from isobit.errors import UsageError
+from isobit.server.homes import Homes, beginnings
 
 _CHECK_SECONDS = 1.0
 _MISSED = 2  # checks in turn, until a replica counts as lost
-_BLOCK = 256  # bytes of a conversation, by which its beginning is known
-_BLOCKS = 256  # of one conversation
-_KNOWN = 1 << 16  # blocks that are remembered
-_SPOKEN = ("system", "instructions", "messages", "prompt", "input", "text", "input_ids")
-
 
 _SILENT = "does not answer"
 
@@ -85,9 +78,6 @@ class Replica:
         return httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False)
 
 
-_NONE: frozenset[Replica] = frozenset()
-
-
 class Replicas:
     """All of them; a context manager within which they are watched."""
 
@@ -100,7 +90,7 @@ class Replicas:
         """What the first that was found says of itself, and so must all."""
         self._say = say
         self._changed = asyncio.Event()
-        self._homes: OrderedDict[bytes, frozenset[Replica]] = OrderedDict()
+        self._homes = Homes[Replica]()
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Replicas:
@@ -152,12 +142,9 @@ class Replicas:
     ) -> Replica | None:
         """Where a request goes; waits so long for one that is up, None if none comes.
 
-        The least loaded of those that have most of its beginning in their cache, unless others have
-        far less to do.
-
         tried: those that it should not go to, if there is another.
         """
-        blocks = list(_blocks(body))
+        blocks = beginnings(body)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not (up := [r for r in self.all if r.up and not r.draining]):
@@ -167,32 +154,6 @@ class Replicas:
         up = [r for r in up if r not in tried] or up
         if not up:
             return None
-        least = min(up, key=lambda r: r.running)
-        known = next(
-            (b for b in reversed(blocks) if self._homes.get(b, _NONE).intersection(up)), b""
-        )
-        homes = self._homes.get(known, _NONE).intersection(up)
-        chosen = min(homes, key=lambda r: r.running, default=least)
-        if chosen.running > 2 * least.running + 4:
-            chosen = least
-        for block in blocks:
-            self._homes[block] = self._homes.get(block, _NONE) | {chosen}
-            self._homes.move_to_end(block)
-        while len(self._homes) > _KNOWN:
-            self._homes.popitem(last=False)
+        chosen = self._homes.find(blocks, {r: r.running for r in up})
+        self._homes.learn(blocks, chosen)
         return chosen
-
-
-def _blocks(body: Any) -> Iterator[bytes]:
-    """Names of a conversation's beginnings: equal beginnings have equal names."""
-    if not isinstance(body, dict):
-        return
-    said = [body[name] for name in _SPOKEN if body.get(name) is not None]
-    try:
-        text = json.dumps(said, ensure_ascii=False).encode(errors="replace")[: _BLOCK * _BLOCKS]
-    except RecursionError:  # the replica refuses it
-        return
-    name = b""
-    for at in range(0, len(text) - _BLOCK + 1, _BLOCK):  # full ones
-        name = hashlib.blake2b(name + text[at : at + _BLOCK], digest_size=16).digest()
-        yield name

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Backend, Batch, Results, Tap, Wanted
+from isobit.backends.base import F32, I32, ROUTES, Backend, Batch, Results, Routes, Tap, Wanted
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
@@ -34,6 +34,7 @@ class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
+    on_device = frozenset({ROUTES})
 
     def __init__(
         self, weights: Weights, engine: EngineConfig, device: Device | None = None
@@ -64,9 +65,10 @@ class WgpuBackend(Backend):
             with self._device.guarded():
                 self._plan.load(g, self._device)
                 rows = self._plan.rows[LOGIT_ROWS]
-                self._measuring = Measuring(self._device, rows)
+                vocabulary = weights.graph.logits.shape.width
+                self._measuring = Measuring(self._device, rows, vocabulary)
                 most = max(self._plan.bytes(self._graph.logits), 4 * MOST * rows)
-                self._staging = self._device.staging(most)
+                self._staging = self._device.staging(most + self._plan.bytes(self._graph.routes))
         except BaseException:
             self.close()
             raise
@@ -92,19 +94,23 @@ class WgpuBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
+        return self._logits_of(batch, tap, stages, None)
+
+    def _logits_of(
+        self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None, routes: Routes | None
+    ) -> F32:
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         traced: dict[tuple[str, int | None], list[NDArray[np.generic]]] = {}
 
         def collect(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
-            if stages is None or stage in stages:
-                traced.setdefault((stage, layer), []).append(value)
+            traced.setdefault((stage, layer), []).append(value)
 
         def take(rows: NDArray[np.intp], words: I32) -> None:
             logits[rows] = words.view(np.float32)
 
         with self._device.guarded():
             for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
-                self._pass(batch, first, take, trace=collect if tap is not None else None)
+                self._pass(batch, first, take, routes, trace=tap and collect, stages=stages)
         if tap is not None:
             for (stage, layer), parts in traced.items():
                 tap(stage, layer, parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -116,9 +122,13 @@ class WgpuBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """What is wanted, made on the device if that is little and no logits."""
-        asked = Asked.of(wanted, self._vocab)
+        asked, routes = Asked.of(wanted, self._vocab), None
+        if wanted.routes:
+            none = self.no_routes
+            routes = np.empty((len(batch.tokens), *none.shape[1:]), none.dtype)
         if tap is not None or asked is None:
-            return super().compute(batch, wanted, tap, stages)
+            logits = self._logits_of(batch, tap, stages, routes)
+            return replace(self._measured(logits, wanted), routes=routes)
         found = Measured.empty(len(batch.logit_rows), asked)
 
         def take(rows: NDArray[np.intp], words: I32) -> None:
@@ -126,13 +136,15 @@ class WgpuBackend(Backend):
 
         with self._device.guarded():
             for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
-                self._pass(batch, first, take, asked, wanted.given)
+                self._pass(batch, first, take, routes, asked, wanted.given)
         return Results(
             found.likeliest >= 0,
             likeliest=found.likeliest if wanted.likeliest else None,
             top_ids=found.top_ids if wanted.top else None,
             top=found.top if wanted.top else None,
             given=None if wanted.given is None else found.given,
+            digests=found.digests if wanted.digests else None,
+            routes=routes,
         )
 
     def _pass(
@@ -140,14 +152,16 @@ class WgpuBackend(Backend):
         batch: Batch,
         first: int,
         take: Take,
+        routes: Routes | None,
         asked: Asked | None = None,
         given: I32 | None = None,
         trace: Trace | None = None,
+        stages: frozenset[str] | None = None,
     ) -> None:
         """Run as many tokens from ``first`` on as the buffers hold.
 
         ``take`` gets what is asked of rows, some after the other, of ``given`` ids; their logits if
-        that is None.
+        that is None. ``routes`` of the batch's tokens are put there; ``trace`` gets ``stages``.
         """
         last = min(first + self._plan.rows[TOKENS], len(batch.tokens))
         wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
@@ -157,7 +171,7 @@ class WgpuBackend(Backend):
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
             tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // TILE))
         runs = self._runs(batch, first, last)
-        p = Pass(last - first, len(wanted), tiles, len(runs))
+        p = Pass(last - first, len(wanted), tiles, len(runs), routes=routes is not None)
         self._upload(
             p,
             batch.tokens[first:last],
@@ -171,25 +185,43 @@ class WgpuBackend(Backend):
             assert batch.received is not None
             self._device.write(slot.buffer, batch.received[first:last])
         if trace is not None:
-            self._run_traced(p, trace)
+            self._run_traced(p, trace, stages)
         at_once = self._plan.rows[LOGIT_ROWS]
         for row in range(0, max(len(wanted), 1), at_once):
             count = min(at_once, len(wanted) - row)
             now, rows_now = replace(p, first=row, count=count), wanted[row : row + count]
+            if row:
+                now = replace(now, routes=False)
             if given is not None:
                 self._measuring.give(np.ascontiguousarray(given[rows_now]))
             self._device.submit(self._command(now, asked, traced=trace is not None))
-            size = self._bytes(now, asked)
-            with self._device.fetching(self._staging, size) if count else nullcontext() as rows:
+            size, more = self._bytes(now, asked), self._route_bytes(now)
+            nothing = size + more == 0
+            with (
+                nullcontext()
+                if nothing
+                else self._device.fetching(self._staging, size + more) as data
+            ):
                 if row == 0 and p.tokens == 1 and trace is None:
                     # While the device works: the next token's pass is most likely the same.
                     self._ahead[now, asked] = self._encode(now, asked, traced=False)
-                if rows is not None:
-                    take(rows_now, rows().view(np.int32).reshape(count, -1))
+                if data is None:
+                    continue
+                words = data().view(np.int32)
+                if count:
+                    take(rows_now, words[: size // 4].reshape(count, -1))
+                if more and routes is not None:
+                    layers, used = routes.shape[1:]
+                    found = words[size // 4 :].reshape(layers, p.tokens, used)
+                    routes[first:last] = found.swapaxes(0, 1)
 
     def _bytes(self, p: Pass, asked: Asked | None) -> int:
-        """Of what comes to the host."""
+        """Of what comes to the host of rows."""
         return 4 * p.count * (self._vocab if asked is None else asked.words)
+
+    def _route_bytes(self, p: Pass) -> int:
+        """Of what comes to the host of the experts."""
+        return 4 * p.tokens * self._graph.routes.words if p.routes else 0
 
     def _runs(self, batch: Batch, first: int, last: int) -> I32:
         """First token, last token + 1 and state of each sequence in a pass: int32 [n, 3]."""
@@ -225,8 +257,7 @@ class WgpuBackend(Backend):
             if p.count:
                 steps += self._graph.head(p)
                 if asked is not None:
-                    logits = self._graph.logits.buffer
-                    steps.append(self._measuring.step(logits, self._vocab, p.count, asked))
+                    steps += self._measuring.steps(self._graph.logits.buffer, p.count, asked)
             recording = self._device.record(steps)
             if self._generation != self._device.generation:
                 self._retire()
@@ -235,19 +266,28 @@ class WgpuBackend(Backend):
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(key)
         result = self._graph.logits.buffer if asked is None else self._measuring.found
-        copy = result, 0, self._bytes(p, asked), self._staging
-        return self._device.encode(self._recordings[key], copy if p.count else None)
+        size, more = self._bytes(p, asked), self._route_bytes(p)
+        copies = (
+            (result, 0, self._staging, 0, size),
+            (
+                *(self._graph.routes.buffer, 0),
+                *(self._staging, size, more),
+            ),
+        )
+        return self._device.encode(self._recordings[key], *(c for c in copies if c[-1]))
 
-    def _run_traced(self, p: Pass, trace: Trace) -> None:
+    def _run_traced(self, p: Pass, trace: Trace, stages: frozenset[str] | None) -> None:
         steps: list[Step] = []
         for s in self._graph.steps(p, traced=True):
             if isinstance(s, Step):
                 steps.append(s)
-                continue
-            if steps:
-                self._device.run(steps)
-                steps = []
-            trace(s.stage, s.value.layer, s.read(self._device, p))
+            elif stages is None or s.stage in stages:
+                if steps:
+                    self._device.run(steps)
+                    steps = []
+                trace(s.stage, s.value.layer, s.read(self._device, p))
+        if steps:
+            self._device.run(steps)
 
     def _upload(
         self,

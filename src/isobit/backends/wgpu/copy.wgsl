@@ -5,6 +5,7 @@ struct Params {
   x_at: u32,
   x_stride: u32,
   rows_at: u32,  // where `batch` names the rows to take, + 1; 0 for all
+  y_at: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> x: array<u32>;
@@ -19,5 +20,5 @@ fn copy(
   let i = 256u * group.x + lane;
   var row = group.y;
   if (p.rows_at != 0u) { row = batch[p.rows_at - 1u + row]; }
-  if (i < p.n) { y[group.y * p.n + i] = x[p.x_at + row * p.x_stride + i]; }
+  if (i < p.n) { y[p.y_at + group.y * p.n + i] = x[p.x_at + row * p.x_stride + i]; }
 }

@@ -125,6 +125,10 @@ Recording = list[tuple[Any, Any, tuple[int], tuple[int, ...]]]
 """Dispatches as the device takes them: pipeline, bind group, offset of the parameters, groups."""
 
 
+Copy = tuple[Any, int, Any, int, int]
+"""From a buffer and byte to another, and how many."""
+
+
 class Device:
     """An opened adapter with its compiled kernels."""
 
@@ -211,7 +215,7 @@ class Device:
         """``count`` values at byte ``offset`` of a buffer, once everything submitted has run."""
         n = buffer.size - offset if count is None else count * np.dtype(dtype).itemsize
         staging = self.staging(n)
-        self.submit(self.encode([], (buffer, offset, n, staging)))
+        self.submit(self.encode([], (buffer, offset, staging, 0, n)))
         with self.fetching(staging, n) as data:
             return data().copy().view(dtype)
 
@@ -326,8 +330,8 @@ class Device:
             )
         return self._groups[key]
 
-    def encode(self, recording: Recording, copy: tuple[Any, int, int, Any] | None = None) -> Any:
-        """A command to run a recording once, then to copy (buffer, first byte, bytes, staging)."""
+    def encode(self, recording: Recording, *copies: Copy) -> Any:
+        """A command to run a recording once, then to copy."""
         encoder = self._device.create_command_encoder()
         if recording:
             compute = encoder.begin_compute_pass()
@@ -336,9 +340,8 @@ class Device:
                 compute.set_bind_group(0, group, offsets)
                 compute.dispatch_workgroups(*groups)
             compute.end()
-        if copy is not None:
-            buffer, offset, nbytes, staging = copy
-            encoder.copy_buffer_to_buffer(buffer, offset, staging, 0, nbytes)
+        for copy in copies:
+            encoder.copy_buffer_to_buffer(*copy)
         return encoder.finish()
 
     def submit(self, command: Any) -> None:

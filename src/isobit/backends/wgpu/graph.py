@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.backends.base import CHOSEN
 from isobit.backends.wgpu import fusions
 from isobit.backends.wgpu import ops as ops_of_kinds
 from isobit.backends.wgpu.device import Device, Step
@@ -65,6 +66,10 @@ class LoweredGraph:
             left_out = left_out[count:]
         self.logits = self.g.dense(graph.logits)
         self._head += self._made(())
+        chosen = [m for m in self._body if isinstance(m, Mark) and m.stage == CHOSEN]
+        self._routes = {m: i for i, m in enumerate(chosen)}
+        self.routes = self.g.scratch("routes", sum(m.value.shape.width for m in chosen))
+        """Each layer's experts of all tokens, one after the other."""
 
     def _lower(self, ops: Sequence[Op]) -> int:
         """Lower some of the next operations; how many."""
@@ -86,10 +91,15 @@ class LoweredGraph:
     def steps(self, p: Pass, *, traced: bool) -> Iterator[Step | Mark]:
         """Everything up to the logits; ``traced``: with stages that nothing needs."""
         for made in self._body + self._left_out if traced else self._body:
-            if isinstance(made, Mark):
-                yield made
-            else:
+            if not isinstance(made, Mark):
                 yield from made(p)
+                continue
+            yield made
+            if p.routes and made in self._routes:
+                x, buffers = made.place, (made.place.slot, self.g.batch, self.routes)
+                at = self._routes[made] * p.tokens * x.width
+                words = x.width, x.first, x.stride, 0, at
+                yield self.g.step("copy", buffers, words, (1, p.tokens))
 
     def head(self, p: Pass) -> Iterator[Step]:
         """The logits of ``p.count`` of the wanted rows, once :meth:`steps` have run."""

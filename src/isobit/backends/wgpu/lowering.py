@@ -41,6 +41,8 @@ class Pass:
     """Of the logit rows that are computed now …"""
     count: int = 0
     """… and how many."""
+    routes: bool = False
+    """Whether each token's experts are kept."""
 
     def rows(self, shape: Shape) -> int:
         """Rows of a value."""
@@ -240,7 +242,10 @@ class Lowering:
             shape,
             x.width,
             (x.slot, self.batch, y),
-            lambda p: (x.width, x.first, x.stride, self.at(p).rows + p.first + 1 if select else 0),
+            lambda p: (
+                *(x.width, x.first, x.stride),
+                *(self.at(p).rows + p.first + 1 if select else 0, 0),
+            ),
         )
 
     # Other forms of a value, each made once for all that read it one after another

@@ -1,11 +1,12 @@
 // What rows of logits say of their next tokens (docs/numerics.md, section 11): a row a workgroup.
-// A row of `found` is the likeliest id, the log-probabilities of p.given ids, then the p.top likeliest
+// A row of `found` begins with the likeliest id, the log-probabilities of p.given ids, then the p.top likeliest
 // ids and theirs; of a row that is not finite -1 and NaN. Needs scalar and reduce.
 
 struct Params {
   vocabulary: u32,
   given: u32,
   top: u32,
+  width: u32,  // words of a row of `found`
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> logits: array<u32>;
@@ -68,8 +69,7 @@ fn measure(
   @builtin(local_invocation_index) lane: u32,
 ) {
   let base = group.x * p.vocabulary;
-  let width = 1u + p.given + 2u * p.top;
-  let out = group.x * width;
+  let out = group.x * p.width;
   var highest = 0u;
   var broken = 0u;
   for (var i = lane; i < bound(p.vocabulary); i += 256u) {

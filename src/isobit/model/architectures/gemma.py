@@ -2,6 +2,7 @@
 others, with a norm of each head vector; GeGLU, beside a mixture of GeGLU experts or alone; norms
 before and after both."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -84,7 +85,7 @@ def config(r: Metadata, vocab: int) -> Config:
     c = Config(
         **vars(found),
         layers=layers,
-        attention_scale=1.0 if fourth else usual**-0.5,
+        attention_scale=1.0 if fourth else 1 / math.sqrt(usual),
         softcap=r.number(f"{arch}.final_logit_softcapping", 0.0, 1e6, default=0.0),
     )
     pattern = f"{arch}.attention.sliding_window_pattern"
@@ -169,7 +170,7 @@ def _dense(p: Part, width: int, h: Value) -> Value:
 def _experts(p: Part, c: Config, x: Value) -> Value:
     """The router has a norm and a scale of its own before its matrix."""
     g, E, n = p.g, c.n_experts, c.hidden
-    scale = p.take("ffn_gate_inp.scale", n).float32() * np.float32(n**-0.5)
+    scale = p.take("ffn_gate_inp.scale", n).float32() * np.float32(1 / math.sqrt(n))
     weight = blocks.vector(f"{p.at}ffn_gate_inp.scale", scale)
     z = g.one("moe_router_norm", RmsNorm(c.eps), x, weights=[weight])
     z = g.one("moe_router_logits", MatMul(), z, weights=[p.matrix("ffn_gate_inp", E, n)])

@@ -2,6 +2,7 @@
 attention with an output gate; a mixture of experts beside a gated shared expert, or a dense
 feed-forward."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,7 +214,7 @@ def _delta_net(p: Part, c: Config, h: Value) -> Value:
     x = g.one(None, Columns(0, channels), made)
     taps = p.take("ssm_conv1d.weight", channels, c.conv_kernel)
     x = g.one("delta_conv", Silu(), g.one(None, CausalConv(), x, weights=[taps]))
-    q = g.one("delta_q", L2Norm(c.eps, N**-0.5), g.one(None, Heads(0, K, N), x))
+    q = g.one("delta_q", L2Norm(c.eps, 1 / math.sqrt(N)), g.one(None, Heads(0, K, N), x))
     k = g.one("delta_k", L2Norm(c.eps), g.one(None, Heads(keys, K, N), x))
     v = g.one(None, Heads(2 * keys, V, N), x)
     beta = g.one("delta_beta", Sigmoid(), g.one(None, Columns(channels + values, V), made))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from isobit.config import MOST_POSITIONS, Metadata
 from isobit.gguf.header import Value
-from isobit.numerics import RopeTable
+from isobit.numerics import RopeTable, inverse_frequencies
 from isobit.numerics.rope_table import Yarn
 
 
@@ -71,6 +71,6 @@ def llama3_divisors(c: Metadata) -> dict[str, NDArray[np.float32]]:
         raise c.refusal("high_freq_factor", f"more than {low:g}", high)
     original = c.count("original_max_position_embeddings", 1, MOST_POSITIONS)
     base = c.number("rope_theta", 1.0, 1e12)
-    turns = original * base ** (-np.arange(0, size, 2) / size) / (2 * math.pi)
+    turns = original * inverse_frequencies(size, base) / (2 * math.pi)
     stay = np.clip((turns - low) / (high - low), 0, 1)
     return {"rope_freqs.weight": (1 / (stay + (1 - stay) / factor)).astype(np.float32)}

@@ -25,10 +25,13 @@ class GatedDelta(Operation):
     kind = "gated_delta"
     per_sequence = True
 
-    def key_heads(self, key_heads: int, heads: int) -> Array:
-        """The key head of each value head."""
-        h = np.arange(heads)
-        return h // (heads // key_heads) if self.grouped else h % key_heads
+    def together(self, key_heads: int, heads: int) -> int:
+        """How many value heads, one behind the other, read the same key head: value head h reads
+        key head (h div that) mod key heads."""
+        return heads // key_heads if self.grouped else 1
+
+    def _key_heads(self, key_heads: int, heads: int) -> Array:
+        return np.arange(heads) // self.together(key_heads, heads) % key_heads
 
     def state(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""
@@ -49,7 +52,7 @@ class GatedDelta(Operation):
         q, k, v, beta, g, state = inputs
         keep = exp(g)
         s = state.copy()  # [heads, size, size of v]
-        of = self.key_heads(k.shape[1], v.shape[1])
+        of = self._key_heads(k.shape[1], v.shape[1])
         out = np.empty_like(v)
         for t in range(len(v)):
             kt, qt = k[t, of][:, :, None], q[t, of][:, :, None]
@@ -63,7 +66,7 @@ class GatedDelta(Operation):
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
         q, k, v, beta, g, s = (x.astype(np.float64) for x in inputs)
-        of = self.key_heads(k.shape[1], v.shape[1])
+        of = self._key_heads(k.shape[1], v.shape[1])
         out = np.empty(v.shape)
         for t in range(len(v)):
             s = s * np.exp(g[t])[:, None, None]

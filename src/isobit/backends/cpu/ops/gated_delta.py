@@ -8,11 +8,12 @@ from isobit.numerics.ops import GatedDelta
 def lower(to: Lowering, op: Op) -> None:
     """The delta net of all heads."""
     assert isinstance(op.operation, GatedDelta)
-    keys, (heads, size) = op.inputs[1].shape.row, op.inputs[2].shape.row
+    (keys, rows), (heads, columns) = op.inputs[1].shape.row, op.inputs[2].shape.row
+    together = op.operation.together(keys, heads)
     made = instruction(
         "gated_delta",
         in_=[to.places[v] for v in op.inputs],
         out=[to.place(op.outputs[0])],
-        integers=[to.state(op), keys[0], heads, keys[1], size, int(op.operation.grouped)],
+        integers=[to.state(op), keys, heads, rows, columns, together],
     )
     to.phase(op, Phase("gated_delta", op.layer, op=made))

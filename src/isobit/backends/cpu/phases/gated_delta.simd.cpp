@@ -1,5 +1,5 @@
 // gated_delta: in: q, k, v, beta, g; out: [tokens, heads * size of v]; integers: state, key heads, heads,
-// size, size of v, whether value heads of a key head follow each other. A work item is some columns
+// size, size of v, how many value heads, one behind the other, read the same key head. A work item is some columns
 // of one head's state of one sequence, over all its tokens.
 
 #include "../simd_op.h"
@@ -61,7 +61,7 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
     const int sequences = (int)starts.size() - 1;
     pass.team.each(sequences * H * blocks, [&](int item) {
         const int j = item % blocks * DELTA_COLUMNS, h = item / blocks % H;
-        const int of = op.integers[5] ? h / (H / K) : h % K;  // the key head
+        const int of = h / op.integers[5] % K;  // the key head
         const int first = starts[item / blocks / H], end = starts[item / blocks / H + 1];
         const int columns = std::min(DELTA_COLUMNS, m - j);
         float* state = pass.state(op.integers[0], first) + (size_t)h * n * m + j;

@@ -16,11 +16,12 @@ DEV float rows_tree(float (&v)[EACH]) {
 }
 
 // A column of a head's state a warp (blockIdx.x, columns in eights), blockIdx.y the head, blockIdx.z
-// the run. state: of each sequence [heads][columns][ROWS].
+// the run. together: value heads, one behind the other, of a key head. state: of each sequence
+// [heads][columns][ROWS].
 KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const float* k,
                             int64 k_stride, int k_step, const float* v, int64 v_stride, int v_step,
                             const float* beta, int64 beta_stride, const float* g, int64 g_stride,
-                            int key_heads, int heads, int columns, const Run* runs,
+                            int key_heads, int together, int heads, int columns, const Run* runs,
                             const int* positions, float* state, float* y) {
     begin();
     int head = blockIdx.y, column = blockIdx.x * (THREADS / WARP) + warp_id(), lane = lane_id() % LANES;
@@ -31,8 +32,9 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
     float s[EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];
 #pragma unroll
     for (int i = 0; i < EACH; i++) s[i] = begins ? 0.0f : kept[i * WARP];
-    q += head % key_heads * q_step + lane;
-    k += head % key_heads * k_step + lane;
+    int key_head = head / together % key_heads;
+    q += key_head * q_step + lane;
+    k += key_head * k_step + lane;
     v += head * v_step + column;
     auto fetch = [&](int t, int to) {
 #pragma unroll

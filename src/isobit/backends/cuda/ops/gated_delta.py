@@ -1,21 +1,19 @@
 """The gated delta rule."""
 
-from isobit.backends.cuda.lowering import WARPS, Lowering
+from isobit.backends.cuda.lowering import WARPS, Lowering, anything
 from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import GatedDelta
 
-
-def supports(op: Op) -> str | None:
-    """See :mod:`isobit.backends.cuda.ops`."""
-    assert isinstance(op.operation, GatedDelta)
-    return "value heads of a key head, one behind the other" if op.operation.grouped else None
+supports = anything
 
 
 def lower(g: Lowering, op: Op) -> None:
     """A column of a head's state a warp."""
+    assert isinstance(op.operation, GatedDelta)
     (y,), (q, k, v, beta, decay) = op.outputs, op.inputs
     (key_heads, rows), (heads, columns) = k.shape.row, v.shape.row
+    together = op.operation.together(key_heads, heads)
     vectors = [g.view(x, x.shape.row[-1]) for x in (q, k, v)]
     scalars = [g.view(x, heads) for x in (beta, decay)]
     state, to = g.state(op), g.new(y)
@@ -26,7 +24,7 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch(
             "ops/gated_delta",
             (-(-columns // WARPS), heads, p.runs),
-            (*views, key_heads, heads, columns, p.inputs.runs, p.inputs.positions)
+            (*views, key_heads, together, heads, columns, p.inputs.runs, p.inputs.positions)
             + (state.address, to.address),
             {"ROWS": rows},
         )

@@ -11,6 +11,7 @@ override LANES: u32;  // of a column: a power of two, at most 16
 struct Params {
   heads: u32,
   key_heads: u32,
+  together: u32,  // value heads, one behind the other, of a key head
   columns: u32,
   runs_at: u32,  // in `batch`: first token, last token + 1 and state of each sequence
   q_at: u32,
@@ -114,6 +115,7 @@ fn gated_delta(
   let first = batch[run];
   let end = batch[run + 1u];
   let fours = max(1u, SIZE / LANES / 4u);
+  let key_head = head / p.together % p.key_heads;
   let state = ((batch[run + 2u] * p.heads + head) * SIZE + mine) * p.columns + min(column, p.columns - 1u);
   let begins = batch[first] == 0u;  // its position
   for (var i = 0u; i < fours; i++) {
@@ -124,8 +126,8 @@ fn gated_delta(
   }
   for (var t = first; t < end; t++) {
     let keep = vec4(exp_real(decay[p.decay_at + t * p.decay_stride + head]));
-    let key = p.k_at + t * p.k_stride + (head % p.key_heads) * SIZE + mine;
-    let query = p.q_at + t * p.q_stride + (head % p.key_heads) * SIZE + mine;
+    let key = p.k_at + t * p.k_stride + key_head * SIZE + mine;
+    let query = p.q_at + t * p.q_stride + key_head * SIZE + mine;
     for (var i = 0u; i < fours; i++) {
       let from_k = at(i, key, LANES);
       let keys = vec4(k[from_k.x], k[from_k.y], k[from_k.z], k[from_k.w]);

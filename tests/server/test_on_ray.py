@@ -1,0 +1,106 @@
+"""A cluster of Ray on this machine: what dies in it goes on elsewhere, with the same bits."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from threading import Thread
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.helpers.expected import needs
+from tests.server.test_front import at, continued, free_port, many, stream, streams
+from tests.server.test_server import wait_for
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own
+SERVED: dict[str, Any] = {"backend": "cpu", "context": 512, "replicas": 2, "grace": 0}
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster of this process and its children, on loopback."""
+    found = needs("ray", "ray.serve") and needs("ray", "ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else there is a key in the home folder
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
+        found.init(
+            num_cpus=4,  # of which each process takes one; they are two in truth
+            object_store_memory=80 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
+        yield found
+        found.shutdown()
+
+
+def processes(name: str) -> set[int]:
+    """Of Ray's actors of a name in this session."""
+    found = subprocess.run(["pgrep", "-f", f"ray::{name}"], stdout=subprocess.PIPE, check=False)
+    here = os.getsid(0)
+    return {pid for pid in map(int, found.stdout.split()) if os.getsid(pid) == here}
+
+
+def servers() -> set[int]:
+    return processes("ServeReplica:default:Server")
+
+
+@pytest.fixture(scope="module")
+def front(ray: Any) -> Iterator[str]:
+    from ray import serve  # noqa: PLC0415  # an extra
+
+    from isobit.server.on_ray import Asked, app  # noqa: PLC0415
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app(Asked(**SERVED)))
+    yield at(port)
+    serve.delete("default")
+
+
+def test_what_begins_alike_goes_to_the_same_server(front: str) -> None:
+    cached = []
+    for i in range(6):
+        body = {"prompt": "def f(x):\n" * 50 + f"    y = {i}", "max_tokens": 1}
+        said = httpx.post(front + "/v1/completions", json=body, timeout=60).json()
+        cached.append(said["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached[0] == 0
+    assert all(cached[1:]), cached
+
+
+def test_a_killed_server_is_gone_on_with_and_started_again(
+    front: str, rng: np.random.Generator
+) -> None:
+    for tokens in (120, 240, 480):  # streams may be through before
+        asked = many(rng, min(tokens, 400))
+        wanted = [stream(front, *each) for each in asked]
+        wait_for(lambda: len(servers()) == 2)
+        before = servers()
+        assert streams(front, asked, 9, partial(os.kill, min(before), signal.SIGKILL)) == wanted
+        wait_for(lambda: len(servers()) == 2)
+        assert servers() != before
+        if continued(front):
+            return
+    raise AssertionError("no stream was cut")
+
+
+def test_an_update_replaces_servers_under_their_streams(
+    front: str, rng: np.random.Generator
+) -> None:
+    from ray import serve  # noqa: PLC0415
+
+    from isobit.server.on_ray import Asked, app  # noqa: PLC0415
+
+    asked, before = many(rng, 300), servers()
+    wanted = [stream(front, *each) for each in asked]
+    updating = Thread(target=lambda: serve.run(app(Asked(**SERVED, waiting=77))))
+    assert streams(front, asked, 3, updating.start) == wanted
+    updating.join()
+    wait_for(lambda: not before & servers() and len(servers()) == 2)
+    assert httpx.get(front + "/ready", timeout=60).json()["status"] == "ready"
