@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.command import in_terminal
 
+CONTRACT = Path(__file__).parents[2] / "contracts/qwen3-moe-forward-v1.yaml"
 PROMPTS = '[17]\n"def fibonacci(n): return 42\\n"\n'
 ONE = ["--tokens", "605,290"]
 CPU = ["--backend", "cpu"]  # to look for GPUs takes longer than most of these
@@ -15,6 +16,7 @@ COMMANDS = [
     (["inspect"], "Q4_K"),
     (["tokenize", "-p", "import os"], "702"),
     (["devices"], "reference"),
+    (["contract", "status", str(CONTRACT)], "obligation"),
     (["bench", *CPU, "-p", "16", "-n", "4", "-r", "1"], "pp16"),
     (["trace", *ONE, *CPU, "-o", "x.trace"], "wrote"),
     (["verify", *ONE, "--planes", "1", "--against-planes", "2", "--min-cosine", "0.9"], "faulty"),

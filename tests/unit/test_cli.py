@@ -318,6 +318,11 @@ def test_a_table_fits_the_terminal_and_says_what_it_left_out() -> None:
     assert max(map(len, lines)) <= 40
     assert lines[0].split() == ["stage", "a", "long", "heading", "verdict"]
     assert lines[-1] == "left out for want of room: layers"
+    for width in range(20, 60):  # what is kept is not folded
+        narrow = Console(width=width, file=io.StringIO(), color_system=None)
+        print_fitted(narrow, header, rows, header[:0:-1])
+        table, *_ = narrow.file.getvalue().split("left out")
+        assert len(table.splitlines()) == 4, table
     wide = Console(width=80, file=io.StringIO(), color_system=None)
     print_fitted(wide, header, rows, ["layers"])
     assert "all 48" in wide.file.getvalue()
