@@ -274,10 +274,15 @@ def test_a_models_text_does_not_drive_the_terminal(
     assert out.getvalue() == shown
 
 
-def test_closed_standard_streams_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_streams_are_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["inspect"]) == 2
+    assert "output: standard output is closed" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    assert main(["inspect"]) == 0
+    assert main(["trace", *RUN[1:], "--tokens", "1", "-o", str(tmp_path / "x.trace")]) == 0
     assert main(["nothing"]) == 2
 
 
