@@ -43,8 +43,11 @@ from tests.helpers.random_file import RandomFile  # noqa: E402
 from tests.helpers.synth import Geometry, _small_vocabulary  # noqa: E402
 from tests.model import (  # noqa: E402
     test_gemma,
+    test_glm4moe,
     test_granite,
+    test_lfm2,
     test_llama,
+    test_minimax,
     test_olmoe,
     test_qwen3next,
 )
@@ -55,13 +58,17 @@ VOCABULARY = 900
 KINDS: dict[str, Callable[..., object]] = {
     **{k: partial(test_llama.write, kind=k) for k in ("llama", "mixtral", "qwen2", "qwen2moe")},
     "olmoe": test_olmoe.write,
+    "glm4moe": partial(test_glm4moe.write, kind="big"),
+    "lfm2": partial(test_lfm2.write, kind="lfm2"),
+    "lfm2moe": partial(test_lfm2.write, kind="lfm2moe"),
+    "minimax-m2": test_minimax.write,
     "granite": partial(test_granite.write, kind="Granite"),
     "granitemoe": partial(test_granite.write, kind="GraniteMoeShared"),
     "qwen3next": test_qwen3next.write,
     "gemma3": partial(test_gemma.write, kind="gemma3"),
     "gemma4": partial(test_gemma.write, kind="gemma4"),
 }
-DENSE = ("llama", "qwen2", "granite", "gemma3")
+DENSE = ("llama", "qwen2", "granite", "gemma3", "lfm2")
 
 
 def geometry(kind: str, *, large: bool) -> Geometry:
@@ -69,7 +76,9 @@ def geometry(kind: str, *, large: bool) -> Geometry:
     if large:
         g = replace(g, layers=9, hidden=768, heads=12, kv_heads=4, experts=16, experts_used=4)
         g = replace(g, ffn=3072 if kind in DENSE else 512)
-    g = replace(g, context=1024, tied=kind.startswith("gemma"))
+    g = replace(g, context=1024, tied=kind.startswith(("gemma", "lfm2")))
+    if kind == "glm4moe" and not large:  # experts in groups
+        g = replace(g, experts=8)
     if kind == "olmoe":  # llama.cpp reads no other
         g = replace(g, kv_heads=g.heads)
     return replace(g, experts=0, experts_used=0) if kind in DENSE else g

@@ -197,21 +197,35 @@ def top_k(z: Row, k: int, *, normalise: bool) -> tuple[list[int], list[float]]:
     m = max(z)
     e = [exp(f32(a - m)) for a in z]
     total = sum256(e)
-    p = [f32(a / total) for a in e]
-    left, ids = list(range(len(z))), []
-    for _ in range(k):
-        best, best_p = -1, -inf
-        for i in left:
-            if p[i] > best_p:
-                best, best_p = i, p[i]
-        ids.append(best)
-        left.remove(best)
+    return choose([f32(a / total) for a in e], k, normalise=normalise)
+
+
+def choose(
+    p: Row, k: int, *, normalise: bool, bias: Row | None = None, groups: int = 1, used: int = 1
+) -> tuple[list[int], list[float]]:
+    score = [f32(a + b) for a, b in zip(p, bias or [0.0] * len(p), strict=True)]
+    size = len(p) // groups
+    two = [sorted(score[g * size : (g + 1) * size])[-2:] for g in range(groups)]
+    kept = first_of([f32(sum(pair)) for pair in two], list(range(groups)), used)
+    left = [i for i in range(len(p)) if i // size in kept]
+    ids = first_of(score, left, k)
     if not normalise:
         return ids, [p[i] for i in ids]
     chosen = 0.0
     for i in ids:
         chosen = f32(chosen + p[i])
-    return ids, [f32(p[i] / chosen) for i in ids]
+    return ids, [f32(p[i] / max(chosen, 2**-14)) for i in ids]
+
+
+def first_of(score: Row, left: list[int], n: int) -> list[int]:
+    found: list[int] = []
+    for _ in range(n):
+        best = -1
+        for i in left:
+            if i not in found and (best < 0 or score[i] > score[best]):
+                best = i
+        found.append(best)
+    return found
 
 
 def combine(weights: Row, outputs: Sequence[Row]) -> list[float]:

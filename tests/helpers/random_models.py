@@ -166,9 +166,10 @@ def logits_of(model: Any, tokens: Sequence[int]) -> F32:
 
 
 def check_bits(file: GGUFFile, tokens: Sequence[int], backends: Sequence[str]) -> None:
-    """Every cut, and threads, give the reference's bits."""
+    """Every cut, and threads, give the reference's bits. What a plane changes is products alone,
+    whose own tests have both on every backend."""
     weights = Weights.from_file(file)
-    for planes in (1, 2):
+    for planes in (1, 2) if backends == ["cpu"] else (2,):
         engine = EngineConfig(activation_planes=planes, context=256, max_sequences=1, threads=2)
         expected = run_cut(opened("reference", weights, engine), tokens, [0])
         assert np.isfinite(expected).all()

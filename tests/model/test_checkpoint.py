@@ -79,6 +79,42 @@ MODELS = {
             },
         },
     ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        {
+            "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5, "attention_bias": True,
+            "use_qk_norm": True, "num_hidden_layers": 2,
+        },
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"],
+            "block_multiple_of": 32, "tie_word_embeddings": True,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        "Lfm2MoeForCausalLM",
+        {
+            "num_hidden_layers": 2, "layer_types": ["full_attention", "conv"],
+            "num_dense_layers": 1, "num_experts": 3, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
+    "minimax_m2": (
+        "MiniMaxM2Config",
+        "MiniMaxM2ForCausalLM",
+        {
+            "num_local_experts": 3, "num_experts_per_tok": 2, "num_hidden_layers": 2,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
     "qwen2_moe": ("Qwen2MoeConfig", "Qwen2MoeForCausalLM", MIXTURE | {"norm_topk_prob": False}),
 }  # fmt: skip
 
@@ -93,6 +129,9 @@ def written(kind: str, folder: Path, seed: int = 0) -> None:
         for name, p in model.named_parameters():
             spread = 0.3 if p.ndim == 1 else p.shape[-1] ** -0.5
             p.normal_(1.0 if p.ndim == 1 and "norm" in name else 0.0, spread)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("correction_bias", "expert_bias")):
+                buffer.normal_(0.0, 0.3)
     model.bfloat16().save_pretrained(folder, max_shard_size="60KB")
 
 
@@ -185,7 +224,7 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model_type": "bert"}, "model_type: expected one of llama"),
+        ({"model_type": "bert"}, "model_type: expected one of .*llama"),
         ({"hidden_size": -1}, "hidden_size: expected an integer"),
         ({"num_hidden_layers": 5}, "tensor model.layers.4.*expected in the file, not found"),
         ({"num_hidden_layers": 3}, "expected only tensors of the architecture"),

@@ -17,8 +17,10 @@ from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.model import (
     test_gemma,
+    test_glm4moe,
     test_gpt_oss,
     test_granite,
+    test_lfm2,
     test_llama,
     test_olmoe,
     test_qwen3next,
@@ -98,6 +100,18 @@ def test_sinks_windows_and_biases_of_experts(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
 def test_norms_of_all_heads_together(tmp_path, kind):
     test_olmoe.write(tmp_path / "m.gguf", test_olmoe.SHAPES["several"])
+    compare(kind, tmp_path / "m.gguf", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_sigmoid_routers(tmp_path, kind):
+    test_glm4moe.write(tmp_path / "m.gguf", "big")
+    compare(kind, tmp_path / "m.gguf", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_short_convolutions(tmp_path, kind):
+    test_lfm2.write(tmp_path / "m.gguf", "lfm2moe")
     compare(kind, tmp_path / "m.gguf", 2, True)
 
 

@@ -316,8 +316,8 @@ def test_router(gpu, rng, experts, k, normalise):
     z[3, experts // 2] = 500  # all others have probability 0
     b, ops = Buffers(gpu), Alone(gpu, 2)
     ids, weights = b.new(4 * 5 * k), b.new(4 * 5 * k)
-    arguments = (b.put(z), experts, k, int(normalise), ids, weights)
-    ops.launch("ops/top_k.router_top_k", (5,), arguments, shared=4 * experts)
+    arguments = (b.put(z), experts, k, int(normalise), 1, 0, 1, 1, ids, weights)
+    ops.launch("ops/top_k.router_top_k", (5,), arguments, shared=8 * experts)
     expected_ids, expected_weights, _ = numerics.top_k(z, k, normalise=normalise)
     assert np.array_equal(b.get(ids, (5, k), np.int32), expected_ids)
     same(b.get(weights, (5, k)), expected_weights)

@@ -42,6 +42,7 @@ from isobit.numerics.ops import (
     Heads,
     L2Norm,
     MatMul,
+    Multiply,
     RmsNorm,
     Rope,
     Scale,
@@ -106,6 +107,10 @@ def silu_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
 def sigmoid_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     gate = g.one(None, Heads(16, 3, 16, 32), x)  # every second head
     return g.one("y", SigmoidGate(), g.one(None, Columns(0, 48), x), gate)
+
+
+def multiply(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", Multiply(), *(g.one(None, Columns(first, 40), x) for first in (1, 50)))
 
 
 def gated_add(g: Builder, x: Value, rng: np.random.Generator) -> Value:
@@ -212,6 +217,29 @@ def expert_bias(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", ExpertBias(), y, ids, weights=[f32("b", rng.standard_normal((5, 24)))])
 
 
+def routed(g: Builder, z: Value, rng: np.random.Generator, of: TopK) -> Value:
+    """The weights of experts chosen so with biases of eighths; in the ids' places, too."""
+    bias = f32("bias", np.rint(4 * rng.standard_normal(z.shape.width)) / 8)
+    w, ids = g.add((None, None), of, z, weights=[bias])
+    marks = f32("marks", 1 + np.arange(z.shape.width))
+    row = g.one(None, Heads(0, of.k, 1), w)
+    return g.one("y", ExpertScale(), row, ids, weights=[marks])
+
+
+def sigmoid_router(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    p = g.one(None, Sigmoid(), x)
+    return routed(g, p, rng, TopK(7, normalise=True, softmax=False))
+
+
+def router_of_groups(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    p = g.one(None, Sigmoid(), g.one(None, Columns(3, 90), x))
+    return routed(g, p, rng, TopK(5, False, softmax=False, groups=6, groups_used=4))
+
+
+def biased_softmax(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return routed(g, g.one(None, Columns(0, 40), x), rng, TopK(4, normalise=True))
+
+
 def clamped_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     halves = [g.one(None, Heads(48 * i, 3, 16), x) for i in range(2)]
     return g.one("y", ClampedGate(1.5, 1.702), *halves)
@@ -233,6 +261,7 @@ CASES = (
     sigmoid,
     silu_gate,
     sigmoid_gate,
+    multiply,
     gated_add,
     rms_norm,
     l2_norm,
@@ -247,6 +276,9 @@ CASES = (
     scale,
     scaled_gate,
     expert_scale,
+    sigmoid_router,
+    router_of_groups,
+    biased_softmax,
 )
 STATEFUL = (causal_conv, gated_delta, grouped_gated_delta)
 WITHOUT_EDGES = {*STATEFUL[1:], decay, attention, attention_through_a_window, expert_bias}

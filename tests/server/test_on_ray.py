@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -12,7 +14,9 @@ import httpx
 import numpy as np
 import pytest
 
+from isobit.cli import main
 from tests.helpers.expected import needs
+from tests.server.test_batch import answers, write
 from tests.server.test_front import at, continued, free_port, many, stream, streams
 from tests.server.test_server import wait_for
 
@@ -29,7 +33,7 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
         found.init(
-            num_cpus=4,  # of which each process takes one; they are two in truth
+            num_cpus=6,  # of which each process takes one; they are two in truth
             object_store_memory=80 << 20,
             include_dashboard=False,
             log_to_driver=False,
@@ -62,6 +66,34 @@ def front(ray: Any) -> Iterator[str]:
     serve.run(app(Asked(**SERVED)))
     yield at(port)
     serve.delete("default")
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (["--workers", "cpu=2"], 2, "--workers: expected --ray beside it"),
+        (["--ray", "--workers", "tpu=2"], 2, "expected backends and numbers, such as cpu=4"),
+        (["--ray"], 2, "ray: not installed: pip install 'isobit[ray]'"),
+        (["--ray"], 4, "RAY_ADDRESS: no cluster at 127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    more: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before there is a cluster, and first without Ray."""
+    if "not installed" in said:
+        monkeypatch.setitem(sys.modules, "ray", None)
+    elif "no cluster" in said:
+        needs("ray", "ray")
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    write(tmp_path / "in", 1)
+    assert main(["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *more]) == code
+    assert said in capsys.readouterr().err
 
 
 def test_what_begins_alike_goes_to_the_same_server(front: str) -> None:
@@ -104,3 +136,52 @@ def test_an_update_replaces_servers_under_their_streams(
     updating.join()
     wait_for(lambda: not before & servers() and len(servers()) == 2)
     assert httpx.get(front + "/ready", timeout=60).json()["status"] == "ready"
+
+
+def test_a_batch_whose_workers_and_driver_are_killed(
+    ray: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in", 30, max_tokens=16)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    common = ["batch", str(tmp_path / "in"), "--context", "256", "--threads", "1"]
+    assert main([*common, "-o", str(whole), "--backend", "cpu"]) == 0
+    command = [*common, "-o", str(out), "--ray", "--workers", "cpu=1,reference=1", "--at-once", "2"]
+
+    def lines() -> int:
+        return out.read_bytes().count(b"\n") if out.exists() else 0
+
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "isobit", *command], env=os.environ | {"RAY_ADDRESS": address}
+    )
+    wait_for(lambda: lines() >= 3 or driver.poll() is not None)
+    before = lines()
+    for worker in processes("Worker"):
+        os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: lines() >= before + 3 or driver.poll() is not None)
+    assert driver.poll() is None, "over too soon to see anything"
+    driver.kill()
+    driver.wait()
+    kept = out.read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1]
+    assert main([*command, "--audit", "0.2"]) == 0
+    assert "identical on workers of cpu, reference" in capsys.readouterr().out
+    assert out.read_bytes().startswith(kept)
+    found = [
+        {name: a["body"]["choices"][0]["isobit_receipt"] for name, a in answers(path).items()}
+        for path in (whole, out)
+    ]
+    assert len(found[0]) == 30
+    assert {r["backend"] for r in found[1].values()} == {"cpu", "reference"}
+    assert [{n: r["tokens"] for n, r in f.items()} for f in found[:1]] == [
+        {n: r["tokens"] for n, r in f.items()} for f in found[1:]
+    ]
+
+
+def test_a_batch_without_room_is_refused(
+    ray: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in", 1)
+    command = ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--ray"]
+    assert main([*command, "--workers", "cpu=1,cuda=1", "--threads", "1"]) == 2
+    assert "found none for one of cuda that needs 1 CPU and 1 GPU" in capsys.readouterr().err

@@ -20,6 +20,21 @@ def test_top_k(experts: int, k: int, normalise: bool, rng: np.random.Generator) 
     assert same_bits(weights, np.array([e[1] for e in expected], np.float32))
 
 
+@pytest.mark.parametrize(("groups", "used"), [(1, 1), (2, 1), (6, 4), (6, 6)])
+def test_top_k_by_biased_scores_of_groups(groups: int, used: int, rng: np.random.Generator) -> None:
+    p = rng.uniform(0, 1, (30, 24)).astype(np.float32)
+    p[10:20] = np.rint(8 * p[10:20]) / np.float32(8)  # many ties
+    p[20:] *= np.float32(1e-6)  # sums below 2^-14
+    bias = np.rint(8 * rng.standard_normal(24)).astype(np.float32) / np.float32(8)
+    ids, weights, _ = top_k(p, 5, softmax=False, bias=bias, groups=groups, groups_used=used)
+    naively = [
+        naive.choose(row, 5, normalise=True, bias=bias.tolist(), groups=groups, used=used)
+        for row in p.tolist()
+    ]
+    assert ids.tolist() == [e[0] for e in naively]
+    assert same_bits(weights, np.array([e[1] for e in naively], np.float32))
+
+
 def test_ties_go_to_the_lower_index() -> None:
     z = np.zeros((1, 128), np.float32)
     z[0, [7, 100]] = 3

@@ -207,7 +207,21 @@ def open_model(
     args: argparse.Namespace, context: int | None, sequences: int | None = None
 ) -> Model:
     """The model that the arguments ask for, with room for sequences of ``context`` tokens."""
-    engine = EngineConfig(
+    engine = engine_of(args, context, sequences)
+    exit_on_bus_error()
+    with busy(f"loading {args.model}"):
+        model = Model(args.model, args.backend, engine, _tell)
+    trained = model.config.context_length
+    if context is not None and context > trained:
+        say(f"a context of {context:,} tokens: the model was trained for {trained:,}")
+    return model
+
+
+def engine_of(
+    args: argparse.Namespace, context: int | None, sequences: int | None = None
+) -> EngineConfig:
+    """How the arguments say a model is run."""
+    return EngineConfig(
         activation_planes=args.activation_planes,
         threads=args.threads,
         context=context,
@@ -218,13 +232,6 @@ def open_model(
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )
-    exit_on_bus_error()
-    with busy(f"loading {args.model}"):
-        model = Model(args.model, args.backend, engine, _tell)
-    trained = model.config.context_length
-    if context is not None and context > trained:
-        say(f"a context of {context:,} tokens: the model was trained for {trained:,}")
-    return model
 
 
 class Sizes(TypedDict, total=False):

@@ -132,6 +132,10 @@ ATTENTION = weights(
     attn_v="self_attn.v_proj",
     attn_output="self_attn.o_proj",
 )
+BIASES = {
+    f"attn_{role}.bias": Source(f"self_attn.{name}.bias")
+    for role, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj"))
+}
 FEED_FORWARD = weights(ffn_gate="mlp.gate_proj", ffn_up="mlp.up_proj", ffn_down="mlp.down_proj")
 EXPERTS: Sources = {
     "ffn_gate_inp.weight": Source("mlp.gate.weight", float32=True),
@@ -212,6 +216,9 @@ class HuggingFace:
     """What no one key of config.json says; raises ModelRefused."""
     computed: Callable[[Metadata], Mapping[str, NDArray[np.float32]]] = _nothing
     """Tensors of the file, by name, that no checkpoint has; raises ModelRefused."""
+    drafts: str | None = None
+    """The key in config.json of how many blocks behind the layers draft tokens; they are left
+    out."""
 
     def metadata(self, c: Metadata) -> dict[str, Value]:
         """What follows ``general.architecture``, from config.json. Raises ModelRefused."""
@@ -219,6 +226,12 @@ class HuggingFace:
             c.only(key, value)
         known = {ours: c.scalar(name) for ours, name in self.keys.items() if name in c.metadata}
         return {**known, **self.more(c)}
+
+    def left_out(self, c: Metadata) -> tuple[str, ...]:
+        """What the names of tensors begin with that no token depends on. Raises ModelRefused."""
+        layers = c.count("num_hidden_layers", 1, 4096)
+        drafts = c.count(self.drafts, 0, 64, default=0) if self.drafts else 0
+        return tuple(f"model.layers.{i}." for i in range(layers, layers + drafts))
 
     def sources(self, c: Metadata) -> dict[str, tuple[Source, ...]]:
         """Where every tensor may come from, by its name in GGUF. Raises ModelRefused."""

@@ -5,23 +5,54 @@ from numpy.typing import NDArray
 
 from isobit.numerics.pointwise import F32, exp, sum256
 
+LEAST_SUM = 2.0**-14
+"""What normalised weights are divided by at least; a softmax's never add up to less."""
 
-def top_k(logits: F32, k: int, *, normalise: bool = True) -> tuple[NDArray[np.int32], F32, F32]:
-    """Choose k experts from router logits [T, E].
 
-    Returns (ids int32 [T, k] by descending probability, ties to the lower index; weights float32
-    [T, k]; probabilities float32 [T, E]).
+def top_k(
+    z: F32,
+    k: int,
+    *,
+    normalise: bool = True,
+    softmax: bool = True,
+    bias: F32 | None = None,
+    groups: int = 1,
+    groups_used: int = 1,
+) -> tuple[NDArray[np.int32], F32, F32]:
+    """Choose k experts by the softmax of router logits [T, E], or by z as it is; ``bias`` [E] is
+    added for the choice alone. Only the best ``groups_used`` of equal groups are chosen from.
+
+    Returns (ids int32 [T, k], best first, ties to the lower index; weights float32 [T, k];
+    probabilities float32 [T, E]).
     """
-    e = exp(logits - logits.max(axis=1, keepdims=True))
-    p = e / sum256(e)[:, None]
-    ids = np.argsort(-p, axis=1, kind="stable")[:, :k].astype(np.int32)
+    p = z
+    if softmax:
+        e = exp(z - z.max(axis=1, keepdims=True))
+        p = e / sum256(e)[:, None]
+    ids = best(p if bias is None else p + bias, k, groups, groups_used)
     chosen = np.take_along_axis(p, ids, axis=1)
     if not normalise:
         return ids, chosen, p
     total = np.zeros(len(p), np.float32)
     for rank in range(k):
         total = total + chosen[:, rank]
-    return ids, chosen / total[:, None], p
+    divisor: F32 = np.maximum(total, np.float32(LEAST_SUM))
+    return ids, chosen / divisor[:, None], p
+
+
+def best(
+    score: NDArray[np.floating], k: int, groups: int = 1, groups_used: int = 1
+) -> NDArray[np.int32]:
+    """The k best of scores [T, E], ties to the lower index: ids int32 [T, k]. A group is as good as
+    its best score and the second added."""
+    if groups_used < groups:
+        each = score.reshape(len(score), groups, -1)
+        two = np.sort(each, axis=2)[..., -2:]
+        order = np.argsort(-(two[..., 1] + two[..., 0]), axis=1, kind="stable")
+        left, kept = np.full_like(each, -np.inf), order[:, :groups_used, None]
+        np.put_along_axis(left, kept, np.take_along_axis(each, kept, axis=1), axis=1)
+        score = left.reshape(score.shape)
+    return np.argsort(-score, axis=1, kind="stable")[:, :k].astype(np.int32)
 
 
 def combine(weights: F32, outputs: F32) -> F32:

@@ -13,7 +13,7 @@ import asyncio
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -28,6 +28,8 @@ from isobit.server.inside import messages
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WITH_RECEIPTS = URLS[:2]
 _LINE = 16 << 20  # bytes of a row
+Ask = Callable[[str, Any], Awaitable[tuple[int, Any]]]
+"""Gives the status and the body of an answer to a body that is sent to a URL."""
 _AGAIN = 0.2  # seconds until a request is tried again that others stood in the way of
 
 
@@ -153,7 +155,7 @@ def _checked(line: bytes, where: str) -> str:
 
 
 async def run(
-    app: ASGIApp,
+    ask: Ask,
     path: Path,
     rows: Sequence[Row],
     answered: Answered,
@@ -162,7 +164,10 @@ async def run(
     receipts: bool,
     step: Callable[[], None],
 ) -> None:
-    """Ask for every row that is not finished, so many at once, and write each answer."""
+    """Ask for every row that is not finished, so many at once, and write each answer.
+
+    Raises BackendUnavailable if a row has no answer.
+    """
     left = iter([row for row in rows if row.custom_id not in answered.done])
     with path.open("rb") as file:
 
@@ -173,10 +178,10 @@ async def run(
                 body = asked["body"]
                 if receipts and asked["url"] in WITH_RECEIPTS:
                     body["isobit_receipt"] = True
-                status, answer = await post(app, asked["url"], body)
+                status, answer = await ask(asked["url"], body)
                 while status == HTTPStatus.TOO_MANY_REQUESTS:
                     await asyncio.sleep(_AGAIN)
-                    status, answer = await post(app, asked["url"], body)
+                    status, answer = await ask(asked["url"], body)
                 if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise BackendUnavailable(
                         f"{path}: {row.custom_id}: {_message(answer)}; what is finished is kept: "
@@ -185,13 +190,18 @@ async def run(
                 answered.write(row.custom_id, status, answer)
                 step()
 
-        workers = [asyncio.create_task(work()) for _ in range(at_once)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(work, at_once)
+
+
+async def together(work: Callable[[], Coroutine[Any, Any, None]], n: int) -> None:
+    """So many of it at the same time; the first that fails ends the others."""
+    tasks = [asyncio.create_task(work()) for _ in range(n)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def post(app: ASGIApp, url: str, body: Any) -> tuple[int, Any]:

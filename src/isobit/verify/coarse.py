@@ -18,6 +18,7 @@ from isobit.errors import UsageError
 from isobit.model.graph import Op
 from isobit.numerics import Weight, exp
 from isobit.numerics.attention import attention_scale, visible
+from isobit.numerics.moe import LEAST_SUM, best
 from isobit.numerics.ops import (
     Array,
     Arrays,
@@ -164,12 +165,16 @@ def _attention(op: Op, q: Array, keys: Array, values: Array, positions: Array) -
 
 
 def _top_k(op: Op, inputs: Sequence[Array]) -> Arrays:
-    (logits,), choice = inputs, cast(TopK, op.operation)
-    e = exp(logits - logits.max(axis=1, keepdims=True))
-    p = e / _sum(e)[:, None]
-    ids = np.argsort(-p, axis=1, kind="stable")[:, : choice.k].astype(np.int32)
+    (p,), choice = inputs, cast(TopK, op.operation)
+    if choice.softmax:
+        e = exp(p - p.max(axis=1, keepdims=True))
+        p = e / _sum(e)[:, None]
+    score = p + op.weights[0].float32() if op.weights else p
+    ids = best(score, choice.k, choice.groups, choice.groups_used)
     chosen = np.take_along_axis(p, ids, axis=1)
-    return chosen / _sum(chosen)[:, None] if choice.normalise else chosen, ids
+    if choice.normalise:
+        chosen = chosen / np.maximum(_sum(chosen), np.float32(LEAST_SUM))[:, None]
+    return chosen, ids
 
 
 def _sum(v: Array) -> F32:

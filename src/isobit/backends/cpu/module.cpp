@@ -97,8 +97,9 @@ public:
         require(ids.shape(0) == z.shape(0) && same(ids, weights) && same(z, p) && k <= E,
                 "top_k: shapes differ");
         each(z.shape(0), [&](int t) {
-            kernels_.top_k(z.data() + t * E, (int)E, (int)k, normalise, ids.data() + t * k,
-                           weights.data() + t * k, p.data() + t * E);
+            std::vector<int32_t> keys(E);
+            kernels_.top_k(z.data() + t * E, (int)E, {(int)k, normalise}, ids.data() + t * k,
+                           weights.data() + t * k, p.data() + t * E, keys.data());
         });
     }
 

@@ -5,7 +5,18 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from isobit.config import Metadata, ModelConfig
-from isobit.model.architectures import gemma, gpt_oss, granite, llama, olmoe, qwen3, qwen35
+from isobit.model.architectures import (
+    gemma,
+    glm4moe,
+    gpt_oss,
+    granite,
+    lfm2,
+    llama,
+    minimax,
+    olmoe,
+    qwen3,
+    qwen35,
+)
 from isobit.model.graph import Graph
 from isobit.model.huggingface import HuggingFace
 from isobit.model.tensors import Tensors
@@ -25,14 +36,19 @@ _QWEN3 = Architecture(qwen3.config, qwen3.graph)
 _QWEN35 = Architecture(qwen35.config, qwen35.graph, qwen35.draft)
 _GEMMA = Architecture(gemma.config, gemma.graph)
 _GRANITE = Architecture(granite.config, granite.graph)
+_LFM2 = Architecture(lfm2.config, lfm2.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {
     "gemma3": _GEMMA,
     "gemma4": _GEMMA,
+    "glm4moe": Architecture(glm4moe.config, glm4moe.graph),
     "gpt-oss": Architecture(gpt_oss.config, gpt_oss.graph),
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
+    "lfm2": _LFM2,
+    "lfm2moe": _LFM2,
     "llama": _LLAMA,
+    "minimax-m2": Architecture(minimax.config, minimax.graph),
     "olmoe": Architecture(olmoe.config, olmoe.graph),
     "qwen2": _LLAMA,
     "qwen2moe": _LLAMA,
@@ -46,7 +62,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """By the name in ``general.architecture``."""
 HUGGING_FACE: dict[str, HuggingFace] = {
+    **glm4moe.HUGGING_FACE,
+    **lfm2.HUGGING_FACE,
     **llama.HUGGING_FACE,
+    **minimax.HUGGING_FACE,
     **qwen3.HUGGING_FACE,
     **qwen35.HUGGING_FACE,
 }

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from isobit.config import ModelConfig
 from isobit.gguf.formats import F32
+from isobit.model.architectures.routing import Routing
 from isobit.model.graph import Builder, Graph, Value
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable, Weight
@@ -29,6 +30,7 @@ from isobit.numerics.ops import (
     Rope,
     Scale,
     SelectRows,
+    Sigmoid,
     SiluGate,
     Softcap,
     TopK,
@@ -253,16 +255,33 @@ def dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:
     return p.product(f"{name}_out", together, (f"ffn_down{tail}", h.shape.width))
 
 
-def experts(p: Part, c: ModelConfig, h: Value) -> Value:
-    """A mixture of SwiGLU experts, their weights the softmax of the router."""
-    z = p.product("moe_router_logits", h, ("ffn_gate_inp", c.n_experts))
-    names = "moe_router", "moe_router_indices"
-    weights, ids = p.g.add(names, TopK(c.n_experts_used, c.normalise_experts), z)
-
+def experts(
+    p: Part, c: ModelConfig, h: Value, how: Routing | None = None, *, biased: bool = False
+) -> Value:
+    """A mixture of SwiGLU experts, chosen by ``how``, by default their softmax; ``biased``: by
+    probabilities with a bias."""
+    how = how or Routing()
+    weights, ids = route(p, c, h, how, biased=biased)
     gate, up = expert_gate_up(p, c, h, ids)
     y = p.g.one("moe_expert_swiglu", SiluGate(), gate, up)
     y = p.expert_product("moe_expert_out", y, ids, "ffn_down_exps", c.n_experts, c.hidden, c.ffn)
-    return p.g.one("moe_ffn_out", Combine(), weights, y)
+    y = p.g.one("moe_ffn_out", Combine(), weights, y)
+    return scaled(p.g, "moe_ffn_scaled", y, how.scale)
+
+
+def route(
+    p: Part, c: ModelConfig, h: Value, how: Routing, *, biased: bool = False
+) -> tuple[Value, ...]:
+    """The weights and the ids of the experts that are chosen."""
+    z = p.product("moe_router_logits", h, ("ffn_gate_inp", c.n_experts))
+    if how.sigmoid:
+        z = p.g.one("moe_router_scores", Sigmoid(), z)
+    names = "moe_router", "moe_router_indices"
+    bias = [p.take("exp_probs_b.bias", c.n_experts)] if biased else []
+    choice = TopK(
+        c.n_experts_used, c.normalise_experts, not how.sigmoid, how.groups, how.groups_used
+    )
+    return p.g.add(names, choice, z, weights=bias)
 
 
 def expert_gate_up(p: Part, c: ModelConfig, h: Value, ids: Value) -> tuple[Value, Value]:

@@ -25,12 +25,14 @@ def check(
     scaled: bool = False,
     windows: bool = False,
     gating: int = 1,
+    routed: bool = False,
 ) -> None:
     """Refuse hyper-parameters that do not fit together, and keys that are not implemented.
 
     ``known``: keys that an architecture reads besides those that all do, without its name.
     ``scaled``, ``windows``: it has read the scaling of RoPE, the sliding window. ``gating``: the
-    router's function as the key has it, softmax by default.
+    router's function as the key has it, softmax by default; ``routed``: it has read that, the
+    scale of experts and which layers have none.
     """
     arch = c.architecture
     if c.n_heads % c.n_kv_heads:
@@ -63,5 +65,6 @@ def check(
     if not windows:
         r.only(f"{arch}.attention.sliding_window", 0)
     r.only(f"{arch}.attention.sliding_window_pattern", 2)
-    r.only(f"{arch}.expert_gating_func", gating)
-    r.only(f"{arch}.leading_dense_block_count", 0)
+    if not routed:
+        r.only(f"{arch}.expert_gating_func", gating)
+        r.only(f"{arch}.leading_dense_block_count", 0)

@@ -14,6 +14,7 @@ from isobit.model.architectures.scaling import huggingface_scaling, llama3_divis
 from isobit.model.graph import Graph, Value
 from isobit.model.huggingface import (
     ATTENTION,
+    BIASES,
     DENSE_KEYS,
     EXPERT_KEYS,
     EXPERTS,
@@ -106,11 +107,7 @@ def _neighbours(heads: str) -> Callable[[Metadata], Reorder]:
 
 
 _Q, _K = _neighbours("num_attention_heads"), _neighbours("num_key_value_heads")
-_BIASES = {
-    f"attn_{role}.bias": Source(f"self_attn.{name}.bias")
-    for role, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj"))
-}
-_LAYER = {**ATTENTION, **_BIASES, **weights(ffn_norm="post_attention_layernorm")}
+_LAYER = {**ATTENTION, **BIASES, **weights(ffn_norm="post_attention_layernorm")}
 
 
 def _llama(c: Metadata) -> dict[str, Source | Sequence[Source]]:
@@ -122,7 +119,7 @@ def _llama(c: Metadata) -> dict[str, Source | Sequence[Source]]:
     return layer
 
 
-_MIXTRAL: Sources = {
+MIXTRAL: Sources = {
     "ffn_gate_inp.weight": (
         Source("block_sparse_moe.gate.weight", float32=True),
         Source("mlp.gate.weight", float32=True),
@@ -160,7 +157,7 @@ HUGGING_FACE = {
         _DENSE,
         model="MixtralForCausalLM",
         keys=KEYS | DENSE_KEYS | {k: v for k, v in EXPERT_KEYS.items() if "length" not in k},
-        layer=lambda c: {**_llama(c), **_MIXTRAL},
+        layer=lambda c: {**_llama(c), **MIXTRAL},
     ),
     "qwen2": replace(
         _DENSE,

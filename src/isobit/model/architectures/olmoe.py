@@ -43,12 +43,13 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     return blocks.transformer(
         c,
         tensors,
-        lambda p, _, h: _attention(p, c, h),
+        lambda p, _, h: attention(p, c, c.rope, h),
         lambda p, _, h: blocks.experts(p, c, h),
     )
 
 
-def _attention(p: Part, c: Config, h: Value) -> Value:
+def attention(p: Part, c: ModelConfig, table: RopeTable, h: Value) -> Value:
+    """Attention with a norm of all query heads together and one of all key heads."""
     g, H, G, D = p.g, c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
@@ -58,7 +59,7 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
         columns = g.one(None, Columns(first, heads * D), qkv)
         weight = p.take(f"{norm}.weight", heads * D)
         normed = g.one(None, RmsNorm(c.eps), columns, weights=[weight])
-        return blocks.heads_of(p, name, Rope(c.rope), normed, Heads(0, heads, D))
+        return blocks.heads_of(p, name, Rope(table), normed, Heads(0, heads, D))
 
     q = rotated("q_post_rope", "attn_q_norm", 0, H)
     k = rotated("k_post_rope", "attn_k_norm", H * D, G)

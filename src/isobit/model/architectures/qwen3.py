@@ -51,20 +51,21 @@ def config(r: Metadata, vocab: int) -> Config:
 
 def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
+    table = c.rope if isinstance(c, Config) else RopeTable(c.head_dim, c.rope_base)
     return blocks.transformer(
         c,
         tensors,
-        lambda p, _, h: _attention(p, c, h),
+        lambda p, _, h: attention(p, c, table, h),
         lambda p, _, h: blocks.feed_forward(p, c, h),
     )
 
 
-def _attention(p: Part, c: ModelConfig, h: Value) -> Value:
+def attention(p: Part, c: ModelConfig, table: RopeTable, h: Value) -> Value:
+    """Attention with a norm of each head vector."""
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
     qkv = p.product("qkv_matmul", h, *roles)
-    table = c.rope if isinstance(c, Config) else RopeTable(D, c.rope_base)
     q = blocks.rotated_heads(p, "q_post_rope", "attn_q_norm", c.eps, table, qkv, Heads(0, H, D))
     keys = Heads(H * D, G, D)
     k = blocks.rotated_heads(p, "k_post_rope", "attn_k_norm", c.eps, table, qkv, keys)

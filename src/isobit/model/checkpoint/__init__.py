@@ -32,7 +32,7 @@ TYPES: dict[str, Format] = {f.name.lower(): f for f in (F32, F16, BF16, Q8_0, Q4
 
 _NUMBERS = (  # that a file may write without a point
     *("rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor"),
-    *("beta_fast", "beta_slow"),
+    *("beta_fast", "beta_slow", "routed_scaling_factor"),
 )
 _NOT_TEXT = re.compile(r"(model\.)?visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
 _TEXT = re.compile(r"model\.language_model\.|language_model\.model\.")
@@ -79,7 +79,7 @@ class Checkpoint(GGUFFile):
         computed = kind.computed(config)
         self._stored |= {name: Stored(F32, values) for name, values in computed.items()}
         sources = kind.sources(config) | {name: (Source(name),) for name in computed}
-        tensors = self._directory(folder, config, sources)
+        tensors = self._directory(folder, config, sources, kind.left_out(config))
         metadata |= vocabulary(folder, tensors["token_embd.weight"].shape[0])
         super().__init__([folder], Header(3, metadata, tensors, {}), [])
         self.called = {f"{arch}.{key}": name for key, name in kind.keys.items()} | {
@@ -89,9 +89,14 @@ class Checkpoint(GGUFFile):
         self.file_size = sum(c.size for c in self._contents)
 
     def _directory(
-        self, folder: Path, config: Metadata, sources: Mapping[str, Sequence[Source]]
+        self,
+        folder: Path,
+        config: Metadata,
+        sources: Mapping[str, Sequence[Source]],
+        left_out: tuple[str, ...],
     ) -> dict[str, TensorInfo]:
-        """What is there of ``sources``. What is not is no matter if the graph can do without."""
+        """What is there of ``sources``, and nothing but that and what is ``left_out``. What is not
+        is no matter if the graph can do without."""
         tensors, taken = {}, {"lm_head.weight"} if "output.weight" not in sources else set()
         for name, possible in sources.items():
             for source in possible:
@@ -110,7 +115,8 @@ class Checkpoint(GGUFFile):
             self._sources[name] = parts, source
             tensors[name] = self._info(folder, name, parts, source)
         for name in self._stored:
-            if name not in taken and not _NOT_TEXT.match(name):
+            known = name in taken or _NOT_TEXT.match(name) or name.startswith(left_out)
+            if not known:
                 expected = "only tensors of the architecture"
                 raise refusal(folder, f"tensor {show(name)}", expected, "one that is not known")
         return tensors
@@ -180,8 +186,9 @@ def _config(folder: Path) -> Metadata:
     for key in _NUMBERS:
         if type(found.get(key)) is int:
             found[key] = float(found[key])
-    if "num_local_experts" in found:  # the same under another name
-        found.setdefault("num_experts", found["num_local_experts"])
+    for key in ("num_local_experts", "n_routed_experts"):  # the same under another name
+        if key in found:
+            found.setdefault("num_experts", found[key])
     return Metadata({k: v for k, v in found.items() if v is not None}, str(path))
 
 

@@ -35,6 +35,7 @@ from isobit.numerics.ops.gelu_gate import GeluGate
 from isobit.numerics.ops.heads import Heads
 from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
+from isobit.numerics.ops.multiply import Multiply
 from isobit.numerics.ops.receive import Receive
 from isobit.numerics.ops.rms_norm import RmsNorm
 from isobit.numerics.ops.rope import Rope
@@ -78,6 +79,7 @@ __all__ = [
     "Heads",
     "L2Norm",
     "MatMul",
+    "Multiply",
     "Operation",
     "Receive",
     "RmsNorm",

@@ -107,6 +107,14 @@ enum class Level {
     portable
 };
 
+// How experts are chosen: see isobit.numerics.ops.TopK.
+struct Routing {
+    int k;
+    bool normalise, softmax = true;
+    int groups = 1, groups_used = 1;
+    const float* bias = nullptr;  // or null
+};
+
 // What several files of a level call. What one operation alone calls is declared, for every level, in
 // the operation's own file, which is compiled once for each: see run_of.
 struct Kernels {
@@ -122,8 +130,8 @@ struct Kernels {
     void (*exp)(const float* x, int n, float* y);
     void (*silu_gate)(const float* gate, const float* up, int n, float* y);
     void (*add)(const float* x, const float* y, int n, float* out);
-    void (*top_k)(const float* z, int n, int k, bool normalise, int32_t* ids, float* weights,
-                  float* p);
+    void (*top_k)(const float* z, int n, const Routing&, int32_t* ids, float* weights, float* p,
+                  int32_t* keys);
     void (*combine)(const float* weights, const float* y, int k, int n, float* out);
     float (*largest)(const float* z, int n, uint32_t* magnitude);
     void (*weigh)(const float* z, int n, float top, float temperature, uint32_t* p, uint32_t* most,

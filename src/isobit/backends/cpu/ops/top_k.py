@@ -8,9 +8,11 @@ from isobit.numerics.ops import ExpertMatMul, TopK
 def lower(to: Lowering, op: Op) -> None:
     """The experts of a token."""
     assert isinstance(op.operation, TopK)
-    experts, k = op.inputs[0].shape.width, op.operation.k
-    made = to.simple(op, integers=[experts, k, int(op.operation.normalise), to.router(k)])
-    made["out"].append(to.scratch_vector(0, experts))
+    how, experts, k = op.operation, op.inputs[0].shape.width, op.operation.k
+    integers = [experts, k, int(how.normalise), to.router(k), int(how.softmax)]
+    integers += [how.groups, how.groups_used]
+    made = to.simple(op, integers=integers, vectors=[w.float32() for w in op.weights])
+    made["out"].append(to.scratch_vector(0, 2 * experts))
     phase = to.vectors(op, made)
     ids = op.outputs[1]
     here = (0, experts)  # of a part with whole experts: those that it has

@@ -127,6 +127,8 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
         m |= {name: g.matrix(w) for name, w in zip(names, made[of].weights, strict=True)}
     choice = made["ids"].operation if "ids" in v else None
     assert choice is None or isinstance(choice, TopK)
+    if choice and (made["ids"].weights or not choice.plain):
+        return None
     first, second = made["h"].operation, made["h1"].operation
     assert isinstance(first, RmsNorm)
     assert isinstance(second, RmsNorm)

@@ -1,40 +1,80 @@
 // Router and weighted sum of experts (docs/numerics.md, section 7), and tokens sorted by expert.
 #include "items.cuh"
 
-// A token a block. probability: shared, one float an expert.
-KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normalise,
-                             int* ids, float* weights) {
+// An integer that compares as the score does, above 0, which is for what is not to be chosen.
+DEV uint32 key_of(float score) {
+    uint32 b = bits(score);
+    return max(b & 0x80000000u ? ~b : b | 0x80000000u, 1u);
+}
+DEV float score_of(uint32 key) {
+    return isobit::from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// Keys of experts in all but the best groups become 0. group: shared, a key each.
+DEV void leave_groups(uint32* key, int experts, int groups, int used, uint32* group) {
+    int size = experts / groups;
+    if (int(threadIdx.x) < groups) {
+        uint32 best = 0, second = 0;
+        for (int e = threadIdx.x * size; e < int(threadIdx.x + 1) * size; e++) {
+            second = max(second, min(best, key[e]));
+            best = max(best, key[e]);
+        }
+        group[threadIdx.x] = key_of(add(score_of(best), score_of(second)));
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < experts; e += THREADS) {
+        int own = e / size, before = 0;
+        for (int g = 0; g < groups; g++) before += group[g] > group[own] - (g < own);
+        if (before >= used) key[e] = 0;
+    }
+    __syncthreads();
+}
+
+// A token a block. z: logits, or without softmax probabilities; bias: null or one an expert.
+// probability: shared, one an expert, then as many keys.
+KERNEL(THREADS) router_top_k(const float* z, int experts, int k, int normalise, int softmax,
+                             const float* bias, int groups, int groups_used, int* ids,
+                             float* weights) {
     begin();
     DYNAMIC_SHARED(float, probability);
     __shared__ float buffer[SUPER];
     __shared__ float maxima[THREADS / WARP];
     __shared__ float chosen[64];
+    __shared__ uint32 group[64];
+    uint32* key = (uint32*)(probability + experts);
     int token = blockIdx.x;
-    logits += int64(token) * experts;
-    float m = isobit::from_bits(0xff800000u), sum = 0.0f;
-    for (int e = threadIdx.x; e < experts; e += THREADS) m = fmaxf(m, logits[e]);
-    m = warp_max(m);
-    if (lane_id() == 0) maxima[warp_id()] = m;
-    __syncthreads();
-    for (int w = 0; w < THREADS / WARP; w++) m = fmaxf(m, maxima[w]);
-    for (int e = threadIdx.x; e < experts; e += THREADS) {
-        probability[e] = isobit::exp(sub(logits[e], m));
-        sum = add(sum, probability[e]);
+    z += int64(token) * experts;
+    if (softmax) {
+        float m = isobit::from_bits(0xff800000u), sum = 0.0f;
+        for (int e = threadIdx.x; e < experts; e += THREADS) m = fmaxf(m, z[e]);
+        m = warp_max(m);
+        if (lane_id() == 0) maxima[warp_id()] = m;
+        __syncthreads();
+        for (int w = 0; w < THREADS / WARP; w++) m = fmaxf(m, maxima[w]);
+        for (int e = threadIdx.x; e < experts; e += THREADS) {
+            probability[e] = isobit::exp(sub(z[e], m));
+            sum = add(sum, probability[e]);
+        }
+        float total = block_tree(sum, buffer);
+        for (int e = threadIdx.x; e < experts; e += THREADS)
+            probability[e] = div(probability[e], total);
+    } else {
+        for (int e = threadIdx.x; e < experts; e += THREADS) probability[e] = z[e];
     }
-    float total = block_tree(sum, buffer);
     for (int e = threadIdx.x; e < experts; e += THREADS)
-        probability[e] = div(probability[e], total);
+        key[e] = key_of(add(probability[e], bias ? bias[e] : 0.0f));
     __syncthreads();
+    if (groups_used < groups) leave_groups(key, experts, groups, groups_used, group);
     // An expert's rank is the number of those before it. Two lanes count for one.
     for (int base = warp_id() * (WARP / 2); base < experts; base += THREADS / 2) {
         int e = base + lane_id() / 2, before = 0;
-        // Those below e come first at an equal probability, those above it only at a larger one.
-        uint32 least = e < experts ? bits(probability[e]) : 0u, larger = least + 1;
+        // Those below e come first at an equal key, those above it only at a larger one.
+        uint32 larger = e < experts ? key[e] : 0u, least = larger - 1;
 #pragma unroll 8
         for (int j = lane_id() % 2; j < experts; j += 2)
-            before += bits(probability[j]) >= (j < e ? least : larger);
+            before += key[j] > (j < e ? least : larger);
         before += shuffle_xor(before, 1);
-        if (e < experts && before < k && lane_id() % 2 == 0) {
+        if (larger && before < k && lane_id() % 2 == 0) {
             ids[token * k + before] = e;
             chosen[before] = probability[e];
         }
@@ -43,7 +83,7 @@ KERNEL(THREADS) router_top_k(const float* logits, int experts, int k, int normal
     if (int(threadIdx.x) < k) {
         float w = chosen[threadIdx.x], all = 0.0f;
         for (int rank = 0; rank < k; rank++) all = add(all, chosen[rank]);
-        weights[token * k + threadIdx.x] = normalise ? div(w, all) : w;
+        weights[token * k + threadIdx.x] = normalise ? div(w, all < 0x1p-14f ? 0x1p-14f : all) : w;
     }
 }
 

@@ -44,7 +44,9 @@ def supports(op: Op) -> str | None:
 def lower(g: Lowering, op: Op) -> None:
     """A token a block; then one block sorts their pairs."""
     assert isinstance(op.operation, TopK)
-    k, normalise = op.operation.k, int(op.operation.normalise)
+    how, k = op.operation, op.operation.k
+    flags = int(how.normalise), int(how.softmax)
+    bias = g.vector(op.weights[0]) if op.weights else int
     (z,), (weights, ids) = op.inputs, op.outputs
     experts, x = z.shape.width, g.dense(z)
     to = g.new(weights)
@@ -56,8 +58,9 @@ def lower(g: Lowering, op: Op) -> None:
     at = Order.of(g, ids)
 
     def make(p: Pass) -> None:
-        arguments = (x.address, experts, k, normalise, chosen.address, to.address)
-        g.launch("ops/top_k.router_top_k", (p.tokens,), arguments, shared=4 * experts)
+        arguments = (x.address, experts, k, *flags, bias(), how.groups, how.groups_used)
+        results = chosen.address, to.address
+        g.launch("ops/top_k.router_top_k", (p.tokens,), (*arguments, *results), shared=8 * experts)
         pairs = p.tokens * k
         parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
         g.launch(

@@ -42,16 +42,19 @@ def supports(op: Op) -> str | None:
 def lower(g: Lowering, op: Op) -> None:
     """A token a workgroup; then, for several tokens, a launch that sorts their pairs."""
     assert isinstance(op.operation, TopK)
-    k, normalise = op.operation.k, int(op.operation.normalise)
+    how, k = op.operation, op.operation.k
+    bias_at = g.vector(op.weights[0]) + 1 if op.weights else 0
     (z,), (weights, ids) = op.inputs, op.outputs
     experts = z.shape.width
     plan = g.slot("plan", 5 * k, more=experts)
     g.put(ids, Place(plan, k, k))
-    buffers = g.dense(z), g.scratch("probabilities", experts), g.new(weights), plan
+    scratch = g.scratch("probabilities", 2 * experts)
+    buffers = g.dense(z), g.vectors, scratch, g.new(weights), plan
+    choice = int(how.normalise), int(how.softmax), bias_at, how.groups, how.groups_used
 
     def steps(p: Pass) -> Iterable[Step]:
         at, files = Plan.of(ids, p), ("reduce", "items")
-        parameters = experts, k, normalise, at.pairs, at.order, at.entries, at.groups, at.counts
+        parameters = experts, k, *choice, at.pairs, at.order, at.entries, at.groups, at.counts
         yield g.step("ops/top_k", buffers, parameters, (p.tokens,), files)
         if p.tokens > 1:
             yield g.step("ops/top_k.sort_pairs", buffers, parameters, (1,), files)
