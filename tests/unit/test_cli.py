@@ -353,7 +353,9 @@ def test_a_machine_without_a_gpu_is_no_news(
     assert f"running on the CPU, not the GPU (NVIDIA): {note}" in capsys.readouterr().err
 
 
-def test_a_file_s_recommended_sampling_yields_to_what_was_asked() -> None:
+def test_a_file_s_recommended_sampling_yields_to_what_was_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     metadata = {
         "general.sampling.temp": 0.7,
         "general.sampling.top_p": 0.8,
@@ -361,6 +363,9 @@ def test_a_file_s_recommended_sampling_yields_to_what_was_asked() -> None:
         "general.sampling.min_p": "often",
     }
     assert options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
+    odd, kind = capsys.readouterr().err.splitlines()
+    assert "general.sampling.top_k is not followed: top_k: expected" in odd
+    assert "general.sampling.min_p is not followed: min_p: expected a number, got 'often'" in kind
     assert options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
     assert options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
     assert options.words({}) == ""
