@@ -60,11 +60,15 @@ def test_prompts_of_verify(
 
 
 def test_accuracy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    small_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = tmp_path / "text"
     text.write_text("def f(x):\n    return x\n" * 20)
-    argv = ["accuracy", "--text", str(text), "--window", "16", "--planes", "2", "--limit", "64"]
+    argv = ["accuracy", str(small_model), "--text", str(text), "--planes", "2"]
+    argv += ["--window", "16", "--limit", "64"]
     monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 2))
     assert main(argv) == 130
     out, err = capsys.readouterr()
