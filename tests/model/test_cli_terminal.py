@@ -19,7 +19,10 @@ COMMANDS = [
     (["contract", "status", str(CONTRACT)], "obligation"),
     (["bench", *CPU, "-p", "16", "-n", "4", "-r", "1"], "pp16"),
     (["trace", *ONE, *CPU, "-o", "x.trace"], "wrote"),
-    (["verify", *ONE, "--planes", "1", "--against-planes", "2", "--min-cosine", "0.9"], "faulty"),
+    (
+        ["verify", *ONE, "--planes", "1", "--against-planes", "2", "--min-cosine", "0.9"],
+        "post_attn_residual",
+    ),
     (["verify", "--prompts", "prompts.txt", "--against", "oracle"], "prompt 1"),
     (["ablate", *ONE, "--stage", "qkv_matmul=f64"], "specification"),
     (["ablate", *ONE, "--rank", "--layers", "0..1"], "share gone"),
