@@ -42,6 +42,7 @@ from isobit.verify.oracle import Oracle  # noqa: E402
 from tests.helpers.random_file import RandomFile  # noqa: E402
 from tests.helpers.synth import Geometry, _small_vocabulary  # noqa: E402
 from tests.model import (  # noqa: E402
+    test_deepseek2,
     test_gemma,
     test_glm4moe,
     test_granite,
@@ -59,6 +60,7 @@ KINDS: dict[str, Callable[..., object]] = {
     **{k: partial(test_llama.write, kind=k) for k in ("llama", "mixtral", "qwen2", "qwen2moe")},
     "olmoe": test_olmoe.write,
     "glm4moe": partial(test_glm4moe.write, kind="big"),
+    "deepseek2": partial(test_deepseek2.write, kind="Glm4MoeLite"),
     "lfm2": partial(test_lfm2.write, kind="lfm2"),
     "lfm2moe": partial(test_lfm2.write, kind="lfm2moe"),
     "minimax-m2": test_minimax.write,
@@ -77,7 +79,7 @@ def geometry(kind: str, *, large: bool) -> Geometry:
         g = replace(g, layers=9, hidden=768, heads=12, kv_heads=4, experts=16, experts_used=4)
         g = replace(g, ffn=3072 if kind in DENSE else 512)
     g = replace(g, context=1024, tied=kind.startswith(("gemma", "lfm2")))
-    if kind == "glm4moe" and not large:  # experts in groups
+    if kind.startswith(("glm4moe", "deepseek2")) and not large:  # experts in groups
         g = replace(g, experts=8)
     if kind == "olmoe":  # llama.cpp reads no other
         g = replace(g, kv_heads=g.heads)

@@ -61,6 +61,10 @@ class BackendUnavailable(IsobitError):
     exit_code = 4
 
 
+class CacheLost(BackendUnavailable):
+    """What was in the KV cache is gone, and is to be run again; the backend works."""
+
+
 class FileRefused(IsobitError):
     """A trace, receipt or text file is damaged, or of another kind than expected."""
 

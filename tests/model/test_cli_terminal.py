@@ -25,7 +25,7 @@ COMMANDS = [
     ),
     (["verify", "--prompts", "prompts.txt", "--against", "oracle"], "prompt 1"),
     (["ablate", *ONE, "--stage", "qkv_matmul=f64"], "specification"),
-    (["ablate", *ONE, "--rank", "--layers", "0..1"], "share gone"),
+    (["ablate", *ONE, "--rank", "--layers", "0..1"], "stage alone"),
     (["accuracy", "--text", "prompts.txt", "--planes", "2"], "KL"),
     (["perplexity", *CPU, "--text", "prompts.txt"], "perplexity"),
 ]

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 import isobit
+from isobit.backends import pipeline
 from isobit.backends.base import Backend, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.pipeline import LocalStage, PipelineBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend
+from isobit.cli import main
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable, UsageError
+from isobit.errors import BackendUnavailable, CacheLost, UsageError
 from isobit.model.checkpoint import open_model
 from isobit.model.layers import layers
 from isobit.model.weights import Weights
@@ -38,9 +40,8 @@ def on_wgpu(weights: Weights, engine: EngineConfig) -> Backend:
     return WgpuBackend(weights, engine, device=open_device())
 
 
-def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
+def batches(rng: np.random.Generator, vocab: int, n: tuple[int, int]) -> list[Batch]:
     """Two sequences: prefilled together with rows asked for out of order, then a step of both."""
-    n = 90, 41
     ids = rng.integers(0, vocab, sum(n) + 2).astype(np.int32)
     pages = np.array([[3, 1], [0, 2]], np.int32)
     states = np.array([1, 0], np.int32)
@@ -49,15 +50,15 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
         np.array([*range(n[0]), *range(n[1])], np.int32),
         np.array([0] * n[0] + [1] * n[1], np.int32),
         pages,
-        np.array([130, 0, 89, 40, 40], np.int32),
+        np.array([sum(n) - 1, 0, n[0] - 1, 40, 40], np.int32),
         states,
     )
     each = np.arange(2, dtype=np.int32)
     return [first, Batch(ids[sum(n) :], np.array(n, np.int32), each, pages, each, states)]
 
 
-def logits(backend: Backend, vocab: int, seed: int) -> np.ndarray:
-    found = [backend.forward(b) for b in batches(np.random.default_rng(seed), vocab)]
+def logits(backend: Backend, vocab: int, seed: int, n: tuple[int, int] = (90, 41)) -> np.ndarray:
+    found = [backend.forward(b) for b in batches(np.random.default_rng(seed), vocab, n)]
     backend.close()
     return np.concatenate(found).view(np.uint32)
 
@@ -80,16 +81,18 @@ def test_stages_of_different_backends() -> None:
     w = of_file(HYBRID)
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    whole = logits(CpuBackend(w, ENGINE), w.config.vocab, seed)
+    few = 50, 14  # the reference is slow, and these are two parts of a batch already
+    whole = logits(CpuBackend(w, ENGINE), w.config.vocab, seed, few)
     n = w.graph.n_layers
     makes = [(on_wgpu, (0, 3)), (ReferenceBackend, (3, 4)), (CpuBackend, (4, n - 1))]
     stages = [LocalStage(make, w, ENGINE, cut) for make, cut in [*makes, (on_wgpu, (n - 1, n))]]
-    assert np.array_equal(logits(PipelineBackend(w, ENGINE, stages), w.config.vocab, seed), whole)
+    cut = logits(PipelineBackend(w, ENGINE, stages), w.config.vocab, seed, few)
+    assert np.array_equal(cut, whole)
 
 
 def test_traced_stages_are_those_of_the_whole() -> None:
     w = of_file(HYBRID)
-    batch = batches(np.random.default_rng(1), w.config.vocab)[0]
+    batch = batches(np.random.default_rng(1), w.config.vocab, (90, 41))[0]
     shown: list[dict] = []
     stages = [LocalStage(CpuBackend, w, ENGINE, cut) for cut in ((0, 2), (2, w.graph.n_layers))]
     for backend in (CpuBackend(w, ENGINE), PipelineBackend(w, ENGINE, stages)):
@@ -109,6 +112,100 @@ def test_a_pipeline_says_what_its_stages_leave_out() -> None:
     n = w.graph.n_layers
     stages = [LocalStage(Fused, w, ENGINE, (0, 2)), LocalStage(CpuBackend, w, ENGINE, (2, n))]
     assert PipelineBackend(w, ENGINE, stages).fused_away == Fused.fused_away
+
+
+class Forgetful:
+    """A stage that dies before some of its passes, and comes back with an empty cache."""
+
+    def __init__(self, w: Weights, engine: EngineConfig, deaths: list[int]) -> None:
+        self._new = lambda: LocalStage(CpuBackend, w, engine, (0, w.graph.n_layers))
+        self._stage = self._new()
+        self.about = self._stage.about
+        self.deaths = deaths
+
+    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[np.ndarray, dict]:
+        self.deaths[:] = [n - 1 for n in self.deaths]
+        if 0 in self.deaths:
+            self._stage.close()
+            self._stage = self._new()
+            raise CacheLost("died")
+        return self._stage.run(batch, stages)
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+@pytest.mark.parametrize("path", [sample_path(), HYBRID], ids=["sample", "hybrid"])
+def test_what_ran_when_a_cache_was_lost_runs_again(
+    path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Forgetful] = []
+
+    def connect(*_: object) -> Forgetful:
+        engine = EngineConfig(context=512, max_sequences=4, threads=1)
+        made.append(Forgetful(of_file(path), engine, []))
+        return made[0]
+
+    monkeypatch.setattr(pipeline, "connect", connect)
+    prompts = [rng.integers(0, 1000, n).tolist() for n in (150, 30)]
+    asked: dict = {"max_tokens": 20, "seed": 1, "temperature": 1.0, "logprobs": 2}
+    with (
+        isobit.load(path, backend="cpu", context=512, threads=1) as here,
+        isobit.load(path, context=512, stages=["elsewhere:1"], chunk=64) as model,
+    ):
+        made[0].deaths += sorted(rng.integers(1, 20, 3).tolist())
+        print(made[0].deaths)
+        found = []
+        for m in (here, model):
+            watches = [Recorder() for _ in prompts]
+            streams = [m.stream(p, watch=w, **asked) for p, w in zip(prompts, watches, strict=True)]
+            for stream in streams:
+                stream.begin(wait=False)
+            scores = m.score(prompts)
+            texts = [(s.text, s.logprobs) for s in (stream.complete() for stream in streams)]
+            receipts = [w.receipt().tokens for w in watches]
+            found.append((scores, texts, receipts))
+        assert model.backend.losses >= 1
+        for a, b in zip(found[0][0], found[1][0], strict=True):
+            assert np.array_equal(a, b)
+        assert repr(found[0][1:]) == repr(found[1][1:])
+        model.generations.scheduler.blocks.check([])
+        made[0].deaths += [1]
+        tap = Watching()
+        with pytest.raises(CacheLost, match="begin again"):
+            model.generate(prompts[0], max_tokens=2, watch=tap)
+        made[0].deaths += range(1, 9)  # a pass is of two parts
+        with pytest.raises(BackendUnavailable, match="died, 4 times in turn"):
+            model.generate(prompts[0], max_tokens=2)
+
+
+def test_a_pipeline_is_verified_and_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def connect(*_: object) -> LocalStage:
+        return LocalStage(CpuBackend, of_file(sample_path()), ENGINE, (0, 8))
+
+    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setenv("ISOBIT_STAGE_KEY", "k")
+    spread = ["--hosts", "elsewhere:1", "--backend", "auto"]
+    assert main(["verify", *spread, "--against", "cpu", "-p", "import os, sys"]) == 0
+    assert "pipeline" in capsys.readouterr().out
+    receipt = str(tmp_path / "r.json")
+    assert main(["run", "-p", "import", "-n", "3", "--backend", "cpu", "--receipt", receipt]) == 0
+    assert main(["replay", receipt, *spread]) == 0
+    assert "identical: 3 tokens on pipeline" in capsys.readouterr().out
+
+
+class Watching:
+    stages = frozenset({"attn_norm"})
+
+    def begin(self, *_: object) -> None:
+        pass
+
+    def tap(self, *_: object) -> None:
+        pass
+
+    routed = chose = tap
 
 
 @pytest.mark.parametrize(

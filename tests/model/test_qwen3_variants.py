@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable, ModelRefused
+from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import read_config
 from isobit.model.weights import Weights
@@ -173,19 +173,6 @@ def transformers_model(kind: str, w: dict[str, F32]) -> Any:
                 state[name + key] = value.swapaxes(1, 2) if turned else value
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
     return model.double().eval()
-
-
-def test_hf_says_what_it_does_not_have(written: Written) -> None:
-    needs("torch", "torch")
-    needs("transformers", "transformers")
-    from isobit.verify import hf  # noqa: PLC0415
-
-    said = {"yarn": "a file that scales it", "fused": "in one tensor"}
-    if written.kind in said:
-        with pytest.raises(BackendUnavailable, match=said[written.kind]):
-            hf.build(written.weights)
-    else:
-        hf.build(written.weights)
 
 
 def test_layers_that_differ_are_refused(written: Written) -> None:

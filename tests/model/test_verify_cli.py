@@ -268,6 +268,23 @@ def test_several_prompts_in_one_table(home: Path, capsys: Out) -> None:
         assert outcome["uncertainty"] >= 0
 
 
+def test_a_ranking_beside_a_guess(capsys: Out) -> None:
+    argv = ["ablate", "--planes", "1", "--tokens", "605", "--layers", "0..0"]
+    argv += ["--stage", "lm_head=f64", "--rank"]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [o["name"] for o in found[:3]] == [
+        "specification",
+        "lm_head=f64",
+        "specification, experts pinned",
+    ]
+    assert {o["name"] for o in found if o.get("fit")} >= {o["name"] for o in found[3:9]}
+    assert [o["share"] > 1e-6 for o in found[2:]] == [True] * 7 + [False] * 15
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.index("share gone") < out.index("| stage alone") < out.index("fits: activations")
+
+
 @pytest.mark.parametrize("line", ["[1, 2", "[]", "[1.5]", "[true]", '""', '"a" b', "[" * 9999])
 def test_a_line_that_is_no_prompt(line: str, home: Path, capsys: Out) -> None:
     assert main(["verify", "--backend", "cpu", *prompts("[5]", line)]) == 2

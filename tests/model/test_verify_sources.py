@@ -12,6 +12,7 @@ import pytest
 import isobit
 from isobit.cli import main
 from isobit.errors import GateFailed, NothingCompared, UsageError
+from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
@@ -26,6 +27,7 @@ from isobit.verify.trace import ModelRun, Trace, record
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
 from tests.helpers.synth import Geometry, write_model
+from tests.model.test_glm4moe import write as write_glm
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
 ALL = frozenset(all_stages(moe=True))
@@ -348,13 +350,24 @@ def test_a_ranking_names_the_arithmetic_that_fits(planes: int, name: str, model:
 
 
 def test_ranking_sorts_by_share_with_pinned_experts(ablation: Ablation) -> None:
-    ranked = by_share(ablation.rank("f64", layers=[0, 1]))
-    assert {o.name.removesuffix("=f64") for o in ranked} == set(ablation.stages)
+    ranked = by_share(ablation.rank(layers=[0, 1]))
+    assert {o.name for o in ranked} == set(ablation.stages)
     shares = [o.share for o in ranked]
     assert shares == sorted(shares, reverse=True)
-    assert all(o.pinned for o in ranked)
-    norms = [o for o in ranked if "residual" in o.name or o.name.startswith("moe_router_indices")]
-    assert all(abs(o.factor - 1) < 0.2 for o in norms)
+    assert all(o.pinned and o.alone for o in ranked)
+    exact = ablation.alone("qkv_matmul", "f64")
+    assert exact.share < 1e-6
+
+
+def test_a_stage_alone_in_another_arithmetic(ablation: Ablation) -> None:
+    coarse = [ablation.alone(s, "int8/256") for s in ("moe_expert_out", "moe_router")]
+    assert coarse[0].name == "moe_expert_out=int8/256"
+    assert coarse[0].share > 100
+    # experts that are pinned away are not seen by its rounding
+    assert ablation.alone("moe_router", "int16/256").share < coarse[1].share < 1e4
+    assert ablation.alone("moe_router_indices", "int8/256").share < 10  # but for ties
+    whole = ablation.everything()
+    assert (whole.share, whole.alone, whole.factor) == (1, True, 1)
 
 
 PRODUCTS = {"qkv_matmul", "attn_out", "moe_expert_gate", "moe_expert_up", "moe_expert_out"}
@@ -367,20 +380,19 @@ CODE = (
 
 
 def test_the_culprits_of_int8_come_first(model: Model) -> None:
-    """What is rounded to int8 is every quantised product, and nothing else."""
+    """What is rounded to int8 is every quantised product, and nothing else: of each prompt."""
     weights = Weights.from_file(model.file)
-    for prompt in CODE:
-        ranked = by_share(Ablation(weights, [model.tokenize(prompt)], planes=1).rank("f64"))
-        assert ranked[0].name == "moe_expert_out=f64"
-        assert ranked[0].uncertainty is None
     every = Ablation(weights, [model.tokenize(p) for p in CODE], planes=1)
-    ranked = by_share(every.rank("f64"))
-    sure = [o for o in ranked if o.uncertainty is not None and o.share > 2 * o.uncertainty > 0]
-    assert {o.name.removesuffix("=f64") for o in sure} <= PRODUCTS
-    assert ranked[0] in sure
-    assert {o.name.removesuffix("=f64") for o in ranked[:4]} <= PRODUCTS
-    assert len(ranked[0].shares) == 3
+    ranked = by_share(every.rank())
+    assert {o.name for o in ranked[:6]} == PRODUCTS
+    assert ranked[0].name == "moe_expert_out"
     assert ranked[0].tokens == sum(len(model.tokenize(p)) for p in CODE)
+    for o in ranked[:6]:
+        assert min(o.shares) > 0.01
+        assert o.uncertainty is not None
+        assert o.share > o.uncertainty
+    assert max(s for o in ranked[6:] for s in o.shares) < 1e-4
+    assert len(ranked[0].shares) == 3
 
 
 def test_pinned_experts_are_the_oracle_s(model: Model) -> None:
@@ -409,6 +421,33 @@ def test_weights_that_do_not_sum_to_one_stay_so_when_pinned(tmp_path: Path) -> N
     free, pinned = ablation.specification, ablation.pinned_specification()
     if not free.changed_sets:
         assert pinned.relative_rms < 2 * free.relative_rms
+
+
+@pytest.mark.parametrize("kind", ["Air", "big"])
+def test_experts_that_a_bias_and_groups_choose_are_pinned(kind: str, tmp_path: Path) -> None:
+    """After a dense layer, too."""
+    write_glm(tmp_path / "m.gguf", kind)
+    with GGUFFile.open(tmp_path / "m.gguf") as file:
+        weights = Weights.from_file(file)
+        ablation = Ablation(weights, [[5, 6, 7, 8], [9, 10]], planes=1)
+        pinned = ablation.pinned_specification()
+        stages = [s for s in ablation.stages if not s.startswith("attn_s")]
+        assert ablation.try_out(dict.fromkeys(stages, "f64"), pinned=True).share > 0.999
+    assert pinned.token_layers == 6 * (weights.config.n_layers - 1)
+    assert pinned.relative_rms < 0.2
+
+
+def test_no_choice_is_blamed_that_a_bias_makes(tmp_path: Path) -> None:
+    """Its experts are not the likeliest by the logits, on either side."""
+    write_glm(tmp_path / "m.gguf", "Air")
+    tokens = list(range(5, 205))
+    with (
+        isobit.load(tmp_path / "m.gguf", "cpu", activation_planes=1) as a,
+        isobit.load(tmp_path / "m.gguf", "cpu") as b,
+    ):
+        found = compare(record(a, tokens), record(b, tokens))
+    assert found.router_changed > 0
+    assert set(found.router_causes) == {"unknown"}
 
 
 def test_one_token_can_be_ablated(model: Model) -> None:

@@ -203,13 +203,13 @@ def test_fusions_that_are_refused_here_and_there(device, rng, tmp_path, monkeypa
 
 FUSED = (
     *("rms_norm", "matmul", "matmul", "head_vectors", "attention", "attention_merge", "matmul"),
-    *("rms_norm", "matmul_floats", "top_k", "matmul", "silu_gate", "matmul"),
+    *("rms_norm", "matmul_floats", "top_k", "matmul", "gate", "matmul"),
 )
 ALONE = (
     *("rms_norm", "matmul", "matmul", "copy", "rms_norm", "rope", "copy", "rms_norm", "rope"),
     *("append", "append", "append", "attention", "attention_merge", "matmul"),
     *("add_rows", "rms_norm", "matmul_floats", "top_k"),
-    *("matmul", "matmul", "silu_gate", "matmul", "combine", "add_rows"),
+    *("matmul", "matmul", "gate", "matmul", "combine", "add_rows"),
 )
 
 

@@ -16,6 +16,7 @@ from isobit.verify.faults import with_backend
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.model import (
+    test_deepseek2,
     test_gemma,
     test_glm4moe,
     test_gpt_oss,
@@ -106,6 +107,12 @@ def test_norms_of_all_heads_together(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
 def test_sigmoid_routers(tmp_path, kind):
     test_glm4moe.write(tmp_path / "m.gguf", "big")
+    compare(kind, tmp_path / "m.gguf", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["emulated", "cuda"])
+def test_latent_attention(tmp_path, kind):
+    test_deepseek2.write(tmp_path / "m.gguf", "DeepseekV3")
     compare(kind, tmp_path / "m.gguf", 2, True)
 
 

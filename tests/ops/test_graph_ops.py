@@ -40,6 +40,7 @@ from isobit.numerics.ops import (
     GatherExperts,
     GeluGate,
     Heads,
+    Join,
     L2Norm,
     MatMul,
     Multiply,
@@ -111,6 +112,12 @@ def sigmoid_gate(g: Builder, x: Value, rng: np.random.Generator) -> Value:
 
 def multiply(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return g.one("y", Multiply(), *(g.one(None, Columns(first, 40), x) for first in (1, 50)))
+
+
+def join(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    """Of vectors with gaps between them; the first are joined to two heads each."""
+    few = g.one(None, Heads(3, 2, 9, 40), x)
+    return g.one("y", Join(), few, g.one(None, Heads(0, 4, 11, 24), x))
 
 
 def gated_add(g: Builder, x: Value, rng: np.random.Generator) -> Value:
@@ -262,6 +269,7 @@ CASES = (
     silu_gate,
     sigmoid_gate,
     multiply,
+    join,
     gated_add,
     rms_norm,
     l2_norm,

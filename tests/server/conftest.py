@@ -1,12 +1,15 @@
 """A server on loopback with the sample model, and the official client."""
 
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -20,11 +23,30 @@ from isobit.server.service import Service
 Serve = Callable[..., AbstractContextManager[tuple[Service, openai.OpenAI]]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_context() -> Iterator[None]:
+    """httpx reads all certificates of a system, in 30 ms, for every request without a client."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = cache(httpx.create_ssl_context)
+        patch.setattr("httpx._transports.default.create_ssl_context", made)
+        yield
+
+
+def free_port() -> int:
+    """Below those that a system gives out by itself, so that nobody is given it meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+
+
 @contextmanager
 def serve(
     model: Model, wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app, **settings: Any
 ) -> Iterator[tuple[Service, openai.OpenAI]]:
     """A service of a model, and a client of it; wrap: what stands before the application."""
+    limits = model.generations.scheduler.limits
     with socket.socket() as listener, Service(model, **settings) as service:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -43,6 +65,22 @@ def serve(
         finally:
             server.should_exit = True
             thread.join()
+            model.generations.limit(limits)  # others are to use it, too
+
+
+class Gate:
+    """Stands before a model's passes: all but so many wait until it is opened."""
+
+    def __init__(self, model: Model, patch: pytest.MonkeyPatch, passes: int) -> None:
+        self.left = passes
+        self.opened = threading.Event()
+        self._run = model.run_batch
+        patch.setattr(model, "run_batch", self._pass)
+
+    def _pass(self, *given: Any) -> Any:
+        self.left -= 1
+        assert self.left >= 0 or self.opened.wait(60)
+        return self._run(*given)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -200,15 +200,19 @@ def test_what_is_computed_again_for_a_receipt_is_told_so(
     whole = lines(url, path, body, journal)
     keep(journal, whole[:5])
 
+    stack, waits = ExitStack(), 0
+
     async def at_once(*_: object) -> bool:  # as where every pass is news, and none a piece
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            stack.close()
         await asyncio.sleep(0.001)
         return True
 
     monkeypatch.setattr(News, "wait", at_once)
     monkeypatch.setattr(choices, "PING_SECONDS", 0)
-    held = replica[0].engine.turn()
-    held.__enter__()
-    threading.Timer(0.2, held.__exit__, (None, None, None)).start()
+    stack.enter_context(replica[0].engine.turn())
     first, *_, last = lines(url, path, body, journal)
     assert (first.text, first.tokens, first.end) == (": still here\n\n", [], False)
     assert last.end

@@ -4,13 +4,10 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import anthropic
@@ -20,11 +17,12 @@ import pytest
 
 from isobit.errors import ModelRefused
 from isobit.runtime.model import Model
+from isobit.runtime.tokens import Generation
 from isobit.server import answers, choices, embeddings, guard, incoming
 from isobit.server.requests import Common
 from isobit.server.service import Service
-from tests.server.conftest import serve
-from tests.server.test_server import MESSAGES, PROMPT, url, wait_for
+from tests.server.conftest import Gate, free_port, serve
+from tests.server.test_server import MESSAGES, PROMPT, head, raw, url, wait_for
 
 CHAT = {"model": "m", "messages": MESSAGES, "max_tokens": 8, "stream": True}
 STREAMS = {
@@ -41,21 +39,10 @@ def answers_still(client: openai.OpenAI) -> None:
     assert done.choices[0].finish_reason == "length"
 
 
-def streamed(client: openai.OpenAI, path: str) -> list[str]:
+def streamed(client: openai.OpenAI, path: str) -> Iterator[str]:
     with httpx.stream("POST", url(client, path), json=STREAMS[path], timeout=120) as answer:
         assert answer.status_code == 200
-        return [line for line in answer.iter_lines() if line]
-
-
-@contextmanager
-def raw(client: openai.OpenAI) -> Iterator[socket.socket]:
-    address = (client.base_url.host, client.base_url.port)
-    with socket.create_connection(address, timeout=60) as connection:
-        yield connection
-
-
-def head(path: str, length: int) -> bytes:
-    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()
+        yield from filter(None, answer.iter_lines())
 
 
 def test_a_host_is_no_path(alone: Model) -> None:
@@ -119,37 +106,53 @@ def test_clients_that_stall_leave_or_send_garbage(
         assert noise.recv(100).startswith(b"HTTP/1.1 400")
         quiet.sendall(b"POST /v1/comp")
         answers_still(client)
-        monkeypatch.setattr(incoming, "BODY_SECONDS", 0.2)
-        with raw(client) as slow:
+        with monkeypatch.context() as patch, raw(client) as slow:
+            patch.setattr(incoming, "BODY_SECONDS", 0.2)
             slow.sendall(head("/v1/completions", 1000) + b'{"prompt"')
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         answers_still(client)
     wait_for(lambda: not service.engine.scheduler.blocks.held)
 
 
+def submitted(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[Generation]:
+    """The generations that begin from here on."""
+    begun, submit = list[Generation](), service.engine.submit
+
+    def noted(*given: Any, **settings: Any) -> Generation:
+        begun.append(submit(*given, **settings))
+        return begun[-1]
+
+    monkeypatch.setattr(service.engine, "submit", noted)
+    return begun
+
+
 def test_a_reader_that_stops_reading_holds_no_pages(
-    client: openai.OpenAI, service: Service
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun = submitted(service, monkeypatch)
     body = json.dumps({"prompt": PROMPT, "max_tokens": 60, "stream": True, "n": 4}).encode()
     with raw(client) as connection:
         connection.sendall(head("/v1/completions", len(body)) + body)
-        wait_for(lambda: service.engine.scheduler.running)
+        wait_for(lambda: len(begun) == 4)
         answers_still(client)
-        wait_for(lambda: not service.engine.scheduler.blocks.held)  # it was never read
+        wait_for(lambda: all(g.ended for g in begun))  # it was never read
+        assert not service.engine.load().held
 
 
 def test_embeddings_end_when_the_client_leaves(
     client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "_AT_ONCE", 1)
-    texts = [f"{i} {PROMPT * 40}" for i in range(400)]
-    before = service.engine.scheduler.blocks.total
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(url(client, "/v1/embeddings"), json={"input": texts}, timeout=1.0)
-    wait_for(lambda: not service.engine.scheduler.blocks.held)
-    time.sleep(0.1)
-    assert not service.engine.scheduler.running
-    assert service.engine.scheduler.blocks.total == before
+    monkeypatch.setattr(embeddings, "_AT_ONCE", 2)
+    begun = submitted(service, monkeypatch)
+    body = json.dumps({"input": [f"{i} {PROMPT}" for i in range(9)]}).encode()
+    with service.engine.turn(), raw(client) as connection:  # no pass runs until it has left
+        connection.sendall(head("/v1/embeddings", len(body)) + body)
+        wait_for(lambda: len(begun) == 2)
+        connection.close()
+        wait_for(lambda: all(g.ended for g in begun))
+    answers_still(client)
+    assert len(begun) == 2 + 1  # and that of the last request
+    assert not service.engine.load().held
 
 
 def test_more_than_may_be_inside_are_told_to_come_again(
@@ -195,24 +198,27 @@ def test_a_stream_that_waits_is_told_so(
     client: openai.OpenAI, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choices, "PING_SECONDS", 0.05)
-    held = service.engine.turn()  # as in a long prefill
-    held.__enter__()
-    threading.Timer(0.5, held.__exit__, (None, None, None)).start()
-    lines = streamed(client, path)
-    wanted = "event: ping" if path == "/v1/messages" else ": still here"
-    assert lines.count(wanted) >= 2
+    wanted, pings = "event: ping" if path == "/v1/messages" else ": still here", 0
+    with ExitStack() as stack:
+        stack.enter_context(service.engine.turn())  # as in a long prefill
+        for line in streamed(client, path):
+            pings += line == wanted
+            if pings == 2:
+                stack.close()
+    assert pings >= 2
 
 
 @pytest.mark.parametrize("path", STREAMS)
 def test_an_error_in_a_stream_is_an_event_and_the_last(
     client: openai.OpenAI, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, failing = service.model.run_batch, threading.Event()
+    gate = Gate(service.model, monkeypatch, 50)
+    run = service.model.run_batch
 
-    def fails_later(*args: Any, **settings: Any) -> Any:
-        if failing.is_set():
+    def fails_later(*given: Any) -> Any:
+        if gate.opened.is_set():
             raise ModelRefused("weights: expected good ones, got others")
-        return run(*args, **settings)
+        return run(*given)
 
     monkeypatch.setattr(service.model, "run_batch", fails_later)
     monkeypatch.setattr(Common, "ends", lambda *_: frozenset())
@@ -222,7 +228,7 @@ def test_an_error_in_a_stream_is_an_event_and_the_last(
     with httpx.stream("POST", url(client, path), json=body, timeout=120) as answer:
         for line in filter(None, answer.iter_lines()):
             lines.append(line)
-            failing.set()
+            gate.opened.set()
     monkeypatch.undo()
     last = json.loads(lines[-1].removeprefix("data: "))
     error = last["response"]["error"] if path == "/v1/responses" else last["error"]
@@ -250,9 +256,7 @@ def test_a_fault_of_the_server_is_no_riddle_for_the_client(
 
 @contextmanager
 def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "isobit", "serve", "--backend", "cpu", "--context", "1024"]
     command += ["--port", str(port), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:

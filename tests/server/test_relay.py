@@ -2,28 +2,48 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isobit.runtime.model import Model
+from isobit.server import front as server_front
+from isobit.server import replicas as server_replicas
 from isobit.server.front import Front
 from isobit.server.guard import FRONT
+from isobit.server.journal import LINES
 from isobit.server.replicas import Replicas
 from isobit.server.webpage import HEADERS
-from tests.server.conftest import serve
-from tests.server.test_front import continued, many, ready, states, stream
-from tests.server.test_server import PROMPT, wait_for
+from tests.server.conftest import free_port, serve
+from tests.server.gathering import gathered
+from tests.server.stopping import LINE, stopping
+from tests.server.test_front import KEY as ENVIRONMENT
+from tests.server.test_front import (
+    at,
+    continued,
+    many,
+    ready,
+    running,
+    states,
+    stream,
+    streams,
+)
+from tests.server.test_server import PROMPT, url, wait_for
 
-KEY = "the front's"
+KEY = ENVIRONMENT["ISOBIT_FRONT_KEY"]
 
 
 class Cutter:
@@ -128,13 +148,92 @@ def test_a_fourth_replica_is_not_lost(front: str, cutter: Cutter) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_stream_waits_for_a_replica_that_is_busy(front: str, cutter: Cutter, status: int) -> None:
-    usage = {"stream_options": {"include_usage": True}}
-    body = {"prompt": PROMPT, "max_tokens": 9, "seed": 2} | usage
-    wanted = stream(front, "/v1/completions", body)
-    cutter.after, cutter.busy = [3], [status]
-    assert stream(front, "/v1/completions", body) == wanted
+def test_a_stream_waits_for_a_replica_that_is_busy(
+    front: str, cutter: Cutter, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_front, "PING_SECONDS", 0.01)
+    path, body = "/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "seed": 2, "stream": True}
+    whole = httpx.post(front + path, json=body, timeout=60).text
+    cutter.after, cutter.busy = [1], [status]
+    text = httpx.post(front + path, json=body, timeout=60).text
     assert not cutter.busy
+    assert ": still here" in text.splitlines()
+    assert gathered(path, text)[1] == gathered(path, whole)[1]
+
+
+def test_a_client_that_leaves_while_another_replica_is_found_keeps_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_front, "PING_SECONDS", 0)
+    closed = list[str]()
+
+    class Answer:
+        def __init__(self, kind: str = LINES) -> None:
+            self.headers = {"content-type": kind}
+
+        async def aiter_lines(self) -> AsyncIterator[str]:
+            raise httpx.ReadError("lost")
+            yield
+
+        async def aclose(self) -> None:
+            closed.append("closed")
+
+    async def leaves(*, found: Answer | None) -> None:
+        streams = found is not None and found.headers["content-type"] == LINES
+        lost, other = SimpleNamespace(running=1), SimpleNamespace(running=1)
+        going_on = asyncio.Event()
+
+        async def survivor(_barren: int) -> Any:
+            await going_on.wait()
+            return other, found
+
+        async def suspect(_replica: Any) -> None: ...
+
+        front: Any = SimpleNamespace(suspect=suspect)
+        relayed: Any = server_front._Relayed(front, Request({"type": "http"}), b"", None)
+        relayed._survivor = survivor
+        stream = relayed._stream(lost, Answer())
+        assert await anext(stream) == ": still here\n\n"
+        if found is not None:
+            going_on.set()
+            await asyncio.sleep(0)
+        await stream.aclose()
+        await asyncio.sleep(0)
+        assert (lost.running, other.running, len(closed)) == (0, not streams, 1 + streams)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        closed.clear()
+
+    for found in (None, Answer(), Answer("application/json")):
+        asyncio.run(leaves(found=found))
+
+
+def test_a_replica_that_hangs_is_lost_and_another_goes_on(
+    alone: Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_replicas, "_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(server_front, "_SILENCE", 1e6)  # it is seen before a stream's time is over
+    argv = ("serve", "sample", "--name", "sample", "--backend", "cpu", "--threads", "1")
+    port, asked, stops = free_port(), many(rng, 20), stopping(LINE, int(rng.integers(1, 3)))
+    with (
+        running(*argv, "--context", "1024", port=port, own=stops) as hangs,
+        serve(alone, name="sample", front_key=KEY) as (_, client),
+    ):
+        other = url(client, "")
+        wanted = [stream(other, *each) for each in asked]
+        wait_for(lambda: ready(at(port)))
+        with fronted(at(port), other) as front:
+            wait_for(lambda: all(s["up"] for s in states(front)))
+
+            def hasten() -> None:  # not before: on a busy machine whoever works is slow too
+                os.waitid(os.P_PID, hangs.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                monkeypatch.setattr(server_replicas, "_ANSWER_SECONDS", 2.0)
+
+            assert streams(front, asked, 1, hasten) == wanted
+            assert continued(front) >= 1
+            assert [s["up"] for s in states(front)] == [False, True]
+            hangs.send_signal(signal.SIGCONT)
+            wait_for(lambda: states(front)[0]["up"])
+            assert stream(front, *asked[0]) == wanted[0]
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js"])

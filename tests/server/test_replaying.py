@@ -15,8 +15,7 @@ import pytest
 from isobit.runtime.model import Model
 from isobit.server import replaying
 from tests.server.conftest import serve
-from tests.server.test_limits import head, raw
-from tests.server.test_server import PROMPT, url, wait_for
+from tests.server.test_server import PROMPT, head, raw, url, wait_for
 
 
 def answered(client: openai.OpenAI, **settings: Any) -> dict[str, Any]:

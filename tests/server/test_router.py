@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 
 from tests.helpers.expected import not_run
-from tests.server.test_front import SERVE, at, free_port, ready, running, stream
+from tests.server.conftest import free_port
+from tests.server.test_front import SERVE, at, ready, running, stream
 from tests.server.test_server import PROMPT, wait_for
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +14,7 @@ from isobit.runtime.model import Model
 from isobit.server.embeddings import unit
 from isobit.server.service import Service
 from isobit.verify.receipt import Recorder
+from tests.server.conftest import Gate
 from tests.server.test_server import PROMPT, url
 
 
@@ -119,22 +121,28 @@ def test_generate_gives_tokens_log_probabilities_and_experts(
         assert [t["token"] for t in found["isobit_receipt"]["tokens"]] == wanted.token_ids
 
 
-def test_generate_streams_all_that_there_is_of_each(client: openai.OpenAI) -> None:
+def test_generate_streams_all_that_there_is_of_each(
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampling = {"max_new_tokens": 12, "temperature": 1, "sampling_seed": 1, "stop": ["\n\n"]}
     body = {"text": [PROMPT, "import "], "sampling_params": sampling | {"n": 2}}
     whole = post(client, "/generate", body).json()
     assert len(whole) == 4
-    last, lengths = {}, []
+    gate, lines = Gate(service.model, monkeypatch, 8), []
     with httpx.stream("POST", url(client, "/generate"), json=body | {"stream": True}) as answer:
-        lines = [line for line in answer.iter_lines() if line]
+        for line in filter(None, answer.iter_lines()):
+            lines.append(line)
+            gate.opened.set()  # now that there is something of one
     assert lines.pop() == "data: [DONE]"
+    last: dict[int, Any] = {}
     for line in lines:
         data = json.loads(line.removeprefix("data: "))
-        lengths.append(len(data["text"]))
+        before = last.setdefault(data["index"], data)
+        assert data["text"].startswith(before["text"])
         last[data["index"]] = data
     assert [last[i]["text"] for i in range(4)] == [each["text"] for each in whole]
     assert [last[i]["output_ids"] for i in range(4)] == [each["output_ids"] for each in whole]
-    assert len(lengths) > 8
+    assert len(lines) > 4
 
 
 def test_a_token_that_ends_an_answer_is_named_and_measured(

@@ -1,9 +1,11 @@
 """The server as the official client sees it; what it answers is what the library gives alone."""
 
 import json
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,7 @@ from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
-from tests.server.conftest import serve
+from tests.server.conftest import Gate, serve
 
 PROMPT = "def fibonacci(n):\n"
 MESSAGES = [{"role": "user", "content": "Write a loop."}]
@@ -31,6 +33,17 @@ def wait_for(holds: Callable[[], object]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("waited for a minute")
+
+
+@contextmanager
+def raw(client: openai.OpenAI) -> Iterator[socket.socket]:
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address, timeout=60) as connection:
+        yield connection
+
+
+def head(path: str, length: int) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()
 
 
 def test_a_completion_is_what_the_model_gives_alone(client: openai.OpenAI, alone: Model) -> None:
@@ -249,18 +262,20 @@ def test_a_client_that_leaves_frees_its_pages(
     monkeypatch.setattr(
         service.engine, "submit", lambda *a, **k: begun.append(submit(*a, **k)) or begun[-1]
     )
+    gate = Gate(service.model, monkeypatch, 49)
     body = {"prompt": PROMPT, "max_tokens": 1000, "stream": stream, "temperature": 0}
     body |= {"logit_bias": {str(i): -1000 for i in service.model.stop_ids}}
-    with httpx.Client(timeout=60 if stream else 0.3) as leaving:
-        try:
-            with leaving.stream("POST", url(client, "/v1/completions"), json=body) as answer:
-                next(answer.iter_lines())
-        except httpx.ReadTimeout:
-            assert not stream
-    wait_for(lambda: begun and begun[0].finish_reason is not None)
-    wait_for(lambda: not service.engine.scheduler.blocks.held)
+    data = json.dumps(body).encode()
+    with raw(client) as leaving:
+        leaving.sendall(head("/v1/completions", len(data)) + data)
+        wait_for(lambda: gate.left < 0)  # it is in a pass
+        assert not stream or leaving.recv(99)
+    wait_for(lambda: begun[0].cancelled)
+    gate.opened.set()
+    wait_for(lambda: begun[0].ended)
     assert begun[0].finish_reason == "interrupted"
-    assert begun[0].request.generated < 1000
+    assert begun[0].request.generated == 50
+    assert not service.engine.load().held
 
 
 def test_keys_and_queue(alone: Model) -> None:
@@ -270,7 +285,7 @@ def test_keys_and_queue(alone: Model) -> None:
             answer = httpx.get(url(client, "/health"), headers=headers)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
-        with pytest.raises(openai.RateLimitError) as caught:
+        with pytest.raises(openai.RateLimitError) as caught, service.engine.turn():
             client.completions.create(model="m", prompt=PROMPT, n=8, max_tokens=100)
         assert caught.value.response.headers["retry-after"] == "1"
         wait_for(lambda: not service.engine.scheduler.blocks.held)

@@ -122,6 +122,13 @@ def test_a_refusal_names_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
     # nor does a status stay that fresh evidence denies
     assert main(argv[:-1]) == 1
     assert "denies it" in capsys.readouterr().err
+    # nor can one be typed into the file
+    assert main(["contract", "lint", str(path)]) == 1
+    found = capsys.readouterr().out
+    assert (
+        "error[status-contradicted]: expected what the evidence allows, which denies ACTIV" in found
+    )
+    assert "which denies M-0 is SHIPPED: cpu, AC_THING_001, FALSIFY-001: failing" in found
     assert main([*argv, "DRAFT"]) == 0
 
 
@@ -363,6 +370,15 @@ def test_a_status_in_the_metadata_is_read(tmp_path: Path) -> None:
     assert main(["contract", "amend", str(path), "--status", "DRAFT"]) == 0
     data = document.read(path).data
     assert (data["metadata"]["status"], "status" in data) == ("DRAFT", False)
+
+
+def test_tokens_that_differ_in_spaces_alone_are_shown_so() -> None:
+    contract = opened()
+    found = evidence(contract, "passed", "failing")
+    texts = replace(found.results[1], reason="'   ' (261),\n '       ' (265) | <b>")
+    bad = standing(contract, replace(found, results=[found.results[0], texts]))
+    table = status_report.markdown(bad)
+    assert "failing: '   ' (261), '       ' (265) \\| &lt;b>" in table
 
 
 def test_a_status_that_nothing_shows_is_shown_as_such() -> None:

@@ -202,6 +202,9 @@ def test_what_is_no_contract() -> None:
     for other in ("version: 1.0\nbindings: []\n", title):
         [finding] = judged(other)
         assert (finding.rule, finding.severity) == ("not-a-contract", "warning")
+    for odd in ("[{id: [1]}]", "[{id: {a: b}}]", "[3]", "[{formula: x}]", "x"):
+        text = broken(("equations:\n  f:\n    formula: y = x\n", f"equations: {odd}\nf:\n"))
+        assert "type" in {f.rule for f in judged(text)}, odd
     for meant in ("falsification_test: []\n", "metadata: {version: '1.0.0'}\n", "{}\n"):
         assert "error" in {f.severity for f in judged(meant)}, meant
     rules = {f.rule for f in judged("a: 1\nequations: {f: {formula: x}}\n")}

@@ -387,3 +387,13 @@ def test_limits_that_would_starve_are_refused() -> None:
     for limits in ({"running": 9, "pass_tokens": 8}, {"beside": 0}, {"running": 0}):
         with pytest.raises(UsageError):
             Limits(**limits)
+
+
+def test_limits_that_become_less_let_what_runs_go_on() -> None:
+    w = world(pass_tokens=8, running=4)
+    for request in (*(Request([n], 9) for n in range(1, 4)), Request([5] * 40, 2)):
+        w.add(request)
+        w.step()
+    w.scheduler.limits = Limits(pass_tokens=1, running=1)
+    works = w.scheduler.schedule()
+    assert [len(work.tokens) for work in works] == [1, 1, 1]  # and of the prompt none

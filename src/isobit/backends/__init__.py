@@ -1,7 +1,7 @@
 """Backends by name."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from isobit.backends.base import Backend
@@ -131,10 +131,23 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
     if engine.stages:
         if name != "auto" or engine.parts > 1:
             raise UsageError("stages: expected no backend and no parts beside; stages have theirs")
-        from isobit.backends.pipeline import PipelineBackend, connect  # noqa: PLC0415
+        from isobit.backends.pipeline import PipelineBackend, Stage, connect  # noqa: PLC0415
 
-        stages = [connect(address, engine.stage_key) for address in engine.stages]
-        return PipelineBackend(weights, engine, stages)
+        here = [at for at in engine.stages if at.startswith("ray:")]
+        actors: Iterator[Stage] = iter(())
+        if here:
+            from isobit.backends.on_ray import start  # noqa: PLC0415  # an extra
+
+            actors = iter(start(here, weights, engine))
+        stages: list[Stage] = []
+        try:
+            for at in engine.stages:
+                stages.append(next(actors) if at in here else connect(at, engine.stage_key))
+            return PipelineBackend(weights, engine, stages)
+        except BaseException:
+            for stage in (*stages, *actors):
+                stage.close()
+            raise
     if name == "cuda":
         from isobit.backends.cuda.parts import CudaPartsBackend  # noqa: PLC0415
 

@@ -173,6 +173,8 @@ class Backend(ABC):
     on_device: ClassVar[frozenset[str]] = frozenset()
     """What it makes without bringing logits (GREEDY) or stages (ROUTES) to the host; else that is
     made of them there, which costs more and has the same bits."""
+    losses: int = 0
+    """How often what was in its KV cache has gone; CacheLost said so each time."""
     fused_away: frozenset[Key] = frozenset()
     """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
     gets them, unless they are asked for by name and a way to run has them."""

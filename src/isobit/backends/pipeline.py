@@ -27,13 +27,15 @@ from isobit import numerics
 from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable, IsobitError, UsageError
+from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
 from isobit.model.layers import layers
 from isobit.model.weights import Weights
 
 _LEAST = 32
 """Tokens of a part of a batch: fewer are not worth the weights that each part reads again."""
+_LOSSES = 3
+"""Times that a stage may be lost in turn before that is an error."""
 _FRAME = 1 << 30  # bytes of a message
 _FIELDS = ("tokens", "positions", "sequence", "pages", "logit_rows", "states", "received")
 Shown = dict[Key, NDArray[Any]]
@@ -62,7 +64,9 @@ class About:
 class Stage(Protocol):
     """Some layers of a model on some device."""
 
-    about: About
+    @property
+    def about(self) -> About:
+        """What it has."""
 
     def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
         """Run a batch: logits of its ``logit_rows``, or rows for the next stage; and the traced
@@ -131,6 +135,7 @@ class PipelineBackend(Backend):
         self.fused_away = frozenset(key for s in stages for key in s.about.fused_away)
         self._stages = list(stages)
         self._workers = [ThreadPoolExecutor(1) for _ in stages]
+        self._barren = 0  # losses since a pass that ended well
 
     @property
     def device(self) -> str:
@@ -150,10 +155,17 @@ class PipelineBackend(Backend):
             mine = np.flatnonzero((batch.logit_rows >= a) & (batch.logit_rows < b))
             flows.append((mine, self._flow(batch, a, b, mine, stages)))
         for mine, flow in flows:
-            logits[mine], shown = flow.result()
+            try:
+                logits[mine], shown = flow.result()
+            except CacheLost as error:  # what is in flight behind it ends before the next pass
+                self.losses, self._barren = self.losses + 1, self._barren + 1
+                if self._barren > _LOSSES:
+                    raise BackendUnavailable(f"{error}, {self._barren} times in turn") from None
+                raise
             if tap is not None:
                 for (name, layer), value in shown.items():
                     tap(name, layer, value)
+        self._barren = 0
         return logits
 
     def close(self) -> None:

@@ -9,12 +9,12 @@ from isobit.cli.output import add_format, bar, busy, print_table
 from isobit.errors import UsageError
 from isobit.model.weights import Weights
 from isobit.verify import coarse
-from isobit.verify.ablate import Ablation, Outcome, by_share
+from isobit.verify.ablate import OWN, Ablation, Outcome, by_share
 from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.fit import Fit, in_words
 from isobit.verify.trace import check_tokens, parse_layers
 
-_DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax", "±")
+_DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax", "expert sets", "±")
 """Columns that a narrow terminal does without, the first of them first."""
 
 
@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank",
         nargs="?",
-        const="f64",
+        const=OWN,
         metavar="ARITHMETIC",
-        help="try every stage in an arithmetic (default: f64), with the oracle's experts in every "
-        "layer, and rank their shares of the error",
+        help="rank what every stage does by itself: in the specification's arithmetic, or another, "
+        "with all others exact and the oracle's experts in every layer",
     )
     parser.add_argument(
         "--pin",
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("expected --stage STAGE=ARITHMETIC or --rank, got neither")
     if args.planes not in (1, 2):
         raise UsageError(f"--planes: expected 1 or 2, got {args.planes}")
-    if args.rank is not None:
+    if args.rank not in (None, OWN):
         coarse.rounding(args.rank)
     prompts = tools.read_prompts(args)
     with tools.open_file(args.model) as file:
@@ -74,8 +74,9 @@ def main(args: argparse.Namespace) -> None:
         ablation = Ablation(weights, checked, args.planes)
     choices = [ablation.parse(text) for text in args.stage]
     found = [ablation.specification]
-    if args.pin or args.rank is not None:
+    if args.pin:
         found.append(ablation.pinned_specification())
+    whole = [] if args.rank is None else [ablation.everything()]
     tries: list[dict[str, str]] = [{stage: name} for stage, name in choices]
     if len(choices) > 1 and len(choices) == len(dict(choices)):
         tries.append(dict(choices))
@@ -93,11 +94,12 @@ def main(args: argparse.Namespace) -> None:
                 for outcome in ablation.rank(args.rank, layers):
                     ranked.append(outcome)
                     step(len(ranked), len(ablation.stages))
-            fits = ablation.fits(layers)
+            if args.rank == OWN:
+                fits = ablation.fits(layers)
     except KeyboardInterrupt:
         done = len(found) - first + len(ranked)
         stopped = KeyboardInterrupt(f"after {done} of {total} runs")
-    _show(args, found + by_share(ranked), fits, prompts)
+    _show(args, found, whole + by_share(ranked), fits, prompts)
     if stopped is not None:
         raise stopped
 
@@ -105,23 +107,32 @@ def main(args: argparse.Namespace) -> None:
 def _show(
     args: argparse.Namespace,
     found: list[Outcome],
+    ranked: list[Outcome],
     fits: dict[str, Fit],
     prompts: list[list[int]],
 ) -> None:
+    """Print what was tried, and the ranking, which is a table of its own."""
+    shown = found + ranked
     if args.json:
         more = [
             {"share": o.share, "uncertainty": o.uncertainty}
-            | ({"fit": asdict(fits[stage])} if (stage := o.name.partition("=")[0]) in fits else {})
-            for o in found
+            | ({"fit": asdict(fits[o.name])} if o.name in fits else {})
+            for o in shown
         ]
-        print(json.dumps([asdict(o) | m for o, m in zip(found, more, strict=True)]))
+        print(json.dumps([asdict(o) | m for o, m in zip(shown, more, strict=True)]))
         return
     header = ["run", "share gone", "±", "logits rel. RMS", "of the spec's", "mean KL"]
     header += ["expert sets", "argmax", "sets moved", "argmax moved"]
-    print_table(header, [_cells(o) for o in found], args.format, drop=_DROP)
+    if args.stage:
+        print_table(header, [_cells(o) for o in found], args.format, drop=_DROP)
+    if ranked:
+        print("\n" * bool(args.stage), end="")
+        rows = [_cells(o)[:8] for o in (found[0], *ranked)]
+        rows[0][1:3] = "--"  # with experts of its own it is no sum of stages
+        print_table(["stage alone", "share", *header[2:8]], rows, args.format, drop=_DROP)
     for line in in_words(list(fits.items())):
         print(f"fits: {line}")
-    for line in _notes(found, prompts):
+    for line in _notes(shown, prompts):
         print(line)
 
 
@@ -129,8 +140,8 @@ def _cells(o: Outcome) -> list[str]:
     would = "would be " if o.pinned else ""
     return [
         o.name,
-        f"{round(100 * o.share, 1) + 0:.1f} %",  # no minus before a zero
-        "-" if o.uncertainty is None else f"{100 * o.uncertainty:.1f}",
+        _share(o.share),
+        "-" if o.uncertainty is None else _share(o.uncertainty).removesuffix(" %"),
         f"{o.relative_rms:.3g}",
         f"{o.factor:.4g} x",
         f"{o.mean_kl:.3g}",
@@ -141,9 +152,19 @@ def _cells(o: Outcome) -> list[str]:
     ]
 
 
+def _share(share: float) -> str:
+    """In percent, without a minus before a zero; far beyond the whole as a multiple of it."""
+    return f"{share:.3g} x" if abs(share) >= 10 else f"{round(100 * share, 1) + 0:.1f} %"
+
+
 def _notes(found: list[Outcome], prompts: list[list[int]]) -> list[str]:
-    """How to read the table."""
+    """How to read the tables."""
     lines = []
+    if any(o.alone for o in found):
+        lines.append(
+            "alone: every other stage is exact, so that a share is what the stage does by itself; "
+            "where errors meet, shares do not add up to all of it"
+        )
     if any(o.pinned for o in found):
         lines.append(
             "pinned: every layer takes the oracle's experts; those that a run would have taken are "

@@ -160,9 +160,10 @@ def _judge(args: argparse.Namespace) -> None:
         read = document.read(path)
         contract = validate.validate(read)
         if contract is not None and args.action == "lint":
-            from isobit.contracts.lint import lint  # noqa: PLC0415
+            from isobit.contracts import claims, lint  # noqa: PLC0415
 
-            lint(read, contract, options_of)
+            lint.lint(read, contract, options_of)
+            claims.check_evidence(read, contract)
         found += read.findings
         others += any(f.rule == "not-a-contract" for f in read.findings)
     if others == len(args.file):

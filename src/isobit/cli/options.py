@@ -111,7 +111,8 @@ def add_engine(
         type=lambda text: tuple(text.split(",")),
         metavar="HOST:PORT,…",
         default=(),
-        help="run the layers in the stages there, in order, instead of here (isobit stage)",
+        help="run the layers in the stages there, in order, instead of here (isobit stage); "
+        "ray:FIRST:END@BACKEND is one on a cluster of Ray",
     )
     add_stage_key(group)
 
@@ -225,30 +226,36 @@ def engine_of(
         activation_planes=args.activation_planes,
         threads=args.threads,
         context=context,
-        parts=args.parts,
-        expert_shares=args.expert_shares,
-        stages=args.hosts,
-        stage_key=stage_key(args.stage_key_env) if args.hosts else b"",
         allow_inexact=args.allow_inexact,
         **sizes(args, sequences),
     )
 
 
 class Sizes(TypedDict, total=False):
-    """What EngineConfig says of sizes, but for the context."""
+    """What EngineConfig says of sizes, but for the context, and over what a model is spread."""
 
     max_sequences: int
     chunk: int
     pages: int | None
+    parts: int
+    expert_shares: tuple[int, ...]
+    stages: tuple[str, ...]
+    stage_key: bytes
 
 
-def sizes(args: argparse.Namespace, sequences: int | None = None) -> Sizes:
-    """What the arguments say of sizes; ``sequences`` where they do not say how many."""
-    return Sizes(
+def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: bool = True) -> Sizes:
+    """What the arguments say of these; ``sequences`` where they do not say how many, ``spread``:
+    whether the model is to be."""
+    found = Sizes(
         max_sequences=sequences or args.sequences,
         chunk=args.chunk,
         pages=None if args.cache is None else -(-args.cache // TILE),
     )
+    if spread:
+        found |= Sizes(parts=args.parts, expert_shares=args.expert_shares, stages=args.hosts)
+        if any(not host.startswith("ray:") for host in args.hosts):
+            found["stage_key"] = stage_key(args.stage_key_env)
+    return found
 
 
 def _tell(note: str) -> None:

@@ -72,9 +72,9 @@ def main(args: argparse.Namespace) -> None:
         args.backend = "reference"
     with ExitStack() as stack:
         name = args.backend if args.plant is None else "reference"
-        x = tools.open_exactly(
-            args.model, name, args.activation_planes, args.threads, n, **options.sizes(args)
-        )
+        alone = args.plant is not None or bool(functions)
+        sizes = options.sizes(args, spread=not alone)
+        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n, **sizes)
         stack.enter_context(x)
         planted = None
         if args.plant is not None:
@@ -210,6 +210,11 @@ def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
     planes = args.activation_planes if planes is None else planes
     return ModelRun(
         tools.open_exactly(
-            args.model, args.against, planes, args.threads, context, **options.sizes(args)
+            args.model,
+            args.against,
+            planes,
+            args.threads,
+            context,
+            **options.sizes(args, spread=False),
         )
     )

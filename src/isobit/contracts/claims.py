@@ -5,9 +5,13 @@ one gets the rows that deny it.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from isobit.contracts.schema import BENIGN, NOT_BENIGN, STATUSES
+from isobit.contracts.document import Document, Key
+from isobit.contracts.evidence import default_folder, load_all
+from isobit.contracts.schema import BENIGN, NOT_BENIGN, STATUSES, Contract
 from isobit.contracts.status import Row, State, Status, TestState
+from isobit.contracts.status import status as measured
 from isobit.errors import GateFailed, UsageError
 
 SHOWN = 5
@@ -48,6 +52,21 @@ def denied_stages(found: Status) -> list[str]:
     return [
         f"{said}: {line}" for said, ids in found.shipped.items() for i, line in failing if i in ids
     ]
+
+
+def check_evidence(document: Document, contract: Contract) -> None:
+    """Add a finding for each row of the evidence beside a contract that denies what it says: a
+    status typed into the file is a claim, too. Raises FileRefused for damaged evidence."""
+    path = Path(document.path)
+    there = load_all(default_folder(path))
+    if not there:
+        return
+    found = measured(contract, path.stem, there)
+    at: Key = ("status",) if contract.status is not None else ("metadata", "status")
+    denied = denials(found, contract.declared)
+    for line in [f"{contract.declared}: {d}" for d in denied] + denied_stages(found):
+        message = f"expected what the evidence allows, which denies {line}; use contract amend"
+        document.find("status-contradicted", message, at)
 
 
 def missing(found: Status, claimed: str | None, classes: Classes | None = None) -> list[str]:

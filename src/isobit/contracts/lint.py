@@ -163,13 +163,12 @@ def _thresholds(document: Document, contract: Contract) -> None:
 
 def _prompts(document: Document, measure: Measure, at: Key) -> None:
     """Prompts that show less than they seem to: the same again, and none but single tokens."""
-    prompts = getattr(measure, "prompts", None) or []
-    for j, prompt in enumerate(prompts):
-        if prompt in prompts[:j]:
-            first = prompts.index(prompt)
+    seen: dict[tuple[int, ...], int] = {}
+    for j, prompt in enumerate(getattr(measure, "prompts", None) or []):
+        if (first := seen.setdefault(tuple(prompt), j)) != j:
             message = f"expected prompts that differ, got the same as prompt {first}"
             document.find("prompts-alike", message, (*at, "prompts", j), "warning")
-    if prompts and measure.kind != "kv_equivalence" and max(map(len, prompts)) == 1:
+    if seen and measure.kind != "kv_equivalence" and max(map(len, seen)) == 1:
         message = "expected a prompt of several tokens: with one, attention and rotation do nothing"
         document.find("prompts-alike", message, (*at, "prompts"), "warning")
 
@@ -177,10 +176,11 @@ def _prompts(document: Document, measure: Measure, at: Key) -> None:
 def _faults(document: Document, measure: FaultInjection, at: Key) -> None:
     from isobit.verify.faults import FAULTS  # noqa: PLC0415 - only where faults are named
 
-    for j, name in enumerate(measure.faults if measure.faults != ["all"] else []):
-        if name not in FAULTS:
-            hint = did_you_mean(name, FAULTS) or "; isobit verify --help lists them"
-            document.find("unknown-id", f"expected a fault, got {name!r}{hint}", (*at, j))
+    unknown = [n for n in measure.faults if n not in FAULTS] if measure.faults != ["all"] else []
+    if unknown:
+        hint = did_you_mean(unknown[0], FAULTS) or "; isobit verify --help lists them"
+        place = (*at, measure.faults.index(unknown[0]))
+        document.find("unknown-id", f"expected a fault, got {unknown[0]!r}{hint}", place)
 
 
 def _bound(document: Document, measure: Measure, name: str, bound: Bound, at: Key) -> None:

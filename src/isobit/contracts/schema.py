@@ -131,9 +131,10 @@ class Equation(Part):
 
 def _by_id(value: Any) -> Any:
     """A list of equations, each with its id, by that."""
-    if not isinstance(value, list) or not all(isinstance(e, dict) and e.get("id") for e in value):
-        return value
-    return {e["id"]: e for e in value}
+    named = isinstance(value, list) and all(
+        isinstance(e, dict) and isinstance(e.get("id"), str) for e in value
+    )
+    return {e["id"]: e for e in value} if named else value
 
 
 Equations = Annotated[

@@ -52,7 +52,9 @@ def _declared(status: Status) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """One line; spaces in it stay, for two tokens may differ in nothing else."""
+    line = " ".join(part.strip() for part in text.splitlines())
+    return line.replace("|", "\\|").replace("<", "&lt;")
 
 
 def to_json(status: Status) -> dict[str, Any]:

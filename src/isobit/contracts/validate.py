@@ -53,8 +53,9 @@ def _is_contract(data: dict[str, Any]) -> bool:
     metadata = data.get("metadata")
     if isinstance(metadata, dict) and "version" in metadata:
         return True
+    first = list(data)[:100]
     return any(
-        data.get(key) or difflib.get_close_matches(key, [k for k in data if k != key], 1, NEAR)
+        data.get(key) or difflib.get_close_matches(key, [k for k in first if k != key], 1, NEAR)
         for key in _LAYOUT
     )
 

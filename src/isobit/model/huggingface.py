@@ -4,7 +4,7 @@ how they lie there. Architectures declare it; ``model.checkpoint`` reads folders
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal, localcontext
 from typing import Any, Protocol
@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.config import Metadata
+from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value
+from isobit.numerics import RopeTable
 
 Array = NDArray[Any]
 
@@ -49,6 +50,23 @@ class Reorder:
             return a  # of another shape than it should have, which is refused by its shape
         moved = np.arange(n).reshape(self.counts).transpose(self.order).reshape(-1)
         return np.take(a, np.concatenate([np.arange(self.first), self.first + moved]), self.axis)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Some entries of an axis, in that order."""
+
+    entries: range | tuple[int, ...]
+    axis: int = 0
+
+    def __call__(self, a: Array, /) -> Array:
+        """The tensor of those."""
+        return np.take(a, self.entries, self.axis)
+
+
+def transposed(a: Array, /) -> Array:
+    """Matrices with rows and columns exchanged."""
+    return a.swapaxes(-1, -2)
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,31 @@ SHARED_EXPERT: Sources = {
     "ffn_gate_inp_shexp.weight": Source("mlp.shared_expert_gate.weight", (Drop(0),)),
 }
 
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage's value passes in a layer of transformers' model: what a module gives, or is
+    given. Most follow from the tensors (``verify.hf_places``); the others an architecture names."""
+
+    module: str
+    given: bool = False
+    """Its input."""
+    index: int = 0
+    """Which, where it gives several."""
+    moves: tuple[Reorder, ...] = ()
+    """Columns brought into the graph's order."""
+
+
+MIXTURE = {
+    "moe_router": Place("mlp.gate", index=1),
+    "moe_router_indices": Place("mlp.gate", index=2),
+    "moe_ffn_out": Place("mlp.experts"),
+    "ffn_with_shared": Place("mlp"),
+}
+"""Places of EXPERTS and SHARED_EXPERT."""
+UNRANKED: dict[str, Place | None] = {**MIXTURE, "moe_router": None, "moe_router_indices": None}
+"""The same where a token's experts come in no order."""
+
 KEYS: dict[str, str] = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -195,6 +238,46 @@ def _nothing(_: Metadata) -> dict[str, Any]:
     return {}
 
 
+def usual(_c: ModelConfig, _names: Collection[str]) -> dict[str, Any]:
+    """Settings of a class that has none of its own."""
+    return {}
+
+
+def head_size(c: Metadata) -> int:
+    """Values of a head vector, from config.json."""
+    heads = c.count("num_attention_heads", 1, 4096)
+    return c.count("head_dim", 2, 512, default=c.count("hidden_size", 1, 1 << 20) // heads)
+
+
+def neighbouring_pairs(c: Metadata) -> dict[str, Reorder]:
+    """How rows of q and k come from transformers' order, the first value of all pairs of a head,
+    then the second of all, to pair by pair."""
+    heads, size = c.count("num_attention_heads", 1, 4096), head_size(c)
+    kv_heads = c.count("num_key_value_heads", 1, 4096, default=heads)
+    counts = {"attn_q": heads, "attn_k": kv_heads}
+    return {role: Reorder((n, 2, size // 2), (0, 2, 1)) for role, n in counts.items()}
+
+
+def rope_parameters(table: RopeTable, head_dim: int) -> dict[str, Any]:
+    """RoPE in config.json's words. Divisors that differ are not among them."""
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": table.base}
+    if table.size != head_dim:
+        found["partial_rotary_factor"] = table.size / head_dim
+    if table.factors and len(set(table.factors)) == 1:
+        found |= {"rope_type": "linear", "factor": table.factors[0]}
+    if y := table.yarn:
+        found |= {
+            "rope_type": "yarn",
+            "factor": y.factor,
+            "original_max_position_embeddings": y.original_context,
+            "attention_factor": y.attention_factor * (1 + 0.1 * math.log(y.factor)),
+            "beta_fast": y.fast,
+            "beta_slow": y.slow,
+            "truncate": True,
+        }
+    return found
+
+
 @dataclass(frozen=True)
 class HuggingFace:
     """An architecture in transformers' words."""
@@ -216,6 +299,17 @@ class HuggingFace:
     """What no one key of config.json says; raises ModelRefused."""
     computed: Callable[[Metadata], Mapping[str, NDArray[np.float32]]] = _nothing
     """Tensors of the file, by name, that no checkpoint has; raises ModelRefused."""
+    settings: Callable[[ModelConfig, Collection[str]], Mapping[str, Any] | None] | None = None
+    """What transformers' configuration of a file's model has besides what all have, also from the
+    names of its tensors; None of it: the model is of another class of transformers. None: nobody
+    has said how that class is made of a file."""
+    places: Callable[[Metadata], Mapping[str, Place | None]] = lambda _: MIXTURE
+    """By stage, those that do not follow from the tensors, from config.json; None: it has none."""
+    experts: str | None = "mlp.experts"
+    """The module of a layer with stacked matrices of gate and up in one, and of down; None: they
+    lie otherwise."""
+    checkpoint: bool = True
+    """Whether folders of it are read: ``keys``, ``only`` and ``more`` are there."""
     drafts: str | None = None
     """The key in config.json of how many blocks behind the layers draft tokens; they are left
     out."""

@@ -34,6 +34,7 @@ from isobit.numerics.ops import (
     GatherExperts,
     GeluGate,
     Heads,
+    Join,
     MatMul,
     Operation,
     Sigmoid,
@@ -154,7 +155,7 @@ class _Split:
             cut = self._cut_of_views(views)
         elif y in self.wanted:
             cut = united(self.wanted[y])
-        elif any(isinstance(r.operation, TopK) for r in self.readers.get(y, ())):
+        elif self._chooses(y):
             return False  # every part chooses the experts; the router is small
         elif y.shape.width < self.parts:
             return False
@@ -168,6 +169,14 @@ class _Split:
                     weights.append(w.rows(a, b))
             at += w.shape[0]
         return self._give(op, cut, inputs=[self._needed(op.inputs[0])], weights=weights)
+
+    def _chooses(self, value: Value) -> bool:
+        """Whether it says which experts are chosen."""
+        return any(
+            isinstance(r.operation, TopK)
+            or (isinstance(r.operation, Bias | Sigmoid) and self._chooses(r.outputs[0]))
+            for r in self.readers.get(value, ())
+        )
 
     def _expert_matmul(self, op: Op, _: Cut | None) -> bool:
         (w,) = op.weights
@@ -224,7 +233,8 @@ class _Split:
     def _columns_of(self, op: Op, cut: Cut | None) -> bool:
         view = op.operation
         assert isinstance(view, Columns)
-        if cut is None or not self._within_delta(op):
+        whole = (view.first, view.width) == (0, op.inputs[0].shape.width)
+        if cut is None or not ((whole and cut.heads) or self._within_delta(op)):
             return False
         if cut.heads:
             cut = cut.columns(op.inputs[0].shape.row[-1])
@@ -241,6 +251,16 @@ class _Split:
         )
         first, after = (before(cut.parts[self.rank], at) for at in (view.first, end))
         return self._give(op, mine, operation=Columns(first, after - first))
+
+    def _join(self, op: Op, _: Cut | None) -> bool:
+        x, y = op.inputs
+        cut = self.cuts[y]
+        if cut is None or not cut.heads:
+            return False
+        shared = self.cuts[x] is None and x.shape.row[0] == 1
+        if not shared and self.cuts[x] != cut:
+            return False
+        return self._give(op, cut)
 
     def _gated_delta(self, op: Op, _: Cut | None) -> bool:
         cut = self.cuts[op.inputs[2]]
@@ -413,6 +433,7 @@ _RULES: Mapping[type[Operation], Callable[[_Split, Op, Cut | None], bool]] = {
     Heads: _Split._heads,
     Columns: _Split._columns_of,
     GatedDelta: _Split._gated_delta,
+    Join: _Split._join,
     CausalConv: _Split._columnwise,
     Decay: _Split._columnwise,
     Sigmoid: _Split._columnwise,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
-from isobit.errors import ContextFull, IsobitError, UsageError
+from isobit.errors import CacheLost, ContextFull, IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.batches import Asked, Batches, Next, Part
 from isobit.runtime.blocks import Blocks, PageTable
@@ -26,7 +26,7 @@ from isobit.runtime.grammar import Constraint
 from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
-from isobit.runtime.scheduler import Limits, QueueFull, Scheduler
+from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler
 from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, Watcher
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Engine:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self._books = threading.Condition()
+        """Held by whoever reads or changes the books, for a moment. Who has the turn may read the
+        requests that are in its pass without it: nobody else changes those."""
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
         self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
@@ -55,13 +58,14 @@ class Engine:
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
-        self._books = threading.Condition()
-        """Held by whoever reads or changes the books, for a moment."""
         self._busy = 0
         """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
         interrupted (Ctrl-C) as it gave its turn back."""
+        self._stepping = False
+        """Whether that pass is one for generations."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
+        self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
         self._told: set[Listener] = set()
@@ -75,14 +79,21 @@ class Engine:
     @property
     def serving(self) -> bool:
         """Whether it has a thread of its own."""
-        return self._thread is not None and self._thread.is_alive()
+        thread = self._thread  # looked at once: another thread may be stopping it
+        return thread is not None and thread.is_alive()
+
+    def load(self) -> Load:
+        """What it has to do, between two changes of the books."""
+        with self._books:
+            return self.scheduler.load
 
     def limit(self, limits: Limits) -> None:
         """How much runs together from now on, and how much may wait."""
         if self.model.graph.recurrent:  # so many sequences have a state
             running = min(limits.running, self.model.engine.max_sequences)
             limits = changed(limits, running=running)
-        self.scheduler.limits = limits
+        with self._books:
+            self.scheduler.limits = limits
 
     def submit(
         self,
@@ -165,15 +176,19 @@ class Engine:
             take_rows=take_rows,
             listen=listen,
         )
-        if watch is not None:
-            watch.begin(model, ids, sampling, generation.sampler.seed)
         with self._books:
             self._require_open()
-            if most == 0 and not wanted:
+            if most or wanted:
+                self.scheduler.add(request)
+                self._of[request] = generation
+            else:
                 generation.finish_reason = "length"
-                return generation
-            self.scheduler.add(request)
-            self._of[request] = generation
+            try:
+                if watch is not None:  # now that it is not asked for again
+                    watch.begin(model, ids, sampling, generation.sampler.seed)
+            except BaseException as error:
+                self._fail(generation, error)
+                raise
             self._books.notify_all()
         return generation
 
@@ -183,7 +198,10 @@ class Engine:
             try:
                 return self.submit(*args, **settings)
             except QueueFull:
-                self.step()
+                self.advance(self._has_room)
+
+    def _has_room(self) -> bool:
+        return len(self.scheduler.waiting) < self.scheduler.limits.waiting
 
     # Running passes
 
@@ -192,14 +210,15 @@ class Engine:
         with self._turn(asked=False):
             return self._step()
 
-    def advance(self, generation: Generation) -> None:
-        """Run a pass, unless that of another thread brings the generation something to take."""
+    def advance(self, there: Callable[[], bool]) -> None:
+        """Run a pass, unless that of another thread brings what is waited for."""
         me, mine = threading.get_ident(), False
         try:  # as in turn(), without its cost for every token
             with self._books:
+                self._require_no_pass(me)
                 while self._busy not in (0, me) or self._asking:
                     self._books.wait()
-                    if generation.ready or generation.ended:
+                    if there():
                         return
                 mine, self._busy = True, me
             self._step()
@@ -243,6 +262,7 @@ class Engine:
         me, mine = threading.get_ident(), False
         try:
             with self._books:
+                self._require_no_pass(me)
                 self._asking += asked
                 try:
                     while self._busy not in (0, me) or (self._asking and not asked):
@@ -277,6 +297,7 @@ class Engine:
         """The pages of a sequence's first ``length`` tokens, and its state; or ContextFull."""
         with self._books:
             self._require_open()
+            self._copy_states()  # if an interruption kept a pass from it
             blocks = self.scheduler.blocks
             if blocks.states and table.state < 0:
                 blocks.hold_state(table)
@@ -293,29 +314,37 @@ class Engine:
 
     def _step(self) -> bool:
         begun = time.perf_counter()
-        with self._books:
-            work = self.scheduler.schedule()
-            if not work:
-                return self._refuse_first()
-            parts = [(w, self._of[w.request]) for w in work]
-            self._in_pass = {w.request for w in work}
-            self._copy_states()
-            for part, generation in parts:
-                if part.request.routes and part.start == part.request.cached:
-                    self._recall(generation)
+        parts: list[Part] = []
+        listeners: set[Listener] = set()
+        self._stepping = True
         try:
+            with self._books:
+                if self._losses != self.model.backend.losses:
+                    self._lost()
+                work = self.scheduler.schedule()
+                if not work:
+                    return self._refuse_first()
+                parts = [(w, self._of[w.request]) for w in work]
+                self._in_pass = {w.request for w in work}
+                self._copy_states()
             found, seen = self._run(parts)
+            with self._books:
+                self._hand_out(parts, found, seen, begun, listeners)
+        except CacheLost:
+            with self._books:
+                self._in_pass.clear()
+            return True  # the next pass begins again
         except BaseException as error:
             with self._books:
                 self._failed(parts, error)
-            if isinstance(error, IsobitError):
+            if parts and isinstance(error, IsobitError):
                 return True  # whoever waits for one of these is told
             raise
-        with self._books:
-            listeners = self._hand_out(parts, found, seen, begun)
-        self._told = listeners if len(parts) >= _MANY else set()
-        for listener in listeners:
-            listener.tell()
+        finally:
+            self._stepping = False
+            for listener in listeners:
+                listener.tell()
+            self._told = listeners if len(parts) >= _MANY else set()
         return True
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
@@ -340,12 +369,11 @@ class Engine:
         found: Sequence[Next],
         seen: Routes | None,
         begun: float,
-    ) -> set[Listener]:
-        """Tokens to their generations; whoever is to be told of it."""
+        listeners: set[Listener],
+    ) -> None:
+        """Tokens to their generations; adds whoever is to be told of it."""
         now, start = time.perf_counter_ns(), 0
         spent = now * 1e-9 - begun
-        listeners: set[Listener] = set()
-        self._in_pass.clear()
         prompt = attended = 0
         for (part, generation), (token, digest, error) in zip(parts, found, strict=True):
             request = part.request
@@ -358,26 +386,28 @@ class Engine:
                 generation.prefill_seconds += spent
                 prompt += n
             try:
+                self._in_pass.discard(request)
                 if error is not None:
                     raise error
                 if seen is not None and request.routes:
-                    self._saw(generation, seen[start:stop])
+                    self._saw(generation, part.start, seen[start:stop])
                 pages = None
                 if request.routes and (part.start + n) // TILE > request.table.known:
                     pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
                     generation.give(token, digest, now)
-            except BaseException as error:  # of one generation, as of what watches it
-                self._fail(generation, error)
-            else:
                 self._end_if_over(generation)
+            except KeyboardInterrupt:  # this one has half of what the pass gave
+                self._fail(generation)
+                raise
+            except BaseException as wrong:  # of one generation, as of what watches it
+                self._fail(generation, wrong)
             start = stop
             if generation.listen is not None and (token is not None or generation.ended):
                 listeners.add(generation.listen)
         self._pace.ran(start - prompt, prompt, attended, spent)
         self._copy_states()
-        return listeners
 
     def _end_if_over(self, generation: Generation) -> None:
         request = generation.request
@@ -390,14 +420,26 @@ class Engine:
 
     def _failed(self, parts: Sequence[Part], error: BaseException) -> None:
         """A pass did not end well. An interruption is the concern of whoever ran it alone; the
-        others' tokens run again."""
-        self._in_pass.clear()
+        others' tokens run again, but for those that have what it gave."""
         for work, generation in parts:
-            if isinstance(error, Exception):
-                self._fail(generation, error)
+            if work.request not in self._in_pass:
+                continue
+            if isinstance(error, Exception) or generation.cancelled:
+                self._fail(generation, None if generation.cancelled else error)
             else:
                 self.scheduler.rerun(work.request)
+        self._in_pass.clear()
         self._books.notify_all()
+
+    def _lost(self) -> None:
+        """The backend has lost its KV cache: what runs begins again, unless somebody watches stages
+        and would see them twice."""
+        self._losses = self.model.backend.losses
+        for request in list(self.scheduler.running):
+            watch = self._of[request].watch
+            if watch is not None and watch.stages - {CHOSEN}:
+                self._fail(self._of[request], CacheLost("KV cache: it was lost: begin again"))
+        self.scheduler.lost()
 
     def _refuse_first(self) -> bool:
         """Nothing can run; what waits then waits for sequences that callers hold open."""
@@ -413,17 +455,19 @@ class Engine:
             self.model.backend.copy_state(source, target)
         self.scheduler.copies.clear()
 
-    def _recall(self, generation: Generation) -> None:
-        """The experts of the tokens that were found in the cache."""
-        if generation.request.cached and not generation.seen:
-            for page in self.scheduler.blocks.routes(generation.request.table):
-                self._saw(generation, page)
-
-    def _saw(self, generation: Generation, routes: Routes) -> None:
-        generation.seen.append(routes)
+    def _saw(self, generation: Generation, start: int, routes: Routes) -> None:
+        """The experts of tokens that ran, from a position on; also of those before it which were
+        found in the cache. Those that ran before, in a pass or a cache that was lost, are known."""
+        known = generation.n_seen
+        new = [routes[max(known - start, 0) :]]
+        if known < start and (cached := self.scheduler.blocks.routes(generation.request.table)):
+            new = [np.concatenate(cached)[known:], *new]
         watch = generation.watch
-        if watch is not None and CHOSEN in watch.stages:
-            watch.routed(routes)
+        for experts in filter(len, new):
+            generation.seen.append(experts)
+            generation.n_seen += len(experts)
+            if watch is not None and CHOSEN in watch.stages:
+                watch.routed(experts)
 
     # Ends
 
@@ -454,6 +498,10 @@ class Engine:
     def _end_all(self, error: IsobitError | None) -> None:
         for generation in list(self._of.values()):
             self._fail(generation, error)
+
+    def _require_no_pass(self, thread: int) -> None:
+        if self._stepping and self._busy == thread:
+            raise UsageError("model: expected to be used between passes, not by what watches one")
 
     def _require_open(self) -> None:
         if self._closed:

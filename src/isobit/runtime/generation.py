@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.news import News
 from isobit.runtime.pieces import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampling
-from isobit.runtime.tokens import FinishReason, Generation, Token, Watcher
+from isobit.runtime.scheduler import QueueFull
+from isobit.runtime.tokens import FinishReason, Generation, Listener, Token, Watcher
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
+
+_AGAIN = 0.05  # seconds in an event loop until it is seen again whether there is room in the queue
 
 
 @dataclass(frozen=True)
@@ -195,23 +199,41 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         """The next piece; passes run in a thread of the engine's."""
+        engine, news = self._model.generations, News.here()
         try:
-            while self.completion is None and (generation := self.begin()) is not None:
-                self._model.generations.start()
-                ended = generation.ended
-                token = generation.take()
-                if token is None and not ended:
-                    news = News.here()
-                    generation.listen = news
+            while True:
+                try:
+                    with self._reading:
+                        if (piece := self._next_there(news)) is not None:
+                            return piece
+                        generation = self._generation
+                        if self.completion is not None or generation is None:
+                            break
+                    engine.start()
                     await news.wait([generation])
-                elif token is None and generation.error is not None:
-                    raise generation.error
-                elif (piece := self._took(token)) is not None:
-                    return piece
+                except QueueFull:
+                    engine.start()
+                    await asyncio.sleep(_AGAIN)
         except BaseException:
-            self._interrupt()
+            with self._reading:
+                self._interrupt()
             raise
         raise StopAsyncIteration
+
+    def _next_there(self, listen: Listener) -> str | None:
+        """The next piece, if it is there without a pass; ``listen`` is told of what comes. Raises
+        QueueFull too."""
+        while self.completion is None and (generation := self.begin(wait=False)) is not None:
+            generation.listen = listen
+            ended = generation.ended  # before looking: what comes last comes before the end
+            token = generation.take()
+            if token is None and not ended:
+                break
+            if token is None and generation.error is not None:
+                raise generation.error
+            if (piece := self._took(token)) is not None:
+                return piece
+        return None
 
     def complete(self) -> Completion:
         """Read to the end. Raises what reading does; UsageError if the stream was closed."""
@@ -257,6 +279,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
                 salt=self._salt,
             )
             self._generation.progress = self._progress
+            if self._closed:  # by another thread, which found nothing to cancel
+                self._generation.cancel()
         return self._generation
 
     def __enter__(self) -> Stream:

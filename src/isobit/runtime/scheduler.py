@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from isobit.backends.base import Routes
 from isobit.errors import IsobitError, UsageError
@@ -67,6 +68,21 @@ class Limits:
             raise UsageError("running: expected from 1 to pass_tokens, so that each has a token")
         if min(self.beside, self.pass_rows, self.waiting) < 1:
             raise UsageError("limits: expected 1 or more of each")
+
+
+class Load(NamedTuple):
+    """What a scheduler has to do, and the pages of its KV cache."""
+
+    running: int
+    """Generations in the passes."""
+    waiting: int
+    """Generations in the queue."""
+    held: int
+    """Pages in use."""
+    cached: int
+    """Pages kept for whoever begins alike."""
+    free: int
+    """Pages that hold nothing."""
 
 
 class Scheduler:
@@ -130,7 +146,7 @@ class Scheduler:
                     drafts = max(min(len(request.drafts), left, most), 0)
                     left -= drafts
                 work.append(self._work(request, 1, drafts))
-            elif n := min(request.behind, prompt, left):
+            elif (n := min(request.behind, prompt, left)) > 0:  # limits may have become less
                 n, wanted = self._cut(request, n, rows)
                 if n:
                     prompt, left, rows = prompt - n, left - n, rows - wanted
@@ -160,7 +176,26 @@ class Scheduler:
     def rerun(self, request: Request) -> None:
         """The pass that it was in did not end well, and may have left its state anywhere."""
         if request.table.state >= 0:
-            request.computed = 0
+            _begin_again(request)
+
+    def lost(self) -> None:
+        """What was in the cache is gone: all that run wait again, with the tokens that they have,
+        and begin before any other."""
+        for request in reversed(self.running):
+            self.blocks.close(request.table)
+            request.state, request.drafts = State.WAITING, []
+            _begin_again(request)
+        self.waiting.extendleft(reversed(self.running))
+        self.running = []
+        self.copies.clear()
+        self.blocks.forget()
+
+    @property
+    def load(self) -> Load:
+        """Now."""
+        blocks = self.blocks
+        waits = len(self.running), len(self.waiting)
+        return Load(*waits, blocks.held, blocks.cached, blocks.free)
 
     @property
     def promised(self) -> int:
@@ -223,3 +258,9 @@ class Scheduler:
         if end == known and request.max_tokens:
             rows += range(n if rows[-1:] == [n - 1] else n - 1, n + drafts)
         return Work(request, start, tokens, drafts, rows, scored)
+
+
+def _begin_again(request: Request) -> None:
+    """All its tokens run again; rows that were given are not wanted any more."""
+    request.wanted = [p for p in request.wanted if p >= request.computed]
+    request.computed = 0

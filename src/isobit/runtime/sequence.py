@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import ContextFull, UsageError
+from isobit.errors import CacheLost, ContextFull, UsageError
 from isobit.runtime.blocks import PageTable
 
 if TYPE_CHECKING:
@@ -26,12 +26,17 @@ class Sequence:
         self.length = 0
         self.table = PageTable(None)
         self._lost = False
+        self._losses = 0
 
     def extend(self, n: int) -> I32:
         """Make room for n more tokens, in the engine's turn; their positions, int32 [n].
 
-        Raises ContextFull.
+        Raises ContextFull; CacheLost if what it has is not there any more.
         """
+        losses = self._engine.model.backend.losses
+        if self.length and losses != self._losses:
+            raise CacheLost("sequence: the KV cache was lost: close it and start again")
+        self._losses = losses
         end = self.length + n
         if end > self.context:
             raise ContextFull(

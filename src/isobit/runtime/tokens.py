@@ -42,7 +42,7 @@ class Watcher(Protocol):
     """The stages it wants to see; with CHOSEN (``isobit.backends.base``) the experts, too."""
 
     def begin(self, model: Model, prompt: list[int], sampling: Sampling, seed: int) -> None:
-        """A generation starts; ``seed`` is the one in force."""
+        """A generation starts; ``seed`` is the one in force. The engine goes on after this."""
 
     def tap(self, stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
         """Called as :data:`isobit.backends.base.Tap` is, with the rows of this generation alone;
@@ -104,6 +104,8 @@ class Generation(Iterator[Token]):
         self.take_rows = take_rows
         self.seen: list[Routes] = []
         """Experts of the tokens run so far: [n, layers, k] of each pass."""
+        self.n_seen = 0
+        """So many tokens they are of."""
         self.error: BaseException | None = None
         """What ended it, if that was an error."""
         self.cancelled = False
@@ -123,13 +125,16 @@ class Generation(Iterator[Token]):
                 if self.error is not None:
                     raise self.error
                 raise StopIteration
-            self._engine.advance(self)
+            self._engine.advance(self._news)
             if self.progress is not None:
                 total = len(self.request.prompt)
                 done = min(self.request.computed, total)
                 self.progress(done, total)
                 if done == total:
                     self.progress = None
+
+    def _news(self) -> bool:
+        return self.ready or self.ended
 
     def take(self) -> Token | None:
         """A token that is there already."""

@@ -8,14 +8,13 @@ asked of another; what was answered is in the file of answers already, which thi
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isobit.backends.on_ray import connect
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.runtime.model import Model
@@ -110,15 +109,8 @@ class Workers:
 
     async def __aenter__(self) -> Workers:
         """Connect: to RAY_ADDRESS, to a cluster of this machine, or to one that begins here."""
-        if not ray.is_initialized():
-            _reach(os.environ.get("RAY_ADDRESS", ""))
-            try:
-                await asyncio.to_thread(ray.init, logging_level="ERROR", log_to_driver=False)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise BackendUnavailable(f"ray: expected a cluster, got: {error}") from None
-            self._leave = ray.shutdown
-        else:
-            self._leave = self.dismiss
+        mine = await asyncio.to_thread(connect)
+        self._leave = ray.shutdown if mine else self.dismiss
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -272,13 +264,3 @@ class Workers:
                     self._say(f"a worker of {hired.kind}: {note}")
             hired.about, hired.up = about, True
         self._changed.set()
-
-
-def _reach(address: str) -> None:
-    """Raise BackendUnavailable for a HOST:PORT where nobody is: Ray itself asks for minutes."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:
-        try:
-            socket.create_connection((host, int(port)), 5).close()
-        except (OSError, OverflowError) as error:
-            raise BackendUnavailable(f"RAY_ADDRESS: no cluster at {address}: {error}") from None

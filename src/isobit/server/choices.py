@@ -137,14 +137,11 @@ class Choice:
             return self._told(self._said)
         generation = self.generation
         ended = generation.finish_reason  # before taking: nothing comes after it
-        piece = Piece(self.index)
-        if self._echo and (ended or generation.request.generated):
-            ids = generation.request.prompt
-            piece.tokens = [Token(ids[0]), *generation.prompt]
-            self._echo = False
-        finish = None
+        piece, finish = Piece(self.index), None
         while finish is None and (token := generation.take()) is not None:
             finish = self._take(token, piece)
+        if piece.taken or ended:  # and so the prompt's are measured, all of them
+            self._put_echo(piece)
         if finish is None and ended is not None:
             self._require_whole()
             finish = Finish("length")
@@ -172,13 +169,17 @@ class Choice:
         piece, finish = Piece(self.index, told=True), None
         for token in said.tokens:
             finish = self._take(token, piece)
-        if self._echo:
-            ids, self._echo = generation.request.prompt, False
-            piece.tokens[:0] = [Token(ids[0]), *generation.prompt]
+        self._put_echo(piece)
         if said.finished:
             self._end(piece, finish or Finish("length"))
             generation.cancel()
         return piece
+
+    def _put_echo(self, piece: Piece) -> None:
+        """The prompt's tokens before all others, if they are measured."""
+        if self._echo:
+            ids, self._echo = self.generation.request.prompt, False
+            piece.tokens[:0] = [Token(ids[0]), *self.generation.prompt]
 
     def _require_whole(self) -> None:
         """Raise what its passes did, if they ended it."""

@@ -31,6 +31,7 @@ from isobit.errors import UsageError
 from isobit.server import errors, webpage
 from isobit.server.answers import event
 from isobit.server.app import for_pages
+from isobit.server.choices import PING_SECONDS
 from isobit.server.errors import NoReplica
 from isobit.server.guard import FRONT, JOURNAL_BYTES, Guard
 from isobit.server.incoming import body_of, unless_gone
@@ -39,6 +40,7 @@ from isobit.server.replicas import Replica, Replicas, patience
 
 _WAIT_SECONDS = 60.0  # for a replica, where none is up
 _SILENCE = 45.0  # seconds without a byte of a stream: three pings that did not come
+_PING = ": still here\n\n"  # a comment, in every interface's stream
 _TRIES = 3  # replicas that a request may lose in turn
 _BUSY = (429, 503)
 _KEPT = ("content-type", "etag", "retry-after", "www-authenticate", *webpage.HEADERS)
@@ -153,7 +155,7 @@ class _Relayed:
     async def answer(self) -> Response:
         """What a client is told. Raises NoReplica."""
         replica, response = await self._ask()
-        if response.headers.get("content-type") == LINES:
+        if _streams(response):
             self._journal.by = response.headers.get(BY, "")
             stream = self._stream(replica, response)
             first = await anext(stream, "")  # from here on it ends well, whoever leaves
@@ -181,7 +183,7 @@ class _Relayed:
             streams = False
             try:
                 response = await self._send(replica)
-                streams = response.headers.get("content-type") == LINES
+                streams = _streams(response)
                 if not streams:
                     await response.aread()
                 if response.status_code not in _BUSY:
@@ -236,27 +238,39 @@ class _Relayed:
             except (httpx.TransportError, ValidationError):
                 await self._front.suspect(replica)
             finally:
-                replica.running -= 1
-                with suppress(httpx.HTTPError):
-                    await response.aclose()
+                await _left(replica, response)
             barren += 1
             self._tried = [replica]
+            going_on = asyncio.create_task(self._survivor(barren))
             try:
-                if barren >= _TRIES:
-                    raise NoReplica
-                replica, response = await self._ask()
-                until = time.monotonic() + _WAIT_SECONDS
-                while response.status_code in _BUSY and time.monotonic() < until:
-                    await asyncio.sleep(1)
-                    self._tried = []
-                    replica, response = await self._ask()
+                while not (await asyncio.wait((going_on,), timeout=PING_SECONDS))[0]:
+                    yield _PING
+                replica, response = going_on.result()
             except NoReplica as error:
                 yield self._error(str(error))
                 return
-            if response.headers.get("content-type") != LINES:
+            except BaseException:  # the client leaves
+                if not going_on.cancel() and going_on.exception() is None:
+                    replica, response = going_on.result()
+                    if _streams(response):
+                        await _left(replica, response)
+                raise
+            if not _streams(response):
                 yield self._error(f"a replica would not go on: {response.text[:300]}")
                 return
             self._front.continued.inc()
+
+    async def _survivor(self, barren: int) -> tuple[Replica, httpx.Response]:
+        """The answer of another replica, which goes on with the stream. Raises NoReplica."""
+        if barren >= _TRIES:
+            raise NoReplica
+        replica, response = await self._ask()
+        until = time.monotonic() + _WAIT_SECONDS
+        while response.status_code in _BUSY and time.monotonic() < until:
+            await asyncio.sleep(1)
+            self._tried = []
+            replica, response = await self._ask()
+        return replica, response
 
     def _error(self, message: str) -> str:
         if self._front.draining:
@@ -265,3 +279,15 @@ class _Relayed:
         if errors.is_anthropic(self._request.scope["path"]):
             return event(json.dumps(errors.anthropic_body(message)), "error")
         return event(json.dumps(errors.error_body(message, "server_error")))
+
+
+def _streams(response: httpx.Response) -> bool:
+    """Whether it is written for a front, which counts its replica as busy until it is read."""
+    return bool(response.headers.get("content-type") == LINES)
+
+
+async def _left(replica: Replica, response: httpx.Response) -> None:
+    """A stream of it was read, as far as it will be."""
+    replica.running -= 1
+    with suppress(httpx.HTTPError):
+        await response.aclose()

@@ -50,25 +50,25 @@ class _State(Collector):
     """The engine's state at the moment of asking."""
 
     def __init__(self, engine: Engine, model: str) -> None:
-        self._scheduler = engine.scheduler
+        self._engine = engine
         self._model = model
 
     def collect(self) -> Iterator[Metric]:
         """Gauges."""
-        scheduler, blocks = self._scheduler, self._scheduler.blocks
-        running, waiting, held = len(scheduler.running), len(scheduler.waiting), blocks.held
+        now = self._engine.load()
         for name, what, count in (
-            ("isobit_requests_running", "Generations in the passes.", running),
-            ("isobit_requests_waiting", "Generations in the queue.", waiting),
-            ("isobit_cache_pages_held", "Pages of the KV cache in use.", held),
-            ("isobit_cache_pages_cached", "Pages kept for whoever begins alike.", blocks.cached),
-            ("isobit_cache_pages_free", "Pages that hold nothing.", blocks.free),
+            ("isobit_requests_running", "Generations in the passes.", now.running),
+            ("isobit_requests_waiting", "Generations in the queue.", now.waiting),
+            ("isobit_cache_pages_held", "Pages of the KV cache in use.", now.held),
+            ("isobit_cache_pages_cached", "Pages kept for whoever begins alike.", now.cached),
+            ("isobit_cache_pages_free", "Pages that hold nothing.", now.free),
         ):
             yield GaugeMetricFamily(name, what, value=count)
+        used = now.held / (now.held + now.cached + now.free)
         shares: list[tuple[str, str, float]] = [
-            ("vllm:num_requests_running", "isobit_requests_running.", running),
-            ("vllm:num_requests_waiting", "isobit_requests_waiting.", waiting),
-            ("vllm:kv_cache_usage_perc", "Share of the cache in use.", held / blocks.total),
+            ("vllm:num_requests_running", "isobit_requests_running.", now.running),
+            ("vllm:num_requests_waiting", "isobit_requests_waiting.", now.waiting),
+            ("vllm:kv_cache_usage_perc", "Share of the cache in use.", used),
         ]
         for name, what, value in shares:
             gauge = GaugeMetricFamily(name, what, labels=["model_name"])

@@ -55,6 +55,8 @@ class Asked(BaseModel):
     """On every machine at the same place, or to be fetched: ``hf://…``."""
     name: str | None = None
     backend: str = "auto"
+    hosts: str = ""
+    """Stages that each server's layers run in, as ``--hosts`` has them."""
     activation_planes: int = EngineConfig.activation_planes
     context: int | None = None
     threads: PositiveInt = 1
@@ -92,6 +94,7 @@ class Server:
             threads=asked.threads,
             context=asked.context,
             max_sequences=asked.sequences,
+            stages=tuple(filter(None, asked.hosts.split(","))),
         )
         self._model = Model(asked.model, asked.backend, engine, _log.warning)
         limits = Limits(max(engine.chunk, Limits.running), waiting=asked.waiting)

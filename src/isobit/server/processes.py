@@ -96,6 +96,8 @@ class Processes:
             begun, code = time.monotonic(), 0
             try:
                 process = self._running[i] = await self._start(i)
+                if self._ending.is_set():  # meanwhile, when there was nothing to end
+                    self._end(i)
                 code = await process.wait()
                 ended = f"ended with {code}"
             except OSError as error:  # no memory, no files left: there may be later

@@ -13,6 +13,7 @@ from isobit.errors import UsageError
 from isobit.server.homes import Homes, beginnings
 
 _CHECK_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0  # for one check; so one that hangs is lost within 12 s
 _MISSED = 2  # checks in turn, until a replica counts as lost
 
 _SILENT = "does not answer"
@@ -45,7 +46,7 @@ class Replica:
     async def check(self) -> dict[str, Any] | None:
         """Ask whether it is ready; what it says of itself, or None."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 ready = await self.client.get("/ready", headers=self._headers)
                 found = await self.client.get("/version", headers=self._headers)
             if ready.status_code == found.status_code == 200:
@@ -90,6 +91,7 @@ class Replicas:
         """What the first that was found says of itself, and so must all."""
         self._say = say
         self._changed = asyncio.Event()
+        self._ended = False
         self._homes = Homes[Replica]()
         self._watching: asyncio.Task[None] | None = None
 
@@ -133,7 +135,9 @@ class Replicas:
             await self._check(replica)
 
     async def close(self) -> None:
-        """End what is asked of them."""
+        """End what is asked of them, and let nobody wait for one."""
+        self._ended = True
+        self._changed.set()
         for replica in self.all:
             await replica.missed("the front ends", at_once=True)
 
@@ -147,7 +151,7 @@ class Replicas:
         blocks = beginnings(body)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not (up := [r for r in self.all if r.up and not r.draining]):
+                while not self._ended and not any(r.up and not r.draining for r in self.all):
                     self._changed.clear()
                     await self._changed.wait()
         up = [r for r in self.all if r.up and not r.draining]

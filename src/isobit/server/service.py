@@ -9,8 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from isobit import numerics
+from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
+from isobit.server.errors import ShuttingDown
 from isobit.server.metrics import Metrics
 
 _BESIDE = 64  # requests inside that generate nothing, or are being read
@@ -42,10 +44,10 @@ class Service:
         self.front_key = front_key
         self.page = page
         self.origins = tuple(origins)
-        self.engine = model.generations
+        self._engine = model.generations
         if limits is not None:
-            self.engine.limit(limits)
-        limits = self.engine.scheduler.limits
+            self._engine.limit(limits)
+        limits = self._engine.scheduler.limits
         self.most_inside = limits.running + limits.waiting + _BESIDE
         """Requests that are answered at the same time; more are told to come again."""
         self.created = int(time.time())
@@ -56,23 +58,33 @@ class Service:
         )
         self.draining = False
         """Whether it takes no more requests, as it is being shut down."""
-        self.metrics = Metrics(self.engine, self.name)
+        self._ended = False
+        self.metrics = Metrics(self._engine, self.name)
+
+    @property
+    def engine(self) -> Engine:
+        """What answers. Raises ShuttingDown once that has ended: of a request that came in before
+        and was still being read, nobody would run what it asks for."""
+        if self._ended:
+            raise ShuttingDown
+        return self._engine
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered: the engine runs, and is not being shut down."""
-        return self.engine.serving and not self.draining
+        return self._engine.serving and not self.draining
 
     def count(self, route: str, status: int) -> None:
         """A request was answered."""
         self.metrics.requests.labels(route, str(status)).inc()
 
     async def end(self) -> None:
-        """End what is being answered."""
-        await asyncio.to_thread(self.engine.stop)
+        """End what is being answered, in the event loop that answers."""
+        self._ended = True
+        await asyncio.to_thread(self._engine.stop)
 
     def __enter__(self) -> Self:
-        self.engine.start()
+        self._engine.start()
         return self
 
     def __exit__(
@@ -81,4 +93,4 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.engine.stop()
+        self._engine.stop()

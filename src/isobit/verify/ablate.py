@@ -1,9 +1,11 @@
 """Ablation: what a guess about an operation's arithmetic is worth, as a figure.
 
 Runs the specification with chosen stages in another arithmetic and measures how far the result is
-from the oracle, beside how far the specification itself is. Over several prompts, so that a figure
-comes with its uncertainty; and, for a ranking, with the oracle's experts in every layer: one other
-expert moves the logits by more than any rounding does, and would hide which operation rounds.
+from the oracle, beside how far the specification itself is. A ranking goes the other way: one stage
+alone is as the specification has it, all others are exact, and every layer takes the oracle's
+experts. So a stage is blamed for what it does itself: errors that meet cancel or add up, which a
+repair of one of them shows with either sign; and one other expert moves the logits by more than any
+rounding does. Over several prompts, so that a figure comes with its uncertainty.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,19 +15,22 @@ from functools import partial
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.errors import GateFailed, UsageError, did_you_mean
+from isobit.errors import GateFailed, NotRun, UsageError, did_you_mean
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
+from isobit.numerics.ops import TopK
 from isobit.verify import coarse, graph
-from isobit.verify.arithmetic import Array, Float64Arithmetic, SpecArithmetic
+from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.fit import Fit, fit
 from isobit.verify.metrics import kl_divergence
 
 SPECIFICATION = "specification"
+OWN = "own"
+"""The specification's arithmetic, as a choice among others."""
 _ROUTER = ("moe_router", "moe_router_indices")
 _FAR = 300.0  # below the largest logit: no weight left in float64 either
-Experts = Sequence[Array]
-"""Each layer's sets of experts, int [T, k], ascending."""
+Experts = Mapping[int, Array]
+"""By layer, the sets of experts, int [T, k], ascending; a dense layer has none."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,12 @@ class Outcome:
     factor: float
     """relative_rms over the specification's."""
     shares: tuple[float, ...]
-    """Of each prompt: the share of the specification's squared error that is gone. Negative where
-    the error has grown."""
+    """Of each prompt: the share of the specification's squared error that is gone, negative where
+    the error has grown; for a stage alone, the share that there is."""
     pinned: bool
     """The oracle's experts were used in every layer."""
+    alone: bool = False
+    """All other stages were exact."""
 
     @property
     def share(self) -> float:
@@ -75,7 +82,7 @@ def by_share(found: Iterable[Outcome]) -> list[Outcome]:
 @dataclass(frozen=True)
 class _Result:
     logits: Array
-    experts: list[Array]
+    experts: dict[int, Array]
     """By each layer's own logits, whether they were used or not."""
 
 
@@ -119,6 +126,13 @@ class Ablation:
             self._base[True] = self._run(self._compute({}, frozenset()), pinned=True)
         return self._outcome(f"{SPECIFICATION}, experts pinned", self._base[True], pinned=True)
 
+    def everything(self) -> Outcome:
+        """What the stages of a ranking are shares of: the specification with the oracle's
+        experts."""
+        self.pinned_specification()
+        name = f"{SPECIFICATION}, experts pinned"
+        return self._outcome(name, self._base[True], pinned=True, alone=True)
+
     def try_out(
         self,
         choices: Mapping[str, str],
@@ -142,10 +156,22 @@ class Ablation:
         found = self._run(self._compute(choices, wanted), maps=maps, pinned=pinned)
         return self._outcome(name, found, pinned=pinned)
 
-    def rank(self, arithmetic: str, layers: Iterable[int] | None = None) -> Iterator[Outcome]:
-        """Try every stage by itself with pinned experts, in the graph's order."""
+    def alone(
+        self, stage: str, arithmetic: str = OWN, layers: Iterable[int] | None = None
+    ) -> Outcome:
+        """Run one stage in the specification's arithmetic, or another, and all others in float64,
+        with the oracle's experts: what it does to the logits by itself."""
+        self.pinned_specification()
+        wanted = frozenset(range(self.n_layers) if layers is None else layers)
+        compute = self._compute({stage: arithmetic}, wanted, others=self._float64)
+        found = self._run(compute, maps=stage in self._graph.on_request, pinned=True)
+        name = stage if arithmetic == OWN else f"{stage}={arithmetic}"
+        return self._outcome(name, found, pinned=True, alone=True)
+
+    def rank(self, arithmetic: str = OWN, layers: Iterable[int] | None = None) -> Iterator[Outcome]:
+        """Every stage alone, in the graph's order."""
         for stage in self.stages:
-            yield self.try_out({stage: arithmetic}, layers, pinned=True)
+            yield self.alone(stage, arithmetic, layers)
 
     def fits(self, layers: Iterable[int] | None = None) -> dict[str, Fit]:
         """The arithmetic that the specification does each stage in, as far as one that has a name
@@ -169,7 +195,14 @@ class Ablation:
         self._one(compute, self._prompts[0], self._pins[0], maps=False)
         return found
 
-    def _compute(self, choices: Mapping[str, str], layers: frozenset[int]) -> graph.Compute:
+    def _compute(
+        self,
+        choices: Mapping[str, str],
+        layers: frozenset[int],
+        others: Arithmetic | None = None,
+    ) -> graph.Compute:
+        """Chosen stages in their arithmetics, the others in ``others`` (the specification's)."""
+        others = others or self._spec
         maps = not self._graph.on_request.isdisjoint(choices)
 
         def compute(
@@ -177,17 +210,27 @@ class Ablation:
         ) -> Array:
             here = layer is None or layer in layers
             if stage == "attention" and maps and here and stage not in choices:
-                v, dv = quantise(np.ascontiguousarray(inputs[2]), planes=2)
-                out = weigh(run.value("attn_softmax", layer), v * dv[..., None])
-                return out.reshape(len(out), -1).astype(np.float32)
+                values = inputs[2]
+                if others is self._spec:
+                    v, dv = quantise(np.ascontiguousarray(values), planes=2)
+                    values = v * dv[..., None]
+                out = weigh(run.value("attn_softmax", layer), values)
+                return out.reshape(len(out), -1).astype(inputs[0].dtype)
             arithmetic = choices.get(stage) if here else None
             if arithmetic is None:
-                return run.compute(stage, layer, inputs, self._spec)
-            if arithmetic == "f32-reversed":
-                return run.compute(stage, layer, inputs, self._reversed)
+                return run.compute(stage, layer, inputs, others)
+            if arithmetic in (OWN, "f32-reversed"):
+                chosen = self._spec if arithmetic == OWN else self._reversed
+                inputs = [x if x.dtype.kind == "i" else x.astype(np.float32) for x in inputs]
+                return run.compute(stage, layer, inputs, chosen)
             rounded = coarse.rounding(arithmetic)
             if rounded is not None:
-                inputs = [x if x.dtype.kind == "i" else rounded(x) for x in inputs]
+                if stage in _ROUTER:  # experts that are pinned away have no part in its scale
+                    hidden = inputs[0] < inputs[0].max() - _FAR
+                    seen = rounded(np.where(hidden, 0, inputs[0]))
+                    inputs = [np.where(hidden, inputs[0], seen)]
+                else:
+                    inputs = [x if x.dtype.kind == "i" else rounded(x) for x in inputs]
             value = run.compute(stage, layer, inputs, self._float64)
             return value if value.dtype.kind == "i" else value.astype(np.float32)
 
@@ -205,64 +248,71 @@ class Ablation:
     def _one(
         self, compute: graph.Compute, tokens: I32, pin: Experts | None, *, maps: bool
     ) -> _Result:
-        experts: list[Array] = []
-        k = self._config.n_experts_used
-
-        def tap(stage: str, _: int | None, value: Array) -> None:
-            if stage == "moe_router_logits":  # ties go to the lower index
-                experts.append(np.sort(np.argsort(-value, axis=1, kind="stable")[:, :k], axis=1))
+        experts: dict[int, Array] = {}
 
         def pinning(
             run: graph.Run, stage: str, layer: int | None, inputs: Sequence[Array]
         ) -> Array:
-            if pin is None or layer is None or stage not in _ROUTER:
+            if layer is None or stage not in _ROUTER:
                 return compute(run, stage, layer, inputs)
+            own = compute(run, stage, layer, inputs)
+            if stage == "moe_router_indices":
+                experts[layer] = np.sort(own, axis=1)
+            if pin is None:
+                return own
             masked, kept = self._masked(inputs[0], pin[layer])
             value = compute(run, stage, layer, [masked])
-            if stage == "moe_router" and not self._config.normalise_experts:
-                value = (value * kept[:, None]).astype(value.dtype)
+            if stage == "moe_router_indices" and (np.sort(value, axis=1) != pin[layer]).any():
+                raise NotRun(f"layer {layer}: expected a router whose experts can be pinned")
+            choice = next(o.operation for o in self._graph.stages[stage, layer].ops)
+            if stage == "moe_router" and isinstance(choice, TopK) and choice.softmax:
+                value = value if choice.normalise else value * kept[:, None].astype(value.dtype)
             return value
 
         positions: I32 = np.arange(len(tokens), dtype=np.int32)
-        more = self._graph.on_request if maps else frozenset()
-        stages = frozenset({"moe_router_logits"}) | more
+        stages = self._graph.on_request if maps else frozenset[str]()
         run = graph.Run(self._graph)
-        logits = graph.forward(run, tokens, positions, pinning, tap, stages)
+        logits = graph.forward(run, tokens, positions, pinning, None, stages)
         if not np.isfinite(logits).all():
             raise GateFailed("expected finite logits, got NaN or infinity")
         return _Result(logits, experts)
 
     @staticmethod
-    def _masked(logits: Array, chosen: Array) -> tuple[Array, Array]:
-        """Router logits that choose ``chosen``, and the probability that these have in all."""
-        outside = np.ones(logits.shape, bool)
+    def _masked(scores: Array, chosen: Array) -> tuple[Array, Array]:
+        """What a router chooses from, so that it is ``chosen``; the share that these have of the
+        softmax of all."""
+        outside = np.ones(scores.shape, bool)
         np.put_along_axis(outside, chosen, False, axis=1)
-        top = logits.max(axis=1, keepdims=True)
-        e = np.exp(logits.astype(np.float64) - top)
+        top = scores.max(axis=1, keepdims=True)
+        e = np.exp(scores.astype(np.float64) - top)
         kept = np.where(outside, 0, e).sum(axis=1) / e.sum(axis=1)
-        return np.where(outside, logits.min() - np.float32(_FAR), logits), kept
+        return np.where(outside, scores.min() - np.float32(_FAR), scores), kept
 
-    def _outcome(self, name: str, got: list[_Result], *, pinned: bool) -> Outcome:
+    def _outcome(
+        self, name: str, got: list[_Result], *, pinned: bool, alone: bool = False
+    ) -> Outcome:
         base = self._base[pinned]
         off = np.array([_off(g, o) for g, o in zip(got, self._oracle, strict=True)])
         off_base = np.array([_off(b, o) for b, o in zip(base, self._oracle, strict=True)])
         size = sum(float(np.sum(o.logits**2)) for o in self._oracle)
         rms, rms_base = np.sqrt(off.sum() / size), np.sqrt(off_base.sum() / size)
-        shares = 1 - np.divide(off, off_base, out=np.ones_like(off), where=off_base > 0)
+        nothing = np.full_like(off, 0 if alone else 1)
+        there = np.divide(off, off_base, out=nothing, where=off_base > 0)
         kl = [kl_divergence(o.logits, g.logits) for g, o in zip(got, self._oracle, strict=True)]
         return Outcome(
             name=name,
             relative_rms=float(rms),
             mean_kl=float(np.concatenate(kl).mean()),
             tokens=sum(map(len, self._prompts)),
-            token_layers=sum(len(e) for g in got for e in g.experts),
+            token_layers=sum(len(e) for g in got for e in g.experts.values()),
             changed_sets=_sets(got, self._oracle),
             argmax_changed=_tops(got, self._oracle),
             sets_moved=_sets(got, base),
             argmax_moved=_tops(got, base),
             factor=float(rms / rms_base) if rms_base else 1.0,
-            shares=tuple(shares.tolist()),
+            shares=tuple((there if alone else 1 - there).tolist()),
             pinned=pinned,
+            alone=alone,
         )
 
 
@@ -274,7 +324,7 @@ def _off(got: _Result, true: _Result) -> float:
 def _sets(a: list[_Result], b: list[_Result]) -> int:
     """Token-layers with other experts."""
     pairs = [
-        (x, y) for g, o in zip(a, b, strict=True) for x, y in zip(g.experts, o.experts, strict=True)
+        (x, o.experts[layer]) for g, o in zip(a, b, strict=True) for layer, x in g.experts.items()
     ]
     return sum(int(np.count_nonzero((x != y).any(axis=1))) for x, y in pairs)
 

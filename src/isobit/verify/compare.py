@@ -193,12 +193,17 @@ class Comparer:
         if self._logits is not None:
             margins = (router_margin(self._logits[0], k), router_margin(self._logits[1], k))
             drift = np.abs(self._logits[0].astype(np.float64) - self._logits[1]).max(axis=1)
-            wrong = _not_top(self._logits[0], a) | _not_top(self._logits[1], b)
+            others = _not_top(self._logits[0], a), _not_top(self._logits[1], b)
+            wrong = others[0] | others[1]
+            if (others[0] & others[1]).any():  # a bias or groups have a part in the choice, too
+                wrong[:], margins = False, (None, None)
         same_order = (a == b).all(axis=1)
         same_set = (np.sort(a, axis=1) == np.sort(b, axis=1)).all(axis=1)
         d.router_reordered += int(np.count_nonzero(same_set & ~same_order))
-        if self._histograms and drift is not None:
-            least = np.minimum(*(np.asarray(m, np.float64) for m in margins if m is not None))
+        a_margins, b_margins = margins
+        if self._histograms and drift is not None and a_margins is not None:
+            assert b_margins is not None
+            least = np.minimum(a_margins.astype(np.float64), b_margins)
             rows = zip(self._positions, least, drift, ~same_set, strict=True)
             more = [
                 (layer, int(p), float(m), float(x), bool(c))

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "attention.h"
 #include "exchange.h"
 #include "moe.h"
 #include "program.h"

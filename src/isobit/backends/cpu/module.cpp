@@ -8,6 +8,7 @@
 #include <memory>
 #include <tuple>
 
+#include "attention.h"
 #include "moe.h"
 #include "threads.h"
 
@@ -132,9 +133,9 @@ public:
         std::vector<int32_t> table(tiles);
         for (int t = 0; t < tiles; ++t) table[t] = tiles - 1 - t;
         for (int j = 0; j < n; ++j)
-            kernels_.store(layout, base + table[j / TILE] * layout.bytes, j % TILE,
-                           k.data() + (size_t)j * D, dk.data()[j], v.data() + (size_t)j * D,
-                           dv.data()[j]);
+            run_of<Store>(kernels_)(layout, base + table[j / TILE] * layout.bytes, j % TILE,
+                                    k.data() + (size_t)j * D, dk.data()[j],
+                                    v.data() + (size_t)j * D, dv.data()[j]);
         std::vector<int16_t> integers((size_t)T * layout.padded);
         std::vector<Query> queries(T);
         each(T, [&](int t) {
@@ -147,8 +148,8 @@ public:
         });
         const Pages pages = {base, layout.bytes, table.data()};
         each((T + QUERY_BLOCK - 1) / QUERY_BLOCK, [&](int i) {
-            kernels_.attention(layout, pages, &queries[i * QUERY_BLOCK],
-                               std::min(QUERY_BLOCK, T - i * QUERY_BLOCK));
+            run_of<Attend>(kernels_)(layout, pages, &queries[i * QUERY_BLOCK],
+                                     std::min(QUERY_BLOCK, T - i * QUERY_BLOCK));
         });
     }
 

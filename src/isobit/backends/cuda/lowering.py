@@ -384,6 +384,14 @@ class Lowering:
 
         self.emit(make, *values)
 
+    def valuewise(self, op: Op, *numbers: float) -> None:
+        """Emit an operation's kernel with a thread for each value that it gives, of as many values
+        of each input; ``numbers``: its own, rounded to binary32."""
+        (y,), to = op.outputs, self.new(op.outputs[0])
+        n = min(v.shape.row[-1] for v in (y, *op.inputs))
+        views, own = [self.view(v, n) for v in op.inputs], [float(np.float32(x)) for x in numbers]
+        self.vectors(f"ops/{op.kind}", y.shape, n, views, lambda _: (*own, to.address), y)
+
 
 def anything(_: Op) -> None:
     """What an operation ``supports`` that has a kernel for all of its kind."""

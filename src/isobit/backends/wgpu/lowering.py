@@ -327,10 +327,11 @@ class Lowering:
         parameters: Callable[[Pass], tuple[int, ...]],
         *,
         quantise: bool = False,
+        files: Sequence[str] = (),
     ) -> None:
         """A launch over a value, a workgroup for each superblock of its rows of so many values."""
         each = shape.width // width
-        files = ("reduce", "quantise") if quantise else ()
+        files = ("reduce", "quantise", *files) if quantise else files
         planes = {"PLANES": self.planes} if quantise else {}
 
         def steps(p: Pass) -> Iterable[Step]:
@@ -338,6 +339,32 @@ class Lowering:
             yield self.step(kernel, buffers, parameters(p), grid, files, **planes)
 
         self.emit(steps, each)
+
+    def valuewise(self, op: Op, *numbers: int) -> None:
+        """An operation's kernel with an invocation for each value that it gives, of as many values
+        of each input; ``numbers``: its own."""
+        n = min(v.shape.row[-1] for v in (*op.outputs, *op.inputs))
+        self._of_rows(op, n, f"ops/{op.kind}", numbers, ())
+
+    def gate(self, op: Op, *numbers: int) -> None:
+        """The same of a gate and what it lets through, and what comes of it quantised."""
+        (y,), n = op.outputs, op.outputs[0].shape.row[-1]
+        self._of_rows(op, n, f"ops/{op.kind}.gate", numbers, (y,))
+
+    def _of_rows(
+        self, op: Op, n: int, kernel: str, numbers: Sequence[int], quantised: Sequence[Value]
+    ) -> None:
+        (y,), of = op.outputs, [self.rows(v, n) for v in op.inputs]
+        buffers = [*(x.slot for x in of), self.new(y), *(self.acts_of(v, n) for v in quantised)]
+        self.rowwise(
+            kernel,
+            y.shape,
+            n,
+            buffers,
+            lambda _: (n, *(word for x in of for word in (x.first, x.stride)), *numbers),
+            quantise=bool(quantised),
+            files=("gate",) if quantised else (),
+        )
 
     def step(
         self,

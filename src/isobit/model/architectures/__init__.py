@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import (
+    deepseek2,
     gemma,
     glm4moe,
     gpt_oss,
@@ -39,6 +40,7 @@ _GRANITE = Architecture(granite.config, granite.graph)
 _LFM2 = Architecture(lfm2.config, lfm2.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
 ARCHITECTURES: dict[str, Architecture] = {
+    "deepseek2": Architecture(deepseek2.config, deepseek2.graph),
     "gemma3": _GEMMA,
     "gemma4": _GEMMA,
     "glm4moe": Architecture(glm4moe.config, glm4moe.graph),
@@ -62,10 +64,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """By the name in ``general.architecture``."""
 HUGGING_FACE: dict[str, HuggingFace] = {
+    **deepseek2.HUGGING_FACE,
+    **gemma.HUGGING_FACE,
     **glm4moe.HUGGING_FACE,
+    **gpt_oss.HUGGING_FACE,
+    **granite.HUGGING_FACE,
     **lfm2.HUGGING_FACE,
     **llama.HUGGING_FACE,
     **minimax.HUGGING_FACE,
+    **olmoe.HUGGING_FACE,
     **qwen3.HUGGING_FACE,
     **qwen35.HUGGING_FACE,
 }

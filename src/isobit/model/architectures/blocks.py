@@ -183,7 +183,7 @@ def scaled(g: Builder, name: str | None, x: Value, number: float) -> Value:
 
 def vector(name: str, values: NDArray[np.floating]) -> Weight:
     """A weight in float32 of values that no tensor holds as they are."""
-    return Weight(name, F32, values.shape, values.astype(np.float32).view(np.uint8))
+    return Weight(name, F32, values.shape, values.astype(np.float32).reshape(-1).view(np.uint8))
 
 
 def head(

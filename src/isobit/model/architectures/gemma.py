@@ -3,8 +3,9 @@ others, with a norm of each head vector; GeGLU, beside a mixture of GeGLU expert
 before and after both."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,18 @@ from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Builder, Graph, Value
+from isobit.model.huggingface import (
+    ADD_ONE,
+    ATTENTION,
+    FEED_FORWARD,
+    OUTSIDE,
+    HuggingFace,
+    Place,
+    Source,
+    Sources,
+    rope_parameters,
+    weights,
+)
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Add, Combine, GeluGate, Heads, MatMul, RmsNorm, TopK
@@ -182,3 +195,91 @@ def _experts(p: Part, c: Config, x: Value) -> Value:
     y = p.expert_product("moe_expert_out", y, ids, "ffn_down_exps", E, n, c.ffn)
     y = g.one("moe_ffn_out", Combine(), weights, y)
     return p.norm("ffn_post_norm_2", "post_ffw_norm_2", c.eps, y)
+
+
+def _settings(c: ModelConfig, names: Collection[str]) -> dict[str, Any]:
+    assert isinstance(c, Config)
+    kinds = {layer.window is None: layer for layer in c.layers}
+    local, whole = kinds.get(False, c.layers[0]), kinds.get(True, c.layers[0])
+    found: dict[str, Any] = {
+        "intermediate_size": c.layers[0].ffn,
+        "sliding_window": local.window,
+        "layer_types": [_TYPES[layer.window is None] for layer in c.layers],
+        "final_logit_softcapping": c.softcap or None,
+    }
+    full = rope_parameters(whole.rope, whole.head_dim)
+    if c.fourth:
+        full |= {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+        at = next((i for i, layer in enumerate(c.layers) if layer.window is None), 0)
+        found |= {
+            "num_attention_heads": local.heads,
+            "num_key_value_heads": local.kv_heads,
+            "num_global_key_value_heads": whole.kv_heads,
+            "head_dim": local.head_dim,
+            "global_head_dim": whole.head_dim,
+            "attention_k_eq_v": f"blk.{at}.attn_v.weight" not in names,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "enable_moe_block": c.is_moe,
+            "top_k_experts": c.n_experts_used,
+        }
+    else:
+        found["query_pre_attn_scalar"] = round(c.attention_scale**-2)
+    ropes = rope_parameters(local.rope, local.head_dim), full
+    return found | {"rope_parameters": dict(zip(_TYPES, ropes, strict=True))}
+
+
+_TYPES = ("sliding_attention", "full_attention")
+_NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_THIRD: Sources = {
+    **ATTENTION,
+    **FEED_FORWARD,
+    **{f"{r}.weight": Source(f"{n}.weight", change=ADD_ONE) for r, n in _NORMS.items()},
+}
+_FOURTH: Sources = {
+    **ATTENTION,
+    **FEED_FORWARD,
+    **weights(
+        **_NORMS,
+        post_ffw_norm_1="post_feedforward_layernorm_1",
+        pre_ffw_norm_2="pre_feedforward_layernorm_2",
+        post_ffw_norm_2="post_feedforward_layernorm_2",
+        ffn_gate_inp="router.proj",
+    ),
+    "layer_output_scale.weight": Source("layer_scalar"),
+    "ffn_gate_inp.scale": Source("router.scale"),
+    "ffn_down_exps.scale": Source("router.per_expert_scale"),
+    "ffn_down_exps.weight": Source("experts.down_proj"),
+}
+HUGGING_FACE = {
+    "gemma3_text": HuggingFace(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        {},
+        lambda _: _THIRD,
+        {**OUTSIDE, "output_norm.weight": Source("model.norm.weight", change=ADD_ONE)},
+        settings=_settings,
+        checkpoint=False,
+    ),
+    "gemma4_text": HuggingFace(
+        "gemma4",
+        "Gemma4ForCausalLM",
+        {},
+        lambda _: _FOURTH,
+        settings=_settings,
+        places=lambda _: {
+            "v_norm": Place("self_attn.v_norm"),
+            "moe_router_indices": Place("router", index=2),
+        },
+        experts="experts",
+        checkpoint=False,
+    ),
+}
+"""By config.json's ``model_type``."""

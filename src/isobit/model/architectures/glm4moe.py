@@ -2,7 +2,9 @@
 in the first layers a dense feed-forward, then a mixture of experts, chosen by sigmoids and a bias,
 beside a shared one."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
@@ -21,7 +23,9 @@ from isobit.model.huggingface import (
     EXPERTS,
     FEED_FORWARD,
     KEYS,
+    UNRANKED,
     HuggingFace,
+    Place,
     Source,
     weights,
 )
@@ -73,7 +77,11 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
         c,
         tensors,
         lambda p, _, h: _attention(p, c, h),
-        lambda p, i, h: _feed_forward(p, c, h, dense=i < c.dense),
+        lambda p, i, h: (
+            blocks.dense(p, "ffn", "", c.dense_ffn, h)
+            if i < c.dense
+            else feed_forward(p, c, h, c.routing, c.shared_ffn, biased=True)
+        ),
         ffn_norm="post_attention_norm",
     )
 
@@ -95,13 +103,14 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
     return p.product("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
 
 
-def _feed_forward(p: Part, c: Config, h: Value, *, dense: bool) -> Value:
-    if dense:
-        return blocks.dense(p, "ffn", "", c.dense_ffn, h)
-    y = blocks.experts(p, c, h, c.routing, biased=True)
-    if not c.shared_ffn:
+def feed_forward(
+    p: Part, c: ModelConfig, h: Value, how: Routing, shared_ffn: int, *, biased: bool
+) -> Value:
+    """A mixture of experts beside a shared one of that width, 0: none."""
+    y = blocks.experts(p, c, h, how, biased=biased)
+    if not shared_ffn:
         return y
-    shared = blocks.dense(p, "shared_expert", "_shexp", c.shared_ffn, h)
+    shared = blocks.dense(p, "shared_expert", "_shexp", shared_ffn, h)
     return p.g.one("ffn_with_shared", Add(), y, shared)
 
 
@@ -134,6 +143,20 @@ def _metadata(c: Metadata) -> dict[str, Entry]:
     }
 
 
+def _settings(c: ModelConfig, names: Collection[str]) -> dict[str, Any]:
+    assert isinstance(c, Config)
+    return {
+        "intermediate_size": c.dense_ffn or c.ffn,
+        "n_routed_experts": c.n_experts,
+        "n_shared_experts": c.shared_ffn // c.ffn,
+        "n_group": c.routing.groups,
+        "topk_group": c.routing.groups_used,
+        "routed_scaling_factor": c.routing.scale,
+        "first_k_dense_replace": c.dense,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in names,
+    }
+
+
 HUGGING_FACE = {
     "glm4_moe": HuggingFace(
         "glm4moe",
@@ -153,6 +176,10 @@ HUGGING_FACE = {
         only={"hidden_act": "silu"},
         more=_metadata,
         drafts="num_nextn_predict_layers",
+        settings=_settings,
+        # There the weights are scaled, not their sum.
+        places=lambda _: UNRANKED | {"moe_ffn_out": None, "moe_ffn_scaled": Place("mlp.experts")},
+        experts=None,
     ),
 }
 """By config.json's ``model_type``."""

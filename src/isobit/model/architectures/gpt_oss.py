@@ -1,7 +1,9 @@
 """gpt-oss: grouped-query attention with biases and sinks, in every second layer over a sliding
 window; then a mixture of experts with biases and a clamped SwiGLU."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
@@ -10,6 +12,16 @@ from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Graph, Value
+from isobit.model.huggingface import (
+    ATTENTION,
+    HuggingFace,
+    Pick,
+    Place,
+    Source,
+    Sources,
+    transposed,
+    weights,
+)
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import (
@@ -94,3 +106,53 @@ def _experts(p: Part, c: Config, h: Value) -> Value:
     gate, up = product("gate", "gate", c.ffn, h), product("up", "up", c.ffn, h)
     y = g.one("moe_expert_swiglu", ClampedGate(_LIMIT, _FACTOR), gate, up)
     return g.one("moe_ffn_out", Combine(), weights, product("out", "down", c.hidden, y))
+
+
+def _settings(c: ModelConfig, _: Collection[str]) -> dict[str, Any]:
+    assert isinstance(c, Config)
+    return {
+        "num_local_experts": c.n_experts,
+        "sliding_window": max(w or 1 for w in c.windows),
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in c.windows],
+    }
+
+
+def _layer(c: Metadata) -> Sources:
+    """gate and up in one, their columns in turn; matrices of experts are transposed there."""
+    both = "mlp.experts.gate_up_proj"
+    turns = range(2 * c.count("intermediate_size", 1, 1 << 20))
+    biases = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj"}
+    biases |= {"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj"}
+    biases |= {"ffn_gate_inp": "mlp.router"}
+    found: dict[str, Source] = {
+        **ATTENTION,
+        **weights(post_attention_norm="post_attention_layernorm", ffn_gate_inp="mlp.router"),
+        **{f"{role}.bias": Source(f"{name}.bias") for role, name in biases.items()},
+        "attn_sinks.weight": Source("self_attn.sinks"),
+        "ffn_down_exps.weight": Source("mlp.experts.down_proj", (transposed,)),
+        "ffn_down_exps.bias": Source("mlp.experts.down_proj_bias"),
+    }
+    for i, role in enumerate(("ffn_gate_exps", "ffn_up_exps")):
+        own = Pick(turns[i::2], axis=-1)
+        found[f"{role}.weight"] = Source(both, (own, transposed))
+        found[f"{role}.bias"] = Source(f"{both}_bias", (own,))
+    return found
+
+
+HUGGING_FACE = {
+    "gpt_oss": HuggingFace(
+        "gpt-oss",
+        "GptOssForCausalLM",
+        {},
+        _layer,
+        settings=_settings,
+        places=lambda _: {
+            "moe_router": Place("mlp.router", index=1),
+            "moe_router_indices": Place("mlp.router", index=2),
+            "moe_ffn_out": Place("mlp.experts"),
+        },
+        experts=None,
+        checkpoint=False,
+    )
+}
+"""By config.json's ``model_type``."""

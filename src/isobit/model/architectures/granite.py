@@ -2,7 +2,8 @@
 what a layer adds and the logits; a mixture of experts beside a shared one, or a dense
 feed-forward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
@@ -11,6 +12,17 @@ from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Graph, Value
+from isobit.model.huggingface import (
+    ATTENTION,
+    FEED_FORWARD,
+    HuggingFace,
+    Place,
+    Share,
+    Source,
+    Sources,
+    neighbouring_pairs,
+    weights,
+)
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Add, Heads, Rope
@@ -88,3 +100,72 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
     y = blocks.attention(p.g, q, k, v, scale=c.attention_scale)
     y = p.biased("attn_out", y, ("attn_output", c.hidden))
     return blocks.scaled(p.g, "attn_scaled", y, c.residual_scale)
+
+
+def _settings(c: ModelConfig, shared: bool | None) -> dict[str, Any] | None:
+    """``shared``: whether the class has a shared expert beside a mixture; None: no mixture."""
+    assert isinstance(c, Config)
+    if (shared is None) == c.is_moe or (c.is_moe and bool(c.shared_ffn) != shared):
+        return None
+    return {
+        "embedding_multiplier": c.embedding_scale,
+        "attention_multiplier": c.attention_scale or c.head_dim**-0.5,
+        "residual_multiplier": c.residual_scale,
+        "logits_scaling": c.logit_scale,
+        "num_local_experts": c.n_experts,
+        "shared_intermediate_size": c.shared_ffn,
+    }
+
+
+def _layer(c: Metadata) -> dict[str, Source]:
+    of_pairs = {
+        f"{role}.weight": Source(f"self_attn.{role[-1]}_proj.weight", (move,))
+        for role, move in neighbouring_pairs(c).items()
+    }
+    return {**ATTENTION, **of_pairs, **weights(ffn_norm="post_attention_layernorm")}
+
+
+def _both(name: str, roles: tuple[str, str]) -> dict[str, Source]:
+    """Gate and up in one."""
+    return {f"ffn_{r}.weight": Source(name, (Share(i, 2),)) for i, r in enumerate(roles)}
+
+
+_EXPERTS: Sources = {
+    **weights(ffn_gate_inp="block_sparse_moe.router", ffn_down_shexp="shared_mlp.output_linear"),
+    **_both("block_sparse_moe.experts.gate_up_proj", ("gate_exps", "up_exps")),
+    **_both("shared_mlp.input_linear.weight", ("gate_shexp", "up_shexp")),
+    "ffn_down_exps.weight": Source("block_sparse_moe.experts.down_proj"),
+}
+# What logits are divided by, the graph has in the last norm.
+_PLACES: dict[str, Place | None] = {
+    "final_norm": None,
+    "moe_router": Place("block_sparse_moe.router", index=1),
+    "moe_router_indices": Place("block_sparse_moe.router", index=2),
+    "moe_ffn_out": Place("block_sparse_moe.experts"),
+}
+_MIXTURE = HuggingFace(
+    "granitemoe",
+    "GraniteMoeForCausalLM",
+    {},
+    lambda c: {**_layer(c), **_EXPERTS},
+    settings=lambda c, _: _settings(c, shared=False),
+    places=lambda _: _PLACES,
+    experts="block_sparse_moe.experts",
+    checkpoint=False,
+)
+HUGGING_FACE = {
+    "granite": replace(
+        _MIXTURE,
+        architecture="granite",
+        model="GraniteForCausalLM",
+        layer=lambda c: {**_layer(c), **FEED_FORWARD},
+        settings=lambda c, _: _settings(c, None),
+    ),
+    "granitemoe": _MIXTURE,
+    "granitemoeshared": replace(
+        _MIXTURE,
+        model="GraniteMoeSharedForCausalLM",
+        settings=lambda c, _: _settings(c, shared=True),
+    ),
+}
+"""By config.json's ``model_type``."""

@@ -1,8 +1,9 @@
 """Llama, Mistral and Mixtral (`llama`), Qwen2 and Qwen2-MoE: grouped-query attention without head
 norms, biases where the file has them, then SwiGLU or a mixture of SwiGLU experts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
@@ -23,10 +24,10 @@ from isobit.model.huggingface import (
     ONLY,
     SHARED_EXPERT,
     HuggingFace,
-    Reorder,
     Source,
     Sources,
     each,
+    neighbouring_pairs,
     weights,
 )
 from isobit.model.tensors import Tensors
@@ -94,28 +95,14 @@ def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
     return p.biased("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
 
 
-def _neighbours(heads: str) -> Callable[[Metadata], Reorder]:
-    """transformers has the first value of all pairs of a head, then the second of all."""
-
-    def of(c: Metadata) -> Reorder:
-        all_heads = c.count("num_attention_heads", 1, 4096)
-        hidden = c.count("hidden_size", 1, 1 << 20)
-        size = c.count("head_dim", 2, 512, default=hidden // all_heads)
-        return Reorder((c.count(heads, 1, 4096, default=all_heads), 2, size // 2), (0, 2, 1))
-
-    return of
-
-
-_Q, _K = _neighbours("num_attention_heads"), _neighbours("num_key_value_heads")
 _LAYER = {**ATTENTION, **BIASES, **weights(ffn_norm="post_attention_layernorm")}
 
 
 def _llama(c: Metadata) -> dict[str, Source | Sequence[Source]]:
     layer: dict[str, Source | Sequence[Source]] = dict(_LAYER)
-    for role, moves in (("attn_q", _Q), ("attn_k", _K)):
+    for role, move in neighbouring_pairs(c).items():
         for what in ("weight", "bias"):
-            name = f"self_attn.{role[-1]}_proj.{what}"
-            layer[f"{role}.{what}"] = Source(name, (moves(c),))
+            layer[f"{role}.{what}"] = Source(f"self_attn.{role[-1]}_proj.{what}", (move,))
     return layer
 
 
@@ -141,6 +128,11 @@ def _qwen2moe(c: Metadata) -> dict[str, Entry]:
     return {**huggingface_scaling(c), "expert_weights_norm": normalised}
 
 
+def _shared_width(c: ModelConfig, _: Collection[str]) -> dict[str, Any]:
+    assert isinstance(c, Config)
+    return {"shared_expert_intermediate_size": c.shared_ffn}
+
+
 _DENSE = HuggingFace(
     "llama",
     "LlamaForCausalLM",
@@ -149,6 +141,7 @@ _DENSE = HuggingFace(
     only=_ALL_SEEN,
     more=huggingface_scaling,
     computed=llama3_divisors,
+    settings=lambda c, _: None if c.is_moe else {},
 )
 HUGGING_FACE = {
     "llama": _DENSE,
@@ -158,6 +151,7 @@ HUGGING_FACE = {
         model="MixtralForCausalLM",
         keys=KEYS | DENSE_KEYS | {k: v for k, v in EXPERT_KEYS.items() if "length" not in k},
         layer=lambda c: {**_llama(c), **MIXTRAL},
+        settings=lambda c, _: {} if c.is_moe else None,
     ),
     "qwen2": replace(
         _DENSE,
@@ -176,6 +170,7 @@ HUGGING_FACE = {
         layer=lambda _: {**_LAYER, **EXPERTS, **SHARED_EXPERT},
         only=_ANY_ROPE | {"decoder_sparse_step": 1, "mlp_only_layers": []},
         more=_qwen2moe,
+        settings=_shared_width,
     ),
 }
 """By config.json's ``model_type``."""

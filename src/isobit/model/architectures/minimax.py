@@ -17,6 +17,7 @@ from isobit.model.huggingface import (
     ATTENTION,
     EXPERT_KEYS,
     KEYS,
+    UNRANKED,
     HuggingFace,
     Source,
     weights,
@@ -94,6 +95,9 @@ HUGGING_FACE = {
         lambda _: _LAYER,
         only={"hidden_act": "silu", "use_qk_norm": True, "scoring_func": "sigmoid"},
         more=_metadata,
+        settings=lambda c, _: {"num_local_experts": c.n_experts},
+        places=lambda _: UNRANKED,
+        experts=None,
     ),
 }
 """By config.json's ``model_type``."""

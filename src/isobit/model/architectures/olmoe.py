@@ -10,6 +10,7 @@ from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Graph, Value
+from isobit.model.huggingface import ATTENTION, EXPERTS, HuggingFace, usual, weights
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
 from isobit.numerics.ops import Columns, Heads, RmsNorm, Rope
@@ -65,3 +66,20 @@ def attention(p: Part, c: ModelConfig, table: RopeTable, h: Value) -> Value:
     k = rotated("k_post_rope", "attn_k_norm", H * D, G)
     v = g.one(None, Heads((H + G) * D, G, D), qkv)
     return p.product("attn_out", blocks.attention(g, q, k, v), ("attn_output", c.hidden))
+
+
+_LAYER = {
+    **ATTENTION,
+    **EXPERTS,
+    **weights(
+        attn_q_norm="self_attn.q_norm",
+        attn_k_norm="self_attn.k_norm",
+        ffn_norm="post_attention_layernorm",
+    ),
+}
+HUGGING_FACE = {
+    "olmoe": HuggingFace(
+        "olmoe", "OlmoeForCausalLM", {}, lambda _: _LAYER, settings=usual, checkpoint=False
+    )
+}
+"""By config.json's ``model_type``."""

@@ -19,6 +19,7 @@ from isobit.model.huggingface import (
     KEYS,
     ONLY,
     HuggingFace,
+    usual,
     weights,
 )
 from isobit.model.tensors import Tensors
@@ -83,7 +84,11 @@ _LAYER = {
 }
 HUGGING_FACE = {
     "qwen3": HuggingFace(
-        "qwen3", "Qwen3ForCausalLM", KEYS | DENSE_KEYS, lambda _: {**_LAYER, **FEED_FORWARD}
+        "qwen3",
+        "Qwen3ForCausalLM",
+        KEYS | DENSE_KEYS,
+        lambda _: {**_LAYER, **FEED_FORWARD},
+        settings=usual,
     ),
     "qwen3_moe": HuggingFace(
         "qwen3moe",
@@ -92,6 +97,7 @@ HUGGING_FACE = {
         lambda _: {**_LAYER, **EXPERTS},
         only=ONLY | {"decoder_sparse_step": 1, "mlp_only_layers": []},
         more=lambda c: {"expert_weights_norm": c.flag("norm_topk_prob", default=False)},
+        settings=usual,
     ),
 }
 """By config.json's ``model_type``."""

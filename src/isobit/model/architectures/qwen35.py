@@ -3,7 +3,9 @@ attention with an output gate; a mixture of experts beside a gated shared expert
 feed-forward."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +26,18 @@ from isobit.model.huggingface import (
     FEED_FORWARD,
     KEYS,
     MINUS_EXP,
+    MIXTURE,
     ONLY,
     OUTSIDE,
     SHARED_EXPERT,
     Drop,
     HuggingFace,
+    Pick,
+    Place,
     Reorder,
     Source,
     Sources,
+    weights,
 )
 from isobit.model.tensors import Tensors
 from isobit.numerics import RopeTable
@@ -303,6 +309,27 @@ def _metadata(c: Metadata) -> dict[str, Entry]:
     }
 
 
+def _settings(c: ModelConfig, _: Collection[str]) -> dict[str, Any]:
+    """What transformers calls the delta nets."""
+    assert isinstance(c, Config)
+    return {
+        "linear_num_key_heads": c.key_heads,
+        "linear_num_value_heads": c.value_heads,
+        "linear_key_head_dim": c.state_size,
+        "linear_value_head_dim": c.state_size,
+        "linear_conv_kernel_dim": c.conv_kernel,
+        "layer_types": [("full_attention", "linear_attention")[r] for r in c.recurrent],
+        "shared_expert_intermediate_size": c.shared_ffn,
+    }
+
+
+def _places(c: Metadata) -> dict[str, Place | None]:
+    """The norm of what the delta rule gives takes head by head, in transformers' order of them."""
+    keys, shared, size = _delta_heads(c)
+    by_value = Reorder((keys, shared, size), (1, 0, 2), axis=-1)
+    return {**MIXTURE, "delta_net": Place("linear_attn.norm", given=True, moves=(by_value,))}
+
+
 _ONLY = ONLY | {"attn_output_gate": True}
 _OUTSIDE: Sources = {**OUTSIDE, "output_norm.weight": _norm("model.norm")}
 _DENSE = HuggingFace(
@@ -313,6 +340,8 @@ _DENSE = HuggingFace(
     _OUTSIDE,
     _ONLY,
     _metadata,
+    settings=_settings,
+    places=_places,
 )
 _MIXTURE = HuggingFace(
     "qwen35moe",
@@ -322,8 +351,44 @@ _MIXTURE = HuggingFace(
     _OUTSIDE,
     _ONLY,
     _metadata,
+    settings=_settings,
+    places=_places,
+)
+
+
+def _next(c: Metadata) -> Sources:
+    """One matrix has of each key head q, k, then v and the gate of its value heads."""
+    keys, shared, size = _delta_heads(c)
+    rows = np.arange(keys * (2 + 2 * shared) * size).reshape(keys, -1)
+    q, k, v, z = np.split(rows, np.cumsum([1, 1, shared]) * size, axis=1)
+    qkv = np.concatenate([x.reshape(-1) for x in (q, k, v)])
+    layer = {role: s for role, s in _layer(c).items() if "ssm_alpha" not in role}
+    for role, order in (("attn_qkv", qkv), ("attn_gate", z.reshape(-1))):
+        moves = (Pick(tuple(order.tolist())),)
+        layer[f"{role}.weight"] = Source("linear_attn.in_proj_qkvz.weight", moves)
+    del layer["ssm_beta.weight"]
+    return {
+        **layer,
+        **EXPERTS,
+        **SHARED_EXPERT,
+        **weights(ssm_ba="linear_attn.in_proj_ba", ssm_out="linear_attn.out_proj"),
+        "ssm_conv1d.weight": Source("linear_attn.conv1d.weight", (Drop(1),), float32=True),
+        "ssm_dt.bias": Source("linear_attn.dt_bias"),
+        "ssm_a": Source("linear_attn.A_log", float32=True, change=MINUS_EXP),
+    }
+
+
+_NEXT = HuggingFace(
+    "qwen3next",
+    "Qwen3NextForCausalLM",
+    {},
+    _next,
+    _OUTSIDE,
+    settings=_settings,
+    checkpoint=False,
 )
 HUGGING_FACE = {
+    "qwen3_next": _NEXT,
     "qwen3_5": _DENSE,
     "qwen3_5_text": _DENSE,
     "qwen3_5_moe": _MIXTURE,

@@ -195,8 +195,9 @@ def _config(folder: Path) -> Metadata:
 def _kind(config: Metadata) -> HuggingFace:
     """The architecture of a checkpoint by its ``model_type``. Raises ModelRefused."""
     kind = config.text("model_type")
-    if kind not in HUGGING_FACE:
-        raise config.refusal("model_type", f"one of {', '.join(HUGGING_FACE)}", kind)
+    known = [name for name, k in HUGGING_FACE.items() if k.checkpoint]
+    if kind not in known:
+        raise config.refusal("model_type", f"one of {', '.join(known)}", kind)
     return HUGGING_FACE[kind]
 
 

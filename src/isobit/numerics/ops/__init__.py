@@ -33,6 +33,7 @@ from isobit.numerics.ops.gated_delta import GatedDelta
 from isobit.numerics.ops.gather import Gather, GatherExperts
 from isobit.numerics.ops.gelu_gate import GeluGate
 from isobit.numerics.ops.heads import Heads
+from isobit.numerics.ops.join import Join
 from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
 from isobit.numerics.ops.multiply import Multiply
@@ -77,6 +78,7 @@ __all__ = [
     "GatherExperts",
     "GeluGate",
     "Heads",
+    "Join",
     "L2Norm",
     "MatMul",
     "Multiply",

@@ -9,10 +9,8 @@
 #include "tile.h"
 #include "matmul.h"
 
-#include "attention.h"
 #include "embedding.h"
 #include "moe.h"
-#include "sampling.h"
 
 namespace isobit::ISOBIT_SIMD {
 
@@ -25,7 +23,7 @@ static const FormatInfo formats[] = {
 
 #define ISOBIT_KERNELS(stream)                                                                    \
     {ISOBIT_SIMD_NAME, LEVEL, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \
-     exp, silu_gate, add, top_k, combine, largest, weigh, sum_above, store, attention, formats}
+     exp, silu_gate, add, top_k, combine, formats}
 
 extern const Kernels kernels;
 const Kernels kernels = ISOBIT_KERNELS(false);

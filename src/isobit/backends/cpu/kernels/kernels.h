@@ -16,7 +16,6 @@ namespace isobit {
 constexpr int SUPERBLOCK = 256;
 constexpr int TILE = 64;             // keys of an attention tile, positions of a KV page
 constexpr int MAX_HEAD_DIM = 512;
-constexpr int QUERY_BLOCK = 4;       // query vectors that share one pass over the keys
 constexpr int DELTA_COLUMNS = 16;    // of a state that delta() brings forward
 constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows
 
@@ -55,37 +54,6 @@ struct Matmul {
         f(format, p, row_begin, row_end);
     }
     INLINE operator bool() const { return f; }
-};
-
-// A head's keys and values of one page, in the order in which the kernels read them. D is head_dim
-// rounded up to 16; k is [4][D/2][16 keys][2 dims], v is [D/16][32 key pairs][16 dims][2 keys].
-struct PageLayout {
-    int head_dim;
-    int padded;    // D
-    size_t bytes;  // dk[64], dv[64], k, v
-};
-FN PageLayout page_layout(int head_dim) {
-    int padded = (head_dim + 15) / 16 * 16;
-    return {head_dim, padded, 2 * TILE * (sizeof(float) + sizeof(int16_t) * padded)};
-}
-FN float* page_dk(uint8_t* page) { return (float*)page; }
-FN float* page_dv(uint8_t* page) { return page_dk(page) + TILE; }
-FN int16_t* page_k(uint8_t* page) { return (int16_t*)(page_dv(page) + TILE); }
-FN int16_t* page_v(const PageLayout& p, uint8_t* page) { return page_k(page) + TILE * p.padded; }
-
-struct Query {
-    const int16_t* q;  // padded with zeros to PageLayout::padded
-    float d;           // times attention_scale(head_dim)
-    int first, position;  // it sees the keys from first to its position
-    const float* sink;    // what joins the softmax without a value; may be null
-    float* out;  // head_dim values
-};
-
-// The pages of one key-value head: page t of the sequence is base + table[t] * stride.
-struct Pages {
-    uint8_t* base;
-    size_t stride;
-    const int32_t* table;
 };
 
 constexpr int DIGEST_BYTES = 32;     // of SHA-256
@@ -133,13 +101,6 @@ struct Kernels {
     void (*top_k)(const float* z, int n, const Routing&, int32_t* ids, float* weights, float* p,
                   int32_t* keys);
     void (*combine)(const float* weights, const float* y, int k, int n, float* out);
-    float (*largest)(const float* z, int n, uint32_t* magnitude);
-    void (*weigh)(const float* z, int n, float top, float temperature, uint32_t* p, uint32_t* most,
-                  uint64_t* sums);
-    uint64_t (*sum_above)(const uint32_t* p, int n, uint32_t least, uint32_t* equals);
-    void (*store)(const PageLayout&, uint8_t* page, int slot, const int16_t* k, float dk,
-                  const int16_t* v, float dv);
-    void (*attention)(const PageLayout&, const Pages&, const Query* queries, int n);
     const FormatInfo* formats;  // every quantised one; then a null name
 };
 

@@ -14,6 +14,9 @@
 
 namespace isobit {
 constexpr Level LEVEL = Level::ISOBIT_SIMD;
+namespace ISOBIT_SIMD {
+FN F to_float(I v) { return __builtin_convertvector(v, F); }
+}
 }
 
 #include "pointwise.h"

@@ -14,8 +14,6 @@ struct Tile {
     int blocks;        // of formats that multiply_decoded() takes: how many d there are
 };
 
-FN F to_float(I v) { return __builtin_convertvector(v, F); }
-
 // T = f(H) * 256 + f(L), or f(S).
 template <int P>
 FN F join(const I* sums) {

@@ -1,4 +1,4 @@
-"""Attention: a phase, see phases/attention.cpp."""
+"""Attention: a phase, see phases/attention.simd.cpp."""
 
 from isobit.backends.cpu.lower import Lowering, Phase, instruction
 from isobit.model.graph import Op

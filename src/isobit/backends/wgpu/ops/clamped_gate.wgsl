@@ -1,40 +1,11 @@
-// The clamped SwiGLU and quantisation (docs/numerics.md, sections 3 and 5). Needs scalar, reduce and
-// quantise.
-
-struct Params {
-  n: u32,
-  gate_at: u32,
-  gate_stride: u32,
-  up_at: u32,
-  up_stride: u32,
-  limit: real,
-  factor: real,
-}
-@group(0) @binding(1) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> gates: array<u32>;
-@group(0) @binding(3) var<storage, read> ups: array<u32>;
-@group(0) @binding(4) var<storage, read_write> result: array<u32>;  // [rows, n]
-@group(0) @binding(5) var<storage, read_write> acts: array<u32>;
+// The clamped SwiGLU (docs/numerics.md, section 5). Needs scalar and gate.
 
 // The smaller of two reals.
 fn minimum(a: real, b: real) -> real { return select(b, a, order(a) <= order(b)); }
 
-// A superblock a workgroup.
-@compute @workgroup_size(256)
-fn clamped_gate(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) lane: u32,
-) {
-  let row = group.y;
-  let i = 256u * group.x + lane;
-  var value = 0u;
-  if (i < p.n) {
-    let gate = minimum(gates[p.gate_at + row * p.gate_stride + i], p.limit);
-    let both = minimum(ups[p.up_at + row * p.up_stride + i], p.limit);
-    let up = maximum(both, negate(p.limit));
-    let by = add_normal(ONE, exp_real(negate(mul(gate, p.factor))));
-    value = mul(div(gate, by), add(up, ONE));
-    result[row * p.n + i] = value;
-  }
-  quantise_superblock(lane, value, row * ((p.n + 255u) / 256u) + group.x);
+fn gated(gate: real, up: real) -> real {
+  let low = minimum(gate, p.limit);
+  let by = add_normal(ONE, exp_real(negate(mul(low, p.factor))));
+  let through = maximum(minimum(up, p.limit), negate(p.limit));
+  return mul(div(low, by), add(through, ONE));
 }

@@ -1,3 +1,9 @@
+// A row of logits turned into what is drawn from, docs/numerics.md section 10; the loops over a row are
+// plain ones that the compiler turns into vectors of each SIMD level.
+
+#include "simd_op.h"
+
+#ifndef ISOBIT_LEVEL
 #include "sampler.h"
 
 #include <string.h>
@@ -9,8 +15,84 @@
 #include <numeric>
 
 #include "scalar.h"
+#endif
 
 namespace isobit {
+
+template <Level>
+struct Largest {
+    static float run(const float* z, int n, uint32_t* magnitude);
+};
+
+template <Level>
+struct Weigh {
+    static void run(const float* z, int n, float top, float temperature, uint32_t* p,
+                    uint32_t* most, uint64_t* sums);
+};
+
+template <Level>
+struct SumAbove {
+    static uint64_t run(const uint32_t* p, int n, uint32_t least, uint32_t* equals);
+};
+
+#ifdef ISOBIT_LEVEL
+
+// The largest value; *magnitude is the largest bit pattern without sign, which tells of a NaN.
+template <>
+float Largest<LEVEL>::run(const float* z, int n, uint32_t* magnitude) {
+    int32_t high = INT32_MIN, odd = 0;
+    for (int i = 0; i < n; ++i) {
+        int32_t b = (int32_t)bits(z[i]), m = b & 0x7fffffff;
+        int32_t key = b < 0 ? ~m : b;  // ordered as the numbers are
+        high = key > high ? key : high;
+        odd = m > odd ? m : odd;
+    }
+    *magnitude = (uint32_t)odd;
+    return from_bits(high < 0 ? ~(uint32_t)high | 0x80000000u : (uint32_t)high);
+}
+
+FN void weigh_block(const float* z, int n, float top, float temperature, bool divide, uint32_t* p,
+                    uint32_t* most, uint64_t* sum) {
+    for (int i = 0; i < n; ++i) {
+        float x = z[i] - top;
+        p[i] = bits(exp_of_negative(divide ? x / temperature : x));
+    }
+    uint32_t high = 0;
+    for (int i = 0; i < n; ++i) high = p[i] > high ? p[i] : high;
+    uint64_t total = 0;
+    if (high >= 0x2b800000u)  // 2^-40: below it every weight is 0
+        for (int i = 0; i < n; ++i) total += weight(p[i]);
+    *most = high;
+    *sum = total;
+}
+
+// p: bit patterns of the n probabilities relative to the largest. most, sums: of each LOGIT_BLOCK.
+template <>
+void Weigh<LEVEL>::run(const float* z, int n, float top, float temperature, uint32_t* p,
+                       uint32_t* most, uint64_t* sums) {
+    for (int i = 0, b = 0; i < n; i += LOGIT_BLOCK, ++b) {
+        const int m = n - i < LOGIT_BLOCK ? n - i : LOGIT_BLOCK;
+        if (temperature == 1)
+            weigh_block(z + i, m, top, 1, false, p + i, most + b, sums + b);
+        else
+            weigh_block(z + i, m, top, temperature, true, p + i, most + b, sums + b);
+    }
+}
+
+// The sum of the weights of every p above `least`; *equals counts those that are `least`.
+template <>
+uint64_t SumAbove<LEVEL>::run(const uint32_t* p, int n, uint32_t least, uint32_t* equals) {
+    uint64_t total = 0;
+    uint32_t same = 0;
+    for (int i = 0; i < n; ++i) {
+        same += p[i] == least;
+        total += weight(p[i] > least ? p[i] : 0);
+    }
+    *equals = same;
+    return total;
+}
+
+#else
 
 namespace {
 
@@ -44,12 +126,12 @@ constexpr uint32_t LEVELS[] = {0x38800000, 0x2b800000};  // 2^-14, 2^-40
 
 Choice RowSampler::choose(const float* raw, int n, const Sampling& s, const Edits& edits) {
     uint32_t magnitude;
-    float top = kernels_.largest(raw, n, &magnitude);
+    float top = run_of<Largest>(kernels_)(raw, n, &magnitude);
     if (magnitude >= INFINITE) return {NOT_FINITE, 0};
     const float* z = raw;
     if (edits.n || edits.allowed) {
         z = edited(raw, n, edits);
-        top = kernels_.largest(z, n, &magnitude);
+        top = run_of<Largest>(kernels_)(z, n, &magnitude);
         if (bits(top) == (INFINITE | SIGN)) return {NONE_ALLOWED, 0};
     }
     if (s.temperature == 0) return {(int32_t)(std::find(z, z + n, top) - z), 0};
@@ -87,7 +169,7 @@ uint64_t RowSampler::weigh(const float* z, int n, float top, float temperature) 
     most_.resize(blocks);
     sums_.resize(blocks);
     equals_.resize(blocks);
-    kernels_.weigh(z, n, top, temperature, p_.data(), most_.data(), sums_.data());
+    run_of<Weigh>(kernels_)(z, n, top, temperature, p_.data(), most_.data(), sums_.data());
     return std::accumulate(sums_.begin(), sums_.end(), (uint64_t)0);
 }
 
@@ -146,7 +228,7 @@ uint64_t RowSampler::keep(Cut kept) {
     std::fill(sums_.begin(), sums_.end(), 0);
     each_block(kept.least, [&](int begin, int end, int b) {
         const uint64_t sum =
-            kernels_.sum_above(&p_[begin], end - begin, kept.least, &equals_[b]);
+            run_of<SumAbove>(kernels_)(&p_[begin], end - begin, kept.least, &equals_[b]);
         const uint64_t equals = std::min<uint64_t>(left, equals_[b]);
         left -= equals;
         sums_[b] = sum + equals * weight(kept.least);
@@ -174,7 +256,7 @@ int32_t RowSampler::draw(Cut kept, uint64_t u) const {
 int32_t RowSampler::measure(const float* z, int n, const int32_t* ids, int n_ids, float* values,
                             int k, int32_t* top_ids, float* top_values) {
     uint32_t magnitude;
-    const float most = kernels_.largest(z, n, &magnitude);
+    const float most = run_of<Largest>(kernels_)(z, n, &magnitude);
     if (magnitude >= INFINITE) {
         std::fill(values, values + n_ids, NAN);
         std::fill(top_ids, top_ids + k, NOT_FINITE);
@@ -207,7 +289,7 @@ void RowSampler::top(const float* z, int n, int k, int32_t* ids) const {
     for (int begin = 0; begin < n; begin += LOGIT_BLOCK) {
         const int end = std::min(n, begin + LOGIT_BLOCK);
         uint32_t magnitude;
-        if (full && kernels_.largest(z + begin, end - begin, &magnitude) <= least) continue;
+        if (full && run_of<Largest>(kernels_)(z + begin, end - begin, &magnitude) <= least) continue;
         for (int i = begin; i < end; ++i)
             if (!full || z[i] > least) best.push_back(i);
         if ((int)best.size() >= k + LOGIT_BLOCK || (!full && (int)best.size() >= k)) thin();
@@ -216,5 +298,7 @@ void RowSampler::top(const float* z, int n, int k, int32_t* ids) const {
     std::sort(best.begin(), best.end(), before);
     std::copy(best.begin(), best.end(), ids);
 }
+
+#endif
 
 }  // namespace isobit

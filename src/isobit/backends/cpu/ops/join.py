@@ -1,0 +1,10 @@
+"""Join: see join.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """A head's two vectors."""
+    (groups, a), (heads, b) = (v.shape.row for v in op.inputs)
+    to.vectors(op, to.simple(op, integers=[a, b, heads // groups]), apart=True)
