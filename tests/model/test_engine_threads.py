@@ -2,13 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import isobit
 from isobit.errors import BackendUnavailable, UsageError
+from isobit.runtime.batches import Part
 from isobit.runtime.engine import Engine
 from isobit.runtime.generation import Stream
 from isobit.runtime.model import Model
@@ -58,14 +60,25 @@ def test_a_stream_that_is_closed_as_it_begins_ends(
 
 
 def test_a_stream_that_is_closed_as_its_loop_reads_a_token_is_whole(
-    engine: Engine, model: Model, heldout: list[int]
+    engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run, left, closed = engine._run, 3, threading.Event()
+
+    def unless_it_would_end(parts: Sequence[Part]) -> object:
+        nonlocal left
+        left -= 1
+        assert left >= 0 or closed.wait(60)
+        return run(parts)
+
+    monkeypatch.setattr(engine, "_run", unless_it_would_end)
+
     class Closing(list[Token]):
         """Of a stream that is closed when it has the id of a second token, and no more of it."""
 
         def append(self, token: Token) -> None:
             if len(self) == 1:
                 elsewhere(stream.close)
+                closed.set()
             super().append(token)
 
     async def read(stream: Stream) -> None:
@@ -123,6 +136,35 @@ def test_a_loop_goes_on_while_a_stream_waits_for_room(
         return await asyncio.gather(*(stream.completed() for stream in streams))
 
     assert [len(done.token_ids) for done in asyncio.run(all_of_them())] == [2] * 5
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_progress_is_told_whoever_runs_the_passes(
+    in_a_loop: bool,
+    engine: Engine,
+    model: Model,
+    heldout: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, run = list[tuple[int, int]](), engine._run
+
+    def after_it_was_told(parts: Sequence[Part]) -> object:
+        done = min(parts[0][0].start, 200)
+        for _ in range(20_000):
+            if not done or told[-1:] == [(done, 200)]:
+                return run(parts)
+            time.sleep(0.001)
+        raise AssertionError(f"{done} tokens ran, told was {told}")
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+
+    engine.limit(Limits(pass_tokens=64, running=1))
+    monkeypatch.setattr(engine, "_run", after_it_was_told)
+    engine.start()
+    stream = model.stream(heldout[:200], max_tokens=2, progress=tell, salt=None)
+    asyncio.run(stream.completed()) if in_a_loop else stream.complete()
+    assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
 
 
 def test_a_recorder_of_what_waits_for_room_begins_once(engine: Engine, heldout: list[int]) -> None:

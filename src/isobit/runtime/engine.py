@@ -216,10 +216,10 @@ class Engine:
         try:  # as in turn(), without its cost for every token
             with self._books:
                 self._require_no_pass(me)
-                while self._busy not in (0, me) or self._asking:
+                while not (found := there()) and (self._busy not in (0, me) or self._asking):
                     self._books.wait()
-                    if there():
-                        return
+                if found:
+                    return
                 mine, self._busy = True, me
             self._step()
         finally:
@@ -404,7 +404,7 @@ class Engine:
             except BaseException as wrong:  # of one generation, as of what watches it
                 self._fail(generation, wrong)
             start = stop
-            if generation.listen is not None and (token is not None or generation.ended):
+            if generation.listen is not None and (generation.ready or generation.ended):
                 listeners.add(generation.listen)
         self._pace.ran(start - prompt, prompt, attended, spent)
         self._copy_states()

@@ -225,6 +225,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         QueueFull too."""
         while self.completion is None and (generation := self.begin(wait=False)) is not None:
             generation.listen = listen
+            generation.tell()
             ended = generation.ended  # before looking: what comes last comes before the end
             token = generation.take()
             if token is None and not ended:

@@ -97,6 +97,8 @@ class Generation(Iterator[Token]):
         """Told when there is something new to take, or it has ended."""
         self.progress: Callable[[int, int], None] | None = None
         """``progress(done, total)`` is told by who reads it how many of the prompt's tokens ran."""
+        self._told = 0
+        """So many it was told of."""
         self.ends = ends
         self.logprobs = logprobs
         self.watch = watch
@@ -118,6 +120,7 @@ class Generation(Iterator[Token]):
     def __next__(self) -> Token:
         """The next token; runs passes until there is one. Raises what the pass did."""
         while True:
+            self.tell()
             ended = self.ended  # before looking: what comes last comes before the end
             if (found := self.take()) is not None:
                 return found
@@ -126,12 +129,6 @@ class Generation(Iterator[Token]):
                     raise self.error
                 raise StopIteration
             self._engine.advance(self._news)
-            if self.progress is not None:
-                total = len(self.request.prompt)
-                done = min(self.request.computed, total)
-                self.progress(done, total)
-                if done == total:
-                    self.progress = None
 
     def _news(self) -> bool:
         return self.ready or self.ended
@@ -143,10 +140,22 @@ class Generation(Iterator[Token]):
         except IndexError:
             return None
 
+    def tell(self) -> None:
+        """Tell ``progress``, if more has run."""
+        if self._has_more_run():
+            total = len(self.request.prompt)
+            self._told = min(self.request.computed, total)
+            assert self.progress is not None
+            self.progress(self._told, total)
+
+    def _has_more_run(self) -> bool:
+        request = self.request
+        return self.progress is not None and self._told < min(request.computed, len(request.prompt))
+
     @property
     def ready(self) -> bool:
-        """Whether there is a token to take."""
-        return bool(self._given)
+        """Whether there is a token to take, or progress to tell of."""
+        return bool(self._given) or self._has_more_run()
 
     @property
     def ended(self) -> bool:
