@@ -13,7 +13,6 @@ from isobit.verify import accuracy
 from isobit.verify.ablate import Ablation
 
 CONTRACT = Path(__file__).parents[2] / "contracts/qwen3-moe-forward-v1.yaml"
-PROMPTS = '[17]\n[605, 290]\n"import os"\n'
 
 
 def stopping(function: Callable[..., object], after: int) -> Callable[..., object]:
@@ -28,19 +27,15 @@ def stopping(function: Callable[..., object], after: int) -> Callable[..., objec
     return called
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.txt"
-    path.write_text(PROMPTS)
-    return str(path)
-
-
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_ranking(
-    after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    after: int,
+    small_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Ablation, "alone", stopping(Ablation.alone, after))
-    assert main(["ablate", "--tokens", "605,290", "--planes", "1", "--rank"]) == 130
+    assert main(["ablate", str(small_model), "--tokens", "60,29", "--rank"]) == 130
     out, err = capsys.readouterr()
     assert len([line for line in out.splitlines() if line.startswith("|")]) == 4 + after
     assert "specification, experts pinned" in out
@@ -48,23 +43,32 @@ def test_a_ranking(
 
 
 def test_prompts_of_verify(
-    prompts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    small_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("[17]\n[60, 29]\n[2]\n")
     for after in (2, 0):
         monkeypatch.setattr(verify_command, "verify", stopping(verify_command.verify, after))
-        assert main(["verify", "--prompts", prompts]) == 130
+        assert main(["verify", str(small_model), "--prompts", str(prompts)]) == 130
         out, err = capsys.readouterr()
-        assert out.count(" of 139 |") == after
+        assert out.count(" of 37 |") == after  # stages
         assert (f"interrupted after {after} of 3 prompts" in err) is (after > 0)
         monkeypatch.undo()
 
 
 def test_accuracy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    small_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = tmp_path / "text"
     text.write_text("def f(x):\n    return x\n" * 20)
-    argv = ["accuracy", "--text", str(text), "--window", "16", "--planes", "2", "--limit", "64"]
+    argv = ["accuracy", str(small_model), "--text", str(text), "--planes", "2"]
+    argv += ["--window", "16", "--limit", "64"]
     monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 2))
     assert main(argv) == 130
     out, err = capsys.readouterr()

@@ -2,19 +2,23 @@
 
 import json
 import os
-import pty
 import re
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from isobit.backends.hardware import gpus
+from tests.helpers.command import Done, ended, piped, run, start, terminal
 from tests.helpers.expected import needs
 
 ISOBIT = [sys.executable, "-m", "isobit"]
@@ -22,32 +26,13 @@ PROMPT = "def fibonacci(n):"
 SPEED = r"isobit: prefill \d+ tokens?, [\d.]+ tokens/s; decode \d+ tokens?, [\d.]+ tokens/s"
 
 
-def isobit(*args: str, **how: object) -> subprocess.CompletedProcess[bytes]:
+def isobit(*args: str, typed: bytes = b"") -> Done:
     """Run a command on the CPU."""
-    how.setdefault("stdin", subprocess.DEVNULL)
-    command = [*ISOBIT, args[0], "--backend", "cpu", *args[1:]]
-    return subprocess.run(command, capture_output=True, timeout=120, check=False, **how)  # type: ignore[call-overload]
+    return run([args[0], "--backend", "cpu", *args[1:]], typed=typed)
 
 
 # Buffered, as a user's stdout is: what is left in the buffer is written again at exit.
 BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-
-# SIGINT may be ignored around the tests (a shell's background job), and would stay so.
-WITH_SIGINT = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from isobit.cli import main; sys.exit(main())"
-)
-
-
-def start(*args: str) -> subprocess.Popen[bytes]:
-    """Start a command that the test will interrupt."""
-    return subprocess.Popen(
-        [sys.executable, "-c", WITH_SIGINT, *args],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=BUFFERED,
-    )
 
 
 def run_json(*args: str) -> dict[str, object]:
@@ -57,7 +42,8 @@ def run_json(*args: str) -> dict[str, object]:
 
 
 def test_run_streams_text_and_reports_speed() -> None:
-    done = isobit("run", "-p", PROMPT, "-n", "6")
+    command = [*ISOBIT, "run", "--backend", "cpu", "-p", PROMPT, "-n", "6"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0
     assert len(done.stdout.decode().strip()) > 3
     assert re.fullmatch(SPEED + "\n", done.stderr.decode())
@@ -85,15 +71,14 @@ def test_run_json_and_the_three_ways_to_give_a_prompt(tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text(PROMPT)
     assert run_json("--prompt-file", str(path), "-n", "4")["token_ids"] == found["token_ids"]
-    piped = isobit("run", "--prompt-file", "-", "-n", "4", stdin=path.open())
+    piped = isobit("run", "--prompt-file", "-", "-n", "4", typed=PROMPT.encode())
     assert piped.stdout.decode() == text
 
 
 def test_backends_give_the_same_tokens() -> None:
     args = ["run", "--json", "-p", PROMPT, "-n", "12", "--temperature", "1", "--seed", "7"]
     cpu, reference = (
-        json.loads(subprocess.check_output([*ISOBIT, *args, "--backend", name], timeout=120))
-        for name in ("cpu", "reference")
+        json.loads(run([*args, "--backend", name]).stdout) for name in ("cpu", "reference")
     )
     assert (cpu["backend"], reference["backend"]) == ("cpu", "reference")
     assert cpu["token_ids"] == reference["token_ids"]
@@ -102,19 +87,13 @@ def test_backends_give_the_same_tokens() -> None:
 def test_the_cpu_is_no_news_where_there_is_no_gpu() -> None:
     if gpus():
         pytest.skip("not run: this machine has a GPU")
-    command = [*ISOBIT, "run", "-p", PROMPT, "-n", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    done = run(["run", "-p", PROMPT, "-n", "1", "--json"])
     assert json.loads(done.stdout)["backend"] == "cpu"
     assert len(done.stderr.splitlines()) == 1  # the speed
 
 
 def test_a_backend_this_machine_lacks_is_exit_4() -> None:
-    done = subprocess.run(
-        [*ISOBIT, "run", "-p", "x", "-n", "1", "--backend", "cuda"],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    done = run(["run", "-p", "x", "-n", "1", "--backend", "cuda"])
     if done.returncode == 0:
         pytest.skip("this machine has a usable GPU")
     assert done.returncode == 4
@@ -124,13 +103,8 @@ def test_a_backend_this_machine_lacks_is_exit_4() -> None:
 
 def test_no_adapter_is_exit_4_and_says_what_to_install() -> None:
     needs("wgpu", "wgpu")
-    done = subprocess.run(
-        [*ISOBIT, "run", "-p", "x", "-n", "1", "--backend", "wgpu"],
-        capture_output=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"VK_DRIVER_FILES": "/none", "VK_ICD_FILENAMES": "/none"},
-    )
+    nowhere = {"VK_DRIVER_FILES": "/none", "VK_ICD_FILENAMES": "/none"}
+    done = run(["run", "-p", "x", "-n", "1", "--backend", "wgpu"], env=nowhere)
     if done.returncode == 0:
         pytest.skip("not run: an adapter that is not Vulkan's")
     assert done.returncode == 4
@@ -171,7 +145,7 @@ def test_output_that_the_terminal_cannot_show_is_escaped() -> None:
 
 
 def test_chat_answers_standard_input_once() -> None:
-    once = isobit("chat", "--system", "Be brief.", "-n", "4", stdin=None, input=b"Hello!")
+    once = isobit("chat", "--system", "Be brief.", "-n", "4", typed=b"Hello!")
     asked = isobit("chat", "--system", "Be brief.", "-n", "4", "-p", "Hello!")
     assert once.returncode == asked.returncode == 0
     assert once.stdout == asked.stdout
@@ -181,29 +155,43 @@ def test_chat_answers_standard_input_once() -> None:
 READY = b"\x1b[?2004h> "  # the line editor wants pasted lines marked, then the prompt
 
 
-@pytest.fixture
-def chat():
-    """A chat in a terminal: the control side, and the process, whose stderr is a pipe."""
-    control, terminal = pty.openpty()
-    command = ["chat", "--backend", "cpu", "-n", "400"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", WITH_SIGINT, *command],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env=os.environ | {"TERM": "dumb"},
-    )
-    os.close(terminal)
-    wait_for(control, READY)
-    yield control, process
-    process.kill()
-    process.wait()
-    os.close(control)
+@dataclass
+class Chat:
+    """A chat in a terminal, whose stderr is a file."""
+
+    control: int
+    process: BaseProcess
+    stderr: IO[bytes]
+
+    def end(self) -> bytes:
+        """What it said on stderr, once it has ended well."""
+        code = ended(self.process)
+        self.stderr.seek(0)
+        err = self.stderr.read()
+        assert code == 0, err
+        return err
 
 
-def test_chat_in_a_terminal_keeps_the_history(chat) -> None:
-    control, process = chat
+@pytest.fixture(params=[400])
+def chat(request: pytest.FixtureRequest) -> Iterator[Chat]:
+    """One whose answers have so many tokens."""
+    control, theirs = terminal(80)
+    with tempfile.TemporaryFile() as err:
+        command = ["chat", "--backend", "cpu", "-n", str(request.param)]
+        process = start(command, theirs, theirs, err.fileno(), {"TERM": "dumb"})
+        os.close(theirs)
+        try:
+            wait_for(control, READY)
+            yield Chat(control, process, err)
+        finally:
+            process.kill()
+            process.join()
+            os.close(control)
+
+
+@pytest.mark.parametrize("chat", [20], indirect=True)
+def test_chat_in_a_terminal_keeps_the_history(chat: Chat) -> None:
+    control = chat.control
     for line in (
         *("/help", "first", "/stats", "", "/nonsense", "second", "/stats"),
         *("/clear", "first", "/stats"),
@@ -211,8 +199,7 @@ def test_chat_in_a_terminal_keeps_the_history(chat) -> None:
         os.write(control, line.encode() + b"\n")
         wait_for(control, READY)
     os.write(control, b"\x04")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    err = chat.end()
     first, second, again = (int(n) for n in re.findall(r"prefill (\d+) tokens", err.decode()))
     assert second > first + 3
     assert again == first
@@ -220,36 +207,41 @@ def test_chat_in_a_terminal_keeps_the_history(chat) -> None:
     assert b"no such command: /nonsense" in err
 
 
-def test_ctrl_c_in_a_chat_stops_the_answer_alone(chat) -> None:
-    control, process = chat
+def test_ctrl_c_in_a_chat_stops_the_answer_alone(chat: Chat) -> None:
+    control = chat.control
     os.write(control, b"Tell me all.\n")
     wait_for(control, b"\x1b[?2004l\r")  # after the message's echo
     os.read(control, 1)
-    process.send_signal(signal.SIGINT)
+    os.kill(process_id(chat.process), signal.SIGINT)
     wait_for(control, READY)
     os.write(control, b"/stats\n")
     wait_for(control, READY)
-    interrupt(process, lambda: select.select([control], [], [], 1)[0])  # "Ctrl-C again"
+    interrupt(chat, lambda: select.select([control], [], [], 1)[0])  # "Ctrl-C again"
     wait_for(control, READY)
-    interrupt(process, lambda: process.poll() is not None or time.sleep(1))
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    interrupt(chat, lambda: chat.process.join(1) or not chat.process.is_alive())
+    err = chat.end()
     assert b"isobit: stopped" in err
     assert b"Ctrl-C again" in err
 
 
-def interrupt(process: subprocess.Popen[bytes], done: Callable[[], object]) -> None:
+def process_id(process: BaseProcess) -> int:
+    assert process.pid is not None
+    return process.pid
+
+
+def interrupt(chat: Chat, done: Callable[[], object]) -> None:
     """Send SIGINT until it is noticed: Python's line editor misses one that comes as it begins."""
     for _ in range(30):
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        os.kill(process_id(chat.process), signal.SIGINT)
         if done():
             return
     pytest.fail("expected SIGINT to be noticed")
 
 
-def test_a_turn_that_fails_does_not_end_the_chat(chat) -> None:
-    control, process = chat
+@pytest.mark.parametrize("chat", [20], indirect=True)
+def test_a_turn_that_fails_does_not_end_the_chat(chat: Chat) -> None:
+    control = chat.control
     os.write(control, b'"""\n')
     for _ in range(10):
         wait_for(control, "… ".encode())
@@ -262,8 +254,7 @@ def test_a_turn_that_fails_does_not_end_the_chat(chat) -> None:
     os.write(control, b"/stats\n")
     wait_for(control, READY)
     os.write(control, b"/quit\n")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    err = chat.end()
     assert b"the message is taken back" in err
     assert re.search(r"prefill \d{1,2} tokens", err.decode())
 
@@ -288,16 +279,12 @@ def test_jsonl_is_a_line_for_each_token() -> None:
 
 def test_what_was_generated_before_ctrl_c_is_kept(tmp_path: Path) -> None:
     receipt = tmp_path / "r.json"
-    process = start(
-        *("run", "--backend", "cpu", "-p", PROMPT, "-n", "3000", "--jsonl"),
-        *("--receipt", str(receipt)),
-    )
-    assert process.stdout is not None
-    first = process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    rest, err = process.stdout.read(), process.stderr.read()  # communicate() forgets what was read
-    assert process.wait(60) == 130, err
+    command = ["run", "--backend", "cpu", "-p", PROMPT, "-n", "3000", "--jsonl"]
+    with piped([*command, "--receipt", str(receipt)]) as (process, stdout, stderr):
+        first = stdout.readline()
+        os.kill(process_id(process), signal.SIGINT)
+        rest, err = stdout.read(), stderr.read()
+        assert ended(process) == 130, err
     *tokens, totals = map(json.loads, [first, *rest.splitlines()])
     assert totals["finish_reason"] == "interrupted"
     assert [t["id"] for t in tokens] == totals["token_ids"]
@@ -307,45 +294,49 @@ def test_what_was_generated_before_ctrl_c_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_dash_reads_the_prompt_from_standard_input() -> None:
-    piped = isobit("run", "-p", "-", "-n", "4", stdin=None, input=PROMPT.encode())
-    assert piped.stdout == isobit("run", "-p", PROMPT, "-n", "4").stdout
+    given = isobit("run", "-p", "-", "-n", "4", typed=PROMPT.encode())
+    assert given.stdout == isobit("run", "-p", PROMPT, "-n", "4").stdout
 
 
 def test_minus_one_goes_on_to_the_end_of_the_context() -> None:
     assert run_json("--tokens", "1,2", "-n", "-1", "-c", "9")["note"] is not None
 
 
-def wait_for(control: int, prompt: bytes) -> None:
+def wait_for(control: int, prompt: bytes) -> str:
     """Read a terminal's output up to a prompt."""
     seen = b""
     while not seen.endswith(prompt):
         ready, _, _ = select.select([control], [], [], 60)
         assert ready, f"expected {prompt!r}, got {seen!r} and no more"
         seen += os.read(control, 1)
+    return seen.decode()
 
 
 def test_ctrl_c_says_how_far_it_got() -> None:
-    process = start("run", "--backend", "cpu", "-p", PROMPT, "-n", "2000")
-    assert process.stdout is not None
-    assert process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert re.fullmatch(r"isobit: interrupted after \d+ tokens?\n", err.decode())
+    with piped(["run", "--backend", "cpu", "-p", PROMPT, "-n", "2000"]) as (process, out, err):
+        assert out.read(1)
+        os.kill(process_id(process), signal.SIGINT)
+        said = err.read().decode()
+        assert ended(process) == 130
+    assert re.fullmatch(r"isobit: interrupted after \d+ tokens?\n", said)
 
 
-def test_ctrl_c_in_a_benchmark() -> None:
-    process = start("bench", "--backend", "cpu", "-p", "0", "-n", "1", "-r", "100000", "-o", "json")
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    found = re.fullmatch(r"isobit: interrupted( after (\d+) of 100001 runs)?\n", err.decode())
-    assert found, err
-    if found[2] and int(found[2]) > 1:
-        [row] = json.loads(out)
-        assert len(row["samples_ts"]) in (int(found[2]) - 1, int(found[2]))
+def test_ctrl_c_in_a_benchmark(tmp_path: Path) -> None:
+    command = ["bench", "--backend", "cpu", "-p", "0", "-n", "1", "-r", "100000", "-o", "json"]
+    control, theirs = terminal(80)
+    with (tmp_path / "out").open("wb") as out:
+        process = start(command, theirs, out.fileno(), theirs)
+    os.close(theirs)
+    for _ in range(9):
+        wait_for(control, b"tg1 ")  # its bar, drawn again after a run
+    os.kill(process_id(process), signal.SIGINT)
+    shown = wait_for(control, b" runs\r\n")
+    assert ended(process) == 130
+    os.close(control)
+    found = re.search(r"isobit: interrupted after (\d+) of 100001 runs\r\n", shown)
+    assert found, shown
+    [row] = json.loads((tmp_path / "out").read_text())
+    assert len(row["samples_ts"]) in (int(found[1]) - 1, int(found[1]))
 
 
 def test_closed_standard_streams_are_no_traceback() -> None:
@@ -360,7 +351,9 @@ def test_closed_standard_streams_are_no_traceback() -> None:
     "args", [["run", "--backend", "cpu", "-p", PROMPT, "-n", "2000"], ["inspect", "--json"]]
 )
 def test_a_closed_pipe_ends_quietly(args: list[str]) -> None:
-    process = start(*args)
+    process = subprocess.Popen(
+        [*ISOBIT, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BUFFERED
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     if args[0] == "run":

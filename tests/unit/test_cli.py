@@ -274,10 +274,15 @@ def test_a_models_text_does_not_drive_the_terminal(
     assert out.getvalue() == shown
 
 
-def test_closed_standard_streams_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_streams_are_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["inspect"]) == 2
+    assert "output: standard output is closed" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    assert main(["inspect"]) == 0
+    assert main(["trace", *RUN[1:], "--tokens", "1", "-o", str(tmp_path / "x.trace")]) == 0
     assert main(["nothing"]) == 2
 
 
@@ -318,6 +323,11 @@ def test_a_table_fits_the_terminal_and_says_what_it_left_out() -> None:
     assert max(map(len, lines)) <= 40
     assert lines[0].split() == ["stage", "a", "long", "heading", "verdict"]
     assert lines[-1] == "left out for want of room: layers"
+    for width in range(20, 60):  # what is kept is not folded
+        narrow = Console(width=width, file=io.StringIO(), color_system=None)
+        print_fitted(narrow, header, rows, header[:0:-1])
+        table, *_ = narrow.file.getvalue().split("left out")
+        assert len(table.splitlines()) == 4, table
     wide = Console(width=80, file=io.StringIO(), color_system=None)
     print_fitted(wide, header, rows, ["layers"])
     assert "all 48" in wide.file.getvalue()
@@ -343,7 +353,9 @@ def test_a_machine_without_a_gpu_is_no_news(
     assert f"running on the CPU, not the GPU (NVIDIA): {note}" in capsys.readouterr().err
 
 
-def test_a_file_s_recommended_sampling_yields_to_what_was_asked() -> None:
+def test_a_file_s_recommended_sampling_yields_to_what_was_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     metadata = {
         "general.sampling.temp": 0.7,
         "general.sampling.top_p": 0.8,
@@ -351,6 +363,9 @@ def test_a_file_s_recommended_sampling_yields_to_what_was_asked() -> None:
         "general.sampling.min_p": "often",
     }
     assert options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
+    odd, kind = capsys.readouterr().err.splitlines()
+    assert "general.sampling.top_k is not followed: top_k: expected" in odd
+    assert "general.sampling.min_p is not followed: min_p: expected a number, got 'often'" in kind
     assert options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
     assert options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
     assert options.words({}) == ""

@@ -14,6 +14,7 @@ from isobit.errors import ModelRefused
 from isobit.gguf import header
 from isobit.gguf.formats import dequantize
 from isobit.gguf.reader import GGUFFile
+from isobit.model.checkpoint import open_model
 
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
 HUGE = 1 << 60
@@ -266,10 +267,12 @@ def test_files_of_other_kinds_are_known(tmp_path, first, way_on):
 
 
 def test_a_folder_of_safetensors_is_known(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    assert "convert_hf_to_gguf.py" in refusal_of(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert "without the config.json" in refusal_of(tmp_path)
     (tmp_path / "m.gguf").touch()
-    assert "the GGUF files in it: m.gguf" in refusal_of(tmp_path)
+    for open_it in (GGUFFile.open, open_model):
+        with pytest.raises(ModelRefused, match=r"the GGUF files in it: m\.gguf"):
+            open_it(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")

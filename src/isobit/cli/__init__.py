@@ -6,6 +6,8 @@ for; it calls the library and prints.
 """
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -57,9 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before NumPy is imported. Its BLAS multiplies small matrices here, for the reference and the
     # oracle, and with threads that wait for each other takes two to five times as long.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name, mode in (("stdin", "r"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the caller closed it
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+    if sys.stdout is None:
+        sys.stdout = _Closed()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a model writes what it likes
     try:
@@ -181,6 +185,13 @@ def _takes(action: argparse.Action, value: str) -> bool:
         return False
     allowed = _allowed(action)
     return allowed is None or made in allowed
+
+
+class _Closed(io.TextIOBase):
+    """A stream that the caller closed: what is written to it would be lost without a word."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EBADF, "standard output is closed")
 
 
 def _abandon_stdout() -> None:

@@ -14,7 +14,7 @@ from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.fit import Fit, in_words
 from isobit.verify.trace import check_tokens, parse_layers
 
-_DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax", "expert sets")
+_DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax", "expert sets", "±")
 """Columns that a narrow terminal does without, the first of them first."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from isobit import __version__
 from isobit.cli import EXIT_CODES, options, options_of, say
+from isobit.cli.output import add_format, print_document
 from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
 
 # What a command needs is imported by it: validate is to be quick.
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write a page that needs no network",
     )
     action.add_argument("--json", action="store_true", help="print one JSON object a contract")
+    add_format(action)
     action.add_argument(
         "--gate",
         action="store_true",
@@ -297,7 +299,7 @@ def _status(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([status_report.to_json(s) for s in found], indent=2))
     elif args.output is None:
-        print(table, end="")
+        print_document(table, args.format)
     if args.gate:
         _gate(found)
 

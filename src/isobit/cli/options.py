@@ -18,7 +18,7 @@ from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
 from isobit.errors import UsageError, no_such_file
 from isobit.files import is_named_pipe
 from isobit.numerics import TILE
-from isobit.runtime.generation import Settings
+from isobit.runtime.generation import Settings, checked_sampling
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 
@@ -383,15 +383,20 @@ def settings(args: argparse.Namespace) -> Settings:
 def recommended(metadata: Mapping[str, object], chosen: Settings) -> dict[str, float]:
     """The sampling that a model's file recommends, where ``chosen`` says nothing.
 
-    A value that is out of range is left out: it is advice, and no reason to refuse the model.
+    A value that is out of range is left out, and said: it is advice, and no reason to refuse the
+    model.
     """
     found: dict[str, float] = {}
     for name, (key, _) in _SAMPLING.items():
-        value = metadata.get(f"general.sampling.{key}")
-        if name not in chosen and isinstance(value, int | float):
-            with suppress(UsageError):
-                Sampling(**{name: value})  # type: ignore[arg-type]
-                found[name] = value
+        full = f"general.sampling.{key}"
+        if name in chosen or full not in metadata:
+            continue
+        try:
+            checked_sampling(None, **{name: metadata[full]})  # type: ignore[arg-type]
+        except UsageError as error:
+            say(f"the file's {full} is not followed: {error}")
+        else:
+            found[name] = metadata[full]  # type: ignore[assignment]
     return found
 
 

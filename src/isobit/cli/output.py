@@ -84,6 +84,17 @@ def print_table(
     print_fitted(console, header, rows, drop, left)
 
 
+def print_document(text: str, form: str | None = None) -> None:
+    """Print Markdown, laid out for a terminal; ``form`` is what :func:`add_format` asks for."""
+    if form == "md" or (form is None and not sys.stdout.isatty()):
+        print(text, end="")
+        return
+    from rich.console import Console  # noqa: PLC0415 - 0.2 s that most calls do not need
+    from rich.markdown import Markdown  # noqa: PLC0415
+
+    Console(highlight=False).print(Markdown(shown_as_is(text)))
+
+
 def print_fitted(
     console: Console,
     header: Sequence[str],
@@ -100,7 +111,7 @@ def print_fitted(
     widths = [max([len(header[i]), *(len(row[i]) for row in rows)]) for i in kept]
     left_out = []
     for name in drop:
-        if sum(widths[i] + 2 for i in kept) <= console.width + 2:
+        if sum(widths[i] + 3 for i in kept) <= console.width + 3:  # two spaces and a rule
             break
         if name in header:
             kept.remove(list(header).index(name))

@@ -54,8 +54,8 @@ def _folder(path: Path) -> str:
     names = sorted(p.name for p in path.iterdir())
     if files := [n for n in names if n.endswith(".gguf")]:
         return f"a folder; the GGUF files in it: {', '.join(files[:5])}"
-    if "config.json" in names or any(n.endswith(".safetensors") for n in names):
-        return f"a folder of Hugging Face safetensors; {_CONVERT}"
+    if any(n.endswith(".safetensors") for n in names):
+        return "a folder of safetensors without the config.json that says what they are"
     return "a folder without GGUF files"
 
 

@@ -52,7 +52,9 @@ def open_model(path: str | os.PathLike[str], *, strict: bool = True) -> GGUFFile
             expected = ", ".join(TYPES)
             raise UsageError(f"{path}: type: expected one of {expected}, got {kind!r}")
         return Checkpoint(path.with_name(name), TYPES[kind.lower()], strict=strict)
-    return Checkpoint(path, strict=strict) if path.is_dir() else GGUFFile.open(path, strict=strict)
+    if (path / "config.json").exists():
+        return Checkpoint(path, strict=strict)
+    return GGUFFile.open(path, strict=strict)
 
 
 class Checkpoint(GGUFFile):
