@@ -226,7 +226,7 @@ def test_one_logit_that_is_no_number_ends_it(
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
     results = Results(logits[:, 5] < 9, logits, likeliest=np.array([-1], np.int32))
-    parts = {"rows": model.rows, "on_host": False, "on_device": frozenset()}
+    parts = {"rows": model.rows, "on_host": False, "on_device": frozenset(), "losses": 0}
     backend = SimpleNamespace(run=lambda *_: results, **parts)
     monkeypatch.setattr(model, "backend", backend)
     for temperature in (0, 1):
