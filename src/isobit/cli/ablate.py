@@ -61,8 +61,6 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     if not args.stage and args.rank is None:
         raise UsageError("expected --stage STAGE=ARITHMETIC or --rank, got neither")
-    if args.planes not in (1, 2):
-        raise UsageError(f"--planes: expected 1 or 2, got {args.planes}")
     if args.rank not in (None, OWN):
         coarse.rounding(args.rank)
     prompts = tools.read_prompts(args)

@@ -195,9 +195,8 @@ class Asked:
                     generation.take_rows(positions, logits)
                 else:
                     generation.measure(model, positions, logits)
-                work.request.wanted = work.request.wanted[
-                    work.scored :
-                ]  # if it runs again, no more
+                # Given once, also if it runs again.
+                work.request.wanted = work.request.wanted[work.scored :]
             except Exception as error:  # the caller's own
                 found[part] = Next(error=error)
 

@@ -523,4 +523,7 @@ def _seen_by(watch: Watcher) -> Tap:
 def _pages(generation: Generation) -> list[Routes]:
     """The experts of each page of the sequence."""
     routes = generation.routes
+    generation.seen = [
+        routes
+    ]  # only whoever adds to them may: a reader has the one list or the other
     return [routes[i : i + TILE] for i in range(0, len(routes), TILE)]

@@ -269,10 +269,7 @@ class WgpuBackend(Backend):
         size, more = self._bytes(p, asked), self._route_bytes(p)
         copies = (
             (result, 0, self._staging, 0, size),
-            (
-                *(self._graph.routes.buffer, 0),
-                *(self._staging, size, more),
-            ),
+            (self._graph.routes.buffer, 0, self._staging, size, more),
         )
         return self._device.encode(self._recordings[key], *(c for c in copies if c[-1]))
 

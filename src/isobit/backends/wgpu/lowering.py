@@ -237,15 +237,16 @@ class Lowering:
 
     def copy(self, x: Place, shape: Shape, y: Slot, *, select: bool = False) -> None:
         """A value of that shape copied; ``select``: its wanted rows alone."""
+
+        def named(p: Pass) -> int:
+            return self.at(p).rows + p.first + 1 if select else 0
+
         self.rowwise(
             "copy",
             shape,
             x.width,
             (x.slot, self.batch, y),
-            lambda p: (
-                *(x.width, x.first, x.stride),
-                *(self.at(p).rows + p.first + 1 if select else 0, 0),
-            ),
+            lambda p: (x.width, x.first, x.stride, named(p), 0),
         )
 
     # Other forms of a value, each made once for all that read it one after another

@@ -17,19 +17,14 @@ from isobit.model.architectures import blocks
 from isobit.model.architectures.blocks import Part
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
-from isobit.model.architectures.glm4moe import feed_forward
+from isobit.model.architectures.glm4moe import FEED_FORWARD_KEYS, FEED_FORWARDS, feed_forward
 from isobit.model.architectures.routing import ROUTING_KEYS, Routing, routing
 from isobit.model.architectures.scaling import rope_scaling
 from isobit.model.graph import Graph, Value
 from isobit.model.huggingface import (
-    DENSE_KEYS,
-    EXPERT_KEYS,
-    EXPERTS,
-    FEED_FORWARD,
     KEYS,
     ONLY,
     HuggingFace,
-    Source,
     weights,
 )
 from isobit.model.tensors import Tensors
@@ -184,8 +179,7 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
 
 
 _LAYER = {
-    **FEED_FORWARD,
-    **EXPERTS,
+    **FEED_FORWARDS,
     **weights(
         attn_norm="input_layernorm",
         attn_q="self_attn.q_proj",
@@ -197,11 +191,7 @@ _LAYER = {
         attn_kv_b="self_attn.kv_b_proj",
         attn_output="self_attn.o_proj",
         ffn_norm="post_attention_layernorm",
-        ffn_gate_shexp="mlp.shared_experts.gate_proj",
-        ffn_up_shexp="mlp.shared_experts.up_proj",
-        ffn_down_shexp="mlp.shared_experts.down_proj",
     ),
-    "exp_probs_b.bias": Source("mlp.gate.e_score_correction_bias"),
 }
 
 
@@ -228,17 +218,11 @@ _SIGMOIDS = HuggingFace(
     "deepseek2",
     "Glm4MoeLiteForCausalLM",
     KEYS
-    | DENSE_KEYS
-    | EXPERT_KEYS
+    | FEED_FORWARD_KEYS
     | {
         "attention.value_length": "v_head_dim",
         "attention.q_lora_rank": "q_lora_rank",
         "attention.kv_lora_rank": "kv_lora_rank",
-        "expert_count": "n_routed_experts",
-        "expert_shared_count": "n_shared_experts",
-        "expert_weights_scale": "routed_scaling_factor",
-        "expert_group_count": "n_group",
-        "expert_group_used_count": "topk_group",
     },
     lambda _: _LAYER,
     only={**ONLY, "attention_bias": False, "rope_interleave": True},

@@ -114,20 +114,34 @@ def feed_forward(
     return p.g.one("ffn_with_shared", Add(), y, shared)
 
 
-_LAYER = {
-    **ATTENTION,
-    **BIASES,
+FEED_FORWARDS = {
     **FEED_FORWARD,
     **EXPERTS,
     **weights(
-        attn_q_norm="self_attn.q_norm",
-        attn_k_norm="self_attn.k_norm",
-        post_attention_norm="post_attention_layernorm",
         ffn_gate_shexp="mlp.shared_experts.gate_proj",
         ffn_up_shexp="mlp.shared_experts.up_proj",
         ffn_down_shexp="mlp.shared_experts.down_proj",
     ),
     "exp_probs_b.bias": Source("mlp.gate.e_score_correction_bias"),
+}
+FEED_FORWARD_KEYS = {
+    **DENSE_KEYS,
+    **EXPERT_KEYS,
+    "expert_count": "n_routed_experts",
+    "expert_shared_count": "n_shared_experts",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+}
+_LAYER = {
+    **ATTENTION,
+    **BIASES,
+    **FEED_FORWARDS,
+    **weights(
+        attn_q_norm="self_attn.q_norm",
+        attn_k_norm="self_attn.k_norm",
+        post_attention_norm="post_attention_layernorm",
+    ),
 }
 
 
@@ -161,17 +175,7 @@ HUGGING_FACE = {
     "glm4_moe": HuggingFace(
         "glm4moe",
         "Glm4MoeForCausalLM",
-        KEYS
-        | DENSE_KEYS
-        | EXPERT_KEYS
-        | {
-            "expert_count": "n_routed_experts",
-            "expert_shared_count": "n_shared_experts",
-            "expert_weights_scale": "routed_scaling_factor",
-            "expert_group_count": "n_group",
-            "expert_group_used_count": "topk_group",
-            "leading_dense_block_count": "first_k_dense_replace",
-        },
+        KEYS | FEED_FORWARD_KEYS | {"leading_dense_block_count": "first_k_dense_replace"},
         lambda _: _LAYER,
         only={"hidden_act": "silu"},
         more=_metadata,
