@@ -17,6 +17,7 @@ from isobit.backends.base import (
     LOGITS,
     Backend,
     Batch,
+    Limits,
     Memory,
     Results,
     Tap,
@@ -25,7 +26,7 @@ from isobit.backends.base import (
 )
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.programs import room
+from isobit.backends.cuda.programs import Programs, room
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.model.split import split
@@ -50,7 +51,10 @@ class CudaPartsBackend(Backend):
         mine = [Weights(weights.config, p.graph, weights.file) for p in self._parts]
 
         def least(settings: EngineConfig) -> Room:
-            rooms = [room(w, settings, g, True) for w, g in zip(mine, devices, strict=True)]
+            rooms = [
+                room(Programs(w, settings, g), Limits.of(w, settings), g)
+                for w, g in zip(mine, devices, strict=True)
+            ]
             return min(rooms, key=lambda r: r.free / max(r.page, 1))
 
         super().__init__(weights, engine, least)
