@@ -155,7 +155,7 @@ class Lowering:
         if shape.rows not in self.exchange:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
             turn = self.fixed("turn", 2, zero=True)
-            table = self.fixed("inboxes", 4 * parts)
+            table = self.fixed("inboxes", 4 * parts + 2)
             self.exchange[shape.rows] = Inboxes(turn, table, (first, second), rank)
         for slot in self.exchange[shape.rows].own:
             slot.words = max(slot.words, words)

@@ -14,7 +14,8 @@ def supports(op: Op) -> str | None:
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """A block for some columns of every part."""
+    """Blocks that all run at once, as they wait for others': on half of the multiprocessors, so
+    that there is room for those of another part on the same device."""
     gather = op.operation
     assert isinstance(gather, Gather)
     (x,), (y,) = op.inputs, op.outputs
@@ -24,10 +25,12 @@ def lower(g: Lowering, op: Op) -> None:
     defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank}
     widest = max(gather.columns(r) for r in range(len(gather.parts)))
     inboxes = g.inboxes(y.shape, len(gather.parts), gather.rank)
+    most = max(1, g.gpu.multiprocessors // 2)
 
     def make(p: Pass) -> None:
-        arguments = (*view(), each, n, inboxes.turn.address, inboxes.table.address, to.address)
-        grid = (p.rows(x.shape) * each, -(-widest // THREADS))
-        g.launch("ops/gather", grid, arguments, defines)
+        vectors = p.rows(x.shape) * each
+        arguments = (*view(), each, vectors, inboxes.turn.address, inboxes.table.address)
+        blocks = min(-(-vectors * widest // THREADS), most)
+        g.launch("ops/gather", (blocks,), (*arguments, to.address), defines)
 
     g.emit(make, y)
