@@ -1,10 +1,10 @@
 """A model split over several GPUs of one machine, which write to one another's memory in a pass.
 
 Kernels of a device wait for what others send. So all parts run at the same time, each in a thread;
-what might make the driver wait for a device (to compile and load a kernel, to capture a graph) comes
-before, in a rehearsal; and a pass that cannot end, as a device has failed, is given up: by the host,
-or by the kernels when they have waited for long. The parts are out of step then, and the model has
-to be loaded again.
+what might make the driver wait for a device (to compile and load a kernel, to capture a graph)
+comes before, in a rehearsal; and a pass that cannot end, as a device has failed, is given up: by
+the host, or by the kernels when they have waited for long. The parts are out of step then, and the
+model has to be loaded again.
 """
 
 from __future__ import annotations
