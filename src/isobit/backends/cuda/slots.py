@@ -87,7 +87,6 @@ class Inboxes:
     table: Slot
     """Addresses of every device's two inboxes, and of the flags by which a pass is given up."""
     own: tuple[Slot, Slot]
-    rank: int
 
 
 @dataclass(frozen=True)

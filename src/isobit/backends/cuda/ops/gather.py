@@ -22,15 +22,18 @@ def lower(g: Lowering, op: Op) -> None:
     n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), g.new(y)
     each = x.shape.width // n
     bounds = [ranges[0][0] for ranges in gather.parts] + [gather.width]
-    defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank}
     widest = max(gather.columns(r) for r in range(len(gather.parts)))
-    inboxes = g.inboxes(y.shape, len(gather.parts), gather.rank)
     most = max(1, g.gpu.multiprocessors // 2)
+    threads = THREADS if g.captured else 4 * THREADS  # a value may be large
+    flagged: Defines = {} if g.captured else {"FLAGGED": 1}
+    defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank, "BLOCKS": most}
+    defines = {**defines, **flagged, "WIDE": threads}
+    inboxes = g.inboxes(y.shape, len(gather.parts), most)
 
     def make(p: Pass) -> None:
         vectors = p.rows(x.shape) * each
         arguments = (*view(), each, vectors, inboxes.turn.address, inboxes.table.address)
-        blocks = min(-(-vectors * widest // THREADS), most)
+        blocks = min(-(-vectors * widest // threads), most)
         g.launch("ops/gather", (blocks,), (*arguments, to.address), defines)
 
     g.emit(make, y)
