@@ -44,7 +44,7 @@ class Recorder(CudaGpu):
             a = (*a[:3], (*a[3][:7], next(self.routers), *a[3][8:]))
         if self.timeline and a[0].startswith("fusions/decode/"):
             k["defines"] = dict(k["defines"]) | {"TIMELINE": hex(self.timeline) + "ull"}
-        if self.recorded is not None and not self._only_load:
+        if self.recorded is not None and self._queues:
             self.recorded.append((a, k))
         super().launch(*a, **k)
 

@@ -11,24 +11,18 @@ run. The exit code is 1 if a bit differs.
 import argparse
 import contextlib
 import json
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from math import inf
 from pathlib import Path
 
 import numpy as np
 from batches import origin
+from kernels import asked, compile_all
 
-from isobit.backends.base import Batch, Limits
+from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
-from isobit.backends.cuda.device import compile as compiler
 from isobit.backends.cuda.device import gpu as device
-from isobit.backends.cuda.programs import Programs, Sizes
-from isobit.backends.cuda.slots import PASS, Inputs, Pass
-from isobit.backends.pool import Room, fitted
+from isobit.backends.cuda.programs import Sizes
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -36,53 +30,6 @@ from isobit.model.weights import Weights
 FEW = Sizes().few
 DEPTHS = 4000, 16000
 STEPS, DEPTH = 48, 128
-
-
-class Listener:
-    """A device that runs nothing: which kernels would be launched."""
-
-    def __init__(self, gpu):
-        self.multiprocessors, self.shared_most = gpu.multiprocessors, gpu.shared_most
-        self.cache_bytes, self.asked = gpu.cache_bytes, set()
-
-    def launch(self, stem, *_, defines=None, **__):
-        self.asked.add((stem, tuple(sorted((defines or {}).items()))))
-
-    def upload(self, *_):
-        pass
-
-    def capture(self, queue):
-        queue()
-
-
-def compile_all(weights, engine, gpu):
-    """Compile what will be asked for, by all cores; how many kernels."""
-    listener = Listener(gpu)
-    engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))
-    programs = Programs(weights, engine, listener)
-    programs.plan(Limits.of(weights, engine))
-    many, mixed = programs.many, programs.mixed
-    for n in many.sizes:
-        many._queue(many._pass(n))
-    for n, rows in programs.rows.items():
-        for deep in (False, True):
-            rows._queue(rows._pass(n, many=deep))
-    for n in mixed.sizes:
-        for _ in mixed._program.body(mixed._pass(n)):
-            pass
-    for n in mixed.heads:
-        for _ in mixed._program.head(replace(mixed._pass(n), count=n)):
-            pass
-    for many in (False, True):
-        programs.one._queue(programs.one._pass(many=many))
-    made = next(made for made, _ in programs._programs if made.g.kind == PASS)
-    for n, length in ((1, 0), (40, 1), (600, 1)):
-        p = Pass(n, 1, Inputs(*[0] * 7), count=1, spans=dict.fromkeys(made.g.spans, length))
-        made.queue(p)
-    if hasattr(gpu, "arch"):  # else it is no device
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda k: compiler.cubin(k[0], gpu.arch, dict(k[1])), listener.asked))
-    return len(listener.asked)
 
 
 class Texts:
@@ -301,7 +248,8 @@ def main():
             pages=max(24 * most, DEPTHS[-1] // 64 + 4),
         )
         gpu = device.CudaGpu()
-        note(f"planes {p}: kernels compiled", compile_all(weights, engine, gpu))
+        kernels = asked(weights, engine, gpu)
+        note(f"planes {p}: MB of {len(kernels)} kernels", compile_all(kernels, gpu.arch) / 1e6)
         backend = CudaBackend(weights, engine, gpu)
         note(f"planes {p}: loaded, captured, planned", str(backend.plan))
         note("device", backend.device)

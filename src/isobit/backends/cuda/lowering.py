@@ -127,16 +127,18 @@ class Lowering:
         self.put(value, Place(slot, shape.width, shape.row[-1]))
         return slot
 
-    def inboxes(self, shape: Shape, parts: int, rank: int) -> Inboxes:
-        """Room for gathered values with such rows, each as wide as the widest so far."""
-        words = 2 * shape.width  # a value and its turn
+    def inboxes(self, shape: Shape, parts: int, blocks: int) -> Inboxes:
+        """Room for gathered values with such rows, each as wide as the widest so far: for their
+        turn beside them, or if they may be large, for a flag of each block before them."""
+        words = 2 * shape.width if self.captured else shape.width
         if shape.rows not in self.exchange:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
             turn = self.fixed("turn", 2, zero=True)
-            table = self.fixed("inboxes", 4 * parts)
-            self.exchange[shape.rows] = Inboxes(turn, table, (first, second), rank)
+            table = self.fixed("inboxes", 4 * parts + 2)
+            self.exchange[shape.rows] = Inboxes(turn, table, (first, second))
         for slot in self.exchange[shape.rows].own:
             slot.words = max(slot.words, words)
+            slot.more = 0 if self.captured else parts * blocks
         return self.exchange[shape.rows]
 
     def new(self, value: Value) -> Slot:

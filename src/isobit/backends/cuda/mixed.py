@@ -41,11 +41,6 @@ class MixedPasses(Passes):
         gpu = self._g.gpu
         for size, slot in self._groups.items():
             gpu.upload(slot.address, groups_of(size))
-        if self._g.exchange:  # the other devices must not wait for a capture
-            for size in self.sizes:
-                self._body(size)
-            for rows in self.heads:
-                self._head(rows)
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is not too large."""

@@ -87,9 +87,8 @@ class Inboxes:
 
     turn: Slot
     table: Slot
-    """Addresses of every device's two inboxes."""
+    """Addresses of every device's two inboxes, and of the flags by which a pass is given up."""
     own: tuple[Slot, Slot]
-    rank: int
 
 
 @dataclass(frozen=True)

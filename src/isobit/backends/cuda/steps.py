@@ -45,9 +45,6 @@ class OneSequence:
         """Fill what never changes, once memory is there."""
         group = np.array([1, 0, 0, 0, 0, 0, 1, 0], np.int32)
         self._g.gpu.upload(self._groups.address, group)
-        if self._g.exchange:  # the other devices must not wait for a capture
-            for many in (False, True):
-                self._graph(many=many)
 
     def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, _: I32) -> F32:
         """Append one token; its logits [1, vocabulary]."""
@@ -206,9 +203,6 @@ class ManySequences:
             groups = groups_of(n)
             words[n - 1, : len(groups)] = groups
         self._g.gpu.upload(self._groups.address, words)
-        if self._g.exchange:  # the other devices must not wait for a capture
-            for size in self.sizes or range(1, self.most + 1):
-                self._graph(size, many=True)
 
     def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> F32:
         """Append tokens, each with the pages of its sequence, which ``of`` numbers; float32 [n,
