@@ -249,8 +249,11 @@ def main():
             begin_at(decoder, depth, pages)
             step = gpu.steps[depth >= 64 * FEW_TILES]
             kernel_times(gpu, step, f"depth {depth}", note)
+    else:
         begin_at(decoder, 100, pages)
-        note("graph of a step", 1e3 * gpu.milliseconds(decoder._graphs[False]), "us")
+        kernel_times(gpu, gpu.steps[0], "depth 100", note)
+    begin_at(decoder, 100, pages)
+    note("graph of a step", 1e3 * gpu.milliseconds(decoder._graphs[False]), "us")
     for n in map(int, filter(None, a.sequences.split(","))):
         assert n > 1, "one sequence is what the depths time"
         table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)
@@ -276,6 +279,10 @@ def main():
         for _ in range(2):
             backend.forward(work, lambda *_: None, none)
         note(f"prefill {n}", 2 * n / (time.perf_counter() - start), "tok/s")
+    gpu.recorded = []
+    backend.forward(work, lambda *_: None, none)
+    launches, gpu.recorded = gpu.recorded, None
+    kernel_times(gpu, launches, "prefill 512", note)
     Path(a.out).write_text(
         json.dumps(origin(a.model, a.commit) | {"device": gpu.name} | found, indent=1)
     )
