@@ -149,12 +149,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._sampling, self._stop = sampling, texts("stop", stops)
         self._logprobs = logprobs
         if logprobs is not None:
-            self._logprobs = whole("logprobs", logprobs, 0, model.config.vocab, " or None")
+            self._logprobs = whole("logprobs", logprobs, 0, model.config.vocab)
         self._routes = flag("routes", routes)
-        self._salt = None if salt is None else text("salt", salt, " or None")
+        self._salt = None if salt is None else text("salt", salt)
         self._most = max_tokens
         if max_tokens is not None:
-            self._most = whole("max_tokens", max_tokens, 0, also=" or None")
+            self._most = whole("max_tokens", max_tokens, 0)
         self.tokens: list[Token] = []
         """With ``logprobs``, each with its log-probability and the likeliest at its place."""
         self._generation: Generation | None = None

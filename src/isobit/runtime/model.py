@@ -581,7 +581,7 @@ def load(
 def _pages(cache: int | None) -> int | None:
     if cache is None:
         return None
-    return -(-whole("cache", cache, 1, MOST_PAGES * TILE, " or None") // TILE)
+    return -(-whole("cache", cache, 1, MOST_PAGES * TILE) // TILE)
 
 
 def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:

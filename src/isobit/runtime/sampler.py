@@ -69,7 +69,7 @@ class Sampling:
         number("presence_penalty", self.presence_penalty, -1e6, 1e6)
         number("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
         if self.seed is not None:
-            whole("seed", self.seed, -(1 << 63), (1 << 64) - 1, " or None")
+            whole("seed", self.seed, -(1 << 63), (1 << 64) - 1)
         if not isinstance(self.logit_bias, tuple):
             raise wrong("logit_bias", "pairs of a token id and a number", self.logit_bias)
         for pair in self.logit_bias:
