@@ -182,8 +182,11 @@ def test_matmul_of_many(gpu, rng, name, planes):
 
 
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(("warps", "columns", "n"), [(8, 8, 17), (8, 16, 29), (16, 16, 33)])
-@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 16), ("Q6_K", 17)])
+@pytest.mark.parametrize(
+    ("warps", "columns", "n", "supers"),
+    [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
+)
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
     """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)

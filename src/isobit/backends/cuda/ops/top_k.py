@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops.groups import group_columns
+from isobit.backends.cuda.ops.groups import expert_columns
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
@@ -13,12 +13,12 @@ _MOST = 64  # chosen, in top_k.cu
 
 @dataclass(frozen=True)
 class Order:
-    """Pairs (token, rank) by expert: ``order`` and ``offset`` of top_k.cu, and of a captured step
+    """Pairs (token, rank) by expert: ``order`` and ``offset`` of top_k.cu, and
     their groups (items.cuh), whose number stands behind the offsets."""
 
     order: Slot
     offset: Slot
-    groups: Slot | None
+    groups: Slot
     experts: int
     each: int
     """Experts of a token."""
@@ -26,20 +26,21 @@ class Order:
     @classmethod
     def of(cls, g: Lowering, ids: Value) -> "Order":
         """The order that was made of ids."""
-        order, offset = g.formed(ids, "order"), g.formed(ids, "offset")
+        order, offset, groups = (g.formed(ids, name) for name in ("order", "offset", "groups"))
         assert order is not None
         assert offset is not None
-        return cls(order, offset, g.formed(ids, "groups"), ids.shape.below or 0, ids.shape.width)
+        assert groups is not None
+        return cls(order, offset, groups, ids.shape.below or 0, ids.shape.width)
 
     def columns(self, tokens: int) -> int:
         """Pairs of a group, of so many tokens."""
-        return group_columns(1.5 * tokens * self.each / max(self.experts, 1))
+        return expert_columns(tokens * self.each / max(self.experts, 1))
 
     @property
     def grouped(self) -> tuple[int, int]:
         """Addresses of the number of groups, and of the groups."""
         count = self.offset.address + 4 * (self.experts + 1)
-        return (count, self.groups.address) if self.groups else (0, 0)
+        return count, self.groups.address
 
 
 def supports(op: Op) -> str | None:
@@ -60,8 +61,7 @@ def lower(g: Lowering, op: Op) -> None:
     chosen = g.new_lasting(ids) if g.captured else g.new(ids)
     g.form(ids, "order", k)
     g.form(ids, "offset", more=experts + 2)
-    if g.captured:
-        g.form(ids, "groups", 4 * k, more=4 * experts)
+    g.form(ids, "groups", 4 * k, more=4 * experts)
     at = Order.of(g, ids)
 
     def make(p: Pass) -> None:
@@ -75,7 +75,7 @@ def lower(g: Lowering, op: Op) -> None:
             (1,),
             (chosen.address, pairs, experts, parts, at.order.address, at.offset.address)
             + at.grouped[::-1],
-            {"COLUMNS": at.columns(p.tokens)} if at.groups else None,
+            {"COLUMNS": at.columns(p.tokens)},
             shared=4 * experts * parts,
         )
 
