@@ -26,7 +26,7 @@ def lower(g: Lowering, op: Op) -> None:
             (-(-columns // WARPS), heads, p.runs),
             (*views, key_heads, together, heads, columns, p.inputs.runs, p.inputs.positions)
             + (state.address, to.address),
-            {"ROWS": rows},
+            {"ROWS": rows, "CORRECTS": int(op.operation.corrects)},
         )
 
     g.emit(make, y)
