@@ -91,7 +91,7 @@ def architecture(metadata: Mapping[str, object], source: str) -> Architecture:
     r = Metadata(metadata, source)
     name = r.text("general.architecture")
     if name not in ARCHITECTURES:
-        raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", name)
+        raise r.refusal("general.architecture", f"one of {' '.join(ARCHITECTURES)}", name)
     return ARCHITECTURES[name]
 
 
