@@ -72,6 +72,8 @@ def kernels():
         test_graph_ops.scale,
         test_graph_ops.expert_scale,
         test_graph_ops.multiply,
+        test_graph_ops.relu_squared,
+        test_graph_ops.scan_without_corrections,
         test_graph_ops.join,
     ):
         weights = Weights(QWEN3_30B_A3B, test_graph_ops.graph(case, rng))
