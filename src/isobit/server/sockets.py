@@ -59,6 +59,5 @@ def address(host: str, sockets: Sequence[socket.socket]) -> str:
 
 def _refusal(host: str, port: int, error: Exception) -> UsageError:
     reason = getattr(error, "strerror", None) or error
-    return UsageError(
-        f"{host}:{port}: expected an address of this machine that is free (--host, --port), got: {reason}"
-    )
+    expected = "expected an address of this machine that is free (--host, --port)"
+    return UsageError(f"{host}:{port}: {expected}, got: {reason}")
