@@ -18,7 +18,7 @@ from tests.helpers.synth import Geometry, write_model
 from .cuda_emulator import EmulatedGpu
 from .cuda_support import ragged
 
-ENGINE = EngineConfig(context=128, max_sequences=2, chunk=16)
+ENGINE = EngineConfig(context=128, max_sequences=2, chunk=6)
 _ACTIVE = threading.local()
 _EMULATOR = threading.Lock()
 
@@ -94,11 +94,11 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
     pages = np.array([[1, 0], [2, 3]], np.int32)
     alone = pages[1:]
     return [
-        ragged(rng, vocab, [(0, 21), (0, 9)], pages),
-        ragged(rng, vocab, [(21, 1), (9, 1)], pages),
-        ragged(rng, vocab, [(22, 1), (10, 1)], pages),
-        ragged(rng, vocab, [(11, 1)], alone),
-        ragged(rng, vocab, [(12, 1)], alone),
+        ragged(rng, vocab, [(0, 7), (0, 2)], pages),
+        ragged(rng, vocab, [(7, 1), (2, 1)], pages),
+        ragged(rng, vocab, [(8, 1), (3, 1)], pages),
+        ragged(rng, vocab, [(4, 1)], alone),
+        ragged(rng, vocab, [(5, 1)], alone),
     ]
 
 
@@ -126,7 +126,7 @@ def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
     for batch in batches(rng, weights.config.vocab):
         expected = whole.forward(batch).view(np.uint32)
         assert np.array_equal(split.forward(batch).view(np.uint32), expected)
-    tokens = np.array([5], np.int32), np.array([13], np.int32), np.array([[2, 3]], np.int32)
+    tokens = np.array([5], np.int32), np.array([6], np.int32), np.array([[2, 3]], np.int32)
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
     split.close()
     whole.close()
