@@ -18,27 +18,21 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from math import inf
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import synthetic
 from batches import batch, origin
 from cuda.bindings import driver
+from kernels import asked, compile_all
 
-from isobit.backends.base import LOGITS, Batch, Limits
+from isobit.backends.base import LOGITS, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
-from isobit.backends.cuda.device.compile import cubin
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.parts import CudaPartsBackend
-from isobit.backends.cuda.programs import Programs
-from isobit.backends.cuda.slots import PASS, Inputs, Pass
-from isobit.backends.pool import Room, fitted
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
@@ -90,47 +84,7 @@ class Notes:
 # Compilation
 
 
-class Listener:
-    """A device that runs nothing: which kernels would be launched."""
-
-    def __init__(self, gpu):
-        self.multiprocessors, self.shared_most = gpu.multiprocessors, gpu.shared_most
-        self.cache_bytes, self.asked = gpu.cache_bytes, set()
-
-    def launch(self, stem, *_, defines=None, **__):
-        self.asked.add((stem, tuple(sorted((defines or {}).items()))))
-
-    def upload(self, *_):
-        pass
-
-    def capture(self, queue):
-        queue()
-
-
-def asked(weights, engine, gpu):
-    """The kernels of a graph."""
-    listener = Listener(gpu)
-    engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))
-    programs = Programs(weights, engine, Limits.of(weights, engine), listener)
-    programs.one.start()
-    if programs.many:
-        programs.many.start()
-    for n in (2, 4, 8, 16, 32) if programs.many else ():
-        programs.many._queue(programs.many._pass(min(n, programs.many.most)))
-    made = next(made for made, _ in programs._programs if made.g.kind == PASS)
-    for n, spans in ((1, 0), (40, 0), (40, 1), (engine.chunk, 0), (engine.chunk, 1)):
-        for count in (1, 64):
-            p = Pass(n, 1, Inputs(*[0] * 7), count=count, spans=dict.fromkeys(made.g.spans, spans))
-            made.queue(p)
-    return listener.asked
-
-
-def compile_one(arch, kernel):
-    """In a process of its own: NVRTC's threads wait for one another."""
-    return len(cubin(kernel[0], arch, dict(kernel[1])))
-
-
-def compile_all(a, note):
+def compile_for_all(a, note):
     """Every kernel of every stage, by all cores."""
     gpu = devices(1)[0]
     kernels = {("device/repack", ()), ("ops/add", ())}
@@ -142,9 +96,7 @@ def compile_all(a, note):
             for graph in graphs:
                 kernels |= asked(Weights(weights.config, graph), engine, gpu)
     note("kernels", len(kernels))
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        sizes = list(pool.map(partial(compile_one, gpu.arch), sorted(kernels)))
-    note("MB", sum(sizes) / 1e6)
+    note("MB", compile_all(kernels, gpu.arch) / 1e6)
 
 
 def gpu_count():
@@ -401,7 +353,7 @@ def large(a, note):
 
 
 WORK = {
-    "compile": compile_all,
+    "compile": compile_for_all,
     "bits of a few layers": partial(bits, layers=FEW, cpu_seconds=30),
     "bits": bits,
     "rates": rates,

@@ -24,6 +24,7 @@ from isobit.backends.base import (
     LOGITS,
     Backend,
     Batch,
+    Limits,
     Memory,
     Results,
     Tap,
@@ -33,7 +34,7 @@ from isobit.backends.base import (
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE
-from isobit.backends.cuda.programs import MOST_IN_STEP, room
+from isobit.backends.cuda.programs import Programs, room
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
@@ -148,7 +149,7 @@ class CudaPartsBackend(Backend):
         passes all is known."""
         if self._lost:
             raise BackendUnavailable(self._lost)
-        if size <= MOST_IN_STEP and (size, kind) not in self._rehearsed:
+        if size <= CudaBackend.sizes.padded[-1] and (size, kind) not in self._rehearsed:
             self._rehearse(work)
             self._rehearsed.add((size, kind))
         try:
@@ -203,7 +204,7 @@ class CudaPartsBackend(Backend):
 
 def _room(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Room:
     gpu.activate()
-    return room(weights, settings, gpu, fused=True)
+    return room(Programs(weights, settings, gpu), Limits.of(weights, settings), gpu)
 
 
 def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:
