@@ -152,6 +152,7 @@ def test_a_device_that_fails_or_hangs_is_an_error(weights: Weights) -> None:
         said = "device 1 of 2 has not answered" if hangs else "the device is lost"
         with pytest.raises(BackendUnavailable, match=said):
             split.forward(batch)
+        assert split.lost
         with pytest.raises(BackendUnavailable, match="load"):
             split.run(batch, LOGITS)
         split.close()
