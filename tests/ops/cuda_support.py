@@ -11,6 +11,7 @@ from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.ops import rms_norm
 from isobit.backends.cuda.ops.matmul import one
 
 from .cuda_emulator import EmulatedGpu
@@ -115,7 +116,7 @@ class Alone:
 
     def norm(self, x, norm, eps, n, rows, y, acts, residual=0, experts=(0, 1)):
         arguments = (x, residual, *experts, norm, eps, n, y, acts)
-        self.launch("ops/rms_norm.norm_quantise", (rows,), arguments, shared=4 * n)
+        self.launch("ops/norm_quantise", (rows,), arguments, rms_norm.defines(n))
 
     def sort_pairs(self, ids, pairs, experts, order, offset):
         parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))

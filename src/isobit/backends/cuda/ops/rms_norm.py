@@ -1,18 +1,26 @@
 """RMS norm, with the quantisation of what it gives; also of a sum."""
 
-from isobit.backends.cuda.lowering import Lowering, anything
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import Defines, Lowering, anything
 from isobit.backends.cuda.slots import Pass, Place
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 
 supports = anything
 
-_SHARED = 47 << 10  # bytes of a row that norm_quantise may keep beside its own 1 KiB
+_SUPERS = 47  # of a row that norm_quantise.cu has room for
+_WARPS = 16  # of a block at most
 
 
 def fits(width: int) -> bool:
     """Whether :func:`norm` takes rows of so many values."""
-    return 4 * width <= _SHARED
+    return width % 8 == 0 and supers(width) <= _SUPERS
+
+
+def defines(width: int) -> Defines:
+    """The definitions of norm_quantise.cu for rows of so many values."""
+    each = -(-supers(width) // _WARPS)
+    return {"SUPERS": supers(width), "ROW_THREADS": 32 * -(-supers(width) // each)}
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -52,11 +60,11 @@ def norm(
 
     def make(p: Pass) -> None:
         g.launch(
-            "ops/rms_norm.norm_quantise",
+            "ops/norm_quantise",
             (p.rows(y.shape),),
             (x.address, more.address if more else 0, by.address if by else 0, k)
             + (weight(), eps, n, to.address, acts.address),
-            shared=4 * n,
+            defines(n),
         )
 
     g.emit(make, *sums, y)
