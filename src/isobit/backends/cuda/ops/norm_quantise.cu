@@ -1,36 +1,38 @@
 // RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
-// A row of SUPERS superblocks a block: of a superblock a warp holds eight values a lane, from their
-// load to the quantised record. A block of many superblocks has fewer warps, each of them for EACH.
+// A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
+// their load to the quantised record. A block of many superblocks has fewer warps, each of them for EACH.
+// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum. AT_ONCE
+// (common.cuh) has the compiler spend registers on many reads at once.
 #include "common.cuh"
 
+constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
 constexpr int WARPS = ROW_THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
-constexpr int RANKS = 8;  // rows of a weighted sum that are read at once
 
-// ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns; rows of y are n apart.
-DEV void weighted(const float* w, const float* y, int k, int n, float (&sum)[8]) {
+// ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns.
+DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
+    constexpr int AT_ONCE_ROWS = ADDED < 8 ? ADDED : 8;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum[i] = 0.0f;
-    for (int first = 0; first < k; first += RANKS) {
-        float part[RANKS][8], by[RANKS];
 #pragma unroll
-        for (int r = 0; r < RANKS; r++) {
-            if (first + r < k) {
-                by[r] = w[first + r];
-                load8(y + int64(first + r) * n, part[r]);
-            }
+    for (int first = 0; first < ADDED; first += AT_ONCE_ROWS) {
+        float part[AT_ONCE_ROWS][8], by[AT_ONCE_ROWS];
+#pragma unroll
+        for (int r = 0; r < AT_ONCE_ROWS; r++) {
+            if (first + r >= ADDED) break;
+            by[r] = w[first + r];
+            load8(y + (first + r) * WIDTH, part[r]);
         }
 #pragma unroll
-        for (int r = 0; r < RANKS; r++)
+        for (int r = 0; r < AT_ONCE_ROWS; r++)
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                if (first + r < k) sum[i] = add(sum[i], mul(by[r], part[r][i]));
+                if (first + r < ADDED) sum[i] = add(sum[i], mul(by[r], part[r][i]));
     }
 }
 
-// x += residual, or the weighted sum of k rows of residual if there are weights, or nothing where it is
-// null; y = norm of x, out = y quantised. n: a multiple of 8.
-KERNEL(ROW_THREADS) norm_quantise(float* x, const float* residual, const float* weights, int k,
-                                  const float* norm, float eps, int n, float* y, Act* out) {
+// x += what is added; y = norm of x, out = y quantised.
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
+                                  float eps, float* y, Act* out) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
     int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns
@@ -39,7 +41,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* residual, const float* 
     for (int e = 0; e < EACH; e++) {
         own[e] = warp_id() + e * WARPS;
         // Columns behind the last are computed as those are, and not stored.
-        column[e] = min(own[e] * SUPER + 8 * lane_id(), n - 8);
+        column[e] = min(own[e] * SUPER + 8 * lane_id(), WIDTH - 8);
         load8(norm + column[e], scale[e]);
     }
 #ifndef LATE
@@ -47,26 +49,29 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* residual, const float* 
 #endif
     wait_for_previous();
     int64 row = blockIdx.x;
+    x += row * WIDTH;
+    y += row * WIDTH;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
-        load8(x + row * n + column[e], v[e]);
-        if (residual) {
-            float more[8];
-            if (weights)
-                weighted(weights + row * k, residual + row * k * n + column[e], k, n, more);
-            else
-                load8(residual + row * n + column[e], more);
+        load8(x + column[e], v[e]);
+#if ADDED
+        float more[8];
+#ifdef WEIGHTED
+        weighted(weights + row * ADDED, added + row * ADDED * WIDTH + column[e], more);
+#else
+        load8(added + row * WIDTH + column[e], more);
+#endif
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[i]);
-        }
+        for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[i]);
+#endif
     }
 #ifdef LATE
     let_next_start();
 #endif
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
-        bool there = own[e] * SUPER + 8 * lane_id() < n;
-        if (there && residual) store8(x + row * n + column[e], v[e]);
+        bool there = own[e] * SUPER + 8 * lane_id() < WIDTH;
+        if (ADDED && there) store8(x + column[e], v[e]);
         float square[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -76,6 +81,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* residual, const float* 
         if (own[e] < SUPERS) store8(squares[own[e]] + 8 * lane_id(), square);
     }
     __syncthreads();
+#pragma unroll 1
     for (int lane = threadIdx.x; lane < SUPER; lane += ROW_THREADS) {
         float sum = squares[0][lane];  // no square is -0, so that nothing is lost by adding it to 0
 #pragma unroll
@@ -83,14 +89,14 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* residual, const float* 
         buffer[lane] = sum;
     }
     __syncthreads();
-    float mean = div(buffer_tree(buffer), float(n));
+    float mean = div(buffer_tree(buffer), float(WIDTH));
     float r = div(1.0f, square_root(add(mean, eps)));
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         if (own[e] >= SUPERS) break;
 #pragma unroll
         for (int i = 0; i < 8; i++) v[e][i] = mul(mul(v[e][i], r), scale[e][i]);
-        if (own[e] * SUPER + 8 * lane_id() < n) store8(y + row * n + column[e], v[e]);
+        if (own[e] * SUPER + 8 * lane_id() < WIDTH) store8(y + column[e], v[e]);
         quantise_superblock(v[e], out + row * SUPERS + own[e]);
     }
 }

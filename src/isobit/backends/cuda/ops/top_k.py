@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
-from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
 _MOST = 64  # chosen, in top_k.cu
+_MOST_EXPERTS = 1024  # threads of a block that sorts
+_FEW = 64  # tokens whose experts are chosen and sorted by one block
+_WORDS = 10  # of shared memory for each expert: Sorter of top_k.cu
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,16 @@ class Order:
 
 def supports(op: Op) -> str | None:
     """See :mod:`isobit.backends.cuda.ops`."""
-    k = op.outputs[1].shape.width
-    return None if k <= _MOST else f"expected at most {_MOST} experts a token, got {k}"
+    (z,), k = op.inputs, op.outputs[1].shape.width
+    if k > _MOST:
+        return f"expected at most {_MOST} experts a token, got {k}"
+    if z.shape.width > _MOST_EXPERTS:
+        return f"expected at most {_MOST_EXPERTS} experts, got {z.shape.width}"
+    return None
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """A token a block; then one block sorts their pairs."""
+    """A token a warp; one block sorts their pairs."""
     assert isinstance(op.operation, TopK)
     how, k = op.operation, op.operation.k
     flags = int(how.normalise), int(how.softmax)
@@ -58,18 +65,21 @@ def lower(g: Lowering, op: Op) -> None:
     at = Order.of(g, ids)
 
     def make(p: Pass) -> None:
-        arguments = (x.address, experts, k, *flags, bias(), how.groups, how.groups_used)
-        results = chosen.address, to.address
-        g.launch("ops/top_k.router_top_k", (p.tokens,), (*arguments, *results), shared=8 * experts)
-        pairs = p.tokens * k
-        parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
-        g.launch(
-            "ops/top_k.sort_pairs",
-            (1,),
-            (chosen.address, pairs, experts, parts, at.order.address, at.offset.address)
-            + at.grouped[::-1],
-            shared=4 * experts * parts,
-        )
+        tokens = p.tokens
+        router = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
+        router += chosen.address, to.address
+        places = at.order.address, at.offset.address, *at.grouped[::-1]
+        each = experts + how.groups if how.groups_used < how.groups else 0  # words of a warp
+        sorting = _WORDS * experts
+        parts: dict[str, str | int] = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if each else {})
+        if tokens <= _FEW:
+            shared = 4 * (sorting + tokens * k + 32 * each)
+            g.launch("ops/top_k.route", (1,), (*router, *places), parts, shared=shared)
+            return
+        blocks = -(-tokens // WARPS)
+        g.launch("ops/top_k.router_top_k", (blocks,), router, parts, shared=4 * WARPS * each)
+        pairs = chosen.address, tokens, k, experts
+        g.launch("ops/top_k.sort_pairs", (1,), (*pairs, *places), parts, shared=4 * sorting)
 
     g.emit(make, weights)
     g.mark(ids, lasting=g.captured)
