@@ -71,7 +71,9 @@ def lower(g: Lowering, op: Op) -> None:
         places = at.order.address, at.offset.address, *at.grouped[::-1]
         each = experts + how.groups if how.groups_used < how.groups else 0  # words of a warp
         sorting = _WORDS * experts
-        parts: dict[str, str | int] = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if each else {})
+        parts: dict[str, str | int] = {"PARTS": -(-experts // 32)} | (
+            {"GROUPED": 1} if each else {}
+        )
         if tokens <= _FEW:
             shared = 4 * (sorting + tokens * k + 32 * each)
             g.launch("ops/top_k.route", (1,), (*router, *places), parts, shared=shared)
