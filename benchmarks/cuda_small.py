@@ -1,10 +1,10 @@
-"""Time the operations between matrix products on the GPU, each alone; bits against the specification.
+"""Time the operations between matrix products on the GPU, each alone; bits first.
 
 usage: python benchmarks/cuda_small.py OUT [ONLY]
 
-Geometry of Qwen3-30B-A3B. Each launch is timed in a graph of 20 of them, as prompts run it (one after
-the other) and as steps do (overlapped), beside what reading and writing its bytes once would take at
-4.2 TB/s. OUT: a folder.
+Geometry of Qwen3-30B-A3B. Each launch is timed in a graph of 20 of them, as prompts run it (one
+after the other) and as steps do (overlapped), beside what reading and writing its bytes once would
+take at 4.2 TB/s. OUT: a folder. ONLY: a part of an operation's name.
 """
 
 import json
@@ -118,8 +118,8 @@ def some(n):
     return np.unique(np.r_[: min(n, CHECKED // 2), max(0, n - CHECKED // 2) : n])
 
 
-# Each gives its ways to launch by name, a check, and the bytes it reads and writes. A check is a generator:
-# it goes before a launch, and then says whether the results are right.
+# Each gives its ways to launch by name, a check, and the bytes it reads and writes. A check is a
+# generator: it goes before a launch, and then says whether the results are right.
 
 
 def norm(at, rng, n, experts):
@@ -186,7 +186,7 @@ def experts(at, rng, n):
     ids, weights = at.new(4 * n * K), at.new(4 * n * K)
     order, offset, groups = at.new(4 * n * K), at.new(4 * (EXPERTS + 1)), at.new(16 * n * K)
     logits = at.put(z)
-    places = order, offset, groups, at.new(4)
+    places = order, offset, groups, at.new(4), 8
     chosen = logits, n, EXPERTS, K, 1, 1, 0, 1, 1, ids, weights
     parts = {"PARTS": EXPERTS // 32}
     room = 40 * EXPERTS

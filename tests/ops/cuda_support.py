@@ -13,6 +13,7 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops import rms_norm
 from isobit.backends.cuda.ops.matmul import one
+from isobit.backends.cuda.programs import Sizes
 
 from .cuda_emulator import EmulatedGpu
 
@@ -32,8 +33,15 @@ def open_gpu(kind):
     return CudaGpu()
 
 
+def sized(few=(), padded=()):
+    """A backend that captures steps of these sizes, besides those of one sequence."""
+    return type("Sized", (CudaBackend,), {"sizes": Sizes(few, padded)})
+
+
 def open_cuda(kind, weights, engine, *, fused=True):
-    return (CudaBackend if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
+    """On a device as it is by default; emulated, where padding costs much, of exact sizes."""
+    fit = sized() if kind == "emulated" else CudaBackend
+    return (fit if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
 
 
 def ragged(rng, vocab, parts, pages):
@@ -120,7 +128,7 @@ class Alone:
         arguments = (x, address, weights, norm, eps, y, acts)
         self.launch("ops/norm_quantise", (rows,), arguments, defines)
 
-    def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0)):
-        arguments = (ids, tokens, k, experts, order, offset, *groups)
+    def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8):
+        arguments = (ids, tokens, k, experts, order, offset, *groups, columns)
         how = {"PARTS": 1}, 40 * experts
         self.launch("ops/top_k.sort_pairs", (1,), arguments, how[0], shared=how[1])

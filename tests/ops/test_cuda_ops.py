@@ -11,7 +11,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region, supers
 from isobit.backends.cuda.ops.append import KEY, QUERY, VALUE, room
-from isobit.backends.cuda.ops.matmul import pays_on_tensor_cores, stream_shared
+from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -197,24 +197,25 @@ def test_matmul_of_many(gpu, rng, name, planes):
 
 
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 8), ("Q6_K", 11)])
-def test_batch_matmul(gpu, rng, name, supers, split):
-    """Blocks that go from one group of sequences to the next, the last group of one."""
+@pytest.mark.parametrize(("warps", "columns", "n"), [(8, 8, 17), (8, 16, 29), (16, 16, 33)])
+@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 16), ("Q6_K", 17)])
+def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
+    """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, n, blocks = 80, 17, 2
+    rows, blocks = 80, 2
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
     _, acts = quantised(gpu, Alone(gpu, 2), x)
-    groups = np.array([[0, i, min(8, n - i), 0] for i in range(0, n, 8)], np.int32)
+    groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
     y = b.new(4 * n * rows)
-    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1"}
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines | ({"SPLIT": "1"} if split else {}),
-        shared=stream_shared(stored, 2, split=split),
+        defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
+        shared=Fit(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
@@ -342,14 +343,14 @@ def test_router(gpu, rng, experts, k, normalise):
     same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
 
 
-def sorted_pairs(ids, experts):
-    """What top_k.cu says of the pairs: their order, offsets, and groups of up to eight."""
+def sorted_pairs(ids, experts, columns):
+    """What top_k.cu says of the pairs: their order, offsets, and groups of up to ``columns``."""
     order = np.argsort(ids.reshape(-1), kind="stable")
     offset = np.array([0, *np.cumsum(np.bincount(ids.reshape(-1), minlength=experts))])
     groups = [
-        (e, i, min(8, offset[e + 1] - i), 0)
+        (e, i, min(columns, offset[e + 1] - i), 0)
         for e in range(experts)
-        for i in range(offset[e], offset[e + 1], 8)
+        for i in range(offset[e], offset[e + 1], columns)
     ]
     return order, offset, np.array(groups)
 
@@ -361,8 +362,8 @@ class Sorted:
         self.b, self.pairs, self.experts = b, pairs, experts
         self.at = b.new(4 * pairs), b.new(4 * (experts + 1)), b.new(16 * pairs), b.new(4)
 
-    def check(self, ids):
-        order, offset, groups = sorted_pairs(ids, self.experts)
+    def check(self, ids, columns):
+        order, offset, groups = sorted_pairs(ids, self.experts, columns)
         at, get = self.at, self.b.get
         assert np.array_equal(get(at[0], (self.pairs,), np.int32), order)
         assert np.array_equal(get(at[1], (self.experts + 1,), np.int32), offset)
@@ -376,8 +377,8 @@ def test_sort_pairs(gpu, rng, tokens, experts, k):
     ids = np.stack([rng.permutation(experts - 1)[:k] for _ in range(tokens)]).astype(np.int32)
     b = Buffers(gpu)
     to = Sorted(b, tokens * k, experts)
-    Alone(gpu, 2).sort_pairs(b.put(ids), tokens, k, experts, *to.at[:2], to.at[2:])
-    to.check(ids)
+    Alone(gpu, 2).sort_pairs(b.put(ids), tokens, k, experts, *to.at[:2], to.at[2:], 24)
+    to.check(ids, 24)
 
 
 @pytest.mark.parametrize(("experts", "k", "groups"), [(160, 8, (5, 3)), (300, 40, (1, 1))])
@@ -394,12 +395,12 @@ def test_route(gpu, rng, experts, k, groups):
     for kernel, blocks, warps in (("router_top_k", 5, 8), ("route", 1, 32)):
         ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
         to = Sorted(b, tokens * k, experts)
-        more = to.at if kernel == "route" else ()
+        more = (*to.at, 8) if kernel == "route" else ()
         shared = 4 * warps * each + (40 * experts + 4 * tokens * k if more else 0)
         arguments = (*router, ids, weights, *more)
         ops.launch(f"ops/top_k.{kernel}", (blocks,), arguments, parts, shared=shared)
         found.append((b.get(ids, (tokens, k), np.int32), b.get(weights, (tokens, k))))
-    to.check(found[0][0])
+    to.check(found[0][0], 8)
     assert np.array_equal(found[0][0], found[1][0])
     same(found[0][1], found[1][1])
     scores = z + z[0]

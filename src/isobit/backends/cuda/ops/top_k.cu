@@ -51,7 +51,8 @@ struct Router {
                 second = max(second, min(best, room[e]));
                 best = max(best, room[e]);
             }
-            score[g] = key_of(add(score_of(best), score_of(second)));
+            // Of a softmax a group is as good as its best, else the second added.
+            score[g] = softmax ? best : key_of(add(score_of(best), score_of(second)));
         }
         __syncwarp();
 #pragma unroll
@@ -162,10 +163,10 @@ struct Sorter {
         }
     }
     // Counts become places. At most as many experts as threads.
-    DEV void add_up(int* offset, ItemGroup* groups, int* n_groups) {
+    DEV void add_up(int* offset, ItemGroup* groups, int* n_groups, int columns) {
         __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP];
         int e = threadIdx.x, mine = e < experts ? place[e] : 0;
-        int end = warp_scan(mine), in_groups = (mine + COLUMNS - 1) / COLUMNS;
+        int end = warp_scan(mine), in_groups = (mine + columns - 1) / columns;
         int groups_end = warp_scan(in_groups);
         if (lane_id() == WARP - 1) pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end;
         __syncthreads();
@@ -176,7 +177,7 @@ struct Sorter {
         if (e == experts - 1) offset[experts] = end;
         if (!groups) return;
         ItemGroup* to = groups + groups_end - in_groups;
-        for (int i = begin; i < end; i += COLUMNS) *to++ = {e, i, min(COLUMNS, end - i), 0};
+        for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
         if (e == experts - 1) *n_groups = groups_end;
     }
     DEV void put(int first, int* order) {
@@ -201,12 +202,12 @@ struct Sorter {
             }
     }
     // order gets the pairs, offset where each expert's begin; unless null, groups those of each expert in
-    // groups of up to COLUMNS, and n_groups their number. What is shared must be 0 everywhere.
-    DEV void sort(int* order, int* offset, ItemGroup* groups, int* n_groups) {
+    // groups of up to `columns`, and n_groups their number. What is shared must be 0 everywhere.
+    DEV void sort(int* order, int* offset, ItemGroup* groups, int* n_groups, int columns) {
         count();
         note(0);
         __syncthreads();
-        add_up(offset, groups, n_groups);
+        add_up(offset, groups, n_groups, columns);
 #pragma unroll 1
         for (int first = 0;;) {
             __syncthreads();
@@ -237,19 +238,19 @@ KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int
 
 // One block. shared: words() of Sorter.
 KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* order, int* offset,
-                        ItemGroup* groups, int* n_groups) {
+                        ItemGroup* groups, int* n_groups, int columns) {
     DYNAMIC_SHARED(int, shared);
     let_next_start();
     for (int i = threadIdx.x; i < Sorter::words(experts); i += blockDim.x) shared[i] = 0;
     wait_for_previous();
     __syncthreads();
-    Sorter(ids, tokens, k, experts, shared).sort(order, offset, groups, n_groups);
+    Sorter(ids, tokens, k, experts, shared).sort(order, offset, groups, n_groups, columns);
 }
 
 // Both, by one block. shared: words() of Sorter, ids, and what leave_groups() needs.
 KERNEL(1024) route(const float* z, int tokens, int experts, int k, int normalise, int softmax,
                    const float* bias, int groups, int groups_used, int* ids, float* weights, int* order,
-                   int* offset, ItemGroup* item_groups, int* n_groups) {
+                   int* offset, ItemGroup* item_groups, int* n_groups, int columns) {
     DYNAMIC_SHARED(int, shared);
     let_next_start();
     int* own = shared + Sorter::words(experts);
@@ -262,5 +263,5 @@ KERNEL(1024) route(const float* z, int tokens, int experts, int k, int normalise
         router.choose(z + int64(token) * experts, room, own + token * k, weights + token * k);
     __syncthreads();
     for (int i = threadIdx.x; i < tokens * k; i += blockDim.x) ids[i] = own[i];
-    Sorter(own, tokens, k, experts, shared).sort(order, offset, item_groups, n_groups);
+    Sorter(own, tokens, k, experts, shared).sort(order, offset, item_groups, n_groups, columns);
 }

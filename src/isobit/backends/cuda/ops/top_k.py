@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from isobit.backends.cuda.lowering import WARPS, Lowering
+from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
+from isobit.backends.cuda.ops.groups import group_columns
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
@@ -22,6 +23,8 @@ class Order:
     offset: Slot
     groups: Slot | None
     experts: int
+    each: int
+    """Experts of a token."""
 
     @classmethod
     def of(cls, g: Lowering, ids: Value) -> "Order":
@@ -29,7 +32,11 @@ class Order:
         order, offset = g.formed(ids, "order"), g.formed(ids, "offset")
         assert order is not None
         assert offset is not None
-        return cls(order, offset, g.formed(ids, "groups"), ids.shape.below or 0)
+        return cls(order, offset, g.formed(ids, "groups"), ids.shape.below or 0, ids.shape.width)
+
+    def columns(self, tokens: int) -> int:
+        """Pairs of a group, of so many tokens."""
+        return group_columns(1.5 * tokens * self.each / max(self.experts, 1))
 
     @property
     def grouped(self) -> tuple[int, int]:
@@ -62,26 +69,24 @@ def lower(g: Lowering, op: Op) -> None:
     g.form(ids, "offset", more=experts + 2)
     if g.captured:
         g.form(ids, "groups", 4 * k, more=4 * experts)
-    at = Order.of(g, ids)
+    at, grouped = Order.of(g, ids), how.groups_used < how.groups
+    defines: Defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if grouped else {})
 
     def make(p: Pass) -> None:
         tokens = p.tokens
-        router = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
-        router += chosen.address, to.address
-        places = at.order.address, at.offset.address, *at.grouped[::-1]
-        each = experts + how.groups if how.groups_used < how.groups else 0  # words of a warp
-        sorting = _WORDS * experts
-        parts: dict[str, str | int] = {"PARTS": -(-experts // 32)} | (
-            {"GROUPED": 1} if each else {}
-        )
+        results = chosen.address, to.address
+        of_all = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
+        router = *of_all, *results
+        places = at.order.address, at.offset.address, *at.grouped[::-1], at.columns(tokens)
+        sorting, of_warp = _WORDS * experts, experts + how.groups if grouped else 0
         if tokens <= _FEW:
-            shared = 4 * (sorting + tokens * k + 32 * each)
-            g.launch("ops/top_k.route", (1,), (*router, *places), parts, shared=shared)
+            words = sorting + tokens * k + 32 * of_warp
+            g.launch("ops/top_k.route", (1,), (*router, *places), defines, shared=4 * words)
             return
-        blocks = -(-tokens // WARPS)
-        g.launch("ops/top_k.router_top_k", (blocks,), router, parts, shared=4 * WARPS * each)
+        blocks, words = -(-tokens // WARPS), WARPS * of_warp
+        g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
         pairs = chosen.address, tokens, k, experts
-        g.launch("ops/top_k.sort_pairs", (1,), (*pairs, *places), parts, shared=4 * sorting)
+        g.launch("ops/top_k.sort_pairs", (1,), (*pairs, *places), defines, shared=4 * sorting)
 
     g.emit(make, weights)
     g.mark(ids, lasting=g.captured)
