@@ -22,6 +22,9 @@ _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
 _MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
 _FEW, _MORE = 64, 256  # tokens of which batch_matmul.cu makes products; of more, with shallow ones
 _SPARE = 20 << 10  # bytes of shared memory
+_DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
+_DENSE_SUPERS = _DENSE_WORDS // 3
+_DENSE_SHARED = 2 * 2 * 2 * 256 * 4  # bytes for each row: lanes of matmul_dense.cu
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -117,6 +120,9 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     if pays_on_tensor_cores(w, items, stack=product.stack):
         on_tensor_cores(product, w, y, items, stride)
         return
+    if w.layout.kind == "floats" and not product.stack and supers(w.columns) <= _DENSE_SUPERS:
+        dense(product, w, y, items, stride)
+        return
     matrices = w.matrices if product.stack else 1
     chunks = -(-items // _ITEMS)
     if product.stack:
@@ -139,6 +145,21 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
         + (*product.segments, items, y, *tail),
         defines | more,
         shared=shared,
+    )
+
+
+def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> None:
+    """Queue a product of float weights, which threads hold while tokens come by."""
+    s = supers(w.columns)
+    each = min(8, _DENSE_WORDS // s - 2)  # rows of a thread, besides one token and the next
+    blocks = -(-w.rows // (2 * each))
+    tokens = -(-items // max(1, product.g.gpu.multiprocessors // blocks))
+    product.g.launch(
+        "ops/matmul_dense",
+        (blocks, -(-items // tokens)),
+        (w.address, product.input(w), w.columns, items, tokens, y, w.rows, stride),
+        w.layout.matmul[2] | {"ROWS": each, "SUPERS": s},
+        shared=_DENSE_SHARED * each,
     )
 
 
