@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
@@ -23,8 +24,7 @@ _MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
 _FEW, _MORE = 64, 256  # tokens of which batch_matmul.cu makes products; of more, with shallow ones
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
-_DENSE_SUPERS = _DENSE_WORDS // 3
-_DENSE_SHARED = 2 * 2 * 2 * 256 * 4  # bytes for each row: lanes of matmul_dense.cu
+_DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -120,8 +120,8 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     if pays_on_tensor_cores(w, items, stack=product.stack):
         on_tensor_cores(product, w, y, items, stride)
         return
-    if w.layout.kind == "floats" and not product.stack and supers(w.columns) <= _DENSE_SUPERS:
-        dense(product, w, y, items, stride)
+    if not product.stack and (rows := dense_rows(product.g.gpu, w)):
+        dense(product, w, y, items, stride, rows)
         return
     matrices = w.matrices if product.stack else 1
     chunks = -(-items // _ITEMS)
@@ -148,18 +148,24 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     )
 
 
-def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> None:
+def dense_rows(gpu: Gpu, w: DeviceWeight) -> int:
+    """Rows whose weights a thread of matmul_dense.cu has registers and memory for, if floats."""
+    if w.layout.kind != "floats" or w.columns % 4:
+        return 0
+    s, (of_super, of_row) = supers(w.columns), _DENSE_SHARED
+    return max(0, min(8, _DENSE_WORDS // s - 1, (gpu.shared_most - s * of_super) // of_row))
+
+
+def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int, rows: int) -> None:
     """Queue a product of float weights, which threads hold while tokens come by."""
-    s = supers(w.columns)
-    each = min(8, _DENSE_WORDS // s - 2)  # rows of a thread, besides one token and the next
-    blocks = -(-w.rows // (2 * each))
+    s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
     tokens = -(-items // max(1, product.g.gpu.multiprocessors // blocks))
     product.g.launch(
         "ops/matmul_dense",
         (blocks, -(-items // tokens)),
         (w.address, product.input(w), w.columns, items, tokens, y, w.rows, stride),
-        w.layout.matmul[2] | {"ROWS": each, "SUPERS": s},
-        shared=_DENSE_SHARED * each,
+        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s},
+        shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
     )
 
 

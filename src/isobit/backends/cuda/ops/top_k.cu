@@ -158,12 +158,13 @@ struct Sorter {
           lower(shared + experts + OWN * words) {}
 
     DEV void clear() {
+#pragma unroll 1
         for (int i = threadIdx.x; i < experts + OWN * words; i += blockDim.x) place[i] = 0;
     }
     // Calls f with each pair and its expert; some are read at once.
     template <class F>
     DEV void each_pair(F f) const {
-        constexpr int MORE = 8;
+        constexpr int MORE = 4;
         int n = tokens * k;
 #pragma unroll 1
         for (int at = threadIdx.x; at < n; at += MORE * blockDim.x) {
@@ -188,6 +189,7 @@ struct Sorter {
         if (lane_id() == WARP - 1) pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end;
         __syncthreads();
         if (e >= experts) return;
+#pragma unroll 1
         for (int w = 0; w < warp_id(); w++) end += pairs_of[w], groups_end += groups_of[w];
         int begin = end - mine;
         place[e] = begin;
@@ -196,6 +198,7 @@ struct Sorter {
         if (e == experts - 1) offset[experts] = end;
         if (!groups) return;
         ItemGroup* to = groups + groups_end - in_groups;
+#pragma unroll 1
         for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
         if (e == experts - 1) *n_groups = groups_end;
     }
@@ -203,6 +206,7 @@ struct Sorter {
     DEV void add_up_bits() {
         if (warp_id() >= OWN) return;
         int sum = 0;
+#pragma unroll 1
         for (int base = 0; base < words; base += WARP) {
             int at = warp_id() * words + base + lane_id(), have = base + lane_id() < words;
             int mine = have ? __popc(chosen[at]) : 0, upto = warp_scan(mine);
