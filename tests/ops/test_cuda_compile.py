@@ -99,7 +99,7 @@ def kernels():
             embedding = {**layout.embedding_defines, "PLANES": "2"}
             gpu.asked.add(("ops/embedding", tuple(sorted(embedding.items()))))
     split = {"BOUNDS": "0,1024,2048", "RANK": "1", "PLANES": "2"}  # by a part of a model
-    for how in ({"WIDE": "256"}, {"WIDE": "1024", "FLAGGED": "1"}):
+    for how in ({"WIDE": "256"}, {"WIDE": "1024", "FLAGGED": "1", "BLOCKS": "66"}):
         gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
     for name, stages in (("Q4_K", "3"), ("Q6_K", "2")):  # of wider products than the sample has
         for narrow in ({}, {"NARROW": "1"}):
