@@ -30,7 +30,7 @@ _MOST_WITH_STATES = 64
 class Sizes:
     """What is captured, besides steps of one sequence. No bit depends on it."""
 
-    few: tuple[int, ...] = (2, 3, 4)
+    few: tuple[int, ...] = (2, 3)
     """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
     padded: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
     """Numbers of rows that other steps, and small batches of any composition, are padded to."""

@@ -11,7 +11,6 @@ from isobit.model.graph import Op
 from isobit.numerics import TILE
 from isobit.numerics.ops import TOKENS, Attention
 
-TWO = True
 _TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
 """Tokens of one query head in one tensor-core product of attention_mma.cu."""
@@ -29,12 +28,10 @@ def span_length(heads: int, kv_heads: int, head_dim: int, warps: int) -> int:
 
 
 def blocks(gpu: Gpu, head_dim: int) -> tuple[int, int, int]:
-    """Warps of a block of attention_mma.cu, tiles of a stage, and its shared memory: two stages.
-    Two blocks of four warps share a multiprocessor if it has the memory."""
+    """Warps of a block of attention_mma.cu, tiles of a stage, and its shared memory: two stages."""
     tile = 2 * TILE * (head_dim + 16) + 2 * head_dim * (TILE + 16) + 8 * TILE
-    if 4 * tile + 1024 <= gpu.shared_most:
-        return (4, 1, 2 * tile) if TWO else (8, 2, 4 * tile)
-    return 8, 1, 2 * tile
+    stage = 2 if 4 * tile + 1024 <= gpu.shared_most else 1
+    return 8, stage, 2 * stage * tile
 
 
 def lower(g: Lowering, op: Op) -> None:
