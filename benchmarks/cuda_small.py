@@ -337,19 +337,16 @@ def attend(at, rng, n):
             right &= same(got[:, h], numerics.attention(mine, rows.astype(I32), *cached))
         yield right
 
-    def way(warps, stage):
-        span = attention.span_length(HEADS, KV_HEADS, HEAD, warps)
-        first = np.arange(0, n, span, dtype=I32)
-        spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
-        arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
-        arguments = *arguments, KV_HEADS, HEAD, out
-        how = {"HEAD": HEAD, "STAGE": stage, "BLOCK": 32 * warps, "AT_ONCE": 8 // warps}
-        tile = attention.blocks(at.gpu, HEAD)[2] // 2 // attention.blocks(at.gpu, HEAD)[1]
-        grid = len(first) * KV_HEADS, -(-group // warps)
-        shared = 2 * stage * tile
-        return lambda **o: at.launch("ops/attention_mma", grid, arguments, shared, **how, **o)
+    def way(**o):
+        tile = 2 * TILE * (HEAD + 16) + 2 * HEAD * (TILE + 16) + 8 * TILE
+        at.launch("ops/attention_mma", grid, arguments, 4 * tile, HEAD=HEAD, STAGE=2, **o)
 
-    return {"4 warps": way(4, 1), "8 warps": way(8, 2)}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
+    span = attention.span_length(HEADS, KV_HEADS, HEAD)
+    first = np.arange(0, n, span, dtype=I32)
+    spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
+    arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
+    arguments, grid = (*arguments, KV_HEADS, HEAD, out), (KV_HEADS, len(first), -(-group // 8))
+    return {"": way}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 
 def floats(rng, *shape):
