@@ -9,6 +9,7 @@ model has to be loaded again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -63,7 +64,7 @@ class CudaPartsBackend(Backend):
         self._gpus = [CudaGpu(r) for r in ranks] if gpus is None else gpus
         self._pool = ThreadPoolExecutor(engine.parts)
         self._here: list[CudaBackend] = []
-        self._rehearsed: set[tuple[object, ...]] = set()
+        self._times: Counter[tuple[int, tuple[object, ...]]] = Counter()
         try:
             for gpu in self._gpus:
                 gpu.reach([other for other in self._gpus if other is not gpu])
@@ -148,9 +149,10 @@ class CudaPartsBackend(Backend):
         passes all is known."""
         if self.lost:
             raise BackendUnavailable(self.lost)
-        if size <= CudaBackend.sizes.padded[-1] and (size, kind) not in self._rehearsed:
+        small = size <= CudaBackend.sizes.padded[-1]
+        if self._times[size, kind] == (0 if small else 1):  # then it becomes a graph: repeated.py
             self._rehearse(work)
-            self._rehearsed.add((size, kind))
+        self._times[size, kind] += 1
         try:
             done = self._each([partial(self._watched, w) for w in work])
         except Exception as error:
