@@ -117,13 +117,13 @@ class CudaPartsBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """See :class:`isobit.backends.base.Backend`: every device ends with whole results."""
-        size, kind = len(batch.tokens), (len(batch.logit_rows), wanted.likeliest, stages)
+        size, kind = len(batch.tokens), (len(batch.pages), len(batch.logit_rows), _form(wanted))
         if tap is None:
             work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
             return self._together(work, size, kind)[0]
         plain = replace(wanted, hidden=False)  # the caller takes these from their stage
         shows = [partial(traced, b, batch, plain, stages) for b in self._here]
-        done = self._together(shows, size, (*kind, "traced"))
+        done = self._together(shows, size, (*kind, stages))
         for key in done[0][1]:
             tap(*key, self._parts[0].merged(key, [shown[key] for _, shown in done]))
         return done[0][0]
@@ -211,6 +211,11 @@ def _room(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Room:
 def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:
     gpu.activate()
     return CudaBackend(weights, engine, gpu)
+
+
+def _form(wanted: Wanted) -> tuple[object, ...]:
+    """What decides which kernels make it."""
+    return tuple(v if isinstance(v, int) else v is not None for v in vars(wanted).values())
 
 
 def _rehearsed(gpu: Gpu, work: Callable[[], object]) -> None:
