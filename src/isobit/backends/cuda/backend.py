@@ -133,7 +133,7 @@ class CudaBackend(Backend):
         elif mixed is not None and mixed.takes(batch) and keys <= mixed.stages:
             marks = mixed.traced(batch, states, logits, keys)
         else:  # a prompt, or what steps do not show
-            marks = self._programs.passes.run(batch, states, logits)
+            marks = self._programs.passes.run(batch, states, logits, stops=bool(keys))
         self._show(batch, marks, keys, tap)
         if tap is not None and (key := self._logits.key) and (stages is None or key[0] in stages):
             tap(*key, logits)

@@ -1,6 +1,6 @@
 """Passes over small batches of any composition, as graphs for some numbers of tokens."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +9,7 @@ import numpy as np
 from isobit.backends.base import F32, I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
-from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes, run
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import padded
 from isobit.model.graph import Key
@@ -88,13 +88,13 @@ class MixedPasses(Passes):
 
     def _body(self, size: int) -> object:
         if size not in self._bodies:
-            queue = partial(_run, self._program.body, self._pass(size))
+            queue = partial(run, self._program.body, self._pass(size))
             self._bodies[size] = self._g.gpu.capture(queue)
         return self._bodies[size]
 
     def _head(self, rows: int) -> object:
         if rows not in self._rows:
-            queue = partial(_run, self._program.head, replace(self._pass(rows), count=rows))
+            queue = partial(run, self._program.head, replace(self._pass(rows), count=rows))
             self._rows[rows] = self._g.gpu.capture(queue)
         return self._rows[rows]
 
@@ -102,8 +102,3 @@ class MixedPasses(Passes):
         groups = self._groups[size].address
         inputs = replace(self._inputs(), groups=(groups, groups + 4 * WORDS_OF_GROUP))
         return Pass(size, 1, inputs)
-
-
-def _run(queue: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
-    for _ in queue(p):
-        pass

@@ -10,6 +10,7 @@ from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.mixed import MixedPasses
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.repeated import MOST
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
 from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows, padded
@@ -107,7 +108,7 @@ class Programs:
             if passes is not None:
                 passes.settle(limits.pages)
         graphs = {STEP: 2, STEPS: len(self.many.sizes) or self.many.most - 1 if self.many else 0}
-        graphs |= {ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
+        graphs |= {PASS: MOST, ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
         own = sum(made.g.nbytes(_rows(made.g, n), own=True) for made, n in self._programs)
         return Plan(
             weights=self.resident.weights.nbytes,

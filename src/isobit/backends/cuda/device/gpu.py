@@ -38,6 +38,11 @@ class Gpu(Protocol):
     cache_bytes: int
     """The device's own cache of its memory (L2), in bytes."""
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether the driver may be asked now for what might wait for a device: see
+        :meth:`reach`."""
+
     def activate(self) -> None:
         """Make this the calling thread's device; before anything else in a thread."""
 
@@ -243,6 +248,11 @@ class CudaGpu:
         finally:
             self._queues = True
 
+    @property
+    def may_wait(self) -> bool:
+        """Not in a pass of a part of a model."""
+        return not (self._part and self._queues)
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
         free, total = self._check(self._driver.cuMemGetInfo())
@@ -288,7 +298,7 @@ class CudaGpu:
 
     def results(self, count: int) -> NDArray[np.float32]:
         """Page-locked memory that is used again once nothing refers to it; some buffers only."""
-        return self._lent(count, more=not (self._part and self._queues))
+        return self._lent(count, more=self.may_wait)
 
     def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
         self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
