@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,18 @@ X = [*RUN, "-p", "x"]
         (["accuracy", "--text", "x", "--window", "99999999"], 2, "--window: expected"),
         (["verify", "-p", "x", "--against-planes", "3"], 2, "--against-planes: expected"),
         (["serve", "--port", "65536"], 2, "--port: expected a whole number, 0 to 65535"),
+        (["serve", "--host", "a..b"], 2, "--host, --port: cannot listen at 'a..b:8000': "),
+        (["serve", "--host", "x" * 999], 2, "--host, --port: cannot listen at "),
+        (
+            ["run", "-p", "x", "--backend", "cpu", "--parts", "99"],
+            2,
+            "--parts: expected at most 4, one a query head, got 99",
+        ),
+        ([*X, "--logprobs", "1"], 2, "--logprobs: expected --json or --jsonl beside it"),
+        ([*X, "--json", "--logprobs", "8193"], 2, "--logprobs: expected an integer from 0 to 8192"),
+        ([*X, "--routes", "/dev/null"], 2, "expected a file, got a device"),
+        (["trace", "-p", "x", "-o", "/dev/null"], 2, "expected a file, got a device"),
+        (["convert", ".", "-o", "/dev/null"], 2, "expected a file, got a device"),
         ([*X, "--backend", "abacus"], 2, "got 'abacus'"),
         ([*RUN, "-p", ""], 2, "at least one token"),
         ([*RUN, "-p", "a\udcffb"], 2, "surrogate"),
@@ -415,3 +428,19 @@ def test_devices_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     found = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
     assert found["cpu"]["runs"]
     assert all(b["runs"] or b["reason"] for b in found.values())
+
+
+def test_a_port_that_is_taken_is_seen_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="not run: serving is an extra")
+    monkeypatch.setattr(options, "open_model", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setenv("ISOBIT_FRONT_KEY", "x")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for argv in (["serve"], ["serve", "--replicas", "2"], ["front", "http://127.0.0.1:1"]):
+            assert main([*argv, "--port", port]) == 2
+            expected = (
+                f"--host, --port: cannot listen at '127.0.0.1:{port}': Address already in use"
+            )
+            assert expected in capsys.readouterr().err

@@ -51,6 +51,7 @@ def _run(
         from isobit.server.serving import prepared  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
+    sockets = options.bound(args)
     headers = {FRONT: key} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
 
     async def serve() -> None:
@@ -68,8 +69,8 @@ def _run(
                     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, roll)
                 front = Front(replicas, key, api_key, args.origin)
                 server = prepared(front, front.app(), args.host, args.port, args.grace)
-                say(f"{len(replicas.all)} replicas: http://{args.host}:{args.port}/v1")
-                await server.serve()
+                say(f"{len(replicas.all)} replicas: {options.url(sockets[0])}/v1")
+                await server.serve(sockets)
         finally:
             if processes is not None:
                 await processes.stop()

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
 from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
-from isobit.errors import UsageError, no_such_file
+from isobit.errors import UsageError, no_such_file, shown
 from isobit.files import is_named_pipe
 from isobit.numerics import TILE
 from isobit.runtime.generation import Settings, checked_sampling
@@ -180,6 +181,34 @@ def add_server(group: argparse._ActionsContainer) -> None:
     )
 
 
+def bound(args: argparse.Namespace) -> list[socket.socket]:
+    """Sockets at the address that is asked for, before anything takes time. Raises UsageError."""
+    made: list[socket.socket] = []
+    try:
+        where = socket.getaddrinfo(
+            args.host or None, args.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, address in dict.fromkeys(where):
+            made.append(socket.socket(family, kind, protocol))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                made[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made[-1].bind(address)
+    except (OSError, UnicodeError) as error:
+        for one in made:
+            one.close()
+        why = getattr(error, "strerror", None) or error
+        at = shown(f"{args.host}:{args.port}")
+        raise UsageError(f"--host, --port: cannot listen at {at}: {why}") from None
+    return made
+
+
+def url(bound: socket.socket) -> str:
+    """Where a socket is."""
+    host, port, *_ = bound.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def secret(variable: str) -> str:
     """The key in an environment variable. Raises UsageError if there is none."""
     key = os.environ.get(variable)
@@ -327,6 +356,14 @@ def output_file(path: str) -> str:
         raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got {found}")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"cannot write {path!r}: no permission")
+    return path
+
+
+def whole_file(path: str) -> str:
+    """:func:`output_file`, of what is written beside its place and renamed: over no device."""
+    output_file(path)
+    if Path(path).exists() and not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got a device")
     return path
 
 

@@ -54,8 +54,9 @@ def main(args: argparse.Namespace) -> None:
             raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
         front.serve_replicas(args, key)
         return
-    sockets = []
-    if args.replica is not None:
+    if args.replica is None:
+        sockets = options.bound(args)
+    else:
         sockets = [socket.socket(fileno=args.replica)]
         threading.Thread(target=_end_with_parent, daemon=True).start()
     with options.open_model(args, args.context) as model:
@@ -74,10 +75,10 @@ def main(args: argparse.Namespace) -> None:
             origins=args.origin,
         ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
-            at = sockets[0].getsockname() if sockets else (args.host, args.port)
-            say(f"{service.name} on {device}: http://{at[0]}:{at[1]}/v1")
+            at = options.url(sockets[0])
+            say(f"{service.name} on {device}: {at}/v1")
             if page:
-                say(f"a page to talk with it: http://{at[0]}:{at[1]}/")
+                say(f"a page to talk with it: {at}/")
             run(service, args.host, args.port, args.grace, sockets)
 
 
