@@ -53,7 +53,7 @@ def split(
 
     shares: whole experts on each part, in these proportions; none: some columns of every expert.
 
-    Its tensors are views of the model's, but for experts and biases, whose parts are copied.
+    Its tensors are views of the model's, but for biases, whose parts are copied.
     ``source`` names the model in refusals. Raises UsageError for more parts than query heads.
     """
     if parts < 1 or not 0 <= rank < parts:
@@ -212,7 +212,7 @@ class _Split:
         ((first, end),) = cut.parts[self.rank]
         stack = w.data.reshape(w.shape[0], w.shape[1], w.row_bytes)[:, first:end]
         shape = (w.shape[0], end - first, w.shape[2])
-        here = Weight(f"{w.name}[:, {first}:{end}]", w.format, shape, stack.reshape(-1))
+        here = Weight(f"{w.name}[:, {first}:{end}]", w.format, shape, stack.reshape(shape[0], -1))
         return self._give(op, cut, inputs=[self._needed(v) for v in op.inputs], weights=[here])
 
     def _whole_experts(self, op: Op, w: Weight) -> bool:

@@ -69,6 +69,11 @@ class Receipt:
     isobit: str = __version__
     format: str = FORMAT
 
+    @property
+    def settings(self) -> Sampling:
+        """``sampling``, as a sampler takes it."""
+        return _sampling(self.sampling)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
         arguments.path("path", path)
@@ -351,7 +356,7 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
     instance("model", model, Model, "a model")
     _check_same(receipt, model)
     tokens = [t.token for t in receipt.tokens]
-    sampling = _sampling(receipt.sampling)
+    sampling = receipt.settings
     try:
         prompt = model.checked(receipt.prompt)
         ids = model.checked(prompt + tokens[:-1])
