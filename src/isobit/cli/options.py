@@ -3,7 +3,6 @@
 import argparse
 import errno
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -179,34 +178,6 @@ def add_server(group: argparse._ActionsContainer) -> None:
         metavar="SECONDS",
         help="what runs may go on for so long after SIGTERM (default: %(default)s)",
     )
-
-
-def bound(args: argparse.Namespace) -> list[socket.socket]:
-    """Sockets at the address that is asked for, before anything takes time. Raises UsageError."""
-    made: list[socket.socket] = []
-    try:
-        where = socket.getaddrinfo(
-            args.host or None, args.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, address in dict.fromkeys(where):
-            made.append(socket.socket(family, kind, protocol))
-            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                made[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            made[-1].bind(address)
-    except (OSError, UnicodeError) as error:
-        for one in made:
-            one.close()
-        why = getattr(error, "strerror", None) or error
-        at = shown(f"{args.host}:{args.port}")
-        raise UsageError(f"--host, --port: cannot listen at {at}: {why}") from None
-    return made
-
-
-def url(bound: socket.socket) -> str:
-    """Where a socket is."""
-    host, port, *_ = bound.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def secret(variable: str) -> str:

@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         from isobit.server.service import Service  # noqa: PLC0415
         from isobit.server.serving import run  # noqa: PLC0415  # an extra
+        from isobit.server.sockets import address, bound, listen  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
         front.serve_replicas(args, key)
         return
     if args.replica is None:
-        sockets = options.bound(args)
+        sockets = bound(args.host, args.port)
     else:
         sockets = [socket.socket(fileno=args.replica)]
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -75,11 +76,12 @@ def main(args: argparse.Namespace) -> None:
             origins=args.origin,
         ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
-            at = options.url(sockets[0])
+            at = address(args.host, sockets)
+            listen(sockets)
             say(f"{service.name} on {device}: {at}/v1")
             if page:
                 say(f"a page to talk with it: {at}/")
-            run(service, args.host, args.port, args.grace, sockets)
+            run(service, sockets, args.grace)
 
 
 def _end_with_parent() -> None:
