@@ -15,7 +15,7 @@ from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
 from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
-from isobit.errors import UsageError, no_such_file, shown
+from isobit.errors import UsageError, no_such_file
 from isobit.files import is_named_pipe
 from isobit.numerics import TILE
 from isobit.runtime.generation import Settings, checked_sampling
