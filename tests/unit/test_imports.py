@@ -19,7 +19,7 @@ ROWS = [
     ["files", "machine"],
     ["config", "gguf", "hub"],
     ["numerics", "text"],
-    ["backends.cpu._cpu", "backends.hardware"],
+    ["backends.cpu._cpu", "backends.hardware", "backends.wake"],
     ["backends.cpu.sampler", "model"],
     ["backends.pool", "backends.slots"],
     ["backends.base"],
