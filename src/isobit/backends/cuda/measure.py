@@ -1,0 +1,142 @@
+"""What is wanted of rows of logits, made where they lie (docs/numerics.md, sections 10 and 11)."""
+
+from itertools import cycle
+
+import numpy as np
+
+from isobit.backends.base import I32
+from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.memory import Region
+from isobit.backends.draws import Draws
+from isobit.backends.measure import DIGEST, MOST, Asked
+from isobit.numerics.digest import PIECE as DIGESTED
+
+_PIECE = 2048  # values of a row that are a block's in measure.cu and draw.cu
+_LEAF = DIGESTED // 4  # words that a piece of the tree of digests has
+_LEAVES = 64  # of a block of digest.cu
+_SUMS = 16  # bytes
+_SCRATCH = 5 * 1024 * _SUMS + 5 * 32 + 32  # bytes of Scratch of draw.cu
+
+DRAW = np.dtype(
+    [
+        *(("row", np.int32), ("temperature", np.float32), ("top_k", np.int32)),
+        *(("min_p", np.uint32), ("top_p", np.uint64), ("seed", np.uint64), ("index", np.uint64)),
+    ]
+)
+"""Draw of draw.cu."""
+
+
+class Measuring:
+    """Buffers and launches for so many rows of logits at once."""
+
+    def __init__(self, gpu: Gpu, rows: int, vocabulary: int) -> None:
+        self._gpu, self.rows, self._vocabulary = gpu, rows, vocabulary
+        self._pieces, leaves = -(-vocabulary // _PIECE), -(-vocabulary // _LEAF)
+        self._region = region = Region()
+        self._keys = [region.take(8 * rows * self._pieces * (MOST // 2)) for _ in range(2)]
+        self._sums = region.take(8 * rows * self._pieces)
+        self._ids = region.take(4 * rows * MOST)
+        self._found = region.take(4 * rows * MOST)
+        sizes = leaves, -(-DIGEST * leaves // _LEAF)
+        self._levels = [region.take(4 * DIGEST * rows * n) for n in sizes]
+        self._draws = region.take(DRAW.itemsize * rows)
+        self._p = region.take(4 * rows * vocabulary)
+        self._kept = region.take(_SUMS * rows * self._pieces)
+        self._scratch = region.take(_SCRATCH * rows)
+        self._drawn = 0
+        self._filters = self._counts = False
+
+    @property
+    def nbytes(self) -> int:
+        """Of the device's memory."""
+        return self._region.nbytes
+
+    def allocate(self) -> None:
+        """Take it."""
+        self._region.address = self._gpu.allocate(self.nbytes)
+        zeros = np.zeros(_SCRATCH * self.rows, np.uint8)
+        self._gpu.upload(self._at(self._scratch), zeros)
+
+    def give(self, ids: I32) -> None:
+        """The ids of the rows that come next, int32 [R, n]."""
+        if ids.size:
+            self._gpu.upload(self._at(self._ids), ids)
+
+    def draw(self, draws: Draws, which: I32, rows: I32) -> None:
+        """Some of the draws are of rows that come next, which these are among them."""
+        of, made = draws.columns, np.empty(len(which), DRAW)
+        made["row"], made["index"] = rows, draws.index[which]
+        made["min_p"] = of.min_p[which].view(np.uint32)
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            made[name] = getattr(of, name)[which]
+        self._drawn = len(made)
+        self._counts = bool(made["top_k"].any())
+        self._searches = bool(made["top_p"].any())
+        self._filters = self._counts or self._searches or bool(made["min_p"].any())
+        if len(made):
+            self._gpu.upload(self._at(self._draws), made.view(np.uint8))
+
+    def queue(self, logits: int, rows: int, asked: Asked, tokens: int = 0) -> None:
+        """Measure rows of logits at an address; ``tokens``: where drawn ones go beside."""
+        at, n, pieces = self._at, self._vocabulary, self._pieces
+        k, source, keys = max(asked.top, 1), 0, cycle(map(at, self._keys))
+        size = n
+        while True:
+            blocks, to = -(-size // _PIECE), next(keys)
+            self._launch("measure", "best", (blocks, rows), (logits, source, size, k, to))
+            source, size = to, blocks * k
+            if blocks == 1:
+                break
+        if asked.drawn:
+            self._queue_draws(logits, source, k, asked, tokens)
+        if asked.drawn_at > 1 or asked.drawn:
+            self._launch("measure", "weigh", (pieces, rows), (logits, n, source, k, at(self._sums)))
+        of_row = asked.given, asked.top, int(asked.drawn), at(self._found), asked.words
+        arguments = logits, n, source, k, at(self._sums), pieces, at(self._ids), *of_row
+        self._launch("measure", "measured", (rows,), arguments)
+        if asked.digest:
+            self._queue_digests(logits, rows, asked)
+
+    def found(self, rows: int, asked: Asked) -> I32:
+        """What was found of the rows: int32 [rows, words]."""
+        words = np.empty((rows, asked.words), np.int32)
+        self._gpu.download(self._at(self._found), words)
+        return words
+
+    def _queue_draws(self, logits: int, keys: int, k: int, asked: Asked, tokens: int) -> None:
+        count, n, pieces = self._drawn, self._vocabulary, self._pieces
+        if not count:
+            return
+        draws, p, kept, scratch = map(
+            self._at, (self._draws, self._p, self._kept, self._scratch)
+        )
+        grid, filters = (pieces, count), int(self._filters)
+        arguments = draws, logits, n, keys, k, p, kept, scratch, filters
+        self._launch("draw", "weigh_draws", grid, arguments)
+        levels = [*((1, 2) if self._counts else ()), *((3, 4) if self._searches else ())]
+        for level in levels:
+            arguments = draws, n, p, kept, scratch, level, int(self._counts)
+            self._launch("draw", "narrow", grid, arguments)
+        if filters:
+            self._launch("draw", "keep", grid, (draws, n, p, kept, scratch))
+        found = self._at(self._found), asked.drawn_at, asked.words, tokens
+        arguments = draws, n, keys, k, p, kept, pieces, scratch, filters, *found
+        self._launch("draw", "draw", (count,), arguments)
+
+    def _queue_digests(self, logits: int, rows: int, asked: Asked) -> None:
+        """Level by level, of ever fewer words of a row, into the last words of what is found."""
+        source, words, levels = logits, self._vocabulary, cycle(map(self._at, self._levels))
+        while (leaves := -(-words // _LEAF)) > 1:
+            to, grid = next(levels), (-(-leaves // _LEAVES), rows)
+            self._launch("digest", "digest", grid, (source, words, words, to, DIGEST * leaves))
+            source, words = to, DIGEST * leaves
+        to = self._at(self._found) + 4 * (asked.words - DIGEST)
+        self._launch("digest", "digest", (1, rows), (source, words, words, to, asked.words))
+
+    def _launch(
+        self, stem: str, kernel: str, grid: tuple[int, ...], arguments: tuple[int, ...]
+    ) -> None:
+        self._gpu.launch(stem, kernel, grid, arguments, overlap=True)
+
+    def _at(self, offset: int) -> int:
+        return self._region.address + offset
