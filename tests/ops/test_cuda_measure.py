@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.cpu.sampler import NOT_FINITE, Columns
-from isobit.backends.cuda.measure import Measuring
+from isobit.backends.cuda.measure import Measuring, as_kernels_take
 from isobit.backends.draws import Draws
 from isobit.backends.measure import MOST, Asked, Measured
 from isobit.numerics import log_softmax, top_logprobs
@@ -43,11 +43,16 @@ class Measurer:
         self.measuring.give(ids)
         if rows:
             draws = draws_of(rows, which, logits.shape[1])
-            self.measuring.draw(draws, np.arange(len(rows)), draws.rows)
-        self.measuring.queue(address, n, asked, self.tokens)
-        found = Measured.empty(n, asked)
-        found.take(np.arange(n), self.measuring.found(n, asked), asked)
+            self.measuring.draw(as_kernels_take(draws, np.arange(n)))
+        self.measuring.queue(address, n, asked, self.tokens, n)
+        return self.found(n, asked)
+
+    def found(self, n, asked):
+        words = np.empty((n, asked.words), np.int32)
+        self.buffers.gpu.download(self.measuring.found, words)
         self.buffers.check()
+        found = Measured.empty(n, asked)
+        found.take(np.arange(n), words, asked)
         return found
 
 
@@ -100,19 +105,25 @@ def test_a_draw_that_stays(gpu, rng):
     rows = [any_row(rng, temperature=1.0, index=5) for _ in logits]
     measure, asked = Measurer(gpu, len(logits), n), Asked(drawn=True)
     measure(logits, rows=rows, which=range(len(rows)))
-    measure.measuring.queue(measure.buffers.put(logits), len(logits), asked)
-    again = measure.measuring.found(len(logits), asked)[:, asked.drawn_at]
+    measure.tokens = measure.buffers.put(np.zeros(len(logits) + 3, np.int32))
+    address = measure.buffers.put(logits)
+    measure.measuring.queue(address, len(logits), asked, measure.tokens, len(logits) + 2)
+    again = measure.found(len(logits), asked).drawn
     after = [type(row)(**{**vars(row), "index": 6}) for row in rows]
     want = [expected(z, row)[0] for z, row in zip(logits, after, strict=True)]
     assert again.tolist() == want
+    tokens = measure.buffers.get(measure.tokens, (len(logits) + 3,), np.int32)
+    assert tokens.tolist() == [*want, want[-1], want[-1], 0]
 
 
 def test_the_first_of_equals_is_kept(gpu):
     flat = np.zeros((64, 5000), np.float32)
     measure = Measurer(gpu, 64, 5000)
     for fixed in ({"top_k": 3000}, {"top_p": 0.6}):
-        rows = [any_row(np.random.default_rng(i), temperature=1.0, min_p=0.0, top_k=0, top_p=1.0)
-                for i in range(64)]
+        rows = [
+            any_row(np.random.default_rng(i), temperature=1.0, min_p=0.0, top_k=0, top_p=1.0)
+            for i in range(64)
+        ]
         rows = [type(row)(**{**vars(row), **fixed}) for row in rows]
         drawn = measure(flat, rows=rows, which=range(64)).drawn
         want = [expected(flat[0], row)[0] for row in rows]

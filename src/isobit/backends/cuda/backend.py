@@ -20,12 +20,17 @@ from isobit.backends.base import (
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.lowering import PRESENT, Variant
+from isobit.backends.cuda.measure import as_kernels_take
+from isobit.backends.cuda.passes import Take
 from isobit.backends.cuda.programs import Programs, room
 from isobit.backends.cuda.slots import Mark, Pass
-from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.backends.cuda.steps import Captured, Step
+from isobit.backends.cuda.turns import Turns
+from isobit.backends.measure import Asked, Measured
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
+from isobit.numerics import TILE
 
 
 class CudaBackend(Backend):
@@ -33,6 +38,7 @@ class CudaBackend(Backend):
 
     name = "cuda"
     on_device = frozenset({GREEDY})
+    goes_ahead = True
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
     variant: ClassVar[Variant] = PRESENT
@@ -51,6 +57,7 @@ class CudaBackend(Backend):
             self.plan = self._programs.plan
             self.plan.check(*self._gpu.memory())
             self._programs.load(self._gpu)
+            self._turns = Turns(self._gpu, self._programs.measuring, self._programs.lasting)
         except BaseException:
             self._gpu.close()
             raise
@@ -104,30 +111,105 @@ class CudaBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
+        host = _ToHost(self._gpu, len(batch.logit_rows), self._logits.shape.width)
+        self._pass(batch, host, tap, stages)
+        if tap is not None and (key := self._logits.key) and (stages is None or key[0] in stages):
+            tap(*key, host.logits)
+        return host.logits
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """What is wanted, made on the device if that is little and no logits."""
+        asked, key = Asked.of(wanted, self._logits.shape.width), self._logits.key
+        shown = tap is not None and key is not None and (stages is None or key[0] in stages)
+        if asked is None or shown or not _plain(wanted):
+            return self._measured(self.compute_logits(batch, tap, stages), wanted)
+        found = Measured.empty(len(batch.logit_rows), asked)
+        keys = self._programs.asked(stages) if tap is not None else frozenset()
+        steps = self._steps_for(batch)
+        if steps is not None and wanted.given is None and (not keys or steps.lasts(keys)):
+            self._turn(steps, batch, asked, wanted, keys, found, tap)
+        else:
+            self._pass(batch, self._measure(asked, wanted, found), tap, stages)
+        drawn = None if wanted.drawn is None else wanted.drawn.rows
+        return Results(
+            found.likeliest >= 0,
+            likeliest=found.likeliest if wanted.likeliest else None,
+            top_ids=found.top_ids if wanted.top else None,
+            top=found.top if wanted.top else None,
+            given=None if wanted.given is None else found.given,
+            drawn=None if drawn is None else found.drawn[drawn],
+            drawn_logprobs=None if drawn is None else found.drawn_logprobs[drawn],
+            digests=found.digests if wanted.digests else None,
+        )
+
+    def draws(self, wanted: Wanted) -> bool:
+        """See :class:`isobit.backends.base.Backend`."""
+        return _plain(wanted) and Asked.of(wanted, self._logits.shape.width) is not None
+
+    def _turn(
+        self,
+        steps: Captured,
+        batch: Batch,
+        asked: Asked,
+        wanted: Wanted,
+        keys: frozenset[Key],
+        found: Measured,
+        tap: Tap | None,
+    ) -> None:
+        """Run a step for what is asked, and begin with the next if that may be."""
         self._gpu.activate()
+        step, end = Step.of_batch(batch, self._states(batch)), int(batch.positions.max()) + 1
+        room = min(self.limits.positions, TILE * batch.pages.shape[1])
+        ahead = wanted.ahead and one_each(batch) and not self.limits.states and end < room
+        self._extend_turns(end + ahead)
+        draws = as_kernels_take(wanted.drawn, np.arange(len(batch.tokens)))
+        words, stages = self._turns.run(steps, step, asked, draws, keys, ahead=ahead)
+        found.take(np.arange(len(words)), words, asked)
+        for key, value in stages:
+            assert tap is not None
+            tap(*key, value)
+
+    def _measure(self, asked: Asked, wanted: Wanted, found: Measured) -> Take:
+        """Takes rows of logits for what is asked."""
+        measuring = self._programs.measuring
+
+        def take(rows: NDArray[np.intp], address: int) -> None:
+            if wanted.given is not None:
+                measuring.give(np.ascontiguousarray(wanted.given[rows]))
+            if asked.drawn:
+                measuring.draw(as_kernels_take(wanted.drawn, rows))
+            measuring.queue(address, len(rows), asked)
+            words = np.empty((len(rows), asked.words), np.int32)
+            self._gpu.download(measuring.found, words)
+            found.take(rows, words, asked)
+
+        return take
+
+    def _pass(
+        self, batch: Batch, take: Take, tap: Tap | None, stages: frozenset[str] | None
+    ) -> None:
+        """Run a batch of any kind, and have its rows of logits taken."""
+        self._gpu.activate()
+        self._turns.forget()
         states = self._states(batch)
         self._extend_turns(int(batch.positions.max()) + 1)
-        steps = self._steps_for(batch)
-        if tap is None and steps is not None:
-            of = batch.sequence
-            step = batch.tokens, batch.positions, batch.pages[of], states[of], of
-            return steps.logits(*step)
-        mixed = self._programs.mixed
-        if tap is None and mixed is not None and mixed.takes(batch):
-            return mixed.logits(batch, states)
-        logits = np.empty((len(batch.logit_rows), self._logits.shape.width), np.float32)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
-        marks: Iterable[tuple[Mark, Pass]]
+        steps, mixed = self._steps_for(batch), self._programs.mixed
         if steps is not None and keys <= steps.stages:
-            of = batch.sequence
-            step = batch.tokens, batch.positions, batch.pages[of], states[of], of
-            marks = steps.traced(*step, logits, keys)
+            step = Step.of_batch(batch, states)
+            if keys:
+                self._show(batch, steps.traced(step, keys), keys, tap)
+            else:
+                steps.begin(step)
+                steps.replay(len(step.tokens), int(step.positions.max()))
+            take(np.arange(len(step.tokens)), steps.logits)
+        elif tap is None and mixed is not None and mixed.takes(batch):
+            mixed.replay(batch, states, take)
         else:  # a prompt, or what steps do not show
-            marks = self._programs.passes.run(batch, states, logits)
-        self._show(batch, marks, keys, tap)
-        if tap is not None and (key := self._logits.key) and (stages is None or key[0] in stages):
-            tap(*key, logits)
-        return logits
+            marks = self._programs.passes.run(batch, states, take)
+            self._show(batch, marks, keys, tap)
 
     def _show(
         self,
@@ -151,40 +233,29 @@ class CudaBackend(Backend):
             assert tap is not None
             tap(*key, np.concatenate(values))
 
-    def compute(
-        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
-    ) -> Results:
-        """See :class:`isobit.backends.base.Backend`; of a step alone, the likeliest ids are found
-        on the device."""
-        steps = self._steps_for(batch) if one_each(batch) else None
-        only = wanted.likeliest and wanted.logits is False and not wanted.top
-        if steps is None or not only or wanted.given is not None or tap is not None:
-            return super().compute(batch, wanted, tap, stages)
-        of = batch.sequence
-        states = self._states(batch)[of]
-        chosen = self.compute_greedy(batch.tokens, batch.positions, batch.pages[of], 1, states)[0]
-        return Results(chosen >= 0, likeliest=chosen)
-
     def compute_greedy(
         self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
     ) -> I32:
         """Decode steps whose logits stay on the device."""
         self._gpu.activate()
+        self._turns.forget()
         each = np.arange(len(tokens), dtype=np.int32)
         steps = self._steps_for(Batch(tokens, positions, each, pages, each))
         if steps is None:
             return super().compute_greedy(tokens, positions, pages, count, states)
         self._extend_turns(int(positions.max()) + count)
-        return steps.greedy(tokens, positions, pages, each if states is None else states, count)
+        states = each if states is None else states
+        return steps.greedy(Step(tokens, positions, pages, states, each), count)
 
-    def _steps_for(self, batch: Batch) -> OneSequence | ManySequences | None:
+    def _steps_for(self, batch: Batch) -> Captured | None:
         """What runs a batch that is one step of decoding; None if it is something else."""
         n = len(batch.tokens)
         if not np.array_equal(batch.logit_rows, np.arange(n)):
             return None
-        if n in self._programs.rows and (one_each(batch) or not self.limits.states):
+        each = one_each(batch)
+        if n in self._programs.rows and (each or not self.limits.states):
             return self._programs.rows[n]
-        if not one_each(batch):
+        if not each:
             return None
         steps = self._programs.one if n == 1 else self._programs.many
         return steps if steps is not None and n <= steps.most else None
@@ -203,7 +274,30 @@ class CudaBackend(Backend):
 
 def one_each(batch: Batch) -> bool:
     """Whether each token of a batch is of another sequence."""
-    return len(np.unique(batch.sequence)) == len(batch.tokens)
+    return len(batch.tokens) == 1 or len(np.unique(batch.sequence)) == len(batch.tokens)
+
+
+def _plain(wanted: Wanted) -> bool:
+    """Whether tokens that are drawn, if any are, can be drawn on the device."""
+    return wanted.drawn is None or wanted.drawn.plain
+
+
+class _ToHost:
+    """Takes rows of logits to the host's memory."""
+
+    def __init__(self, gpu: Gpu, rows: int, vocabulary: int) -> None:
+        self._gpu, self._shape = gpu, (rows, vocabulary)
+        self.logits: F32 = np.empty((0, vocabulary), np.float32)
+
+    def __call__(self, rows: NDArray[np.intp], address: int) -> None:
+        part = self._gpu.results(len(rows) * self._shape[1])
+        self._gpu.download(address, part)
+        if len(rows) == self._shape[0]:
+            self.logits = part.reshape(self._shape)
+            return
+        if len(self.logits) != self._shape[0]:
+            self.logits = np.empty(self._shape, np.float32)
+        self.logits[rows] = part.reshape(len(rows), -1)
 
 
 class UnfusedCudaBackend(CudaBackend):

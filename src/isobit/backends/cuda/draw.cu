@@ -199,9 +199,11 @@ DEV uint64 random_bits(uint64 seed, uint64 index) {
     return c0;
 }
 
-// A draw a block: its token, into word `at` of its row of `found` and, if there are any, the tokens of the next step.
+// A draw a block: its token, into word `at` of its row of `found` and, if there are any, the tokens of the next step,
+// whose last row is repeated up to `repeated` rows.
 KERNEL(256) draw(Draw* draws, int n, const uint64* keys, int k, const uint32* p, const Sums* pieces, int n_pieces,
-                 Scratch* scratch, int filtered, int* found, int at, int width, int* tokens) {
+                 Scratch* scratch, int filtered, int* found, int at, int width, int* tokens, int rows,
+                 int repeated) {
     begin();
     __shared__ Sums buffer[4][WARPS];
     __shared__ uint64 rest, equals;  // behind the pieces before the one with the token
@@ -269,7 +271,8 @@ KERNEL(256) draw(Draw* draws, int n, const uint64* keys, int k, const uint32* p,
     }
     if (threadIdx.x == 0) {
         found[int64(one.row) * width + at] = token;
-        if (tokens && token >= 0) tokens[one.row] = token;
+        const int end = one.row == rows - 1 ? repeated : one.row + 1;
+        for (int i = one.row; tokens && token >= 0 && i < end; i++) tokens[i] = token;
         draws[blockIdx.x].index = one.index + 1;
     }
 }

@@ -3,6 +3,7 @@
 from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backends.base import I32
 from isobit.backends.cuda.device.gpu import Gpu
@@ -44,7 +45,7 @@ class Measuring:
         self._kept = region.take(_SUMS * rows * self._pieces)
         self._scratch = region.take(_SCRATCH * rows)
         self._drawn = 0
-        self._filters = self._counts = False
+        self._counts = self._searches = self._filters = False
 
     @property
     def nbytes(self) -> int:
@@ -62,22 +63,22 @@ class Measuring:
         if ids.size:
             self._gpu.upload(self._at(self._ids), ids)
 
-    def draw(self, draws: Draws, which: I32, rows: I32) -> None:
-        """Some of the draws are of rows that come next, which these are among them."""
-        of, made = draws.columns, np.empty(len(which), DRAW)
-        made["row"], made["index"] = rows, draws.index[which]
-        made["min_p"] = of.min_p[which].view(np.uint32)
-        for name in ("temperature", "top_k", "top_p", "seed"):
-            made[name] = getattr(of, name)[which]
-        self._drawn = len(made)
-        self._counts = bool(made["top_k"].any())
-        self._searches = bool(made["top_p"].any())
-        self._filters = self._counts or self._searches or bool(made["min_p"].any())
-        if len(made):
-            self._gpu.upload(self._at(self._draws), made.view(np.uint8))
+    def draw(self, draws: NDArray[np.void]) -> None:
+        """The draws of the rows that come next: see :func:`as_kernels_take`."""
+        self._drawn = len(draws)
+        self._counts = bool(draws["top_k"].any())
+        self._searches = bool(draws["top_p"].any())
+        self._filters = self._counts or self._searches or bool(draws["min_p"].any())
+        if len(draws):
+            self._gpu.upload(self._at(self._draws), draws.view(np.uint8))
 
-    def queue(self, logits: int, rows: int, asked: Asked, tokens: int = 0) -> None:
-        """Measure rows of logits at an address; ``tokens``: where drawn ones go beside."""
+    def queue(
+        self, logits: int, rows: int, asked: Asked, tokens: int = 0, repeated: int = 0
+    ) -> None:
+        """Measure rows of logits at an address. Draws move on to the next token of their output.
+
+        tokens: where the drawn go, too, the last of them up to so many rows.
+        """
         at, n, pieces = self._at, self._vocabulary, self._pieces
         k, source, keys = max(asked.top, 1), 0, cycle(map(at, self._keys))
         size = n
@@ -88,40 +89,39 @@ class Measuring:
             if blocks == 1:
                 break
         if asked.drawn:
-            self._queue_draws(logits, source, k, asked, tokens)
+            self._queue_draws(logits, source, k, asked, (tokens, rows, repeated))
         if asked.drawn_at > 1 or asked.drawn:
             self._launch("measure", "weigh", (pieces, rows), (logits, n, source, k, at(self._sums)))
-        of_row = asked.given, asked.top, int(asked.drawn), at(self._found), asked.words
+        of_row = asked.given, asked.top, int(asked.drawn), self.found, asked.words
         arguments = logits, n, source, k, at(self._sums), pieces, at(self._ids), *of_row
         self._launch("measure", "measured", (rows,), arguments)
         if asked.digest:
             self._queue_digests(logits, rows, asked)
 
-    def found(self, rows: int, asked: Asked) -> I32:
-        """What was found of the rows: int32 [rows, words]."""
-        words = np.empty((rows, asked.words), np.int32)
-        self._gpu.download(self._at(self._found), words)
-        return words
+    @property
+    def found(self) -> int:
+        """Where what was found is then: int32 [rows, ``asked.words``]."""
+        return self._at(self._found)
 
-    def _queue_draws(self, logits: int, keys: int, k: int, asked: Asked, tokens: int) -> None:
+    def _queue_draws(
+        self, logits: int, keys: int, k: int, asked: Asked, also: tuple[int, int, int]
+    ) -> None:
         count, n, pieces = self._drawn, self._vocabulary, self._pieces
         if not count:
             return
-        draws, p, kept, scratch = map(
-            self._at, (self._draws, self._p, self._kept, self._scratch)
-        )
+        draws, p, kept, scratch = map(self._at, (self._draws, self._p, self._kept, self._scratch))
         grid, filters = (pieces, count), int(self._filters)
-        arguments = draws, logits, n, keys, k, p, kept, scratch, filters
-        self._launch("draw", "weigh_draws", grid, arguments)
+        weighed = draws, logits, n, keys, k, p, kept, scratch, filters
+        self._launch("draw", "weigh_draws", grid, weighed)
         levels = [*((1, 2) if self._counts else ()), *((3, 4) if self._searches else ())]
         for level in levels:
-            arguments = draws, n, p, kept, scratch, level, int(self._counts)
-            self._launch("draw", "narrow", grid, arguments)
+            narrowed = draws, n, p, kept, scratch, level, int(self._counts)
+            self._launch("draw", "narrow", grid, narrowed)
         if filters:
             self._launch("draw", "keep", grid, (draws, n, p, kept, scratch))
-        found = self._at(self._found), asked.drawn_at, asked.words, tokens
-        arguments = draws, n, keys, k, p, kept, pieces, scratch, filters, *found
-        self._launch("draw", "draw", (count,), arguments)
+        found = self.found, asked.drawn_at, asked.words, *also
+        kinds = draws, n, keys, k, p, kept, pieces, scratch, filters
+        self._launch("draw", "draw", (count,), (*kinds, *found))
 
     def _queue_digests(self, logits: int, rows: int, asked: Asked) -> None:
         """Level by level, of ever fewer words of a row, into the last words of what is found."""
@@ -130,7 +130,7 @@ class Measuring:
             to, grid = next(levels), (-(-leaves // _LEAVES), rows)
             self._launch("digest", "digest", grid, (source, words, words, to, DIGEST * leaves))
             source, words = to, DIGEST * leaves
-        to = self._at(self._found) + 4 * (asked.words - DIGEST)
+        to = self.found + 4 * (asked.words - DIGEST)
         self._launch("digest", "digest", (1, rows), (source, words, words, to, asked.words))
 
     def _launch(
@@ -140,3 +140,18 @@ class Measuring:
 
     def _at(self, offset: int) -> int:
         return self._region.address + offset
+
+
+def as_kernels_take(draws: Draws | None, rows: NDArray[np.integer]) -> NDArray[np.void]:
+    """The draws of some of a pass's rows, which are ascending, in order: [n], each of the place
+    that its row has among them."""
+    if draws is None:
+        return np.empty(0, DRAW)
+    order = np.argsort(draws.rows)
+    which = order[np.isin(draws.rows[order], rows)]
+    of, made = draws.columns, np.empty(len(which), DRAW)
+    made["row"], made["index"] = np.searchsorted(rows, draws.rows[which]), draws.index[which]
+    made["min_p"] = of.min_p[which].view(np.uint32)
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        made[name] = getattr(of, name)[which]
+    return made

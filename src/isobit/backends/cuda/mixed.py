@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
-from isobit.backends.base import F32, I32, Batch
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.matmul import COLUMNS
-from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes, Take
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import padded
 
@@ -55,8 +55,8 @@ class MixedPasses(Passes):
         """Whether a batch is not too large."""
         return self._last(batch, 0) == len(batch.tokens)
 
-    def logits(self, batch: Batch, states: I32) -> F32:
-        """Run a batch; float32 [R, vocabulary]."""
+    def replay(self, batch: Batch, states: I32, take: Take) -> None:
+        """Run a batch, some rows of logits at a time."""
         gpu, n = self._g.gpu, len(batch.tokens)
         size = padded(n, self.sizes)
         which = np.minimum(np.arange(size), n - 1)
@@ -66,17 +66,15 @@ class MixedPasses(Passes):
         whole = replace(batch, tokens=tokens, positions=positions, sequence=sequence)
         self._set(whole, states, 0, size, batch.logit_rows[:0])
         gpu.replay(self._bodies[size])
-        out = np.empty((len(batch.logit_rows), self._program.vocabulary), np.float32)
-        for first in range(0, len(out), self.heads[-1]):
-            wanted = batch.logit_rows[first : first + self.heads[-1]]
+        every = np.arange(len(batch.logit_rows))
+        for first in range(0, len(every), self.heads[-1]):
+            now = every[first : first + self.heads[-1]]
+            wanted = batch.logit_rows[now]
             rows = padded(len(wanted), self.heads)
             at = wanted[np.minimum(np.arange(rows), len(wanted) - 1)]
             gpu.upload(self._each["rows"].address, at.astype(np.int32))
             gpu.replay(self._rows[rows])
-            part = gpu.results(len(wanted) * self._program.vocabulary)
-            gpu.download(self._program.logits.address, part)
-            out[first : first + len(wanted)] = part.reshape(len(wanted), -1)
-        return out
+            take(now, self._program.logits.address)
 
     def _pass(self, size: int) -> Pass:
         groups = self._groups[size].address

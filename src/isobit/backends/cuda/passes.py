@@ -1,18 +1,22 @@
 """Passes over any batch: cut to what the buffers hold, its inputs put on the device, launched."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Batch
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64
+
+Take = Callable[[NDArray[np.intp], int], None]
+"""Takes numbers of rows that something is wanted of, and where on the device the logits of these
+lie, one row after the other."""
 
 
 class Passes:
@@ -27,8 +31,8 @@ class Passes:
         self._runs = g.fixed("runs", 4 * tokens)
         self._pages = g.fixed("pages", entries)
 
-    def run(self, batch: Batch, states: I32, logits: F32) -> Iterator[tuple[Mark, Pass]]:
-        """Run a batch, writing logits [R, vocabulary]; stops where a stage can be read."""
+    def run(self, batch: Batch, states: I32, take: Take) -> Iterator[tuple[Mark, Pass]]:
+        """Run a batch, some rows of logits at a time; stops where a stage can be read."""
         first = 0
         while first < len(batch.tokens):
             last = self._last(batch, first)
@@ -40,9 +44,7 @@ class Passes:
                 now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
                 for _ in self._program.head(replace(p, first=row, count=len(now))):
                     pass
-                part = np.empty((len(now), self._program.vocabulary), np.float32)
-                self._g.gpu.download(self._program.logits.address, part)
-                logits[now] = part
+                take(now, self._program.logits.address)
             first = last
 
     def _last(self, batch: Batch, first: int) -> int:

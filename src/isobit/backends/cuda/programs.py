@@ -7,6 +7,7 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import PRESENT, Lowering, Variant
+from isobit.backends.cuda.measure import Measuring
 from isobit.backends.cuda.mixed import MixedPasses
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
@@ -80,6 +81,8 @@ class Programs:
             entries = max(limits.pages, made.g.tiles)
             self.mixed = MixedPasses(made, sorted(variant.mixed), entries)
             self._programs.append((made, self.mixed.sizes[-1]))
+        rows = max(_rows(made.g, n)[LOGIT_ROWS] for made, n in self._programs)
+        self.measuring = Measuring(gpu, rows, graph.logits.shape.width)
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
@@ -95,13 +98,19 @@ class Programs:
             graphs=_GRAPH_BYTES
             * sum(made.makes * graphs.get(made.g.kind, 0) for made, _ in self._programs),
             workspace=STAGING_BYTES
-            + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
+            + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs)
+            + self.measuring.nbytes,
         )
 
     @property
     def exchanges(self) -> list[dict[str, Inboxes]]:
         """What each program gathers by, if the model is split."""
         return [made.g.exchange for made, _ in self._programs]
+
+    @property
+    def lasting(self) -> int:
+        """The most bytes of the stages that can be read at the end of a step."""
+        return max(made.g.lasting[1] for made, _ in self._programs)
 
     def asked(self, stages: frozenset[str] | None) -> frozenset[Key]:
         """What a trace of these stages is given, besides the logits: of all, what every way to run
@@ -116,6 +125,7 @@ class Programs:
         self.resident.load(gpu, self._limits.pages, self._limits.states)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n))
+        self.measuring.allocate()
         for steps in (self.one, self.many, *self.rows.values(), self.mixed):
             if steps is not None:
                 steps.start()
