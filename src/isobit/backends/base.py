@@ -155,12 +155,13 @@ class Limits:
     """Recurrent states; 0 for a model that has none."""
 
     @classmethod
-    def of(cls, weights: Weights, engine: EngineConfig) -> "Limits":
-        """Those of a model with settings in which context and pages are settled."""
+    def of(cls, weights: Weights, engine: EngineConfig, *, keeps: bool = False) -> "Limits":
+        """Those of a model with settings in which context and pages are settled; ``keeps``: whether
+        states are kept beside those in use."""
         graph = weights.graph
         tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
         ids = min(w.shape[0] for w in tables) if tables else weights.config.vocab
-        states = engine.max_sequences if graph.recurrent else 0
+        states = engine.max_sequences + keeps * engine.kept_states if graph.recurrent else 0
         assert engine.context is not None
         assert engine.pages is not None
         return cls(ids, engine.context, engine.pages, states)
@@ -218,10 +219,7 @@ class Backend(ABC):
         self.engine, self.settled = fitted(
             weights, engine, room or (lambda settings: on_host(weights, settings))
         )
-        self.limits = Limits.of(weights, self.engine)
-        if self.copies_states and self.limits.states:
-            states = self.limits.states + self.engine.kept_states
-            self.limits = replace(self.limits, states=states)
+        self.limits = Limits.of(weights, self.engine, keeps=self.copies_states)
         self.no_routes = _no_routes(self.graph)
         widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
         self._receives = next(widths, None)

@@ -39,6 +39,7 @@ class CudaBackend(Backend):
     name = "cuda"
     on_device = frozenset({GREEDY})
     goes_ahead = True
+    copies_states = True
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
     variant: ClassVar[Variant] = PRESENT
@@ -143,6 +144,11 @@ class CudaBackend(Backend):
             drawn_logprobs=None if drawn is None else found.drawn_logprobs[drawn],
             digests=found.digests if wanted.digests else None,
         )
+
+    def copy_state(self, source: int, target: int) -> None:
+        """See :class:`isobit.backends.base.Backend`."""
+        self._gpu.activate()
+        self._programs.resident.copy_state(self._gpu, source, target)
 
     def draws(self, wanted: Wanted) -> bool:
         """See :class:`isobit.backends.base.Backend`."""

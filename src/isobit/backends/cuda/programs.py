@@ -134,14 +134,14 @@ class Programs:
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
     engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))  # whatever the device has
-    return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
+    return Programs(weights, engine, Limits.of(weights, engine, keeps=True), gpu).plan
 
 
 def room(
     weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool, variant: Variant = PRESENT
 ) -> Room:
     """What a device's free memory leaves to the KV cache."""
-    limits = Limits.of(weights, engine)
+    limits = Limits.of(weights, engine, keeps=True)
     plan = Programs(weights, engine, limits, gpu, fused=fused, variant=variant).plan
     return Room(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
 
