@@ -12,6 +12,7 @@ from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.matmul import one
+from isobit.backends.cuda.programs import Sizes
 
 from .cuda_emulator import EmulatedGpu
 
@@ -31,8 +32,15 @@ def open_gpu(kind):
     return CudaGpu()
 
 
+def sized(few=(), padded=()):
+    """A backend that captures steps of these sizes, besides those of one sequence."""
+    return type("Sized", (CudaBackend,), {"sizes": Sizes(few, padded)})
+
+
 def open_cuda(kind, weights, engine, *, fused=True):
-    return (CudaBackend if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
+    """On a device as it is by default; emulated, where padding costs much, of exact sizes."""
+    fit = sized() if kind == "emulated" else CudaBackend
+    return (fit if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
 
 
 def ragged(rng, vocab, parts, pages):

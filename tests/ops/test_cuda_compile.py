@@ -24,7 +24,7 @@ from tests.helpers.synth import QWEN3_30B_A3B
 
 from . import test_graph_ops
 from .cuda_emulator import EmulatedGpu
-from .test_cuda_rows import sharing, varied
+from .cuda_support import sized
 
 
 class Recorder(EmulatedGpu):
@@ -47,9 +47,8 @@ def kernels():
     engine = EngineConfig(context=512, max_sequences=4, chunk=128)
     pages = np.arange(32, dtype=np.int32).reshape(4, 8)
     for path, kind in (
+        (sample_path(), sized()),
         (sample_path(), CudaBackend),
-        *((sample_path(), sharing(rows)) for rows in (2, 3, 4)),
-        (sample_path(), varied(mixed=(8,))),
         (sample_path(), UnfusedCudaBackend),
         (HYBRID, CudaBackend),
     ):
@@ -79,8 +78,18 @@ def kernels():
         backend = UnfusedCudaBackend(weights, engine, gpu)
         backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
     for stem, defines in list(gpu.asked):  # what other shapes and devices ask for
-        if stem == "ops/batch_matmul" and ("GATED", "1") not in defines:
-            gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
+        if stem == "ops/batch_matmul":
+            other = {**dict(defines), "COLUMNS": "16"}
+            gpu.asked.add((stem, tuple(sorted(other.items()))))
+            other |= {"BLOCK": "512", "AT_ONCE": "1"}
+            gpu.asked.add((stem, tuple(sorted(other.items()))))
+            if ("GATED", "1") not in defines:
+                gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
+                gpu.asked.add((stem, tuple(sorted({**other, "SPLIT": "1"}.items()))))
+        if stem == "ops/matmul_mma":
+            gpu.asked.add((stem, tuple(sorted({**dict(defines), "NARROW": "1"}.items()))))
+            wide = tuple(d for d in defines if d[0] != "NARROW")
+            gpu.asked.add((stem, wide))
         if stem == "fusions/decode/decode_attention":
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))

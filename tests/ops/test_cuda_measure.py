@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.cpu.sampler import NOT_FINITE, Columns
+from isobit.backends.cuda import measure as measure_module
 from isobit.backends.cuda.measure import Measuring, as_kernels_take
 from isobit.backends.draws import Draws
 from isobit.backends.measure import MOST, Asked, Measured
@@ -99,12 +100,20 @@ def test_draws(gpu, rng, n):
         assert tokens[which].tolist() == want
 
 
-def test_a_draw_that_stays(gpu, rng):
+def test_a_draw_that_stays(gpu, rng, monkeypatch):
+    """Some rows at a time."""
+    monkeypatch.setattr(measure_module, "_ROWS_AT_ONCE", 4)
     n = 3000
     logits = distributions(rng, n)
     rows = [any_row(rng, temperature=1.0, index=5) for _ in logits]
+    ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
     measure, asked = Measurer(gpu, len(logits), n), Asked(drawn=True)
-    measure(logits, rows=rows, which=range(len(rows)))
+    found = measure(logits, ids, 2, rows=rows, which=range(len(rows)), digest=True)
+    want = [expected(z, row)[0] for z, row in zip(logits, rows, strict=True)]
+    assert found.drawn.tolist() == want
+    identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
+    identical(found.top, top_logprobs(logits, 2)[1])
+    assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
     measure.tokens = measure.buffers.put(np.zeros(len(logits) + 3, np.int32))
     address = measure.buffers.put(logits)
     measure.measuring.queue(address, len(logits), asked, measure.tokens, len(logits) + 2)

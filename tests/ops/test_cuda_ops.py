@@ -11,7 +11,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region, supers
 from isobit.backends.cuda.ops.append import KEY, QUERY, VALUE, room
-from isobit.backends.cuda.ops.matmul import pays_on_tensor_cores, stream_shared
+from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -182,24 +182,25 @@ def test_matmul_of_many(gpu, rng, name, planes):
 
 
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 8), ("Q6_K", 11)])
-def test_batch_matmul(gpu, rng, name, supers, split):
-    """Blocks that go from one group of sequences to the next, the last group of one."""
+@pytest.mark.parametrize(("warps", "columns", "n"), [(8, 8, 17), (8, 16, 29), (16, 16, 33)])
+@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 16), ("Q6_K", 17)])
+def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
+    """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, n, blocks = 80, 17, 2
+    rows, blocks = 80, 2
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
     _, acts = quantised(gpu, Alone(gpu, 2), x)
-    groups = np.array([[0, i, min(8, n - i), 0] for i in range(0, n, 8)], np.int32)
+    groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
     y = b.new(4 * n * rows)
-    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1"}
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines | ({"SPLIT": "1"} if split else {}),
-        shared=stream_shared(stored, 2, split=split),
+        defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
+        shared=Fit(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 

@@ -243,6 +243,11 @@ def router_of_groups(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return routed(g, p, rng, TopK(5, False, softmax=False, groups=6, groups_used=4))
 
 
+def softmax_of_groups(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    z = g.one(None, Columns(3, 90), x)
+    return routed(g, z, rng, TopK(5, False, groups=6, groups_used=2))
+
+
 def biased_softmax(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return routed(g, g.one(None, Columns(0, 40), x), rng, TopK(4, normalise=True))
 
@@ -286,6 +291,7 @@ CASES = (
     expert_scale,
     sigmoid_router,
     router_of_groups,
+    softmax_of_groups,
     biased_softmax,
 )
 STATEFUL = (causal_conv, gated_delta, grouped_gated_delta)

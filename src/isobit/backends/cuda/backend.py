@@ -13,20 +13,21 @@ from isobit.backends.base import (
     I32,
     Backend,
     Batch,
+    Limits,
     Memory,
     Results,
     Tap,
     Wanted,
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.lowering import PRESENT, Variant
 from isobit.backends.cuda.measure import as_kernels_take
 from isobit.backends.cuda.passes import Take
-from isobit.backends.cuda.programs import Programs, room
+from isobit.backends.cuda.programs import Programs, Sizes, room
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import Captured, Step
 from isobit.backends.cuda.turns import Turns
 from isobit.backends.measure import Asked, Measured
+from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
@@ -42,7 +43,7 @@ class CudaBackend(Backend):
     copies_states = True
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
-    variant: ClassVar[Variant] = PRESENT
+    sizes: ClassVar[Sizes] = Sizes()
 
     def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
         """Plan the memory, refuse what does not fit, load the weights.
@@ -50,14 +51,21 @@ class CudaBackend(Backend):
         Raises BackendUnavailable with the reason. ``gpu`` is for tests.
         """
         self._gpu = gpu if gpu is not None else CudaGpu()
-        how = self.fused, self.variant
+        how = self._gpu, self.fused, self.sizes
+        asked: list[Programs] = []
+
+        def left(settings: EngineConfig) -> Room:
+            asked[:] = [Programs(weights, settings, *how)]
+            return room(asked[0], Limits.of(weights, settings, keeps=True), self._gpu)
+
         try:
-            super().__init__(weights, engine, lambda e: room(weights, e, self._gpu, *how))
-            engine = self.engine
-            self._programs = Programs(weights, engine, self.limits, self._gpu, *how)
-            self.plan = self._programs.plan
+            super().__init__(weights, engine, left)
+            if asked[0].context != self.engine.context:  # it was more than there is room for
+                asked = [Programs(weights, self.engine, *how)]
+            (self._programs,) = asked
+            self.plan = self._programs.plan(self.limits)
             self.plan.check(*self._gpu.memory())
-            self._programs.load(self._gpu)
+            self._programs.load(self.limits)
             self._turns = Turns(self._gpu, self._programs.measuring, self._programs.lasting)
         except BaseException:
             self._gpu.close()
@@ -211,8 +219,11 @@ class CudaBackend(Backend):
                 steps.begin(step)
                 steps.replay(len(step.tokens), int(step.positions.max()))
             take(np.arange(len(step.tokens)), steps.logits)
-        elif tap is None and mixed is not None and mixed.takes(batch):
-            mixed.replay(batch, states, take)
+        elif mixed is not None and mixed.takes(batch) and keys <= mixed.stages:
+            if keys:
+                self._show(batch, mixed.traced(batch, states, take, keys), keys, tap)
+            else:
+                mixed.replay(batch, states, take)
         else:  # a prompt, or what steps do not show
             marks = self._programs.passes.run(batch, states, take)
             self._show(batch, marks, keys, tap)

@@ -16,6 +16,7 @@ _PIECE = 2048  # values of a row that are a block's in measure.cu and draw.cu
 _LEAF = DIGESTED // 4  # words that a piece of the tree of digests has
 _LEAVES = 64  # of a block of digest.cu
 _SUMS = 16  # bytes
+_ROWS_AT_ONCE = 64
 _SCRATCH = 5 * 1024 * _SUMS + 5 * 32 + 32  # bytes of Scratch of draw.cu
 
 DRAW = np.dtype(
@@ -28,24 +29,24 @@ DRAW = np.dtype(
 
 
 class Measuring:
-    """Buffers and launches for so many rows of logits at once."""
+    """Buffers and launches for so many rows of logits."""
 
     def __init__(self, gpu: Gpu, rows: int, vocabulary: int) -> None:
         self._gpu, self.rows, self._vocabulary = gpu, rows, vocabulary
         self._pieces, leaves = -(-vocabulary // _PIECE), -(-vocabulary // _LEAF)
         self._region = region = Region()
-        self._keys = [region.take(8 * rows * self._pieces * (MOST // 2)) for _ in range(2)]
-        self._sums = region.take(8 * rows * self._pieces)
         self._ids = region.take(4 * rows * MOST)
         self._found = region.take(4 * rows * MOST)
-        sizes = leaves, -(-DIGEST * leaves // _LEAF)
-        self._levels = [region.take(4 * DIGEST * rows * n) for n in sizes]
         self._draws = region.take(DRAW.itemsize * rows)
-        self._p = region.take(4 * rows * vocabulary)
-        self._kept = region.take(_SUMS * rows * self._pieces)
-        self._scratch = region.take(_SCRATCH * rows)
-        self._drawn = 0
-        self._counts = self._searches = self._filters = False
+        self._at_once = n = min(rows, _ROWS_AT_ONCE)
+        self._keys = [region.take(8 * n * self._pieces * (MOST // 2)) for _ in range(2)]
+        self._sums = region.take(8 * n * self._pieces)
+        sizes = leaves, -(-DIGEST * leaves // _LEAF)
+        self._levels = [region.take(4 * DIGEST * n * size) for size in sizes]
+        self._p = region.take(4 * n * vocabulary)
+        self._kept = region.take(_SUMS * n * self._pieces)
+        self._scratch = region.take(_SCRATCH * n)
+        self._drawn = np.empty(0, DRAW)
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +56,7 @@ class Measuring:
     def allocate(self) -> None:
         """Take it."""
         self._region.address = self._gpu.allocate(self.nbytes)
-        zeros = np.zeros(_SCRATCH * self.rows, np.uint8)
+        zeros = np.zeros(_SCRATCH * self._at_once, np.uint8)
         self._gpu.upload(self._at(self._scratch), zeros)
 
     def give(self, ids: I32) -> None:
@@ -65,10 +66,7 @@ class Measuring:
 
     def draw(self, draws: NDArray[np.void]) -> None:
         """The draws of the rows that come next: see :func:`as_kernels_take`."""
-        self._drawn = len(draws)
-        self._counts = bool(draws["top_k"].any())
-        self._searches = bool(draws["top_p"].any())
-        self._filters = self._counts or self._searches or bool(draws["min_p"].any())
+        self._drawn = draws
         if len(draws):
             self._gpu.upload(self._at(self._draws), draws.view(np.uint8))
 
@@ -79,59 +77,74 @@ class Measuring:
 
         tokens: where the drawn go, too, the last of them up to so many rows.
         """
-        at, n, pieces = self._at, self._vocabulary, self._pieces
-        k, source, keys = max(asked.top, 1), 0, cycle(map(at, self._keys))
-        size = n
-        while True:
-            blocks, to = -(-size // _PIECE), next(keys)
-            self._launch("measure", "best", (blocks, rows), (logits, source, size, k, to))
-            source, size = to, blocks * k
-            if blocks == 1:
-                break
-        if asked.drawn:
-            self._queue_draws(logits, source, k, asked, (tokens, rows, repeated))
-        if asked.drawn_at > 1 or asked.drawn:
-            self._launch("measure", "weigh", (pieces, rows), (logits, n, source, k, at(self._sums)))
-        of_row = asked.given, asked.top, int(asked.drawn), self.found, asked.words
-        arguments = logits, n, source, k, at(self._sums), pieces, at(self._ids), *of_row
-        self._launch("measure", "measured", (rows,), arguments)
-        if asked.digest:
-            self._queue_digests(logits, rows, asked)
+        for first in range(0, rows, self._at_once):
+            count = min(self._at_once, rows - first)
+            self._queue(logits, first, count, asked, (tokens, rows, repeated))
 
     @property
     def found(self) -> int:
         """Where what was found is then: int32 [rows, ``asked.words``]."""
         return self._at(self._found)
 
-    def _queue_draws(
-        self, logits: int, keys: int, k: int, asked: Asked, also: tuple[int, int, int]
+    def _queue(
+        self, logits: int, first: int, rows: int, asked: Asked, also: tuple[int, int, int]
     ) -> None:
-        count, n, pieces = self._drawn, self._vocabulary, self._pieces
+        """Of some rows."""
+        at, n, pieces = self._at, self._vocabulary, self._pieces
+        mine, k, keys = logits + 4 * n * first, max(asked.top, 1), cycle(map(at, self._keys))
+        size, blocks, source = n, 0, 0
+        while blocks != 1:
+            blocks, to = -(-size // _PIECE), next(keys)
+            self._launch("measure", "best", (blocks, rows), (mine, source, size, k, to))
+            source, size = to, blocks * k
+        if asked.drawn:
+            self._queue_draws(logits, first, rows, source - 8 * k * first, k, asked, also)
+        if asked.drawn_at > 1 or asked.drawn:
+            self._launch("measure", "weigh", (pieces, rows), (mine, n, source, k, at(self._sums)))
+        ids, found = at(self._ids) + 4 * asked.given * first, self.found + 4 * asked.words * first
+        of_row = asked.given, asked.top, int(asked.drawn), found, asked.words
+        arguments = mine, n, source, k, at(self._sums), pieces, ids, *of_row
+        self._launch("measure", "measured", (rows,), arguments)
+        if asked.digest:
+            self._queue_digests(mine, rows, found + 4 * (asked.words - DIGEST), asked.words)
+
+    def _queue_draws(
+        self,
+        logits: int,
+        first: int,
+        rows: int,
+        keys: int,
+        k: int,
+        asked: Asked,
+        also: tuple[int, int, int],
+    ) -> None:
+        begin, end = np.searchsorted(self._drawn["row"], (first, first + rows)).tolist()
+        some, count, n, pieces = self._drawn[begin:end], end - begin, self._vocabulary, self._pieces
         if not count:
             return
-        draws, p, kept, scratch = map(self._at, (self._draws, self._p, self._kept, self._scratch))
-        grid, filters = (pieces, count), int(self._filters)
+        counts, searches = int(some["top_k"].any()), int(some["top_p"].any())
+        filters = int(counts or searches or some["min_p"].any())
+        draws = self._at(self._draws) + DRAW.itemsize * begin
+        p, kept, scratch = map(self._at, (self._p, self._kept, self._scratch))
+        grid = pieces, count
         weighed = draws, logits, n, keys, k, p, kept, scratch, filters
         self._launch("draw", "weigh_draws", grid, weighed)
-        levels = [*((1, 2) if self._counts else ()), *((3, 4) if self._searches else ())]
-        for level in levels:
-            narrowed = draws, n, p, kept, scratch, level, int(self._counts)
-            self._launch("draw", "narrow", grid, narrowed)
+        for level in (*(1, 2) * counts, *(3, 4) * searches):
+            self._launch("draw", "narrow", grid, (draws, n, p, kept, scratch, level, counts))
         if filters:
             self._launch("draw", "keep", grid, (draws, n, p, kept, scratch))
-        found = self.found, asked.drawn_at, asked.words, *also
         kinds = draws, n, keys, k, p, kept, pieces, scratch, filters
-        self._launch("draw", "draw", (count,), (*kinds, *found))
+        found = self.found, asked.drawn_at, asked.words
+        self._launch("draw", "draw", (count,), (*kinds, *found, *also))
 
-    def _queue_digests(self, logits: int, rows: int, asked: Asked) -> None:
-        """Level by level, of ever fewer words of a row, into the last words of what is found."""
+    def _queue_digests(self, logits: int, rows: int, found: int, stride: int) -> None:
+        """Level by level, of ever fewer words of a row."""
         source, words, levels = logits, self._vocabulary, cycle(map(self._at, self._levels))
         while (leaves := -(-words // _LEAF)) > 1:
             to, grid = next(levels), (-(-leaves // _LEAVES), rows)
             self._launch("digest", "digest", grid, (source, words, words, to, DIGEST * leaves))
             source, words = to, DIGEST * leaves
-        to = self.found + 4 * (asked.words - DIGEST)
-        self._launch("digest", "digest", (1, rows), (source, words, words, to, asked.words))
+        self._launch("digest", "digest", (1, rows), (source, words, words, found, stride))
 
     def _launch(
         self, stem: str, kernel: str, grid: tuple[int, ...], arguments: tuple[int, ...]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops.matmul import COLUMNS
+from isobit.backends.cuda.ops.groups import groups_of
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.model.graph import Key
 from isobit.numerics import TILE
@@ -155,6 +155,7 @@ class OneSequence(Captured):
         self._zero = g.fixed("zero", 1, zero=True)
         self._run = g.fixed("run", 4, zero=True)
         self._groups = g.fixed("groups", 2 * _WORDS_OF_GROUP)
+        self._graphs: dict[bool, object] = {}
 
     @property
     def tokens(self) -> int:
@@ -162,13 +163,9 @@ class OneSequence(Captured):
         return self._step.address
 
     def start(self) -> None:
-        """Capture the graphs, once memory is there: for few tiles of keys, and for many."""
+        """Fill what never changes, once memory is there."""
         group = np.array([1, 0, 0, 0, 0, 0, 1, 0], np.int32)
         self._g.gpu.upload(self._groups.address, group)
-        self._graphs = [
-            self._g.gpu.capture(partial(self._queue, self._pass(many=many)))
-            for many in (False, True)
-        ]
 
     def begin(self, step: Step) -> None:
         """See :class:`Captured`."""
@@ -181,7 +178,7 @@ class OneSequence(Captured):
     def replay(self, n: int, position: int) -> None:  # noqa: ARG002
         """See :class:`Captured`."""
         self._count()
-        self._g.gpu.replay(self._graphs[self._many(position)])
+        self._g.gpu.replay(self._graph(many=self._many(position)))
 
     def noted(self, first: I32, position: int) -> int:  # noqa: ARG002
         """See :class:`Captured`."""
@@ -225,6 +222,12 @@ class OneSequence(Captured):
     def _many(self, position: int) -> bool:
         return position >= step_attention.FEW_TILES * TILE
 
+    def _graph(self, *, many: bool) -> object:
+        """A step with few tiles of keys, or with many; captured when it is first asked for."""
+        if many not in self._graphs:
+            self._graphs[many] = self._g.gpu.capture(partial(self._queue, self._pass(many=many)))
+        return self._graphs[many]
+
 
 class _Copy:
     """A copy of device memory."""
@@ -244,8 +247,8 @@ def padded(n: int, sizes: Sequence[int]) -> int:
 
 
 class ManySequences(Captured):
-    """Steps of several sequences together: a graph for each number of them, made when it is asked
-    for; or for each of ``sizes``, made at the start.
+    """Steps of several sequences together: a graph for each number of them, or for each of
+    ``sizes``, made when it is first asked for.
 
     The last token of a step is repeated up to the next size: it chooses the same experts, and
     writes the same again.
@@ -261,7 +264,7 @@ class ManySequences(Captured):
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
         self._not_finite = g.fixed("not_finite", most)
         self._runs = g.fixed("runs", 4 * most)
-        self._group_words = _WORDS_OF_GROUP * (1 + -(-most // COLUMNS))
+        self._group_words = max(groups_of(n).size for n in range(1, most + 1))
         self._groups = g.fixed("groups", most * self._group_words)
         self._graphs: dict[tuple[int, bool], object] = {}
 
@@ -275,17 +278,13 @@ class ManySequences(Captured):
         return padded(n, self.sizes)
 
     def start(self) -> None:
-        """Fill what never changes, once memory is there; capture the sizes."""
+        """Fill what never changes, once memory is there."""
         self._g.gpu.upload(self._each["sequence"].address, np.arange(self.most, dtype=np.int32))
         words = np.zeros((self.most, self._group_words // 4, 4), np.int32)
-        for n in range(1, self.most + 1):  # their number, then the groups
-            first = np.arange(0, n, COLUMNS)
-            words[n - 1, 0, 0] = len(first)
-            words[n - 1, 1 : 1 + len(first), 1] = first
-            words[n - 1, 1 : 1 + len(first), 2] = np.minimum(COLUMNS, n - first)
+        for n in range(1, self.most + 1):
+            groups = groups_of(n)
+            words[n - 1, : len(groups)] = groups
         self._g.gpu.upload(self._groups.address, words)
-        for size in self.sizes:
-            self._graph(size, many=True)
 
     def begin(self, step: Step) -> None:
         """See :class:`Captured`."""
@@ -363,12 +362,6 @@ class SeveralRows(ManySequences):
     def __init__(self, program: Program, rows: int) -> None:
         super().__init__(program, rows)
         self._place, self._of = self._g.fixed("number", 1), self._g.fixed("of", rows)
-
-    def start(self) -> None:
-        """The same, and capture the graphs."""
-        super().start()
-        for many in {self._many(0), True}:
-            self._graph(self.most, many=many)
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:
         super()._set(tokens, positions, pages, states, of)
