@@ -17,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from batches import batch, origin
+from kernels import asked, compile_all
 
 from isobit.backends.cuda import backend as cuda
 from isobit.backends.measure import Asked
 from isobit.config import EngineConfig
+from isobit.model.checkpoint import open_model
+from isobit.model.weights import Weights
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling, Together
 from isobit.verify.receipt import Recorder
@@ -104,12 +107,12 @@ def device_times(model, note):
             for name in ("temperature 1", "0.7, top_p, top_k", "min_p")
         },
     }
-    for name, (asked, sampling) in kinds.items():
+    for name, (what, sampling) in kinds.items():
         if sampling is not None:
             together = Together([Sampler(sampling)], vocabulary)
             draws = together.draws(np.zeros(1, np.int32))
             measuring.draw(cuda.as_kernels_take(draws, np.arange(1)))
-        graph = gpu.capture(lambda asked=asked: measuring.queue(logits, 1, asked))
+        graph = gpu.capture(lambda what=what: measuring.queue(logits, 1, what))
         times = []
         for _ in range(7):
             gpu.synchronise()
@@ -143,6 +146,9 @@ def main():
     streams = [int(n) for n in a.streams.split(",")]
     engine = EngineConfig(context=512, max_sequences=max(*streams, 4), chunk=512)
     rng = np.random.default_rng()
+    weights, gpu = Weights.from_file(open_model(Path(a.model))), cuda.CudaGpu()
+    note("bytes of kernels compiled", compile_all(asked(weights, engine, gpu), gpu.arch))
+    gpu.close()
     with Model(a.model, "cuda", engine) as model:
         note("device", model.backend.device)
         wrong, total = check(model, rng, note)
@@ -187,4 +193,5 @@ def main():
     raise SystemExit(wrong > 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
