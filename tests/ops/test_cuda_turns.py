@@ -76,7 +76,8 @@ def test_generations_are_those_of_the_cpu(opened, path, begun, rng):
                 prompt = rng.integers(8, 320, 1 + n).tolist()
                 recorder = Recorder()
                 more = {} if plain and n else {"logprobs": 3, "watch": recorder}
-                started.append((engine.submit(prompt, 6 - n, sampling, **more), recorder))
+                started.append((engine.submit(prompt, 7 - n, sampling, **more), recorder))
+                engine.step()  # others come while these run
             for generation, recorder in started:
                 tokens = list(generation)
                 if generation.logprobs is not None:
@@ -93,9 +94,11 @@ def test_generations_are_those_of_the_cpu(opened, path, begun, rng):
         assert tokens == again.token_ids
 
 
-def test_what_comes_may_be_another(opened, path, rng):
+def test_what_comes_may_be_another(opened, path, monkeypatch, rng):
     """A step that was begun is taken for what it is: fewer rows, other tokens, settings or pages,
-    or another pass between, give what they give without it."""
+    or beside a prompt, each gives what it gives without it."""
+    composed, compose = [], CudaBackend._compose
+    monkeypatch.setattr(CudaBackend, "_compose", lambda *a: composed.append(a[1]) or compose(*a))
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
         ours, plain = (opened(weights, ENGINE) for _ in range(2))
@@ -127,17 +130,34 @@ def test_what_comes_may_be_another(opened, path, rng):
 
         for draws in (lambda *_: None, of):
             at = np.array([2, 1, 3], np.int32)
-            every = np.arange(3)
+            every, some = np.arange(3), np.array([0, 2])
             same(prompt, LIKELIEST)
             tokens = turn(every, rng.integers(8, 320, 3), at, draws(every, 0))
-            tokens = turn(every, tokens, at + 1, draws(every, 1))
-            some = np.array([0, 2])
-            tokens = turn(some, tokens[some], at + 2, draws(some, 2))
-            tokens = turn(some, tokens, at + 3, draws(some, 3))
-            same(prompt, LIKELIEST)  # the first tokens again, in other places of the pages
-            tokens = turn(some, tokens, at + 4, draws(some, 4))
-            tokens = turn(some, (tokens + 1) % 300, at + 5, draws(some, 5))
-            tokens = turn(some[:1], tokens[:1], at + 6, draws(some[:1], 9))
-            turn(some[::-1], rng.integers(8, 320, 2), at + 3, draws(some[::-1], 3))
+            tokens = turn(some, tokens[some], at + 1, draws(some, 1))
+            tokens = turn(some, tokens, at + 2, draws(some, 2))
+            wanted = Wanted(False, likeliest=True, digests=True, routes=True)
+            for step in (3, 4):  # the same with a receipt, then beside a prompt
+                drawn = draws(np.array([2, 0, 1]), step)
+                batch = Batch(
+                    tokens=np.array([tokens[0], 50, 60, tokens[1]], np.int32),
+                    positions=np.array([at[0] + step, 0, 1, at[2] + step], np.int32),
+                    sequence=np.array([0, 1, 1, 2], np.int32),
+                    pages=pages,
+                    logit_rows=np.array([3, 0, 2], np.int32),
+                )
+                if step == 3:
+                    drawn, keep = draws(some, step), [0, 3]
+                    batch = Batch(
+                        *(a[keep] for a in (batch.tokens, batch.positions)),
+                        np.arange(2, dtype=np.int32),
+                        pages[some],
+                        np.arange(2, dtype=np.int32),
+                    )
+                tokens = same(batch, replace(wanted, drawn=drawn))
+            assert len(composed.pop().tokens) == 2
+            tokens = turn(some, tokens[[1, 0]], at + 5, draws(some, 5))
+            tokens = turn(some, (tokens + 1) % 300, at + 6, draws(some, 6))
+            turn(some[:1], tokens[:1], at + 7, draws(some[:1], 9))
+        assert not composed
         ours.close()
         plain.close()

@@ -79,11 +79,6 @@ class Next(NamedTuple):
     error: Exception | None = None
 
 
-AHEAD = 8
-"""Generations in a pass up to which the next one is begun before its tokens are looked at: that of
-a generation which has ended by then is for nothing, and with many one mostly has."""
-
-
 @dataclass
 class Asked:
     """What is asked of a pass: for each part its next token, and rows of prompts."""
@@ -142,7 +137,7 @@ class Asked:
         """The least that a backend must give."""
         rows = [row for _, some in self.taken for row in some]
         routes = any(work.request.routes for work, _ in self.parts)
-        ahead = self.ahead and len(self.parts) <= AHEAD and all(map(_goes_on, self.parts))
+        ahead = self.ahead and all(map(_goes_on, self.parts))
         measures = self.drawn or self.scored or self.top or self.hidden or self.digests
         if not (rows or measures or routes or ahead):
             return ARGMAX

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import (
+    CHOSEN,
     F32,
     GREEDY,
     I32,
@@ -25,7 +27,7 @@ from isobit.backends.cuda.passes import Take
 from isobit.backends.cuda.programs import Programs, Sizes, room
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import Captured, Step
-from isobit.backends.cuda.turns import Turns
+from isobit.backends.cuda.turns import Draws, Served, Turns
 from isobit.backends.measure import Asked, Measured
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
@@ -136,11 +138,17 @@ class CudaBackend(Backend):
             return self._measured(self.compute_logits(batch, tap, stages), wanted)
         found = Measured.empty(len(batch.logit_rows), asked)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
-        steps = self._steps_for(batch)
-        if steps is not None and wanted.given is None and (not keys or steps.lasts(keys)):
-            self._turn(steps, batch, asked, wanted, keys, found, tap)
+        draws = as_kernels_take(wanted.drawn, np.arange(len(batch.logit_rows)))
+        steps, served = self._steps_for(batch), self._turns.served(batch, asked, draws, keys)
+        some = served is not None and len(served.tokens) < len(batch.tokens)
+        if served is not None and some and all(name == CHOSEN for name, _ in keys):
+            self._compose(served, batch, asked, wanted, found, tap, stages)
+        elif steps is not None and wanted.given is None and (not keys or steps.lasts(keys)):
+            served = None if some else served
+            self._turn(steps, batch, asked, draws, keys, served, found, tap, ahead=wanted.ahead)
         else:
-            self._pass(batch, self._measure(asked, wanted, found), tap, stages)
+            every = np.arange(len(batch.logit_rows))
+            self._pass(batch, self._measure(asked, wanted, found, every), tap, stages)
         drawn = None if wanted.drawn is None else wanted.drawn.rows
         return Results(
             found.likeliest >= 0,
@@ -167,37 +175,76 @@ class CudaBackend(Backend):
         steps: Captured,
         batch: Batch,
         asked: Asked,
-        wanted: Wanted,
+        draws: Draws,
         keys: frozenset[Key],
+        served: Served | None,
         found: Measured,
         tap: Tap | None,
+        *,
+        ahead: bool,
     ) -> None:
         """Run a step for what is asked, and begin with the next if that may be."""
         self._gpu.activate()
         step, end = Step.of_batch(batch, self._states(batch)), int(batch.positions.max()) + 1
         room = min(self.limits.positions, TILE * batch.pages.shape[1])
-        ahead = wanted.ahead and one_each(batch) and not self.limits.states and end < room
+        ahead = ahead and one_each(batch) and not self.limits.states and end < room
         self._extend_turns(end + ahead)
-        draws = as_kernels_take(wanted.drawn, np.arange(len(batch.tokens)))
-        words, stages = self._turns.run(steps, step, asked, draws, keys, ahead=ahead)
+        words, stages = self._turns.run(steps, step, asked, draws, keys, served, ahead=ahead)
         found.take(np.arange(len(words)), words, asked)
-        for key, value in stages:
+        for key, value in stages.items():
             assert tap is not None
             tap(*key, value)
 
-    def _measure(self, asked: Asked, wanted: Wanted, found: Measured) -> Take:
-        """Takes rows of logits for what is asked."""
+    def _compose(
+        self,
+        served: Served,
+        batch: Batch,
+        asked: Asked,
+        wanted: Wanted,
+        found: Measured,
+        tap: Tap | None,
+        stages: frozenset[str] | None,
+    ) -> None:
+        """Run what of a batch is not served by a step that was begun ahead of it."""
+        self._gpu.activate()
+        words, theirs = self._turns.take(served)
+        found.take(served.rows, words, asked)
+        left, rows = np.ones(len(batch.tokens), np.bool_), np.ones(len(batch.logit_rows), np.bool_)
+        left[served.tokens], rows[served.rows] = False, False
+        place = (np.cumsum(left) - 1).astype(np.int32)
+        part = replace(
+            batch,
+            tokens=batch.tokens[left],
+            positions=batch.positions[left],
+            sequence=batch.sequence[left],
+            logit_rows=place[batch.logit_rows[rows]],
+        )
+
+        def whole(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
+            assert tap is not None
+            merged = np.empty((len(left), *value.shape[1:]), value.dtype)
+            merged[left], merged[served.tokens] = value, theirs[name, layer]
+            tap(name, layer, merged)
+
+        take = self._measure(asked, wanted, found, np.flatnonzero(rows))
+        self._pass(part, take, tap and whole, stages)
+
+    def _measure(
+        self, asked: Asked, wanted: Wanted, found: Measured, which: NDArray[np.intp]
+    ) -> Take:
+        """Takes rows of logits for what is asked; ``which``: the rows that those of a pass are."""
         measuring = self._programs.measuring
 
         def take(rows: NDArray[np.intp], address: int) -> None:
+            mine = which[rows]
             if wanted.given is not None:
-                measuring.give(np.ascontiguousarray(wanted.given[rows]))
+                measuring.give(np.ascontiguousarray(wanted.given[mine]))
             if asked.drawn:
-                measuring.draw(as_kernels_take(wanted.drawn, rows))
-            measuring.queue(address, len(rows), asked)
-            words = np.empty((len(rows), asked.words), np.int32)
+                measuring.draw(as_kernels_take(wanted.drawn, mine))
+            measuring.queue(address, len(mine), asked)
+            words = np.empty((len(mine), asked.words), np.int32)
             self._gpu.download(measuring.found, words)
-            found.take(rows, words, asked)
+            found.take(mine, words, asked)
 
         return take
 

@@ -41,8 +41,10 @@ class Step:
     @classmethod
     def of_batch(cls, batch: Batch, states: I32) -> "Step":
         """states: [S], where each sequence's state lies."""
-        of = batch.sequence
-        return cls(batch.tokens, batch.positions, batch.pages[of], states[of], of)
+        of, pages = batch.sequence, batch.pages
+        if not np.array_equal(of, np.arange(len(pages))):
+            pages = pages[of]
+        return cls(batch.tokens, batch.positions, pages, states[of], of)
 
 
 class Captured(ABC):

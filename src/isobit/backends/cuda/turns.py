@@ -1,12 +1,14 @@
 """Steps of decoding whose tokens are chosen on the device, which begins with the next one by itself
 while the caller looks at the one before."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import I32
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.measure import Measuring
 from isobit.backends.cuda.steps import Captured, Step
@@ -16,6 +18,7 @@ from isobit.numerics import TILE
 
 Draws = NDArray[np.void]
 """As kernels take them (measure.py); none: of length 0."""
+Stages = Mapping[Key, NDArray[np.generic]]
 
 
 @dataclass
@@ -36,49 +39,22 @@ class _Turn:
     copy: NDArray[np.uint8]
     """Of the stages that last."""
 
-    def rows(
-        self, steps: Captured, step: Step, asked: Asked, draws: Draws, keys: frozenset[Key]
-    ) -> NDArray[np.intp] | None:
-        """Where rows of a step are in this one; None if it is another."""
-        mine, n = self.step, len(step.tokens)
-        rows = np.arange(n)
-        if n < len(mine.tokens):  # some have ended
-            rows = _found(_last_pages(step), _last_pages(mine))
-        elif self.steps is not steps or not np.array_equal(step.of, mine.of):
-            return None
-        theirs = draws.copy()
-        theirs["row"] = rows[draws["row"]]
-        ours = self.draws[np.isin(self.draws["row"], theirs["row"])]
-        same = (
-            (self.asked, self.keys) == (asked, keys)
-            and (rows >= 0).all()
-            and np.array_equal(step.tokens, mine.tokens[rows])
-            and np.array_equal(step.positions, mine.positions[rows])
-            and _begin_alike(step.pages, mine.pages, rows, step.positions // TILE + 1)
-            and ours.tobytes() == theirs.tobytes()
-        )
-        return rows if same else None
+    @property
+    def last_pages(self) -> I32:
+        """The page of each row's position: it is not full yet, and so of one sequence alone."""
+        return _at(self.step.pages, self.step.positions // TILE)
 
 
-def _last_pages(step: Step) -> I32:
-    """The page of each row's position: it is not full yet, so that it is of one sequence alone."""
-    pages: I32 = step.pages[np.arange(len(step.tokens)), step.positions // TILE]
-    return pages
+class Served(NamedTuple):
+    """What of a batch a step is of that was begun ahead of it: tokens with a row each."""
 
-
-def _found(some: I32, among: I32) -> NDArray[np.intp]:
-    """Where each is, or -1."""
-    at = {number: i for i, number in enumerate(among.tolist())}
-    return np.array([at.get(number, -1) for number in some.tolist()])
-
-
-def _begin_alike(some: I32, others: I32, rows: NDArray[np.intp], lengths: I32) -> bool:
-    """Whether tables of pages are the same up to some length."""
-    if some is others:
-        return True
-    width = min(some.shape[1], others.shape[1])
-    used = np.arange(width) < lengths[:, None]
-    return not (used & (some[:, :width] != others[rows, :width])).any()
+    turn: _Turn
+    tokens: NDArray[np.intp]
+    """Numbers of the batch's tokens."""
+    rows: NDArray[np.intp]
+    """Of the rows that something is wanted of, in the order of the tokens."""
+    at: NDArray[np.intp]
+    """Of the step's rows."""
 
 
 class Turns:
@@ -99,6 +75,47 @@ class Turns:
             self._past.append(self._ahead.mark)
             self._ahead = None
 
+    def served(
+        self, batch: Batch, asked: Asked, draws: Draws, keys: frozenset[Key]
+    ) -> Served | None:
+        """What of a batch is there already, or will be; None if nothing is."""
+        turn, wanted = self._ahead, batch.logit_rows
+        if turn is None or (turn.asked, turn.keys) != (asked, keys):
+            return None
+        tokens = rows = np.arange(len(batch.tokens))
+        if not np.array_equal(wanted, tokens):
+            rows = np.full(len(tokens), -1)
+            rows[wanted] = np.arange(len(wanted))
+            alone = np.bincount(batch.sequence)[batch.sequence] == 1
+            tokens = np.flatnonzero(alone & (np.bincount(wanted, minlength=len(tokens)) == 1))
+            rows = rows[tokens]
+        positions, pages = batch.positions[tokens], batch.pages
+        if not np.array_equal(batch.sequence[tokens], np.arange(len(pages))):
+            pages = pages[batch.sequence[tokens]]
+        at = _found(_at(pages, positions // TILE), turn.last_pages)
+        same = (
+            (at >= 0)
+            & (batch.tokens[tokens] == turn.step.tokens[at])
+            & (positions == turn.step.positions[at])
+            & _alike(pages, turn.step.pages, at, positions // TILE + 1)
+        )
+        if asked.drawn:
+            n = max(len(wanted), len(turn.step.tokens))
+            same &= (_by_row(draws, n)[rows] == _by_row(turn.draws, n)[at]).all(axis=1)
+        if not same.any():
+            return None
+        return Served(turn, tokens[same], rows[same], at[same])
+
+    def take(self, served: Served) -> tuple[I32, Stages]:
+        """What was found of these rows, int32 [n, words], and their stages."""
+        turn = served.turn
+        self._ahead = None
+        self._gpu.wait(turn.mark)
+        while self._past:
+            self._gpu.wait(self._past.pop())
+        stages = turn.steps.read(turn.copy, turn.keys, len(turn.words))
+        return turn.words[served.at], {key: value[served.at] for key, value in stages}
+
     def run(
         self,
         steps: Captured,
@@ -106,33 +123,28 @@ class Turns:
         asked: Asked,
         draws: Draws,
         keys: frozenset[Key],
+        served: Served | None,
         *,
         ahead: bool,
-    ) -> tuple[I32, list[tuple[Key, NDArray[np.generic]]]]:
-        """What is found of a step's rows, int32 [n, words], and its stages, which must last.
+    ) -> tuple[I32, Stages]:
+        """The same of a step, all of whose rows are served if any are; its stages must last.
 
         ahead: begin with the next.
         """
-        turn, after = self._ahead, None
-        rows = None if turn is None else turn.rows(steps, step, asked, draws, keys)
-        if turn is None or rows is None:
+        every = np.arange(len(step.tokens))
+        if served is None:
             self.forget()
             turn = self._begin(steps, step, asked, draws, keys)
-            rows = np.arange(len(step.tokens))
-        self._ahead = None
-        every = len(rows) == len(turn.step.tokens)
+            served = Served(turn, every, every, every)
+        turn, after = served.turn, None
         later = replace(step, positions=step.positions + np.int32(1))
         draws = draws.copy()
         draws["index"] += np.uint64(1)
-        if ahead and every:
+        if ahead and turn.steps is steps and len(turn.words) == len(every):
             if step.pages is not turn.step.pages:
                 steps.page(step.pages)
             after = self._queue(steps, later, asked, draws, keys, turn.first)
-        self._gpu.wait(turn.mark)
-        while self._past:
-            self._gpu.wait(self._past.pop())
-        words = turn.words[rows]
-        stages = list(turn.steps.read(turn.copy, keys, len(turn.words)))
+        words, stages = self.take(served)
         if ahead:
             chosen = words[:, 0].copy()
             if asked.drawn:
@@ -142,7 +154,7 @@ class Turns:
                 after = self._begin(steps, later, asked, draws, keys)
             if after is not None:
                 after.step, self._ahead = later, after
-        return words, stages if every else [(key, value[rows]) for key, value in stages]
+        return words, stages
 
     def _begin(
         self, steps: Captured, step: Step, asked: Asked, draws: Draws, keys: frozenset[Key]
@@ -178,3 +190,36 @@ class Turns:
             copy = copy[:nbytes]
             self._gpu.fetch(address, copy)
         return _Turn(steps, step, asked, draws, keys, first, self._gpu.mark(), words, copy)
+
+
+def _at(pages: I32, tiles: I32) -> I32:
+    """The page of each row's tile."""
+    numbers: I32 = pages[np.arange(len(tiles)), tiles]
+    return numbers
+
+
+def _found(some: I32, among: I32) -> NDArray[np.intp]:
+    """Where each is, or -1."""
+    if np.array_equal(some, among):
+        return np.arange(len(some))
+    at = {number: i for i, number in enumerate(among.tolist())}
+    return np.array([at.get(number, -1) for number in some.tolist()], np.intp)
+
+
+def _alike(some: I32, others: I32, at: NDArray[np.intp], lengths: I32) -> NDArray[np.bool_]:
+    """Whether each of some tables of pages begins as another one does."""
+    if some is others:
+        return np.ones(len(some), np.bool_)
+    width = min(some.shape[1], others.shape[1])
+    used = np.arange(width) < lengths[:, None]
+    same: NDArray[np.bool_] = ~(used & (some[:, :width] != others[at, :width])).any(axis=1)
+    return same
+
+
+def _by_row(draws: Draws, rows: int) -> NDArray[np.uint64]:
+    """What decides the draw of each row, [rows, 5]."""
+    words = draws.view(np.uint64).reshape(-1, 5).copy()
+    words[:, 0] >>= np.uint64(32)  # without the row
+    of = np.zeros((rows, 5), np.uint64)
+    of[draws["row"]] = words
+    return of
