@@ -44,6 +44,7 @@ from isobit.numerics.ops import (
     L2Norm,
     MatMul,
     Multiply,
+    ReluSquared,
     RmsNorm,
     Rope,
     Scale,
@@ -193,6 +194,14 @@ def gated_delta(
     return g.one("y", operation or GatedDelta(), q, k, v, beta, g_)
 
 
+def relu_squared(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return g.one("y", ReluSquared(), g.one(None, Columns(5, 60), x))
+
+
+def scan_without_corrections(g: Builder, x: Value, rng: np.random.Generator) -> Value:
+    return gated_delta(g, x, rng, GatedDelta(grouped=True, corrects=False))
+
+
 def grouped_gated_delta(g: Builder, x: Value, rng: np.random.Generator) -> Value:
     return gated_delta(g, x, rng, GatedDelta(grouped=True))
 
@@ -271,6 +280,7 @@ CASES = (
     softcap,
     silu,
     sigmoid,
+    relu_squared,
     silu_gate,
     sigmoid_gate,
     multiply,
@@ -294,7 +304,7 @@ CASES = (
     softmax_of_groups,
     biased_softmax,
 )
-STATEFUL = (causal_conv, gated_delta, grouped_gated_delta)
+STATEFUL = (causal_conv, gated_delta, grouped_gated_delta, scan_without_corrections)
 WITHOUT_EDGES = {*STATEFUL[1:], decay, attention, attention_through_a_window, expert_bias}
 
 
