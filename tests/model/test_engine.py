@@ -13,6 +13,7 @@ import pytest
 
 import isobit
 from isobit.backends.base import Batch, Results
+from isobit.backends.cpu.sampler import NOT_FINITE
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
@@ -345,8 +346,8 @@ def test_logits_that_are_not_finite_end_one_generation(
 
     def damaged(batch: Batch, *rest: Any) -> Results:
         results = run(batch, *rest)
-        if results.logits is not None and len(results.logits) == 2:
-            results.logits[0, 7] = np.nan
+        if results.drawn is not None and len(results.drawn) == 2:
+            results.drawn[0] = NOT_FINITE
         return results
 
     monkeypatch.setattr(engine.model, "run_batch", damaged)

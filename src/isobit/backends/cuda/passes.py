@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Batch
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
@@ -16,6 +16,10 @@ from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64
+
+Take = Callable[[NDArray[np.intp], int], None]
+"""Takes numbers of rows that something is wanted of, and where on the device the logits of these
+lie, one row after the other."""
 
 
 class Passes:
@@ -37,9 +41,9 @@ class Passes:
         self._entries = self._pages.words = max(pages, self._g.tiles)
 
     def run(
-        self, batch: Batch, states: I32, logits: F32, *, stops: bool = True
+        self, batch: Batch, states: I32, take: Take, *, stops: bool = True
     ) -> Iterator[tuple[Mark, Pass]]:
-        """Run a batch, writing logits [R, vocabulary]; ``stops`` where a stage can be read."""
+        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be read."""
         first = 0
         while first < len(batch.tokens):
             last = self._last(batch, first)
@@ -53,9 +57,7 @@ class Passes:
             for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
                 now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
                 self._queue(self._program.head, replace(p, first=row, count=len(now)))
-                part = np.empty((len(now), self._program.vocabulary), np.float32)
-                self._g.gpu.download(self._program.logits.address, part)
-                logits[now] = part
+                take(now, self._program.logits.address)
             first = last
 
     def _queue(self, what: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:

@@ -83,8 +83,14 @@ class Gpu(Protocol):
     def wait(self, mark: object) -> None:
         """Wait until the device has passed a point; each mark once."""
 
+    def fetch(self, address: int, out: Array) -> None:
+        """Queue a copy from the device to page-locked memory, done once a later mark has passed."""
+
     def download(self, address: int, out: Array) -> None:
         """Copy from the device after all that is queued; done when this returns."""
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        """Queue a copy on the device."""
 
     def launch(
         self,
@@ -315,8 +321,8 @@ class CudaGpu:
         self._check(self._driver.cuEventSynchronize(mark))
         self._check(self._driver.cuEventDestroy(mark))
 
-    def download(self, address: int, out: Array) -> None:
-        """Copy from the device after all that is queued."""
+    def fetch(self, address: int, out: Array) -> None:
+        """Queue a copy from the device."""
         if not self._queues:
             out.fill(0)
             return
@@ -325,7 +331,15 @@ class CudaGpu:
                 out.ctypes.data, address, out.nbytes, self._stream.handle
             )
         )
+
+    def download(self, address: int, out: Array) -> None:
+        """Copy from the device after all that is queued."""
+        self.fetch(address, out)
         self.synchronise()
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        """Queue a copy on the device."""
+        self._check(self._driver.cuMemcpyDtoDAsync(target, source, nbytes, self._stream.handle))
 
     def synchronise(self) -> None:
         """Wait for all that is queued."""
