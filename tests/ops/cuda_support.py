@@ -11,6 +11,7 @@ from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.ops import rms_norm
 from isobit.backends.cuda.ops.matmul import one
 from isobit.backends.cuda.programs import Sizes
 
@@ -121,11 +122,13 @@ class Alone:
     def matmul(self, w, x, acts, y, items, *, segments=None, row_stride=None):
         one(self.product(acts, x, segments), w, y, items, row_stride or w.rows)
 
-    def norm(self, x, norm, eps, n, rows, y, acts, residual=0, experts=(0, 1)):
-        arguments = (x, residual, *experts, norm, eps, n, y, acts)
-        self.launch("ops/rms_norm.norm_quantise", (rows,), arguments, shared=4 * n)
+    def norm(self, x, norm, eps, n, rows, y, acts, added=(0, 0), weights=0):
+        address, count = added
+        defines = rms_norm.defines(n, count, weighted=bool(weights))
+        arguments = (x, address, weights, norm, eps, y, acts)
+        self.launch("ops/norm_quantise", (rows,), arguments, defines)
 
-    def sort_pairs(self, ids, pairs, experts, order, offset):
-        parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
-        arguments = (ids, pairs, experts, parts, order, offset, 0, 0)
-        self.launch("ops/top_k.sort_pairs", (1,), arguments, shared=4 * experts * parts)
+    def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8):
+        arguments = (ids, tokens, k, experts, order, offset, *groups, columns)
+        how = {"PARTS": 1}, 40 * experts
+        self.launch("ops/top_k.sort_pairs", (1,), arguments, how[0], shared=how[1])

@@ -133,6 +133,21 @@ def test_matmul(gpu, rng, name, rows, planes):
             same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
 
 
+@pytest.mark.parametrize(("name", "columns"), [("F32", 2880), ("F16", 8192), ("BF16", 8448)])
+def test_matmul_of_floats(gpu, rng, name, columns):
+    """Rows that leave a thread room for several, for one and for none; lanes of -0 alone."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    w, x = random_weight(rng, fmt, 21, columns), activations(rng, 5, columns)
+    x[1] = -0.0
+    w.data[: fmt.nbytes(columns)] &= 127  # no weight of the first row is negative
+    ops, b = Alone(gpu, 2), Buffers(gpu)
+    y = b.new(4 * 5 * 24)
+    ops.matmul(load(gpu, w), b.put(x), 0, y, 5, row_stride=24)
+    got = b.get(y, (5, 24))
+    same(got[:, :21], numerics.matmul(w, x, 2))
+    assert (got[:, 21:].view(np.uint32) == 0x5B5B5B5B).all()
+
+
 @pytest.mark.parametrize("name", ["IQ4_NL", "MXFP4"])
 def test_matmul_of_rows_of_2880(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
@@ -182,8 +197,11 @@ def test_matmul_of_many(gpu, rng, name, planes):
 
 
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(("warps", "columns", "n"), [(8, 8, 17), (8, 16, 29), (16, 16, 33)])
-@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 16), ("Q6_K", 17)])
+@pytest.mark.parametrize(
+    ("warps", "columns", "n", "supers"),
+    [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
+)
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
     """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
@@ -214,7 +232,7 @@ def test_matmul_of_experts(gpu, rng, name):
     ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(tokens)], np.int32)
     ops, b = Alone(gpu, 2), Buffers(gpu)
     order, offset = b.new(4 * tokens * k), b.new(4 * (experts + 1))
-    ops.sort_pairs(b.put(ids), tokens * k, experts, order, offset)
+    ops.sort_pairs(b.put(ids), tokens, k, experts, order, offset)
     counts = np.bincount(ids.reshape(-1), minlength=experts)
     assert np.array_equal(b.get(offset, (experts + 1,), np.int32), [0, *np.cumsum(counts)])
     got = b.get(order, (tokens * k,), np.int32)
@@ -268,7 +286,7 @@ def test_rms_norm(gpu, rng, n):
     same(b.get(y, x.shape), numerics.rms_norm(x, weight, F32(1e-6)))
 
 
-@pytest.mark.parametrize("n", [64, 512, 1000, 2304])  # a thread takes up to three values
+@pytest.mark.parametrize("n", [64, 512, 1000, 4360])  # warps take one superblock, or two
 @pytest.mark.parametrize("kind", ["plain", "residual", "experts"])
 def test_norm_quantise(gpu, rng, n, kind):
     k = 10 if kind == "experts" else 1
@@ -277,9 +295,9 @@ def test_norm_quantise(gpu, rng, n, kind):
         weights = rng.random((rows, k)).astype(F32)
         b, ops = Buffers(gpu), Alone(gpu, 2)
         y, acts, at = b.new(4 * rows * n), b.new(rows * -(-n // 256) * ACT_BYTES), b.put(x)
-        residual = b.put(more) if kind != "plain" else 0
-        experts = (b.put(weights), k) if kind == "experts" else (0, 1)
-        ops.norm(at, b.put(norm), 1e-6, n, rows, y, acts, residual, experts)
+        added = (b.put(more), k) if kind != "plain" else (0, 0)
+        shares = b.put(weights) if kind == "experts" else 0
+        ops.norm(at, b.put(norm), 1e-6, n, rows, y, acts, added, shares)
         if kind == "residual":
             x = x + more[:, 0]
         elif kind == "experts":
@@ -317,8 +335,8 @@ def test_router(gpu, rng, experts, k, normalise):
     z[3, experts // 2] = 500  # all others have probability 0
     b, ops = Buffers(gpu), Alone(gpu, 2)
     ids, weights = b.new(4 * 5 * k), b.new(4 * 5 * k)
-    arguments = (b.put(z), experts, k, int(normalise), 1, 0, 1, 1, ids, weights)
-    ops.launch("ops/top_k.router_top_k", (5,), arguments, shared=8 * experts)
+    arguments = (b.put(z), 5, experts, k, int(normalise), 1, 0, 1, 1, ids, weights)
+    ops.launch("ops/top_k.router_top_k", (1,), arguments, {"PARTS": -(-experts // 32)})
     expected_ids, expected_weights, _ = numerics.top_k(z, k, normalise=normalise)
     assert np.array_equal(b.get(ids, (5, k), np.int32), expected_ids)
     same(b.get(weights, (5, k)), expected_weights)
@@ -326,6 +344,75 @@ def test_router(gpu, rng, experts, k, normalise):
     y = b.new(4 * 5 * 70)
     ops.launch("ops/combine", (5,), (weights, b.put(outputs), k, 70, y))
     same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
+
+
+def sorted_pairs(ids, experts, columns):
+    """What top_k.cu says of the pairs: their order, offsets, and groups of up to ``columns``."""
+    order = np.argsort(ids.reshape(-1), kind="stable")
+    offset = np.array([0, *np.cumsum(np.bincount(ids.reshape(-1), minlength=experts))])
+    groups = [
+        (e, i, min(columns, offset[e + 1] - i), 0)
+        for e in range(experts)
+        for i in range(offset[e], offset[e + 1], columns)
+    ]
+    return order, offset, np.array(groups)
+
+
+class Sorted:
+    """Where the order of some pairs goes."""
+
+    def __init__(self, b, pairs, experts):
+        self.b, self.pairs, self.experts = b, pairs, experts
+        self.at = b.new(4 * pairs), b.new(4 * (experts + 1)), b.new(16 * pairs), b.new(4)
+
+    def check(self, ids, columns):
+        order, offset, groups = sorted_pairs(ids, self.experts, columns)
+        at, get = self.at, self.b.get
+        assert np.array_equal(get(at[0], (self.pairs,), np.int32), order)
+        assert np.array_equal(get(at[1], (self.experts + 1,), np.int32), offset)
+        assert get(at[3], (1,), np.int32) == len(groups)
+        assert np.array_equal(get(at[2], groups.shape, np.int32), groups)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(3, 40, 4), (256, 128, 8), (600, 33, 10)])
+def test_sort_pairs(gpu, rng, tokens, experts, k):
+    """Tokens in one round of 256, and in three; experts that nobody chose."""
+    ids = np.stack([rng.permutation(experts - 1)[:k] for _ in range(tokens)]).astype(np.int32)
+    b = Buffers(gpu)
+    to = Sorted(b, tokens * k, experts)
+    Alone(gpu, 2).sort_pairs(b.put(ids), tokens, k, experts, *to.at[:2], to.at[2:], 24)
+    to.check(ids, 24)
+
+
+@pytest.mark.parametrize(("experts", "k", "groups"), [(160, 8, (5, 3)), (300, 40, (1, 1))])
+def test_route(gpu, rng, experts, k, groups):
+    """Experts chosen and sorted at once: as the launches for many tokens do, of a sigmoid too."""
+    tokens = 35  # a warp has two
+    z = rng.random((tokens, experts)).astype(F32)
+    z[4] = np.round(z[4])
+    b, ops = Buffers(gpu), Alone(gpu, 2)
+    parts, each = {"PARTS": -(-experts // 32)}, experts + groups[0]
+    parts |= {"GROUPED": 1} if groups[1] < groups[0] else {}
+    router = b.put(z), tokens, experts, k, 1, 0, b.put(z[0]), *groups
+    found = []
+    for kernel, blocks, warps in (("router_top_k", 5, 8), ("route", 1, 32)):
+        ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
+        to = Sorted(b, tokens * k, experts)
+        more = (*to.at, 8) if kernel == "route" else ()
+        shared = 4 * warps * each + (40 * experts + 4 * tokens * k if more else 0)
+        arguments = (*router, ids, weights, *more)
+        ops.launch(f"ops/top_k.{kernel}", (blocks,), arguments, parts, shared=shared)
+        found.append((b.get(ids, (tokens, k), np.int32), b.get(weights, (tokens, k))))
+    to.check(found[0][0], 8)
+    assert np.array_equal(found[0][0], found[1][0])
+    same(found[0][1], found[1][1])
+    scores = z + z[0]
+    own = np.sort(scores.reshape(tokens, groups[0], -1), axis=-1)
+    best = np.argsort(-(own[..., -1] + own[..., -2]), axis=-1, kind="stable")[:, : groups[1]]
+    for t in range(tokens):
+        mine = np.isin(np.arange(experts) // (experts // groups[0]), best[t])
+        order = np.argsort(np.where(mine, -scores[t], np.inf), kind="stable")[:k]
+        assert np.array_equal(found[0][0][t], order)
 
 
 @pytest.mark.parametrize(
@@ -362,9 +449,9 @@ def test_attention(gpu, rng, head_dim, heads, kv_heads, together):
         ops.launch(
             "fusions/head_vectors",
             (-(-vectors // 8),),
-            (head_dim, b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), *map(b.put, turn))
-            + (*where, heads, scale, q_int, dq, *cache, vectors),
-            defines,
+            (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), *map(b.put, turn))
+            + (*where, scale, q_int, dq, *cache[:4], n),
+            {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim},
         )
     else:
         for kind, x in ((QUERY, q), (KEY, k), (VALUE, v)):
