@@ -1,0 +1,28 @@
+"""Every case on every backend: the specification's bits, and nothing written beside them.
+
+A backend refuses the cases that say so, and no others.
+"""
+
+import pytest
+
+from isobit.errors import BackendUnavailable
+
+from .cases import CASES
+from .harness import Case, check, matrix, refused, specified
+from .ways import WAYS
+
+
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [pytest.param(case, way, id=f"{way} {case.name}") for case, way in matrix(CASES, WAYS)],
+)
+def test_case(case: Case, way: str) -> None:
+    wanted = specified(case)
+    try:
+        with WAYS[way](wanted.weights, wanted.engine) as (backend, intact):
+            check(case, backend, intact)
+    except BackendUnavailable as refusal:
+        if not refused(case, way, str(refusal)):
+            raise
+        pytest.skip(f"unsupported: {refusal}")
+    assert not refused(case, way, ""), "it was said to be unsupported"
