@@ -44,7 +44,7 @@ class Recorder(CudaGpu):
             a = (*a[:3], (*a[3][:7], next(self.routers), *a[3][8:]))
         if self.timeline and a[0].startswith("fusions/decode/"):
             k["defines"] = dict(k["defines"]) | {"TIMELINE": hex(self.timeline) + "ull"}
-        if self.recorded is not None and not self._only_load:
+        if self.recorded is not None and self._queues:
             self.recorded.append((a, k))
         super().launch(*a, **k)
 
@@ -126,11 +126,11 @@ def time_wrong_guesses(gpu, backend, c, pages, note):
     decoder, resident = backend._programs.one, backend._programs.resident
     names = [f"blk.{i}.ffn_gate_inp.weight" for i in range(c.n_layers)]
     own = [resident.matrices[name].address for name in names]
-    right, others = decoder._graphs[0], own[1:] + own[:1]
+    right, others = decoder._graphs[False], own[1:] + own[:1]
     for every in (4, 2, 1):
         layers = enumerate(zip(own, others, strict=True))
         gpu.routers = cycle([pair[i % every == 0] for i, pair in layers])
-        decoder._graphs[0] = gpu.capture(lambda: queue(decoder, many=False))
+        decoder._graphs[False] = gpu.capture(lambda: queue(decoder, many=False))
         gpu.steps.pop()
         at, first = np.full(1, 128, np.int32), np.ones(1, np.int32)
         seconds = []
@@ -140,7 +140,7 @@ def time_wrong_guesses(gpu, backend, c, pages, note):
             seconds.append((time.perf_counter() - start) / 64)
         note(f"1/{every} of layers guess wrongly: guessed", guesses(gpu, decoder, c))
         note(f"1/{every} of layers guess wrongly: step", 1e6 * min(seconds), "us")
-    gpu.routers, decoder._graphs[0] = None, right
+    gpu.routers, decoder._graphs[False] = None, right
 
 
 def kernel_times(gpu, step, label, note):
@@ -216,6 +216,8 @@ def main():
         same = np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
         note("bits equal to the reference", bool(same), f"({len(part)} tokens)")
     decoder = backend._programs.one
+    for many in (False, True):  # in the order of gpu.steps
+        decoder._graph(many=many)
     fused = any(s.name == "chosen" for s in decoder._g.slots)
     if fused:
         backend.forward(batch(tokens[:100], 0, pages))
@@ -247,8 +249,11 @@ def main():
             begin_at(decoder, depth, pages)
             step = gpu.steps[depth >= 64 * FEW_TILES]
             kernel_times(gpu, step, f"depth {depth}", note)
+    else:
         begin_at(decoder, 100, pages)
-        note("graph of a step", 1e3 * gpu.milliseconds(decoder._graphs[0]), "us")
+        kernel_times(gpu, gpu.steps[0], "depth 100", note)
+    begin_at(decoder, 100, pages)
+    note("graph of a step", 1e3 * gpu.milliseconds(decoder._graphs[False]), "us")
     for n in map(int, filter(None, a.sequences.split(","))):
         assert n > 1, "one sequence is what the depths time"
         table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)
@@ -274,6 +279,10 @@ def main():
         for _ in range(2):
             backend.forward(work, lambda *_: None, none)
         note(f"prefill {n}", 2 * n / (time.perf_counter() - start), "tok/s")
+    gpu.recorded = []
+    backend.forward(work, lambda *_: None, none)
+    launches, gpu.recorded = gpu.recorded, None
+    kernel_times(gpu, launches, "prefill 512", note)
     Path(a.out).write_text(
         json.dumps(origin(a.model, a.commit) | {"device": gpu.name} | found, indent=1)
     )

@@ -1,139 +1,429 @@
-"""A model on several GPUs beside one: the CPU's bits first, then how fast each is.
+"""A model over several GPUs beside one: bits first, then how fast each is, what a lost GPU does,
+and a model that does not fit one GPU.
 
-usage: python benchmarks/cuda_parts.py OUT.json MODEL.gguf [MODEL.gguf ...] [--parts 2]
+usage: python benchmarks/cuda_parts.py MODEL OUT [--seconds 470] [--parts 2] [--layers N]
 
-Each model is checked with planes 2 and 1: four prompts and then steps of each, in batches of 1, 8
-and 32 sequences, every logit against the CPU backend's. The last model is then timed on one device
-and on all, in turns. No figure stands unless no logit differs.
+MODEL is a GGUF file, or 30b-a3b: that geometry with synthetic weights (synthetic.py), which needs
+no file. Every stage is a process that is ended when its time is over, so that one that hangs loses
+only itself; OUT/STAGE.json is written as figures come, the table comes last. With fewer GPUs than
+parts all parts run on the first, which shows bits and no speed. The exit code is 1 if a bit differs
+or a stage has not ended well.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from batches import batch
+import synthetic
+from batches import batch, origin
+from cuda.bindings import driver
+from kernels import asked, compile_all
 
-from isobit.backends.base import Batch
+from isobit.backends.base import LOGITS, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.parts import CudaPartsBackend
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
+from isobit.model.split import split
 from isobit.model.weights import Weights
 
-STEPS = 64
+LARGE = "235b-a22b"
+STAGES = {  # seconds that each may take
+    "compile": 150,
+    "bits of a few layers": 60,
+    "bits": 110,
+    "rates": 110,
+    "lost": 60,
+    "bits, one plane": 90,
+    "large": 150,
+}
+FEW = 4  # layers
+DEPTH, STEPS = 128, 32
 
 
-def steps_of(tokens, position, table):
-    """A step of each sequence."""
-    n = len(tokens)
-    each = np.arange(n, dtype=np.int32)
-    return Batch(tokens, np.full(n, position, np.int32), each, table, each)
+def opened(name, layers):
+    """A model's weights."""
+    if name in synthetic.MODELS:
+        return synthetic.weights(name, layers)
+    return Weights.from_file(GGUFFile.open(Path(name)))
 
 
-def run(backend, vocab, prompts, count):
-    """Logits of prompts of some tokens, each then stepped ``count`` times together."""
-    rng = np.random.default_rng(11)
-    n = len(prompts)
-    table = np.arange(4 * n, dtype=np.int32).reshape(n, 4)
-    out = []
-    for i, length in enumerate(prompts):
-        ids = rng.integers(0, vocab, length).astype(np.int32)
-        rows = [length - 1]
-        out.append(backend.forward(batch(ids, 0, table[i : i + 1], rows)))
-    for step in range(count):
-        ids = rng.integers(0, vocab, n).astype(np.int32)
-        out.append(np.array(backend.forward(steps_of(ids, max(prompts) + step, table))))
-    return np.concatenate(out)
+def devices(parts):
+    """A device for each part; the first for all, if there are not as many."""
+    driver.cuInit(0)
+    found = driver.cuDeviceGetCount()[1]
+    return [CudaGpu(r if found >= parts else 0) for r in range(parts)]
 
 
-def checks(path, parts, planes):
-    """How many logits of each kind of batch differ from the CPU's."""
-    weights = Weights.from_file(GGUFFile.open(path))
-    vocab, found = weights.config.vocab, {}
-    engine = EngineConfig(planes, context=256, max_sequences=32, parts=parts)
-    split = CudaPartsBackend(weights, engine)
-    cpu = CpuBackend(weights, EngineConfig(planes, context=256, max_sequences=32))
-    for n, count in ((1, STEPS), (4, STEPS), (8, 4), (32, 2)):
-        prompts = [40] * n
-        mine, theirs = (run(b, vocab, prompts, count) for b in (split, cpu))
-        differ = np.count_nonzero(mine.view(np.uint32) != theirs.view(np.uint32))
-        found[f"{n} sequences"] = f"{differ} of {mine.size} differ"
-    found["device"], found["plan GB"] = split.device, split.plan.total / 1e9
-    split.close()
-    cpu.close()
-    return found
+class Notes:
+    """What a stage found, kept in a file as it comes."""
+
+    def __init__(self, a):
+        self._path, self._start = Path(a.out) / f"{a.stage}.json", time.perf_counter()
+        self.found = {}
+
+    def __call__(self, key, value):
+        self.found[key] = value
+        self.found["seconds"] = round(time.perf_counter() - self._start, 1)
+        self._path.write_text(json.dumps(self.found, indent=1) + "\n")
+        print(f"  {self.found['seconds']:6.1f} s  {key}: {value}", flush=True)
 
 
-def rates(backend, vocab):
-    """Tokens a second."""
-    tokens = np.random.default_rng(5).integers(0, vocab, 2048).astype(np.int32)
-    pages = np.arange(40, dtype=np.int32)[None]
-    out = {}
+# Compilation
 
-    def best(name, count, work, repeats=5):
-        work()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-        out[name] = count / float(np.median(seconds))
 
-    for n in (1, 8, 32):
-        table = np.arange(4 * n, dtype=np.int32).reshape(n, 4)
-        for i in range(n):
-            backend.forward(batch(tokens[:128], 0, table[i : i + 1]))
-        at = np.full(n, 128, np.int32)
-        best(
-            f"{n} sequences",
-            n * 32,
-            lambda t=table, a=at, n=n: backend.greedy(tokens[:n], a, t, 32),
+def compile_for_all(a, note):
+    """Every kernel of every stage, by all cores."""
+    gpu = devices(1)[0]
+    kernels = {("device/repack", ()), ("ops/add", ())}
+    for name in dict.fromkeys((a.model, LARGE) if gpu_count() >= a.parts else (a.model,)):
+        weights = opened(name, 8)
+        graphs = [weights.graph] + [split(weights.graph, r, a.parts).graph for r in range(a.parts)]
+        for planes in (2, 1):
+            engine = EngineConfig(planes, context=1024, max_sequences=32, chunk=2048)
+            for graph in graphs:
+                kernels |= asked(Weights(weights.config, graph), engine, gpu)
+    note("kernels", len(kernels))
+    note("MB", compile_all(kernels, gpu.arch) / 1e6)
+
+
+def gpu_count():
+    """How many there are."""
+    driver.cuInit(0)
+    return driver.cuDeviceGetCount()[1]
+
+
+# Bits
+
+
+class Texts:
+    """Sequences of random tokens, each with pages of its own."""
+
+    def __init__(self, rng, vocab, sequences, pages):
+        self.rng, self.vocab = rng, vocab
+        self.pages = np.arange(sequences * pages, dtype=np.int32).reshape(sequences, pages)
+        self.ends = np.zeros(sequences, np.int32)
+
+    def prompt(self, s, n, rows=1):
+        """Tokens of one sequence, and logits of the last."""
+        start, self.ends[s] = int(self.ends[s]), self.ends[s] + n
+        return batch(self._ids(n), start, self.pages[s : s + 1], range(n - rows, n))
+
+    def step(self):
+        """A token of every sequence."""
+        at, each = self.ends.copy(), np.arange(len(self.ends), dtype=np.int32)
+        self.ends += 1
+        return Batch(self._ids(len(at)), at, each, self.pages, each)
+
+    def _ids(self, n):
+        return self.rng.integers(0, self.vocab, n).astype(np.int32)
+
+
+def differ(a, b):
+    """Logits of other bits."""
+    return int(np.count_nonzero(a.view(np.uint32) != b.view(np.uint32)))
+
+
+def kinds(rng, vocab):
+    """(name, batches) of every way to run."""
+    for n, steps in ((4, 64), (1, 64), (8, 8), (32, 4)):
+        texts = Texts(rng, vocab, n, 4)
+        prompts = [texts.prompt(s, int(rng.integers(2, 90))) for s in range(n)]
+        yield f"{n} prompts, {steps} steps", prompts + [texts.step() for _ in range(steps)]
+    texts = Texts(rng, vocab, 1, 12)
+    yield "a prompt of 600", [texts.prompt(0, 600, rows=3), texts.prompt(0, 70)]
+
+
+def check(note, backends, seconds):
+    """Logits of the split model beside one GPU's and, for some seconds, the CPU's."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    note("seed", seed)
+    vocab = backends["split"].limits.vocabulary
+    wrong, cpu_seconds = 0, 0.0
+    for name, batches in kinds(np.random.default_rng(seed), vocab):
+        counts, cpu = {"logits": 0, "differ from one GPU": 0}, "cpu" in backends
+        counts |= {"of the CPU's": 0, "differ from the CPU": 0} if cpu else {}
+        for b in batches:
+            mine = backends["split"].forward(b)
+            counts["logits"] += mine.size
+            if "one" in backends:
+                counts["differ from one GPU"] += differ(mine, backends["one"].forward(b))
+            cpu = cpu and cpu_seconds < seconds
+            if cpu:
+                begun = time.perf_counter()
+                counts["of the CPU's"] += mine.size
+                counts["differ from the CPU"] += differ(mine, backends["cpu"].forward(b))
+                cpu_seconds += time.perf_counter() - begun
+        note(name, counts)
+        wrong += counts["differ from one GPU"] + counts.get("differ from the CPU", 0)
+    tokens = np.array([1, 2], np.int32), np.array([0, 0], np.int32)
+    pages = np.arange(4, dtype=np.int32).reshape(2, 2)
+    if "one" in backends:
+        chosen = [backends[k].greedy(*tokens, pages, 24) for k in ("split", "one")]
+        note("greedy tokens that differ", int(np.count_nonzero(chosen[0] != chosen[1])))
+        wrong += note.found["greedy tokens that differ"]
+    note("wrong", wrong)
+
+
+def bits(a, note, planes=2, layers=None, cpu_seconds=15):
+    """Logits of one GPU, all parts and the CPU."""
+    weights = opened(a.model, layers or a.layers)
+    engine = EngineConfig(planes, context=1024, max_sequences=32, chunk=512)
+    with contextlib.ExitStack() as stack:
+        gpus = devices(a.parts)
+        two = CudaPartsBackend(weights, replace(engine, parts=a.parts), gpus)
+        stack.callback(two.close)
+        note("devices", f"{two.device}{'' if gpu_count() >= a.parts else ', all of them one'}")
+        note("plan of each device", [str(p) for p in two.plans])
+        one = CudaBackend(weights, engine, CudaGpu(0))
+        stack.callback(one.close)
+        note("plan of one device", str(one.plan))
+        cpu = CpuBackend(weights, engine)
+        stack.callback(cpu.close)
+        check(note, {"split": two, "one": one, "cpu": cpu}, cpu_seconds)
+
+
+# Rates
+
+
+def rates(a, note):
+    """Seconds of each task on one device and on all, in turns."""
+    weights = opened(a.model, a.layers)
+    engine = EngineConfig(context=4608, max_sequences=32, chunk=2048)
+    two = CudaPartsBackend(weights, replace(engine, parts=a.parts), devices(a.parts))
+    one = CudaBackend(weights, engine, CudaGpu(0))
+    both = {"one": one, "split": two}
+    vocab, pages = two.limits.vocabulary, two.limits.positions // 64
+    rng = np.random.default_rng(5)
+    note("devices", two.device)
+
+    def decode(n):
+        texts = Texts(rng, vocab, n, 4)
+        for s in range(n):
+            b = texts.prompt(s, DEPTH)
+            for backend in both.values():
+                backend.forward(b)
+        tokens, at = texts._ids(n), texts.ends
+        return n * STEPS, lambda backend: backend.greedy(tokens, at, texts.pages, STEPS)
+
+    def prefill(n):
+        b = Texts(rng, vocab, 1, pages).prompt(0, n)
+        return n, lambda backend: backend.forward(b)
+
+    def logits(n):
+        texts = Texts(rng, vocab, n, 4)
+        b = texts.step()
+        return n, lambda backend: backend.forward(b)
+
+    tasks = [(f"decode, {n} sequences", decode, n, 7) for n in (1, 8, 32)]
+    tasks += [(f"prefill of {n}", prefill, n, 7) for n in (512, 4096)]
+    tasks += [("a step with its logits", logits, 1, 15)]
+    for name, make, n, rounds in tasks:
+        count, work = make(n)
+        seconds = {key: [] for key in both}
+        for backend in both.values():  # warms up
+            work(backend)
+        for _ in range(rounds):
+            for key, backend in both.items():
+                begun = time.perf_counter()
+                work(backend)
+                seconds[key].append(time.perf_counter() - begun)
+        mid = {key: float(np.median(s)) for key, s in seconds.items()}
+        ratios = np.array(seconds["one"]) / np.array(seconds["split"])
+        note(
+            name,
+            {f"{key}, tokens/s": round(count / s, 1) for key, s in mid.items()}
+            | {"ratio": round(float(np.median(ratios)), 3)}
+            | {"from": round(float(ratios.min()), 3), "to": round(float(ratios.max()), 3)},
         )
-    for n in (512, 2048):
-        best(f"prefill {n}", n, lambda n=n: backend.forward(batch(tokens[:n], 0, pages, [n - 1])))
-    return out
+    b = Texts(rng, vocab, 1, pages).prompt(0, 512)
+    begun = time.perf_counter()
+    with one._gpu.rehearsal():
+        one.compute(b, LOGITS, None, None)
+    middle = time.perf_counter()
+    two._rehearse([partial(x.compute, b, LOGITS, None, None) for x in two._here])
+    ms = {"one": middle - begun, "split": time.perf_counter() - middle}
+    note("host's ms of a prefill of 512", {k: round(1e3 * v, 2) for k, v in ms.items()})
+    two.close()
+    one.close()
+
+
+# A device that fails
+
+
+def lost(a, note):
+    """A part that fails, one that does not answer, and a kernel that faults."""
+    weights = opened(a.model, FEW)
+    engine = EngineConfig(context=256, max_sequences=2, chunk=128, parts=a.parts)
+    b = Texts(np.random.default_rng(1), weights.config.vocab, 1, 2).prompt(0, 40)
+    expected = None
+    for name in ("a part fails", "a part does not answer", "a kernel faults"):
+        two = CudaPartsBackend(weights, engine, devices(a.parts))
+        logits = two.forward(b)
+        expected = logits if expected is None else expected
+        note(f"before: {name}", f"{differ(logits, expected)} logits differ")
+        part, gpu = two._here[-1], two._gpus[-1]
+        compute = part.compute
+        if name == "a part fails":
+
+            def broken(*_):
+                raise BackendUnavailable("cuda: a device is lost (injected)")
+
+            part.compute = broken
+        elif name == "a part does not answer":
+            two._flags[1] = 1000
+
+            def late(*arguments, compute=compute):
+                time.sleep(3)
+                return compute(*arguments)
+
+            part.compute = late
+        else:
+            gpu.activate()
+            gpu.launch("ops/add", "add", (1, 1), (0, 1, 1, 0, 1, 1, 1, 256, 0))
+        said = []
+        for _ in range(2):
+            begun = time.perf_counter()
+            try:
+                two.forward(b)
+                said.append("no error")
+            except BackendUnavailable as error:
+                said.append(f"{time.perf_counter() - begun:.2f} s: {error}")
+        note(name, said)
+        if "no error" in said:
+            note("wrong", f"{name}: no error")
+        with contextlib.suppress(BackendUnavailable):
+            two.close()
+
+
+# A model that does not fit one device
+
+
+def large(a, note):
+    """Bits beside the CPU's, and some steps' time, of a model too large for one device."""
+    if gpu_count() < a.parts:
+        note("not run", f"needs {a.parts} GPUs")
+        return
+    weights = opened(LARGE, None)
+    taken = sum(w.data.nbytes for w in weights.graph.weights.values())
+    note("GB of weights", round(taken / 1e9, 1))
+    engine = EngineConfig(context=131072, max_sequences=1, chunk=512)
+    try:
+        CudaBackend(weights, engine, CudaGpu(0)).close()
+        note("one device", "it fits")
+    except BackendUnavailable as error:
+        note("one device", str(error))
+    two = CudaPartsBackend(weights, replace(engine, parts=a.parts), devices(a.parts))
+    note("plan of each device", [str(p) for p in two.plans])
+    rng = np.random.default_rng()
+    texts = Texts(rng, two.limits.vocabulary, 1, two.limits.pages)
+    b = texts.prompt(0, 512)
+    two.forward(b)
+    begun = time.perf_counter()
+    two.forward(b)
+    note("prefill of 512, tokens/s", round(512 / (time.perf_counter() - begun), 1))
+    at = np.array([512], np.int32)
+    two.greedy(at, at, texts.pages, 4)
+    begun = time.perf_counter()
+    two.greedy(at, at, texts.pages, 32)
+    note("decode, tokens/s", round(32 / (time.perf_counter() - begun), 1))
+    cpu = CpuBackend(weights, EngineConfig(context=512, max_sequences=1))
+    texts = Texts(rng, two.limits.vocabulary, 1, 4)
+    counts = {"logits": 0, "differ from the CPU": 0}
+    for b in [texts.prompt(0, 24), *(texts.step() for _ in range(12))]:
+        mine = two.forward(b)
+        counts["logits"] += mine.size
+        counts["differ from the CPU"] += differ(mine, cpu.forward(b))
+        note("bits", dict(counts))
+    note("wrong", counts["differ from the CPU"])
+    two.close()
+    cpu.close()
+
+
+WORK = {
+    "compile": compile_for_all,
+    "bits of a few layers": partial(bits, layers=FEW, cpu_seconds=30),
+    "bits": bits,
+    "rates": rates,
+    "lost": lost,
+    "bits, one plane": partial(bits, planes=1, cpu_seconds=10),
+    "large": large,
+}
+
+
+# All of it
+
+
+def run(a, stage, seconds):
+    """A stage as a process; how it ended."""
+    command = [sys.executable, __file__, a.model, a.out, "--stage", stage]
+    command += ["--parts", str(a.parts)] + (["--layers", str(a.layers)] if a.layers else [])
+    child = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        return f"ended after {seconds:.0f} s"
+    return "ok" if code == 0 else f"exit code {code}"
+
+
+def table(out, ended):
+    """The figures, and whether all is well."""
+    found, well = {"ended": ended}, True
+    for stage, how in ended.items():
+        path = Path(out) / f"{stage}.json"
+        found[stage] = json.loads(path.read_text()) if path.exists() else {}
+        wrong = found[stage].get("wrong", 0)
+        well &= how == "ok" and not wrong
+        print(f"{stage:<24} {how}, {found[stage].get('seconds', '-')} s, wrong: {wrong}")
+    for name, row in found.get("rates", {}).items():
+        if isinstance(row, dict) and "ratio" in row:
+            one, many = (v for k, v in row.items() if k.endswith("tokens/s"))
+            spread = f"({row['from']} to {row['to']})"
+            print(f"{name:<24} {one:10.1f} {many:10.1f}  x {row['ratio']} {spread}")
+    return found, well
 
 
 def main():
     p = argparse.ArgumentParser()
+    p.add_argument("model")
     p.add_argument("out")
-    p.add_argument("models", nargs="+")
+    p.add_argument("--seconds", type=float, default=470)
     p.add_argument("--parts", type=int, default=2)
+    p.add_argument("--layers", type=int)
+    p.add_argument("--stage", choices=STAGES)
+    p.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
+    p.add_argument("--commit", default="")
     a = p.parse_args()
-    found = {"checks": {}, "rates": {}}
-
-    def save():
-        Path(a.out).write_text(json.dumps(found, indent=1) + "\n")
-
-    for path in a.models:
-        for planes in (2, 1):
-            start = time.perf_counter()
-            name = f"{Path(path).name}, planes {planes}"
-            found["checks"][name] = checks(path, a.parts, planes)
-            print(name, found["checks"][name], f"{time.perf_counter() - start:.0f} s", flush=True)
-            save()
-    weights = Weights.from_file(GGUFFile.open(a.models[-1]))
-    engine = EngineConfig(context=2560, max_sequences=32, chunk=2048)
-    for name, make in (
-        ("1", lambda: CudaBackend(weights, engine)),
-        (
-            str(a.parts),
-            lambda: CudaPartsBackend(weights, EngineConfig(**vars(engine) | {"parts": a.parts})),
-        ),
-    ):
-        backend = make()
-        found["rates"][name] = rates(backend, weights.config.vocab)
-        print(name, found["rates"][name], flush=True)
-        save()
-        backend.close()
-    one, many = found["rates"]["1"], found["rates"][str(a.parts)]
-    for key in one:
-        print(f"{key:<16} {one[key]:10.1f} {many[key]:10.1f}  x {many[key] / one[key]:.3f}")
-    kinds = (v for c in found["checks"].values() for k, v in c.items() if k.endswith("sequences"))
-    raise SystemExit(any(not v.startswith("0 of") for v in kinds))
+    if a.stage:
+        WORK[a.stage](a, Notes(a))
+        return
+    end, ended = time.perf_counter() + a.seconds, {}
+    Path(a.out).mkdir(parents=True, exist_ok=True)
+    for stage in a.only:
+        left = end - time.perf_counter() - 3
+        if left < 10:
+            ended[stage] = "not run: no time"
+            continue
+        print(f"{stage} ({a.seconds - left - 3:.0f} s)", flush=True)
+        ended[stage] = run(a, stage, min(left, STAGES[stage]))
+    found, well = table(a.out, ended)
+    found = origin(a.model, a.commit) | {"GPUs": gpu_count()} | found
+    (Path(a.out) / "cuda_parts.json").write_text(json.dumps(found, indent=1) + "\n")
+    raise SystemExit(not well)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The CUDA backend beside llama.cpp on one model in one run: bits first, then speed.
 
 usage: python benchmarks/cuda_peer.py MODEL.gguf LLAMA OUT.json [--depths 4096,16384]
+           [--prompts 512,4096] [--sequences 8,32,64] [--no-start]
 
 The logits of a prompt and of a few decode steps must equal the CPU backend's, and those of several
 sequences together each one's alone, else nothing is timed. LLAMA is a folder with llama.cpp's
-llama-bench and llama-batched-bench; without it (""), only isobit is timed.
+llama-bench and llama-batched-bench; without it (""), only isobit is timed. A model with recurrent
+states takes neither depths nor sequences: what is compared there runs a step twice.
 """
 
 import argparse
@@ -18,16 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from batches import batch, origin
+from batches import batch, compile_ahead, origin
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
-
-SEQUENCES = (8, 32, 64)
 
 
 def median_rate(tokens, run, repeats=5):
@@ -128,9 +129,14 @@ def main():
     p.add_argument("llama")
     p.add_argument("out")
     p.add_argument("--depths", default="4096,16384")
+    p.add_argument("--prompts", default="512,4096")
+    p.add_argument("--sequences", default="8,32,64")
+    p.add_argument("--no-start", action="store_true")
     p.add_argument("--commit", default="")
     a = p.parse_args()
-    depths = [int(d) for d in a.depths.split(",") if d]
+    depths, prompts, sequences = (
+        [int(n) for n in text.split(",") if n] for text in (a.depths, a.prompts, a.sequences)
+    )
     context = max([8192, *depths]) + 512
     found = origin(a.model, a.commit)
 
@@ -140,9 +146,15 @@ def main():
         Path(a.out).write_text(json.dumps(found, indent=1))
 
     weights = Weights.from_file(GGUFFile.open(a.model))
+    if weights.graph.recurrent and (depths or sequences):
+        raise SystemExit("a recurrent model: expected --depths '' --sequences ''")
     engine = EngineConfig(context=context, max_sequences=1, chunk=2048)
     start = time.perf_counter()
-    gpu = CudaBackend(weights, engine)
+    device = CudaGpu()
+    note("kernels compiled", compile_ahead(weights, engine, device))
+    note("compile seconds", time.perf_counter() - start)
+    start = time.perf_counter()
+    gpu = CudaBackend(weights, engine, device)
     note("device", gpu.device)
     note("load seconds", time.perf_counter() - start)
     note("memory plan", str(gpu.plan))
@@ -167,7 +179,7 @@ def main():
         raise SystemExit(1)
 
     ours = {}
-    for n in (512, 4096):
+    for n in prompts:
         for chunk in (512, 2048):
             if chunk > n:
                 continue
@@ -195,16 +207,20 @@ def main():
             128, lambda d=depth: gpu.greedy(one, d * one, pages, 128), 3
         )
     gpu.close()
-    ours |= several(weights, tokens, SEQUENCES)
+    if sequences:
+        ours |= several(weights, tokens, sequences)
     note("isobit tokens/s", ours)
-    command = ("-m", "isobit", "run", a.model, "--tokens", "785,9217,308", "-n", "1", "-c", "512")
-    note("isobit start to first token, s", seconds(sys.executable, *command, "--backend", "cuda"))
+    if not a.no_start:
+        run = ("-m", "isobit", "run", a.model, "--tokens", "785,9217,308", "-n", "1", "-c", "512")
+        note("isobit start to first token, s", seconds(sys.executable, *run, "--backend", "cuda"))
     if a.llama:
-        program = f"{a.llama}/llama-bench"
-        options = ("-ngl", "99", "-fa", "1", "-p", "3", "-n", "0", "-r", "1", "--no-warmup")
-        note("llama.cpp start to first token, s", seconds(program, "-m", a.model, *options))
-        theirs = llama_batched(f"{a.llama}/llama-batched-bench", a.model, SEQUENCES)
-        theirs |= llama(program, a.model, "-p", "512,4096", "-n", "128")
+        program, theirs = f"{a.llama}/llama-bench", {}
+        if not a.no_start:
+            options = ("-ngl", "99", "-fa", "1", "-p", "3", "-n", "0", "-r", "1", "--no-warmup")
+            note("llama.cpp start to first token, s", seconds(program, "-m", a.model, *options))
+        if sequences:
+            theirs = llama_batched(f"{a.llama}/llama-batched-bench", a.model, sequences)
+        theirs |= llama(program, a.model, "-p", ",".join(map(str, prompts)), "-n", "128")
         theirs |= llama(program, a.model, "-p", "0", "-n", "128", graph_opt=True)
         for depth in depths:
             theirs |= llama(program, a.model, "-p", "0", "-n", "128", "-d", str(depth))

@@ -2,92 +2,34 @@
 
 usage: python benchmarks/cuda_rows.py MODEL.gguf OUT [--rounds 5] [--seconds 420] [--no-check]
 
-Old is what runs by default; new is what a Variant of backends/cuda/lowering.py asks for. All of it
-is lowered side by side over the same weights, so a turn is a few milliseconds. OUT/cuda_rows.json
-gets every figure; the table comes last. Whatever is left when the seconds are over is named as not
+"Plain" is without kernels of a few rows and without graphs of mixed batches. All of it is lowered
+side by side over the same weights, so a turn is a few milliseconds. OUT/cuda_rows.json gets every
+figure; the table comes last. Whatever is left when the seconds are over is named as not
 run. The exit code is 1 if a bit differs.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from math import inf
 from pathlib import Path
 
 import numpy as np
 from batches import origin
+from kernels import asked, compile_all
 
-from isobit.backends.base import Batch, Limits
+from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
-from isobit.backends.cuda.device import compile as compiler
 from isobit.backends.cuda.device import gpu as device
-from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Variant
-from isobit.backends.cuda.programs import Programs, _rows
-from isobit.backends.cuda.slots import PASS, ROWS, STEP, Inputs, Pass
-from isobit.backends.cuda.steps import OneSequence, SeveralRows
-from isobit.backends.pool import Room, fitted
+from isobit.backends.cuda.programs import Sizes
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
-FEW = (2, 3, 4)
-SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-MIXED = (8, 16, 32, 48, 64, 96, 128, 192, 256)
-NEW = Variant(rows=FEW, padded=SIZES, mixed=MIXED)
-OTHERS = {  # of steps of a few rows
-    "nothing ahead": Variant(ahead=0),
-    "gate, up ahead": Variant(ahead=1),
-    "all ahead": Variant(ahead=3),
-    "deep": Variant(deep=True),
-}
+FEW = Sizes().few
 DEPTHS = 4000, 16000
 STEPS, DEPTH = 48, 128
-
-
-class Listener:
-    """A device that runs nothing: which kernels would be launched."""
-
-    def __init__(self, gpu):
-        self.multiprocessors, self.shared_most = gpu.multiprocessors, gpu.shared_most
-        self.cache_bytes, self.asked = gpu.cache_bytes, set()
-
-    def launch(self, stem, *_, defines=None, **__):
-        self.asked.add((stem, tuple(sorted((defines or {}).items()))))
-
-    def upload(self, *_):
-        pass
-
-    def capture(self, queue):
-        queue()
-
-
-def compile_all(weights, engine, gpu):
-    """Compile what will be asked for, by all cores; how many kernels."""
-    listener = Listener(gpu)
-    engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))
-    limits = Limits.of(weights, engine)
-    for variant in (NEW, *(Variant(FEW, v.ahead, v.deep) for v in OTHERS.values())):
-        programs = Programs(weights, engine, limits, listener, True, variant)
-        for steps in (programs.many, *programs.rows.values(), programs.mixed):
-            if steps is not None:
-                steps.start()
-    for many in (False, True):
-        programs.one._queue(programs.one._pass(many=many))
-    for n in FEW:
-        programs.many._queue(programs.many._pass(n))
-    made = next(made for made, _ in programs._programs if made.g.kind == PASS)
-    for n, length in ((1, 0), (40, 1), (600, 1)):
-        p = Pass(n, 1, Inputs(*[0] * 7), count=1, spans=dict.fromkeys(made.g.spans, length))
-        made.queue(p)
-    if hasattr(gpu, "arch"):  # else it is no device
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda k: compiler.cubin(k[0], gpu.arch, dict(k[1])), listener.asked))
-    return len(listener.asked)
 
 
 class Texts:
@@ -159,17 +101,6 @@ def only(backend, **what):
             setattr(programs, name, value)
 
 
-def lowered(backend, weights, rows, variant):
-    """Steps of so many rows, lowered once more over the same weights."""
-    how = {"rows": rows, "variant": variant}
-    at = backend._programs.resident, backend._gpu, backend.engine.activation_planes
-    made = Program(weights.graph, *at, ROWS if rows > 1 else STEP, **how)
-    steps = SeveralRows(made, rows) if rows > 1 else OneSequence(made)
-    made.g.allocate(_rows(made.g, rows))
-    steps.start()
-    return steps
-
-
 class Clock:
     """Times ways to run in turns; microseconds, the median of rounds."""
 
@@ -238,7 +169,15 @@ def mixed(backend, texts, steps, prompt, wanted, count=4):
     return run
 
 
-def measure(backend, weights, texts, clock):
+def of_prompt(backend, texts, n, first):
+    """A part of a prompt."""
+    at = np.arange(first, first + n, dtype=np.int32)
+    last = np.array([n - 1], np.int32)
+    batch = Batch((at % 1000).astype(np.int32), at, np.zeros(n, np.int32), texts.pages, last)
+    return lambda: backend.forward(batch)
+
+
+def measure(backend, texts, clock):
     """All comparisons, the ones that matter most first."""
     programs = backend._programs
     rows, many, mix = programs.rows, programs.many, programs.mixed
@@ -246,52 +185,34 @@ def measure(backend, weights, texts, clock):
     for s in range(len(texts.pages)):  # what is read has been written
         backend.forward(texts.batch([(s, 1024 if s < 4 else DEPTH)]))
     run = greedy(backend, texts, 1, DEPTH)
-    clock.turns("1 sequence", {"old": (old, run)}, STEPS)
-    more = {
-        n: {way: {n: lowered(backend, weights, n, variant)} for way, variant in OTHERS.items()}
-        for n in FEW
-    }
+    clock.turns("1 sequence", {"captured": (new, run)}, STEPS)
     for n in FEW:
         run = greedy(backend, texts, n, DEPTH)
-        ways = {"old": (old, run), "new": (new, run)}
-        for way, of in more[n].items():
-            ways[way] = (lambda of=of: only(backend, rows=of)), run
-        clock.turns(f"{n} sequences", ways, STEPS)
+        clock.turns(f"{n} sequences", {"plain": (old, run), "few": (new, run)}, STEPS)
     for n in FEW:
         run = drafts(backend, texts, n, DEPTH)
-        clock.turns(f"{n} rows of one", {"old": (old, run), "new": (new, run)}, 16)
+        clock.turns(f"{n} rows of one", {"plain": (old, run), "captured": (new, run)}, 16)
     for prompt, wanted in ((1, 0), (1, 1), (32, 1), (200, 1), (512, 1)):
         run = mixed(backend, texts, 31, prompt, wanted)
         name = f"31 steps + {prompt}, {31 + wanted} logits"
-        clock.turns(name, {"old": (old, run), "new": (new, run)}, 4)
-    for n in filter(lambda n: n <= many.most, (5, 20, 32, 64)):
-        run = greedy(backend, texts, n, DEPTH)
-
-        @contextlib.contextmanager
-        def without_padding(n=n, sizes=tuple(many.sizes)):
-            many.sizes = (*(size for size in sizes if size < n), n)
-            try:
-                with only(backend):
-                    yield
-            finally:
-                many.sizes = sizes
-
-        clock.turns(f"{n} steps", {"exact": (without_padding, run), "padded": (old, run)}, STEPS)
-    alone = lambda: only(backend, many=None)  # noqa: E731
-    for n in filter(lambda n: n <= many.most, (128, 256)):
-        run = greedy(backend, texts, n, DEPTH, 4)
-        clock.turns(f"{n} steps", {"old": (alone, run), "new": (old, run)}, 4)
-    two = lowered(backend, weights, 1, Variant(attending=2))
+        clock.turns(name, {"plain": (old, run), "captured": (new, run)}, 4)
+    for n in filter(lambda n: n <= many.most, (5, 8, 16, 20, 32, 64, 128, 256)):
+        run = greedy(backend, texts, n, DEPTH, 16)
+        clock.turns(f"{n} steps", {"captured": (new, run)}, 16)
     long = Texts(None, 0, 1, DEPTHS[-1] // 64 + 4)
     for depth in DEPTHS:
         run = greedy(backend, long, 1, depth)
-        ways = {"old": (old, run), "2 blocks attend": (lambda: only(backend, one=two), run)}
-        clock.turns(f"1 at {depth:,}", ways, STEPS)
+        clock.turns(f"1 at {depth:,}", {"captured": (new, run)}, STEPS)
+    for n in (512, 2048):
+        run = of_prompt(backend, long, n, 0)
+        clock.turns(f"prompt of {n:,}", {"captured": (new, run)})
+    run = of_prompt(backend, long, 2048, DEPTHS[-1] - 2048)
+    clock.turns(f"2,048 of a prompt from {DEPTHS[-1] - 2048:,} on", {"captured": (new, run)})
     for n in (2, 4):
         run = greedy(backend, texts, n, 1000)
-        clock.turns(f"{n} sequences at 1,000", {"old": (old, run), "new": (new, run)}, STEPS)
+        clock.turns(f"{n} sequences at 1,000", {"plain": (old, run), "captured": (new, run)}, STEPS)
     run = mixed(backend, texts, 0, 64, 1)
-    clock.turns("prompt of 64", {"old": (old, run), "new": (new, run)}, 4)
+    clock.turns("prompt of 64", {"plain": (old, run), "captured": (new, run)}, 4)
 
 
 def main():
@@ -317,19 +238,19 @@ def main():
     rng, vocab, wrong, total = np.random.default_rng(), weights.config.vocab, 0, 0
     backend = None
     planes = (1, 2) if not a.no_check else (2,)
-    new = type("New", (CudaBackend,), {"variant": NEW})
     for p in planes:
         most = a.sequences if p == 2 else 32
         engine = EngineConfig(
             activation_planes=p,
             context=DEPTHS[-1] + 256,
             max_sequences=most,
-            chunk=1024,
+            chunk=2048,
             pages=max(24 * most, DEPTHS[-1] // 64 + 4),
         )
         gpu = device.CudaGpu()
-        note(f"planes {p}: kernels compiled", compile_all(weights, engine, gpu))
-        backend = new(weights, engine, gpu)
+        kernels = asked(weights, engine, gpu)
+        note(f"planes {p}: MB of {len(kernels)} kernels", compile_all(kernels, gpu.arch) / 1e6)
+        backend = CudaBackend(weights, engine, gpu)
         note(f"planes {p}: loaded, captured, planned", str(backend.plan))
         note("device", backend.device)
         if not a.no_check:
@@ -343,7 +264,7 @@ def main():
     memory = backend.memory()
     note("used GB", (memory.total - memory.free) / 1e9)
     clock = Clock(note, a.rounds, a.seconds - (time.perf_counter() - begin))
-    measure(backend, weights, Texts(rng, vocab, a.sequences, 24), clock)
+    measure(backend, Texts(rng, vocab, a.sequences, 24), clock)
     backend.close()
     print(f"\n{wrong} of {total} logits differ from the CPU's")
     for name, way, us, ratio in clock.table:
@@ -353,4 +274,5 @@ def main():
     raise SystemExit(wrong > 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

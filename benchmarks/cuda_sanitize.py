@@ -29,7 +29,6 @@ from batches import batch, origin
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.fusions import step_attention
-from isobit.backends.cuda.lowering import Variant
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -44,8 +43,7 @@ def passes(model):
     sequences = 8
     engine = EngineConfig(context=512, max_sequences=sequences, chunk=256)
     weights = Weights.from_file(GGUFFile.open(model))
-    variant = Variant(rows=(2, 3, 4), padded=(8,), mixed=(16,))
-    backend = type("New", (CudaBackend,), {"variant": variant})(weights, engine)
+    backend = CudaBackend(weights, engine)
     seed = int(np.random.SeedSequence().entropy % (1 << 32))
     print("seed", seed, flush=True)
     rng = np.random.default_rng(seed)

@@ -36,38 +36,44 @@ SLOT = 512  # positions of the longest request
 
 
 class Load:
-    """So many streams at once for so long."""
+    """So many streams at once for so long, or for so many requests."""
 
-    def __init__(self, port, streams, seconds, seed, sampled, most):
-        self.left, self.longest = (most, 12) if most else (math.inf, 192)
-        self.port, self.streams, self.seconds = port, streams, seconds
-        self.rng, self.sampled = random.Random(seed), sampled
-        self.text = TEXT.read_text()
+    def __init__(self, a):
+        self.left, self.longest = (a.requests, 12) if a.requests else (math.inf, 192)
+        self.port, self.streams, self.seconds = a.port, a.streams, a.seconds
+        self.rng, self.sampled = random.Random(a.seed), a.sampled
+        self.text, self.exact = TEXT.read_text(), a.exact
         self.tokens = self.prompt_tokens = self.requests = 0
         self.failed = []
         self.first, self.gaps = [], []
 
     def body(self):
         """The next request; they are drawn in order, whoever sends them."""
+        if self.exact:
+            return json.dumps(self.exactly(*self.exact)).encode()
         n = self.rng.randrange(60, 600 if self.longest > 32 else 100)
         at = self.rng.randrange(len(self.text) - 700)
         asked = {
             "prompt": self.text[at : at + n],
             "max_tokens": self.rng.randrange(self.longest // 6, self.longest),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": 0,
         }
+        return json.dumps(asked | self.how()).encode()
+
+    def exactly(self, prompt, answer, vocabulary):
+        """A prompt of so many ids, none like another's, and so many tokens after it."""
+        ids = [self.rng.randrange(vocabulary) for _ in range(prompt)]
+        return {"prompt": ids, "max_tokens": answer, "ignore_eos": True} | self.how()
+
+    def how(self):
+        asked = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
         if self.rng.random() < self.sampled:
             asked |= {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
             asked["seed"] = self.rng.randrange(1 << 31)
-        return json.dumps(asked).encode()
+        return asked
 
     async def run(self):
         self.end = time.monotonic() + self.seconds
-        began = time.monotonic()
         await asyncio.gather(*(self.stream() for _ in range(self.streams)))
-        return time.monotonic() - began
 
     async def stream(self):
         while time.monotonic() < self.end and self.left > 0:
@@ -83,15 +89,12 @@ class Load:
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode())
         writer.write(body)
-        sent = last = time.monotonic()
-        tail, n = b"", 0
+        last, tail, came = time.monotonic(), b"", self.first
         while part := await reader.read(1 << 16):
             now = time.monotonic()
-            if n == 1:
-                self.first.append(now - sent)
-            elif n > 1:
-                self.gaps.append(now - last)
-            last, n = now, n + 1
+            for _ in range(part.count(b"\r\ndata: {")):  # none in the head of the answer
+                came.append(now - last)
+                last, came = now, self.gaps
             tail = (tail + part)[-4000:]
         writer.close()
         if not tail.rstrip(b"\r\n0").endswith(b"[DONE]"):
@@ -109,33 +112,65 @@ def percentile(values, share):
 
 def client(a):
     """The process that asks; prints what it found."""
-    load = Load(a.port, a.streams, a.seconds, a.seed, a.sampled, a.requests)
-    seconds = asyncio.run(load.run())
+    load = Load(a)
+    begun = time.time()
+    asyncio.run(load.run())
     found = {
         "requests": load.requests,
-        "failed": len(load.failed),
-        "first failure": load.failed[:1],
-        "generated tokens": load.tokens,
-        "generated tokens/s": round(load.tokens / seconds, 1),
-        "prompt tokens/s": round(load.prompt_tokens / seconds, 1),
-        "all tokens/s": round((load.tokens + load.prompt_tokens) / seconds, 1),
-        "ms to the first piece p50, p99": [percentile(load.first, s) for s in (0.5, 0.99)],
-        "ms between pieces p50, p99": [percentile(load.gaps, s) for s in (0.5, 0.99)],
+        "failed": load.failed,
+        "tokens": load.tokens,
+        "prompt tokens": load.prompt_tokens,
+        "began, ended": [begun, time.time()],
+        "first": [round(s, 6) for s in load.first],
+        "gaps": [round(s, 6) for s in load.gaps],
     }
     print(json.dumps(found))
+
+
+def asked(port, streams, *options, processes=1, seed=1):
+    """What so many streams, of one or more client processes, find together.
+
+    Raises SystemExit if an answer fails.
+    """
+    ask = [sys.executable, __file__, "client", "--port", str(port), *map(str, options)]
+    share = [streams // processes + (i < streams % processes) for i in range(processes)]
+    clients = [
+        subprocess.Popen(
+            [*ask, "--streams", str(n), "--seed", str(seed + 1000 * i)], stdout=subprocess.PIPE
+        )
+        for i, n in enumerate(share)
+    ]
+    parts = [json.loads(each.communicate()[0]) for each in clients]
+    began, ended = zip(*(part["began, ended"] for part in parts), strict=True)
+    seconds = max(ended) - min(began)
+    names = "requests", "failed", "tokens", "prompt tokens", "first", "gaps"
+    total = {name: parts[0][name] for name in names}
+    for part in parts[1:]:
+        total = {name: total[name] + part[name] for name in names}
+    if total["failed"]:
+        raise SystemExit(f"{len(total['failed'])} answers failed: {total['failed'][0]}")
+    prompt, tokens = total["prompt tokens"], total["tokens"]
+    return {
+        "requests": total["requests"],
+        "generated tokens": tokens,
+        "generated tokens/s": round(tokens / seconds, 1),
+        "prompt tokens/s": round(prompt / seconds, 1),
+        "all tokens/s": round((tokens + prompt) / seconds, 1),
+        "seconds": round(seconds, 3),
+        "ms to the first piece p50, p99": [percentile(total["first"], s) for s in (0.5, 0.99)],
+        "ms between pieces p50, p99": [percentile(total["gaps"], s) for s in (0.5, 0.99)],
+    }
 
 
 class Server:
     """One of the two, for as long as the block lasts."""
 
-    def __init__(self, command, port):
+    def __init__(self, command, port, log=subprocess.DEVNULL):
         self.port = port
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def __enter__(self):
-        for _ in range(600):
+        for _ in range(1800):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5)
                 return self
@@ -163,19 +198,13 @@ class Server:
 
 def measure(command, port, a, seed):
     with Server(command, port) as server:
-        ask = [sys.executable, __file__, "client", "--port", str(port)]
-        ask += ["--streams", str(a.streams), "--sampled", str(a.sampled), "--seed", str(seed)]
-        subprocess.run([*ask, "--seconds", "3"], check=True, stdout=subprocess.DEVNULL)
+        ask = port, a.streams, "--sampled", a.sampled, "--seconds"
+        asked(*ask, 3, seed=seed)
         before, used = server.memory()
-        done = subprocess.run(
-            [*ask, "--seconds", str(a.seconds)], check=True, capture_output=True, text=True
-        )
-        found = json.loads(done.stdout)
+        found = asked(*ask, a.seconds, seed=seed)
         after, total = server.memory()
         found["resident MB before, after"] = [before, after]
         found["processor seconds of the server"] = round(total - used, 1)
-    if found["failed"]:
-        raise SystemExit(f"{found['failed']} answers failed: {found['first failure']}")
     return found
 
 
@@ -183,14 +212,11 @@ def memory(command, a):
     """Resident MB of isobit's server after some of so many requests, and after all."""
     done = 0
     with Server(command, a.port) as server:
-        ask = [sys.executable, __file__, "client", "--port", str(a.port), "--seconds", "86400"]
-        ask += ["--streams", str(a.streams), "--sampled", str(a.sampled)]
+        ask = a.port, a.streams, "--seconds", 86400, "--sampled", a.sampled, "--requests"
         for until in (a.requests // 10, a.requests // 2, a.requests):
-            some = ["--requests", str(until - done), "--seed", str(a.seed + done)]
-            ran = subprocess.run([*ask, *some], check=True, capture_output=True, text=True)
-            told, done = json.loads(ran.stdout), until
-            if told["failed"] or told["requests"] != int(some[1]):
-                raise SystemExit(f"{told['failed']} answers failed: {told['first failure']}")
+            told = asked(*ask, until - done, seed=a.seed + done)
+            assert told["requests"] == until - done
+            done = until
             print(f"after {done} requests: {server.memory()[0]} MB", flush=True)
 
 
@@ -207,6 +233,7 @@ def main():
     p.add_argument("--port", type=int, default=18123)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--requests", type=int, default=0)
+    p.add_argument("--exact", type=int, nargs=3, metavar=("PROMPT", "ANSWER", "VOCABULARY"))
     p.add_argument("--commit", default="")
     a = p.parse_args()
     if a.model == "client":
@@ -250,4 +277,5 @@ def main():
     return None
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from isobit import machine
+from isobit.arguments import flag, texts, whole, wholes
 from isobit.errors import ModelRefused, UsageError
 
 MOST_THREADS = 1024
 MOST_POSITIONS = 1 << 24
 MOST_PAGES = (1 << 31) - 1
+MOST_SHARE = 999_999
 
 
 @dataclass(frozen=True)
@@ -157,24 +159,32 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if type(self.activation_planes) is not int or self.activation_planes not in (1, 2):
-            raise UsageError(f"activation_planes: expected 1 or 2, got {self.activation_planes!r}")
-        for name, value, most in (
-            ("threads", self.threads, MOST_THREADS),
-            ("parts", self.parts, MOST_THREADS),
-            ("context", self.context, MOST_POSITIONS),
-            ("pages", self.pages, MOST_PAGES),
-            ("max_sequences", self.max_sequences, MOST_POSITIONS),
-            ("kept_states", self.kept_states, MOST_POSITIONS),
-            ("chunk", self.chunk, MOST_POSITIONS),
+        found: dict[str, object] = {
+            "activation_planes": whole("activation_planes", self.activation_planes, 1, 2),
+            "expert_shares": wholes("expert_shares", self.expert_shares, 1, MOST_SHARE),
+            "stages": tuple(texts("stages", self.stages)),
+            "allow_inexact": flag("allow_inexact", self.allow_inexact),
+        }
+        for name, most, optional in (
+            ("threads", MOST_THREADS, True),
+            ("parts", MOST_THREADS, False),
+            ("context", MOST_POSITIONS, True),
+            ("pages", MOST_PAGES, True),
+            ("max_sequences", MOST_POSITIONS, False),
+            ("kept_states", MOST_POSITIONS, False),
+            ("chunk", MOST_POSITIONS, False),
         ):
-            if value is None and name in ("threads", "context", "pages"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise UsageError(f"{name}: expected an integer from 1 to {most}, got {value!r:.60}")
+            value = getattr(self, name)
+            if value is not None or not optional:
+                found[name] = whole(name, value, 1, most)
+        if not isinstance(self.stage_key, bytes):  # which is a secret: it is not shown
+            kind = type(self.stage_key).__name__
+            raise UsageError(f"stage_key: expected bytes, got {kind}")
         if self.expert_shares and len(self.expert_shares) != self.parts:
             n = len(self.expert_shares)
             raise UsageError(f"expert_shares: expected {self.parts}, one for each part, got {n}")
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     @property
     def cores(self) -> int:

@@ -7,6 +7,7 @@ exception's ``exit_code``; a traceback therefore always means a bug in isobit.
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,24 @@ def no_such_file(path: str | os.PathLike[str], *others: str) -> str:
         for near in difflib.get_close_matches(file.name[:100], names, 1, 0.75):
             hint = f"; did you mean {str(file.with_name(near))!r}?"
     return f"no such file: {shown!r}{hint}"
+
+
+def shown(value: object) -> str:
+    """A value for a message: on one line, and short whatever it is."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:59] + "…")
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = _SHORT.repr(value[:60] if isinstance(value, (bytes, bytearray)) else value)
+    except Exception:
+        text = type(value).__name__
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class IsobitError(Exception):

@@ -3,6 +3,7 @@
 import stat
 from pathlib import Path
 
+from isobit import arguments
 from isobit.errors import FileRefused, no_such_file
 
 _KINDS = (
@@ -26,9 +27,9 @@ def is_named_pipe(path: str | Path) -> bool:
 def regular(path: str | Path, what: str) -> Path:
     """The path, refused if something stands there that is no file: a pipe would be waited for.
 
-    what: what is expected, for the message. Raises FileRefused.
+    what: what is expected, for the message. Raises FileRefused; UsageError for what is no path.
     """
-    path = Path(path)
+    path = Path(arguments.path("path", path))
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isobit.backends import NAMES, lacks
+from isobit.backends.hardware import may_have_gpu
 from isobit.backends.pool import page_bytes
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
@@ -40,6 +41,8 @@ class Inspection:
     """What :func:`inspect` found."""
 
     path: Path
+    located: Path
+    """What opens the same model again: of a folder read in another type, with that type."""
     files: int
     """How many files it is in; a split model has more than one."""
     file_size: int
@@ -84,6 +87,7 @@ def inspect(
         digest = file.sha256(progress) if sha256 else None
         return Inspection(
             path=file.path,
+            located=Path(path),
             files=len(file.paths),
             file_size=file.file_size,
             gguf_version=file.version,
@@ -128,7 +132,7 @@ def verdict(found: Inspection) -> Verdict:
     weights = sum(t.nbytes or 0 for t in found.types)
     gpu = None
     if found.backends["cuda"] is None:
-        gpu = _on_gpu(found.path, weights, kv, config.context_length)
+        gpu = _on_gpu(found.located, weights, kv, config.context_length)
     if gpu is not None and gpu.runs:
         return gpu
     instead = "" if gpu is None else f"on the CPU, as the GPU is too small ({gpu.why}); "
@@ -148,6 +152,8 @@ def verdict(found: Inspection) -> Verdict:
 
 def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     """The verdict of CUDA's own plan; None where there is no such device."""
+    if not may_have_gpu():
+        return None
     from isobit.backends.cuda.device import gpu  # noqa: PLC0415 - loads the driver
     from isobit.backends.cuda.programs import planned  # noqa: PLC0415
 

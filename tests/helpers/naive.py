@@ -193,20 +193,30 @@ def attention(
     return [f32(o * share) for o in out]
 
 
-def top_k(z: Row, k: int, *, normalise: bool) -> tuple[list[int], list[float]]:
+def top_k(
+    z: Row, k: int, *, normalise: bool, groups: int = 1, used: int = 1
+) -> tuple[list[int], list[float]]:
     m = max(z)
     e = [exp(f32(a - m)) for a in z]
     total = sum256(e)
-    return choose([f32(a / total) for a in e], k, normalise=normalise)
+    p = [f32(a / total) for a in e]
+    return choose(p, k, normalise=normalise, groups=groups, used=used, added=1)
 
 
 def choose(
-    p: Row, k: int, *, normalise: bool, bias: Row | None = None, groups: int = 1, used: int = 1
+    p: Row,
+    k: int,
+    *,
+    normalise: bool,
+    bias: Row | None = None,
+    groups: int = 1,
+    used: int = 1,
+    added: int = 2,
 ) -> tuple[list[int], list[float]]:
     score = [f32(a + b) for a, b in zip(p, bias or [0.0] * len(p), strict=True)]
     size = len(p) // groups
-    two = [sorted(score[g * size : (g + 1) * size])[-2:] for g in range(groups)]
-    kept = first_of([f32(sum(pair)) for pair in two], list(range(groups)), used)
+    best = [sorted(score[g * size : (g + 1) * size])[-added:] for g in range(groups)]
+    kept = first_of([f32(sum(few)) for few in best], list(range(groups)), used)
     left = [i for i in range(len(p)) if i // size in kept]
     ids = first_of(score, left, k)
     if not normalise:

@@ -13,6 +13,7 @@ from isobit.errors import ModelRefused
 from isobit.gguf.formats import BF16, F16, F32, Q4_0, Q8_0, Format
 from isobit.gguf.quantize import quantize
 from isobit.gguf.reader import GGUFFile
+from isobit.inspect import inspect, verdict
 from isobit.model.checkpoint import TYPES, open_model
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
@@ -246,3 +247,35 @@ def test_an_index_names_files_beside_it(tmp_path: Path) -> None:
     edit(tmp_path / "model.safetensors.index.json", weight_map={"a": "../../etc/passwd"})
     with pytest.raises(ModelRefused, match="names of files beside it"):
         open_model(tmp_path)
+
+
+def test_a_gpu_is_asked_about_the_type_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gpu:
+        name = "a GPU"
+
+        def memory(self) -> tuple[int, int]:
+            return 1 << 30, 1 << 30
+
+        def close(self) -> None:
+            pass
+
+    class Room:
+        total, cache = 1000, 10
+
+    planned = []
+
+    def plan(weights: Weights, *_: object) -> Room:
+        planned.append({t.format.name for t in weights.file.tensors.values()})
+        return Room()
+
+    monkeypatch.setattr("isobit.inspect.may_have_gpu", lambda: True)
+    monkeypatch.setattr("isobit.backends.cuda.device.gpu.available", lambda: (True, ""))
+    monkeypatch.setattr("isobit.backends.cuda.device.gpu.CudaGpu", Gpu)
+    monkeypatch.setattr("isobit.backends.cuda.programs.planned", plan)
+    written("qwen3", tmp_path)
+    for name in (tmp_path, f"{tmp_path}:q8_0"):
+        assert verdict(inspect(name)).backend == "cuda"
+    assert "Q8_0" not in planned[0]
+    assert "Q8_0" in planned[1]

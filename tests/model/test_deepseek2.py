@@ -1,5 +1,5 @@
-"""Latent attention as GLM-4.7-Flash and DeepSeek V3 have it: random weights of odd shapes, against
-transformers' own models in float64."""
+"""Latent attention as GLM-4.7-Flash, DeepSeek V3 and V2 have it: random weights of odd shapes,
+against transformers' own models in float64."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +16,16 @@ from tests.helpers.synth import Geometry
 SHAPES = {
     "Glm4MoeLite": Geometry(2, 160, 3, 1, 96, experts=6, experts_used=3, ffn=96, vocab=300),
     "DeepseekV3": Geometry(3, 128, 4, 1, 64, experts=8, experts_used=2, ffn=64, vocab=300),
+    "DeepseekV2": Geometry(2, 128, 4, 1, 64, experts=12, experts_used=4, ffn=64, vocab=300),
 }
-Q_RANK = {"Glm4MoeLite": 96, "DeepseekV3": 0}
+Q_RANK = {"Glm4MoeLite": 96, "DeepseekV3": 0, "DeepseekV2": 96}
 YARN = {
     "factor": 8.0,
     "original_max_position_embeddings": 64,
     "mscale": 0.75,
     "mscale_all_dim": 0.75,
 }
-GROUPS = {"Glm4MoeLite": (1, 1), "DeepseekV3": (4, 2)}
+GROUPS = {"Glm4MoeLite": (1, 1), "DeepseekV3": (4, 2), "DeepseekV2": (3, 2)}
 ROTATED, KV_RANK, DENSE_FFN, SCALE = 32, 64, 224, 1.8
 Made = tuple[str, GGUFFile, dict[str, F32]]
 TOKENS = np.random.default_rng(15).integers(0, 300, 90).tolist()
@@ -55,8 +56,8 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
         "feed_forward_length": DENSE_FFN,
         "expert_feed_forward_length": g.ffn,
         "expert_shared_count": 2,
-        "expert_gating_func": 2,
-        "expert_weights_norm": True,
+        "expert_gating_func": 1 if kind == "DeepseekV2" else 2,
+        "expert_weights_norm": kind != "DeepseekV2",
         "expert_weights_scale": SCALE,
         "expert_group_count": GROUPS[kind][0],
         "expert_group_used_count": GROUPS[kind][1],
@@ -99,7 +100,8 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
             make.feed_forward(f, at, "", g.hidden, DENSE_FFN)
         else:
             make.mixture(f, at, g)
-            f.vector(at + "exp_probs_b.bias", g.experts, about=0, spread=0.3)
+            if kind != "DeepseekV2":
+                f.vector(at + "exp_probs_b.bias", g.experts, about=0, spread=0.3)
             make.feed_forward(f, at, "_shexp", g.hidden, 2 * g.ffn)
     return f.close()
 
@@ -148,10 +150,13 @@ def test_transformers_in_float64(made: Made) -> None:
         "qk_rope_head_dim": ROTATED,
         "qk_nope_head_dim": g.head_dim - ROTATED,
         "v_head_dim": values_of(kind, g),
-        "rope_interleave": True,
     }
     del settings["head_dim"]
-    if kind == "DeepseekV3":
+    if kind == "DeepseekV2":
+        settings["topk_method"] = "group_limited_greedy"
+    else:
+        settings["rope_interleave"] = True
+    if kind != "Glm4MoeLite":
         settings["first_k_dense_replace"] = 1
         settings["rope_parameters"] |= {"rope_type": "yarn", **YARN}
     model = make.loaded(kind, settings, make.transformers_state(w, g, names))
@@ -171,8 +176,8 @@ def test_a_damaged_file_is_refused(made: Made) -> None:
         "leading_dense_block_count": 9,
         "attention.kv_lora_rank": 0,
     }
-    if kind == "DeepseekV3":
-        wrong |= {"expert_group_count": 3, "attention.value_length": 65}
+    if kind != "Glm4MoeLite":
+        wrong |= {"expert_group_count": 5, "attention.value_length": 65}
         wrong |= {"rope.scaling.yarn_log_multiplier": 2.0}
     missing = ["attention.kv_lora_rank", "rope.dimension_count", "block_count"]
     optional = "exp_probs_b", "attn_kv_b"

@@ -140,6 +140,7 @@ def test_a_fallback_from_a_gpu_that_is_there_is_a_warning(
     def full(*_: object) -> Backend:
         raise BackendUnavailable("cuda: the model needs 124.00 GB")
 
+    monkeypatch.setattr("isobit.backends.may_have_gpu", lambda: True)
     monkeypatch.setattr("isobit.backends.cuda.available", lambda: (True, ""))
     monkeypatch.setattr("isobit.backends.cuda.CudaBackend", full)
     monkeypatch.setattr("isobit.backends.wgpu.available", lambda **_: (False, "wgpu: none"))
@@ -152,11 +153,22 @@ def test_a_fallback_from_a_gpu_that_is_there_is_a_warning(
 def test_a_machine_without_a_gpu_is_no_news(
     weights: Weights, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
+    monkeypatch.setattr("isobit.backends.may_have_gpu", lambda: True)
     monkeypatch.setattr("isobit.backends.cuda.available", lambda: (False, "cuda: none"))
     monkeypatch.setattr("isobit.backends.wgpu.available", lambda **_: (False, "wgpu: none"))
     monkeypatch.setattr("isobit.backends.gpus", list)
     open_backend("auto", weights, EngineConfig(context=64, max_sequences=1)).close()
     assert not recwarn.list
+
+
+def test_auto_asks_no_library_where_there_is_no_gpu(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isobit.backends.may_have_gpu", lambda: False)
+    monkeypatch.setattr("isobit.backends.cuda.available", lambda: pytest.fail("asked"))
+    notes: list[str] = []
+    open_backend("auto", weights, EngineConfig(context=64, max_sequences=1), notes.append).close()
+    assert notes == ["backend auto: using cpu (no GPU, nor a driver of one)"]
 
 
 def test_a_backend_made_by_hand_is_settled_too(weights: Weights) -> None:

@@ -242,7 +242,7 @@ DENSE = {
 TOKENS = np.random.default_rng(4).integers(0, 300, 80).tolist()
 
 
-def _write_dense(path: Path) -> dict[str, NDArray[np.float32]]:
+def write_dense(path: Path) -> dict[str, NDArray[np.float32]]:
     """Two delta nets of 2 key and 6 value heads around attention of 3 heads, one dense
     feed-forward each."""
     f = RandomFile(path, "qwen35", DENSE)
@@ -279,7 +279,7 @@ def _write_dense(path: Path) -> dict[str, NDArray[np.float32]]:
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GGUFFile]:
     path = tmp_path_factory.mktemp("qwen35") / "m.gguf"
-    _write_dense(path)
+    write_dense(path)
     with GGUFFile.open(path) as opened_:
         yield opened_
 

@@ -264,14 +264,19 @@ def test_a_part_that_ends_is_an_error() -> None:
         backend.close()
 
 
-def test_more_parts_than_heads_are_refused() -> None:
+def test_more_parts_than_heads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     w = of_file(sample_path())
     with pytest.raises(UsageError, match="parts: expected at most"):
         split(w.graph, 0, 1000)
+    monkeypatch.setattr(PartsBackend, "_start", lambda *_: pytest.fail("a process starts"))
+    with pytest.raises(UsageError, match="parts: expected at most"):
+        PartsBackend(w, replace(ENGINE, parts=1000))
+    with pytest.raises(UsageError, match="expert_shares: expected an expert"):
+        PartsBackend(w, replace(ENGINE, parts=2, expert_shares=(1, 1 << 19)))
 
 
 @pytest.mark.parametrize("shares", [(1,), (1, 0), (1, 1, 1), (1, 1 << 20)])
 def test_shares_are_checked(shares: tuple[int, ...]) -> None:
     w = of_file(sample_path())
-    with pytest.raises(UsageError, match="expert shares: expected"):
+    with pytest.raises(UsageError, match="expert_shares: expected"):
         split(w.graph, 0, 2, shares=shares)

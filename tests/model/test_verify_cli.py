@@ -198,6 +198,7 @@ def test_comparisons_run_where_there_is_no_gpu(home: Path, capsys: Out) -> None:
 def test_a_backend_that_falls_back_is_an_error(
     capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("isobit.backends.may_have_gpu", lambda: True)
     monkeypatch.setattr("isobit.backends.cuda.available", lambda: (False, "no such device"))
     monkeypatch.setattr("isobit.backends.wgpu.available", lambda **_: (False, "nor one"))
     assert main(["verify", "--tokens", "5,6", "--backend", "auto"]) == 5

@@ -384,6 +384,7 @@ def test_what_an_inexact_device_gives_says_so(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def no_cuda(monkeypatch):
+    monkeypatch.setattr("isobit.backends.may_have_gpu", lambda: True)
     monkeypatch.setattr("isobit.backends.cuda.available", lambda: (False, "cuda: none"))
 
 

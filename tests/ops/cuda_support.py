@@ -1,7 +1,6 @@
 """What the CUDA tests share: an emulated or a real device, and buffers between sentinels."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +8,7 @@ import pytest
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops.matmul import one
+from isobit.backends.cuda.programs import Sizes
 
 from .cuda_emulator import EmulatedGpu
 
@@ -31,8 +28,15 @@ def open_gpu(kind):
     return CudaGpu()
 
 
+def sized(few=(), padded=()):
+    """A backend that captures steps of these sizes, besides those of one sequence."""
+    return type("Sized", (CudaBackend,), {"sizes": Sizes(few, padded)})
+
+
 def open_cuda(kind, weights, engine, *, fused=True):
-    return (CudaBackend if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
+    """On a device as it is by default; emulated, where padding costs much, of exact sizes."""
+    fit = sized() if kind == "emulated" else CudaBackend
+    return (fit if fused else UnfusedCudaBackend)(weights, engine, open_gpu(kind))
 
 
 def ragged(rng, vocab, parts, pages):
@@ -87,37 +91,3 @@ def same(a, b):
     assert np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32)), (
         f"{(a.view(np.uint32) != b.view(np.uint32)).sum()} of {a.size} values differ"
     )
-
-
-class Alone:
-    """Single launches of kernels, as operations make them; buffers are addresses."""
-
-    def __init__(self, gpu, planes):
-        self.gpu, self.planes, self.captured = gpu, planes, False
-
-    def launch(self, *arguments, **more):
-        Lowering.launch(self, *arguments, **more)
-
-    def quantise(self, x, n, rows, acts):
-        blocks = -(-rows * supers(n) // 8)
-        self.launch("ops/quantise", (blocks,), (x, n, n, 1, n, rows, acts))
-
-    def product(self, acts, x=0, segments=None):
-        return SimpleNamespace(
-            g=self,
-            stack=segments is not None,
-            segments=segments or (0, 0, 1),
-            input=lambda w: x if w.layout.kind == "floats" else acts,
-        )
-
-    def matmul(self, w, x, acts, y, items, *, segments=None, row_stride=None):
-        one(self.product(acts, x, segments), w, y, items, row_stride or w.rows)
-
-    def norm(self, x, norm, eps, n, rows, y, acts, residual=0, experts=(0, 1)):
-        arguments = (x, residual, *experts, norm, eps, n, y, acts)
-        self.launch("ops/rms_norm.norm_quantise", (rows,), arguments, shared=4 * n)
-
-    def sort_pairs(self, ids, pairs, experts, order, offset):
-        parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
-        arguments = (ids, pairs, experts, parts, order, offset, 0, 0)
-        self.launch("ops/top_k.sort_pairs", (1,), arguments, shared=4 * experts * parts)

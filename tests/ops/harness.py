@@ -146,21 +146,18 @@ class Writer(Builder):
 
 
 @dataclass(frozen=True, eq=False)
-class Specified:
-    """A case's graph, its passes and what they must give."""
+class Written:
+    """A case's graph and its passes."""
 
     weights: Weights
     engine: EngineConfig
+    result: str
     passes: list[list[tuple[NDArray[np.intp], Batch]]]
     """Of each cutting: which tokens, and the batch."""
-    stages: Stages
-    """Of all tokens, each as if its logits were wanted."""
-    result: str
 
 
-@lru_cache(1)
-def specified(case: Case) -> Specified:
-    """Write the case and run it on the reference backend."""
+def written(case: Case) -> Written:
+    """Write a case's graph, and a head for what a pass has to give."""
     g = Writer(case)
     with np.errstate(all="ignore"):
         y = case.write(g, **case.of)
@@ -170,7 +167,6 @@ def specified(case: Case) -> Specified:
         end = g.one(None, RmsNorm(1e-6), g.random(8), weights=[g.vector(8)])
         wanted = g.one(None, SelectRows(), end, g.logit_rows)
         last = g.one("head", MatMul(), wanted, weights=[floats(g.rng.standard_normal((16, 8)))])
-    weights = Weights(QWEN3_30B_A3B, g.graph(last))
     passes = [list(_passes(case, g.rng, n)) for n in range(len(case.cuts))]
     longest = case.first + max(case.lengths)
     engine = EngineConfig(
@@ -181,12 +177,20 @@ def specified(case: Case) -> Specified:
         chunk=max(len(at) for cut in passes for at, _ in cut),
         threads=3,
     )
-    at, whole = next(_passes(replace(case, cuts=((),)), g.rng, 0))
-    reference = ReferenceBackend(weights, engine)
+    return Written(Weights(QWEN3_30B_A3B, g.graph(last)), engine, y.name, passes)
+
+
+@lru_cache(1)
+def specified(case: Case) -> tuple[Written, Stages]:
+    """A case, and by the reference backend its stages: of all tokens, each as if its logits were
+    wanted."""
+    w = written(case)
+    at, whole = next(_passes(replace(case, cuts=((),)), np.random.default_rng(SEED), 0))
+    reference = ReferenceBackend(w.weights, w.engine)
     with np.errstate(all="ignore"):
         stages = traced(reference, replace(whole, logit_rows=at.astype(np.int32)))
     reference.close()
-    return Specified(weights, engine, passes, stages, y.name)
+    return w, stages
 
 
 def _passes(
@@ -230,9 +234,9 @@ def traced(backend: Backend, batch: Batch) -> Stages:
 
 def check(case: Case, backend: Backend, intact: Callable[[], None]) -> None:
     """Every pass of every cutting gives the specification's bits, and writes nothing else."""
-    wanted = specified(case)
+    wanted, stages = specified(case)
     fused_away = {stage for stage, _ in backend.fused_away}
-    compared = [name for name in wanted.stages if name not in fused_away]
+    compared = [name for name in stages if name not in fused_away]
     assert wanted.result in compared, "the case's own result is not compared"
     for passes in wanted.passes:
         for at, batch in passes:
@@ -245,7 +249,7 @@ def check(case: Case, backend: Backend, intact: Callable[[], None]) -> None:
             for name, value in got.items():
                 of_rows = wanted.weights.graph.stages[name, None].value.shape.rows == LOGIT_ROWS
                 rows = at[batch.logit_rows] if of_rows else at
-                same(value, wanted.stages[name][rows], f"{name} of tokens {at[0]} …", case.finite)
+                same(value, stages[name][rows], f"{name} of tokens {at[0]} …", case.finite)
 
 
 def same(got: Array, want: Array, what: str, finite: bool = False) -> None:
@@ -282,7 +286,7 @@ def refused(case: Case, way: str, reason: str) -> bool:
 
 def seconds(case: Case, backend: Backend) -> float:
     """The median time of the last pass of the first cutting, which was checked before."""
-    _, batch = specified(case).passes[0][-1]
+    _, batch = specified(case)[0].passes[0][-1]
     backend.run(batch)
     taken: list[float] = []
     while len(taken) < 5 or (sum(taken) < 0.5 and len(taken) < 1000):

@@ -17,7 +17,7 @@ from .ways import WAYS
     [pytest.param(case, way, id=f"{way} {case.name}") for case, way in matrix(CASES, WAYS)],
 )
 def test_case(case: Case, way: str) -> None:
-    wanted = specified(case)
+    wanted, _ = specified(case)
     try:
         with WAYS[way](wanted.weights, wanted.engine) as (backend, intact):
             check(case, backend, intact)

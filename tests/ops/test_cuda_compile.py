@@ -20,11 +20,11 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from tests.helpers.expected import needs
-from tests.helpers.synth import QWEN3_30B_A3B
 
-from . import test_graph_ops
+from .cases import CASES, pointwise, products, routing
 from .cuda_emulator import EmulatedGpu
-from .test_cuda_rows import sharing, varied
+from .cuda_support import sized
+from .harness import written
 
 
 class Recorder(EmulatedGpu):
@@ -41,15 +41,22 @@ class Recorder(EmulatedGpu):
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
 
 
+OTHERS = (
+    *(pointwise.bias, pointwise.rope, pointwise.clamped_gate, pointwise.gelu_gate),
+    *(pointwise.softcap, pointwise.scale, pointwise.multiply, pointwise.join),
+    *(products.expert_bias, routing.expert_scale),
+)
+"""Cases of operations that neither model has."""
+
+
 @pytest.fixture(scope="module")
 def kernels():
     gpu = Recorder()
     engine = EngineConfig(context=512, max_sequences=4, chunk=128)
     pages = np.arange(32, dtype=np.int32).reshape(4, 8)
     for path, kind in (
+        (sample_path(), sized()),
         (sample_path(), CudaBackend),
-        *((sample_path(), sharing(rows)) for rows in (2, 3, 4)),
-        (sample_path(), varied(mixed=(8,))),
         (sample_path(), UnfusedCudaBackend),
         (HYBRID, CudaBackend),
     ):
@@ -62,25 +69,25 @@ def kernels():
             each = np.arange(n, dtype=np.int32)
             backend.forward(Batch(each, 0 * each, each, pages, each))
     backend.read_bandwidth()
-    rng = np.random.default_rng()
-    for case in (
-        test_graph_ops.bias,
-        test_graph_ops.rope_of_neighbours,
-        test_graph_ops.expert_bias,
-        test_graph_ops.clamped_gate,
-        test_graph_ops.gelu_gate,
-        test_graph_ops.softcap,
-        test_graph_ops.scale,
-        test_graph_ops.expert_scale,
-        test_graph_ops.multiply,
-        test_graph_ops.join,
-    ):
-        weights = Weights(QWEN3_30B_A3B, test_graph_ops.graph(case, rng))
-        backend = UnfusedCudaBackend(weights, engine, gpu)
-        backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
+    seen = set()
+    for case in CASES:
+        if case.write in OTHERS and case.write not in seen:
+            backend = UnfusedCudaBackend(written(case).weights, engine, gpu)
+            backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
+            seen.add(case.write)
     for stem, defines in list(gpu.asked):  # what other shapes and devices ask for
-        if stem == "ops/batch_matmul" and ("GATED", "1") not in defines:
-            gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
+        if stem == "ops/batch_matmul":
+            other = {**dict(defines), "COLUMNS": "16"}
+            gpu.asked.add((stem, tuple(sorted(other.items()))))
+            other |= {"BLOCK": "512", "AT_ONCE": "1"}
+            gpu.asked.add((stem, tuple(sorted(other.items()))))
+            if ("GATED", "1") not in defines:
+                gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
+                gpu.asked.add((stem, tuple(sorted({**other, "SPLIT": "1"}.items()))))
+        if stem == "ops/matmul_mma":
+            gpu.asked.add((stem, tuple(sorted({**dict(defines), "NARROW": "1"}.items()))))
+            wide = tuple(d for d in defines if d[0] != "NARROW")
+            gpu.asked.add((stem, wide))
         if stem == "fusions/decode/decode_attention":
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))

@@ -5,7 +5,7 @@ import pytest
 
 from isobit import numerics
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.cuda import CudaBackend, fusions
+from isobit.backends.cuda import fusions
 from isobit.backends.cuda.fusions import decode_layer, step_attention
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -13,7 +13,7 @@ from isobit.model.weights import Weights
 from tests.helpers.synth import Q4_K_M, Geometry, write_model
 
 from .cuda_emulator import EmulatedGpu
-from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same
+from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same, sized
 from .test_cuda_forward import check, weights  # noqa: F401
 
 
@@ -79,7 +79,7 @@ def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_ti
         weights = Weights.from_file(file)
         gpu = EmulatedGpu(SEED, bulk=bulk)
         gpu.multiprocessors, gpu.shared_most = multiprocessors, shared
-        ours, theirs = CudaBackend(weights, engine, gpu), CpuBackend(weights, engine)
+        ours, theirs = sized()(weights, engine, gpu), CpuBackend(weights, engine)
         assert "decode_down" in kernels_of_step(ours)
         for start, stop in ((0, 3), (3, 4), (4, 5)):
             one = ragged(rng, weights.config.vocab, [(start, stop - start)], pages)

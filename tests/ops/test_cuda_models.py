@@ -1,5 +1,6 @@
 """Whole models of every architecture on the CUDA backend, bit for bit, cut in several ways."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,37 @@ from tests.model import (
     test_granite,
     test_lfm2,
     test_llama,
+    test_minimax,
     test_olmoe,
     test_qwen3next,
+    test_qwen35,
 )
 
 from .cuda_support import SEED, open_cuda, same
 from .test_cuda_forward import ALWAYS
 
+KINDS = (
+    *((test_llama, kind) for kind in test_llama.GEOMETRIES),
+    *((test_gemma, kind) for kind in test_gemma.KINDS),
+    *(
+        (module, kind)
+        for module in (test_deepseek2, test_glm4moe, test_granite, test_lfm2)
+        for kind in module.SHAPES
+    ),
+)
+MODELS = {
+    **{kind: partial(module.write, kind=kind) for module, kind in KINDS},
+    **{f"olmoe-{kind}": partial(test_olmoe.write, g=g) for kind, g in test_olmoe.SHAPES.items()},
+    "gpt-oss": test_gpt_oss.write,
+    "minimax-m2": test_minimax.write,
+    "qwen3next": test_qwen3next.write,
+    "qwen35": test_qwen35.write_dense,
+}
+EMULATED = (
+    *("llama3", "mixtral", "qwen2", "yarn", "olmoe-several", "DeepseekV2", "gemma3", "gemma4"),
+    *("big", "GraniteMoeShared", "lfm2moe", "gpt-oss", "minimax-m2", "qwen3next"),
+)
+"""One at least of each architecture."""
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
 LENGTHS = {"emulated": 9, "cuda": 150}
 CUTS = {"emulated": [0, 4, 7], "cuda": [0, 1, 40, 105, 148]}
@@ -79,60 +104,12 @@ def test_delta_nets_beside_attention(kind, planes, fused):
     compare(kind, HYBRID, planes, fused)
 
 
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_delta_nets_whose_key_heads_have_neighbours(tmp_path, kind):
-    test_qwen3next.write(tmp_path / "m.gguf")
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-@pytest.mark.parametrize("model", ["llama3", "mixtral", "qwen2", "yarn"])
-def test_llama_and_its_relatives(tmp_path, kind, model):
-    test_llama.write(tmp_path / "m.gguf", model)
+@pytest.mark.parametrize(
+    ("kind", "model"), [("emulated", m) for m in EMULATED] + [("cuda", m) for m in MODELS]
+)
+def test_architectures(tmp_path, kind, model):
+    MODELS[model](tmp_path / "m.gguf")
     compare(kind, tmp_path / "m.gguf", 1 if model == "yarn" else 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_sinks_windows_and_biases_of_experts(tmp_path, kind):
-    test_gpt_oss.write(tmp_path / "m.gguf")
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_norms_of_all_heads_together(tmp_path, kind):
-    test_olmoe.write(tmp_path / "m.gguf", test_olmoe.SHAPES["several"])
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_sigmoid_routers(tmp_path, kind):
-    test_glm4moe.write(tmp_path / "m.gguf", "big")
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_latent_attention(tmp_path, kind):
-    test_deepseek2.write(tmp_path / "m.gguf", "DeepseekV3")
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_short_convolutions(tmp_path, kind):
-    test_lfm2.write(tmp_path / "m.gguf", "lfm2moe")
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_scales_of_the_model(tmp_path, kind):
-    test_granite.write(tmp_path / "m.gguf", "GraniteMoeShared")
-    compare(kind, tmp_path / "m.gguf", 2, True)
-
-
-@pytest.mark.parametrize("kind", ["emulated", "cuda"])
-@pytest.mark.parametrize("model", ["gemma3", "gemma4"])
-def test_layers_that_differ(tmp_path, kind, model):
-    test_gemma.write(tmp_path / "m.gguf", model)
-    compare(kind, tmp_path / "m.gguf", 2, True)
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])

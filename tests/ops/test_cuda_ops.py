@@ -1,7 +1,4 @@
-"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if any.
-
-Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
-"""
+"""Kernels in forms that no case is large enough to ask for, and how weights are loaded."""
 
 import numpy as np
 import pytest
@@ -9,15 +6,13 @@ import pytest
 from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
-from isobit.backends.cuda.device.memory import Region, supers
-from isobit.backends.cuda.ops.append import KEY, QUERY, VALUE, room
-from isobit.backends.cuda.ops.matmul import pays_on_tensor_cores, stream_shared
+from isobit.backends.cuda.device.memory import Region
+from isobit.backends.cuda.lowering import WARPS
+from isobit.backends.cuda.ops.matmul import Fit
 from isobit.gguf.formats import FORMATS
-from isobit.numerics import TILE, Weight
-from tests.helpers.blocks import set_d, set_dmin
 
-from .cases import powers_weight
-from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
+from .cuda_support import Buffers, open_gpu, same
+from .inputs import values, weight
 
 
 @pytest.fixture(params=["emulated", "cuda"])
@@ -27,378 +22,49 @@ def gpu(request):
     device.close()
 
 
-@pytest.fixture
-def rng():
-    print("seed", SEED)
-    return np.random.default_rng(SEED)
-
-
-def activations(rng, *shape):
-    """Values over many decades, with zeros, a zero block, subnormals and outliers."""
-    x = (rng.standard_normal(shape) * 10 ** rng.uniform(-4, 4, shape)).astype(F32)
-    x[rng.random(shape) < 0.05] = 0
-    x[rng.random(shape) < 0.02] = F32(1e-41)
-    flat = x.reshape(-1)
-    flat[: min(256, flat.size // 3)] = 0
-    return x
-
-
-def random_weight(rng, fmt, *shape):
-    """A weight of random bytes whose float scales are finite."""
-    values = int(np.prod(shape))
-    data = rng.integers(0, 256, (values // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
-    if fmt.quantized:
-        for write in (set_d, set_dmin):
-            d = rng.standard_normal(len(data)) * 10 ** rng.uniform(-6, 1, len(data))
-            write(fmt.name, data, d)
-    else:
-        floats = rng.standard_normal(values).astype(F32)
-        if fmt.name == "BF16":
-            data = (floats.view(np.uint32) >> 16).astype(np.uint16)
-        else:
-            data = floats.astype({"F32": np.float32, "F16": np.float16}[fmt.name])
-        data = data.view(np.uint8)
-    return Weight("w", fmt, shape, np.ascontiguousarray(data).reshape(-1))
-
-
-def quantised(gpu, ops, x):
-    """Rows of activations on the device: (address of floats, address of Acts)."""
-    b = Buffers(gpu)
-    rows, n = x.shape
-    values, acts = b.put(x), b.new(rows * -(-n // 256) * ACT_BYTES)
-    ops.quantise(values, n, rows, acts)
-    return values, acts
-
-
-def load(gpu, weight):
+def load(gpu, w):
     region = Region()
-    stored = DeviceWeight.of(weight, region)
+    stored = DeviceWeight.of(w, region)
     region.address = gpu.allocate(region.nbytes)
     with Loader(gpu) as loader:
-        loader.matrix(weight, stored)
+        loader.matrix(w, stored)
     return stored
 
 
-@pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("columns", [256, 600])
-def test_quantise(gpu, rng, planes, columns):
-    x = activations(rng, 5, columns)
-    x[1, 3] = np.inf
-    x[2, 255] = np.nan
-    x[3, :256], x[4, :256] = 1, -1  # the largest sums
-    b, ops = Buffers(gpu), Alone(gpu, planes)
-    supers = -(-columns // 256)
-    acts = b.new(5 * supers * ACT_BYTES)
-    ops.quantise(b.put(x), columns, 5, acts)
-    got = b.get(acts, (5, supers, ACT_BYTES), np.uint8)
-    q, d = numerics.quantise_rows(x, planes)
-    padded = np.zeros((5, supers * 256), np.int32)
-    padded[:, :columns] = q
-    padded = padded.reshape(5, supers, 256)
-    for p, plane in enumerate(numerics.planes_of(padded, planes)):
-        assert np.array_equal(got[..., 256 * p : 256 * (p + 1)].view(np.int8), plane)
-        sums = plane.reshape(5, supers, 16, 16).sum(-1)
-        at = 512 + 32 + 64 * p
-        assert np.array_equal(
-            np.ascontiguousarray(got[..., at : at + 64]).view(np.int32), -32 * sums
-        )
-    sums = padded.reshape(5, supers, 8, 32).sum(-1)
-    assert np.array_equal(np.ascontiguousarray(got[..., 512:544]).view(np.int32), sums)
-    digits = got[..., 672:696].view(np.int8).reshape(5, supers, 3, 8).astype(np.int32)
-    assert np.array_equal(np.tensordot(digits, [1, 256, 65536], (2, 0)), sums)
-    scale = np.ascontiguousarray(got[..., 696:700]).view(F32)[..., 0]
-    finite = np.isfinite(d)
-    assert np.array_equal(scale[finite], d[finite])
-    assert np.isnan(scale[~finite]).all()
-    assert (~finite).sum() == 2
-
-
-@pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
-@pytest.mark.parametrize("rows", [40, 13])
-def test_matmul(gpu, rng, name, rows, planes):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    for columns in {32: (96, 800, 512), 64: (192, 832, 512), 128: (384, 896, 512)}.get(
-        fmt.block_size, (256, 768, 2304)
-    ):
-        w = random_weight(rng, fmt, rows, columns)
-        ops = Alone(gpu, planes)
-        stored = load(gpu, w)
-        for tokens in (1, 11):
-            x = activations(rng, tokens, columns)
-            values, acts = quantised(gpu, ops, x)
-            b = Buffers(gpu)
-            y = b.new(4 * tokens * rows)
-            ops.matmul(stored, values, acts, y, tokens)
-            same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
-
-
-@pytest.mark.parametrize("name", ["IQ4_NL", "MXFP4"])
-def test_matmul_of_rows_of_2880(gpu, rng, name):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    w, x = random_weight(rng, fmt, 8, 2880), activations(rng, 2, 2880)
-    ops, b = Alone(gpu, 2), Buffers(gpu)
-    values, acts = quantised(gpu, ops, x)
-    y = b.new(4 * 2 * 8)
-    ops.matmul(load(gpu, w), values, acts, y, 2)
-    same(b.get(y, (2, 8)), numerics.matmul(w, x, 2))
-
-
-@pytest.mark.parametrize("columns", [320, 512])
-def test_every_scale_of_mxfp4(gpu, rng, columns):
-    w, ops, b = powers_weight(rng, columns), Alone(gpu, 2), Buffers(gpu)
-    x = (rng.standard_normal((3, columns)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
-    values, acts = quantised(gpu, ops, x)
-    y = b.new(4 * 3 * 256)
-    ops.matmul(load(gpu, w), values, acts, y, 3)
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = numerics.matmul(w, x, 2)
-    got, finite = b.get(y, (3, 256)), np.isfinite(expected)
-    assert (np.abs(expected) < 1e-38).any()
-    assert np.array_equal(np.isfinite(got), finite)
-    same(got[finite], expected[finite])
-
-
-@pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
-def test_matmul_of_many(gpu, rng, name, planes):
-    """Blocks of tokens and of rows that are full, half full and nearly empty."""
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    for rows, columns, tokens in ((136, 768, 16), (8, 256, 9), (256, 512, 41)):
-        w, x = random_weight(rng, fmt, rows, columns), activations(rng, tokens, columns)
-        if name == "Q4_K":  # the largest of codes, scales and activations
-            w.data[4:144] = 255
-        else:
-            w.data[:192], w.data[192:208] = 0, 128
-        x[-1], x[-2] = F32(1e30), F32(-1e30)
-        ops, b = Alone(gpu, planes), Buffers(gpu)
-        values, acts = quantised(gpu, ops, x)
-        y, stored = b.new(4 * tokens * (rows + 3)), load(gpu, w)
-        assert pays_on_tensor_cores(stored, tokens, stack=False)
-        ops.matmul(stored, values, acts, y, tokens, row_stride=rows + 3)
-        got = b.get(y, (tokens, rows + 3))
-        same(got[:, :rows], numerics.matmul(w, x, planes))
-        assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
-
-
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 8), ("Q6_K", 11)])
-def test_batch_matmul(gpu, rng, name, supers, split):
-    """Blocks that go from one group of sequences to the next, the last group of one."""
+@pytest.mark.parametrize(("warps", "columns", "n"), [(8, 8, 17), (8, 16, 29), (16, 16, 33)])
+@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 16), ("Q6_K", 17)])
+def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
+    """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, n, blocks = 80, 17, 2
-    w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
+    rows, blocks = 80, 2
+    w, x = weight(rng, fmt, rows, 256 * supers), values(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
-    _, acts = quantised(gpu, Alone(gpu, 2), x)
-    groups = np.array([[0, i, min(8, n - i), 0] for i in range(0, n, 8)], np.int32)
-    y = b.new(4 * n * rows)
-    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1"}
-    Alone(gpu, 2).launch(
+    acts, y = b.new(n * supers * ACT_BYTES), b.new(4 * n * rows)
+    planes, width = {"PLANES": "2"}, 256 * supers
+    arguments = b.put(x), width, width, 1, width, n, acts
+    gpu.launch("ops/quantise", "quantise", (-(-n * supers // WARPS),), arguments, defines=planes)
+    groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
+    gpu.launch(
         "ops/batch_matmul",
+        "batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines | ({"SPLIT": "1"} if split else {}),
-        shared=stream_shared(stored, 2, split=split),
+        defines=planes | defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
+        shared=Fit(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
-
-
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
-def test_matmul_of_experts(gpu, rng, name):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    experts, rows, columns, tokens, k = 5, 24, 512, 9, 2
-    w = random_weight(rng, fmt, experts, rows, columns)
-    x = activations(rng, tokens, columns)
-    ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(tokens)], np.int32)
-    ops, b = Alone(gpu, 2), Buffers(gpu)
-    order, offset = b.new(4 * tokens * k), b.new(4 * (experts + 1))
-    ops.sort_pairs(b.put(ids), tokens * k, experts, order, offset)
-    counts = np.bincount(ids.reshape(-1), minlength=experts)
-    assert np.array_equal(b.get(offset, (experts + 1,), np.int32), [0, *np.cumsum(counts)])
-    got = b.get(order, (tokens * k,), np.int32)
-    assert np.array_equal(got, np.argsort(ids.reshape(-1), kind="stable"))
-    values, acts = quantised(gpu, ops, x)
-    y = b.new(4 * tokens * k * rows)
-    ops.matmul(load(gpu, w), values, acts, y, tokens * k, segments=(order, offset, k))
-    expected = [
-        [numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for e in ids[t]] for t in range(tokens)
-    ]
-    same(b.get(y, (tokens, k, rows)), np.array(expected, F32))
-
-
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
-def test_embedding(gpu, rng, name):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    for rows, columns in ((16, 512), (11, 512 if fmt.block_size == 256 else 384)):
-        w = random_weight(rng, fmt, rows, columns)
-        tokens = rng.integers(0, rows, 6).astype(np.int32)
-        b = Buffers(gpu)
-        y = b.new(4 * 6 * columns)
-        table = load(gpu, w)
-        Alone(gpu, 2).launch(
-            "ops/embedding.embed",
-            (6, supers(columns)),
-            (table.address, b.put(tokens), columns, y),
-            table.layout.embedding_defines,
-        )
-        same(b.get(y, (6, columns)), w.float32()[tokens])
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
 def test_repack_keeps_every_byte(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    w = random_weight(rng, fmt, 3, 16, 768)
+    w = weight(rng, fmt, 3, 16, 768)
     stored = load(gpu, w)
     assert Layout.of(w).kind == "tiled"
     out = np.empty(w.data.nbytes, np.uint8)
     gpu.download(stored.address, out)
     assert np.array_equal(out, repack(w.data, 3, fmt.nbytes(256)))
     assert np.array_equal(np.sort(out), np.sort(w.data))
-
-
-@pytest.mark.parametrize("n", [64, 256, 2048, 1000])
-def test_rms_norm(gpu, rng, n):
-    x, weight = activations(rng, 3, n), activations(rng, n)
-    b = Buffers(gpu)
-    y = b.new(x.nbytes)
-    arguments = (b.put(x), n, n, 1, b.put(weight), 1e-6, n, y)
-    Alone(gpu, 2).launch("ops/rms_norm", (3,), arguments)
-    same(b.get(y, x.shape), numerics.rms_norm(x, weight, F32(1e-6)))
-
-
-@pytest.mark.parametrize("n", [64, 512, 1000, 2304])  # a thread takes up to three values
-@pytest.mark.parametrize("kind", ["plain", "residual", "experts"])
-def test_norm_quantise(gpu, rng, n, kind):
-    k = 10 if kind == "experts" else 1
-    for rows in (1, 3):
-        x, norm, more = activations(rng, rows, n), activations(rng, n), activations(rng, rows, k, n)
-        weights = rng.random((rows, k)).astype(F32)
-        b, ops = Buffers(gpu), Alone(gpu, 2)
-        y, acts, at = b.new(4 * rows * n), b.new(rows * -(-n // 256) * ACT_BYTES), b.put(x)
-        residual = b.put(more) if kind != "plain" else 0
-        experts = (b.put(weights), k) if kind == "experts" else (0, 1)
-        ops.norm(at, b.put(norm), 1e-6, n, rows, y, acts, residual, experts)
-        if kind == "residual":
-            x = x + more[:, 0]
-        elif kind == "experts":
-            x = x + numerics.combine(weights, more)
-        same(b.get(at, x.shape), x)
-        expected = numerics.rms_norm(x, norm, F32(1e-6))
-        same(b.get(y, x.shape), expected)
-        _, expected_acts = quantised(gpu, ops, expected)
-        size = rows * -(-n // 256) * ACT_BYTES
-        record = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
-        wanted = b.get(expected_acts, record.shape, np.uint8)
-        assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
-
-
-def test_swiglu(gpu, rng):
-    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
-        F32
-    )
-    up, n = activations(rng, gate.size), gate.size
-    b, ops = Buffers(gpu), Alone(gpu, 2)
-    acts = b.new(supers(n) * ACT_BYTES)
-    arguments = (b.put(gate), b.put(up), n, 1, acts)
-    ops.launch("ops/silu_gate.swiglu_quantise", (-(-supers(n) // 8),), arguments)
-    _, expected = quantised(gpu, ops, numerics.silu_gate(gate, up)[None])
-    got, wanted = (b.get(at, (supers(n), ACT_BYTES), np.uint8) for at in (acts, expected))
-    assert np.array_equal(got[:, :700], wanted[:, :700])  # the rest is nobody's
-
-
-@pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])
-@pytest.mark.parametrize("normalise", [True, False])
-def test_router(gpu, rng, experts, k, normalise):
-    z = rng.standard_normal((5, experts)).astype(F32) * 4
-    z[1] = np.round(z[1])  # ties
-    z[2] = 0
-    z[3, experts // 2] = 500  # all others have probability 0
-    b, ops = Buffers(gpu), Alone(gpu, 2)
-    ids, weights = b.new(4 * 5 * k), b.new(4 * 5 * k)
-    arguments = (b.put(z), experts, k, int(normalise), 1, 0, 1, 1, ids, weights)
-    ops.launch("ops/top_k.router_top_k", (5,), arguments, shared=8 * experts)
-    expected_ids, expected_weights, _ = numerics.top_k(z, k, normalise=normalise)
-    assert np.array_equal(b.get(ids, (5, k), np.int32), expected_ids)
-    same(b.get(weights, (5, k)), expected_weights)
-    outputs = activations(rng, 5, k, 70)
-    y = b.new(4 * 5 * 70)
-    ops.launch("ops/combine", (5,), (weights, b.put(outputs), k, 70, y))
-    same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
-
-
-@pytest.mark.parametrize(
-    ("head_dim", "heads", "kv_heads"),
-    [(128, 4, 2), (80, 3, 1), (10, 2, 2), (258, 2, 1), (512, 2, 1)],
-)
-@pytest.mark.parametrize("together", [True, False])
-def test_attention(gpu, rng, head_dim, heads, kv_heads, together):
-    """Two sequences on scattered pages; the second has a page of history already in the cache."""
-    lengths, pages = (70, 5), np.array([[3, 0], [1, 4]], np.int32)
-    positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
-    sequence = np.repeat([0, 1], lengths).astype(np.int32)
-    n, padded, n_pages = len(positions), -(-head_dim // 16) * 16, 5
-    qkv = activations(rng, n, heads + 2 * kv_heads, head_dim)
-    q_norm, k_norm = (rng.standard_normal(head_dim).astype(F32) for _ in range(2))
-    turn = numerics.rope_table(numerics.inverse_frequencies(head_dim, 1e4), 0, 128)
-    eps = F32(1e-6)
-
-    b, ops = Buffers(gpu), Alone(gpu, 2)
-    q_int, dq = b.new(2 * n * heads * padded), b.new(4 * n * heads)
-    planes = 2 * n_pages * kv_heads * TILE * padded
-    cache = (b.new(planes), b.new(planes))
-    cache += (b.new(4 * n_pages * kv_heads * TILE), b.new(4 * n_pages * kv_heads * TILE))
-    cache += (kv_heads, padded)
-    where = (b.put(positions), b.put(sequence), b.put(pages), 2)
-    scale = float(numerics.attention_scale(head_dim))
-    defines = {"HEAD_ROOM": room(head_dim)}
-    q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
-    cos, sin = (t[positions] for t in turn)
-    q = numerics.rope(numerics.rms_norm(q, q_norm, eps), cos, sin)
-    k = numerics.rope(numerics.rms_norm(k, k_norm, eps), cos, sin)
-    if together:
-        vectors = n * (heads + 2 * kv_heads)
-        ops.launch(
-            "fusions/head_vectors",
-            (-(-vectors // 8),),
-            (head_dim, b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), *map(b.put, turn))
-            + (*where, heads, scale, q_int, dq, *cache, vectors),
-            defines,
-        )
-    else:
-        for kind, x in ((QUERY, q), (KEY, k), (VALUE, v)):
-            each = x.shape[1]
-            ops.launch(
-                "ops/append",
-                (-(-n * each // 8),),
-                (kind, b.put(np.ascontiguousarray(x)), each * head_dim, head_dim, each, head_dim)
-                + (n * each, *where, scale, q_int, dq, *cache),
-                defines,
-            )
-    out = b.new(4 * n * heads * head_dim)
-    arguments = (head_dim, q_int, dq, *where, heads, *cache)
-    if together:
-        ops.launch("ops/attention", (heads, n), (*arguments, 0, 0, out), defines)
-    else:
-        pairs, parts = b.new(8 * n * heads * 3), b.new(4 * n * heads * 3 * head_dim)
-        more = (*arguments, 0, 3, pairs, parts)
-        ops.launch("ops/attention.attention_tiles", (heads, n, 2), more, defines)
-        arguments = (head_dim, where[0], heads, 0, 0, 3, pairs, parts, out)
-        ops.launch("ops/attention.attention_merge", (heads, n), arguments, defines)
-
-    expected = np.empty_like(q)
-    for s in (0, 1):
-        rows = np.flatnonzero(sequence == s)
-        for h in range(heads):
-            g = h * kv_heads // heads
-            ki, dk = numerics.quantise(np.ascontiguousarray(k[rows, g]), 2)
-            vi, dv = numerics.quantise(np.ascontiguousarray(v[rows, g]), 2)
-            expected[rows, h] = numerics.attention(
-                np.ascontiguousarray(q[rows, h]),
-                positions[rows],
-                ki.astype(np.int16),
-                dk,
-                vi.astype(np.int16),
-                dv,
-            )
-    same(b.get(out, expected.shape), expected)

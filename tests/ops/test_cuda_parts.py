@@ -1,21 +1,17 @@
-"""A model split over emulated GPUs, each a process, that write to one another's memory."""
+"""A model split over emulated GPUs, which write to one another's memory."""
 
-import ctypes
-import mmap
-import multiprocessing
-from multiprocessing.connection import Connection
-from pathlib import Path
+import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
+from isobit.backends.base import LOGITS, Batch
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
-from isobit.backends.cuda.parts import inboxes, tell
+from isobit.backends.cuda.parts import CudaPartsBackend
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
 from isobit.model.checkpoint import open_model
-from isobit.model.split import split
 from isobit.model.weights import Weights
 from tests.helpers.synth import Geometry, write_model
 
@@ -23,31 +19,73 @@ from .cuda_emulator import EmulatedGpu
 from .cuda_support import ragged
 
 ENGINE = EngineConfig(context=128, max_sequences=2, chunk=16)
-ROOM = 256 << 20
+_ACTIVE = threading.local()
+_EMULATOR = threading.Lock()
 
 
-class SharedGpu(EmulatedGpu):
-    """An emulated GPU in memory that other processes have at the same address."""
+class OneOfSeveral(EmulatedGpu):
+    """An emulated GPU that is used as the driver lets one be: by threads that have made it theirs.
 
-    def __init__(self, address: int, size: int, seed: int) -> None:
+    Kernels run one at a time, as each is a library with one state, but for those that wait for one
+    another: each part has its own of these. Compilation at such a time is refused.
+    """
+
+    loaded = False
+
+    def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self._next, self._end = address, address + size
+        self.known: set[tuple[object, ...]] = set()
+        self.fails: Callable[[str], None] = lambda _: None
+
+    def activate(self) -> None:
+        _ACTIVE.gpu = self
+
+    def _check(self) -> None:
+        assert getattr(_ACTIVE, "gpu", None) is self, "another device is the thread's"
+
+    def memory(self) -> tuple[int, int]:
+        self._check()
+        return super().memory()
 
     def allocate(self, nbytes: int) -> int:
-        address = self._next
-        self._next += -(-max(nbytes, 1) // 256) * 256
-        assert self._next <= self._end
-        ctypes.memset(address, 0xA5, nbytes)
-        return address
+        self._check()
+        return super().allocate(nbytes)
 
-    def free(self, address: int) -> None:
-        pass
+    def upload(self, address: int, values: np.ndarray) -> None:
+        self._check()
+        super().upload(address, values)
 
-    def reach(self, others: list) -> None:
-        pass
+    def download(self, address: int, out: np.ndarray) -> None:
+        self._check()
+        super().download(address, out)
 
-    def close(self) -> None:
-        pass
+    def launch(self, stem: str, kernel: str, *a: object, **k: object) -> None:
+        self._check()
+        key = kernel, tuple(sorted((k.get("defines") or {}).items()))
+        if self._runs and self.loaded:
+            assert key in self.known, f"{kernel} was not known before the pass"
+            self.fails(kernel)
+        self.known.add(key)
+        if kernel == "gather":
+            super().launch(stem, kernel, *a, **k)
+        else:
+            with _EMULATOR:
+                super().launch(stem, kernel, *a, **k)
+
+    def capture(self, queue: Callable[[], None]) -> object:
+        runs, self._runs = self._runs, False
+        queue()
+        self._runs = runs
+        return super().capture(queue)
+
+
+def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBackend:
+    gpus = [OneOfSeveral(seed + r) for r in range(parts)]
+    engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_planes": planes})
+    backend = CudaPartsBackend(w, engine, gpus)
+    for gpu in gpus:
+        gpu.loaded = True
+    return backend
 
 
 def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
@@ -63,57 +101,56 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
     ]
 
 
-def work(
-    place: tuple[int, int], path: Path, rank: int, parts: int, asked: tuple, pipe: Connection
-) -> None:
-    seed, fused = asked
-    w = Weights.from_file(open_model(path))
-    gpu = SharedGpu(place[0] + rank * ROOM, ROOM, seed + rank)
-    mine = Weights(w.config, split(w.graph, rank, parts).graph)
-    backend = (CudaBackend if fused else UnfusedCudaBackend)(mine, ENGINE, gpu)
-    pipe.send(inboxes(backend))
-    tell(backend, gpu, pipe.recv())
-    rng = np.random.default_rng(seed)
-    for batch in batches(rng, w.config.vocab):
-        pipe.send(backend.forward(batch))
-    pipe.send(
-        backend.greedy(
-            np.array([5], np.int32), np.array([13], np.int32), np.array([[2, 3]], np.int32), 3
-        )
-    )
-    pipe.recv()  # nobody goes before all are done
-
-
-@pytest.mark.parametrize(("parts", "fused"), [(2, True), (2, False), (3, True)])
-def test_bits_of_one(parts: int, fused: bool, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
     geometry = Geometry(layers=2, heads=4, kv_heads=2, head_dim=64, experts=4, context=128)
-    path = write_model(tmp_path / "m.gguf", geometry, seed=seed)
-    memory = mmap.mmap(-1, parts * ROOM)
-    place = ctypes.addressof(ctypes.c_char.from_buffer(memory)), parts * ROOM
-    fork = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for rank in range(parts):
-        ours, theirs = fork.Pipe()
-        args = (place, path, rank, parts, (seed, fused), theirs)
-        processes.append(fork.Process(target=work, args=args, daemon=True))
-        pipes.append(ours)
-        processes[-1].start()
-    every = [pipe.recv() for pipe in pipes]
-    for pipe in pipes:
-        pipe.send(every)
-    w = Weights.from_file(open_model(path))
-    whole = CpuBackend(w, ENGINE)
-    for batch in batches(np.random.default_rng(seed), w.config.vocab):
+    path = write_model(tmp_path_factory.mktemp("parts") / "m.gguf", geometry, seed=seed)
+    return Weights.from_file(open_model(path))
+
+
+@pytest.mark.parametrize(("parts", "planes"), [(2, 2), (2, 1), (3, 2)])
+def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_planes": planes}))
+    split = opened(weights, parts, seed, planes)
+    rng = np.random.default_rng(seed)
+    for batch in batches(rng, weights.config.vocab):
+        expected, shown = whole.forward(batch), {}
+        got = split.forward(batch, lambda name, layer, v, s=shown: s.update({(name, layer): v}))
+        assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
+        assert shown
+    for batch in batches(rng, weights.config.vocab):
         expected = whole.forward(batch).view(np.uint32)
-        for pipe in pipes:
-            assert np.array_equal(pipe.recv().view(np.uint32), expected)
+        assert np.array_equal(split.forward(batch).view(np.uint32), expected)
     tokens = np.array([5], np.int32), np.array([13], np.int32), np.array([[2, 3]], np.int32)
-    expected = whole.greedy(*tokens, 3)
-    for pipe in pipes:
-        assert np.array_equal(pipe.recv(), expected)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join(30)
-        assert process.exitcode == 0
+    assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
+    split.close()
+    whole.close()
+
+
+def test_a_device_that_fails_or_hangs_is_an_error(weights: Weights) -> None:
+    batch = batches(np.random.default_rng(1), weights.config.vocab)[0]
+    for hangs in (False, True):
+        split = opened(weights, 2, 1)
+        split.forward(batch)
+        broken, go_on = split._gpus[1], threading.Event()
+
+        def fails(kernel: str, hangs: bool = hangs, go_on: threading.Event = go_on) -> None:
+            if kernel == "gather":
+                if hangs:
+                    go_on.wait(30)
+                else:
+                    raise BackendUnavailable("cuda: the device is lost")
+
+        broken.fails = fails
+        split._flags[1] = 200  # ms
+        threading.Timer(1, go_on.set).start()
+        said = "device 1 of 2 has not answered" if hangs else "the device is lost"
+        with pytest.raises(BackendUnavailable, match=said):
+            split.forward(batch)
+        with pytest.raises(BackendUnavailable, match="load"):
+            split.run(batch, LOGITS)
+        split.close()

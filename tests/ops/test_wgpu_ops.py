@@ -12,7 +12,7 @@ from isobit.numerics.ops import TopK
 
 from .cases.attention import CUTS, attention_of_normed
 from .cases.products import experts, matmul_side_by_side
-from .harness import Case, check, specified
+from .harness import Case, check, specified, written
 from .ways import WAYS
 from .wgpu_support import open_device
 
@@ -25,7 +25,7 @@ def device():
 @contextmanager
 def checked(case, way="wgpu"):
     """The backend, after the case was checked on it."""
-    wanted = specified(case)
+    wanted, _ = specified(case)
     with WAYS[way](wanted.weights, wanted.engine) as (backend, intact):
         check(case, backend, intact)
         yield backend
@@ -45,7 +45,7 @@ def test_matrices_side_by_side(device, limit, monkeypatch):
 def test_a_stack_divided_inside_an_expert(device, monkeypatch, kinds, way):
     of = {"kinds": kinds, "n": 5, "k": 3, "shown": True}
     case = Case(experts, of, (9,), ((),))
-    products = [op for op in specified(case).weights.graph.ops if op.kind == "expert_matmul"]
+    products = [op for op in written(case).weights.graph.ops if op.kind == "expert_matmul"]
     weights = [op.weights[0] for op in products]
     stack = Stack(tuple(weights[: 2 if way == "wgpu" else 1]))
     monkeypatch.setattr(device, "binding_bytes", stack.unit_bytes * (2 * stack.units - 1))
@@ -61,12 +61,12 @@ def test_a_cache_divided_by_heads(device, monkeypatch, size, heads, kv_heads, to
     """So many key-value heads share a buffer; tokens take several passes and portions."""
     of = {"size": size, "heads": heads, "kv_heads": kv_heads}
     case = Case(attention_of_normed, of, (140, 5), CUTS)
-    pages = specified(case).engine.pages
+    pages = written(case).engine.pages
     page = 4 * (256 * -(-size // 4) + 128)
     monkeypatch.setattr(device, "binding_bytes", pages * page * together)
     with checked(case) as backend:
         (cache,) = set(backend._g.caches.values())
-        assert [part.heads for part in cache.parts][0] == together
+        assert cache.parts[0].heads == together
         assert sum(part.heads for part in cache.parts) == kv_heads
 
 
@@ -80,7 +80,7 @@ def test_plan_holds_every_pair_once(device):
 
     case = Case(uneven, {}, (tokens,), ((),))
     with checked(case) as backend:
-        (op,) = (op for op in specified(case).weights.graph.ops if op.kind == "top_k")
+        (op,) = (op for op in specified(case)[0].weights.graph.ops if op.kind == "top_k")
         ids = op.outputs[1]
         at = Plan.of(ids, Pass(tokens, 1, 1))
         words = device.read(backend._g.places[ids].slot.buffer, np.int32, 5 * tokens * k)

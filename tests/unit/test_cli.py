@@ -365,7 +365,10 @@ def test_a_file_s_recommended_sampling_yields_to_what_was_asked(
     assert options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
     odd, kind = capsys.readouterr().err.splitlines()
     assert "general.sampling.top_k is not followed: top_k: expected" in odd
-    assert "general.sampling.min_p is not followed: min_p: expected a number, got 'often'" in kind
+    assert (
+        "general.sampling.min_p is not followed: min_p: expected a number from 0 to 1, got 'often'"
+        in kind
+    )
     assert options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
     assert options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
     assert options.words({}) == ""

@@ -85,6 +85,36 @@ def test_a_call_without_a_result_takes_the_message_back(
     assert "taken back" in capsys.readouterr().err
 
 
+def test_ctrl_d_ends_a_message_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def typed(*lines: str) -> str:
+        given = list(lines)
+
+        def read(_prompt: str) -> str:
+            if not given:
+                raise EOFError
+            return given.pop(0)
+
+        monkeypatch.setattr("builtins.input", read)
+        return command._read()
+
+    assert typed('"""one', "two") == "one\ntwo"
+    assert typed('"""', "one", 'two"""') == "one\ntwo"
+    with pytest.raises(EOFError):
+        typed()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("/help", True), ("/system Be kind", True), ("/sytem Be kind", True), ("/nosuch", True)),
+        *(("/usr/bin is full", False), ("/usr/bin", False), ("/etc is full", False)),
+        *(("/ what", False), ("/help\nme", False), ("help", False), ("/tmp is full", False)),
+    ],
+)
+def test_a_path_is_no_command(text: str, expected: bool) -> None:
+    assert command._is_command(text) is expected
+
+
 def test_plain_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     telling = Telling(Chat(None))  # type: ignore[arg-type]
     for character in " <think> \x1b[2J\n":

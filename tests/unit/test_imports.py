@@ -15,6 +15,7 @@ PACKAGE = Path(isobit.__file__).parent
 # Lowest first; parts in one row do not import each other. A module belongs to the longest prefix.
 ROWS = [
     ["errors"],
+    ["arguments"],
     ["files", "machine"],
     ["config", "gguf", "hub"],
     ["numerics", "text"],
@@ -32,7 +33,7 @@ ROWS = [
     ["__main__"],
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
-ONLY = {"text": {"text", "gguf", "errors"}}  # what the rows alone do not say
+ONLY = {"text": {"text", "gguf", "arguments", "errors"}}  # what the rows alone do not say
 
 
 def part_of(module: str) -> str:

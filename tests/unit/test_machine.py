@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from isobit import machine
+from isobit.backends import hardware
 
 GB = 1 << 30
 
@@ -120,3 +121,31 @@ def test_a_system_that_says_nothing(tmp_path: Path) -> None:
 def test_this_machine() -> None:
     assert machine.cores() >= 1
     assert 0 < machine.free_memory() <= machine.total_memory() + GB
+
+
+def test_a_machine_without_a_device_file_of_a_gpu_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What auto asks first, so that a start without a GPU loads no library of one."""
+    libraries: list[str] = []
+
+    def load(name: str) -> None:
+        libraries.append(name)
+        raise OSError
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("isobit.backends.hardware.ctypes.CDLL", load)
+    monkeypatch.setattr("isobit.backends.hardware._DEV", tmp_path)
+    (tmp_path / "tty0").touch()
+    assert not hardware.may_have_gpu()
+    assert libraries == ["libcuda.so.1"]
+    for name in ("nvidia0", "nvidiactl", "dri/renderD128", "dxg", "kfd", "mali0", "nvhost-gpu"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        assert hardware.may_have_gpu(), name
+        (tmp_path / name).unlink()
+    assert not hardware.may_have_gpu()
+    monkeypatch.setattr("isobit.backends.hardware.ctypes.CDLL", lambda _: None)
+    assert hardware.may_have_gpu(), "a driver may reach a GPU elsewhere"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert hardware.may_have_gpu()

@@ -35,6 +35,16 @@ def test_top_k_by_biased_scores_of_groups(groups: int, used: int, rng: np.random
     assert same_bits(weights, np.array([e[1] for e in naively], np.float32))
 
 
+@pytest.mark.parametrize(("groups", "used"), [(2, 1), (6, 4), (24, 7)])
+def test_top_k_of_groups_by_their_best(groups: int, used: int, rng: np.random.Generator) -> None:
+    z = (4 * rng.standard_normal((30, 48))).astype(np.float32)
+    z[10:] = np.rint(z[10:])  # many ties
+    ids, weights, _ = top_k(z, 6, normalise=False, groups=groups, groups_used=used)
+    naively = [naive.top_k(r, 6, normalise=False, groups=groups, used=used) for r in z.tolist()]
+    assert ids.tolist() == [e[0] for e in naively]
+    assert same_bits(weights, np.array([e[1] for e in naively], np.float32))
+
+
 def test_ties_go_to_the_lower_index() -> None:
     z = np.zeros((1, 128), np.float32)
     z[0, [7, 100]] = 3

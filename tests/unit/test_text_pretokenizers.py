@@ -144,6 +144,7 @@ def test_no_word_goes_on_over_a_break(kind, text):
         ("minicpm5", "a 1234", ["a", " ", "123", "4"]),
         ("laguna", "a \n\n b", ["a", " ", "\n\n", " b"]),
         ("falcon", "a!1234 $b", ["a", "!", "123", "4", " ", "$", "b"]),
+        ("deepseek-llm", "aé!\n12 b工作  ", ["a", "é", "!", "\n", "1", "2", " b", "工作", "  "]),
         ("deepseek-coder", "a!\n12 b工作", ["a", "!", "\n", "1", "2", " b", "工作"]),
     ],
 )

@@ -59,3 +59,13 @@ def test_as_many_stay_as_do_not_wait() -> None:
     for _ in range(12):
         machine.run(MS, 0.3)
     assert machine.pace.members(machine.now) == 5
+
+
+def test_a_moment_of_another_program_is_soon_over() -> None:
+    machine = Machine(2)
+    for _ in range(10):  # as a server's client takes a core after every few passes
+        assert machine.run(20 * MS, 0.9) == 2
+        late = machine.now + 20 * MS
+        while machine.now < late:
+            assert machine.run(10 * MS, 0) == 1
+        assert {machine.run(10 * MS, 0) for _ in range(5)} == {2}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from isobit.backends.base import Backend
-from isobit.backends.hardware import gpus
+from isobit.backends.hardware import gpus, may_have_gpu
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError, did_you_mean
 from isobit.model.weights import Weights
@@ -105,6 +105,9 @@ def lacks(name: str, weights: Weights) -> str | None:
 
 def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
     """The first of cuda, wgpu (on a GPU, not a software device) and cpu that runs here."""
+    if not may_have_gpu():  # to ask their libraries would take longer than a short run
+        note(FallbackNote("backend auto: using cpu (no GPU, nor a driver of one)"))
+        return open_backend("cpu", weights, engine, note)
     from isobit.backends import cuda, wgpu  # noqa: PLC0415
 
     passed_over: list[str] = []

@@ -1,5 +1,6 @@
 """What this machine computes with, as far as it tells without loading a driver."""
 
+import ctypes
 import platform
 import sys
 import time
@@ -7,6 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+_DEV = Path("/dev")
+_DEVICE_FILES = (
+    *("dri/*", "dxg", "kfd", "accel*"),  # DRM, WSL, AMD
+    *("nvidia*", "nvhost*", "nvgpu*", "nvmap"),
+    *("mali*", "kgsl*", "pvr*", "galcore", "goldfish*"),  # of phones and boards
+)
+"""What drivers of GPUs work through on Linux, in /dev."""
 
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
@@ -28,6 +37,19 @@ def gpus() -> list[str]:
         if name is not None and not (name == "NVIDIA" and "NVIDIA" in found):
             found.append(name)
     return found
+
+
+def may_have_gpu() -> bool:
+    """Whether a driver might find a GPU; takes no time. False only on a Linux that has no device
+    file that one's driver works through, nor NVIDIA's library, which may reach another machine's.
+    """
+    if sys.platform != "linux" or any(any(_DEV.glob(name)) for name in _DEVICE_FILES):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def processor() -> str:

@@ -26,7 +26,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
 from isobit.model.cuts import Part
-from isobit.model.split import split
+from isobit.model.split import check, split
 from isobit.model.weights import Weights
 
 _LINE = 64  # bytes; the memory's layout: cpu/exchange.h
@@ -45,6 +45,7 @@ class PartsBackend(Backend):
         if weights.file is None:
             raise UsageError("parts: expected a model from a file, got one made in memory")
         path = weights.file.path
+        check(weights.graph, engine.parts, engine.expert_shares)  # before processes start
         self._parts = engine.parts
         memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)
         size = (self._parts + 1) * _LINE + 2 * self._parts * _PIECES
@@ -154,7 +155,8 @@ def main() -> None:
         part = split(weights.graph, rank, engine.parts, path, engine.expert_shares)
         backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))
     except IsobitError as error:
-        connection.send(str(error))
+        with suppress(OSError):  # nobody waits any more
+            connection.send(str(error))
         return
     connection.send(None)
     with suppress(EOFError, OSError, BackendUnavailable):

@@ -1,6 +1,7 @@
 """``isobit chat``: a conversation in the model's own template."""
 
 import argparse
+import difflib
 import select
 import sys
 from collections.abc import Mapping
@@ -9,9 +10,9 @@ from typing import Any
 
 from isobit.cli import options, say
 from isobit.cli.output import visible
-from isobit.cli.run import add_length, follow, report_speed
+from isobit.cli.run import Ids, add_length, follow, has_text, report_speed
 from isobit.cli.telling import Telling, message, read_json
-from isobit.errors import IsobitError, UsageError
+from isobit.errors import IsobitError, UsageError, did_you_mean
 from isobit.runtime.generation import Completion, Settings
 from isobit.runtime.model import Model
 from isobit.server.chat import Chat, begun
@@ -22,13 +23,17 @@ from isobit.server.tool_calls.tools import checked
 PROMPT = "> "
 HELP = """\
 A message is a line; several lines that are pasted are one message.
-\"\"\"            begins and ends a message of several lines
+\"\"\"            begins and ends a message of several lines; so does Ctrl-D
 /clear         begin a new conversation
 /system TEXT   begin a new conversation with this system message
 /stats         tokens and speed of the last answer
 /help          this
 /quit, Ctrl-D  leave
 Ctrl-C         stop the answer; what was said of it stays"""
+
+
+_QUIT = ("/quit", "/exit", "/bye")
+_COMMANDS = ("/clear", "/system", "/stats", "/help", "/?", *_QUIT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +86,8 @@ def main(args: argparse.Namespace) -> None:
             else:
                 chat = Chat(model, prompt)
             telling = Telling(chat)
-            completion = follow(model, chat.prompt, settings, telling.write)
+            write = telling.write if has_text(model) else Ids()
+            completion = follow(model, chat.prompt, settings, write)
             telling.end()
             if completion.finish_reason == "interrupted":
                 raise KeyboardInterrupt(f"after {len(completion.token_ids)} tokens")
@@ -145,9 +151,9 @@ class Conversation:
                 say("Ctrl-C again, or Ctrl-D, ends")
                 continue
             asked_to_stop = False
-            if text in ("/quit", "/exit", "/bye"):
+            if text in _QUIT:
                 return
-            if text.startswith("/") and "\n" not in text:
+            if _is_command(text):
                 self._command(text)
             elif text:
                 self._turn(text)
@@ -166,7 +172,8 @@ class Conversation:
         elif command in ("/help", "/?"):
             print(HELP)
         else:
-            say(f"no such command: {visible(command, 40)}; /help lists them")
+            near = did_you_mean(command, _COMMANDS)
+            say(f"no such command: {visible(command, 40)}{near}; /help lists them")
 
     def _turn(self, text: str) -> None:
         messages: list[dict[str, Any]] = [*self._history, {"role": "user", "content": text}]
@@ -199,13 +206,29 @@ class Conversation:
         return []
 
 
+def _is_command(text: str) -> bool:
+    """Whether a line is for the program, known or mistyped; ``/usr/bin is …`` is a message."""
+    word, _, rest = text.partition(" ")
+    if "\n" in text or not word.startswith("/"):
+        return False
+    near = bool(difflib.get_close_matches(word, _COMMANDS, 1, 0.75))
+    return word in _COMMANDS or near or (word[1:].isalpha() and not rest)
+
+
 def _read() -> str:
-    """One message: a line, what was pasted with it, or what stands between triple quotes."""
+    """One message: a line, what was pasted with it, or what stands between triple quotes.
+
+    Ctrl-D ends a message that was begun, too.
+    """
     lines = [input(PROMPT)]
     if lines[0].lstrip().startswith('"""'):
         lines[0] = lines[0].lstrip()[3:]
         while not lines[-1].rstrip().endswith('"""'):
-            lines.append(input("… "))
+            try:
+                lines.append(input("… "))
+            except EOFError:
+                print()
+                return "\n".join(lines).strip()
         lines[-1] = lines[-1].rstrip()[:-3]
         return "\n".join(lines).strip()
     while sys.stdin in select.select([sys.stdin], [], [], 0.03)[0]:

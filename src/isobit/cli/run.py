@@ -83,6 +83,8 @@ def main(args: argparse.Namespace) -> None:
     assert prompt is not None
     if args.experts and not args.jsonl:
         raise UsageError("--experts: expected --jsonl beside it")
+    if args.logprobs is not None and not (args.json or args.jsonl):
+        raise UsageError("--logprobs: expected --json or --jsonl beside it")
     settings = options.settings(args)
     if args.jsonl and args.logprobs is None:
         args.logprobs = 0
@@ -94,8 +96,8 @@ def main(args: argparse.Namespace) -> None:
         write: Write | None = _nothing if args.json else None
         if args.jsonl:
             write = _Events(watch if args.experts else None)
-        elif write is None and not _has_text(model):
-            write = _Ids()
+        elif write is None and not has_text(model):
+            write = Ids()
         completion = follow(model, ids, settings, write)
         if watch is not None and args.receipt:
             with busy("the digest of the model's file, for the receipt"):
@@ -118,17 +120,19 @@ def _nothing(_piece: str, _stream: Stream, _told: int) -> None:
     pass
 
 
-def _has_text(model: Model) -> bool:
+def has_text(model: Model) -> bool:
+    """Whether its tokens are text: it has a tokenizer."""
     try:
         return model.tokenizer is not None
     except ModelRefused:
         return False
 
 
-class _Ids:
+class Ids:
     """Prints the ids of tokens that have no text, one a line."""
 
     def __call__(self, _piece: str, stream: Stream, told: int) -> None:
+        """A :data:`Write`."""
         for token in stream.token_ids[told:]:
             print(token, flush=True)
 

@@ -10,7 +10,7 @@ records, and what a fault is told by. Values without a name lie inside a stage.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from graphlib import TopologicalSorter
 from itertools import pairwise
 
@@ -221,15 +221,24 @@ def match(
     if len(ops) < len(pattern):
         return None
     for op, line in zip(ops, pattern, strict=False):
-        given, _, taken = line.partition(" = ")
-        kind, *inputs = taken.split()
-        names, values = (*given.split(), *inputs), (*op.outputs, *op.inputs)
-        if kind != op.kind or len(names) != len(values):
+        kind, names = _line(line)
+        if kind != op.kind:
+            return None
+        values = *op.outputs, *op.inputs
+        if len(names) != len(values):
             return None
         if any(found.setdefault(n, v) is not v for n, v in zip(names, values, strict=True)):
             return None
     read = {v for op in ops[len(pattern) :] for v in op.inputs} if inner else set()
     return None if any(found.get(name) in read for name in inner) else found
+
+
+@cache
+def _line(line: str) -> tuple[str, tuple[str, ...]]:
+    """A line of a pattern: the kind, and the names of what the operation gives and takes."""
+    given, _, taken = line.partition(" = ")
+    kind, *inputs = taken.split()
+    return kind, (*given.split(), *inputs)
 
 
 def _stage(value: Value, maker: Mapping[Value, Op], given: Sequence[Value]) -> Stage:

@@ -53,18 +53,42 @@ def split(
 
     shares: whole experts on each part, in these proportions; none: some columns of every expert.
 
-    Its tensors are views of the model's, but for experts and biases, whose parts are copied.
+    Its tensors are views of the model's, but for biases, whose parts are copied.
     ``source`` names the model in refusals. Raises UsageError for more parts than query heads.
     """
     if parts < 1 or not 0 <= rank < parts:
         raise UsageError(f"part: expected one of {max(parts, 1)} parts, got number {rank}")
     if shares and (len(shares) != parts or min(shares) < 1):
-        raise UsageError(f"expert shares: expected {parts} numbers >= 1, got {list(shares)}")
+        raise UsageError(f"expert_shares: expected {parts} numbers >= 1, got {list(shares)}")
     if parts == 1:
         return Part(graph, {})
+    check(graph, parts, shares)
     one = _Split(graph, rank, parts, source, shares)
     made = one.graph()
     return Part(made, {v.key: cut for v, cut in one.cuts.items() if v.key and cut})
+
+
+def check(graph: Graph, parts: int, shares: Sequence[int] = ()) -> None:
+    """What :func:`split` refuses, before any work: UsageError."""
+    for op in graph.ops:
+        if op.kind == "attention":
+            queries, keys = _head_counts(op)
+            if -(-parts // keys) > queries // keys:
+                raise UsageError(
+                    f"parts: expected at most {queries}, one a query head, got {parts}"
+                )
+        elif shares and isinstance(op.operation, ExpertMatMul):
+            bounds = _bounds(experts := op.weights[0].shape[0], shares)
+            if any(a == b for a, b in itertools.pairwise(bounds)):
+                raise UsageError(
+                    f"expert_shares: expected an expert or more for each, got {list(shares)} of "
+                    f"{experts}"
+                )
+
+
+def _bounds(experts: int, shares: Sequence[int]) -> list[int]:
+    """Where each part's experts begin, and where the last one's end."""
+    return [experts * sum(shares[:r]) // sum(shares) for r in range(len(shares) + 1)]
 
 
 class _Split:
@@ -188,18 +212,12 @@ class _Split:
         ((first, end),) = cut.parts[self.rank]
         stack = w.data.reshape(w.shape[0], w.shape[1], w.row_bytes)[:, first:end]
         shape = (w.shape[0], end - first, w.shape[2])
-        here = Weight(f"{w.name}[:, {first}:{end}]", w.format, shape, stack.reshape(-1))
+        here = Weight(f"{w.name}[:, {first}:{end}]", w.format, shape, stack.reshape(shape[0], -1))
         return self._give(op, cut, inputs=[self._needed(v) for v in op.inputs], weights=[here])
 
     def _whole_experts(self, op: Op, w: Weight) -> bool:
         x, ids = op.inputs
-        total, experts = sum(self.shares), w.shape[0]
-        bounds = [experts * sum(self.shares[:r]) // total for r in range(self.parts + 1)]
-        if any(a == b for a, b in itertools.pairwise(bounds)):
-            raise UsageError(
-                f"expert shares: expected an expert or more for each, got {list(self.shares)} of "
-                f"{experts}"
-            )
+        bounds = _bounds(w.shape[0], self.shares)
         cut = Cut(tuple(((a, b),) for a, b in itertools.pairwise(bounds)), ids=ids)
         first, end = part = bounds[self.rank], bounds[self.rank + 1]
         size = w.shape[1] * w.row_bytes
@@ -385,10 +403,6 @@ class _Split:
         """
         queries, keys = self.counts[view.layer]
         group = queries // keys
-        if -(-self.parts // keys) > group:
-            raise UsageError(
-                f"parts: expected at most {queries}, one a query head, got {self.parts}"
-            )
         shares = self._shares(keys, group)
         if view.outputs[0].shape.row[0] == keys:
             return Cut(tuple((key,) for key, _ in shares), heads=True)

@@ -16,7 +16,8 @@ _256 = np.float32(256)
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A tensor of a model file: its format, shape (rows, columns; experts first) and bytes."""
+    """A tensor of a model file: its format, shape (rows, columns; experts first) and bytes; of some
+    rows of every expert, which lie apart in the file, [experts, bytes]."""
 
     name: str
     format: Format
@@ -50,8 +51,7 @@ class Weight:
 
     def expert(self, index: int) -> "Weight":
         """Matrix number ``index`` of a stack [experts, rows, columns], as a view."""
-        size = self.shape[1] * self.row_bytes
-        data = self.data[index * size : (index + 1) * size]
+        data = self.data.reshape(self.shape[0], -1)[index]
         return Weight(f"{self.name}[{index}]", self.format, self.shape[1:], data)
 
     def as_row(self) -> "Weight":

@@ -20,7 +20,8 @@ def top_k(
     groups_used: int = 1,
 ) -> tuple[NDArray[np.int32], F32, F32]:
     """Choose k experts by the softmax of router logits [T, E], or by z as it is; ``bias`` [E] is
-    added for the choice alone. Only the best ``groups_used`` of equal groups are chosen from.
+    added for the choice alone. Only the best ``groups_used`` of equal groups are chosen from; see
+    :func:`best`.
 
     Returns (ids int32 [T, k], best first, ties to the lower index; weights float32 [T, k];
     probabilities float32 [T, E]).
@@ -29,7 +30,7 @@ def top_k(
     if softmax:
         e = exp(z - z.max(axis=1, keepdims=True))
         p = e / sum256(e)[:, None]
-    ids = best(p if bias is None else p + bias, k, groups, groups_used)
+    ids = best(p if bias is None else p + bias, k, groups, groups_used, alone=softmax)
     chosen = np.take_along_axis(p, ids, axis=1)
     if not normalise:
         return ids, chosen, p
@@ -41,14 +42,20 @@ def top_k(
 
 
 def best(
-    score: NDArray[np.floating], k: int, groups: int = 1, groups_used: int = 1
+    score: NDArray[np.floating],
+    k: int,
+    groups: int = 1,
+    groups_used: int = 1,
+    *,
+    alone: bool = False,
 ) -> NDArray[np.int32]:
     """The k best of scores [T, E], ties to the lower index: ids int32 [T, k]. A group is as good as
-    its best score and the second added."""
+    its best score, unless ``alone`` the second added."""
     if groups_used < groups:
         each = score.reshape(len(score), groups, -1)
         two = np.sort(each, axis=2)[..., -2:]
-        order = np.argsort(-(two[..., 1] + two[..., 0]), axis=1, kind="stable")
+        of_group = two[..., 1] if alone else two[..., 1] + two[..., 0]
+        order = np.argsort(-of_group, axis=1, kind="stable")
         left, kept = np.full_like(each, -np.inf), order[:, :groups_used, None]
         np.put_along_axis(left, kept, np.take_along_axis(each, kept, axis=1), axis=1)
         score = left.reshape(score.shape)

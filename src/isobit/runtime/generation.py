@@ -6,12 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arguments import flag, function, instance, text, texts, whole, wrong
 from isobit.backends.base import F32, I32
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.news import News
@@ -107,29 +107,9 @@ class Settings(TypedDict, total=False):
 
 def checked_sampling(logit_bias: Mapping[int, float] | None, **numbers: float | None) -> Sampling:
     """The sampling settings, or UsageError."""
-    if not isinstance(logit_bias, Mapping | None):
-        raise UsageError(f"logit_bias: expected {{token id: bias}}, got {logit_bias!r:.60}")
-    biases = tuple((logit_bias or {}).items())
-    named = [*numbers.items(), *((f"logit_bias of {token!r:.60}", bias) for token, bias in biases)]
-    for name, value in named:
-        missing = value is None and name == "seed"
-        if isinstance(value, (bool, np.bool_)) or not (missing or isinstance(value, Real)):
-            raise UsageError(f"{name}: expected a number, got {value!r:.60}")
-    return Sampling(**numbers, logit_bias=biases)  # type: ignore[arg-type]  # the rest is its own
-
-
-def checked_whole(name: str, value: object) -> int:
-    """A number of tokens, or UsageError."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or int(value) < 0:
-        raise UsageError(f"{name}: expected an integer >= 0 or None, got {value!r:.60}")
-    return int(value)
-
-
-def _checked_stop(stop: object) -> list[str]:
-    texts = [stop] if isinstance(stop, str) else () if stop is None else stop
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"stop: expected a text or a list of texts, got {stop!r:.60}")
-    return list(texts)
+    if logit_bias is not None:
+        instance("logit_bias", logit_bias, Mapping, "{token id: bias}")
+    return Sampling(**numbers, logit_bias=tuple((logit_bias or {}).items()))  # type: ignore[arg-type]
 
 
 class Stream(Iterator[str], AsyncIterator[str]):
@@ -159,15 +139,22 @@ class Stream(Iterator[str], AsyncIterator[str]):
     ) -> None:
         """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
         if watch is not None and not hasattr(watch, "stages"):
-            raise UsageError(f"watch: expected a Recorder or another Watcher, got {watch!r:.60}")
+            raise wrong("watch", "a Recorder or another Watcher", watch)
+        function("progress", progress)
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
         self._model, self._prompt = model, list(prompt_ids)
         self._watch, self._progress = watch, progress
-        self._sampling, self._stop = sampling, _checked_stop(stop)
-        self._logprobs = None if logprobs is None else checked_whole("logprobs", logprobs)
-        self._routes, self._salt = routes, salt
-        self._most = None if max_tokens is None else checked_whole("max_tokens", max_tokens)
+        stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+        self._sampling, self._stop = sampling, texts("stop", stops)
+        self._logprobs = logprobs
+        if logprobs is not None:
+            self._logprobs = whole("logprobs", logprobs, 0, model.config.vocab)
+        self._routes = flag("routes", routes)
+        self._salt = None if salt is None else text("salt", salt)
+        self._most = max_tokens
+        if max_tokens is not None:
+            self._most = whole("max_tokens", max_tokens, 0)
         self.tokens: list[Token] = []
         """With ``logprobs``, each with its log-probability and the likeliest at its place."""
         self._generation: Generation | None = None
@@ -365,6 +352,6 @@ def _decoder(model: Model, stop: Sequence[str]) -> TokenText | NoText:
     try:
         return TokenText(model.tokenizer)
     except ModelRefused as error:
-        if any(stop):  # there is no text to stop at
+        if stop:  # there is no text to stop at
             raise
         return NoText(error)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, cached_property
-from operator import index
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard, Unpack, overload
 
 import numpy as np
 
+from isobit.arguments import function, instance, listed, token_ids, whole, wholes, wrong
 from isobit.backends.base import F32, I32, LOGITS, Batch, Results, Tap, Wanted
-from isobit.config import EngineConfig
+from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
 from isobit.errors import ModelRefused, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.batches import damaged
@@ -24,7 +25,6 @@ from isobit.runtime.generation import (
     Settings,
     Stream,
     checked_sampling,
-    checked_whole,
 )
 from isobit.runtime.grammar import Grammars
 from isobit.runtime.passes import Passes, locate, sample_path
@@ -153,8 +153,13 @@ class Model(Passes):
         (of n ids a row, float32 [R, n]; ids of the k most likely, int32 [R, k]; of these, float32
         [R, k]). Raises ModelRefused if logits are not finite.
         """
-        given = np.array(ids, np.int32).reshape(len(logits), -1)
-        likeliest, values, top_ids, top = self.rows.measure(logits, given, k)
+        vocab = self.config.vocab
+        rows = np.ascontiguousarray(logits) if isinstance(logits, np.ndarray) else np.empty(0)
+        if rows.dtype != np.float32 or rows.shape[1:] != (vocab,):
+            raise wrong("logits", f"float32 [rows, {vocab}]", logits)
+        given = _ids_by_row(ids, len(rows), vocab)
+        k = whole("k", k, 0, vocab)
+        likeliest, values, top_ids, top = self.rows.measure(rows, given, k)
         if (likeliest < 0).any():
             raise damaged()
         return values, top_ids, top
@@ -202,7 +207,9 @@ class Model(Passes):
             ids = self.checked(self._ids(first))
             start = 1 if more is None else len(ids)
             if more is not None:
-                ids = self.checked([*ids, *_whole_ids(self._ids(more))])
+                ids = self.checked(
+                    [*ids, *token_ids("continuation", self._ids(more), self.context)]
+                )
             out = np.empty(len(ids) - start, np.float32)
             found.append(out)
 
@@ -349,20 +356,25 @@ class Model(Passes):
         return self.chat_prompt(messages, **variables).ids
 
     def chat_prompt(
-        self, messages: Sequence[Mapping[str, object]], **variables: Unpack[ChatVariables]
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> ChatPrompt:
         """The ids of :meth:`chat_ids`, and the text that the template wrote."""
-        own: dict[str, Any] = dict(variables.get("chat_template_kwargs") or {})
-        taken = {"messages", "tools", "documents", "most", "tokenizer"}
-        if wrong := sorted(own.keys() & taken):
-            raise UsageError(
-                f"chat_template_kwargs: expected variables of the template, got {wrong[0]}"
-            )
+        own: Mapping[str, Any] = {} if chat_template_kwargs is None else chat_template_kwargs
+        instance("chat_template_kwargs", own, Mapping, "variables of the template")
+        taken = ("messages", "tools", "documents", "most", "tokenizer")
+        for name in own:
+            if not isinstance(name, str) or name in taken:
+                raise wrong("chat_template_kwargs", "variables of the template", name)
         return chat_prompt(
             self.tokenizer,
             messages,
-            tools=variables.get("tools"),
-            documents=variables.get("documents"),
+            tools=tools,
+            documents=documents,
             most=self.context,
             **own,
         )
@@ -412,7 +424,11 @@ class Model(Passes):
 
         The logits are as the backend gave them, finite or not: a trace wants to see them.
         """
-        logits = self._pass([sequence], [ids], logit_rows, LOGITS, tap, stages).logits
+        function("tap", tap)
+        if stages is not None:
+            instance("stages", stages, frozenset, "a frozenset of names, or None")
+        rows = wholes("logit_rows", logit_rows, 0, len(token_ids("ids", ids)) - 1)
+        logits = self._pass([sequence], [ids], rows, LOGITS, tap, stages).logits
         assert logits is not None
         return logits
 
@@ -426,8 +442,10 @@ class Model(Passes):
 
         ``progress(done, total)`` is told after each chunk how many tokens were run.
         """
-        if not len(ids):
-            raise UsageError("prompt: expected at least one token, got none")
+        ids = token_ids("ids", ids)
+        if not ids:
+            raise UsageError("ids: expected at least one token, got none")
+        function("progress", progress)
         chunk = self.engine.chunk
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
@@ -442,7 +460,11 @@ class Model(Passes):
         self, sequences: Sequence[TokenSequence], tokens: Sequence[int], wanted: Wanted = LOGITS
     ) -> Results:
         """Append a token to each of several sequences in one pass; see :meth:`Backend.run`."""
-        return self._pass(sequences, [[t] for t in tokens], range(len(sequences)), wanted)
+        instance("wanted", wanted, Wanted, "a Wanted")
+        ids = [[t] for t in token_ids("tokens", tokens)]
+        if len(ids) != len(listed("sequences", sequences)):
+            raise UsageError(f"tokens: expected one for each sequence, got {len(ids)}")
+        return self._pass(sequences, ids, range(len(sequences)), wanted)
 
     def _pass(
         self,
@@ -453,9 +475,14 @@ class Model(Passes):
         tap: Tap | None = None,
         stages: frozenset[str] | None = None,
     ) -> Results:
-        tokens = np.concatenate([np.asarray(part, np.int64) for part in ids])
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab:
-            raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got another")
+        last = self.config.vocab - 1
+        tokens = [wholes("token ids", part, 0, last) for part in ids]
+        for sequence in sequences:
+            instance("sequence", sequence, TokenSequence, "what new_sequence() gives")
+        if not {sequence.engine for sequence in sequences} <= {self.generations}:
+            raise UsageError("sequence: expected one of this model, got another model's")
+        if len(set(map(id, sequences))) < len(sequences):
+            raise UsageError("sequences: expected each of them once")
         places: list[I32] = []
         with self.generations.turn():
             try:
@@ -469,7 +496,7 @@ class Model(Passes):
                 if self.graph.recurrent:
                     states = np.array([t.state for t in tables], np.int32)
                 batch = Batch(
-                    tokens=tokens.astype(np.int32),
+                    tokens=np.array(list(chain.from_iterable(tokens)), np.int32),
                     positions=np.concatenate(places),
                     sequence=np.repeat(np.arange(len(ids), dtype=np.int32), list(map(len, ids))),
                     pages=pages,
@@ -484,17 +511,13 @@ class Model(Passes):
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids as a list of int; raises UsageError for none, unknown or too many."""
-        ids = _whole_ids(ids)
-        if not ids:
+        found = token_ids("prompt", ids, self.context)
+        if not found:
             raise UsageError("prompt: expected at least one token, got none")
-        wrong = next((i for i in ids if not 0 <= i < self.config.vocab), None)
-        if wrong is not None:
-            raise UsageError(f"token id: expected 0 to {self.config.vocab - 1}, got {wrong}")
-        if len(ids) > self.context:
-            raise UsageError(
-                f"prompt: expected at most {self.context} tokens (the context), got {len(ids)}"
-            )
-        return ids
+        odd = next((i for i in found if not 0 <= i < self.config.vocab), None)
+        if odd is not None:
+            raise wrong("token id", f"0 to {self.config.vocab - 1}", odd)
+        return found
 
 
 def load(
@@ -544,12 +567,12 @@ def load(
         activation_planes=activation_planes,
         threads=threads,
         context=context,
-        max_sequences=sequences,
+        max_sequences=whole("sequences", sequences, 1, MOST_POSITIONS),
         chunk=chunk,
         pages=_pages(cache),
         parts=parts,
-        expert_shares=tuple(expert_shares),
-        stages=tuple(stages),
+        expert_shares=expert_shares,  # type: ignore[arg-type]  # it makes tuples of these
+        stages=stages,  # type: ignore[arg-type]
         stage_key=stage_key,
     )
     return Model(path_or_sample, backend, engine)
@@ -558,7 +581,7 @@ def load(
 def _pages(cache: int | None) -> int | None:
     if cache is None:
         return None
-    return -(-checked_whole("cache", cache) // TILE) or 1
+    return -(-whole("cache", cache, 1, MOST_PAGES * TILE) // TILE)
 
 
 def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:
@@ -582,25 +605,23 @@ def _is_batch(prompt: object) -> TypeGuard[Sequence[str | Sequence[int]]]:
     return isinstance(first, (str, Sequence, np.ndarray))
 
 
-def _whole_ids(ids: Iterable[int]) -> list[int]:
-    """Integers as a list of int; raises UsageError for what only looks like them."""
-    if isinstance(ids, (bytes, bytearray, memoryview)):  # whose items are numbers
-        raise UsageError(f"prompt: expected text or token ids, got {type(ids).__name__}")
+def _ids_by_row(ids: Sequence[Sequence[int]] | I32, rows: int, vocab: int) -> I32:
+    """Token ids [rows, n], or UsageError."""
+    expected = f"for each of {rows} rows as many token ids from 0 to {vocab - 1}"
     try:
-        given = list(ids)
-        if (odd := next((i for i in given if isinstance(i, bool)), None)) is not None:
-            raise TypeError(f"{odd!r} is no number")
-        return [index(i) for i in given]
-    except TypeError as error:
-        raise UsageError(f"prompt: expected token ids, got something else: {error}") from None
+        given = np.array(listed("ids", ids, expected)).reshape(rows, -1)
+    except ValueError:  # rows of several lengths
+        raise wrong("ids", expected, ids) from None
+    if given.size and (given.dtype.kind not in "iu" or not 0 <= given.min() <= given.max() < vocab):
+        raise wrong("ids", expected, ids)
+    return given.astype(np.int32)
 
 
 def _rows(rows: Sequence[int] | slice | None, n: int) -> list[int]:
-    if rows is None or isinstance(rows, slice):
-        return list(range(n)[rows or slice(None)])
+    expected = f"a slice or whole numbers from {-n} to {n - 1}"
+    if rows is not None and not isinstance(rows, slice):
+        return [range(n)[row] for row in wholes("rows", rows, -n, n - 1, expected)]
     try:
-        return [range(n)[row] for row in rows]
-    except (TypeError, IndexError):
-        raise UsageError(
-            f"rows: expected a slice or whole numbers from {-n} to {n - 1}, got {rows!r:.60}"
-        ) from None
+        return list(range(n)[rows or slice(None)])
+    except (TypeError, ValueError):  # of a slice from a text, or in steps of 0
+        raise wrong("rows", expected, rows) from None

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.4
-"""So much longer may a step take for a prompt beside it: less than the half that is promised, since
-passes of one kind differ among themselves."""
+SHARE = 0.5
+"""So much longer may a step take for a prompt beside it. Whole tokens are less than that, by about
+what passes of one kind differ among themselves."""
 _RECENT = 64  # passes
+_LOOK = 7
+"""After so many passes with prompts is one without: else nobody knew what these cost."""
 _BEFORE = 0.1  # of the weight of one pass
 
 
@@ -43,12 +45,16 @@ class Pace:
         self._passes.append(Ran(generating, prompt, attended, seconds))
 
     def beside(self, generating: int, attended: int, prompts: int, position: int) -> int:
-        """Tokens of prompts that a step of generations may have beside it; at least one.
+        """Tokens of prompts that a step of generations may have beside it; now and then none, else
+        at least one.
 
         attended: positions that the generations attend to. prompts: how many there are; beyond the
         first each has the share of one that generates: where many wait, those that generate would
         else be few for long, and few together cost more. position: of the next token of a prompt.
         """
+        latest = [ran.prompt for ran in self._passes if ran.generating][-_LOOK:]
+        if len(latest) == _LOOK and all(latest):
+            return 0
         # At first half as many: a token of a prompt costs hardly more than one that is generated.
         # Then twice as many as were seen: what they cost is learned on the way.
         seen = max((n for among, n, *_ in self._passes if among), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from isobit import arguments
 from isobit.backends import open_backend, warn
 from isobit.backends.base import ARGMAX, GREEDY, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu._cpu import forget_mapping, name_mapping
@@ -55,12 +55,11 @@ class Passes:
         engine: EngineConfig,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        if not isinstance(path, (str, os.PathLike)) or not isinstance(backend, str):
-            what, found = (
-                ("backend", backend) if isinstance(path, (str, os.PathLike)) else ("model", path)
-            )
-            raise UsageError(f"{what}: expected a name or path, got {type(found).__name__}")
-        self.located = locate(path, note)
+        named = arguments.path("model", path)
+        arguments.text("backend", backend)
+        arguments.instance("engine", engine, EngineConfig, "an EngineConfig")
+        arguments.function("note", note)
+        self.located = locate(named, note)
         """What another process can open the same model by."""
         self.file = open_model(self.located)
         self.path = self.file.path  # of a split model the first part, whichever was named

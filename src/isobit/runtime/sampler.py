@@ -4,18 +4,19 @@ The arithmetic is section 10 of docs/numerics.md; what is here belongs to one se
 settings, how often it has had which token, and its place in the random numbers.
 """
 
+import math
 import secrets
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arguments import instance, number, whole, wrong
 from isobit.backends.base import F32, I32
 from isobit.backends.cpu.sampler import NONE_ALLOWED, Columns, Row, RowSampler
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import ModelRefused, UsageError, shown
 from isobit.numerics.sampling import adjust
 from isobit.runtime.grammar import Constraint, Grammar
 
@@ -58,39 +59,32 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        possible = self.temperature == 0 or _between(self.temperature, 1e-6, 1e6)
-        _check("temperature", self.temperature, possible, "that is 0, or from 1e-6 to 1e6")
-        possible = isinstance(self.top_k, Integral) and 0 <= self.top_k < 1 << 31
-        _check("top_k", self.top_k, possible, "that is whole, >= 0")
-        possible = _between(self.top_p, 0, 1) and self.top_p != 0
-        _check("top_p", self.top_p, possible, "in (0, 1]")
-        _check("min_p", self.min_p, _between(self.min_p, 0, 1), "in [0, 1]")
-        possible = _between(self.repeat_penalty, 1e-6, 1e6)
-        _check("repeat_penalty", self.repeat_penalty, possible, "from 1e-6 to 1e6")
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            _check(name, value, _between(value, -1e6, 1e6), "from -1e6 to 1e6")
+        expected = "a number that is 0, or from 1e-6 to 1e6"
+        if 0 < number("temperature", self.temperature, 0, 1e6, expected) < 1e-6:
+            raise wrong("temperature", expected, self.temperature)
+        whole("top_k", self.top_k, 0, (1 << 31) - 1)
+        number("top_p", self.top_p, math.ulp(0.0), 1, "a number in (0, 1]")
+        number("min_p", self.min_p, 0, 1)
+        number("repeat_penalty", self.repeat_penalty, 1e-6, 1e6)
+        number("presence_penalty", self.presence_penalty, -1e6, 1e6)
+        number("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
         if self.seed is not None:
-            possible = isinstance(self.seed, Integral) and -(1 << 63) <= self.seed < 1 << 64
-            _check("seed", self.seed, possible, "that is whole, in [-2^63, 2^64)")
-        for token, bias in self.logit_bias:
-            _check(f"logit_bias of {token}", bias, _between(bias, -1e6, 1e6), "from -1e6 to 1e6")
+            whole("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+        if not isinstance(self.logit_bias, tuple):
+            raise wrong("logit_bias", "pairs of a token id and a number", self.logit_bias)
+        for pair in self.logit_bias:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise wrong("logit_bias", "pairs of a token id and a number", pair)
+            whole("logit_bias", pair[0], 0)
+            number(f"logit_bias of {shown(pair[0])}", pair[1], -1e6, 1e6)
+        if self.grammar is not None:
+            instance("grammar", self.grammar, Grammar, "a Grammar or None")
 
     def check_ids(self, vocabulary: int) -> None:
         """Refuse a bias of a token that there is not: UsageError."""
         for token, _ in self.logit_bias:
-            if not (isinstance(token, Integral) and 0 <= token < vocabulary):
-                expected = f"token ids from 0 to {vocabulary - 1}"
-                raise UsageError(f"logit_bias: expected {expected}, got {token!r}")
-
-
-def _between(value: object, least: float, most: float) -> bool:
-    return isinstance(value, int | float | np.number) and bool(least <= value <= most)
-
-
-def _check(name: str, value: object, holds: object, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"{name}: expected a number {expected}, got {value!r}")
+            if token >= vocabulary:
+                raise wrong("logit_bias", f"token ids from 0 to {vocabulary - 1}", token)
 
 
 class Sampler:

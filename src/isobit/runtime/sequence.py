@@ -21,7 +21,7 @@ class Sequence:
     """
 
     def __init__(self, engine: Engine, context: int) -> None:
-        self._engine = engine
+        self.engine = engine
         self.context = context
         self.length = 0
         self.table = PageTable(None)
@@ -33,7 +33,7 @@ class Sequence:
 
         Raises ContextFull; CacheLost if what it has is not there any more.
         """
-        losses = self._engine.model.backend.losses
+        losses = self.engine.model.backend.losses
         if self.length and losses != self._losses:
             raise CacheLost("sequence: the KV cache was lost: close it and start again")
         self._losses = losses
@@ -47,7 +47,7 @@ class Sequence:
                 "sequence: expected one whose last pass ended well; a recurrent model cannot go "
                 "back: close it and start again"
             )
-        self._engine.hold(self.table, end)
+        self.engine.hold(self.table, end)
         positions = np.arange(self.length, end, dtype=np.int32)
         self.length = end
         return positions
@@ -60,7 +60,7 @@ class Sequence:
 
     def close(self) -> None:
         """Give the pages back."""
-        self._engine.release(self.table)
+        self.engine.release(self.table)
         self.length, self._lost = 0, False
 
     def __enter__(self) -> Sequence:

@@ -37,6 +37,7 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
+from isobit.arguments import token_ids
 from isobit.errors import ModelRefused, UsageError
 from isobit.text.pretokenizers import SPACE, PreTokenizer
 from isobit.text.spm import ScoreMerges
@@ -269,7 +270,7 @@ class Tokenizer:
             UsageError: there is no such token.
         """
         stream = StreamDecoder(self, skip_special=skip_special, whole=True)
-        return "".join([stream.push(i) for i in ids]) + stream.flush()
+        return "".join(map(stream.push, token_ids("token id", ids))) + stream.flush()
 
 
 class StreamDecoder:

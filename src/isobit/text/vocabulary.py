@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from isobit import errors
 from isobit.errors import ModelRefused
 from isobit.text.pretokenizers import GEMMA4, PRETOKENIZERS, PreTokenizer
 
@@ -324,11 +325,5 @@ class _Fields:
 
 
 def shown(value: object) -> str:
-    """A value for a message: on one line, and short whatever a file holds."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else value[:59] + "…")
-    if value is None:
-        return "nothing"
-    if isinstance(value, (int, float)) and abs(value) < 2**64:
-        return str(value)
-    return type(value).__name__
+    """A file's value for a message: on one line, and short whatever it holds."""
+    return "nothing" if value is None else errors.shown(value)

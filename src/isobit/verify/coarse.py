@@ -170,7 +170,7 @@ def _top_k(op: Op, inputs: Sequence[Array]) -> Arrays:
         e = exp(p - p.max(axis=1, keepdims=True))
         p = e / _sum(e)[:, None]
     score = p + op.weights[0].float32() if op.weights else p
-    ids = best(score, choice.k, choice.groups, choice.groups_used)
+    ids = best(score, choice.k, choice.groups, choice.groups_used, alone=choice.softmax)
     chosen = np.take_along_axis(p, ids, axis=1)
     if choice.normalise:
         chosen = chosen / np.maximum(_sum(chosen), np.float32(LEAST_SUM))[:, None]

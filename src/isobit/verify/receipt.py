@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit import __version__, numerics
+from isobit import __version__, arguments, numerics
+from isobit.arguments import instance, whole
 from isobit.backends.base import CHOSEN, F32, I32, Routes
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.files import regular
@@ -68,8 +69,14 @@ class Receipt:
     isobit: str = __version__
     format: str = FORMAT
 
+    @property
+    def settings(self) -> Sampling:
+        """``sampling``, as a sampler takes it."""
+        return _sampling(self.sampling)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
+        arguments.path("path", path)
         try:
             Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
         except (OSError, ValueError) as error:
@@ -103,8 +110,9 @@ class Receipt:
 
 
 def _read(path: str | Path) -> Any:
+    place = regular(path, "a receipt")
     try:
-        with regular(path, "a receipt").open("rb") as file:
+        with place.open("rb") as file:
             return json.loads(file.read(_LIMIT))
     except (OSError, ValueError, RecursionError) as error:
         raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
@@ -224,6 +232,8 @@ class Recorder:
 
         The generation may go on in another thread.
         """
+        if n is not None:
+            whole("n", n, 0)
         if self._model is None:
             raise UsageError("nothing was generated: no receipt")
         m = self._model
@@ -273,7 +283,8 @@ class Recorder:
 
         Empty for a dense model.
         """
-        *_, parts = self._tokens[index]
+        n = len(self._tokens)
+        *_, parts = self._tokens[whole("index", index, -n, n - 1)]
         chosen: list[list[int]] = parts[-1][-1].tolist() if parts else []
         return chosen
 
@@ -341,9 +352,11 @@ def replay(receipt: Receipt, model: Model) -> Difference | None:
     Prompt and tokens run in chunks, which gives the same bits as one by one. Raises FileRefused if
     the receipt is of another model or arithmetic, NothingCompared if it holds no token.
     """
+    instance("receipt", receipt, Receipt, "a Receipt")
+    instance("model", model, Model, "a model")
     _check_same(receipt, model)
     tokens = [t.token for t in receipt.tokens]
-    sampling = _sampling(receipt.sampling)
+    sampling = receipt.settings
     try:
         prompt = model.checked(receipt.prompt)
         ids = model.checked(prompt + tokens[:-1])

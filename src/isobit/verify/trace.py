@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from isobit import __version__, numerics
+from isobit import __version__, arguments, numerics
+from isobit.arguments import function, instance, token_ids, whole, wrong
 from isobit.backends.base import I32
 from isobit.config import ModelConfig
-from isobit.errors import FileRefused, NothingCompared, UsageError, did_you_mean
+from isobit.errors import FileRefused, NothingCompared, UsageError, did_you_mean, shown
 from isobit.files import regular
 from isobit.model.graph import Graph, Key
 from isobit.model.stages import (
@@ -138,6 +139,7 @@ class Trace:
 
     def margin(self, layer: int) -> Array | None:
         """The router margins of a layer, [T]; None if they were not recorded."""
+        whole("layer", layer, 0, 1 << 31)
         return self._tensors.get(_name(MARGIN, layer))
 
     def save(self, path: str | Path) -> None:
@@ -200,7 +202,7 @@ def save_tensors(
     The library writes a file beside it that its owner alone may read, and renames it, even over a
     device: so the place is looked at first, and the file gets the usual permissions.
     """
-    file = Path(path)
+    file = Path(arguments.path("path", path))
     if file.exists() and not file.is_file():
         raise UsageError(f"{path}: cannot write {what}: expected a file, got something else")
     try:
@@ -315,6 +317,7 @@ def pieces(count: int, chunk: int, *, step: bool) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise([*range(0, last, chunk), last, count]) if a < b]
 
 
+@runtime_checkable
 class Recordable(Protocol):
     """Something that runs tokens and emits every stage: a ModelRun, an Oracle, a Transformers."""
 
@@ -352,9 +355,18 @@ def record(
     of those that a backend need not hold; the manifest then says so.
     """
     run = ModelRun(source) if isinstance(source, Model) else source
+    if not isinstance(run, Recordable):
+        raise wrong("source", "a model", source)
+    function("interrupted", interrupted)
+    if layers is not None:
+        instance("layers", layers, range, "a range or None")
     chunk = run.model.engine.chunk if isinstance(run, ModelRun) else CHUNK
     every = frozenset(run.graph.names)
     wanted = every if stages is None else stages
+    instance("stages", wanted, frozenset, "a frozenset of names, or None")
+    for name in wanted - every:
+        near = did_you_mean(str(name), every)
+        raise UsageError(f"stages: expected the model's, got {shown(name)}{near}")
     recorder = Recorder(wanted, layers)
     ids = check_tokens(tokens, run.config)
     needed = wanted - run.graph.on_request if wanted == every else wanted
@@ -384,10 +396,10 @@ def record(
 
 def check_tokens(tokens: Sequence[int], config: ModelConfig) -> list[int]:
     """Token ids as a list of int; raises UsageError for none and for ids that there are not."""
-    ids = [int(t) for t in tokens]
-    wrong = next((t for t in ids if not 0 <= t < config.vocab), None)
-    if wrong is not None or not ids:
-        got = "none" if wrong is None else str(wrong)
+    ids = token_ids("tokens", tokens)
+    odd = next((t for t in ids if not 0 <= t < config.vocab), None)
+    if odd is not None or not ids:
+        got = "none" if odd is None else shown(odd)
         raise UsageError(f"tokens: expected ids from 0 to {config.vocab - 1}, got {got}")
     return ids
 

@@ -55,6 +55,11 @@ def router_of_groups(g: Writer, normed: bool) -> Value:
     return biased(g, p, TopK(5, normalise=False, softmax=False, groups=6, groups_used=4))
 
 
+def softmax_of_groups(g: Writer, normed: bool) -> Value:
+    z = g.columns(g.around_edges(96, normed), 3, 90)
+    return biased(g, z, TopK(5, normalise=False, groups=6, groups_used=2))
+
+
 def biased_softmax(g: Writer, normed: bool) -> Value:
     return biased(g, g.columns(g.around_edges(96, normed), 0, 40), TopK(4, normalise=True))
 
@@ -93,7 +98,7 @@ CASES = (
     ),
     *(
         Case(f, {"normed": n})
-        for f in (sigmoid_router, router_of_groups, biased_softmax, expert_scale)
+        for f in (sigmoid_router, router_of_groups, softmax_of_groups, biased_softmax, expert_scale)
         for n in (False, True)
     ),
     *(Case(combine, {"k": k, "n": n}, (4,), ((),)) for k, n in ((1, 5), (4, 256), (8, 2048))),

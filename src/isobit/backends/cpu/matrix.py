@@ -7,6 +7,8 @@ from isobit.numerics import Weight
 
 
 def matrix(w: Weight) -> _cpu.Matrix:
-    """A weight matrix, or a stack of them, as the extension takes it: a view, no copy."""
+    """A weight matrix, or a stack of them, as the extension takes it: a view, no copy, unless rows
+    lie apart in the file."""
     *stack, rows, columns = w.shape
-    return _cpu.Matrix(w.data, w.format.ggml_type, int(np.prod(stack)), rows, columns, w.row_bytes)
+    data = np.ascontiguousarray(w.data).reshape(-1)
+    return _cpu.Matrix(data, w.format.ggml_type, int(np.prod(stack)), rows, columns, w.row_bytes)

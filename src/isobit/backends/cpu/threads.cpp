@@ -46,12 +46,12 @@ void Pace::ran(Clock::time_point now, Duration took, Duration waited) {
     const double lost = (double)waited_.count() / ((double)took_.count() * (members_ - 1));
     const Duration guess = took_;
     took_ = waited_ = Duration(0);
-    if (lost < std::max(0.25, 1.0 / members_)) {
-        hold_ = std::max(FIRST_HOLD, hold_ / 2);
+    if (lost < std::max(0.25, 0.7 / members_)) {
+        hold_ = std::max(hold_ / 2, 1);
         return;
     }
     members_ = std::max(1, std::min(members_ - 1, (int)(members_ * (1 - lost))));
-    until_ = now + std::max(hold_, HOLD_PER_GUESS * guess);
+    until_ = now + hold_ * guess;
     hold_ = std::min(hold_ * 2, LONGEST_HOLD);
 }
 

@@ -34,15 +34,14 @@ private:
     const int most_;
     int members_;
     Duration took_{0}, waited_{0};  // since the number was last judged
-    Duration hold_ = FIRST_HOLD;    // how long it stays lowered
+    int hold_ = 1;  // how long it stays lowered, in times of what was lost
     Clock::time_point until_{};
 
-    // A wrong guess costs one run and at least a WINDOW, of the time that is held afterwards a few
-    // per cent at most.
+    // A guess costs one run and at least a WINDOW. The number is raised again soon after a moment in
+    // which another program ran; of many wrong guesses one after the other, each costs less than a
+    // per cent of the time that is held after it.
     static constexpr Duration WINDOW = std::chrono::milliseconds(10);
-    static constexpr int HOLD_PER_GUESS = 40;
-    static constexpr Duration FIRST_HOLD = std::chrono::milliseconds(400);
-    static constexpr Duration LONGEST_HOLD = std::chrono::milliseconds(2000);
+    static constexpr int LONGEST_HOLD = 128;
 };
 
 class Team {

@@ -13,16 +13,17 @@ from isobit.backends.base import (
     I32,
     Backend,
     Batch,
+    Limits,
     Memory,
     Results,
     Tap,
     Wanted,
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.lowering import PRESENT, Variant
-from isobit.backends.cuda.programs import Programs, room
+from isobit.backends.cuda.programs import Programs, Sizes, room
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
@@ -35,7 +36,7 @@ class CudaBackend(Backend):
     on_device = frozenset({GREEDY})
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
-    variant: ClassVar[Variant] = PRESENT
+    sizes: ClassVar[Sizes] = Sizes()
 
     def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
         """Plan the memory, refuse what does not fit, load the weights.
@@ -43,14 +44,21 @@ class CudaBackend(Backend):
         Raises BackendUnavailable with the reason. ``gpu`` is for tests.
         """
         self._gpu = gpu if gpu is not None else CudaGpu()
-        how = self.fused, self.variant
+        how = self._gpu, self.fused, self.sizes
+        asked: list[Programs] = []
+
+        def left(settings: EngineConfig) -> Room:
+            asked[:] = [Programs(weights, settings, *how)]
+            return room(asked[0], Limits.of(weights, settings), self._gpu)
+
         try:
-            super().__init__(weights, engine, lambda e: room(weights, e, self._gpu, *how))
-            engine = self.engine
-            self._programs = Programs(weights, engine, self.limits, self._gpu, *how)
-            self.plan = self._programs.plan
+            super().__init__(weights, engine, left)
+            if asked[0].context != self.engine.context:  # it was more than there is room for
+                asked = [Programs(weights, self.engine, *how)]
+            (self._programs,) = asked
+            self.plan = self._programs.plan(self.limits)
             self.plan.check(*self._gpu.memory())
-            self._programs.load(self._gpu)
+            self._programs.load(self.limits)
         except BaseException:
             self._gpu.close()
             raise
@@ -122,6 +130,8 @@ class CudaBackend(Backend):
             of = batch.sequence
             step = batch.tokens, batch.positions, batch.pages[of], states[of], of
             marks = steps.traced(*step, logits, keys)
+        elif mixed is not None and mixed.takes(batch) and keys <= mixed.stages:
+            marks = mixed.traced(batch, states, logits, keys)
         else:  # a prompt, or what steps do not show
             marks = self._programs.passes.run(batch, states, logits)
         self._show(batch, marks, keys, tap)

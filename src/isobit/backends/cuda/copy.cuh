@@ -63,9 +63,18 @@ DEV void prefetch_bulk(const uint8* from, int bytes) {
 }
 #endif
 
-// By one warp: what tensor-core products read of an activation record, which is both planes, then digits
-// and d in two pieces of 16 bytes.
-DEV void copy_act(Act* to, const Act* from) {
+// What tensor-core products read of an activation record. 560 bytes: eight lanes that read eight records at
+// one offset meet no shared-memory bank twice.
+struct __align__(16) ColumnAct {
+    int8 plane[2][SUPER];
+    int8 digits[3][8];
+    float d;
+    int unused[5];
+};
+static_assert(sizeof(ColumnAct) == 560, "ColumnAct is also known to layout.py");
+
+// By one warp: both planes, then digits and d in two pieces of 16 bytes.
+DEV void copy_act(ColumnAct* to, const Act* from) {
     static_assert(sizeof(Act::plane) == WARP * sizeof(int4), "a lane copies one piece of both planes");
     static_assert(sizeof(Act::digits) + sizeof(Act::d) <= 2 * sizeof(int4), "digits and d are two pieces");
     auto copy = [](int8* to, const int8* from) {

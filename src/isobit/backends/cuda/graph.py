@@ -10,7 +10,7 @@ from typing import Any
 from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.lowering import PRESENT, Lowering, Make, Variant
+from isobit.backends.cuda.lowering import Lowering, Make
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.errors import BackendUnavailable
@@ -32,10 +32,9 @@ class Program:
         *,
         fused: bool = True,
         rows: int = 1,
-        variant: Variant = PRESENT,
     ) -> None:
         """Raises BackendUnavailable for an operation that there is no kernel for."""
-        self.g = g = Lowering(graph, resident, gpu, planes, kind, rows, variant)
+        self.g = g = Lowering(graph, resident, gpu, planes, kind, rows)
         self._body: list[Make | Mark] = []
         self._head: list[Make | Mark] = []  # some rows of logits at a time
         ops, last_use, at = graph.required.ops, graph.required.last_use, 0
@@ -50,7 +49,7 @@ class Program:
             taken, at = ops[at : at + count], at + count
             if taken[-1].outputs[0].shape.rows != LOGIT_ROWS:
                 self._body += self._made()
-                g.end({v for v, last in last_use.items() if last >= at})
+                g.end(lambda v, at=at: last_use.get(v, -1) >= at)  # type: ignore[misc]
             else:  # runs again and again, and so overwrites nothing
                 self._head += self._made()
         self.logits, self.vocabulary = g.dense(graph.logits), graph.logits.shape.width

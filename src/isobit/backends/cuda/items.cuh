@@ -22,8 +22,10 @@ struct Items {
     DEV int input(int i) const { return output(i) / divide; }
 };
 
-// Up to eight items that share a matrix: places begin … begin + count - 1 of `order`.
+// Up to COLUMNS items that share a matrix: places begin … begin + count - 1 of `order`.
 struct ItemGroup {
     int matrix, begin, count, unused;
 };
-constexpr int COLUMNS = 8;  // of a tensor-core product: items of a group
+#ifndef COLUMNS
+#define COLUMNS 8  // of one or several tensor-core products: items of a group
+#endif

@@ -6,7 +6,6 @@ pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,28 +38,6 @@ Make = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """Ways to lower that are measured against one another. No bit depends on them."""
-
-    rows: tuple[int, ...] = ()
-    """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
-    ahead: int | None = None
-    """Of several rows' guessed experts, what is brought to the shared cache: bits for gate and up,
-    and for down; None: as much as half of it holds."""
-    deep: bool = False
-    """Whether kernels of several rows take as much shared memory as there is, else at most half."""
-    attending: int = 3
-    """Blocks of attention a multiprocessor in a step of many tiles of keys: three leave no
-    registers for the kernel behind, whose blocks then start late."""
-    padded: tuple[int, ...] = ()
-    """Numbers of sequences whose steps are captured at the start; others are padded to the next."""
-    mixed: tuple[int, ...] = ()
-    """The same for batches of any composition, by their tokens."""
-
-
-PRESENT = Variant()
-
 Defines = Mapping[str, str | int]
 """Definitions that a kernel is compiled with."""
 Claimed = tuple[int, Callable[[], None]]
@@ -78,10 +55,9 @@ class Lowering:
         planes: int,
         kind: str = PASS,
         rows: int = 1,
-        variant: Variant = PRESENT,
     ) -> None:
         self.gpu, self.resident, self.planes, self.kind = gpu, resident, planes, kind
-        self.rows, self.variant = rows, variant
+        self.rows = rows
         self.captured = kind != PASS
         self.every = kind in (STEP, STEPS, ROWS)
         """Whether all tokens' logits are wanted."""
@@ -93,6 +69,8 @@ class Lowering:
         """Whether a step of one sequence sets up the next one by itself."""
         self.places: dict[Value, Place] = {}
         self.slots: list[Slot] = []
+        self.whole_layers = 0
+        """How many layers decode_layer has taken."""
         self.received: list[Slot] = []
         """Where rows go that come with a batch."""
         self.spans: dict[int, tuple[Slot, Slot]] = {}
@@ -130,7 +108,7 @@ class Lowering:
         """Memory that nothing else ever uses; see :class:`Slot`."""
         slot = self._slot(name, words, rows)
         slot.zero, slot.lasting = zero, lasting
-        slot.users = 1
+        slot.own, slot.users = True, 1
         return slot
 
     def _slot(self, name: str, words: int, rows: str, more: int = 0) -> Slot:
@@ -149,16 +127,18 @@ class Lowering:
         self.put(value, Place(slot, shape.width, shape.row[-1]))
         return slot
 
-    def inboxes(self, shape: Shape, parts: int, rank: int) -> Inboxes:
-        """Room for gathered values with such rows, each as wide as the widest so far."""
-        words = 2 * shape.width  # a value and its turn
+    def inboxes(self, shape: Shape, parts: int, blocks: int) -> Inboxes:
+        """Room for gathered values with such rows, each as wide as the widest so far: for their
+        turn beside them, or if they may be large, for a flag of each block before them."""
+        words = 2 * shape.width if self.captured else shape.width
         if shape.rows not in self.exchange:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
             turn = self.fixed("turn", 2, zero=True)
-            table = self.fixed("inboxes", 4 * parts)
-            self.exchange[shape.rows] = Inboxes(turn, table, (first, second), rank)
+            table = self.fixed("inboxes", 4 * parts + 2)
+            self.exchange[shape.rows] = Inboxes(turn, table, (first, second))
         for slot in self.exchange[shape.rows].own:
             slot.words = max(slot.words, words)
+            slot.more = 0 if self.captured else parts * blocks
         return self.exchange[shape.rows]
 
     def new(self, value: Value) -> Slot:
@@ -191,12 +171,12 @@ class Lowering:
         slot.users += 1
         self._live.setdefault(value, []).append(slot)
 
-    def end(self, needed: Collection[Value]) -> None:
+    def end(self, needed: Callable[[Value], bool]) -> None:
         """Free what nothing needs any more."""
         for slot in self._held:
             slot.users -= 1
         self._held = []
-        for value in [v for v in self._live if v not in needed]:
+        for value in [v for v in self._live if not needed(v)]:
             for slot in self._live.pop(value):
                 slot.users -= 1
 
@@ -299,18 +279,22 @@ class Lowering:
 
     # Memory
 
-    def nbytes(self, rows: Mapping[str, int]) -> int:
-        """Of all slots, with so many rows of each kind."""
-        return sum(slot.nbytes(rows) for slot in self.slots)
+    def nbytes(self, rows: Mapping[str, int], *, own: bool) -> int:
+        """Of the slots that keep something between passes, or of all others, with so many rows of
+        each kind."""
+        return sum(slot.nbytes(rows) for slot in self.slots if slot.own == own)
 
-    def allocate(self, rows: Mapping[str, int]) -> None:
-        """Give every slot its address."""
-        address = self.gpu.allocate(self.nbytes(rows))
+    def allocate(self, rows: Mapping[str, int], shared: int) -> None:
+        """Give every slot its address; ``shared``: where those begin that keep nothing between
+        passes, so that other programs may use the same memory."""
+        own = self.gpu.allocate(self.nbytes(rows, own=True))
         lasting = sum(slot.nbytes(rows) for slot in self.slots if slot.lasting)
-        self.lasting = address, lasting
+        self.lasting = own, lasting
         for slot in sorted(self.slots, key=lambda slot: not slot.lasting):
-            slot.address = address
-            address += slot.nbytes(rows)
+            if slot.own:
+                slot.address, own = own, own + slot.nbytes(rows)
+            else:
+                slot.address, shared = shared, shared + slot.nbytes(rows)
             if slot.zero:
                 self.gpu.upload(slot.address, np.zeros(slot.nbytes(rows) // 4, np.int32))
 

@@ -1,6 +1,6 @@
 """Passes over small batches of any composition, as graphs for some numbers of tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 
@@ -8,10 +8,11 @@ import numpy as np
 
 from isobit.backends.base import F32, I32, Batch
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops.matmul import COLUMNS
+from isobit.backends.cuda.ops.groups import groups_of
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import padded
+from isobit.model.graph import Key
 
 _WORDS_OF_GROUP = 4
 
@@ -19,37 +20,27 @@ _WORDS_OF_GROUP = 4
 class MixedPasses(Passes):
     """Steps beside tokens of prompts, whose logits may be wanted or not.
 
-    Of each size there is a graph up to the logits, and one of so many rows of logits. The last
-    token of a batch, and the last row that is wanted, are repeated up to the size: it chooses the
-    same experts, and writes the same keys and values again.
+    Of each size there is a graph up to the logits, and one of so many rows of logits, each made
+    when it is first asked for. The last token of a batch, and the last row that is wanted, are
+    repeated up to the size: it chooses the same experts, and writes the same keys and values again.
     """
 
-    def __init__(self, program: Program, sizes: Sequence[int], entries: int) -> None:
-        super().__init__(program, sizes[-1], entries)
+    def __init__(self, program: Program, sizes: Sequence[int]) -> None:
+        super().__init__(program, sizes[-1])
         self.sizes = sizes
         most = min(sizes[-1], LOGIT_ROWS_AT_ONCE)
         self.heads = sorted({size for size in sizes if size < most} | {most})
         """Rows of logits that there are graphs for."""
-        words = _WORDS_OF_GROUP * (1 + -(-sizes[-1] // COLUMNS))
-        self._groups = {n: self._g.fixed("groups", words) for n in {*sizes, most}}
+        self._groups = {n: self._g.fixed("groups", groups_of(n).size) for n in {*sizes, most}}
         self._bodies: dict[int, object] = {}
         self._rows: dict[int, object] = {}
+        self.stages = frozenset(program.marks)
 
     def start(self) -> None:
-        """Capture the graphs, once memory is there."""
+        """Fill what never changes, once memory is there."""
         gpu = self._g.gpu
-        for size, slot in self._groups.items():  # their number, then the groups
-            first = np.arange(0, size, COLUMNS, dtype=np.int32)
-            groups = np.zeros((1 + len(first), 4), np.int32)
-            groups[0, 0] = len(first)
-            groups[1:, 1], groups[1:, 2] = first, np.minimum(COLUMNS, size - first)
-            gpu.upload(slot.address, groups)
-        for size in self.sizes:
-            queue = partial(_run, self._program.body, self._pass(size))
-            self._bodies[size] = gpu.capture(queue)
-        for rows in self.heads:
-            queue = partial(_run, self._program.head, replace(self._pass(rows), count=rows))
-            self._rows[rows] = gpu.capture(queue)
+        for size, slot in self._groups.items():
+            gpu.upload(slot.address, groups_of(size))
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is not too large."""
@@ -57,7 +48,25 @@ class MixedPasses(Passes):
 
     def logits(self, batch: Batch, states: I32) -> F32:
         """Run a batch; float32 [R, vocabulary]."""
-        gpu, n = self._g.gpu, len(batch.tokens)
+        self._put(batch, states)
+        self._g.gpu.replay(self._body(padded(len(batch.tokens), self.sizes)))
+        return self._logits_of(batch.logit_rows)
+
+    def traced(
+        self, batch: Batch, states: I32, logits: F32, keys: Set[Key]
+    ) -> Iterator[tuple[Mark, Pass]]:
+        """The same launches, queued one by one, for these stages; writes logits."""
+        self._put(batch, states)
+        n = len(batch.tokens)
+        p = self._pass(padded(n, self.sizes))
+        for mark in self._program.body(p):
+            if mark.value.key in keys:
+                yield mark, replace(p, tokens=n)
+        logits[:] = self._logits_of(batch.logit_rows)
+
+    def _put(self, batch: Batch, states: I32) -> None:
+        """Bring a batch to the device, its last token repeated up to the size."""
+        n = len(batch.tokens)
         size = padded(n, self.sizes)
         which = np.minimum(np.arange(size), n - 1)
         tokens, positions, sequence = (
@@ -65,18 +74,31 @@ class MixedPasses(Passes):
         )
         whole = replace(batch, tokens=tokens, positions=positions, sequence=sequence)
         self._set(whole, states, 0, size, batch.logit_rows[:0])
-        gpu.replay(self._bodies[size])
-        out = np.empty((len(batch.logit_rows), self._program.vocabulary), np.float32)
-        for first in range(0, len(out), self.heads[-1]):
-            wanted = batch.logit_rows[first : first + self.heads[-1]]
-            rows = padded(len(wanted), self.heads)
-            at = wanted[np.minimum(np.arange(rows), len(wanted) - 1)]
+
+    def _logits_of(self, wanted: I32) -> F32:
+        """Logits of these tokens of the batch that has run."""
+        gpu, width, most = self._g.gpu, self._program.vocabulary, self.heads[-1]
+        out = gpu.results(len(wanted) * width)
+        for first in range(0, len(wanted), most):
+            part = wanted[first : first + most]
+            rows = padded(len(part), self.heads)
+            at = part[np.minimum(np.arange(rows), len(part) - 1)]
             gpu.upload(self._each["rows"].address, at.astype(np.int32))
-            gpu.replay(self._rows[rows])
-            part = gpu.results(len(wanted) * self._program.vocabulary)
-            gpu.download(self._program.logits.address, part)
-            out[first : first + len(wanted)] = part.reshape(len(wanted), -1)
-        return out
+            gpu.replay(self._head(rows))
+            gpu.download(self._program.logits.address, out[first * width :][: len(part) * width])
+        return out.reshape(len(wanted), width)
+
+    def _body(self, size: int) -> object:
+        if size not in self._bodies:
+            queue = partial(_run, self._program.body, self._pass(size))
+            self._bodies[size] = self._g.gpu.capture(queue)
+        return self._bodies[size]
+
+    def _head(self, rows: int) -> object:
+        if rows not in self._rows:
+            queue = partial(_run, self._program.head, replace(self._pass(rows), count=rows))
+            self._rows[rows] = self._g.gpu.capture(queue)
+        return self._rows[rows]
 
     def _pass(self, size: int) -> Pass:
         groups = self._groups[size].address

@@ -1,9 +1,16 @@
-"""A model split over several GPUs of one machine, which write to one another's memory in a pass."""
+"""A model split over several GPUs of one machine, which write to one another's memory in a pass.
+
+Kernels of a device wait for what others send. So all parts run at the same time, each in a thread;
+what might make the driver wait for a device (to compile and load a kernel, to capture a graph)
+comes before, in a rehearsal; and a pass that cannot end, as a device has failed, is given up: by
+the host, or by the kernels when they have waited for long. The parts are out of step then, and the
+model has to be loaded again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -17,6 +24,7 @@ from isobit.backends.base import (
     LOGITS,
     Backend,
     Batch,
+    Limits,
     Memory,
     Results,
     Tap,
@@ -25,13 +33,19 @@ from isobit.backends.base import (
 )
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.programs import room
+from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE
+from isobit.backends.cuda.programs import Programs, room
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
 from isobit.model.split import split
 from isobit.model.weights import Weights
+from isobit.numerics import TILE
 
 T = TypeVar("T")
+
+_WAIT_MS = 20_000
+"""So long a device waits for words of another."""
 
 
 class CudaPartsBackend(Backend):
@@ -43,22 +57,40 @@ class CudaPartsBackend(Backend):
     def __init__(
         self, weights: Weights, engine: EngineConfig, gpus: Sequence[Gpu] | None = None
     ) -> None:
-        """Raises BackendUnavailable with the reason. ``gpus`` is for tests."""
+        """Raises BackendUnavailable with the reason. ``gpus``: others than the first of the
+        machine; one may be there twice."""
         ranks = range(engine.parts)
-        devices = [CudaGpu(r) for r in ranks] if gpus is None else gpus
-        self._parts = [split(weights.graph, r, engine.parts) for r in ranks]
-        mine = [Weights(weights.config, p.graph, weights.file) for p in self._parts]
-
-        def least(settings: EngineConfig) -> Room:
-            rooms = [room(w, settings, g, True) for w, g in zip(mine, devices, strict=True)]
-            return min(rooms, key=lambda r: r.free / max(r.page, 1))
-
-        super().__init__(weights, engine, least)
+        self._gpus = [CudaGpu(r) for r in ranks] if gpus is None else gpus
         self._pool = ThreadPoolExecutor(engine.parts)
-        pairs = zip(mine, devices, strict=True)
-        self._here = self._each([partial(CudaBackend, w, self.engine, gpu) for w, gpu in pairs])
-        self._introduce(devices)
+        self._here: list[CudaBackend] = []
+        self._lost: str | None = None
+        self._rehearsed: set[tuple[object, ...]] = set()
+        try:
+            for gpu in self._gpus:
+                gpu.reach([other for other in self._gpus if other is not gpu])
+            self._parts = [split(weights.graph, r, engine.parts) for r in ranks]
+            mine = [Weights(weights.config, p.graph, weights.file) for p in self._parts]
+
+            def least(settings: EngineConfig) -> Room:
+                pairs = zip(mine, self._gpus, strict=True)
+                rooms = self._each([partial(_room, w, settings, gpu) for w, gpu in pairs])
+                return min(rooms, key=lambda r: r.free / max(r.page, 1))
+
+            super().__init__(weights, engine, least)
+            pairs = zip(mine, self._gpus, strict=True)
+            self._here = self._each([partial(_opened, w, self.engine, gpu) for w, gpu in pairs])
+            self._flags = self._gpus[0].page_locked(8).view(np.int32)
+            """What a pass was given up for (0: it was not), and how long to wait: gather.cu."""
+            self._flags[:] = 0, _WAIT_MS
+            every = [inboxes(b) for b in self._here]
+            for b, gpu in zip(self._here, self._gpus, strict=True):
+                tell(b, gpu, every, self._flags.ctypes.data)
+            self._rehearse_passes()
+        except BaseException:
+            self.close()
+            raise
         self.plan = self._here[0].plan
+        self.plans = [b.plan for b in self._here]
         self.fused_away = self._here[0].fused_away
 
     @property
@@ -85,11 +117,13 @@ class CudaPartsBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """See :class:`isobit.backends.base.Backend`: every device ends with whole results."""
+        size, kind = len(batch.tokens), (len(batch.logit_rows), wanted.likeliest, stages)
         if tap is None:
             work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
-            return self._each(work)[0]
+            return self._together(work, size, kind)[0]
         plain = replace(wanted, hidden=False)  # the caller takes these from their stage
-        done = self._each([partial(traced, b, batch, plain, stages) for b in self._here])
+        shows = [partial(traced, b, batch, plain, stages) for b in self._here]
+        done = self._together(shows, size, (*kind, "traced"))
         for key in done[0][1]:
             tap(*key, self._parts[0].merged(key, [shown[key] for _, shown in done]))
         return done[0][0]
@@ -99,24 +133,88 @@ class CudaPartsBackend(Backend):
     ) -> I32:
         """See :class:`isobit.backends.base.Backend`."""
         asked = tokens, positions, pages, count, states
-        return self._each([partial(b.compute_greedy, *asked) for b in self._here])[0]
+        work = [partial(b.compute_greedy, *asked) for b in self._here]
+        return self._together(work, len(tokens), ("greedy",))[0]
 
     def close(self) -> None:
         """Free the devices' memory."""
-        self._each([b.close for b in self._here])
         self._pool.shutdown()
+        for gpu in self._gpus:
+            gpu.close()
+
+    def _together(
+        self, work: Sequence[Callable[[], T]], size: int, kind: tuple[object, ...]
+    ) -> list[T]:
+        """A pass of all parts, of ``size`` tokens; ``kind``: what else decides what runs. Of larger
+        passes all is known."""
+        if self._lost:
+            raise BackendUnavailable(self._lost)
+        if size <= CudaBackend.sizes.padded[-1] and (size, kind) not in self._rehearsed:
+            self._rehearse(work)
+            self._rehearsed.add((size, kind))
+        try:
+            done = self._each([partial(self._watched, w) for w in work])
+        except Exception as error:
+            self._lost = f"cuda: a part of the model has failed ({error}): load it again"
+            raise
+        if given_up := int(self._flags[0]):
+            self._lost = (
+                f"cuda: device {given_up - 1} of {len(work)} has not answered the others for "
+                f"{self._flags[1] / 1000:g} s: load the model again"
+            )
+            raise BackendUnavailable(self._lost)
+        return done
+
+    def _watched(self, work: Callable[[], T]) -> T:
+        """A part's work; when it fails the others wait no longer."""
+        try:
+            return work()
+        except BaseException:
+            self._flags[0] = -1
+            raise
 
     def _each(self, work: Sequence[Callable[[], T]]) -> list[T]:
-        """Every device's work, at the same time: each waits for the others within it."""
-        return [f.result() for f in [self._pool.submit(w) for w in work]]
+        """Every device's work at the same time, as each waits for the others within it."""
+        done = [self._pool.submit(w) for w in work]
+        try:
+            wait(done)
+        except BaseException:  # an interruption: a part does one thing at a time
+            wait(done)
+            raise
+        return [f.result() for f in done]
 
-    def _introduce(self, gpus: Sequence[Gpu]) -> None:
-        """Tell every device where the others' inboxes are."""
-        for gpu in gpus:
-            gpu.reach([other for other in gpus if other is not gpu])
-        every = [inboxes(b) for b in self._here]
-        for b, gpu in zip(self._here, gpus, strict=True):
-            tell(b, gpu, every)
+    def _rehearse(self, work: Sequence[Callable[[], object]]) -> None:
+        """Have all that passes need ready, and run none."""
+        pairs = zip(self._gpus, work, strict=True)
+        self._each([partial(_rehearsed, gpu, w) for gpu, w in pairs])
+
+    def _rehearse_passes(self) -> None:
+        """The same for passes of any size: what runs changes once with the number of tokens, of a
+        sequence, and of rows, so that the ends of the range are all there is."""
+        most = min(self.engine.chunk, self.limits.positions)
+        many = LOGIT_ROWS_AT_ONCE
+        for tokens, rows, alone in ((2, 1, True), (most, many, True), (most, 1, False)):
+            at = np.arange(tokens, dtype=np.int32)
+            last = at[-min(rows, tokens) :]
+            of, position = (0 * at, at) if alone else (at, 0 * at)
+            pages = np.zeros((1 if alone else tokens, -(-most // TILE)), np.int32)
+            batch = Batch(0 * at, position, of, pages, last)
+            self._rehearse([partial(b.compute, batch, LOGITS, None, None) for b in self._here])
+
+
+def _room(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Room:
+    gpu.activate()
+    return room(Programs(weights, settings, gpu), Limits.of(weights, settings), gpu)
+
+
+def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:
+    gpu.activate()
+    return CudaBackend(weights, engine, gpu)
+
+
+def _rehearsed(gpu: Gpu, work: Callable[[], object]) -> None:
+    with gpu.rehearsal():
+        work()
 
 
 Addresses = list[dict[str, tuple[int, int]]]
@@ -131,10 +229,11 @@ def inboxes(backend: CudaBackend) -> Addresses:
     ]
 
 
-def tell(backend: CudaBackend, gpu: Gpu, every: Sequence[Addresses]) -> None:
-    """Let a part know where all parts are reached."""
+def tell(backend: CudaBackend, gpu: Gpu, every: Sequence[Addresses], flags: int) -> None:
+    """Let a part know where all parts are reached, and the flags of the pass."""
     gpu.activate()
     for program, exchange in enumerate(backend.exchanges):
         for rows, own in exchange.items():
             pairs = [addresses[program][rows] for addresses in every]
-            gpu.upload(own.table.address, np.array(pairs, np.int64).T)
+            addresses = [*np.array(pairs, np.int64).T.reshape(-1), flags]
+            gpu.upload(own.table.address, np.array(addresses, np.int64))

@@ -18,14 +18,18 @@ LOGIT_ROWS_AT_ONCE = 64
 class Passes:
     """Runs batches of any composition."""
 
-    def __init__(self, program: Program, tokens: int, entries: int) -> None:
-        """tokens, entries: most tokens, and entries of page tables, of one pass."""
+    def __init__(self, program: Program, tokens: int) -> None:
+        """tokens: the most of one pass."""
         self._program, self._g = program, (g := program.g)
-        self._most, self._entries = tokens, entries
+        self._most, self._entries = tokens, g.tiles
         names = "tokens", "positions", "table", "rows"
         self._each = {name: g.fixed(name, tokens) for name in names}
         self._runs = g.fixed("runs", 4 * tokens)
-        self._pages = g.fixed("pages", entries)
+        self._pages = g.fixed("pages", self._entries)
+
+    def settle(self, pages: int) -> None:
+        """So many pages has the cache: page tables of one pass may have as many entries."""
+        self._entries = self._pages.words = max(pages, self._g.tiles)
 
     def run(self, batch: Batch, states: I32, logits: F32) -> Iterator[tuple[Mark, Pass]]:
         """Run a batch, writing logits [R, vocabulary]; stops where a stage can be read."""

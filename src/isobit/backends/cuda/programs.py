@@ -1,12 +1,13 @@
 """A model's programs, lowered and their memory planned before anything is loaded."""
 
+from dataclasses import dataclass
 from math import inf
 
 from isobit.backends.base import Limits
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import PRESENT, Lowering, Variant
+from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.mixed import MixedPasses
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.resident import Resident
@@ -17,12 +18,26 @@ from isobit.backends.slots import BATCH, TILES
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
-from isobit.numerics.ops import LOGIT_ROWS, TOKENS
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Attention
 
 _GRAPH_BYTES = 8 << 10
 """Of a captured graph, for each operation in it: about what an H200's driver takes."""
-MOST_IN_STEP = 64
-"""Sequences that take a decode step together."""
+_MOST_WITH_STATES = 64
+"""Sequences that take a step together in a model with recurrent states, where none is padded."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is captured, besides steps of one sequence. No bit depends on it."""
+
+    few: tuple[int, ...] = (2, 3, 4)
+    """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
+    padded: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    """Numbers of rows that other steps, and small batches of any composition, are padded to."""
+
+    def up_to(self, rows: int) -> tuple[int, ...]:
+        """The padded sizes of at most so many rows."""
+        return tuple(n for n in self.padded if n <= rows)
 
 
 class Programs:
@@ -32,71 +47,82 @@ class Programs:
         self,
         weights: Weights,
         engine: EngineConfig,
-        limits: Limits,
         gpu: Gpu,
         fused: bool = True,
-        variant: Variant = PRESENT,
+        sizes: Sizes = Sizes(),
     ) -> None:
         """Raises BackendUnavailable for a format or an operation without a kernel."""
         graph = weights.graph
-        self.resident = Resident.of(graph, limits.positions)
-        self._limits = limits
-        together = min(engine.max_sequences, MOST_IN_STEP)
-        # A repeated token would move its sequence's state on once more.
-        sizes = [] if limits.states else sorted(variant.padded)
-        if sizes:
-            together = padded(min(engine.max_sequences, sizes[-1]), sizes)
-            sizes = [size for size in sizes if size <= together]
+        self._gpu, self._states = gpu, graph.recurrent
+        assert engine.context is not None
+        self.context = engine.context
+        self.resident = Resident.of(graph, engine.context)
 
         def program(kind: str, rows: int = 1) -> Program:
             at = graph, self.resident, gpu, engine.activation_planes, kind
-            return Program(*at, fused=fused, rows=rows, variant=variant)
+            return Program(*at, fused=fused, rows=rows)
 
         self._logits = graph.logits.key
-        self._programs: list[tuple[Program, int]] = []
-        tokens = max(engine.chunk, together)
         made = program(PASS)
-        self.passes = Passes(made, tokens, max(limits.pages, made.g.tiles))
-        self._programs.append((made, tokens))
+        # A repeated token would move its sequence's state on once more.
+        padded_to = () if self._states else sizes.up_to(_most_rows(gpu, graph, made.g.tiles))
+        together = min(engine.max_sequences, _MOST_WITH_STATES)
+        if padded_to:
+            together = padded(min(engine.max_sequences, padded_to[-1]), padded_to)
+        tokens = max(engine.chunk, together)
+        self.passes = Passes(made, tokens)
+        self._programs = [(made, tokens)]
         self.one: OneSequence | None = None
         self.many: ManySequences | None = None
+        self.rows: dict[int, SeveralRows] = {}
+        self.mixed: MixedPasses | None = None
         steps = fused and not made.g.received  # rows that come with a batch: one by one
         if steps:
             made = program(STEP)
             self.one = OneSequence(made)
             self._programs.append((made, 1))
-        if steps and together > 1:
-            made = program(STEPS)
-            self.many = ManySequences(made, together, sizes)
-            self._programs.append((made, together))
-        self.rows: dict[int, SeveralRows] = {}
-        for rows in variant.rows if steps else ():
+        for rows in sizes.few if steps and made.g.whole_layers else ():
             made = program(ROWS, rows)
+            if not made.g.whole_layers:  # too little shared memory; more rows need more
+                break
             self.rows[rows] = SeveralRows(made, rows)
             self._programs.append((made, rows))
-        self.mixed: MixedPasses | None = None
-        if steps and variant.mixed and not limits.states:
+        if steps and together > 1:
+            made = program(STEPS)
+            self.many = ManySequences(made, together, [n for n in padded_to if n <= together])
+            self._programs.append((made, together))
+        if steps and padded_to:
             made = program(MIXED)
-            entries = max(limits.pages, made.g.tiles)
-            self.mixed = MixedPasses(made, sorted(variant.mixed), entries)
-            self._programs.append((made, self.mixed.sizes[-1]))
+            self.mixed = MixedPasses(made, padded_to)
+            self._programs.append((made, padded_to[-1]))
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
         )
-        graphs = {STEP: 2, STEPS: len(sizes) or together - 1, ROWS: 2}
-        graphs[MIXED] = len(self.mixed.sizes) + len(self.mixed.heads) if self.mixed else 0
-        self.plan = Plan(
+
+    def plan(self, limits: Limits) -> Plan:
+        """Bytes of the device's memory; buffers get what the limits ask for."""
+        for passes in (self.passes, self.mixed):
+            if passes is not None:
+                passes.settle(limits.pages)
+        graphs = {STEP: 2, STEPS: len(self.many.sizes) or self.many.most - 1 if self.many else 0}
+        graphs |= {ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
+        own = sum(made.g.nbytes(_rows(made.g, n), own=True) for made, n in self._programs)
+        return Plan(
             weights=self.resident.weights.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
             states=self.resident.state_bytes(limits.states),
             rope=self.resident.rope_bytes(),
             graphs=_GRAPH_BYTES
             * sum(made.makes * graphs.get(made.g.kind, 0) for made, _ in self._programs),
-            workspace=STAGING_BYTES
-            + sum(made.g.nbytes(_rows(made.g, n)) for made, n in self._programs),
+            workspace=STAGING_BYTES + own + self._shared,
         )
+
+    @property
+    def _shared(self) -> int:
+        """Bytes that all programs use in turns."""
+        return max(made.g.nbytes(_rows(made.g, n), own=False) for made, n in self._programs)
 
     @property
     def exchanges(self) -> list[dict[str, Inboxes]]:
@@ -111,11 +137,12 @@ class Programs:
         passes = self._programs[0][0].marks
         return frozenset(key for key in passes if key[0] in stages) - {self._logits}
 
-    def load(self, gpu: Gpu) -> None:
-        """Take the memory, bring the weights there, capture what is captured."""
-        self.resident.load(gpu, self._limits.pages, self._limits.states)
+    def load(self, limits: Limits) -> None:
+        """Take the memory, bring the weights there."""
+        self.resident.load(self._gpu, limits.pages, limits.states)
+        shared = self._gpu.allocate(self._shared)
         for made, n in self._programs:
-            made.g.allocate(_rows(made.g, n))
+            made.g.allocate(_rows(made.g, n), shared)
         for steps in (self.one, self.many, *self.rows.values(), self.mixed):
             if steps is not None:
                 steps.start()
@@ -124,16 +151,21 @@ class Programs:
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
     engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))  # whatever the device has
-    return Programs(weights, engine, Limits.of(weights, engine), gpu).plan
+    return Programs(weights, engine, gpu).plan(Limits.of(weights, engine))
 
 
-def room(
-    weights: Weights, engine: EngineConfig, gpu: Gpu, fused: bool, variant: Variant = PRESENT
-) -> Room:
+def room(programs: Programs, limits: Limits, gpu: Gpu) -> Room:
     """What a device's free memory leaves to the KV cache."""
-    limits = Limits.of(weights, engine)
-    plan = Programs(weights, engine, limits, gpu, fused=fused, variant=variant).plan
+    plan = programs.plan(limits)
     return Room(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
+
+
+def _most_rows(gpu: Gpu, graph: Graph, tiles: int) -> int:
+    """Rows of a padded batch whose attention over so many tiles of keys keeps its results in one
+    part in 64 of the device's memory."""
+    ops = (op for op in graph.required.ops if isinstance(op.operation, Attention))
+    widest = max((op.outputs[0].shape.width for op in ops), default=1)
+    return gpu.memory()[1] // 64 // (4 * widest * tiles)
 
 
 def _rows(g: Lowering, tokens: int) -> dict[str, int]:

@@ -73,6 +73,8 @@ class Slot(slots.Slot):
     """Whether it begins as zeros."""
     lasting: bool = False
     """Whether it is read at the end of a pass: all of these lie side by side."""
+    own: bool = False
+    """Whether it keeps something between passes."""
 
     def nbytes(self, rows: Mapping[str, int]) -> int:
         """Its size, with so many rows of each kind."""
@@ -85,9 +87,8 @@ class Inboxes:
 
     turn: Slot
     table: Slot
-    """Addresses of every device's two inboxes."""
+    """Addresses of every device's two inboxes, and of the flags by which a pass is given up."""
     own: tuple[Slot, Slot]
-    rank: int
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops.matmul import COLUMNS
+from isobit.backends.cuda.ops.groups import groups_of
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.model.graph import Key
 from isobit.numerics import TILE
@@ -38,16 +38,13 @@ class OneSequence:
         self._run = g.fixed("run", 4, zero=True)
         self._groups = g.fixed("groups", 2 * _WORDS_OF_GROUP)
         self._number = 1  # of the next step
+        self._graphs: dict[bool, object] = {}
         self.stages = frozenset(program.marks)
 
     def start(self) -> None:
-        """Capture the graphs, once memory is there: for few tiles of keys, and for many."""
+        """Fill what never changes, once memory is there."""
         group = np.array([1, 0, 0, 0, 0, 0, 1, 0], np.int32)
         self._g.gpu.upload(self._groups.address, group)
-        self._graphs = [
-            self._g.gpu.capture(partial(self._queue, self._pass(many=many)))
-            for many in (False, True)
-        ]
 
     def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, _: I32) -> F32:
         """Append one token; its logits [1, vocabulary]."""
@@ -133,7 +130,13 @@ class OneSequence:
 
     def _replay(self, position: int) -> None:
         self._count()
-        self._g.gpu.replay(self._graphs[position >= step_attention.FEW_TILES * TILE])
+        self._g.gpu.replay(self._graph(many=position >= step_attention.FEW_TILES * TILE))
+
+    def _graph(self, *, many: bool) -> object:
+        """A step with few tiles of keys, or with many; captured when it is first asked for."""
+        if many not in self._graphs:
+            self._graphs[many] = self._g.gpu.capture(partial(self._queue, self._pass(many=many)))
+        return self._graphs[many]
 
     def _count(self) -> None:
         self._number = self._number % (1 << 30) + 1
@@ -171,8 +174,8 @@ def padded(n: int, sizes: Sequence[int]) -> int:
 
 
 class ManySequences:
-    """Steps of several sequences together: a graph for each number of them, made when it is asked
-    for; or for each of ``sizes``, made at the start.
+    """Steps of several sequences together: a graph for each number of them, or for each of
+    ``sizes``, made when it is first asked for.
 
     The last token of a step is repeated up to the next size: it chooses the same experts, and
     writes the same again.
@@ -187,23 +190,19 @@ class ManySequences:
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
         self._not_finite = g.fixed("not_finite", most)
         self._runs = g.fixed("runs", 4 * most)
-        self._group_words = _WORDS_OF_GROUP * (1 + -(-most // COLUMNS))
+        self._group_words = max(groups_of(n).size for n in range(1, most + 1))
         self._groups = g.fixed("groups", most * self._group_words)
         self._graphs: dict[tuple[int, bool], object] = {}
         self.stages = frozenset(program.marks)
 
     def start(self) -> None:
-        """Fill what never changes, once memory is there; capture the sizes."""
+        """Fill what never changes, once memory is there."""
         self._g.gpu.upload(self._each["sequence"].address, np.arange(self.most, dtype=np.int32))
         words = np.zeros((self.most, self._group_words // 4, 4), np.int32)
-        for n in range(1, self.most + 1):  # their number, then the groups
-            first = np.arange(0, n, COLUMNS)
-            words[n - 1, 0, 0] = len(first)
-            words[n - 1, 1 : 1 + len(first), 1] = first
-            words[n - 1, 1 : 1 + len(first), 2] = np.minimum(COLUMNS, n - first)
+        for n in range(1, self.most + 1):
+            groups = groups_of(n)
+            words[n - 1, : len(groups)] = groups
         self._g.gpu.upload(self._groups.address, words)
-        for size in self.sizes:
-            self._graph(size, many=True)
 
     def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> F32:
         """Append tokens, each with the pages of its sequence, which ``of`` numbers; float32 [n,
@@ -314,12 +313,6 @@ class SeveralRows(ManySequences):
         super().__init__(program, rows)
         self._number, self._of = self._g.fixed("number", 1), self._g.fixed("of", rows)
         self._next = 1  # number of the next step
-
-    def start(self) -> None:
-        """The same, and capture the graphs."""
-        super().start()
-        for many in {self._many(0), True}:
-            self._graph(self.most, many=many)
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:
         super()._set(tokens, positions, pages, states, of)

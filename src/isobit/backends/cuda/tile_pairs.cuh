@@ -1,5 +1,5 @@
-// Sixteen rows of a tiled weight times eight columns of activations, one superblock deep, by one warp
-// on int8 tensor cores (docs/numerics.md, section 4). In the product's terms the weights are A: a line
+// Sixteen rows of a tiled weight times N times eight columns of activations, one superblock deep, by one
+// warp on int8 tensor cores (docs/numerics.md, section 4). In the product's terms the weights are A: a line
 // of a tile (tiles.cuh) holds one register of the fragment for each lane, rows 0-7 from one tile and
 // rows 8-15 from another. With g = lane / 4 and t = lane % 4 the lane gets u of row g of the first
 // tile and then of the second, each for columns 2t and 2t+1.
@@ -12,10 +12,11 @@ struct Columns {
     SharedAddress rows;  // for load_matrices: both halves of 32 values, of both planes
     const int* digits;   // of column g, groups 4 (t % 2) …
 
-    // `missing` columns repeat the last of `count`.
-    DEV Columns(const Act* x, int count) {
+    Columns() = default;
+    // Missing columns repeat the last of `count`.
+    DEV Columns(const ColumnAct* x, int count) {
         int lane = lane_id();
-        const Act* row = x + min(lane % 8, count - 1);
+        const ColumnAct* row = x + min(lane % 8, count - 1);
         rows = shared_address(row) + lane / 16 * SUPER + lane / 8 % 2 * 16;
         digits = reinterpret_cast<const int*>(x[min(lane / 4, count - 1)].digits[0]) + lane % 2;
     }
@@ -28,9 +29,10 @@ struct TilePair;
 
 template <>
 struct TilePair<TiledQ4_K> {
-    DEV static void product(const int* const (&tile)[2], const Columns& x, float (&u)[4]) {
+    template <int N>
+    DEV static void product(const int* const (&tile)[2], const Columns (&x)[N], float (&u)[N][4]) {
         int lane = lane_id(), t = lane % 4;
-        int scales[2][2], mins[2], sum[2][4] = {};
+        int scales[2][2], mins[2], sum[N][2][4] = {};
         float d[2], dmin[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -50,38 +52,47 @@ struct TilePair<TiledQ4_K> {
             for (int i = 0; i < 4; i++) w[i] = tile[i % 2][32 * (1 + 2 * pair + i / 2) + lane];
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
-                int group = 2 * pair + odd, a[4], b[4], scale[2];
+                int group = 2 * pair + odd, a[4], scale[2];
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = w[i] >> 4 * odd & 0x0f0f0f0f;
 #pragma unroll
                 for (int r = 0; r < 2; r++)
                     scale[r] = __byte_perm(scales[r][group / 4], 0, 0x4440 | group % 4);
-                x.load(32 * group, b);
 #pragma unroll
-                for (int p = 0; p < PLANES; p++) {
-                    int dot[4] = {};
-                    product32(dot, a, b[2 * p], b[2 * p + 1]);
+                for (int n = 0; n < N; n++) {
+                    int b[4];
+                    x[n].load(32 * group, b);
 #pragma unroll
-                    for (int i = 0; i < 4; i++) sum[p][i] += scale[i / 2] * dot[i];
+                    for (int p = 0; p < PLANES; p++) {
+                        int dot[4] = {};
+                        product32(dot, a, b[2 * p], b[2 * p + 1]);
+#pragma unroll
+                        for (int i = 0; i < 4; i++) sum[n][p][i] += scale[i / 2] * dot[i];
+                    }
                 }
             }
         }
-        int low[4] = {}, middle[4] = {}, high[4] = {};
-        product16(low, mins[0], mins[1], x.digits[0]);
-        product16(middle, mins[0], mins[1], x.digits[2]);
-        product16(high, mins[0], mins[1], x.digits[4]);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int m = low[i] + (middle[i] << 8) + (high[i] << 16);
-            u[i] = sub(mul(d[i / 2], join_planes(sum[0][i], sum[1][i])), mul(dmin[i / 2], float(m)));
+        for (int n = 0; n < N; n++) {
+            int low[4] = {}, middle[4] = {}, high[4] = {};
+            product16(low, mins[0], mins[1], x[n].digits[0]);
+            product16(middle, mins[0], mins[1], x[n].digits[2]);
+            product16(high, mins[0], mins[1], x[n].digits[4]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int m = low[i] + (middle[i] << 8) + (high[i] << 16);
+                u[n][i] = sub(mul(d[i / 2], join_planes(sum[n][0][i], sum[n][1][i])),
+                              mul(dmin[i / 2], float(m)));
+            }
         }
     }
 };
 
 template <>
 struct TilePair<TiledQ6_K> {
-    DEV static void product(const int* const (&tile)[2], const Columns& x, float (&u)[4]) {
-        int lane = lane_id(), sum[2][4] = {}, scales[2][4];
+    template <int N>
+    DEV static void product(const int* const (&tile)[2], const Columns (&x)[N], float (&u)[N][4]) {
+        int lane = lane_id(), sum[N][2][4] = {}, scales[2][4];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int4 s = reinterpret_cast<const int4*>(tile[r] + 32 * 12)[lane / 4];
@@ -99,26 +110,30 @@ struct TilePair<TiledQ6_K> {
                 }
 #pragma unroll
                 for (int upper = 0; upper < 2; upper++) {
-                    int group = 8 * half + 4 * upper + 2 * odd, a[4], b[4];
+                    int group = 8 * half + 4 * upper + 2 * odd, a[4];
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         int code = (low[i] >> 4 * upper & 0x0f0f0f0f) |
                                    (top[i] >> (4 * upper + 2 * odd) & 0x03030303) << 4;
                         a[i] = (code + 0x60606060) ^ int(0x80808080);  // less 32
                     }
-                    x.load(16 * group, b);
 #pragma unroll
-                    for (int n = 0; n < 2; n++) {
-                        int scale[2];
+                    for (int n = 0; n < N; n++) {
+                        int b[4];
+                        x[n].load(16 * group, b);
 #pragma unroll
-                        for (int r = 0; r < 2; r++)
-                            scale[r] = signed_byte_of(scales[r][group / 4], group % 4 + n);
+                        for (int k = 0; k < 2; k++) {
+                            int scale[2];
 #pragma unroll
-                        for (int p = 0; p < PLANES; p++) {
-                            int dot[4] = {};
-                            product16(dot, a[2 * n], a[2 * n + 1], b[2 * p + n]);
+                            for (int r = 0; r < 2; r++)
+                                scale[r] = signed_byte_of(scales[r][group / 4], group % 4 + k);
 #pragma unroll
-                            for (int i = 0; i < 4; i++) sum[p][i] += scale[i / 2] * dot[i];
+                            for (int p = 0; p < PLANES; p++) {
+                                int dot[4] = {};
+                                product16(dot, a[2 * k], a[2 * k + 1], b[2 * p + k]);
+#pragma unroll
+                                for (int i = 0; i < 4; i++) sum[n][p][i] += scale[i / 2] * dot[i];
+                            }
                         }
                     }
                 }
@@ -126,7 +141,9 @@ struct TilePair<TiledQ6_K> {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint16* d = reinterpret_cast<const uint16*>(tile[i / 2] + 32 * 13);
-            u[i] = mul(half_to_float(d[lane / 4]), join_planes(sum[0][i], sum[1][i]));
+#pragma unroll
+            for (int n = 0; n < N; n++)
+                u[n][i] = mul(half_to_float(d[lane / 4]), join_planes(sum[n][0][i], sum[n][1][i]));
         }
     }
 };

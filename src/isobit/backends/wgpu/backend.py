@@ -13,7 +13,7 @@ from isobit.backends.base import F32, I32, ROUTES, Backend, Batch, Results, Rout
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
-from isobit.backends.wgpu.lowering import Pass
+from isobit.backends.wgpu.lowering import STATES, Pass
 from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
 from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
@@ -34,6 +34,7 @@ class WgpuBackend(Backend):
     """Runs a batch of any composition; every stage can be traced."""
 
     name = "wgpu"
+    copies_states = True
     on_device = frozenset({ROUTES})
 
     def __init__(
@@ -62,6 +63,7 @@ class WgpuBackend(Backend):
             self._graph = LoweredGraph(weights.graph, engine.activation_planes)
             self._g = g = self._graph.g
             self._plan = Plan.of(g, engine, self.limits, self._device.binding_bytes)
+            self.limits = replace(self.limits, states=self._plan.rows[STATES])
             with self._device.guarded():
                 self._plan.load(g, self._device)
                 rows = self._plan.rows[LOGIT_ROWS]
@@ -74,6 +76,9 @@ class WgpuBackend(Backend):
             raise
         self._logits, self._vocab = weights.graph.logits.name, weights.graph.logits.shape.width
         self._rope = [_RopeRows(table) for table in g.rope_tables]
+        self._states = [(slot.buffer, 4 * slot.words) for slot in g.slots if slot.rows == STATES]
+        self._between: Any = None
+        """A buffer that a state is copied by: none may be both source and target."""
 
     @property
     def device(self) -> str:
@@ -91,6 +96,18 @@ class WgpuBackend(Backend):
             self._device.close()
         else:
             self._device.forget()
+
+    def copy_state(self, source: int, target: int) -> None:
+        """See :class:`isobit.backends.base.Backend`."""
+        with self._device.guarded():
+            if self._between is None:
+                self._between = self._device.empty(sum(size for _, size in self._states))
+            out, back, at = [], [], 0
+            for buffer, size in self._states:
+                out.append((buffer, source * size, self._between, at, size))
+                back.append((self._between, at, buffer, target * size, size))
+                at += size
+            self._device.submit(self._device.encode([], *out, *back))
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""

@@ -35,8 +35,7 @@ class Plan:
     """Of the KV cache."""
     rows: Mapping[str, int]
     """Rows of each kind that a slot has room for: tokens in one pass (larger batches take several),
-    logits computed at once, tokens times tiles that attention holds at once, sequences that have a
-    recurrent state."""
+    logits computed at once, tokens times tiles that attention holds at once, recurrent states."""
     binding: int
     """Bytes that a buffer may have."""
 
@@ -60,10 +59,12 @@ class Plan:
         for slot in of[LOGIT_ROWS]:
             what = f"{slot.name}: {slot.words} × 4 bytes"
             _check(4 * slot.words, binding, what, "the vocabulary is too large")
+        states = limits.states
         for slot in sorted(of[STATES], key=lambda s: -s.words)[:1]:
             size = 4 * slot.words
             what = f"{slot.name}: {engine.max_sequences} sequences × {size} bytes"
             _check(engine.max_sequences * size, binding, what, "use fewer sequences")
+            states = min(states, binding // size)  # as many are kept as have room
         for slot in g.own.values():
             what = f"{slot.name}: {slot.words} × 4 bytes"
             _check(4 * slot.words, binding, what, "the model is too wide")
@@ -75,7 +76,7 @@ class Plan:
         logit_rows = min(_LOGIT_ROWS, tokens, *(binding // (4 * s.words) for s in of[LOGIT_ROWS]))
         room = max(min(tokens * tiles * tile, _PARTIAL_BYTES, binding) // tile, tiles)
         rows = {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: room, BATCH: 1}
-        return cls(pages, rows | {STATES: engine.max_sequences}, binding)
+        return cls(pages, rows | {STATES: states}, binding)
 
     def bytes(self, slot: Slot) -> int:
         """Of a slot's buffer."""

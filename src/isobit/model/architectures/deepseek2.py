@@ -77,8 +77,6 @@ def config(r: Metadata, vocab: int) -> Config:
     rotated = r.count(f"{arch}.rope.dimension_count", 2, head_dim - 1)
     kv_rank = r.count(f"{arch}.attention.kv_lora_rank", 1, 1 << 16)
     how = routing(r, arch, experts=found.n_experts, default=1)
-    if how.groups > 1 and not how.sigmoid:  # DeepSeek V2's, by each group's best alone
-        raise r.refusal(f"{arch}.expert_group_count", "1 beside a softmax", how.groups)
     if head_dim - value_dim > kv_rank:
         raise r.refusal(f"{arch}.attention.value_length{of_heads}", f"near {head_dim}", value_dim)
     rope, scale = _scaling(r, arch, RopeTable(rotated, found.rope_base), head_dim)

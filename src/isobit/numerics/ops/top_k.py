@@ -21,7 +21,8 @@ class TopK(Operation):
     ``normalise``: the weights add up to 1.
 
     The weight [experts], if there is one, is added to the probabilities for the choice alone.
-    ``groups``: of experts, in equal numbers; the best ``groups_used`` of them are chosen from.
+    ``groups``: of experts, in equal numbers; the best ``groups_used`` of them are chosen from. A
+    group is as good as its best probability, without ``softmax`` the second added.
     """
 
     k: int
@@ -69,7 +70,7 @@ class TopK(Operation):
         p = inputs[0].astype(np.float64)
         p = softmax(p) if self.softmax else p
         score = p + weights[0].float32() if weights else p
-        ids = best(score, self.k, self.groups, self.groups_used)
+        ids = best(score, self.k, self.groups, self.groups_used, alone=self.softmax)
         chosen = np.take_along_axis(p, ids, axis=1)
         if self.normalise:
             chosen = chosen / np.maximum(chosen.sum(axis=1, keepdims=True), LEAST_SUM)

@@ -21,15 +21,15 @@ static int best_of(const int32_t* keys, int n) {
     return at;
 }
 
-// Only the best groups' keys are left.
-static void leave_groups(int32_t* keys, int size, int groups, int used) {
+// Only the best groups' keys are left. alone: a group is as good as its best, else the second added.
+static void leave_groups(int32_t* keys, int size, int groups, int used, bool alone) {
     int32_t scores[64];
     for (int g = 0; g < groups; ++g) {
         int32_t* of = keys + g * size;
         const int first = best_of(of, size);
         const int32_t most = of[first];
         of[first] = NOT_LEFT;
-        scores[g] = key_of(score_of(most) + score_of(of[best_of(of, size)]));
+        scores[g] = alone ? most : key_of(score_of(most) + score_of(of[best_of(of, size)]));
         of[first] = most;
     }
     for (int n = 0; n < used; ++n) scores[best_of(scores, groups)] = NOT_LEFT;
@@ -51,7 +51,7 @@ static void top_k(const float* z, int n, const Routing& c, int32_t* ids, float* 
         for (int i = 0; i < n; ++i) p[i] = z[i];
     }
     for (int i = 0; i < n; ++i) keys[i] = key_of(p[i] + (c.bias ? c.bias[i] : 0.0f));
-    if (c.groups_used < c.groups) leave_groups(keys, n / c.groups, c.groups, c.groups_used);
+    if (c.groups_used < c.groups) leave_groups(keys, n / c.groups, c.groups, c.groups_used, c.softmax);
     float chosen = 0;
     for (int rank = 0; rank < c.k; ++rank) {
         const int best = best_of(keys, n);

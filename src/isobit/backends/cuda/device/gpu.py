@@ -6,7 +6,7 @@ Everything is queued on one stream, in order. Errors of the driver become Backen
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +41,13 @@ class Gpu(Protocol):
         """Make this the calling thread's device; before anything else in a thread."""
 
     def reach(self, others: "Sequence[Gpu]") -> None:
-        """Let kernels of this device write to the others' memory."""
+        """Let kernels of this device write to the others' memory, and wait for theirs. From then on
+        nothing is asked of the driver for which it might wait for a device, but while it is
+        rehearsed."""
+
+    def rehearsal(self) -> contextlib.AbstractContextManager[None]:
+        """Kernels and graphs that are queued meanwhile do not run: they are compiled, loaded and
+        captured. What is uploaded arrives, what is downloaded is zero."""
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -188,7 +194,9 @@ class CudaGpu:
         self._page_locked: set[int] = set()
         self._lent = Lent(self._lock_pages)
         self._graphs: list[Any] = []
-        self._only_load = False
+        self._queues = True  # else a kernel is only loaded
+        self._part = False  # of a model on several devices
+        self._overlaps = True
         self._closed = False
 
     def activate(self) -> None:
@@ -201,11 +209,18 @@ class CudaGpu:
         self._check(self._driver.cuCtxSetCurrent(self._context))
 
     def reach(self, others: Sequence[Gpu]) -> None:
-        """Let kernels of this device write to the others' memory."""
+        """Let kernels of this device write to the others' memory, and wait for theirs.
+
+        Where another part runs on the same device, kernels that wait for the one before them would
+        take the room of those that it waits for: none starts early.
+        """
         self.activate()
-        driver = self._driver
+        self._part, driver = True, self._driver
         for other in others:
             assert isinstance(other, CudaGpu)
+            if other._device == self._device:
+                self._overlaps = False
+                continue
             able = self._check(driver.cuDeviceCanAccessPeer(self._device, other._device))
             if not able:
                 raise BackendUnavailable(
@@ -215,6 +230,15 @@ class CudaGpu:
             (result,) = driver.cuCtxEnablePeerAccess(other._context, 0)
             if result != driver.CUresult.CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED:
                 self._check((result,))
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Load kernels and capture graphs of what is queued meanwhile, and run nothing."""
+        self._queues = False
+        try:
+            yield
+        finally:
+            self._queues = True
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -261,7 +285,7 @@ class CudaGpu:
 
     def results(self, count: int) -> NDArray[np.float32]:
         """Page-locked memory that is used again once nothing refers to it; some buffers only."""
-        return self._lent(count)
+        return self._lent(count, more=not (self._part and self._queues))
 
     def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
         self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
@@ -280,6 +304,9 @@ class CudaGpu:
 
     def download(self, address: int, out: Array) -> None:
         """Copy from the device after all that is queued."""
+        if not self._queues:
+            out.fill(0)
+            return
         self._check(
             self._driver.cuMemcpyDtoHAsync(
                 out.ctypes.data, address, out.nbytes, self._stream.handle
@@ -306,7 +333,7 @@ class CudaGpu:
         """Queue a kernel."""
         defines = defines or {}
         code, signature = self._kernel(stem, kernel, defines, shared, overlap)
-        if self._only_load:
+        if not self._queues:
             return
         self._last = kernel
         config = self._core.LaunchConfig(
@@ -314,7 +341,7 @@ class CudaGpu:
             block=signature.threads(defines),
             shmem_size=shared,
             is_cooperative=cooperative,
-            programmatic_stream_serialization=overlap,
+            programmatic_stream_serialization=overlap and self._overlaps,
         )
         values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
         try:
@@ -327,26 +354,33 @@ class CudaGpu:
 
     def capture(self, queue: Callable[[], None]) -> object:
         """Record what ``queue`` launches; its kernels are compiled and loaded first."""
-        self._only_load = True
-        try:
-            queue()
-        finally:
-            self._only_load = False
+        queues = self._queues
         driver, stream = self._driver, self._stream.handle
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._check(driver.cuStreamBeginCapture(stream, mode))
         try:
+            self._queues = False
             queue()
-        except BaseException:
-            driver.cuStreamEndCapture(stream)
-            raise
+            self._queues = True
+            self._check(driver.cuStreamBeginCapture(stream, mode))
+            try:
+                queue()
+            except BaseException:
+                driver.cuStreamEndCapture(stream)
+                raise
+        finally:
+            self._queues = queues
         graph = self._check(driver.cuStreamEndCapture(stream))
         self._graphs.append(self._check(driver.cuGraphInstantiate(graph, 0)))
         self._check(driver.cuGraphDestroy(graph))
+        if self._part:  # else at its first launch
+            self._check(driver.cuGraphUpload(self._graphs[-1], stream))
+            self.synchronise()
         return self._graphs[-1]
 
     def replay(self, graph: object) -> None:
         """Queue a graph."""
+        if not self._queues:
+            return
         self._last = "a decode step"
         self._check(self._driver.cuGraphLaunch(graph, self._stream.handle))
 
@@ -365,6 +399,9 @@ class CudaGpu:
                 most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._set_attribute(kernel, most, shared)
                 self._shared[name, *module_key] = shared
+            if self._part:  # else at its first launch
+                function = self._check(self._driver.cuKernelGetFunction(kernel.handle))
+                self._check(self._driver.cuFuncLoad(function))
             if overlap:  # kernels run side by side only where they split a multiprocessor alike
                 split = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
                 self._set_attribute(kernel, split, 100)

@@ -29,6 +29,7 @@ from isobit.numerics import Weight
 
 TILE_ROWS = 8
 ACT_BYTES = 720
+COLUMN_ACT_BYTES = 560
 """One superblock of quantised activations: ``Act`` of common.cuh."""
 
 _FUSED = ("Q4_K", "Q6_K")

@@ -27,14 +27,15 @@ class Lent:
         self.registered: list[Floats] = []
         self._free: dict[int, list[Floats]] = {}
 
-    def __call__(self, count: int) -> Floats:
-        """Memory for float32 [count]; when all buffers are lent, any."""
+    def __call__(self, count: int, *, more: bool = True) -> Floats:
+        """Memory for float32 [count]; when all buffers are lent, any, or if there are to be no
+        ``more``."""
         free = self._free.setdefault(count, [])
         if free:
             buffer = free.pop()
         else:
             buffer = np.empty(count, np.float32)
-            if len(self.registered) == _MOST:
+            if len(self.registered) == _MOST or not more:
                 return buffer
             self._register(buffer)
             self.registered.append(buffer)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -132,9 +132,8 @@ class Loader:
         def upload(_: _Slot, host: Bytes, to: int) -> None:
             self._gpu.upload(to, host)
 
-        part = self._slots[0].host.size
-        for start in range(0, data.size, part):
-            self._bring(data[start : start + part], partial(upload, to=address + start))
+        for start, part in _pieces(data, self._slots[0].host.size):
+            self._bring(part, partial(upload, to=address + start))
 
     def _repack(self, weight: Weight, address: int) -> None:
         group = TILE_ROWS * weight.row_bytes
@@ -156,8 +155,8 @@ class Loader:
                 (slot.device, tiles, weight.shape[-1] // 256, super_bytes, to),
             )
 
-        for start in range(0, weight.data.size, part):
-            self._bring(weight.data[start : start + part], partial(tile, to=address + start))
+        for start, piece in _pieces(weight.data, part):
+            self._bring(piece, partial(tile, to=address + start))
 
     def _bring(self, data: Bytes, use: _Use) -> None:
         """Have a thread bring bytes of the file; ``use`` queues what the device does with them."""
@@ -168,13 +167,25 @@ class Loader:
         if slot.copied is not None:
             self._gpu.wait(slot.copied)
         host = slot.host[: data.size]
-        self._coming.append((slot, host, self._pool.submit(np.copyto, host, data), use))
+        brought = self._pool.submit(np.copyto, host.reshape(data.shape), data)
+        self._coming.append((slot, host, brought, use))
 
     def _take_next(self) -> None:
         slot, host, brought, use = self._coming.popleft()
         brought.result()
         use(slot, host)
         slot.copied = self._gpu.mark()
+
+
+def _pieces(data: Bytes, most: int) -> Iterator[tuple[int, Bytes]]:
+    """A tensor's bytes in pieces of at most so many, and where each begins; whole experts, if their
+    rows lie apart in the file."""
+    experts = np.atleast_2d(data)
+    each = experts.shape[1]
+    together = max(most // each, 1)
+    for first in range(0, len(experts), together):
+        for start in range(0, each, most):
+            yield first * each + start, experts[first : first + together, start : start + most]
 
 
 def tall(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:

@@ -21,7 +21,12 @@ from isobit.model.graph import Op
 
 Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]
 
-_STEPS: tuple[Claim, ...] = (step_attention.claim, norm.claim, gate_up.claim)
+_STEPS: tuple[Claim, ...] = (
+    step_attention.claim,
+    head_vectors.claim,
+    norm.claim,
+    gate_up.claim,
+)
 _ANY: tuple[Claim, ...] = (head_vectors.claim, norm.claim, gate_up.claim)
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     PASS: _ANY,

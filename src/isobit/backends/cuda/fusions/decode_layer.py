@@ -61,6 +61,10 @@ _DENSE = (
     "ffn = matmul swiglu",
     "x2 = add x1 ffn",
 )
+_PATTERNS = tuple(
+    (pattern, {n for line in pattern for n in line.partition(" = ")[0].split()} - {"x2"})
+    for pattern in (_EXPERTS, _DENSE)
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +102,8 @@ class Layer:
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     """See :mod:`isobit.backends.cuda.fusions`."""
-    for pattern in (_EXPERTS, _DENSE):
-        names = {n for line in pattern for n in line.partition(" = ")[0].split()}
-        v = g.match(ops, pattern, names - {"x2"})
+    for pattern, inner in _PATTERNS:
+        v = g.match(ops, pattern, inner)
         if v is None or not g.dies(v["x"], ops[: len(pattern)]):
             continue
         taken = ops[: len(pattern)]
@@ -167,10 +170,9 @@ def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
     # two: decode_gate_up's block, which has room beside one, would have to wait for both.
     routing = Streaming(max(2 * buffer, gpu.shared_most * 2 // 5), kind)
-    most = 0 if rows == 1 or g.variant.deep else gpu.shared_most // 2
 
     def plan(fixed: int, *parts: Part) -> Streaming:
-        return streaming(gpu, fixed, *parts, most=most)
+        return streaming(gpu, fixed, *parts)
 
     def part(role: str, outputs: int, n: int, prefix: str = "") -> Part:
         tiles = tiles_of_block(gpu, outputs, n)
@@ -218,6 +220,7 @@ def _lower(
     g: Lowering, v: Mapping[str, Value], layer: Layer, plan: Mapping[str, Streaming]
 ) -> None:
     h, m, n, rows = layer.h, layer.matrices, layer.used, layer.rows
+    g.whole_layers += 1
     (norm, ffn_norm), (eps, ffn_eps) = layer.norms, layer.eps
     x = g.dense(v["x"])  # every kernel works on it in place
     for name in ("x1", "x2"):
@@ -230,7 +233,7 @@ def _lower(
     chosen = g.fixed("chosen", 2 * n * rows, zero=True, lasting=True)
     guess = g.fixed("guess", 2 * (1 + layer.experts * rows), zero=True)
     swiglu = g.new(v["swiglu"])
-    ahead = _ahead(layer, g)
+    ahead = int(_ahead(layer, g))
     gate_up_kernel, down_kernel = layer.kernels
 
     def launch(
@@ -246,8 +249,7 @@ def _lower(
         )
 
     def attention_block(p: Pass) -> None:
-        at, blocks = p.inputs, g.variant.attending
-        most = step_attention.tiles_at_once(h, g.gpu, rows, blocks)
+        at, most = p.inputs, step_attention.tiles_at_once(h, g.gpu, rows)
         matrices = (m[role].address for role in "qkv")
         launch(
             "decode_qkv",
@@ -270,7 +272,13 @@ def _lower(
             "decode_attn_out",
             (attention.address, at.positions, at.number, maxima, 0 if p.many else outputs, g.tiles)
             + (m["out"].address, m["router"].address if "router" in m else 0, ffn_norm(), *experts)
-            + (m["gate"].matrix_bytes, m["down"].matrix_bytes, ahead, guess.address, x.address),
+            + (
+                m["gate"].matrix_bytes,
+                m["down"].matrix_bytes,
+                ahead,
+                guess.address,
+                x.address,
+            ),
             way="" if p.many else " alone",
         )
 
@@ -308,16 +316,12 @@ def _lower(
     g.emit(down, v["x2"])
 
 
-def _ahead(layer: Layer, g: Lowering) -> int:
-    """Which matrices of guessed experts are fetched ahead: 1 for gate and up, 2 for down; those for
-    which the device's shared cache has room, and as much for the rest."""
-    if layer.rows > 1 and g.variant.ahead is not None:
-        return g.variant.ahead
-    m, experts = layer.matrices, layer.rows * layer.used
-    first = experts * (m["gate"].matrix_bytes + m["up"].matrix_bytes)
-    if 2 * (first + experts * m["down"].matrix_bytes) <= g.gpu.cache_bytes:
-        return 3
-    return int(layer.rows > 1 and 2 * first <= g.gpu.cache_bytes)
+def _ahead(layer: Layer, g: Lowering) -> bool:
+    """Whether guessed experts are fetched ahead: of one row, if they fill at most half of the
+    device's shared cache. Of several rows it costs more than it gives (docs/performance.md)."""
+    m, each = layer.matrices, ("gate", "up", "down")
+    taken = layer.used * sum(m[role].matrix_bytes for role in each)
+    return layer.rows == 1 and 2 * taken <= g.gpu.cache_bytes
 
 
 def _read_chosen(

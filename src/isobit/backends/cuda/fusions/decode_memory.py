@@ -44,11 +44,11 @@ def tiles_of_block(gpu: Gpu, rows: int, supers: int) -> int:
     return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
 
 
-def streaming(gpu: Gpu, fixed: int, *parts: Part, most: int = 0) -> Streaming:
-    """A fixed part, slots for tiles on their way (as deep as fits, or as keeps below ``most``), and
-    a float for each row of a block's products."""
+def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
+    """A fixed part, slots for tiles on their way (as deep as fits), and a float for each row of
+    a block's products."""
     fixed += 64 + sum(4 * TILE_ROWS * (p.products or p.tiles) for p in parts)
-    room = (most or gpu.shared_most) - 1024 - fixed
+    room = gpu.shared_most - 1024 - fixed
     used, defines = 0, dict[str, str | int]()
     for i, p in enumerate(parts):
         slot = _LANES * TILE_ROWS * p.matrix.layout.format.block_bytes

@@ -6,6 +6,7 @@ from functools import partial
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import silu_gate
+from isobit.backends.cuda.ops.groups import GROUPS
 from isobit.backends.cuda.ops.matmul import (
     Product,
     on_tensor_cores,
@@ -33,7 +34,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
 def _lower(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
     gate, up = (g.matrix(op.weights[0]) for op in ops[:2])
     product = Product(g, (gate, up), v["x"], v.get("ids"))
-    if g.captured and streams(g.gpu, gate, up):
+    if g.captured and all(streams(g.gpu, gate, columns, up) for columns in GROUPS):
         together = g.new(v["y"])
 
         def both(p: Pass) -> None:

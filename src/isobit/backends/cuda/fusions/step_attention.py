@@ -129,10 +129,10 @@ def _shared(h: HeadVectors, buffers: int, rows: int = 1) -> int:
     return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + rows * (4 * h.head_dim + 8)
 
 
-def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1, blocks: int = 3) -> int:
+def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:
     """Tiles of a key-value head that blocks take at once: three blocks of a multiprocessor, of
     which one computes while others wait for their tiles."""
-    return max(1, blocks * gpu.multiprocessors // (h.kv_heads * sequences))
+    return max(1, 3 * gpu.multiprocessors // (h.kv_heads * sequences))
 
 
 def tile_buffers(h: HeadVectors, gpu: Gpu) -> int:

@@ -10,7 +10,10 @@
 #include "items.cuh"
 #include "tile_pairs.cuh"
 
-constexpr int BATCH_WARPS = THREADS / WARP;
+#ifndef BLOCK
+#define BLOCK 256  // threads
+#endif
+constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
 constexpr int SUPER_BYTES = 2 * WEIGHT::TILE_BYTES;  // of the 16 rows of a unit
 #ifdef SPLIT  // with at least BATCH_WARPS superblocks
 #ifdef GATED
@@ -125,7 +128,7 @@ struct Places {
 
 // A group's activations to shared memory, [superblock][column].
 DEV void fetch_activations(const Act* x, int supers, const ItemGroup& group, const Places& places,
-                           Act* to) {
+                           ColumnAct* to) {
     for (int i = warp_id(); i < group.count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
         const Act* from = x + int64(places.input(group.begin + column)) * supers + s;
@@ -135,15 +138,37 @@ DEV void fetch_activations(const Act* x, int supers, const ItemGroup& group, con
     wait_copies<0>();
 }
 
+// v: of a superblock's rows and N tiles of columns, each lane's part as TilePair gives it, scaled.
+template <int N>
+DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
+                 float (&v)[COLUMN_TILES][4]) {
+    if constexpr (N > 1)
+        if (count <= 8 * (N - 1)) return product<N - 1>(tile, here, count, v);
+    Columns x[N];
+    float u[N][4];
+    int t = lane_id() % 4;
+#pragma unroll
+    for (int n = 0; n < N; n++) x[n] = Columns(here + 8 * n, count - 8 * n);
+    TilePair<WEIGHT>::product(tile, x, u);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int column = min(8 * n + 2 * t + i % 2, count - 1);
+            v[n][i] = mul(here[column].d, u[n][i]);
+        }
+}
+
 // Item i reads activation row places.input(i) and writes row output(i) of y, `stride` floats each. With
 // PLANNED, groups and order are known before the kernel ahead has ended.
-KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
-                         int supers, const Act* x, const int* n_groups, const ItemGroup* groups,
-                         const int* order, int divide, float* y, int stride) {
-    DYNAMIC_SHARED(Act, acts);
+KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
+                           int supers, const Act* x, const int* n_groups, const ItemGroup* groups,
+                           const int* order, int divide, float* y, int stride) {
+    DYNAMIC_SHARED(ColumnAct, acts);
     uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
     Stream weights(first, second, matrix_bytes, groups, units, supers, memory);
-#ifdef SPLIT  // superblocks' parts of a unit, by superblock and lane, twice
+#ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
+    constexpr int PARTS = COLUMN_TILES * 4 * WARP;
     float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream::BYTES);
     float* part = parts;
 #endif
@@ -164,55 +189,58 @@ KERNEL(256) batch_matmul(const uint8* first, const uint8* second, int64 matrix_b
         ItemGroup group = groups[index];
         __syncthreads();  // everyone is done with the activations before
         fetch_activations(x, supers, group, places, acts);
-        int column[2] = {min(2 * t, group.count - 1), min(2 * t + 1, group.count - 1)};
         __syncthreads();
         for (; unit < upto; unit += UNIT_STEP) {
             int in_matrix = unit - index * units;
 #ifndef SPLIT
-            float sum[4] = {};
+            float sum[COLUMN_TILES][4] = {};
 #endif
 #pragma unroll 1
             for (int s = first_super(); s < supers; s += SUPER_STEP) {
-                const Act* here = acts + s * COLUMNS;
                 const int* tile[2];
-                float u[4], d[2] = {here[column[0]].d, here[column[1]].d};
+                float v[COLUMN_TILES][4] = {};
                 weights.wait(tile);
-                TilePair<WEIGHT>::product(tile, Columns(here, group.count), u);
+                product<COLUMN_TILES>(tile, acts + s * COLUMNS, group.count, v);
                 weights.done();
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float v = mul(d[i % 2], u[i]);
+                for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
 #ifdef SPLIT
-                    part[128 * s + 4 * lane_id() + i] = v;
+                        part[PARTS * s + 4 * WARP * n + 4 * lane_id() + i] = v[n][i];
 #else
-                    sum[i] = add(sum[i], v);
+                        sum[n][i] = add(sum[n][i], v[n][i]);
 #endif
-                }
+                    }
             }
 #ifdef SPLIT
             __syncthreads();
-            if (threadIdx.x < 128) {
-                int i = threadIdx.x % 4, item = threadIdx.x / 4 % 4 * 2 + i % 2;
+            if (threadIdx.x < PARTS) {
+                int lane = threadIdx.x / 4 % WARP, i = threadIdx.x % 4;
+                int item = threadIdx.x / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
                 float y_row = 0.0f;
 #pragma unroll 8
-                for (int s = 0; s < supers; s++) y_row = add(y_row, part[128 * s + threadIdx.x]);
+                for (int s = 0; s < supers; s++) y_row = add(y_row, part[PARTS * s + threadIdx.x]);
                 if (item < group.count)
                     y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
-                      i / 2 * 8 + threadIdx.x / 16] = y_row;
+                      i / 2 * 8 + lane / 4] = y_row;
             }
-            part = part == parts ? parts + 128 * supers : parts;  // others may still add
+            part = part == parts ? parts + PARTS * supers : parts;  // others may still add
 #else
 #pragma unroll
-            for (int c = 0; c < 2; c++) {
-                if (2 * t + c >= group.count) break;
-                float* out = y + int64(places.output(group.begin + column[c])) * stride;
+            for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    int column = 8 * n + 2 * t + c;
+                    if (column >= group.count) continue;
+                    float* out = y + int64(places.output(group.begin + column)) * stride;
 #ifdef GATED
-                out[8 * in_matrix + g] = isobit::silu_gate(sum[c], sum[2 + c]);
+                    out[8 * in_matrix + g] = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
 #else
-                out[16 * in_matrix + g] = sum[c];
-                out[16 * in_matrix + 8 + g] = sum[2 + c];
+                    out[16 * in_matrix + g] = sum[n][c];
+                    out[16 * in_matrix + 8 + g] = sum[n][2 + c];
 #endif
-            }
+                }
 #endif
         }
         at = upto;

@@ -14,20 +14,26 @@ def supports(op: Op) -> str | None:
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """A block for some columns of every part."""
+    """Blocks that all run at once, as they wait for others': on half of the multiprocessors, so
+    that there is room for those of another part on the same device."""
     gather = op.operation
     assert isinstance(gather, Gather)
     (x,), (y,) = op.inputs, op.outputs
     n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), g.new(y)
     each = x.shape.width // n
     bounds = [ranges[0][0] for ranges in gather.parts] + [gather.width]
-    defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank}
     widest = max(gather.columns(r) for r in range(len(gather.parts)))
-    inboxes = g.inboxes(y.shape, len(gather.parts), gather.rank)
+    most = max(1, g.gpu.multiprocessors // 2)
+    threads = THREADS if g.captured else 4 * THREADS  # a value may be large
+    flagged: Defines = {} if g.captured else {"FLAGGED": 1}
+    defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank, "BLOCKS": most}
+    defines = {**defines, **flagged, "WIDE": threads}
+    inboxes = g.inboxes(y.shape, len(gather.parts), most)
 
     def make(p: Pass) -> None:
-        arguments = (*view(), each, n, inboxes.turn.address, inboxes.table.address, to.address)
-        grid = (p.rows(x.shape) * each, -(-widest // THREADS))
-        g.launch("ops/gather", grid, arguments, defines)
+        vectors = p.rows(x.shape) * each
+        arguments = (*view(), each, vectors, inboxes.turn.address, inboxes.table.address)
+        blocks = min(-(-vectors * widest // threads), most)
+        g.launch("ops/gather", (blocks,), (*arguments, to.address), defines)
 
     g.emit(make, y)

@@ -1,12 +1,14 @@
 """Matrix products: few items or many, from tiles, from the file's blocks, or with float weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.device.layout import ACT_BYTES, TILE_ROWS
+from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
+from isobit.backends.cuda.ops.groups import group_columns
 from isobit.backends.cuda.ops.top_k import Order
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
@@ -14,14 +16,12 @@ from isobit.numerics.ops import LOGIT_ROWS
 
 supports = anything
 
-COLUMNS = 8
-"""Items of one tensor-core product of batch_matmul.cu: COLUMNS of items.cuh."""
 _ITEMS = 8  # that share one read of a weight: CHUNK of items.cuh
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
-_MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
-_MOST_STREAMED = 64  # tokens of which batch_matmul.cu makes the other products
+_MANY = 16  # tokens from which the output product is faster by matmul_mma.cu
+_MOST_STREAMED = 128  # tokens of which batch_matmul.cu makes the other products
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -49,6 +49,11 @@ class Product:
     def items(self, p: Pass) -> int:
         """How many."""
         return p.rows(self._x.shape) * self._each
+
+    def columns(self, p: Pass) -> int:
+        """Items of a group."""
+        at = self._order
+        return at.columns(p.tokens) if at else group_columns(p.tokens)
 
     @property
     def stack(self) -> bool:
@@ -90,7 +95,7 @@ def multiply(
             items = product.items(p)
             few = p.tokens <= (_MANY if head else _MOST_STREAMED)
             few = few or (ids is not None and not pays_on_tensor_cores(w, items, stack=True))
-            if g.captured and few and streams(g.gpu, w):
+            if g.captured and few and streams(g.gpu, w, product.columns(p)):
                 stream(product, p, w, at, stride, planned=not product.stack or later)
             else:
                 one(product, w, at, items, stride)
@@ -146,22 +151,62 @@ def on_tensor_cores(
 ) -> None:
     """Queue a product of many items; or, in ``rounds``, of equal stacks that lie behind one
     another, their results ``y_step`` floats apart."""
-    matrices = w.matrices if product.stack else 1
-    stage = _MMA_TOKENS * ACT_BYTES + _MMA_ROWS * w.layout.format.block_bytes
+    gpu, matrices = product.g.gpu, w.matrices if product.stack else 1
+    token_tiles = -(-items // (matrices * _MMA_TOKENS))
+    blocks = -(-w.rows // _MMA_ROWS) * matrices * rounds * token_tiles
+    narrow = blocks < gpu.multiprocessors
+    rows = _MMA_ROWS // 2 if narrow else _MMA_ROWS
+    stage = _MMA_TOKENS * COLUMN_ACT_BYTES + rows * w.layout.format.block_bytes
+    stages = 3 if 2 * (3 * stage + 1024) <= gpu.shared_most else 2
     product.g.launch(
         "ops/matmul_mma",
-        (-(-w.rows // _MMA_ROWS), matrices * rounds, -(-items // (matrices * _MMA_TOKENS))),
+        (-(-w.rows // rows), matrices * rounds, token_tiles),
         (w.address, w.matrix_bytes, product.input(w), supers(w.columns), *product.segments)
         + (items, y, w.rows, stride, matrices, y_step),
-        {f"MMA_{w.layout.format.name}": 1},
-        shared=2 * stage,
+        {f"MMA_{w.layout.format.name}": 1, "STAGES": stages} | ({"NARROW": 1} if narrow else {}),
+        shared=stages * stage,
     )
 
 
-def streams(gpu: Gpu, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
-    """Whether batch_matmul.cu takes a matrix, or ``up`` beside it."""
+def streams(gpu: Gpu, w: DeviceWeight, columns: int, up: DeviceWeight | None = None) -> bool:
+    """Whether batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
-    return w.layout.fused and w.rows % (2 * TILE_ROWS) == 0 and fit(gpu, w)[1] > 0 and alike
+    whole = w.layout.fused and w.rows % (2 * TILE_ROWS) == 0
+    return whole and alike and fits(gpu, w, columns) is not None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How batch_matmul.cu fits a multiprocessor."""
+
+    blocks: int
+    warps: int
+    """Of a block."""
+    depth: int
+    """Superblocks on their way to a warp."""
+    columns: int
+
+    def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
+        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
+        where a unit is split, the parts of two."""
+        slot = 2 * TILE_ROWS * w.layout.format.block_bytes
+        parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
+        of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
+        return of_columns + self.warps * (64 + self.depth * slot)
+
+    def room(self, gpu: Gpu) -> int:
+        """Shared memory of each block."""
+        return gpu.shared_most // self.blocks - 1024
+
+
+def fits(gpu: Gpu, w: DeviceWeight, columns: int) -> Fit | None:
+    """The best way in which it fits; None if there is none."""
+    for blocks, warps, least in ((2, 8, 2), (1, 16, 2), (1, 8, 1)):
+        for depth in (4, 3, 2, 1)[: 5 - least]:
+            how = Fit(blocks, warps, depth, columns)
+            if how.shared(w) <= how.room(gpu):
+                return how
+    return None
 
 
 def stream(
@@ -179,19 +224,21 @@ def stream(
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
     """
-    gpu, s = product.g.gpu, supers(w.columns)
-    per_multiprocessor, depth = fit(gpu, w)
-    blocks = per_multiprocessor * gpu.multiprocessors
+    gpu, s, columns = product.g.gpu, supers(w.columns), product.columns(p)
+    how = fits(gpu, w, columns)
+    assert how is not None
+    blocks = how.blocks * gpu.multiprocessors
     units = w.rows // (TILE_ROWS if up else 2 * TILE_ROWS)
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
     split = (
         not product.stack
         and not up
-        and s >= WARPS
-        and units < 2 * WARPS * blocks
-        and stream_shared(w, depth, split=True) <= _room(gpu, per_multiprocessor)
+        and s >= how.warps
+        and units < 2 * how.warps * blocks
+        and how.shared(w, split=True) <= how.room(gpu)
     )
-    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": depth}
+    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
+    defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
@@ -201,27 +248,5 @@ def stream(
         (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
         + (*product.groups(p), y, stride),
         defines,
-        shared=stream_shared(w, depth, split=split),
+        shared=how.shared(w, split=split),
     )
-
-
-def _room(gpu: Gpu, blocks: int) -> int:
-    """Shared memory of each of so many blocks of a multiprocessor."""
-    return gpu.shared_most // blocks - 1024
-
-
-def stream_shared(w: DeviceWeight, depth: int, *, split: bool = False) -> int:
-    """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
-    where a unit is split, the parts of two."""
-    slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-    a_super = COLUMNS * ACT_BYTES + (2 * 4 * 2 * TILE_ROWS * COLUMNS if split else 0)
-    return supers(w.columns) * a_super + WARPS * (64 + depth * slot)
-
-
-def fit(gpu: Gpu, w: DeviceWeight) -> tuple[int, int]:
-    """Blocks of a multiprocessor, and superblocks on their way to a warp; depth 0 if none fits."""
-    for blocks, least in ((2, 2), (1, 1)):
-        depth = next((d for d in (4, 3, 2, 1) if stream_shared(w, d) <= _room(gpu, blocks)), 0)
-        if depth >= least:
-            return blocks, depth
-    return 1, 0

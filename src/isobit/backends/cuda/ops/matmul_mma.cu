@@ -3,7 +3,7 @@
 //
 // Segments and items are matmul.cu's. A block computes ROWS rows for up to TOKENS items, and each of
 // its 8 warps a part of both. Activations and weights come through shared memory, one superblock
-// at a time while the next is on its way. In the product's terms a token is a row of A, a weight row
+// at a time while the next STAGES - 1 are on their way. In the product's terms a token is a row of A, a weight row
 // a column of B: a line of a tile (tiles.cuh) holds one B fragment register for each lane of a warp.
 #ifndef AT_ONCE
 #define AT_ONCE 2
@@ -14,11 +14,16 @@
 #include "tiles.cuh"
 
 // A warp's part: TOKEN_TILES of 16 tokens by ROW_TILES of 8 rows; TOKEN_WARPS lie side by side along the
-// tokens. Two blocks of this size fit a multiprocessor.
+// tokens. Two blocks of this size fit a multiprocessor. NARROW: half as many rows a block, where there
+// are too few blocks.
+#ifdef NARROW
+constexpr int TOKEN_TILES = 1, ROW_TILES = 2, TOKEN_WARPS = 2;
+#else
 constexpr int TOKEN_TILES = 2, ROW_TILES = 2, TOKEN_WARPS = 1;
+#endif
 constexpr int ROW_WARPS = THREADS / WARP / TOKEN_WARPS;
 constexpr int TOKENS = TOKEN_WARPS * TOKEN_TILES * 16, ROWS = ROW_WARPS * ROW_TILES * 8;
-static_assert(TOKENS == 32 && ROWS == 128, "a block's size is also known to ops.py");
+static_assert(TOKENS == 32 && (ROWS == 128 || ROWS == 64), "a block's size is also known to matmul.py");
 
 #ifdef MMA_Q4_K
 using Tile = TiledQ4_K;
@@ -51,7 +56,7 @@ DEV int mins_fragment(const int* tile) {
 
 // Adds one superblock's part to the sums of M tiles of tokens.
 template <int M>
-DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
+DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
                     float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     int lane = lane_id(), g = lane / 4, t = lane % 4;
     ColumnsQ4_K col[ROW_TILES];
@@ -74,7 +79,7 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
 #pragma unroll
             for (int p = 0; p < PLANES; p++) {
                 int a[4];
-                load_matrices(a, address + m * 16 * sizeof(Act) + p * SUPER + group * 32);
+                load_matrices(a, address + m * 16 * sizeof(ColumnAct) + p * SUPER + group * 32);
 #pragma unroll
                 for (int n = 0; n < ROW_TILES; n++) {
                     int dot[4] = {}, s0 = scale[n][0], s1 = scale[n][1];
@@ -92,8 +97,8 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
     for (int n = 0; n < ROW_TILES; n++) mins[n] = mins_fragment(tile[n]);
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        const Act& x0 = x[16 * m + g];
-        const Act& x1 = x[16 * m + g + 8];
+        const ColumnAct& x0 = x[16 * m + g];
+        const ColumnAct& x1 = x[16 * m + g + 8];
         int a0[3], a1[3];
 #pragma unroll
         for (int i = 0; i < 3; i++) {
@@ -151,7 +156,7 @@ DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
 #pragma unroll
         for (int p = 0; p < PLANES; p++) {
             int a[4];
-            load_matrices(a, address + m * 16 * sizeof(Act) + p * SUPER + G * 16);
+            load_matrices(a, address + m * 16 * sizeof(ColumnAct) + p * SUPER + G * 16);
 #pragma unroll
             for (int n = 0; n < ROW_TILES; n++)
 #pragma unroll
@@ -167,7 +172,7 @@ DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
 
 // Adds one superblock's part to the sums of M tiles of tokens.
 template <int M>
-DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
+DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
                     float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     int lane = lane_id(), g = lane / 4, t = lane % 4;
     int sum[M][ROW_TILES][2][4] = {};
@@ -197,18 +202,18 @@ DEV void superblock(const Act* x, const int* const (&tile)[ROW_TILES],
 
 // As many tiles of tokens as there are, known to the compiler: products of several run side by side.
 template <int M>
-DEV void superblock_of(int token_tiles, const Act* x, const int* const (&tile)[ROW_TILES],
+DEV void superblock_of(int token_tiles, const ColumnAct* x, const int* const (&tile)[ROW_TILES],
                        float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     if (token_tiles >= M) superblock<M>(x, tile, acc);
     else if constexpr (M > 1) superblock_of<M - 1>(token_tiles, x, tile, acc);
 }
 
 struct Stage {
-    Act x[TOKENS];
+    ColumnAct x[TOKENS];
     __align__(16) uint8 w[ROWS / TILE_ROWS][Tile::TILE_BYTES];
 };
 struct Shared {
-    Stage stage[2];
+    Stage stage[STAGES];
 };
 
 // With more matrices than segments, those of each further round write y_step floats further on.
@@ -236,7 +241,11 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
         for (int i = 0; i < TOKENS / WARPS; i++)
             from[i] = x + int64(at.input(base + min(warp_id() + WARPS * i, n - 1))) * supers;
         auto fetch = [&](int s) {
-            Stage& to = shared->stage[s % 2];
+            if (s >= supers) {
+                commit_copies();  // an empty group keeps the count
+                return;
+            }
+            Stage& to = shared->stage[s % STAGES];
 #pragma unroll
             for (int i = 0; i < ROWS / TILE_ROWS / WARPS; i++) {
                 int tile = warp_id() + WARPS * i;
@@ -256,23 +265,18 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
         };
         int token_tiles = (n - warp_item + 15) / 16;
         float acc[TOKEN_TILES][ROW_TILES][4] = {};
-        fetch(0);
+        for (int s = 0; s < STAGES - 1; s++) fetch(s);
         for (int s = 0; s < supers; s++) {
-            if (s + 1 < supers) {
-                fetch(s + 1);
-                wait_copies<1>();
-            } else {
-                wait_copies<0>();
-            }
-            __syncthreads();
-            const Stage& stage = shared->stage[s % 2];
+            wait_copies<STAGES - 2>();
+            __syncthreads();  // superblock s is there, and everyone is done with the one before
+            fetch(s + STAGES - 1);
+            const Stage& stage = shared->stage[s % STAGES];
             const int* tile[ROW_TILES];
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++)
                 tile[r] = reinterpret_cast<const int*>(stage.w[warp_tile + r]);
             if (token_tiles > 0 && warp_tile < tiles)
                 superblock_of<TOKEN_TILES>(token_tiles, stage.x + warp_item, tile, acc);
-            __syncthreads();
         }
 #pragma unroll
         for (int m = 0; m < TOKEN_TILES; m++)

@@ -10,8 +10,9 @@ DEV float score_of(uint32 key) {
     return isobit::from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// Keys of experts in all but the best groups become 0. group: shared, a key each.
-DEV void leave_groups(uint32* key, int experts, int groups, int used, uint32* group) {
+// Keys of experts in all but the best groups become 0. alone: a group is as good as its best, else
+// the second added. group: shared, a key each.
+DEV void leave_groups(uint32* key, int experts, int groups, int used, int alone, uint32* group) {
     int size = experts / groups;
     if (int(threadIdx.x) < groups) {
         uint32 best = 0, second = 0;
@@ -19,7 +20,7 @@ DEV void leave_groups(uint32* key, int experts, int groups, int used, uint32* gr
             second = max(second, min(best, key[e]));
             best = max(best, key[e]);
         }
-        group[threadIdx.x] = key_of(add(score_of(best), score_of(second)));
+        group[threadIdx.x] = alone ? best : key_of(add(score_of(best), score_of(second)));
     }
     __syncthreads();
     for (int e = threadIdx.x; e < experts; e += THREADS) {
@@ -64,7 +65,7 @@ KERNEL(THREADS) router_top_k(const float* z, int experts, int k, int normalise, 
     for (int e = threadIdx.x; e < experts; e += THREADS)
         key[e] = key_of(add(probability[e], bias ? bias[e] : 0.0f));
     __syncthreads();
-    if (groups_used < groups) leave_groups(key, experts, groups, groups_used, group);
+    if (groups_used < groups) leave_groups(key, experts, groups, groups_used, softmax, group);
     // An expert's rank is the number of those before it. Two lanes count for one.
     for (int base = warp_id() * (WARP / 2); base < experts; base += THREADS / 2) {
         int e = base + lane_id() / 2, before = 0;

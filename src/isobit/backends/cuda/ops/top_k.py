@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.ops.groups import group_columns
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
@@ -19,6 +20,8 @@ class Order:
     offset: Slot
     groups: Slot | None
     experts: int
+    each: int
+    """Experts of a token."""
 
     @classmethod
     def of(cls, g: Lowering, ids: Value) -> "Order":
@@ -26,7 +29,11 @@ class Order:
         order, offset = g.formed(ids, "order"), g.formed(ids, "offset")
         assert order is not None
         assert offset is not None
-        return cls(order, offset, g.formed(ids, "groups"), ids.shape.below or 0)
+        return cls(order, offset, g.formed(ids, "groups"), ids.shape.below or 0, ids.shape.width)
+
+    def columns(self, tokens: int) -> int:
+        """Pairs of a group, of so many tokens."""
+        return group_columns(1.5 * tokens * self.each / max(self.experts, 1))
 
     @property
     def grouped(self) -> tuple[int, int]:
@@ -68,6 +75,7 @@ def lower(g: Lowering, op: Op) -> None:
             (1,),
             (chosen.address, pairs, experts, parts, at.order.address, at.offset.address)
             + at.grouped[::-1],
+            {"COLUMNS": at.columns(p.tokens)} if at.groups else None,
             shared=4 * experts * parts,
         )
 

@@ -32,7 +32,8 @@ var<workgroup> group_keys: array<u32, 64>;
 // An integer that compares as the score does, above 0, which is for what is not to be chosen.
 fn key_of(score: real) -> u32 { return max(order(score), 1u); }
 
-// Keys, from `at` on, of experts in all but the best groups become 0.
+// Keys, from `at` on, of experts in all but the best groups become 0. With a softmax a group is as
+// good as its best, else the second added.
 fn leave_groups(lane: u32, at: u32) {
   let size = p.experts / p.expert_groups;
   storageBarrier();
@@ -44,7 +45,8 @@ fn leave_groups(lane: u32, at: u32) {
       second = max(second, min(best, key));
       best = max(best, key);
     }
-    group_keys[lane] = key_of(add(from_order(best), from_order(second)));
+    group_keys[lane] = best;
+    if (p.softmax == 0u) { group_keys[lane] = key_of(add(from_order(best), from_order(second))); }
   }
   workgroupBarrier();
   for (var e = lane; e < p.experts; e += 256u) {

@@ -43,9 +43,9 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
     Guess{router, ffn_norm}.make(x, number, &sh->guess, guess);
     if (fetch && warp_id() >= WARPS - ROWS) {
         int expert = guessed<PATIENCE>(guess + (WARPS - 1 - warp_id()) * EXPERTS, number);
-        if (fetch & 1) fetch_ahead(gate, gate_bytes, expert);
-        if (fetch & 1) fetch_ahead(up, gate_bytes, expert);
-        if (fetch & 2) fetch_ahead(down, down_bytes, expert);
+        fetch_ahead(gate, gate_bytes, expert);
+        fetch_ahead(up, gate_bytes, expert);
+        fetch_ahead(down, down_bytes, expert);
     }
 #endif
     mark(1, 4);
