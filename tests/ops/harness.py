@@ -7,7 +7,6 @@ what lies behind the memory of each.
 """
 
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,14 +74,13 @@ class Case:
     """Ways, by the begin of their names, that have to refuse it, and what they say."""
     holds: Callable[[Stages], None] | None = None
     """What must hold of the stages, where they are not those of the specification."""
-    timed: bool = False
-    """Whether it is there to be timed."""
 
     @property
     def name(self) -> str:
         """As tests are called: unique."""
         said = [_said(v) for v in self.of.values()]
-        return " ".join([self.write.__name__, *said, *["1-plane"] * (self.planes == 1)])
+        tokens = [f"{sum(self.lengths)} tokens"]
+        return " ".join([self.write.__name__, *said, *tokens, *["1-plane"] * (self.planes == 1)])
 
 
 def _said(value: object) -> str:
@@ -278,10 +276,9 @@ def matrix(cases: Iterable[Case], ways: Iterable[str]) -> Iterator[tuple[Case, s
                 yield case, way
 
 
-def refused(case: Case, way: str, reason: str) -> bool:
-    """Whether a way has to refuse the case so."""
-    said = (s for begin, s in case.unsupported.items() if way.startswith(begin))
-    return any(re.search(s, reason) for s in said)
+def refusal(case: Case, way: str) -> str | None:
+    """What a way has to say that does not support a case."""
+    return next((s for begin, s in case.unsupported.items() if way.startswith(begin)), None)
 
 
 def seconds(case: Case, backend: Backend) -> float:
