@@ -40,8 +40,8 @@ def main() -> int:
     parser.add_argument(
         "--time",
         action="store_true",
-        help="cases of the sizes of models, and the median time of a pass: the operation, rows that "
-        "it is given, and a head of 16 by 8",
+        help="cases of the sizes of models, with the median time of a pass: the operation, rows "
+        "that it is given, and a head of 16 by 8",
     )
     args = parser.parse_args()
     cases = [c for c in (TIMED if args.time else CASES) if all(p in c.name for p in args.pattern)]
