@@ -1,6 +1,6 @@
 """The ways in which a case is run, each with known bytes behind all that a pass may write."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from unittest.mock import patch
@@ -10,13 +10,16 @@ import pytest
 
 from isobit.backends.base import Backend
 from isobit.backends.cpu import CpuBackend, simd_levels
+from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.programs import _rows
 from isobit.backends.cuda.slots import Slot
 from isobit.backends.wgpu import WgpuBackend, fusions
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
 
 from .cuda_support import open_cuda
+from .harness import Case, check, matrix, refusal, specified
 from .wgpu_support import Guards, open_device
 
 Opened = tuple[Backend, Callable[[], None]]
@@ -56,8 +59,16 @@ def wgpu(weights: Weights, engine: EngineConfig, *, fused: bool, dot: str = "") 
 @contextmanager
 def cuda(weights: Weights, engine: EngineConfig, kind: str, *, fused: bool) -> Iterator[Opened]:
     """On a GPU, or emulated on one whose memory ends where it must not be touched."""
-    plain = Slot.nbytes
-    with patch.object(Slot, "nbytes", lambda slot, rows: plain(slot, rows) + GUARD):
+    plain, allocate = Slot.nbytes, Lowering.allocate
+
+    def apart(g: Lowering, rows: Mapping[str, int], _: int) -> None:
+        """No memory that programs use in turns, where one's values lie on another's guards."""
+        allocate(g, rows, g.gpu.allocate(g.nbytes(rows, own=False)))
+
+    with (
+        patch.object(Slot, "nbytes", lambda slot, rows: plain(slot, rows) + GUARD),
+        patch.object(Lowering, "allocate", apart),
+    ):
         backend = open_cuda(kind, weights, engine, fused=fused)
     gpu, known = backend._gpu, np.full(GUARD // 4, 0x5B5B5B5B, np.uint32)
     guards = [
@@ -88,3 +99,23 @@ WAYS: dict[str, Way] = {
     "cuda": partial(cuda, kind="cuda", fused=True),
     "cuda-unfused": partial(cuda, kind="cuda", fused=False),
 }
+
+
+def tested(*cases: Case) -> Callable[[Case, str], None]:
+    """A test of these cases in all their ways."""
+    pairs = [pytest.param(case, way, id=f"{way}-{case.name}") for case, way in matrix(cases, WAYS)]
+
+    @pytest.mark.parametrize(("case", "way"), pairs)
+    def test(case: Case, way: str) -> None:
+        wanted, _ = specified(case)
+        expected = refusal(case, way)
+        try:
+            with WAYS[way](wanted.weights, wanted.engine) as (backend, intact):
+                check(case, backend, intact)
+        except BackendUnavailable as said:
+            if expected is None or expected not in str(said):
+                raise
+            pytest.skip(f"unsupported: {said}")
+        assert expected is None, "it was said to be unsupported"
+
+    return test
