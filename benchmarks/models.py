@@ -49,6 +49,7 @@ from tests.model import (  # noqa: E402
     test_lfm2,
     test_llama,
     test_minimax,
+    test_nemotron_h,
     test_olmoe,
     test_qwen3next,
 )
@@ -64,13 +65,15 @@ KINDS: dict[str, Callable[..., object]] = {
     "lfm2": partial(test_lfm2.write, kind="lfm2"),
     "lfm2moe": partial(test_lfm2.write, kind="lfm2moe"),
     "minimax-m2": test_minimax.write,
+    "nemotron_h": partial(test_nemotron_h.write, kind="dense"),
+    "nemotron_h_moe": partial(test_nemotron_h.write, kind="moe"),
     "granite": partial(test_granite.write, kind="Granite"),
     "granitemoe": partial(test_granite.write, kind="GraniteMoeShared"),
     "qwen3next": test_qwen3next.write,
     "gemma3": partial(test_gemma.write, kind="gemma3"),
     "gemma4": partial(test_gemma.write, kind="gemma4"),
 }
-DENSE = ("llama", "qwen2", "granite", "gemma3", "lfm2")
+DENSE = ("llama", "qwen2", "granite", "gemma3", "lfm2", "nemotron_h")
 
 
 def geometry(kind: str, *, large: bool) -> Geometry:
@@ -193,7 +196,8 @@ def main() -> None:
             cells = [f"{exact:.4f}", f"{ours:.4f}", f"{theirs:.4f}"]
             row = {"perplexity": {"exact": exact, "isobit": ours, "llama.cpp": theirs}}
             if not a.no_speed:
-                KINDS[kind](path, g=geometry(kind, large=True), others=others)
+                more = {"scan": (24, 64, 4, 128)} if kind.startswith("nemotron") else {}
+                KINDS[kind](path, g=geometry(kind, large=True), others=others, **more)
                 rates = speed(path, a.llama, a.threads, a.rounds)
                 cells += [f"{rate:,.0f} ({ratio:.2f} x)" for rate, ratio in rates]
                 for name, (rate, ratio) in zip(("prefill", "decode"), rates, strict=True):

@@ -294,6 +294,7 @@ static inline void store_relaxed(unsigned long long* p, unsigned long long v) { 
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 static inline void __threadfence() {}
+static inline unsigned atomicOr(unsigned* p, unsigned v) { unsigned old = *p; *p |= v; return old; }
 static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; }
 // Tensor-core products and the loads that feed them: every lane gathers what the others hold.
 typedef const char* SharedAddress;

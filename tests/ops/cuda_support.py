@@ -1,6 +1,7 @@
 """What the CUDA tests share: an emulated or a real device, and buffers between sentinels."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from isobit.backends.base import Batch
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.ops import rms_norm
+from isobit.backends.cuda.ops.matmul import one
 from isobit.backends.cuda.programs import Sizes
 
 from .cuda_emulator import EmulatedGpu
@@ -91,3 +96,39 @@ def same(a, b):
     assert np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32)), (
         f"{(a.view(np.uint32) != b.view(np.uint32)).sum()} of {a.size} values differ"
     )
+
+
+class Alone:
+    """Single launches of kernels, as operations make them; buffers are addresses."""
+
+    def __init__(self, gpu, planes):
+        self.gpu, self.planes, self.captured = gpu, planes, False
+
+    def launch(self, *arguments, **more):
+        Lowering.launch(self, *arguments, **more)
+
+    def quantise(self, x, n, rows, acts):
+        blocks = -(-rows * supers(n) // 8)
+        self.launch("ops/quantise", (blocks,), (x, n, n, 1, n, rows, acts))
+
+    def product(self, acts, x=0, segments=None):
+        return SimpleNamespace(
+            g=self,
+            stack=segments is not None,
+            segments=segments or (0, 0, 1),
+            input=lambda w: x if w.layout.kind == "floats" else acts,
+        )
+
+    def matmul(self, w, x, acts, y, items, *, segments=None, row_stride=None):
+        one(self.product(acts, x, segments), w, y, items, row_stride or w.rows)
+
+    def norm(self, x, norm, eps, n, rows, y, acts, added=(0, 0), weights=0):
+        address, count = added
+        defines = rms_norm.defines(n, count, weighted=bool(weights))
+        arguments = (x, address, weights, norm, eps, y, acts)
+        self.launch("ops/norm_quantise", (rows,), arguments, defines)
+
+    def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8):
+        arguments = (ids, tokens, k, experts, order, offset, *groups, columns)
+        how = {"PARTS": 1}, 40 * experts
+        self.launch("ops/top_k.sort_pairs", (1,), arguments, how[0], shared=how[1])

@@ -45,7 +45,7 @@ def check(ours, theirs, batch):
 
 ALWAYS = {
     *("embedding", "qkv_matmul", "post_attn_residual", "moe_router_logits", "moe_router"),
-    *("moe_router_indices", "post_ffn_residual", "lm_head"),
+    *("moe_router_indices", "moe_expert_swiglu", "post_ffn_residual", "lm_head"),
 }
 """Stages that the sample's fused passes and steps have all."""
 

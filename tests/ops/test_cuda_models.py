@@ -25,6 +25,7 @@ from tests.model import (
     test_lfm2,
     test_llama,
     test_minimax,
+    test_nemotron_h,
     test_olmoe,
     test_qwen3next,
     test_qwen35,
@@ -47,12 +48,21 @@ MODELS = {
     **{f"olmoe-{kind}": partial(test_olmoe.write, g=g) for kind, g in test_olmoe.SHAPES.items()},
     "gpt-oss": test_gpt_oss.write,
     "minimax-m2": test_minimax.write,
+    **{f"nemotron-{k}": partial(test_nemotron_h.write, kind=k) for k in test_nemotron_h.SHAPES},
     "qwen3next": test_qwen3next.write,
     "qwen35": test_qwen35.write_dense,
 }
 EMULATED = (
     *("llama3", "mixtral", "qwen2", "yarn", "olmoe-several", "DeepseekV2", "gemma3", "gemma4"),
-    *("big", "GraniteMoeShared", "lfm2moe", "gpt-oss", "minimax-m2", "qwen3next"),
+    *(
+        "big",
+        "GraniteMoeShared",
+        "lfm2moe",
+        "gpt-oss",
+        "minimax-m2",
+        "nemotron-latent",
+        "qwen3next",
+    ),
 )
 """One at least of each architecture."""
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"

@@ -1,4 +1,5 @@
-"""Kernels in forms that no case is large enough to ask for, and how weights are loaded."""
+"""Single CUDA kernels against the specification, in forms that cases do not ask for: emulated, and on
+a GPU if any. Outputs lie between sentinels."""
 
 import numpy as np
 import pytest
@@ -6,13 +7,13 @@ import pytest
 from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
-from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.lowering import WARPS
-from isobit.backends.cuda.ops.matmul import Fit
+from isobit.backends.cuda.device.memory import Region, supers
+from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
+from isobit.numerics import Weight
+from tests.helpers.blocks import set_d, set_dmin
 
-from .cuda_support import Buffers, open_gpu, same
-from .inputs import values, weight
+from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
 
 
 @pytest.fixture(params=["emulated", "cuda"])
@@ -22,49 +23,301 @@ def gpu(request):
     device.close()
 
 
-def load(gpu, w):
+@pytest.fixture
+def rng():
+    print("seed", SEED)
+    return np.random.default_rng(SEED)
+
+
+def activations(rng, *shape):
+    """Values over many decades, with zeros, a zero block, subnormals and outliers."""
+    x = (rng.standard_normal(shape) * 10 ** rng.uniform(-4, 4, shape)).astype(F32)
+    x[rng.random(shape) < 0.05] = 0
+    x[rng.random(shape) < 0.02] = F32(1e-41)
+    flat = x.reshape(-1)
+    flat[: min(256, flat.size // 3)] = 0
+    return x
+
+
+def random_weight(rng, fmt, *shape):
+    """A weight of random bytes whose float scales are finite."""
+    values = int(np.prod(shape))
+    data = rng.integers(0, 256, (values // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
+    if fmt.quantized:
+        for write in (set_d, set_dmin):
+            d = rng.standard_normal(len(data)) * 10 ** rng.uniform(-6, 1, len(data))
+            write(fmt.name, data, d)
+    else:
+        floats = rng.standard_normal(values).astype(F32)
+        if fmt.name == "BF16":
+            data = (floats.view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            data = floats.astype({"F32": np.float32, "F16": np.float16}[fmt.name])
+        data = data.view(np.uint8)
+    return Weight("w", fmt, shape, np.ascontiguousarray(data).reshape(-1))
+
+
+def quantised(gpu, ops, x):
+    """Rows of activations on the device: (address of floats, address of Acts)."""
+    b = Buffers(gpu)
+    rows, n = x.shape
+    values, acts = b.put(x), b.new(rows * -(-n // 256) * ACT_BYTES)
+    ops.quantise(values, n, rows, acts)
+    return values, acts
+
+
+def load(gpu, weight):
     region = Region()
-    stored = DeviceWeight.of(w, region)
+    stored = DeviceWeight.of(weight, region)
     region.address = gpu.allocate(region.nbytes)
     with Loader(gpu) as loader:
-        loader.matrix(w, stored)
+        loader.matrix(weight, stored)
     return stored
 
 
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("columns", [256, 600])
+def test_quantise(gpu, rng, planes, columns):
+    x = activations(rng, 5, columns)
+    x[1, 3] = np.inf
+    x[2, 255] = np.nan
+    x[3, :256], x[4, :256] = 1, -1  # the largest sums
+    b, ops = Buffers(gpu), Alone(gpu, planes)
+    supers = -(-columns // 256)
+    acts = b.new(5 * supers * ACT_BYTES)
+    ops.quantise(b.put(x), columns, 5, acts)
+    got = b.get(acts, (5, supers, ACT_BYTES), np.uint8)
+    q, d = numerics.quantise_rows(x, planes)
+    padded = np.zeros((5, supers * 256), np.int32)
+    padded[:, :columns] = q
+    padded = padded.reshape(5, supers, 256)
+    for p, plane in enumerate(numerics.planes_of(padded, planes)):
+        assert np.array_equal(got[..., 256 * p : 256 * (p + 1)].view(np.int8), plane)
+        sums = plane.reshape(5, supers, 16, 16).sum(-1)
+        at = 512 + 32 + 64 * p
+        assert np.array_equal(
+            np.ascontiguousarray(got[..., at : at + 64]).view(np.int32), -32 * sums
+        )
+    sums = padded.reshape(5, supers, 8, 32).sum(-1)
+    assert np.array_equal(np.ascontiguousarray(got[..., 512:544]).view(np.int32), sums)
+    digits = got[..., 672:696].view(np.int8).reshape(5, supers, 3, 8).astype(np.int32)
+    assert np.array_equal(np.tensordot(digits, [1, 256, 65536], (2, 0)), sums)
+    scale = np.ascontiguousarray(got[..., 696:700]).view(F32)[..., 0]
+    finite = np.isfinite(d)
+    assert np.array_equal(scale[finite], d[finite])
+    assert np.isnan(scale[~finite]).all()
+    assert (~finite).sum() == 2
+
+
+@pytest.mark.parametrize(("name", "columns"), [("F32", 2880), ("F16", 8192), ("BF16", 8448)])
+def test_matmul_of_floats(gpu, rng, name, columns):
+    """Rows that leave a thread room for several, for one and for none; lanes of -0 alone."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    w, x = random_weight(rng, fmt, 21, columns), activations(rng, 5, columns)
+    x[1] = -0.0
+    w.data[: fmt.nbytes(columns)] &= 127  # no weight of the first row is negative
+    ops, b = Alone(gpu, 2), Buffers(gpu)
+    y = b.new(4 * 5 * 24)
+    ops.matmul(load(gpu, w), b.put(x), 0, y, 5, row_stride=24)
+    got = b.get(y, (5, 24))
+    same(got[:, :21], numerics.matmul(w, x, 2))
+    assert (got[:, 21:].view(np.uint32) == 0x5B5B5B5B).all()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_matmul_of_many(gpu, rng, name, planes):
+    """Blocks of tokens and of rows that are full, half full and nearly empty."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    for rows, columns, tokens in ((136, 768, 16), (8, 256, 9), (256, 512, 41)):
+        w, x = random_weight(rng, fmt, rows, columns), activations(rng, tokens, columns)
+        if name == "Q4_K":  # the largest of codes, scales and activations
+            w.data[4:144] = 255
+        else:
+            w.data[:192], w.data[192:208] = 0, 128
+        x[-1], x[-2] = F32(1e30), F32(-1e30)
+        ops, b = Alone(gpu, planes), Buffers(gpu)
+        values, acts = quantised(gpu, ops, x)
+        y, stored = b.new(4 * tokens * (rows + 3)), load(gpu, w)
+        assert pays_on_tensor_cores(stored, tokens, stack=False)
+        ops.matmul(stored, values, acts, y, tokens, row_stride=rows + 3)
+        got = b.get(y, (tokens, rows + 3))
+        same(got[:, :rows], numerics.matmul(w, x, planes))
+        assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
+
+
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(("warps", "columns", "n"), [(8, 8, 17), (8, 16, 29), (16, 16, 33)])
-@pytest.mark.parametrize(("name", "supers"), [("Q4_K", 16), ("Q6_K", 17)])
+@pytest.mark.parametrize(
+    ("warps", "columns", "n", "supers"),
+    [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
+)
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
     """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
     rows, blocks = 80, 2
-    w, x = weight(rng, fmt, rows, 256 * supers), values(rng, n, 256 * supers)
+    w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
-    acts, y = b.new(n * supers * ACT_BYTES), b.new(4 * n * rows)
-    planes, width = {"PLANES": "2"}, 256 * supers
-    arguments = b.put(x), width, width, 1, width, n, acts
-    gpu.launch("ops/quantise", "quantise", (-(-n * supers // WARPS),), arguments, defines=planes)
+    _, acts = quantised(gpu, Alone(gpu, 2), x)
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
+    y = b.new(4 * n * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
-    gpu.launch(
+    Alone(gpu, 2).launch(
         "ops/batch_matmul",
-        "batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines=planes | defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
+        defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
         shared=Fit(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
+def test_matmul_of_experts(gpu, rng, name):
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    experts, rows, columns, tokens, k = 5, 24, 512, 9, 2
+    w = random_weight(rng, fmt, experts, rows, columns)
+    x = activations(rng, tokens, columns)
+    ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(tokens)], np.int32)
+    ops, b = Alone(gpu, 2), Buffers(gpu)
+    order, offset = b.new(4 * tokens * k), b.new(4 * (experts + 1))
+    ops.sort_pairs(b.put(ids), tokens, k, experts, order, offset)
+    counts = np.bincount(ids.reshape(-1), minlength=experts)
+    assert np.array_equal(b.get(offset, (experts + 1,), np.int32), [0, *np.cumsum(counts)])
+    got = b.get(order, (tokens * k,), np.int32)
+    assert np.array_equal(got, np.argsort(ids.reshape(-1), kind="stable"))
+    values, acts = quantised(gpu, ops, x)
+    y = b.new(4 * tokens * k * rows)
+    ops.matmul(load(gpu, w), values, acts, y, tokens * k, segments=(order, offset, k))
+    expected = [
+        [numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for e in ids[t]] for t in range(tokens)
+    ]
+    same(b.get(y, (tokens, k, rows)), np.array(expected, F32))
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
 def test_repack_keeps_every_byte(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    w = weight(rng, fmt, 3, 16, 768)
+    w = random_weight(rng, fmt, 3, 16, 768)
     stored = load(gpu, w)
     assert Layout.of(w).kind == "tiled"
     out = np.empty(w.data.nbytes, np.uint8)
     gpu.download(stored.address, out)
     assert np.array_equal(out, repack(w.data, 3, fmt.nbytes(256)))
     assert np.array_equal(np.sort(out), np.sort(w.data))
+
+
+@pytest.mark.parametrize("n", [64, 512, 1000, 4360])  # warps take one superblock, or two
+@pytest.mark.parametrize("kind", ["plain", "residual", "experts"])
+def test_norm_quantise(gpu, rng, n, kind):
+    k = 10 if kind == "experts" else 1
+    for rows in (1, 3):
+        x, norm, more = activations(rng, rows, n), activations(rng, n), activations(rng, rows, k, n)
+        weights = rng.random((rows, k)).astype(F32)
+        b, ops = Buffers(gpu), Alone(gpu, 2)
+        y, acts, at = b.new(4 * rows * n), b.new(rows * -(-n // 256) * ACT_BYTES), b.put(x)
+        added = (b.put(more), k) if kind != "plain" else (0, 0)
+        shares = b.put(weights) if kind == "experts" else 0
+        ops.norm(at, b.put(norm), 1e-6, n, rows, y, acts, added, shares)
+        if kind == "residual":
+            x = x + more[:, 0]
+        elif kind == "experts":
+            x = x + numerics.combine(weights, more)
+        same(b.get(at, x.shape), x)
+        expected = numerics.rms_norm(x, norm, F32(1e-6))
+        same(b.get(y, x.shape), expected)
+        _, expected_acts = quantised(gpu, ops, expected)
+        size = rows * -(-n // 256) * ACT_BYTES
+        record = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
+        wanted = b.get(expected_acts, record.shape, np.uint8)
+        assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
+
+
+@pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_router(gpu, rng, experts, k, normalise):
+    z = rng.standard_normal((5, experts)).astype(F32) * 4
+    z[1] = np.round(z[1])  # ties
+    z[2] = 0
+    z[3, experts // 2] = 500  # all others have probability 0
+    b, ops = Buffers(gpu), Alone(gpu, 2)
+    ids, weights = b.new(4 * 5 * k), b.new(4 * 5 * k)
+    arguments = (b.put(z), 5, experts, k, int(normalise), 1, 0, 1, 1, ids, weights)
+    ops.launch("ops/top_k.router_top_k", (1,), arguments, {"PARTS": -(-experts // 32)})
+    expected_ids, expected_weights, _ = numerics.top_k(z, k, normalise=normalise)
+    assert np.array_equal(b.get(ids, (5, k), np.int32), expected_ids)
+    same(b.get(weights, (5, k)), expected_weights)
+    outputs = activations(rng, 5, k, 70)
+    y = b.new(4 * 5 * 70)
+    ops.launch("ops/combine", (5,), (weights, b.put(outputs), k, 70, y))
+    same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
+
+
+def sorted_pairs(ids, experts, columns):
+    """What top_k.cu says of the pairs: their order, offsets, and groups of up to ``columns``."""
+    order = np.argsort(ids.reshape(-1), kind="stable")
+    offset = np.array([0, *np.cumsum(np.bincount(ids.reshape(-1), minlength=experts))])
+    groups = [
+        (e, i, min(columns, offset[e + 1] - i), 0)
+        for e in range(experts)
+        for i in range(offset[e], offset[e + 1], columns)
+    ]
+    return order, offset, np.array(groups)
+
+
+class Sorted:
+    """Where the order of some pairs goes."""
+
+    def __init__(self, b, pairs, experts):
+        self.b, self.pairs, self.experts = b, pairs, experts
+        self.at = b.new(4 * pairs), b.new(4 * (experts + 1)), b.new(16 * pairs), b.new(4)
+
+    def check(self, ids, columns):
+        order, offset, groups = sorted_pairs(ids, self.experts, columns)
+        at, get = self.at, self.b.get
+        assert np.array_equal(get(at[0], (self.pairs,), np.int32), order)
+        assert np.array_equal(get(at[1], (self.experts + 1,), np.int32), offset)
+        assert get(at[3], (1,), np.int32) == len(groups)
+        assert np.array_equal(get(at[2], groups.shape, np.int32), groups)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(3, 40, 4), (256, 128, 8), (600, 33, 10)])
+def test_sort_pairs(gpu, rng, tokens, experts, k):
+    """Tokens in one round of 256, and in three; experts that nobody chose."""
+    ids = np.stack([rng.permutation(experts - 1)[:k] for _ in range(tokens)]).astype(np.int32)
+    b = Buffers(gpu)
+    to = Sorted(b, tokens * k, experts)
+    Alone(gpu, 2).sort_pairs(b.put(ids), tokens, k, experts, *to.at[:2], to.at[2:], 24)
+    to.check(ids, 24)
+
+
+@pytest.mark.parametrize(("experts", "k", "groups"), [(160, 8, (5, 3)), (300, 40, (1, 1))])
+def test_route(gpu, rng, experts, k, groups):
+    """Experts chosen and sorted at once: as the launches for many tokens do, of a sigmoid too."""
+    tokens = 35  # a warp has two
+    z = rng.random((tokens, experts)).astype(F32)
+    z[4] = np.round(z[4])
+    b, ops = Buffers(gpu), Alone(gpu, 2)
+    parts, each = {"PARTS": -(-experts // 32)}, experts + groups[0]
+    parts |= {"GROUPED": 1} if groups[1] < groups[0] else {}
+    router = b.put(z), tokens, experts, k, 1, 0, b.put(z[0]), *groups
+    found = []
+    for kernel, blocks, warps in (("router_top_k", 5, 8), ("route", 1, 32)):
+        ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
+        to = Sorted(b, tokens * k, experts)
+        more = (*to.at, 8) if kernel == "route" else ()
+        shared = 4 * warps * each + (40 * experts + 4 * tokens * k if more else 0)
+        arguments = (*router, ids, weights, *more)
+        ops.launch(f"ops/top_k.{kernel}", (blocks,), arguments, parts, shared=shared)
+        found.append((b.get(ids, (tokens, k), np.int32), b.get(weights, (tokens, k))))
+    to.check(found[0][0], 8)
+    assert np.array_equal(found[0][0], found[1][0])
+    same(found[0][1], found[1][1])
+    scores = z + z[0]
+    own = np.sort(scores.reshape(tokens, groups[0], -1), axis=-1)
+    best = np.argsort(-(own[..., -1] + own[..., -2]), axis=-1, kind="stable")[:, : groups[1]]
+    for t in range(tokens):
+        mine = np.isin(np.arange(experts) // (experts // groups[0]), best[t])
+        order = np.argsort(np.where(mine, -scores[t], np.inf), kind="stable")[:k]
+        assert np.array_equal(found[0][0][t], order)

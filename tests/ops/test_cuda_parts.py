@@ -18,7 +18,7 @@ from tests.helpers.synth import Geometry, write_model
 from .cuda_emulator import EmulatedGpu
 from .cuda_support import ragged
 
-ENGINE = EngineConfig(context=128, max_sequences=2, chunk=16)
+ENGINE = EngineConfig(context=128, max_sequences=2, chunk=6)
 _ACTIVE = threading.local()
 _EMULATOR = threading.Lock()
 
@@ -27,7 +27,7 @@ class OneOfSeveral(EmulatedGpu):
     """An emulated GPU that is used as the driver lets one be: by threads that have made it theirs.
 
     Kernels run one at a time, as each is a library with one state, but for those that wait for one
-    another: each part has its own of these. Compilation at such a time is refused.
+    another: each part has its own of these. A kernel that was not known before a pass is refused.
     """
 
     loaded = False
@@ -83,6 +83,7 @@ def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBacke
     gpus = [OneOfSeveral(seed + r) for r in range(parts)]
     engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_planes": planes})
     backend = CudaPartsBackend(w, engine, gpus)
+    backend._flags[1] = 600_000  # ms: other tests run beside
     for gpu in gpus:
         gpu.loaded = True
     return backend
@@ -93,11 +94,11 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
     pages = np.array([[1, 0], [2, 3]], np.int32)
     alone = pages[1:]
     return [
-        ragged(rng, vocab, [(0, 21), (0, 9)], pages),
-        ragged(rng, vocab, [(21, 1), (9, 1)], pages),
-        ragged(rng, vocab, [(22, 1), (10, 1)], pages),
-        ragged(rng, vocab, [(11, 1)], alone),
-        ragged(rng, vocab, [(12, 1)], alone),
+        ragged(rng, vocab, [(0, 7), (0, 2)], pages),
+        ragged(rng, vocab, [(7, 1), (2, 1)], pages),
+        ragged(rng, vocab, [(8, 1), (3, 1)], pages),
+        ragged(rng, vocab, [(4, 1)], alone),
+        ragged(rng, vocab, [(5, 1)], alone),
     ]
 
 
@@ -110,14 +111,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return Weights.from_file(open_model(path))
 
 
-@pytest.mark.parametrize(("parts", "planes"), [(2, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("parts", "planes"), [(2, 2), (3, 1)])
 def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
     whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_planes": planes}))
     split = opened(weights, parts, seed, planes)
     rng = np.random.default_rng(seed)
-    for batch in batches(rng, weights.config.vocab):
+    for batch in batches(rng, weights.config.vocab)[::3]:
         expected, shown = whole.forward(batch), {}
         got = split.forward(batch, lambda name, layer, v, s=shown: s.update({(name, layer): v}))
         assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
@@ -125,7 +126,7 @@ def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
     for batch in batches(rng, weights.config.vocab):
         expected = whole.forward(batch).view(np.uint32)
         assert np.array_equal(split.forward(batch).view(np.uint32), expected)
-    tokens = np.array([5], np.int32), np.array([13], np.int32), np.array([[2, 3]], np.int32)
+    tokens = np.array([5], np.int32), np.array([6], np.int32), np.array([[2, 3]], np.int32)
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
     split.close()
     whole.close()
@@ -151,6 +152,7 @@ def test_a_device_that_fails_or_hangs_is_an_error(weights: Weights) -> None:
         said = "device 1 of 2 has not answered" if hangs else "the device is lost"
         with pytest.raises(BackendUnavailable, match=said):
             split.forward(batch)
+        assert split.lost
         with pytest.raises(BackendUnavailable, match="load"):
             split.run(batch, LOGITS)
         split.close()

@@ -13,6 +13,7 @@ import pytest
 
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
+from isobit.runtime.pieces import StopText
 from isobit.runtime.request import Request
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
@@ -28,7 +29,7 @@ def test_a_first_token_that_comes_as_one_looks_comes_after_the_prompts(alone: Mo
     ids, engine = alone.tokenize(PROMPT), alone.generations
 
     async def run() -> None:
-        settings = {"stops": [], "logprobs": 1, "of_prompt": True, "receipt": False}
+        settings = {"stops": StopText([]), "logprobs": 1, "of_prompt": True, "receipt": False}
         choice = Choice(engine, 0, ids, 3, Sampling(), **settings)
         take = choice.generation.take
 

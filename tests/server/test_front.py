@@ -20,6 +20,8 @@ import openai
 import pytest
 
 from isobit.errors import IsobitError
+from isobit.server import processes as server_processes
+from isobit.server import replicas as server_replicas
 from isobit.server.processes import Processes
 from isobit.server.replicas import Replica, Replicas
 from tests.ops.wgpu_support import open_device
@@ -261,6 +263,56 @@ def test_a_process_that_starts_as_all_end_is_ended(monkeypatch: pytest.MonkeyPat
         await asyncio.wait_for(ending[0], 30)
 
     asyncio.run(run())
+
+
+ANSWERING = """
+import http.server, socket, sys
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("", 0), Answers, bind_and_activate=False)
+server.socket = socket.socket(fileno=int(sys.argv[1]))
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("rolls", [False, True])
+def test_a_process_that_hangs_is_killed_and_started_again(
+    rolls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("_CHECK_SECONDS", 0.05), ("_ANSWER_SECONDS", 0.5)):
+        monkeypatch.setattr(server_replicas, name, seconds)
+    for name, seconds in (("_HANGS", 0.1), ("_LATE", 0.1), ("_LIVED", 0.0)):
+        monkeypatch.setattr(server_processes, name, seconds)
+    start, said = asyncio.create_subprocess_exec, list[str]()
+
+    async def answering(*command: str, **settings: Any) -> Any:
+        return await start(sys.executable, "-c", ANSWERING, command[-1], **settings)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", answering)
+
+    async def run() -> None:
+        processes = Processes([], 2, 0.1, "k", said.append)
+        async with asyncio.timeout(60), Replicas(processes.urls, print, {}) as replicas:
+            await processes.start(replicas)
+            was = list(processes._running)
+            assert was[0] is not None
+            was[0].send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, was[0].pid, os.WSTOPPED | os.WNOWAIT)
+            if rolls:
+                await processes.roll()
+            while processes._running[0] is was[0] or not replicas.all[0].up:
+                await asyncio.sleep(0.05)
+            assert was[0].returncode == -signal.SIGKILL
+            assert (processes._running[1] is was[1]) == (not rolls)
+            await processes.stop()
+
+    asyncio.run(run())
+    assert sum("does not answer: it is killed" in line for line in said) == 1
 
 
 # Where a request goes

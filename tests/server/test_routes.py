@@ -203,3 +203,12 @@ def test_ready_says_when_the_engine_is_gone(alone: Model) -> None:
     with Service(alone) as service:
         assert service.ready
     assert not service.ready
+
+
+def test_ready_says_that_a_device_is_lost(
+    client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.model.backend, "lost", "cuda: device 1 of 2 has not answered")
+    ready = httpx.get(url(client, "/ready"))
+    assert ready.status_code == 503
+    assert ready.json()["error"]["message"] == "cuda: device 1 of 2 has not answered"

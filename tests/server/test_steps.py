@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isobit.runtime.model import Model
+from isobit.runtime.pieces import StopText
 from isobit.runtime.tokens import Token
 from isobit.server.choices import Choice, Piece
 from isobit.server.events import Answer, Finish, gathered
@@ -88,7 +89,8 @@ def answer(
     async def run() -> list[Piece]:
         engine = Stepwise(model, ids, sizes)
         reader = AnswerReader({}, thinking, dialect, str)
-        choice = Choice(engine, 0, [1], None, None, stops=stops, logprobs=None, of_prompt=False,
+        held = StopText(stops)
+        choice = Choice(engine, 0, [1], None, None, stops=held, logprobs=None, of_prompt=False,
                         receipt=False, reader=reader)  # type: ignore  # fmt: skip
         pieces = list[Piece]()
         while not (pieces and pieces[-1].finish):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from isobit.backends.base import Backend
 from isobit.backends.hardware import gpus, may_have_gpu
+from isobit.backends.wake import wake
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError, did_you_mean
 from isobit.model.weights import Weights
@@ -42,6 +43,13 @@ def warn(note: str) -> None:
         isinstance(note, FallbackNote) and not (on_cpu and not gpus())
     ):
         warnings.warn(note, stacklevel=2)
+
+
+def begin(name: str, engine: EngineConfig) -> None:
+    """Load what a backend is going to need beside other work: the GPU's driver takes its time."""
+    alone = engine.parts == 1 and not engine.stages
+    if alone and (name in ("cuda", *VARIANTS) or (name == "auto" and may_have_gpu())):
+        wake()
 
 
 def open_backend(name: str, weights: Weights, engine: EngineConfig, note: Note = warn) -> Backend:

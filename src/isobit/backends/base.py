@@ -175,6 +175,8 @@ class Backend(ABC):
     made of them there, which costs more and has the same bits."""
     losses: int = 0
     """How often what was in its KV cache has gone; CacheLost said so each time."""
+    lost: str | None = None
+    """Why it gives nothing any more until the model is loaded again, as a device has failed."""
     fused_away: frozenset[Key] = frozenset()
     """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
     gets them, unless they are asked for by name and a way to run has them."""

@@ -49,9 +49,12 @@ def _run(
         from isobit.server.processes import Processes  # noqa: PLC0415
         from isobit.server.replicas import Replicas  # noqa: PLC0415
         from isobit.server.serving import prepared  # noqa: PLC0415
+        from isobit.server.sockets import address, bound, listen  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     headers = {FRONT: key} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+
+    sockets = bound(args.host, args.port)
 
     async def serve() -> None:
         processes = Processes(argv, n, args.grace, key, say) if n else None
@@ -67,9 +70,10 @@ def _run(
 
                     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, roll)
                 front = Front(replicas, key, api_key, args.origin)
-                server = prepared(front, front.app(), args.host, args.port, args.grace)
-                say(f"{len(replicas.all)} replicas: http://{args.host}:{args.port}/v1")
-                await server.serve()
+                server = prepared(front, front.app(), args.grace)
+                listen(sockets)
+                say(f"{len(replicas.all)} replicas: {address(args.host, sockets)}/v1")
+                await server.serve(sockets)
         finally:
             if processes is not None:
                 await processes.stop()

@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         from isobit.server.service import Service  # noqa: PLC0415
         from isobit.server.serving import run  # noqa: PLC0415  # an extra
+        from isobit.server.sockets import address, bound, listen  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
@@ -54,8 +55,9 @@ def main(args: argparse.Namespace) -> None:
             raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
         front.serve_replicas(args, key)
         return
-    sockets = []
-    if args.replica is not None:
+    if args.replica is None:
+        sockets = bound(args.host, args.port)
+    else:
         sockets = [socket.socket(fileno=args.replica)]
         threading.Thread(target=_end_with_parent, daemon=True).start()
     with options.open_model(args, args.context) as model:
@@ -74,11 +76,12 @@ def main(args: argparse.Namespace) -> None:
             origins=args.origin,
         ) as service:
             device = f"{model.backend.name} ({model.backend.device})"
-            at = sockets[0].getsockname() if sockets else (args.host, args.port)
-            say(f"{service.name} on {device}: http://{at[0]}:{at[1]}/v1")
+            at = address(args.host, sockets)
+            listen(sockets)
+            say(f"{service.name} on {device}: {at}/v1")
             if page:
-                say(f"a page to talk with it: http://{at[0]}:{at[1]}/")
-            run(service, args.host, args.port, args.grace, sockets)
+                say(f"a page to talk with it: {at}/")
+            run(service, sockets, args.grace)
 
 
 def _end_with_parent() -> None:

@@ -320,8 +320,10 @@ class _Split:
         """A key head is read by as many value heads as there are rounds: the h mod key heads'th by
         value head h, or where they are grouped by neighbours. A part has some key heads and the
         value heads that read them; where there are more parts than key heads, several have the
-        same one, and each some of the rounds."""
+        same one, and each some of the rounds. Scans that correct nothing every part does whole."""
         assert isinstance(op.operation, GatedDelta)
+        if not op.operation.corrects:
+            return
         grouped = op.operation.grouped
         keys, values = op.inputs[1].shape.row[0], op.inputs[2].shape.row[0]
         rounds = values // keys

@@ -63,6 +63,17 @@ class StopText:
         """The stop string that was found."""
 
     @property
+    def strings(self) -> list[str]:
+        """The stop strings."""
+        return [s for s, _ in self._stop]
+
+    def fresh(self) -> StopText:
+        """One for another text, and the same stop strings."""
+        other = StopText([])
+        other._stop, other._matched = self._stop, [0] * len(self._stop)
+        return other
+
+    @property
     def all(self) -> str:
         """What was given out so far."""
         return "".join(self._sent)

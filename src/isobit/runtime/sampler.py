@@ -183,13 +183,12 @@ class _Adjusted:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
         self._sampling = sampling
-        self._slots: dict[int, int] = {}
-        self._ids = array("i")
-        self._bias = array("f")
-        self._occurred = array("b")
-        self._generated = array("i")
-        for token, bias in sampling.logit_bias:
-            self._bias[self._slot(token)] = bias
+        biases = dict(sampling.logit_bias)
+        self._slots = {token: slot for slot, token in enumerate(biases)}
+        self._ids = array("i", biases)
+        self._bias = array("f", biases.values())
+        self._occurred = array("b", bytes(len(biases)))
+        self._generated = array("i", bytes(4 * len(biases)))
         if sampling.repeat_penalty != 1.0:
             for token in prompt:
                 self._occurred[self._slot(token)] = 1

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from isobit.errors import UsageError
+from isobit.runtime.pieces import StopText
 from isobit.server.chat import Chat
 from isobit.server.choices import Choice, Choices, Piece
 from isobit.server.errors import ClientGone, ShuttingDown, told
@@ -81,17 +82,19 @@ class Answers:
         sampling = chat.sampling(asked) if chat else asked.sampling
         ends = asked.ends(service.model)
         begun: list[Choice] = []
+        stops, seeded = StopText(asked.stops), sampling.seed is not None
         try:
             for index in range(n * len(prompts)):
-                seed = self.journal.seed(index // n) if sampling.seed is None else sampling.seed
+                if index % n == 0 and not seeded:
+                    sampling = replace(sampling, seed=self.journal.seed(index // n))
                 choice = Choice(
                     service.engine,
                     index,
                     prompts[index // n],
                     most,
-                    replace(sampling, seed=seed),
+                    sampling,
                     number=index % n,
-                    stops=asked.stops,
+                    stops=stops,
                     logprobs=logprobs,
                     of_prompt=echo,
                     receipt=asked.isobit_receipt,

@@ -60,7 +60,7 @@ class Choice:
         sampling: Sampling,
         *,
         number: int = 0,
-        stops: list[str],
+        stops: StopText,
         logprobs: int | None,
         of_prompt: bool,
         receipt: bool,
@@ -82,8 +82,8 @@ class Choice:
         self.index = index
         self._recorder = Recorder() if receipt else None
         self._decoder = TokenText(engine.model.tokenizer)
-        self._text = StopText(stops)
-        self._stops = {i: s for s in stops for i in self._decoder.ids_of([s])}
+        self._text = stops.fresh()
+        self._stops = {i: s for s in stops.strings for i in self._decoder.ids_of([s])}
         self._ends = (engine.model.stop_ids if ends is None else ends) | self._stops.keys()
         self._length = 0  # of the text that was decoded
         self._called = False

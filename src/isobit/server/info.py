@@ -123,6 +123,8 @@ class Info:
 
     async def ready(self, request: Request) -> Response:
         """``GET /ready``: and so does the model behind it."""
+        if lost := self._service.model.backend.lost:
+            return refusal(request, 503, lost, "server_error")
         if not self._service.ready:
             return answer(request, ShuttingDown())
         return JSONResponse({"status": "ready", "model": self._service.name})

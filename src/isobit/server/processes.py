@@ -1,4 +1,5 @@
-"""Replicas that a front starts on its own machine: started again when they die, or one by one."""
+"""Replicas that a front starts on its own machine: started again when they die or hang, or one by
+one."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from isobit.server.replicas import Replica, Replicas
 
 _LONGEST_PAUSE = 30.0  # seconds before one that dies again and again is started again
 _LIVED = 60.0  # seconds, after which it starts at once
+_HANGS = 30.0  # seconds that one is lost, until it is killed
+_LATE = 10.0  # seconds beyond its grace, for one that was told to end
 
 
 class Processes:
@@ -70,7 +73,7 @@ class Processes:
         for i in range(len(self.urls)):
             self._end(i)
         if self._keeping:
-            _, late = await asyncio.wait(self._keeping, timeout=self._grace + 10)
+            _, late = await asyncio.wait(self._keeping, timeout=self._grace + _LATE)
             for i, process in enumerate(self._running):
                 if self._keeping[i] in late and process is not None:
                     with suppress(ProcessLookupError):
@@ -98,7 +101,7 @@ class Processes:
                 process = self._running[i] = await self._start(i)
                 if self._ending.is_set():  # meanwhile, when there was nothing to end
                     self._end(i)
-                code = await process.wait()
+                code = await self._ended(process, replica)
                 ended = f"ended with {code}"
             except OSError as error:  # no memory, no files left: there may be later
                 ended = f"could not be started ({error})"
@@ -114,6 +117,21 @@ class Processes:
             pause = 0.0 if time.monotonic() - begun > _LIVED else min(2 * pause + 1, _LONGEST_PAUSE)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause)
+
+    async def _ended(self, process: asyncio.subprocess.Process, replica: Replica) -> int:
+        """A process's exit code. One that hangs is killed: it was ready, and says nothing for
+        long."""
+        ending, ready = asyncio.ensure_future(process.wait()), False
+        spoke = time.monotonic()
+        while not (await asyncio.wait([ending], timeout=1))[0]:
+            ready = ready or replica.up
+            if not ready or not replica.silent:
+                spoke = time.monotonic()
+            elif time.monotonic() - spoke > (self._grace + _LATE if replica.draining else _HANGS):
+                self._say(f"{replica.url}: does not answer: it is killed")
+                with suppress(ProcessLookupError):
+                    process.kill()
+        return ending.result()
 
     async def _start(self, i: int) -> asyncio.subprocess.Process:
         fd = self._sockets[i].fileno()

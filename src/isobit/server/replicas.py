@@ -53,11 +53,17 @@ class Replica:
                 return dict(found.json())
             key = ": expected its ISOBIT_FRONT_KEY, and its API key, to be the front's"
             why = f"/ready gives {ready.status_code}{key if ready.status_code == 401 else ''}"
-            self.up, self.why = False, why  # what it is answering it may go on with
+            # What it is answering it may go on with.
+            self._missed, self.up, self.why = 0, False, why
         except (httpx.HTTPError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
             refused = isinstance(error, httpx.ConnectError)
             await self.missed(str(error) or _SILENT, at_once=refused)
         return None
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is lost because it does not answer at all."""
+        return self._missed >= _MISSED
 
     def found(self) -> None:
         """It answers."""

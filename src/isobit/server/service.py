@@ -71,8 +71,9 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be answered: the engine runs, and is not being shut down."""
-        return self._engine.serving and not self.draining
+        """Whether a request would be answered: the engine runs, and is not being shut down, and so
+        does the device."""
+        return self._engine.serving and not self.draining and self.model.backend.lost is None
 
     def count(self, route: str, status: int) -> None:
         """A request was answered."""

@@ -51,27 +51,18 @@ class Server(uvicorn.Server):
         await self._service.end()
 
 
-def run(
-    service: Service,
-    host: str,
-    port: int,
-    grace: float,
-    sockets: Sequence[socket.socket] = (),
-) -> None:
-    """Serve until SIGINT or SIGTERM; ``sockets`` in place of host and port."""
-    server = prepared(service, build(service), host, port, grace)
-    server.run(list(sockets) or None)
+def run(service: Service, sockets: Sequence[socket.socket], grace: float) -> None:
+    """Serve until SIGINT or SIGTERM, at sockets that listen."""
+    prepared(service, build(service), grace).run(list(sockets))
 
 
-def prepared(service: Serving, app: ASGIApp, host: str, port: int, grace: float) -> Server:
+def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
     """A server, to be run in the thread that calls this."""
     with suppress(OSError, ValueError):  # a client that says nothing takes a file of these
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         timeout_graceful_shutdown=int(grace + _TELLING),
     )

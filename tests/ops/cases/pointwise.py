@@ -16,6 +16,7 @@ from isobit.numerics.ops import (
     Join,
     MatMul,
     Multiply,
+    ReluSquared,
     Rope,
     Scale,
     Sigmoid,
@@ -68,6 +69,10 @@ def sigmoid_gate(g: Writer, normed: bool) -> Value:
     x = g.around_edges(96, normed)
     gate = g.heads(x, 16, 3, 16, 32)  # every second head
     return g.one("y", SigmoidGate(), g.columns(x, 0, 48), gate)
+
+
+def relu_squared(g: Writer, normed: bool) -> Value:
+    return g.one("y", ReluSquared(), g.columns(g.around_edges(96, normed), 5, 60))
 
 
 def multiply(g: Writer, normed: bool) -> Value:
@@ -142,7 +147,7 @@ def gated_rows(g: Writer, gate: Callable[..., Value], n: int) -> Value:
 ROPES = ((2, "whole"), (6, "whole"), (200, "whole"), (24, "partial"), (40, "partial"))
 ROPES += ((24, "yarn"), (24, "factors"))
 BOTH = (silu, sigmoid, silu_gate, gelu_gate, clamped_gate, sigmoid_gate, multiply, gated_add, join)
-BOTH += (bias, scale, scaled_gate, softcap, decay)
+BOTH += (bias, relu_squared, scale, scaled_gate, softcap, decay)
 CASES = (
     *(Case(f, {"normed": n}) for f in BOTH for n in (False, True)),
     Case(exponential, cuts=((),)),

@@ -13,14 +13,19 @@ def causal_conv(g: Writer, normed: bool) -> Value:
     return g.one("y", CausalConv(), g.columns(g.around_edges(96, normed), 6, 90), weights=[taps])
 
 
-def gated_delta(g: Writer, grouped: bool, normed: bool) -> Value:
+def gated_delta(g: Writer, of: str, normed: bool) -> Value:
     x = g.random(96, normed)
     q, k = (g.one(None, L2Norm(1e-6), g.heads(x, at, 2, 8)) for at in (0, 16))
     v = g.heads(x, 32, 4, 11)  # columns that are no whole blocks
     beta = g.one(None, Sigmoid(), g.columns(x, 80, 4))
     weights = [g.vector(4), floats(-np.exp(g.rng.standard_normal(4)))]
     keep = g.one(None, Decay(), g.columns(x, 84, 4), weights=weights)
-    return g.one("y", GatedDelta(grouped=grouped), q, k, v, beta, keep)
+    operation = {
+        "delta": GatedDelta(),
+        "grouped": GatedDelta(grouped=True),
+        "scan": GatedDelta(grouped=True, corrects=False),
+    }[of]
+    return g.one("y", operation, q, k, v, beta, keep)
 
 
 def gated_delta_of_any_size(g: Writer, size: int, columns: int) -> Value:
@@ -38,8 +43,8 @@ def gated_delta_of_any_size(g: Writer, size: int, columns: int) -> Value:
 CASES = (
     *(Case(causal_conv, {"normed": n}) for n in (False, True)),
     *(
-        Case(gated_delta, {"grouped": grouped, "normed": n})
-        for grouped in (False, True)
+        Case(gated_delta, {"of": of, "normed": n})
+        for of in ("delta", "grouped", "scan")
         for n in (False, True)
     ),
     *(

@@ -97,7 +97,9 @@ DEV void store_relaxed(uint64* p, uint64 v) {
 }
 #endif
 
-// What a kernel starts with that may be launched to overlap, and has nothing to do ahead of time.
+// What a kernel starts with that may be launched to overlap, and has nothing to do ahead of time. The next
+// kernel starts when what was queued ahead has ended, so that this may be known to it (PLANNED of
+// batch_matmul.cu).
 DEV void begin() {
     wait_for_previous();
     let_next_start();
@@ -125,13 +127,20 @@ DEV float warp_tree(float v) {
     return v;
 }
 
-// tree() over 256 lanes, lane i held by thread i; every thread gets the sum. buffer: shared, 256.
-DEV float buffer_tree(const float* buffer) {
-    const float* b = buffer + lane_id();
-    float even = add(add(b[0], b[128]), add(b[64], b[192]));
-    float odd = add(add(b[32], b[160]), add(b[96], b[224]));
+// tree() over 256 lanes, of which a warp's lane l holds l, l + 32, … l + 224; every lane gets the sum.
+DEV float tree256(const float (&v)[8]) {
+    float even = add(add(v[0], v[4]), add(v[2], v[6]));
+    float odd = add(add(v[1], v[5]), add(v[3], v[7]));
     return warp_tree(add(even, odd));
 }
+// The same of 256 lanes in shared memory.
+DEV float buffer_tree(const float* buffer) {
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = buffer[lane_id() + WARP * i];
+    return tree256(v);
+}
+// The same, lane i held by thread i; every thread gets the sum. buffer: shared, 256.
 DEV float block_tree(float v, float* buffer) {
     buffer[threadIdx.x] = v;
     __syncthreads();
@@ -143,6 +152,25 @@ DEV uint32 block_max(uint32 v, uint32* buffer) {
     if (lane_id() == 0) buffer[warp_id()] = v;
     __syncthreads();
     return warp_max(lane_id() < int(blockDim.x) / WARP ? buffer[lane_id()] : 0u);
+}
+
+// Eight values that begin at a multiple of 16 bytes.
+DEV void load8(const float* from, float (&v)[8]) {
+    float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+DEV void store8(float* to, const float (&v)[8]) {
+    reinterpret_cast<float4*>(to)[0] = make_float4(v[0], v[1], v[2], v[3]);
+    reinterpret_cast<float4*>(to)[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+// Eight values anywhere, of which `count` are there; the others are 0.
+DEV void load8(const float* from, int count, float (&v)[8]) {
+    if (count >= 8 && reinterpret_cast<uint64>(from) % 16 == 0) {
+        load8(from, v);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = i < count ? from[i] : 0.0f;
+    }
 }
 
 DEV uint32 magnitude(float x) { return bits(x) & 0x7fffffffu; }

@@ -8,13 +8,11 @@ import numpy as np
 
 from isobit.backends.base import F32, I32, Batch
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops.groups import groups_of
+from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import padded
 from isobit.model.graph import Key
-
-_WORDS_OF_GROUP = 4
 
 
 class MixedPasses(Passes):
@@ -102,7 +100,7 @@ class MixedPasses(Passes):
 
     def _pass(self, size: int) -> Pass:
         groups = self._groups[size].address
-        inputs = replace(self._inputs(), groups=(groups, groups + 4 * _WORDS_OF_GROUP))
+        inputs = replace(self._inputs(), groups=(groups, groups + 4 * WORDS_OF_GROUP))
         return Pass(size, 1, inputs)
 
 

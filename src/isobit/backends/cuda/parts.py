@@ -63,7 +63,6 @@ class CudaPartsBackend(Backend):
         self._gpus = [CudaGpu(r) for r in ranks] if gpus is None else gpus
         self._pool = ThreadPoolExecutor(engine.parts)
         self._here: list[CudaBackend] = []
-        self._lost: str | None = None
         self._rehearsed: set[tuple[object, ...]] = set()
         try:
             for gpu in self._gpus:
@@ -147,22 +146,22 @@ class CudaPartsBackend(Backend):
     ) -> list[T]:
         """A pass of all parts, of ``size`` tokens; ``kind``: what else decides what runs. Of larger
         passes all is known."""
-        if self._lost:
-            raise BackendUnavailable(self._lost)
+        if self.lost:
+            raise BackendUnavailable(self.lost)
         if size <= CudaBackend.sizes.padded[-1] and (size, kind) not in self._rehearsed:
             self._rehearse(work)
             self._rehearsed.add((size, kind))
         try:
             done = self._each([partial(self._watched, w) for w in work])
         except Exception as error:
-            self._lost = f"cuda: a part of the model has failed ({error}): load it again"
+            self.lost = f"cuda: a part of the model has failed ({error}): load it again"
             raise
         if given_up := int(self._flags[0]):
-            self._lost = (
+            self.lost = (
                 f"cuda: device {given_up - 1} of {len(work)} has not answered the others for "
                 f"{self._flags[1] / 1000:g} s: load the model again"
             )
-            raise BackendUnavailable(self._lost)
+            raise BackendUnavailable(self.lost)
         return done
 
     def _watched(self, work: Callable[[], T]) -> T:

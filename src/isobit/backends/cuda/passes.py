@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import F32, I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
+from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.numerics import TILE
 
@@ -25,6 +26,7 @@ class Passes:
         names = "tokens", "positions", "table", "rows"
         self._each = {name: g.fixed(name, tokens) for name in names}
         self._runs = g.fixed("runs", 4 * tokens)
+        self._groups_of_all = g.fixed("groups", most_words(tokens))
         self._pages = g.fixed("pages", self._entries)
 
     def settle(self, pages: int) -> None:
@@ -79,6 +81,7 @@ class Passes:
             (self._each["rows"], rows),
             (self._pages, np.concatenate(tables)),
             (self._runs, runs),
+            (self._groups_of_all, groups_of(last - first)),
         ):
             if values.size:
                 gpu.upload(slot.address, values.astype(np.int32, copy=False))
@@ -90,6 +93,7 @@ class Passes:
 
     def _inputs(self) -> Inputs:
         each = {name: slot.address for name, slot in self._each.items()}
+        groups = self._groups_of_all.address
         return Inputs(
             tokens=each["tokens"],
             positions=each["positions"],
@@ -98,6 +102,7 @@ class Passes:
             each=1,  # so that a table begins at any entry
             rows=each["rows"],
             runs=self._runs.address,
+            groups=(groups, groups + 4 * WORDS_OF_GROUP),
         )
 
     def _set_spans(

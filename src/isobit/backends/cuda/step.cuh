@@ -42,7 +42,5 @@ DEV float chosen_weight(uint64 one) { return isobit::from_bits(uint32(one >> 32)
 
 // A superblock of x (global or shared) in a warp: eight values a lane.
 DEV void load_super(const float* x, float (&v)[8]) {
-    const float4* from = reinterpret_cast<const float4*>(x) + 2 * lane_id();
-    float4 a = from[0], b = from[1];
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    load8(x + 8 * lane_id(), v);
 }

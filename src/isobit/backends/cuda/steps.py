@@ -16,12 +16,10 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops.groups import groups_of
+from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.model.graph import Key
 from isobit.numerics import TILE
-
-_WORDS_OF_GROUP = 4
 
 
 class OneSequence:
@@ -36,7 +34,7 @@ class OneSequence:
         self._generated = g.fixed("generated", g.resident.context + 1)
         self._zero = g.fixed("zero", 1, zero=True)
         self._run = g.fixed("run", 4, zero=True)
-        self._groups = g.fixed("groups", 2 * _WORDS_OF_GROUP)
+        self._groups = g.fixed("groups", 2 * WORDS_OF_GROUP)
         self._number = 1  # of the next step
         self._graphs: dict[bool, object] = {}
         self.stages = frozenset(program.marks)
@@ -103,7 +101,7 @@ class OneSequence:
             each=self._g.tiles,
             rows=self._zero.address,
             runs=self._run.address,
-            groups=(groups, groups + 4 * _WORDS_OF_GROUP),
+            groups=(groups, groups + 4 * WORDS_OF_GROUP),
             generated=self._generated.address,
             number=step + 16,
         )
@@ -190,7 +188,7 @@ class ManySequences:
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
         self._not_finite = g.fixed("not_finite", most)
         self._runs = g.fixed("runs", 4 * most)
-        self._group_words = max(groups_of(n).size for n in range(1, most + 1))
+        self._group_words = most_words(most)
         self._groups = g.fixed("groups", most * self._group_words)
         self._graphs: dict[tuple[int, bool], object] = {}
         self.stages = frozenset(program.marks)
@@ -272,7 +270,7 @@ class ManySequences:
             each=self._g.tiles,
             rows=each["sequence"],
             runs=self._runs.address,
-            groups=(groups, groups + 4 * _WORDS_OF_GROUP),
+            groups=(groups, groups + 4 * WORDS_OF_GROUP),
         )
         return Pass(n, n, inputs, count=n, many=many)
 

@@ -14,6 +14,7 @@ from isobit.model.architectures import (
     lfm2,
     llama,
     minimax,
+    nemotron_h,
     olmoe,
     qwen3,
     qwen35,
@@ -39,6 +40,7 @@ _GEMMA = Architecture(gemma.config, gemma.graph)
 _GRANITE = Architecture(granite.config, granite.graph)
 _LFM2 = Architecture(lfm2.config, lfm2.graph)
 _LLAMA = Architecture(llama.config, llama.graph)
+_NEMOTRON_H = Architecture(nemotron_h.config, nemotron_h.graph)
 ARCHITECTURES: dict[str, Architecture] = {
     "deepseek2": Architecture(deepseek2.config, deepseek2.graph),
     "gemma3": _GEMMA,
@@ -51,6 +53,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2moe": _LFM2,
     "llama": _LLAMA,
     "minimax-m2": Architecture(minimax.config, minimax.graph),
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": _NEMOTRON_H,
     "olmoe": Architecture(olmoe.config, olmoe.graph),
     "qwen2": _LLAMA,
     "qwen2moe": _LLAMA,
@@ -87,7 +91,7 @@ def architecture(metadata: Mapping[str, object], source: str) -> Architecture:
     r = Metadata(metadata, source)
     name = r.text("general.architecture")
     if name not in ARCHITECTURES:
-        raise r.refusal("general.architecture", f"one of {', '.join(ARCHITECTURES)}", name)
+        raise r.refusal("general.architecture", f"one of {' '.join(ARCHITECTURES)}", name)
     return ARCHITECTURES[name]
 
 

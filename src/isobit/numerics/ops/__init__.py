@@ -38,6 +38,7 @@ from isobit.numerics.ops.l2_norm import L2Norm
 from isobit.numerics.ops.matmul import ExpertMatMul, MatMul
 from isobit.numerics.ops.multiply import Multiply
 from isobit.numerics.ops.receive import Receive
+from isobit.numerics.ops.relu_squared import ReluSquared
 from isobit.numerics.ops.rms_norm import RmsNorm
 from isobit.numerics.ops.rope import Rope
 from isobit.numerics.ops.scale import ExpertScale, Scale
@@ -84,6 +85,7 @@ __all__ = [
     "Multiply",
     "Operation",
     "Receive",
+    "ReluSquared",
     "RmsNorm",
     "Rope",
     "Scale",

@@ -1,5 +1,6 @@
 """Gated delta rule: linear attention whose state decays and is corrected token by token
-(docs/numerics.md, section 9; Yang et al., Gated Delta Networks, 2024)."""
+(docs/numerics.md, section 12; Yang et al., Gated Delta Networks, 2024); without the correction, the
+scan of Mamba-2 (Dao and Gu, 2024)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ class GatedDelta(Operation):
     For each head a state S [size, size of v], zero at the start; for each token in order
 
         S = exp(g) S;  d = (v - Sᵀk) beta;  S = S + k dᵀ;  o = Sᵀq
+
+    ``corrects``: if not, d = v beta.
     """
 
     grouped: bool = False
+    corrects: bool = True
     kind = "gated_delta"
     per_sequence = True
 
@@ -57,7 +61,7 @@ class GatedDelta(Operation):
         for t in range(len(v)):
             kt, qt = k[t, of][:, :, None], q[t, of][:, :, None]
             s = s * keep[t][:, None, None]
-            held = tree((s * kt).swapaxes(1, 2))
+            held = tree((s * kt).swapaxes(1, 2)) if self.corrects else np.float32(0)
             d = (v[t] - held) * beta[t][:, None]
             s = s + kt * d[:, None, :]
             out[t] = tree((s * qt).swapaxes(1, 2))
@@ -70,7 +74,7 @@ class GatedDelta(Operation):
         out = np.empty(v.shape)
         for t in range(len(v)):
             s = s * np.exp(g[t])[:, None, None]
-            held = np.einsum("hij,hi->hj", s, k[t, of])
+            held = np.einsum("hij,hi->hj", s, k[t, of]) if self.corrects else 0
             d = (v[t] - held) * beta[t][:, None]
             s = s + k[t, of][:, :, None] * d[:, None, :]
             out[t] = np.einsum("hij,hi->hj", s, q[t, of])

@@ -9,11 +9,11 @@ def lower(to: Lowering, op: Op) -> None:
     """The delta net of all heads."""
     assert isinstance(op.operation, GatedDelta)
     (keys, rows), (heads, columns) = op.inputs[1].shape.row, op.inputs[2].shape.row
-    together = op.operation.together(keys, heads)
+    how = op.operation.together(keys, heads), int(op.operation.corrects)
     made = instruction(
         "gated_delta",
         in_=[to.places[v] for v in op.inputs],
         out=[to.place(op.outputs[0])],
-        integers=[to.state(op), keys, heads, rows, columns, together],
+        integers=[to.state(op), keys, heads, rows, columns, *how],
     )
     to.phase(op, Phase("gated_delta", op.layer, op=made))

@@ -1,6 +1,7 @@
 // gated_delta: in: q, k, v, beta, g; out: [tokens, heads * size of v]; integers: state, key heads, heads,
-// size, size of v, how many value heads, one behind the other, read the same key head. A work item is some columns
-// of one head's state of one sequence, over all its tokens.
+// size, size of v, how many value heads, one behind the other, read the same key head, whether what the state
+// has of a key is taken off its value. A work item is some columns of one head's state of one sequence, over all
+// its tokens.
 
 #include "../simd_op.h"
 
@@ -14,13 +15,13 @@ namespace isobit {
 // One token on DELTA_COLUMNS columns of one head's state [n][stride].
 template <Level>
 struct DeltaStep {
-    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, float* out);
+    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, bool corrects, float* out);
 };
 
 #ifdef ISOBIT_LEVEL
 
 template <>
-void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, float* out) {
+void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, bool corrects, float* out) {
     constexpr int W = DELTA_COLUMNS;
     float sums[MAX_HEAD_DIM / 2][W], d[W];
     auto tree = [&] {
@@ -34,11 +35,11 @@ void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, cons
         for (int j = 0; j < W; ++j) {
             low[j] = low[j] * keep;
             high[j] = high[j] * keep;
-            sums[i][j] = low[j] * k[i] + high[j] * k[i + half];
         }
+        for (int j = 0; corrects && j < W; ++j) sums[i][j] = low[j] * k[i] + high[j] * k[i + half];
     }
-    tree();
-    for (int j = 0; j < W; ++j) d[j] = (v[j] - sums[0][j]) * beta;
+    if (corrects) tree();
+    for (int j = 0; j < W; ++j) d[j] = (corrects ? v[j] - sums[0][j] : v[j]) * beta;
     for (int i = 0; i < half; ++i) {
         float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
         for (int j = 0; j < W; ++j) {
@@ -77,7 +78,7 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
             pass.kernels.exp(pass.at(op.in[4], thread, t, 0) + h, 1, &keep);
             run_of<DeltaStep>(pass.kernels)(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, of),
                                pass.at(op.in[1], thread, t, of), v,
-                               pass.at(op.in[3], thread, t, 0)[h], keep, out);
+                               pass.at(op.in[3], thread, t, 0)[h], keep, op.integers[6], out);
             memcpy(pass.at(op.out[0], thread, t, h) + j, out, columns * sizeof(float));
         }
         for (int i = 0; i < n; ++i)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.compile import Signature, cubin, signatures
 from isobit.backends.cuda.device.lent import Lent
+from isobit.backends.wake import awake
 from isobit.errors import BackendUnavailable
 
 OLDEST = (8, 0)
@@ -178,6 +179,7 @@ class CudaGpu:
                 f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses "
                 "all further work of the process: start it anew, or use another backend"
             )
+        awake()
         self.activate()
         kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = core.Stream.from_handle(int(self._check(driver.cuStreamCreate(kind))))

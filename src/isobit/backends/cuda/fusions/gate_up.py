@@ -9,11 +9,11 @@ from isobit.backends.cuda.ops import silu_gate
 from isobit.backends.cuda.ops.groups import GROUPS
 from isobit.backends.cuda.ops.matmul import (
     Product,
+    fits,
     on_tensor_cores,
     one,
     pays_on_tensor_cores,
     stream,
-    streams,
 )
 from isobit.backends.cuda.slots import Pass
 from isobit.model.graph import Op, Value
@@ -34,7 +34,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
 def _lower(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
     gate, up = (g.matrix(op.weights[0]) for op in ops[:2])
     product = Product(g, (gate, up), v["x"], v.get("ids"))
-    if g.captured and all(streams(g.gpu, gate, columns, up) for columns in GROUPS):
+    if all(fits(g, gate, columns, up) for columns in GROUPS):
         together = g.new(v["y"])
 
         def both(p: Pass) -> None:

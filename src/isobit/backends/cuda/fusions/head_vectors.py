@@ -78,14 +78,14 @@ def lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
     qkv, (integers, scales) = g.dense(v["qkv"]), append.queries_of(g, v["q"])
 
     def make(p: Pass) -> None:
-        at, count = p.inputs, p.tokens * (h.heads + 2 * h.kv_heads)
+        at, vectors = p.inputs, p.tokens * (h.heads + 2 * h.kv_heads)
         g.launch(
             "fusions/head_vectors",
-            (-(-count // WARPS),),
-            (h.head_dim, qkv.address, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts)
-            + (at.positions, at.sequence, at.pages, at.each, h.heads, h.scale)
-            + (integers.address, scales.address, *h.cache.arguments, count),
-            {"HEAD_ROOM": append.room(h.head_dim)},
+            (-(-vectors // WARPS),),
+            (qkv.address, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts)
+            + (at.positions, at.sequence, at.pages, at.each, h.scale)
+            + (integers.address, scales.address, *h.cache.parts, p.tokens),
+            {"HEADS": h.heads, "KV_HEADS": h.kv_heads, "HEAD_DIM": h.head_dim},
         )
 
     g.emit(make)

@@ -215,12 +215,11 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
             }
 #ifdef SPLIT
             __syncthreads();
-            if (threadIdx.x < PARTS) {
-                int lane = threadIdx.x / 4 % WARP, i = threadIdx.x % 4;
-                int item = threadIdx.x / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
+            for (int e = threadIdx.x; e < PARTS; e += BLOCK) {
+                int lane = e / 4 % WARP, i = e % 4, item = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
                 float y_row = 0.0f;
 #pragma unroll 8
-                for (int s = 0; s < supers; s++) y_row = add(y_row, part[PARTS * s + threadIdx.x]);
+                for (int s = 0; s < supers; s++) y_row = add(y_row, part[PARTS * s + e]);
                 if (item < group.count)
                     y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
                       i / 2 * 8 + lane / 4] = y_row;

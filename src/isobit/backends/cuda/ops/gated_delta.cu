@@ -1,4 +1,5 @@
-// Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two.
+// Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two; CORRECTS:
+// whether what the state has of a key is taken off its value.
 #include "runs.cuh"
 #include "views.cuh"
 
@@ -51,9 +52,9 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             s[i] = mul(s[i], e);
-            part[i] = mul(s[i], k_row[at][i]);
+            if (CORRECTS) part[i] = mul(s[i], k_row[at][i]);
         }
-        float d = mul(sub(value[at], rows_tree(part)), rate[at]);
+        float d = mul(CORRECTS ? sub(value[at], rows_tree(part)) : value[at], rate[at]);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             s[i] = add(s[i], mul(k_row[at][i], d));

@@ -14,6 +14,7 @@ def lower(g: Lowering, op: Op) -> None:
     (y,), (q, k, v, beta, decay) = op.outputs, op.inputs
     (key_heads, rows), (heads, columns) = k.shape.row, v.shape.row
     together = op.operation.together(key_heads, heads)
+    defines = {"ROWS": rows, "CORRECTS": int(op.operation.corrects)}
     vectors = [g.view(x, x.shape.row[-1]) for x in (q, k, v)]
     scalars = [g.view(x, heads) for x in (beta, decay)]
     state, to = g.state(op), g.new(y)
@@ -26,7 +27,7 @@ def lower(g: Lowering, op: Op) -> None:
             (-(-columns // WARPS), heads, p.runs),
             (*views, key_heads, together, heads, columns, p.inputs.runs, p.inputs.positions)
             + (state.address, to.address),
-            {"ROWS": rows},
+            defines,
         )
 
     g.emit(make, y)

@@ -93,9 +93,13 @@ DEV void send(uint64 inbox, int64 at, float value, int) { write_word((int*)inbox
 DEV void meet(const uint64* to, int number, Patience& patience) {
     __syncthreads();
     int part = threadIdx.x;
-    if (part < PARTS && part != RANK) {
+    bool meets = part < PARTS && part != RANK;
+    if (meets) {
         fence();
         write_word((int*)to[part] + RANK * BLOCKS + blockIdx.x, number);
+    }
+    __syncthreads();  // all flags are on their way before anyone waits
+    if (meets) {
         const int* flag = (const int*)to[RANK] + part * BLOCKS + blockIdx.x;
         for (int spins = 0; read_word(flag) != number; spins++)
             if (patience.ended(part, spins)) break;

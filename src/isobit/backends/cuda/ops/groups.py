@@ -3,20 +3,35 @@
 import numpy as np
 from numpy.typing import NDArray
 
-GROUPS = 8, 16
-"""Items of a group of batch_matmul.cu (COLUMNS of items.cuh): of few tokens, and of more."""
+WORDS_OF_GROUP = 4
+GROUPS = 8, 16, 32
+"""Items of a group (COLUMNS of items.cuh): of few, of more and of many."""
+_DENSE = 64
+"""Tokens from which a matrix of all of them has the next size of groups …"""
+_EXPERTS = 6, 20
+"""… and items, on average, from which experts have; as measured (docs/performance.md)."""
 
 
-def group_columns(items: float) -> int:
-    """Items of a group, where a matrix has so many on average."""
-    return next((n for n in GROUPS if items <= n), GROUPS[-1])
+def token_columns(tokens: int) -> int:
+    """Items of a group of so many tokens."""
+    return GROUPS[tokens > _DENSE]
+
+
+def expert_columns(items: float) -> int:
+    """Items of a group, where an expert has so many on average."""
+    return GROUPS[sum(items > n for n in _EXPERTS)]
 
 
 def groups_of(tokens: int) -> NDArray[np.int32]:
     """All tokens as groups of items.cuh behind their number, int32 [1 + groups, 4]."""
-    columns = group_columns(tokens)
+    columns = token_columns(tokens)
     first = np.arange(0, tokens, columns, dtype=np.int32)
     groups = np.zeros((1 + len(first), 4), np.int32)
     groups[0, 0] = len(first)
     groups[1:, 1], groups[1:, 2] = first, np.minimum(columns, tokens - first)
     return groups
+
+
+def most_words(tokens: int) -> int:
+    """Words that :func:`groups_of` needs for any number of tokens up to this."""
+    return max(groups_of(n).size for n in (min(tokens, _DENSE), tokens))

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
-from isobit.backends.cuda.ops.groups import group_columns
+from isobit.backends.cuda.ops.groups import token_columns
 from isobit.backends.cuda.ops.top_k import Order
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
@@ -20,8 +19,12 @@ _ITEMS = 8  # that share one read of a weight: CHUNK of items.cuh
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
-_MANY = 16  # tokens from which the output product is faster by matmul_mma.cu
-_MOST_STREAMED = 128  # tokens of which batch_matmul.cu makes the other products
+_MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
+_FEW, _MORE = 64, 256  # tokens of which batch_matmul.cu makes products; of more, with shallow ones
+_SPARE = 20 << 10  # bytes of shared memory
+_DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
+_DENSE_SUPERS = _DENSE_WORDS // 3
+_DENSE_SHARED = 2 * 2 * 2 * 256 * 4  # bytes for each row: lanes of matmul_dense.cu
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -53,7 +56,7 @@ class Product:
     def columns(self, p: Pass) -> int:
         """Items of a group."""
         at = self._order
-        return at.columns(p.tokens) if at else group_columns(p.tokens)
+        return at.columns(p.tokens) if at else token_columns(p.tokens)
 
     @property
     def stack(self) -> bool:
@@ -92,13 +95,16 @@ def multiply(
     def make(p: Pass) -> None:
         at = y.address
         for w in tall(weights):
-            items = product.items(p)
-            few = p.tokens <= (_MANY if head else _MOST_STREAMED)
-            few = few or (ids is not None and not pays_on_tensor_cores(w, items, stack=True))
-            if g.captured and few and streams(g.gpu, w, product.columns(p)):
+            how = fits(g, w, product.columns(p))
+            if head:  # of rows, and groups are of tokens, but in a step
+                pays = g.captured and p.tokens <= _MANY
+            else:
+                pays = ids is not None or p.tokens <= _FEW
+                pays = pays or (how is not None and how.shallow(w) and p.tokens <= _MORE)
+            if how is not None and pays:
                 stream(product, p, w, at, stride, planned=not product.stack or later)
             else:
-                one(product, w, at, items, stride)
+                one(product, w, at, product.items(p), stride)
             at += 4 * w.rows
 
     return make
@@ -113,6 +119,9 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     """Queue ``y = W x``: rows of ``stride`` values at y, of which w.rows are written."""
     if pays_on_tensor_cores(w, items, stack=product.stack):
         on_tensor_cores(product, w, y, items, stride)
+        return
+    if w.layout.kind == "floats" and not product.stack and supers(w.columns) <= _DENSE_SUPERS:
+        dense(product, w, y, items, stride)
         return
     matrices = w.matrices if product.stack else 1
     chunks = -(-items // _ITEMS)
@@ -136,6 +145,21 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
         + (*product.segments, items, y, *tail),
         defines | more,
         shared=shared,
+    )
+
+
+def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> None:
+    """Queue a product of float weights, which threads hold while tokens come by."""
+    s = supers(w.columns)
+    each = min(8, _DENSE_WORDS // s - 2)  # rows of a thread, besides one token and the next
+    blocks = -(-w.rows // (2 * each))
+    tokens = -(-items // max(1, product.g.gpu.multiprocessors // blocks))
+    product.g.launch(
+        "ops/matmul_dense",
+        (blocks, -(-items // tokens)),
+        (w.address, product.input(w), w.columns, items, tokens, y, w.rows, stride),
+        w.layout.matmul[2] | {"ROWS": each, "SUPERS": s},
+        shared=_DENSE_SHARED * each,
     )
 
 
@@ -168,13 +192,6 @@ def on_tensor_cores(
     )
 
 
-def streams(gpu: Gpu, w: DeviceWeight, columns: int, up: DeviceWeight | None = None) -> bool:
-    """Whether batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items."""
-    alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
-    whole = w.layout.fused and w.rows % (2 * TILE_ROWS) == 0
-    return whole and alike and fits(gpu, w, columns) is not None
-
-
 @dataclass(frozen=True)
 class Fit:
     """How batch_matmul.cu fits a multiprocessor."""
@@ -194,17 +211,27 @@ class Fit:
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
         return of_columns + self.warps * (64 + self.depth * slot)
 
-    def room(self, gpu: Gpu) -> int:
-        """Shared memory of each block."""
-        return gpu.shared_most // self.blocks - 1024
+    def room(self, g: Lowering) -> int:
+        """Shared memory of each block. In a captured step some is left to the kernel behind, so
+        that it can start early."""
+        spare = _SPARE if g.captured else 0
+        return (g.gpu.shared_most - spare) // self.blocks - 1024
+
+    def shallow(self, w: DeviceWeight) -> bool:
+        """Whether activations leave half of the memory to weights."""
+        return 2 * supers(w.columns) * self.columns * COLUMN_ACT_BYTES <= self.shared(w)
 
 
-def fits(gpu: Gpu, w: DeviceWeight, columns: int) -> Fit | None:
-    """The best way in which it fits; None if there is none."""
+def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None) -> Fit | None:
+    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
+    if it does not."""
+    alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
+    if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
+        return None
     for blocks, warps, least in ((2, 8, 2), (1, 16, 2), (1, 8, 1)):
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = Fit(blocks, warps, depth, columns)
-            if how.shared(w) <= how.room(gpu):
+            if how.shared(w) <= how.room(g):
                 return how
     return None
 
@@ -224,10 +251,10 @@ def stream(
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
     """
-    gpu, s, columns = product.g.gpu, supers(w.columns), product.columns(p)
-    how = fits(gpu, w, columns)
+    g, s, columns = product.g, supers(w.columns), product.columns(p)
+    how = fits(g, w, columns)
     assert how is not None
-    blocks = how.blocks * gpu.multiprocessors
+    blocks = how.blocks * g.gpu.multiprocessors
     units = w.rows // (TILE_ROWS if up else 2 * TILE_ROWS)
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
     split = (
@@ -235,7 +262,7 @@ def stream(
         and not up
         and s >= how.warps
         and units < 2 * how.warps * blocks
-        and how.shared(w, split=True) <= how.room(gpu)
+        and how.shared(w, split=True) <= how.room(g)
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}

@@ -11,6 +11,6 @@ KERNEL(THREADS) quantise(const float* x, int64 stride, int step, int per_row, in
     int column = index % supers * SUPER + 8 * lane_id();
     const float* from = View{x, stride, step, per_row}.vector(index / supers) + column;
     float v[8];
-    for (int i = 0; i < 8; i++) v[i] = column + i < n ? from[i] : 0.0f;
+    load8(from, n - column, v);
     quantise_superblock(v, out + index);
 }

@@ -1,18 +1,30 @@
 """RMS norm, with the quantisation of what it gives; also of a sum."""
 
-from isobit.backends.cuda.lowering import Lowering, anything
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import Defines, Lowering, anything
 from isobit.backends.cuda.slots import Pass, Place
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 
 supports = anything
 
-_SHARED = 47 << 10  # bytes of a row that norm_quantise may keep beside its own 1 KiB
+_SUPERS = 47  # of a row that norm_quantise.cu has room for
+_WARPS = 16  # of a block at most
+_REGISTERS = 64 << 10  # of a multiprocessor; up to 128 a thread here
 
 
 def fits(width: int) -> bool:
     """Whether :func:`norm` takes rows of so many values."""
-    return 4 * width <= _SHARED
+    return width % 8 == 0 and supers(width) <= _SUPERS
+
+
+def defines(width: int, added: int, *, weighted: bool) -> Defines:
+    """The definitions of norm_quantise.cu: ``added`` rows are added to each row of ``width``."""
+    each = -(-supers(width) // _WARPS)
+    threads = 32 * -(-supers(width) // each)
+    found = {"WIDTH": width, "ADDED": added, "ROW_THREADS": threads}
+    found["AT_ONCE"] = max(1, _REGISTERS // (128 * threads))
+    return found | ({"WEIGHTED": 1} if weighted else {})
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -47,16 +59,16 @@ def norm(
     n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
     more = g.dense(addend) if addend else None
     by = g.dense(shares) if shares else None
-    k = addend.shape.width // n if addend else 1
+    how = defines(n, addend.shape.width // n if addend else 0, weighted=shares is not None)
     to, acts = g.new(y), g.acts_of(y, n)
 
     def make(p: Pass) -> None:
         g.launch(
-            "ops/rms_norm.norm_quantise",
+            "ops/norm_quantise",
             (p.rows(y.shape),),
-            (x.address, more.address if more else 0, by.address if by else 0, k)
-            + (weight(), eps, n, to.address, acts.address),
-            shared=4 * n,
+            (x.address, more.address if more else 0, by.address if by else 0)
+            + (weight(), eps, to.address, acts.address),
+            how,
         )
 
     g.emit(make, *sums, y)

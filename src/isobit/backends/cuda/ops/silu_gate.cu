@@ -19,8 +19,10 @@ KERNEL(THREADS) swiglu_quantise(const float* gate, const float* up, int n, int c
     if (index >= count * supers) return;
     int column = index % supers * SUPER + 8 * lane_id();
     int64 at = int64(index / supers) * n + column;
-    float v[8];
-    for (int i = 0; i < 8; i++)
-        v[i] = column + i < n ? isobit::silu_gate(gate[at + i], up[at + i]) : 0.0f;
+    float v[8], g[8], u[8];
+    load8(gate + at, n - column, g);
+    load8(up + at, n - column, u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = isobit::silu_gate(g[i], u[i]);  // of nothing 0
     quantise_superblock(v, out + index);
 }

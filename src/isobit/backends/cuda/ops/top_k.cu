@@ -1,4 +1,6 @@
 // Router and weighted sum of experts (docs/numerics.md, section 7), and tokens sorted by expert.
+// PARTS: of the experts, 32 each; lane l of a warp has l, l + 32, … of them. GROUPED: not all of the
+// experts' groups are used.
 #include "items.cuh"
 
 // An integer that compares as the score does, above 0, which is for what is not to be chosen.
@@ -10,94 +12,108 @@ DEV float score_of(uint32 key) {
     return isobit::from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// Keys of experts in all but the best groups become 0. alone: a group is as good as its best, else
-// the second added. group: shared, a key each.
-DEV void leave_groups(uint32* key, int experts, int groups, int used, int alone, uint32* group) {
-    int size = experts / groups;
-    if (int(threadIdx.x) < groups) {
-        uint32 best = 0, second = 0;
-        for (int e = threadIdx.x * size; e < int(threadIdx.x + 1) * size; e++) {
-            second = max(second, min(best, key[e]));
-            best = max(best, key[e]);
-        }
-        group[threadIdx.x] = alone ? best : key_of(add(score_of(best), score_of(second)));
-    }
-    __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += THREADS) {
-        int own = e / size, before = 0;
-        for (int g = 0; g < groups; g++) before += group[g] > group[own] - (g < own);
-        if (before >= used) key[e] = 0;
-    }
-    __syncthreads();
-}
+struct Router {
+    int experts, k, normalise, softmax;
+    const float* bias;  // null, or one an expert
+    int groups, groups_used;
 
-// A token a block. z: logits, or without softmax probabilities; bias: null or one an expert.
-// probability: shared, one an expert, then as many keys.
-KERNEL(THREADS) router_top_k(const float* z, int experts, int k, int normalise, int softmax,
-                             const float* bias, int groups, int groups_used, int* ids,
-                             float* weights) {
-    begin();
-    DYNAMIC_SHARED(float, probability);
-    __shared__ float buffer[SUPER];
-    __shared__ float maxima[THREADS / WARP];
-    __shared__ float chosen[64];
-    __shared__ uint32 group[64];
-    uint32* key = (uint32*)(probability + experts);
-    int token = blockIdx.x;
-    z += int64(token) * experts;
-    if (softmax) {
-        float m = isobit::from_bits(0xff800000u), sum = 0.0f;
-        for (int e = threadIdx.x; e < experts; e += THREADS) m = fmaxf(m, z[e]);
+    DEV int expert(int part) const { return lane_id() + WARP * part; }
+
+    // Probabilities of a token's logits.
+    DEV void softmax_of(float (&p)[PARTS]) const {
+        float m = p[0], lanes[8] = {};
+#pragma unroll
+        for (int i = 1; i < PARTS; i++) m = fmaxf(m, p[i]);
         m = warp_max(m);
-        if (lane_id() == 0) maxima[warp_id()] = m;
-        __syncthreads();
-        for (int w = 0; w < THREADS / WARP; w++) m = fmaxf(m, maxima[w]);
-        for (int e = threadIdx.x; e < experts; e += THREADS) {
-            probability[e] = isobit::exp(sub(z[e], m));
-            sum = add(sum, probability[e]);
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            p[i] = expert(i) < experts ? isobit::exp(sub(p[i], m)) : 0.0f;
+            lanes[i % 8] = add(lanes[i % 8], p[i]);
         }
-        float total = block_tree(sum, buffer);
-        for (int e = threadIdx.x; e < experts; e += THREADS)
-            probability[e] = div(probability[e], total);
-    } else {
-        for (int e = threadIdx.x; e < experts; e += THREADS) probability[e] = z[e];
+        float total = tree256(lanes);
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) p[i] = div(p[i], total);
     }
-    for (int e = threadIdx.x; e < experts; e += THREADS)
-        key[e] = key_of(add(probability[e], bias ? bias[e] : 0.0f));
-    __syncthreads();
-    if (groups_used < groups) leave_groups(key, experts, groups, groups_used, softmax, group);
-    // An expert's rank is the number of those before it. Two lanes count for one.
-    for (int base = warp_id() * (WARP / 2); base < experts; base += THREADS / 2) {
-        int e = base + lane_id() / 2, before = 0;
-        // Those below e come first at an equal key, those above it only at a larger one.
-        uint32 larger = e < experts ? key[e] : 0u, least = larger - 1;
-#pragma unroll 8
-        for (int j = lane_id() % 2; j < experts; j += 2)
-            before += key[j] > (j < e ? least : larger);
-        before += shuffle_xor(before, 1);
-        if (larger && before < k && lane_id() % 2 == 0) {
-            ids[token * k + before] = e;
-            chosen[before] = probability[e];
+
+#ifdef GROUPED
+    // Keys of experts in all but the best groups become 0. room: shared, of the warp, experts + groups.
+    DEV void leave_groups(uint32 (&key)[PARTS], uint32* room) const {
+        uint32* score = room + experts;
+        int size = experts / groups;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+            if (expert(i) < experts) room[expert(i)] = key[i];
+        __syncwarp();
+        for (int g = lane_id(); g < groups; g += WARP) {
+            uint32 best = 0, second = 0;
+#pragma unroll 1
+            for (int e = g * size; e < (g + 1) * size; e++) {
+                second = max(second, min(best, room[e]));
+                best = max(best, room[e]);
+            }
+            // Of a softmax a group is as good as its best, else the second added.
+            score[g] = softmax ? best : key_of(add(score_of(best), score_of(second)));
         }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            if (expert(i) >= experts) continue;
+            int own = expert(i) / size, before = 0;
+#pragma unroll 1
+            for (int g = 0; g < groups; g++) before += score[g] > score[own] - (g < own);
+            if (before >= groups_used) key[i] = 0;
+        }
+        __syncwarp();
     }
-    __syncthreads();
-    if (int(threadIdx.x) < k) {
-        float w = chosen[threadIdx.x], all = 0.0f;
-        for (int rank = 0; rank < k; rank++) all = add(all, chosen[rank]);
-        weights[token * k + threadIdx.x] = normalise ? div(w, all < 0x1p-14f ? 0x1p-14f : all) : w;
-    }
-}
+#endif
 
-// A warp's 32 pairs of one turn: each lane's expert, and the lanes that have the same.
-struct Pairs {
-    int index, expert, before, all;  // before: lanes below this one with its expert
-    bool held;
-
-    DEV Pairs(const int* ids, int first, int end) : index(first + lane_id()), held(index < end) {
-        expert = held ? ids[index] : -1 - lane_id();
-        uint32 same = __match_any_sync(~0u, expert);
-        before = __popc(same & (1u << lane_id()) - 1);
-        all = __popc(same);
+    // The experts of a token and their weights, by one warp. z: logits, or without softmax
+    // probabilities.
+    DEV void choose(const float* z, uint32* room, int* ids, float* weights) const {
+        float p[PARTS];
+        uint32 key[PARTS];
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+            p[i] = expert(i) < experts ? z[expert(i)] : isobit::from_bits(0xff800000u);
+        if (softmax) softmax_of(p);
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+            key[i] = expert(i) < experts
+                         ? key_of(add(p[i], bias ? bias[expert(i)] : 0.0f))
+                         : 0u;
+#ifdef GROUPED
+        leave_groups(key, room);
+#endif
+        int id[2] = {};  // of rank lane, and lane + 32
+        float chosen[2] = {}, all = 0.0f;
+#pragma unroll 1
+        for (int rank = 0; rank < k; rank++) {
+            uint32 best = key[0], first = 0;
+#pragma unroll
+            for (int i = 1; i < PARTS; i++) best = max(best, key[i]);
+            best = warp_max(best);
+#pragma unroll
+            for (int i = PARTS - 1; i >= 0; i--)  // of equals the lowest is the largest complement
+                if (key[i] == best) first = ~uint32(expert(i));
+            int e = ~warp_max(first);
+            float w = 0.0f;
+#pragma unroll
+            for (int i = 0; i < PARTS; i++)
+                if (e == expert(i)) w = p[i], key[i] = 0;
+            w = shuffle(w, e % WARP);
+            all = add(all, w);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (rank == lane_id() + WARP * i) id[i] = e, chosen[i] = w;
+        }
+        all = all < 0x1p-14f ? 0x1p-14f : all;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int rank = lane_id() + WARP * i;
+            if (rank >= k) break;
+            ids[rank] = id[i];
+            weights[rank] = normalise ? div(chosen[i], all) : chosen[i];
+        }
     }
 };
 
@@ -110,58 +126,142 @@ DEV int warp_scan(int v) {
     return v;
 }
 
-// Pairs (token, rank) 0 … n-1 ordered by expert, and where each expert's begin. One block; each of
-// the first `parts` warps counts, and then places, a part of the pairs, 32 at a time. Unless null,
-// groups gets the pairs of each expert in groups of up to COLUMNS, and n_groups their number.
-// count: shared, experts * parts.
-KERNEL(1024) sort_pairs(const int* ids, int n, int experts, int parts, int* order, int* offset,
-                        ItemGroup* groups, int* n_groups) {
-    begin();
-    DYNAMIC_SHARED(int, count);
-    __shared__ int totals[1024 / WARP];
-    int part = warp_id(), share = (n + parts - 1) / parts;
-    int begin = part * share, end = part < parts ? min(n, begin + share) : 0;
-    for (int i = threadIdx.x; i < experts * parts; i += blockDim.x) count[i] = 0;
-    __syncthreads();
-    for (int first = begin; first < end; first += WARP) {
-        Pairs p(ids, first, end);
-        if (p.held && p.before == 0) count[p.expert * parts + part] += p.all;
-        __syncwarp();
-    }
-    __syncthreads();
-    int sum = 0;  // counts to places
-    for (int base = 0; base < experts * parts; base += blockDim.x) {
-        int i = base + threadIdx.x, mine = i < experts * parts ? count[i] : 0;
-        int upto = warp_scan(mine);
-        if (lane_id() == WARP - 1) totals[warp_id()] = upto;
-        __syncthreads();
-        int warps = warp_scan(totals[lane_id()]);
-        int below = shuffle(warps, max(warp_id() - 1, 0));
-        if (i < experts * parts) count[i] = sum + upto - mine + (warp_id() ? below : 0);
-        sum += shuffle(warps, WARP - 1);
-        __syncthreads();
-    }
-    for (int e = threadIdx.x; e <= experts; e += blockDim.x)
-        offset[e] = e < experts ? count[e * parts] : n;
-    if (groups && warp_id() == WARP - 1) {
-        int before = 0;  // groups of experts below
-        for (int base = 0; base < experts; base += WARP) {
-            int e = base + lane_id(), first = e < experts ? count[e * parts] : n;
-            int end = e + 1 < experts ? count[(e + 1) * parts] : n;
-            int mine = (end - first + COLUMNS - 1) / COLUMNS, upto = warp_scan(mine);
-            ItemGroup* to = groups + before + upto - mine;
-            for (int i = first; i < end; i += COLUMNS) *to++ = {e, i, min(COLUMNS, end - i), 0};
-            before += shuffle(upto, WARP - 1);
+// Pairs (token, rank) ordered by expert, by a block; in that order, as no token has an expert twice, a
+// pair's place is the number of lower tokens that have its expert. Of so many tokens at a time each
+// expert has a bit.
+struct Sorter {
+    static constexpr int TOKENS = 256, WORDS = TOKENS / WARP, STRIDE = WORDS + 1;
+    const int* ids;  // [tokens][k], global or shared
+    int tokens, k, experts;
+    int* place;      // shared, an expert each: where its next pair goes
+    uint32* chosen;  // shared, STRIDE words an expert
+
+    DEV static int words(int experts) { return experts * (1 + STRIDE); }
+    DEV Sorter(const int* ids, int tokens, int k, int experts, int* shared)
+        : ids(ids), tokens(tokens), k(k), experts(experts), place(shared),
+          chosen(reinterpret_cast<uint32*>(shared + experts)) {}
+
+    DEV void note(int first) {
+        int end = min(first + TOKENS, tokens) * k;
+#pragma unroll 1
+        for (int i = first * k + threadIdx.x; i < end; i += blockDim.x) {
+            int token = i / k - first;
+            atomicOr(chosen + ids[i] * STRIDE + token / WARP, 1u << token % WARP);
         }
-        if (lane_id() == 0) *n_groups = before;
     }
+    DEV void count() {
+        constexpr int MORE = 4;
+#pragma unroll 1
+        for (int first = threadIdx.x; first < tokens * k; first += MORE * blockDim.x) {
+            int id[MORE];
+#pragma unroll
+            for (int i = 0; i < MORE; i++)
+                id[i] = first + i * int(blockDim.x) < tokens * k ? ids[first + i * blockDim.x] : -1;
+#pragma unroll
+            for (int i = 0; i < MORE; i++)
+                if (id[i] >= 0) atomicAdd(place + id[i], 1);
+        }
+    }
+    // Counts become places. At most as many experts as threads.
+    DEV void add_up(int* offset, ItemGroup* groups, int* n_groups, int columns) {
+        __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP];
+        int e = threadIdx.x, mine = e < experts ? place[e] : 0;
+        int end = warp_scan(mine), in_groups = (mine + columns - 1) / columns;
+        int groups_end = warp_scan(in_groups);
+        if (lane_id() == WARP - 1) pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end;
+        __syncthreads();
+        if (e >= experts) return;
+        for (int w = 0; w < warp_id(); w++) end += pairs_of[w], groups_end += groups_of[w];
+        int begin = end - mine;
+        place[e] = offset[e] = begin;
+        if (e == experts - 1) offset[experts] = end;
+        if (!groups) return;
+        ItemGroup* to = groups + groups_end - in_groups;
+        for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
+        if (e == experts - 1) *n_groups = groups_end;
+    }
+    DEV void put(int first, int* order) {
+        int end = min(first + TOKENS, tokens) * k;
+#pragma unroll 1
+        for (int i = first * k + threadIdx.x; i < end; i += blockDim.x) {
+            int id = ids[i], token = i / k - first;
+            const uint32* have = chosen + id * STRIDE;
+            int at = place[id] + __popc(have[token / WARP] & (1u << token % WARP) - 1);
+#pragma unroll 1
+            for (int w = 0; w < token / WARP; w++) at += __popc(have[w]);
+            order[at] = i;
+        }
+    }
+    // To the tokens behind.
+    DEV void advance() {
+#pragma unroll 1
+        for (int e = threadIdx.x; e < experts; e += blockDim.x)
+            for (int w = 0; w < WORDS; w++) {
+                place[e] += __popc(chosen[e * STRIDE + w]);
+                chosen[e * STRIDE + w] = 0;
+            }
+    }
+    // order gets the pairs, offset where each expert's begin; unless null, groups those of each expert in
+    // groups of up to `columns`, and n_groups their number. What is shared must be 0 everywhere.
+    DEV void sort(int* order, int* offset, ItemGroup* groups, int* n_groups, int columns) {
+        count();
+        note(0);
+        __syncthreads();
+        add_up(offset, groups, n_groups, columns);
+#pragma unroll 1
+        for (int first = 0;;) {
+            __syncthreads();
+            put(first, order);
+            first += TOKENS;
+            if (first >= tokens) break;
+            __syncthreads();
+            advance();
+            __syncthreads();
+            note(first);
+        }
+    }
+};
+
+// A token a warp. room: shared, what leave_groups() needs for each warp, or nothing.
+KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int normalise, int softmax,
+                             const float* bias, int groups, int groups_used, int* ids,
+                             float* weights) {
+    DYNAMIC_SHARED(uint32, room);
+    let_next_start();
+    wait_for_previous();
+    int token = blockIdx.x * (THREADS / WARP) + warp_id();
+    if (token >= tokens) return;
+    Router router = {experts, k, normalise, softmax, bias, groups, groups_used};
+    router.choose(z + int64(token) * experts, room + warp_id() * (experts + groups), ids + token * k,
+                  weights + token * k);
+}
+
+// One block. shared: words() of Sorter.
+KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* order, int* offset,
+                        ItemGroup* groups, int* n_groups, int columns) {
+    DYNAMIC_SHARED(int, shared);
+    let_next_start();
+    for (int i = threadIdx.x; i < Sorter::words(experts); i += blockDim.x) shared[i] = 0;
+    wait_for_previous();
     __syncthreads();
-    for (int first = begin; first < end; first += WARP) {
-        Pairs p(ids, first, end);
-        int at = p.held ? count[p.expert * parts + part] : 0;
-        __syncwarp();
-        if (p.held) order[at + p.before] = p.index;
-        if (p.held && p.before == 0) count[p.expert * parts + part] = at + p.all;
-        __syncwarp();
-    }
+    Sorter(ids, tokens, k, experts, shared).sort(order, offset, groups, n_groups, columns);
+}
+
+// Both, by one block. shared: words() of Sorter, ids, and what leave_groups() needs.
+KERNEL(1024) route(const float* z, int tokens, int experts, int k, int normalise, int softmax,
+                   const float* bias, int groups, int groups_used, int* ids, float* weights, int* order,
+                   int* offset, ItemGroup* item_groups, int* n_groups, int columns) {
+    DYNAMIC_SHARED(int, shared);
+    let_next_start();
+    int* own = shared + Sorter::words(experts);
+    uint32* room = reinterpret_cast<uint32*>(own + tokens * k) + warp_id() * (experts + groups);
+    Router router = {experts, k, normalise, softmax, bias, groups, groups_used};
+    for (int i = threadIdx.x; i < Sorter::words(experts); i += blockDim.x) shared[i] = 0;
+    wait_for_previous();
+#pragma unroll 1
+    for (int token = warp_id(); token < tokens; token += blockDim.x / WARP)
+        router.choose(z + int64(token) * experts, room, own + token * k, weights + token * k);
+    __syncthreads();
+    for (int i = threadIdx.x; i < tokens * k; i += blockDim.x) ids[i] = own[i];
+    Sorter(own, tokens, k, experts, shared).sort(order, offset, item_groups, n_groups, columns);
 }

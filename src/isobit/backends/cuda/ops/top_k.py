@@ -2,23 +2,26 @@
 
 from dataclasses import dataclass
 
-from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops.groups import group_columns
+from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
+from isobit.backends.cuda.ops.groups import expert_columns
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
 _MOST = 64  # chosen, in top_k.cu
+_MOST_EXPERTS = 1024  # threads of a block that sorts
+_FEW = 64  # tokens whose experts are chosen and sorted by one block
+_WORDS = 10  # of shared memory for each expert: Sorter of top_k.cu
 
 
 @dataclass(frozen=True)
 class Order:
-    """Pairs (token, rank) by expert: ``order`` and ``offset`` of top_k.cu, and of a captured step
+    """Pairs (token, rank) by expert: ``order`` and ``offset`` of top_k.cu, and
     their groups (items.cuh), whose number stands behind the offsets."""
 
     order: Slot
     offset: Slot
-    groups: Slot | None
+    groups: Slot
     experts: int
     each: int
     """Experts of a token."""
@@ -26,30 +29,35 @@ class Order:
     @classmethod
     def of(cls, g: Lowering, ids: Value) -> "Order":
         """The order that was made of ids."""
-        order, offset = g.formed(ids, "order"), g.formed(ids, "offset")
+        order, offset, groups = (g.formed(ids, name) for name in ("order", "offset", "groups"))
         assert order is not None
         assert offset is not None
-        return cls(order, offset, g.formed(ids, "groups"), ids.shape.below or 0, ids.shape.width)
+        assert groups is not None
+        return cls(order, offset, groups, ids.shape.below or 0, ids.shape.width)
 
     def columns(self, tokens: int) -> int:
         """Pairs of a group, of so many tokens."""
-        return group_columns(1.5 * tokens * self.each / max(self.experts, 1))
+        return expert_columns(tokens * self.each / max(self.experts, 1))
 
     @property
     def grouped(self) -> tuple[int, int]:
         """Addresses of the number of groups, and of the groups."""
         count = self.offset.address + 4 * (self.experts + 1)
-        return (count, self.groups.address) if self.groups else (0, 0)
+        return count, self.groups.address
 
 
 def supports(op: Op) -> str | None:
     """See :mod:`isobit.backends.cuda.ops`."""
-    k = op.outputs[1].shape.width
-    return None if k <= _MOST else f"expected at most {_MOST} experts a token, got {k}"
+    (z,), k = op.inputs, op.outputs[1].shape.width
+    if k > _MOST:
+        return f"expected at most {_MOST} experts a token, got {k}"
+    if z.shape.width > _MOST_EXPERTS:
+        return f"expected at most {_MOST_EXPERTS} experts, got {z.shape.width}"
+    return None
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """A token a block; then one block sorts their pairs."""
+    """A token a warp; one block sorts their pairs."""
     assert isinstance(op.operation, TopK)
     how, k = op.operation, op.operation.k
     flags = int(how.normalise), int(how.softmax)
@@ -60,24 +68,25 @@ def lower(g: Lowering, op: Op) -> None:
     chosen = g.new_lasting(ids) if g.captured else g.new(ids)
     g.form(ids, "order", k)
     g.form(ids, "offset", more=experts + 2)
-    if g.captured:
-        g.form(ids, "groups", 4 * k, more=4 * experts)
-    at = Order.of(g, ids)
+    g.form(ids, "groups", 4 * k, more=4 * experts)
+    at, grouped = Order.of(g, ids), how.groups_used < how.groups
+    defines: Defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if grouped else {})
 
     def make(p: Pass) -> None:
-        arguments = (x.address, experts, k, *flags, bias(), how.groups, how.groups_used)
+        tokens = p.tokens
         results = chosen.address, to.address
-        g.launch("ops/top_k.router_top_k", (p.tokens,), (*arguments, *results), shared=8 * experts)
-        pairs = p.tokens * k
-        parts = max(1, min(8, (40 << 10) // (4 * experts), -(-pairs // 32)))
-        g.launch(
-            "ops/top_k.sort_pairs",
-            (1,),
-            (chosen.address, pairs, experts, parts, at.order.address, at.offset.address)
-            + at.grouped[::-1],
-            {"COLUMNS": at.columns(p.tokens)} if at.groups else None,
-            shared=4 * experts * parts,
-        )
+        of_all = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
+        router = *of_all, *results
+        places = at.order.address, at.offset.address, *at.grouped[::-1], at.columns(tokens)
+        sorting, of_warp = _WORDS * experts, experts + how.groups if grouped else 0
+        if tokens <= _FEW:
+            words = sorting + tokens * k + 32 * of_warp
+            g.launch("ops/top_k.route", (1,), (*router, *places), defines, shared=4 * words)
+            return
+        blocks, words = -(-tokens // WARPS), WARPS * of_warp
+        g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
+        pairs = chosen.address, tokens, k, experts
+        g.launch("ops/top_k.sort_pairs", (1,), (*pairs, *places), defines, shared=4 * sorting)
 
     g.emit(make, weights)
     g.mark(ids, lasting=g.captured)

@@ -28,11 +28,13 @@ def lower(g: Lowering, op: Op) -> None:
     lanes = min(size, _LANES_A_COLUMN)
     buffers = *(x.slot for x in places), g.batch, g.state(op), g.new(y)
     groups = -(-columns // (_LANES // lanes))
+    corrects = int(op.operation.corrects)
 
     def steps(p: Pass) -> Iterable[Step]:
         each = (n for x in places for n in (x.first, x.stride))
         parameters = heads, key_heads, together, columns, g.at(p).runs, *each
         grid = groups, heads, p.runs
-        yield g.step("ops/gated_delta", buffers, parameters, grid, SIZE=size, LANES=lanes)
+        constants = {"SIZE": size, "LANES": lanes, "CORRECTS": corrects}
+        yield g.step("ops/gated_delta", buffers, parameters, grid, (), **constants)
 
     g.emit(steps)

@@ -7,6 +7,7 @@
 
 override SIZE: u32;  // a power of two, at most 512
 override LANES: u32;  // of a column: a power of two, at most 16
+override CORRECTS: u32;  // 1: what the state has of a key is taken off its value
 
 struct Params {
   heads: u32,
@@ -132,13 +133,15 @@ fn gated_delta(
       let from_k = at(i, key, LANES);
       let keys = vec4(k[from_k.x], k[from_k.y], k[from_k.z], k[from_k.w]);
       s[i] = mul4(s[i], keep);
-      products[i] = select(MINUS_ZEROS, mul4(s[i], keys), there(i));
+      if (CORRECTS == 1u) { products[i] = select(MINUS_ZEROS, mul4(s[i], keys), there(i)); }
     }
-    with_k[lane] = own_tree(fours);
-    workgroupBarrier();
-    let value = v[p.v_at + t * p.v_stride + head * p.columns + min(column, p.columns - 1u)];
-    let held = column_tree(true, local);
-    let d = vec4(mul(sub(value, held), beta[p.beta_at + t * p.beta_stride + head]));
+    var value = v[p.v_at + t * p.v_stride + head * p.columns + min(column, p.columns - 1u)];
+    if (CORRECTS == 1u) {
+      with_k[lane] = own_tree(fours);
+      workgroupBarrier();
+      value = sub(value, column_tree(true, local));
+    }
+    let d = vec4(mul(value, beta[p.beta_at + t * p.beta_stride + head]));
     for (var i = 0u; i < fours; i++) {
       let from_k = at(i, key, LANES);
       let from_q = at(i, query, LANES);
@@ -151,6 +154,7 @@ fn gated_delta(
     workgroupBarrier();
     let made = column_tree(false, local);
     if (live && mine == 0u) { y[(t * p.heads + head) * p.columns + column] = made; }
+    if (CORRECTS == 0u) { workgroupBarrier(); }  // else that of the sums with k lies between
   }
   for (var i = 0u; i < SIZE / LANES; i++) {
     if (live) { states[state + i * LANES * p.columns] = s[i / 4u][i % 4u]; }

@@ -1,0 +1,360 @@
+"""Time the operations between matrix products on the GPU, each alone; bits first.
+
+usage: python benchmarks/cuda_small.py OUT [ONLY]
+
+Geometry of Qwen3-30B-A3B. Each launch is timed in a graph of 20 of them, as prompts run it (one
+after the other) and as steps do (overlapped), beside what reading and writing its bytes once would
+take at 4.2 TB/s. OUT: a folder. ONLY: a part of an operation's name.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from cuda.bindings import driver
+
+from isobit import numerics
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.layout import ACT_BYTES
+from isobit.backends.cuda.ops import rms_norm
+from isobit.numerics import TILE
+
+F32, I32 = np.float32, np.int32
+SIZES = 8, 64, 512, 2048
+HIDDEN, EXPERTS, K, FFN, HEADS, KV_HEADS, HEAD = 2048, 128, 8, 768, 32, 4, 128
+LAUNCHES, RATE, CHECKED = 20, 4.2e6, 24  # bytes a microsecond; rows compared with the specification
+EPS = F32(1e-6)
+
+
+def ok(result):
+    assert result[0] == driver.CUresult.CUDA_SUCCESS, result
+    return result[1] if len(result) == 2 else result[1:]
+
+
+class Device:
+    """Arrays on the GPU, and launches to be timed."""
+
+    def __init__(self):
+        self.gpu, self.held, self.results = CudaGpu(), [], []
+
+    def put(self, values):
+        self.held.append(self.gpu.allocate(values.nbytes))
+        self.gpu.upload(self.held[-1], values)
+        return self.held[-1]
+
+    def new(self, nbytes):
+        """For results."""
+        self.held.append(self.gpu.allocate(nbytes))
+        self.results.append((self.held[-1], nbytes))
+        return self.held[-1]
+
+    def clear(self):
+        """Overwrite what is there of results."""
+        for address, nbytes in self.results:
+            self.gpu.upload(address, np.full(nbytes, 0x5B, np.uint8))
+
+    def get(self, address, shape, dtype=F32):
+        out = np.empty(shape, dtype)
+        self.gpu.download(address, out)
+        return out
+
+    def free(self):
+        while self.held:
+            self.gpu.free(self.held.pop())
+        self.results = []
+
+    def launch(self, kernel, grid, arguments, shared=0, overlap=False, **defines):
+        file, _, entry = kernel.partition(".")
+        texts = {"PLANES": "2"} | {name: str(v) for name, v in defines.items()}
+        entry = entry or file.rpartition("/")[2]
+        how = {"shared": shared, "defines": texts, "overlap": overlap}
+        self.gpu.launch(file, entry, grid, arguments, **how)
+
+    def microseconds(self, queue, repeats=9):
+        """Of one of the launches in a graph, the median."""
+        stream, mode = self.gpu._stream.handle, driver.CUstreamCaptureMode
+        queue()
+        self.gpu.synchronise()
+        ok(driver.cuStreamBeginCapture(stream, mode.CU_STREAM_CAPTURE_MODE_RELAXED))
+        for _ in range(LAUNCHES):
+            queue()
+        graph = ok(driver.cuGraphInstantiate(ok(driver.cuStreamEndCapture(stream)), 0))
+        a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
+        times = []
+        for _ in range(repeats):
+            ok(driver.cuEventRecord(a, stream))
+            ok(driver.cuGraphLaunch(graph, stream))
+            ok(driver.cuEventRecord(b, stream))
+            ok(driver.cuEventSynchronize(b))
+            times.append(1e3 * ok(driver.cuEventElapsedTime(a, b)) / LAUNCHES)
+        ok(driver.cuGraphExecDestroy(graph))
+        return float(np.median(times))
+
+
+def acts_agree(record, x):
+    """Whether records of rows are x quantised: planes, sums and scale."""
+    rows, supers = x.shape[0], -(-x.shape[1] // 256)
+    record = record.reshape(rows, supers, ACT_BYTES)
+    q, d = numerics.quantise_rows(x, 2)
+    q = q.reshape(rows, supers, 256).astype(I32)
+    planes = [p.reshape(rows, supers, 256) for p in numerics.planes_of(q, 2)]
+    got = [record[..., 256 * p : 256 * (p + 1)].view(np.int8) for p in (0, 1)]
+    sums = np.ascontiguousarray(record[..., 512:544]).view(I32)
+    scale = np.ascontiguousarray(record[..., 696:700]).view(F32)[..., 0]
+    return (
+        all(np.array_equal(a, b) for a, b in zip(got, planes, strict=True))
+        and np.array_equal(sums, q.reshape(rows, supers, 8, 32).sum(-1))
+        and same(scale, d.reshape(scale.shape))
+    )
+
+
+def same(a, b):
+    return np.array_equal(a.view(np.uint32), np.ascontiguousarray(b).view(np.uint32))
+
+
+def some(n):
+    """Rows to compare: the first and the last."""
+    return np.unique(np.r_[: min(n, CHECKED // 2), max(0, n - CHECKED // 2) : n])
+
+
+# Each gives its ways to launch by name, a check, and the bytes it reads and writes. A check is a
+# generator: it goes before a launch, and then says whether the results are right.
+
+
+def norm(at, rng, n, experts):
+    added = K if experts else 1
+    x, more, w = floats(rng, n, HIDDEN), floats(rng, n, added, HIDDEN), floats(rng, HIDDEN)
+    shares = rng.random((n, added)).astype(F32)
+    y, acts, place = at.new(4 * n * HIDDEN), at.new(n * HIDDEN // 256 * ACT_BYTES), at.put(x)
+    by = at.put(shares) if experts else 0
+    arguments = place, at.put(more), by, at.put(w), float(EPS), y, acts
+    how = dict(rms_norm.defines(HIDDEN, added, weighted=experts))
+    few = how.pop("AT_ONCE")
+
+    def check():
+        at.gpu.upload(place, x)
+        yield
+        rows = some(n)
+        z = x + (numerics.combine(shares, more) if experts else more[:, 0])
+        expected = numerics.rms_norm(z[rows], w, EPS)
+        record = at.get(acts, (n, HIDDEN // 256, ACT_BYTES), np.uint8)[rows]
+        yield (
+            same(at.get(place, x.shape), z)
+            and same(at.get(y, x.shape)[rows], expected)
+            and acts_agree(record, expected)
+        )
+
+    def way(**more):
+        return lambda **o: at.launch("ops/norm_quantise", (n,), arguments, **how, **more, **o)
+
+    ways = {"": way(AT_ONCE=few), "late": way(AT_ONCE=few, LATE=1), "no bound": way()}
+    ways |= {f"bound {b}": way(AT_ONCE=b) for b in (3, 4)}
+    return ways, check, n * (4 * HIDDEN * (3 + added) + HIDDEN // 256 * 696)
+
+
+def router(at, rng, n):
+    w, x = floats(rng, EXPERTS, HIDDEN), floats(rng, n, HIDDEN)
+    y = at.new(4 * n * EXPERTS)
+    weights, inputs = at.put(w), at.put(x)
+
+    def check():
+        yield
+        rows = some(n)
+        lanes = np.zeros((len(rows), EXPERTS, 256), F32)
+        for k in range(0, HIDDEN, 256):
+            lanes = lanes + w[None, :, k : k + 256] * x[rows, None, k : k + 256]
+        while lanes.shape[-1] > 1:
+            half = lanes.shape[-1] // 2
+            lanes = lanes[..., :half] + lanes[..., half:]
+        yield same(at.get(y, (n, EXPERTS))[rows], lanes[..., 0])
+
+    def way(rows, filled, **more):
+        blocks = EXPERTS // (2 * rows)
+        each = -(-n // max(1, filled * at.gpu.multiprocessors // blocks))
+        arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS
+        how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256, "shared": 8192 * rows}
+        grid = blocks, -(-n // each)
+        return lambda **o: at.launch("ops/matmul_dense", grid, arguments, **how, **more, **o)
+
+    ways = {"": way(8, 1), "twice as many blocks": way(8, 2), "4 rows": way(4, 1)}
+    return ways, check, 4 * (EXPERTS * HIDDEN + n * (HIDDEN + EXPERTS))
+
+
+def experts(at, rng, n):
+    z = floats(rng, n, EXPERTS) * F32(3)
+    ids, weights = at.new(4 * n * K), at.new(4 * n * K)
+    order, offset, groups = at.new(4 * n * K), at.new(4 * (EXPERTS + 1)), at.new(16 * n * K)
+    logits = at.put(z)
+    places = order, offset, groups, at.new(4), 8
+    chosen = logits, n, EXPERTS, K, 1, 1, 0, 1, 1, ids, weights
+    parts = {"PARTS": EXPERTS // 32}
+    room = 40 * EXPERTS
+
+    def check():
+        yield
+        wanted, by, _ = numerics.top_k(z, K, normalise=True)
+        counts = np.cumsum(np.bincount(wanted.reshape(-1), minlength=EXPERTS))
+        yield (
+            np.array_equal(at.get(ids, (n, K), I32), wanted)
+            and same(at.get(weights, (n, K)), by)
+            and np.array_equal(
+                at.get(order, (n * K,), I32), np.argsort(wanted.reshape(-1), kind="stable")
+            )
+            and np.array_equal(at.get(offset, (EXPERTS + 1,), I32), [0, *counts])
+        )
+
+    def top_k(**o):
+        at.launch("ops/top_k.router_top_k", (-(-n // 8),), chosen, **parts, **o)
+
+    def sort(**o):
+        arguments = ids, n, K, EXPERTS, *places
+        at.launch("ops/top_k.sort_pairs", (1,), arguments, shared=room, **parts, **o)
+
+    def both(**o):
+        shared, arguments = room + 4 * n * K, (*chosen, *places)
+        at.launch("ops/top_k.route", (1,), arguments, shared=shared, **parts, **o)
+
+    def one_by_one(**o):
+        top_k(**o)
+        sort(**o)
+
+    ways = {"two launches": one_by_one, "only top k": top_k, "only sort": sort}
+    if n <= 64:
+        ways = {"": both} | ways
+    return ways, check, 4 * n * (EXPERTS + 4 * K)
+
+
+def swiglu(at, rng, n):
+    rows = n * K
+    gate, up = floats(rng, rows, FFN), floats(rng, rows, FFN)
+    acts = at.new(rows * FFN // 256 * ACT_BYTES)
+    arguments = at.put(gate), at.put(up), FFN, rows, acts
+
+    def check():
+        yield
+        at_rows = some(rows)
+        record = at.get(acts, (rows, FFN // 256, ACT_BYTES), np.uint8)[at_rows]
+        yield acts_agree(record, numerics.silu_gate(gate[at_rows], up[at_rows]))
+
+    def way(**o):
+        grid = (-(-rows * (FFN // 256) // 8),)
+        at.launch("ops/silu_gate.swiglu_quantise", grid, arguments, **o)
+
+    return {"": way}, check, rows * (8 * FFN + FFN // 256 * 696)
+
+
+def quantise(at, rng, n):
+    width = HEADS * HEAD
+    x = floats(rng, n, width)
+    acts = at.new(n * width // 256 * ACT_BYTES)
+    arguments = at.put(x), width, width, 1, width, n, acts
+
+    def check():
+        yield
+        rows = some(n)
+        yield acts_agree(
+            at.get(acts, (n, width // 256, ACT_BYTES), np.uint8)[rows],
+            np.ascontiguousarray(x[rows]),
+        )
+
+    def way(**o):
+        at.launch("ops/quantise", (-(-n * (width // 256) // 8),), arguments, **o)
+
+    return {"": way}, check, n * (4 * width + width // 256 * 696)
+
+
+def head_vectors(at, rng, n):
+    """Tokens of one prompt."""
+    pages, every = -(-n // TILE), HEADS + 2 * KV_HEADS
+    qkv, norms = floats(rng, n, every, HEAD), [floats(rng, HEAD) for _ in range(2)]
+    turns = numerics.rope_table(numerics.inverse_frequencies(HEAD, 1e6), 0, n)
+    q_int, dq = at.new(2 * n * HEADS * HEAD), at.new(4 * n * HEADS)
+    cache = [at.new(2 * pages * KV_HEADS * TILE * HEAD) for _ in range(2)]
+    cache += [at.put(np.zeros(pages * KV_HEADS * TILE, F32)) for _ in range(2)]
+    where = np.arange(n, dtype=I32), np.zeros(n, I32), np.arange(pages, dtype=I32)
+    scale = float(numerics.attention_scale(HEAD))
+    arguments = at.put(qkv), *map(at.put, norms), float(EPS), *map(at.put, turns)
+    arguments += (*map(at.put, where), pages, scale, q_int, dq, *cache, n)
+
+    def check():
+        yield
+        rows = some(n)
+        cos, sin = (t[rows] for t in turns)
+        q, k, v = np.split(qkv[rows], [HEADS, HEADS + KV_HEADS], axis=1)
+        q, k = (
+            numerics.rope(numerics.rms_norm(a, w, EPS), cos, sin)
+            for a, w in zip((q, k), norms, strict=True)
+        )
+        (qi, _), (ki, dk), (vi, dv) = (
+            numerics.quantise(np.ascontiguousarray(a), 2) for a in (q, k, v)
+        )
+        page, slot = rows // TILE, rows % TILE
+        shape = pages, KV_HEADS, 2
+        keys = at.get(cache[0], (*shape, TILE, HEAD), np.int8).astype(I32)
+        keys = (256 * keys[:, :, 0] + keys[:, :, 1])[page, :, slot]
+        place = (slot & ~15) | (slot & 6) << 1 | (slot & 8) >> 2 | (slot & 1)
+        values = at.get(cache[1], (*shape, HEAD, TILE), np.int8).astype(I32)
+        values = (256 * values[:, :, 0] + values[:, :, 1])[page, :, :, place]
+        scales = (at.get(c, (pages, KV_HEADS, TILE))[page, :, slot] for c in cache[2:])
+        yield (
+            np.array_equal(at.get(q_int, (n, HEADS, HEAD), np.int16)[rows], qi)
+            and np.array_equal(keys, ki)
+            and np.array_equal(values, vi)
+            and all(same(a, b.reshape(a.shape)) for a, b in zip(scales, (dk, dv), strict=True))
+        )
+
+    def way(**o):
+        how = {"HEADS": HEADS, "KV_HEADS": KV_HEADS, "HEAD_DIM": HEAD}
+        at.launch("fusions/head_vectors", (-(-n * every // 8),), arguments, **how, **o)
+
+    return {"": way}, check, n * HEAD * (4 * every + 2 * every)
+
+
+def floats(rng, *shape):
+    return rng.standard_normal(shape, dtype=F32)
+
+
+CASES = {
+    "norm_quantise of a sum": lambda *a: norm(*a, experts=False),
+    "norm_quantise of experts": lambda *a: norm(*a, experts=True),
+    "router product": router,
+    "top k and sort": experts,
+    "swiglu_quantise": swiglu,
+    "quantise": quantise,
+    "head_vectors": head_vectors,
+}
+
+
+def main():
+    out, only = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    out.mkdir(parents=True, exist_ok=True)
+    seed = np.random.SeedSequence().entropy
+    rng, at, wrong, rows = np.random.default_rng(seed), Device(), [], []
+    for name, case in CASES.items():
+        for n in SIZES:
+            if only not in name:
+                continue
+            ways, check, nbytes = case(at, rng, n)
+            for way, launch in ways.items():
+                if not way.startswith("only"):
+                    at.clear()
+                    checking = check()
+                    next(checking)
+                    launch()
+                    if not next(checking):
+                        wrong.append(f"{name}, {n} tokens, {way}")
+                both = [at.microseconds(lambda o=o: launch(overlap=o)) for o in (False, True)]
+                rows.append([name, n, way, *both, nbytes / RATE])
+                print(f"{name:<26}{way:<22}{n:>6}" + "".join(f"{t:9.2f}" for t in rows[-1][3:]))
+            at.free()
+    columns = ["operation", "tokens", "way", "us", "us overlapped", "us of its bytes"]
+    found = {"device": at.gpu.name, "seed": str(seed), "wrong": wrong, "columns": columns}
+    (out / "cuda_small.json").write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
+    print("columns: operation, way, tokens, us one after the other, us overlapped, us of its bytes")
+    print("bits differ from the specification: " + "; ".join(wrong) if wrong else "all bits agree")
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

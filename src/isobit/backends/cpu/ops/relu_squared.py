@@ -1,0 +1,9 @@
+"""Squared ReLU: see relu_squared.cpp."""
+
+from isobit.backends.cpu.lower import Lowering
+from isobit.model.graph import Op
+
+
+def lower(to: Lowering, op: Op) -> None:
+    """Squared ReLU of a vector."""
+    to.vectors(op, to.simple(op, integers=[op.outputs[0].shape.row[-1]]))

@@ -1,0 +1,102 @@
+// RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
+// A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
+// their load to the quantised record. A block of many superblocks has fewer warps, each of them for EACH.
+// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum. AT_ONCE
+// (common.cuh) has the compiler spend registers on many reads at once.
+#include "common.cuh"
+
+constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
+constexpr int WARPS = ROW_THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
+
+// ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns.
+DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
+    constexpr int AT_ONCE_ROWS = ADDED < 8 ? ADDED : 8;
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum[i] = 0.0f;
+#pragma unroll
+    for (int first = 0; first < ADDED; first += AT_ONCE_ROWS) {
+        float part[AT_ONCE_ROWS][8], by[AT_ONCE_ROWS];
+#pragma unroll
+        for (int r = 0; r < AT_ONCE_ROWS; r++) {
+            if (first + r >= ADDED) break;
+            by[r] = w[first + r];
+            load8(y + (first + r) * WIDTH, part[r]);
+        }
+#pragma unroll
+        for (int r = 0; r < AT_ONCE_ROWS; r++)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (first + r < ADDED) sum[i] = add(sum[i], mul(by[r], part[r][i]));
+    }
+}
+
+// x += what is added; y = norm of x, out = y quantised.
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
+                                  float eps, float* y, Act* out) {
+    __shared__ float squares[SUPERS][SUPER];
+    __shared__ float buffer[SUPER];
+    int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns
+    float v[EACH][8], scale[EACH][8];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        own[e] = warp_id() + e * WARPS;
+        // Columns behind the last are computed as those are, and not stored.
+        column[e] = min(own[e] * SUPER + 8 * lane_id(), WIDTH - 8);
+        load8(norm + column[e], scale[e]);
+    }
+#ifndef LATE
+    let_next_start();
+#endif
+    wait_for_previous();
+    int64 row = blockIdx.x;
+    x += row * WIDTH;
+    y += row * WIDTH;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        load8(x + column[e], v[e]);
+#if ADDED
+        float more[8];
+#ifdef WEIGHTED
+        weighted(weights + row * ADDED, added + row * ADDED * WIDTH + column[e], more);
+#else
+        load8(added + row * WIDTH + column[e], more);
+#endif
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[i]);
+#endif
+    }
+#ifdef LATE
+    let_next_start();
+#endif
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        bool there = own[e] * SUPER + 8 * lane_id() < WIDTH;
+        if (ADDED && there) store8(x + column[e], v[e]);
+        float square[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (!there) v[e][i] = 0.0f;
+            square[i] = mul(v[e][i], v[e][i]);
+        }
+        if (own[e] < SUPERS) store8(squares[own[e]] + 8 * lane_id(), square);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int lane = threadIdx.x; lane < SUPER; lane += ROW_THREADS) {
+        float sum = squares[0][lane];  // no square is -0, so that nothing is lost by adding it to 0
+#pragma unroll
+        for (int s = 1; s < SUPERS; s++) sum = add(sum, squares[s][lane]);
+        buffer[lane] = sum;
+    }
+    __syncthreads();
+    float mean = div(buffer_tree(buffer), float(WIDTH));
+    float r = div(1.0f, square_root(add(mean, eps)));
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        if (own[e] >= SUPERS) break;
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[e][i] = mul(mul(v[e][i], r), scale[e][i]);
+        if (own[e] * SUPER + 8 * lane_id() < WIDTH) store8(y + column[e], v[e]);
+        quantise_superblock(v[e], out + row * SUPERS + own[e]);
+    }
+}

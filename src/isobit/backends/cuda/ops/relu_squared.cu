@@ -1,0 +1,11 @@
+// Squared ReLU (docs/numerics.md, section 5).
+#include "views.cuh"
+
+KERNEL(THREADS) relu_squared(const float* x, int64 stride, int step, int per_row, int n, float* y) {
+    begin();
+    int i = own_column();
+    if (i >= n) return;
+    float v = View{x, stride, step, per_row}.vector(blockIdx.x)[i];
+    if (v < 0.0f) v = 0.0f;  // a NaN stays
+    y[own_value(n)] = mul(v, v);
+}

@@ -1,0 +1,38 @@
+"""CUDA's driver and the first device's context, made ready while the host does something else."""
+
+from threading import Thread
+from typing import Any
+
+_waking: list[tuple[Thread, list[Any]]] = []
+
+
+def wake() -> None:
+    """Begin, in the background. What goes wrong is found again, and said, by who needs the GPU."""
+    held: list[Any] = []
+    thread = Thread(target=_retain, args=(held,), name="isobit-driver", daemon=True)
+    _waking.append((thread, held))
+    thread.start()
+
+
+def _retain(held: list[Any]) -> None:
+    try:
+        from cuda import core  # noqa: F401, PLC0415
+        from cuda.bindings import driver  # noqa: PLC0415
+
+        if driver.cuInit(0)[0] == driver.CUresult.CUDA_SUCCESS:
+            _, device = driver.cuDeviceGet(0)
+            if driver.cuDevicePrimaryCtxRetain(device)[0] == driver.CUresult.CUDA_SUCCESS:
+                held.append(device)
+    except Exception:  # no such package, no such driver: many kinds
+        return
+
+
+def awake() -> None:
+    """Wait for what has begun, and let go of it; for who holds the context now."""
+    while _waking:
+        thread, held = _waking.pop()
+        thread.join()
+        for device in held:
+            from cuda.bindings import driver  # noqa: PLC0415
+
+            driver.cuDevicePrimaryCtxRelease(device)
