@@ -1,5 +1,5 @@
-"""Single CUDA kernels against the specification, in forms that cases do not ask for: emulated, and on
-a GPU if any. Outputs lie between sentinels."""
+"""Single CUDA kernels against the specification, in forms that cases do not ask for: emulated, and
+on a GPU if any. Outputs lie between sentinels."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import pytest
 from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
-from isobit.backends.cuda.device.memory import Region, supers
+from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import Weight
