@@ -28,6 +28,14 @@ def vectors(g: Writer, *counts: int, size: int, x: Array) -> list[Value]:
     return [g.one(None, Multiply(), found[0], ones), *found[1:]]
 
 
+def spread(g: Writer, heads: int, kv_heads: int, size: int) -> Array:
+    """Queries, keys and values of many lengths; most tokens look at several keys."""
+    x = g.rng.standard_normal((g.rows, heads + 2 * kv_heads, size))
+    decades = g.rng.uniform(-2, 0.5, x.shape[:2])
+    decades[:, heads + kv_heads :] *= 3
+    return (x * 10.0 ** decades[..., None]).reshape(g.rows, -1).astype(np.float32)
+
+
 def attention_of_normed(g: Writer, size: int, heads: int, kv_heads: int) -> Value:
     """Behind norm and RoPE of q and k; a product reads it."""
     x = g.given(values(g.rng, g.rows, (heads + 2 * kv_heads) * size))
@@ -43,7 +51,7 @@ def attention_of_normed(g: Writer, size: int, heads: int, kv_heads: int) -> Valu
 
 
 def attention(g: Writer, size: int, heads: int, kv_heads: int, scale: float | None = None) -> Value:
-    x = values(g.rng, g.rows, (heads + 2 * kv_heads) * size) / np.float32(1e3)
+    x = spread(g, heads, kv_heads, size)
     x[2, : heads * size] = 0
     x[3, -size:] = 0  # a value vector of zeros
     q, k, v = vectors(g, heads, kv_heads, kv_heads, size=size, x=x)
@@ -52,9 +60,7 @@ def attention(g: Writer, size: int, heads: int, kv_heads: int, scale: float | No
 
 def window_and_sinks(g: Writer, window: int | None, sinks: bool, normed: bool = False) -> Value:
     """Of four query heads, whose sinks weigh nothing, little, as much, and nearly all."""
-    x = values(g.rng, g.rows, 8 * 20) / np.float32(1e3)
-    x[:, 80:120] = g.rng.standard_normal((g.rows, 40)) * 3
-    q, k, v = vectors(g, 4, 2, 2, size=20, x=x)
+    q, k, v = vectors(g, 4, 2, 2, size=20, x=spread(g, 4, 2, 20))
     return attend(g, q, k, v, Attention(window), [-300, 0.3, 3, 99] if sinks else None)
 
 
