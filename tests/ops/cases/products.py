@@ -150,11 +150,12 @@ def experts(g: Writer, kinds: Sequence[str], n: int, k: int, shown: bool) -> Val
     gate, up, down = (NAMED[kind] for kind in kinds)
     shares, ids = routed(g, n, k)
     x = g.given(g.rng.standard_normal((g.rows, 512)) * 1e-6)
-    stacks = weight(g.rng, gate, n, 256, 512), weight(g.rng, up, n, 256, 512)
+    inner = 256 if down.block_size == 256 else 288  # where it can be no whole superblocks
+    stacks = weight(g.rng, gate, n, inner, 512), weight(g.rng, up, n, inner, 512)
     name = ["gate", "up"] if shown else [None, None]
     parts = [g.one(name[i], ExpertMatMul(), x, ids, weights=[w]) for i, w in enumerate(stacks)]
     together = g.one("silu" if shown else None, SiluGate(), *parts)
-    stack = weight(g.rng, down, n, 72, 256)
+    stack = weight(g.rng, down, n, 72, inner)
     y = g.one("down" if shown else None, ExpertMatMul(), together, ids, weights=[stack])
     return g.one("out", Combine(), shares, y)
 
