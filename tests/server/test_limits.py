@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from isobit.errors import ModelRefused
+from isobit.runtime import pieces
 from isobit.runtime.model import Model
 from isobit.runtime.tokens import Generation
 from isobit.server import answers, choices, embeddings, guard, incoming
@@ -308,3 +309,27 @@ def test_killed_and_started_again_it_serves() -> None:
             assert answer.status_code == 200
             os.kill(running.pid, signal.SIGKILL)
             assert running.wait(60) == -signal.SIGKILL
+
+
+def test_what_all_choices_share_is_made_once(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    borders = pieces._borders
+    monkeypatch.setattr(pieces, "_borders", lambda s: made.append(s) or borders(s))
+    stops = [("ab" * 2048)[: 4096 - i] for i in range(4)]
+    done = client.completions.create(
+        model="m", prompt=PROMPT, max_tokens=2, n=16, stop=stops, temperature=0
+    )
+    assert len(done.choices) == 16
+    assert sorted(made) == sorted(stops)
+
+
+def test_more_messages_than_a_context_has_tokens_are_not_rendered(
+    client: openai.OpenAI, served_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_model, "chat_prompt", None)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="m", messages=[*MESSAGES] * 2000)
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "messages"

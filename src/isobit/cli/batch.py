@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
         asyncio.run(_on_ray(args, path, rows))
         return
     with options.open_model(args, args.context) as model:
-        limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.at_once)
+        limits = Limits.of(model.engine, args.at_once)
         with Service(model, limits=limits) as service:
             ask = partial(batch.post, build(service))
             answered = asyncio.run(_answer(args, path, rows, ask, service.fingerprint))

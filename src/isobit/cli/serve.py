@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     with options.open_model(args, args.context) as model:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
-        limits = Limits(pass_tokens=max(model.engine.chunk, Limits.running), waiting=args.waiting)
+        limits = Limits.of(model.engine, args.waiting)
         front_key = os.environ.get(args.front_key_env) or None
         page = not args.no_page
         with Service(

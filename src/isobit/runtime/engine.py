@@ -51,7 +51,7 @@ class Engine:
         requests that are in its pass without it: nobody else changes those."""
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
-        self.limit(Limits(pass_tokens=max(model.engine.chunk, Limits.running)))
+        self.limit(Limits.of(model.engine))
         self._batches = Batches()
         self._pace = Pace()
         self.scheduler.beside = self._pace.beside

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from isobit.backends.base import Routes
+from isobit.config import EngineConfig
 from isobit.errors import IsobitError, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.blocks import Blocks
@@ -61,6 +62,12 @@ class Limits:
     """Most requests in a pass."""
     waiting: int = 1024
     """Most requests that wait."""
+
+    @classmethod
+    def of(cls, engine: EngineConfig, waiting: int = 1024) -> Limits:
+        """Those of a model's settings."""
+        running = max(cls.running, engine.max_sequences)
+        return cls(max(engine.chunk, running), running=running, waiting=waiting)
 
     def __post_init__(self) -> None:
         """Refuse what would starve a request."""

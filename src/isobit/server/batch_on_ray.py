@@ -54,7 +54,7 @@ class Worker:
         notes: list[str] = []
         try:
             self._model = Model(model, backend, engine, notes.append)
-            limits = Limits(max(engine.chunk, Limits.running), waiting=waiting)
+            limits = Limits.of(engine, waiting)
             self._service = Service(self._model, limits=limits)
             self._service.engine.start()
             self._app = build(self._service)

@@ -98,6 +98,11 @@ async def held(model: Model, asked: Common) -> Chat:
 
 
 def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:
+    n = len(asked.messages)
+    if n > model.context:  # each becomes a token at least, and a template takes long over many
+        raise UsageError(
+            f"messages: expected at most {model.context} tokens (the context), got {n} messages"
+        )
     messages = normalised(asked.messages)
     tools = offered(asked.tools or ()) if choice.mode != "none" else None
     if not knows(template, "tool_calls"):

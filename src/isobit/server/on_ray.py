@@ -97,7 +97,7 @@ class Server:
             stages=tuple(filter(None, asked.hosts.split(","))),
         )
         self._model = Model(asked.model, asked.backend, engine, _log.warning)
-        limits = Limits(max(engine.chunk, Limits.running), waiting=asked.waiting)
+        limits = Limits.of(engine, asked.waiting)
         self._service = Service(self._model, name=asked.name, front_key=_KEY, limits=limits)
         self._service.engine.start()
         self._app = build(self._service)
@@ -264,7 +264,7 @@ def app(asked: Asked) -> serve.Application:
     server = serve.deployment(
         Server,
         name="Server",
-        max_ongoing_requests=Limits.running + asked.waiting,
+        max_ongoing_requests=max(Limits.running, asked.sequences) + asked.waiting,
         graceful_shutdown_timeout_s=asked.grace,
         ray_actor_options={"num_cpus": asked.threads, "num_gpus": asked.gpus},
         request_router_config={"request_router_class": Router},
