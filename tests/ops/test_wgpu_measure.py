@@ -8,7 +8,7 @@ from isobit.backends.wgpu.measure import Measuring
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 
-from .cases import identical
+from .inputs import identical
 from .test_sampling import distributions
 from .wgpu_support import Guards, open_device
 
@@ -16,7 +16,8 @@ from .wgpu_support import Guards, open_device
 @pytest.fixture
 def device(monkeypatch):
     device = open_device()
-    guards = Guards(device, monkeypatch)
+    guards = Guards(device)
+    monkeypatch.setattr(device, "empty", guards.empty)
     yield device
     guards.check()
 
