@@ -21,7 +21,7 @@ ROWS = [
     ["numerics", "text"],
     ["backends.cpu._cpu", "backends.hardware"],
     ["backends.cpu.sampler", "model"],
-    ["backends.pool", "backends.slots"],
+    ["backends.pool", "backends.slots", "backends.wake"],
     ["backends.base"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],
