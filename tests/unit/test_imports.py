@@ -21,7 +21,7 @@ ROWS = [
     ["numerics", "text"],
     ["backends.cpu._cpu", "backends.hardware", "backends.wake"],
     ["backends.cpu.sampler", "model"],
-    ["backends.draws", "backends.pool", "backends.slots", "backends.wake"],
+    ["backends.draws", "backends.pool", "backends.slots"],
     ["backends.base"],
     ["backends.measure"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
