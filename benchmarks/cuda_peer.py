@@ -229,4 +229,5 @@ def main():
         note("ratios", ratios(ours, theirs))
 
 
-main()
+if __name__ == "__main__":
+    main()
