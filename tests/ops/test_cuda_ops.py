@@ -315,3 +315,35 @@ def test_router_of_groups(gpu, rng, experts, k, groups):
         mine = np.isin(np.arange(experts) // (experts // groups[0]), best[t])
         order = np.argsort(np.where(mine, -scores[t], np.inf), kind="stable")[:k]
         assert np.array_equal(found[0][0][t], order)
+
+
+def test_head_vectors_of_runs(gpu, rng):
+    """Tokens together leave in the cache what each alone does: runs that begin anywhere, some with
+    all of sixteen positions, whose values are stored together; the last token is there often."""
+    heads, kv_heads, head_dim, pages = 2, 1, 64, 8
+    parts = [(0, 8), (8, 8), *((int(rng.integers(60)), int(rng.integers(1, 60))) for _ in "ab")]
+    positions = np.concatenate([np.arange(a, a + n) for a, n in parts]).astype(np.int32)
+    sequence = np.repeat([0, 2, 4, 6], [n for _, n in parts]).astype(np.int32)  # two pages each
+    qkv = activations(rng, len(positions), heads + 2 * kv_heads, head_dim)
+    again = np.minimum(np.arange(len(positions) + 16), len(positions) - 1)
+    positions, sequence, qkv = positions[again], sequence[again], qkv[again]
+    b, defines = Buffers(gpu), {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim}
+    fixed = [b.put(activations(rng, head_dim)) for _ in range(2)]
+    turns = [b.put(rng.random((128, head_dim // 2)).astype(F32)) for _ in range(2)]
+    table = b.put(rng.permutation(pages).astype(np.int32))
+    sizes = [2 * pages * kv_heads * TILE * n for n in (head_dim, head_dim, 2, 2)]
+
+    def store(cache, at):
+        n = len(positions[at])
+        where = b.put(positions[at]), b.put(sequence[at]), table, 1
+        results = b.new(2 * n * heads * head_dim), b.new(4 * n * heads)
+        arguments = (b.put(qkv[at]), *fixed, 1e-6, *turns, *where, 0.1, *results, *cache, n)
+        blocks = -(-n * (heads + 2 * kv_heads) // 8)
+        Alone(gpu, 2).launch("fusions/head_vectors", (blocks,), arguments, defines)
+
+    together, alone = ([b.put(np.zeros(n, np.uint8)) for n in sizes] for _ in range(2))
+    store(together, slice(None))
+    for i in range(len(positions)):
+        store(alone, slice(i, i + 1))
+    for x, y, n in zip(together, alone, sizes, strict=True):
+        assert np.array_equal(b.get(x, (n,), np.uint8), b.get(y, (n,), np.uint8)), parts
