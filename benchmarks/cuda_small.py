@@ -17,7 +17,7 @@ from cuda.bindings import driver
 from isobit import numerics
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
-from isobit.backends.cuda.ops import rms_norm
+from isobit.backends.cuda.ops import attention, rms_norm
 from isobit.numerics import TILE
 
 F32, I32 = np.float32, np.int32
@@ -264,51 +264,98 @@ def quantise(at, rng, n):
     return {"": way}, check, n * (4 * width + width // 256 * 696)
 
 
+class Prompt:
+    """Head vectors of a prompt's tokens, on the GPU and as the specification has them."""
+
+    def __init__(self, at, rng, n):
+        self.at, self.n, self.pages, every = at, n, -(-n // TILE), HEADS + 2 * KV_HEADS
+        self.qkv, self.norms = floats(rng, n, every, HEAD), [floats(rng, HEAD) for _ in range(2)]
+        self.turns = numerics.rope_table(numerics.inverse_frequencies(HEAD, 1e6), 0, n)
+        self.q_int, self.dq = at.new(2 * n * HEADS * HEAD), at.new(4 * n * HEADS)
+        self.cache = [at.new(2 * self.pages * KV_HEADS * TILE * HEAD) for _ in range(2)]
+        self.cache += [at.put(np.zeros(self.pages * KV_HEADS * TILE, F32)) for _ in range(2)]
+        where = np.arange(n, dtype=I32), np.zeros(n, I32), np.arange(self.pages, dtype=I32)
+        self.where = [*map(at.put, where), self.pages]
+        arguments = at.put(self.qkv), *map(at.put, self.norms), float(EPS)
+        arguments += (*map(at.put, self.turns), *self.where, float(numerics.attention_scale(HEAD)))
+        self.arguments = *arguments, self.q_int, self.dq, *self.cache, n
+
+    def store(self, **o):
+        how = {"HEADS": HEADS, "KV_HEADS": KV_HEADS, "HEAD_DIM": HEAD}
+        blocks = -(-self.n * (HEADS + 2 * KV_HEADS) // 8)
+        self.at.launch("fusions/head_vectors", (blocks,), self.arguments, **how, **o)
+
+    def heads(self, rows):
+        """q, k and v, normed and rotated."""
+        cos, sin = (t[rows] for t in self.turns)
+        q, k, v = np.split(self.qkv[rows], [HEADS, HEADS + KV_HEADS], axis=1)
+        return *(
+            numerics.rope(numerics.rms_norm(a, w, EPS), cos, sin)
+            for a, w in zip((q, k), self.norms, strict=True)
+        ), v
+
+
 def head_vectors(at, rng, n):
-    """Tokens of one prompt."""
-    pages, every = -(-n // TILE), HEADS + 2 * KV_HEADS
-    qkv, norms = floats(rng, n, every, HEAD), [floats(rng, HEAD) for _ in range(2)]
-    turns = numerics.rope_table(numerics.inverse_frequencies(HEAD, 1e6), 0, n)
-    q_int, dq = at.new(2 * n * HEADS * HEAD), at.new(4 * n * HEADS)
-    cache = [at.new(2 * pages * KV_HEADS * TILE * HEAD) for _ in range(2)]
-    cache += [at.put(np.zeros(pages * KV_HEADS * TILE, F32)) for _ in range(2)]
-    where = np.arange(n, dtype=I32), np.zeros(n, I32), np.arange(pages, dtype=I32)
-    scale = float(numerics.attention_scale(HEAD))
-    arguments = at.put(qkv), *map(at.put, norms), float(EPS), *map(at.put, turns)
-    arguments += (*map(at.put, where), pages, scale, q_int, dq, *cache, n)
+    prompt = Prompt(at, rng, n)
 
     def check():
         yield
         rows = some(n)
-        cos, sin = (t[rows] for t in turns)
-        q, k, v = np.split(qkv[rows], [HEADS, HEADS + KV_HEADS], axis=1)
-        q, k = (
-            numerics.rope(numerics.rms_norm(a, w, EPS), cos, sin)
-            for a, w in zip((q, k), norms, strict=True)
-        )
         (qi, _), (ki, dk), (vi, dv) = (
-            numerics.quantise(np.ascontiguousarray(a), 2) for a in (q, k, v)
+            numerics.quantise(np.ascontiguousarray(a), 2) for a in prompt.heads(rows)
         )
         page, slot = rows // TILE, rows % TILE
-        shape = pages, KV_HEADS, 2
-        keys = at.get(cache[0], (*shape, TILE, HEAD), np.int8).astype(I32)
+        shape = prompt.pages, KV_HEADS, 2
+        keys = at.get(prompt.cache[0], (*shape, TILE, HEAD), np.int8).astype(I32)
         keys = (256 * keys[:, :, 0] + keys[:, :, 1])[page, :, slot]
         place = (slot & ~15) | (slot & 6) << 1 | (slot & 8) >> 2 | (slot & 1)
-        values = at.get(cache[1], (*shape, HEAD, TILE), np.int8).astype(I32)
+        values = at.get(prompt.cache[1], (*shape, HEAD, TILE), np.int8).astype(I32)
         values = (256 * values[:, :, 0] + values[:, :, 1])[page, :, :, place]
-        scales = (at.get(c, (pages, KV_HEADS, TILE))[page, :, slot] for c in cache[2:])
+        scales = (
+            at.get(c, (prompt.pages, KV_HEADS, TILE))[page, :, slot] for c in prompt.cache[2:]
+        )
         yield (
-            np.array_equal(at.get(q_int, (n, HEADS, HEAD), np.int16)[rows], qi)
+            np.array_equal(at.get(prompt.q_int, (n, HEADS, HEAD), np.int16)[rows], qi)
             and np.array_equal(keys, ki)
             and np.array_equal(values, vi)
             and all(same(a, b.reshape(a.shape)) for a, b in zip(scales, (dk, dv), strict=True))
         )
 
-    def way(**o):
-        how = {"HEADS": HEADS, "KV_HEADS": KV_HEADS, "HEAD_DIM": HEAD}
-        at.launch("fusions/head_vectors", (-(-n * every // 8),), arguments, **how, **o)
+    return {"": prompt.store}, check, n * HEAD * 6 * (HEADS + 2 * KV_HEADS)
 
-    return {"": way}, check, n * HEAD * (4 * every + 2 * every)
+
+def attend(at, rng, n):
+    prompt, out = Prompt(at, rng, n), at.new(4 * n * HEADS * HEAD)
+    group = HEADS // KV_HEADS
+
+    def check():
+        prompt.store()
+        yield
+        rows = some(n)
+        got = at.get(out, (n, HEADS, HEAD))[rows]
+        q, k, v = prompt.heads(np.arange(n))
+        right = True
+        for h in (0, HEADS - 1):
+            keys, values = (np.ascontiguousarray(a[:, h // group]) for a in (k, v))
+            (ki, dk), (vi, dv) = numerics.quantise(keys, 2), numerics.quantise(values, 2)
+            cached = ki.astype(np.int16), dk, vi.astype(np.int16), dv
+            mine = np.ascontiguousarray(q[rows, h])
+            right &= same(got[:, h], numerics.attention(mine, rows.astype(I32), *cached))
+        yield right
+
+    def way(warps, stage):
+        span = attention.span_length(HEADS, KV_HEADS, HEAD, warps)
+        first = np.arange(0, n, span, dtype=I32)
+        spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
+        arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
+        arguments = *arguments, KV_HEADS, HEAD, out
+        how = {"HEAD": HEAD, "STAGE": stage, "BLOCK": 32 * warps, "AT_ONCE": 8 // warps}
+        tile = attention.blocks(at.gpu, HEAD)[2] // 2 // attention.blocks(at.gpu, HEAD)[1]
+        grid = len(first) * KV_HEADS, -(-group // warps)
+        shared = 2 * stage * tile
+        return lambda **o: at.launch("ops/attention_mma", grid, arguments, shared, **how, **o)
+
+    return {"4 warps": way(4, 1), "8 warps": way(8, 2)}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 
 def floats(rng, *shape):
@@ -323,6 +370,7 @@ CASES = {
     "swiglu_quantise": swiglu,
     "quantise": quantise,
     "head_vectors": head_vectors,
+    "attention_mma": attend,
 }
 
 
@@ -333,7 +381,7 @@ def main():
     rng, at, wrong, rows = np.random.default_rng(seed), Device(), [], []
     for name, case in CASES.items():
         for n in SIZES:
-            if only not in name:
+            if only not in name or (name == "attention_mma" and n < 64):
                 continue
             ways, check, nbytes = case(at, rng, n)
             for way, launch in ways.items():

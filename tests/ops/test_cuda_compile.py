@@ -87,10 +87,6 @@ def kernels():
             if ("GATED", "1") not in defines:
                 gpu.asked.add((stem, tuple(sorted({**dict(defines), "SPLIT": "1"}.items()))))
                 gpu.asked.add((stem, tuple(sorted({**other, "SPLIT": "1"}.items()))))
-        if stem == "ops/matmul_mma":
-            gpu.asked.add((stem, tuple(sorted({**dict(defines), "NARROW": "1"}.items()))))
-            wide = tuple(d for d in defines if d[0] != "NARROW")
-            gpu.asked.add((stem, wide))
         if stem == "fusions/decode/decode_attention":
             other = {**dict(defines), "HEADS": "24", "KV_HEADS": "2", "HEAD_DIM": "64"}
             gpu.asked.add((stem, tuple(sorted({**other, "BUFFERS": "1"}.items()))))
@@ -103,7 +99,12 @@ def kernels():
             embedding = {**layout.embedding_defines, "PLANES": "2"}
             gpu.asked.add(("ops/embedding", tuple(sorted(embedding.items()))))
     split = {"BOUNDS": "0,1024,2048", "RANK": "1", "PLANES": "2"}  # by a part of a model
-    gpu.asked.add(("ops/gather", tuple(sorted(split.items()))))
+    for how in ({"WIDE": "256"}, {"WIDE": "1024", "FLAGGED": "1", "BLOCKS": "66"}):
+        gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
+    for name, stages in (("Q4_K", "3"), ("Q6_K", "2")):  # of wider products than the sample has
+        for narrow in ({}, {"NARROW": "1"}):
+            how = {f"MMA_{name}": "1", "STAGES": stages, "PLANES": "2", **narrow}
+            gpu.asked.add(("ops/matmul_mma", tuple(sorted(how.items()))))
     return sorted(gpu.asked)
 
 

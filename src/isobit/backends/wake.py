@@ -27,12 +27,17 @@ def _retain(held: list[Any]) -> None:
         return
 
 
-def awake() -> None:
-    """Wait for what has begun, and let go of it; for who holds the context now."""
-    while _waking:
-        thread, held = _waking.pop()
+def joined() -> None:
+    """Wait for what has begun: two threads must not import the driver's modules at once."""
+    for thread, _ in _waking:
         thread.join()
-        for device in held:
+
+
+def awake() -> None:
+    """Let go of what has begun; for who holds the context now."""
+    joined()
+    while _waking:
+        for device in _waking.pop()[1]:
             from cuda.bindings import driver  # noqa: PLC0415
 
             driver.cuDevicePrimaryCtxRelease(device)

@@ -343,7 +343,7 @@ class Lowering:
             arguments,
             shared=shared,
             defines={"PLANES": str(self.planes)} | {k: str(v) for k, v in (defines or {}).items()},
-            overlap=self.captured,
+            overlap=True,
         )
 
     def vectors(

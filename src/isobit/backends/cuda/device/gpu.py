@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.compile import Signature, cubin, signatures
 from isobit.backends.cuda.device.lent import Lent
-from isobit.backends.wake import awake
+from isobit.backends.wake import awake, joined
 from isobit.errors import BackendUnavailable
 
 OLDEST = (8, 0)
@@ -111,6 +111,7 @@ class Gpu(Protocol):
 
 def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
     """Whether the CUDA backend can run here, and the reason if not. Cheap; touches no memory."""
+    joined()
     try:
         from cuda.bindings import driver  # noqa: PLC0415
         from cuda.core import Device  # noqa: F401, PLC0415

@@ -6,15 +6,15 @@ from numpy.typing import NDArray
 WORDS_OF_GROUP = 4
 GROUPS = 8, 16, 32
 """Items of a group (COLUMNS of items.cuh): of few, of more and of many."""
-_DENSE = 64
+_DENSE = 32, 512
 """Tokens from which a matrix of all of them has the next size of groups …"""
-_EXPERTS = 6, 20
+_EXPERTS = 6, 64
 """… and items, on average, from which experts have; as measured (docs/performance.md)."""
 
 
 def token_columns(tokens: int) -> int:
     """Items of a group of so many tokens."""
-    return GROUPS[tokens > _DENSE]
+    return GROUPS[sum(tokens > n for n in _DENSE)]
 
 
 def expert_columns(items: float) -> int:
@@ -34,4 +34,4 @@ def groups_of(tokens: int) -> NDArray[np.int32]:
 
 def most_words(tokens: int) -> int:
     """Words that :func:`groups_of` needs for any number of tokens up to this."""
-    return max(groups_of(n).size for n in (min(tokens, _DENSE), tokens))
+    return max(groups_of(n).size for n in (*(min(tokens, n) for n in _DENSE), tokens))

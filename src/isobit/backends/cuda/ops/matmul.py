@@ -20,7 +20,9 @@ _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
 _MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
-_FEW, _MORE = 64, 256  # tokens of which batch_matmul.cu makes products; of more, with shallow ones
+_FEW, _MORE, _MOST = 64, 256, 512
+"""Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
+which again all that fit."""
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SUPERS = _DENSE_WORDS // 3
@@ -99,7 +101,7 @@ def multiply(
             if head:  # of rows, and groups are of tokens, but in a step
                 pays = g.captured and p.tokens <= _MANY
             else:
-                pays = ids is not None or p.tokens <= _FEW
+                pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
                 pays = pays or (how is not None and how.shallow(w) and p.tokens <= _MORE)
             if how is not None and pays:
                 stream(product, p, w, at, stride, planned=not product.stack or later)

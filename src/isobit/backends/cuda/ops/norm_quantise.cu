@@ -8,6 +8,7 @@
 constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
 constexpr int WARPS = ROW_THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
 
+#ifdef WEIGHTED
 // ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns.
 DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
     constexpr int AT_ONCE_ROWS = ADDED < 8 ? ADDED : 8;
@@ -29,6 +30,7 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
                 if (first + r < ADDED) sum[i] = add(sum[i], mul(by[r], part[r][i]));
     }
 }
+#endif
 
 // x += what is added; y = norm of x, out = y quantised.
 KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,

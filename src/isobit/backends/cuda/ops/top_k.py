@@ -10,7 +10,7 @@ from isobit.numerics.ops import TopK
 
 _MOST = 64  # chosen, in top_k.cu
 _MOST_EXPERTS = 1024  # threads of a block that sorts
-_FEW = 64  # tokens whose experts are chosen and sorted by one block
+_FEW = 8  # tokens whose experts are chosen and sorted by one block
 _WORDS = 10  # of shared memory for each expert: Sorter of top_k.cu
 
 

@@ -60,7 +60,7 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
 #pragma unroll
             for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
                 float v[8];
-                results.merged<false>(s * SUPER + 8 * lane_id(), v);
+                results.merged<FEW_TILES, false>(s * SUPER + 8 * lane_id(), v);
                 quantise_without_digits(v, sh->x + r * HEADS_SUPERS + s);
             }
         }

@@ -15,20 +15,21 @@ struct TileResults {
         return (int64(head / GROUP) * most + t) * GROUP + head % GROUP;
     }
 
-    // Eight columns of the whole output. MANY: any number of tiles, else at most FEW_TILES.
-    template <bool MANY>
+    // Eight columns of the whole output. ROUND: tiles that are read at once; MANY: any number of
+    // tiles, else at most so many.
+    template <int ROUND, bool MANY>
     DEV void merged(int column, float (&o)[8]) const {
         int head = column / HEAD_DIM;
         float m = isobit::from_bits(0xff800000u), l = 0.0f;  // the first tile's factor is 0
 #pragma unroll
         for (int i = 0; i < 8; i++) o[i] = 0.0f;
 #pragma unroll 1
-        for (int first = 0; first < tiles; first += FEW_TILES) {
-            float2 ml[FEW_TILES];
-            float4 v[FEW_TILES][2];
-            float a[FEW_TILES], b[FEW_TILES];
+        for (int first = 0; first < tiles; first += ROUND) {
+            float2 ml[ROUND];
+            float4 v[ROUND][2];
+            float a[ROUND], b[ROUND];
 #pragma unroll
-            for (int t = 0; t < FEW_TILES; t++) {
+            for (int t = 0; t < ROUND; t++) {
                 ml[t] = make_float2(isobit::from_bits(0xff800000u), 0.0f);
                 if (first + t < tiles) {
                     ml[t] = max_and_sum[index(head, first + t)];
@@ -38,13 +39,13 @@ struct TileResults {
                 }
             }
 #pragma unroll
-            for (int t = 0; t < FEW_TILES; t++) {  // factors side by side
+            for (int t = 0; t < ROUND; t++) {  // factors side by side
                 float top = fmaxf(m, ml[t].x);
                 a[t] = isobit::exp(sub(m, top)), b[t] = isobit::exp(sub(ml[t].x, top));
                 m = top;
             }
 #pragma unroll
-            for (int t = 0; t < FEW_TILES; t++) {
+            for (int t = 0; t < ROUND; t++) {
                 if (first + t >= tiles) break;
                 float next[8];
                 spread(v[t], next);
