@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuBackend", "simd_levels"]
 
+
 def __getattr__(name: str) -> Any:
     """Import it late: it stands on backends.base, which uses the extension."""
     if name == "CpuBackend":
