@@ -10,7 +10,7 @@ from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
-from isobit.numerics import Weight
+from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
 from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
