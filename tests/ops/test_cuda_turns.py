@@ -20,7 +20,8 @@ from tests.helpers.synth import Geometry, write_model
 from tests.model.test_backend_protocol import draws_of
 from tests.model.test_engine import same_as_alone
 
-from .cuda_support import open_gpu, ragged
+from .cuda_emulator import EmulatedGpu
+from .cuda_support import open_gpu, ragged, sized
 
 ENGINE = EngineConfig(context=192, max_sequences=4, chunk=64, threads=1)
 SHAPE = Geometry(layers=1, experts=2, experts_used=1)
@@ -37,10 +38,11 @@ def opened(request):
     """Makes a backend of weights and settings."""
 
     def make(weights, engine):
-        gpu = open_gpu(request.param)
+        gpu, kind = open_gpu(request.param), CudaBackend
         if request.param == "emulated":
             gpu.multiprocessors = 1  # which is what takes its time
-        return CudaBackend(weights, engine, gpu)
+            kind = sized(padded=(4,))
+        return kind(weights, engine, gpu)
 
     return make
 
@@ -161,3 +163,34 @@ def test_what_comes_may_be_another(opened, path, monkeypatch, rng):
         assert not composed
         ours.close()
         plain.close()
+
+
+class Noting(EmulatedGpu):
+    """Runs nothing; notes what is launched, and the bytes that come to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.downloaded = [], []
+
+    def launch(self, stem, kernel, grid, arguments, *, overlap=False, **_):  # noqa: ARG002
+        self.launched.append((kernel, overlap))
+
+    def download(self, address, out):
+        self.downloaded.append(out.nbytes)
+        super().download(address, out)
+
+
+def test_launches_of_steps_overlap_and_little_comes_back(path):
+    """Those that quantise for a product of many rows, too; of steps of n sequences come as many ids
+    as are asked for."""
+    with GGUFFile.open(path) as file:
+        gpu = Noting()
+        backend = sized()(Weights.from_file(file), ENGINE, gpu)
+        pages, each = np.arange(9, dtype=np.int32).reshape(3, 3), np.arange(3, dtype=np.int32)
+        gpu.launched, gpu.downloaded = [], []
+        backend.greedy(each + 8, each + 2, pages, 5)
+        assert gpu.downloaded == [4 * 3 * 5]
+        kernels = {kernel for kernel, _ in gpu.launched}
+        assert {"norm_quantise", "batch_matmul", "next_token"} <= kernels
+        assert all(overlap for _, overlap in gpu.launched)
+        backend.close()
