@@ -7,6 +7,7 @@ import pytest
 
 from isobit.backends.base import Batch, Wanted
 from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.resident import Resident, State
 from isobit.backends.cuda.turns import Turns
 from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
@@ -194,3 +195,20 @@ def test_launches_of_steps_overlap_and_little_comes_back(path):
         assert {"norm_quantise", "batch_matmul", "next_token"} <= kernels
         assert all(overlap for _, overlap in gpu.launched)
         backend.close()
+
+
+def test_states_are_copied_on_the_device():
+    """Of every operation the one state, and no other."""
+    gpu, resident = EmulatedGpu(), Resident(64)
+    states = {"a": (5, np.arange(20)), "b": (300, np.arange(1200))}
+    for name, (words, values) in states.items():
+        address = gpu.allocate(4 * len(values))
+        gpu.upload(address, values.astype(np.int32))
+        resident.states[name] = State(words, address)
+    resident.copy_state(gpu, 3, 1)
+    for name, (words, values) in states.items():
+        found = np.empty(len(values), np.int32)
+        gpu.download(resident.states[name].address, found)
+        expected = values.reshape(4, words).copy()
+        expected[1] = expected[3]
+        assert found.tolist() == expected.ravel().tolist()
