@@ -7,6 +7,7 @@ import pytest
 
 from isobit.backends.base import Batch, Wanted
 from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.resident import Resident, State
 from isobit.backends.cuda.turns import Turns
 from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
@@ -20,7 +21,8 @@ from tests.helpers.synth import Geometry, write_model
 from tests.model.test_backend_protocol import draws_of
 from tests.model.test_engine import same_as_alone
 
-from .cuda_support import open_gpu, ragged
+from .cuda_emulator import EmulatedGpu
+from .cuda_support import open_gpu, ragged, sized
 
 ENGINE = EngineConfig(context=192, max_sequences=4, chunk=64, threads=1)
 SHAPE = Geometry(layers=1, experts=2, experts_used=1)
@@ -37,10 +39,11 @@ def opened(request):
     """Makes a backend of weights and settings."""
 
     def make(weights, engine):
-        gpu = open_gpu(request.param)
+        gpu, kind = open_gpu(request.param), CudaBackend
         if request.param == "emulated":
             gpu.multiprocessors = 1  # which is what takes its time
-        return CudaBackend(weights, engine, gpu)
+            kind = sized(padded=(4,))
+        return kind(weights, engine, gpu)
 
     return make
 
@@ -161,3 +164,51 @@ def test_what_comes_may_be_another(opened, path, monkeypatch, rng):
         assert not composed
         ours.close()
         plain.close()
+
+
+class Noting(EmulatedGpu):
+    """Runs nothing; notes what is launched, and the bytes that come to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.downloaded = [], []
+
+    def launch(self, stem, kernel, grid, arguments, *, overlap=False, **_):  # noqa: ARG002
+        self.launched.append((kernel, overlap))
+
+    def download(self, address, out):
+        self.downloaded.append(out.nbytes)
+        super().download(address, out)
+
+
+def test_launches_of_steps_overlap_and_little_comes_back(path):
+    """Those that quantise for a product of many rows, too; of steps of n sequences come as many ids
+    as are asked for."""
+    with GGUFFile.open(path) as file:
+        gpu = Noting()
+        backend = sized()(Weights.from_file(file), ENGINE, gpu)
+        pages, each = np.arange(9, dtype=np.int32).reshape(3, 3), np.arange(3, dtype=np.int32)
+        gpu.launched, gpu.downloaded = [], []
+        backend.greedy(each + 8, each + 2, pages, 5)
+        assert gpu.downloaded == [4 * 3 * 5]
+        kernels = {kernel for kernel, _ in gpu.launched}
+        assert {"norm_quantise", "batch_matmul", "next_token"} <= kernels
+        assert all(overlap for _, overlap in gpu.launched)
+        backend.close()
+
+
+def test_states_are_copied_on_the_device():
+    """Of every operation the one state, and no other."""
+    gpu, resident = EmulatedGpu(), Resident(64)
+    states = {"a": (5, np.arange(20)), "b": (300, np.arange(1200))}
+    for name, (words, values) in states.items():
+        address = gpu.allocate(4 * len(values))
+        gpu.upload(address, values.astype(np.int32))
+        resident.states[name] = State(words, address)
+    resident.copy_state(gpu, 3, 1)
+    for name, (words, values) in states.items():
+        found = np.empty(len(values), np.int32)
+        gpu.download(resident.states[name].address, found)
+        expected = values.reshape(4, words).copy()
+        expected[1] = expected[3]
+        assert found.tolist() == expected.ravel().tolist()
