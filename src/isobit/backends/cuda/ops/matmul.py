@@ -212,21 +212,13 @@ class Fit:
     """Superblocks on their way to a warp."""
     columns: int
 
-    def part(self) -> int:
-        """Bytes of a superblock's part of a unit."""
-        return 4 * 2 * TILE_ROWS * self.columns
-
-    def shared(self, w: DeviceWeight, parts: int = 0) -> int:
-        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and
-        parts of units that warps share."""
+    def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
+        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
+        where a unit is split, the parts of two."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-        activations = supers(w.columns) * self.columns * COLUMN_ACT_BYTES
-        return activations + self.warps * (64 + self.depth * slot) + parts * self.part()
-
-    def tail(self, w: DeviceWeight, g: Lowering) -> int:
-        """Parts for which there is room: at most those of less than a unit for each warp."""
-        most = (self.warps - 1) * supers(w.columns)
-        return min(most, (self.room(g) - self.shared(w)) // self.part())
+        parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
+        of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
+        return of_columns + self.warps * (64 + self.depth * slot)
 
     def room(self, g: Lowering) -> int:
         """Shared memory of each block. In a captured step some is left to the kernel behind, so
@@ -279,19 +271,18 @@ def stream(
         and not up
         and s >= how.warps
         and units < 2 * how.warps * blocks
-        and how.shared(w, 2 * s) <= how.room(g)
+        and how.shared(w, split=True) <= how.room(g)
     )
-    parts = 2 * s if split else how.tail(w, g)
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
-    defines |= {"SPLIT": 1} if split else {"TAIL": parts}
+    defines |= {"SPLIT": 1} if split else {}
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
         + (*product.groups(p), y, stride),
         defines,
-        shared=how.shared(w, parts),
+        shared=how.shared(w, split=split),
     )
