@@ -1,19 +1,23 @@
 """Every architecture beside llama.cpp on the same files, on the CPU: a table in Markdown.
 
-usage: python benchmarks/models.py LLAMA OUT.json [--threads N] [--rounds 5] [--only NAME,…]
-           [--no-speed] [--seed 1] [--commit SHA]
+usage: python benchmarks/models.py LLAMA OUT.json [--rounds 5] [--only NAME,…] [--no-speed]
+           [--seed 1] [--commit SHA]
 
 LLAMA is a folder with llama-perplexity and llama-bench, whose libraries LD_LIBRARY_PATH must name.
 Files of random weights are written for the purpose. Perplexity is that of a file in float32, by
 llama.cpp with a float32 cache, by the float64 oracle and by isobit: of random weights it says
 nothing of a text, but two graphs that differ do not give the same. Speed is that of a larger file
-in Q8_0: each round times isobit, then llama.cpp, and what counts is the median of the ratios.
+in Q8_0, one thread of each: tokens a second of the processor's time, which other work on the
+machine takes no part in. Each round measures isobit, then llama.cpp (many repetitions less a few,
+so that loading is not counted); what counts is the median of the ratios. A file that OUT has is
+added to.
 """
 
 import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -55,7 +59,7 @@ from tests.model import (  # noqa: E402
 )
 
 TEXT = ROOT / "tests/data/heldout.txt"
-CHUNK, CHUNKS, PROMPT, DECODED = 256, 2, 128, 32
+CHUNK, CHUNKS, PROMPT, DECODED, REPEATS = 256, 2, 128, 32, 7
 VOCABULARY = 900
 KINDS: dict[str, Callable[..., object]] = {
     **{k: partial(test_llama.write, kind=k) for k in ("llama", "mixtral", "qwen2", "qwen2moe")},
@@ -133,31 +137,41 @@ def accuracy(path: Path, llama: Path) -> tuple[float, float, float]:
 
 def rate(backend: CpuBackend, vocab: int, tokens: int, *, one_by_one: bool) -> float:
     ids = np.random.default_rng().integers(0, vocab, tokens).tolist()
-    start = time.perf_counter()
+    start = time.process_time()
     if one_by_one:
         for i, token in enumerate(ids):
             logits(backend, [token], i, [0])
     else:
         logits(backend, ids, 0, [tokens - 1])
-    return tokens / (time.perf_counter() - start)
+    return tokens / (time.process_time() - start)
 
 
-def speed(path: Path, llama: Path, threads: int, rounds: int) -> list[tuple[float, float]]:
+def processor_seconds(*command: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def rate_of_llama(bench: Path, path: Path, prompt: int, decoded: int) -> float:
+    command = [str(bench), "-m", str(path), "-t", "1", "-p", str(prompt), "-n", str(decoded)]
+    few, many = (processor_seconds(*command, "-r", str(n)) for n in (1, 1 + REPEATS))
+    return REPEATS * (prompt + decoded) / (many - few)
+
+
+def speed(path: Path, llama: Path, rounds: int) -> list[tuple[float, float]]:
     """Prefill and decode: isobit's tokens/s, and the median ratio to llama.cpp."""
-    command = [str(llama / "llama-bench"), "-m", str(path), "-t", str(threads), "-o", "json"]
-    command += ["-p", str(PROMPT), "-n", str(DECODED), "-r", "3"]
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
-        engine = EngineConfig(context=256, max_sequences=1, threads=threads)
+        engine = EngineConfig(context=256, max_sequences=1, threads=1)
         backend, found = CpuBackend(weights, engine), []
         for _ in range(rounds):
-            rates = [
-                median(rate(backend, VOCABULARY, n, one_by_one=step) for _ in range(3))
-                for n, step in ((PROMPT, False), (DECODED, True))
-            ]
-            out = subprocess.run(command, capture_output=True, check=True)
-            theirs = [median(row["samples_ts"]) for row in json.loads(out.stdout)]
-            found.append(list(zip(rates, theirs, strict=True)))
+            pairs = []
+            for n, step in ((PROMPT, False), (DECODED, True)):
+                ours = median(rate(backend, VOCABULARY, n, one_by_one=step) for _ in range(REPEATS))
+                asked = (0, n) if step else (n, 0)
+                pairs.append((ours, rate_of_llama(llama / "llama-bench", path, *asked)))
+            found.append(pairs)
         backend.close()
     return [
         (median(r[i][0] for r in found), median(r[i][0] / r[i][1] for r in found)) for i in (0, 1)
@@ -168,7 +182,6 @@ def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("llama", type=Path)
     p.add_argument("out", type=Path)
-    p.add_argument("--threads", type=int, default=EngineConfig().cores)
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--only", default=",".join(KINDS))
     p.add_argument("--no-speed", action="store_true")
@@ -180,10 +193,10 @@ def main() -> None:
         "commit": a.commit,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": processor(),
-        "threads": a.threads,
+        "threads": 1,
         "load average before": os.getloadavg()[0],
         "seed of the weights": a.seed,
-        "models": {},
+        "models": json.loads(a.out.read_text())["models"] if a.out.exists() else {},
     }
     print("| | exact perplexity | isobit | llama.cpp | prefill, tokens/s | decode, tokens/s |")
     print("|---|---:|---:|---:|---:|---:|")
@@ -198,7 +211,7 @@ def main() -> None:
             if not a.no_speed:
                 more = {"scan": (24, 64, 4, 128)} if kind.startswith("nemotron") else {}
                 KINDS[kind](path, g=geometry(kind, large=True), others=others, **more)
-                rates = speed(path, a.llama, a.threads, a.rounds)
+                rates = speed(path, a.llama, a.rounds)
                 cells += [f"{rate:,.0f} ({ratio:.2f} x)" for rate, ratio in rates]
                 for name, (rate, ratio) in zip(("prefill", "decode"), rates, strict=True):
                     row[name] = {"tokens/s": rate, "ratio": ratio}

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
+from isobit.backends.base import Batch, Wanted
+from isobit.backends.cpu.sampler import Columns, Row
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.layout import Layout
+from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
@@ -68,6 +70,9 @@ def kernels():
         for n in (2, 3, 4):
             each = np.arange(n, dtype=np.int32)
             backend.forward(Batch(each, 0 * each, each, pages, each))
+    each = np.arange(2, dtype=np.int32)
+    draws = Draws(each, Columns.of([Row(1, 40, 0.9)] * 2, 8192), each.astype(np.uint64))
+    backend.run(Batch(each, 0 * each, each, pages, each), Wanted(False, drawn=draws, digests=True))
     backend.read_bandwidth()
     for case in CASES:
         if case.write in OTHERS:

@@ -10,7 +10,7 @@ from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
-from isobit.numerics import Weight
+from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
 from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
@@ -146,29 +146,33 @@ def test_matmul_of_many(gpu, rng, name, planes):
         assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
 
 
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("way", ["SPLIT", "TAIL", "whole"])
 @pytest.mark.parametrize(
     ("warps", "columns", "n", "supers"),
     [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
 )
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
-def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
+def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, way):
     """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, blocks = 80, 2
+    rows, blocks = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 4))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
     _, acts = quantised(gpu, Alone(gpu, 2), x)
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
-    y = b.new(4 * n * rows)
+    y, how = b.new(4 * n * rows), Fit(1, warps, 1, columns)
+    parts = {"SPLIT": 2 * supers, "TAIL": 3 * supers, "whole": 0}[way]
+    parts = min(parts, (gpu.shared_most - 1024 - how.shared(stored)) // how.part())
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
-        shared=Fit(1, warps, 1, columns).shared(stored, split=split),
+        defines
+        | {"BLOCK": str(32 * warps)}
+        | {"SPLIT": {"SPLIT": "1"}, "TAIL": {"TAIL": str(parts)}, "whole": {}}[way],
+        shared=how.shared(stored, parts),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
@@ -284,7 +288,7 @@ class Sorted:
 
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(3, 40, 4), (256, 128, 8), (600, 33, 10)])
 def test_sort_pairs(gpu, rng, tokens, experts, k):
-    """Tokens in one round of 256, and in three; experts that nobody chose."""
+    """A word of tokens, many, and a broken one; experts that nobody chose."""
     ids = np.stack([rng.permutation(experts - 1)[:k] for _ in range(tokens)]).astype(np.int32)
     b = Buffers(gpu)
     to = Sorted(b, tokens * k, experts)
@@ -293,31 +297,53 @@ def test_sort_pairs(gpu, rng, tokens, experts, k):
 
 
 @pytest.mark.parametrize(("experts", "k", "groups"), [(160, 8, (5, 3)), (300, 40, (1, 1))])
-def test_route(gpu, rng, experts, k, groups):
-    """Experts chosen and sorted at once: as the launches for many tokens do, of a sigmoid too."""
-    tokens = 35  # a warp has two
+def test_router_of_groups(gpu, rng, experts, k, groups):
+    """Of a sigmoid, with a bias of the choice; ranks that a lane has two of."""
+    tokens = 11
     z = rng.random((tokens, experts)).astype(F32)
     z[4] = np.round(z[4])
     b, ops = Buffers(gpu), Alone(gpu, 2)
-    parts, each = {"PARTS": -(-experts // 32)}, experts + groups[0]
-    parts |= {"GROUPED": 1} if groups[1] < groups[0] else {}
-    router = b.put(z), tokens, experts, k, 1, 0, b.put(z[0]), *groups
-    found = []
-    for kernel, blocks, warps in (("router_top_k", 5, 8), ("route", 1, 32)):
-        ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
-        to = Sorted(b, tokens * k, experts)
-        more = (*to.at, 8) if kernel == "route" else ()
-        shared = 4 * warps * each + (40 * experts + 4 * tokens * k if more else 0)
-        arguments = (*router, ids, weights, *more)
-        ops.launch(f"ops/top_k.{kernel}", (blocks,), arguments, parts, shared=shared)
-        found.append((b.get(ids, (tokens, k), np.int32), b.get(weights, (tokens, k))))
-    to.check(found[0][0], 8)
-    assert np.array_equal(found[0][0], found[1][0])
-    same(found[0][1], found[1][1])
-    scores = z + z[0]
+    defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if groups[1] < groups[0] else {})
+    ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
+    arguments = b.put(z), tokens, experts, k, 1, 0, b.put(z[0]), *groups, ids, weights
+    shared = 4 * 8 * (experts + groups[0])
+    ops.launch("ops/top_k.router_top_k", (2,), arguments, defines, shared=shared)
+    found, scores = b.get(ids, (tokens, k), np.int32), z + z[0]
     own = np.sort(scores.reshape(tokens, groups[0], -1), axis=-1)
     best = np.argsort(-(own[..., -1] + own[..., -2]), axis=-1, kind="stable")[:, : groups[1]]
     for t in range(tokens):
         mine = np.isin(np.arange(experts) // (experts // groups[0]), best[t])
         order = np.argsort(np.where(mine, -scores[t], np.inf), kind="stable")[:k]
         assert np.array_equal(found[0][0][t], order)
+
+
+def test_head_vectors_of_runs(gpu, rng):
+    """Tokens together leave in the cache what each alone does: runs that begin anywhere, some with
+    all of sixteen positions, whose values are stored together; the last token is there often."""
+    heads, kv_heads, head_dim, pages = 2, 1, 64, 8
+    parts = [(0, 8), (8, 8), *((int(rng.integers(60)), int(rng.integers(1, 60))) for _ in "ab")]
+    positions = np.concatenate([np.arange(a, a + n) for a, n in parts]).astype(np.int32)
+    sequence = np.repeat([0, 2, 4, 6], [n for _, n in parts]).astype(np.int32)  # two pages each
+    qkv = activations(rng, len(positions), heads + 2 * kv_heads, head_dim)
+    again = np.minimum(np.arange(len(positions) + 16), len(positions) - 1)
+    positions, sequence, qkv = positions[again], sequence[again], qkv[again]
+    b, defines = Buffers(gpu), {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim}
+    fixed = [b.put(activations(rng, head_dim)) for _ in range(2)]
+    turns = [b.put(rng.random((128, head_dim // 2)).astype(F32)) for _ in range(2)]
+    table = b.put(rng.permutation(pages).astype(np.int32))
+    sizes = [2 * pages * kv_heads * TILE * n for n in (head_dim, head_dim, 2, 2)]
+
+    def store(cache, at):
+        n = len(positions[at])
+        where = b.put(positions[at]), b.put(sequence[at]), table, 1
+        results = b.new(2 * n * heads * head_dim), b.new(4 * n * heads)
+        arguments = (b.put(qkv[at]), *fixed, 1e-6, *turns, *where, 0.1, *results, *cache, n)
+        blocks = -(-n * (heads + 2 * kv_heads) // 8)
+        Alone(gpu, 2).launch("fusions/head_vectors", (blocks,), arguments, defines)
+
+    together, alone = ([b.put(np.zeros(n, np.uint8)) for n in sizes] for _ in range(2))
+    store(together, slice(None))
+    for i in range(len(positions)):
+        store(alone, slice(i, i + 1))
+    for x, y, n in zip(together, alone, sizes, strict=True):
+        assert np.array_equal(b.get(x, (n,), np.uint8), b.get(y, (n,), np.uint8)), parts

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
+from isobit.backends.measure import MOST, Asked, Measured
+from isobit.backends.wgpu.measure import Measuring
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 
@@ -23,7 +24,7 @@ def device(monkeypatch):
 
 def measured(device, logits, ids, k, digest=False):
     """Of every row, in one dispatch, and one for each level of digests."""
-    asked = Asked(ids.shape[1], k, digest)
+    asked = Asked(ids.shape[1], k, digest=digest)
     measuring, rows = Measuring(device, *logits.shape), np.arange(len(logits))
     measuring.give(ids)
     device.run(list(measuring.steps(device.upload(logits), len(logits), asked)))

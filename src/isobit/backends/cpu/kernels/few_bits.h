@@ -76,6 +76,14 @@ FN U of_sixteens(At&& at) {
     else
         return (U)at(0);
 }
+// 32 bytes as often as a vector has room for them, or its part of them.
+FN U of_thirty_two(const uint8_t* p) {
+#ifdef __AVX512F__
+    return (U)_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
+#else
+    return load(p);
+#endif
+}
 FN Two sixteen_at(const uint8_t* p) {
     Two x;
     memcpy(&x, p, 16);
@@ -381,7 +389,9 @@ struct TQ1_0 : FewBits<34, 54, 1, 1> {
                 if (run == 15) return j % 2 ? 0x001b001b00090009 : 0x0003000300010001;
                 return powers[n] * 0x0001000100010001ull;
             };
-            const Halves x = (Halves)of_sixteens(run), p = (Halves)of_eights(power);
+            const bool whole = (c + 1) * BYTES <= 160;  // of the first 32 bytes
+            const Halves x = (Halves)(whole ? of_thirty_two(b + c * BYTES % 32) : of_sixteens(run));
+            const Halves p = (Halves)of_eights(power);
             const Bytes y = (Bytes)((x * p & 0xff) | (x & 0xff00) * p);
             put(c, (U)(-(Bytes)(y > 85) - (Bytes)(y > 170)));  // y * 3 / 256
         }
@@ -396,13 +406,10 @@ struct TQ2_0 : FewBits<35, 66, 1, 1> {
 #pragma GCC unroll 16
         for (int c = 0; c < VECTORS; ++c) {
             const int at = c * BYTES;
-            auto run = [&](int j) __attribute__((always_inline)) {
-                return sixteen_at(b + at / 128 * 32 + (at + 16 * j) % 32);
-            };
             auto shift = [&](int j) __attribute__((always_inline)) -> uint64_t {
                 return (at + 8 * j) % 128 / 32 * 2 * 0x100000001ull;
             };
-            put(c, of_sixteens(run) >> of_eights(shift) & LOW2);
+            put(c, of_thirty_two(b + at / 128 * 32 + at % 32) >> of_eights(shift) & LOW2);
         }
     }
 };

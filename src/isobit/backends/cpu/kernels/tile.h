@@ -100,6 +100,7 @@ template <class Format>
 FN void prefetch_line(const uint8_t* ahead, int i, U& codes, bool stream) {
     constexpr int lines = (LANES * superblock_bytes<Format> + 63) / 64, again = 16;
     if (i < lines) prefetch(ahead + 64 * i, codes, stream);
+    if (i + 64 < lines) prefetch(ahead + 64 * (i + 64), codes, stream);  // more lines than vectors
     if (i >= again && i < again + lines) prefetch(ahead + 64 * (i - again), codes, stream);
 }
 
