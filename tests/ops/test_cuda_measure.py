@@ -11,8 +11,8 @@ from isobit.backends.measure import MOST, Asked, Measured
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 
-from .cases import identical
 from .cuda_support import Buffers, open_gpu
+from .inputs import identical
 from .test_sampling import any_row, distributions, expected
 
 NOTHING = np.empty((0, 0), np.int32)

@@ -69,7 +69,7 @@ def read_in_pieces(g: Writer) -> Value:
     return g.one("y", Add(), z, n)
 
 
-WIDTHS = (64, 256, 512, 608, 2304)
+WIDTHS = (64, 608, 2304)
 CASES = (
     Case(rms_norm, lengths=(7,), cuts=((), (1,))),
     *(
