@@ -42,11 +42,11 @@ from isobit.model.weights import Weights
 LARGE = "235b-a22b"
 STAGES = {  # seconds that each may take
     "compile": 150,
-    "bits of a few layers": 60,
+    "few_layers": 60,
     "bits": 110,
     "rates": 110,
     "lost": 60,
-    "bits, one plane": 90,
+    "one_plane": 90,
     "large": 150,
 }
 FEW = 4  # layers
@@ -354,11 +354,11 @@ def large(a, note):
 
 WORK = {
     "compile": compile_for_all,
-    "bits of a few layers": partial(bits, layers=FEW, cpu_seconds=30),
+    "few_layers": partial(bits, layers=FEW, cpu_seconds=30),
     "bits": bits,
     "rates": rates,
     "lost": lost,
-    "bits, one plane": partial(bits, planes=1, cpu_seconds=10),
+    "one_plane": partial(bits, planes=1, cpu_seconds=10),
     "large": large,
 }
 

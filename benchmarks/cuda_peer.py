@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from batches import batch, compile_ahead, origin
+from batches import batch, origin
+from kernels import asked, compile_all
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
@@ -151,7 +152,7 @@ def main():
     engine = EngineConfig(context=context, max_sequences=1, chunk=2048)
     start = time.perf_counter()
     device = CudaGpu()
-    note("kernels compiled", compile_ahead(weights, engine, device))
+    note("MB of kernels", compile_all(asked(weights, engine, device), device.arch) / 1e6)
     note("compile seconds", time.perf_counter() - start)
     start = time.perf_counter()
     gpu = CudaBackend(weights, engine, device)
@@ -228,4 +229,5 @@ def main():
         note("ratios", ratios(ours, theirs))
 
 
-main()
+if __name__ == "__main__":
+    main()

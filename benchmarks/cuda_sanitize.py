@@ -66,7 +66,7 @@ def passes(model):
 
 def real_tests(tool):
     """The names of the tests that need a GPU and that ``tool`` watches."""
-    single = ("test_cuda_ops.py", "test_merge_of_many_tiles")
+    single = "test_cases.py", "test_products.py", "test_cuda_ops.py", "test_merge_of_many_tiles"
     command = [sys.executable, "-m", "pytest", "tests/ops", "--collect-only", "-o", "addopts=-q"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
     out = subprocess.run(

@@ -18,6 +18,7 @@ from isobit import numerics
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.ops import attention, rms_norm
+from isobit.backends.cuda.ops import top_k as topk
 from isobit.numerics import TILE
 
 F32, I32 = np.float32, np.int32
@@ -148,9 +149,7 @@ def norm(at, rng, n, experts):
     def way(**more):
         return lambda **o: at.launch("ops/norm_quantise", (n,), arguments, **how, **more, **o)
 
-    ways = {"": way(AT_ONCE=few), "late": way(AT_ONCE=few, LATE=1), "no bound": way()}
-    ways |= {f"bound {b}": way(AT_ONCE=b) for b in (3, 4)}
-    return ways, check, n * (4 * HIDDEN * (3 + added) + HIDDEN // 256 * 696)
+    return {"": way(AT_ONCE=few)}, check, n * (4 * HIDDEN * (3 + added) + HIDDEN // 256 * 696)
 
 
 def router(at, rng, n):
@@ -173,11 +172,12 @@ def router(at, rng, n):
         blocks = EXPERTS // (2 * rows)
         each = -(-n // max(1, filled * at.gpu.multiprocessors // blocks))
         arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS
-        how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256, "shared": 8192 * rows}
+        how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256}
+        how["shared"] = 8192 * rows + 4096 * (HIDDEN // 256)
         grid = blocks, -(-n // each)
         return lambda **o: at.launch("ops/matmul_dense", grid, arguments, **how, **more, **o)
 
-    ways = {"": way(8, 1), "twice as many blocks": way(8, 2), "4 rows": way(4, 1)}
+    ways = {"": way(8, 1), "4 rows": way(4, 1)}
     return ways, check, 4 * (EXPERTS * HIDDEN + n * (HIDDEN + EXPERTS))
 
 
@@ -189,7 +189,7 @@ def experts(at, rng, n):
     places = order, offset, groups, at.new(4), 8
     chosen = logits, n, EXPERTS, K, 1, 1, 0, 1, 1, ids, weights
     parts = {"PARTS": EXPERTS // 32}
-    room = 40 * EXPERTS
+    blocks, words = topk.sorting(n, EXPERTS)
 
     def check():
         yield
@@ -209,19 +209,13 @@ def experts(at, rng, n):
 
     def sort(**o):
         arguments = ids, n, K, EXPERTS, *places
-        at.launch("ops/top_k.sort_pairs", (1,), arguments, shared=room, **parts, **o)
+        at.launch("ops/top_k.sort_pairs", (blocks,), arguments, shared=4 * words, **parts, **o)
 
     def both(**o):
-        shared, arguments = room + 4 * n * K, (*chosen, *places)
-        at.launch("ops/top_k.route", (1,), arguments, shared=shared, **parts, **o)
-
-    def one_by_one(**o):
         top_k(**o)
         sort(**o)
 
-    ways = {"two launches": one_by_one, "only top k": top_k, "only sort": sort}
-    if n <= 64:
-        ways = {"": both} | ways
+    ways = {"": both, "only top k": top_k, "only sort": sort}
     return ways, check, 4 * n * (EXPERTS + 4 * K)
 
 
@@ -343,19 +337,16 @@ def attend(at, rng, n):
             right &= same(got[:, h], numerics.attention(mine, rows.astype(I32), *cached))
         yield right
 
-    def way(warps, stage):
-        span = attention.span_length(HEADS, KV_HEADS, HEAD, warps)
-        first = np.arange(0, n, span, dtype=I32)
-        spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
-        arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
-        arguments = *arguments, KV_HEADS, HEAD, out
-        how = {"HEAD": HEAD, "STAGE": stage, "BLOCK": 32 * warps, "AT_ONCE": 8 // warps}
-        tile = attention.blocks(at.gpu, HEAD)[2] // 2 // attention.blocks(at.gpu, HEAD)[1]
-        grid = len(first) * KV_HEADS, -(-group // warps)
-        shared = 2 * stage * tile
-        return lambda **o: at.launch("ops/attention_mma", grid, arguments, shared, **how, **o)
+    def way(**o):
+        tile = 2 * TILE * (HEAD + 16) + 2 * HEAD * (TILE + 16) + 8 * TILE
+        at.launch("ops/attention_mma", grid, arguments, 4 * tile, HEAD=HEAD, STAGE=2, **o)
 
-    return {"4 warps": way(4, 1), "8 warps": way(8, 2)}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
+    span = attention.span_length(HEADS, KV_HEADS, HEAD)
+    first = np.arange(0, n, span, dtype=I32)
+    spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
+    arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
+    arguments, grid = (*arguments, KV_HEADS, HEAD, out), (KV_HEADS, len(first), -(-group // 8))
+    return {"": way}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 
 def floats(rng, *shape):

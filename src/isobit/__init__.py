@@ -10,9 +10,11 @@ wrong on purpose is an ``isobit.errors.IsobitError``. docs/python.md shows all o
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # of typing, which takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from isobit import errors as errors
     from isobit.config import EngineConfig as EngineConfig
     from isobit.config import ModelConfig as ModelConfig
@@ -58,7 +60,7 @@ __all__ = [  # noqa: RUF022 - the door first, as help() shows it
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import the public names when they are first used, so that ``import isobit`` is quick."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

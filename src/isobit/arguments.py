@@ -4,7 +4,7 @@ NumPy's numbers and truth values are as good as Python's own. A truth value is n
 """
 
 import os
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from itertools import islice
 from operator import index
 from pathlib import Path
@@ -109,7 +109,8 @@ def instance(name: str, value: object, kind: type, what: str) -> None:
 
 def token_ids(name: str, ids: Iterable[object], most: int | None = None) -> list[int]:
     """Integers as a list of int: what only looks like them is refused, and more than ``most``."""
-    if isinstance(ids, (bytes, bytearray, memoryview, str)):  # whose items may be numbers
+    # Bytes' items are numbers, and what has no order is no prompt.
+    if isinstance(ids, (bytes, bytearray, memoryview, str, Mapping, Set)):
         raise wrong(name, "text or token ids", ids)
     try:
         given = list(ids if most is None else islice(ids, most + 1))

@@ -96,12 +96,12 @@ def _process(
     lines, rest, began = process.stdout, b"", False
     try:
         while True:
-            left = max(seconds - result.seconds, 0)
+            left = max(seconds - result.seconds, 0) if result.inputs else patience  # one at least
             start = time.monotonic()
             ready, _, _ = select.select([lines], [], [], min(patience, left) if began else START)
             result.seconds += time.monotonic() - start if began else 0
             if not ready:
-                if began and result.seconds >= seconds:
+                if began and result.inputs and result.seconds >= seconds:
                     return end
                 result.faults.append(Fault(index, "hang", f"longer than {patience:g} s"))
                 return index + 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from isobit.backends import NAMES, open_backend
 from isobit.backends.base import CHOSEN, Backend, Batch, Wanted, by_sequence
+from isobit.backends.cpu.sampler import Columns, Row
+from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import FORMATS
@@ -22,6 +25,7 @@ from tests.helpers.passes import i32, same_bits
 from tests.helpers.synth import Geometry, write_model
 
 ENGINE = EngineConfig(context=192, max_sequences=2, threads=2)
+RNG = np.random.default_rng(0)
 BAD = 7
 """A token whose embedding is no number."""
 PAGES = i32([[0, 3], [4, 2]])
@@ -61,6 +65,23 @@ def batch_of(rng: np.random.Generator, first: int = 70, second: int = 5) -> Batc
         PAGES,
         i32([first + second - 1, 3, first - 1, 64, 3]),
     )
+
+
+def draws_of(rng: np.random.Generator, count: int = 5, **more: Any) -> Draws:
+    """A draw of each row, every one with other settings."""
+    each = [
+        Row(t, k, p, m, int(rng.integers(1 << 62)), int(rng.integers(1, 99)))
+        for t, k, p, m in zip(
+            rng.choice([0, 0.7, 1, 30], count).tolist(),
+            rng.choice([0, 5, 200], count).tolist(),
+            rng.choice([1, 0.8], count).tolist(),
+            rng.choice([0, 1e-3], count).tolist(),
+            strict=True,
+        )
+    ]
+    index = np.array([row.index for row in each], np.uint64)
+    fixed = {"rows": np.arange(count, dtype=np.int32), "logprobs": True, **more}
+    return Draws(columns=Columns.of(each, 320), index=index, **fixed)
 
 
 def test_capabilities(backend: Backend) -> None:
@@ -103,14 +124,17 @@ def test_results_are_those_of_the_logits(
 
 def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
     batch = batch_of(rng)
-    given = rng.integers(0, 320, (5, 1)).astype(np.int32)
-    every = Wanted(likeliest=True, top=3, given=given, hidden=True, digests=True, routes=True)
+    given, drawn = rng.integers(0, 320, (5, 1)).astype(np.int32), draws_of(rng)
+    every = Wanted(
+        likeliest=True, top=3, given=given, drawn=drawn, hidden=True, digests=True, routes=True
+    )
     whole = backend.run(batch, every)
     nothing = Wanted(logits=False)
     for wanted, names in (
         (replace(nothing, likeliest=True), {"likeliest"}),
         (replace(nothing, top=3), {"top", "top_ids"}),
         (replace(nothing, given=given), {"given"}),
+        (replace(nothing, drawn=drawn), {"drawn", "drawn_logprobs"}),
         (replace(nothing, hidden=True), {"hidden"}),
         (replace(nothing, digests=True), {"digests"}),
         (replace(nothing, routes=True), {"routes"}),
@@ -123,6 +147,38 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
             elif name != "finite":
                 assert value is None, name
         assert found.finite.tolist() == [True] * 5
+
+
+def test_draws_are_those_of_the_logits(backend: Backend, rng: np.random.Generator) -> None:
+    """In a pass and in a step, beside logits of all, some or no rows, in any order, with edits and
+    what is allowed."""
+    batch, z = batch_of(rng), rng.standard_normal(7).astype(np.float32)
+    allowed = rng.integers(0, 1 << 32, (5, 10), dtype=np.uint32)
+    edits = (1, lambda _: (i32([3, 50, 9, 77, 319, 0, 4]), z))
+    each = i32([0, 1])
+    step = Batch(i32([9, 11]), i32([70, 5]), each, PAGES, each)
+    for now in (batch, step):
+        logits = backend.forward(now)
+        n = len(logits)
+        for more in ({}, {}, {"allowed": allowed[:n]}, {"edits": [edits]}):
+            rows = rng.permutation(n)[: rng.integers(2, n + 1)].astype(np.int32)
+            drawn = draws_of(rng, len(rows), rows=rows, **more)
+            drawn = replace(drawn, allowed=None if drawn.allowed is None else allowed[: len(rows)])
+            tokens, logprobs = drawn.choose(backend.rows, logits[rows])
+            for some in (False, True, i32([n - 1]), rows[::-1].copy()):
+                found = backend.run(now, Wanted(some, likeliest=True, drawn=drawn))
+                assert found.drawn is not None
+                assert found.drawn_logprobs is not None
+                assert found.drawn.tolist() == tokens.tolist()
+                assert found.likeliest is not None
+                assert found.likeliest.tolist() == logits.argmax(1).tolist()
+                assert logprobs is not None
+                assert same_bits(found.drawn_logprobs, logprobs)
+                if some is False:
+                    assert found.logits is None
+                else:
+                    assert found.logits is not None
+                    assert same_bits(found.logits, logits if some is True else logits[some])
 
 
 def test_digests_and_experts(backend: Backend, rng: np.random.Generator) -> None:
@@ -181,7 +237,9 @@ def test_one_sequence_that_is_not_finite_spoils_no_other(
     clean = batch_of(rng)
     dirty = replace(clean, tokens=np.where(clean.sequence == 1, BAD, clean.tokens).astype(np.int32))
     given = np.zeros((5, 1), np.int32)
-    wanted = Wanted(likeliest=True, top=2, given=given, hidden=True, digests=True)
+    wanted = Wanted(
+        likeliest=True, top=2, given=given, drawn=draws_of(rng), hidden=True, digests=True
+    )
     good, found = backend.run(clean, wanted), backend.run(dirty, wanted)
     assert found.finite.tolist() == [False, True, True, True, True]
     for name, value in vars(found).items():
@@ -189,7 +247,11 @@ def test_one_sequence_that_is_not_finite_spoils_no_other(
             assert value[1:].tobytes() == vars(good)[name][1:].tobytes(), name
     assert found.likeliest is not None
     assert found.top_ids is not None
+    assert found.drawn is not None
+    assert found.drawn_logprobs is not None
     assert (found.likeliest[0], found.top_ids[0].tolist()) == (-1, [-1, -1])
+    assert found.drawn[0] == -1
+    assert np.isnan(found.drawn_logprobs[0])
     assert found.top is not None
     assert found.given is not None
     assert np.isnan(found.top[0]).all()
@@ -288,6 +350,11 @@ def test_an_empty_batch_is_refused(backend: Backend) -> None:
         (Wanted(top=-1), "top: expected 0 or more, got -1"),
         (Wanted(given=i32([[320]] * 5)), "given: expected 0 to 319, got 320 to 320"),
         (Wanted(given=i32([[0]])), r"given: expected int32 \[5, 1\], got int32 \[1, 1\]"),
+        (
+            Wanted(drawn=draws_of(RNG, 2, rows=i32([4, 5]))),
+            "drawn rows: expected 0 to 4, got 4 to 5",
+        ),
+        (Wanted(drawn=draws_of(RNG, 2, rows=i32([4, 4]))), "drawn rows: expected each once"),
         (Wanted(logits=i32([5])), "logits: expected 0 to 4, got 5 to 5"),
         (Wanted(logits=np.zeros(1, np.int64)), r"logits: expected int32 \[1\], got int64 \[1\]"),
     ],

@@ -13,6 +13,8 @@ import pytest
 
 import isobit
 from isobit.backends.base import Batch, Results
+from isobit.backends.cpu.sampler import NOT_FINITE
+from isobit.backends.cuda import available
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
@@ -20,6 +22,7 @@ from isobit.runtime.sampler import Sampling
 from isobit.runtime.scheduler import Limits, QueueFull
 from isobit.runtime.tokens import Generation, Token
 from isobit.verify.receipt import Recorder, replay
+from tests.helpers.expected import not_run
 from tests.ops.wgpu_support import open_device
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -190,11 +193,13 @@ def test_a_hybrid_model_keeps_states_apart(rng: np.random.Generator) -> None:
         assert engine.scheduler.blocks.available_states == engine.scheduler.blocks.states
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference", "wgpu"])
+@pytest.mark.parametrize("backend", ["cpu", "reference", "wgpu", "cuda"])
 def test_a_hybrid_model_goes_on_from_kept_states(backend: str, rng: np.random.Generator) -> None:
-    few = backend != "cpu"
+    few = backend in ("reference", "wgpu")
     if backend == "wgpu":
         open_device()  # or "not run"
+    if backend == "cuda" and not (there := available())[0]:
+        not_run("cuda", there[1])
     with (
         isobit.load(HYBRID, backend=backend, context=1024) as model,
         isobit.load(HYBRID, backend="cpu", context=1024, sequences=1) as alone,
@@ -345,8 +350,8 @@ def test_logits_that_are_not_finite_end_one_generation(
 
     def damaged(batch: Batch, *rest: Any) -> Results:
         results = run(batch, *rest)
-        if results.logits is not None and len(results.logits) == 2:
-            results.logits[0, 7] = np.nan
+        if results.drawn is not None and len(results.drawn) == 2:
+            results.drawn[0] = NOT_FINITE
         return results
 
     monkeypatch.setattr(engine.model, "run_batch", damaged)

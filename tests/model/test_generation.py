@@ -5,13 +5,11 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import isobit
-from isobit.backends.base import Results
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, ModelRefused, UsageError
 from isobit.gguf.reader import GGUFFile
@@ -225,10 +223,8 @@ def test_one_logit_that_is_no_number_ends_it(
 ) -> None:
     logits = np.zeros((1, 8192), np.float32)
     logits[0, 5] = value
-    results = Results(logits[:, 5] < 9, logits, likeliest=np.array([-1], np.int32))
-    parts = {"rows": model.rows, "on_host": False, "on_device": frozenset(), "losses": 0}
-    backend = SimpleNamespace(run=lambda *_: results, **parts)
-    monkeypatch.setattr(model, "backend", backend)
+    real = type(model.backend)
+    monkeypatch.setattr(real, "compute", lambda self, _b, w, *_: self._measured(logits, w))
     for temperature in (0, 1):
         with pytest.raises(ModelRefused, match="expected finite logits"):
             model.generate([1], max_tokens=1, temperature=temperature)

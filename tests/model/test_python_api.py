@@ -19,6 +19,7 @@ from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, IsobitError, ModelRefused, UsageError
 from isobit.runtime.pieces import StopText
+from isobit.verify.trace import record
 from tests.helpers.synth import write_model
 
 PROMPTS = ["def fibonacci(n):\n", "import os\n", "class Stack:\n"]
@@ -86,6 +87,11 @@ def test_a_batch_gives_what_each_prompt_gives(model: Model) -> None:
     assert len(model.generate(rows, max_tokens=1)) == 2  # type: ignore[call-overload]
 
 
+def _of_another(m: Model) -> object:
+    with isobit.load("sample", backend="cpu", threads=1, context=64) as other:
+        return other.forward(m.new_sequence(), [1])
+
+
 WRONG: dict[str, Callable[[Model], object]] = {
     "bytes": lambda m: m.generate(b"abc"),
     "bytearray": lambda m: m.logits(bytearray(b"abc")),
@@ -121,6 +127,11 @@ WRONG: dict[str, Callable[[Model], object]] = {
     "threads": lambda _: isobit.load("sample", threads=True),
     "context": lambda _: isobit.load("sample", context="9"),  # type: ignore[arg-type]
     "sequences": lambda _: isobit.load("sample", sequences=None),  # type: ignore[arg-type]
+    "a stage": lambda m: record(m, [1], frozenset({"lm_head"}))["nosuch", 3],
+    "a layer": lambda m: record(m, [1], frozenset({"lm_head"}))["lm_head", 10**5000],
+    "no pair": lambda m: record(m, [1], frozenset({"lm_head"}))["lm_head"],  # type: ignore[index]
+    "another's sequence": _of_another,
+    "a sequence twice": lambda m: m.step([s := m.new_sequence(), s], [1, 2]),
 }
 
 
@@ -129,6 +140,13 @@ def test_wrong_types_are_usage_errors(name: str, model: Model) -> None:
     with pytest.raises(UsageError) as caught:
         WRONG[name](model)
     assert len(str(caught.value)) < 200
+
+
+def test_a_path_that_no_system_takes_is_refused() -> None:
+    for path in ("x" * 5000, Path("x" * 5000), "a\0b", ""):
+        with pytest.raises(ModelRefused) as caught:
+            isobit.load(path, "cpu")
+        assert len(str(caught.value)) < 200
 
 
 def test_only_the_word_is_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

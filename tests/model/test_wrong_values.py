@@ -29,7 +29,7 @@ NO_NUMBER = ["", "1", b"1", [1], {}, True, np.True_, math.nan, object()]
 NO_WHOLE = [*NO_NUMBER, 1.5, math.inf, -1, HUGE]
 NO_TEXT = [3, True, b"x", ["x"], object(), "\ud800"]
 NO_LIST = [5, True, "x", b"x", {"x": 1}, object()]
-NO_ID_LISTS = [5, True, b"ab", {1.5: 2}, [True], [1.0], [None], [-1], [HUGE], object()]
+NO_ID_LISTS = [5, True, b"ab", {1: 2}, {1, 2}, [True], [1.0], [None], [-1], [HUGE], object()]
 NO_IDS = [*NO_ID_LISTS, ["1"]]
 NO_MAPPINGS = [*NO_LIST, [3], ["x"], [None], [object()]]
 NO_PROMPT = [*NO_ID_LISTS, None, [], "", "\ud800", [[]], [[1], ["x"]], ["", "x"], ["x", 3]]
@@ -78,7 +78,7 @@ WRONG: dict[str, list[Any]] = {
     "Callable[[int, int], None] | None": [3, True, "x", [], object()],
     "Callable[[str], None] | None": [3, True, "x", [], object()],
     "Tap | None": [3, True, "x", [], object()],
-    "Watcher | None": [3, "x", True, [], object()],
+    "Watcher | None": [3, "x", True, [], object(), isobit.Recorder],
     "isobit.runtime.grammar.Grammar | None": [3, "x", True],
     "EngineConfig": [None, 3, {}],
     "TokenSequence": [None, 3, "x", [1]],

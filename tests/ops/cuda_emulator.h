@@ -294,8 +294,9 @@ static inline void store_relaxed(unsigned long long* p, unsigned long long v) { 
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 static inline void __threadfence() {}
+template <class T> T atomicAdd(T* p, T n) { T old = *p; *p += n; return old; }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
 static inline unsigned atomicOr(unsigned* p, unsigned v) { unsigned old = *p; *p |= v; return old; }
-static inline int atomicAdd(int* p, int n) { int old = *p; *p += n; return old; }
 // Tensor-core products and the loads that feed them: every lane gathers what the others hold.
 typedef const char* SharedAddress;
 static inline SharedAddress shared_address(const void* p) { return (const char*)p; }

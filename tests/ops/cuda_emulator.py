@@ -80,6 +80,7 @@ class EmulatedGpu:
     multiprocessors = 4
     shared_most = 227 << 10
     cache_bytes = 50 << 20
+    may_wait = True
 
     def __init__(self, seed: int = 1, *, bulk: bool = False) -> None:
         """bulk: with Hopper's bulk copies, else with Ampere's."""
@@ -91,6 +92,7 @@ class EmulatedGpu:
         memory.emu_free.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._allocate, self._free = memory.emu_alloc, memory.emu_free
         self._held: dict[int, int] = {}
+        self._fetching: list[tuple[np.ndarray, bytes]] = []
         self._runs = True
 
     def activate(self) -> None:
@@ -133,10 +135,20 @@ class EmulatedGpu:
         return np.empty(count, np.float32)
 
     def mark(self) -> object:
-        return self
+        fetching, self._fetching = self._fetching, []
+        return fetching
 
-    def wait(self, mark: object) -> None:
-        pass
+    def wait(self, mark: list[tuple[np.ndarray, bytes]]) -> None:
+        for out, found in mark:
+            ctypes.memmove(out.ctypes.data, found, len(found))
+
+    def fetch(self, address: int, out: np.ndarray) -> None:
+        """What is there now arrives when a later mark is waited for, not before."""
+        self._fetching.append((out, ctypes.string_at(address, out.nbytes)))
+        ctypes.memset(out.ctypes.data, 0x5B, out.nbytes)
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        ctypes.memmove(target, source, nbytes)
 
     def download(self, address: int, out: np.ndarray) -> None:
         if not self._runs:

@@ -11,7 +11,7 @@ from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend, available
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops import rms_norm
+from isobit.backends.cuda.ops import rms_norm, top_k
 from isobit.backends.cuda.ops.matmul import one
 from isobit.backends.cuda.programs import Sizes
 
@@ -130,5 +130,5 @@ class Alone:
 
     def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8):
         arguments = (ids, tokens, k, experts, order, offset, *groups, columns)
-        how = {"PARTS": 1}, 40 * experts
-        self.launch("ops/top_k.sort_pairs", (1,), arguments, how[0], shared=how[1])
+        blocks, words = top_k.sorting(tokens, experts)
+        self.launch("ops/top_k.sort_pairs", (blocks,), arguments, {"PARTS": 1}, shared=4 * words)

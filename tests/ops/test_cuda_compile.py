@@ -10,21 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
+from isobit.backends.base import Batch, Wanted
+from isobit.backends.cpu.sampler import Columns, Row
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.layout import Layout
+from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from tests.helpers.expected import needs
-from tests.helpers.synth import QWEN3_30B_A3B
 
-from . import test_graph_ops
+from .cases import CASES, pointwise, products, recurrent, routing
 from .cuda_emulator import EmulatedGpu
 from .cuda_support import sized
+from .harness import written
 
 
 class Recorder(EmulatedGpu):
@@ -39,6 +41,14 @@ class Recorder(EmulatedGpu):
 
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
+
+
+OTHERS = (
+    *(pointwise.bias, pointwise.rope, pointwise.clamped_gate, pointwise.gelu_gate),
+    *(pointwise.softcap, pointwise.scale, pointwise.multiply, pointwise.join),
+    *(products.expert_bias, routing.expert_scale, pointwise.relu_squared, recurrent.gated_delta),
+)
+"""Cases of operations that neither model has."""
 
 
 @pytest.fixture(scope="module")
@@ -60,25 +70,14 @@ def kernels():
         for n in (2, 3, 4):
             each = np.arange(n, dtype=np.int32)
             backend.forward(Batch(each, 0 * each, each, pages, each))
+    each = np.arange(2, dtype=np.int32)
+    draws = Draws(each, Columns.of([Row(1, 40, 0.9)] * 2, 8192), each.astype(np.uint64))
+    backend.run(Batch(each, 0 * each, each, pages, each), Wanted(False, drawn=draws, digests=True))
     backend.read_bandwidth()
-    rng = np.random.default_rng()
-    for case in (
-        test_graph_ops.bias,
-        test_graph_ops.rope_of_neighbours,
-        test_graph_ops.expert_bias,
-        test_graph_ops.clamped_gate,
-        test_graph_ops.gelu_gate,
-        test_graph_ops.softcap,
-        test_graph_ops.scale,
-        test_graph_ops.expert_scale,
-        test_graph_ops.multiply,
-        test_graph_ops.relu_squared,
-        test_graph_ops.scan_without_corrections,
-        test_graph_ops.join,
-    ):
-        weights = Weights(QWEN3_30B_A3B, test_graph_ops.graph(case, rng))
-        backend = UnfusedCudaBackend(weights, engine, gpu)
-        backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
+    for case in CASES:
+        if case.write in OTHERS:
+            backend = UnfusedCudaBackend(written(case).weights, engine, gpu)
+            backend.forward(Batch(each, each, 0 * each, pages, each[:1]))
     for stem, defines in list(gpu.asked):  # what other shapes and devices ask for
         if stem == "ops/batch_matmul":
             other = {**dict(defines), "COLUMNS": "32"}

@@ -1,7 +1,5 @@
-"""Every CUDA operation against the specification, bit for bit: emulated, and on a GPU if any.
-
-Outputs lie between sentinels; inputs are new in every run (the seed is printed on failure).
-"""
+"""Single CUDA kernels against the specification, in forms that cases do not ask for: emulated, and
+on a GPU if any. Outputs lie between sentinels."""
 
 import numpy as np
 import pytest
@@ -9,14 +7,12 @@ import pytest
 from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
-from isobit.backends.cuda.device.memory import Region, supers
-from isobit.backends.cuda.ops.append import KEY, QUERY, VALUE, room
+from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
-from .cases import powers_weight
 from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
 
 
@@ -113,26 +109,6 @@ def test_quantise(gpu, rng, planes, columns):
     assert (~finite).sum() == 2
 
 
-@pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
-@pytest.mark.parametrize("rows", [40, 13])
-def test_matmul(gpu, rng, name, rows, planes):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    for columns in {32: (96, 800, 512), 64: (192, 832, 512), 128: (384, 896, 512)}.get(
-        fmt.block_size, (256, 768, 2304)
-    ):
-        w = random_weight(rng, fmt, rows, columns)
-        ops = Alone(gpu, planes)
-        stored = load(gpu, w)
-        for tokens in (1, 11):
-            x = activations(rng, tokens, columns)
-            values, acts = quantised(gpu, ops, x)
-            b = Buffers(gpu)
-            y = b.new(4 * tokens * rows)
-            ops.matmul(stored, values, acts, y, tokens)
-            same(b.get(y, (tokens, rows)), numerics.matmul(w, x, planes))
-
-
 @pytest.mark.parametrize(("name", "columns"), [("F32", 2880), ("F16", 8192), ("BF16", 8448)])
 def test_matmul_of_floats(gpu, rng, name, columns):
     """Rows that leave a thread room for several, for one and for none; lanes of -0 alone."""
@@ -146,32 +122,6 @@ def test_matmul_of_floats(gpu, rng, name, columns):
     got = b.get(y, (5, 24))
     same(got[:, :21], numerics.matmul(w, x, 2))
     assert (got[:, 21:].view(np.uint32) == 0x5B5B5B5B).all()
-
-
-@pytest.mark.parametrize("name", ["IQ4_NL", "MXFP4"])
-def test_matmul_of_rows_of_2880(gpu, rng, name):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    w, x = random_weight(rng, fmt, 8, 2880), activations(rng, 2, 2880)
-    ops, b = Alone(gpu, 2), Buffers(gpu)
-    values, acts = quantised(gpu, ops, x)
-    y = b.new(4 * 2 * 8)
-    ops.matmul(load(gpu, w), values, acts, y, 2)
-    same(b.get(y, (2, 8)), numerics.matmul(w, x, 2))
-
-
-@pytest.mark.parametrize("columns", [320, 512])
-def test_every_scale_of_mxfp4(gpu, rng, columns):
-    w, ops, b = powers_weight(rng, columns), Alone(gpu, 2), Buffers(gpu)
-    x = (rng.standard_normal((3, columns)) * np.float64(10) ** [[-28], [0], [9]]).astype(F32)
-    values, acts = quantised(gpu, ops, x)
-    y = b.new(4 * 3 * 256)
-    ops.matmul(load(gpu, w), values, acts, y, 3)
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = numerics.matmul(w, x, 2)
-    got, finite = b.get(y, (3, 256)), np.isfinite(expected)
-    assert (np.abs(expected) < 1e-38).any()
-    assert np.array_equal(np.isfinite(got), finite)
-    same(got[finite], expected[finite])
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -196,29 +146,33 @@ def test_matmul_of_many(gpu, rng, name, planes):
         assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
 
 
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("way", ["SPLIT", "TAIL", "whole"])
 @pytest.mark.parametrize(
     ("warps", "columns", "n", "supers"),
     [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
 )
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
-def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
+def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, way):
     """Blocks that go from one group of sequences to the next, the last groups of few."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, blocks = 80, 2
+    rows, blocks = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 4))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
     _, acts = quantised(gpu, Alone(gpu, 2), x)
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
-    y = b.new(4 * n * rows)
+    y, how = b.new(4 * n * rows), Fit(1, warps, 1, columns)
+    parts = {"SPLIT": 2 * supers, "TAIL": 3 * supers, "whole": 0}[way]
+    parts = min(parts, (gpu.shared_most - 1024 - how.shared(stored)) // how.part())
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
         + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
-        shared=Fit(1, warps, 1, columns).shared(stored, split=split),
+        defines
+        | {"BLOCK": str(32 * warps)}
+        | {"SPLIT": {"SPLIT": "1"}, "TAIL": {"TAIL": str(parts)}, "whole": {}}[way],
+        shared=how.shared(stored, parts),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
@@ -246,24 +200,6 @@ def test_matmul_of_experts(gpu, rng, name):
     same(b.get(y, (tokens, k, rows)), np.array(expected, F32))
 
 
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values()])
-def test_embedding(gpu, rng, name):
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    for rows, columns in ((16, 512), (11, 512 if fmt.block_size == 256 else 384)):
-        w = random_weight(rng, fmt, rows, columns)
-        tokens = rng.integers(0, rows, 6).astype(np.int32)
-        b = Buffers(gpu)
-        y = b.new(4 * 6 * columns)
-        table = load(gpu, w)
-        Alone(gpu, 2).launch(
-            "ops/embedding.embed",
-            (6, supers(columns)),
-            (table.address, b.put(tokens), columns, y),
-            table.layout.embedding_defines,
-        )
-        same(b.get(y, (6, columns)), w.float32()[tokens])
-
-
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
 def test_repack_keeps_every_byte(gpu, rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
@@ -274,16 +210,6 @@ def test_repack_keeps_every_byte(gpu, rng, name):
     gpu.download(stored.address, out)
     assert np.array_equal(out, repack(w.data, 3, fmt.nbytes(256)))
     assert np.array_equal(np.sort(out), np.sort(w.data))
-
-
-@pytest.mark.parametrize("n", [64, 256, 2048, 1000])
-def test_rms_norm(gpu, rng, n):
-    x, weight = activations(rng, 3, n), activations(rng, n)
-    b = Buffers(gpu)
-    y = b.new(x.nbytes)
-    arguments = (b.put(x), n, n, 1, b.put(weight), 1e-6, n, y)
-    Alone(gpu, 2).launch("ops/rms_norm", (3,), arguments)
-    same(b.get(y, x.shape), numerics.rms_norm(x, weight, F32(1e-6)))
 
 
 @pytest.mark.parametrize("n", [64, 512, 1000, 4360])  # warps take one superblock, or two
@@ -310,20 +236,6 @@ def test_norm_quantise(gpu, rng, n, kind):
         record = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
         wanted = b.get(expected_acts, record.shape, np.uint8)
         assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
-
-
-def test_swiglu(gpu, rng):
-    gate = np.concatenate([rng.uniform(-100, 100, 3000), [0.0, -0.0, 88.5, -88.5, 87.0]]).astype(
-        F32
-    )
-    up, n = activations(rng, gate.size), gate.size
-    b, ops = Buffers(gpu), Alone(gpu, 2)
-    acts = b.new(supers(n) * ACT_BYTES)
-    arguments = (b.put(gate), b.put(up), n, 1, acts)
-    ops.launch("ops/silu_gate.swiglu_quantise", (-(-supers(n) // 8),), arguments)
-    _, expected = quantised(gpu, ops, numerics.silu_gate(gate, up)[None])
-    got, wanted = (b.get(at, (supers(n), ACT_BYTES), np.uint8) for at in (acts, expected))
-    assert np.array_equal(got[:, :700], wanted[:, :700])  # the rest is nobody's
 
 
 @pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])
@@ -376,7 +288,7 @@ class Sorted:
 
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(3, 40, 4), (256, 128, 8), (600, 33, 10)])
 def test_sort_pairs(gpu, rng, tokens, experts, k):
-    """Tokens in one round of 256, and in three; experts that nobody chose."""
+    """A word of tokens, many, and a broken one; experts that nobody chose."""
     ids = np.stack([rng.permutation(experts - 1)[:k] for _ in range(tokens)]).astype(np.int32)
     b = Buffers(gpu)
     to = Sorted(b, tokens * k, experts)
@@ -385,28 +297,18 @@ def test_sort_pairs(gpu, rng, tokens, experts, k):
 
 
 @pytest.mark.parametrize(("experts", "k", "groups"), [(160, 8, (5, 3)), (300, 40, (1, 1))])
-def test_route(gpu, rng, experts, k, groups):
-    """Experts chosen and sorted at once: as the launches for many tokens do, of a sigmoid too."""
-    tokens = 35  # a warp has two
+def test_router_of_groups(gpu, rng, experts, k, groups):
+    """Of a sigmoid, with a bias of the choice; ranks that a lane has two of."""
+    tokens = 11
     z = rng.random((tokens, experts)).astype(F32)
     z[4] = np.round(z[4])
     b, ops = Buffers(gpu), Alone(gpu, 2)
-    parts, each = {"PARTS": -(-experts // 32)}, experts + groups[0]
-    parts |= {"GROUPED": 1} if groups[1] < groups[0] else {}
-    router = b.put(z), tokens, experts, k, 1, 0, b.put(z[0]), *groups
-    found = []
-    for kernel, blocks, warps in (("router_top_k", 5, 8), ("route", 1, 32)):
-        ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
-        to = Sorted(b, tokens * k, experts)
-        more = (*to.at, 8) if kernel == "route" else ()
-        shared = 4 * warps * each + (40 * experts + 4 * tokens * k if more else 0)
-        arguments = (*router, ids, weights, *more)
-        ops.launch(f"ops/top_k.{kernel}", (blocks,), arguments, parts, shared=shared)
-        found.append((b.get(ids, (tokens, k), np.int32), b.get(weights, (tokens, k))))
-    to.check(found[0][0], 8)
-    assert np.array_equal(found[0][0], found[1][0])
-    same(found[0][1], found[1][1])
-    scores = z + z[0]
+    defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if groups[1] < groups[0] else {})
+    ids, weights = b.new(4 * tokens * k), b.new(4 * tokens * k)
+    arguments = b.put(z), tokens, experts, k, 1, 0, b.put(z[0]), *groups, ids, weights
+    shared = 4 * 8 * (experts + groups[0])
+    ops.launch("ops/top_k.router_top_k", (2,), arguments, defines, shared=shared)
+    found, scores = b.get(ids, (tokens, k), np.int32), z + z[0]
     own = np.sort(scores.reshape(tokens, groups[0], -1), axis=-1)
     best = np.argsort(-(own[..., -1] + own[..., -2]), axis=-1, kind="stable")[:, : groups[1]]
     for t in range(tokens):
@@ -415,78 +317,33 @@ def test_route(gpu, rng, experts, k, groups):
         assert np.array_equal(found[0][0][t], order)
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "heads", "kv_heads"),
-    [(128, 4, 2), (80, 3, 1), (10, 2, 2), (258, 2, 1), (512, 2, 1)],
-)
-@pytest.mark.parametrize("together", [True, False])
-def test_attention(gpu, rng, head_dim, heads, kv_heads, together):
-    """Two sequences on scattered pages; the second has a page of history already in the cache."""
-    lengths, pages = (70, 5), np.array([[3, 0], [1, 4]], np.int32)
-    positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
-    sequence = np.repeat([0, 1], lengths).astype(np.int32)
-    n, padded, n_pages = len(positions), -(-head_dim // 16) * 16, 5
-    qkv = activations(rng, n, heads + 2 * kv_heads, head_dim)
-    q_norm, k_norm = (rng.standard_normal(head_dim).astype(F32) for _ in range(2))
-    turn = numerics.rope_table(numerics.inverse_frequencies(head_dim, 1e4), 0, 128)
-    eps = F32(1e-6)
+def test_head_vectors_of_runs(gpu, rng):
+    """Tokens together leave in the cache what each alone does: runs that begin anywhere, some with
+    all of sixteen positions, whose values are stored together; the last token is there often."""
+    heads, kv_heads, head_dim, pages = 2, 1, 64, 8
+    parts = [(0, 8), (8, 8), *((int(rng.integers(60)), int(rng.integers(1, 60))) for _ in "ab")]
+    positions = np.concatenate([np.arange(a, a + n) for a, n in parts]).astype(np.int32)
+    sequence = np.repeat([0, 2, 4, 6], [n for _, n in parts]).astype(np.int32)  # two pages each
+    qkv = activations(rng, len(positions), heads + 2 * kv_heads, head_dim)
+    again = np.minimum(np.arange(len(positions) + 16), len(positions) - 1)
+    positions, sequence, qkv = positions[again], sequence[again], qkv[again]
+    b, defines = Buffers(gpu), {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim}
+    fixed = [b.put(activations(rng, head_dim)) for _ in range(2)]
+    turns = [b.put(rng.random((128, head_dim // 2)).astype(F32)) for _ in range(2)]
+    table = b.put(rng.permutation(pages).astype(np.int32))
+    sizes = [2 * pages * kv_heads * TILE * n for n in (head_dim, head_dim, 2, 2)]
 
-    b, ops = Buffers(gpu), Alone(gpu, 2)
-    q_int, dq = b.new(2 * n * heads * padded), b.new(4 * n * heads)
-    planes = 2 * n_pages * kv_heads * TILE * padded
-    cache = (b.new(planes), b.new(planes))
-    cache += (b.new(4 * n_pages * kv_heads * TILE), b.new(4 * n_pages * kv_heads * TILE))
-    cache += (kv_heads, padded)
-    where = (b.put(positions), b.put(sequence), b.put(pages), 2)
-    scale = float(numerics.attention_scale(head_dim))
-    defines = {"HEAD_ROOM": room(head_dim)}
-    q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
-    cos, sin = (t[positions] for t in turn)
-    q = numerics.rope(numerics.rms_norm(q, q_norm, eps), cos, sin)
-    k = numerics.rope(numerics.rms_norm(k, k_norm, eps), cos, sin)
-    if together:
-        vectors = n * (heads + 2 * kv_heads)
-        ops.launch(
-            "fusions/head_vectors",
-            (-(-vectors // 8),),
-            (b.put(qkv), b.put(q_norm), b.put(k_norm), float(eps), *map(b.put, turn))
-            + (*where, scale, q_int, dq, *cache[:4], n),
-            {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim},
-        )
-    else:
-        for kind, x in ((QUERY, q), (KEY, k), (VALUE, v)):
-            each = x.shape[1]
-            ops.launch(
-                "ops/append",
-                (-(-n * each // 8),),
-                (kind, b.put(np.ascontiguousarray(x)), each * head_dim, head_dim, each, head_dim)
-                + (n * each, *where, scale, q_int, dq, *cache),
-                defines,
-            )
-    out = b.new(4 * n * heads * head_dim)
-    arguments = (head_dim, q_int, dq, *where, heads, *cache)
-    if together:
-        ops.launch("ops/attention", (heads, n), (*arguments, 0, 0, out), defines)
-    else:
-        pairs, parts = b.new(8 * n * heads * 3), b.new(4 * n * heads * 3 * head_dim)
-        more = (*arguments, 0, 3, pairs, parts)
-        ops.launch("ops/attention.attention_tiles", (heads, n, 2), more, defines)
-        arguments = (head_dim, where[0], heads, 0, 0, 3, pairs, parts, out)
-        ops.launch("ops/attention.attention_merge", (heads, n), arguments, defines)
+    def store(cache, at):
+        n = len(positions[at])
+        where = b.put(positions[at]), b.put(sequence[at]), table, 1
+        results = b.new(2 * n * heads * head_dim), b.new(4 * n * heads)
+        arguments = (b.put(qkv[at]), *fixed, 1e-6, *turns, *where, 0.1, *results, *cache, n)
+        blocks = -(-n * (heads + 2 * kv_heads) // 8)
+        Alone(gpu, 2).launch("fusions/head_vectors", (blocks,), arguments, defines)
 
-    expected = np.empty_like(q)
-    for s in (0, 1):
-        rows = np.flatnonzero(sequence == s)
-        for h in range(heads):
-            g = h * kv_heads // heads
-            ki, dk = numerics.quantise(np.ascontiguousarray(k[rows, g]), 2)
-            vi, dv = numerics.quantise(np.ascontiguousarray(v[rows, g]), 2)
-            expected[rows, h] = numerics.attention(
-                np.ascontiguousarray(q[rows, h]),
-                positions[rows],
-                ki.astype(np.int16),
-                dk,
-                vi.astype(np.int16),
-                dv,
-            )
-    same(b.get(out, expected.shape), expected)
+    together, alone = ([b.put(np.zeros(n, np.uint8)) for n in sizes] for _ in range(2))
+    store(together, slice(None))
+    for i in range(len(positions)):
+        store(alone, slice(i, i + 1))
+    for x, y, n in zip(together, alone, sizes, strict=True):
+        assert np.array_equal(b.get(x, (n,), np.uint8), b.get(y, (n,), np.uint8)), parts

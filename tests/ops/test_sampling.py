@@ -8,11 +8,11 @@ from isobit.backends.cpu.sampler import NONE_ALLOWED, NOT_FINITE, Row, RowSample
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.sampling import choose, random_bits
 
-from .backends import CPU_LEVELS
-from .cases import identical
+from .inputs import identical
+from .ways import LEVELS
 
 
-@pytest.fixture(params=CPU_LEVELS)
+@pytest.fixture(params=LEVELS)
 def sampler(request):
     if request.param not in simd_levels():
         pytest.skip(f"not run: this machine or build has no {request.param}")

@@ -20,7 +20,7 @@ from isobit.numerics import TILE, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 from tests.helpers.synth import QWEN3_30B_A3B
 
-from .cases import weight
+from .inputs import weight
 from .wgpu_support import open_device
 
 MIB = 1 << 20

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
+from isobit.backends.measure import MOST, Asked, Measured
+from isobit.backends.wgpu.measure import Measuring
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 
-from .cases import identical
+from .inputs import identical
 from .test_sampling import distributions
 from .wgpu_support import Guards, open_device
 
@@ -15,14 +16,15 @@ from .wgpu_support import Guards, open_device
 @pytest.fixture
 def device(monkeypatch):
     device = open_device()
-    guards = Guards(device, monkeypatch)
+    guards = Guards(device)
+    monkeypatch.setattr(device, "empty", guards.empty)
     yield device
     guards.check()
 
 
 def measured(device, logits, ids, k, digest=False):
     """Of every row, in one dispatch, and one for each level of digests."""
-    asked = Asked(ids.shape[1], k, digest)
+    asked = Asked(ids.shape[1], k, digest=digest)
     measuring, rows = Measuring(device, *logits.shape), np.arange(len(logits))
     measuring.give(ids)
     device.run(list(measuring.steps(device.upload(logits), len(logits), asked)))

@@ -67,6 +67,17 @@ def test_another_option_is_another_file(compiled, monkeypatch):
     assert len(compiled[1]) == 2
 
 
+def test_another_compiler_is_another_file(compiled, monkeypatch):
+    from cuda.bindings import nvrtc  # noqa: PLC0415
+
+    compile.cubin("ops/silu", "sm_90", {})
+    _, major, minor = nvrtc.nvrtcVersion()
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (0, major, minor + 1))
+    compile.cubin("ops/silu", "sm_90", {})
+    folder, times = compiled
+    assert len(times) == len(list(folder.rglob("*.cubin"))) == 2
+
+
 def test_a_forked_process_is_refused_in_one_line(monkeypatch):
     gpu = CudaGpu.__new__(CudaGpu)
     gpu._process, gpu._closed = os.getpid(), False

@@ -71,9 +71,9 @@ def test_it_finds_out_what_it_was_not_told() -> None:
     assert pace.beside(4, 0, 1, 0) == 2
     machine.read(4096, 4)
     machine.run(4, 0, 0)
-    assert pace.beside(4, 2000, 1, 0) == 4  # half of 500 us, at 60 us each
+    assert pace.beside(4, 2000, 1, 0) in {3, 4}  # 0.45 of 500 us, at 60 us each
     machine.run(64, 25, 0)  # never without a prompt
-    assert 48 <= pace.beside(64, 0, 1, 0) <= 54
+    assert 44 <= pace.beside(64, 0, 1, 0) <= 52
 
 
 def test_a_slow_pass_changes_nothing() -> None:
@@ -81,10 +81,10 @@ def test_a_slow_pass_changes_nothing() -> None:
     for _ in range(5):
         pace.ran(8, 0, 0, 0.01)
         pace.ran(8, 30, 0, 0.013)
-    assert pace.beside(8, 0, 1, 0) in {48, 49, 50}
+    assert pace.beside(8, 0, 1, 0) in {43, 44, 45}
     pace.ran(8, 0, 0, 10.0)
     pace.ran(8, 10, 0, 10.0)
-    assert pace.beside(8, 0, 1, 0) in {48, 49, 50}
+    assert pace.beside(8, 0, 1, 0) in {43, 44, 45}
 
 
 def test_a_machine_that_becomes_slower_has_the_same_shares() -> None:
@@ -93,7 +93,7 @@ def test_a_machine_that_becomes_slower_has_the_same_shares() -> None:
     for _ in range(50):
         pace.ran(50, 0, 0, 0.01)
         pace.ran(50, 40, 0, 0.014)
-    assert pace.beside(50, 0, 1, 0) in {48, 49, 50}
+    assert pace.beside(50, 0, 1, 0) in {43, 44, 45}
     for n in range(200):
         pace.ran(50 - n % 3, 30 + n % 5, 0, 0.02 + 2e-4 * (n % 5))
     pace.ran(50, 0, 0, 0.014)
@@ -152,4 +152,4 @@ def test_a_token_that_costs_nothing_is_tried_with_care() -> None:
         n = pace.beside(32, 0, 1, 0)
         pace.ran(32, n, 0, 0.008 + 1e-4 * n)
     pace.ran(32, 0, 0, 0.008)
-    assert pace.beside(32, 0, 1, 0) == pytest.approx(40, abs=2)
+    assert pace.beside(32, 0, 1, 0) == pytest.approx(36, abs=2)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from isobit import machine
 from isobit.backends.cpu._cpu import check_batch
 from isobit.backends.cpu.sampler import NOT_FINITE, RowSampler
+from isobit.backends.draws import Draws
 from isobit.backends.hardware import read_bandwidth
 from isobit.backends.pool import Room, fitted, on_host
 from isobit.config import EngineConfig
@@ -87,15 +88,22 @@ class Wanted:
     """Log-probabilities of these ids: int32 [R, n]."""
     hidden: bool = False
     """The rows that the output product reads, after the last norm."""
+    drawn: Draws | None = None
+    """Tokens, each of one of the rows."""
     digests: bool = False
     """Of each row's logits."""
     routes: bool = False
     """The experts that each token went to."""
+    ahead: bool = False
+    """Whether the next pass will most likely be of the same sequences, each with its token drawn
+    here or else the likeliest, and ask the same: their pages hold these positions already. A
+    device may begin with it while the caller looks at this one."""
 
     @property
     def measures(self) -> bool:
         """Whether something is to be made of the logits."""
-        return self.likeliest or self.top > 0 or self.given is not None or self.digests
+        made = self.top > 0 or self.given is not None or self.drawn is not None
+        return made or self.likeliest or self.digests
 
 
 LOGITS = Wanted()
@@ -122,6 +130,10 @@ class Results:
     """[R, k]"""
     given: F32 | None = None
     """[R, n]"""
+    drawn: I32 | None = None
+    """[D]; NOT_FINITE of a row that is not, NONE_ALLOWED where a grammar leaves nothing."""
+    drawn_logprobs: F32 | None = None
+    """[D]"""
     hidden: F32 | None = None
     """[R, hidden]"""
     digests: NDArray[np.uint8] | None = None
@@ -143,12 +155,13 @@ class Limits:
     """Recurrent states; 0 for a model that has none."""
 
     @classmethod
-    def of(cls, weights: Weights, engine: EngineConfig) -> "Limits":
-        """Those of a model with settings in which context and pages are settled."""
+    def of(cls, weights: Weights, engine: EngineConfig, *, keeps: bool = False) -> "Limits":
+        """Those of a model with settings in which context and pages are settled; ``keeps``: whether
+        states are kept beside those in use."""
         graph = weights.graph
         tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
         ids = min(w.shape[0] for w in tables) if tables else weights.config.vocab
-        states = engine.max_sequences if graph.recurrent else 0
+        states = engine.max_sequences + keeps * engine.kept_states if graph.recurrent else 0
         assert engine.context is not None
         assert engine.pages is not None
         return cls(ids, engine.context, engine.pages, states)
@@ -180,6 +193,8 @@ class Backend(ABC):
     fused_away: frozenset[Key] = frozenset()
     """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
     gets them, unless they are asked for by name and a way to run has them."""
+    goes_ahead: ClassVar[bool] = False
+    """Whether it heeds ``Wanted.ahead``."""
     copies_states: ClassVar[bool] = False
     """Whether recurrent states can be kept, for texts that go on from there."""
     inexact: tuple[str, ...] = ()
@@ -206,10 +221,7 @@ class Backend(ABC):
         self.engine, self.settled = fitted(
             weights, engine, room or (lambda settings: on_host(weights, settings))
         )
-        self.limits = Limits.of(weights, self.engine)
-        if self.copies_states and self.limits.states:
-            states = self.limits.states + self.engine.kept_states
-            self.limits = replace(self.limits, states=states)
+        self.limits = Limits.of(weights, self.engine, keeps=self.copies_states)
         self.no_routes = _no_routes(self.graph)
         widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
         self._receives = next(widths, None)
@@ -259,9 +271,24 @@ class Backend(ABC):
         self._check(batch)
         if wanted is not LOGITS:
             _check_wanted(wanted, len(batch.logit_rows), self.graph.logits.shape.width)
-        if wanted.hidden or (wanted.routes and ROUTES not in self.on_device):
-            return self._with_stages(batch, wanted, tap, stages)
-        return self.compute(batch, wanted, tap, stages)
+        if wanted.drawn is None or self.draws(wanted):
+            return self._computed(batch, wanted, tap, stages)
+        draws, logits, rows = wanted.drawn, wanted.logits, wanted.drawn.rows
+        places: NDArray[np.integer] = rows
+        if logits is not True:
+            mine = rows[:0] if logits is False else logits
+            union = np.union1d(mine, rows)
+            places = np.searchsorted(union, rows)
+            wanted = replace(wanted, logits=len(union) == len(batch.logit_rows) or union)
+        results = self._computed(batch, replace(wanted, drawn=None), tap, stages)
+        assert results.logits is not None
+        all_in_order = np.array_equal(places, np.arange(len(results.logits)))
+        of_draws = results.logits if all_in_order else results.logits[places]
+        drawn, logprobs = draws.choose(self.rows, of_draws)
+        kept: F32 | None = results.logits
+        if logits is not True:
+            kept = None if logits is False else results.logits[np.searchsorted(union, logits)]
+        return replace(results, logits=kept, drawn=drawn, drawn_logprobs=logprobs)
 
     def forward(
         self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
@@ -298,6 +325,10 @@ class Backend(ABC):
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """Run a checked batch; logits [R, vocabulary] in the host's memory."""
 
+    def draws(self, wanted: Wanted) -> bool:  # noqa: ARG002
+        """Whether :meth:`compute` gives ``drawn``, too; else it is drawn from logits."""
+        return False
+
     def compute_greedy(
         self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
     ) -> I32:
@@ -324,14 +355,17 @@ class Backend(ABC):
     def compute(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """Run a checked batch for all that is wanted but ``hidden``, and ``routes`` unless it says
-        that it makes them; here, by way of the logits."""
+        """Run a checked batch for all that is wanted but ``hidden``, and ``routes`` and ``drawn``
+        unless it says that it makes them; here, by way of the logits."""
         return self._measured(self.compute_logits(batch, tap, stages), wanted)
 
     def _measured(self, logits: F32, wanted: Wanted) -> Results:
         """What is wanted, of logits [R, vocabulary] in the host's memory."""
         ids = np.empty((len(logits), 0), np.int32) if wanted.given is None else wanted.given
         likeliest, given, top_ids, top = self.rows.measure(logits, ids, wanted.top)
+        drawn = logprobs = None
+        if wanted.drawn is not None:
+            drawn, logprobs = wanted.drawn.choose(self.rows, logits[wanted.drawn.rows])
         kept: F32 | None = logits
         if not isinstance(wanted.logits, bool):
             kept = logits[wanted.logits]
@@ -344,8 +378,17 @@ class Backend(ABC):
             top_ids if wanted.top else None,
             top if wanted.top else None,
             None if wanted.given is None else given,
+            drawn=drawn,
+            drawn_logprobs=logprobs,
             digests=self.rows.digests(logits) if wanted.digests else None,
         )
+
+    def _computed(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        if wanted.hidden or (wanted.routes and ROUTES not in self.on_device):
+            return self._with_stages(batch, wanted, tap, stages)
+        return self.compute(batch, wanted, tap, stages)
 
     def _with_stages(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
@@ -452,6 +495,11 @@ def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:
         raise UsageError(f"wanted top: expected 0 or more, got {wanted.top!r:.60}")
     if not isinstance(wanted.logits, bool):
         _check_ids("logits", wanted.logits, wanted.logits.shape[:1], rows)
+    if wanted.drawn is not None:
+        drawn = wanted.drawn.rows
+        _check_ids("drawn rows", drawn, drawn.shape[:1], rows)
+        if len(np.unique(drawn)) != len(drawn):
+            raise UsageError("wanted drawn rows: expected each once")
     if wanted.given is not None:
         _check_ids("given", wanted.given, (rows, *wanted.given.shape[1:2]), vocabulary)
 

@@ -9,6 +9,7 @@ import argparse
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -54,8 +55,11 @@ EXIT_CODES = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; ``argv`` is without the program's name."""
+def main(argv: Sequence[str] | None = None, *, interruptible: bool = False) -> int:
+    """Run one command and return its exit code; ``argv`` is without the program's name.
+
+    ``interruptible``: from here on Ctrl-C is Python's KeyboardInterrupt.
+    """
     # Before NumPy is imported. Its BLAS multiplies small matrices here, for the reference and the
     # oracle, and with threads that wait for each other takes two to five times as long.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -67,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a model writes what it likes
     try:
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return _run(sys.argv[1:] if argv is None else argv)
     except IsobitError as error:  # a gate that failed is the answer to what was asked, no error
         say(str(error) if isinstance(error, GateFailed) else f"error: {error}")

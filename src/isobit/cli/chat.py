@@ -23,7 +23,7 @@ from isobit.server.tool_calls.tools import checked
 PROMPT = "> "
 HELP = """\
 A message is a line; several lines that are pasted are one message.
-\"\"\"            begins and ends a message of several lines; so does Ctrl-D
+\"\"\"            begins and ends a message of several lines (Ctrl-D ends it, too)
 /clear         begin a new conversation
 /system TEXT   begin a new conversation with this system message
 /stats         tokens and speed of the last answer

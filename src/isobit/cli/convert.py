@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.output_file,
+        type=options.whole_file,
         required=True,
         metavar="FILE",
         help="file to write",

@@ -330,6 +330,14 @@ def output_file(path: str) -> str:
     return path
 
 
+def whole_file(path: str) -> str:
+    """:func:`output_file`, of what is written beside its place and renamed: over no device."""
+    output_file(path)
+    if Path(path).exists() and not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got a device")
+    return path
+
+
 _SAMPLING = {
     "temperature": ("temp", "0 takes the likeliest token"),
     "top_k": ("top_k", "keep the K likeliest tokens; 0 keeps all"),

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--routes",
-        type=options.output_file,
+        type=options.whole_file,
         metavar="FILE",
         help="write each token's experts (safetensors)",
     )

@@ -148,7 +148,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.output_file,
+        type=options.whole_file,
         required=True,
         metavar="FILE",
         help="file to write",

@@ -127,6 +127,8 @@ class Graph:
         for chain in chains.values() or [[]]:
             for earlier, later in pairwise([*before, *chain, *behind]):
                 follows.add(later, earlier)
+            for alone in [*before, *chain, *behind][:1]:
+                follows.add(alone)
         return tuple(follows.static_order())
 
     @cached_property

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import is_
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from isobit.backends.base import ARGMAX, F32, I32, Batch, Results, Wanted
+from isobit.backends.base import ARGMAX, I32, Batch, Results, Wanted
 from isobit.errors import ModelRefused
+from isobit.numerics import TILE
 from isobit.runtime.sampler import Together
 from isobit.runtime.scheduler import Work
 from isobit.runtime.tokens import Generation, Token
-
-if TYPE_CHECKING:
-    from isobit.runtime.model import Model
 
 Part = tuple[Work, Generation]
 """What one generation has in a pass."""
@@ -87,12 +85,17 @@ class Asked:
 
     parts: Sequence[Part]
     batches: Batches
+    vocabulary: int
+    ahead: bool = False
+    """Whether the backend may go ahead, nobody waits and all that run are here."""
     likeliest: list[tuple[int, int]] = field(default_factory=list)
     """(part, row) of those whose next token is the largest logit's."""
     drawn: list[tuple[int, int]] = field(default_factory=list)
-    """(part, row) of those whose next token is chosen from the logits here."""
-    scored: list[tuple[int, range]] = field(default_factory=list)
+    """(part, row) of those whose next token is drawn."""
+    taken: list[tuple[int, range]] = field(default_factory=list)
     """(part, rows) of prompts whose logits are wanted."""
+    scored: list[tuple[int, range]] = field(default_factory=list)
+    """(part, rows) of prompts whose tokens' log-probabilities are wanted."""
     hidden: list[tuple[int, range]] = field(default_factory=list)
     """(part, rows) of prompts of whose last token the model's state is wanted."""
     top: int = 0
@@ -104,52 +107,76 @@ class Asked:
         row = 0
         for i, (work, generation) in enumerate(self.parts):
             if work.scored:
-                some = self.hidden if generation.wants_hidden else self.scored
-                some.append((i, range(row, row + work.scored)))
+                self._of_prompt(generation).append((i, range(row, row + work.scored)))
             row += len(work.rows)
             request = work.request
             if request.max_tokens and work.start + len(work.tokens) == len(request.tokens):
-                if generation.only_likeliest:
-                    self.likeliest.append((i, row - 1))
-                    if generation.logprobs is not None:
-                        self.top = max(self.top, generation.logprobs, 1)
-                else:
-                    self.drawn.append((i, row - 1))
+                least = generation.only_likeliest
+                (self.likeliest if least else self.drawn).append((i, row - 1))
+                if generation.logprobs is not None:
+                    self.top = max(self.top, generation.logprobs, int(least))
                 if generation.watch is not None:
                     self.digests[i] = row - 1
         self.rows = row
+        for part, _ in self.scored:
+            self.top = max(self.top, self.parts[part][1].logprobs or 0)
+        self.together: Together | None = None
+        if self.drawn:
+            samplers = [self.parts[part][1].sampler for part, _ in self.drawn]
+            if self.batches.together is None or self.batches.together.samplers != samplers:
+                self.batches.together = Together(samplers, self.vocabulary)
+            self.together = self.batches.together
+
+    def _of_prompt(self, generation: Generation) -> list[tuple[int, range]]:
+        if generation.wants_hidden:
+            return self.hidden
+        return self.scored if generation.take_rows is None else self.taken
 
     @property
     def wanted(self) -> Wanted:
         """The least that a backend must give."""
-        rows = [row for _, some in self.scored for row in some]
-        rows += [row for _, row in self.drawn]
+        rows = [row for _, some in self.taken for row in some]
         routes = any(work.request.routes for work, _ in self.parts)
-        if not (rows or self.top or self.hidden or self.digests or routes):
+        ahead = self.ahead and all(map(_goes_on, self.parts))
+        measures = self.drawn or self.scored or self.top or self.hidden or self.digests
+        if not (rows or measures or routes or ahead):
             return ARGMAX
         logits = len(rows) == self.rows or (bool(rows) and np.unique(np.array(rows, np.int32)))
+        drawn = given = None
+        if self.together is not None:
+            logprobs = any(self.parts[part][1].logprobs is not None for part, _ in self.drawn)
+            of = np.array([row for _, row in self.drawn], np.int32)
+            drawn = self.together.draws(of, logprobs=logprobs)
+        if self.scored:
+            given = np.zeros((self.rows, 1), np.int32)
+            for part, some in self.scored:
+                given[some.start : some.stop, 0] = self._said(part)
         return Wanted(
             logits,
             likeliest=bool(self.likeliest),
             top=self.top,
+            given=given,
+            drawn=drawn,
             hidden=bool(self.hidden),
             digests=bool(self.digests),
             routes=routes,
+            ahead=ahead,
         )
 
-    def answer(self, model: Model, wanted: Wanted, results: Results) -> list[Next]:
+    def _said(self, part: int) -> list[int]:
+        """The tokens that follow the rows of a prompt."""
+        work, _ = self.parts[part]
+        return [work.request.prompt[work.start + row + 1] for row in work.rows[: work.scored]]
+
+    def answer(self, wanted: Wanted, results: Results) -> list[Next]:
         """What comes of it, for each part."""
         found = [Next()] * len(self.parts)
         self._likeliest(results, found)
         for part, rows in self.hidden:
             assert results.hidden is not None
             self.parts[part][1].hidden = results.hidden[rows.start].copy()
-        if results.logits is not None and len(results.logits):
-            at: Sequence[int] | dict[int, int] = range(self.rows)
-            if not isinstance(wanted.logits, bool):
-                at = {row: i for i, row in enumerate(wanted.logits.tolist())}
-            self._score(model, results, found, at)
-            self._draw(model, results, found, at)
+        self._of_prompts(wanted, results, found)
+        self._draw(results, found)
         for part, row in self.digests.items():
             assert results.digests is not None
             found[part] = found[part]._replace(digest=results.digests[row].tobytes())
@@ -166,81 +193,81 @@ class Asked:
                 continue
             token, k = Token(ids[row]), self.parts[part][1].logprobs
             if k is not None:
-                assert results.top is not None
-                assert results.top_ids is not None
-                theirs = tuple(
-                    zip(results.top_ids[row].tolist(), results.top[row].tolist(), strict=True)
-                )
+                theirs = _top(results, row)
                 token = Token(token.id, theirs[0][1], theirs[:k])
             found[part] = Next(token)
 
-    def _score(
-        self,
-        model: Model,
-        results: Results,
-        found: list[Next],
-        at: Sequence[int] | dict[int, int],
-    ) -> None:
-        assert results.logits is not None
-        for part, rows in self.scored:
+    def _of_prompts(self, wanted: Wanted, results: Results, found: list[Next]) -> None:
+        at: Sequence[int] | dict[int, int] = range(self.rows)
+        if not isinstance(wanted.logits, bool):
+            at = {row: i for i, row in enumerate(wanted.logits.tolist())}
+        for part, rows in (*self.taken, *self.scored):
             work, generation = self.parts[part]
             if not results.finite[rows.start : rows.stop].all():
                 found[part] = Next(error=damaged())
                 continue
-            positions = [work.start + row for row in work.rows[: work.scored]]
-            first = at[rows.start]
-            logits = results.logits[first : first + len(rows)]
             try:
-                if generation.take_rows is not None:
-                    generation.take_rows(positions, logits)
+                if generation.take_rows is None:
+                    generation.prompt += self._measured(part, rows, results)
                 else:
-                    generation.measure(model, positions, logits)
+                    assert results.logits is not None
+                    first = at[rows.start]
+                    positions = [work.start + row for row in work.rows[: work.scored]]
+                    generation.take_rows(positions, results.logits[first : first + len(rows)])
                 # Given once, also if it runs again.
                 work.request.wanted = work.request.wanted[work.scored :]
             except Exception as error:  # the caller's own
                 found[part] = Next(error=error)
 
-    def _draw(
-        self,
-        model: Model,
-        results: Results,
-        found: list[Next],
-        at: Sequence[int] | dict[int, int],
-    ) -> None:
-        drawn = [(part, row) for part, row in self.drawn if found[part].error is None]
-        if not drawn:
-            return
-        assert results.logits is not None
-        rows = [at[row] for _, row in drawn]
-        logits = results.logits
-        if rows != list(range(len(logits))):
-            logits = logits[rows]
-        samplers = [self.parts[part][1].sampler for part, _ in drawn]
-        if self.batches.together is None or self.batches.together.samplers != samplers:
-            self.batches.together = Together(samplers, logits.shape[1])
-        chosen = self.batches.together.choose(model.rows, logits)
-        measured = self._measured(model, [part for part, _ in drawn], logits, chosen)
-        for i, ((part, _), token) in enumerate(zip(drawn, chosen, strict=True)):
-            if isinstance(token, int):
-                found[part] = Next(measured.get(i, Token(token)))
-            else:
-                found[part] = Next(error=token)
+    def _measured(self, part: int, rows: range, results: Results) -> list[Token]:
+        """The tokens of a prompt that follow rows."""
+        assert results.given is not None
+        k, values = self.parts[part][1].logprobs, results.given[:, 0].tolist()
+        return [
+            Token(said, values[row], _top(results, row)[:k] if k else ())
+            for said, row in zip(self._said(part), rows, strict=True)
+        ]
 
-    def _measured(
-        self, model: Model, parts: Sequence[int], logits: F32, chosen: Sequence[object]
-    ) -> dict[int, Token]:
-        """The tokens whose log-probabilities are asked for, by their place in ``chosen``."""
-        asked = {i: self.parts[part][1].logprobs for i, part in enumerate(parts)}
-        ids = {i: t for i, t in enumerate(chosen) if isinstance(t, int) and asked[i] is not None}
-        if not ids:
-            return {}
-        most = max(asked[i] or 0 for i in ids)
-        values, top_ids, top = model.logprobs(logits[list(ids)], [[t] for t in ids.values()], most)
-        found = {}
-        for n, (i, token) in enumerate(ids.items()):
-            pairs = zip(top_ids[n].tolist(), top[n].tolist(), strict=True)
-            found[i] = Token(token, float(values[n, 0]), tuple(pairs)[: asked[i]])
-        return found
+    def _draw(self, results: Results, found: list[Next]) -> None:
+        if self.together is None:
+            return
+        assert results.drawn is not None
+        chosen = self.together.chosen(results.drawn)
+        for i, ((part, row), token) in enumerate(zip(self.drawn, chosen, strict=True)):
+            if found[part].error is not None:
+                continue
+            if not isinstance(token, int):
+                found[part] = Next(error=token)
+                continue
+            k = self.parts[part][1].logprobs
+            if k is None:
+                found[part] = Next(Token(token))
+                continue
+            assert results.drawn_logprobs is not None
+            theirs = _top(results, row)[:k] if k else ()
+            found[part] = Next(Token(token, float(results.drawn_logprobs[i]), theirs))
+
+
+def _top(results: Results, row: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest ids after a row, and their log-probabilities."""
+    assert results.top is not None
+    assert results.top_ids is not None
+    return tuple(zip(results.top_ids[row].tolist(), results.top[row].tolist(), strict=True))
+
+
+def _goes_on(part: Part) -> bool:
+    """Whether a part is a token that was generated, one more will be drawn without looking at it,
+    and its page is there."""
+    work, generation = part
+    request, end = work.request, work.start + len(work.tokens)
+    return (
+        len(work.tokens) == len(work.rows) == 1
+        and request.generated > 0
+        and request.generated + 1 < request.max_tokens
+        and end < len(request.table.pages) * TILE
+        and not generation.cancelled
+        and generation.sampler.plain
+    )
 
 
 def damaged() -> ModelRefused:

@@ -349,7 +349,11 @@ class Engine:
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
-        model, asked = self.model, Asked(parts, self._batches)
+        model, scheduler = self.model, self.scheduler
+        all_here = len(parts) == len(scheduler.running) and not scheduler.waiting
+        vocabulary = model.graph.logits.shape.width
+        ahead = model.backend.goes_ahead and all_here
+        asked = Asked(parts, self._batches, vocabulary, ahead)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
         watched: dict[int, Watcher] = {}
         for i, (_, generation) in enumerate(parts):
@@ -361,7 +365,7 @@ class Engine:
             stages = frozenset[str]().union(*(w.stages for w in watched.values())) - {CHOSEN}
             tap = by_sequence(model.graph, batch, {i: _seen_by(w) for i, w in watched.items()})
             results = model.run_batch(batch, wanted, tap, stages)
-        return asked.answer(model, wanted, results), results.routes
+        return asked.answer(wanted, results), results.routes
 
     def _hand_out(
         self,

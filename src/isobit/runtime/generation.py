@@ -138,7 +138,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         salt: str | None = "",
     ) -> None:
         """See ``Model.stream``, which makes them. Nothing is run before the first piece."""
-        if watch is not None and not hasattr(watch, "stages"):
+        if watch is not None and (isinstance(watch, type) or not hasattr(watch, "stages")):
             raise wrong("watch", "a Recorder or another Watcher", watch)
         function("progress", progress)
         self.completion: Completion | None = None

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.5
-"""So much longer may a step take for a prompt beside it. Whole tokens are less than that, by about
-what passes of one kind differ among themselves."""
+SHARE = 0.45
+"""So much longer may a step take for a prompt beside it: a little less than the half that is
+promised, since passes of one kind differ among themselves."""
 _RECENT = 64  # passes
 _LOOK = 7
 """After so many passes with prompts is one without: else nobody knew what these cost."""

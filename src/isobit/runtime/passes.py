@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +19,7 @@ from isobit.backends.base import ARGMAX, GREEDY, LOGITS, Backend, Batch, Results
 from isobit.backends.cpu._cpu import forget_mapping, name_mapping
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.config import EngineConfig, ModelConfig
-from isobit.errors import UsageError
+from isobit.errors import ModelRefused, UsageError, shown
 from isobit.hub import find
 from isobit.machine import total_memory
 from isobit.model.checkpoint import open_model
@@ -42,7 +44,13 @@ def locate(model: str | Path, note: Callable[[str], None] | None = None) -> Path
     """
     if isinstance(model, str) and model == "sample":
         return sample_path()
-    return find(model, note)
+    try:
+        path = find(model, note)
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):  # opening says it better
+            path.stat()
+    except OSError as error:
+        raise ModelRefused(f"{shown(os.fspath(model))}: {error.strerror}") from None
+    return path
 
 
 class Passes:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from isobit.arguments import instance, number, whole, wrong
 from isobit.backends.base import F32, I32
 from isobit.backends.cpu.sampler import NONE_ALLOWED, Columns, Row, RowSampler
+from isobit.backends.draws import Draws
 from isobit.errors import ModelRefused, UsageError, shown
 from isobit.numerics.sampling import adjust
 from isobit.runtime.grammar import Constraint, Grammar
@@ -118,6 +119,11 @@ class Sampler:
         if self.constraint is not None:
             self.constraint.append(token)
 
+    @property
+    def plain(self) -> bool:
+        """Whether tokens are drawn from logits as they are."""
+        return self._adjusted is None and self.constraint is None
+
     def row(self) -> Row:
         """What decides its tokens beside logits and the tokens before."""
         s = self.sampling
@@ -136,6 +142,9 @@ class Sampler:
         raise token
 
 
+_NO_ROWS = np.empty(0, np.int32)
+
+
 class Together:
     """Samplers that draw together, token after token, each for its sequence."""
 
@@ -146,17 +155,24 @@ class Together:
         self._adjusting = [i for i, s in enumerate(samplers) if s.sampling.adjusts]
         self._held = any(s.constraint is not None for s in samplers)
 
-    def choose(self, rows: RowSampler, logits: F32) -> list[int | UsageError | ModelRefused]:
-        """The next token of each sequence from logits [R, V], or why there is none."""
-        edits = [(i, *self.samplers[i].edits(logits[i])) for i in self._adjusting]
+    def draws(self, rows: I32, *, logprobs: bool = False) -> Draws:
+        """The next token of each sequence, from these rows of a pass."""
+        edits = [(i, self.samplers[i].edits) for i in self._adjusting]
         allowed = _allowed(self.samplers, self._vocabulary) if self._held else None
         index = np.array([s.generated + 1 for s in self.samplers], np.uint64)
-        tokens, _ = rows.draw(logits, self._columns, index, edits, allowed)
+        return Draws(rows, self._columns, index, edits, allowed, logprobs)
+
+    def chosen(self, tokens: I32) -> list[int | UsageError | ModelRefused]:
+        """The tokens that were drawn, or why there is none."""
         chosen: list[int | UsageError | ModelRefused] = tokens.tolist()
         for i, token in enumerate(chosen):
             if token < 0:  # type: ignore[operator]  # still an int
                 chosen[i] = _refusal(int(tokens[i]), self.samplers[i])
         return chosen
+
+    def choose(self, rows: RowSampler, logits: F32) -> list[int | UsageError | ModelRefused]:
+        """The next token of each sequence from logits [R, V], or why there is none."""
+        return self.chosen(self.draws(_NO_ROWS).choose(rows, logits)[0])
 
 
 def _allowed(samplers: Sequence[Sampler], vocabulary: int) -> NDArray[np.uint32] | None:

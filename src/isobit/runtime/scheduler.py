@@ -254,7 +254,9 @@ class Scheduler:
         tokens = request.tokens[start:end]
         if drafts:
             tokens += request.drafts[:drafts]
-        missing = -(-(end + drafts) // TILE) - len(request.table.pages)
+        # That of the token to be generated, too, so that a device can go ahead with it.
+        pages = min(-(-(end + drafts + (end == known)) // TILE), request.pages_needed)
+        missing = pages - len(request.table.pages)
         if missing > 0:
             self.blocks.extend(request.table, missing)
         rows: list[int] = []

@@ -183,13 +183,3 @@ class Generation(Iterator[Token]):
             self.watch.chose(digest, token.id)
         self.token_ns.append(now)
         self._given.append(token)
-
-    def measure(self, model: Model, positions: Sequence[int], logits: F32) -> None:
-        """Log-probabilities of the prompt's tokens that follow positions."""
-        said = np.array([self.request.prompt[p + 1] for p in positions], np.int32)
-        values, top_ids, top = model.logprobs(logits, said[:, None], self.logprobs or 0)
-        rows = zip(said, values[:, 0], top_ids, top, strict=True)
-        self.prompt += [
-            Token(int(i), float(v), tuple(zip(ids.tolist(), theirs.tolist(), strict=True)))
-            for i, v, ids, theirs in rows
-        ]

@@ -112,7 +112,7 @@ class Vocabulary:
         """
         fields = _Fields(metadata, source)
         if "tokenizer.ggml.model" not in metadata:
-            fields.refuse("tokenizer.ggml.model", "a tokenizer", "none: use token ids, not text")
+            fields.refuse("tokenizer.ggml.model", "a tokenizer", "none" + _IDS)
         words = fields.words()
         tokens = fields.tokens("tokenizer.ggml.tokens")
         types = fields.types("tokenizer.ggml.token_type", len(tokens))
@@ -220,14 +220,15 @@ class _Fields:
         kinds = {"gpt2": None, "llama": None, "gemma4": GEMMA4}
         model = self._metadata.get("tokenizer.ggml.model")
         if not isinstance(model, str) or model not in kinds:
-            self.refuse("tokenizer.ggml.model", " or ".join(map(repr, kinds)), shown(model))
+            known = " or ".join(map(repr, kinds))
+            self.refuse("tokenizer.ggml.model", known, shown(model) + _IDS)
         if model != "gpt2":
             return kinds[model]
         pre = self._metadata.get("tokenizer.ggml.pre")
         if not isinstance(pre, str) or pre not in PRETOKENIZERS:
             first = ", ".join(list(PRETOKENIZERS)[:3])
             known = f"one of {len(PRETOKENIZERS)} known ones ({first}, …)"
-            self.refuse("tokenizer.ggml.pre", known, shown(pre))
+            self.refuse("tokenizer.ggml.pre", known, shown(pre) + _IDS)
         return PRETOKENIZERS[pre]
 
     def scores(self, key: str, size: int) -> list[float]:
@@ -322,6 +323,9 @@ class _Fields:
             if merge.count(" ") != 1:  # before any is split: one can have millions of spaces
                 self.refuse(key, "two pieces with one space between", shown(merge))
         return [(first, second) for first, _, second in (m.partition(" ") for m in merges)]
+
+
+_IDS = ": use token ids, not text"
 
 
 def shown(value: object) -> str:

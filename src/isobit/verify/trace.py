@@ -130,6 +130,14 @@ class Trace:
         return _name(*key) in self._tensors
 
     def __getitem__(self, key: Key) -> Array:
+        """The values of a stage; UsageError if they were not recorded."""
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise wrong("stage", "its name and a layer, or None", key)
+        if key[1] is not None:
+            whole("layer", key[1], 0, 1 << 31)
+        if key not in self:
+            near = did_you_mean(shown(key[0]).strip("'"), {name for name, _ in self.stages()})
+            raise UsageError(f"stage: expected one that was recorded, got {shown(key)}{near}")
         return self._tensors[_name(*key)]
 
     def stages(self) -> list[Key]:

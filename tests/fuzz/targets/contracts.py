@@ -37,6 +37,22 @@ def originals() -> list[str]:
     return [path.read_text() for path in sorted(HOME.glob("*.yaml"))]
 
 
+def thinned(rng: random.Random, text: str) -> str:
+    """A contract with few items in each list: it is read and judged several times as fast."""
+    kept: list[str] = []
+    dropped: int | None = None  # the indentation of an item whose lines are left out
+    for line in text.split("\n"):
+        indent = len(line) - len(line.lstrip())
+        if dropped is not None and (not line.strip() or indent > dropped):
+            continue
+        dropped = None
+        if line.lstrip().startswith("- ") and not kept[-1].endswith(":") and rng.random() < 0.8:
+            dropped = indent
+        else:
+            kept.append(line)
+    return "\n".join(kept)
+
+
 def change(rng: random.Random, text: str) -> str:
     lines = text.split("\n")
     i = rng.randrange(len(lines))
@@ -71,6 +87,7 @@ def change(rng: random.Random, text: str) -> str:
 
 def one(rng: random.Random) -> str:
     text = rng.choice(originals())
+    text = thinned(rng, text) if rng.random() < 0.95 else text
     for _ in range(rng.choice([1, 1, 2, 3])):
         text = change(rng, text)
     path = folder() / "contracts" / "c-v1.yaml"
@@ -81,6 +98,5 @@ def one(rng: random.Random) -> str:
         lint.lint(read, contract, options_of)
     for shown in (findings.text(read.findings), findings.to_json(read.findings)):
         assert "\x1b" not in str(shown), "an escape in the findings"
-    wrong = [f for f in read.findings if f.severity == "error"]
-    assert contract is not None or wrong, "neither a contract nor an error"
+    assert contract is not None or read.findings, "neither a contract nor a finding"
     return "a contract" if contract is not None else "findings"

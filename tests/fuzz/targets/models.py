@@ -73,7 +73,7 @@ def odd(rng: random.Random, path: Path) -> None:
 
 def one(rng: random.Random) -> str:
     path = folder() / f"{os.getpid()}.gguf"
-    if rng.random() < 0.7:
+    if rng.random() < 0.9:  # to make an odd one takes ten times as long
         path.write_bytes(changed(rng))
     else:
         odd(rng, path)

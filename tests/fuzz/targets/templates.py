@@ -76,6 +76,10 @@ PIECES = [
 ]
 
 
+RARELY = 0.2
+"""How often what has no end is one: it takes as long as a hundred others, and a new process."""
+
+
 def expression(rng: random.Random, depth: int = 0) -> str:
     if depth > 3:
         return rng.choice(EXPRESSIONS)
@@ -107,11 +111,11 @@ def statement(rng: random.Random, depth: int = 0) -> str:
         return "{{ " + e + " }}"
     body = "".join(statement(rng, depth + 1) for _ in range(rng.randrange(1, 3)))
     grown = rng.choice(["ns.a ~ ns.a", "[ns.a, ns.a]", "ns.a * 2", "ns.a + ns.a", e])
-    n = rng.choice(["5", "50", "99999"])
+    n = rng.choice(["5", "50", "99999" if rng.random() < RARELY else "7"])
     match rng.randrange(12):
         case 0:
             return "{% for x in " + e + " %}" + body + "{% endfor %}"
-        case 1:
+        case 1 if rng.random() < RARELY:
             many = "{% for x in range(99999) %}"
             return many + many + body + "{% endfor %}{% endfor %}"
         case 2:
@@ -132,7 +136,7 @@ def statement(rng: random.Random, depth: int = 0) -> str:
 @functools.cache
 def impatient() -> None:
     os.environ["FUZZ_SECRET"] = SECRET
-    template.RENDERER = renderer.Renderer(seconds=0.5, megabytes=512)
+    template.RENDERER = renderer.Renderer(seconds=0.2, megabytes=512)
 
 
 def one(rng: random.Random) -> str:
@@ -147,5 +151,5 @@ def one(rng: random.Random) -> str:
         assert SECRET not in text and "root:x:0" not in text and "<module" not in text, text[:200]
         return "rendered"
     tokens = tokenizer(source) if len(source) < 1000 else tokenizer("x")
-    assert all(0 <= i < tokens.vocab_size for i in encode_chat(tokens, said))
+    assert all(0 <= i < tokens.vocab_size for i in encode_chat(tokens, said, most=4096))
     return "encoded"

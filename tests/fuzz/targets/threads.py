@@ -14,19 +14,16 @@ GROWTH_LIMIT = 2 << 30  # the first input loads the models
 
 
 @functools.cache
-def models() -> list[isobit.Model]:
-    found = []
-    for i, base in enumerate(bases()):
-        path = folder() / f"threads-{os.getpid()}-{i}.gguf"
-        path.write_bytes(base.bytes())
-        for threads in (1, 2):
-            found.append(isobit.Model(path, "cpu", EngineConfig(threads=threads, max_sequences=3)))
-    return found
+def model(base: int, threads: int) -> isobit.Model:
+    path = folder() / f"threads-{os.getpid()}-{base}.gguf"
+    if not path.exists():
+        path.write_bytes(bases()[base].bytes())
+    return isobit.Model(path, "cpu", EngineConfig(threads=threads, max_sequences=3))
 
 
 def settings(rng: random.Random) -> dict[str, object]:
     return {
-        "max_tokens": rng.choice([1, 2, 5, 20]),
+        "max_tokens": rng.choice([1, 2, 5, 9]),
         "temperature": rng.choice([0.0, 1.0]),
         "top_k": rng.choice([0, 3]),
         "seed": rng.randrange(9),
@@ -34,12 +31,13 @@ def settings(rng: random.Random) -> dict[str, object]:
 
 
 def one(rng: random.Random) -> str:
-    model = rng.choice(models())
+    base = 2 if rng.random() < 0.05 else rng.choice([0, 1])  # that one takes ten times as long
+    chosen = model(base, rng.choice([1, 2]))
     errors: list[BaseException] = []
     jobs: list[Callable[[], None]] = []
 
     def answer(ids: list[int], how: dict[str, object], expected: list[int]) -> None:
-        got = list(model.generate(ids, **how).token_ids)  # type: ignore[arg-type]
+        got = list(chosen.generate(ids, **how).token_ids)  # type: ignore[arg-type]
         assert got == expected, f"{ids[:4]} {how}: {got}, alone {expected}"
 
     def read(stream: isobit.Stream) -> None:
@@ -47,13 +45,13 @@ def one(rng: random.Random) -> str:
             pass
 
     for _ in range(rng.choice([2, 4, 16])):
-        ids = [rng.randrange(model.config.vocab) for _ in range(rng.choice([1, 3, 30]))]
+        ids = [rng.randrange(chosen.config.vocab) for _ in range(rng.choice([1, 3, 30]))]
         how = settings(rng)
         if rng.random() < 0.7:
-            alone = list(model.generate(ids, **how).token_ids)  # type: ignore[arg-type]
+            alone = list(chosen.generate(ids, **how).token_ids)  # type: ignore[arg-type]
             jobs.append(functools.partial(answer, ids, how, alone))
         else:
-            stream = model.stream(ids, **how)  # type: ignore[arg-type]
+            stream = chosen.stream(ids, **how)  # type: ignore[arg-type]
             jobs += [functools.partial(read, stream), stream.close]
 
     def run(job: Callable[[], None]) -> None:

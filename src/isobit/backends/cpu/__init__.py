@@ -14,15 +14,12 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from isobit.backends.cpu.backend import CpuBackend
-    from isobit.backends.cpu.single import CpuOps
 
-__all__ = ["CpuBackend", "CpuOps", "simd_levels"]
-
-_HOMES = {"CpuBackend": "backend", "CpuOps": "single"}
+__all__ = ["CpuBackend", "simd_levels"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import these late: they stand on backends.base, which uses the extension."""
-    if name in _HOMES:
-        return vars(import_module(f"isobit.backends.cpu.{_HOMES[name]}"))[name]
+    """Import it late: it stands on backends.base, which uses the extension."""
+    if name == "CpuBackend":
+        return import_module("isobit.backends.cpu.backend").CpuBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

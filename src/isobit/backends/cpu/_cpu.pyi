@@ -61,6 +61,12 @@ class Engine:
         exchange: tuple[_Array, int, int] | None = None,
     ) -> None: ...
     def copy_state(self, source: int, target: int) -> None: ...
+    def fence(self) -> None:
+        """For tests, before the first pass: known bytes behind what passes may write …"""
+
+    def intact(self) -> bool:
+        """… and whether they are as they were."""
+
     def forward(
         self,
         tokens: _Array,
@@ -83,48 +89,6 @@ class Engine:
         stages: Sequence[str],
     ) -> int: ...
     def set_rope(self, tables: Sequence[tuple[_Array, _Array]], /) -> None: ...
-
-class Ops:
-    def __init__(self, simd: str, threads: int, /) -> None: ...
-    def dequantise(self, w: Matrix, out: _Array, /) -> None: ...
-    def quantise(self, x: _Array, planes: int, q: _Array, d: _Array, /) -> None: ...
-    def matmul(self, w: Matrix, x: _Array, planes: int, y: _Array, /) -> None: ...
-    def rms_norm(self, x: _Array, weight: _Array, eps: float, y: _Array, /) -> None: ...
-    def rope(self, x: _Array, cos: _Array, sin: _Array, y: _Array, /) -> None: ...
-    def exp(self, x: _Array, y: _Array, /) -> None: ...
-    def silu_gate(self, gate: _Array, up: _Array, y: _Array, /) -> None: ...
-    def top_k(
-        self, logits: _Array, normalise: bool, ids: _Array, weights: _Array, p: _Array, /
-    ) -> None: ...
-    def combine(self, weights: _Array, outputs: _Array, out: _Array, /) -> None: ...
-    def attention(
-        self,
-        q: _Array,
-        positions: _Array,
-        k: _Array,
-        dk: _Array,
-        v: _Array,
-        dv: _Array,
-        scale: float,
-        window: int,
-        sink: _Array,
-        out: _Array,
-        /,
-    ) -> None: ...
-    def experts(
-        self,
-        gate: Matrix,
-        up: Matrix,
-        down: Matrix,
-        x: _Array,
-        ids: _Array,
-        planes: int,
-        g: _Array,
-        u: _Array,
-        a: _Array,
-        y: _Array,
-        /,
-    ) -> None: ...
 
 class Sampler:
     def __init__(self, simd: str, threads: int, /) -> None: ...

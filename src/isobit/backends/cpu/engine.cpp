@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 namespace isobit {
@@ -73,24 +74,40 @@ void Engine::copy_state(int from, int to) {
     }
 }
 
-void Engine::prepare(const Batch& batch) {
-    const size_t rows = std::max(batch.n_tokens, batch.n_logit_rows);
-    auto grow = [](auto& v, size_t n) {
-        if (v.size() < n) v.resize(n);
-    };
+// Calls f with each vector of each slot but the first, and how long it is for so many rows.
+template <class F>
+void Engine::each_slot(size_t rows, F&& f) {
     for (size_t s = 1; s < slots_.size(); ++s) {  // slot 0: the logits, which are the caller's
         const SlotShape& shape = program_.slots[s];
         const size_t vectors = rows * (shape.width / shape.vector);
         Slot& slot = slots_[s];
         slot.input.columns = shape.vector;
-        if (shape.integers) grow(slot.integers, rows * shape.width);
-        else grow(slot.input.values, rows * shape.width);
-        if (shape.fixed) grow(slot.input.fixed, vectors * blocks_of(shape.vector));
+        if (shape.integers) f(slot.integers, rows * shape.width);
+        else f(slot.input.values, rows * shape.width);
+        if (shape.fixed) f(slot.input.fixed, vectors * blocks_of(shape.vector));
         if (shape.query) {
-            grow(slot.query, vectors * page_layout(shape.vector).padded);
-            grow(slot.query_scale, vectors);
+            f(slot.query, vectors * page_layout(shape.vector).padded);
+            f(slot.query_scale, vectors);
         }
     }
+}
+
+bool Engine::intact() {
+    bool all = true;
+    each_slot(0, [&](auto& v, size_t) {
+        const auto* end = (const uint8_t*)(v.data() + v.size());
+        all &= std::all_of(end - std::min(fence_, v.size()) * sizeof v[0], end,
+                           [](uint8_t x) { return x == 0xA5; });
+    });
+    return all;
+}
+
+void Engine::prepare(const Batch& batch) {
+    each_slot(std::max(batch.n_tokens, batch.n_logit_rows), [&](auto& v, size_t n) {
+        if (v.size() >= n + fence_) return;
+        v.resize(n + fence_);
+        memset((void*)(v.data() + n), 0xA5, fence_ * sizeof v[0]);
+    });
     dense_.one_for_all(batch.n_tokens);
     starts_.clear();
     first_.resize(batch.n_tokens);

@@ -95,9 +95,15 @@ public:
 
     const Program& program() const { return program_; }
 
+    // For tests: known bytes behind what passes may write of the slots; whether they are as they were.
+    void fence() { fence_ = 64; }
+    bool intact();
+
 private:
     friend class Pass;
 
+    template <class F>
+    void each_slot(size_t rows, F&& f);
     void prepare(const Batch& batch);
     void measure(const Rows& rows, int row, const float* logits, int thread);
 
@@ -107,6 +113,7 @@ private:
     LazyMemory memory_;
     Team team_;
     std::vector<Slot> slots_;
+    size_t fence_ = 0;  // elements
     std::vector<std::vector<float>> scratch_;  // of each thread
     Groups experts_, dense_;
     LazyMemory states_;

@@ -90,22 +90,29 @@ class Lowering:
     """Makes a program of a graph. Raises BackendUnavailable for an operation that has no form."""
 
     def __init__(self, graph: Graph) -> None:
-        self.phases: list[Phase] = []
-        self.slots: list[dict[str, Any]] = [
-            {"width": graph.logits.shape.width, "vector": graph.logits.shape.width}
-        ]
-        self.caches: list[tuple[int, int]] = []
-        self.tables: list[RopeTable] = []
-        self.states: list[int] = []
-        self.scratch = self.scratch_values = 0
-        self.routers: list[int] = []
         self.graph = graph
         self._ops, self._only_traced = _rows_selected_early(graph)
         self._readers: dict[Value, list[int]] = {}
         for i, op in enumerate(self._ops):
             for v in op.inputs:
                 self._readers.setdefault(v, []).append(i)
-        self.places: dict[Value, Place] = {graph.logits: Place(LOGITS, graph.logits.shape.width)}
+        self._read_elsewhere: set[Value] = set()
+        """What another chain reads than makes it, which shows when its reader is lowered."""
+        known = -1
+        while known < len(self._read_elsewhere):
+            known = len(self._read_elsewhere)
+            self._lower_all()
+
+    def _lower_all(self) -> None:
+        self.phases: list[Phase] = []
+        width = self.graph.logits.shape.width
+        self.slots: list[dict[str, Any]] = [{"width": width, "vector": width}]
+        self.caches: list[tuple[int, int]] = []
+        self.tables: list[RopeTable] = []
+        self.states: list[int] = []
+        self.scratch = self.scratch_values = 0
+        self.routers: list[int] = []
+        self.places: dict[Value, Place] = {self.graph.logits: Place(LOGITS, width)}
         self._sources: dict[Value, Value] = {}
         self._free: dict[tuple[object, ...], list[int]] = {}
         self._held: dict[Value, int] = {}
@@ -155,6 +162,9 @@ class Lowering:
             row = op.outputs[0].shape.row
             vectors = row[0] if len(row) > 1 else 1
         phase, chain = self._chain(op, vectors, apart)
+        for v in map(self._source, op.inputs):
+            if v in self.places and self.places[v].slot < LOGITS and v not in chain.made:
+                self._read_elsewhere.add(v)
         phase.used.update(self._source(v) for v in (*op.inputs, *op.outputs))
         chain.ops.append(made)
         chain.made.update(op.outputs)
@@ -178,7 +188,8 @@ class Lowering:
         """Where an operation on vectors puts what it makes: scratch memory, if what follows in its
         chain alone reads it."""
         readers = [self._ops[i] for i in self._readers.get(value, ())]
-        if value.name is None and len(readers) == 1 and readers[0].operation.per_vector:
+        alone = value.name is None and value not in self._read_elsewhere
+        if alone and len(readers) == 1 and readers[0].operation.per_vector:
             if value not in self.places:
                 index = 1 + self._scratched % 2
                 self._scratched += 1

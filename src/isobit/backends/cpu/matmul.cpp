@@ -4,13 +4,6 @@
 
 namespace isobit {
 
-void Input::resize(int rows, int columns_) {
-    columns = columns_;
-    if (values.size() < (size_t)rows * columns) values.resize((size_t)rows * columns);
-    if (fixed.size() < (size_t)rows * blocks_of(columns))
-        fixed.resize((size_t)rows * blocks_of(columns));
-}
-
 void Input::quantise(const Kernels& kernels, int i, int planes) {
     kernels.quantise(row(i), columns, planes, fixed.data() + (size_t)i * blocks_of(columns));
 }

@@ -26,7 +26,6 @@ struct Input {
     std::vector<Activations> fixed;
     int columns = 0;
 
-    void resize(int rows, int columns_);
     float* row(int i) { return values.data() + (size_t)i * columns; }
     void quantise(const Kernels& kernels, int i, int planes);
 };

@@ -166,6 +166,9 @@ public:
         engine_->copy_state(from, to);
     }
 
+    void fence() { engine_->fence(); }
+    bool intact() { return engine_->intact(); }
+
 private:
     static Ref ref(nb::handle h) {
         const auto [slot, width, offset, step, gather] =
@@ -264,6 +267,8 @@ void bind_engine(nb::module_& m) {
              nb::arg("program"), nb::arg("simd"), nb::arg("threads"),
              nb::arg("exchange").none() = nb::none())
         .def("set_rope", &PyEngine::set_rope)
+        .def("fence", &PyEngine::fence)
+        .def("intact", &PyEngine::intact)
         .def("copy_state", &PyEngine::copy_state, nb::arg("source"), nb::arg("target"))
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),

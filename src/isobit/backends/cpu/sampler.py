@@ -51,7 +51,7 @@ class Columns:
             np.array([r.temperature for r in rows], np.float32),
             np.array([min(r.top_k, vocabulary) for r in rows], np.int32),
             np.array([fraction(r.top_p) for r in rows], np.uint64),
-            np.array([r.min_p for r in rows], np.float32),
+            np.array([r.min_p for r in rows], np.float32) + np.float32(0),  # there is no -0
             np.array([r.seed for r in rows], np.uint64),
             np.zeros(len(rows), np.int32),
         )

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import (
+    CHOSEN,
     F32,
     GREEDY,
     I32,
@@ -20,13 +22,18 @@ from isobit.backends.base import (
     Wanted,
 )
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
+from isobit.backends.cuda.measure import as_kernels_take
+from isobit.backends.cuda.passes import Take
 from isobit.backends.cuda.programs import Programs, Sizes, room
 from isobit.backends.cuda.slots import Mark, Pass
-from isobit.backends.cuda.steps import ManySequences, OneSequence
+from isobit.backends.cuda.steps import Captured, Step
+from isobit.backends.cuda.turns import Draws, Served, Turns
+from isobit.backends.measure import Asked, Measured
 from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
+from isobit.numerics import TILE
 
 
 class CudaBackend(Backend):
@@ -34,6 +41,8 @@ class CudaBackend(Backend):
 
     name = "cuda"
     on_device = frozenset({GREEDY})
+    goes_ahead = True
+    copies_states = True
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
     sizes: ClassVar[Sizes] = Sizes()
@@ -49,7 +58,7 @@ class CudaBackend(Backend):
 
         def left(settings: EngineConfig) -> Room:
             asked[:] = [Programs(weights, settings, *how)]
-            return room(asked[0], Limits.of(weights, settings), self._gpu)
+            return room(asked[0], Limits.of(weights, settings, keeps=True), self._gpu)
 
         try:
             super().__init__(weights, engine, left)
@@ -59,6 +68,7 @@ class CudaBackend(Backend):
             self.plan = self._programs.plan(self.limits)
             self.plan.check(*self._gpu.memory())
             self._programs.load(self.limits)
+            self._turns = Turns(self._gpu, self._programs.measuring, self._programs.lasting)
         except BaseException:
             self._gpu.close()
             raise
@@ -112,32 +122,158 @@ class CudaBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
+        host = _ToHost(self._gpu, len(batch.logit_rows), self._logits.shape.width)
+        self._pass(batch, host, tap, stages)
+        if tap is not None and (key := self._logits.key) and (stages is None or key[0] in stages):
+            tap(*key, host.logits)
+        return host.logits
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """What is wanted, made on the device if that is little and no logits."""
+        asked, key = Asked.of(wanted, self._logits.shape.width), self._logits.key
+        shown = tap is not None and key is not None and (stages is None or key[0] in stages)
+        if asked is None or shown or not _plain(wanted):
+            return self._measured(self.compute_logits(batch, tap, stages), wanted)
+        found = Measured.empty(len(batch.logit_rows), asked)
+        keys = self._programs.asked(stages) if tap is not None else frozenset()
+        draws = as_kernels_take(wanted.drawn, np.arange(len(batch.logit_rows)))
+        steps, served = self._steps_for(batch), self._turns.served(batch, asked, draws, keys)
+        some = served is not None and len(served.tokens) < len(batch.tokens)
+        if served is not None and some and all(name == CHOSEN for name, _ in keys):
+            self._compose(served, batch, asked, wanted, found, tap, stages)
+        elif steps is not None and wanted.given is None and (not keys or steps.lasts(keys)):
+            served = None if some else served
+            self._turn(steps, batch, asked, draws, keys, served, found, tap, ahead=wanted.ahead)
+        else:
+            every = np.arange(len(batch.logit_rows))
+            self._pass(batch, self._measure(asked, wanted, found, every), tap, stages)
+        drawn = None if wanted.drawn is None else wanted.drawn.rows
+        return Results(
+            found.likeliest >= 0,
+            likeliest=found.likeliest if wanted.likeliest else None,
+            top_ids=found.top_ids if wanted.top else None,
+            top=found.top if wanted.top else None,
+            given=None if wanted.given is None else found.given,
+            drawn=None if drawn is None else found.drawn[drawn],
+            drawn_logprobs=None if drawn is None else found.drawn_logprobs[drawn],
+            digests=found.digests if wanted.digests else None,
+        )
+
+    def copy_state(self, source: int, target: int) -> None:
+        """See :class:`isobit.backends.base.Backend`."""
         self._gpu.activate()
+        self._programs.resident.copy_state(self._gpu, source, target)
+
+    def draws(self, wanted: Wanted) -> bool:
+        """See :class:`isobit.backends.base.Backend`."""
+        return _plain(wanted) and Asked.of(wanted, self._logits.shape.width) is not None
+
+    def _turn(
+        self,
+        steps: Captured,
+        batch: Batch,
+        asked: Asked,
+        draws: Draws,
+        keys: frozenset[Key],
+        served: Served | None,
+        found: Measured,
+        tap: Tap | None,
+        *,
+        ahead: bool,
+    ) -> None:
+        """Run a step for what is asked, and begin with the next if that may be."""
+        self._gpu.activate()
+        step, end = Step.of_batch(batch, self._states(batch)), int(batch.positions.max()) + 1
+        room = min(self.limits.positions, TILE * batch.pages.shape[1])
+        ahead = ahead and one_each(batch) and not self.limits.states and end < room
+        self._extend_turns(end + ahead)
+        words, stages = self._turns.run(steps, step, asked, draws, keys, served, ahead=ahead)
+        found.take(np.arange(len(words)), words, asked)
+        for key, value in stages.items():
+            assert tap is not None
+            tap(*key, value)
+
+    def _compose(
+        self,
+        served: Served,
+        batch: Batch,
+        asked: Asked,
+        wanted: Wanted,
+        found: Measured,
+        tap: Tap | None,
+        stages: frozenset[str] | None,
+    ) -> None:
+        """Run what of a batch is not served by a step that was begun ahead of it."""
+        self._gpu.activate()
+        words, theirs = self._turns.take(served)
+        found.take(served.rows, words, asked)
+        left, rows = np.ones(len(batch.tokens), np.bool_), np.ones(len(batch.logit_rows), np.bool_)
+        left[served.tokens], rows[served.rows] = False, False
+        place = (np.cumsum(left) - 1).astype(np.int32)
+        part = replace(
+            batch,
+            tokens=batch.tokens[left],
+            positions=batch.positions[left],
+            sequence=batch.sequence[left],
+            logit_rows=place[batch.logit_rows[rows]],
+        )
+
+        def whole(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
+            assert tap is not None
+            merged = np.empty((len(left), *value.shape[1:]), value.dtype)
+            merged[left], merged[served.tokens] = value, theirs[name, layer]
+            tap(name, layer, merged)
+
+        take = self._measure(asked, wanted, found, np.flatnonzero(rows))
+        self._pass(part, take, tap and whole, stages)
+
+    def _measure(
+        self, asked: Asked, wanted: Wanted, found: Measured, which: NDArray[np.intp]
+    ) -> Take:
+        """Takes rows of logits for what is asked; ``which``: the rows that those of a pass are."""
+        measuring = self._programs.measuring
+
+        def take(rows: NDArray[np.intp], address: int) -> None:
+            mine = which[rows]
+            if wanted.given is not None:
+                measuring.give(np.ascontiguousarray(wanted.given[mine]))
+            if asked.drawn:
+                measuring.draw(as_kernels_take(wanted.drawn, mine))
+            measuring.queue(address, len(mine), asked)
+            words = np.empty((len(mine), asked.words), np.int32)
+            self._gpu.download(measuring.found, words)
+            found.take(mine, words, asked)
+
+        return take
+
+    def _pass(
+        self, batch: Batch, take: Take, tap: Tap | None, stages: frozenset[str] | None
+    ) -> None:
+        """Run a batch of any kind, and have its rows of logits taken."""
+        self._gpu.activate()
+        self._turns.forget()
         states = self._states(batch)
         self._extend_turns(int(batch.positions.max()) + 1)
-        steps = self._steps_for(batch)
-        if tap is None and steps is not None:
-            of = batch.sequence
-            step = batch.tokens, batch.positions, batch.pages[of], states[of], of
-            return steps.logits(*step)
-        mixed = self._programs.mixed
-        if tap is None and mixed is not None and mixed.takes(batch):
-            return mixed.logits(batch, states)
-        logits = np.empty((len(batch.logit_rows), self._logits.shape.width), np.float32)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
-        marks: Iterable[tuple[Mark, Pass]]
+        steps, mixed = self._steps_for(batch), self._programs.mixed
         if steps is not None and keys <= steps.stages:
-            of = batch.sequence
-            step = batch.tokens, batch.positions, batch.pages[of], states[of], of
-            marks = steps.traced(*step, logits, keys)
+            step = Step.of_batch(batch, states)
+            if keys:
+                self._show(batch, steps.traced(step, keys), keys, tap)
+            else:
+                steps.begin(step)
+                steps.replay(len(step.tokens), int(step.positions.max()))
+            take(np.arange(len(step.tokens)), steps.logits)
         elif mixed is not None and mixed.takes(batch) and keys <= mixed.stages:
-            marks = mixed.traced(batch, states, logits, keys)
+            if keys:
+                self._show(batch, mixed.traced(batch, states, take, keys), keys, tap)
+            else:
+                mixed.replay(batch, states, take)
         else:  # a prompt, or what steps do not show
-            marks = self._programs.passes.run(batch, states, logits)
-        self._show(batch, marks, keys, tap)
-        if tap is not None and (key := self._logits.key) and (stages is None or key[0] in stages):
-            tap(*key, logits)
-        return logits
+            marks = self._programs.passes.run(batch, states, take, stops=bool(keys))
+            self._show(batch, marks, keys, tap)
 
     def _show(
         self,
@@ -161,40 +297,29 @@ class CudaBackend(Backend):
             assert tap is not None
             tap(*key, np.concatenate(values))
 
-    def compute(
-        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
-    ) -> Results:
-        """See :class:`isobit.backends.base.Backend`; of a step alone, the likeliest ids are found
-        on the device."""
-        steps = self._steps_for(batch) if one_each(batch) else None
-        only = wanted.likeliest and wanted.logits is False and not wanted.top
-        if steps is None or not only or wanted.given is not None or tap is not None:
-            return super().compute(batch, wanted, tap, stages)
-        of = batch.sequence
-        states = self._states(batch)[of]
-        chosen = self.compute_greedy(batch.tokens, batch.positions, batch.pages[of], 1, states)[0]
-        return Results(chosen >= 0, likeliest=chosen)
-
     def compute_greedy(
         self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
     ) -> I32:
         """Decode steps whose logits stay on the device."""
         self._gpu.activate()
+        self._turns.forget()
         each = np.arange(len(tokens), dtype=np.int32)
         steps = self._steps_for(Batch(tokens, positions, each, pages, each))
         if steps is None:
             return super().compute_greedy(tokens, positions, pages, count, states)
         self._extend_turns(int(positions.max()) + count)
-        return steps.greedy(tokens, positions, pages, each if states is None else states, count)
+        states = each if states is None else states
+        return steps.greedy(Step(tokens, positions, pages, states, each), count)
 
-    def _steps_for(self, batch: Batch) -> OneSequence | ManySequences | None:
+    def _steps_for(self, batch: Batch) -> Captured | None:
         """What runs a batch that is one step of decoding; None if it is something else."""
         n = len(batch.tokens)
         if not np.array_equal(batch.logit_rows, np.arange(n)):
             return None
-        if n in self._programs.rows and (one_each(batch) or not self.limits.states):
+        each = one_each(batch)
+        if n in self._programs.rows and (each or not self.limits.states):
             return self._programs.rows[n]
-        if not one_each(batch):
+        if not each:
             return None
         steps = self._programs.one if n == 1 else self._programs.many
         return steps if steps is not None and n <= steps.most else None
@@ -213,7 +338,30 @@ class CudaBackend(Backend):
 
 def one_each(batch: Batch) -> bool:
     """Whether each token of a batch is of another sequence."""
-    return len(np.unique(batch.sequence)) == len(batch.tokens)
+    return len(batch.tokens) == 1 or len(np.unique(batch.sequence)) == len(batch.tokens)
+
+
+def _plain(wanted: Wanted) -> bool:
+    """Whether tokens that are drawn, if any are, can be drawn on the device."""
+    return wanted.drawn is None or wanted.drawn.plain
+
+
+class _ToHost:
+    """Takes rows of logits to the host's memory."""
+
+    def __init__(self, gpu: Gpu, rows: int, vocabulary: int) -> None:
+        self._gpu, self._shape = gpu, (rows, vocabulary)
+        self.logits: F32 = np.empty((0, vocabulary), np.float32)
+
+    def __call__(self, rows: NDArray[np.intp], address: int) -> None:
+        part = self._gpu.results(len(rows) * self._shape[1])
+        self._gpu.download(address, part)
+        if len(rows) == self._shape[0]:
+            self.logits = part.reshape(self._shape)
+            return
+        if len(self.logits) != self._shape[0]:
+            self.logits = np.empty(self._shape, np.float32)
+        self.logits[rows] = part.reshape(len(rows), -1)
 
 
 class UnfusedCudaBackend(CudaBackend):

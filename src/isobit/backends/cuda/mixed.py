@@ -1,15 +1,15 @@
 """Passes over small batches of any composition, as graphs for some numbers of tokens."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from isobit.backends.base import F32, I32, Batch
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
-from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes, Take, run
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import padded
 from isobit.model.graph import Key
@@ -44,23 +44,23 @@ class MixedPasses(Passes):
         """Whether a batch is not too large."""
         return self._last(batch, 0) == len(batch.tokens)
 
-    def logits(self, batch: Batch, states: I32) -> F32:
-        """Run a batch; float32 [R, vocabulary]."""
+    def replay(self, batch: Batch, states: I32, take: Take) -> None:
+        """Run a batch, some rows of logits at a time."""
         self._put(batch, states)
         self._g.gpu.replay(self._body(padded(len(batch.tokens), self.sizes)))
-        return self._logits_of(batch.logit_rows)
+        self._give(batch.logit_rows, take)
 
     def traced(
-        self, batch: Batch, states: I32, logits: F32, keys: Set[Key]
+        self, batch: Batch, states: I32, take: Take, keys: Set[Key]
     ) -> Iterator[tuple[Mark, Pass]]:
-        """The same launches, queued one by one, for these stages; writes logits."""
+        """The same launches, queued one by one, for these stages."""
         self._put(batch, states)
         n = len(batch.tokens)
         p = self._pass(padded(n, self.sizes))
         for mark in self._program.body(p):
             if mark.value.key in keys:
                 yield mark, replace(p, tokens=n)
-        logits[:] = self._logits_of(batch.logit_rows)
+        self._give(batch.logit_rows, take)
 
     def _put(self, batch: Batch, states: I32) -> None:
         """Bring a batch to the device, its last token repeated up to the size."""
@@ -73,28 +73,26 @@ class MixedPasses(Passes):
         whole = replace(batch, tokens=tokens, positions=positions, sequence=sequence)
         self._set(whole, states, 0, size, batch.logit_rows[:0])
 
-    def _logits_of(self, wanted: I32) -> F32:
-        """Logits of these tokens of the batch that has run."""
-        gpu, width, most = self._g.gpu, self._program.vocabulary, self.heads[-1]
-        out = gpu.results(len(wanted) * width)
+    def _give(self, wanted: I32, take: Take) -> None:
+        """Have the logits taken of these tokens of the batch that has run."""
+        gpu, most, every = self._g.gpu, self.heads[-1], np.arange(len(wanted))
         for first in range(0, len(wanted), most):
-            part = wanted[first : first + most]
-            rows = padded(len(part), self.heads)
-            at = part[np.minimum(np.arange(rows), len(part) - 1)]
+            now = every[first : first + most]
+            rows = padded(len(now), self.heads)
+            at = wanted[now][np.minimum(np.arange(rows), len(now) - 1)]
             gpu.upload(self._each["rows"].address, at.astype(np.int32))
             gpu.replay(self._head(rows))
-            gpu.download(self._program.logits.address, out[first * width :][: len(part) * width])
-        return out.reshape(len(wanted), width)
+            take(now, self._program.logits.address)
 
     def _body(self, size: int) -> object:
         if size not in self._bodies:
-            queue = partial(_run, self._program.body, self._pass(size))
+            queue = partial(run, self._program.body, self._pass(size))
             self._bodies[size] = self._g.gpu.capture(queue)
         return self._bodies[size]
 
     def _head(self, rows: int) -> object:
         if rows not in self._rows:
-            queue = partial(_run, self._program.head, replace(self._pass(rows), count=rows))
+            queue = partial(run, self._program.head, replace(self._pass(rows), count=rows))
             self._rows[rows] = self._g.gpu.capture(queue)
         return self._rows[rows]
 
@@ -102,8 +100,3 @@ class MixedPasses(Passes):
         groups = self._groups[size].address
         inputs = replace(self._inputs(), groups=(groups, groups + 4 * WORDS_OF_GROUP))
         return Pass(size, 1, inputs)
-
-
-def _run(queue: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
-    for _ in queue(p):
-        pass

@@ -1,19 +1,25 @@
 """Passes over any batch: cut to what the buffers hold, its inputs put on the device, launched."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Batch
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
+from isobit.backends.cuda.repeated import Repeated
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64
+
+Take = Callable[[NDArray[np.intp], int], None]
+"""Takes numbers of rows that something is wanted of, and where on the device the logits of these
+lie, one row after the other."""
 
 
 class Passes:
@@ -23,6 +29,7 @@ class Passes:
         """tokens: the most of one pass."""
         self._program, self._g = program, (g := program.g)
         self._most, self._entries = tokens, g.tiles
+        self._repeated = Repeated(g.gpu)
         names = "tokens", "positions", "table", "rows"
         self._each = {name: g.fixed(name, tokens) for name in names}
         self._runs = g.fixed("runs", 4 * tokens)
@@ -33,23 +40,30 @@ class Passes:
         """So many pages has the cache: page tables of one pass may have as many entries."""
         self._entries = self._pages.words = max(pages, self._g.tiles)
 
-    def run(self, batch: Batch, states: I32, logits: F32) -> Iterator[tuple[Mark, Pass]]:
-        """Run a batch, writing logits [R, vocabulary]; stops where a stage can be read."""
+    def run(
+        self, batch: Batch, states: I32, take: Take, *, stops: bool = True
+    ) -> Iterator[tuple[Mark, Pass]]:
+        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be read."""
         first = 0
         while first < len(batch.tokens):
             last = self._last(batch, first)
             wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
             p = self._set(batch, states, first, last, batch.logit_rows[wanted] - first)
-            for mark in self._program.body(p):
-                yield mark, p
+            if stops:
+                for mark in self._program.body(p):
+                    yield mark, p
+            else:
+                self._queue(self._program.body, p)
             for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
                 now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
-                for _ in self._program.head(replace(p, first=row, count=len(now))):
-                    pass
-                part = np.empty((len(now), self._program.vocabulary), np.float32)
-                self._g.gpu.download(self._program.logits.address, part)
-                logits[now] = part
+                self._queue(self._program.head, replace(p, first=row, count=len(now)))
+                take(now, self._program.logits.address)
             first = last
+
+    def _queue(self, what: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
+        """Queue a part of a pass; all that its launches depend on is in ``p``."""
+        key = what.__name__, p.tokens, p.runs, p.first, p.count, tuple(p.spans.items())
+        self._repeated(key, partial(run, what, p))
 
     def _last(self, batch: Batch, first: int) -> int:
         """Where the tokens end that run together."""
@@ -117,3 +131,9 @@ class Passes:
         for slot, values in zip(self._g.spans[length], (first, counts), strict=True):
             self._g.gpu.upload(slot.address, values.astype(np.int32))
         return len(first)
+
+
+def run(queue: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
+    """Queue all of it."""
+    for _ in queue(p):
+        pass

@@ -8,8 +8,10 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.measure import Measuring
 from isobit.backends.cuda.mixed import MixedPasses
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.repeated import MOST
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
 from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows, padded
@@ -30,7 +32,7 @@ _MOST_WITH_STATES = 64
 class Sizes:
     """What is captured, besides steps of one sequence. No bit depends on it."""
 
-    few: tuple[int, ...] = (2, 3, 4)
+    few: tuple[int, ...] = (2, 3)
     """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
     padded: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
     """Numbers of rows that other steps, and small batches of any composition, are padded to."""
@@ -95,6 +97,8 @@ class Programs:
             made = program(MIXED)
             self.mixed = MixedPasses(made, padded_to)
             self._programs.append((made, padded_to[-1]))
+        rows = max(_rows(made.g, n)[LOGIT_ROWS] for made, n in self._programs)
+        self.measuring = Measuring(gpu, rows, graph.logits.shape.width)
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
@@ -107,7 +111,7 @@ class Programs:
             if passes is not None:
                 passes.settle(limits.pages)
         graphs = {STEP: 2, STEPS: len(self.many.sizes) or self.many.most - 1 if self.many else 0}
-        graphs |= {ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
+        graphs |= {PASS: MOST, ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
         own = sum(made.g.nbytes(_rows(made.g, n), own=True) for made, n in self._programs)
         return Plan(
             weights=self.resident.weights.nbytes,
@@ -116,7 +120,7 @@ class Programs:
             rope=self.resident.rope_bytes(),
             graphs=_GRAPH_BYTES
             * sum(made.makes * graphs.get(made.g.kind, 0) for made, _ in self._programs),
-            workspace=STAGING_BYTES + own + self._shared,
+            workspace=STAGING_BYTES + own + self._shared + self.measuring.nbytes,
         )
 
     @property
@@ -128,6 +132,11 @@ class Programs:
     def exchanges(self) -> list[dict[str, Inboxes]]:
         """What each program gathers by, if the model is split."""
         return [made.g.exchange for made, _ in self._programs]
+
+    @property
+    def lasting(self) -> int:
+        """The most bytes of the stages that can be read at the end of a step."""
+        return max(made.g.lasting[1] for made, _ in self._programs)
 
     def asked(self, stages: frozenset[str] | None) -> frozenset[Key]:
         """What a trace of these stages is given, besides the logits: of all, what every way to run
@@ -143,6 +152,7 @@ class Programs:
         shared = self._gpu.allocate(self._shared)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n), shared)
+        self.measuring.allocate()
         for steps in (self.one, self.many, *self.rows.values(), self.mixed):
             if steps is not None:
                 steps.start()
@@ -151,7 +161,7 @@ class Programs:
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
     engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))  # whatever the device has
-    return Programs(weights, engine, gpu).plan(Limits.of(weights, engine))
+    return Programs(weights, engine, gpu).plan(Limits.of(weights, engine, keeps=True))
 
 
 def room(programs: Programs, limits: Limits, gpu: Gpu) -> Room:

@@ -142,6 +142,12 @@ class Resident:
         """Of the states of so many sequences."""
         return sum(aligned(4 * s.words * sequences) for s in self.states.values())
 
+    def copy_state(self, gpu: Gpu, source: int, target: int) -> None:
+        """Queue a copy of a sequence's state to another's place, on the device."""
+        for state in self.states.values():
+            nbytes = 4 * state.words
+            gpu.copy(state.address + nbytes * source, state.address + nbytes * target, nbytes)
+
     def rope_bytes(self) -> int:
         """Of all RoPE tables."""
         return sum(2 * t.part for t in self.turns.values())

@@ -3,95 +3,188 @@
 What a step works on stays put in memory, so that one graph serves all steps of its kind.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32
-from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.model.graph import Key
 from isobit.numerics import TILE
 
 
-class OneSequence:
+@dataclass(frozen=True)
+class Step:
+    """One token of each row; all arrays are int32."""
+
+    tokens: I32
+    """[n]"""
+    positions: I32
+    """[n]"""
+    pages: I32
+    """[n, P]"""
+    states: I32
+    """[n]"""
+    of: I32
+    """[n]: the number of each row's sequence."""
+
+    @classmethod
+    def of_batch(cls, batch: Batch, states: I32) -> "Step":
+        """states: [S], where each sequence's state lies."""
+        of, pages = batch.sequence, batch.pages
+        if not np.array_equal(of, np.arange(len(pages))):
+            pages = pages[of]
+        return cls(batch.tokens, batch.positions, pages, states[of], of)
+
+
+class Captured(ABC):
+    """What steps of one sequence and of several have in common."""
+
+    most: int
+
+    def __init__(self, program: Program) -> None:
+        self._program, self._g = program, program.g
+        self._number = 1  # of the next step
+        self.stages = frozenset(program.marks)
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Where the next step's tokens are."""
+
+    @abstractmethod
+    def begin(self, step: Step) -> None:
+        """Set a step up: after it, steps follow by themselves."""
+
+    @abstractmethod
+    def page(self, pages: I32) -> None:
+        """The page tables are longer now."""
+
+    @abstractmethod
+    def replay(self, n: int, position: int) -> None:
+        """Queue a step of so many tokens, of which the farthest has this position."""
+
+    @abstractmethod
+    def noted(self, first: I32, position: int) -> int:
+        """Where the likeliest tokens are that a step found, whose farthest token has this position,
+        -1 from where logits were not finite; ``first``: the positions that were set up."""
+
+    @abstractmethod
+    def _pass(self, n: int, *, many: bool = True) -> Pass:
+        """Of n tokens."""
+
+    @abstractmethod
+    def _many(self, position: int) -> bool:
+        """Whether a step that reaches this position is of many tiles of keys."""
+
+    @property
+    def logits(self) -> int:
+        """Where a row of logits is for each token, once a step has run."""
+        return self._program.logits.address
+
+    @property
+    def lasting(self) -> tuple[int, int]:
+        """Where the stages lie that can be read at the end of a step, and how many bytes."""
+        return self._g.lasting
+
+    def lasts(self, keys: Set[Key]) -> bool:
+        """Whether all of these stages, of which there are some, can be read at the end."""
+        return bool(self._program.lasting(keys))
+
+    def read(
+        self, copy: NDArray[np.uint8], keys: Set[Key], n: int
+    ) -> Iterator[tuple[Key, NDArray[np.generic]]]:
+        """Stages that last, of a step of n tokens, from a copy of what lies at ``lasting``."""
+        source, p = _Copy(self._g.lasting[0], copy), self._pass(n)
+        for mark in self._program.lasting(keys):
+            assert mark.value.key is not None
+            yield mark.value.key, mark.read(source, p)
+
+    def traced(self, step: Step, keys: Set[Key]) -> Iterator[tuple[Mark, Pass]]:
+        """Set a step up and queue its launches one by one; stops where one of these stages can be
+        read."""
+        n, position = len(step.tokens), int(step.positions.max())
+        self.begin(step)
+        self._count()
+        p = self._pass(n, many=self._many(position))
+        for mark in chain(self._program.body(p), self._program.head(p)):
+            if mark.value.key in keys:
+                yield mark, p
+
+    def greedy(self, step: Step, count: int) -> I32:
+        """Append tokens, then the likeliest next, ``count`` in all, without waiting in between.
+
+        Returns the likeliest tokens after each, int32 [count, n]; -1 from where logits are not
+        finite.
+        """
+        self.begin(step)
+        n, first = len(step.tokens), int(step.positions.max())
+        for i in range(count):
+            self.replay(n, first + i)
+        out = np.empty((count, self.size(n)), np.int32)
+        self._g.gpu.download(self.noted(step.positions, first), out)
+        return out[:, :n]
+
+    def size(self, n: int) -> int:
+        """Of the step that takes n tokens."""
+        return n
+
+    def _count(self) -> None:
+        self._number = self._number % (1 << 30) + 1
+
+
+class OneSequence(Captured):
     """Steps of one sequence."""
 
     most = 1
 
     def __init__(self, program: Program) -> None:
-        self._program, self._g = program, (g := program.g)
+        super().__init__(program)
+        g = self._g
         self._step = g.fixed("step", 5)  # Step of step.cuh
         self._pages = g.fixed("pages", g.tiles)
         self._generated = g.fixed("generated", g.resident.context + 1)
         self._zero = g.fixed("zero", 1, zero=True)
         self._run = g.fixed("run", 4, zero=True)
         self._groups = g.fixed("groups", 2 * WORDS_OF_GROUP)
-        self._number = 1  # of the next step
         self._graphs: dict[bool, object] = {}
-        self.stages = frozenset(program.marks)
+
+    @property
+    def tokens(self) -> int:
+        """See :class:`Captured`."""
+        return self._step.address
 
     def start(self) -> None:
         """Fill what never changes, once memory is there."""
         group = np.array([1, 0, 0, 0, 0, 0, 1, 0], np.int32)
         self._g.gpu.upload(self._groups.address, group)
 
-    def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, _: I32) -> F32:
-        """Append one token; its logits [1, vocabulary]."""
-        self._set(tokens, positions, pages, states)
-        self._replay(int(positions[0]))
-        return self._download()
+    def begin(self, step: Step) -> None:
+        """See :class:`Captured`."""
+        self._set(step.tokens, step.positions, step.pages, step.states)
 
-    def traced(
-        self,
-        tokens: I32,
-        positions: I32,
-        pages: I32,
-        states: I32,
-        of: I32,
-        logits: F32,
-        keys: Set[Key],
-    ) -> Iterator[tuple[Mark, Pass]]:
-        """A step for these stages, which writes logits: stops where one of them can be read.
+    def page(self, pages: I32) -> None:
+        """See :class:`Captured`."""
+        self._g.gpu.upload(self._pages.address, pages[0, : self._g.tiles])
 
-        What lasts is read at the end; else the same launches are queued one by one.
-        """
-        if lasting := self._program.lasting(keys):
-            logits[:] = self.logits(tokens, positions, pages, states, of)
-            p = self._pass(many=True)
-            yield from _read_at_the_end(self._g, lasting, p)
-            return
-        self._set(tokens, positions, pages, states)
+    def replay(self, n: int, position: int) -> None:  # noqa: ARG002
+        """See :class:`Captured`."""
         self._count()
-        p = self._pass(many=int(positions[0]) >= step_attention.FEW_TILES * TILE)
-        for mark in chain(self._program.body(p), self._program.head(p)):
-            if mark.value.key in keys:
-                yield mark, p
-        self._g.gpu.download(self._program.logits.address, logits)
+        self._g.gpu.replay(self._graph(many=self._many(position)))
 
-    def greedy(self, tokens: I32, positions: I32, pages: I32, states: I32, count: int) -> I32:
-        """Append a token, then the likeliest next, ``count`` in all, without waiting in between.
+    def noted(self, first: I32, position: int) -> int:  # noqa: ARG002
+        """See :class:`Captured`."""
+        return self._generated.address + 4 * position
 
-        Returns the likeliest token after each, int32 [count, 1]; -1 from where logits are not
-        finite.
-        """
-        self._set(tokens, positions, pages, states)
-        first = int(positions[0])
-        for i in range(count):
-            self._replay(first + i)
-        out = np.empty((count, 1), np.int32)
-        self._g.gpu.download(self._generated.address + 4 * first, out)
-        return out
-
-    def _pass(self, *, many: bool) -> Pass:
+    def _pass(self, n: int = 1, *, many: bool = True) -> Pass:
         step, groups = self._step.address, self._groups.address
         inputs = Inputs(
             tokens=step,
@@ -105,7 +198,7 @@ class OneSequence:
             generated=self._generated.address,
             number=step + 16,
         )
-        return Pass(1, 1, inputs, count=1, many=many)
+        return Pass(n, n, inputs, count=n, many=many)
 
     def _queue(self, p: Pass) -> None:
         self._program.queue(p)
@@ -122,13 +215,12 @@ class OneSequence:
         gpu = self._g.gpu
         step = np.array([tokens[0], positions[0], 0, 0, self._number], np.int32)
         gpu.upload(self._step.address, step)
-        gpu.upload(self._pages.address, pages[0, : self._g.tiles])
+        self.page(pages)
         if self._g.resident.states:
             gpu.upload(self._run.address, np.array([0, 1, states[0], 0], np.int32))
 
-    def _replay(self, position: int) -> None:
-        self._count()
-        self._g.gpu.replay(self._graph(many=position >= step_attention.FEW_TILES * TILE))
+    def _many(self, position: int) -> bool:
+        return position >= step_attention.FEW_TILES * TILE
 
     def _graph(self, *, many: bool) -> object:
         """A step with few tiles of keys, or with many; captured when it is first asked for."""
@@ -136,34 +228,17 @@ class OneSequence:
             self._graphs[many] = self._g.gpu.capture(partial(self._queue, self._pass(many=many)))
         return self._graphs[many]
 
-    def _count(self) -> None:
-        self._number = self._number % (1 << 30) + 1
-
-    def _download(self) -> F32:
-        out = self._g.gpu.results(self._program.vocabulary)
-        self._g.gpu.download(self._program.logits.address, out)
-        return out[None]
-
 
 class _Copy:
-    """A copy of device memory, made at once."""
+    """A copy of device memory."""
 
-    def __init__(self, gpu: Gpu, address: int, nbytes: int) -> None:
-        self._address, self._bytes = address, np.empty(nbytes, np.uint8)
-        gpu.download(address, self._bytes)
+    def __init__(self, address: int, copy: NDArray[np.uint8]) -> None:
+        self._address, self._bytes = address, copy
 
     def download(self, address: int, out: NDArray[np.generic]) -> None:
-        """See :class:`isobit.backends.cuda.lowering.Source`."""
+        """See :class:`isobit.backends.cuda.slots.Source`."""
         at = address - self._address
-        out.view(np.uint8)[:] = self._bytes[at : at + out.nbytes]
-
-
-def _read_at_the_end(g: Lowering, marks: Sequence[Mark], p: Pass) -> Iterator[tuple[Mark, Pass]]:
-    """Stages that last, brought to the host together."""
-    copy = _Copy(g.gpu, *g.lasting)
-    for mark in marks:
-        value = mark.read(copy, p)
-        yield replace(mark, read=lambda *_, value=value: value), p
+        out.reshape(-1).view(np.uint8)[:] = self._bytes[at : at + out.nbytes]
 
 
 def padded(n: int, sizes: Sequence[int]) -> int:
@@ -171,7 +246,7 @@ def padded(n: int, sizes: Sequence[int]) -> int:
     return next((size for size in sizes if size >= n), n)
 
 
-class ManySequences:
+class ManySequences(Captured):
     """Steps of several sequences together: a graph for each number of them, or for each of
     ``sizes``, made when it is first asked for.
 
@@ -180,7 +255,8 @@ class ManySequences:
     """
 
     def __init__(self, program: Program, most: int, sizes: Sequence[int] = ()) -> None:
-        self._program, self._g, self.most = program, (g := program.g), most
+        super().__init__(program)
+        g, self.most = self._g, most
         self.sizes = sizes
         names = "tokens", "positions", "first", "sequence"
         self._each = {name: g.fixed(name, most) for name in names}
@@ -191,7 +267,15 @@ class ManySequences:
         self._group_words = most_words(most)
         self._groups = g.fixed("groups", most * self._group_words)
         self._graphs: dict[tuple[int, bool], object] = {}
-        self.stages = frozenset(program.marks)
+
+    @property
+    def tokens(self) -> int:
+        """See :class:`Captured`."""
+        return self._each["tokens"].address
+
+    def size(self, n: int) -> int:
+        """Of the step that takes n tokens, of which the last is repeated."""
+        return padded(n, self.sizes)
 
     def start(self) -> None:
         """Fill what never changes, once memory is there."""
@@ -202,57 +286,34 @@ class ManySequences:
             words[n - 1, : len(groups)] = groups
         self._g.gpu.upload(self._groups.address, words)
 
-    def logits(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> F32:
-        """Append tokens, each with the pages of its sequence, which ``of`` numbers; float32 [n,
-        vocabulary]."""
-        n = len(tokens)
-        self._set(tokens, positions, pages, states, of)
-        self._replay(n, int(positions.max()))
-        out = self._g.gpu.results(n * self._program.vocabulary)
-        self._g.gpu.download(self._program.logits.address, out)
-        return out.reshape(n, -1)
+    def begin(self, step: Step) -> None:
+        """See :class:`Captured`."""
+        self._set(step.tokens, step.positions, step.pages, step.states, step.of)
 
-    def traced(
-        self,
-        tokens: I32,
-        positions: I32,
-        pages: I32,
-        states: I32,
-        of: I32,
-        logits: F32,
-        keys: Set[Key],
-    ) -> Iterator[tuple[Mark, Pass]]:
-        """See :meth:`OneSequence.traced`."""
-        p = self._pass(len(tokens), many=self._many(int(positions.max())))
-        if lasting := self._program.lasting(keys):
-            logits[:] = self.logits(tokens, positions, pages, states, of)
-            yield from _read_at_the_end(self._g, lasting, p)
-            return
-        self._set(tokens, positions, pages, states, of)
+    def page(self, pages: I32) -> None:
+        """See :class:`Captured`."""
+        table = np.zeros((self.size(len(pages)), self._g.tiles), np.int32)
+        table[: len(pages), : pages.shape[1]] = pages[:, : self._g.tiles]
+        table[len(pages) :] = table[len(pages) - 1]
+        self._g.gpu.upload(self._pages.address, table)
+
+    def replay(self, n: int, position: int) -> None:
+        """See :class:`Captured`."""
         self._count()
-        for mark in chain(self._program.body(p), self._program.head(p)):
-            if mark.value.key in keys:
-                yield mark, p
-        self._g.gpu.download(self._program.logits.address, logits)
+        self._g.gpu.replay(self._graph(self.size(n), many=self._many(position)))
 
-    def greedy(self, tokens: I32, positions: I32, pages: I32, states: I32, count: int) -> I32:
-        """The same of each sequence; int32 [count, n]."""
-        self._set(tokens, positions, pages, states, np.arange(len(tokens), dtype=np.int32))
-        for i in range(count):
-            self._replay(len(tokens), int(positions.max()) + i)
-        out = np.empty((count, padded(len(tokens), self.sizes)), np.int32)
-        self._g.gpu.download(self._generated.address, out)
-        return out[:, : len(tokens)]
+    def noted(self, first: I32, position: int) -> int:
+        """See :class:`Captured`."""
+        row = self.size(len(first))
+        return self._generated.address + 4 * row * (position - int(first.max()))
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:  # noqa: ARG002
-        gpu, n = self._g.gpu, padded(len(tokens), self.sizes)
+        gpu, n = self._g.gpu, self.size(len(tokens))
         which = np.minimum(np.arange(n), len(tokens) - 1)
-        tokens, positions, pages, states = (a[which] for a in (tokens, positions, pages, states))
-        table = np.zeros((n, self._g.tiles), np.int32)
-        table[:, : pages.shape[1]] = pages[:, : self._g.tiles]
+        self.page(pages)
+        tokens, positions, states = (a[which] for a in (tokens, positions, states))
         for name, values in (("tokens", tokens), ("positions", positions), ("first", positions)):
             gpu.upload(self._each[name].address, values)
-        gpu.upload(self._pages.address, table)
         gpu.upload(self._not_finite.address, np.zeros(n, np.int32))
         if self._g.resident.states:
             rows = np.arange(n, dtype=np.int32)
@@ -277,15 +338,6 @@ class ManySequences:
     def _many(self, _: int) -> bool:
         return True
 
-    def _count(self) -> None:
-        """Another step is queued."""
-
-    def _replay(self, n: int, position: int) -> None:
-        """Queue a step whose farthest token has this position."""
-        self._count()
-        size = padded(n, self.sizes)
-        self._g.gpu.replay(self._graph(size, many=self._many(position)))
-
     def _graph(self, n: int, *, many: bool) -> object:
         if (n, many) not in self._graphs:
             queue = partial(self._queue, self._pass(n, many=many))
@@ -309,22 +361,18 @@ class SeveralRows(ManySequences):
 
     def __init__(self, program: Program, rows: int) -> None:
         super().__init__(program, rows)
-        self._number, self._of = self._g.fixed("number", 1), self._g.fixed("of", rows)
-        self._next = 1  # number of the next step
+        self._place, self._of = self._g.fixed("number", 1), self._g.fixed("of", rows)
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32, of: I32) -> None:
         super()._set(tokens, positions, pages, states, of)
         self._g.gpu.upload(self._of.address, of)
-        self._g.gpu.upload(self._number.address, np.array([self._next], np.int32))
+        self._g.gpu.upload(self._place.address, np.array([self._number], np.int32))
 
     def _pass(self, n: int, *, many: bool = True) -> Pass:
         p = super()._pass(n, many=many)
-        number, of = self._number.address, self._of.address
+        number, of = self._place.address, self._of.address
         return replace(p, inputs=replace(p.inputs, number=number, of=of))
 
     def _many(self, position: int) -> bool:
         few = step_attention.FEW_TILES if self.most <= step_attention.MERGED_ROWS else 0
         return position >= few * TILE
-
-    def _count(self) -> None:
-        self._next = self._next % (1 << 30) + 1

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32, ROUTES, Backend, Batch, Results, Routes, Tap, Wanted
+from isobit.backends.measure import MOST, Asked, Measured
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
-from isobit.backends.wgpu.measure import MOST, Asked, Measured, Measuring
+from isobit.backends.wgpu.measure import Measuring
 from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable

@@ -196,6 +196,14 @@ class Lowering:
         self.put(value, Place(slot, shape.row[-1], shape.row[-1]))
         return slot
 
+    def written(self, value: Value) -> Slot:
+        """A slot for what the host writes before a pass begins: nothing else ever uses it."""
+        shape = value.shape
+        slot = self._slot(value.name or "value", shape.width, shape.rows)
+        slot.users = 1
+        self.put(value, Place(slot, shape.row[-1], shape.row[-1]))
+        return slot
+
     def end(self, needed: Collection[Value]) -> None:
         """Free what nothing needs any more."""
         for slot in self._held:

@@ -1,7 +1,7 @@
 """Embedding: see embedding.cpp."""
 
 from isobit.backends.cpu.lower import Lowering
-from isobit.backends.cpu.single import matrix
+from isobit.backends.cpu.matrix import matrix
 from isobit.model.graph import Op
 
 

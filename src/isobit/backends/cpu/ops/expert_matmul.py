@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from isobit.backends.cpu.lower import Lowering, Phase, instruction
-from isobit.backends.cpu.single import matrix
+from isobit.backends.cpu.matrix import matrix
 from isobit.model.graph import Op
 
 

@@ -38,6 +38,11 @@ class Gpu(Protocol):
     cache_bytes: int
     """The device's own cache of its memory (L2), in bytes."""
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether the driver may be asked now for what might wait for a device: see
+        :meth:`reach`."""
+
     def activate(self) -> None:
         """Make this the calling thread's device; before anything else in a thread."""
 
@@ -78,8 +83,14 @@ class Gpu(Protocol):
     def wait(self, mark: object) -> None:
         """Wait until the device has passed a point; each mark once."""
 
+    def fetch(self, address: int, out: Array) -> None:
+        """Queue a copy from the device to page-locked memory, done once a later mark has passed."""
+
     def download(self, address: int, out: Array) -> None:
         """Copy from the device after all that is queued; done when this returns."""
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        """Queue a copy on the device."""
 
     def launch(
         self,
@@ -243,6 +254,11 @@ class CudaGpu:
         finally:
             self._queues = True
 
+    @property
+    def may_wait(self) -> bool:
+        """Not in a pass of a part of a model."""
+        return not (self._part and self._queues)
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
         free, total = self._check(self._driver.cuMemGetInfo())
@@ -288,7 +304,7 @@ class CudaGpu:
 
     def results(self, count: int) -> NDArray[np.float32]:
         """Page-locked memory that is used again once nothing refers to it; some buffers only."""
-        return self._lent(count, more=not (self._part and self._queues))
+        return self._lent(count, more=self.may_wait)
 
     def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
         self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
@@ -305,8 +321,8 @@ class CudaGpu:
         self._check(self._driver.cuEventSynchronize(mark))
         self._check(self._driver.cuEventDestroy(mark))
 
-    def download(self, address: int, out: Array) -> None:
-        """Copy from the device after all that is queued."""
+    def fetch(self, address: int, out: Array) -> None:
+        """Queue a copy from the device."""
         if not self._queues:
             out.fill(0)
             return
@@ -315,7 +331,15 @@ class CudaGpu:
                 out.ctypes.data, address, out.nbytes, self._stream.handle
             )
         )
+
+    def download(self, address: int, out: Array) -> None:
+        """Copy from the device after all that is queued."""
+        self.fetch(address, out)
         self.synchronise()
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        """Queue a copy on the device."""
+        self._check(self._driver.cuMemcpyDtoDAsync(target, source, nbytes, self._stream.handle))
 
     def synchronise(self) -> None:
         """Wait for all that is queued."""

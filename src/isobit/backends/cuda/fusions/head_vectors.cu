@@ -44,6 +44,63 @@ DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PAR
     }
 }
 
+// The integers of a vector, 0 past its end; its scale.
+DEV float integers(const float (&y)[PARTS], int (&q)[PARTS]) {
+    uint32 amax = 0;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++)
+        amax = max(amax, there(part) ? magnitude(y[part]) : 0u);
+    isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) q[part] = there(part) ? quantised(y[part], block) : 0;
+    return block.d;
+}
+
+DEV void load(const float* x, float (&y)[PARTS]) {
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) y[part] = there(part) ? x[WARP * part] : 0.0f;
+}
+
+// A value vector to its slot; or, of sixteen positions from a multiple of 16 that all are in the batch,
+// the four whose bytes lie in a row (value_slot), by the warp of the first of them.
+DEV void store_value(const float* x, int token, int tokens, int position, const int* positions,
+                     const int* sequence, int8* to, float* dv) {
+    int first = token - position % 16, last = first + 15;
+    bool together = first >= 0 && last < tokens && positions[first] == (position & ~15) &&
+                    positions[last] == (position | 15) && sequence[first] == sequence[last];
+    if (together && position & 9) return;
+    float y[4][PARTS], d[4];
+    uint32 high[PARTS] = {}, low[PARTS] = {};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        if (j == 0 || together) load(x + (j % 2 + 8 * (j / 2)) * ALL * HEAD_DIM, y[j]);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        if (j && !together) break;
+        int q[PARTS];
+        d[j] = integers(y[j], q);
+        if (lane_id() == 0) dv[j % 2 + 8 * (j / 2)] = d[j];
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            high[part] |= (isobit::high_plane(q[part]) & 255) << 8 * j;
+            low[part] |= (isobit::low_plane(q[part]) & 255) << 8 * j;
+        }
+    }
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = lane_id() + WARP * part;
+        if (i >= PADDED) continue;
+        int8 *high_to = to + i * TILE, *low_to = high_to + TILE * PADDED;
+        if (together) {
+            *reinterpret_cast<uint32*>(high_to) = high[part];
+            *reinterpret_cast<uint32*>(low_to) = low[part];
+        } else {
+            *high_to = int8(high[part]);
+            *low_to = int8(low[part]);
+        }
+    }
+}
+
 // Head vectors, one a warp: those of a token are its q heads, then k, then v. Norm and RoPE for q and k,
 // quantisation, and the store to q_int or the cache.
 KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float* k_norm, float eps,
@@ -58,54 +115,46 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
     int index = blockIdx.x * (THREADS / WARP) + warp_id(), token = index / ALL, head = index % ALL;
     if (token >= tokens) return;
     int position = positions[token], page = 0, slot = position % TILE;
-    bool query = head < HEADS, value = head >= HEADS + KV_HEADS;
-    const float* x = qkv + int64(index) * HEAD_DIM + lane_id();
-    float y[PARTS];
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) y[part] = there(part) ? x[WARP * part] : 0.0f;
-    if (!query) page = pages[sequence[token] * pages_per_sequence + position / TILE];
-    if (!value) {
-        const float* weight = (query ? q_norm : k_norm) + lane_id();
-        int64 turns = int64(position) * HALF;
-        float w[PARTS], c[PARTS], s[PARTS];
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            int i = lane_id() + WARP * part, pair = i < HALF ? i : i - HALF;
-            w[part] = there(part) ? weight[WARP * part] : 0.0f;
-            c[part] = there(part) ? cos_table[turns + pair] : 0.0f;
-            s[part] = there(part) ? sin_table[turns + pair] : 0.0f;
-        }
-        norm(y, w, eps);
-        rotate(y, c, s, rooms[warp_id()]);
-    }
-
-    uint32 amax = 0;
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) amax = max(amax, magnitude(there(part) ? y[part] : 0.0f));
-    isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
+    bool query = head < HEADS;
     int own = query ? head : (head - HEADS) % KV_HEADS;
+    const float* x = qkv + int64(index) * HEAD_DIM + lane_id();
+    if (!query) page = pages[sequence[token] * pages_per_sequence + position / TILE];
+    int64 scales = cache.scales(page, own) + slot;
+    if (head >= HEADS + KV_HEADS) {
+        int8* to = cache.values(page, own, 0) + value_slot(slot);
+        store_value(x, token, tokens, position, positions, sequence, to, dv + scales);
+        return;
+    }
+    const float* weight = (query ? q_norm : k_norm) + lane_id();
+    int64 turns = int64(position) * HALF;
+    float y[PARTS], w[PARTS], c[PARTS], s[PARTS];
+    load(x, y);
+    load(weight, w);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = lane_id() + WARP * part, pair = i < HALF ? i : i - HALF;
+        c[part] = there(part) ? cos_table[turns + pair] : 0.0f;
+        s[part] = there(part) ? sin_table[turns + pair] : 0.0f;
+    }
+    norm(y, w, eps);
+    rotate(y, c, s, rooms[warp_id()]);
+    int q[PARTS];
+    float d = integers(y, q);
     short* q_to = q_int + (int64(token) * HEADS + own) * PADDED;
     int8* k_to = cache.keys(page, own, 0) + slot * PADDED;
-    int8* v_to = cache.values(page, own, 0) + value_slot(slot);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         int i = lane_id() + WARP * part;
         if (i >= PADDED) continue;
-        int q = there(part) ? quantised(y[part], block) : 0;
-        int high = isobit::high_plane(q), low = isobit::low_plane(q);
         if (query) {
-            q_to[i] = short(q);
-        } else if (!value) {
-            k_to[i] = int8(high);
-            k_to[TILE * PADDED + i] = int8(low);
+            q_to[i] = short(q[part]);
         } else {
-            v_to[i * TILE] = int8(high);
-            v_to[TILE * PADDED + i * TILE] = int8(low);
+            k_to[i] = int8(isobit::high_plane(q[part]));
+            k_to[TILE * PADDED + i] = int8(isobit::low_plane(q[part]));
         }
     }
     if (lane_id() == 0) {
-        int64 at = cache.scales(page, own) + slot;
-        if (query) dq[token * HEADS + own] = mul(block.d, scale);
-        else (value ? dv : dk)[at] = block.d;
+        if (query) dq[token * HEADS + own] = mul(d, scale);
+        else dk[scales] = d;
     }
 }

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.ops.append import queries, room
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.backends.slots import TILES
@@ -11,7 +10,6 @@ from isobit.model.graph import Op
 from isobit.numerics import TILE
 from isobit.numerics.ops import TOKENS, Attention
 
-TWO = True
 _TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
 """Tokens of one query head in one tensor-core product of attention_mma.cu."""
@@ -23,18 +21,9 @@ def supports(op: Op) -> str | None:
     return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
 
 
-def span_length(heads: int, kv_heads: int, head_dim: int, warps: int) -> int:
+def span_length(heads: int, kv_heads: int, head_dim: int) -> int:
     """Tokens that a block of attention_mma.cu takes; 0 if it does not know this head_dim."""
-    return MMA_ROWS * (warps // min(heads // kv_heads, warps)) if head_dim in (64, 96, 128) else 0
-
-
-def blocks(gpu: Gpu, head_dim: int) -> tuple[int, int, int]:
-    """Warps of a block of attention_mma.cu, tiles of a stage, and its shared memory: two stages.
-    Two blocks of four warps share a multiprocessor if it has the memory."""
-    tile = 2 * TILE * (head_dim + 16) + 2 * head_dim * (TILE + 16) + 8 * TILE
-    if 4 * tile + 1024 <= gpu.shared_most:
-        return (4, 1, 2 * tile) if TWO else (8, 2, 4 * tile)
-    return 8, 1, 2 * tile
+    return MMA_ROWS * (WARPS // min(heads // kv_heads, WARPS)) if head_dim in (64, 96, 128) else 0
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -47,8 +36,7 @@ def lower(g: Lowering, op: Op) -> None:
     if g.captured:
         _lower_step(g, op, integers, scales)
         return
-    warps, stage, shared = blocks(g.gpu, size)
-    to, length = g.new(y), span_length(heads, cache.heads, size, warps)
+    to, length = g.new(y), span_length(heads, cache.heads, size)
     window, sinks = _limits(g, op)
     if op.weights or window:  # attention_mma.cu knows neither
         length = 0
@@ -67,13 +55,15 @@ def lower(g: Lowering, op: Op) -> None:
             )
             return
         group = heads // cache.heads
+        tile_bytes = 2 * TILE * (size + 16) + 2 * size * (TILE + 16) + 8 * TILE
+        stage = 2 if 4 * tile_bytes <= g.gpu.shared_most else 1  # tiles; two stages are held
         spans = (slot.address for slot in g.spans[length])
         g.launch(
             "ops/attention_mma",
-            (p.spans[length] * cache.heads, -(-group // warps)),
+            (cache.heads, p.spans[length], -(-group // WARPS)),
             (*asked, *spans, heads, *cache.arguments, to.address),
-            {"HEAD": size, "STAGE": stage, "BLOCK": 32 * warps, "AT_ONCE": 8 // warps},
-            shared=shared,
+            {"HEAD": size, "STAGE": stage},
+            shared=2 * stage * tile_bytes,
         )
 
     g.emit(make, y)
@@ -98,10 +88,10 @@ def _lower_step(g: Lowering, op: Op, integers: Slot, scales: Slot) -> None:
 
     def make(p: Pass) -> None:
         at, defines = p.inputs, {"HEAD_ROOM": room(size)}
-        at_once = max(1, _TILE_BLOCKS * g.gpu.multiprocessors // (heads * p.tokens))
+        blocks = max(1, _TILE_BLOCKS * g.gpu.multiprocessors // (heads * p.tokens))
         g.launch(
             "ops/attention.attention_tiles",
-            (heads, p.tokens, min(g.tiles, at_once)),
+            (heads, p.tokens, min(g.tiles, blocks)),
             (size, integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
             + (heads, *cache.arguments, window, g.tiles, maxima.address, outputs.address),
             defines,

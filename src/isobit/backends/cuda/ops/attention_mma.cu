@@ -1,10 +1,9 @@
 // Attention of many tokens: int8 tensor-core products of both planes of q, k, the weights and v
 // (docs/numerics.md, section 6). Compiled for one head_dim, HEAD: 64, 96 or 128.
 //
-// A warp holds 16 tokens of one query head; the warps of a block (BLOCK threads) share a key-value head
-// and walk its tiles in ascending order, STAGE of them at a time, the next ones on their way meanwhile.
-// Where two blocks share a multiprocessor, or in a stage of two tiles, warps drift apart: some weigh
-// while tensor cores work for others. Integer sums may
+// A warp holds 16 tokens of one query head; the eight warps of a block share a key-value head and
+// walk its tiles in ascending order, STAGE of them at a time, the next ones on their way meanwhile. In a
+// stage of two, warps may drift apart: some weigh while tensor cores work for others. Integer sums may
 // take the keys of a tile in any order, so v's positions lie in value_slot's order: four that one
 // lane holds of the scores are then one register of the next product.
 #include "cache.cuh"
@@ -20,7 +19,7 @@ struct KeyTile {
 };
 
 DEV void fetch(KeyTile& to, const Cache& cache, int page, int head) {
-    for (int i = threadIdx.x; i < 2 * TILE * HEAD / 16; i += BLOCK) {
+    for (int i = threadIdx.x; i < 2 * TILE * HEAD / 16; i += THREADS) {
         int plane = i / (TILE * HEAD / 16), chunk = i % (TILE * HEAD / 16);
         int key = chunk / (HEAD / 16), at = chunk % (HEAD / 16) * 16;
         copy_async(to.k[plane] + key * K_STRIDE + at, cache.keys(page, head, plane) + chunk * 16);
@@ -206,10 +205,10 @@ DEV void add_tile(const KeyTile& tile, int n, Rows& rows) {
     }
 }
 
-// A block takes a span of the batch's tokens, the last ones first, as they see the most tiles; a
-// key-value head; and by blockIdx.y as many query heads of its group as it has warps. A span is a run of
-// one sequence's tokens, at most 16 for each of the block's warps that share a head.
-KERNEL(BLOCK) attention_mma(const short* q_int, const float* dq_all, const int* positions,
+// Block (x, y, z): key-value head x, span y of the batch's tokens from the last one, as the last see the
+// most tiles; query heads 8z … of its group. A span is a run of one sequence's tokens, at most 16 for
+// each of the block's warps that share a head.
+KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int* positions,
                               const int* sequence, const int* pages, int pages_per_sequence,
                               const int* span_first, const int* span_count, int n_heads,
                               int8* k, int8* v, float* dk, float* dv, int kv_heads, int padded,
@@ -217,11 +216,11 @@ KERNEL(BLOCK) attention_mma(const short* q_int, const float* dq_all, const int* 
     begin();
     DYNAMIC_SHARED(KeyTile, tiles);
     Cache cache = {k, v, dk, dv, kv_heads, padded};
-    constexpr int WARPS = BLOCK / WARP, ROWS = 16;
+    constexpr int WARPS = THREADS / WARP, ROWS = 16;
     int lane = lane_id(), g = lane / 4, t = lane % 4;
-    int group = n_heads / cache.heads, kv_head = blockIdx.x % cache.heads;
-    int own = gridDim.x / cache.heads - 1 - blockIdx.x / cache.heads, heads_here = min(group, WARPS);
-    int head_in_group = blockIdx.y * WARPS + warp_id() % heads_here;
+    int group = n_heads / cache.heads, kv_head = blockIdx.x, heads_here = min(group, WARPS);
+    int own = gridDim.y - 1 - blockIdx.y;
+    int head_in_group = blockIdx.z * WARPS + warp_id() % heads_here;
     int begin = warp_id() / heads_here * ROWS, span = span_count[own], first = span_first[own];
     // An idle warp helps to fetch and computes nothing.
     bool idle = head_in_group >= group || begin >= span || begin >= WARPS / heads_here * ROWS;

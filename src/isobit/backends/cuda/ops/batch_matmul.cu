@@ -3,15 +3,19 @@
 //
 // Units of a group of items are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
-// grid takes an equal part, and its warps every eighth. Where units are few (SPLIT), a block's warps take
-// one together, every eighth superblock each. Each warp fetches for itself, DEPTH superblocks of 16 rows
-// ahead.
+// grid takes an equal part, and its warps every eighth. What is left over, less than a unit for each, they
+// share by superblocks, if TAIL is enough for these and they are of one group. Where units are few
+// (SPLIT), a block's warps take one together, every eighth superblock each. Each warp fetches for itself,
+// DEPTH superblocks of 16 rows ahead.
 #include "step.cuh"
 #include "items.cuh"
 #include "tile_pairs.cuh"
 
 #ifndef BLOCK
 #define BLOCK 256  // threads
+#endif
+#ifndef TAIL
+#define TAIL 0  // parts that there is room for
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
 constexpr int SUPER_BYTES = 2 * WEIGHT::TILE_BYTES;  // of the 16 rows of a unit
@@ -33,6 +37,7 @@ struct Stream {
     int64 matrix_bytes;
     const ItemGroup* groups;
     int units, supers, unit, end;  // unit: that is fetched from now
+    int part = warp_id(), parts;   // superblocks of the units from `end` on that warps share
     uint8* memory;                 // of this warp: arrivals, then slots
     const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
     int super = first_super(), fetched = 0, used = 0;
@@ -46,9 +51,10 @@ struct Stream {
         __syncwarp();
 #endif
     }
-    DEV void start(int begin, int end_of_block) {
+    DEV void start(int begin, int end_of_whole, int shared) {
         unit = begin;
-        end = end_of_block;
+        end = end_of_whole;
+        parts = shared * supers;
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) fetch();
     }
@@ -77,8 +83,10 @@ struct Stream {
     DEV Arrival* arrival(int i) const { return reinterpret_cast<Arrival*>(memory) + i; }
 #endif
     DEV void fetch() {
-        if (unit < end) {
-            if (super == first_super()) find();
+        bool whole = unit < end;
+        if (whole || part < parts) {
+            if (!whole) find(end + part / supers, part % supers);
+            else if (super == first_super()) find(unit, super);
             uint8* to = slot(fetched);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
@@ -96,14 +104,15 @@ struct Stream {
             from[0] += SUPER_STEP * WEIGHT::TILE_BYTES;
             from[1] += SUPER_STEP * WEIGHT::TILE_BYTES;
             fetched++;
-            super += SUPER_STEP;
+            if (whole) super += SUPER_STEP;
+            else part += BATCH_WARPS;
             if (super >= supers) super = first_super(), unit += UNIT_STEP;
         }
 #ifndef BULK_COPIES
         commit_copies();
 #endif
     }
-    DEV void find() {
+    DEV void find(int unit, int super) {
         int index = unit / units, in_matrix = unit - index * units, column = supers * WEIGHT::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
@@ -159,6 +168,13 @@ DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
         }
 }
 
+// How many of a block's last units its warps share: 0 if there is no room for their parts, or if they are of
+// two groups.
+DEV int shared_units(int begin, int end, int units, int supers) {
+    int left = (end - begin) % BATCH_WARPS;
+    return left * supers <= TAIL && end - left >= (end - 1) / units * units ? left : 0;
+}
+
 // Item i reads activation row places.input(i) and writes row output(i) of y, `stride` floats each. With
 // PLANNED, groups and order are known before the kernel ahead has ended.
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
@@ -167,11 +183,9 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     DYNAMIC_SHARED(ColumnAct, acts);
     uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
     Stream weights(first, second, matrix_bytes, groups, units, supers, memory);
-#ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
+    // Superblocks' parts of units that warps share, by superblock, tile of columns and lane.
     constexpr int PARTS = COLUMN_TILES * 4 * WARP;
     float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream::BYTES);
-    float* part = parts;
-#endif
     Places places = {order, divide};
     let_next_start();
 #ifndef PLANNED
@@ -179,53 +193,87 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
 #endif
     int64 all = int64(*n_groups) * units;
     int at = int(all * blockIdx.x / gridDim.x), end = int(all * (blockIdx.x + 1) / gridDim.x);
+#ifdef SPLIT
+    int shared = 0;
+#else
+    int shared = shared_units(at, end, units, supers);
+#endif
+    int whole = end - shared;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
-    weights.start(unit, end);
+    weights.start(unit, whole, shared);
 #ifdef PLANNED
     wait_for_previous();
 #endif
-    while (at < end) {
-        int index = at / units, upto = min(end, (index + 1) * units);
-        ItemGroup group = groups[index];
+    ItemGroup group = {-1};
+    auto bring = [&](int index) {
+        group = groups[index];
         __syncthreads();  // everyone is done with the activations before
         fetch_activations(x, supers, group, places, acts);
         __syncthreads();
+    };
+    // The sums of a unit's parts, and what becomes of them, by the block's threads.
+    auto add_up = [&](const float* part, int in_matrix) {
+        auto sum = [&](int e) {
+            float v = 0.0f;
+#pragma unroll 8
+            for (int s = 0; s < supers; s++) v = add(v, part[PARTS * s + e]);
+            return v;
+        };
+        for (int e = threadIdx.x; e < PARTS; e += BLOCK) {
+            int lane = e / 4 % WARP, i = e % 4, item = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
+            if (item >= group.count) continue;
+            float* out = y + int64(places.output(group.begin + item)) * stride;
+#ifdef GATED
+            if (i < 2) out[8 * in_matrix + lane / 4] = isobit::silu_gate(sum(e), sum(e + 2));
+#else
+            out[16 * in_matrix + i / 2 * 8 + lane / 4] = sum(e);
+#endif
+        }
+    };
+    // A superblock of the unit that comes next.
+    auto next = [&](int s, float (&v)[COLUMN_TILES][4]) {
+        const int* tile[2];
+        weights.wait(tile);
+        product<COLUMN_TILES>(tile, acts + s * COLUMNS, group.count, v);
+        weights.done();
+    };
+    auto keep = [&](float* part, const float (&v)[COLUMN_TILES][4]) {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) part[4 * WARP * n + 4 * lane_id() + i] = v[n][i];
+    };
+    int index = -1;
+#ifdef SPLIT
+    float* part = parts;
+#endif
+    while (at < whole) {
+        index = at / units;
+        int upto = min(whole, (index + 1) * units);
+        bring(index);
         for (; unit < upto; unit += UNIT_STEP) {
             int in_matrix = unit - index * units;
-#ifndef SPLIT
-            float sum[COLUMN_TILES][4] = {};
-#endif
+#ifdef SPLIT
 #pragma unroll 1
             for (int s = first_super(); s < supers; s += SUPER_STEP) {
-                const int* tile[2];
                 float v[COLUMN_TILES][4] = {};
-                weights.wait(tile);
-                product<COLUMN_TILES>(tile, acts + s * COLUMNS, group.count, v);
-                weights.done();
+                next(s, v);
+                keep(part + PARTS * s, v);
+            }
+            __syncthreads();
+            add_up(part, in_matrix);
+            part = part == parts ? parts + PARTS * supers : parts;  // others may still add
+#else
+            float sum[COLUMN_TILES][4] = {};
+#pragma unroll 1
+            for (int s = 0; s < supers; s++) {
+                float v[COLUMN_TILES][4] = {};
+                next(s, v);
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; n++)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-#ifdef SPLIT
-                        part[PARTS * s + 4 * WARP * n + 4 * lane_id() + i] = v[n][i];
-#else
-                        sum[n][i] = add(sum[n][i], v[n][i]);
-#endif
-                    }
+                    for (int i = 0; i < 4; i++) sum[n][i] = add(sum[n][i], v[n][i]);
             }
-#ifdef SPLIT
-            __syncthreads();
-            for (int e = threadIdx.x; e < PARTS; e += BLOCK) {
-                int lane = e / 4 % WARP, i = e % 4, item = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
-                float y_row = 0.0f;
-#pragma unroll 8
-                for (int s = 0; s < supers; s++) y_row = add(y_row, part[PARTS * s + e]);
-                if (item < group.count)
-                    y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
-                      i / 2 * 8 + lane / 4] = y_row;
-            }
-            part = part == parts ? parts + PARTS * supers : parts;  // others may still add
-#else
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++)
 #pragma unroll
@@ -244,4 +292,16 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
         }
         at = upto;
     }
+#ifndef SPLIT
+    if (shared) {
+        if (whole / units != index) bring(index = whole / units);
+        for (int p = warp_id(); p < shared * supers; p += BATCH_WARPS) {
+            float v[COLUMN_TILES][4] = {};
+            next(p % supers, v);
+            keep(parts + PARTS * p, v);
+        }
+        __syncthreads();
+        for (int u = 0; u < shared; u++) add_up(parts + PARTS * supers * u, whole + u - index * units);
+    }
+#endif
 }

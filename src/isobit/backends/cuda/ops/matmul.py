@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
@@ -19,14 +20,14 @@ _ITEMS = 8  # that share one read of a weight: CHUNK of items.cuh
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
-_MANY = 8  # tokens from which the output product is faster by matmul_mma.cu
+_FEW_ROWS, _MANY_ROWS = 8, 32
+"""Rows between which the output product is faster by matmul_mma.cu."""
 _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
 which again all that fit."""
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
-_DENSE_SUPERS = _DENSE_WORDS // 3
-_DENSE_SHARED = 2 * 2 * 2 * 256 * 4  # bytes for each row: lanes of matmul_dense.cu
+_DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -99,7 +100,7 @@ def multiply(
         for w in tall(weights):
             how = fits(g, w, product.columns(p))
             if head:  # of rows, and groups are of tokens, but in a step
-                pays = g.captured and p.tokens <= _MANY
+                pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
                 pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
                 pays = pays or (how is not None and how.shallow(w) and p.tokens <= _MORE)
@@ -122,8 +123,8 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     if pays_on_tensor_cores(w, items, stack=product.stack):
         on_tensor_cores(product, w, y, items, stride)
         return
-    if w.layout.kind == "floats" and not product.stack and supers(w.columns) <= _DENSE_SUPERS:
-        dense(product, w, y, items, stride)
+    if not product.stack and (rows := dense_rows(product.g.gpu, w)):
+        dense(product, w, y, items, stride, rows)
         return
     matrices = w.matrices if product.stack else 1
     chunks = -(-items // _ITEMS)
@@ -150,18 +151,24 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
     )
 
 
-def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> None:
+def dense_rows(gpu: Gpu, w: DeviceWeight) -> int:
+    """Rows whose weights a thread of matmul_dense.cu has registers and memory for, if floats."""
+    if w.layout.kind != "floats" or w.columns % 4:
+        return 0
+    s, (of_super, of_row) = supers(w.columns), _DENSE_SHARED
+    return max(0, min(8, _DENSE_WORDS // s - 1, (gpu.shared_most - s * of_super) // of_row))
+
+
+def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int, rows: int) -> None:
     """Queue a product of float weights, which threads hold while tokens come by."""
-    s = supers(w.columns)
-    each = min(8, _DENSE_WORDS // s - 2)  # rows of a thread, besides one token and the next
-    blocks = -(-w.rows // (2 * each))
+    s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
     tokens = -(-items // max(1, product.g.gpu.multiprocessors // blocks))
     product.g.launch(
         "ops/matmul_dense",
         (blocks, -(-items // tokens)),
         (w.address, product.input(w), w.columns, items, tokens, y, w.rows, stride),
-        w.layout.matmul[2] | {"ROWS": each, "SUPERS": s},
-        shared=_DENSE_SHARED * each,
+        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s},
+        shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
     )
 
 
@@ -205,13 +212,21 @@ class Fit:
     """Superblocks on their way to a warp."""
     columns: int
 
-    def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
-        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
-        where a unit is split, the parts of two."""
+    def part(self) -> int:
+        """Bytes of a superblock's part of a unit."""
+        return 4 * 2 * TILE_ROWS * self.columns
+
+    def shared(self, w: DeviceWeight, parts: int = 0) -> int:
+        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and
+        parts of units that warps share."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-        parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
-        of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
-        return of_columns + self.warps * (64 + self.depth * slot)
+        activations = supers(w.columns) * self.columns * COLUMN_ACT_BYTES
+        return activations + self.warps * (64 + self.depth * slot) + parts * self.part()
+
+    def tail(self, w: DeviceWeight, g: Lowering) -> int:
+        """Parts for which there is room: at most those of less than a unit for each warp."""
+        most = (self.warps - 1) * supers(w.columns)
+        return min(most, (self.room(g) - self.shared(w)) // self.part())
 
     def room(self, g: Lowering) -> int:
         """Shared memory of each block. In a captured step some is left to the kernel behind, so
@@ -264,18 +279,19 @@ def stream(
         and not up
         and s >= how.warps
         and units < 2 * how.warps * blocks
-        and how.shared(w, split=True) <= how.room(g)
+        and how.shared(w, 2 * s) <= how.room(g)
     )
+    parts = 2 * s if split else how.tail(w, g)
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
-    defines |= {"SPLIT": 1} if split else {}
+    defines |= {"SPLIT": 1} if split else {"TAIL": parts}
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
         + (*product.groups(p), y, stride),
         defines,
-        shared=how.shared(w, split=split),
+        shared=how.shared(w, parts),
     )

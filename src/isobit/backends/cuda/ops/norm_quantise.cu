@@ -46,9 +46,6 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         column[e] = min(own[e] * SUPER + 8 * lane_id(), WIDTH - 8);
         load8(norm + column[e], scale[e]);
     }
-#ifndef LATE
-    let_next_start();
-#endif
     wait_for_previous();
     int64 row = blockIdx.x;
     x += row * WIDTH;
@@ -67,9 +64,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[i]);
 #endif
     }
-#ifdef LATE
-    let_next_start();
-#endif
+    let_next_start();  // not before: what it reads would come ahead of these rows
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         bool there = own[e] * SUPER + 8 * lane_id() < WIDTH;

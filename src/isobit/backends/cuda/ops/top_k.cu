@@ -126,102 +126,6 @@ DEV int warp_scan(int v) {
     return v;
 }
 
-// Pairs (token, rank) ordered by expert, by a block; in that order, as no token has an expert twice, a
-// pair's place is the number of lower tokens that have its expert. Of so many tokens at a time each
-// expert has a bit.
-struct Sorter {
-    static constexpr int TOKENS = 256, WORDS = TOKENS / WARP, STRIDE = WORDS + 1;
-    const int* ids;  // [tokens][k], global or shared
-    int tokens, k, experts;
-    int* place;      // shared, an expert each: where its next pair goes
-    uint32* chosen;  // shared, STRIDE words an expert
-
-    DEV static int words(int experts) { return experts * (1 + STRIDE); }
-    DEV Sorter(const int* ids, int tokens, int k, int experts, int* shared)
-        : ids(ids), tokens(tokens), k(k), experts(experts), place(shared),
-          chosen(reinterpret_cast<uint32*>(shared + experts)) {}
-
-    DEV void note(int first) {
-        int end = min(first + TOKENS, tokens) * k;
-#pragma unroll 1
-        for (int i = first * k + threadIdx.x; i < end; i += blockDim.x) {
-            int token = i / k - first;
-            atomicOr(chosen + ids[i] * STRIDE + token / WARP, 1u << token % WARP);
-        }
-    }
-    DEV void count() {
-        constexpr int MORE = 4;
-#pragma unroll 1
-        for (int first = threadIdx.x; first < tokens * k; first += MORE * blockDim.x) {
-            int id[MORE];
-#pragma unroll
-            for (int i = 0; i < MORE; i++)
-                id[i] = first + i * int(blockDim.x) < tokens * k ? ids[first + i * blockDim.x] : -1;
-#pragma unroll
-            for (int i = 0; i < MORE; i++)
-                if (id[i] >= 0) atomicAdd(place + id[i], 1);
-        }
-    }
-    // Counts become places. At most as many experts as threads.
-    DEV void add_up(int* offset, ItemGroup* groups, int* n_groups, int columns) {
-        __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP];
-        int e = threadIdx.x, mine = e < experts ? place[e] : 0;
-        int end = warp_scan(mine), in_groups = (mine + columns - 1) / columns;
-        int groups_end = warp_scan(in_groups);
-        if (lane_id() == WARP - 1) pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end;
-        __syncthreads();
-        if (e >= experts) return;
-        for (int w = 0; w < warp_id(); w++) end += pairs_of[w], groups_end += groups_of[w];
-        int begin = end - mine;
-        place[e] = offset[e] = begin;
-        if (e == experts - 1) offset[experts] = end;
-        if (!groups) return;
-        ItemGroup* to = groups + groups_end - in_groups;
-        for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
-        if (e == experts - 1) *n_groups = groups_end;
-    }
-    DEV void put(int first, int* order) {
-        int end = min(first + TOKENS, tokens) * k;
-#pragma unroll 1
-        for (int i = first * k + threadIdx.x; i < end; i += blockDim.x) {
-            int id = ids[i], token = i / k - first;
-            const uint32* have = chosen + id * STRIDE;
-            int at = place[id] + __popc(have[token / WARP] & (1u << token % WARP) - 1);
-#pragma unroll 1
-            for (int w = 0; w < token / WARP; w++) at += __popc(have[w]);
-            order[at] = i;
-        }
-    }
-    // To the tokens behind.
-    DEV void advance() {
-#pragma unroll 1
-        for (int e = threadIdx.x; e < experts; e += blockDim.x)
-            for (int w = 0; w < WORDS; w++) {
-                place[e] += __popc(chosen[e * STRIDE + w]);
-                chosen[e * STRIDE + w] = 0;
-            }
-    }
-    // order gets the pairs, offset where each expert's begin; unless null, groups those of each expert in
-    // groups of up to `columns`, and n_groups their number. What is shared must be 0 everywhere.
-    DEV void sort(int* order, int* offset, ItemGroup* groups, int* n_groups, int columns) {
-        count();
-        note(0);
-        __syncthreads();
-        add_up(offset, groups, n_groups, columns);
-#pragma unroll 1
-        for (int first = 0;;) {
-            __syncthreads();
-            put(first, order);
-            first += TOKENS;
-            if (first >= tokens) break;
-            __syncthreads();
-            advance();
-            __syncthreads();
-            note(first);
-        }
-    }
-};
-
 // A token a warp. room: shared, what leave_groups() needs for each warp, or nothing.
 KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int normalise, int softmax,
                              const float* bias, int groups, int groups_used, int* ids,
@@ -236,32 +140,105 @@ KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int
                   weights + token * k);
 }
 
-// One block. shared: words() of Sorter.
+// Pairs (token, rank) ordered by expert, OWN experts a block; every block counts all of them. In that
+// order: as no token has an expert twice, a pair's place is the number of lower tokens that have its
+// expert, and each of the block's experts has a bit for each token.
+constexpr int OWN = 8;
+struct Sorter {
+    const int* ids;  // [tokens][k]
+    int tokens, k, experts, first, words;
+    int* place;        // shared, an expert each: its pairs, then where they begin
+    uint32* chosen;    // shared, an odd number of words an expert of the block
+    int* lower;        // the same: bits in words below
+
+    DEV Sorter(const int* ids, int tokens, int k, int experts, int* shared)
+        : ids(ids), tokens(tokens), k(k), experts(experts), first(blockIdx.x * OWN),
+          words((tokens + WARP - 1) / WARP | 1), place(shared),
+          chosen(reinterpret_cast<uint32*>(shared + experts)),
+          lower(shared + experts + OWN * words) {}
+
+    DEV void clear() {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < experts + OWN * words; i += blockDim.x) place[i] = 0;
+    }
+    // Calls f with each pair and its expert; some are read at once.
+    template <class F>
+    DEV void each_pair(F f) const {
+        constexpr int MORE = 4;
+        int n = tokens * k;
+#pragma unroll 1
+        for (int at = threadIdx.x; at < n; at += MORE * blockDim.x) {
+            int id[MORE];
+#pragma unroll
+            for (int i = 0; i < MORE; i++)
+                id[i] = at + i * int(blockDim.x) < n ? ids[at + i * blockDim.x] : -1;
+#pragma unroll
+            for (int i = 0; i < MORE; i++)
+                if (id[i] >= 0) f(at + i * blockDim.x, id[i]);
+        }
+    }
+    DEV bool own(int id) const { return uint32(id - first) < uint32(OWN); }
+    DEV int word(int id, int token) const { return (id - first) * words + token / WARP; }
+
+    // Counts become places; blocks write those of their own experts. At most as many experts as threads.
+    DEV void add_up(int* offset, ItemGroup* groups, int* n_groups, int columns) {
+        __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP];
+        int e = threadIdx.x, mine = e < experts ? place[e] : 0;
+        int end = warp_scan(mine), in_groups = (mine + columns - 1) / columns;
+        int groups_end = warp_scan(in_groups);
+        if (lane_id() == WARP - 1) pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end;
+        __syncthreads();
+        if (e >= experts) return;
+#pragma unroll 1
+        for (int w = 0; w < warp_id(); w++) end += pairs_of[w], groups_end += groups_of[w];
+        int begin = end - mine;
+        place[e] = begin;
+        if (!own(e)) return;
+        offset[e] = begin;
+        if (e == experts - 1) offset[experts] = end;
+        if (!groups) return;
+        ItemGroup* to = groups + groups_end - in_groups;
+#pragma unroll 1
+        for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
+        if (e == experts - 1) *n_groups = groups_end;
+    }
+    // Bits in words below, an expert a warp.
+    DEV void add_up_bits() {
+        if (warp_id() >= OWN) return;
+        int sum = 0;
+#pragma unroll 1
+        for (int base = 0; base < words; base += WARP) {
+            int at = warp_id() * words + base + lane_id(), have = base + lane_id() < words;
+            int mine = have ? __popc(chosen[at]) : 0, upto = warp_scan(mine);
+            if (have) lower[at] = sum + upto - mine;
+            sum += shuffle(upto, WARP - 1);
+        }
+    }
+};
+
+// order gets the pairs, offset where each expert's begin; unless null, groups those of each expert in groups
+// of up to `columns`, and n_groups their number. shared: what Sorter takes.
 KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* order, int* offset,
                         ItemGroup* groups, int* n_groups, int columns) {
     DYNAMIC_SHARED(int, shared);
+    Sorter sorter(ids, tokens, k, experts, shared);
     let_next_start();
-    for (int i = threadIdx.x; i < Sorter::words(experts); i += blockDim.x) shared[i] = 0;
+    sorter.clear();
     wait_for_previous();
     __syncthreads();
-    Sorter(ids, tokens, k, experts, shared).sort(order, offset, groups, n_groups, columns);
-}
-
-// Both, by one block. shared: words() of Sorter, ids, and what leave_groups() needs.
-KERNEL(1024) route(const float* z, int tokens, int experts, int k, int normalise, int softmax,
-                   const float* bias, int groups, int groups_used, int* ids, float* weights, int* order,
-                   int* offset, ItemGroup* item_groups, int* n_groups, int columns) {
-    DYNAMIC_SHARED(int, shared);
-    let_next_start();
-    int* own = shared + Sorter::words(experts);
-    uint32* room = reinterpret_cast<uint32*>(own + tokens * k) + warp_id() * (experts + groups);
-    Router router = {experts, k, normalise, softmax, bias, groups, groups_used};
-    for (int i = threadIdx.x; i < Sorter::words(experts); i += blockDim.x) shared[i] = 0;
-    wait_for_previous();
-#pragma unroll 1
-    for (int token = warp_id(); token < tokens; token += blockDim.x / WARP)
-        router.choose(z + int64(token) * experts, room, own + token * k, weights + token * k);
+    sorter.each_pair([&](int pair, int id) {
+        atomicAdd(sorter.place + id, 1);
+        int token = sorter.own(id) ? pair / k : 0;
+        if (sorter.own(id)) atomicOr(sorter.chosen + sorter.word(id, token), 1u << token % WARP);
+    });
     __syncthreads();
-    for (int i = threadIdx.x; i < tokens * k; i += blockDim.x) ids[i] = own[i];
-    Sorter(own, tokens, k, experts, shared).sort(order, offset, item_groups, n_groups, columns);
+    sorter.add_up_bits();
+    sorter.add_up(offset, groups, n_groups, columns);
+    __syncthreads();
+    sorter.each_pair([&](int pair, int id) {
+        if (!sorter.own(id)) return;
+        int token = pair / k, at = sorter.word(id, token);
+        uint32 below = sorter.chosen[at] & (1u << token % WARP) - 1;
+        order[sorter.place[id] + sorter.lower[at] + __popc(below)] = pair;
+    });
 }

@@ -10,8 +10,7 @@ from isobit.numerics.ops import TopK
 
 _MOST = 64  # chosen, in top_k.cu
 _MOST_EXPERTS = 1024  # threads of a block that sorts
-_FEW = 8  # tokens whose experts are chosen and sorted by one block
-_WORDS = 10  # of shared memory for each expert: Sorter of top_k.cu
+_OWN = 8  # experts whose pairs a block sorts: OWN of top_k.cu
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,13 @@ def supports(op: Op) -> str | None:
     return None
 
 
+def sorting(tokens: int, experts: int) -> tuple[int, int]:
+    """Blocks that sort the pairs of so many tokens, and words of shared memory of each."""
+    return -(-experts // _OWN), experts + 2 * _OWN * (-(-tokens // 32) | 1)
+
+
 def lower(g: Lowering, op: Op) -> None:
-    """A token a warp; one block sorts their pairs."""
+    """A token a warp; then some experts a block."""
     assert isinstance(op.operation, TopK)
     how, k = op.operation, op.operation.k
     flags = int(how.normalise), int(how.softmax)
@@ -78,15 +82,11 @@ def lower(g: Lowering, op: Op) -> None:
         of_all = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
         router = *of_all, *results
         places = at.order.address, at.offset.address, *at.grouped[::-1], at.columns(tokens)
-        sorting, of_warp = _WORDS * experts, experts + how.groups if grouped else 0
-        if tokens <= _FEW:
-            words = sorting + tokens * k + 32 * of_warp
-            g.launch("ops/top_k.route", (1,), (*router, *places), defines, shared=4 * words)
-            return
-        blocks, words = -(-tokens // WARPS), WARPS * of_warp
+        blocks, words = -(-tokens // WARPS), WARPS * (experts + how.groups) if grouped else 0
         g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
         pairs = chosen.address, tokens, k, experts
-        g.launch("ops/top_k.sort_pairs", (1,), (*pairs, *places), defines, shared=4 * sorting)
+        blocks, words = sorting(tokens, experts)
+        g.launch("ops/top_k.sort_pairs", (blocks,), (*pairs, *places), defines, shared=4 * words)
 
     g.emit(make, weights)
     g.mark(ids, lasting=g.captured)

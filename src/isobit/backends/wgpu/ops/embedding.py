@@ -8,4 +8,4 @@ supports = anything
 
 def lower(g: Lowering, op: Op) -> None:
     """No step: the backend writes them."""
-    g.embeddings.append((op.weights[0], g.new(op.outputs[0])))
+    g.embeddings.append((op.weights[0], g.written(op.outputs[0])))

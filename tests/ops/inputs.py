@@ -9,6 +9,10 @@ from isobit.gguf import formats
 from isobit.numerics import Weight
 from tests.helpers.blocks import set_d, set_dmin
 
+EDGES = [0.0, -0.0, 1e-45, -1e-42, -1e-38, 2.0**-96, 87, -87, -87.00001, 88, 88.00001, 88.5]
+EDGES += [-88.5, 100.0, -100.0, 1e30, -1e30, -3e38]
+"""Numbers at which exponentials, gates and fixed point change their ways."""
+
 
 def identical(got, want):
     """Equal shape, dtype and bits; says where the first difference lies."""
@@ -18,26 +22,6 @@ def identical(got, want):
         a, b = got.view(np.uint8), np.ascontiguousarray(want).view(np.uint8)
         at = tuple(np.argwhere((a != b).reshape(*got.shape, -1).any(axis=-1))[0])
         raise AssertionError(f"differs first at {at}: {got[at]!r} instead of {want[at]!r}")
-
-
-class Sentinels:
-    """Arrays with 256 known bytes before and after; whatever is not written shows as 0xA5 bytes."""
-
-    _PAD = 256
-
-    def __init__(self):
-        self._buffers = []
-
-    def empty(self, shape, dtype=np.float32):
-        n = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        buffer = np.full(n + 2 * self._PAD, 0xA5, np.uint8)
-        self._buffers.append(buffer)
-        return buffer[self._PAD : self._PAD + n].view(dtype).reshape(shape)
-
-    def check(self):
-        for buffer in self._buffers:
-            assert (buffer[: self._PAD] == 0xA5).all(), "wrote before a result"
-            assert (buffer[-self._PAD :] == 0xA5).all(), "wrote behind a result"
 
 
 def before_guard_page(data):
@@ -94,6 +78,20 @@ def edge_rows(rng, columns):
     return np.stack(rows).astype(np.float32)
 
 
+def around_edges(rng, rows, columns):
+    """Rows of numbers, the first of them of EDGES."""
+    x = rng.standard_normal((rows, columns)) * np.exp(rng.standard_normal((rows, 1)))
+    n = min(rows, len(EDGES))
+    x[:n] = rng.permuted(np.resize(EDGES, (columns, len(EDGES))), axis=1)[:, :n].T
+    return x.astype(np.float32)
+
+
+def floats(x):
+    """A weight of these float32 values."""
+    x = np.ascontiguousarray(x, np.float32)
+    return Weight("w", formats.F32, x.shape, x.reshape(-1).view(np.uint8))
+
+
 def weight(rng, fmt, *shape):
     """Random blocks: every code and sub-scale; float scales over decades, also 0 and negative."""
     if not fmt.quantized:
@@ -130,10 +128,3 @@ def powers_weight(rng, columns):
     blocks = rng.integers(0, 256, (256, columns // 32, 17), dtype=np.uint8)
     blocks[:, :, 0] = np.arange(256)[:, None]
     return Weight("w", fmt, (256, columns), blocks.reshape(-1))
-
-
-def quantised_heads(rng, n, head_dim):
-    """Keys or values of n positions: int16 [n, head_dim] and their scales."""
-    q = rng.integers(-32639, 32640, (n, head_dim)).astype(np.int16)
-    q[rng.random(n) < 0.1] = 0
-    return q, (10.0 ** rng.uniform(-7, -4, n)).astype(np.float32)

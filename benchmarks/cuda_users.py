@@ -1,0 +1,197 @@
+"""What users get of the CUDA backend's speed: bits first, then ways to generate in turns.
+
+usage: python benchmarks/cuda_users.py MODEL.gguf OUT [--tokens 96] [--rounds 5] [--streams 1,4,16]
+                                       [--seconds 150]
+
+The bare step is ``Backend.greedy``, which waits for nothing; the others go through the engine, as
+generations do: the likeliest token, sampled ones, log-probabilities, a receipt, each with its
+ratio to the bare step. Bits: every way gives the tokens, log-probabilities and digests that it
+gives from logits brought to the host. OUT/cuda_users.json gets every figure; the table comes last.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from batches import batch, origin
+from kernels import asked, compile_all
+
+from isobit.backends.cuda import backend as cuda
+from isobit.backends.measure import Asked
+from isobit.config import EngineConfig
+from isobit.model.checkpoint import open_model
+from isobit.model.weights import Weights
+from isobit.runtime.model import Model
+from isobit.runtime.sampler import Sampler, Sampling, Together
+from isobit.verify.receipt import Recorder
+
+PROMPT = 32
+MILD = Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=1)
+WAYS = {  # settings, log-probabilities, whether a receipt is made, whether steps go ahead
+    "likeliest": (Sampling(), None, False, True),
+    "likeliest, nothing ahead": (Sampling(), None, False, False),
+    "temperature 1": (Sampling(temperature=1.0, seed=1), None, False, True),
+    "temperature 1, nothing ahead": (Sampling(temperature=1.0, seed=1), None, False, False),
+    "0.7, top_p, top_k": (MILD, None, False, True),
+    "min_p": (Sampling(temperature=1.0, min_p=0.05, seed=1), None, False, True),
+    "5 log-probabilities": (Sampling(), 5, False, True),
+    "sampled, 5 log-probabilities": (MILD, 5, False, True),
+    "receipt": (Sampling(), None, True, True),
+    "receipt, nothing ahead": (Sampling(), None, True, False),
+    "sampled, receipt": (MILD, None, True, True),
+    "repeat penalty (on the host)": (Sampling(temperature=1.0, repeat_penalty=1.1, seed=1),)
+    + (None, False, True),
+}
+
+
+def generate(model, prompts, count, way):
+    """Generations together; (microseconds a token of one, what they gave)."""
+    sampling, logprobs, receipt, ahead = WAYS[way]
+    engine, begun = model.generations, []
+    model.backend.goes_ahead = ahead
+    for prompt in prompts:
+        recorder = Recorder() if receipt else None
+        more = {"logprobs": logprobs, "watch": recorder, "salt": None, "ends": frozenset()}
+        begun.append((engine.submit(prompt, count, sampling, **more), recorder))
+    while not all(generation.ready or generation.ended for generation, _ in begun):
+        engine.step()
+    start = time.perf_counter()
+    while not all(generation.ended for generation, _ in begun):
+        engine.step()
+    seconds = time.perf_counter() - start
+    found = []
+    for generation, recorder in begun:
+        logits = [t.logits for t in recorder.receipt().tokens] if recorder else []
+        found.append((list(generation), logits))
+    return 1e6 * seconds / (count - 1), found
+
+
+def on_the_host(model, *args):
+    """The same, from logits brought to the host."""
+    of, cuda.Asked.of = cuda.Asked.of, staticmethod(lambda *_: None)
+    try:
+        return generate(model, *args)
+    finally:
+        cuda.Asked.of = of
+
+
+def check(model, rng, note):
+    """How many generations differ from those of logits on the host, of how many."""
+    wrong = total = 0
+    for way in WAYS:
+        for n in (1, 3):
+            prompts = rng.integers(0, model.config.vocab, (n, 5)).tolist()
+            _, ours = generate(model, prompts, 12, way)
+            _, theirs = on_the_host(model, prompts, 12, way)
+            total, wrong = total + 1, wrong + (ours != theirs)
+            if ours != theirs:
+                note(f"{way}, {n} together: other than from logits on the host", [ours, theirs])
+    return wrong, total
+
+
+def device_times(model, note):
+    """Microseconds that the device takes for what is asked of rows of logits, beside a step."""
+    programs, gpu = model.backend._programs, model.backend._gpu
+    measuring, vocabulary = programs.measuring, model.graph.logits.shape.width
+    logits = programs.one.logits
+    kinds = {
+        "likeliest and a log-probability": (Asked(top=1), None),
+        "5 log-probabilities": (Asked(top=5), None),
+        "20 log-probabilities": (Asked(top=20), None),
+        "digest": (Asked(digest=True), None),
+        **{
+            name: (Asked(drawn=True), WAYS[name][0])
+            for name in ("temperature 1", "0.7, top_p, top_k", "min_p")
+        },
+    }
+    for name, (what, sampling) in kinds.items():
+        if sampling is not None:
+            together = Together([Sampler(sampling)], vocabulary)
+            draws = together.draws(np.zeros(1, np.int32))
+            measuring.draw(cuda.as_kernels_take(draws, np.arange(1)))
+        graph = gpu.capture(lambda what=what: measuring.queue(logits, 1, what))
+        times = []
+        for _ in range(7):
+            gpu.synchronise()
+            start = time.perf_counter()
+            for _ in range(50):
+                gpu.replay(graph)
+            gpu.synchronise()
+            times.append(1e6 * (time.perf_counter() - start) / 50)
+        note(f"device: {name}", float(np.median(times)), "us a row")
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("out")
+    p.add_argument("--commit", default="")
+    p.add_argument("--tokens", type=int, default=96)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--streams", default="1,4,16")
+    p.add_argument("--seconds", type=float, default=150)
+    a = p.parse_args()
+    begin, found, table, left = time.perf_counter(), {}, [], []
+    Path(a.out).mkdir(parents=True, exist_ok=True)
+
+    def note(name, value, unit=""):
+        found[name] = value
+        print(f"{time.perf_counter() - begin:6.1f} s  {name}: {str(value)[:90]} {unit}", flush=True)
+        text = json.dumps(origin(a.model, a.commit) | found, indent=1, default=str)
+        (Path(a.out) / "cuda_users.json").write_text(text + "\n")
+
+    streams = [int(n) for n in a.streams.split(",")]
+    engine = EngineConfig(context=512, max_sequences=max(*streams, 4), chunk=512)
+    rng = np.random.default_rng()
+    weights, gpu = Weights.from_file(open_model(Path(a.model))), cuda.CudaGpu()
+    note("bytes of kernels compiled", compile_all(asked(weights, engine, gpu), gpu.arch))
+    gpu.close()
+    with Model(a.model, "cuda", engine) as model:
+        note("device", model.backend.device)
+        wrong, total = check(model, rng, note)
+        note("generations that differ from those of logits on the host", [wrong, total])
+        device_times(model, note)
+        for n in streams:
+            prompts = rng.integers(0, model.config.vocab, (n, PROMPT)).tolist()
+            tokens, at = np.ones(n, np.int32), np.full(n, PROMPT, np.int32)
+            pages = np.arange(8 * n, dtype=np.int32).reshape(n, 8)
+
+            def bare(n=n, tokens=tokens, at=at, pages=pages, prompts=prompts):
+                for row in range(n):
+                    model.backend.forward(batch(prompts[row], 0, pages[row : row + 1]))
+                start = time.perf_counter()
+                model.backend.greedy(tokens, at, pages, a.tokens)
+                return 1e6 * (time.perf_counter() - start) / a.tokens, None
+
+            ways = {"bare": bare}
+            for way in WAYS:
+                ways[way] = partial(generate, model, prompts, a.tokens, way)
+            way = "temperature 1"
+            ways[f"{way}, logits to the host"] = partial(on_the_host, model, prompts, a.tokens, way)
+            times = {way: [] for way in ways}
+            for i in range(a.rounds + 1):
+                if time.perf_counter() - begin > a.seconds:
+                    left.append(f"{n} streams, round {i}")
+                    break
+                for way, run in ways.items():
+                    us, _ = run()
+                    if i:  # the first warms up
+                        times[way].append(us)
+            for way, us in times.items():
+                if us:
+                    ratio = float(np.median(np.array(times["bare"]) / np.array(us)))
+                    table.append((n, way, float(np.median(us)), ratio))
+                    note(f"{n} streams: {way}", {"us": us, "of bare": ratio})
+    print(f"\n{wrong} of {total} generations differ from those of logits on the host")
+    for n, way, us, ratio in table:
+        print(f"{n:3d} streams  {way:<36} {us:9.0f} us a step  {ratio:6.1%} of the bare speed")
+    if left:
+        print("not run:", ", ".join(left))
+    raise SystemExit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Launches that come again and again, as graphs."""
+
+from collections.abc import Callable, Hashable
+
+from isobit.backends.cuda.device.gpu import Gpu
+
+MOST = 8
+"""Graphs that are kept, of each :class:`Repeated`."""
+
+
+class Repeated:
+    """Queues launches; what comes for the second time is captured, and replayed from then on.
+
+    One by one a thousand launches take the host longer than some GPUs need to run them.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._seen: set[Hashable] = set()
+        self._graphs: dict[Hashable, object] = {}
+
+    def __call__(self, key: Hashable, queue: Callable[[], None]) -> None:
+        """Queue what ``queue`` launches: always the same for a key."""
+        if key in self._seen and len(self._graphs) < MOST and self._gpu.may_wait:
+            self._graphs[key] = self._gpu.capture(queue)
+            self._seen.remove(key)
+        if key in self._graphs:
+            self._gpu.replay(self._graphs[key])
+            return
+        if len(self._seen) < 64 * MOST:  # else there is no end to what comes once
+            self._seen.add(key)
+        queue()

@@ -1,0 +1,13 @@
+"""The cases of every operation, a file a family."""
+
+from tests.ops.cases import attention, norms, pointwise, products, recurrent, routing
+from tests.ops.harness import Case
+
+CASES: tuple[Case, ...] = (
+    *products.CASES,
+    *norms.CASES,
+    *pointwise.CASES,
+    *attention.CASES,
+    *routing.CASES,
+    *recurrent.CASES,
+)

@@ -1,0 +1,9 @@
+"""Cases of all operations but products on every backend: the specification's bits, and nothing
+written beside them. A backend refuses the cases that say so, and no others."""
+
+from .cases import attention, norms, pointwise, recurrent, routing
+from .ways import tested
+
+test_case = tested(
+    *norms.CASES, *pointwise.CASES, *attention.CASES, *routing.CASES, *recurrent.CASES
+)

@@ -1,0 +1,172 @@
+"""What CUDA makes of logits where they lie, against the specification, bit for bit."""
+
+import numpy as np
+import pytest
+
+from isobit.backends.cpu.sampler import NOT_FINITE, Columns
+from isobit.backends.cuda import measure as measure_module
+from isobit.backends.cuda.measure import Measuring, as_kernels_take
+from isobit.backends.draws import Draws
+from isobit.backends.measure import MOST, Asked, Measured
+from isobit.numerics import log_softmax, top_logprobs
+from isobit.numerics.digest import tree_digest
+
+from .cases import identical
+from .cuda_support import Buffers, open_gpu
+from .test_sampling import any_row, distributions, expected
+
+NOTHING = np.empty((0, 0), np.int32)
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def gpu(request):
+    gpu = open_gpu(request.param)
+    yield gpu
+    gpu.close()
+
+
+def draws_of(rows, which, vocabulary):
+    index = np.array([row.index for row in rows], np.uint64)
+    return Draws(np.array(which, np.int32), Columns.of(rows, vocabulary), index, logprobs=True)
+
+
+class Measurer:
+    """Measures rows on a device, again and again with the same buffers."""
+
+    def __init__(self, gpu, rows, vocabulary):
+        self.buffers, self.measuring = Buffers(gpu), Measuring(gpu, rows, vocabulary)
+        self.measuring.allocate()
+        self.tokens = self.buffers.put(np.full(rows, -7, np.int32))
+
+    def __call__(self, logits, ids=NOTHING, k=0, *, rows=(), which=(), digest=False):
+        asked = Asked(ids.shape[1], k, bool(rows), digest)
+        address, n = self.buffers.put(logits), len(logits)
+        self.measuring.give(ids)
+        if rows:
+            draws = draws_of(rows, which, logits.shape[1])
+            self.measuring.draw(as_kernels_take(draws, np.arange(n)))
+        self.measuring.queue(address, n, asked, self.tokens, n)
+        return self.found(n, asked)
+
+    def found(self, n, asked):
+        words = np.empty((n, asked.words), np.int32)
+        self.buffers.gpu.download(self.measuring.found, words)
+        self.buffers.check()
+        found = Measured.empty(n, asked)
+        found.take(np.arange(n), words, asked)
+        return found
+
+
+@pytest.mark.parametrize("n", [1, 2, 255, 257, 2048, 2049, 5003])
+def test_rows_of_every_kind(gpu, rng, n):
+    logits = distributions(rng, n)
+    logits[4] = np.where(rng.random(n) < 0.5, 0.0, -0.0)  # equals
+    measure = Measurer(gpu, len(logits), n)
+    for given, k in ((0, 0), (3, 0), (0, 1), (2, min(n, 9))):
+        ids = rng.integers(0, n, (len(logits), given)).astype(np.int32)
+        found = measure(logits, ids, k)
+        top_ids, top = top_logprobs(logits, k)
+        assert found.likeliest.tolist() == logits.argmax(1).tolist()
+        assert found.top_ids.tolist() == top_ids.tolist()
+        identical(found.top, top)
+        identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
+
+
+def test_as_many_as_can_be(gpu, rng):
+    """More than a block's keys of the keys of all pieces."""
+    logits = distributions(rng, 50_000)[:3]
+    k = (MOST - 1) // 2
+    top_ids, top = top_logprobs(logits, k)
+    found = Measurer(gpu, 3, logits.shape[1])(logits, NOTHING, k)
+    assert found.top_ids.tolist() == top_ids.tolist()
+    identical(found.top, top)
+
+
+@pytest.mark.parametrize("n", [1, 2, 255, 2049, 5003])
+def test_draws(gpu, rng, n):
+    """Rows in any order, some without a draw; each again with the next index, which the device
+    counts."""
+    logits = distributions(rng, n)
+    measure = Measurer(gpu, len(logits), n)
+    for fixed in ({}, {}, {"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {"top_k": 0}, {"top_p": 1.0}):
+        which = rng.permutation(len(logits))[: rng.integers(1, len(logits) + 1)].tolist()
+        rows = [any_row(rng, **fixed) for _ in which]
+        found = measure(logits, rows=rows, which=which)
+        want = [expected(logits[i], row)[0] for i, row in zip(which, rows, strict=True)]
+        assert found.drawn[which].tolist() == want
+        measured = log_softmax(logits)[which, want]
+        identical(found.drawn_logprobs[which], measured)
+        tokens = measure.buffers.get(measure.tokens, (len(logits),), np.int32)
+        assert tokens[which].tolist() == want
+
+
+def test_a_draw_that_stays(gpu, rng, monkeypatch):
+    """Some rows at a time."""
+    monkeypatch.setattr(measure_module, "_ROWS_AT_ONCE", 4)
+    n = 3000
+    logits = distributions(rng, n)
+    rows = [any_row(rng, temperature=1.0, index=5) for _ in logits]
+    ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
+    measure, asked = Measurer(gpu, len(logits), n), Asked(drawn=True)
+    found = measure(logits, ids, 2, rows=rows, which=range(len(rows)), digest=True)
+    want = [expected(z, row)[0] for z, row in zip(logits, rows, strict=True)]
+    assert found.drawn.tolist() == want
+    identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
+    identical(found.top, top_logprobs(logits, 2)[1])
+    assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
+    measure.tokens = measure.buffers.put(np.zeros(len(logits) + 3, np.int32))
+    address = measure.buffers.put(logits)
+    measure.measuring.queue(address, len(logits), asked, measure.tokens, len(logits) + 2)
+    again = measure.found(len(logits), asked).drawn
+    after = [type(row)(**{**vars(row), "index": 6}) for row in rows]
+    want = [expected(z, row)[0] for z, row in zip(logits, after, strict=True)]
+    assert again.tolist() == want
+    tokens = measure.buffers.get(measure.tokens, (len(logits) + 3,), np.int32)
+    assert tokens.tolist() == [*want, want[-1], want[-1], 0]
+
+
+def test_the_first_of_equals_is_kept(gpu):
+    flat = np.zeros((64, 5000), np.float32)
+    measure = Measurer(gpu, 64, 5000)
+    for fixed in ({"top_k": 3000}, {"top_p": 0.6}):
+        rows = [
+            any_row(np.random.default_rng(i), temperature=1.0, min_p=0.0, top_k=0, top_p=1.0)
+            for i in range(64)
+        ]
+        rows = [type(row)(**{**vars(row), **fixed}) for row in rows]
+        drawn = measure(flat, rows=rows, which=range(64)).drawn
+        want = [expected(flat[0], row)[0] for row in rows]
+        assert drawn.tolist() == want
+        assert 2048 < drawn.max() < 3000
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_spoils_no_other(gpu, rng, wrong):
+    n = 2500
+    logits = distributions(rng, n)
+    logits[2, int(rng.integers(n))] = wrong
+    ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
+    rows = [any_row(rng) for _ in logits]
+    found = Measurer(gpu, len(logits), n)(logits, ids, 3, rows=rows, which=range(len(rows)))
+    assert np.flatnonzero(found.likeliest < 0).tolist() == [2]
+    assert found.top_ids[2].tolist() == [-1] * 3
+    assert np.isnan(found.top[2]).all()
+    assert np.isnan(found.given[2]).all()
+    assert found.drawn[2] == NOT_FINITE
+    assert np.isnan(found.drawn_logprobs[2])
+    good = np.arange(len(logits)) != 2
+    identical(found.top[good], top_logprobs(logits[good], 3)[1])
+    want = [expected(z, row)[0] for z, row in zip(logits[good], np.array(rows)[good], strict=True)]
+    assert found.drawn[good].tolist() == want
+
+
+@pytest.mark.parametrize("n", [1, 13, 14, 29, 30, 64, 65, 511, 513, 64 * 65, 151_936])
+def test_digests(gpu, rng, n):
+    """Sizes at which a block, a piece or a level begins, and those behind them in the same row."""
+    logits = rng.standard_normal((3, n)).astype(np.float32)
+    logits[1, n // 2] = np.inf
+    logits[2] = -0.0
+    ids = rng.integers(0, n, (3, 2)).astype(np.int32)
+    found = Measurer(gpu, 3, n)(logits, ids, 1, digest=True)
+    assert [d.tobytes() for d in found.digests] == [tree_digest(x.tobytes()) for x in logits]
+    assert found.likeliest.tolist() == [int(logits[0].argmax()), -1, 0]
