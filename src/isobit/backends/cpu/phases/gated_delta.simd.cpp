@@ -30,24 +30,27 @@ void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, cons
                 for (int j = 0; j < W; ++j) sums[i][j] = sums[i][j] + sums[i + rows][j];
     };
     const int half = n / 2;
-    for (int i = 0; i < half; ++i) {
+    for (int i = 0; corrects && i < half; ++i) {
         float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
         for (int j = 0; j < W; ++j) {
             low[j] = low[j] * keep;
             high[j] = high[j] * keep;
+            sums[i][j] = low[j] * k[i] + high[j] * k[i + half];
         }
-        for (int j = 0; corrects && j < W; ++j) sums[i][j] = low[j] * k[i] + high[j] * k[i + half];
     }
     if (corrects) tree();
     for (int j = 0; j < W; ++j) d[j] = (corrects ? v[j] - sums[0][j] : v[j]) * beta;
-    for (int i = 0; i < half; ++i) {
-        float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
-        for (int j = 0; j < W; ++j) {
-            low[j] = low[j] + k[i] * d[j];
-            high[j] = high[j] + k[i + half] * d[j];
-            sums[i][j] = low[j] * q[i] + high[j] * q[i + half];
+    auto add = [&](bool decays) __attribute__((always_inline)) {
+        for (int i = 0; i < half; ++i) {
+            float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
+            for (int j = 0; j < W; ++j) {
+                low[j] = (decays ? low[j] * keep : low[j]) + k[i] * d[j];
+                high[j] = (decays ? high[j] * keep : high[j]) + k[i + half] * d[j];
+                sums[i][j] = low[j] * q[i] + high[j] * q[i + half];
+            }
         }
-    }
+    };
+    corrects ? add(false) : add(true);
     tree();
     for (int j = 0; j < W; ++j) out[j] = sums[0][j];
 }
