@@ -310,7 +310,11 @@ def test_router_of_groups(gpu, rng, experts, k, groups):
     for t in range(tokens):
         mine = np.isin(np.arange(experts) // (experts // groups[0]), best[t])
         order = np.argsort(np.where(mine, -scores[t], np.inf), kind="stable")[:k]
-        assert np.array_equal(found[0][0][t], order)
+        assert np.array_equal(found[t], order)
+    chosen, total = np.take_along_axis(z, found, 1), np.zeros(tokens, F32)
+    for rank in range(k):
+        total = total + chosen[:, rank]
+    same(b.get(weights, (tokens, k)), chosen / np.maximum(total, F32(2**-14))[:, None])
 
 
 def test_head_vectors_of_runs(gpu, rng):

@@ -25,7 +25,9 @@ def post(client: openai.OpenAI, path: str, body: object) -> httpx.Response:
 def state_after(model: Model, ids: list[int]) -> np.ndarray:
     seen = []
     with model.new_sequence() as sequence:
-        model.forward(sequence, ids, [], lambda *s: seen.append(np.array(s[2])), frozenset({"final_norm"}))
+        model.forward(
+            sequence, ids, [], lambda *s: seen.append(np.array(s[2])), frozenset({"final_norm"})
+        )
     return seen[0][-1]
 
 

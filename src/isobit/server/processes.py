@@ -57,12 +57,13 @@ class Processes:
         """Start one after the other again; their streams go on elsewhere."""
         async with self._rolling:
             for i, replica in enumerate(self._replicas.all):
-                await self._until(replica, up=True)
-                replica.draining = True
+                await self._until(lambda replica=replica: replica.up)
+                replica.draining, was = True, self._running[i]
                 try:
                     self._end(i)
-                    await self._until(replica, up=False)
-                    await self._until(replica, up=True)
+                    # Not that it is down: it may be up again before anyone looks.
+                    await self._until(lambda i=i, was=was: self._running[i] not in (None, was))
+                    await self._until(lambda replica=replica: replica.up)
                 finally:
                     replica.draining = False
             self._say("all replicas were started again")
@@ -88,8 +89,8 @@ class Processes:
             with suppress(ProcessLookupError):
                 process.terminate()
 
-    async def _until(self, replica: Replica, *, up: bool) -> None:
-        while replica.up != up and not self._ending.is_set():
+    async def _until(self, there: Callable[[], bool]) -> None:
+        while not there() and not self._ending.is_set():
             await asyncio.sleep(0.05)
 
     async def _keep(self, i: int) -> None:
