@@ -57,16 +57,19 @@ class Processes:
         """Start one after the other again; their streams go on elsewhere."""
         async with self._rolling:
             for i, replica in enumerate(self._replicas.all):
-                await self._until(lambda replica=replica: replica.up)
-                replica.draining, was = True, self._running[i]
-                try:
-                    self._end(i)
-                    # Not that it is down: it may be up again before anyone looks.
-                    await self._until(lambda i=i, was=was: self._running[i] not in (None, was))
-                    await self._until(lambda replica=replica: replica.up)
-                finally:
-                    replica.draining = False
+                await self._again(i, replica)
             self._say("all replicas were started again")
+
+    async def _again(self, i: int, replica: Replica) -> None:
+        await self._until(lambda: replica.up)
+        replica.draining, was = True, self._running[i]
+        try:
+            self._end(i)
+            # Not that it is down: it may be up again before anyone looks.
+            await self._until(lambda: self._running[i] not in (None, was))
+            await self._until(lambda: replica.up)
+        finally:
+            replica.draining = False
 
     async def stop(self) -> None:
         """End all, with what they are answering."""
