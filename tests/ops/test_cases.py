@@ -2,8 +2,8 @@
 written beside them. A backend refuses the cases that say so, and no others."""
 
 from .cases import attention, norms, pointwise, recurrent, routing
-from .ways import tested
+from .ways import a_test_of
 
-test_case = tested(
+test_case = a_test_of(
     *norms.CASES, *pointwise.CASES, *attention.CASES, *routing.CASES, *recurrent.CASES
 )

@@ -101,7 +101,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-def tested(*cases: Case) -> Callable[[Case, str], None]:
+def a_test_of(*cases: Case) -> Callable[[Case, str], None]:
     """A test of these cases in all their ways."""
     pairs = [pytest.param(case, way, id=f"{way}-{case.name}") for case, way in matrix(cases, WAYS)]
 
