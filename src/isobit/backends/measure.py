@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, Wanted
+from isobit.backends.base import F32, I32, Results, Wanted
 
 MOST = 256
 """Words of a row. The likeliest are found one after the other: for more than a few, logits that
@@ -82,3 +82,17 @@ class Measured(NamedTuple):
             self.drawn_logprobs[rows] = values[:, asked.drawn_at + 1]
         if asked.digest:
             self.digests[rows] = np.ascontiguousarray(words[:, -DIGEST:]).view(np.uint8)
+
+    def results(self, wanted: Wanted) -> Results:
+        """What of it is wanted."""
+        drawn = None if wanted.drawn is None else wanted.drawn.rows
+        return Results(
+            self.likeliest >= 0,
+            likeliest=self.likeliest if wanted.likeliest else None,
+            top_ids=self.top_ids if wanted.top else None,
+            top=self.top if wanted.top else None,
+            given=None if wanted.given is None else self.given,
+            drawn=None if drawn is None else self.drawn[drawn],
+            drawn_logprobs=None if drawn is None else self.drawn_logprobs[drawn],
+            digests=self.digests if wanted.digests else None,
+        )

@@ -149,17 +149,7 @@ class CudaBackend(Backend):
         else:
             every = np.arange(len(batch.logit_rows))
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages)
-        drawn = None if wanted.drawn is None else wanted.drawn.rows
-        return Results(
-            found.likeliest >= 0,
-            likeliest=found.likeliest if wanted.likeliest else None,
-            top_ids=found.top_ids if wanted.top else None,
-            top=found.top if wanted.top else None,
-            given=None if wanted.given is None else found.given,
-            drawn=None if drawn is None else found.drawn[drawn],
-            drawn_logprobs=None if drawn is None else found.drawn_logprobs[drawn],
-            digests=found.digests if wanted.digests else None,
-        )
+        return found.results(wanted)
 
     def copy_state(self, source: int, target: int) -> None:
         """See :class:`isobit.backends.base.Backend`."""

@@ -155,15 +155,7 @@ class WgpuBackend(Backend):
         with self._device.guarded():
             for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
                 self._pass(batch, first, take, routes, asked, wanted.given)
-        return Results(
-            found.likeliest >= 0,
-            likeliest=found.likeliest if wanted.likeliest else None,
-            top_ids=found.top_ids if wanted.top else None,
-            top=found.top if wanted.top else None,
-            given=None if wanted.given is None else found.given,
-            digests=found.digests if wanted.digests else None,
-            routes=routes,
-        )
+        return replace(found.results(wanted), routes=routes)
 
     def _pass(
         self,
