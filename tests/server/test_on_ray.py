@@ -64,7 +64,7 @@ def servers() -> set[int]:
 def front(ray: Any) -> Iterator[str]:
     from ray import serve  # noqa: PLC0415  # an extra
 
-    from isobit.server.on_ray import Asked, app  # noqa: PLC0415
+    from isobit.server.front.on_ray import Asked, app  # noqa: PLC0415
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -138,7 +138,7 @@ def test_an_update_replaces_servers_under_their_streams(
 ) -> None:
     from ray import serve  # noqa: PLC0415
 
-    from isobit.server.on_ray import Asked, app  # noqa: PLC0415
+    from isobit.server.front.on_ray import Asked, app  # noqa: PLC0415
 
     asked, before = many(rng, 300), servers()
     wanted = [stream(front, *each) for each in asked]

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from isobit.errors import UsageError
-from isobit.server.homes import Homes, beginnings
+from isobit.server.front.affinity import Homes, beginnings
 
 _CHECK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0  # for one check; so one that hangs is lost within 12 s

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from isobit.errors import BackendUnavailable, UsageError
-from isobit.server.requests import Common
+from isobit.server.request.fields import Common
 
 Kind = Literal["json", "regex", "choice", "grammar"]
 _MOST_TEXT = 1 << 16  # characters of what is no JSON

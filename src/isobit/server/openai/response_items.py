@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from isobit.server.answers import Answers, event
-from isobit.server.bodies import chat_logprobs
-from isobit.server.choices import Piece
-from isobit.server.events import (
+from isobit.server.answer.answers import Answers, event
+from isobit.server.answer.choices import Piece
+from isobit.server.openai.bodies import chat_logprobs
+from isobit.server.openai.response_tools import Offer, input_of
+from isobit.server.parsing.events import (
     CallArguments,
     CallBegins,
     CallEnds,
@@ -19,7 +20,6 @@ from isobit.server.events import (
     Text,
     Usage,
 )
-from isobit.server.response_tools import Offer, input_of
 from isobit.server.service import Service
 
 Item = dict[str, Any]

@@ -1,8 +1,8 @@
 """A front before several servers of one model: a client's stream outlives the server that began it.
 
 Requests go to the replica that knows their beginning, else to the one that has least to do. Of
-every stream the front keeps a journal (:mod:`isobit.server.journal`); if its replica is lost,
-another goes on with it, with the same bits. What is answered at once is asked for again.
+every stream the front keeps a journal (:mod:`isobit.server.answer.journal`); if its replica is
+lost, another goes on with it, with the same bits. What is answered at once is asked for again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from starlette.types import ASGIApp
 
 from isobit.errors import UsageError
 from isobit.server import errors, webpage
-from isobit.server.answers import event
+from isobit.server.answer.answers import event
+from isobit.server.answer.choices import PING_SECONDS
+from isobit.server.answer.journal import BY, LINES, Journal, Line
 from isobit.server.app import for_pages
-from isobit.server.choices import PING_SECONDS
+from isobit.server.body import body_of, unless_gone
 from isobit.server.errors import NoReplica
+from isobit.server.front.replicas import Replica, Replicas, patience
 from isobit.server.guard import FRONT, JOURNAL_BYTES, Guard
-from isobit.server.incoming import body_of, unless_gone
-from isobit.server.journal import BY, LINES, Journal, Line
-from isobit.server.replicas import Replica, Replicas, patience
 
 _WAIT_SECONDS = 60.0  # for a replica, where none is up
 _SILENCE = 45.0  # seconds without a byte of a stream: three pings that did not come

@@ -1,7 +1,7 @@
 """One request's choices from the engine to an interface: in pieces as they come, or at once.
 
-Every interface says how it writes the same events (:mod:`isobit.server.events`); when they come,
-when a client is told to be patient, what happens when one leaves and what is counted is here.
+Every interface says how it writes the same events (:mod:`isobit.server.parsing.events`); when they
+come, when a client is told to be patient, what happens when one leaves and what is counted is here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from starlette.responses import Response, StreamingResponse
 
 from isobit.errors import UsageError
 from isobit.runtime.pieces import StopText
-from isobit.server.chat import Chat
-from isobit.server.choices import Choice, Choices, Piece
+from isobit.server.answer.choices import Choice, Choices, Piece
+from isobit.server.answer.journal import BY, JOURNAL, LINES, Journal, line, tokens_json
 from isobit.server.errors import ClientGone, ShuttingDown, told
-from isobit.server.events import Usage
-from isobit.server.journal import BY, JOURNAL, LINES, Journal, line, tokens_json
-from isobit.server.requests import MOST_CHOICES, Common
+from isobit.server.parsing.events import Usage
+from isobit.server.request.chat import Chat
+from isobit.server.request.fields import MOST_CHOICES, Common
 from isobit.server.service import Service
 
 

@@ -13,12 +13,12 @@ from isobit.errors import UsageError
 from isobit.runtime.grammar import Constraint
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.conversation import forms, normalised, unsaid
-from isobit.server.formats import asked_format
-from isobit.server.grammars import pattern_of
-from isobit.server.reading import AnswerReader, Name, Reader, TextReader, drawn
-from isobit.server.requests import ChatRequest, Common
-from isobit.server.thinking import TAGS, Thinking, found
+from isobit.server.parsing.reading import AnswerReader, Name, Reader, TextReader, drawn
+from isobit.server.parsing.thinking import TAGS, Thinking, found
+from isobit.server.request.conversation import forms, normalised, unsaid
+from isobit.server.request.fields import ChatRequest, Common
+from isobit.server.request.formats import asked_format
+from isobit.server.request.grammars import pattern_of
 from isobit.server.tool_calls import plain
 from isobit.server.tool_calls.dialects import Dialect, dialect_of, frame_of, knows
 from isobit.server.tool_calls.tools import Choice, checked, offered

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from isobit.runtime.tokens import Token
-from isobit.server.choices import Piece
-from isobit.server.events import (
+from isobit.server.answer.choices import Piece
+from isobit.server.parsing.events import (
     Answer,
     CallArguments,
     CallBegins,

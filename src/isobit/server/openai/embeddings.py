@@ -17,9 +17,9 @@ from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.news import News
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
+from isobit.server.body import read, unless_gone
 from isobit.server.errors import ShuttingDown
-from isobit.server.incoming import read, unless_gone
-from isobit.server.prompts import Asked, Prompt, Whole, encoded, listed
+from isobit.server.request.prompts import Asked, Prompt, Whole, encoded, listed
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048

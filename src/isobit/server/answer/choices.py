@@ -16,10 +16,10 @@ from isobit.runtime.news import News
 from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
+from isobit.server.answer.journal import Said
 from isobit.server.errors import ClientGone, Differs, ShuttingDown
-from isobit.server.events import CallBegins, Event, Finish, Text, Usage
-from isobit.server.journal import Said
-from isobit.server.reading import Reader, TextReader
+from isobit.server.parsing.events import CallBegins, Event, Finish, Text, Usage
+from isobit.server.parsing.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
 
 PING_SECONDS = 15.0

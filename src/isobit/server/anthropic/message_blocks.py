@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from isobit.server.answers import Answers, event
-from isobit.server.choices import Piece
+from isobit.server.answer.answers import Answers, event
+from isobit.server.answer.choices import Piece
 from isobit.server.errors import anthropic_body
-from isobit.server.events import (
+from isobit.server.parsing.events import (
     CallArguments,
     CallBegins,
     CallEnds,

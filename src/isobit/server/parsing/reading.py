@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from isobit.server.events import CallArguments, CallBegins, CallEnds, Event, Reasoning, Text
-from isobit.server.source import BLANK, Parsing, Source
-from isobit.server.thinking import Thinking
+from isobit.server.parsing.events import CallArguments, CallBegins, CallEnds, Event, Reasoning, Text
+from isobit.server.parsing.source import BLANK, Parsing, Source
+from isobit.server.parsing.thinking import Thinking
 
 Name = Callable[[int], str]
 """What makes a call's id of its number."""

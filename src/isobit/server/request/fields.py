@@ -10,7 +10,7 @@ from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.prompts import Asked, Prompt, Whole, listed
+from isobit.server.request.prompts import Asked, Prompt, Whole, listed
 
 MOST_CHOICES = 128
 MOST_STOPS = 64

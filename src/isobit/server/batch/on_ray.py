@@ -20,7 +20,7 @@ from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
 from isobit.server.app import build
-from isobit.server.batch import post
+from isobit.server.batch.batch import post
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
 

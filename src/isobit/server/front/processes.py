@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from isobit.errors import IsobitError
-from isobit.server.replicas import Replica, Replicas
+from isobit.server.front.replicas import Replica, Replicas
 
 _LONGEST_PAUSE = 30.0  # seconds before one that dies again and again is started again
 _LIVED = 60.0  # seconds, after which it starts at once

@@ -10,15 +10,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from isobit.server.answers import Answers, event
-from isobit.server.bodies import ChatShape, CompletionShape, usage
-from isobit.server.chat import held, prepared
-from isobit.server.choices import Piece
+from isobit.server.answer.answers import Answers, event
+from isobit.server.answer.choices import Piece
+from isobit.server.body import read
 from isobit.server.errors import error_body
-from isobit.server.events import Usage
-from isobit.server.incoming import read
-from isobit.server.prompts import encoded
-from isobit.server.requests import ChatRequest, Common, CompletionRequest
+from isobit.server.openai.bodies import ChatShape, CompletionShape, usage
+from isobit.server.parsing.events import Usage
+from isobit.server.request.chat import held, prepared
+from isobit.server.request.fields import ChatRequest, Common, CompletionRequest
+from isobit.server.request.prompts import encoded
 from isobit.server.service import Service
 
 Shape = ChatShape | CompletionShape

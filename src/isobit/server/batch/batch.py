@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from isobit.errors import BackendUnavailable, FileRefused, UsageError, no_such_file
 from isobit.files import regular
-from isobit.server.inside import messages
+from isobit.server.batch.in_process import messages
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WITH_RECEIPTS = URLS[:2]

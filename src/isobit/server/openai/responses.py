@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isobit.errors import UsageError
-from isobit.server.answers import Answers
-from isobit.server.chat import prepared
-from isobit.server.incoming import read
-from isobit.server.prompts import Asked, Whole
-from isobit.server.requests import ChatRequest
-from isobit.server.response_items import ResponseWriter
-from isobit.server.response_tools import KINDS, Offer, arguments_of, joined, offers
+from isobit.server.answer.answers import Answers
+from isobit.server.body import read
+from isobit.server.openai.response_items import ResponseWriter
+from isobit.server.openai.response_tools import KINDS, Offer, arguments_of, joined, offers
+from isobit.server.request.chat import prepared
+from isobit.server.request.fields import ChatRequest
+from isobit.server.request.prompts import Asked, Whole
 from isobit.server.service import Service
 
 _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")

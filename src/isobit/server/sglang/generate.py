@@ -15,14 +15,14 @@ from starlette.routing import Route
 
 from isobit.errors import UsageError
 from isobit.runtime.tokens import Token
-from isobit.server.answers import Answers, event
-from isobit.server.chat import held
-from isobit.server.choices import Choice, Piece
+from isobit.server.answer.answers import Answers, event
+from isobit.server.answer.choices import Choice, Piece
+from isobit.server.body import read
 from isobit.server.errors import error_body
-from isobit.server.events import Finish, Usage, gathered
-from isobit.server.incoming import read
-from isobit.server.prompts import Asked, Prompt, Whole, encoded, listed
-from isobit.server.requests import MOST_CHOICES, Common, Stop
+from isobit.server.parsing.events import Finish, Usage, gathered
+from isobit.server.request.chat import held
+from isobit.server.request.fields import MOST_CHOICES, Common, Stop
+from isobit.server.request.prompts import Asked, Prompt, Whole, encoded, listed
 from isobit.server.service import Service
 
 

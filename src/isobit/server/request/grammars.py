@@ -10,8 +10,8 @@ from typing import Any
 from isobit.errors import UsageError
 from isobit.runtime.grammar import Constraint, Grammar
 from isobit.runtime.model import Model
-from isobit.server.formats import Format
-from isobit.server.thinking import Thinking
+from isobit.server.parsing.thinking import Thinking
+from isobit.server.request.formats import Format
 from isobit.server.tool_calls.dialects import Dialect
 from isobit.server.tool_calls.schemas import Lark
 from isobit.server.tool_calls.tools import Choice, Tool

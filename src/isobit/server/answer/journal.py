@@ -1,10 +1,10 @@
 """What is known of an answer beside its request, so that another replica can go on with it.
 
-A front (:mod:`isobit.server.front`) keeps a journal of every stream: the answer's key, of which its
-ids, time and seed are made, and the tokens of each choice so far. A replica writes a stream for a
-front as lines of JSON, each a text for the client together with the tokens that made it. If the
-replica is lost, another gets the same request with the journal, reads those tokens as it would have
-read its own, and writes what comes after them.
+A front (:mod:`isobit.server.front.front`) keeps a journal of every stream: the answer's key, of
+which its ids, time and seed are made, and the tokens of each choice so far. A replica writes a
+stream for a front as lines of JSON, each a text for the client together with the tokens that made
+it. If the replica is lost, another gets the same request with the journal, reads those tokens as it
+would have read its own, and writes what comes after them.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isobit.errors import UsageError
-from isobit.server.answers import Answers
-from isobit.server.chat import prepared
-from isobit.server.incoming import read
-from isobit.server.message_blocks import MessageWriter
-from isobit.server.prompts import Asked, Whole
-from isobit.server.requests import MOST_STOPS, ChatRequest, Stop
+from isobit.server.answer.answers import Answers
+from isobit.server.anthropic.message_blocks import MessageWriter
+from isobit.server.body import read
+from isobit.server.request.chat import prepared
+from isobit.server.request.fields import MOST_STOPS, ChatRequest, Stop
+from isobit.server.request.prompts import Asked, Whole
 from isobit.server.service import Service
 
 Block = dict[str, Any]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isobit.server.source import BLANK, Parsing, Source
+from isobit.server.parsing.source import BLANK, Parsing, Source
 
 if TYPE_CHECKING:
-    from isobit.server.reading import Events
+    from isobit.server.parsing.reading import Events
 
 TAGS = (
     ("<think>", "</think>"),
