@@ -240,7 +240,7 @@ def test_stages_are_actors_and_one_that_dies_begins_again(
 def test_stages_that_cannot_be(
     ray: Any, place: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isobit.backends import on_ray  # noqa: PLC0415  # an extra
+    from isobit.backends.distributed import on_ray  # noqa: PLC0415  # an extra
 
     if "cuda" in place:
         monkeypatch.setattr(on_ray, "_ROOM", 0.1)

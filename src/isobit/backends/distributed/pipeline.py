@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from isobit import numerics
 from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
-from isobit.backends.pool import Room
+from isobit.backends.base.kv_pages import Room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key

@@ -1,8 +1,8 @@
 """A model split over processes, each the CPU backend on its part of the graph.
 
-The caller's process runs part 0, and starts the others: ``python -m isobit.backends.parts``. They
-get each batch through a socket, and exchange what they compute through shared memory, within the
-pass (see :mod:`isobit.model.split`).
+The caller's process runs part 0, and starts the others: ``python -m`` this module. They get each
+batch through a socket, and exchange what they compute through shared memory, within the pass (see
+:mod:`isobit.model.split`).
 """
 
 import mmap
@@ -29,6 +29,7 @@ from isobit.model.cuts import Part
 from isobit.model.split import check, split
 from isobit.model.weights import Weights
 
+_MODULE = "isobit.backends.distributed.parts"
 _LINE = 64  # bytes; the memory's layout: cpu/exchange.h
 _PIECES = 16 << 20  # bytes of a part's piece; longer values are exchanged in several
 
@@ -115,7 +116,8 @@ class PartsBackend(Backend):
         ours, theirs = socket.socketpair()
         files = theirs.fileno(), self._memory.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-m", "isobit.backends.parts", *map(str, files)], pass_fds=files
+            [sys.executable, "-m", _MODULE, *map(str, files)],
+            pass_fds=files,
         )
         theirs.close()
         connection = Connection(ours.detach())

@@ -19,7 +19,7 @@ from typing import Any
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, Backend, Batch
-from isobit.backends.pipeline import About, LocalStage, Shown
+from isobit.backends.distributed.pipeline import About, LocalStage, Shown
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.checkpoint import open_model

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import machine
+from isobit.backends.base.draws import Draws
+from isobit.backends.base.kv_pages import Room, fitted, on_host
 from isobit.backends.cpu._cpu import check_batch
 from isobit.backends.cpu.sampler import NOT_FINITE, RowSampler
-from isobit.backends.draws import Draws
 from isobit.backends.hardware import read_bandwidth
-from isobit.backends.pool import Room, fitted, on_host
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.graph import Graph, Key

@@ -3,14 +3,14 @@
 from threading import Thread
 from typing import Any
 
-_waking: list[tuple[Thread, list[Any]]] = []
+_begun: list[tuple[Thread, list[Any]]] = []
 
 
-def wake() -> None:
+def begin() -> None:
     """Begin, in the background. What goes wrong is found again, and said, by who needs the GPU."""
     held: list[Any] = []
     thread = Thread(target=_retain, args=(held,), name="isobit-driver", daemon=True)
-    _waking.append((thread, held))
+    _begun.append((thread, held))
     thread.start()
 
 
@@ -27,17 +27,17 @@ def _retain(held: list[Any]) -> None:
         return
 
 
-def joined() -> None:
+def wait() -> None:
     """Wait for what has begun: two threads must not import the driver's modules at once."""
-    for thread, _ in _waking:
+    for thread, _ in _begun:
         thread.join()
 
 
-def awake() -> None:
+def release() -> None:
     """Let go of what has begun; for who holds the context now."""
-    joined()
-    while _waking:
-        for device in _waking.pop()[1]:
+    wait()
+    while _begun:
+        for device in _begun.pop()[1]:
             from cuda.bindings import driver  # noqa: PLC0415
 
             driver.cuDevicePrimaryCtxRelease(device)
