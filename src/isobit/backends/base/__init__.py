@@ -181,6 +181,13 @@ class Memory:
     total: int
 
 
+def host_memory() -> Memory | None:
+    """The host's; None where the system does not tell."""
+    if inf in (free := machine.free_memory(), total := machine.total_memory()):
+        return None
+    return Memory(int(free), int(total))
+
+
 class Backend(ABC):
     """A model on a device. May be used by one thread at a time."""
 
@@ -251,9 +258,7 @@ class Backend(ABC):
 
     def memory(self) -> Memory | None:
         """Of the device; None where nobody says."""
-        if not self.on_host or machine.total_memory() == inf:
-            return None
-        return Memory(int(machine.free_memory()), int(machine.total_memory()))
+        return host_memory() if self.on_host else None
 
     def read_bandwidth(self) -> float | None:
         """Bytes a second that the device reads from its memory; None where it is not known."""
