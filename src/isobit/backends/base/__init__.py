@@ -197,7 +197,9 @@ class Backend(ABC):
 
     name: ClassVar[str]
     on_host: ClassVar[bool] = False
-    """Whether it computes in the host's memory, reading weights where their file is mapped."""
+    """Whether it computes in the host's memory."""
+    reads_file: ClassVar[bool] = False
+    """Whether a pass reads weights where the model's file is mapped."""
     survives_fork: ClassVar[bool] = False
     """Whether the child of a fork may go on with it; else it is refused there."""
     on_device: ClassVar[frozenset[str]] = frozenset()

@@ -56,6 +56,7 @@ class WgpuBackend(Backend):
 
     name = "wgpu"
     copies_states = True
+    reads_file = True  # rows of the embedding
     on_device = frozenset({ROUTES})
 
     def __init__(
