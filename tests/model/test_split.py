@@ -3,13 +3,14 @@
 import os
 import signal
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
+from isobit.backends.base import HIDDEN, Batch, Wanted
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.distributed.parts import PartsBackend
 from isobit.backends.reference import ReferenceBackend
@@ -22,6 +23,7 @@ from isobit.model.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import sample_path
+from tests.helpers.passes import same_results
 from tests.helpers.synth import Geometry, write_model
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -140,6 +142,18 @@ def test_processes(path: Path | None, parts: int, shares: tuple[int, ...], tmp_p
         outs.append(passes([backend], w.config.vocab, np.random.default_rng(seed))[0])
         backend.close()
     assert np.array_equal(bits(outs[0]), bits(outs[1]))
+
+
+def test_results_of_parts(rng: np.random.Generator) -> None:
+    w = of_file(HYBRID)
+    ids, each = rng.integers(0, w.config.vocab, 9).astype(np.int32), np.arange(9, dtype=np.int32)
+    batch = Batch(ids, each, 0 * each, np.zeros((1, 1), np.int32), each[[8, 3]])
+    given = rng.integers(0, w.config.vocab, (2, 2)).astype(np.int32)
+    every = Wanted(True, True, 3, given, hidden=True, digests=True, routes=True)
+    several = replace(ENGINE, parts=2)
+    with closing(CpuBackend(w, ENGINE)) as one, closing(PartsBackend(w, several)) as parts:
+        for wanted in (every, HIDDEN, replace(HIDDEN, routes=True), Wanted(False, top=2)):
+            same_results(parts.run(batch, wanted), one.run(batch, wanted))
 
 
 @pytest.mark.parametrize(
