@@ -243,7 +243,7 @@ def test_a_file_name_with_a_nul(command: list[str], capsys: pytest.CaptureFixtur
     assert "NUL" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("planes", [True, 2.0, "2", None])
-def test_planes_that_only_look_like_two(planes: object) -> None:
-    with pytest.raises(UsageError, match="activation_planes"):
-        EngineConfig(activation_planes=planes)  # type: ignore[arg-type]
+@pytest.mark.parametrize("bits", [True, 16.0, "16", None, 12])
+def test_activation_bits_that_only_look_right(bits: object) -> None:
+    with pytest.raises(UsageError, match="activation_bits"):
+        EngineConfig(activation_bits=bits)  # type: ignore[arg-type]

@@ -170,7 +170,7 @@ def check_bits(file: GGUFFile, tokens: Sequence[int], backends: Sequence[str]) -
     whose own tests have both on every backend."""
     weights = Weights.from_file(file)
     for planes in (1, 2) if backends == ["cpu"] else (2,):
-        engine = EngineConfig(activation_planes=planes, context=256, max_sequences=1, threads=2)
+        engine = EngineConfig(activation_bits=8 * planes, context=256, max_sequences=1, threads=2)
         expected = run_cut(opened("reference", weights, engine), tokens, [0])
         assert np.isfinite(expected).all()
         for name in backends:

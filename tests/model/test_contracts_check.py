@@ -110,7 +110,7 @@ FAULTS: list[tuple[str, Make, str]] = [
     ("kv_equivalence", Greedy, "differing_values is"),
     (
         "accuracy",
-        lambda w, e: ReferenceBackend(w, dataclasses.replace(e, activation_planes=1)),
+        lambda w, e: ReferenceBackend(w, dataclasses.replace(e, activation_bits=8)),
         "mean_kl is",
     ),
 ]

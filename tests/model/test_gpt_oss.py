@@ -85,7 +85,7 @@ def file(values: tuple[Path, dict[str, F32]]) -> Iterator[GGUFFile]:
 
 
 def engine(planes: int) -> EngineConfig:
-    return EngineConfig(activation_planes=planes, context=256, max_sequences=1)
+    return EngineConfig(activation_bits=8 * planes, context=256, max_sequences=1)
 
 
 @pytest.mark.parametrize("planes", [1, 2])

@@ -49,7 +49,7 @@ class Written:
 
 
 def engine(planes: int) -> EngineConfig:
-    return EngineConfig(activation_planes=planes, context=128, max_sequences=1)
+    return EngineConfig(activation_bits=8 * planes, context=128, max_sequences=1)
 
 
 @pytest.fixture(scope="module", params=GEOMETRIES)

@@ -21,7 +21,7 @@ IDS = [605, 290, 948, 268, 624, 475, 17, 30]
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[tuple[Model, Model]]:
-    coarse = isobit.load("sample", "cpu", activation_planes=1, context=64)
+    coarse = isobit.load("sample", "cpu", activation_bits=8, context=64)
     with coarse, isobit.load("sample", "cpu", context=64) as fine:
         yield coarse, fine
 

@@ -87,7 +87,7 @@ def test_two_folders_are_replayed(last: bool, recorded: Trace, tmp_path: Path) -
     """Shapes come from the model; of the last token alone, attention lacks the other keys."""
     rows = slice(-1, None) if last else slice(None)
     sides = []
-    with isobit.load("sample", "reference", activation_planes=1) as coarse:
+    with isobit.load("sample", "reference", activation_bits=8) as coarse:
         both = (record(coarse, IDS), recorded)
     for name, trace in zip("ab", both, strict=True):
         write_folder(tmp_path / name, trace, rows)

@@ -61,7 +61,7 @@ def tensors(trace: Trace) -> dict[tuple[str, int | None], np.ndarray]:
 @pytest.mark.parametrize("planes", [1, 2])
 def test_the_stage_graph_is_the_reference(planes: int, model: Model) -> None:
     """Every stage, attention maps included, bit for bit: replay relies on it."""
-    with isobit.load("sample", "reference", activation_planes=planes) as other:
+    with isobit.load("sample", "reference", activation_bits=8 * planes) as other:
         expected = tensors(record(other, IDS))
     arithmetic = SpecArithmetic(planes)
     got: dict[tuple[str, int | None], Any] = {}
@@ -264,7 +264,7 @@ def test_transformers_first_stage_beyond_float32_rounding(
 
 
 def test_accuracy_over_a_text(model: Model, oracle: Oracle) -> None:
-    with isobit.load("sample", "reference", activation_planes=1) as coarse_model:
+    with isobit.load("sample", "reference", activation_bits=8) as coarse_model:
         seen: list[tuple[int, int]] = []
         fine, rough = accuracy.measure(
             [model, coarse_model], oracle, IDS, window=6, progress=lambda *a: seen.append(a)
@@ -442,7 +442,7 @@ def test_no_choice_is_blamed_that_a_bias_makes(tmp_path: Path) -> None:
     write_glm(tmp_path / "m.gguf", "Air")
     tokens = list(range(5, 205))
     with (
-        isobit.load(tmp_path / "m.gguf", "cpu", activation_planes=1) as a,
+        isobit.load(tmp_path / "m.gguf", "cpu", activation_bits=8) as a,
         isobit.load(tmp_path / "m.gguf", "cpu") as b,
     ):
         found = compare(record(a, tokens), record(b, tokens))

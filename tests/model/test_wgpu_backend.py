@@ -88,7 +88,7 @@ def check(ours, theirs, batch, *, moe=True):
 @pytest.mark.parametrize("planes", [1, 2])
 def test_the_sample_in_chunks(device, rng, sample, planes):
     ids = rng.integers(0, sample.config.vocab, 9).tolist()
-    engine = EngineConfig(activation_planes=planes, context=64, max_sequences=1)
+    engine = EngineConfig(activation_bits=8 * planes, context=64, max_sequences=1)
     expected = run(ReferenceBackend(sample, engine), ids)
     ours = WgpuBackend(sample, engine, device)
     for chunk in (1, 7, None):

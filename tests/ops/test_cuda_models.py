@@ -97,7 +97,7 @@ def compare(kind, path, planes, fused):
     rng = np.random.default_rng(SEED)
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
-        engine = EngineConfig(activation_planes=planes, context=256, max_sequences=2, chunk=64)
+        engine = EngineConfig(activation_bits=8 * planes, context=256, max_sequences=2, chunk=64)
         ours, theirs = open_cuda(kind, weights, engine, fused=fused), CpuBackend(weights, engine)
         vocab = weights.config.vocab
         tokens = [rng.integers(0, vocab, n) for n in (LENGTHS[kind], OTHERS[kind])]

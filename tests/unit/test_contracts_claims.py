@@ -60,7 +60,7 @@ def evidence(contract: Contract, *outcomes: str, stale: bool = False, **about: A
         commit="abc",
         code="0" * 64 if stale else code_digest(code_of(contract, "cpu")),
         numerics=numerics.VERSION,
-        activation_planes=2,
+        activation_bits=16,
         results=results,
     )
 

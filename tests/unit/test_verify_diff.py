@@ -250,8 +250,8 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "negative": {"positions": [-1]},
         "beyond": {"positions": [0, 4]},
         "twice": {"positions": [1, 1]},
-        "planes": {"activation_planes": "2"},
-        "three planes": {"activation_planes": 3},
+        "planes": {"activation_bits": "16"},
+        "three planes": {"activation_bits": 24},
         "silent": {"not_recorded": ["attn_scores", "attn_norm"]},
     }.items():
         save_file(tensors, tmp_path / name, {"isobit": json.dumps(manifest | change)})

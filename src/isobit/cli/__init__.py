@@ -177,7 +177,7 @@ def _allowed(action: argparse.Action) -> Iterable[object] | None:
     """The values that an argument may have; None: any."""
     from isobit.backends import NAMES, VARIANTS  # noqa: PLC0415 - help goes without NumPy
 
-    known = {"backend": ("auto", *NAMES, *VARIANTS), "activation_planes": (1, 2)}
+    known = {"backend": ("auto", *NAMES, *VARIANTS), "activation_bits": (8, 16)}
     return action.choices if action.choices is not None else known.get(action.dest)
 
 

@@ -1,4 +1,4 @@
-"""``isobit ablate``: what a guess about an operation's arithmetic is worth."""
+"""``isobit ablate``: measure the effect of another arithmetic on chosen operations."""
 
 import argparse
 import json
@@ -49,12 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
     parser.add_argument(
-        "--planes",
-        type=options.at_least(1, 2),
-        default=2,
+        "--activation-bits",
+        type=int,
+        choices=(8, 16),
+        default=16,
         metavar="N",
-        help="of the specification (default: 2)",
+        help="of the specification (default: 16)",
     )
+    options.add_planes(parser, "--planes")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -69,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     layers = parse_layers(args.layers, weights.config.n_layers)
     with busy("computing the prompts in float64 and by the specification"):
         checked = [check_tokens(p, weights.config) for p in prompts]
-        ablation = Ablation(weights, checked, args.planes)
+        ablation = Ablation(weights, checked, args.activation_bits // 8)
     choices = [ablation.parse(text) for text in args.stage]
     found = [ablation.specification]
     if args.pin:

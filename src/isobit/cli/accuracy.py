@@ -18,12 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - for stdin")
     parser.add_argument(
-        "--planes",
-        type=lambda text: options.comma_list(text, "planes: expected 1, 2 or 1,2"),
-        default=[2, 1],
+        "--activation-bits",
+        type=lambda text: options.comma_list(text, "activation bits: expected 8, 16 or 16,8"),
+        default=[16, 8],
         metavar="N,…",
-        help="activation planes to measure (default: 2,1)",
+        help="bits of activations to measure (default: 16,8)",
     )
+    options.add_planes(parser, "--planes", several=True)
     parser.add_argument(
         "--window",
         type=options.at_least(2, MOST_POSITIONS),
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
-    options.add_engine(parser, planes=False, backend="cpu")
+    options.add_engine(parser, bits=False, backend="cpu")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -48,13 +49,13 @@ def main(args: argparse.Namespace) -> None:
                 tools.open_exactly(
                     args.model,
                     args.backend,
-                    planes,
+                    bits,
                     args.threads,
                     args.window,
                     **options.sizes(args),
                 )
             )
-            for planes in args.planes
+            for bits in args.activation_bits
         ]
         progress = stack.enter_context(bar("tokens"))
         oracle = Oracle.of(models[0].file)
@@ -75,6 +76,7 @@ def _show(args: argparse.Namespace, found: list[Accuracy]) -> None:
 
 def _row(a: Accuracy) -> dict[str, object]:
     return asdict(a) | {
+        "activation_planes": a.activation_bits // 8,  # its former name, for a release
         "mean_kl": a.mean_kl,
         "top1_fraction": a.top1_fraction,
         "changed_fraction": a.changed_fraction,
@@ -86,7 +88,7 @@ def _row(a: Accuracy) -> dict[str, object]:
 def _cells(a: Accuracy) -> list[str]:
     changed = a.changed_fraction
     return [
-        f"{a.backend}, planes {a.activation_planes}",
+        f"{a.backend}, {a.activation_bits} bits",
         str(a.tokens),
         f"{a.mean_kl:.2e}",
         f"{100 * a.top1_fraction:.2f} %",

@@ -106,9 +106,9 @@ def main(args: argparse.Namespace) -> None:
         with Service(model, limits=limits) as service:
             ask = partial(batch.post, build(service))
             answered = asyncio.run(_answer(args, path, rows, ask, service.fingerprint))
-        planes = model.engine.activation_planes
+        bits = model.engine.activation_bits
     if args.audit:
-        _audit(args, answered, planes)
+        _audit(args, answered, bits)
     answered.close()
 
 
@@ -196,14 +196,14 @@ def _receipts(args: argparse.Namespace, answered: Any) -> list[tuple[str, Receip
     return receipts
 
 
-def _audit(args: argparse.Namespace, answered: Any, planes: int) -> None:
+def _audit(args: argparse.Namespace, answered: Any, bits: int) -> None:
     """Compute a share of the rows again on another backend."""
     receipts = _receipts(args, answered)
     if not receipts:
         return
     longest = max(len(r.prompt) + len(r.tokens) for _, r in receipts)
     wrong: list[str] = []
-    with tools.open_exactly(args.model, args.audit_backend, planes, args.threads, longest) as model:
+    with tools.open_exactly(args.model, args.audit_backend, bits, args.threads, longest) as model:
         with bar("computing again", "answers") as advance:
             for i, (name, receipt) in enumerate(receipts, 1):
                 difference = replay(receipt, model)

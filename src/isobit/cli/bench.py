@@ -119,7 +119,7 @@ _MODEL_COLUMNS: Columns = {
     "size": lambda r: size(r["model_size"]),
     "params": lambda r: f"{r['model_n_params'] / 1e6:,.2f} M",
     "backend": lambda r: r["backend"],
-    "planes": lambda r: str(r["activation_planes"]),
+    "bits": lambda r: str(r["activation_bits"]),
     "threads": lambda r: str(r["n_threads"]),
 }
 
@@ -165,7 +165,7 @@ def _print(columns: Columns, rows: list[Row], form: str | None) -> None:
         print_table(list(columns), cells, form, drop=_DROP)
 
 
-_DROP = ("size", "params", "threads", "planes", "model", "total ms", "p95 ms", "of bandwidth")
+_DROP = ("size", "params", "threads", "bits", "model", "total ms", "p95 ms", "of bandwidth")
 """Columns that a narrow terminal does without, the first of them first."""
 
 
@@ -283,7 +283,8 @@ def _about(model: Model, *, digest: bool) -> Row:
         "model_sha256": model.file.sha256() if digest else None,
         "backend": model.backend.name,
         "device": model.backend.device,
-        "activation_planes": model.engine.activation_planes,
+        "activation_bits": model.engine.activation_bits,
+        "activation_planes": model.engine.planes,  # its former name, for a release
         "n_threads": model.engine.cores,
         "active_bytes_per_token": active_bytes(model.file, model.config),
         "read_bandwidth": bandwidth,

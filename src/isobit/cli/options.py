@@ -14,7 +14,7 @@ from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import say
 from isobit.cli.output import busy
-from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
+from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of_planes
 from isobit.errors import UsageError, no_such_file
 from isobit.files import is_named_pipe
 from isobit.numerics import TILE
@@ -40,11 +40,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_engine(
     parser: argparse.ArgumentParser,
     *,
-    planes: bool = True,
+    bits: bool = True,
     backend: str = "auto",
     sequences: int | None = 1,
 ) -> None:
-    """How the model is run; ``planes=False`` and ``sequences=None`` where something else says how
+    """How the model is run; ``bits=False`` and ``sequences=None`` where something else says how
     many."""
     group = parser.add_argument_group("engine")
     group.add_argument(
@@ -53,16 +53,8 @@ def add_engine(
         help=f"auto (the fastest that runs here), {', '.join(NAMES)}, or {', '.join(VARIANTS)}, "
         "operation by operation, every stage of which can be traced (default: %(default)s)",
     )
-    if planes:
-        group.add_argument(
-            "--planes",
-            "--activation-planes",
-            dest="activation_planes",
-            type=whole,
-            metavar="N",
-            default=EngineConfig.activation_planes,
-            help="int8 planes of an activation: 2 (16 bits) or 1 (int8) (default: %(default)s)",
-        )
+    if bits:
+        add_activation_bits(group)
     group.add_argument(
         "-t",
         "--threads",
@@ -115,6 +107,38 @@ def add_engine(
         "ray:FIRST:END@BACKEND is one on a cluster of Ray",
     )
     add_stage_key(group)
+
+
+def add_activation_bits(group: argparse._ActionsContainer) -> None:
+    """How finely activations are kept."""
+    group.add_argument(
+        "--activation-bits",
+        type=whole,
+        metavar="N",
+        default=EngineConfig.activation_bits,
+        help="bits of an activation: 16, or 8, which is faster and coarser (default: %(default)s)",
+    )
+    add_planes(group, "--planes", "--activation-planes")
+
+
+def add_planes(
+    group: argparse._ActionsContainer,
+    *flags: str,
+    to: str = "activation_bits",
+    several: bool = False,
+) -> None:
+    """The former spelling: 2 or 1 planes of 8 bits. Accepted for a release."""
+
+    def bits(text: str) -> int | list[int]:
+        try:
+            if several:
+                return [bits_of_planes(n) for n in comma_list(text, "planes: expected 1, 2 or 1,2")]
+            return bits_of_planes(whole(text))
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    hidden = argparse.SUPPRESS
+    group.add_argument(*flags, dest=to, type=bits, metavar="N", default=hidden, help=hidden)
 
 
 def _shares(text: str) -> tuple[int, ...]:
@@ -223,7 +247,7 @@ def engine_of(
 ) -> EngineConfig:
     """How the arguments say a model is run."""
     return EngineConfig(
-        activation_planes=args.activation_planes,
+        activation_bits=args.activation_bits,
         threads=args.threads,
         context=context,
         allow_inexact=args.allow_inexact,

@@ -260,7 +260,8 @@ def _report(
         "model": name,
         "backend": model.backend.name,
         "device": model.backend.device,
-        "activation_planes": model.engine.activation_planes,
+        "activation_bits": model.engine.activation_bits,
+        "activation_planes": model.engine.planes,  # its former name, for a release
         "prompt_token_ids": prompt_ids,
         "text": completion.text,
         "token_ids": completion.token_ids,

@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_stage_key(parser)
     parser.add_argument("--backend", default="auto", help="(default: %(default)s)")
-    parser.add_argument(
-        "--planes", type=options.whole, default=EngineConfig.activation_planes, metavar="N"
-    )
+    options.add_activation_bits(parser)
     parser.add_argument("-t", "--threads", type=options.whole, metavar="N")
     parser.add_argument(
         "--sequences",
@@ -45,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     key = options.stage_key(args.stage_key_env)
     engine = EngineConfig(
-        activation_planes=args.planes,
+        activation_bits=args.activation_bits,
         threads=args.threads,
         context=args.context,
         max_sequences=args.sequences,

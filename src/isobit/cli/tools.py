@@ -119,7 +119,7 @@ def foreign_run(name: str, file: GGUFFile) -> Recordable | None:
 def open_exactly(
     model: str,
     backend: str,
-    planes: int,
+    bits: int,
     threads: int | None,
     context: int,
     **sizes: Unpack[options.Sizes],
@@ -131,9 +131,7 @@ def open_exactly(
             raise NothingCompared(f"{note}; name the backend that is meant")
         say(note)
 
-    engine = EngineConfig(
-        activation_planes=planes, threads=threads, context=max(context, 1), **sizes
-    )
+    engine = EngineConfig(activation_bits=bits, threads=threads, context=max(context, 1), **sizes)
     exit_on_bus_error()
     with busy(f"loading {model}"):
         opened = Model(model, backend, engine, refuse)

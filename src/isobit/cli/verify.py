@@ -33,11 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "accurate it is (default: %(default)s)",
     )
     parser.add_argument(
-        "--against-planes",
-        type=options.at_least(1, 2),
+        "--against-activation-bits",
+        type=int,
+        choices=(8, 16),
         metavar="N",
-        help="its planes (default: the same)",
+        help="its bits of an activation, 8 or 16 (default: the same)",
     )
+    options.add_planes(parser, "--against-planes", to="against_activation_bits")
     parser.add_argument(
         "--plant",
         metavar="FAULT[@LAYER]",
@@ -74,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
         name = args.backend if args.plant is None else "reference"
         alone = args.plant is not None or bool(functions)
         sizes = options.sizes(args, spread=not alone)
-        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n, **sizes)
+        x = tools.open_exactly(args.model, name, args.activation_bits, args.threads, n, **sizes)
         stack.enter_context(x)
         planted = None
         if args.plant is not None:
@@ -201,18 +203,20 @@ def _has_output(d: Diff) -> bool:
 
 
 def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
-    planes = args.against_planes
+    bits = args.against_activation_bits
     other = tools.foreign_run(args.against, x.file)
     if other is not None:
-        if planes is not None:
-            raise UsageError(f"--against-planes: expected a backend's, {args.against} has none")
+        if bits is not None:
+            raise UsageError(
+                f"--against-activation-bits: expected a backend's, {args.against} has none"
+            )
         return other
-    planes = args.activation_planes if planes is None else planes
+    bits = args.activation_bits if bits is None else bits
     return ModelRun(
         tools.open_exactly(
             args.model,
             args.against,
-            planes,
+            bits,
             args.threads,
             context,
             **options.sizes(args, spread=False),

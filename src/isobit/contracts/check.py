@@ -79,9 +79,9 @@ def check(
     about: dict[str, object] = {"name": Path(model).name if str(model) != "sample" else "sample"}
     device = None
     results: list[Result] = []
-    planes = sorted({t.measure.planes for t in chosen if t.measure is not None}, reverse=True)
-    for n in planes:  # one after the other: memory and speed are those of one model
-        group = [t for t in chosen if t.measure is not None and t.measure.planes == n]
+    bits = sorted({t.measure.bits for t in chosen if t.measure is not None}, reverse=True)
+    for n in bits:  # one after the other: memory and speed are those of one model
+        group = [t for t in chosen if t.measure is not None and t.measure.bits == n]
         engine = engine_for([t.measure for t in group if t.measure is not None], threads, n)
         try:
             with Model(model, backend, engine) as opened:
@@ -114,7 +114,7 @@ def check(
         commit=commit or evidence.commit(),
         code=evidence.code_digest(code_of(contract, backend)),
         numerics=numerics.VERSION,
-        activation_planes=planes[0],
+        activation_bits=bits[0],
         results=sorted(results, key=lambda r: order[r.test]),
     )
 

@@ -15,7 +15,7 @@ from isobit.contracts.schema import Contract
 NEAR = 0.8
 """How alike a name and a known one are, for the one to be meant as the other."""
 Options = Mapping[str, Callable[[str], bool]]
-"""Options of a command ("-p", "--planes"), each with a test of whether it takes a value."""
+"""Options of a command ("-p", "--backend"), each with a test of whether it takes a value."""
 Commands = Callable[[str], Options | None]
 """The options of an isobit command ("run", "contract check"); None if there is no such command."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isobit import __version__
+from isobit.config import without_planes
 from isobit.errors import FileRefused, UsageError
 from isobit.files import regular
 
@@ -72,7 +73,7 @@ class Evidence:
     code: str
     """Digest of the sources that the figures depend on, see :func:`code_digest`."""
     numerics: int
-    activation_planes: int
+    activation_bits: int
     """Of the measures that do not say their own."""
     results: list[Result]
     isobit: str = __version__
@@ -102,6 +103,7 @@ class Evidence:
             raise FileRefused(f"{path}: expected evidence in JSON, got: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileRefused(f"{path}: expected evidence of format {FORMAT}; check again")
+        data = without_planes(data)
         data["results"] = [_result(r, path) for r in _typed(data, "results", list, path)]
         _typed(data, "model", dict, path)
         for name in ("contract", "backend", "code", "created"):

@@ -165,9 +165,9 @@ class _Measure(Part):
     )
 
     @property
-    def planes(self) -> int:
-        """Planes of an activation."""
-        return 1 if self.activation_bits == 8 else 2
+    def bits(self) -> int:
+        """Bits of an activation."""
+        return self.activation_bits or 16
 
     @model_validator(mode="after")
     def _figures(self) -> "_Measure":

@@ -286,7 +286,7 @@ def longest(measures: Sequence[m.Measure]) -> int:
     return max(n for measure in measures for n in lengths(measure))
 
 
-def engine_for(measures: Sequence[m.Measure], threads: int | None, planes: int = 2) -> EngineConfig:
+def engine_for(measures: Sequence[m.Measure], threads: int | None, bits: int = 16) -> EngineConfig:
     """Settings with room for the longest of the measures."""
     context = longest(measures)
-    return EngineConfig(planes, threads=threads, context=context, max_sequences=2)
+    return EngineConfig(bits, threads=threads, context=context, max_sequences=2)

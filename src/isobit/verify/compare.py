@@ -272,7 +272,7 @@ def _not_top(logits: Array, chosen: Array) -> Array:
 
 def _notes(a: Manifest, b: Manifest) -> list[str]:
     alone = [ONE_TOKEN] if len(a.tokens) == 1 else []
-    names = ("model_sha256", "activation_planes", "numerics", "isobit")
+    names = ("model_sha256", "activation_bits", "numerics", "isobit")
     return alone + [
         f"{name}: A has {x}, B has {y}"
         for name in names

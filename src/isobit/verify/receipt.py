@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from isobit import __version__, arguments, numerics
 from isobit.arguments import instance, whole
 from isobit.backends.base import CHOSEN, F32, I32, Routes
+from isobit.config import without_planes
 from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.files import regular
 from isobit.numerics import SAMPLING_VERSION
@@ -57,7 +58,7 @@ class Receipt:
 
     model: str
     model_sha256: str
-    activation_planes: int
+    activation_bits: int
     prompt: list[int]
     sampling: dict[str, Any]
     """The fields of ``Sampling``, with the seed in force."""
@@ -101,6 +102,7 @@ class Receipt:
             raise FileRefused(f"{source}: expected {FORMAT!r}, got something else")
         if data["format"] == FORMAT_1:
             data = data | {"format": FORMAT_2, "sampling_version": 1}
+        data = without_planes(data)
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
             raise FileRefused(f"{source}: {wrong} is missing or malformed")
@@ -137,8 +139,8 @@ def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield name, isinstance(data.get(name), str)
     yield "numerics", type(data.get("numerics")) is int
     yield "sampling_version", type(data.get("sampling_version")) is int
-    planes = data.get("activation_planes")
-    yield "activation_planes", type(planes) is int and planes in (1, 2)
+    bits = data.get("activation_bits")
+    yield "activation_bits", type(bits) is int and bits in (8, 16)
     prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
     yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
     yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))
@@ -242,7 +244,7 @@ class Recorder:
         return Receipt(
             model=m.path.name,
             model_sha256=m.file.sha256(),
-            activation_planes=m.engine.activation_planes,
+            activation_bits=m.engine.activation_bits,
             prompt=self._prompt,
             sampling=self._sampling,
             tokens=[
@@ -403,7 +405,7 @@ def _check_same(receipt: Receipt, model: Model) -> None:
     for what, said, got in (
         ("model sha256", receipt.model_sha256, model.file.sha256()),
         ("numerics version", receipt.numerics, numerics.VERSION),
-        ("activation planes", receipt.activation_planes, model.engine.activation_planes),
+        ("activation bits", receipt.activation_bits, model.engine.activation_bits),
     ):
         if said != got:
             raise FileRefused(f"receipt: {what}: expected {said}, as it says; here it is {got}")

@@ -58,8 +58,8 @@ def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
 
 
 def _run(m: Manifest) -> str:
-    planes = "" if m.activation_planes is None else f", planes {m.activation_planes}"
-    return f"{m.backend}{planes} ({m.device})" if m.device else m.backend + planes
+    bits = "" if m.activation_bits is None else f", {m.activation_bits}-bit activations"
+    return f"{m.backend}{bits} ({m.device})" if m.device else m.backend + bits
 
 
 def _verdict(diff: Diff) -> str:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from isobit import __version__, arguments, numerics
 from isobit.arguments import function, instance, token_ids, whole, wrong
 from isobit.backends.base import I32
-from isobit.config import ModelConfig
+from isobit.config import ModelConfig, without_planes
 from isobit.errors import FileRefused, NothingCompared, UsageError, did_you_mean, shown
 from isobit.files import regular
 from isobit.model.graph import Graph, Key
@@ -68,7 +68,7 @@ class Manifest:
     model: str = ""
     model_sha256: str | None = None
     architecture: str = ""
-    activation_planes: int | None = None
+    activation_bits: int | None = None
     numerics: int | None = None
     """None for a run that does not follow docs/numerics.md (another engine, the oracle)."""
     not_recorded: list[str] = dataclasses.field(default_factory=list)
@@ -95,6 +95,7 @@ class Manifest:
             raise FileRefused(
                 f"{source}: expected a trace of format {FORMAT}; record it again with this version"
             )
+        data = without_planes(data)
         data.setdefault("stages", list(_QWEN3))
         for f in dataclasses.fields(cls):
             if f.name not in data or not _is(f.name, data[f.name]):
@@ -112,8 +113,8 @@ def _is(name: str, value: Any) -> bool:
         return isinstance(value, list) and set(map(type, value)) <= {str}
     if name == "not_recorded":
         return isinstance(value, list) and set(map(str, value)) <= ON_REQUEST
-    if name == "activation_planes":
-        return value in (None, 1, 2)
+    if name == "activation_bits":
+        return value in (None, 8, 16)
     if name in ("numerics", "format"):
         return value is None or type(value) is int
     return isinstance(value, str) or (name == "model_sha256" and value is None)
@@ -292,7 +293,7 @@ class ModelRun:
             model=m.path.name,
             model_sha256=m.file.sha256(),
             architecture=m.config.architecture,
-            activation_planes=m.engine.activation_planes,
+            activation_bits=m.engine.activation_bits,
             numerics=numerics.VERSION,
             stages=list(self.graph.names),
         )

@@ -54,7 +54,7 @@ def verify(
     if isinstance(y, ModelRun):
         if y.model is x:
             raise UsageError("verify: expected two loaded models, got one twice")
-        arithmetic = SpecArithmetic(y.model.engine.activation_planes)
+        arithmetic = SpecArithmetic(y.model.engine.planes)
         chunk = min(chunk, y.model.engine.chunk)
     graph = run_x.graph.showing(y.graph.stages)  # what both have
     replay = Replay(graph, arithmetic)
@@ -175,7 +175,7 @@ class _Stream:
 
 
 def open_replay(path: str, b: Manifest) -> Replay:
-    """A replay of traces measured against ``b``: in its planes, or float64 for another engine.
+    """A replay of traces measured against ``b``: in its bits, or float64 for another engine.
 
     Raises FileRefused if model or arithmetic are not those that ``b`` was recorded from.
     """
@@ -188,6 +188,6 @@ def open_replay(path: str, b: Manifest) -> Replay:
             raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
         weights = Weights.from_file(file)  # its views keep the map open
     check_tokens(b.tokens, weights.config)
-    if b.numerics is None or b.activation_planes is None:
+    if b.numerics is None or b.activation_bits is None:
         return Replay(weights.graph, Float64Arithmetic())
-    return Replay(weights.graph, SpecArithmetic(b.activation_planes))
+    return Replay(weights.graph, SpecArithmetic(b.activation_bits // 8))

@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 from isobit import numerics
 from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
 from isobit.backends.base.kv_pages import Room
-from isobit.config import EngineConfig
+from isobit.config import EngineConfig, without_planes
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
 from isobit.model.layers import layers
@@ -52,7 +52,7 @@ class About:
     model: str
     """SHA-256 of the model's file."""
     numerics: int
-    activation_planes: int
+    activation_bits: int
     positions: int
     pages: int
     states: int
@@ -96,7 +96,7 @@ class LocalStage:
             weights.graph.n_layers,
             weights.file.sha256(),
             numerics.VERSION,
-            engine.activation_planes,
+            engine.activation_bits,
             limits.positions,
             limits.pages,
             engine.max_sequences,
@@ -219,7 +219,7 @@ def _agree(stages: Sequence[About], weights: Weights, engine: EngineConfig) -> N
     n, at = weights.graph.n_layers, 0
     expected: dict[str, object] = {
         "numerics": numerics.VERSION,
-        "activation_planes": engine.activation_planes,
+        "activation_bits": engine.activation_bits,
     }
     if weights.file is not None:
         expected["model"] = weights.file.sha256()
@@ -249,7 +249,7 @@ class RemoteStage:
         self._connection, self._address = connection, address
         about = json.loads(self._received())
         fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
-        self.about = About(**about, fused_away=fused_away)
+        self.about = About(**without_planes(about), fused_away=fused_away)
 
     def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
         """See :class:`Stage`."""
