@@ -223,7 +223,7 @@ def bits_of_planes(planes: object) -> int:
 
 
 def without_planes(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's data with ``activation_bits`` in the place of ``activation_planes``, its former name."""
+    """A file's data, with ``activation_bits`` for ``activation_planes``, its former name."""
     found = dict(data)
     if "activation_bits" not in found and "activation_planes" in found:
         planes = found.pop("activation_planes")

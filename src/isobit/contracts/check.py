@@ -12,11 +12,11 @@ from isobit import numerics
 from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
+from isobit.contracts.kinds import FIGURES, SPEED, Figure, Measure
 from isobit.contracts.lint import never_fails
-from isobit.contracts.measures import FIGURES, SPEED, Figure, Measure
-from isobit.contracts.measuring import engine_for, take
+from isobit.contracts.measure import engine_for, take
 from isobit.contracts.schema import Contract, FalsificationTest
-from isobit.contracts.subject import Measured, Subject
+from isobit.contracts.target import Measured, Target
 from isobit.errors import BackendUnavailable, IsobitError, NotRun, UsageError
 from isobit.runtime.model import Model
 
@@ -94,8 +94,8 @@ def check(
                     "vocabulary": opened.config.vocab,
                 }
                 root = repository(path) or Path.cwd()
-                with Subject(opened, backend, root, seed, peer) as subject:
-                    results += _run(group, subject, progress)
+                with Target(opened, backend, root, seed, peer) as target:
+                    results += _run(group, target, progress)
         except (IsobitError, OSError) as error:
             for result in (missed := [_not_run(t, str(error)) for t in group]):
                 progress(result)
@@ -130,14 +130,14 @@ def code_of(contract: Contract, backend: str) -> frozenset[str]:
     return frozenset(needed)
 
 
-def _run(tests: Sequence[FalsificationTest], subject: Subject, progress: Progress) -> list[Result]:
+def _run(tests: Sequence[FalsificationTest], target: Target, progress: Progress) -> list[Result]:
     results: list[Result] = []
     for test in tests:
         assert test.measure is not None
         if test.measure.kind in SPEED and (why := _not_yet_right(results)):
             results.append(_not_run(test, why))
         else:
-            results.append(_one(test, subject))
+            results.append(_one(test, target))
         progress(results[-1])
     return results
 
@@ -152,11 +152,11 @@ def _not_yet_right(results: Sequence[Result]) -> str:
     return ""
 
 
-def _one(test: FalsificationTest, subject: Subject) -> Result:
+def _one(test: FalsificationTest, target: Target) -> Result:
     assert test.measure is not None
     start = time.perf_counter()
     try:
-        taken = take(test.measure, subject)
+        taken = take(test.measure, target)
         _require_possible(test.measure, taken)
     except _MISSING as error:
         return _not_run(test, str(error))

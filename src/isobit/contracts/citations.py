@@ -9,7 +9,7 @@ from pathlib import Path
 from isobit.contracts import cited_tests
 from isobit.contracts.document import Document, Key
 from isobit.contracts.findings import Severity
-from isobit.contracts.measures import Accuracy
+from isobit.contracts.kinds import Accuracy
 from isobit.contracts.schema import Contract
 
 NEAR = 0.8

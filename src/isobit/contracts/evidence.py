@@ -27,8 +27,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base"),
     "machine.py",
-    *("verify", "contracts/check.py", "contracts/measures.py", "contracts/measuring.py"),
-    *("contracts/measuring_alone.py", "contracts/speed.py", "contracts/subject.py"),
+    *("verify", "contracts/check.py", "contracts/kinds.py", "contracts/measure.py"),
+    *("contracts/measure_alone.py", "contracts/measure_speed.py", "contracts/target.py"),
 )
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh", ".wgsl"})
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from isobit.contracts.measures import Measure, Part
+from isobit.contracts.kinds import Measure, Part
 
 STATUSES = (
     "DRAFT",

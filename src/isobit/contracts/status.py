@@ -8,10 +8,10 @@ from typing import Literal
 from isobit import numerics
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
-from isobit.contracts.measures import SPEED
+from isobit.contracts.kinds import SPEED
 from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
-from isobit.contracts.subject import sample_digest
+from isobit.contracts.target import sample_digest
 
 State = Literal["discharged", "stale", "not run", "failing"]
 _WORST: tuple[State, ...] = ("failing", "not run", "stale", "discharged")

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from isobit.contracts.document import MAX_FINDINGS, Document, Key
 from isobit.contracts.findings import Severity
-from isobit.contracts.measures import Part
+from isobit.contracts.kinds import Part
 from isobit.contracts.schema import STAGE_STATUSES, STATUSES, TEST_KEYS, VERSION, Contract
 
 _PARTS = ("equations", "proof_obligations", "falsification_tests")

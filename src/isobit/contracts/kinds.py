@@ -1,6 +1,6 @@
 """What a falsification test can measure: the figures each kind yields, and the bounds on them.
 
-Types only; ``isobit.contracts.measuring`` and ``speed`` compute the figures.
+Types only; ``measure.py`` and its like compute the figures.
 """
 
 import math
