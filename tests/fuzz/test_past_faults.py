@@ -26,7 +26,7 @@ from isobit.text.tokenizer import Tokenizer
 from isobit.verify.aprt import read_folder
 from isobit.verify.compare import compare
 from isobit.verify.receipt import Receipt
-from isobit.verify.trace import Manifest, Trace
+from isobit.verify.trace_file import Manifest, Trace
 from tests.fuzz.gguf_file import ARRAY, STRING, Raw
 from tests.fuzz.harness import ROOT
 from tests.fuzz.targets.models import bases

@@ -20,7 +20,8 @@ from isobit.verify.coarse import ReversedArithmetic, rounding
 from isobit.verify.compare import compare
 from isobit.verify.graph import Run, forward
 from isobit.verify.report import summary
-from isobit.verify.trace import Manifest, Trace, record
+from isobit.verify.trace import record
+from isobit.verify.trace_file import Manifest, Trace
 from isobit.verify.verify import open_replay
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]

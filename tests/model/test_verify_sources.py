@@ -23,7 +23,8 @@ from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
 from isobit.verify.graph import Run, forward
 from isobit.verify.oracle import Oracle
-from isobit.verify.trace import ModelRun, Trace, record
+from isobit.verify.trace import ModelRun, record
+from isobit.verify.trace_file import Trace
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
 from tests.helpers.synth import Geometry, write_model

@@ -21,7 +21,7 @@ from isobit.model.weights import Weights
 from isobit.numerics.ops import TOKENS, Add
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.receipt import Receipt
-from isobit.verify.trace import Trace
+from isobit.verify.trace_file import Trace
 from tests.helpers.passes import i32, run, same_bits
 from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
 from tests.ops.wgpu_support import open_device

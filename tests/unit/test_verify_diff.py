@@ -15,7 +15,7 @@ from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.verify import report
 from isobit.verify.compare import compare
-from isobit.verify.trace import Manifest, Trace, graph_order, parse_layers, parse_stages
+from isobit.verify.trace_file import Manifest, Trace, graph_order, parse_layers, parse_stages
 
 TOKENS = [5, 6, 7, 8]
 MANIFEST = Manifest(tokens=TOKENS, positions=[0, 1, 2, 3], backend="made up", numerics=1)

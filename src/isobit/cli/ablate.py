@@ -12,7 +12,8 @@ from isobit.verify import coarse
 from isobit.verify.ablate import OWN, Ablation, Outcome, by_share
 from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.fit import Fit, in_words
-from isobit.verify.trace import check_tokens, parse_layers
+from isobit.verify.trace import check_tokens
+from isobit.verify.trace_file import parse_layers
 
 _DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax", "expert sets", "±")
 """Columns that a narrow terminal does without, the first of them first."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from isobit.cli import options, say, tools
 from isobit.cli.output import busy, count, size
 from isobit.verify import trace
+from isobit.verify.trace_file import Trace, parse_layers, parse_stages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,8 @@ def main(args: argparse.Namespace) -> None:
         if source is None:
             model = stack.enter_context(options.open_model(args, max(len(tokens), 1)))
             source = trace.ModelRun(model)
-        stages = trace.parse_stages(args.stages, source.graph.names)
-        layers = trace.parse_layers(args.layers, source.config.n_layers)
+        stages = parse_stages(args.stages, source.graph.names)
+        layers = parse_layers(args.layers, source.config.n_layers)
         with busy(f"recording {count(len(tokens), 'token')}"):
             recorded = trace.record(
                 source, tokens, stages, layers, interrupted=lambda t: _save(t, args.output)
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     _save(recorded, args.output)
 
 
-def _save(recorded: trace.Trace, path: str) -> None:
+def _save(recorded: Trace, path: str) -> None:
     """Write a trace, and say what it holds."""
     recorded.save(path)
     keys, m = recorded.stages(), recorded.manifest

@@ -14,7 +14,8 @@ from isobit.runtime.model import Model
 from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
 from isobit.verify.faults import FAULTS, Planted, plant, with_backend
-from isobit.verify.trace import ModelRun, Recordable, parse_layers, where
+from isobit.verify.trace import ModelRun, Recordable
+from isobit.verify.trace_file import parse_layers, where
 from isobit.verify.verify import verify
 
 _DROP = ("mean KL", "experts", "first", "tokens", "least cosine", "next token")

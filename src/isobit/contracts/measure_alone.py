@@ -12,7 +12,7 @@ from isobit.contracts.measure_speed import step_argmax
 from isobit.contracts.target import Measured, Target
 from isobit.errors import GateFailed, NothingCompared, NotRun
 from isobit.runtime.model import Model
-from isobit.verify.trace import where as place
+from isobit.verify.trace_file import where as place
 
 
 def logits(model: Model, tokens: Sequence[int], chunk: int | None = None) -> F32:

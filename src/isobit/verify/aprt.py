@@ -18,7 +18,8 @@ from isobit.model.graph import Graph, Key
 from isobit.model.stages import EMBEDDING, FINAL_STAGES
 from isobit.verify.arithmetic import Array
 from isobit.verify.graph import shaped
-from isobit.verify.trace import Manifest, Recorder, Trace, graph_order, where
+from isobit.verify.trace import Recorder
+from isobit.verify.trace_file import Manifest, Trace, graph_order, where
 
 _WHOLE = 0xFFFFFFFF
 _WHOLE_STAGES = (EMBEDDING, *FINAL_STAGES)

@@ -15,7 +15,7 @@ from isobit.verify.graph import flow
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, differing, kl_divergence, router_margin
 from isobit.verify.replay import Replay
-from isobit.verify.trace import MARGIN, Manifest, Trace, where
+from isobit.verify.trace_file import MARGIN, Manifest, Trace, where
 
 NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of

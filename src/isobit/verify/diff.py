@@ -11,7 +11,7 @@ from isobit.verify.fit import Fit
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance
 from isobit.verify.replay import Origin
-from isobit.verify.trace import Manifest, where
+from isobit.verify.trace_file import Manifest, where
 
 Cause = Literal["near-tie", "error", "selection", "unknown"]
 

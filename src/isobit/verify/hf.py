@@ -25,7 +25,8 @@ from isobit.model.weights import Weights
 from isobit.numerics.ops import Rope
 from isobit.verify import hf_places
 from isobit.verify.arithmetic import Array
-from isobit.verify.trace import Emit, Manifest, pieces
+from isobit.verify.trace import Emit, pieces
+from isobit.verify.trace_file import Manifest
 
 try:
     import torch

@@ -16,7 +16,8 @@ from isobit.model.weights import Weights
 from isobit.verify import graph
 from isobit.verify.arithmetic import Array, Float64Arithmetic
 from isobit.verify.metrics import router_margin
-from isobit.verify.trace import Emit, Manifest, pieces
+from isobit.verify.trace import Emit, pieces
+from isobit.verify.trace_file import Manifest
 
 F64 = NDArray[np.float64]
 

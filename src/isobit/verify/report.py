@@ -11,7 +11,7 @@ from isobit.verify import blame
 from isobit.verify.diff import Diff, StageDiff
 from isobit.verify.histogram import LARGEST, SMALLEST
 from isobit.verify.metrics import Distance, WorstValue
-from isobit.verify.trace import Manifest
+from isobit.verify.trace_file import Manifest
 
 Table = tuple[list[str], list[list[str]]]
 _CAUSES = {

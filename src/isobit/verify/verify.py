@@ -23,7 +23,8 @@ from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecA
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Manifest, ModelRun, Recordable, check_tokens, pieces, where
+from isobit.verify.trace import ModelRun, Recordable, check_tokens, pieces
+from isobit.verify.trace_file import Manifest, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
