@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from isobit.backends import FallbackNote
-from isobit.cli import COMMANDS, main, options, tools
+from isobit.cli import COMMANDS, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
 from isobit.cli.run import show
 from isobit.errors import NothingCompared
@@ -377,16 +377,16 @@ def test_a_file_s_recommended_sampling_yields_to_what_was_asked(
         "general.sampling.top_k": -5,  # out of range, so no advice
         "general.sampling.min_p": "often",
     }
-    assert options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
+    assert sampling_options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
     odd, kind = capsys.readouterr().err.splitlines()
     assert "general.sampling.top_k is not followed: top_k: expected" in odd
     assert (
         "general.sampling.min_p is not followed: min_p: expected a number from 0 to 1, got 'often'"
         in kind
     )
-    assert options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
-    assert options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
-    assert options.words({}) == ""
+    assert sampling_options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
+    assert sampling_options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
+    assert sampling_options.words({}) == ""
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

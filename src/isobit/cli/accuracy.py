@@ -5,7 +5,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from isobit.cli import options, tools
+from isobit.cli import argtypes, options, prompt_options, tools
 from isobit.cli.output import add_format, bar, print_table
 from isobit.config import MOST_POSITIONS
 from isobit.verify import accuracy
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - for stdin")
     parser.add_argument(
         "--activation-bits",
-        type=lambda text: options.comma_list(text, "activation bits: expected 8, 16 or 16,8"),
+        type=lambda text: argtypes.comma_list(text, "activation bits: expected 8, 16 or 16,8"),
         default=[16, 8],
         metavar="N,…",
         help="bits of activations to measure (default: 16,8)",
@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_planes(parser, "--planes", several=True)
     parser.add_argument(
         "--window",
-        type=options.at_least(2, MOST_POSITIONS),
+        type=argtypes.at_least(2, MOST_POSITIONS),
         default=accuracy.WINDOW,
         metavar="N",
         help="tokens of a sequence (default: %(default)s)",
     )
     parser.add_argument(
-        "--limit", type=options.at_least(2), metavar="N", help="measure the first N tokens only"
+        "--limit", type=argtypes.at_least(2), metavar="N", help="measure the first N tokens only"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    ids = tools.text_tokens(args.model, options.read_text(args.text))[: args.limit]
+    ids = tools.text_tokens(args.model, prompt_options.read_text(args.text))[: args.limit]
     with ExitStack() as stack:
         models = [
             stack.enter_context(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit.backends import NAMES, VARIANTS
-from isobit.cli import options, say, tools
+from isobit.cli import argtypes, options, say, tools
 from isobit.cli.output import bar, busy, count
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.scheduler import Limits
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.output_file,
+        type=argtypes.output_file,
         metavar="OUT",
         required=True,
         help="answers, one a line; rows that it has already are not asked for again",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batch")
     group.add_argument(
         "--at-once",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         default=64,
         metavar="N",
         help="requests that are answered together (default: %(default)s)",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--audit",
-        type=options.share,
+        type=argtypes.share,
         default=0.0,
         metavar="SHARE",
         help="compute this share of the rows again on --audit-backend, and compare: 0.01",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isobit import __version__, bench, numerics
-from isobit.cli import options, say
+from isobit.cli import argtypes, options, prompt_options, say
 from isobit.cli.output import busy, print_table, progress_bar, size
 from isobit.errors import UsageError
 from isobit.inspect import active_bytes
@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-r",
         "--repetitions",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         metavar="N",
         help=f"repetitions of each test (default: {TEST_DEFAULTS['repetitions']})",
     )
-    options.add_prompt(parser, "--prompt", required=False)
+    prompt_options.add_prompt(parser, "--prompt", required=False)
     group = parser.add_argument_group("whole generations")
     for flag, least, text in (
         ("--max-tokens", 1, "most tokens of a generation"),
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         default = GENERATION_DEFAULTS[flag[2:].replace("-", "_")]
         group.add_argument(
-            flag, type=options.at_least(least), metavar="N", help=f"{text} (default: {default})"
+            flag, type=argtypes.at_least(least), metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
         "-o",
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    prompt = options.read_prompt(args)
+    prompt = prompt_options.read_prompt(args)
     defaults, others = TEST_DEFAULTS, GENERATION_DEFAULTS
     if prompt is not None:
         defaults, others = others, defaults
@@ -323,4 +323,4 @@ def _steps(total: int) -> Iterator[bench.Progress]:
 
 
 def _lengths(text: str) -> list[int]:
-    return options.comma_list(text, "expected numbers of tokens with commas, such as 128,512")
+    return argtypes.comma_list(text, "expected numbers of tokens with commas, such as 128,512")

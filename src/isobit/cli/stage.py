@@ -5,7 +5,7 @@ from functools import partial
 
 from isobit.backends import open_backend
 from isobit.backends.distributed.pipeline import LocalStage, serve
-from isobit.cli import options, say
+from isobit.cli import argtypes, options, say
 from isobit.cli.output import busy
 from isobit.config import EngineConfig
 from isobit.model.checkpoint import open_model
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_stage_key(parser)
     parser.add_argument("--backend", default="auto", help="(default: %(default)s)")
     options.add_activation_bits(parser)
-    parser.add_argument("-t", "--threads", type=options.whole, metavar="N")
+    parser.add_argument("-t", "--threads", type=argtypes.whole, metavar="N")
     parser.add_argument(
         "--sequences",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         default=EngineConfig.max_sequences,
         metavar="N",
         help="so many of full length have room in the KV cache (default: %(default)s)",

@@ -3,7 +3,7 @@
 import argparse
 from contextlib import ExitStack
 
-from isobit.cli import options, say, tools
+from isobit.cli import options, prompt_options, say, tools
 from isobit.cli.output import busy, count, size
 from isobit.verify import trace
 from isobit.verify.trace_file import Trace, parse_layers, parse_stages
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(float64) or hf (transformers)."
     )
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True)
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=True)
     parser.add_argument(
         "--stages", default="all", metavar="NAME,…", help="stages to record (default: all)"
     )
