@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isobit.backends import NAMES, VARIANTS
+from isobit.backend_names import BACKENDS, VARIANTS
 from isobit.cli import argtypes, options, say, tools
 from isobit.cli.output import bar, busy, count
 from isobit.errors import GateFailed, UsageError
@@ -76,7 +76,7 @@ def _workers(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in text.split(","):
         backend, _, n = part.partition("=")
-        if backend not in (*NAMES, *VARIANTS) or not n.isdecimal() or not 0 < int(n) < 1e5:
+        if backend not in (*BACKENDS, *VARIANTS) or not n.isdecimal() or not 0 < int(n) < 1e5:
             raise argparse.ArgumentTypeError(
                 f"expected backends and numbers, such as cpu=4,cuda=2; got {text!r:.60}"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isobit import __version__
+from isobit.backend_names import BACKENDS
 from isobit.cli import EXIT_CODES, argtypes, options_of, say
 from isobit.cli.output import add_format, print_document
 from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from isobit.contracts.findings import Finding
     from isobit.contracts.schema import Contract
     from isobit.contracts.status import Status
-
-BACKENDS = ("reference", "cpu", "cuda", "wgpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

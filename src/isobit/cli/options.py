@@ -4,7 +4,8 @@ import argparse
 import os
 from typing import TypedDict
 
-from isobit.backends import NAMES, VARIANTS, FallbackNote
+from isobit.backend_names import BACKENDS, VARIANTS
+from isobit.backends import FallbackNote
 from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import argtypes, say
@@ -40,7 +41,7 @@ def add_engine(
     group.add_argument(
         "--backend",
         default=backend,
-        help=f"auto (the fastest that runs here), {', '.join(NAMES)}, or {', '.join(VARIANTS)}, "
+        help=f"auto (the fastest that runs here), {', '.join(BACKENDS)}, or {', '.join(VARIANTS)}, "
         "operation by operation, every stage of which can be traced (default: %(default)s)",
     )
     if bits:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from isobit.backends import NAMES
+from isobit.backend_names import BACKENDS
 from isobit.cli import options, say, tools
 from isobit.cli.output import bar, print_table
 from isobit.errors import GateFailed, UsageError, did_you_mean
@@ -62,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    if args.against not in (*NAMES, "oracle", "hf"):
-        known = f"oracle, hf or a backend ({', '.join(NAMES)})"
-        near = did_you_mean(args.against, ("oracle", "hf", *NAMES))
+    if args.against not in (*BACKENDS, "oracle", "hf"):
+        known = f"oracle, hf or a backend ({', '.join(BACKENDS)})"
+        near = did_you_mean(args.against, ("oracle", "hf", *BACKENDS))
         raise UsageError(f"--against: expected {known}, got {args.against!r}{near}")
     prompts = tools.read_prompts(args)
     if len(prompts) > 1 and args.html:

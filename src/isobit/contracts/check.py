@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from isobit import numerics
+from isobit.backend_names import BACKENDS
 from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
@@ -126,7 +127,7 @@ def code_of(contract: Contract, backend: str) -> frozenset[str]:
         measure = test.measure
         if measure is not None and backend in measure.backends:
             against = getattr(measure, "against", "reference")
-            needed.add(against if against in ("reference", "cpu", "cuda", "wgpu") else "reference")
+            needed.add(against if against in BACKENDS else "reference")
     return frozenset(needed)
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-BackendName = Literal["reference", "cpu", "cuda", "wgpu"]
+from isobit.backend_names import BackendName
+
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Prompt = Annotated[list[Token], Field(min_length=1, max_length=1 << 16)]
 LongPrompt = Annotated[list[Token], Field(min_length=2, max_length=1 << 16)]

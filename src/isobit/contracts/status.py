@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from isobit import numerics
+from isobit.backend_names import BACKENDS
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
 from isobit.contracts.kinds import SPEED
@@ -15,7 +16,6 @@ from isobit.contracts.target import sample_digest
 
 State = Literal["discharged", "stale", "not run", "failing"]
 _WORST: tuple[State, ...] = ("failing", "not run", "stale", "discharged")
-BACKENDS = ("reference", "cpu", "cuda", "wgpu")
 NOWHERE = "-"
 """The column of a contract that measures nothing."""
 
