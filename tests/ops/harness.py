@@ -34,7 +34,7 @@ from isobit.numerics.ops import (
     RmsNorm,
     SelectRows,
 )
-from tests.helpers.synth import QWEN3_30B_A3B
+from tests.helpers.geometries import QWEN3_30B_A3B
 
 from .inputs import around_edges, before_guard_page, floats
 
