@@ -1,7 +1,8 @@
 """Model files of random weights, piece by piece, their tensors under transformers' names, and what
 every architecture's file must pass."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,36 @@ from tests.helpers.synth import Geometry
 from tests.model.test_split import Meeting, passes
 
 CUTS = [0], [0, 1, 2, 31, 64, 65]
+Made = tuple[str, GGUFFile, dict[str, F32]]
+"""A kind of model, its file, and its weights as the file holds them."""
+
+
+def made(kinds: Iterable[str], write: Callable[[Path, str], dict[str, F32]]) -> Any:
+    """The fixture ``made`` of a module: its kinds, written."""
+
+    @pytest.fixture(scope="module", params=list(kinds))
+    def written(
+        request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Made]:
+        path = tmp_path_factory.mktemp("made") / "m.gguf"
+        values = write(path, request.param)
+        with GGUFFile.open(path) as file:
+            yield request.param, file, values
+
+    return written
+
+
+class SameBits:
+    """Tests of a module whose fixture is ``made``."""
+
+    tokens: Sequence[int]
+
+    @pytest.mark.parametrize("name", ["cpu", "wgpu"])
+    def test_bits(self, made: Made, name: str) -> None:
+        check_bits(made[1], self.tokens, [name])
+
+    def test_parts(self, made: Made) -> None:
+        check_parts(made[1], 2)
 
 
 def common_keys(g: Geometry) -> dict[str, object]:

@@ -45,9 +45,9 @@ KINDS = (
 )
 MODELS = {
     **{kind: partial(module.write, kind=kind) for module, kind in KINDS},
-    **{f"olmoe-{kind}": partial(test_olmoe.write, g=g) for kind, g in test_olmoe.SHAPES.items()},
+    **{f"olmoe-{kind}": partial(test_olmoe.write, kind=kind) for kind in test_olmoe.SHAPES},
     "gpt-oss": test_gpt_oss.write,
-    "minimax-m2": test_minimax.write,
+    "minimax-m2": partial(test_minimax.write, kind="M2"),
     **{f"nemotron-{k}": partial(test_nemotron_h.write, kind=k) for k in test_nemotron_h.SHAPES},
     "qwen3next": test_qwen3next.write,
     "qwen35": test_qwen35.write_dense,
