@@ -1,8 +1,8 @@
 """What a model split over several devices would move and wait for: the tables of docs/scaling.md.
 
-Takes the graph of a geometry, without its weights, and splits it as `isobit.model.split` does; what
-each part has to read, and what each exchange carries, is counted on the graphs. Times are those of
-a step of one sequence, from the constants below; nothing is measured here.
+Takes the graph of a geometry, without its weights, and splits it as `isobit.model.parallel.split`
+does; what each part has to read, and what each exchange carries, is counted on the graphs. Times
+are those of a step of one sequence, from the constants below; nothing is measured here.
 
     python -m benchmarks.scaling
 """
@@ -18,7 +18,7 @@ from isobit.gguf import formats
 from isobit.gguf.formats import Format
 from isobit.model.architectures import qwen3, qwen35
 from isobit.model.graph import Graph
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.numerics import Weight
 from isobit.numerics.ops import Append, Embedding, ExpertMatMul, Gather
 

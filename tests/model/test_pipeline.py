@@ -22,7 +22,7 @@ from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from isobit.verify.receipt import Recorder, replay

@@ -11,7 +11,7 @@ import pytest
 import isobit
 from isobit.runtime.model import Model
 from isobit.verify import blame, report
-from isobit.verify.graph import flow
+from isobit.verify.forward import flow
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.helpers.expected import not_run

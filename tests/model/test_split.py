@@ -18,7 +18,7 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import F32
 from isobit.model.architectures import qwen35
 from isobit.model.checkpoint import open_model
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import sample_path

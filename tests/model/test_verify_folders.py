@@ -16,9 +16,9 @@ from isobit.cli import main
 from isobit.errors import FileRefused, UsageError
 from isobit.verify.aprt import read_folder
 from isobit.verify.arithmetic import Array
-from isobit.verify.coarse import ReversedArithmetic, rounding
 from isobit.verify.compare import compare
-from isobit.verify.graph import Run, forward
+from isobit.verify.forward import Run, forward
+from isobit.verify.other_arithmetics import ReversedArithmetic, rounding
 from isobit.verify.report import summary
 from isobit.verify.trace import record
 from isobit.verify.trace_file import Manifest, Trace

@@ -16,12 +16,12 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
-from isobit.verify import accuracy, coarse, report
+from isobit.verify import accuracy, other_arithmetics, report
 from isobit.verify.ablate import Ablation, by_share
 from isobit.verify.arithmetic import SpecArithmetic
 from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
-from isobit.verify.graph import Run, forward
+from isobit.verify.forward import Run, forward
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import ModelRun, record
 from isobit.verify.trace_file import Trace
@@ -475,7 +475,7 @@ def test_roundings() -> None:
     x = np.array([[1.0, 1.00390625, -3.0, 65519.0]], np.float32)
 
     def rounded(name: str) -> list[float]:
-        function = coarse.rounding(name)
+        function = other_arithmetics.rounding(name)
         assert function is not None
         values: list[float] = function(x)[0].tolist()
         return values
@@ -484,4 +484,4 @@ def test_roundings() -> None:
     assert rounded("f16") == [1.0, 1.00390625, -3.0, 65504.0]
     step = np.float32(65519 / 127)
     assert rounded("int8/32") == [0.0, 0.0, 0.0, float(step) * 127]
-    assert coarse.rounding("f64") is None
+    assert other_arithmetics.rounding("f64") is None

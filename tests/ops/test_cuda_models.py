@@ -10,7 +10,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.faults import with_backend

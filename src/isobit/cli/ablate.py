@@ -8,7 +8,7 @@ from isobit.cli import options, tools
 from isobit.cli.output import add_format, bar, busy, print_table
 from isobit.errors import UsageError
 from isobit.model.weights import Weights
-from isobit.verify import coarse
+from isobit.verify import other_arithmetics
 from isobit.verify.ablate import OWN, Ablation, Outcome, by_share
 from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.fit import Fit, in_words
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="STAGE=ARITHMETIC",
-        help=f"run a stage in {coarse.NAMES}; repeatable: each alone, then all together (unless a "
-        "stage is named twice)",
+        help=f"run a stage in {other_arithmetics.NAMES}; repeatable: each alone, then all together "
+        "(unless a stage is named twice)",
     )
     parser.add_argument(
         "--rank",
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.stage and args.rank is None:
         raise UsageError("expected --stage STAGE=ARITHMETIC or --rank, got neither")
     if args.rank not in (None, OWN):
-        coarse.rounding(args.rank)
+        other_arithmetics.rounding(args.rank)
     prompts = tools.read_prompts(args)
     with tools.open_file(args.model) as file:
         weights = Weights.from_file(file)

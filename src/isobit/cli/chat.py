@@ -11,7 +11,7 @@ from typing import Any
 from isobit.cli import options, prompt_options, sampling_options, say
 from isobit.cli.output import visible
 from isobit.cli.run import Ids, add_length, follow, has_text, report_speed
-from isobit.cli.telling import Telling, message, read_json
+from isobit.cli.stream_printer import StreamPrinter, message, read_json
 from isobit.errors import IsobitError, UsageError, did_you_mean
 from isobit.runtime.generation import Completion, Settings
 from isobit.runtime.model import Model
@@ -85,10 +85,10 @@ def main(args: argparse.Namespace) -> None:
                 chat = begun(model, ChatRequest(messages=messages, **asked))
             else:
                 chat = Chat(model, prompt)
-            telling = Telling(chat)
-            write = telling.write if has_text(model) else Ids()
+            printer = StreamPrinter(chat)
+            write = printer.write if has_text(model) else Ids()
             completion = follow(model, chat.prompt, settings, write)
-            telling.end()
+            printer.end()
             if completion.finish_reason == "interrupted":
                 raise KeyboardInterrupt(f"after {len(completion.token_ids)} tokens")
             report_speed(completion)
@@ -193,9 +193,9 @@ class Conversation:
     def _answered(self, messages: list[dict[str, Any]]) -> list[Call]:
         """Add an answer; the calls in it that wait for what they give."""
         chat = begun(self._model, ChatRequest(messages=messages, **self._asked))
-        telling = Telling(chat)
-        self._last = done = follow(self._model, chat.prompt, self._settings, telling.write)
-        answer = telling.end()
+        printer = StreamPrinter(chat)
+        self._last = done = follow(self._model, chat.prompt, self._settings, printer.write)
+        answer = printer.end()
         messages.append(message(answer))
         if done.finish_reason == "interrupted":
             say("stopped")

@@ -11,7 +11,7 @@ from isobit.model.graph import Key
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
 from isobit.verify.fit import fit, float32_explains
-from isobit.verify.graph import flow
+from isobit.verify.forward import flow
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, differing, kl_divergence, router_margin
 from isobit.verify.replay import Replay

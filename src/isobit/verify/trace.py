@@ -134,7 +134,7 @@ def record(
     for name in wanted - every:
         near = did_you_mean(str(name), every)
         raise UsageError(f"stages: expected the model's, got {shown(name)}{near}")
-    recorder = Recorder(wanted, layers)
+    recorder = TraceRecorder(wanted, layers)
     ids = check_tokens(tokens, run.config)
     needed = wanted - run.graph.on_request if wanted == every else wanted
     keys = [
@@ -171,7 +171,7 @@ def check_tokens(tokens: Sequence[int], config: ModelConfig) -> list[int]:
     return ids
 
 
-class Recorder:
+class TraceRecorder:
     """Gathers what a run emits into a trace."""
 
     def __init__(self, stages: frozenset[str], layers: range | None = None) -> None:

@@ -29,7 +29,7 @@ from isobit.backends.base.kv_pages import Room
 from isobit.config import EngineConfig, without_planes
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 
 _LEAST = 32

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from isobit.errors import UsageError
-from isobit.model.cuts import Cut, Part, before, columns_of, even, has, merged, united
 from isobit.model.graph import Builder, Graph, Op, Value
-from isobit.model.head_cuts import HeadCuts, head_counts
+from isobit.model.parallel.cuts import Cut, Part, before, columns_of, even, has, merged, united
+from isobit.model.parallel.head_cuts import HeadCuts, head_counts
 from isobit.numerics import Weight
 from isobit.numerics.ops import (
     Append,

@@ -3,8 +3,8 @@ of the products that they are read from."""
 
 from collections.abc import Sequence
 
-from isobit.model.cuts import Cut, merged
 from isobit.model.graph import Graph, Op, Value
+from isobit.model.parallel.cuts import Cut, merged
 from isobit.numerics.ops import Columns, GatedDelta, Heads, MatMul
 from isobit.numerics.ops.gather import Ranges
 
