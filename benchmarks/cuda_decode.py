@@ -188,7 +188,7 @@ def main():
 
     most = max([1, *map(int, filter(None, a.sequences.split(",")))])
     engine = EngineConfig(
-        activation_planes=a.planes, context=a.context, max_sequences=most, chunk=512
+        activation_bits=8 * a.planes, context=a.context, max_sequences=most, chunk=512
     )
     weights = Weights.from_file(GGUFFile.open(a.model))
     c = weights.config
