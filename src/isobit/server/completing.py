@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from isobit.server.bodies import ChatShape, CompletionShape, usage
 from isobit.server.chat import held, prepared
 from isobit.server.choices import Piece
 from isobit.server.errors import error_body
-from isobit.server.events import Usage
+from isobit.server.events import Text, Usage
 from isobit.server.incoming import read
 from isobit.server.prompts import encoded
 from isobit.server.requests import ChatRequest, Common, CompletionRequest
@@ -79,6 +79,7 @@ class Completing:
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_CUT = "\0"
 
 
 class _Chunks:
@@ -91,13 +92,26 @@ class _Chunks:
         self._shape = shape
         self._answers = answers
         self._usage = usage_at_end
+        self._frames: dict[int, tuple[str, str]] = {}
+        """By choice, what stands before and after the text of a chunk of nothing but text."""
 
     def begin(self) -> Iterator[str]:
         """Nothing."""
         yield from ()
 
-    def piece(self, piece: Piece) -> Iterator[str]:
+    def piece(self, piece: Piece) -> Iterable[str]:
         """A chunk for each of its parts; the last of a choice has its receipt."""
+        text = self._shape.plain(piece)
+        if text is None:
+            return self._parts(piece)
+        frame = self._frames.get(piece.index)
+        if frame is None:  # written once, with a text that is then cut out
+            [part] = self._shape.parts(Piece(piece.index, [Text(_CUT)]))
+            before, _, after = self._chunk([part], None).rpartition(_json(_CUT))
+            frame = self._frames[piece.index] = before, after
+        return (f"{frame[0]}{_json(text)}{frame[1]}",)
+
+    def _parts(self, piece: Piece) -> Iterator[str]:
         parts = self._shape.parts(piece)
         if piece.finish is not None:
             parts[-1] |= self._answers.receipt(piece.index)
