@@ -146,7 +146,7 @@ class Answers:
         kind = "text/event-stream"
         if self._kept:
             kind, headers[BY] = LINES, self._service.fingerprint
-        return _Streamed(self._events(encoder), media_type=kind, headers=headers)
+        return _Streamed(self._events(encoder), kind, headers)
 
     async def _events(self, encoder: Encoder) -> AsyncIterator[str]:
         written = line if self._kept else _text
@@ -209,6 +209,10 @@ class _Streamed(StreamingResponse):
     no handlers, and what it sends goes to the server at once (:data:`guard.SEND`).
     """
 
+    def __init__(self, texts: AsyncIterator[str], kind: str, headers: dict[str, str]) -> None:
+        super().__init__(texts, media_type=kind, headers=headers)
+        self._texts = texts
+
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Send them."""
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -217,7 +221,7 @@ class _Streamed(StreamingResponse):
 
     async def _body(self, send: Send) -> None:
         kind = "http.response.body"
-        async for text in self.body_iterator:
+        async for text in self._texts:
             await send({"type": kind, "body": text.encode(), "more_body": True})
         await send({"type": kind, "body": b"", "more_body": False})
 

@@ -68,7 +68,7 @@ class Completing:
             "system_fingerprint": self._service.fingerprint,
         }
         if asked.stream:
-            return answers.stream(_Chunks(head, shape, answers, usage_at_end=asked.usage_at_end))
+            return answers.stream(Chunks(head, shape, answers, usage_at_end=asked.usage_at_end))
         found, used = await answers.whole()
         choices = [
             shape.whole(index, pieces) | answers.receipt(index)
@@ -82,7 +82,7 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CUT = "\0"
 
 
-class _Chunks:
+class Chunks:
     """The stream of both: chunks that each have the answer's head."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Chunks:
         """A chunk for each of its parts; the last of a choice has its receipt."""
         text = self._shape.plain(piece)
         if text is None:
-            return self._parts(piece)
+            return self.parts(piece)
         frame = self._frames.get(piece.index)
         if frame is None:  # written once, with a text that is then cut out
             [part] = self._shape.parts(Piece(piece.index, [Text(_CUT)]))
@@ -111,7 +111,8 @@ class _Chunks:
             frame = self._frames[piece.index] = before, after
         return (f"{frame[0]}{_json(text)}{frame[1]}",)
 
-    def _parts(self, piece: Piece) -> Iterator[str]:
+    def parts(self, piece: Piece) -> Iterator[str]:
+        """:meth:`piece`, written anew."""
         parts = self._shape.parts(piece)
         if piece.finish is not None:
             parts[-1] |= self._answers.receipt(piece.index)
