@@ -32,7 +32,7 @@ def backend_of(
 
     ``simd`` names a SIMD level of the CPU backend.
     """
-    engine = EngineConfig(activation_planes=planes, threads=threads)
+    engine = EngineConfig(activation_bits=8 * planes, threads=threads)
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
         try:

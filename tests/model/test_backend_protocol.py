@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backends import NAMES, open_backend
+from isobit.backend_names import BACKENDS
+from isobit.backends import open_backend
 from isobit.backends.base import CHOSEN, HIDDEN, Backend, Batch, Wanted, by_sequence
 from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
@@ -41,7 +42,7 @@ def damaged(weights: Weights) -> Weights:
     return Weights(weights.config, weights.graph.with_weights({weight.name: weight}))
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=BACKENDS)
 def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backend]:

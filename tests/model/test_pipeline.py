@@ -23,7 +23,7 @@ from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from isobit.verify.receipt import Recorder, replay
@@ -248,8 +248,8 @@ def test_stages_must_be_the_model(cuts: list[tuple[int, int]], said: str) -> Non
     w = of_file(sample_path())
     with pytest.raises(UsageError, match=said):
         PipelineBackend(w, ENGINE, [LocalStage(CpuBackend, w, ENGINE, cut) for cut in cuts])
-    other = LocalStage(CpuBackend, w, EngineConfig(activation_planes=1, context=64), (0, 8))
-    with pytest.raises(UsageError, match="activation_planes: expected 2, got 1"):
+    other = LocalStage(CpuBackend, w, EngineConfig(activation_bits=8, context=64), (0, 8))
+    with pytest.raises(UsageError, match="activation_bits: expected 16, got 8"):
         PipelineBackend(w, ENGINE, [other])
     for wrong in ((0, 0), (3, 2), (0, 9), (-1, 2)):
         with pytest.raises(UsageError, match="layers: expected a range within 0:8"):

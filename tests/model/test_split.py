@@ -19,10 +19,11 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import F32
 from isobit.model.architectures import qwen35
 from isobit.model.checkpoint import open_model
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import sample_path
+from tests.helpers.geometries import AnyTensors
 from tests.helpers.passes import same_results
 from tests.helpers.synth import Geometry, write_model
 
@@ -176,27 +177,16 @@ def test_a_delta_net_in_parts(parts: int, shares: tuple[int, ...]) -> None:
         assert np.array_equal(bits(logits), bits(whole))
 
 
-class Drawn:
+class Drawn(AnyTensors):
     """Tensors of any name and shape, of random numbers."""
-
-    source = "drawn"
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-
-    def __contains__(self, name: str) -> bool:
-        return name == "output.weight"
 
     def take(self, name: str, *shape: int) -> Weight:
         values = self._rng.normal(0, 0.3, shape).astype(np.float32)
         values = -np.abs(values) if name.endswith("ssm_a") else values
         return Weight(name, F32, shape, values.reshape(-1).view(np.uint8))
-
-    def leave_out_layers(self, first: int) -> None: ...
-
-    def leave_out(self, name: str) -> None: ...
-
-    def split(self, name: str, parts: object) -> None: ...
 
 
 @pytest.mark.parametrize(("parts", "key_heads"), [(3, 4), (8, 2), (8, 8)])

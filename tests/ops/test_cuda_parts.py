@@ -85,7 +85,7 @@ class OneOfSeveral(EmulatedGpu):
 
 def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBackend:
     gpus = [OneOfSeveral(seed + r) for r in range(parts)]
-    engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_planes": planes})
+    engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_bits": 8 * planes})
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside
     for gpu in gpus:
@@ -125,7 +125,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_planes": planes}))
+    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes}))
     split = opened(weights, parts, seed, planes)
     rng = np.random.default_rng(seed)
     for batch in batches(rng, weights.config.vocab)[::3]:

@@ -11,7 +11,7 @@ that they are made of, go into :meth:`Backend.compute`.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -214,6 +214,8 @@ class Backend(ABC):
     gets them, unless they are asked for by name and a way to run has them."""
     goes_ahead: ClassVar[bool] = False
     """Whether it heeds ``Wanted.ahead``."""
+    padded: Sequence[int] = ()
+    """Ascending numbers of tokens that passes are padded to, up to the last."""
     copies_states: ClassVar[bool] = False
     """Whether recurrent states can be kept, for texts that go on from there."""
     inexact: tuple[str, ...] = ()

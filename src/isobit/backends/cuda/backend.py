@@ -73,6 +73,8 @@ class CudaBackend(Backend):
             self._gpu.close()
             raise
         self._logits = weights.graph.logits
+        if self._programs.mixed is not None:
+            self.padded = self._programs.mixed.sizes
         self.fused_away = self._programs.fused_away
         self.exchanges = self._programs.exchanges
 

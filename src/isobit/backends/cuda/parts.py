@@ -38,7 +38,7 @@ from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE
 from isobit.backends.cuda.programs import Programs, room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 

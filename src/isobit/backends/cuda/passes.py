@@ -81,6 +81,10 @@ class Passes:
 
     def _last(self, batch: Batch, first: int) -> int:
         """Where the tokens end that run together."""
+        sequence, positions = batch.sequence[first:], batch.positions[first:]
+        lasts = np.flatnonzero(np.diff(sequence, append=-1))
+        if len(sequence) <= self._most and (positions[lasts] // TILE + 1).sum() <= self._entries:
+            return len(batch.tokens)
         end, entries = first, 0
         while end < min(first + self._most, len(batch.tokens)):
             s = batch.sequence[end]

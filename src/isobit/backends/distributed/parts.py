@@ -2,7 +2,7 @@
 
 The caller's process runs part 0, and starts the others: ``python -m`` this module. They get each
 batch through a socket, and exchange what they compute through shared memory, within the pass (see
-:mod:`isobit.model.split`).
+:mod:`isobit.model.parallel.split`).
 """
 
 import mmap
@@ -36,8 +36,8 @@ from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.cuts import Part
-from isobit.model.split import check, split
+from isobit.model.parallel.cuts import Part
+from isobit.model.parallel.split import check, split
 from isobit.model.weights import Weights
 
 _MODULE = "isobit.backends.distributed.parts"

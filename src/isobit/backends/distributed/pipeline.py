@@ -35,10 +35,10 @@ from isobit.backends.base import (
     traced,
 )
 from isobit.backends.base.kv_pages import Room
-from isobit.config import EngineConfig
+from isobit.config import EngineConfig, without_planes
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 
 _LEAST = 32
@@ -64,7 +64,7 @@ class About:
     model: str
     """SHA-256 of the model's file."""
     numerics: int
-    activation_planes: int
+    activation_bits: int
     positions: int
     pages: int
     states: int
@@ -111,7 +111,7 @@ class LocalStage:
             weights.graph.n_layers,
             weights.file.sha256(),
             numerics.VERSION,
-            engine.activation_planes,
+            engine.activation_bits,
             limits.positions,
             limits.pages,
             engine.max_sequences,
@@ -265,7 +265,7 @@ def _agree(stages: Sequence[About], weights: Weights, engine: EngineConfig) -> N
     n, at = weights.graph.n_layers, 0
     expected: dict[str, object] = {
         "numerics": numerics.VERSION,
-        "activation_planes": engine.activation_planes,
+        "activation_bits": engine.activation_bits,
     }
     if weights.file is not None:
         expected["model"] = weights.file.sha256()
@@ -295,7 +295,7 @@ class RemoteStage:
         self._connection, self._address = connection, address
         about = json.loads(self._received())
         fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
-        self.about = About(**about, fused_away=fused_away)
+        self.about = About(**without_planes(about), fused_away=fused_away)
 
     def run(
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
