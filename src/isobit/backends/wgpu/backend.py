@@ -35,7 +35,7 @@ from isobit.backends.wgpu.device import (
 )
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
-from isobit.backends.wgpu.measure import Measuring
+from isobit.backends.wgpu.measure import Measuring, read_bandwidth
 from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
@@ -130,6 +130,11 @@ class WgpuBackend(Backend):
     def memory(self) -> Memory | None:
         """See :class:`isobit.backends.base.Backend`."""
         return self._device.memory()
+
+    def read_bandwidth(self) -> float | None:
+        """See :class:`isobit.backends.base.Backend`."""
+        with self._device.guarded():
+            return read_bandwidth(self._device)
 
     @property
     def device(self) -> str:
