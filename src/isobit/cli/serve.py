@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from isobit.cli import front, options, say
+from isobit.cli import argtypes, front, options, say
 from isobit.cli.output import bar
 from isobit.errors import UsageError
 from isobit.runtime.scheduler import Limits
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
         "--waiting",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         default=Limits.waiting,
         metavar="N",
         help="most requests that wait; more are told to come again (default: %(default)s)",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_front_key(group)
     group.add_argument(
         "--replicas",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         metavar="N",
         help="so many processes that serve it, and a front before them: what one of them was "
         "answering when it died, another goes on with",

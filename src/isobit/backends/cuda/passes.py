@@ -43,9 +43,18 @@ class Passes:
         self._entries = self._pages.words = max(pages, self._g.tiles)
 
     def run(
-        self, batch: Batch, states: I32, take: Take, *, stops: bool = True
+        self,
+        batch: Batch,
+        states: I32,
+        take: Take | None,
+        hidden: Take | None = None,
+        *,
+        stops: bool = True,
     ) -> Iterator[tuple[Mark, Pass]]:
-        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be read."""
+        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be read.
+
+        ``hidden`` takes the rows that logits are made of; without ``take``, none are made.
+        """
         first = 0
         while first < len(batch.tokens):
             last = self._last(batch, first)
@@ -56,7 +65,7 @@ class Passes:
                     yield mark, p
             else:
                 self._queue(self._program.body, p)
-            self._give(p, wanted, take)
+            self._give(p, wanted, take, hidden)
             first = last
 
     def takes(self, batch: Batch) -> bool:
@@ -76,12 +85,19 @@ class Passes:
         self._queue(self._program.body, self._ready)
         self._give(self._ready, np.arange(len(batch.logit_rows)), take)
 
-    def _give(self, p: Pass, wanted: NDArray[np.intp], take: Take) -> None:
-        """Have the logits taken of rows of a pass that is queued."""
+    def _give(
+        self, p: Pass, wanted: NDArray[np.intp], take: Take | None, hidden: Take | None = None
+    ) -> None:
+        """Have rows taken of a pass that is queued."""
+        head = self._program.head if take else self._program.state
         for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
             now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
-            self._queue(self._program.head, replace(p, first=row, count=len(now)))
-            take(now, self._program.logits.address)
+            self._queue(head, replace(p, first=row, count=len(now)))
+            if take is not None:
+                take(now, self._program.logits.address)
+            if hidden is not None:
+                assert self._program.hidden is not None
+                hidden(now, self._program.hidden.address)
 
     def _queue(self, what: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
         """Queue a part of a pass; all that its launches depend on is in ``p``."""
