@@ -26,7 +26,7 @@ from isobit.runtime.grammar import Constraint
 from isobit.runtime.pace import Pace
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
-from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler, Work
+from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler
 from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, Watcher
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Engine:
         self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._following: list[Work] = []
+        self._following: list[Part] = []
         """What runs in the next pass, whatever arrives meanwhile: a device may have begun."""
         self._since = 0.0
         """When the pass began, at the latest."""
@@ -322,14 +322,13 @@ class Engine:
     def _step(self) -> bool:
         begun = time.perf_counter()
         parts: list[Part] = []
-        after: list[Part] = []
         listeners: set[Listener] = set()
         self._stepping = True
         try:
             with self._books:
                 if self._losses != self.model.backend.losses:
                     self._lost()
-                work = self.scheduler.go_on(self._following)
+                work = self.scheduler.go_on([work for work, _ in self._following])
                 if not work:  # else the pass may have begun as the last one ended
                     work, self._since = self.scheduler.schedule(), begun
                 if not work:
@@ -338,9 +337,9 @@ class Engine:
                 self._in_pass = {w.request for w in work}
                 self._copy_states()
                 if self.model.backend.goes_ahead and not self.model.graph.recurrent:
-                    self._following = self.scheduler.following(work)
-                    after = [(w, self._of[w.request]) for w in self._following]
-            found, seen = self._run(parts, after)
+                    after = self.scheduler.following(work)
+                    self._following = [(w, self._of[w.request]) for w in after]
+            found, seen = self._run(parts)
             with self._books:
                 self._hand_out(parts, found, seen, begun, listeners)
         except CacheLost:
@@ -362,15 +361,12 @@ class Engine:
             self._told = listeners if len(parts) >= _MANY else set()
         return True
 
-    def _run(
-        self, parts: Sequence[Part], after: Sequence[Part]
-    ) -> tuple[list[Next], Routes | None]:
-        """What it gives to each part, and the experts of all tokens if somebody wants them; after:
-        the parts of the pass after it."""
+    def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
+        """What it gives to each part, and the experts of all tokens if somebody wants them."""
         model = self.model
         asked = Asked(parts, self._batches, model.graph.logits.shape.width)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
-        if (following := asked.following(after)) is not None:
+        if (following := asked.following(self._following)) is not None:
             wanted = changed(wanted, following=following)
         else:
             self._following = []
