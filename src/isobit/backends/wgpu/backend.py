@@ -124,6 +124,8 @@ class WgpuBackend(Backend):
             except OutOfDeviceMemory:
                 page = sum(c.kv_heads * c.page_bytes for c in set(self._g.caches.values()))
                 less = Room(self._plan.pages // 2 * page, page)
+                sequences = self.engine.max_sequences
+                asked = replace(asked, max_sequences=sequences, most_sequences=None)
                 self.engine, self.settled = fitted(weights, asked, lambda _: less)  # noqa: B023
                 self._plan_for(weights)
 
