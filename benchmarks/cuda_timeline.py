@@ -75,9 +75,11 @@ def table(kernels, passes):
 
 def read_rate(gpu):
     """GB/s of a plain read of 2 GiB."""
-    nbytes = 2 << 30
+    nbytes, part = 2 << 30, 1 << 26
     at, out = gpu.allocate(nbytes), gpu.allocate(256)
-    torch.cuda.synchronize()
+    gpu.upload(at, np.random.default_rng().integers(0, 256, part, np.uint8))
+    for first in range(part, nbytes, part):
+        gpu.copy(at, at + first, part)
 
     def read():
         grid = (8 * gpu.multiprocessors,)
