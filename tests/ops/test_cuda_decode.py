@@ -149,7 +149,7 @@ def test_launches_of_steps_together(weights):  # noqa: F811
     layer = [
         *("norm_quantise", "batch_matmul", "batch_matmul", "decode_attention", "batch_merge"),
         *("batch_matmul", "norm_quantise", "matmul_dense", "router_top_k", "sort_pairs"),
-        *("batch_matmul", "quantise", "batch_matmul"),
+        *("batch_matmul", "batch_matmul"),
     ]
     again = [*layer[:2], *layer[3:]]  # q, k and v of one format
     assert found[: 1 + len(layer)] == ["embed", *layer]

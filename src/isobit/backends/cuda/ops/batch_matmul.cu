@@ -126,13 +126,27 @@ struct Places {
     DEV int input(int i) const { return output(i) / divide; }
 };
 
+#ifdef FLOATS  // rows of activations that are quantised on their way
+typedef float Input;
+DEV void fetch_superblock(ColumnAct* to, const float* row, int s) {
+    float v[8];
+    load8(row + SUPER * s + 8 * lane_id(), v);
+    quantise_act(v, to);
+}
+constexpr int ROW_STEP = SUPER;
+#else
+typedef Act Input;
+DEV void fetch_superblock(ColumnAct* to, const Act* row, int s) { copy_act(to, row + s); }
+constexpr int ROW_STEP = 1;
+#endif
+
 // A group's activations to shared memory, [superblock][column].
-DEV void fetch_activations(const Act* x, int supers, const ItemGroup& group, const Places& places,
+DEV void fetch_activations(const Input* x, int supers, const ItemGroup& group, const Places& places,
                            ColumnAct* to) {
     for (int i = warp_id(); i < group.count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
-        const Act* from = x + int64(places.input(group.begin + column)) * supers + s;
-        copy_act(to + s * COLUMNS + column, from);
+        const Input* row = x + int64(places.input(group.begin + column)) * supers * ROW_STEP;
+        fetch_superblock(to + s * COLUMNS + column, row, s);
     }
     commit_copies();
     wait_copies<0>();
@@ -162,7 +176,7 @@ DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
 // Item i reads activation row places.input(i) and writes row output(i) of y, `stride` floats each. With
 // PLANNED, groups and order are known before the kernel ahead has ended.
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
-                           int supers, const Act* x, const int* n_groups, const ItemGroup* groups,
+                           int supers, const Input* x, const int* n_groups, const ItemGroup* groups,
                            const int* order, int divide, float* y, int stride) {
     DYNAMIC_SHARED(ColumnAct, acts);
     uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
@@ -173,10 +187,10 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     float* part = parts;
 #endif
     Places places = {order, divide};
-    let_next_start();
 #ifndef PLANNED
-    wait_for_previous();
+    wait_for_previous();  // before the next kernel starts, to which groups are known so
 #endif
+    let_next_start();
     int64 all = int64(*n_groups) * units;
     int at = int(all * blockIdx.x / gridDim.x), end = int(all * (blockIdx.x + 1) / gridDim.x);
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;

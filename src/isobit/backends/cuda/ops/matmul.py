@@ -8,7 +8,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
-from isobit.backends.cuda.ops.groups import token_columns
+from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import Order
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
@@ -40,14 +40,22 @@ class Product:
     """What products of one input have in common: the activations, and which items go where."""
 
     def __init__(
-        self, g: Lowering, weights: Sequence[DeviceWeight], x: Value, ids: Value | None
+        self,
+        g: Lowering,
+        weights: Sequence[DeviceWeight],
+        x: Value,
+        ids: Value | None,
+        *,
+        quantises: bool = False,
     ) -> None:
+        """quantises: rows of floats are quantised as they are read (FLOATS of batch_matmul.cu)."""
         columns = weights[0].columns
         self.g, self._x = g, x
         quantised = any(w.layout.kind != "floats" for w in weights)
-        self._acts = g.acts(x, columns) if quantised else None
         floats = any(w.layout.kind == "floats" for w in weights)
-        self._floats = g.dense(x) if floats else None
+        self.quantises = quantises
+        self._acts = g.acts(x, columns) if quantised and not quantises else None
+        self._floats = g.dense(x) if floats or quantises else None
         self._order = Order.of(g, ids) if ids else None
         self._each = ids.shape.width if ids else 1
         self._divide = self._each * columns // x.shape.width
@@ -68,7 +76,7 @@ class Product:
 
     def input(self, w: DeviceWeight) -> int:
         """The activations that such a weight multiplies."""
-        at = self._floats if w.layout.kind == "floats" else self._acts
+        at = self._floats if w.layout.kind == "floats" or self.quantises else self._acts
         assert at is not None
         return at.address
 
@@ -91,8 +99,14 @@ def multiply(
 
     With ``ids``, every row of x, or every row that it has for an id, times its matrix.
     """
-    stride, product = sum(w.rows for w in weights), Product(g, weights, x, ids)
-    head = x.shape.rows == LOGIT_ROWS
+    stride, head = sum(w.rows for w in weights), x.shape.rows == LOGIT_ROWS
+    streamed = g.captured and ids is not None  # at any size, if it fits
+    quantises = (
+        streamed
+        and g.formed(x, f"acts {weights[0].columns}") is None
+        and all(fits(g, w, n) for w in weights for n in GROUPS)
+    )
+    product = Product(g, weights, x, ids, quantises=quantises)
     later = ids is not None and x.shape.width != weights[0].columns  # than another with these ids
 
     def make(p: Pass) -> None:
@@ -278,6 +292,7 @@ def stream(
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
+    defines |= {"FLOATS": 1} if product.quantises else {}
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
