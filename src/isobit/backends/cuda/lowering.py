@@ -155,6 +155,11 @@ class Lowering:
         self._keep(of, slot)
         return slot
 
+    def beside(self, of: Value, name: str, words: int) -> Slot:
+        """The same, but as :meth:`fixed`: zeros at first."""
+        slot = self._forms[of, name] = self.fixed(name, words, zero=True)
+        return slot
+
     def formed(self, of: Value, name: str) -> Slot | None:
         """A form of a value, if it was made."""
         return self._forms.get((of, name))

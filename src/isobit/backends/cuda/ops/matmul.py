@@ -9,7 +9,7 @@ from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
-from isobit.backends.cuda.ops.top_k import Order
+from isobit.backends.cuda.ops.top_k import Order, Router, choice_bytes
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
@@ -90,6 +90,10 @@ class Product:
         """The number of groups, the groups, order and divide, for batch_matmul.cu."""
         at = self._order
         return (*at.grouped, at.order.address, self._divide) if at else (*p.inputs.groups, 0, 1)
+
+    def early(self, p: Pass) -> int:
+        """See :meth:`Order.early`."""
+        return self._order.early(p.tokens) if self._order else 0
 
 
 def multiply(
@@ -227,8 +231,8 @@ class Fit:
     columns: int
 
     def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
-        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
-        where a unit is split, the parts of two."""
+        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
+        unit is split, the parts of two."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
         parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
@@ -240,21 +244,33 @@ class Fit:
         spare = _SPARE if g.captured else 0
         return (g.gpu.shared_most - spare) // self.blocks - 1024
 
+    def defines(self, w: DeviceWeight) -> dict[str, str | int]:
+        """Those of batch_matmul.cuh."""
+        return {
+            "WEIGHT": f"Tiled{w.layout.format.name}",
+            "DEPTH": self.depth,
+            "BLOCK": 32 * self.warps,
+            "COLUMNS": self.columns,
+            "AT_ONCE": self.blocks,
+        }
+
     def shallow(self, w: DeviceWeight) -> bool:
         """Whether activations leave half of the memory to weights."""
         return 2 * supers(w.columns) * self.columns * COLUMN_ACT_BYTES <= self.shared(w)
 
 
-def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None) -> Fit | None:
-    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
-    if it does not."""
+def fits(
+    g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None, more: int = 0
+) -> Fit | None:
+    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items, and so
+    many bytes of shared memory more; None if it does not."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
         return None
     for blocks, warps, least in ((2, 8, 2), (1, 16, 2), (1, 8, 1)):
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = Fit(blocks, warps, depth, columns)
-            if how.shared(w) <= how.room(g):
+            if how.shared(w) + more <= how.room(g):
                 return how
     return None
 
@@ -287,17 +303,35 @@ def stream(
         and units < 2 * how.warps * blocks
         and how.shared(w, split=True) <= how.room(g)
     )
-    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
-    defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
+    defines, early = how.defines(w), product.early(p) if planned else 0
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
+    defines |= {"FLAGGED": 1} if early else {}
     defines |= {"SPLIT": 1} if split else {}
     defines |= {"FLOATS": 1} if product.quantises else {}
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
-        + (*product.groups(p), y, stride),
+        + (*product.groups(p), early, y, stride),
         defines,
         shared=how.shared(w, split=split),
+    )
+
+
+def route(
+    product: Product, p: Pass, gate: DeviceWeight, up: DeviceWeight, router: Router, y: int
+) -> None:
+    """Queue the choice of experts, and the SwiGLU of their gate and up, as one kernel."""
+    g, s, at, more = product.g, supers(gate.columns), router.order, choice_bytes(router.experts)
+    how = fits(g, gate, product.columns(p), up, more)
+    assert how is not None
+    g.launch(
+        "ops/routed_gate_up",
+        (how.blocks * g.gpu.multiprocessors,),
+        (gate.address, up.address, gate.matrix_bytes, gate.rows // TILE_ROWS, s)
+        + (product.input(gate), *router.logits_of(p), *router.results, at.order.address)
+        + (*at.grouped[::-1], product.early(p), y, gate.rows),
+        how.defines(gate) | {"GATED": 1} | router.defines,
+        shared=how.shared(gate) + more,
     )
