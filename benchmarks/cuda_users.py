@@ -19,8 +19,8 @@ import numpy as np
 from batches import batch, origin
 from kernels import asked, compile_all
 
+from isobit.backends.base.device_rows import Asked
 from isobit.backends.cuda import backend as cuda
-from isobit.backends.measure import Asked
 from isobit.config import EngineConfig
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights

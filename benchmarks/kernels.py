@@ -8,10 +8,10 @@ from math import inf
 from multiprocessing import get_context
 
 from isobit.backends.base import Limits
+from isobit.backends.base.kv_pages import Room, fitted
 from isobit.backends.cuda.device.compile import cubin
 from isobit.backends.cuda.programs import Programs
 from isobit.backends.cuda.slots import PASS, Inputs, Pass
-from isobit.backends.pool import Room, fitted
 
 
 class Listener:

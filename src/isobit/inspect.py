@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isobit.backends import NAMES, lacks
+from isobit.backends.base.kv_pages import page_bytes
 from isobit.backends.hardware import may_have_gpu
-from isobit.backends.pool import page_bytes
 from isobit.config import EngineConfig, ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.not_gguf import OTHER_TYPES

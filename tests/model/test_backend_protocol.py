@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from isobit.backends import NAMES, open_backend
 from isobit.backends.base import CHOSEN, Backend, Batch, Wanted, by_sequence
+from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
-from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import FORMATS

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import isobit
-from isobit.backends import pipeline
 from isobit.backends.base import Backend, Batch
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.pipeline import LocalStage, PipelineBackend
+from isobit.backends.distributed import pipeline
+from isobit.backends.distributed.pipeline import LocalStage, PipelineBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend
 from isobit.cli import main

@@ -10,7 +10,7 @@ import isobit
 from isobit import machine
 from isobit.backends import SettledNote, open_backend
 from isobit.backends.base import Backend
-from isobit.backends.pool import Room, fitted, page_bytes
+from isobit.backends.base.kv_pages import Room, fitted, page_bytes
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main
 from isobit.config import EngineConfig

@@ -11,7 +11,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.parts import PartsBackend
+from isobit.backends.distributed.parts import PartsBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch, Wanted
+from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.layout import Layout
-from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile

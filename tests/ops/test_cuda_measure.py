@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from isobit.backends.base.device_rows import MOST, Asked, Measured
+from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import NOT_FINITE, Columns
 from isobit.backends.cuda import measure as measure_module
 from isobit.backends.cuda.measure import Measuring, as_kernels_take
-from isobit.backends.draws import Draws
-from isobit.backends.measure import MOST, Asked, Measured
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 

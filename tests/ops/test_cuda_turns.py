@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch, Wanted
+from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.resident import Resident, State
 from isobit.backends.cuda.turns import Turns
-from isobit.backends.draws import Draws
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights

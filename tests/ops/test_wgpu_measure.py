@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isobit.backends.measure import MOST, Asked, Measured
+from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.wgpu.measure import Measuring
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest

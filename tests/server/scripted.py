@@ -5,7 +5,7 @@ So that every interface's way to write them can be tested with a model that know
 
 from collections.abc import Mapping
 
-from isobit.server.events import CallArguments, CallBegins, CallEnds, Event, Reasoning, Text
+from isobit.server.parsing.events import CallArguments, CallBegins, CallEnds, Event, Reasoning, Text
 
 ARGUMENTS = '{"path": "a\\"b", "n": [1, 2]}'
 THOUGHT, SAID = 6, 9  # characters of each

@@ -20,9 +20,9 @@ setattr(owner, name, stops)
 sys.exit(main(sys.argv[4:]))
 """
 
-LINE = "isobit.server.answers", "line"
+LINE = "isobit.server.answer.answers", "line"
 """A line of a stream for a front: its stream has begun, and has not ended."""
-WRITE = "isobit.server.batch:Answered", "write"
+WRITE = "isobit.server.batch.batch:Answered", "write"
 """A row of a batch."""
 
 

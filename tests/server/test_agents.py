@@ -10,10 +10,10 @@ import openai
 import pytest
 
 from isobit.runtime.model import Model
-from isobit.server.chat import prepared
-from isobit.server.messages import MessageRequest
-from isobit.server.response_tools import arguments_of, input_of
-from isobit.server.responses import ResponseRequest
+from isobit.server.anthropic.messages import MessageRequest
+from isobit.server.openai.response_tools import arguments_of, input_of
+from isobit.server.openai.responses import ResponseRequest
+from isobit.server.request.chat import prepared
 from tests.server.test_server import url
 
 ENUM = {"type": "object", "properties": {"q": {"enum": ["a", "b"]}}, "required": ["q"]}

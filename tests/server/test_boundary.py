@@ -17,10 +17,11 @@ from isobit.runtime.pieces import StopText
 from isobit.runtime.request import Request
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
-from isobit.server import completing, embeddings
+from isobit.server.answer.choices import Choice
 from isobit.server.app import build
-from isobit.server.batch import post
-from isobit.server.choices import Choice
+from isobit.server.batch.batch import post
+from isobit.server.openai import completions as completing
+from isobit.server.openai import embeddings
 from isobit.server.service import Service
 from tests.server.test_server import PROMPT, url
 

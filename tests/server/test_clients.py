@@ -15,8 +15,8 @@ from pydantic import ValidationError
 import isobit
 from isobit.errors import UsageError
 from isobit.runtime.model import Model
-from isobit.server.chat import prepared
-from isobit.server.requests import ChatRequest
+from isobit.server.request.chat import prepared
+from isobit.server.request.fields import ChatRequest
 from tests.server.client_bodies import BODIES, call
 from tests.server.test_server import url
 

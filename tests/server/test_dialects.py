@@ -13,9 +13,9 @@ import pytest
 
 from isobit.cli import main
 from isobit.runtime.model import Model
-from isobit.server.chat import Chat
-from isobit.server.messages import MessageRequest
-from isobit.server.responses import ResponseRequest
+from isobit.server.anthropic.messages import MessageRequest
+from isobit.server.openai.responses import ResponseRequest
+from isobit.server.request.chat import Chat
 from isobit.verify.receipt import Receipt, replay
 from tests.server.scripted import ARGUMENTS, SAID, THOUGHT, ScriptedReader
 from tests.server.test_server import url

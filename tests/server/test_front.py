@@ -20,10 +20,10 @@ import openai
 import pytest
 
 from isobit.errors import IsobitError
-from isobit.server import processes as server_processes
-from isobit.server import replicas as server_replicas
-from isobit.server.processes import Processes
-from isobit.server.replicas import Replica, Replicas
+from isobit.server.front import processes as server_processes
+from isobit.server.front import replicas as server_replicas
+from isobit.server.front.processes import Processes
+from isobit.server.front.replicas import Replica, Replicas
 from tests.ops.wgpu_support import open_device
 from tests.server.conftest import free_port
 from tests.server.gathering import gathered

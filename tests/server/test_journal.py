@@ -13,9 +13,10 @@ import pytest
 
 from isobit.runtime.model import Model
 from isobit.runtime.news import News
-from isobit.server import choices, guard
+from isobit.server import guard
+from isobit.server.answer import choices
+from isobit.server.answer.journal import LINES, Journal, Line
 from isobit.server.guard import FRONT, JOURNAL_BYTES
-from isobit.server.journal import LINES, Journal, Line
 from isobit.server.service import Service
 from tests.server.conftest import serve
 from tests.server.gathering import gathered

@@ -19,8 +19,11 @@ from isobit.errors import ModelRefused
 from isobit.runtime import pieces
 from isobit.runtime.model import Model
 from isobit.runtime.tokens import Generation
-from isobit.server import answers, choices, embeddings, guard, incoming
-from isobit.server.requests import Common
+from isobit.server import body as incoming
+from isobit.server import guard
+from isobit.server.answer import answers, choices
+from isobit.server.openai import embeddings
+from isobit.server.request.fields import Common
 from isobit.server.service import Service
 from tests.server.conftest import Gate, free_port, serve
 from tests.server.test_server import MESSAGES, PROMPT, head, raw, url, wait_for

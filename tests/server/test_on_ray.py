@@ -64,7 +64,7 @@ def servers() -> set[int]:
 def front(ray: Any) -> Iterator[str]:
     from ray import serve  # noqa: PLC0415  # an extra
 
-    from isobit.server.on_ray import Asked, app  # noqa: PLC0415
+    from isobit.server.front.on_ray import Asked, app  # noqa: PLC0415
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -138,7 +138,7 @@ def test_an_update_replaces_servers_under_their_streams(
 ) -> None:
     from ray import serve  # noqa: PLC0415
 
-    from isobit.server.on_ray import Asked, app  # noqa: PLC0415
+    from isobit.server.front.on_ray import Asked, app  # noqa: PLC0415
 
     asked, before = many(rng, 300), servers()
     wanted = [stream(front, *each) for each in asked]
@@ -240,7 +240,7 @@ def test_stages_are_actors_and_one_that_dies_begins_again(
 def test_stages_that_cannot_be(
     ray: Any, place: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isobit.backends import on_ray  # noqa: PLC0415  # an extra
+    from isobit.backends.distributed import on_ray  # noqa: PLC0415  # an extra
 
     if "cuda" in place:
         monkeypatch.setattr(on_ray, "_ROOM", 0.1)

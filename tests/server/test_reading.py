@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.server.events import Answer, CallArguments, Event, Reasoning, Text, gathered
-from isobit.server.reading import AnswerReader, Dialect
-from isobit.server.thinking import Thinking, found
+from isobit.server.parsing.events import Answer, CallArguments, Event, Reasoning, Text, gathered
+from isobit.server.parsing.reading import AnswerReader, Dialect
+from isobit.server.parsing.thinking import Thinking, found
 from isobit.server.tool_calls.harmony import Harmony
 from isobit.server.tool_calls.llama import Llama
 from isobit.server.tool_calls.tagged import Hermes, QwenXml

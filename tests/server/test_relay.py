@@ -20,12 +20,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isobit.runtime.model import Model
-from isobit.server import front as server_front
-from isobit.server import replicas as server_replicas
-from isobit.server.front import Front
+from isobit.server.answer.journal import LINES
+from isobit.server.front import front as server_front
+from isobit.server.front import replicas as server_replicas
+from isobit.server.front.front import Front
+from isobit.server.front.replicas import Replicas
 from isobit.server.guard import FRONT
-from isobit.server.journal import LINES
-from isobit.server.replicas import Replicas
 from isobit.server.webpage import HEADERS
 from tests.server.conftest import free_port, serve
 from tests.server.gathering import gathered

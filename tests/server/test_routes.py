@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from isobit.runtime.model import Model
-from isobit.server.embeddings import unit
+from isobit.server.openai.embeddings import unit
 from isobit.server.service import Service
 from isobit.verify.receipt import Recorder
 from tests.server.conftest import Gate

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from isobit.runtime.model import Model
 from isobit.runtime.pieces import StopText
 from isobit.runtime.tokens import Token
-from isobit.server.choices import Choice, Piece
-from isobit.server.events import Answer, Finish, gathered
-from isobit.server.reading import AnswerReader
-from isobit.server.response_items import ResponseWriter
-from isobit.server.response_tools import Offer
-from isobit.server.thinking import Thinking
+from isobit.server.answer.choices import Choice, Piece
+from isobit.server.openai.response_items import ResponseWriter
+from isobit.server.openai.response_tools import Offer
+from isobit.server.parsing.events import Answer, Finish, gathered
+from isobit.server.parsing.reading import AnswerReader
+from isobit.server.parsing.thinking import Thinking
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
 from isobit.server.tool_calls.tools import Tool
 

@@ -13,11 +13,11 @@ import pytest
 from isobit.errors import UsageError
 from isobit.runtime.grammar import Constraint, Grammars
 from isobit.runtime.model import Model
-from isobit.server.events import gathered
-from isobit.server.formats import Format
-from isobit.server.grammars import pattern_of
-from isobit.server.reading import AnswerReader
-from isobit.server.thinking import Thinking
+from isobit.server.parsing.events import gathered
+from isobit.server.parsing.reading import AnswerReader
+from isobit.server.parsing.thinking import Thinking
+from isobit.server.request.formats import Format
+from isobit.server.request.grammars import pattern_of
 from isobit.server.tool_calls.dialects import Dialect, dialect_of
 from isobit.server.tool_calls.harmony import Harmony
 from isobit.server.tool_calls.llama import Llama

@@ -10,8 +10,8 @@ from isobit.cli import chat as command
 from isobit.cli.telling import Telling, read_json
 from isobit.errors import UsageError
 from isobit.runtime.generation import Completion, Timings
-from isobit.server.chat import Chat
-from isobit.server.thinking import Thinking
+from isobit.server.parsing.thinking import Thinking
+from isobit.server.request.chat import Chat
 from isobit.server.tool_calls.tagged import Hermes
 from isobit.server.tool_calls.tools import Tool
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from isobit.backends import cuda_warmup
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.lent import Lent
-from isobit.backends.wake import awake, joined, wake
 from isobit.errors import BackendUnavailable
 from tests.helpers.expected import needs
 
@@ -105,9 +105,9 @@ def test_what_was_made_ready_ahead_is_let_go_of(monkeypatch, there):
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=None, bindings=bindings))
     monkeypatch.setitem(sys.modules, "cuda.core", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    wake()
-    joined()
+    cuda_warmup.begin()
+    cuda_warmup.wait()
     assert said == ([("held", 0)] if there else [])
-    awake()
-    awake()
+    cuda_warmup.release()
+    cuda_warmup.release()
     assert said == ([("held", 0), ("let go", 0)] if there else [])

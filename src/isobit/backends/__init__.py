@@ -4,9 +4,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from isobit.backends import cuda_warmup
 from isobit.backends.base import Backend
 from isobit.backends.hardware import gpus, may_have_gpu
-from isobit.backends.wake import wake
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError, did_you_mean
 from isobit.model.weights import Weights
@@ -49,7 +49,7 @@ def begin(name: str, engine: EngineConfig) -> None:
     """Load what a backend is going to need beside other work: the GPU's driver takes its time."""
     alone = engine.parts == 1 and not engine.stages
     if alone and (name in ("cuda", *VARIANTS) or (name == "auto" and may_have_gpu())):
-        wake()
+        cuda_warmup.begin()
 
 
 def open_backend(name: str, weights: Weights, engine: EngineConfig, note: Note = warn) -> Backend:
@@ -142,12 +142,12 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
     if engine.stages:
         if name != "auto" or engine.parts > 1:
             raise UsageError("stages: expected no backend and no parts beside; stages have theirs")
-        from isobit.backends.pipeline import PipelineBackend, Stage, connect  # noqa: PLC0415
+        from isobit.backends.distributed.pipeline import PipelineBackend, Stage, connect  # noqa: PLC0415
 
         here = [at for at in engine.stages if at.startswith("ray:")]
         actors: Iterator[Stage] = iter(())
         if here:
-            from isobit.backends.on_ray import start  # noqa: PLC0415  # an extra
+            from isobit.backends.distributed.on_ray import start  # noqa: PLC0415  # an extra
 
             actors = iter(start(here, weights, engine))
         stages: list[Stage] = []
@@ -167,6 +167,6 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
         raise UsageError(
             f"parts: expected 1 on {name} (cpu and cuda can be split), got {engine.parts}"
         )
-    from isobit.backends.parts import PartsBackend  # noqa: PLC0415
+    from isobit.backends.distributed.parts import PartsBackend  # noqa: PLC0415
 
     return PartsBackend(weights, engine)

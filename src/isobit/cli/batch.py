@@ -87,8 +87,8 @@ def _workers(text: str) -> dict[str, int]:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     try:
-        from isobit.server import batch  # noqa: PLC0415  # an extra
         from isobit.server.app import build  # noqa: PLC0415
+        from isobit.server.batch import batch  # noqa: PLC0415  # an extra
         from isobit.server.service import Service  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
@@ -116,7 +116,7 @@ async def _answer(
     args: argparse.Namespace, path: Path, rows: Any, ask: Any, fingerprint: str, workers: int = 1
 ) -> Any:
     """Answer what is not finished, so many rows at once for each of so many workers."""
-    from isobit.server import batch  # noqa: PLC0415  # an extra
+    from isobit.server.batch import batch  # noqa: PLC0415  # an extra
 
     answered = batch.Answered(Path(args.output), fingerprint)
     known = {row.custom_id for row in rows}
@@ -147,8 +147,8 @@ async def _answer(
 async def _on_ray(args: argparse.Namespace, path: Path, rows: Any) -> None:
     """The same by workers on a cluster of Ray; a share is computed again by those of another kind
     than the one that answered."""
-    from isobit.server import batch  # noqa: PLC0415  # an extra
-    from isobit.server.batch_on_ray import Workers  # noqa: PLC0415  # another
+    from isobit.server.batch import batch  # noqa: PLC0415  # an extra
+    from isobit.server.batch.on_ray import Workers  # noqa: PLC0415  # another
 
     engine = options.engine_of(args, args.context)
     async with Workers(args.model, engine, args.at_once, say) as workers:
@@ -179,7 +179,7 @@ async def _on_ray(args: argparse.Namespace, path: Path, rows: Any) -> None:
 
 def _receipts(args: argparse.Namespace, answered: Any) -> list[tuple[str, Receipt]]:
     """Those of the rows that are computed again."""
-    from isobit.server import batch  # noqa: PLC0415  # an extra
+    from isobit.server.batch import batch  # noqa: PLC0415  # an extra
 
     receipts: list[tuple[str, Receipt]] = []
     for row in answered.rows():

@@ -15,9 +15,9 @@ from isobit.cli.telling import Telling, message, read_json
 from isobit.errors import IsobitError, UsageError, did_you_mean
 from isobit.runtime.generation import Completion, Settings
 from isobit.runtime.model import Model
-from isobit.server.chat import Chat, begun
-from isobit.server.events import Call
-from isobit.server.requests import ChatRequest
+from isobit.server.parsing.events import Call
+from isobit.server.request.chat import Chat, begun
+from isobit.server.request.fields import ChatRequest
 from isobit.server.tool_calls.tools import checked
 
 PROMPT = "> "

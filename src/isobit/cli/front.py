@@ -44,10 +44,10 @@ def _run(
     n: int = 0,
 ) -> None:
     try:
-        from isobit.server.front import Front  # noqa: PLC0415  # an extra
+        from isobit.server.front.front import Front  # noqa: PLC0415  # an extra
+        from isobit.server.front.processes import Processes  # noqa: PLC0415
+        from isobit.server.front.replicas import Replicas  # noqa: PLC0415
         from isobit.server.guard import FRONT  # noqa: PLC0415
-        from isobit.server.processes import Processes  # noqa: PLC0415
-        from isobit.server.replicas import Replicas  # noqa: PLC0415
         from isobit.server.serving import prepared  # noqa: PLC0415
         from isobit.server.sockets import address, bound, listen  # noqa: PLC0415
     except ImportError as error:

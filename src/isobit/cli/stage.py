@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 
 from isobit.backends import open_backend
-from isobit.backends.pipeline import LocalStage, serve
+from isobit.backends.distributed.pipeline import LocalStage, serve
 from isobit.cli import options, say
 from isobit.cli.output import busy
 from isobit.config import EngineConfig

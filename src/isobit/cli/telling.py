@@ -8,8 +8,7 @@ from typing import Any, TextIO
 
 from isobit.cli.output import shown_as_is
 from isobit.errors import UsageError
-from isobit.server.chat import Chat
-from isobit.server.events import (
+from isobit.server.parsing.events import (
     Answer,
     CallArguments,
     CallBegins,
@@ -19,6 +18,7 @@ from isobit.server.events import (
     Text,
     gathered,
 )
+from isobit.server.request.chat import Chat
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 

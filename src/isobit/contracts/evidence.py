@@ -24,8 +24,8 @@ Outcome = Literal["passed", "failing", "not run"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
-    *("config.py", "numerics", "gguf", "model", "runtime", "backends/base.py"),
-    *("machine.py", "backends/pool.py"),
+    *("config.py", "numerics", "gguf", "model", "runtime", "backends/base"),
+    "machine.py",
     *("verify", "contracts/check.py", "contracts/measures.py", "contracts/measuring.py"),
     *("contracts/measuring_alone.py", "contracts/speed.py", "contracts/subject.py"),
 )

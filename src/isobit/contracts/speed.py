@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from isobit.backends.base import ARGMAX
-from isobit.backends.pool import page_bytes
+from isobit.backends.base.kv_pages import page_bytes
 from isobit.contracts import measures as m
 from isobit.contracts.subject import Measured, Subject, memory
 from isobit.errors import NotRun

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from isobit.arguments import instance, number, whole, wrong
 from isobit.backends.base import F32, I32
+from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import NONE_ALLOWED, Columns, Row, RowSampler
-from isobit.backends.draws import Draws
 from isobit.errors import ModelRefused, UsageError, shown
 from isobit.numerics.sampling import adjust
 from isobit.runtime.grammar import Constraint, Grammar

@@ -9,15 +9,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from isobit.server import errors, openapi, webpage
-from isobit.server.completing import Completing
-from isobit.server.embeddings import Embeddings
-from isobit.server.generate import Generate
+from isobit.server.anthropic.messages import Messages
 from isobit.server.guard import FromFront, Guard
 from isobit.server.info import Info
-from isobit.server.messages import Messages
+from isobit.server.openai.completions import Completing
+from isobit.server.openai.embeddings import Embeddings
+from isobit.server.openai.responses import Responses
 from isobit.server.replaying import Replaying
-from isobit.server.responses import Responses
 from isobit.server.service import Service
+from isobit.server.sglang.generate import Generate
 
 
 def build(service: Service) -> ASGIApp:

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isobit.errors import UsageError
 from isobit.runtime.scheduler import QueueFull
+from isobit.server.answer.journal import JOURNAL, Journal
 from isobit.server.errors import ShuttingDown, answer, refusal
-from isobit.server.journal import JOURNAL, Journal
 
 MOST_BYTES = 256 << 20  # of all bodies that are inside
 MOST_JOURNAL = 64 << 20

@@ -12,10 +12,10 @@ from starlette.routing import Route
 
 from isobit import __version__
 from isobit.errors import UsageError
-from isobit.server.chat import prepared
+from isobit.server.body import read
 from isobit.server.errors import ShuttingDown, answer, refusal
-from isobit.server.incoming import read
-from isobit.server.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
+from isobit.server.request.chat import prepared
+from isobit.server.request.fields import ChatRequest, DetokenizeRequest, TokenizeRequest
 from isobit.server.service import Service
 
 

@@ -12,18 +12,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isobit import __version__
-from isobit.server.embeddings import EmbeddingRequest
+from isobit.server.anthropic.messages import CountRequest, MessageRequest
 from isobit.server.errors import is_anthropic
-from isobit.server.generate import GenerateRequest
-from isobit.server.messages import CountRequest, MessageRequest
+from isobit.server.openai.embeddings import EmbeddingRequest
+from isobit.server.openai.responses import ResponseRequest
 from isobit.server.replaying import ReplayRequest
-from isobit.server.requests import (
+from isobit.server.request.fields import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from isobit.server.responses import ResponseRequest
+from isobit.server.sglang.generate import GenerateRequest
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,

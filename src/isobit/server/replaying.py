@@ -23,8 +23,8 @@ from isobit.config import EngineConfig
 from isobit.errors import IsobitError, UsageError
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import QueueFull
-from isobit.server.incoming import read, unless_gone
-from isobit.server.prompts import Asked
+from isobit.server.body import read, unless_gone
+from isobit.server.request.prompts import Asked
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
 

@@ -25,7 +25,7 @@ class CpuBackend(Backend):
 
     ``simd`` names a level (see :func:`simd_levels`) instead of the machine's best; for tests.
     ``exchange``: of one part of a split model, the memory that all parts share, this part's number,
-    and how many there are; see :mod:`isobit.backends.parts`.
+    and how many there are; see :mod:`isobit.backends.distributed.parts`.
     """
 
     name = "cpu"

@@ -21,6 +21,8 @@ from isobit.backends.base import (
     Tap,
     Wanted,
 )
+from isobit.backends.base.device_rows import Asked, Measured
+from isobit.backends.base.kv_pages import Room
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.measure import as_kernels_take
 from isobit.backends.cuda.passes import Take
@@ -28,8 +30,6 @@ from isobit.backends.cuda.programs import Programs, Sizes, room
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import Captured, Step
 from isobit.backends.cuda.turns import Draws, Served, Turns
-from isobit.backends.measure import Asked, Measured
-from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.backends.base.workspace import BATCH
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
@@ -27,7 +28,6 @@ from isobit.backends.cuda.slots import (
     Slot,
     Source,
 )
-from isobit.backends.slots import BATCH
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import TOKENS, ExpertMatMul, MatMul, Shape

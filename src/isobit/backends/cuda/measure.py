@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import I32
+from isobit.backends.base.device_rows import DIGEST, MOST, Asked
+from isobit.backends.base.draws import Draws
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import Region
-from isobit.backends.draws import Draws
-from isobit.backends.measure import DIGEST, MOST, Asked
 from isobit.numerics.digest import PIECE as DIGESTED
 
 _PIECE = 2048  # values of a row that are a block's in measure.cu and draw.cu

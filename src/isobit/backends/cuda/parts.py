@@ -32,11 +32,11 @@ from isobit.backends.base import (
     Wanted,
     traced,
 )
+from isobit.backends.base.kv_pages import Room
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE
 from isobit.backends.cuda.programs import Programs, room
-from isobit.backends.pool import Room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.split import split

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import inf
 
 from isobit.backends.base import Limits
+from isobit.backends.base.kv_pages import Room, fitted
+from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
@@ -15,8 +17,6 @@ from isobit.backends.cuda.repeated import MOST
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
 from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows, padded
-from isobit.backends.pool import Room, fitted
-from isobit.backends.slots import BATCH, TILES
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends import slots
+from isobit.backends.base import workspace as slots
 from isobit.backends.cuda.device.memory import aligned
 from isobit.model.graph import Value
 from isobit.numerics.ops import LOGIT_ROWS, Shape

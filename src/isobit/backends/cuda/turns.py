@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import I32, Batch
+from isobit.backends.base.device_rows import MOST, Asked
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.measure import Measuring
 from isobit.backends.cuda.steps import Captured, Step
-from isobit.backends.measure import MOST, Asked
 from isobit.model.graph import Key
 from isobit.numerics import TILE
 

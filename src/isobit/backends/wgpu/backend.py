@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32, ROUTES, Backend, Batch, Results, Routes, Tap, Wanted
-from isobit.backends.measure import MOST, Asked, Measured
+from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.wgpu import driver
 from isobit.backends.wgpu.device import Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph

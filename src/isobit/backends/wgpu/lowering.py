@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from isobit.backends import slots
-from isobit.backends.slots import BATCH
+from isobit.backends.base import workspace as slots
+from isobit.backends.base.workspace import BATCH
 from isobit.backends.wgpu.device import Device, Step
 from isobit.backends.wgpu.layout import superblocks
 from isobit.backends.wgpu.load import Matrix

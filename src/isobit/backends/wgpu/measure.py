@@ -5,7 +5,7 @@ from itertools import cycle
 from typing import Any
 
 from isobit.backends.base import I32
-from isobit.backends.measure import DIGEST, MOST, Asked
+from isobit.backends.base.device_rows import DIGEST, MOST, Asked
 from isobit.backends.wgpu.device import Device, Step
 from isobit.numerics.digest import PIECE
 

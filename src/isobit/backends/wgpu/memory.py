@@ -12,8 +12,8 @@ from math import inf
 import numpy as np
 
 from isobit.backends.base import Limits
-from isobit.backends.pool import Room, page_bytes
-from isobit.backends.slots import BATCH, TILES
+from isobit.backends.base.kv_pages import Room, page_bytes
+from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.wgpu.device import MAX_GROUPS, Device
 from isobit.backends.wgpu.lowering import STATES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from isobit.errors import UsageError
-from isobit.server.reading import Events
-from isobit.server.source import Parsing, Source
+from isobit.server.parsing.reading import Events
+from isobit.server.parsing.source import Parsing, Source
 from isobit.server.tool_calls.harmony import CHANNEL, MESSAGE, Harmony
 from isobit.server.tool_calls.llama import Llama
 from isobit.server.tool_calls.schemas import Lark

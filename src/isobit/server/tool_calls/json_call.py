@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 
-from isobit.server.reading import Events
-from isobit.server.source import BLANK, Parsing, Source
+from isobit.server.parsing.reading import Events
+from isobit.server.parsing.source import BLANK, Parsing, Source
 
 ARGUMENTS = ("arguments", "parameters")
 

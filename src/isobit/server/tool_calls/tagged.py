@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isobit.server.reading import Events
-from isobit.server.source import Parsing, Source
+from isobit.server.parsing.reading import Events
+from isobit.server.parsing.source import Parsing, Source
 from isobit.server.tool_calls import schemas
 from isobit.server.tool_calls.json_call import read_json_call
 from isobit.server.tool_calls.schemas import Lark

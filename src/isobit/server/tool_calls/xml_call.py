@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from isobit.server.reading import Events
-from isobit.server.source import Parsing, Source
+from isobit.server.parsing.reading import Events
+from isobit.server.parsing.source import Parsing, Source
 from isobit.server.tool_calls.tools import Tool, dumped, kind_of, kinds
 
 FUNCTION, PARAMETER = "<function=", "<parameter="

@@ -5,13 +5,13 @@ sequence may have any number of tokens, keys and values are stored by a launch b
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from isobit.backends.base.workspace import TILES
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.fusions import head_vectors
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.slots import MIXED, Pass, Slot
-from isobit.backends.slots import TILES
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention

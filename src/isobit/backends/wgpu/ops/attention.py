@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from isobit.backends.slots import TILES
+from isobit.backends.base.workspace import TILES
 from isobit.backends.wgpu.device import Step
 from isobit.backends.wgpu.layout import superblocks
 from isobit.backends.wgpu.lowering import Lowering, Pass

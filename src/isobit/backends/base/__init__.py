@@ -1,0 +1,515 @@
+"""What a backend is: a model's weights made ready on a device, and passes over batches.
+
+A backend is created by ``open_backend(name, ...)`` in :mod:`isobit.backends` and passed around;
+there is no global one. Which sequence has which pages is decided above (:mod:`isobit.runtime`); a
+backend only owns the memory of its pages.
+
+A new one has to say what it is called and runs on, and to give logits, in
+:meth:`Backend.compute_logits`; what a device can make of them before they leave it goes into
+:meth:`Backend.compute`.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit import machine
+from isobit.backends.base.draws import Draws
+from isobit.backends.base.kv_pages import Room, fitted, on_host
+from isobit.backends.cpu._cpu import check_batch
+from isobit.backends.cpu.sampler import NOT_FINITE, RowSampler
+from isobit.backends.hardware import read_bandwidth
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, UsageError
+from isobit.model.graph import Graph, Key
+from isobit.model.weights import Weights
+from isobit.numerics import TILE
+from isobit.numerics.ops import LOGIT_ROWS, Embedding, Receive
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+Routes = NDArray[np.integer]
+"""Experts: uint8, or int16 of more than 256."""
+
+Tap = Callable[[str, int | None, NDArray[np.generic]], None]
+"""Receives (stage, layer, array) for each traced stage, in graph order; stages are named in
+:mod:`isobit.model.stages`. :func:`by_sequence` makes one of a tap for each sequence."""
+
+GREEDY, ROUTES = "greedy", "routes"
+"""What a device may make by itself (``Backend.on_device``)."""
+CHOSEN = "moe_router_indices"
+"""The stage of the experts that were chosen."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens to run in one pass; they may belong to several sequences.
+
+    tokens, positions, sequence: int32 [T]; ``sequence[i]`` is the row of ``pages`` that token i
+    belongs to. pages: int32 [S, P], page ``pages[s, p]`` holding positions 64p … 64p+63 of sequence
+    s; entries that no position needs yet are page numbers too, whichever. A sequence's tokens
+    follow one another, in the batch and in position. logit_rows: int32 [R], the tokens after which
+    something is wanted. All arrays are C-contiguous.
+    """
+
+    tokens: I32
+    positions: I32
+    sequence: I32
+    pages: I32
+    logit_rows: I32
+    states: I32 | None = None
+    """int32 [S]: where each sequence's recurrent state lies, for models that have one: a number
+    below the limit, each its own. None: sequence s has state s. It is zero where
+    the sequence's tokens begin at position 0."""
+    received: F32 | None = None
+    """float32 [T, width]: for a stage of a pipeline that is not the first, the rows of the stage
+    before it (``numerics.ops.Receive``)."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a pass is to give of its R rows (``Batch.logit_rows``)."""
+
+    logits: bool | I32 = True
+    """Of all of them, of none, or of some: int32 [L], from 0 to R - 1."""
+    likeliest: bool = False
+    """The largest logit's id, the lowest among equals."""
+    top: int = 0
+    """So many of the likeliest ids, with their log-probabilities."""
+    given: I32 | None = None
+    """Log-probabilities of these ids: int32 [R, n]."""
+    hidden: bool = False
+    """The rows that the output product reads, after the last norm."""
+    drawn: Draws | None = None
+    """Tokens, each of one of the rows."""
+    digests: bool = False
+    """Of each row's logits."""
+    routes: bool = False
+    """The experts that each token went to."""
+    ahead: bool = False
+    """Whether the next pass will most likely be of the same sequences, each with its token drawn
+    here or else the likeliest, and ask the same: their pages hold these positions already. A
+    device may begin with it while the caller looks at this one."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether something is to be made of the logits."""
+        made = self.top > 0 or self.given is not None or self.drawn is not None
+        return made or self.likeliest or self.digests
+
+
+LOGITS = Wanted()
+ARGMAX = Wanted(logits=False, likeliest=True)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a pass gave; None is what was not wanted. Log-probabilities are those of section 11 of
+    docs/numerics.md, on every device.
+
+    A row that is not finite spoils no other: its log-probabilities are NaN, its ids -1.
+    """
+
+    finite: NDArray[np.bool_]
+    """[R]: whether each row is; rows of which nothing was wanted count as finite."""
+    logits: F32 | None = None
+    """[R, vocabulary] or [L, vocabulary]: as they were computed, finite or not."""
+    likeliest: I32 | None = None
+    """[R]"""
+    top_ids: I32 | None = None
+    """[R, k], in order."""
+    top: F32 | None = None
+    """[R, k]"""
+    given: F32 | None = None
+    """[R, n]"""
+    drawn: I32 | None = None
+    """[D]; NOT_FINITE of a row that is not, NONE_ALLOWED where a grammar leaves nothing."""
+    drawn_logprobs: F32 | None = None
+    """[D]"""
+    hidden: F32 | None = None
+    """[R, hidden]"""
+    digests: NDArray[np.uint8] | None = None
+    """[R, 32]: ``numerics.digest.tree_digest`` of the logits' bytes, float32 little-endian."""
+    routes: Routes | None = None
+    """[T, layers, experts used], in rank order."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a batch may name; one more is refused."""
+
+    vocabulary: int
+    positions: int
+    """The context: of the longest sequence."""
+    pages: int
+    """Of the KV cache, TILE positions each."""
+    states: int
+    """Recurrent states; 0 for a model that has none."""
+
+    @classmethod
+    def of(cls, weights: Weights, engine: EngineConfig, *, keeps: bool = False) -> "Limits":
+        """Those of a model with settings in which context and pages are settled; ``keeps``: whether
+        states are kept beside those in use."""
+        graph = weights.graph
+        tables = [op.weights[0] for op in graph.ops if isinstance(op.operation, Embedding)]
+        ids = min(w.shape[0] for w in tables) if tables else weights.config.vocab
+        states = engine.max_sequences + keeps * engine.kept_states if graph.recurrent else 0
+        assert engine.context is not None
+        assert engine.pages is not None
+        return cls(ids, engine.context, engine.pages, states)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A device's memory in bytes."""
+
+    free: int
+    total: int
+
+
+class Backend(ABC):
+    """A model on a device. May be used by one thread at a time."""
+
+    name: ClassVar[str]
+    on_host: ClassVar[bool] = False
+    """Whether it computes in the host's memory, reading weights where their file is mapped."""
+    survives_fork: ClassVar[bool] = False
+    """Whether the child of a fork may go on with it; else it is refused there."""
+    on_device: ClassVar[frozenset[str]] = frozenset()
+    """What it makes without bringing logits (GREEDY) or stages (ROUTES) to the host; else that is
+    made of them there, which costs more and has the same bits."""
+    losses: int = 0
+    """How often what was in its KV cache has gone; CacheLost said so each time."""
+    lost: str | None = None
+    """Why it gives nothing any more until the model is loaded again, as a device has failed."""
+    fused_away: frozenset[Key] = frozenset()
+    """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
+    gets them, unless they are asked for by name and a way to run has them."""
+    goes_ahead: ClassVar[bool] = False
+    """Whether it heeds ``Wanted.ahead``."""
+    copies_states: ClassVar[bool] = False
+    """Whether recurrent states can be kept, for texts that go on from there."""
+    inexact: tuple[str, ...] = ()
+    """Primitives in which the device differs from the specification: none, unless allowed."""
+    engine: EngineConfig
+    """The caller's settings, context and pages settled."""
+    settled: str | None
+    """A line that says so if they are less than was asked for, and why."""
+    no_routes: Routes
+    """The experts of no tokens: [0, layers, experts used]."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        engine: EngineConfig,
+        room: Callable[[EngineConfig], Room] | None = None,
+    ) -> None:
+        """Settle how many pages there are (see pool.py); without ``room``, what the host has.
+
+        Raises BackendUnavailable if what the caller named does not fit.
+        """
+        self.graph: Graph = weights.graph
+        self._process = os.getpid()
+        self.engine, self.settled = fitted(
+            weights, engine, room or (lambda settings: on_host(weights, settings))
+        )
+        self.limits = Limits.of(weights, self.engine, keeps=self.copies_states)
+        self.no_routes = _no_routes(self.graph)
+        widths = (op.operation.width for op in self.graph.ops if isinstance(op.operation, Receive))
+        self._receives = next(widths, None)
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """The device in words, e.g. a processor's name and the SIMD level in use."""
+
+    @cached_property
+    def rows(self) -> RowSampler:
+        """Works on rows of logits in the host's memory."""
+        return RowSampler(threads=self.engine.cores)
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy a recurrent state to another's place; both are below the limit.
+
+        Of a backend that says it ``copies_states``.
+        """
+        raise NotImplementedError
+
+    def memory(self) -> Memory | None:
+        """Of the device; None where nobody says."""
+        if not self.on_host or machine.total_memory() == inf:
+            return None
+        return Memory(int(machine.free_memory()), int(machine.total_memory()))
+
+    def read_bandwidth(self) -> float | None:
+        """Bytes a second that the device reads from its memory; None where it is not known."""
+        return read_bandwidth(self.engine.cores) if self.on_host else None
+
+    def run(
+        self,
+        batch: Batch,
+        wanted: Wanted = LOGITS,
+        tap: Tap | None = None,
+        stages: frozenset[str] | None = None,
+    ) -> Results:
+        """Run a batch, append its keys and values to their pages, and give what is wanted.
+
+        ``tap`` receives the stages named in ``stages`` (all but those ``ON_REQUEST``, if None); it
+        changes no bit. A backend may leave out stages that are ON_REQUEST or ``fused_away``, and no
+        others.
+
+        Raises UsageError for a batch or ids that are not what they should be, and then nothing ran.
+        """
+        self._check(batch)
+        if wanted is not LOGITS:
+            _check_wanted(wanted, len(batch.logit_rows), self.graph.logits.shape.width)
+        if wanted.drawn is None or self.draws(wanted):
+            return self._computed(batch, wanted, tap, stages)
+        draws, logits, rows = wanted.drawn, wanted.logits, wanted.drawn.rows
+        places: NDArray[np.integer] = rows
+        if logits is not True:
+            mine = rows[:0] if logits is False else logits
+            union = np.union1d(mine, rows)
+            places = np.searchsorted(union, rows)
+            wanted = replace(wanted, logits=len(union) == len(batch.logit_rows) or union)
+        results = self._computed(batch, replace(wanted, drawn=None), tap, stages)
+        assert results.logits is not None
+        all_in_order = np.array_equal(places, np.arange(len(results.logits)))
+        of_draws = results.logits if all_in_order else results.logits[places]
+        drawn, logprobs = draws.choose(self.rows, of_draws)
+        kept: F32 | None = results.logits
+        if logits is not True:
+            kept = None if logits is False else results.logits[np.searchsorted(union, logits)]
+        return replace(results, logits=kept, drawn=drawn, drawn_logprobs=logprobs)
+
+    def forward(
+        self, batch: Batch, tap: Tap | None = None, stages: frozenset[str] | None = None
+    ) -> F32:
+        """:meth:`run` for the logits alone: float32 [R, vocabulary]."""
+        logits = self.run(batch, LOGITS, tap, stages).logits
+        assert logits is not None
+        return logits
+
+    def greedy(
+        self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None = None
+    ) -> I32:
+        """Append a token to each sequence and then its likeliest next, ``count`` tokens in all.
+
+        tokens, positions: int32 [n]; pages: int32 [n, P], for positions up to position + count - 1;
+        states: see :class:`Batch`. Returns the likeliest token after each, int32 [count, n], the
+        lowest id among equals; -1 from the step on whose logits are not finite. Raises UsageError
+        for what :meth:`run` refuses, and for steps beyond the context or the pages.
+        """
+        each = np.arange(len(tokens), dtype=np.int32)
+        self._check(Batch(tokens, positions, each, pages, each[:0], states))
+        room = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
+        if not 1 <= count <= room:
+            raise UsageError(f"greedy: expected 1 to {room} tokens, got {count}")
+        return self.compute_greedy(tokens, positions, pages, count, states)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the device's memory; the backend cannot be used afterwards."""
+
+    # For backends
+
+    @abstractmethod
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """Run a checked batch; logits [R, vocabulary] in the host's memory."""
+
+    def draws(self, wanted: Wanted) -> bool:  # noqa: ARG002
+        """Whether :meth:`compute` gives ``drawn``, too; else it is drawn from logits."""
+        return False
+
+    def compute_greedy(
+        self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
+    ) -> I32:
+        """:meth:`greedy`, its arguments checked; here, pass by pass."""
+        out = np.full((count, len(tokens)), NOT_FINITE, np.int32)
+        going = np.arange(len(tokens), dtype=np.int32)
+        for step in range(count):
+            batch = Batch(
+                tokens=tokens[going] if step == 0 else out[step - 1, going],
+                positions=positions[going] + np.int32(step),
+                sequence=going,
+                pages=pages,
+                logit_rows=np.arange(len(going), dtype=np.int32),
+                states=states,
+            )
+            found = self.run(batch, ARGMAX).likeliest
+            assert found is not None
+            out[step, going] = found
+            going = going[found >= 0]
+            if not len(going):
+                break
+        return out
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """Run a checked batch for all that is wanted but ``hidden``, and ``routes`` and ``drawn``
+        unless it says that it makes them; here, by way of the logits."""
+        return self._measured(self.compute_logits(batch, tap, stages), wanted)
+
+    def _measured(self, logits: F32, wanted: Wanted) -> Results:
+        """What is wanted, of logits [R, vocabulary] in the host's memory."""
+        ids = np.empty((len(logits), 0), np.int32) if wanted.given is None else wanted.given
+        likeliest, given, top_ids, top = self.rows.measure(logits, ids, wanted.top)
+        drawn = logprobs = None
+        if wanted.drawn is not None:
+            drawn, logprobs = wanted.drawn.choose(self.rows, logits[wanted.drawn.rows])
+        kept: F32 | None = logits
+        if not isinstance(wanted.logits, bool):
+            kept = logits[wanted.logits]
+        elif not wanted.logits:
+            kept = None
+        return Results(
+            likeliest != NOT_FINITE,
+            kept,
+            likeliest if wanted.likeliest else None,
+            top_ids if wanted.top else None,
+            top if wanted.top else None,
+            None if wanted.given is None else given,
+            drawn=drawn,
+            drawn_logprobs=logprobs,
+            digests=self.rows.digests(logits) if wanted.digests else None,
+        )
+
+    def _computed(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        if wanted.hidden or (wanted.routes and ROUTES not in self.on_device):
+            return self._with_stages(batch, wanted, tap, stages)
+        return self.compute(batch, wanted, tap, stages)
+
+    def _with_stages(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """A pass with the hidden rows, or the experts, taken from their stages."""
+        stage = self.graph.hidden if wanted.hidden else None
+        if wanted.hidden and (stage is None or stage.name is None):
+            raise BackendUnavailable("hidden rows: expected a model with a stage of them, got none")
+        rows: list[F32] = []
+        routes: list[Routes] = []
+
+        def keep(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
+            if stage is not None and (name, layer) == stage.key:
+                rows.append(np.array(value[batch.logit_rows], np.float32))
+            if name == CHOSEN and wanted.routes:
+                routes.append(value.astype(self.no_routes.dtype))
+            if tap is not None and (stages is None or name in stages):
+                tap(name, layer, value)
+
+        named = frozenset({stage.name} if stage is not None and stage.name else ())
+        named |= {CHOSEN} if wanted.routes else frozenset()
+        asked: frozenset[str] | None = named
+        if tap is not None:
+            asked = None if stages is None else stages | named
+        alone = tap is None and wanted.logits is False and not wanted.measures
+        part = replace(batch, logit_rows=batch.logit_rows[:0]) if alone else batch
+        results = self.compute(part, wanted, keep, asked)
+        if alone:
+            results = replace(results, finite=np.ones(len(batch.logit_rows), np.bool_))
+        if stage is not None:
+            finite = np.array(np.isfinite(rows[0]).all(axis=1)) if alone else results.finite
+            results = replace(results, finite=finite, hidden=rows[0])
+        if wanted.routes:
+            shape = len(batch.tokens), *self.no_routes.shape[1:]
+            found = np.stack(routes, axis=1) if routes else np.empty(shape, self.no_routes.dtype)
+            results = replace(results, routes=found)
+        return results
+
+    def _check(self, batch: Batch) -> None:
+        """Raises UsageError for indices that would leave their memory, BackendUnavailable after a
+        fork that the backend does not survive."""
+        if not self.survives_fork and os.getpid() != self._process:
+            raise BackendUnavailable(
+                f"{self.name}: the model was loaded before this process was forked; load it again"
+            )
+        limits = self.limits
+        check_batch(
+            batch.tokens,
+            batch.positions,
+            batch.sequence,
+            batch.pages,
+            batch.logit_rows,
+            batch.states,
+            (limits.vocabulary, limits.positions, limits.pages, limits.states),
+        )
+        expected = self._receives and (len(batch.tokens), self._receives)
+        x = batch.received
+        got = None if x is None else x.shape
+        if got != expected or (
+            x is not None and (x.dtype != np.float32 or not x.flags.c_contiguous)
+        ):
+            raise UsageError(f"batch received: expected float32 {expected}, got {got}")
+
+
+def _no_routes(graph: Graph) -> Routes:
+    chosen = [op for op in graph.ops for v in op.outputs if v.name == CHOSEN]
+    used = chosen[0].outputs[-1].shape.width if chosen else 0
+    few = not chosen or chosen[0].inputs[0].shape.width <= 256
+    return np.empty((0, len(chosen), used), np.uint8 if few else np.int16)
+
+
+def traced(
+    backend: "Backend", batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+) -> tuple[Results, dict[Key, NDArray[np.generic]]]:
+    """A pass's results, and copies of its stages."""
+    shown: dict[Key, NDArray[np.generic]] = {}
+
+    def tap(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        shown[name, layer] = np.array(value)
+
+    return backend.run(batch, wanted, tap, stages), shown
+
+
+def by_sequence(graph: Graph, batch: Batch, taps: Mapping[int, Tap]) -> Tap:
+    """A tap that gives each sequence's rows to a tap of its own.
+
+    taps: by the sequence's row in ``batch.pages``; of the others nothing is kept.
+    """
+    of_token = {s: np.flatnonzero(batch.sequence == s) for s in taps}
+    of_row = {s: np.flatnonzero(batch.sequence[batch.logit_rows] == s) for s in taps}
+
+    def tap(stage: str, layer: int | None, value: NDArray[np.generic]) -> None:
+        by_row = graph.stages[stage, layer].value.shape.rows == LOGIT_ROWS
+        for s, rows in (of_row if by_row else of_token).items():
+            if len(rows):
+                taps[s](stage, layer, value[rows])
+
+    return tap
+
+
+def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:
+    """Raises UsageError for what no pass of so many rows can give."""
+    if isinstance(wanted.top, bool) or not isinstance(wanted.top, int) or wanted.top < 0:
+        raise UsageError(f"wanted top: expected 0 or more, got {wanted.top!r:.60}")
+    if not isinstance(wanted.logits, bool):
+        _check_ids("logits", wanted.logits, wanted.logits.shape[:1], rows)
+    if wanted.drawn is not None:
+        drawn = wanted.drawn.rows
+        _check_ids("drawn rows", drawn, drawn.shape[:1], rows)
+        if len(np.unique(drawn)) != len(drawn):
+            raise UsageError("wanted drawn rows: expected each once")
+    if wanted.given is not None:
+        _check_ids("given", wanted.given, (rows, *wanted.given.shape[1:2]), vocabulary)
+
+
+def _check_ids(name: str, ids: I32, shape: tuple[int, ...], below: int) -> None:
+    if ids.dtype != np.int32 or ids.shape != shape or not ids.flags.c_contiguous:
+        raise UsageError(
+            f"wanted {name}: expected int32 {list(shape)}, got {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.size and not 0 <= ids.min() <= ids.max() < below:
+        raise UsageError(
+            f"wanted {name}: expected 0 to {below - 1}, got {ids.min()} to {ids.max()}"
+        )

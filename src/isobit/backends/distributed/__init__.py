@@ -1,0 +1,1 @@
+"""One model over several processes, GPUs or machines: the bits are those of one."""

@@ -1,0 +1,174 @@
+"""A model split over processes, each the CPU backend on its part of the graph.
+
+The caller's process runs part 0, and starts the others: ``python -m`` this module. They get each
+batch through a socket, and exchange what they compute through shared memory, within the pass (see
+:mod:`isobit.model.split`).
+"""
+
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
+from isobit.backends.cpu import CpuBackend
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, IsobitError, UsageError
+from isobit.model.checkpoint import open_model
+from isobit.model.cuts import Part
+from isobit.model.split import check, split
+from isobit.model.weights import Weights
+
+_MODULE = "isobit.backends.distributed.parts"
+_LINE = 64  # bytes; the memory's layout: cpu/exchange.h
+_PIECES = 16 << 20  # bytes of a part's piece; longer values are exchanged in several
+
+
+class PartsBackend(Backend):
+    """The CPU backend, split over ``engine.parts`` processes. The bits are those of one."""
+
+    name = "cpu"
+    on_host = True
+
+    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+        super().__init__(weights, engine)
+        engine = self.engine  # all parts settle for the same
+        if weights.file is None:
+            raise UsageError("parts: expected a model from a file, got one made in memory")
+        path = weights.file.path
+        check(weights.graph, engine.parts, engine.expert_shares)  # before processes start
+        self._parts = engine.parts
+        memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)
+        size = (self._parts + 1) * _LINE + 2 * self._parts * _PIECES
+        memory.truncate(size)
+        self._memory = memory
+        self._shared: NDArray[np.uint8] = np.frombuffer(mmap.mmap(memory.fileno(), size), np.uint8)
+        self._others: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        self._started: list[CpuBackend] = []
+        try:
+            for rank in range(1, self._parts):
+                self._start(rank, path, engine)
+            self._part = split(weights.graph, 0, self._parts, str(path), engine.expert_shares)
+            self._names = frozenset(weights.graph.names) - weights.graph.on_request
+            self._here = _backend(self._part, weights, engine, (self._shared, 0))
+            self._started.append(self._here)
+            for rank, (_, connection) in enumerate(self._others, 1):
+                said = connection.recv()
+                if said is not None:
+                    raise BackendUnavailable(f"part {rank} of {self._parts}: {said}")
+        except EOFError:
+            self.close()
+            raise BackendUnavailable(f"cpu: a part of {self._parts} did not start") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def device(self) -> str:
+        """Processor, SIMD level, threads of a part, and parts."""
+        return f"{self._here.device} in each of {self._parts} processes"
+
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
+        wanted = None
+        if tap is not None:
+            wanted = self._names if stages is None else stages
+            wanted |= self._part.beside(wanted)
+        with suppress(OSError):  # it has ended; the pass will say so
+            for _, connection in self._others:
+                connection.send((batch, wanted))
+        if tap is None:
+            return self._here.forward(batch)
+        results, shown = traced(self._here, batch, LOGITS, wanted)
+        every = [shown, *(connection.recv() for _, connection in self._others)]
+        for (name, layer), piece in shown.items():
+            pieces = [piece, *(other[name, layer] for other in every[1:])]
+            if stages is None or name in stages:
+                tap(name, layer, self._part.merged((name, layer), pieces, shown))
+        assert results.logits is not None
+        return results.logits
+
+    def close(self) -> None:
+        """End the other processes and free the memory."""
+        for _, connection in self._others:
+            connection.close()
+        for process, _ in self._others:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._others = []
+        for backend in self._started:
+            backend.close()
+        self._memory.close()
+
+    def _start(self, rank: int, path: Path, engine: EngineConfig) -> None:
+        ours, theirs = socket.socketpair()
+        files = theirs.fileno(), self._memory.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, *map(str, files)],
+            pass_fds=files,
+        )
+        theirs.close()
+        connection = Connection(ours.detach())
+        self._others.append((process, connection))
+        connection.send((str(path), engine, rank))
+        threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """A part that ends stops the pass of the others."""
+        process.wait()
+        self._shared[self._parts * _LINE] = 1
+
+
+def _backend(
+    part: Part, weights: Weights, engine: EngineConfig, place: tuple[NDArray[np.uint8], int]
+) -> CpuBackend:
+    engine = replace(engine, threads=max(1, engine.cores // engine.parts))
+    exchange = (*place, engine.parts)
+    return CpuBackend(Weights(weights.config, part.graph), engine, exchange=exchange)
+
+
+def _shared_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def main() -> None:
+    """One of the other parts: batches from a socket until it is closed."""
+    import signal  # noqa: PLC0415
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to end
+    connection = Connection(int(sys.argv[1]))
+    path, engine, rank = connection.recv()
+    memory = mmap.mmap(int(sys.argv[2]), os.fstat(int(sys.argv[2])).st_size)
+    try:
+        file = open_model(Path(path))
+        weights = Weights.from_file(file)
+        part = split(weights.graph, rank, engine.parts, path, engine.expert_shares)
+        backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))
+    except IsobitError as error:
+        with suppress(OSError):  # nobody waits any more
+            connection.send(str(error))
+        return
+    connection.send(None)
+    with suppress(EOFError, OSError, BackendUnavailable):
+        while True:
+            batch, stages = connection.recv()
+            if stages is None:
+                backend.forward(batch)
+            else:
+                connection.send(traced(backend, batch, LOGITS, stages)[1])
+
+
+if __name__ == "__main__":
+    main()

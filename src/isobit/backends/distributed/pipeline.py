@@ -1,0 +1,339 @@
+"""A model over several machines: a pipeline of stages, each some layers on a backend of its own.
+
+Who asks (:class:`PipelineBackend`) sends each batch to the first stage, what that gives to the
+second, and so on; parts of a batch follow one another, so that all stages work at once. A stage is
+anything that has :class:`Stage`'s methods: a backend in this process, another process or machine
+(:func:`connect`, served by :func:`serve`), an actor. Stages may be of different backends: every
+cut has the bits of the whole model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from isobit import numerics
+from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
+from isobit.backends.base.kv_pages import Room
+from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
+from isobit.model.graph import Key
+from isobit.model.layers import layers
+from isobit.model.weights import Weights
+
+_LEAST = 32
+"""Tokens of a part of a batch: fewer are not worth the weights that each part reads again."""
+_LOSSES = 3
+"""Times that a stage may be lost in turn before that is an error."""
+_FRAME = 1 << 30  # bytes of a message
+_FIELDS = ("tokens", "positions", "sequence", "pages", "logit_rows", "states", "received")
+Shown = dict[Key, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a stage says of itself; all stages of a pipeline have to agree but for the layers."""
+
+    first: int
+    end: int
+    layers: int
+    """Of the whole model."""
+    model: str
+    """SHA-256 of the model's file."""
+    numerics: int
+    activation_planes: int
+    positions: int
+    pages: int
+    states: int
+    device: str
+    fused_away: tuple[Key, ...] = ()
+    """See :class:`isobit.backends.base.Backend`."""
+
+
+class Stage(Protocol):
+    """Some layers of a model on some device."""
+
+    @property
+    def about(self) -> About:
+        """What it has."""
+
+    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
+        """Run a batch: logits of its ``logit_rows``, or rows for the next stage; and the traced
+        stages that are named. Raises BackendUnavailable if it cannot any more."""
+
+    def close(self) -> None:
+        """Nothing more will be asked."""
+
+
+class LocalStage:
+    """A stage in this process: a backend made of some layers."""
+
+    def __init__(
+        self,
+        make: Callable[[Weights, EngineConfig], Backend],
+        weights: Weights,
+        engine: EngineConfig,
+        cut: tuple[int, int],
+    ) -> None:
+        if weights.file is None:
+            raise UsageError("stage: expected a model from a file, got one made in memory")
+        part = Weights(weights.config, layers(weights.graph, *cut), weights.file)
+        self._backend = make(part, engine)
+        limits = self._backend.limits
+        self.about = About(
+            *cut,
+            weights.graph.n_layers,
+            weights.file.sha256(),
+            numerics.VERSION,
+            engine.activation_planes,
+            limits.positions,
+            limits.pages,
+            engine.max_sequences,
+            f"{self._backend.name} ({self._backend.device})",
+            tuple(self._backend.fused_away),
+        )
+
+    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
+        """See :class:`Stage`."""
+        if not stages:
+            return self._backend.forward(batch), {}
+        results, shown = traced(self._backend, batch, LOGITS, stages)
+        assert results.logits is not None
+        return results.logits, shown
+
+    def close(self) -> None:
+        """See :class:`Stage`."""
+        self._backend.close()
+
+
+class PipelineBackend(Backend):
+    """A model whose layers run in stages, one behind the other.
+
+    Raises UsageError for stages that are not the whole model in order, or do not agree.
+    """
+
+    name = "pipeline"
+
+    def __init__(self, weights: Weights, engine: EngineConfig, stages: Sequence[Stage]) -> None:
+        _agree([s.about for s in stages], weights, engine)
+        least = [min(getattr(s.about, n) for s in stages) for n in ("positions", "pages", "states")]
+        settled = replace(engine, context=least[0], pages=least[1])
+        super().__init__(weights, settled, lambda _: Room(inf, 0))  # the stages have the memory
+        if self.graph.recurrent:
+            self.limits = replace(self.limits, states=least[2])
+        self.fused_away = frozenset(key for s in stages for key in s.about.fused_away)
+        self._stages = list(stages)
+        self._workers = [ThreadPoolExecutor(1) for _ in stages]
+        self._barren = 0  # losses since a pass that ended well
+
+    @property
+    def device(self) -> str:
+        """Each stage's layers and device."""
+        each = (f"{s.about.first}:{s.about.end} on {s.about.device}" for s in self._stages)
+        return "layers " + ", ".join(each)
+
+    def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
+        """See :class:`isobit.backends.base.Backend`."""
+        if tap is not None and stages is None:
+            stages = frozenset(self.graph.names) - self.graph.on_request
+        count = 1 if tap is not None else min(2 * len(self._stages), len(batch.tokens) // _LEAST)
+        bounds = np.linspace(0, len(batch.tokens), max(count, 1) + 1).astype(int).tolist()
+        logits = np.empty((len(batch.logit_rows), self.graph.logits.shape.width), np.float32)
+        flows = []
+        for a, b in pairwise(bounds):
+            mine = np.flatnonzero((batch.logit_rows >= a) & (batch.logit_rows < b))
+            flows.append((mine, self._flow(batch, a, b, mine, stages)))
+        for mine, flow in flows:
+            try:
+                logits[mine], shown = flow.result()
+            except CacheLost as error:  # what is in flight behind it ends before the next pass
+                self.losses, self._barren = self.losses + 1, self._barren + 1
+                if self._barren > _LOSSES:
+                    raise BackendUnavailable(f"{error}, {self._barren} times in turn") from None
+                raise
+            if tap is not None:
+                for (name, layer), value in shown.items():
+                    tap(name, layer, value)
+        self._barren = 0
+        return logits
+
+    def close(self) -> None:
+        """See :class:`isobit.backends.base.Backend`."""
+        for worker in self._workers:
+            worker.shutdown()
+        for stage in self._stages:
+            stage.close()
+
+    def _flow(
+        self,
+        batch: Batch,
+        first: int,
+        end: int,
+        rows: NDArray[np.intp],
+        stages: frozenset[str] | None,
+    ) -> Future[tuple[F32, Shown]]:
+        """Some tokens of a batch through all stages; each stage's worker takes them in turn."""
+        part = replace(
+            batch,
+            tokens=batch.tokens[first:end],
+            positions=batch.positions[first:end],
+            sequence=batch.sequence[first:end],
+            logit_rows=batch.logit_rows[rows] - np.int32(first),
+        )
+        every = np.arange(end - first, dtype=np.int32)
+        flow: Future[tuple[F32, Shown]] | None = None
+        for i, (stage, worker) in enumerate(zip(self._stages, self._workers, strict=True)):
+            last = i == len(self._stages) - 1
+            now = part if last else replace(part, logit_rows=every)
+            flow = worker.submit(_step, stage, now, stages, flow)
+        assert flow is not None
+        return flow
+
+
+def _step(
+    stage: Stage,
+    batch: Batch,
+    stages: frozenset[str] | None,
+    before: Future[tuple[F32, Shown]] | None,
+) -> tuple[F32, Shown]:
+    shown: Shown = {}
+    if before is not None:
+        received, shown = before.result()
+        batch = replace(batch, received=received)
+    rows, here = stage.run(batch, stages)
+    return rows, shown | here
+
+
+def _agree(stages: Sequence[About], weights: Weights, engine: EngineConfig) -> None:
+    n, at = weights.graph.n_layers, 0
+    expected: dict[str, object] = {
+        "numerics": numerics.VERSION,
+        "activation_planes": engine.activation_planes,
+    }
+    if weights.file is not None:
+        expected["model"] = weights.file.sha256()
+    for s in stages:
+        if s.first != at or s.layers != n:
+            raise UsageError(
+                f"stages: expected layers from {at} of {n} on, got {s.first}:{s.end} of {s.layers} "
+                f"({s.device})"
+            )
+        at = s.end
+        for what, value in expected.items():
+            if getattr(s, what) != value:
+                raise UsageError(
+                    f"stages: {what}: expected {value}, got {getattr(s, what)} ({s.device})"
+                )
+    if at != n:
+        raise UsageError(f"stages: expected layers up to {n}, got them up to {at}")
+
+
+# Between machines: a frame of JSON, then one of tensors, both ways; a key that both sides know.
+
+
+class RemoteStage:
+    """A stage behind a connection."""
+
+    def __init__(self, connection: Connection, address: str) -> None:
+        self._connection, self._address = connection, address
+        about = json.loads(self._received())
+        fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
+        self.about = About(**about, fused_away=fused_away)
+
+    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
+        """See :class:`Stage`."""
+        arrays = {f: getattr(batch, f) for f in _FIELDS if getattr(batch, f) is not None}
+        try:
+            self._connection.send_bytes(json.dumps(sorted(stages or ())).encode())
+            self._connection.send_bytes(save(arrays))
+        except OSError as error:
+            raise self._lost(error) from None
+        head = json.loads(self._received())
+        if "error" in head:
+            raise BackendUnavailable(f"stage {self._address}: {head['error']}")
+        tensors = load(self._received())
+        shown = {(name, layer): tensors[str(i)] for i, (name, layer) in enumerate(head["shown"])}
+        return tensors["rows"], shown
+
+    def close(self) -> None:
+        """See :class:`Stage`."""
+        self._connection.close()
+
+    def _received(self) -> bytes:
+        try:
+            return self._connection.recv_bytes(_FRAME)
+        except (EOFError, OSError) as error:
+            raise self._lost(error) from None
+
+    def _lost(self, error: Exception) -> BackendUnavailable:
+        why = f" ({error})" if str(error) else ""
+        return BackendUnavailable(
+            f"stage {self._address}: the connection has ended{why}; start it and load again"
+        )
+
+
+def connect(address: str, key: bytes) -> RemoteStage:
+    """The stage that listens at HOST:PORT. Raises UsageError, BackendUnavailable."""
+    try:
+        return RemoteStage(Client(_place(address), authkey=key), address)
+    except (OSError, EOFError) as error:
+        raise BackendUnavailable(f"stage {address}: cannot connect: {error}") from None
+    except AuthenticationError:
+        raise BackendUnavailable(f"stage {address}: expected the key of this pipeline") from None
+
+
+def serve(stage: Stage, address: str, key: bytes, ready: Callable[[str], None]) -> None:
+    """Answer whoever connects and knows the key, one after the other, until interrupted.
+
+    ``ready`` gets the address once it listens (port 0 means any). Raises UsageError.
+    """
+    try:
+        listener = Listener(_place(address), authkey=key)
+    except OSError as error:
+        raise UsageError(f"{address}: cannot listen there: {error.strerror}") from None
+    with listener:
+        host, port = listener.address
+        ready(f"{host}:{port}")
+        while True:
+            try:
+                connection = listener.accept()
+            except (OSError, EOFError, AuthenticationError):
+                continue  # someone else
+            with connection:
+                _answer(stage, connection)
+
+
+def _answer(stage: Stage, connection: Connection) -> None:
+    try:
+        connection.send_bytes(json.dumps(vars(stage.about)).encode())
+        while True:
+            names = json.loads(connection.recv_bytes(_FRAME))
+            arrays = load(connection.recv_bytes(_FRAME))
+            try:
+                rows, shown = stage.run(Batch(**arrays), frozenset(names) or None)
+            except IsobitError as error:
+                connection.send_bytes(json.dumps({"error": str(error)}).encode())
+                continue
+            connection.send_bytes(json.dumps({"shown": list(shown)}).encode())
+            tensors = {str(i): np.ascontiguousarray(v) for i, v in enumerate(shown.values())}
+            connection.send_bytes(save({"rows": rows, **tensors}))
+    except (EOFError, OSError, ValueError, TypeError):
+        return  # it has gone, or talks of something else
+
+
+def _place(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"address: expected HOST:PORT, got {address!r:.60}")
+    return host, int(port)

@@ -1,0 +1,1 @@
+"""The choices of an answer, from the engine to whoever writes them."""

@@ -1,0 +1,1 @@
+"""Requests without a socket: files of them, and one at a time."""

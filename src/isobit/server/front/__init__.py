@@ -1,0 +1,1 @@
+"""Servers behind one address, and streams that outlive them."""

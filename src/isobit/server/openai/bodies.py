@@ -1,0 +1,206 @@
+"""The JSON of answers, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isobit.runtime.tokens import Token
+from isobit.server.answer.choices import Piece
+from isobit.server.parsing.events import (
+    Answer,
+    CallArguments,
+    CallBegins,
+    CallEnds,
+    Event,
+    Finish,
+    Reasoning,
+    Text,
+    Usage,
+    gathered,
+)
+from isobit.text.tokenizer import Tokenizer
+
+LEAST = -9999.0  # what OpenAI says of tokens that are all but impossible
+
+
+def usage(used: Usage) -> dict[str, Any]:
+    """Tokens of a request."""
+    return {
+        "prompt_tokens": used.prompt,
+        "completion_tokens": used.generated,
+        "total_tokens": used.prompt + used.generated,
+        "prompt_tokens_details": {"cached_tokens": used.cached},
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning},
+    }
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Log-probabilities as chats have them."""
+    return {
+        "content": [
+            {
+                **_entry(tokenizer, token.id, token.logprob),
+                "top_logprobs": [_entry(tokenizer, i, value) for i, value in token.top],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[Token], offset: int
+) -> dict[str, Any]:
+    """Log-probabilities as completions have them; ``offset``: where the text of these begins."""
+    texts = [_text(tokenizer, token.id) for token in tokens]
+    offsets = []
+    for text in texts:
+        offsets.append(offset)
+        offset += len(text)
+    return {
+        "tokens": texts,
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "top_logprobs": [
+            (token.top and {_text(tokenizer, i): _finite(value) for i, value in token.top}) or None
+            for token in tokens
+        ],
+        "text_offset": offsets,
+    }
+
+
+class ChatShape:
+    """Answers to ``/v1/chat/completions``."""
+
+    def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._begun: set[int] = set()
+
+    prefix, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """A choice at once."""
+        answer = _answer(pieces)
+        assert answer.finish is not None
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message |= _reasoning(answer.reasoning)
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.calls
+            ]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._of([t for piece in pieces for t in piece.tokens]),
+            "finish_reason": answer.finish.reason,
+        }
+
+    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+        """A choice's next piece, a delta for each of its events; its tokens are with the first."""
+        deltas = [delta for event in piece.events if (delta := _delta(event))]
+        if piece.index not in self._begun:
+            self._begun.add(piece.index)
+            deltas[:1] = [{"role": "assistant"} | (deltas[0] if deltas else {"content": ""})]
+        return [
+            {
+                "index": piece.index,
+                "delta": delta,
+                "logprobs": self._of([] if n else piece.tokens),
+                "finish_reason": piece.finish.reason if last and piece.finish else None,
+            }
+            for n, delta in enumerate(deltas or [{}])
+            for last in [n >= len(deltas) - 1]
+        ]
+
+    def _of(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        return chat_logprobs(self._tokenizer, tokens) if self._logprobs else None
+
+
+class CompletionShape:
+    """Answers to ``/v1/completions``; ``echo``: the texts that come before those of the choices."""
+
+    def __init__(self, tokenizer: Tokenizer, *, logprobs: bool, echo: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._echo = dict(enumerate(echo))
+        self._offsets: dict[int, int] = {}
+
+    prefix = "cmpl"
+    object = chunk = "text_completion"
+
+    def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """A choice at once."""
+        tokens = [t for piece in pieces for t in piece.tokens]
+        events = [e for piece in pieces for e in piece.events]
+        [part] = self.parts(Piece(index, events, tokens, pieces[-1].end))
+        return part
+
+    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+        """A choice's next piece."""
+        index, logprobs = piece.index, None
+        before = self._echo.pop(index, "")
+        if self._logprobs:
+            offset = self._offsets.get(index, 0)  # with an echo the first are the prompt's
+            # The token that ended it has no text but a place: who scores a prompt by max_tokens 1
+            # counts on one more token than the prompt's.
+            tokens = [*piece.tokens, *([piece.end] if piece.end else [])]
+            logprobs = completion_logprobs(self._tokenizer, tokens, offset)
+            self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
+        return [
+            {
+                "index": index,
+                "text": before + "".join(e.text for e in piece.events if isinstance(e, Text)),
+                "logprobs": logprobs,
+                "finish_reason": piece.finish.reason if piece.finish else None,
+            }
+        ]
+
+
+def _answer(pieces: Sequence[Piece]) -> Answer:
+    return gathered(event for piece in pieces for event in piece.events)
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    return {"reasoning_content": text, "reasoning": text}  # DeepSeek's name, and OpenRouter's
+
+
+def _delta(event: Event) -> dict[str, Any]:
+    """What a chat's stream says of an event; nothing of the ends."""
+    match event:
+        case Text(text):
+            return {"content": text}
+        case Reasoning(text):
+            return _reasoning(text)
+        case CallBegins(call, id_, name):
+            function = {"name": name, "arguments": ""}
+            return _call({"index": call, "id": id_, "type": "function", "function": function})
+        case CallArguments(call, json):
+            return _call({"index": call, "function": {"arguments": json}})
+        case CallEnds() | Finish():
+            return {}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    return {"tool_calls": [call]}
+
+
+def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
+    data = tokenizer.token_bytes(token)
+    text = data.decode(errors="replace")
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(data)}
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.token_bytes(token).decode(errors="replace")
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None else max(value, LEAST)

@@ -1,0 +1,1 @@
+"""What clients ask, from any interface to what the engine is asked."""
