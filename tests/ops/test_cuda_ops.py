@@ -167,7 +167,7 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, how):
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers)
         + (floats if how == "FLOATS" else acts, b.put(np.array([len(groups)], np.int32)))
-        + (b.put(groups), 0, 1, 0, y, rows),
+        + (b.put(groups), 0, 1, 0, y, rows, 0, 0),
         defines | {"BLOCK": str(32 * warps)} | ({how: "1"} if how else {}),
         shared=Fit(1, warps, 1, columns).shared(stored, split=how == "SPLIT"),
     )

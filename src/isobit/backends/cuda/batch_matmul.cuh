@@ -1,5 +1,5 @@
 // y = W x in a decode step of several sequences: few tokens a matrix, many matrices. Weights stream
-// through shared memory once; nothing but their bytes should take time. WEIGHT: a struct of tiles.cuh.
+// through shared memory once; nothing but their bytes should take time. W: a struct of tiles.cuh.
 //
 // Units of a group of items are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
@@ -15,7 +15,6 @@
 #define BLOCK 256  // threads
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
-constexpr int SUPER_BYTES = 2 * WEIGHT::TILE_BYTES;  // of the 16 rows of a unit
 #ifdef SPLIT  // with at least BATCH_WARPS superblocks
 #ifdef GATED
 #error "a unit of both gate and up is not split"
@@ -29,7 +28,10 @@ DEV int unit_offset() { return warp_id() % UNIT_STEP; }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
 // A warp's weights on their way, unit after unit.
+template <class W>
 struct Stream {
+    static constexpr int SUPER_BYTES = 2 * W::TILE_BYTES;  // of the 16 rows of a unit
+    static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
     const uint8 *first, *second;
     int64 matrix_bytes;
     const ItemGroup* groups;
@@ -62,15 +64,13 @@ struct Stream {
         __syncwarp();
 #endif
         tile[0] = reinterpret_cast<const int*>(slot(used));
-        tile[1] = tile[0] + WEIGHT::TILE_BYTES / 4;
+        tile[1] = tile[0] + W::TILE_BYTES / 4;
     }
     DEV void done() {
         used++;
         __syncwarp();
         fetch();
     }
-
-    static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
 
    private:
     DEV uint8* slot(int step) const { return memory + ARRIVALS + step % DEPTH * SUPER_BYTES; }
@@ -85,17 +85,17 @@ struct Stream {
             if (lane_id() == 0) {
                 Arrival* a = arrival(fetched % DEPTH);
                 arrival_expect(a, SUPER_BYTES);
-                copy_bulk(to, from[0], WEIGHT::TILE_BYTES, a);
-                copy_bulk(to + WEIGHT::TILE_BYTES, from[1], WEIGHT::TILE_BYTES, a);
+                copy_bulk(to, from[0], W::TILE_BYTES, a);
+                copy_bulk(to + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
             }
 #else
-            for (int i = 16 * lane_id(); i < WEIGHT::TILE_BYTES; i += 16 * WARP) {
+            for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP) {
                 copy_async(to + i, from[0] + i);
-                copy_async(to + WEIGHT::TILE_BYTES + i, from[1] + i);
+                copy_async(to + W::TILE_BYTES + i, from[1] + i);
             }
 #endif
-            from[0] += SUPER_STEP * WEIGHT::TILE_BYTES;
-            from[1] += SUPER_STEP * WEIGHT::TILE_BYTES;
+            from[0] += SUPER_STEP * W::TILE_BYTES;
+            from[1] += SUPER_STEP * W::TILE_BYTES;
             fetched++;
             super += SUPER_STEP;
             if (super >= supers) super = first_super(), unit += UNIT_STEP;
@@ -105,7 +105,7 @@ struct Stream {
 #endif
     }
     DEV void find() {
-        int index = unit / units, in_matrix = unit - index * units, column = supers * WEIGHT::TILE_BYTES;
+        int index = unit / units, in_matrix = unit - index * units, column = supers * W::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
         from[0] = first + matrix + int64(in_matrix) * column;
@@ -114,8 +114,8 @@ struct Stream {
         from[0] = first + matrix + int64(in_matrix) * 2 * column;
         from[1] = from[0] + column;
 #endif
-        from[0] += super * WEIGHT::TILE_BYTES;
-        from[1] += super * WEIGHT::TILE_BYTES;
+        from[0] += super * W::TILE_BYTES;
+        from[1] += super * W::TILE_BYTES;
     }
 };
 
@@ -154,17 +154,17 @@ DEV void fetch_activations(const Input* x, int supers, int begin, int count, con
 }
 
 // v: of a superblock's rows and N tiles of columns, each lane's part as TilePair gives it, scaled.
-template <int N>
+template <class W, int N>
 DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
                  float (&v)[COLUMN_TILES][4]) {
     if constexpr (N > 1)
-        if (count <= 8 * (N - 1)) return product<N - 1>(tile, here, count, v);
+        if (count <= 8 * (N - 1)) return product<W, N - 1>(tile, here, count, v);
     Columns x[N];
     float u[N][4];
     int t = lane_id() % 4;
 #pragma unroll
     for (int n = 0; n < N; n++) x[n] = Columns(here + 8 * n, count - 8 * n);
-    TilePair<WEIGHT>::product(tile, x, u);
+    TilePair<W>::product(tile, x, u);
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
@@ -177,7 +177,8 @@ DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
 // The units of a block, at … end - 1, whose first weights are on their way: item i reads activation row
 // places.input(i) and writes row output(i) of y, `stride` floats each. As many groups as fit share one
 // place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
-DEV void multiply_units(Stream& weights, int at, int end, const Input* x, const ItemGroup* groups,
+template <class W>
+DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const ItemGroup* groups,
                         const Places& places, ColumnAct* acts, float* parts, float* y, int stride) {
     const int units = weights.units, supers = weights.supers;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
@@ -205,7 +206,7 @@ DEV void multiply_units(Stream& weights, int at, int end, const Input* x, const 
                 const int* tile[2];
                 float v[COLUMN_TILES][4] = {};
                 weights.wait(tile);
-                product<COLUMN_TILES>(tile, here + s * COLUMNS, group.count, v);
+                product<W, COLUMN_TILES>(tile, here + s * COLUMNS, group.count, v);
                 weights.done();
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; n++)
@@ -249,3 +250,11 @@ DEV void multiply_units(Stream& weights, int at, int end, const Input* x, const 
         }
     }
 }
+
+// An equal part of all units, that of block `block` of `blocks`.
+struct Share {
+    int at, end;
+
+    DEV Share(int64 all, int block, int blocks)
+        : at(int(all * block / blocks)), end(int(all * (block + 1) / blocks)) {}
+};

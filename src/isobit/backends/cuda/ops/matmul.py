@@ -25,6 +25,7 @@ _FEW_ROWS, _MANY_ROWS = 8, 32
 _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
 which again all that fit."""
+_BESIDE = 64  # tokens up to which products of two formats are made by one launch
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
@@ -114,19 +115,23 @@ def multiply(
     later = ids is not None and x.shape.width != weights[0].columns  # than another with these ids
 
     def make(p: Pass) -> None:
-        at = y.address
-        for w in tall(weights):
+        at, left = y.address, tall(weights)
+        while left:
+            w, *left = left
             how = fits(g, w, product.columns(p))
             if head:  # of rows, and groups are of tokens, but in a step
                 pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
                 pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
                 pays = pays or (how is not None and how.shallow(w) and p.tokens <= _MORE)
-            if how is not None and pays:
-                stream(product, p, w, at, stride, planned=not product.stack or later)
-            else:
+            if how is None or not pays:
                 one(product, w, at, product.items(p), stride)
-            at += 4 * w.rows
+                at += 4 * w.rows
+                continue
+            beside = left and p.tokens <= _BESIDE and fits(g, left[0], product.columns(p))
+            more = left.pop(0) if beside else None
+            stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
+            at += 4 * (w.rows + (more.rows if more else 0))
 
     return make
 
@@ -283,25 +288,27 @@ def stream(
     stride: int,
     *,
     up: DeviceWeight | None = None,
+    more: DeviceWeight | None = None,
     planned: bool,
 ) -> None:
-    """Queue a product whose weights are read once for eight items; or with ``up`` the SwiGLU of
-    both products.
+    """Queue a product whose weights are read once for a group of items; or with ``up`` the SwiGLU
+    of both products; or with ``more``, of another format, one beside the other.
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
-    how = fits(g, w, columns)
+    largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
+    how = fits(g, largest, columns)
     assert how is not None
-    blocks = how.blocks * g.gpu.multiprocessors
-    units = w.rows // (TILE_ROWS if up else 2 * TILE_ROWS)
+    blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
+    units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
     split = (
         not product.stack
         and not up
         and s >= how.warps
-        and units < 2 * how.warps * blocks
-        and how.shared(w, split=True) <= how.room(g)
+        and units + more_units < 2 * how.warps * blocks
+        and how.shared(largest, split=True) <= how.room(g)
     )
     defines, early = how.defines(w), product.early(p) if planned else 0
     defines |= {"GATED": 1} if up else {}
@@ -309,13 +316,18 @@ def stream(
     defines |= {"FLAGGED": 1} if early else {}
     defines |= {"SPLIT": 1} if split else {}
     defines |= {"FLOATS": 1} if product.quantises else {}
+    if more:
+        defines |= {"MORE": f"Tiled{more.layout.format.name}"}
+        more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
+        more_blocks = min(max(more_blocks, 1), blocks - 1)
+    second = up or more
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
-        (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
-        + (*product.groups(p), early, y, stride),
+        (w.address, second.address if second else 0, w.matrix_bytes, units, s, product.input(w))
+        + (*product.groups(p), early, y, stride, more_units, more_blocks),
         defines,
-        shared=how.shared(w, split=split),
+        shared=how.shared(largest, split=split),
     )
 
 

@@ -75,16 +75,15 @@ KERNEL(BLOCK) routed_gate_up(const uint8* gate, const uint8* up, int64 matrix_by
                              int* planned, float* y, int stride) {
     DYNAMIC_SHARED(ColumnAct, acts);
     uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
-    Choice& choice = *reinterpret_cast<Choice*>(memory + BATCH_WARPS * Stream::BYTES);
-    Stream stream(gate, up, matrix_bytes, choice.groups, units, supers, memory);
+    Choice& choice = *reinterpret_cast<Choice*>(memory + BATCH_WARPS * Stream<WEIGHT>::BYTES);
+    Stream<WEIGHT> stream(gate, up, matrix_bytes, choice.groups, units, supers, memory);
     choice.clear();
     __syncthreads();
     wait_for_previous();
     if (blockIdx.x) let_next_start();
     choice.make({experts, k, normalise, softmax, bias, 1, 1}, z, tokens);
-    int64 all = int64(choice.count) * units;
-    int at = int(all * blockIdx.x / gridDim.x), end = int(all * (blockIdx.x + 1) / gridDim.x);
-    stream.start(at + unit_offset(), end);
+    Share share(int64(choice.count) * units, blockIdx.x, gridDim.x);
+    stream.start(share.at + unit_offset(), share.end);
     if (blockIdx.x == 0) {
         choice.store(tokens * k, ids, weights, order, groups, n_groups);
         __syncthreads();
@@ -93,5 +92,6 @@ KERNEL(BLOCK) routed_gate_up(const uint8* gate, const uint8* up, int64 matrix_by
             let_next_start();
         }
     }
-    multiply_units(stream, at, end, x, choice.groups, {choice.order, k}, acts, nullptr, y, stride);
+    multiply_units(stream, share.at, share.end, x, choice.groups, {choice.order, k}, acts, nullptr, y,
+                   stride);
 }
