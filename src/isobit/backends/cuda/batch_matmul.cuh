@@ -11,14 +11,14 @@
 #include "items.cuh"
 #include "tile_pairs.cuh"
 
+#ifndef MARK
+#define MARK 0  // of a timeline: see step.cuh
+#endif
 #ifndef BLOCK
 #define BLOCK 256  // threads
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
 #ifdef SPLIT  // with at least BATCH_WARPS superblocks
-#ifdef GATED
-#error "a unit of both gate and up is not split"
-#endif
 constexpr int UNIT_STEP = 1, SUPER_STEP = BATCH_WARPS;
 #else
 constexpr int UNIT_STEP = BATCH_WARPS, SUPER_STEP = 1;
@@ -194,6 +194,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
         __syncthreads();  // everyone is done with the activations before
         fetch_activations(x, supers, first, items, places, acts);
         __syncthreads();
+        mark(MARK, 2);
         for (; unit < at; unit += UNIT_STEP) {
             int of = unit / units, in_matrix = unit - of * units;
             ItemGroup group = groups[of];
@@ -221,14 +222,27 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
             }
 #ifdef SPLIT
             __syncthreads();
-            for (int e = threadIdx.x; e < VALUES; e += BLOCK) {
-                int lane = e / 4 % WARP, i = e % 4, item = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
-                float y_row = 0.0f;
+            auto sum_of = [&](int e) {
+                float sum = 0.0f;
 #pragma unroll 8
-                for (int s = 0; s < supers; s++) y_row = add(y_row, part[VALUES * s + e]);
-                if (item < group.count)
-                    y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
-                      i / 2 * 8 + lane / 4] = y_row;
+                for (int s = 0; s < supers; s++) sum = add(sum, part[VALUES * s + e]);
+                return sum;
+            };
+#ifdef GATED
+            constexpr int RESULTS = 2;  // of a lane and tile of columns
+#else
+            constexpr int RESULTS = 4;
+#endif
+            for (int e = threadIdx.x; e < COLUMN_TILES * RESULTS * WARP; e += BLOCK) {
+                int lane = e / RESULTS % WARP, i = e % RESULTS, tile = e / (RESULTS * WARP);
+                int item = 8 * tile + lane % 4 * 2 + i % 2, from = 4 * (WARP * tile + lane) + i;
+                if (item >= group.count) continue;
+                float* out = y + int64(places.output(group.begin + item)) * stride;
+#ifdef GATED
+                out[8 * in_matrix + lane / 4] = isobit::silu_gate(sum_of(from), sum_of(from + 2));
+#else
+                out[16 * in_matrix + i / 2 * 8 + lane / 4] = sum_of(from);
+#endif
             }
             part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else

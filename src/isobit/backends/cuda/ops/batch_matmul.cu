@@ -19,6 +19,7 @@ struct Product {
 
     template <class W>
     DEV void make(int block, int blocks) const {
+        mark(MARK, 0);
         DYNAMIC_SHARED(ColumnAct, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
         Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
@@ -36,8 +37,10 @@ struct Product {
 #ifdef FLAGGED
         if (blockIdx.x == 0 && threadIdx.x == 0) store_release(planned, 0);
 #endif
+        mark(MARK, 1);
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
         multiply_units(weights, share.at, share.end, x, groups, places, acts, parts, y, stride);
+        mark(MARK, 4);
     }
 };
 

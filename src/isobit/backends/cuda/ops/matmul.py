@@ -25,6 +25,8 @@ _FEW_ROWS, _MANY_ROWS = 8, 32
 _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
 which again all that fit."""
+_SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
+_FLOATS, _SPLIT, _SPLIT_GATED = True, 2, 0
 _BESIDE = 64  # tokens up to which products of two formats are made by one launch
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -107,7 +109,8 @@ def multiply(
     stride, head = sum(w.rows for w in weights), x.shape.rows == LOGIT_ROWS
     streamed = g.captured and ids is not None  # at any size, if it fits
     quantises = (
-        streamed
+        _FLOATS
+        and streamed
         and g.formed(x, f"acts {weights[0].columns}") is None
         and all(fits(g, w, n) for w in weights for n in GROUPS)
     )
@@ -272,7 +275,7 @@ def fits(
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
         return None
-    for blocks, warps, least in ((2, 8, 2), (1, 16, 2), (1, 8, 1)):
+    for blocks, warps, least in _SHAPES:
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = Fit(blocks, warps, depth, columns)
             if how.shared(w) + more <= how.room(g):
@@ -303,11 +306,11 @@ def stream(
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
+    few = p.tokens <= _SPLIT_GATED if up else not product.stack
     split = (
-        not product.stack
-        and not up
+        few
         and s >= how.warps
-        and units + more_units < 2 * how.warps * blocks
+        and (up is not None or units + more_units < _SPLIT * how.warps * blocks)
         and how.shared(largest, split=True) <= how.room(g)
     )
     defines, early = how.defines(w), product.early(p) if planned else 0
@@ -336,14 +339,17 @@ def route(
 ) -> None:
     """Queue the choice of experts, and the SwiGLU of their gate and up, as one kernel."""
     g, s, at, more = product.g, supers(gate.columns), router.order, choice_bytes(router.experts)
-    how = fits(g, gate, product.columns(p), up, more)
+    split = p.tokens <= _SPLIT_GATED and s >= 8
+    parts = 2 * 4 * 2 * TILE_ROWS * product.columns(p) * s if split else 0
+    how = fits(g, gate, product.columns(p), up, more + parts)
     assert how is not None
+    split = split and s >= how.warps
     g.launch(
         "ops/routed_gate_up",
         (how.blocks * g.gpu.multiprocessors,),
         (gate.address, up.address, gate.matrix_bytes, gate.rows // TILE_ROWS, s)
         + (product.input(gate), *router.logits_of(p), *router.results, at.order.address)
         + (*at.grouped[::-1], product.early(p), y, gate.rows),
-        how.defines(gate) | {"GATED": 1} | router.defines,
-        shared=how.shared(gate) + more,
+        how.defines(gate) | {"GATED": 1} | router.defines | ({"SPLIT": 1} if split else {}),
+        shared=how.shared(gate) + more + parts,
     )

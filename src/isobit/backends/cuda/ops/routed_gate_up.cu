@@ -73,6 +73,7 @@ KERNEL(BLOCK) routed_gate_up(const uint8* gate, const uint8* up, int64 matrix_by
                              int normalise, int softmax, const float* bias, int* ids,
                              float* weights, int* order, ItemGroup* groups, int* n_groups,
                              int* planned, float* y, int stride) {
+    mark(MARK, 0);
     DYNAMIC_SHARED(ColumnAct, acts);
     uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
     Choice& choice = *reinterpret_cast<Choice*>(memory + BATCH_WARPS * Stream<WEIGHT>::BYTES);
@@ -80,10 +81,12 @@ KERNEL(BLOCK) routed_gate_up(const uint8* gate, const uint8* up, int64 matrix_by
     choice.clear();
     __syncthreads();
     wait_for_previous();
+    mark(MARK, 5);
     if (blockIdx.x) let_next_start();
     choice.make({experts, k, normalise, softmax, bias, 1, 1}, z, tokens);
     Share share(int64(choice.count) * units, blockIdx.x, gridDim.x);
     stream.start(share.at + unit_offset(), share.end);
+    mark(MARK, 1);
     if (blockIdx.x == 0) {
         choice.store(tokens * k, ids, weights, order, groups, n_groups);
         __syncthreads();
@@ -92,6 +95,7 @@ KERNEL(BLOCK) routed_gate_up(const uint8* gate, const uint8* up, int64 matrix_by
             let_next_start();
         }
     }
-    multiply_units(stream, share.at, share.end, x, choice.groups, {choice.order, k}, acts, nullptr, y,
-                   stride);
+    float* parts = reinterpret_cast<float*>(&choice + 1);
+    multiply_units(stream, share.at, share.end, x, choice.groups, {choice.order, k}, acts, parts, y, stride);
+    mark(MARK, 4);
 }
