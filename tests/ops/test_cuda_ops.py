@@ -9,6 +9,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
+from isobit.backends.cuda.ops.top_k import choice_bytes
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -172,6 +173,50 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, how):
         shared=Fit(1, warps, 1, columns).shared(stored, split=how == "SPLIT"),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
+
+
+@pytest.mark.parametrize(("name", "n", "split"), [("Q4_K", 32, True), ("Q6_K", 3, False)])
+def test_experts_that_gate_and_up_choose(gpu, rng, name, n, split):
+    """Of many tokens one expert has more than a group; some logits are equal."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    experts, rows, columns, k, blocks = 21, 8, 2048, 5, int(rng.integers(1, 4))
+    gate, up = (random_weight(rng, fmt, experts, rows, columns) for _ in range(2))
+    x = activations(rng, n, columns)
+    z = np.round(4 * rng.standard_normal((n, experts))).astype(F32)
+    z[:, 7] += 8
+    ids, weights, _ = numerics.top_k(z, k, normalise=True)
+    counts = np.bincount(ids.reshape(-1), minlength=experts)
+    groups = [
+        (e, begin + first, min(8, count - first), 0)
+        for e, begin, count in zip(range(experts), np.cumsum(counts) - counts, counts, strict=True)
+        for first in range(0, count, 8)
+    ]
+    b, stored = Buffers(gpu), [load(gpu, w) for w in (gate, up)]
+    _, acts = quantised(gpu, Alone(gpu, 2), x)
+    sizes = n * k, n * k, n * k, 4 * len(groups), 1, 1, n * k * rows
+    to = [b.new(4 * size) for size in sizes]
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "COLUMNS": "8", "BLOCK": "256", "PARTS": "1"}
+    Alone(gpu, 2).launch(
+        "ops/routed_gate_up",
+        (blocks,),
+        (stored[0].address, stored[1].address, stored[0].matrix_bytes, rows // 8, columns // 256)
+        + (acts, b.put(z), n, experts, k, 1, 1, 0, *to, rows),
+        defines | {"GATED": "1"} | ({"SPLIT": "1"} if split else {}),
+        shared=Fit(1, 8, 2, 8).shared(stored[0], split=True) + choice_bytes(experts),
+    )
+    kinds = (np.int32, F32, *[np.int32] * 4, F32)
+    got = [b.get(at, (size,), kind) for at, size, kind in zip(to, sizes, kinds, strict=True)]
+    assert np.array_equal(got[0], ids.reshape(-1))
+    same(got[1], weights.reshape(-1))
+    assert np.array_equal(got[2], np.argsort(ids.reshape(-1), kind="stable"))
+    assert np.array_equal(got[3].reshape(-1, 4), groups)
+    assert (got[4], got[5]) == (len(groups), 1)
+    rows_of = [
+        numerics.silu_gate(*(numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for w in (gate, up)))
+        for t in range(n)
+        for e in ids[t]
+    ]
+    same(got[6].reshape(-1, rows), np.array(rows_of, F32))
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
