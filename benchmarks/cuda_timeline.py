@@ -92,6 +92,24 @@ def read_rate(gpu):
     return nbytes / best / 1e3
 
 
+def show(gpu, name, run, passes, out, found):
+    """Print a timeline's table, and keep one pass of it."""
+    for _ in range(3):  # captures and warms up
+        run()
+    gpu.synchronise()
+    kernels = traced(run)
+    rows, us = table(kernels, passes)
+    found[name] = {"us": us, "kernels": rows}
+    with gzip.open(out / f"timeline-{name.replace(' ', '-')}.json.gz", "wt") as file:
+        json.dump(kernels[: len(kernels) // passes], file)
+    print(f"{name}: {us:.0f} us; own us each, alone, us a pass")
+    for row in sorted(rows, key=lambda row: -row["us a pass"])[:16]:
+        print(
+            f"  {row['a pass']:5.1f} x {row['kernel'][:22]:<22} {row['grid']:<12}"
+            f"{row['threads']:>5} {row['own']:8.2f} {row['alone']:8.2f} {row['us a pass']:9.1f}"
+        )
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -117,21 +135,8 @@ def main():
     long = Texts(np.random.default_rng(1), weights.config.vocab, 1, 68)
     work |= {f"prompt of {n}": (of_prompt(backend, long, n, 0), 1) for n in prompts}
     for name, (run, passes) in work.items():
-        for _ in range(3):  # captures and warms up
-            run()
-        gpu.synchronise()
-        kernels = traced(run)
-        rows, us = table(kernels, passes)
-        found[name] = {"us": us, "kernels": rows}
-        with gzip.open(out / f"timeline-{name.replace(' ', '-')}.json.gz", "wt") as file:
-            json.dump(kernels[: len(kernels) // passes], file)
+        show(gpu, name, run, passes, out, found)
         (out / "cuda_timeline.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{name}: {us:.0f} us; own us each, alone, us a pass")
-        for row in sorted(rows, key=lambda row: -row["us a pass"])[:16]:
-            print(
-                f"  {row['a pass']:5.1f} x {row['kernel'][:22]:<22} {row['grid']:<12}"
-                f"{row['threads']:>5} {row['own']:8.2f} {row['alone']:8.2f} {row['us a pass']:9.1f}"
-            )
     backend.close()
 
 
