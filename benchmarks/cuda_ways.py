@@ -37,7 +37,12 @@ from isobit.model.weights import Weights
 
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
 MARKED, TRACED = (8, 64), (8, 16, 32, 128)  # sequences
-OLD = (matmul, "_FLOATS", False), (top_k, "_FEW_TOKENS", 0), (matmul, "_BESIDE", 0)
+OLD = (
+    (matmul, "_FLOATS", False),
+    (top_k, "_FEW_TOKENS", 0),
+    (matmul, "_BESIDE", 0),
+    (matmul, "_FEW_COLUMNS", False),
+)
 WIDE = (groups, "_DENSE", (8, 16))
 SPLIT = (matmul, "_SPLIT_GATED", 64)
 WAYS = {
@@ -45,7 +50,8 @@ WAYS = {
     "before": OLD,
     "quantised apart": OLD[:1],
     "chosen apart": OLD[1:2],
-    "formats apart": OLD[2:],
+    "formats apart": OLD[2:3],
+    "planes apart": ((matmul, "_FEW_COLUMNS", False),),
     "gated split": (SPLIT,),
     "split, chosen apart": (SPLIT, OLD[1]),
     "16 of all": ((groups, "_DENSE", (8, 512)), (matmul, "_FEW_ROWS", 16)),

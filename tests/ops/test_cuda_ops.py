@@ -147,7 +147,7 @@ def test_matmul_of_many(gpu, rng, name, planes):
         assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
 
 
-@pytest.mark.parametrize("how", ["", "SPLIT", "FLOATS"])
+@pytest.mark.parametrize("how", ["", "SPLIT", "FLOATS", "FEW"])
 @pytest.mark.parametrize(
     ("warps", "columns", "n", "supers"),
     [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
@@ -175,7 +175,9 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, how):
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
-@pytest.mark.parametrize(("name", "n", "split"), [("Q4_K", 32, True), ("Q6_K", 3, False)])
+@pytest.mark.parametrize(
+    ("name", "n", "split"), [("Q4_K", 32, True), ("Q4_K", 32, False), ("Q6_K", 3, False)]
+)
 def test_experts_that_gate_and_up_choose(gpu, rng, name, n, split):
     """Of many tokens one expert has more than a group; some logits are equal."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
@@ -201,7 +203,7 @@ def test_experts_that_gate_and_up_choose(gpu, rng, name, n, split):
         (blocks,),
         (stored[0].address, stored[1].address, stored[0].matrix_bytes, rows // 8, columns // 256)
         + (acts, b.put(z), n, experts, k, 1, 1, 0, *to, rows),
-        defines | {"GATED": "1"} | ({"SPLIT": "1"} if split else {}),
+        defines | {"GATED": "1", "SPLIT" if split else "FEW": "1"},
         shared=Fit(1, 8, 2, 8).shared(stored[0], split=True) + choice_bytes(experts),
     )
     kinds = (np.int32, F32, *[np.int32] * 4, F32)

@@ -199,6 +199,37 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
             int of = unit / units, in_matrix = unit - of * units;
             ItemGroup group = groups[of];
             const ColumnAct* here = acts + group.begin - first;
+#ifdef FEW
+            if (group.count <= 4) {
+                float sum[2] = {};
+                int r = FewColumns::tile(), pair = 2 * (t % 2);
+#pragma unroll 1
+                for (int s = 0; s < supers; s++) {
+                    const int* tile[2];
+                    float u[2];
+                    weights.wait(tile);
+                    const ColumnAct* x = here + s * COLUMNS;
+                    TilePair<W>::product(tile, FewColumns(x, group.count), u);
+                    weights.done();
+#pragma unroll
+                    for (int c = 0; c < 2; c++)
+                        sum[c] = add(sum[c], mul(x[min(pair + c, group.count - 1)].d, u[c]));
+                }
+#ifdef GATED
+                float other = shuffle_xor(r ? sum[0] : sum[1], 2);  // gate or up of the lane's one item
+                float v = isobit::silu_gate(r ? other : sum[0], r ? sum[1] : other);
+                if (pair + r < group.count)
+                    y[int64(places.output(group.begin + pair + r)) * stride + 8 * in_matrix + g] = v;
+#else
+#pragma unroll
+                for (int c = 0; c < 2; c++)
+                    if (pair + c < group.count)
+                        y[int64(places.output(group.begin + pair + c)) * stride + 16 * in_matrix +
+                          8 * r + g] = sum[c];
+#endif
+                continue;
+            }
+#endif
 #ifndef SPLIT
             float sum[COLUMN_TILES][4] = {};
 #endif

@@ -26,7 +26,7 @@ _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
 which again all that fit."""
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
-_FLOATS, _SPLIT, _SPLIT_GATED = True, 2, 0
+_FLOATS, _SPLIT, _SPLIT_GATED, _FEW_COLUMNS = True, 2, 0, True
 _BESIDE = 64  # tokens up to which products of two formats are made by one launch
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -318,6 +318,7 @@ def stream(
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"FLAGGED": 1} if early else {}
     defines |= {"SPLIT": 1} if split else {}
+    defines |= {"FEW": 1} if product.stack and _FEW_COLUMNS and not split else {}
     defines |= {"FLOATS": 1} if product.quantises else {}
     if more:
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
@@ -344,12 +345,14 @@ def route(
     how = fits(g, gate, product.columns(p), up, more + parts)
     assert how is not None
     split = split and s >= how.warps
+    defines = how.defines(gate) | {"GATED": 1} | router.defines | ({"SPLIT": 1} if split else {})
+    defines |= {"FEW": 1} if _FEW_COLUMNS and not split else {}
     g.launch(
         "ops/routed_gate_up",
         (how.blocks * g.gpu.multiprocessors,),
         (gate.address, up.address, gate.matrix_bytes, gate.rows // TILE_ROWS, s)
         + (product.input(gate), *router.logits_of(p), *router.results, at.order.address)
         + (*at.grouped[::-1], product.early(p), y, gate.rows),
-        how.defines(gate) | {"GATED": 1} | router.defines | ({"SPLIT": 1} if split else {}),
+        defines,
         shared=how.shared(gate) + more + parts,
     )
