@@ -38,7 +38,8 @@ struct Stream {
     int units, supers, unit, end;  // unit: that is fetched from now
     uint8* memory;                 // of this warp: arrivals, then slots
     const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
-    int super = first_super(), fetched = 0, used = 0;
+    int super = first_super();     // fetched next
+    int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
 
     DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, const ItemGroup* groups,
                int units, int supers, uint8* memory)
@@ -58,45 +59,45 @@ struct Stream {
     // The two tiles of the next superblock, once they are there.
     DEV void wait(const int* (&tile)[2]) const {
 #ifdef BULK_COPIES
-        arrival_wait(arrival(used % DEPTH), used / DEPTH);
+        arrival_wait(arrival(use), phase);
 #else
         wait_copies<DEPTH - 1>();
         __syncwarp();
 #endif
-        tile[0] = reinterpret_cast<const int*>(slot(used));
+        tile[0] = reinterpret_cast<const int*>(slot(use));
         tile[1] = tile[0] + W::TILE_BYTES / 4;
     }
     DEV void done() {
-        used++;
+        if (++use == DEPTH) use = 0, phase ^= 1;
         __syncwarp();
         fetch();
     }
 
    private:
-    DEV uint8* slot(int step) const { return memory + ARRIVALS + step % DEPTH * SUPER_BYTES; }
+    DEV uint8* slot(int i) const { return memory + ARRIVALS + i * SUPER_BYTES; }
 #ifdef BULK_COPIES
     DEV Arrival* arrival(int i) const { return reinterpret_cast<Arrival*>(memory) + i; }
 #endif
     DEV void fetch() {
         if (unit < end) {
             if (super == first_super()) find();
-            uint8* to = slot(fetched);
+            uint8* bytes = slot(to);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
-                Arrival* a = arrival(fetched % DEPTH);
+                Arrival* a = arrival(to);
                 arrival_expect(a, SUPER_BYTES);
-                copy_bulk(to, from[0], W::TILE_BYTES, a);
-                copy_bulk(to + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
+                copy_bulk(bytes, from[0], W::TILE_BYTES, a);
+                copy_bulk(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
             }
 #else
             for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP) {
-                copy_async(to + i, from[0] + i);
-                copy_async(to + W::TILE_BYTES + i, from[1] + i);
+                copy_async(bytes + i, from[0] + i);
+                copy_async(bytes + W::TILE_BYTES + i, from[1] + i);
             }
 #endif
             from[0] += SUPER_STEP * W::TILE_BYTES;
             from[1] += SUPER_STEP * W::TILE_BYTES;
-            fetched++;
+            to = to + 1 < DEPTH ? to + 1 : 0;
             super += SUPER_STEP;
             if (super >= supers) super = first_super(), unit += UNIT_STEP;
         }

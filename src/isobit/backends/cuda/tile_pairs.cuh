@@ -238,7 +238,7 @@ struct TilePair<TiledQ6_K> {
             }
         }
         int r = FewColumns::tile();
-        const uint16* d = reinterpret_cast<const uint16*>(tile[r] + 32 * 13);
+        const uint16* d = reinterpret_cast<const uint16*>((r ? tile[1] : tile[0]) + 32 * 13);
         float joined[2];
         FewColumns::join(sum, joined);
 #pragma unroll
