@@ -188,7 +188,7 @@ def main():
 
     most = max([1, *map(int, filter(None, a.sequences.split(",")))])
     engine = EngineConfig(
-        activation_planes=a.planes, context=a.context, max_sequences=most, chunk=512
+        activation_bits=8 * a.planes, context=a.context, max_sequences=most, chunk=512
     )
     weights = Weights.from_file(GGUFFile.open(a.model))
     c = weights.config
@@ -225,8 +225,8 @@ def main():
         for i in range(100, 108):
             one = batch(tokens[i : i + 1], i, pages, [0])
             plain = backend.forward(one, lambda *_: None, none)
-            fused = backend.forward(one)
-            equal &= np.array_equal(plain.view(np.uint32), fused.view(np.uint32))
+            captured = backend.forward(one)
+            equal &= np.array_equal(plain.view(np.uint32), captured.view(np.uint32))
         note("decode graph equal to kernel by kernel", bool(equal))
         depths = [d for d in map(int, a.depths.split(",")) if d + 64 <= a.context]
         for depth in depths:

@@ -69,8 +69,8 @@ def main():
         print(f"{name:<56} {found[name]}", flush=True)
 
     for planes in (2, 1):
-        small = EngineConfig(activation_planes=planes, context=640, max_sequences=1)
-        many = EngineConfig(activation_planes=planes, context=640, max_sequences=32)
+        small = EngineConfig(activation_bits=8 * planes, context=640, max_sequences=1)
+        many = EngineConfig(activation_bits=8 * planes, context=640, max_sequences=32)
         start = time.perf_counter()
         with Model(a.model, "cuda", many) as gpu, Model(a.model, "cpu", small) as cpu:
             found |= {"device": gpu.backend.device, "cpu": cpu.backend.device}

@@ -36,7 +36,7 @@ from isobit.backends.cuda.parts import CudaPartsBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 
 LARGE = "235b-a22b"

@@ -241,7 +241,7 @@ def main():
     for p in planes:
         most = a.sequences if p == 2 else 32
         engine = EngineConfig(
-            activation_planes=p,
+            activation_bits=8 * p,
             context=DEPTHS[-1] + 256,
             max_sequences=most,
             chunk=2048,
@@ -254,7 +254,7 @@ def main():
         note(f"planes {p}: loaded, captured, planned", str(backend.plan))
         note("device", backend.device)
         if not a.no_check:
-            settings = EngineConfig(activation_planes=p, context=256, max_sequences=32)
+            settings = EngineConfig(activation_bits=8 * p, context=256, max_sequences=32)
             cpu = CpuBackend(weights, settings)
             counts = check(backend, cpu, rng, vocab, note)
             wrong, total = wrong + counts[0], total + counts[1]

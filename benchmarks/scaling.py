@@ -1,13 +1,15 @@
 """What a model split over several devices would move and wait for: the tables of docs/scaling.md.
 
-Takes the graph of a geometry, without its weights, and splits it as `isobit.model.split` does; what
-each part has to read, and what each exchange carries, is counted on the graphs. Times are those of
-a step of one sequence, from the constants below; nothing is measured here.
+Takes the graph of a geometry, without its weights, and splits it as `isobit.model.parallel.split`
+does; what each part has to read, and what each exchange carries, is counted on the graphs. Times
+are those of a step of one sequence, from the constants below; nothing is measured here.
 
     python -m benchmarks.scaling
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +18,13 @@ from isobit.gguf import formats
 from isobit.gguf.formats import Format
 from isobit.model.architectures import qwen3, qwen35
 from isobit.model.graph import Graph
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.numerics import Weight
 from isobit.numerics.ops import Append, Embedding, ExpertMatMul, Gather
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.helpers.geometries import AnyTensors
 
 READ = 4.3e12
 """Bytes a second that an H200 reads (docs/performance.md)."""
@@ -34,14 +40,10 @@ WIRE, WIRE_BYTES = 10e-6, 50e9
 
 
 @dataclass
-class Shapes:
+class Shapes(AnyTensors):
     """Tensors of any name and shape, of one format for matrices: no bytes behind them."""
 
     matrices: Format
-    source: str = "geometry"
-
-    def __contains__(self, name: str) -> bool:
-        return name == "output.weight"
 
     def take(self, name: str, *shape: int) -> Weight:
         """A tensor of that shape."""
@@ -49,15 +51,6 @@ class Shapes:
         fmt = formats.F32 if plain else self.matrices
         size = int(np.prod(shape)) // fmt.block_size * fmt.block_bytes
         return Weight(name, fmt, shape, np.broadcast_to(np.uint8(0), (size,)))
-
-    def leave_out_layers(self, first: int) -> None:
-        """There are none."""
-
-    def leave_out(self, name: str) -> None:
-        """There is none."""
-
-    def split(self, name: str, parts: object) -> None:
-        """They are apart."""
 
 
 def _format(name: str) -> Format:

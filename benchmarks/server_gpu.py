@@ -23,7 +23,9 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import simulated
 from batches import batch, origin
+from recorded import told
 from server_load import Server, asked
 
 from isobit.backends.base import ARGMAX
@@ -148,8 +150,12 @@ def main():
     p.add_argument("--clients", type=int, default=4, help="processes")
     p.add_argument("--port", type=int, default=18140)
     p.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    p.add_argument("--simulated", action="store_true", help="see simulated.py")
     p.add_argument("--commit", default="")
     a = p.parse_args()
+    if a.simulated:
+        simulated.install()
+        a.check = a.replay = 0
     begin, found = time.perf_counter(), {}
     a.out.mkdir(parents=True, exist_ok=True)
 
@@ -164,7 +170,8 @@ def main():
     pages = -(-(a.prompt + max(a.answer, 2 * DEPTH)) // 64)
     context, most = 64 * max(pages, 10), max(each)
     cache = most * context
-    serve = [sys.executable, "-m", "isobit", "serve", a.model, "--backend", a.backend]
+    serve = [sys.executable, str(Path(__file__).parent / "recorded.py"), str(a.out / "passes.json")]
+    serve += ["--simulated"] * a.simulated + ["serve", a.model, "--backend", a.backend]
     serve += ["--port", str(a.port), "-c", str(context), "--sequences", str(most)]
     serve += ["--cache", str(cache), "--no-page"]
     engine = EngineConfig(context=context, max_sequences=most, pages=cache // 64)
@@ -172,8 +179,16 @@ def main():
         note("the server is ready after", round(time.perf_counter() - begin, 1))
         with Model(a.model, a.backend, engine) as model:
             note("device", model.backend.device)
-            wrong = check(a, model, rng, note)
+            wrong = check(a, model, rng, note) if a.check else 0
             rows = measure(a, Bare(model, a.prompt), server, each, note, begin)
+    passes = json.loads((a.out / "passes.json").read_text())[1:]
+    kinds = []
+    for n in each:
+        begun, ended = found[f"{n} streams"]["began, ended"]
+        note(f"passes of {n} streams", told([p for p in passes if begun <= p[0] <= ended]))
+        for kind, of in found[f"passes of {n} streams"].items():
+            kinds.append(f"{n:>4} {kind}: " + ", ".join(f"{k} {v}" for k, v in of.items()))
+    print("\n", *kinds, sep="\n")
     head = "streams", "first ms p50", "p99", "between ms p50", "p99", "tokens/s"
     print(f"\n{wrong} receipts differ")
     print(" ".join(f"{h:>14}" for h in (*head, "of the device", "step ms", "step / p50")))

@@ -151,6 +151,7 @@ def asked(port, streams, *options, processes=1, seed=1):
         raise SystemExit(f"{len(total['failed'])} answers failed: {total['failed'][0]}")
     prompt, tokens = total["prompt tokens"], total["tokens"]
     return {
+        "began, ended": [min(began), max(ended)],
         "requests": total["requests"],
         "generated tokens": tokens,
         "generated tokens/s": round(tokens / seconds, 1),

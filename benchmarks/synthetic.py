@@ -4,34 +4,24 @@ Bits and speed need no trained weights. Every tensor is a piece of one pool of i
 blocks whose scales give weights of spread 0.02; no two begin at the same byte.
 """
 
+import sys
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from isobit.config import ModelConfig
 from isobit.gguf import formats
 from isobit.model.architectures import qwen3
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 
-A3B = ModelConfig(
-    architecture="qwen3moe",
-    n_layers=48,
-    hidden=2048,
-    n_heads=32,
-    n_kv_heads=4,
-    head_dim=128,
-    ffn=768,
-    n_experts=128,
-    n_experts_used=8,
-    vocab=151936,
-    rope_base=1e6,
-    eps=1e-6,
-    context_length=40960,
-    normalise_experts=True,
-)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.helpers.geometries import QWEN3_30B_A3B as A3B
+from tests.helpers.geometries import AnyTensors
+
 A22B = replace(A3B, n_layers=94, hidden=4096, n_heads=64, ffn=1536)
 TINY = replace(
     A3B, n_layers=8, hidden=256, n_heads=8, ffn=256, n_experts=8, n_experts_used=2, vocab=1024
@@ -55,7 +45,7 @@ def weights(name, layers=None):
     return Weights(config, qwen3.graph(config, _Pools(config, matrices)))
 
 
-class _Pools:
+class _Pools(AnyTensors):
     """Tensors by name, as isobit.model.tensors has those of a file."""
 
     source = "synthetic"
@@ -65,9 +55,6 @@ class _Pools:
         stack = max(config.n_experts, 1) * config.ffn * config.hidden
         self._values = max(stack, config.vocab * config.hidden)
         self._pools = {}
-
-    def __contains__(self, name):
-        return name == "output.weight"
 
     def take(self, name, *shape):
         """A tensor of that shape."""
@@ -88,15 +75,6 @@ class _Pools:
             return False
         i, n = int(name.split(".")[1]), self._layers
         return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-    def leave_out_layers(self, first):
-        """There are none."""
-
-    def leave_out(self, name):
-        """There is none."""
-
-    def split(self, name, parts):
-        """They are apart."""
 
 
 class _Pool:

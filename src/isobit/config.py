@@ -1,12 +1,15 @@
 """Configuration: what a model file says, and what the caller chose. Frozen once made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import numpy as np
 
 from isobit import machine
-from isobit.arguments import flag, texts, whole, wholes
+from isobit.arguments import flag, texts, whole, wholes, wrong
 from isobit.errors import ModelRefused, UsageError
 
 MOST_THREADS = 1024
@@ -132,8 +135,8 @@ def _shown(value: object) -> str:
 class EngineConfig:
     """What the caller chose; the CLI's defaults are these."""
 
-    activation_planes: int = 2
-    """Signed bytes an activation is kept in: 2 (16-bit fixed point) or 1 (int8, coarse)."""
+    activation_bits: int = 16
+    """Bits an activation is kept in: 16 (fixed point, two int8 planes) or 8 (one plane, coarse)."""
     threads: int | None = None
     """CPU threads; None means one for each usable core."""
     context: int | None = None
@@ -160,7 +163,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         found: dict[str, object] = {
-            "activation_planes": whole("activation_planes", self.activation_planes, 1, 2),
+            "activation_bits": _bits(self.activation_bits),
             "expert_shares": wholes("expert_shares", self.expert_shares, 1, MOST_SHARE),
             "stages": tuple(texts("stages", self.stages)),
             "allow_inexact": flag("allow_inexact", self.allow_inexact),
@@ -187,8 +190,57 @@ class EngineConfig:
             object.__setattr__(self, name, value)
 
     @property
+    def planes(self) -> int:
+        """int8 planes that an activation is split into: 2 or 1."""
+        return self.activation_bits // 8
+
+    @property
+    def activation_planes(self) -> int:
+        """What ``planes`` was called before; for a release."""
+        return self.planes
+
+    @property
     def cores(self) -> int:
         """CPU threads to use."""
         if self.threads is not None:
             return self.threads
         return machine.cores()
+
+
+def _bits(value: object) -> int:
+    with suppress(UsageError):
+        if (bits := whole("activation_bits", value, 8, 16)) in (8, 16):
+            return bits
+    raise wrong("activation_bits", "8 or 16", value)
+
+
+def bits_of_planes(planes: object) -> int:
+    """``activation_bits`` of what was called ``activation_planes``; UsageError for another value.
+
+    Arguments, options and files said planes, 1 or 2, before. That is accepted for a release.
+    """
+    return 8 * whole("activation_planes", planes, 1, 2)
+
+
+def without_planes(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's data, with ``activation_bits`` for ``activation_planes``, its former name."""
+    found = dict(data)
+    if "activation_bits" not in found and "activation_planes" in found:
+        planes = found.pop("activation_planes")
+        found["activation_bits"] = 8 * planes if type(planes) is int else planes
+    return found
+
+
+def _accept_planes(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def with_planes(
+        self: EngineConfig, *given: Any, activation_planes: object = None, **named: Any
+    ) -> None:
+        if activation_planes is not None:
+            named["activation_bits"] = bits_of_planes(activation_planes)
+        init(self, *given, **named)
+
+    return with_planes
+
+
+EngineConfig.__init__ = _accept_planes(EngineConfig.__init__)  # type: ignore[method-assign]

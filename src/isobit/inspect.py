@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from isobit.backends import NAMES, lacks
+from isobit.backend_names import BACKENDS
+from isobit.backends import lacks
 from isobit.backends.base.kv_pages import page_bytes
 from isobit.backends.hardware import may_have_gpu
 from isobit.config import EngineConfig, ModelConfig
@@ -101,7 +102,7 @@ def inspect(
             active_bytes_per_token=None if refused or not config else active_bytes(file, config),
             kv_bytes_per_token=page_bytes(weights) // TILE if weights else None,
             refused=refused,
-            backends={n: lacks(n, weights) for n in NAMES} if weights and not refused else {},
+            backends={n: lacks(n, weights) for n in BACKENDS} if weights and not refused else {},
             without_text=_tokenizer_refused(file),
             sha256=digest,
         )

@@ -26,7 +26,7 @@ from isobit.text.tokenizer import Tokenizer
 from isobit.verify.aprt import read_folder
 from isobit.verify.compare import compare
 from isobit.verify.receipt import Receipt
-from isobit.verify.trace import Manifest, Trace
+from isobit.verify.trace_file import Manifest, Trace
 from tests.fuzz.gguf_file import ARRAY, STRING, Raw
 from tests.fuzz.harness import ROOT
 from tests.fuzz.targets.models import bases
@@ -243,7 +243,7 @@ def test_a_file_name_with_a_nul(command: list[str], capsys: pytest.CaptureFixtur
     assert "NUL" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("planes", [True, 2.0, "2", None])
-def test_planes_that_only_look_like_two(planes: object) -> None:
-    with pytest.raises(UsageError, match="activation_planes"):
-        EngineConfig(activation_planes=planes)  # type: ignore[arg-type]
+@pytest.mark.parametrize("bits", [True, 16.0, "16", None, 12])
+def test_activation_bits_that_only_look_right(bits: object) -> None:
+    with pytest.raises(UsageError, match="activation_bits"):
+        EngineConfig(activation_bits=bits)  # type: ignore[arg-type]

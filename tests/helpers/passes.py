@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends import open_backend
-from isobit.backends.base import F32, I32, Backend, Batch, Tap
+from isobit.backends.base import F32, I32, Backend, Batch, Results, Tap
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
@@ -32,7 +32,7 @@ def backend_of(
 
     ``simd`` names a SIMD level of the CPU backend.
     """
-    engine = EngineConfig(activation_planes=planes, threads=threads)
+    engine = EngineConfig(activation_bits=8 * planes, threads=threads)
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
         try:
@@ -134,3 +134,13 @@ def same_bits(a: F32, b: F32) -> bool:
         and a.shape == b.shape
         and bool((a.view(np.uint32) == b.view(np.uint32)).all())
     )
+
+
+def same_results(found: Results, expected: Results) -> None:
+    """Fail where two passes gave other bits, or something that the other did not."""
+    for name, value in vars(expected).items():
+        other = vars(found)[name]
+        assert (value is None) == (other is None), name
+        if value is not None:
+            assert (other.shape, other.dtype) == (value.shape, value.dtype), name
+            assert other.tobytes() == value.tobytes(), name

@@ -1,7 +1,8 @@
 """Model files of random weights, piece by piece, their tensors under transformers' names, and what
 every architecture's file must pass."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from isobit.config import EngineConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import read_config
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
 from tests.helpers.expected import needs
@@ -22,6 +23,36 @@ from tests.helpers.synth import Geometry
 from tests.model.test_split import Meeting, passes
 
 CUTS = [0], [0, 1, 2, 31, 64, 65]
+Made = tuple[str, GGUFFile, dict[str, F32]]
+"""A kind of model, its file, and its weights as the file holds them."""
+
+
+def made(kinds: Iterable[str], write: Callable[[Path, str], dict[str, F32]]) -> Any:
+    """The fixture ``made`` of a module: its kinds, written."""
+
+    @pytest.fixture(scope="module", params=list(kinds))
+    def written(
+        request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Made]:
+        path = tmp_path_factory.mktemp("made") / "m.gguf"
+        values = write(path, request.param)
+        with GGUFFile.open(path) as file:
+            yield request.param, file, values
+
+    return written
+
+
+class SameBits:
+    """Tests of a module whose fixture is ``made``."""
+
+    tokens: Sequence[int]
+
+    @pytest.mark.parametrize("name", ["cpu", "wgpu"])
+    def test_bits(self, made: Made, name: str) -> None:
+        check_bits(made[1], self.tokens, [name])
+
+    def test_parts(self, made: Made) -> None:
+        check_parts(made[1], 2)
 
 
 def common_keys(g: Geometry) -> dict[str, object]:
@@ -170,7 +201,7 @@ def check_bits(file: GGUFFile, tokens: Sequence[int], backends: Sequence[str]) -
     whose own tests have both on every backend."""
     weights = Weights.from_file(file)
     for planes in (1, 2) if backends == ["cpu"] else (2,):
-        engine = EngineConfig(activation_planes=planes, context=256, max_sequences=1, threads=2)
+        engine = EngineConfig(activation_bits=8 * planes, context=256, max_sequences=1, threads=2)
         expected = run_cut(opened("reference", weights, engine), tokens, [0])
         assert np.isfinite(expected).all()
         for name in backends:

@@ -16,7 +16,6 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from isobit.config import ModelConfig
 from isobit.gguf.reader import GGUFFile
 from tests.helpers.blocks import FIELDS, UNIT, set_d, set_dmin
 
@@ -47,24 +46,6 @@ class Geometry:
     def arch(self) -> str:
         return "qwen3moe" if self.experts else "qwen3"
 
-
-QWEN3_30B_A3B = ModelConfig(
-    architecture="qwen3moe",
-    n_layers=48,
-    hidden=2048,
-    n_heads=32,
-    n_kv_heads=4,
-    head_dim=128,
-    ffn=768,
-    n_experts=128,
-    n_experts_used=8,
-    vocab=151936,
-    rope_base=1e6,
-    eps=1e-6,
-    context_length=40960,
-    normalise_experts=True,
-)
-"""The large model, for what is told of it without its weights."""
 
 Q4_K_M = {"": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q6_K", "ffn_gate_inp": "F32"}
 """Formats by role, as the usual mixture has them; "" is every role not named. Norms are F32."""

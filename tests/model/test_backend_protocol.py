@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backends import NAMES, open_backend
-from isobit.backends.base import CHOSEN, Backend, Batch, Wanted, by_sequence
+from isobit.backend_names import BACKENDS
+from isobit.backends import open_backend
+from isobit.backends.base import CHOSEN, HIDDEN, Backend, Batch, Wanted, by_sequence
 from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
 from isobit.config import EngineConfig
@@ -41,7 +42,7 @@ def damaged(weights: Weights) -> Weights:
     return Weights(weights.config, weights.graph.with_weights({weight.name: weight}))
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=BACKENDS)
 def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backend]:
@@ -213,7 +214,7 @@ def test_many_experts(name: str, tmp_path: Path, rng: np.random.Generator) -> No
 
 
 def test_hidden_rows_are_the_stage_that_the_head_reads(
-    backend: Backend, rng: np.random.Generator
+    backend: Backend, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, seen = batch_of(rng), {}
     backend.forward(batch, lambda s, _, v: seen.update({s: np.array(v)}))
@@ -225,6 +226,10 @@ def test_hidden_rows_are_the_stage_that_the_head_reads(
         found = backend.run(batch, Wanted(logits=False, hidden=True), tap, stages).hidden
         assert found is not None
         assert same_bits(found, seen["final_norm"][batch.logit_rows])
+    taps, compute = [], backend.compute
+    monkeypatch.setattr(backend, "compute", lambda *a: taps.append(a[2]) or compute(*a))
+    backend.run(batch, HIDDEN)
+    assert taps == [None]
     names = []
     wanted = Wanted(logits=False, hidden=True)
     backend.run(batch, wanted, lambda s, *_: names.append(s), frozenset({"lm_head", "embedding"}))

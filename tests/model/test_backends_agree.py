@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from isobit.backends import NAMES
+from isobit.backend_names import BACKENDS
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.runtime.model import Model
@@ -29,7 +29,7 @@ def on_cpu_model() -> Iterator[Model]:
         yield model
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "cpu"])
+@pytest.mark.parametrize("name", [n for n in BACKENDS if n != "cpu"])
 def test_a_generation_is_the_cpus(on_cpu_model: Model, name: str) -> None:
     expected = recorded(on_cpu_model)
     try:

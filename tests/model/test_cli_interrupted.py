@@ -67,7 +67,7 @@ def test_accuracy(
 ) -> None:
     text = tmp_path / "text"
     text.write_text("def f(x):\n    return x\n" * 20)
-    argv = ["accuracy", str(small_model), "--text", str(text), "--planes", "2"]
+    argv = ["accuracy", str(small_model), "--text", str(text), "--activation-bits", "16"]
     argv += ["--window", "16", "--limit", "64"]
     monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 2))
     assert main(argv) == 130

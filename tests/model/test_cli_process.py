@@ -57,7 +57,7 @@ def test_run_json_and_the_three_ways_to_give_a_prompt(tmp_path: Path) -> None:
     assert found["decode_tokens"] == 3
     assert found["prefill_tokens_per_second"] > 0
     assert found["decode_tokens_per_second"] > 0
-    assert (found["backend"], found["activation_planes"], found["note"]) == ("cpu", 2, None)
+    assert (found["backend"], found["activation_bits"], found["note"]) == ("cpu", 16, None)
     text = isobit("run", "-p", PROMPT, "-n", "4").stdout.decode()
     assert found["text"] == text
 

@@ -20,13 +20,22 @@ COMMANDS = [
     (["bench", *CPU, "-p", "16", "-n", "4", "-r", "1"], "pp16"),
     (["trace", *ONE, *CPU, "-o", "x.trace"], "wrote"),
     (
-        ["verify", *ONE, "--planes", "1", "--against-planes", "2", "--min-cosine", "0.9"],
+        [
+            "verify",
+            *ONE,
+            "--activation-bits",
+            "8",
+            "--against-activation-bits",
+            "16",
+            "--min-cosine",
+            "0.9",
+        ],
         "post_attn_residual",
     ),
     (["verify", "--prompts", "prompts.txt", "--against", "oracle"], "prompt 1"),
     (["ablate", *ONE, "--stage", "qkv_matmul=f64"], "specification"),
     (["ablate", *ONE, "--rank", "--layers", "0..1"], "stage alone"),
-    (["accuracy", "--text", "prompts.txt", "--planes", "2"], "KL"),
+    (["accuracy", "--text", "prompts.txt", "--activation-bits", "16"], "KL"),
     (["perplexity", *CPU, "--text", "prompts.txt"], "perplexity"),
 ]
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

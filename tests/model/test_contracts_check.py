@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import GREEDY, Backend
 from isobit.backends.reference import ReferenceBackend
-from isobit.contracts import measuring, speed
+from isobit.contracts import measure as measuring
+from isobit.contracts import measure_speed as speed
 from isobit.contracts.check import check
 from isobit.contracts.evidence import Result
-from isobit.contracts.measures import Throughput
+from isobit.contracts.kinds import Throughput
 from isobit.errors import BackendUnavailable, NotRun
 from isobit.verify import faults
 from isobit.verify.faults import OneLayer, one_ulp
@@ -110,7 +111,7 @@ FAULTS: list[tuple[str, Make, str]] = [
     ("kv_equivalence", Greedy, "differing_values is"),
     (
         "accuracy",
-        lambda w, e: ReferenceBackend(w, dataclasses.replace(e, activation_planes=1)),
+        lambda w, e: ReferenceBackend(w, dataclasses.replace(e, activation_bits=8)),
         "mean_kl is",
     ),
 ]

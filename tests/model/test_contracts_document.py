@@ -20,7 +20,7 @@ def test_writing_one_from_nothing(
 
 
 def test_every_kind_and_figure_is_in_the_table() -> None:
-    from isobit.contracts.measures import FIGURES  # noqa: PLC0415
+    from isobit.contracts.kinds import FIGURES  # noqa: PLC0415
 
     text = DOCUMENT.read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", text, re.MULTILINE)

@@ -104,7 +104,7 @@ def test_the_digest_follows_the_code_it_speaks_of(monkeypatch: pytest.MonkeyPatc
     assert digest(frozenset({"cpu"})) != now
     parts = {p.split("/isobit/")[-1] for p in touched}
     assert {"numerics/scalar.h", "backends/cpu/engine.cpp", "runtime/model.py"} <= parts
-    assert {"verify/compare.py", "contracts/measuring.py"} <= parts
+    assert {"verify/compare.py", "contracts/measure.py"} <= parts
     assert not any(p.startswith(("backends/cuda", "backends/wgpu", "cli")) for p in parts)
     assert any(p.endswith(".cu") for p in map(str, evidence._files(["backends/cuda"])))
     assert any(p.endswith(".wgsl") for p in map(str, evidence._files(["backends/wgpu"])))

@@ -159,7 +159,7 @@ KINDS = {
 def test_other_shapes(kind, planes, rng):
     formats_in_turn, shape = KINDS[kind]
     weights = model(rng, formats_in_turn, **shape)
-    engine = EngineConfig(activation_planes=planes, threads=2, context=192, max_sequences=3)
+    engine = EngineConfig(activation_bits=8 * planes, threads=2, context=192, max_sequences=3)
     passes = [[(0, 66), (0, 1), (0, 5)], [(66, 1), (1, 3), (5, 1)], [(67, 1)]]
     batches = [batch_of(rng, weights.config.vocab, parts, RAGGED) for parts in passes]
     reference = ReferenceBackend(weights, engine)

@@ -1,14 +1,12 @@
 """Latent attention as GLM-4.7-Flash, DeepSeek V3 and V2 have it: random weights of odd shapes,
 against transformers' own models in float64."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from isobit.gguf.reader import GGUFFile
 from tests.helpers import random_models as make
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -27,23 +25,12 @@ YARN = {
 }
 GROUPS = {"Glm4MoeLite": (1, 1), "DeepseekV3": (4, 2), "DeepseekV2": (3, 2)}
 ROTATED, KV_RANK, DENSE_FFN, SCALE = 32, 64, 224, 1.8
-Made = tuple[str, GGUFFile, dict[str, F32]]
 TOKENS = np.random.default_rng(15).integers(0, 300, 90).tolist()
 
 
 def values_of(kind: str, g: Geometry) -> int:
     """The length of a head vector of values."""
     return g.head_dim if kind == "Glm4MoeLite" else g.head_dim - 24
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path = tmp_path_factory.mktemp("deepseek2") / "m.gguf"
-    values = write(path, request.param)
-    with GGUFFile.open(path) as file:
-        yield request.param, file, values
 
 
 def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
@@ -106,17 +93,20 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
     return f.close()
 
 
+made = make.made(SHAPES, write)
+
+
 @pytest.mark.parametrize("name", ["cpu", "wgpu"])
-def test_bits(made: Made, name: str) -> None:
+def test_bits(made: make.Made, name: str) -> None:
     make.check_bits(made[1], TOKENS, [name])
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_parts(made: Made, parts: int) -> None:
+def test_parts(made: make.Made, parts: int) -> None:
     make.check_parts(made[1], parts)
 
 
-def test_transformers_in_float64(made: Made) -> None:
+def test_transformers_in_float64(made: make.Made) -> None:
     kind, file, values = made
     g, w = SHAPES[kind], dict(values)
     for i in range(g.layers):
@@ -167,7 +157,7 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     kind, file, _ = made
     wrong = {
         "expert_gating_func": 3,

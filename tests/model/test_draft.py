@@ -79,7 +79,7 @@ def test_bits(
     file: GGUFFile, ids: list[int], trunk: tuple[F32, F32], planes: int, name: str
 ) -> None:
     weights, hidden = Weights.draft_from_file(file), trunk[1][:90]
-    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=1, threads=2)
+    engine = EngineConfig(activation_bits=8 * planes, context=512, max_sequences=1, threads=2)
     expected = _drafts(opened("reference", weights, engine), ids, hidden, [0])
     backend = opened(name, weights, engine)
     for cuts in ([0], [0, 1, 2, 31, 64, 65]):

@@ -1,14 +1,11 @@
 """Gemma 3 and Gemma 4: random weights of odd shapes, against transformers' models in float64."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from isobit.gguf.reader import GGUFFile
 from tests.helpers import random_models as make
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -20,17 +17,6 @@ SLIDES = [True, False, False]
 FULL_HEADS, FULL_SIZE, DENSE, CAP = 1, 64, 224, 1.5
 KINDS = {"gemma3": THIRD, "gemma4": FOURTH, "dense": replace(FOURTH, experts=0)}
 TOKENS = np.random.default_rng(10).integers(0, 300, 150).tolist()
-Made = tuple[str, GGUFFile, dict[str, F32]]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path = tmp_path_factory.mktemp("gemma") / "m.gguf"
-    values = write(path, request.param)
-    with GGUFFile.open(path) as file:
-        yield request.param, file, values
 
 
 def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
@@ -116,16 +102,14 @@ NAMES = make.NAMES | {
 }
 
 
-@pytest.mark.parametrize("name", ["cpu", "wgpu"])
-def test_bits(made: Made, name: str) -> None:
-    make.check_bits(made[1], TOKENS, [name])
+made = make.made(KINDS, write)
 
 
-def test_parts(made: Made) -> None:
-    make.check_parts(made[1], 2)
+class TestGemma(make.SameBits):
+    tokens = TOKENS
 
 
-def test_transformers_in_float64(made: Made) -> None:
+def test_transformers_in_float64(made: make.Made) -> None:
     kind, file, values = made
     g, state = KINDS[kind], make.transformers_state(values, KINDS[kind], NAMES)
     sliding: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
@@ -158,7 +142,7 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     kind, file, _ = made
     wrong: dict[str, object] = {"attention.sliding_window": 0, "rope.dimension_count": 16}
     wrong["attention.sliding_window_pattern"] = [True]

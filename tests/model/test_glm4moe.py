@@ -1,15 +1,12 @@
 """GLM-4.5 and its successors: random weights of odd shapes, against transformers' own model in
 float64."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from isobit.gguf.reader import GGUFFile
 from tests.helpers import random_models as make
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -22,17 +19,6 @@ GROUPS = {"Air": (1, 1), "big": (4, 2)}
 SHARED = {"Air": 1, "big": 2}
 DENSE_FFN, SCALE = 224, 1.7
 TOKENS = np.random.default_rng(12).integers(0, 300, 90).tolist()
-Made = tuple[str, GGUFFile, dict[str, F32]]
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path = tmp_path_factory.mktemp("glm4moe") / "m.gguf"
-    values = write(path, request.param)
-    with GGUFFile.open(path) as file:
-        yield request.param, file, values
 
 
 def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
@@ -77,16 +63,14 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
     return {name: w for name, w in f.close().items() if not name.startswith(draft)}
 
 
-@pytest.mark.parametrize("name", ["cpu", "wgpu"])
-def test_bits(made: Made, name: str) -> None:
-    make.check_bits(made[1], TOKENS, [name])
+made = make.made(SHAPES, write)
 
 
-def test_parts(made: Made) -> None:
-    make.check_parts(made[1], 2)
+class TestGlm4moe(make.SameBits):
+    tokens = TOKENS
 
 
-def test_transformers_in_float64(made: Made) -> None:
+def test_transformers_in_float64(made: make.Made) -> None:
     kind, file, values = made
     g = SHAPES[kind]
     names = make.NAMES | {
@@ -118,7 +102,7 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     kind, file, _ = made
     wrong = {
         "expert_gating_func": 4,

@@ -13,7 +13,7 @@ from isobit.config import EngineConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import read_config
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
 from tests.helpers.expected import needs
@@ -85,7 +85,7 @@ def file(values: tuple[Path, dict[str, F32]]) -> Iterator[GGUFFile]:
 
 
 def engine(planes: int) -> EngineConfig:
-    return EngineConfig(activation_planes=planes, context=256, max_sequences=1)
+    return EngineConfig(activation_bits=8 * planes, context=256, max_sequences=1)
 
 
 @pytest.mark.parametrize("planes", [1, 2])

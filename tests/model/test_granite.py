@@ -1,14 +1,11 @@
 """Granite and Granite-MoE: random weights of odd shapes, against transformers' own models in
 float64."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from isobit.gguf.reader import GGUFFile
 from tests.helpers import random_models as make
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -21,17 +18,6 @@ SHAPES = {
 SHARED = 224
 SCALES = {"embedding": 11.5, "attention": 0.03125, "residual": 0.22, "logit": 7.5}
 TOKENS = np.random.default_rng(9).integers(0, 300, 90).tolist()
-Made = tuple[str, GGUFFile, dict[str, F32]]
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path = tmp_path_factory.mktemp("granite") / "m.gguf"
-    values = write(path, request.param)
-    with GGUFFile.open(path) as file:
-        yield request.param, file, values
 
 
 def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
@@ -59,16 +45,14 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
     return f.close()
 
 
-@pytest.mark.parametrize("name", ["cpu", "wgpu"])
-def test_bits(made: Made, name: str) -> None:
-    make.check_bits(made[1], TOKENS, [name])
+made = make.made(SHAPES, write)
 
 
-def test_parts(made: Made) -> None:
-    make.check_parts(made[1], 2)
+class TestGranite(make.SameBits):
+    tokens = TOKENS
 
 
-def test_transformers_in_float64(made: Made) -> None:
+def test_transformers_in_float64(made: make.Made) -> None:
     kind, file, values = made
     g = SHAPES[kind]
     names = make.NAMES | {
@@ -91,7 +75,7 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     wrong = {
         "rope.scaling.finetuned": False,
         "attention.scale": -1.0,

@@ -1,13 +1,10 @@
 """LFM2 and LFM2-MoE: random weights of odd shapes, against transformers' own models in float64."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from isobit.gguf.reader import GGUFFile
 from tests.helpers import random_models as make
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -20,17 +17,6 @@ TAPS = {"lfm2": 3, "lfm2moe": 4}
 CONVOLVES = [True, False, True]
 DENSE_FFN = 224
 TOKENS = np.random.default_rng(14).integers(0, 300, 90).tolist()
-Made = tuple[str, GGUFFile, dict[str, F32]]
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path = tmp_path_factory.mktemp("lfm2") / "m.gguf"
-    values = write(path, request.param)
-    with GGUFFile.open(path) as file:
-        yield request.param, file, values
 
 
 def convolves(g: Geometry) -> list[bool]:
@@ -73,13 +59,11 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
     return f.close()
 
 
-@pytest.mark.parametrize("name", ["cpu", "wgpu"])
-def test_bits(made: Made, name: str) -> None:
-    make.check_bits(made[1], TOKENS, [name])
+made = make.made(SHAPES, write)
 
 
-def test_parts(made: Made) -> None:
-    make.check_parts(made[1], 2)
+class TestLfm2(make.SameBits):
+    tokens = TOKENS
 
 
 NAMES = {
@@ -104,7 +88,7 @@ NAMES = {
 }
 
 
-def test_transformers_in_float64(made: Made) -> None:
+def test_transformers_in_float64(made: make.Made) -> None:
     kind, file, values = made
     g = SHAPES[kind]
     w = values | {"output_norm.weight": values["token_embd_norm.weight"]}
@@ -127,7 +111,7 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     kind, file, _ = made
     wrong: dict[str, object] = {
         "attention.head_count_kv": [0, 0, 0],

@@ -15,7 +15,6 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
 from tests.helpers import random_models as make
-from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut, same_bits
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -49,7 +48,7 @@ class Written:
 
 
 def engine(planes: int) -> EngineConfig:
-    return EngineConfig(activation_planes=planes, context=128, max_sequences=1)
+    return EngineConfig(activation_bits=8 * planes, context=128, max_sequences=1)
 
 
 @pytest.fixture(scope="module", params=GEOMETRIES)
@@ -89,9 +88,9 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
         stack, tail = ((g.experts,), "_exps") if g.experts else ((), "")
         if stack:
             f.matrix(at + "ffn_gate_inp.weight", g.experts, g.hidden, spread=2)
-        swiglu(f, at, tail, g.hidden, g.ffn, *stack)
+        make.feed_forward(f, at, tail, g.hidden, g.ffn, *stack)
         if kind == "qwen2moe":
-            swiglu(f, at, "_shexp", g.hidden, SHARED)
+            make.feed_forward(f, at, "_shexp", g.hidden, SHARED)
             f.vector(at + "ffn_gate_inp_shexp.weight", g.hidden, about=0)
     f.vector("output_norm.weight", g.hidden)
     if not g.tied:
@@ -99,12 +98,6 @@ def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[
     if kind == "llama3":
         f.put("rope_freqs.weight", f.rng.uniform(1, 8, g.head_dim // 2))
     return f.close()
-
-
-def swiglu(f: RandomFile, at: str, tail: str, hidden: int, width: int, *stack: int) -> None:
-    f.matrix(f"{at}ffn_gate{tail}.weight", *stack, width, hidden)
-    f.matrix(f"{at}ffn_up{tail}.weight", *stack, width, hidden)
-    f.matrix(f"{at}ffn_down{tail}.weight", *stack, hidden, width)
 
 
 @pytest.mark.parametrize("name", ["cpu", "wgpu"])
@@ -117,95 +110,44 @@ def test_bits(written: Written, name: str) -> None:
 
 
 def test_transformers_in_float64(written: Written) -> None:
-    torch = needs("torch", "torch")
-    needs("transformers", "transformers")
-    model = transformers_model(written.kind, written.values)
-    with torch.no_grad():
-        true = model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
+    true = make.logits_of(transformers_model(written.kind, written.values), TOKENS)
     found = Oracle.of(written.file).evaluate(TOKENS).logits
     assert np.abs(found - true).max() < 2e-5 * np.abs(true).max()  # its angles are float32
     assert np.linalg.norm(written.expected[2] - true) < 2e-3 * np.linalg.norm(true)
 
 
 def transformers_model(kind: str, w: dict[str, F32]) -> Any:
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
-
     g = GEOMETRIES[kind]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if kind == "linear":
         rope |= {"rope_type": "linear", "factor": 4.0}
     if kind == "yarn":
         rope |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
-    settings: dict[str, Any] = {
-        "vocab_size": g.vocab,
-        "hidden_size": g.hidden,
-        "intermediate_size": g.ffn,
-        "num_hidden_layers": g.layers,
-        "num_attention_heads": g.heads,
-        "num_key_value_heads": g.kv_heads,
-        "head_dim": g.head_dim,
-        "rms_norm_eps": float(np.float32(1e-5)),
-        "max_position_embeddings": 4096,
-        "rope_parameters": rope,
-        "tie_word_embeddings": g.tied,
-        "attn_implementation": "eager",
-    }
+    settings = make.settings(g) | {"max_position_embeddings": 4096, "rope_parameters": rope}
     families = {"qwen2": "Qwen2", "mixtral": "Mixtral", "qwen2moe": "Qwen2Moe"}
-    family = families.get(kind, "Llama")
     if g.experts:
-        settings |= {"num_experts_per_tok": g.experts_used, "experts_implementation": "eager"}
         settings["num_experts" if kind == "qwen2moe" else "num_local_experts"] = g.experts
         settings |= {"sliding_window": None}
     if kind == "qwen2moe":
         settings |= {"moe_intermediate_size": g.ffn, "norm_topk_prob": False}
         settings |= {"shared_expert_intermediate_size": SHARED}
-    config = getattr(transformers, family + "Config")(**settings)
-    model = getattr(transformers, family + "ForCausalLM")(config)
-    names = {
-        "attn_norm": "input_layernorm",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "ffn_gate_inp": "mlp.gate",
+    names = make.NAMES | {
         "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
         "ffn_up_shexp": "mlp.shared_expert.up_proj",
         "ffn_down_shexp": "mlp.shared_expert.down_proj",
         "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+        "ffn_gate+ffn_up_exps": "mlp.experts.gate_up_proj!",
+        "ffn_down_exps": "mlp.experts.down_proj!",
     }
-    state = {
-        "model.embed_tokens.weight": w["token_embd.weight"],
-        "model.norm.weight": w["output_norm.weight"],
-        "lm_head.weight": w.get("output.weight", w["token_embd.weight"]),
-    }
-    for name, stored in w.items():
-        if not name.startswith("blk."):
-            continue
-        value, (layer, role, what) = stored, name.split(".")[1:]
-        if role in ("attn_q", "attn_k") and not kind.startswith("qwen2"):
-            heads = g.heads if role == "attn_q" else g.kv_heads
-            # From Meta's order of rows to transformers'.
-            value = value.reshape(heads, g.head_dim // 2, 2, -1).swapaxes(1, 2)
-            value = value.reshape(heads * g.head_dim, -1)
-        if role == "ffn_gate_inp_shexp":
-            value = value[None]
-        if role == "ffn_gate_exps":
-            both = np.concatenate([value, w[f"blk.{layer}.ffn_up_exps.weight"]], axis=1)
-            state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = both
-        elif role == "ffn_down_exps":
-            state[f"model.layers.{layer}.mlp.experts.down_proj"] = value
-        elif role != "ffn_up_exps":
-            state[f"model.layers.{layer}.{names[role]}.{what}"] = value
-    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+    state = make.transformers_state(w, g, names, neighbours=not kind.startswith("qwen2"))
+    state = {k: v[None] if k.endswith("shared_expert_gate.weight") else v for k, v in state.items()}
+    model = make.loaded(families.get(kind, "Llama"), settings, state)
     rotary = model.model.rotary_emb
     if "rope_freqs.weight" in w:  # what Llama 3's scaling comes to
+        import torch  # noqa: PLC0415
+
         rotary.inv_freq = rotary.inv_freq / torch.from_numpy(w["rope_freqs.weight"])
-    return model.double()
+    return model
 
 
 def test_an_unknown_scaling_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,12 @@
 """Nemotron-H and Nemotron 3: random weights of odd shapes, against transformers' own model in
 float64."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from isobit.config import EngineConfig
-from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from tests.helpers import random_models as make
 from tests.helpers.passes import opened, run_cut, same_bits
@@ -26,17 +23,6 @@ SHAPES = {
 LATENT, SHARED, SCALE = 96, 224, 2.5
 HEADS, SIZE, GROUPS, STATE = SCANS = 6, 24, 3, 32  # of the scan
 TOKENS = np.random.default_rng(17).integers(0, 300, 90).tolist()
-Made = tuple[str, GGUFFile, dict[str, F32]]
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path = tmp_path_factory.mktemp("nemotron") / "m.gguf"
-    values = write(path, request.param)
-    with GGUFFile.open(path) as file:
-        yield request.param, file, values
 
 
 def write(
@@ -104,11 +90,14 @@ def write(
     return f.close()
 
 
-def test_bits(made: Made) -> None:
+made = make.made(SHAPES, write)
+
+
+def test_bits(made: make.Made) -> None:
     make.check_bits(made[1], TOKENS, ["cpu"])
 
 
-def test_bits_on_a_device(made: Made) -> None:
+def test_bits_on_a_device(made: make.Made) -> None:
     """A prompt and a step: cuts are tested operation by operation."""
     weights, engine = Weights.from_file(made[1]), EngineConfig(context=64, max_sequences=1)
     found = []
@@ -119,11 +108,11 @@ def test_bits_on_a_device(made: Made) -> None:
     assert same_bits(*found)
 
 
-def test_parts(made: Made) -> None:
+def test_parts(made: make.Made) -> None:
     make.check_parts(made[1], 2)
 
 
-def test_transformers_in_float64(made: Made) -> None:
+def test_transformers_in_float64(made: make.Made) -> None:
     kind, file, values = made
     g, w = SHAPES[kind], dict(values)
     names = {
@@ -184,7 +173,7 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     kind, file, _ = made
     wrong = {
         "attention.head_count_kv": [0, 0, 2, 1],

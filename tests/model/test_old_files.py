@@ -14,7 +14,8 @@ import pytest
 import isobit
 from isobit.contracts.evidence import Evidence
 from isobit.verify.receipt import Receipt, replay
-from isobit.verify.trace import ModelRun, Trace, record
+from isobit.verify.trace import ModelRun, record
+from isobit.verify.trace_file import Trace
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data"

@@ -1,13 +1,10 @@
 """OLMoE: random weights of odd shapes, against transformers' own model in float64."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from isobit.gguf.reader import GGUFFile
 from tests.helpers import random_models as make
 from tests.helpers.random_file import F32, RandomFile
 from tests.helpers.synth import Geometry
@@ -17,20 +14,10 @@ SHAPES = {
     "one": Geometry(1, 512, 2, 2, 256, experts=1, experts_used=1, ffn=640, vocab=300),
 }
 TOKENS = np.random.default_rng(8).integers(0, 300, 90).tolist()
-Made = tuple[Geometry, GGUFFile, dict[str, F32]]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
-    path, g = tmp_path_factory.mktemp("olmoe") / "m.gguf", SHAPES[request.param]
-    values = write(path, g)
-    with GGUFFile.open(path) as file:
-        yield g, file, values
-
-
-def write(path: Path, g: Geometry, **how: Any) -> dict[str, F32]:
+def write(path: Path, kind: str, g: Geometry | None = None, **how: Any) -> dict[str, F32]:
+    g = g or SHAPES[kind]
     f = RandomFile(path, "olmoe", make.common_keys(g), **how)
     for at in make.beginning(f, g):
         f.vector(at + "attn_norm.weight", g.hidden)
@@ -42,17 +29,16 @@ def write(path: Path, g: Geometry, **how: Any) -> dict[str, F32]:
     return f.close()
 
 
-@pytest.mark.parametrize("name", ["cpu", "wgpu"])
-def test_bits(made: Made, name: str) -> None:
-    make.check_bits(made[1], TOKENS, [name])
+made = make.made(SHAPES, write)
 
 
-def test_parts(made: Made) -> None:
-    make.check_parts(made[1], 2)
+class TestOlmoe(make.SameBits):
+    tokens = TOKENS
 
 
-def test_transformers_in_float64(made: Made) -> None:
-    g, file, values = made
+def test_transformers_in_float64(made: make.Made) -> None:
+    kind, file, values = made
+    g = SHAPES[kind]
     names = make.NAMES | {
         "ffn_gate+ffn_up_exps": "mlp.experts.gate_up_proj!",
         "ffn_down_exps": "mlp.experts.down_proj!",
@@ -63,6 +49,6 @@ def test_transformers_in_float64(made: Made) -> None:
     make.check_accuracy(file, TOKENS, make.logits_of(model, TOKENS))
 
 
-def test_a_damaged_file_is_refused(made: Made) -> None:
+def test_a_damaged_file_is_refused(made: make.Made) -> None:
     wrong = {"attention.clamp_kqv": 8.0, "rope.dimension_count": 32, "expert_used_count": 65}
     make.check_refusals(made[1], wrong, ["expert_count", "feed_forward_length", "block_count"])

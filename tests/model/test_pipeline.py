@@ -6,26 +6,28 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import isobit
-from isobit.backends.base import Backend, Batch
+from isobit.backends.base import HIDDEN, Backend, Batch, Results, Wanted
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.distributed import pipeline
-from isobit.backends.distributed.pipeline import LocalStage, PipelineBackend
+from isobit.backends.distributed.pipeline import LocalStage, PipelineBackend, connect
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend
 from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from isobit.verify.receipt import Recorder, replay
+from tests.helpers.passes import same_results
 from tests.ops.wgpu_support import open_device
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -104,6 +106,30 @@ def test_traced_stages_are_those_of_the_whole() -> None:
         assert np.array_equal(value, shown[1][key]), key
 
 
+def check_results(spread: Backend, whole: Backend, rng: np.random.Generator) -> None:
+    """Of a batch that runs in several parts, and of a step."""
+    vocab = whole.limits.vocabulary
+    for batch in batches(rng, vocab, (90, 41)):
+        rows = len(batch.logit_rows)
+        given = rng.integers(0, vocab, (rows, 3)).astype(np.int32)
+        some = rng.integers(0, rows, 3).astype(np.int32)
+        more = {"likeliest": True, "top": 4, "given": given, "digests": True, "routes": True}
+        every = Wanted(some, hidden=True, **more)
+        for wanted in (every, Wanted(**more), Wanted(False, top=2), HIDDEN):
+            same_results(spread.run(batch, wanted), whole.run(batch, wanted))
+
+
+def test_results_are_made_where_the_last_stage_runs(rng: np.random.Generator) -> None:
+    w = of_file(HYBRID)
+    whole, n = CpuBackend(w, ENGINE), w.graph.n_layers
+    spread = PipelineBackend(
+        w, ENGINE, [LocalStage(CpuBackend, w, ENGINE, c) for c in ((0, 2), (2, n))]
+    )
+    check_results(spread, whole, rng)
+    spread.close()
+    whole.close()
+
+
 def test_a_pipeline_says_what_its_stages_leave_out() -> None:
     class Fused(CpuBackend):
         fused_away = frozenset({("attn_norm", 1)})
@@ -123,13 +149,15 @@ class Forgetful:
         self.about = self._stage.about
         self.deaths = deaths
 
-    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[np.ndarray, dict]:
+    def run(
+        self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+    ) -> tuple[Results, dict]:
         self.deaths[:] = [n - 1 for n in self.deaths]
         if 0 in self.deaths:
             self._stage.close()
             self._stage = self._new()
             raise CacheLost("died")
-        return self._stage.run(batch, stages)
+        return self._stage.run(batch, wanted, stages)
 
     def close(self) -> None:
         self._stage.close()
@@ -220,8 +248,8 @@ def test_stages_must_be_the_model(cuts: list[tuple[int, int]], said: str) -> Non
     w = of_file(sample_path())
     with pytest.raises(UsageError, match=said):
         PipelineBackend(w, ENGINE, [LocalStage(CpuBackend, w, ENGINE, cut) for cut in cuts])
-    other = LocalStage(CpuBackend, w, EngineConfig(activation_planes=1, context=64), (0, 8))
-    with pytest.raises(UsageError, match="activation_planes: expected 2, got 1"):
+    other = LocalStage(CpuBackend, w, EngineConfig(activation_bits=8, context=64), (0, 8))
+    with pytest.raises(UsageError, match="activation_bits: expected 16, got 8"):
         PipelineBackend(w, ENGINE, [other])
     for wrong in ((0, 0), (3, 2), (0, 9), (-1, 2)):
         with pytest.raises(UsageError, match="layers: expected a range within 0:8"):
@@ -248,9 +276,14 @@ def stage(cut: str, key: str = "secret") -> Iterator[tuple[subprocess.Popen[str]
         process.wait()
 
 
-def test_processes_give_the_same_text_receipt_and_errors() -> None:
+def test_processes_give_the_same_text_results_and_errors(rng: np.random.Generator) -> None:
     with stage("0:5") as (_, first), stage("5:8") as (process, second):
         stages = [first, second]
+        alone, one = connect(first, b"secret"), np.zeros(1, np.int32)
+        for wrong, said in (({"top": "x"}, "top: .*got 'x'"), ({"logits": None}, "got None")):
+            with pytest.raises(BackendUnavailable, match=said):
+                alone.run(Batch(one, one, one, one[None], one), replace(HIDDEN, **wrong), None)
+        alone.close()
         with isobit.load("sample", context=256, stages=stages, stage_key=b"secret") as model:
             assert "layers 0:5 on cpu" in model.backend.device
             recorder = Recorder()
@@ -258,6 +291,7 @@ def test_processes_give_the_same_text_receipt_and_errors() -> None:
             with isobit.load("sample", backend="cpu", context=256) as here:
                 assert here.generate("def add(a, b):", max_tokens=12).text == said.text
                 assert replay(recorder.receipt(), here) is None
+                check_results(model.backend, here.backend, rng)
             os.kill(process.pid, signal.SIGKILL)
             with pytest.raises(BackendUnavailable, match=f"stage {second}: the connection"):
                 model.generate("def", max_tokens=2)

@@ -51,9 +51,12 @@ def test_importing_is_quick() -> None:
 
 
 def test_a_model_shows_what_it_is() -> None:
-    with isobit.load("sample", "cpu", context=64, activation_planes=1) as m:
+    with isobit.load("sample", "cpu", context=64, activation_bits=8) as m:
         shown = repr(m)
-        assert all(word in shown for word in ("qwen3moe", "cpu", "context 64", "planes 1", ".gguf"))
+        assert all(
+            word in shown
+            for word in ("qwen3moe", "cpu", "context 64", "activation_bits 8", ".gguf")
+        )
         assert "closed" not in shown
     assert "closed" in repr(m)
 
@@ -122,8 +125,8 @@ WRONG: dict[str, Callable[[Model], object]] = {
     "load": lambda _: isobit.load(None),  # type: ignore[arg-type]
     "load number": lambda _: isobit.load(3),  # type: ignore[arg-type]
     "backend": lambda _: isobit.load("sample", ["cpu"]),  # type: ignore[arg-type]
-    "planes": lambda _: isobit.load("sample", activation_planes=True),
-    "planes part": lambda _: isobit.load("sample", activation_planes=2.0),  # type: ignore[arg-type]
+    "bits": lambda _: isobit.load("sample", activation_bits=True),
+    "bits part": lambda _: isobit.load("sample", activation_bits=16.0),  # type: ignore[arg-type]
     "threads": lambda _: isobit.load("sample", threads=True),
     "context": lambda _: isobit.load("sample", context="9"),  # type: ignore[arg-type]
     "sequences": lambda _: isobit.load("sample", sequences=None),  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ def test_backends_cuts_and_batches_agree(
     planes: int, name: str, threads: int, file: GGUFFile, ids: list[int]
 ) -> None:
     weights = Weights.from_file(file)
-    engine = EngineConfig(activation_planes=planes, threads=threads, context=128, max_sequences=3)
+    engine = EngineConfig(activation_bits=8 * planes, threads=threads, context=128, max_sequences=3)
     n = 70 if name == "cpu" else 24  # a software device takes its time
     parts = [ids[:n], ids[100 : 100 + n]]
     backend = opened(name, weights, engine)
@@ -287,7 +287,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GGUFFile]:
 @pytest.mark.parametrize("planes", [1, 2])
 def test_bits_of_the_dense_model(planes: int, dense: GGUFFile) -> None:
     weights = Weights.from_file(dense)
-    engine = EngineConfig(activation_planes=planes, context=128, max_sequences=1)
+    engine = EngineConfig(activation_bits=8 * planes, context=128, max_sequences=1)
     expected = run_cut(opened("reference", weights, engine), TOKENS, [0])
     for name in ("cpu", "wgpu"):
         backend = opened(name, weights, engine)

@@ -91,7 +91,7 @@ def write(path: Path, kind: str) -> dict[str, F32]:
 @pytest.mark.parametrize("name", ["cpu", "wgpu"])
 def test_bits(written: Written, name: str) -> None:
     for planes in (1, 2):
-        engine = EngineConfig(activation_planes=planes, context=128, max_sequences=1)
+        engine = EngineConfig(activation_bits=8 * planes, context=128, max_sequences=1)
         expected = run_cut(opened("reference", written.weights, engine), TOKENS, [0])
         backend = opened(name, written.weights, engine)
         for cuts in ([0], [0, 1, 2, 31, 64, 65]):

@@ -11,7 +11,7 @@ import pytest
 import isobit
 from isobit.runtime.model import Model
 from isobit.verify import blame, report
-from isobit.verify.graph import flow
+from isobit.verify.forward import flow
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.helpers.expected import not_run
@@ -21,7 +21,7 @@ IDS = [605, 290, 948, 268, 624, 475, 17, 30]
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[tuple[Model, Model]]:
-    coarse = isobit.load("sample", "cpu", activation_planes=1, context=64)
+    coarse = isobit.load("sample", "cpu", activation_bits=8, context=64)
     with coarse, isobit.load("sample", "cpu", context=64) as fine:
         yield coarse, fine
 

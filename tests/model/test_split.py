@@ -3,13 +3,14 @@
 import os
 import signal
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
+from isobit.backends.base import HIDDEN, Batch, Wanted
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.distributed.parts import PartsBackend
 from isobit.backends.reference import ReferenceBackend
@@ -18,10 +19,12 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import F32
 from isobit.model.architectures import qwen35
 from isobit.model.checkpoint import open_model
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import sample_path
+from tests.helpers.geometries import AnyTensors
+from tests.helpers.passes import same_results
 from tests.helpers.synth import Geometry, write_model
 
 HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
@@ -142,6 +145,18 @@ def test_processes(path: Path | None, parts: int, shares: tuple[int, ...], tmp_p
     assert np.array_equal(bits(outs[0]), bits(outs[1]))
 
 
+def test_results_of_parts(rng: np.random.Generator) -> None:
+    w = of_file(HYBRID)
+    ids, each = rng.integers(0, w.config.vocab, 9).astype(np.int32), np.arange(9, dtype=np.int32)
+    batch = Batch(ids, each, 0 * each, np.zeros((1, 1), np.int32), each[[8, 3]])
+    given = rng.integers(0, w.config.vocab, (2, 2)).astype(np.int32)
+    every = Wanted(True, True, 3, given, hidden=True, digests=True, routes=True)
+    several = replace(ENGINE, parts=2)
+    with closing(CpuBackend(w, ENGINE)) as one, closing(PartsBackend(w, several)) as parts:
+        for wanted in (every, HIDDEN, replace(HIDDEN, routes=True), Wanted(False, top=2)):
+            same_results(parts.run(batch, wanted), one.run(batch, wanted))
+
+
 @pytest.mark.parametrize(
     ("parts", "shares"), [(1, (1,)), (2, ()), (3, (1, 5, 2)), (4, ()), (4, (1, 1, 1, 1))]
 )
@@ -162,27 +177,16 @@ def test_a_delta_net_in_parts(parts: int, shares: tuple[int, ...]) -> None:
         assert np.array_equal(bits(logits), bits(whole))
 
 
-class Drawn:
+class Drawn(AnyTensors):
     """Tensors of any name and shape, of random numbers."""
-
-    source = "drawn"
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-
-    def __contains__(self, name: str) -> bool:
-        return name == "output.weight"
 
     def take(self, name: str, *shape: int) -> Weight:
         values = self._rng.normal(0, 0.3, shape).astype(np.float32)
         values = -np.abs(values) if name.endswith("ssm_a") else values
         return Weight(name, F32, shape, values.reshape(-1).view(np.uint8))
-
-    def leave_out_layers(self, first: int) -> None: ...
-
-    def leave_out(self, name: str) -> None: ...
-
-    def split(self, name: str, parts: object) -> None: ...
 
 
 @pytest.mark.parametrize(("parts", "key_heads"), [(3, 4), (8, 2), (8, 8)])

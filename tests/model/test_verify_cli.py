@@ -37,7 +37,15 @@ def test_the_worked_example(home: Path, capsys: Out) -> None:
 
 def test_trace_diff_json(home: Path, capsys: Out) -> None:
     trace("a", "--stages", "attn_norm,moe_router_indices", "--layers", "2..3")
-    trace("b", "--stages", "attn_norm,moe_router_indices", "--layers", "2..3", "--planes", "1")
+    trace(
+        "b",
+        "--stages",
+        "attn_norm,moe_router_indices",
+        "--layers",
+        "2..3",
+        "--activation-bits",
+        "8",
+    )
     capsys.readouterr()
     assert main(["diff", "b", "a", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
@@ -48,7 +56,7 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         ("moe_router_indices", 3),
     ]
     assert found["first"] == {"stage": "attn_norm", "layer": 2}
-    assert found["notes"] == ["activation_planes: A has 1, B has 2"]
+    assert found["notes"] == ["activation_bits: A has 8, B has 16"]
     assert main(["diff", "a", "a"]) == 0
     assert "identical: 4 stages" in capsys.readouterr().out
 
@@ -102,8 +110,16 @@ def test_a_planted_fault_that_does_not_show_is_an_error(
         (["verify", "--tokens", "5,6", "--against", "abacus"], 2, "abacus"),
         (["verify", "--tokens", "5,6", "--against", "auto"], 2, "got 'auto'"),
         (["verify", "--tokens", "5,6", "--layers", "9"], 2, "within 0..7"),
-        (["verify", "--tokens", "5,6", "--against", "oracle", "--against-planes", "1"], 2, "none"),
-        (["verify", "--tokens", "5,6", "--against", "cpu", "--against-planes", "3"], 2, "1 to 2"),
+        (
+            ["verify", "--tokens", "5,6", "--against", "oracle", "--against-activation-bits", "8"],
+            2,
+            "none",
+        ),
+        (
+            ["verify", "--tokens", "5,6", "--against", "cpu", "--against-activation-bits", "24"],
+            2,
+            "8, 16",
+        ),
         (["verify", "--tokens", "5,99999"], 2, "99999"),
         (["ablate", "--tokens", "5,6"], 2, "got neither"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv_matmul=int4"], 2, "got 'int4'"),
@@ -189,7 +205,7 @@ def test_comparisons_run_where_there_is_no_gpu(home: Path, capsys: Out) -> None:
     """Without --backend: what the README's table of commands shows."""
     Path("text").write_text("def read(path):\n    return path\n")
     assert main(["verify", "--tokens", TOKENS]) == 0
-    assert main(["accuracy", "--text", "text", "--planes", "2"]) == 0
+    assert main(["accuracy", "--text", "text", "--activation-bits", "16"]) == 0
     assert main(["run", "--tokens", TOKENS, "-n", "2", "--receipt", "r"]) == 0
     assert main(["replay", "r"]) == 0
     assert "identical: 2 tokens on cpu" in capsys.readouterr().out
@@ -221,10 +237,10 @@ def test_accuracy(home: Path, capsys: Out) -> None:
     argv = ["accuracy", "--backend", "cpu", "--text", "text", "--window", "8"]
     assert main([*argv, "--json"]) == 0
     fine, rough = json.loads(capsys.readouterr().out)
-    assert (fine["activation_planes"], rough["activation_planes"]) == (2, 1)
+    assert (fine["activation_bits"], rough["activation_bits"]) == (16, 8)
     assert fine["mean_kl"] < 1e-4 < rough["mean_kl"]
-    assert main([*argv, "--planes", "1"]) == 0
-    assert "cpu, planes 1" in capsys.readouterr().out
+    assert main([*argv, "--activation-bits", "8"]) == 0
+    assert "cpu, 8 bits" in capsys.readouterr().out
     Path("text").write_text("x")
     assert main(argv) == 5
 
@@ -248,7 +264,16 @@ def prompts(*lines: str) -> list[str]:
     return ["--prompts", "prompts"]
 
 
-INT8 = ["--backend", "cpu", "--planes", "1", "--against", "cpu", "--against-planes", "2"]
+INT8 = [
+    "--backend",
+    "cpu",
+    "--activation-bits",
+    "8",
+    "--against",
+    "cpu",
+    "--against-activation-bits",
+    "16",
+]
 
 
 def test_several_prompts_in_one_table(home: Path, capsys: Out) -> None:
@@ -263,14 +288,17 @@ def test_several_prompts_in_one_table(home: Path, capsys: Out) -> None:
     assert "the runs differ for 4 of 4 prompts: 0, 1, 2, 3" in shown.err
     assert len(json.loads(shown.out)["prompts"]) == 4
     assert main(["verify", *INT8, *several, "--html", "x.html"]) == 2
-    assert main(["ablate", "--planes", "1", *several, "--stage", "lm_head=f64", "--json"]) == 0
+    assert (
+        main(["ablate", "--activation-bits", "8", *several, "--stage", "lm_head=f64", "--json"])
+        == 0
+    )
     for outcome in json.loads(capsys.readouterr().out):
         assert len(outcome["shares"]) == 4
         assert outcome["uncertainty"] >= 0
 
 
 def test_a_ranking_beside_a_guess(capsys: Out) -> None:
-    argv = ["ablate", "--planes", "1", "--tokens", "605", "--layers", "0..0"]
+    argv = ["ablate", "--activation-bits", "8", "--tokens", "605", "--layers", "0..0"]
     argv += ["--stage", "lm_head=f64", "--rank"]
     assert main([*argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -298,7 +326,7 @@ def test_a_gate_on_the_cosine_of_layers(home: Path, capsys: Out) -> None:
     shown = capsys.readouterr()
     assert json.loads(shown.out)["gate"]["below"] == list(range(8))
     assert "gate: cosine ≥ 1 at 0 of 8 layers; below: layer 0 at 0.999" in shown.err
-    trace("a", "--planes", "1")
+    trace("a", "--activation-bits", "8")
     trace("b")
     assert main(["diff", "a", "b", "--min-cosine", "0.99"]) == 0
     assert main(["diff", "a", "b", "--min-cosine", "1"]) == 1
@@ -309,18 +337,27 @@ def test_a_gate_on_the_cosine_of_layers(home: Path, capsys: Out) -> None:
 def test_a_flip_is_shown_without_texts_where_no_model_is_at_hand(home: Path, capsys: Out) -> None:
     argv = ["trace", "--backend", "cpu", "-p", "def fibonacci(n): return 42\n", "-o"]
     assert main([*argv, "b"]) == 0
-    assert main([*argv, "a", "--planes", "1"]) == 0
+    assert main([*argv, "a", "--activation-bits", "8"]) == 0
     assert main(["diff", "a", "b"]) == 1
     assert "after position 12 A goes on with 261, B with 265" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("planes", "against"), [(2, ["cpu", "--against-planes", "1"]), (2, ["oracle"]), (1, ["oracle"])]
+    ("planes", "against"),
+    [(2, ["cpu", "--against-activation-bits", "8"]), (2, ["oracle"]), (1, ["oracle"])],
 )
 def test_the_arithmetic_that_fits_is_named(
     planes: int, against: list[str], home: Path, capsys: Out
 ) -> None:
-    argv = ["verify", "--backend", "cpu", "--planes", str(planes), "--against", *against]
+    argv = [
+        "verify",
+        "--backend",
+        "cpu",
+        "--activation-bits",
+        str(8 * planes),
+        "--against",
+        *against,
+    ]
     main([*argv, "--tokens", TOKENS])
     out = capsys.readouterr().out
     [line] = [x for x in out.splitlines() if "activations are" in x]

@@ -26,7 +26,8 @@ from isobit.verify.faults import (
     with_backend,
 )
 from isobit.verify.graph_faults import GRAPH_FAULTS, partner, rewritten
-from isobit.verify.trace import ModelRun, Trace, record
+from isobit.verify.trace import ModelRun, record
+from isobit.verify.trace_file import Trace
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.synth import Geometry, write_model
 from tests.model.accuracy import Accuracy

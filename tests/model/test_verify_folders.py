@@ -16,11 +16,12 @@ from isobit.cli import main
 from isobit.errors import FileRefused, UsageError
 from isobit.verify.aprt import read_folder
 from isobit.verify.arithmetic import Array
-from isobit.verify.coarse import ReversedArithmetic, rounding
 from isobit.verify.compare import compare
-from isobit.verify.graph import Run, forward
+from isobit.verify.forward import Run, forward
+from isobit.verify.other_arithmetics import ReversedArithmetic, rounding
 from isobit.verify.report import summary
-from isobit.verify.trace import Manifest, Trace, record
+from isobit.verify.trace import record
+from isobit.verify.trace_file import Manifest, Trace
 from isobit.verify.verify import open_replay
 
 IDS = [1138, 550, 1754, 65, 404, 565, 14, 411, 5436, 223, 19, 18]
@@ -87,7 +88,7 @@ def test_two_folders_are_replayed(last: bool, recorded: Trace, tmp_path: Path) -
     """Shapes come from the model; of the last token alone, attention lacks the other keys."""
     rows = slice(-1, None) if last else slice(None)
     sides = []
-    with isobit.load("sample", "reference", activation_planes=1) as coarse:
+    with isobit.load("sample", "reference", activation_bits=8) as coarse:
         both = (record(coarse, IDS), recorded)
     for name, trace in zip("ab", both, strict=True):
         write_folder(tmp_path / name, trace, rows)

@@ -151,7 +151,7 @@ def test_a_faulty_backend_differs(model: Model, recorder: Recorder) -> None:
     [
         (lambda r: r.update(model_sha256="0" * 64), FileRefused),
         (lambda r: r.update(numerics=2), FileRefused),
-        (lambda r: r.update(activation_planes=1), FileRefused),
+        (lambda r: r.update(activation_bits=8), FileRefused),
         (lambda r: r.update(sampling_version=3), FileRefused),
         (lambda r: r.update(sampling_version="2"), FileRefused),
         (lambda r: r.pop("sampling_version"), FileRefused),
@@ -160,7 +160,7 @@ def test_a_faulty_backend_differs(model: Model, recorder: Recorder) -> None:
         (lambda r: r["sampling"].update(logit_bias=[[1 << 40, 1.0]]), FileRefused),
         (lambda r: r["sampling"].update(logit_bias={"1": 2}), FileRefused),
         (lambda r: r.update(tokens=[]), NothingCompared),
-        (lambda r: r.update(activation_planes=3), FileRefused),
+        (lambda r: r.update(activation_bits=24), FileRefused),
         (lambda r: r.update(prompt=[]), FileRefused),
         (lambda r: r.update(prompt=[1 << 40]), FileRefused),
         (lambda r: r["tokens"][1].update(token=-1), FileRefused),

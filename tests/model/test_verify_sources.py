@@ -16,14 +16,15 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import all_stages
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
-from isobit.verify import accuracy, coarse, report
+from isobit.verify import accuracy, other_arithmetics, report
 from isobit.verify.ablate import Ablation, by_share
 from isobit.verify.arithmetic import SpecArithmetic
 from isobit.verify.compare import compare
 from isobit.verify.faults import ChangedStage, with_backend
-from isobit.verify.graph import Run, forward
+from isobit.verify.forward import Run, forward
 from isobit.verify.oracle import Oracle
-from isobit.verify.trace import ModelRun, Trace, record
+from isobit.verify.trace import ModelRun, record
+from isobit.verify.trace_file import Trace
 from isobit.verify.verify import open_replay, verify
 from tests.helpers.expected import needs
 from tests.helpers.synth import Geometry, write_model
@@ -61,7 +62,7 @@ def tensors(trace: Trace) -> dict[tuple[str, int | None], np.ndarray]:
 @pytest.mark.parametrize("planes", [1, 2])
 def test_the_stage_graph_is_the_reference(planes: int, model: Model) -> None:
     """Every stage, attention maps included, bit for bit: replay relies on it."""
-    with isobit.load("sample", "reference", activation_planes=planes) as other:
+    with isobit.load("sample", "reference", activation_bits=8 * planes) as other:
         expected = tensors(record(other, IDS))
     arithmetic = SpecArithmetic(planes)
     got: dict[tuple[str, int | None], Any] = {}
@@ -264,7 +265,7 @@ def test_transformers_first_stage_beyond_float32_rounding(
 
 
 def test_accuracy_over_a_text(model: Model, oracle: Oracle) -> None:
-    with isobit.load("sample", "reference", activation_planes=1) as coarse_model:
+    with isobit.load("sample", "reference", activation_bits=8) as coarse_model:
         seen: list[tuple[int, int]] = []
         fine, rough = accuracy.measure(
             [model, coarse_model], oracle, IDS, window=6, progress=lambda *a: seen.append(a)
@@ -442,7 +443,7 @@ def test_no_choice_is_blamed_that_a_bias_makes(tmp_path: Path) -> None:
     write_glm(tmp_path / "m.gguf", "Air")
     tokens = list(range(5, 205))
     with (
-        isobit.load(tmp_path / "m.gguf", "cpu", activation_planes=1) as a,
+        isobit.load(tmp_path / "m.gguf", "cpu", activation_bits=8) as a,
         isobit.load(tmp_path / "m.gguf", "cpu") as b,
     ):
         found = compare(record(a, tokens), record(b, tokens))
@@ -474,7 +475,7 @@ def test_roundings() -> None:
     x = np.array([[1.0, 1.00390625, -3.0, 65519.0]], np.float32)
 
     def rounded(name: str) -> list[float]:
-        function = coarse.rounding(name)
+        function = other_arithmetics.rounding(name)
         assert function is not None
         values: list[float] = function(x)[0].tolist()
         return values
@@ -483,4 +484,4 @@ def test_roundings() -> None:
     assert rounded("f16") == [1.0, 1.00390625, -3.0, 65504.0]
     step = np.float32(65519 / 127)
     assert rounded("int8/32") == [0.0, 0.0, 0.0, float(step) * 127]
-    assert coarse.rounding("f64") is None
+    assert other_arithmetics.rounding("f64") is None

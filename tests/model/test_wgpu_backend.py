@@ -21,7 +21,7 @@ from isobit.model.weights import Weights
 from isobit.numerics.ops import TOKENS, Add
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.receipt import Receipt
-from isobit.verify.trace import Trace
+from isobit.verify.trace_file import Trace
 from tests.helpers.passes import i32, run, same_bits
 from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
 from tests.ops.wgpu_support import open_device
@@ -88,7 +88,7 @@ def check(ours, theirs, batch, *, moe=True):
 @pytest.mark.parametrize("planes", [1, 2])
 def test_the_sample_in_chunks(device, rng, sample, planes):
     ids = rng.integers(0, sample.config.vocab, 9).tolist()
-    engine = EngineConfig(activation_planes=planes, context=64, max_sequences=1)
+    engine = EngineConfig(activation_bits=8 * planes, context=64, max_sequences=1)
     expected = run(ReferenceBackend(sample, engine), ids)
     ours = WgpuBackend(sample, engine, device)
     for chunk in (1, 7, None):

@@ -21,7 +21,8 @@ from isobit.config import EngineConfig
 from isobit.errors import UsageError, shown
 from isobit.runtime.sequence import Sequence
 from isobit.verify.receipt import Receipt, replay
-from isobit.verify.trace import Trace, record
+from isobit.verify.trace import record
+from isobit.verify.trace_file import Trace
 from tests.helpers.synth import write_model
 
 HUGE = 10**5000

@@ -34,7 +34,7 @@ from isobit.numerics.ops import (
     RmsNorm,
     SelectRows,
 )
-from tests.helpers.synth import QWEN3_30B_A3B
+from tests.helpers.geometries import QWEN3_30B_A3B
 
 from .inputs import around_edges, before_guard_page, floats
 
@@ -168,7 +168,7 @@ def written(case: Case) -> Written:
     passes = [list(_passes(case, g.rng, n)) for n in range(len(case.cuts))]
     longest = case.first + max(case.lengths)
     engine = EngineConfig(
-        activation_planes=case.planes,
+        activation_bits=8 * case.planes,
         context=longest + 1,
         max_sequences=len(case.lengths),
         pages=-(-(longest + 1) // TILE) * len(case.lengths) * len(case.cuts),

@@ -29,7 +29,7 @@ def test_decode_graph(weights, monkeypatch, kind, planes, at_once):  # noqa: F81
         monkeypatch.setattr(step_attention, "tiles_at_once", lambda *_: at_once)
         monkeypatch.setattr(step_attention, "tile_buffers", lambda *_: at_once)
     rng = np.random.default_rng(SEED)
-    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=1, chunk=256)
+    engine = EngineConfig(activation_bits=8 * planes, context=512, max_sequences=1, chunk=256)
     backend, theirs = open_cuda(kind, weights, engine), CpuBackend(weights, engine)
     pages = rng.permutation(8).astype(np.int32)[None]
     vocab = weights.config.vocab
@@ -95,7 +95,7 @@ def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_ti
 def test_steps_of_several_sequences(weights, kind, planes, n):  # noqa: F811
     print("seed", SEED)
     rng = np.random.default_rng(SEED)
-    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=n, chunk=256)
+    engine = EngineConfig(activation_bits=8 * planes, context=512, max_sequences=n, chunk=256)
     backend, theirs = open_cuda(kind, weights, engine), CpuBackend(weights, engine)
     pages = rng.permutation(8 * n).astype(np.int32).reshape(n, 8)
     vocab = weights.config.vocab

@@ -56,7 +56,7 @@ def test_every_stage(weights, kind, planes, fused):
     """Prompts, a step of each of three sequences, a step of one; each cut otherwise as well."""
     print("seed", SEED)
     rng = np.random.default_rng(SEED)
-    engine = EngineConfig(activation_planes=planes, context=256, max_sequences=3, chunk=4)
+    engine = EngineConfig(activation_bits=8 * planes, context=256, max_sequences=3, chunk=4)
     ours = open_cuda(kind, weights, engine, fused=fused)
     theirs = ReferenceBackend(weights, engine)
     given = {s for s, _ in weights.graph.stages if s not in ON_REQUEST}

@@ -10,7 +10,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.faults import with_backend
@@ -45,9 +45,9 @@ KINDS = (
 )
 MODELS = {
     **{kind: partial(module.write, kind=kind) for module, kind in KINDS},
-    **{f"olmoe-{kind}": partial(test_olmoe.write, g=g) for kind, g in test_olmoe.SHAPES.items()},
+    **{f"olmoe-{kind}": partial(test_olmoe.write, kind=kind) for kind in test_olmoe.SHAPES},
     "gpt-oss": test_gpt_oss.write,
-    "minimax-m2": test_minimax.write,
+    "minimax-m2": partial(test_minimax.write, kind="M2"),
     **{f"nemotron-{k}": partial(test_nemotron_h.write, kind=k) for k in test_nemotron_h.SHAPES},
     "qwen3next": test_qwen3next.write,
     "qwen35": test_qwen35.write_dense,
@@ -97,7 +97,7 @@ def compare(kind, path, planes, fused):
     rng = np.random.default_rng(SEED)
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
-        engine = EngineConfig(activation_planes=planes, context=256, max_sequences=2, chunk=64)
+        engine = EngineConfig(activation_bits=8 * planes, context=256, max_sequences=2, chunk=64)
         ours, theirs = open_cuda(kind, weights, engine, fused=fused), CpuBackend(weights, engine)
         vocab = weights.config.vocab
         tokens = [rng.integers(0, vocab, n) for n in (LENGTHS[kind], OTHERS[kind])]

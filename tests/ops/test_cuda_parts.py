@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import LOGITS, Batch
+from isobit.backends.base import HIDDEN, LOGITS, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.parts import CudaPartsBackend
@@ -15,6 +16,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
+from tests.helpers.passes import same_results
 from tests.helpers.synth import Geometry, write_model
 
 from .cuda_emulator import EmulatedGpu
@@ -83,7 +85,7 @@ class OneOfSeveral(EmulatedGpu):
 
 def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBackend:
     gpus = [OneOfSeveral(seed + r) for r in range(parts)]
-    engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_planes": planes})
+    engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_bits": 8 * planes})
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside
     for gpu in gpus:
@@ -123,7 +125,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_planes": planes}))
+    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes}))
     split = opened(weights, parts, seed, planes)
     rng = np.random.default_rng(seed)
     for batch in batches(rng, weights.config.vocab)[::3]:
@@ -135,6 +137,13 @@ def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
     for batch in (prompt, prompt, prompt, *steps):  # what comes again becomes a graph
         expected = whole.forward(batch).view(np.uint32)
         assert np.array_equal(split.forward(batch).view(np.uint32), expected)
+    for wanted in (
+        HIDDEN,
+        HIDDEN,
+        replace(HIDDEN, top=2, digests=True),
+        replace(HIDDEN, logits=True),
+    ):
+        same_results(split.run(prompt, wanted), whole.run(prompt, wanted))
     tokens = np.array([5], np.int32), np.array([6], np.int32), np.array([[2, 3]], np.int32)
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
     split.close()

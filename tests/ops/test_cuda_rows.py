@@ -78,7 +78,7 @@ def test_rows(tmp_path, monkeypatch, shape, rows, bulk, few_tiles, planes):
     monkeypatch.setattr(step_attention, "FEW_TILES", few_tiles)
     geometry, multiprocessors, _ = shape
     path = write_model(tmp_path / "m.gguf", Geometry(layers=2, **geometry), seed=SEED)
-    engine = EngineConfig(activation_planes=planes, context=256, max_sequences=rows, chunk=64)
+    engine = EngineConfig(activation_bits=8 * planes, context=256, max_sequences=rows, chunk=64)
     rng = np.random.default_rng(SEED)
     pages = rng.permutation(4 * rows).astype(np.int32).reshape(rows, 4)
     gpu = EmulatedGpu(SEED, bulk=bulk)
@@ -174,7 +174,7 @@ def test_rows_on_a_gpu(tmp_path, rows, planes):
     gpu = open_gpu("cuda")
     geometry = Geometry(layers=3, experts=64, experts_used=6, hidden=1024, ffn=512)
     path = write_model(tmp_path / "m.gguf", geometry, seed=SEED)
-    engine = EngineConfig(activation_planes=planes, context=512, max_sequences=rows, chunk=256)
+    engine = EngineConfig(activation_bits=8 * planes, context=512, max_sequences=rows, chunk=256)
     rng = np.random.default_rng(SEED)
     pages = rng.permutation(8 * rows).astype(np.int32).reshape(rows, 8)
     with GGUFFile.open(path) as file:

@@ -27,7 +27,7 @@ from isobit.numerics.ops import (
     Silu,
     TopK,
 )
-from tests.helpers.synth import QWEN3_30B_A3B
+from tests.helpers.geometries import QWEN3_30B_A3B
 from tests.model.test_split import Meeting
 
 from .cases.pointwise import softcap

@@ -18,7 +18,7 @@ from isobit.gguf.formats import FORMATS
 from isobit.model.architectures import qwen3
 from isobit.numerics import TILE, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
-from tests.helpers.synth import QWEN3_30B_A3B
+from tests.helpers.geometries import QWEN3_30B_A3B, AnyTensors
 
 from .inputs import weight
 from .wgpu_support import open_device
@@ -68,19 +68,8 @@ def test_parts_of_a_stack_are_the_whole(rng, name):
 # Limits: no device needed.
 
 
-class NamesAlone:
+class NamesAlone(AnyTensors):
     """Tensors of any shape that is asked for, without their bytes."""
-
-    source = "test"
-
-    def __contains__(self, name):
-        return name == "output.weight"
-
-    def split(self, name, parts):
-        pass
-
-    def leave_out(self, name):
-        pass
 
     def take(self, name, *shape):
         return Weight(name, FORMATS[12], shape, np.empty(0, np.uint8))

@@ -127,5 +127,5 @@ def test_answers_of_other_settings_are_not_mixed(
     write(tmp_path / "in", 1)
     args = ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *BACKEND]
     assert main(args) == 0
-    assert main([*args, "--planes", "1"]) == 2
+    assert main([*args, "--activation-bits", "8"]) == 2
     assert "another model or setting" in capsys.readouterr().err

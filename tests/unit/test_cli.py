@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from isobit.backends import FallbackNote
-from isobit.cli import COMMANDS, main, options, tools
+from isobit.cli import COMMANDS, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
 from isobit.cli.run import show
 from isobit.errors import NothingCompared
@@ -70,7 +70,7 @@ X = [*RUN, "-p", "x"]
         ([*X, "--min-p", "2"], 2, "--min-p"),
         ([*X, "--top-k", "-1"], 2, "--top-k: expected a whole number, 0 or more; got '-1'"),
         ([*X, "--repeat-penalty", "0"], 2, "--repeat-penalty: expected a number from"),
-        ([*X, "--planes", "3"], 2, "--planes: expected 1 or 2, got 3"),
+        ([*X, "--activation-bits", "24"], 2, "--activation-bits: expected 8 or 16, got 24"),
         ([*X, "--threads", "0"], 2, "threads"),
         ([*X, "--context", "0"], 2, "context: expected an integer from 1 to 16777216, got 0"),
         ([*X, "--context", "16777217"], 2, "context"),
@@ -79,7 +79,11 @@ X = [*RUN, "-p", "x"]
         ([*X, "--json", "--jsonl"], 2, "--jsonl: not allowed with argument --json"),
         (["perplexity", "--text", "x", "--window", "99999999"], 2, "--window: expected"),
         (["accuracy", "--text", "x", "--window", "99999999"], 2, "--window: expected"),
-        (["verify", "-p", "x", "--against-planes", "3"], 2, "--against-planes: expected"),
+        (
+            ["verify", "-p", "x", "--against-activation-bits", "24"],
+            2,
+            "--against-activation-bits: ",
+        ),
         (["serve", "--port", "65536"], 2, "--port: expected a whole number, 0 to 65535"),
         (["serve", "--host", "a..b"], 2, "a..b:8000: expected an address of this machine"),
         (
@@ -319,9 +323,9 @@ def test_a_comparison_refuses_a_fallback_alone(monkeypatch, capsys, note):
     monkeypatch.setattr(tools, "Model", Opened)
     if isinstance(note, FallbackNote):
         with pytest.raises(NothingCompared):
-            tools.open_exactly("sample", "auto", 2, None, 1)
+            tools.open_exactly("sample", "auto", 16, None, 1)
     else:
-        assert tools.open_exactly("sample", "cuda", 2, None, 1).backend.name == "cuda"
+        assert tools.open_exactly("sample", "cuda", 16, None, 1).backend.name == "cuda"
         assert note in capsys.readouterr().err
 
 
@@ -373,16 +377,16 @@ def test_a_file_s_recommended_sampling_yields_to_what_was_asked(
         "general.sampling.top_k": -5,  # out of range, so no advice
         "general.sampling.min_p": "often",
     }
-    assert options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
+    assert sampling_options.recommended(metadata, {}) == {"temperature": 0.7, "top_p": 0.8}
     odd, kind = capsys.readouterr().err.splitlines()
     assert "general.sampling.top_k is not followed: top_k: expected" in odd
     assert (
         "general.sampling.min_p is not followed: min_p: expected a number from 0 to 1, got 'often'"
         in kind
     )
-    assert options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
-    assert options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
-    assert options.words({}) == ""
+    assert sampling_options.recommended(metadata, {"temperature": 0.0}) == {"top_p": 0.8}
+    assert sampling_options.words({"top_p": 0.8}) == "top-p 0.8, as the file recommends"
+    assert sampling_options.words({}) == ""
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from isobit.cli import chat as command
-from isobit.cli.telling import Telling, read_json
+from isobit.cli.stream_printer import StreamPrinter, read_json
 from isobit.errors import UsageError
 from isobit.runtime.generation import Completion, Timings
 from isobit.server.parsing.thinking import Thinking
@@ -116,10 +116,10 @@ def test_a_path_is_no_command(text: str, expected: bool) -> None:
 
 
 def test_plain_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    telling = Telling(Chat(None))  # type: ignore[arg-type]
+    printer = StreamPrinter(Chat(None))  # type: ignore[arg-type]
     for character in " <think> \x1b[2J\n":
-        telling.write(character, [])
-    assert telling.end().text == " <think> \x1b[2J\n"
+        printer.write(character, [])
+    assert printer.end().text == " <think> \x1b[2J\n"
     assert capsys.readouterr().out == " <think> \x1b[2J\n"
 
 

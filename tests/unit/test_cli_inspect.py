@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isobit.backends import NAMES
+from isobit.backend_names import BACKENDS
 from isobit.cli import main
 from isobit.gguf.formats import FORMATS, Format
 from isobit.inspect import inspect, verdict
@@ -117,7 +117,7 @@ def test_what_each_backend_has_kernels_for(
     path = write_model(tmp_path / "m.gguf", replace(G, ffn=256), all_in(fmt.name))
     found = inspect(path)
     assert found.refused == []
-    assert list(found.backends) == list(NAMES)
+    assert list(found.backends) == list(BACKENDS)
     assert not any(found.backends.values())
     assert verdict(found).runs
     assert main(["inspect", str(path)]) == 0

@@ -13,7 +13,7 @@ from isobit.contracts import claims, document, status, status_report, validate
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
 from isobit.contracts.schema import STATUSES, Contract
-from isobit.contracts.subject import sample_digest
+from isobit.contracts.target import sample_digest
 from isobit.errors import GateFailed
 from tests.helpers.contracts import GOOD, broken
 
@@ -60,7 +60,7 @@ def evidence(contract: Contract, *outcomes: str, stale: bool = False, **about: A
         commit="abc",
         code="0" * 64 if stale else code_digest(code_of(contract, "cpu")),
         numerics=numerics.VERSION,
-        activation_planes=2,
+        activation_bits=16,
         results=results,
     )
 

@@ -9,7 +9,7 @@ import pytest
 from isobit.cli import main, options_of
 from isobit.contracts import document, findings, lint, references, validate
 from isobit.contracts.findings import RULES, Finding
-from isobit.contracts.measures import FIGURES, Bound
+from isobit.contracts.kinds import FIGURES, Bound
 from isobit.contracts.schema import Contract, json_schema
 from tests.helpers.contracts import GOOD, broken
 

@@ -10,7 +10,8 @@ from isobit.gguf import formats
 from isobit.model.architectures import qwen3
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
-from tests.helpers.synth import Q4_K_M, QWEN3_30B_A3B
+from tests.helpers.geometries import QWEN3_30B_A3B, AnyTensors
+from tests.helpers.synth import Q4_K_M
 
 FILE = 18_556_681_408  # Q4_K_M
 CARD = 24_564 << 20  # what a card of 24 GB has
@@ -29,19 +30,8 @@ class Card:
         return CARD, CARD
 
 
-class NoBytes:
+class NoBytes(AnyTensors):
     """The tensors of the large model, without their bytes."""
-
-    source = "30B"
-
-    def __contains__(self, name):
-        return name == "output.weight"
-
-    def split(self, name, parts):
-        pass
-
-    def leave_out(self, name):
-        pass
 
     def take(self, name, *shape):
         role = name.removesuffix(".weight").split(".")[-1].removesuffix("_exps")

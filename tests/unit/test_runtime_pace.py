@@ -1,6 +1,7 @@
 """Prompts beside generations: their share of a step follows from what passes cost."""
 
 import random
+from bisect import bisect_left
 from itertools import pairwise
 
 import pytest
@@ -60,6 +61,42 @@ def test_a_step_takes_no_half_longer(cost: Cost, generating: int, noise: float) 
         machine.run(generating, 0, 500 * generating)
     found = sorted(machine.read(4096, generating))
     assert found[int((0.5 if noise else 0.95) * len(found))] <= 1.52 * (1 + 2 * noise)
+
+
+SIZES = 8, 16, 24, 32, 48, 64, 96, 128, 192, 256
+MS = 4.5, 5.9, 6.9, 7.5, 8.3, 9.1, 11.4, 13.7, 16.9, 20.0
+"""What an H200 takes for passes of so many tokens, each sent to one expert in 16."""
+
+
+@pytest.mark.parametrize("generating", [4, 8, 16, 32, 64, 128])
+def test_a_gpu_reads_no_prompt_in_crumbs(generating: int) -> None:
+    """A step takes no half longer, or a prompt's token costs little more than in a pass of its own;
+    steady, only the former. Passes are full."""
+
+    def run(pace: Pace, among: int, prompt: int) -> float:
+        at = bisect_left(SIZES, among + prompt)
+        ms = MS[at] if at < len(SIZES) else 8 + 0.047 * (among + prompt)
+        pace.ran(among, prompt, 0, ms / 1e3)
+        return ms
+
+    found = {}
+    for steady in (False, True):
+        pace = Pace(SIZES, 1 / 16)
+        pace.steady = steady
+        own, step = run(pace, 0, 512) / 512, run(pace, generating, 0)
+        n = 0
+        for _ in range(40):
+            n = pace.beside(generating, 0, 1, 0) or n
+            seconds = run(pace, generating, n)
+        assert generating + n in SIZES
+        found[steady] = n
+        least = SIZES[bisect_left(SIZES, generating + 1)]
+        if steady:
+            assert seconds <= 1.55 * step or generating + n == least
+        else:
+            assert (seconds - step) / n <= 1.6 * own
+            assert seconds <= 2.1 * step
+    assert found[True] <= found[False]
 
 
 def test_it_finds_out_what_it_was_not_told() -> None:

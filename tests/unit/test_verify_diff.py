@@ -15,7 +15,7 @@ from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.model.stages import all_stages
 from isobit.verify import report
 from isobit.verify.compare import compare
-from isobit.verify.trace import Manifest, Trace, graph_order, parse_layers, parse_stages
+from isobit.verify.trace_file import Manifest, Trace, graph_order, parse_layers, parse_stages
 
 TOKENS = [5, 6, 7, 8]
 MANIFEST = Manifest(tokens=TOKENS, positions=[0, 1, 2, 3], backend="made up", numerics=1)
@@ -250,8 +250,8 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "negative": {"positions": [-1]},
         "beyond": {"positions": [0, 4]},
         "twice": {"positions": [1, 1]},
-        "planes": {"activation_planes": "2"},
-        "three planes": {"activation_planes": 3},
+        "planes": {"activation_bits": "16"},
+        "three planes": {"activation_bits": 24},
         "silent": {"not_recorded": ["attn_scores", "attn_norm"]},
     }.items():
         save_file(tensors, tmp_path / name, {"isobit": json.dumps(manifest | change)})

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from isobit.backend_names import BACKENDS, VARIANTS
 from isobit.backends import cuda_warmup
 from isobit.backends.base import Backend
 from isobit.backends.hardware import gpus, may_have_gpu
@@ -12,13 +13,6 @@ from isobit.errors import BackendUnavailable, UsageError, did_you_mean
 from isobit.model.weights import Weights
 
 Note = Callable[[str], None]
-
-NAMES = ("reference", "cpu", "cuda", "wgpu")
-"""Every backend; ``auto`` takes the fastest that can run here."""
-
-
-VARIANTS = ("cuda:unfused",)
-"""Backends operation by operation, so that every stage can be traced."""
 
 
 class FallbackNote(str):
@@ -94,8 +88,8 @@ def _named(name: str, weights: Weights, engine: EngineConfig, note: Note) -> Bac
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
         return WgpuBackend(weights, engine)
-    near = did_you_mean(name, ("auto", *NAMES, *VARIANTS))
-    raise UsageError(f"backend: expected auto, {', '.join(NAMES)}; got {name!r}{near}")
+    near = did_you_mean(name, ("auto", *BACKENDS, *VARIANTS))
+    raise UsageError(f"backend: expected auto, {', '.join(BACKENDS)}; got {name!r}{near}")
 
 
 def lacks(name: str, weights: Weights) -> str | None:

@@ -175,9 +175,9 @@ def _parser_of(command: str) -> argparse.ArgumentParser | None:
 
 def _allowed(action: argparse.Action) -> Iterable[object] | None:
     """The values that an argument may have; None: any."""
-    from isobit.backends import NAMES, VARIANTS  # noqa: PLC0415 - help goes without NumPy
+    from isobit.backend_names import BACKENDS, VARIANTS  # noqa: PLC0415 - help goes without NumPy
 
-    known = {"backend": ("auto", *NAMES, *VARIANTS), "activation_planes": (1, 2)}
+    known = {"backend": ("auto", *BACKENDS, *VARIANTS), "activation_bits": (8, 16)}
     return action.choices if action.choices is not None else known.get(action.dest)
 
 

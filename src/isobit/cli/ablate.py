@@ -1,4 +1,4 @@
-"""``isobit ablate``: what a guess about an operation's arithmetic is worth."""
+"""``isobit ablate``: measure the effect of another arithmetic on chosen operations."""
 
 import argparse
 import json
@@ -8,11 +8,12 @@ from isobit.cli import options, tools
 from isobit.cli.output import add_format, bar, busy, print_table
 from isobit.errors import UsageError
 from isobit.model.weights import Weights
-from isobit.verify import coarse
+from isobit.verify import other_arithmetics
 from isobit.verify.ablate import OWN, Ablation, Outcome, by_share
 from isobit.verify.compare import ONE_TOKEN
 from isobit.verify.fit import Fit, in_words
-from isobit.verify.trace import check_tokens, parse_layers
+from isobit.verify.trace import check_tokens
+from isobit.verify.trace_file import parse_layers
 
 _DROP = ("sets moved", "argmax moved", "of the spec's", "mean KL", "argmax", "expert sets", "±")
 """Columns that a narrow terminal does without, the first of them first."""
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="STAGE=ARITHMETIC",
-        help=f"run a stage in {coarse.NAMES}; repeatable: each alone, then all together (unless a "
-        "stage is named twice)",
+        help=f"run a stage in {other_arithmetics.NAMES}; repeatable: each alone, then all together "
+        "(unless a stage is named twice)",
     )
     parser.add_argument(
         "--rank",
@@ -49,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
     parser.add_argument(
-        "--planes",
-        type=options.at_least(1, 2),
-        default=2,
+        "--activation-bits",
+        type=int,
+        choices=(8, 16),
+        default=16,
         metavar="N",
-        help="of the specification (default: 2)",
+        help="of the specification (default: 16)",
     )
+    options.add_planes(parser, "--planes")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -62,14 +65,14 @@ def main(args: argparse.Namespace) -> None:
     if not args.stage and args.rank is None:
         raise UsageError("expected --stage STAGE=ARITHMETIC or --rank, got neither")
     if args.rank not in (None, OWN):
-        coarse.rounding(args.rank)
+        other_arithmetics.rounding(args.rank)
     prompts = tools.read_prompts(args)
     with tools.open_file(args.model) as file:
         weights = Weights.from_file(file)
     layers = parse_layers(args.layers, weights.config.n_layers)
     with busy("computing the prompts in float64 and by the specification"):
         checked = [check_tokens(p, weights.config) for p in prompts]
-        ablation = Ablation(weights, checked, args.planes)
+        ablation = Ablation(weights, checked, args.activation_bits // 8)
     choices = [ablation.parse(text) for text in args.stage]
     found = [ablation.specification]
     if args.pin:

@@ -5,7 +5,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from isobit.cli import options, tools
+from isobit.cli import argtypes, options, prompt_options, tools
 from isobit.cli.output import add_format, bar, print_table
 from isobit.config import MOST_POSITIONS
 from isobit.verify import accuracy
@@ -18,43 +18,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - for stdin")
     parser.add_argument(
-        "--planes",
-        type=lambda text: options.comma_list(text, "planes: expected 1, 2 or 1,2"),
-        default=[2, 1],
+        "--activation-bits",
+        type=lambda text: argtypes.comma_list(text, "activation bits: expected 8, 16 or 16,8"),
+        default=[16, 8],
         metavar="N,…",
-        help="activation planes to measure (default: 2,1)",
+        help="bits of activations to measure (default: 16,8)",
     )
+    options.add_planes(parser, "--planes", several=True)
     parser.add_argument(
         "--window",
-        type=options.at_least(2, MOST_POSITIONS),
+        type=argtypes.at_least(2, MOST_POSITIONS),
         default=accuracy.WINDOW,
         metavar="N",
         help="tokens of a sequence (default: %(default)s)",
     )
     parser.add_argument(
-        "--limit", type=options.at_least(2), metavar="N", help="measure the first N tokens only"
+        "--limit", type=argtypes.at_least(2), metavar="N", help="measure the first N tokens only"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
-    options.add_engine(parser, planes=False, backend="cpu")
+    options.add_engine(parser, bits=False, backend="cpu")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    ids = tools.text_tokens(args.model, options.read_text(args.text))[: args.limit]
+    ids = tools.text_tokens(args.model, prompt_options.read_text(args.text))[: args.limit]
     with ExitStack() as stack:
         models = [
             stack.enter_context(
                 tools.open_exactly(
                     args.model,
                     args.backend,
-                    planes,
+                    bits,
                     args.threads,
                     args.window,
                     **options.sizes(args),
                 )
             )
-            for planes in args.planes
+            for bits in args.activation_bits
         ]
         progress = stack.enter_context(bar("tokens"))
         oracle = Oracle.of(models[0].file)
@@ -75,6 +76,7 @@ def _show(args: argparse.Namespace, found: list[Accuracy]) -> None:
 
 def _row(a: Accuracy) -> dict[str, object]:
     return asdict(a) | {
+        "activation_planes": a.activation_bits // 8,  # its former name, for a release
         "mean_kl": a.mean_kl,
         "top1_fraction": a.top1_fraction,
         "changed_fraction": a.changed_fraction,
@@ -86,7 +88,7 @@ def _row(a: Accuracy) -> dict[str, object]:
 def _cells(a: Accuracy) -> list[str]:
     changed = a.changed_fraction
     return [
-        f"{a.backend}, planes {a.activation_planes}",
+        f"{a.backend}, {a.activation_bits} bits",
         str(a.tokens),
         f"{a.mean_kl:.2e}",
         f"{100 * a.top1_fraction:.2f} %",

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isobit.backends import NAMES, VARIANTS
-from isobit.cli import options, say, tools
+from isobit.backend_names import BACKENDS, VARIANTS
+from isobit.cli import argtypes, options, say, tools
 from isobit.cli.output import bar, busy, count
 from isobit.errors import GateFailed, UsageError
 from isobit.runtime.scheduler import Limits
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.output_file,
+        type=argtypes.output_file,
         metavar="OUT",
         required=True,
         help="answers, one a line; rows that it has already are not asked for again",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batch")
     group.add_argument(
         "--at-once",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         default=64,
         metavar="N",
         help="requests that are answered together (default: %(default)s)",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--audit",
-        type=options.share,
+        type=argtypes.share,
         default=0.0,
         metavar="SHARE",
         help="compute this share of the rows again on --audit-backend, and compare: 0.01",
@@ -76,7 +76,7 @@ def _workers(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in text.split(","):
         backend, _, n = part.partition("=")
-        if backend not in (*NAMES, *VARIANTS) or not n.isdecimal() or not 0 < int(n) < 1e5:
+        if backend not in (*BACKENDS, *VARIANTS) or not n.isdecimal() or not 0 < int(n) < 1e5:
             raise argparse.ArgumentTypeError(
                 f"expected backends and numbers, such as cpu=4,cuda=2; got {text!r:.60}"
             )
@@ -106,9 +106,9 @@ def main(args: argparse.Namespace) -> None:
         with Service(model, limits=limits) as service:
             ask = partial(batch.post, build(service))
             answered = asyncio.run(_answer(args, path, rows, ask, service.fingerprint))
-        planes = model.engine.activation_planes
+        bits = model.engine.activation_bits
     if args.audit:
-        _audit(args, answered, planes)
+        _audit(args, answered, bits)
     answered.close()
 
 
@@ -196,14 +196,14 @@ def _receipts(args: argparse.Namespace, answered: Any) -> list[tuple[str, Receip
     return receipts
 
 
-def _audit(args: argparse.Namespace, answered: Any, planes: int) -> None:
+def _audit(args: argparse.Namespace, answered: Any, bits: int) -> None:
     """Compute a share of the rows again on another backend."""
     receipts = _receipts(args, answered)
     if not receipts:
         return
     longest = max(len(r.prompt) + len(r.tokens) for _, r in receipts)
     wrong: list[str] = []
-    with tools.open_exactly(args.model, args.audit_backend, planes, args.threads, longest) as model:
+    with tools.open_exactly(args.model, args.audit_backend, bits, args.threads, longest) as model:
         with bar("computing again", "answers") as advance:
             for i, (name, receipt) in enumerate(receipts, 1):
                 difference = replay(receipt, model)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isobit import __version__, bench, numerics
-from isobit.cli import options, say
+from isobit.cli import argtypes, options, prompt_options, say
 from isobit.cli.output import busy, print_table, progress_bar, size
 from isobit.errors import UsageError
 from isobit.inspect import active_bytes
@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-r",
         "--repetitions",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         metavar="N",
         help=f"repetitions of each test (default: {TEST_DEFAULTS['repetitions']})",
     )
-    options.add_prompt(parser, "--prompt", required=False)
+    prompt_options.add_prompt(parser, "--prompt", required=False)
     group = parser.add_argument_group("whole generations")
     for flag, least, text in (
         ("--max-tokens", 1, "most tokens of a generation"),
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         default = GENERATION_DEFAULTS[flag[2:].replace("-", "_")]
         group.add_argument(
-            flag, type=options.at_least(least), metavar="N", help=f"{text} (default: {default})"
+            flag, type=argtypes.at_least(least), metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
         "-o",
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    prompt = options.read_prompt(args)
+    prompt = prompt_options.read_prompt(args)
     defaults, others = TEST_DEFAULTS, GENERATION_DEFAULTS
     if prompt is not None:
         defaults, others = others, defaults
@@ -119,7 +119,7 @@ _MODEL_COLUMNS: Columns = {
     "size": lambda r: size(r["model_size"]),
     "params": lambda r: f"{r['model_n_params'] / 1e6:,.2f} M",
     "backend": lambda r: r["backend"],
-    "planes": lambda r: str(r["activation_planes"]),
+    "bits": lambda r: str(r["activation_bits"]),
     "threads": lambda r: str(r["n_threads"]),
 }
 
@@ -165,7 +165,7 @@ def _print(columns: Columns, rows: list[Row], form: str | None) -> None:
         print_table(list(columns), cells, form, drop=_DROP)
 
 
-_DROP = ("size", "params", "threads", "planes", "model", "total ms", "p95 ms", "of bandwidth")
+_DROP = ("size", "params", "threads", "bits", "model", "total ms", "p95 ms", "of bandwidth")
 """Columns that a narrow terminal does without, the first of them first."""
 
 
@@ -283,7 +283,8 @@ def _about(model: Model, *, digest: bool) -> Row:
         "model_sha256": model.file.sha256() if digest else None,
         "backend": model.backend.name,
         "device": model.backend.device,
-        "activation_planes": model.engine.activation_planes,
+        "activation_bits": model.engine.activation_bits,
+        "activation_planes": model.engine.planes,  # its former name, for a release
         "n_threads": model.engine.cores,
         "active_bytes_per_token": active_bytes(model.file, model.config),
         "read_bandwidth": bandwidth,
@@ -322,4 +323,4 @@ def _steps(total: int) -> Iterator[bench.Progress]:
 
 
 def _lengths(text: str) -> list[int]:
-    return options.comma_list(text, "expected numbers of tokens with commas, such as 128,512")
+    return argtypes.comma_list(text, "expected numbers of tokens with commas, such as 128,512")

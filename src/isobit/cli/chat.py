@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from isobit.cli import options, say
+from isobit.cli import options, prompt_options, sampling_options, say
 from isobit.cli.output import visible
 from isobit.cli.run import Ids, add_length, follow, has_text, report_speed
-from isobit.cli.telling import Telling, message, read_json
+from isobit.cli.stream_printer import StreamPrinter, message, read_json
 from isobit.errors import IsobitError, UsageError, did_you_mean
 from isobit.runtime.generation import Completion, Settings
 from isobit.runtime.model import Model
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Sampling is as the model's file recommends, where it does and no option says otherwise."
     )
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=False, text="the only message")
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=False, text="the only message")
     parser.add_argument("--system", metavar="TEXT", help="the system message (default: none)")
     parser.add_argument(
         "--tools",
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="more variables for the chat template, such as '{\"enable_thinking\": false}'",
     )
     add_length(parser, 512)
-    options.add_sampling(parser, recommended=True)
+    sampling_options.add_sampling(parser, recommended=True)
     options.add_engine(parser)
     options.add_inexact(parser)
     options.add_context(parser)
@@ -66,29 +66,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    prompt = options.read_prompt(args)
+    prompt = prompt_options.read_prompt(args)
     if prompt is None and not sys.stdin.isatty():
-        prompt = options.read_text("-")
+        prompt = prompt_options.read_text("-")
     if isinstance(prompt, list) and args.system is not None:
         raise UsageError("--tokens: expected a whole conversation, so no --system beside it")
     if isinstance(prompt, str) and not prompt.strip():
         raise UsageError("expected a message, got an empty one")
-    settings, asked = options.settings(args), _asked(args)
+    settings, asked = sampling_options.settings(args), _asked(args)
     with options.open_model(args, args.context) as model:
-        advice = options.recommended(model.file.metadata, settings)
+        advice = sampling_options.recommended(model.file.metadata, settings)
         settings.update(advice)  # type: ignore[typeddict-item]
         if prompt is None:
-            Conversation(model, settings, args.system, asked).run(options.words(advice))
+            Conversation(model, settings, args.system, asked).run(sampling_options.words(advice))
         else:
             if isinstance(prompt, str):
                 messages = [*_system(args.system), {"role": "user", "content": prompt}]
                 chat = begun(model, ChatRequest(messages=messages, **asked))
             else:
                 chat = Chat(model, prompt)
-            telling = Telling(chat)
-            write = telling.write if has_text(model) else Ids()
+            printer = StreamPrinter(chat)
+            write = printer.write if has_text(model) else Ids()
             completion = follow(model, chat.prompt, settings, write)
-            telling.end()
+            printer.end()
             if completion.finish_reason == "interrupted":
                 raise KeyboardInterrupt(f"after {len(completion.token_ids)} tokens")
             report_speed(completion)
@@ -98,7 +98,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """What is asked of each answer beside messages."""
     found: dict[str, Any] = {}
     if args.tools is not None:
-        found["tools"] = read_json(options.read_text(args.tools), "--tools", list)
+        found["tools"] = read_json(prompt_options.read_text(args.tools), "--tools", list)
         if not all(isinstance(tool, dict) for tool in found["tools"]):
             raise UsageError("--tools: expected a list of functions")
         checked(found["tools"], None, parallel=True)
@@ -193,9 +193,9 @@ class Conversation:
     def _answered(self, messages: list[dict[str, Any]]) -> list[Call]:
         """Add an answer; the calls in it that wait for what they give."""
         chat = begun(self._model, ChatRequest(messages=messages, **self._asked))
-        telling = Telling(chat)
-        self._last = done = follow(self._model, chat.prompt, self._settings, telling.write)
-        answer = telling.end()
+        printer = StreamPrinter(chat)
+        self._last = done = follow(self._model, chat.prompt, self._settings, printer.write)
+        answer = printer.end()
         messages.append(message(answer))
         if done.finish_reason == "interrupted":
             say("stopped")

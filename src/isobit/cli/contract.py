@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isobit import __version__
-from isobit.cli import EXIT_CODES, options, options_of, say
+from isobit.backend_names import BACKENDS
+from isobit.cli import EXIT_CODES, argtypes, options_of, say
 from isobit.cli.output import add_format, print_document
 from isobit.errors import FileRefused, GateFailed, NotRun, UsageError
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from isobit.contracts.findings import Finding
     from isobit.contracts.schema import Contract
     from isobit.contracts.status import Status
-
-BACKENDS = ("reference", "cpu", "cuda", "wgpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "-o",
         "--output",
-        type=options.output_file,
+        type=argtypes.output_file,
         metavar="FILE",
         help="write the table (Markdown) here",
     )
     action.add_argument(
         "--html",
-        type=options.output_file,
+        type=argtypes.output_file,
         metavar="FILE",
         help="also write a page that needs no network",
     )
@@ -89,10 +88,10 @@ def _add_check(action: argparse.ArgumentParser) -> None:
     action.add_argument("--evidence", metavar="DIR", help=_EVIDENCE)
     action.add_argument("--peer", metavar="PATH", help="llama-bench, for ratios")
     action.add_argument(
-        "--seed", type=options.at_least(0), metavar="N", help="repeats a run's random choices"
+        "--seed", type=argtypes.at_least(0), metavar="N", help="repeats a run's random choices"
     )
     action.add_argument("--commit", metavar="C", help="if there is no repository to ask")
-    action.add_argument("-t", "--threads", type=options.whole, metavar="N", help="CPU threads")
+    action.add_argument("-t", "--threads", type=argtypes.whole, metavar="N", help="CPU threads")
 
 
 def _add_amend(action: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from isobit.cli import options, say
+from isobit.cli import argtypes, say
 from isobit.cli.output import progress_bar
 from isobit.convert import convert
 from isobit.model.checkpoint import TYPES
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.whole_file,
+        type=argtypes.whole_file,
         required=True,
         metavar="FILE",
         help="file to write",

@@ -4,7 +4,7 @@ import argparse
 
 from isobit.cli import tools
 from isobit.verify.compare import compare
-from isobit.verify.trace import Trace, parse_layers, parse_stages
+from isobit.verify.trace_file import Trace, parse_layers, parse_stages
 from isobit.verify.verify import open_replay
 
 

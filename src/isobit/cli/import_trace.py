@@ -2,7 +2,7 @@
 
 import argparse
 
-from isobit.cli import options, say, tools
+from isobit.cli import options, prompt_options, say, tools
 from isobit.model.weights import Weights
 from isobit.verify.aprt import read_folder
 from isobit.verify.trace import check_tokens
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("folder", metavar="FOLDER", help="<stage>.bin, layer-<n>/<stage>.bin")
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True)
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=True)
     parser.add_argument(
         "--last", action="store_true", help="the files hold the last token alone, not all of them"
     )

@@ -1,28 +1,19 @@
 """Options that several commands share, and what is made of them."""
 
 import argparse
-import errno
 import os
-import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import TypedDict
 
-from isobit.backends import NAMES, VARIANTS, FallbackNote
+from isobit.backend_names import BACKENDS, VARIANTS
+from isobit.backends import FallbackNote
 from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
-from isobit.cli import say
+from isobit.cli import argtypes, say
 from isobit.cli.output import busy
-from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
-from isobit.errors import UsageError, no_such_file
-from isobit.files import is_named_pipe
+from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of_planes
+from isobit.errors import UsageError
 from isobit.numerics import TILE
-from isobit.runtime.generation import Settings, checked_sampling
 from isobit.runtime.model import Model
-from isobit.runtime.sampler import Sampling
-
-PROMPT_LIMIT = 16 << 20  # bytes; the longest contexts hold a tenth of it
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -40,46 +31,38 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_engine(
     parser: argparse.ArgumentParser,
     *,
-    planes: bool = True,
+    bits: bool = True,
     backend: str = "auto",
     sequences: int | None = 1,
 ) -> None:
-    """How the model is run; ``planes=False`` and ``sequences=None`` where something else says how
+    """How the model is run; ``bits=False`` and ``sequences=None`` where something else says how
     many."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--backend",
         default=backend,
-        help=f"auto (the fastest that runs here), {', '.join(NAMES)}, or {', '.join(VARIANTS)}, "
+        help=f"auto (the fastest that runs here), {', '.join(BACKENDS)}, or {', '.join(VARIANTS)}, "
         "operation by operation, every stage of which can be traced (default: %(default)s)",
     )
-    if planes:
-        group.add_argument(
-            "--planes",
-            "--activation-planes",
-            dest="activation_planes",
-            type=whole,
-            metavar="N",
-            default=EngineConfig.activation_planes,
-            help="int8 planes of an activation: 2 (16 bits) or 1 (int8) (default: %(default)s)",
-        )
+    if bits:
+        add_activation_bits(group)
     group.add_argument(
         "-t",
         "--threads",
-        type=whole,
+        type=argtypes.whole,
         metavar="N",
         help="CPU threads (default: every usable core; fewer may be faster where cores are shared)",
     )
     group.add_argument(
         "--chunk",
-        type=whole,
+        type=argtypes.whole,
         metavar="N",
         default=EngineConfig.chunk,
         help="prompt tokens in a pass (default: %(default)s)",
     )
     group.add_argument(
         "--cache",
-        type=at_least(1, MOST_PAGES * TILE),
+        type=argtypes.at_least(1, MOST_PAGES * TILE),
         metavar="N",
         help="tokens of all sequences together that the KV cache has room for (default: enough for "
         "sequences of full length, as far as the memory goes)",
@@ -87,14 +70,14 @@ def add_engine(
     if sequences is not None:
         group.add_argument(
             "--sequences",
-            type=at_least(1, MOST_POSITIONS),
+            type=argtypes.at_least(1, MOST_POSITIONS),
             metavar="N",
             default=sequences,
             help="sequences that are run together (default: %(default)s)",
         )
     group.add_argument(
         "--parts",
-        type=whole,
+        type=argtypes.whole,
         metavar="N",
         default=EngineConfig.parts,
         help="processes that cpu, GPUs that cuda is split over (default: %(default)s)",
@@ -115,6 +98,41 @@ def add_engine(
         "ray:FIRST:END@BACKEND is one on a cluster of Ray",
     )
     add_stage_key(group)
+
+
+def add_activation_bits(group: argparse._ActionsContainer) -> None:
+    """How finely activations are kept."""
+    group.add_argument(
+        "--activation-bits",
+        type=argtypes.whole,
+        metavar="N",
+        default=EngineConfig.activation_bits,
+        help="bits of an activation: 16, or 8, which is faster and coarser (default: %(default)s)",
+    )
+    add_planes(group, "--planes", "--activation-planes")
+
+
+def add_planes(
+    group: argparse._ActionsContainer,
+    *flags: str,
+    to: str = "activation_bits",
+    several: bool = False,
+) -> None:
+    """The former spelling: 2 or 1 planes of 8 bits. Accepted for a release."""
+
+    def bits(text: str) -> int | list[int]:
+        try:
+            if several:
+                return [
+                    bits_of_planes(n)
+                    for n in argtypes.comma_list(text, "planes: expected 1, 2 or 1,2")
+                ]
+            return bits_of_planes(argtypes.whole(text))
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    hidden = argparse.SUPPRESS
+    group.add_argument(*flags, dest=to, type=bits, metavar="N", default=hidden, help=hidden)
 
 
 def _shares(text: str) -> tuple[int, ...]:
@@ -157,7 +175,11 @@ def add_server(group: argparse._ActionsContainer) -> None:
     """What is served to clients, and how it ends."""
     group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
     group.add_argument(
-        "--port", type=at_least(0, 65535), default=8000, metavar="N", help="(default: %(default)s)"
+        "--port",
+        type=argtypes.at_least(0, 65535),
+        default=8000,
+        metavar="N",
+        help="(default: %(default)s)",
     )
     group.add_argument(
         "--api-key-env",
@@ -173,7 +195,7 @@ def add_server(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--grace",
-        type=at_least(0),
+        type=argtypes.at_least(0),
         default=10,
         metavar="SECONDS",
         help="what runs may go on for so long after SIGTERM (default: %(default)s)",
@@ -200,7 +222,11 @@ def add_inexact(parser: argparse.ArgumentParser) -> None:
 def add_context(parser: argparse.ArgumentParser) -> None:
     """The longest sequence."""
     parser.add_argument(
-        "-c", "--context", type=whole, metavar="N", help="longest sequence (default: the model's)"
+        "-c",
+        "--context",
+        type=argtypes.whole,
+        metavar="N",
+        help="longest sequence (default: the model's)",
     )
 
 
@@ -223,7 +249,7 @@ def engine_of(
 ) -> EngineConfig:
     """How the arguments say a model is run."""
     return EngineConfig(
-        activation_planes=args.activation_planes,
+        activation_bits=args.activation_bits,
         threads=args.threads,
         context=context,
         allow_inexact=args.allow_inexact,
@@ -264,210 +290,3 @@ def _tell(note: str) -> None:
         say(note)
     elif found := gpus():
         say(f"running on the CPU, not the GPU ({found[0]}): {note}")
-
-
-def add_prompt(
-    parser: argparse.ArgumentParser, *flags: str, required: bool, text: str = "the prompt"
-) -> None:
-    """The prompt, in one of three ways; ``flags`` are those of the first."""
-    group = parser.add_argument_group("prompt").add_mutually_exclusive_group(required=required)
-    group.add_argument(
-        *flags, dest="prompt", metavar="TEXT", help=f"{text}; - reads standard input"
-    )
-    group.add_argument(
-        "--prompt-file", metavar="FILE", help=f"{text}: a UTF-8 file, - for standard input"
-    )
-    group.add_argument(
-        "--tokens", type=_token_ids, metavar="IDS", help="token ids instead: 785,921,308"
-    )
-
-
-def read_prompt(args: argparse.Namespace) -> str | list[int] | None:
-    """The prompt as text or token ids; None if none was given."""
-    if args.prompt_file is not None or args.prompt == "-":
-        return read_text(args.prompt_file or "-")
-    prompt: str | list[int] | None = args.tokens if args.prompt is None else args.prompt
-    return prompt
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 file, or standard input for ``-``."""
-    name = "standard input" if path == "-" else path
-    try:
-        if path == "-":
-            if sys.stdin.isatty():
-                say("reading from the terminal; Ctrl-D at the beginning of a line ends it")
-            data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
-        else:
-            if is_named_pipe(path):
-                raise OSError(errno.ESPIPE, "a named pipe; send it to standard input, -")
-            with Path(path).open("rb") as opened:
-                data = opened.read(PROMPT_LIMIT + 1)
-        if len(data) <= PROMPT_LIMIT:
-            return data.decode()
-    except UnicodeDecodeError as error:
-        found = f"{error.reason} at byte {error.start}"
-        raise UsageError(f"{name}: expected UTF-8 text, got {found}") from None
-    except FileNotFoundError:
-        raise UsageError(no_such_file(path)) from None
-    except OSError as error:
-        raise UsageError(f"{name}: expected a readable file, got: {error.strerror}") from None
-    except ValueError as error:  # a NUL in the path
-        raise UsageError(f"{name}: expected a file name, got: {error}") from None
-    raise UsageError(f"{name}: expected a prompt of at most {PROMPT_LIMIT} bytes, got more")
-
-
-def output_file(path: str) -> str:
-    """A file that a run writes at its end, refused before it begins if that will fail."""
-    file = Path(path)
-    found = "a folder" if file.is_dir() else "a named pipe" if is_named_pipe(file) else ""
-    if not found and not file.parent.is_dir():
-        found = f"no folder {str(file.parent)!r}"
-    if found:
-        raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got {found}")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write {path!r}: no permission")
-    return path
-
-
-def whole_file(path: str) -> str:
-    """:func:`output_file`, of what is written beside its place and renamed: over no device."""
-    output_file(path)
-    if Path(path).exists() and not Path(path).is_file():
-        raise argparse.ArgumentTypeError(f"cannot write {path!r}: expected a file, got a device")
-    return path
-
-
-_SAMPLING = {
-    "temperature": ("temp", "0 takes the likeliest token"),
-    "top_k": ("top_k", "keep the K likeliest tokens; 0 keeps all"),
-    "top_p": ("top_p", "keep the fewest tokens whose probabilities reach this sum"),
-    "min_p": ("min_p", "keep tokens at least this fraction as likely as the likeliest"),
-    "repeat_penalty": ("penalty_repeat", "make tokens that occurred less likely; 1 does not"),
-}
-"""Fields of Sampling: the key of a model file (``general.sampling.…``) and what it does."""
-
-
-def add_sampling(parser: argparse.ArgumentParser, *, recommended: bool = False) -> None:
-    """How tokens are chosen; ``recommended`` leaves room for what the model's file recommends."""
-    group = parser.add_argument_group("sampling")
-    for name, (_, text) in _SAMPLING.items():
-        default = getattr(Sampling, name)
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=at_least(0) if name == "top_k" else decimal,
-            default=None if recommended else default,
-            metavar="X",
-            help=f"{text} (default: {'the file’s, or ' if recommended else ''}{default})",
-        )
-    group.add_argument(
-        "--seed",
-        type=at_least(0),
-        metavar="X",
-        help="random seed; the same seed gives the same text (default: a new one each time)",
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        type=_stop,
-        metavar="TEXT",
-        help="stop when this text appears (not printed); repeatable",
-    )
-
-
-def settings(args: argparse.Namespace) -> Settings:
-    """The arguments of ``add_sampling``, and ``--max-tokens``, as ``Model.stream`` takes them.
-
-    Ask before a model is opened: what is out of range is refused here, and loading takes time.
-    """
-    given = {name: value for name in _SAMPLING if (value := getattr(args, name)) is not None}
-    Sampling(**given, seed=args.seed)
-    chosen: Settings = {"max_tokens": args.max_tokens, "seed": args.seed, "stop": args.stop}
-    chosen.update(given)  # type: ignore[typeddict-item]
-    return chosen
-
-
-def recommended(metadata: Mapping[str, object], chosen: Settings) -> dict[str, float]:
-    """The sampling that a model's file recommends, where ``chosen`` says nothing.
-
-    A value that is out of range is left out, and said: it is advice, and no reason to refuse the
-    model.
-    """
-    found: dict[str, float] = {}
-    for name, (key, _) in _SAMPLING.items():
-        full = f"general.sampling.{key}"
-        if name in chosen or full not in metadata:
-            continue
-        try:
-            checked_sampling(None, **{name: metadata[full]})  # type: ignore[arg-type]
-        except UsageError as error:
-            say(f"the file's {full} is not followed: {error}")
-        else:
-            found[name] = metadata[full]  # type: ignore[assignment]
-    return found
-
-
-def words(sampling: Mapping[str, float]) -> str:
-    """Sampling settings for people: "temperature 0.7, top-p 0.8, as the file recommends"."""
-    shown = ", ".join(f"{name.replace('_', '-')} {v:g}" for name, v in sampling.items())
-    return f"{shown}, as the file recommends" if shown else ""
-
-
-def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument's type: a whole number that is not below ``least``, nor above ``most``."""
-    which = f"{least} or more" if most is None else f"{least} to {most}"
-
-    def parse(text: str) -> int:
-        with suppress(ValueError):
-            if (n := int(text)) >= least and (most is None or n <= most):
-                return n
-        raise argparse.ArgumentTypeError(f"expected a whole number, {which}; got {_cut(text)}")
-
-    return parse
-
-
-def whole(text: str) -> int:
-    """An argument's type: a whole number; what it may be is the library's to say."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {_cut(text)}") from None
-
-
-def decimal(text: str) -> float:
-    """An argument's type: a number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {_cut(text)}") from None
-
-
-def share(text: str) -> float:
-    """An argument's type: a share of a whole, 0 to 1."""
-    with suppress(ValueError):
-        if 0 <= (x := float(text)) <= 1:
-            return x
-    raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {_cut(text)}")
-
-
-def _stop(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a text, got an empty one")
-    return text
-
-
-def _cut(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "…")
-
-
-def _token_ids(text: str) -> list[int]:
-    return comma_list(text, "token ids: expected numbers with commas, such as 785,921,308")
-
-
-def comma_list(text: str, complaint: str) -> list[int]:
-    """Integers with commas between them."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{complaint}; got {_cut(text)}") from None

@@ -142,7 +142,9 @@ def in_options(parser: argparse.ArgumentParser, message: str) -> str:
     words = {
         a.dest: next(o for o in a.option_strings if o.startswith("--"))
         for a in parser._actions
-        if any(o.startswith("--") for o in a.option_strings) and a.dest not in ("prompt", "tokens")
+        if any(o.startswith("--") for o in a.option_strings)
+        and a.dest not in ("prompt", "tokens")
+        and a.help is not argparse.SUPPRESS  # a former name
     }
     found = [words.get(name.strip()) for name in names.split(",")]
     if not colon or None in found:

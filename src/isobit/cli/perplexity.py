@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from isobit.cli import options, tools
+from isobit.cli import argtypes, options, prompt_options, tools
 from isobit.cli.output import bar, count
 from isobit.config import MOST_POSITIONS
 from isobit.errors import UsageError
@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - for stdin")
     parser.add_argument(
         "--window",
-        type=options.at_least(4, MOST_POSITIONS),
+        type=argtypes.at_least(4, MOST_POSITIONS),
         default=512,
         metavar="N",
         help="tokens of a window (default: %(default)s)",
     )
     parser.add_argument(
-        "--limit", type=options.at_least(2), metavar="N", help="take the first N tokens only"
+        "--limit", type=argtypes.at_least(2), metavar="N", help="take the first N tokens only"
     )
     parser.add_argument("--llama", action="store_true", help="llama-perplexity's definition")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    ids = tools.text_tokens(args.model, options.read_text(args.text), special=False)[: args.limit]
+    ids = tools.text_tokens(args.model, prompt_options.read_text(args.text), special=False)[
+        : args.limit
+    ]
     if not ids:
         raise UsageError(f"{args.text}: expected a text, got an empty one")
     found: Perplexity | None = None

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="written by isobit run --receipt, or an answer of isobit serve that carries receipts",
     )
     options.add_model(parser)
-    options.add_engine(parser, planes=False, backend="cpu")
+    options.add_engine(parser, bits=False, backend="cpu")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -24,9 +24,9 @@ def main(args: argparse.Namespace) -> None:
     receipts = Receipt.load_all(args.receipt)
     n = max(len(receipt.prompt) + len(receipt.tokens) for receipt in receipts)
     total = sum(len(receipt.tokens) for receipt in receipts)
-    planes = receipts[0].activation_planes  # another's is refused
+    bits = receipts[0].activation_bits  # another's is refused
     with tools.open_exactly(
-        args.model, args.backend, planes, args.threads, n, **options.sizes(args)
+        args.model, args.backend, bits, args.threads, n, **options.sizes(args)
     ) as model:
         with busy(f"computing {total:,} tokens again"):
             differences = [replay(receipt, model) for receipt in receipts]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from isobit.cli import options, say
+from isobit.cli import argtypes, options, prompt_options, sampling_options, say
 from isobit.cli.output import busy, count, shown_as_is
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream
@@ -22,7 +22,7 @@ from isobit.verify.receipt import Recorder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True)
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=True)
     add_length(parser, 128)
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -38,24 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--receipt",
-        type=options.output_file,
+        type=argtypes.output_file,
         metavar="FILE",
         help="write what isobit replay needs to compute this again",
     )
     parser.add_argument(
         "--routes",
-        type=options.whole_file,
+        type=argtypes.whole_file,
         metavar="FILE",
         help="write each token's experts (safetensors)",
     )
     parser.add_argument(
         "--logprobs",
-        type=options.at_least(0),
+        type=argtypes.at_least(0),
         metavar="K",
         help="with --json or --jsonl: log-probabilities of each token and of the K most likely "
         "(--jsonl without it: of each token)",
     )
-    options.add_sampling(parser)
+    sampling_options.add_sampling(parser)
     options.add_engine(parser)
     options.add_inexact(parser)
     options.add_context(parser)
@@ -74,18 +74,18 @@ def add_length(parser: argparse.ArgumentParser, default: int) -> None:
 
 
 def _length(text: str) -> int | None:
-    return None if text == "-1" else options.at_least(0)(text)
+    return None if text == "-1" else argtypes.at_least(0)(text)
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    prompt = options.read_prompt(args)
+    prompt = prompt_options.read_prompt(args)
     assert prompt is not None
     if args.experts and not args.jsonl:
         raise UsageError("--experts: expected --jsonl beside it")
     if args.logprobs is not None and not (args.json or args.jsonl):
         raise UsageError("--logprobs: expected --json or --jsonl beside it")
-    settings = options.settings(args)
+    settings = sampling_options.settings(args)
     if args.jsonl and args.logprobs is None:
         args.logprobs = 0
     with options.open_model(args, args.context) as model:
@@ -260,7 +260,8 @@ def _report(
         "model": name,
         "backend": model.backend.name,
         "device": model.backend.device,
-        "activation_planes": model.engine.activation_planes,
+        "activation_bits": model.engine.activation_bits,
+        "activation_planes": model.engine.planes,  # its former name, for a release
         "prompt_token_ids": prompt_ids,
         "text": completion.text,
         "token_ids": completion.token_ids,

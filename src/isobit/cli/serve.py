@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from isobit.cli import front, options, say
+from isobit.cli import argtypes, front, options, say
 from isobit.cli.output import bar
 from isobit.errors import UsageError
 from isobit.runtime.scheduler import Limits
@@ -22,15 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-page", action="store_true", help="serve no page to chat at /")
     group.add_argument(
         "--waiting",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         default=Limits.waiting,
         metavar="N",
         help="most requests that wait; more are told to come again (default: %(default)s)",
     )
+    group.add_argument(
+        "--steady",
+        action="store_true",
+        help="let no prompt hold the streams beside it up by more than half a token's time, where "
+        "that can be: a GPU then does much less in all (on the CPU it is always so)",
+    )
     options.add_front_key(group)
     group.add_argument(
         "--replicas",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         metavar="N",
         help="so many processes that serve it, and a front before them: what one of them was "
         "answering when it died, another goes on with",
@@ -63,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     with options.open_model(args, args.context) as model:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
-        limits = Limits.of(model.engine, args.waiting)
+        limits = Limits.of(model.engine, args.waiting, steady=args.steady)
         front_key = os.environ.get(args.front_key_env) or None
         page = not args.no_page
         with Service(

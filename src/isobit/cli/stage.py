@@ -5,7 +5,7 @@ from functools import partial
 
 from isobit.backends import open_backend
 from isobit.backends.distributed.pipeline import LocalStage, serve
-from isobit.cli import options, say
+from isobit.cli import argtypes, options, say
 from isobit.cli.output import busy
 from isobit.config import EngineConfig
 from isobit.model.checkpoint import open_model
@@ -27,13 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_stage_key(parser)
     parser.add_argument("--backend", default="auto", help="(default: %(default)s)")
-    parser.add_argument(
-        "--planes", type=options.whole, default=EngineConfig.activation_planes, metavar="N"
-    )
-    parser.add_argument("-t", "--threads", type=options.whole, metavar="N")
+    options.add_activation_bits(parser)
+    parser.add_argument("-t", "--threads", type=argtypes.whole, metavar="N")
     parser.add_argument(
         "--sequences",
-        type=options.at_least(1),
+        type=argtypes.at_least(1),
         default=EngineConfig.max_sequences,
         metavar="N",
         help="so many of full length have room in the KV cache (default: %(default)s)",
@@ -45,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     key = options.stage_key(args.stage_key_env)
     engine = EngineConfig(
-        activation_planes=args.planes,
+        activation_bits=args.activation_bits,
         threads=args.threads,
         context=args.context,
         max_sequences=args.sequences,

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from isobit.cli import options, tools
+from isobit.cli import options, prompt_options, tools
 from isobit.cli.output import visible
 from isobit.errors import UsageError
 from isobit.text.tokenizer import Tokenizer
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens, their text."
     )
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True, text="the text")
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=True, text="the text")
     parser.add_argument(
         "--plain",
         action="store_true",
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    given = options.read_prompt(args)
+    given = prompt_options.read_prompt(args)
     assert given is not None
     with tools.open_file(args.model) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, str(file.path))

@@ -9,7 +9,7 @@ from typing import Unpack
 
 from isobit.backends import FallbackNote
 from isobit.backends.cpu._cpu import exit_on_bus_error
-from isobit.cli import options, say
+from isobit.cli import argtypes, options, prompt_options, say
 from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
 from isobit.errors import GateFailed, NothingCompared, UsageError
@@ -28,7 +28,7 @@ _DROP = ("max ulp", "cosine", "NaN/Inf", "rel. RMS", "layers", "max |A-B|", "own
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     """A prompt in one of three ways, or several in a file."""
-    options.add_prompt(parser, "-p", "--prompt", required=False)
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=False)
     parser.add_argument(
         "--prompts",
         metavar="FILE",
@@ -39,14 +39,14 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 
 def read_prompts(args: argparse.Namespace) -> list[list[int]]:
     """The token ids of every prompt; read before the model, whose context they set."""
-    alone = options.read_prompt(args)
+    alone = prompt_options.read_prompt(args)
     if (alone is None) == (args.prompts is None):
         given = "none" if alone is None else "several"
         raise UsageError(f"expected one of -p, --prompt-file, --tokens, --prompts; got {given}")
     if alone is not None:
         return [alone if isinstance(alone, list) else text_tokens(args.model, alone)]
     found = []
-    for number, line in enumerate(options.read_text(args.prompts).splitlines(), 1):
+    for number, line in enumerate(prompt_options.read_text(args.prompts).splitlines(), 1):
         if line.strip():
             try:
                 prompt = _prompt(line)
@@ -78,7 +78,7 @@ def _prompt(line: str) -> str | list[int]:
 
 def prompt_tokens(args: argparse.Namespace) -> list[int]:
     """The prompt's token ids; read before the model, whose context they set."""
-    prompt = options.read_prompt(args)
+    prompt = prompt_options.read_prompt(args)
     assert prompt is not None
     return prompt if isinstance(prompt, list) else text_tokens(args.model, prompt)
 
@@ -119,7 +119,7 @@ def foreign_run(name: str, file: GGUFFile) -> Recordable | None:
 def open_exactly(
     model: str,
     backend: str,
-    planes: int,
+    bits: int,
     threads: int | None,
     context: int,
     **sizes: Unpack[options.Sizes],
@@ -131,9 +131,7 @@ def open_exactly(
             raise NothingCompared(f"{note}; name the backend that is meant")
         say(note)
 
-    engine = EngineConfig(
-        activation_planes=planes, threads=threads, context=max(context, 1), **sizes
-    )
+    engine = EngineConfig(activation_bits=bits, threads=threads, context=max(context, 1), **sizes)
     exit_on_bus_error()
     with busy(f"loading {model}"):
         opened = Model(model, backend, engine, refuse)
@@ -148,7 +146,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.whole_file,
+        type=argtypes.whole_file,
         required=True,
         metavar="FILE",
         help="file to write",
@@ -166,7 +164,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     add_format(group)
     group.add_argument(
         "--html",
-        type=options.output_file,
+        type=argtypes.output_file,
         metavar="FILE",
         help="also write a page that needs no network",
     )

@@ -3,9 +3,10 @@
 import argparse
 from contextlib import ExitStack
 
-from isobit.cli import options, say, tools
+from isobit.cli import options, prompt_options, say, tools
 from isobit.cli.output import busy, count, size
 from isobit.verify import trace
+from isobit.verify.trace_file import Trace, parse_layers, parse_stages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(float64) or hf (transformers)."
     )
     options.add_model(parser)
-    options.add_prompt(parser, "-p", "--prompt", required=True)
+    prompt_options.add_prompt(parser, "-p", "--prompt", required=True)
     parser.add_argument(
         "--stages", default="all", metavar="NAME,…", help="stages to record (default: all)"
     )
@@ -36,8 +37,8 @@ def main(args: argparse.Namespace) -> None:
         if source is None:
             model = stack.enter_context(options.open_model(args, max(len(tokens), 1)))
             source = trace.ModelRun(model)
-        stages = trace.parse_stages(args.stages, source.graph.names)
-        layers = trace.parse_layers(args.layers, source.config.n_layers)
+        stages = parse_stages(args.stages, source.graph.names)
+        layers = parse_layers(args.layers, source.config.n_layers)
         with busy(f"recording {count(len(tokens), 'token')}"):
             recorded = trace.record(
                 source, tokens, stages, layers, interrupted=lambda t: _save(t, args.output)
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     _save(recorded, args.output)
 
 
-def _save(recorded: trace.Trace, path: str) -> None:
+def _save(recorded: Trace, path: str) -> None:
     """Write a trace, and say what it holds."""
     recorded.save(path)
     keys, m = recorded.stages(), recorded.manifest

@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from isobit.backends import NAMES
+from isobit.backend_names import BACKENDS
 from isobit.cli import options, say, tools
 from isobit.cli.output import bar, print_table
 from isobit.errors import GateFailed, UsageError, did_you_mean
@@ -14,7 +14,8 @@ from isobit.runtime.model import Model
 from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
 from isobit.verify.faults import FAULTS, Planted, plant, with_backend
-from isobit.verify.trace import ModelRun, Recordable, parse_layers, where
+from isobit.verify.trace import ModelRun, Recordable
+from isobit.verify.trace_file import parse_layers, where
 from isobit.verify.verify import verify
 
 _DROP = ("mean KL", "experts", "first", "tokens", "least cosine", "next token")
@@ -33,11 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "accurate it is (default: %(default)s)",
     )
     parser.add_argument(
-        "--against-planes",
-        type=options.at_least(1, 2),
+        "--against-activation-bits",
+        type=int,
+        choices=(8, 16),
         metavar="N",
-        help="its planes (default: the same)",
+        help="its bits of an activation, 8 or 16 (default: the same)",
     )
+    options.add_planes(parser, "--against-planes", to="against_activation_bits")
     parser.add_argument(
         "--plant",
         metavar="FAULT[@LAYER]",
@@ -59,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    if args.against not in (*NAMES, "oracle", "hf"):
-        known = f"oracle, hf or a backend ({', '.join(NAMES)})"
-        near = did_you_mean(args.against, ("oracle", "hf", *NAMES))
+    if args.against not in (*BACKENDS, "oracle", "hf"):
+        known = f"oracle, hf or a backend ({', '.join(BACKENDS)})"
+        near = did_you_mean(args.against, ("oracle", "hf", *BACKENDS))
         raise UsageError(f"--against: expected {known}, got {args.against!r}{near}")
     prompts = tools.read_prompts(args)
     if len(prompts) > 1 and args.html:
@@ -74,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         name = args.backend if args.plant is None else "reference"
         alone = args.plant is not None or bool(functions)
         sizes = options.sizes(args, spread=not alone)
-        x = tools.open_exactly(args.model, name, args.activation_planes, args.threads, n, **sizes)
+        x = tools.open_exactly(args.model, name, args.activation_bits, args.threads, n, **sizes)
         stack.enter_context(x)
         planted = None
         if args.plant is not None:
@@ -201,18 +204,20 @@ def _has_output(d: Diff) -> bool:
 
 
 def _against(args: argparse.Namespace, x: Model, context: int) -> Recordable:
-    planes = args.against_planes
+    bits = args.against_activation_bits
     other = tools.foreign_run(args.against, x.file)
     if other is not None:
-        if planes is not None:
-            raise UsageError(f"--against-planes: expected a backend's, {args.against} has none")
+        if bits is not None:
+            raise UsageError(
+                f"--against-activation-bits: expected a backend's, {args.against} has none"
+            )
         return other
-    planes = args.activation_planes if planes is None else planes
+    bits = args.activation_bits if bits is None else bits
     return ModelRun(
         tools.open_exactly(
             args.model,
             args.against,
-            planes,
+            bits,
             args.threads,
             context,
             **options.sizes(args, spread=False),

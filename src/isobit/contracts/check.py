@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from isobit import numerics
+from isobit.backend_names import BACKENDS
 from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
+from isobit.contracts.kinds import FIGURES, SPEED, Figure, Measure
 from isobit.contracts.lint import never_fails
-from isobit.contracts.measures import FIGURES, SPEED, Figure, Measure
-from isobit.contracts.measuring import engine_for, take
+from isobit.contracts.measure import engine_for, take
 from isobit.contracts.schema import Contract, FalsificationTest
-from isobit.contracts.subject import Measured, Subject
+from isobit.contracts.target import Measured, Target
 from isobit.errors import BackendUnavailable, IsobitError, NotRun, UsageError
 from isobit.runtime.model import Model
 
@@ -79,9 +80,9 @@ def check(
     about: dict[str, object] = {"name": Path(model).name if str(model) != "sample" else "sample"}
     device = None
     results: list[Result] = []
-    planes = sorted({t.measure.planes for t in chosen if t.measure is not None}, reverse=True)
-    for n in planes:  # one after the other: memory and speed are those of one model
-        group = [t for t in chosen if t.measure is not None and t.measure.planes == n]
+    bits = sorted({t.measure.bits for t in chosen if t.measure is not None}, reverse=True)
+    for n in bits:  # one after the other: memory and speed are those of one model
+        group = [t for t in chosen if t.measure is not None and t.measure.bits == n]
         engine = engine_for([t.measure for t in group if t.measure is not None], threads, n)
         try:
             with Model(model, backend, engine) as opened:
@@ -94,8 +95,8 @@ def check(
                     "vocabulary": opened.config.vocab,
                 }
                 root = repository(path) or Path.cwd()
-                with Subject(opened, backend, root, seed, peer) as subject:
-                    results += _run(group, subject, progress)
+                with Target(opened, backend, root, seed, peer) as target:
+                    results += _run(group, target, progress)
         except (IsobitError, OSError) as error:
             for result in (missed := [_not_run(t, str(error)) for t in group]):
                 progress(result)
@@ -114,7 +115,7 @@ def check(
         commit=commit or evidence.commit(),
         code=evidence.code_digest(code_of(contract, backend)),
         numerics=numerics.VERSION,
-        activation_planes=planes[0],
+        activation_bits=bits[0],
         results=sorted(results, key=lambda r: order[r.test]),
     )
 
@@ -126,18 +127,18 @@ def code_of(contract: Contract, backend: str) -> frozenset[str]:
         measure = test.measure
         if measure is not None and backend in measure.backends:
             against = getattr(measure, "against", "reference")
-            needed.add(against if against in ("reference", "cpu", "cuda", "wgpu") else "reference")
+            needed.add(against if against in BACKENDS else "reference")
     return frozenset(needed)
 
 
-def _run(tests: Sequence[FalsificationTest], subject: Subject, progress: Progress) -> list[Result]:
+def _run(tests: Sequence[FalsificationTest], target: Target, progress: Progress) -> list[Result]:
     results: list[Result] = []
     for test in tests:
         assert test.measure is not None
         if test.measure.kind in SPEED and (why := _not_yet_right(results)):
             results.append(_not_run(test, why))
         else:
-            results.append(_one(test, subject))
+            results.append(_one(test, target))
         progress(results[-1])
     return results
 
@@ -152,11 +153,11 @@ def _not_yet_right(results: Sequence[Result]) -> str:
     return ""
 
 
-def _one(test: FalsificationTest, subject: Subject) -> Result:
+def _one(test: FalsificationTest, target: Target) -> Result:
     assert test.measure is not None
     start = time.perf_counter()
     try:
-        taken = take(test.measure, subject)
+        taken = take(test.measure, target)
         _require_possible(test.measure, taken)
     except _MISSING as error:
         return _not_run(test, str(error))

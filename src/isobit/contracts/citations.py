@@ -9,13 +9,13 @@ from pathlib import Path
 from isobit.contracts import cited_tests
 from isobit.contracts.document import Document, Key
 from isobit.contracts.findings import Severity
-from isobit.contracts.measures import Accuracy
+from isobit.contracts.kinds import Accuracy
 from isobit.contracts.schema import Contract
 
 NEAR = 0.8
 """How alike a name and a known one are, for the one to be meant as the other."""
 Options = Mapping[str, Callable[[str], bool]]
-"""Options of a command ("-p", "--planes"), each with a test of whether it takes a value."""
+"""Options of a command ("-p", "--backend"), each with a test of whether it takes a value."""
 Commands = Callable[[str], Options | None]
 """The options of an isobit command ("run", "contract check"); None if there is no such command."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isobit import __version__
+from isobit.config import without_planes
 from isobit.errors import FileRefused, UsageError
 from isobit.files import regular
 
@@ -26,8 +27,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base"),
     "machine.py",
-    *("verify", "contracts/check.py", "contracts/measures.py", "contracts/measuring.py"),
-    *("contracts/measuring_alone.py", "contracts/speed.py", "contracts/subject.py"),
+    *("verify", "contracts/check.py", "contracts/kinds.py", "contracts/measure.py"),
+    *("contracts/measure_alone.py", "contracts/measure_speed.py", "contracts/target.py"),
 )
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh", ".wgsl"})
 
@@ -72,7 +73,7 @@ class Evidence:
     code: str
     """Digest of the sources that the figures depend on, see :func:`code_digest`."""
     numerics: int
-    activation_planes: int
+    activation_bits: int
     """Of the measures that do not say their own."""
     results: list[Result]
     isobit: str = __version__
@@ -102,6 +103,7 @@ class Evidence:
             raise FileRefused(f"{path}: expected evidence in JSON, got: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileRefused(f"{path}: expected evidence of format {FORMAT}; check again")
+        data = without_planes(data)
         data["results"] = [_result(r, path) for r in _typed(data, "results", list, path)]
         _typed(data, "model", dict, path)
         for name in ("contract", "backend", "code", "created"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from isobit.contracts.citations import Commands, check_citations
 from isobit.contracts.counts import check_counts
 from isobit.contracts.document import Document, Key
-from isobit.contracts.measures import FIGURES, Argmax, Bound, FaultInjection, Figure, Measure
+from isobit.contracts.kinds import FIGURES, Argmax, Bound, FaultInjection, Figure, Measure
 from isobit.contracts.references import check_references, obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract
 from isobit.errors import did_you_mean

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from isobit.contracts.measures import Measure, Part
+from isobit.contracts.kinds import ContractPart, Measure
 
 STATUSES = (
     "DRAFT",
@@ -68,7 +68,7 @@ Texts = Annotated[
 """A list of texts; one text alone stands for a list of it."""
 
 
-class Amendment(Part):
+class Amendment(ContractPart):
     """One entry of the contract's history."""
 
     version: Version = Field(description="The contract's version from this entry on.")
@@ -81,7 +81,7 @@ class Amendment(Part):
     )
 
 
-class Metadata(Part):
+class Metadata(ContractPart):
     """Who promises what since when."""
 
     version: Version = Field(description="Semantic version, MAJOR.MINOR.PATCH, in quotes.")
@@ -108,7 +108,7 @@ class Metadata(Part):
     )
 
 
-class Equation(Part):
+class Equation(ContractPart):
     """One thing that is computed."""
 
     id: str | None = Field(None, description="Its name, where equations are a list.")
@@ -143,7 +143,7 @@ Equations = Annotated[
 ]
 
 
-class ProofObligation(Part):
+class ProofObligation(ContractPart):
     """One promise."""
 
     id: str | None = Field(
@@ -173,7 +173,7 @@ class ProofObligation(Part):
     lean: Any = Field(None, description="A Lean theorem that proves it.")
 
 
-class Stage(Part):
+class Stage(ContractPart):
     """A step of the implementation."""
 
     id: Text = Field(description="Its name.")
@@ -191,7 +191,7 @@ class Stage(Part):
 TEST_KEYS = ("test", "falsification_test", "test_harness", "implementation")
 
 
-class FalsificationTest(Part):
+class FalsificationTest(ContractPart):
     """A prediction that can turn out wrong."""
 
     id: Text = Field(description="Its name, such as FALSIFY-QW3-MOE-PARITY-001.")
@@ -218,7 +218,7 @@ class FalsificationTest(Part):
     )
 
 
-class KaniHarness(Part):
+class KaniHarness(ContractPart):
     """A bounded model-checking harness (Rust); carried along, not run here."""
 
     id: Text = Field(description="Its name.")
@@ -231,7 +231,7 @@ class KaniHarness(Part):
     harness: str | None = Field(None, description="The function's name.")
 
 
-class QaGate(Part):
+class QaGate(ContractPart):
     """What must pass before the contract counts as kept."""
 
     id: str | None = Field(None, description="Its name.")
@@ -245,7 +245,7 @@ class QaGate(Part):
     required_tests: Any = Field(None, description="Tests that have to be there, freely.")
 
 
-class Contract(Part):
+class Contract(ContractPart):
     """A contract: what a computation must satisfy and what would show that it does not."""
 
     metadata: Metadata = Field(description="Version, history and what it rests on.")

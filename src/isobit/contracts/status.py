@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from isobit import numerics
+from isobit.backend_names import BACKENDS
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
-from isobit.contracts.measures import SPEED
+from isobit.contracts.kinds import SPEED
 from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
-from isobit.contracts.subject import sample_digest
+from isobit.contracts.target import sample_digest
 
 State = Literal["discharged", "stale", "not run", "failing"]
 _WORST: tuple[State, ...] = ("failing", "not run", "stale", "discharged")
-BACKENDS = ("reference", "cpu", "cuda", "wgpu")
 NOWHERE = "-"
 """The column of a contract that measures nothing."""
 
@@ -47,7 +47,7 @@ class TestState:
 
 
 Side = tuple[str, str, int, str]
-"""What runs on one side, and what it is held to: backend, the model's digest, activation planes,
+"""What runs on one side, and what it is held to: backend, the model's digest, activation bits,
 and "oracle", "hf" or, of any backend, nothing. What prompts do between other sides says nothing."""
 Tried = dict[Side, dict[tuple[int, ...], bool]]
 """By side, the prompts that were tried, and which of them flipped."""
@@ -188,7 +188,7 @@ def _side(test: FalsificationTest, evidence: Evidence) -> Side:
     measure = test.measure
     assert measure is not None
     held_to = measure.against if measure.kind == "accuracy" else ""
-    return evidence.backend, str(evidence.model.get("sha256")), measure.planes, held_to
+    return evidence.backend, str(evidence.model.get("sha256")), measure.bits, held_to
 
 
 def _counted(tried: Tried, sides: Iterable[Side]) -> Flips:

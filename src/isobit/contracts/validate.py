@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from isobit.contracts.document import MAX_FINDINGS, Document, Key
 from isobit.contracts.findings import Severity
-from isobit.contracts.measures import Part
+from isobit.contracts.kinds import ContractPart
 from isobit.contracts.schema import STAGE_STATUSES, STATUSES, TEST_KEYS, VERSION, Contract
 
 _PARTS = ("equations", "proof_obligations", "falsification_tests")
@@ -137,7 +137,7 @@ def _shown(value: Any) -> str:
 
 
 @cache
-def _fields(part: type[Part]) -> dict[str, Any]:
+def _fields(part: type[ContractPart]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, f in part.model_fields.items():
         alias = f.validation_alias
@@ -146,7 +146,9 @@ def _fields(part: type[Part]) -> dict[str, Any]:
     return out
 
 
-def _unknown_keys(document: Document, part: type[Part], data: dict[str, Any], at: Key) -> None:
+def _unknown_keys(
+    document: Document, part: type[ContractPart], data: dict[str, Any], at: Key
+) -> None:
     known = _fields(part)
     for key, value in data.items():
         if key not in known:
@@ -165,7 +167,7 @@ def _unknown_keys(document: Document, part: type[Part], data: dict[str, Any], at
 
 def _parts(
     annotation: Any, value: Any, at: Key
-) -> Iterator[tuple[type[Part], dict[str, Any], Key]]:
+) -> Iterator[tuple[type[ContractPart], dict[str, Any], Key]]:
     """The mappings within a value that the schema has a class for."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -179,7 +181,11 @@ def _parts(
     elif origin in (Union, types.UnionType):
         for member in args:
             yield from _parts(member, value, at)
-    elif isinstance(annotation, type) and issubclass(annotation, Part) and isinstance(value, dict):
+    elif (
+        isinstance(annotation, type)
+        and issubclass(annotation, ContractPart)
+        and isinstance(value, dict)
+    ):
         kind = _fields(annotation).get("kind")
         if get_origin(kind) is not Literal or get_args(kind) == (value.get("kind"),):
             yield annotation, value, at

@@ -150,16 +150,10 @@ class Graph:
 
     @cached_property
     def hidden(self) -> Value | None:
-        """The stage whose wanted rows the output product reads; None if it reads no such rows."""
-        maker = {v: op for op in self.ops for v in op.outputs}
-        product = maker[self.logits]
-        while product.operation.per_vector:  # such as a cap of the logits
-            product = maker[product.inputs[0]]
-        chosen = maker.get(product.inputs[0])
-        if chosen is None or not isinstance(chosen.operation, SelectRows):
-            return None
-        (value, *_) = chosen.inputs
-        return value if value.name is not None else None
+        """The wanted rows of the model's state, which the output product reads; None of a graph
+        that ends with them, as one of a pipeline's stages, or has none."""
+        chosen = [op.outputs[0] for op in self.ops if isinstance(op.operation, SelectRows)]
+        return chosen[-1] if chosen and chosen[-1] is not self.logits else None
 
     @cached_property
     def recurrent(self) -> bool:

@@ -182,7 +182,7 @@ SHARED_EXPERT: Sources = {
 
 
 @dataclass(frozen=True)
-class Place:
+class ModuleValue:
     """Where a stage's value passes in a layer of transformers' model: what a module gives, or is
     given. Most follow from the tensors (``verify.hf_places``); the others an architecture names."""
 
@@ -196,13 +196,17 @@ class Place:
 
 
 MIXTURE = {
-    "moe_router": Place("mlp.gate", index=1),
-    "moe_router_indices": Place("mlp.gate", index=2),
-    "moe_ffn_out": Place("mlp.experts"),
-    "ffn_with_shared": Place("mlp"),
+    "moe_router": ModuleValue("mlp.gate", index=1),
+    "moe_router_indices": ModuleValue("mlp.gate", index=2),
+    "moe_ffn_out": ModuleValue("mlp.experts"),
+    "ffn_with_shared": ModuleValue("mlp"),
 }
 """Places of EXPERTS and SHARED_EXPERT."""
-UNRANKED: dict[str, Place | None] = {**MIXTURE, "moe_router": None, "moe_router_indices": None}
+UNRANKED: dict[str, ModuleValue | None] = {
+    **MIXTURE,
+    "moe_router": None,
+    "moe_router_indices": None,
+}
 """The same where a token's experts come in no order."""
 
 KEYS: dict[str, str] = {
@@ -303,7 +307,7 @@ class HuggingFace:
     """What transformers' configuration of a file's model has besides what all have, also from the
     names of its tensors; None of it: the model is of another class of transformers. None: nobody
     has said how that class is made of a file."""
-    places: Callable[[Metadata], Mapping[str, Place | None]] = lambda _: MIXTURE
+    places: Callable[[Metadata], Mapping[str, ModuleValue | None]] = lambda _: MIXTURE
     """By stage, those that do not follow from the tensors, from config.json; None: it has none."""
     experts: str | None = "mlp.experts"
     """The module of a layer with stacked matrices of gate and up in one, and of down; None: they

@@ -51,10 +51,12 @@ class Engine:
         requests that are in its pass without it: nobody else changes those."""
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
+        c = model.config
+        used = c.n_experts_used / c.n_experts if c.is_moe else 0.0
+        self._pace = Pace(model.backend.padded, used)
+        self.scheduler.beside = self._pace.beside
         self.limit(Limits.of(model.engine))
         self._batches = Batches()
-        self._pace = Pace()
-        self.scheduler.beside = self._pace.beside
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
@@ -94,6 +96,7 @@ class Engine:
             limits = changed(limits, running=running)
         with self._books:
             self.scheduler.limits = limits
+            self._pace.steady = limits.steady or not self.model.backend.padded
 
     def submit(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 
 from isobit.arguments import function, instance, listed, token_ids, whole, wholes, wrong
 from isobit.backends.base import F32, I32, LOGITS, Batch, Results, Tap, Wanted
-from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig
+from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of_planes
 from isobit.errors import ModelRefused, UsageError
 from isobit.numerics import TILE
 from isobit.runtime.batches import damaged
@@ -86,7 +86,7 @@ class Model(Passes):
         return (
             f"<isobit.Model {str(self.path)!r}: {c.architecture} on {self.backend.name} "
             f"({self.backend.device}), context {self.context}, "
-            f"activation_planes {e.activation_planes}{', closed' if self._closed else ''}>"
+            f"activation_bits {e.activation_bits}{', closed' if self._closed else ''}>"
         )
 
     # Text
@@ -524,7 +524,7 @@ def load(
     path_or_sample: str | Path = "sample",
     backend: str = "auto",
     *,
-    activation_planes: int = 2,
+    activation_bits: int = EngineConfig.activation_bits,
     threads: int | None = None,
     context: int | None = None,
     sequences: int = EngineConfig.max_sequences,
@@ -534,6 +534,7 @@ def load(
     expert_shares: Sequence[int] = (),
     stages: Sequence[str] = (),
     stage_key: bytes = b"",
+    activation_planes: int | None = None,
 ) -> Model:
     """Load a GGUF model (``"sample"`` is the one that ships with isobit) on a backend.
 
@@ -541,7 +542,7 @@ def load(
         path_or_sample: a path, ``hf://ORG/REPO[:QUANT]`` (downloaded if the cache has none),
             ``ollama://NAME``, or ``"sample"``; a file of that name is ``"./sample"``.
         backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
-        activation_planes: 2 keeps activations in 16-bit fixed point, 1 in int8.
+        activation_bits: 16 keeps activations in 16-bit fixed point, 8 in int8.
         threads: of the CPU; None: all.
         context: longest sequence in tokens; None: the model's, or what there is room for.
         sequences: how many are run together.
@@ -554,6 +555,7 @@ def load(
         stages: HOST:PORT of each stage of a pipeline, in order (``isobit stage``), which runs the
             layers instead of a backend here.
         stage_key: what the stages know their caller by.
+        activation_planes: what activation_bits was before, 2 (16 bits) or 1 (8); for a release.
 
     Warns if the file is larger than the memory, if the KV cache is smaller than was asked, and if
     ``auto`` takes another backend than the GPU that there is; says why.
@@ -563,8 +565,10 @@ def load(
         UsageError: an argument is of the wrong type or out of range.
         BackendUnavailable: the backend cannot run here, or has too little memory.
     """
+    if activation_planes is not None:
+        activation_bits = bits_of_planes(activation_planes)
     engine = EngineConfig(
-        activation_planes=activation_planes,
+        activation_bits=activation_bits,
         threads=threads,
         context=context,
         max_sequences=whole("sequences", sequences, 1, MOST_POSITIONS),

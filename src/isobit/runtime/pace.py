@@ -6,7 +6,9 @@ from a clock.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,12 @@ from numpy.typing import NDArray
 SHARE = 0.45
 """So much longer may a step take for a prompt beside it: a little less than the half that is
 promised, since passes of one kind differ among themselves."""
+THRIFT = 1.5
+"""So many times what it costs in a pass of its own may a token of a prompt cost beside a step, on a
+device whose passes of few tokens cost almost as much as those of many, as they read as many
+weights: one that reads prompts in crumbs does little else."""
+WHOLE = 512
+"""Tokens of a prompt's own pass."""
 _RECENT = 64  # passes
 _LOOK = 7
 """After so many passes with prompts is one without: else nobody knew what these cost."""
@@ -33,16 +41,26 @@ class Ran(NamedTuple):
 
 
 class Pace:
-    """What passes have cost lately: so much each, for a generation, for a token of a prompt, and
-    for a position that a token attends to."""
+    """What passes have cost lately: so much each, for the experts that are read, for a generation,
+    for a token of a prompt, and for a position that a token attends to."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sequence[int] = (), used: float = 0.0) -> None:
+        """sizes: ascending numbers of tokens that passes are padded to, up to the last; those of a
+        device that THRIFT is for. used: the share of its experts that it reads for one token, if
+        there are any."""
+        self._sizes, self._used = sizes, used if sizes else 0.0
+        self.steady = not sizes
+        """Whether SHARE counts alone."""
         self._passes: deque[Ran] = deque(maxlen=_RECENT)
+        self._beside: deque[Ran] = deque(maxlen=_LOOK)
+        """The last generations beside prompts, however long ago."""
         self._known: NDArray[np.float64] | None = None
 
     def ran(self, generating: int, prompt: int, attended: int, seconds: float) -> None:
         """A pass took so long."""
         self._passes.append(Ran(generating, prompt, attended, seconds))
+        if generating and prompt:
+            self._beside.append(self._passes[-1])
 
     def beside(self, generating: int, attended: int, prompts: int, position: int) -> int:
         """Tokens of prompts that a step of generations may have beside it; now and then none, else
@@ -57,30 +75,63 @@ class Pace:
             return 0
         # At first half as many: a token of a prompt costs hardly more than one that is generated.
         # Then twice as many as were seen: what they cost is learned on the way.
-        seen = max((n for among, n, *_ in self._passes if among), default=0)
+        seen = max((ran.prompt for ran in self._beside), default=0)
         most = 2 * seen or max(generating // 2, 1)
-        if any(n for _, n, *_ in self._passes):
-            fixed, each, token, attending = self._costs()
-            step = fixed + each * generating + attending * attended
-            token += attending * position
-            if step > 0 and token > 0:
-                most = min(most, int(max(SHARE, (prompts - 1) / generating) * step / token))
-        return max(most, 1)
+        if self._beside or any(ran.prompt for ran in self._passes):
+            share = max(SHARE, (prompts - 1) / generating)
+            most = min(most, self._most(generating, attended, position, share))
+        return self._filled(generating, max(most, 1))
 
-    def _costs(self) -> list[float]:
+    def _most(self, generating: int, attended: int, position: int, share: float) -> int:
+        """Tokens for which a step takes so much longer; more if they would cost too much each."""
+        n = np.arange(WHOLE + 1)
+        costs = self._costs()
+        with_n = self._kinds(np.full_like(n, generating), n, attended + position * n) @ costs
+        longer = with_n[1:] - with_n[0]
+        alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
+        few = int(np.searchsorted(longer, share * with_n[0], "right"))
+        if self.steady:
+            return few
+        dear = longer * WHOLE > THRIFT * alone * n[1:]
+        return max(few, min(int(dear.sum()) + 1, WHOLE))
+
+    def _filled(self, generating: int, prompt: int) -> int:
+        """As many as fill a padded pass: they cost nothing, but in the next size up some time."""
+        total, last = generating + prompt, max(self._sizes, default=0)
+        at = bisect_left(self._sizes, total)
+        if total > last:  # which is queued launch by launch: not for a few more
+            return last - generating if generating < last and 2 * total < 3 * last else prompt
+        if self.steady and total < self._sizes[at] and at and self._sizes[at - 1] > generating:
+            at -= 1
+        return self._sizes[at] - generating
+
+    def _kinds(
+        self, generating: NDArray[np.int64], prompt: NDArray[np.int64], attended: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """What passes [n] are made of: [n, kinds]."""
+        parts = [np.ones(len(prompt)), generating, prompt, attended]
+        if self._used:  # experts that some token is sent to, if each were sent anywhere
+            parts.append(1 - (1 - self._used) ** (generating + prompt))
+        return np.column_stack(parts)
+
+    def _costs(self) -> NDArray[np.float64]:
         """Seconds of each kind.
 
         Least squares of relative errors, so that a pass that something else held up counts for
         little. What was found before counts for a little, too: passes that are all alike do not say
         what their parts cost.
         """
-        passes = np.array(self._passes)
+        lately = [*self._passes]
+        if not any(ran.generating and ran.prompt for ran in lately):
+            lately += self._beside
+        passes = np.array(lately)
         seconds = np.maximum(passes[:, 3], 1e-9)
-        kinds = np.column_stack([np.ones(len(passes)), passes[:, :3]])
+        kinds = self._kinds(*passes[:, :3].T)
         most = seconds.mean() / np.maximum(kinds.mean(axis=0), 1e-9)
         before = most / len(most) if self._known is None else self._known
         rows = np.vstack([kinds / seconds[:, None], np.diag(_BEFORE / before)])
         sums = np.append(np.ones(len(passes)), np.full(len(most), _BEFORE))
         found, *_ = np.linalg.lstsq(rows, sums)
         self._known = np.clip(found, most / 50, most)
-        return [float(cost) for cost in found]
+        costs: NDArray[np.float64] = np.maximum(found, 0.0)
+        return costs

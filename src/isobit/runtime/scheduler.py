@@ -62,12 +62,15 @@ class Limits:
     """Most requests in a pass."""
     waiting: int = 1024
     """Most requests that wait."""
+    steady: bool = False
+    """See :attr:`isobit.runtime.pace.Pace.steady`."""
 
     @classmethod
-    def of(cls, engine: EngineConfig, waiting: int = 1024) -> Limits:
+    def of(cls, engine: EngineConfig, waiting: int = 1024, *, steady: bool = False) -> Limits:
         """Those of a model's settings."""
         running = max(cls.running, engine.max_sequences)
-        return cls(max(engine.chunk, running), running=running, waiting=waiting)
+        most = max(engine.chunk, running)
+        return cls(most, running=running, waiting=waiting, steady=steady)
 
     def __post_init__(self) -> None:
         """Refuse what would starve a request."""

@@ -122,7 +122,7 @@ def verdict_of(found: Any, path: Path, threads: int | None = None) -> dict[str, 
     receipt = Receipt.of(found, "receipt")
     n = len(receipt.prompt) + len(receipt.tokens)
     engine = EngineConfig(
-        activation_planes=receipt.activation_planes, context=n, max_sequences=1, threads=threads
+        activation_bits=receipt.activation_bits, context=n, max_sequences=1, threads=threads
     )
     with Model(path, "cpu", engine) as model:
         try:

@@ -1,4 +1,4 @@
-"""Ablation: what a guess about an operation's arithmetic is worth, as a figure.
+"""Ablation: the effect of another arithmetic on chosen operations, as a figure.
 
 Runs the specification with chosen stages in another arithmetic and measures how far the result is
 from the oracle, beside how far the specification itself is. A ranking goes the other way: one stage
@@ -19,7 +19,8 @@ from isobit.errors import GateFailed, NotRun, UsageError, did_you_mean
 from isobit.model.weights import Weights
 from isobit.numerics import quantise
 from isobit.numerics.ops import TopK
-from isobit.verify import coarse, graph
+from isobit.verify import forward as graph
+from isobit.verify import other_arithmetics
 from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecArithmetic
 from isobit.verify.fit import Fit, fit
 from isobit.verify.metrics import kl_divergence
@@ -102,7 +103,7 @@ class Ablation:
         self._prompts = [np.array(tokens, np.int32) for tokens in prompts]
         self._spec = SpecArithmetic(planes)
         self._float64 = Float64Arithmetic()
-        self._reversed = coarse.ReversedArithmetic(planes)
+        self._reversed = other_arithmetics.ReversedArithmetic(planes)
         self._pins: list[Experts | None] = [None] * len(prompts)
         self._oracle = self._run(
             lambda r, stage, layer, inputs: r.compute(stage, layer, inputs, self._float64)
@@ -117,7 +118,7 @@ class Ablation:
         if stage not in self.stages:
             near = did_you_mean(stage, self.stages) or f"; expected {', '.join(self.stages)}"
             raise UsageError(f"--stage: no such stage: {stage!r}{near}")
-        coarse.rounding(arithmetic)
+        other_arithmetics.rounding(arithmetic)
         return stage, arithmetic
 
     def pinned_specification(self) -> Outcome:
@@ -223,7 +224,7 @@ class Ablation:
                 chosen = self._spec if arithmetic == OWN else self._reversed
                 inputs = [x if x.dtype.kind == "i" else x.astype(np.float32) for x in inputs]
                 return run.compute(stage, layer, inputs, chosen)
-            rounded = coarse.rounding(arithmetic)
+            rounded = other_arithmetics.rounding(arithmetic)
             if rounded is not None:
                 if stage in _ROUTER:  # experts that are pinned away have no part in its scale
                     hidden = inputs[0] < inputs[0].max() - _FAR

@@ -27,7 +27,7 @@ class Accuracy:
     """One model beside the oracle; sums that :func:`measure` adds to."""
 
     backend: str
-    activation_planes: int
+    activation_bits: int
     tokens: int = 0
     token_layers: int = 0
     changed_sets: int = 0
@@ -119,7 +119,7 @@ def measure(
     ids = list(ids)
     if len(ids) < 2 or window < 2:
         raise NothingCompared(f"text: expected at least 2 tokens, got {min(len(ids), window)}")
-    found = [Accuracy(m.backend.name, m.engine.activation_planes) for m in models]
+    found = [Accuracy(m.backend.name, m.engine.activation_bits) for m in models]
     sources: list[Recordable] = [oracle, *(ModelRun(m) for m in models)]
     total = len(ids) - (len(ids) % window == 1)
     done = 0

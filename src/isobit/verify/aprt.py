@@ -17,8 +17,9 @@ from isobit.errors import FileRefused, UsageError
 from isobit.model.graph import Graph, Key
 from isobit.model.stages import EMBEDDING, FINAL_STAGES
 from isobit.verify.arithmetic import Array
-from isobit.verify.graph import shaped
-from isobit.verify.trace import Manifest, Recorder, Trace, graph_order, where
+from isobit.verify.forward import shaped
+from isobit.verify.trace import TraceRecorder
+from isobit.verify.trace_file import Manifest, Trace, graph_order, where
 
 _WHOLE = 0xFFFFFFFF
 _WHOLE_STAGES = (EMBEDDING, *FINAL_STAGES)
@@ -65,7 +66,7 @@ def read_folder(
         raise UsageError(f"{root}: expected <stage>.bin and layer-<n>/<stage>.bin, found none")
     if left := sorted({path.stem for path in paths} & _OF_OTHER_GRAPHS):
         note(f"{root}: left out {' and '.join(left)}, which the model has not")
-    recorder = Recorder(frozenset(stage for stage, _ in found))
+    recorder = TraceRecorder(frozenset(stage for stage, _ in found))
     at = np.array(positions, np.int32)
     for key in sorted(found, key=lambda key: graph_order(key, names)):
         value = _read(*found[key], key[0], len(positions))

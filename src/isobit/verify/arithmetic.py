@@ -1,7 +1,8 @@
 """The arithmetics that the operations of a graph can run in.
 
 ``SpecArithmetic`` is docs/numerics.md: a test holds the graph run with it to the bits of the
-reference backend. ``Float64Arithmetic`` is the oracle's; others are in ``isobit.verify.coarse``.
+reference backend. ``Float64Arithmetic`` is the oracle's; others are in
+``isobit.verify.other_arithmetics``.
 """
 
 from collections.abc import Sequence

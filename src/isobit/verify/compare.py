@@ -11,11 +11,11 @@ from isobit.model.graph import Key
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange, Cause, Diff, RouterChange, StageDiff
 from isobit.verify.fit import fit, float32_explains
-from isobit.verify.graph import flow
+from isobit.verify.forward import flow
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance, differing, kl_divergence, router_margin
 from isobit.verify.replay import Replay
-from isobit.verify.trace import MARGIN, Manifest, Trace, where
+from isobit.verify.trace_file import MARGIN, Manifest, Trace, where
 
 NEAR_TIE = 0.01
 """Router margins up to this are near-ties: the last chosen expert's probability is within 1 % of
@@ -272,7 +272,7 @@ def _not_top(logits: Array, chosen: Array) -> Array:
 
 def _notes(a: Manifest, b: Manifest) -> list[str]:
     alone = [ONE_TOKEN] if len(a.tokens) == 1 else []
-    names = ("model_sha256", "activation_planes", "numerics", "isobit")
+    names = ("model_sha256", "activation_bits", "numerics", "isobit")
     return alone + [
         f"{name}: A has {x}, B has {y}"
         for name in names

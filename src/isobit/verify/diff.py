@@ -11,7 +11,7 @@ from isobit.verify.fit import Fit
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance
 from isobit.verify.replay import Origin
-from isobit.verify.trace import Manifest, where
+from isobit.verify.trace_file import Manifest, where
 
 Cause = Literal["near-tie", "error", "selection", "unknown"]
 
@@ -173,8 +173,8 @@ class Diff:
         out = {
             "identical": None if self.accuracy else self.identical,
             "first": first and {"stage": first.stage, "layer": first.layer},
-            "a": asdict(self.a),
-            "b": asdict(self.b),
+            "a": _run_json(self.a),
+            "b": _run_json(self.b),
             "tokens_compared": self.tokens,
             "stages": [_stage_json(s, accuracy=self.accuracy) for s in self.stages],
             "router": {
@@ -212,6 +212,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _run_json(run: Manifest) -> dict[str, Any]:
+    bits = run.activation_bits  # planes of 8 bits are its former name, for a release
+    return asdict(run) | {"activation_planes": None if bits is None else bits // 8}
 
 
 def _stage_json(s: StageDiff, *, accuracy: bool) -> dict[str, Any]:

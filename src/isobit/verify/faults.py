@@ -12,7 +12,7 @@ from isobit.backends.reference import ReferenceBackend
 from isobit.backends.reference.forward import Compute, Hook
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
-from isobit.model.graph import Op
+from isobit.model.graph import Key, Op
 from isobit.model.weights import Weights
 from isobit.numerics.ops import Array, Arrays, Context
 from isobit.runtime.model import Model
@@ -21,8 +21,6 @@ from isobit.verify.graph_faults import GRAPH_FAULTS, partner, rewritten
 Change = Callable[[NDArray[Any]], None]
 """Changes an array in place."""
 Make = Callable[[Weights, EngineConfig], Backend]
-Place = tuple[str, int | None]
-"""(stage, layer)"""
 
 
 class ChangedStage(ReferenceBackend):
@@ -106,7 +104,7 @@ class Planted:
     """A fault at a place: where a comparison must report it first, and the backend that has it."""
 
     name: str
-    place: Place
+    place: Key
     make: Make
 
 

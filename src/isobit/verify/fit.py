@@ -12,7 +12,7 @@ import numpy as np
 
 from isobit.numerics import quantise
 from isobit.verify.arithmetic import Array
-from isobit.verify.coarse import rounding
+from isobit.verify.other_arithmetics import rounding
 
 PLANES = "int16 in two planes/256"
 """isobit's own: 16 bits to 32,639, so that they are two planes of 8."""

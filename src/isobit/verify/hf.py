@@ -20,12 +20,13 @@ from isobit.gguf.formats import dequantize
 from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import HUGGING_FACE
 from isobit.model.graph import Graph, Key
-from isobit.model.huggingface import HuggingFace, Place, Reorder, Source, rope_parameters
+from isobit.model.huggingface import HuggingFace, ModuleValue, Reorder, Source, rope_parameters
 from isobit.model.weights import Weights
 from isobit.numerics.ops import Rope
-from isobit.verify import hf_places
+from isobit.verify import hf_modules as hf_places
 from isobit.verify.arithmetic import Array
-from isobit.verify.trace import Emit, Manifest, pieces
+from isobit.verify.trace import Emit, pieces
+from isobit.verify.trace_file import Manifest
 
 try:
     import torch
@@ -156,7 +157,7 @@ class Transformers:
         inside = hf_places.inside(whole, built.kind, modules)
         self.graph = whole.showing({*places, *inside, *filter(None, [whole.logits.key])})
         """Of the stages that are found there."""
-        self._recorder = _Recorder(built, self.graph, places)
+        self._recorder = _ModuleRecorder(built, self.graph, places)
         self._about = Manifest(
             tokens=[],
             positions=[],
@@ -202,7 +203,7 @@ class Transformers:
                 emit(*key, positions, np.ascontiguousarray(value))
 
 
-class _Recorder:
+class _ModuleRecorder:
     """Hooks in a model that keep the stages of a pass, in the graph's order and shapes."""
 
     def __init__(self, built: Built, graph: Graph, places: hf_places.Places) -> None:
@@ -248,7 +249,7 @@ class _Recorder:
                 array = array.reshape(self._tokens, *shape.row)
             self._values[stage, layer] = array
 
-    def _hook(self, key: Key, place: Place, of: int) -> Any:
+    def _hook(self, key: Key, place: ModuleValue, of: int) -> Any:
         """Keep what a module gives, or is given; of several, what they give side by side."""
 
         def keep(x: Any) -> None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from isobit.backends.base import I32
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
-from isobit.verify import graph
+from isobit.verify import forward as graph
 from isobit.verify.arithmetic import Array, Float64Arithmetic
 from isobit.verify.metrics import router_margin
-from isobit.verify.trace import Emit, Manifest, pieces
+from isobit.verify.trace import Emit, pieces
+from isobit.verify.trace_file import Manifest
 
 F64 = NDArray[np.float64]
 

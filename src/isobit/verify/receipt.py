@@ -1,200 +1,29 @@
-"""Receipts: what a generation was made of, so that anyone with the model can compute it again.
-
-A receipt holds the model's digest, the numerics version, prompt, sampling settings and tokens, and
-for each token digests of the logits it was chosen from and of the experts behind them. Equal
-digests on another backend mean equal bits.
-"""
+"""A receipt made beside a generation, and computed again: equal digests on another backend mean
+equal bits."""
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit import __version__, arguments, numerics
+from isobit import numerics
 from isobit.arguments import instance, whole
 from isobit.backends.base import CHOSEN, F32, I32, Routes
-from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
-from isobit.files import regular
+from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.numerics import SAMPLING_VERSION
 from isobit.numerics.digest import tree_digest
-from isobit.runtime.grammar import Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.sampler_v1 import SamplerV1
-from isobit.verify.trace import save_tensors
+from isobit.verify.receipt_file import FORMAT_2, TokenRecord
+from isobit.verify.receipt_file import Receipt as Receipt  # noqa: PLC0414 - as above
+from isobit.verify.trace_file import save_tensors
 
-FORMAT = "isobit receipt 3"
-FORMAT_2 = "isobit receipt 2"  # one SHA-256 of all logits of a token
-FORMAT_1 = "isobit receipt 1"  # that, sampling version 1, and fewer settings
-_SETTINGS_1 = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 _SAMPLERS = {1: SamplerV1, SAMPLING_VERSION: Sampler}
 _ROWS_AT_ONCE = 64  # logits held while replaying
-_LIMIT = 1 << 28  # bytes of a receipt
-
-
-@dataclass(frozen=True)
-class TokenRecord:
-    """One generated token."""
-
-    token: int
-    logits: str
-    """Digest (hex) of the logits it was chosen from, float32 little-endian: that of
-    ``numerics.digest.tree_digest``; of formats 1 and 2 their SHA-256."""
-    experts: list[str]
-    """For each layer the first 12 hex digits of the SHA-256 of the expert ids (int32, in rank
-    order) of the tokens that were run for it: the prompt for the first, one token for the others.
-    Empty for a dense model."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A generation's receipt."""
-
-    model: str
-    model_sha256: str
-    activation_planes: int
-    prompt: list[int]
-    sampling: dict[str, Any]
-    """The fields of ``Sampling``, with the seed in force."""
-    tokens: list[TokenRecord]
-    backend: str
-    device: str
-    numerics: int = numerics.VERSION
-    sampling_version: int = SAMPLING_VERSION
-    isobit: str = __version__
-    format: str = FORMAT
-
-    @property
-    def settings(self) -> Sampling:
-        """``sampling``, as a sampler takes it."""
-        return _sampling(self.sampling)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        arguments.path("path", path)
-        try:
-            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: cannot write the receipt: {error}") from None
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Receipt":
-        """Read and check; raises FileRefused."""
-        return cls.of(_read(path), str(path))
-
-    @classmethod
-    def load_all(cls, path: str | Path) -> "list[Receipt]":
-        """The receipt of a file, or all that an answer of ``isobit serve`` carries; FileRefused."""
-        data = _read(path)
-        found = list(_carried(data)) or [data]
-        return [cls.of(each, str(path)) for each in found]
-
-    @classmethod
-    def of(cls, data: Any, source: str) -> "Receipt":
-        """Check what JSON holds; raises FileRefused, naming ``source``."""
-        if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_2, FORMAT_1):
-            raise FileRefused(f"{source}: expected {FORMAT!r}, got something else")
-        if data["format"] == FORMAT_1:
-            data = data | {"format": FORMAT_2, "sampling_version": 1}
-        wrong = next((n for n, ok in _checks(data) if not ok), None)
-        if wrong is not None:
-            raise FileRefused(f"{source}: {wrong} is missing or malformed")
-        if unknown := sorted(data.keys() - {f.name for f in fields(cls)}):
-            raise FileRefused(f"{source}: expected the keys of a receipt, got {unknown[0]!r} too")
-        return cls(**data | {"tokens": [TokenRecord(**t) for t in data["tokens"]]})
-
-
-def _read(path: str | Path) -> Any:
-    place = regular(path, "a receipt")
-    try:
-        with place.open("rb") as file:
-            return json.loads(file.read(_LIMIT))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
-
-
-def _carried(answer: Any) -> Iterator[Any]:
-    """The receipts of an answer, whichever interface gave it: its own, or those of its choices."""
-    parts = answer if isinstance(answer, list) else [answer]
-    for part in parts:
-        if isinstance(part, dict):
-            choices = part.get("choices")
-            own = [part, *(choices if isinstance(choices, list) else ())]
-            yield from (c["isobit_receipt"] for c in own if _has_receipt(c))
-
-
-def _has_receipt(part: Any) -> bool:
-    return isinstance(part, dict) and "isobit_receipt" in part
-
-
-def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    for name in ("model", "model_sha256", "backend", "device", "isobit"):
-        yield name, isinstance(data.get(name), str)
-    yield "numerics", type(data.get("numerics")) is int
-    yield "sampling_version", type(data.get("sampling_version")) is int
-    planes = data.get("activation_planes")
-    yield "activation_planes", type(planes) is int and planes in (1, 2)
-    prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
-    yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
-    yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))
-    yield (
-        "sampling",
-        isinstance(sampling, dict) and _is_sampling(sampling, data["sampling_version"]),
-    )
-
-
-def _is_record(t: Any) -> bool:
-    return (
-        isinstance(t, dict)
-        and t.keys() == {"token", "logits", "experts"}
-        and type(t["token"]) is int
-        and isinstance(t["logits"], str)
-        and isinstance(t["experts"], list)
-        and all(isinstance(e, str) for e in t["experts"])
-    )
-
-
-def _is_sampling(data: dict[str, Any], version: object) -> bool:
-    names = set(_SETTINGS_1) if version == 1 else {f.name for f in fields(Sampling)}
-    found = data.keys() | ({"grammar"} & names)  # which earlier receipts do not have
-    if found != names or type(data["seed"]) is not int or type(data["top_k"]) is not int:
-        return False
-    if not _is_grammar(data.get("grammar")):
-        return False
-    biases = data.get("logit_bias", [])
-    others = ("logit_bias", "grammar")
-    numbers = all(type(v) in (int, float) for n, v in data.items() if n not in others)
-    pairs = isinstance(biases, list) and all(map(_is_bias, biases))
-    try:
-        return numbers and pairs and bool(_sampling(data))
-    except IsobitError:
-        return False
-
-
-def _is_bias(pair: Any) -> bool:
-    if not isinstance(pair, list) or len(pair) != 2:
-        return False
-    return type(pair[0]) is int and type(pair[1]) in (int, float)
-
-
-def _is_grammar(data: Any) -> bool:
-    if data is None:
-        return True
-    if not isinstance(data, dict) or data.keys() != {f.name for f in fields(Grammar)}:
-        return False
-    texts = all(isinstance(value, str) for name, value in data.items() if name != "thinking")
-    return texts and data["thinking"] in (None, True, False)
-
-
-def _sampling(data: dict[str, Any]) -> Sampling:
-    biases = tuple((token, bias) for token, bias in data.get("logit_bias", ()))
-    grammar = data.get("grammar") and Grammar(**data["grammar"])
-    return Sampling(**data | {"logit_bias": biases, "grammar": grammar})
 
 
 class Recorder:
@@ -242,7 +71,7 @@ class Recorder:
         return Receipt(
             model=m.path.name,
             model_sha256=m.file.sha256(),
-            activation_planes=m.engine.activation_planes,
+            activation_bits=m.engine.activation_bits,
             prompt=self._prompt,
             sampling=self._sampling,
             tokens=[
@@ -403,7 +232,7 @@ def _check_same(receipt: Receipt, model: Model) -> None:
     for what, said, got in (
         ("model sha256", receipt.model_sha256, model.file.sha256()),
         ("numerics version", receipt.numerics, numerics.VERSION),
-        ("activation planes", receipt.activation_planes, model.engine.activation_planes),
+        ("activation bits", receipt.activation_bits, model.engine.activation_bits),
     ):
         if said != got:
             raise FileRefused(f"receipt: {what}: expected {said}, as it says; here it is {got}")

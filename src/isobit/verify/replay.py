@@ -11,7 +11,7 @@ from typing import Literal
 from isobit.backends.base import I32
 from isobit.model.graph import Graph
 from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic
-from isobit.verify.graph import Run, shaped
+from isobit.verify.forward import Run, shaped
 from isobit.verify.metrics import Distance
 
 Origin = Literal["faulty", "faulty in B", "faulty in both", "propagated", "not replayed"]
@@ -34,7 +34,7 @@ class Replay:
         self._b.start(tokens, positions)
 
     def shaped(self, stage: str, layer: int | None, value: Array) -> Array:
-        """See :func:`isobit.verify.graph.shaped`."""
+        """See :func:`isobit.verify.forward.shaped`."""
         return shaped(self.graph, stage, layer, value)
 
     def put(self, stage: str, layer: int | None, a: Array, b: Array) -> None:

@@ -11,7 +11,7 @@ from isobit.verify import blame
 from isobit.verify.diff import Diff, StageDiff
 from isobit.verify.histogram import LARGEST, SMALLEST
 from isobit.verify.metrics import Distance, WorstValue
-from isobit.verify.trace import Manifest
+from isobit.verify.trace_file import Manifest
 
 Table = tuple[list[str], list[list[str]]]
 _CAUSES = {
@@ -58,8 +58,8 @@ def summary(diff: Diff, text: blame.Text | None = None) -> list[str]:
 
 
 def _run(m: Manifest) -> str:
-    planes = "" if m.activation_planes is None else f", planes {m.activation_planes}"
-    return f"{m.backend}{planes} ({m.device})" if m.device else m.backend + planes
+    bits = "" if m.activation_bits is None else f", {m.activation_bits}-bit activations"
+    return f"{m.backend}{bits} ({m.device})" if m.device else m.backend + bits
 
 
 def _verdict(diff: Diff) -> str:

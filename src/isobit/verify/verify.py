@@ -23,7 +23,8 @@ from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecA
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
 from isobit.verify.replay import Replay
-from isobit.verify.trace import Manifest, ModelRun, Recordable, check_tokens, pieces, where
+from isobit.verify.trace import ModelRun, Recordable, check_tokens, pieces
+from isobit.verify.trace_file import Manifest, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
 Item = tuple[str, int | None, I32, Array]
@@ -54,7 +55,7 @@ def verify(
     if isinstance(y, ModelRun):
         if y.model is x:
             raise UsageError("verify: expected two loaded models, got one twice")
-        arithmetic = SpecArithmetic(y.model.engine.activation_planes)
+        arithmetic = SpecArithmetic(y.model.engine.planes)
         chunk = min(chunk, y.model.engine.chunk)
     graph = run_x.graph.showing(y.graph.stages)  # what both have
     replay = Replay(graph, arithmetic)
@@ -175,7 +176,7 @@ class _Stream:
 
 
 def open_replay(path: str, b: Manifest) -> Replay:
-    """A replay of traces measured against ``b``: in its planes, or float64 for another engine.
+    """A replay of traces measured against ``b``: in its bits, or float64 for another engine.
 
     Raises FileRefused if model or arithmetic are not those that ``b`` was recorded from.
     """
@@ -188,6 +189,6 @@ def open_replay(path: str, b: Manifest) -> Replay:
             raise FileRefused(f"{path}: expected the model of the trace, {b.model_sha256}")
         weights = Weights.from_file(file)  # its views keep the map open
     check_tokens(b.tokens, weights.config)
-    if b.numerics is None or b.activation_planes is None:
+    if b.numerics is None or b.activation_bits is None:
         return Replay(weights.graph, Float64Arithmetic())
-    return Replay(weights.graph, SpecArithmetic(b.activation_planes))
+    return Replay(weights.graph, SpecArithmetic(b.activation_bits // 8))

@@ -78,7 +78,7 @@ def one(rng: random.Random) -> str:
     else:
         odd(rng, path)
     said = inspect(path).refused
-    engine = EngineConfig(threads=rng.choice([1, 1, 2]), activation_planes=rng.choice([1, 2]))
+    engine = EngineConfig(threads=rng.choice([1, 1, 2]), activation_bits=8 * rng.choice([1, 2]))
     try:
         model = isobit.Model(path, "cpu", engine)
     except IsobitError as error:

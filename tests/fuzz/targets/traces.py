@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 import isobit
 from isobit.verify import report
 from isobit.verify.compare import compare
-from isobit.verify.trace import Manifest, Trace, record
+from isobit.verify.trace import record
+from isobit.verify.trace_file import Manifest, Trace
 from tests.fuzz.targets.models import bases, folder
 
 Tensors = dict[str, NDArray[np.generic]]

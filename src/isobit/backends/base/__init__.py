@@ -5,13 +5,13 @@ there is no global one. Which sequence has which pages is decided above (:mod:`i
 backend only owns the memory of its pages.
 
 A new one has to say what it is called and runs on, and to give logits, in
-:meth:`Backend.compute_logits`; what a device can make of them before they leave it goes into
-:meth:`Backend.compute`.
+:meth:`Backend.compute_logits`; what a device can make of them before they leave it, and the rows
+that they are made of, go into :meth:`Backend.compute`.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -105,9 +105,15 @@ class Wanted:
         made = self.top > 0 or self.given is not None or self.drawn is not None
         return made or self.likeliest or self.digests
 
+    @property
+    def only_hidden(self) -> bool:
+        """Whether no logits need be made for what is wanted of the rows."""
+        return self.hidden and self.logits is False and not self.measures
+
 
 LOGITS = Wanted()
 ARGMAX = Wanted(logits=False, likeliest=True)
+HIDDEN = Wanted(logits=False, hidden=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Results:
     """
 
     finite: NDArray[np.bool_]
-    """[R]: whether each row is; rows of which nothing was wanted count as finite."""
+    """[R]: whether each row's logits are, or its hidden values if these alone were wanted."""
     logits: F32 | None = None
     """[R, vocabulary] or [L, vocabulary]: as they were computed, finite or not."""
     likeliest: I32 | None = None
@@ -195,6 +201,8 @@ class Backend(ABC):
     gets them, unless they are asked for by name and a way to run has them."""
     goes_ahead: ClassVar[bool] = False
     """Whether it heeds ``Wanted.ahead``."""
+    padded: Sequence[int] = ()
+    """Ascending numbers of tokens that passes are padded to, up to the last."""
     copies_states: ClassVar[bool] = False
     """Whether recurrent states can be kept, for texts that go on from there."""
     inexact: tuple[str, ...] = ()
@@ -355,12 +363,18 @@ class Backend(ABC):
     def compute(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """Run a checked batch for all that is wanted but ``hidden``, and ``routes`` and ``drawn``
-        unless it says that it makes them; here, by way of the logits."""
+        """Run a checked batch for all that is wanted but ``routes`` and ``drawn``, unless it says
+        that it makes them; here, by way of the logits."""
+        if wanted.hidden:
+            raise BackendUnavailable(f"hidden rows: {self.name} gives logits alone")
         return self._measured(self.compute_logits(batch, tap, stages), wanted)
 
-    def _measured(self, logits: F32, wanted: Wanted) -> Results:
-        """What is wanted, of logits [R, vocabulary] in the host's memory."""
+    def _measured(self, logits: F32 | None, wanted: Wanted, hidden: F32 | None = None) -> Results:
+        """What is wanted, of logits [R, vocabulary] in the host's memory; beside ``hidden`` rows,
+        or of these alone."""
+        if logits is None:
+            assert hidden is not None
+            return Results(np.array(np.isfinite(hidden).all(axis=1)), hidden=hidden)
         ids = np.empty((len(logits), 0), np.int32) if wanted.given is None else wanted.given
         likeliest, given, top_ids, top = self.rows.measure(logits, ids, wanted.top)
         drawn = logprobs = None
@@ -380,52 +394,38 @@ class Backend(ABC):
             None if wanted.given is None else given,
             drawn=drawn,
             drawn_logprobs=logprobs,
+            hidden=hidden,
             digests=self.rows.digests(logits) if wanted.digests else None,
         )
 
     def _computed(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        if wanted.hidden or (wanted.routes and ROUTES not in self.on_device):
-            return self._with_stages(batch, wanted, tap, stages)
+        if wanted.hidden and self.graph.hidden is None:
+            raise BackendUnavailable("hidden rows: expected a model that has them, got none")
+        if wanted.routes and ROUTES not in self.on_device:
+            return self._with_routes(batch, wanted, tap, stages)
         return self.compute(batch, wanted, tap, stages)
 
-    def _with_stages(
+    def _with_routes(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """A pass with the hidden rows, or the experts, taken from their stages."""
-        stage = self.graph.hidden if wanted.hidden else None
-        if wanted.hidden and (stage is None or stage.name is None):
-            raise BackendUnavailable("hidden rows: expected a model with a stage of them, got none")
-        rows: list[F32] = []
+        """A pass with the experts taken from their stages."""
         routes: list[Routes] = []
 
         def keep(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
-            if stage is not None and (name, layer) == stage.key:
-                rows.append(np.array(value[batch.logit_rows], np.float32))
-            if name == CHOSEN and wanted.routes:
+            if name == CHOSEN:
                 routes.append(value.astype(self.no_routes.dtype))
             if tap is not None and (stages is None or name in stages):
                 tap(name, layer, value)
 
-        named = frozenset({stage.name} if stage is not None and stage.name else ())
-        named |= {CHOSEN} if wanted.routes else frozenset()
-        asked: frozenset[str] | None = named
+        asked: frozenset[str] | None = frozenset({CHOSEN})
         if tap is not None:
-            asked = None if stages is None else stages | named
-        alone = tap is None and wanted.logits is False and not wanted.measures
-        part = replace(batch, logit_rows=batch.logit_rows[:0]) if alone else batch
-        results = self.compute(part, wanted, keep, asked)
-        if alone:
-            results = replace(results, finite=np.ones(len(batch.logit_rows), np.bool_))
-        if stage is not None:
-            finite = np.array(np.isfinite(rows[0]).all(axis=1)) if alone else results.finite
-            results = replace(results, finite=finite, hidden=rows[0])
-        if wanted.routes:
-            shape = len(batch.tokens), *self.no_routes.shape[1:]
-            found = np.stack(routes, axis=1) if routes else np.empty(shape, self.no_routes.dtype)
-            results = replace(results, routes=found)
-        return results
+            asked = None if stages is None else stages | {CHOSEN}
+        results = self.compute(batch, wanted, keep, asked)
+        shape = len(batch.tokens), *self.no_routes.shape[1:]
+        found = np.stack(routes, axis=1) if routes else np.empty(shape, self.no_routes.dtype)
+        return replace(results, routes=found)
 
     def _check(self, batch: Batch) -> None:
         """Raises UsageError for indices that would leave their memory, BackendUnavailable after a
@@ -493,6 +493,8 @@ def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:
     """Raises UsageError for what no pass of so many rows can give."""
     if isinstance(wanted.top, bool) or not isinstance(wanted.top, int) or wanted.top < 0:
         raise UsageError(f"wanted top: expected 0 or more, got {wanted.top!r:.60}")
+    if not isinstance(wanted.logits, bool | np.ndarray):
+        raise UsageError(f"wanted logits: expected True, False or rows, got {wanted.logits!r:.60}")
     if not isinstance(wanted.logits, bool):
         _check_ids("logits", wanted.logits, wanted.logits.shape[:1], rows)
     if wanted.drawn is not None:
@@ -501,7 +503,8 @@ def _check_wanted(wanted: Wanted, rows: int, vocabulary: int) -> None:
         if len(np.unique(drawn)) != len(drawn):
             raise UsageError("wanted drawn rows: expected each once")
     if wanted.given is not None:
-        _check_ids("given", wanted.given, (rows, *wanted.given.shape[1:2]), vocabulary)
+        each = wanted.given.shape[1:2] or (1,)
+        _check_ids("given", wanted.given, (rows, *each), vocabulary)
 
 
 def _check_ids(name: str, ids: I32, shape: tuple[int, ...], below: int) -> None:

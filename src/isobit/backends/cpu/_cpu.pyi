@@ -85,6 +85,8 @@ class Engine:
         top: _Array | None,
         digests: _Array | None,
         routes: _Array | None,
+        hidden: _Array | None,
+        only_hidden: bool,
         tap: _Tap | None,
         stages: Sequence[str],
     ) -> int: ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,7 @@ class CpuBackend(Backend):
             raise BackendUnavailable(f"cpu: {error}") from None
         self._stages = weights.graph.names
         self._vocab = weights.graph.logits.shape.width
+        self._width = weights.graph.hidden.shape.width if weights.graph.hidden else 0
         self._tables = lowered.tables
         self._rope = [(np.empty((0, t.size // 2), np.float32),) * 2 for t in self._tables]
         self._rope_known = 0
@@ -89,16 +91,16 @@ class CpuBackend(Backend):
         if tap is None or wanted is LOGITS:
             return self._run(batch, wanted, tap, stages)
         # The tap may want to see all logits.
-        found = self._run(batch, replace(LOGITS, routes=wanted.routes), tap, stages)
-        assert found.logits is not None
-        return replace(self._measured(found.logits, wanted), routes=found.routes)
+        seen = replace(LOGITS, routes=wanted.routes, hidden=wanted.hidden)
+        found = self._run(batch, seen, tap, stages)
+        return replace(self._measured(found.logits, wanted, found.hidden), routes=found.routes)
 
     def _run(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         rows, given, k = len(batch.logit_rows), wanted.given, min(wanted.top, self._vocab)
         likeliest = np.empty(rows, np.int32)
-        logits = places = values = top_ids = top = digests = routes = None
+        logits = places = values = routes = None
         if wanted.logits is True:
             logits = np.empty((rows, self._vocab), np.float32)
         elif wanted.logits is not False:
@@ -107,10 +109,9 @@ class CpuBackend(Backend):
             places[wanted.logits] = np.arange(len(logits))
         if given is not None:
             values = np.empty(given.shape, np.float32)
-        if k:
-            top_ids, top = np.empty((rows, k), np.int32), np.empty((rows, k), np.float32)
-        if wanted.digests:
-            digests = np.empty((rows, 32), np.uint8)
+        top_ids, top = _room(k, (rows, k), np.int32), _room(k, (rows, k), np.float32)
+        digests = _room(wanted.digests, (rows, 32), np.uint8)
+        hidden = _room(wanted.hidden, (rows, self._width), np.float32)
         if wanted.routes:
             none = self.no_routes
             routes = np.empty((len(batch.tokens), *none.shape[1:]), none.dtype)
@@ -137,6 +138,8 @@ class CpuBackend(Backend):
                 top,
                 digests,
                 None if routes is None else routes[..., None].view(np.uint8),
+                hidden,
+                wanted.only_hidden,
                 tap,
                 shown,
             )
@@ -147,6 +150,8 @@ class CpuBackend(Backend):
             raise BackendUnavailable("a part of the split model has ended; load the model again")
         if places is not None and logits is not None and len(logits) > 1:
             logits = logits[places[wanted.logits]]  # a row can be wanted twice
+        if wanted.only_hidden:
+            return replace(self._measured(None, wanted, hidden), routes=routes)
         return Results(
             likeliest >= 0,
             logits,
@@ -154,6 +159,7 @@ class CpuBackend(Backend):
             top_ids,
             top,
             values,
+            hidden=hidden,
             digests=digests,
             routes=routes,
         )
@@ -177,3 +183,7 @@ class CpuBackend(Backend):
     def close(self) -> None:
         """Free the KV cache and end the threads."""
         self._engine = None
+
+
+def _room(wanted: object, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any] | None:
+    return np.empty(shape, dtype) if wanted else None

@@ -135,9 +135,11 @@ void Engine::measure(const Rows& rows, int row, const float* logits, int thread)
 bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
                      const std::function<bool()>& stop) {
     prepare(batch);
+    const size_t end = rows.only_hidden ? program_.hidden_made + 1 : program_.phases.size();
+    const size_t width = program_.hidden_width;
     const bool direct = rows.logits && !rows.places;  // else some rows at a time, and kept here
     const int R = batch.n_logit_rows, at_once = std::min(R, direct ? R : ROWS_AT_ONCE);
-    if (!direct && logits_.size() < (size_t)at_once * program_.vocab)
+    if (!direct && !rows.only_hidden && logits_.size() < (size_t)at_once * program_.vocab)
         logits_.resize((size_t)at_once * program_.vocab);
     float* logits = direct ? rows.logits : logits_.data();
     bool stopped = false;
@@ -174,8 +176,17 @@ bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
         for (int first = 0; first < R || (tap && first == 0); first += std::max(at_once, 1)) {
             const int n = std::min(at_once, R - first);
             pass.block(first, n, logits);
-            for (size_t i = head_; i < program_.phases.size(); ++i)
+            for (size_t i = head_; i < end; ++i) {
                 run(program_.phases[i], pass, thread);
+                if (rows.hidden && (int)i == program_.hidden_made && thread == 0)
+                    for (int r = 0; r < n; ++r)
+                        std::copy_n(pass.at(program_.hidden, thread, r, 0), width,
+                                    rows.hidden + (size_t)(first + r) * width);
+            }
+            if (rows.only_hidden) {
+                team_.barrier();  // before the next rows are made in the same place
+                continue;
+            }
             if (n == R && n <= 1) {  // no other row to wait for
                 if (n && thread == 0) measure(rows, 0, logits, thread);
                 continue;

@@ -40,6 +40,8 @@ struct Rows {
     int32_t* top_ids;
     float* top;
     uint8_t* digests;       // of each row's logits, or null
+    float* hidden;          // what logits are made of, or null
+    bool only_hidden;       // whether nothing else is wanted
 };
 
 // Receives stages of the pass; layer is -1 outside the layers.

@@ -98,6 +98,8 @@ class Lowering:
                 self._readers.setdefault(v, []).append(i)
         self._read_elsewhere: set[Value] = set()
         """What another chain reads than makes it, which shows when its reader is lowered."""
+        if graph.hidden is not None:
+            self._read_elsewhere.add(graph.hidden)
         known = -1
         while known < len(self._read_elsewhere):
             known = len(self._read_elsewhere)
@@ -137,6 +139,7 @@ class Lowering:
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
             "vocab": self.graph.logits.shape.width,
+            "hidden": self._hidden(),
             "routers": len(self.routers),
             "routed": max(self.routers, default=0),
         }
@@ -364,6 +367,14 @@ class Lowering:
         return max((i for v in (value, *views) for i in self._readers.get(v, ())), default=-1)
 
     # To the extension
+
+    def _hidden(self) -> tuple[int, tuple[int, int, int, int, bool], int] | None:
+        """The phase that makes the hidden rows, where they are then, and their width."""
+        value = self.graph.hidden
+        if value is None:
+            return None
+        made = next(i for i, p in enumerate(self.phases) if any(value in c.made for c in p.chains))
+        return made, self.places[value].as_tuple(), value.shape.width
 
     def _phase(self, p: Phase) -> dict[str, Any]:
         return {

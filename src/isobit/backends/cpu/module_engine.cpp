@@ -97,7 +97,8 @@ public:
                 Array<int32_t, 1> likeliest, std::optional<Input_<int32_t, 2>> ids,
                 std::optional<Array<float, 2>> values, std::optional<Array<int32_t, 2>> top_ids,
                 std::optional<Array<float, 2>> top, std::optional<Array<uint8_t, 2>> digests,
-                std::optional<Array<uint8_t, 4>> routes, nb::object callback,
+                std::optional<Array<uint8_t, 4>> routes, std::optional<Array<float, 2>> hidden,
+                bool only_hidden, nb::object callback,
                 const std::vector<std::string>& stages) {
         const size_t T = tokens.shape(0), V = engine_->program().vocab;
         require(T > 0, "batch: expected at least one token");
@@ -122,7 +123,9 @@ public:
                            top ? (int)top->shape(1) : 0,
                            top_ids ? top_ids->data() : nullptr,
                            top ? top->data() : nullptr,
-                           digests ? digests->data() : nullptr};
+                           digests ? digests->data() : nullptr,
+                           hidden ? hidden->data() : nullptr,
+                           only_hidden};
         require(likeliest.shape(0) == R && (!logits || logits->shape(1) == V) &&
                     (!places || (logits && places->shape(0) == R)) &&
                     (!logits || places || logits->shape(0) == R) &&
@@ -138,6 +141,11 @@ public:
                             (routes->shape(3) == 1 || routes->shape(3) == 2)),
                 "forward: expected routes [tokens, routers, k, bytes]");
         require(stages.empty() || (logits && !places), "forward: a tap goes with all logits");
+        require(!hidden || (program.hidden_made >= 0 && hidden->shape(0) == R &&
+                            hidden->shape(1) == (size_t)program.hidden_width),
+                "forward: expected hidden [rows, width]");
+        require(!only_hidden || (hidden && !logits && !ids && !top && !digests),
+                "forward: something else is wanted than hidden rows");
         for (size_t i = 0; places && i < R; ++i)
             require(places->data()[i] < (int64_t)logits->shape(0), "forward: place out of range");
         for (size_t i = 0; ids && i < ids->size(); ++i)
@@ -245,6 +253,12 @@ private:
         p.vocab = nb::cast<int>(d["vocab"]);
         p.routers = nb::cast<int>(d["routers"]);
         p.routed = nb::cast<int>(d["routed"]);
+        if (!d["hidden"].is_none()) {
+            const auto [made, place, width] = nb::cast<std::tuple<int, nb::object, int>>(d["hidden"]);
+            p.hidden_made = made;
+            p.hidden = ref(place);
+            p.hidden_width = width;
+        }
         p.planes = nb::cast<int>(d["planes"]);
         const auto pages = nb::cast<long long>(d["pages"]);
         if (pages > INT32_MAX) throw std::bad_alloc();
@@ -275,5 +289,5 @@ void bind_engine(nb::module_& m) {
              nb::arg("received").none(), nb::arg("logits").none(), nb::arg("places").none(), nb::arg("likeliest"),
              nb::arg("ids").none(), nb::arg("values").none(), nb::arg("top_ids").none(),
              nb::arg("top").none(), nb::arg("digests").none(), nb::arg("routes").none(),
-             nb::arg("tap").none(), nb::arg("stages"));
+             nb::arg("hidden").none(), nb::arg("only_hidden"), nb::arg("tap").none(), nb::arg("stages"));
 }

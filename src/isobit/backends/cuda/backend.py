@@ -73,6 +73,8 @@ class CudaBackend(Backend):
             self._gpu.close()
             raise
         self._logits = weights.graph.logits
+        if self._programs.mixed is not None:
+            self.padded = self._programs.mixed.sizes
         self.fused_away = self._programs.fused_away
         self.exchanges = self._programs.exchanges
 
@@ -122,25 +124,42 @@ class CudaBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
+        return self._to_host(batch, None, tap, stages)
+
+    def _to_host(
+        self, batch: Batch, hidden: Take | None, tap: Tap | None, stages: frozenset[str] | None
+    ) -> F32:
         host = _ToHost(self._gpu, len(batch.logit_rows), self._logits.shape.width)
-        self._pass(batch, host, tap, stages)
+        self._pass(batch, host, tap, stages, hidden)
         if tap is not None and (key := self._logits.key) and (stages is None or key[0] in stages):
-            tap(*key, host.logits)
-        return host.logits
+            tap(*key, host.rows)
+        return host.rows
 
     def compute(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """What is wanted, made on the device if that is little and no logits."""
         asked, key = Asked.of(wanted, self._logits.shape.width), self._logits.key
+        hidden = None
+        if wanted.hidden:
+            assert self.graph.hidden is not None
+            hidden = _ToHost(self._gpu, len(batch.logit_rows), self.graph.hidden.shape.width)
+            if wanted.only_hidden and tap is None:
+                self._pass(batch, None, None, None, hidden)
+                return self._measured(None, wanted, hidden.rows)
         shown = tap is not None and key is not None and (stages is None or key[0] in stages)
         if asked is None or shown or not _plain(wanted):
-            return self._measured(self.compute_logits(batch, tap, stages), wanted)
+            logits = self._to_host(batch, hidden, tap, stages)
+            return self._measured(logits, wanted, hidden.rows if hidden else None)
         found = Measured.empty(len(batch.logit_rows), asked)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
         draws = as_kernels_take(wanted.drawn, np.arange(len(batch.logit_rows)))
         steps, served = self._steps_for(batch), self._turns.served(batch, asked, draws, keys)
         some = served is not None and len(served.tokens) < len(batch.tokens)
+        if hidden is not None:
+            every = np.arange(len(batch.logit_rows))
+            self._pass(batch, self._measure(asked, wanted, found, every), tap, stages, hidden)
+            return replace(found.results(wanted), hidden=hidden.rows)
         if served is not None and some and all(name == CHOSEN for name, _ in keys):
             self._compose(served, batch, asked, wanted, found, tap, stages)
         elif steps is not None and wanted.given is None and (not keys or steps.lasts(keys)):
@@ -239,16 +258,25 @@ class CudaBackend(Backend):
         return take
 
     def _pass(
-        self, batch: Batch, take: Take, tap: Tap | None, stages: frozenset[str] | None
+        self,
+        batch: Batch,
+        take: Take | None,
+        tap: Tap | None,
+        stages: frozenset[str] | None,
+        hidden: Take | None = None,
     ) -> None:
-        """Run a batch of any kind, and have its rows of logits taken."""
+        """Run a batch of any kind, and have its rows of logits taken, and those that they are made
+        of, which captured steps do not show."""
         self._gpu.activate()
         self._turns.forget()
         states = self._states(batch)
         self._extend_turns(int(batch.positions.max()) + 1)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
         steps, mixed = self._steps_for(batch), self._programs.mixed
-        if steps is not None and keys <= steps.stages:
+        if take is None or hidden is not None:
+            marks = self._programs.passes.run(batch, states, take, hidden, stops=bool(keys))
+            self._show(batch, marks, keys, tap)
+        elif steps is not None and keys <= steps.stages:
             step = Step.of_batch(batch, states)
             if keys:
                 self._show(batch, steps.traced(step, keys), keys, tap)
@@ -337,21 +365,21 @@ def _plain(wanted: Wanted) -> bool:
 
 
 class _ToHost:
-    """Takes rows of logits to the host's memory."""
+    """Takes rows to the host's memory."""
 
-    def __init__(self, gpu: Gpu, rows: int, vocabulary: int) -> None:
-        self._gpu, self._shape = gpu, (rows, vocabulary)
-        self.logits: F32 = np.empty((0, vocabulary), np.float32)
+    def __init__(self, gpu: Gpu, rows: int, width: int) -> None:
+        self._gpu, self._shape = gpu, (rows, width)
+        self.rows: F32 = np.empty((0, width), np.float32)
 
     def __call__(self, rows: NDArray[np.intp], address: int) -> None:
         part = self._gpu.results(len(rows) * self._shape[1])
         self._gpu.download(address, part)
         if len(rows) == self._shape[0]:
-            self.logits = part.reshape(self._shape)
+            self.rows = part.reshape(self._shape)
             return
-        if len(self.logits) != self._shape[0]:
-            self.logits = np.empty(self._shape, np.float32)
-        self.logits[rows] = part.reshape(len(rows), -1)
+        if len(self.rows) != self._shape[0]:
+            self.rows = np.empty(self._shape, np.float32)
+        self.rows[rows] = part.reshape(len(rows), -1)
 
 
 class UnfusedCudaBackend(CudaBackend):

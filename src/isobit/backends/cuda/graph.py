@@ -37,6 +37,7 @@ class Program:
         self.g = g = Lowering(graph, resident, gpu, planes, kind, rows)
         self._body: list[Make | Mark] = []
         self._head: list[Make | Mark] = []  # some rows of logits at a time
+        self._hidden_made = 0
         ops, last_use, at = graph.required.ops, graph.required.last_use, 0
         claimed = fusions.claims(g, ops, fusions.CLAIMS[kind] if fused else ())
         while at < len(ops):
@@ -52,7 +53,11 @@ class Program:
                 g.end(lambda v, at=at: last_use.get(v, -1) >= at)  # type: ignore[misc]
             else:  # runs again and again, and so overwrites nothing
                 self._head += self._made()
+                if graph.hidden in taken[-1].outputs:
+                    self._hidden_made = len(self._head)
         self.logits, self.vocabulary = g.dense(graph.logits), graph.logits.shape.width
+        self.hidden = g.places.get(graph.hidden) if graph.hidden else None
+        """Where the rows are that logits were made of, unless they lie inside of a launch."""
         self._head += self._made()
 
     def _lower(self, op: Op) -> None:
@@ -88,6 +93,10 @@ class Program:
     def head(self, p: Pass) -> Iterator[Mark]:
         """Queue the logits of ``p.count`` of the wanted rows, once :meth:`body` is through."""
         return _queue(self._head, p)
+
+    def state(self, p: Pass) -> Iterator[Mark]:
+        """The same as far as the rows that logits are made of."""
+        return _queue(self._head[: self._hidden_made], p)
 
     def queue(self, p: Pass) -> None:
         """Queue all of it."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -39,7 +38,7 @@ from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE
 from isobit.backends.cuda.programs import Programs, room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
-from isobit.model.split import split
+from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
 
@@ -121,8 +120,7 @@ class CudaPartsBackend(Backend):
         if tap is None:
             work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
             return self._together(work, size, kind)[0]
-        plain = replace(wanted, hidden=False)  # the caller takes these from their stage
-        shows = [partial(traced, b, batch, plain, stages) for b in self._here]
+        shows = [partial(traced, b, batch, wanted, stages) for b in self._here]
         done = self._together(shows, size, (*kind, stages))
         for key in done[0][1]:
             tap(*key, self._parts[0].merged(key, [shown[key] for _, shown in done]))
@@ -200,7 +198,10 @@ class CudaPartsBackend(Backend):
             of, position = (0 * at, at) if alone else (at, 0 * at)
             pages = np.zeros((1 if alone else tokens, -(-most // TILE)), np.int32)
             batch = Batch(0 * at, position, of, pages, last)
-            self._rehearse([partial(b.compute, batch, LOGITS, None, None) for b in self._here])
+            given = np.zeros((len(last), 1), np.int32)
+            measured = Wanted(False, likeliest=True, top=1, given=given, hidden=True, digests=True)
+            for wanted in (LOGITS, measured):
+                self._rehearse([partial(b.compute, batch, wanted, None, None) for b in self._here])
 
 
 def _room(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Room:

@@ -41,9 +41,19 @@ class Passes:
         self._entries = self._pages.words = max(pages, self._g.tiles)
 
     def run(
-        self, batch: Batch, states: I32, take: Take, *, stops: bool = True
+        self,
+        batch: Batch,
+        states: I32,
+        take: Take | None,
+        hidden: Take | None = None,
+        *,
+        stops: bool = True,
     ) -> Iterator[tuple[Mark, Pass]]:
-        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be read."""
+        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be read.
+
+        ``hidden`` takes the rows that logits are made of; without ``take``, none are made.
+        """
+        head = self._program.head if take else self._program.state
         first = 0
         while first < len(batch.tokens):
             last = self._last(batch, first)
@@ -56,8 +66,12 @@ class Passes:
                 self._queue(self._program.body, p)
             for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
                 now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
-                self._queue(self._program.head, replace(p, first=row, count=len(now)))
-                take(now, self._program.logits.address)
+                self._queue(head, replace(p, first=row, count=len(now)))
+                if take is not None:
+                    take(now, self._program.logits.address)
+                if hidden is not None:
+                    assert self._program.hidden is not None
+                    hidden(now, self._program.hidden.address)
             first = last
 
     def _queue(self, what: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
@@ -67,6 +81,10 @@ class Passes:
 
     def _last(self, batch: Batch, first: int) -> int:
         """Where the tokens end that run together."""
+        sequence, positions = batch.sequence[first:], batch.positions[first:]
+        lasts = np.flatnonzero(np.diff(sequence, append=-1))
+        if len(sequence) <= self._most and (positions[lasts] // TILE + 1).sum() <= self._entries:
+            return len(batch.tokens)
         end, entries = first, 0
         while end < min(first + self._most, len(batch.tokens)):
             s = batch.sequence[end]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit.backends import open_backend
-from isobit.backends.base import F32, Backend, Batch
+from isobit.backends.base import Backend, Batch, Results, Wanted
 from isobit.backends.distributed.pipeline import About, LocalStage, Shown
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
@@ -83,12 +83,12 @@ class StageActor:
         return self._life, self._stage.about if self._stage else self._refused or ("", 1)
 
     def run(
-        self, life: str, batch: Batch, stages: frozenset[str] | None
-    ) -> tuple[F32, Shown] | None:
+        self, life: str, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+    ) -> tuple[Results, Shown] | None:
         """See Stage; None if it is not that life's."""
         if life != self._life or self._stage is None:
             return None
-        return self._stage.run(batch, stages)
+        return self._stage.run(batch, wanted, stages)
 
 
 def start(places: Sequence[str], weights: Weights, engine: EngineConfig) -> list[RayStage]:
@@ -144,11 +144,13 @@ class RayStage:
         assert self._about is not None
         return self._about
 
-    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
+    def run(
+        self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+    ) -> tuple[Results, Shown]:
         """See Stage. Raises CacheLost once it is there again, if it has died."""
-        found: tuple[F32, Shown] | None = None
+        found: tuple[Results, Shown] | None = None
         try:
-            found = ray.get(self._actor.run.remote(self._life, batch, stages))
+            found = ray.get(self._actor.run.remote(self._life, batch, wanted, stages))
         except RayActorError:
             pass
         except RayTaskError as error:

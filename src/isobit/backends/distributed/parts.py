@@ -2,7 +2,7 @@
 
 The caller's process runs part 0, and starts the others: ``python -m`` this module. They get each
 batch through a socket, and exchange what they compute through shared memory, within the pass (see
-:mod:`isobit.model.split`).
+:mod:`isobit.model.parallel.split`).
 """
 
 import mmap
@@ -20,13 +20,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
+from isobit.backends.base import (
+    ARGMAX,
+    F32,
+    HIDDEN,
+    LOGITS,
+    Backend,
+    Batch,
+    Results,
+    Tap,
+    Wanted,
+    traced,
+)
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
-from isobit.model.cuts import Part
-from isobit.model.split import check, split
+from isobit.model.parallel.cuts import Part
+from isobit.model.parallel.split import check, split
 from isobit.model.weights import Weights
 
 _MODULE = "isobit.backends.distributed.parts"
@@ -80,23 +91,32 @@ class PartsBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
-        wanted = None
+        logits = self.compute(batch, LOGITS, tap, stages).logits
+        assert logits is not None
+        return logits
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """What is wanted, of which this process has all once the parts have exchanged theirs."""
+        named = None
         if tap is not None:
-            wanted = self._names if stages is None else stages
-            wanted |= self._part.beside(wanted)
+            named = self._names if stages is None else stages
+            named |= self._part.beside(named)
+        wanted = replace(wanted, routes=False)  # the caller takes these from their stages
+        of_others = HIDDEN if wanted.only_hidden else ARGMAX
         with suppress(OSError):  # it has ended; the pass will say so
             for _, connection in self._others:
-                connection.send((batch, wanted))
+                connection.send((batch, of_others, named))
         if tap is None:
-            return self._here.forward(batch)
-        results, shown = traced(self._here, batch, LOGITS, wanted)
+            return self._here.run(batch, wanted)
+        results, shown = traced(self._here, batch, wanted, named)
         every = [shown, *(connection.recv() for _, connection in self._others)]
         for (name, layer), piece in shown.items():
             pieces = [piece, *(other[name, layer] for other in every[1:])]
             if stages is None or name in stages:
                 tap(name, layer, self._part.merged((name, layer), pieces, shown))
-        assert results.logits is not None
-        return results.logits
+        return results
 
     def close(self) -> None:
         """End the other processes and free the memory."""
@@ -163,11 +183,11 @@ def main() -> None:
     connection.send(None)
     with suppress(EOFError, OSError, BackendUnavailable):
         while True:
-            batch, stages = connection.recv()
+            batch, wanted, stages = connection.recv()
             if stages is None:
-                backend.forward(batch)
+                backend.run(batch, wanted)
             else:
-                connection.send(traced(backend, batch, LOGITS, stages)[1])
+                connection.send(traced(backend, batch, wanted, stages)[1])
 
 
 if __name__ == "__main__":

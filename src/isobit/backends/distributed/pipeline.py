@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from math import inf
 from multiprocessing import AuthenticationError
@@ -24,12 +24,21 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from isobit import numerics
-from isobit.backends.base import F32, LOGITS, Backend, Batch, Tap, traced
+from isobit.backends.base import (
+    F32,
+    LOGITS,
+    Backend,
+    Batch,
+    Results,
+    Tap,
+    Wanted,
+    traced,
+)
 from isobit.backends.base.kv_pages import Room
-from isobit.config import EngineConfig
+from isobit.config import EngineConfig, without_planes
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
-from isobit.model.layers import layers
+from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 
 _LEAST = 32
@@ -38,6 +47,9 @@ _LOSSES = 3
 """Times that a stage may be lost in turn before that is an error."""
 _FRAME = 1 << 30  # bytes of a message
 _FIELDS = ("tokens", "positions", "sequence", "pages", "logit_rows", "states", "received")
+_WANTED = ("logits", "likeliest", "top", "given", "hidden", "digests")
+_ASKED = "wanted."  # before the names of arrays of what is wanted
+_RESULTS = tuple(f.name for f in fields(Results))
 Shown = dict[Key, NDArray[Any]]
 
 
@@ -52,7 +64,7 @@ class About:
     model: str
     """SHA-256 of the model's file."""
     numerics: int
-    activation_planes: int
+    activation_bits: int
     positions: int
     pages: int
     states: int
@@ -68,9 +80,12 @@ class Stage(Protocol):
     def about(self) -> About:
         """What it has."""
 
-    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
-        """Run a batch: logits of its ``logit_rows``, or rows for the next stage; and the traced
-        stages that are named. Raises BackendUnavailable if it cannot any more."""
+    def run(
+        self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+    ) -> tuple[Results, Shown]:
+        """Run a batch: what is wanted, which of all but the last stage are "logits", the rows for
+        the next one; and the traced stages that are named. Raises BackendUnavailable if it cannot
+        any more."""
 
     def close(self) -> None:
         """Nothing more will be asked."""
@@ -96,7 +111,7 @@ class LocalStage:
             weights.graph.n_layers,
             weights.file.sha256(),
             numerics.VERSION,
-            engine.activation_planes,
+            engine.activation_bits,
             limits.positions,
             limits.pages,
             engine.max_sequences,
@@ -104,13 +119,13 @@ class LocalStage:
             tuple(self._backend.fused_away),
         )
 
-    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
+    def run(
+        self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+    ) -> tuple[Results, Shown]:
         """See :class:`Stage`."""
         if not stages:
-            return self._backend.forward(batch), {}
-        results, shown = traced(self._backend, batch, LOGITS, stages)
-        assert results.logits is not None
-        return results.logits, shown
+            return self._backend.run(batch, wanted), {}
+        return traced(self._backend, batch, wanted, stages)
 
     def close(self) -> None:
         """See :class:`Stage`."""
@@ -145,28 +160,44 @@ class PipelineBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
+        logits = self.compute(batch, LOGITS, tap, stages).logits
+        assert logits is not None
+        return logits
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """What is wanted, made where the last stage runs."""
         if tap is not None and stages is None:
             stages = frozenset(self.graph.names) - self.graph.on_request
         count = 1 if tap is not None else min(2 * len(self._stages), len(batch.tokens) // _LEAST)
         bounds = np.linspace(0, len(batch.tokens), max(count, 1) + 1).astype(int).tolist()
-        logits = np.empty((len(batch.logit_rows), self.graph.logits.shape.width), np.float32)
+        whole: dict[str, NDArray[Any]] = {}
         flows = []
         for a, b in pairwise(bounds):
             mine = np.flatnonzero((batch.logit_rows >= a) & (batch.logit_rows < b))
-            flows.append((mine, self._flow(batch, a, b, mine, stages)))
-        for mine, flow in flows:
+            of_mine, which = _of_rows(wanted, mine)
+            flows.append((mine, which, self._flow(batch, a, b, mine, of_mine, stages)))
+        for mine, which, flow in flows:
             try:
-                logits[mine], shown = flow.result()
+                results, shown = flow.result()
             except CacheLost as error:  # what is in flight behind it ends before the next pass
                 self.losses, self._barren = self.losses + 1, self._barren + 1
                 if self._barren > _LOSSES:
                     raise BackendUnavailable(f"{error}, {self._barren} times in turn") from None
                 raise
+            for name, value in vars(results).items():
+                if value is not None:
+                    some, rows = mine, len(batch.logit_rows)
+                    if name == "logits" and which is not None:
+                        some, rows = which, np.size(wanted.logits)
+                    whole.setdefault(name, np.empty((rows, *value.shape[1:]), value.dtype))
+                    whole[name][some] = value
             if tap is not None:
                 for (name, layer), value in shown.items():
                     tap(name, layer, value)
         self._barren = 0
-        return logits
+        return Results(**whole)
 
     def close(self) -> None:
         """See :class:`isobit.backends.base.Backend`."""
@@ -181,8 +212,9 @@ class PipelineBackend(Backend):
         first: int,
         end: int,
         rows: NDArray[np.intp],
+        wanted: Wanted,
         stages: frozenset[str] | None,
-    ) -> Future[tuple[F32, Shown]]:
+    ) -> Future[tuple[Results, Shown]]:
         """Some tokens of a batch through all stages; each stage's worker takes them in turn."""
         part = replace(
             batch,
@@ -192,11 +224,13 @@ class PipelineBackend(Backend):
             logit_rows=batch.logit_rows[rows] - np.int32(first),
         )
         every = np.arange(end - first, dtype=np.int32)
-        flow: Future[tuple[F32, Shown]] | None = None
+        flow: Future[tuple[Results, Shown]] | None = None
         for i, (stage, worker) in enumerate(zip(self._stages, self._workers, strict=True)):
-            last = i == len(self._stages) - 1
-            now = part if last else replace(part, logit_rows=every)
-            flow = worker.submit(_step, stage, now, stages, flow)
+            if i == len(self._stages) - 1:
+                flow = worker.submit(_step, stage, part, wanted, stages, flow)
+            else:
+                now = replace(part, logit_rows=every)
+                flow = worker.submit(_step, stage, now, LOGITS, stages, flow)
         assert flow is not None
         return flow
 
@@ -204,22 +238,34 @@ class PipelineBackend(Backend):
 def _step(
     stage: Stage,
     batch: Batch,
+    wanted: Wanted,
     stages: frozenset[str] | None,
-    before: Future[tuple[F32, Shown]] | None,
-) -> tuple[F32, Shown]:
+    before: Future[tuple[Results, Shown]] | None,
+) -> tuple[Results, Shown]:
     shown: Shown = {}
     if before is not None:
-        received, shown = before.result()
-        batch = replace(batch, received=received)
-    rows, here = stage.run(batch, stages)
-    return rows, shown | here
+        rows, shown = before.result()
+        batch = replace(batch, received=rows.logits)
+    results, here = stage.run(batch, wanted, stages)
+    return results, shown | here
+
+
+def _of_rows(wanted: Wanted, rows: NDArray[np.intp]) -> tuple[Wanted, NDArray[np.intp] | None]:
+    """What is wanted of some rows, and which of the logits these are if they are wanted of some."""
+    given = None if wanted.given is None else wanted.given[rows]
+    wanted = replace(wanted, given=given, routes=False)  # the caller takes these from their stages
+    if isinstance(wanted.logits, bool):
+        return wanted, None
+    which = np.flatnonzero(np.isin(wanted.logits, rows))
+    places = np.searchsorted(rows, wanted.logits[which]).astype(np.int32)
+    return replace(wanted, logits=places), which
 
 
 def _agree(stages: Sequence[About], weights: Weights, engine: EngineConfig) -> None:
     n, at = weights.graph.n_layers, 0
     expected: dict[str, object] = {
         "numerics": numerics.VERSION,
-        "activation_planes": engine.activation_planes,
+        "activation_bits": engine.activation_bits,
     }
     if weights.file is not None:
         expected["model"] = weights.file.sha256()
@@ -249,13 +295,19 @@ class RemoteStage:
         self._connection, self._address = connection, address
         about = json.loads(self._received())
         fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
-        self.about = About(**about, fused_away=fused_away)
+        self.about = About(**without_planes(about), fused_away=fused_away)
 
-    def run(self, batch: Batch, stages: frozenset[str] | None) -> tuple[F32, Shown]:
+    def run(
+        self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
+    ) -> tuple[Results, Shown]:
         """See :class:`Stage`."""
         arrays = {f: getattr(batch, f) for f in _FIELDS if getattr(batch, f) is not None}
+        asked = {f: getattr(wanted, f) for f in _WANTED}
+        arrays |= {_ASKED + f: x for f, x in asked.items() if isinstance(x, np.ndarray)}
+        asked = {f: x for f, x in asked.items() if not isinstance(x, np.ndarray)}
         try:
-            self._connection.send_bytes(json.dumps(sorted(stages or ())).encode())
+            head = {"stages": sorted(stages or ()), "wanted": asked}
+            self._connection.send_bytes(json.dumps(head).encode())
             self._connection.send_bytes(save(arrays))
         except OSError as error:
             raise self._lost(error) from None
@@ -264,7 +316,7 @@ class RemoteStage:
             raise BackendUnavailable(f"stage {self._address}: {head['error']}")
         tensors = load(self._received())
         shown = {(name, layer): tensors[str(i)] for i, (name, layer) in enumerate(head["shown"])}
-        return tensors["rows"], shown
+        return Results(**{f: tensors[f] for f in _RESULTS if f in tensors}), shown
 
     def close(self) -> None:
         """See :class:`Stage`."""
@@ -318,17 +370,20 @@ def _answer(stage: Stage, connection: Connection) -> None:
     try:
         connection.send_bytes(json.dumps(vars(stage.about)).encode())
         while True:
-            names = json.loads(connection.recv_bytes(_FRAME))
+            asked = json.loads(connection.recv_bytes(_FRAME))
             arrays = load(connection.recv_bytes(_FRAME))
+            more = {f: arrays.pop(_ASKED + f) for f in _WANTED if _ASKED + f in arrays}
+            wanted, names = Wanted(**asked["wanted"] | more), frozenset(asked["stages"]) or None
             try:
-                rows, shown = stage.run(Batch(**arrays), frozenset(names) or None)
+                results, shown = stage.run(Batch(**arrays), wanted, names)
             except IsobitError as error:
                 connection.send_bytes(json.dumps({"error": str(error)}).encode())
                 continue
             connection.send_bytes(json.dumps({"shown": list(shown)}).encode())
-            tensors = {str(i): np.ascontiguousarray(v) for i, v in enumerate(shown.values())}
-            connection.send_bytes(save({"rows": rows, **tensors}))
-    except (EOFError, OSError, ValueError, TypeError):
+            found = {f: x for f, x in vars(results).items() if x is not None}
+            found |= {str(i): x for i, x in enumerate(shown.values())}
+            connection.send_bytes(save({f: np.ascontiguousarray(x) for f, x in found.items()}))
+    except (EOFError, OSError, ValueError, TypeError, KeyError):
         return  # it has gone, or talks of something else
 
 

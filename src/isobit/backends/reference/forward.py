@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from isobit.backends.base import F32, Backend, Batch, Tap
+from isobit.backends.base import F32, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.reference.cache import Pages, sequences
 from isobit.config import EngineConfig
 from isobit.model.graph import Op, Value, zero_state
@@ -61,9 +61,25 @@ class ReferenceBackend(Backend):
         self._pages, self._states = {}, {}
         self._context = Context(self._context.planes)
 
-    @np.errstate(all="ignore")  # damaged weights overflow; who asked gets the logits to judge
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
+        return self._walk(batch, tap, stages)[self.graph.logits]
+
+    def compute(
+        self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
+    ) -> Results:
+        """See :class:`isobit.backends.base.Backend`."""
+        if not wanted.hidden:
+            return super().compute(batch, wanted, tap, stages)
+        values = self._walk(batch, tap, stages)
+        logits = None if wanted.only_hidden else values[self.graph.logits]
+        return self._measured(logits, wanted, values[self.graph.hidden])
+
+    @np.errstate(all="ignore")  # damaged weights overflow; who asked gets the logits to judge
+    def _walk(
+        self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None
+    ) -> dict[Value | None, Array]:
+        """The graph's logits, and its hidden rows if it has some."""
         graph = self.graph
         wanted = frozenset(graph.names) - graph.on_request if stages is None else stages
         extra = tap is not None and not graph.on_request.isdisjoint(wanted)
@@ -73,7 +89,7 @@ class ReferenceBackend(Backend):
 
         self._context.received = batch.received
         given = (batch.tokens, batch.positions, batch.logit_rows)
-        values: dict[Value, Array] = dict(zip(graph.given, given, strict=True))
+        values: dict[Value | None, Array] = dict(zip(graph.given, given, strict=True))
         for i, op in enumerate(graph.ops):
             if op.on_request and not extra:
                 continue
@@ -84,9 +100,9 @@ class ReferenceBackend(Backend):
                 if tap is not None and value.name in wanted:
                     tap(value.name, value.layer, array)
             for v in op.inputs:
-                if graph.last_use[v] == i:
+                if graph.last_use[v] == i and v is not graph.hidden:
                     values.pop(v, None)
-        return values[graph.logits]
+        return values
 
     def _compute(self, op: Op, inputs: Sequence[Array], batch: Batch) -> Arrays:
         if not op.operation.per_sequence:

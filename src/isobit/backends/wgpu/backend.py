@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import F32, I32, ROUTES, Backend, Batch, Results, Routes, Tap, Wanted
 from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.wgpu import driver
-from isobit.backends.wgpu.device import Device, Recording, Step, open_device
+from isobit.backends.wgpu.device import Copy, Device, Recording, Step, open_device
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
 from isobit.backends.wgpu.measure import Measuring
@@ -71,7 +71,10 @@ class WgpuBackend(Backend):
                 vocabulary = weights.graph.logits.shape.width
                 self._measuring = Measuring(self._device, rows, vocabulary)
                 most = max(self._plan.bytes(self._graph.logits), 4 * MOST * rows)
-                self._staging = self._device.staging(most + self._plan.bytes(self._graph.routes))
+                hidden = weights.graph.hidden
+                self._width = hidden.shape.width if hidden else 0
+                most += 4 * rows * self._width + self._plan.bytes(self._graph.routes)
+                self._staging = self._device.staging(most)
         except BaseException:
             self.close()
             raise
@@ -112,10 +115,15 @@ class WgpuBackend(Backend):
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""
-        return self._logits_of(batch, tap, stages, None)
+        return self._logits_of(batch, tap, stages, None, None)
 
     def _logits_of(
-        self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None, routes: Routes | None
+        self,
+        batch: Batch,
+        tap: Tap | None,
+        stages: frozenset[str] | None,
+        hidden: F32 | None,
+        routes: Routes | None,
     ) -> F32:
         logits = np.empty((len(batch.logit_rows), self._vocab), np.float32)
         traced: dict[tuple[str, int | None], list[NDArray[np.generic]]] = {}
@@ -128,7 +136,8 @@ class WgpuBackend(Backend):
 
         with self._device.guarded():
             for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
-                self._pass(batch, first, take, routes, trace=tap and collect, stages=stages)
+                trace = tap and collect
+                self._pass(batch, first, take, hidden, routes, trace=trace, stages=stages)
         if tap is not None:
             for (stage, layer), parts in traced.items():
                 tap(stage, layer, parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -140,28 +149,34 @@ class WgpuBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """What is wanted, made on the device if that is little and no logits."""
-        asked, routes = Asked.of(wanted, self._vocab), None
+        asked, hidden, routes = Asked.of(wanted, self._vocab), None, None
+        if wanted.hidden:
+            hidden = np.empty((len(batch.logit_rows), self._width), np.float32)
         if wanted.routes:
             none = self.no_routes
             routes = np.empty((len(batch.tokens), *none.shape[1:]), none.dtype)
         if tap is not None or asked is None:
-            logits = self._logits_of(batch, tap, stages, routes)
-            return replace(self._measured(logits, wanted), routes=routes)
+            logits = self._logits_of(batch, tap, stages, hidden, routes)
+            return replace(self._measured(logits, wanted, hidden), routes=routes)
         found = Measured.empty(len(batch.logit_rows), asked)
 
         def take(rows: NDArray[np.intp], words: I32) -> None:
             found.take(rows, words, asked)
 
+        of_logits = None if wanted.only_hidden else take
         with self._device.guarded():
             for first in range(0, len(batch.tokens), self._plan.rows[TOKENS]):
-                self._pass(batch, first, take, routes, asked, wanted.given)
-        return replace(found.results(wanted), routes=routes)
+                self._pass(batch, first, of_logits, hidden, routes, asked, wanted.given)
+        if wanted.only_hidden:
+            return replace(self._measured(None, wanted, hidden), routes=routes)
+        return replace(found.results(wanted), hidden=hidden, routes=routes)
 
     def _pass(
         self,
         batch: Batch,
         first: int,
-        take: Take,
+        take: Take | None,
+        hidden: F32 | None,
         routes: Routes | None,
         asked: Asked | None = None,
         given: I32 | None = None,
@@ -171,7 +186,8 @@ class WgpuBackend(Backend):
         """Run as many tokens from ``first`` on as the buffers hold.
 
         ``take`` gets what is asked of rows, some after the other, of ``given`` ids; their logits if
-        that is None. ``routes`` of the batch's tokens are put there; ``trace`` gets ``stages``.
+        that is None. Rows that they are made of, and ``routes`` of the batch's tokens, are put
+        there; ``trace`` gets ``stages``.
         """
         last = min(first + self._plan.rows[TOKENS], len(batch.tokens))
         wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
@@ -181,7 +197,15 @@ class WgpuBackend(Backend):
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
             tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // TILE))
         runs = self._runs(batch, first, last)
-        p = Pass(last - first, len(wanted), tiles, len(runs), routes=routes is not None)
+        p = Pass(
+            last - first,
+            len(wanted),
+            tiles,
+            len(runs),
+            routes=routes is not None,
+            hidden=hidden is not None,
+            head=take is not None,
+        )
         self._upload(
             p,
             batch.tokens[first:last],
@@ -205,33 +229,43 @@ class WgpuBackend(Backend):
             if given is not None:
                 self._measuring.give(np.ascontiguousarray(given[rows_now]))
             self._device.submit(self._command(now, asked, traced=trace is not None))
-            size, more = self._bytes(now, asked), self._route_bytes(now)
-            nothing = size + more == 0
+            parts = [n for *_, n in self._copies(now, asked)]
             with (
-                nullcontext()
-                if nothing
-                else self._device.fetching(self._staging, size + more) as data
-            ):
+                self._device.fetching(self._staging, sum(parts)) if any(parts) else nullcontext()
+            ) as data:
                 if row == 0 and p.tokens == 1 and trace is None:
                     # While the device works: the next token's pass is most likely the same.
                     self._ahead[now, asked] = self._encode(now, asked, traced=False)
                 if data is None:
                     continue
-                words = data().view(np.int32)
-                if count:
-                    take(rows_now, words[: size // 4].reshape(count, -1))
-                if more and routes is not None:
+                words = np.split(data().view(np.int32), np.cumsum(parts[:-1]) // 4)
+                if count and take is not None:
+                    take(rows_now, words[0].reshape(count, -1))
+                if count and hidden is not None:
+                    hidden[rows_now] = words[1].view(np.float32).reshape(count, -1)
+                if now.routes and routes is not None:
                     layers, used = routes.shape[1:]
-                    found = words[size // 4 :].reshape(layers, p.tokens, used)
+                    found = words[2].reshape(layers, p.tokens, used)
                     routes[first:last] = found.swapaxes(0, 1)
 
-    def _bytes(self, p: Pass, asked: Asked | None) -> int:
-        """Of what comes to the host of rows."""
-        return 4 * p.count * (self._vocab if asked is None else asked.words)
-
-    def _route_bytes(self, p: Pass) -> int:
-        """Of what comes to the host of the experts."""
-        return 4 * p.tokens * self._graph.routes.words if p.routes else 0
+    def _copies(self, p: Pass, asked: Asked | None) -> list[Copy]:
+        """What comes to the host: of rows what is asked, or logits; what they are made of; the
+        experts."""
+        rows = self._graph.logits.buffer if asked is None else self._measuring.found
+        words = self._vocab if asked is None else asked.words
+        state, routes = self._graph.hidden, self._graph.routes
+        parts = [
+            (rows, 0, p.count * words * p.head),
+            (state.slot.buffer, state.first, p.count * self._width * p.hidden)
+            if state
+            else (rows, 0, 0),
+            (routes.buffer, 0, p.tokens * routes.words * p.routes),
+        ]
+        found, at = [], 0
+        for source, first, count in parts:
+            found.append((source, 4 * first, self._staging, at, 4 * count))
+            at += 4 * count
+        return found
 
     def _runs(self, batch: Batch, first: int, last: int) -> I32:
         """First token, last token + 1 and state of each sequence in a pass: int32 [n, 3]."""
@@ -266,7 +300,7 @@ class WgpuBackend(Backend):
                 steps += [s for s in self._graph.steps(p, traced=False) if isinstance(s, Step)]
             if p.count:
                 steps += self._graph.head(p)
-                if asked is not None:
+                if asked is not None and p.head:
                     steps += self._measuring.steps(self._graph.logits.buffer, p.count, asked)
             recording = self._device.record(steps)
             if self._generation != self._device.generation:
@@ -275,13 +309,8 @@ class WgpuBackend(Backend):
             if len(self._recordings) > _RECORDINGS:
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(key)
-        result = self._graph.logits.buffer if asked is None else self._measuring.found
-        size, more = self._bytes(p, asked), self._route_bytes(p)
-        copies = (
-            (result, 0, self._staging, 0, size),
-            (self._graph.routes.buffer, 0, self._staging, size, more),
-        )
-        return self._device.encode(self._recordings[key], *(c for c in copies if c[-1]))
+        copies = (c for c in self._copies(p, asked) if c[-1])
+        return self._device.encode(self._recordings[key], *copies)
 
     def _run_traced(self, p: Pass, trace: Trace, stages: frozenset[str] | None) -> None:
         steps: list[Step] = []

@@ -49,6 +49,7 @@ class LoweredGraph:
         self._body: Lowered = []
         self._left_out: Lowered = []  # stages that only a trace needs
         self._head: Lowered = []  # some rows of logits at a time
+        self._hidden_made = 0
         ops, last_use, at = graph.required.ops, graph.required.last_use, 0
         left_out: list[Op] = []
         while at < len(ops):
@@ -59,12 +60,16 @@ class LoweredGraph:
                 self.g.end({v for v, last in last_use.items() if last >= at})
             else:  # runs again and again, and so overwrites nothing
                 self._head += self._made(taken)
+                if graph.hidden in taken[-1].outputs:
+                    self._hidden_made = len(self._head)
                 left_out += [op for op in taken if self.g.places.keys().isdisjoint(op.outputs)]
         while left_out:
             count = self._lower(left_out)
             self._left_out += self._made(left_out[:count])
             left_out = left_out[count:]
         self.logits = self.g.dense(graph.logits)
+        self.hidden = self.g.places.get(graph.hidden) if graph.hidden else None
+        """Where the rows are that logits are made of."""
         self._head += self._made(())
         chosen = [m for m in self._body if isinstance(m, Mark) and m.stage == CHOSEN]
         self._routes = {m: i for i, m in enumerate(chosen)}
@@ -102,8 +107,8 @@ class LoweredGraph:
                 yield self.g.step("copy", buffers, words, (1, p.tokens))
 
     def head(self, p: Pass) -> Iterator[Step]:
-        """The logits of ``p.count`` of the wanted rows, once :meth:`steps` have run."""
-        for made in self._head:
+        """What is made of ``p.count`` of the wanted rows, once :meth:`steps` have run."""
+        for made in self._head if p.head else self._head[: self._hidden_made]:
             if not isinstance(made, Mark):
                 yield from made(p)
 

@@ -43,6 +43,10 @@ class Pass:
     """… and how many."""
     routes: bool = False
     """Whether each token's experts are kept."""
+    hidden: bool = False
+    """Whether the rows that logits are made of are handed out …"""
+    head: bool = True
+    """… and whether logits are made of them."""
 
     def rows(self, shape: Shape) -> int:
         """Rows of a value."""

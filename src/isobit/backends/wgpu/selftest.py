@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import numerics
+from isobit.backends.base import F32
 from isobit.backends.wgpu.device import Device, Step, adapters, describe
 from isobit.errors import IsobitError
 
 U32 = NDArray[np.uint32]
-F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 CASES = 1 << 20

@@ -38,7 +38,7 @@ from isobit.numerics.ops import (
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerBuilder:
     """A layer being written: its builder, and its tensors, whose names begin with ``at``."""
 
     g: Builder
@@ -139,16 +139,16 @@ def transformer(
     x = embedding(g, c, tensors, scale)
     for i in range(c.n_layers):
         with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
+            p = LayerBuilder(g, tensors, f"blk.{i}.")
             x = layer(p, i, c, x, attention, feed_forward, ffn_norm=ffn_norm)
     return head(g, c, tensors, x, logit_scale)
 
 
-Mixer = Callable[[Part, int, Value], Value]
+Mixer = Callable[[LayerBuilder, int, Value], Value]
 
 
 def layer(
-    p: Part,
+    p: LayerBuilder,
     number: int,
     c: ModelConfig,
     x: Value,
@@ -208,13 +208,13 @@ def head(
     return g.graph(g.one("lm_head", Softcap(softcap), y) if softcap else y)
 
 
-def heads_of(p: Part, name: str, rope: Rope, of: Value, heads: Heads) -> Value:
+def heads_of(p: LayerBuilder, name: str, rope: Rope, of: Value, heads: Heads) -> Value:
     """Head vectors of a product, rotated."""
     return p.g.one(name, rope, p.g.one(None, heads, of), p.g.positions)
 
 
 def rotated_heads(
-    p: Part, name: str, norm: str, eps: float, table: RopeTable, of: Value, heads: Heads
+    p: LayerBuilder, name: str, norm: str, eps: float, table: RopeTable, of: Value, heads: Heads
 ) -> Value:
     """Head vectors of a product, each normed, then rotated."""
     weight = p.take(f"{norm}.weight", heads.size)
@@ -242,12 +242,12 @@ def attention(
     return g.one("attention", attends, q, keys, values, g.positions, weights=sinks)
 
 
-def feed_forward(p: Part, c: ModelConfig, h: Value) -> Value:
+def feed_forward(p: LayerBuilder, c: ModelConfig, h: Value) -> Value:
     """A mixture of SwiGLU experts, or SwiGLU of a dense model."""
     return experts(p, c, h) if c.is_moe else dense(p, "ffn", "", c.ffn, h)
 
 
-def dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:
+def dense(p: LayerBuilder, name: str, tail: str, width: int, h: Value) -> Value:
     """SwiGLU of that width; ``tail``: what the roles of its tensors end in."""
     gate = p.product(f"{name}_gate", h, (f"ffn_gate{tail}", width))
     up = p.product(f"{name}_up", h, (f"ffn_up{tail}", width))
@@ -256,7 +256,7 @@ def dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:
 
 
 def experts(
-    p: Part, c: ModelConfig, h: Value, how: Routing | None = None, *, biased: bool = False
+    p: LayerBuilder, c: ModelConfig, h: Value, how: Routing | None = None, *, biased: bool = False
 ) -> Value:
     """A mixture of SwiGLU experts, chosen by ``how``, by default their softmax; ``biased``: by
     probabilities with a bias."""
@@ -270,7 +270,7 @@ def experts(
 
 
 def route(
-    p: Part, c: ModelConfig, h: Value, how: Routing, *, biased: bool = False
+    p: LayerBuilder, c: ModelConfig, h: Value, how: Routing, *, biased: bool = False
 ) -> tuple[Value, ...]:
     """The weights and the ids of the experts that are chosen."""
     z = p.product("moe_router_logits", h, ("ffn_gate_inp", c.n_experts))
@@ -284,7 +284,7 @@ def route(
     return p.g.add(names, choice, z, weights=bias)
 
 
-def expert_gate_up(p: Part, c: ModelConfig, h: Value, ids: Value) -> tuple[Value, Value]:
+def expert_gate_up(p: LayerBuilder, c: ModelConfig, h: Value, ids: Value) -> tuple[Value, Value]:
     """Both products of the chosen experts with their input."""
 
     def product(role: str, rows: int) -> Value:
@@ -298,7 +298,7 @@ def expert_gate_up(p: Part, c: ModelConfig, h: Value, ids: Value) -> tuple[Value
     return product("gate", c.ffn), product("up", c.ffn)
 
 
-def shared_expert(p: Part, width: int, h: Value, routed: Value) -> Value:
+def shared_expert(p: LayerBuilder, width: int, h: Value, routed: Value) -> Value:
     """An expert that every token goes to, scaled by the sigmoid of its gate, added to the others'
     sum."""
     shared = dense(p, "shared_expert", "_shexp", width, h)

@@ -14,7 +14,7 @@ import numpy as np
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.glm4moe import FEED_FORWARD_KEYS, FEED_FORWARDS, feed_forward
@@ -123,7 +123,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     assert isinstance(c, Config)
     tensors.leave_out_layers(c.n_layers)  # they draft tokens ahead; no token depends on them
 
-    def mixture(p: Part, i: int, h: Value) -> Value:
+    def mixture(p: LayerBuilder, i: int, h: Value) -> Value:
         if i < c.dense:
             return blocks.dense(p, "ffn", "", c.dense_ffn, h)
         biased = f"{p.at}exp_probs_b.bias" in p.tensors
@@ -132,7 +132,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     return blocks.transformer(c, tensors, lambda p, _, h: _attention(p, c, h), mixture)
 
 
-def _attention(p: Part, c: Config, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
     g, H, D, V, R = p.g, c.n_heads, c.head_dim, c.value_dim, c.kv_rank
     rotated, rope = c.rope.size, Rope(c.rope, neighbours=True)
     plain = D - rotated

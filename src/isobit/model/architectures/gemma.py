@@ -11,7 +11,7 @@ import numpy as np
 
 from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
@@ -22,7 +22,7 @@ from isobit.model.huggingface import (
     FEED_FORWARD,
     OUTSIDE,
     HuggingFace,
-    Place,
+    ModuleValue,
     Source,
     Sources,
     rope_parameters,
@@ -139,7 +139,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     x = blocks.embedding(g, c, tensors, float(np.sqrt(np.float32(c.hidden))))
     for i, layer in enumerate(layers):
         with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
+            p = LayerBuilder(g, tensors, f"blk.{i}.")
             h = _attention(p, c, layer, p.norm("attn_norm", "attn_norm", c.eps, x))
             h = p.norm("post_attn_norm", "post_attention_norm", c.eps, h)
             x = g.one("post_attn_residual", Add(), x, h)
@@ -156,7 +156,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     return blocks.head(g, c, tensors, x, softcap=c.softcap)
 
 
-def _attention(p: Part, c: Config, layer: Layer, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, layer: Layer, h: Value) -> Value:
     g, H, G, D = p.g, layer.heads, layer.kv_heads, layer.head_dim
     roles = [("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)]
     if c.fourth and f"{p.at}attn_v.weight" not in p.tensors:
@@ -172,7 +172,7 @@ def _attention(p: Part, c: Config, layer: Layer, h: Value) -> Value:
     return p.product("attn_out", y, ("attn_output", c.hidden))
 
 
-def _dense(p: Part, width: int, h: Value) -> Value:
+def _dense(p: LayerBuilder, width: int, h: Value) -> Value:
     gate = p.product("ffn_gate", h, ("ffn_gate", width))
     up = p.product("ffn_up", h, ("ffn_up", width))
     return p.product(
@@ -180,7 +180,7 @@ def _dense(p: Part, width: int, h: Value) -> Value:
     )
 
 
-def _experts(p: Part, c: Config, x: Value) -> Value:
+def _experts(p: LayerBuilder, c: Config, x: Value) -> Value:
     """The router has a norm and a scale of its own before its matrix."""
     g, E, n = p.g, c.n_experts, c.hidden
     scale = p.take("ffn_gate_inp.scale", n).float32() * np.float32(1 / math.sqrt(n))
@@ -275,8 +275,8 @@ HUGGING_FACE = {
         lambda _: _FOURTH,
         settings=_settings,
         places=lambda _: {
-            "v_norm": Place("self_attn.v_norm"),
-            "moe_router_indices": Place("router", index=2),
+            "v_norm": ModuleValue("self_attn.v_norm"),
+            "moe_router_indices": ModuleValue("router", index=2),
         },
         experts="experts",
         checkpoint=False,

@@ -9,7 +9,7 @@ from typing import Any
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.routing import ROUTING_KEYS, Routing, routing
@@ -25,7 +25,7 @@ from isobit.model.huggingface import (
     KEYS,
     UNRANKED,
     HuggingFace,
-    Place,
+    ModuleValue,
     Source,
     weights,
 )
@@ -86,7 +86,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     )
 
 
-def _attention(p: Part, c: Config, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
@@ -104,7 +104,7 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
 
 
 def feed_forward(
-    p: Part, c: ModelConfig, h: Value, how: Routing, shared_ffn: int, *, biased: bool
+    p: LayerBuilder, c: ModelConfig, h: Value, how: Routing, shared_ffn: int, *, biased: bool
 ) -> Value:
     """A mixture of experts beside a shared one of that width, 0: none."""
     y = blocks.experts(p, c, h, how, biased=biased)
@@ -182,7 +182,9 @@ HUGGING_FACE = {
         drafts="num_nextn_predict_layers",
         settings=_settings,
         # There the weights are scaled, not their sum.
-        places=lambda _: UNRANKED | {"moe_ffn_out": None, "moe_ffn_scaled": Place("mlp.experts")},
+        places=lambda _: (
+            UNRANKED | {"moe_ffn_out": None, "moe_ffn_scaled": ModuleValue("mlp.experts")}
+        ),
         experts=None,
     ),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
@@ -15,8 +15,8 @@ from isobit.model.graph import Graph, Value
 from isobit.model.huggingface import (
     ATTENTION,
     HuggingFace,
+    ModuleValue,
     Pick,
-    Place,
     Source,
     Sources,
     transposed,
@@ -77,7 +77,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     )
 
 
-def _attention(p: Part, c: Config, window: int | None, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, window: int | None, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
@@ -91,7 +91,7 @@ def _attention(p: Part, c: Config, window: int | None, h: Value) -> Value:
     return p.biased("attn_out", y, ("attn_output", c.hidden), always=True)
 
 
-def _experts(p: Part, c: Config, h: Value) -> Value:
+def _experts(p: LayerBuilder, c: Config, h: Value) -> Value:
     g, E = p.g, c.n_experts
     z = p.biased("moe_router_logits", h, ("ffn_gate_inp", E), always=True)
     weights, ids = g.add(
@@ -147,9 +147,9 @@ HUGGING_FACE = {
         _layer,
         settings=_settings,
         places=lambda _: {
-            "moe_router": Place("mlp.router", index=1),
-            "moe_router_indices": Place("mlp.router", index=2),
-            "moe_ffn_out": Place("mlp.experts"),
+            "moe_router": ModuleValue("mlp.router", index=1),
+            "moe_router_indices": ModuleValue("mlp.router", index=2),
+            "moe_ffn_out": ModuleValue("mlp.experts"),
         },
         experts=None,
         checkpoint=False,

@@ -7,7 +7,7 @@ from typing import Any
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
@@ -16,7 +16,7 @@ from isobit.model.huggingface import (
     ATTENTION,
     FEED_FORWARD,
     HuggingFace,
-    Place,
+    ModuleValue,
     Share,
     Source,
     Sources,
@@ -71,7 +71,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     """The graph of a file's model. Raises ModelRefused for a missing or misshapen tensor."""
     assert isinstance(c, Config)
 
-    def feed_forward(p: Part, _: int, h: Value) -> Value:
+    def feed_forward(p: LayerBuilder, _: int, h: Value) -> Value:
         y = blocks.feed_forward(p, c, h)
         if c.shared_ffn:
             shared = blocks.dense(p, "shared_expert", "_shexp", c.shared_ffn, h)
@@ -88,7 +88,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     )
 
 
-def _attention(p: Part, c: Config, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
@@ -137,11 +137,11 @@ _EXPERTS: Sources = {
     "ffn_down_exps.weight": Source("block_sparse_moe.experts.down_proj"),
 }
 # What logits are divided by, the graph has in the last norm.
-_PLACES: dict[str, Place | None] = {
+_PLACES: dict[str, ModuleValue | None] = {
     "final_norm": None,
-    "moe_router": Place("block_sparse_moe.router", index=1),
-    "moe_router_indices": Place("block_sparse_moe.router", index=2),
-    "moe_ffn_out": Place("block_sparse_moe.experts"),
+    "moe_router": ModuleValue("block_sparse_moe.router", index=1),
+    "moe_router_indices": ModuleValue("block_sparse_moe.router", index=2),
+    "moe_ffn_out": ModuleValue("block_sparse_moe.experts"),
 }
 _MIXTURE = HuggingFace(
     "granitemoe",

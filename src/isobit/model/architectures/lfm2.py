@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.qwen3 import attention
@@ -77,10 +77,10 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     # What its writers call the last norm, though it is not the embedding's.
     tensors.split("token_embd_norm.weight", [("output_norm.weight", c.hidden)])
 
-    def mixer(p: Part, i: int, h: Value) -> Value:
+    def mixer(p: LayerBuilder, i: int, h: Value) -> Value:
         return _convolution(p, c, h) if c.convolves[i] else attention(p, c, c.rope, h)
 
-    def feed_forward(p: Part, i: int, h: Value) -> Value:
+    def feed_forward(p: LayerBuilder, i: int, h: Value) -> Value:
         if i < c.dense:
             return blocks.dense(p, "ffn", "", c.dense_ffn, h)
         return blocks.experts(p, c, h, c.routing, biased=f"{p.at}exp_probs_b.bias" in p.tensors)
@@ -88,7 +88,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     return blocks.transformer(c, tensors, mixer, feed_forward)
 
 
-def _convolution(p: Part, c: Config, h: Value) -> Value:
+def _convolution(p: LayerBuilder, c: Config, h: Value) -> Value:
     """What is convolved is gated before and after."""
     g, n = p.g, c.hidden
     made = p.product("conv_in", h, ("shortconv.in_proj", 3 * n))

@@ -8,7 +8,7 @@ from typing import Any
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import huggingface_scaling, llama3_divisors, rope_scaling
@@ -77,14 +77,14 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     # A llama file's rows of q and k are in the order of Meta's pairs, (0, 1), (2, 3), …
     rope = Rope(table, neighbours=c.architecture == "llama")
 
-    def feed_forward(p: Part, _: int, h: Value) -> Value:
+    def feed_forward(p: LayerBuilder, _: int, h: Value) -> Value:
         y = blocks.feed_forward(p, c, h)
         return blocks.shared_expert(p, c.shared_ffn, h, y) if c.shared_ffn else y
 
     return blocks.transformer(c, tensors, lambda p, _, h: _attention(p, c, rope, h), feed_forward)
 
 
-def _attention(p: Part, c: ModelConfig, rope: Rope, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: ModelConfig, rope: Rope, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)

@@ -8,7 +8,7 @@ import numpy as np
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.routing import ROUTING_KEYS, Routing, routing
@@ -107,7 +107,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     x = blocks.embedding(g, c, tensors)
     for i, kind in enumerate(c.kinds):
         with g.layer(i):
-            p = Part(g, tensors, f"blk.{i}.")
+            p = LayerBuilder(g, tensors, f"blk.{i}.")
             name = "ffn" if kind == _FEED_FORWARD else "attn"
             h = p.norm(f"{name}_norm", "attn_norm", c.eps, x)
             y = (_scan, _attention, _feed_forward)[kind](p, c, h)
@@ -115,7 +115,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     return blocks.head(g, c, tensors, x)
 
 
-def _attention(p: Part, c: Config, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)
     p.split("attn_qkv", *roles)
@@ -126,7 +126,7 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
     return p.biased("attn_out", blocks.attention(p.g, q, k, v), ("attn_output", c.hidden))
 
 
-def _scan(p: Part, c: Config, h: Value) -> Value:
+def _scan(p: LayerBuilder, c: Config, h: Value) -> Value:
     g, H, P, G, N = p.g, c.scan_heads, c.scan_size, c.groups, c.state_size
     inner, channels = H * P, H * P + 2 * G * N
     made = p.product("ssm_in", h, ("ssm_in", inner + channels + H))
@@ -162,17 +162,17 @@ def _scan(p: Part, c: Config, h: Value) -> Value:
     return p.product("attn_out", y, ("ssm_out", c.hidden))
 
 
-def _feed_forward(p: Part, c: Config, h: Value) -> Value:
+def _feed_forward(p: LayerBuilder, c: Config, h: Value) -> Value:
     return _mixture(p, c, h) if c.is_moe else _dense(p, "ffn", "", c.ffn, h)
 
 
-def _dense(p: Part, name: str, tail: str, width: int, h: Value) -> Value:
+def _dense(p: LayerBuilder, name: str, tail: str, width: int, h: Value) -> Value:
     up = p.biased(f"{name}_up", h, (f"ffn_up{tail}", width))
     squared = p.g.one(f"{name}_relu", ReluSquared(), up)
     return p.biased(f"{name}_out", squared, (f"ffn_down{tail}", h.shape.width))
 
 
-def _mixture(p: Part, c: Config, h: Value) -> Value:
+def _mixture(p: LayerBuilder, c: Config, h: Value) -> Value:
     g, seen, width = p.g, h, c.latent or c.hidden
     weights, ids = blocks.route(p, c, h, c.routing, biased=True)
     if c.latent:

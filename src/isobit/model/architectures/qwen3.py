@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.scaling import rope_scaling
@@ -61,7 +61,7 @@ def graph(c: ModelConfig, tensors: Tensors) -> Graph:
     )
 
 
-def attention(p: Part, c: ModelConfig, table: RopeTable, h: Value) -> Value:
+def attention(p: LayerBuilder, c: ModelConfig, table: RopeTable, h: Value) -> Value:
     """Attention with a norm of each head vector."""
     H, G, D = c.n_heads, c.n_kv_heads, c.head_dim
     roles = ("attn_q", H * D), ("attn_k", G * D), ("attn_v", G * D)

@@ -13,7 +13,7 @@ from isobit.config import Metadata, ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
-from isobit.model.architectures.blocks import Part
+from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.graph import Builder, Graph, Value
@@ -32,8 +32,8 @@ from isobit.model.huggingface import (
     SHARED_EXPERT,
     Drop,
     HuggingFace,
+    ModuleValue,
     Pick,
-    Place,
     Reorder,
     Source,
     Sources,
@@ -167,7 +167,7 @@ def draft(c: ModelConfig, tensors: Tensors) -> Graph:
     x = g.one("draft_in", Add(), *parts)
     with g.layer(0):
         x = blocks.layer(
-            Part(g, tensors, f"blk.{c.n_layers}."),
+            LayerBuilder(g, tensors, f"blk.{c.n_layers}."),
             0,
             c,
             x,
@@ -183,12 +183,12 @@ def draft(c: ModelConfig, tensors: Tensors) -> Graph:
     return g.graph(g.one("lm_head", MatMul(), wanted, weights=[matrix]))
 
 
-def _feed_forward(p: Part, c: Config, h: Value) -> Value:
+def _feed_forward(p: LayerBuilder, c: Config, h: Value) -> Value:
     y = blocks.feed_forward(p, c, h)
     return blocks.shared_expert(p, c.shared_ffn, h, y) if c.is_moe else y
 
 
-def _attention(p: Part, c: Config, h: Value) -> Value:
+def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
     g, H, G, D = p.g, c.n_heads, c.n_kv_heads, c.head_dim
     qkv = p.product("qkv_matmul", h, ("attn_q", 2 * H * D), ("attn_k", G * D), ("attn_v", G * D))
     table = RopeTable(c.rotated, c.rope_base)
@@ -203,7 +203,7 @@ def _attention(p: Part, c: Config, h: Value) -> Value:
     return p.product("attn_out", y, ("attn_output", c.hidden))
 
 
-def _delta_net(p: Part, c: Config, h: Value) -> Value:
+def _delta_net(p: LayerBuilder, c: Config, h: Value) -> Value:
     g, K, V, N = p.g, c.key_heads, c.value_heads, c.state_size
     keys, values = K * N, V * N
     channels = 2 * keys + values
@@ -323,11 +323,11 @@ def _settings(c: ModelConfig, _: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _places(c: Metadata) -> dict[str, Place | None]:
+def _places(c: Metadata) -> dict[str, ModuleValue | None]:
     """The norm of what the delta rule gives takes head by head, in transformers' order of them."""
     keys, shared, size = _delta_heads(c)
     by_value = Reorder((keys, shared, size), (1, 0, 2), axis=-1)
-    return {**MIXTURE, "delta_net": Place("linear_attn.norm", given=True, moves=(by_value,))}
+    return {**MIXTURE, "delta_net": ModuleValue("linear_attn.norm", given=True, moves=(by_value,))}
 
 
 _ONLY = ONLY | {"attn_output_gate": True}

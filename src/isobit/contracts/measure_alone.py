@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from isobit.backends.base import F32
-from isobit.contracts import measures as m
-from isobit.contracts.speed import likeliest
-from isobit.contracts.subject import Measured, Subject
+from isobit.contracts import kinds
+from isobit.contracts.measure_speed import step_argmax
+from isobit.contracts.target import Measured, Target
 from isobit.errors import GateFailed, NothingCompared, NotRun
 from isobit.runtime.model import Model
-from isobit.verify.trace import where as place
+from isobit.verify.trace_file import where as place
 
 
 def logits(model: Model, tokens: Sequence[int], chunk: int | None = None) -> F32:
@@ -52,10 +52,10 @@ def require_experts(model: Model) -> None:
         raise NotRun("model: expected a mixture of experts, got a dense model")
 
 
-def invariant(measure: m.Invariant, subject: Subject) -> Measured:
+def invariant(measure: kinds.Invariant, target: Target) -> Measured:
     """Sums of router weights, and values that are not finite, over every stage."""
-    require_experts(subject.model)
-    c = subject.model.config
+    require_experts(target.model)
+    c = target.model.config
     if "router_weight_deviation" in measure.threshold and c.n_experts_used == 1:
         raise NotRun("router_weight_deviation: expected several experts a token, got 1, always 1")
     if "router_weight_deviation" in measure.threshold and not c.normalise_experts:
@@ -88,11 +88,11 @@ def invariant(measure: m.Invariant, subject: Subject) -> Measured:
                 where["router_weight_deviation"] = [found]
 
     for prompt in measure.prompts:
-        ids = subject.model.checked(prompt)
-        with subject.model.new_sequence() as sequence:
-            out = subject.model.forward(sequence, ids, range(len(ids)), tap)
+        ids = target.model.checked(prompt)
+        with target.model.new_sequence() as sequence:
+            out = target.model.forward(sequence, ids, range(len(ids)), tap)
         nonfinite += int(out.size - np.count_nonzero(np.isfinite(out)))
-    graph = subject.model.graph
+    graph = target.model.graph
     routers = sum(stage == "moe_router" for stage, _ in graph.stages)
     if rows != routers * sum(map(len, measure.prompts)):
         raise NothingCompared(f"router weights: expected every token-layer's, got {rows}")
@@ -105,7 +105,7 @@ def invariant(measure: m.Invariant, subject: Subject) -> Measured:
     )
 
 
-def determinism(measure: m.Determinism, subject: Subject) -> Measured:
+def determinism(measure: kinds.Determinism, target: Target) -> Measured:
     """Logits of the same tokens again, in one piece and in others."""
     differing = runs = most = 0
     where = []
@@ -116,10 +116,10 @@ def determinism(measure: m.Determinism, subject: Subject) -> Measured:
             f"{longest} tokens: one piece again"
         )
     for prompt in measure.prompts:
-        first = require_finite(logits(subject.model, prompt), prompt)
+        first = require_finite(logits(target.model, prompt), prompt)
         pieces = [c for c in measure.chunks if c < len(prompt)]
         for chunk in (*[None] * (measure.repeats - 1), *pieces):
-            again = logits(subject.model, prompt, chunk)
+            again = logits(target.model, prompt, chunk)
             differing += (found := _differing(first, again))
             most += first.size
             runs += 1
@@ -135,9 +135,9 @@ def determinism(measure: m.Determinism, subject: Subject) -> Measured:
     )
 
 
-def kv_equivalence(measure: m.KvEquivalence, subject: Subject) -> Measured:
+def kv_equivalence(measure: kinds.KvEquivalence, target: Target) -> Measured:
     """Logits of tokens decoded one by one, against running the whole text again."""
-    model = subject.model
+    model = target.model
     differing = tokens = most = 0
     where = []
     for prompt in measure.prompts:
@@ -176,5 +176,5 @@ def _greedy_differs(model: Model, prompt: list[int], expected: list[int]) -> int
     with model.new_sequence() as sequence:
         model.forward(sequence, prompt, [])
         for token, following in pairwise(expected):
-            differing += likeliest(model, sequence, token) != following
+            differing += step_argmax(model, sequence, token) != following
     return differing

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isobit.contracts import measures as m
+from isobit.contracts import kinds
 from isobit.errors import NotRun
 from isobit.gguf.reader import GGUFFile
 from isobit.runtime.model import Model, sample_path
@@ -31,7 +31,7 @@ class Measured:
     """For a figure that is out of bounds: where, in words."""
 
 
-class Subject:
+class Target:
     """A model on the backend under test, with what it is compared to. A context manager."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Subject:
         self._others: dict[str, Model] = {}
         self._diffs: dict[tuple[str, tuple[int, ...]], Diff] = {}
 
-    def __enter__(self) -> "Subject":
+    def __enter__(self) -> "Target":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -72,7 +72,7 @@ class Subject:
         return self._diffs[key]
 
 
-def require_model(needs: m.ModelNeeds | None, model: Model) -> None:
+def require_model(needs: kinds.ModelNeeds | None, model: Model) -> None:
     """Raises NotRun for a model that a measure does not speak of."""
     if needs is None:
         return
@@ -101,7 +101,7 @@ def sample_digest() -> str:
         return file.sha256()
 
 
-def require_device(needs: m.DeviceNeeds | None, model: Model) -> None:
+def require_device(needs: kinds.DeviceNeeds | None, model: Model) -> None:
     """Raises NotRun for a device that a measure does not speak of."""
     if needs is None:
         return
@@ -114,7 +114,7 @@ def require_device(needs: m.DeviceNeeds | None, model: Model) -> None:
             raise NotRun(f"device: expected {needs.memory_gb} GB of memory, got {total:.1f}")
 
 
-def require_named(measure: m.Measure) -> None:
+def require_named(measure: kinds.Measure) -> None:
     """Raises NotRun for speed or memory of just any model, which a small one always has enough of,
     and for tokens a second or a share of the memory of just any device."""
     alone = set(measure.threshold) - {"ratio_to_peer", "used_gb"}

@@ -8,8 +8,8 @@ import numpy as np
 
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
-from isobit.contracts import measures as m
-from isobit.contracts.measuring_alone import (
+from isobit.contracts import kinds
+from isobit.contracts.measure_alone import (
     determinism,
     invariant,
     kv_equivalence,
@@ -17,8 +17,8 @@ from isobit.contracts.measuring_alone import (
     require_experts,
     shown,
 )
-from isobit.contracts.speed import memory_used, throughput
-from isobit.contracts.subject import Measured, Subject, require_device, require_model, require_named
+from isobit.contracts.measure_speed import memory_used, throughput
+from isobit.contracts.target import Measured, Target, require_device, require_model, require_named
 from isobit.errors import GateFailed, NotRun
 from isobit.runtime.model import Model
 from isobit.verify import accuracy, blame, faults
@@ -31,14 +31,14 @@ GATE = 0.99
 """The cosine that a layer's output must have to pass the classic gate."""
 
 
-def take(measure: m.Measure, subject: Subject) -> Measured:
+def take(measure: kinds.Measure, target: Target) -> Measured:
     """Take a measure. Raises NotRun, BackendUnavailable or UsageError where it cannot be taken
     here or would pass whatever the backend did, and other IsobitErrors where it failed at it."""
-    require_model(measure.model, subject.model)
-    require_device(measure.device, subject.model)
-    if measure.kind in m.SPEED:
+    require_model(measure.model, target.model)
+    require_device(measure.device, target.model)
+    if measure.kind in kinds.SPEED:
         require_named(measure)
-    taken = _TAKERS[measure.kind](measure, subject)
+    taken = _TAKERS[measure.kind](measure, target)
     for name in measure.threshold:
         if name not in taken.figures:
             why = "llama-bench to compare with; name it with --peer"
@@ -48,14 +48,14 @@ def take(measure: m.Measure, subject: Subject) -> Measured:
     return taken
 
 
-def _parity(measure: m.Parity, subject: Subject) -> Measured:
-    diffs = _diffs(measure, subject)
+def _parity(measure: kinds.Parity, target: Target) -> Measured:
+    diffs = _diffs(measure, target)
     stages = [s for d in diffs for s in d.stages]
     gate = blame.gate(diffs, GATE)
     differing = [
         f"prompt {i}: {line}"
         for i, d in enumerate(diffs)
-        for line in blame.located(d, subject.text, subject.name, measure.against)
+        for line in blame.located(d, target.text, target.name, measure.against)
     ]
     cosines = [f"layer {i} at {gate.cosines[i]:.6g}" for i in gate.below]
     return Measured(
@@ -83,10 +83,10 @@ def _parity(measure: m.Parity, subject: Subject) -> Measured:
     )
 
 
-def _diffs(measure: m.Parity | m.RouterSets, subject: Subject) -> list[Diff]:
+def _diffs(measure: kinds.Parity | kinds.RouterSets, target: Target) -> list[Diff]:
     """The comparison after each prompt. Raises GateFailed where both runs have NaN or infinity:
     broken alike, they would agree."""
-    diffs = [subject.diff(measure.against, prompt) for prompt in measure.prompts]
+    diffs = [target.diff(measure.against, prompt) for prompt in measure.prompts]
     for diff, prompt in zip(diffs, measure.prompts, strict=True):
         for s in diff.stages:
             if s.distance.nonfinite_a and s.distance.nonfinite_b:
@@ -106,12 +106,12 @@ def _flipped(diffs: Sequence[Diff], prompts: Sequence[Sequence[int]]) -> list[in
     ]
 
 
-def _router_sets(measure: m.RouterSets, subject: Subject) -> Measured:
-    _require_choice(subject.model)
-    diffs = _diffs(measure, subject)
+def _router_sets(measure: kinds.RouterSets, target: Target) -> Measured:
+    _require_choice(target.model)
+    diffs = _diffs(measure, target)
     rows = sum(d.router_rows for d in diffs)
     where = [
-        f"prompt {i}: {blame.experts(c, subject.name, measure.against)}"
+        f"prompt {i}: {blame.experts(c, target.name, measure.against)}"
         for i, d in enumerate(diffs)
         for c in d.router
     ]
@@ -126,14 +126,14 @@ def _router_sets(measure: m.RouterSets, subject: Subject) -> Measured:
     )
 
 
-def _argmax(measure: m.Argmax, subject: Subject) -> Measured:
-    other = subject.other(measure.against)
+def _argmax(measure: kinds.Argmax, target: Target) -> Measured:
+    other = target.other(measure.against)
     positions = 0
     chosen: list[list[int]] = []
     flipped: list[int] = []
     where = []
     for i, prompt in enumerate(measure.prompts):
-        a, b = logits(subject.model, prompt), logits(other, prompt)
+        a, b = logits(target.model, prompt), logits(other, prompt)
         if np.ptp(a[-1]) == 0 == np.ptp(b[-1]):
             raise NotRun(f"prompt {shown(prompt)}: expected a likeliest token, got equal logits")
         wrong = (a.argmax(1) != b.argmax(1)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
@@ -144,7 +144,7 @@ def _argmax(measure: m.Argmax, subject: Subject) -> Measured:
             pair = chosen[-1]
             of_a, of_b = (float(z[-1, pair[0]] - z[-1, pair[1]]) for z in (a, b))
             change = ArgmaxChange(len(prompt) - 1, pair[0], pair[1], of_a, -of_b)
-            line = blame.flip(change, subject.text, subject.name, measure.against)
+            line = blame.flip(change, target.text, target.name, measure.against)
             where.append(f"prompt {shown(prompt)}: {line}")
     figures = {"changed_prompts": float(len(flipped)), "changed_positions": float(positions)}
     agreed = f"{len(chosen) - len(flipped)} of {len(chosen)} prompts agree"
@@ -156,22 +156,22 @@ def _argmax(measure: m.Argmax, subject: Subject) -> Measured:
     )
 
 
-def _fault_injection(measure: m.FaultInjection, subject: Subject) -> Measured:
-    require_experts(subject.model)
+def _fault_injection(measure: kinds.FaultInjection, target: Target) -> Measured:
+    require_experts(target.model)
     names = list(faults.FAULTS) if measure.faults == ["all"] else measure.faults
     missed, misplaced = [], []
     for prompt in measure.prompts:
-        clean = record(subject.model, prompt)
-        with faults.with_backend(subject.model, ReferenceBackend) as reference:
+        clean = record(target.model, prompt)
+        with faults.with_backend(target.model, ReferenceBackend) as reference:
             if (off := compare(clean, record(reference, prompt)).first) is not None:
                 raise GateFailed(
                     f"expected the reference's bits where no fault is planted, got others at "
                     f"{blame.stage(off)}: every fault would be reported, for the wrong reason"
                 )
         for name in names:
-            layer = int(subject.rng.integers(subject.model.config.n_layers))
-            planted = faults.plant(name, layer, subject.rng)
-            with faults.with_backend(subject.model, planted.make) as faulty:
+            layer = int(target.rng.integers(target.model.config.n_layers))
+            planted = faults.plant(name, layer, target.rng)
+            with faults.with_backend(target.model, planted.make) as faulty:
                 first = compare(record(faulty, prompt), clean).first
             where = f"{name} in layer {layer}"
             if first is None:
@@ -188,18 +188,18 @@ def _fault_injection(measure: m.FaultInjection, subject: Subject) -> Measured:
     )
 
 
-def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
-    yardstick: Recordable = Oracle.of(subject.model.file)
+def _accuracy(measure: kinds.Accuracy, target: Target) -> Measured:
+    yardstick: Recordable = Oracle.of(target.model.file)
     if measure.against == "hf":
         from isobit.verify.hf import Transformers  # noqa: PLC0415 - needs PyTorch
 
-        yardstick = Transformers.of(subject.model.file)
+        yardstick = Transformers.of(target.model.file)
     if measure.text is not None:
         try:
-            text = (subject.root / measure.text).read_text("utf-8")
+            text = (target.root / measure.text).read_text("utf-8")
         except (OSError, ValueError) as error:
             raise NotRun(f"text: expected {measure.text}, got: {error}") from None
-        parts = [subject.model.tokenize(text)[: measure.tokens]]
+        parts = [target.model.tokenize(text)[: measure.tokens]]
         if len(parts[0]) < measure.tokens:
             raise NotRun(
                 f"text: expected {measure.tokens} tokens in {measure.text}, got {len(parts[0])}"
@@ -208,7 +208,7 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
         parts = measure.prompts or []
     sizes = [accuracy.WINDOW if measure.text is not None else len(ids) for ids in parts]
     found = [
-        accuracy.measure([subject.model], yardstick, ids, size)[0]
+        accuracy.measure([target.model], yardstick, ids, size)[0]
         for ids, size in zip(parts, sizes, strict=True)
     ]
     tokens = sum(a.tokens for a in found)
@@ -218,18 +218,18 @@ def _accuracy(measure: m.Accuracy, subject: Subject) -> Measured:
         "top1_kept": sum(a.top1_kept for a in found) / tokens,
         "perplexity_change": float(np.expm1(nll)),
     }
-    c = subject.model.config
+    c = target.model.config
     if (rows := sum(a.token_layers for a in found)) and c.n_experts_used < c.n_experts:
         figures["changed_sets"] = sum(a.changed_sets for a in found) / rows
     blind = math.log(c.vocab)  # what knowing nothing comes to
     about: dict[str, Any] = {"tokens": tokens}
     if measure.text is None:
         about["flipped"] = [i for i, a in enumerate(found) if a.flip is not None]
-    return Measured(figures, about, {"mean_kl": blind}, _apart(measure, found, subject))
+    return Measured(figures, about, {"mean_kl": blind}, _apart(measure, found, target))
 
 
 def _apart(
-    measure: m.Accuracy, found: Sequence[accuracy.Accuracy], subject: Subject
+    measure: kinds.Accuracy, found: Sequence[accuracy.Accuracy], target: Target
 ) -> dict[str, list[str]]:
     """Where a backend and a yardstick are furthest apart."""
     names = ["text" if measure.text is not None else f"prompt {i}" for i in range(len(found))]
@@ -241,7 +241,7 @@ def _apart(
             layer, position = a.first_changed
             sets.append(f"{of}: first in layer {layer} at position {position}")
         if a.flip is not None:
-            flip = blame.flip(a.flip, subject.text, subject.name, measure.against)
+            flip = blame.flip(a.flip, target.text, target.name, measure.against)
             flips.append(f"{of}: {flip}")
     return {"mean_kl": far + flips, "changed_sets": sets, "top1_kept": flips + far}
 
@@ -253,7 +253,7 @@ def _require_choice(model: Model) -> None:
         raise NotRun("model: expected experts that are left out, got all of them chosen each time")
 
 
-_TAKERS: dict[str, Callable[[Any, Subject], Measured]] = {
+_TAKERS: dict[str, Callable[[Any, Target], Measured]] = {
     "parity": _parity,
     "router_sets": _router_sets,
     "argmax": _argmax,
@@ -267,26 +267,28 @@ _TAKERS: dict[str, Callable[[Any, Subject], Measured]] = {
 }
 
 
-def longest(measures: Sequence[m.Measure]) -> int:
+def longest(measures: Sequence[kinds.Measure]) -> int:
     """The longest sequence that any of the measures needs, in tokens."""
 
-    def lengths(measure: m.Measure) -> Iterator[int]:
+    def lengths(measure: kinds.Measure) -> Iterator[int]:
         prompts = getattr(measure, "prompts", None) or []
         yield 1
         yield from (len(p) for p in prompts)
-        if isinstance(measure, m.KvEquivalence):
+        if isinstance(measure, kinds.KvEquivalence):
             yield max(len(p) for p in prompts) + measure.tokens
-        elif isinstance(measure, m.Accuracy) and measure.text is not None:
+        elif isinstance(measure, kinds.Accuracy) and measure.text is not None:
             yield min(measure.tokens, accuracy.WINDOW)
-        elif isinstance(measure, m.Throughput):
+        elif isinstance(measure, kinds.Throughput):
             yield measure.depth + measure.tokens + 1
-        elif isinstance(measure, m.Memory):
+        elif isinstance(measure, kinds.Memory):
             yield measure.context
 
     return max(n for measure in measures for n in lengths(measure))
 
 
-def engine_for(measures: Sequence[m.Measure], threads: int | None, planes: int = 2) -> EngineConfig:
+def engine_for(
+    measures: Sequence[kinds.Measure], threads: int | None, bits: int = 16
+) -> EngineConfig:
     """Settings with room for the longest of the measures."""
     context = longest(measures)
-    return EngineConfig(planes, threads=threads, context=context, max_sequences=2)
+    return EngineConfig(bits, threads=threads, context=context, max_sequences=2)

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from isobit.config import Metadata
 from isobit.model.graph import Graph, Key, Op, Value
-from isobit.model.huggingface import HuggingFace, Move, Pick, Place, Reorder, Share, Source
+from isobit.model.huggingface import HuggingFace, ModuleValue, Move, Pick, Reorder, Share, Source
 
-Places = Mapping[Key, tuple[Place, ...]]
+Places = Mapping[Key, tuple[ModuleValue, ...]]
 ATTENTION = frozenset({"q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention"})
 ACTS = frozenset({"moe_expert_swiglu", "moe_expert_geglu"})
 _EXPERTS = frozenset({f"moe_expert_{x}" for x in ("gate_up", "gate", "up", "out")} | ACTS)
@@ -33,22 +33,24 @@ def places(graph: Graph, kind: HuggingFace, config: Metadata, modules: Collectio
         for v in op.inputs[:1]:
             readers.setdefault(v, []).append(op)
 
-    def of(op: Op, *, given: bool) -> tuple[Place, ...]:
+    def of(op: Op, *, given: bool) -> tuple[ModuleValue, ...]:
         found = []
         for w in op.weights if op.kind in _MODULES else ():
             source = next((s for s in sources.get(w.name, ()) if _module(s) in modules), None)
             if source is None or not (given or _whole(source)):
                 return ()
-            found.append(Place(_module(source), given, moves=_moves(source.moves, int(given))))
+            found.append(
+                ModuleValue(_module(source), given, moves=_moves(source.moves, int(given)))
+            )
         return tuple(found[:1] if given else found)
 
-    def made(value: Value) -> tuple[Place, ...]:
+    def made(value: Value) -> tuple[ModuleValue, ...]:
         op = maker[value]
         while op.kind == "bias" and op.inputs[0].name is None:  # in the same module
             op = maker[op.inputs[0]]
         return of(op, given=False)
 
-    def read(value: Value) -> Iterable[tuple[Place, ...]]:
+    def read(value: Value) -> Iterable[tuple[ModuleValue, ...]]:
         for op in readers.get(value, ()):
             (y, *_) = op.outputs
             if op.kind in _VIEWS and y.name is None and y.shape.width == value.shape.width:
@@ -56,14 +58,14 @@ def places(graph: Graph, kind: HuggingFace, config: Metadata, modules: Collectio
             else:
                 yield of(op, given=True)
 
-    found: dict[Key, tuple[Place, ...]] = {}
+    found: dict[Key, tuple[ModuleValue, ...]] = {}
     for key, stage in graph.stages.items():
         name, layer = key
         if (name in named and named[name] is None) or stage.value is graph.logits:
             continue
         if (place := named.get(name)) is not None:
             whole = replace(place, module=f"model.layers.{layer}.{place.module}")
-            at: tuple[Place, ...] = (whole,) if whole.module in modules else ()
+            at: tuple[ModuleValue, ...] = (whole,) if whole.module in modules else ()
         else:
             at = made(stage.value) or next(filter(None, read(stage.value)), ())
         if at:

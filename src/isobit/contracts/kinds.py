@@ -1,6 +1,6 @@
 """What a falsification test can measure: the figures each kind yields, and the bounds on them.
 
-Types only; ``isobit.contracts.measuring`` and ``speed`` compute the figures.
+Types only; ``measure.py`` and its like compute the figures.
 """
 
 import math
@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-BackendName = Literal["reference", "cpu", "cuda", "wgpu"]
+from isobit.backend_names import BackendName
+
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Prompt = Annotated[list[Token], Field(min_length=1, max_length=1 << 16)]
 LongPrompt = Annotated[list[Token], Field(min_length=2, max_length=1 << 16)]
 
 
-class Part(BaseModel):
+class ContractPart(BaseModel):
     """A mapping of a contract. Keys that it does not know are reported apart from its types."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, defer_build=True)
@@ -88,7 +89,7 @@ SPEED = ("throughput", "memory")
 """Kinds that say nothing unless the results are right; they run last."""
 
 
-class Bound(Part):
+class Bound(ContractPart):
     """What a figure may be; at least one side."""
 
     at_most: float | None = Field(None, description="The largest value that passes.")
@@ -114,7 +115,7 @@ class Bound(Part):
         return " and ".join(parts)
 
 
-class ModelNeeds(Part):
+class ModelNeeds(ContractPart):
     """Which models a measure speaks of."""
 
     sample: bool = Field(False, description="The sample model that ships with isobit, alone.")
@@ -131,7 +132,7 @@ class ModelNeeds(Part):
         return self.sample or any(n is not None for n in sizes)
 
 
-class DeviceNeeds(Part):
+class DeviceNeeds(ContractPart):
     """Which devices a measure speaks of."""
 
     name: str | None = Field(
@@ -145,7 +146,7 @@ class DeviceNeeds(Part):
         return self.name is not None or self.memory_gb is not None
 
 
-class _Measure(Part):
+class _Measure(ContractPart):
     backends: list[BackendName] = Field(
         min_length=1, description="The backends whose promise this measures."
     )
@@ -165,9 +166,9 @@ class _Measure(Part):
     )
 
     @property
-    def planes(self) -> int:
-        """Planes of an activation."""
-        return 1 if self.activation_bits == 8 else 2
+    def bits(self) -> int:
+        """Bits of an activation."""
+        return self.activation_bits or 16
 
     @model_validator(mode="after")
     def _figures(self) -> "_Measure":

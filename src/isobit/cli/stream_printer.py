@@ -23,7 +23,7 @@ from isobit.server.request.chat import Chat
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-class Telling:
+class StreamPrinter:
     """Prints one answer."""
 
     def __init__(self, chat: Chat) -> None:
@@ -34,24 +34,24 @@ class Telling:
 
     def write(self, piece: str, *_: object) -> None:
         """More of the answer came."""
-        self._tell(self._reader.push(piece))
+        self._print(self._reader.push(piece))
 
     def end(self) -> Answer:
         """All of it came; what it was."""
-        self._tell(self._reader.flush())
+        self._print(self._reader.flush())
         if self._thought:
-            self._say("\n", sys.stderr)
+            self._write("\n", sys.stderr)
         if self._mid_line and sys.stdout.isatty():
             print()
         return gathered(self._events)
 
-    def _tell(self, events: list[Event]) -> None:
+    def _print(self, events: list[Event]) -> None:
         self._events += events
         for event in events:
             match event:
                 case Reasoning(text):
                     self._thought = True
-                    self._say(text, sys.stderr, *((_DIM, _PLAIN) if sys.stderr.isatty() else ()))
+                    self._write(text, sys.stderr, *((_DIM, _PLAIN) if sys.stderr.isatty() else ()))
                     continue
                 case Text(text):
                     said = text
@@ -62,12 +62,12 @@ class Telling:
                 case CallEnds():
                     said = "\n"
             if self._thought:
-                self._say("\n\n", sys.stderr)
+                self._write("\n\n", sys.stderr)
                 self._thought = False
             self._mid_line = not said.endswith("\n")
-            self._say(said, sys.stdout)
+            self._write(said, sys.stdout)
 
-    def _say(self, text: str, file: TextIO, before: str = "", after: str = "") -> None:
+    def _write(self, text: str, file: TextIO, before: str = "", after: str = "") -> None:
         file.write(before + (shown_as_is(text) if file.isatty() else text) + after)
         file.flush()
 

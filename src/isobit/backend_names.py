@@ -1,0 +1,8 @@
+"""What the backends are called; nothing is imported to know it."""
+
+from typing import Literal, get_args
+
+BackendName = Literal["reference", "cpu", "cuda", "wgpu"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)
+VARIANTS = ("cuda:unfused",)
+"""Backends operation by operation, so that every stage can be traced."""
