@@ -52,6 +52,7 @@ WAYS = {
     "chosen apart": OLD[1:2],
     "formats apart": OLD[2:3],
     "planes apart": ((matmul, "_FEW_COLUMNS", False),),
+    "staggered": ((matmul, "_STAGGER", True),),
     "gated split": (SPLIT,),
     "split, chosen apart": (SPLIT, OLD[1]),
     "16 of all": ((groups, "_DENSE", (8, 512)), (matmul, "_FEW_ROWS", 16)),

@@ -145,7 +145,13 @@ constexpr int ROW_STEP = 1;
 // Activations of `count` items from place `begin` on to shared memory, [superblock][column].
 DEV void fetch_activations(const Input* x, int supers, int begin, int count, const Places& places,
                            ColumnAct* to) {
-    for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
+    const int all = count * supers;
+    int shift = 0;
+#ifdef STAGGER  // blocks begin with different ones, so that they do not all wait for the same lines
+    shift = blockIdx.x % all;
+#endif
+    for (int n = warp_id(); n < all; n += BATCH_WARPS) {
+        int i = n + shift < all ? n + shift : n + shift - all;
         int column = i / supers, s = i - column * supers;
         const Input* row = x + int64(places.input(begin + column)) * supers * ROW_STEP;
         fetch_superblock(to + s * COLUMNS + column, row, s);

@@ -27,6 +27,7 @@ _FEW, _MORE, _MOST = 64, 256, 512
 which again all that fit."""
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 _FLOATS, _SPLIT, _SPLIT_GATED, _FEW_COLUMNS = True, 2, 0, True
+_STAGGER = False
 _BESIDE = 64  # tokens up to which products of two formats are made by one launch
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -260,6 +261,7 @@ class Fit:
             "BLOCK": 32 * self.warps,
             "COLUMNS": self.columns,
             "AT_ONCE": self.blocks,
+            **({"STAGGER": 1} if _STAGGER else {}),
         }
 
     def shallow(self, w: DeviceWeight) -> bool:
