@@ -25,7 +25,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.fusions import norm, step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import groups, matmul, top_k
 from isobit.backends.cuda.programs import Sizes, _rows
@@ -38,6 +38,7 @@ from isobit.model.weights import Weights
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
 MARKED, TRACED = (8, 64), (8, 16, 32, 128)  # sequences
 OLD = (
+    (norm, "_EACH", 0),
     (matmul, "_FLOATS", False),
     (top_k, "_FEW_TOKENS", 0),
     (matmul, "_BESIDE", 0),
@@ -48,13 +49,14 @@ SPLIT = (matmul, "_SPLIT_GATED", 64)
 WAYS = {
     "now": (),
     "before": OLD,
-    "quantised apart": OLD[:1],
-    "chosen apart": OLD[1:2],
-    "formats apart": OLD[2:3],
-    "planes apart": ((matmul, "_FEW_COLUMNS", False),),
+    "norm apart": OLD[:1],
+    "quantised apart": OLD[1:2],
+    "chosen apart": OLD[2:3],
+    "formats apart": OLD[3:4],
+    "planes apart": OLD[4:],
     "staggered": ((matmul, "_STAGGER", True),),
     "gated split": (SPLIT,),
-    "split, chosen apart": (SPLIT, OLD[1]),
+    "split, chosen apart": (SPLIT, OLD[2]),
     "16 of all": ((groups, "_DENSE", (8, 512)), (matmul, "_FEW_ROWS", 16)),
     "32 of all": (WIDE, (matmul, "_FEW_ROWS", 64)),
     "not split": ((matmul, "_SPLIT", 0),),

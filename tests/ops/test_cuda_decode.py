@@ -148,7 +148,7 @@ def test_launches_of_steps_together(weights):  # noqa: F811
     backend._programs.many._queue(backend._programs.many._pass(2))
     layer = [
         *("norm_quantise", "batch_matmul", "decode_attention", "batch_merge"),
-        *("batch_matmul", "norm_quantise", "matmul_dense", "routed_gate_up", "batch_matmul"),
+        *("batch_matmul", "norm_router", "routed_gate_up", "batch_matmul"),
     ]
     assert found[: 1 + 2 * len(layer)] == ["embed", *layer, *layer]
     assert found[-3:] == ["norm_quantise", "batch_matmul", "next_token"]

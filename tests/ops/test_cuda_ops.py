@@ -282,6 +282,30 @@ def test_norm_quantise(gpu, rng, n, kind):
         assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
 
 
+@pytest.mark.parametrize(("n", "experts", "tokens"), [(256, 21, 5), (2048, 128, 3)])
+def test_norm_with_the_router_product(gpu, rng, n, experts, tokens):
+    """Tokens that a block takes in turns; lanes of -0 alone."""
+    x, more = (activations(rng, tokens, n) for _ in range(2))
+    norm, w = activations(rng, n), rng.standard_normal((experts, n)).astype(F32)
+    w[:, 3], more[1, 3], x[1, 3] = 0, -1, -2
+    b, ops = Buffers(gpu), Alone(gpu, 2)
+    at = b.new(4 * tokens * n), b.new(tokens * n // 256 * ACT_BYTES), b.new(4 * tokens * experts)
+    ops.launch(
+        "ops/norm_router",
+        (-(-experts // 16), -(-tokens // 2)),
+        (b.put(x), b.put(more), b.put(norm), 1e-6, *at[:2], b.put(w), experts, at[2], tokens, 2),
+        {"WIDTH": n},
+        shared=(18 << 10) + 4 * n,
+    )
+    same(b.get(at[0], x.shape), x + more)
+    expected = numerics.rms_norm(x + more, norm, F32(1e-6))
+    _, acts = quantised(gpu, ops, expected)
+    found, wanted = (b.get(a, (tokens, n // 256, ACT_BYTES), np.uint8) for a in (at[1], acts))
+    assert np.array_equal(found[..., :700], wanted[..., :700])
+    weight = Weight("w", FORMATS[0], w.shape, w.view(np.uint8).reshape(-1))
+    same(b.get(at[2], (tokens, experts)), numerics.matmul(weight, expected, 2))
+
+
 @pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_router(gpu, rng, experts, k, normalise):

@@ -245,19 +245,20 @@ class Lowering:
         """Whether a product reads a value's quantised form."""
         return any(any(formats) for formats in self._products(value))
 
-    def only_multiplied(self, value: Value) -> bool:
-        """Whether nothing reads a value but in its quantised form."""
-        found = self._products(value)
+    def only_multiplied(self, value: Value, but: Op | None = None) -> bool:
+        """Whether nothing, but for one operation, reads a value but in its quantised form."""
+        found = self._products(value, but)
         return bool(found) and all(formats and all(formats) for formats in found)
 
-    def _products(self, value: Value) -> list[list[bool]]:
-        """For each operation that reads a value: if it is a product, whether each weight is
-        quantised; else nothing."""
+    def _products(self, value: Value, but: Op | None = None) -> list[list[bool]]:
+        """For each operation that reads a value, but for one: if it is a product, whether each
+        weight is quantised; else nothing."""
         return [
             [w.format.quantized for w in op.weights]
             if isinstance(op.operation, MatMul | ExpertMatMul)
             else []
             for op in self.readers.get(value, ())
+            if op is not but
         ]
 
     # What stays
