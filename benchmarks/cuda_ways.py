@@ -54,6 +54,7 @@ WAYS = {
     "chosen apart": OLD[2:3],
     "formats apart": OLD[3:4],
     "planes apart": OLD[4:],
+    "two blocks": ((matmul, "_THREE", 0),),
     "staggered": ((matmul, "_STAGGER", True),),
     "gated split": (SPLIT,),
     "split, chosen apart": (SPLIT, OLD[2]),

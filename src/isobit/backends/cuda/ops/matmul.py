@@ -27,7 +27,7 @@ _FEW, _MORE, _MOST = 64, 256, 512
 which again all that fit."""
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 _FLOATS, _SPLIT, _SPLIT_GATED, _FEW_COLUMNS = True, 2, 0, True
-_STAGGER = False
+_STAGGER, _THREE = False, 12 << 10
 _BESIDE = 64  # tokens up to which products of two formats are made by one launch
 _SPARE = 20 << 10  # bytes of shared memory
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -315,6 +315,11 @@ def stream(
         and (up is not None or units + more_units < _SPLIT * how.warps * blocks)
         and how.shared(largest, split=True) <= how.room(g)
     )
+    three = Fit(3, 8, 1, columns)
+    room = (g.gpu.shared_most - _THREE) // 3 - 1024
+    if split and _THREE and blocks < units + more_units and s >= 8:
+        if three.shared(largest, split=True) <= room:
+            how, blocks = three, 3 * g.gpu.multiprocessors
     defines, early = how.defines(w), product.early(p) if planned else 0
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
