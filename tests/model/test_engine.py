@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import isobit
-from isobit.backends.base import Batch, Results
+from isobit.backends.base import Batch, Following, Results, Wanted
 from isobit.backends.cpu.sampler import NOT_FINITE
 from isobit.backends.cuda import available
 from isobit.errors import ModelRefused, UsageError
@@ -108,6 +108,58 @@ def test_together_is_alone(
     for generation, recorder in begun:
         same_as_alone(alone, generation, list(generation), recorder)
     assert begun[0][0].request.cached == 128
+    assert engine.scheduler.blocks.held == 0
+
+
+def test_a_backend_that_goes_ahead_is_told_what_follows(
+    engine: Engine,
+    alone: Model,
+    heldout: list[int],
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is what comes, without those that have ended, whoever arrives meanwhile."""
+    monkeypatch.setattr(type(engine.model.backend), "goes_ahead", True)
+    told: list[Following | None] = [None]
+    as_told, run = [], engine.model.run_batch
+
+    def seen(batch: Batch, wanted: Wanted, *more: Any) -> Results:
+        if (said := told[-1]) is not None:
+            known, same = said.batch.tokens >= 0, np.isin(said.batch.pages[:, 0], batch.pages[:, 0])
+            left = same[said.batch.sequence]
+            np.testing.assert_array_equal(said.batch.positions[left], batch.positions)
+            at = known[left]
+            np.testing.assert_array_equal(said.batch.tokens[left & known], batch.tokens[at])
+            if same.all() and wanted.drawn is not None:
+                assert said.wanted.drawn is not None
+                np.testing.assert_array_equal(said.wanted.drawn.index, wanted.drawn.index)
+            as_told.append(bool(same.all()))
+        told.append(wanted.following)
+        return run(batch, wanted, *more)
+
+    monkeypatch.setattr(engine.model, "run_batch", seen)
+    kinds = (Sampling(), Sampling(temperature=1.0, seed=4))
+    begun, leaves = [], engine.submit(heldout[:5], 50, kinds[0], salt=None)
+    for n in range(8):
+        prompt = heldout[70 * n : 70 * n + int(rng.integers(1, 150))]
+        begun.append(engine.submit(prompt, int(rng.integers(1, 12)), kinds[n % 2], salt=None))
+        engine.submit(prompt, 50, kinds[0], salt=None).cancel()
+        engine.step()
+        if n == 4:
+            leaves.cancel()
+    for generation in begun:
+        ids = [token.id for token in generation]
+        s, request = generation.sampler.sampling, generation.request
+        done = alone.generate(
+            request.prompt,
+            max_tokens=request.max_tokens,
+            temperature=s.temperature,
+            seed=s.seed,
+            salt=None,
+        )
+        assert ids == done.token_ids
+    assert as_told.count(True) >= 10
+    assert False in as_told
     assert engine.scheduler.blocks.held == 0
 
 

@@ -5,12 +5,13 @@ definitions; the formats that it does not hold are added.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch, Wanted
+from isobit.backends.base import ARGMAX, Batch, Following, Wanted
 from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
@@ -70,6 +71,8 @@ def kernels():
         for n in (2, 3, 4):
             each = np.arange(n, dtype=np.int32)
             backend.forward(Batch(each, 0 * each, each, pages, each))
+        then = Following(Batch(-1 - each[:1], each[1:2], each[:1], pages[:1], each[:1]), ARGMAX)
+        backend.run(Batch(each, 0 * each, each, pages, each), replace(ARGMAX, following=then))
     each = np.arange(2, dtype=np.int32)
     draws = Draws(each, Columns.of([Row(1, 40, 0.9)] * 2, 8192), each.astype(np.uint64))
     backend.run(Batch(each, 0 * each, each, pages, each), Wanted(False, drawn=draws, digests=True))

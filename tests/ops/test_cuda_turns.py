@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch, Wanted
+from isobit.backends.base import Batch, Following, Wanted
 from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.resident import Resident, State
@@ -22,11 +22,10 @@ from tests.model.test_backend_protocol import draws_of
 from tests.model.test_engine import same_as_alone
 
 from .cuda_emulator import EmulatedGpu
-from .cuda_support import open_gpu, ragged, sized
+from .cuda_support import open_gpu, sized
 
 ENGINE = EngineConfig(context=192, max_sequences=4, chunk=64, threads=1)
 SHAPE = Geometry(layers=1, experts=2, experts_used=1)
-LIKELIEST = Wanted(logits=False, likeliest=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,9 @@ def opened(request):
 
 @pytest.fixture
 def begun(monkeypatch):
-    """Turns that had to be begun by the host."""
-    found, begin = [], Turns._begin
-    monkeypatch.setattr(Turns, "_begin", lambda *a: found.append(a[2]) or begin(*a))
+    """Passes that were not begun ahead of the host."""
+    found, begin = [], Turns.begin
+    monkeypatch.setattr(Turns, "begin", lambda *a: found.append(a[1]) or begin(*a))
     return found
 
 
@@ -97,73 +96,104 @@ def test_generations_are_those_of_the_cpu(opened, path, begun, rng):
         assert tokens == again.token_ids
 
 
-def test_what_comes_may_be_another(opened, path, monkeypatch, rng):
-    """A step that was begun is taken for what it is: fewer rows, other tokens, settings or pages,
-    or beside a prompt, each gives what it gives without it."""
-    composed, compose = [], CudaBackend._compose
-    monkeypatch.setattr(CudaBackend, "_compose", lambda *a: composed.append(a[1]) or compose(*a))
+PAGES = np.array([[3, 0, 7], [1, 4, 2], [5, 6, 8]], np.int32)
+LEAVES, COMES, SAYS, DRAWS, ROUTED = "leaves", "comes", "says another", "draws another", "routed"
+
+
+class Talk:
+    """Three sequences in passes: one is read in parts, one goes on with the likeliest."""
+
+    def __init__(self, rng):
+        self.texts = [rng.integers(8, 320, n).tolist() for n in (2, 5, 15)]
+        self.done, self.index, self.draws = [0, 0, 0], np.zeros(3, np.uint64), draws_of(rng, 3)
+        self.here = [0, 1, 2]
+
+    def parts(self, chunk):
+        """Of a pass: sequence, first position, tokens, whether it gives the next."""
+        for s in self.here:
+            at, text = self.done[s], self.texts[s]
+            tokens = text[at : at + chunk]
+            yield s, at, tokens, at + len(tokens) == len(text)
+
+    def after(self, parts, chunk):
+        """Of the pass after one."""
+        row = 0
+        for s, at, tokens, gives in parts:
+            row += gives
+            end, text = at + len(tokens), self.texts[s]
+            more = [-row] if gives else text[end : end + chunk]
+            yield s, end, more, gives or end + len(more) == len(text)
+
+    def wanted(self, parts, before=(), **more):
+        """What is asked of a pass; ``before``: the parts of one that has not run."""
+        giving = np.array([s for s, _, _, gives in parts if gives], np.intp)
+        rows = np.flatnonzero(giving != 1)
+        if not len(rows):
+            return Wanted(False, likeliest=True, **more)
+        of = giving[rows]
+        columns = type(self.draws.columns)(*(a[of] for a in vars(self.draws.columns).values()))
+        coming = np.array([any(s == p[0] and p[3] for p in before) for s in of], np.uint64)
+        index = self.draws.index[of] + self.index[of] + coming
+        drawn = Draws(rows.astype(np.int32), columns, index, logprobs=True)
+        return Wanted(False, likeliest=True, drawn=drawn, **more)
+
+
+def laid(parts):
+    tokens, lengths = [t for _, _, t, _ in parts], [len(t) for _, _, t, _ in parts]
+    ends = np.cumsum(lengths)
+    return Batch(
+        tokens=np.concatenate(tokens).astype(np.int32),
+        positions=np.concatenate(
+            [np.arange(at, at + len(t), dtype=np.int32) for _, at, t, _ in parts]
+        ),
+        sequence=np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
+        pages=PAGES[[s for s, *_ in parts]],
+        logit_rows=np.array([e - 1 for e, p in zip(ends, parts, strict=True) if p[3]], np.int32),
+    )
+
+
+def test_what_comes_may_be_another(opened, path, begun, rng):
+    """A pass that was begun is taken for what it is: as it was told, or without some sequences; if
+    other tokens, draws or sequences come, that one runs. Each gives what it gives without it."""
+    talk = Talk(rng)
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
         ours, plain = (opened(weights, ENGINE) for _ in range(2))
-        pages = np.array([[3, 0, 7], [1, 4, 2], [5, 6, 8]], np.int32)
-        prompt = ragged(rng, 320, [(0, 2), (0, 1), (0, 3)], pages)
-        asked = draws_of(rng, 3)
+    changes = [None, None, LEAVES, COMES, None, SAYS, None, DRAWS, None, ROUTED, None]
+    chunks = [5, *[2] * len(changes)]  # first more tokens than a graph takes
+    for k, change in enumerate(changes):
+        if change == SAYS:
+            talk.texts[0][-1] ^= 1
+        elif change == DRAWS:
+            talk.index += np.uint64(5)
+        elif change in (LEAVES, COMES):
+            talk.here = [0, 2] if change == LEAVES else [2, 0, 1]
+        parts, routed = list(talk.parts(chunks[k])), {"routes": k > 8}
+        after = list(talk.after(parts, chunks[k + 1]))
+        wanted = talk.wanted(parts, **routed)
+        then = Following(laid(after), talk.wanted(after, parts, routes=k > 8))
+        before = len(begun)
+        found = ours.run(laid(parts), replace(wanted, following=then))
+        assert (len(begun) == before) == (k > 0 and change in (None, LEAVES)), (k, change)
+        expected = plain.run(laid(parts), wanted)
+        for name, value in vars(found).items():
+            other = vars(expected)[name]
+            assert (value is None) == (other is None)
+            assert value is None or value.tobytes() == other.tobytes(), (k, name)
+        drawn = iter(() if found.drawn is None else found.drawn.tolist())
+        for (s, at, tokens, gives), id in zip(parts, _rows(parts, found.likeliest), strict=True):
+            talk.done[s] = at + len(tokens)
+            if gives:
+                talk.texts[s].append(id if s == 1 else next(drawn))
+                talk.index[s] += np.uint64(1)
+    ours.close()
+    plain.close()
 
-        def same(batch, wanted):
-            found = ours.run(batch, replace(wanted, ahead=True))
-            expected = plain.run(batch, wanted)
-            for name, value in vars(found).items():
-                other = vars(expected)[name]
-                assert (value is None) == (other is None)
-                assert value is None or value.tobytes() == other.tobytes(), name
-            return found.drawn if wanted.drawn is not None else found.likeliest
 
-        def turn(rows, tokens, at, draws):
-            each = np.arange(len(rows), dtype=np.int32)
-            batch = Batch(tokens.astype(np.int32), at[rows], each, pages[rows], each)
-            return same(batch, LIKELIEST if draws is None else Wanted(False, drawn=draws))
-
-        def of(rows, step, **more):
-            columns = type(asked.columns)(*(a[rows] for a in vars(asked.columns).values()))
-            each = np.arange(len(rows), dtype=np.int32)
-            index = asked.index[rows] + np.uint64(step)
-            return Draws(
-                **{"rows": each, "columns": columns, "index": index, "logprobs": True, **more}
-            )
-
-        for draws in (lambda *_: None, of):
-            at = np.array([2, 1, 3], np.int32)
-            every, some = np.arange(3), np.array([0, 2])
-            same(prompt, LIKELIEST)
-            tokens = turn(every, rng.integers(8, 320, 3), at, draws(every, 0))
-            tokens = turn(some, tokens[some], at + 1, draws(some, 1))
-            tokens = turn(some, tokens, at + 2, draws(some, 2))
-            wanted = Wanted(False, likeliest=True, digests=True, routes=True)
-            for step in (3, 4):  # the same with a receipt, then beside a prompt
-                drawn = draws(np.array([2, 0, 1]), step)
-                batch = Batch(
-                    tokens=np.array([tokens[0], 50, 60, tokens[1]], np.int32),
-                    positions=np.array([at[0] + step, 0, 1, at[2] + step], np.int32),
-                    sequence=np.array([0, 1, 1, 2], np.int32),
-                    pages=pages,
-                    logit_rows=np.array([3, 0, 2], np.int32),
-                )
-                if step == 3:
-                    drawn, keep = draws(some, step), [0, 3]
-                    batch = Batch(
-                        *(a[keep] for a in (batch.tokens, batch.positions)),
-                        np.arange(2, dtype=np.int32),
-                        pages[some],
-                        np.arange(2, dtype=np.int32),
-                    )
-                tokens = same(batch, replace(wanted, drawn=drawn))
-            assert len(composed.pop().tokens) == 2
-            tokens = turn(some, tokens[[1, 0]], at + 5, draws(some, 5))
-            tokens = turn(some, (tokens + 1) % 300, at + 6, draws(some, 6))
-            turn(some[:1], tokens[:1], at + 7, draws(some[:1], 9))
-        assert not composed
-        ours.close()
-        plain.close()
+def _rows(parts, likeliest):
+    """The likeliest token after each part that gives one."""
+    ids = iter(likeliest.tolist())
+    return [next(ids) if gives else None for *_, gives in parts]
 
 
 class Noting(EmulatedGpu):

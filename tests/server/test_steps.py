@@ -14,9 +14,11 @@ from isobit.runtime.model import Model
 from isobit.runtime.pieces import StopText
 from isobit.runtime.tokens import Token
 from isobit.server.answer.choices import Choice, Piece
+from isobit.server.openai.bodies import ChatShape, CompletionShape
+from isobit.server.openai.completions import Chunks
 from isobit.server.openai.response_items import ResponseWriter
 from isobit.server.openai.response_tools import Offer
-from isobit.server.parsing.events import Answer, Finish, gathered
+from isobit.server.parsing.events import Answer, Finish, Text, gathered
 from isobit.server.parsing.reading import AnswerReader
 from isobit.server.parsing.thinking import Thinking
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
@@ -194,3 +196,21 @@ def test_thinking_and_calls_have_no_log_probabilities(alone: Model) -> None:
     done = [e["logprobs"] for e in events if e["type"] == "response.output_text.done"]
     assert ["".join(each["token"] for each in text)[-1] for text in done] == ["a", "b"]
     assert sum(map(len, done)) < len(every) / 2
+
+
+@pytest.mark.parametrize("usage_at_end", [True, False])
+@given(text=st.text(), name=st.text(), index=st.integers(0, 127))
+def test_a_chunk_of_plain_text_is_written_as_any_other(
+    alone: Model, usage_at_end: bool, text: str, name: str, index: int
+) -> None:
+    nobody: Any = None
+    shapes = (
+        ChatShape(alone.tokenizer, logprobs=False),
+        CompletionShape(alone.tokenizer, logprobs=False, echo=[]),
+    )
+    for shape in shapes:
+        chunks = Chunks({"model": name}, shape, nobody, usage_at_end=usage_at_end)
+        list(chunks.piece(Piece(index, [Text("first")])))
+        piece = Piece(index, [Text(text)])
+        assert shape.plain(piece) == text
+        assert [*chunks.piece(piece)] == [*chunks.parts(piece)]

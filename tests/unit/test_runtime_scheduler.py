@@ -42,6 +42,10 @@ class World:
         """Of each recurrent state the text that led to it."""
         self.arrived: list[Request] = []
         self.admitted: list[Request] = []
+        self.following: list[Work] = []
+        """What was said to come next, if that was asked for; the device has begun with it."""
+        self.slots: list[list[tuple[int, int]]] = []
+        """Where each part of it writes."""
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -51,24 +55,30 @@ class World:
         self.scheduler.finish(request)
         self.arrived = [r for r in self.arrived if r is not request]
 
-    def step(self, guesses: int = 0) -> list[Work]:
-        """One pass."""
+    def step(self, guesses: int = 0, *, ahead: bool = False) -> list[Work]:
+        """One pass; ``ahead``: and what comes after it, before it has run."""
         limits, scheduler = self.scheduler.limits, self.scheduler
         before = list(scheduler.running)
         for request in before:
             if request.behind == 1 and guesses:
                 request.drafts = self.guess(request, guesses)
         self.copy()
-        works = scheduler.schedule()
+        works = self.go_on()
+        follows = bool(works)
+        works = works or scheduler.schedule()
         self.copy()
         self.admitted += [r for r in scheduler.running if r not in before]
         total = sum(len(w.tokens) for w in works)
         assert total <= limits.pass_tokens
         assert len(works) == len({id(w.request) for w in works}) <= limits.running
-        if scheduler.running:
+        if scheduler.running and not follows:
             assert works[0].request is scheduler.running[0], "the oldest waits"
         generating = [r for r in scheduler.running if r.behind == 1]
-        assert all(any(w.request is r for w in works) for r in generating)
+        assert follows or all(any(w.request is r for w in works) for r in generating)
+        if ahead:
+            self.following = scheduler.following(works)
+            assert sum(len(w.tokens) for w in self.following) <= limits.pass_tokens
+            self.slots = [self.slots_of(work) for work in self.following]
         if generating:
             prompts = sum(len(w.tokens) for w in works if w.request.behind > 1)
             assert prompts <= limits.beside
@@ -81,6 +91,21 @@ class World:
             self.take(work)
         return works
 
+    def go_on(self) -> list[Work]:
+        """What is left of the pass that has begun; the rest of it leaves rubbish."""
+        begun, self.following = self.following, []
+        works = self.scheduler.go_on(begun)
+        for work, slots in zip(begun, self.slots, strict=False):
+            if not any(work is other for other in works):
+                self.device.update({slot: [-1] for slot in slots})
+        return works
+
+    @staticmethod
+    def slots_of(work: Work) -> list[tuple[int, int]]:
+        pages = work.request.table.pages
+        positions = range(work.start, work.start + len(work.tokens))
+        return [(pages[position // TILE], position % TILE) for position in positions]
+
     def copy(self) -> None:
         """What the engine does with states between passes."""
         for source, target in self.scheduler.copies:
@@ -89,6 +114,7 @@ class World:
 
     def lose(self) -> None:
         """A pass that does not end well."""
+        self.go_on()
         self.copy()
         for work in self.scheduler.schedule():
             self.copy()
@@ -113,8 +139,8 @@ class World:
         for position in range(work.start):
             slot = (pages[position // TILE], position % TILE)
             assert self.device[slot] == text[: position + 1], "another text's keys and values"
-        for position in range(work.start, work.start + len(work.tokens)):
-            self.device[pages[position // TILE], position % TILE] = text[: position + 1]
+        for i, slot in enumerate(self.slots_of(work), work.start):
+            self.device[slot] = text[: i + 1]
         for position in request.wanted:
             if work.start <= position < work.start + len(work.tokens):
                 assert position - work.start in work.rows
@@ -234,10 +260,13 @@ class Arrivals(RuleBasedStateMachine):
         if request in self.world.arrived:
             self.world.cancel(request)
 
-    @rule(guesses=st.sampled_from([0, 0, 1, 4]), n=st.integers(1, 12))
-    def steps(self, guesses: int, n: int) -> None:
+    @rule(guesses=st.sampled_from([0, 0, 1, 4]), n=st.integers(1, 12), ahead=st.booleans())
+    def steps(self, guesses: int, n: int, ahead: bool) -> None:
         for _ in range(n):
-            self.world.step(0 if self.world.scheduler.blocks.states else guesses)
+            if self.world.scheduler.blocks.states or self.world.following:
+                guesses = 0
+            can = not self.world.scheduler.blocks.states and not guesses
+            self.world.step(guesses, ahead=ahead and can)
             self.world.check()
 
     @rule()

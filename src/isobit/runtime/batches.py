@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
 from typing import NamedTuple
 
 import numpy as np
 
-from isobit.backends.base import ARGMAX, I32, Batch, Results, Wanted
+from isobit.backends.base import ARGMAX, CHOSEN, I32, Batch, Following, Results, Wanted
 from isobit.errors import ModelRefused
-from isobit.numerics import TILE
+from isobit.runtime.request import Request
 from isobit.runtime.sampler import Together
-from isobit.runtime.scheduler import Work
+from isobit.runtime.scheduler import UNKNOWN, Work
 from isobit.runtime.tokens import Generation, Token
 
 Part = tuple[Work, Generation]
@@ -86,8 +86,8 @@ class Asked:
     parts: Sequence[Part]
     batches: Batches
     vocabulary: int
-    ahead: bool = False
-    """Whether the backend may go ahead, nobody waits and all that run are here."""
+    before: Mapping[Request, int] = field(default_factory=dict)
+    """Rows of the pass before, which has not run, that these have their next token of."""
     likeliest: list[tuple[int, int]] = field(default_factory=list)
     """(part, row) of those whose next token is the largest logit's."""
     drawn: list[tuple[int, int]] = field(default_factory=list)
@@ -110,7 +110,8 @@ class Asked:
                 self._of_prompt(generation).append((i, range(row, row + work.scored)))
             row += len(work.rows)
             request = work.request
-            if request.max_tokens and work.start + len(work.tokens) == len(request.tokens):
+            known = len(request.tokens) + (request in self.before)
+            if request.max_tokens and work.start + len(work.tokens) == known:
                 least = generation.only_likeliest
                 (self.likeliest if least else self.drawn).append((i, row - 1))
                 if generation.logprobs is not None:
@@ -137,16 +138,18 @@ class Asked:
         """The least that a backend must give."""
         rows = [row for _, some in self.taken for row in some]
         routes = any(work.request.routes for work, _ in self.parts)
-        ahead = self.ahead and all(map(_goes_on, self.parts))
         measures = self.drawn or self.scored or self.top or self.hidden or self.digests
-        if not (rows or measures or routes or ahead):
+        if not (rows or measures or routes):
             return ARGMAX
         logits = len(rows) == self.rows or (bool(rows) and np.unique(np.array(rows, np.int32)))
         drawn = given = None
         if self.together is not None:
             logprobs = any(self.parts[part][1].logprobs is not None for part, _ in self.drawn)
             of = np.array([row for _, row in self.drawn], np.int32)
-            drawn = self.together.draws(of, logprobs=logprobs)
+            coming = None
+            if self.before:
+                coming = [self.parts[part][0].request in self.before for part, _ in self.drawn]
+            drawn = self.together.draws(of, logprobs=logprobs, coming=coming)
         if self.scored:
             given = np.zeros((self.rows, 1), np.int32)
             for part, some in self.scored:
@@ -160,8 +163,19 @@ class Asked:
             hidden=bool(self.hidden),
             digests=bool(self.digests),
             routes=routes,
-            ahead=ahead,
         )
+
+    def following(self, parts: Sequence[Part]) -> Following | None:
+        """The pass after this one, as a device can begin with it; None if it cannot."""
+        if not parts or not all(map(_goes_on, (*self.parts, *parts))):
+            return None
+        rows = {self.parts[part][0].request: row for part, row in (*self.likeliest, *self.drawn)}
+        works = [work for work, _ in parts]
+        batch = self.batches.of(works)
+        unknown = np.flatnonzero(batch.tokens == UNKNOWN)
+        giving = [rows[work.request] for work in works if work.tokens[-1] == UNKNOWN]
+        batch.tokens[unknown] = -1 - np.array(giving, np.int32)
+        return Following(batch, Asked(parts, self.batches, self.vocabulary, rows).wanted)
 
     def _said(self, part: int) -> list[int]:
         """The tokens that follow the rows of a prompt."""
@@ -256,18 +270,10 @@ def _top(results: Results, row: int) -> tuple[tuple[int, float], ...]:
 
 
 def _goes_on(part: Part) -> bool:
-    """Whether a part is a token that was generated, one more will be drawn without looking at it,
-    and its page is there."""
+    """Whether the next token is chosen without looking at those before it, and nobody looks on."""
     work, generation = part
-    request, end = work.request, work.start + len(work.tokens)
-    return (
-        len(work.tokens) == len(work.rows) == 1
-        and request.generated > 0
-        and request.generated + 1 < request.max_tokens
-        and end < len(request.table.pages) * TILE
-        and not generation.cancelled
-        and generation.sampler.plain
-    )
+    seen = generation.watch is not None and generation.watch.stages - {CHOSEN}
+    return not (seen or work.drafts or generation.cancelled) and generation.sampler.plain
 
 
 def damaged() -> ModelRefused:

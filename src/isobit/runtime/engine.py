@@ -70,6 +70,10 @@ class Engine:
         self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._following: list[Part] = []
+        """What runs in the next pass, whatever arrives meanwhile: a device may have begun."""
+        self._since = 0.0
+        """When the pass began, at the latest."""
         self._told: set[Listener] = set()
         """By the last pass, if it was of many."""
 
@@ -324,21 +328,28 @@ class Engine:
             with self._books:
                 if self._losses != self.model.backend.losses:
                     self._lost()
-                work = self.scheduler.schedule()
+                work = self.scheduler.go_on([work for work, _ in self._following])
+                if not work:  # else the pass may have begun as the last one ended
+                    work, self._since = self.scheduler.schedule(), begun
                 if not work:
                     return self._refuse_first()
                 parts = [(w, self._of[w.request]) for w in work]
                 self._in_pass = {w.request for w in work}
                 self._copy_states()
+                if self.model.backend.goes_ahead and not self.model.graph.recurrent:
+                    after = self.scheduler.following(work)
+                    self._following = [(w, self._of[w.request]) for w in after]
             found, seen = self._run(parts)
             with self._books:
                 self._hand_out(parts, found, seen, begun, listeners)
         except CacheLost:
             with self._books:
                 self._in_pass.clear()
+                self._following = []
             return True  # the next pass begins again
         except BaseException as error:
             with self._books:
+                self._following = []
                 self._failed(parts, error)
             if parts and isinstance(error, IsobitError):
                 return True  # whoever waits for one of these is told
@@ -352,12 +363,13 @@ class Engine:
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
-        model, scheduler = self.model, self.scheduler
-        all_here = len(parts) == len(scheduler.running) and not scheduler.waiting
-        vocabulary = model.graph.logits.shape.width
-        ahead = model.backend.goes_ahead and all_here
-        asked = Asked(parts, self._batches, vocabulary, ahead)
+        model = self.model
+        asked = Asked(parts, self._batches, model.graph.logits.shape.width)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
+        if (following := asked.following(self._following)) is not None:
+            wanted = changed(wanted, following=following)
+        else:
+            self._following = []
         watched: dict[int, Watcher] = {}
         for i, (_, generation) in enumerate(parts):
             if generation.watch is not None and generation.watch.stages - {CHOSEN}:
@@ -413,7 +425,8 @@ class Engine:
             start = stop
             if generation.listen is not None and (generation.ready or generation.ended):
                 listeners.add(generation.listen)
-        self._pace.ran(start - prompt, prompt, attended, spent)
+        self._pace.ran(start - prompt, prompt, attended, now * 1e-9 - self._since)
+        self._since = now * 1e-9
         self._copy_states()
 
     def _end_if_over(self, generation: Generation) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from math import inf
+from operator import methodcaller
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -17,13 +18,8 @@ _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, News] = WeakKeyDictionary
 class Source(Protocol):
     """What something comes from: a generation."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to take."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether no more will come."""
+    def has_news(self) -> bool:
+        """Whether there is something to take, or no more will come."""
 
 
 class News:
@@ -77,7 +73,7 @@ class News:
 
     def _look(self) -> None:
         for future, (sources, _) in self._waiting.items():
-            if not future.done() and _any(sources):
+            if _any(sources) and not future.done():
                 future.set_result(True)
         # They run before what is called now, and what they write is sent before the next round.
         loop = asyncio.get_running_loop()
@@ -95,5 +91,8 @@ class News:
             loop.call_later(min(max(left, 0.0), _TICK), self._tick, loop)
 
 
+_has_news = methodcaller("has_news")
+
+
 def _any(sources: Sequence[Source]) -> bool:
-    return any(source.ready or source.ended for source in sources)
+    return any(map(_has_news, sources))

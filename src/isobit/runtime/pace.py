@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 SHARE = 0.45
 """So much longer may a step take for a prompt beside it: a little less than the half that is
 promised, since passes of one kind differ among themselves."""
-THRIFT = 1.5
+THRIFT = 1.1
 """So many times what it costs in a pass of its own may a token of a prompt cost beside a step, on a
 device whose passes of few tokens cost almost as much as those of many, as they read as many
 weights: one that reads prompts in crumbs does little else."""
@@ -50,7 +50,7 @@ class Pace:
         there are any."""
         self._sizes, self._used = sizes, used if sizes else 0.0
         self.steady = not sizes
-        """Whether SHARE counts alone."""
+        """Whether only those count that generate."""
         self._passes: deque[Ran] = deque(maxlen=_RECENT)
         self._beside: deque[Ran] = deque(maxlen=_LOOK)
         """The last generations beside prompts, however long ago."""
@@ -79,6 +79,8 @@ class Pace:
         most = 2 * seen or max(generating // 2, 1)
         if self._beside or any(ran.prompt for ran in self._passes):
             share = max(SHARE, (prompts - 1) / generating)
+            if not self.steady:  # whoever waits for the first token counts as much
+                share = max(share, SHARE * prompts)
             most = min(most, self._most(generating, attended, position, share))
         return self._filled(generating, max(most, 1))
 

@@ -116,7 +116,8 @@ class Passes:
             if self._closed:
                 raise self.closed_error()
             self._check_file()
-            if wanted is ARGMAX and not stages and GREEDY in self.backend.on_device:
+            greedy = GREEDY in self.backend.on_device and not self.backend.goes_ahead
+            if wanted is ARGMAX and not stages and greedy:
                 n = len(batch.pages)
                 if len(batch.tokens) == len(batch.logit_rows) == n:  # a step of all
                     args = batch.tokens, batch.positions, batch.pages, 1, batch.states

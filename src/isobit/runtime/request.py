@@ -45,6 +45,10 @@ class Request:
     """So many tokens, the first, have their keys and values in the cache."""
     cached: int = field(default=0, init=False)
     """So many of them were there when the request began to run."""
+    flying: int = field(default=0, init=False)
+    """So many more are in the pass that runs, while the one after it is scheduled …"""
+    coming: int = field(default=0, init=False)
+    """… and so many tokens that one will give."""
     table: PageTable = field(init=False)
     state: State = field(default=State.WAITING, init=False)
 
@@ -59,9 +63,21 @@ class Request:
         return len(self.tokens) - len(self.prompt)
 
     @property
+    def reached(self) -> int:
+        """Tokens that are computed once the pass that runs has ended."""
+        return self.computed + self.flying
+
+    @property
+    def known(self) -> int:
+        """Tokens that are known then."""
+        return len(self.tokens) + self.coming
+
+    @property
     def behind(self) -> int:
-        """Known tokens that are not computed."""
-        return len(self.tokens) - self.computed
+        """Tokens that are known then and not computed; none, if it has all that were asked for."""
+        if self.coming and self.generated + self.coming == self.max_tokens:
+            return 0
+        return self.known - self.reached
 
     @property
     def pages_needed(self) -> int:

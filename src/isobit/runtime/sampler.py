@@ -155,11 +155,16 @@ class Together:
         self._adjusting = [i for i, s in enumerate(samplers) if s.sampling.adjusts]
         self._held = any(s.constraint is not None for s in samplers)
 
-    def draws(self, rows: I32, *, logprobs: bool = False) -> Draws:
-        """The next token of each sequence, from these rows of a pass."""
+    def draws(
+        self, rows: I32, *, logprobs: bool = False, coming: Sequence[int] | None = None
+    ) -> Draws:
+        """The next token of each sequence, from these rows of a pass; ``coming``: of each, tokens
+        before it that are not known yet."""
         edits = [(i, self.samplers[i].edits) for i in self._adjusting]
         allowed = _allowed(self.samplers, self._vocabulary) if self._held else None
         index = np.array([s.generated + 1 for s in self.samplers], np.uint64)
+        if coming is not None:
+            index += np.array(coming, np.uint64)
         return Draws(rows, self._columns, index, edits, allowed, logprobs)
 
     def chosen(self, tokens: I32) -> list[int | UsageError | ModelRefused]:

@@ -26,6 +26,8 @@ from isobit.runtime.blocks import Blocks
 from isobit.runtime.request import Request, State
 
 KEEP_EVERY = 4 * TILE
+UNKNOWN = -1
+"""A token that the pass before will give."""
 
 
 class QueueFull(IsobitError):
@@ -137,14 +139,12 @@ class Scheduler:
         """The next pass; empty if there is nothing to do. Then :meth:`computed` for each part."""
         if self.waiting:
             self._admit()
-        left = self.limits.pass_tokens
-        generating = sum(r.behind == 1 for r in self.running)
-        left -= generating
-        prompt, prompts = left, len(self.running) - generating
+        generating = [r for r in self.running if r.behind == 1]
+        prompts = [r for r in self.running if r.behind > 1]
+        prompt = left = self.limits.pass_tokens - len(generating)
         if generating and prompts:
-            attended = sum(len(r.tokens) for r in self.running if r.behind == 1)
-            position = next(r.computed for r in self.running if r.behind != 1)
-            few = self.beside(generating, attended, prompts, position)
+            attended = sum(r.known for r in generating)
+            few = self.beside(len(generating), attended, len(prompts), prompts[0].reached)
             prompt = min(left, self.limits.beside, few)
         rows = self.limits.pass_rows
         work = []
@@ -162,6 +162,34 @@ class Scheduler:
                     prompt, left, rows = prompt - n, left - n, rows - wanted
                     work.append(self._work(request, n, 0))
         return work
+
+    def following(self, works: Sequence[Work]) -> list[Work]:
+        """The pass after this one, as if it had run: tokens that it will give are UNKNOWN in it.
+
+        It may begin before they are known. Then :meth:`go_on` with it, or :meth:`schedule` anew.
+        """
+        for work in works:
+            request = work.request
+            request.flying = len(work.tokens)
+            ends = work.start + len(work.tokens) == len(request.tokens)
+            request.coming = int(ends and request.max_tokens > 0)
+        try:
+            return self.schedule()
+        finally:
+            for work in works:
+                work.request.flying = work.request.coming = 0
+
+    def go_on(self, works: Sequence[Work]) -> list[Work]:
+        """What is left of a pass that followed, now that the tokens before it are known."""
+        left = []
+        for work in works:
+            request = work.request
+            end = work.start + len(work.tokens)
+            at_it = request.computed == work.start and end <= len(request.tokens)
+            if request.state is State.RUNNING and at_it:
+                work.tokens = request.tokens[work.start : end]
+                left.append(work)
+        return left
 
     def computed(
         self, work: Work, new: Sequence[int] = (), routes: Sequence[Routes] | None = None
@@ -243,18 +271,19 @@ class Scheduler:
     def _cut(self, request: Request, n: int, rows: int) -> tuple[int, int]:
         """How many of the next n tokens of a prompt may run, and how many rows they have."""
         if request.table.state >= 0:
-            n = min(n, self._keep_at(request, request.computed) - request.computed)
+            n = min(n, self._keep_at(request, request.reached) - request.reached)
         wanted = request.wanted
         if not wanted:
             return n, 0
-        first = bisect_left(wanted, request.computed)
+        first = bisect_left(wanted, request.reached)
         if first + rows < len(wanted):  # no more than up to the first that is too many
-            n = min(n, wanted[first + rows] - request.computed)
-        return n, bisect_left(wanted, request.computed + n) - first
+            n = min(n, wanted[first + rows] - request.reached)
+        return n, bisect_left(wanted, request.reached + n) - first
 
     def _work(self, request: Request, n: int, drafts: int) -> Work:
-        start, end, known = request.computed, request.computed + n, len(request.tokens)
+        start, end, known = request.reached, request.reached + n, request.known
         tokens = request.tokens[start:end]
+        tokens += [UNKNOWN] * (n - len(tokens))
         if drafts:
             tokens += request.drafts[:drafts]
         # That of the token to be generated, too, so that a device can go ahead with it.

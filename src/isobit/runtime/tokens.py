@@ -128,10 +128,7 @@ class Generation(Iterator[Token]):
                 if self.error is not None:
                     raise self.error
                 raise StopIteration
-            self._engine.advance(self._news)
-
-    def _news(self) -> bool:
-        return self.ready or self.ended
+            self._engine.advance(self.has_news)
 
     def take(self) -> Token | None:
         """A token that is there already."""
@@ -156,6 +153,10 @@ class Generation(Iterator[Token]):
     def ready(self) -> bool:
         """Whether there is a token to take, or progress to tell of."""
         return bool(self._given) or self._has_more_run()
+
+    def has_news(self) -> bool:
+        """Whether it is ready, or has ended."""
+        return bool(self._given) or self.finish_reason is not None or self._has_more_run()
 
     @property
     def ended(self) -> bool:

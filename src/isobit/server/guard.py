@@ -20,6 +20,10 @@ MOST_JOURNAL = 64 << 20
 FRONT, JOURNAL_BYTES = "isobit-front", "isobit-journal"
 """Headers of a front: its key, and the length of the journal that comes before the body."""
 
+SEND = "isobit.send"
+"""Where in a request's ASGI scope the server's own send is: once the head of an answer is sent,
+nobody between looks at the rest."""
+
 
 class Guarded(Protocol):
     """What a guard knows of what it stands before."""
@@ -63,6 +67,7 @@ class Guard:
                 raise QueueFull(f"body: {MOST_BYTES} bytes of bodies are here: try again later")
             return message
 
+        scope[SEND] = send
         request = Request(scope)
         refused = self._refusal(request)
         try:

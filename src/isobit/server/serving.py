@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from isobit.server.app import build
 from isobit.server.service import Service
+from isobit.server.wire import Chunks, Http
 
 _TELLING = 5.0  # seconds in which streams that are cut can be told
 
@@ -62,7 +63,8 @@ def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = uvicorn.Config(
-        app,
+        Chunks(app),
+        http=Http,
         log_level="warning",
         timeout_graceful_shutdown=int(grace + _TELLING),
     )

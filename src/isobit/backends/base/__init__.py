@@ -94,10 +94,8 @@ class Wanted:
     """Of each row's logits."""
     routes: bool = False
     """The experts that each token went to."""
-    ahead: bool = False
-    """Whether the next pass will most likely be of the same sequences, each with its token drawn
-    here or else the likeliest, and ask the same: their pages hold these positions already. A
-    device may begin with it while the caller looks at this one."""
+    following: "Following | None" = None
+    """What most likely comes next. A device may begin with it while the caller looks at this."""
 
     @property
     def measures(self) -> bool:
@@ -109,6 +107,17 @@ class Wanted:
     def only_hidden(self) -> bool:
         """Whether no logits need be made for what is wanted of the rows."""
         return self.hidden and self.logits is False and not self.measures
+
+
+@dataclass(frozen=True)
+class Following:
+    """The pass after one. It then comes as it is, with its tokens, or without some sequences that
+    have ended; or another comes, and it has not been asked for."""
+
+    batch: Batch
+    """A token below 0, of which a sequence has one at most, is that which the pass before gives for
+    its row - 1 - token: the one that is drawn of it, or else the likeliest."""
+    wanted: Wanted
 
 
 LOGITS = Wanted()
@@ -200,7 +209,7 @@ class Backend(ABC):
     """Stages that lie inside of what one launch does, in prompts or in steps of decoding: no tap
     gets them, unless they are asked for by name and a way to run has them."""
     goes_ahead: ClassVar[bool] = False
-    """Whether it heeds ``Wanted.ahead``."""
+    """Whether it heeds ``Wanted.following``."""
     padded: Sequence[int] = ()
     """Ascending numbers of tokens that passes are padded to, up to the last."""
     copies_states: ClassVar[bool] = False

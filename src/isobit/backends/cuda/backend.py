@@ -15,6 +15,7 @@ from isobit.backends.base import (
     I32,
     Backend,
     Batch,
+    Following,
     Limits,
     Memory,
     Results,
@@ -29,11 +30,10 @@ from isobit.backends.cuda.passes import Take
 from isobit.backends.cuda.programs import Programs, Sizes, room
 from isobit.backends.cuda.slots import Mark, Pass
 from isobit.backends.cuda.steps import Captured, Step
-from isobit.backends.cuda.turns import Draws, Served, Turns
+from isobit.backends.cuda.turns import Ask, Runner, Turns
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
 
 
 class CudaBackend(Backend):
@@ -153,22 +153,53 @@ class CudaBackend(Backend):
             return self._measured(logits, wanted, hidden.rows if hidden else None)
         found = Measured.empty(len(batch.logit_rows), asked)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
-        draws = as_kernels_take(wanted.drawn, np.arange(len(batch.logit_rows)))
-        steps, served = self._steps_for(batch), self._turns.served(batch, asked, draws, keys)
-        some = served is not None and len(served.tokens) < len(batch.tokens)
+        every = np.arange(len(batch.logit_rows))
         if hidden is not None:
-            every = np.arange(len(batch.logit_rows))
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages, hidden)
             return replace(found.results(wanted), hidden=hidden.rows)
-        if served is not None and some and all(name == CHOSEN for name, _ in keys):
-            self._compose(served, batch, asked, wanted, found, tap, stages)
-        elif steps is not None and wanted.given is None and (not keys or steps.lasts(keys)):
-            served = None if some else served
-            self._turn(steps, batch, asked, draws, keys, served, found, tap, ahead=wanted.ahead)
-        else:
-            every = np.arange(len(batch.logit_rows))
+        ask = self._ask(batch, wanted, asked, keys)
+        served = ask and self._turns.served(batch, asked, ask.draws, keys)
+        if ask is None:
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages)
+            return found.results(wanted)
+        self._gpu.activate()
+        if served is None:
+            self._extend_turns(int(batch.positions.max()) + 1)
+            served = self._turns.begin(ask)
+        if wanted.following is not None and (after := self._after(wanted.following)) is not None:
+            self._extend_turns(int(after.batch.positions.max()) + 1)
+            self._turns.follow(served.turn, after)
+        words, theirs = self._turns.take(served)
+        found.take(every, words, asked)
+        for key, value in theirs.items():
+            assert tap is not None
+            tap(*key, value)
         return found.results(wanted)
+
+    def _ask(self, batch: Batch, wanted: Wanted, asked: Asked, keys: frozenset[Key]) -> Ask | None:
+        """A pass whose tokens can be chosen on the device, with no stop on the way; else None."""
+        rows = len(batch.logit_rows)
+        if wanted.given is not None or rows > self._programs.measuring.rows:
+            return None
+        steps, passes = self._steps_for(batch), (self._programs.mixed, self._programs.passes)
+        runner: Runner | None = None
+        if steps is not None and (not keys or steps.lasts(keys)):
+            runner = steps
+        elif not keys:
+            runner = next((p for p in passes if p is not None and p.takes(batch)), None)
+        if runner is None:
+            return None
+        draws = as_kernels_take(wanted.drawn, np.arange(rows))
+        return Ask(runner, batch, self._states(batch), asked, draws, keys)
+
+    def _after(self, following: Following) -> Ask | None:
+        """A pass that can be begun before the one ahead of it has ended."""
+        wanted, batch = following.wanted, following.batch
+        asked = Asked.of(wanted, self._logits.shape.width)
+        if asked is None or wanted.hidden or not _plain(wanted) or self.limits.states:
+            return None
+        stages = frozenset({CHOSEN}) if wanted.routes else frozenset[str]()
+        return self._ask(batch, wanted, asked, self._programs.asked(stages))
 
     def copy_state(self, source: int, target: int) -> None:
         """See :class:`isobit.backends.base.Backend`."""
@@ -178,65 +209,6 @@ class CudaBackend(Backend):
     def draws(self, wanted: Wanted) -> bool:
         """See :class:`isobit.backends.base.Backend`."""
         return _plain(wanted) and Asked.of(wanted, self._logits.shape.width) is not None
-
-    def _turn(
-        self,
-        steps: Captured,
-        batch: Batch,
-        asked: Asked,
-        draws: Draws,
-        keys: frozenset[Key],
-        served: Served | None,
-        found: Measured,
-        tap: Tap | None,
-        *,
-        ahead: bool,
-    ) -> None:
-        """Run a step for what is asked, and begin with the next if that may be."""
-        self._gpu.activate()
-        step, end = Step.of_batch(batch, self._states(batch)), int(batch.positions.max()) + 1
-        room = min(self.limits.positions, TILE * batch.pages.shape[1])
-        ahead = ahead and one_each(batch) and not self.limits.states and end < room
-        self._extend_turns(end + ahead)
-        words, stages = self._turns.run(steps, step, asked, draws, keys, served, ahead=ahead)
-        found.take(np.arange(len(words)), words, asked)
-        for key, value in stages.items():
-            assert tap is not None
-            tap(*key, value)
-
-    def _compose(
-        self,
-        served: Served,
-        batch: Batch,
-        asked: Asked,
-        wanted: Wanted,
-        found: Measured,
-        tap: Tap | None,
-        stages: frozenset[str] | None,
-    ) -> None:
-        """Run what of a batch is not served by a step that was begun ahead of it."""
-        self._gpu.activate()
-        words, theirs = self._turns.take(served)
-        found.take(served.rows, words, asked)
-        left, rows = np.ones(len(batch.tokens), np.bool_), np.ones(len(batch.logit_rows), np.bool_)
-        left[served.tokens], rows[served.rows] = False, False
-        place = (np.cumsum(left) - 1).astype(np.int32)
-        part = replace(
-            batch,
-            tokens=batch.tokens[left],
-            positions=batch.positions[left],
-            sequence=batch.sequence[left],
-            logit_rows=place[batch.logit_rows[rows]],
-        )
-
-        def whole(name: str, layer: int | None, value: NDArray[np.generic]) -> None:
-            assert tap is not None
-            merged = np.empty((len(left), *value.shape[1:]), value.dtype)
-            merged[left], merged[served.tokens] = value, theirs[name, layer]
-            tap(name, layer, merged)
-
-        take = self._measure(asked, wanted, found, np.flatnonzero(rows))
-        self._pass(part, take, tap and whole, stages)
 
     def _measure(
         self, asked: Asked, wanted: Wanted, found: Measured, which: NDArray[np.intp]
@@ -288,7 +260,8 @@ class CudaBackend(Backend):
             if keys:
                 self._show(batch, mixed.traced(batch, states, take, keys), keys, tap)
             else:
-                mixed.replay(batch, states, take)
+                mixed.put(batch, states)
+                mixed.queue(batch, take)
         else:  # a prompt, or what steps do not show
             marks = self._programs.passes.run(batch, states, take, stops=bool(keys))
             self._show(batch, marks, keys, tap)

@@ -71,15 +71,24 @@ class Measuring:
             self._gpu.upload(self._at(self._draws), draws.view(np.uint8))
 
     def queue(
-        self, logits: int, rows: int, asked: Asked, tokens: int = 0, repeated: int = 0
+        self,
+        logits: int,
+        rows: int,
+        asked: Asked,
+        tokens: int = 0,
+        repeated: int = 0,
+        *,
+        first: int = 0,
     ) -> None:
         """Measure rows of logits at an address. Draws move on to the next token of their output.
 
-        tokens: where the drawn go, too, the last of them up to so many rows.
+        tokens: where the drawn go, too, the last of them up to so many rows. first: the number of
+        the first row, of those that come in parts.
         """
-        for first in range(0, rows, self._at_once):
-            count = min(self._at_once, rows - first)
-            self._queue(logits, first, count, asked, (tokens, rows, repeated))
+        logits -= 4 * self._vocabulary * first
+        for at in range(first, first + rows, self._at_once):
+            count = min(self._at_once, first + rows - at)
+            self._queue(logits, at, count, asked, (tokens, rows, repeated))
 
     @property
     def found(self) -> int:

@@ -40,29 +40,7 @@ class MixedPasses(Passes):
         for size, slot in self._groups.items():
             gpu.upload(slot.address, groups_of(size))
 
-    def takes(self, batch: Batch) -> bool:
-        """Whether a batch is not too large."""
-        return self._last(batch, 0) == len(batch.tokens)
-
-    def replay(self, batch: Batch, states: I32, take: Take) -> None:
-        """Run a batch, some rows of logits at a time."""
-        self._put(batch, states)
-        self._g.gpu.replay(self._body(padded(len(batch.tokens), self.sizes)))
-        self._give(batch.logit_rows, take)
-
-    def traced(
-        self, batch: Batch, states: I32, take: Take, keys: Set[Key]
-    ) -> Iterator[tuple[Mark, Pass]]:
-        """The same launches, queued one by one, for these stages."""
-        self._put(batch, states)
-        n = len(batch.tokens)
-        p = self._pass(padded(n, self.sizes))
-        for mark in self._program.body(p):
-            if mark.value.key in keys:
-                yield mark, replace(p, tokens=n)
-        self._give(batch.logit_rows, take)
-
-    def _put(self, batch: Batch, states: I32) -> None:
+    def put(self, batch: Batch, states: I32) -> None:
         """Bring a batch to the device, its last token repeated up to the size."""
         n = len(batch.tokens)
         size = padded(n, self.sizes)
@@ -73,7 +51,29 @@ class MixedPasses(Passes):
         whole = replace(batch, tokens=tokens, positions=positions, sequence=sequence)
         self._set(whole, states, 0, size, batch.logit_rows[:0])
 
-    def _give(self, wanted: I32, take: Take) -> None:
+    def fill(self, source: int, places: I32) -> None:
+        """Take tokens that were not known at :meth:`put`: see :class:`Filled`."""
+        size = padded(len(places), self.sizes)
+        self._filled(source, places, size, self._each["tokens"].address)
+
+    def queue(self, batch: Batch, take: Take) -> None:
+        """Run a batch that is on the device, some rows of logits at a time."""
+        self._g.gpu.replay(self._body(padded(len(batch.tokens), self.sizes)))
+        self._take(batch.logit_rows, take)
+
+    def traced(
+        self, batch: Batch, states: I32, take: Take, keys: Set[Key]
+    ) -> Iterator[tuple[Mark, Pass]]:
+        """The same launches, queued one by one, for these stages."""
+        self.put(batch, states)
+        n = len(batch.tokens)
+        p = self._pass(padded(n, self.sizes))
+        for mark in self._program.body(p):
+            if mark.value.key in keys:
+                yield mark, replace(p, tokens=n)
+        self._take(batch.logit_rows, take)
+
+    def _take(self, wanted: I32, take: Take) -> None:
         """Have the logits taken of these tokens of the batch that has run."""
         gpu, most, every = self._g.gpu, self.heads[-1], np.arange(len(wanted))
         for first in range(0, len(wanted), most):

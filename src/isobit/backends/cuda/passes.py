@@ -13,6 +13,7 @@ from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.repeated import Repeated
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
+from isobit.backends.cuda.steps import Filled
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64
@@ -35,6 +36,7 @@ class Passes:
         self._runs = g.fixed("runs", 4 * tokens)
         self._groups_of_all = g.fixed("groups", most_words(tokens))
         self._pages = g.fixed("pages", self._entries)
+        self._filled = Filled(g, tokens)
 
     def settle(self, pages: int) -> None:
         """So many pages has the cache: page tables of one pass may have as many entries."""
@@ -53,7 +55,6 @@ class Passes:
 
         ``hidden`` takes the rows that logits are made of; without ``take``, none are made.
         """
-        head = self._program.head if take else self._program.state
         first = 0
         while first < len(batch.tokens):
             last = self._last(batch, first)
@@ -64,15 +65,39 @@ class Passes:
                     yield mark, p
             else:
                 self._queue(self._program.body, p)
-            for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
-                now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
-                self._queue(head, replace(p, first=row, count=len(now)))
-                if take is not None:
-                    take(now, self._program.logits.address)
-                if hidden is not None:
-                    assert self._program.hidden is not None
-                    hidden(now, self._program.hidden.address)
+            self._give(p, wanted, take, hidden)
             first = last
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether a batch runs in one pass."""
+        return self._last(batch, 0) == len(batch.tokens)
+
+    def put(self, batch: Batch, states: I32) -> None:
+        """Bring a batch to the device."""
+        self._ready = self._set(batch, states, 0, len(batch.tokens), batch.logit_rows)
+
+    def fill(self, source: int, places: I32) -> None:
+        """Take tokens that were not known at :meth:`put`: see :class:`Filled`."""
+        self._filled(source, places, len(places), self._each["tokens"].address)
+
+    def queue(self, batch: Batch, take: Take) -> None:
+        """Run a batch that is on the device, some rows of logits at a time."""
+        self._queue(self._program.body, self._ready)
+        self._give(self._ready, np.arange(len(batch.logit_rows)), take)
+
+    def _give(
+        self, p: Pass, wanted: NDArray[np.intp], take: Take | None, hidden: Take | None = None
+    ) -> None:
+        """Have rows taken of a pass that is queued."""
+        head = self._program.head if take else self._program.state
+        for row in range(0, len(wanted), LOGIT_ROWS_AT_ONCE):
+            now = wanted[row : row + LOGIT_ROWS_AT_ONCE]
+            self._queue(head, replace(p, first=row, count=len(now)))
+            if take is not None:
+                take(now, self._program.logits.address)
+            if hidden is not None:
+                assert self._program.hidden is not None
+                hidden(now, self._program.hidden.address)
 
     def _queue(self, what: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
         """Queue a part of a pass; all that its launches depend on is in ``p``."""

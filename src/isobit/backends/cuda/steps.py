@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
+from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.slots import Inputs, Mark, Pass
 from isobit.model.graph import Key
@@ -45,13 +46,27 @@ class Step:
         return cls(batch.tokens, batch.positions, pages, states[of], of)
 
 
+class Filled:
+    """The places of tokens that are not known before the pass ahead of theirs has ended."""
+
+    def __init__(self, g: Lowering, most: int) -> None:
+        self._g, self._places = g, g.fixed("places", most)
+
+    def __call__(self, source: int, places: I32, size: int, tokens: int) -> None:
+        """Queue that ``size`` tokens at an address, of which the last is repeated, become the words
+        of ``source`` at these places; those of places below 0 stay."""
+        which = np.minimum(np.arange(size), len(places) - 1)
+        self._g.gpu.upload(self._places.address, places[which])
+        arguments = source, self._places.address, size, tokens
+        self._g.launch("take_tokens", (-(-size // 256),), arguments)
+
+
 class Captured(ABC):
     """What steps of one sequence and of several have in common."""
 
-    most: int
-
-    def __init__(self, program: Program) -> None:
-        self._program, self._g = program, program.g
+    def __init__(self, program: Program, most: int) -> None:
+        self._program, self._g, self.most = program, program.g, most
+        self._filled = Filled(program.g, most)
         self._number = 1  # of the next step
         self.stages = frozenset(program.marks)
 
@@ -67,6 +82,10 @@ class Captured(ABC):
     @abstractmethod
     def page(self, pages: I32) -> None:
         """The page tables are longer now."""
+
+    def fill(self, source: int, places: I32) -> None:
+        """Take tokens that were not known at :meth:`begin`: see :class:`Filled`."""
+        self._filled(source, places, self.size(len(places)), self.tokens)
 
     @abstractmethod
     def replay(self, n: int, position: int) -> None:
@@ -144,10 +163,8 @@ class Captured(ABC):
 class OneSequence(Captured):
     """Steps of one sequence."""
 
-    most = 1
-
     def __init__(self, program: Program) -> None:
-        super().__init__(program)
+        super().__init__(program, 1)
         g = self._g
         self._step = g.fixed("step", 5)  # Step of step.cuh
         self._pages = g.fixed("pages", g.tiles)
@@ -255,9 +272,8 @@ class ManySequences(Captured):
     """
 
     def __init__(self, program: Program, most: int, sizes: Sequence[int] = ()) -> None:
-        super().__init__(program)
-        g, self.most = self._g, most
-        self.sizes = sizes
+        super().__init__(program, most)
+        g, self.sizes = self._g, sizes
         names = "tokens", "positions", "first", "sequence"
         self._each = {name: g.fixed(name, most) for name in names}
         self._pages = g.fixed("pages", most * g.tiles)

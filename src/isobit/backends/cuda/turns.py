@@ -1,5 +1,5 @@
-"""Steps of decoding whose tokens are chosen on the device, which begins with the next one by itself
-while the caller looks at the one before."""
+"""Passes whose tokens are chosen on the device, and those after them, which begin while the caller
+looks at the ones before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from isobit.backends.base import I32, Batch
 from isobit.backends.base.device_rows import MOST, Asked
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.measure import Measuring
+from isobit.backends.cuda.passes import Passes
 from isobit.backends.cuda.steps import Captured, Step
 from isobit.model.graph import Key
 from isobit.numerics import TILE
@@ -19,46 +20,58 @@ from isobit.numerics import TILE
 Draws = NDArray[np.void]
 """As kernels take them (measure.py); none: of length 0."""
 Stages = Mapping[Key, NDArray[np.generic]]
+Runner = Captured | Passes
+
+
+class Ask(NamedTuple):
+    """A pass, and what is asked of it."""
+
+    runner: Runner
+    batch: Batch
+    """Of one that follows another, tokens below 0 are those that row - 1 - token of that gives."""
+    states: I32
+    asked: Asked
+    draws: Draws
+    keys: frozenset[Key]
+    """Stages that last, of steps alone."""
 
 
 @dataclass
 class _Turn:
-    """A step that is queued, and what it will give."""
+    """A pass that is queued, and what it will give."""
 
-    steps: Captured
-    step: Step
-    """Its tokens are not known before the step ahead of it has ended."""
-    asked: Asked
-    draws: Draws
-    keys: frozenset[Key]
+    of: Ask
     first: I32
     """The positions from which on steps followed by themselves."""
     mark: object
+    source: int
+    """Where the words lie on the device until another pass is measured."""
     words: I32
-    """[n, words]"""
+    """[R, words]"""
     copy: NDArray[np.uint8]
     """Of the stages that last."""
 
-    @property
-    def last_pages(self) -> I32:
-        """The page of each row's position: it is not full yet, and so of one sequence alone."""
-        return _at(self.step.pages, self.step.positions // TILE)
+    def places(self) -> I32:
+        """Of each row, which of the words is the token that it gives."""
+        asked, rows = self.of.asked, np.arange(len(self.words), dtype=np.int32)
+        places = rows * np.int32(asked.words)
+        if asked.drawn:
+            places[self.of.draws["row"]] += np.int32(asked.drawn_at)
+        return places
 
 
 class Served(NamedTuple):
-    """What of a batch a step is of that was begun ahead of it: tokens with a row each."""
+    """What of a pass that is queued is asked for."""
 
     turn: _Turn
     tokens: NDArray[np.intp]
-    """Numbers of the batch's tokens."""
+    """Numbers of its tokens."""
     rows: NDArray[np.intp]
-    """Of the rows that something is wanted of, in the order of the tokens."""
-    at: NDArray[np.intp]
-    """Of the step's rows."""
+    """Of its rows."""
 
 
 class Turns:
-    """Runs steps, and the ones ahead of them."""
+    """Runs passes, and the ones ahead of them."""
 
     def __init__(self, gpu: Gpu, measuring: Measuring, lasting: int) -> None:
         """lasting: the most bytes of stages that last."""
@@ -78,142 +91,172 @@ class Turns:
     def served(
         self, batch: Batch, asked: Asked, draws: Draws, keys: frozenset[Key]
     ) -> Served | None:
-        """What of a batch is there already, or will be; None if nothing is."""
-        turn, wanted = self._ahead, batch.logit_rows
-        if turn is None or (turn.asked, turn.keys) != (asked, keys):
+        """A batch of the pass that was begun ahead, or of some of its sequences; else None."""
+        turn = self._ahead
+        if turn is None or (turn.of.asked, turn.of.keys) != (asked, keys):
             return None
-        tokens = rows = np.arange(len(batch.tokens))
-        if not np.array_equal(wanted, tokens):
-            rows = np.full(len(tokens), -1)
-            rows[wanted] = np.arange(len(wanted))
-            alone = np.bincount(batch.sequence)[batch.sequence] == 1
-            tokens = np.flatnonzero(alone & (np.bincount(wanted, minlength=len(tokens)) == 1))
-            rows = rows[tokens]
-        positions, pages = batch.positions[tokens], batch.pages
-        if not np.array_equal(batch.sequence[tokens], np.arange(len(pages))):
-            pages = pages[batch.sequence[tokens]]
-        at = _found(_at(pages, positions // TILE), turn.last_pages)
-        same = (
-            (at >= 0)
-            & (batch.tokens[tokens] == turn.step.tokens[at])
-            & (positions == turn.step.positions[at])
-            & _alike(pages, turn.step.pages, at, positions // TILE + 1)
-        )
+        mine = turn.of.batch
+        tokens = _found(batch, mine)
+        if tokens is None:
+            return None
+        row_of = np.full(len(mine.tokens), -1)
+        row_of[mine.logit_rows] = np.arange(len(mine.logit_rows))
+        rows = row_of[tokens[batch.logit_rows]]
+        if (rows < 0).any():
+            return None
         if asked.drawn:
-            n = max(len(wanted), len(turn.step.tokens))
-            same &= (_by_row(draws, n)[rows] == _by_row(turn.draws, n)[at]).all(axis=1)
-        if not same.any():
-            return None
-        return Served(turn, tokens[same], rows[same], at[same])
+            theirs = _by_row(turn.of.draws, len(mine.logit_rows))[rows]
+            if not np.array_equal(_by_row(draws, len(rows)), theirs):
+                return None
+        return Served(turn, tokens, rows)
+
+    def begin(self, ask: Ask) -> Served:
+        """Queue a pass, whatever was begun."""
+        self.forget()
+        self._put(ask)
+        turn = self._queue(ask, ask.batch.positions)
+        return Served(turn, np.arange(len(ask.batch.tokens)), np.arange(len(turn.words)))
+
+    def follow(self, turn: _Turn, ask: Ask) -> None:
+        """Queue the pass after one."""
+        if _goes_on(turn.of, ask):
+            assert isinstance(ask.runner, Captured)
+            if ask.batch.pages is not turn.of.batch.pages:
+                ask.runner.page(Step.of_batch(ask.batch, ask.states).pages)
+            self._ahead = self._queue(ask, turn.first)
+            return
+        tokens = ask.batch.tokens
+        self._put(ask._replace(batch=replace(ask.batch, tokens=np.maximum(tokens, 0))))
+        places = np.full(len(tokens), -1, np.int32)
+        places[tokens < 0] = turn.places()[-1 - tokens[tokens < 0]]
+        ask.runner.fill(turn.source, places)
+        self._ahead = self._queue(ask, ask.batch.positions)
 
     def take(self, served: Served) -> tuple[I32, Stages]:
         """What was found of these rows, int32 [n, words], and their stages."""
-        turn = served.turn
-        self._ahead = None
+        turn, after = served.turn, self._ahead
+        if after is turn:
+            self._ahead = after = None
         self._gpu.wait(turn.mark)
         while self._past:
             self._gpu.wait(self._past.pop())
-        stages = turn.steps.read(turn.copy, turn.keys, len(turn.words))
-        return turn.words[served.at], {key: value[served.at] for key, value in stages}
+        if after is not None:  # its tokens are known now
+            tokens = after.of.batch.tokens.copy()
+            given = turn.words.reshape(-1)[turn.places()]
+            tokens[tokens < 0] = given[-1 - tokens[tokens < 0]]
+            after.of = after.of._replace(batch=replace(after.of.batch, tokens=tokens))
+        stages: Stages = {}
+        if turn.of.keys:
+            assert isinstance(turn.of.runner, Captured)
+            read = turn.of.runner.read(turn.copy, turn.of.keys, len(turn.of.batch.tokens))
+            stages = {key: value[served.tokens] for key, value in read}
+        return turn.words[served.rows], stages
 
-    def run(
-        self,
-        steps: Captured,
-        step: Step,
-        asked: Asked,
-        draws: Draws,
-        keys: frozenset[Key],
-        served: Served | None,
-        *,
-        ahead: bool,
-    ) -> tuple[I32, Stages]:
-        """The same of a step, all of whose rows are served if any are; its stages must last.
-
-        ahead: begin with the next.
-        """
-        every = np.arange(len(step.tokens))
-        if served is None:
-            self.forget()
-            turn = self._begin(steps, step, asked, draws, keys)
-            served = Served(turn, every, every, every)
-        turn, after = served.turn, None
-        later = replace(step, positions=step.positions + np.int32(1))
-        draws = draws.copy()
-        draws["index"] += np.uint64(1)
-        if ahead and turn.steps is steps and len(turn.words) == len(every):
-            if step.pages is not turn.step.pages:
-                steps.page(step.pages)
-            after = self._queue(steps, later, asked, draws, keys, turn.first)
-        words, stages = self.take(served)
-        if ahead:
-            chosen = words[:, 0].copy()
-            if asked.drawn:
-                chosen[draws["row"]] = words[draws["row"], asked.drawn_at]
-            later = replace(later, tokens=chosen)
-            if after is None and (chosen >= 0).all():
-                after = self._begin(steps, later, asked, draws, keys)
-            if after is not None:
-                after.step, self._ahead = later, after
-        return words, stages
-
-    def _begin(
-        self, steps: Captured, step: Step, asked: Asked, draws: Draws, keys: frozenset[Key]
-    ) -> _Turn:
-        steps.begin(step)
-        if asked.drawn:
-            self._measuring.draw(draws)
-        return self._queue(steps, step, asked, draws, keys, step.positions)
-
-    def _queue(
-        self,
-        steps: Captured,
-        step: Step,
-        asked: Asked,
-        draws: Draws,
-        keys: frozenset[Key],
-        first: I32,
-    ) -> _Turn:
-        n, position = len(step.positions), int(step.positions.max())
-        steps.replay(n, position)
-        if asked.words == 1:
-            source = steps.noted(first, position)
+    def _put(self, ask: Ask) -> None:
+        if isinstance(ask.runner, Passes):
+            ask.runner.put(ask.batch, ask.states)
         else:
-            also = (steps.tokens, steps.size(n)) if asked.drawn else (0, 0)
-            self._measuring.queue(steps.logits, n, asked, *also)
-            source = self._measuring.found
+            ask.runner.begin(Step.of_batch(ask.batch, ask.states))
+        if ask.asked.drawn:
+            self._measuring.draw(ask.draws)
+
+    def _queue(self, ask: Ask, first: I32) -> _Turn:
+        asked, measuring, rows = ask.asked, self._measuring, len(ask.batch.logit_rows)
+        runner, source = ask.runner, measuring.found
+        if isinstance(runner, Passes):
+            runner.queue(
+                ask.batch,
+                lambda at, logits: measuring.queue(logits, len(at), asked, first=int(at[0])),
+            )
+        else:
+            position = int(ask.batch.positions.max())
+            runner.replay(rows, position)
+            if asked.words == 1:
+                source = runner.noted(first, position)
+            else:
+                also = (runner.tokens, runner.size(rows)) if asked.drawn else (0, 0)
+                measuring.queue(runner.logits, rows, asked, *also)
         self._buffers.reverse()
         buffer, copy = self._buffers[0]
-        words = buffer.view(np.int32)[: n * asked.words].reshape(n, asked.words)
-        self._gpu.fetch(source, words)
-        if keys:
-            address, nbytes = steps.lasting
+        words = buffer.view(np.int32)[: rows * asked.words].reshape(rows, asked.words)
+        if rows:
+            self._gpu.fetch(source, words)
+        if ask.keys:
+            assert isinstance(runner, Captured)
+            address, nbytes = runner.lasting
             copy = copy[:nbytes]
             self._gpu.fetch(address, copy)
-        return _Turn(steps, step, asked, draws, keys, first, self._gpu.mark(), words, copy)
+        return _Turn(ask, first, self._gpu.mark(), source, words, copy)
 
 
-def _at(pages: I32, tiles: I32) -> I32:
-    """The page of each row's tile."""
-    numbers: I32 = pages[np.arange(len(tiles)), tiles]
-    return numbers
+def _goes_on(before: Ask, after: Ask) -> bool:
+    """Whether a pass is the step that follows by itself."""
+    if after.runner is not before.runner or not isinstance(after.runner, Captured):
+        return False
+    some, others, draws = before.batch, after.batch, before.draws.copy()
+    draws["index"] += np.uint64(1)
+    return (
+        after.asked == before.asked
+        and np.array_equal(others.tokens, -1 - np.arange(len(some.tokens)))
+        and np.array_equal(others.positions, some.positions + 1)
+        and np.array_equal(draws, after.draws)
+    )
 
 
-def _found(some: I32, among: I32) -> NDArray[np.intp]:
-    """Where each is, or -1."""
-    if np.array_equal(some, among):
-        return np.arange(len(some))
-    at = {number: i for i, number in enumerate(among.tolist())}
-    return np.array([at.get(number, -1) for number in some.tolist()], np.intp)
+def _found(batch: Batch, among: Batch) -> NDArray[np.intp] | None:
+    """The numbers that a batch's tokens have in another one; None if some are not there.
+
+    The page that a sequence's last token is in is not full yet, and so of that sequence alone.
+    """
+    some, others = _Runs.of(batch), _Runs.of(among)
+    at = np.arange(len(some.last))
+    if not np.array_equal(some.last, others.last):
+        places = {page: i for i, page in enumerate(others.last.tolist())}
+        at = np.array([places.get(page, -1) for page in some.last.tolist()], np.intp)
+        if (at < 0).any():
+            return None
+    if not np.array_equal(some.lengths, others.lengths[at]):
+        return None
+    shift = np.repeat(others.starts[at] - some.starts, some.lengths)
+    tokens: NDArray[np.intp] = np.arange(len(batch.tokens)) + shift
+    same = (
+        np.array_equal(batch.tokens, among.tokens[tokens])
+        and np.array_equal(batch.positions, among.positions[tokens])
+        and _alike(some, others, at)
+    )
+    return tokens if same else None
 
 
-def _alike(some: I32, others: I32, at: NDArray[np.intp], lengths: I32) -> NDArray[np.bool_]:
-    """Whether each of some tables of pages begins as another one does."""
-    if some is others:
-        return np.ones(len(some), np.bool_)
-    width = min(some.shape[1], others.shape[1])
-    used = np.arange(width) < lengths[:, None]
-    same: NDArray[np.bool_] = ~(used & (some[:, :width] != others[at, :width])).any(axis=1)
-    return same
+class _Runs(NamedTuple):
+    """The sequences of a batch."""
+
+    starts: NDArray[np.intp]
+    lengths: NDArray[np.intp]
+    pages: I32
+    """[S, P]"""
+    used: I32
+    """Pages of each."""
+    last: I32
+    """The page of its last token."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Runs":
+        starts = np.flatnonzero(np.diff(batch.sequence, prepend=-1))
+        ends = np.append(starts[1:], len(batch.sequence))
+        pages = batch.pages
+        if not np.array_equal(numbers := batch.sequence[starts], np.arange(len(pages))):
+            pages = pages[numbers]
+        used = batch.positions[ends - 1] // TILE + 1
+        return cls(starts, ends - starts, pages, used, pages[np.arange(len(starts)), used - 1])
+
+
+def _alike(some: _Runs, others: _Runs, at: NDArray[np.intp]) -> bool:
+    """Whether tables of pages begin as others do."""
+    if some.pages is others.pages and np.array_equal(at, np.arange(len(others.last))):
+        return True
+    width = min(some.pages.shape[1], others.pages.shape[1])
+    used = np.arange(width) < some.used[:, None]
+    return not (used & (some.pages[:, :width] != others.pages[at, :width])).any()
 
 
 def _by_row(draws: Draws, rows: int) -> NDArray[np.uint64]:

@@ -6,6 +6,7 @@ come, when a client is told to be patient, what happens when one leaves and what
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -14,12 +15,14 @@ from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from isobit.errors import UsageError
 from isobit.runtime.pieces import StopText
 from isobit.server.answer.choices import Choice, Choices, Piece
 from isobit.server.answer.journal import BY, JOURNAL, LINES, Journal, line, tokens_json
 from isobit.server.errors import ClientGone, ShuttingDown, told
+from isobit.server.guard import SEND
 from isobit.server.parsing.events import Usage
 from isobit.server.request.chat import Chat
 from isobit.server.request.fields import MOST_CHOICES, Common
@@ -143,7 +146,7 @@ class Answers:
         kind = "text/event-stream"
         if self._kept:
             kind, headers[BY] = LINES, self._service.fingerprint
-        return StreamingResponse(self._events(encoder), media_type=kind, headers=headers)
+        return _Streamed(self._events(encoder), kind, headers)
 
     async def _events(self, encoder: Encoder) -> AsyncIterator[str]:
         written = line if self._kept else _text
@@ -156,7 +159,7 @@ class Answers:
                     yield written(encoder.ping())
                     continue
                 self._came()
-                if text := "".join(self._written(encoder, piece) for piece in pieces):
+                if text := "".join([self._written(encoder, piece) for piece in pieces]):
                     yield text
         except ClientGone:
             return
@@ -197,6 +200,30 @@ class Answers:
         metrics.generated.inc(used.generated)
         metrics.whole.observe(time.monotonic() - self._began)
         return used
+
+
+class _Streamed(StreamingResponse):
+    """Texts that end by themselves when the client leaves.
+
+    A token passes through little: what runs for each is a task of its own, below which there are
+    no handlers, and what it sends goes to the server at once (:data:`guard.SEND`).
+    """
+
+    def __init__(self, texts: AsyncIterator[str], kind: str, headers: dict[str, str]) -> None:
+        super().__init__(texts, media_type=kind, headers=headers)
+        self._texts = texts
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send them."""
+        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(head)
+        await asyncio.create_task(self._body(scope[SEND]))
+
+    async def _body(self, send: Send) -> None:
+        kind = "http.response.body"
+        async for text in self._texts:
+            await send({"type": kind, "body": text.encode(), "more_body": True})
+        await send({"type": kind, "body": b"", "more_body": False})
 
 
 def _text(text: str, **_: object) -> str:

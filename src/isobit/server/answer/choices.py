@@ -25,7 +25,7 @@ from isobit.verify.receipt import Receipt, Recorder
 PING_SECONDS = 15.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """What is new of one choice."""
 
@@ -247,20 +247,17 @@ class Choices:
         due = now() + PING_SECONDS
         try:
             while left:
+                await self._news.wait([choice.generation for choice in left], due - now())
                 if self._gone:
                     raise ClientGone("client: expected to stay for the answer, but left")
                 found = [piece for choice in left if (piece := choice.piece()) is not None]
-                if found:
+                if not found and now() < due:  # tokens that make no piece yet
+                    continue
+                if any(piece.finish is not None for piece in found):
                     ended = {piece.index for piece in found if piece.finish is not None}
                     left = [choice for choice in left if choice.index not in ended]
-                    yield found
-                    due = now() + PING_SECONDS
-                    continue
-                generations = [choice.generation for choice in left]
-                await self._news.wait(generations, due - now())
-                if now() >= due:  # there may be news, and no piece of it: tokens computed again
-                    yield []
-                    due = now() + PING_SECONDS
+                yield found
+                due = now() + PING_SECONDS
         finally:
             self.cancel()
 

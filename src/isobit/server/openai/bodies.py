@@ -103,6 +103,12 @@ class ChatShape:
             "finish_reason": answer.finish.reason,
         }
 
+    def plain(self, piece: Piece) -> str | None:
+        """Its text, if its only part has nothing else that others have not."""
+        if self._logprobs or piece.index not in self._begun:
+            return None
+        return _only_text(piece)
+
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
         """A choice's next piece, a delta for each of its events; its tokens are with the first."""
         deltas = [delta for event in piece.events if (delta := _delta(event))]
@@ -143,6 +149,12 @@ class CompletionShape:
         [part] = self.parts(Piece(index, events, tokens, pieces[-1].end))
         return part
 
+    def plain(self, piece: Piece) -> str | None:
+        """Its text, if its only part has nothing else that others have not."""
+        if self._logprobs or piece.index in self._echo:
+            return None
+        return _only_text(piece)
+
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
         """A choice's next piece."""
         index, logprobs = piece.index, None
@@ -162,6 +174,13 @@ class CompletionShape:
                 "finish_reason": piece.finish.reason if piece.finish else None,
             }
         ]
+
+
+def _only_text(piece: Piece) -> str | None:
+    match piece.events:
+        case [Text(text)]:
+            return text
+    return None
 
 
 def _answer(pieces: Sequence[Piece]) -> Answer:

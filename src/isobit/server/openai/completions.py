@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from isobit.server.answer.choices import Piece
 from isobit.server.body import read
 from isobit.server.errors import error_body
 from isobit.server.openai.bodies import ChatShape, CompletionShape, usage
-from isobit.server.parsing.events import Usage
+from isobit.server.parsing.events import Text, Usage
 from isobit.server.request.chat import held, prepared
 from isobit.server.request.fields import ChatRequest, Common, CompletionRequest
 from isobit.server.request.prompts import encoded
@@ -68,7 +68,7 @@ class Completing:
             "system_fingerprint": self._service.fingerprint,
         }
         if asked.stream:
-            return answers.stream(_Chunks(head, shape, answers, usage_at_end=asked.usage_at_end))
+            return answers.stream(Chunks(head, shape, answers, usage_at_end=asked.usage_at_end))
         found, used = await answers.whole()
         choices = [
             shape.whole(index, pieces) | answers.receipt(index)
@@ -79,9 +79,10 @@ class Completing:
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_CUT = "\0"
 
 
-class _Chunks:
+class Chunks:
     """The stream of both: chunks that each have the answer's head."""
 
     def __init__(
@@ -91,13 +92,27 @@ class _Chunks:
         self._shape = shape
         self._answers = answers
         self._usage = usage_at_end
+        self._frames: dict[int, tuple[str, str]] = {}
+        """By choice, what stands before and after the text of a chunk of nothing but text."""
 
     def begin(self) -> Iterator[str]:
         """Nothing."""
         yield from ()
 
-    def piece(self, piece: Piece) -> Iterator[str]:
+    def piece(self, piece: Piece) -> Iterable[str]:
         """A chunk for each of its parts; the last of a choice has its receipt."""
+        text = self._shape.plain(piece)
+        if text is None:
+            return self.parts(piece)
+        frame = self._frames.get(piece.index)
+        if frame is None:  # written once, with a text that is then cut out
+            [part] = self._shape.parts(Piece(piece.index, [Text(_CUT)]))
+            before, _, after = self._chunk([part], None).rpartition(_json(_CUT))
+            frame = self._frames[piece.index] = before, after
+        return (f"{frame[0]}{_json(text)}{frame[1]}",)
+
+    def parts(self, piece: Piece) -> Iterator[str]:
+        """:meth:`piece`, written anew."""
         parts = self._shape.parts(piece)
         if piece.finish is not None:
             parts[-1] |= self._answers.receipt(piece.index)
