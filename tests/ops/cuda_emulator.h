@@ -289,8 +289,6 @@ static inline void prefetch_bulk(const unsigned char* from, int bytes) {
     for (int i = 0; i < bytes; i += 256) (void)*(const volatile unsigned char*)(from + i);
     (void)*(const volatile unsigned char*)(from + bytes - 1);
 }
-static inline int load_acquire(const int* p) { return *p; }
-static inline void store_release(int* p, int v) { *p = v; }
 static inline unsigned long long load_relaxed(const unsigned long long* p) { return *p; }
 static inline void store_relaxed(unsigned long long* p, unsigned long long v) { *p = v; }
 static inline void wait_for_previous() {}

@@ -9,7 +9,6 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
-from isobit.backends.cuda.ops.top_k import choice_bytes
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -164,63 +163,17 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
     y = b.new(4 * n * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
-    ways = {"SPLIT": "1"} if split else {"FLOATS": "1", "FEW": "1"}
+    ways = {"SPLIT": "1"} if split else {"FLOATS": "1", "TOGETHER": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers)
         + (acts if split else floats, b.put(np.array([len(groups)], np.int32)))
-        + (b.put(groups), 0, 1, 0, y, rows, 0, 0),
+        + (b.put(groups), 0, 1, y, rows, 0, 0),
         defines | {"BLOCK": str(32 * warps)} | ways,
         shared=Fit(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
-
-
-@pytest.mark.parametrize(
-    ("name", "n", "split"), [("Q4_K", 32, True), ("Q4_K", 32, False), ("Q6_K", 3, False)]
-)
-def test_experts_that_gate_and_up_choose(gpu, rng, name, n, split):
-    """Of many tokens one expert has more than a group; some logits are equal."""
-    fmt = next(f for f in FORMATS.values() if f.name == name)
-    experts, rows, columns, k, blocks = 21, 8, 2048, 5, int(rng.integers(1, 4))
-    gate, up = (random_weight(rng, fmt, experts, rows, columns) for _ in range(2))
-    x = activations(rng, n, columns)
-    z = np.round(4 * rng.standard_normal((n, experts))).astype(F32)
-    z[:, 7] += 8
-    ids, weights, _ = numerics.top_k(z, k, normalise=True)
-    counts = np.bincount(ids.reshape(-1), minlength=experts)
-    groups = [
-        (e, begin + first, min(8, count - first), 0)
-        for e, begin, count in zip(range(experts), np.cumsum(counts) - counts, counts, strict=True)
-        for first in range(0, count, 8)
-    ]
-    b, stored = Buffers(gpu), [load(gpu, w) for w in (gate, up)]
-    _, acts = quantised(gpu, Alone(gpu, 2), x)
-    sizes = n * k, n * k, n * k, 4 * len(groups), 1, 1, n * k * rows
-    to = [b.new(4 * size) for size in sizes]
-    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "COLUMNS": "8", "BLOCK": "256", "PARTS": "1"}
-    Alone(gpu, 2).launch(
-        "ops/routed_gate_up",
-        (blocks,),
-        (stored[0].address, stored[1].address, stored[0].matrix_bytes, rows // 8, columns // 256)
-        + (acts, b.put(z), n, experts, k, 1, 1, 0, *to, rows),
-        defines | {"GATED": "1", "SPLIT" if split else "FEW": "1"},
-        shared=Fit(1, 8, 2, 8).shared(stored[0], split=True) + choice_bytes(experts),
-    )
-    kinds = (np.int32, F32, *[np.int32] * 4, F32)
-    got = [b.get(at, (size,), kind) for at, size, kind in zip(to, sizes, kinds, strict=True)]
-    assert np.array_equal(got[0], ids.reshape(-1))
-    same(got[1], weights.reshape(-1))
-    assert np.array_equal(got[2], np.argsort(ids.reshape(-1), kind="stable"))
-    assert np.array_equal(got[3].reshape(-1, 4), groups)
-    assert (got[4], got[5]) == (len(groups), 1)
-    rows_of = [
-        numerics.silu_gate(*(numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for w in (gate, up)))
-        for t in range(n)
-        for e in ids[t]
-    ]
-    same(got[6].reshape(-1, rows), np.array(rows_of, F32))
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
@@ -282,30 +235,6 @@ def test_norm_quantise(gpu, rng, n, kind):
         record = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
         wanted = b.get(expected_acts, record.shape, np.uint8)
         assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
-
-
-@pytest.mark.parametrize(("n", "experts", "tokens"), [(256, 21, 5), (2048, 128, 3)])
-def test_norm_with_the_router_product(gpu, rng, n, experts, tokens):
-    """Tokens that a block takes in turns; lanes of -0 alone."""
-    x, more = (activations(rng, tokens, n) for _ in range(2))
-    norm, w = activations(rng, n), rng.standard_normal((experts, n)).astype(F32)
-    w[:, 3], more[1, 3], x[1, 3] = 0, -1, -2
-    b, ops = Buffers(gpu), Alone(gpu, 2)
-    at = b.new(4 * tokens * n), b.new(tokens * n // 256 * ACT_BYTES), b.new(4 * tokens * experts)
-    ops.launch(
-        "ops/norm_router",
-        (-(-experts // 16), -(-tokens // 2)),
-        (b.put(x), b.put(more), b.put(norm), 1e-6, *at[:2], b.put(w), experts, at[2], tokens, 2),
-        {"WIDTH": n},
-        shared=(18 << 10) + 4 * n,
-    )
-    same(b.get(at[0], x.shape), x + more)
-    expected = numerics.rms_norm(x + more, norm, F32(1e-6))
-    _, acts = quantised(gpu, ops, expected)
-    found, wanted = (b.get(a, (tokens, n // 256, ACT_BYTES), np.uint8) for a in (at[1], acts))
-    assert np.array_equal(found[..., :700], wanted[..., :700])
-    weight = Weight("w", FORMATS[0], w.shape, w.view(np.uint8).reshape(-1))
-    same(b.get(at[2], (tokens, experts)), numerics.matmul(weight, expected, 2))
 
 
 @pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])

@@ -86,15 +86,6 @@ DEV void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-// A flag between kernels that overlap: who reads it set, sees what was written before it.
-DEV int load_acquire(const int* p) {
-    int v;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-DEV void store_release(int* p, int v) {
-    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
-}
 // A word between blocks that run at once.
 DEV uint64 load_relaxed(const uint64* p) {
     uint64 v;

@@ -155,11 +155,6 @@ class Lowering:
         self._keep(of, slot)
         return slot
 
-    def beside(self, of: Value, name: str, words: int) -> Slot:
-        """The same, but as :meth:`fixed`: zeros at first."""
-        slot = self._forms[of, name] = self.fixed(name, words, zero=True)
-        return slot
-
     def formed(self, of: Value, name: str) -> Slot | None:
         """A form of a value, if it was made."""
         return self._forms.get((of, name))
@@ -231,6 +226,12 @@ class Lowering:
         """A value quantised in superblocks of vectors of n."""
         if found := self.formed(value, f"acts {n}"):
             return found
+        acts, make = self.quantising(value, n)
+        self.emit(make)
+        return acts
+
+    def quantising(self, value: Value, n: int) -> tuple[Slot, Make]:
+        """Where it will lie, and what launches that."""
         view, acts, each = self.view(value, n), self.acts_of(value, n), value.shape.width // n
 
         def make(p: Pass) -> None:
@@ -238,27 +239,25 @@ class Lowering:
             arguments = (*view(), each, n, count, acts.address)
             self.launch("ops/quantise", (-(-count * supers(n) // WARPS),), arguments)
 
-        self.emit(make)
-        return acts
+        return acts, make
 
     def multiplied(self, value: Value) -> bool:
         """Whether a product reads a value's quantised form."""
         return any(any(formats) for formats in self._products(value))
 
-    def only_multiplied(self, value: Value, but: Op | None = None) -> bool:
-        """Whether nothing, but for one operation, reads a value but in its quantised form."""
-        found = self._products(value, but)
+    def only_multiplied(self, value: Value) -> bool:
+        """Whether nothing reads a value but in its quantised form."""
+        found = self._products(value)
         return bool(found) and all(formats and all(formats) for formats in found)
 
-    def _products(self, value: Value, but: Op | None = None) -> list[list[bool]]:
-        """For each operation that reads a value, but for one: if it is a product, whether each
-        weight is quantised; else nothing."""
+    def _products(self, value: Value) -> list[list[bool]]:
+        """For each operation that reads a value: if it is a product, whether each weight is
+        quantised; else nothing."""
         return [
             [w.format.quantized for w in op.weights]
             if isinstance(op.operation, MatMul | ExpertMatMul)
             else []
             for op in self.readers.get(value, ())
-            if op is not but
         ]
 
     # What stays

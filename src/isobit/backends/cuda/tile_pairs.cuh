@@ -24,73 +24,27 @@ struct Columns {
     DEV void load(int first, int (&b)[4]) const { load_matrices(b, rows + first); }
 };
 
-// The same of at most four activations, whose planes are columns of one product: the high plane of the
-// first, the second, …, then the low planes. A lane gets u of one tile's row, lane % 4 / 2 being the tile, for
-// activations 2 (t % 2) and 2 (t % 2) + 1.
-struct FewColumns {
-    SharedAddress rows;
-    const int* digits;
-
-    DEV FewColumns(const ColumnAct* x, int count) {
-        int lane = lane_id();
-        const ColumnAct* row = x + min(lane % 4, count - 1);
-        rows = shared_address(row) + lane / 4 % 2 * SUPER + lane / 8 * 16;
-        digits = reinterpret_cast<const int*>(x[min(lane / 4 % 4, count - 1)].digits[0]) + lane % 2;
-    }
-    // Fragments of 64 values from `first` on: of 32 at b[0] and b[1], of the others at b[2] and b[3].
-    DEV void load(int first, int (&b)[4]) const { load_matrices(b, rows + first); }
-    static DEV int tile() { return lane_id() / 2 % 2; }
-    // From sums of both tiles and one plane to f(H) * 256 + f(L) of one tile.
-    static DEV void join(const int (&sum)[4], float (&joined)[2]) {
-        int r = tile();
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            int other = shuffle_xor(r ? sum[c] : sum[2 + c], 2);
-            joined[c] = join_planes(r ? other : sum[c], r ? sum[2 + c] : other);
-        }
-    }
-};
-
 template <class WEIGHT_TILE>
 struct TilePair;
 
 template <>
 struct TilePair<TiledQ4_K> {
-    // Both tiles' scales, and what a lane has of their mins as an operand of product16.
-    struct Head {
-        int scales[2][2], mins[2];
-        float d[2], dmin[2];
-
-        DEV explicit Head(const int* const (&tile)[2]) {
-            int lane = lane_id(), t = lane % 4;
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                int4 head = reinterpret_cast<const int4*>(tile[r])[lane / 4];
-                int s0 = head.y, s1 = head.z, s2 = head.w;
-                scales[r][0] = s0 & 0x3f3f3f3f;
-                scales[r][1] = (s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030);
-                int low = s1 & 0x3f3f3f3f, high = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
-                mins[r] = t == 0 ? low : t == 1 ? high : 0;
-                d[r] = half_to_float(uint16(head.x));
-                dmin[r] = half_to_float(uint16(head.x >> 16));
-            }
-        }
-        DEV int scale(int r, int group) const {
-            return __byte_perm(scales[r][group / 4], 0, 0x4440 | group % 4);
-        }
-        DEV void min_sums(const int* digits, int (&m)[4]) const {
-            int low[4] = {}, middle[4] = {}, high[4] = {};
-            product16(low, mins[0], mins[1], digits[0]);
-            product16(middle, mins[0], mins[1], digits[2]);
-            product16(high, mins[0], mins[1], digits[4]);
-#pragma unroll
-            for (int i = 0; i < 4; i++) m[i] = low[i] + (middle[i] << 8) + (high[i] << 16);
-        }
-    };
     template <int N>
     DEV static void product(const int* const (&tile)[2], const Columns (&x)[N], float (&u)[N][4]) {
-        Head head(tile);
-        int lane = lane_id(), sum[N][2][4] = {};
+        int lane = lane_id(), t = lane % 4;
+        int scales[2][2], mins[2], sum[N][2][4] = {};
+        float d[2], dmin[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int4 head = reinterpret_cast<const int4*>(tile[r])[lane / 4];
+            int s0 = head.y, s1 = head.z, s2 = head.w;
+            scales[r][0] = s0 & 0x3f3f3f3f;
+            scales[r][1] = (s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030);
+            int low = s1 & 0x3f3f3f3f, high = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
+            mins[r] = t == 0 ? low : t == 1 ? high : 0;
+            d[r] = half_to_float(uint16(head.x));
+            dmin[r] = half_to_float(uint16(head.x >> 16));
+        }
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             int w[4];
@@ -103,7 +57,7 @@ struct TilePair<TiledQ4_K> {
                 for (int i = 0; i < 4; i++) a[i] = w[i] >> 4 * odd & 0x0f0f0f0f;
 #pragma unroll
                 for (int r = 0; r < 2; r++)
-                    scale[r] = head.scale(r, group);
+                    scale[r] = __byte_perm(scales[r][group / 4], 0, 0x4440 | group % 4);
 #pragma unroll
                 for (int n = 0; n < N; n++) {
                     int b[4];
@@ -120,40 +74,17 @@ struct TilePair<TiledQ4_K> {
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            int m[4];
-            head.min_sums(x[n].digits, m);
+            int low[4] = {}, middle[4] = {}, high[4] = {};
+            product16(low, mins[0], mins[1], x[n].digits[0]);
+            product16(middle, mins[0], mins[1], x[n].digits[2]);
+            product16(high, mins[0], mins[1], x[n].digits[4]);
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                u[n][i] = sub(mul(head.d[i / 2], join_planes(sum[n][0][i], sum[n][1][i])),
-                              mul(head.dmin[i / 2], float(m[i])));
-        }
-    }
-    DEV static void product(const int* const (&tile)[2], const FewColumns& x, float (&u)[2]) {
-        Head head(tile);
-        int lane = lane_id(), r = FewColumns::tile(), sum[4] = {}, m[4];
-#pragma unroll
-        for (int pair = 0; pair < 4; pair++) {
-            int w[4], b[4];
-            x.load(64 * pair, b);
-#pragma unroll
-            for (int i = 0; i < 4; i++) w[i] = tile[i % 2][32 * (1 + 2 * pair + i / 2) + lane];
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                int a[4], dot[4] = {};
-#pragma unroll
-                for (int i = 0; i < 4; i++) a[i] = w[i] >> 4 * odd & 0x0f0f0f0f;
-                product32(dot, a, b[2 * odd], b[2 * odd + 1]);
-#pragma unroll
-                for (int i = 0; i < 4; i++) sum[i] += head.scale(i / 2, 2 * pair + odd) * dot[i];
+            for (int i = 0; i < 4; i++) {
+                int m = low[i] + (middle[i] << 8) + (high[i] << 16);
+                u[n][i] = sub(mul(d[i / 2], join_planes(sum[n][0][i], sum[n][1][i])),
+                              mul(dmin[i / 2], float(m)));
             }
         }
-        head.min_sums(x.digits, m);
-        float joined[2];
-        FewColumns::join(sum, joined);
-#pragma unroll
-        for (int c = 0; c < 2; c++)
-            u[c] = sub(mul(r ? head.d[1] : head.d[0], joined[c]),
-                       mul(r ? head.dmin[1] : head.dmin[0], float(r ? m[2 + c] : m[c])));
     }
 };
 
@@ -170,13 +101,22 @@ struct TilePair<TiledQ6_K> {
 #pragma unroll
         for (int half = 0; half < 2; half++)  // of the values: 128
 #pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
+            for (int odd = 0; odd < 2; odd++) {  // 32 values and, 64 further on, 32 more
                 int low[4], top[4];
-                codes(tile, half, odd, low, top);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    low[i] = tile[i % 2][32 * (4 * half + 2 * odd + i / 2) + lane];
+                    top[i] = tile[i % 2][32 * (8 + 2 * half + i / 2) + lane];
+                }
 #pragma unroll
                 for (int upper = 0; upper < 2; upper++) {
                     int group = 8 * half + 4 * upper + 2 * odd, a[4];
-                    signed_codes(low, top, odd, upper, a);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int code = (low[i] >> 4 * upper & 0x0f0f0f0f) |
+                                   (top[i] >> (4 * upper + 2 * odd) & 0x03030303) << 4;
+                        a[i] = (code + 0x60606060) ^ int(0x80808080);  // less 32
+                    }
 #pragma unroll
                     for (int n = 0; n < N; n++) {
                         int b[4];
@@ -204,64 +144,6 @@ struct TilePair<TiledQ6_K> {
 #pragma unroll
             for (int n = 0; n < N; n++)
                 u[n][i] = mul(half_to_float(d[lane / 4]), join_planes(sum[n][0][i], sum[n][1][i]));
-        }
-    }
-    DEV static void product(const int* const (&tile)[2], const FewColumns& x, float (&u)[2]) {
-        int lane = lane_id(), sum[4] = {}, scales[2][4];
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int4 s = reinterpret_cast<const int4*>(tile[r] + 32 * 12)[lane / 4];
-            scales[r][0] = s.x, scales[r][1] = s.y, scales[r][2] = s.z, scales[r][3] = s.w;
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {  // of the values: 128
-            int b[2][4];
-#pragma unroll
-            for (int upper = 0; upper < 2; upper++) x.load(128 * half + 64 * upper, b[upper]);
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                int low[4], top[4];
-                codes(tile, half, odd, low, top);
-#pragma unroll
-                for (int upper = 0; upper < 2; upper++) {
-                    int group = 8 * half + 4 * upper + 2 * odd, a[4];
-                    signed_codes(low, top, odd, upper, a);
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        int dot[4] = {};
-                        product16(dot, a[2 * k], a[2 * k + 1], b[upper][2 * odd + k]);
-#pragma unroll
-                        for (int i = 0; i < 4; i++)
-                            sum[i] += signed_byte_of(scales[i / 2][group / 4], group % 4 + k) * dot[i];
-                    }
-                }
-            }
-        }
-        int r = FewColumns::tile();
-        const uint16* d = reinterpret_cast<const uint16*>((r ? tile[1] : tile[0]) + 32 * 13);
-        float joined[2];
-        FewColumns::join(sum, joined);
-#pragma unroll
-        for (int c = 0; c < 2; c++) u[c] = mul(half_to_float(d[lane / 4]), joined[c]);
-    }
-
-   private:
-    // 32 values and, 64 further on, 32 more.
-    DEV static void codes(const int* const (&tile)[2], int half, int odd, int (&low)[4], int (&top)[4]) {
-        int lane = lane_id();
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            low[i] = tile[i % 2][32 * (4 * half + 2 * odd + i / 2) + lane];
-            top[i] = tile[i % 2][32 * (8 + 2 * half + i / 2) + lane];
-        }
-    }
-    DEV static void signed_codes(const int (&low)[4], const int (&top)[4], int odd, int upper,
-                                 int (&a)[4]) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int code = (low[i] >> 4 * upper & 0x0f0f0f0f) |
-                       (top[i] >> (4 * upper + 2 * odd) & 0x03030303) << 4;
-            a[i] = (code + 0x60606060) ^ int(0x80808080);  // less 32
         }
     }
 };

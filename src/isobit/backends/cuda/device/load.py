@@ -20,8 +20,6 @@ from isobit.errors import BackendUnavailable
 from isobit.numerics import Weight
 
 Bytes = NDArray[np.uint8]
-THREADS = 8
-"""That bring parts of the file, at most."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,6 @@ def nbytes(weight: Weight) -> int:
     return weight.format.nbytes(prod(weight.shape))
 
 
-copied = np.copyto
-
-
 class _Slot:
     """A staging buffer on the host, page-locked, and its twin on the device."""
 
@@ -101,7 +96,7 @@ class Loader:
             for _ in range(memory.STAGING_SLOTS)
         ]
         self._turn = 0
-        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS))
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
         self._coming: deque[tuple[_Slot, Bytes, Future[None], _Use]] = deque()
 
     def __enter__(self) -> "Loader":
@@ -172,7 +167,7 @@ class Loader:
         if slot.copied is not None:
             self._gpu.wait(slot.copied)
         host = slot.host[: data.size]
-        brought = self._pool.submit(copied, host.reshape(data.shape), data)
+        brought = self._pool.submit(np.copyto, host.reshape(data.shape), data)
         self._coming.append((slot, host, brought, use))
 
     def _take_next(self) -> None:

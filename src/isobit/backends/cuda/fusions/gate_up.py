@@ -1,20 +1,17 @@
-"""Gate and up of the same items in one product, and SwiGLU of them; also of the experts that few
-tokens choose."""
+"""Gate and up of the same items in one product, and SwiGLU of them."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
-from isobit.backends.cuda.ops import silu_gate, top_k
-from isobit.backends.cuda.ops.groups import GROUPS
+from isobit.backends.cuda.ops import silu_gate
 from isobit.backends.cuda.ops.matmul import (
     Product,
-    fits,
+    fits_all,
     on_tensor_cores,
     one,
     pays_on_tensor_cores,
-    route,
     stream,
 )
 from isobit.backends.cuda.slots import Pass
@@ -22,52 +19,21 @@ from isobit.model.graph import Op, Value
 
 _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"
 _EXPERTS = "gate = expert_matmul x ids", "up = expert_matmul x ids", _DENSE[2]
-_ROUTED = "shares ids = top_k z", *_EXPERTS
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     """See :mod:`isobit.backends.cuda.fusions`."""
     inner = ("gate", "up")
-    v = g.match(ops, _ROUTED, inner)
-    if v is not None and _routes(g, ops):
-        return 4, partial(_lower_routed, g, ops[:4], v)
     v = g.match(ops, _EXPERTS, inner) or g.match(ops, _DENSE, inner)
     if v is None or len(ops[0].weights) + len(ops[1].weights) != 2:
         return None
     return 3, partial(_lower, g, ops[:3], v)
 
 
-def _routes(g: Lowering, ops: Sequence[Op]) -> bool:
-    """Whether gate and up may make the choice of experts themselves, of few tokens in a step."""
-    gate, up = (g.matrix(op.weights[0]) for op in ops[1:3])
-    if not g.captured or top_k.supports(ops[0]) or top_k.grouped(ops[0]):
-        return False
-    more = top_k.choice_bytes(gate.matrices)
-    return all(fits(g, gate, columns, up, more) for columns in GROUPS)
-
-
-def _lower_routed(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
-    router = top_k.Router(g, ops[0])
-    g.beside(v["ids"], "planned", 1)
-    gate, up = (g.matrix(op.weights[0]) for op in ops[1:3])
-    product, to = Product(g, (gate, up), v["x"], v["ids"]), g.new(v["y"])
-
-    def make(p: Pass) -> None:
-        if product.early(p):
-            route(product, p, gate, up, router, to.address)
-        else:
-            router.launch(p)
-            stream(product, p, gate, to.address, gate.rows, up=up, planned=False)
-
-    g.emit(make)
-    router.mark()
-    g.mark(v["y"])
-
-
 def _lower(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
     gate, up = (g.matrix(op.weights[0]) for op in ops[:2])
     product = Product(g, (gate, up), v["x"], v.get("ids"))
-    if all(fits(g, gate, columns, up) for columns in GROUPS):
+    if fits_all(g, gate, up):
         together = g.new(v["y"])
 
         def both(p: Pass) -> None:

@@ -17,7 +17,6 @@ from isobit.numerics import TILE
 from isobit.numerics.ops import Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
-_BLOCKS = 3
 MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
 INNER_OF_STEP = (*INNER, "q", "keys", "values")
@@ -133,7 +132,7 @@ def _shared(h: HeadVectors, buffers: int, rows: int = 1) -> int:
 def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:
     """Tiles of a key-value head that blocks take at once: three blocks of a multiprocessor, of
     which one computes while others wait for their tiles."""
-    return max(1, _BLOCKS * gpu.multiprocessors // (h.kv_heads * sequences))
+    return max(1, 3 * gpu.multiprocessors // (h.kv_heads * sequences))
 
 
 def tile_buffers(h: HeadVectors, gpu: Gpu) -> int:

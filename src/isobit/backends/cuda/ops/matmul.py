@@ -9,7 +9,7 @@ from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
-from isobit.backends.cuda.ops.top_k import Order, Router, choice_bytes
+from isobit.backends.cuda.ops.top_k import Order
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
@@ -25,11 +25,10 @@ _FEW_ROWS, _MANY_ROWS = 8, 32
 _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
 which again all that fit."""
-_SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
-_FLOATS, _SPLIT, _SPLIT_GATED, _FEW_COLUMNS = True, 2, 0, True
-_STAGGER, _THREE = False, 12 << 10
-_BESIDE = 64  # tokens up to which products of two formats are made by one launch
 _SPARE = 20 << 10  # bytes of shared memory
+_SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
+"""Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
+that fits; of more than _FEW tokens the second before the first."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -50,16 +49,20 @@ class Product:
         x: Value,
         ids: Value | None,
         *,
-        quantises: bool = False,
+        late: bool = False,
     ) -> None:
-        """quantises: rows of floats are quantised as they are read (FLOATS of batch_matmul.cu)."""
+        """late: activations of few tokens are quantised by the product itself."""
         columns = weights[0].columns
         self.g, self._x = g, x
         quantised = any(w.layout.kind != "floats" for w in weights)
         floats = any(w.layout.kind == "floats" for w in weights)
-        self.quantises = quantises
-        self._acts = g.acts(x, columns) if quantised and not quantises else None
-        self._floats = g.dense(x) if floats or quantises else None
+        self._quantise: Make | None = None
+        self._acts: Slot | None = None
+        if late:
+            self._acts, self._quantise = g.quantising(x, columns)
+        elif quantised:
+            self._acts = g.acts(x, columns)
+        self._floats = g.dense(x) if floats or late else None
         self._order = Order.of(g, ids) if ids else None
         self._each = ids.shape.width if ids else 1
         self._divide = self._each * columns // x.shape.width
@@ -78,9 +81,18 @@ class Product:
         """Whether items choose their matrix."""
         return self._order is not None
 
-    def input(self, w: DeviceWeight) -> int:
+    def late(self, p: Pass) -> bool:
+        """Whether it quantises its activations itself (FLOATS of batch_matmul.cu)."""
+        return self._quantise is not None and p.tokens <= _FEW
+
+    def begin(self, p: Pass) -> None:
+        """Queue what has to be there."""
+        if self._quantise is not None and not self.late(p):
+            self._quantise(p)
+
+    def input(self, w: DeviceWeight, *, late: bool = False) -> int:
         """The activations that such a weight multiplies."""
-        at = self._floats if w.layout.kind == "floats" or self.quantises else self._acts
+        at = self._floats if w.layout.kind == "floats" or late else self._acts
         assert at is not None
         return at.address
 
@@ -95,10 +107,6 @@ class Product:
         at = self._order
         return (*at.grouped, at.order.address, self._divide) if at else (*p.inputs.groups, 0, 1)
 
-    def early(self, p: Pass) -> int:
-        """See :meth:`Order.early`."""
-        return self._order.early(p.tokens) if self._order else 0
-
 
 def multiply(
     g: Lowering, weights: Sequence[DeviceWeight], x: Value, y: Slot, ids: Value | None = None
@@ -108,21 +116,18 @@ def multiply(
     With ``ids``, every row of x, or every row that it has for an id, times its matrix.
     """
     stride, head = sum(w.rows for w in weights), x.shape.rows == LOGIT_ROWS
+    made = g.formed(x, f"acts {weights[0].columns}") or len(g.readers[x]) > 1
     streamed = g.captured and ids is not None  # at any size, if it fits
-    quantises = (
-        _FLOATS
-        and streamed
-        and g.formed(x, f"acts {weights[0].columns}") is None
-        and all(fits(g, w, n) for w in weights for n in GROUPS)
-    )
-    product = Product(g, weights, x, ids, quantises=quantises)
+    late = streamed and not made and all(fits_all(g, w) for w in weights)
+    product = Product(g, weights, x, ids, late=late)
     later = ids is not None and x.shape.width != weights[0].columns  # than another with these ids
 
     def make(p: Pass) -> None:
+        product.begin(p)
         at, left = y.address, tall(weights)
         while left:
-            w, *left = left
-            how = fits(g, w, product.columns(p))
+            w = left.pop(0)
+            how = fits(g, w, product.columns(p), p.tokens)
             if head:  # of rows, and groups are of tokens, but in a step
                 pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
@@ -132,8 +137,8 @@ def multiply(
                 one(product, w, at, product.items(p), stride)
                 at += 4 * w.rows
                 continue
-            beside = left and p.tokens <= _BESIDE and fits(g, left[0], product.columns(p))
-            more = left.pop(0) if beside else None
+            few = left and p.tokens <= _FEW and fits(g, left[0], product.columns(p), p.tokens)
+            more = left.pop(0) if few else None
             stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
             at += 4 * (w.rows + (more.rows if more else 0))
 
@@ -253,36 +258,32 @@ class Fit:
         spare = _SPARE if g.captured else 0
         return (g.gpu.shared_most - spare) // self.blocks - 1024
 
-    def defines(self, w: DeviceWeight) -> dict[str, str | int]:
-        """Those of batch_matmul.cuh."""
-        return {
-            "WEIGHT": f"Tiled{w.layout.format.name}",
-            "DEPTH": self.depth,
-            "BLOCK": 32 * self.warps,
-            "COLUMNS": self.columns,
-            "AT_ONCE": self.blocks,
-            **({"STAGGER": 1} if _STAGGER else {}),
-        }
-
     def shallow(self, w: DeviceWeight) -> bool:
         """Whether activations leave half of the memory to weights."""
         return 2 * supers(w.columns) * self.columns * COLUMN_ACT_BYTES <= self.shared(w)
 
 
 def fits(
-    g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None, more: int = 0
+    g: Lowering, w: DeviceWeight, columns: int, tokens: int, up: DeviceWeight | None = None
 ) -> Fit | None:
-    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items, and so
-    many bytes of shared memory more; None if it does not."""
+    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
+    if it does not."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
         return None
-    for blocks, warps, least in _SHAPES:
+    first, second, last = _SHAPES
+    many = g.captured and tokens > _FEW
+    for blocks, warps, least in (second, first, last) if many else _SHAPES:
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = Fit(blocks, warps, depth, columns)
-            if how.shared(w) + more <= how.room(g):
+            if how.shared(w) <= how.room(g):
                 return how
     return None
+
+
+def fits_all(g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
+    """Whether it takes groups of every size."""
+    return all(fits(g, w, columns, 1, up) for columns in GROUPS)
 
 
 def stream(
@@ -303,30 +304,26 @@ def stream(
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
-    how = fits(g, largest, columns)
+    how = fits(g, largest, columns, p.tokens)
     assert how is not None
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
-    few = p.tokens <= _SPLIT_GATED if up else not product.stack
     split = (
-        few
+        not product.stack
+        and not up
         and s >= how.warps
-        and (up is not None or units + more_units < _SPLIT * how.warps * blocks)
+        and units + more_units < 2 * how.warps * blocks
         and how.shared(largest, split=True) <= how.room(g)
     )
-    three = Fit(3, 8, 1, columns)
-    room = (g.gpu.shared_most - _THREE) // 3 - 1024
-    if split and _THREE and blocks < units + more_units and s >= 8:
-        if three.shared(largest, split=True) <= room:
-            how, blocks = three, 3 * g.gpu.multiprocessors
-    defines, early = how.defines(w), product.early(p) if planned else 0
+    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
+    defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
-    defines |= {"FLAGGED": 1} if early else {}
     defines |= {"SPLIT": 1} if split else {}
-    defines |= {"FEW": 1} if product.stack and _FEW_COLUMNS and not split else {}
-    defines |= {"FLOATS": 1} if product.quantises else {}
+    late = product.late(p)
+    defines |= {"FLOATS": 1} if late else {}
+    defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
     if more:
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
@@ -335,31 +332,8 @@ def stream(
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
-        (w.address, second.address if second else 0, w.matrix_bytes, units, s, product.input(w))
-        + (*product.groups(p), early, y, stride, more_units, more_blocks),
+        (w.address, second.address if second else 0, w.matrix_bytes, units, s)
+        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks),
         defines,
         shared=how.shared(largest, split=split),
-    )
-
-
-def route(
-    product: Product, p: Pass, gate: DeviceWeight, up: DeviceWeight, router: Router, y: int
-) -> None:
-    """Queue the choice of experts, and the SwiGLU of their gate and up, as one kernel."""
-    g, s, at, more = product.g, supers(gate.columns), router.order, choice_bytes(router.experts)
-    split = p.tokens <= _SPLIT_GATED and s >= 8
-    parts = 2 * 4 * 2 * TILE_ROWS * product.columns(p) * s if split else 0
-    how = fits(g, gate, product.columns(p), up, more + parts)
-    assert how is not None
-    split = split and s >= how.warps
-    defines = how.defines(gate) | {"GATED": 1} | router.defines | ({"SPLIT": 1} if split else {})
-    defines |= {"FEW": 1} if _FEW_COLUMNS and not split else {}
-    g.launch(
-        "ops/routed_gate_up",
-        (how.blocks * g.gpu.multiprocessors,),
-        (gate.address, up.address, gate.matrix_bytes, gate.rows // TILE_ROWS, s)
-        + (product.input(gate), *router.logits_of(p), *router.results, at.order.address)
-        + (*at.grouped[::-1], product.early(p), y, gate.rows),
-        defines,
-        shared=how.shared(gate) + more + parts,
     )

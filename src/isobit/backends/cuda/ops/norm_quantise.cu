@@ -32,9 +32,9 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
 }
 #endif
 
-// sum = x and what is added, if something is; y = its norm, out = y quantised.
-KERNEL(ROW_THREADS) norm_quantise(const float* x, const float* added, const float* weights,
-                                  const float* norm, float eps, float* sum, float* y, Act* out) {
+// x += what is added; y = norm of x, out = y quantised.
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
+                                  float eps, float* y, Act* out) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
     int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns
@@ -50,7 +50,6 @@ KERNEL(ROW_THREADS) norm_quantise(const float* x, const float* added, const floa
     wait_for_previous();
     int64 row = blockIdx.x;
     x += row * WIDTH;
-    sum += row * WIDTH;
     y += row * WIDTH;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
@@ -69,7 +68,7 @@ KERNEL(ROW_THREADS) norm_quantise(const float* x, const float* added, const floa
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         bool there = own[e] * SUPER + 8 * lane_id() < WIDTH;
-        if (ADDED && there) store8(sum + column[e], v[e]);
+        if (ADDED && there) store8(x + column[e], v[e]);
         float square[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -81,10 +80,10 @@ KERNEL(ROW_THREADS) norm_quantise(const float* x, const float* added, const floa
     __syncthreads();
 #pragma unroll 1
     for (int lane = threadIdx.x; lane < SUPER; lane += ROW_THREADS) {
-        float all = squares[0][lane];  // no square is -0, so that nothing is lost by adding it to 0
+        float sum = squares[0][lane];  // no square is -0, so that nothing is lost by adding it to 0
 #pragma unroll
-        for (int s = 1; s < SUPERS; s++) all = add(all, squares[s][lane]);
-        buffer[lane] = all;
+        for (int s = 1; s < SUPERS; s++) sum = add(sum, squares[s][lane]);
+        buffer[lane] = sum;
     }
     __syncthreads();
     float mean = div(buffer_tree(buffer), float(WIDTH));

@@ -1,8 +1,8 @@
 """RMS norm, with the quantisation of what it gives; also of a sum."""
 
 from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.lowering import Defines, Lowering, Make, anything
-from isobit.backends.cuda.slots import Pass, Place, Slot
+from isobit.backends.cuda.lowering import Defines, Lowering, anything
+from isobit.backends.cuda.slots import Pass, Place
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 
@@ -55,33 +55,20 @@ def norm(
 ) -> None:
     """The norm y of x, of x + addend, or of x and the addend's rows by their shares, with its
     quantised form; the sum, if there is one, takes x's place, as ``sums`` do."""
-    g.emit(normed(g, op, x, y, addend, shares), *sums, y)
-
-
-def normed(
-    g: Lowering,
-    op: Op,
-    x: Place,
-    y: Value,
-    addend: Value | None = None,
-    shares: Value | None = None,
-    to: Slot | None = None,
-) -> Make:
-    """What :func:`norm` emits; ``to``: where the sum lies, if not in x's place."""
     assert isinstance(op.operation, RmsNorm)
     n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
     more = g.dense(addend) if addend else None
     by = g.dense(shares) if shares else None
     how = defines(n, addend.shape.width // n if addend else 0, weighted=shares is not None)
-    out, acts = g.new(y), g.acts_of(y, n)
+    to, acts = g.new(y), g.acts_of(y, n)
 
     def make(p: Pass) -> None:
         g.launch(
             "ops/norm_quantise",
             (p.rows(y.shape),),
-            (x.address, more.address if more else 0, by.address if by else 0, weight(), eps)
-            + (to.address if to else x.address, out.address, acts.address),
+            (x.address, more.address if more else 0, by.address if by else 0)
+            + (weight(), eps, to.address, acts.address),
             how,
         )
 
-    return make
+    g.emit(make, *sums, y)
