@@ -3,8 +3,7 @@
 usage: python benchmarks/cuda_start.py MODEL.gguf OUT.json [--rounds 2] [--seconds 45]
 
 Each way is a process of its own; the page cache is warm, kernels are compiled. The lines before the
-table are one process's: seconds since it was asked for, and how long each step took. "read": bytes
-come by pread into the staging buffers, not through the map.
+table are one process's: seconds since it was asked for, and how long each step took.
 """
 
 import argparse
@@ -17,15 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-WAYS = {
-    "now": {},
-    "no warm-up": {"warm": 0},
-    "16 threads": {"threads": 16},
-    "read": {"read": 1},
-    "read, 16 threads": {"read": 1, "threads": 16},
-    "read, 16 threads, 256 MB": {"read": 1, "threads": 16, "slots": 32},
-    "one sequence": {"sequences": 1},
-}
+WAYS = {"now": {}, "one sequence": {"sequences": 1}}
 
 
 def child(model, begun, how):
@@ -52,20 +43,11 @@ def child(model, begun, how):
     import isobit.runtime.model as runtime  # noqa: PLC0415
 
     steps.append(("import isobit", start, now() - start))
-    backends = importlib.import_module("isobit.backends")
-    if not how.get("warm", 1):
-        backends.cuda_warmup.begin = lambda: None
     start = now()
     gpu = importlib.import_module("isobit.backends.cuda.device.gpu")
     programs = importlib.import_module("isobit.backends.cuda.programs")
     load = importlib.import_module("isobit.backends.cuda.device.load")
-    memory = importlib.import_module("isobit.backends.cuda.device.memory")
     steps.append(("import of the backend", start, now() - start))
-    load.THREADS = how.get("threads", load.THREADS)
-    if "slots" in how:
-        memory.STAGING_SLOTS, memory.STAGING_BYTES = how["slots"], how["slots"] << 23
-    if how.get("read"):
-        direct(load, model)
     for owner, names in (
         (gpu.CudaGpu, ("__init__", "allocate", "page_locked", "free_page_locked", "free", "wait")),
         (gpu.CudaGpu, ("capture", "_kernel", "launch", "synchronise")),
@@ -85,30 +67,6 @@ def child(model, begun, how):
     steps.append(("first tokens", start, now() - start))
     print(json.dumps({"total": now(), "steps": steps}), flush=True)
     os._exit(0)
-
-
-def direct(load, model):
-    """Bring parts of the file by pread."""
-    import numpy as np  # noqa: PLC0415
-
-    reader = importlib.import_module("isobit.gguf.reader")
-    fd, base, plain = os.open(model, os.O_RDONLY), [], reader.GGUFFile.__init__
-
-    def opened(self, *a):
-        plain(self, *a)
-        base.append(self._contents[0])
-
-    def copied(host, data):
-        first = base[0].ctypes.data
-        if not first <= data.ctypes.data < first + base[0].nbytes:  # made of the file's bytes
-            np.copyto(host, data)
-            return
-        for to, row in zip(np.atleast_2d(host), np.atleast_2d(data), strict=True):
-            at, done = row.ctypes.data - first, 0
-            while done < to.nbytes:
-                done += os.preadv(fd, [memoryview(to)[done:]], at + done)
-
-    reader.GGUFFile.__init__, load.copied = opened, copied
 
 
 def summary(steps):
@@ -146,11 +104,10 @@ def main():
                     found.setdefault(name, []).append(said)
                 continue
             print(name, "FAILED", done.stderr[-600:])
-    for name in ("now", "read, 16 threads"):
-        for said in found.get(name, ())[-1:]:
-            print(f"{name}: seconds from, to, in all, times")
-            for label, (n, s, first, last) in summary(said["steps"]).items():
-                print(f"  {first:6.3f} {last:6.3f} {s:8.3f} {n:6}  {label}")
+    for said in found.get("now", ())[-1:]:
+        print("seconds from, to, in all, times")
+        for label, (n, s, first, last) in summary(said["steps"]).items():
+            print(f"  {first:6.3f} {last:6.3f} {s:8.3f} {n:6}  {label}")
     Path(a.out).write_text(json.dumps(found) + "\n")
     for name, seconds in totals.items():
         print(f"{name:<28}" + " ".join(f"{s:6.2f}" for s in seconds))

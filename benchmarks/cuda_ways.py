@@ -25,9 +25,8 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.fusions import norm, step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import groups, matmul, top_k
+from isobit.backends.cuda.ops import groups, matmul
 from isobit.backends.cuda.programs import Sizes, _rows
 from isobit.backends.cuda.slots import STEPS
 from isobit.backends.cuda.steps import ManySequences, Step
@@ -36,36 +35,13 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
-MARKED, TRACED = (8, 64), (8, 16, 32, 128)  # sequences
-OLD = (
-    (norm, "_EACH", 0),
-    (matmul, "_FLOATS", False),
-    (top_k, "_FEW_TOKENS", 0),
-    (matmul, "_BESIDE", 0),
-    (matmul, "_FEW_COLUMNS", False),
-)
-WIDE = (groups, "_DENSE", (8, 16))
-SPLIT = (matmul, "_SPLIT_GATED", 64)
+TRACED = 8, 16, 32, 64, 128  # sequences
 WAYS = {
     "now": (),
-    "before": OLD,
-    "norm apart": OLD[:1],
-    "quantised apart": OLD[1:2],
-    "chosen apart": OLD[2:3],
-    "formats apart": OLD[3:4],
-    "planes apart": OLD[4:],
-    "two blocks": ((matmul, "_THREE", 0),),
-    "staggered": ((matmul, "_STAGGER", True),),
-    "gated split": (SPLIT,),
-    "split, chosen apart": (SPLIT, OLD[2]),
-    "16 of all": ((groups, "_DENSE", (8, 512)), (matmul, "_FEW_ROWS", 16)),
-    "32 of all": (WIDE, (matmul, "_FEW_ROWS", 64)),
-    "not split": ((matmul, "_SPLIT", 0),),
-    "always split": ((matmul, "_SPLIT", 8),),
-    "one block": ((matmul, "_SHAPES", ((1, 16, 2), (2, 8, 2), (1, 8, 1))),),
-    "spare 4K": ((matmul, "_SPARE", 4 << 10),),
-    "spare 44K": ((matmul, "_SPARE", 44 << 10),),
-    "tiles side by side": ((step_attention, "_BLOCKS", 6),),
+    "spare 12K": ((matmul, "_SPARE", 12 << 10),),
+    "spare 28K": ((matmul, "_SPARE", 28 << 10),),
+    "one block first": ((matmul, "_SHAPES", tuple(matmul._SHAPES[i] for i in (1, 0, 2))),),
+    "wide groups": ((groups, "_DENSE", (8, 16)),),
 }
 
 
@@ -106,46 +82,6 @@ class Steps:
         return tokens, logits, 1e6 * seconds / COUNT
 
 
-class Marking(CudaGpu):
-    """Has products note when their blocks pass some points, while asked to."""
-
-    timeline = 0  # where to
-    products = ()  # units and superblocks of those that do
-
-    def launch(self, *a, **k):
-        if self.timeline and a[0] in ("ops/batch_matmul", "ops/routed_gate_up"):
-            product = a[3][3:5]
-            if product not in self.products:
-                self.products += (product,)
-            where = str(self.products.index(product))
-            more = {"TIMELINE": hex(self.timeline) + "ull", "MARK": where}
-            k["defines"] = dict(k["defines"]) | more
-        super().launch(*a, **k)
-
-    def passed(self, steps, texts, n):
-        """Of the last of each product and its points: how many blocks passed it, and microseconds
-        from the first point of all to the first, the median and the last block."""
-        graphs, buffer = steps.many._graphs, self.allocate(1 << 20)
-        kept = graphs.pop((n, True))
-        self.timeline, self.products = buffer, ()
-        with way(steps.name):
-            steps.many._graph(n, many=True)
-        self.timeline = 0
-        for _ in range(3):
-            self.upload(buffer, np.zeros(80 * 256, np.uint64))
-            steps.run(texts, n)
-        out = np.empty((80, 256), np.uint64)
-        self.download(buffer, out)
-        graphs[n, True] = kept
-        begin, rows = min(int(t[t > 0].min()) for t in out if t.any()), []
-        for i, t in enumerate(out):
-            if t.any():
-                us = (np.sort(t[t > 0].astype(np.int64)) - begin) / 1e3
-                at = [round(float(us[j]), 2) for j in (0, len(us) // 2, -1)]
-                rows.append((*self.products[i // 10], i % 10, len(us), *at))
-        return sorted(rows, key=lambda row: row[5])
-
-
 def check(backend, weights, note):
     """Logits of prompts, of steps and of mixed batches beside the CPU's; how many differ."""
     settings = EngineConfig(activation_planes=2, context=256, max_sequences=32)
@@ -177,7 +113,7 @@ def main():
     begin, sizes = time.perf_counter(), tuple(map(int, a.sequences.split(",")))
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
-    weights, gpu = Weights.from_file(GGUFFile.open(a.model)), Marking()
+    weights, gpu = Weights.from_file(GGUFFile.open(a.model)), CudaGpu()
     found = origin(a.model, a.commit) | {"device": gpu.name}
 
     def note(name, value):
@@ -218,12 +154,6 @@ def main():
                 else:
                     times[name][n].append(us)
     note("us", times)
-    for n in MARKED:
-        rows = gpu.passed(ways["now"], texts, n)
-        found[f"points of {n} sequences"] = rows
-        print(f"{n}: units, superblocks, point, blocks; us of the first, the median, the last")
-        for row in rows:
-            print("  ", *row)
     for n in TRACED:
         run = partial(ways["now"].run, texts, n)
         cuda_timeline.show(gpu, f"{n} sequences", run, COUNT, out, found)
