@@ -24,7 +24,8 @@ _FEW_ROWS, _MANY_ROWS = 8, 32
 """Rows between which the output product is faster by matmul_mma.cu."""
 _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
-which again all that fit."""
+which again all that fit. Up to the first, steps also quantise late, fetch groups together, and make
+products of two formats by one launch."""
 _SPARE = 20 << 10  # bytes of shared memory
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 """Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
