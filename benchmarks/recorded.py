@@ -3,8 +3,8 @@
 usage: python benchmarks/recorded.py OUT.json [--simulated] serve MODEL.gguf --backend cuda …
 
 At its end OUT.json gets of each pass: when it ended (time.time), generations and tokens of prompts
-in it, milliseconds of it, and of these those in which the host waited for the device, and whether
-it was begun before the one ahead of it was known.
+in it, milliseconds of it, whether it was begun before the one ahead of it was known, and the
+milliseconds in which the host waited for the device, brought inputs to it and queued launches.
 """
 
 import atexit
@@ -18,23 +18,30 @@ from isobit.backends.cuda import turns
 from isobit.backends.cuda.device import gpu
 from isobit.runtime.pace import Pace
 
-NAMES = "ended", "generating", "prompt", "ms", "waited", "ahead"
+NAMES = "ended", "generating", "prompt", "ms", "ahead", "waiting", "uploading", "queueing"
+CALLS = {
+    "waiting": ("wait", "synchronise"),
+    "uploading": ("upload",),
+    "queueing": ("replay", "launch", "fetch", "mark"),
+}
 
 
 class Notes:
     """Of all passes."""
 
     def __init__(self, kind):
-        self.passes, self._waited, self._ahead = [], 0.0, False
-        self._timed(kind, "wait")
-        self._timed(kind, "synchronise")
+        self.passes, self._spent, self._ahead = [], dict.fromkeys(CALLS, 0.0), False
+        for what, names in CALLS.items():
+            for name in names:
+                self._timed(kind, what, name)
         ran, served = Pace.ran, turns.Turns.served
 
         def noted(pace, generating, prompt, attended, seconds):
             ran(pace, generating, prompt, attended, seconds)
-            of = time.time(), generating, prompt, 1e3 * seconds, 1e3 * self._waited, self._ahead
+            spent = [round(1e3 * s, 3) for s in self._spent.values()]
+            of = time.time(), generating, prompt, round(1e3 * seconds, 3), self._ahead, *spent
             self.passes.append(of)
-            self._waited, self._ahead = 0.0, False
+            self._spent, self._ahead = dict.fromkeys(CALLS, 0.0), False
 
         def noticed(*args):
             found = served(*args)
@@ -43,15 +50,15 @@ class Notes:
 
         Pace.ran, turns.Turns.served = noted, noticed
 
-    def _timed(self, kind, name):
+    def _timed(self, kind, what, name):
         method = getattr(kind, name)
 
-        def timed(*args):
+        def timed(*args, **more):
             begun = time.perf_counter()
             try:
-                return method(*args)
+                return method(*args, **more)
             finally:
-                self._waited += time.perf_counter() - begun
+                self._spent[what] += time.perf_counter() - begun
 
         setattr(kind, name, timed)
 
@@ -70,12 +77,11 @@ def told(passes):
                 "generations of one": round(mean(p[1] for p in of), 1),
                 "tokens of prompts of one": round(mean(p[2] for p in of), 1),
                 "ms p50, mean": [round(f(p[3] for p in of), 2) for f in (median, mean)],
-                "ms of waiting": round(mean(p[4] for p in of), 2),
-                "begun ahead": round(mean(p[5] for p in of), 3),
-            }
+                "begun ahead": round(mean(p[4] for p in of), 3),
+            } | {f"ms {what}": round(mean(p[i] for p in of), 2) for i, what in enumerate(CALLS, 5)}
     if passes:
         spent = passes[-1][0] - passes[0][0] + 1e-3 * passes[0][3]
-        waited = 1e-3 * sum(p[4] for p in passes)
+        waited = 1e-3 * sum(p[5] for p in passes)
         found["all"] = {"seconds": round(spent, 2), "not waiting": round(spent - waited, 2)}
     return found
 

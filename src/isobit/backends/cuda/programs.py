@@ -34,7 +34,7 @@ class Sizes:
 
     few: tuple[int, ...] = (2, 3)
     """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
-    padded: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    padded: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     """Numbers of rows that other steps, and small batches of any composition, are padded to."""
 
     def up_to(self, rows: int) -> tuple[int, ...]:
