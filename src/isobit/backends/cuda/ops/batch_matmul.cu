@@ -274,10 +274,6 @@ struct Product {
         DYNAMIC_SHARED(ColumnAct, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
         Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
-#ifndef PLANNED
-        wait_for_previous();  // before the next kernel starts, to which groups are known so
-#endif
-        let_next_start();
         int64 all = int64(*n_groups) * units;
         int at = int(all * block / blocks), end = int(all * (block + 1) / blocks);
         weights.start(at + unit_offset(), end);
@@ -296,6 +292,10 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
                            int supers, const Input* x, const int* n_groups, const ItemGroup* groups,
                            const int* order, int divide, float* y, int stride, int more_units,
                            int more_blocks) {
+#ifndef PLANNED
+    wait_for_previous();  // before the next kernel starts, to which groups are known so
+#endif
+    let_next_start();
     Product product = {first,    second, matrix_bytes,    units, supers, x,
                        n_groups, groups, {order, divide}, y,     stride};
     int blocks = gridDim.x - more_blocks;
