@@ -29,7 +29,7 @@ products of two formats by one launch."""
 _SPARE = 20 << 10  # bytes of shared memory
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 """Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
-that fits; of more than _FEW tokens the second before the first."""
+that fits; in a step, of groups of more than 8 items, the second before the first."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -128,7 +128,7 @@ def multiply(
         at, left = y.address, tall(weights)
         while left:
             w = left.pop(0)
-            how = fits(g, w, product.columns(p), p.tokens)
+            how = fits(g, w, product.columns(p))
             if head:  # of rows, and groups are of tokens, but in a step
                 pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
@@ -138,7 +138,7 @@ def multiply(
                 one(product, w, at, product.items(p), stride)
                 at += 4 * w.rows
                 continue
-            few = left and p.tokens <= _FEW and fits(g, left[0], product.columns(p), p.tokens)
+            few = left and p.tokens <= _FEW and fits(g, left[0], product.columns(p))
             more = left.pop(0) if few else None
             stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
             at += 4 * (w.rows + (more.rows if more else 0))
@@ -264,17 +264,15 @@ class Fit:
         return 2 * supers(w.columns) * self.columns * COLUMN_ACT_BYTES <= self.shared(w)
 
 
-def fits(
-    g: Lowering, w: DeviceWeight, columns: int, tokens: int, up: DeviceWeight | None = None
-) -> Fit | None:
+def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None) -> Fit | None:
     """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
     if it does not."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
         return None
     first, second, last = _SHAPES
-    many = g.captured and tokens > _FEW
-    for blocks, warps, least in (second, first, last) if many else _SHAPES:
+    wide = g.captured and columns > GROUPS[0]
+    for blocks, warps, least in (second, first, last) if wide else _SHAPES:
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = Fit(blocks, warps, depth, columns)
             if how.shared(w) <= how.room(g):
@@ -284,7 +282,7 @@ def fits(
 
 def fits_all(g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
     """Whether it takes groups of every size."""
-    return all(fits(g, w, columns, 1, up) for columns in GROUPS)
+    return all(fits(g, w, columns, up) for columns in GROUPS)
 
 
 def stream(
@@ -305,7 +303,7 @@ def stream(
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
-    how = fits(g, largest, columns, p.tokens)
+    how = fits(g, largest, columns)
     assert how is not None
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
