@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 SHARE = 0.45
 """So much longer may a step take for a prompt beside it: a little less than the half that is
 promised, since passes of one kind differ among themselves."""
-THRIFT = 1.1
+THRIFT = 1.0
 """So many times what it costs in a pass of its own may a token of a prompt cost beside a step, on a
 device whose passes of few tokens cost almost as much as those of many, as they read as many
 weights: one that reads prompts in crumbs does little else."""
