@@ -92,7 +92,7 @@ def compile_for_all(a, note):
         weights = opened(name, 8)
         graphs = [weights.graph] + [split(weights.graph, r, a.parts).graph for r in range(a.parts)]
         for planes in (2, 1):
-            engine = EngineConfig(planes, context=1024, max_sequences=32, chunk=2048)
+            engine = EngineConfig(8 * planes, context=1024, max_sequences=32, chunk=2048)
             for graph in graphs:
                 kernels |= asked(Weights(weights.config, graph), engine, gpu)
     note("kernels", len(kernels))
@@ -180,7 +180,7 @@ def check(note, backends, seconds):
 def bits(a, note, planes=2, layers=None, cpu_seconds=15):
     """Logits of one GPU, all parts and the CPU."""
     weights = opened(a.model, layers or a.layers)
-    engine = EngineConfig(planes, context=1024, max_sequences=32, chunk=512)
+    engine = EngineConfig(8 * planes, context=1024, max_sequences=32, chunk=512)
     with contextlib.ExitStack() as stack:
         gpus = devices(a.parts)
         two = CudaPartsBackend(weights, replace(engine, parts=a.parts), gpus)

@@ -143,6 +143,8 @@ class EngineConfig:
     """Longest sequence in tokens; None means the model's own limit."""
     max_sequences: int = 4
     """Sequences that are run together, and of a recurrent model how many have a state."""
+    most_sequences: int | None = None
+    """Up to so many instead, if the memory has room for them."""
     pages: int | None = None
     """Pages of 64 positions in the KV cache; None: enough for all sequences of full length."""
     kept_states: int = 32
@@ -174,6 +176,7 @@ class EngineConfig:
             ("context", MOST_POSITIONS, True),
             ("pages", MOST_PAGES, True),
             ("max_sequences", MOST_POSITIONS, False),
+            ("most_sequences", MOST_POSITIONS, True),
             ("kept_states", MOST_POSITIONS, False),
             ("chunk", MOST_POSITIONS, False),
         ):

@@ -53,6 +53,49 @@ def test_fewer_full_sequences(weights: Weights) -> None:
     assert settle(weights, 3, context=100)[:2] == (100, 3)
 
 
+@pytest.mark.parametrize(
+    ("have", "asked", "sequences", "pages"),
+    [
+        (1e6, {}, 64, 64 * 4096),  # all of full length, of less than half
+        (100_000, {}, 64, 50_000),  # half
+        (20_000, {}, 64, 16_384),  # no less than the fewest have
+        (5000, {}, 64, 5000),  # which have all
+        (2048, {}, 32, 2048),
+        (300, {}, 4, 300),  # and 75 pages each
+        (40, {}, 4, 40),
+        (1e6, {"context": 100}, 64, 128),
+        (100, {"context": 100}, 32, 50),
+        (1e6, {"pages": 600, "context": 4096}, 8, 600),
+        (1e6, {"max_sequences": 3}, 64, 64 * 4096),
+    ],
+)
+def test_more_sequences_where_there_is_room(
+    weights: Weights, have: float, asked: dict[str, int], sequences: int, pages: int
+) -> None:
+    page = page_bytes(weights)
+    engine = replace(ASKED, most_sequences=64, **asked)
+    settled, _ = fitted(weights, engine, lambda _: Room(have * page, page))
+    assert (settled.max_sequences, settled.pages) == (sequences, pages)
+    assert settled.most_sequences is None
+    assert fitted(weights, settled, lambda _: Room(have * page, page))[0] == settled
+
+
+def test_states_of_more_sequences_take_of_the_room(weights: Weights) -> None:
+    page = page_bytes(weights)
+
+    def room(engine: EngineConfig) -> Room:
+        return Room((5000 - 100 * engine.max_sequences) * page, page)
+
+    settled, _ = fitted(weights, replace(ASKED, most_sequences=64), room)
+    assert (settled.max_sequences, settled.pages) == (16, 3400)
+
+
+def test_where_nobody_says_what_room_there_is_the_fewest_run_together(weights: Weights) -> None:
+    page = page_bytes(weights)
+    settled, _ = fitted(weights, replace(ASKED, most_sequences=64), lambda _: Room(np.inf, page))
+    assert (settled.max_sequences, settled.pages) == (4, 16_384)
+
+
 def test_a_context_that_nobody_named_gives_way(weights: Weights) -> None:
     context, pages, said = settle(weights, 1000)
     assert (context, pages) == (64_000, 1000)

@@ -75,7 +75,7 @@ WRONG: dict[str, list[Any]] = {
     "Sequence[Mapping[str, object]] | None": [*NO_MAPPINGS, [{"x": object()}]],
     "frozenset[str] | None": [3, "x", b"x", [3], {"nosuch"}, {3}, object()],
     "range | None": [3, "x", [0], True, object()],
-    "collections.abc.Callable[[isobit.verify.trace.Trace], None]": [3, True, "x", object()],
+    "collections.abc.Callable[[isobit.verify.trace_file.Trace], None]": [3, True, "x", object()],
     "Callable[[int, int], None] | None": [3, True, "x", [], object()],
     "Callable[[str], None] | None": [3, True, "x", [], object()],
     "Tap | None": [3, True, "x", [], object()],
@@ -86,7 +86,7 @@ WRONG: dict[str, list[Any]] = {
     "Sequence[TokenSequence]": [*NO_LIST, None, [3], [None]],
     "isobit.runtime.model.Model": [None, 3, "sample"],
     "isobit.verify.trace.Recordable | isobit.runtime.model.Model": [None, 3, "sample"],
-    "isobit.verify.receipt.Receipt": [None, 3, {}],
+    "isobit.verify.receipt_file.Receipt": [None, 3, {}],
     "Wanted": [None, 3, "x"],
 }
 """What is wrong for an annotation."""

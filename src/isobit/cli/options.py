@@ -14,6 +14,9 @@ from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of_plan
 from isobit.errors import UsageError
 from isobit.numerics import TILE
 from isobit.runtime.model import Model
+from isobit.runtime.scheduler import Limits
+
+_FEW, _MANY = EngineConfig.max_sequences, Limits.running
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,7 @@ def add_engine(
     sequences: int | None = 1,
 ) -> None:
     """How the model is run; ``bits=False`` and ``sequences=None`` where something else says how
-    many."""
+    many; ``sequences=0``: as many as there is room for."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--backend",
@@ -73,7 +76,9 @@ def add_engine(
             type=argtypes.at_least(1, MOST_POSITIONS),
             metavar="N",
             default=sequences,
-            help="sequences that are run together (default: %(default)s)",
+            help="sequences that are run together (default: "
+            + (str(sequences) if sequences else f"{_FEW} to {_MANY}, as the memory has room")
+            + ")",
         )
     group.add_argument(
         "--parts",
@@ -261,6 +266,7 @@ class Sizes(TypedDict, total=False):
     """What EngineConfig says of sizes, but for the context, and over what a model is spread."""
 
     max_sequences: int
+    most_sequences: int | None
     chunk: int
     pages: int | None
     parts: int
@@ -272,8 +278,10 @@ class Sizes(TypedDict, total=False):
 def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: bool = True) -> Sizes:
     """What the arguments say of these; ``sequences`` where they do not say how many, ``spread``:
     whether the model is to be."""
+    many = sequences or args.sequences
     found = Sizes(
-        max_sequences=sequences or args.sequences,
+        max_sequences=many or _FEW,
+        most_sequences=None if many else _MANY,
         chunk=args.chunk,
         pages=None if args.cache is None else -(-args.cache // TILE),
     )

@@ -9,7 +9,9 @@ import time
 
 from isobit.cli import argtypes, front, options, say
 from isobit.cli.output import bar
+from isobit.config import EngineConfig
 from isobit.errors import UsageError
+from isobit.numerics import TILE
 from isobit.runtime.scheduler import Limits
 
 
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--replica", type=int, help=argparse.SUPPRESS)  # a socket, of a front's
     options.add_context(parser)
-    options.add_engine(parser, sequences=4)
+    options.add_engine(parser, sequences=0)
     options.add_inexact(parser)
 
 
@@ -56,6 +58,8 @@ def main(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
+    if args.replicas or args.parts > 1 or args.hosts:  # who share the memory
+        args.sequences = args.sequences or EngineConfig.max_sequences
     if args.replicas and args.replica is None:
         if args.parts > 1 and args.backend.startswith("cuda"):
             raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
@@ -69,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     with options.open_model(args, args.context) as model:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
-        limits = Limits.of(model.engine, args.waiting, steady=args.steady)
+        limits = Limits.of(model.backend.engine, args.waiting, steady=args.steady)
         front_key = os.environ.get(args.front_key_env) or None
         page = not args.no_page
         with Service(
@@ -85,6 +89,9 @@ def main(args: argparse.Namespace) -> None:
             at = address(args.host, sockets)
             listen(sockets)
             say(f"{service.name} on {device}: {at}/v1")
+            together = service.engine.scheduler.limits.running
+            tokens = model.backend.limits.pages * TILE
+            say(f"{together} answers at once, of up to {tokens:,} tokens together")
             if page:
                 say(f"a page to talk with it: {at}/")
             run(service, sockets, args.grace)

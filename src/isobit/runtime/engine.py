@@ -55,7 +55,7 @@ class Engine:
         used = c.n_experts_used / c.n_experts if c.is_moe else 0.0
         self._pace = Pace(model.backend.padded, used)
         self.scheduler.beside = self._pace.beside
-        self.limit(Limits.of(model.engine))
+        self.limit(Limits.of(model.backend.engine))
         self._batches = Batches()
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
@@ -96,7 +96,7 @@ class Engine:
     def limit(self, limits: Limits) -> None:
         """How much runs together from now on, and how much may wait."""
         if self.model.graph.recurrent:  # so many sequences have a state
-            running = min(limits.running, self.model.engine.max_sequences)
+            running = min(limits.running, self.model.backend.engine.max_sequences)
             limits = changed(limits, running=running)
         with self._books:
             self.scheduler.limits = limits

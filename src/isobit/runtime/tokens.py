@@ -132,10 +132,7 @@ class Generation(Iterator[Token]):
 
     def take(self) -> Token | None:
         """A token that is there already."""
-        try:
-            return self._given.popleft()
-        except IndexError:
-            return None
+        return self._given.popleft() if self._given else None
 
     def tell(self) -> None:
         """Tell ``progress``, if more has run."""

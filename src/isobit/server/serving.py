@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 import socket
@@ -54,7 +55,11 @@ class Server(uvicorn.Server):
 
 def run(service: Service, sockets: Sequence[socket.socket], grace: float) -> None:
     """Serve until SIGINT or SIGTERM, at sockets that listen."""
-    prepared(service, build(service), grace).run(list(sockets))
+    server = prepared(service, build(service), grace)
+    # The model and the modules stay: to look through them for garbage stops every stream for long.
+    gc.collect()
+    gc.freeze()
+    server.run(list(sockets))
 
 
 def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
@@ -66,6 +71,7 @@ def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
         Chunks(app),
         http=Http,
         log_level="warning",
+        access_log=False,
         timeout_graceful_shutdown=int(grace + _TELLING),
     )
     # uvicorn raises the signals that it saw again when all is done; this one has done its work.

@@ -3,6 +3,7 @@ for, and then the line that says so."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from isobit import machine
 from isobit.config import MOST_PAGES, EngineConfig
@@ -14,6 +15,8 @@ from isobit.numerics.ops import Append
 
 _LEAST = 4
 """Pages; a context that nobody has named does not become shorter."""
+_EACH = 64
+"""Pages; so much of its context each of ``most_sequences`` can have."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ def fitted(
     """
     asked = engine.context or weights.config.context_length
     whole = -(-asked // TILE)
+    have = None
+    if engine.most_sequences is not None:
+        engine, have = _with_more(engine, engine.most_sequences, asked, room)
     pages = engine.pages or min(whole * engine.max_sequences, MOST_PAGES)
     if engine.pages is not None and pages < whole and engine.context is not None:
         raise UsageError(
             f"context: expected at most {pages * TILE:,} tokens (the KV cache), got {asked:,}"
         )
-    have = room(replace(engine, context=asked, pages=pages))
+    have = have or room(replace(engine, context=asked, pages=pages))
     fits = pages
     if have.page * pages > have.free:
         fits = int(max(have.free, 0) // max(have.page, 1))
@@ -63,6 +69,30 @@ def fitted(
         many = f"{engine.max_sequences} sequences of up to {asked:,}"
         return chosen, f"KV cache: {fits * TILE:,} tokens for {many}: {lacks}"
     return chosen, None
+
+
+def _with_more(
+    engine: EngineConfig, most: int, context: int, room: Callable[[EngineConfig], Room]
+) -> tuple[EngineConfig, Room]:
+    """As many sequences, from ``max_sequences`` to so many, as have room for 4,096 tokens each; and
+    a KV cache for all of these, of half of what is free if that of the fewest takes less."""
+    least, whole, n = engine.max_sequences, -(-context // TILE), most
+    engine = replace(engine, most_sequences=None)
+    pages = engine.pages or min(whole * least, MOST_PAGES)
+    while True:
+        n = max(n, least)
+        have = room(replace(engine, context=context, pages=pages, max_sequences=n))
+        if have.free == inf:  # nobody says
+            return engine, have
+        fits = int(max(have.free, 0) // max(have.page, 1))
+        if n == least or n * min(whole, _EACH) <= (engine.pages or fits):
+            break
+        n //= 2
+    engine = replace(engine, max_sequences=n)
+    if engine.pages is None and pages <= fits:
+        pages = max(pages, min(n * whole, fits // 2, MOST_PAGES))
+        engine = replace(engine, pages=pages)
+    return engine, have
 
 
 def on_host(weights: Weights, engine: EngineConfig) -> Room:

@@ -24,6 +24,9 @@ def _whole(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_whole)]
 """40.0 is the number 40, and what some languages write for it."""
 
+_SHORT = 500
+"""Characters or ids which take less time than to give them to another thread."""
+
 Prompt = str | list[int] | list[str] | list[list[int]]
 
 
@@ -52,6 +55,8 @@ async def encoded(model: Model, prompts: list[str | list[int]], field: str) -> l
         return model.checked(prompt)
 
     try:
+        if sum(map(len, prompts)) <= _SHORT:
+            return [ids(prompt) for prompt in prompts]
         return await asyncio.to_thread(lambda: [ids(prompt) for prompt in prompts])
     except UsageError as error:
         what, _, rest = str(error).partition(":")
