@@ -168,6 +168,32 @@ def test_graphs_of_padded_sizes(tmp_path, kind):
         theirs.close()
 
 
+def test_prompts_alone_and_long_ones_are_not_for_graphs(tmp_path):
+    """Large batches of prompts without steps, and those that attend to much, are launched one by
+    one: attention takes several tokens at once there."""
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=1, context=4096))
+    engine = EngineConfig(context=4096, max_sequences=4, chunk=512)
+    with GGUFFile.open(path) as file:
+        backend = CudaBackend(Weights.from_file(file), engine, EmulatedGpu())
+    mixed, each = backend._programs.mixed, np.arange(64, dtype=np.int32)
+    for parts, taken in (
+        ([(0, 512)], False),
+        ([(0, 256)], True),
+        ([(0, 150), (0, 150)], False),
+        ([(900, 1), (0, 511)], True),
+        ([(900, 1), (0, 512)], False),
+        ([(900, 1), (3000, 100)], False),
+        ([(900, 1), (3000, 80)], True),
+    ):
+        lengths = [n for _, n in parts]
+        positions = np.concatenate([np.arange(at, at + n, dtype=np.int32) for at, n in parts])
+        sequence = np.repeat(each[: len(parts)], lengths)
+        pages = np.tile(each, (len(parts), 1))
+        batch = Batch(positions, positions, sequence, pages, each[:0])
+        assert mixed.takes(batch) == taken, parts
+    backend.close()
+
+
 def test_mixed_batches_of_many_tokens_on_a_gpu(tmp_path):
     """Steps beside prompts, up to the largest size."""
     print("seed", SEED)
