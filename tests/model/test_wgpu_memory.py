@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,18 @@ def test_a_pool_of_what_is_free(
     assert less.settled is not None
     assert less.settled.startswith("KV cache: 3")
     less.close()
+    monkeypatch.setattr(device, "memory", lambda: None)
+    binding = device.binding_bytes
+    monkeypatch.setattr(device, "binding_bytes", 700 * PAGE // 4)  # a head's buffer
+    most = WgpuBackend(weights, ENGINE, device)
+    assert most.limits.pages == 700
+    assert most.settled is not None
+    most.close()
+    server = replace(ENGINE, most_sequences=64)  # not half of what nobody knows
+    most = WgpuBackend(weights, server, device)
+    assert (most.limits.pages, most.engine.max_sequences) == (700, 2)
+    most.close()
+    monkeypatch.setattr(device, "binding_bytes", binding)
     monkeypatch.setattr(device, "memory", lambda: Memory(1 << 18, 1 << 30))
     with pytest.raises(BackendUnavailable, match=r"the model takes .* GB beside its KV cache, 0"):
         WgpuBackend(weights, ENGINE, device)

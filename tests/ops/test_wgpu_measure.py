@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from isobit.backends.base import Memory
 from isobit.backends.base.device_rows import MOST, Asked, Measured
+from isobit.backends.wgpu import measure
 from isobit.backends.wgpu.measure import Measuring
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
@@ -47,6 +49,18 @@ def test_rows_of_every_kind(device, rng, n):
         assert found.top_ids.tolist() == top_ids.tolist()
         identical(found.top, top)
         identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
+
+
+def test_how_fast_a_device_reads(monkeypatch):
+    """Of a buffer of the size that it may have; none where that would fit a cache."""
+    device = open_device()
+    monkeypatch.setattr(measure, "_BANDWIDTH_BYTES", 8 << 20)
+    assert 1e6 < measure.read_bandwidth(device) < 1e13
+    monkeypatch.setattr(device, "binding_bytes", 1 << 20)
+    assert measure.read_bandwidth(device) is None
+    monkeypatch.setattr(device, "binding_bytes", 64 << 20)
+    monkeypatch.setattr(device, "memory", lambda: Memory(1 << 20, 1 << 30))
+    assert measure.read_bandwidth(device) is None
 
 
 def test_the_likeliest_alone_and_as_many_as_can_be(device, rng):

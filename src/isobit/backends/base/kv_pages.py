@@ -27,6 +27,13 @@ class Room:
     """For the KV cache, once all else is there; infinite where nobody says."""
     page: int
     """A page of the KV cache, all layers."""
+    most: float = inf
+    """Pages, however much is free."""
+
+    @property
+    def pages(self) -> float:
+        """So many have room."""
+        return self.most if self.free == inf else min(self.free // max(self.page, 1), self.most)
 
 
 def fitted(
@@ -50,11 +57,10 @@ def fitted(
             f"context: expected at most {pages * TILE:,} tokens (the KV cache), got {asked:,}"
         )
     have = have or room(replace(engine, context=asked, pages=pages))
-    fits = pages
-    if have.page * pages > have.free:
-        fits = int(max(have.free, 0) // max(have.page, 1))
+    fits = int(max(min(pages, have.pages), 0))
+    left = min(max(have.free, 0), have.most * have.page)
     lacks = f"{pages * TILE:,} tokens take {have.page * pages / 1e9:.2f} GB, "
-    lacks += f"{max(have.free, 0) / 1e9:.2f} GB are left for them"
+    lacks += f"{left / 1e9:.2f} GB are left for them"
     kept = whole if engine.context is not None else min(whole, _LEAST)
     kept = kept if engine.pages is None else pages
     if fits < kept:
@@ -84,7 +90,7 @@ def _with_more(
         have = room(replace(engine, context=context, pages=pages, max_sequences=n))
         if have.free == inf:  # nobody says
             return engine, have
-        fits = int(max(have.free, 0) // max(have.page, 1))
+        fits = int(max(have.pages, 0))
         if n == least or n * min(whole, _EACH) <= (engine.pages or fits):
             break
         n //= 2

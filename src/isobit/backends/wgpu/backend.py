@@ -35,7 +35,7 @@ from isobit.backends.wgpu.device import (
 )
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
-from isobit.backends.wgpu.measure import Measuring
+from isobit.backends.wgpu.measure import Measuring, read_bandwidth
 from isobit.backends.wgpu.memory import Plan, room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
@@ -124,12 +124,19 @@ class WgpuBackend(Backend):
             except OutOfDeviceMemory:
                 page = sum(c.kv_heads * c.page_bytes for c in set(self._g.caches.values()))
                 less = Room(self._plan.pages // 2 * page, page)
+                sequences = self.engine.max_sequences
+                asked = replace(asked, max_sequences=sequences, most_sequences=None)
                 self.engine, self.settled = fitted(weights, asked, lambda _: less)  # noqa: B023
                 self._plan_for(weights)
 
     def memory(self) -> Memory | None:
         """See :class:`isobit.backends.base.Backend`."""
         return self._device.memory()
+
+    def read_bandwidth(self) -> float | None:
+        """See :class:`isobit.backends.base.Backend`."""
+        with self._device.guarded():
+            return read_bandwidth(self._device)
 
     @property
     def device(self) -> str:

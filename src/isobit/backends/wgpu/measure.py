@@ -1,8 +1,12 @@
-"""What is wanted of logits, made where they lie (docs/numerics.md, section 11)."""
+"""What is wanted of logits, made where they lie (docs/numerics.md, section 11); how fast a device
+reads."""
 
+import time
 from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
+
+import numpy as np
 
 from isobit.backends.base import I32
 from isobit.backends.base.device_rows import DIGEST, MOST, Asked
@@ -11,6 +15,37 @@ from isobit.numerics.digest import PIECE
 
 _PIECE = PIECE // 4  # words that a leaf of the tree of digests has
 _PIECES = 64  # of a workgroup of digest.wgsl
+_BANDWIDTH_BYTES, _BANDWIDTH_SECONDS = 1 << 30, 1.0
+
+
+def read_bandwidth(device: Device) -> float | None:
+    """Bytes a second that a device reads from its memory: the best of up to six times four passes.
+
+    None where no buffer may be, or too little memory is free for one, that is far beyond a cache.
+    """
+    memory, groups, passes = device.memory(), 4096, 4
+    nbytes = min(device.binding_bytes, _BANDWIDTH_BYTES)
+    if memory is not None:
+        nbytes = min(nbytes, memory.free // 2)
+    if nbytes < _BANDWIDTH_BYTES // 4:
+        return None
+    buffer, out, best = device.empty(nbytes // 16 * 16), device.empty(16), float("inf")
+    kernel = device.kernel(("scalar", "bandwidth"), "bandwidth")
+    step = Step(kernel, (buffer, out), (nbytes // 16, 256 * groups), (groups,))
+    try:
+        begun = time.perf_counter()
+        for _ in range(6):  # the first compiles
+            device.read(out, np.int32)
+            start = time.perf_counter()
+            if start > begun + _BANDWIDTH_SECONDS:
+                break
+            device.run([step] * passes)
+            device.read(out, np.int32)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        device.forget()
+        buffer.destroy()
+    return passes * nbytes / best
 
 
 class Measuring:

@@ -135,7 +135,7 @@ def room(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) ->
     most = device.binding_bytes // max(c.page_bytes for c in caches)
     memory = device.memory()
     if memory is None:
-        return Room(most * page, page)
+        return Room(inf, page, most)
     limits = Limits.of(weights, engine, keeps=True)
     pages = min(limits.pages, most)
     limits = replace(limits, pages=pages, positions=min(limits.positions, pages * TILE))
@@ -147,7 +147,7 @@ def room(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) ->
             f"wgpu: {device.name}: the model takes {taken / 1e9:.2f} GB beside its KV cache, "
             f"{_USED * memory.free / 1e9:.2f} GB of memory are left for it"
         )
-    return Room(min(most * page, left), page)
+    return Room(left, page, most)
 
 
 def _check(needed: int, binding: int, what: str, remedy: str) -> None:
