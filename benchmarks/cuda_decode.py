@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from batches import batch, origin
-from cuda.bindings import driver
+from cuda_graphs import milliseconds
 
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -22,11 +22,6 @@ from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
-
-
-def ok(result):
-    assert result[0] == driver.CUresult.CUDA_SUCCESS, result
-    return result[1] if len(result) == 2 else result[1:]
 
 
 class Recorder(CudaGpu):
@@ -54,18 +49,6 @@ class Recorder(CudaGpu):
         self.steps.append(self.recorded)
         self.recorded = None
         return graph
-
-    def milliseconds(self, graph, repeats=11, inner=1):
-        a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
-        stream, times = self._stream.handle, []
-        for _ in range(repeats):
-            ok(driver.cuEventRecord(a, stream))
-            for _ in range(inner):
-                ok(driver.cuGraphLaunch(graph, stream))
-            ok(driver.cuEventRecord(b, stream))
-            ok(driver.cuEventSynchronize(b))
-            times.append(ok(driver.cuEventElapsedTime(a, b)) / inner)
-        return float(np.median(times))
 
 
 POINTS = ("start", "waited", "prologue", "products", "experts", "end")
@@ -162,7 +145,7 @@ def kernel_times(gpu, step, label, note):
             for args, kwargs in launches:
                 gpu.launch(*args, **kwargs)
 
-        us = 1e3 * gpu.milliseconds(CudaGpu.capture(gpu, queue)) / len(launches)
+        us = 1e3 * milliseconds(gpu, CudaGpu.capture(gpu, queue)) / len(launches)
         total += us * len(launches)
         note(f"{label}: {kind} x {len(launches)}", us, "us each")
     note(f"{label}: sum of the kernels", total, "us")
@@ -253,7 +236,7 @@ def main():
         begin_at(decoder, 100, pages)
         kernel_times(gpu, gpu.steps[0], "depth 100", note)
     begin_at(decoder, 100, pages)
-    note("graph of a step", 1e3 * gpu.milliseconds(decoder._graphs[False]), "us")
+    note("graph of a step", 1e3 * milliseconds(gpu, decoder._graphs[False]), "us")
     for n in map(int, filter(None, a.sequences.split(","))):
         assert n > 1, "one sequence is what the depths time"
         table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from cuda import core
 from cuda.bindings import driver
+from cuda_graphs import ok
 
 from isobit.backends.cuda.device.compile import cubin
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -31,11 +32,6 @@ GRID, LINK, TRAFFIC = 120 << 10, 78 << 10, 200 + PIECE * PIECES + 256
 
 LOADS = {"none": None, "1.5": 1.5, "2.5": 2.5, "3.5": 3.5, "most": 0}
 """Traffic beside what is measured, TB/s asked for; 0: as much as comes."""
-
-
-def ok(result):
-    assert result[0] == driver.CUresult.CUDA_SUCCESS, result
-    return result[1] if len(result) == 2 else result[1:]
 
 
 def expected(words, rounds):

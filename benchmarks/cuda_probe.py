@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from cuda.bindings import driver
+from cuda_graphs import milliseconds, ok
 
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
@@ -17,36 +18,12 @@ STEM = str(Path(__file__).resolve().with_suffix(""))
 SHARED = ACT_BYTES * 16 + 4 * 4096
 
 
-def ok(result):
-    assert result[0] == driver.CUresult.CUDA_SUCCESS, result
-    return result[1] if len(result) == 2 else result[1:]
-
-
-def timed(gpu, queue, repeats=15):
-    """Median milliseconds of a graph made of what ``queue`` launches."""
-    stream = gpu._stream.handle
-    queue()  # compiles and loads
-    gpu.synchronise()
-    ok(
-        driver.cuStreamBeginCapture(
-            stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        )
-    )
-    queue()
-    graph = ok(driver.cuGraphInstantiate(ok(driver.cuStreamEndCapture(stream)), 0))
-    a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
-    times = []
-    for _ in range(repeats):
-        ok(driver.cuEventRecord(a, stream))
-        ok(driver.cuGraphLaunch(graph, stream))
-        ok(driver.cuEventRecord(b, stream))
-        ok(driver.cuEventSynchronize(b))
-        times.append(ok(driver.cuEventElapsedTime(a, b)))
-    return sorted(times)[repeats // 2]
-
-
 def main():
     gpu = CudaGpu()
+
+    def timed(queue):
+        return milliseconds(gpu, gpu.capture(queue))
+
     sms = gpu.multiprocessors
     rng = np.random.default_rng()
     rows = []
@@ -73,7 +50,7 @@ def main():
         gpu.launch(STEM, kernel, (grid,), args, shared=shared, defines=defines, **more)
 
     for _ in range(2):
-        ms = timed(gpu, lambda: launch("read_plain", 8 * sms, (pool, pool_bytes // 16, y), 256))
+        ms = timed(lambda: launch("read_plain", 8 * sms, (pool, pool_bytes // 16, y), 256))
         note("plain read of 1 GiB", pool_bytes / ms / 1e6, "GB/s")
 
     shapes = (  # name, format, groups of 8 rows, superblocks
@@ -89,7 +66,6 @@ def main():
         n = max(2, min(48, pool_bytes // nbytes))
         tiles = -(-groups // sms) * supers
         floor = timed(
-            gpu,
             lambda: [
                 launch("read_plain", 2 * sms, (pool + i * nbytes, nbytes // 16, y), overlap=True)
                 for i in range(n)
@@ -135,12 +111,11 @@ def main():
             gpu.download(y, got)
             first = got if first is None else first
             same = np.array_equal(got, first)
-            ms = timed(gpu, lambda: [run(i, overlap=True) for i in range(n)])
+            ms = timed(lambda: [run(i, overlap=True) for i in range(n)])
             note(f"  {variant}, {block} threads, depth {depth}, same {same}", 1e3 * ms / n, "us")
 
     for sizes in ((0, 0), (50 << 10, 50 << 10), (50 << 10, 120 << 10), (20 << 10, 90 << 10)):
         ms = timed(
-            gpu,
             lambda: [
                 launch("nothing", sms, (y,), 256, sizes[i % 2], overlap=True) for i in range(300)
             ],

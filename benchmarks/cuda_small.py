@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cuda.bindings import driver
+from cuda_graphs import milliseconds
 
 from isobit import numerics
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -26,11 +26,6 @@ SIZES = 8, 64, 512, 2048
 HIDDEN, EXPERTS, K, FFN, HEADS, KV_HEADS, HEAD = 2048, 128, 8, 768, 32, 4, 128
 LAUNCHES, RATE, CHECKED = 20, 4.2e6, 24  # bytes a microsecond; rows compared with the specification
 EPS = F32(1e-6)
-
-
-def ok(result):
-    assert result[0] == driver.CUresult.CUDA_SUCCESS, result
-    return result[1] if len(result) == 2 else result[1:]
 
 
 class Device:
@@ -72,25 +67,10 @@ class Device:
         how = {"shared": shared, "defines": texts, "overlap": overlap}
         self.gpu.launch(file, entry, grid, arguments, **how)
 
-    def microseconds(self, queue, repeats=9):
+    def microseconds(self, queue):
         """Of one of the launches in a graph, the median."""
-        stream, mode = self.gpu._stream.handle, driver.CUstreamCaptureMode
-        queue()
-        self.gpu.synchronise()
-        ok(driver.cuStreamBeginCapture(stream, mode.CU_STREAM_CAPTURE_MODE_RELAXED))
-        for _ in range(LAUNCHES):
-            queue()
-        graph = ok(driver.cuGraphInstantiate(ok(driver.cuStreamEndCapture(stream)), 0))
-        a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
-        times = []
-        for _ in range(repeats):
-            ok(driver.cuEventRecord(a, stream))
-            ok(driver.cuGraphLaunch(graph, stream))
-            ok(driver.cuEventRecord(b, stream))
-            ok(driver.cuEventSynchronize(b))
-            times.append(1e3 * ok(driver.cuEventElapsedTime(a, b)) / LAUNCHES)
-        ok(driver.cuGraphExecDestroy(graph))
-        return float(np.median(times))
+        graph = self.gpu.capture(lambda: [queue() for _ in range(LAUNCHES)])
+        return 1e3 * milliseconds(self.gpu, graph) / LAUNCHES
 
 
 def acts_agree(record, x):

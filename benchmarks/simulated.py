@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from isobit.backends import cuda_warmup
 from isobit.backends.cuda import backend, passes
 from isobit.backends.cuda.slots import Pass
 
@@ -105,7 +104,6 @@ class SimulatedGpu:
 
 def install():
     """From here on the CUDA backend runs on it."""
-    cuda_warmup.begin = lambda: None
     backend.CudaGpu = SimulatedGpu
     queue = passes.Passes._queue
 

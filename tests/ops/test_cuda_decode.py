@@ -147,13 +147,11 @@ def test_launches_of_steps_together(weights):  # noqa: F811
     backend._gpu.launch = lambda *a, **_: found.append(a[1])
     backend._programs.many._queue(backend._programs.many._pass(2))
     layer = [
-        *("norm_quantise", "batch_matmul", "batch_matmul", "decode_attention", "batch_merge"),
-        *("batch_matmul", "norm_quantise", "matmul_dense", "router_top_k", "sort_pairs"),
-        *("batch_matmul", "quantise", "batch_matmul"),
+        *("norm_quantise", "batch_matmul", "decode_attention", "batch_merge", "batch_matmul"),
+        *("norm_quantise", "matmul_dense", "router_top_k", "sort_pairs"),
+        *("batch_matmul", "batch_matmul"),
     ]
-    again = [*layer[:2], *layer[3:]]  # q, k and v of one format
-    assert found[: 1 + len(layer)] == ["embed", *layer]
-    assert found[1 + len(layer) :][: len(again)] in (layer[: len(again)], again)
+    assert found[: 1 + 2 * len(layer)] == ["embed", *layer, *layer]
     assert found[-3:] == ["norm_quantise", "batch_matmul", "next_token"]
 
 

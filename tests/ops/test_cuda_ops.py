@@ -153,21 +153,24 @@ def test_matmul_of_many(gpu, rng, name, planes):
 )
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
-    """Blocks that go from one group of sequences to the next, the last groups of few."""
+    """Blocks that go from one group of sequences to the next, the last groups of few; of quantised
+    activations, or of floats."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
     rows, blocks = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 4))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
-    _, acts = quantised(gpu, Alone(gpu, 2), x)
+    floats, acts = quantised(gpu, Alone(gpu, 2), x)
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
     y = b.new(4 * n * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
+    ways = {"SPLIT": "1"} if split else {"FLOATS": "1", "TOGETHER": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
-        (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts)
-        + (b.put(np.array([len(groups)], np.int32)), b.put(groups), 0, 1, y, rows),
-        defines | {"BLOCK": str(32 * warps)} | ({"SPLIT": "1"} if split else {}),
+        (stored.address, 0, stored.matrix_bytes, rows // 16, supers)
+        + (acts if split else floats, b.put(np.array([len(groups)], np.int32)))
+        + (b.put(groups), 0, 1, y, rows, 0, 0),
+        defines | {"BLOCK": str(32 * warps)} | ways,
         shared=Fit(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))

@@ -5,6 +5,7 @@ import pytest
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
+from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.fusions import step_attention
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -163,6 +164,54 @@ def test_graphs_of_padded_sizes(tmp_path, kind):
         many = ours._programs.many
         assert {*many._graphs} == {(4, True), (8, True)}
         assert {*ran} == {*many._graphs.values()}
+        ours.close()
+        theirs.close()
+
+
+def test_prompts_alone_and_long_ones_are_not_for_graphs(tmp_path):
+    """Large batches of prompts without steps, and those that attend to much, are launched one by
+    one: attention takes several tokens at once there."""
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=1, context=4096))
+    engine = EngineConfig(context=4096, max_sequences=4, chunk=512)
+    with GGUFFile.open(path) as file:
+        backend = CudaBackend(Weights.from_file(file), engine, EmulatedGpu())
+    mixed, each = backend._programs.mixed, np.arange(64, dtype=np.int32)
+    for parts, taken in (
+        ([(0, 512)], False),
+        ([(0, 256)], True),
+        ([(0, 150), (0, 150)], False),
+        ([(900, 1), (0, 511)], True),
+        ([(900, 1), (0, 512)], False),
+        ([(900, 1), (3000, 100)], False),
+        ([(900, 1), (3000, 80)], True),
+    ):
+        lengths = [n for _, n in parts]
+        positions = np.concatenate([np.arange(at, at + n, dtype=np.int32) for at, n in parts])
+        sequence = np.repeat(each[: len(parts)], lengths)
+        pages = np.tile(each, (len(parts), 1))
+        batch = Batch(positions, positions, sequence, pages, each[:0])
+        assert mixed.takes(batch) == taken, parts
+    backend.close()
+
+
+def test_mixed_batches_of_many_tokens_on_a_gpu(tmp_path):
+    """Steps beside prompts, up to the largest size."""
+    print("seed", SEED)
+    gpu, rng = open_gpu("cuda"), np.random.default_rng(SEED)
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2, context=1024), seed=SEED)
+    engine = EngineConfig(context=1024, max_sequences=4, chunk=512)
+    pages = rng.permutation(64).astype(np.int32).reshape(4, 16)
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = CudaBackend(weights, engine, gpu), CpuBackend(weights, engine)
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        texts.go_on((0, 5), (1, 3), every=False)
+        for parts in ([(0, 1), (2, 300)], [(0, 1), (1, 1), (2, 100), (3, 399)]):
+            texts.go_on(*parts)
+            texts.go_on(*((s, 1) for s, _ in parts))
+        mixed = ours._programs.mixed
+        assert mixed is not None
+        assert {384, 512} <= {*mixed._bodies}
         ours.close()
         theirs.close()
 

@@ -1,12 +1,10 @@
 """The CUDA backend's host side, in parts that need no device."""
 
 import os
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from isobit.backends import cuda_warmup
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.lent import Lent
@@ -88,26 +86,3 @@ def test_a_forked_process_is_refused_in_one_line(monkeypatch):
     with pytest.raises(BackendUnavailable, match=r"^cuda: this process was forked .* spawn\)$"):
         gpu.activate()
     gpu.close()  # frees nothing, which is not its own
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_what_was_made_ready_ahead_is_let_go_of(monkeypatch, there):
-    """The context that begins to open beside other work is held until it is let go of, once."""
-    said = []
-    driver = SimpleNamespace(
-        CUresult=SimpleNamespace(CUDA_SUCCESS=0),
-        cuInit=lambda _: (0 if there else 100,),
-        cuDeviceGet=lambda number: (0, number),
-        cuDevicePrimaryCtxRetain=lambda device: (said.append(("held", device)), 0)[1:] + (7,),
-        cuDevicePrimaryCtxRelease=lambda device: said.append(("let go", device)),
-    )
-    bindings = SimpleNamespace(driver=driver)
-    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=None, bindings=bindings))
-    monkeypatch.setitem(sys.modules, "cuda.core", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    cuda_warmup.begin()
-    cuda_warmup.wait()
-    assert said == ([("held", 0)] if there else [])
-    cuda_warmup.release()
-    cuda_warmup.release()
-    assert said == ([("held", 0), ("let go", 0)] if there else [])

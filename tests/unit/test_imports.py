@@ -19,7 +19,7 @@ ROWS = [
     ["files", "machine"],
     ["config", "gguf", "hub"],
     ["numerics", "text"],
-    ["backends.cpu._cpu", "backends.hardware", "backends.cuda_warmup"],
+    ["backends.cpu._cpu", "backends.hardware"],
     ["backends.cpu.sampler", "model"],
     ["backends.base.draws", "backends.base.kv_pages", "backends.base.workspace"],
     ["backends.base"],

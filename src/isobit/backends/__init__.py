@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from isobit.backend_names import BACKENDS, VARIANTS
-from isobit.backends import cuda_warmup
 from isobit.backends.base import Backend
 from isobit.backends.hardware import gpus, may_have_gpu
 from isobit.config import EngineConfig
@@ -37,13 +36,6 @@ def warn(note: str) -> None:
         isinstance(note, FallbackNote) and not (on_cpu and not gpus())
     ):
         warnings.warn(note, stacklevel=2)
-
-
-def begin(name: str, engine: EngineConfig) -> None:
-    """Load what a backend is going to need beside other work: the GPU's driver takes its time."""
-    alone = engine.parts == 1 and not engine.stages
-    if alone and (name in ("cuda", *VARIANTS) or (name == "auto" and may_have_gpu())):
-        cuda_warmup.begin()
 
 
 def open_backend(name: str, weights: Weights, engine: EngineConfig, note: Note = warn) -> Backend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import is_
 from typing import NamedTuple
 
@@ -54,17 +55,16 @@ class Batches:
                 logit_rows=self._each,
                 states=states,
             )
-        lengths = [len(w.tokens) for w in work]
-        starts = np.cumsum([0, *lengths])
-        rows = [np.array(w.rows, np.int32) + start for w, start in zip(work, starts, strict=False)]
+        lengths = np.array([len(w.tokens) for w in work])
+        starts = np.cumsum(lengths) - lengths
+        positions = np.array([w.start for w in work]) - starts
+        at = zip(starts.tolist(), work, strict=True)
         return Batch(
-            tokens=np.concatenate([np.array(w.tokens, np.int32) for w in work]),
-            positions=np.concatenate(
-                [np.arange(w.start, w.start + len(w.tokens), dtype=np.int32) for w in work]
-            ),
+            tokens=np.array(list(chain.from_iterable(w.tokens for w in work)), np.int32),
+            positions=(np.repeat(positions, lengths) + np.arange(lengths.sum())).astype(np.int32),
             sequence=np.repeat(self._each, lengths),
             pages=self._pages,
-            logit_rows=np.concatenate(rows).astype(np.int32),
+            logit_rows=np.array([start + row for start, w in at for row in w.rows], np.int32),
             states=states,
         )
 

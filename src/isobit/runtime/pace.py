@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 SHARE = 0.45
 """So much longer may a step take for a prompt beside it: a little less than the half that is
 promised, since passes of one kind differ among themselves."""
-THRIFT = 1.1
+THRIFT = 1.0
 """So many times what it costs in a pass of its own may a token of a prompt cost beside a step, on a
 device whose passes of few tokens cost almost as much as those of many, as they read as many
 weights: one that reads prompts in crumbs does little else."""
@@ -89,9 +89,11 @@ class Pace:
         n = np.arange(WHOLE + 1)
         costs = self._costs()
         with_n = self._kinds(np.full_like(n, generating), n, attended + position * n) @ costs
-        longer = with_n[1:] - with_n[0]
+        step, longer = with_n[0], with_n[1:] - with_n[0]
+        if min(step, longer[-1]) <= 0:  # nobody knows yet
+            return WHOLE
         alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
-        few = int(np.searchsorted(longer, share * with_n[0], "right"))
+        few = int((longer <= share * step).sum())
         if self.steady:
             return few
         dear = longer * WHOLE > THRIFT * alone * n[1:]
@@ -135,5 +137,5 @@ class Pace:
         sums = np.append(np.ones(len(passes)), np.full(len(most), _BEFORE))
         found, *_ = np.linalg.lstsq(rows, sums)
         self._known = np.clip(found, most / 50, most)
-        costs: NDArray[np.float64] = np.maximum(found, 0.0)
+        costs: NDArray[np.float64] = found
         return costs

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from isobit import arguments
-from isobit.backends import begin, open_backend, warn
+from isobit.backends import open_backend, warn
 from isobit.backends.base import ARGMAX, GREEDY, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu._cpu import forget_mapping, name_mapping
 from isobit.backends.cpu.sampler import RowSampler
@@ -67,7 +67,6 @@ class Passes:
         arguments.text("backend", backend)
         arguments.instance("engine", engine, EngineConfig, "an EngineConfig")
         arguments.function("note", note)
-        begin(backend, engine)
         self.located = locate(named, note)
         """What another process can open the same model by."""
         self.file = open_model(self.located)

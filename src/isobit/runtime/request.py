@@ -75,9 +75,10 @@ class Request:
     @property
     def behind(self) -> int:
         """Tokens that are known then and not computed; none, if it has all that were asked for."""
-        if self.coming and self.generated + self.coming == self.max_tokens:
+        known = len(self.tokens) + self.coming
+        if self.coming and known == len(self.prompt) + self.max_tokens:
             return 0
-        return self.known - self.reached
+        return known - self.computed - self.flying
 
     @property
     def pages_needed(self) -> int:

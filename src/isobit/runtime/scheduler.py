@@ -139,8 +139,9 @@ class Scheduler:
         """The next pass; empty if there is nothing to do. Then :meth:`computed` for each part."""
         if self.waiting:
             self._admit()
-        generating = [r for r in self.running if r.behind == 1]
-        prompts = [r for r in self.running if r.behind > 1]
+        behind = [(r, r.behind) for r in self.running]
+        generating = [r for r, n in behind if n == 1]
+        prompts = [r for r, n in behind if n > 1]
         prompt = left = self.limits.pass_tokens - len(generating)
         if generating and prompts:
             attended = sum(r.known for r in generating)
@@ -148,15 +149,15 @@ class Scheduler:
             prompt = min(left, self.limits.beside, few)
         rows = self.limits.pass_rows
         work = []
-        for request in self.running:  # the oldest first
-            if request.behind == 1:
+        for request, all_of_it in behind:  # the oldest first
+            if all_of_it == 1:
                 drafts = 0
                 if request.drafts:
                     most = request.max_tokens - request.generated - 1
                     drafts = max(min(len(request.drafts), left, most), 0)
                     left -= drafts
                 work.append(self._work(request, 1, drafts))
-            elif (n := min(request.behind, prompt, left)) > 0:  # limits may have become less
+            elif (n := min(all_of_it, prompt, left)) > 0:  # limits may have become less
                 n, wanted = self._cut(request, n, rows)
                 if n:
                     prompt, left, rows = prompt - n, left - n, rows - wanted
@@ -286,9 +287,7 @@ class Scheduler:
         tokens += [UNKNOWN] * (n - len(tokens))
         if drafts:
             tokens += request.drafts[:drafts]
-        # That of the token to be generated, too, so that a device can go ahead with it.
-        pages = min(-(-(end + drafts + (end == known)) // TILE), request.pages_needed)
-        missing = pages - len(request.table.pages)
+        missing = -(-(end + drafts) // TILE) - len(request.table.pages)
         if missing > 0:
             self.blocks.extend(request.table, missing)
         rows: list[int] = []

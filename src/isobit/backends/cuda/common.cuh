@@ -183,44 +183,60 @@ DEV int pack_bytes(int a, int b, int c, int d) {
     return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
 }
 
-// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock. `out` keeps the digits it had:
-// for products without tensor cores, which do not read them. Returns sum32[lane / 4].
-DEV int quantise_without_digits(const float (&x)[8], Act* out) {
+// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock. Sums are of the lane's.
+struct QuantisedLane {
+    int sum, high, low;
+    float d;
+};
+DEV QuantisedLane quantise_planes(const float (&x)[8], int8 (*plane)[SUPER]) {
     uint32 amax = 0;
     for (int i = 0; i < 8; i++) amax = max(amax, magnitude(x[i]));
     isobit::BlockScale scale = isobit::block_scale(warp_max(amax), PLANES);
-    int high[8], low[8], sum = 0, sum_high = 0, sum_low = 0;
+    int high[8], low[8];
+    QuantisedLane of = {0, 0, 0, scale.d};
     for (int i = 0; i < 8; i++) {
         int q = quantised(x[i], scale);
         high[i] = PLANES == 2 ? isobit::high_plane(q) : q;
         low[i] = PLANES == 2 ? isobit::low_plane(q) : 0;
-        sum += q;
-        sum_high += high[i];
-        sum_low += low[i];
+        of.sum += q;
+        of.high += high[i];
+        of.low += low[i];
     }
     int lane = lane_id();
-    reinterpret_cast<int2*>(out->plane[0])[lane] = make_int2(
+    reinterpret_cast<int2*>(plane[0])[lane] = make_int2(
         pack_bytes(high[0], high[1], high[2], high[3]),
         pack_bytes(high[4], high[5], high[6], high[7]));
-    reinterpret_cast<int2*>(out->plane[1])[lane] = make_int2(
+    reinterpret_cast<int2*>(plane[1])[lane] = make_int2(
         pack_bytes(low[0], low[1], low[2], low[3]), pack_bytes(low[4], low[5], low[6], low[7]));
-    sum_high += shuffle_xor(sum_high, 1);
-    sum_low += shuffle_xor(sum_low, 1);
-    sum += shuffle_xor(sum, 1);
-    sum += shuffle_xor(sum, 2);
+    return of;
+}
+// The sum over 32 values as digits for tensor cores; by all lanes.
+DEV void store_digits(int sum, int8 (*digits)[8]) {
+    int three = (sum + 0x808080) ^ 0x808080;  // of a sum that fits 21 bits
+    if (lane_id() % 4 == 0)
+        for (int i = 0; i < 3; i++) digits[i][lane_id() / 4] = int8(three >> 8 * i);
+}
+
+// `out` keeps the digits it had: for products without tensor cores, which do not read them. Returns
+// sum32[lane / 4].
+DEV int quantise_without_digits(const float (&x)[8], Act* out) {
+    QuantisedLane of = quantise_planes(x, out->plane);
+    int lane = lane_id();
+    of.high += shuffle_xor(of.high, 1);
+    of.low += shuffle_xor(of.low, 1);
+    of.sum += shuffle_xor(of.sum, 1);
+    of.sum += shuffle_xor(of.sum, 2);
     if (lane % 2 == 0) {
-        out->neg16[0][lane / 2] = -32 * sum_high;
-        out->neg16[1][lane / 2] = -32 * sum_low;
+        out->neg16[0][lane / 2] = -32 * of.high;
+        out->neg16[1][lane / 2] = -32 * of.low;
     }
-    if (lane % 4 == 0) out->sum32[lane / 4] = sum;
-    if (lane == 0) out->d = scale.d;
-    return sum;
+    if (lane % 4 == 0) out->sum32[lane / 4] = of.sum;
+    if (lane == 0) out->d = of.d;
+    return of.sum;
 }
 // The whole record.
 DEV void quantise_superblock(const float (&x)[8], Act* out) {
-    int digits = (quantise_without_digits(x, out) + 0x808080) ^ 0x808080;  // of a sum that fits 21 bits
-    if (lane_id() % 4 == 0)
-        for (int i = 0; i < 3; i++) out->digits[i][lane_id() / 4] = int8(digits >> 8 * i);
+    store_digits(quantise_without_digits(x, out), out->digits);
 }
 
 // f(H) * 256 + f(L), section 4, or with one plane f(S); attention always has two, section 6. The product is

@@ -83,3 +83,11 @@ DEV void copy_act(ColumnAct* to, const Act* from) {
     copy(to->plane[0], from->plane[0]);
     if (lane_id() < 2) copy(to->digits[0], from->digits[0]);
 }
+// The same, quantised from a lane's eight values of a superblock.
+DEV void quantise_act(const float (&x)[8], ColumnAct* to) {
+    QuantisedLane of = quantise_planes(x, to->plane);
+    of.sum += shuffle_xor(of.sum, 1);
+    of.sum += shuffle_xor(of.sum, 2);
+    store_digits(of.sum, to->digits);
+    if (lane_id() == 0) to->d = of.d;
+}

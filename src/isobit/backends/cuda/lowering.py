@@ -226,6 +226,12 @@ class Lowering:
         """A value quantised in superblocks of vectors of n."""
         if found := self.formed(value, f"acts {n}"):
             return found
+        acts, make = self.quantising(value, n)
+        self.emit(make)
+        return acts
+
+    def quantising(self, value: Value, n: int) -> tuple[Slot, Make]:
+        """Where it will lie, and what launches that."""
         view, acts, each = self.view(value, n), self.acts_of(value, n), value.shape.width // n
 
         def make(p: Pass) -> None:
@@ -233,8 +239,7 @@ class Lowering:
             arguments = (*view(), each, n, count, acts.address)
             self.launch("ops/quantise", (-(-count * supers(n) // WARPS),), arguments)
 
-        self.emit(make)
-        return acts
+        return acts, make
 
     def multiplied(self, value: Value) -> bool:
         """Whether a product reads a value's quantised form."""

@@ -35,6 +35,8 @@ class Passes:
         self._each = {name: g.fixed(name, tokens) for name in names}
         self._runs = g.fixed("runs", 4 * tokens)
         self._groups_of_all = g.fixed("groups", most_words(tokens))
+        self._grouped = 0
+        """Tokens that the groups are of."""
         self._pages = g.fixed("pages", self._entries)
         self._filled = Filled(g, tokens)
 
@@ -127,7 +129,7 @@ class Passes:
         starts = np.flatnonzero(np.diff(sequence, prepend=-1))
         ends = np.append(starts[1:], len(sequence))
         used = positions[ends - 1] // TILE + 1
-        tables = [batch.pages[sequence[s], :n] for s, n in zip(starts, used, strict=True)]
+        tables = batch.pages[sequence[starts]][np.arange(batch.pages.shape[1]) < used[:, None]]
         begins = np.cumsum(used) - used
         runs = np.zeros((len(starts), 4), np.int32)
         runs[:, 0], runs[:, 1], runs[:, 2] = starts, ends - starts, states[sequence[starts]]
@@ -136,12 +138,14 @@ class Passes:
             (self._each["positions"], positions),
             (self._each["table"], np.repeat(begins, ends - starts)),
             (self._each["rows"], rows),
-            (self._pages, np.concatenate(tables)),
+            (self._pages, tables),
             (self._runs, runs),
-            (self._groups_of_all, groups_of(last - first)),
         ):
             if values.size:
                 gpu.upload(slot.address, values.astype(np.int32, copy=False))
+        if self._grouped != last - first:
+            self._grouped = last - first
+            gpu.upload(self._groups_of_all.address, groups_of(self._grouped))
         for slot in self._g.received:
             assert batch.received is not None
             gpu.upload(slot.address, batch.received[first:last])

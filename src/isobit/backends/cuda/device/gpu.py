@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends import cuda_warmup
 from isobit.backends.cuda.device.compile import Signature, cubin, signatures
 from isobit.backends.cuda.device.lent import Lent
 from isobit.errors import BackendUnavailable
@@ -122,7 +121,6 @@ class Gpu(Protocol):
 
 def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
     """Whether the CUDA backend can run here, and the reason if not. Cheap; touches no memory."""
-    cuda_warmup.wait()
     try:
         from cuda.bindings import driver  # noqa: PLC0415
         from cuda.core import Device  # noqa: F401, PLC0415
@@ -191,7 +189,6 @@ class CudaGpu:
                 f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses "
                 "all further work of the process: start it anew, or use another backend"
             )
-        cuda_warmup.release()
         self.activate()
         kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = core.Stream.from_handle(int(self._check(driver.cuStreamCreate(kind))))

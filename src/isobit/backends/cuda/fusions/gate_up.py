@@ -6,10 +6,9 @@ from functools import partial
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import silu_gate
-from isobit.backends.cuda.ops.groups import GROUPS
 from isobit.backends.cuda.ops.matmul import (
     Product,
-    fits,
+    fits_all,
     on_tensor_cores,
     one,
     pays_on_tensor_cores,
@@ -34,7 +33,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
 def _lower(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
     gate, up = (g.matrix(op.weights[0]) for op in ops[:2])
     product = Product(g, (gate, up), v["x"], v.get("ids"))
-    if all(fits(g, gate, columns, up) for columns in GROUPS):
+    if fits_all(g, gate, up):
         together = g.new(v["y"])
 
         def both(p: Pass) -> None:

@@ -1,5 +1,5 @@
 // y = W x in a decode step of several sequences: few tokens a matrix, many matrices. Weights stream
-// through shared memory once; nothing but their bytes should take time. WEIGHT: a struct of tiles.cuh.
+// through shared memory once; nothing but their bytes should take time. W: a struct of tiles.cuh.
 //
 // Units of a group of items are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
@@ -14,7 +14,6 @@
 #define BLOCK 256  // threads
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
-constexpr int SUPER_BYTES = 2 * WEIGHT::TILE_BYTES;  // of the 16 rows of a unit
 #ifdef SPLIT  // with at least BATCH_WARPS superblocks
 #ifdef GATED
 #error "a unit of both gate and up is not split"
@@ -28,14 +27,18 @@ DEV int unit_offset() { return warp_id() % UNIT_STEP; }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
 // A warp's weights on their way, unit after unit.
+template <class W>
 struct Stream {
+    static constexpr int SUPER_BYTES = 2 * W::TILE_BYTES;  // of the 16 rows of a unit
+    static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
     const uint8 *first, *second;
     int64 matrix_bytes;
     const ItemGroup* groups;
     int units, supers, unit, end;  // unit: that is fetched from now
     uint8* memory;                 // of this warp: arrivals, then slots
     const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
-    int super = first_super(), fetched = 0, used = 0;
+    int super = first_super();     // fetched next
+    int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
 
     DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, const ItemGroup* groups,
                int units, int supers, uint8* memory)
@@ -55,47 +58,45 @@ struct Stream {
     // The two tiles of the next superblock, once they are there.
     DEV void wait(const int* (&tile)[2]) const {
 #ifdef BULK_COPIES
-        arrival_wait(arrival(used % DEPTH), used / DEPTH);
+        arrival_wait(arrival(use), phase);
 #else
         wait_copies<DEPTH - 1>();
         __syncwarp();
 #endif
-        tile[0] = reinterpret_cast<const int*>(slot(used));
-        tile[1] = tile[0] + WEIGHT::TILE_BYTES / 4;
+        tile[0] = reinterpret_cast<const int*>(slot(use));
+        tile[1] = tile[0] + W::TILE_BYTES / 4;
     }
     DEV void done() {
-        used++;
+        if (++use == DEPTH) use = 0, phase ^= 1;
         __syncwarp();
         fetch();
     }
 
-    static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
-
    private:
-    DEV uint8* slot(int step) const { return memory + ARRIVALS + step % DEPTH * SUPER_BYTES; }
+    DEV uint8* slot(int i) const { return memory + ARRIVALS + i * SUPER_BYTES; }
 #ifdef BULK_COPIES
     DEV Arrival* arrival(int i) const { return reinterpret_cast<Arrival*>(memory) + i; }
 #endif
     DEV void fetch() {
         if (unit < end) {
             if (super == first_super()) find();
-            uint8* to = slot(fetched);
+            uint8* bytes = slot(to);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
-                Arrival* a = arrival(fetched % DEPTH);
+                Arrival* a = arrival(to);
                 arrival_expect(a, SUPER_BYTES);
-                copy_bulk(to, from[0], WEIGHT::TILE_BYTES, a);
-                copy_bulk(to + WEIGHT::TILE_BYTES, from[1], WEIGHT::TILE_BYTES, a);
+                copy_bulk(bytes, from[0], W::TILE_BYTES, a);
+                copy_bulk(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
             }
 #else
-            for (int i = 16 * lane_id(); i < WEIGHT::TILE_BYTES; i += 16 * WARP) {
-                copy_async(to + i, from[0] + i);
-                copy_async(to + WEIGHT::TILE_BYTES + i, from[1] + i);
+            for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP) {
+                copy_async(bytes + i, from[0] + i);
+                copy_async(bytes + W::TILE_BYTES + i, from[1] + i);
             }
 #endif
-            from[0] += SUPER_STEP * WEIGHT::TILE_BYTES;
-            from[1] += SUPER_STEP * WEIGHT::TILE_BYTES;
-            fetched++;
+            from[0] += SUPER_STEP * W::TILE_BYTES;
+            from[1] += SUPER_STEP * W::TILE_BYTES;
+            to = to + 1 < DEPTH ? to + 1 : 0;
             super += SUPER_STEP;
             if (super >= supers) super = first_super(), unit += UNIT_STEP;
         }
@@ -104,7 +105,7 @@ struct Stream {
 #endif
     }
     DEV void find() {
-        int index = unit / units, in_matrix = unit - index * units, column = supers * WEIGHT::TILE_BYTES;
+        int index = unit / units, in_matrix = unit - index * units, column = supers * W::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
         from[0] = first + matrix + int64(in_matrix) * column;
@@ -113,8 +114,8 @@ struct Stream {
         from[0] = first + matrix + int64(in_matrix) * 2 * column;
         from[1] = from[0] + column;
 #endif
-        from[0] += super * WEIGHT::TILE_BYTES;
-        from[1] += super * WEIGHT::TILE_BYTES;
+        from[0] += super * W::TILE_BYTES;
+        from[1] += super * W::TILE_BYTES;
     }
 };
 
@@ -126,30 +127,44 @@ struct Places {
     DEV int input(int i) const { return output(i) / divide; }
 };
 
-// A group's activations to shared memory, [superblock][column].
-DEV void fetch_activations(const Act* x, int supers, const ItemGroup& group, const Places& places,
+#ifdef FLOATS  // rows of activations that are quantised on their way
+typedef float Input;
+DEV void fetch_superblock(ColumnAct* to, const float* row, int s) {
+    float v[8];
+    load8(row + SUPER * s + 8 * lane_id(), v);
+    quantise_act(v, to);
+}
+constexpr int ROW_STEP = SUPER;
+#else
+typedef Act Input;
+DEV void fetch_superblock(ColumnAct* to, const Act* row, int s) { copy_act(to, row + s); }
+constexpr int ROW_STEP = 1;
+#endif
+
+// Activations of `count` items from place `begin` on to shared memory, [superblock][column].
+DEV void fetch_activations(const Input* x, int supers, int begin, int count, const Places& places,
                            ColumnAct* to) {
-    for (int i = warp_id(); i < group.count * supers; i += BATCH_WARPS) {
+    for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
-        const Act* from = x + int64(places.input(group.begin + column)) * supers + s;
-        copy_act(to + s * COLUMNS + column, from);
+        const Input* row = x + int64(places.input(begin + column)) * supers * ROW_STEP;
+        fetch_superblock(to + s * COLUMNS + column, row, s);
     }
     commit_copies();
     wait_copies<0>();
 }
 
 // v: of a superblock's rows and N tiles of columns, each lane's part as TilePair gives it, scaled.
-template <int N>
+template <class W, int N>
 DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
                  float (&v)[COLUMN_TILES][4]) {
     if constexpr (N > 1)
-        if (count <= 8 * (N - 1)) return product<N - 1>(tile, here, count, v);
+        if (count <= 8 * (N - 1)) return product<W, N - 1>(tile, here, count, v);
     Columns x[N];
     float u[N][4];
     int t = lane_id() % 4;
 #pragma unroll
     for (int n = 0; n < N; n++) x[n] = Columns(here + 8 * n, count - 8 * n);
-    TilePair<WEIGHT>::product(tile, x, u);
+    TilePair<W>::product(tile, x, u);
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
@@ -159,39 +174,36 @@ DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
         }
 }
 
-// Item i reads activation row places.input(i) and writes row output(i) of y, `stride` floats each. With
-// PLANNED, groups and order are known before the kernel ahead has ended.
-KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
-                           int supers, const Act* x, const int* n_groups, const ItemGroup* groups,
-                           const int* order, int divide, float* y, int stride) {
-    DYNAMIC_SHARED(ColumnAct, acts);
-    uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
-    Stream weights(first, second, matrix_bytes, groups, units, supers, memory);
+// The units of a block, at … end - 1, whose first weights are on their way: item i reads activation row
+// places.input(i) and writes row output(i) of y, `stride` floats each. With TOGETHER, as many groups as fit
+// share the place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
+template <class W>
+DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const ItemGroup* groups,
+                        const Places& places, ColumnAct* acts, float* parts, float* y, int stride) {
+    const int units = weights.units, supers = weights.supers;
+    int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
 #ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
-    constexpr int PARTS = COLUMN_TILES * 4 * WARP;
-    float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream::BYTES);
+    constexpr int VALUES = COLUMN_TILES * 4 * WARP;
     float* part = parts;
 #endif
-    Places places = {order, divide};
-    let_next_start();
-#ifndef PLANNED
-    wait_for_previous();
-#endif
-    int64 all = int64(*n_groups) * units;
-    int at = int(all * blockIdx.x / gridDim.x), end = int(all * (blockIdx.x + 1) / gridDim.x);
-    int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
-    weights.start(unit, end);
-#ifdef PLANNED
-    wait_for_previous();
-#endif
     while (at < end) {
-        int index = at / units, upto = min(end, (index + 1) * units);
+        int index = at / units, next = index + 1;
         ItemGroup group = groups[index];
+        int first = group.begin, items = group.count;
+#ifdef TOGETHER
+        while (int64(next) * units < end && items + groups[next].count <= COLUMNS)
+            items += groups[next++].count;
+#endif
+        at = int(min(int64(next) * units, int64(end)));
         __syncthreads();  // everyone is done with the activations before
-        fetch_activations(x, supers, group, places, acts);
+        fetch_activations(x, supers, first, items, places, acts);
         __syncthreads();
-        for (; unit < upto; unit += UNIT_STEP) {
+        for (; unit < at; unit += UNIT_STEP) {
+#ifdef TOGETHER
+            index = unit / units, group = groups[index];
+#endif
             int in_matrix = unit - index * units;
+            const ColumnAct* here = acts + group.begin - first;
 #ifndef SPLIT
             float sum[COLUMN_TILES][4] = {};
 #endif
@@ -200,14 +212,14 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
                 const int* tile[2];
                 float v[COLUMN_TILES][4] = {};
                 weights.wait(tile);
-                product<COLUMN_TILES>(tile, acts + s * COLUMNS, group.count, v);
+                product<W, COLUMN_TILES>(tile, here + s * COLUMNS, group.count, v);
                 weights.done();
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
 #ifdef SPLIT
-                        part[PARTS * s + 4 * WARP * n + 4 * lane_id() + i] = v[n][i];
+                        part[VALUES * s + 4 * WARP * n + 4 * lane_id() + i] = v[n][i];
 #else
                         sum[n][i] = add(sum[n][i], v[n][i]);
 #endif
@@ -215,16 +227,16 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
             }
 #ifdef SPLIT
             __syncthreads();
-            for (int e = threadIdx.x; e < PARTS; e += BLOCK) {
+            for (int e = threadIdx.x; e < VALUES; e += BLOCK) {
                 int lane = e / 4 % WARP, i = e % 4, item = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
                 float y_row = 0.0f;
 #pragma unroll 8
-                for (int s = 0; s < supers; s++) y_row = add(y_row, part[PARTS * s + e]);
+                for (int s = 0; s < supers; s++) y_row = add(y_row, part[VALUES * s + e]);
                 if (item < group.count)
                     y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
                       i / 2 * 8 + lane / 4] = y_row;
             }
-            part = part == parts ? parts + PARTS * supers : parts;  // others may still add
+            part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++)
@@ -242,6 +254,56 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
                 }
 #endif
         }
-        at = upto;
     }
+}
+
+struct Product {
+    const uint8 *first, *second;
+    int64 matrix_bytes;
+    int units, supers;
+    const Input* x;
+    const int* n_groups;
+    const ItemGroup* groups;
+    Places places;
+    float* y;
+    int stride;
+
+    // By a block of so many.
+    template <class W>
+    DEV void make(int block, int blocks) const {
+        DYNAMIC_SHARED(ColumnAct, acts);
+        uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
+        Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
+        int64 all = int64(*n_groups) * units;
+        int at = int(all * block / blocks), end = int(all * (block + 1) / blocks);
+        weights.start(at + unit_offset(), end);
+#ifdef PLANNED
+        wait_for_previous();
+#endif
+        float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
+        multiply_units(weights, at, end, x, groups, places, acts, parts, y, stride);
+    }
+};
+
+// With PLANNED, groups and order are known before the kernel ahead has ended. With MORE, a struct of
+// tiles.cuh, `second` is a matrix of that format, whose rows come behind those of `first`; `more_blocks` of
+// the grid take its units.
+KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
+                           int supers, const Input* x, const int* n_groups, const ItemGroup* groups,
+                           const int* order, int divide, float* y, int stride, int more_units,
+                           int more_blocks) {
+#ifndef PLANNED
+    wait_for_previous();  // before the next kernel starts, to which groups are known so
+#endif
+    let_next_start();
+    Product product = {first,    second, matrix_bytes,    units, supers, x,
+                       n_groups, groups, {order, divide}, y,     stride};
+    int blocks = gridDim.x - more_blocks;
+#ifdef MORE
+    if (int(blockIdx.x) >= blocks) {
+        product.first = second, product.y = y + 16 * units, product.units = more_units;
+        return product.make<MORE>(blockIdx.x - blocks, more_blocks);
+    }
+#endif
+    product.make<WEIGHT>(blockIdx.x, blocks);
 }

@@ -8,7 +8,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE
 from isobit.backends.cuda.device.load import DeviceWeight, tall
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
-from isobit.backends.cuda.ops.groups import token_columns
+from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import Order
 from isobit.backends.cuda.slots import Pass, Slot
 from isobit.model.graph import Op, Value
@@ -24,8 +24,12 @@ _FEW_ROWS, _MANY_ROWS = 8, 32
 """Rows between which the output product is faster by matmul_mma.cu."""
 _FEW, _MORE, _MOST = 64, 256, 512
 """Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
-which again all that fit."""
+which again all that fit. Up to the first, steps also quantise late, fetch groups together, and make
+products of two formats by one launch."""
 _SPARE = 20 << 10  # bytes of shared memory
+_SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
+"""Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
+that fits; in a step, of groups of more than 8 items, the second before the first."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -40,14 +44,26 @@ class Product:
     """What products of one input have in common: the activations, and which items go where."""
 
     def __init__(
-        self, g: Lowering, weights: Sequence[DeviceWeight], x: Value, ids: Value | None
+        self,
+        g: Lowering,
+        weights: Sequence[DeviceWeight],
+        x: Value,
+        ids: Value | None,
+        *,
+        late: bool = False,
     ) -> None:
+        """late: activations of few tokens are quantised by the product itself."""
         columns = weights[0].columns
         self.g, self._x = g, x
         quantised = any(w.layout.kind != "floats" for w in weights)
-        self._acts = g.acts(x, columns) if quantised else None
         floats = any(w.layout.kind == "floats" for w in weights)
-        self._floats = g.dense(x) if floats else None
+        self._quantise: Make | None = None
+        self._acts: Slot | None = None
+        if late:
+            self._acts, self._quantise = g.quantising(x, columns)
+        elif quantised:
+            self._acts = g.acts(x, columns)
+        self._floats = g.dense(x) if floats or late else None
         self._order = Order.of(g, ids) if ids else None
         self._each = ids.shape.width if ids else 1
         self._divide = self._each * columns // x.shape.width
@@ -66,9 +82,18 @@ class Product:
         """Whether items choose their matrix."""
         return self._order is not None
 
-    def input(self, w: DeviceWeight) -> int:
+    def late(self, p: Pass) -> bool:
+        """Whether it quantises its activations itself (FLOATS of batch_matmul.cu)."""
+        return self._quantise is not None and p.tokens <= _FEW
+
+    def begin(self, p: Pass) -> None:
+        """Queue what has to be there."""
+        if self._quantise is not None and not self.late(p):
+            self._quantise(p)
+
+    def input(self, w: DeviceWeight, *, late: bool = False) -> int:
         """The activations that such a weight multiplies."""
-        at = self._floats if w.layout.kind == "floats" else self._acts
+        at = self._floats if w.layout.kind == "floats" or late else self._acts
         assert at is not None
         return at.address
 
@@ -91,24 +116,32 @@ def multiply(
 
     With ``ids``, every row of x, or every row that it has for an id, times its matrix.
     """
-    stride, product = sum(w.rows for w in weights), Product(g, weights, x, ids)
-    head = x.shape.rows == LOGIT_ROWS
+    stride, head = sum(w.rows for w in weights), x.shape.rows == LOGIT_ROWS
+    made = g.formed(x, f"acts {weights[0].columns}") or len(g.readers[x]) > 1
+    streamed = g.captured and ids is not None  # at any size, if it fits
+    late = streamed and not made and all(fits_all(g, w) for w in weights)
+    product = Product(g, weights, x, ids, late=late)
     later = ids is not None and x.shape.width != weights[0].columns  # than another with these ids
 
     def make(p: Pass) -> None:
-        at = y.address
-        for w in tall(weights):
+        product.begin(p)
+        at, left = y.address, tall(weights)
+        while left:
+            w = left.pop(0)
             how = fits(g, w, product.columns(p))
             if head:  # of rows, and groups are of tokens, but in a step
                 pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
                 pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
                 pays = pays or (how is not None and how.shallow(w) and p.tokens <= _MORE)
-            if how is not None and pays:
-                stream(product, p, w, at, stride, planned=not product.stack or later)
-            else:
+            if how is None or not pays:
                 one(product, w, at, product.items(p), stride)
-            at += 4 * w.rows
+                at += 4 * w.rows
+                continue
+            few = left and p.tokens <= _FEW and fits(g, left[0], product.columns(p))
+            more = left.pop(0) if few else None
+            stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
+            at += 4 * (w.rows + (more.rows if more else 0))
 
     return make
 
@@ -213,8 +246,8 @@ class Fit:
     columns: int
 
     def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
-        """Bytes of shared memory: a group's activations, each warp's superblocks on their way, and,
-        where a unit is split, the parts of two."""
+        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
+        unit is split, the parts of two."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
         parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
@@ -237,12 +270,19 @@ def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = N
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
         return None
-    for blocks, warps, least in ((2, 8, 2), (1, 16, 2), (1, 8, 1)):
+    first, second, last = _SHAPES
+    wide = g.captured and columns > GROUPS[0]
+    for blocks, warps, least in (second, first, last) if wide else _SHAPES:
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = Fit(blocks, warps, depth, columns)
             if how.shared(w) <= how.room(g):
                 return how
     return None
+
+
+def fits_all(g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
+    """Whether it takes groups of every size."""
+    return all(fits(g, w, columns, up) for columns in GROUPS)
 
 
 def stream(
@@ -253,36 +293,46 @@ def stream(
     stride: int,
     *,
     up: DeviceWeight | None = None,
+    more: DeviceWeight | None = None,
     planned: bool,
 ) -> None:
-    """Queue a product whose weights are read once for eight items; or with ``up`` the SwiGLU of
-    both products.
+    """Queue a product whose weights are read once for a group of items; or with ``up`` the SwiGLU
+    of both products; or with ``more``, of another format, one beside the other.
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
-    how = fits(g, w, columns)
+    largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
+    how = fits(g, largest, columns)
     assert how is not None
-    blocks = how.blocks * g.gpu.multiprocessors
-    units = w.rows // (TILE_ROWS if up else 2 * TILE_ROWS)
+    blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
+    units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
     split = (
         not product.stack
         and not up
         and s >= how.warps
-        and units < 2 * how.warps * blocks
-        and how.shared(w, split=True) <= how.room(g)
+        and units + more_units < 2 * how.warps * blocks
+        and how.shared(largest, split=True) <= how.room(g)
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
+    late = product.late(p)
+    defines |= {"FLOATS": 1} if late else {}
+    defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
+    if more:
+        defines |= {"MORE": f"Tiled{more.layout.format.name}"}
+        more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
+        more_blocks = min(max(more_blocks, 1), blocks - 1)
+    second = up or more
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
-        (w.address, up.address if up else 0, w.matrix_bytes, units, s, product.input(w))
-        + (*product.groups(p), y, stride),
+        (w.address, second.address if second else 0, w.matrix_bytes, units, s)
+        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks),
         defines,
-        shared=how.shared(w, split=split),
+        shared=how.shared(largest, split=split),
     )
