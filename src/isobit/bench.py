@@ -10,6 +10,7 @@ import numpy as np
 
 from isobit.backends.base import F32
 from isobit.errors import GateFailed, UsageError
+from isobit.gguf.formats import FILE_TYPES
 from isobit.gguf.reader import GGUFFile
 from isobit.runtime.model import Model
 
@@ -110,13 +111,6 @@ def make_tests(
     return tests
 
 
-_MIXES = {
-    **{11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S"},
-    **{17: "Q5_K_M", 38: "MXFP4_MOE"},
-}
-"""Values of ``general.file_type`` (llama.cpp's ``llama_ftype``) that name a mix of types."""
-
-
 def quantisation(file: GGUFFile) -> str:
     """What people call a file: the mix that it says it is, if its tensors have that mix's type;
     else the type of most of its matrices' bytes."""
@@ -124,7 +118,7 @@ def quantisation(file: GGUFFile) -> str:
     for t in file.tensors.values():
         sizes[t.format.name] = sizes.get(t.format.name, 0) + t.nbytes
     said = file.metadata.get("general.file_type")
-    mix = _MIXES.get(said, "") if isinstance(said, int) else ""
+    mix = FILE_TYPES.get(said, "") if isinstance(said, int) else ""
     return mix if mix and mix.rsplit("_", 1)[0] in sizes else max(sizes, key=lambda n: sizes[n])
 
 

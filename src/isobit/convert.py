@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from isobit.errors import NotRun, UsageError
-from isobit.gguf.formats import BF16, F16, F32, Q4_0, Q8_0, Format
+from isobit.gguf.formats import F16, FILE_TYPES
 from isobit.gguf.header import Value
 from isobit.model.checkpoint import TYPES, Checkpoint
 from isobit.model.weights import Weights
 
-_FILE_TYPES: dict[Format, int] = {F32: 0, F16: 1, BF16: 32, Q8_0: 7, Q4_0: 2}
-"""``general.file_type``."""
+_FILE_TYPES = {name: number for number, name in FILE_TYPES.items()}
 
 
 def convert(
@@ -45,7 +44,7 @@ def convert(
     with Checkpoint(folder, fmt) as file:
         writer = gguf.GGUFWriter(partial, str(file.metadata["general.architecture"]))
         writer.add_name(folder.resolve().name)
-        writer.add_file_type(_FILE_TYPES[fmt])
+        writer.add_file_type(_FILE_TYPES[fmt.name])
         writer.add_quantization_version(2)
         for key, value in file.metadata.items():
             if key != "general.architecture":

@@ -261,6 +261,7 @@ def stage(cut: str, key: str = "secret") -> Iterator[tuple[subprocess.Popen[str]
     """``isobit stage`` in a process of its own, and its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "isobit", "stage", "--layers", cut, "-c", "256", "-t", "1"]
+        + ["--chunk", "64", "--cache", "1024"]
         + ["--backend", "cpu"],
         env=os.environ | {"ISOBIT_STAGE_KEY": key},
         stderr=subprocess.PIPE,
@@ -283,6 +284,7 @@ def test_processes_give_the_same_text_results_and_errors(rng: np.random.Generato
         for wrong, said in (({"top": "x"}, "top: .*got 'x'"), ({"logits": None}, "got None")):
             with pytest.raises(BackendUnavailable, match=said):
                 alone.run(Batch(one, one, one, one[None], one), replace(HIDDEN, **wrong), None)
+        assert alone.about.pages == 1024 // 64
         alone.close()
         with isobit.load("sample", context=256, stages=stages, stage_key=b"secret") as model:
             assert "layers 0:5 on cpu" in model.backend.device

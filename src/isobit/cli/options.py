@@ -31,6 +31,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sizes(parser: argparse._ActionsContainer) -> None:
+    """Of a pass, and of the KV cache."""
+    parser.add_argument(
+        "--chunk",
+        type=argtypes.whole,
+        metavar="N",
+        default=EngineConfig.chunk,
+        help="prompt tokens in a pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=argtypes.at_least(1, MOST_PAGES * TILE),
+        metavar="N",
+        help="tokens of all sequences together that the KV cache has room for (default: enough for "
+        "sequences of full length, as far as the memory goes)",
+    )
+
+
 def add_engine(
     parser: argparse.ArgumentParser,
     *,
@@ -56,20 +74,7 @@ def add_engine(
         metavar="N",
         help="CPU threads (default: every usable core; fewer may be faster where cores are shared)",
     )
-    group.add_argument(
-        "--chunk",
-        type=argtypes.whole,
-        metavar="N",
-        default=EngineConfig.chunk,
-        help="prompt tokens in a pass (default: %(default)s)",
-    )
-    group.add_argument(
-        "--cache",
-        type=argtypes.at_least(1, MOST_PAGES * TILE),
-        metavar="N",
-        help="tokens of all sequences together that the KV cache has room for (default: enough for "
-        "sequences of full length, as far as the memory goes)",
-    )
+    add_sizes(group)
     if sequences is not None:
         group.add_argument(
             "--sequences",

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="so many of full length have room in the KV cache (default: %(default)s)",
     )
+    options.add_sizes(parser)
     options.add_context(parser)
 
 
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         activation_bits=args.activation_bits,
         threads=args.threads,
         context=args.context,
-        max_sequences=args.sequences,
+        **options.sizes(args, spread=False),
     )
     with open_model(locate(args.model, say)) as file:
         with busy(f"loading {args.model}"):

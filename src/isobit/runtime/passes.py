@@ -142,7 +142,7 @@ class Passes:
     def _check_file(self) -> None:
         """Refuse a file that has become shorter; looks now and then."""
         now = time.monotonic()
-        if self.backend.on_host and now > self._whole_at + _LOOK:
+        if self.backend.reads_file and now > self._whole_at + _LOOK:
             self.file.check_whole()
             self._whole_at = now
 

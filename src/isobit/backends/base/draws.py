@@ -12,7 +12,7 @@ Edits = Callable[[F32], tuple[I32, F32]]
 """From a row of logits to ids, and what bias and penalties make of their logits."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draws:
     """A token for each of some rows."""
 

@@ -9,10 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.base import F32, I32, ROUTES, Backend, Batch, Results, Routes, Tap, Wanted
+from isobit.backends.base import (
+    F32,
+    I32,
+    ROUTES,
+    Backend,
+    Batch,
+    Limits,
+    Memory,
+    Results,
+    Routes,
+    Tap,
+    Wanted,
+)
 from isobit.backends.base.device_rows import MOST, Asked, Measured
+from isobit.backends.base.kv_pages import Room, fitted
 from isobit.backends.wgpu import driver
-from isobit.backends.wgpu.device import Copy, Device, Recording, Step, open_device
+from isobit.backends.wgpu.device import (
+    Copy,
+    Device,
+    OutOfDeviceMemory,
+    Recording,
+    Step,
+    open_device,
+)
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
 from isobit.backends.wgpu.measure import Measuring
@@ -36,6 +56,7 @@ class WgpuBackend(Backend):
 
     name = "wgpu"
     copies_states = True
+    reads_file = True  # rows of the embedding
     on_device = frozenset({ROUTES})
 
     def __init__(
@@ -56,15 +77,14 @@ class WgpuBackend(Backend):
         its memory and all buffers that it names (wgpu-native 29.0): they are submitted at the end.
         """
         try:
-            super().__init__(weights, engine, lambda _: room(weights, self._device.binding_bytes))
+            self._graph = LoweredGraph(weights.graph, engine.activation_planes)
+            self._g = g = self._graph.g
+            super().__init__(weights, engine, lambda now: room(g, weights, now, self._device))
             if device is None:
                 self.inexact = driver.require_exact(
                     self._device, allow_inexact=engine.allow_inexact
                 )
-            self._graph = LoweredGraph(weights.graph, engine.activation_planes)
-            self._g = g = self._graph.g
-            self._plan = Plan.of(g, engine, self.limits, self._device.binding_bytes)
-            self.limits = replace(self.limits, states=self._plan.rows[STATES])
+            self._plan_for(weights)
             with self._device.guarded():
                 self._plan.load(g, self._device)
                 rows = self._plan.rows[LOGIT_ROWS]
@@ -75,6 +95,7 @@ class WgpuBackend(Backend):
                 self._width = hidden.shape.width if hidden else 0
                 most += 4 * rows * self._width + self._plan.bytes(self._graph.routes)
                 self._staging = self._device.staging(most)
+                self._load_caches(weights, engine)
         except BaseException:
             self.close()
             raise
@@ -83,6 +104,32 @@ class WgpuBackend(Backend):
         self._states = [(slot.buffer, 4 * slot.words) for slot in g.slots if slot.rows == STATES]
         self._between: Any = None
         """A buffer that a state is copied by: none may be both source and target."""
+
+    def _plan_for(self, weights: Weights) -> None:
+        """Fit the buffers to the settings."""
+        limits = Limits.of(weights, self.engine, keeps=True)
+        self._plan = Plan.of(self._g, self.engine, limits, self._device.binding_bytes)
+        self.limits = replace(limits, states=self._plan.rows[STATES])
+
+    def _load_caches(self, weights: Weights, asked: EngineConfig) -> None:
+        """Take memory for the KV cache: half as much, and half of that, where there is less than
+        anyone said, and ``settled`` says so.
+
+        Raises BackendUnavailable if what the caller named does not fit.
+        """
+        while True:
+            try:
+                self._plan.load_caches(self._g, self._device)
+                return
+            except OutOfDeviceMemory:
+                page = sum(c.kv_heads * c.page_bytes for c in set(self._g.caches.values()))
+                less = Room(self._plan.pages // 2 * page, page)
+                self.engine, self.settled = fitted(weights, asked, lambda _: less)  # noqa: B023
+                self._plan_for(weights)
+
+    def memory(self) -> Memory | None:
+        """See :class:`isobit.backends.base.Backend`."""
+        return self._device.memory()
 
     @property
     def device(self) -> str:

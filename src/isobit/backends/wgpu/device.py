@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.backends.base import Memory, host_memory
+from isobit.backends.wgpu import vulkan
 from isobit.errors import BackendUnavailable
 
 _NO_ADAPTER = (
@@ -129,6 +131,10 @@ Copy = tuple[Any, int, Any, int, int]
 """From a buffer and byte to another, and how many."""
 
 
+class OutOfDeviceMemory(BackendUnavailable):
+    """The device has no room for a buffer."""
+
+
 class Device:
     """An opened adapter with its compiled kernels."""
 
@@ -141,6 +147,7 @@ class Device:
 
         self.name = describe(adapter)
         self.identity = (adapter.info["vendor_id"], adapter.info["device_id"])
+        self._kind = adapter.info["adapter_type"]
         self._usage = wgpu.BufferUsage
         self._visible = wgpu.ShaderStage.COMPUTE
         self._errors: tuple[type[Exception], ...] = (wgpu.GPUError, RuntimeError)
@@ -173,11 +180,20 @@ class Device:
             yield
         except self._errors as error:
             text = " ".join(str(error).split())
+            kind: type[BackendUnavailable] = BackendUnavailable
             if "lost" in text:
                 text = f"the device was lost; load the model again ({text})"
             elif "memory" in text.lower():
-                text = f"out of device memory ({text})"
-            raise BackendUnavailable(f"wgpu: {self.name}: {text}") from None
+                text, kind = f"out of device memory ({text})", OutOfDeviceMemory
+            raise kind(f"wgpu: {self.name}: {text}") from None
+
+    def memory(self) -> Memory | None:
+        """What there is for buffers; None where nobody says: WebGPU does not, and what asks the
+        driver beside it may have no answer."""
+        known = [vulkan.memory_of(*self.identity)] if self._kind != "CPU" else []
+        if self._kind in ("CPU", "IntegratedGPU"):
+            known.append(host_memory())
+        return min((m for m in known if m is not None), key=lambda m: m.free, default=None)
 
     def close(self) -> None:
         """Free everything; the device cannot be used afterwards."""

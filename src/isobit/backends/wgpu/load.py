@@ -70,6 +70,11 @@ class Matrix:
         """Whether some of it multiplies quantised activations."""
         return any(w.format.quantized for w in self.weights)
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes on a device."""
+        return sum(s.matrices * s.units * s.unit_bytes for s in joined(self.weights))
+
     def load(self, device: Device) -> None:
         """Bring it onto the device."""
         segments = []

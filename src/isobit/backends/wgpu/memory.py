@@ -6,25 +6,27 @@ many passes; what cannot be divided further is refused with the arithmetic.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
+from typing import Any
 
 import numpy as np
 
 from isobit.backends.base import Limits
-from isobit.backends.base.kv_pages import Room, page_bytes
+from isobit.backends.base.kv_pages import Room
 from isobit.backends.base.workspace import BATCH, TILES
-from isobit.backends.wgpu.device import MAX_GROUPS, Device
+from isobit.backends.wgpu.device import MAX_GROUPS, Device, OutOfDeviceMemory
 from isobit.backends.wgpu.lowering import STATES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
 from isobit.numerics import TILE
-from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Append
+from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 
 _PARTIAL_BYTES = 32 << 20
 _LOGIT_ROWS = 64
 _LIMIT = "maxStorageBufferBindingSize"
+_USED = 0.9  # of what is free
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,11 @@ class Plan:
             yield first, min(at_once, cache.kv_heads - first)
 
     def load(self, g: Lowering, device: Device) -> None:
-        """Make the buffers, and bring the weights there."""
+        """Make the buffers but those of the KV cache, and bring the weights there."""
         g.device = device
         for slot in g.slots:
             slot.capacity = self.rows[slot.rows]
             slot.buffer = device.empty(self.bytes(slot))
-        for cache in set(g.caches.values()):
-            head = self.pages * cache.page_bytes
-            cache.parts = tuple(
-                CachePart(device.empty(heads * head), first, heads)
-                for first, heads in self.parts(cache)
-            )
         if g.norms:
             device.write(
                 g.vectors.buffer, np.concatenate([w.float32().reshape(-1) for w in g.norms])
@@ -109,14 +105,49 @@ class Plan:
         for matrix in g.matrices:
             matrix.load(device)
 
+    def load_caches(self, g: Lowering, device: Device) -> None:
+        """Make the buffers of the KV cache. Raises OutOfDeviceMemory, and then has made none."""
+        made: list[Any] = []
+        try:
+            for cache in set(g.caches.values()):
+                head, parts = self.pages * cache.page_bytes, []
+                for first, heads in self.parts(cache):
+                    with device.guarded():
+                        made.append(device.empty(heads * head))
+                    parts.append(CachePart(made[-1], first, heads))
+                cache.parts = tuple(parts)
+        except OutOfDeviceMemory:
+            for buffer in made:
+                buffer.destroy()
+            raise
 
-def room(weights: Weights, binding: int) -> Room:
-    """What a KV cache may have: nobody says how much memory there is, but one head of one cache
-    cannot have more than a buffer."""
-    appends = [op for op in weights.graph.ops if isinstance(op.operation, Append)]
-    heads = [Cache(1, op.inputs[0].shape.row[1]).page_bytes for op in appends]
-    page = page_bytes(weights)
-    return Room(binding // max(heads) * page if heads else inf, page)
+
+def room(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) -> Room:
+    """What a KV cache may have: of one cache a head cannot have more than a buffer, and all of them
+    no more than is free, where anyone says how much that is, beside the rest of the model.
+
+    Raises BackendUnavailable if the rest does not fit.
+    """
+    caches = set(g.caches.values())
+    if not caches:
+        return Room(inf, 0)
+    page = sum(c.kv_heads * c.page_bytes for c in caches)
+    most = device.binding_bytes // max(c.page_bytes for c in caches)
+    memory = device.memory()
+    if memory is None:
+        return Room(most * page, page)
+    limits = Limits.of(weights, engine, keeps=True)
+    pages = min(limits.pages, most)
+    limits = replace(limits, pages=pages, positions=min(limits.positions, pages * TILE))
+    plan = Plan.of(g, engine, limits, device.binding_bytes)
+    taken = sum(plan.bytes(slot) for slot in g.slots) + sum(m.nbytes for m in g.matrices)
+    left = _USED * memory.free - taken
+    if left < 0:
+        raise BackendUnavailable(
+            f"wgpu: {device.name}: the model takes {taken / 1e9:.2f} GB beside its KV cache, "
+            f"{_USED * memory.free / 1e9:.2f} GB of memory are left for it"
+        )
+    return Room(min(most * page, left), page)
 
 
 def _check(needed: int, binding: int, what: str, remedy: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -232,3 +233,5 @@ HUGGING_FACE = {
     "deepseek_v3": replace(_SIGMOIDS, model="DeepseekV3ForCausalLM"),
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = {"deepseek2": Architecture(config, graph)}
+"""By the name in ``general.architecture``."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -283,3 +284,5 @@ HUGGING_FACE = {
     ),
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = dict.fromkeys(("gemma3", "gemma4"), Architecture(config, graph))
+"""By the name in ``general.architecture``."""

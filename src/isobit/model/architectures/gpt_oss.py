@@ -7,6 +7,7 @@ from typing import Any
 
 from isobit.config import MOST_POSITIONS, Metadata, ModelConfig
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -156,3 +157,5 @@ HUGGING_FACE = {
     )
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = {"gpt-oss": Architecture(config, graph)}
+"""By the name in ``general.architecture``."""

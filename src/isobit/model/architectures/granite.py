@@ -7,6 +7,7 @@ from typing import Any
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -169,3 +170,5 @@ HUGGING_FACE = {
     ),
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = dict.fromkeys(("granite", "granitemoe"), Architecture(config, graph))
+"""By the name in ``general.architecture``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -200,3 +201,5 @@ HUGGING_FACE = {
     ),
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = dict.fromkeys(("lfm2", "lfm2moe"), Architecture(config, graph))
+"""By the name in ``general.architecture``."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from isobit.config import Metadata, ModelConfig
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
 from isobit.model.architectures.llama import MIXTRAL
@@ -101,3 +102,5 @@ HUGGING_FACE = {
     ),
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = {"minimax-m2": Architecture(config, graph)}
+"""By the name in ``general.architecture``."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -185,3 +186,7 @@ def _mixture(p: LayerBuilder, c: Config, h: Value) -> Value:
     if c.latent:
         y = p.product("moe_latent_out", y, ("ffn_latent_up", c.hidden))
     return g.one("ffn_with_shared", Add(), y, _dense(p, "shared_expert", "_shexp", c.shared_ffn, h))
+
+
+ARCHITECTURES = dict.fromkeys(("nemotron_h", "nemotron_h_moe"), Architecture(config, graph))
+"""By the name in ``general.architecture``."""

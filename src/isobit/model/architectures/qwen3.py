@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from isobit.config import Metadata, ModelConfig
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -101,3 +102,7 @@ HUGGING_FACE = {
     ),
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = dict.fromkeys(
+    ("qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"), Architecture(config, graph)
+)
+"""By the name in ``general.architecture``."""

@@ -13,6 +13,7 @@ from isobit.config import Metadata, ModelConfig
 from isobit.errors import ModelRefused
 from isobit.gguf.header import Value as Entry
 from isobit.model.architectures import blocks
+from isobit.model.architectures.architecture import Architecture
 from isobit.model.architectures.blocks import LayerBuilder
 from isobit.model.architectures.checks import check
 from isobit.model.architectures.common import common
@@ -395,3 +396,7 @@ HUGGING_FACE = {
     "qwen3_5_moe_text": _MIXTURE,
 }
 """By config.json's ``model_type``."""
+ARCHITECTURES = dict.fromkeys(
+    ("qwen3next", "qwen35", "qwen35moe"), Architecture(config, graph, draft)
+)
+"""By the name in ``general.architecture``."""

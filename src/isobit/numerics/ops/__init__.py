@@ -1,5 +1,9 @@
 """The kinds of operation that a model is made of, one file each: what an architecture writes its
-graph with, and what a backend has a kernel for."""
+graph with, and what a backend has a kernel for.
+
+The names here are for whoever needs many; nothing looks a kind up in them, so that a new one need
+not stand here to be used.
+"""
 
 from isobit.numerics.ops.add import Add
 from isobit.numerics.ops.attention import (

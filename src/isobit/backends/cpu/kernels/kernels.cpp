@@ -10,7 +10,6 @@
 #include "matmul.h"
 
 #include "embedding.h"
-#include "moe.h"
 
 namespace isobit::ISOBIT_SIMD {
 
@@ -22,8 +21,8 @@ static const FormatInfo formats[] = {
         ISOBIT_FEW_BITS(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
 
 #define ISOBIT_KERNELS(stream)                                                                    \
-    {ISOBIT_SIMD_NAME, LEVEL, LANES, matmul<stream>, dequantise, quantise, quantise_head, rms_norm, rope,  \
-     exp, silu_gate, add, top_k, combine, formats}
+    {ISOBIT_SIMD_NAME, LEVEL, LANES, matmul<stream>, dequantise, quantise, quantise_head, silu_gate, add,  \
+     formats}
 
 extern const Kernels kernels;
 const Kernels kernels = ISOBIT_KERNELS(false);

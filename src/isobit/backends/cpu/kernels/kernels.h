@@ -75,16 +75,9 @@ enum class Level {
     portable
 };
 
-// How experts are chosen: see isobit.numerics.ops.TopK.
-struct Routing {
-    int k;
-    bool normalise, softmax = true;
-    int groups = 1, groups_used = 1;
-    const float* bias = nullptr;  // or null
-};
-
-// What several files of a level call. What one operation alone calls is declared, for every level, in
-// the operation's own file, which is compiled once for each: see run_of.
+// What a level knows of formats, and what several operations call: products in all formats, activations
+// in fixed point, sums of two, SwiGLU. What one operation alone calls is declared, for every level, in the
+// operation's own file, which is compiled once for each: see run_of.
 struct Kernels {
     const char* name;
     Level level;
@@ -93,14 +86,8 @@ struct Kernels {
     void (*dequantise)(int ggml_type, const uint8_t* row, int n, float* out);
     void (*quantise)(const float* x, int n, int planes, Activations* out);
     void (*quantise_head)(const float* x, int n, int16_t* q, float* d);
-    void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
-    void (*rope)(const float* x, const float* cos, const float* sin, int n, float* y);
-    void (*exp)(const float* x, int n, float* y);
     void (*silu_gate)(const float* gate, const float* up, int n, float* y);
     void (*add)(const float* x, const float* y, int n, float* out);
-    void (*top_k)(const float* z, int n, const Routing&, int32_t* ids, float* weights, float* p,
-                  int32_t* keys);
-    void (*combine)(const float* weights, const float* y, int k, int n, float* out);
     const FormatInfo* formats;  // every quantised one; then a null name
 };
 

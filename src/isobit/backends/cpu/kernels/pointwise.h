@@ -1,5 +1,5 @@
-// Sums, fixed point and the pointwise operations, docs/numerics.md sections 2, 3 and 5: plain loops
-// that the compiler turns into vectors of this level.
+// Sums, fixed point and what several operations do value by value, docs/numerics.md sections 2, 3 and
+// 5: plain loops that the compiler turns into vectors of this level.
 #pragma once
 
 namespace isobit::ISOBIT_SIMD {
@@ -76,27 +76,6 @@ static void quantise(const float* x, int n, int planes, Activations* out) {
                 out->sum32[p][g] = out->sum16[p][2 * g] + out->sum16[p][2 * g + 1];
         }
     }
-}
-
-static void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
-    Lanes256 lanes;
-    for (int k = 0; k < n; k += 256)
-        for (int i = 0; i < 256 && k + i < n; ++i) lanes.v[i] += x[k + i] * x[k + i];
-    float r = 1.0f / __builtin_sqrtf(lanes.sum() / (float)n + eps);
-    for (int i = 0; i < n; ++i) y[i] = (x[i] * r) * weight[i];
-}
-
-static void rope(const float* x, const float* cos, const float* sin, int n, float* y) {
-    const int half = n / 2;
-    for (int i = 0; i < half; ++i) {
-        float a = x[i], b = x[i + half];
-        y[i] = a * cos[i] - b * sin[i];
-        y[i + half] = b * cos[i] + a * sin[i];
-    }
-}
-
-static void exp(const float* x, int n, float* y) {
-    for (int i = 0; i < n; ++i) y[i] = isobit::exp(x[i]);
 }
 
 FN float sigmoid_of(float x) { return 1.0f / (1.0f + isobit::exp(-x)); }

@@ -15,14 +15,15 @@ namespace isobit {
 // One token on DELTA_COLUMNS columns of one head's state [n][stride].
 template <Level>
 struct DeltaStep {
-    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, bool corrects, float* out);
+    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float g, bool corrects, float* out);
 };
 
 #ifdef ISOBIT_LEVEL
 
 template <>
-void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float keep, bool corrects, float* out) {
+void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float g, bool corrects, float* out) {
     constexpr int W = DELTA_COLUMNS;
+    const float keep = exp(g);
     float sums[MAX_HEAD_DIM / 2][W], d[W];
     auto tree = [&] {
         for (int rows = n / 4; rows; rows /= 2)
@@ -76,12 +77,12 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
                 block[i * DELTA_COLUMNS + c] =
                     c < columns && pass.batch.positions[first] ? state[(size_t)i * m + c] : 0;
         for (int t = first; t < end; ++t) {
-            float v[DELTA_COLUMNS] = {}, out[DELTA_COLUMNS], keep;
+            float v[DELTA_COLUMNS] = {}, out[DELTA_COLUMNS];
             memcpy(v, pass.at(op.in[2], thread, t, h) + j, columns * sizeof(float));
-            pass.kernels.exp(pass.at(op.in[4], thread, t, 0) + h, 1, &keep);
             run_of<DeltaStep>(pass.kernels)(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, of),
                                pass.at(op.in[1], thread, t, of), v,
-                               pass.at(op.in[3], thread, t, 0)[h], keep, op.integers[6], out);
+                               pass.at(op.in[3], thread, t, 0)[h],
+                               pass.at(op.in[4], thread, t, 0)[h], op.integers[6], out);
             memcpy(pass.at(op.out[0], thread, t, h) + j, out, columns * sizeof(float));
         }
         for (int i = 0; i < n; ++i)

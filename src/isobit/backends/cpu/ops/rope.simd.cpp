@@ -1,11 +1,32 @@
 // rope: in[0] rotated by table integers[0] to out[0]; of integers[1] values those beyond the
 // table as they are; integers[2]: whether pairs are neighbours, not half a vector apart.
 
-#include <string.h>
+#include "../simd_op.h"
 
-#include "../engine.h"
+#ifndef ISOBIT_LEVEL
+#include <string.h>
+#endif
 
 namespace isobit {
+
+template <Level>
+struct Rotate {
+    static void run(const float* x, const float* cos, const float* sin, int n, float* y);
+};
+
+#ifdef ISOBIT_LEVEL
+
+template <>
+void Rotate<LEVEL>::run(const float* x, const float* cos, const float* sin, int n, float* y) {
+    const int half = n / 2;
+    for (int i = 0; i < half; ++i) {
+        float a = x[i], b = x[i + half];
+        y[i] = a * cos[i] - b * sin[i];
+        y[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+#else
 
 static void rope(const Op& op, Pass& p, int thread, int t, int i) {
     const RopeRows& table = p.rope(op.integers[0]);
@@ -21,10 +42,12 @@ static void rope(const Op& op, Pass& p, int thread, int t, int i) {
             y[2 * k + 1] = b * cos[k] + a * sin[k];
         }
     else
-        p.kernels.rope(x, cos, sin, turned, y);
+        run_of<Rotate>(p.kernels)(x, cos, sin, turned, y);
     if (rest) memcpy(y + turned, x + turned, rest * sizeof(float));
 }
 
 static const OpKind kind("rope", rope);
+
+#endif
 
 }  // namespace isobit

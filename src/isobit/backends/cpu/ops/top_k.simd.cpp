@@ -1,7 +1,27 @@
-// The router's choice and the weighted sum of experts, docs/numerics.md section 7.
-#pragma once
+// top_k: the experts of router logits in[0]: weights to out[0], ids to out[1]; out[2]: scratch for the
+// probabilities, and as many keys; integers: experts, k, whether the weights add up to 1, which router it
+// is, whether in[0] are logits, groups of experts, how many are used; vectors: the bias, if there is one.
 
-namespace isobit::ISOBIT_SIMD {
+#include "../simd_op.h"
+
+namespace isobit {
+
+// How experts are chosen: see isobit.numerics.ops.TopK.
+struct Routing {
+    int k;
+    bool normalise, softmax = true;
+    int groups = 1, groups_used = 1;
+    const float* bias = nullptr;  // or null
+};
+
+// p: room for the n probabilities, a result too; keys: room for n. NaN logits still give k distinct ids.
+template <Level>
+struct Choose {
+    static void run(const float* z, int n, const Routing&, int32_t* ids, float* weights, float* p,
+                    int32_t* keys);
+};
+
+#ifdef ISOBIT_LEVEL
 
 constexpr int32_t NOT_LEFT = INT32_MIN;  // below every key
 
@@ -37,10 +57,9 @@ static void leave_groups(int32_t* keys, int size, int groups, int used, bool alo
         for (int i = 0; i < size && scores[g] != NOT_LEFT; ++i) keys[g * size + i] = NOT_LEFT;
 }
 
-// p: room for the n probabilities, a result too; keys: room for n. NaN logits still give k distinct
-// ids.
-static void top_k(const float* z, int n, const Routing& c, int32_t* ids, float* weights, float* p,
-                  int32_t* keys) {
+template <>
+void Choose<LEVEL>::run(const float* z, int n, const Routing& c, int32_t* ids, float* weights, float* p,
+                        int32_t* keys) {
     if (c.softmax) {
         float m = z[0];
         for (int i = 1; i < n; ++i) m = z[i] > m ? z[i] : m;
@@ -64,14 +83,22 @@ static void top_k(const float* z, int n, const Routing& c, int32_t* ids, float* 
     for (int rank = 0; rank < c.k && c.normalise; ++rank) weights[rank] = weights[rank] / chosen;
 }
 
-// y: k rows of n.
-static void combine(const float* weights, const float* y, int k, int n, float* out) {
-    for (int i = 0; i < n; ++i) out[i] = 0;
-    for (int rank = 0; rank < k; ++rank) {
-        const float w = weights[rank];
-        const float* row = y + (size_t)rank * n;
-        for (int i = 0; i < n; ++i) out[i] = out[i] + w * row[i];
-    }
+#else
+
+static void top_k(const Op& op, Pass& p, int thread, int t, int i) {
+    int32_t* ids = p.integers(op.out[1], t);
+    const int experts = op.integers[0];
+    const Routing choice = {op.integers[1],     op.integers[2] != 0, op.integers[4] != 0,
+                           op.integers[5],     op.integers[6],
+                           op.vectors.empty() ? nullptr : (const float*)op.vectors[0]};
+    float* scratch = p.at(op.out[2], thread, t, i);
+    run_of<Choose>(p.kernels)(p.at(op.in[0], thread, t, i), experts, choice, ids,
+                              p.at(op.out[0], thread, t, i), scratch, (int32_t*)(scratch + experts));
+    p.route(op.integers[3], t, ids, choice.k);
 }
 
-}  // namespace isobit::ISOBIT_SIMD
+static const OpKind kind("top_k", top_k);
+
+#endif
+
+}  // namespace isobit
