@@ -17,7 +17,8 @@ from batches import origin
 
 import isobit.backends.cuda.device.gpu as gpu_module
 from isobit.backends.base import Batch
-from isobit.backends.cuda import CudaBackend, compile
+from isobit.backends.cuda import CudaBackend
+from isobit.backends.cuda.device import compile
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights

@@ -108,3 +108,41 @@ def test_imports_point_down(module: str) -> None:
 )
 def test_the_check_itself_sees_a_wrong_import(module: str, source: str) -> None:
     assert len(wrong(module, source)) == 1
+
+
+def names_in(module: str) -> set[str]:
+    """What can be imported from a module of the package: names it binds, and modules within."""
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    inner = {p.stem for p in path.iterdir()} if path.is_dir() else set()
+    files = (path / "__init__.py", path.with_suffix(".py"), path.with_suffix(".pyi"))
+    file = next((f for f in files if f.is_file()), None)
+    if file is None:
+        return inner
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inner.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            inner |= {(a.asname or a.name).split(".")[0] for a in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            inner.add(node.id)
+    return inner
+
+
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)
+def test_what_benchmarks_import_is_there(path: Path) -> None:
+    """They are run by hand, some on other machines: a name that has gone would show there."""
+    asked = {
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("isobit.")
+        for alias in node.names
+    }
+    assert sorted(f"{m}.{name}" for m, name in asked if name not in names_in(str(m))) == []
+
+
+def test_there_are_benchmarks() -> None:
+    assert len(BENCHMARKS) > 20
+    assert "no_such_name" not in names_in("isobit.runtime.model")
