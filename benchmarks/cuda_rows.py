@@ -22,7 +22,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device import gpu as device
-from isobit.backends.cuda.programs import Sizes
+from isobit.backends.cuda.steps.programs import Sizes
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights

@@ -45,7 +45,7 @@ def child(model, begun, how):
     steps.append(("import isobit", start, now() - start))
     start = now()
     gpu = importlib.import_module("isobit.backends.cuda.device.gpu")
-    programs = importlib.import_module("isobit.backends.cuda.programs")
+    programs = importlib.import_module("isobit.backends.cuda.steps.programs")
     load = importlib.import_module("isobit.backends.cuda.device.load")
     steps.append(("import of the backend", start, now() - start))
     for owner, names in (

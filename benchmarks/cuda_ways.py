@@ -27,9 +27,9 @@ from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import groups, matmul
-from isobit.backends.cuda.programs import Sizes, _rows
-from isobit.backends.cuda.slots import STEPS
-from isobit.backends.cuda.steps import ManySequences, Step
+from isobit.backends.cuda.steps.captured import ManySequences, Step
+from isobit.backends.cuda.steps.programs import Sizes, _rows
+from isobit.backends.cuda.workspace import STEPS
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights

@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from isobit.backends.base import Limits
 from isobit.backends.base.kv_pages import Room, fitted
 from isobit.backends.cuda.device.compile import cubin
-from isobit.backends.cuda.programs import Programs
-from isobit.backends.cuda.slots import PASS, Inputs, Pass
+from isobit.backends.cuda.steps.programs import Programs
+from isobit.backends.cuda.workspace import PASS, Inputs, Pass
 
 
 class Listener:
@@ -50,7 +50,9 @@ def asked(weights, engine, gpu):
         for count in (1, 64):
             p = Pass(n, 1, Inputs(*[0] * 7), count=count, spans=dict.fromkeys(made.g.spans, spans))
             made.queue(p)
-    return listener.asked | {(stem, ()) for stem in ("measure", "draw", "digest")}
+    return listener.asked | {
+        (stem, ()) for stem in ("sampling/logprobs", "sampling/draw", "sampling/digest")
+    }
 
 
 def compile_all(kernels, arch):

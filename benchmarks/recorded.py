@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from statistics import mean, median
 
-from isobit.backends.cuda import turns
 from isobit.backends.cuda.device import gpu
+from isobit.backends.cuda.steps import run_ahead as turns
 from isobit.runtime.pace import Pace
 
 NAMES = "ended", "generating", "prompt", "ms", "ahead", "waiting", "uploading", "queueing"

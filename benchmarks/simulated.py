@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from isobit.backends.cuda import backend, passes
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda import backend
+from isobit.backends.cuda.steps import passes
+from isobit.backends.cuda.workspace import Pass
 
 ROWS = 1, 2, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 2048
 MS = 1.28, 2.0, 4.5, 5.9, 6.9, 7.5, 8.3, 9.1, 11.4, 13.7, 16.9, 20.0, 26.5, 32.0, 109.0

@@ -17,8 +17,10 @@ import numpy as np
 from batches import batch, origin
 
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.wgpu import WgpuBackend, device, driver
-from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu import WgpuBackend
+from isobit.backends.wgpu.device import driver
+from isobit.backends.wgpu.device import gpu as device
+from isobit.backends.wgpu.device.gpu import Step
 from isobit.backends.wgpu.lowering import Pass
 from isobit.backends.wgpu.ops import matmul as products
 from isobit.config import EngineConfig

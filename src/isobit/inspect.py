@@ -156,7 +156,7 @@ def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     if not may_have_gpu():
         return None
     from isobit.backends.cuda.device import gpu  # noqa: PLC0415 - loads the driver
-    from isobit.backends.cuda.programs import planned  # noqa: PLC0415
+    from isobit.backends.cuda.steps.programs import planned  # noqa: PLC0415
 
     if not gpu.available()[0]:
         return None

@@ -273,7 +273,7 @@ def test_a_gpu_is_asked_about_the_type_that_was_named(
     monkeypatch.setattr("isobit.inspect.may_have_gpu", lambda: True)
     monkeypatch.setattr("isobit.backends.cuda.device.gpu.available", lambda: (True, ""))
     monkeypatch.setattr("isobit.backends.cuda.device.gpu.CudaGpu", Gpu)
-    monkeypatch.setattr("isobit.backends.cuda.programs.planned", plan)
+    monkeypatch.setattr("isobit.backends.cuda.steps.programs.planned", plan)
     written("qwen3", tmp_path)
     for name in (tmp_path, f"{tmp_path}:q8_0"):
         assert verdict(inspect(name)).backend == "cuda"

@@ -9,8 +9,9 @@ import pytest
 from isobit.backends import open_backend
 from isobit.backends.base import Batch, Wanted
 from isobit.backends.reference import ReferenceBackend
-from isobit.backends.wgpu import WgpuBackend, fusions, memory, selftest
-from isobit.backends.wgpu.device import DEFAULT_SIZES, Device, Step, adapters
+from isobit.backends.wgpu import WgpuBackend, fusions
+from isobit.backends.wgpu.device import memory, selftest
+from isobit.backends.wgpu.device.gpu import DEFAULT_SIZES, Device, Step, adapters
 from isobit.backends.wgpu.lowering import Pass
 from isobit.cli import main
 from isobit.config import EngineConfig
@@ -424,7 +425,7 @@ def test_generation_is_the_cpu_backends(device, monkeypatch):
     """Through the library's front door: prefill, decode and sampling."""
     monkeypatch.setattr("isobit.backends.wgpu.backend.open_device", lambda: device)
     monkeypatch.setattr(device, "close", lambda: None)
-    monkeypatch.setattr("isobit.backends.wgpu.driver.require_exact", lambda *_, **__: ())
+    monkeypatch.setattr("isobit.backends.wgpu.device.driver.require_exact", lambda *_, **__: ())
     engine = EngineConfig(context=64, max_sequences=1)
     found = []
     for name in ("reference", "wgpu"):
@@ -438,7 +439,7 @@ def test_every_command_is_submitted_once(device, monkeypatch):
     """One that is dropped keeps the memory of the whole model: those encoded ahead are not."""
     monkeypatch.setattr("isobit.backends.wgpu.backend.open_device", lambda: device)
     monkeypatch.setattr(device, "close", lambda: None)
-    monkeypatch.setattr("isobit.backends.wgpu.driver.require_exact", lambda *_, **__: ())
+    monkeypatch.setattr("isobit.backends.wgpu.device.driver.require_exact", lambda *_, **__: ())
     made, submitted = [], []
     encode, submit = device.encode, device.submit
 

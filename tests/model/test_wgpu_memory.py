@@ -14,8 +14,8 @@ from isobit import machine
 from isobit.backends.base import Memory
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.wgpu import WgpuBackend, vulkan
-from isobit.backends.wgpu.device import Device
-from isobit.backends.wgpu.memory import room
+from isobit.backends.wgpu.device.gpu import Device
+from isobit.backends.wgpu.device.memory import room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile

@@ -68,7 +68,7 @@ def _library(stem: str, defines: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     for file in files:
         digest.update(file.read_bytes())
     out = _FOLDER / f"{Path(stem).name}-{digest.hexdigest()[:24]}.so"
-    include = [f"-I{d}" for d in (_header(), HERE, *INCLUDE)]
+    include = [f"-I{d}" for d in (_header(), HERE, SOURCES, *INCLUDE)]
     _compile(out, *include, "-x", "c++", "-", source=source)
     return ctypes.CDLL(str(out))
 

@@ -13,7 +13,7 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops import rms_norm, top_k
 from isobit.backends.cuda.ops.matmul import one
-from isobit.backends.cuda.programs import Sizes
+from isobit.backends.cuda.steps.programs import Sizes
 
 from .cuda_emulator import EmulatedGpu
 

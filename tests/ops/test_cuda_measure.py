@@ -6,8 +6,8 @@ import pytest
 from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import NOT_FINITE, Columns
-from isobit.backends.cuda import measure as measure_module
-from isobit.backends.cuda.measure import Measuring, as_kernels_take
+from isobit.backends.cuda import sampler as measure_module
+from isobit.backends.cuda.sampler import Measuring, as_kernels_take
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 

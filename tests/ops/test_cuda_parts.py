@@ -11,7 +11,7 @@ from isobit.backends.base import HIDDEN, LOGITS, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.parts import CudaPartsBackend
-from isobit.backends.cuda.programs import Sizes
+from isobit.backends.cuda.steps.programs import Sizes
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.checkpoint import open_model

@@ -9,7 +9,7 @@ from isobit.backends.base import Batch, Following, Wanted
 from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.resident import Resident, State
-from isobit.backends.cuda.turns import Turns
+from isobit.backends.cuda.steps.run_ahead import Turns
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights

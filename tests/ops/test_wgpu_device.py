@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Limits
-from isobit.backends.wgpu import device as device_module
-from isobit.backends.wgpu import driver, fusions, selftest
-from isobit.backends.wgpu.device import Device, Step, adapters, available
+from isobit.backends.wgpu import fusions
+from isobit.backends.wgpu.device import driver, selftest
+from isobit.backends.wgpu.device import gpu as device_module
+from isobit.backends.wgpu.device.gpu import Device, Step, adapters, available
+from isobit.backends.wgpu.device.layout import Stack, tiles
+from isobit.backends.wgpu.device.memory import Plan
 from isobit.backends.wgpu.graph import LoweredGraph
-from isobit.backends.wgpu.layout import Stack, tiles
-from isobit.backends.wgpu.memory import Plan
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
@@ -235,7 +236,7 @@ def test_more_kinds_of_parameters_than_there_is_room_for(monkeypatch):
     device = open_device()
     out = device.empty(4 * 256)
     inputs = [device.upload(np.full(256, i, np.uint32)) for i in (2, 3, 4)]
-    kernel = device.kernel(("scalar", "reduce", device.dot, "selftest"), "scalars")
+    kernel = device.kernel(("scalar", "reduce", device.dot, "device/selftest"), "scalars")
     before = device.generation
     for primitive, expected in [(9, 3), (20, 6), (1, None), (9, 3), (2, 0), (20, 6)] * 2:
         device.run([Step(kernel, (*inputs, out), (primitive,), (1,))])

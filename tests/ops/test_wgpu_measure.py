@@ -5,8 +5,8 @@ import pytest
 
 from isobit.backends.base import Memory
 from isobit.backends.base.device_rows import MOST, Asked, Measured
-from isobit.backends.wgpu import measure
-from isobit.backends.wgpu.measure import Measuring
+from isobit.backends.wgpu import sampler as measure
+from isobit.backends.wgpu.sampler import Measuring
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from isobit.backends.wgpu.layout import Stack
+from isobit.backends.wgpu.device.layout import Stack
 from isobit.backends.wgpu.lowering import Pass
 from isobit.backends.wgpu.ops.top_k import Plan
 from isobit.numerics.ops import TopK

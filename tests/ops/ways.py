@@ -11,8 +11,8 @@ import pytest
 from isobit.backends.base import Backend
 from isobit.backends.cpu import CpuBackend, simd_levels
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.programs import _rows
-from isobit.backends.cuda.slots import Slot
+from isobit.backends.cuda.steps.programs import _rows
+from isobit.backends.cuda.workspace import Slot
 from isobit.backends.wgpu import WgpuBackend, fusions
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from isobit.backends.wgpu import available
-from isobit.backends.wgpu.device import Device, adapters
+from isobit.backends.wgpu.device.gpu import Device, adapters
 from tests.helpers.expected import not_run
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.device.lent import Lent
+from isobit.backends.cuda.device.pinned import Lent
 from isobit.errors import BackendUnavailable
 from tests.helpers.expected import needs
 

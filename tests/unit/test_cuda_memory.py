@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isobit.backends.cuda.programs import planned
+from isobit.backends.cuda.steps.programs import planned
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf import formats

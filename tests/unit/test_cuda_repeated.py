@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from isobit.backends.cuda.repeated import MOST, Repeated
+from isobit.backends.cuda.steps.graph_cache import MOST, Repeated
 
 
 class Recorder:

@@ -73,7 +73,7 @@ def _cuda() -> dict[str, Any]:
 
 
 def _wgpu() -> dict[str, Any]:
-    from isobit.backends.wgpu import device  # noqa: PLC0415
+    from isobit.backends.wgpu.device import gpu as device  # noqa: PLC0415
 
     usable, reason = device.available()
     if not usable:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import Backend
 from isobit.backends.reference import ReferenceBackend
-from isobit.backends.reference.forward import Compute, Hook
+from isobit.backends.reference.backend import Compute, Hook
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
 from isobit.model.graph import Key, Op
@@ -52,7 +52,7 @@ class OneLayer(ReferenceBackend):
         super().__init__(weights, engine, self.hook)
 
     def hook(self, op: Op, inputs: Sequence[Array], compute: Compute) -> Arrays:
-        """See :data:`isobit.backends.reference.forward.Hook`."""
+        """See :data:`isobit.backends.reference.backend.Hook`."""
         if op.layer != self._layer or not op.kind.endswith(self._kind):
             return compute(op, inputs)
         return self._wrong(op, inputs, compute)

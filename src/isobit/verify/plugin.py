@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isobit.backends.reference import ReferenceBackend
-from isobit.backends.reference.forward import Compute
+from isobit.backends.reference.backend import Compute
 from isobit.config import EngineConfig
 from isobit.errors import UsageError, did_you_mean
 from isobit.model.graph import Op

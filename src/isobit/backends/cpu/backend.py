@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from isobit import numerics
 from isobit.backends.base import F32, LOGITS, ROUTES, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu import _cpu
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.backends.hardware import processor
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError

@@ -25,12 +25,12 @@ from isobit.backends.base import (
 from isobit.backends.base.device_rows import Asked, Measured
 from isobit.backends.base.kv_pages import Room
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.measure import as_kernels_take
-from isobit.backends.cuda.passes import Take
-from isobit.backends.cuda.programs import Programs, Sizes, room
-from isobit.backends.cuda.slots import Mark, Pass
-from isobit.backends.cuda.steps import Captured, Step
-from isobit.backends.cuda.turns import Ask, Runner, Turns
+from isobit.backends.cuda.sampler import as_kernels_take
+from isobit.backends.cuda.steps.captured import Captured, Step
+from isobit.backends.cuda.steps.passes import Take
+from isobit.backends.cuda.steps.programs import Programs, Sizes, room
+from isobit.backends.cuda.steps.run_ahead import Ask, Runner, Turns
+from isobit.backends.cuda.workspace import Mark, Pass
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights

@@ -12,7 +12,7 @@ from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.lowering import Lowering, Make
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.slots import Mark, Pass
+from isobit.backends.cuda.workspace import Mark, Pass
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Key, Op
 from isobit.model.weights import Weights

@@ -16,7 +16,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.resident import Cache, Resident, State, Turns
-from isobit.backends.cuda.slots import (
+from isobit.backends.cuda.workspace import (
     PASS,
     ROWS,
     STEP,

@@ -34,8 +34,8 @@ from isobit.backends.base import (
 from isobit.backends.base.kv_pages import Room
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
-from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE
-from isobit.backends.cuda.programs import Programs, room
+from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE
+from isobit.backends.cuda.steps.programs import Programs, room
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.parallel.split import split

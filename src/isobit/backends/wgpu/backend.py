@@ -24,8 +24,8 @@ from isobit.backends.base import (
 )
 from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.base.kv_pages import Room, fitted
-from isobit.backends.wgpu import driver
-from isobit.backends.wgpu.device import (
+from isobit.backends.wgpu.device import driver
+from isobit.backends.wgpu.device.gpu import (
     Copy,
     Device,
     OutOfDeviceMemory,
@@ -33,10 +33,10 @@ from isobit.backends.wgpu.device import (
     Step,
     open_device,
 )
+from isobit.backends.wgpu.device.memory import Plan, room
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
-from isobit.backends.wgpu.measure import Measuring, read_bandwidth
-from isobit.backends.wgpu.memory import Plan, room
+from isobit.backends.wgpu.sampler import Measuring, read_bandwidth
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights

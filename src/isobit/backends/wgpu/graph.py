@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from isobit.backends.base import CHOSEN
 from isobit.backends.wgpu import fusions
 from isobit.backends.wgpu import ops as ops_of_kinds
-from isobit.backends.wgpu.device import Device, Step
+from isobit.backends.wgpu.device.gpu import Device, Step
 from isobit.backends.wgpu.lowering import Lowering, Make, Pass, Place
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Op, Value

@@ -14,9 +14,9 @@ import numpy as np
 
 from isobit.backends.base import workspace as slots
 from isobit.backends.base.workspace import BATCH
-from isobit.backends.wgpu.device import Device, Step
-from isobit.backends.wgpu.layout import superblocks
-from isobit.backends.wgpu.load import Matrix
+from isobit.backends.wgpu.device.gpu import Device, Step
+from isobit.backends.wgpu.device.layout import superblocks
+from isobit.backends.wgpu.device.load import Matrix
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Shape

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from isobit.backends.cpu.lower import Lowering, instruction
+from isobit.backends.cpu.lowering import Lowering, instruction
 from isobit.model.graph import Op
 
 

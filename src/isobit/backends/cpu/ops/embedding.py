@@ -1,6 +1,6 @@
 """Embedding: see embedding.cpp."""
 
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.backends.cpu.matrix import matrix
 from isobit.model.graph import Op
 

@@ -1,6 +1,6 @@
 """Expert scale: see scale.cpp."""
 
-from isobit.backends.cpu.lower import Lowering, instruction
+from isobit.backends.cpu.lowering import Lowering, instruction
 from isobit.model.graph import Op
 
 

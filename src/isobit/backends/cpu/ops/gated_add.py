@@ -1,6 +1,6 @@
 """Gated add: see gated_add.cpp."""
 
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
 
 

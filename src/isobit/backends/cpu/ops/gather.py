@@ -1,6 +1,6 @@
 """Gather: a phase, see phases/gather.cpp."""
 
-from isobit.backends.cpu.lower import Lowering, Phase, instruction
+from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op
 from isobit.numerics.ops import Gather
 

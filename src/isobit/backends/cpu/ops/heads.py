@@ -1,6 +1,6 @@
 """Heads: a view, nothing runs."""
 
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
 from isobit.numerics.ops import Heads
 

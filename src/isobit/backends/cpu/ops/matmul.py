@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from isobit.backends.cpu.lower import Lowering, Phase, instruction
+from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.backends.cpu.matrix import matrix
 from isobit.model.graph import Op
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
 from isobit.numerics.ops import RmsNorm
 

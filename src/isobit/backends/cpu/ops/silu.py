@@ -1,6 +1,6 @@
 """SiLU: see silu.cpp."""
 
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
 
 

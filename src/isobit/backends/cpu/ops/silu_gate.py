@@ -1,6 +1,6 @@
 """SiLU gate: see silu_gate.cpp; within a gated feed-forward, phases/experts.cpp."""
 
-from isobit.backends.cpu.lower import Lowering
+from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
 
 

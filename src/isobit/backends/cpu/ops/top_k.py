@@ -1,6 +1,6 @@
 """Top-k: see top_k.cpp. Its phase ends with the pairs grouped by expert."""
 
-from isobit.backends.cpu.lower import Lowering, instruction
+from isobit.backends.cpu.lowering import Lowering, instruction
 from isobit.model.graph import Op
 from isobit.numerics.ops import ExpertMatMul, TopK
 

@@ -26,7 +26,8 @@ SOURCES = Path(__file__).parent.parent
 """Where the .cu files lie, each compiled on its own."""
 
 INCLUDE = (
-    SOURCES,
+    SOURCES / "kernels",
+    SOURCES / "sampling",
     SOURCES / "fusions" / "decode",
     Path(isobit.numerics.__file__).parent,
     Path(isobit.gguf.__file__).parent,

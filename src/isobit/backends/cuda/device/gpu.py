@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.compile import Signature, cubin, signatures
-from isobit.backends.cuda.device.lent import Lent
+from isobit.backends.cuda.device.pinned import Lent
 from isobit.errors import BackendUnavailable
 
 OLDEST = (8, 0)

@@ -16,7 +16,7 @@ from isobit.backends.cuda.fusions import (
     step_attention,
 )
 from isobit.backends.cuda.lowering import Claimed, Lowering
-from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS
+from isobit.backends.cuda.workspace import MIXED, PASS, ROWS, STEP, STEPS
 from isobit.model.graph import Op
 
 Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]

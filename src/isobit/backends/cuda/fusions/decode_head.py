@@ -9,7 +9,7 @@ from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.fusions.decode_memory import Part, Streaming, streaming, tiles_of_block
 from isobit.backends.cuda.lowering import Claimed, Lowering
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 

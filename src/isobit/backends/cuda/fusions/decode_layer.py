@@ -26,7 +26,7 @@ from isobit.backends.cuda.fusions.decode_memory import (
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
 from isobit.backends.cuda.fusions.step_attention import TileResults, attend
 from isobit.backends.cuda.lowering import Claimed, Lowering
-from isobit.backends.cuda.slots import Mark, Pass, Slot, Source
+from isobit.backends.cuda.workspace import Mark, Pass, Slot, Source
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm, TopK
 
@@ -189,7 +189,9 @@ def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     room = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
     gate_up, down = layer.kernels
     pairs = rows * k
-    places = 32 + 9 * pairs + rows * pairs + 3 * layer.experts + 3 * 4 * WARPS  # of places.cuh
+    places = (
+        32 + 9 * pairs + rows * pairs + 3 * layer.experts + 3 * 4 * WARPS
+    )  # of expert_slots.cuh
     if rows == 1:
         choosing = 4 * WARPS * (layer.experts + 1) + 2 * layer.experts if layer.experts else _BUFFER
         choosing += 17 * k + 8

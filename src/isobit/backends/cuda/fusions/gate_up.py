@@ -14,7 +14,7 @@ from isobit.backends.cuda.ops.matmul import (
     pays_on_tensor_cores,
     stream,
 )
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op, Value
 
 _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"

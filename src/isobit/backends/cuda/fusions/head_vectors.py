@@ -8,7 +8,7 @@ from isobit import numerics
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import append
 from isobit.backends.cuda.resident import Cache, Turns
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import Attention, Heads, RmsNorm, Rope
 

@@ -11,7 +11,7 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.fusions import head_vectors
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
-from isobit.backends.cuda.slots import MIXED, Pass, Slot
+from isobit.backends.cuda.workspace import MIXED, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention

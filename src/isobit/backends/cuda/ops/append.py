@@ -3,7 +3,7 @@
 from isobit import numerics
 from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.resident import Cache
-from isobit.backends.cuda.slots import Pass, Slot
+from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op, Value
 
 QUERY, KEY, VALUE = range(3)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from isobit.backends.base.workspace import TILES
 from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.ops.append import queries, room
-from isobit.backends.cuda.slots import Pass, Slot
+from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op
 from isobit.numerics import TILE
 from isobit.numerics.ops import TOKENS, Attention

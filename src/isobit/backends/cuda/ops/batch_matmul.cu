@@ -7,7 +7,7 @@
 // one together, every eighth superblock each. Each warp fetches for itself, DEPTH superblocks of 16 rows
 // ahead.
 #include "step.cuh"
-#include "items.cuh"
+#include "sorted_pairs.cuh"
 #include "tile_pairs.cuh"
 
 #ifndef BLOCK

@@ -1,5 +1,5 @@
 // Causal convolution, each channel by itself (docs/numerics.md, section 12). TAPS: rows that it sees.
-#include "runs.cuh"
+#include "sequence_chunks.cuh"
 
 // A channel a thread, a run of tokens a block (blockIdx.y). state: the last TAPS - 1 rows of each
 // sequence, oldest first.

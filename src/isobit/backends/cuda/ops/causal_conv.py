@@ -1,7 +1,7 @@
 """Causal convolution, each channel by itself."""
 
 from isobit.backends.cuda.lowering import THREADS, Lowering, anything
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op
 
 supports = anything

@@ -1,7 +1,7 @@
 """Some columns of rows: where they are already."""
 
 from isobit.backends.cuda.lowering import Lowering, anything
-from isobit.backends.cuda.slots import Place
+from isobit.backends.cuda.workspace import Place
 from isobit.model.graph import Op
 from isobit.numerics.ops import Columns
 

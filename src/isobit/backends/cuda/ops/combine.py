@@ -1,7 +1,7 @@
 """The weighted sum of a token's experts."""
 
 from isobit.backends.cuda.lowering import Lowering, anything
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op
 
 supports = anything

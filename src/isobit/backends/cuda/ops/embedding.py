@@ -2,7 +2,7 @@
 
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering, anything
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op
 
 supports = anything

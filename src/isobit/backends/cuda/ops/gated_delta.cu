@@ -1,6 +1,6 @@
 // Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two; CORRECTS:
 // whether what the state has of a key is taken off its value.
-#include "runs.cuh"
+#include "sequence_chunks.cuh"
 #include "views.cuh"
 
 constexpr int EACH = (ROWS + WARP - 1) / WARP, LANES = ROWS < WARP ? ROWS : WARP;

@@ -1,7 +1,7 @@
 """The gated delta rule."""
 
 from isobit.backends.cuda.lowering import WARPS, Lowering, anything
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import GatedDelta
 

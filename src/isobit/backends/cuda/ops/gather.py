@@ -1,7 +1,7 @@
 """What each part of a split model has of a value, put together: devices write to one another."""
 
 from isobit.backends.cuda.lowering import THREADS, Defines, Lowering
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import Gather
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 WORDS_OF_GROUP = 4
 GROUPS = 8, 16, 32
-"""Items of a group (COLUMNS of items.cuh): of few, of more and of many."""
+"""Items of a group (COLUMNS of sorted_pairs.cuh): of few, of more and of many."""
 _DENSE = 32, 512
 """Tokens from which a matrix of all of them has the next size of groups …"""
 _EXPERTS = 6, 64
@@ -23,7 +23,7 @@ def expert_columns(items: float) -> int:
 
 
 def groups_of(tokens: int) -> NDArray[np.int32]:
-    """All tokens as groups of items.cuh behind their number, int32 [1 + groups, 4]."""
+    """All tokens as groups of sorted_pairs.cuh behind their number, int32 [1 + groups, 4]."""
     columns = token_columns(tokens)
     first = np.arange(0, tokens, columns, dtype=np.int32)
     groups = np.zeros((1 + len(first), 4), np.int32)

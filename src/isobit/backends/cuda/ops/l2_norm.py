@@ -3,7 +3,7 @@
 import numpy as np
 
 from isobit.backends.cuda.lowering import Lowering, anything
-from isobit.backends.cuda.slots import Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import L2Norm
 

@@ -1,5 +1,5 @@
 // y = W x for tiled weights (docs/numerics.md, section 4; layout.py). WEIGHT: a format of tiles.cuh.
-#include "items.cuh"
+#include "sorted_pairs.cuh"
 #include "tiles.cuh"
 
 // 32 rows a block: eight warps hold 4 groups of 8 rows by 8 superblocks, a superblock a lane.

@@ -10,13 +10,13 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import Order
-from isobit.backends.cuda.slots import Pass, Slot
+from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 
 supports = anything
 
-_ITEMS = 8  # that share one read of a weight: CHUNK of items.cuh
+_ITEMS = 8  # that share one read of a weight: CHUNK of sorted_pairs.cuh
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
@@ -99,7 +99,7 @@ class Product:
 
     @property
     def segments(self) -> tuple[int, int, int]:
-        """Order, offsets and divide of items.cuh."""
+        """Order, offsets and divide of sorted_pairs.cuh."""
         at = self._order
         return (at.order.address, at.offset.address, self._divide) if at else (0, 0, 1)
 

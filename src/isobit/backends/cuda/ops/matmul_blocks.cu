@@ -1,7 +1,7 @@
 // y = W x for every quantised format from the file's bytes (docs/numerics.md, section 4). WEIGHT: a
 // block format of formats.cuh or few_bits.cuh.
 #include "few_bits.cuh"
-#include "items.cuh"
+#include "sorted_pairs.cuh"
 
 // A row a warp; a lane holds 8 values of each superblock.
 DEV void dot8(int2 codes, const Act& a, int k, int (&sum)[2]) {

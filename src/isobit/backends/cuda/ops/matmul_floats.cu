@@ -1,7 +1,7 @@
 // y = W x for F32, F16 and BF16 (docs/numerics.md, section 4): x is not quantised.
 // WEIGHT: a FloatKind. ROWS: weight rows a block; more of them share one read of the activations.
 #include "formats.cuh"
-#include "items.cuh"
+#include "sorted_pairs.cuh"
 
 // Thread j is lane j of sum256 for every row and item of the block.
 KERNEL(THREADS) matmul_floats(const uint8* weights, int64 matrix_bytes, const float* x, int columns,

@@ -9,7 +9,7 @@
 #define AT_ONCE 2
 #endif
 #include "formats.cuh"
-#include "items.cuh"
+#include "sorted_pairs.cuh"
 #include "mma.cuh"
 #include "tiles.cuh"
 

@@ -2,7 +2,7 @@
 
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Defines, Lowering, anything
-from isobit.backends.cuda.slots import Pass, Place
+from isobit.backends.cuda.workspace import Pass, Place
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 

@@ -1,7 +1,7 @@
 // Router and weighted sum of experts (docs/numerics.md, section 7), and tokens sorted by expert.
 // PARTS: of the experts, 32 each; lane l of a warp has l, l + 32, … of them. GROUPED: not all of the
 // experts' groups are used.
-#include "items.cuh"
+#include "sorted_pairs.cuh"
 
 // An integer that compares as the score does, above 0, which is for what is not to be chosen.
 DEV uint32 key_of(float score) {

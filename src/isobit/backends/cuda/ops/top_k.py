@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
 from isobit.backends.cuda.ops.groups import expert_columns
-from isobit.backends.cuda.slots import Pass, Slot
+from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
@@ -16,7 +16,7 @@ _OWN = 8  # experts whose pairs a block sorts: OWN of top_k.cu
 @dataclass(frozen=True)
 class Order:
     """Pairs (token, rank) by expert: ``order`` and ``offset`` of top_k.cu, and
-    their groups (items.cuh), whose number stands behind the offsets."""
+    their groups (sorted_pairs.cuh), whose number stands behind the offsets."""
 
     order: Slot
     offset: Slot

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from isobit import numerics
-from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu.device.gpu import Step
 from isobit.backends.wgpu.lowering import Lowering, Pass, Place, bits
 from isobit.backends.wgpu.ops import append
 from isobit.model.graph import Op, match

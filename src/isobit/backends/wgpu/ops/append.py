@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from isobit import numerics
-from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu.device.gpu import Step
 from isobit.backends.wgpu.lowering import (
     Cache,
     CachePart,

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from isobit.backends.base.workspace import TILES
-from isobit.backends.wgpu.device import Step
-from isobit.backends.wgpu.layout import superblocks
+from isobit.backends.wgpu.device.gpu import Step
+from isobit.backends.wgpu.device.layout import superblocks
 from isobit.backends.wgpu.lowering import Lowering, Pass
 from isobit.backends.wgpu.ops.append import queries
 from isobit.model.graph import Op

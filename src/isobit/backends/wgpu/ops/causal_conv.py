@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from isobit.backends.wgpu.device import Step
-from isobit.backends.wgpu.layout import superblocks
+from isobit.backends.wgpu.device.gpu import Step
+from isobit.backends.wgpu.device.layout import superblocks
 from isobit.backends.wgpu.lowering import Lowering, Pass, anything
 from isobit.model.graph import Op
 

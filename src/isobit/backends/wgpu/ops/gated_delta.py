@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu.device.gpu import Step
 from isobit.backends.wgpu.lowering import Lowering, Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import GatedDelta

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from isobit.backends.wgpu.device import MAX_GROUPS, Step
-from isobit.backends.wgpu.layout import superblock_bytes, superblocks
-from isobit.backends.wgpu.load import GRIDS, Matrix
+from isobit.backends.wgpu.device.gpu import MAX_GROUPS, Step
+from isobit.backends.wgpu.device.layout import superblock_bytes, superblocks
+from isobit.backends.wgpu.device.load import GRIDS, Matrix
 from isobit.backends.wgpu.lowering import Lowering, Pass, Slot
 from isobit.backends.wgpu.ops.top_k import CHUNK, Plan
 from isobit.model.graph import Op, Value
@@ -62,7 +62,7 @@ def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None
                     (part.buffer, floats.slot, plan, y),
                     (w.columns, s.rows, *held, w.rows, s.column, floats.first, *which),
                     (min(end - begin, MAX_GROUPS), groups),
-                    ("reduce", "items"),
+                    ("reduce", "sorted_pairs"),
                     FORMAT=s.format.ggml_type,
                 )
                 continue
@@ -80,7 +80,7 @@ def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None
                 buffers,
                 (supers, s.rows, s.units, *held, w.rows, s.column, *which),
                 (-(-(end - begin) // (_LANES // 8 // lanes)), groups),
-                (g.device.dot, *reader, "items"),
+                (g.device.dot, *reader, "sorted_pairs"),
                 **own | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE": size // 2},
             )
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from isobit.backends.wgpu.device import Step
+from isobit.backends.wgpu.device.gpu import Step
 from isobit.backends.wgpu.lowering import Lowering, Pass, Place
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
 CHUNK = 8
-"""Items that share one read of the weights: CHUNK of items.wgsl."""
+"""Items that share one read of the weights: CHUNK of sorted_pairs.wgsl."""
 _MOST = 64  # chosen, in top_k.wgsl
 
 
@@ -53,7 +53,7 @@ def lower(g: Lowering, op: Op) -> None:
     choice = int(how.normalise), int(how.softmax), bias_at, how.groups, how.groups_used
 
     def steps(p: Pass) -> Iterable[Step]:
-        at, files = Plan.of(ids, p), ("reduce", "items")
+        at, files = Plan.of(ids, p), ("reduce", "sorted_pairs")
         parameters = experts, k, *choice, at.pairs, at.order, at.entries, at.groups, at.counts
         yield g.step("ops/top_k", buffers, parameters, (p.tokens,), files)
         if p.tokens > 1:

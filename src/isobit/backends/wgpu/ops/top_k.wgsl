@@ -1,6 +1,6 @@
 // Router, and the plan of the experts' products (docs/numerics.md, section 7). Needs scalar, reduce
 // and items. `plan` holds a token's expert ids, then at p.order the items, at p.entries the groups
-// of items (items.wgsl), at p.counts room for sorting.
+// of items (sorted_pairs.wgsl), at p.counts room for sorting.
 
 struct Params {
   experts: u32,
@@ -15,7 +15,7 @@ struct Params {
   entries: u32,
   groups: u32,  // entries that the products' dispatches look at
   counts: u32,
-  planned: u32,  // the last two are for items.wgsl
+  planned: u32,  // the last two are for sorted_pairs.wgsl
   items: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;

@@ -1,5 +1,5 @@
 // A decode step: the output product of attention. WEIGHT: a struct of tiles.cuh.
-#include "guess.cuh"
+#include "expert_prefetch.cuh"
 #include "merge.cuh"
 #include "products.cuh"
 
@@ -21,7 +21,7 @@ struct AttnOutShared {
 #endif
     __align__(16) uint8 tail[16];
 };
-// While attention runs, the experts are guessed, from x as it still is: guess.cuh. fetch: whether their
+// While attention runs, the experts are guessed, from x as it still is: expert_prefetch.cuh. fetch: whether their
 // gate and up (1) and down (2) are brought to the device's shared cache.
 KERNEL(512) decode_attn_out(const float* attention, const int* positions, const int* step_number,
                             const float2* max_and_sum, const float* tiles, int most_tiles,

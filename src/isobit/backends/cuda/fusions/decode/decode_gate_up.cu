@@ -1,7 +1,7 @@
 // A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
 // tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1.
-#include "choice.cuh"
-#include "guess.cuh"
+#include "router_top_k.cuh"
+#include "expert_prefetch.cuh"
 #include "products.cuh"
 
 #if EXPERTS

@@ -1,6 +1,6 @@
 // A decode step: the output product, and the likeliest token. WEIGHT: a struct of tiles.cuh.
 #include "products.cuh"
-#include "likeliest.cuh"
+#include "argmax.cuh"
 
 // Final norm, output product, and the largest logit, the lower index among equals. The last block to
 // end sets up the next step.

@@ -33,7 +33,7 @@ struct QkvShared {
     float buffer[ROWS * SUPER];
     __align__(16) uint8 tail[16];
 };
-// guess: see guess.cuh; its first word is told that x is there.
+// guess: see expert_prefetch.cuh; its first word is told that x is there.
 KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8* q, const uint8* k,
                        const uint8* v, const int* step_number, uint64* guess, float* qkv) {
     mark(0, 0);

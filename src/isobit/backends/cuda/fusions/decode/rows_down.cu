@@ -1,6 +1,6 @@
 // A decode step of several rows: the second half of the feed-forward, as decode_down.cu does it for one.
 // WEIGHT: a struct of tiles.cuh.
-#include "places.cuh"
+#include "expert_slots.cuh"
 #include "products.cuh"
 
 #if !EXPERTS

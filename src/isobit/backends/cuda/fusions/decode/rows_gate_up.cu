@@ -1,9 +1,9 @@
 // A decode step of several rows: the choice of experts, and the first half of the feed-forward, as
 // decode_gate_up.cu does it for one. WEIGHT: a struct of tiles.cuh. EXPERTS is 0 for a dense feed-forward,
 // and USED then 1.
-#include "choice.cuh"
-#include "guess.cuh"
-#include "places.cuh"
+#include "router_top_k.cuh"
+#include "expert_prefetch.cuh"
+#include "expert_slots.cuh"
 #include "products.cuh"
 
 // W_gate h and W_up h of the experts in their places. A unit is the same 8 rows of both matrices.

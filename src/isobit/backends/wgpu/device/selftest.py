@@ -2,7 +2,7 @@
 
 A driver may round, flush or merge operations as it likes; one that does not return the
 specification's bits is found here, before it runs a model. ``python -m
-isobit.backends.wgpu.selftest`` tests every adapter and prints what it found.
+isobit.backends.wgpu.device.selftest`` tests every adapter and prints what it found.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isobit import numerics
 from isobit.backends.base import F32
-from isobit.backends.wgpu.device import Device, Step, adapters, describe
+from isobit.backends.wgpu.device.gpu import Device, Step, adapters, describe
 from isobit.errors import IsobitError
 
 U32 = NDArray[np.uint32]
@@ -44,7 +44,7 @@ def run(device: Device, seed: int | None = None, cases: int = CASES) -> list[Fin
     result = device.empty(4 * len(a))
 
     def column(entry: str, primitive: int, n: int) -> U32:
-        kernel = device.kernel(("scalar", "reduce", device.dot, "selftest"), entry)
+        kernel = device.kernel(("scalar", "reduce", device.dot, "device/selftest"), entry)
         device.run([Step(kernel, (*inputs, result), (primitive,), (len(a) // 256,))])
         return device.read(result, np.uint32, n)
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from isobit.backends.base import I32, Batch
 from isobit.backends.base.device_rows import MOST, Asked
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.measure import Measuring
-from isobit.backends.cuda.passes import Passes
-from isobit.backends.cuda.steps import Captured, Step
+from isobit.backends.cuda.sampler import Measuring
+from isobit.backends.cuda.steps.captured import Captured, Step
+from isobit.backends.cuda.steps.passes import Passes
 from isobit.model.graph import Key
 from isobit.numerics import TILE
 

@@ -1,7 +1,7 @@
 """The WebGPU device: finding an adapter, buffers, compiled kernels, recordings of dispatches.
 
-Knows nothing of models. A kernel is an entry point of a ``.wgsl`` file of this folder; the files it
-builds on are put in front of it. Its bindings are the opaque zero (0), the dispatch's parameters
+Knows nothing of models. A kernel is an entry point of a ``.wgsl`` file of this backend; the files
+it builds on are put in front of it. Its bindings are the opaque zero (0), the dispatch's parameters
 (1) and its buffers in order (2, 3, …).
 """
 
@@ -29,6 +29,7 @@ STORAGE_BUFFERS = 8
 MAX_GROUPS = 65535
 """Workgroups in one dimension of a dispatch."""
 
+_SOURCES = resources.files("isobit.backends.wgpu")
 _PREFERRED = ("DiscreteGPU", "IntegratedGPU", "VirtualGPU", "CPU", "Unknown")
 _BINDING = re.compile(r"@binding\((\d+)\) var<storage, (read|read_write)>")
 _PARAMETER_BYTES = 64
@@ -290,9 +291,9 @@ class Device:
         return self._kernels[key]
 
     def source(self, stem: str) -> str:
-        """The text of ``stem.wgsl``."""
+        """The text of ``stem.wgsl``, of ``kernels/`` where no folder is named."""
         if stem not in self._sources:
-            path = resources.files(__package__).joinpath(f"{stem}.wgsl")
+            path = _SOURCES.joinpath(f"{stem}.wgsl" if "/" in stem else f"kernels/{stem}.wgsl")
             self._sources[stem] = path.read_text("utf-8")
         return self._sources[stem]
 

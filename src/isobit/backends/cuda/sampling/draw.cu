@@ -1,6 +1,6 @@
 // Tokens drawn from rows of logits: section 10 of docs/numerics.md, a Draw of each row that one is wanted of. What is
 // kept is found by a search for the bits of the least of it, ten at a time, in sums over all of those bits' values.
-#include "measure.cuh"
+#include "logprobs.cuh"
 
 constexpr uint32 LEAST = 0x2b800000;  // 2^-40: below it weights are 0
 constexpr int BINS = 1024;

@@ -15,7 +15,7 @@ import numpy as np
 from isobit.backends.base import Limits
 from isobit.backends.base.kv_pages import Room
 from isobit.backends.base.workspace import BATCH, TILES
-from isobit.backends.wgpu.device import MAX_GROUPS, Device, OutOfDeviceMemory
+from isobit.backends.wgpu.device.gpu import MAX_GROUPS, Device, OutOfDeviceMemory
 from isobit.backends.wgpu.lowering import STATES, Cache, CachePart, Lowering, Slot
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable

@@ -10,7 +10,7 @@ import numpy as np
 
 from isobit.backends.base import I32
 from isobit.backends.base.device_rows import DIGEST, MOST, Asked
-from isobit.backends.wgpu.device import Device, Step
+from isobit.backends.wgpu.device.gpu import Device, Step
 from isobit.numerics.digest import PIECE
 
 _PIECE = PIECE // 4  # words that a leaf of the tree of digests has
@@ -69,7 +69,7 @@ class Measuring:
 
     def steps(self, logits: Any, rows: int, asked: Asked) -> Iterator[Step]:
         """Measure rows of logits in a buffer."""
-        kernel = self._device.kernel(("scalar", "reduce", "measure"), "measure")
+        kernel = self._device.kernel(("scalar", "reduce", "sampling/logprobs"), "measure")
         parameters = self._vocabulary, asked.given, asked.top, asked.words
         yield Step(kernel, (logits, self._ids, self.found), parameters, (rows,))
         if asked.digest:
@@ -77,7 +77,7 @@ class Measuring:
 
     def _digests(self, of: Any, rows: int, asked: Asked) -> Iterator[Step]:
         """Level by level, of ever fewer words of a row, into the last words of what is found."""
-        kernel = self._device.kernel(("scalar", "digest"), "digest")
+        kernel = self._device.kernel(("scalar", "sampling/digest"), "digest")
         words, levels = self._vocabulary, cycle(self._levels)
         while (pieces := -(-words // _PIECE)) > 1:
             to, groups = next(levels), (-(-pieces // _PIECES), rows)

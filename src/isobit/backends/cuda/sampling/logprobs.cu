@@ -1,6 +1,6 @@
 // What rows of logits say of their next tokens, and tokens drawn from them, made where the logits lie: sections 10
 // and 11 of docs/numerics.md. A piece of a row, PIECE values, is one block's; sums are integers, so no order matters.
-#include "measure.cuh"
+#include "logprobs.cuh"
 
 // The k largest of the keys of a piece, in order, into `keys`: k for each piece of a row. from: the keys of this
 // kernel for smaller pieces, n of a row; null: those of n logits. A row that is not finite has the key BROKEN.

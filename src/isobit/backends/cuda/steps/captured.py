@@ -17,7 +17,7 @@ from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
-from isobit.backends.cuda.slots import Inputs, Mark, Pass
+from isobit.backends.cuda.workspace import Inputs, Mark, Pass
 from isobit.model.graph import Key
 from isobit.numerics import TILE
 
@@ -222,7 +222,7 @@ class OneSequence(Captured):
         if not self._g.advances:
             step = self._step.address
             self._g.launch(
-                "next_token",
+                "sampling/next_token",
                 (1,),
                 (self._program.logits.address, self._program.vocabulary, self._zero.address)
                 + (step, step + 4, self._generated.address, step + 8, step + 16),
@@ -253,7 +253,7 @@ class _Copy:
         self._address, self._bytes = address, copy
 
     def download(self, address: int, out: NDArray[np.generic]) -> None:
-        """See :class:`isobit.backends.cuda.slots.Source`."""
+        """See :class:`isobit.backends.cuda.workspace.Source`."""
         at = address - self._address
         out.reshape(-1).view(np.uint8)[:] = self._bytes[at : at + out.nbytes]
 
@@ -364,7 +364,7 @@ class ManySequences(Captured):
         self._program.queue(p)
         each = {name: slot.address for name, slot in self._each.items()}
         self._g.launch(
-            "next_token",
+            "sampling/next_token",
             (p.tokens,),
             (self._program.logits.address, self._program.vocabulary, each["first"])
             + (each["tokens"], each["positions"], self._generated.address)

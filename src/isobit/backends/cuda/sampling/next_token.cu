@@ -1,5 +1,5 @@
 // The end of a step: what each sequence goes on with.
-#include "likeliest.cuh"
+#include "argmax.cuh"
 
 // A sequence a block: its likeliest token, noted and then the next one's input; its position moves on.
 // logits: rows of `vocabulary`. first: positions of the first of these steps; generated: a row of all

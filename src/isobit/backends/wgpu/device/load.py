@@ -4,8 +4,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from isobit.backends.wgpu.device import Device
-from isobit.backends.wgpu.layout import Stack, joined
+from isobit.backends.wgpu.device.gpu import Device
+from isobit.backends.wgpu.device.layout import Stack, joined
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import Format
 from isobit.gguf.grids import packed_grids

@@ -10,13 +10,13 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.measure import Measuring
-from isobit.backends.cuda.mixed import MixedPasses
-from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes
-from isobit.backends.cuda.repeated import MOST
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.slots import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
-from isobit.backends.cuda.steps import ManySequences, OneSequence, SeveralRows, padded
+from isobit.backends.cuda.sampler import Measuring
+from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, padded
+from isobit.backends.cuda.steps.graph_cache import MOST
+from isobit.backends.cuda.steps.mixed import MixedPasses
+from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes
+from isobit.backends.cuda.workspace import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
 from isobit.config import EngineConfig
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights

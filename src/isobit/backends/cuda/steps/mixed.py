@@ -10,9 +10,9 @@ from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
-from isobit.backends.cuda.passes import LOGIT_ROWS_AT_ONCE, Passes, Take, run
-from isobit.backends.cuda.slots import Mark, Pass
-from isobit.backends.cuda.steps import padded
+from isobit.backends.cuda.steps.captured import padded
+from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes, Take, run
+from isobit.backends.cuda.workspace import Mark, Pass
 from isobit.model.graph import Key
 
 _FEW = 256  # tokens

@@ -11,9 +11,9 @@ from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
-from isobit.backends.cuda.repeated import Repeated
-from isobit.backends.cuda.slots import Inputs, Mark, Pass
-from isobit.backends.cuda.steps import Filled
+from isobit.backends.cuda.steps.captured import Filled
+from isobit.backends.cuda.steps.graph_cache import Repeated
+from isobit.backends.cuda.workspace import Inputs, Mark, Pass
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64

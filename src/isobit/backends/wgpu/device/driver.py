@@ -11,11 +11,15 @@ import os
 from importlib import metadata, resources
 from pathlib import Path
 
-from isobit.backends.wgpu import selftest
-from isobit.backends.wgpu.device import Device
+from isobit.backends.wgpu.device import selftest
+from isobit.backends.wgpu.device.gpu import Device
 from isobit.errors import BackendUnavailable
 
-_TESTED = ("selftest.py", "selftest.wgsl", "scalar.wgsl", "reduce.wgsl")
+_TESTED = (
+    *("device/selftest.py", "device/selftest.wgsl"),
+    *("kernels/scalar.wgsl", "kernels/reduce.wgsl"),
+)
+_FILES = resources.files("isobit.backends.wgpu")
 
 
 def failures(device: Device) -> dict[str, str]:
@@ -57,8 +61,8 @@ def require_exact(device: Device, *, allow_inexact: bool) -> tuple[str, ...]:
 
 def _key(device: Device) -> str:
     digest = hashlib.sha256()
-    for file in (*_TESTED, f"{device.dot}.wgsl"):
-        digest.update(resources.files(__package__).joinpath(file).read_bytes())
+    for file in (*_TESTED, f"kernels/{device.dot}.wgsl"):
+        digest.update(_FILES.joinpath(file).read_bytes())
     digest.update(repr((device.name, device.identity, metadata.version("wgpu"))).encode())
     return digest.hexdigest()[:32]
 

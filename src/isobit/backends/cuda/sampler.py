@@ -104,16 +104,18 @@ class Measuring:
         size, blocks, source = n, 0, 0
         while blocks != 1:
             blocks, to = -(-size // _PIECE), next(keys)
-            self._launch("measure", "best", (blocks, rows), (mine, source, size, k, to))
+            self._launch("sampling/logprobs", "best", (blocks, rows), (mine, source, size, k, to))
             source, size = to, blocks * k
         if asked.drawn:
             self._queue_draws(logits, first, rows, source - 8 * k * first, k, asked, also)
         if asked.drawn_at > 1 or asked.drawn:
-            self._launch("measure", "weigh", (pieces, rows), (mine, n, source, k, at(self._sums)))
+            self._launch(
+                "sampling/logprobs", "weigh", (pieces, rows), (mine, n, source, k, at(self._sums))
+            )
         ids, found = at(self._ids) + 4 * asked.given * first, self.found + 4 * asked.words * first
         of_row = asked.given, asked.top, int(asked.drawn), found, asked.words
         arguments = mine, n, source, k, at(self._sums), pieces, ids, *of_row
-        self._launch("measure", "measured", (rows,), arguments)
+        self._launch("sampling/logprobs", "measured", (rows,), arguments)
         if asked.digest:
             self._queue_digests(mine, rows, found + 4 * (asked.words - DIGEST), asked.words)
 
@@ -137,23 +139,27 @@ class Measuring:
         p, kept, scratch = map(self._at, (self._p, self._kept, self._scratch))
         grid = pieces, count
         weighed = draws, logits, n, keys, k, p, kept, scratch, filters
-        self._launch("draw", "weigh_draws", grid, weighed)
+        self._launch("sampling/draw", "weigh_draws", grid, weighed)
         for level in (*(1, 2) * counts, *(3, 4) * searches):
-            self._launch("draw", "narrow", grid, (draws, n, p, kept, scratch, level, counts))
+            self._launch(
+                "sampling/draw", "narrow", grid, (draws, n, p, kept, scratch, level, counts)
+            )
         if filters:
-            self._launch("draw", "keep", grid, (draws, n, p, kept, scratch))
+            self._launch("sampling/draw", "keep", grid, (draws, n, p, kept, scratch))
         kinds = draws, n, keys, k, p, kept, pieces, scratch, filters
         found = self.found, asked.drawn_at, asked.words
-        self._launch("draw", "draw", (count,), (*kinds, *found, *also))
+        self._launch("sampling/draw", "draw", (count,), (*kinds, *found, *also))
 
     def _queue_digests(self, logits: int, rows: int, found: int, stride: int) -> None:
         """Level by level, of ever fewer words of a row."""
         source, words, levels = logits, self._vocabulary, cycle(map(self._at, self._levels))
         while (leaves := -(-words // _LEAF)) > 1:
             to, grid = next(levels), (-(-leaves // _LEAVES), rows)
-            self._launch("digest", "digest", grid, (source, words, words, to, DIGEST * leaves))
+            self._launch(
+                "sampling/digest", "digest", grid, (source, words, words, to, DIGEST * leaves)
+            )
             source, words = to, DIGEST * leaves
-        self._launch("digest", "digest", (1, rows), (source, words, words, found, stride))
+        self._launch("sampling/digest", "digest", (1, rows), (source, words, words, found, stride))
 
     def _launch(
         self, stem: str, kernel: str, grid: tuple[int, ...], arguments: tuple[int, ...]

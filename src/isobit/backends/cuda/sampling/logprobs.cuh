@@ -1,6 +1,6 @@
 // Sums over rows of logits: weights of section 10 of docs/numerics.md, in blocks of 256 threads.
 #pragma once
-#include "likeliest.cuh"
+#include "argmax.cuh"
 
 constexpr int BLOCK = 256, WARPS = BLOCK / WARP;
 constexpr int EACH = 8;              // values of a thread

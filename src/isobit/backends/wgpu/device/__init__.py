@@ -1,0 +1,1 @@
+"""The device: finding and testing it, its memory, how weights lie there."""
