@@ -103,7 +103,7 @@ def test_the_digest_follows_the_code_it_speaks_of(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Path, "read_bytes", changed)
     assert digest(frozenset({"cpu"})) != now
     parts = {p.split("/isobit/")[-1] for p in touched}
-    assert {"numerics/scalar.h", "backends/cpu/engine.cpp", "runtime/model.py"} <= parts
+    assert {"numerics/scalar.h", "backends/cpu/engine/engine.cpp", "runtime/model.py"} <= parts
     assert {"verify/compare.py", "contracts/measure.py"} <= parts
     assert not any(p.startswith(("backends/cuda", "backends/wgpu", "cli")) for p in parts)
     assert any(p.endswith(".cu") for p in map(str, evidence._files(["backends/cuda"])))

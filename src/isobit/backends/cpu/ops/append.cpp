@@ -1,6 +1,6 @@
 // append: keys in[0] and values in[1] quantised, to their places in the pages; integers: the cache.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

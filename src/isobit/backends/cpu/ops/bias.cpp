@@ -1,6 +1,6 @@
 // bias: in[0] plus vectors[0] to out[0]; integers: length.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

@@ -2,7 +2,7 @@
 // out[0]; integers: state, taps, channels. keep_rows, after its phase: the rows that the sequence's next
 // tokens need.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 // clamped_gate: the clamped SwiGLU of gate in[0] and up in[1] to out[0]; integers: length; numbers:
 // limit, factor.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

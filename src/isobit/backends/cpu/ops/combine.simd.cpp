@@ -1,7 +1,7 @@
 // combine: the sum of in[1], a vector for each expert, by the weights in[0] to out[0]; integers: k,
 // length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // decay: of in[0] with vectors dt and rate to out[0]; integers: length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // embedding: row tokens[t] of matrices[0] to out[0].
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

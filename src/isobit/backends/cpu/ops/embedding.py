@@ -1,7 +1,7 @@
 """Embedding: see embedding.cpp."""
 
+from isobit.backends.cpu.load import matrix
 from isobit.backends.cpu.lowering import Lowering
-from isobit.backends.cpu.matrix import matrix
 from isobit.model.graph import Op
 
 

@@ -1,6 +1,6 @@
 // expert_bias: in[0] plus the row of vectors[0] that the ids in[1] choose, to out[0]; integers: length.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

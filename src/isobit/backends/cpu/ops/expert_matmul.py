@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from isobit.backends.cpu.load import matrix
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
-from isobit.backends.cpu.matrix import matrix
 from isobit.model.graph import Op
 
 

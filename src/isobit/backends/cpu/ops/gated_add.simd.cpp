@@ -1,6 +1,6 @@
 // gated_add: in[0] + sigmoid(in[2]) * in[1] to out[0]; integers: length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // gelu_gate: GELU of gate in[0] times up in[1] to out[0]; integers: length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

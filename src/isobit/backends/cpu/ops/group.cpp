@@ -1,7 +1,7 @@
 // group, after a phase: the pairs of token and expert by expert; in[0]: ids; integers: the first
 // expert and the end of those that are here, k.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // l2_norm: in[0] over its length to out[0]; numbers: eps, scale; integers: length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // multiply: in[0] * in[1] to out[0]; integers: length.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // quantise: in[0], whole vectors of a slot, in its slot's form for products.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

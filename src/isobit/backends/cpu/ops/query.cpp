@@ -1,7 +1,7 @@
 // query: in[0], whole vectors of a slot, in its slot's form for attention; numbers: what scores are
 // scaled by.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

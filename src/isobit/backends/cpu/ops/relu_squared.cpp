@@ -1,6 +1,6 @@
 // relu_squared: of in[0] to out[0]; integers: length.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

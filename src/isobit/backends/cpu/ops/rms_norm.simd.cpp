@@ -1,6 +1,6 @@
 // rms_norm: in[0] normed with vectors[0] to out[0]; numbers: eps; integers: length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

@@ -1,7 +1,7 @@
 // rope: in[0] rotated by table integers[0] to out[0]; of integers[1] values those beyond the
 // table as they are; integers[2]: whether pairs are neighbours, not half a vector apart.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 #ifndef ISOBIT_LEVEL
 #include <string.h>

@@ -1,7 +1,7 @@
 // scale: in[0] times vectors[0] to out[0]. expert_scale: vector i of in[0] times the number in
 // vectors[0] of the expert that in[1] names i-th. Integers of both: length.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

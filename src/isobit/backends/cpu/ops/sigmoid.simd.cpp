@@ -1,6 +1,6 @@
 // sigmoid: of in[0] to out[0]; integers: length.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

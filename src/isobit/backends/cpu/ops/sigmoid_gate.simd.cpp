@@ -1,7 +1,7 @@
 // sigmoid_gate: in[0], heads side by side, times the sigmoid of in[1], a vector for each head, to out[0];
 // integers: heads, length of each.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

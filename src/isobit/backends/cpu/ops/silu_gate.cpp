@@ -1,6 +1,6 @@
 // silu_gate: SwiGLU of gate in[0] and up in[1] to out[0]; integers: length.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

@@ -1,6 +1,6 @@
 // softcap: of in[0] to out[0]; integers: length; numbers: cap.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

@@ -2,7 +2,7 @@
 // probabilities, and as many keys; integers: experts, k, whether the weights add up to 1, which router it
 // is, whether in[0] are logits, groups of experts, how many are used; vectors: the bias, if there is one.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 namespace isobit {
 

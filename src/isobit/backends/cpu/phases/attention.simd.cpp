@@ -4,13 +4,13 @@
 // Up to QUERY_BLOCK query vectors of one key-value head share each load of keys and values; keys, then
 // channels, lie in the lanes.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 #ifndef ISOBIT_LEVEL
 #include <algorithm>
 #endif
 
-#include "../attention.h"
+#include "../engine/attention.h"
 
 #ifdef ISOBIT_LEVEL
 

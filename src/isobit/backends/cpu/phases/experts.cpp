@@ -2,7 +2,7 @@
 // out[0] and out[1], and the SwiGLU of both to out[2]. integers: whether all tokens go to one
 // expert (a dense feed-forward); whether in[0] has a row for each pair of token and expert.
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

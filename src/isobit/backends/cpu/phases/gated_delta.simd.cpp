@@ -3,7 +3,7 @@
 // has of a key is taken off its value. A work item is some columns of one head's state of one sequence, over all
 // its tokens.
 
-#include "../simd_op.h"
+#include "../engine/simd_op.h"
 
 #ifndef ISOBIT_LEVEL
 #include <string.h>

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

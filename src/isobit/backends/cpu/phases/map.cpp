@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

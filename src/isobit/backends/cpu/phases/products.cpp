@@ -1,7 +1,7 @@
 // products: matrices that do not wait for one another, rows of all of them shared out together. Matrix
 // j multiplies in[j] to out[j].
 
-#include "../engine.h"
+#include "../engine/engine.h"
 
 namespace isobit {
 

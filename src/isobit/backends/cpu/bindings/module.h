@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "matmul.h"
+#include "../engine/matmul.h"
 
 namespace nb = nanobind;
 

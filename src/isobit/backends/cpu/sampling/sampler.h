@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "digest.h"
-#include "kernels/kernels.h"
+#include "../kernels/kernels.h"
 
 namespace isobit {
 

@@ -8,7 +8,7 @@
 #include "exchange.h"
 #include "moe.h"
 #include "program.h"
-#include "sampler.h"
+#include "../sampling/sampler.h"
 #include "threads.h"
 
 namespace isobit {

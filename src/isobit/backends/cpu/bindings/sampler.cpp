@@ -8,8 +8,8 @@
 #include <optional>
 
 #include "module.h"
-#include "sampler.h"
-#include "threads.h"
+#include "../sampling/sampler.h"
+#include "../engine/threads.h"
 
 using namespace isobit;
 

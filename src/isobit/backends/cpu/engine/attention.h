@@ -1,7 +1,7 @@
 // The KV cache in fixed point, and attention over it: docs/numerics.md, section 6.
 #pragma once
 
-#include "kernels/kernels.h"
+#include "../kernels/kernels.h"
 
 namespace isobit {
 

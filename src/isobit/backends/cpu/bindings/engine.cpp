@@ -8,7 +8,7 @@
 #include <optional>
 #include <set>
 
-#include "engine.h"
+#include "../engine/engine.h"
 #include "module.h"
 
 using namespace isobit;

@@ -1,7 +1,7 @@
 // A row of logits turned into what is drawn from, docs/numerics.md section 10; the loops over a row are
 // plain ones that the compiler turns into vectors of each SIMD level.
 
-#include "simd_op.h"
+#include "../engine/simd_op.h"
 
 #ifndef ISOBIT_LEVEL
 #include "sampler.h"

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "kernels/kernels.h"
+#include "../kernels/kernels.h"
 #include "threads.h"
 
 namespace isobit {

@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "threads.h"
+#include "../engine/threads.h"
 
 using namespace isobit;
 

@@ -1,6 +1,6 @@
 // SHA-256 (FIPS 180-4) of many pieces at once, one in each lane, and the tree of digests of a row.
 
-#include "simd_op.h"
+#include "../engine/simd_op.h"
 
 #ifndef ISOBIT_LEVEL
 #include "digest.h"
