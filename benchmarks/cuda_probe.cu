@@ -35,11 +35,11 @@ KERNEL(BLOCK) read_plain(const int4* w, int64 n, int* out) {
 
 // One matrix of `groups` groups of 8 rows, `supers` superblocks each; groups dealt to the blocks.
 struct GemvShared {
-    Act x[16];
+    ActivationBlock x[16];
     float part[4096];
 };
 template <class W>
-DEV void gemv(const uint8* w, const Act* x, float* y, int groups, int supers, GemvShared* sh) {
+DEV void gemv(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers, GemvShared* sh) {
     int mine = (groups - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
     int tiles = mine * supers, row = lane_id() % 8, sub = lane_id() / 8;
     auto tile = [&](int j) {
@@ -51,14 +51,14 @@ DEV void gemv(const uint8* w, const Act* x, float* y, int groups, int supers, Ge
     if (j < tiles) now.load(tile(j), row);
     let_next_start();
     wait_for_previous();
-    for (int i = threadIdx.x; i < supers * int(sizeof(Act) / 16); i += BLOCK)
+    for (int i = threadIdx.x; i < supers * int(sizeof(ActivationBlock) / 16); i += BLOCK)
         reinterpret_cast<int4*>(sh->x)[i] = reinterpret_cast<const int4*>(x)[i];
     __syncthreads();
     for (; j < tiles; ) {
         int k = j + 4 * WARPS;
         W next;
         if (k < tiles) next.load(tile(k), row);
-        const Act& a = sh->x[j % supers];
+        const ActivationBlock& a = sh->x[j % supers];
         sh->part[j * 8 + row] = mul(a.d, now.dot(a));
         now = next;
         j = k;
@@ -71,11 +71,11 @@ DEV void gemv(const uint8* w, const Act* x, float* y, int groups, int supers, Ge
         y[int(blockIdx.x + i / 8 * gridDim.x) * 8 + i % 8] = sum;
     }
 }
-KERNEL(BLOCK) gemv_q4(const uint8* w, const Act* x, float* y, int groups, int supers) {
+KERNEL(BLOCK) gemv_q4(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(GemvShared, sh);
     gemv<TiledQ4_K>(w, x, y, groups, supers, sh);
 }
-KERNEL(BLOCK) gemv_q6(const uint8* w, const Act* x, float* y, int groups, int supers) {
+KERNEL(BLOCK) gemv_q6(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(GemvShared, sh);
     gemv<TiledQ6_K>(w, x, y, groups, supers, sh);
 }
@@ -108,11 +108,11 @@ DEV void barrier_wait(uint64_* b, uint32 parity) {
 #endif
 }
 template <class W, bool BULK>
-DEV void gemv_slots(const uint8* w, const Act* x, float* y, int groups, int supers, uint8* mem) {
+DEV void gemv_slots(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers, uint8* mem) {
     constexpr int SLOT = 4 * W::TILE_BYTES;
-    Act* acts = reinterpret_cast<Act*>(mem);
-    uint64_* barriers = reinterpret_cast<uint64_*>(mem + supers * sizeof(Act));
-    uint8* slots = mem + supers * sizeof(Act) + 16 * 8 * 8;
+    ActivationBlock* acts = reinterpret_cast<ActivationBlock*>(mem);
+    uint64_* barriers = reinterpret_cast<uint64_*>(mem + supers * sizeof(ActivationBlock));
+    uint8* slots = mem + supers * sizeof(ActivationBlock) + 16 * 8 * 8;
     float* part = reinterpret_cast<float*>(slots + WARPS * DEPTH * SLOT);
     int mine = (groups - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
     int tiles = mine * supers, row = lane_id() % 8, sub = lane_id() / 8, fetched = 0;
@@ -144,7 +144,7 @@ DEV void gemv_slots(const uint8* w, const Act* x, float* y, int groups, int supe
     for (int i = 0; i < DEPTH; i++) fetch();
     let_next_start();
     wait_for_previous();
-    for (int i = threadIdx.x; i < supers * int(sizeof(Act) / 16); i += BLOCK)
+    for (int i = threadIdx.x; i < supers * int(sizeof(ActivationBlock) / 16); i += BLOCK)
         reinterpret_cast<int4*>(acts)[i] = reinterpret_cast<const int4*>(x)[i];
     __syncthreads();
     for (int step = 0; 4 * (step * WARPS + warp_id()) < tiles; step++) {
@@ -156,7 +156,7 @@ DEV void gemv_slots(const uint8* w, const Act* x, float* y, int groups, int supe
             W now;
             if (BULK) now.load_tile(slot(step) + sub * W::TILE_BYTES, row);
             else now.load_slot(slot(step));
-            const Act& a = acts[j % supers];
+            const ActivationBlock& a = acts[j % supers];
             part[j * 8 + row] = mul(a.d, now.dot(a));
         }
         __syncwarp();
@@ -170,27 +170,27 @@ DEV void gemv_slots(const uint8* w, const Act* x, float* y, int groups, int supe
         y[int(blockIdx.x + i / 8 * gridDim.x) * 8 + i % 8] = sum;
     }
 }
-KERNEL(BLOCK) lanes_q4(const uint8* w, const Act* x, float* y, int groups, int supers) {
+KERNEL(BLOCK) lanes_q4(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(uint8, mem);
     gemv_slots<TiledQ4_K, false>(w, x, y, groups, supers, mem);
 }
-KERNEL(BLOCK) lanes_q6(const uint8* w, const Act* x, float* y, int groups, int supers) {
+KERNEL(BLOCK) lanes_q6(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(uint8, mem);
     gemv_slots<TiledQ6_K, false>(w, x, y, groups, supers, mem);
 }
-KERNEL(BLOCK) bulk_q4(const uint8* w, const Act* x, float* y, int groups, int supers) {
+KERNEL(BLOCK) bulk_q4(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(uint8, mem);
     gemv_slots<TiledQ4_K, true>(w, x, y, groups, supers, mem);
 }
-KERNEL(BLOCK) bulk_q6(const uint8* w, const Act* x, float* y, int groups, int supers) {
+KERNEL(BLOCK) bulk_q6(const uint8* w, const ActivationBlock* x, float* y, int groups, int supers) {
     DYNAMIC_SHARED(uint8, mem);
     gemv_slots<TiledQ6_K, true>(w, x, y, groups, supers, mem);
 }
 
 // Compute alone: one tile's registers times the activations again and again (cycles a product).
 template <class W, int DISTINCT>
-DEV void dots(const uint8* w, const Act* x, int rounds, float* y, int64* cycles, GemvShared* sh) {
-    for (int i = threadIdx.x; i < 16 * int(sizeof(Act) / 16); i += BLOCK)
+DEV void dots(const uint8* w, const ActivationBlock* x, int rounds, float* y, int64* cycles, GemvShared* sh) {
+    for (int i = threadIdx.x; i < 16 * int(sizeof(ActivationBlock) / 16); i += BLOCK)
         reinterpret_cast<int4*>(sh->x)[i] = reinterpret_cast<const int4*>(x)[i];
     W now;
     now.load(w + warp_id() * W::TILE_BYTES, lane_id() % 8);
@@ -199,7 +199,7 @@ DEV void dots(const uint8* w, const Act* x, int rounds, float* y, int64* cycles,
     int64 start = clock64();
     int s = DISTINCT == 1 ? 0 : lane_id() / 8;
     for (int i = 0; i < rounds; i++) {
-        const Act& a = sh->x[s];
+        const ActivationBlock& a = sh->x[s];
         sum = add(sum, mul(a.d, now.dot(a)));
         s = (s + 4) & 15;
         __syncwarp();
@@ -208,19 +208,19 @@ DEV void dots(const uint8* w, const Act* x, int rounds, float* y, int64* cycles,
     if (threadIdx.x == 0) cycles[blockIdx.x] = clock64() - start;
     y[blockIdx.x * BLOCK + threadIdx.x] = sum;
 }
-KERNEL(BLOCK) dots_q4_4(const uint8* w, const Act* x, int rounds, float* y, int64* cycles) {
+KERNEL(BLOCK) dots_q4_4(const uint8* w, const ActivationBlock* x, int rounds, float* y, int64* cycles) {
     DYNAMIC_SHARED(GemvShared, sh);
     dots<TiledQ4_K, 4>(w, x, rounds, y, cycles, sh);
 }
-KERNEL(BLOCK) dots_q4_1(const uint8* w, const Act* x, int rounds, float* y, int64* cycles) {
+KERNEL(BLOCK) dots_q4_1(const uint8* w, const ActivationBlock* x, int rounds, float* y, int64* cycles) {
     DYNAMIC_SHARED(GemvShared, sh);
     dots<TiledQ4_K, 1>(w, x, rounds, y, cycles, sh);
 }
-KERNEL(BLOCK) dots_q6_4(const uint8* w, const Act* x, int rounds, float* y, int64* cycles) {
+KERNEL(BLOCK) dots_q6_4(const uint8* w, const ActivationBlock* x, int rounds, float* y, int64* cycles) {
     DYNAMIC_SHARED(GemvShared, sh);
     dots<TiledQ6_K, 4>(w, x, rounds, y, cycles, sh);
 }
-KERNEL(BLOCK) dots_q6_1(const uint8* w, const Act* x, int rounds, float* y, int64* cycles) {
+KERNEL(BLOCK) dots_q6_1(const uint8* w, const ActivationBlock* x, int rounds, float* y, int64* cycles) {
     DYNAMIC_SHARED(GemvShared, sh);
     dots<TiledQ6_K, 1>(w, x, rounds, y, cycles, sh);
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from isobit.backends.cpu._cpu import Pace
+from isobit.backends.cpu._cpu import TeamSize
 
 MS = 1_000_000
 
@@ -11,7 +11,7 @@ class Machine:
     """Runs one after another on a clock of its own."""
 
     def __init__(self, threads: int) -> None:
-        self.pace, self.now = Pace(threads), 0
+        self.pace, self.now = TeamSize(threads), 0
 
     def run(self, took: int, lost: float) -> int:
         """One run, of whose time the threads waited this share; with how many it was."""

@@ -33,7 +33,7 @@ def forget_mapping(data: NDArray[np.uint8], /) -> None:
 def exit_on_bus_error() -> None:
     """For a process of our own: say that line and end with the exit code of a refused model."""
 
-class Pace:
+class TeamSize:
     """How many threads to run with (threads.h); times in nanoseconds."""
 
     def __init__(self, most: int, /) -> None: ...

@@ -31,9 +31,9 @@ class Inputs:
     rows: int
     """Tokens whose logits are wanted."""
     runs: int
-    """Run of sequence_chunks.cuh, for each sequence."""
+    """SequenceChunk of sequence_chunks.cuh, for each sequence."""
     groups: tuple[int, int] = (0, 0)
-    """All tokens as ItemGroup of sorted_pairs.cuh: their number, and the groups."""
+    """All tokens as PairGroup of sorted_pairs.cuh: their number, and the groups."""
     generated: int = 0
     """int32: of a step, the likeliest tokens so far, by position."""
     number: int = 0

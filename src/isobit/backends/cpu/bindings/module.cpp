@@ -23,13 +23,13 @@ NB_MODULE(_cpu, m) {
         return all;
     });
     // In nanoseconds, for tests.
-    nb::class_<Pace>(m, "Pace")
+    nb::class_<TeamSize>(m, "TeamSize")
         .def(nb::init<int>())
-        .def("members", [](Pace& p, int64_t now) { return p.members(Pace::Clock::time_point(
+        .def("members", [](TeamSize& p, int64_t now) { return p.members(TeamSize::Clock::time_point(
                                                        std::chrono::nanoseconds(now))); })
-        .def("ran", [](Pace& p, int64_t now, int64_t took, int64_t waited) {
+        .def("ran", [](TeamSize& p, int64_t now, int64_t took, int64_t waited) {
             using ns = std::chrono::nanoseconds;
-            p.ran(Pace::Clock::time_point(ns(now)), ns(took), ns(waited));
+            p.ran(TeamSize::Clock::time_point(ns(now)), ns(took), ns(waited));
         });
     nb::class_<PyMatrix>(m, "Matrix")
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());

@@ -191,7 +191,7 @@ bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
                 if (n && thread == 0) measure(rows, 0, logits, thread);
                 continue;
             }
-            team_.each(n, [&](int i) {
+            team_.parallel_for(n, [&](int i) {
                 measure(rows, first + i, logits + (size_t)i * program_.vocab, thread);
             });
         }

@@ -117,7 +117,7 @@ private:
     std::vector<Slot> slots_;
     size_t fence_ = 0;  // elements
     std::vector<std::vector<float>> scratch_;  // of each thread
-    Groups experts_, dense_;
+    SortedPairs experts_, dense_;
     LazyMemory states_;
     std::vector<size_t> state_at_;  // of each operation, the first sequence's
     std::vector<int> starts_, first_;  // of each sequence its first token, then the end; of each token
@@ -163,7 +163,7 @@ public:
     const std::vector<int>& starts() const { return e_.starts_; }
     const float* zeros() const { return e_.zeros_.data(); }  // as many as a state has
     // Which tokens go to which expert: the choice of the last top_k, or one expert for all.
-    Groups& groups(bool dense) const { return dense ? e_.dense_ : e_.experts_; }
+    SortedPairs& sorted_pairs(bool dense) const { return dense ? e_.dense_ : e_.experts_; }
     // Hand out the experts that a router has chosen for a token.
     void route(int router, int t, const int32_t* ids, int k) const {
         const size_t at = ((size_t)t * e_.program_.routers + router) * k;

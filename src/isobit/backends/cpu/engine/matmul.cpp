@@ -30,7 +30,7 @@ void multiply(Team& team, const Job* jobs, int n) {
         for (int count; i >= (count = (job->rows + step - 1) / step); ++job) i -= count;
         return job;
     };
-    team.each_and_next(items, [&](int i, int next) {
+    team.parallel_for_with_prefetch(items, [&](int i, int next) {
         const Job* job = job_of(i);
         Product p = job->product;
         if (next < items) {

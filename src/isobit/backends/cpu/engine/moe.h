@@ -9,11 +9,11 @@
 
 namespace isobit {
 
-class Groups {
+class SortedPairs {
 public:
     // One thread: sorts the pairs (token * k + rank) by expert; ids is [tokens, k]. Those of experts
     // that are not among begin … end - 1 are left out; a group's expert is counted from begin.
-    void group(const int32_t* ids, int begin, int end, int tokens, int k);
+    void sort(const int32_t* ids, int begin, int end, int tokens, int k);
 
     // All tokens to expert 0.
     void one_for_all(int tokens);
@@ -28,17 +28,17 @@ private:
     struct Group {
         int expert, first, count;
     };
-    std::vector<Group> groups_;
-    std::vector<int32_t> pairs_, tokens_;  // by expert: the pair, and its token
+    std::vector<Group> experts_with_pairs_;
+    std::vector<int32_t> sorted_pairs_, tokens_;  // by expert: the pair, and its token
     std::vector<int> first_;
     std::vector<int32_t> ids_;
 };
 
 template <class F>
-void Groups::run(Team& team, const Kernels& kernels, int planes, const Matrix* matrices, int count,
+void SortedPairs::run(Team& team, const Kernels& kernels, int planes, const Matrix* matrices, int count,
                  const Input& x, bool by_pair, float* const* outs, F&& done) const {
-    const int n = (int)groups_.size(), rows = matrices[0].rows;
-    const std::vector<int32_t>& x_rows = by_pair ? pairs_ : tokens_;
+    const int n = (int)experts_with_pairs_.size(), rows = matrices[0].rows;
+    const std::vector<int32_t>& x_rows = by_pair ? sorted_pairs_ : tokens_;
     auto rows_of = [](const Matrix& m, const Group& g, int row) {
         return m.data + ((size_t)g.expert * m.rows + row) * m.row_bytes;
     };
@@ -48,21 +48,21 @@ void Groups::run(Team& team, const Kernels& kernels, int planes, const Matrix* m
     const int step = rows_at_once(n * rows, team.members());
     const int steps = (rows + step - 1) / step;
     auto item = [&](const Matrix& m, int i) {
-        return i < n * steps ? rows_of(m, groups_[i / steps], i % steps * step) : nullptr;
+        return i < n * steps ? rows_of(m, experts_with_pairs_[i / steps], i % steps * step) : nullptr;
     };
-    team.each_and_next(n * steps, [&](int i, int next) {
-        const Group& g = groups_[i / steps];
+    team.parallel_for_with_prefetch(n * steps, [&](int i, int next) {
+        const Group& g = experts_with_pairs_[i / steps];
         const int begin = i % steps * step, end = std::min(begin + step, rows);
         for (int j = 0; j < count; ++j) {
             Product p = jobs[j].product;
             p.tokens = g.count;
             p.w = rows_of(matrices[j], g, 0);
             p.x_rows = x_rows.data() + g.first;
-            p.y_rows = pairs_.data() + g.first;
+            p.y_rows = sorted_pairs_.data() + g.first;
             p.next = j + 1 < count ? item(matrices[j + 1], i) : item(matrices[0], next);
             jobs[j].f(p, begin, end);
         }
-        for (int s = g.first; s < g.first + g.count; ++s) done(pairs_[s], begin, end);
+        for (int s = g.first; s < g.first + g.count; ++s) done(sorted_pairs_[s], begin, end);
     });
 }
 

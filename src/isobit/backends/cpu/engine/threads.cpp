@@ -29,7 +29,7 @@ inline void pause() {
 
 }  // namespace
 
-int Pace::members(Clock::time_point now) {
+int TeamSize::members(Clock::time_point now) {
     if (members_ < most_ && now >= until_) {
         members_ = most_;
         took_ = waited_ = Duration(0);
@@ -37,7 +37,7 @@ int Pace::members(Clock::time_point now) {
     return members_;
 }
 
-void Pace::ran(Clock::time_point now, Duration took, Duration waited) {
+void TeamSize::ran(Clock::time_point now, Duration took, Duration waited) {
     if (members_ == 1) return;
     took_ += took;
     waited_ += waited;
@@ -55,7 +55,7 @@ void Pace::ran(Clock::time_point now, Duration took, Duration waited) {
     hold_ = std::min(hold_ * 2, LONGEST_HOLD);
 }
 
-Team::Team(int threads) : size_(threads < 1 ? 1 : threads), process_(getpid()), pace_(size_) {
+Team::Team(int threads) : size_(threads < 1 ? 1 : threads), process_(getpid()), team_size_(size_) {
     // More threads than cores must not spin: the one waited for may need this core.
     bool crowded = size_ > (int)std::thread::hardware_concurrency();
     spins_ = crowded ? 0 : 1;
@@ -104,9 +104,9 @@ void Team::run(const std::function<void(int)>& body) {
         body(0);
         return barrier();
     }
-    const Pace::Clock::time_point start = Pace::Clock::now();
+    const TeamSize::Clock::time_point start = TeamSize::Clock::now();
     if (getpid() == process_) {
-        members_ = pace_.members(start);
+        members_ = team_size_.members(start);
     } else {  // in a fork, perhaps of the midst of a run
         members_ = 1;
         arrived_ = next_ = 0;
@@ -118,8 +118,8 @@ void Team::run(const std::function<void(int)>& body) {
     }
     body(0);
     barrier();
-    const Pace::Clock::time_point end = Pace::Clock::now();
-    pace_.ran(end, end - start, Pace::Duration(waited_.load()));
+    const TeamSize::Clock::time_point end = TeamSize::Clock::now();
+    team_size_.ran(end, end - start, TeamSize::Duration(waited_.load()));
 }
 
 void Team::work(int thread) {
@@ -136,9 +136,9 @@ void Team::work(int thread) {
 
 void Team::wait(unsigned epoch) {
     if (spin_while(epoch_, epoch, SPINS_IN_PASS)) return;
-    const Pace::Clock::time_point start = Pace::Clock::now();
+    const TeamSize::Clock::time_point start = TeamSize::Clock::now();
     sleep_while(epoch_, epoch);
-    waited_.fetch_add((Pace::Clock::now() - start).count(), std::memory_order_relaxed);
+    waited_.fetch_add((TeamSize::Clock::now() - start).count(), std::memory_order_relaxed);
 }
 
 void Team::release(unsigned epoch) {

@@ -3,7 +3,7 @@
 // then by sleeping.
 //
 // One thread that is not scheduled holds all of them up at a barrier. Beside busy neighbours a team
-// can so become many times slower than one thread; it then goes on with fewer for a while (Pace).
+// can so become many times slower than one thread; it then goes on with fewer for a while (TeamSize).
 // In the child of a fork there are no other threads, and the one that there is runs everything.
 #pragma once
 
@@ -18,12 +18,12 @@
 namespace isobit {
 
 // How many threads to run with, from how long they have waited for one another.
-class Pace {
+class TeamSize {
 public:
     using Clock = std::chrono::steady_clock;
     using Duration = Clock::duration;
 
-    explicit Pace(int most) : most_(most), members_(most) {}
+    explicit TeamSize(int most) : most_(most), members_(most) {}
 
     int members(Clock::time_point now);
 
@@ -37,8 +37,8 @@ private:
     int hold_ = 1;  // how long it stays lowered, in times of what was lost
     Clock::time_point until_{};
 
-    // A guess costs one run and at least a WINDOW. The number is raised again soon after a moment in
-    // which another program ran; of many wrong guesses one after the other, each costs less than a
+    // A trial costs one run and at least a WINDOW. The number is raised again soon after a moment in
+    // which another program ran; of many wrong trials one after the other, each costs less than a
     // per cent of the time that is held after it.
     static constexpr Duration WINDOW = std::chrono::milliseconds(10);
     static constexpr int LONGEST_HOLD = 128;
@@ -74,24 +74,24 @@ public:
 
     // f(i) for each i < n, whichever thread is free; then a barrier.
     template <class F>
-    void each(int n, F&& f) {
-        each(n, f, [] {});
+    void parallel_for(int n, F&& f) {
+        parallel_for(n, f, [] {});
     }
     template <class F, class G>
-    void each(int n, F&& f, G&& then) {
-        for (int i = take(); i < n; i = take()) f(i);
+    void parallel_for(int n, F&& f, G&& then) {
+        for (int i = claim(); i < n; i = claim()) f(i);
         barrier(then);
     }
 
     // f(i, next), next being what this thread does after i (n or more: nothing).
     template <class F>
-    void each_and_next(int n, F&& f) {
-        for (int i = take(), next; i < n; i = next) f(i, next = take());
+    void parallel_for_with_prefetch(int n, F&& f) {
+        for (int i = claim(), next; i < n; i = next) f(i, next = claim());
         barrier();
     }
 
 private:
-    int take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+    int claim() { return next_.fetch_add(1, std::memory_order_relaxed); }
     void work(int thread);
     void end();
     void wait(unsigned epoch);
@@ -104,10 +104,10 @@ private:
     const int size_;
     const pid_t process_;
     int members_ = 1;  // threads of this run, the first ones
-    Pace pace_;
-    std::atomic<Pace::Duration::rep> waited_{0};  // in this run
+    TeamSize team_size_;
+    std::atomic<TeamSize::Duration::rep> waited_{0};  // in this run
     int spins_;
-    alignas(64) std::atomic<int> next_{0};     // the next index of each()
+    alignas(64) std::atomic<int> next_{0};     // the next index of parallel_for()
     alignas(64) std::atomic<int> arrived_{0};  // threads at the barrier
     alignas(64) std::atomic<unsigned> epoch_{0};  // barriers passed
     alignas(64) std::atomic<int> runs_{0};     // calls of run() and their members, or -1 to end

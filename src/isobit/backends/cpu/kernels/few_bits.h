@@ -157,11 +157,11 @@ struct FewBits {
     static constexpr bool scaled = groups > 1;
     FN uint32_t d(const uint8_t* b, int) { return half_at(b); }
     FN void prepare(const uint8_t*, Prepared&) {}
-    static constexpr float unit = 1;  // what d counts
+    static constexpr float d_unit = 1;  // what d counts
 };
 
 struct IQ2_XXS : FewBits<16, 66, IQ2_ZERO, 8> {
-    static constexpr float unit = 0.125f;
+    static constexpr float d_unit = 0.125f;
 
     FN void prepare(const uint8_t* b, Prepared& p) {
         Words8 low, high;  // of each 32 values four indices, then signs and the scale
@@ -187,7 +187,7 @@ struct IQ2_XXS : FewBits<16, 66, IQ2_ZERO, 8> {
 };
 
 struct IQ2_XS : FewBits<17, 74, IQ2_ZERO, 16> {
-    static constexpr float unit = 0.125f;
+    static constexpr float d_unit = 0.125f;
 
     FN void prepare(const uint8_t* b, Prepared& p) {
         leave_odd_nibbles(p.scales, b + 66);
@@ -217,7 +217,7 @@ struct IQ2_XS : FewBits<17, 74, IQ2_ZERO, 16> {
 };
 
 struct IQ2_S : FewBits<22, 82, IQ2_ZERO, 16> {
-    static constexpr float unit = 0.125f;
+    static constexpr float d_unit = 0.125f;
 
     FN void prepare(const uint8_t* b, Prepared& p) {
         leave_odd_nibbles(p.scales, b + 74);
@@ -243,7 +243,7 @@ struct IQ2_S : FewBits<22, 82, IQ2_ZERO, 16> {
 };
 
 struct IQ3_XXS : FewBits<18, 98, IQ3_XXS_ZERO, 8> {
-    static constexpr float unit = 0.25f;
+    static constexpr float d_unit = 0.25f;
 
     FN void prepare(const uint8_t* b, Prepared& p) {
         Words8 w;
@@ -309,7 +309,7 @@ FN void put_less(const Prepared& p, Put&& put) {
 }
 
 struct IQ1_S : FewBits<19, 50, IQ1_ZERO, 8> {
-    static constexpr float unit = 0.125f;
+    static constexpr float d_unit = 0.125f;
 
     FN void prepare(const uint8_t* b, Prepared& p) {
         Halves8 h;
@@ -335,7 +335,7 @@ struct IQ1_S : FewBits<19, 50, IQ1_ZERO, 8> {
 };
 
 struct IQ1_M : FewBits<29, 56, IQ1_ZERO, 16> {
-    static constexpr float unit = 0.125f;
+    static constexpr float d_unit = 0.125f;
 
     FN uint32_t d(const uint8_t* b, int) {  // the highest nibbles of the words of scales
         const uint64_t s = eight_at(b + 48) >> 12 & 0x000f000f000f000f;

@@ -58,7 +58,7 @@ APART void unpack_rows(const Quantised&, Rows rows, const uint8_t* ahead, bool s
 #pragma GCC unroll 16
     for (int g = 0; g < 16; ++g) tile.scale[g] = signed_scale_at(tile.w.scales[g / 4], g % 4);
     tile.blocks = parts;
-    for (int b = 0; b < parts; ++b) tile.d[b] = half_to_float(load(d[b])) * Format::unit;
+    for (int b = 0; b < parts; ++b) tile.d[b] = half_to_float(load(d[b])) * Format::d_unit;
 }
 
 struct NVFP4 {
@@ -143,7 +143,7 @@ void fused_nvfp4(const Product& m, bool stream, int row, int end, int t) {
 }
 
 // Steps of dot() that one part can take, of the four that a group of 16 values is.
-constexpr int decoded_steps(int largest) { return run(largest) < 4 ? 1 : 4; }
+constexpr int decoded_steps(int largest) { return max_unspilled_sums(largest) < 4 ? 1 : 4; }
 
 // Sub-scales times the sums of each group's activations in one plane, of block b.
 template <int P>
@@ -185,7 +185,7 @@ FN void add_decoded(const Tile& w, int zero, const Activations* const* x, F* y) 
                     dot_pair<P, T>(part, w.codes + j, x, 4 * j);
 #pragma GCC unroll 4
                 for (int t = 0; t < T; ++t) {
-                    settle<P>(part[t]);
+                    reduce_lanes<P>(part[t]);
 #pragma GCC unroll 2
                     for (int p = 0; p < P; ++p)
                         sums[t][p] = scale_add(sums[t][p], part[t][p], w.scale[g]);
@@ -195,7 +195,7 @@ FN void add_decoded(const Tile& w, int zero, const Activations* const* x, F* y) 
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
             subtract_zero<P>(w, zero, *x[t], b, sums[t]);
-            sum[t] = sum[t] + w.d[b] * join<P>(sums[t]);
+            sum[t] = sum[t] + w.d[b] * combine_planes<P>(sums[t]);
         }
     }
 #pragma GCC unroll 4
@@ -253,7 +253,7 @@ FN F part_sums(I (*sums)[LANES], const Activations& x, int b) {
     if constexpr (Format::scaled) {
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) whole[p] = added_across(sums[p]);
-        return join<P>(whole);
+        return combine_planes<P>(whole);
     }
     constexpr int groups = Format::part / 16;
     alignas(32) int16_t zero[2][16] = {};
@@ -290,7 +290,7 @@ void by_row(const Product& m, bool stream, int row, int end, int t) {
         F u = {};
 #pragma GCC unroll 4
         for (int b = 0; b < parts; ++b) {
-            u = u + half_to_float(load(d[b])) * Format::unit * part_sums<Format, P>(sums[b], *x, b);
+            u = u + half_to_float(load(d[b])) * Format::d_unit * part_sums<Format, P>(sums[b], *x, b);
         }
         y = y + x->d * u;
     }

@@ -61,7 +61,7 @@ FN I madd(U a, U b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 
 // A part holds two 16-bit sums a lane, each of up to 2 * 128 * code a step.
 typedef U Part;
-constexpr int run(int largest_code) { return 32767 / (256 * largest_code); }
+constexpr int max_unspilled_sums(int largest_code) { return 32767 / (256 * largest_code); }
 FN Part dot(Part part, U codes, U x) {
     return (U)_mm256_add_epi16((__m256i)part, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x));
 }
@@ -127,7 +127,7 @@ FN U signed_scale_at(U bytes, int b) { return signed_byte_pairs(bytes, b, b); }
 struct WidePart {
     Part low, high;
 };
-constexpr int WIDE_RUN = run(15), WIDE_ZERO = 128;
+constexpr int WIDE_RUN = max_unspilled_sums(15), WIDE_ZERO = 128;
 FN U wide_code(U raw) { return raw ^ 0x80808080u; }
 FN WidePart dot(WidePart part, U codes, U x) {
     return {dot(part.low, codes & 0x0f0f0f0fu, x), dot(part.high, codes >> 4 & 0x0f0f0f0fu, x)};

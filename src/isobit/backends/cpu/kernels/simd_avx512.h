@@ -58,7 +58,7 @@ FN F half_to_float(U v) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m51
 FN I madd(U a, U b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 
 typedef U Part;
-constexpr int run(int) { return 1 << 16; }
+constexpr int max_unspilled_sums(int) { return 1 << 16; }
 FN Part dot(Part part, U codes, U x) {
     return (U)_mm512_dpbusd_epi32((__m512i)part, (__m512i)codes, (__m512i)x);
 }

@@ -57,7 +57,7 @@ FN I madd(U a, U b) {
 }
 
 typedef U Part;
-constexpr int run(int) { return 1 << 16; }
+constexpr int max_unspilled_sums(int) { return 1 << 16; }
 FN Part dot(Part part, U codes, U x) {  // codes below 128 are the same signed
     return (U)vdotq_s32((int32x4_t)part, (int8x16_t)codes, (int8x16_t)x);
 }
@@ -90,7 +90,7 @@ FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, i
 }
 
 template <int P>
-FN void settle(Part* part) {
+FN void reduce_lanes(Part* part) {
     if constexpr (P == 1) return;
     uint32x4x2_t planes = vuzpq_u32((uint32x4_t)part[0], (uint32x4_t)part[1]);
     part[0] = (U)planes.val[0];

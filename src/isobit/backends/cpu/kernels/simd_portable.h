@@ -63,10 +63,10 @@ APART I madd(U a, U b) {
     return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 }
 
-// A running dot product of unsigned codes and signed bytes; it stays exact for run(largest code)
+// A running dot product of unsigned codes and signed bytes; it stays exact for max_unspilled_sums(largest code)
 // steps, after which it goes to a sum.
 typedef U Part;
-constexpr int run(int) { return 1 << 16; }
+constexpr int max_unspilled_sums(int) { return 1 << 16; }
 APART Part dot(Part part, U codes, U x) {
     I c = (I)codes, y = (I)x;
     return (U)((I)part + (c & 255) * (y << 24 >> 24) + (c >> 8 & 255) * (y << 16 >> 24) +

@@ -16,7 +16,7 @@ struct Tile {
 
 // T = f(H) * 256 + f(L), or f(S).
 template <int P>
-FN F join(const I* sums) {
+FN F combine_planes(const I* sums) {
     if constexpr (P == 1) return to_float(sums[0]);
     return to_float(sums[0]) * 256.0f + to_float(sums[1]);
 }
@@ -59,7 +59,7 @@ constexpr bool wide = Format::largest > 127;
 // Steps of dot() that one part can take: as far as it is exact, and within one group.
 template <class Format>
 constexpr int part_steps() {
-    constexpr int group = Format::group / 4, limit = wide<Format> ? WIDE_RUN : run(Format::largest);
+    constexpr int group = Format::group / 4, limit = wide<Format> ? WIDE_RUN : max_unspilled_sums(Format::largest);
     int steps = limit < group ? limit : group;
     while (group % steps) --steps;
     return steps;
@@ -82,7 +82,7 @@ FN void add_superblock(const Scales& w, int zero, I* sums, const Activations& x,
     if constexpr (!S::mins)
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) sums[p] -= S::zero(zero) * dot_sums<S::group, true>(w.scales, x, p);
-    F u = w.d * join<P>(sums);
+    F u = w.d * combine_planes<P>(sums);
     if constexpr (S::mins) {
         I m = dot_sums<S::group, false>(w.mins, x, 0);
         if constexpr (P == 2) m = (m << 8) + dot_sums<S::group, false>(w.mins, x, 1);
@@ -158,7 +158,7 @@ APART void unpack(const Quantised&, Rows rows, const uint8_t* ahead, bool stream
 
 #ifndef ISOBIT_PAIRS
 // Two vectors of codes made ready for dot_pair(), which multiplies both with T tokens' activations in
-// P planes. settle() ends a token's parts: then part[p] is plane p's.
+// P planes. reduce_lanes() ends a token's parts: then part[p] is plane p's.
 template <int P>
 FN void make_pair(U*) {}
 
@@ -174,7 +174,7 @@ FN void dot_pair(Part (*part)[P], const U* codes, const Activations* const* x, i
 }
 
 template <int P, class Part>
-FN void settle(Part*) {}
+FN void reduce_lanes(Part*) {}
 #endif
 
 template <class S, int P, int T>
@@ -187,7 +187,7 @@ FN void add_tokens(const Tile& w, int zero, const Activations* const* x, F* y) {
         for (int j = j0; j < j0 + S::steps; j += 2) dot_pair<P, T>(part, w.codes + j, x, 4 * j);
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
-            settle<P>(part[t]);
+            reduce_lanes<P>(part[t]);
 #pragma GCC unroll 2
             for (int p = 0; p < P; ++p)
                 sums[t][p] = scale_add(sums[t][p], part[t][p], w.scale[4 * j0 / S::group]);
@@ -203,7 +203,7 @@ FN F block_value(F d, F dmin, int zero, I* sums, const Activations& x, int b) {
     if constexpr (!S::mins)
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) sums[p] -= S::zero(zero) * x.sum32[p][b];
-    F u = d * join<P>(sums);
+    F u = d * combine_planes<P>(sums);
     if constexpr (S::mins) {
         int m = x.sum32[0][b];
         if constexpr (P == 2) m = m * 256 + x.sum32[1][b];
@@ -226,7 +226,7 @@ FN void add_tokens_blocks(const Tile& w, int zero, const Activations* const* x, 
             for (int j = j0; j < j0 + S::steps; j += 2) dot_pair<P, T>(part, w.codes + j, x, 4 * j);
 #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) {
-                settle<P>(part[t]);
+                reduce_lanes<P>(part[t]);
 #pragma GCC unroll 2
                 for (int p = 0; p < P; ++p) sums[t][p] += total(part[t][p]);
             }

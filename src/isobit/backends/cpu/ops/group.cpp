@@ -6,7 +6,7 @@
 namespace isobit {
 
 static void group(const Op& op, Pass& p, int, int, int) {
-    p.groups(false).group(p.integers(op.in[0], 0), op.integers[0], op.integers[1],
+    p.sorted_pairs(false).sort(p.integers(op.in[0], 0), op.integers[0], op.integers[1],
                           p.batch.n_tokens, op.integers[2]);
 }
 

@@ -190,7 +190,7 @@ static void attention(const Phase& phase, Pass& pass, int) {
     };
     int items = 0;
     for (int t = 0; t < T; t = end_of(t)) items += blocks(end_of(t) - t);
-    pass.team.each(items, [&](int i) {
+    pass.team.parallel_for(items, [&](int i) {
         int first = 0, end = end_of(0);
         for (; i >= blocks(end - first); first = end, end = end_of(first))
             i -= blocks(end - first);

@@ -8,11 +8,11 @@ namespace isobit {
 
 static void experts(const Phase& phase, Pass& pass, int thread) {
     const Op& op = phase.op;
-    const Groups& groups = pass.groups(op.integers[0]);
+    const SortedPairs& pairs = pass.sorted_pairs(op.integers[0]);
     const Input& x = pass.slot(op.in[0]).input;
     float* outs[2];
     for (size_t j = 0; j < op.matrices.size(); ++j) outs[j] = pass.at(op.out[j], 0, 0, 0);
-    groups.run(pass.team, pass.kernels, pass.planes, op.matrices.data(), (int)op.matrices.size(), x,
+    pairs.run(pass.team, pass.kernels, pass.planes, op.matrices.data(), (int)op.matrices.size(), x,
                op.integers[1], outs, [&](int pair, int begin, int end) {
                    const size_t at = (size_t)pair * op.matrices[0].rows + begin;
                    if (op.matrices.size() == 2)

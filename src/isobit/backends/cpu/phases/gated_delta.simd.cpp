@@ -64,7 +64,7 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
     const int blocks = (m + DELTA_COLUMNS - 1) / DELTA_COLUMNS;
     const std::vector<int>& starts = pass.starts();  // of each sequence, then the end
     const int sequences = (int)starts.size() - 1;
-    pass.team.each(sequences * H * blocks, [&](int item) {
+    pass.team.parallel_for(sequences * H * blocks, [&](int item) {
         const int j = item % blocks * DELTA_COLUMNS, h = item / blocks % H;
         const int of = h / op.integers[5] % K;  // the key head
         const int first = starts[item / blocks / H], end = starts[item / blocks / H + 1];

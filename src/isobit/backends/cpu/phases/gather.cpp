@@ -22,7 +22,7 @@ static void exchanged(const Phase& phase, Pass& pass, int vectors, int mine, int
     const int at_once = exchange.room() / ((size_t)widest * vectors);
     for (int first = 0; first < pass.rows(phase); first += at_once) {
         const int n = std::min(at_once, pass.rows(phase) - first) * vectors;
-        pass.team.each(
+        pass.team.parallel_for(
             n,
             [&](int i) {
                 memcpy(exchange.piece(exchange.rank) + (size_t)i * mine,
@@ -31,7 +31,7 @@ static void exchanged(const Phase& phase, Pass& pass, int vectors, int mine, int
             },
             [&] { exchange.broken = exchange.broken || !exchange.meet(); });
         if (exchange.broken) return;  // every thread sees it alike: nobody has met since
-        pass.team.each(n, [&](int i) { take(first, i); }, [&] { exchange.next(); });
+        pass.team.parallel_for(n, [&](int i) { take(first, i); }, [&] { exchange.next(); });
     }
 }
 

@@ -20,7 +20,7 @@ static void map(const Phase& phase, Pass& pass, int thread) {
         for (int i = first; i < std::min(first + chain->at_once, chain->vectors); ++i)
             for (const Op& op : chain->ops) op.run(op, pass, thread, t, i);
     };
-    pass.team.each(pass.rows(phase) * per_row, item, [&] {
+    pass.team.parallel_for(pass.rows(phase) * per_row, item, [&] {
         for (const Op& op : phase.after) op.run(op, pass, thread, 0, 0);
     });
 }

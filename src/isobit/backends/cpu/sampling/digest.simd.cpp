@@ -28,7 +28,7 @@ static const uint32_t ROUND[64] = {
 static const uint32_t START[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                   0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 
-FN U turned(U x, int n) { return x >> n | x << (32 - n); }
+FN U rotated(U x, int n) { return x >> n | x << (32 - n); }
 
 #ifdef __AVX512F__
 #define ISOBIT_BITWISE(table) (U)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, table)
@@ -50,14 +50,14 @@ FN void rounds(U* w, U* state) {
         for (int j = 0; j < 16; ++j) {
             if (i) {
                 const U x = w[(j + 1) % 16], y = w[(j + 14) % 16];
-                w[j] += w[(j + 9) % 16] + odd(turned(x, 7), turned(x, 18), x >> 3) +
-                        odd(turned(y, 17), turned(y, 19), y >> 10);
+                w[j] += w[(j + 9) % 16] + odd(rotated(x, 7), rotated(x, 18), x >> 3) +
+                        odd(rotated(y, 17), rotated(y, 19), y >> 10);
             }
-            const U s = h + odd(turned(e, 6), turned(e, 11), turned(e, 25)) + choice(e, f, g) +
+            const U s = h + odd(rotated(e, 6), rotated(e, 11), rotated(e, 25)) + choice(e, f, g) +
                         (w[j] + ROUND[i + j]);
             h = g, g = f, f = e, e = d + s;
             d = c;
-            const U t = odd(turned(a, 2), turned(a, 13), turned(a, 22)) + majority(a, b, c);
+            const U t = odd(rotated(a, 2), rotated(a, 13), rotated(a, 22)) + majority(a, b, c);
             c = b, b = a, a = s + t;
         }
     const U now[8] = {a, b, c, d, e, f, g, h};

@@ -30,7 +30,7 @@ from isobit.numerics import Weight
 TILE_ROWS = 8
 ACT_BYTES = 720
 COLUMN_ACT_BYTES = 560
-"""One superblock of quantised activations: ``Act`` of common.cuh."""
+"""One superblock of quantised activations: ``ActivationBlock`` of common.cuh."""
 
 _FUSED = ("Q4_K", "Q6_K")
 _TILED = (*_FUSED, "IQ4_NL", "IQ4_XS", "MXFP4")

@@ -188,7 +188,7 @@ def _pieces(data: Bytes, most: int) -> Iterator[tuple[int, Bytes]]:
             yield first * each + start, experts[first : first + together, start : start + most]
 
 
-def tall(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:
+def fuse_adjacent(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:
     """Matrices of the same input, as few as they can be multiplied as, in the same order."""
     out: list[DeviceWeight] = []
     for w in weights:

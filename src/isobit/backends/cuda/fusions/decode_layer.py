@@ -233,7 +233,7 @@ def _lower(
     acts = g.slot("acts", ACT_BYTES // 4 * supers(layer.hidden))
     # Words with the number of a step, which is not 0.
     chosen = g.fixed("chosen", 2 * n * rows, zero=True, lasting=True)
-    guess = g.fixed("guess", 2 * (1 + layer.experts * rows), zero=True)
+    prediction = g.fixed("prediction", 2 * (1 + layer.experts * rows), zero=True)
     swiglu = g.new(v["swiglu"])
     ahead = int(_ahead(layer, g))
     gate_up_kernel, down_kernel = layer.kernels
@@ -255,7 +255,7 @@ def _lower(
         matrices = (m[role].address for role in "qkv")
         launch(
             "decode_qkv",
-            (x.address, norm(), eps, *matrices, at.number, guess.address, qkv.address),
+            (x.address, norm(), eps, *matrices, at.number, prediction.address, qkv.address),
         )
         attend(
             g, h, p, qkv.address, results, most if p.many else min(most, step_attention.FEW_TILES)
@@ -278,7 +278,7 @@ def _lower(
                 m["gate"].matrix_bytes,
                 m["down"].matrix_bytes,
                 ahead,
-                guess.address,
+                prediction.address,
                 x.address,
             ),
             way="" if p.many else " alone",
@@ -297,7 +297,7 @@ def _lower(
             gate_up_kernel,
             (acts.address, logits.address if logits else 0, int(layer.normalise), x.address)
             + (ffn_norm(), ffn_eps, m["gate"].address, m["up"].address, p.inputs.number)
-            + (guess.address, chosen.address, swiglu.address),
+            + (prediction.address, chosen.address, swiglu.address),
         )
 
     def down(p: Pass) -> None:
@@ -319,7 +319,7 @@ def _lower(
 
 
 def _ahead(layer: Layer, g: Lowering) -> bool:
-    """Whether guessed experts are fetched ahead: of one row, if they fill at most half of the
+    """Whether predicted experts are fetched ahead: of one row, if they fill at most half of the
     device's shared cache. Of several rows it costs more than it gives (docs/performance.md)."""
     m, each = layer.matrices, ("gate", "up", "down")
     taken = layer.used * sum(m[role].matrix_bytes for role in each)

@@ -39,8 +39,8 @@ DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PAR
     }
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        float own = mul(y[part], c[part]), turn = mul(other[part], s[part]);
-        y[part] = lane_id() + WARP * part < HALF ? sub(own, turn) : add(own, turn);
+        float own = mul(y[part], c[part]), rotated = mul(other[part], s[part]);
+        y[part] = lane_id() + WARP * part < HALF ? sub(own, rotated) : add(own, rotated);
     }
 }
 
@@ -126,15 +126,15 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
         return;
     }
     const float* weight = (query ? q_norm : k_norm) + lane_id();
-    int64 turns = int64(position) * HALF;
+    int64 table_row = int64(position) * HALF;
     float y[PARTS], w[PARTS], c[PARTS], s[PARTS];
     load(x, y);
     load(weight, w);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         int i = lane_id() + WARP * part, pair = i < HALF ? i : i - HALF;
-        c[part] = there(part) ? cos_table[turns + pair] : 0.0f;
-        s[part] = there(part) ? sin_table[turns + pair] : 0.0f;
+        c[part] = there(part) ? cos_table[table_row + pair] : 0.0f;
+        s[part] = there(part) ? sin_table[table_row + pair] : 0.0f;
     }
     norm(y, w, eps);
     rotate(y, c, s, rooms[warp_id()]);

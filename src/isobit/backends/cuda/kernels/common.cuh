@@ -38,7 +38,7 @@ constexpr int TILE = 64;      // keys in a tile, positions in a page
 
 // One superblock of activations: the planes, and the integer sums that zero points and mins need.
 // 720 bytes: eight lanes that read eight records at one offset meet no shared-memory bank twice.
-struct __align__(16) Act {
+struct __align__(16) ActivationBlock {
     int8 plane[2][SUPER];  // high, low; with one plane the second is unused
     int sum32[8];          // sum of q over 32 values
     int neg16[2][16];      // -32 times the sum of a plane over 16 values
@@ -46,7 +46,7 @@ struct __align__(16) Act {
     float d;
     int unused[5];
 };
-static_assert(sizeof(Act) == 720, "Act is also known to layout.py");
+static_assert(sizeof(ActivationBlock) == 720, "ActivationBlock is also known to layout.py");
 
 DEV int lane_id() { return threadIdx.x % WARP; }
 DEV int warp_id() { return threadIdx.x / WARP; }
@@ -219,7 +219,7 @@ DEV void store_digits(int sum, int8 (*digits)[8]) {
 
 // `out` keeps the digits it had: for products without tensor cores, which do not read them. Returns
 // sum32[lane / 4].
-DEV int quantise_without_digits(const float (&x)[8], Act* out) {
+DEV int quantise_without_digits(const float (&x)[8], ActivationBlock* out) {
     QuantisedLane of = quantise_planes(x, out->plane);
     int lane = lane_id();
     of.high += shuffle_xor(of.high, 1);
@@ -235,7 +235,7 @@ DEV int quantise_without_digits(const float (&x)[8], Act* out) {
     return of.sum;
 }
 // The whole record.
-DEV void quantise_superblock(const float (&x)[8], Act* out) {
+DEV void quantise_superblock(const float (&x)[8], ActivationBlock* out) {
     store_digits(quantise_without_digits(x, out), out->digits);
 }
 

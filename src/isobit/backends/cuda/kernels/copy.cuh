@@ -65,18 +65,18 @@ DEV void prefetch_bulk(const uint8* from, int bytes) {
 
 // What tensor-core products read of an activation record. 560 bytes: eight lanes that read eight records at
 // one offset meet no shared-memory bank twice.
-struct __align__(16) ColumnAct {
+struct __align__(16) ColumnActivations {
     int8 plane[2][SUPER];
     int8 digits[3][8];
     float d;
     int unused[5];
 };
-static_assert(sizeof(ColumnAct) == 560, "ColumnAct is also known to layout.py");
+static_assert(sizeof(ColumnActivations) == 560, "ColumnActivations is also known to layout.py");
 
 // By one warp: both planes, then digits and d in two pieces of 16 bytes.
-DEV void copy_act(ColumnAct* to, const Act* from) {
-    static_assert(sizeof(Act::plane) == WARP * sizeof(int4), "a lane copies one piece of both planes");
-    static_assert(sizeof(Act::digits) + sizeof(Act::d) <= 2 * sizeof(int4), "digits and d are two pieces");
+DEV void copy_activations(ColumnActivations* to, const ActivationBlock* from) {
+    static_assert(sizeof(ActivationBlock::plane) == WARP * sizeof(int4), "a lane copies one piece of both planes");
+    static_assert(sizeof(ActivationBlock::digits) + sizeof(ActivationBlock::d) <= 2 * sizeof(int4), "digits and d are two pieces");
     auto copy = [](int8* to, const int8* from) {
         copy_async(reinterpret_cast<int4*>(to) + lane_id(), reinterpret_cast<const int4*>(from) + lane_id());
     };
@@ -84,7 +84,7 @@ DEV void copy_act(ColumnAct* to, const Act* from) {
     if (lane_id() < 2) copy(to->digits[0], from->digits[0]);
 }
 // The same, quantised from a lane's eight values of a superblock.
-DEV void quantise_act(const float (&x)[8], ColumnAct* to) {
+DEV void quantise_act(const float (&x)[8], ColumnActivations* to) {
     QuantisedLane of = quantise_planes(x, to->plane);
     of.sum += shuffle_xor(of.sum, 1);
     of.sum += shuffle_xor(of.sum, 2);

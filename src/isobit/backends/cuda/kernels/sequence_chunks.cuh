@@ -2,7 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-struct Run {
+struct SequenceChunk {
     int first, count;  // tokens of the batch
     int state;         // where what is kept of the sequence lies
     int unused;

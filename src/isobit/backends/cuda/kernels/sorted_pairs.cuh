@@ -1,31 +1,32 @@
 // Which products a launch of a matmul kernel makes.
 //
-// A launch covers segments: segment e (blockIdx.y) multiplies matrix e of a stack with the items
-// offset[e] … offset[e+1]-1 of `order`. Item i reads activation row i / divide and writes output row i.
-// Without `order` there is one matrix, and the items are the tokens.
+// A pair is a token and an expert that it chose: token * top_k + rank. Expert e (blockIdx.y) multiplies
+// matrix e of a stack with the pairs expert_offsets[e] … expert_offsets[e+1]-1 of `sorted_pairs`. Pair i
+// reads activation row i / top_k and writes output row i. Without `sorted_pairs` there is one matrix,
+// and the pairs are the tokens.
 #pragma once
 #include "common.cuh"
 
-constexpr int CHUNK = 8;  // items that share one read of a weight; blockIdx.z takes every so many
+constexpr int CHUNK = 8;  // pairs that share one read of a weight; blockIdx.z takes every so many
 
-struct Items {
-    const int* order;
-    const int* offset;
-    int divide, begin, end;
+struct SortedPairs {
+    const int* sorted_pairs;
+    const int* expert_offsets;
+    int top_k, begin, end;
 
-    DEV Items(const int* order, const int* offset, int divide, int items, int segment)
-        : order(order), offset(offset), divide(divide),
-          begin(offset ? offset[segment] : 0), end(offset ? offset[segment + 1] : items) {}
-    DEV Items(const int* order, const int* offset, int divide, int items)
-        : Items(order, offset, divide, items, blockIdx.y) {}
-    DEV int output(int i) const { return order ? order[i] : i; }
-    DEV int input(int i) const { return output(i) / divide; }
+    DEV SortedPairs(const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs, int expert)
+        : sorted_pairs(sorted_pairs), expert_offsets(expert_offsets), top_k(top_k),
+          begin(expert_offsets ? expert_offsets[expert] : 0), end(expert_offsets ? expert_offsets[expert + 1] : pairs) {}
+    DEV SortedPairs(const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs)
+        : SortedPairs(sorted_pairs, expert_offsets, top_k, pairs, blockIdx.y) {}
+    DEV int output(int i) const { return sorted_pairs ? sorted_pairs[i] : i; }
+    DEV int input(int i) const { return output(i) / top_k; }
 };
 
-// Up to COLUMNS items that share a matrix: places begin … begin + count - 1 of `order`.
-struct ItemGroup {
+// Up to COLUMNS pairs that share a matrix: begin … begin + count - 1 of `sorted_pairs`.
+struct PairGroup {
     int matrix, begin, count, unused;
 };
 #ifndef COLUMNS
-#define COLUMNS 8  // of one or several tensor-core products: items of a group
+#define COLUMNS 8  // of one or several tensor-core products: pairs of a group
 #endif

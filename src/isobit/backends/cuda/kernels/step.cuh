@@ -3,7 +3,7 @@
 // Each kernel of a step starts while the one before it still runs, fetches weights that do not
 // depend on it, and then waits for it (programmatic dependent launch). Nothing is written, and nothing
 // that a kernel of the same step writes is read, before wait_for_previous(), except words that carry
-// the step's number (`packed`), and by the guess of the experts, which may be wrong (expert_prefetch.cuh).
+// the step's number (`packed`), and by the prediction of the experts, which may be wrong (expert_prefetch.cuh).
 #pragma once
 #ifndef AT_ONCE
 #define AT_ONCE 2  // common.cuh asks for it, so this file comes first

@@ -14,9 +14,9 @@ struct Columns {
 
     Columns() = default;
     // Missing columns repeat the last of `count`.
-    DEV Columns(const ColumnAct* x, int count) {
+    DEV Columns(const ColumnActivations* x, int count) {
         int lane = lane_id();
-        const ColumnAct* row = x + min(lane % 8, count - 1);
+        const ColumnActivations* row = x + min(lane % 8, count - 1);
         rows = shared_address(row) + lane / 16 * SUPER + lane / 8 % 2 * 16;
         digits = reinterpret_cast<const int*>(x[min(lane / 4, count - 1)].digits[0]) + lane % 2;
     }

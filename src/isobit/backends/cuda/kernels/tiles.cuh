@@ -23,7 +23,7 @@ struct TiledQ4_K {
         for (int i = 0; i < CHUNKS; i++) c[i] = load_once(p + 8 * i);
     }
     // d * T - dmin * f(M) of section 4.
-    DEV float dot(const Act& a) const {
+    DEV float dot(const ActivationBlock& a) const {
         Sums<1> sums(c[0]);
 #pragma unroll
         for (int pair = 0; pair < 4; pair++)
@@ -31,7 +31,7 @@ struct TiledQ4_K {
         return sums.value(c[0].x, 0);
     }
     template <int N>
-    DEV static void dots_shared(const uint8* tile, int row, const Act* a, int step, float (&t)[N]) {
+    DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int4 head = p[0];
         Sums<N> sums(head);
@@ -54,7 +54,7 @@ struct TiledQ4_K {
             mins0 = s1 & 0x3f3f3f3f, mins1 = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
         }
         // 64 values: groups 2 * pair (the low nibbles) and 2 * pair + 1.
-        DEV void add_pair(int pair, int4 first, int4 second, const Act* a, int step) {
+        DEV void add_pair(int pair, int4 first, int4 second, const ActivationBlock* a, int step) {
             const int4 q[2] = {first, second};
             int dots[N][2][2] = {};  // [token][group][plane]
 #pragma unroll
@@ -108,7 +108,7 @@ struct TiledQ6_K {
         d = reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row];
     }
     // d * T of section 4. Codes are taken as 0 … 63; sums start at -32 times the activations' sum.
-    DEV float dot(const Act& a) const {
+    DEV float dot(const ActivationBlock& a) const {
         int sum[1][2] = {};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -119,7 +119,7 @@ struct TiledQ6_K {
         return mul(half_to_float(d), join_planes(sum[0][0], sum[0][1]));
     }
     template <int N>
-    DEV static void dots_shared(const uint8* tile, int row, const Act* a, int step, float (&t)[N]) {
+    DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int sum[N][2] = {};
 #pragma unroll 1
@@ -139,7 +139,7 @@ struct TiledQ6_K {
     // s0, s1: the words that hold the scales of both.
     template <int N>
     DEV static void add_quarter(int i, const int4 (&low)[2], const int4 (&top)[2], int s0, int s1,
-                                const Act* a, int step, int (&sum)[N][2]) {
+                                const ActivationBlock* a, int step, int (&sum)[N][2]) {
         int odd = i % 2, left = odd ? 2 : 4, right = odd ? 2 : 0, first = 128 * (i / 2) + 32 * odd;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -157,7 +157,7 @@ struct TiledQ6_K {
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int p = 0; p < PLANES; p++) {
-                    const Act& x = a[n * step];
+                    const ActivationBlock& x = a[n * step];
                     int4 x0 = *reinterpret_cast<const int4*>(x.plane[p] + k);
                     int4 x1 = *reinterpret_cast<const int4*>(x.plane[p] + k + 64);
                     int dot0 = x.neg16[p][g], dot1 = x.neg16[p][g + 4];
@@ -200,7 +200,7 @@ struct TiledWords {
     DEV float half(int at) const { return half_to_float(uint16(w[at / 4] >> at % 4 * 8)); }
     // Dot products of 32 values from k on, whose 16 bytes of nibbles begin at byte `at`.
     template <class Codes>
-    DEV void dots(int at, int k, const Act& a, Codes codes, int (&sum)[2]) const {
+    DEV void dots(int at, int k, const ActivationBlock& a, Codes codes, int (&sum)[2]) const {
         int q[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -224,7 +224,7 @@ struct TiledWords {
 
 struct TiledIQ4_NL : TiledWords<144> {
     // t of section 4: eight blocks, each d * T.
-    DEV float dot(const Act& a) const {
+    DEV float dot(const ActivationBlock& a) const {
         float t = 0.0f;
 #pragma unroll
         for (int b = 0; b < 8; b++) {
@@ -237,7 +237,7 @@ struct TiledIQ4_NL : TiledWords<144> {
 };
 
 struct TiledMXFP4 : TiledWords<136> {
-    DEV float dot(const Act& a) const {
+    DEV float dot(const ActivationBlock& a) const {
         float t = 0.0f;
 #pragma unroll
         for (int b = 0; b < 8; b++) {
@@ -250,7 +250,7 @@ struct TiledMXFP4 : TiledWords<136> {
 };
 
 struct TiledIQ4_XS : TiledWords<136> {
-    DEV float dot(const Act& a) const {
+    DEV float dot(const ActivationBlock& a) const {
         int total[2] = {0, 0};
 #pragma unroll
         for (int g = 0; g < 8; g++) {

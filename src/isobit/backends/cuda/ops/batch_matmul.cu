@@ -1,7 +1,7 @@
 // y = W x in a decode step of several sequences: few tokens a matrix, many matrices. Weights stream
 // through shared memory once; nothing but their bytes should take time. W: a struct of tiles.cuh.
 //
-// Units of a group of items are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
+// Units of a group of pairs are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
 // grid takes an equal part, and its warps every eighth. Where units are few (SPLIT), a block's warps take
 // one together, every eighth superblock each. Each warp fetches for itself, DEPTH superblocks of 16 rows
@@ -33,14 +33,14 @@ struct Stream {
     static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
     const uint8 *first, *second;
     int64 matrix_bytes;
-    const ItemGroup* groups;
+    const PairGroup* groups;
     int units, supers, unit, end;  // unit: that is fetched from now
     uint8* memory;                 // of this warp: arrivals, then slots
     const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
     int super = first_super();     // fetched next
     int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
 
-    DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, const ItemGroup* groups,
+    DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, const PairGroup* groups,
                int units, int supers, uint8* memory)
         : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), units(units),
           supers(supers), memory(memory + warp_id() * BYTES) {
@@ -119,34 +119,34 @@ struct Stream {
     }
 };
 
-// Where a group's items are: activation rows, and rows of the result.
-struct Places {
-    const int* order;  // null where items are in order
-    int divide;
-    DEV int output(int i) const { return order ? order[i] : i; }
-    DEV int input(int i) const { return output(i) / divide; }
+// Where a group's pairs are: activation rows, and rows of the result.
+struct PairRows {
+    const int* sorted_pairs;  // null where pairs are in order
+    int top_k;
+    DEV int output(int i) const { return sorted_pairs ? sorted_pairs[i] : i; }
+    DEV int input(int i) const { return output(i) / top_k; }
 };
 
 #ifdef FLOATS  // rows of activations that are quantised on their way
 typedef float Input;
-DEV void fetch_superblock(ColumnAct* to, const float* row, int s) {
+DEV void fetch_superblock(ColumnActivations* to, const float* row, int s) {
     float v[8];
     load8(row + SUPER * s + 8 * lane_id(), v);
     quantise_act(v, to);
 }
 constexpr int ROW_STEP = SUPER;
 #else
-typedef Act Input;
-DEV void fetch_superblock(ColumnAct* to, const Act* row, int s) { copy_act(to, row + s); }
+typedef ActivationBlock Input;
+DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* row, int s) { copy_activations(to, row + s); }
 constexpr int ROW_STEP = 1;
 #endif
 
 // Activations of `count` items from place `begin` on to shared memory, [superblock][column].
-DEV void fetch_activations(const Input* x, int supers, int begin, int count, const Places& places,
-                           ColumnAct* to) {
+DEV void fetch_activations(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
+                           ColumnActivations* to) {
     for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
-        const Input* row = x + int64(places.input(begin + column)) * supers * ROW_STEP;
+        const Input* row = x + int64(pair_rows.input(begin + column)) * supers * ROW_STEP;
         fetch_superblock(to + s * COLUMNS + column, row, s);
     }
     commit_copies();
@@ -155,7 +155,7 @@ DEV void fetch_activations(const Input* x, int supers, int begin, int count, con
 
 // v: of a superblock's rows and N tiles of columns, each lane's part as TilePair gives it, scaled.
 template <class W, int N>
-DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
+DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int count,
                  float (&v)[COLUMN_TILES][4]) {
     if constexpr (N > 1)
         if (count <= 8 * (N - 1)) return product<W, N - 1>(tile, here, count, v);
@@ -175,11 +175,11 @@ DEV void product(const int* const (&tile)[2], const ColumnAct* here, int count,
 }
 
 // The units of a block, at … end - 1, whose first weights are on their way: item i reads activation row
-// places.input(i) and writes row output(i) of y, `stride` floats each. With TOGETHER, as many groups as fit
+// pair_rows.input(i) and writes row output(i) of y, `stride` floats each. With TOGETHER, as many groups as fit
 // share the place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
 template <class W>
-DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const ItemGroup* groups,
-                        const Places& places, ColumnAct* acts, float* parts, float* y, int stride) {
+DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const PairGroup* groups,
+                        const PairRows& pair_rows, ColumnActivations* acts, float* parts, float* y, int stride) {
     const int units = weights.units, supers = weights.supers;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
 #ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
@@ -188,22 +188,22 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
 #endif
     while (at < end) {
         int index = at / units, next = index + 1;
-        ItemGroup group = groups[index];
-        int first = group.begin, items = group.count;
+        PairGroup group = groups[index];
+        int first = group.begin, pairs = group.count;
 #ifdef TOGETHER
-        while (int64(next) * units < end && items + groups[next].count <= COLUMNS)
-            items += groups[next++].count;
+        while (int64(next) * units < end && pairs + groups[next].count <= COLUMNS)
+            pairs += groups[next++].count;
 #endif
         at = int(min(int64(next) * units, int64(end)));
         __syncthreads();  // everyone is done with the activations before
-        fetch_activations(x, supers, first, items, places, acts);
+        fetch_activations(x, supers, first, pairs, pair_rows, acts);
         __syncthreads();
         for (; unit < at; unit += UNIT_STEP) {
 #ifdef TOGETHER
             index = unit / units, group = groups[index];
 #endif
             int in_matrix = unit - index * units;
-            const ColumnAct* here = acts + group.begin - first;
+            const ColumnActivations* here = acts + group.begin - first;
 #ifndef SPLIT
             float sum[COLUMN_TILES][4] = {};
 #endif
@@ -228,12 +228,12 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
 #ifdef SPLIT
             __syncthreads();
             for (int e = threadIdx.x; e < VALUES; e += BLOCK) {
-                int lane = e / 4 % WARP, i = e % 4, item = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
+                int lane = e / 4 % WARP, i = e % 4, pair = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
                 float y_row = 0.0f;
 #pragma unroll 8
                 for (int s = 0; s < supers; s++) y_row = add(y_row, part[VALUES * s + e]);
-                if (item < group.count)
-                    y[int64(places.output(group.begin + item)) * stride + 16 * in_matrix +
+                if (pair < group.count)
+                    y[int64(pair_rows.output(group.begin + pair)) * stride + 16 * in_matrix +
                       i / 2 * 8 + lane / 4] = y_row;
             }
             part = part == parts ? parts + VALUES * supers : parts;  // others may still add
@@ -244,7 +244,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
                 for (int c = 0; c < 2; c++) {
                     int column = 8 * n + 2 * t + c;
                     if (column >= group.count) continue;
-                    float* out = y + int64(places.output(group.begin + column)) * stride;
+                    float* out = y + int64(pair_rows.output(group.begin + column)) * stride;
 #ifdef GATED
                     out[8 * in_matrix + g] = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
 #else
@@ -263,15 +263,15 @@ struct Product {
     int units, supers;
     const Input* x;
     const int* n_groups;
-    const ItemGroup* groups;
-    Places places;
+    const PairGroup* groups;
+    PairRows pair_rows;
     float* y;
     int stride;
 
     // By a block of so many.
     template <class W>
     DEV void make(int block, int blocks) const {
-        DYNAMIC_SHARED(ColumnAct, acts);
+        DYNAMIC_SHARED(ColumnActivations, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
         Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
         int64 all = int64(*n_groups) * units;
@@ -281,23 +281,23 @@ struct Product {
         wait_for_previous();
 #endif
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
-        multiply_units(weights, at, end, x, groups, places, acts, parts, y, stride);
+        multiply_units(weights, at, end, x, groups, pair_rows, acts, parts, y, stride);
     }
 };
 
-// With PLANNED, groups and order are known before the kernel ahead has ended. With MORE, a struct of
+// With PLANNED, groups and sorted pairs are known before the kernel ahead has ended. With MORE, a struct of
 // tiles.cuh, `second` is a matrix of that format, whose rows come behind those of `first`; `more_blocks` of
 // the grid take its units.
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
-                           int supers, const Input* x, const int* n_groups, const ItemGroup* groups,
-                           const int* order, int divide, float* y, int stride, int more_units,
+                           int supers, const Input* x, const int* n_groups, const PairGroup* groups,
+                           const int* sorted_pairs, int top_k, float* y, int stride, int more_units,
                            int more_blocks) {
 #ifndef PLANNED
     wait_for_previous();  // before the next kernel starts, to which groups are known so
 #endif
     let_next_start();
     Product product = {first,    second, matrix_bytes,    units, supers, x,
-                       n_groups, groups, {order, divide}, y,     stride};
+                       n_groups, groups, {sorted_pairs, top_k}, y,     stride};
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

@@ -4,11 +4,11 @@
 // A channel a thread, a run of tokens a block (blockIdx.y). state: the last TAPS - 1 rows of each
 // sequence, oldest first.
 KERNEL(THREADS) causal_conv(const float* x, int64 stride, const float* taps, int channels,
-                            const Run* runs, const int* positions, float* state, float* y) {
+                            const SequenceChunk* runs, const int* positions, float* state, float* y) {
     begin();
     int c = blockIdx.x * THREADS + threadIdx.x;
     if (c >= channels) return;
-    Run run = runs[blockIdx.y];
+    SequenceChunk run = runs[blockIdx.y];
     float w[TAPS], row[TAPS] = {};  // row: the last is the token's
     float* kept = state + int64(run.state) * (TAPS - 1) * channels + c;
     bool begins = positions[run.first] == 0;

@@ -22,12 +22,12 @@ DEV float rows_tree(float (&v)[EACH]) {
 KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const float* k,
                             int64 k_stride, int k_step, const float* v, int64 v_stride, int v_step,
                             const float* beta, int64 beta_stride, const float* g, int64 g_stride,
-                            int key_heads, int together, int heads, int columns, const Run* runs,
+                            int key_heads, int together, int heads, int columns, const SequenceChunk* runs,
                             const int* positions, float* state, float* y) {
     begin();
     int head = blockIdx.y, column = blockIdx.x * (THREADS / WARP) + warp_id(), lane = lane_id() % LANES;
     if (column >= columns) return;
-    Run run = runs[blockIdx.z];
+    SequenceChunk run = runs[blockIdx.z];
     float* kept = state + ((int64(run.state) * heads + head) * columns + column) * ROWS + lane;
     bool begins = positions[run.first] == 0;
     float s[EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];

@@ -134,15 +134,15 @@ struct Arriving {
 };
 #endif
 
-// turn: how many values this program has gathered, and blocks that are done with this one. inboxes:
+// round: how many values this program has gathered, and blocks that are done with this one. inboxes:
 // [2][PARTS] addresses, then that of the flags of the pass; every device sends its values to all others, each
-// or all with the turn's number, which says that it is there. Two inboxes take turns: who writes to one has
-// got all values of the turn between, so everyone has read it. The grid is the same on all parts, and value i
+// or all with the round's number, which says that it is there. Two inboxes take turns: who writes to one has
+// got all values of the round between, so everyone has read it. The grid is the same on all parts, and value i
 // of a part is sent and received by the same thread of it: a block waits for blocks of its own number alone.
-KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vectors, int* turn,
+KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vectors, int* round,
                        const uint64* inboxes, float* out) {
     begin();
-    int number = load_fresh(turn) % (1 << 30) + 1;
+    int number = load_fresh(round) % (1 << 30) + 1;
     const uint64* to = inboxes + (number & 1) * PARTS;
     int64 first = int64(blockIdx.x) * WIDE + threadIdx.x, all = int64(gridDim.x) * WIDE;
     View view{x, stride, step, per_row};
@@ -176,9 +176,9 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        if (atomicAdd(turn + 1, 1) == int(gridDim.x) - 1) {
-            turn[1] = 0;
-            turn[0] = number;
+        if (atomicAdd(round + 1, 1) == int(gridDim.x) - 1) {
+            round[1] = 0;
+            round[0] = number;
         }
     }
 }

@@ -6,16 +6,16 @@
 constexpr int BLOCK_ROWS = 32, BLOCK_SUPERS = 8;
 
 struct Shared {
-    Act x[CHUNK][BLOCK_SUPERS];
+    ActivationBlock x[CHUNK][BLOCK_SUPERS];
     float part[CHUNK][BLOCK_SUPERS][BLOCK_ROWS];
 };
 
-KERNEL(THREADS) matmul_tiled(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
-                             const int* order, const int* offset, int divide, int items,
+KERNEL(THREADS) matmul_tiled(const uint8* weights, int64 matrix_bytes, const ActivationBlock* x, int supers,
+                             const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs,
                              float* y, int rows, int row_stride) {
     begin();
     DYNAMIC_SHARED(Shared, shared);
-    Items at(order, offset, divide, items);
+    SortedPairs at(sorted_pairs, expert_offsets, top_k, pairs);
     const uint8* matrix = weights + blockIdx.y * matrix_bytes;
     int group = warp_id() / 2, row = lane_id() % TILE_ROWS;
     int super = warp_id() % 2 * 4 + lane_id() / TILE_ROWS;
@@ -28,21 +28,21 @@ KERNEL(THREADS) matmul_tiled(const uint8* weights, int64 matrix_bytes, const Act
         float sum = 0.0f;
         for (int s0 = 0; s0 < supers; s0 += BLOCK_SUPERS) {
             int ns = min(BLOCK_SUPERS, supers - s0);
-            constexpr int WORDS = sizeof(Act) / sizeof(int4);
+            constexpr int WORDS = sizeof(ActivationBlock) / sizeof(int4);
             __syncthreads();
             for (int i = threadIdx.x; i < n * ns * WORDS; i += THREADS) {
-                int item = i / (ns * WORDS), word = i % (ns * WORDS);
-                const Act* from = x + int64(at.input(base + item)) * supers + s0;
-                reinterpret_cast<int4*>(shared->x[item])[word] =
+                int pair = i / (ns * WORDS), word = i % (ns * WORDS);
+                const ActivationBlock* from = x + int64(at.input(base + pair)) * supers + s0;
+                reinterpret_cast<int4*>(shared->x[pair])[word] =
                     reinterpret_cast<const int4*>(from)[word];
             }
             __syncthreads();
             if (super < ns && first_row < rows) {
                 WEIGHT w;
                 w.load(tiles + int64(s0 + super) * WEIGHT::TILE_BYTES, row);
-                for (int item = 0; item < n; item++) {
-                    const Act& a = shared->x[item][super];
-                    shared->part[item][super][group * TILE_ROWS + row] = mul(a.d, w.dot(a));
+                for (int pair = 0; pair < n; pair++) {
+                    const ActivationBlock& a = shared->x[pair][super];
+                    shared->part[pair][super][group * TILE_ROWS + row] = mul(a.d, w.dot(a));
                 }
             }
             __syncthreads();

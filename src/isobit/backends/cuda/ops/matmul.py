@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
-from isobit.backends.cuda.device.load import DeviceWeight, tall
+from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
@@ -125,7 +125,7 @@ def multiply(
 
     def make(p: Pass) -> None:
         product.begin(p)
-        at, left = y.address, tall(weights)
+        at, left = y.address, fuse_adjacent(weights)
         while left:
             w = left.pop(0)
             how = fits(g, w, product.columns(p))

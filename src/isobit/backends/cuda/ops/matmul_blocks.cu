@@ -4,7 +4,7 @@
 #include "sorted_pairs.cuh"
 
 // A row a warp; a lane holds 8 values of each superblock.
-DEV void dot8(int2 codes, const Act& a, int k, int (&sum)[2]) {
+DEV void dot8(int2 codes, const ActivationBlock& a, int k, int (&sum)[2]) {
 #pragma unroll
     for (int p = 0; p < PLANES; p++) {
         int2 x = *reinterpret_cast<const int2*>(a.plane[p] + k);
@@ -12,12 +12,12 @@ DEV void dot8(int2 codes, const Act& a, int k, int (&sum)[2]) {
     }
 }
 
-DEV int sum16(const Act& a, int g) {
+DEV int sum16(const ActivationBlock& a, int g) {
     return (PLANES == 2 ? 256 * a.neg16[0][g] + a.neg16[1][g] : a.neg16[0][g]) / -32;
 }
 
 // One superblock of one row with one activation: t_s, the same in every lane.
-DEV float superblock(const WEIGHT& w, bool held, const Act& a) {
+DEV float superblock(const WEIGHT& w, bool held, const ActivationBlock& a) {
     int k = 8 * lane_id(), in_block = k % WEIGHT::SIZE, g = in_block / WEIGHT::GROUP;
     int sum[2] = {0, 0}, m = 0;
     float d = 0.0f, dmin = 0.0f;
@@ -46,11 +46,11 @@ DEV float superblock(const WEIGHT& w, bool held, const Act& a) {
     return t;
 }
 
-KERNEL(THREADS) matmul_blocks(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
-                              const int* order, const int* offset, int divide, int items,
+KERNEL(THREADS) matmul_blocks(const uint8* weights, int64 matrix_bytes, const ActivationBlock* x, int supers,
+                              const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs,
                               float* y, int rows, int row_stride, int columns) {
     begin();
-    Items at(order, offset, divide, items);
+    SortedPairs at(sorted_pairs, expert_offsets, top_k, pairs);
     int row = blockIdx.x * (THREADS / WARP) + warp_id();
     if (row >= rows) return;
     constexpr int PER_SUPER = SUPER / WEIGHT::SIZE;
@@ -67,7 +67,7 @@ KERNEL(THREADS) matmul_blocks(const uint8* weights, int64 matrix_bytes, const Ac
 #pragma unroll
             for (int i = 0; i < CHUNK; i++) {
                 if (i >= n) break;
-                const Act& a = x[int64(at.input(base + i)) * supers + s];
+                const ActivationBlock& a = x[int64(at.input(base + i)) * supers + s];
                 sum[i] = add(sum[i], mul(a.d, superblock(w, block < blocks, a)));
             }
         }

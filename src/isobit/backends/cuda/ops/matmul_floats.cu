@@ -3,20 +3,20 @@
 #include "formats.cuh"
 #include "sorted_pairs.cuh"
 
-// Thread j is lane j of sum256 for every row and item of the block.
+// Thread j is lane j of sum256 for every row and pair of the block.
 KERNEL(THREADS) matmul_floats(const uint8* weights, int64 matrix_bytes, const float* x, int columns,
-                              const int* order, const int* offset, int divide, int items,
+                              const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs,
                               float* y, int rows, int row_stride) {
     begin();
     __shared__ float lanes[CHUNK][SUPER];
-    Items at(order, offset, divide, items);
+    SortedPairs at(sorted_pairs, expert_offsets, top_k, pairs);
     const uint8* matrix = weights + blockIdx.y * matrix_bytes;
     int first_row = blockIdx.x * ROWS;
     for (int base = at.begin + blockIdx.z * CHUNK; base < at.end; base += gridDim.z * CHUNK) {
         int n = min(CHUNK, at.end - base);
         float sum[ROWS][CHUNK] = {};
         for (int k = threadIdx.x; k < columns; k += THREADS) {
-            // Missing items and rows are computed as others are, and not stored.
+            // Missing pairs and rows are computed as others are, and not stored.
             float v[CHUNK], w[ROWS];
 #pragma unroll
             for (int i = 0; i < CHUNK; i++)
@@ -29,7 +29,7 @@ KERNEL(THREADS) matmul_floats(const uint8* weights, int64 matrix_bytes, const fl
 #pragma unroll
                 for (int i = 0; i < CHUNK; i++) sum[r][i] = add(sum[r][i], mul(w[r], v[i]));
         }
-        // tree(): a warp adds up the lanes of one item.
+        // tree(): a warp adds up the lanes of one pair.
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             __syncthreads();
@@ -46,4 +46,4 @@ KERNEL(THREADS) matmul_floats(const uint8* weights, int64 matrix_bytes, const fl
         }
     }
 }
-static_assert(CHUNK == THREADS / WARP, "a warp an item");
+static_assert(CHUNK == THREADS / WARP, "a warp an pair");

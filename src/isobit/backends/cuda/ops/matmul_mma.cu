@@ -1,7 +1,7 @@
 // y = W x for many tokens: int8 tensor-core products of tiled Q4_K and Q6_K weights with both
 // planes (docs/numerics.md, section 4). The integers are exact, so any tiling gives matmul.cu's bits.
 //
-// Segments and items are matmul.cu's. A block computes ROWS rows for up to TOKENS items, and each of
+// Experts and pairs are sorted_pairs.cuh's. A block computes ROWS rows for up to TOKENS pairs, and each of
 // its 8 warps a part of both. Activations and weights come through shared memory, one superblock
 // at a time while the next STAGES - 1 are on their way. In the product's terms a token is a row of A, a weight row
 // a column of B: a line of a tile (tiles.cuh) holds one B fragment register for each lane of a warp.
@@ -56,7 +56,7 @@ DEV int mins_fragment(const int* tile) {
 
 // Adds one superblock's part to the sums of M tiles of tokens.
 template <int M>
-DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
+DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TILES],
                     float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     int lane = lane_id(), g = lane / 4, t = lane % 4;
     ColumnsQ4_K col[ROW_TILES];
@@ -79,7 +79,7 @@ DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
 #pragma unroll
             for (int p = 0; p < PLANES; p++) {
                 int a[4];
-                load_matrices(a, address + m * 16 * sizeof(ColumnAct) + p * SUPER + group * 32);
+                load_matrices(a, address + m * 16 * sizeof(ColumnActivations) + p * SUPER + group * 32);
 #pragma unroll
                 for (int n = 0; n < ROW_TILES; n++) {
                     int dot[4] = {}, s0 = scale[n][0], s1 = scale[n][1];
@@ -97,8 +97,8 @@ DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
     for (int n = 0; n < ROW_TILES; n++) mins[n] = mins_fragment(tile[n]);
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        const ColumnAct& x0 = x[16 * m + g];
-        const ColumnAct& x1 = x[16 * m + g + 8];
+        const ColumnActivations& x0 = x[16 * m + g];
+        const ColumnActivations& x1 = x[16 * m + g + 8];
         int a0[3], a1[3];
 #pragma unroll
         for (int i = 0; i < 3; i++) {
@@ -156,7 +156,7 @@ DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
 #pragma unroll
         for (int p = 0; p < PLANES; p++) {
             int a[4];
-            load_matrices(a, address + m * 16 * sizeof(ColumnAct) + p * SUPER + G * 16);
+            load_matrices(a, address + m * 16 * sizeof(ColumnActivations) + p * SUPER + G * 16);
 #pragma unroll
             for (int n = 0; n < ROW_TILES; n++)
 #pragma unroll
@@ -172,7 +172,7 @@ DEV void group_pair(SharedAddress address, const int* const (&tile)[ROW_TILES],
 
 // Adds one superblock's part to the sums of M tiles of tokens.
 template <int M>
-DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
+DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TILES],
                     float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     int lane = lane_id(), g = lane / 4, t = lane % 4;
     int sum[M][ROW_TILES][2][4] = {};
@@ -202,28 +202,28 @@ DEV void superblock(const ColumnAct* x, const int* const (&tile)[ROW_TILES],
 
 // As many tiles of tokens as there are, known to the compiler: products of several run side by side.
 template <int M>
-DEV void superblock_of(int token_tiles, const ColumnAct* x, const int* const (&tile)[ROW_TILES],
+DEV void superblock_of(int token_tiles, const ColumnActivations* x, const int* const (&tile)[ROW_TILES],
                        float (&acc)[TOKEN_TILES][ROW_TILES][4]) {
     if (token_tiles >= M) superblock<M>(x, tile, acc);
     else if constexpr (M > 1) superblock_of<M - 1>(token_tiles, x, tile, acc);
 }
 
 struct Stage {
-    ColumnAct x[TOKENS];
+    ColumnActivations x[TOKENS];
     __align__(16) uint8 w[ROWS / TILE_ROWS][Tile::TILE_BYTES];
 };
 struct Shared {
     Stage stage[STAGES];
 };
 
-// With more matrices than segments, those of each further round write y_step floats further on.
-KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* x, int supers,
-                           const int* order, const int* offset, int divide, int items, float* y,
-                           int rows, int row_stride, int segments, int64 y_step) {
+// With more matrices than experts, those of each further round write y_step floats further on.
+KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const ActivationBlock* x, int supers,
+                           const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs, float* y,
+                           int rows, int row_stride, int experts, int64 y_step) {
     begin();
     DYNAMIC_SHARED(Shared, shared);
-    Items at(order, offset, divide, items, blockIdx.y % segments);
-    y += blockIdx.y / segments * y_step;
+    SortedPairs at(sorted_pairs, expert_offsets, top_k, pairs, blockIdx.y % experts);
+    y += blockIdx.y / experts * y_step;
     int first_row = blockIdx.x * ROWS, tiles = min(ROWS, rows - first_row) / TILE_ROWS;
     int warp_tile = warp_id() % ROW_WARPS * ROW_TILES;              // of the block's
     int warp_item = warp_id() / ROW_WARPS * TOKEN_TILES * 16;       // of the block's
@@ -233,10 +233,10 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
 
     for (int base = at.begin + blockIdx.z * TOKENS; base < at.end; base += gridDim.z * TOKENS) {
         int n = min(TOKENS, at.end - base), padded = (n + 15) / 16 * 16;
-        __syncthreads();  // everyone is done with the previous items
-        // A warp brings every eighth item and tile. Items past the end repeat the last; they are
+        __syncthreads();  // everyone is done with the previous pairs
+        // A warp brings every eighth pair and tile. Pairs past the end repeat the last; they are
         // not stored.
-        const Act* from[TOKENS / WARPS];
+        const ActivationBlock* from[TOKENS / WARPS];
 #pragma unroll
         for (int i = 0; i < TOKENS / WARPS; i++)
             from[i] = x + int64(at.input(base + min(warp_id() + WARPS * i, n - 1))) * supers;
@@ -257,9 +257,9 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
             }
 #pragma unroll
             for (int i = 0; i < TOKENS / WARPS; i++) {
-                int item = warp_id() + WARPS * i;
-                if (item >= padded) break;
-                copy_act(&to.x[item], from[i] + s);
+                int pair = warp_id() + WARPS * i;
+                if (pair >= padded) break;
+                copy_activations(&to.x[pair], from[i] + s);
             }
             commit_copies();
         };
@@ -282,9 +282,9 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Act* 
         for (int m = 0; m < TOKEN_TILES; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int item = warp_item + 16 * m + 8 * half + lane_id() / 4;
-                if (item >= n) continue;
-                float* out = y + int64(at.output(base + item)) * row_stride +
+                int pair = warp_item + 16 * m + 8 * half + lane_id() / 4;
+                if (pair >= n) continue;
+                float* out = y + int64(at.output(base + pair)) * row_stride +
                              first_row + lane_id() % 4 * 2;
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; r++)

@@ -34,7 +34,7 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
 
 // x += what is added; y = norm of x, out = y quantised.
 KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
-                                  float eps, float* y, Act* out) {
+                                  float eps, float* y, ActivationBlock* out) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
     int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns

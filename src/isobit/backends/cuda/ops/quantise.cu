@@ -3,7 +3,7 @@
 
 // `count` vectors of n values to rows of ceil(n / 256) superblocks; a superblock a warp.
 KERNEL(THREADS) quantise(const float* x, int64 stride, int step, int per_row, int n, int count,
-                         Act* out) {
+                         ActivationBlock* out) {
     begin();
     int supers = (n + SUPER - 1) / SUPER;
     int index = blockIdx.x * (THREADS / WARP) + warp_id();

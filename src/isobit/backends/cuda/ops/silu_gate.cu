@@ -12,7 +12,7 @@ KERNEL(THREADS) silu_gate(const float* gate, int64 gate_stride, int gate_step, c
 }
 
 // Rows of a feed-forward's gate and up, n values each, to superblocks of its SwiGLU.
-KERNEL(THREADS) swiglu_quantise(const float* gate, const float* up, int n, int count, Act* out) {
+KERNEL(THREADS) swiglu_quantise(const float* gate, const float* up, int n, int count, ActivationBlock* out) {
     begin();
     int supers = (n + SUPER - 1) / SUPER;
     int index = blockIdx.x * (THREADS / WARP) + warp_id();

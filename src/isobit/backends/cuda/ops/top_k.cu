@@ -69,7 +69,7 @@ struct Router {
 
     // The experts of a token and their weights, by one warp. z: logits, or without softmax
     // probabilities.
-    DEV void choose(const float* z, uint32* room, int* ids, float* weights) const {
+    DEV void router_top_k(const float* z, uint32* room, int* ids, float* weights) const {
         float p[PARTS];
         uint32 key[PARTS];
 #pragma unroll
@@ -136,7 +136,7 @@ KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int
     int token = blockIdx.x * (THREADS / WARP) + warp_id();
     if (token >= tokens) return;
     Router router = {experts, k, normalise, softmax, bias, groups, groups_used};
-    router.choose(z + int64(token) * experts, room + warp_id() * (experts + groups), ids + token * k,
+    router.router_top_k(z + int64(token) * experts, room + warp_id() * (experts + groups), ids + token * k,
                   weights + token * k);
 }
 
@@ -181,7 +181,7 @@ struct Sorter {
     DEV int word(int id, int token) const { return (id - first) * words + token / WARP; }
 
     // Counts become places; blocks write those of their own experts. At most as many experts as threads.
-    DEV void add_up(int* offset, ItemGroup* groups, int* n_groups, int columns) {
+    DEV void add_up(int* expert_offsets, PairGroup* groups, int* n_groups, int columns) {
         __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP];
         int e = threadIdx.x, mine = e < experts ? place[e] : 0;
         int end = warp_scan(mine), in_groups = (mine + columns - 1) / columns;
@@ -194,10 +194,10 @@ struct Sorter {
         int begin = end - mine;
         place[e] = begin;
         if (!own(e)) return;
-        offset[e] = begin;
-        if (e == experts - 1) offset[experts] = end;
+        expert_offsets[e] = begin;
+        if (e == experts - 1) expert_offsets[experts] = end;
         if (!groups) return;
-        ItemGroup* to = groups + groups_end - in_groups;
+        PairGroup* to = groups + groups_end - in_groups;
 #pragma unroll 1
         for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
         if (e == experts - 1) *n_groups = groups_end;
@@ -216,10 +216,10 @@ struct Sorter {
     }
 };
 
-// order gets the pairs, offset where each expert's begin; unless null, groups those of each expert in groups
+// sorted_pairs gets the pairs, expert_offsets where each expert's begin; unless null, groups those of each expert in groups
 // of up to `columns`, and n_groups their number. shared: what Sorter takes.
-KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* order, int* offset,
-                        ItemGroup* groups, int* n_groups, int columns) {
+KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* sorted_pairs, int* expert_offsets,
+                        PairGroup* groups, int* n_groups, int columns) {
     DYNAMIC_SHARED(int, shared);
     Sorter sorter(ids, tokens, k, experts, shared);
     let_next_start();
@@ -233,12 +233,12 @@ KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* ord
     });
     __syncthreads();
     sorter.add_up_bits();
-    sorter.add_up(offset, groups, n_groups, columns);
+    sorter.add_up(expert_offsets, groups, n_groups, columns);
     __syncthreads();
     sorter.each_pair([&](int pair, int id) {
         if (!sorter.own(id)) return;
         int token = pair / k, at = sorter.word(id, token);
         uint32 below = sorter.chosen[at] & (1u << token % WARP) - 1;
-        order[sorter.place[id] + sorter.lower[at] + __popc(below)] = pair;
+        sorted_pairs[sorter.place[id] + sorter.lower[at] + __popc(below)] = pair;
     });
 }

@@ -12,7 +12,7 @@ struct Params {
   eps: real,
   scale: real,  // 1 / sqrt(head_dim)
   slot_at: u32,  // in `batch`: page * 64 + position in it, of each token
-  turn_at: u32,  // in `batch`: head_dim / 2 cosines, then sines, of each token
+  rope_at: u32,  // in `batch`: head_dim / 2 cosines, then sines, of each token
   k_rope_at: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
@@ -26,12 +26,12 @@ struct Params {
 var<workgroup> normed: array<u32, 512>;
 
 // A value after RoPE: x_i * cos ± x_other * sin, the sign being that of x_other.
-fn turned(i: u32, turn: u32) -> real {
+fn roped(i: u32, at_angle: u32) -> real {
   let half = p.head_dim / 2u;
   let first = i < half;
   let pair = select(i - half, i, first);
   let other = normed[select(pair, i + half, first)] ^ select(0u, SIGN, first);
-  return dot2(normed[i], batch[turn + pair], other, batch[turn + half + pair]);
+  return dot2(normed[i], batch[at_angle + pair], other, batch[at_angle + half + pair]);
 }
 
 // A head vector a workgroup: the query heads of these key-value heads, then k, then v.
@@ -54,7 +54,7 @@ fn head_vectors(
   }
   let x = (token * (p.n_heads + 2u * p.kv_heads) + column) * p.head_dim;
   // A lane has two values at most: c and c + 256.
-  let turn = p.turn_at + token * p.head_dim;
+  let at_angle = p.rope_at + token * p.head_dim;
   var traced = (token * p.n_heads + head) * p.head_dim;
   if (kind == KEY) { traced = p.k_rope_at + (token * p.kv_heads + head) * p.head_dim; }
   if (kind < VALUE) {
@@ -75,7 +75,7 @@ fn head_vectors(
   for (var c = lane; c < bound(p.head_dim); c += 256u) {
     var v = qkv[x + c];
     if (kind < VALUE) {
-      v = turned(c, turn);
+      v = roped(c, at_angle);
       rope[traced + c] = v;
     }
     mine[c / 256u] = v;

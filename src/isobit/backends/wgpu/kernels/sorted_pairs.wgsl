@@ -1,24 +1,24 @@
-// Which products a dispatch of a matmul kernel makes. The file that uses it declares `plan`.
+// Which products a dispatch of a matmul kernel makes. The file that uses it declares `routing`.
 //
-// A product is an item: activation row item / divide times a matrix of a stack, giving output row
-// `item`. Without a plan there is one matrix and the items are the tokens. With one, plan[entries]
-// holds (matrix, first, count) for each group of items that share a read of the weights, and
-// plan[first …] the items.
+// A product is a pair of a token and an expert: activation row pair / top_k times a matrix of a stack,
+// giving output row `pair`. Without a routing there is one matrix and the pairs are the tokens. With
+// one, routing[groups_at] holds (matrix, first, count) for each group of pairs that share a read of
+// the weights, and routing[first …] the pairs.
 
-const CHUNK = 8u;  // items of one group
+const CHUNK = 8u;  // pairs of one group
 
-struct Items { matrix: u32, first: u32, count: u32 }
+struct PairGroup { matrix: u32, first: u32, count: u32 }
 
-fn items_of(group: u32) -> Items {
+fn group_of(group: u32) -> PairGroup {
   if (p.planned == 0u) {
     let first = CHUNK * group;
-    return Items(0u, first, min(CHUNK, p.items - first));
+    return PairGroup(0u, first, min(CHUNK, p.n_pairs - first));
   }
-  let at = p.entries + 3u * group;
-  return Items(plan[at], plan[at + 1u], plan[at + 2u]);
+  let at = p.groups_at + 3u * group;
+  return PairGroup(routing[at], routing[at + 1u], routing[at + 2u]);
 }
 
-fn item_at(i: u32) -> u32 {
+fn pair_at(i: u32) -> u32 {
   if (p.planned == 0u) { return i; }
-  return plan[i];
+  return routing[i];
 }

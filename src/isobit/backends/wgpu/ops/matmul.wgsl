@@ -1,9 +1,9 @@
 // y = W x for quantised weights (docs/numerics.md, section 4). Needs scalar, a dot file, a file that
-// defines `load` and `superblock` for the weights' format (q4_k, q6_k, iq4, formats) and items.
+// defines `load` and `superblock` for the weights' format (q4_k, q6_k, iq4, formats) and sorted_pairs.
 //
 // Weights lie in tiles of 8 rows by one superblock (layout.py). A lane makes a row's superblock; 8
 // lanes side by side read a line of 128 bytes. All of it is on its way before anything else is read,
-// and serves every item of the group.
+// and serves every pair of the group.
 
 override LANES: u32 = 256u;  // of a workgroup
 override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 8
@@ -21,14 +21,14 @@ struct Params {
   y_stride: u32,  // words of an output row
   y_at: u32,  // where in it row 0 of these matrices is
   planned: u32,
-  items: u32,
-  entries: u32,
-  divide: u32,
+  n_pairs: u32,
+  groups_at: u32,
+  top_k: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> acts: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> plan: array<u32>;
+@group(0) @binding(4) var<storage, read> routing: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<u32>;
 
 fn dot16(a: vec4<u32>, b: vec4<u32>) -> i32 {
@@ -74,7 +74,7 @@ fn matmul(
   @builtin(local_invocation_index) lane: u32,
 ) {
   let rows_here = LANES / SUPERS;
-  let at = items_of(group.y);
+  let at = group_of(group.y);
   let begin = p.start + group.x * (rows_here / 8u);
   let row_group = begin + lane / (8u * SUPERS);
   let super_lane = (lane / 8u) % SUPERS;
@@ -94,8 +94,8 @@ fn matmul(
     let s = min(s0 + super_lane, p.supers - 1u);
     let weight = load(select(0u, tile, held) + s * TILE + lane % 8u, lane % 8u);
     for (var i = 0u; i < at.count; i++) {
-      let item = item_at(at.first + i);
-      let x = ((item / p.divide) * p.supers + s0) * ACT;
+      let pair = pair_at(at.first + i);
+      let x = ((pair / p.top_k) * p.supers + s0) * ACT;
       let n = min(SUPERS, p.supers - s0) * ACT;
       for (var k = lane; k < bound(n); k += LANES) { staged[k] = acts[x + k]; }
       workgroupBarrier();
@@ -113,7 +113,7 @@ fn matmul(
         if (s0 + SUPERS < p.supers) {
           sums[i * rows_here + lane] = sum;
         } else {
-          y[item * p.y_stride + p.y_at + row] = sum;
+          y[pair * p.y_stride + p.y_at + row] = sum;
         }
       }
     }

@@ -1,4 +1,4 @@
-// y = W x for F32, F16 and BF16 weights (docs/numerics.md, section 4). Needs scalar, reduce and items.
+// y = W x for F32, F16 and BF16 weights (docs/numerics.md, section 4). Needs scalar, reduce and sorted_pairs.
 
 override FORMAT: u32;  // ggml's number: 0 F32, 1 F16, 30 BF16
 
@@ -12,14 +12,14 @@ struct Params {
   y_at: u32,  // where in it row 0 of these matrices is
   x_at: u32,
   planned: u32,
-  items: u32,
-  entries: u32,
-  divide: u32,
+  n_pairs: u32,
+  groups_at: u32,
+  top_k: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 @group(0) @binding(3) var<storage, read> x: array<u32>;
-@group(0) @binding(4) var<storage, read> plan: array<u32>;
+@group(0) @binding(4) var<storage, read> routing: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<u32>;
 
 fn value(i: u32) -> real {
@@ -45,14 +45,14 @@ fn matmul_floats(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let at = items_of(group.y);
+  let at = group_of(group.y);
   for (var row = p.start + group.x; row < p.rows; row += groups.x) {
     let stored = at.matrix * p.rows + row;
     if (stored < p.first || stored >= p.last) { continue; }
     let w = (stored - p.first) * p.columns;
     for (var i = 0u; i < at.count; i++) {
-      let item = item_at(at.first + i);
-      let from_x = p.x_at + (item / p.divide) * p.columns;
+      let pair = pair_at(at.first + i);
+      let from_x = p.x_at + (pair / p.top_k) * p.columns;
       // Four values at a time, 256 apart, so that no load waits for another's value.
       var sum = 0u;
       var usual = true;
@@ -71,7 +71,7 @@ fn matmul_floats(
       }
       if (!usual) { sum = slowly(lane, w, from_x); }
       let total = tree(lane, sum, 256u);
-      if (lane == 0u) { y[item * p.y_stride + p.y_at + row] = total; }
+      if (lane == 0u) { y[pair * p.y_stride + p.y_at + row] = total; }
     }
   }
 }

@@ -3,11 +3,11 @@
 struct Params {
   n: u32,  // of a token's head vectors
   head_dim: u32,
-  turned: u32,  // values of a head vector that are rotated, its first
+  rotated: u32,  // values of a head vector that are rotated, its first
   neighbours: u32,  // whether pairs are (2i, 2i + 1); else (i, i + half)
   x_at: u32,
   x_stride: u32,
-  turn_at: u32,  // in `batch`: turned / 2 cosines, then sines, of each token
+  rope_at: u32,  // in `batch`: rotated / 2 cosines, then sines, of each token
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> x: array<u32>;
@@ -21,11 +21,11 @@ fn rope(
 ) {
   let c = 256u * group.x + lane;
   if (c >= p.n) { return; }
-  let half = p.turned / 2u;
+  let half = p.rotated / 2u;
   let i = c % p.head_dim;
   let to = group.y * p.n + c;
   let at = p.x_at + group.y * p.x_stride + c;
-  if (i >= p.turned) {
+  if (i >= p.rotated) {
     y[to] = x[at];
     return;
   }
@@ -34,6 +34,6 @@ fn rope(
   let apart = select(half, 1u, by_two);
   let first = select(i < half, i % 2u == 0u, by_two);
   let other = x[select(at - apart, at + apart, first)] ^ select(0u, SIGN, first);
-  let turn = p.turn_at + group.y * p.turned + pair;
-  y[to] = dot2(x[at], batch[turn], other, batch[turn + half]);
+  let at_angle = p.rope_at + group.y * p.rotated + pair;
+  y[to] = dot2(x[at], batch[at_angle], other, batch[at_angle + half]);
 }

@@ -1,6 +1,6 @@
-// Router, and the plan of the experts' products (docs/numerics.md, section 7). Needs scalar, reduce
-// and items. `plan` holds a token's expert ids, then at p.order the items, at p.entries the groups
-// of items (sorted_pairs.wgsl), at p.counts room for sorting.
+// Router, and the routing of the experts' products (docs/numerics.md, section 7). Needs scalar, reduce
+// and sorted_pairs. `routing` holds a token's expert ids, then at p.sorted_pairs the pairs, at
+// p.groups_at the groups of pairs (sorted_pairs.wgsl), at p.counts room for sorting.
 
 struct Params {
   experts: u32,
@@ -11,19 +11,19 @@ struct Params {
   expert_groups: u32,
   groups_used: u32,
   pairs: u32,  // tokens * k
-  order: u32,
-  entries: u32,
-  groups: u32,  // entries that the products' dispatches look at
+  sorted_pairs: u32,
+  groups_at: u32,
+  groups: u32,  // that the products' dispatches look at
   counts: u32,
   planned: u32,  // the last two are for sorted_pairs.wgsl
-  items: u32,
+  n_pairs: u32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> logits: array<u32>;  // or, without softmax, probabilities
 @group(0) @binding(3) var<storage, read> vectors: array<u32>;
 @group(0) @binding(4) var<storage, read_write> probabilities: array<u32>;  // and keys of each token
 @group(0) @binding(5) var<storage, read_write> router_weights: array<u32>;
-@group(0) @binding(6) var<storage, read_write> plan: array<u32>;
+@group(0) @binding(6) var<storage, read_write> routing: array<u32>;
 
 var<workgroup> chosen: array<u32, 64>;
 var<workgroup> rivals: array<vec4<u32>, 64>;  // 256 keys
@@ -59,13 +59,13 @@ fn leave_groups(lane: u32, at: u32) {
   }
 }
 
-fn write_entry(i: u32, expert: u32, first: u32, count: u32) {
-  plan[p.entries + 3u * i] = expert;
-  plan[p.entries + 3u * i + 1u] = first;
-  plan[p.entries + 3u * i + 2u] = count;
+fn write_group(i: u32, expert: u32, first: u32, count: u32) {
+  routing[p.groups_at + 3u * i] = expert;
+  routing[p.groups_at + 3u * i + 1u] = first;
+  routing[p.groups_at + 3u * i + 2u] = count;
 }
 
-// The k experts of a token and their weights, and the plan in which every pair is a group.
+// The k experts of a token and their weights, and the routing in which every pair is a group.
 @compute @workgroup_size(256)
 fn top_k(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -119,9 +119,9 @@ fn top_k(
     if (e < p.experts && mine != 0u && rank < p.k) {
       let pair = group.x * p.k + rank;
       chosen[rank] = probabilities[base + e];
-      plan[pair] = e;
-      plan[p.order + pair] = pair;
-      write_entry(pair, e, p.order + pair, 1u);
+      routing[pair] = e;
+      routing[p.sorted_pairs + pair] = pair;
+      write_group(pair, e, p.sorted_pairs + pair, 1u);
     }
   }
   workgroupBarrier();
@@ -133,39 +133,39 @@ fn top_k(
   }
 }
 
-// The plan in which an expert's pairs are together: one workgroup, an expert an invocation.
+// The routing in which an expert's pairs are together: one workgroup, an expert an invocation.
 @compute @workgroup_size(256)
 fn sort_pairs(@builtin(local_invocation_index) lane: u32) {
   for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
     var n = 0u;
-    for (var i = 0u; i < bound(p.pairs); i++) { n += select(0u, 1u, plan[i] == e0 + lane); }
-    if (e0 + lane < p.experts) { plan[p.counts + e0 + lane] = n; }
+    for (var i = 0u; i < bound(p.pairs); i++) { n += select(0u, 1u, routing[i] == e0 + lane); }
+    if (e0 + lane < p.experts) { routing[p.counts + e0 + lane] = n; }
   }
   storageBarrier();
   var unused = 0u;
   for (var e0 = 0u; e0 < bound(p.experts); e0 += 256u) {
     let e = e0 + lane;
-    var first = p.order;  // of the expert's items
-    var entry = 0u;  // of its groups
+    var first = p.sorted_pairs;  // of the expert's pairs
+    var at_group = 0u;  // of its groups
     unused = 0u;
     for (var f = 0u; f < bound(p.experts); f++) {
-      let n = plan[p.counts + f];
+      let n = routing[p.counts + f];
       if (f < e) {
         first += n;
-        entry += (n + CHUNK - 1u) / CHUNK;
+        at_group += (n + CHUNK - 1u) / CHUNK;
       }
       unused += (n + CHUNK - 1u) / CHUNK;
     }
     var at = first;
     for (var i = 0u; i < bound(p.pairs); i++) {
-      if (e < p.experts && plan[i] == e) {
-        plan[at] = i;
+      if (e < p.experts && routing[i] == e) {
+        routing[at] = i;
         at += 1u;
       }
     }
     for (var i = 0u; i < bound(p.pairs); i += CHUNK) {
-      if (i < at - first) { write_entry(entry + i / CHUNK, e, first + i, min(CHUNK, at - first - i)); }
+      if (i < at - first) { write_group(at_group + i / CHUNK, e, first + i, min(CHUNK, at - first - i)); }
     }
   }
-  for (var i = unused + lane; i < p.groups; i += 256u) { write_entry(i, 0u, 0u, 0u); }
+  for (var i = unused + lane; i < p.groups; i += 256u) { write_group(i, 0u, 0u, 0u); }
 }

@@ -5,7 +5,7 @@ constexpr int HEADS_SUPERS = HEADS * HEAD_DIM / SUPER;
 
 // A superblock of one sequence a warp; count: of them all.
 KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const float* out,
-                        int most_tiles, int count, Act* acts) {
+                        int most_tiles, int count, ActivationBlock* acts) {
     let_next_start();
     wait_for_previous();
     int index = blockIdx.x * (THREADS / WARP) + warp_id(), sequence = index / HEADS_SUPERS;

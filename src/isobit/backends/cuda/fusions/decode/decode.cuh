@@ -75,7 +75,7 @@ struct Norm {
         }
     }
     // The whole of x quantised, to shared memory.
-    DEV void quantise(const float* x, float eps, float* buffer, Act* acts) {
+    DEV void quantise(const float* x, float eps, float* buffer, ActivationBlock* acts) {
         run<false>(x, eps, buffer, [](int, const float (&)[HIDDEN_SUPERS], float) {},
                    [&](int s, const float (&values)[8]) { quantise_without_digits(values, acts + s); });
     }
@@ -83,7 +83,7 @@ struct Norm {
 
 // Superblocks of x to acts (shared), two a warp at a time: both are loaded before either is worked on.
 // A barrier must follow.
-DEV void quantise_supers(const float* x, int supers, Act* acts) {
+DEV void quantise_supers(const float* x, int supers, ActivationBlock* acts) {
     for (int s = warp_id(); s < supers; s += 2 * WARPS) {
         float v[2][8];
         bool two = s + WARPS < supers;

@@ -22,11 +22,11 @@ struct HeadVector {
             sine[i] = sines[lane_id() + WARP * i];
         }
     }
-    DEV void of(const float* x, bool turned) {
+    DEV void of(const float* x, bool rotated) {
         float v[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; i++) v[i] = x[lane_id() + WARP * i];
-        if (turned) turn(v);
+        if (rotated) rope(v);
         uint32 amax = 0;
 #pragma unroll
         for (int i = 0; i < EACH; i++) amax = max(amax, magnitude(v[i]));
@@ -36,7 +36,7 @@ struct HeadVector {
         d = scale.d;
     }
     float eps;
-    DEV void turn(float (&v)[EACH]) {
+    DEV void rope(float (&v)[EACH]) {
         float sum[8] = {};  // 256 lanes of sum256: lane + 32 i
 #pragma unroll
         for (int i = 0; i < EACH; i++) sum[i % 8] = add(sum[i % 8], mul(v[i], v[i]));

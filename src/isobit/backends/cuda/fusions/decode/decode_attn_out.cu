@@ -15,20 +15,20 @@ struct AttnOut {
     DEV int act(int j) const { return j % HEADS_SUPERS; }
 };
 struct AttnOutShared {
-    Act x[ROWS * HEADS_SUPERS];
+    ActivationBlock x[ROWS * HEADS_SUPERS];
 #if EXPERTS
-    GuessShared guess;
+    PredictorShared prediction;
 #endif
     __align__(16) uint8 tail[16];
 };
-// While attention runs, the experts are guessed, from x as it still is: expert_prefetch.cuh. fetch: whether their
+// While attention runs, the experts are predicted, from x as it still is: expert_prefetch.cuh. fetch: whether their
 // gate and up (1) and down (2) are brought to the device's shared cache.
 KERNEL(512) decode_attn_out(const float* attention, const int* positions, const int* step_number,
                             const float2* max_and_sum, const float* tiles, int most_tiles,
                             const uint8* w, const uint8* router,
                             const float* ffn_norm, const uint8* gate, const uint8* up,
                             const uint8* down, int64 gate_bytes, int64 down_bytes, int fetch,
-                            uint64* guess, float* x) {
+                            uint64* prediction, float* x) {
     mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
     AttnOut out = {w};
@@ -40,12 +40,12 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
     if (!tiles) let_next_start();
 #if EXPERTS
     int number = *step_number;
-    Guess{router, ffn_norm}.make(x, number, &sh->guess, guess);
+    ExpertPredictor{router, ffn_norm}.make(x, number, &sh->prediction, prediction);
     if (fetch && warp_id() >= WARPS - ROWS) {
-        int expert = guessed<PATIENCE>(guess + (WARPS - 1 - warp_id()) * EXPERTS, number);
-        fetch_ahead(gate, gate_bytes, expert);
-        fetch_ahead(up, gate_bytes, expert);
-        fetch_ahead(down, down_bytes, expert);
+        int expert = predicted_experts<MAX_POLLS>(prediction + (WARPS - 1 - warp_id()) * EXPERTS, number);
+        prefetch_experts(gate, gate_bytes, expert);
+        prefetch_experts(up, gate_bytes, expert);
+        prefetch_experts(down, down_bytes, expert);
     }
 #endif
     mark(1, 4);

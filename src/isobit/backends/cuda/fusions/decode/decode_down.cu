@@ -17,7 +17,7 @@ struct Down {
 
 // W_down of the chosen experts, their weighted sum in rank order, and the residual, in place.
 struct DownShared {
-    Act x[USED * FFN_SUPERS];
+    ActivationBlock x[USED * FFN_SUPERS];
     int id[USED];
     float weight[USED];
     __align__(16) uint8 tail[16];

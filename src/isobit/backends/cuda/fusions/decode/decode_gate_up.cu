@@ -5,25 +5,25 @@
 #include "products.cuh"
 
 #if EXPERTS
-// The chosen experts. Each has a place among the units. Guessed experts have the places to begin with; one that was not
-// chosen then gives its place to one that nobody guessed. All blocks must find the same.
+// The chosen experts. Each has a slot among the units. Predicted experts have the slots to begin with; one that was not
+// chosen then gives its slot to one that nobody predicted. All blocks must find the same.
 struct Choice {
     int id[USED];  // by rank
     float p[USED];
-    int expert[USED];  // by place
-    int rank[USED];    // of a place's expert, -1 until it is chosen
+    int expert[USED];  // by slot
+    int rank[USED];    // of a slot's expert, -1 until it is chosen
     bool changed[USED];
-    bool missing;         // an expert was chosen that nobody guessed
-    short place[EXPERTS];  // of an expert, or -1
+    bool missing;         // an expert was chosen that nobody predicted
+    short slot[EXPERTS];  // of an expert, or -1
 };
-// expert: of place i, in thread i.
-DEV void fill_places(int expert, Choice* choice) {
-    for (int e = threadIdx.x; e < EXPERTS; e += BLOCK) choice->place[e] = -1;
+// expert: of slot i, in thread i.
+DEV void fill_slots(int expert, Choice* choice) {
+    for (int e = threadIdx.x; e < EXPERTS; e += BLOCK) choice->slot[e] = -1;
     if (threadIdx.x == 0) choice->missing = false;
     __syncthreads();
     if (threadIdx.x < USED) {
         choice->expert[threadIdx.x] = expert;
-        choice->place[expert] = threadIdx.x;
+        choice->slot[expert] = threadIdx.x;
         choice->rank[threadIdx.x] = -1;
         choice->changed[threadIdx.x] = false;
     }
@@ -34,7 +34,7 @@ DEV void correct_places(Choice* choice) {
     int r = 0;
     for (int s = 0; s < USED; s++) {
         if (choice->rank[s] >= 0) continue;
-        while (choice->place[choice->id[r]] >= 0) r++;
+        while (choice->slot[choice->id[r]] >= 0) r++;
         choice->expert[s] = choice->id[r];
         choice->rank[s] = r++;
         choice->changed[s] = true;
@@ -49,24 +49,24 @@ struct Choice {
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
 struct GateUp {
     const uint8 *gate, *up;
-    const int* expert;  // of a place: the guessed experts, and in place of wrong ones the missing
+    const int* expert;  // of a slot: the predicted experts, and in slot of wrong ones the missing
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
     // A unit is the same 8 rows of both matrices of one expert.
     DEV int unit(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
-    DEV int place(int j) const { return unit(j) / GROUPS; }
+    DEV int slot(int j) const { return unit(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
         int u = unit(j), group = u % GROUPS;
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
-        return matrix + expert[place(j)] * MATRIX +
+        return matrix + expert[slot(j)] * MATRIX +
                (group * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
     }
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
 struct GateUpShared {
-    Act x[HIDDEN_SUPERS];
+    ActivationBlock x[HIDDEN_SUPERS];
 #if EXPERTS
-    ChoiceShared choosing;
+    TopKShared choosing;
 #else
     float buffer[SUPER];
 #endif
@@ -74,9 +74,9 @@ struct GateUpShared {
     __align__(16) uint8 tail[16];
 };
 // chosen: expert and weight of each rank with the step's number, which decode_down looks for.
-KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
+KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int normalise, const float* x,
                            const float* norm, float eps, const uint8* gate, const uint8* up,
-                           const int* step_number, const uint64* guess, uint64* chosen,
+                           const int* step_number, const uint64* prediction, uint64* chosen,
                            float* y) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
@@ -87,12 +87,12 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
 #if EXPERTS
     int number = *step_number;
-    fill_places(warp_id() == 0 ? guessed<UNTIL_TOLD>(guess, number) : 0, &sh->choice);
+    fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction, number) : 0, &sh->choice);
     let_next_start();
     wait_for_previous();
     mark(3, 1);
     // Activations before weights: the memory answers in order.
-    constexpr int WORDS = HIDDEN_SUPERS * sizeof(Act) / sizeof(int4), EACH = (WORDS + BLOCK - 1) / BLOCK;
+    constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), EACH = (WORDS + BLOCK - 1) / BLOCK;
     int4 words[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
@@ -101,10 +101,10 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     auto found = [&](int, int rank, int expert, float p) {
         sh->choice.id[rank] = expert;
         sh->choice.p[rank] = p;
-        if (sh->choice.place[expert] >= 0) sh->choice.rank[sh->choice.place[expert]] = rank;
+        if (sh->choice.slot[expert] >= 0) sh->choice.rank[sh->choice.slot[expert]] = rank;
         else sh->choice.missing = true;
     };
-    choose(logits, &sh->choosing, [&] { products.start(); }, found);
+    router_top_k(logits, &sh->choosing, [&] { products.start(); }, found);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         if (i * BLOCK + threadIdx.x < WORDS)
@@ -112,13 +112,13 @@ KERNEL(512) decode_gate_up(const Act* acts, const float* logits, int normalise, 
     __syncthreads();
     mark(3, 4);
     if (blockIdx.x == 0 && threadIdx.x < USED) {
-        float w = choice_weight(threadIdx.x, normalise, sh->choice.p);
+        float w = top_k_weight(threadIdx.x, normalise, sh->choice.p);
         store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
     }
     if (sh->choice.missing) {
         if (threadIdx.x == 0) correct_places(&sh->choice);
         __syncthreads();
-        products.correct([&](int j) { return sh->choice.changed[where.place(j)]; });
+        products.correct([&](int j) { return sh->choice.changed[where.slot(j)]; });
     }
 #else
     if (threadIdx.x == 0) sh->choice.expert[0] = sh->choice.rank[0] = 0;

@@ -13,7 +13,7 @@ struct Output {
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
 struct OutputShared {
-    Act x[HIDDEN_SUPERS];
+    ActivationBlock x[HIDDEN_SUPERS];
     float buffer[SUPER];
     uint64 best[WARPS];
     int last;

@@ -19,9 +19,9 @@ struct Value {
     const uint8* v;
     static constexpr int GROUPS = KV_HEADS * HEAD_DIM / TILE_ROWS;
     // Dealt on from where the groups of q and k ended, so that no block gets one more of both.
-    DEV int turn() const { return (blockIdx.x + gridDim.x - QueryKey::GROUPS % gridDim.x) % gridDim.x; }
-    DEV int count() const { return (GROUPS - turn() + int(gridDim.x) - 1) / int(gridDim.x); }
-    DEV int group(int unit) const { return turn() + unit * gridDim.x; }
+    DEV int first_group() const { return (blockIdx.x + gridDim.x - QueryKey::GROUPS % gridDim.x) % gridDim.x; }
+    DEV int count() const { return (GROUPS - first_group() + int(gridDim.x) - 1) / int(gridDim.x); }
+    DEV int group(int unit) const { return first_group() + unit * gridDim.x; }
     DEV const uint8* tile(int j) const {
         return v + (int64(group(j / HIDDEN_SUPERS)) * HIDDEN_SUPERS + j % HIDDEN_SUPERS) *
                        V_WEIGHT::TILE_BYTES;
@@ -29,13 +29,13 @@ struct Value {
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
 struct QkvShared {
-    Act x[ROWS * HIDDEN_SUPERS];
+    ActivationBlock x[ROWS * HIDDEN_SUPERS];
     float buffer[ROWS * SUPER];
     __align__(16) uint8 tail[16];
 };
-// guess: see expert_prefetch.cuh; its first word is told that x is there.
+// prediction: see expert_prefetch.cuh; its first word says that x is there.
 KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8* q, const uint8* k,
-                       const uint8* v, const int* step_number, uint64* guess, float* qkv) {
+                       const uint8* v, const int* step_number, uint64* prediction, float* qkv) {
     mark(0, 0);
     DYNAMIC_SHARED(QkvShared, sh);
     QueryKey qk = {q, k};
@@ -54,7 +54,7 @@ KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8
     let_next_start();
     wait_for_previous();
     mark(0, 1);
-    if (blockIdx.x == 0 && threadIdx.x == BLOCK - 1) store_relaxed(guess, packed(number, 0, 0.0f));
+    if (blockIdx.x == 0 && threadIdx.x == BLOCK - 1) store_relaxed(prediction, packed(number, 0, 0.0f));
     h.quantise(x, eps, sh->buffer, sh->x);
     __syncthreads();
     mark(0, 2);

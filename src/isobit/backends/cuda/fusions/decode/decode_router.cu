@@ -7,7 +7,7 @@ struct RouterShared {
     float buffer[2][ROWS * SUPER];
 };
 KERNEL(512) decode_router(const float* x, const float* norm, float eps, const uint8* w,
-                          float* logits, Act* acts) {
+                          float* logits, ActivationBlock* acts) {
     DYNAMIC_SHARED(RouterShared, sh);
     mark(2, 0);
     int expert = blockIdx.x;

@@ -1,10 +1,10 @@
-// A guess of the experts that a layer will choose, made while its attention has yet to run: what the
-// router would say of the residual stream as it is before attention. The memory is idle then, and has
-// the guessed experts' weights ready when the router has spoken. Only time depends on the guess: the
-// choice itself is decode_gate_up's.
+// Expert prefetch: the experts that a layer will choose are predicted while its attention has yet to run,
+// from what the router would say of the residual stream as it is before attention. The memory is idle
+// then, and has the predicted experts' weights ready when the router has spoken. Only time depends on
+// the prediction: the choice itself is decode_gate_up's.
 //
 // A layer has a word that says that its input is there, and, for each row, one for each expert with its
-// logit, each with the number of the step that told it.
+// logit, each with the number of the step that published it.
 #pragma once
 #include "decode.cuh"
 #include "copy.cuh"
@@ -13,9 +13,9 @@
 #if EXPERTS
 // A word of this step, or what is there after so many reads. Blocks of one kernel wait for one another
 // only so long (tens of microseconds), since nothing says that all of them run at once.
-constexpr int PATIENCE = 200, UNTIL_TOLD = -2;
+constexpr int MAX_POLLS = 200, POLL_FOREVER = -2;
 template <int READS>
-DEV uint64 told(const uint64* word, int number) {
+DEV uint64 wait_published(const uint64* word, int number) {
     uint64 one = load_relaxed(word);
     for (int i = 0; i != READS && !is_of(one, number); i++) one = load_relaxed(word);
     return one;
@@ -24,7 +24,7 @@ DEV uint64 told(const uint64* word, int number) {
 // The same of the words of all experts, a lane's share (every 32nd), all of them asked for at once.
 constexpr int EXPERTS_EACH = (EXPERTS + WARP - 1) / WARP;
 template <int READS>
-DEV void told_all(const uint64* words, int number, uint64 (&one)[EXPERTS_EACH]) {
+DEV void wait_all_published(const uint64* words, int number, uint64 (&one)[EXPERTS_EACH]) {
     bool missing = true;
     for (int read = 0; missing && read != READS + 1; read++) {
         missing = false;
@@ -38,12 +38,12 @@ DEV void told_all(const uint64* words, int number, uint64 (&one)[EXPERTS_EACH]) 
     }
 }
 
-struct GuessShared {
+struct PredictorShared {
     float part[ROWS][WARPS];
 };
 // The experts' logits, shared out to the blocks. Any order of their sums will do, and the norm's factor
 // changes no rank.
-struct Guess {
+struct ExpertPredictor {
     static constexpr int EACH = (HIDDEN + BLOCK - 1) / BLOCK;
     const uint8* router;
     const float* norm;
@@ -57,11 +57,11 @@ struct Guess {
                 weight[i] = norm[k] * load_float(router, int64(expert) * HIDDEN + k, ROUTER_KIND);
         }
     }
-    // words[0] is told once x is the layer's input; the experts' words are told here.
-    DEV void make(const float* x, int number, GuessShared* sh, uint64* words) {
+    // words[0] is published once x is the layer's input; the experts' words are published here.
+    DEV void make(const float* x, int number, PredictorShared* sh, uint64* words) {
         if (blockIdx.x >= EXPERTS) return;
         fetch(blockIdx.x);
-        if (threadIdx.x == 0) told<PATIENCE>(words, number);
+        if (threadIdx.x == 0) wait_published<MAX_POLLS>(words, number);
         __syncthreads();
 #pragma unroll 1
         for (int expert = blockIdx.x; expert < EXPERTS; expert += gridDim.x) {
@@ -92,14 +92,14 @@ struct Guess {
     }
 };
 
-// Lane i < USED gets the expert with the i-th largest guess of a row, whose words follow words[0]; by one
-// warp. Blocks that wait until all is told get the same.
+// Lane i < USED gets the expert with the i-th largest predicted logit of a row, whose words follow words[0]; by one
+// warp. Blocks that wait until all is published get the same.
 template <int READS>
-DEV int guessed(const uint64* words, int number) {
+DEV int predicted_experts(const uint64* words, int number) {
     constexpr int EACH = EXPERTS_EACH, MASK = 1023;
     static_assert(EXPERTS < MASK, "the bits that name an expert; decode.py asks for it");
     uint64 one[EACH];
-    told_all<READS>(words + 1, number, one);
+    wait_all_published<READS>(words + 1, number, one);
     uint32 logit[EACH];  // ordered as the floats are, then 1 + expert; 0: not to be had
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
@@ -126,7 +126,7 @@ DEV int guessed(const uint64* words, int number) {
 
 // This block's share of the experts' matrices of one kind into the device's shared cache; by one warp,
 // with an expert in each of USED lanes.
-DEV void fetch_ahead(const uint8* matrices, int64 bytes, int expert) {
+DEV void prefetch_experts(const uint8* matrices, int64 bytes, int expert) {
     int64 lines = (bytes + 255) / 256, part = (lines + gridDim.x - 1) / gridDim.x * 256;
     int64 begin = part * blockIdx.x, n = bytes - begin < part ? bytes - begin : part;
     if (lane_id() < USED && n > 0) prefetch_bulk(matrices + expert * bytes + begin, int(n));

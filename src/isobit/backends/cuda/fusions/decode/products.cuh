@@ -16,11 +16,11 @@ struct Products {
 
     const Where& where;
     uint8* memory;
-    int tiles, turn, fetched = 0;  // the warp's turn, 0 … WARPS-1; its steps fetched so far
+    int tiles, warp_index, fetched = 0;  // 0 … WARPS-1; its steps fetched so far
     uint32 corrected = 0;          // slots that were filled twice at the start, a bit each
 
-    DEV Products(const Where& where, uint8* memory, int tiles, int turn)
-        : where(where), memory(memory), tiles(tiles), turn(turn) {
+    DEV Products(const Where& where, uint8* memory, int tiles, int warp_index)
+        : where(where), memory(memory), tiles(tiles), warp_index(warp_index) {
 #ifdef BULK_COPIES
         if (lane_id() < AHEAD) arrival_init(arrival(lane_id()));
         __syncwarp();
@@ -76,9 +76,9 @@ struct Products {
     }
     // Every tile with ROWS tokens' activations, each token's `acts_step` behind those of the one before,
     // its products `part_step`.
-    DEV void run(const Act* acts, float* part, int acts_step = 0, int part_step = 0) {
+    DEV void run(const ActivationBlock* acts, float* part, int acts_step = 0, int part_step = 0) {
         run_each([&](int j, const uint8* tile, int row) {
-            const Act* a = acts + where.act(j);
+            const ActivationBlock* a = acts + where.act(j);
             float* p = part + j * TILE_ROWS + row;
 #pragma unroll 1
             for (int r = 1; r < ROWS; r += 2) {  // registers hold no more than two
@@ -97,13 +97,13 @@ struct Products {
     }
 
    private:
-    DEV int first_of(int step) const { return 4 * (step * WARPS + turn); }
+    DEV int first_of(int step) const { return 4 * (step * WARPS + warp_index); }
     DEV uint8* slot(int step) const {
-        return memory + ARRIVALS + (step % AHEAD * WARPS + turn) * SLOT;
+        return memory + ARRIVALS + (step % AHEAD * WARPS + warp_index) * SLOT;
     }
 #ifdef BULK_COPIES
     DEV Arrival* arrival(int step) const {
-        return reinterpret_cast<Arrival*>(memory) + turn * AHEAD + step % AHEAD;
+        return reinterpret_cast<Arrival*>(memory) + warp_index * AHEAD + step % AHEAD;
     }
     DEV void fetch(int step) {
         int lane = lane_id(), n = min(4, tiles - first_of(step));

@@ -4,14 +4,14 @@
 
 #if EXPERTS
 constexpr int ROW_WARPS = ROWS == 1 ? WARPS : ROWS == 2 ? WARPS / 2 : ROWS <= 4 ? WARPS / 4 : WARPS / 8;
-struct ChoiceShared {
+struct TopKShared {
     float p[WARPS][EXPERTS + 1];
 };
 // Probabilities by every warp of a row, then ranks by counting: an expert's rank is the number of those
 // before it. found(row, rank, expert, p): by one thread each, for the first USED ranks. meanwhile: what is
 // done while the logits are on their way. A barrier must follow.
 template <class Meanwhile, class Found>
-DEV void choose(const float* logits, ChoiceShared* sh, Meanwhile meanwhile, Found found) {
+DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, Found found) {
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
     const float lowest = isobit::from_bits(0xff800000u);
     int row = warp_id() / ROW_WARPS;
@@ -54,7 +54,7 @@ DEV void choose(const float* logits, ChoiceShared* sh, Meanwhile meanwhile, Foun
     }
 }
 // The weight of the expert of that rank, once chosen; p: of all ranks.
-DEV float choice_weight(int rank, int normalise, const float* p) {
+DEV float top_k_weight(int rank, int normalise, const float* p) {
     float all = 0.0f;
     for (int r = 0; r < USED; r++) all = add(all, p[r]);
     return normalise ? div(p[rank], all) : p[rank];

@@ -6,27 +6,27 @@
 #if !EXPERTS
 constexpr int PAIRS = ROWS;
 #endif
-// The tiles of W_down for the experts in their places: a unit is the same 8 rows of each.
+// The tiles of W_down for the experts in their slots: a unit is the same 8 rows of each.
 struct Down {
     const uint8* w;
-    const int* expert;  // of a place
+    const int* expert;  // of a slot
     int per_unit;
     static constexpr int GROUPS = HIDDEN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
     DEV int unit(int j) const { return j / per_unit; }
-    DEV int place(int j) const { return (j - unit(j) * per_unit) / FFN_SUPERS; }
+    DEV int slot(int j) const { return (j - unit(j) * per_unit) / FFN_SUPERS; }
     DEV int act(int j) const { return j % FFN_SUPERS; }
     DEV const uint8* tile(int j) const {
         int group = blockIdx.x + unit(j) * gridDim.x;
-        return w + expert[place(j)] * MATRIX + (int64(group) * FFN_SUPERS + act(j)) * WEIGHT::TILE_BYTES;
+        return w + expert[slot(j)] * MATRIX + (int64(group) * FFN_SUPERS + act(j)) * WEIGHT::TILE_BYTES;
     }
 };
 
-// W_down of the chosen experts, their weighted sum in rank order, and the residual, in place.
+// W_down of the chosen experts, their weighted sum in rank order, and the residual, in slot.
 struct DownShared {
-    Act x[PAIRS * FFN_SUPERS];
+    ActivationBlock x[PAIRS * FFN_SUPERS];
 #if EXPERTS
-    Places places;
+    ExpertSlots slots;
     int id[PAIRS];
     float weight[PAIRS];
 #else
@@ -43,8 +43,8 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
     int n = dealt(Down::GROUPS), experts = 1;
     let_next_start();
 #if EXPERTS
-    Places* places = &sh->places;
-    nothing_wanted(places);
+    ExpertSlots* slots = &sh->slots;
+    clear_wanted(slots);
     // The experts are known long before the kernel ahead of this one ends.
     uint64 one = 0;
     if (threadIdx.x < PAIRS) {
@@ -55,12 +55,12 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
         sh->weight[threadIdx.x] = chosen_weight(one);
     }
     __syncthreads();
-    if (threadIdx.x < PAIRS) places->wanted[chosen_id(one)] = true;
+    if (threadIdx.x < PAIRS) slots->wanted[chosen_id(one)] = true;
     __syncthreads();
-    place_wanted(places);
+    assign_slots(slots);
     __syncthreads();
-    experts = places->count;
-    const int* expert = places->expert;
+    experts = slots->count;
+    const int* expert = slots->expert;
 #else
     if (threadIdx.x == 0) sh->expert[0] = 0;
     const int* expert = sh->expert;
@@ -73,7 +73,7 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
     mark(4, 4);
     products.start();
 #if EXPERTS
-    rank_places(places, [&](int pair) { return sh->id[pair]; });
+    rank_slots(slots, [&](int pair) { return sh->id[pair]; });
 #endif
     wait_for_previous();
     mark(4, 1);
@@ -84,13 +84,13 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
     mark(4, 2);
 #if EXPERTS
     products.run_each([&](int j, const uint8* tile, int row) {
-        int place = where.place(j), k = where.act(j);
+        int slot = where.slot(j), k = where.act(j);
         float* part = all + where.unit(j) * PAIRS * PART + k * TILE_ROWS + row;
 #pragma unroll 1
         for (int r = 0; r < ROWS; r++) {
-            int rank = places->rank[place][r];
+            int rank = slots->rank[slot][r];
             if (rank < 0) continue;
-            const Act* a = sh->x + (r * USED + rank) * FFN_SUPERS + k;
+            const ActivationBlock* a = sh->x + (r * USED + rank) * FFN_SUPERS + k;
             float t[1];
             WEIGHT::dots_shared<1>(tile, row, a, 0, t);
             part[(r * USED + rank) * PART] = mul(a->d, t[0]);

@@ -6,26 +6,26 @@
 #include "expert_slots.cuh"
 #include "products.cuh"
 
-// W_gate h and W_up h of the experts in their places. A unit is the same 8 rows of both matrices.
+// W_gate h and W_up h of the experts in their slots. A unit is the same 8 rows of both matrices.
 struct GateUp {
     const uint8 *gate, *up;
-    const int* expert;  // of a place
+    const int* expert;  // of a slot
     static constexpr int GROUPS = FFN / TILE_ROWS, TILES = 2 * HIDDEN_SUPERS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
     DEV int unit(int j) const { return blockIdx.x + j / TILES * gridDim.x; }
-    DEV int place(int j) const { return unit(j) / GROUPS; }
+    DEV int slot(int j) const { return unit(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
         int64 at = (unit(j) % GROUPS * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
-        return matrix + expert[place(j)] * MATRIX + at;
+        return matrix + expert[slot(j)] * MATRIX + at;
     }
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
 struct GateUpShared {
-    Act x[ROWS * HIDDEN_SUPERS];
+    ActivationBlock x[ROWS * HIDDEN_SUPERS];
 #if EXPERTS
-    ChoiceShared choosing;
-    Places places;
+    TopKShared choosing;
+    ExpertSlots slots;
     int id[PAIRS];
     float p[PAIRS];
 #else
@@ -35,34 +35,34 @@ struct GateUpShared {
     __align__(16) uint8 tail[16];
 };
 // See decode_gate_up.
-KERNEL(512) rows_gate_up(const Act* acts, const float* logits, int normalise, const float* x,
+KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int normalise, const float* x,
                          const float* norm, float eps, const uint8* gate, const uint8* up,
-                         const int* step_number, const uint64* guess, uint64* chosen, float* y) {
+                         const int* step_number, const uint64* prediction, uint64* chosen, float* y) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
     constexpr int GROUPS = GateUp::GROUPS, PART = GateUp::TILES * TILE_ROWS;  // products of a unit
 #if EXPERTS
-    Places* places = &sh->places;
+    ExpertSlots* slots = &sh->slots;
     int number = *step_number;
-    nothing_wanted(places);
+    clear_wanted(slots);
     __syncthreads();
     if (warp_id() < ROWS) {
-        int expert = guessed<UNTIL_TOLD>(guess + warp_id() * EXPERTS, number);
-        if (lane_id() < USED) places->wanted[expert] = true;
+        int expert = predicted_experts<POLL_FOREVER>(prediction + warp_id() * EXPERTS, number);
+        if (lane_id() < USED) slots->wanted[expert] = true;
     }
     __syncthreads();
-    place_wanted(places);
+    assign_slots(slots);
     __syncthreads();
-    nothing_wanted(places);
-    GateUp where = {gate, up, places->expert};
-    Tiles products(where, sh->tail, dealt(places->count * GROUPS) * GateUp::TILES, warp_id());
+    clear_wanted(slots);
+    GateUp where = {gate, up, slots->expert};
+    Tiles products(where, sh->tail, dealt(slots->count * GROUPS) * GateUp::TILES, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(dealt(PAIRS * GROUPS) * GateUp::TILES));
     let_next_start();
     wait_for_previous();
     mark(3, 1);
     // Activations before weights: the memory answers in order.
-    constexpr int WORDS = ROWS * HIDDEN_SUPERS * sizeof(Act) / sizeof(int4);
+    constexpr int WORDS = ROWS * HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4);
     for (int i = threadIdx.x; i < WORDS; i += BLOCK)
         copy_async(reinterpret_cast<int4*>(sh->x) + i, reinterpret_cast<const int4*>(acts) + i);
     commit_copies();
@@ -70,22 +70,22 @@ KERNEL(512) rows_gate_up(const Act* acts, const float* logits, int normalise, co
     auto found = [&](int row, int rank, int expert, float p) {
         sh->id[row * USED + rank] = expert;
         sh->p[row * USED + rank] = p;
-        places->wanted[expert] = true;
+        slots->wanted[expert] = true;
     };
-    choose(logits, &sh->choosing, [&] { products.start(); }, found);
+    router_top_k(logits, &sh->choosing, [&] { products.start(); }, found);
     __syncthreads();
     mark(3, 4);
     if (blockIdx.x == 0 && threadIdx.x < PAIRS) {
         int rank = threadIdx.x % USED;
-        float w = choice_weight(rank, normalise, sh->p + threadIdx.x - rank);
+        float w = top_k_weight(rank, normalise, sh->p + threadIdx.x - rank);
         store_relaxed(chosen + threadIdx.x, packed(number, sh->id[threadIdx.x], w));
     }
-    bool changed = place_again(places);
+    bool changed = reassign_slots(slots);
     __syncthreads();
     if (changed)
-        products.change([&](int j) { return places->changed[where.place(j)]; },
-                        dealt(places->count * GROUPS) * GateUp::TILES);
-    rank_places(places, [&](int pair) { return sh->id[pair]; });
+        products.change([&](int j) { return slots->changed[where.slot(j)]; },
+                        dealt(slots->count * GROUPS) * GateUp::TILES);
+    rank_slots(slots, [&](int pair) { return sh->id[pair]; });
 #ifdef BULK_COPIES
     wait_copies<0>();
 #else
@@ -96,12 +96,12 @@ KERNEL(512) rows_gate_up(const Act* acts, const float* logits, int normalise, co
     // The products of a pair lie side by side, for each of the block's units of its expert.
     int units = (GROUPS + gridDim.x - 1) / gridDim.x;
     products.run_each([&](int j, const uint8* tile, int row) {
-        int unit = where.unit(j), place = unit / GROUPS, local = units == 1 ? 0 : (unit - place * GROUPS) / gridDim.x;
+        int unit = where.unit(j), slot = unit / GROUPS, local = units == 1 ? 0 : (unit - slot * GROUPS) / gridDim.x;
 #pragma unroll 1
         for (int r = 0; r < ROWS; r++) {
-            int rank = places->rank[place][r];
+            int rank = slots->rank[slot][r];
             if (rank < 0) continue;
-            const Act* a = sh->x + r * HIDDEN_SUPERS + where.act(j);
+            const ActivationBlock* a = sh->x + r * HIDDEN_SUPERS + where.act(j);
             float t[1];
             WEIGHT::dots_shared<1>(tile, row, a, 0, t);
             all[((r * USED + rank) * units + local) * PART + j % GateUp::TILES * TILE_ROWS + row] =
@@ -113,7 +113,7 @@ KERNEL(512) rows_gate_up(const Act* acts, const float* logits, int normalise, co
 #pragma unroll 1
     for (int i = threadIdx.x; i < PAIRS * units * TILE_ROWS; i += BLOCK) {
         int row = i % TILE_ROWS, local = i / TILE_ROWS % units, pair = i / TILE_ROWS / units;
-        int first = places->place[sh->id[pair]] * GROUPS, grid = gridDim.x;
+        int first = slots->slot[sh->id[pair]] * GROUPS, grid = gridDim.x;
         int group = (int(blockIdx.x) + grid - first % grid) % grid + local * grid;
         if (group >= GROUPS) continue;
         const float* part = all + (pair * units + local) * PART + row;
