@@ -22,12 +22,12 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device import gpu as device
-from isobit.backends.cuda.steps.programs import Sizes
+from isobit.backends.cuda.steps.programs import CaptureSizes
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
-FEW = Sizes().few
+FEW = CaptureSizes().few
 DEPTHS = 4000, 16000
 STEPS, DEPTH = 48, 128
 

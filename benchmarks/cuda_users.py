@@ -19,7 +19,7 @@ import numpy as np
 from batches import batch, origin
 from kernels import asked, compile_all
 
-from isobit.backends.base.device_rows import Asked
+from isobit.backends.base.row_results import RowRequest
 from isobit.backends.cuda import backend as cuda
 from isobit.config import EngineConfig
 from isobit.model.checkpoint import open_model
@@ -71,11 +71,11 @@ def generate(model, prompts, count, way):
 
 def on_the_host(model, *args):
     """The same, from logits brought to the host."""
-    of, cuda.Asked.of = cuda.Asked.of, staticmethod(lambda *_: None)
+    of, cuda.RowRequest.of = cuda.RowRequest.of, staticmethod(lambda *_: None)
     try:
         return generate(model, *args)
     finally:
-        cuda.Asked.of = of
+        cuda.RowRequest.of = of
 
 
 def check(model, rng, note):
@@ -95,15 +95,15 @@ def check(model, rng, note):
 def device_times(model, note):
     """Microseconds that the device takes for what is asked of rows of logits, beside a step."""
     programs, gpu = model.backend._programs, model.backend._gpu
-    measuring, vocabulary = programs.measuring, model.graph.logits.shape.width
+    sampler, vocabulary = programs.sampler, model.graph.logits.shape.width
     logits = programs.one.logits
     kinds = {
-        "likeliest and a log-probability": (Asked(top=1), None),
-        "5 log-probabilities": (Asked(top=5), None),
-        "20 log-probabilities": (Asked(top=20), None),
-        "digest": (Asked(digest=True), None),
+        "likeliest and a log-probability": (RowRequest(top=1), None),
+        "5 log-probabilities": (RowRequest(top=5), None),
+        "20 log-probabilities": (RowRequest(top=20), None),
+        "digest": (RowRequest(digest=True), None),
         **{
-            name: (Asked(drawn=True), WAYS[name][0])
+            name: (RowRequest(drawn=True), WAYS[name][0])
             for name in ("temperature 1", "0.7, top_p, top_k", "min_p")
         },
     }
@@ -111,8 +111,8 @@ def device_times(model, note):
         if sampling is not None:
             together = Together([Sampler(sampling)], vocabulary)
             draws = together.draws(np.zeros(1, np.int32))
-            measuring.draw(cuda.as_kernels_take(draws, np.arange(1)))
-        graph = gpu.capture(lambda what=what: measuring.queue(logits, 1, what))
+            sampler.draw(cuda.as_kernels_take(draws, np.arange(1)))
+        graph = gpu.capture(lambda what=what: sampler.queue(logits, 1, what))
         times = []
         for _ in range(7):
             gpu.synchronise()

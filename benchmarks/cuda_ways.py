@@ -28,7 +28,7 @@ from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import groups, matmul
 from isobit.backends.cuda.steps.captured import ManySequences, Step
-from isobit.backends.cuda.steps.programs import Sizes, _rows
+from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
 from isobit.backends.cuda.workspace import STEPS
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -134,7 +134,7 @@ def main():
     texts = Texts(np.random.default_rng(1), weights.config.vocab, most, 4)
     for s in range(most):  # what is read has been written
         backend.forward(texts.batch([(s, DEPTH)]))
-    assert set(sizes) <= set(Sizes().padded)
+    assert set(sizes) <= set(CaptureSizes().padded)
     ways = {name: Steps(name, backend, weights, sizes) for name in WAYS}
     note("ways", len(ways))
     times = {name: {n: [] for n in sizes} for name in WAYS}

@@ -34,7 +34,7 @@ class Notes:
         for what, names in CALLS.items():
             for name in names:
                 self._timed(kind, what, name)
-        ran, served = Pace.ran, turns.Turns.served
+        ran, served = Pace.ran, turns.RunAhead.match
 
         def noted(pace, generating, prompt, attended, seconds):
             ran(pace, generating, prompt, attended, seconds)
@@ -48,7 +48,7 @@ class Notes:
             self._ahead = found is not None
             return found
 
-        Pace.ran, turns.Turns.served = noted, noticed
+        Pace.ran, turns.RunAhead.match = noted, noticed
 
     def _timed(self, kind, what, name):
         method = getattr(kind, name)

@@ -43,7 +43,7 @@ class Nothing:
         ids = self._ids[self._at : self._at + n]
         time.sleep(self._seconds)
         drawn = None if wanted.drawn is None else ids[: len(wanted.drawn.rows)]
-        return Results(np.ones(n, bool), likeliest=ids, drawn=drawn)
+        return Results(np.ones(n, bool), argmax=ids, drawn=drawn)
 
 
 def serve(a):

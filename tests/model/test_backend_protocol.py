@@ -103,7 +103,7 @@ def test_results_are_those_of_the_logits(
     given = rng.integers(0, 320, (5, 3)).astype(np.int32)
     some_rows = i32([4, 0])
     wanted = Wanted(
-        some_rows if some is None else some, likeliest=True, top=4, given=given, hidden=True
+        some_rows if some is None else some, argmax=True, top=4, given=given, hidden=True
     )
     found = backend.run(batch, wanted)
     assert found.finite.tolist() == [True] * 5
@@ -113,9 +113,9 @@ def test_results_are_those_of_the_logits(
         assert found.logits is not None
         assert same_bits(found.logits, logits if some else logits[some_rows])
     ids, top = top_logprobs(logits, 4)
-    assert found.likeliest is not None
+    assert found.argmax is not None
     assert found.top_ids is not None
-    assert found.likeliest.tolist() == logits.argmax(1).tolist()
+    assert found.argmax.tolist() == logits.argmax(1).tolist()
     assert found.top_ids.tolist() == ids.tolist()
     assert found.top is not None
     assert found.given is not None
@@ -127,12 +127,12 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
     batch = batch_of(rng)
     given, drawn = rng.integers(0, 320, (5, 1)).astype(np.int32), draws_of(rng)
     every = Wanted(
-        likeliest=True, top=3, given=given, drawn=drawn, hidden=True, digests=True, routes=True
+        argmax=True, top=3, given=given, drawn=drawn, hidden=True, digests=True, routes=True
     )
     whole = backend.run(batch, every)
     nothing = Wanted(logits=False)
     for wanted, names in (
-        (replace(nothing, likeliest=True), {"likeliest"}),
+        (replace(nothing, argmax=True), {"argmax"}),
         (replace(nothing, top=3), {"top", "top_ids"}),
         (replace(nothing, given=given), {"given"}),
         (replace(nothing, drawn=drawn), {"drawn", "drawn_logprobs"}),
@@ -167,12 +167,12 @@ def test_draws_are_those_of_the_logits(backend: Backend, rng: np.random.Generato
             drawn = replace(drawn, allowed=None if drawn.allowed is None else allowed[: len(rows)])
             tokens, logprobs = drawn.choose(backend.rows, logits[rows])
             for some in (False, True, i32([n - 1]), rows[::-1].copy()):
-                found = backend.run(now, Wanted(some, likeliest=True, drawn=drawn))
+                found = backend.run(now, Wanted(some, argmax=True, drawn=drawn))
                 assert found.drawn is not None
                 assert found.drawn_logprobs is not None
                 assert found.drawn.tolist() == tokens.tolist()
-                assert found.likeliest is not None
-                assert found.likeliest.tolist() == logits.argmax(1).tolist()
+                assert found.argmax is not None
+                assert found.argmax.tolist() == logits.argmax(1).tolist()
                 assert logprobs is not None
                 assert same_bits(found.drawn_logprobs, logprobs)
                 if some is False:
@@ -242,19 +242,17 @@ def test_one_sequence_that_is_not_finite_spoils_no_other(
     clean = batch_of(rng)
     dirty = replace(clean, tokens=np.where(clean.sequence == 1, BAD, clean.tokens).astype(np.int32))
     given = np.zeros((5, 1), np.int32)
-    wanted = Wanted(
-        likeliest=True, top=2, given=given, drawn=draws_of(rng), hidden=True, digests=True
-    )
+    wanted = Wanted(argmax=True, top=2, given=given, drawn=draws_of(rng), hidden=True, digests=True)
     good, found = backend.run(clean, wanted), backend.run(dirty, wanted)
     assert found.finite.tolist() == [False, True, True, True, True]
     for name, value in vars(found).items():
         if name not in ("finite", "routes"):
             assert value[1:].tobytes() == vars(good)[name][1:].tobytes(), name
-    assert found.likeliest is not None
+    assert found.argmax is not None
     assert found.top_ids is not None
     assert found.drawn is not None
     assert found.drawn_logprobs is not None
-    assert (found.likeliest[0], found.top_ids[0].tolist()) == (-1, [-1, -1])
+    assert (found.argmax[0], found.top_ids[0].tolist()) == (-1, [-1, -1])
     assert found.drawn[0] == -1
     assert np.isnan(found.drawn_logprobs[0])
     assert found.top is not None

@@ -41,8 +41,8 @@ def test_a_generation_is_the_cpus(on_cpu_model: Model, name: str) -> None:
         (ids, experts), (expected_ids, expected_experts) = found.routes(), expected.routes()
         assert ids.tolist() == expected_ids.tolist()
         assert np.array_equal(experts, expected_experts)
-        likeliest = model.logits(ids.tolist()).argmax(-1)
-        assert np.array_equal(likeliest, on_cpu_model.logits(ids.tolist()).argmax(-1))
+        argmax = model.logits(ids.tolist()).argmax(-1)
+        assert np.array_equal(argmax, on_cpu_model.logits(ids.tolist()).argmax(-1))
         assert found.receipt().tokens == expected.receipt().tokens
         assert replay(expected.receipt(), model) is None
         assert replay(found.receipt(), on_cpu_model) is None

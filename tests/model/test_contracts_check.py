@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import GREEDY, Backend
 from isobit.backends.reference import ReferenceBackend
-from isobit.contracts import measure as measuring
+from isobit.contracts import measure as sampler
 from isobit.contracts import measure_speed as speed
 from isobit.contracts.check import check
 from isobit.contracts.evidence import Result
@@ -311,7 +311,7 @@ def test_a_peer_on_the_cpu_is_none_of_a_gpu_s() -> None:
 
 
 def test_measures_of_every_kind_are_taken() -> None:
-    assert set(measuring._TAKERS) == set(MEASURES)
+    assert set(sampler._TAKERS) == set(MEASURES)
 
 
 # What each measure would pass on and should not: planted, one after the other.

@@ -13,7 +13,7 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops import rms_norm, top_k
 from isobit.backends.cuda.ops.matmul import one
-from isobit.backends.cuda.steps.programs import Sizes
+from isobit.backends.cuda.steps.programs import CaptureSizes
 
 from .cuda_emulator import EmulatedGpu
 
@@ -35,7 +35,7 @@ def open_gpu(kind):
 
 def sized(few=(), padded=()):
     """A backend that captures steps of these sizes, besides those of one sequence."""
-    return type("Sized", (CudaBackend,), {"sizes": Sizes(few, padded)})
+    return type("Sized", (CudaBackend,), {"sizes": CaptureSizes(few, padded)})
 
 
 def open_cuda(kind, weights, engine, *, fused=True):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.base.draws import Draws
+from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
 from isobit.backends.cpu.sampler import NOT_FINITE, Columns
 from isobit.backends.cuda import sampler as measure_module
-from isobit.backends.cuda.sampler import Measuring, as_kernels_take
+from isobit.backends.cuda.sampler import DeviceSampler, as_kernels_take
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 
@@ -34,25 +34,25 @@ class Measurer:
     """Measures rows on a device, again and again with the same buffers."""
 
     def __init__(self, gpu, rows, vocabulary):
-        self.buffers, self.measuring = Buffers(gpu), Measuring(gpu, rows, vocabulary)
-        self.measuring.allocate()
+        self.buffers, self.sampler = Buffers(gpu), DeviceSampler(gpu, rows, vocabulary)
+        self.sampler.allocate()
         self.tokens = self.buffers.put(np.full(rows, -7, np.int32))
 
     def __call__(self, logits, ids=NOTHING, k=0, *, rows=(), which=(), digest=False):
-        asked = Asked(ids.shape[1], k, bool(rows), digest)
+        asked = RowRequest(ids.shape[1], k, bool(rows), digest)
         address, n = self.buffers.put(logits), len(logits)
-        self.measuring.give(ids)
+        self.sampler.give(ids)
         if rows:
             draws = draws_of(rows, which, logits.shape[1])
-            self.measuring.draw(as_kernels_take(draws, np.arange(n)))
-        self.measuring.queue(address, n, asked, self.tokens, n)
+            self.sampler.draw(as_kernels_take(draws, np.arange(n)))
+        self.sampler.queue(address, n, asked, self.tokens, n)
         return self.found(n, asked)
 
     def found(self, n, asked):
         words = np.empty((n, asked.words), np.int32)
-        self.buffers.gpu.download(self.measuring.found, words)
+        self.buffers.gpu.download(self.sampler.found, words)
         self.buffers.check()
-        found = Measured.empty(n, asked)
+        found = RowResults.empty(n, asked)
         found.take(np.arange(n), words, asked)
         return found
 
@@ -66,7 +66,7 @@ def test_rows_of_every_kind(gpu, rng, n):
         ids = rng.integers(0, n, (len(logits), given)).astype(np.int32)
         found = measure(logits, ids, k)
         top_ids, top = top_logprobs(logits, k)
-        assert found.likeliest.tolist() == logits.argmax(1).tolist()
+        assert found.argmax.tolist() == logits.argmax(1).tolist()
         assert found.top_ids.tolist() == top_ids.tolist()
         identical(found.top, top)
         identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
@@ -75,7 +75,7 @@ def test_rows_of_every_kind(gpu, rng, n):
 def test_as_many_as_can_be(gpu, rng):
     """More than a block's keys of the keys of all pieces."""
     logits = distributions(rng, 50_000)[:3]
-    k = (MOST - 1) // 2
+    k = (MAX_WORDS - 1) // 2
     top_ids, top = top_logprobs(logits, k)
     found = Measurer(gpu, 3, logits.shape[1])(logits, NOTHING, k)
     assert found.top_ids.tolist() == top_ids.tolist()
@@ -107,7 +107,7 @@ def test_a_draw_that_stays(gpu, rng, monkeypatch):
     logits = distributions(rng, n)
     rows = [any_row(rng, temperature=1.0, index=5) for _ in logits]
     ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
-    measure, asked = Measurer(gpu, len(logits), n), Asked(drawn=True)
+    measure, asked = Measurer(gpu, len(logits), n), RowRequest(drawn=True)
     found = measure(logits, ids, 2, rows=rows, which=range(len(rows)), digest=True)
     want = [expected(z, row)[0] for z, row in zip(logits, rows, strict=True)]
     assert found.drawn.tolist() == want
@@ -116,7 +116,7 @@ def test_a_draw_that_stays(gpu, rng, monkeypatch):
     assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
     measure.tokens = measure.buffers.put(np.zeros(len(logits) + 3, np.int32))
     address = measure.buffers.put(logits)
-    measure.measuring.queue(address, len(logits), asked, measure.tokens, len(logits) + 2)
+    measure.sampler.queue(address, len(logits), asked, measure.tokens, len(logits) + 2)
     again = measure.found(len(logits), asked).drawn
     after = [type(row)(**{**vars(row), "index": 6}) for row in rows]
     want = [expected(z, row)[0] for z, row in zip(logits, after, strict=True)]
@@ -148,7 +148,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(gpu, rng, wrong):
     ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
     rows = [any_row(rng) for _ in logits]
     found = Measurer(gpu, len(logits), n)(logits, ids, 3, rows=rows, which=range(len(rows)))
-    assert np.flatnonzero(found.likeliest < 0).tolist() == [2]
+    assert np.flatnonzero(found.argmax < 0).tolist() == [2]
     assert found.top_ids[2].tolist() == [-1] * 3
     assert np.isnan(found.top[2]).all()
     assert np.isnan(found.given[2]).all()
@@ -169,4 +169,4 @@ def test_digests(gpu, rng, n):
     ids = rng.integers(0, n, (3, 2)).astype(np.int32)
     found = Measurer(gpu, 3, n)(logits, ids, 1, digest=True)
     assert [d.tobytes() for d in found.digests] == [tree_digest(x.tobytes()) for x in logits]
-    assert found.likeliest.tolist() == [int(logits[0].argmax()), -1, 0]
+    assert found.argmax.tolist() == [int(logits[0].argmax()), -1, 0]

@@ -8,7 +8,7 @@ from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.ops.matmul import Fit, pays_on_tensor_cores
+from isobit.backends.cuda.ops.matmul import LaunchShape, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -171,7 +171,7 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
         + (acts if split else floats, b.put(np.array([len(groups)], np.int32)))
         + (b.put(groups), 0, 1, y, rows, 0, 0),
         defines | {"BLOCK": str(32 * warps)} | ways,
-        shared=Fit(1, warps, 1, columns).shared(stored, split=split),
+        shared=LaunchShape(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 

@@ -11,7 +11,7 @@ from isobit.backends.base import HIDDEN, LOGITS, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.parts import CudaPartsBackend
-from isobit.backends.cuda.steps.programs import Sizes
+from isobit.backends.cuda.steps.programs import CaptureSizes
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.checkpoint import open_model
@@ -109,7 +109,7 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are passes, not mixed batches, which take up to 256 tokens."""
-    monkeypatch.setattr(CudaBackend, "sizes", Sizes(few=(), padded=(2, 4)))
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2, 4)))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from isobit.backends.base import Batch, Following, Wanted
 from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
-from isobit.backends.cuda.resident import Resident, State
-from isobit.backends.cuda.steps.run_ahead import Turns
+from isobit.backends.cuda.resident import RecurrentState, Resident
+from isobit.backends.cuda.steps.run_ahead import RunAhead
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -50,8 +50,8 @@ def opened(request):
 @pytest.fixture
 def begun(monkeypatch):
     """Passes that were not begun ahead of the host."""
-    found, begin = [], Turns.begin
-    monkeypatch.setattr(Turns, "begin", lambda *a: found.append(a[1]) or begin(*a))
+    found, begin = [], RunAhead.begin
+    monkeypatch.setattr(RunAhead, "begin", lambda *a: found.append(a[1]) or begin(*a))
     return found
 
 
@@ -129,13 +129,13 @@ class Talk:
         giving = np.array([s for s, _, _, gives in parts if gives], np.intp)
         rows = np.flatnonzero(giving != 1)
         if not len(rows):
-            return Wanted(False, likeliest=True, **more)
+            return Wanted(False, argmax=True, **more)
         of = giving[rows]
         columns = type(self.draws.columns)(*(a[of] for a in vars(self.draws.columns).values()))
         coming = np.array([any(s == p[0] and p[3] for p in before) for s in of], np.uint64)
         index = self.draws.index[of] + self.index[of] + coming
         drawn = Draws(rows.astype(np.int32), columns, index, logprobs=True)
-        return Wanted(False, likeliest=True, drawn=drawn, **more)
+        return Wanted(False, argmax=True, drawn=drawn, **more)
 
 
 def laid(parts):
@@ -181,7 +181,7 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
             assert (value is None) == (other is None)
             assert value is None or value.tobytes() == other.tobytes(), (k, name)
         drawn = iter(() if found.drawn is None else found.drawn.tolist())
-        for (s, at, tokens, gives), id in zip(parts, _rows(parts, found.likeliest), strict=True):
+        for (s, at, tokens, gives), id in zip(parts, _rows(parts, found.argmax), strict=True):
             talk.done[s] = at + len(tokens)
             if gives:
                 talk.texts[s].append(id if s == 1 else next(drawn))
@@ -190,9 +190,9 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
     plain.close()
 
 
-def _rows(parts, likeliest):
+def _rows(parts, argmax):
     """The likeliest token after each part that gives one."""
-    ids = iter(likeliest.tolist())
+    ids = iter(argmax.tolist())
     return [next(ids) if gives else None for *_, gives in parts]
 
 
@@ -234,7 +234,7 @@ def test_states_are_copied_on_the_device():
     for name, (words, values) in states.items():
         address = gpu.allocate(4 * len(values))
         gpu.upload(address, values.astype(np.int32))
-        resident.states[name] = State(words, address)
+        resident.states[name] = RecurrentState(words, address)
     resident.copy_state(gpu, 3, 1)
     for name, (words, values) in states.items():
         found = np.empty(len(values), np.int32)

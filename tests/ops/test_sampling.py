@@ -120,8 +120,8 @@ def test_rows_without_a_choice_say_so(sampler):
     tokens, _ = sampler.choose(logits, [Row()] * 5, allowed)
     assert tokens.tolist() == [0, NOT_FINITE, NOT_FINITE, NOT_FINITE, NONE_ALLOWED]
     none = np.empty((5, 0), np.int32)
-    likeliest, _, ids, top = sampler.measure(logits, none, 2)
-    assert likeliest.tolist() == [0, NOT_FINITE, NOT_FINITE, NOT_FINITE, 0]
+    argmax, _, ids, top = sampler.measure(logits, none, 2)
+    assert argmax.tolist() == [0, NOT_FINITE, NOT_FINITE, NOT_FINITE, 0]
     assert ids.tolist() == [[0, 1], [-1, -1], [-1, -1], [-1, -1], [0, 1]]
     assert np.isnan(top).any(axis=1).tolist() == [False, True, True, True, False]
 
@@ -130,8 +130,8 @@ def test_rows_without_a_choice_say_so(sampler):
 def test_logprobs(sampler, n, k, rng):
     logits = distributions(rng, n)
     ids = rng.integers(0, n, (len(logits), 3)).astype(np.int32)
-    likeliest, values, top_ids, top = sampler.measure(logits, ids, k)
-    identical(likeliest, logits.argmax(axis=1).astype(np.int32))
+    argmax, values, top_ids, top = sampler.measure(logits, ids, k)
+    identical(argmax, logits.argmax(axis=1).astype(np.int32))
     identical(values, np.take_along_axis(log_softmax(logits), ids, axis=1))
     want_ids, want = top_logprobs(logits, k)
     identical(top_ids, want_ids)

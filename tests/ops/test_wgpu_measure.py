@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Memory
-from isobit.backends.base.device_rows import MOST, Asked, Measured
+from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
 from isobit.backends.wgpu import sampler as measure
-from isobit.backends.wgpu.sampler import Measuring
+from isobit.backends.wgpu.sampler import DeviceSampler
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 
@@ -26,12 +26,12 @@ def device(monkeypatch):
 
 def measured(device, logits, ids, k, digest=False):
     """Of every row, in one dispatch, and one for each level of digests."""
-    asked = Asked(ids.shape[1], k, digest=digest)
-    measuring, rows = Measuring(device, *logits.shape), np.arange(len(logits))
-    measuring.give(ids)
-    device.run(list(measuring.steps(device.upload(logits), len(logits), asked)))
-    words = device.read(measuring.found, np.int32, len(logits) * asked.words)
-    found = Measured.empty(len(logits), asked)
+    asked = RowRequest(ids.shape[1], k, digest=digest)
+    sampler, rows = DeviceSampler(device, *logits.shape), np.arange(len(logits))
+    sampler.give(ids)
+    device.run(list(sampler.steps(device.upload(logits), len(logits), asked)))
+    words = device.read(sampler.found, np.int32, len(logits) * asked.words)
+    found = RowResults.empty(len(logits), asked)
     found.take(rows, words.reshape(len(logits), -1), asked)
     return found
 
@@ -45,7 +45,7 @@ def test_rows_of_every_kind(device, rng, n):
         ids = rng.integers(0, n, (len(logits), given)).astype(np.int32)
         found = measured(device, logits, ids, k)
         top_ids, top = top_logprobs(logits, k)
-        assert found.likeliest.tolist() == logits.argmax(1).tolist()
+        assert found.argmax.tolist() == logits.argmax(1).tolist()
         assert found.top_ids.tolist() == top_ids.tolist()
         identical(found.top, top)
         identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
@@ -66,8 +66,8 @@ def test_how_fast_a_device_reads(monkeypatch):
 def test_the_likeliest_alone_and_as_many_as_can_be(device, rng):
     logits = distributions(rng, 1000)
     nothing = np.empty((len(logits), 0), np.int32)
-    assert measured(device, logits, nothing, 0).likeliest.tolist() == logits.argmax(1).tolist()
-    k = (MOST - 1) // 2
+    assert measured(device, logits, nothing, 0).argmax.tolist() == logits.argmax(1).tolist()
+    k = (MAX_WORDS - 1) // 2
     top_ids, top = top_logprobs(logits, k)
     found = measured(device, logits, nothing, k)
     assert found.top_ids.tolist() == top_ids.tolist()
@@ -80,7 +80,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(device, rng, wrong):
     logits[2, int(rng.integers(300))] = wrong
     ids = rng.integers(0, 300, (len(logits), 2)).astype(np.int32)
     found = measured(device, logits, ids, 3)
-    assert np.flatnonzero(found.likeliest < 0).tolist() == [2]
+    assert np.flatnonzero(found.argmax < 0).tolist() == [2]
     assert found.top_ids[2].tolist() == [-1] * 3
     assert np.isnan(found.top[2]).all()
     assert np.isnan(found.given[2]).all()
@@ -96,4 +96,4 @@ def test_digests(device, rng, n):
     logits[2] = -0.0
     found = measured(device, logits, rng.integers(0, n, (3, 2)).astype(np.int32), 1, digest=True)
     assert [d.tobytes() for d in found.digests] == [tree_digest(x.tobytes()) for x in logits]
-    assert found.likeliest.tolist() == [int(logits[0].argmax()), -1, 0]
+    assert found.argmax.tolist() == [int(logits[0].argmax()), -1, 0]

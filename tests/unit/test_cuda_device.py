@@ -7,14 +7,14 @@ import pytest
 
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.device.pinned import Lent
+from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.errors import BackendUnavailable
 from tests.helpers.expected import needs
 
 
 def test_memory_that_is_referred_to_is_not_lent_again():
     known = []
-    lent = Lent(known.append)
+    lent = PinnedBuffers(known.append)
     first = lent(100)
     first[:] = 1
     view, at = first.reshape(10, 10)[3:5], first.ctypes.data
@@ -30,7 +30,7 @@ def test_memory_that_is_referred_to_is_not_lent_again():
 
 def test_memory_that_is_lent_out_is_bounded():
     known = []
-    lent = Lent(known.append)
+    lent = PinnedBuffers(known.append)
     held = [lent(n) for n in range(10, 30)]
     for n, array in enumerate(held):
         array[:] = n

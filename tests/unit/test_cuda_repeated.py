@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from isobit.backends.cuda.steps.graph_cache import MOST, Repeated
+from isobit.backends.cuda.steps.graph_cache import MAX_GRAPHS, GraphCache
 
 
 class Recorder:
@@ -23,7 +23,7 @@ class Recorder:
 
 def test_the_second_time_is_captured_and_then_replayed() -> None:
     gpu: Any = Recorder()
-    repeated = Repeated(gpu)
+    repeated = GraphCache(gpu)
     for _ in range(3):
         repeated("a", lambda: gpu.did.append("a"))
     assert gpu.did == ["a", "capture", "replay", "a", "replay", "a"]
@@ -31,7 +31,7 @@ def test_the_second_time_is_captured_and_then_replayed() -> None:
 
 def test_nothing_is_captured_while_the_driver_must_not_wait() -> None:
     gpu: Any = Recorder()
-    repeated, gpu.may_wait = Repeated(gpu), False
+    repeated, gpu.may_wait = GraphCache(gpu), False
     for _ in range(3):
         repeated("a", lambda: gpu.did.append("a"))
     assert gpu.did == ["a", "a", "a"]
@@ -42,11 +42,11 @@ def test_nothing_is_captured_while_the_driver_must_not_wait() -> None:
 
 def test_so_many_are_kept() -> None:
     gpu: Any = Recorder()
-    repeated = Repeated(gpu)
+    repeated = GraphCache(gpu)
     for _ in range(3):
-        for key in range(MOST + 3):
+        for key in range(MAX_GRAPHS + 3):
             repeated(key, lambda: None)
-    assert gpu.did.count("capture") == MOST
+    assert gpu.did.count("capture") == MAX_GRAPHS
     for key in range(10_000):
         repeated(("once", key), lambda: None)
-    assert len(repeated._seen) <= 64 * MOST
+    assert len(repeated._seen) <= 64 * MAX_GRAPHS

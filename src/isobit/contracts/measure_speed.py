@@ -20,7 +20,7 @@ from isobit.runtime.sequence import Sequence as TokenSequence
 
 def step_argmax(model: Model, sequence: TokenSequence, token: int) -> int:
     """Run one token: the id of its largest logit, which alone leaves a device that can choose."""
-    ids = model.step([sequence], [token], ARGMAX).likeliest
+    ids = model.step([sequence], [token], ARGMAX).argmax
     assert ids is not None
     return int(ids[0])
 

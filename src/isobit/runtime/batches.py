@@ -88,7 +88,7 @@ class Asked:
     vocabulary: int
     before: Mapping[Request, int] = field(default_factory=dict)
     """Rows of the pass before, which has not run, that these have their next token of."""
-    likeliest: list[tuple[int, int]] = field(default_factory=list)
+    argmax: list[tuple[int, int]] = field(default_factory=list)
     """(part, row) of those whose next token is the largest logit's."""
     drawn: list[tuple[int, int]] = field(default_factory=list)
     """(part, row) of those whose next token is drawn."""
@@ -113,7 +113,7 @@ class Asked:
             known = len(request.tokens) + (request in self.before)
             if request.max_tokens and work.start + len(work.tokens) == known:
                 least = generation.only_likeliest
-                (self.likeliest if least else self.drawn).append((i, row - 1))
+                (self.argmax if least else self.drawn).append((i, row - 1))
                 if generation.logprobs is not None:
                     self.top = max(self.top, generation.logprobs, int(least))
                 if generation.watch is not None:
@@ -156,7 +156,7 @@ class Asked:
                 given[some.start : some.stop, 0] = self._said(part)
         return Wanted(
             logits,
-            likeliest=bool(self.likeliest),
+            argmax=bool(self.argmax),
             top=self.top,
             given=given,
             drawn=drawn,
@@ -169,7 +169,7 @@ class Asked:
         """The pass after this one, as a device can begin with it; None if it cannot."""
         if not parts or not all(map(_goes_on, (*self.parts, *parts))):
             return None
-        rows = {self.parts[part][0].request: row for part, row in (*self.likeliest, *self.drawn)}
+        rows = {self.parts[part][0].request: row for part, row in (*self.argmax, *self.drawn)}
         works = [work for work, _ in parts]
         batch = self.batches.of(works)
         unknown = np.flatnonzero(batch.tokens == UNKNOWN)
@@ -197,11 +197,11 @@ class Asked:
         return found
 
     def _likeliest(self, results: Results, found: list[Next]) -> None:
-        if not self.likeliest:
+        if not self.argmax:
             return
-        assert results.likeliest is not None
-        ids = results.likeliest.tolist()
-        for part, row in self.likeliest:
+        assert results.argmax is not None
+        ids = results.argmax.tolist()
+        for part, row in self.argmax:
             if ids[row] < 0:
                 found[part] = Next(error=damaged())
                 continue

@@ -159,8 +159,8 @@ class Model(Passes):
             raise wrong("logits", f"float32 [rows, {vocab}]", logits)
         given = _ids_by_row(ids, len(rows), vocab)
         k = whole("k", k, 0, vocab)
-        likeliest, values, top_ids, top = self.rows.measure(rows, given, k)
-        if (likeliest < 0).any():
+        argmax, values, top_ids, top = self.rows.measure(rows, given, k)
+        if (argmax < 0).any():
             raise damaged()
         return values, top_ids, top
 

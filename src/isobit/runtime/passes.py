@@ -121,7 +121,7 @@ class Passes:
                 if len(batch.tokens) == len(batch.logit_rows) == n:  # a step of all
                     args = batch.tokens, batch.positions, batch.pages, 1, batch.states
                     ids = self.backend.greedy(*args)[0]
-                    return Results(ids >= 0, likeliest=ids)
+                    return Results(ids >= 0, argmax=ids)
             return self.backend.run(batch, wanted, tap, stages)
 
     def closed_error(self) -> UsageError:

@@ -84,7 +84,7 @@ class Wanted:
 
     logits: bool | I32 = True
     """Of all of them, of none, or of some: int32 [L], from 0 to R - 1."""
-    likeliest: bool = False
+    argmax: bool = False
     """The largest logit's id, the lowest among equals."""
     top: int = 0
     """So many of the likeliest ids, with their log-probabilities."""
@@ -105,7 +105,7 @@ class Wanted:
     def measures(self) -> bool:
         """Whether something is to be made of the logits."""
         made = self.top > 0 or self.given is not None or self.drawn is not None
-        return made or self.likeliest or self.digests
+        return made or self.argmax or self.digests
 
     @property
     def only_hidden(self) -> bool:
@@ -125,7 +125,7 @@ class Following:
 
 
 LOGITS = Wanted()
-ARGMAX = Wanted(logits=False, likeliest=True)
+ARGMAX = Wanted(logits=False, argmax=True)
 HIDDEN = Wanted(logits=False, hidden=True)
 
 
@@ -141,7 +141,7 @@ class Results:
     """[R]: whether each row's logits are, or its hidden values if these alone were wanted."""
     logits: F32 | None = None
     """[R, vocabulary] or [L, vocabulary]: as they were computed, finite or not."""
-    likeliest: I32 | None = None
+    argmax: I32 | None = None
     """[R]"""
     top_ids: I32 | None = None
     """[R, k], in order."""
@@ -372,7 +372,7 @@ class Backend(ABC):
                 logit_rows=np.arange(len(going), dtype=np.int32),
                 states=states,
             )
-            found = self.run(batch, ARGMAX).likeliest
+            found = self.run(batch, ARGMAX).argmax
             assert found is not None
             out[step, going] = found
             going = going[found >= 0]
@@ -396,7 +396,7 @@ class Backend(ABC):
             assert hidden is not None
             return Results(np.array(np.isfinite(hidden).all(axis=1)), hidden=hidden)
         ids = np.empty((len(logits), 0), np.int32) if wanted.given is None else wanted.given
-        likeliest, given, top_ids, top = self.rows.measure(logits, ids, wanted.top)
+        argmax, given, top_ids, top = self.rows.measure(logits, ids, wanted.top)
         drawn = logprobs = None
         if wanted.drawn is not None:
             drawn, logprobs = wanted.drawn.choose(self.rows, logits[wanted.drawn.rows])
@@ -406,9 +406,9 @@ class Backend(ABC):
         elif not wanted.logits:
             kept = None
         return Results(
-            likeliest != NOT_FINITE,
+            argmax != NOT_FINITE,
             kept,
-            likeliest if wanted.likeliest else None,
+            argmax if wanted.argmax else None,
             top_ids if wanted.top else None,
             top if wanted.top else None,
             None if wanted.given is None else given,

@@ -99,7 +99,7 @@ class CpuBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         rows, given, k = len(batch.logit_rows), wanted.given, min(wanted.top, self._vocab)
-        likeliest = np.empty(rows, np.int32)
+        argmax = np.empty(rows, np.int32)
         logits = places = values = routes = None
         if wanted.logits is True:
             logits = np.empty((rows, self._vocab), np.float32)
@@ -131,7 +131,7 @@ class CpuBackend(Backend):
                 batch.received,
                 logits,
                 places,
-                likeliest,
+                argmax,
                 given,
                 values,
                 top_ids,
@@ -153,9 +153,9 @@ class CpuBackend(Backend):
         if wanted.only_hidden:
             return replace(self._measured(None, wanted, hidden), routes=routes)
         return Results(
-            likeliest >= 0,
+            argmax >= 0,
             logits,
-            likeliest if wanted.likeliest else None,
+            argmax if wanted.argmax else None,
             top_ids,
             top,
             values,

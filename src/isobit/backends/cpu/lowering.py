@@ -34,7 +34,7 @@ LOGITS = 0
 
 
 @dataclass(frozen=True)
-class Place:
+class BufferView:
     """Where a value lies: see Ref of program.h."""
 
     slot: int
@@ -114,7 +114,7 @@ class Lowering:
         self.states: list[int] = []
         self.scratch = self.scratch_values = 0
         self.routers: list[int] = []
-        self.places: dict[Value, Place] = {self.graph.logits: Place(LOGITS, width)}
+        self.places: dict[Value, BufferView] = {self.graph.logits: BufferView(LOGITS, width)}
         self._sources: dict[Value, Value] = {}
         self._free: dict[tuple[object, ...], list[int]] = {}
         self._held: dict[Value, int] = {}
@@ -181,13 +181,13 @@ class Lowering:
         ins = [self.read(v, op) for v in op.inputs if v not in self.graph.given]
         return instruction(op.kind, in_=ins, out=[self.write(v) for v in op.outputs], **fields)
 
-    def read(self, value: Value, op: Op) -> Place:
+    def read(self, value: Value, op: Op) -> BufferView:
         """Where an operation on vectors finds an input."""
         place = self.places[value]
         gathers = op.outputs and op.outputs[0].shape.rows == LOGIT_ROWS
         return replace(place, gather=bool(gathers) and value.shape.rows == TOKENS)
 
-    def write(self, value: Value) -> Place:
+    def write(self, value: Value) -> BufferView:
         """Where an operation on vectors puts what it makes: scratch memory, if what follows in its
         chain alone reads it."""
         readers = [self._ops[i] for i in self._readers.get(value, ())]
@@ -200,7 +200,7 @@ class Lowering:
             return self.places[value]
         return self.place(value)
 
-    def place(self, value: Value) -> Place:
+    def place(self, value: Value) -> BufferView:
         """Where a value lies: in a slot of its own while something reads it."""
         if value not in self.places:
             shape = value.shape
@@ -213,7 +213,7 @@ class Lowering:
                 self.slots.append({"width": shape.width, "vector": vector, "integers": integers})
             self._held[value] = slot
             step = shape.row[-1] if len(shape.row) > 1 else 0
-            self.places[value] = Place(slot, shape.width, 0, step)
+            self.places[value] = BufferView(slot, shape.width, 0, step)
         return self.places[value]
 
     def _kind_of_slot(self, value: Value) -> tuple[object, ...]:
@@ -233,7 +233,7 @@ class Lowering:
         self.places[value] = replace(place, offset=place.offset + first, step=step)
         self._sources[value] = self._source(of)
 
-    def fixed(self, value: Value, op: Op) -> Place:
+    def fixed(self, value: Value, op: Op) -> BufferView:
         """A product's input; quantised in a phase of its own, if it was not where it was made."""
         if any(w.format.quantized for w in op.weights) and value not in self._quantised:
             row = value.shape.row
@@ -242,11 +242,11 @@ class Lowering:
             self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
         return self.places[value]
 
-    def scratch_vector(self, index: int, length: int) -> Place:
+    def scratch_vector(self, index: int, length: int) -> BufferView:
         """A thread's scratch memory."""
         self.scratch = max(self.scratch, index + 1)
         self.scratch_values = max(self.scratch_values, length)
-        return Place(-1 - index, 0)
+        return BufferView(-1 - index, 0)
 
     def cache(self, op: Op) -> int:
         """A cache for what an operation appends; its number."""

@@ -131,12 +131,12 @@ class RowSampler:
         ids [R, n], float32 [R, n]; the k largest logits' ids, int32 [R, k], in order; theirs,
         float32 [R, k]). Of a row that is not finite the others are NaN and -1.
         """
-        likeliest = np.empty(len(logits), np.int32)
+        argmax = np.empty(len(logits), np.int32)
         values = np.empty(ids.shape, np.float32)
         top_ids = np.empty((len(logits), min(k, logits.shape[1])), np.int32)
         top = np.empty(top_ids.shape, np.float32)
-        self._sampler.measure(logits, ids, likeliest, values, top_ids, top)
-        return likeliest, values, top_ids, top
+        self._sampler.measure(logits, ids, argmax, values, top_ids, top)
+        return argmax, values, top_ids, top
 
     def digests(self, rows: NDArray[np.generic]) -> NDArray[np.uint8]:
         """The digest of each row, uint8 [R, 32]: :func:`isobit.numerics.digest.tree_digest`."""

@@ -22,15 +22,15 @@ from isobit.backends.base import (
     Tap,
     Wanted,
 )
-from isobit.backends.base.device_rows import Asked, Measured
 from isobit.backends.base.kv_pages import Room
+from isobit.backends.base.row_results import RowRequest, RowResults
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.sampler import as_kernels_take
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Take
-from isobit.backends.cuda.steps.programs import Programs, Sizes, room
-from isobit.backends.cuda.steps.run_ahead import Ask, Runner, Turns
-from isobit.backends.cuda.workspace import Mark, Pass
+from isobit.backends.cuda.steps.programs import CaptureSizes, Programs, room
+from isobit.backends.cuda.steps.run_ahead import Ask, RunAhead, Runner
+from isobit.backends.cuda.workspace import Pass, TracePoint
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
@@ -45,7 +45,7 @@ class CudaBackend(Backend):
     copies_states = True
     fused: ClassVar[bool] = True
     """Whether launches do several operations together, and steps are captured."""
-    sizes: ClassVar[Sizes] = Sizes()
+    sizes: ClassVar[CaptureSizes] = CaptureSizes()
 
     def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
         """Plan the memory, refuse what does not fit, load the weights.
@@ -68,7 +68,7 @@ class CudaBackend(Backend):
             self.plan = self._programs.plan(self.limits)
             self.plan.check(*self._gpu.memory())
             self._programs.load(self.limits)
-            self._turns = Turns(self._gpu, self._programs.measuring, self._programs.lasting)
+            self._run_ahead = RunAhead(self._gpu, self._programs.sampler, self._programs.lasting)
         except BaseException:
             self._gpu.close()
             raise
@@ -139,7 +139,7 @@ class CudaBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """What is wanted, made on the device if that is little and no logits."""
-        asked, key = Asked.of(wanted, self._logits.shape.width), self._logits.key
+        asked, key = RowRequest.of(wanted, self._logits.shape.width), self._logits.key
         hidden = None
         if wanted.hidden:
             assert self.graph.hidden is not None
@@ -151,35 +151,37 @@ class CudaBackend(Backend):
         if asked is None or shown or not _plain(wanted):
             logits = self._to_host(batch, hidden, tap, stages)
             return self._measured(logits, wanted, hidden.rows if hidden else None)
-        found = Measured.empty(len(batch.logit_rows), asked)
+        found = RowResults.empty(len(batch.logit_rows), asked)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
         every = np.arange(len(batch.logit_rows))
         if hidden is not None:
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages, hidden)
             return replace(found.results(wanted), hidden=hidden.rows)
         ask = self._ask(batch, wanted, asked, keys)
-        served = ask and self._turns.served(batch, asked, ask.draws, keys)
+        matched = ask and self._run_ahead.match(batch, asked, ask.draws, keys)
         if ask is None:
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages)
             return found.results(wanted)
         self._gpu.activate()
-        if served is None:
+        if matched is None:
             self._extend_turns(int(batch.positions.max()) + 1)
-            served = self._turns.begin(ask)
+            matched = self._run_ahead.begin(ask)
         if wanted.following is not None and (after := self._after(wanted.following)) is not None:
             self._extend_turns(int(after.batch.positions.max()) + 1)
-            self._turns.follow(served.turn, after)
-        words, theirs = self._turns.take(served)
+            self._run_ahead.follow(matched.queued, after)
+        words, theirs = self._run_ahead.take(matched)
         found.take(every, words, asked)
         for key, value in theirs.items():
             assert tap is not None
             tap(*key, value)
         return found.results(wanted)
 
-    def _ask(self, batch: Batch, wanted: Wanted, asked: Asked, keys: frozenset[Key]) -> Ask | None:
+    def _ask(
+        self, batch: Batch, wanted: Wanted, asked: RowRequest, keys: frozenset[Key]
+    ) -> Ask | None:
         """A pass whose tokens can be chosen on the device, with no stop on the way; else None."""
         rows = len(batch.logit_rows)
-        if wanted.given is not None or rows > self._programs.measuring.rows:
+        if wanted.given is not None or rows > self._programs.sampler.rows:
             return None
         steps, passes = self._steps_for(batch), (self._programs.mixed, self._programs.passes)
         runner: Runner | None = None
@@ -195,7 +197,7 @@ class CudaBackend(Backend):
     def _after(self, following: Following) -> Ask | None:
         """A pass that can be begun before the one ahead of it has ended."""
         wanted, batch = following.wanted, following.batch
-        asked = Asked.of(wanted, self._logits.shape.width)
+        asked = RowRequest.of(wanted, self._logits.shape.width)
         if asked is None or wanted.hidden or not _plain(wanted) or self.limits.states:
             return None
         stages = frozenset({CHOSEN}) if wanted.routes else frozenset[str]()
@@ -208,23 +210,23 @@ class CudaBackend(Backend):
 
     def draws(self, wanted: Wanted) -> bool:
         """See :class:`isobit.backends.base.Backend`."""
-        return _plain(wanted) and Asked.of(wanted, self._logits.shape.width) is not None
+        return _plain(wanted) and RowRequest.of(wanted, self._logits.shape.width) is not None
 
     def _measure(
-        self, asked: Asked, wanted: Wanted, found: Measured, which: NDArray[np.intp]
+        self, asked: RowRequest, wanted: Wanted, found: RowResults, which: NDArray[np.intp]
     ) -> Take:
         """Takes rows of logits for what is asked; ``which``: the rows that those of a pass are."""
-        measuring = self._programs.measuring
+        sampler = self._programs.sampler
 
         def take(rows: NDArray[np.intp], address: int) -> None:
             mine = which[rows]
             if wanted.given is not None:
-                measuring.give(np.ascontiguousarray(wanted.given[mine]))
+                sampler.give(np.ascontiguousarray(wanted.given[mine]))
             if asked.drawn:
-                measuring.draw(as_kernels_take(wanted.drawn, mine))
-            measuring.queue(address, len(mine), asked)
+                sampler.draw(as_kernels_take(wanted.drawn, mine))
+            sampler.queue(address, len(mine), asked)
             words = np.empty((len(mine), asked.words), np.int32)
-            self._gpu.download(measuring.found, words)
+            self._gpu.download(sampler.found, words)
             found.take(mine, words, asked)
 
         return take
@@ -237,10 +239,10 @@ class CudaBackend(Backend):
         stages: frozenset[str] | None,
         hidden: Take | None = None,
     ) -> None:
-        """SequenceChunk a batch of any kind, and have its rows of logits taken, and those that they are made
-        of, which captured steps do not show."""
+        """SequenceChunk a batch of any kind, and have its rows of logits taken, and those that they
+        are made of, which captured steps do not show."""
         self._gpu.activate()
-        self._turns.forget()
+        self._run_ahead.forget()
         states = self._states(batch)
         self._extend_turns(int(batch.positions.max()) + 1)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
@@ -269,7 +271,7 @@ class CudaBackend(Backend):
     def _show(
         self,
         batch: Batch,
-        marks: Iterable[tuple[Mark, Pass]],
+        marks: Iterable[tuple[TracePoint, Pass]],
         keys: frozenset[Key],
         tap: Tap | None,
     ) -> None:
@@ -293,7 +295,7 @@ class CudaBackend(Backend):
     ) -> I32:
         """Decode steps whose logits stay on the device."""
         self._gpu.activate()
-        self._turns.forget()
+        self._run_ahead.forget()
         each = np.arange(len(tokens), dtype=np.int32)
         steps = self._steps_for(Batch(tokens, positions, each, pages, each))
         if steps is None:
@@ -323,8 +325,8 @@ class CudaBackend(Backend):
 
     def _extend_turns(self, end: int) -> None:
         """Have RoPE tables for positions below ``end``."""
-        for turns in self._programs.resident.turns.values():
-            turns.extend(self._gpu, end)
+        for table in self._programs.resident.rope_tables.values():
+            table.extend(self._gpu, end)
 
 
 def one_each(batch: Batch) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.lowering import Lowering, Make
+from isobit.backends.cuda.lowering import Launch, Lowering
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.workspace import Mark, Pass
+from isobit.backends.cuda.workspace import Pass, TracePoint
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Key, Op
 from isobit.model.weights import Weights
@@ -35,8 +35,8 @@ class Program:
     ) -> None:
         """Raises BackendUnavailable for an operation that there is no kernel for."""
         self.g = g = Lowering(graph, resident, gpu, planes, kind, rows)
-        self._body: list[Make | Mark] = []
-        self._head: list[Make | Mark] = []  # some rows of logits at a time
+        self._body: list[Launch | TracePoint] = []
+        self._head: list[Launch | TracePoint] = []  # some rows of logits at a time
         self._hidden_made = 0
         ops, last_use, at = graph.required.ops, graph.required.last_use, 0
         claimed = fusions.claims(g, ops, fusions.CLAIMS[kind] if fused else ())
@@ -66,35 +66,35 @@ class Program:
             raise BackendUnavailable(reason)
         _kind(op).lower(self.g, op)
 
-    def _made(self) -> Sequence[Make | Mark]:
+    def _made(self) -> Sequence[Launch | TracePoint]:
         made, self.g.made = self.g.made, []
         return made
 
     @property
     def makes(self) -> int:
         """How many operations, or fusions of them, launch something."""
-        return sum(not isinstance(made, Mark) for made in (*self._body, *self._head))
+        return sum(not isinstance(made, TracePoint) for made in (*self._body, *self._head))
 
     @cached_property
-    def marks(self) -> Mapping[Key, Mark]:
+    def marks(self) -> Mapping[Key, TracePoint]:
         """The stages that can be read."""
-        marks = (made for made in (*self._body, *self._head) if isinstance(made, Mark))
+        marks = (made for made in (*self._body, *self._head) if isinstance(made, TracePoint))
         return {mark.value.key: mark for mark in marks if mark.value.key is not None}
 
-    def lasting(self, keys: Set[Key]) -> Sequence[Mark]:
+    def lasting(self, keys: Set[Key]) -> Sequence[TracePoint]:
         """These stages in graph order, if all of them can be read at the end of a pass."""
         found = [mark for key, mark in self.marks.items() if key in keys]
         return found if all(mark.lasting for mark in found) else ()
 
-    def body(self, p: Pass) -> Iterator[Mark]:
+    def body(self, p: Pass) -> Iterator[TracePoint]:
         """Queue everything up to the logits; stops at each stage that can be read."""
         return _queue(self._body, p)
 
-    def head(self, p: Pass) -> Iterator[Mark]:
+    def head(self, p: Pass) -> Iterator[TracePoint]:
         """Queue the logits of ``p.count`` of the wanted rows, once :meth:`body` is through."""
         return _queue(self._head, p)
 
-    def state(self, p: Pass) -> Iterator[Mark]:
+    def state(self, p: Pass) -> Iterator[TracePoint]:
         """The same as far as the rows that logits are made of."""
         return _queue(self._head[: self._hidden_made], p)
 
@@ -122,9 +122,9 @@ def _lacks(op: Op) -> str | None:
     return reason and f"cuda: {op.kind}{place}: {reason}; another backend may run it"
 
 
-def _queue(parts: Sequence[Make | Mark], p: Pass) -> Iterator[Mark]:
+def _queue(parts: Sequence[Launch | TracePoint], p: Pass) -> Iterator[TracePoint]:
     for made in parts:
-        if isinstance(made, Mark):
+        if isinstance(made, TracePoint):
             yield made
         else:
             made(p)

@@ -15,18 +15,18 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.resident import Cache, Resident, State, Turns
+from isobit.backends.cuda.resident import DeviceRopeTable, KvCache, RecurrentState, Resident
 from isobit.backends.cuda.workspace import (
     PASS,
     ROWS,
     STEP,
     STEPS,
+    BufferView,
     Inboxes,
-    Mark,
     Pass,
-    Place,
     Slot,
     Source,
+    TracePoint,
 )
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
@@ -34,7 +34,7 @@ from isobit.numerics.ops import TOKENS, ExpertMatMul, MatMul, Shape
 
 THREADS = 256
 WARPS = THREADS // 32
-Make = Callable[[Pass], None]
+Launch = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
 
 
@@ -62,12 +62,12 @@ class Lowering:
         self.every = kind in (STEP, STEPS, ROWS)
         """Whether all tokens' logits are wanted."""
         self.tiles = -(-resident.context // TILE)
-        self.made: list[Make | Mark] = []
+        self.made: list[Launch | TracePoint] = []
         self.lasting = (0, 0)
         """Where the slots begin that last, and how many bytes they take."""
         self.advances = False
         """Whether a step of one sequence sets up the next one by itself."""
-        self.places: dict[Value, Place] = {}
+        self.places: dict[Value, BufferView] = {}
         self.slots: list[Slot] = []
         self.whole_layers = 0
         """How many layers decode_layer has taken."""
@@ -115,7 +115,7 @@ class Lowering:
         self.slots.append(Slot(name, words, rows, more))
         return self.slots[-1]
 
-    def put(self, value: Value, place: Place) -> None:
+    def put(self, value: Value, place: BufferView) -> None:
         """A value lies there."""
         self.places[value] = place
         self._keep(value, place.slot)
@@ -124,7 +124,7 @@ class Lowering:
         """A slot for a value alone, which nothing else ever uses."""
         shape = value.shape
         slot = self.fixed(value.name or "value", shape.width, shape.rows, lasting=True)
-        self.put(value, Place(slot, shape.width, shape.row[-1]))
+        self.put(value, BufferView(slot, shape.width, shape.row[-1]))
         return slot
 
     def inboxes(self, shape: Shape, parts: int, blocks: int) -> Inboxes:
@@ -133,9 +133,9 @@ class Lowering:
         words = 2 * shape.width if self.captured else shape.width
         if shape.rows not in self.exchange:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
-            turn = self.fixed("turn", 2, zero=True)
+            round_ = self.fixed("round", 2, zero=True)
             table = self.fixed("inboxes", 4 * parts + 2)
-            self.exchange[shape.rows] = Inboxes(turn, table, (first, second))
+            self.exchange[shape.rows] = Inboxes(round_, table, (first, second))
         for slot in self.exchange[shape.rows].own:
             slot.words = max(slot.words, words)
             slot.more = 0 if self.captured else parts * blocks
@@ -145,7 +145,7 @@ class Lowering:
         """A slot for a value alone."""
         shape = value.shape
         slot = self.slot(value.name or "value", shape.width, shape.rows)
-        self.put(value, Place(slot, shape.width, shape.row[-1]))
+        self.put(value, BufferView(slot, shape.width, shape.row[-1]))
         return slot
 
     def form(self, of: Value, name: str, words: int = 0, more: int = 0) -> Slot:
@@ -196,7 +196,7 @@ class Lowering:
         """Whether nothing behind these operations reads a value."""
         return self.readers[value][-1] in ops
 
-    def dense(self, value: Value) -> Place:
+    def dense(self, value: Value) -> BufferView:
         """Where a value lies in one piece; it is copied if it is torn."""
         place, shape = self.places[value], value.shape
         if place.stride == shape.width and place.step in (shape.row[-1], shape.width):
@@ -204,7 +204,7 @@ class Lowering:
         slot = self.slot("copy", shape.width, shape.rows)
         n = shape.row[-1]
         self.vectors("ops/copy", shape, n, [self.view(value, n)], lambda _: (0, slot.address))
-        return Place(slot, shape.width, n)
+        return BufferView(slot, shape.width, n)
 
     def view(self, value: Value, n: int) -> Callable[[], tuple[int, int, int]]:
         """A value as vectors of n, as View of views.cuh takes it: address, stride, step."""
@@ -230,7 +230,7 @@ class Lowering:
         self.emit(make)
         return acts
 
-    def quantising(self, value: Value, n: int) -> tuple[Slot, Make]:
+    def quantising(self, value: Value, n: int) -> tuple[Slot, Launch]:
         """Where it will lie, and what launches that."""
         view, acts, each = self.view(value, n), self.acts_of(value, n), value.shape.width // n
 
@@ -270,17 +270,17 @@ class Lowering:
         """A vector's address, once it is loaded."""
         return lambda: self.resident.vector(weight)
 
-    def cache(self, keys: Value) -> Cache:
+    def cache(self, keys: Value) -> KvCache:
         """The cache of keys that an operation appended."""
         return self.resident.caches[keys]
 
-    def state(self, op: Op) -> State:
+    def state(self, op: Op) -> RecurrentState:
         """What the operation keeps."""
         return self.resident.states[op]
 
-    def turns(self, table: RopeTable) -> Turns:
+    def rope_table(self, table: RopeTable) -> DeviceRopeTable:
         """A RoPE table."""
-        return self.resident.turns[table]
+        return self.resident.rope_tables[table]
 
     # Memory
 
@@ -305,7 +305,7 @@ class Lowering:
 
     # Launches
 
-    def emit(self, make: Make, *values: Value) -> None:
+    def emit(self, make: Launch, *values: Value) -> None:
         """Launches come next; after them these values can be read."""
         self.made.append(make)
         for value in values:
@@ -328,7 +328,7 @@ class Lowering:
             vectors = np.lib.stride_tricks.as_strided(words, (rows, each, n), strides)
             return vectors.reshape(rows, *shape.row)
 
-        self.made.append(Mark(value, read, lasting))
+        self.made.append(TracePoint(value, read, lasting))
 
     def launch(
         self,

@@ -199,7 +199,7 @@ class CudaPartsBackend(Backend):
             pages = np.zeros((1 if alone else tokens, -(-most // TILE)), np.int32)
             batch = Batch(0 * at, position, of, pages, last)
             given = np.zeros((len(last), 1), np.int32)
-            measured = Wanted(False, likeliest=True, top=1, given=given, hidden=True, digests=True)
+            measured = Wanted(False, argmax=True, top=1, given=given, hidden=True, digests=True)
             for wanted in (LOGITS, measured):
                 self._rehearse([partial(b.compute, batch, wanted, None, None) for b in self._here])
 

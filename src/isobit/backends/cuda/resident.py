@@ -19,7 +19,7 @@ _ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
 
 
 @dataclass(eq=False)
-class Cache:
+class KvCache:
     """The keys and values of one layer: pages of 64 positions with every head's planes and scales
     (cache.cuh)."""
 
@@ -53,7 +53,7 @@ class Cache:
 
 
 @dataclass(eq=False)
-class State:
+class RecurrentState:
     """What an operation keeps of each sequence: so many floats."""
 
     words: int
@@ -61,7 +61,7 @@ class State:
 
 
 @dataclass(eq=False)
-class Turns:
+class DeviceRopeTable:
     """A RoPE table on the device: cosines, then sines, [context, size / 2] each; rows as needed."""
 
     table: RopeTable
@@ -99,9 +99,9 @@ class Resident:
     matrices: dict[str, DeviceWeight] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
     """Float32, at these places in ``weights``."""
-    caches: dict[Value, Cache] = field(default_factory=dict)
-    states: dict[Op, State] = field(default_factory=dict)
-    turns: dict[RopeTable, Turns] = field(default_factory=dict)
+    caches: dict[Value, KvCache] = field(default_factory=dict)
+    states: dict[Op, RecurrentState] = field(default_factory=dict)
+    rope_tables: dict[RopeTable, DeviceRopeTable] = field(default_factory=dict)
     _tensors: dict[str, Weight] = field(default_factory=dict)
 
     @classmethod
@@ -112,13 +112,13 @@ class Resident:
             for w in op.weights:
                 made._place(op, w)
             if isinstance(op.operation, Append):
-                made.caches |= dict.fromkeys(op.outputs, Cache(*op.inputs[0].shape.row))
+                made.caches |= dict.fromkeys(op.outputs, KvCache(*op.inputs[0].shape.row))
             if isinstance(op.operation, Rope):
                 table = op.operation.table
-                made.turns.setdefault(table, Turns(table, context))
+                made.rope_tables.setdefault(table, DeviceRopeTable(table, context))
             if stateful(op):
                 (shape,) = op.operation.state([v.shape for v in op.inputs], op.weights)
-                made.states[op] = State(shape.width)
+                made.states[op] = RecurrentState(shape.width)
         return made
 
     def _place(self, op: Op, weight: Weight) -> None:
@@ -150,7 +150,7 @@ class Resident:
 
     def rope_bytes(self) -> int:
         """Of all RoPE tables."""
-        return sum(2 * t.part for t in self.turns.values())
+        return sum(2 * t.part for t in self.rope_tables.values())
 
     def load(self, gpu: Gpu, pages: int, sequences: int) -> None:
         """Take the memory, and bring the weights there."""
@@ -170,6 +170,6 @@ class Resident:
             state.address = at
             at += aligned(4 * state.words * sequences)
         at = gpu.allocate(self.rope_bytes())
-        for turns in self.turns.values():
-            turns.address = at
-            at += 2 * turns.part
+        for table in self.rope_tables.values():
+            table.address = at
+            at += 2 * table.part

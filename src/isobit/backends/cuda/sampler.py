@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import I32
-from isobit.backends.base.device_rows import DIGEST, MOST, Asked
 from isobit.backends.base.draws import Draws
+from isobit.backends.base.row_results import DIGEST, MAX_WORDS, RowRequest
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import Region
 from isobit.numerics.digest import PIECE as DIGESTED
@@ -28,18 +28,18 @@ DRAW = np.dtype(
 """Draw of draw.cu."""
 
 
-class Measuring:
+class DeviceSampler:
     """Buffers and launches for so many rows of logits."""
 
     def __init__(self, gpu: Gpu, rows: int, vocabulary: int) -> None:
         self._gpu, self.rows, self._vocabulary = gpu, rows, vocabulary
         self._pieces, leaves = -(-vocabulary // _PIECE), -(-vocabulary // _LEAF)
         self._region = region = Region()
-        self._ids = region.take(4 * rows * MOST)
-        self._found = region.take(4 * rows * MOST)
+        self._ids = region.take(4 * rows * MAX_WORDS)
+        self._found = region.take(4 * rows * MAX_WORDS)
         self._draws = region.take(DRAW.itemsize * rows)
         self._at_once = n = min(rows, _ROWS_AT_ONCE)
-        self._keys = [region.take(8 * n * self._pieces * (MOST // 2)) for _ in range(2)]
+        self._keys = [region.take(8 * n * self._pieces * (MAX_WORDS // 2)) for _ in range(2)]
         self._sums = region.take(8 * n * self._pieces)
         sizes = leaves, -(-DIGEST * leaves // _LEAF)
         self._levels = [region.take(4 * DIGEST * n * size) for size in sizes]
@@ -74,7 +74,7 @@ class Measuring:
         self,
         logits: int,
         rows: int,
-        asked: Asked,
+        asked: RowRequest,
         tokens: int = 0,
         repeated: int = 0,
         *,
@@ -96,7 +96,7 @@ class Measuring:
         return self._at(self._found)
 
     def _queue(
-        self, logits: int, first: int, rows: int, asked: Asked, also: tuple[int, int, int]
+        self, logits: int, first: int, rows: int, asked: RowRequest, also: tuple[int, int, int]
     ) -> None:
         """Of some rows."""
         at, n, pieces = self._at, self._vocabulary, self._pieces
@@ -126,7 +126,7 @@ class Measuring:
         rows: int,
         keys: int,
         k: int,
-        asked: Asked,
+        asked: RowRequest,
         also: tuple[int, int, int],
     ) -> None:
         begin, end = np.searchsorted(self._drawn["row"], (first, first + rows)).tolist()

@@ -30,7 +30,7 @@ class Inputs:
     each: int
     rows: int
     """Tokens whose logits are wanted."""
-    runs: int
+    chunks: int
     """SequenceChunk of sequence_chunks.cuh, for each sequence."""
     groups: tuple[int, int] = (0, 0)
     """All tokens as PairGroup of sorted_pairs.cuh: their number, and the groups."""
@@ -47,8 +47,7 @@ class Pass:
     """What decides the launches of a pass."""
 
     tokens: int
-    runs: int
-    """Sequences."""
+    sequences: int
     inputs: Inputs
     first: int = 0
     """Of the logit rows that are computed now …"""
@@ -85,14 +84,14 @@ class Slot(slots.Slot):
 class Inboxes:
     """Where the other devices of a split model put their parts of values: see ops/gather.cu."""
 
-    turn: Slot
+    round: Slot
     table: Slot
     """Addresses of every device's two inboxes, and of the flags by which a pass is given up."""
     own: tuple[Slot, Slot]
 
 
 @dataclass(frozen=True)
-class Place:
+class BufferView:
     """Where a value's float32 or int32 lie, in words from a slot's begin."""
 
     slot: Slot
@@ -116,7 +115,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Mark:
+class TracePoint:
     """A stage that can be read once the launches before it have run."""
 
     value: Value

@@ -22,8 +22,8 @@ from isobit.backends.base import (
     Tap,
     Wanted,
 )
-from isobit.backends.base.device_rows import MOST, Asked, Measured
 from isobit.backends.base.kv_pages import Room, fitted
+from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
 from isobit.backends.wgpu.device import driver
 from isobit.backends.wgpu.device.gpu import (
     Copy,
@@ -36,7 +36,7 @@ from isobit.backends.wgpu.device.gpu import (
 from isobit.backends.wgpu.device.memory import Plan, room
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
-from isobit.backends.wgpu.sampler import Measuring, read_bandwidth
+from isobit.backends.wgpu.sampler import DeviceSampler, read_bandwidth
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
@@ -69,8 +69,10 @@ class WgpuBackend(Backend):
         self._owned = device is None
         self._device = open_device() if device is None else device
         self._generation = self._device.generation
-        self._recordings: OrderedDict[tuple[Pass, bool, Asked | None], Recording] = OrderedDict()
-        self._ahead: dict[tuple[Pass, Asked | None], Any] = {}
+        self._recordings: OrderedDict[tuple[Pass, bool, RowRequest | None], Recording] = (
+            OrderedDict()
+        )
+        self._ahead: dict[tuple[Pass, RowRequest | None], Any] = {}
         """Commands encoded before they are wanted."""
         self._unused: list[Any] = []
         """Those that nobody can want any more. A command that is dropped and not submitted keeps
@@ -89,8 +91,8 @@ class WgpuBackend(Backend):
                 self._plan.load(g, self._device)
                 rows = self._plan.rows[LOGIT_ROWS]
                 vocabulary = weights.graph.logits.shape.width
-                self._measuring = Measuring(self._device, rows, vocabulary)
-                most = max(self._plan.bytes(self._graph.logits), 4 * MOST * rows)
+                self._sampler = DeviceSampler(self._device, rows, vocabulary)
+                most = max(self._plan.bytes(self._graph.logits), 4 * MAX_WORDS * rows)
                 hidden = weights.graph.hidden
                 self._width = hidden.shape.width if hidden else 0
                 most += 4 * rows * self._width + self._plan.bytes(self._graph.routes)
@@ -203,7 +205,7 @@ class WgpuBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         """What is wanted, made on the device if that is little and no logits."""
-        asked, hidden, routes = Asked.of(wanted, self._vocab), None, None
+        asked, hidden, routes = RowRequest.of(wanted, self._vocab), None, None
         if wanted.hidden:
             hidden = np.empty((len(batch.logit_rows), self._width), np.float32)
         if wanted.routes:
@@ -212,7 +214,7 @@ class WgpuBackend(Backend):
         if tap is not None or asked is None:
             logits = self._logits_of(batch, tap, stages, hidden, routes)
             return replace(self._measured(logits, wanted, hidden), routes=routes)
-        found = Measured.empty(len(batch.logit_rows), asked)
+        found = RowResults.empty(len(batch.logit_rows), asked)
 
         def take(rows: NDArray[np.intp], words: I32) -> None:
             found.take(rows, words, asked)
@@ -232,7 +234,7 @@ class WgpuBackend(Backend):
         take: Take | None,
         hidden: F32 | None,
         routes: Routes | None,
-        asked: Asked | None = None,
+        asked: RowRequest | None = None,
         given: I32 | None = None,
         trace: Trace | None = None,
         stages: frozenset[str] | None = None,
@@ -281,7 +283,7 @@ class WgpuBackend(Backend):
             if row:
                 now = replace(now, routes=False)
             if given is not None:
-                self._measuring.give(np.ascontiguousarray(given[rows_now]))
+                self._sampler.give(np.ascontiguousarray(given[rows_now]))
             self._device.submit(self._command(now, asked, traced=trace is not None))
             parts = [n for *_, n in self._copies(now, asked)]
             with (
@@ -302,10 +304,10 @@ class WgpuBackend(Backend):
                     found = words[2].reshape(layers, p.tokens, used)
                     routes[first:last] = found.swapaxes(0, 1)
 
-    def _copies(self, p: Pass, asked: Asked | None) -> list[Copy]:
+    def _copies(self, p: Pass, asked: RowRequest | None) -> list[Copy]:
         """What comes to the host: of rows what is asked, or logits; what they are made of; the
         experts."""
-        rows = self._graph.logits.buffer if asked is None else self._measuring.found
+        rows = self._graph.logits.buffer if asked is None else self._sampler.found
         words = self._vocab if asked is None else asked.words
         state, routes = self._graph.hidden, self._graph.routes
         parts = [
@@ -331,7 +333,7 @@ class WgpuBackend(Backend):
         ends = np.append(starts[1:], len(sequence))
         return np.stack([starts, ends, states[starts]], axis=1).astype(np.int32)
 
-    def _command(self, p: Pass, asked: Asked | None, *, traced: bool) -> Any:
+    def _command(self, p: Pass, asked: RowRequest | None, *, traced: bool) -> Any:
         if self._generation != self._device.generation:
             self._retire()
         ahead = None if traced else self._ahead.pop((p, asked), None)
@@ -344,7 +346,7 @@ class WgpuBackend(Backend):
         self._unused += self._ahead.values()
         self._ahead.clear()
 
-    def _encode(self, p: Pass, asked: Asked | None, *, traced: bool) -> Any:
+    def _encode(self, p: Pass, asked: RowRequest | None, *, traced: bool) -> Any:
         """The pass (at the first row of logits, unless it has run traced), some logits, and what is
         asked of them."""
         key = p, traced and p.first == 0, asked
@@ -355,7 +357,7 @@ class WgpuBackend(Backend):
             if p.count:
                 steps += self._graph.head(p)
                 if asked is not None and p.head:
-                    steps += self._measuring.steps(self._graph.logits.buffer, p.count, asked)
+                    steps += self._sampler.steps(self._graph.logits.buffer, p.count, asked)
             recording = self._device.record(steps)
             if self._generation != self._device.generation:
                 self._retire()

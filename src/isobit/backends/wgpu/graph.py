@@ -13,7 +13,7 @@ from isobit.backends.base import CHOSEN
 from isobit.backends.wgpu import fusions
 from isobit.backends.wgpu import ops as ops_of_kinds
 from isobit.backends.wgpu.device.gpu import Device, Step
-from isobit.backends.wgpu.lowering import Lowering, Make, Pass, Place
+from isobit.backends.wgpu.lowering import BufferView, Launch, Lowering, Pass
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Op, Value
 from isobit.model.weights import Weights
@@ -21,12 +21,12 @@ from isobit.numerics.ops import LOGIT_ROWS
 
 
 @dataclass(frozen=True)
-class Mark:
+class TracePoint:
     """A stage that can be read once the steps before it have run."""
 
     stage: str
     value: Value
-    place: Place
+    place: BufferView
 
     def read(self, device: Device, p: Pass) -> NDArray[np.generic]:
         """Its values in a pass."""
@@ -37,7 +37,7 @@ class Mark:
         return value.reshape(p.rows(shape), *shape.row)
 
 
-Lowered = list[Make | Mark]
+Lowered = list[Launch | TracePoint]
 
 
 class LoweredGraph:
@@ -71,7 +71,7 @@ class LoweredGraph:
         self.hidden = self.g.places.get(graph.hidden) if graph.hidden else None
         """Where the rows are that logits are made of."""
         self._head += self._made(())
-        chosen = [m for m in self._body if isinstance(m, Mark) and m.stage == CHOSEN]
+        chosen = [m for m in self._body if isinstance(m, TracePoint) and m.stage == CHOSEN]
         self._routes = {m: i for i, m in enumerate(chosen)}
         self.routes = self.g.scratch("routes", sum(m.value.shape.width for m in chosen))
         """Each layer's experts of all tokens, one after the other."""
@@ -91,12 +91,12 @@ class LoweredGraph:
         """What the last operations became, with the stages that can be read then."""
         steps, self.g.steps = self.g.steps, []
         values = [v for op in ops for v in op.outputs if v in self.g.places]
-        return [*steps, *(Mark(v.name, v, self.g.places[v]) for v in values if v.name)]
+        return [*steps, *(TracePoint(v.name, v, self.g.places[v]) for v in values if v.name)]
 
-    def steps(self, p: Pass, *, traced: bool) -> Iterator[Step | Mark]:
+    def steps(self, p: Pass, *, traced: bool) -> Iterator[Step | TracePoint]:
         """Everything up to the logits; ``traced``: with stages that nothing needs."""
         for made in self._body + self._left_out if traced else self._body:
-            if not isinstance(made, Mark):
+            if not isinstance(made, TracePoint):
                 yield from made(p)
                 continue
             yield made
@@ -109,7 +109,7 @@ class LoweredGraph:
     def head(self, p: Pass) -> Iterator[Step]:
         """What is made of ``p.count`` of the wanted rows, once :meth:`steps` have run."""
         for made in self._head if p.head else self._head[: self._hidden_made]:
-            if not isinstance(made, Mark):
+            if not isinstance(made, TracePoint):
                 yield from made(p)
 
 

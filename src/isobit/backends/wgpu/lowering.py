@@ -63,7 +63,7 @@ class Slot(slots.Slot):
 
 
 @dataclass(frozen=True)
-class Place:
+class BufferView:
     """Where a value's float32 or int32 lie."""
 
     slot: Slot
@@ -92,7 +92,7 @@ class CachePart:
 
 
 @dataclass(eq=False)
-class Cache:
+class KvCache:
     """The keys and values that an operation appends to, in as many buffers as the plan says."""
 
     kv_heads: int
@@ -137,7 +137,7 @@ class BatchAt:
         return cls(p.tokens, 2 * p.tokens, 3 * p.tokens, runs, found, at)
 
 
-Make = Callable[[Pass], Iterable[Step]]
+Launch = Callable[[Pass], Iterable[Step]]
 """What an operation, or several, become: steps for any pass."""
 
 
@@ -147,10 +147,10 @@ class Lowering:
     def __init__(self, planes: int) -> None:
         self.planes = planes
         self.device: Device = None  # type: ignore[assignment]  # not before memory is planned
-        self.steps: list[Make] = []
+        self.steps: list[Launch] = []
         self.most_rows = 1
         """Of a token, in one dimension of a grid."""
-        self.places: dict[Value, Place] = {}
+        self.places: dict[Value, BufferView] = {}
         self.slots: list[Slot] = []
         self.nothing = self._slot("nothing", 4, BATCH)
         self.batch = self._slot("batch", 1 << 14, BATCH)
@@ -160,7 +160,7 @@ class Lowering:
         """Vectors of the model, and where in ``vectors`` they begin."""
         self.own: dict[Weight, Slot] = {}
         """Weights whose values have a buffer of their own."""
-        self.caches: dict[Value, Cache] = {}
+        self.caches: dict[Value, KvCache] = {}
         self.recurrent = False
         """Whether something has a state of each sequence."""
         self.rope_tables: list[RopeTable] = []
@@ -187,7 +187,7 @@ class Lowering:
         self.slots.append(Slot(name, words, rows, more, users=int(rows == BATCH)))
         return self.slots[-1]
 
-    def put(self, value: Value, place: Place) -> None:
+    def put(self, value: Value, place: BufferView) -> None:
         """A value lies there."""
         self.places[value] = place
         place.slot.users += 1
@@ -197,7 +197,7 @@ class Lowering:
         """A slot for a value alone."""
         shape = value.shape
         slot = self.slot(value.name or "value", shape.width, shape.rows)
-        self.put(value, Place(slot, shape.row[-1], shape.row[-1]))
+        self.put(value, BufferView(slot, shape.row[-1], shape.row[-1]))
         return slot
 
     def written(self, value: Value) -> Slot:
@@ -205,7 +205,7 @@ class Lowering:
         shape = value.shape
         slot = self._slot(value.name or "value", shape.width, shape.rows)
         slot.users = 1
-        self.put(value, Place(slot, shape.row[-1], shape.row[-1]))
+        self.put(value, BufferView(slot, shape.row[-1], shape.row[-1]))
         return slot
 
     def end(self, needed: Collection[Value]) -> None:
@@ -226,7 +226,7 @@ class Lowering:
         found.words = max(found.words, words)
         return found
 
-    def packed(self, value: Value) -> Place:
+    def packed(self, value: Value) -> BufferView:
         """Where a value lies in one piece; it is copied if it is torn."""
         place = self.places[value]
         return place if place.stride == place.width else self._copied(value, place.width)
@@ -236,18 +236,18 @@ class Lowering:
         place = self.packed(value)
         return self._copied(value, place.width).slot if place.at or place.behind else place.slot
 
-    def rows(self, value: Value, width: int) -> Place:
+    def rows(self, value: Value, width: int) -> BufferView:
         """Where rows of so many words lie, also those of a value that is torn there."""
         if self.places[value].width == width:
             return self.places[value]
         return replace(self.packed(value), width=width, stride=width)
 
-    def _copied(self, value: Value, width: int) -> Place:
+    def _copied(self, value: Value, width: int) -> BufferView:
         slot = self.slot("copy", value.shape.width, value.shape.rows)
         self.copy(self.places[value], value.shape, slot)
-        return Place(slot, width, width)
+        return BufferView(slot, width, width)
 
-    def copy(self, x: Place, shape: Shape, y: Slot, *, select: bool = False) -> None:
+    def copy(self, x: BufferView, shape: Shape, y: Slot, *, select: bool = False) -> None:
         """A value of that shape copied; ``select``: its wanted rows alone."""
 
         def named(p: Pass) -> int:
@@ -326,7 +326,7 @@ class Lowering:
         """Where a pass's inputs are."""
         return BatchAt.of(p, self.rope_tables)
 
-    def emit(self, steps: Make, rows: int = 1) -> None:
+    def emit(self, steps: Launch, rows: int = 1) -> None:
         """Steps come next; ``rows``: of a token, in one dimension of their grids."""
         self.steps.append(steps)
         self.most_rows = max(self.most_rows, rows)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isobit.backends.base import I32
-from isobit.backends.base.device_rows import DIGEST, MOST, Asked
+from isobit.backends.base.row_results import DIGEST, MAX_WORDS, RowRequest
 from isobit.backends.wgpu.device.gpu import Device, Step
 from isobit.numerics.digest import PIECE
 
@@ -48,7 +48,7 @@ def read_bandwidth(device: Device) -> float | None:
     return passes * nbytes / best
 
 
-class Measuring:
+class DeviceSampler:
     """Buffers for so many rows of logits at once."""
 
     def __init__(self, device: Device, rows: int, vocabulary: int) -> None:
@@ -58,8 +58,8 @@ class Measuring:
             device.empty(4 * DIGEST * rows * n) for n in (pieces, -(-DIGEST * pieces // _PIECE))
         ]
         """Of the tree of digests, in turn."""
-        self._ids = device.empty(4 * rows * MOST)
-        self.found = device.empty(4 * rows * MOST)
+        self._ids = device.empty(4 * rows * MAX_WORDS)
+        self.found = device.empty(4 * rows * MAX_WORDS)
         """A row after the other."""
 
     def give(self, ids: I32) -> None:
@@ -67,7 +67,7 @@ class Measuring:
         if ids.size:
             self._device.write(self._ids, ids)
 
-    def steps(self, logits: Any, rows: int, asked: Asked) -> Iterator[Step]:
+    def steps(self, logits: Any, rows: int, asked: RowRequest) -> Iterator[Step]:
         """Measure rows of logits in a buffer."""
         kernel = self._device.kernel(("scalar", "reduce", "sampling/logprobs"), "measure")
         parameters = self._vocabulary, asked.given, asked.top, asked.words
@@ -75,7 +75,7 @@ class Measuring:
         if asked.digest:
             yield from self._digests(logits, rows, asked)
 
-    def _digests(self, of: Any, rows: int, asked: Asked) -> Iterator[Step]:
+    def _digests(self, of: Any, rows: int, asked: RowRequest) -> Iterator[Step]:
         """Level by level, of ever fewer words of a row, into the last words of what is found."""
         kernel = self._device.kernel(("scalar", "sampling/digest"), "digest")
         words, levels = self._vocabulary, cycle(self._levels)

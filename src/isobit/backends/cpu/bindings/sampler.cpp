@@ -56,18 +56,18 @@ public:
         });
     }
 
-    void measure(Input_<float, 2> logits, Input_<int32_t, 2> ids, Array<int32_t, 1> likeliest,
+    void measure(Input_<float, 2> logits, Input_<int32_t, 2> ids, Array<int32_t, 1> argmax,
                  Array<float, 2> values, Array<int32_t, 2> top_ids, Array<float, 2> top_values) {
         const size_t R = logits.shape(0), V = logits.shape(1), n = ids.shape(1);
         const size_t k = top_ids.shape(1);
-        require(ids.shape(0) == R && likeliest.shape(0) == R && values.shape(0) == R &&
+        require(ids.shape(0) == R && argmax.shape(0) == R && values.shape(0) == R &&
                     values.shape(1) == n && top_ids.shape(0) == R && top_values.shape(0) == R &&
                     top_values.shape(1) == k && V > 0 && k <= V,
                 "measure: shapes differ");
         for (size_t i = 0; i < ids.size(); ++i)
             require(ids.data()[i] >= 0 && ids.data()[i] < (int32_t)V, "measure: id out of range");
         each(R, [&](RowSampler& sampler, int i) {
-            likeliest.data()[i] = sampler.measure(
+            argmax.data()[i] = sampler.measure(
                 logits.data() + i * V, (int)V, ids.data() + i * n, (int)n, values.data() + i * n,
                 (int)k, top_ids.data() + i * k, top_values.data() + i * k);
         });

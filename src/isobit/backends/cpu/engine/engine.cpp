@@ -121,7 +121,7 @@ void Engine::prepare(const Batch& batch) {
 // What is wanted of a row, of its logits.
 void Engine::measure(const Rows& rows, int row, const float* logits, int thread) {
     const size_t i = row;
-    rows.likeliest[i] = samplers_[thread].measure(
+    rows.argmax[i] = samplers_[thread].measure(
         logits, program_.vocab, rows.ids + i * rows.n_ids, rows.n_ids, rows.values + i * rows.n_ids,
         rows.k, rows.top_ids + i * rows.k, rows.top + i * rows.k);
     if (rows.digests)

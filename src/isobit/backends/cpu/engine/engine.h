@@ -32,7 +32,7 @@ struct Batch {
 struct Rows {
     float* logits;          // [n, vocab], or null
     const int32_t* places;  // of each row among these, or -1; null: all rows, in order
-    int32_t* likeliest;     // NOT_FINITE for a row that is not
+    int32_t* argmax;     // NOT_FINITE for a row that is not
     const int32_t* ids;     // n_ids of each row, whose log-probabilities are wanted
     int n_ids;
     float* values;

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.compile import Signature, cubin, signatures
-from isobit.backends.cuda.device.pinned import Lent
+from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.errors import BackendUnavailable
 
 OLDEST = (8, 0)
@@ -203,7 +203,7 @@ class CudaGpu:
         self._modules: dict[tuple[object, ...], Any] = {}
         self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
         self._page_locked: set[int] = set()
-        self._lent = Lent(self._lock_pages)
+        self._pinned = PinnedBuffers(self._lock_pages)
         self._graphs: list[Any] = []
         self._queues = True  # else a kernel is only loaded
         self._part = False  # of a model on several devices
@@ -301,7 +301,7 @@ class CudaGpu:
 
     def results(self, count: int) -> NDArray[np.float32]:
         """Page-locked memory that is used again once nothing refers to it; some buffers only."""
-        return self._lent(count, more=self.may_wait)
+        return self._pinned(count, more=self.may_wait)
 
     def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
         self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
@@ -458,7 +458,7 @@ class CudaGpu:
                 self._check(self._driver.cuGraphExecDestroy(graph))
             for address in list(self._allocated):
                 self.free(address)
-            for buffer in self._lent.registered:
+            for buffer in self._pinned.registered:
                 self._check(self._driver.cuMemHostUnregister(buffer.ctypes.data))
             for address in self._page_locked:
                 self._check(self._driver.cuMemFreeHost(address))

@@ -18,7 +18,7 @@ class _Owner:
         self.__array_interface__: dict[str, Any] = buffer.__array_interface__
 
 
-class Lent:
+class PinnedBuffers:
     """Buffers that the device knows, each lent to one result at a time."""
 
     def __init__(self, register: Callable[[Floats], None]) -> None:

@@ -28,8 +28,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     if not matrix.layout.fused or g.gpu.multiprocessors > _BLOCKS:
         return None
     plan = _plan(matrix, g.gpu)
-    fits = plan.shared <= g.gpu.shared_most
-    return (len(_PATTERN), partial(_lower, g, ops[0], v, matrix, plan)) if fits else None
+    launch_shape = plan.shared <= g.gpu.shared_most
+    return (len(_PATTERN), partial(_lower, g, ops[0], v, matrix, plan)) if launch_shape else None
 
 
 def _plan(matrix: DeviceWeight, gpu: Gpu) -> Streaming:

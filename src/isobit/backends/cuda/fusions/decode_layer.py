@@ -26,7 +26,7 @@ from isobit.backends.cuda.fusions.decode_memory import (
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
 from isobit.backends.cuda.fusions.step_attention import TileResults, attend
 from isobit.backends.cuda.lowering import Claimed, Lowering
-from isobit.backends.cuda.workspace import Mark, Pass, Slot, Source
+from isobit.backends.cuda.workspace import Pass, Slot, Source, TracePoint
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm, TopK
 
@@ -147,7 +147,7 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
         matrices=m,
         rows=g.rows,
     )
-    fits = (
+    launch_shape = (
         all(w.layout.fused for name, w in m.items() if name != "router")
         and m["q"].layout == m["k"].layout
         and m["gate"].layout == m["up"].layout
@@ -156,7 +156,7 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
         and layer.experts <= 512
         and layer.used <= 32
     )
-    return layer if fits else None
+    return layer if launch_shape else None
 
 
 def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
@@ -313,7 +313,7 @@ def _lower(
     if layer.experts:
         for name, taken in (("shares", _shares), ("ids", _ids)):
             read = partial(_read_chosen, chosen, (rows, n), taken)
-            g.made.append(Mark(v[name], read, True))
+            g.made.append(TracePoint(v[name], read, True))
     g.mark(v["swiglu"])
     g.emit(down, v["x2"])
 

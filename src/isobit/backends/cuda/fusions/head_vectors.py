@@ -7,7 +7,7 @@ from functools import partial
 from isobit import numerics
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import append
-from isobit.backends.cuda.resident import Cache, Turns
+from isobit.backends.cuda.resident import DeviceRopeTable, KvCache
 from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import Attention, Heads, RmsNorm, Rope
@@ -36,8 +36,8 @@ class HeadVectors:
     eps: float
     q_norm: Callable[[], int]
     k_norm: Callable[[], int]
-    turns: Turns
-    cache: Cache
+    rope: DeviceRopeTable
+    cache: KvCache
     scale: float
     """Of the scores."""
 
@@ -62,7 +62,9 @@ class HeadVectors:
         norms = g.vector(ops[1].weights[0]), g.vector(ops[4].weights[0])
         attends = [o.operation for o in ops if isinstance(o.operation, Attention)]  # first, of q
         scale = float(numerics.attention_scale(D, attends[0].scale))
-        return cls(H, G, D, q_norm.eps, *norms, g.turns(q_rope.table), g.cache(v["keys"]), scale)
+        return cls(
+            H, G, D, q_norm.eps, *norms, g.rope_table(q_rope.table), g.cache(v["keys"]), scale
+        )
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
@@ -82,7 +84,7 @@ def lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
         g.launch(
             "fusions/head_vectors",
             (-(-vectors // WARPS),),
-            (qkv.address, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts)
+            (qkv.address, h.q_norm(), h.k_norm(), h.eps, *h.rope.parts)
             + (at.positions, at.sequence, at.pages, at.each, h.scale)
             + (integers.address, scales.address, *h.cache.parts, p.tokens),
             {"HEADS": h.heads, "KV_HEADS": h.kv_heads, "HEAD_DIM": h.head_dim},

@@ -69,7 +69,7 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
     g.launch(
         "fusions/decode/decode_attention",
         (min(g.tiles, most), h.kv_heads, p.tokens),
-        (qkv, h.q_norm(), h.k_norm(), h.eps, *h.turns.parts, at.positions, at.pages, h.scale)
+        (qkv, h.q_norm(), h.k_norm(), h.eps, *h.rope.parts, at.positions, at.pages, h.scale)
         + (*h.cache.parts, g.tiles, at.of, *results.addresses),
         defines(h) | {"BUFFERS": buffers} | kin,
         shared=_shared(h, buffers, g.rows),

@@ -1,4 +1,4 @@
-// The tokens of a batch as runs: those of one sequence, in order.
+// The tokens of a batch as chunks: those of one sequence, in order.
 #pragma once
 #include "common.cuh"
 

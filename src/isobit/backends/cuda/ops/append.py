@@ -2,7 +2,7 @@
 
 from isobit import numerics
 from isobit.backends.cuda.lowering import WARPS, Lowering
-from isobit.backends.cuda.resident import Cache
+from isobit.backends.cuda.resident import KvCache
 from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op, Value
 
@@ -30,7 +30,7 @@ def room(head_dim: int) -> int:
     return -(-head_dim // _ROOM) * _ROOM
 
 
-def queries(g: Lowering, q: Value, cache: Cache, scale: float | None) -> tuple[Slot, Slot]:
+def queries(g: Lowering, q: Value, cache: KvCache, scale: float | None) -> tuple[Slot, Slot]:
     """Query heads as attention reads them: integers, and scales, times that of the scores."""
     integers, scales = g.formed(q, "q_int"), g.formed(q, "dq")
     if integers is None or scales is None:
@@ -49,7 +49,7 @@ def _store(
     g: Lowering,
     kind: int,
     x: Value,
-    cache: Cache,
+    cache: KvCache,
     queries: tuple[Slot, Slot] | None,
     factor: float | None = None,
 ) -> None:

@@ -21,8 +21,8 @@ def lower(g: Lowering, op: Op) -> None:
     def make(p: Pass) -> None:
         g.launch(
             "ops/causal_conv",
-            (-(-channels // THREADS), p.runs),
-            (*view()[:2], weight(), channels, p.inputs.runs, p.inputs.positions)
+            (-(-channels // THREADS), p.sequences),
+            (*view()[:2], weight(), channels, p.inputs.chunks, p.inputs.positions)
             + (state.address, to.address),
             {"TAPS": taps},
         )

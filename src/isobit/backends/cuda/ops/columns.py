@@ -1,7 +1,7 @@
 """Some columns of rows: where they are already."""
 
 from isobit.backends.cuda.lowering import Lowering, anything
-from isobit.backends.cuda.workspace import Place
+from isobit.backends.cuda.workspace import BufferView
 from isobit.model.graph import Op
 from isobit.numerics.ops import Columns
 
@@ -14,4 +14,4 @@ def lower(g: Lowering, op: Op) -> None:
     (x,), (y,), width = op.inputs, op.outputs, op.operation.width
     whole = len(x.shape.row) == 1 or g.places[x].step == x.shape.row[-1]
     place = g.places[x] if whole else g.dense(x)
-    g.put(y, Place(place.slot, place.stride, width, place.at + op.operation.first))
+    g.put(y, BufferView(place.slot, place.stride, width, place.at + op.operation.first))

@@ -22,14 +22,14 @@ DEV float rows_tree(float (&v)[EACH]) {
 KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const float* k,
                             int64 k_stride, int k_step, const float* v, int64 v_stride, int v_step,
                             const float* beta, int64 beta_stride, const float* g, int64 g_stride,
-                            int key_heads, int together, int heads, int columns, const SequenceChunk* runs,
+                            int key_heads, int together, int heads, int columns, const SequenceChunk* chunks,
                             const int* positions, float* state, float* y) {
     begin();
     int head = blockIdx.y, column = blockIdx.x * (THREADS / WARP) + warp_id(), lane = lane_id() % LANES;
     if (column >= columns) return;
-    SequenceChunk run = runs[blockIdx.z];
-    float* kept = state + ((int64(run.state) * heads + head) * columns + column) * ROWS + lane;
-    bool begins = positions[run.first] == 0;
+    SequenceChunk chunk = chunks[blockIdx.z];
+    float* kept = state + ((int64(chunk.state) * heads + head) * columns + column) * ROWS + lane;
+    bool begins = positions[chunk.first] == 0;
     float s[EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];
 #pragma unroll
     for (int i = 0; i < EACH; i++) s[i] = begins ? 0.0f : kept[i * WARP];
@@ -63,9 +63,9 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
         float o = rows_tree(part);
         if (lane_id() == 0) y[(int64(t) * heads + head) * columns + column] = o;
     };
-    int end = run.first + run.count;
-    fetch(run.first, 0);
-    for (int t = run.first; t < end; t += 2) {  // the next token is fetched while one is computed
+    int end = chunk.first + chunk.count;
+    fetch(chunk.first, 0);
+    for (int t = chunk.first; t < end; t += 2) {  // the next token is fetched while one is computed
         fetch(min(t + 1, end - 1), 1);
         token(t, 0);
         if (t + 1 == end) break;

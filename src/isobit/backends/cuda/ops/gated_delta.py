@@ -24,8 +24,8 @@ def lower(g: Lowering, op: Op) -> None:
         views += [word for view in scalars for word in view()[:2]]
         g.launch(
             "ops/gated_delta",
-            (-(-columns // WARPS), heads, p.runs),
-            (*views, key_heads, together, heads, columns, p.inputs.runs, p.inputs.positions)
+            (-(-columns // WARPS), heads, p.sequences),
+            (*views, key_heads, together, heads, columns, p.inputs.chunks, p.inputs.positions)
             + (state.address, to.address),
             defines,
         )

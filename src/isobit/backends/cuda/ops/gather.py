@@ -32,7 +32,7 @@ def lower(g: Lowering, op: Op) -> None:
 
     def make(p: Pass) -> None:
         vectors = p.rows(x.shape) * each
-        arguments = (*view(), each, vectors, inboxes.turn.address, inboxes.table.address)
+        arguments = (*view(), each, vectors, inboxes.round.address, inboxes.table.address)
         blocks = min(-(-vectors * widest // threads), most)
         g.launch("ops/gather", (blocks,), (*arguments, to.address), defines)
 

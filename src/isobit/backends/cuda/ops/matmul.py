@@ -7,7 +7,7 @@ from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
-from isobit.backends.cuda.lowering import WARPS, Lowering, Make, anything
+from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import Order
 from isobit.backends.cuda.workspace import Pass, Slot
@@ -57,7 +57,7 @@ class Product:
         self.g, self._x = g, x
         quantised = any(w.layout.kind != "floats" for w in weights)
         floats = any(w.layout.kind == "floats" for w in weights)
-        self._quantise: Make | None = None
+        self._quantise: Launch | None = None
         self._acts: Slot | None = None
         if late:
             self._acts, self._quantise = g.quantising(x, columns)
@@ -111,7 +111,7 @@ class Product:
 
 def multiply(
     g: Lowering, weights: Sequence[DeviceWeight], x: Value, y: Slot, ids: Value | None = None
-) -> Make:
+) -> Launch:
     """``y = W x``, the products of the weights side by side.
 
     With ``ids``, every row of x, or every row that it has for an id, times its matrix.
@@ -128,7 +128,7 @@ def multiply(
         at, left = y.address, fuse_adjacent(weights)
         while left:
             w = left.pop(0)
-            how = fits(g, w, product.columns(p))
+            how = launch_shape(g, w, product.columns(p))
             if head:  # of rows, and groups are of tokens, but in a step
                 pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
@@ -138,7 +138,7 @@ def multiply(
                 one(product, w, at, product.items(p), stride)
                 at += 4 * w.rows
                 continue
-            few = left and p.tokens <= _FEW and fits(g, left[0], product.columns(p))
+            few = left and p.tokens <= _FEW and launch_shape(g, left[0], product.columns(p))
             more = left.pop(0) if few else None
             stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
             at += 4 * (w.rows + (more.rows if more else 0))
@@ -235,7 +235,7 @@ def on_tensor_cores(
 
 
 @dataclass(frozen=True)
-class Fit:
+class LaunchShape:
     """How batch_matmul.cu fits a multiprocessor."""
 
     blocks: int
@@ -264,7 +264,9 @@ class Fit:
         return 2 * supers(w.columns) * self.columns * COLUMN_ACT_BYTES <= self.shared(w)
 
 
-def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None) -> Fit | None:
+def launch_shape(
+    g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None
+) -> LaunchShape | None:
     """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
     if it does not."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
@@ -274,7 +276,7 @@ def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = N
     wide = g.captured and columns > GROUPS[0]
     for blocks, warps, least in (second, first, last) if wide else _SHAPES:
         for depth in (4, 3, 2, 1)[: 5 - least]:
-            how = Fit(blocks, warps, depth, columns)
+            how = LaunchShape(blocks, warps, depth, columns)
             if how.shared(w) <= how.room(g):
                 return how
     return None
@@ -282,7 +284,7 @@ def fits(g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = N
 
 def fits_all(g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
     """Whether it takes groups of every size."""
-    return all(fits(g, w, columns, up) for columns in GROUPS)
+    return all(launch_shape(g, w, columns, up) for columns in GROUPS)
 
 
 def stream(
@@ -303,7 +305,7 @@ def stream(
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
-    how = fits(g, largest, columns)
+    how = launch_shape(g, largest, columns)
     assert how is not None
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0

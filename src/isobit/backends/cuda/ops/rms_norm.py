@@ -2,7 +2,7 @@
 
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Defines, Lowering, anything
-from isobit.backends.cuda.workspace import Pass, Place
+from isobit.backends.cuda.workspace import BufferView, Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 
@@ -47,7 +47,7 @@ def lower(g: Lowering, op: Op) -> None:
 def norm(
     g: Lowering,
     op: Op,
-    x: Place,
+    x: BufferView,
     y: Value,
     addend: Value | None = None,
     shares: Value | None = None,

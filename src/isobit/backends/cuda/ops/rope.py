@@ -11,13 +11,13 @@ def lower(g: Lowering, op: Op) -> None:
     """A value a thread."""
     assert isinstance(op.operation, Rope)
     (x, _), (y,), n = op.inputs, op.outputs, op.outputs[0].shape.row[-1]
-    to, turns = g.new(y), g.turns(op.operation.table)
+    to, rope_table = g.new(y), g.rope_table(op.operation.table)
     g.vectors(
         "ops/rope",
         y.shape,
         n,
         [g.view(x, n)],
-        lambda p: (turns.table.size, *turns.parts, p.inputs.positions, to.address),
+        lambda p: (rope_table.table.size, *rope_table.parts, p.inputs.positions, to.address),
         y,
         defines={"NEIGHBOURS": 1} if op.operation.neighbours else None,
     )

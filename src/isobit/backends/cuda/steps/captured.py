@@ -17,7 +17,7 @@ from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
-from isobit.backends.cuda.workspace import Inputs, Mark, Pass
+from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.model.graph import Key
 from isobit.numerics import TILE
 
@@ -127,7 +127,7 @@ class Captured(ABC):
             assert mark.value.key is not None
             yield mark.value.key, mark.read(source, p)
 
-    def traced(self, step: Step, keys: Set[Key]) -> Iterator[tuple[Mark, Pass]]:
+    def traced(self, step: Step, keys: Set[Key]) -> Iterator[tuple[TracePoint, Pass]]:
         """Set a step up and queue its launches one by one; stops where one of these stages can be
         read."""
         n, position = len(step.tokens), int(step.positions.max())
@@ -210,7 +210,7 @@ class OneSequence(Captured):
             pages=self._pages.address,
             each=self._g.tiles,
             rows=self._zero.address,
-            runs=self._run.address,
+            chunks=self._run.address,
             groups=(groups, groups + 4 * WORDS_OF_GROUP),
             generated=self._generated.address,
             number=step + 16,
@@ -279,7 +279,7 @@ class ManySequences(Captured):
         self._pages = g.fixed("pages", most * g.tiles)
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
         self._not_finite = g.fixed("not_finite", most)
-        self._runs = g.fixed("runs", 4 * most)
+        self._chunks = g.fixed("chunks", 4 * most)
         self._group_words = most_words(most)
         self._groups = g.fixed("groups", most * self._group_words)
         self._graphs: dict[tuple[int, bool], object] = {}
@@ -333,8 +333,8 @@ class ManySequences(Captured):
         gpu.upload(self._not_finite.address, np.zeros(n, np.int32))
         if self._g.resident.states:
             rows = np.arange(n, dtype=np.int32)
-            runs = np.stack([rows, np.ones_like(rows), states, 0 * rows], axis=1)
-            gpu.upload(self._runs.address, np.ascontiguousarray(runs, np.int32))
+            chunks = np.stack([rows, np.ones_like(rows), states, 0 * rows], axis=1)
+            gpu.upload(self._chunks.address, np.ascontiguousarray(chunks, np.int32))
 
     def _pass(self, n: int, *, many: bool = True) -> Pass:
         each = {name: slot.address for name, slot in self._each.items()}
@@ -346,7 +346,7 @@ class ManySequences(Captured):
             pages=self._pages.address,
             each=self._g.tiles,
             rows=each["sequence"],
-            runs=self._runs.address,
+            chunks=self._chunks.address,
             groups=(groups, groups + 4 * WORDS_OF_GROUP),
         )
         return Pass(n, n, inputs, count=n, many=many)

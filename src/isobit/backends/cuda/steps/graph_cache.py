@@ -4,11 +4,11 @@ from collections.abc import Callable, Hashable
 
 from isobit.backends.cuda.device.gpu import Gpu
 
-MOST = 8
+MAX_GRAPHS = 8
 """Graphs that are kept, of each :class:`Repeated`."""
 
 
-class Repeated:
+class GraphCache:
     """Queues launches; what comes for the second time is captured, and replayed from then on.
 
     One by one a thousand launches take the host longer than some GPUs need to run them.
@@ -21,12 +21,12 @@ class Repeated:
 
     def __call__(self, key: Hashable, queue: Callable[[], None]) -> None:
         """Queue what ``queue`` launches: always the same for a key."""
-        if key in self._seen and len(self._graphs) < MOST and self._gpu.may_wait:
+        if key in self._seen and len(self._graphs) < MAX_GRAPHS and self._gpu.may_wait:
             self._graphs[key] = self._gpu.capture(queue)
             self._seen.remove(key)
         if key in self._graphs:
             self._gpu.replay(self._graphs[key])
             return
-        if len(self._seen) < 64 * MOST:  # else there is no end to what comes once
+        if len(self._seen) < 64 * MAX_GRAPHS:  # else there is no end to what comes once
             self._seen.add(key)
         queue()

@@ -12,7 +12,7 @@ from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
 from isobit.backends.cuda.steps.captured import padded
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes, Take, run
-from isobit.backends.cuda.workspace import Mark, Pass
+from isobit.backends.cuda.workspace import Pass, TracePoint
 from isobit.model.graph import Key
 
 _FEW = 256  # tokens
@@ -80,7 +80,7 @@ class MixedPasses(Passes):
 
     def traced(
         self, batch: Batch, states: I32, take: Take, keys: Set[Key]
-    ) -> Iterator[tuple[Mark, Pass]]:
+    ) -> Iterator[tuple[TracePoint, Pass]]:
         """The same launches, queued one by one, for these stages."""
         self.put(batch, states)
         n = len(batch.tokens)

@@ -12,8 +12,8 @@ from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.steps.captured import Filled
-from isobit.backends.cuda.steps.graph_cache import Repeated
-from isobit.backends.cuda.workspace import Inputs, Mark, Pass
+from isobit.backends.cuda.steps.graph_cache import GraphCache
+from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.numerics import TILE
 
 LOGIT_ROWS_AT_ONCE = 64
@@ -30,10 +30,10 @@ class Passes:
         """tokens: the most of one pass."""
         self._program, self._g = program, (g := program.g)
         self._most, self._entries = tokens, g.tiles
-        self._repeated = Repeated(g.gpu)
+        self._graphs = GraphCache(g.gpu)
         names = "tokens", "positions", "table", "rows"
         self._each = {name: g.fixed(name, tokens) for name in names}
-        self._runs = g.fixed("runs", 4 * tokens)
+        self._chunks = g.fixed("chunks", 4 * tokens)
         self._groups_of_all = g.fixed("groups", most_words(tokens))
         self._grouped = 0
         """Tokens that the groups are of."""
@@ -52,8 +52,9 @@ class Passes:
         hidden: Take | None = None,
         *,
         stops: bool = True,
-    ) -> Iterator[tuple[Mark, Pass]]:
-        """SequenceChunk a batch, some rows of logits at a time; ``stops`` where a stage can be read.
+    ) -> Iterator[tuple[TracePoint, Pass]]:
+        """SequenceChunk a batch, some rows of logits at a time; ``stops`` where a stage can be
+        read.
 
         ``hidden`` takes the rows that logits are made of; without ``take``, none are made.
         """
@@ -101,10 +102,10 @@ class Passes:
                 assert self._program.hidden is not None
                 hidden(now, self._program.hidden.address)
 
-    def _queue(self, what: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
+    def _queue(self, what: Callable[[Pass], Iterator[TracePoint]], p: Pass) -> None:
         """Queue a part of a pass; all that its launches depend on is in ``p``."""
-        key = what.__name__, p.tokens, p.runs, p.first, p.count, tuple(p.spans.items())
-        self._repeated(key, partial(run, what, p))
+        key = what.__name__, p.tokens, p.sequences, p.first, p.count, tuple(p.spans.items())
+        self._graphs(key, partial(run, what, p))
 
     def _last(self, batch: Batch, first: int) -> int:
         """Where the tokens end that run together."""
@@ -131,15 +132,15 @@ class Passes:
         used = positions[ends - 1] // TILE + 1
         tables = batch.pages[sequence[starts]][np.arange(batch.pages.shape[1]) < used[:, None]]
         begins = np.cumsum(used) - used
-        runs = np.zeros((len(starts), 4), np.int32)
-        runs[:, 0], runs[:, 1], runs[:, 2] = starts, ends - starts, states[sequence[starts]]
+        chunks = np.zeros((len(starts), 4), np.int32)
+        chunks[:, 0], chunks[:, 1], chunks[:, 2] = starts, ends - starts, states[sequence[starts]]
         for slot, values in (
             (self._each["tokens"], batch.tokens[first:last]),
             (self._each["positions"], positions),
             (self._each["table"], np.repeat(begins, ends - starts)),
             (self._each["rows"], rows),
             (self._pages, tables),
-            (self._runs, runs),
+            (self._chunks, chunks),
         ):
             if values.size:
                 gpu.upload(slot.address, values.astype(np.int32, copy=False))
@@ -162,7 +163,7 @@ class Passes:
             pages=self._pages.address,
             each=1,  # so that a table begins at any entry
             rows=each["rows"],
-            runs=self._runs.address,
+            chunks=self._chunks.address,
             groups=(groups, groups + 4 * WORDS_OF_GROUP),
         )
 
@@ -180,7 +181,7 @@ class Passes:
         return len(first)
 
 
-def run(queue: Callable[[Pass], Iterator[Mark]], p: Pass) -> None:
+def run(queue: Callable[[Pass], Iterator[TracePoint]], p: Pass) -> None:
     """Queue all of it."""
     for _ in queue(p):
         pass

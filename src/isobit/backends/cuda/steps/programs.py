@@ -11,9 +11,9 @@ from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.resident import Resident
-from isobit.backends.cuda.sampler import Measuring
+from isobit.backends.cuda.sampler import DeviceSampler
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, padded
-from isobit.backends.cuda.steps.graph_cache import MOST
+from isobit.backends.cuda.steps.graph_cache import MAX_GRAPHS
 from isobit.backends.cuda.steps.mixed import MixedPasses
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.workspace import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
@@ -29,7 +29,7 @@ _MOST_WITH_STATES = 64
 
 
 @dataclass(frozen=True)
-class Sizes:
+class CaptureSizes:
     """What is captured, besides steps of one sequence. No bit depends on it."""
 
     few: tuple[int, ...] = (2, 3)
@@ -51,7 +51,7 @@ class Programs:
         engine: EngineConfig,
         gpu: Gpu,
         fused: bool = True,
-        sizes: Sizes = Sizes(),
+        sizes: CaptureSizes = CaptureSizes(),
     ) -> None:
         """Raises BackendUnavailable for a format or an operation without a kernel."""
         graph = weights.graph
@@ -98,7 +98,7 @@ class Programs:
             self.mixed = MixedPasses(made, padded_to)
             self._programs.append((made, padded_to[-1]))
         rows = max(_rows(made.g, n)[LOGIT_ROWS] for made, n in self._programs)
-        self.measuring = Measuring(gpu, rows, graph.logits.shape.width)
+        self.sampler = DeviceSampler(gpu, rows, graph.logits.shape.width)
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
         silent = graph.on_request
         self.fused_away = frozenset(
@@ -111,7 +111,7 @@ class Programs:
             if passes is not None:
                 passes.settle(limits.pages)
         graphs = {STEP: 2, STEPS: len(self.many.sizes) or self.many.most - 1 if self.many else 0}
-        graphs |= {PASS: MOST, ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
+        graphs |= {PASS: MAX_GRAPHS, ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
         own = sum(made.g.nbytes(_rows(made.g, n), own=True) for made, n in self._programs)
         return Plan(
             weights=self.resident.weights.nbytes,
@@ -120,7 +120,7 @@ class Programs:
             rope=self.resident.rope_bytes(),
             graphs=_GRAPH_BYTES
             * sum(made.makes * graphs.get(made.g.kind, 0) for made, _ in self._programs),
-            workspace=STAGING_BYTES + own + self._shared + self.measuring.nbytes,
+            workspace=STAGING_BYTES + own + self._shared + self.sampler.nbytes,
         )
 
     @property
@@ -152,7 +152,7 @@ class Programs:
         shared = self._gpu.allocate(self._shared)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n), shared)
-        self.measuring.allocate()
+        self.sampler.allocate()
         for steps in (self.one, self.many, *self.rows.values(), self.mixed):
             if steps is not None:
                 steps.start()

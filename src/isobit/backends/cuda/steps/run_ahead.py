@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import I32, Batch
-from isobit.backends.base.device_rows import MOST, Asked
+from isobit.backends.base.row_results import MAX_WORDS, RowRequest
 from isobit.backends.cuda.device.gpu import Gpu
-from isobit.backends.cuda.sampler import Measuring
+from isobit.backends.cuda.sampler import DeviceSampler
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Passes
 from isobit.model.graph import Key
@@ -30,14 +30,14 @@ class Ask(NamedTuple):
     batch: Batch
     """Of one that follows another, tokens below 0 are those that row - 1 - token of that gives."""
     states: I32
-    asked: Asked
+    asked: RowRequest
     draws: Draws
     keys: frozenset[Key]
     """Stages that last, of steps alone."""
 
 
 @dataclass
-class _Turn:
+class _QueuedStep:
     """A pass that is queued, and what it will give."""
 
     of: Ask
@@ -60,25 +60,25 @@ class _Turn:
         return places
 
 
-class Served(NamedTuple):
+class Matched(NamedTuple):
     """What of a pass that is queued is asked for."""
 
-    turn: _Turn
+    queued: _QueuedStep
     tokens: NDArray[np.intp]
     """Numbers of its tokens."""
     rows: NDArray[np.intp]
     """Of its rows."""
 
 
-class Turns:
+class RunAhead:
     """Runs passes, and the ones ahead of them."""
 
-    def __init__(self, gpu: Gpu, measuring: Measuring, lasting: int) -> None:
+    def __init__(self, gpu: Gpu, sampler: DeviceSampler, lasting: int) -> None:
         """lasting: the most bytes of stages that last."""
-        self._gpu, self._measuring = gpu, measuring
-        words = 4 * measuring.rows * MOST
+        self._gpu, self._sampler = gpu, sampler
+        words = 4 * sampler.rows * MAX_WORDS
         self._buffers = [np.split(gpu.page_locked(words + lasting), [words]) for _ in range(2)]
-        self._ahead: _Turn | None = None
+        self._ahead: _QueuedStep | None = None
         self._past: list[object] = []
         """Marks that nobody waits for any more."""
 
@@ -88,14 +88,14 @@ class Turns:
             self._past.append(self._ahead.mark)
             self._ahead = None
 
-    def served(
-        self, batch: Batch, asked: Asked, draws: Draws, keys: frozenset[Key]
-    ) -> Served | None:
+    def match(
+        self, batch: Batch, asked: RowRequest, draws: Draws, keys: frozenset[Key]
+    ) -> Matched | None:
         """A batch of the pass that was begun ahead, or of some of its sequences; else None."""
-        turn = self._ahead
-        if turn is None or (turn.of.asked, turn.of.keys) != (asked, keys):
+        queued = self._ahead
+        if queued is None or (queued.of.asked, queued.of.keys) != (asked, keys):
             return None
-        mine = turn.of.batch
+        mine = queued.of.batch
         tokens = _found(batch, mine)
         if tokens is None:
             return None
@@ -105,52 +105,52 @@ class Turns:
         if (rows < 0).any():
             return None
         if asked.drawn:
-            theirs = _by_row(turn.of.draws, len(mine.logit_rows))[rows]
+            theirs = _by_row(queued.of.draws, len(mine.logit_rows))[rows]
             if not np.array_equal(_by_row(draws, len(rows)), theirs):
                 return None
-        return Served(turn, tokens, rows)
+        return Matched(queued, tokens, rows)
 
-    def begin(self, ask: Ask) -> Served:
+    def begin(self, ask: Ask) -> Matched:
         """Queue a pass, whatever was begun."""
         self.forget()
         self._put(ask)
-        turn = self._queue(ask, ask.batch.positions)
-        return Served(turn, np.arange(len(ask.batch.tokens)), np.arange(len(turn.words)))
+        queued = self._queue(ask, ask.batch.positions)
+        return Matched(queued, np.arange(len(ask.batch.tokens)), np.arange(len(queued.words)))
 
-    def follow(self, turn: _Turn, ask: Ask) -> None:
+    def follow(self, queued: _QueuedStep, ask: Ask) -> None:
         """Queue the pass after one."""
-        if _goes_on(turn.of, ask):
+        if _goes_on(queued.of, ask):
             assert isinstance(ask.runner, Captured)
-            if ask.batch.pages is not turn.of.batch.pages:
+            if ask.batch.pages is not queued.of.batch.pages:
                 ask.runner.page(Step.of_batch(ask.batch, ask.states).pages)
-            self._ahead = self._queue(ask, turn.first)
+            self._ahead = self._queue(ask, queued.first)
             return
         tokens = ask.batch.tokens
         self._put(ask._replace(batch=replace(ask.batch, tokens=np.maximum(tokens, 0))))
         places = np.full(len(tokens), -1, np.int32)
-        places[tokens < 0] = turn.places()[-1 - tokens[tokens < 0]]
-        ask.runner.fill(turn.source, places)
+        places[tokens < 0] = queued.places()[-1 - tokens[tokens < 0]]
+        ask.runner.fill(queued.source, places)
         self._ahead = self._queue(ask, ask.batch.positions)
 
-    def take(self, served: Served) -> tuple[I32, Stages]:
+    def take(self, matched: Matched) -> tuple[I32, Stages]:
         """What was found of these rows, int32 [n, words], and their stages."""
-        turn, after = served.turn, self._ahead
-        if after is turn:
+        queued, after = matched.queued, self._ahead
+        if after is queued:
             self._ahead = after = None
-        self._gpu.wait(turn.mark)
+        self._gpu.wait(queued.mark)
         while self._past:
             self._gpu.wait(self._past.pop())
         if after is not None:  # its tokens are known now
             tokens = after.of.batch.tokens.copy()
-            given = turn.words.reshape(-1)[turn.places()]
+            given = queued.words.reshape(-1)[queued.places()]
             tokens[tokens < 0] = given[-1 - tokens[tokens < 0]]
             after.of = after.of._replace(batch=replace(after.of.batch, tokens=tokens))
         stages: Stages = {}
-        if turn.of.keys:
-            assert isinstance(turn.of.runner, Captured)
-            read = turn.of.runner.read(turn.copy, turn.of.keys, len(turn.of.batch.tokens))
-            stages = {key: value[served.tokens] for key, value in read}
-        return turn.words[served.rows], stages
+        if queued.of.keys:
+            assert isinstance(queued.of.runner, Captured)
+            read = queued.of.runner.read(queued.copy, queued.of.keys, len(queued.of.batch.tokens))
+            stages = {key: value[matched.tokens] for key, value in read}
+        return queued.words[matched.rows], stages
 
     def _put(self, ask: Ask) -> None:
         if isinstance(ask.runner, Passes):
@@ -158,15 +158,15 @@ class Turns:
         else:
             ask.runner.begin(Step.of_batch(ask.batch, ask.states))
         if ask.asked.drawn:
-            self._measuring.draw(ask.draws)
+            self._sampler.draw(ask.draws)
 
-    def _queue(self, ask: Ask, first: I32) -> _Turn:
-        asked, measuring, rows = ask.asked, self._measuring, len(ask.batch.logit_rows)
-        runner, source = ask.runner, measuring.found
+    def _queue(self, ask: Ask, first: I32) -> _QueuedStep:
+        asked, sampler, rows = ask.asked, self._sampler, len(ask.batch.logit_rows)
+        runner, source = ask.runner, sampler.found
         if isinstance(runner, Passes):
             runner.queue(
                 ask.batch,
-                lambda at, logits: measuring.queue(logits, len(at), asked, first=int(at[0])),
+                lambda at, logits: sampler.queue(logits, len(at), asked, first=int(at[0])),
             )
         else:
             position = int(ask.batch.positions.max())
@@ -175,7 +175,7 @@ class Turns:
                 source = runner.noted(first, position)
             else:
                 also = (runner.tokens, runner.size(rows)) if asked.drawn else (0, 0)
-                measuring.queue(runner.logits, rows, asked, *also)
+                sampler.queue(runner.logits, rows, asked, *also)
         self._buffers.reverse()
         buffer, copy = self._buffers[0]
         words = buffer.view(np.int32)[: rows * asked.words].reshape(rows, asked.words)
@@ -186,7 +186,7 @@ class Turns:
             address, nbytes = runner.lasting
             copy = copy[:nbytes]
             self._gpu.fetch(address, copy)
-        return _Turn(ask, first, self._gpu.mark(), source, words, copy)
+        return _QueuedStep(ask, first, self._gpu.mark(), source, words, copy)
 
 
 def _goes_on(before: Ask, after: Ask) -> bool:

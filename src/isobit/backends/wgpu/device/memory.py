@@ -16,7 +16,7 @@ from isobit.backends.base import Limits
 from isobit.backends.base.kv_pages import Room
 from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.wgpu.device.gpu import MAX_GROUPS, Device, OutOfDeviceMemory
-from isobit.backends.wgpu.lowering import STATES, Cache, CachePart, Lowering, Slot
+from isobit.backends.wgpu.lowering import STATES, CachePart, KvCache, Lowering, Slot
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
@@ -84,7 +84,7 @@ class Plan:
         """Of a slot's buffer."""
         return 4 * (slot.words * self.rows[slot.rows] + slot.more)
 
-    def parts(self, cache: Cache) -> Iterator[tuple[int, int]]:
+    def parts(self, cache: KvCache) -> Iterator[tuple[int, int]]:
         """First head and number of heads of each buffer of a KV cache."""
         at_once = min(cache.kv_heads, self.binding // (self.pages * cache.page_bytes))
         for first in range(0, cache.kv_heads, at_once):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from isobit.backends.wgpu.lowering import Lowering, Place
+from isobit.backends.wgpu.lowering import BufferView, Lowering
 from isobit.backends.wgpu.ops import silu_gate
 from isobit.backends.wgpu.ops.matmul import multiply, supports
 from isobit.model.graph import Op, match
@@ -21,7 +21,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> int:
     n, shape = gate.shape.row[-1], gate.shape
     both = g.slot("gate_up", 2 * shape.width, shape.rows)
     multiply(g, g.matrix(weights), v["x"], both, v.get("ids"))
-    g.put(gate, Place(both, n, 2 * n))
-    g.put(up, Place(both, n, 2 * n, at=n))
+    g.put(gate, BufferView(both, n, 2 * n))
+    g.put(up, BufferView(both, n, 2 * n, at=n))
     silu_gate.lower(g, ops[2])
     return 3

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from isobit import numerics
 from isobit.backends.wgpu.device.gpu import Step
-from isobit.backends.wgpu.lowering import Lowering, Pass, Place, bits
+from isobit.backends.wgpu.lowering import BufferView, Lowering, Pass, bits
 from isobit.backends.wgpu.ops import append
 from isobit.model.graph import Op, match
 from isobit.numerics.ops import Attention, Heads, RmsNorm, Rope
@@ -41,8 +41,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> int:
     ):
         return 0
     table, rotated = g.rope(q_rope.table), g.slot("rope", (H + G) * D)
-    g.put(v["q"], Place(rotated, H * D, H * D))
-    g.put(v["k"], Place(rotated, G * D, G * D, behind=H * D))
+    g.put(v["q"], BufferView(rotated, H * D, H * D))
+    g.put(v["k"], BufferView(rotated, G * D, G * D, behind=H * D))
     qkv, queries = g.dense(v["qkv"]), append.queries_of(g, v["q"])
     cache = append.cache_of(g, ops[7])
     norms = g.vector(ops[1].weights[0]), g.vector(ops[4].weights[0])

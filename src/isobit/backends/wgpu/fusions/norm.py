@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from isobit.backends.wgpu.lowering import Lowering, Place
+from isobit.backends.wgpu.lowering import BufferView, Lowering
 from isobit.backends.wgpu.ops.rms_norm import norm
 from isobit.model.graph import Op, match
 
@@ -23,8 +23,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> int:
         x = v.get("x", z)
         state = norm(g, op, x, given, v.get("y"), v.get("shares"))
         if given is v["h"]:  # the sums of all rows are there, too
-            g.put(z, Place(state, width, width))
+            g.put(z, BufferView(state, width, width))
             if "o" in v:
-                g.put(v["o"], Place(state, width, width, behind=2 * width))
+                g.put(v["o"], BufferView(state, width, width, behind=2 * width))
         return len(pattern)
     return 0

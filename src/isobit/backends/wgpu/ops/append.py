@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from isobit import numerics
 from isobit.backends.wgpu.device.gpu import Step
 from isobit.backends.wgpu.lowering import (
-    Cache,
     CachePart,
+    KvCache,
     Lowering,
     Pass,
     Slot,
@@ -34,10 +34,10 @@ def lower(g: Lowering, op: Op) -> None:
         _store(g, kind, value, cache, g.nothing)
 
 
-def cache_of(g: Lowering, op: Op) -> Cache:
+def cache_of(g: Lowering, op: Op) -> KvCache:
     """The cache that the operation appends to."""
     heads, size = op.inputs[0].shape.row
-    cache = Cache(heads, size)
+    cache = KvCache(heads, size)
     for value in op.outputs:
         g.caches[value] = cache
     return cache
@@ -62,7 +62,7 @@ def _store(
     g: Lowering,
     kind: int,
     x: Value,
-    cache: Cache | None,
+    cache: KvCache | None,
     queries: Slot,
     factor: float | None = None,
 ) -> None:

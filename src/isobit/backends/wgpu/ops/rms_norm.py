@@ -1,6 +1,6 @@
 """RMS norm, with the quantisation of what it gives; also of a sum, and of chosen rows."""
 
-from isobit.backends.wgpu.lowering import Lowering, Pass, Place, Slot, anything, bits
+from isobit.backends.wgpu.lowering import BufferView, Lowering, Pass, Slot, anything, bits
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 
@@ -29,7 +29,7 @@ def norm(
     state = g.slot("state", (3 if outputs else 2) * width, y.shape.rows)
     added = (g.dense(v) if v else g.nothing for v in (addend, shares))
     buffers = g.dense(x), *added, g.vectors, g.batch, state, g.acts_of(y, n)
-    g.put(y, Place(state, n, n, behind=width))
+    g.put(y, BufferView(state, n, n, behind=width))
 
     def parameters(p: Pass) -> tuple[int, ...]:
         rows_at = g.at(p).rows + p.first + 1 if y.shape.rows != x.shape.rows else 0

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from isobit.backends.wgpu.device.gpu import Step
-from isobit.backends.wgpu.lowering import Lowering, Pass, Place
+from isobit.backends.wgpu.lowering import BufferView, Lowering, Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
@@ -47,7 +47,7 @@ def lower(g: Lowering, op: Op) -> None:
     (z,), (weights, ids) = op.inputs, op.outputs
     experts = z.shape.width
     plan = g.slot("plan", 5 * k, more=experts)
-    g.put(ids, Place(plan, k, k))
+    g.put(ids, BufferView(plan, k, k))
     scratch = g.scratch("probabilities", 2 * experts)
     buffers = g.dense(z), g.vectors, scratch, g.new(weights), plan
     choice = int(how.normalise), int(how.softmax), bias_at, how.groups, how.groups_used

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import F32, I32, Results, Wanted
 
-MOST = 256
+MAX_WORDS = 256
 """Words of a row. The likeliest are found one after the other: for more than a few, logits that
 come to the host cost less."""
 DIGEST = 8  # words
 
 
-class Asked(NamedTuple):
+class RowRequest(NamedTuple):
     """What is wanted of a row beside its likeliest id."""
 
     given: int = 0
@@ -36,18 +36,18 @@ class Asked(NamedTuple):
         return 1 + self.given + 2 * self.top
 
     @classmethod
-    def of(cls, wanted: Wanted, vocabulary: int) -> "Asked | None":
+    def of(cls, wanted: Wanted, vocabulary: int) -> "RowRequest | None":
         """None: logits must come to the host."""
         given = 0 if wanted.given is None else wanted.given.shape[1]
         drawn = wanted.drawn is not None
         asked = cls(given, min(wanted.top, vocabulary), drawn, wanted.digests)
-        return asked if wanted.logits is False and asked.words <= MOST else None
+        return asked if wanted.logits is False and asked.words <= MAX_WORDS else None
 
 
-class Measured(NamedTuple):
+class RowResults(NamedTuple):
     """Of R rows; of one that is not finite ids are -1 and values NaN."""
 
-    likeliest: I32
+    argmax: I32
     """[R]"""
     given: F32
     """[R, n]"""
@@ -63,17 +63,17 @@ class Measured(NamedTuple):
     """[R, 32]"""
 
     @classmethod
-    def empty(cls, rows: int, asked: Asked) -> "Measured":
+    def empty(cls, rows: int, asked: RowRequest) -> "RowResults":
         """Room for it."""
         each = (rows,), (rows, asked.given), (rows, asked.top), (rows, asked.top)
         shapes = *each, (rows,), (rows,), (rows, 32)
         kinds = np.int32, np.float32, np.int32, np.float32, np.int32, np.float32, np.uint8
         return cls(*(np.empty(s, k) for s, k in zip(shapes, kinds, strict=True)))
 
-    def take(self, rows: NDArray[np.intp], words: I32, asked: Asked) -> None:
+    def take(self, rows: NDArray[np.intp], words: I32, asked: RowRequest) -> None:
         """Some rows, as a kernel writes them: int32 [n, words]."""
         values, top = words.view(np.float32), 1 + asked.given + np.arange(0, 2 * asked.top, 2)
-        self.likeliest[rows] = words[:, 0]
+        self.argmax[rows] = words[:, 0]
         self.given[rows] = values[:, 1 : 1 + asked.given]
         self.top_ids[rows] = words[:, top]
         self.top[rows] = values[:, top + 1]
@@ -87,8 +87,8 @@ class Measured(NamedTuple):
         """What of it is wanted."""
         drawn = None if wanted.drawn is None else wanted.drawn.rows
         return Results(
-            self.likeliest >= 0,
-            likeliest=self.likeliest if wanted.likeliest else None,
+            self.argmax >= 0,
+            argmax=self.argmax if wanted.argmax else None,
             top_ids=self.top_ids if wanted.top else None,
             top=self.top if wanted.top else None,
             given=None if wanted.given is None else self.given,
