@@ -8,7 +8,7 @@ from math import inf
 from multiprocessing import get_context
 
 from isobit.backends.base import Limits
-from isobit.backends.base.kv_pages import Room, fitted
+from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.cuda.device.compile import cubin
 from isobit.backends.cuda.steps.programs import Programs
 from isobit.backends.cuda.workspace import PASS, Inputs, Pass
@@ -28,7 +28,7 @@ class Listener:
 def asked(weights, engine, gpu):
     """Kernels of prompts, of steps and of mixed batches of all sizes: (file, definitions)."""
     listener = Listener(gpu)
-    engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))
+    engine, _ = fit_kv_cache(weights, engine, lambda _: Headroom(inf, 1))
     programs = Programs(weights, engine, listener)
     programs.plan(Limits.of(weights, engine))
     many, mixed = programs.many, programs.mixed

@@ -10,7 +10,7 @@ import isobit
 from isobit import machine
 from isobit.backends import SettledNote, open_backend
 from isobit.backends.base import Backend
-from isobit.backends.base.kv_pages import Room, fitted, page_bytes
+from isobit.backends.base.kv_pages import Headroom, fit_kv_cache, page_bytes
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main
 from isobit.config import EngineConfig
@@ -32,8 +32,8 @@ def weights(tmp_path: Path) -> Weights:
 def settle(weights: Weights, have: float, /, **asked: int) -> tuple[int, int, str]:
     """(context, pages, what is said) with room for so many pages."""
     page = page_bytes(weights)
-    room = Room(have * page, page)
-    engine, said = fitted(weights, replace(ASKED, **asked), lambda _: room)
+    room = Headroom(have * page, page)
+    engine, said = fit_kv_cache(weights, replace(ASKED, **asked), lambda _: room)
     assert engine.context is not None
     assert engine.pages is not None
     return engine.context, engine.pages, said or ""
@@ -74,25 +74,27 @@ def test_more_sequences_where_there_is_room(
 ) -> None:
     page = page_bytes(weights)
     engine = replace(ASKED, most_sequences=64, **asked)
-    settled, _ = fitted(weights, engine, lambda _: Room(have * page, page))
+    settled, _ = fit_kv_cache(weights, engine, lambda _: Headroom(have * page, page))
     assert (settled.max_sequences, settled.pages) == (sequences, pages)
     assert settled.most_sequences is None
-    assert fitted(weights, settled, lambda _: Room(have * page, page))[0] == settled
+    assert fit_kv_cache(weights, settled, lambda _: Headroom(have * page, page))[0] == settled
 
 
 def test_states_of_more_sequences_take_of_the_room(weights: Weights) -> None:
     page = page_bytes(weights)
 
-    def room(engine: EngineConfig) -> Room:
-        return Room((5000 - 100 * engine.max_sequences) * page, page)
+    def room(engine: EngineConfig) -> Headroom:
+        return Headroom((5000 - 100 * engine.max_sequences) * page, page)
 
-    settled, _ = fitted(weights, replace(ASKED, most_sequences=64), room)
+    settled, _ = fit_kv_cache(weights, replace(ASKED, most_sequences=64), room)
     assert (settled.max_sequences, settled.pages) == (16, 3400)
 
 
 def test_where_nobody_says_what_room_there_is_the_fewest_run_together(weights: Weights) -> None:
     page = page_bytes(weights)
-    settled, _ = fitted(weights, replace(ASKED, most_sequences=64), lambda _: Room(np.inf, page))
+    settled, _ = fit_kv_cache(
+        weights, replace(ASKED, most_sequences=64), lambda _: Headroom(np.inf, page)
+    )
     assert (settled.max_sequences, settled.pages) == (4, 16_384)
 
 

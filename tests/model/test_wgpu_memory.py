@@ -15,7 +15,7 @@ from isobit.backends.base import Memory
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.wgpu import WgpuBackend, vulkan
 from isobit.backends.wgpu.device.gpu import Device
-from isobit.backends.wgpu.device.memory import room
+from isobit.backends.wgpu.device.memory import headroom
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
@@ -50,7 +50,7 @@ def test_a_pool_of_what_is_free(
     ours = WgpuBackend(weights, ENGINE, device)
     assert (ours.limits.positions, ours.limits.pages, ours.settled) == (32_768, 1024, None)
     whole, cache = sum(made), 1024 * PAGE
-    rest = room(
+    rest = headroom(
         ours._g,
         weights,
         ours.engine,

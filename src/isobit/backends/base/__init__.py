@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from isobit import machine
 from isobit.backends.base.draws import Draws
-from isobit.backends.base.kv_pages import Room, fitted, on_host
+from isobit.backends.base.kv_pages import Headroom, fit_kv_cache, host_headroom
 from isobit.backends.cpu._cpu import check_batch
 from isobit.backends.cpu.sampler import NOT_FINITE, RowSampler
 from isobit.backends.hardware import read_bandwidth
@@ -240,16 +240,16 @@ class Backend(ABC):
         self,
         weights: Weights,
         engine: EngineConfig,
-        room: Callable[[EngineConfig], Room] | None = None,
+        headroom: Callable[[EngineConfig], Headroom] | None = None,
     ) -> None:
-        """Settle how many pages there are (see pool.py); without ``room``, what the host has.
+        """Settle how many pages there are (kv_pages.py); without ``headroom``, what the host has.
 
         Raises BackendUnavailable if what the caller named does not fit.
         """
         self.graph: Graph = weights.graph
         self._process = os.getpid()
-        self.engine, self.settled = fitted(
-            weights, engine, room or (lambda settings: on_host(weights, settings))
+        self.engine, self.settled = fit_kv_cache(
+            weights, engine, headroom or (lambda settings: host_headroom(weights, settings))
         )
         self.limits = Limits.of(weights, self.engine, keeps=self.copies_states)
         self.no_routes = _no_routes(self.graph)
@@ -338,9 +338,9 @@ class Backend(ABC):
         """
         each = np.arange(len(tokens), dtype=np.int32)
         self._check(Batch(tokens, positions, each, pages, each[:0], states))
-        room = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
-        if not 1 <= count <= room:
-            raise UsageError(f"greedy: expected 1 to {room} tokens, got {count}")
+        headroom = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
+        if not 1 <= count <= headroom:
+            raise UsageError(f"greedy: expected 1 to {headroom} tokens, got {count}")
         return self.compute_greedy(tokens, positions, pages, count, states)
 
     @abstractmethod

@@ -20,7 +20,7 @@ _EACH = 64
 
 
 @dataclass(frozen=True)
-class Room:
+class Headroom:
     """What a device has, and a model takes of it, in bytes."""
 
     free: float
@@ -36,27 +36,27 @@ class Room:
         return self.most if self.free == inf else min(self.free // max(self.page, 1), self.most)
 
 
-def fitted(
-    weights: Weights, engine: EngineConfig, room: Callable[[EngineConfig], Room]
+def fit_kv_cache(
+    weights: Weights, engine: EngineConfig, headroom: Callable[[EngineConfig], Headroom]
 ) -> tuple[EngineConfig, str | None]:
     """The settings with a context and a number of pages for which there is room, and, if that is
     less than was asked for, a line that says so.
 
     A context, or a number of pages, that the caller has named is kept, or refused with
     BackendUnavailable; the model's own, and room for all sequences at full length, give way.
-    ``room`` is asked with both.
+    ``headroom`` is asked with both.
     """
     asked = engine.context or weights.config.context_length
     whole = -(-asked // TILE)
     have = None
     if engine.most_sequences is not None:
-        engine, have = _with_more(engine, engine.most_sequences, asked, room)
+        engine, have = _with_more(engine, engine.most_sequences, asked, headroom)
     pages = engine.pages or min(whole * engine.max_sequences, MOST_PAGES)
     if engine.pages is not None and pages < whole and engine.context is not None:
         raise UsageError(
             f"context: expected at most {pages * TILE:,} tokens (the KV cache), got {asked:,}"
         )
-    have = have or room(replace(engine, context=asked, pages=pages))
+    have = have or headroom(replace(engine, context=asked, pages=pages))
     fits = int(max(min(pages, have.pages), 0))
     left = min(max(have.free, 0), have.most * have.page)
     lacks = f"{pages * TILE:,} tokens take {have.page * pages / 1e9:.2f} GB, "
@@ -78,8 +78,8 @@ def fitted(
 
 
 def _with_more(
-    engine: EngineConfig, most: int, context: int, room: Callable[[EngineConfig], Room]
-) -> tuple[EngineConfig, Room]:
+    engine: EngineConfig, most: int, context: int, headroom: Callable[[EngineConfig], Headroom]
+) -> tuple[EngineConfig, Headroom]:
     """As many sequences, from ``max_sequences`` to so many, as have room for 4,096 tokens each; and
     a KV cache for all of these, of half of what is free if that of the fewest takes less."""
     least, whole, n = engine.max_sequences, -(-context // TILE), most
@@ -87,7 +87,7 @@ def _with_more(
     pages = engine.pages or min(whole * least, MOST_PAGES)
     while True:
         n = max(n, least)
-        have = room(replace(engine, context=context, pages=pages, max_sequences=n))
+        have = headroom(replace(engine, context=context, pages=pages, max_sequences=n))
         if have.free == inf:  # nobody says
             return engine, have
         fits = int(max(have.pages, 0))
@@ -101,13 +101,15 @@ def _with_more(
     return engine, have
 
 
-def on_host(weights: Weights, engine: EngineConfig) -> Room:
+def host_headroom(weights: Weights, engine: EngineConfig) -> Headroom:
     """The host's memory. Weights are mapped: where they do not fit beside the KV cache they are
     read again and again, so that a quarter of what is free is left to it."""
     free = 0.9 * machine.free_memory()
     taken = sum(w.data.nbytes for w in weights.graph.weights.values())
     states = sum(s.nbytes for op in weights.graph.ops for s in zero_state(op))
-    return Room(max(free - taken, free / 4) - engine.max_sequences * states, page_bytes(weights))
+    return Headroom(
+        max(free - taken, free / 4) - engine.max_sequences * states, page_bytes(weights)
+    )
 
 
 def page_bytes(weights: Weights) -> int:

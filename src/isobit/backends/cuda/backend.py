@@ -22,13 +22,13 @@ from isobit.backends.base import (
     Tap,
     Wanted,
 )
-from isobit.backends.base.kv_pages import Room
+from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.base.row_results import RowRequest, RowResults
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.sampler import as_kernels_take
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Take
-from isobit.backends.cuda.steps.programs import CaptureSizes, Programs, room
+from isobit.backends.cuda.steps.programs import CaptureSizes, Programs, headroom
 from isobit.backends.cuda.steps.run_ahead import Ask, RunAhead, Runner
 from isobit.backends.cuda.workspace import Pass, TracePoint
 from isobit.config import EngineConfig
@@ -56,9 +56,9 @@ class CudaBackend(Backend):
         how = self._gpu, self.fused, self.sizes
         asked: list[Programs] = []
 
-        def left(settings: EngineConfig) -> Room:
+        def left(settings: EngineConfig) -> Headroom:
             asked[:] = [Programs(weights, settings, *how)]
-            return room(asked[0], Limits.of(weights, settings, keeps=True), self._gpu)
+            return headroom(asked[0], Limits.of(weights, settings, keeps=True), self._gpu)
 
         try:
             super().__init__(weights, engine, left)

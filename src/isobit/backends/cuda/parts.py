@@ -31,11 +31,11 @@ from isobit.backends.base import (
     Wanted,
     traced,
 )
-from isobit.backends.base.kv_pages import Room
+from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE
-from isobit.backends.cuda.steps.programs import Programs, room
+from isobit.backends.cuda.steps.programs import Programs, headroom
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.parallel.split import split
@@ -70,10 +70,10 @@ class CudaPartsBackend(Backend):
             self._parts = [split(weights.graph, r, engine.parts) for r in ranks]
             mine = [Weights(weights.config, p.graph, weights.file) for p in self._parts]
 
-            def least(settings: EngineConfig) -> Room:
+            def least(settings: EngineConfig) -> Headroom:
                 pairs = zip(mine, self._gpus, strict=True)
-                rooms = self._each([partial(_room, w, settings, gpu) for w, gpu in pairs])
-                return min(rooms, key=lambda r: r.free / max(r.page, 1))
+                found = self._each([partial(_headroom, w, settings, gpu) for w, gpu in pairs])
+                return min(found, key=lambda r: r.free / max(r.page, 1))
 
             super().__init__(weights, engine, least)
             pairs = zip(mine, self._gpus, strict=True)
@@ -204,9 +204,9 @@ class CudaPartsBackend(Backend):
                 self._rehearse([partial(b.compute, batch, wanted, None, None) for b in self._here])
 
 
-def _room(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Room:
+def _headroom(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Headroom:
     gpu.activate()
-    return room(Programs(weights, settings, gpu), Limits.of(weights, settings), gpu)
+    return headroom(Programs(weights, settings, gpu), Limits.of(weights, settings), gpu)
 
 
 def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:

@@ -19,7 +19,7 @@ from typing import Any
 
 from isobit.backends import open_backend
 from isobit.backends.base import Backend, Batch, Results, Wanted
-from isobit.backends.distributed.pipeline import About, LocalStage, Shown
+from isobit.backends.distributed.pipeline import LocalStage, StageInfo, TracedStages
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.checkpoint import open_model
@@ -78,13 +78,13 @@ class StageActor:
         except IsobitError as error:
             self._refused = str(error), error.exit_code
 
-    def about(self) -> tuple[str, About | tuple[str, int]]:
+    def about(self) -> tuple[str, StageInfo | tuple[str, int]]:
         """Which of its lives this is, and what it has, or why it cannot and an exit code."""
         return self._life, self._stage.about if self._stage else self._refused or ("", 1)
 
     def run(
         self, life: str, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
-    ) -> tuple[Results, Shown] | None:
+    ) -> tuple[Results, TracedStages] | None:
         """See Stage; None if it is not that life's."""
         if life != self._life or self._stage is None:
             return None
@@ -134,10 +134,10 @@ class RayStage:
     def __init__(self, place: str, actor: Any, group: Any) -> None:
         """``group``: the placement group of all stages."""
         self._place, self._actor, self._group = place, actor, group
-        self._about: About | None = None
+        self._about: StageInfo | None = None
 
     @property
-    def about(self) -> About:
+    def about(self) -> StageInfo:
         """See Stage. Raises what loading it did."""
         if self._about is None:
             self._meet()
@@ -146,9 +146,9 @@ class RayStage:
 
     def run(
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
-    ) -> tuple[Results, Shown]:
+    ) -> tuple[Results, TracedStages]:
         """See Stage. Raises CacheLost once it is there again, if it has died."""
-        found: tuple[Results, Shown] | None = None
+        found: tuple[Results, TracedStages] | None = None
         try:
             found = ray.get(self._actor.run.remote(self._life, batch, wanted, stages))
         except RayActorError:
@@ -177,7 +177,7 @@ class RayStage:
                 if not isinstance(error, ActorUnavailableError) or time.monotonic() > until:
                     raise BackendUnavailable(f"stage {self._place}: it has ended") from None
                 time.sleep(_PAUSE)
-        if not isinstance(about, About):
+        if not isinstance(about, StageInfo):
             refused = IsobitError(f"stage {self._place}: {about[0]}")
             refused.exit_code = about[1]
             raise refused

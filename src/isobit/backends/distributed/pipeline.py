@@ -34,7 +34,7 @@ from isobit.backends.base import (
     Wanted,
     traced,
 )
-from isobit.backends.base.kv_pages import Room
+from isobit.backends.base.kv_pages import Headroom
 from isobit.config import EngineConfig, without_planes
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
@@ -50,11 +50,11 @@ _FIELDS = ("tokens", "positions", "sequence", "pages", "logit_rows", "states", "
 _WANTED = ("logits", "likeliest", "top", "given", "hidden", "digests")
 _ASKED = "wanted."  # before the names of arrays of what is wanted
 _RESULTS = tuple(f.name for f in fields(Results))
-Shown = dict[Key, NDArray[Any]]
+TracedStages = dict[Key, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class About:
+class StageInfo:
     """What a stage says of itself; all stages of a pipeline have to agree but for the layers."""
 
     first: int
@@ -77,12 +77,12 @@ class Stage(Protocol):
     """Some layers of a model on some device."""
 
     @property
-    def about(self) -> About:
+    def about(self) -> StageInfo:
         """What it has."""
 
     def run(
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
-    ) -> tuple[Results, Shown]:
+    ) -> tuple[Results, TracedStages]:
         """Run a batch: what is wanted, which of all but the last stage are "logits", the rows for
         the next one; and the traced stages that are named. Raises BackendUnavailable if it cannot
         any more."""
@@ -106,7 +106,7 @@ class LocalStage:
         part = Weights(weights.config, layers(weights.graph, *cut), weights.file)
         self._backend = make(part, engine)
         limits = self._backend.limits
-        self.about = About(
+        self.about = StageInfo(
             *cut,
             weights.graph.n_layers,
             weights.file.sha256(),
@@ -121,7 +121,7 @@ class LocalStage:
 
     def run(
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
-    ) -> tuple[Results, Shown]:
+    ) -> tuple[Results, TracedStages]:
         """See :class:`Stage`."""
         if not stages:
             return self._backend.run(batch, wanted), {}
@@ -144,7 +144,7 @@ class PipelineBackend(Backend):
         _agree([s.about for s in stages], weights, engine)
         least = [min(getattr(s.about, n) for s in stages) for n in ("positions", "pages", "states")]
         settled = replace(engine, context=least[0], pages=least[1])
-        super().__init__(weights, settled, lambda _: Room(inf, 0))  # the stages have the memory
+        super().__init__(weights, settled, lambda _: Headroom(inf, 0))  # the stages have the memory
         if self.graph.recurrent:
             self.limits = replace(self.limits, states=least[2])
         self.fused_away = frozenset(key for s in stages for key in s.about.fused_away)
@@ -214,7 +214,7 @@ class PipelineBackend(Backend):
         rows: NDArray[np.intp],
         wanted: Wanted,
         stages: frozenset[str] | None,
-    ) -> Future[tuple[Results, Shown]]:
+    ) -> Future[tuple[Results, TracedStages]]:
         """Some tokens of a batch through all stages; each stage's worker takes them in turn."""
         part = replace(
             batch,
@@ -224,7 +224,7 @@ class PipelineBackend(Backend):
             logit_rows=batch.logit_rows[rows] - np.int32(first),
         )
         every = np.arange(end - first, dtype=np.int32)
-        flow: Future[tuple[Results, Shown]] | None = None
+        flow: Future[tuple[Results, TracedStages]] | None = None
         for i, (stage, worker) in enumerate(zip(self._stages, self._workers, strict=True)):
             if i == len(self._stages) - 1:
                 flow = worker.submit(_step, stage, part, wanted, stages, flow)
@@ -240,9 +240,9 @@ def _step(
     batch: Batch,
     wanted: Wanted,
     stages: frozenset[str] | None,
-    before: Future[tuple[Results, Shown]] | None,
-) -> tuple[Results, Shown]:
-    shown: Shown = {}
+    before: Future[tuple[Results, TracedStages]] | None,
+) -> tuple[Results, TracedStages]:
+    shown: TracedStages = {}
     if before is not None:
         rows, shown = before.result()
         batch = replace(batch, received=rows.logits)
@@ -261,7 +261,7 @@ def _of_rows(wanted: Wanted, rows: NDArray[np.intp]) -> tuple[Wanted, NDArray[np
     return replace(wanted, logits=places), which
 
 
-def _agree(stages: Sequence[About], weights: Weights, engine: EngineConfig) -> None:
+def _agree(stages: Sequence[StageInfo], weights: Weights, engine: EngineConfig) -> None:
     n, at = weights.graph.n_layers, 0
     expected: dict[str, object] = {
         "numerics": numerics.VERSION,
@@ -295,11 +295,11 @@ class RemoteStage:
         self._connection, self._address = connection, address
         about = json.loads(self._received())
         fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
-        self.about = About(**without_planes(about), fused_away=fused_away)
+        self.about = StageInfo(**without_planes(about), fused_away=fused_away)
 
     def run(
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
-    ) -> tuple[Results, Shown]:
+    ) -> tuple[Results, TracedStages]:
         """See :class:`Stage`."""
         arrays = {f: getattr(batch, f) for f in _FIELDS if getattr(batch, f) is not None}
         asked = {f: getattr(wanted, f) for f in _WANTED}

@@ -22,7 +22,7 @@ from isobit.backends.base import (
     Tap,
     Wanted,
 )
-from isobit.backends.base.kv_pages import Room, fitted
+from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
 from isobit.backends.wgpu.device import driver
 from isobit.backends.wgpu.device.gpu import (
@@ -33,7 +33,7 @@ from isobit.backends.wgpu.device.gpu import (
     Step,
     open_device,
 )
-from isobit.backends.wgpu.device.memory import Plan, room
+from isobit.backends.wgpu.device.memory import Plan, headroom
 from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
 from isobit.backends.wgpu.sampler import DeviceSampler, read_bandwidth
@@ -81,7 +81,7 @@ class WgpuBackend(Backend):
         try:
             self._graph = LoweredGraph(weights.graph, engine.activation_planes)
             self._g = g = self._graph.g
-            super().__init__(weights, engine, lambda now: room(g, weights, now, self._device))
+            super().__init__(weights, engine, lambda now: headroom(g, weights, now, self._device))
             if device is None:
                 self.inexact = driver.require_exact(
                     self._device, allow_inexact=engine.allow_inexact
@@ -125,10 +125,10 @@ class WgpuBackend(Backend):
                 return
             except OutOfDeviceMemory:
                 page = sum(c.kv_heads * c.page_bytes for c in set(self._g.caches.values()))
-                less = Room(self._plan.pages // 2 * page, page)
+                less = Headroom(self._plan.pages // 2 * page, page)
                 sequences = self.engine.max_sequences
                 asked = replace(asked, max_sequences=sequences, most_sequences=None)
-                self.engine, self.settled = fitted(weights, asked, lambda _: less)  # noqa: B023
+                self.engine, self.settled = fit_kv_cache(weights, asked, lambda _: less)  # noqa: B023
                 self._plan_for(weights)
 
     def memory(self) -> Memory | None:

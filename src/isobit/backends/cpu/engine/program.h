@@ -1,4 +1,4 @@
-// The flat program of a pass: what Python lowers a model's graph to (lower.py), once, at load. A phase
+// The flat program of a pass: what Python lowers a model's graph to (lowering.py), once, at load. A phase
 // is run by all threads of the team, which then meet; what its operations read and write are slots.
 #pragma once
 

@@ -137,11 +137,11 @@ class Loader:
 
     def _repack(self, weight: Weight, address: int) -> None:
         group = TILE_ROWS * weight.row_bytes
-        room = self._slots[0].host.size
-        part = max(room // group, 1) * group
-        if part > room:
+        headroom = self._slots[0].host.size
+        part = max(headroom // group, 1) * group
+        if part > headroom:
             raise BackendUnavailable(
-                f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {room}"
+                f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {headroom}"
             )
         super_bytes = weight.format.nbytes(256)
 

@@ -186,7 +186,7 @@ def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
     # The second is late, and keeps the router's and decode_gate_up's away: all wait for it.
     half = gpu.shared_most // 2 + 1
-    room = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
+    headroom = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
     gate_up, down = layer.kernels
     pairs = rows * k
     places = (
@@ -207,7 +207,7 @@ def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     found = {
         "decode_qkv": qkv,
         "decode_attn_out": out.also(kind),
-        "decode_attn_out alone": out.also(kind).with_at_least(half if half <= room else 0),
+        "decode_attn_out alone": out.also(kind).with_at_least(half if half <= headroom else 0),
         "decode_router": routing,
         gate_up: plan(acts + choosing, Part(m["gate"], units, products=of_gate_up)).also(kind),
         down: plan(

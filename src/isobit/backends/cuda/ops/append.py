@@ -25,7 +25,7 @@ def lower(g: Lowering, op: Op) -> None:
         _store(g, kind, value, g.cache(op.outputs[0]), None)
 
 
-def room(head_dim: int) -> int:
+def headroom(head_dim: int) -> int:
     """Places for the values of a head vector: HEAD_ROOM of the kernels."""
     return -(-head_dim // _ROOM) * _ROOM
 
@@ -64,7 +64,7 @@ def _store(
             (-(-count // WARPS),),
             (kind, *view(), heads, size, count, at.positions, at.sequence, at.pages, at.each)
             + (scale, *to, *cache.arguments),
-            {"HEAD_ROOM": room(size)},
+            {"HEAD_ROOM": headroom(size)},
         )
 
     g.emit(make)

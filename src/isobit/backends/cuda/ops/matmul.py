@@ -253,7 +253,7 @@ class LaunchShape:
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
         return of_columns + self.warps * (64 + self.depth * slot)
 
-    def room(self, g: Lowering) -> int:
+    def headroom(self, g: Lowering) -> int:
         """Shared memory of each block. In a captured step some is left to the kernel behind, so
         that it can start early."""
         spare = _SPARE if g.captured else 0
@@ -277,7 +277,7 @@ def launch_shape(
     for blocks, warps, least in (second, first, last) if wide else _SHAPES:
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = LaunchShape(blocks, warps, depth, columns)
-            if how.shared(w) <= how.room(g):
+            if how.shared(w) <= how.headroom(g):
                 return how
     return None
 
@@ -315,7 +315,7 @@ def stream(
         and not up
         and s >= how.warps
         and units + more_units < 2 * how.warps * blocks
-        and how.shared(largest, split=True) <= how.room(g)
+        and how.shared(largest, split=True) <= how.headroom(g)
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}

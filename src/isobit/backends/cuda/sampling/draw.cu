@@ -6,7 +6,7 @@ constexpr uint32 LEAST = 0x2b800000;  // 2^-40: below it weights are 0
 constexpr int BINS = 1024;
 constexpr int LEVELS = 5;  // of bins: of the first bits; of two more searches, for top_k and for top_p
 
-struct Draw {  // also known to measure.py
+struct Draw {  // also known to sampler.py
     int row;
     float temperature;
     int top_k;       // 0: all
@@ -29,7 +29,7 @@ struct Cut {
     uint32 least;
 };
 // What one draw works with.
-struct __align__(16) Scratch {  // its size is also known to measure.py
+struct __align__(16) Scratch {  // its size is also known to sampler.py
     Sums bins[LEVELS][BINS];  // zero between draws
     Search search[LEVELS];
     Cut cut;

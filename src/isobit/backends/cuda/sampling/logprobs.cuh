@@ -4,7 +4,7 @@
 
 constexpr int BLOCK = 256, WARPS = BLOCK / WARP;
 constexpr int EACH = 8;              // values of a thread
-constexpr int PIECE = BLOCK * EACH;  // of a block; also known to measure.py
+constexpr int PIECE = BLOCK * EACH;  // of a block; also known to sampler.py
 constexpr uint64 BROKEN = ~0ull;     // the key of a logit that is not finite
 
 struct Sums {

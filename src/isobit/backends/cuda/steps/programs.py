@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 from isobit.backends.base import Limits
-from isobit.backends.base.kv_pages import Room, fitted
+from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
@@ -160,14 +160,14 @@ class Programs:
 
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     """What a model takes of a device's memory. Raises BackendUnavailable as :class:`Programs`."""
-    engine, _ = fitted(weights, engine, lambda _: Room(inf, 1))  # whatever the device has
+    engine, _ = fit_kv_cache(weights, engine, lambda _: Headroom(inf, 1))  # whatever the device has
     return Programs(weights, engine, gpu).plan(Limits.of(weights, engine, keeps=True))
 
 
-def room(programs: Programs, limits: Limits, gpu: Gpu) -> Room:
+def headroom(programs: Programs, limits: Limits, gpu: Gpu) -> Headroom:
     """What a device's free memory leaves to the KV cache."""
     plan = programs.plan(limits)
-    return Room(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
+    return Headroom(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
 
 
 def _most_rows(gpu: Gpu, graph: Graph, tiles: int) -> int:

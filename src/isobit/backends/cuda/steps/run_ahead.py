@@ -18,7 +18,7 @@ from isobit.model.graph import Key
 from isobit.numerics import TILE
 
 Draws = NDArray[np.void]
-"""As kernels take them (measure.py); none: of length 0."""
+"""As kernels take them (sampler.py); none: of length 0."""
 Stages = Mapping[Key, NDArray[np.generic]]
 Runner = Captured | Passes
 

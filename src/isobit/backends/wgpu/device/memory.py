@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isobit.backends.base import Limits
-from isobit.backends.base.kv_pages import Room
+from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.wgpu.device.gpu import MAX_GROUPS, Device, OutOfDeviceMemory
 from isobit.backends.wgpu.lowering import STATES, CachePart, KvCache, Lowering, Slot
@@ -76,8 +76,8 @@ class Plan:
         fits = [(binding - 4 * s.more) // (4 * s.words) for s in of[TOKENS] if s.words]
         tokens = min(engine.chunk, MAX_GROUPS // g.most_rows, *fits)
         logit_rows = min(_LOGIT_ROWS, tokens, *(binding // (4 * s.words) for s in of[LOGIT_ROWS]))
-        room = max(min(tokens * tiles * tile, _PARTIAL_BYTES, binding) // tile, tiles)
-        rows = {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: room, BATCH: 1}
+        headroom = max(min(tokens * tiles * tile, _PARTIAL_BYTES, binding) // tile, tiles)
+        rows = {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: headroom, BATCH: 1}
         return cls(pages, rows | {STATES: states}, binding)
 
     def bytes(self, slot: Slot) -> int:
@@ -122,7 +122,7 @@ class Plan:
             raise
 
 
-def room(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) -> Room:
+def headroom(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) -> Headroom:
     """What a KV cache may have: of one cache a head cannot have more than a buffer, and all of them
     no more than is free, where anyone says how much that is, beside the rest of the model.
 
@@ -130,12 +130,12 @@ def room(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) ->
     """
     caches = set(g.caches.values())
     if not caches:
-        return Room(inf, 0)
+        return Headroom(inf, 0)
     page = sum(c.kv_heads * c.page_bytes for c in caches)
     most = device.binding_bytes // max(c.page_bytes for c in caches)
     memory = device.memory()
     if memory is None:
-        return Room(inf, page, most)
+        return Headroom(inf, page, most)
     limits = Limits.of(weights, engine, keeps=True)
     pages = min(limits.pages, most)
     limits = replace(limits, pages=pages, positions=min(limits.positions, pages * TILE))
@@ -147,7 +147,7 @@ def room(g: Lowering, weights: Weights, engine: EngineConfig, device: Device) ->
             f"wgpu: {device.name}: the model takes {taken / 1e9:.2f} GB beside its KV cache, "
             f"{_USED * memory.free / 1e9:.2f} GB of memory are left for it"
         )
-    return Room(left, page, most)
+    return Headroom(left, page, most)
 
 
 def _check(needed: int, binding: int, what: str, remedy: str) -> None:
