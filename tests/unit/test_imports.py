@@ -22,6 +22,7 @@ ROWS = [
     ["backends.cpu._cpu", "backends.hardware"],
     ["backends.cpu.sampler", "model"],
     ["backends.base.draws", "backends.base.kv_pages", "backends.base.workspace"],
+    ["backends.base.batch"],
     ["backends.base"],
     ["backends.base.device_rows"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
