@@ -25,7 +25,7 @@ from isobit.config import EngineConfig
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
 from isobit.runtime.model import Model
-from isobit.runtime.sampler import Sampler, Sampling, Together
+from isobit.runtime.sampler import BatchSampler, Sampler, Sampling
 from isobit.verify.receipt import Recorder
 
 PROMPT = 32
@@ -109,8 +109,8 @@ def device_times(model, note):
     }
     for name, (what, sampling) in kinds.items():
         if sampling is not None:
-            together = Together([Sampler(sampling)], vocabulary)
-            draws = together.draws(np.zeros(1, np.int32))
+            batch_sampler = BatchSampler([Sampler(sampling)], vocabulary)
+            draws = batch_sampler.draws(np.zeros(1, np.int32))
             sampler.draw(cuda.as_kernels_take(draws, np.arange(1)))
         graph = gpu.capture(lambda what=what: sampler.queue(logits, 1, what))
         times = []

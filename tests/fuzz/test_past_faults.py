@@ -20,7 +20,7 @@ from isobit.contracts import document, lint, validate
 from isobit.errors import BackendUnavailable, FileRefused, ModelRefused, NothingCompared, UsageError
 from isobit.gguf.reader import GGUFFile
 from isobit.inspect import inspect
-from isobit.runtime.passes import sample_path
+from isobit.runtime.loaded import sample_path
 from isobit.text.template import encode_chat
 from isobit.text.tokenizer import Tokenizer
 from isobit.verify.aprt import read_folder

@@ -239,11 +239,11 @@ def test_levels_and_memory_that_are_not_there(sample):
 
 
 def test_a_file_larger_than_memory_runs_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("isobit.runtime.passes.total_memory", lambda: 2e7)
+    monkeypatch.setattr("isobit.runtime.loaded.total_memory", lambda: 2e7)
     with pytest.warns(UserWarning, match="20 MB of weights in 20 MB of memory"):
         load("sample", backend="cpu", context=64).close()
     assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
     assert "the system will page" in capsys.readouterr().err
-    monkeypatch.setattr("isobit.runtime.passes.total_memory", lambda: 2.1e7)
+    monkeypatch.setattr("isobit.runtime.loaded.total_memory", lambda: 2.1e7)
     assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
     assert "page" not in capsys.readouterr().err

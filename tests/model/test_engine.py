@@ -195,12 +195,12 @@ def test_two_hundred_at_once_have_the_receipts_of_each_alone(
     engine.start()
     for thread in threads:
         thread.join()
-    together = [(list(generation), generation, got, i) for generation, got, i in begun]
+    batch_sampler = [(list(generation), generation, got, i) for generation, got, i in begun]
     engine.stop()
-    assert len(together) == 200
+    assert len(batch_sampler) == 200
     for table in tables:
         blocks.close(table)
-    for tokens, generation, got, i in together:
+    for tokens, generation, got, i in batch_sampler:
         prompt, most, sampling = asked[i]
         assert generation.request.cached == (len(prompt) - 1) // 64 * 64
         recorder = Recorder()
@@ -305,11 +305,11 @@ def test_an_engine_with_a_thread_tells_the_listener(engine: Engine, heldout: lis
     generation: list[Generation] = []
 
     class Listening:
-        def tell(self) -> None:
+        def notify(self) -> None:
             if generation and generation[0].finish_reason is not None:
                 ended.set()
 
-        def settle(self, seconds: float) -> None: ...
+        def wait_taken(self, seconds: float) -> None: ...
 
     with engine._books:
         generation.append(engine.submit(heldout[:9], 5, Sampling(), listen=Listening()))
@@ -440,11 +440,11 @@ class Told:
         self.ended: list[bool] = []
         self.generation: Generation | None = None
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         assert self.generation is not None
         self.ended.append(self.generation.ended)
 
-    def settle(self, seconds: float) -> None: ...
+    def wait_taken(self, seconds: float) -> None: ...
 
 
 @pytest.mark.parametrize("passes", [0, 2])
@@ -489,7 +489,7 @@ def test_tokens_that_were_generated_elsewhere_are_a_prompt_to_the_pace(
     engine: Engine, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[int, int]] = []
-    monkeypatch.setattr(engine._pace, "ran", lambda *of: ran.append(of[:2]))
+    monkeypatch.setattr(engine._prefill_budget, "ran", lambda *of: ran.append(of[:2]))
     generation = engine.submit(heldout[:30], 80, Sampling(), begun=heldout[30:100], salt=None)
     engine.step()
     assert generation.decode_seconds == 0 < generation.prefill_seconds

@@ -10,15 +10,15 @@ import pytest
 
 import isobit
 from isobit.errors import BackendUnavailable, ModelRefused
+from isobit.runtime.loaded import LoadedModel
 from isobit.runtime.model import Model, sample_path
-from isobit.runtime.passes import Passes
 from tests.helpers.expected import not_run
 
 SCRIPT = """
 import os, sys
 import isobit
 from isobit.backends.cpu._cpu import exit_on_bus_error
-from isobit.runtime import passes
+from isobit.runtime import loaded as passes
 passes._LOOK = 1e9  # so that it is not seen in time
 exit_on_bus_error()  # as every command does
 with isobit.load(sys.argv[1], "cpu", context=64) as model:
@@ -36,7 +36,7 @@ def copy(tmp_path: Path) -> Path:
 def test_it_is_refused_before_a_pass(
     name: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isobit.runtime.passes._LOOK", 0.0)
+    monkeypatch.setattr("isobit.runtime.loaded._LOOK", 0.0)
     with loaded(name, copy) as model:
         before = model.logits([1, 2])
         size = copy.stat().st_size
@@ -46,7 +46,7 @@ def test_it_is_refused_before_a_pass(
         copy.unlink()  # another file in its place is no harm: the map is of the first
         copy.write_bytes(b"")
         assert before.shape == (2, 8192)
-        Passes._check_file(model)
+        LoadedModel._check_file(model)
 
 
 def loaded(name: str, path: Path) -> Model:

@@ -202,7 +202,9 @@ def functions() -> dict[str, Any]:
         if isinstance(thing, type) and NOT_HERE.get(name) != "a protocol":
             found |= {
                 f"{name}.{method}": getattr(thing, method)
-                for method, value in vars(thing).items()
+                for kind in thing.__mro__
+                if kind.__module__.startswith("isobit")
+                for method, value in vars(kind).items()
                 if not method.startswith("_")
                 and isinstance(value, (FunctionType, classmethod, staticmethod))
             }

@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 
+from isobit.runtime.detokenizer import StopText
 from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
-from isobit.runtime.pieces import StopText
 from isobit.runtime.request import Request
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token

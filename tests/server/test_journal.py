@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from isobit.runtime.model import Model
-from isobit.runtime.news import News
+from isobit.runtime.wakeup import LoopWaker
 from isobit.server import guard
 from isobit.server.answer import choices
 from isobit.server.answer.journal import LINES, Journal, Line
@@ -211,7 +211,7 @@ def test_what_is_computed_again_for_a_receipt_is_told_so(
         await asyncio.sleep(0.001)
         return True
 
-    monkeypatch.setattr(News, "wait", at_once)
+    monkeypatch.setattr(LoopWaker, "wait", at_once)
     monkeypatch.setattr(choices, "PING_SECONDS", 0)
     stack.enter_context(replica[0].engine.turn())
     first, *_, last = lines(url, path, body, journal)

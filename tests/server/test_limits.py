@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from isobit.errors import ModelRefused
-from isobit.runtime import pieces
+from isobit.runtime import detokenizer as pieces
 from isobit.runtime.model import Model
 from isobit.runtime.tokens import Generation
 from isobit.server import body as incoming

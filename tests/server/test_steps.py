@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from isobit.runtime.detokenizer import StopText
 from isobit.runtime.model import Model
-from isobit.runtime.pieces import StopText
 from isobit.runtime.tokens import Token
 from isobit.server.answer.choices import Choice, Piece
 from isobit.server.openai.bodies import ChatShape, CompletionShape

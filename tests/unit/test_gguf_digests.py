@@ -9,7 +9,7 @@ import pytest
 
 from isobit.gguf import digests
 from isobit.gguf.reader import GGUFFile
-from isobit.runtime.passes import sample_path
+from isobit.runtime.loaded import sample_path
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.grammar import Grammar
-from isobit.runtime.sampler import Sampler, Sampling, Together
+from isobit.runtime.sampler import BatchSampler, Sampler, Sampling
 from tests.helpers import naive
 
 
@@ -61,12 +61,12 @@ def test_several_sequences_choose_as_each_alone(logits: np.ndarray, rows: RowSam
         Sampling(temperature=1.2, presence_penalty=0.5, frequency_penalty=0.2, seed=9),
         Sampling(logit_bias=((4, 100.0),)),
     ]
-    together = [Sampler(s, [1, 2, 3]) for s in settings]
+    batch_sampler = [Sampler(s, [1, 2, 3]) for s in settings]
     alone = [Sampler(s, [1, 2, 3]) for s in settings]
     for _ in range(20):
         logits5 = np.stack([logits] * 5)
-        found = Together(together, len(logits)).choose(RowSampler(threads=2), logits5)
-        for a, b, token in zip(together, alone, found, strict=True):
+        found = BatchSampler(batch_sampler, len(logits)).choose(RowSampler(threads=2), logits5)
+        for a, b, token in zip(batch_sampler, alone, found, strict=True):
             assert b.choose(logits, rows) == token
             a.append(int(token))
             b.append(int(token))
@@ -125,7 +125,7 @@ def test_what_is_not_allowed_is_not_chosen(logits: np.ndarray, rows: RowSampler)
             for t in (0.0, 2.0)
         ]
         several = np.stack([logits] * len(samplers))
-        return Together(samplers, len(logits)).choose(rows, several)
+        return BatchSampler(samplers, len(logits)).choose(rows, several)
 
     free = choices(None)
     assert choices(Allowing(103), None) == [103, 103, *free]

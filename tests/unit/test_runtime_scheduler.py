@@ -81,7 +81,7 @@ class World:
             self.slots = [self.slots_of(work) for work in self.following]
         if generating:
             prompts = sum(len(w.tokens) for w in works if w.request.behind > 1)
-            assert prompts <= limits.beside
+            assert prompts <= limits.prompt_tokens
         scored = [w for w in works if w.request.wanted and w.request.behind > 1]
         rows = sum(w.start + row in w.request.wanted for w in scored for row in w.rows)
         assert rows <= limits.pass_rows
@@ -208,15 +208,22 @@ class Arrivals(RuleBasedStateMachine):
         pages=st.integers(1, 12),
         running=st.integers(1, 6),
         more=st.integers(0, 150),
-        beside=st.integers(1, 100),
+        prompt_tokens=st.integers(1, 100),
         rows=st.integers(1, 70),
         waiting=st.integers(1, 6),
         states=st.sampled_from([0, 0, 1, 2, 4, 9]),
     )
     def begin(
-        self, pages: int, running: int, more: int, beside: int, rows: int, waiting: int, states: int
+        self,
+        pages: int,
+        running: int,
+        more: int,
+        prompt_tokens: int,
+        rows: int,
+        waiting: int,
+        states: int,
     ) -> None:
-        limits = Limits(running + more, beside, rows, running, waiting)
+        limits = Limits(running + more, prompt_tokens, rows, running, waiting)
         self.world = World(pages, limits, states)
 
     @rule(
@@ -338,7 +345,7 @@ def test_kept_states_are_few_and_the_longest_unused_goes() -> None:
 
 
 def test_a_prompt_leaves_its_neighbours_their_tokens() -> None:
-    w = world(pass_tokens=64, beside=16, running=4)
+    w = world(pass_tokens=64, prompt_tokens=16, running=4)
     for n in (3, 5):
         w.add(Request([1] * n, 50))
     w.step()
@@ -348,7 +355,7 @@ def test_a_prompt_leaves_its_neighbours_their_tokens() -> None:
 
 
 def test_alone_a_prompt_takes_the_whole_pass() -> None:
-    w = world(pass_tokens=64, beside=16, running=4)
+    w = world(pass_tokens=64, prompt_tokens=16, running=4)
     w.add(Request([2] * 150, 5))
     assert [len(w.step()[0].tokens) for _ in range(4)] == [64, 64, 22, 1]
 
@@ -413,7 +420,7 @@ def test_what_cannot_fit_is_refused_and_a_full_queue_says_so() -> None:
 
 
 def test_limits_that_would_starve_are_refused() -> None:
-    for limits in ({"running": 9, "pass_tokens": 8}, {"beside": 0}, {"running": 0}):
+    for limits in ({"running": 9, "pass_tokens": 8}, {"prompt_tokens": 0}, {"running": 0}):
         with pytest.raises(UsageError):
             Limits(**limits)
 

@@ -13,7 +13,7 @@ import numpy as np
 from isobit.backends.base import ARGMAX, CHOSEN, I32, Batch, Following, Results, Wanted
 from isobit.errors import ModelRefused
 from isobit.runtime.request import Request
-from isobit.runtime.sampler import Together
+from isobit.runtime.sampler import BatchSampler
 from isobit.runtime.scheduler import UNKNOWN, Work
 from isobit.runtime.tokens import Generation, Token
 
@@ -28,7 +28,7 @@ class Batches:
         self._tables: list[I32] = []
         self._pages = np.empty((0, 0), np.int32)
         self._each = np.arange(0, dtype=np.int32)
-        self.together: Together | None = None
+        self.batch_sampler: BatchSampler | None = None
         """The samplers that drew last."""
 
     def of(self, work: Sequence[Work]) -> Batch:
@@ -69,7 +69,7 @@ class Batches:
         )
 
 
-class Next(NamedTuple):
+class PassOutcome(NamedTuple):
     """What a pass gave to one generation."""
 
     token: Token | None = None
@@ -80,7 +80,7 @@ class Next(NamedTuple):
 
 
 @dataclass
-class Asked:
+class PassRequest:
     """What is asked of a pass: for each part its next token, and rows of prompts."""
 
     parts: Sequence[Part]
@@ -112,7 +112,7 @@ class Asked:
             request = work.request
             known = len(request.tokens) + (request in self.before)
             if request.max_tokens and work.start + len(work.tokens) == known:
-                least = generation.only_likeliest
+                least = generation.only_argmax
                 (self.argmax if least else self.drawn).append((i, row - 1))
                 if generation.logprobs is not None:
                     self.top = max(self.top, generation.logprobs, int(least))
@@ -121,12 +121,15 @@ class Asked:
         self.rows = row
         for part, _ in self.scored:
             self.top = max(self.top, self.parts[part][1].logprobs or 0)
-        self.together: Together | None = None
+        self.batch_sampler: BatchSampler | None = None
         if self.drawn:
             samplers = [self.parts[part][1].sampler for part, _ in self.drawn]
-            if self.batches.together is None or self.batches.together.samplers != samplers:
-                self.batches.together = Together(samplers, self.vocabulary)
-            self.together = self.batches.together
+            if (
+                self.batches.batch_sampler is None
+                or self.batches.batch_sampler.samplers != samplers
+            ):
+                self.batches.batch_sampler = BatchSampler(samplers, self.vocabulary)
+            self.batch_sampler = self.batches.batch_sampler
 
     def _of_prompt(self, generation: Generation) -> list[tuple[int, range]]:
         if generation.wants_hidden:
@@ -143,13 +146,13 @@ class Asked:
             return ARGMAX
         logits = len(rows) == self.rows or (bool(rows) and np.unique(np.array(rows, np.int32)))
         drawn = given = None
-        if self.together is not None:
+        if self.batch_sampler is not None:
             logprobs = any(self.parts[part][1].logprobs is not None for part, _ in self.drawn)
             of = np.array([row for _, row in self.drawn], np.int32)
             coming = None
             if self.before:
                 coming = [self.parts[part][0].request in self.before for part, _ in self.drawn]
-            drawn = self.together.draws(of, logprobs=logprobs, coming=coming)
+            drawn = self.batch_sampler.draws(of, logprobs=logprobs, coming=coming)
         if self.scored:
             given = np.zeros((self.rows, 1), np.int32)
             for part, some in self.scored:
@@ -175,16 +178,16 @@ class Asked:
         unknown = np.flatnonzero(batch.tokens == UNKNOWN)
         giving = [rows[work.request] for work in works if work.tokens[-1] == UNKNOWN]
         batch.tokens[unknown] = -1 - np.array(giving, np.int32)
-        return Following(batch, Asked(parts, self.batches, self.vocabulary, rows).wanted)
+        return Following(batch, PassRequest(parts, self.batches, self.vocabulary, rows).wanted)
 
     def _said(self, part: int) -> list[int]:
         """The tokens that follow the rows of a prompt."""
         work, _ = self.parts[part]
         return [work.request.prompt[work.start + row + 1] for row in work.rows[: work.scored]]
 
-    def answer(self, wanted: Wanted, results: Results) -> list[Next]:
+    def answer(self, wanted: Wanted, results: Results) -> list[PassOutcome]:
         """What comes of it, for each part."""
-        found = [Next()] * len(self.parts)
+        found = [PassOutcome()] * len(self.parts)
         self._likeliest(results, found)
         for part, rows in self.hidden:
             assert results.hidden is not None
@@ -196,29 +199,29 @@ class Asked:
             found[part] = found[part]._replace(digest=results.digests[row].tobytes())
         return found
 
-    def _likeliest(self, results: Results, found: list[Next]) -> None:
+    def _likeliest(self, results: Results, found: list[PassOutcome]) -> None:
         if not self.argmax:
             return
         assert results.argmax is not None
         ids = results.argmax.tolist()
         for part, row in self.argmax:
             if ids[row] < 0:
-                found[part] = Next(error=damaged())
+                found[part] = PassOutcome(error=damaged())
                 continue
             token, k = Token(ids[row]), self.parts[part][1].logprobs
             if k is not None:
                 theirs = _top(results, row)
                 token = Token(token.id, theirs[0][1], theirs[:k])
-            found[part] = Next(token)
+            found[part] = PassOutcome(token)
 
-    def _of_prompts(self, wanted: Wanted, results: Results, found: list[Next]) -> None:
+    def _of_prompts(self, wanted: Wanted, results: Results, found: list[PassOutcome]) -> None:
         at: Sequence[int] | dict[int, int] = range(self.rows)
         if not isinstance(wanted.logits, bool):
             at = {row: i for i, row in enumerate(wanted.logits.tolist())}
         for part, rows in (*self.taken, *self.scored):
             work, generation = self.parts[part]
             if not results.finite[rows.start : rows.stop].all():
-                found[part] = Next(error=damaged())
+                found[part] = PassOutcome(error=damaged())
                 continue
             try:
                 if generation.take_rows is None:
@@ -231,7 +234,7 @@ class Asked:
                 # Given once, also if it runs again.
                 work.request.wanted = work.request.wanted[work.scored :]
             except Exception as error:  # the caller's own
-                found[part] = Next(error=error)
+                found[part] = PassOutcome(error=error)
 
     def _measured(self, part: int, rows: range, results: Results) -> list[Token]:
         """The tokens of a prompt that follow rows."""
@@ -242,24 +245,24 @@ class Asked:
             for said, row in zip(self._said(part), rows, strict=True)
         ]
 
-    def _draw(self, results: Results, found: list[Next]) -> None:
-        if self.together is None:
+    def _draw(self, results: Results, found: list[PassOutcome]) -> None:
+        if self.batch_sampler is None:
             return
         assert results.drawn is not None
-        chosen = self.together.chosen(results.drawn)
+        chosen = self.batch_sampler.chosen(results.drawn)
         for i, ((part, row), token) in enumerate(zip(self.drawn, chosen, strict=True)):
             if found[part].error is not None:
                 continue
             if not isinstance(token, int):
-                found[part] = Next(error=token)
+                found[part] = PassOutcome(error=token)
                 continue
             k = self.parts[part][1].logprobs
             if k is None:
-                found[part] = Next(Token(token))
+                found[part] = PassOutcome(Token(token))
                 continue
             assert results.drawn_logprobs is not None
             theirs = _top(results, row)[:k] if k else ()
-            found[part] = Next(Token(token, float(results.drawn_logprobs[i]), theirs))
+            found[part] = PassOutcome(Token(token, float(results.drawn_logprobs[i]), theirs))
 
 
 def _top(results: Results, row: int) -> tuple[tuple[int, float], ...]:

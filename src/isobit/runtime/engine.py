@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
 from isobit.errors import CacheLost, ContextFull, IsobitError, UsageError
 from isobit.numerics import TILE
-from isobit.runtime.batches import Asked, Batches, Next, Part
+from isobit.runtime.batches import Batches, Part, PassOutcome, PassRequest
 from isobit.runtime.blocks import Blocks, PageTable
 from isobit.runtime.grammar import Constraint
-from isobit.runtime.pace import Pace
+from isobit.runtime.prefill_budget import PrefillBudget
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
 from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler
@@ -53,8 +53,8 @@ class Engine:
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
         c = model.config
         used = c.n_experts_used / c.n_experts if c.is_moe else 0.0
-        self._pace = Pace(model.backend.padded, used)
-        self.scheduler.beside = self._pace.beside
+        self._prefill_budget = PrefillBudget(model.backend.padded, used)
+        self.scheduler.prefill_budget = self._prefill_budget.tokens
         self.limit(Limits.of(model.backend.engine))
         self._batches = Batches()
         self.no_routes = model.backend.no_routes
@@ -100,7 +100,7 @@ class Engine:
             limits = changed(limits, running=running)
         with self._books:
             self.scheduler.limits = limits
-            self._pace.steady = limits.steady or not self.model.backend.padded
+            self._prefill_budget.steady = limits.steady or not self.model.backend.padded
 
     def submit(
         self,
@@ -294,7 +294,7 @@ class Engine:
                         self._books.wait_for(lambda: self._of or self._thread is not me)
                 elif self.model.backend.on_host:
                     for listener in self._told:
-                        listener.settle(_PATIENCE)
+                        listener.wait_taken(_PATIENCE)
             except Exception:  # those of the pass were told; the others go on
                 _log.exception("a pass failed")
 
@@ -357,14 +357,14 @@ class Engine:
         finally:
             self._stepping = False
             for listener in listeners:
-                listener.tell()
+                listener.notify()
             self._told = listeners if len(parts) >= _MANY else set()
         return True
 
-    def _run(self, parts: Sequence[Part]) -> tuple[list[Next], Routes | None]:
+    def _run(self, parts: Sequence[Part]) -> tuple[list[PassOutcome], Routes | None]:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
         model = self.model
-        asked = Asked(parts, self._batches, model.graph.logits.shape.width)
+        asked = PassRequest(parts, self._batches, model.graph.logits.shape.width)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
         if (following := asked.following(self._following)) is not None:
             wanted = changed(wanted, following=following)
@@ -385,7 +385,7 @@ class Engine:
     def _hand_out(
         self,
         parts: Sequence[Part],
-        found: Sequence[Next],
+        found: Sequence[PassOutcome],
         seen: Routes | None,
         begun: float,
         listeners: set[Listener],
@@ -425,7 +425,7 @@ class Engine:
             start = stop
             if generation.listen is not None and (generation.ready or generation.ended):
                 listeners.add(generation.listen)
-        self._pace.ran(start - prompt, prompt, attended, now * 1e-9 - self._since)
+        self._prefill_budget.ran(start - prompt, prompt, attended, now * 1e-9 - self._since)
         self._since = now * 1e-9
         self._copy_states()
 
@@ -505,7 +505,7 @@ class Engine:
         generation.error = error
         self._end(generation, "interrupted")
         if generation.listen is not None:
-            generation.listen.tell()
+            generation.listen.notify()
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         request = generation.request

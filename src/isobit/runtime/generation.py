@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from isobit.arguments import flag, function, instance, text, texts, whole, wrong
 from isobit.backends.base import F32, I32
 from isobit.errors import ModelRefused, UsageError
-from isobit.runtime.news import News
-from isobit.runtime.pieces import NoText, StopText, TokenText
+from isobit.runtime.detokenizer import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.scheduler import QueueFull
 from isobit.runtime.tokens import FinishReason, Generation, Listener, Token, Watcher
+from isobit.runtime.wakeup import LoopWaker
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
@@ -186,7 +186,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         """The next piece; passes run in a thread of the engine's."""
-        engine, news = self._model.generations, News.here()
+        engine, news = self._model.generations, LoopWaker.of_running_loop()
         try:
             while True:
                 try:
@@ -212,7 +212,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         QueueFull too."""
         while self.completion is None and (generation := self.begin(wait=False)) is not None:
             generation.listen = listen
-            generation.tell()
+            generation.notify()
             ended = generation.ended  # before looking: what comes last comes before the end
             token = generation.take()
             if token is None and not ended:

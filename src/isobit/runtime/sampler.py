@@ -136,7 +136,7 @@ class Sampler:
 
     def choose(self, logits: F32, rows: RowSampler) -> int:
         """The next token id from logits float32 [vocabulary]; ``append`` it to go on."""
-        [token] = Together([self], len(logits)).choose(rows, logits[None])
+        [token] = BatchSampler([self], len(logits)).choose(rows, logits[None])
         if isinstance(token, int):
             return token
         raise token
@@ -145,7 +145,7 @@ class Sampler:
 _NO_ROWS = np.empty(0, np.int32)
 
 
-class Together:
+class BatchSampler:
     """Samplers that draw together, token after token, each for its sequence."""
 
     def __init__(self, samplers: Sequence[Sampler], vocabulary: int) -> None:

@@ -56,7 +56,7 @@ class Limits:
 
     pass_tokens: int = 512
     """Most tokens of a pass."""
-    beside: int = 512
+    prompt_tokens: int = 512
     """Most tokens of prompts in a pass in which others generate; few, so that these wait little."""
     pass_rows: int = 128
     """Most rows of logits of a pass, beside those that others go on with."""
@@ -65,7 +65,7 @@ class Limits:
     waiting: int = 1024
     """Most requests that wait."""
     steady: bool = False
-    """See :attr:`isobit.runtime.pace.Pace.steady`."""
+    """See :attr:`isobit.runtime.prefill_budget.Pace.steady`."""
 
     @classmethod
     def of(cls, engine: EngineConfig, waiting: int = 1024, *, steady: bool = False) -> Limits:
@@ -78,7 +78,7 @@ class Limits:
         """Refuse what would starve a request."""
         if not 1 <= self.running <= self.pass_tokens:
             raise UsageError("running: expected from 1 to pass_tokens, so that each has a token")
-        if min(self.beside, self.pass_rows, self.waiting) < 1:
+        if min(self.prompt_tokens, self.pass_rows, self.waiting) < 1:
             raise UsageError("limits: expected 1 or more of each")
 
 
@@ -106,8 +106,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
-        self.beside: Callable[[int, int, int, int], int] = lambda *_: limits.beside
-        """See :meth:`isobit.runtime.pace.Pace.beside`."""
+        self.prefill_budget: Callable[[int, int, int, int], int] = lambda *_: limits.prompt_tokens
+        """See :meth:`isobit.runtime.prefill_budget.Pace.beside`."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
 
@@ -145,8 +145,8 @@ class Scheduler:
         prompt = left = self.limits.pass_tokens - len(generating)
         if generating and prompts:
             attended = sum(r.known for r in generating)
-            few = self.beside(len(generating), attended, len(prompts), prompts[0].reached)
-            prompt = min(left, self.limits.beside, few)
+            few = self.prefill_budget(len(generating), attended, len(prompts), prompts[0].reached)
+            prompt = min(left, self.limits.prompt_tokens, few)
         rows = self.limits.pass_rows
         work = []
         for request, all_of_it in behind:  # the oldest first

@@ -59,10 +59,10 @@ class Watcher(Protocol):
 class Listener(Protocol):
     """Takes tokens in another thread than that which runs passes; neither method raises."""
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Something is new: of one generation or of several, this is called once. Does not wait."""
 
-    def settle(self, seconds: float) -> None:
+    def wait_taken(self, seconds: float) -> None:
         """Return when what was told of is taken, or after so long."""
 
 
@@ -112,7 +112,7 @@ class Generation(Iterator[Token]):
         """What ended it, if that was an error."""
         self.cancelled = False
         """Whether it is to end after the pass that it is in."""
-        self.only_likeliest = sampler.sampling.likeliest_only
+        self.only_argmax = sampler.sampling.likeliest_only
         """Whether its tokens can be told without the logits."""
         self._engine = engine
         self._given: deque[Token] = deque()
@@ -120,7 +120,7 @@ class Generation(Iterator[Token]):
     def __next__(self) -> Token:
         """The next token; runs passes until there is one. Raises what the pass did."""
         while True:
-            self.tell()
+            self.notify()
             ended = self.ended  # before looking: what comes last comes before the end
             if (found := self.take()) is not None:
                 return found
@@ -134,7 +134,7 @@ class Generation(Iterator[Token]):
         """A token that is there already."""
         return self._given.popleft() if self._given else None
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Tell ``progress``, if more has run."""
         if self._has_more_run():
             total = len(self.request.prompt)

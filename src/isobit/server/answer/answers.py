@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from isobit.errors import UsageError
-from isobit.runtime.pieces import StopText
+from isobit.runtime.detokenizer import StopText
 from isobit.server.answer.choices import Choice, Choices, Piece
 from isobit.server.answer.journal import BY, JOURNAL, LINES, Journal, line, tokens_json
 from isobit.server.errors import ClientGone, ShuttingDown, told

@@ -10,12 +10,12 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 
 from isobit.backends.base import I32
+from isobit.runtime.detokenizer import StopText, TokenText
 from isobit.runtime.engine import Engine
 from isobit.runtime.grammar import Constraint
-from isobit.runtime.news import News
-from isobit.runtime.pieces import StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
+from isobit.runtime.wakeup import LoopWaker
 from isobit.server.answer.journal import Said
 from isobit.server.errors import ClientGone, Differs, ShuttingDown
 from isobit.server.parsing.events import CallBegins, Event, Finish, Text, Usage
@@ -106,7 +106,7 @@ class Choice:
             routes=routes,
             begun=self._begun,
             watch=self._recorder,
-            listen=News.here(),
+            listen=LoopWaker.of_running_loop(),
             constraint=constraint,
         )
 
@@ -233,7 +233,7 @@ class Choices:
 
     def __init__(self, choices: Sequence[Choice], request: HttpRequest) -> None:
         self.choices = choices
-        self._news = News.here()
+        self._news = LoopWaker.of_running_loop()
         self._gone = False
         self._watch = asyncio.create_task(self._until_gone(request))
 

@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from isobit.backends.base import F32
 from isobit.errors import ModelRefused, UsageError
-from isobit.runtime.news import News
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Generation
+from isobit.runtime.wakeup import LoopWaker
 from isobit.server.body import read, unless_gone
 from isobit.server.errors import ShuttingDown
 from isobit.server.request.prompts import Asked, Prompt, Whole, encoded, listed
@@ -85,7 +85,7 @@ class Embeddings:
 
     async def _together(self, prompts: list[list[int]]) -> list[F32]:
         begun: list[Generation] = []
-        submit, news = self._service.engine.submit, News.here()
+        submit, news = self._service.engine.submit, LoopWaker.of_running_loop()
         try:
             for ids in prompts:
                 begun.append(submit(ids, 0, Sampling(), hidden=True, listen=news))
@@ -95,7 +95,7 @@ class Embeddings:
                 generation.cancel()
 
 
-async def _state(generation: Generation, news: News) -> F32:
+async def _state(generation: Generation, news: LoopWaker) -> F32:
     await news.wait([generation])
     state = generation.hidden
     if state is None:

@@ -29,7 +29,7 @@ _LOOK = 7
 _BEFORE = 0.1  # of the weight of one pass
 
 
-class Ran(NamedTuple):
+class PassTiming(NamedTuple):
     """A pass."""
 
     generating: int
@@ -40,7 +40,7 @@ class Ran(NamedTuple):
     seconds: float
 
 
-class Pace:
+class PrefillBudget:
     """What passes have cost lately: so much each, for the experts that are read, for a generation,
     for a token of a prompt, and for a position that a token attends to."""
 
@@ -51,18 +51,18 @@ class Pace:
         self._sizes, self._used = sizes, used if sizes else 0.0
         self.steady = not sizes
         """Whether only those count that generate."""
-        self._passes: deque[Ran] = deque(maxlen=_RECENT)
-        self._beside: deque[Ran] = deque(maxlen=_LOOK)
+        self._passes: deque[PassTiming] = deque(maxlen=_RECENT)
+        self._with_prompts: deque[PassTiming] = deque(maxlen=_LOOK)
         """The last generations beside prompts, however long ago."""
         self._known: NDArray[np.float64] | None = None
 
     def ran(self, generating: int, prompt: int, attended: int, seconds: float) -> None:
         """A pass took so long."""
-        self._passes.append(Ran(generating, prompt, attended, seconds))
+        self._passes.append(PassTiming(generating, prompt, attended, seconds))
         if generating and prompt:
-            self._beside.append(self._passes[-1])
+            self._with_prompts.append(self._passes[-1])
 
-    def beside(self, generating: int, attended: int, prompts: int, position: int) -> int:
+    def tokens(self, generating: int, attended: int, prompts: int, position: int) -> int:
         """Tokens of prompts that a step of generations may have beside it; now and then none, else
         at least one.
 
@@ -75,9 +75,9 @@ class Pace:
             return 0
         # At first half as many: a token of a prompt costs hardly more than one that is generated.
         # Then twice as many as were seen: what they cost is learned on the way.
-        seen = max((ran.prompt for ran in self._beside), default=0)
+        seen = max((ran.prompt for ran in self._with_prompts), default=0)
         most = 2 * seen or max(generating // 2, 1)
-        if self._beside or any(ran.prompt for ran in self._passes):
+        if self._with_prompts or any(ran.prompt for ran in self._passes):
             share = max(SHARE, (prompts - 1) / generating)
             if not self.steady:  # whoever waits for the first token counts as much
                 share = max(share, SHARE * prompts)
@@ -127,7 +127,7 @@ class Pace:
         """
         lately = [*self._passes]
         if not any(ran.generating and ran.prompt for ran in lately):
-            lately += self._beside
+            lately += self._with_prompts
         passes = np.array(lately)
         seconds = np.maximum(passes[:, 3], 1e-9)
         kinds = self._kinds(*passes[:, :3].T)

@@ -1,4 +1,4 @@
-"""A model's file on a backend, and passes over batches: the engine room behind ``Model``."""
+"""A model's file on a backend, its tokenizer, and passes over batches."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from isobit import arguments
+from isobit.arguments import token_ids, wrong
 from isobit.backends import open_backend, warn
 from isobit.backends.base import ARGMAX, GREEDY, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu._cpu import forget_mapping, name_mapping
@@ -25,6 +28,9 @@ from isobit.machine import total_memory
 from isobit.model.checkpoint import open_model
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
+from isobit.runtime.grammar import Grammars
+from isobit.text.tokenizer import Tokenizer
+from isobit.text.vocabulary import stop_ids
 
 _LOOK = 0.1
 """Seconds between two looks at the model's file."""
@@ -53,7 +59,7 @@ def locate(model: str | Path, note: Callable[[str], None] | None = None) -> Path
     return path
 
 
-class Passes:
+class LoadedModel:
     """A model file on a backend, with a KV cache. A context manager; safe to use from threads."""
 
     def __init__(
@@ -96,7 +102,54 @@ class Passes:
             raise
 
     def _begin(self) -> None:
-        """Work to be done beside the backend, which mostly waits as it loads."""
+        self._tokenizer = _begun(
+            lambda: Tokenizer.from_metadata(self.file.metadata, str(self.path))
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer. Raises ModelRefused if the file has none that is known."""
+        return self._tokenizer()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a generation: what the file says of them, with or without a tokenizer."""
+        try:
+            return self.tokenizer.stop_ids
+        except ModelRefused:
+            return stop_ids(self.file.metadata, self.config.vocab, str(self.path))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens written in it are recognised.
+
+        Raises UsageError for what is no text, and for one that has more than 2 MiB without a space
+        or line where it could be cut.
+        """
+        return self.tokenizer.encode(text, special=True)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """The text of token ids. Raises UsageError for ids that there are not."""
+        return self.tokenizer.decode(ids)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars that its answers can be held to."""
+        return Grammars(self.tokenizer, self.config.vocab, self.stop_ids)
+
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, special=True, most=self.context)
+        return prompt
+
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as a list of int; raises UsageError for none, unknown or too many."""
+        found = token_ids("prompt", ids, self.context)
+        if not found:
+            raise UsageError("prompt: expected at least one token, got none")
+        odd = next((i for i in found if not 0 <= i < self.config.vocab), None)
+        if odd is not None:
+            raise wrong("token id", f"0 to {self.config.vocab - 1}", odd)
+        return found
 
     @property
     def rows(self) -> RowSampler:
@@ -155,3 +208,14 @@ class Passes:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:
+    """Begin work in a thread of its own, if the system has one; gives what it gave or raised."""
+    builder = ThreadPoolExecutor(1)
+    try:
+        future = builder.submit(work)
+    except RuntimeError:  # no thread
+        return cache(work)
+    builder.shutdown(wait=False)
+    return future.result

@@ -12,36 +12,36 @@ from weakref import WeakKeyDictionary, ref
 
 _TICK = 1.0  # seconds between two looks at who has waited long enough
 
-_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, News] = WeakKeyDictionary()
+_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaker] = WeakKeyDictionary()
 
 
-class Source(Protocol):
+class Waitable(Protocol):
     """What something comes from: a generation."""
 
     def has_news(self) -> bool:
         """Whether there is something to take, or no more will come."""
 
 
-class News:
+class LoopWaker:
     """A listener of one event loop. However many wait in it, a pass wakes it once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = ref(loop)
         self._said = threading.Event()
-        self._waiting: dict[asyncio.Future[bool], tuple[Sequence[Source], float]] = {}
+        self._waiting: dict[asyncio.Future[bool], tuple[Sequence[Waitable], float]] = {}
         """What each waits for, and until when."""
         self._ticks = False
 
     @classmethod
-    def here(cls) -> News:
+    def of_running_loop(cls) -> LoopWaker:
         """That of the running loop."""
         loop = asyncio.get_running_loop()
-        news = _of_loop.get(loop)
+        news = _by_loop.get(loop)
         if news is None:
-            news = _of_loop[loop] = cls(loop)
+            news = _by_loop[loop] = cls(loop)
         return news
 
-    async def wait(self, sources: Sequence[Source], seconds: float = inf) -> bool:
+    async def wait(self, sources: Sequence[Waitable], seconds: float = inf) -> bool:
         """Until one of these has something to take or has ended, which is True; or so long."""
         if _any(sources):
             return True
@@ -55,7 +55,7 @@ class News:
         finally:
             del self._waiting[future]
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """From any thread: there may be something new."""
         self._said.clear()
         loop = self._loop()
@@ -67,7 +67,7 @@ class News:
             pass
         self._said.set()
 
-    def settle(self, seconds: float) -> None:
+    def wait_taken(self, seconds: float) -> None:
         """From a thread that told: until those who waited went on and wait again, or so long."""
         self._said.wait(seconds)
 
@@ -94,5 +94,5 @@ class News:
 _has_news = methodcaller("has_news")
 
 
-def _any(sources: Sequence[Source]) -> bool:
+def _any(sources: Sequence[Waitable]) -> bool:
     return any(map(_has_news, sources))

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from isobit.runtime.news import News
+from isobit.runtime.wakeup import LoopWaker
 
 LONG = 60.0
 
@@ -27,7 +27,7 @@ def within(work: Callable[[], None]) -> asyncio.Future[None]:
 
 def test_what_is_there_already_is_not_waited_for() -> None:
     async def run() -> bool:
-        return await News.here().wait([Given(), Given(new=True)])
+        return await LoopWaker.of_running_loop().wait([Given(), Given(new=True)])
 
     assert asyncio.run(asyncio.wait_for(run(), LONG))
 
@@ -35,13 +35,13 @@ def test_what_is_there_already_is_not_waited_for() -> None:
 def test_one_tell_wakes_all_who_have_something() -> None:
     async def run() -> None:
         one, two, other = Given(), Given(), Given()
-        news = News.here()
+        news = LoopWaker.of_running_loop()
         waits = [asyncio.create_task(news.wait([each])) for each in (one, two, other)]
         await asyncio.sleep(0)  # all wait now
 
         def tell() -> None:
             one.new = two.new = True
-            news.tell()
+            news.notify()
 
         await within(tell)
         assert await asyncio.wait_for(asyncio.gather(*waits[:2]), LONG) == [True, True]
@@ -53,7 +53,7 @@ def test_one_tell_wakes_all_who_have_something() -> None:
 
 def test_what_comes_between_the_look_and_the_wait_is_not_lost() -> None:
     async def run() -> bool:
-        news = News.here()
+        news = LoopWaker.of_running_loop()
 
         class Late(Given):
             """Becomes ready just after it was looked at, and another thread tells of it."""
@@ -63,7 +63,7 @@ def test_what_comes_between_the_look_and_the_wait_is_not_lost() -> None:
             def has_news(self) -> bool:
                 self.looks += 1
                 if self.looks == 1:
-                    thread = threading.Thread(target=news.tell)
+                    thread = threading.Thread(target=news.notify)
                     thread.start()
                     thread.join()
                     return False
@@ -76,14 +76,14 @@ def test_what_comes_between_the_look_and_the_wait_is_not_lost() -> None:
 
 def test_waiting_ends_when_nothing_comes() -> None:
     async def run() -> bool:
-        return await News.here().wait([Given()], 0.01)
+        return await LoopWaker.of_running_loop().wait([Given()], 0.01)
 
     assert not asyncio.run(asyncio.wait_for(run(), LONG))
 
 
 def test_settling_lasts_until_those_who_were_woken_ran() -> None:
     async def run() -> None:
-        given, news, ran = Given(), News.here(), []
+        given, news, ran = Given(), LoopWaker.of_running_loop(), []
         seen: list[list[str]] = []
 
         async def reader() -> None:
@@ -92,8 +92,8 @@ def test_settling_lasts_until_those_who_were_woken_ran() -> None:
 
         def tell() -> None:
             given.new = True
-            news.tell()
-            news.settle(LONG)
+            news.notify()
+            news.wait_taken(LONG)
             seen.append(list(ran))
 
         task = asyncio.create_task(reader())
@@ -106,11 +106,11 @@ def test_settling_lasts_until_those_who_were_woken_ran() -> None:
 
 
 def test_a_loop_that_is_closed_holds_nobody_up() -> None:
-    async def here() -> News:
-        return News.here()
+    async def here() -> LoopWaker:
+        return LoopWaker.of_running_loop()
 
     loop = asyncio.new_event_loop()
     news = loop.run_until_complete(here())
     loop.close()
-    news.tell()
-    news.settle(LONG)
+    news.notify()
+    news.wait_taken(LONG)

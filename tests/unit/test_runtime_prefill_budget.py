@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from isobit.runtime.pace import Pace
+from isobit.runtime.prefill_budget import PrefillBudget
 
 Cost = tuple[float, float, float, float]
 """Seconds of a pass, of a generation in it, of a token, of a position that a token attends to."""
@@ -16,7 +16,7 @@ class Machine:
     """Runs passes at such costs. Bounds on what noise does hold for most seeds: these are given."""
 
     def __init__(self, cost: Cost, noise: float = 0.0, seed: int = 0) -> None:
-        self.pace, self.cost, self.noise = Pace(), cost, noise
+        self.pace, self.cost, self.noise = PrefillBudget(), cost, noise
         self.rng = random.Random(seed)
 
     def run(self, generating: int, prompt: int, attended: int) -> float:
@@ -32,7 +32,7 @@ class Machine:
         longer it took than without."""
         found, done, among = [], 0, 500 * generating
         while done < prompt:
-            n = min(self.pace.beside(generating, among, 1, done), prompt - done)
+            n = min(self.pace.tokens(generating, among, 1, done), prompt - done)
             seconds = self.run(generating, n, among + n * (done + (n + 1) // 2))
             done += n
             fixed, each, token, attending = self.cost
@@ -73,7 +73,7 @@ def test_a_gpu_reads_no_prompt_in_crumbs(generating: int) -> None:
     """A step takes no half longer, or a prompt's token costs little more than in a pass of its own;
     steady, only the former. Passes are full."""
 
-    def run(pace: Pace, among: int, prompt: int) -> float:
+    def run(pace: PrefillBudget, among: int, prompt: int) -> float:
         at = bisect_left(SIZES, among + prompt)
         ms = MS[at] if at < len(SIZES) else 8 + 0.047 * (among + prompt)
         pace.ran(among, prompt, 0, ms / 1e3)
@@ -81,12 +81,12 @@ def test_a_gpu_reads_no_prompt_in_crumbs(generating: int) -> None:
 
     found = {}
     for steady in (False, True):
-        pace = Pace(SIZES, 1 / 16)
+        pace = PrefillBudget(SIZES, 1 / 16)
         pace.steady = steady
         own, step = run(pace, 0, 512) / 512, run(pace, generating, 0)
         n = 0
         for _ in range(40):
-            n = pace.beside(generating, 0, 1, 0) or n
+            n = pace.tokens(generating, 0, 1, 0) or n
             seconds = run(pace, generating, n)
         assert generating + n in SIZES
         found[steady] = n
@@ -101,39 +101,39 @@ def test_a_gpu_reads_no_prompt_in_crumbs(generating: int) -> None:
 def test_it_finds_out_what_it_was_not_told() -> None:
     machine = Machine((1e-4, 1e-4, 6e-5, 0))
     pace = machine.pace
-    assert pace.beside(4, 0, 1, 0) == 2
+    assert pace.tokens(4, 0, 1, 0) == 2
     for _ in range(9):
         machine.run(4, 0, 0)
-    assert pace.beside(4, 0, 1, 0) == 2
+    assert pace.tokens(4, 0, 1, 0) == 2
     machine.read(4096, 4)
     machine.run(4, 0, 0)
-    assert pace.beside(4, 2000, 1, 0) in {3, 4}  # 0.45 of 500 us, at 60 us each
+    assert pace.tokens(4, 2000, 1, 0) in {3, 4}  # 0.45 of 500 us, at 60 us each
     machine.run(64, 25, 0)  # never without a prompt
-    assert 44 <= pace.beside(64, 0, 1, 0) <= 52
+    assert 44 <= pace.tokens(64, 0, 1, 0) <= 52
 
 
 def test_a_slow_pass_changes_nothing() -> None:
-    pace = Pace()
+    pace = PrefillBudget()
     for _ in range(5):
         pace.ran(8, 0, 0, 0.01)
         pace.ran(8, 30, 0, 0.013)
-    assert pace.beside(8, 0, 1, 0) in {43, 44, 45}
+    assert pace.tokens(8, 0, 1, 0) in {43, 44, 45}
     pace.ran(8, 0, 0, 10.0)
     pace.ran(8, 10, 0, 10.0)
-    assert pace.beside(8, 0, 1, 0) in {43, 44, 45}
+    assert pace.tokens(8, 0, 1, 0) in {43, 44, 45}
 
 
 def test_a_machine_that_becomes_slower_has_the_same_shares() -> None:
     """As where its threads give way to other programs: that is not what prompts cost."""
-    pace = Pace()
+    pace = PrefillBudget()
     for _ in range(50):
         pace.ran(50, 0, 0, 0.01)
         pace.ran(50, 40, 0, 0.014)
-    assert pace.beside(50, 0, 1, 0) in {43, 44, 45}
+    assert pace.tokens(50, 0, 1, 0) in {43, 44, 45}
     for n in range(200):
         pace.ran(50 - n % 3, 30 + n % 5, 0, 0.02 + 2e-4 * (n % 5))
     pace.ran(50, 0, 0, 0.014)
-    assert pace.beside(50, 0, 1, 0) >= 20
+    assert pace.tokens(50, 0, 1, 0) >= 20
 
 
 def test_what_a_step_costs_alone_is_seen_while_a_prompt_is_read() -> None:
@@ -142,7 +142,7 @@ def test_what_a_step_costs_alone_is_seen_while_a_prompt_is_read() -> None:
         machine.run(4, 0, 0)
     beside = []
     for _ in range(64):
-        beside.append(machine.pace.beside(4, 2000, 1, 0))
+        beside.append(machine.pace.tokens(4, 2000, 1, 0))
         machine.run(4, beside[-1], 2000)
     assert beside.count(0) == 8
     assert all(0 in beside[i : i + 8] for i in range(56))
@@ -160,7 +160,7 @@ def test_many_prompts_do_not_starve(noise: float) -> None:
         waiting = [s for s in left if s[0]]
         n = room = 512 - len(generating)
         if generating and waiting:
-            n = min(room, pace.beside(len(generating), 0, len(waiting), 0))
+            n = min(room, pace.tokens(len(generating), 0, len(waiting), 0))
         ran = 0
         for stream in waiting:
             some = min(stream[0], n - ran)
@@ -176,16 +176,16 @@ def test_many_prompts_do_not_starve(noise: float) -> None:
 
 
 def test_a_token_that_costs_nothing_is_tried_with_care() -> None:
-    pace, tried = Pace(), []
+    pace, tried = PrefillBudget(), []
     for _ in range(20):
-        if n := min(pace.beside(32, 0, 1, 0), 512):
+        if n := min(pace.tokens(32, 0, 1, 0), 512):
             tried.append(n)
         pace.ran(32, n, 0, 0.008)
     assert tried[0] == 16
     assert tried[-1] == 512
     assert all(b <= 2 * a for a, b in pairwise(tried))
     for _ in range(100):  # it does cost something
-        n = pace.beside(32, 0, 1, 0)
+        n = pace.tokens(32, 0, 1, 0)
         pace.ran(32, n, 0, 0.008 + 1e-4 * n)
     pace.ran(32, 0, 0, 0.008)
-    assert pace.beside(32, 0, 1, 0) == pytest.approx(36, abs=2)
+    assert pace.tokens(32, 0, 1, 0) == pytest.approx(36, abs=2)
