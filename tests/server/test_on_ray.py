@@ -64,11 +64,11 @@ def servers() -> set[int]:
 def front(ray: Any) -> Iterator[str]:
     from ray import serve  # noqa: PLC0415  # an extra
 
-    from isobit.server.front.on_ray import Asked, app  # noqa: PLC0415
+    from isobit.server.front.on_ray import AppSettings, app  # noqa: PLC0415
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app(Asked(**SERVED)))
+    serve.run(app(AppSettings(**SERVED)))
     yield at(port)
     serve.delete("default")
 
@@ -138,11 +138,13 @@ def test_an_update_replaces_servers_under_their_streams(
 ) -> None:
     from ray import serve  # noqa: PLC0415
 
-    from isobit.server.front.on_ray import Asked, app  # noqa: PLC0415
+    from isobit.server.front.on_ray import AppSettings, app  # noqa: PLC0415
 
     asked, before = many(rng, 300), servers()
     wanted = [stream(front, *each) for each in asked]
-    updating = Thread(target=lambda: serve.run(app(Asked(**SERVED | {"replicas": 1}, waiting=7))))
+    updating = Thread(
+        target=lambda: serve.run(app(AppSettings(**SERVED | {"replicas": 1}, waiting=7)))
+    )
     assert streams(front, asked, 3, updating.start) == wanted
     updating.join()
     wait_for(lambda: not before & servers() and len(servers()) == 1)

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from isobit.runtime.model import Model
-from isobit.server import replaying
+from isobit.server import replay as replaying
 from tests.server.conftest import serve
 from tests.server.test_server import PROMPT, head, raw, url, wait_for
 
@@ -116,7 +116,7 @@ def test_a_process_that_dies_is_an_error_and_harms_nobody(
 
 
 def test_a_process_says_in_a_line_that_the_file_is_gone(client: openai.OpenAI) -> None:
-    command = [sys.executable, "-m", "isobit.server.replaying", "nosuch.gguf"]
+    command = [sys.executable, "-m", "isobit.server.replay", "nosuch.gguf"]
     receipt = json.dumps(answered(client))
     done = subprocess.run(
         command, input=receipt, capture_output=True, text=True, timeout=120, check=False

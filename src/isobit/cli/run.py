@@ -131,9 +131,9 @@ def has_text(model: Model) -> bool:
 class Ids:
     """Prints the ids of tokens that have no text, one a line."""
 
-    def __call__(self, _piece: str, stream: Stream, told: int) -> None:
+    def __call__(self, _piece: str, stream: Stream, printed: int) -> None:
         """A :data:`Write`."""
-        for token in stream.token_ids[told:]:
+        for token in stream.token_ids[printed:]:
             print(token, flush=True)
 
 
@@ -147,9 +147,9 @@ class _Events:
     def __init__(self, experts: Recorder | None) -> None:
         self._experts = experts
 
-    def __call__(self, piece: str, stream: Stream, told: int) -> None:
+    def __call__(self, piece: str, stream: Stream, printed: int) -> None:
         n = len(stream.token_ids)
-        for i in range(told, n):
+        for i in range(printed, n):
             event = {"type": "token", "index": i, "id": stream.token_ids[i]}
             token = stream.tokens[i]
             event |= {"text": piece if i == n - 1 else "", "logprob": token.logprob}
@@ -158,7 +158,7 @@ class _Events:
             if self._experts is not None:
                 event["experts"] = self._experts.experts_of(i)
             print(json.dumps(event), flush=True)
-        if piece and told == n:  # what was held back, at the end
+        if piece and printed == n:  # what was held back, at the end
             print(json.dumps({"type": "text", "text": piece}), flush=True)
 
 
@@ -193,22 +193,22 @@ def follow(
 
 def show(stream: Stream, first: str | None, write: Write | None = None) -> None:
     """Print a generation from its first piece on, or hand it to ``write``."""
-    terminal, told = sys.stdout.isatty(), 0
+    terminal, printed = sys.stdout.isatty(), 0
     piece = first
     try:
         while piece is not None:
             if write is not None:
                 with _whole():
-                    write(piece, stream, told)
-                    told = len(stream.token_ids)
+                    write(piece, stream, printed)
+                    printed = len(stream.token_ids)
             else:
                 sys.stdout.write(shown_as_is(piece) if terminal else piece)
                 sys.stdout.flush()
             piece = next(stream, None)
     except KeyboardInterrupt:
         pass  # the completion says so
-    if write is not None and told < len(stream.token_ids):
-        write("", stream, told)
+    if write is not None and printed < len(stream.token_ids):
+        write("", stream, printed)
     elif write is None and terminal:
         print()
 

@@ -12,17 +12,17 @@ from isobit.server import errors, openapi, webpage
 from isobit.server.anthropic.messages import Messages
 from isobit.server.guard import FromFront, Guard
 from isobit.server.info import Info
-from isobit.server.openai.completions import Completing
+from isobit.server.openai.completions import Completions
 from isobit.server.openai.embeddings import Embeddings
 from isobit.server.openai.responses import Responses
-from isobit.server.replaying import Replaying
+from isobit.server.replay import Replay
 from isobit.server.service import Service
 from isobit.server.sglang.generate import Generate
 
 
 def build(service: Service) -> ASGIApp:
     """The application that serves it."""
-    interfaces = (Completing, Responses, Messages, Embeddings, Generate, Replaying, Info)
+    interfaces = (Completions, Responses, Messages, Embeddings, Generate, Replay, Info)
     routes = [route for interface in interfaces for route in interface(service).routes()]
     page = webpage.routes() if service.page else []
     app = Starlette(

@@ -76,7 +76,7 @@ def answer(request: Request, error: Exception) -> Response:
     """The answer that tells of an error. Of a fault in the server it says no more than that."""
     status, headers = 500, None  # type: int, Mapping[str, str] | None
     kind, param, code = "server_error", None, None
-    message = told(error)
+    message = client_message(error)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         names = [str(part) for part in first["loc"] if not _KIND.fullmatch(str(part))]
@@ -132,7 +132,7 @@ def anthropic_body(message: str, kind: str | None = None) -> dict[str, object]:
     return {"type": "error", "error": {"type": kind or "api_error", "message": message}}
 
 
-def told(error: BaseException) -> str:
+def client_message(error: BaseException) -> str:
     """What a client is told; a fault in the server goes to its log, without what it was about.
 
     The log has the exception's type and its place: its text might quote a prompt.

@@ -16,7 +16,7 @@ from isobit.server.anthropic.messages import CountRequest, MessageRequest
 from isobit.server.errors import is_anthropic
 from isobit.server.openai.embeddings import EmbeddingRequest
 from isobit.server.openai.responses import ResponseRequest
-from isobit.server.replaying import ReplayRequest
+from isobit.server.replay import ReplayRequest
 from isobit.server.request.fields import (
     ChatRequest,
     CompletionRequest,

@@ -21,7 +21,7 @@ from isobit.errors import UsageError
 from isobit.runtime.detokenizer import StopText
 from isobit.server.answer.choices import Choice, Choices, Piece
 from isobit.server.answer.journal import BY, JOURNAL, LINES, Journal, line, tokens_json
-from isobit.server.errors import ClientGone, ShuttingDown, told
+from isobit.server.errors import ClientGone, ShuttingDown, client_message
 from isobit.server.guard import SEND
 from isobit.server.parsing.events import Usage
 from isobit.server.request.chat import Chat
@@ -165,7 +165,7 @@ class Answers:
             return
         except Exception as error:  # the status is sent already
             if not (self._kept and isinstance(error, ShuttingDown)):  # else another goes on with it
-                yield written("".join(encoder.error(told(error))), end=True)
+                yield written("".join(encoder.error(client_message(error))), end=True)
             return
         finally:
             self._all.cancel()

@@ -16,7 +16,7 @@ from isobit.runtime.grammar import Constraint
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.tokens import Token
 from isobit.runtime.wakeup import LoopWaker
-from isobit.server.answer.journal import Said
+from isobit.server.answer.journal import Emitted
 from isobit.server.errors import ClientGone, Differs, ShuttingDown
 from isobit.server.parsing.events import CallBegins, Event, Finish, Text, Usage
 from isobit.server.parsing.reading import Reader, TextReader
@@ -68,7 +68,7 @@ class Choice:
         routes: bool = False,
         reader: Reader | None = None,
         constraint: Constraint | None = None,
-        said: Said | None = None,
+        said: Emitted | None = None,
     ) -> None:
         """See :meth:`Engine.submit`.
 
@@ -150,7 +150,7 @@ class Choice:
             generation.cancel()
         return piece if piece.events or piece.tokens else None
 
-    def _told(self, said: Said) -> Piece | None:
+    def _told(self, said: Emitted) -> Piece | None:
         """The tokens that another replica gave, read as if they came now, once those that are
         computed again are there."""
         generation, ended = self.generation, self.generation.ended

@@ -30,7 +30,7 @@ JOURNAL = "isobit.journal"
 """Where in a request's ASGI scope its journal is, if a front keeps one."""
 
 
-class Said(BaseModel):
+class Emitted(BaseModel):
     """What of a choice was said already."""
 
     model_config = ConfigDict(extra="forbid")
@@ -68,7 +68,7 @@ class Journal(BaseModel):
     """The fingerprint of the server that began, if one has."""
     begun: bool = False
     """Whether the client was told how the stream begins."""
-    said: dict[int, Said] = Field(default_factory=dict)
+    said: dict[int, Emitted] = Field(default_factory=dict)
     """By choice."""
 
     def name(self, *parts: object) -> str:
@@ -84,7 +84,7 @@ class Journal(BaseModel):
         """A line has come, and goes to the client."""
         self.begun = True
         if line.choice is not None:
-            said = self.said.setdefault(line.choice, Said(cached=line.cached))
+            said = self.said.setdefault(line.choice, Emitted(cached=line.cached))
             said.tokens += line.tokens
             said.finished |= line.finished
 

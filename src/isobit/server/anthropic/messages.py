@@ -16,20 +16,20 @@ from isobit.server.anthropic.message_blocks import MessageWriter
 from isobit.server.body import read
 from isobit.server.request.chat import prepared
 from isobit.server.request.fields import MOST_STOPS, ChatRequest, Stop
-from isobit.server.request.prompts import Asked, Whole
+from isobit.server.request.prompts import RequestBody, WholeNumber
 from isobit.server.service import Service
 
 Block = dict[str, Any]
 
 
-class Turn(Asked):
+class Turn(RequestBody):
     """A message."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
-class CountRequest(Asked):
+class CountRequest(RequestBody):
     """What may be counted; unknown fields are ignored."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
@@ -82,13 +82,13 @@ class CountRequest(Asked):
 class MessageRequest(CountRequest):
     """What may be asked; unknown fields are ignored."""
 
-    max_tokens: Whole = Field(ge=0)
+    max_tokens: WholeNumber = Field(ge=0)
     stop_sequences: Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Whole | None = None
+    top_k: WholeNumber | None = None
     stream: bool | None = None
-    seed: Whole | None = None
+    seed: WholeNumber | None = None
     isobit_receipt: bool = False
 
     def _chat(self) -> dict[str, Any]:

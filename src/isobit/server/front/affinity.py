@@ -16,7 +16,7 @@ _KNOWN = 1 << 16  # blocks that are remembered
 _SPOKEN = ("system", "instructions", "messages", "prompt", "input", "text", "input_ids")
 
 
-class Homes(Generic[Place]):
+class PrefixAffinity(Generic[Place]):
     """Which places were given which beginnings."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Homes(Generic[Place]):
             self._of.popitem(last=False)
 
 
-def beginnings(body: Any) -> list[bytes]:
+def prefix_hashes(body: Any) -> list[bytes]:
     """Names of a conversation's beginnings, the shortest first: equal ones have equal names."""
     return list(_blocks(body))
 

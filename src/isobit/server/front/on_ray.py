@@ -5,8 +5,8 @@ replaces them one by one in an update; requests get to them through its handles.
 (:mod:`isobit.server.front.front`) keeps a journal of every stream: another server goes on with what
 one of them was answering when it ended.
 
-``serve run isobit.server.front.on_ray:app model=model.gguf replicas=2``; :class:`Asked` has the
-rest.
+``serve run isobit.server.front.on_ray:app model=model.gguf replicas=2``; :class:`AppSettings` has
+the rest.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
 from isobit.server.app import build
 from isobit.server.batch.in_process import messages
-from isobit.server.front.affinity import Homes, beginnings
+from isobit.server.front.affinity import PrefixAffinity, prefix_hashes
 from isobit.server.front.front import Front
 from isobit.server.front.replicas import Replica, Replicas, patience
 from isobit.server.service import Service
@@ -47,7 +47,7 @@ _FRONT_SECONDS = 600  # that streams have when a front is replaced
 _log = logging.getLogger("isobit.ray")
 
 
-class Asked(BaseModel):
+class AppSettings(BaseModel):
     """What an application may be told; ``deployments:`` of Serve's own file says the rest."""
 
     model_config = ConfigDict(extra="forbid")
@@ -90,7 +90,7 @@ class Where(NamedTuple):
 class Server:
     """A server of the model, asked through a handle."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: AppSettings) -> None:
         """Raises what opening the model does."""
         planes = asked.activation_planes
         engine = EngineConfig(
@@ -140,7 +140,7 @@ class Router(RequestRouter):  # type: ignore[misc]
 
     def initialize_state(self) -> None:
         """See RequestRouter."""
-        self._homes = Homes[str]()
+        self._affinity = PrefixAffinity[str]()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest = None
@@ -151,13 +151,13 @@ class Router(RequestRouter):  # type: ignore[misc]
         good = {name: r for name, r in every.items() if name not in where.avoid} or every
         known = self.replica_queue_len_cache
         load = {name: known.get(r.replica_id) or 0 for name, r in good.items()}
-        first = self._homes.find(where.blocks, load)
+        first = self._affinity.find(where.blocks, load)
         rest = [r for name, r in good.items() if name != first]
         return [[good[first]], rest, [r for name, r in every.items() if name not in good]]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: Any, _: Any) -> None:
         """See RequestRouter."""
-        self._homes.learn(pending_request.kwargs["where"].blocks, replica_id.unique_id)
+        self._affinity.learn(pending_request.kwargs["where"].blocks, replica_id.unique_id)
 
 
 class _Answer(httpx.AsyncByteStream):
@@ -238,7 +238,7 @@ class _OnRay(Replicas):
     ) -> Replica | None:
         """See Replicas."""
         avoid = [r.name for r in tried if isinstance(r, _Chosen)]
-        return _Chosen(self._handle, Where(beginnings(body), avoid), seconds)
+        return _Chosen(self._handle, Where(prefix_hashes(body), avoid), seconds)
 
 
 class _Front(Front):
@@ -251,7 +251,7 @@ class _Front(Front):
         return await self.relay(request)
 
 
-def app(asked: Asked) -> serve.Application:
+def app(asked: AppSettings) -> serve.Application:
     """The application. Raises UsageError."""
     api_key = os.environ.get(asked.api_key_env) if asked.api_key_env else None
     if asked.api_key_env and not api_key:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from isobit.errors import UsageError
-from isobit.server.front.affinity import Homes, beginnings
+from isobit.server.front.affinity import PrefixAffinity, prefix_hashes
 
 _CHECK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0  # for one check; so one that hangs is lost within 12 s
@@ -98,7 +98,7 @@ class Replicas:
         self._say = say
         self._changed = asyncio.Event()
         self._ended = False
-        self._homes = Homes[Replica]()
+        self._affinity = PrefixAffinity[Replica]()
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Replicas:
@@ -154,7 +154,7 @@ class Replicas:
 
         tried: those that it should not go to, if there is another.
         """
-        blocks = beginnings(body)
+        blocks = prefix_hashes(body)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self._ended and not any(r.up and not r.draining for r in self.all):
@@ -164,6 +164,6 @@ class Replicas:
         up = [r for r in up if r not in tried] or up
         if not up:
             return None
-        chosen = self._homes.find(blocks, {r: r.running for r in up})
-        self._homes.learn(blocks, chosen)
+        chosen = self._affinity.find(blocks, {r: r.running for r in up})
+        self._affinity.learn(blocks, chosen)
         return chosen

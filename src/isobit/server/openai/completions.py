@@ -24,7 +24,7 @@ from isobit.server.service import Service
 Shape = ChatShape | CompletionShape
 
 
-class Completing:
+class Completions:
     """The handlers."""
 
     def __init__(self, service: Service) -> None:

@@ -19,7 +19,7 @@ from isobit.runtime.tokens import Generation
 from isobit.runtime.wakeup import LoopWaker
 from isobit.server.body import read, unless_gone
 from isobit.server.errors import ShuttingDown
-from isobit.server.request.prompts import Asked, Prompt, Whole, encoded, listed
+from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, encoded, listed
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048
@@ -27,13 +27,13 @@ _AT_ONCE = 64
 _LAST = 3  # of the ways to pool, as llama.cpp numbers them in files
 
 
-class EmbeddingRequest(Asked):
+class EmbeddingRequest(RequestBody):
     """What may be asked; unknown fields are ignored."""
 
     input: Prompt
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Whole | None = Field(None, ge=1)
+    dimensions: WholeNumber | None = Field(None, ge=1)
     """So many of the vector, the first, made a unit vector again."""
 
 

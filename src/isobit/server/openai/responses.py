@@ -19,7 +19,7 @@ from isobit.server.openai.response_items import ResponseWriter
 from isobit.server.openai.response_tools import KINDS, Offer, arguments_of, joined, offers
 from isobit.server.request.chat import prepared
 from isobit.server.request.fields import ChatRequest
-from isobit.server.request.prompts import Asked, Whole
+from isobit.server.request.prompts import RequestBody, WholeNumber
 from isobit.server.service import Service
 
 _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
@@ -27,16 +27,16 @@ _CALLS = ("function_call", "custom_tool_call")
 _LOGPROBS = "message.output_text.logprobs"
 
 
-class ResponseRequest(Asked):
+class ResponseRequest(RequestBody):
     """What may be asked; unknown fields are ignored."""
 
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
     instructions: str | None = None
     model: str | None = None
-    max_output_tokens: Whole | None = Field(None, ge=0)
+    max_output_tokens: WholeNumber | None = Field(None, ge=0)
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -51,8 +51,8 @@ class ResponseRequest(Asked):
     conversation: Any = None
     prompt: Any = None
     background: bool | None = None
-    seed: Whole | None = None
-    top_k: Whole | None = None
+    seed: WholeNumber | None = None
+    top_k: WholeNumber | None = None
     min_p: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     isobit_receipt: bool = False

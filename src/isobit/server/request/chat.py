@@ -15,7 +15,7 @@ from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.server.parsing.reading import AnswerReader, Name, Reader, TextReader, drawn
 from isobit.server.parsing.thinking import TAGS, Thinking, found
-from isobit.server.request.conversation import forms, normalised, unsaid
+from isobit.server.request.conversation import forms, left_out, normalised
 from isobit.server.request.fields import ChatRequest, Common
 from isobit.server.request.formats import asked_format
 from isobit.server.request.grammars import pattern_of
@@ -108,7 +108,7 @@ def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> 
     if not knows(template, "tool_calls"):
         messages = plain.without_calls(messages)
     if tools and not knows(template, "tools"):
-        messages, tools = plain.told(messages, choice.tools), None
+        messages, tools = plain.with_tools(messages, choice.tools), None
     closes = next((closes for _, closes in TAGS if closes in template), "")
     refusal: UsageError | None = None
     for each in forms(messages):
@@ -117,7 +117,7 @@ def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> 
         except UsageError as error:
             refusal = refusal or error
             continue
-        missing = unsaid(each, prompt.text, closes)
+        missing = left_out(each, prompt.text, closes)
         if missing is None:
             return _with_tools(prompt, choice)
         refusal = refusal or UsageError(

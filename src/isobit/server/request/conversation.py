@@ -117,7 +117,7 @@ def forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             yield apart
 
 
-def unsaid(messages: Sequence[Mapping[str, Any]], prompt: str, closes: str = "") -> int | None:
+def left_out(messages: Sequence[Mapping[str, Any]], prompt: str, closes: str = "") -> int | None:
     """The first message of which a text is not in the prompt.
 
     ``closes``: the tag up to which an answer is thinking, which templates leave out of history.

@@ -10,38 +10,40 @@ from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.request.prompts import Asked, Prompt, Whole, listed
+from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, listed
 
 MOST_CHOICES = 128
 MOST_STOPS = 64
 
-Count = Annotated[Whole | None, Field(ge=0), BeforeValidator(lambda n: None if n == -1 else n)]
+Count = Annotated[
+    WholeNumber | None, Field(ge=0), BeforeValidator(lambda n: None if n == -1 else n)
+]
 """How many; some clients say -1 for as many as there can be."""
 
 Stop = Annotated[str, Field(max_length=4096)]
 
 
-class StreamOptions(Asked):
+class StreamOptions(RequestBody):
     """How a stream ends."""
 
     include_usage: bool = False
 
 
-class Common(Asked):
+class Common(RequestBody):
     """What both ways of asking share."""
 
     model: str | None = None
-    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: WholeNumber | None = Field(None, ge=1, le=MOST_CHOICES)
     max_tokens: Count = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Whole | None = None
+    top_k: WholeNumber | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
-    seed: Whole | None = None
+    seed: WholeNumber | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
@@ -97,7 +99,7 @@ class ChatRequest(Common):
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: Count = None
     logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -136,7 +138,7 @@ class CompletionRequest(Common):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
-    best_of: Whole | None = None
+    best_of: WholeNumber | None = None
 
     @property
     def most(self) -> int:
@@ -152,7 +154,7 @@ class CompletionRequest(Common):
         return listed(self.prompt, "prompt", MOST_CHOICES)
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(RequestBody):
     """``/tokenize``: a text or a conversation."""
 
     prompt: str | None = None
@@ -162,7 +164,7 @@ class TokenizeRequest(Asked):
     add_special_tokens: bool = True
 
 
-class DetokenizeRequest(Asked):
+class DetokenizeRequest(RequestBody):
     """``/detokenize``."""
 
     tokens: list[int]

@@ -11,7 +11,7 @@ from isobit.errors import UsageError
 from isobit.runtime.model import Model
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """The body of a request. Fields that it does not have are ignored; true is no number."""
 
     model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
@@ -21,7 +21,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
 """40.0 is the number 40, and what some languages write for it."""
 
 _SHORT = 500

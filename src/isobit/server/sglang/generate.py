@@ -22,24 +22,24 @@ from isobit.server.errors import error_body
 from isobit.server.parsing.events import Finish, Usage, gathered
 from isobit.server.request.chat import held
 from isobit.server.request.fields import MOST_CHOICES, Common, Stop
-from isobit.server.request.prompts import Asked, Prompt, Whole, encoded, listed
+from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, encoded, listed
 from isobit.server.service import Service
 
 
-class GenerateSampling(Asked):
+class GenerateSampling(RequestBody):
     """How tokens are chosen, under SGLang's names."""
 
-    max_new_tokens: Whole | None = Field(128, ge=0)
-    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES)
+    max_new_tokens: WholeNumber | None = Field(128, ge=0)
+    n: WholeNumber | None = Field(None, ge=1, le=MOST_CHOICES)
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Whole | None = None
+    top_k: WholeNumber | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
-    sampling_seed: Whole | None = None
+    sampling_seed: WholeNumber | None = None
     stop: Stop | list[Stop] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
@@ -57,7 +57,7 @@ class GenerateSampling(Asked):
         return Common.model_validate(values | own)
 
 
-class GenerateRequest(Asked):
+class GenerateRequest(RequestBody):
     """What may be asked; unknown fields are ignored."""
 
     text: str | list[str] | None = None

@@ -17,7 +17,9 @@ To call one, write exactly this, and after it the next if there is more to call:
 What it gave follows between <tool_response> and </tool_response>."""
 
 
-def told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def with_tools(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
+) -> list[dict[str, Any]]:
     """Messages of which the first tells of the tools; their contents are texts."""
     first, *others = [dict(message) for message in messages]
     text = _TOLD.format(tools="\n".join(map(_described, tools)))

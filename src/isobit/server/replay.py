@@ -24,7 +24,7 @@ from isobit.errors import IsobitError, UsageError
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import QueueFull
 from isobit.server.body import read, unless_gone
-from isobit.server.request.prompts import Asked
+from isobit.server.request.prompts import RequestBody
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
 
@@ -32,14 +32,14 @@ MOST_WAITING = 8
 MOST_SECONDS = 600
 
 
-class ReplayRequest(Asked):
+class ReplayRequest(RequestBody):
     """What may be asked."""
 
     isobit_receipt: dict[str, Any]
     """As an answer carries it."""
 
 
-class Replaying:
+class Replay:
     """The handler. One receipt at a time is computed; others wait for it."""
 
     def __init__(self, service: Service) -> None:
@@ -95,7 +95,7 @@ def _environment(service: Service) -> dict[str, str]:
 async def _computed(receipt: bytes, model: Model, environment: dict[str, str]) -> Any:
     """The verdict of a process. Cancelled, it ends the process."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "isobit.server.replaying", str(model.located)),
+        *(sys.executable, "-m", "isobit.server.replay", str(model.located)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment,
