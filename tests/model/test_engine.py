@@ -311,7 +311,7 @@ def test_an_engine_with_a_thread_tells_the_listener(engine: Engine, heldout: lis
 
         def wait_taken(self, seconds: float) -> None: ...
 
-    with engine._books:
+    with engine._lock:
         generation.append(engine.submit(heldout[:9], 5, Sampling(), listen=Listening()))
     assert ended.wait(60)
     assert len([generation[0].take() for _ in range(5)]) == 5
@@ -521,7 +521,7 @@ def test_ctrl_c_anywhere_leaves_an_engine_that_works(heldout: list[int]) -> None
         engine, at, interrupted = model.generations, 0, True
         while interrupted:
             at += 1
-            engine._books = books = Interrupting(at)
+            engine._lock = books = Interrupting(at)
             with suppress(KeyboardInterrupt):
                 assert model.generate(heldout[:9], max_tokens=4).token_ids == wanted
             interrupted, books.left = books.left <= 0, 0

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from isobit.numerics import TILE
 from isobit.runtime.batches import Batches, Part, PassOutcome, PassRequest
 from isobit.runtime.blocks import Blocks, PageTable
 from isobit.runtime.grammar import Constraint
+from isobit.runtime.pass_lock import PassLock
 from isobit.runtime.prefill_budget import PrefillBudget
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
@@ -32,7 +32,7 @@ from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
 
-_PATIENCE = 0.02
+_LISTENER_SECONDS = 0.02
 """Seconds that listeners on the processors that passes run on have before the next pass: threads of
 a pass meet many times, and one that another thread keeps from running holds up all."""
 _MANY = 8
@@ -41,14 +41,12 @@ _MANY = 8
 _log = logging.getLogger("isobit.engine")
 
 
-class Engine:
+class Engine(PassLock):
     """Runs generations together; it has the KV cache of its model."""
 
     def __init__(self, model: Model) -> None:
+        super().__init__()
         self.model = model
-        self._books = threading.Condition()
-        """Held by whoever reads or changes the books, for a moment. Who has the turn may read the
-        requests that are in its pass without it: nobody else changes those."""
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
         c = model.config
@@ -60,13 +58,6 @@ class Engine:
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
-        self._busy = 0
-        """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
-        interrupted (Ctrl-C) as it gave its turn back."""
-        self._stepping = False
-        """Whether that pass is one for generations."""
-        self._asking = 0
-        """Threads that wait for a turn of their own."""
         self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -90,7 +81,7 @@ class Engine:
 
     def load(self) -> Load:
         """What it has to do, between two changes of the books."""
-        with self._books:
+        with self._lock:
             return self.scheduler.load
 
     def limit(self, limits: Limits) -> None:
@@ -98,7 +89,7 @@ class Engine:
         if self.model.graph.recurrent:  # so many sequences have a state
             running = min(limits.running, self.model.backend.engine.max_sequences)
             limits = changed(limits, running=running)
-        with self._books:
+        with self._lock:
             self.scheduler.limits = limits
             self._prefill_budget.steady = limits.steady or not self.model.backend.padded
 
@@ -183,7 +174,7 @@ class Engine:
             take_rows=take_rows,
             listen=listen,
         )
-        with self._books:
+        with self._lock:
             self._require_open()
             if most or wanted:
                 self.scheduler.add(request)
@@ -196,7 +187,7 @@ class Engine:
             except BaseException as error:
                 self._fail(generation, error)
                 raise
-            self._books.notify_all()
+            self._lock.notify_all()
         return generation
 
     def line_up(self, *args: Any, **settings: Any) -> Generation:
@@ -210,34 +201,9 @@ class Engine:
     def _has_room(self) -> bool:
         return len(self.scheduler.waiting) < self.scheduler.limits.waiting
 
-    # Running passes
-
-    def step(self) -> bool:
-        """One pass for all; False if there was nothing to do."""
-        with self._turn(asked=False):
-            return self._step()
-
-    def advance(self, there: Callable[[], bool]) -> None:
-        """Run a pass, unless that of another thread brings what is waited for."""
-        me, mine = threading.get_ident(), False
-        try:  # as in turn(), without its cost for every token
-            with self._books:
-                self._require_no_pass(me)
-                while not (found := there()) and (self._busy not in (0, me) or self._asking):
-                    self._books.wait()
-                if found:
-                    return
-                mine, self._busy = True, me
-            self._step()
-        finally:
-            if mine:
-                self._busy = 0  # before any call, at which Ctrl-C might come
-                with self._books:
-                    self._books.notify_all()
-
     def start(self) -> None:
         """Run passes in a thread, until :meth:`stop`; nothing if there is one already."""
-        with self._books:
+        with self._lock:
             self._require_open()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="isobit", daemon=True)
@@ -245,56 +211,30 @@ class Engine:
 
     def stop(self) -> None:
         """End all generations, and the thread."""
-        with self.turn(), self._books:
+        with self.turn(), self._lock:
             self._end_all(None)
             thread, self._thread = self._thread, None
-            self._books.notify_all()
+            self._lock.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def close(self) -> None:
         """Stop for good, after the pass that is running; who reads then is told why."""
-        with self.turn(), self._books:
+        with self.turn(), self._lock:
             self._closed = True
             self._end_all(self.model.closed_error())
         self.stop()
-
-    def turn(self) -> AbstractContextManager[None]:
-        """While inside, nobody else runs a pass. Comes before the next pass."""
-        return self._turn(asked=True)
-
-    @contextmanager
-    def _turn(self, *, asked: bool) -> Iterator[None]:
-        """``asked``: those who run pass after pass let it go first."""
-        me, mine = threading.get_ident(), False
-        try:
-            with self._books:
-                self._require_no_pass(me)
-                self._asking += asked
-                try:
-                    while self._busy not in (0, me) or (self._asking and not asked):
-                        self._books.wait()
-                finally:
-                    self._asking -= asked
-                    self._books.notify_all()
-                mine, self._busy = True, me
-            yield
-        finally:
-            if mine:
-                self._busy = 0  # before any call, at which Ctrl-C might come
-                with self._books:
-                    self._books.notify_all()
 
     def _serve(self) -> None:
         me = threading.current_thread()
         while self._thread is me:
             try:
                 if not self.step():
-                    with self._books:
-                        self._books.wait_for(lambda: self._of or self._thread is not me)
+                    with self._lock:
+                        self._lock.wait_for(lambda: self._of or self._thread is not me)
                 elif self.model.backend.on_host:
                     for listener in self._told:
-                        listener.wait_taken(_PATIENCE)
+                        listener.wait_taken(_LISTENER_SECONDS)
             except Exception:  # those of the pass were told; the others go on
                 _log.exception("a pass failed")
 
@@ -302,7 +242,7 @@ class Engine:
 
     def hold(self, table: PageTable, length: int) -> None:
         """The pages of a sequence's first ``length`` tokens, and its state; or ContextFull."""
-        with self._books:
+        with self._lock:
             self._require_open()
             self._copy_states()  # if an interruption kept a pass from it
             blocks = self.scheduler.blocks
@@ -314,7 +254,7 @@ class Engine:
 
     def release(self, table: PageTable) -> None:
         """Give them back."""
-        with self._books:
+        with self._lock:
             self.scheduler.blocks.close(table)
 
     # A pass
@@ -325,7 +265,7 @@ class Engine:
         listeners: set[Listener] = set()
         self._stepping = True
         try:
-            with self._books:
+            with self._lock:
                 if self._losses != self.model.backend.losses:
                     self._lost()
                 work = self.scheduler.go_on([work for work, _ in self._following])
@@ -340,15 +280,15 @@ class Engine:
                     after = self.scheduler.following(work)
                     self._following = [(w, self._of[w.request]) for w in after]
             found, seen = self._run(parts)
-            with self._books:
+            with self._lock:
                 self._hand_out(parts, found, seen, begun, listeners)
         except CacheLost:
-            with self._books:
+            with self._lock:
                 self._in_pass.clear()
                 self._following = []
             return True  # the next pass begins again
         except BaseException as error:
-            with self._books:
+            with self._lock:
                 self._following = []
                 self._failed(parts, error)
             if parts and isinstance(error, IsobitError):
@@ -449,7 +389,7 @@ class Engine:
             else:
                 self.scheduler.rerun(work.request)
         self._in_pass.clear()
-        self._books.notify_all()
+        self._lock.notify_all()
 
     def _lost(self) -> None:
         """The backend has lost its KV cache: what runs begins again, unless somebody watches stages
@@ -493,11 +433,11 @@ class Engine:
 
     def cancel(self, generation: Generation) -> None:
         """See :meth:`Generation.cancel`."""
-        with self._books:
+        with self._lock:
             generation.cancelled = True
             if generation.request not in self._in_pass:
                 self._fail(generation)
-                self._books.notify_all()
+                self._lock.notify_all()
 
     def _fail(self, generation: Generation, error: BaseException | None = None) -> None:
         if generation.ended:
@@ -518,10 +458,6 @@ class Engine:
     def _end_all(self, error: IsobitError | None) -> None:
         for generation in list(self._of.values()):
             self._fail(generation, error)
-
-    def _require_no_pass(self, thread: int) -> None:
-        if self._stepping and self._busy == thread:
-            raise UsageError("model: expected to be used between passes, not by what watches one")
 
     def _require_open(self) -> None:
         if self._closed:

@@ -24,7 +24,8 @@ from isobit.backends.base import (
 )
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.base.row_results import RowRequest, RowResults
-from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.sampler import as_kernels_take
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Take

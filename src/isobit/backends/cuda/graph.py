@@ -9,7 +9,7 @@ from typing import Any
 
 from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
-from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import Launch, Lowering
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.workspace import Pass, TracePoint

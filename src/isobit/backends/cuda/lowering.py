@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base.workspace import BATCH
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.resident import DeviceRopeTable, KvCache, RecurrentState, Resident
 from isobit.backends.cuda.workspace import (
     PASS,

@@ -33,7 +33,8 @@ from isobit.backends.base import (
 )
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.cuda.backend import CudaBackend
-from isobit.backends.cuda.device.gpu import CudaGpu, Gpu
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE
 from isobit.backends.cuda.steps.programs import Programs, headroom
 from isobit.config import EngineConfig

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region, aligned
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.model.graph import Graph, Op, Value, stateful
 from isobit.numerics import TILE, RopeTable, Weight
 from isobit.numerics.ops import Append, Embedding, ExpertMatMul, MatMul, Rope

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from isobit.backends.base import I32
 from isobit.backends.base.draws import Draws
 from isobit.backends.base.row_results import DIGEST, MAX_WORDS, RowRequest
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import Region
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.numerics.digest import PIECE as DIGESTED
 
 _PIECE = 2048  # values of a row that are a block's in measure.cu and draw.cu

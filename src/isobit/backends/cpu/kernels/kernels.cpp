@@ -3,7 +3,8 @@
 #include "level.h"
 
 #include "formats.h"
-#include "few_bits.h"
+#include "few_bits_iq.h"
+#include "few_bits_ternary.h"
 
 #include "floats.h"
 #include "tile.h"

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.cuda.device import memory
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import TILE_ROWS, Layout
 from isobit.backends.cuda.device.memory import Region
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.errors import BackendUnavailable
 from isobit.numerics import Weight
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.fusions.decode_memory import Part, Streaming, streaming, tiles_of_block
 from isobit.backends.cuda.lowering import Claimed, Lowering
 from isobit.backends.cuda.workspace import Pass

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight
+from isobit.backends.cuda.device.protocol import Gpu
 
 WARPS = 16  # of a block of decode.cuh
 _LANES = 4  # tiles of a step of a warp

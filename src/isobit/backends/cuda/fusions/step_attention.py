@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.base.workspace import TILES
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.fusions import head_vectors
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import Order

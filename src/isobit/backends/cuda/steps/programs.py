@@ -6,8 +6,8 @@ from math import inf
 from isobit.backends.base import Limits
 from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.base.workspace import BATCH, TILES
-from isobit.backends.cuda.device.gpu import Gpu
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.resident import Resident

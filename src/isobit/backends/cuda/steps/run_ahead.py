@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import I32, Batch
 from isobit.backends.base.row_results import MAX_WORDS, RowRequest
-from isobit.backends.cuda.device.gpu import Gpu
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.sampler import DeviceSampler
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Passes
