@@ -13,7 +13,8 @@ import pytest
 from isobit import machine
 from isobit.backends.base import Memory
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.wgpu import WgpuBackend, vulkan
+from isobit.backends.wgpu import WgpuBackend
+from isobit.backends.wgpu.device import vulkan
 from isobit.backends.wgpu.device.gpu import Device
 from isobit.backends.wgpu.device.memory import headroom
 from isobit.config import EngineConfig

@@ -58,7 +58,7 @@ class Filled:
         which = np.minimum(np.arange(size), len(places) - 1)
         self._g.gpu.upload(self._places.address, places[which])
         arguments = source, self._places.address, size, tokens
-        self._g.launch("take_tokens", (-(-size // 256),), arguments)
+        self._g.launch("sampling/take_tokens", (-(-size // 256),), arguments)
 
 
 class Captured(ABC):

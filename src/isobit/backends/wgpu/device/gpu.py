@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import Memory, host_memory
-from isobit.backends.wgpu import vulkan
+from isobit.backends.wgpu.device import vulkan
 from isobit.errors import BackendUnavailable
 
 _NO_ADAPTER = (
