@@ -66,7 +66,9 @@ def test_one_wrong_bit_has_no_speed(model: Model, monkeypatch: pytest.MonkeyPatc
             results.logits[2, 5] = np.nextafter(results.logits[2, 5], np.float32(np.inf))
         return results
 
-    wrong = SimpleNamespace(name="cuda", run=run, on_host=False, reads_file=False, losses=0)
+    wrong = SimpleNamespace(
+        name="cuda", run=run, on_host=False, reads_file=False, losses=0, on_device=frozenset()
+    )
     monkeypatch.setattr(model, "backend", wrong)
     with pytest.raises(GateFailed, match=f"^1 of {(bench.CHECKED + 3) * model.config.vocab}"):
         bench.check_bits(model, 3)

@@ -113,7 +113,7 @@ def check_results(spread: Backend, whole: Backend, rng: np.random.Generator) -> 
         rows = len(batch.logit_rows)
         given = rng.integers(0, vocab, (rows, 3)).astype(np.int32)
         some = rng.integers(0, rows, 3).astype(np.int32)
-        more = {"likeliest": True, "top": 4, "given": given, "digests": True, "routes": True}
+        more = {"argmax": True, "top": 4, "given": given, "digests": True, "routes": True}
         every = Wanted(some, hidden=True, **more)
         for wanted in (every, Wanted(**more), Wanted(False, top=2), HIDDEN):
             same_results(spread.run(batch, wanted), whole.run(batch, wanted))

@@ -127,7 +127,7 @@ def test_a_process_says_in_a_line_that_the_file_is_gone(client: openai.OpenAI) -
 
 
 def test_a_process_ends_by_itself() -> None:
-    code = "from isobit.server import replaying as r; r.MOST_SECONDS = 1; r.main()"
+    code = "from isobit.server import replay as r; r.MOST_SECONDS = 1; r.main()"
     with subprocess.Popen([sys.executable, "-c", code, "x"], stdin=subprocess.PIPE) as process:
         assert process.wait(120) == -signal.SIGALRM  # though nobody ends its standard input
 

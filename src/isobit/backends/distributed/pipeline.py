@@ -47,7 +47,7 @@ _LOSSES = 3
 """Times that a stage may be lost in turn before that is an error."""
 _FRAME = 1 << 30  # bytes of a message
 _FIELDS = ("tokens", "positions", "sequence", "pages", "logit_rows", "states", "received")
-_WANTED = ("logits", "likeliest", "top", "given", "hidden", "digests")
+_WANTED = ("logits", "argmax", "top", "given", "hidden", "digests")
 _ASKED = "wanted."  # before the names of arrays of what is wanted
 _RESULTS = tuple(f.name for f in fields(Results))
 TracedStages = dict[Key, NDArray[Any]]
