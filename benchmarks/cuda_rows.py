@@ -131,7 +131,7 @@ class Clock:
 
 
 def greedy(backend, texts, n, depth, count=STEPS):
-    """SequenceChunk steps of n sequences from a depth on."""
+    """Run steps of n sequences from a depth on."""
     tokens, at = np.arange(1, n + 1, dtype=np.int32), np.full(n, depth, np.int32)
     return lambda: backend.greedy(tokens, at, texts.pages[:n], count)
 

@@ -38,7 +38,7 @@ TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUM
 
 
 def passes(model):
-    """SequenceChunk each kind of pass once; a step is a graph, and bits are another program's
+    """Run each kind of pass once; a step is a graph, and bits are another program's
     question."""
     step_attention.FEW_TILES = 2  # so that a short prompt is enough for many
     sequences = 8

@@ -68,7 +68,7 @@ class Report:
         print(f"{name:<52} {shown} {unit}", flush=True)
 
     def part(self, run):
-        """SequenceChunk a part; what goes wrong in it is noted."""
+        """Run a part; what goes wrong in it is noted."""
         name = run.__name__
         begin = time.perf_counter()
         if begin - START > self.budget and name != "summary":

@@ -1,4 +1,4 @@
-"""SequenceChunk cases on backends by hand, and time them: ``python -m tests.ops --help``."""
+"""Run cases on backends by hand, and time them: ``python -m tests.ops --help``."""
 
 import argparse
 import sys

@@ -33,7 +33,7 @@ _FOLDER = Path(gettempdir()) / "isobit-emulator"
 
 
 def _compile(out: Path, *arguments: str, source: str = "") -> None:
-    """SequenceChunk the compiler unless its output is there; other processes may be at the same."""
+    """Run the compiler unless its output is there; other processes may be at the same."""
     if out.exists():
         return
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def test_rendered_as_transformers_does(name):
         else:
             assert render_chat(source, messages, **given) == expected
             rendered += 1
-    assert rendered > 10
+    assert rendered > 2  # half of them, or more
 
 
 USER = [{"role": "user", "content": "hello"}]

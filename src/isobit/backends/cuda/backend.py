@@ -240,7 +240,7 @@ class CudaBackend(Backend):
         stages: frozenset[str] | None,
         hidden: Take | None = None,
     ) -> None:
-        """SequenceChunk a batch of any kind, and have its rows of logits taken, and those that they
+        """Run a batch of any kind, and have its rows of logits taken, and those that they
         are made of, which captured steps do not show."""
         self._gpu.activate()
         self._run_ahead.forget()
@@ -276,7 +276,7 @@ class CudaBackend(Backend):
         keys: frozenset[Key],
         tap: Tap | None,
     ) -> None:
-        """SequenceChunk through a pass, or several, and give what is asked for to the tap."""
+        """Run through a pass, or several, and give what is asked for to the tap."""
         parts: dict[Key, list[NDArray[np.generic]]] = {}
         for mark, p in marks:
             key = mark.value.key

@@ -74,7 +74,7 @@ class MixedPasses(Passes):
         self._filled(source, places, size, self._each["tokens"].address)
 
     def queue(self, batch: Batch, take: Take) -> None:
-        """SequenceChunk a batch that is on the device, some rows of logits at a time."""
+        """Run a batch that is on the device, some rows of logits at a time."""
         self._g.gpu.replay(self._body(padded(len(batch.tokens), self.sizes)))
         self._take(batch.logit_rows, take)
 

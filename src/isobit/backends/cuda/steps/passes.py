@@ -53,7 +53,7 @@ class Passes:
         *,
         stops: bool = True,
     ) -> Iterator[tuple[TracePoint, Pass]]:
-        """SequenceChunk a batch, some rows of logits at a time; ``stops`` where a stage can be
+        """Run a batch, some rows of logits at a time; ``stops`` where a stage can be
         read.
 
         ``hidden`` takes the rows that logits are made of; without ``take``, none are made.
@@ -84,7 +84,7 @@ class Passes:
         self._filled(source, places, len(places), self._each["tokens"].address)
 
     def queue(self, batch: Batch, take: Take) -> None:
-        """SequenceChunk a batch that is on the device, some rows of logits at a time."""
+        """Run a batch that is on the device, some rows of logits at a time."""
         self._queue(self._program.body, self._ready)
         self._give(self._ready, np.arange(len(batch.logit_rows)), take)
 
