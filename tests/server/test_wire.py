@@ -21,7 +21,7 @@ MOST = 3 << 20  # more than what sockets and transports hold
 Answer = tuple[list[bytes], list[tuple[bytes, bytes]]]
 
 
-class Emitted:
+class InParts:
     """An application that answers each path with its parts, after its headers."""
 
     def __init__(self, answers: dict[str, Answer]) -> None:
@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_h11() -> None:
     parts = [rng.randbytes(rng.choice([0, 1, 15, 16, 255, 256, 5000])) for _ in range(40)]
     kind = (b"content-type", b"text/event-stream")
     length = (b"content-length", b"%d" % sum(map(len, parts)))
-    app = Emitted(
+    app = InParts(
         {
             "/parts": (parts, [kind]),
             "/sized": (parts, [kind, length]),
@@ -97,13 +97,13 @@ def test_chunks_do_not_pass_through_h11(monkeypatch: pytest.MonkeyPatch) -> None
         await send(self, message)
 
     monkeypatch.setattr(h11_impl.RequestResponseCycle, "send", noted)
-    with serving(Chunks(Emitted({"/": ([b"a", b"b"], [])})), Http) as port:
+    with serving(Chunks(InParts({"/": ([b"a", b"b"], [])})), Http) as port:
         assert asked(port, "GET", "/", "1.1").endswith(b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
     assert [message["type"] for message in given] == ["http.response.start", "http.response.body"]
 
 
 def test_an_answer_to_a_client_that_left_ends() -> None:
-    app = Emitted({"/": ([b"x" * 1000] * 2000, [])})
+    app = InParts({"/": ([b"x" * 1000] * 2000, [])})
     with serving(Chunks(app), Http) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

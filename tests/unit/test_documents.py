@@ -1,4 +1,4 @@
-"""Markdown: prose within 100 columns, and links that lead somewhere."""
+"""Markdown: prose within 100 columns, and links that lead somewhere. Files that sources name."""
 
 import re
 import subprocess
@@ -12,6 +12,10 @@ import isobit
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(isobit.__file__).parent
 WIDTH = 100
+
+
+ELSEWHERE = {"ggml-common.h", "modeling_rope_utils.py", "llama.cpp", "NAME.simd.cpp", "ops/KIND.py"}
+"""Files of other projects, that one itself, and names that stand for any."""
 
 
 def documents() -> list[Path]:
@@ -82,6 +86,36 @@ def test_paths_in_it_are_there(name: str) -> None:
     assert missing == []
 
 
+def named(path: Path) -> set[str]:
+    """Source files that a source speaks of: in comments, and but for Python, in strings."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        text = "\n".join(re.findall(r"#.*|\"{3}[\s\S]*?\"{3}", text))
+    else:
+        text = re.sub(r"#include.*", "", text)
+    return set(
+        re.findall(r"(?<![\w/.*{-])((?:\w+/)*[\w-]+(?:\.simd)?\.(?:py|cpp|cuh?))\b(?!\()", text)
+    )
+
+
+def test_files_that_sources_name_are_there() -> None:
+    folders = (ROOT / name for name in ("src", "tests", "benchmarks"))
+    files = {p.as_posix(): p for folder in folders for p in folder.rglob("*.*") if p.is_file()}
+    sources = [
+        p
+        for p in files.values()
+        if p.is_relative_to(ROOT / "src") and p.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")
+    ]
+    assert len(sources) > 400
+    missing = [
+        f"{source.relative_to(ROOT)}: {name}"
+        for source in sources
+        for name in named(source) - ELSEWHERE
+        if not any(path.endswith(f"/{name}") for path in files)
+    ]
+    assert missing == []
+
+
 def test_there_are_documents() -> None:
     assert {"README.md", "CONTRIBUTING.md"} <= {path.name for path in documents()}
 
@@ -96,3 +130,11 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     word = "x" * 60
     fenced = f"```\n{word} {word}\n```\n| {word} {word} |\n{word}{word}\n"
     assert too_long(fenced + f"{word} {word}\n") == [6]
+    path = tmp_path / "a.cu"
+    path.write_text(
+        '#include "b.cuh"\n// See c.cpp. Or d/e.simd.cpp\nstatic_assert(X, "f.py knows");'
+    )
+    assert named(path) == {"c.cpp", "d/e.simd.cpp", "f.py"}
+    path = tmp_path / "a.py"
+    path.write_text('"""See c.cpp."""\nx = y.py()  # and d.py\n')
+    assert named(path) == {"c.cpp", "d.py"}

@@ -184,7 +184,7 @@ SHARED_EXPERT: Sources = {
 @dataclass(frozen=True)
 class ModuleValue:
     """Where a stage's value passes in a layer of transformers' model: what a module gives, or is
-    given. Most follow from the tensors (``verify.hf_places``); the others an architecture names."""
+    given. Most follow from the tensors (``verify.hf_modules``); others an architecture names."""
 
     module: str
     given: bool = False

@@ -2,7 +2,7 @@
 
 Needs PyTorch and transformers, which nothing else in the package does. What the model is there, an
 architecture declares (``model.huggingface``). Values are taken where that model computes them
-(``hf_places``); those inside of one piece there (stacked experts one by one, scores before the
+(``hf_modules``); those inside of one piece there (stacked experts one by one, scores before the
 softmax) are computed again with its own weights from its own inputs; others are left out.
 """
 
@@ -23,7 +23,7 @@ from isobit.model.graph import Graph, Key
 from isobit.model.huggingface import HuggingFace, ModuleValue, Reorder, Source, rope_parameters
 from isobit.model.weights import Weights
 from isobit.numerics.ops import Rope
-from isobit.verify import hf_modules as hf_places
+from isobit.verify import hf_modules
 from isobit.verify.arithmetic import Array
 from isobit.verify.trace import Emit, pieces
 from isobit.verify.trace_file import Manifest
@@ -153,8 +153,8 @@ class Transformers:
         self.model = model = built.model
         self.config = config = weights.config
         whole, modules = weights.graph, dict(model.named_modules())
-        places = hf_places.places(whole, built.kind, built.config, modules)
-        inside = hf_places.inside(whole, built.kind, modules)
+        places = hf_modules.places(whole, built.kind, built.config, modules)
+        inside = hf_modules.inside(whole, built.kind, modules)
         self.graph = whole.showing({*places, *inside, *filter(None, [whole.logits.key])})
         """Of the stages that are found there."""
         self._recorder = _ModuleRecorder(built, self.graph, places)
@@ -206,13 +206,13 @@ class Transformers:
 class _ModuleRecorder:
     """Hooks in a model that keep the stages of a pass, in the graph's order and shapes."""
 
-    def __init__(self, built: Built, graph: Graph, places: hf_places.Places) -> None:
+    def __init__(self, built: Built, graph: Graph, places: hf_modules.Places) -> None:
         self._model, self._kind, self._graph = built.model, built.kind, graph
         self._places, self._modules = places, dict(built.model.named_modules())
         source = sys.modules[type(built.model).__module__]
         self._attend, self._repeat = source.eager_attention_forward, source.repeat_kv
         self._heads = {
-            f"{x}_post_rope": hf_places.head_moves(built.kind, built.config, f"attn_{x}")
+            f"{x}_post_rope": hf_modules.head_moves(built.kind, built.config, f"attn_{x}")
             for x in "qk"
         }
 
@@ -295,7 +295,7 @@ class _ModuleRecorder:
             self._keep("moe_expert_gate_up", layer, both)
             self._keep("moe_expert_gate", layer, both[..., :n])
             self._keep("moe_expert_up", layer, both[..., n:])
-            for name in hf_places.ACTS:
+            for name in hf_modules.ACTS:
                 self._keep(name, layer, a)
             self._keep("moe_expert_out", layer, y)
 

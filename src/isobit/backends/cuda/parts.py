@@ -149,7 +149,9 @@ class CudaPartsBackend(Backend):
         if self.lost:
             raise BackendUnavailable(self.lost)
         small = size <= CudaBackend.sizes.padded[-1]
-        if self._times[size, kind] == (0 if small else 1):  # then it becomes a graph: repeated.py
+        if self._times[size, kind] == (
+            0 if small else 1
+        ):  # then it becomes a graph: graph_cache.py
             self._rehearse(work)
         self._times[size, kind] += 1
         try:

@@ -12,7 +12,7 @@ from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.numerics.digest import PIECE as DIGESTED
 
-_PIECE = 2048  # values of a row that are a block's in measure.cu and draw.cu
+_PIECE = 2048  # values of a row that are a block's in logprobs.cu and draw.cu
 _LEAF = DIGESTED // 4  # words that a piece of the tree of digests has
 _LEAVES = 64  # of a block of digest.cu
 _SUMS = 16  # bytes

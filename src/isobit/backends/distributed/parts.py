@@ -41,7 +41,7 @@ from isobit.model.parallel.split import check, split
 from isobit.model.weights import Weights
 
 _MODULE = "isobit.backends.distributed.parts"
-_LINE = 64  # bytes; the memory's layout: cpu/exchange.h
+_LINE = 64  # bytes; the memory's layout: engine/exchange.h
 _PIECES = 16 << 20  # bytes of a part's piece; longer values are exchanged in several
 
 

@@ -1,5 +1,5 @@
-// The engine in Python: takes the program that lower.py makes, and runs batches, which are checked
-// already (module_batch.cpp), with the GIL released.
+// The engine in Python: takes the program that lowering.py makes, and runs batches, which are checked
+// already (batch.cpp), with the GIL released.
 
 #include <nanobind/stl/optional.h>
 

@@ -1,4 +1,4 @@
-"""Causal convolution: see causal_conv.cpp."""
+"""Causal convolution: see causal_conv.simd.cpp."""
 
 import numpy as np
 

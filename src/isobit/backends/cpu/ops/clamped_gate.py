@@ -1,4 +1,4 @@
-"""Clamped gate: see clamped_gate.cpp."""
+"""Clamped gate: see clamped_gate.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

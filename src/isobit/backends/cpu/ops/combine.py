@@ -1,4 +1,4 @@
-"""Combine: see combine.cpp."""
+"""Combine: see combine.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

@@ -1,4 +1,4 @@
-"""Decay: see decay.cpp."""
+"""Decay: see decay.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

@@ -1,4 +1,4 @@
-"""Gated add: see gated_add.cpp."""
+"""Gated add: see gated_add.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

@@ -1,4 +1,4 @@
-"""L2 norm: see l2_norm.cpp."""
+"""L2 norm: see l2_norm.simd.cpp."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""RMS norm: see rms_norm.cpp."""
+"""RMS norm: see rms_norm.simd.cpp."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""RoPE: see rope.cpp."""
+"""RoPE: see rope.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

@@ -1,4 +1,4 @@
-"""Sigmoid: see sigmoid.cpp."""
+"""Sigmoid: see sigmoid.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

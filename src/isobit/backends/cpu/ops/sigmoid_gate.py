@@ -1,4 +1,4 @@
-"""Sigmoid gate: see sigmoid_gate.cpp."""
+"""Sigmoid gate: see sigmoid_gate.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

@@ -1,4 +1,4 @@
-"""SiLU: see silu.cpp."""
+"""SiLU: see silu.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

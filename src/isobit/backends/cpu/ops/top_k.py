@@ -1,4 +1,4 @@
-"""Top-k: see top_k.cpp. Its phase ends with the pairs grouped by expert."""
+"""Top-k: see top_k.simd.cpp. Its phase ends with the pairs grouped by expert."""
 
 from isobit.backends.cpu.lowering import Lowering, instruction
 from isobit.model.graph import Op

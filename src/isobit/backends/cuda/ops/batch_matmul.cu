@@ -1,11 +1,12 @@
 // y = W x in a decode step of several sequences: few tokens a matrix, many matrices. Weights stream
-// through shared memory once; nothing but their bytes should take time. W: a struct of tiles.cuh.
+// through shared memory once; nothing but their bytes should take time. WEIGHT: a struct of
+// tiles.cuh.
 //
 // Units of a group of pairs are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
-// grid takes an equal part, and its warps every eighth. Where units are few (SPLIT), a block's warps take
-// one together, every eighth superblock each. Each warp fetches for itself, DEPTH superblocks of 16 rows
-// ahead.
+// grid takes an equal part, and of that its warps a unit in turn. Where units are few (SPLIT), a block's
+// warps take one together, a superblock in turn. Each warp fetches for itself, DEPTH superblocks of 16
+// rows ahead.
 #include "step.cuh"
 #include "sorted_pairs.cuh"
 #include "tile_pairs.cuh"

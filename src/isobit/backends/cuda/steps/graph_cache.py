@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from isobit.backends.cuda.device.protocol import Gpu
 
 MAX_GRAPHS = 8
-"""Graphs that are kept, of each :class:`Repeated`."""
+"""Graphs that are kept, of each :class:`GraphCache`."""
 
 
 class GraphCache:

@@ -49,7 +49,7 @@ struct Choice {
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
 struct GateUp {
     const uint8 *gate, *up;
-    const int* expert;  // of a slot: the predicted experts, and in slot of wrong ones the missing
+    const int* expert;  // of a slot: the predicted experts, and in place of wrong ones the missing
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
     // A unit is the same 8 rows of both matrices of one expert.

@@ -97,7 +97,7 @@ struct ExpertPredictor {
 template <int READS>
 DEV int predicted_experts(const uint64* words, int number) {
     constexpr int EACH = EXPERTS_EACH, MASK = 1023;
-    static_assert(EXPERTS < MASK, "the bits that name an expert; decode.py asks for it");
+    static_assert(EXPERTS < MASK, "the bits that name an expert; decode_layer.py asks for it");
     uint64 one[EACH];
     wait_all_published<READS>(words + 1, number, one);
     uint32 logit[EACH];  // ordered as the floats are, then 1 + expert; 0: not to be had

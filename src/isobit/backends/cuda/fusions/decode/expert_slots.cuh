@@ -39,7 +39,7 @@ DEV void clear_wanted(ExpertSlots* sh) {
     for (int e = threadIdx.x; e < EXPERTS; e += BLOCK) sh->wanted[e] = false;
 }
 
-// ExpertSlots of the experts that are wanted. Barriers must lie before and behind.
+// Slots of the experts that are wanted. Barriers must lie before and behind.
 DEV void assign_slots(ExpertSlots* sh) {
     static_assert(EXPERTS <= BLOCK && PAIRS <= BLOCK, "a thread each");
     int e = threadIdx.x;
@@ -52,7 +52,7 @@ DEV void assign_slots(ExpertSlots* sh) {
     if (e == 0) sh->count = at.all;
 }
 
-// ExpertSlots of the experts that are wanted now: who has one keeps it, the others get those of experts that
+// Slots of the experts that are wanted now: who has one keeps it, the others get those of experts that
 // nobody wants, and slots behind. Whether any changed. Barriers must lie before and behind.
 DEV bool reassign_slots(ExpertSlots* sh) {
     int t = threadIdx.x, before = sh->count;

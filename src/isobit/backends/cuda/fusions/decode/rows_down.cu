@@ -22,7 +22,7 @@ struct Down {
     }
 };
 
-// W_down of the chosen experts, their weighted sum in rank order, and the residual, in slot.
+// W_down of the chosen experts, their weighted sum in rank order, and the residual, in place.
 struct DownShared {
     ActivationBlock x[PAIRS * FFN_SUPERS];
 #if EXPERTS
