@@ -50,9 +50,8 @@ def asked(weights, engine, gpu):
         for count in (1, 64):
             p = Pass(n, 1, Inputs(*[0] * 7), count=count, spans=dict.fromkeys(made.g.spans, spans))
             made.queue(p)
-    return listener.asked | {
-        (stem, ()) for stem in ("sampling/logprobs", "sampling/draw", "sampling/digest")
-    }
+    names = ("logprobs", "draw", "digest", "take_tokens")
+    return listener.asked | {(f"sampling/{name}", ()) for name in names}
 
 
 def compile_all(kernels, arch):

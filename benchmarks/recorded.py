@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from isobit.backends.cuda.device import gpu
-from isobit.backends.cuda.steps import run_ahead as turns
+from isobit.backends.cuda.steps import run_ahead
 from isobit.runtime.prefill_budget import PrefillBudget
 
 NAMES = "ended", "generating", "prompt", "ms", "ahead", "waiting", "uploading", "queueing"
@@ -34,7 +34,7 @@ class Notes:
         for what, names in CALLS.items():
             for name in names:
                 self._timed(kind, what, name)
-        ran, served = PrefillBudget.ran, turns.RunAhead.match
+        ran, served = PrefillBudget.ran, run_ahead.RunAhead.match
 
         def noted(pace, generating, prompt, attended, seconds):
             ran(pace, generating, prompt, attended, seconds)
@@ -48,7 +48,7 @@ class Notes:
             self._ahead = found is not None
             return found
 
-        PrefillBudget.ran, turns.RunAhead.match = noted, noticed
+        PrefillBudget.ran, run_ahead.RunAhead.match = noted, noticed
 
     def _timed(self, kind, what, name):
         method = getattr(kind, name)

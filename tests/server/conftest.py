@@ -19,7 +19,7 @@ import isobit
 from isobit.runtime.model import Model
 from isobit.server.app import build
 from isobit.server.service import Service
-from isobit.server.wire import Chunks, Http
+from isobit.server.wire import ChunkWriter, Http
 
 Serve = Callable[..., AbstractContextManager[tuple[Service, openai.OpenAI]]]
 
@@ -51,7 +51,7 @@ def serve(
     with socket.socket() as listener, Service(model, **settings) as service:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        app = Chunks(wrap(build(service)))
+        app = ChunkWriter(wrap(build(service)))
         server = uvicorn.Server(uvicorn.Config(app, http=Http, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

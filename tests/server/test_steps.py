@@ -15,7 +15,7 @@ from isobit.runtime.model import Model
 from isobit.runtime.tokens import Token
 from isobit.server.answer.choices import Choice, Piece
 from isobit.server.openai.bodies import ChatShape, CompletionShape
-from isobit.server.openai.completions import Chunks
+from isobit.server.openai.completions import CompletionChunks
 from isobit.server.openai.response_items import ResponseWriter
 from isobit.server.openai.response_tools import Offer
 from isobit.server.parsing.events import Answer, Finish, Text, gathered
@@ -209,7 +209,7 @@ def test_a_chunk_of_plain_text_is_written_as_any_other(
         CompletionShape(alone.tokenizer, logprobs=False, echo=[]),
     )
     for shape in shapes:
-        chunks = Chunks({"model": name}, shape, nobody, usage_at_end=usage_at_end)
+        chunks = CompletionChunks({"model": name}, shape, nobody, usage_at_end=usage_at_end)
         list(chunks.piece(Piece(index, [Text("first")])))
         piece = Piece(index, [Text(text)])
         assert shape.plain(piece) == text

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http import h11_impl
 
-from isobit.server.wire import Chunks, Http
+from isobit.server.wire import ChunkWriter, Http
 
 MOST = 3 << 20  # more than what sockets and transports hold
 
@@ -79,7 +79,7 @@ def test_the_bytes_are_those_of_h11() -> None:
             "/large": ([b"x", rng.randbytes(MOST), *parts], [kind]),
         }
     )
-    with serving(app, "h11") as alone, serving(Chunks(app), Http) as ours:
+    with serving(app, "h11") as alone, serving(ChunkWriter(app), Http) as ours:
         for path, pause in (("/parts", 0.0), ("/sized", 0.0), ("/large", 0.05)):
             for version in ("1.1", "1.0"):
                 for method in ("GET", "HEAD"):
@@ -97,14 +97,14 @@ def test_chunks_do_not_pass_through_h11(monkeypatch: pytest.MonkeyPatch) -> None
         await send(self, message)
 
     monkeypatch.setattr(h11_impl.RequestResponseCycle, "send", noted)
-    with serving(Chunks(InParts({"/": ([b"a", b"b"], [])})), Http) as port:
+    with serving(ChunkWriter(InParts({"/": ([b"a", b"b"], [])})), Http) as port:
         assert asked(port, "GET", "/", "1.1").endswith(b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
     assert [message["type"] for message in given] == ["http.response.start", "http.response.body"]
 
 
 def test_an_answer_to_a_client_that_left_ends() -> None:
     app = InParts({"/": ([b"x" * 1000] * 2000, [])})
-    with serving(Chunks(app), Http) as port:
+    with serving(ChunkWriter(app), Http) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             client.recv(10)

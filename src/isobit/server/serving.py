@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from isobit.server.app import build
 from isobit.server.service import Service
-from isobit.server.wire import Chunks, Http
+from isobit.server.wire import ChunkWriter, Http
 
 _TELLING = 5.0  # seconds in which streams that are cut can be told
 
@@ -68,7 +68,7 @@ def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = uvicorn.Config(
-        Chunks(app),
+        ChunkWriter(app),
         http=Http,
         log_level="warning",
         access_log=False,

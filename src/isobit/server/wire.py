@@ -23,7 +23,7 @@ class Http(H11Protocol):
         self.app_state = {**self.app_state, _TRANSPORT: transport}
 
 
-class Chunks:
+class ChunkWriter:
     """An ASGI application in front of another."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -68,7 +68,9 @@ class Completions:
             "system_fingerprint": self._service.fingerprint,
         }
         if asked.stream:
-            return answers.stream(Chunks(head, shape, answers, usage_at_end=asked.usage_at_end))
+            return answers.stream(
+                CompletionChunks(head, shape, answers, usage_at_end=asked.usage_at_end)
+            )
         found, used = await answers.whole()
         choices = [
             shape.whole(index, pieces) | answers.receipt(index)
@@ -82,7 +84,7 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CUT = "\0"
 
 
-class Chunks:
+class CompletionChunks:
     """The stream of both: chunks that each have the answer's head."""
 
     def __init__(
