@@ -66,7 +66,7 @@ class Subject:
     def deep(self):
         self.decode(4096)
 
-    def batch_sampler(self):
+    def together(self):
         self.many.greedy(self.tokens[:N], np.zeros(N, np.int32), self.tables, 128)
 
 

@@ -40,7 +40,7 @@ def chunked(model, prompt, size):
         return np.array(logits[0])
 
 
-def batch_sampler(model, prompts, texts):
+def together(model, prompts, texts):
     """Logits of steps of all sequences at once: [sequence, step, vocabulary]."""
     sequences = [model.new_sequence() for _ in prompts]
     for sequence, prompt in zip(sequences, prompts, strict=True):
@@ -96,7 +96,7 @@ def main():
                 compare(f"planes {planes}, chunks of {size}", chunked(gpu, long, size), whole)
             for n in (8, 32):
                 which = [i % len(prompts) for i in range(n)]
-                ours = batch_sampler(gpu, [prompts[i] for i in which], [texts[i] for i in which])
+                ours = together(gpu, [prompts[i] for i in which], [texts[i] for i in which])
                 theirs = np.stack([alone[i] for i in which])
                 compare(f"planes {planes}, {n} sequences together", ours, theirs)
         found[f"planes {planes} seconds"] = round(time.perf_counter() - start, 1)

@@ -50,12 +50,12 @@ def turn(path, *, check):
     logits = [backend.forward(batch(tokens[:40], 0, pages, [0, 39]))]
     for i in range(40, 64):
         logits.append(np.array(backend.forward(batch(tokens[i : i + 1], i, pages, [0]))))
-    batch_sampler = np.concatenate(logits)
-    found["digest"] = hashlib.sha256(batch_sampler.tobytes()).hexdigest()
+    ours = np.concatenate(logits)
+    found["digest"] = hashlib.sha256(ours.tobytes()).hexdigest()
     if check:
         cpu = CpuBackend(weights, EngineConfig(context=128, max_sequences=1))
         theirs = cpu.forward(batch(tokens[:64], 0, pages[:, :2], [0, *range(39, 64)]))
-        differing = np.count_nonzero(theirs.view(np.uint32) != batch_sampler.view(np.uint32))
+        differing = np.count_nonzero(theirs.view(np.uint32) != ours.view(np.uint32))
         found["cpu"] = f"{differing} of {theirs.size} differ"
         cpu.close()
 

@@ -84,7 +84,7 @@ class Steps:
 
 def check(backend, weights, note):
     """Logits of prompts, of steps and of mixed batches beside the CPU's; how many differ."""
-    settings = EngineConfig(activation_planes=2, context=256, max_sequences=32)
+    settings = EngineConfig(context=256, max_sequences=32)
     texts = Texts(np.random.default_rng(), weights.config.vocab, 32, 4)
     wrong = 0
     parts = [("prompts", [(s, 1 + s % 9) for s in range(32)])]

@@ -64,7 +64,7 @@ def bodies(rng, choices, vocab):
             yield asked | {"max_tokens": 200, "n": 1, "ignore_eos": True, "stream": True}, True
 
 
-async def batch_sampler(port, requests, rng):
+async def together(port, requests, rng):
     """All receipts of requests that are asked at once, but for those who leave."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=300, limits=limits, trust_env=False) as client:
@@ -200,7 +200,7 @@ def main():
 def check(a, model, rng, note):
     """How many receipts of requests together are not those of each alone."""
     requests = list(bodies(rng, a.check, model.config.vocab))
-    receipts = asyncio.run(batch_sampler(a.port, requests, rng))
+    receipts = asyncio.run(together(a.port, requests, rng))
     note("receipts of requests together", len(receipts))
     wrong = sum(not alone(model, receipt) for receipt in receipts)
     note("of these differ from those alone", wrong)

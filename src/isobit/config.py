@@ -10,7 +10,7 @@ import numpy as np
 
 from isobit import machine
 from isobit.arguments import flag, texts, whole, wholes, wrong
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import FileRefused, ModelRefused, UsageError
 
 MOST_THREADS = 1024
 MOST_POSITIONS = 1 << 24
@@ -225,25 +225,51 @@ def bits_of_planes(planes: object) -> int:
     return 8 * whole("activation_planes", planes, 1, 2)
 
 
-def without_planes(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's data, with ``activation_bits`` for ``activation_planes``, its former name."""
+def bits_of(bits: int | None, planes: object) -> int:
+    """``activation_bits``, said as such, by its former name, or not: UsageError if they differ."""
+    if planes is None:
+        return EngineConfig.activation_bits if bits is None else bits
+    if bits not in (None, meant := bits_of_planes(planes)):
+        raise UsageError(
+            f"activation_bits: expected {meant}, as activation_planes={planes} means, got "
+            f"{bits!r:.20}; say activation_bits alone"
+        )
+    return meant
+
+
+def with_planes(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written, with the former name of ``activation_bits`` beside it."""
+    bits = data["activation_bits"]
+    return {**data, "activation_planes": None if bits is None else bits // 8}
+
+
+def without_planes(data: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A file's data, with ``activation_bits`` for ``activation_planes``, its former name.
+
+    Raises FileRefused, naming ``source``, where both are said and differ.
+    """
     found = dict(data)
-    if "activation_bits" not in found and "activation_planes" in found:
+    if "activation_planes" in found:
         planes = found.pop("activation_planes")
-        found["activation_bits"] = 8 * planes if type(planes) is int else planes
+        bits = 8 * planes if type(planes) is int else planes
+        if (said := found.setdefault("activation_bits", bits)) != bits:
+            raise FileRefused(
+                f"{source}: activation_bits: expected 8 for each of the activation_planes, got "
+                f"{said!r:.20} and {planes!r:.20}"
+            )
     return found
 
 
 def _accept_planes(init: Callable[..., None]) -> Callable[..., None]:
     @wraps(init)
-    def with_planes(
+    def accepting(
         self: EngineConfig, *given: Any, activation_planes: object = None, **named: Any
     ) -> None:
         if activation_planes is not None:
-            named["activation_bits"] = bits_of_planes(activation_planes)
+            named["activation_bits"] = bits_of(named.get("activation_bits"), activation_planes)
         init(self, *given, **named)
 
-    return with_planes
+    return accepting
 
 
 EngineConfig.__init__ = _accept_planes(EngineConfig.__init__)  # type: ignore[method-assign]

@@ -37,8 +37,8 @@ def test_steps_together_have_the_bits_of_steps_alone(model: Model) -> None:
     sequences = [model.new_sequence() for _ in prompts]
     for sequence, prompt in zip(sequences, prompts, strict=True):
         model.prefill(sequence, prompt)
-    batch_sampler = model.step(sequences, tokens).logits
-    assert np.array_equal(batch_sampler.view(np.uint32), np.stack(alone).view(np.uint32))
+    together = model.step(sequences, tokens).logits
+    assert np.array_equal(together.view(np.uint32), np.stack(alone).view(np.uint32))
     assert [s.length for s in sequences] == [2, 71, 10]
     for sequence in sequences:
         sequence.close()
@@ -168,10 +168,10 @@ def test_sequences_together_share_what_is_read(
     quick: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*quick, "-p", "0", "-n", "1", "-s", "1,2", "-r", "1", "-o", "json"]) == 0
-    alone, batch_sampler = json.loads(capsys.readouterr().out)
-    assert (alone["n_sequences"], batch_sampler["n_sequences"]) == (1, 2)
+    alone, together = json.loads(capsys.readouterr().out)
+    assert (alone["n_sequences"], together["n_sequences"]) == (1, 2)
     assert alone["fraction_of_read_bandwidth"] > 0
-    assert batch_sampler["fraction_of_read_bandwidth"] is None
+    assert together["fraction_of_read_bandwidth"] is None
 
 
 def test_whole_generations(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,12 +195,12 @@ def test_two_hundred_at_once_have_the_receipts_of_each_alone(
     engine.start()
     for thread in threads:
         thread.join()
-    batch_sampler = [(list(generation), generation, got, i) for generation, got, i in begun]
+    together = [(list(generation), generation, got, i) for generation, got, i in begun]
     engine.stop()
-    assert len(batch_sampler) == 200
+    assert len(together) == 200
     for table in tables:
         blocks.close(table)
-    for tokens, generation, got, i in batch_sampler:
+    for tokens, generation, got, i in together:
         prompt, most, sampling = asked[i]
         assert generation.request.cached == (len(prompt) - 1) // 64 * 64
         recorder = Recorder()

@@ -163,17 +163,17 @@ def test_closing_streams_frees_their_pages(small: Model) -> None:
 def test_threads_get_what_one_thread_gets(model: Model) -> None:
     prompts = [PROMPT, "import os\n", "class Stack:\n", "for i in "]
     alone = [model.generate(p, max_tokens=20).token_ids for p in prompts]
-    batch_sampler: list[list[int]] = [[] for _ in prompts]
+    together: list[list[int]] = [[] for _ in prompts]
 
     def work(i: int) -> None:
-        batch_sampler[i] = model.generate(prompts[i], max_tokens=20).token_ids
+        together[i] = model.generate(prompts[i], max_tokens=20).token_ids
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert batch_sampler == alone
+    assert together == alone
 
 
 def test_a_closed_model_keeps_nothing_large() -> None:

@@ -1,12 +1,16 @@
 """A model whose layers run in stages gives the whole model's bits, wherever it is cut."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +279,31 @@ def stage(cut: str, key: str = "secret") -> Iterator[tuple[subprocess.Popen[str]
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "found"),
+    [
+        ({"activation_planes": 2, "first": 0}, "none"),
+        ({"protocol": 1}, "1"),
+        ({"protocol": 3}, "3"),
+    ],
+)
+def test_a_stage_of_another_version_is_refused(greeting: dict, found: str) -> None:
+    with Listener(("127.0.0.1", 0), authkey=b"k") as listener, ThreadPoolExecutor(1) as worker:
+
+        def greet() -> None:
+            with listener.accept() as connection:
+                connection.send_bytes(json.dumps(greeting).encode())
+                with pytest.raises(EOFError):
+                    connection.recv_bytes()
+
+        gone = worker.submit(greet)
+        host, port = listener.address
+        said = f"stage {host}:{port}: expected protocol 2, got {found}; start it with the isobit"
+        with pytest.raises(BackendUnavailable, match=re.escape(said)):
+            connect(f"{host}:{port}", b"k")
+        gone.result(10)
 
 
 def test_processes_give_the_same_text_results_and_errors(rng: np.random.Generator) -> None:

@@ -253,12 +253,12 @@ def test_without_a_tokenizer_the_keys_end_an_answer(tmp_path: Path) -> None:
 def test_more_threads_than_sequences_lose_no_text() -> None:
     with isobit.load("sample", "cpu", context=128, sequences=2, threads=1) as m:
         alone = [m.generate(p, max_tokens=100).token_ids for p in PROMPTS]
-        batch_sampler: list[list[int]] = [[] for _ in range(12)]
+        together: list[list[int]] = [[] for _ in range(12)]
         errors: list[BaseException] = []
 
         def work(i: int) -> None:
             try:
-                batch_sampler[i] = m.generate(PROMPTS[i % 3], max_tokens=100).token_ids
+                together[i] = m.generate(PROMPTS[i % 3], max_tokens=100).token_ids
             except BaseException as error:
                 errors.append(error)
 
@@ -268,7 +268,7 @@ def test_more_threads_than_sequences_lose_no_text() -> None:
         for t in threads:
             t.join()
         assert not errors
-        assert batch_sampler == [alone[i % 3] for i in range(12)]
+        assert together == [alone[i % 3] for i in range(12)]
 
 
 def test_streams_that_are_held_open_make_way() -> None:

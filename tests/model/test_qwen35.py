@@ -79,15 +79,15 @@ def test_backends_cuts_and_batches_agree(
     n = 70 if name == "cpu" else 24  # a software device takes its time
     parts = [ids[:n], ids[100 : 100 + n]]
     backend = opened(name, weights, engine)
-    batch_sampler = logits(backend, parts, [0, 1, 2, 5, n // 2, n - 4])
-    assert same(batch_sampler, logits(backend, parts, [0, n - 6], states=[2, 0]))
-    for part, expected in zip(parts, batch_sampler, strict=True):
+    together = logits(backend, parts, [0, 1, 2, 5, n // 2, n - 4])
+    assert same(together, logits(backend, parts, [0, n - 6], states=[2, 0]))
+    for part, expected in zip(parts, together, strict=True):
         assert same(logits(backend, [part], [0])[0], expected)
     backend.close()
     if threads == 1:
         reference = open_backend("reference", weights, engine)
         m = min(n, 40)
-        assert same(logits(reference, [parts[0][:m]], [0, 3])[0], batch_sampler[0, :m])
+        assert same(logits(reference, [parts[0][:m]], [0, 3])[0], together[0, :m])
 
 
 @pytest.mark.parametrize("name", ["cpu", "wgpu"])

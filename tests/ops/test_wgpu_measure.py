@@ -63,6 +63,27 @@ def test_how_fast_a_device_reads(monkeypatch):
     assert measure.read_bandwidth(device) is None
 
 
+@pytest.mark.parametrize("room", [0, 1])
+def test_where_memory_ends_nobody_knows_how_fast_it_is_read(monkeypatch, room):
+    """The KV cache may have taken what there was: so many buffers still have room."""
+    import wgpu  # noqa: PLC0415 - not everywhere
+
+    device = open_device()
+    empty, made, freed = device.empty, [], []
+
+    def full(nbytes):
+        if len(made) == room:
+            raise wgpu.GPUOutOfMemoryError("Not enough memory left.")
+        made.append(empty(nbytes))
+        made[-1].destroy = lambda: freed.append(nbytes)
+        return made[-1]
+
+    monkeypatch.setattr(measure, "_BANDWIDTH_BYTES", 8 << 20)
+    monkeypatch.setattr(device, "empty", full)
+    assert measure.read_bandwidth(device) is None
+    assert len(made) == len(freed) == room
+
+
 def test_the_likeliest_alone_and_as_many_as_can_be(device, rng):
     logits = distributions(rng, 1000)
     nothing = np.empty((len(logits), 0), np.int32)

@@ -31,6 +31,7 @@ def replayed(client: openai.OpenAI, receipt: object, **more: Any) -> httpx.Respo
 
 def test_a_verdict_on_a_receipt(client: openai.OpenAI) -> None:
     receipt = answered(client, guided_regex="[a-z ]{9,}")
+    assert (receipt["activation_bits"], receipt["activation_planes"]) == (16, 2)
     verdict = replayed(client, receipt).json()
     assert (verdict["identical"], verdict["tokens"], verdict["difference"]) == (True, 7, None)
     receipt["tokens"][4]["token"] ^= 1

@@ -82,7 +82,12 @@ X = [*RUN, "-p", "x"]
         (
             ["verify", "-p", "x", "--against-activation-bits", "24"],
             2,
-            "--against-activation-bits: ",
+            "--against-activation-bits: expected 8 or 16, got 24",
+        ),
+        (
+            ["ablate", "--tokens", "1", "--rank", "--activation-bits", "24"],
+            2,
+            "--activation-bits: expected 8 or 16, got 24",
         ),
         (["serve", "--port", "65536"], 2, "--port: expected a whole number, 0 to 65535"),
         (["serve", "--host", "a..b"], 2, "a..b:8000: expected an address of this machine"),

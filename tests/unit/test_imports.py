@@ -24,7 +24,7 @@ ROWS = [
     ["backends.base.draws", "backends.base.kv_pages", "backends.base.workspace"],
     ["backends.base.batch"],
     ["backends.base"],
-    ["backends.base.device_rows"],
+    ["backends.base.row_results"],
     ["backends.reference", "backends.cpu", "backends.cuda", "backends.wgpu"],
     ["backends"],
     ["runtime"],
@@ -101,14 +101,20 @@ def test_imports_point_down(module: str) -> None:
         ("gguf.reader", "from isobit.numerics import matmul"),
         ("text.tokenizer", "from isobit import config"),
         ("numerics.matmul", "def f():\n    from isobit.backends import base"),
-        ("backends.reference.forward", "from isobit.backends.cpu import CpuBackend"),
+        ("backends.reference.backend", "from isobit.backends.cpu import CpuBackend"),
         ("backends.base", "from isobit.backends import open_backend"),
         ("runtime.model", "from importlib import import_module\nimport_module('isobit.cli.run')"),
         ("bench", "from isobit.cli import say"),
     ],
 )
 def test_the_check_itself_sees_a_wrong_import(module: str, source: str) -> None:
+    assert is_module(module)
     assert len(wrong(module, source)) == 1
+
+
+@pytest.mark.parametrize("part", [*RANK, *ONLY])
+def test_the_rows_name_what_is_there(part: str) -> None:
+    assert is_module(part), f"{part}: no module of isobit; right or remove it"
 
 
 def names_in(module: str) -> set[str]:

@@ -61,12 +61,12 @@ def test_several_sequences_choose_as_each_alone(logits: np.ndarray, rows: RowSam
         Sampling(temperature=1.2, presence_penalty=0.5, frequency_penalty=0.2, seed=9),
         Sampling(logit_bias=((4, 100.0),)),
     ]
-    batch_sampler = [Sampler(s, [1, 2, 3]) for s in settings]
+    together = [Sampler(s, [1, 2, 3]) for s in settings]
     alone = [Sampler(s, [1, 2, 3]) for s in settings]
     for _ in range(20):
         logits5 = np.stack([logits] * 5)
-        found = BatchSampler(batch_sampler, len(logits)).choose(RowSampler(threads=2), logits5)
-        for a, b, token in zip(batch_sampler, alone, found, strict=True):
+        found = BatchSampler(together, len(logits)).choose(RowSampler(threads=2), logits5)
+        for a, b, token in zip(together, alone, found, strict=True):
             assert b.choose(logits, rows) == token
             a.append(int(token))
             b.append(int(token))

@@ -49,15 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_format(parser)
-    parser.add_argument(
-        "--activation-bits",
-        type=int,
-        choices=(8, 16),
-        default=16,
-        metavar="N",
-        help="of the specification (default: 16)",
-    )
-    options.add_planes(parser, "--planes")
+    options.add_activation_bits(parser, about="of the specification (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> None:

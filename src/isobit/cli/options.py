@@ -110,16 +110,24 @@ def add_engine(
     add_stage_key(group)
 
 
-def add_activation_bits(group: argparse._ActionsContainer) -> None:
-    """How finely activations are kept."""
-    group.add_argument(
-        "--activation-bits",
-        type=argtypes.whole,
-        metavar="N",
-        default=EngineConfig.activation_bits,
-        help="bits of an activation: 16, or 8, which is faster and coarser (default: %(default)s)",
-    )
-    add_planes(group, "--planes", "--activation-planes")
+def add_activation_bits(
+    group: argparse._ActionsContainer,
+    of: str = "",
+    default: int | None = EngineConfig.activation_bits,
+    about: str = "bits of an activation: 16, or 8, which is faster and coarser "
+    "(default: %(default)s)",
+) -> None:
+    """How finely activations are kept; ``of``: before the option's name."""
+    flag = f"--{of}activation-bits"
+    group.add_argument(flag, type=_bits, metavar="N", default=default, help=about)
+    former = f"--{of}planes", f"--{of}activation-planes"
+    add_planes(group, *former, to=f"{of}activation_bits".replace("-", "_"))
+
+
+def _bits(text: str) -> int:
+    if (bits := argtypes.whole(text)) in (8, 16):
+        return bits
+    raise argparse.ArgumentTypeError(f"expected 8 or 16, got {bits}")
 
 
 def add_planes(

@@ -33,14 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a backend, to compare bits; or oracle (float64) or hf (transformers), which say how "
         "accurate it is (default: %(default)s)",
     )
-    parser.add_argument(
-        "--against-activation-bits",
-        type=int,
-        choices=(8, 16),
-        metavar="N",
-        help="its bits of an activation, 8 or 16 (default: the same)",
+    options.add_activation_bits(
+        parser, "against-", None, "its bits of an activation, 8 or 16 (default: the same)"
     )
-    options.add_planes(parser, "--against-planes", to="against_activation_bits")
     parser.add_argument(
         "--plant",
         metavar="FAULT[@LAYER]",

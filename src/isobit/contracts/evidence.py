@@ -103,7 +103,7 @@ class Evidence:
             raise FileRefused(f"{path}: expected evidence in JSON, got: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileRefused(f"{path}: expected evidence of format {FORMAT}; check again")
-        data = without_planes(data)
+        data = without_planes(data, str(path))
         data["results"] = [_result(r, path) for r in _typed(data, "results", list, path)]
         _typed(data, "model", dict, path)
         for name in ("contract", "backend", "code", "created"):

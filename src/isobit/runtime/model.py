@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 from isobit.arguments import instance, whole, wrong
-from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of_planes
+from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of
 from isobit.numerics import TILE
 from isobit.runtime.engine import Engine
 from isobit.runtime.generation import (
@@ -227,7 +227,7 @@ def load(
     path_or_sample: str | Path = "sample",
     backend: str = "auto",
     *,
-    activation_bits: int = EngineConfig.activation_bits,
+    activation_bits: int | None = None,
     threads: int | None = None,
     context: int | None = None,
     sequences: int = EngineConfig.max_sequences,
@@ -245,7 +245,7 @@ def load(
         path_or_sample: a path, ``hf://ORG/REPO[:QUANT]`` (downloaded if the cache has none),
             ``ollama://NAME``, or ``"sample"``; a file of that name is ``"./sample"``.
         backend: auto (cuda, else wgpu on a GPU, else cpu), reference, cpu, cuda or wgpu.
-        activation_bits: 16 keeps activations in 16-bit fixed point, 8 in int8.
+        activation_bits: 16 keeps activations in 16-bit fixed point, 8 in int8; None: 16.
         threads: of the CPU; None: all.
         context: longest sequence in tokens; None: the model's, or what there is room for.
         sequences: how many are run together.
@@ -268,10 +268,8 @@ def load(
         UsageError: an argument is of the wrong type or out of range.
         BackendUnavailable: the backend cannot run here, or has too little memory.
     """
-    if activation_planes is not None:
-        activation_bits = bits_of_planes(activation_planes)
     engine = EngineConfig(
-        activation_bits=activation_bits,
+        activation_bits=bits_of(activation_bits, activation_planes),
         threads=threads,
         context=context,
         max_sequences=whole("sequences", sequences, 1, MOST_POSITIONS),

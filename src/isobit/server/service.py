@@ -51,9 +51,9 @@ class Service:
         self.most_inside = limits.running + limits.waiting + _BESIDE
         """Requests that are answered at the same time; more are told to come again."""
         self.created = int(time.time())
-        planes = 8 * model.engine.activation_planes
+        bits = model.engine.activation_bits
         self.fingerprint = (
-            f"isobit-n{numerics.VERSION}-s{numerics.SAMPLING_VERSION}-a{planes}-"
+            f"isobit-n{numerics.VERSION}-s{numerics.SAMPLING_VERSION}-a{bits}-"
             f"{model.file.sha256()[:16]}"
         )
         self.draining = False

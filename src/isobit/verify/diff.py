@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from isobit.config import with_planes
 from isobit.verify.fit import Fit
 from isobit.verify.histogram import Histogram
 from isobit.verify.metrics import Distance
@@ -215,8 +216,7 @@ def _finite(value: Any) -> Any:
 
 
 def _run_json(run: Manifest) -> dict[str, Any]:
-    bits = run.activation_bits  # planes of 8 bits are its former name, for a release
-    return asdict(run) | {"activation_planes": None if bits is None else bits // 8}
+    return with_planes(asdict(run))
 
 
 def _stage_json(s: StageDiff, *, accuracy: bool) -> dict[str, Any]:

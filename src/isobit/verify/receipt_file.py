@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit import __version__, arguments, numerics
-from isobit.config import without_planes
+from isobit.config import with_planes, without_planes
 from isobit.errors import FileRefused, IsobitError, UsageError
 from isobit.files import regular
 from isobit.numerics import SAMPLING_VERSION
@@ -70,11 +70,15 @@ class Receipt:
         """``sampling``, as a sampler takes it."""
         return _sampling(self.sampling)
 
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, and their former names."""
+        return with_planes(asdict(self))
+
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
         arguments.path("path", path)
         try:
-            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+            Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", "utf-8")
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot write the receipt: {error}") from None
 
@@ -97,7 +101,7 @@ class Receipt:
             raise FileRefused(f"{source}: expected {FORMAT!r}, got something else")
         if data["format"] == FORMAT_1:
             data = data | {"format": FORMAT_2, "sampling_version": 1}
-        data = without_planes(data)
+        data = without_planes(data, source)
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
             raise FileRefused(f"{source}: {wrong} is missing or malformed")

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from isobit import __version__, arguments
 from isobit.arguments import whole, wrong
-from isobit.config import without_planes
+from isobit.config import with_planes, without_planes
 from isobit.errors import FileRefused, UsageError, did_you_mean, shown
 from isobit.files import regular
 from isobit.model.graph import Key
@@ -75,7 +75,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """As JSON text."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(with_planes(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "Manifest":
@@ -90,7 +90,7 @@ class Manifest:
             raise FileRefused(
                 f"{source}: expected a trace of format {FORMAT}; record it again with this version"
             )
-        data = without_planes(data)
+        data = without_planes(data, source)
         data.setdefault("stages", list(_QWEN3))
         for f in dataclasses.fields(cls):
             if f.name not in data or not _is(f.name, data[f.name]):

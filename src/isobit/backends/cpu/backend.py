@@ -50,7 +50,7 @@ class CpuBackend(Backend):
         self._threads = engine.cores
         lowered = Lowering(weights.graph)
         program = lowered.program() | {
-            "planes": engine.activation_planes,
+            "planes": engine.planes,
             "pages": self.limits.pages,
             "sequences": self.limits.states,
         }

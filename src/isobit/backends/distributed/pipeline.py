@@ -35,12 +35,15 @@ from isobit.backends.base import (
     traced,
 )
 from isobit.backends.base.kv_pages import Headroom
-from isobit.config import EngineConfig, without_planes
+from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
 from isobit.model.graph import Key
 from isobit.model.parallel.layers import layers
 from isobit.model.weights import Weights
 
+_PROTOCOL = 2
+"""What is said over a connection, in which form: another number with every change. The first
+stages said none."""
 _LEAST = 32
 """Tokens of a part of a batch: fewer are not worth the weights that each part reads again."""
 _LOSSES = 3
@@ -294,8 +297,14 @@ class RemoteStage:
     def __init__(self, connection: Connection, address: str) -> None:
         self._connection, self._address = connection, address
         about = json.loads(self._received())
-        fused_away = tuple((name, layer) for name, layer in about.pop("fused_away", ()))
-        self.about = StageInfo(**without_planes(about), fused_away=fused_away)
+        if (protocol := about.pop("protocol", "none")) != _PROTOCOL:
+            self.close()
+            raise BackendUnavailable(
+                f"stage {address}: expected protocol {_PROTOCOL}, got {protocol!s:.60}; "
+                "start it with the isobit that asks it"
+            )
+        fused_away = tuple((name, layer) for name, layer in about.pop("fused_away"))
+        self.about = StageInfo(**about, fused_away=fused_away)
 
     def run(
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
@@ -368,7 +377,8 @@ def serve(stage: Stage, address: str, key: bytes, ready: Callable[[str], None]) 
 
 def _answer(stage: Stage, connection: Connection) -> None:
     try:
-        connection.send_bytes(json.dumps(vars(stage.about)).encode())
+        greeting = {"protocol": _PROTOCOL} | vars(stage.about)
+        connection.send_bytes(json.dumps(greeting).encode())
         while True:
             asked = json.loads(connection.recv_bytes(_FRAME))
             arrays = load(connection.recv_bytes(_FRAME))

@@ -37,7 +37,7 @@ class ReferenceBackend(Backend):
         exchange: Exchange | None = None,
     ) -> None:
         super().__init__(weights, engine)
-        self._context = Context(engine.activation_planes, exchange)
+        self._context = Context(engine.planes, exchange)
         self._hook = hook
         self._states: dict[tuple[Op, int], Arrays] = {}
         self._pages = {

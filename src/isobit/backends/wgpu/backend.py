@@ -79,7 +79,7 @@ class WgpuBackend(Backend):
         its memory and all buffers that it names (wgpu-native 29.0): they are submitted at the end.
         """
         try:
-            self._graph = LoweredGraph(weights.graph, engine.activation_planes)
+            self._graph = LoweredGraph(weights.graph, engine.planes)
             self._g = g = self._graph.g
             super().__init__(weights, engine, lambda now: headroom(g, weights, now, self._device))
             if device is None:
@@ -137,8 +137,7 @@ class WgpuBackend(Backend):
 
     def read_bandwidth(self) -> float | None:
         """See :class:`isobit.backends.base.Backend`."""
-        with self._device.guarded():
-            return read_bandwidth(self._device)
+        return read_bandwidth(self._device)
 
     @property
     def device(self) -> str:

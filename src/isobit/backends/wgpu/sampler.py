@@ -10,7 +10,7 @@ import numpy as np
 
 from isobit.backends.base import I32
 from isobit.backends.base.row_results import DIGEST, MAX_WORDS, RowRequest
-from isobit.backends.wgpu.device.gpu import Device, Step
+from isobit.backends.wgpu.device.gpu import Device, OutOfDeviceMemory, Step
 from isobit.numerics.digest import PIECE
 
 _PIECE = PIECE // 4  # words that a leaf of the tree of digests has
@@ -29,23 +29,34 @@ def read_bandwidth(device: Device) -> float | None:
         nbytes = min(nbytes, memory.free // 2)
     if nbytes < _BANDWIDTH_BYTES // 4:
         return None
-    buffer, out, best = device.empty(nbytes // 16 * 16), device.empty(16), float("inf")
-    kernel = device.kernel(("scalar", "bandwidth"), "bandwidth")
-    step = Step(kernel, (buffer, out), (nbytes // 16, 256 * groups), (groups,))
+    buffer: Any = None
     try:
-        begun = time.perf_counter()
-        for _ in range(6):  # the first compiles
-            device.read(out, np.int32)
-            start = time.perf_counter()
-            if start > begun + _BANDWIDTH_SECONDS:
-                break
-            device.run([step] * passes)
-            device.read(out, np.int32)
-            best = min(best, time.perf_counter() - start)
+        with device.guarded():
+            buffer = device.empty(nbytes // 16 * 16)
+            out = device.empty(16)
+            kernel = device.kernel(("scalar", "bandwidth"), "bandwidth")
+            step = Step(kernel, (buffer, out), (nbytes // 16, 256 * groups), (groups,))
+            return passes * nbytes / _best(device, [step] * passes, out)
+    except OutOfDeviceMemory:
+        return None
     finally:
         device.forget()
-        buffer.destroy()
-    return passes * nbytes / best
+        if buffer is not None:
+            buffer.destroy()
+
+
+def _best(device: Device, steps: list[Step], out: Any) -> float:
+    """Seconds for some steps: the least of up to six times."""
+    begun, best = time.perf_counter(), float("inf")
+    for _ in range(6):  # the first compiles
+        device.read(out, np.int32)
+        start = time.perf_counter()
+        if start > begun + _BANDWIDTH_SECONDS:
+            break
+        device.run(steps)
+        device.read(out, np.int32)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 class DeviceSampler:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -118,7 +118,7 @@ class Answers:
     def receipt(self, index: int) -> dict[str, Any]:
         """A choice's receipt under its field's name, if it was asked for; else nothing."""
         receipt = self.choices[index].receipt
-        return {} if receipt is None else {"isobit_receipt": asdict(receipt)}
+        return {} if receipt is None else {"isobit_receipt": receipt.to_json()}
 
     async def whole(self) -> tuple[list[list[Piece]], Usage]:
         """All pieces of each choice. Raises ClientGone, and what a pass did."""

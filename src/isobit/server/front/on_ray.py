@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from isobit.config import EngineConfig, bits_of_planes
+from isobit.config import EngineConfig, bits_of
 from isobit.errors import IsobitError, UsageError
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
@@ -58,7 +58,8 @@ class AppSettings(BaseModel):
     backend: str = "auto"
     hosts: str = ""
     """Stages that each server's layers run in, as ``--hosts`` has them."""
-    activation_bits: int = EngineConfig.activation_bits
+    activation_bits: int | None = None
+    """None: 16."""
     activation_planes: int | None = None
     """Its former name: 2 (16 bits) or 1 (8); for a release."""
     context: int | None = None
@@ -92,9 +93,8 @@ class Server:
 
     def __init__(self, asked: AppSettings) -> None:
         """Raises what opening the model does."""
-        planes = asked.activation_planes
         engine = EngineConfig(
-            activation_bits=asked.activation_bits if planes is None else bits_of_planes(planes),
+            activation_bits=bits_of(asked.activation_bits, asked.activation_planes),
             threads=asked.threads,
             context=asked.context,
             max_sequences=asked.sequences,

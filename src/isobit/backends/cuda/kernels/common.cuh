@@ -4,7 +4,7 @@
 #include "scalar.h"
 
 #ifndef PLANES
-#define PLANES 2  // signed bytes an activation is kept in (EngineConfig.activation_planes)
+#define PLANES 2  // signed bytes an activation is kept in (EngineConfig.planes)
 #endif
 #ifndef EMULATED
 #define DEV __device__ __forceinline__

@@ -61,7 +61,7 @@ class Programs:
         self.resident = Resident.of(graph, engine.context)
 
         def program(kind: str, rows: int = 1) -> Program:
-            at = graph, self.resident, gpu, engine.activation_planes, kind
+            at = graph, self.resident, gpu, engine.planes, kind
             return Program(*at, fused=fused, rows=rows)
 
         self._logits = graph.logits.key
