@@ -94,7 +94,7 @@ def guesses(gpu, decoder, c):
     """Of the experts that the last step chose, the part that it had guessed."""
     words = np.empty((c.n_layers, 1 + c.n_experts), np.uint64)
     chosen = np.empty((c.n_layers, c.n_experts_used), np.uint64)
-    for name, rows in (("guess", words), ("chosen", chosen)):
+    for name, rows in (("prediction", words), ("chosen", chosen)):
         slots = [s for s in decoder._g.slots if s.name == name]
         for slot, row in zip(slots, rows, strict=True):
             gpu.download(slot.address, row)

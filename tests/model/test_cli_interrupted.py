@@ -72,7 +72,7 @@ def test_accuracy(
     monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 2))
     assert main(argv) == 130
     out, err = capsys.readouterr()
-    assert "| cpu, planes 2 |     32 |" in out
+    assert "| cpu, 16 bits |     32 |" in out
     assert "interrupted after 32 of 64 tokens" in err
     monkeypatch.setattr(accuracy_command, "_show", pytest.fail)  # nothing to show
     monkeypatch.setattr(accuracy, "side_by_side", stopping(accuracy.side_by_side, 0))

@@ -1,5 +1,6 @@
 """Generations on CUDA, which begins with the next step by itself: each as alone on the CPU."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from isobit.backends.cuda.steps.run_ahead import RunAhead
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
+from isobit.runtime import batches
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.verify.faults import with_backend
@@ -96,6 +98,38 @@ def test_generations_are_those_of_the_cpu(opened, path, begun, rng):
         assert tokens == again.token_ids
 
 
+def test_cancelled_as_the_next_pass_is_laid_out(opened, path, rng, monkeypatch):
+    """One that is to begin there keeps its pages until the pass is over: without them the next one
+    would write where another's are."""
+    with (
+        Model(path, "cpu", ENGINE) as alone,
+        with_backend(alone, opened) as model,
+    ):
+        engine = model.generations
+        stays = engine.submit(rng.integers(8, 320, 70).tolist(), 9, KINDS[0], logprobs=1)
+        for _ in range(3):
+            engine.step()
+        leaves = engine.submit(rng.integers(8, 320, 3).tolist(), 5, KINDS[0], logprobs=1)
+        goes_on, cancelled = batches._goes_on, []
+
+        def meanwhile(part):
+            found = goes_on(part)
+            if part[1] is leaves and not cancelled:
+                cancelled.append(part)
+                thread = threading.Thread(target=leaves.cancel)
+                thread.start()
+                thread.join()
+            return found
+
+        monkeypatch.setattr(batches, "_goes_on", meanwhile)
+        tokens = list(stays)
+        assert cancelled
+        assert leaves.ended
+        true = alone.generate(stays.request.prompt, max_tokens=9, logprobs=1)
+        assert [t.id for t in tokens] == true.token_ids
+        assert [t.logprob for t in tokens] == true.logprobs.tokens.tolist()
+
+
 PAGES = np.array([[3, 0, 7], [1, 4, 2], [5, 6, 8]], np.int32)
 LEAVES, COMES, SAYS, DRAWS, ROUTED = "leaves", "comes", "says another", "draws another", "routed"
 
@@ -160,6 +194,7 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
         weights = Weights.from_file(file)
         ours, plain = (opened(weights, ENGINE) for _ in range(2))
     changes = [None, None, LEAVES, COMES, None, SAYS, None, DRAWS, None, ROUTED, None]
+    changes += [LEAVES, None, None]  # now that all have a next token
     chunks = [5, *[2] * len(changes)]  # first more tokens than a graph takes
     for k, change in enumerate(changes):
         if change == SAYS:

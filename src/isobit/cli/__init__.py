@@ -140,13 +140,17 @@ def _parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
-def options_of(command: str) -> dict[str, Callable[[str], bool]] | None:
+def options_of(command: str, *, former: bool = True) -> dict[str, Callable[[str], bool]] | None:
     """The options of a command ("run", "contract check"), each with a test of whether it takes a
-    value; None if there is no such command."""
+    value; None if there is no such command. former: those too that help does not name."""
     parser = _parser_of(command)
     if parser is None:
         return None
-    return {option: partial(_takes, a) for option, a in parser._option_string_actions.items()}
+    return {
+        option: partial(_takes, a)
+        for option, a in parser._option_string_actions.items()
+        if former or a.help is not argparse.SUPPRESS
+    }
 
 
 def values_of(command: str) -> dict[str, list[str]]:

@@ -52,7 +52,7 @@ def _cases(command: str) -> list[str]:
         f'        "{command}:{option or itself}:"*) words="{" ".join(values)}" ;;'
         for option, values in values_of(command).items()
     ]
-    options = " ".join(sorted(options_of(command) or ()))
+    options = " ".join(sorted(options_of(command, former=False) or ()))
     return [*lines, f'        "{command}:"*":-"*) words="{options}" ;;']
 
 
@@ -65,7 +65,7 @@ def _fish(commands: list[str]) -> list[str]:
         condition = " && ".join(f"__fish_seen_subcommand_from {w}" for w in command.split())
         begin = f"complete -c isobit -n '{condition}'"
         values = values_of(command)
-        for option in sorted(options_of(command) or ()):
+        for option in sorted(options_of(command, former=False) or ()):
             kind = "l" if option.startswith("--") else "s"
             words = f" -x -a '{' '.join(values[option])}'" if option in values else ""
             lines.append(f"{begin} -{kind} {option.lstrip('-')}{words}")

@@ -38,6 +38,9 @@ a pass meet many times, and one that another thread keeps from running holds up 
 _MANY = 8
 """Generations in a pass from which on that is more than they would lose by waiting."""
 
+_IDLE = 0.05
+"""Seconds between two passes from which on a pass is not told to have taken them."""
+
 _log = logging.getLogger("isobit.engine")
 
 
@@ -279,13 +282,15 @@ class Engine(PassLock):
                 if self.model.backend.goes_ahead and not self.model.graph.recurrent:
                     after = self.scheduler.following(work)
                     self._following = [(w, self._of[w.request]) for w in after]
+                    # What is about to be queued is read without the lock, too.
+                    self._in_pass.update(w.request for w in after)
             found, seen = self._run(parts)
             with self._lock:
                 self._hand_out(parts, found, seen, begun, listeners)
         except CacheLost:
             with self._lock:
-                self._in_pass.clear()
                 self._following = []
+                self._pass_over()
             return True  # the next pass begins again
         except BaseException as error:
             with self._lock:
@@ -365,7 +370,9 @@ class Engine(PassLock):
             start = stop
             if generation.listen is not None and (generation.ready or generation.ended):
                 listeners.add(generation.listen)
-        self._prefill_budget.ran(start - prompt, prompt, attended, now * 1e-9 - self._since)
+        self._pass_over()
+        if begun - self._since < _IDLE:  # else it was the caller who let the device wait
+            self._prefill_budget.ran(start - prompt, prompt, attended, now * 1e-9 - self._since)
         self._since = now * 1e-9
         self._copy_states()
 
@@ -378,6 +385,13 @@ class Engine(PassLock):
         elif request.generated == request.max_tokens and (request.generated or not request.behind):
             self._end(generation, "length")
 
+    def _pass_over(self) -> None:
+        """End those who were cancelled during the pass, and had no part in it but in the next."""
+        for request in self._in_pass:
+            if (generation := self._of.get(request)) is not None and generation.cancelled:
+                self._fail(generation)
+        self._in_pass.clear()
+
     def _failed(self, parts: Sequence[Part], error: BaseException) -> None:
         """A pass did not end well. An interruption is the concern of whoever ran it alone; the
         others' tokens run again, but for those that have what it gave."""
@@ -388,7 +402,7 @@ class Engine(PassLock):
                 self._fail(generation, None if generation.cancelled else error)
             else:
                 self.scheduler.rerun(work.request)
-        self._in_pass.clear()
+        self._pass_over()
         self._lock.notify_all()
 
     def _lost(self) -> None:

@@ -54,11 +54,15 @@ class PrefillBudget:
         self._passes: deque[PassTiming] = deque(maxlen=_RECENT)
         self._with_prompts: deque[PassTiming] = deque(maxlen=_LOOK)
         """The last generations beside prompts, however long ago."""
+        self._without = False
+        """Whether a pass without prompts is asked for that has not run yet."""
         self._known: NDArray[np.float64] | None = None
 
     def ran(self, generating: int, prompt: int, attended: int, seconds: float) -> None:
         """A pass took so long."""
         self._passes.append(PassTiming(generating, prompt, attended, seconds))
+        if generating and not prompt:
+            self._without = False
         if generating and prompt:
             self._with_prompts.append(self._passes[-1])
 
@@ -71,7 +75,8 @@ class PrefillBudget:
         else be few for long, and few together cost more. position: of the next token of a prompt.
         """
         latest = [ran.prompt for ran in self._passes if ran.generating][-_LOOK:]
-        if len(latest) == _LOOK and all(latest):
+        if len(latest) == _LOOK and all(latest) and not self._without:
+            self._without = True
             return 0
         # At first half as many: a token of a prompt costs hardly more than one that is generated.
         # Then twice as many as were seen: what they cost is learned on the way.

@@ -65,7 +65,7 @@ class Limits:
     waiting: int = 1024
     """Most requests that wait."""
     steady: bool = False
-    """See :attr:`isobit.runtime.prefill_budget.Pace.steady`."""
+    """See :attr:`isobit.runtime.prefill_budget.PrefillBudget.steady`."""
 
     @classmethod
     def of(cls, engine: EngineConfig, waiting: int = 1024, *, steady: bool = False) -> Limits:
@@ -107,7 +107,7 @@ class Scheduler:
         self.running: list[Request] = []
         """In order of arrival."""
         self.prefill_budget: Callable[[int, int, int, int], int] = lambda *_: limits.prompt_tokens
-        """See :meth:`isobit.runtime.prefill_budget.Pace.beside`."""
+        """See :meth:`isobit.runtime.prefill_budget.PrefillBudget.tokens`."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
 

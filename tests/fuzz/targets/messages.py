@@ -36,7 +36,7 @@ CUTTING = (
 )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def tokenizer(source: str) -> Tokenizer:
     special = dict.fromkeys(CONTROL, 3) | {"<think>": 4, "</think>": 4, "<tool_call>": 4}
     data = metadata(special) | {"tokenizer.chat_template": source}

@@ -169,7 +169,7 @@ class CudaBackend(Backend):
             matched = self._run_ahead.begin(ask)
         if wanted.following is not None and (after := self._after(wanted.following)) is not None:
             self._extend_turns(int(after.batch.positions.max()) + 1)
-            self._run_ahead.follow(matched.queued, after)
+            self._run_ahead.follow(matched, after)
         words, theirs = self._run_ahead.take(matched)
         found.take(every, words, asked)
         for key, value in theirs.items():

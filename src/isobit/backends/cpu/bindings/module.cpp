@@ -11,6 +11,7 @@
 using namespace isobit;
 
 NB_MODULE(_cpu, m) {
+    nb::set_leak_warnings(false);  // what is alive at the interpreter's end is no leak
     m.def("simd_levels", [] {
         std::vector<std::string> names;
         for (int i = 0; const Kernels* k = usable_kernels(i); ++i) names.push_back(k->name);

@@ -117,15 +117,17 @@ class RunAhead:
         queued = self._queue(ask, ask.batch.positions)
         return Matched(queued, np.arange(len(ask.batch.tokens)), np.arange(len(queued.words)))
 
-    def follow(self, queued: _QueuedStep, ask: Ask) -> None:
-        """Queue the pass after one."""
+    def follow(self, matched: Matched, ask: Ask) -> None:
+        """Queue the pass after one, whose rows it names as that one was asked for."""
+        queued, tokens = matched.queued, ask.batch.tokens.copy()
+        tokens[tokens < 0] = -1 - matched.rows[-1 - tokens[tokens < 0]]
+        ask = ask._replace(batch=replace(ask.batch, tokens=tokens))
         if _goes_on(queued.of, ask):
             assert isinstance(ask.runner, Captured)
             if ask.batch.pages is not queued.of.batch.pages:
                 ask.runner.page(Step.of_batch(ask.batch, ask.states).pages)
             self._ahead = self._queue(ask, queued.first)
             return
-        tokens = ask.batch.tokens
         self._put(ask._replace(batch=replace(ask.batch, tokens=np.maximum(tokens, 0))))
         places = np.full(len(tokens), -1, np.int32)
         places[tokens < 0] = queued.places()[-1 - tokens[tokens < 0]]
