@@ -81,8 +81,8 @@ def acts_agree(record, x):
     q = q.reshape(rows, supers, 256).astype(I32)
     planes = [p.reshape(rows, supers, 256) for p in numerics.planes_of(q, 2)]
     got = [record[..., 256 * p : 256 * (p + 1)].view(np.int8) for p in (0, 1)]
-    sums = np.ascontiguousarray(record[..., 512:544]).view(I32)
-    scale = np.ascontiguousarray(record[..., 696:700]).view(F32)[..., 0]
+    sums = np.ascontiguousarray(record[..., 544:576]).view(I32)
+    scale = np.ascontiguousarray(record[..., 536:540]).view(F32)[..., 0]
     return (
         all(np.array_equal(a, b) for a, b in zip(got, planes, strict=True))
         and np.array_equal(sums, q.reshape(rows, supers, 8, 32).sum(-1))

@@ -26,8 +26,10 @@ from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import groups, matmul
+from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.ops import matmul, top_k
 from isobit.backends.cuda.steps.captured import ManySequences, Step
+from isobit.backends.cuda.steps.graph_cache import GraphCache
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
 from isobit.backends.cuda.workspace import STEPS
 from isobit.config import EngineConfig
@@ -35,14 +37,49 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
-TRACED = 8, 16, 32, 64, 128  # sequences
+TRACED = 8, 32, 64, 128  # sequences
+APART = (
+    (step_attention, "_MERGES", False),
+    (matmul, "_BESIDE", 0),
+    (matmul, "_SPLIT_FIRST", 0),
+    (matmul, "_DEEP_TOO", 0),
+    (matmul, "_CLUSTER", {}),
+    (top_k, "_OWN_PAIRS", 0),
+)
+ALL = (
+    (matmul, "_BESIDE", 96),
+    (matmul, "_SPLIT_FIRST", 16),
+    (matmul, "_DEEP_TOO", 256),
+    (top_k, "_OWN_PAIRS", 2048),
+)
+
+
+def stacks(**shapes):
+    return (matmul, "_STACK_SHAPES", {int(k[1:]): (v,) for k, v in shapes.items()})
+
+
 WAYS = {
-    "now": (),
-    "spare 12K": ((matmul, "_SPARE", 12 << 10),),
-    "spare 28K": ((matmul, "_SPARE", 28 << 10),),
-    "one block first": ((matmul, "_SHAPES", tuple(matmul._SHAPES[i] for i in (1, 0, 2))),),
-    "wide groups": ((groups, "_DENSE", (8, 16)),),
+    "now": APART,
+    "again": APART,
+    "merged": APART[1:],
+    "beside": (*APART, (matmul, "_BESIDE", 96)),
+    "split": (*APART, (matmul, "_SPLIT_FIRST", 16)),
+    "all split": (*APART, (matmul, "_SPLIT_FIRST", 8)),
+    "own order": (*APART, (top_k, "_OWN_PAIRS", 2048)),
+    "deep": (*APART, (matmul, "_DEEP_TOO", 256)),
+    "deep, split": (*APART, (matmul, "_DEEP_TOO", 256), (matmul, "_SPLIT_FIRST", 16)),
+    "10 warps": (*APART, stacks(_8=(2, 10, 2), _16=(2, 10, 1))),
+    "12 warps": (*APART, stacks(_8=(2, 12, 2), _16=(1, 12, 2))),
+    "20 in one": (*APART, stacks(_8=(1, 20, 2), _16=(1, 20, 2))),
+    "24 in one": (*APART, stacks(_8=(1, 24, 2), _16=(1, 24, 2))),
+    "clusters of 2": (*APART, (matmul, "_CLUSTER", {1: 2, 2: 2})),
+    "clusters of 2, 4": (*APART, (matmul, "_CLUSTER", {1: 2, 2: 4})),
+    "all, clusters of 2": (*ALL, (matmul, "_CLUSTER", {1: 2, 2: 2})),
+    "all": (*ALL, (matmul, "_CLUSTER", {})),
 }
+SHOWN = "all, clusters of 2"
+OF_PROMPTS = "now", "10 warps", "12 warps", "20 in one", "24 in one"
+
 
 
 @contextlib.contextmanager
@@ -69,16 +106,17 @@ class Steps:
             for n in sizes:
                 self.many._graph(n, many=True)
 
-    def run(self, texts, n):
-        """Tokens found, the last step's logits, and microseconds of a step."""
+    def run(self, texts, n, *, shown=False):
+        """Tokens found, the last step's logits if they are to be shown, and microseconds of a step."""
         each = np.arange(n, dtype=np.int32)
         step = Step(each + 1, np.full(n, DEPTH, np.int32), texts.pages[:n], 0 * each, each)
         self._gpu.synchronise()
         start = time.perf_counter()
         tokens = self.many.greedy(step, COUNT)
         seconds = time.perf_counter() - start
-        logits = np.empty((n, self.many._program.vocabulary), np.uint32)
-        self._gpu.download(self.many.logits, logits)
+        logits = np.empty((n if shown else 0, self.many._program.vocabulary), np.uint32)
+        if shown:
+            self._gpu.download(self.many.logits, logits)
         return tokens, logits, 1e6 * seconds / COUNT
 
 
@@ -144,7 +182,7 @@ def main():
             for name, steps in ways.items():
                 if time.perf_counter() - begin > a.seconds and i > 1:
                     continue
-                tokens, logits, us = steps.run(texts, n)
+                tokens, logits, us = steps.run(texts, n, shown=i == 0)
                 if i == 0:
                     expected = expected or (tokens, logits)
                     same = all(map(np.array_equal, expected, (tokens, logits)))
@@ -155,18 +193,22 @@ def main():
                     times[name][n].append(us)
     note("us", times)
     for n in TRACED:
-        run = partial(ways["now"].run, texts, n)
+        run = partial(ways[SHOWN].run, texts, n)
         cuda_timeline.show(gpu, f"{n} sequences", run, COUNT, out, found)
     for n in PROMPTS:
         at = np.arange(n, dtype=np.int32)
         long = Texts(None, 0, 1, 36)
-        batch = long_batch(at, long.pages)
-        us = []
-        for _ in range(6):
-            start = time.perf_counter()
-            backend.forward(batch)
-            us.append(1e6 * (time.perf_counter() - start))
-        note(f"us of a prompt of {n}", float(np.median(us[2:])))
+        batch, us, first = long_batch(at, long.pages), {name: [] for name in OF_PROMPTS}, None
+        for name in OF_PROMPTS:
+            backend._programs.passes._graphs = GraphCache(gpu)
+            with way(name):
+                for _ in range(7):
+                    start = time.perf_counter()
+                    logits = np.array(backend.forward(batch))
+                    us[name].append(1e6 * (time.perf_counter() - start))
+                    first = logits if first is None else first
+                    wrong += int(np.count_nonzero(logits.view(np.uint32) != first.view(np.uint32)))
+            note(f"us of a prompt of {n}, {name}", float(np.median(us[name][3:])))
     print(f"{'':<22}" + "".join(f"{n:>9}" for n in sizes))
     for name in WAYS:
         mid = [float(np.median(times[name][n] or [0])) for n in sizes]

@@ -94,15 +94,15 @@ def test_quantise(gpu, rng, planes, columns):
     for p, plane in enumerate(numerics.planes_of(padded, planes)):
         assert np.array_equal(got[..., 256 * p : 256 * (p + 1)].view(np.int8), plane)
         sums = plane.reshape(5, supers, 16, 16).sum(-1)
-        at = 512 + 32 + 64 * p
+        at = 576 + 64 * p
         assert np.array_equal(
             np.ascontiguousarray(got[..., at : at + 64]).view(np.int32), -32 * sums
         )
     sums = padded.reshape(5, supers, 8, 32).sum(-1)
-    assert np.array_equal(np.ascontiguousarray(got[..., 512:544]).view(np.int32), sums)
-    digits = got[..., 672:696].view(np.int8).reshape(5, supers, 3, 8).astype(np.int32)
+    assert np.array_equal(np.ascontiguousarray(got[..., 544:576]).view(np.int32), sums)
+    digits = got[..., 512:536].view(np.int8).reshape(5, supers, 3, 8).astype(np.int32)
     assert np.array_equal(np.tensordot(digits, [1, 256, 65536], (2, 0)), sums)
-    scale = np.ascontiguousarray(got[..., 696:700]).view(F32)[..., 0]
+    scale = np.ascontiguousarray(got[..., 536:540]).view(F32)[..., 0]
     finite = np.isfinite(d)
     assert np.array_equal(scale[finite], d[finite])
     assert np.isnan(scale[~finite]).all()
@@ -156,20 +156,21 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
     """Blocks that go from one group of sequences to the next, the last groups of few; of quantised
     activations, or of floats."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, blocks = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 4))
+    rows, together = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3)) if split else 1
+    blocks = together * int(rng.integers(1, 4))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
     floats, acts = quantised(gpu, Alone(gpu, 2), x)
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
     y = b.new(4 * n * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
-    ways = {"SPLIT": "1"} if split else {"FLOATS": "1", "TOGETHER": "1"}
+    ways = {"SPLIT": "1", "CLUSTER": str(together)} if split else {"FLOATS": "1", "TOGETHER": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers)
         + (acts if split else floats, b.put(np.array([len(groups)], np.int32)))
-        + (b.put(groups), 0, 1, y, rows, 0, 0),
+        + (b.put(groups), 0, 1, y, rows, 0, 0, 0, 0),
         defines | {"BLOCK": str(32 * warps)} | ways,
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=split),
     )

@@ -79,6 +79,8 @@ class Lowering:
         for op in graph.required.ops:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
+        self.sorted: set[Value] = set()
+        """Chosen experts whose order a launch reads."""
         self.exchange: dict[str, Inboxes] = {}
         """By the rows that gathered values have."""
         self._forms: dict[tuple[Value, str], Slot] = {}

@@ -97,7 +97,7 @@ def _options(stem: str, arch: str, defines: Mapping[str, str]) -> dict[str, Any]
     """What the compiler is asked for, besides where headers lie."""
     return {
         "name": f"{stem}.cu",
-        "arch": arch,
+        "arch": arch + "a" * ("CLUSTER" in defines and arch == "sm_90"),
         "std": "c++17",
         "fma": False,
         "ftz": False,

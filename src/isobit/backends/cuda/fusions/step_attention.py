@@ -16,6 +16,7 @@ from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention
 
+_MERGES = True
 FEW_TILES = 4  # FEW_TILES of merge.cuh
 MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
@@ -61,8 +62,17 @@ class TileResults:
         return self.max_and_sum.address, self.outputs.address
 
 
-def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults, most: int) -> None:
-    """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head."""
+def attend(
+    g: Lowering,
+    h: HeadVectors,
+    p: Pass,
+    qkv: int,
+    results: TileResults,
+    most: int,
+    acts: int | None = None,
+) -> None:
+    """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head. ``acts``: where
+    it leaves them merged and quantised, one block having them all."""
     buffers = tile_buffers(h, g.gpu)
     at = p.inputs
     kin = {"KIN": g.rows} if g.rows > 1 else {}
@@ -70,8 +80,8 @@ def attend(g: Lowering, h: HeadVectors, p: Pass, qkv: int, results: TileResults,
         "fusions/decode/decode_attention",
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (qkv, h.q_norm(), h.k_norm(), h.eps, *h.rope.parts, at.positions, at.pages, h.scale)
-        + (*h.cache.parts, g.tiles, at.of, *results.addresses),
-        defines(h) | {"BUFFERS": buffers} | kin,
+        + (*h.cache.parts, g.tiles, at.of, *results.addresses, acts or 0),
+        defines(h) | {"BUFFERS": buffers} | kin | merged(acts),
         shared=_shared(h, buffers, g.rows),
     )
 
@@ -83,6 +93,7 @@ def _attend_cached(
     q: tuple[Slot | None, ...],
     results: TileResults,
     most: int,
+    acts: int | None,
 ) -> None:
     buffers, at = tile_buffers(h, g.gpu), p.inputs
     integers, scales = q
@@ -92,8 +103,8 @@ def _attend_cached(
         "fusions/decode/cached_attention",
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
-        + (*h.cache.parts, g.tiles, *results.addresses),
-        defines(h) | {"BUFFERS": buffers},
+        + (*h.cache.parts, g.tiles, *results.addresses, acts or 0),
+        defines(h) | {"BUFFERS": buffers} | merged(acts),
         shared=_shared(h, buffers),
     )
 
@@ -106,11 +117,14 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
     of_q = g.formed(v["q"], "q_int"), g.formed(v["q"], "dq")
 
     def make(p: Pass) -> None:
-        most = tiles_at_once(h, g.gpu, p.tokens)
+        most = min(g.tiles, tiles_at_once(h, g.gpu, p.tokens))
+        whole = acts.address if _MERGES and most == 1 and merges(h) else None
         if g.kind == MIXED:
-            _attend_cached(g, h, p, of_q, results, most)
+            _attend_cached(g, h, p, of_q, results, most, whole)
         else:
-            attend(g, h, p, qkv.address, results, most)
+            attend(g, h, p, qkv.address, results, most, whole)
+        if whole is not None:
+            return
         count = p.tokens * supers(width)
         g.launch(
             "fusions/decode/batch_merge",
@@ -122,11 +136,21 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
     g.emit(make)
 
 
+def merged(acts: int | None) -> dict[str, int]:
+    """The definition that has attention merge its tiles itself."""
+    return {} if acts is None else {"MERGED": 1}
+
+
+def merges(h: HeadVectors) -> bool:
+    """Whether the outputs of a key-value head are whole superblocks."""
+    return h.heads // h.kv_heads * h.head_dim % 256 == 0
+
+
 def _shared(h: HeadVectors, buffers: int, rows: int = 1) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-h.heads // h.kv_heads // 8) * 8
     tiles = buffers * (4 * TILE * h.head_dim + 8 * TILE + 16)
-    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8) + rows * (4 * h.head_dim + 8)
+    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8 + 16) + rows * (4 * h.head_dim + 8)
 
 
 def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:

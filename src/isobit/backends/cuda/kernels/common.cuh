@@ -8,8 +8,15 @@
 #endif
 #ifndef EMULATED
 #define DEV __device__ __forceinline__
-#ifdef AT_ONCE  // blocks that a multiprocessor has registers for
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, AT_ONCE)
+#if defined CLUSTER && __CUDA_ARCH__ >= 900  // blocks that share what they fetch
+#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTERED
+#endif
+#ifdef BESIDE  // threads that a multiprocessor has registers for besides
+#define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads + BESIDE, 1)
+#elif defined AT_ONCE  // blocks that a multiprocessor has registers for
+#define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads, AT_ONCE)
 #else
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #endif
@@ -40,11 +47,12 @@ constexpr int TILE = 64;      // keys in a tile, positions in a page
 // 720 bytes: eight lanes that read eight records at one offset meet no shared-memory bank twice.
 struct __align__(16) ActivationBlock {
     int8 plane[2][SUPER];  // high, low; with one plane the second is unused
-    int sum32[8];          // sum of q over 32 values
-    int neg16[2][16];      // -32 times the sum of a plane over 16 values
     int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, for tensor cores; not in every record
     float d;
-    int unused[5];
+    int unused;            // what tensor cores read ends here
+    int sum32[8];          // sum of q over 32 values
+    int neg16[2][16];      // -32 times the sum of a plane over 16 values
+    int unused_too[4];
 };
 static_assert(sizeof(ActivationBlock) == 720, "ActivationBlock is also known to layout.py");
 

@@ -51,6 +51,17 @@ DEV void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) {
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)), "l"(policy)
                  : "memory");
 }
+// The same to all blocks of a cluster that `blocks` has a bit for, at the same place of each, and counted by
+// the arrival there.
+DEV void copy_bulk_to_all(void* to, const void* from, int bytes, Arrival* a, int blocks) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1], %2, [%3], %4;"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)), "h"(uint16(blocks))
+                 : "memory");
+}
+DEV void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
 #endif
 
 // Bytes (a multiple of 16) into the device's shared cache.
@@ -73,6 +84,7 @@ struct __align__(16) ColumnActivations {
 };
 static_assert(sizeof(ColumnActivations) == 560, "ColumnActivations is also known to layout.py");
 
+constexpr int COLUMN_BYTES = 2 * SUPER + 24 + sizeof(float) + sizeof(int);  // of them in an ActivationBlock
 // By one warp: both planes, then digits and d in two pieces of 16 bytes.
 DEV void copy_activations(ColumnActivations* to, const ActivationBlock* from) {
     static_assert(sizeof(ActivationBlock::plane) == WARP * sizeof(int4), "a lane copies one piece of both planes");

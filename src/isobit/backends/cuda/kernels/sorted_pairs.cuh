@@ -30,3 +30,12 @@ struct PairGroup {
 #ifndef COLUMNS
 #define COLUMNS 8  // of one or several tensor-core products: pairs of a group
 #endif
+
+// The sum of v over this lane and those below it.
+DEV int warp_scan(int v) {
+    for (int step = 1; step < WARP; step *= 2) {
+        int other = shuffle(v, lane_id() - step & WARP - 1);
+        if (lane_id() >= step) v += other;
+    }
+    return v;
+}

@@ -15,16 +15,25 @@
 #define BLOCK 256  // threads
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
+// Blocks of a cluster take units as one block would, and each has its share of the activations sent to all.
+#if defined CLUSTER && defined BULK_COPIES && !defined EMULATED
+#define SHARED_FETCH
+constexpr int BLOCKS_TOGETHER = CLUSTER;
+#else
+constexpr int BLOCKS_TOGETHER = 1;
+#endif
 #ifdef SPLIT  // with at least BATCH_WARPS superblocks
 #ifdef GATED
 #error "a unit of both gate and up is not split"
 #endif
-constexpr int UNIT_STEP = 1, SUPER_STEP = BATCH_WARPS;
+constexpr int UNITS_AT_ONCE = 1, SUPER_STEP = BATCH_WARPS;
 #else
-constexpr int UNIT_STEP = BATCH_WARPS, SUPER_STEP = 1;
+constexpr int UNITS_AT_ONCE = BATCH_WARPS, SUPER_STEP = 1;
 #endif
+constexpr int UNIT_STEP = UNITS_AT_ONCE * BLOCKS_TOGETHER;
+DEV int block_together() { return blockIdx.x % BLOCKS_TOGETHER; }
 // The first of a warp's units, and of its superblocks of a unit.
-DEV int unit_offset() { return warp_id() % UNIT_STEP; }
+DEV int unit_offset() { return warp_id() % UNITS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
 // A warp's weights on their way, unit after unit.
@@ -72,6 +81,12 @@ struct Stream {
         __syncwarp();
         fetch();
     }
+
+#ifdef SHARED_FETCH
+    DEV Arrival* spare_arrival() const {  // of the block
+        return reinterpret_cast<Arrival*>(memory - warp_id() * BYTES + ARRIVALS) - 1;
+    }
+#endif
 
    private:
     DEV uint8* slot(int i) const { return memory + ARRIVALS + i * SUPER_BYTES; }
@@ -154,6 +169,23 @@ DEV void fetch_activations(const Input* x, int supers, int begin, int count, con
     wait_copies<0>();
 }
 
+#ifdef SHARED_FETCH
+// The same by all blocks of a cluster, each for all. arrival: of each; the number of fetches says its phase.
+DEV void fetch_activations_together(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
+                                    ColumnActivations* to, Arrival* arrival, int fetches) {
+    int all = count * supers;
+    if (threadIdx.x == 0) arrival_expect(arrival, all * COLUMN_BYTES);
+    for (int i = lane_id() * BATCH_WARPS + warp_id(); i * BLOCKS_TOGETHER < all; i += BLOCK) {
+        int record = i * BLOCKS_TOGETHER + block_together();
+        if (record >= all) break;
+        int column = record / supers, s = record - column * supers;
+        const Input* row = x + int64(pair_rows.input(begin + column)) * supers;
+        copy_bulk_to_all(to + s * COLUMNS + column, row + s, COLUMN_BYTES, arrival, (1 << BLOCKS_TOGETHER) - 1);
+    }
+    arrival_wait(arrival, fetches);
+}
+#endif
+
 // v: of a superblock's rows and N tiles of columns, each lane's part as TilePair gives it, scaled.
 template <class W, int N>
 DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int count,
@@ -187,6 +219,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
     constexpr int VALUES = COLUMN_TILES * 4 * WARP;
     float* part = parts;
 #endif
+    int fetches = 0;
     while (at < end) {
         int index = at / units, next = index + 1;
         PairGroup group = groups[index];
@@ -196,9 +229,14 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
             pairs += groups[next++].count;
 #endif
         at = int(min(int64(next) * units, int64(end)));
-        __syncthreads();  // everyone is done with the activations before
+#ifdef SHARED_FETCH
+        if (fetches) sync_cluster();
+        fetch_activations_together(x, supers, first, pairs, pair_rows, acts, weights.spare_arrival(), fetches++);
+#else
+        if (fetches++) __syncthreads();  // everyone is done with the activations before
         fetch_activations(x, supers, first, pairs, pair_rows, acts);
         __syncthreads();
+#endif
         for (; unit < at; unit += UNIT_STEP) {
 #ifdef TOGETHER
             index = unit / units, group = groups[index];
@@ -258,6 +296,61 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
     }
 }
 
+#ifdef OWN_ORDER
+// The groups, made by a block for itself of the experts that tokens chose, `experts` of them and at most one a
+// thread: as sort_pairs of top_k.cu makes them, but that an expert's pairs stand in any order. OWN_ORDER:
+// pairs a thread.
+struct Order {
+    int pairs, experts;
+    int *begin, *sums, *pair;  // shared: of an expert; of a warp, and the number of groups; pairs by expert
+    PairGroup* groups;         // shared
+    int id[OWN_ORDER], slot[OWN_ORDER];
+
+    DEV Order(int pairs, int experts, uint8* memory) : pairs(pairs), experts(experts) {
+        groups = reinterpret_cast<PairGroup*>(memory);
+        begin = reinterpret_cast<int*>(groups + min(pairs, experts + pairs / COLUMNS));
+        sums = begin + experts;
+        pair = sums + BATCH_WARPS + 1;
+        if (int(threadIdx.x) < experts) begin[threadIdx.x] = 0;
+        __syncthreads();
+    }
+    // Returns how many groups there are.
+    DEV int make(const int* ids) {
+#pragma unroll
+        for (int i = 0; i < OWN_ORDER; i++) {
+            int p = threadIdx.x + i * BLOCK;
+            id[i] = p < pairs ? ids[p] : -1;
+        }
+#pragma unroll
+        for (int i = 0; i < OWN_ORDER; i++)
+            if (id[i] >= 0) slot[i] = atomicAdd(begin + id[i], 1);
+        __syncthreads();
+        int e = threadIdx.x, mine = e < experts ? begin[e] : 0, in_groups = (mine + COLUMNS - 1) / COLUMNS;
+        int upto = warp_scan(mine | in_groups << 16);
+        if (lane_id() == WARP - 1) sums[warp_id()] = upto;
+        __syncthreads();
+        if (e < experts) {
+#pragma unroll 1
+            for (int w = 0; w < warp_id(); w++) upto += sums[w];
+            int end = upto & 0xffff, first = end - mine;
+            PairGroup* to = groups + (upto >> 16) - in_groups;
+            begin[e] = first;
+#pragma unroll 1
+            for (int i = first; i < end; i += COLUMNS) *to++ = {e, i, min(COLUMNS, end - i), 0};
+            if (e == experts - 1) sums[BATCH_WARPS] = upto >> 16;
+        }
+        __syncthreads();
+        return sums[BATCH_WARPS];
+    }
+    DEV void place() {
+#pragma unroll
+        for (int i = 0; i < OWN_ORDER; i++)
+            if (id[i] >= 0) pair[begin[id[i]] + slot[i]] = threadIdx.x + i * BLOCK;
+        __syncthreads();
+    }
+};
+#endif
+
 struct Product {
     const uint8 *first, *second;
     int64 matrix_bytes;
@@ -267,17 +360,35 @@ struct Product {
     const PairGroup* groups;
     PairRows pair_rows;
     float* y;
-    int stride;
+    int stride, pairs, experts;
 
     // By a block of so many.
     template <class W>
-    DEV void make(int block, int blocks) const {
+    DEV void make(int block, int blocks) {
         DYNAMIC_SHARED(ColumnActivations, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
-        Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
+#ifdef OWN_ORDER
+        Order order(pairs, experts, memory + BATCH_WARPS * Stream<W>::BYTES);
+        groups = order.groups, pair_rows.sorted_pairs = order.pair;
+#ifndef PLANNED
+        wait_for_previous();
+        let_next_start();  // to which the experts are known
+#endif
+        int64 all = int64(order.make(n_groups)) * units;
+#else
         int64 all = int64(*n_groups) * units;
-        int at = int(all * block / blocks), end = int(all * (block + 1) / blocks);
+#endif
+        Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
+        int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
+        int at = int(all * cluster / clusters), end = int(all * (cluster + 1) / clusters);
         weights.start(at + unit_offset(), end);
+#ifdef SHARED_FETCH
+        if (threadIdx.x == 0) arrival_init(weights.spare_arrival());
+        sync_cluster();
+#endif
+#ifdef OWN_ORDER
+        order.place();
+#endif
 #ifdef PLANNED
         wait_for_previous();
 #endif
@@ -286,19 +397,22 @@ struct Product {
     }
 };
 
+// With OWN_ORDER, n_groups are the experts of all pairs, and there are no groups and sorted pairs yet.
 // With PLANNED, groups and sorted pairs are known before the kernel ahead has ended. With MORE, a struct of
 // tiles.cuh, `second` is a matrix of that format, whose rows come behind those of `first`; `more_blocks` of
 // the grid take its units.
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_units,
-                           int more_blocks) {
-#ifndef PLANNED
-    wait_for_previous();  // before the next kernel starts, to which groups are known so
-#endif
+                           int more_blocks, int pairs, int experts) {
+#ifdef PLANNED
     let_next_start();
+#elif !defined OWN_ORDER
+    wait_for_previous();  // before the next kernel starts, to which groups are known so
+    let_next_start();
+#endif
     Product product = {first,    second, matrix_bytes,    units, supers, x,
-                       n_groups, groups, {sorted_pairs, top_k}, y,     stride};
+                       n_groups, groups, {sorted_pairs, top_k}, y,     stride, pairs, experts};
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

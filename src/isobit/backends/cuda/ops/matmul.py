@@ -1,7 +1,7 @@
 """Matrix products: few items or many, from tiles, from the file's blocks, or with float weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
@@ -30,6 +30,16 @@ _SPARE = 20 << 10  # bytes of shared memory
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 """Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
 that fits; in a step, of groups of more than 8 items, the second before the first."""
+_STACK_SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {}
+"""WAY: of stacks, by items of a group; before _SHAPES."""
+_BESIDE = 0
+"""WAY: threads of the kernel behind that shall find registers beside a block of 16 warps."""
+_SPLIT_FIRST = 0
+"""WAY: few units of so many superblocks: the first shape that has room for the parts of units."""
+_DEEP_TOO = 0
+"""WAY: tokens up to which products that are not shallow are streamed."""
+_CLUSTER: dict[int, int] = {}
+"""WAY: blocks that share activations of dense products, by blocks of a multiprocessor."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -65,6 +75,8 @@ class Product:
             self._acts = g.acts(x, columns)
         self._floats = g.dense(x) if floats or late else None
         self._order = Order.of(g, ids) if ids else None
+        if ids and not (g.captured and all(fits_all(g, w) for w in weights)):
+            g.sorted.add(ids)
         self._each = ids.shape.width if ids else 1
         self._divide = self._each * columns // x.shape.width
 
@@ -103,10 +115,27 @@ class Product:
         at = self._order
         return (at.order.address, at.offset.address, self._divide) if at else (0, 0, 1)
 
+    def own_order(self, p: Pass, threads: int) -> tuple[int, int]:
+        """Pairs a thread, and bytes of shared memory, where a product orders its pairs itself."""
+        at = self._order
+        if at is None or not at.own(self.g, p):
+            return 0, 0
+        pairs = p.tokens * at.each
+        groups = min(pairs, at.experts + pairs // self.columns(p))
+        each = 1 << (-(-pairs // threads) - 1).bit_length()
+        return each, 16 * groups + 4 * (at.experts + pairs + threads // 32 + 1)
+
     def groups(self, p: Pass) -> tuple[int, ...]:
         """The number of groups, the groups, order and divide, for batch_matmul.cu."""
         at = self._order
+        if at is not None and at.own(self.g, p):
+            return at.ids.address, 0, 0, self._divide
         return (*at.grouped, at.order.address, self._divide) if at else (*p.inputs.groups, 0, 1)
+
+    def chosen(self, p: Pass) -> tuple[int, int]:
+        """Pairs and experts, if items choose their matrix."""
+        at = self._order
+        return (p.tokens * at.each, at.experts) if at else (0, 0)
 
 
 def multiply(
@@ -133,7 +162,8 @@ def multiply(
                 pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
             else:
                 pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
-                pays = pays or (how is not None and how.shallow(w) and p.tokens <= _MORE)
+                deep = how is not None and (how.shallow(w) or p.tokens <= _DEEP_TOO)
+                pays = pays or (deep and p.tokens <= _MORE)
             if how is None or not pays:
                 one(product, w, at, product.items(p), stride)
                 at += 4 * w.rows
@@ -265,7 +295,13 @@ class LaunchShape:
 
 
 def launch_shape(
-    g: Lowering, w: DeviceWeight, columns: int, up: DeviceWeight | None = None
+    g: Lowering,
+    w: DeviceWeight,
+    columns: int,
+    up: DeviceWeight | None = None,
+    shapes: tuple[tuple[int, int, int], ...] | None = None,
+    *,
+    split: bool = False,
 ) -> LaunchShape | None:
     """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
     if it does not."""
@@ -274,10 +310,12 @@ def launch_shape(
         return None
     first, second, last = _SHAPES
     wide = g.captured and columns > GROUPS[0]
-    for blocks, warps, least in (second, first, last) if wide else _SHAPES:
+    for blocks, warps, least in shapes or ((second, first, last) if wide else _SHAPES):
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = LaunchShape(blocks, warps, depth, columns)
-            if how.shared(w) <= how.headroom(g):
+            if split and supers(w.columns) < warps:
+                continue
+            if how.shared(w, split=split) <= how.headroom(g):
                 return how
     return None
 
@@ -306,7 +344,15 @@ def stream(
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
     how = launch_shape(g, largest, columns)
+    if product.stack and columns in _STACK_SHAPES:
+        how = launch_shape(g, largest, columns, shapes=_STACK_SHAPES[columns]) or how
     assert how is not None
+    few = w.rows + (more.rows if more else 0) < 4 * TILE_ROWS * 8 * 2 * g.gpu.multiprocessors
+    if _SPLIT_FIRST and s >= _SPLIT_FIRST and few and not product.stack and not up:
+        how = launch_shape(g, largest, columns, split=True) or how
+    each, ordering = product.own_order(p, 32 * how.warps)
+    while how.shared(largest) + ordering > how.headroom(g) and how.depth > 1:
+        how = replace(how, depth=how.depth - 1)
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
@@ -319,9 +365,11 @@ def stream(
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
+    defines |= {"BESIDE": _BESIDE} if _BESIDE and how.warps == 16 and columns == 8 and not product.stack else {}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
+    defines |= {"OWN_ORDER": each} if each else {}
     late = product.late(p)
     defines |= {"FLOATS": 1} if late else {}
     defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
@@ -329,12 +377,17 @@ def stream(
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
         more_blocks = min(max(more_blocks, 1), blocks - 1)
+    together = _CLUSTER.get(how.blocks, 1)
+    if together > 1 and not product.stack and not up and blocks % together == 0:
+        more_blocks = -(-more_blocks // together) * together
+        defines |= {"CLUSTER": together}
     second = up or more
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, second.address if second else 0, w.matrix_bytes, units, s)
-        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks),
+        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks)
+        + product.chosen(p),
         defines,
-        shared=how.shared(largest, split=split),
+        shared=how.shared(largest, split=split) + ordering,
     )

@@ -117,15 +117,6 @@ struct Router {
     }
 };
 
-// The sum of v over this lane and those below it.
-DEV int warp_scan(int v) {
-    for (int step = 1; step < WARP; step *= 2) {
-        int other = shuffle(v, lane_id() - step & WARP - 1);
-        if (lane_id() >= step) v += other;
-    }
-    return v;
-}
-
 // A token a warp. room: shared, what leave_groups() needs for each warp, or nothing.
 KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int normalise, int softmax,
                              const float* bias, int groups, int groups_used, int* ids,

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
 from isobit.backends.cuda.ops.groups import expert_columns
-from isobit.backends.cuda.workspace import Pass, Slot
+from isobit.backends.cuda.workspace import BufferView, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
 _MOST = 64  # chosen, in top_k.cu
 _MOST_EXPERTS = 1024  # threads of a block that sorts
+_OWN_PAIRS = 2048
+"""WAY: pairs up to which products order them."""
 _OWN = 8  # experts whose pairs a block sorts: OWN of top_k.cu
 
 
@@ -24,6 +26,8 @@ class Order:
     experts: int
     each: int
     """Experts of a token."""
+    value: Value
+    ids: BufferView
 
     @classmethod
     def of(cls, g: Lowering, ids: Value) -> "Order":
@@ -32,7 +36,13 @@ class Order:
         assert order is not None
         assert offset is not None
         assert groups is not None
-        return cls(order, offset, groups, ids.shape.below or 0, ids.shape.width)
+        below = ids.shape.below or 0
+        return cls(order, offset, groups, below, ids.shape.width, ids, g.places[ids])
+
+    def own(self, g: Lowering, p: Pass) -> bool:
+        """Whether products order the pairs of a pass themselves."""
+        few = p.tokens * self.each <= _OWN_PAIRS and self.experts <= 256
+        return few and g.captured and self.value not in g.sorted
 
     def columns(self, tokens: int) -> int:
         """Pairs of a group, of so many tokens."""
@@ -84,6 +94,8 @@ def lower(g: Lowering, op: Op) -> None:
         places = at.order.address, at.offset.address, *at.grouped[::-1], at.columns(tokens)
         blocks, words = -(-tokens // WARPS), WARPS * (experts + how.groups) if grouped else 0
         g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
+        if at.own(g, p):
+            return
         pairs = chosen.address, tokens, k, experts
         blocks, words = sorting(tokens, experts)
         g.launch("ops/top_k.sort_pairs", (blocks,), (*pairs, *places), defines, shared=4 * words)

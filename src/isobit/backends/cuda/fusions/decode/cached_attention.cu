@@ -6,7 +6,8 @@
 // with that of the scores.
 KERNEL(320) cached_attention(const short* q, const float* dq, const int* positions,
                              const int* sequence, const int* pages, int each, int8* k, int8* v,
-                             float* dk, float* dv, int most_tiles, float2* max_and_sum, float* out) {
+                             float* dk, float* dv, int most_tiles, float2* max_and_sum, float* out,
+                             ActivationBlock* acts) {
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
     int head = blockIdx.y, token = blockIdx.z;
@@ -33,7 +34,6 @@ KERNEL(320) cached_attention(const short* q, const float* dq, const int* positio
     }
     if (threadIdx.x < GROUP) sh->dq[threadIdx.x] = dq[first + threadIdx.x];
     __syncthreads();
-    int64 result = (int64(token) * KV_HEADS + head) * most_tiles * GROUP;
-    tiles_in_turn(fetches, position, tiles, fetch, [](int, TileBytes&, int) {}, max_and_sum + result,
-                  out + result * HEAD_DIM);
+    attend(fetches, token, position, tiles, fetch, [](int, TileBytes&, int) {}, most_tiles, max_and_sum, out,
+           acts);
 }

@@ -56,11 +56,12 @@ struct HeadVector {
 };
 
 // Blocks: x tiles (dealt), y key-value head, z token. of: the number of each token's sequence, read if
-// there is KIN. Results for each tile: merge.cuh.
+// there is KIN. Results: attend() of key_tiles.cuh.
 KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float* k_norm, float eps,
                              const float* cosines, const float* sines, const int* positions,
                              const int* pages, float scale, int8* k, int8* v, float* dk, float* dv,
-                             int most_tiles, const int* of, float2* max_and_sum, float* out) {
+                             int most_tiles, const int* of, float2* max_and_sum, float* out,
+                             ActivationBlock* acts) {
     mark(6, 0);
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
@@ -138,9 +139,6 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     for (int n = 1; n < BUFFERS; n++) fetch(n, 0), fetch(n, 1);
     __syncthreads();
     mark(6, 2);
-    int64 result = (int64(sequence) * KV_HEADS + head) * most_tiles * GROUP;
-    max_and_sum += result;
-    out += result * HEAD_DIM;
     // Tokens of this step, which a tile may have been fetched without.
     auto patch = [&](int t, TileBytes& tile, int which) {
         if (t < (KIN == 1 ? tiles - 1 : (position - kin + 1) / TILE)) return;
@@ -160,6 +158,6 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         }
         __syncthreads();
     };
-    tiles_in_turn(fetches, position, tiles, fetch, patch, max_and_sum, out);
+    attend(fetches, sequence, position, tiles, fetch, patch, most_tiles, max_and_sum, out, acts);
     mark(6, 3);
 }

@@ -19,6 +19,10 @@ struct TileBytes {
     int8 v[2][HEAD_DIM][TILE];
     float dk[TILE], dv[TILE];
 };
+// Of the tiles so far: maximum, sum, and the factors of what is there and of the newest tile.
+struct Merge {
+    float m, l, old, newest;
+};
 struct AttentionShared {
     TileBytes tile[BUFFERS];
     int8 k[KIN][2][HEAD_DIM], v[KIN][2][HEAD_DIM];  // of this token, then of those before it
@@ -29,6 +33,7 @@ struct AttentionShared {
         int8 bytes[8 * TILE + 16];         // so that four heads' dots are stored to banks of their own
     } head[8 * BLOCKS_OF_8];
     float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk[KIN], dv[KIN];
+    Merge merge[8 * BLOCKS_OF_8];  // of a query head
     uint64 arrival[BUFFERS][2];  // of k and of v
 };
 
@@ -109,8 +114,7 @@ DEV void key_products(const TileBytes& tile, AttentionShared* sh) {
 }
 
 // One head's weights of the tile by one warp: (m_t, l_t), P and g.
-DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
-               float2* max_and_sum) {
+DEV float2 weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh) {
     float s[2], p[2], weighted[2], m = isobit::from_bits(0xff800000u);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -137,16 +141,24 @@ DEV void weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh,
         sh->head[head].p[1][value_slot(j)] = int8(isobit::low_plane(q));
     }
     float l = warp_tree(add(p[0], p[1]));
-    if (lane_id() == 0) {
-        sh->g[head] = scale.d;
-        *max_and_sum = make_float2(m, l);
-    }
+    if (lane_id() == 0) sh->g[head] = scale.d;
+    return make_float2(m, l);
 }
 
-// The tile's outputs: warp w takes columns 16w … 16w+15. out: [GROUP][HEAD_DIM].
-DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float* out) {
+constexpr int COLUMN_BLOCKS = (HEAD_DIM / 16 + 7) / 8;  // of a warp
+typedef float Outputs[COLUMN_BLOCKS][BLOCKS_OF_8][4];  // of a lane
+DEV int query_of(int n, int c) { return 8 * n + lane_id() % 4 * 2 + c % 2; }
+DEV int column_of(int b, int c) { return 16 * (warp_id() + 8 * b) + lane_id() / 4 + c / 2 * 8; }
+
+// The tile's outputs: warp w takes columns 16w … 16w+15. f(b, n, c, value) is called with those of a lane.
+template <class F>
+DEV void value_products(const TileBytes& tile, const AttentionShared* sh, F f) {
     int r = lane_id() / 4, i = lane_id() % 4;
-    for (int block = warp_id(); block < HEAD_DIM / 16; block += 8)
+#pragma unroll
+    for (int b = 0; b < COLUMN_BLOCKS; b++) {
+        int block = warp_id() + 8 * b;
+        if (block >= HEAD_DIM / 16) break;
+#pragma unroll
         for (int n = 0; n < BLOCKS_OF_8; n++) {
             int sum[2][2][4] = {};
 #pragma unroll
@@ -161,21 +173,21 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, float*
             }
 #pragma unroll
             for (int c = 0; c < 4; c++) {
-                int query = 8 * n + 2 * i + c % 2, column = 16 * block + r + c / 2 * 8;
+                int query = query_of(n, c);
                 int high = 256 * sum[0][0][c] + sum[0][1][c];
                 int low = 256 * sum[1][0][c] + sum[1][1][c];
-                if (query < GROUP)
-                    out[query * HEAD_DIM + column] = mul(sh->g[query], join_planes<2>(high, low));
+                if (query < GROUP) f(b, n, c, mul(sh->g[query], join_planes<2>(high, low)));
             }
         }
+    }
 }
 
 // The block's tiles in turn, from blockIdx.x on, every gridDim.x-th; the first has been fetched, or as many
 // as there are BUFFERS. fetch(n, which): k (0) or v (1) of the block's tile n. patch(t, tile, which): what
-// a tile lacks, with a barrier behind. Results for each tile: merge.cuh.
-template <class Fetch, class Patch>
+// a tile lacks, with a barrier behind. weighed(t, query, m and l) and found(t, b, n, c, output): results.
+template <class Fetch, class Patch, class Weighed, class Found>
 DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fetch, Patch patch,
-                       float2* max_and_sum, float* out) {
+                       Weighed weighed, Found found) {
     AttentionShared* sh = fetches.sh;
     int t = blockIdx.x;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
@@ -189,12 +201,69 @@ DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fe
         patch(t, tile, 1);
         if (warp_id() < 8)
             for (int query = warp_id(); query < GROUP; query += 8)
-                weigh(query, min(TILE, position + 1 - t * TILE), tile, sh,
-                      max_and_sum + t * GROUP + query);
+                weighed(t, query, weigh(query, min(TILE, position + 1 - t * TILE), tile, sh));
         __syncthreads();
         fetch(n + BUFFERS, 0);
-        if (warp_id() < 8) value_products(tile, sh, out + int64(t) * GROUP * HEAD_DIM);
+        if (warp_id() < 8)
+            value_products(tile, sh, [&](int b, int n, int c, float v) { found(t, b, n, c, v); });
         if (t + BUFFERS * int(gridDim.x) < tiles) __syncthreads();  // nobody needs tile n
         fetch(n + BUFFERS, 1);
     }
+}
+
+// Those of a token and a key-value head go to where the launch behind merges them (merge.cuh) or, with
+// MERGED, are merged here, one block having all tiles, and quantised for the product behind.
+template <class Fetch, class Patch>
+DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetch fetch, Patch patch,
+                int most_tiles, float2* max_and_sum, float* out, ActivationBlock* acts) {
+    AttentionShared* sh = fetches.sh;
+    int64 vector = int64(token) * KV_HEADS + fetches.head;  // GROUP of them
+#ifdef MERGED
+    static_assert(GROUP * HEAD_DIM % SUPER == 0 && GROUP * HEAD_DIM * 4 <= sizeof(TileBytes), "whole superblocks");
+    constexpr int SUPERS = GROUP * HEAD_DIM / SUPER;
+    Outputs o = {};
+    if (threadIdx.x < GROUP) sh->merge[threadIdx.x] = {isobit::from_bits(0xff800000u), 0.0f, 0.0f, 0.0f};
+    tiles_in_turn(
+        fetches, position, tiles, fetch, patch,
+        [&](int, int query, float2 ml) {
+            Merge& of = sh->merge[query];
+            float top = fmaxf(of.m, ml.x), a = isobit::exp(sub(of.m, top)), b = isobit::exp(sub(ml.x, top));
+            float l = add(mul(of.l, a), mul(ml.y, b));
+            __syncwarp();
+            if (lane_id() == 0) of = {top, l, a, b};
+        },
+        [&](int, int b, int n, int c, float v) {
+            const Merge& of = sh->merge[query_of(n, c)];
+            o[b][n][c] = add(mul(o[b][n][c], of.old), mul(v, of.newest));
+        });
+    __syncthreads();  // nobody needs the last tile
+    float* whole = reinterpret_cast<float*>(sh->tile);
+#pragma unroll
+    for (int b = 0; b < COLUMN_BLOCKS; b++)
+#pragma unroll
+        for (int n = 0; n < BLOCKS_OF_8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                int query = query_of(n, c), column = column_of(b, c);
+                if (warp_id() < 8 && query < GROUP && column < HEAD_DIM)
+                    whole[query * HEAD_DIM + column] = mul(o[b][n][c], div(1.0f, sh->merge[query].l));
+            }
+    __syncthreads();
+    for (int s = warp_id(); s < SUPERS; s += ATTENTION_THREADS / WARP) {
+        float v[8];
+        load8(whole + SUPER * s + 8 * lane_id(), v);
+        quantise_superblock(v, acts + vector * SUPERS + s);
+    }
+#else
+    max_and_sum += vector * most_tiles * GROUP;
+    out += vector * most_tiles * GROUP * HEAD_DIM;
+    tiles_in_turn(
+        fetches, position, tiles, fetch, patch,
+        [&](int t, int query, float2 ml) {
+            if (lane_id() == 0) max_and_sum[t * GROUP + query] = ml;
+        },
+        [&](int t, int b, int n, int c, float v) {
+            out[int64(t * GROUP + query_of(n, c)) * HEAD_DIM + column_of(b, c)] = v;
+        });
+#endif
 }
