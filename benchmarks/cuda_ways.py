@@ -25,8 +25,8 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import matmul, top_k
 from isobit.backends.cuda.steps.captured import ManySequences, Step
 from isobit.backends.cuda.steps.graph_cache import GraphCache
@@ -81,7 +81,6 @@ SHOWN = "all, clusters of 2"
 OF_PROMPTS = "now", "10 warps", "12 warps", "20 in one", "24 in one"
 
 
-
 @contextlib.contextmanager
 def way(name):
     """With the numbers of a way."""
@@ -107,7 +106,7 @@ class Steps:
                 self.many._graph(n, many=True)
 
     def run(self, texts, n, *, shown=False):
-        """Tokens found, the last step's logits if they are to be shown, and microseconds of a step."""
+        """Tokens found, the last step's logits if ``shown``, and microseconds of a step."""
         each = np.arange(n, dtype=np.int32)
         step = Step(each + 1, np.full(n, DEPTH, np.int32), texts.pages[:n], 0 * each, each)
         self._gpu.synchronise()

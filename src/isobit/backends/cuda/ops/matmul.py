@@ -365,7 +365,11 @@ def stream(
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
-    defines |= {"BESIDE": _BESIDE} if _BESIDE and how.warps == 16 and columns == 8 and not product.stack else {}
+    defines |= (
+        {"BESIDE": _BESIDE}
+        if _BESIDE and how.warps == 16 and columns == 8 and not product.stack
+        else {}
+    )
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
