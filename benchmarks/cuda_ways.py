@@ -27,7 +27,7 @@ from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import matmul, top_k
+from isobit.backends.cuda.ops import groups, matmul, top_k
 from isobit.backends.cuda.steps.captured import ManySequences, Step
 from isobit.backends.cuda.steps.graph_cache import GraphCache
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
@@ -58,6 +58,14 @@ def stacks(**shapes):
     return (matmul, "_STACK_SHAPES", {int(k[1:]): (v,) for k, v in shapes.items()})
 
 
+HEAD_16 = (1, 16, 2), (2, 8, 1)
+
+
+def head(few, many, **shapes):
+    by = {int(k[1:]): v for k, v in shapes.items()}
+    return (matmul, "_HEAD", by), (groups, "_HEAD", (few, many))
+
+
 WAYS = {
     "now": APART,
     "again": APART,
@@ -68,6 +76,9 @@ WAYS = {
     "own order": (*APART, (top_k, "_OWN_PAIRS", 2048)),
     "deep": (*APART, (matmul, "_DEEP_TOO", 256)),
     "deep, split": (*APART, (matmul, "_DEEP_TOO", 256), (matmul, "_SPLIT_FIRST", 16)),
+    "head by 16, 32": (*APART, *head(8, 16, _16=HEAD_16, _32=((1, 16, 1), (1, 8, 1)))),
+    "head of 12 warps": (*APART, *head(8, 16, _16=((2, 8, 1),), _32=((1, 12, 1), (1, 8, 1)))),
+    "head by 16": (*APART, *head(8, 999, _16=HEAD_16)),
     "10 warps": (*APART, stacks(_8=(2, 10, 2), _16=(2, 10, 1))),
     "12 warps": (*APART, stacks(_8=(2, 12, 2), _16=(1, 12, 2))),
     "20 in one": (*APART, stacks(_8=(1, 20, 2), _16=(1, 20, 2))),

@@ -36,6 +36,16 @@ DEV int block_together() { return blockIdx.x % BLOCKS_TOGETHER; }
 DEV int unit_offset() { return warp_id() % UNITS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
+// The groups of pairs: as they are listed, or all items by COLUMNS.
+struct Groups {
+    const PairGroup* listed;  // null if not
+    int items;
+    DEV int count() const { return (items + COLUMNS - 1) / COLUMNS; }
+    DEV PairGroup operator[](int i) const {
+        return listed ? listed[i] : PairGroup{0, i * COLUMNS, min(COLUMNS, items - i * COLUMNS), 0};
+    }
+};
+
 // A warp's weights on their way, unit after unit.
 template <class W>
 struct Stream {
@@ -43,15 +53,15 @@ struct Stream {
     static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
     const uint8 *first, *second;
     int64 matrix_bytes;
-    const PairGroup* groups;
+    Groups groups;
     int units, supers, unit, end;  // unit: that is fetched from now
     uint8* memory;                 // of this warp: arrivals, then slots
     const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
     int super = first_super();     // fetched next
     int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
 
-    DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, const PairGroup* groups,
-               int units, int supers, uint8* memory)
+    DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, Groups groups, int units,
+               int supers, uint8* memory)
         : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), units(units),
           supers(supers), memory(memory + warp_id() * BYTES) {
 #ifdef BULK_COPIES
@@ -211,7 +221,7 @@ DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int
 // pair_rows.input(i) and writes row output(i) of y, `stride` floats each. With TOGETHER, as many groups as fit
 // share the place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
 template <class W>
-DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const PairGroup* groups,
+DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const Groups& groups,
                         const PairRows& pair_rows, ColumnActivations* acts, float* parts, float* y, int stride) {
     const int units = weights.units, supers = weights.supers;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
@@ -357,10 +367,10 @@ struct Product {
     int units, supers;
     const Input* x;
     const int* n_groups;
-    const PairGroup* groups;
+    Groups groups;
     PairRows pair_rows;
     float* y;
-    int stride, pairs, experts;
+    int stride, experts;
 
     // By a block of so many.
     template <class W>
@@ -368,15 +378,15 @@ struct Product {
         DYNAMIC_SHARED(ColumnActivations, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
 #ifdef OWN_ORDER
-        Order order(pairs, experts, memory + BATCH_WARPS * Stream<W>::BYTES);
-        groups = order.groups, pair_rows.sorted_pairs = order.pair;
+        Order order(groups.items, experts, memory + BATCH_WARPS * Stream<W>::BYTES);
+        groups.listed = order.groups, pair_rows.sorted_pairs = order.pair;
 #ifndef PLANNED
         wait_for_previous();
         let_next_start();  // to which the experts are known
 #endif
         int64 all = int64(order.make(n_groups)) * units;
 #else
-        int64 all = int64(*n_groups) * units;
+        int64 all = int64(n_groups ? *n_groups : groups.count()) * units;
 #endif
         Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
         int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
@@ -397,8 +407,8 @@ struct Product {
     }
 };
 
-// With OWN_ORDER, n_groups are the experts of all pairs, and there are no groups and sorted pairs yet.
-// With PLANNED, groups and sorted pairs are known before the kernel ahead has ended. With MORE, a struct of
+// Without n_groups and groups, all items have one matrix. With OWN_ORDER, n_groups are the experts of all
+// pairs, and there are no groups and sorted pairs yet. With PLANNED, groups and sorted pairs are known before the kernel ahead has ended. With MORE, a struct of
 // tiles.cuh, `second` is a matrix of that format, whose rows come behind those of `first`; `more_blocks` of
 // the grid take its units.
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
@@ -411,8 +421,8 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     wait_for_previous();  // before the next kernel starts, to which groups are known so
     let_next_start();
 #endif
-    Product product = {first,    second, matrix_bytes,    units, supers, x,
-                       n_groups, groups, {sorted_pairs, top_k}, y,     stride, pairs, experts};
+    Product product = {first,    second,          matrix_bytes,          units, supers, x,
+                       n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts};
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

@@ -12,9 +12,12 @@ _EXPERTS = 6, 64
 """… and items, on average, from which experts have; as measured (docs/performance.md)."""
 
 
-def token_columns(tokens: int) -> int:
+_HEAD = _DENSE
+
+
+def token_columns(tokens: int, *, head: bool = False) -> int:
     """Items of a group of so many tokens."""
-    return GROUPS[sum(tokens > n for n in _DENSE)]
+    return GROUPS[sum(tokens > n for n in (_HEAD if head else _DENSE))]
 
 
 def expert_columns(items: float) -> int:

@@ -38,6 +38,8 @@ _SPLIT_FIRST = 0
 """WAY: few units of so many superblocks: the first shape that has room for the parts of units."""
 _DEEP_TOO = 0
 """WAY: tokens up to which products that are not shallow are streamed."""
+_HEAD: dict[int, tuple[tuple[int, int, int], ...]] = {}
+"""WAY: shapes of the output product, by columns."""
 _CLUSTER: dict[int, int] = {}
 """WAY: blocks that share activations of dense products, by blocks of a multiprocessor."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -64,7 +66,7 @@ class Product:
     ) -> None:
         """late: activations of few tokens are quantised by the product itself."""
         columns = weights[0].columns
-        self.g, self._x = g, x
+        self.g, self._x, self.head = g, x, x.shape.rows == LOGIT_ROWS
         quantised = any(w.layout.kind != "floats" for w in weights)
         floats = any(w.layout.kind == "floats" for w in weights)
         self._quantise: Launch | None = None
@@ -87,7 +89,7 @@ class Product:
     def columns(self, p: Pass) -> int:
         """Items of a group."""
         at = self._order
-        return at.columns(p.tokens) if at else token_columns(p.tokens)
+        return at.columns(p.tokens) if at else token_columns(self.items(p), head=self.head)
 
     @property
     def stack(self) -> bool:
@@ -130,12 +132,12 @@ class Product:
         at = self._order
         if at is not None and at.own(self.g, p):
             return at.ids.address, 0, 0, self._divide
-        return (*at.grouped, at.order.address, self._divide) if at else (*p.inputs.groups, 0, 1)
+        return (*at.grouped, at.order.address, self._divide) if at else (0, 0, 0, 1)
 
     def chosen(self, p: Pass) -> tuple[int, int]:
-        """Pairs and experts, if items choose their matrix."""
+        """Items, and experts, if items choose their matrix."""
         at = self._order
-        return (p.tokens * at.each, at.experts) if at else (0, 0)
+        return (p.tokens * at.each, at.experts) if at else (self.items(p), 0)
 
 
 def multiply(
@@ -158,8 +160,10 @@ def multiply(
         while left:
             w = left.pop(0)
             how = launch_shape(g, w, product.columns(p))
-            if head:  # of rows, and groups are of tokens, but in a step
-                pays = g.captured and not _FEW_ROWS < p.tokens <= _MANY_ROWS
+            if head:
+                rows = product.items(p)
+                pays = bool(_HEAD) or (g.captured and not _FEW_ROWS < rows <= _MANY_ROWS)
+                how = launch_shape(g, w, product.columns(p), shapes=_HEAD.get(product.columns(p)))
             else:
                 pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
                 deep = how is not None and (how.shallow(w) or p.tokens <= _DEEP_TOO)
@@ -344,6 +348,8 @@ def stream(
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
     how = launch_shape(g, largest, columns)
+    if product.head:
+        how = launch_shape(g, largest, columns, shapes=_HEAD.get(columns))
     if product.stack and columns in _STACK_SHAPES:
         how = launch_shape(g, largest, columns, shapes=_STACK_SHAPES[columns]) or how
     assert how is not None
