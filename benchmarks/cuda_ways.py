@@ -79,6 +79,7 @@ WAYS = {
     "head by 16, 32": (*APART, *head(8, 16, _16=HEAD_16, _32=((1, 16, 1), (1, 8, 1)))),
     "head of 12 warps": (*APART, *head(8, 16, _16=((2, 8, 1),), _32=((1, 12, 1), (1, 8, 1)))),
     "head by 16": (*APART, *head(8, 999, _16=HEAD_16)),
+    "dense by 32": (*APART, (groups, "_DENSE", (32, 256)), (matmul, "_MORE", 512)),
     "10 warps": (*APART, stacks(_8=(2, 10, 2), _16=(2, 10, 1))),
     "12 warps": (*APART, stacks(_8=(2, 12, 2), _16=(1, 12, 2))),
     "20 in one": (*APART, stacks(_8=(1, 20, 2), _16=(1, 20, 2))),
@@ -89,7 +90,7 @@ WAYS = {
     "all": (*ALL, (matmul, "_CLUSTER", {})),
 }
 SHOWN = "all, clusters of 2"
-OF_PROMPTS = "now", "10 warps", "12 warps", "20 in one", "24 in one"
+OF_PROMPTS = "now", "again", "dense by 32", "20 in one", "24 in one", "head by 16"
 
 
 @contextlib.contextmanager
