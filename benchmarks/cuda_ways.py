@@ -37,28 +37,12 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
-TRACED = 8, 32, 64, 128  # sequences
-APART = (
-    (step_attention, "_MERGES", False),
-    (matmul, "_BESIDE", 0),
-    (matmul, "_SPLIT_FIRST", 0),
-    (matmul, "_DEEP_TOO", 0),
-    (matmul, "_CLUSTER", {}),
-    (top_k, "_OWN_PAIRS", 0),
-)
-ALL = (
-    (matmul, "_BESIDE", 96),
-    (matmul, "_SPLIT_FIRST", 16),
-    (matmul, "_DEEP_TOO", 256),
-    (top_k, "_OWN_PAIRS", 2048),
-)
+TRACED = 8, 64, 128  # sequences
+HEAD_16 = (1, 16, 2), (2, 8, 1)
 
 
 def stacks(**shapes):
-    return (matmul, "_STACK_SHAPES", {int(k[1:]): (v,) for k, v in shapes.items()})
-
-
-HEAD_16 = (1, 16, 2), (2, 8, 1)
+    return ((matmul, "_STACK_SHAPES", {int(k[1:]): (v,) for k, v in shapes.items()}),)
 
 
 def head(few, many, **shapes):
@@ -66,31 +50,34 @@ def head(few, many, **shapes):
     return (matmul, "_HEAD", by), (groups, "_HEAD", (few, many))
 
 
+OF_HEAD = head(8, 16, _16=HEAD_16, _32=((1, 16, 1), (1, 8, 1)))
+BY_32 = (groups, "_DENSE", (32, 256)), (matmul, "_MORE", 512)
+FOLD = ((matmul, "_FOLD", 2),)
 WAYS = {
-    "now": APART,
-    "again": APART,
-    "merged": APART[1:],
-    "beside": (*APART, (matmul, "_BESIDE", 96)),
-    "split": (*APART, (matmul, "_SPLIT_FIRST", 16)),
-    "all split": (*APART, (matmul, "_SPLIT_FIRST", 8)),
-    "own order": (*APART, (top_k, "_OWN_PAIRS", 2048)),
-    "deep": (*APART, (matmul, "_DEEP_TOO", 256)),
-    "deep, split": (*APART, (matmul, "_DEEP_TOO", 256), (matmul, "_SPLIT_FIRST", 16)),
-    "head by 16, 32": (*APART, *head(8, 16, _16=HEAD_16, _32=((1, 16, 1), (1, 8, 1)))),
-    "head of 12 warps": (*APART, *head(8, 16, _16=((2, 8, 1),), _32=((1, 12, 1), (1, 8, 1)))),
-    "head by 16": (*APART, *head(8, 999, _16=HEAD_16)),
-    "dense by 32": (*APART, (groups, "_DENSE", (32, 256)), (matmul, "_MORE", 512)),
-    "10 warps": (*APART, stacks(_8=(2, 10, 2), _16=(2, 10, 1))),
-    "12 warps": (*APART, stacks(_8=(2, 12, 2), _16=(1, 12, 2))),
-    "20 in one": (*APART, stacks(_8=(1, 20, 2), _16=(1, 20, 2))),
-    "24 in one": (*APART, stacks(_8=(1, 24, 2), _16=(1, 24, 2))),
-    "clusters of 2": (*APART, (matmul, "_CLUSTER", {1: 2, 2: 2})),
-    "clusters of 2, 4": (*APART, (matmul, "_CLUSTER", {1: 2, 2: 4})),
-    "all, clusters of 2": (*ALL, (matmul, "_CLUSTER", {1: 2, 2: 2})),
-    "all": (*ALL, (matmul, "_CLUSTER", {})),
+    "before": (
+        (step_attention, "_MERGES", False),
+        (matmul, "_BESIDE", 0),
+        (matmul, "_DEEP_TOO", 0),
+        (top_k, "_OWN_PAIRS", 0),
+    ),
+    "now": (),
+    "again": (),
+    "fold from 2": FOLD,
+    "fold always": ((matmul, "_FOLD", 1),),
+    "head by 16, 32": OF_HEAD,
+    "head of 12 warps": head(8, 16, _16=((2, 8, 1),), _32=((1, 12, 1), (1, 8, 1))),
+    "head by 16": head(8, 999, _16=HEAD_16),
+    "dense by 32": BY_32,
+    "10 warps": stacks(_8=(2, 10, 2)),
+    "9 warps": stacks(_8=(2, 9, 2)),
+    "clusters of 2": ((matmul, "_CLUSTER", {1: 2, 2: 2}),),
+    "clusters again": ((matmul, "_CLUSTER", {1: 2, 2: 2}),),
+    "clusters, 10 warps": ((matmul, "_CLUSTER", {1: 2, 2: 2}), *stacks(_8=(2, 10, 2))),
+    "fold, head, 32": (*FOLD, *OF_HEAD, *BY_32),
 }
-SHOWN = "all, clusters of 2"
-OF_PROMPTS = "now", "again", "dense by 32", "20 in one", "24 in one", "head by 16"
+SAME = "now", "again"  # ratios are to their mean
+SHOWN = "fold, head, 32"
+OF_PROMPTS = "now", "again", "fold from 2", "fold always", "dense by 32", "fold, head, 32"
 
 
 @contextlib.contextmanager
@@ -203,7 +190,7 @@ def main():
                 else:
                     times[name][n].append(us)
     note("us", times)
-    for n in TRACED:
+    for n in (n for n in TRACED if n in sizes):
         run = partial(ways[SHOWN].run, texts, n)
         cuda_timeline.show(gpu, f"{n} sequences", run, COUNT, out, found)
     for n in PROMPTS:
@@ -224,9 +211,9 @@ def main():
     for name in WAYS:
         mid = [float(np.median(times[name][n] or [0])) for n in sizes]
         ratio = [
-            float(np.median(np.array(times[name][n]) / np.array(times["now"][n])))
+            float(np.median(2 * np.array(times[name][n]) / np.add(*(times[b][n] for b in SAME))))
             for n in sizes
-            if len(times[name][n]) == len(times["now"][n])
+            if all(len(times[name][n]) == len(times[b][n]) for b in SAME)
         ]
         print(f"{name:<22}" + "".join(f"{us:9.0f}" for us in mid))
         print(f"{'':<22}" + "".join(f"{r:9.3f}" for r in ratio))

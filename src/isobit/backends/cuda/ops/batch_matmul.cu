@@ -307,21 +307,24 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
 }
 
 #ifdef OWN_ORDER
-// The groups, made by a block for itself of the experts that tokens chose, `experts` of them and at most one a
-// thread: as sort_pairs of top_k.cu makes them, but that an expert's pairs stand in any order. OWN_ORDER:
-// pairs a thread.
+// The groups, made by a block for itself of the experts that tokens chose, at most one a thread: as sort_pairs
+// of top_k.cu makes them. Every block has to find the same, as they share each group's units. OWN_ORDER: pairs
+// a thread.
 struct Order {
-    int pairs, experts;
-    int *begin, *sums, *pair;  // shared: of an expert; of a warp, and the number of groups; pairs by expert
-    PairGroup* groups;         // shared
-    int id[OWN_ORDER], slot[OWN_ORDER];
+    int pairs, experts, each, words;  // each: experts of a token
+    int *begin, *sums, *pair;         // shared: of an expert; of a warp, and the number of groups; pairs by expert
+    uint32* tokens;                   // shared: of an expert, a bit for each that chose it
+    PairGroup* groups;                // shared
+    int id[OWN_ORDER];
 
-    DEV Order(int pairs, int experts, uint8* memory) : pairs(pairs), experts(experts) {
+    DEV Order(int pairs, int experts, int each, uint8* memory) : pairs(pairs), experts(experts), each(each) {
+        words = (pairs / each + WARP - 1) / WARP;
         groups = reinterpret_cast<PairGroup*>(memory);
         begin = reinterpret_cast<int*>(groups + min(pairs, experts + pairs / COLUMNS));
         sums = begin + experts;
         pair = sums + BATCH_WARPS + 1;
-        if (int(threadIdx.x) < experts) begin[threadIdx.x] = 0;
+        tokens = reinterpret_cast<uint32*>(pair + pairs);
+        for (int i = threadIdx.x; i < experts * words; i += BLOCK) tokens[i] = 0;
         __syncthreads();
     }
     // Returns how many groups there are.
@@ -333,10 +336,13 @@ struct Order {
         }
 #pragma unroll
         for (int i = 0; i < OWN_ORDER; i++)
-            if (id[i] >= 0) slot[i] = atomicAdd(begin + id[i], 1);
+            if (id[i] >= 0) atomicOr(word(i), bit(i));
         __syncthreads();
-        int e = threadIdx.x, mine = e < experts ? begin[e] : 0, in_groups = (mine + COLUMNS - 1) / COLUMNS;
-        int upto = warp_scan(mine | in_groups << 16);
+        int e = threadIdx.x, mine = 0;
+        if (e < experts)
+#pragma unroll 1
+            for (int w = 0; w < words; w++) mine += __popc(tokens[e * words + w]);
+        int in_groups = (mine + COLUMNS - 1) / COLUMNS, upto = warp_scan(mine | in_groups << 16);
         if (lane_id() == WARP - 1) sums[warp_id()] = upto;
         __syncthreads();
         if (e < experts) {
@@ -354,10 +360,20 @@ struct Order {
     }
     DEV void place() {
 #pragma unroll
-        for (int i = 0; i < OWN_ORDER; i++)
-            if (id[i] >= 0) pair[begin[id[i]] + slot[i]] = threadIdx.x + i * BLOCK;
+        for (int i = 0; i < OWN_ORDER; i++) {
+            if (id[i] < 0) continue;
+            int at = begin[id[i]] + __popc(*word(i) & bit(i) - 1);
+#pragma unroll 1
+            for (uint32* w = tokens + id[i] * words; w < word(i); w++) at += __popc(*w);
+            pair[at] = threadIdx.x + i * BLOCK;
+        }
         __syncthreads();
     }
+
+   private:
+    DEV int token(int i) const { return (threadIdx.x + i * BLOCK) / each; }
+    DEV uint32* word(int i) const { return tokens + id[i] * words + token(i) / WARP; }
+    DEV uint32 bit(int i) const { return 1u << token(i) % WARP; }
 };
 #endif
 
@@ -370,7 +386,7 @@ struct Product {
     Groups groups;
     PairRows pair_rows;
     float* y;
-    int stride, experts;
+    int stride, experts, each;
 
     // By a block of so many.
     template <class W>
@@ -378,7 +394,7 @@ struct Product {
         DYNAMIC_SHARED(ColumnActivations, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
 #ifdef OWN_ORDER
-        Order order(groups.items, experts, memory + BATCH_WARPS * Stream<W>::BYTES);
+        Order order(groups.items, experts, each, memory + BATCH_WARPS * Stream<W>::BYTES);
         groups.listed = order.groups, pair_rows.sorted_pairs = order.pair;
 #ifndef PLANNED
         wait_for_previous();
@@ -414,7 +430,7 @@ struct Product {
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_units,
-                           int more_blocks, int pairs, int experts) {
+                           int more_blocks, int pairs, int experts, int each) {
 #ifdef PLANNED
     let_next_start();
 #elif !defined OWN_ORDER
@@ -422,7 +438,7 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     let_next_start();
 #endif
     Product product = {first,    second,          matrix_bytes,          units, supers, x,
-                       n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts};
+                       n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each};
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

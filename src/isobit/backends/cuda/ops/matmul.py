@@ -32,12 +32,12 @@ _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 that fits; in a step, of groups of more than 8 items, the second before the first."""
 _STACK_SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {}
 """WAY: of stacks, by items of a group; before _SHAPES."""
-_BESIDE = 0
+_BESIDE = 96
 """WAY: threads of the kernel behind that shall find registers beside a block of 16 warps."""
-_SPLIT_FIRST = 0
-"""WAY: few units of so many superblocks: the first shape that has room for the parts of units."""
-_DEEP_TOO = 0
+_DEEP_TOO = 128
 """WAY: tokens up to which products that are not shallow are streamed."""
+_FOLD = 0
+"""WAY: tiles of columns from which scales are folded."""
 _HEAD: dict[int, tuple[tuple[int, int, int], ...]] = {}
 """WAY: shapes of the output product, by columns."""
 _CLUSTER: dict[int, int] = {}
@@ -125,7 +125,8 @@ class Product:
         pairs = p.tokens * at.each
         groups = min(pairs, at.experts + pairs // self.columns(p))
         each = 1 << (-(-pairs // threads) - 1).bit_length()
-        return each, 16 * groups + 4 * (at.experts + pairs + threads // 32 + 1)
+        words = at.experts * (1 + -(-p.tokens // 32)) + pairs + threads // 32 + 1
+        return each, 16 * groups + 4 * words
 
     def groups(self, p: Pass) -> tuple[int, ...]:
         """The number of groups, the groups, order and divide, for batch_matmul.cu."""
@@ -134,10 +135,10 @@ class Product:
             return at.ids.address, 0, 0, self._divide
         return (*at.grouped, at.order.address, self._divide) if at else (0, 0, 0, 1)
 
-    def chosen(self, p: Pass) -> tuple[int, int]:
-        """Items, and experts, if items choose their matrix."""
+    def chosen(self, p: Pass) -> tuple[int, int, int]:
+        """Items, and if these choose their matrix, experts, and how many a token has."""
         at = self._order
-        return (p.tokens * at.each, at.experts) if at else (self.items(p), 0)
+        return (p.tokens * at.each, at.experts, at.each) if at else (self.items(p), 0, 1)
 
 
 def multiply(
@@ -304,8 +305,6 @@ def launch_shape(
     columns: int,
     up: DeviceWeight | None = None,
     shapes: tuple[tuple[int, int, int], ...] | None = None,
-    *,
-    split: bool = False,
 ) -> LaunchShape | None:
     """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
     if it does not."""
@@ -317,9 +316,7 @@ def launch_shape(
     for blocks, warps, least in shapes or ((second, first, last) if wide else _SHAPES):
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = LaunchShape(blocks, warps, depth, columns)
-            if split and supers(w.columns) < warps:
-                continue
-            if how.shared(w, split=split) <= how.headroom(g):
+            if how.shared(w) <= how.headroom(g):
                 return how
     return None
 
@@ -353,9 +350,6 @@ def stream(
     if product.stack and columns in _STACK_SHAPES:
         how = launch_shape(g, largest, columns, shapes=_STACK_SHAPES[columns]) or how
     assert how is not None
-    few = w.rows + (more.rows if more else 0) < 4 * TILE_ROWS * 8 * 2 * g.gpu.multiprocessors
-    if _SPLIT_FIRST and s >= _SPLIT_FIRST and few and not product.stack and not up:
-        how = launch_shape(g, largest, columns, split=True) or how
     each, ordering = product.own_order(p, 32 * how.warps)
     while how.shared(largest) + ordering > how.headroom(g) and how.depth > 1:
         how = replace(how, depth=how.depth - 1)
@@ -380,6 +374,7 @@ def stream(
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
     defines |= {"OWN_ORDER": each} if each else {}
+    defines |= {"FOLD_FROM": _FOLD} if _FOLD else {}
     late = product.late(p)
     defines |= {"FLOATS": 1} if late else {}
     defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
