@@ -73,7 +73,9 @@ WAYS = {
     "clusters of 2": ((matmul, "_CLUSTER", {1: 2, 2: 2}),),
     "clusters again": ((matmul, "_CLUSTER", {1: 2, 2: 2}),),
     "clusters, 10 warps": ((matmul, "_CLUSTER", {1: 2, 2: 2}), *stacks(_8=(2, 10, 2))),
-    "fold, head, 32": (*FOLD, *OF_HEAD, *BY_32),
+    "units by 16 warps": ((matmul, "_WIDE", True),),
+    "units by 16, fold": ((matmul, "_WIDE", True), *FOLD),
+    "fold, head, 32": ((matmul, "_WIDE", True), *FOLD, *OF_HEAD, *BY_32),
 }
 SAME = "now", "again"  # ratios are to their mean
 SHOWN = "fold, head, 32"

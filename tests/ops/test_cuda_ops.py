@@ -164,7 +164,7 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
     groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
     y = b.new(4 * n * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
-    ways = {"SPLIT": "1", "CLUSTER": str(together)} if split else {"FLOATS": "1", "TOGETHER": "1"}
+    ways = {"SPLIT": str(rng.integers(1, 3)), "CLUSTER": str(together)} if split else {"FLOATS": "1", "TOGETHER": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (blocks,),

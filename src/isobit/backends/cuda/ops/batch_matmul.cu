@@ -225,7 +225,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
                         const PairRows& pair_rows, ColumnActivations* acts, float* parts, float* y, int stride) {
     const int units = weights.units, supers = weights.supers;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
-#ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
+#ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane; once or twice
     constexpr int VALUES = COLUMN_TILES * 4 * WARP;
     float* part = parts;
 #endif
@@ -285,7 +285,8 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
                     y[int64(pair_rows.output(group.begin + pair)) * stride + 16 * in_matrix +
                       i / 2 * 8 + lane / 4] = y_row;
             }
-            part = part == parts ? parts + VALUES * supers : parts;  // others may still add
+            if (SPLIT == 1) __syncthreads();
+            else part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++)

@@ -36,6 +36,8 @@ _BESIDE = 96
 """WAY: threads of the kernel behind that shall find registers beside a block of 16 warps."""
 _DEEP_TOO = 128
 """WAY: tokens up to which products that are not shallow are streamed."""
+_WIDE = False
+"""WAY: 16 warps share units of 16 columns."""
 _FOLD = 0
 """WAY: tiles of columns from which scales are folded."""
 _HEAD: dict[int, tuple[tuple[int, int, int], ...]] = {}
@@ -280,11 +282,11 @@ class LaunchShape:
     """Superblocks on their way to a warp."""
     columns: int
 
-    def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
-        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
-        unit is split, the parts of two."""
+    def shared(self, w: DeviceWeight, *, split: int = 0) -> int:
+        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where
+        units are split, the parts of so many."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-        parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
+        parts = split * 4 * 2 * TILE_ROWS * self.columns
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
         return of_columns + self.warps * (64 + self.depth * slot)
 
@@ -350,19 +352,27 @@ def stream(
     if product.stack and columns in _STACK_SHAPES:
         how = launch_shape(g, largest, columns, shapes=_STACK_SHAPES[columns]) or how
     assert how is not None
+    wanted = _WIDE and columns == 16 and s >= 16 and w.rows < 1 << 15
+    if wanted and not product.stack and not up:
+        wide = LaunchShape(1, 16, 1, columns)
+        how = wide if wide.shared(largest, split=1) <= wide.headroom(g) else how
     each, ordering = product.own_order(p, 32 * how.warps)
     while how.shared(largest) + ordering > how.headroom(g) and how.depth > 1:
         how = replace(how, depth=how.depth - 1)
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
-    split = (
-        not product.stack
-        and not up
-        and s >= how.warps
-        and units + more_units < 2 * how.warps * blocks
-        and how.shared(largest, split=True) <= how.headroom(g)
+    few = not product.stack and not up and units + more_units < 2 * how.warps * blocks
+    split = next(
+        (
+            n
+            for n in ((2, 1) if wanted else (2,))
+            if how.shared(largest, split=n) <= how.headroom(g)
+        ),
+        0,
     )
+    if not few or s < how.warps:
+        split = 0
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
     defines |= (
@@ -372,7 +382,7 @@ def stream(
     )
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
-    defines |= {"SPLIT": 1} if split else {}
+    defines |= {"SPLIT": split} if split else {}
     defines |= {"OWN_ORDER": each} if each else {}
     defines |= {"FOLD_FROM": _FOLD} if _FOLD else {}
     late = product.late(p)
