@@ -6,7 +6,6 @@ import pytest
 from isobit.backends.base import ARGMAX, LOGITS, Wanted
 from isobit.backends.cuda.device import compile
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
@@ -61,7 +60,12 @@ def test_nothing_is_left_to_do(path, rng):
         backend.prepare()
         known, captured = set(gpu.kernels), gpu.captured
         assert captured
-        gpu.may_wait = False  # prompts that come again become graphs as they come
+        pages = np.arange(16, dtype=np.int32)[None]
+        for start in (0, 192, 384):
+            whole = ragged(rng, weights.config.vocab, [(start, ENGINE.chunk)], pages)
+            backend.run(whole, ARGMAX)
+        assert gpu.captured == captured
+        gpu.may_wait = False  # other prompts that come again become graphs as they come
         for batch in compositions(rng, weights.config.vocab):
             rows = len(batch.logit_rows)
             draws = draws_of(rng, rows)

@@ -80,6 +80,14 @@ class Passes:
             if n <= LOGIT_ROWS_AT_ONCE:
                 run(self._program.head, replace(p, count=n))
 
+    def capture(self) -> None:
+        """Have the graph of a pass of one long prompt, which comes twice by this."""
+        n, spans = self._most, {length: -(-self._most // length) for length in self._g.spans}
+        p = Pass(n, 1, self._inputs(), spans=spans if n >= MMA_ROWS else dict.fromkeys(spans, 0))
+        for _ in range(2):
+            self._queue(self._program.body, p)
+            self._queue(self._program.head, replace(p, count=1))
+
     def takes(self, batch: Batch) -> bool:
         """Whether a batch runs in one pass."""
         return self._last(batch, 0) == len(batch.tokens)

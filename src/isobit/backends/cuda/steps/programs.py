@@ -157,6 +157,7 @@ class Programs:
         compiled = self._gpu.compile(lambda: self.rehearse(captures), step)
         with self._gpu.rehearsal():
             self.rehearse(())
+            self.passes.capture()
             for graphs in captures:
                 for key in graphs.keys:
                     graphs[key]
