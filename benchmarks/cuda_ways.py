@@ -104,7 +104,7 @@ class Steps:
             made.g.allocate(rows, self._gpu.allocate(made.g.nbytes(rows, own=False)))
             self.many.start()
             for n in sizes:
-                self.many._graph(n, many=True)
+                self.many.graphs[n, True]
 
     def run(self, texts, n, *, shown=False):
         """Tokens found, the last step's logits if ``shown``, and microseconds of a step."""
