@@ -8,7 +8,7 @@ from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.ops.matmul import LaunchShape, pays_on_tensor_cores
+from isobit.backends.cuda.ops.matmul import LaunchShape, ordering_bytes, pays_on_tensor_cores
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -146,35 +146,58 @@ def test_matmul_of_many(gpu, rng, name, planes):
         assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
 
 
-@pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(
-    ("warps", "columns", "n", "supers"),
-    [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)],
-)
+BATCHES = [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)]
+
+
+@pytest.mark.parametrize(("warps", "columns", "n", "supers"), BATCHES)
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
-def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
-    """Blocks that go from one group of sequences to the next, the last groups of few; of quantised
-    activations, or of floats."""
+def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
+    """Blocks that go from one group of tokens to the next, the last groups of few; each unit by all
+    warps, whose parts have room once or twice."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, together = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3)) if split else 1
-    blocks = together * int(rng.integers(1, 4))
+    rows, split = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
-    floats, acts = quantised(gpu, Alone(gpu, 2), x)
-    groups = np.array([[0, i, min(columns, n - i), 0] for i in range(0, n, columns)], np.int32)
+    _, acts = quantised(gpu, Alone(gpu, 2), x)
     y = b.new(4 * n * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
-    ways = {"SPLIT": str(rng.integers(1, 3)), "CLUSTER": str(together)} if split else {"FLOATS": "1", "TOGETHER": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
-        (blocks,),
-        (stored.address, 0, stored.matrix_bytes, rows // 16, supers)
-        + (acts if split else floats, b.put(np.array([len(groups)], np.int32)))
-        + (b.put(groups), 0, 1, y, rows, 0, 0, n, 0, 1),
-        defines | {"BLOCK": str(32 * warps)} | ways,
+        (int(rng.integers(1, 4)),),
+        (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts, 0, 0, 0, 1)
+        + (y, rows, 0, 0, n, 0, 1),
+        defines | {"BLOCK": str(32 * warps), "SPLIT": str(split)},
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=split),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
+
+
+@pytest.mark.parametrize(("warps", "columns", "n", "supers"), BATCHES)
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_batch_matmul_of_experts(gpu, rng, name, supers, warps, columns, n):
+    """Blocks that order the pairs themselves, where most experts have several groups and some have
+    none; activations that are quantised on their way."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    rows, k, experts = 16 * int(rng.integers(1, 4)), 3, 5 + n // columns
+    w = random_weight(rng, fmt, experts, rows, 256 * supers)
+    x = activations(rng, n * k, 256 * supers)
+    ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(n)], np.int32)
+    stored, b, pairs = load(gpu, w), Buffers(gpu), n * k
+    y = b.new(4 * pairs * rows)
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
+    defines |= {"BLOCK": str(32 * warps), "OWN_ORDER": "1", "FLOATS": "1", "TOGETHER": "1"}
+    Alone(gpu, 2).launch(
+        "ops/batch_matmul",
+        (int(rng.integers(2, 6)),),
+        (stored.address, 0, stored.matrix_bytes, rows // 16, supers, b.put(x), b.put(ids))
+        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k),
+        defines,
+        shared=LaunchShape(1, warps, 1, columns).shared(stored)
+        + ordering_bytes(n, k, experts, columns, warps),
+    )
+    each = zip(x, ids.reshape(-1), strict=True)
+    expected = [numerics.matmul(w.expert(e), row[None], 2)[0] for row, e in each]
+    same(b.get(y, (pairs, rows)), np.array(expected, F32))
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])

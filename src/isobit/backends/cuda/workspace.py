@@ -32,8 +32,6 @@ class Inputs:
     """Tokens whose logits are wanted."""
     chunks: int
     """SequenceChunk of sequence_chunks.cuh, for each sequence."""
-    groups: tuple[int, int] = (0, 0)
-    """All tokens as PairGroup of sorted_pairs.cuh: their number, and the groups."""
     generated: int = 0
     """int32: of a step, the likeliest tokens so far, by position."""
     number: int = 0

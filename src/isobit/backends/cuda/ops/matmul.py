@@ -124,11 +124,9 @@ class Product:
         at = self._order
         if at is None or not at.own(self.g, p):
             return 0, 0
-        pairs = p.tokens * at.each
-        groups = min(pairs, at.experts + pairs // self.columns(p))
-        each = 1 << (-(-pairs // threads) - 1).bit_length()
-        words = at.experts * (1 + -(-p.tokens // 32)) + pairs + threads // 32 + 1
-        return each, 16 * groups + 4 * words
+        each = 1 << (-(-p.tokens * at.each // threads) - 1).bit_length()
+        how = p.tokens, at.each, at.experts, self.columns(p), threads // 32
+        return each, ordering_bytes(*how)
 
     def groups(self, p: Pass) -> tuple[int, ...]:
         """The number of groups, the groups, order and divide, for batch_matmul.cu."""
@@ -321,6 +319,14 @@ def launch_shape(
             if how.shared(w) <= how.headroom(g):
                 return how
     return None
+
+
+def ordering_bytes(tokens: int, each: int, experts: int, columns: int, warps: int) -> int:
+    """Shared memory in which a block orders the pairs of so many tokens: Order of
+    batch_matmul.cu."""
+    pairs = tokens * each
+    groups = min(pairs, experts + pairs // columns)
+    return 16 * groups + 4 * (experts * (1 + -(-tokens // 32)) + warps + 1 + pairs)
 
 
 def fits_all(g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:

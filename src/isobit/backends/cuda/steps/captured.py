@@ -16,7 +16,6 @@ from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.steps.graph_cache import Captures
 from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.model.graph import Key
@@ -184,17 +183,11 @@ class OneSequence(Captured):
         self._generated = g.fixed("generated", g.resident.context + 1)
         self._zero = g.fixed("zero", 1, zero=True)
         self._run = g.fixed("run", 4, zero=True)
-        self._groups = g.fixed("groups", 2 * WORDS_OF_GROUP)
 
     @property
     def tokens(self) -> int:
         """See :class:`Captured`."""
         return self._step.address
-
-    def start(self) -> None:
-        """Fill what never changes, once memory is there."""
-        group = np.array([1, 0, 0, 0, 0, 0, 1, 0], np.int32)
-        self._g.gpu.upload(self._groups.address, group)
 
     def begin(self, step: Step) -> None:
         """See :class:`Captured`."""
@@ -209,7 +202,7 @@ class OneSequence(Captured):
         return self._generated.address + 4 * position
 
     def _pass(self, n: int = 1, *, many: bool = True) -> Pass:
-        step, groups = self._step.address, self._groups.address
+        step = self._step.address
         inputs = Inputs(
             tokens=step,
             positions=step + 4,
@@ -218,7 +211,6 @@ class OneSequence(Captured):
             each=self._g.tiles,
             rows=self._zero.address,
             chunks=self._run.address,
-            groups=(groups, groups + 4 * WORDS_OF_GROUP),
             generated=self._generated.address,
             number=step + 16,
         )
@@ -281,8 +273,6 @@ class ManySequences(Captured):
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
         self._not_finite = g.fixed("not_finite", most)
         self._chunks = g.fixed("chunks", 4 * most)
-        self._group_words = most_words(most)
-        self._groups = g.fixed("groups", most * self._group_words)
 
     @property
     def tokens(self) -> int:
@@ -296,11 +286,6 @@ class ManySequences(Captured):
     def start(self) -> None:
         """Fill what never changes, once memory is there."""
         self._g.gpu.upload(self._each["sequence"].address, np.arange(self.most, dtype=np.int32))
-        words = np.zeros((self.most, self._group_words // 4, 4), np.int32)
-        for n in range(1, self.most + 1):
-            groups = groups_of(n)
-            words[n - 1, : len(groups)] = groups
-        self._g.gpu.upload(self._groups.address, words)
 
     def begin(self, step: Step) -> None:
         """See :class:`Captured`."""
@@ -333,7 +318,6 @@ class ManySequences(Captured):
 
     def _pass(self, n: int, *, many: bool = True) -> Pass:
         each = {name: slot.address for name, slot in self._each.items()}
-        groups = self._groups.address + 4 * (n - 1) * self._group_words
         inputs = Inputs(
             tokens=each["tokens"],
             positions=each["positions"],
@@ -342,7 +326,6 @@ class ManySequences(Captured):
             each=self._g.tiles,
             rows=each["sequence"],
             chunks=self._chunks.address,
-            groups=(groups, groups + 4 * WORDS_OF_GROUP),
         )
         return Pass(n, n, inputs, count=n, many=many)
 

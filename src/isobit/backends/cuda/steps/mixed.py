@@ -9,7 +9,6 @@ import numpy as np
 from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
-from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
 from isobit.backends.cuda.steps.captured import padded
 from isobit.backends.cuda.steps.graph_cache import Captures
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes, Take, run
@@ -36,17 +35,10 @@ class MixedPasses(Passes):
         most = min(sizes[-1], LOGIT_ROWS_AT_ONCE)
         self.heads = sorted({size for size in sizes if size < most} | {most})
         """Rows of logits that there are graphs for."""
-        self._groups = {n: self._g.fixed("groups", groups_of(n).size) for n in {*sizes, most}}
         gpu, of = self._g.gpu, self._program
         self.bodies = Captures(gpu, lambda n: partial(run, of.body, self._pass(n)), sizes)
         self.rows = Captures(gpu, lambda n: partial(run, of.head, self._of_rows(n)), self.heads)
         self.stages = frozenset(program.marks)
-
-    def start(self) -> None:
-        """Fill what never changes, once memory is there."""
-        gpu = self._g.gpu
-        for size, slot in self._groups.items():
-            gpu.upload(slot.address, groups_of(size))
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is not too large, and not one of prompts to which launches one by one do
@@ -104,9 +96,7 @@ class MixedPasses(Passes):
             take(now, self._program.logits.address)
 
     def _pass(self, size: int) -> Pass:
-        groups = self._groups[size].address
-        inputs = replace(self._inputs(), groups=(groups, groups + 4 * WORDS_OF_GROUP))
-        return Pass(size, 1, inputs)
+        return Pass(size, 1, self._inputs())
 
     def _of_rows(self, rows: int) -> Pass:
         return replace(self._pass(rows), count=rows)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from isobit.backends.base import I32, Batch
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
-from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
 from isobit.backends.cuda.steps.captured import Filled
 from isobit.backends.cuda.steps.graph_cache import GraphCache
 from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
@@ -34,9 +33,6 @@ class Passes:
         names = "tokens", "positions", "table", "rows"
         self._each = {name: g.fixed(name, tokens) for name in names}
         self._chunks = g.fixed("chunks", 4 * tokens)
-        self._groups_of_all = g.fixed("groups", most_words(tokens))
-        self._grouped = 0
-        """Tokens that the groups are of."""
         self._pages = g.fixed("pages", self._entries)
         self._filled = Filled(g, tokens)
 
@@ -161,9 +157,6 @@ class Passes:
         ):
             if values.size:
                 gpu.upload(slot.address, values.astype(np.int32, copy=False))
-        if self._grouped != last - first:
-            self._grouped = last - first
-            gpu.upload(self._groups_of_all.address, groups_of(self._grouped))
         for slot in self._g.received:
             assert batch.received is not None
             gpu.upload(slot.address, batch.received[first:last])
@@ -172,7 +165,6 @@ class Passes:
 
     def _inputs(self) -> Inputs:
         each = {name: slot.address for name, slot in self._each.items()}
-        groups = self._groups_of_all.address
         return Inputs(
             tokens=each["tokens"],
             positions=each["positions"],
@@ -181,7 +173,6 @@ class Passes:
             each=1,  # so that a table begins at any entry
             rows=each["rows"],
             chunks=self._chunks.address,
-            groups=(groups, groups + 4 * WORDS_OF_GROUP),
         )
 
     def _set_spans(

@@ -185,7 +185,7 @@ class Programs:
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n), shared)
         self.sampler.allocate()
-        for steps in (self.one, self.many, *self.rows.values(), self.mixed):
+        for steps in (self.many, *self.rows.values()):
             if steps is not None:
                 steps.start()
 
