@@ -20,6 +20,7 @@ class Listener:
     def __init__(self, gpu):
         self.multiprocessors, self.shared_most = gpu.multiprocessors, gpu.shared_most
         self.cache_bytes, self.memory, self.asked = gpu.cache_bytes, gpu.memory, set()
+        self.alone = True
 
     def launch(self, stem, *_, defines=None, **__):
         self.asked.add((stem, tuple(sorted((defines or {}).items()))))

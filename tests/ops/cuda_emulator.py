@@ -81,6 +81,7 @@ class EmulatedGpu:
     shared_most = 227 << 10
     cache_bytes = 50 << 20
     may_wait = True
+    alone = True
 
     def __init__(self, seed: int = 1, *, bulk: bool = False) -> None:
         """bulk: with Hopper's bulk copies, else with Ampere's."""

@@ -80,7 +80,7 @@ class CudaPartsBackend(Backend):
             pairs = zip(mine, self._gpus, strict=True)
             self._here = self._each([partial(_opened, w, self.engine, gpu) for w, gpu in pairs])
             self._flags = self._gpus[0].page_locked(8).view(np.int32)
-            """What a pass was given up for (0: it was not), and how long to wait: gather.cu."""
+            """What a pass was given up for (0: it was not), and how long to wait: exchange.cuh."""
             self._flags[:] = 0, _WAIT_MS
             every = [inboxes(b) for b in self._here]
             for b, gpu in zip(self._here, self._gpus, strict=True):
@@ -227,23 +227,21 @@ def _rehearsed(gpu: Gpu, work: Callable[[], object]) -> None:
         work()
 
 
-Addresses = list[dict[str, tuple[int, int]]]
-"""Of each program by the rows of gathered values: where the two inboxes are."""
+Addresses = list[dict[str, int]]
+"""Of each program by the rows of gathered values: where the inbox is."""
 
 
 def inboxes(backend: CudaBackend) -> Addresses:
     """Where others reach a part."""
-    return [
-        {rows: (i.own[0].address, i.own[1].address) for rows, i in exchange.items()}
-        for exchange in backend.exchanges
-    ]
+    return [{rows: i.own[0].address for rows, i in e.items()} for e in backend.exchanges]
 
 
 def tell(backend: CudaBackend, gpu: Gpu, every: Sequence[Addresses], flags: int) -> None:
-    """Let a part know where all parts are reached, and the flags of the pass."""
+    """Let a part know where all parts are reached, the flags of the pass, and the words of half an
+    inbox: ExchangeTable of exchange.cuh."""
     gpu.activate()
-    for program, exchange in enumerate(backend.exchanges):
-        for rows, own in exchange.items():
-            pairs = [addresses[program][rows] for addresses in every]
-            addresses = [*np.array(pairs, np.int64).T.reshape(-1), flags]
-            gpu.upload(own.table.address, np.array(addresses, np.int64))
+    for program, exchanges in enumerate(backend.exchanges):
+        for rows, own in exchanges.items():
+            first, second = own.own
+            words = *(a[program][rows] for a in every), flags, (second.address - first.address) // 8
+            gpu.upload(own.table.address, np.array(words, np.int64))

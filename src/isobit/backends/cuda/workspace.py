@@ -80,14 +80,40 @@ class Slot(slots.Slot):
         return aligned(4 * (self.words * rows[self.rows] + self.more))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Inboxes:
-    """Where the other devices of a split model put their parts of values: see ops/gather.cu."""
+    """Where the other devices of a split model put their parts of values: see exchange.cuh."""
 
-    round: Slot
     table: Slot
-    """Addresses of every device's two inboxes, and of the flags by which a pass is given up."""
+    """ExchangeTable: what the host tells (parts.py), and how many exchanges there were."""
     own: tuple[Slot, Slot]
+    """The two halves."""
+    parts: int
+    sites: int = 0
+    """Exchanges of a pass."""
+
+    @property
+    def count(self) -> int:
+        """Where the number of exchanges so far is."""
+        return self.table.address + 8 * (self.parts + 2)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One exchange of a pass, as its kernels take it."""
+
+    inboxes: Inboxes | None = None
+    site: int = 0
+    defines: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> tuple[int, int]:
+        """Of the kernels."""
+        return self.inboxes.table.address if self.inboxes else 0, self.site
+
+
+NOT_EXCHANGED = Exchange()
+"""What a kernel takes for a value that is here as a whole."""
 
 
 @dataclass(frozen=True)
