@@ -138,7 +138,7 @@ class Lowering:
         parts = len(gather.parts)
         if shape.rows not in self.exchanges:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
-            table = self.fixed("exchanges", 2 * parts + 6, zero=True)
+            table = self.fixed("exchanges", 2 * parts + 8, zero=True)
             self.exchanges[shape.rows] = Inboxes(table, (first, second), parts)
         found, each = self.exchanges[shape.rows], shape.width // gather.width
         words = shape.width if blocks else 2 * 256 * supers(gather.width) * each
@@ -146,8 +146,7 @@ class Lowering:
             slot.words, slot.more = max(slot.words, words), max(slot.more, parts * blocks)
         found.sites += 1
         bounds = [ranges[0][0] for ranges in gather.parts] + [gather.width]
-        defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank}
-        return Exchange(found, found.sites - 1, defines)
+        return Exchange(found, found.sites - 1, {"BOUNDS": ",".join(map(str, bounds))})
 
     def exchanges_within(self, op: Op) -> bool:
         """Whether a gather can be a part of the kernels beside it: they move eight columns at a

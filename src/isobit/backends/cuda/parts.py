@@ -83,8 +83,8 @@ class CudaPartsBackend(Backend):
             """What a pass was given up for (0: it was not), and how long to wait: exchange.cuh."""
             self._flags[:] = 0, _WAIT_MS
             every = [inboxes(b) for b in self._here]
-            for b, gpu in zip(self._here, self._gpus, strict=True):
-                tell(b, gpu, every, self._flags.ctypes.data)
+            for rank, (b, gpu) in enumerate(zip(self._here, self._gpus, strict=True)):
+                tell(b, gpu, rank, every, self._flags.ctypes.data)
             self._rehearse_passes()
         except BaseException:
             self.close()
@@ -236,12 +236,13 @@ def inboxes(backend: CudaBackend) -> Addresses:
     return [{rows: i.own[0].address for rows, i in e.items()} for e in backend.exchanges]
 
 
-def tell(backend: CudaBackend, gpu: Gpu, every: Sequence[Addresses], flags: int) -> None:
-    """Let a part know where all parts are reached, the flags of the pass, and the words of half an
-    inbox: ExchangeTable of exchange.cuh."""
+def tell(backend: CudaBackend, gpu: Gpu, rank: int, every: Sequence[Addresses], flags: int) -> None:
+    """Let a part know where all parts are reached, the flags of the pass, the words of half an
+    inbox, and which it is: ExchangeTable of exchange.cuh."""
     gpu.activate()
     for program, exchanges in enumerate(backend.exchanges):
         for rows, own in exchanges.items():
             first, second = own.own
-            words = *(a[program][rows] for a in every), flags, (second.address - first.address) // 8
+            half = (second.address - first.address) // 8
+            words = *(a[program][rows] for a in every), flags, half, rank
             gpu.upload(own.table.address, np.array(words, np.int64))

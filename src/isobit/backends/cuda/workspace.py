@@ -95,7 +95,7 @@ class Inboxes:
     @property
     def count(self) -> int:
         """Where the number of exchanges so far is."""
-        return self.table.address + 8 * (self.parts + 2)
+        return self.table.address + 8 * (self.parts + 3)
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,19 @@ struct Patience {
     }
 };
 
-#ifdef BOUNDS  // the first column of each part in the whole, then its end; RANK: this part
+#ifdef BOUNDS  // the first column of each part in the whole, then its end
 constexpr int bounds[] = {BOUNDS};
 constexpr int PARTS = sizeof(bounds) / sizeof(int) - 1;
-constexpr int OWN_COLUMNS = bounds[RANK + 1] - bounds[RANK];
-constexpr int WHOLE_SUPERS = (bounds[PARTS] + SUPER - 1) / SUPER;  // of a vector, also in an inbox
+constexpr int WHOLE_COLUMNS = bounds[PARTS], WHOLE_SUPERS = (WHOLE_COLUMNS + SUPER - 1) / SUPER;  // also in an inbox
+
+// The first column of a part.
+DEV int bound(int part) {
+    int first = 0;
+#pragma unroll
+    for (int i = 1; i <= PARTS; i++)
+        if (i == part) first = bounds[i];
+    return first;
+}
 
 // The part that has a column.
 DEV int part_of(int column) {
@@ -111,6 +119,7 @@ struct ExchangeTable {
     uint64 inbox[PARTS];  // of each part
     int* flags;           // Patience
     int64 half;           // words
+    int64 rank;           // this part
     uint32 count;
 };
 
@@ -118,20 +127,25 @@ struct ExchangeTable {
 struct Exchange {
     const ExchangeTable* table;
     uint32 number;  // of all exchanges so far; then of this one
-    uint64* inbox[PARTS];
+    uint64 *inbox[PARTS], *mine;
     int64 half;
+    int rank, own, columns;  // this part, its first column, and how many it has
 
     // site: which of the pass's exchanges.
     DEV Exchange(const uint64* host, int site) : table((const ExchangeTable*)host), number(site) {
 #pragma unroll
         for (int part = 0; part < PARTS; part++) inbox[part] = (uint64*)table->inbox[part];
         half = table->half;
+        rank = int(table->rank);
+        mine = (uint64*)table->inbox[rank];
+        own = bound(rank), columns = bound(rank + 1) - own;
     }
     DEV void begin() {
         number += load_fresh(&table->count);
         int64 from = number & 1 ? half : 0;
 #pragma unroll
         for (int part = 0; part < PARTS; part++) inbox[part] += from;
+        mine += from;
     }
     // Of a part that is known only when it runs.
     DEV uint64* inbox_of(int part) const { return (uint64*)table->inbox[part] + (number & 1 ? half : 0); }
@@ -143,7 +157,7 @@ struct Exchange {
     DEV void send(int64 at, float v) const {
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
-            if (part != RANK) write_word(inbox[part] + at, word(v));
+            if (part != rank) write_word(inbox[part] + at, word(v));
     }
 
     // Eight columns from 8 * lane on of superblock s, counted over all vectors. IN_ORDER: they lie as the columns do,
@@ -155,7 +169,7 @@ struct Exchange {
     DEV void send8(int64 s, const float (&v)[8]) const {
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
-            if (part != RANK)
+            if (part != rank)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     write_pair(inbox[part] + pair_at<false>(s, i), word(v[2 * i]), word(v[2 * i + 1]));
@@ -164,7 +178,7 @@ struct Exchange {
     DEV void receive8(int part, int64 s, float (&v)[8]) const {
         uint64 w[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) read_pair(inbox[RANK] + pair_at<IN_ORDER>(s, i), w[2 * i], w[2 * i + 1]);
+        for (int i = 0; i < 4; i++) read_pair(mine + pair_at<IN_ORDER>(s, i), w[2 * i], w[2 * i + 1]);
         Patience waits = patience();
         for (int spins = 0;; spins++) {
             bool all = true;
@@ -174,16 +188,16 @@ struct Exchange {
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 if (!(is_there(w[2 * i]) && is_there(w[2 * i + 1])))
-                    read_pair(inbox[RANK] + pair_at<IN_ORDER>(s, i), w[2 * i], w[2 * i + 1]);
+                    read_pair(mine + pair_at<IN_ORDER>(s, i), w[2 * i], w[2 * i + 1]);
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = isobit::from_bits(uint32(w[i]));
     }
     // Eight columns of a vector, this part's from memory; what lies behind the last is 0. They were sent one by one.
-    DEV void read8(const float* own, int column, int64 s, float (&v)[8]) const {
-        int part = column < bounds[PARTS] ? part_of(column) : PARTS;
-        if (part == RANK) {
-            load8(own + column - bounds[RANK], 8, v);
+    DEV void read8(const float* here, int column, int64 s, float (&v)[8]) const {
+        int part = column < WHOLE_COLUMNS ? part_of(column) : PARTS;
+        if (part == rank) {
+            load8(here + column - own, 8, v);
         } else if (part < PARTS) {
             receive8<true>(part, s, v);
         } else {

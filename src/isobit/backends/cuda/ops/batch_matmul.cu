@@ -135,7 +135,7 @@ typedef float Input;
 DEV void fetch_superblock(ColumnActivations* to, const float* x, int64 i, int s, int supers, const Exchange& exchange) {
     float v[8];
 #ifdef BOUNDS
-    exchange.read8(x + i * OWN_COLUMNS, SUPER * s + 8 * lane_id(), i * supers + s, v);
+    exchange.read8(x + i * exchange.columns, SUPER * s + 8 * lane_id(), i * supers + s, v);
     __syncwarp();
 #else
     load8(x + (i * supers + s) * SUPER + 8 * lane_id(), v);
@@ -258,7 +258,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
                     float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
                     out[8 * in_matrix + g] = value;
 #ifdef BOUNDS
-                    exchange.send(row * WHOLE_SUPERS * SUPER + bounds[RANK] + 8 * in_matrix + g, value);
+                    exchange.send(row * WHOLE_SUPERS * SUPER + exchange.own + 8 * in_matrix + g, value);
 #endif
 #else
                     out[16 * in_matrix + g] = sum[n][c];

@@ -12,11 +12,11 @@ struct Share {
     int64 count;
 
     DEV Share(int part, int vectors)
-        : first(bounds[part]), width(bounds[part + 1] - bounds[part]), count(int64(vectors) * width) {}
+        : first(bound(part)), width(bound(part + 1) - first), count(int64(vectors) * width) {}
     DEV int vector(int64 i) const { return int(i / width); }
     DEV int column(int64 i) const { return int(i % width); }
     // Where it stands in the whole.
-    DEV int64 at(int64 i) const { return int64(vector(i)) * bounds[PARTS] + first + column(i); }
+    DEV int64 at(int64 i) const { return int64(vector(i)) * WHOLE_COLUMNS + first + column(i); }
 };
 
 #ifdef FLAGGED
@@ -24,20 +24,20 @@ constexpr int FLAGS = PARTS * BLOCKS;  // words at the begin of an inbox, [PARTS
 DEV void send(const Exchange& e, int64 at, float value) {
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
-        if (part != RANK) write_word((int*)e.inbox[part] + FLAGS + at, int(bits(value)));
+        if (part != e.rank) write_word((int*)e.inbox[part] + FLAGS + at, int(bits(value)));
 }
 // The block's values have been sent; wait for what the same block of the others sends.
 DEV void meet(const Exchange& e, Patience& patience) {
     __syncthreads();
     int part = threadIdx.x, number = int(e.number);
-    bool meets = part < PARTS && part != RANK;
+    bool meets = part < PARTS && part != e.rank;
     if (meets) {
         fence();
-        write_word((int*)e.inbox_of(part) + RANK * BLOCKS + blockIdx.x, number);
+        write_word((int*)e.inbox_of(part) + e.rank * BLOCKS + blockIdx.x, number);
     }
     __syncthreads();  // all flags are on their way before anyone waits
     if (meets) {
-        const int* flag = (const int*)e.inbox[RANK] + part * BLOCKS + blockIdx.x;
+        const int* flag = (const int*)e.mine + part * BLOCKS + blockIdx.x;
         for (int spins = 0; read_word(flag) != number; spins++)
             if (patience.ended(part, spins)) break;
         fence();
@@ -47,7 +47,7 @@ DEV void meet(const Exchange& e, Patience& patience) {
 struct Arriving {
     int word;
 
-    DEV Arriving(const Exchange& e, int64 at) : word(load_fresh((const int*)e.inbox[RANK] + FLAGS + at)) {}
+    DEV Arriving(const Exchange& e, int64 at) : word(load_fresh((const int*)e.mine + FLAGS + at)) {}
     DEV float value(const Exchange&, int64, int, Patience&) const { return isobit::from_bits(uint32(word)); }
 };
 #else
@@ -58,11 +58,11 @@ DEV void meet(const Exchange&, Patience&) {
 struct Arriving {
     uint64 word;
 
-    DEV Arriving(const Exchange& e, int64 at) : word(read_word(e.inbox[RANK] + at)) {}
+    DEV Arriving(const Exchange& e, int64 at) : word(read_word(e.mine + at)) {}
     DEV float value(const Exchange& e, int64 at, int part, Patience& patience) {
         for (int spins = 0; !e.is_there(word); spins++) {
             if (patience.ended(part, spins)) break;
-            word = read_word(e.inbox[RANK] + at);
+            word = read_word(e.mine + at);
         }
         return isobit::from_bits(uint32(word));
     }
@@ -78,7 +78,7 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
     e.begin();
     int64 first = int64(blockIdx.x) * WIDE + threadIdx.x, all = int64(gridDim.x) * WIDE;
     View view{x, stride, step, per_row};
-    Share own(RANK, vectors);
+    Share own(e.rank, vectors);
     for (int64 i = first; i < own.count; i += all) {
         float value = view.vector(own.vector(i))[own.column(i)];
         int64 at = own.at(i);
@@ -89,7 +89,7 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
     meet(e, patience);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        if (part == RANK) continue;
+        if (part == e.rank) continue;
         Share share(part, vectors);
         int64 i = first;
         for (; i + (AHEAD - 1) * all < share.count; i += AHEAD * all) {

@@ -7,16 +7,11 @@
 #include "exchange.cuh"
 
 constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
-#ifdef BOUNDS
-constexpr int ADDED_WIDTH = OWN_COLUMNS;
-#else
-constexpr int ADDED_WIDTH = WIDTH;
-#endif
 constexpr int WARPS = ROW_THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
 
 #ifdef WEIGHTED
 // ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns.
-DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
+DEV void weighted(const float* w, const float* y, int width, float (&sum)[8]) {
     constexpr int AT_ONCE_ROWS = ADDED < 8 ? ADDED : 8;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum[i] = 0.0f;
@@ -27,7 +22,7 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
         for (int r = 0; r < AT_ONCE_ROWS; r++) {
             if (first + r >= ADDED) break;
             by[r] = w[first + r];
-            load8(y + (first + r) * ADDED_WIDTH, part[r]);
+            load8(y + (first + r) * width, part[r]);
         }
 #pragma unroll
         for (int r = 0; r < AT_ONCE_ROWS; r++)
@@ -39,12 +34,12 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
 #endif
 
 #if ADDED
-// What is added to eight columns of a row.
-DEV void load_added(const float* added, const float* weights, int64 row, int column, float (&more)[8]) {
+// What is added to eight columns of a row; width: of what is here of it.
+DEV void load_added(const float* added, const float* weights, int64 row, int width, int column, float (&more)[8]) {
 #ifdef WEIGHTED
-    weighted(weights + row * ADDED, added + row * ADDED * ADDED_WIDTH + column, more);
+    weighted(weights + row * ADDED, added + row * ADDED * width + column, width, more);
 #else
-    load8(added + row * ADDED_WIDTH + column, more);
+    load8(added + row * width + column, more);
 #endif
 }
 #endif
@@ -78,8 +73,8 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         from[e] = own[e] * SUPER + 8 * lane_id() < WIDTH ? part_of(column[e]) : PARTS;
-        if (from[e] != RANK) continue;
-        load_added(added, weights, row, column[e] - bounds[RANK], more[e]);
+        if (from[e] != exchange.rank) continue;
+        load_added(added, weights, row, exchange.columns, column[e] - exchange.own, more[e]);
         exchange.send8(row * SUPERS + own[e], more[e]);
     }
 #endif
@@ -89,10 +84,10 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         load8(x + column[e], v[e]);
 #if ADDED
 #ifdef BOUNDS
-        if (from[e] < PARTS && from[e] != RANK)
+        if (from[e] < PARTS && from[e] != exchange.rank)
             exchange.receive8<false>(from[e], row * SUPERS + own[e], more[e]);
 #else
-        load_added(added, weights, row, column[e], more[e]);
+        load_added(added, weights, row, WIDTH, column[e], more[e]);
 #endif
 #pragma unroll
         for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[e][i]);

@@ -13,7 +13,7 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
     };
 #ifdef BOUNDS
     constexpr int SUPERS = WHOLE_SUPERS, WARPS = THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
-    static_assert(bounds[PARTS] % SUPER == 0 && OWN_COLUMNS == HEADS * HEAD_DIM, "whole superblocks, these heads");
+    static_assert(WHOLE_COLUMNS % SUPER == 0, "whole superblocks");
 #else
     constexpr int SUPERS = HEADS * HEAD_DIM / SUPER;
 #endif
@@ -28,15 +28,15 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int s = warp_id() + i * WARPS, column = s * SUPER + 8 * lane_id();
-        if (s >= SUPERS || part_of(column) != RANK) continue;
-        from.merged<2 * FEW_TILES, true>(column - bounds[RANK], v[i]);
+        if (s >= SUPERS || part_of(column) != exchange.rank) continue;
+        from.merged<2 * FEW_TILES, true>(column - exchange.own, v[i]);
         exchange.send8(row * SUPERS + s, v[i]);
     }
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int s = warp_id() + i * WARPS, part = part_of(s * SUPER + 8 * lane_id());
         if (s >= SUPERS) break;
-        if (part != RANK) exchange.receive8<false>(part, row * SUPERS + s, v[i]);
+        if (part != exchange.rank) exchange.receive8<false>(part, row * SUPERS + s, v[i]);
         __syncwarp();
         quantise_superblock(v[i], acts + row * SUPERS + s);
     }
