@@ -92,29 +92,26 @@ struct Patience {
     }
 };
 
-#ifdef BOUNDS  // the first column of each part in the whole, then its end
-constexpr int bounds[] = {BOUNDS};
-constexpr int PARTS = sizeof(bounds) / sizeof(int) - 1;
-constexpr int WHOLE_COLUMNS = bounds[PARTS], WHOLE_SUPERS = (WHOLE_COLUMNS + SUPER - 1) / SUPER;  // also in an inbox
+// Which columns of a value each part has: the first of each part, then the end of the last.
+template <int... FIRST>
+struct ColumnCut {
+    static constexpr int PARTS = sizeof...(FIRST) - 1;
+    static constexpr int WHOLE = ((FIRST), ...), SUPERS = (WHOLE + SUPER - 1) / SUPER;  // its columns
 
-// The first column of a part.
-DEV int bound(int part) {
-    int first = 0;
-#pragma unroll
-    for (int i = 1; i <= PARTS; i++)
-        if (i == part) first = bounds[i];
-    return first;
-}
-
-// The part that has a column.
-DEV int part_of(int column) {
-    int part = 0;
-#pragma unroll
-    for (int i = 1; i < PARTS; i++) part += column >= bounds[i];
-    return part;
-}
+    DEV static int first(int part) {
+        int i = 0, found = 0;
+        ((found = i++ == part ? FIRST : found), ...);
+        return found;
+    }
+    DEV static int part_of(int column) {
+        int i = -1;
+        ((i += column >= FIRST), ...);
+        return i;
+    }
+};
 
 // What the host tells of a program's exchanges (parts.py), and how many there were.
+template <int PARTS>
 struct ExchangeTable {
     uint64 inbox[PARTS];  // of each part
     int* flags;           // Patience
@@ -123,62 +120,65 @@ struct ExchangeTable {
     uint32 count;
 };
 
-// One exchange. begin() comes after wait_for_previous().
+// One exchange of a value: site says which of the pass's. In an inbox a vector begins at a multiple of SUPER.
+template <class Cut>
 struct Exchange {
-    const ExchangeTable* table;
-    uint32 number;  // of all exchanges so far; then of this one
+    static constexpr int PARTS = Cut::PARTS;
     uint64 *inbox[PARTS], *mine;
-    int64 half;
-    int rank, own, columns;  // this part, its first column, and how many it has
+    int rank, first, columns;  // this part, its first column, and how many it has
+    uint32 number;
+    int* flags;
 
-    // site: which of the pass's exchanges.
-    DEV Exchange(const uint64* host, int site) : table((const ExchangeTable*)host), number(site) {
+    // What it reads is there before any kernel of the pass begins (exchanges.cu).
+    DEV Exchange(const uint64* host, int site) {
+        auto table = (const ExchangeTable<PARTS>*)host;
+        number = load_fresh(&table->count) + site;
+        rank = int(table->rank), flags = table->flags;
+        first = Cut::first(rank), columns = Cut::first(rank + 1) - first;
+        int64 from = number & 1 ? table->half : 0;
 #pragma unroll
-        for (int part = 0; part < PARTS; part++) inbox[part] = (uint64*)table->inbox[part];
-        half = table->half;
-        rank = int(table->rank);
-        mine = (uint64*)table->inbox[rank];
-        own = bound(rank), columns = bound(rank + 1) - own;
+        for (int part = 0; part < PARTS; part++) inbox[part] = (uint64*)table->inbox[part] + from;
+        mine = (uint64*)table->inbox[rank] + from;
     }
-    DEV void begin() {
-        number += load_fresh(&table->count);
-        int64 from = number & 1 ? half : 0;
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) inbox[part] += from;
-        mine += from;
-    }
-    // Of a part that is known only when it runs.
-    DEV uint64* inbox_of(int part) const { return (uint64*)table->inbox[part] + (number & 1 ? half : 0); }
-    DEV Patience patience() const { return {table->flags}; }
+    DEV Patience patience() const { return {flags}; }
     DEV uint64 word(float v) const { return uint64(number) << 32 | bits(v); }
     DEV bool is_there(uint64 word) const { return uint32(word >> 32) == number; }
+    // The first word of a superblock, counted over all vectors.
+    DEV static int64 at(int64 vector, int super) { return (vector * Cut::SUPERS + super) * SUPER; }
 
-    // To all others.
+    // One value to all others.
     DEV void send(int64 at, float v) const {
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
             if (part != rank) write_word(inbox[part] + at, word(v));
     }
-
-    // Eight columns from 8 * lane on of superblock s, counted over all vectors. IN_ORDER: they lie as the columns do,
-    // else so that what a warp sends at once lies in one piece.
-    template <bool IN_ORDER>
-    DEV static int64 pair_at(int64 s, int i) {
-        return s * SUPER + (IN_ORDER ? 8 * lane_id() + 2 * i : 2 * WARP * i + 2 * lane_id());
+    DEV float receive(int part, int64 at) const {
+        uint64 w = read_word(mine + at);
+        Patience waits = patience();
+        for (int spins = 0; !is_there(w) && !waits.ended(part, spins); spins++) w = read_word(mine + at);
+        return isobit::from_bits(uint32(w));
     }
-    DEV void send8(int64 s, const float (&v)[8]) const {
+
+    // Eight columns from 8 * lane on of the superblock that begins at `at`. IN_ORDER: words lie as the columns do,
+    // else so that what a warp moves at once lies in one piece.
+    template <bool IN_ORDER>
+    DEV static int pair(int i) {
+        return IN_ORDER ? 8 * lane_id() + 2 * i : 2 * WARP * i + 2 * lane_id();
+    }
+    template <bool IN_ORDER>
+    DEV void send8(int64 at, const float (&v)[8]) const {
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
             if (part != rank)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    write_pair(inbox[part] + pair_at<false>(s, i), word(v[2 * i]), word(v[2 * i + 1]));
+                    write_pair(inbox[part] + at + pair<IN_ORDER>(i), word(v[2 * i]), word(v[2 * i + 1]));
     }
     template <bool IN_ORDER>
-    DEV void receive8(int part, int64 s, float (&v)[8]) const {
+    DEV void receive8(int part, int64 at, float (&v)[8]) const {
         uint64 w[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) read_pair(mine + pair_at<IN_ORDER>(s, i), w[2 * i], w[2 * i + 1]);
+        for (int i = 0; i < 4; i++) read_pair(mine + at + pair<IN_ORDER>(i), w[2 * i], w[2 * i + 1]);
         Patience waits = patience();
         for (int spins = 0;; spins++) {
             bool all = true;
@@ -188,27 +188,42 @@ struct Exchange {
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 if (!(is_there(w[2 * i]) && is_there(w[2 * i + 1])))
-                    read_pair(mine + pair_at<IN_ORDER>(s, i), w[2 * i], w[2 * i + 1]);
+                    read_pair(mine + at + pair<IN_ORDER>(i), w[2 * i], w[2 * i + 1]);
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = isobit::from_bits(uint32(w[i]));
     }
-    // Eight columns of a vector, this part's from memory; what lies behind the last is 0. They were sent one by one.
-    DEV void read8(const float* here, int column, int64 s, float (&v)[8]) const {
-        int part = column < WHOLE_COLUMNS ? part_of(column) : PARTS;
+    // The same of superblock s of a vector whose columns on this part are `here`, and which was sent IN_ORDER;
+    // what lies behind the last column is 0.
+    DEV void load_super(const float* here, int64 vector, int s, float (&v)[8]) const {
+        int column = s * SUPER + 8 * lane_id(), part = Cut::part_of(column);
         if (part == rank) {
-            load8(here + column - own, 8, v);
+            load8(here + column - first, 8, v);
         } else if (part < PARTS) {
-            receive8<true>(part, s, v);
+            receive8<true>(part, at(vector, s), v);
         } else {
 #pragma unroll
             for (int i = 0; i < 8; i++) v[i] = 0.0f;
         }
+        __syncwarp();
     }
 };
-#else
-struct Exchange {  // there is none
+
+// Of values that are here as a whole there are none.
+struct Whole {};
+template <>
+struct Exchange<Whole> {
     DEV Exchange(const uint64*, int) {}
-    DEV void begin() {}
 };
+
+// Bounds of a ColumnCut: of the value that a kernel reads, and of the one that it makes.
+#ifdef BOUNDS
+typedef ColumnCut<BOUNDS> Cut;
+#else
+typedef Whole Cut;
+#endif
+#ifdef SENT_BOUNDS
+typedef ColumnCut<SENT_BOUNDS> SentCut;
+#else
+typedef Whole SentCut;
 #endif

@@ -132,11 +132,10 @@ struct PairRows {
 // Superblock s of activation row i.
 #ifdef FLOATS  // that are quantised on their way
 typedef float Input;
-DEV void fetch_superblock(ColumnActivations* to, const float* x, int64 i, int s, int supers, const Exchange& exchange) {
+DEV void fetch_superblock(ColumnActivations* to, const float* x, int64 i, int s, int supers, const Exchange<Cut>& exchange) {
     float v[8];
 #ifdef BOUNDS
-    exchange.read8(x + i * exchange.columns, SUPER * s + 8 * lane_id(), i * supers + s, v);
-    __syncwarp();
+    exchange.load_super(x + i * exchange.columns, i, s, v);
 #else
     load8(x + (i * supers + s) * SUPER + 8 * lane_id(), v);
 #endif
@@ -144,14 +143,14 @@ DEV void fetch_superblock(ColumnActivations* to, const float* x, int64 i, int s,
 }
 #else
 typedef ActivationBlock Input;
-DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* x, int64 i, int s, int supers, const Exchange&) {
+DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* x, int64 i, int s, int supers, const Exchange<Cut>&) {
     copy_activations(to, x + i * supers + s);
 }
 #endif
 
 // Activations of `count` items from place `begin` on to shared memory, [superblock][column].
 DEV void fetch_activations(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
-                           const Exchange& exchange, ColumnActivations* to) {
+                           const Exchange<Cut>& exchange, ColumnActivations* to) {
     for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
         fetch_superblock(to + s * COLUMNS + column, x, pair_rows.input(begin + column), s, supers, exchange);
@@ -186,7 +185,7 @@ DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int
 // share the place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
 template <class W>
 DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const PairGroup* groups,
-                        const PairRows& pair_rows, const Exchange& exchange, ColumnActivations* acts, float* parts,
+                        const PairRows& pair_rows, const Exchange<Cut>& exchange, ColumnActivations* acts, float* parts,
                         float* y, int stride) {
     const int units = weights.units, supers = weights.supers;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
@@ -258,7 +257,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
                     float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
                     out[8 * in_matrix + g] = value;
 #ifdef BOUNDS
-                    exchange.send(row * WHOLE_SUPERS * SUPER + exchange.own + 8 * in_matrix + g, value);
+                    exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
 #endif
 #else
                     out[16 * in_matrix + g] = sum[n][c];
@@ -280,7 +279,7 @@ struct Product {
     PairRows pair_rows;
     float* y;
     int stride;
-    Exchange exchange;
+    Exchange<Cut> exchange;
 
     // By a block of so many.
     template <class W>
@@ -294,7 +293,6 @@ struct Product {
 #ifdef PLANNED
         wait_for_previous();
 #endif
-        exchange.begin();
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
         multiply_units(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
     }
@@ -307,7 +305,7 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_units,
                            int more_blocks, const uint64* exchanges, int site) {
-    Exchange exchange(exchanges, site);
+    Exchange<Cut> exchange(exchanges, site);
 #ifndef PLANNED
     wait_for_previous();  // before the next kernel starts, to which groups are known so
 #endif

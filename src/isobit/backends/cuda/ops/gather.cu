@@ -4,6 +4,7 @@
 #include "exchange.cuh"
 #include "views.cuh"
 
+constexpr int PARTS = Cut::PARTS;
 constexpr int AHEAD = 4;  // values that a thread reads at once
 
 // Value i of a part, of so many vectors.
@@ -12,31 +13,33 @@ struct Share {
     int64 count;
 
     DEV Share(int part, int vectors)
-        : first(bound(part)), width(bound(part + 1) - first), count(int64(vectors) * width) {}
+        : first(Cut::first(part)), width(Cut::first(part + 1) - first), count(int64(vectors) * width) {}
     DEV int vector(int64 i) const { return int(i / width); }
     DEV int column(int64 i) const { return int(i % width); }
     // Where it stands in the whole.
-    DEV int64 at(int64 i) const { return int64(vector(i)) * WHOLE_COLUMNS + first + column(i); }
+    DEV int64 at(int64 i) const { return int64(vector(i)) * Cut::WHOLE + first + column(i); }
 };
 
 #ifdef FLAGGED
 constexpr int FLAGS = PARTS * BLOCKS;  // words at the begin of an inbox, [PARTS][BLOCKS]
-DEV void send(const Exchange& e, int64 at, float value) {
+DEV void send(const Exchange<Cut>& e, int64 at, float value) {
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
         if (part != e.rank) write_word((int*)e.inbox[part] + FLAGS + at, int(bits(value)));
 }
 // The block's values have been sent; wait for what the same block of the others sends.
-DEV void meet(const Exchange& e, Patience& patience) {
+DEV void meet(const Exchange<Cut>& e, Patience& patience) {
     __syncthreads();
-    int part = threadIdx.x, number = int(e.number);
-    bool meets = part < PARTS && part != e.rank;
-    if (meets) {
+    int number = int(e.number);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        if (int(threadIdx.x) != part || part == e.rank) continue;
         fence();
-        write_word((int*)e.inbox_of(part) + e.rank * BLOCKS + blockIdx.x, number);
+        write_word((int*)e.inbox[part] + e.rank * BLOCKS + blockIdx.x, number);
     }
     __syncthreads();  // all flags are on their way before anyone waits
-    if (meets) {
+    int part = threadIdx.x;
+    if (part < PARTS && part != e.rank) {
         const int* flag = (const int*)e.mine + part * BLOCKS + blockIdx.x;
         for (int spins = 0; read_word(flag) != number; spins++)
             if (patience.ended(part, spins)) break;
@@ -47,19 +50,19 @@ DEV void meet(const Exchange& e, Patience& patience) {
 struct Arriving {
     int word;
 
-    DEV Arriving(const Exchange& e, int64 at) : word(load_fresh((const int*)e.mine + FLAGS + at)) {}
-    DEV float value(const Exchange&, int64, int, Patience&) const { return isobit::from_bits(uint32(word)); }
+    DEV Arriving(const Exchange<Cut>& e, int64 at) : word(load_fresh((const int*)e.mine + FLAGS + at)) {}
+    DEV float value(const Exchange<Cut>&, int64, int, Patience&) const { return isobit::from_bits(uint32(word)); }
 };
 #else
-DEV void send(const Exchange& e, int64 at, float value) { e.send(at, value); }
-DEV void meet(const Exchange&, Patience&) {
+DEV void send(const Exchange<Cut>& e, int64 at, float value) { e.send(at, value); }
+DEV void meet(const Exchange<Cut>&, Patience&) {
     __syncthreads();  // all of the block's words are on their way before anyone waits
 }
 struct Arriving {
     uint64 word;
 
-    DEV Arriving(const Exchange& e, int64 at) : word(read_word(e.mine + at)) {}
-    DEV float value(const Exchange& e, int64 at, int part, Patience& patience) {
+    DEV Arriving(const Exchange<Cut>& e, int64 at) : word(read_word(e.mine + at)) {}
+    DEV float value(const Exchange<Cut>& e, int64 at, int part, Patience& patience) {
         for (int spins = 0; !e.is_there(word); spins++) {
             if (patience.ended(part, spins)) break;
             word = read_word(e.mine + at);
@@ -73,9 +76,8 @@ struct Arriving {
 // thread of it: a block waits for blocks of its own number alone.
 KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vectors, const uint64* table,
                     int site, float* out) {
-    Exchange e(table, site);
+    Exchange<Cut> e(table, site);
     begin();
-    e.begin();
     int64 first = int64(blockIdx.x) * WIDE + threadIdx.x, all = int64(gridDim.x) * WIDE;
     View view{x, stride, step, per_row};
     Share own(e.rank, vectors);

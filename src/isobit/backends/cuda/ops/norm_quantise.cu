@@ -59,7 +59,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         column[e] = min(own[e] * SUPER + 8 * lane_id(), WIDTH - 8);
         load8(norm + column[e], scale[e]);
     }
-    Exchange exchange(exchanges, site);
+    Exchange<Cut> exchange(exchanges, site);
     let_next_start();
     wait_for_previous();
     int64 row = first + int(blockIdx.x);
@@ -67,15 +67,14 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
     y += row * WIDTH;
 #if ADDED
     float more[EACH][8];
-    exchange.begin();
 #ifdef BOUNDS
     int from[EACH];  // the part that has these columns; behind the last, this one
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
-        from[e] = own[e] * SUPER + 8 * lane_id() < WIDTH ? part_of(column[e]) : PARTS;
+        from[e] = own[e] * SUPER + 8 * lane_id() < WIDTH ? Cut::part_of(column[e]) : Cut::PARTS;
         if (from[e] != exchange.rank) continue;
-        load_added(added, weights, row, exchange.columns, column[e] - exchange.own, more[e]);
-        exchange.send8(row * SUPERS + own[e], more[e]);
+        load_added(added, weights, row, exchange.columns, column[e] - exchange.first, more[e]);
+        exchange.send8<false>(exchange.at(row, own[e]), more[e]);
     }
 #endif
 #endif
@@ -84,8 +83,8 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         load8(x + column[e], v[e]);
 #if ADDED
 #ifdef BOUNDS
-        if (from[e] < PARTS && from[e] != exchange.rank)
-            exchange.receive8<false>(from[e], row * SUPERS + own[e], more[e]);
+        if (from[e] < Cut::PARTS && from[e] != exchange.rank)
+            exchange.receive8<false>(from[e], exchange.at(row, own[e]), more[e]);
 #else
         load_added(added, weights, row, WIDTH, column[e], more[e]);
 #endif

@@ -6,9 +6,8 @@
 // part's columns, and the others' were sent by the kernels ahead.
 KERNEL(THREADS) quantise(const float* x, int64 stride, int step, int per_row, int n, int count,
                          ActivationBlock* out, const uint64* exchanges, int site) {
-    Exchange exchange(exchanges, site);
+    Exchange<Cut> exchange(exchanges, site);
     begin();
-    exchange.begin();
     int supers = (n + SUPER - 1) / SUPER;
     int index = blockIdx.x * (THREADS / WARP) + warp_id();
     if (index >= count * supers) return;
@@ -16,7 +15,7 @@ KERNEL(THREADS) quantise(const float* x, int64 stride, int step, int per_row, in
     const float* from = View{x, stride, step, per_row}.vector(index / supers) + column;
     float v[8];
 #ifdef BOUNDS
-    exchange.read8(from - column, column, index, v);
+    exchange.load_super(from - column, index / supers, index % supers, v);
 #else
     load8(from, n - column, v);
 #endif

@@ -12,15 +12,14 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
         return TileResults{max_and_sum + result, out + result * HEAD_DIM, most_tiles, positions[row] / TILE + 1};
     };
 #ifdef BOUNDS
-    constexpr int SUPERS = WHOLE_SUPERS, WARPS = THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
-    static_assert(WHOLE_COLUMNS % SUPER == 0, "whole superblocks");
+    constexpr int SUPERS = Cut::SUPERS, WARPS = THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
+    static_assert(Cut::WHOLE % SUPER == 0, "whole superblocks");
 #else
     constexpr int SUPERS = HEADS * HEAD_DIM / SUPER;
 #endif
-    Exchange exchange(exchanges, site);
+    Exchange<Cut> exchange(exchanges, site);
     let_next_start();
     wait_for_previous();
-    exchange.begin();
 #ifdef BOUNDS
     int64 row = first + int(blockIdx.x);
     TileResults from = tiles_of(row);
@@ -28,15 +27,15 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int s = warp_id() + i * WARPS, column = s * SUPER + 8 * lane_id();
-        if (s >= SUPERS || part_of(column) != exchange.rank) continue;
-        from.merged<2 * FEW_TILES, true>(column - exchange.own, v[i]);
-        exchange.send8(row * SUPERS + s, v[i]);
+        if (s >= SUPERS || Cut::part_of(column) != exchange.rank) continue;
+        from.merged<2 * FEW_TILES, true>(column - exchange.first, v[i]);
+        exchange.send8<false>(exchange.at(row, s), v[i]);
     }
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        int s = warp_id() + i * WARPS, part = part_of(s * SUPER + 8 * lane_id());
+        int s = warp_id() + i * WARPS, part = Cut::part_of(s * SUPER + 8 * lane_id());
         if (s >= SUPERS) break;
-        if (part != exchange.rank) exchange.receive8<false>(part, row * SUPERS + s, v[i]);
+        if (part != exchange.rank) exchange.receive8<false>(part, exchange.at(row, s), v[i]);
         __syncwarp();
         quantise_superblock(v[i], acts + row * SUPERS + s);
     }
