@@ -84,6 +84,7 @@ class Lowering:
         self.exchanges: dict[str, Inboxes] = {}
         """By the rows that gathered values have."""
         self._arriving: dict[Value, Exchange] = {}
+        self._landing: dict[Value, Exchange] = {}
         self._forms: dict[tuple[Value, str], Slot] = {}
         self._live: dict[Value, list[Slot]] = {}
         self._held: list[Slot] = []
@@ -145,8 +146,8 @@ class Lowering:
         for slot in found.own:
             slot.words, slot.more = max(slot.words, words), max(slot.more, parts * blocks)
         found.sites += 1
-        bounds = [ranges[0][0] for ranges in gather.parts] + [gather.width]
-        return Exchange(found, found.sites - 1, {"BOUNDS": ",".join(map(str, bounds))})
+        bounds = *(ranges[0][0] for ranges in gather.parts), gather.width
+        return Exchange(found, found.sites - 1, bounds, gather.rank)
 
     def exchanges_within(self, op: Op) -> bool:
         """Whether a gather can be a part of the kernels beside it: they move eight columns at a
@@ -165,6 +166,27 @@ class Lowering:
         one piece, and the others' are where the exchange's kernels find them. Products read it."""
         self.put(value, self.dense(own))
         self._arriving[value] = exchange
+
+    def lands(self, value: Value, exchange: Exchange) -> None:
+        """This part's columns of a value are in their places; the others' come there when somebody
+        takes them, or else by a launch before the value is read."""
+        self._landing[value] = exchange
+
+    def take_landing(self, value: Value) -> Exchange:
+        """How the others' columns of a value come; they are the caller's to take."""
+        return self._landing.pop(value, NOT_EXCHANGED)
+
+    def _land(self, value: Value) -> None:
+        if value not in self._landing:
+            return
+        exchange, place, shape = self.take_landing(value), self.places[value], value.shape
+
+        def make(p: Pass) -> None:
+            grid = -(-shape.width // THREADS), p.rows(shape)
+            arguments = place.address, *exchange.arguments
+            self.launch("ops/collect", grid, arguments, exchange.defines)
+
+        self.emit(make, value)
 
     def arriving(self, value: Value) -> Exchange:
         """How the others' columns of a value arrive."""
@@ -230,6 +252,7 @@ class Lowering:
         this part's columns do."""
         if value in self._arriving:
             return self.places[value]
+        self._land(value)
         place, shape = self.places[value], value.shape
         if place.stride == shape.width and place.step in (shape.row[-1], shape.width):
             return place
@@ -240,6 +263,7 @@ class Lowering:
 
     def view(self, value: Value, n: int) -> Callable[[], tuple[int, int, int]]:
         """A value as vectors of n, as View of views.cuh takes it: address, stride, step."""
+        self._land(value)
         place, own = self.places[value], value.shape.row[-1]
         if n == own or value in self._arriving:
             step = place.step

@@ -104,7 +104,24 @@ class Exchange:
 
     inboxes: Inboxes | None = None
     site: int = 0
-    defines: Mapping[str, str | int] = field(default_factory=dict)
+    bounds: tuple[int, ...] = ()
+    """The first column of each part, then the end of the last."""
+    rank: int = 0
+
+    @property
+    def first(self) -> int:
+        """This part's first column."""
+        return self.bounds[self.rank] if self.bounds else 0
+
+    @property
+    def defines(self) -> dict[str, str | int]:
+        """Of a kernel that receives such a value."""
+        return {"BOUNDS": ",".join(map(str, self.bounds))} if self.bounds else {}
+
+    @property
+    def sent(self) -> dict[str, str | int]:
+        """Of a kernel that sends one, and may receive another."""
+        return {f"SENT_{name}": bounds for name, bounds in self.defines.items()}
 
     @property
     def arguments(self) -> tuple[int, int]:

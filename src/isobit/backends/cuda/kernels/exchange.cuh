@@ -152,8 +152,8 @@ struct Exchange {
         for (int part = 0; part < PARTS; part++)
             if (part != rank) write_word(inbox[part] + at, word(v));
     }
-    DEV float receive(int part, int64 at) const {
-        uint64 w = read_word(mine + at);
+    // The value that was sent there; w: what was there before.
+    DEV float value(uint64 w, int part, int64 at) const {
         Patience waits = patience();
         for (int spins = 0; !is_there(w) && !waits.ended(part, spins); spins++) w = read_word(mine + at);
         return isobit::from_bits(uint32(w));
@@ -213,7 +213,10 @@ struct Exchange {
 struct Whole {};
 template <>
 struct Exchange<Whole> {
+    static constexpr int first = 0;
     DEV Exchange(const uint64*, int) {}
+    DEV static int64 at(int64, int) { return 0; }
+    DEV void send(int64, float) const {}
 };
 
 // Bounds of a ColumnCut: of the value that a kernel reads, and of the one that it makes.
