@@ -157,9 +157,8 @@ class CudaPartsBackend(Backend):
         if self.lost:
             raise BackendUnavailable(self.lost)
         small = size <= CudaBackend.sizes.padded[-1]
-        if self._times[size, kind] == (
-            0 if small else 1
-        ):  # then it becomes a graph: graph_cache.py
+        # What comes a second time becomes a graph (graph_cache.py), of few tokens also the first.
+        if self._times[size, kind] in ((0, 1) if small else (1,)):
             self._rehearse(work)
         self._times[size, kind] += 1
         try:

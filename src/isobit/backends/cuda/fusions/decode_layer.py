@@ -264,7 +264,7 @@ def _plan(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
         down: plan(
             pairs * ffn * ACT_BYTES + 8 * pairs + (places if rows > 1 else 0),
             Part(m["down"], downs, products=downs if layer.experts else rows * downs),
-        ),
+        ).also({"FFN": layer.activated}),
     }
     return found if all(p.shared <= gpu.shared_most for p in found.values()) else None
 

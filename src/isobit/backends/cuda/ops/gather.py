@@ -1,9 +1,9 @@
 """What each part of a split model has of a value, put together: devices write to one another."""
 
 from isobit.backends.cuda.lowering import THREADS, Defines, Launch, Lowering
-from isobit.backends.cuda.workspace import Inboxes, Pass
+from isobit.backends.cuda.workspace import MIXED, STEPS, Inboxes, Pass
 from isobit.model.graph import Op
-from isobit.numerics.ops import Gather
+from isobit.numerics.ops import LOGIT_ROWS, Gather
 
 
 def supports(op: Op) -> str | None:
@@ -23,9 +23,10 @@ def lower(g: Lowering, op: Op) -> None:
     each = x.shape.width // n
     widest = max(gather.columns(r) for r in range(len(gather.parts)))
     most = max(1, g.gpu.multiprocessors // 2)
-    threads = THREADS if g.captured else 4 * THREADS  # a value may be large
-    flagged: Defines = {} if g.captured else {"FLAGGED": 1}
-    exchange = g.exchange_of(op, 0 if g.captured else most)
+    large = not g.captured or (y.shape.rows == LOGIT_ROWS and g.kind in (STEPS, MIXED))
+    threads = 4 * THREADS if large else THREADS
+    flagged: Defines = {"FLAGGED": 1} if large else {}
+    exchange = g.exchange_of(op, most if large else 0)
     defines = {**exchange.defines, **flagged, "BLOCKS": most, "WIDE": threads}
 
     def make(p: Pass) -> None:
