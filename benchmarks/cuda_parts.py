@@ -377,7 +377,10 @@ def timeline(a, note):
                 backend.forward(texts.prompt(s, DEPTH))
             run = partial(backend.greedy, texts._ids(n), texts.ends, texts.pages, 8)
             run(), run()
-            rows, us = table(traced(run), 8)
+            kernels = sorted(traced(run), key=lambda k: k[3])
+            behind = ["", *(k[0] for k in kernels)]
+            named = [(f"{k[0]} < {b}", *k[1:]) for k, b in zip(kernels, behind, strict=False)]
+            rows, us = table(sorted(named, key=lambda k: k[4]), 8)
             launches = sum(row["a pass"] for row in rows)
             note(
                 f"{key}, {n} sequences",
@@ -437,7 +440,7 @@ def table(out, ended):
                 f"{name}: {row['us a step']} us a step, {row['launches a layer']} launches a layer"
             )
             for k in row["kernels"][:13]:
-                print(f"  {k['a pass']:5.1f} x {k['kernel'][:22]:<22} {k['grid']:<12}", end="")
+                print(f"  {k['a pass']:5.1f} x {k['kernel'][:34]:<34} {k['grid']:<12}", end="")
                 print(f"{k['own']:8.2f} {k['alone']:8.2f} {k['us a pass']:9.1f}")
     return found, well
 

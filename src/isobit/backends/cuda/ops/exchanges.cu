@@ -4,7 +4,8 @@
 
 KERNEL(32) exchanges(int* count, int sites) {
     wait_for_previous();
-    if (threadIdx.x == 0) *count = int(uint32(load_fresh(count)) + uint32(sites));
+    if (threadIdx.x) return;
+    *count = int(uint32(load_fresh(count)) + uint32(sites));
     __threadfence();
     let_next_start();
 }
