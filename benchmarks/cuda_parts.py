@@ -140,7 +140,7 @@ def differ(a, b):
 
 def kinds(rng, vocab):
     """(name, batches) of every way to run."""
-    for n, steps in ((4, 64), (1, 64), (8, 8), (32, 4)):
+    for n, steps in ((4, 64), (1, 64), (2, 8), (3, 8), (8, 8), (32, 4)):
         texts = Texts(rng, vocab, n, 4)
         prompts = [texts.prompt(s, int(rng.integers(2, 90))) for s in range(n)]
         yield f"{n} prompts, {steps} steps", prompts + [texts.step() for _ in range(steps)]
