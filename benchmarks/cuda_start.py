@@ -8,43 +8,15 @@ table are one process's: seconds since it was asked for, and how long each step 
 
 import argparse
 import contextlib
-import ctypes
 import importlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-WAYS = {
-    "now": {},
-    "driver woken first": {"wake": 1},
-    "context made first": {"wake": 2},
-    "12 parts at once": {"wake": 2, "load": {"_THREADS": 14, "_COMING": 12}},
-    "12 parts of 16 MB": {
-        "wake": 2,
-        "load": {"_THREADS": 14, "_COMING": 12},
-        "memory": {"STAGING_BYTES": 256 << 20},
-    },
-}
-
-
-def wake(how):
-    """Begin to start the driver, 1, or also to make the context, 2, without Python's lock."""
-
-    def start():
-        cuda, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
-        cuda.cuInit(0)
-        if how == 2:
-            cuda.cuDeviceGet(ctypes.byref(device), 0)
-            cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-        took.append(time.time())
-
-    took = []
-    threading.Thread(target=start, daemon=True).start()
-    return took
+WAYS = {"now": {}, "one sequence": {"sequences": 1}}
 
 
 def child(model, begun, how):
@@ -67,7 +39,6 @@ def child(model, begun, how):
         setattr(owner, name, wrapper)
 
     steps.append(("interpreter", 0.0, now()))
-    woken = wake(how["wake"]) if "wake" in how else []
     start = now()
     import isobit.runtime.model as runtime  # noqa: PLC0415
 
@@ -77,16 +48,6 @@ def child(model, begun, how):
     programs = importlib.import_module("isobit.backends.cuda.steps.programs")
     load = importlib.import_module("isobit.backends.cuda.device.load")
     steps.append(("import of the backend", start, now() - start))
-    for module, values in ((load, "load"), (load.memory, "memory")):
-        for name, value in how.get(values, {}).items():
-            setattr(module, name, value)
-    for name in ("cuda.bindings.driver", "cuda.core"):
-        start = now()
-        importlib.import_module(name)
-        steps.append((f"import of {name}", start, now() - start))
-    start = now()
-    importlib.import_module("cuda.bindings.driver").cuInit(0)
-    steps.append(("cuInit", start, now() - start))
     for owner, names in (
         (gpu.CudaGpu, ("__init__", "allocate", "page_locked", "free_page_locked", "free", "wait")),
         (gpu.CudaGpu, ("capture", "_kernel", "launch", "synchronise")),
@@ -104,7 +65,6 @@ def child(model, begun, how):
     start = now()
     made.generate([785, 9217, 308], max_tokens=2)
     steps.append(("first tokens", start, now() - start))
-    steps += [("woken", begin, t - begun - begin) for t in woken for begin in (steps[0][2],)]
     print(json.dumps({"total": now(), "steps": steps}), flush=True)
     os._exit(0)
 
@@ -144,9 +104,8 @@ def main():
                     found.setdefault(name, []).append(said)
                 continue
             print(name, "FAILED", done.stderr[-600:])
-    for name in ("now", "12 parts at once"):
-        said = (found.get(name) or [{"steps": []}])[-1]
-        print(f"{name}: seconds from, to, in all, times")
+    for said in found.get("now", ())[-1:]:
+        print("seconds from, to, in all, times")
         for label, (n, s, first, last) in summary(said["steps"]).items():
             print(f"  {first:6.3f} {last:6.3f} {s:8.3f} {n:6}  {label}")
     Path(a.out).write_text(json.dumps(found) + "\n")

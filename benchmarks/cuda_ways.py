@@ -25,11 +25,9 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import groups, matmul, top_k
+from isobit.backends.cuda.ops import groups, matmul
 from isobit.backends.cuda.steps.captured import ManySequences, Step
-from isobit.backends.cuda.steps.graph_cache import GraphCache
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
 from isobit.backends.cuda.workspace import STEPS
 from isobit.config import EngineConfig
@@ -37,49 +35,14 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
-TRACED = 8, 64, 128  # sequences
-HEAD_16 = (1, 16, 2), (2, 8, 1)
-
-
-def stacks(**shapes):
-    return ((matmul, "_STACK_SHAPES", {int(k[1:]): (v,) for k, v in shapes.items()}),)
-
-
-def head(few, many, **shapes):
-    by = {int(k[1:]): v for k, v in shapes.items()}
-    return (matmul, "_HEAD", by), (groups, "_HEAD", (few, many))
-
-
-OF_HEAD = head(8, 16, _16=HEAD_16, _32=((1, 16, 1), (1, 8, 1)))
-BY_32 = (groups, "_DENSE", (32, 256)), (matmul, "_MORE", 512)
-FOLD = ((matmul, "_FOLD", 2),)
+TRACED = 8, 16, 32, 64, 128  # sequences
 WAYS = {
-    "before": (
-        (step_attention, "_MERGES", False),
-        (matmul, "_BESIDE", 0),
-        (matmul, "_DEEP_TOO", 0),
-        (top_k, "_OWN_PAIRS", 0),
-    ),
     "now": (),
-    "again": (),
-    "fold from 2": FOLD,
-    "fold always": ((matmul, "_FOLD", 1),),
-    "head by 16, 32": OF_HEAD,
-    "head of 12 warps": head(8, 16, _16=((2, 8, 1),), _32=((1, 12, 1), (1, 8, 1))),
-    "head by 16": head(8, 999, _16=HEAD_16),
-    "dense by 32": BY_32,
-    "10 warps": stacks(_8=(2, 10, 2)),
-    "9 warps": stacks(_8=(2, 9, 2)),
-    "clusters of 2": ((matmul, "_CLUSTER", {1: 2, 2: 2}),),
-    "clusters again": ((matmul, "_CLUSTER", {1: 2, 2: 2}),),
-    "clusters, 10 warps": ((matmul, "_CLUSTER", {1: 2, 2: 2}), *stacks(_8=(2, 10, 2))),
-    "units by 16 warps": ((matmul, "_WIDE", True),),
-    "units by 16, fold": ((matmul, "_WIDE", True), *FOLD),
-    "fold, head, 32": ((matmul, "_WIDE", True), *FOLD, *OF_HEAD, *BY_32),
+    "spare 12K": ((matmul, "_SPARE", 12 << 10),),
+    "spare 28K": ((matmul, "_SPARE", 28 << 10),),
+    "one block first": ((matmul, "_SHAPES", tuple(matmul._SHAPES[i] for i in (1, 0, 2))),),
+    "wide groups": ((groups, "_DENSE", (8, 16)),),
 }
-SAME = "now", "again"  # ratios are to their mean
-SHOWN = "fold, head, 32"
-OF_PROMPTS = "now", "again", "fold from 2", "fold always", "dense by 32", "fold, head, 32"
 
 
 @contextlib.contextmanager
@@ -106,17 +69,16 @@ class Steps:
             for n in sizes:
                 self.many.graphs[n, True]
 
-    def run(self, texts, n, *, shown=False):
-        """Tokens found, the last step's logits if ``shown``, and microseconds of a step."""
+    def run(self, texts, n):
+        """Tokens found, the last step's logits, and microseconds of a step."""
         each = np.arange(n, dtype=np.int32)
         step = Step(each + 1, np.full(n, DEPTH, np.int32), texts.pages[:n], 0 * each, each)
         self._gpu.synchronise()
         start = time.perf_counter()
         tokens = self.many.greedy(step, COUNT)
         seconds = time.perf_counter() - start
-        logits = np.empty((n if shown else 0, self.many._program.vocabulary), np.uint32)
-        if shown:
-            self._gpu.download(self.many.logits, logits)
+        logits = np.empty((n, self.many._program.vocabulary), np.uint32)
+        self._gpu.download(self.many.logits, logits)
         return tokens, logits, 1e6 * seconds / COUNT
 
 
@@ -182,7 +144,7 @@ def main():
             for name, steps in ways.items():
                 if time.perf_counter() - begin > a.seconds and i > 1:
                     continue
-                tokens, logits, us = steps.run(texts, n, shown=i == 0)
+                tokens, logits, us = steps.run(texts, n)
                 if i == 0:
                     expected = expected or (tokens, logits)
                     same = all(map(np.array_equal, expected, (tokens, logits)))
@@ -192,30 +154,26 @@ def main():
                 else:
                     times[name][n].append(us)
     note("us", times)
-    for n in (n for n in TRACED if n in sizes):
-        run = partial(ways[SHOWN].run, texts, n)
+    for n in TRACED:
+        run = partial(ways["now"].run, texts, n)
         cuda_timeline.show(gpu, f"{n} sequences", run, COUNT, out, found)
     for n in PROMPTS:
         at = np.arange(n, dtype=np.int32)
         long = Texts(None, 0, 1, 36)
-        batch, us, first = long_batch(at, long.pages), {name: [] for name in OF_PROMPTS}, None
-        for name in OF_PROMPTS:
-            backend._programs.passes._graphs = GraphCache(gpu)
-            with way(name):
-                for _ in range(7):
-                    start = time.perf_counter()
-                    logits = np.array(backend.forward(batch))
-                    us[name].append(1e6 * (time.perf_counter() - start))
-                    first = logits if first is None else first
-                    wrong += int(np.count_nonzero(logits.view(np.uint32) != first.view(np.uint32)))
-            note(f"us of a prompt of {n}, {name}", float(np.median(us[name][3:])))
+        batch = long_batch(at, long.pages)
+        us = []
+        for _ in range(6):
+            start = time.perf_counter()
+            backend.forward(batch)
+            us.append(1e6 * (time.perf_counter() - start))
+        note(f"us of a prompt of {n}", float(np.median(us[2:])))
     print(f"{'':<22}" + "".join(f"{n:>9}" for n in sizes))
     for name in WAYS:
         mid = [float(np.median(times[name][n] or [0])) for n in sizes]
         ratio = [
-            float(np.median(2 * np.array(times[name][n]) / np.add(*(times[b][n] for b in SAME))))
+            float(np.median(np.array(times[name][n]) / np.array(times["now"][n])))
             for n in sizes
-            if all(len(times[name][n]) == len(times[b][n]) for b in SAME)
+            if len(times[name][n]) == len(times["now"][n])
         ]
         print(f"{name:<22}" + "".join(f"{us:9.0f}" for us in mid))
         print(f"{'':<22}" + "".join(f"{r:9.3f}" for r in ratio))

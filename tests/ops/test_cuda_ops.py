@@ -8,7 +8,8 @@ from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.ops.matmul import LaunchShape, ordering_bytes, pays_on_tensor_cores
+from isobit.backends.cuda.ops.matmul import LaunchShape, pays_on_tensor_cores
+from isobit.backends.cuda.ops.top_k import ordering_bytes
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
@@ -155,7 +156,7 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
     """Blocks that go from one group of tokens to the next, the last groups of few; each unit by all
     warps, whose parts have room once or twice."""
     fmt = next(f for f in FORMATS.values() if f.name == name)
-    rows, split = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3))
+    rows, together = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)
     stored, b = load(gpu, w), Buffers(gpu)
     _, acts = quantised(gpu, Alone(gpu, 2), x)
@@ -163,11 +164,11 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
-        (int(rng.integers(1, 4)),),
+        (together * int(rng.integers(1, 4)),),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts, 0, 0, 0, 1)
-        + (y, rows, 0, 0, n, 0, 1),
-        defines | {"BLOCK": str(32 * warps), "SPLIT": str(split)},
-        shared=LaunchShape(1, warps, 1, columns).shared(stored, split=split),
+        + (y, rows, 0, 0, n, 0, 1, 0, 0),
+        defines | {"BLOCK": str(32 * warps), "SPLIT": "1", "CLUSTER": str(together)},
+        shared=LaunchShape(1, warps, 1, columns).shared(stored, split=True),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
@@ -190,10 +191,10 @@ def test_batch_matmul_of_experts(gpu, rng, name, supers, warps, columns, n):
         "ops/batch_matmul",
         (int(rng.integers(2, 6)),),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, b.put(x), b.put(ids))
-        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k),
+        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k, 0, 0),
         defines,
         shared=LaunchShape(1, warps, 1, columns).shared(stored)
-        + ordering_bytes(n, k, experts, columns, warps),
+        + ordering_bytes(n, k, experts, columns),
     )
     each = zip(x, ids.reshape(-1), strict=True)
     expected = [numerics.matmul(w.expert(e), row[None], 2)[0] for row, e in each]

@@ -20,7 +20,6 @@ from isobit.errors import BackendUnavailable
 from isobit.numerics import Weight
 
 Bytes = NDArray[np.uint8]
-_THREADS, _COMING = 8, memory.STAGING_SLOTS // 2  # that bring parts; parts they bring at once
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Loader:
             for _ in range(memory.STAGING_SLOTS)
         ]
         self._turn = 0
-        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS))
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
         self._coming: deque[tuple[_Slot, Bytes, Future[None], _Use]] = deque()
 
     def __enter__(self) -> "Loader":
@@ -161,7 +160,7 @@ class Loader:
 
     def _bring(self, data: Bytes, use: _Use) -> None:
         """Have a thread bring bytes of the file; ``use`` queues what the device does with them."""
-        if len(self._coming) == _COMING:  # the device works on the others
+        if len(self._coming) == len(self._slots) // 2:  # the device works on the other half
             self._take_next()
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)

@@ -27,15 +27,12 @@ struct Columns {
 template <class WEIGHT_TILE>
 struct TilePair;
 
-#ifndef FOLD_FROM
-#define FOLD_FROM 99
-#endif
 template <>
 struct TilePair<TiledQ4_K> {
     template <int N>
     DEV static void product(const int* const (&tile)[2], const Columns (&x)[N], float (&u)[N][4]) {
         int lane = lane_id(), t = lane % 4;
-        int scales[2][2], mins[2], sum[N][2][4] = {}, folded[N][2][2][4] = {};
+        int scales[2][2], mins[2], sum[N][2][4] = {};
         float d[2], dmin[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -58,30 +55,6 @@ struct TilePair<TiledQ4_K> {
                 int group = 2 * pair + odd, a[4], scale[2];
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = w[i] >> 4 * odd & 0x0f0f0f0f;
-                if constexpr (N >= FOLD_FROM) {
-                    // A scale is 8 h + l; codes times digits fit bytes, and sums need no scaling in between.
-                    int digit[2][2], b[N][4];
-#pragma unroll
-                    for (int r = 0; r < 2; r++)
-#pragma unroll
-                        for (int k = 0; k < 2; k++)
-                            digit[k][r] = __byte_perm(scales[r][group / 4] >> 3 * k & 0x07070707, 0,
-                                                      0x4440 | group % 4);
-#pragma unroll
-                    for (int n = 0; n < N; n++) x[n].load(32 * group, b[n]);
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        int scaled[4];
-#pragma unroll
-                        for (int i = 0; i < 4; i++) scaled[i] = a[i] * digit[k][i % 2];
-#pragma unroll
-                        for (int n = 0; n < N; n++)
-#pragma unroll
-                            for (int p = 0; p < PLANES; p++)
-                                product32(folded[n][k][p], scaled, b[n][2 * p], b[n][2 * p + 1]);
-                    }
-                    continue;
-                }
 #pragma unroll
                 for (int r = 0; r < 2; r++)
                     scale[r] = __byte_perm(scales[r][group / 4], 0, 0x4440 | group % 4);
@@ -99,13 +72,6 @@ struct TilePair<TiledQ4_K> {
                 }
             }
         }
-        if constexpr (N >= FOLD_FROM)
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int p = 0; p < PLANES; p++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) sum[n][p][i] = folded[n][0][p][i] + 8 * folded[n][1][p][i];
 #pragma unroll
         for (int n = 0; n < N; n++) {
             int low[4] = {}, middle[4] = {}, high[4] = {};

@@ -2,13 +2,11 @@
 
 GROUPS = 8, 16, 32
 """Items of a group (COLUMNS of sorted_pairs.cuh): of few, of more and of many."""
-_DENSE = 32, 512
-"""Tokens from which a matrix of all of them has the next size of groups …"""
+_DENSE, _HEAD = (32, 256), (8, 16)
+"""Tokens from which a matrix of all of them has the next size of groups, rows from which the output
+matrix has …"""
 _EXPERTS = 6, 64
 """… and items, on average, from which experts have; as measured (docs/performance.md)."""
-
-
-_HEAD = _DENSE
 
 
 def token_columns(tokens: int, *, head: bool = False) -> int:

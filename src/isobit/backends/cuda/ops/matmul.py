@@ -1,7 +1,7 @@
 """Matrix products: few items or many, from tiles, from the file's blocks, or with float weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
@@ -9,8 +9,8 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
-from isobit.backends.cuda.ops.top_k import Order
-from isobit.backends.cuda.workspace import Pass, Slot
+from isobit.backends.cuda.ops.top_k import Order, ordering_bytes
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, Exchange, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 
@@ -20,30 +20,21 @@ _ITEMS = 8  # that share one read of a weight: CHUNK of sorted_pairs.cuh
 _MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
-_FEW_ROWS, _MANY_ROWS = 8, 32
-"""Rows between which the output product is faster by matmul_mma.cu."""
-_FEW, _MORE, _MOST = 64, 256, 512
-"""Tokens up to which batch_matmul.cu makes products, up to which those that are shallow, and from
-which again all that fit. Up to the first, steps also quantise late, fetch groups together, and make
-products of two formats by one launch."""
+_FEWEST, _FEW = 16, 64
+"""Tokens up to which blocks share the activations of dense products, and have ten warps for
+experts; up to which steps also quantise late, fetch groups together, and make products of two
+formats by one launch."""
+_DEEP = 128, 512
+"""Tokens between which products of many columns are faster by matmul_mma.cu."""
 _SPARE = 20 << 10  # bytes of shared memory
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 """Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
 that fits; in a step, of groups of more than 8 items, the second before the first."""
-_STACK_SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {}
-"""WAY: of stacks, by items of a group; before _SHAPES."""
+_SHAPE_OF_FEW = (2, 10, 2)
+_SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
+"""By items of a group."""
 _BESIDE = 96
-"""WAY: threads of the kernel behind that shall find registers beside a block of 16 warps."""
-_DEEP_TOO = 128
-"""WAY: tokens up to which products that are not shallow are streamed."""
-_WIDE = False
-"""WAY: 16 warps share units of 16 columns."""
-_FOLD = 0
-"""WAY: tiles of columns from which scales are folded."""
-_HEAD: dict[int, tuple[tuple[int, int, int], ...]] = {}
-"""WAY: shapes of the output product, by columns."""
-_CLUSTER: dict[int, int] = {}
-"""WAY: blocks that share activations of dense products, by blocks of a multiprocessor."""
+"""Threads of the kernel behind that find registers beside a block of 16 warps."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -79,8 +70,10 @@ class Product:
             self._acts = g.acts(x, columns)
         self._floats = g.dense(x) if floats or late else None
         self._order = Order.of(g, ids) if ids else None
-        if ids and not (g.captured and all(fits_all(g, w) for w in weights)):
-            g.sorted.add(ids)
+        if self._order and not (
+            g.captured and all(fits_all(g, w, ordering=self._order.most_bytes) for w in weights)
+        ):
+            g.sorted.add(self._order.value)
         self._each = ids.shape.width if ids else 1
         self._divide = self._each * columns // x.shape.width
 
@@ -92,6 +85,11 @@ class Product:
         """Items of a group."""
         at = self._order
         return at.columns(p.tokens) if at else token_columns(self.items(p), head=self.head)
+
+    @property
+    def exchange(self) -> Exchange:
+        """By which other parts' columns of its activations arrive."""
+        return self.g.arriving(self._x)
 
     @property
     def stack(self) -> bool:
@@ -119,14 +117,28 @@ class Product:
         at = self._order
         return (at.order.address, at.offset.address, self._divide) if at else (0, 0, 1)
 
-    def own_order(self, p: Pass, threads: int) -> tuple[int, int]:
-        """Pairs a thread, and bytes of shared memory, where a product orders its pairs itself."""
+    def own_order(self, p: Pass) -> int:
+        """Bytes of shared memory in which blocks order the pairs themselves; 0 if they do not."""
         at = self._order
         if at is None or not at.own(self.g, p):
-            return 0, 0
-        each = 1 << (-(-p.tokens * at.each // threads) - 1).bit_length()
-        how = p.tokens, at.each, at.experts, self.columns(p), threads // 32
-        return each, ordering_bytes(*how)
+            return 0
+        return ordering_bytes(p.tokens, at.each, at.experts, self.columns(p))
+
+    def pairs_a_thread(self, p: Pass, threads: int) -> int:
+        """Rounded up, so that kernels are few."""
+        return 1 << (-(-self.items(p) // threads) - 1).bit_length()
+
+    def shape(
+        self, p: Pass, w: DeviceWeight, up: DeviceWeight | None = None
+    ) -> "LaunchShape | None":
+        """How batch_matmul.cu takes a matrix, or ``up`` beside it; None if it does not."""
+        columns = self.columns(p)
+        first: Sequence[tuple[int, int, int]] = ()
+        if self.head:
+            first = _SHAPES_OF_HEAD.get(columns, ())
+        elif self.stack and self.g.captured and p.tokens <= _FEWEST:
+            first = (_SHAPE_OF_FEW,)
+        return launch_shape(self.g, w, columns, up, first=first, ordering=self.own_order(p))
 
     def groups(self, p: Pass) -> tuple[int, ...]:
         """The number of groups, the groups, order and divide, for batch_matmul.cu."""
@@ -138,7 +150,7 @@ class Product:
     def chosen(self, p: Pass) -> tuple[int, int, int]:
         """Items, and if these choose their matrix, experts, and how many a token has."""
         at = self._order
-        return (p.tokens * at.each, at.experts, at.each) if at else (self.items(p), 0, 1)
+        return self.items(p), *((at.experts, at.each) if at else (0, 1))
 
 
 def multiply(
@@ -148,7 +160,7 @@ def multiply(
 
     With ``ids``, every row of x, or every row that it has for an id, times its matrix.
     """
-    stride, head = sum(w.rows for w in weights), x.shape.rows == LOGIT_ROWS
+    stride = sum(w.rows for w in weights)
     made = g.formed(x, f"acts {weights[0].columns}") or len(g.readers[x]) > 1
     streamed = g.captured and ids is not None  # at any size, if it fits
     late = streamed and not made and all(fits_all(g, w) for w in weights)
@@ -160,20 +172,14 @@ def multiply(
         at, left = y.address, fuse_adjacent(weights)
         while left:
             w = left.pop(0)
-            how = launch_shape(g, w, product.columns(p))
-            if head:
-                rows = product.items(p)
-                pays = bool(_HEAD) or (g.captured and not _FEW_ROWS < rows <= _MANY_ROWS)
-                how = launch_shape(g, w, product.columns(p), shapes=_HEAD.get(product.columns(p)))
-            else:
-                pays = ids is not None or p.tokens <= _FEW or p.tokens > _MOST
-                deep = how is not None and (how.shallow(w) or p.tokens <= _DEEP_TOO)
-                pays = pays or (deep and p.tokens <= _MORE)
+            how = product.shape(p, w)
+            deep = how is not None and not how.shallow(w) and _DEEP[0] < p.tokens <= _DEEP[1]
+            pays = product.stack or product.head or not deep
             if how is None or not pays:
                 one(product, w, at, product.items(p), stride)
                 at += 4 * w.rows
                 continue
-            few = left and p.tokens <= _FEW and launch_shape(g, left[0], product.columns(p))
+            few = left and p.tokens <= _FEW and product.shape(p, left[0])
             more = left.pop(0) if few else None
             stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
             at += 4 * (w.rows + (more.rows if more else 0))
@@ -280,11 +286,11 @@ class LaunchShape:
     """Superblocks on their way to a warp."""
     columns: int
 
-    def shared(self, w: DeviceWeight, *, split: int = 0) -> int:
-        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where
-        units are split, the parts of so many."""
+    def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
+        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
+        unit is split, the parts of two."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-        parts = split * 4 * 2 * TILE_ROWS * self.columns
+        parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
         return of_columns + self.warps * (64 + self.depth * slot)
 
@@ -304,34 +310,30 @@ def launch_shape(
     w: DeviceWeight,
     columns: int,
     up: DeviceWeight | None = None,
-    shapes: tuple[tuple[int, int, int], ...] | None = None,
+    *,
+    first: Sequence[tuple[int, int, int]] = (),
+    ordering: int = 0,
 ) -> LaunchShape | None:
     """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
-    if it does not."""
+    if it does not. first: shapes that go before; ordering: bytes of shared memory besides."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
         return None
-    first, second, last = _SHAPES
+    two, one, last = _SHAPES
     wide = g.captured and columns > GROUPS[0]
-    for blocks, warps, least in shapes or ((second, first, last) if wide else _SHAPES):
+    for blocks, warps, least in (*first, *((one, two, last) if wide else _SHAPES)):
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = LaunchShape(blocks, warps, depth, columns)
-            if how.shared(w) <= how.headroom(g):
+            if how.shared(w) + ordering <= how.headroom(g):
                 return how
     return None
 
 
-def ordering_bytes(tokens: int, each: int, experts: int, columns: int, warps: int) -> int:
-    """Shared memory in which a block orders the pairs of so many tokens: Order of
-    batch_matmul.cu."""
-    pairs = tokens * each
-    groups = min(pairs, experts + pairs // columns)
-    return 16 * groups + 4 * (experts * (1 + -(-tokens // 32)) + warps + 1 + pairs)
-
-
-def fits_all(g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None) -> bool:
+def fits_all(
+    g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None, *, ordering: int = 0
+) -> bool:
     """Whether it takes groups of every size."""
-    return all(launch_shape(g, w, columns, up) for columns in GROUPS)
+    return all(launch_shape(g, w, columns, up, ordering=ordering) for columns in GROUPS)
 
 
 def stream(
@@ -344,71 +346,55 @@ def stream(
     up: DeviceWeight | None = None,
     more: DeviceWeight | None = None,
     planned: bool,
+    exchange: Exchange = NOT_EXCHANGED,
 ) -> None:
     """Queue a product whose weights are read once for a group of items; or with ``up`` the SwiGLU
     of both products; or with ``more``, of another format, one beside the other.
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
+    exchange: by which the SwiGLU is sent to other parts.
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
-    how = launch_shape(g, largest, columns)
-    if product.head:
-        how = launch_shape(g, largest, columns, shapes=_HEAD.get(columns))
-    if product.stack and columns in _STACK_SHAPES:
-        how = launch_shape(g, largest, columns, shapes=_STACK_SHAPES[columns]) or how
+    how, ordering = product.shape(p, largest), product.own_order(p)
     assert how is not None
-    wanted = _WIDE and columns == 16 and s >= 16 and w.rows < 1 << 15
-    if wanted and not product.stack and not up:
-        wide = LaunchShape(1, 16, 1, columns)
-        how = wide if wide.shared(largest, split=1) <= wide.headroom(g) else how
-    each, ordering = product.own_order(p, 32 * how.warps)
-    while how.shared(largest) + ordering > how.headroom(g) and how.depth > 1:
-        how = replace(how, depth=how.depth - 1)
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
     # Fewer units than would keep all warps busy for long, and superblocks for each of them.
-    few = not product.stack and not up and units + more_units < 2 * how.warps * blocks
-    split = next(
-        (
-            n
-            for n in ((2, 1) if wanted else (2,))
-            if how.shared(largest, split=n) <= how.headroom(g)
-        ),
-        0,
+    dense = not product.stack and not up
+    split = (
+        dense
+        and s >= how.warps
+        and units + more_units < 2 * how.warps * blocks
+        and how.shared(largest, split=True) <= how.headroom(g)
     )
-    if not few or s < how.warps:
-        split = 0
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
-    defines |= (
-        {"BESIDE": _BESIDE}
-        if _BESIDE and how.warps == 16 and columns == 8 and not product.stack
-        else {}
-    )
+    defines |= {"BESIDE": _BESIDE} if dense and how.warps == 16 and columns == GROUPS[0] else {}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
-    defines |= {"SPLIT": split} if split else {}
-    defines |= {"OWN_ORDER": each} if each else {}
-    defines |= {"FOLD_FROM": _FOLD} if _FOLD else {}
+    defines |= {"SPLIT": 1} if split else {}
+    defines |= {"OWN_ORDER": product.pairs_a_thread(p, 32 * how.warps)} if ordering else {}
     late = product.late(p)
-    defines |= {"FLOATS": 1} if late else {}
+    if late:
+        defines |= {"FLOATS": 1}
+        exchange = product.exchange
+    defines |= exchange.defines
     defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
     if more:
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
         more_blocks = min(max(more_blocks, 1), blocks - 1)
-    together = _CLUSTER.get(how.blocks, 1)
-    if together > 1 and not product.stack and not up and blocks % together == 0:
-        more_blocks = -(-more_blocks // together) * together
-        defines |= {"CLUSTER": together}
+    if dense and p.tokens <= _FEWEST and blocks % 2 == 0:
+        defines |= {"CLUSTER": 2}
+        more_blocks += more_blocks % 2
     second = up or more
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, second.address if second else 0, w.matrix_bytes, units, s)
         + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks)
-        + product.chosen(p),
+        + (*product.chosen(p), *exchange.arguments),
         defines,
         shared=how.shared(largest, split=split) + ordering,
     )

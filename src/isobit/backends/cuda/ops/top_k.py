@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
-from isobit.backends.cuda.ops.groups import expert_columns
+from isobit.backends.cuda.ops.groups import GROUPS, expert_columns
 from isobit.backends.cuda.workspace import BufferView, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
 _MOST = 64  # chosen, in top_k.cu
 _MOST_EXPERTS = 1024  # threads of a block that sorts
-_OWN_PAIRS = 2048
-"""WAY: pairs up to which products order them."""
+_OWN_PAIRS, _OWN_EXPERTS = 2048, 256
+"""Pairs, and experts, up to which products of steps order the pairs themselves."""
 _OWN = 8  # experts whose pairs a block sorts: OWN of top_k.cu
 
 
@@ -40,9 +40,14 @@ class Order:
         return cls(order, offset, groups, below, ids.shape.width, ids, g.places[ids])
 
     def own(self, g: Lowering, p: Pass) -> bool:
-        """Whether products order the pairs of a pass themselves."""
-        few = p.tokens * self.each <= _OWN_PAIRS and self.experts <= 256
+        """Whether products order the pairs of a pass themselves (Order of batch_matmul.cu)."""
+        few = p.tokens * self.each <= _OWN_PAIRS and self.experts <= _OWN_EXPERTS
         return few and g.captured and self.value not in g.sorted
+
+    @property
+    def most_bytes(self) -> int:
+        """Shared memory that it takes at most."""
+        return ordering_bytes(_OWN_PAIRS // self.each, self.each, self.experts, GROUPS[0])
 
     def columns(self, tokens: int) -> int:
         """Pairs of a group, of so many tokens."""
@@ -53,6 +58,13 @@ class Order:
         """Addresses of the number of groups, and of the groups."""
         count = self.offset.address + 4 * (self.experts + 1)
         return count, self.groups.address
+
+
+def ordering_bytes(tokens: int, each: int, experts: int, columns: int) -> int:
+    """Shared memory in which a block orders the pairs of so many tokens."""
+    pairs = tokens * each
+    words = experts * (1 + -(-tokens // 32)) + 1024 // 32 + 1 + pairs
+    return 16 * min(pairs, experts + pairs // columns) + 4 * words
 
 
 def supports(op: Op) -> str | None:
