@@ -1,5 +1,5 @@
 // Runs CUDA kernels on the CPU: a thread is a fiber, blocks run one after another (all at once for a
-// cooperative launch, which may then only use dynamic shared memory). For the logic of a kernel, not
+// cooperative launch, those of a cluster together; they may then only use dynamic shared memory). For the logic of a kernel, not
 // its speed: warps must be whole at every collective. Threads are resumed in a random order, so that a
 // missing barrier shows.
 #pragma once
@@ -59,6 +59,9 @@ static Block* block;
 static Fiber* fiber;
 static void* scheduler_sp;
 static long progress;
+static std::vector<Block>* together;  // those that run at once
+static long clusters_synced;
+static unsigned cluster_arrived;
 static unsigned chance;
 static std::function<void()>* body;
 
@@ -122,18 +125,20 @@ struct Stacks {
 };
 static void reset_copies();
 static void reset_bulks();
-static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, unsigned seed, std::function<void()> f) {
+static void run(uint3_ grid, unsigned threads, size_t shared, unsigned at_once, unsigned seed, std::function<void()> f) {
     body = &f;
     chance = seed;
     gridDim = grid;
     blockDim = {threads, 1, 1};
     if (threads % 32) { fprintf(stderr, "emulator: %u threads are not whole warps\n", threads); abort(); }
-    unsigned blocks = grid.x * grid.y * grid.z, at_once = cooperative ? blocks : 1;
+    unsigned blocks = grid.x * grid.y * grid.z;
     size_t fibers = size_t(at_once) * threads;
     Stacks stacks(fibers * STACK);
     std::vector<char> dynamic(at_once * (shared + 64) + 64);
     for (unsigned first = 0; first < blocks; first += at_once) {
         std::vector<Block> group(at_once);
+        together = &group;
+        cluster_arrived = 0;
         std::vector<Fiber> all(fibers);
         for (unsigned b = 0; b < at_once; b++) {
             unsigned i = first + b;
@@ -181,8 +186,8 @@ static void run(uint3_ grid, unsigned threads, size_t shared, bool cooperative, 
     }
 }
 template <class... A, size_t... I> void call(void (*k)(A...), void** args, std::index_sequence<I...>) { k(*static_cast<std::decay_t<A>*>(args[I])...); }
-template <class... A> void start(void (*k)(A...), void** args, const unsigned* g, unsigned threads, size_t shared, int cooperative, unsigned seed) {
-    run({g[0], g[1], g[2]}, threads, shared, cooperative, seed, [=] { call(k, args, std::index_sequence_for<A...>{}); });
+template <class... A> void start(void (*k)(A...), void** args, const unsigned* g, unsigned threads, size_t shared, int at_once, unsigned seed) {
+    run({g[0], g[1], g[2]}, threads, shared, at_once, seed, [=] { call(k, args, std::index_sequence_for<A...>{}); });
 }
 }  // namespace emu
 
@@ -281,6 +286,18 @@ static inline void copy_bulk(void* to, const void* from, int bytes, Arrival* a) 
     if (size_t(to) % 16 || size_t(from) % 16 || bytes % 16 || bytes <= 0) { fprintf(stderr, "emulator: an odd copy_bulk\n"); abort(); }
     emu::bulks.push_back({to, from, bytes, a});
     if (emu::by_chance()) emu::land(emu::bulks.size() - 1);
+}
+// The blocks of a cluster run at once.
+static inline void copy_bulk_to_all(void* to, const void* from, int bytes, Arrival* a, int blocks) {
+    for (size_t b = 0; b < emu::together->size(); b++) {
+        auto there = [&](void* p) { return (*emu::together)[b].shared + ((char*)p - emu::block->shared); };
+        if (blocks >> b & 1) copy_bulk(there(to), from, bytes, (Arrival*)there(a));
+    }
+}
+static inline void sync_cluster() {
+    long g = emu::clusters_synced;
+    if (++emu::cluster_arrived == emu::together->size() * blockDim.x) emu::cluster_arrived = 0, emu::clusters_synced++, emu::progress++;
+    while (emu::clusters_synced == g) emu::yield();
 }
 static inline void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) { copy_bulk(to, from, bytes, a); }
 // Every 256th byte is touched: outside the device's memory that ends the process.

@@ -10,6 +10,7 @@ import hashlib
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
 from tempfile import NamedTemporaryFile, gettempdir
 
@@ -197,9 +198,13 @@ class EmulatedGpu:
             size,
             ctypes.c_uint32(signature.threads(defines or {})),
             ctypes.c_size_t(shared),
-            ctypes.c_int(cooperative),
+            ctypes.c_int(prod(grid) if cooperative else self._together(defines or {})),
             ctypes.c_uint32(seed),
         )
+
+    def _together(self, defines: Mapping[str, str]) -> int:
+        """Blocks of a cluster, which Hopper's copies come with."""
+        return int(defines.get("CLUSTER", "1")) if self._defines else 1
 
     def capture(self, queue):
         return queue

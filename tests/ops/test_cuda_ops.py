@@ -14,6 +14,7 @@ from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
+from .cuda_emulator import EmulatedGpu
 from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
 
 
@@ -153,8 +154,9 @@ BATCHES = [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)]
 @pytest.mark.parametrize(("warps", "columns", "n", "supers"), BATCHES)
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
-    """Blocks that go from one group of tokens to the next, the last groups of few; each unit by all
-    warps, whose parts have room once or twice."""
+    """Blocks, or clusters of them, that go from one group of tokens to the next, the last groups of
+    few; each unit by all warps."""
+    gpu = EmulatedGpu(SEED, bulk=True) if isinstance(gpu, EmulatedGpu) else gpu
     fmt = next(f for f in FORMATS.values() if f.name == name)
     rows, together = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3))
     w, x = random_weight(rng, fmt, rows, 256 * supers), activations(rng, n, 256 * supers)

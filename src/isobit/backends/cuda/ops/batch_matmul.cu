@@ -17,7 +17,7 @@
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
 // Blocks of a cluster take units as one block would, and each has its share of the activations sent to all.
-#if defined CLUSTER && defined BULK_COPIES && !defined EMULATED
+#if defined CLUSTER && defined BULK_COPIES
 #define SHARED_FETCH
 constexpr int BLOCKS_TOGETHER = CLUSTER;
 #else

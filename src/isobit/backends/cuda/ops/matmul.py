@@ -128,17 +128,15 @@ class Product:
         """Rounded up, so that kernels are few."""
         return 1 << (-(-self.items(p) // threads) - 1).bit_length()
 
-    def shape(
-        self, p: Pass, w: DeviceWeight, up: DeviceWeight | None = None
-    ) -> "LaunchShape | None":
-        """How batch_matmul.cu takes a matrix, or ``up`` beside it; None if it does not."""
+    def shape(self, p: Pass, w: DeviceWeight) -> "LaunchShape | None":
+        """How batch_matmul.cu takes a matrix; None if it does not."""
         columns = self.columns(p)
         first: Sequence[tuple[int, int, int]] = ()
         if self.head:
             first = _SHAPES_OF_HEAD.get(columns, ())
         elif self.stack and self.g.captured and p.tokens <= _FEWEST:
             first = (_SHAPE_OF_FEW,)
-        return launch_shape(self.g, w, columns, up, first=first, ordering=self.own_order(p))
+        return launch_shape(self.g, w, columns, first=first, ordering=self.own_order(p))
 
     def groups(self, p: Pass) -> tuple[int, ...]:
         """The number of groups, the groups, order and divide, for batch_matmul.cu."""
@@ -385,9 +383,9 @@ def stream(
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
         more_blocks = min(max(more_blocks, 1), blocks - 1)
-    if dense and p.tokens <= _FEWEST and blocks % 2 == 0:
+    if dense and p.tokens <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
-        more_blocks += more_blocks % 2
+        more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
     second = up or more
     product.g.launch(
         "ops/batch_matmul",
