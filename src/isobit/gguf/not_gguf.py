@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from isobit.errors import ModelRefused, no_such_file
+from isobit.errors import ModelRefused, no_such_file, printable
 
 _CONVERT = "convert_hf_to_gguf.py, which comes with llama.cpp, makes a GGUF file of it"
 _BEGINNINGS = {
@@ -31,7 +31,7 @@ def explain(path: Path) -> ModelRefused | None:
         line = f"{path}: expected a file that can be read, got: {reason}"
     if line is None:
         return None
-    return ModelRefused("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    return ModelRefused(printable(line))
 
 
 def _explain(path: Path) -> str | None:
