@@ -1,6 +1,7 @@
 """The CPU backend beside llama.cpp on one model in one run: bits first, then speed in turns.
 
 usage: python benchmarks/cpu_peer.py MODEL.gguf LLAMA OUT.json [--threads N] [--rounds 7]
+           [--prompt 128]
 
 The logits of a prompt and of a few decode steps must equal every other SIMD level's and, of a file
 below 1 GB, the reference's, else nothing is timed. LLAMA is a folder with llama.cpp's llama-bench,
@@ -27,8 +28,7 @@ from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
-PROMPT = 128
-PAGES = np.arange(4, dtype=np.int32)[None]
+PAGES = np.arange(64, dtype=np.int32)[None]
 
 
 def run(backend, tokens, start=0, rows=()):
@@ -57,11 +57,11 @@ def check_bits(weights, engine, tokens, size):
     return f"{want.size} logits equal: {', '.join([first, *(name for name, _ in theirs)])}"
 
 
-def prefill_rate(backend, rng, vocab):
-    tokens = rng.integers(0, vocab, PROMPT)
+def prefill_rate(backend, rng, vocab, n):
+    tokens = rng.integers(0, vocab, n)
     start = time.perf_counter()
-    run(backend, tokens, rows=[PROMPT - 1])
-    return PROMPT / (time.perf_counter() - start)
+    run(backend, tokens, rows=[n - 1])
+    return n / (time.perf_counter() - start)
 
 
 def decode_rate(backend, rng, vocab, n):
@@ -72,9 +72,9 @@ def decode_rate(backend, rng, vocab, n):
     return n / (time.perf_counter() - start)
 
 
-def llama_rates(bench, model, threads, decoded):
+def llama_rates(bench, model, threads, prompt, decoded):
     """Medians of repetitions; the first, in which pages are mapped, is left out."""
-    command = [bench, "-m", model, "-t", str(threads), "-p", str(PROMPT), "-n", str(decoded)]
+    command = [bench, "-m", model, "-t", str(threads), "-p", str(prompt), "-n", str(decoded)]
     out = subprocess.run([*command, "-r", "4", "-o", "json"], capture_output=True, check=True)
     rows = json.loads(out.stdout)
     build = f"{rows[0]['build_commit']} ({rows[0]['build_number']})"
@@ -113,6 +113,7 @@ def main():
     p.add_argument("out", type=Path)
     p.add_argument("--threads", type=int, default=EngineConfig().cores)
     p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--prompt", type=int, default=128, help="tokens")
     p.add_argument("--commit", default="")
     a = p.parse_args()
     bench, size = f"{a.llama}/llama-bench", Path(a.model).stat().st_size
@@ -125,7 +126,7 @@ def main():
     file = GGUFFile.open(a.model)
     weights = Weights.from_file(file)
     vocab, rng = weights.config.vocab, np.random.default_rng()
-    engine = EngineConfig(context=256, max_sequences=1, threads=a.threads)
+    engine = EngineConfig(context=64 * len(PAGES[0]), max_sequences=1, threads=a.threads)
     note("commit", a.commit)
     note("date", datetime.now(UTC).date().isoformat())
     note("processor", processor())
@@ -142,12 +143,14 @@ def main():
         row = {}
         for simd, backend in backends.items():
             decode_rate(backend, rng, vocab, decoded)
-            prefill = median(prefill_rate(backend, rng, vocab) for _ in range(3))
+            prefill = median(prefill_rate(backend, rng, vocab, a.prompt) for _ in range(3))
             row[simd] = prefill, median(decode_rate(backend, rng, vocab, decoded) for _ in range(3))
-        row["llama.cpp"], found["llama.cpp"] = llama_rates(bench, a.model, a.threads, decoded)
+        row["llama.cpp"], found["llama.cpp"] = llama_rates(
+            bench, a.model, a.threads, a.prompt, decoded
+        )
         rounds.append(row)
         print(row, flush=True)
-    for i, name in enumerate((f"pp{PROMPT}", f"tg{decoded}")):
+    for i, name in enumerate((f"pp{a.prompt}", f"tg{decoded}")):
         note(f"{name} tokens/s", {k: round(median(r[k][i] for r in rounds), 2) for k in rounds[0]})
         for simd in backends:
             ratio = median(r[simd][i] / r["llama.cpp"][i] for r in rounds)

@@ -109,11 +109,11 @@ def time_wrong_guesses(gpu, backend, c, pages, note):
     decoder, resident = backend._programs.one, backend._programs.resident
     names = [f"blk.{i}.ffn_gate_inp.weight" for i in range(c.n_layers)]
     own = [resident.matrices[name].address for name in names]
-    right, others = decoder._graphs[False], own[1:] + own[:1]
+    right, others = decoder.graphs[1, False], own[1:] + own[:1]
     for every in (4, 2, 1):
         layers = enumerate(zip(own, others, strict=True))
         gpu.routers = cycle([pair[i % every == 0] for i, pair in layers])
-        decoder._graphs[False] = gpu.capture(lambda: queue(decoder, many=False))
+        decoder.graphs.made[1, False] = gpu.capture(lambda: queue(decoder, many=False))
         gpu.steps.pop()
         at, first = np.full(1, 128, np.int32), np.ones(1, np.int32)
         seconds = []
@@ -123,7 +123,7 @@ def time_wrong_guesses(gpu, backend, c, pages, note):
             seconds.append((time.perf_counter() - start) / 64)
         note(f"1/{every} of layers guess wrongly: guessed", guesses(gpu, decoder, c))
         note(f"1/{every} of layers guess wrongly: step", 1e6 * min(seconds), "us")
-    gpu.routers, decoder._graphs[False] = None, right
+    gpu.routers, decoder.graphs.made[1, False] = None, right
 
 
 def kernel_times(gpu, step, label, note):
@@ -200,7 +200,7 @@ def main():
         note("bits equal to the reference", bool(same), f"({len(part)} tokens)")
     decoder = backend._programs.one
     for many in (False, True):  # in the order of gpu.steps
-        decoder._graph(many=many)
+        decoder.graphs[1, many]
     fused = any(s.name == "chosen" for s in decoder._g.slots)
     if fused:
         backend.forward(batch(tokens[:100], 0, pages))
@@ -236,7 +236,7 @@ def main():
         begin_at(decoder, 100, pages)
         kernel_times(gpu, gpu.steps[0], "depth 100", note)
     begin_at(decoder, 100, pages)
-    note("graph of a step", 1e3 * milliseconds(gpu, decoder._graphs[False]), "us")
+    note("graph of a step", 1e3 * milliseconds(gpu, decoder.graphs[1, False]), "us")
     for n in map(int, filter(None, a.sequences.split(","))):
         assert n > 1, "one sequence is what the depths time"
         table = np.arange(5 * n, dtype=np.int32).reshape(n, 5)

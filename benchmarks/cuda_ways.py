@@ -67,7 +67,7 @@ class Steps:
             made.g.allocate(rows, self._gpu.allocate(made.g.nbytes(rows, own=False)))
             self.many.start()
             for n in sizes:
-                self.many._graph(n, many=True)
+                self.many.graphs[n, True]
 
     def run(self, texts, n):
         """Tokens found, the last step's logits, and microseconds of a step."""

@@ -177,8 +177,13 @@ def main():
     engine = EngineConfig(context=context, max_sequences=most, pages=cache // 64)
     with (a.out / "server.log").open("w") as log, Server(serve, a.port, log) as server:
         note("the server is ready after", round(time.perf_counter() - begin, 1))
+        ready = (a.out / "server.log").read_text().splitlines()
+        note("before it was", next((line for line in ready if "captured" in line), ""))
         with Model(a.model, a.backend, engine) as model:
             note("device", model.backend.device)
+            begun = time.perf_counter()
+            made = model.backend.prepare()
+            note("once more", f"{made}, in {time.perf_counter() - begun:.1f} s")
             wrong = check(a, model, rng, note) if a.check else 0
             rows = measure(a, Bare(model, a.prompt), server, each, note, begin)
     passes = json.loads((a.out / "passes.json").read_text())[1:]

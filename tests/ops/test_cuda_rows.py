@@ -151,7 +151,7 @@ def test_graphs_of_padded_sizes(tmp_path, kind):
         texts.go_on((3, 2), every=False)
         texts.go_on((0, 3), (1, 9))
         mixed = ours._programs.mixed
-        assert {*ran} <= {*mixed._bodies.values(), *mixed._rows.values()}
+        assert {*ran} <= {*mixed.bodies.made.values(), *mixed.rows.made.values()}
         assert len(ran) == 8
         check(ours, theirs, texts.batch([(0, 2), (4, 5)], every=True))  # launched one by one
         ran.clear()
@@ -162,8 +162,8 @@ def test_graphs_of_padded_sizes(tmp_path, kind):
         expected = theirs.greedy(batch.tokens, ends, pages[:6], 3)
         assert np.array_equal(ours.greedy(batch.tokens, ends, pages[:6], 3), expected)
         many = ours._programs.many
-        assert {*many._graphs} == {(4, True), (8, True)}
-        assert {*ran} == {*many._graphs.values()}
+        assert {*many.graphs.made} == {(4, True), (8, True)}
+        assert {*ran} == {*many.graphs.made.values()}
         ours.close()
         theirs.close()
 

@@ -12,7 +12,11 @@ from isobit.cli.output import bar
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
 from isobit.numerics import TILE
+from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
+
+_PATIENCE = 2.0
+"""Seconds between two lines about what takes long."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
     with options.open_model(args, args.context) as model:
         with bar("sha256", "bytes") as step:
             model.file.sha256(step)  # is in every answer; read once in a file's life
+        _prepare(model)
         limits = Limits.of(model.backend.engine, args.waiting, steady=args.steady)
         front_key = os.environ.get(args.front_key_env) or None
         page = not args.no_page
@@ -95,6 +100,20 @@ def main(args: argparse.Namespace) -> None:
             if page:
                 say(f"a page to talk with it: {at}/")
             run(service, sockets, args.grace)
+
+
+def _prepare(model: Model) -> None:
+    """Have the device ready before anybody can ask, with a line now and then if that takes long."""
+    begun = told = time.monotonic()
+
+    def step(done: int, total: int) -> None:
+        nonlocal told
+        if (now := time.monotonic()) > told + _PATIENCE:
+            told = now
+            say(f"kernels compiled: {done} of {total}")
+
+    if made := model.backend.prepare(step):
+        say(f"{made}, in {time.monotonic() - begun:.1f} s")
 
 
 def _end_with_parent() -> None:

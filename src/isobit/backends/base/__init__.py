@@ -63,13 +63,23 @@ __all__ = [
     "Following",
     "Limits",
     "Memory",
+    "Progress",
     "Results",
     "Routes",
     "Tap",
     "Wanted",
     "by_sequence",
     "traced",
+    "unwatched",
 ]
+
+Progress = Callable[[int, int], None]
+"""Is told how far something is: done, of so many."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """Nobody wants to know."""
+
 
 GREEDY, ROUTES = "greedy", "routes"
 """What a device may make by itself (``Backend.on_device``)."""
@@ -157,6 +167,13 @@ class Backend(ABC):
         Of a backend that says it ``copies_states``.
         """
         raise NotImplementedError
+
+    def prepare(self, step: Progress = unwatched) -> str:  # noqa: ARG002
+        """Make ready what the first pass of a kind would have to wait for, whatever comes: a server
+        does before it answers. Says what was made, "" if nothing had to be; ``step`` is told how
+        far it is: done, of so many.
+        """
+        return ""
 
     def memory(self) -> Memory | None:
         """Of the device; None where nobody says."""

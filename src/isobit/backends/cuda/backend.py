@@ -18,9 +18,11 @@ from isobit.backends.base import (
     Following,
     Limits,
     Memory,
+    Progress,
     Results,
     Tap,
     Wanted,
+    unwatched,
 )
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.base.row_results import RowRequest, RowResults
@@ -118,6 +120,13 @@ class CudaBackend(Backend):
             gpu.free(buffer)
             gpu.free(out)
         return passes * nbytes / best
+
+    def prepare(self, step: Progress = unwatched) -> str:
+        """Compile the kernels of any pass, and capture the graphs."""
+        self._gpu.activate()
+        self._run_ahead.forget()
+        kernels, graphs = self._programs.prepare(step)
+        return f"kernels compiled: {kernels}, graphs captured: {graphs}"
 
     def close(self) -> None:
         """Free the device's memory."""

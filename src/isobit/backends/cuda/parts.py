@@ -26,10 +26,12 @@ from isobit.backends.base import (
     Batch,
     Limits,
     Memory,
+    Progress,
     Results,
     Tap,
     Wanted,
     traced,
+    unwatched,
 )
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.cuda.backend import CudaBackend
@@ -134,6 +136,12 @@ class CudaPartsBackend(Backend):
         asked = tokens, positions, pages, count, states
         work = [partial(b.compute_greedy, *asked) for b in self._here]
         return self._together(work, len(tokens), ("greedy",))[0]
+
+    def prepare(self, step: Progress = unwatched) -> str:
+        """See :class:`isobit.backends.base.Backend`; one device finds what the one before it
+        compiled."""
+        made = [self._each([partial(b.prepare, step)])[0] for b in self._here]
+        return made[0]
 
     def close(self) -> None:
         """Free the devices' memory."""

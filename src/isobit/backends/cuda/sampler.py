@@ -90,6 +90,12 @@ class DeviceSampler:
             count = min(self._at_once, first + rows - at)
             self._queue(logits, at, count, asked, (tokens, rows, repeated))
 
+    def rehearse(self) -> None:
+        """Queue all that may be wanted of a row."""
+        every = np.array([(0, 1, 1, 1, 1, 1, 1)], DRAW)
+        self.draw(every)
+        self.queue(self._at(self._p), 1, RowRequest(given=1, top=1, drawn=True, digest=True))
+
     @property
     def found(self) -> int:
         """Where what was found is then: int32 [rows, ``asked.words``]."""

@@ -9,10 +9,14 @@ is compiled again.
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +24,7 @@ from typing import Any
 
 import isobit.gguf
 import isobit.numerics
+from isobit import machine
 from isobit.errors import BackendUnavailable
 
 SOURCES = Path(__file__).parent.parent
@@ -67,6 +72,55 @@ def signatures(stem: str) -> dict[str, Signature]:
     return kernels
 
 
+Kernel = tuple[str, tuple[tuple[str, str], ...]]
+"""A file and its definitions, in order: see :func:`cubin`."""
+
+
+def compile_all(kernels: Collection[Kernel], arch: str, step: Callable[[int, int], None]) -> int:
+    """Have these on disk, compiled by all processors; how many were not there.
+
+    NVRTC's threads wait for one another, so processes do it. What they could not compile or keep
+    is compiled when it is asked for, which says why not. ``step``: done, of so many.
+    """
+    missing = [
+        each for each in sorted(kernels) if _whole(_place(each[0], arch, dict(each[1]))) is None
+    ]
+    turns, done = iter(missing), list[Kernel]()
+
+    def work() -> None:
+        command = [sys.executable, "-m", __name__, arch]
+        pipe = subprocess.PIPE
+        with (
+            contextlib.suppress(OSError),  # it has ended, or cannot begin
+            subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+            ) as process,
+        ):
+            assert process.stdin
+            assert process.stdout
+            for kernel in turns:
+                process.stdin.write(json.dumps(kernel).encode() + b"\n")
+                process.stdin.flush()
+                if not process.stdout.readline():
+                    return
+                done.append(kernel)
+                step(len(done), len(missing))
+
+    processes = min(len(missing), machine.cores())
+    with ThreadPoolExecutor(max(processes, 1)) as pool:
+        for each in [pool.submit(work) for _ in range(processes)]:
+            each.result()
+    return len(missing)
+
+
+def _compile_lines(arch: str) -> None:
+    """Compile the kernels that standard input names, a line each, and answer each by one."""
+    for line in sys.stdin:
+        stem, defines = json.loads(line)
+        cubin(stem, arch, dict(defines))
+        print(flush=True)
+
+
 def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
     """Machine code of ``stem``.cu for ``arch`` ("sm_90"), from the disk if it is there.
 
@@ -74,6 +128,17 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
 
     Raises BackendUnavailable when the compiler is missing or refuses the source.
     """
+    place = _place(stem, arch, defines)
+    code = _whole(place)
+    if code is None:
+        code = _compile(stem, arch, defines)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            _write(place, hashlib.sha256(code).digest() + code)
+    return code
+
+
+def _place(stem: str, arch: str, defines: Mapping[str, str]) -> Path:
+    """Where it is kept."""
     try:
         from cuda.bindings import nvrtc  # noqa: PLC0415
 
@@ -84,13 +149,7 @@ def cubin(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
             "pip install '.[cuda]'"
         ) from None
     key = _key(stem, arch, defines, f"{major}.{minor}")
-    place = _cache_directory() / f"{Path(stem).name}-{key}.cubin"
-    code = _whole(place)
-    if code is None:
-        code = _compile(stem, arch, defines)
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            _write(place, hashlib.sha256(code).digest() + code)
-    return code
+    return _cache_directory() / f"{Path(stem).name}-{key}.cubin"
 
 
 def _options(stem: str, arch: str, defines: Mapping[str, str]) -> dict[str, Any]:
@@ -154,3 +213,7 @@ def _write(place: Path, kept: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
         file.write(kept)
     Path(file.name).replace(place)
+
+
+if __name__ == "__main__":
+    _compile_lines(sys.argv[1])

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.cuda.device.compile import Signature, cubin, signatures
+from isobit.backends.cuda.device.compile import (
+    Kernel,
+    Signature,
+    compile_all,
+    cubin,
+    signatures,
+)
 from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.backends.cuda.device.protocol import Array, Gpu
 from isobit.errors import BackendUnavailable
@@ -113,6 +119,7 @@ class CudaGpu:
         self._pinned = PinnedBuffers(self._lock_pages)
         self._graphs: list[Any] = []
         self._queues = True  # else a kernel is only loaded
+        self._asked: set[Kernel] | None = None  # not even that: which are launched
         self._part = False  # of a model on several devices
         self._overlaps = True
         self._closed = False
@@ -157,6 +164,15 @@ class CudaGpu:
             yield
         finally:
             self._queues = True
+
+    def compile(self, queue: Callable[[], None], step: Callable[[int, int], None]) -> int:
+        """Have the kernels on disk that ``queue`` launches; how many were not."""
+        asked = self._asked = set[Kernel]()
+        try:
+            queue()
+        finally:
+            self._asked = None
+        return compile_all(asked, self.arch, step)
 
     @property
     def may_wait(self) -> bool:
@@ -263,6 +279,9 @@ class CudaGpu:
     ) -> None:
         """Queue a kernel."""
         defines = defines or {}
+        if self._asked is not None:
+            self._asked.add((stem, tuple(sorted(defines.items()))))
+            return
         code, signature = self._kernel(stem, kernel, defines, shared, overlap)
         if not self._queues:
             return
@@ -303,8 +322,8 @@ class CudaGpu:
         graph = self._check(driver.cuStreamEndCapture(stream))
         self._graphs.append(self._check(driver.cuGraphInstantiate(graph, 0)))
         self._check(driver.cuGraphDestroy(graph))
-        if self._part:  # else at its first launch
-            self._check(driver.cuGraphUpload(self._graphs[-1], stream))
+        self._check(driver.cuGraphUpload(self._graphs[-1], stream))
+        if self._part:  # nothing of it may be left to its first launch
             self.synchronise()
         return self._graphs[-1]
 

@@ -37,6 +37,10 @@ class Gpu(Protocol):
         """Kernels and graphs that are queued meanwhile do not run: they are compiled, loaded and
         captured. What is uploaded arrives, what is downloaded is zero."""
 
+    def compile(self, queue: Callable[[], None], step: Callable[[int, int], None]) -> int:
+        """Have the kernels compiled that ``queue`` launches, by all processors, and launch none.
+        How many had to be; ``step`` is told: done, of so many."""
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
 

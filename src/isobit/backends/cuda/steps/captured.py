@@ -4,10 +4,10 @@ What a step works on stays put in memory, so that one graph serves all steps of 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of, most_words
+from isobit.backends.cuda.steps.graph_cache import Captures
 from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.model.graph import Key
 from isobit.numerics import TILE
@@ -64,9 +65,12 @@ class Filled:
 class Captured(ABC):
     """What steps of one sequence and of several have in common."""
 
-    def __init__(self, program: Program, most: int) -> None:
+    def __init__(self, program: Program, most: int, sizes: Iterable[int]) -> None:
+        """sizes: numbers of tokens of which there is a graph."""
         self._program, self._g, self.most = program, program.g, most
         self._filled = Filled(program.g, most)
+        deep = {self._many(position) for position in (0, program.g.resident.context - 1)}
+        self.graphs = Captures(program.g.gpu, self._launches, product(sizes, sorted(deep)))
         self._number = 1  # of the next step
         self.stages = frozenset(program.marks)
 
@@ -87,9 +91,10 @@ class Captured(ABC):
         """Take tokens that were not known at :meth:`begin`: see :class:`Filled`."""
         self._filled(source, places, self.size(len(places)), self.tokens)
 
-    @abstractmethod
     def replay(self, n: int, position: int) -> None:
         """Queue a step of so many tokens, of which the farthest has this position."""
+        self._count()
+        self._g.gpu.replay(self.graphs[self.size(n), self._many(position)])
 
     @abstractmethod
     def noted(self, first: I32, position: int) -> int:
@@ -103,6 +108,14 @@ class Captured(ABC):
     @abstractmethod
     def _many(self, position: int) -> bool:
         """Whether a step that reaches this position is of many tiles of keys."""
+
+    @abstractmethod
+    def _queue(self, p: Pass) -> None:
+        """Queue a step's launches, and those that set up the next."""
+
+    def _launches(self, of: tuple[int, bool]) -> Callable[[], None]:
+        n, many = of
+        return partial(self._queue, self._pass(n, many=many))
 
     @property
     def logits(self) -> int:
@@ -164,7 +177,7 @@ class OneSequence(Captured):
     """Steps of one sequence."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program, 1)
+        super().__init__(program, 1, (1,))
         g = self._g
         self._step = g.fixed("step", 5)  # Step of step.cuh
         self._pages = g.fixed("pages", g.tiles)
@@ -172,7 +185,6 @@ class OneSequence(Captured):
         self._zero = g.fixed("zero", 1, zero=True)
         self._run = g.fixed("run", 4, zero=True)
         self._groups = g.fixed("groups", 2 * WORDS_OF_GROUP)
-        self._graphs: dict[bool, object] = {}
 
     @property
     def tokens(self) -> int:
@@ -191,11 +203,6 @@ class OneSequence(Captured):
     def page(self, pages: I32) -> None:
         """See :class:`Captured`."""
         self._g.gpu.upload(self._pages.address, pages[0, : self._g.tiles])
-
-    def replay(self, n: int, position: int) -> None:  # noqa: ARG002
-        """See :class:`Captured`."""
-        self._count()
-        self._g.gpu.replay(self._graph(many=self._many(position)))
 
     def noted(self, first: I32, position: int) -> int:  # noqa: ARG002
         """See :class:`Captured`."""
@@ -239,12 +246,6 @@ class OneSequence(Captured):
     def _many(self, position: int) -> bool:
         return position >= step_attention.FEW_TILES * TILE
 
-    def _graph(self, *, many: bool) -> object:
-        """A step with few tiles of keys, or with many; captured when it is first asked for."""
-        if many not in self._graphs:
-            self._graphs[many] = self._g.gpu.capture(partial(self._queue, self._pass(many=many)))
-        return self._graphs[many]
-
 
 class _Copy:
     """A copy of device memory."""
@@ -272,7 +273,7 @@ class ManySequences(Captured):
     """
 
     def __init__(self, program: Program, most: int, sizes: Sequence[int] = ()) -> None:
-        super().__init__(program, most)
+        super().__init__(program, most, sizes or self._exact(most))
         g, self.sizes = self._g, sizes
         names = "tokens", "positions", "first", "sequence"
         self._each = {name: g.fixed(name, most) for name in names}
@@ -282,7 +283,6 @@ class ManySequences(Captured):
         self._chunks = g.fixed("chunks", 4 * most)
         self._group_words = most_words(most)
         self._groups = g.fixed("groups", most * self._group_words)
-        self._graphs: dict[tuple[int, bool], object] = {}
 
     @property
     def tokens(self) -> int:
@@ -312,11 +312,6 @@ class ManySequences(Captured):
         table[: len(pages), : pages.shape[1]] = pages[:, : self._g.tiles]
         table[len(pages) :] = table[len(pages) - 1]
         self._g.gpu.upload(self._pages.address, table)
-
-    def replay(self, n: int, position: int) -> None:
-        """See :class:`Captured`."""
-        self._count()
-        self._g.gpu.replay(self._graph(self.size(n), many=self._many(position)))
 
     def noted(self, first: I32, position: int) -> int:
         """See :class:`Captured`."""
@@ -354,11 +349,9 @@ class ManySequences(Captured):
     def _many(self, _: int) -> bool:
         return True
 
-    def _graph(self, n: int, *, many: bool) -> object:
-        if (n, many) not in self._graphs:
-            queue = partial(self._queue, self._pass(n, many=many))
-            self._graphs[n, many] = self._g.gpu.capture(queue)
-        return self._graphs[n, many]
+    def _exact(self, most: int) -> Iterable[int]:
+        """Sizes of steps, where none is padded."""
+        return range(2, most + 1)
 
     def _queue(self, p: Pass) -> None:
         self._program.queue(p)
@@ -388,6 +381,9 @@ class SeveralRows(ManySequences):
         p = super()._pass(n, many=many)
         number, of = self._place.address, self._of.address
         return replace(p, inputs=replace(p.inputs, number=number, of=of))
+
+    def _exact(self, most: int) -> Iterable[int]:
+        return (most,)
 
     def _many(self, position: int) -> bool:
         few = step_attention.FEW_TILES if self.most <= step_attention.MERGED_ROWS else 0

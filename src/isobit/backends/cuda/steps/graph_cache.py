@@ -1,11 +1,32 @@
 """Launches that come again and again, as graphs."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
 
 from isobit.backends.cuda.device.protocol import Gpu
 
 MAX_GRAPHS = 8
 """Graphs that are kept, of each :class:`GraphCache`."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Captures(Generic[K]):
+    """Graphs of launches that are known beforehand: each is captured when it is first asked for,
+    or all of them ahead."""
+
+    def __init__(
+        self, gpu: Gpu, queue: Callable[[K], Callable[[], None]], keys: Iterable[K]
+    ) -> None:
+        """queue: what launches the one of a key, once memory is there."""
+        self._gpu, self.queue, self.keys = gpu, queue, tuple(keys)
+        self.made: dict[K, object] = {}
+        """So far."""
+
+    def __getitem__(self, key: K) -> object:
+        if key not in self.made:
+            self.made[key] = self._gpu.capture(self.queue(key))
+        return self.made[key]
 
 
 class GraphCache:

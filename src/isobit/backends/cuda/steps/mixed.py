@@ -11,6 +11,7 @@ from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.ops.groups import WORDS_OF_GROUP, groups_of
 from isobit.backends.cuda.steps.captured import padded
+from isobit.backends.cuda.steps.graph_cache import Captures
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes, Take, run
 from isobit.backends.cuda.workspace import Pass, TracePoint
 from isobit.model.graph import Key
@@ -36,8 +37,9 @@ class MixedPasses(Passes):
         self.heads = sorted({size for size in sizes if size < most} | {most})
         """Rows of logits that there are graphs for."""
         self._groups = {n: self._g.fixed("groups", groups_of(n).size) for n in {*sizes, most}}
-        self._bodies: dict[int, object] = {}
-        self._rows: dict[int, object] = {}
+        gpu, of = self._g.gpu, self._program
+        self.bodies = Captures(gpu, lambda n: partial(run, of.body, self._pass(n)), sizes)
+        self.rows = Captures(gpu, lambda n: partial(run, of.head, self._of_rows(n)), self.heads)
         self.stages = frozenset(program.marks)
 
     def start(self) -> None:
@@ -75,7 +77,7 @@ class MixedPasses(Passes):
 
     def queue(self, batch: Batch, take: Take) -> None:
         """Run a batch that is on the device, some rows of logits at a time."""
-        self._g.gpu.replay(self._body(padded(len(batch.tokens), self.sizes)))
+        self._g.gpu.replay(self.bodies[padded(len(batch.tokens), self.sizes)])
         self._take(batch.logit_rows, take)
 
     def traced(
@@ -98,22 +100,13 @@ class MixedPasses(Passes):
             rows = padded(len(now), self.heads)
             at = wanted[now][np.minimum(np.arange(rows), len(now) - 1)]
             gpu.upload(self._each["rows"].address, at.astype(np.int32))
-            gpu.replay(self._head(rows))
+            gpu.replay(self.rows[rows])
             take(now, self._program.logits.address)
-
-    def _body(self, size: int) -> object:
-        if size not in self._bodies:
-            queue = partial(run, self._program.body, self._pass(size))
-            self._bodies[size] = self._g.gpu.capture(queue)
-        return self._bodies[size]
-
-    def _head(self, rows: int) -> object:
-        if rows not in self._rows:
-            queue = partial(run, self._program.head, replace(self._pass(rows), count=rows))
-            self._rows[rows] = self._g.gpu.capture(queue)
-        return self._rows[rows]
 
     def _pass(self, size: int) -> Pass:
         groups = self._groups[size].address
         inputs = replace(self._inputs(), groups=(groups, groups + 4 * WORDS_OF_GROUP))
         return Pass(size, 1, inputs)
+
+    def _of_rows(self, rows: int) -> Pass:
+        return replace(self._pass(rows), count=rows)

@@ -71,6 +71,23 @@ class Passes:
             self._give(p, wanted, take, hidden)
             first = last
 
+    def rehearse(self) -> None:
+        """Queue one pass of each kind, of no batch; those of sizes that are close are alike."""
+        for n in (*_close_sizes(self._most), self._most):
+            for spans in (0, 1):
+                p = Pass(n, 1, self._inputs(), spans=dict.fromkeys(self._g.spans, spans))
+                run(self._program.body, p)
+            if n <= LOGIT_ROWS_AT_ONCE:
+                run(self._program.head, replace(p, count=n))
+
+    def capture(self) -> None:
+        """Have the graph of a pass of one long prompt, which comes twice by this."""
+        n, spans = self._most, {length: -(-self._most // length) for length in self._g.spans}
+        p = Pass(n, 1, self._inputs(), spans=spans if n >= MMA_ROWS else dict.fromkeys(spans, 0))
+        for _ in range(2):
+            self._queue(self._program.body, p)
+            self._queue(self._program.head, replace(p, count=1))
+
     def takes(self, batch: Batch) -> bool:
         """Whether a batch runs in one pass."""
         return self._last(batch, 0) == len(batch.tokens)
@@ -185,3 +202,11 @@ def run(queue: Callable[[Pass], Iterator[TracePoint]], p: Pass) -> None:
     """Queue all of it."""
     for _ in queue(p):
         pass
+
+
+def _close_sizes(most: int) -> Iterator[int]:
+    """Numbers of tokens, each less than half as many again as the one before."""
+    n = 1
+    while n < most:
+        yield n
+        n += max(1, (1 << n.bit_length()) // 4)

@@ -1,9 +1,13 @@
 """A model's programs, lowered and their memory planned before anything is loaded."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
-from isobit.backends.base import Limits
+import numpy as np
+
+from isobit.backends.base import Limits, Progress
 from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
@@ -13,7 +17,7 @@ from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.sampler import DeviceSampler
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, padded
-from isobit.backends.cuda.steps.graph_cache import MAX_GRAPHS
+from isobit.backends.cuda.steps.graph_cache import MAX_GRAPHS, Captures
 from isobit.backends.cuda.steps.mixed import MixedPasses
 from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE, Passes
 from isobit.backends.cuda.workspace import MIXED, PASS, ROWS, STEP, STEPS, Inboxes
@@ -145,6 +149,34 @@ class Programs:
             return self._given - {self._logits}
         passes = self._programs[0][0].marks
         return frozenset(key for key in passes if key[0] in stages) - {self._logits}
+
+    def prepare(self, step: Progress) -> tuple[int, int]:
+        """Compile what passes of any kind launch, and capture what is captured; how many kernels
+        there were to compile, and how many graphs there are. ``step``: done, of so many kernels."""
+        captures = self.captures()
+        compiled = self._gpu.compile(lambda: self.rehearse(captures), step)
+        with self._gpu.rehearsal():
+            self.rehearse(())
+            self.passes.capture()
+            for graphs in captures:
+                for key in graphs.keys:
+                    graphs[key]
+        return compiled, sum(len(graphs.keys) for graphs in captures)
+
+    def rehearse(self, captures: Iterable[Captures[Any]]) -> None:
+        """Queue what passes of any kind launch; of those that are captured, these."""
+        self.passes.rehearse()
+        self.sampler.rehearse()
+        self.passes.fill(self.sampler.found, np.zeros(1, np.int32))
+        for graphs in captures:
+            for key in graphs.keys:
+                graphs.queue(key)()
+
+    def captures(self) -> list[Captures[Any]]:
+        """All that is captured."""
+        steps = (self.one, self.many, *self.rows.values())
+        found: list[Captures[Any]] = [each.graphs for each in steps if each is not None]
+        return found + ([self.mixed.bodies, self.mixed.rows] if self.mixed else [])
 
     def load(self, limits: Limits) -> None:
         """Take the memory, bring the weights there."""
