@@ -310,7 +310,7 @@ def test_processes_give_the_same_text_results_and_errors(rng: np.random.Generato
     with stage("0:5") as (_, first), stage("5:8") as (process, second):
         stages = [first, second]
         alone, one = connect(first, b"secret"), np.zeros(1, np.int32)
-        for wrong, said in (({"top": "x"}, "top: .*got 'x'"), ({"logits": None}, "got nothing")):
+        for wrong, said in (({"top": "x"}, "top: .*got 'x'"), ({"logits": None}, "got None")):
             with pytest.raises(BackendUnavailable, match=said):
                 alone.run(Batch(one, one, one, one[None], one), replace(HIDDEN, **wrong), None)
         assert alone.about.pages == 1024 // 64
