@@ -109,7 +109,7 @@ class Alone:
 
     def quantise(self, x, n, rows, acts):
         blocks = -(-rows * supers(n) // 8)
-        self.launch("ops/quantise", (blocks,), (x, n, n, 1, n, rows, acts))
+        self.launch("ops/quantise", (blocks,), (x, n, n, 1, n, rows, acts, 0, 0))
 
     def product(self, acts, x=0, segments=None):
         return SimpleNamespace(
