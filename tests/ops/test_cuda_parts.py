@@ -1,6 +1,7 @@
 """A model split over emulated GPUs, which write to one another's memory."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -126,56 +127,65 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return Weights.from_file(open_model(path))
 
 
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
 @pytest.mark.parametrize(("parts", "planes"), [(2, 2), (3, 1)])
-def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
+def test_bits_of_one(
+    parts: int, planes: int, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
+    if parts == 2:  # two rows have kernels of their own
+        monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(2,), padded=(4,)))
     whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes}))
     split = opened(weights, parts, seed, planes)
     rng = np.random.default_rng(seed)
-    for batch in batches(rng, weights.config.vocab)[::3]:
-        expected, shown = whole.forward(batch), {}
-        got = split.forward(batch, lambda name, layer, v, s=shown: s.update({(name, layer): v}))
-        assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
-        assert shown
     prompt, *steps = batches(rng, weights.config.vocab)
+    for batch in (prompt, steps[-2]):
+        expected, shown, theirs = whole.forward(batch), {}, {}
+        got = split.forward(batch, lambda name, layer, v, s=shown: s.update({(name, layer): v}))
+        assert same_bits(got, expected)
+        whole.forward(batch, lambda name, layer, v, s=theirs: s.update({(name, layer): v}))
+        assert ("post_attn_residual", 0) in shown
+        assert all(np.array_equal(v, theirs[key]) for key, v in shown.items())
     for batch in (prompt, prompt, prompt, *steps):  # what comes again becomes a graph
-        expected = whole.forward(batch).view(np.uint32)
-        assert np.array_equal(split.forward(batch).view(np.uint32), expected)
-    for wanted in (
-        HIDDEN,
-        HIDDEN,
-        replace(HIDDEN, top=2, digests=True),
-        replace(HIDDEN, logits=True),
-    ):
-        same_results(split.run(prompt, wanted), whole.run(prompt, wanted))
-    tokens = np.array([5], np.int32), np.array([6], np.int32), np.array([[2, 3]], np.int32)
+        assert same_bits(split.forward(batch), whole.forward(batch))
+    wanted = HIDDEN, HIDDEN, replace(HIDDEN, top=2, digests=True), replace(HIDDEN, logits=True)
+    for results in wanted[: 4 if parts == 2 else 1]:
+        same_results(split.run(prompt, results), whole.run(prompt, results))
+    tokens = np.array([5], np.int32), np.array([8], np.int32), np.array([[2, 3]], np.int32)
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
+    exchanging = {kernel for kernel, defines in split._gpus[0].known if "BOUNDS" in dict(defines)}
+    assert {"decode_qkv", "decode_router", "batch_merge", "norm_quantise"} <= exchanging
     split.close()
     whole.close()
 
 
-def test_a_device_that_fails_or_hangs_is_an_error(weights: Weights) -> None:
-    batch = batches(np.random.default_rng(1), weights.config.vocab)[0]
-    for hangs in (False, True):
-        split = opened(weights, 2, 1)
+@pytest.mark.parametrize(("at", "kernel"), [(0, "gather"), (4, "decode_down")])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_device_that_fails_or_hangs_is_an_error(
+    at: int, kernel: str, hangs: bool, weights: Weights
+) -> None:
+    """In a prompt, and within a step, where kernels wait for what others send."""
+    batch = batches(np.random.default_rng(1), weights.config.vocab)[at]
+    split = opened(weights, 2, 1)
+    split.forward(batch)
+
+    def fails(launched: str) -> None:
+        if launched == kernel:
+            if not hangs:
+                raise BackendUnavailable("cuda: the device is lost")
+            if not split._flags[0]:
+                time.sleep(2)
+
+    split._gpus[1].fails = fails
+    split._flags[1] = 500  # ms
+    said = "device 1 of 2 has not answered" if hangs else "the device is lost"
+    with pytest.raises(BackendUnavailable, match=said):
         split.forward(batch)
-        broken, go_on = split._gpus[1], threading.Event()
-
-        def fails(kernel: str, hangs: bool = hangs, go_on: threading.Event = go_on) -> None:
-            if kernel == "gather":
-                if hangs:
-                    go_on.wait(30)
-                else:
-                    raise BackendUnavailable("cuda: the device is lost")
-
-        broken.fails = fails
-        split._flags[1] = 200  # ms
-        threading.Timer(1, go_on.set).start()
-        said = "device 1 of 2 has not answered" if hangs else "the device is lost"
-        with pytest.raises(BackendUnavailable, match=said):
-            split.forward(batch)
-        assert split.lost
-        with pytest.raises(BackendUnavailable, match="load"):
-            split.run(batch, LOGITS)
-        split.close()
+    assert split.lost
+    with pytest.raises(BackendUnavailable, match="load"):
+        split.run(batch, LOGITS)
+    split.close()
