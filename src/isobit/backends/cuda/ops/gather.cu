@@ -8,9 +8,13 @@
 constexpr int PARTS = Cut::PARTS, VECTORS = WIDE / LANES;  // that a block has at a time
 constexpr int AHEAD = 4;                                   // reads of a thread that are on their way together
 
-struct __align__(4 * MOVED) Values {
-    float v[MOVED];
-};
+#if MOVED == 4
+typedef float4 Values;
+DEV Values load(const float* from) { return make_float4(from[0], from[1], from[2], from[3]); }
+#else
+typedef float Values;
+DEV Values load(const float* from) { return *from; }
+#endif
 
 // The thread's values of an item of the whole vector's, if a part has them.
 struct Place {
@@ -37,11 +41,11 @@ DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) {
 DEV void meet(const Exchange<Cut>& e, Patience& patience) {
     __syncthreads();
     int number = int(e.number);
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-        if (int(threadIdx.x) != part || part == e.rank) continue;
+    if (threadIdx.x == 0) {
         fence();
-        write_word((int*)e.inbox[part] + e.rank * BLOCKS + blockIdx.x, number);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+            if (part != e.rank) write_word((int*)e.inbox[part] + e.rank * BLOCKS + blockIdx.x, number);
     }
     __syncthreads();  // all flags are on their way before anyone waits
     int part = threadIdx.x;
@@ -57,18 +61,12 @@ struct Arriving {
     Values values;
 
     DEV void ask(const Exchange<Cut>& e, int64 at) {
-        const float* from = (const float*)e.mine + FLAGS + at;
-#if MOVED == 4
-        float4 v = load_fresh(reinterpret_cast<const float4*>(from));
-        values = {{v.x, v.y, v.z, v.w}};
-#else
-        values = {{load_fresh(from)}};
-#endif
+        values = load_fresh(reinterpret_cast<const Values*>((const float*)e.mine + FLAGS + at));
     }
     DEV Values get(const Exchange<Cut>&, int64, int, Patience&) const { return values; }
 };
 #else
-DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) { e.send(at, values.v[0]); }
+DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) { e.send(at, values); }
 DEV void meet(const Exchange<Cut>&, Patience&) {
     __syncthreads();  // all of the block's words are on their way before anyone waits
 }
@@ -77,7 +75,7 @@ struct Arriving {
 
     DEV void ask(const Exchange<Cut>& e, int64 at) { word = read_word(e.mine + at); }
     DEV Values get(const Exchange<Cut>& e, int64 at, int part, Patience&) const {
-        return {{e.value(word, part, at)}};
+        return e.value(word, part, at);
     }
 };
 #endif
@@ -92,10 +90,7 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         Place p(item, items, pieces, vectors, e.columns);
         if (!p.there) continue;
-        const float* from = view.vector(p.vector) + p.column;
-        Values values;
-#pragma unroll
-        for (int i = 0; i < MOVED; i++) values.v[i] = from[i];
+        Values values = load(view.vector(p.vector) + p.column);
         *reinterpret_cast<Values*>(out + p.at(e.first)) = values;
         send(e, p.at(e.first), values);
     }
@@ -110,7 +105,7 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
                 Place p(item + k * gridDim.x, items, pieces, vectors, width);
-                if (p.there) a[k].ask(e, p.at(first));
+                a[k].ask(e, p.there ? p.at(first) : 0);
             }
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
