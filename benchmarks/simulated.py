@@ -117,7 +117,7 @@ class SimulatedGpu:
 
 def install():
     """From here on the CUDA backend runs on it."""
-    backend.CudaGpu = SimulatedGpu
+    backend.CudaGpu = SimulatedGpu  # type: ignore[attr-defined]
     queue = passes.Passes._queue
 
     def queued(self, what, p):
