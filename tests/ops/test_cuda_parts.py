@@ -155,6 +155,9 @@ def test_bits_of_one(
     wanted = HIDDEN, HIDDEN, replace(HIDDEN, top=2, digests=True), replace(HIDDEN, logits=True)
     for results in wanted[: 4 if parts == 2 else 1]:
         same_results(split.run(prompt, results), whole.run(prompt, results))
+    split._passes = split._renewed_after  # numbers of exchanges begin anew
+    assert same_bits(split.forward(steps[-1]), whole.forward(steps[-1]))
+    assert split._passes == 0
     for slow in split._gpus[:2]:  # what is sent to it must wait until it is read
         slow.fails = lambda _: time.sleep(0.02)
         assert same_bits(split.forward(steps[-1]), whole.forward(steps[-1]))
