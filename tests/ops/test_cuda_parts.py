@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isobit.backends.base import HIDDEN, LOGITS, Batch
+from isobit.backends.base import HIDDEN, LOGITS, Backend, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.parts import CudaPartsBackend
@@ -122,7 +122,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    geometry = Geometry(layers=2, heads=4, kv_heads=2, head_dim=64, experts=4, context=128)
+    geometry = Geometry(layers=2, heads=8, kv_heads=4, head_dim=64, experts=4, context=128)
     path = write_model(tmp_path_factory.mktemp("parts") / "m.gguf", geometry, seed=seed)
     return Weights.from_file(open_model(path))
 
@@ -131,34 +131,31 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-@pytest.mark.parametrize(("parts", "planes"), [(2, 2), (3, 1)])
-def test_bits_of_one(
-    parts: int, planes: int, weights: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def shown(backend: Backend, batch: Batch) -> dict[tuple[str, int | None], np.ndarray]:
+    found = {}
+    backend.forward(batch, lambda name, layer, v: found.update({(name, layer): v}))
+    return found
+
+
+def test_bits_of_one(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    if parts == 2:  # two rows have kernels of their own
-        monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(2,), padded=(4,)))
-    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes}))
-    split = opened(weights, parts, seed, planes)
-    rng = np.random.default_rng(seed)
-    prompt, *steps = batches(rng, weights.config.vocab)
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(2,), padded=(4,)))
+    whole, split = CpuBackend(weights, ENGINE), opened(weights, 2, seed)
+    prompt, *steps = batches(np.random.default_rng(seed), weights.config.vocab)
     for batch in (prompt, steps[-2]):
-        expected, shown, theirs = whole.forward(batch), {}, {}
-        got = split.forward(batch, lambda name, layer, v, s=shown: s.update({(name, layer): v}))
-        assert same_bits(got, expected)
-        whole.forward(batch, lambda name, layer, v, s=theirs: s.update({(name, layer): v}))
-        assert ("post_attn_residual", 0) in shown
-        assert all(np.array_equal(v, theirs[key]) for key, v in shown.items())
+        expected, got = shown(whole, batch), shown(split, batch)
+        assert ("post_attn_residual", 0) in got
+        assert all(np.array_equal(v, expected[key]) for key, v in got.items())
     for batch in (prompt, prompt, prompt, *steps):  # what comes again becomes a graph
         assert same_bits(split.forward(batch), whole.forward(batch))
     wanted = HIDDEN, HIDDEN, replace(HIDDEN, top=2, digests=True), replace(HIDDEN, logits=True)
-    for results in wanted[: 4 if parts == 2 else 1]:
+    for results in wanted:
         same_results(split.run(prompt, results), whole.run(prompt, results))
     split._passes = split._renewed_after  # numbers of exchanges begin anew
     assert same_bits(split.forward(steps[-1]), whole.forward(steps[-1]))
     assert split._passes == 0
-    for slow in split._gpus[:2]:  # what is sent to it must wait until it is read
+    for slow in split._gpus:  # what is sent to it must wait until it is read
         slow.fails = lambda _: time.sleep(0.02)
         assert same_bits(split.forward(steps[-1]), whole.forward(steps[-1]))
         slow.fails = lambda _: None
@@ -166,6 +163,24 @@ def test_bits_of_one(
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
     exchanging = {kernel for kernel, defines in split._gpus[0].known if "BOUNDS" in dict(defines)}
     assert {"decode_qkv", "decode_router", "batch_merge", "norm_quantise"} <= exchanging
+    split.close()
+    whole.close()
+
+
+@pytest.mark.parametrize(("parts", "planes"), [(3, 1), (8, 2)])
+def test_more_parts(
+    parts: int, planes: int, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, with uneven cuts (3) and with key-value heads that several parts have (8)."""
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2,)))
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    engine = EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes, "max_sequences": 1})
+    whole, split = CpuBackend(weights, engine), opened(weights, parts, seed, planes)
+    rng, pages = np.random.default_rng(seed), np.array([[1, 0]], np.int32)
+    for position in range(2):
+        batch = ragged(rng, weights.config.vocab, [(position, 1)], pages)
+        assert same_bits(split.forward(batch), whole.forward(batch))
     split.close()
     whole.close()
 
