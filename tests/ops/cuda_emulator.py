@@ -185,10 +185,10 @@ class EmulatedGpu:
         overlap: bool = False,  # noqa: ARG002  # blocks run one after another here
     ) -> None:
         signature = signatures(stem)[kernel]
-        all_defines = tuple(sorted((dict(defines or {}) | self._defines).items()))
-        function = getattr(_library(stem, all_defines, self._copy), f"emu_{kernel}")
         if not self._runs:
             return
+        all_defines = tuple(sorted((dict(defines or {}) | self._defines).items()))
+        function = getattr(_library(stem, all_defines, self._copy), f"emu_{kernel}")
         values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         size = (ctypes.c_uint32 * 3)(*grid, *[1] * (3 - len(grid)))

@@ -52,6 +52,10 @@ OTHERS = (
 """Cases of operations that neither model has."""
 
 
+FLAGGED = {"WIDE": "1024", "LANES": "256", "MOVED": "4", "FLAGGED": "1", "BLOCKS": "132"}
+"""Of ops/gather.cu."""
+
+
 @pytest.fixture(scope="module")
 def kernels():
     gpu = Recorder()
@@ -101,7 +105,7 @@ def kernels():
             embedding = {**layout.embedding_defines, "PLANES": "2"}
             gpu.asked.add(("ops/embedding", tuple(sorted(embedding.items()))))
     split = {"BOUNDS": "0,1024,2048", "PLANES": "2"}  # by a part of a model
-    for how in ({"WIDE": "256"}, {"WIDE": "1024", "FLAGGED": "1", "BLOCKS": "66"}):
+    for how in ({"WIDE": "256", "LANES": "256", "MOVED": "1"}, FLAGGED):
         gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
     gpu.asked.add(("ops/collect", tuple(sorted(split.items()))))
     gpu.asked.add(("ops/exchanges", ()))

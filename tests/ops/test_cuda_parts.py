@@ -1,13 +1,14 @@
 """A model split over emulated GPUs, which write to one another's memory."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import HIDDEN, LOGITS, Batch
+from isobit.backends.base import HIDDEN, LOGITS, Backend, Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.parts import CudaPartsBackend
@@ -121,61 +122,92 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    geometry = Geometry(layers=2, heads=4, kv_heads=2, head_dim=64, experts=4, context=128)
+    geometry = Geometry(layers=2, heads=8, kv_heads=4, head_dim=64, experts=4, context=128)
     path = write_model(tmp_path_factory.mktemp("parts") / "m.gguf", geometry, seed=seed)
     return Weights.from_file(open_model(path))
 
 
-@pytest.mark.parametrize(("parts", "planes"), [(2, 2), (3, 1)])
-def test_bits_of_one(parts: int, planes: int, weights: Weights) -> None:
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def shown(backend: Backend, batch: Batch) -> dict[tuple[str, int | None], np.ndarray]:
+    found = {}
+    backend.forward(batch, lambda name, layer, v: found.update({(name, layer): v}))
+    return found
+
+
+def test_bits_of_one(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    whole = CpuBackend(weights, EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes}))
-    split = opened(weights, parts, seed, planes)
-    rng = np.random.default_rng(seed)
-    for batch in batches(rng, weights.config.vocab)[::3]:
-        expected, shown = whole.forward(batch), {}
-        got = split.forward(batch, lambda name, layer, v, s=shown: s.update({(name, layer): v}))
-        assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
-        assert shown
-    prompt, *steps = batches(rng, weights.config.vocab)
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(2,), padded=(4,)))
+    whole, split = CpuBackend(weights, ENGINE), opened(weights, 2, seed)
+    prompt, *steps = batches(np.random.default_rng(seed), weights.config.vocab)
+    for batch in (prompt, steps[-2]):
+        expected, got = shown(whole, batch), shown(split, batch)
+        assert ("post_attn_residual", 0) in got
+        assert all(np.array_equal(v, expected[key]) for key, v in got.items())
     for batch in (prompt, prompt, prompt, *steps):  # what comes again becomes a graph
-        expected = whole.forward(batch).view(np.uint32)
-        assert np.array_equal(split.forward(batch).view(np.uint32), expected)
-    for wanted in (
-        HIDDEN,
-        HIDDEN,
-        replace(HIDDEN, top=2, digests=True),
-        replace(HIDDEN, logits=True),
-    ):
-        same_results(split.run(prompt, wanted), whole.run(prompt, wanted))
-    tokens = np.array([5], np.int32), np.array([6], np.int32), np.array([[2, 3]], np.int32)
+        assert same_bits(split.forward(batch), whole.forward(batch))
+    wanted = HIDDEN, HIDDEN, replace(HIDDEN, top=2, digests=True), replace(HIDDEN, logits=True)
+    for results in wanted:
+        same_results(split.run(prompt, results), whole.run(prompt, results))
+    split._passes = split._renewed_after  # numbers of exchanges begin anew
+    assert same_bits(split.forward(steps[-1]), whole.forward(steps[-1]))
+    assert split._passes == 0
+    for slow in split._gpus:  # what is sent to it must wait until it is read
+        slow.fails = lambda _: time.sleep(0.02)
+        assert same_bits(split.forward(steps[-1]), whole.forward(steps[-1]))
+        slow.fails = lambda _: None
+    tokens = np.array([5], np.int32), np.array([8], np.int32), np.array([[2, 3]], np.int32)
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
+    exchanging = {kernel for kernel, defines in split._gpus[0].known if "BOUNDS" in dict(defines)}
+    assert {"decode_qkv", "decode_router", "batch_merge", "norm_quantise"} <= exchanging
     split.close()
     whole.close()
 
 
-def test_a_device_that_fails_or_hangs_is_an_error(weights: Weights) -> None:
-    batch = batches(np.random.default_rng(1), weights.config.vocab)[0]
-    for hangs in (False, True):
-        split = opened(weights, 2, 1)
+@pytest.mark.parametrize(("parts", "planes"), [(3, 1), (8, 2)])
+def test_more_parts(
+    parts: int, planes: int, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, with uneven cuts (3) and with key-value heads that several parts have (8)."""
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2,)))
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    engine = EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes, "max_sequences": 1})
+    whole, split = CpuBackend(weights, engine), opened(weights, parts, seed, planes)
+    rng, pages = np.random.default_rng(seed), np.array([[1, 0]], np.int32)
+    for position in range(2):
+        batch = ragged(rng, weights.config.vocab, [(position, 1)], pages)
+        assert same_bits(split.forward(batch), whole.forward(batch))
+    split.close()
+    whole.close()
+
+
+@pytest.mark.parametrize(("at", "kernel"), [(0, "gather"), (4, "decode_down")])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_device_that_fails_or_hangs_is_an_error(
+    at: int, kernel: str, hangs: bool, weights: Weights
+) -> None:
+    """In a prompt, and within a step, where kernels wait for what others send."""
+    batch = batches(np.random.default_rng(1), weights.config.vocab)[at]
+    split = opened(weights, 2, 1)
+    split.forward(batch)
+
+    def fails(launched: str) -> None:
+        if launched == kernel:
+            if not hangs:
+                raise BackendUnavailable("cuda: the device is lost")
+            if not split._flags[0]:
+                time.sleep(2)
+
+    split._gpus[1].fails = fails
+    split._flags[1] = 500  # ms
+    said = "device 1 of 2 has not answered" if hangs else "the device is lost"
+    with pytest.raises(BackendUnavailable, match=said):
         split.forward(batch)
-        broken, go_on = split._gpus[1], threading.Event()
-
-        def fails(kernel: str, hangs: bool = hangs, go_on: threading.Event = go_on) -> None:
-            if kernel == "gather":
-                if hangs:
-                    go_on.wait(30)
-                else:
-                    raise BackendUnavailable("cuda: the device is lost")
-
-        broken.fails = fails
-        split._flags[1] = 200  # ms
-        threading.Timer(1, go_on.set).start()
-        said = "device 1 of 2 has not answered" if hangs else "the device is lost"
-        with pytest.raises(BackendUnavailable, match=said):
-            split.forward(batch)
-        assert split.lost
-        with pytest.raises(BackendUnavailable, match="load"):
-            split.run(batch, LOGITS)
-        split.close()
+    assert split.lost
+    with pytest.raises(BackendUnavailable, match="load"):
+        split.run(batch, LOGITS)
+    split.close()

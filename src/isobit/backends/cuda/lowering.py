@@ -146,7 +146,7 @@ class Lowering:
         found, each = self.exchanges[shape.rows], shape.width // gather.width
         words = shape.width if blocks else 2 * 256 * supers(gather.width) * each
         for slot in found.own:
-            slot.words, slot.more = max(slot.words, words), max(slot.more, parts * blocks)
+            slot.words, slot.more = max(slot.words, words), max(slot.more, parts * blocks + 3)
         found.sites += 1
         bounds = *(ranges[0][0] for ranges in gather.parts), gather.width
         return Exchange(found, found.sites - 1, bounds, gather.rank)

@@ -10,7 +10,7 @@ model has to be loaded again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
@@ -49,6 +49,8 @@ T = TypeVar("T")
 
 _WAIT_MS = 20_000
 """So long a device waits for words of another."""
+_NUMBERS = 1 << 31
+"""Of exchanges, none of which comes twice while a word with it may lie in an inbox."""
 
 
 class CudaPartsBackend(Backend):
@@ -85,8 +87,10 @@ class CudaPartsBackend(Backend):
             """What a pass was given up for (0: it was not), and how long to wait: exchange.cuh."""
             self._flags[:] = 0, _WAIT_MS
             every = [inboxes(b) for b in self._here]
-            for rank, (b, gpu) in enumerate(zip(self._here, self._gpus, strict=True)):
+            for rank, (b, gpu) in enumerate(self._pairs()):
                 tell(b, gpu, rank, every, self._flags.ctypes.data)
+            sites = [i.sites for e in self._here[0].exchanges for i in e.values()]
+            self._passes, self._renewed_after = 0, _NUMBERS // max(sites)
             self._rehearse_passes()
         except BaseException:
             self.close()
@@ -135,7 +139,7 @@ class CudaPartsBackend(Backend):
         """See :class:`isobit.backends.base.Backend`."""
         asked = tokens, positions, pages, count, states
         work = [partial(b.compute_greedy, *asked) for b in self._here]
-        return self._together(work, len(tokens), ("greedy",))[0]
+        return self._together(work, len(tokens), ("greedy",), passes=count)[0]
 
     def prepare(self, step: Progress = unwatched) -> str:
         """See :class:`isobit.backends.base.Backend`; one device finds what the one before it
@@ -150,12 +154,20 @@ class CudaPartsBackend(Backend):
             gpu.close()
 
     def _together(
-        self, work: Sequence[Callable[[], T]], size: int, kind: tuple[object, ...]
+        self,
+        work: Sequence[Callable[[], T]],
+        size: int,
+        kind: tuple[object, ...],
+        passes: int = 0,
     ) -> list[T]:
-        """A pass of all parts, of ``size`` tokens; ``kind``: what else decides what runs. Of larger
-        passes all is known."""
+        """A pass of all parts, of ``size`` tokens, or so many; ``kind``: what else decides what
+        runs. Of larger passes all is known."""
         if self.lost:
             raise BackendUnavailable(self.lost)
+        self._passes += passes or size  # no pass has no token
+        if self._passes >= self._renewed_after:
+            self._passes = 0
+            self._each([partial(renew, b, gpu) for b, gpu in self._pairs()])
         small = size <= CudaBackend.sizes.padded[-1]
         # What comes a second time becomes a graph (graph_cache.py), of few tokens also the first.
         if self._times[size, kind] in ((0, 1) if small else (1,)):
@@ -173,6 +185,9 @@ class CudaPartsBackend(Backend):
             )
             raise BackendUnavailable(self.lost)
         return done
+
+    def _pairs(self) -> Iterable[tuple[CudaBackend, Gpu]]:
+        return zip(self._here, self._gpus, strict=True)
 
     def _watched(self, work: Callable[[], T]) -> T:
         """A part's work; when it fails the others wait no longer."""
@@ -253,3 +268,13 @@ def tell(backend: CudaBackend, gpu: Gpu, rank: int, every: Sequence[Addresses], 
             half = (second.address - first.address) // 8
             words = *(a[program][rows] for a in every), flags, half, rank
             gpu.upload(own.table.address, np.array(words, np.int64))
+
+
+def renew(backend: CudaBackend, gpu: Gpu) -> None:
+    """Empty a part's inboxes, and count its exchanges from 0, while none runs."""
+    gpu.activate()
+    for exchanges in backend.exchanges:
+        for own in exchanges.values():
+            first, second = (slot.address for slot in own.own)
+            gpu.upload(first, np.zeros(2 * (second - first), np.uint8))
+            gpu.upload(own.count, np.zeros(1, np.int32))

@@ -3,12 +3,13 @@
 //
 // A value crosses as a word of twice its size, with the number of the exchange: whoever finds the number has
 // the value. Every part has an inbox, of two halves that exchanges use in turn, and sends its own values to
-// all others' inboxes. Numbers count the exchanges of a program (exchanges.cu), on all parts alike.
+// all others' inboxes. Numbers count the exchanges of a program (exchanges.cu), on all parts alike; before one
+// comes again, inboxes are emptied (parts.py).
 //
 // No word is overwritten before it was read. Exchange n + 2 writes where n did. A part sends values of n + 2
-// in a kernel behind the one in which it has got all values of n + 1, from every other part; these it was sent
-// by kernels behind those in which that part has read all of n. For this, all values of an exchange are read
-// by the kernel that sends them or by kernels ahead of the one that sends the next, and every part has some.
+// once it has got all values of n + 1, which every other part sends once it has read all of n. For this, every
+// part sends some values of each exchange; and what of n is read, is read by kernels ahead of the one that
+// sends n + 1, or by blocks of this one that send some of it themselves, afterwards.
 //
 // Nobody waits in a circle. What a kernel waits for is sent by the same kernel, whose blocks then all run at
 // once and send before they wait, or by kernels ahead of it, which wait for nothing that comes later.

@@ -1,41 +1,51 @@
 // What each part of a split model has of a value, put together on every part.
 // FLAGGED: of many values, a flag says that all are there that a block sends; else each says so itself, as a
-// word of twice the size (exchange.cuh). BLOCKS: at most so many, of WIDE threads.
+// word of twice the size (exchange.cuh). Of a vector LANES threads have MOVED values each at a time, for as many
+// vectors as a block of WIDE threads has room for. BLOCKS: at most so many.
 #include "exchange.cuh"
 #include "views.cuh"
 
-constexpr int PARTS = Cut::PARTS;
-constexpr int AHEAD = 4;  // values that a thread reads at once
+constexpr int PARTS = Cut::PARTS, VECTORS = WIDE / LANES;  // that a block has at a time
+constexpr int AHEAD = 4;                                   // reads of a thread that are on their way together
 
-// Value i of a part, of so many vectors.
-struct Share {
-    int first, width;
-    int64 count;
+#if MOVED == 4
+typedef float4 Values;
+DEV Values load(const float* from) { return make_float4(from[0], from[1], from[2], from[3]); }
+#else
+typedef float Values;
+DEV Values load(const float* from) { return *from; }
+#endif
 
-    DEV Share(int part, int vectors)
-        : first(Cut::first(part)), width(Cut::first(part + 1) - first), count(int64(vectors) * width) {}
-    DEV int vector(int64 i) const { return int(i / width); }
-    DEV int column(int64 i) const { return int(i % width); }
-    // Where it stands in the whole.
-    DEV int64 at(int64 i) const { return int64(vector(i)) * Cut::WHOLE + first + column(i); }
+// The thread's values of an item of the whole vector's, if a part has them.
+struct Place {
+    int vector, column;
+    bool there;
+
+    DEV Place(int item, int items, int pieces, int vectors, int width) {
+        vector = item / pieces * VECTORS + int(threadIdx.x) / LANES;
+        column = (item % pieces * LANES + int(threadIdx.x) % LANES) * MOVED;
+        there = item < items && vector < vectors && column < width;
+    }
+    // Where they stand in the whole, of a part that begins there.
+    DEV int64 at(int first) const { return int64(vector) * Cut::WHOLE + first + column; }
 };
 
 #ifdef FLAGGED
-constexpr int FLAGS = PARTS * BLOCKS;  // words at the begin of an inbox, [PARTS][BLOCKS]
-DEV void send(const Exchange<Cut>& e, int64 at, float value) {
+constexpr int FLAGS = (PARTS * BLOCKS + 3) / 4 * 4;  // words at the begin of an inbox, [PARTS][BLOCKS]
+DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) {
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
-        if (part != e.rank) write_word((int*)e.inbox[part] + FLAGS + at, int(bits(value)));
+        if (part != e.rank) *reinterpret_cast<Values*>((float*)e.inbox[part] + FLAGS + at) = values;
 }
 // The block's values have been sent; wait for what the same block of the others sends.
 DEV void meet(const Exchange<Cut>& e, Patience& patience) {
     __syncthreads();
     int number = int(e.number);
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-        if (int(threadIdx.x) != part || part == e.rank) continue;
+    if (threadIdx.x == 0) {
         fence();
-        write_word((int*)e.inbox[part] + e.rank * BLOCKS + blockIdx.x, number);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+            if (part != e.rank) write_word((int*)e.inbox[part] + e.rank * BLOCKS + blockIdx.x, number);
     }
     __syncthreads();  // all flags are on their way before anyone waits
     int part = threadIdx.x;
@@ -48,61 +58,60 @@ DEV void meet(const Exchange<Cut>& e, Patience& patience) {
     __syncthreads();
 }
 struct Arriving {
-    int word;
+    Values values;
 
-    DEV Arriving(const Exchange<Cut>& e, int64 at) : word(load_fresh((const int*)e.mine + FLAGS + at)) {}
-    DEV float value(const Exchange<Cut>&, int64, int, Patience&) const { return isobit::from_bits(uint32(word)); }
+    DEV void ask(const Exchange<Cut>& e, int64 at) {
+        values = load_fresh(reinterpret_cast<const Values*>((const float*)e.mine + FLAGS + at));
+    }
+    DEV Values get(const Exchange<Cut>&, int64, int, Patience&) const { return values; }
 };
 #else
-DEV void send(const Exchange<Cut>& e, int64 at, float value) { e.send(at, value); }
+DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) { e.send(at, values); }
 DEV void meet(const Exchange<Cut>&, Patience&) {
     __syncthreads();  // all of the block's words are on their way before anyone waits
 }
 struct Arriving {
     uint64 word;
 
-    DEV Arriving(const Exchange<Cut>& e, int64 at) : word(read_word(e.mine + at)) {}
-    DEV float value(const Exchange<Cut>& e, int64 at, int part, Patience& patience) {
-        for (int spins = 0; !e.is_there(word); spins++) {
-            if (patience.ended(part, spins)) break;
-            word = read_word(e.mine + at);
-        }
-        return isobit::from_bits(uint32(word));
+    DEV void ask(const Exchange<Cut>& e, int64 at) { word = read_word(e.mine + at); }
+    DEV Values get(const Exchange<Cut>& e, int64 at, int part, Patience&) const {
+        return e.value(word, part, at);
     }
 };
 #endif
 
-// The grid is the same on all parts and runs at once, and value i of a part is sent and received by the same
-// thread of it: a block waits for blocks of its own number alone.
-KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vectors, const uint64* table,
-                    int site, float* out) {
+// The grid is the same on all parts and runs at once, and an item of a part is sent and received by the same
+// block of it: a block waits for blocks of its own number alone. pieces: of LANES * MOVED columns of a vector.
+KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vectors, int pieces, int items,
+                    const uint64* table, int site, float* out) {
     Exchange<Cut> e(table, site);
     begin();
-    int64 first = int64(blockIdx.x) * WIDE + threadIdx.x, all = int64(gridDim.x) * WIDE;
     View view{x, stride, step, per_row};
-    Share own(e.rank, vectors);
-    for (int64 i = first; i < own.count; i += all) {
-        float value = view.vector(own.vector(i))[own.column(i)];
-        int64 at = own.at(i);
-        out[at] = value;
-        send(e, at, value);
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+        Place p(item, items, pieces, vectors, e.columns);
+        if (!p.there) continue;
+        Values values = load(view.vector(p.vector) + p.column);
+        *reinterpret_cast<Values*>(out + p.at(e.first)) = values;
+        send(e, p.at(e.first), values);
     }
     Patience patience = e.patience();
     meet(e, patience);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         if (part == e.rank) continue;
-        Share share(part, vectors);
-        int64 i = first;
-        for (; i + (AHEAD - 1) * all < share.count; i += AHEAD * all) {
-            int64 at[AHEAD] = {share.at(i), share.at(i + all), share.at(i + 2 * all), share.at(i + 3 * all)};
-            Arriving a[AHEAD] = {{e, at[0]}, {e, at[1]}, {e, at[2]}, {e, at[3]}};
+        int first = Cut::first(part), width = Cut::first(part + 1) - first;
+        for (int item = blockIdx.x; item < items; item += AHEAD * gridDim.x) {
+            Arriving a[AHEAD];
 #pragma unroll
-            for (int k = 0; k < AHEAD; k++) out[at[k]] = a[k].value(e, at[k], part, patience);
-        }
-        for (; i < share.count; i += all) {
-            int64 at = share.at(i);
-            out[at] = Arriving(e, at).value(e, at, part, patience);
+            for (int k = 0; k < AHEAD; k++) {
+                Place p(item + k * gridDim.x, items, pieces, vectors, width);
+                a[k].ask(e, p.there ? p.at(first) : 0);
+            }
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                Place p(item + k * gridDim.x, items, pieces, vectors, width);
+                if (p.there) *reinterpret_cast<Values*>(out + p.at(first)) = a[k].get(e, p.at(first), part, patience);
+            }
         }
     }
 }

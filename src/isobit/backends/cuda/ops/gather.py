@@ -1,6 +1,6 @@
 """What each part of a split model has of a value, put together: devices write to one another."""
 
-from isobit.backends.cuda.lowering import THREADS, Defines, Launch, Lowering
+from isobit.backends.cuda.lowering import THREADS, Launch, Lowering
 from isobit.backends.cuda.workspace import MIXED, STEPS, Inboxes, Pass
 from isobit.model.graph import Op
 from isobit.numerics.ops import LOGIT_ROWS, Gather
@@ -14,26 +14,29 @@ def supports(op: Op) -> str | None:
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """Blocks that all run at once, as they wait for others': on half of the multiprocessors, so
-    that there is room for those of another part on the same device."""
+    """Blocks that all run at once, as they wait for others': on half of the multiprocessors where
+    another part is on the same device, so that there is room for its own."""
     gather = op.operation
     assert isinstance(gather, Gather)
     (x,), (y,) = op.inputs, op.outputs
     n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), g.new(y)
     each = x.shape.width // n
-    widest = max(gather.columns(r) for r in range(len(gather.parts)))
-    most = max(1, g.gpu.multiprocessors // 2)
+    most = g.gpu.multiprocessors if g.gpu.alone else max(1, g.gpu.multiprocessors // 2)
     large = not g.captured or (y.shape.rows == LOGIT_ROWS and g.kind in (STEPS, MIXED))
     threads = 4 * THREADS if large else THREADS
-    flagged: Defines = {"FLAGGED": 1} if large else {}
     exchange = g.exchange_of(op, most if large else 0)
-    defines = {**exchange.defines, **flagged, "BLOCKS": most, "WIDE": threads}
+    moved = 4 if large and all(column % 4 == 0 for column in exchange.bounds) else 1
+    widest = -(-max(gather.columns(r) for r in range(len(gather.parts))) // moved)
+    lanes = min(threads, 1 << (widest - 1).bit_length())
+    pieces = -(-widest // lanes)
+    defines = {**exchange.defines, "BLOCKS": most, "WIDE": threads, "LANES": lanes, "MOVED": moved}
+    defines |= {"FLAGGED": 1} if large else {}
 
     def make(p: Pass) -> None:
         vectors = p.rows(x.shape) * each
-        arguments = (*view(), each, vectors, *exchange.arguments, to.address)
-        blocks = min(-(-vectors * widest // threads), most)
-        g.launch("ops/gather", (blocks,), arguments, defines)
+        items = -(-vectors * lanes // threads) * pieces
+        arguments = (*view(), each, vectors, pieces, items, *exchange.arguments, to.address)
+        g.launch("ops/gather", (min(items, most),), arguments, defines)
 
     g.emit(make, y)
 

@@ -61,6 +61,7 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
     mark(1, 4);
     wait_for_previous();
     mark(1, 1);
+    if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
     if (ROWS <= 2 && tiles) {
 #pragma unroll 1
         for (int r = 0; r < ROWS; r++) {
@@ -68,10 +69,10 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
             TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles,
                                    positions[r] / TILE + 1};
 #pragma unroll
-            for (int s = warp_id(); s < ATTENDED_SUPERS; s += WARPS) {
+            for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
                 float v[8];
-                int column = s * SUPER + 8 * lane_id();
-#ifdef BOUNDS  // one block sends what each merges; the others' superblocks before s are there by then
+#ifdef BOUNDS  // one block sends what each merges, first of all, and by warps that have not predicted
+                int s = (i + exchange.first / SUPER) % ATTENDED_SUPERS, column = s * SUPER + 8 * lane_id();
                 int part = Cut::part_of(column);
                 if (part == exchange.rank) {
                     results.merged<FEW_TILES, false>(column - exchange.first, v);
@@ -81,7 +82,8 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
                 }
                 __syncwarp();
 #else
-                results.merged<FEW_TILES, false>(column, v);
+                int s = i;
+                results.merged<FEW_TILES, false>(s * SUPER + 8 * lane_id(), v);
 #endif
                 quantise_without_digits(v, sh->x + r * ATTENDED_SUPERS + s);
             }
