@@ -357,7 +357,6 @@ class Backend(ABC):
             raise BackendUnavailable(
                 f"{self.name}: the model was loaded before this process was forked; load it again"
             )
-        limits = self.limits
         check_batch(
             batch.tokens,
             batch.positions,
@@ -365,8 +364,10 @@ class Backend(ABC):
             batch.pages,
             batch.logit_rows,
             batch.states,
-            (limits.vocabulary, limits.positions, limits.pages, limits.states),
+            self.limits,
         )
+        if batch.received is None and self._receives is None:
+            return
         expected = self._receives and (len(batch.tokens), self._receives)
         x = batch.received
         got = None if x is None else x.shape

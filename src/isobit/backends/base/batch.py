@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ CHOSEN = "moe_router_indices"
 """The stage of the experts that were chosen."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """Tokens to run in one pass; they may belong to several sequences.
 
@@ -57,7 +58,7 @@ class Batch:
     before it (``numerics.ops.Receive``)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Wanted:
     """What a pass is to give of its R rows (``Batch.logit_rows``)."""
 
@@ -112,7 +113,7 @@ ARGMAX = Wanted(logits=False, argmax=True)
 HIDDEN = Wanted(logits=False, hidden=True)
 
 
-@dataclass
+@dataclass(slots=True)
 class Results:
     """What a pass gave; None is what was not wanted. Log-probabilities are those of section 11 of
     docs/numerics.md, on every device.
@@ -144,8 +145,7 @@ class Results:
     """[T, layers, experts used], in rank order."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a batch may name; one more is refused."""
 
     vocabulary: int
