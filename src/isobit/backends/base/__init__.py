@@ -103,6 +103,8 @@ class Backend(ABC):
     name: ClassVar[str]
     on_host: ClassVar[bool] = False
     """Whether it computes in the host's memory."""
+    yardstick: ClassVar[bool] = False
+    """Whether the bits of others are held against its, on the same machine."""
     reads_file: ClassVar[bool] = False
     """Whether a pass reads weights where the model's file is mapped."""
     survives_fork: ClassVar[bool] = False
@@ -156,6 +158,12 @@ class Backend(ABC):
     @abstractmethod
     def device(self) -> str:
         """The device in words, e.g. a processor's name and the SIMD level in use."""
+
+    @property
+    def driver(self) -> str | None:
+        """The version of the device's driver, where it is known and not part of the device's
+        name."""
+        return None
 
     @cached_property
     def rows(self) -> RowSampler:

@@ -29,7 +29,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    on_host = reads_file = survives_fork = True
+    on_host = yardstick = reads_file = survives_fork = True
     copies_states = True
     on_device = frozenset({ROUTES})
 
