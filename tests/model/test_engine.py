@@ -521,7 +521,7 @@ def test_ctrl_c_anywhere_leaves_an_engine_that_works(heldout: list[int]) -> None
         engine, at, interrupted = model.generations, 0, True
         while interrupted:
             at += 1
-            engine._lock = books = Interrupting(at)
+            engine._lock = engine._changed = books = Interrupting(at)
             with suppress(KeyboardInterrupt):
                 assert model.generate(heldout[:9], max_tokens=4).token_ids == wanted
             interrupted, books.left = books.left <= 0, 0

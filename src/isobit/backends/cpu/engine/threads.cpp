@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -83,6 +84,7 @@ void TeamSize::ran(Duration took, Duration busy, double work) {
     const bool waits = busy_ < AT_WORK * members_ * window;
     took_ = busy_ = Duration(0);
     work_ = 0;
+    if (std::exchange(first_, false) && !waits) return;  // it read what was never read before
     if (members_ == kept_) {
         if (speed_ == 0) left_ = FIRST_HOLD * window;
         if (kept_ > 1 && (speed < SUDDEN * speed_ || (waits && !tried_))) left_ = Duration(0);
@@ -102,7 +104,7 @@ void TeamSize::ran(Duration took, Duration busy, double work) {
         more_ = !more;
         members_ = kept_;
         hold_ = std::min(hold_ * 4, LONGEST_HOLD);
-        held_ = 1;
+        held_ = SHORTEST_HOLD;
     }
     left_ = hold_ * window;
 }

@@ -41,20 +41,22 @@ private:
     double speed_ = 0;  // of kept_: work in a tick; 0: not known yet
     Duration took_{0}, busy_{0};  // of the runs since the last judgement
     double work_ = 0;
+    bool first_ = true;
     bool more_ = false, tried_ = false;  // what is tried next, if it can be; whether anything was
-    int hold_ = 1;      // how long until the next trial, in times of the last one
-    int held_ = 1;      // the same of the number before, should this one soon prove the slower
-    Duration left_{0};  // of that time
 
     // Threads have their turn on a busy processor every few milliseconds. Of many trials that fail
     // one after the other, each costs less than a per cent of the time until the next; after a
     // moment in which another program ran the next one comes soon.
     static constexpr Duration WINDOW = std::chrono::milliseconds(15);
-    static constexpr int LONGEST_HOLD = 128;
-    static constexpr int FIRST_HOLD = 16;    // unless threads wait much from the beginning
-    static constexpr double AT_WORK = 0.75;  // of threads that do not wait much
+    static constexpr int SHORTEST_HOLD = 4, LONGEST_HOLD = 128;  // times a trial
+    static constexpr int FIRST_HOLD = 16;       // unless threads wait much from the beginning
+    static constexpr double AT_WORK = 0.75;     // of threads that do not wait much
     static constexpr double WORTH_MORE = 1.05;  // times as fast
-    static constexpr double SUDDEN = 0.7;  // of its speed: something else has begun to run
+    static constexpr double SUDDEN = 0.7;       // of its speed: something else has begun to run
+
+    int hold_ = SHORTEST_HOLD;  // how long until the next trial, in times of the last one
+    int held_ = SHORTEST_HOLD;  // the same of the number before, should this one prove the slower
+    Duration left_{0};          // of that time
 };
 
 class Team {
