@@ -33,7 +33,7 @@ CHOSEN = "moe_router_indices"
 """The stage of the experts that were chosen."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Batch:
     """Tokens to run in one pass; they may belong to several sequences.
 
@@ -58,7 +58,7 @@ class Batch:
     before it (``numerics.ops.Receive``)."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Wanted:
     """What a pass is to give of its R rows (``Batch.logit_rows``)."""
 
@@ -113,7 +113,7 @@ ARGMAX = Wanted(logits=False, argmax=True)
 HIDDEN = Wanted(logits=False, hidden=True)
 
 
-@dataclass(slots=True)
+@dataclass
 class Results:
     """What a pass gave; None is what was not wanted. Log-probabilities are those of section 11 of
     docs/numerics.md, on every device.
