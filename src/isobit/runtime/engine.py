@@ -287,7 +287,7 @@ class Engine(PassLock):
                     self._following = [(w, self._of[w.request]) for w in after]
                     # What is about to be queued is read without the lock, too.
                     self._in_pass.update(w.request for w in after)
-            found, seen = self._run(work, parts)
+            found, seen = self._run(parts)
             with self._lock:
                 self._hand_out(parts, found, seen, begun, listeners)
         except CacheLost:
@@ -309,13 +309,11 @@ class Engine(PassLock):
             self._told = listeners if len(parts) >= _MANY else set()
         return True
 
-    def _run(
-        self, work: Sequence[Work], parts: Sequence[Part]
-    ) -> tuple[list[PassOutcome], Routes | None]:
+    def _run(self, parts: Sequence[Part]) -> tuple[list[PassOutcome], Routes | None]:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
         model = self.model
         asked = PassRequest(parts, self._batches)
-        batch, wanted = self._batches.of(work), asked.wanted
+        batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
         if self._following:
             if (following := asked.following(self._following)) is not None:
                 wanted = changed(wanted, following=following)
