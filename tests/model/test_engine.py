@@ -230,7 +230,7 @@ def test_a_hybrid_model_keeps_states_apart(rng: np.random.Generator) -> None:
         engine = model.generations
         ids = [int(i) for i in rng.integers(0, 200, 90)]
         begun = []
-        for n in range(8):
+        for n in range(6):
             recorder = Recorder()
             length = int(rng.choice([1, 2, 70, 90]))
             generation = engine.submit(
