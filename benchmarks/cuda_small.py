@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from cuda_graphs import milliseconds
+from synthetic import MODELS
 
 from isobit import numerics
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -23,7 +24,9 @@ from isobit.numerics import TILE
 
 F32, I32 = np.float32, np.int32
 SIZES = 8, 64, 512, 2048
-HIDDEN, EXPERTS, K, FFN, HEADS, KV_HEADS, HEAD = 2048, 128, 8, 768, 32, 4, 128
+A3B, _ = MODELS["30b-a3b"]
+HIDDEN, EXPERTS, K, FFN = A3B.hidden, A3B.n_experts, A3B.n_experts_used, A3B.ffn
+HEADS, KV_HEADS, HEAD = A3B.n_heads, A3B.n_kv_heads, A3B.head_dim
 LAUNCHES, RATE, CHECKED = 20, 4.2e6, 24  # bytes a microsecond; rows compared with the specification
 EPS = F32(1e-6)
 
@@ -109,7 +112,7 @@ def norm(at, rng, n, experts):
     shares = rng.random((n, added)).astype(F32)
     y, acts, place = at.new(4 * n * HIDDEN), at.new(n * HIDDEN // 256 * ACT_BYTES), at.put(x)
     by = at.put(shares) if experts else 0
-    arguments = place, at.put(more), by, at.put(w), float(EPS), y, acts
+    arguments = place, at.put(more), by, at.put(w), float(EPS), y, acts, 0, 0, 0
     how = dict(rms_norm.defines(HIDDEN, added, weighted=experts))
     few = how.pop("AT_ONCE")
 
@@ -222,7 +225,7 @@ def quantise(at, rng, n):
     width = HEADS * HEAD
     x = floats(rng, n, width)
     acts = at.new(n * width // 256 * ACT_BYTES)
-    arguments = at.put(x), width, width, 1, width, n, acts
+    arguments = at.put(x), width, width, 1, width, n, acts, 0, 0
 
     def check():
         yield
