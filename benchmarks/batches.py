@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isobit.backends.base import Batch
-from isobit.contracts import evidence
+from isobit.backends.hardware import nvidia_driver
 
 
 def origin(model, commit):
@@ -17,7 +17,7 @@ def origin(model, commit):
         "commit": commit,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": platform.platform(),
-        "driver": evidence.driver("cuda"),
+        "driver": nvidia_driver(),
     }
 
 

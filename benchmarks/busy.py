@@ -1,10 +1,10 @@
-"""Decoding beside busy neighbours: two threads must not be slower than one by more than a few per
+"""Decoding beside busy neighbours: many threads must not be slower than one by more than a few per
 cent, however little of the machine is left to them.
 
-    python -m benchmarks.busy [--neighbours N] [--rounds R] [--tokens N]
+    python -m benchmarks.busy [--threads N] [--neighbours N] [--rounds R] [--tokens N]
 
-Starts so many processes that never rest, then lets one thread and two threads generate in turns.
-Prints each one's tokens a second and the median of the paired ratios, two threads to one.
+Starts so many processes that never rest, then lets one thread and N threads generate in turns, and
+one once more, which says how far equal ones differ. Prints tokens a second and the paired ratios.
 """
 
 import argparse
@@ -23,17 +23,21 @@ _IDS = list(range(5, 13))
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--neighbours", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
     spin = [sys.executable, "-c", "while True: pass"]
     busy = [subprocess.Popen(spin) for _ in range(args.neighbours)]
+    rates: list[list[float]] = [[], [], []]
     try:
-        models = [isobit.load("sample", backend="cpu", threads=n, context=256) for n in (1, 2)]
-        rates: list[list[float]] = [[], []]
+        models = [
+            isobit.load("sample", backend="cpu", threads=n, context=args.tokens + 64)
+            for n in (1, args.threads, 1)
+        ]
         for i in range(args.rounds + 2):  # the first two warm up
-            for which in (0, 1) if i % 2 else (1, 0):
+            for which in (0, 1, 2) if i % 2 else (2, 1, 0):
                 begun = time.perf_counter()
                 done = models[which].generate(
                     _IDS, max_tokens=args.tokens, temperature=0.0, stop=[]
@@ -46,16 +50,24 @@ def main() -> None:
         for process in busy:
             process.kill()
             process.wait()
-    ratios = sorted(two / one for one, two in zip(*rates, strict=True))
     report = {
         "neighbours": args.neighbours,
         "cores": os.cpu_count(),
         "one_thread": round(median(rates[0])),
-        "two_threads": round(median(rates[1])),
-        "ratio": round(median(ratios), 3),
-        "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-len(ratios) // 4], 3)],
+        "threads": args.threads,
+        "threads_to_one": _ratios(rates[1], rates[0]),
+        "one_to_one": _ratios(rates[2], rates[0]),
     }
     print(json.dumps(report))
+
+
+def _ratios(rates: list[float], to: list[float]) -> dict[str, float]:
+    """Of pairs, and of all the time together."""
+    pairs = sorted(a / b for a, b in zip(rates, to, strict=True))
+    together = sum(1 / b for b in to) / sum(1 / a for a in rates)
+    quarter = len(pairs) // 4
+    found = {"median": median(pairs), "low": pairs[quarter], "high": pairs[-1 - quarter]}
+    return {name: round(x, 3) for name, x in (found | {"together": together}).items()}
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def test_draws_are_those_of_the_logits(backend: Backend, rng: np.random.Generato
     for now in (batch, step):
         logits = backend.forward(now)
         n = len(logits)
-        for more in ({}, {}, {"allowed": allowed[:n]}, {"edits": [edits]}):
+        for more in ({}, {"allowed": allowed[:n]}, {"edits": [edits]}):
             rows = rng.permutation(n)[: rng.integers(2, n + 1)].astype(np.int32)
             drawn = draws_of(rng, len(rows), rows=rows, **more)
             drawn = replace(drawn, allowed=None if drawn.allowed is None else allowed[: len(rows)])

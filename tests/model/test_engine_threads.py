@@ -101,13 +101,13 @@ def test_who_waits_for_room_goes_on_as_soon_as_there_is(
     engine.limit(Limits(waiting=1))
     first = engine.submit(heldout[:9], 2, Sampling())
     full, found = threading.Event(), list[Generation]()
-    wait = engine._lock.wait
+    wait = engine._changed.wait
 
     def waits(seconds: float | None = None) -> bool:
         full.set()
         return wait(seconds)
 
-    monkeypatch.setattr(engine._lock, "wait", waits)
+    monkeypatch.setattr(engine._changed, "wait", waits)
     ask = threading.Thread(
         target=lambda: found.append(engine.line_up(heldout[:9], 2, Sampling())), daemon=True
     )

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from isobit.backends import FallbackNote
+from isobit.backends import FallbackNote, NoGpuNote
 from isobit.cli import COMMANDS, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
 from isobit.cli.run import show
@@ -364,7 +364,7 @@ def test_verdicts_are_coloured(cell: str, style: str) -> None:
 def test_a_machine_without_a_gpu_is_no_news(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note = FallbackNote("backend auto: using cpu (no CUDA device)")
+    note = NoGpuNote("backend auto: using cpu (no CUDA device)")
     monkeypatch.setattr(options, "gpus", list)
     options._tell(note)
     assert capsys.readouterr().err == ""

@@ -20,6 +20,12 @@ class FallbackNote(str):
     __slots__ = ()
 
 
+class NoGpuNote(FallbackNote):
+    """A note that ``auto`` takes the CPU."""
+
+    __slots__ = ()
+
+
 class SettledNote(str):
     """A note that there is room for less than was asked."""
 
@@ -31,10 +37,9 @@ def warn(note: str) -> None:
 
     That there is no GPU to use is no news on a machine without one.
     """
-    on_cpu = note.startswith("backend auto: using cpu")
-    if isinstance(note, SettledNote) or (
-        isinstance(note, FallbackNote) and not (on_cpu and not gpus())
-    ):
+    if isinstance(note, NoGpuNote) and not gpus():
+        return
+    if isinstance(note, SettledNote | FallbackNote):
         warnings.warn(note, stacklevel=2)
 
 
@@ -100,7 +105,7 @@ def lacks(name: str, weights: Weights) -> str | None:
 def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
     """The first of cuda, wgpu (on a GPU, not a software device) and cpu that runs here."""
     if not may_have_gpu():  # to ask their libraries would take longer than a short run
-        note(FallbackNote("backend auto: using cpu (no GPU, nor a driver of one)"))
+        note(NoGpuNote("backend auto: using cpu (no GPU, nor a driver of one)"))
         return open_backend("cpu", weights, engine, note)
     from isobit.backends import cuda, wgpu  # noqa: PLC0415
 
@@ -117,7 +122,7 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
                     note(FallbackNote(f"backend auto: using {name} ({'; '.join(passed_over)})"))
                 return backend
         passed_over.append(reason)
-    note(FallbackNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
+    note(NoGpuNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
     return open_backend("cpu", weights, engine, note)
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,16 @@ def may_have_gpu() -> bool:
     except OSError:
         return False
     return True
+
+
+def nvidia_driver() -> str | None:
+    """The version of NVIDIA's driver, if it says."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None
 
 
 def processor() -> str:

@@ -259,7 +259,7 @@ def _generation_row(args: argparse.Namespace, about: Row, results: list[bench.Ge
 def _checked(model: Model, sequences: int) -> Row:
     """The logits that were just held against the CPU backend; raises GateFailed."""
     compared = None
-    if model.backend.name not in ("cpu", "reference"):
+    if not model.backend.yardstick:
         with busy("checking logits against the CPU"):
             compared = bench.check_bits(model, sequences)
         say(f"{compared} logits have the CPU backend's bits")

@@ -5,7 +5,7 @@ import os
 from typing import TypedDict
 
 from isobit.backend_names import BACKENDS, VARIANTS
-from isobit.backends import FallbackNote
+from isobit.backends import NoGpuNote
 from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.backends.hardware import gpus
 from isobit.cli import argtypes, say
@@ -309,7 +309,7 @@ def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: boo
 
 def _tell(note: str) -> None:
     """Pass a note on; that there is no GPU to use is no news on a machine without one."""
-    if not isinstance(note, FallbackNote) or not note.startswith("backend auto: using cpu"):
+    if not isinstance(note, NoGpuNote):
         say(note)
     elif found := gpus():
         say(f"running on the CPU, not the GPU ({found[0]}): {note}")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+from isobit.backend_names import OWN_GPU
 from isobit.cli import argtypes, front, options, say
 from isobit.cli.output import bar
 from isobit.config import EngineConfig
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     if args.replicas or args.parts > 1 or args.hosts:  # who share the memory
         args.sequences = args.sequences or EngineConfig.max_sequences
     if args.replicas and args.replica is None:
-        if args.parts > 1 and args.backend.startswith("cuda"):
+        if args.parts > 1 and args.backend in OWN_GPU:
             raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
         front.serve_replicas(args, key)
         return

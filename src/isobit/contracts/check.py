@@ -78,7 +78,7 @@ def check(
     chosen.sort(key=lambda t: t.measure is not None and t.measure.kind in SPEED)
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     about: dict[str, object] = {"name": Path(model).name if str(model) != "sample" else "sample"}
-    device = None
+    device = driver = None
     results: list[Result] = []
     bits = sorted({t.measure.bits for t in chosen if t.measure is not None}, reverse=True)
     for n in bits:  # one after the other: memory and speed are those of one model
@@ -86,7 +86,7 @@ def check(
         engine = engine_for([t.measure for t in group if t.measure is not None], threads, n)
         try:
             with Model(model, backend, engine) as opened:
-                device = opened.backend.device
+                device, driver = opened.backend.device, opened.backend.driver
                 about |= {
                     "name": opened.path.name,
                     "sha256": opened.file.sha256(),
@@ -108,7 +108,7 @@ def check(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         backend=backend,
         device=device,
-        driver=evidence.driver(backend) if device is not None else None,
+        driver=driver,
         machine=evidence.machine(),
         model=about,
         seed=seed,

@@ -177,18 +177,6 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
 
 
-def driver(backend: str) -> str | None:
-    """The device driver's version, where it is not part of the device's name."""
-    if backend != "cuda":
-        return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.splitlines()[0].strip()
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return None
-
-
 def machine() -> dict[str, str]:
     """The operating system and processor, Python and NumPy."""
     from numpy import __version__ as numpy  # noqa: PLC0415

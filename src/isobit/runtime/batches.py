@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
 from typing import NamedTuple
@@ -24,7 +23,8 @@ Part = tuple[Work, Generation]
 class Batches:
     """Makes batches; arrays that are as in the batch before it are not made again."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
         self._tables: list[I32] = []
         self._pages = np.empty((0, 0), np.int32)
         self._each = np.arange(0, dtype=np.int32)
@@ -79,39 +79,47 @@ class PassOutcome(NamedTuple):
     error: Exception | None = None
 
 
-@dataclass
+_NOTHING = PassOutcome()
+
+
 class PassRequest:
     """What is asked of a pass: for each part its next token, and rows of prompts."""
 
-    parts: Sequence[Part]
-    batches: Batches
-    vocabulary: int
-    before: Mapping[Request, int] = field(default_factory=dict)
-    """Rows of the pass before, which has not run, that these have their next token of."""
-    argmax: list[tuple[int, int]] = field(default_factory=list)
-    """(part, row) of those whose next token is the largest logit's."""
-    drawn: list[tuple[int, int]] = field(default_factory=list)
-    """(part, row) of those whose next token is drawn."""
-    taken: list[tuple[int, range]] = field(default_factory=list)
-    """(part, rows) of prompts whose logits are wanted."""
-    scored: list[tuple[int, range]] = field(default_factory=list)
-    """(part, rows) of prompts whose tokens' log-probabilities are wanted."""
-    hidden: list[tuple[int, range]] = field(default_factory=list)
-    """(part, rows) of prompts of whose last token the model's state is wanted."""
-    top: int = 0
-    digests: dict[int, int] = field(default_factory=dict)
-    """Rows, by part, of whose logits the digest is wanted."""
-
-    def __post_init__(self) -> None:
-        """Look through the parts."""
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        batches: Batches,
+        before: Mapping[Request, int] | None = None,
+    ) -> None:
+        """``before``: rows of the pass before, which has not run, that these have their next token
+        of."""
+        self.parts, self.batches, self.before = parts, batches, before
+        self.argmax: list[tuple[int, int]] = []
+        """(part, row) of those whose next token is the largest logit's."""
+        self.drawn: list[tuple[int, int]] = []
+        """(part, row) of those whose next token is drawn."""
+        self.taken: list[tuple[int, range]] = []
+        """(part, rows) of prompts whose logits are wanted."""
+        self.scored: list[tuple[int, range]] = []
+        """(part, rows) of prompts whose tokens' log-probabilities are wanted."""
+        self.hidden: list[tuple[int, range]] = []
+        """(part, rows) of prompts of whose last token the model's state is wanted."""
+        self.top = 0
+        self.routes = False
+        self.digests: dict[int, int] = {}
+        """Rows, by part, of whose logits the digest is wanted."""
         row = 0
-        for i, (work, generation) in enumerate(self.parts):
+        for i, (work, generation) in enumerate(parts):
             if work.scored:
                 self._of_prompt(generation).append((i, range(row, row + work.scored)))
             row += len(work.rows)
             request = work.request
-            known = len(request.tokens) + (request in self.before)
-            if request.max_tokens and work.start + len(work.tokens) == known:
+            known = len(request.tokens)
+            if before is not None and request in before:
+                known += 1
+            if request.routes:
+                self.routes = True
+            if work.start + len(work.tokens) == known and request.max_tokens:
                 least = generation.only_argmax
                 (self.argmax if least else self.drawn).append((i, row - 1))
                 if generation.logprobs is not None:
@@ -120,16 +128,13 @@ class PassRequest:
                     self.digests[i] = row - 1
         self.rows = row
         for part, _ in self.scored:
-            self.top = max(self.top, self.parts[part][1].logprobs or 0)
+            self.top = max(self.top, parts[part][1].logprobs or 0)
         self.batch_sampler: BatchSampler | None = None
         if self.drawn:
-            samplers = [self.parts[part][1].sampler for part, _ in self.drawn]
-            if (
-                self.batches.batch_sampler is None
-                or self.batches.batch_sampler.samplers != samplers
-            ):
-                self.batches.batch_sampler = BatchSampler(samplers, self.vocabulary)
-            self.batch_sampler = self.batches.batch_sampler
+            samplers = [parts[part][1].sampler for part, _ in self.drawn]
+            if batches.batch_sampler is None or batches.batch_sampler.samplers != samplers:
+                batches.batch_sampler = BatchSampler(samplers, batches.vocabulary)
+            self.batch_sampler = batches.batch_sampler
 
     def _of_prompt(self, generation: Generation) -> list[tuple[int, range]]:
         if generation.wants_hidden:
@@ -139,11 +144,10 @@ class PassRequest:
     @property
     def wanted(self) -> Wanted:
         """The least that a backend must give."""
-        rows = [row for _, some in self.taken for row in some]
-        routes = any(work.request.routes for work, _ in self.parts)
         measures = self.drawn or self.scored or self.top or self.hidden or self.digests
-        if not (rows or measures or routes):
+        if not (measures or self.taken or self.routes):
             return ARGMAX
+        rows = [row for _, some in self.taken for row in some]
         logits = len(rows) == self.rows or (bool(rows) and np.unique(np.array(rows, np.int32)))
         drawn = given = None
         if self.batch_sampler is not None:
@@ -165,7 +169,7 @@ class PassRequest:
             drawn=drawn,
             hidden=bool(self.hidden),
             digests=bool(self.digests),
-            routes=routes,
+            routes=self.routes,
         )
 
     def following(self, parts: Sequence[Part]) -> Following | None:
@@ -178,7 +182,7 @@ class PassRequest:
         unknown = np.flatnonzero(batch.tokens == UNKNOWN)
         giving = [rows[work.request] for work in works if work.tokens[-1] == UNKNOWN]
         batch.tokens[unknown] = -1 - np.array(giving, np.int32)
-        return Following(batch, PassRequest(parts, self.batches, self.vocabulary, rows).wanted)
+        return Following(batch, PassRequest(parts, self.batches, rows).wanted)
 
     def _said(self, part: int) -> list[int]:
         """The tokens that follow the rows of a prompt."""
@@ -187,32 +191,32 @@ class PassRequest:
 
     def answer(self, wanted: Wanted, results: Results) -> list[PassOutcome]:
         """What comes of it, for each part."""
-        found = [PassOutcome()] * len(self.parts)
-        self._likeliest(results, found)
+        found = [_NOTHING] * len(self.parts)
+        if self.argmax:
+            self._likeliest(results, found)
         for part, rows in self.hidden:
             assert results.hidden is not None
             self.parts[part][1].hidden = results.hidden[rows.start].copy()
-        self._of_prompts(wanted, results, found)
-        self._draw(results, found)
+        if self.taken or self.scored:
+            self._of_prompts(wanted, results, found)
+        if self.batch_sampler is not None:
+            self._draw(self.batch_sampler, results, found)
         for part, row in self.digests.items():
             assert results.digests is not None
             found[part] = found[part]._replace(digest=results.digests[row].tobytes())
         return found
 
     def _likeliest(self, results: Results, found: list[PassOutcome]) -> None:
-        if not self.argmax:
-            return
         assert results.argmax is not None
         ids = results.argmax.tolist()
         for part, row in self.argmax:
             if ids[row] < 0:
                 found[part] = PassOutcome(error=damaged())
-                continue
-            token, k = Token(ids[row]), self.parts[part][1].logprobs
-            if k is not None:
+            elif (k := self.parts[part][1].logprobs) is None:
+                found[part] = PassOutcome(Token(ids[row]))
+            else:
                 theirs = _top(results, row)
-                token = Token(token.id, theirs[0][1], theirs[:k])
-            found[part] = PassOutcome(token)
+                found[part] = PassOutcome(Token(ids[row], theirs[0][1], theirs[:k]))
 
     def _of_prompts(self, wanted: Wanted, results: Results, found: list[PassOutcome]) -> None:
         at: Sequence[int] | dict[int, int] = range(self.rows)
@@ -245,11 +249,9 @@ class PassRequest:
             for said, row in zip(self._said(part), rows, strict=True)
         ]
 
-    def _draw(self, results: Results, found: list[PassOutcome]) -> None:
-        if self.batch_sampler is None:
-            return
+    def _draw(self, sampler: BatchSampler, results: Results, found: list[PassOutcome]) -> None:
         assert results.drawn is not None
-        chosen = self.batch_sampler.chosen(results.drawn)
+        chosen = sampler.chosen(results.drawn)
         for i, ((part, row), token) in enumerate(zip(self.drawn, chosen, strict=True)):
             if found[part].error is not None:
                 continue

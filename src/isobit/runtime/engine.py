@@ -26,7 +26,7 @@ from isobit.runtime.pass_lock import PassLock
 from isobit.runtime.prefill_budget import PrefillBudget
 from isobit.runtime.request import Request, State
 from isobit.runtime.sampler import Sampler, Sampling
-from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler
+from isobit.runtime.scheduler import Limits, Load, QueueFull, Scheduler, Work
 from isobit.runtime.tokens import FinishReason, Generation, Listener, TakeRows, Watcher
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Engine(PassLock):
         self._prefill_budget = PrefillBudget(model.backend.padded, used)
         self.scheduler.prefill_budget = self._prefill_budget.tokens
         self.limit(Limits.of(model.backend.engine))
-        self._batches = Batches()
+        self._batches = Batches(model.graph.logits.shape.width)
         self.no_routes = model.backend.no_routes
         self._of: dict[Request, Generation] = {}
         self._in_pass: set[Request] = set()
@@ -190,7 +190,7 @@ class Engine(PassLock):
             except BaseException as error:
                 self._fail(generation, error)
                 raise
-            self._lock.notify_all()
+            self._changed.notify_all()
         return generation
 
     def line_up(self, *args: Any, **settings: Any) -> Generation:
@@ -217,7 +217,7 @@ class Engine(PassLock):
         with self.turn(), self._lock:
             self._end_all(None)
             thread, self._thread = self._thread, None
-            self._lock.notify_all()
+            self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -234,7 +234,7 @@ class Engine(PassLock):
             try:
                 if not self.step():
                     with self._lock:
-                        self._lock.wait_for(lambda: self._of or self._thread is not me)
+                        self._changed.wait_for(lambda: self._of or self._thread is not me)
                 elif self.model.backend.on_host:
                     for listener in self._told:
                         listener.wait_taken(_LISTENER_SECONDS)
@@ -271,14 +271,17 @@ class Engine(PassLock):
             with self._lock:
                 if self._losses != self.model.backend.losses:
                     self._lost()
-                work = self.scheduler.go_on([work for work, _ in self._following])
-                if not work:  # else the pass may have begun as the last one ended
+                work: list[Work] = []
+                if self._following:  # the pass may have begun as the last one ended
+                    work = self.scheduler.go_on([work for work, _ in self._following])
+                if not work:
                     work, self._since = self.scheduler.schedule(), begun
                 if not work:
                     return self._refuse_first()
                 parts = [(w, self._of[w.request]) for w in work]
                 self._in_pass = {w.request for w in work}
-                self._copy_states()
+                if self.scheduler.copies:
+                    self._copy_states()
                 if self.model.backend.goes_ahead and not self.model.graph.recurrent:
                     after = self.scheduler.following(work)
                     self._following = [(w, self._of[w.request]) for w in after]
@@ -309,16 +312,18 @@ class Engine(PassLock):
     def _run(self, parts: Sequence[Part]) -> tuple[list[PassOutcome], Routes | None]:
         """What it gives to each part, and the experts of all tokens if somebody wants them."""
         model = self.model
-        asked = PassRequest(parts, self._batches, model.graph.logits.shape.width)
+        asked = PassRequest(parts, self._batches)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
-        if (following := asked.following(self._following)) is not None:
-            wanted = changed(wanted, following=following)
-        else:
-            self._following = []
-        watched: dict[int, Watcher] = {}
-        for i, (_, generation) in enumerate(parts):
-            if generation.watch is not None and generation.watch.stages - {CHOSEN}:
-                watched[i] = generation.watch
+        if self._following:
+            if (following := asked.following(self._following)) is not None:
+                wanted = changed(wanted, following=following)
+            else:
+                self._following = []
+        watched = {
+            i: generation.watch
+            for i, (_, generation) in enumerate(parts)
+            if generation.watch is not None and generation.watch.stages - {CHOSEN}
+        }
         if not watched:
             results = model.run_batch(batch, wanted)
         else:
@@ -344,7 +349,7 @@ class Engine(PassLock):
             n = len(part.tokens)
             stop = start + n
             attended += n * (part.start + (n + 1) // 2)
-            if request.generated and request.behind == 1:
+            if part.start == len(request.tokens) - 1 >= len(request.prompt):
                 generation.decode_seconds += spent
             else:
                 generation.prefill_seconds += spent
@@ -374,15 +379,17 @@ class Engine(PassLock):
         if begun - self._since < _IDLE:  # else it was the caller who let the device wait
             self._prefill_budget.ran(start - prompt, prompt, attended, now * 1e-9 - self._since)
         self._since = now * 1e-9
-        self._copy_states()
+        if self.scheduler.copies:
+            self._copy_states()
 
     def _end_if_over(self, generation: Generation) -> None:
         request = generation.request
+        generated = request.generated
         if generation.cancelled:
             self._end(generation, "interrupted")
-        elif request.generated and request.tokens[-1] in generation.ends:
+        elif generated and request.tokens[-1] in generation.ends:
             self._end(generation, "stop")
-        elif request.generated == request.max_tokens and (request.generated or not request.behind):
+        elif generated == request.max_tokens and (generated or not request.behind):
             self._end(generation, "length")
 
     def _pass_over(self) -> None:
@@ -403,7 +410,7 @@ class Engine(PassLock):
             else:
                 self.scheduler.rerun(work.request)
         self._pass_over()
-        self._lock.notify_all()
+        self._changed.notify_all()
 
     def _lost(self) -> None:
         """The backend has lost its KV cache: what runs begins again, unless somebody watches stages
@@ -451,7 +458,7 @@ class Engine(PassLock):
             generation.cancelled = True
             if generation.request not in self._in_pass:
                 self._fail(generation)
-                self._lock.notify_all()
+                self._changed.notify_all()
 
     def _fail(self, generation: Generation, error: BaseException | None = None) -> None:
         if generation.ended:

@@ -173,7 +173,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         """The next piece. Raises ModelRefused and UsageError, and what a pass did."""
         with self._reading:
             try:
-                while self.completion is None and (generation := self.begin()) is not None:
+                generation = self._generation or self.begin()
+                while self.completion is None and generation is not None:
                     if (piece := self._took(next(generation, None))) is not None:
                         return piece
             except BaseException:

@@ -14,9 +14,11 @@ class PassLock(ABC):
     """The turn to run passes, and the lock on what they read and change."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
         """Held by whoever reads or changes the books, for a moment. Who has the turn may read the
         requests that are in its pass without it: nobody else changes those."""
+        self._changed = threading.Condition(self._lock)
+        """Told of what somebody may wait for."""
         self._busy = 0
         """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
         interrupted (Ctrl-C) as it gave its turn back."""
@@ -35,9 +37,10 @@ class PassLock(ABC):
         me, mine = threading.get_ident(), False
         try:  # as in turn(), without its cost for every token
             with self._lock:
-                self._require_no_pass(me)
+                if self._stepping:
+                    self._require_no_pass(me)
                 while not (found := there()) and (self._busy not in (0, me) or self._asking):
-                    self._lock.wait()
+                    self._changed.wait()
                 if found:
                     return
                 mine, self._busy = True, me
@@ -46,7 +49,7 @@ class PassLock(ABC):
             if mine:
                 self._busy = 0  # before any call, at which Ctrl-C might come
                 with self._lock:
-                    self._lock.notify_all()
+                    self._changed.notify_all()
 
     def turn(self) -> AbstractContextManager[None]:
         """While inside, nobody else runs a pass. Comes before the next pass."""
@@ -62,17 +65,17 @@ class PassLock(ABC):
                 self._asking += asked
                 try:
                     while self._busy not in (0, me) or (self._asking and not asked):
-                        self._lock.wait()
+                        self._changed.wait()
                 finally:
                     self._asking -= asked
-                    self._lock.notify_all()
+                    self._changed.notify_all()
                 mine, self._busy = True, me
             yield
         finally:
             if mine:
                 self._busy = 0  # before any call, at which Ctrl-C might come
                 with self._lock:
-                    self._lock.notify_all()
+                    self._changed.notify_all()
 
     def _require_no_pass(self, thread: int) -> None:
         if self._stepping and self._busy == thread:

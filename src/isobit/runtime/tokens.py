@@ -120,10 +120,11 @@ class Generation(Iterator[Token]):
     def __next__(self) -> Token:
         """The next token; runs passes until there is one. Raises what the pass did."""
         while True:
-            self.notify()
-            ended = self.ended  # before looking: what comes last comes before the end
-            if (found := self.take()) is not None:
-                return found
+            if self.progress is not None:
+                self.notify()
+            ended = self.finish_reason is not None  # before looking: what comes last is there then
+            if self._given:
+                return self._given.popleft()
             if ended:
                 if self.error is not None:
                     raise self.error
@@ -143,8 +144,9 @@ class Generation(Iterator[Token]):
             self.progress(self._told, total)
 
     def _has_more_run(self) -> bool:
-        request = self.request
-        return self.progress is not None and self._told < min(request.computed, len(request.prompt))
+        if self.progress is None:
+            return False
+        return self._told < min(self.request.computed, len(self.request.prompt))
 
     @property
     def ready(self) -> bool:

@@ -102,6 +102,8 @@ class Backend(ABC):
     name: ClassVar[str]
     on_host: ClassVar[bool] = False
     """Whether it computes in the host's memory."""
+    yardstick: ClassVar[bool] = False
+    """Whether the bits of others are held against its, on the same machine."""
     reads_file: ClassVar[bool] = False
     """Whether a pass reads weights where the model's file is mapped."""
     survives_fork: ClassVar[bool] = False
@@ -155,6 +157,12 @@ class Backend(ABC):
     @abstractmethod
     def device(self) -> str:
         """The device in words, e.g. a processor's name and the SIMD level in use."""
+
+    @property
+    def driver(self) -> str | None:
+        """The version of the device's driver, where it is known and not part of the device's
+        name."""
+        return None
 
     @cached_property
     def rows(self) -> RowSampler:
@@ -356,7 +364,6 @@ class Backend(ABC):
             raise BackendUnavailable(
                 f"{self.name}: the model was loaded before this process was forked; load it again"
             )
-        limits = self.limits
         check_batch(
             batch.tokens,
             batch.positions,
@@ -364,8 +371,10 @@ class Backend(ABC):
             batch.pages,
             batch.logit_rows,
             batch.states,
-            (limits.vocabulary, limits.positions, limits.pages, limits.states),
+            self.limits,
         )
+        if batch.received is None and self._receives is None:
+            return
         expected = self._receives and (len(batch.tokens), self._receives)
         x = batch.received
         got = None if x is None else x.shape

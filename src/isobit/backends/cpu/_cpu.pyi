@@ -37,8 +37,8 @@ class TeamSize:
     """How many threads to run with (threads.h); times in nanoseconds."""
 
     def __init__(self, most: int, /) -> None: ...
-    def members(self, now: int, /) -> int: ...
-    def ran(self, now: int, took: int, waited: int, /) -> None: ...
+    def members(self) -> int: ...
+    def ran(self, took: int, busy: int, work: float, /) -> None: ...
 
 class Matrix:
     def __init__(
@@ -79,6 +79,7 @@ class Engine:
         logits: _Array | None,
         places: _Array | None,
         argmax: _Array,
+        finite: _Array,
         ids: _Array | None,
         values: _Array | None,
         top_ids: _Array | None,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    on_host = reads_file = survives_fork = True
+    on_host = yardstick = reads_file = survives_fork = True
     copies_states = True
     on_device = frozenset({ROUTES})
 
@@ -99,19 +98,19 @@ class CpuBackend(Backend):
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
         rows, given, k = len(batch.logit_rows), wanted.given, min(wanted.top, self._vocab)
-        argmax = np.empty(rows, np.int32)
-        logits = places = values = routes = None
+        argmax, finite = np.empty(rows, np.int32), np.empty(rows, np.bool_)
+        logits = places = routes = None
         if wanted.logits is True:
             logits = np.empty((rows, self._vocab), np.float32)
         elif wanted.logits is not False:
             logits = np.empty((len(wanted.logits), self._vocab), np.float32)
             places = np.full(rows, -1, np.int32)
             places[wanted.logits] = np.arange(len(logits))
-        if given is not None:
-            values = np.empty(given.shape, np.float32)
-        top_ids, top = _room(k, (rows, k), np.int32), _room(k, (rows, k), np.float32)
-        digests = _room(wanted.digests, (rows, 32), np.uint8)
-        hidden = _room(wanted.hidden, (rows, self._width), np.float32)
+        values = None if given is None else np.empty(given.shape, np.float32)
+        top_ids = np.empty((rows, k), np.int32) if k else None
+        top = np.empty((rows, k), np.float32) if k else None
+        digests = np.empty((rows, 32), np.uint8) if wanted.digests else None
+        hidden = np.empty((rows, self._width), np.float32) if wanted.hidden else None
         if wanted.routes:
             none = self.no_routes
             routes = np.empty((len(batch.tokens), *none.shape[1:]), none.dtype)
@@ -132,6 +131,7 @@ class CpuBackend(Backend):
                 logits,
                 places,
                 argmax,
+                finite,
                 given,
                 values,
                 top_ids,
@@ -153,7 +153,7 @@ class CpuBackend(Backend):
         if wanted.only_hidden:
             return replace(self._measured(None, wanted, hidden), routes=routes)
         return Results(
-            argmax >= 0,
+            finite,
             logits,
             argmax if wanted.argmax else None,
             top_ids,
@@ -183,7 +183,3 @@ class CpuBackend(Backend):
     def close(self) -> None:
         """Free the KV cache and end the threads."""
         self._engine = None
-
-
-def _room(wanted: object, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any] | None:
-    return np.empty(shape, dtype) if wanted else None

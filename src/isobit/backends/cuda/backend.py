@@ -34,6 +34,7 @@ from isobit.backends.cuda.steps.passes import Take
 from isobit.backends.cuda.steps.programs import CaptureSizes, Programs, headroom
 from isobit.backends.cuda.steps.run_ahead import Ask, RunAhead, Runner
 from isobit.backends.cuda.workspace import Pass, TracePoint
+from isobit.backends.hardware import nvidia_driver
 from isobit.config import EngineConfig
 from isobit.model.graph import Key
 from isobit.model.weights import Weights
@@ -85,6 +86,11 @@ class CudaBackend(Backend):
     def device(self) -> str:
         """The device in words."""
         return f"{self._gpu.name}, {self._gpu.multiprocessors} multiprocessors"
+
+    @property
+    def driver(self) -> str | None:
+        """Of NVIDIA's driver."""
+        return nvidia_driver()
 
     def memory(self) -> Memory:
         """Of the device."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from isobit.backend_names import OWN_GPU
 from isobit.backends import open_backend
 from isobit.backends.base import Backend, Batch, Results, Wanted
 from isobit.backends.distributed.pipeline import LocalStage, StageInfo, TracedStages
@@ -108,7 +109,7 @@ def start(places: Sequence[str], weights: Weights, engine: EngineConfig) -> list
         asked.append(((int(found[1]), int(found[2])), found[3]))
     connect()
     own = replace(engine, threads=engine.threads or 1, stages=(), stage_key=b"")
-    needs = [{"CPU": own.cores} | ({"GPU": 1} if b.startswith("cuda") else {}) for _, b in asked]
+    needs = [{"CPU": own.cores} | ({"GPU": 1} if b in OWN_GPU else {}) for _, b in asked]
     group = placement_group(needs, strategy="SPREAD")
     if not group.wait(_ROOM):
         remove_placement_group(group)

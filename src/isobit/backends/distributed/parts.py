@@ -49,7 +49,7 @@ class PartsBackend(Backend):
     """The CPU backend, split over ``engine.parts`` processes. The bits are those of one."""
 
     name = "cpu"
-    on_host = reads_file = True
+    on_host = yardstick = reads_file = True
 
     def __init__(self, weights: Weights, engine: EngineConfig) -> None:
         super().__init__(weights, engine)

@@ -149,7 +149,7 @@ class PipelineBackend(Backend):
         settled = replace(engine, context=least[0], pages=least[1])
         super().__init__(weights, settled, lambda _: Headroom(inf, 0))  # the stages have the memory
         if self.graph.recurrent:
-            self.limits = replace(self.limits, states=least[2])
+            self.limits = self.limits._replace(states=least[2])
         self.fused_away = frozenset(key for s in stages for key in s.about.fused_away)
         self._stages = list(stages)
         self._workers = [ThreadPoolExecutor(1) for _ in stages]

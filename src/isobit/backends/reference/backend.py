@@ -26,7 +26,7 @@ class ReferenceBackend(Backend):
     """
 
     name = "reference"
-    on_host = reads_file = survives_fork = True
+    on_host = yardstick = reads_file = survives_fork = True
     copies_states = True
 
     def __init__(

@@ -111,7 +111,7 @@ class WgpuBackend(Backend):
         """Fit the buffers to the settings."""
         limits = Limits.of(weights, self.engine, keeps=True)
         self._plan = Plan.of(self._g, self.engine, limits, self._device.binding_bytes)
-        self.limits = replace(limits, states=self._plan.rows[STATES])
+        self.limits = limits._replace(states=self._plan.rows[STATES])
 
     def _load_caches(self, weights: Weights, asked: EngineConfig) -> None:
         """Take memory for the KV cache: half as much, and half of that, where there is less than

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isobit.backend_names import OWN_GPU
 from isobit.backends.distributed.on_ray import connect
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
@@ -134,7 +135,7 @@ class Workers:
         self._engine = replace(self._engine, threads=self._engine.threads or 1)
         kinds = [kind for kind, n in wanted.items() for _ in range(n)]
         for kind in kinds:
-            needs = {"CPU": self._engine.cores, "GPU": int(kind.startswith("cuda"))}
+            needs = {"CPU": self._engine.cores, "GPU": int(kind in OWN_GPU)}
             machine = next(
                 (m for m in machines if all(m.get(k, 0) >= n for k, n in needs.items())), {}
             )
@@ -148,7 +149,7 @@ class Workers:
         for kind in kinds:
             actor = ray.remote(Worker).options(
                 num_cpus=self._engine.cores,
-                num_gpus=int(kind.startswith("cuda")),
+                num_gpus=int(kind in OWN_GPU),
                 max_restarts=-1,
                 max_concurrency=1 << 10,
             )

@@ -94,7 +94,8 @@ public:
                 Input_<int32_t, 1> logit_rows, std::optional<Input_<int32_t, 1>> states,
                 std::optional<Input_<float, 2>> received,
                 std::optional<Array<float, 2>> logits, std::optional<Input_<int32_t, 1>> places,
-                Array<int32_t, 1> argmax, std::optional<Input_<int32_t, 2>> ids,
+                Array<int32_t, 1> argmax, Array<bool, 1> finite,
+                std::optional<Input_<int32_t, 2>> ids,
                 std::optional<Array<float, 2>> values, std::optional<Array<int32_t, 2>> top_ids,
                 std::optional<Array<float, 2>> top, std::optional<Array<uint8_t, 2>> digests,
                 std::optional<Array<uint8_t, 4>> routes, std::optional<Array<float, 2>> hidden,
@@ -126,7 +127,7 @@ public:
                            digests ? digests->data() : nullptr,
                            hidden ? hidden->data() : nullptr,
                            only_hidden};
-        require(argmax.shape(0) == R && (!logits || logits->shape(1) == V) &&
+        require(argmax.shape(0) == R && finite.shape(0) == R && (!logits || logits->shape(1) == V) &&
                     (!places || (logits && places->shape(0) == R)) &&
                     (!logits || places || logits->shape(0) == R) &&
                     (!ids || (ids->shape(0) == R && values && values->shape(0) == R &&
@@ -165,6 +166,7 @@ public:
         }
         if (PyErr_Occurred()) throw nb::python_error();
         if (tap.error) std::rethrow_exception(tap.error);
+        for (size_t i = 0; i < R; ++i) finite.data()[i] = argmax.data()[i] >= 0;
         return whole ? DONE : BROKEN;
     }
 
@@ -287,7 +289,7 @@ void bind_engine(nb::module_& m) {
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),
              nb::arg("received").none(), nb::arg("logits").none(), nb::arg("places").none(), nb::arg("argmax"),
-             nb::arg("ids").none(), nb::arg("values").none(), nb::arg("top_ids").none(),
+             nb::arg("finite"), nb::arg("ids").none(), nb::arg("values").none(), nb::arg("top_ids").none(),
              nb::arg("top").none(), nb::arg("digests").none(), nb::arg("routes").none(),
              nb::arg("hidden").none(), nb::arg("only_hidden"), nb::arg("tap").none(), nb::arg("stages"));
 }

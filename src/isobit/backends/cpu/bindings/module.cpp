@@ -26,11 +26,9 @@ NB_MODULE(_cpu, m) {
     // In nanoseconds, for tests.
     nb::class_<TeamSize>(m, "TeamSize")
         .def(nb::init<int>())
-        .def("members", [](TeamSize& p, int64_t now) { return p.members(TeamSize::Clock::time_point(
-                                                       std::chrono::nanoseconds(now))); })
-        .def("ran", [](TeamSize& p, int64_t now, int64_t took, int64_t waited) {
-            using ns = std::chrono::nanoseconds;
-            p.ran(TeamSize::Clock::time_point(ns(now)), ns(took), ns(waited));
+        .def("members", &TeamSize::members)
+        .def("ran", [](TeamSize& size, int64_t took, int64_t busy, double work) {
+            size.ran(TeamSize::Duration(took), TeamSize::Duration(busy), work);
         });
     nb::class_<PyMatrix>(m, "Matrix")
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());

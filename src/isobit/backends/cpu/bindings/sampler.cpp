@@ -92,7 +92,7 @@ private:
             return;
         }
         std::atomic<int> next = 0;
-        team_.run([&](int thread) {
+        team_.run((int)rows, [&](int thread) {
             for (int i; (i = next.fetch_add(1)) < (int)rows;) f(samplers_[thread], i);
         });
     }

@@ -164,7 +164,7 @@ bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
             team_.barrier();
         }
     };
-    team_.run([&](int thread) {
+    team_.run(batch.n_tokens, [&](int thread) {
         Pass pass(*this, batch);
         int layer = -1;
         for (size_t i = 0; i < head_; ++i) {

@@ -1,11 +1,14 @@
 #include "threads.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,6 +22,8 @@ constexpr int SPINS_IN_PASS = 4000;     // some tens of microseconds
 constexpr int SPINS_BETWEEN = 20000;    // the time in which the host samples a token
 constexpr int MOST_MEMBERS = 2048;
 
+thread_local int64_t pauses = 0;  // of this thread in all
+
 inline void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -27,35 +32,84 @@ inline void pause() {
 #endif
 }
 
+TeamSize::Duration processor_time() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
+}
+
+// Processor time of a thread from here on, without its pauses.
+class Busy {
+public:
+    TeamSize::Duration::rep so_far() const {
+        return (processor_time() - start_).count() - (int64_t)((pauses - pauses_) * PAUSE);
+    }
+
+private:
+    const TeamSize::Duration start_ = processor_time();
+    const int64_t pauses_ = pauses;
+
+    static inline const double PAUSE = [] {  // nanoseconds
+        constexpr int MANY = 1000;
+        std::atomic<int> value = 0;
+        const TeamSize::Duration start = processor_time();
+        for (int i = 0; i < MANY && value.load(std::memory_order_acquire) == 0; ++i) pause();
+        return (double)(processor_time() - start).count() / MANY;
+    }();
+};
+
+// Work that differs by less than a quarter is of one kind.
+constexpr int KINDS = 4 * 31;
+int kind_of(int work) {
+    const unsigned n = std::max(work, 1), width = std::bit_width(n);
+    return 4 * (width - 1) + (width > 2 ? n >> (width - 3) & 3 : n << (3 - width) & 3);
+}
+
 }  // namespace
 
-int TeamSize::members(Clock::time_point now) {
-    if (members_ < most_ && now >= until_) {
-        members_ = most_;
-        took_ = waited_ = Duration(0);
-    }
-    return members_;
+// The number to try next; kept_ if there is none.
+int TeamSize::other() const {
+    const int step = std::max(kept_ / 4, 1);
+    const int more = std::min(kept_ + step, most_), fewer = std::max(kept_ - step, 1);
+    return more == kept_ || (fewer != kept_ && !more_) ? fewer : more;
 }
 
-void TeamSize::ran(Clock::time_point now, Duration took, Duration waited) {
-    if (members_ == 1) return;
+void TeamSize::ran(Duration took, Duration busy, double work) {
     took_ += took;
-    waited_ += waited;
+    busy_ += busy;
+    work_ += work;
     if (took_ < WINDOW) return;
-    // Of the time of all but one thread, which is late: 1 where everything stands still.
-    const double lost = (double)waited_.count() / ((double)took_.count() * (members_ - 1));
-    const Duration guess = took_;
-    took_ = waited_ = Duration(0);
-    if (lost < std::max(0.25, 0.7 / members_)) {
-        hold_ = std::max(hold_ / 2, 1);
+    const Duration window = took_;
+    const double speed = work_ / (double)window.count();
+    const bool waits = busy_ < AT_WORK * members_ * window;
+    took_ = busy_ = Duration(0);
+    work_ = 0;
+    if (std::exchange(first_, false) && !waits) return;  // it read what was never read before
+    if (members_ == kept_) {
+        if (speed_ == 0) left_ = FIRST_HOLD * window;
+        if (kept_ > 1 && (speed < SUDDEN * speed_ || (waits && !tried_))) left_ = Duration(0);
+        speed_ += (speed - speed_) * (speed_ > 0 ? 0.25 : 1);
+        left_ -= window;
+        if (left_ <= Duration(0)) members_ = other();
         return;
     }
-    members_ = std::max(1, std::min(members_ - 1, (int)(members_ * (1 - lost))));
-    until_ = now + hold_ * guess;
-    hold_ = std::min(hold_ * 2, LONGEST_HOLD);
+    tried_ = true;
+    const bool more = members_ > kept_;
+    if (speed > speed_ * (more ? WORTH_MORE : 1)) {
+        more_ = more;
+        kept_ = members_;
+        speed_ = speed;
+        std::swap(hold_, held_);
+    } else {
+        more_ = !more;
+        members_ = kept_;
+        hold_ = std::min(hold_ * 4, LONGEST_HOLD);
+        held_ = SHORTEST_HOLD;
+    }
+    left_ = hold_ * window;
 }
 
-Team::Team(int threads) : size_(threads < 1 ? 1 : threads), process_(getpid()), team_size_(size_) {
+Team::Team(int threads) : size_(threads < 1 ? 1 : threads), process_(getpid()), sizes_(KINDS, TeamSize(size_)) {
     // More threads than cores must not spin: the one waited for may need this core.
     bool crowded = size_ > (int)std::thread::hardware_concurrency();
     spins_ = crowded ? 0 : 1;
@@ -85,11 +139,10 @@ void Team::end() {
 
 template <class T>
 bool Team::spin_while(std::atomic<T>& value, T old, int spins) {
-    for (int i = spins * spins_; i > 0; --i) {
-        if (value.load(std::memory_order_acquire) != old) return true;
-        pause();
-    }
-    return false;
+    int i = spins * spins_;
+    for (; i > 0 && value.load(std::memory_order_acquire) == old; --i) pause();
+    pauses += spins * spins_ - i;
+    return i > 0;
 }
 
 template <class T>
@@ -97,29 +150,31 @@ void Team::sleep_while(std::atomic<T>& value, T old) {
     while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
-void Team::run(const std::function<void(int)>& body) {
+void Team::run(int work, const std::function<void(int)>& body) {
     FloatMode mode;
     body_ = &body;
     if (size_ == 1) {
         body(0);
         return barrier();
     }
-    const TeamSize::Clock::time_point start = TeamSize::Clock::now();
+    const auto start = std::chrono::steady_clock::now();
+    TeamSize& size = sizes_[kind_of(work)];
     if (getpid() == process_) {
-        members_ = team_size_.members(start);
+        members_ = size.members();
     } else {  // in a fork, perhaps of the midst of a run
         members_ = 1;
         arrived_ = next_ = 0;
     }
-    waited_ = 0;
+    busy_ = 0;
     if (members_ > 1) {
         runs_.store(((runs_.load() / MOST_MEMBERS + 1) & 0xfffff) * MOST_MEMBERS + members_);
         runs_.notify_all();
     }
+    const Busy busy;
     body(0);
     barrier();
-    const TeamSize::Clock::time_point end = TeamSize::Clock::now();
-    team_size_.ran(end, end - start, TeamSize::Duration(waited_.load()));
+    size.ran(std::chrono::steady_clock::now() - start,
+             TeamSize::Duration(busy_.load() + busy.so_far()), work);
 }
 
 void Team::work(int thread) {
@@ -129,16 +184,15 @@ void Team::work(int thread) {
         seen = runs_.load(std::memory_order_acquire);
         if (seen < 0) return;
         if (thread >= seen % MOST_MEMBERS) continue;  // members_ may be the next run's already
+        const Busy busy;
         (*body_)(thread);
+        busy_.fetch_add(busy.so_far(), std::memory_order_relaxed);
         barrier();
     }
 }
 
 void Team::wait(unsigned epoch) {
-    if (spin_while(epoch_, epoch, SPINS_IN_PASS)) return;
-    const TeamSize::Clock::time_point start = TeamSize::Clock::now();
-    sleep_while(epoch_, epoch);
-    waited_.fetch_add((TeamSize::Clock::now() - start).count(), std::memory_order_relaxed);
+    if (!spin_while(epoch_, epoch, SPINS_IN_PASS)) sleep_while(epoch_, epoch);
 }
 
 void Team::release(unsigned epoch) {

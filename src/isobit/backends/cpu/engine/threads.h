@@ -3,7 +3,7 @@
 // then by sleeping.
 //
 // One thread that is not scheduled holds all of them up at a barrier. Beside busy neighbours a team
-// can so become many times slower than one thread; it then goes on with fewer for a while (TeamSize).
+// can so become many times slower than one thread; which number is the fastest is tried (TeamSize).
 // In the child of a fork there are no other threads, and the one that there is runs everything.
 #pragma once
 
@@ -17,31 +17,46 @@
 
 namespace isobit {
 
-// How many threads to run with, from how long they have waited for one another.
+// How many threads to run with, of work of one kind: what is done the fastest. A number is kept while
+// a quarter more or fewer is tried now and then, for a moment. That threads hardly wait for one another
+// does not say that fewer would be slower: they may hinder each other at the memory.
 class TeamSize {
 public:
-    using Clock = std::chrono::steady_clock;
-    using Duration = Clock::duration;
+    using Duration = std::chrono::nanoseconds;
 
-    explicit TeamSize(int most) : most_(most), members_(most) {}
+    explicit TeamSize(int most) : most_(most), members_(most), kept_(most) {}
 
-    int members(Clock::time_point now);
+    int members() const { return members_; }  // of the next run
 
-    // A run has ended that took so long; its threads waited so long in all, spinning not counted.
-    void ran(Clock::time_point now, Duration took, Duration waited);
+    // A run has ended that did so much work and took so long; its threads were at it for so long in
+    // all, by their processor time, waiting not counted.
+    void ran(Duration took, Duration busy, double work);
 
 private:
-    const int most_;
-    int members_;
-    Duration took_{0}, waited_{0};  // since the number was last judged
-    int hold_ = 1;  // how long it stays lowered, in times of what was lost
-    Clock::time_point until_{};
+    int other() const;
 
-    // A trial costs one run and at least a WINDOW. The number is raised again soon after a moment in
-    // which another program ran; of many wrong trials one after the other, each costs less than a
-    // per cent of the time that is held after it.
-    static constexpr Duration WINDOW = std::chrono::milliseconds(10);
-    static constexpr int LONGEST_HOLD = 128;
+    const int most_;
+    int members_;  // other than kept_ in a trial
+    int kept_;
+    double speed_ = 0;  // of kept_: work in a tick; 0: not known yet
+    Duration took_{0}, busy_{0};  // of the runs since the last judgement
+    double work_ = 0;
+    bool first_ = true;
+    bool more_ = false, tried_ = false;  // what is tried next, if it can be; whether anything was
+
+    // Threads have their turn on a busy processor every few milliseconds. Of many trials that fail
+    // one after the other, each costs less than a per cent of the time until the next; after a
+    // moment in which another program ran the next one comes soon.
+    static constexpr Duration WINDOW = std::chrono::milliseconds(15);
+    static constexpr int SHORTEST_HOLD = 4, LONGEST_HOLD = 128;  // times a trial
+    static constexpr int FIRST_HOLD = 16;       // unless threads wait much from the beginning
+    static constexpr double AT_WORK = 0.75;     // of threads that do not wait much
+    static constexpr double WORTH_MORE = 1.05;  // times as fast
+    static constexpr double SUDDEN = 0.7;       // of its speed: something else has begun to run
+
+    int hold_ = SHORTEST_HOLD;  // how long until the next trial, in times of the last one
+    int held_ = SHORTEST_HOLD;  // the same of the number before, should this one prove the slower
+    Duration left_{0};          // of that time
 };
 
 class Team {
@@ -54,8 +69,9 @@ public:
     int size() const { return size_; }
     int members() const { return members_; }  // of them those that run now
 
-    // Runs body(thread) on every thread, 0 being the caller's; returns when all are done.
-    void run(const std::function<void(int)>& body);
+    // Runs body(thread) on every thread, 0 being the caller's; returns when all are done. Twice the
+    // work, in tokens or rows, takes about twice as long.
+    void run(int work, const std::function<void(int)>& body);
 
     // Inside run, called by every thread alike:
     void barrier() {
@@ -104,8 +120,8 @@ private:
     const int size_;
     const pid_t process_;
     int members_ = 1;  // threads of this run, the first ones
-    TeamSize team_size_;
-    std::atomic<TeamSize::Duration::rep> waited_{0};  // in this run
+    std::vector<TeamSize> sizes_;  // by how much work there is
+    std::atomic<TeamSize::Duration::rep> busy_{0};  // processor time of this run
     int spins_;
     alignas(64) std::atomic<int> next_{0};     // the next index of parallel_for()
     alignas(64) std::atomic<int> arrived_{0};  // threads at the barrier

@@ -6,7 +6,7 @@ many passes; what cannot be divided further is refused with the arithmetic.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -138,7 +138,7 @@ def headroom(g: Lowering, weights: Weights, engine: EngineConfig, device: Device
         return Headroom(inf, page, most)
     limits = Limits.of(weights, engine, keeps=True)
     pages = min(limits.pages, most)
-    limits = replace(limits, pages=pages, positions=min(limits.positions, pages * TILE))
+    limits = limits._replace(pages=pages, positions=min(limits.positions, pages * TILE))
     plan = Plan.of(g, engine, limits, device.binding_bytes)
     taken = sum(plan.bytes(slot) for slot in g.slots) + sum(m.nbytes for m in g.matrices)
     left = _USED * memory.free - taken
