@@ -120,7 +120,8 @@ class PrefillBudget:
             few, step = self._most(generating, attended, position, share, most)
             self._dear = None if few else (generating, prompts)
             if not few:
-                return self._of_piece(step)
+                piece = self._of_piece(step)
+                return self._filled(generating, piece) if piece else 0
             most = min(most, few)
         return self._filled(generating, max(most, 1))
 
