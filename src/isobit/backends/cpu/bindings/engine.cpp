@@ -184,6 +184,7 @@ public:
 
     void fence() { engine_->fence(); }
     bool intact() { return engine_->intact(); }
+    int lanes() { return engine_->lanes(); }
 
 private:
     static Ref ref(nb::handle h) {
@@ -292,6 +293,7 @@ void bind_engine(nb::module_& m) {
         .def("set_rope", &PyEngine::set_rope)
         .def("fence", &PyEngine::fence)
         .def("intact", &PyEngine::intact)
+        .def("lanes", &PyEngine::lanes)
         .def("copy_state", &PyEngine::copy_state, nb::arg("source"), nb::arg("target"))
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),

@@ -100,6 +100,7 @@ public:
     // For tests: known bytes behind what passes may write of the slots; whether they are as they were.
     void fence() { fence_ = 64; }
     bool intact();
+    int lanes() const { return (int)lanes_.size(); }  // that were used
 
 private:
     friend class Pass;
