@@ -68,6 +68,18 @@ def measure(model, generating, prompt, rng):
             row[f"{clock}, ms {name}: p50, p99"] = [
                 round(1e3 * float(np.percentile(found[:, i], q)), 3) for q in (50, 99)
             ]
+        row[f"{clock}, ms beside: mean, p99.9, longest"] = [
+            round(1e3 * float(x), 3)
+            for x in (
+                beside[:, i].mean(),
+                np.percentile(beside[:, i], 99.9),
+                beside[:, i].max(),
+            )
+        ]
+        row[f"{clock}, mean beside by mean alone"] = round(
+            float(beside[:, i].mean() / alone[:, i].mean()), 3
+        )
+        row[f"{clock}, s until the prompt's token"] = round(float(beside[:, i].sum()), 2)
         ratios = [np.percentile(beside[:, i], q) / np.percentile(alone[:, i], q) for q in (50, 99)]
         row[f"{clock}, ratios of p50, p99"] = [round(float(ratio), 3) for ratio in ratios]
     return row

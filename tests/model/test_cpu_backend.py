@@ -3,11 +3,12 @@
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from isobit.backends.base import Batch
+from isobit.backends.base import Batch, Wanted
 from isobit.backends.cpu import CpuBackend, simd_levels
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main
@@ -247,3 +248,50 @@ def test_a_file_larger_than_memory_runs_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr("isobit.runtime.loaded.total_memory", lambda: 2.1e7)
     assert main(["run", "--backend", "cpu", "--tokens", "1", "-n", "1", "-c", "64"]) == 0
     assert "page" not in capsys.readouterr().err
+
+
+HYBRID = Path(__file__).parents[1] / "data" / "pyhybrid-moe-34m-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize("path", [sample_path(), HYBRID], ids=["sample", "states"])
+def test_lanes_change_no_bit(path, rng):
+    """Steps and prompts of many sequences, each thread's apart from the others': all that a pass
+    may give, and what the next finds in the cache, is what one thread gives."""
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        vocab = weights.config.vocab
+        alone, three = (
+            CpuBackend(weights, EngineConfig(context=256, max_sequences=64, threads=n))
+            for n in (1, 3)
+        )
+        three._engine.fence()
+        pages = rng.permutation(64 * 4).astype(np.int32).reshape(64, 4)
+        ends = np.zeros(64, np.int64)
+        some = np.sort(rng.choice(40, 7, replace=False)).astype(np.int32)
+        for kind, logits in (("prompts", True), ("steps", False), ("both", some)):
+            most = {"prompts": 9, "steps": 1, "both": 6}[kind]
+            which = np.sort(rng.choice(64, 50, replace=False)) if kind == "both" else np.arange(64)
+            lengths = rng.integers(1, most + 1, len(which))
+            lasts = np.cumsum(lengths) - 1
+            batch = Batch(
+                rng.integers(0, vocab, lengths.sum()).astype(np.int32),
+                np.concatenate(
+                    [np.arange(e, e + n) for e, n in zip(ends[which], lengths, strict=True)]
+                ).astype(np.int32),
+                np.repeat(np.arange(len(which), dtype=np.int32), lengths),
+                np.ascontiguousarray(pages[which]),
+                np.sort(rng.choice(lasts, 40, replace=False)).astype(np.int32),
+                which.astype(np.int32),
+            )
+            ends[which] += lengths
+            given = rng.integers(0, vocab, (40, 2)).astype(np.int32)
+            wanted = Wanted(logits, argmax=True, top=3, given=given, digests=True, hidden=True)
+            wanted = replace(wanted, routes=True)
+            one, other = (vars(b.run(batch, wanted)) for b in (alone, three))
+            for name, value in one.items():
+                assert np.array_equal(value, other[name]), name
+        assert alone._engine.lanes() == 0
+        assert three._engine.lanes() == 3
+        assert three._engine.intact()
+        alone.close()
+        three.close()

@@ -1,6 +1,7 @@
 """The server as the official client sees it; what it answers is what the library gives alone."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -203,6 +204,8 @@ def test_an_echo_with_the_prompts_log_probabilities(
         ({"prompt": [[5], "x"]}, "prompt"),
         ({"prompt": PROMPT, "n": 0}, "n"),
         ({"prompt": PROMPT, "suffix": "x"}, "suffix"),
+        ({"prompt": PROMPT, "stop": ["x"] * 65}, "stop"),
+        ({"prompt": PROMPT, "stop": 5}, "stop"),
         ({}, "prompt"),
         ([], "body"),
     ],
@@ -215,6 +218,7 @@ def test_a_bad_request_is_told_what_is_wrong(
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["param"].split(".")[0] == param
+    assert not re.search("constrained|list", error["param"])
     assert error["message"]
 
 

@@ -30,7 +30,8 @@ STALL = 1.0, 16
 """A piece takes no longer than so many seconds, or as so many steps if that is more."""
 _PIECE = 16  # tokens of one at least
 _RECENT = 64  # passes
-_REFIT = 8  # passes
+_LOOKED_AT = 8
+"""After so many passes it is looked at again whether a token is still too much."""
 _LOOK = 7
 """After so many passes with prompts is one without: else nobody knew what these cost."""
 _BEFORE = 0.1  # of the weight of one pass
@@ -64,9 +65,6 @@ class PrefillBudget:
         self._without = False
         """Whether a pass without prompts is asked for that has not run yet."""
         self._known: NDArray[np.float64] | None = None
-        self._fit: NDArray[np.float64] | None = None
-        """What was found in the last ``_REFIT`` passes."""
-        self._age = 0
         self._dear: tuple[int, int] | None = None
         """Of how many generations and prompts it was that one token made a step too long."""
         self._since_piece = RARELY
@@ -84,10 +82,6 @@ class PrefillBudget:
         if generating and prompt and self._asked:  # says nothing of a few tokens
             self._asked = False
             return
-        self._age += 1
-        last = self._passes[-1] if self._passes else None
-        if last and (last.generating != generating or prompt > last.prompt):
-            self._fit = None  # of what is new it says less
         self._passes.append(PassTiming(generating, prompt, attended, seconds))
         if generating and not prompt:
             self._without = False
@@ -103,7 +97,7 @@ class PrefillBudget:
         else be few for long, and few together cost more. position: of the next token of a prompt.
         """
         dear = self._dear == (generating, prompts) and self._since_piece < RARELY
-        if dear and self._since_piece % _REFIT:  # looked at again now and then
+        if dear and self._since_piece % _LOOKED_AT:
             return 0
         latest = [ran.prompt for ran in self._passes if ran.generating][-_LOOK:]
         if len(latest) == _LOOK and all(latest) and not self._without:
@@ -120,7 +114,8 @@ class PrefillBudget:
             few, step = self._most(generating, attended, position, share, most)
             self._dear = None if few else (generating, prompts)
             if not few:
-                return self._of_piece(step)
+                piece = self._of_piece(step)
+                return self._filled(generating, piece) if piece else 0
             most = min(most, few)
         return self._filled(generating, max(most, 1))
 
@@ -181,8 +176,6 @@ class PrefillBudget:
         little. What was found before counts for a little, too: passes that are all alike do not say
         what their parts cost.
         """
-        if self._fit is not None and self._age < _REFIT:
-            return self._fit
         lately = [*self._passes]
         if not any(ran.generating and ran.prompt for ran in lately):
             lately += self._with_prompts
@@ -193,9 +186,7 @@ class PrefillBudget:
         before = most / len(most) if self._known is None else self._known
         rows = np.vstack([kinds / seconds[:, None], np.diag(_BEFORE / before)])
         sums = np.append(np.ones(len(passes)), np.full(len(most), _BEFORE))
-        found: NDArray[np.float64]
         found, *_ = np.linalg.lstsq(rows, sums)
         self._known = np.clip(found, most / 50, most)
-        if len(passes) >= _REFIT:
-            self._fit, self._age = found, 0
-        return found
+        costs: NDArray[np.float64] = found
+        return costs

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +18,7 @@ from isobit.errors import IsobitError, UsageError
 from isobit.runtime.scheduler import QueueFull
 
 # Parts of a place in a body that name a way to read it and no field: "str", "list[int]".
-_KIND = re.compile(r".*[\[\](){}].*|str|int|float|bool|none|dict|[A-Z]\w*")
+_KIND = re.compile(r".*[\[\](){}].*|(constrained-)?(str|int|float)|bool|none|dict|[A-Z]\w*")
 _ANTHROPIC = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -78,7 +79,7 @@ def answer(request: Request, error: Exception) -> Response:
     kind, param, code = "server_error", None, None
     message = client_message(error)
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = _nearest(error)
         names = [str(part) for part in first["loc"] if not _KIND.fullmatch(str(part))]
         param = ".".join(names) or "body"
         status, kind, message = 400, "invalid_request_error", f"{param}: {first['msg']}"
@@ -99,6 +100,14 @@ def answer(request: Request, error: Exception) -> Response:
         if "(the context)" in message or "(the KV cache)" in message:
             code = "context_length_exceeded"
     return refusal(request, status, message, kind, param, code, headers)
+
+
+def _nearest(error: ValidationError) -> ErrorDetails:
+    """What is wrong with the first field that is: of several types that it may have, of the one
+    that it has."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    mine = [e for e in found if e["loc"][:1] == found[0]["loc"][:1]]
+    return next((e for e in mine if not e["type"].endswith("_type")), found[0])
 
 
 HANDLERS: dict[Any, Any] = dict.fromkeys(

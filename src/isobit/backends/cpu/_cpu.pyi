@@ -64,6 +64,9 @@ class Engine:
     def fence(self) -> None:
         """For tests, before the first pass: known bytes behind what passes may write …"""
 
+    def lanes(self) -> int:
+        """Into how many parts a batch was cut at most (lanes.cpp); 0: none was."""
+
     def intact(self) -> bool:
         """… and whether they are as they were."""
 

@@ -16,6 +16,10 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.weights import Weights
 
 _TABLE_STEP = 1024
+_CACHED = 64 << 20
+"""Bytes of weights that a processor's caches hold, about."""
+_LANE_TOKENS = 16
+"""Tokens that make it worth while to read them for one thread alone: lanes.cpp."""
 _BROKEN, _MORE_ROPE = 1, 2
 """What the extension says of how a pass ended; 0 is well."""
 
@@ -52,6 +56,7 @@ class CpuBackend(Backend):
             "planes": engine.planes,
             "pages": self.limits.pages,
             "sequences": self.limits.states,
+            "lane_tokens": _LANE_TOKENS if _weights_bytes(weights) <= _CACHED else 0,
         }
         try:
             self._engine: _cpu.Engine | None = _cpu.Engine(
@@ -183,3 +188,8 @@ class CpuBackend(Backend):
     def close(self) -> None:
         """Free the KV cache and end the threads."""
         self._engine = None
+
+
+def _weights_bytes(weights: Weights) -> int:
+    return sum(weight.data.nbytes for weight in weights.graph.weights.values())
+

@@ -55,6 +55,12 @@ private:
 // ones are not asked: taking the interpreter's lock can cost milliseconds a layer beside other threads.
 constexpr size_t MANY_TOKENS = 16;
 
+// Whether this thread is the one that Python handles signals in.
+bool handles_signals() {
+    const nb::module_ threading = nb::module_::import_("threading");
+    return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident"));
+}
+
 class PyEngine {
 public:
     // exchange: of one part of a split model the memory that all parts share, its number, and how many
@@ -153,7 +159,9 @@ public:
             require(ids->data()[i] >= 0 && ids->data()[i] < (int32_t)V, "forward: id out of range");
         PyTap tap(callback, stages);
         std::function<bool()> interrupted;
-        if (T >= MANY_TOKENS && !split_)  // the other parts of a split model go on
+        // Of a split model the other parts go on; and a server's passes would wait for the
+        // interpreter at each layer, for what another thread sees.
+        if (T >= MANY_TOKENS && !split_ && handles_signals())
             interrupted = [&tap] {
                 if (tap.error) return true;
                 nb::gil_scoped_acquire gil;
@@ -178,6 +186,7 @@ public:
 
     void fence() { engine_->fence(); }
     bool intact() { return engine_->intact(); }
+    int lanes() { return engine_->lanes(); }
 
 private:
     static Ref ref(nb::handle h) {
@@ -253,6 +262,7 @@ private:
         p.scratch = nb::cast<int>(d["scratch"]);
         p.scratch_values = nb::cast<int>(d["scratch_values"]);
         p.vocab = nb::cast<int>(d["vocab"]);
+        p.lane_tokens = nb::cast<int>(d["lane_tokens"]);
         p.routers = nb::cast<int>(d["routers"]);
         p.routed = nb::cast<int>(d["routed"]);
         if (!d["hidden"].is_none()) {
@@ -285,6 +295,7 @@ void bind_engine(nb::module_& m) {
         .def("set_rope", &PyEngine::set_rope)
         .def("fence", &PyEngine::fence)
         .def("intact", &PyEngine::intact)
+        .def("lanes", &PyEngine::lanes)
         .def("copy_state", &PyEngine::copy_state, nb::arg("source"), nb::arg("target"))
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),

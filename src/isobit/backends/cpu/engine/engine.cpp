@@ -43,12 +43,12 @@ Engine::Engine(Program program, const Kernels& kernels, int threads,
                std::unique_ptr<Exchange> exchange)
     : program_(std::move(program)),
       kernels_(kernels),
-      memory_(cache_bytes(program_)),
+      memory_(std::make_shared<LazyMemory>(cache_bytes(program_))),
       team_(threads),
       slots_(program_.slots.size()),
       scratch_(team_.size(),
                std::vector<float>((size_t)program_.scratch * program_.scratch_values)),
-      states_(state_values(program_) * sizeof(float)),
+      states_(std::make_shared<LazyMemory>(state_values(program_) * sizeof(float))),
       exchange_(std::move(exchange)),
       head_(program_.phases.size()),
       samplers_(team_.size(), RowSampler(kernels)) {
@@ -69,7 +69,7 @@ Engine::Engine(Program program, const Kernels& kernels, int threads,
 void Engine::copy_state(int from, int to) {
     for (size_t i = 0; i < program_.states.size(); ++i) {
         const size_t n = program_.states[i];
-        float* states = (float*)states_.data() + state_at_[i];
+        float* states = (float*)states_->data() + state_at_[i];
         std::copy_n(states + from * n, n, states + to * n);
     }
 }
@@ -103,6 +103,7 @@ bool Engine::intact() {
         all &= std::all_of(end - std::min(fence_, v.size()) * sizeof v[0], end,
                            [](uint8_t x) { return x == 0xA5; });
     });
+    for (const auto& lane : lanes_) all &= lane->intact();
     return all;
 }
 
@@ -138,6 +139,7 @@ void Engine::measure(const Rows& rows, int row, const float* logits, int thread)
 
 bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
                      const std::function<bool()>& stop) {
+    if (!tap && in_lanes(batch, rows, stop)) return true;
     prepare(batch);
     const size_t end = rows.only_hidden ? program_.hidden_made + 1 : program_.phases.size();
     const size_t width = program_.hidden_width;

@@ -100,9 +100,15 @@ public:
     // For tests: known bytes behind what passes may write of the slots; whether they are as they were.
     void fence() { fence_ = 64; }
     bool intact();
+    int lanes() const { return (int)lanes_.size(); }  // that were used
 
 private:
     friend class Pass;
+
+    // lanes.cpp: one that computes in the same caches and states, on one thread; a pass by several of
+    // these, side by side. False: the batch is not one for that, and nothing ran.
+    explicit Engine(const Engine& whole);
+    bool in_lanes(const Batch& batch, const Rows& rows, const std::function<bool()>& stop);
 
     template <class F>
     void each_slot(size_t rows, F&& f);
@@ -112,13 +118,13 @@ private:
     Program program_;
     const Kernels& kernels_;
     std::vector<Cache> caches_;
-    LazyMemory memory_;
+    std::shared_ptr<LazyMemory> memory_;
     Team team_;
     std::vector<Slot> slots_;
     size_t fence_ = 0;  // elements
     std::vector<std::vector<float>> scratch_;  // of each thread
     SortedPairs experts_, dense_;
-    LazyMemory states_;
+    std::shared_ptr<LazyMemory> states_;
     std::vector<size_t> state_at_;  // of each operation, the first sequence's
     std::vector<int> starts_, first_;  // of each sequence its first token, then the end; of each token
     std::vector<float> zeros_;
@@ -126,6 +132,7 @@ private:
     size_t head_;                       // phases from here on are of logit rows
     std::vector<RowSampler> samplers_;  // of each thread
     std::vector<float> logits_;         // of a block of rows that are not handed out
+    std::vector<std::unique_ptr<Engine>> lanes_;  // made when they are first used
 };
 
 // One pass: every thread of the team runs all of it, meeting the others after each phase. Each thread
@@ -150,13 +157,13 @@ public:
     int vector(const Ref& r) const { return e_.program_.slots[r.slot].vector; }
     const Cache& cache(int i) const { return e_.caches_[i]; }
     uint8_t* page(const Cache& c, int page, int head) const {
-        return e_.memory_.data() + c.at + ((size_t)page * c.heads + head) * c.layout.bytes;
+        return e_.memory_->data() + c.at + ((size_t)page * c.heads + head) * c.layout.bytes;
     }
     // What an operation keeps of token t's sequence.
     float* state(int i, int t) const {
         const int row = batch.sequence[t];
         const size_t sequence = batch.states ? batch.states[row] : row;
-        return (float*)e_.states_.data() + e_.state_at_[i] + sequence * e_.program_.states[i];
+        return (float*)e_.states_->data() + e_.state_at_[i] + sequence * e_.program_.states[i];
     }
     // The first token of the batch that belongs to token t's sequence; all such tokens, then the end.
     int first(int t) const { return e_.first_[t]; }

@@ -83,6 +83,7 @@ struct Program {
     std::vector<Phase> phases;
     int scratch = 0, scratch_values = 0;  // vectors of a thread, and values in each
     int vocab = 0, planes = 2, pages = 0, sequences = 0;
+    int lane_tokens = 0;  // from so many for each thread on, sequences may run apart; 0: never
     int routers = 0, routed = 0;  // how many choose experts, and how many each chooses
     int hidden_made = -1, hidden_width = 0;  // the phase that makes the rows that logits are made of
     Ref hidden;
