@@ -67,7 +67,7 @@ fn attention(
   let seen = lane < TILE && at_key <= position && at_key >= first;
   let page = batch[p.pages_at + batch[p.table_at + token] + tile];
   let words = (p.head_dim + 3u) / 4u;
-  let at = record(page, p.heads, group.x / shared_by, words);
+  let at = head_page(page, p.heads, group.x / shared_by, words);
   let query = (token * p.n_heads + head) * (2u * words + 1u);
 
   let dk = cache[at + key_scales_at(words) + key];

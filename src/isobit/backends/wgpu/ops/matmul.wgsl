@@ -14,7 +14,7 @@ const ACT = 37u;  // vec4s of a superblock of activations (quantise.wgsl)
 struct Params {
   supers: u32,  // of a row
   rows: u32,  // of a matrix
-  row_groups: u32,  // eights of rows of a matrix
+  row_blocks: u32,  // eights of rows of a matrix
   first: u32,  // row groups of the stack that `weights` holds: first … last - 1
   last: u32,
   start: u32,  // row group of the matrix at which the first workgroup begins
@@ -76,16 +76,16 @@ fn matmul(
   let rows_here = LANES / SUPERS;
   let at = group_of(group.y);
   let begin = p.start + group.x * (rows_here / 8u);
-  let row_group = begin + lane / (8u * SUPERS);
+  let row_block = begin + lane / (8u * SUPERS);
   let super_lane = (lane / 8u) % SUPERS;
-  let stored = at.matrix * p.row_groups + row_group;
-  let held = row_group < p.row_groups && stored >= p.first && stored < p.last;
+  let stored = at.matrix * p.row_blocks + row_block;
+  let held = row_block < p.row_blocks && stored >= p.first && stored < p.last;
   let tile = (stored - p.first) * p.supers * TILE;
   let mine = (lane / (8u * SUPERS)) * 8u + lane % 8u;
 
   // The row whose superblocks this lane adds.
   let row = 8u * begin + lane;
-  let row_stored = at.matrix * p.row_groups + row / 8u;
+  let row_stored = at.matrix * p.row_blocks + row / 8u;
   let adds = lane < rows_here && row < p.rows && row_stored >= p.first && row_stored < p.last;
 
   for (var s0 = 0u; s0 < bound(p.supers); s0 += SUPERS) {
