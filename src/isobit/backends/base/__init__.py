@@ -240,9 +240,9 @@ class Backend(ABC):
         """
         each = np.arange(len(tokens), dtype=np.int32)
         self._check(Batch(tokens, positions, each, pages, each[:0], states))
-        headroom = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
-        if not 1 <= count <= headroom:
-            raise UsageError(f"greedy: expected 1 to {headroom} tokens, got {count}")
+        positions_left = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
+        if not 1 <= count <= positions_left:
+            raise UsageError(f"greedy: expected 1 to {positions_left} tokens, got {count}")
         return self.compute_greedy(tokens, positions, pages, count, states)
 
     @abstractmethod

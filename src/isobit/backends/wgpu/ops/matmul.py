@@ -81,7 +81,8 @@ def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None
                 (supers, s.rows, s.row_blocks, *held, w.rows, s.column, *which),
                 (-(-(end - begin) // (_LANES // 8 // lanes)), groups),
                 (g.device.dot, *reader, "sorted_pairs"),
-                **own | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE": size // 2},
+                **own
+                | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE_VEC4": size // 2},
             )
 
     g.emit(steps, each)

@@ -8,7 +8,7 @@
 override LANES: u32 = 256u;  // of a workgroup
 override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 8
 override PLANES: u32 = 2u;
-override TILE: u32;  // vec4s of a tile
+override TILE_VEC4: u32;  // vec4s of a tile
 const ACT = 37u;  // vec4s of a superblock of activations (quantise.wgsl)
 
 struct Params {
@@ -80,7 +80,7 @@ fn matmul(
   let super_lane = (lane / 8u) % SUPERS;
   let stored = at.matrix * p.row_blocks + row_block;
   let held = row_block < p.row_blocks && stored >= p.first && stored < p.last;
-  let tile = (stored - p.first) * p.supers * TILE;
+  let weight_tile = (stored - p.first) * p.supers * TILE_VEC4;
   let mine = (lane / (8u * SUPERS)) * 8u + lane % 8u;
 
   // The row whose superblocks this lane adds.
@@ -92,7 +92,7 @@ fn matmul(
     let live = held && s0 + super_lane < p.supers;
     // A lane without a superblock of its own loads one that others load too.
     let s = min(s0 + super_lane, p.supers - 1u);
-    let weight = load(select(0u, tile, held) + s * TILE + lane % 8u, lane % 8u);
+    let weight = load(select(0u, weight_tile, held) + s * TILE_VEC4 + lane % 8u, lane % 8u);
     for (var i = 0u; i < at.count; i++) {
       let pair = pair_at(at.first + i);
       let x = ((pair / p.top_k) * p.supers + s0) * ACT;
