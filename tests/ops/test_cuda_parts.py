@@ -30,14 +30,15 @@ _EMULATOR = threading.Lock()
 class OneOfSeveral(EmulatedGpu):
     """An emulated GPU that is used as the driver lets one be: by threads that have made it theirs.
 
-    Kernels run one at a time, as each is a library with one state, but for those that wait for one
-    another: each part has its own of these. A kernel that was not known before a pass is refused.
+    Kernels run one at a time, as each is a library with one state, but for those that exchange
+    values: each part has its own of these. A kernel that was not known before a pass is refused.
     """
 
     loaded = False
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rank: int) -> None:
         super().__init__(seed)
+        self.rank = rank
         self.known: set[tuple[object, ...]] = set()
         self.fails: Callable[[str], None] = lambda _: None
 
@@ -70,8 +71,10 @@ class OneOfSeveral(EmulatedGpu):
             assert key in self.known, f"{kernel} was not known before the pass"
             self.fails(kernel)
         self.known.add(key)
-        if kernel == "gather":
+        if "BOUNDS" in (k.get("defines") or {}):
+            self._copy = self.rank
             super().launch(stem, kernel, *a, **k)
+            self._copy = None
         else:
             with _EMULATOR:
                 super().launch(stem, kernel, *a, **k)
@@ -84,7 +87,7 @@ class OneOfSeveral(EmulatedGpu):
 
 
 def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBackend:
-    gpus = [OneOfSeveral(seed + r) for r in range(parts)]
+    gpus = [OneOfSeveral(seed + r, r) for r in range(parts)]
     engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_bits": 8 * planes})
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside
@@ -94,15 +97,17 @@ def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBacke
 
 
 def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
-    """A prompt of each of two sequences in several passes, a step of both, steps of one."""
+    """A prompt of each of two sequences in several passes, steps of both, of few rows and padded,
+    a step beside a prompt, steps of one."""
     pages = np.array([[1, 0], [2, 3]], np.int32)
     alone = pages[1:]
     return [
         ragged(rng, vocab, [(0, 7), (0, 2)], pages),
         ragged(rng, vocab, [(7, 1), (2, 1)], pages),
         ragged(rng, vocab, [(8, 1), (3, 1)], pages),
-        ragged(rng, vocab, [(4, 1)], alone),
-        ragged(rng, vocab, [(5, 1)], alone),
+        ragged(rng, vocab, [(9, 1), (4, 2)], pages),
+        ragged(rng, vocab, [(6, 1)], alone),
+        ragged(rng, vocab, [(7, 1)], alone),
     ]
 
 
