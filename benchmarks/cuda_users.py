@@ -4,7 +4,7 @@ usage: python benchmarks/cuda_users.py MODEL.gguf OUT [--tokens 96] [--rounds 5]
                                        [--seconds 150]
 
 The bare step is ``Backend.greedy``, which waits for nothing; the others go through the engine, as
-generations do: the likeliest token, sampled ones, log-probabilities, a receipt, each with its
+generations do: the most likely token, sampled ones, log-probabilities, a receipt, each with its
 ratio to the bare step. Bits: every way gives the tokens, log-probabilities and digests that it
 gives from logits brought to the host. OUT/cuda_users.json gets every figure; the table comes last.
 """
@@ -32,8 +32,8 @@ from isobit.verify.receipt import Recorder
 PROMPT = 32
 MILD = Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=1)
 WAYS = {  # settings, log-probabilities, whether a receipt is made, whether steps go ahead
-    "likeliest": (Sampling(), None, False, True),
-    "likeliest, nothing ahead": (Sampling(), None, False, False),
+    "most likely": (Sampling(), None, False, True),
+    "most likely, nothing ahead": (Sampling(), None, False, False),
     "temperature 1": (Sampling(temperature=1.0, seed=1), None, False, True),
     "temperature 1, nothing ahead": (Sampling(temperature=1.0, seed=1), None, False, False),
     "0.7, top_p, top_k": (MILD, None, False, True),
@@ -99,7 +99,7 @@ def device_times(model, note):
     sampler, vocabulary = programs.sampler, model.graph.logits.shape.width
     logits = programs.one.logits
     kinds = {
-        "likeliest and a log-probability": (RowRequest(top=1), None),
+        "most likely and a log-probability": (RowRequest(top=1), None),
         "5 log-probabilities": (RowRequest(top=5), None),
         "20 log-probabilities": (RowRequest(top=20), None),
         "digest": (RowRequest(digest=True), None),

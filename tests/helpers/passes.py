@@ -123,7 +123,7 @@ class Experts:
 
     @property
     def ids(self) -> I32:
-        """[layers, T, k], likeliest first."""
+        """[layers, T, k], most likely first."""
         return np.stack([np.concatenate(self._layers[i]) for i in sorted(self._layers)])
 
 

@@ -28,7 +28,7 @@ class Accuracy:
     changed_sets: float
     """Fraction of token-layers whose set of experts is not the oracle's."""
     top1_kept: float
-    """Fraction of positions whose likeliest token is the oracle's."""
+    """Fraction of positions whose most likely token is the oracle's."""
     perplexity: float
     oracle_perplexity: float
 

@@ -27,7 +27,7 @@ class OracleRun:
     logits: F64
     """[T, vocabulary]"""
     experts: NDArray[np.int64]
-    """[L, T, k], likeliest first; [0, T, 0] for a dense model."""
+    """[L, T, k], most likely first; [0, T, 0] for a dense model."""
     margins: F64
     """[L, T]: how far the first expert left out lies below the last chosen, (p_k - p_k+1) / p_k."""
 

@@ -1,4 +1,4 @@
-"""One generation on every backend: the experts, the likeliest tokens, a receipt that replays."""
+"""One generation on every backend: the experts, the most likely tokens, a receipt that replays."""
 
 from collections.abc import Iterator
 

@@ -148,7 +148,7 @@ def _float64(ids: list[int], hidden: F64) -> F64:
         g = x @ gate.T
         return (g * sigmoid(g) * (x @ up.T)) @ down.T
 
-    def turned(x: F64) -> F64:
+    def rotated(x: F64) -> F64:
         angle = np.arange(len(x))[:, None, None] * base ** (-np.arange(half) / half)
         a, b = x[..., :half], x[..., half : 2 * half]
         c, s = np.cos(angle), np.sin(angle)
@@ -159,8 +159,8 @@ def _float64(ids: list[int], hidden: F64) -> F64:
     x = both @ w["nextn.eh_proj.weight"].T
     h, n = rms(x, w["attn_norm.weight"]), len(ids)
     q_and_gate = (h @ w["attn_q.weight"].T).reshape(n, H, 2 * D)
-    q = turned(rms(q_and_gate[..., :D], w["attn_q_norm.weight"]))
-    k = turned(rms((h @ w["attn_k.weight"].T).reshape(n, G, D), w["attn_k_norm.weight"]))
+    q = rotated(rms(q_and_gate[..., :D], w["attn_q_norm.weight"]))
+    k = rotated(rms((h @ w["attn_k.weight"].T).reshape(n, G, D), w["attn_k_norm.weight"]))
     v = (h @ w["attn_v.weight"].T).reshape(n, G, D)
     out = np.empty((n, H, D))
     for i in range(H):

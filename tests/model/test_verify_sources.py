@@ -439,7 +439,7 @@ def test_experts_that_a_bias_and_groups_choose_are_pinned(kind: str, tmp_path: P
 
 
 def test_no_choice_is_blamed_that_a_bias_makes(tmp_path: Path) -> None:
-    """Its experts are not the likeliest by the logits, on either side."""
+    """Its experts are not the most likely by the logits, on either side."""
     write_glm(tmp_path / "m.gguf", "Air")
     tokens = list(range(5, 205))
     with (

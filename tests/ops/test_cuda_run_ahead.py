@@ -68,7 +68,7 @@ KINDS = [
 
 def test_generations_are_those_of_the_cpu(opened, path, begun, rng):
     """Of other lengths, settings and ends, over the end of a page; receipts and log-probabilities
-    with them; some with nothing but the likeliest."""
+    with them; some with nothing but the most likely."""
     with (
         Model(path, "cpu", ENGINE) as alone,
         with_backend(alone, opened) as model,
@@ -135,7 +135,7 @@ LEAVES, COMES, SAYS, DRAWS, ROUTED = "leaves", "comes", "says another", "draws a
 
 
 class Talk:
-    """Three sequences in passes: one is read in parts, one goes on with the likeliest."""
+    """Three sequences in passes: one is read in parts, one goes on with the most likely."""
 
     def __init__(self, rng):
         self.texts = [rng.integers(8, 320, n).tolist() for n in (2, 5, 15)]
@@ -226,7 +226,7 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
 
 
 def _rows(parts, argmax):
-    """The likeliest token after each part that gives one."""
+    """The most likely token after each part that gives one."""
     ids = iter(argmax.tolist())
     return [next(ids) if gives else None for *_, gives in parts]
 

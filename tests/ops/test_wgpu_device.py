@@ -56,14 +56,16 @@ def test_tiles_hold_every_byte_where_layout_says(rng, name):
 def test_parts_of_a_stack_are_the_whole(rng, name):
     fmt = next(f for f in FORMATS.values() if f.name == name)
     stack = Stack(tuple(weight(rng, fmt, 3, rows, 256) for rows in (11, 20)))
-    total = stack.matrices * stack.units
+    total = stack.matrices * stack.row_blocks
     whole = stack.packed(0, total)
     for step in (1, 3, 5, total):
         parts = [
-            stack.packed(i, min(i + step, total))[: stack.unit_bytes * (min(i + step, total) - i)]
+            stack.packed(i, min(i + step, total))[
+                : stack.row_block_bytes * (min(i + step, total) - i)
+            ]
             for i in range(0, total, step)
         ]
-        assert np.array_equal(np.concatenate(parts), whole[: stack.unit_bytes * total])
+        assert np.array_equal(np.concatenate(parts), whole[: stack.row_block_bytes * total])
 
 
 # Limits: no device needed.

@@ -7,7 +7,7 @@ import pytest
 
 from isobit.backends.wgpu.device.layout import Stack
 from isobit.backends.wgpu.lowering import Pass
-from isobit.backends.wgpu.ops.top_k import Plan
+from isobit.backends.wgpu.ops.top_k import SortedPairs
 from isobit.numerics.ops import TopK
 
 from .cases.attention import CUTS, attention_of_normed
@@ -48,7 +48,7 @@ def test_a_stack_divided_inside_an_expert(device, monkeypatch, kinds, way):
     products = [op for op in written(case).weights.graph.ops if op.kind == "expert_matmul"]
     weights = [op.weights[0] for op in products]
     stack = Stack(tuple(weights[: 2 if way == "wgpu" else 1]))
-    monkeypatch.setattr(device, "binding_bytes", stack.unit_bytes * (2 * stack.units - 1))
+    monkeypatch.setattr(device, "binding_bytes", stack.row_block_bytes * (2 * stack.row_blocks - 1))
     with checked(case, way) as backend:
         assert len(backend._g.matrices[-4 if way == "wgpu-unfused" else -3].segments[0].parts) == 3
 
@@ -82,11 +82,11 @@ def test_plan_holds_every_pair_once(device):
     with checked(case) as backend:
         (op,) = (op for op in specified(case)[0].weights.graph.ops if op.kind == "top_k")
         ids = op.outputs[1]
-        at = Plan.of(ids, Pass(tokens, 1, 1))
+        at = SortedPairs.of(ids, Pass(tokens, 1, 1))
         words = device.read(backend._g.places[ids].slot.buffer, np.int32, 5 * tokens * k)
-    entries = words[at.entries : at.entries + 3 * at.groups].reshape(-1, 3)
+    groups = words[at.groups_at : at.groups_at + 3 * at.groups].reshape(-1, 3)
     found = []
-    for expert, first, count in entries:
+    for expert, first, count in groups:
         assert 0 <= count <= 8
         items = words[first : first + count]
         assert (words[items] == expert).all()

@@ -9,10 +9,10 @@ from isobit.runtime.generation import Settings, checked_sampling
 from isobit.runtime.sampler import Sampling
 
 _SAMPLING = {
-    "temperature": ("temp", "0 takes the likeliest token"),
-    "top_k": ("top_k", "keep the K likeliest tokens; 0 keeps all"),
+    "temperature": ("temp", "0 takes the most likely token"),
+    "top_k": ("top_k", "keep the K most likely tokens; 0 keeps all"),
     "top_p": ("top_p", "keep the fewest tokens whose probabilities reach this sum"),
-    "min_p": ("min_p", "keep tokens at least this fraction as likely as the likeliest"),
+    "min_p": ("min_p", "keep tokens at least this fraction as likely as the most likely"),
     "repeat_penalty": ("penalty_repeat", "make tokens that occurred less likely; 1 does not"),
 }
 """Fields of Sampling: the key of a model file (``general.sampling.…``) and what it does."""

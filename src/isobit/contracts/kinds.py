@@ -47,8 +47,8 @@ FIGURES: dict[str, dict[str, Figure]] = {
         "changed_orders": Figure("token-layers with the same experts in another order", *_COUNT),
     },
     "argmax": {
-        "changed_prompts": Figure("prompts after which the likeliest token differs", *_COUNT),
-        "changed_positions": Figure("positions after which the likeliest token differs", *_COUNT),
+        "changed_prompts": Figure("prompts after which the most likely token differs", *_COUNT),
+        "changed_positions": Figure("positions after which the most likely token differs", *_COUNT),
     },
     "invariant": {
         "router_weight_deviation": Figure(
@@ -71,7 +71,7 @@ FIGURES: dict[str, dict[str, Figure]] = {
     "accuracy": {
         "mean_kl": Figure("mean KL(yardstick || backend) of the next token, nats", *_COUNT),
         "changed_sets": Figure("share of token-layers with other experts", *_FRACTION),
-        "top1_kept": Figure("share of positions with the same likeliest token", *_FRACTION),
+        "top1_kept": Figure("share of positions with the same most likely token", *_FRACTION),
         "perplexity_change": Figure("perplexity over the yardstick's, minus 1", -1.0, math.inf),
     },
     "throughput": {
@@ -199,7 +199,7 @@ class RouterSets(_Measure):
 
 
 class Argmax(_Measure):
-    """The likeliest next token, against another backend."""
+    """The most likely next token, against another backend."""
 
     kind: Literal["argmax"]
     against: BackendName = Field("reference", description="The backend compared with.")

@@ -135,7 +135,9 @@ def _argmax(measure: kinds.Argmax, target: Target) -> Measured:
     for i, prompt in enumerate(measure.prompts):
         a, b = logits(target.model, prompt), logits(other, prompt)
         if np.ptp(a[-1]) == 0 == np.ptp(b[-1]):
-            raise NotRun(f"prompt {brief(prompt)}: expected a likeliest token, got equal logits")
+            raise NotRun(
+                f"prompt {brief(prompt)}: expected one most likely token, got equal logits"
+            )
         wrong = (a.argmax(1) != b.argmax(1)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
         positions += int(wrong.sum())
         chosen.append([int(a[-1].argmax()), int(b[-1].argmax())])

@@ -22,8 +22,8 @@ _COS = [(-1) ** (k // 2) / factorial(k) for k in range(16, -1, -2)]
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN's stretching of a context (Peng et al., 2023): pairs that turn fast stay, those that
-    turn slowly are divided by ``factor``, with a ramp between."""
+    """YaRN's stretching of a context (Peng et al., 2023): pairs that rotate fast stay, those that
+    rotate slowly are divided by ``factor``, with a ramp between."""
 
     factor: float
     original_context: int
@@ -36,7 +36,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class RopeTable:
-    """The angles of a model: for head vectors of which ``size`` values turn, base^(-2i/size) a
+    """The angles of a model: for head vectors of which ``size`` values rotate, base^(-2i/size) a
     position, divided by ``factors[i]``, and as ``yarn`` says."""
 
     size: int

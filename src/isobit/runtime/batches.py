@@ -193,7 +193,7 @@ class PassRequest:
         """What comes of it, for each part."""
         found = [_NOTHING] * len(self.parts)
         if self.argmax:
-            self._likeliest(results, found)
+            self._take_argmax(results, found)
         for part, rows in self.hidden:
             assert results.hidden is not None
             self.parts[part][1].hidden = results.hidden[rows.start].copy()
@@ -206,7 +206,7 @@ class PassRequest:
             found[part] = found[part]._replace(digest=results.digests[row].tobytes())
         return found
 
-    def _likeliest(self, results: Results, found: list[PassOutcome]) -> None:
+    def _take_argmax(self, results: Results, found: list[PassOutcome]) -> None:
         assert results.argmax is not None
         ids = results.argmax.tolist()
         for part, row in self.argmax:
@@ -268,7 +268,7 @@ class PassRequest:
 
 
 def _top(results: Results, row: int) -> tuple[tuple[int, float], ...]:
-    """The likeliest ids after a row, and their log-probabilities."""
+    """The most likely ids after a row, and their log-probabilities."""
     assert results.top is not None
     assert results.top_ids is not None
     return tuple(zip(results.top_ids[row].tolist(), results.top[row].tolist(), strict=True))

@@ -124,7 +124,7 @@ class Engine(PassLock):
             sampling: how tokens are chosen.
             choice: which of several outputs to one prompt this is.
             ends: tokens that end it; None: the model's.
-            logprobs: measure every token, and the k likeliest at its place.
+            logprobs: measure every token, and the k most likely at its place.
             of_prompt: with ``logprobs``, measure the prompt's tokens too.
             routes: keep the experts of each token: :meth:`Generation.routes`.
             hidden: keep the model's state after the prompt, what its head is given.

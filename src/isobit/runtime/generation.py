@@ -156,7 +156,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         if max_tokens is not None:
             self._most = whole("max_tokens", max_tokens, 0)
         self.tokens: list[Token] = []
-        """With ``logprobs``, each with its log-probability and the likeliest at its place."""
+        """With ``logprobs``, each with its log-probability and the most likely at its place."""
         self._generation: Generation | None = None
         self._closed = False
         self._reading = threading.Lock()

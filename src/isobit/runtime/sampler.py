@@ -29,11 +29,11 @@ class Sampling:
     temperature: float = 0.0
     """0 takes the largest logit (the lowest id among equals)."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the fewest likeliest tokens whose probabilities reach this sum."""
+    """Keep the fewest most likely tokens whose probabilities reach this sum."""
     min_p: float = 0.0
-    """Keep tokens at least this fraction as likely as the likeliest."""
+    """Keep tokens at least this fraction as likely as the most likely."""
     repeat_penalty: float = 1.0
     """Divide positive (multiply negative) logits of tokens already in the sequence by this."""
     seed: int | None = None
@@ -48,7 +48,7 @@ class Sampling:
     """What the tokens are held to."""
 
     @property
-    def likeliest_only(self) -> bool:
+    def argmax_only(self) -> bool:
         """Whether every token is the largest logit's, whatever came before."""
         return self.temperature == 0.0 and not self.adjusts and self.grammar is None
 

@@ -32,7 +32,7 @@ class Token(NamedTuple):
     logprob: float | None = None
     """Its log-probability as the model gives it, if it was asked for."""
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest ids at its place and their log-probabilities, descending."""
+    """The most likely ids at its place and their log-probabilities, descending."""
 
 
 class Watcher(Protocol):
@@ -112,7 +112,7 @@ class Generation(Iterator[Token]):
         """What ended it, if that was an error."""
         self.cancelled = False
         """Whether it is to end after the pass that it is in."""
-        self.only_argmax = sampler.sampling.likeliest_only
+        self.only_argmax = sampler.sampling.argmax_only
         """Whether its tokens can be told without the logits."""
         self._engine = engine
         self._given: deque[Token] = deque()

@@ -48,11 +48,11 @@ class Outcome:
     changed_sets: int
     """Token-layers whose set of experts is not the oracle's; with pinned experts, would not be."""
     argmax_changed: int
-    """Tokens whose likeliest successor is not the oracle's."""
+    """Tokens whose most likely successor is not the oracle's."""
     sets_moved: int
     """Token-layers whose set of experts is not (or would not be) the specification's."""
     argmax_moved: int
-    """Tokens whose likeliest successor is not the specification's."""
+    """Tokens whose most likely successor is not the specification's."""
     factor: float
     """relative_rms over the specification's."""
     shares: tuple[float, ...]
@@ -331,7 +331,7 @@ def _sets(a: list[_Result], b: list[_Result]) -> int:
 
 
 def _tops(a: list[_Result], b: list[_Result]) -> int:
-    """Tokens with another likeliest successor."""
+    """Tokens with another most likely successor."""
     pairs = zip(a, b, strict=True)
     return sum(int((g.logits.argmax(axis=1) != o.logits.argmax(axis=1)).sum()) for g, o in pairs)
 

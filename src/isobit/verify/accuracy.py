@@ -35,7 +35,7 @@ class Accuracy:
     first_changed: tuple[int, int] | None = None
     """Layer and position of the first of them."""
     top1_kept: int = 0
-    """Tokens after which the likeliest next token is the oracle's."""
+    """Tokens after which the most likely next token is the oracle's."""
     kl_sum: float = 0.0
     kl_max: float = 0.0
     """Of KL(oracle || model) of the next-token distributions, in nats."""
@@ -60,7 +60,7 @@ class Accuracy:
 
     @property
     def top1_fraction(self) -> float:
-        """Share of tokens whose likeliest successor is the oracle's."""
+        """Share of tokens whose most likely successor is the oracle's."""
         return self.top1_kept / self.tokens
 
     @property

@@ -64,7 +64,7 @@ class RouterChange:
 
 @dataclass
 class ArgmaxChange:
-    """A token after which the likeliest next token differs."""
+    """A token after which the most likely next token differs."""
 
     position: int
     a: int

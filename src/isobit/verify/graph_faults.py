@@ -97,9 +97,9 @@ class NeighbourRope(Rope):
     ) -> Arrays:
         x, n = inputs[0], self.table.size
         order = np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2), np.arange(n, x.shape[-1])])
-        (turned,) = rotate(run, weights, x[..., order], *inputs[1:])
-        out = np.empty_like(turned)
-        out[..., order] = turned
+        (rotated,) = rotate(run, weights, x[..., order], *inputs[1:])
+        out = np.empty_like(rotated)
+        out[..., order] = rotated
         return (out,)
 
 

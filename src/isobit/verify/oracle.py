@@ -29,7 +29,7 @@ class OracleRun:
     logits: F64
     """[T, vocabulary]"""
     experts: I32
-    """[L, T, k], likeliest first; [0, T, 0] for a dense model."""
+    """[L, T, k], most likely first; [0, T, 0] for a dense model."""
     margins: F64
     """[L, T]: see ``router_margin``."""
 

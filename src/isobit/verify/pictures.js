@@ -101,7 +101,7 @@ const columns = D.a.tokens.map((t, i) => [t, i]).slice(0, many), cut = D.a.token
 const word24 = t => el("div", {class: "text", title: tokenText(t)}, D.texts[t] === undefined ? t : D.texts[t].slice(1, -1).replaceAll(" ", "·"));
 if (D.kl.by_position.some(([, v]) => v > 0)) {
   const top = Math.max(...D.kl.by_position.map(([, v]) => v));
-  picture("The next token, along the text", `KL(B‖A) after each token, in nats; the tallest bar is ${number(top)}. Red: the likeliest next token is another.${cut}`, el("div", {class: "scroll"}, el("div", {class: "tokens"}, ...columns.map(([t, i]) => {
+  picture("The next token, along the text", `KL(B‖A) after each token, in nats; the tallest bar is ${number(top)}. Red: the most likely next token is another.${cut}`, el("div", {class: "scroll"}, el("div", {class: "tokens"}, ...columns.map(([t, i]) => {
     const c = flips.get(i), says = `position ${i}, ${tokenText(t)}: ${kl.has(i) ? number(kl.get(i)) : "not compared"}${c ? `; A: ${tokenText(c.a)}, B: ${tokenText(c.b)}` : ""}`;
     return el("div", {title: says}, el("div", {class: c ? "bar flip" : "bar", style: `height:${Math.max(1, 90 * (kl.get(i) || 0) / top)}px`}), word24(t));
   }))));

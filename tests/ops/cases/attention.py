@@ -39,12 +39,12 @@ def spread(g: Writer, heads: int, kv_heads: int, size: int) -> Array:
 def attention_of_normed(g: Writer, size: int, heads: int, kv_heads: int) -> Value:
     """Behind norm and RoPE of q and k; a product reads it."""
     x = g.given(values(g.rng, g.rows, (heads + 2 * kv_heads) * size))
-    at, turned = 0, []
+    at, rotated = 0, []
     for n in (heads, kv_heads):
         y = g.one(None, RmsNorm(1e-6), g.heads(x, at, n, size), weights=[g.vector(size)])
-        turned.append(g.one(None, Rope(RopeTable(size, 1e4)), y, g.positions))
+        rotated.append(g.one(None, Rope(RopeTable(size, 1e4)), y, g.positions))
         at += n * size
-    y = attend(g, *turned, g.heads(x, at, kv_heads, size), Attention())
+    y = attend(g, *rotated, g.heads(x, at, kv_heads, size), Attention())
     if heads * size % 32 == 0:
         y = g.one("out", MatMul(), y, weights=[one_hot(g.rng, 40, heads * size)])
     return y

@@ -239,18 +239,18 @@ class Backend(ABC):
     def greedy(
         self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None = None
     ) -> I32:
-        """Append a token to each sequence and then its likeliest next, ``count`` tokens in all.
+        """Append a token to each sequence and then its most likely next, ``count`` tokens in all.
 
         tokens, positions: int32 [n]; pages: int32 [n, P], for positions up to position + count - 1;
-        states: see :class:`Batch`. Returns the likeliest token after each, int32 [count, n], the
+        states: see :class:`Batch`. Returns the most likely token after each, int32 [count, n], the
         lowest id among equals; -1 from the step on whose logits are not finite. Raises UsageError
         for what :meth:`run` refuses, and for steps beyond the context or the pages.
         """
         each = np.arange(len(tokens), dtype=np.int32)
         self._check(Batch(tokens, positions, each, pages, each[:0], states))
-        headroom = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
-        if not 1 <= count <= headroom:
-            raise UsageError(f"greedy: expected 1 to {headroom} tokens, got {count}")
+        positions_left = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
+        if not 1 <= count <= positions_left:
+            raise UsageError(f"greedy: expected 1 to {positions_left} tokens, got {count}")
         return self.compute_greedy(tokens, positions, pages, count, states)
 
     @abstractmethod

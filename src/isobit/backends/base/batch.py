@@ -62,7 +62,7 @@ class Wanted:
     argmax: bool = False
     """The largest logit's id, the lowest among equals."""
     top: int = 0
-    """So many of the likeliest ids, with their log-probabilities."""
+    """So many of the most likely ids, with their log-probabilities."""
     given: I32 | None = None
     """Log-probabilities of these ids: int32 [R, n]."""
     hidden: bool = False
@@ -95,7 +95,7 @@ class Following:
 
     batch: Batch
     """A token below 0, of which a sequence has one at most, is that which the pass before gives for
-    its row - 1 - token: the one that is drawn of it, or else the likeliest."""
+    its row - 1 - token: the one that is drawn of it, or else the most likely."""
     wanted: Wanted
 
 

@@ -8,26 +8,26 @@ from numpy.typing import NDArray
 from isobit.backends.base import F32, I32, Results, Wanted
 
 MAX_WORDS = 256
-"""Words of a row. The likeliest are found one after the other: for more than a few, logits that
+"""Words of a row. The most likely are found one after the other: for more than a few, logits that
 come to the host cost less."""
 DIGEST = 8  # words
 
 
 class RowRequest(NamedTuple):
-    """What is wanted of a row beside its likeliest id."""
+    """What is wanted of a row beside its most likely id."""
 
     given: int = 0
     """Log-probabilities of so many ids."""
     top: int = 0
-    """So many of the likeliest."""
+    """So many of the most likely."""
     drawn: bool = False
     """A token that is drawn, and its log-probability."""
     digest: bool = False
 
     @property
     def words(self) -> int:
-        """Of a row: the likeliest id, what is given, the likeliest and theirs in turn, the token
-        drawn and its, the digest."""
+        """Of a row: the argmax, what is given, the most likely and theirs in turn, the token drawn
+        and its, the digest."""
         return self.drawn_at + 2 * self.drawn + DIGEST * self.digest
 
     @property

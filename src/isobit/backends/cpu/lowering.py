@@ -278,10 +278,9 @@ class Lowering:
     def _lower(self, at: int) -> int:
         """Lower what begins at an operation; how many it was."""
         op = self._ops[at]
-        gate = self._gated(at)
-        if gate is not None:
-            self._module(op, "expert_matmul").products(self, self._ops[at : at + 2], gate)
-            return 3
+        for claim in import_module("isobit.backends.cpu.fusions").CLAIMS:
+            if count := claim(self, self._ops[at:]):
+                return int(count)
         if not op.on_request:
             self._module(op, op.kind).lower(self, op)
         return 1
@@ -334,20 +333,6 @@ class Lowering:
         self.slots[place.slot]["fixed"] = 1
         self._quantised.add(value)
         return instruction("quantise", in_=[place])
-
-    def _gated(self, at: int) -> Op | None:
-        """The SwiGLU of two products that stand before it and are read by nothing else."""
-        three = self._ops[at : at + 3]
-        if [op.kind for op in three] not in (
-            ["matmul", "matmul", "silu_gate"],
-            ["expert_matmul", "expert_matmul", "silu_gate"],
-        ):
-            return None
-        gate, up, together = three
-        same = gate.inputs == up.inputs and len(gate.weights) == len(up.weights) == 1
-        inner = gate.outputs + up.outputs
-        read = [self._readers.get(v) for v in inner]
-        return together if same and together.inputs == inner and read == [[at + 2]] * 2 else None
 
     # Places
 

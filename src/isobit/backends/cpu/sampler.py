@@ -125,7 +125,7 @@ class RowSampler:
     def measure(self, logits: F32, ids: I32, k: int = 0) -> tuple[I32, F32, I32, F32]:
         """What rows of logits [R, V] say of their next tokens.
 
-        (the likeliest id of each, int32 [R], NOT_FINITE for a row that is not; log-probabilities of
+        (the argmax of each, int32 [R], NOT_FINITE for a row that is not; log-probabilities of
         ids [R, n], float32 [R, n]; the k largest logits' ids, int32 [R, k], in order; theirs,
         float32 [R, k]). Of a row that is not finite the others are NaN and -1.
         """

@@ -39,7 +39,7 @@ class Config(ModelConfig):
     ``head_dim`` values."""
 
     rope: RopeTable
-    """Of the part of head vectors that turns."""
+    """Of the part of head vectors that RoPE rotates."""
     attention_scale: float | None
     """Of scores; None: the usual one."""
     value_dim: int
@@ -143,11 +143,11 @@ def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
         q = p.product("q_matmul", q, ("attn_q_b", H * D))
     else:
         q = p.product("q_matmul", h, ("attn_q", H * D))
-    turned = blocks.heads_of(p, "q_rope", rope, q, Heads(plain, H, rotated, D))
-    q = g.one("q_post_rope", Join(), turned, g.one(None, Heads(0, H, plain, D), q))
+    with_rope = blocks.heads_of(p, "q_rope", rope, q, Heads(plain, H, rotated, D))
+    q = g.one("q_post_rope", Join(), with_rope, g.one(None, Heads(0, H, plain, D), q))
 
     made = p.product("kv_latent", h, ("attn_kv_a_mqa", R + rotated))
-    turned = blocks.heads_of(p, "k_rope", rope, made, Heads(R, 1, rotated))
+    with_rope = blocks.heads_of(p, "k_rope", rope, made, Heads(R, 1, rotated))
     latent = g.one(None, Columns(0, R), made)
     weight = p.take("attn_kv_a_norm.weight", R)
     latent = g.one("kv_latent_norm", RmsNorm(c.eps), latent, weights=[weight])
@@ -162,7 +162,7 @@ def _attention(p: LayerBuilder, c: Config, h: Value) -> Value:
         w = p.matrix("attn_v_b", H, V, R)
         w = Weight(w.name, w.format, (H * V, R), w.data)
         v = g.one(None, Heads(0, H, V), g.one("v_matmul", MatMul(), latent, weights=[w]))
-    k = g.one("k_post_rope", Join(), turned, k)
+    k = g.one("k_post_rope", Join(), with_rope, k)
     if V < D:  # zeros before the values
         zeros = g.one(None, Columns(0, D - V), made)
         none = blocks.vector(f"0 x {D - V}", np.zeros(D - V))

@@ -1,4 +1,4 @@
-"""GLM-4.5, 4.6 and 4.7, big and Air: grouped-query attention whose head vectors RoPE turns in part;
+"""GLM-4.5, 4.6 and 4.7, big and Air: grouped-query attention, with RoPE on a part of head vectors;
 in the first layers a dense feed-forward, then a mixture of experts, chosen by sigmoids and a bias,
 beside a shared one."""
 
@@ -40,7 +40,7 @@ class Config(ModelConfig):
     """What a file says besides what every transformer has."""
 
     rope: RopeTable
-    """It turns the first values of a head vector."""
+    """It rotates the first values of a head vector."""
     routing: Routing
     dense: int
     """Layers before the first with experts."""

@@ -121,7 +121,7 @@ def _settings(c: ModelConfig, _: Collection[str]) -> dict[str, Any]:
 def _layer(c: Metadata) -> Sources:
     """gate and up in one, their columns in turn; matrices of experts are transposed there."""
     both = "mlp.experts.gate_up_proj"
-    turns = range(2 * c.count("intermediate_size", 1, 1 << 20))
+    rows = range(2 * c.count("intermediate_size", 1, 1 << 20))
     biases = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj"}
     biases |= {"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj"}
     biases |= {"ffn_gate_inp": "mlp.router"}
@@ -134,7 +134,7 @@ def _layer(c: Metadata) -> Sources:
         "ffn_down_exps.bias": Source("mlp.experts.down_proj_bias"),
     }
     for i, role in enumerate(("ffn_gate_exps", "ffn_up_exps")):
-        own = Pick(turns[i::2], axis=-1)
+        own = Pick(rows[i::2], axis=-1)
         found[f"{role}.weight"] = Source(both, (own, transposed))
         found[f"{role}.bias"] = Source(f"{both}_bias", (own,))
     return found

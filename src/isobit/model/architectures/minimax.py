@@ -1,5 +1,5 @@
 """MiniMax-M2: attention with a norm of all query heads together and one of all key heads, of whose
-head vectors RoPE turns a part; a mixture of experts chosen by sigmoids and a bias."""
+head vectors RoPE rotates a part; a mixture of experts chosen by sigmoids and a bias."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Config(ModelConfig):
     """What a file says besides what every transformer has."""
 
     rope: RopeTable
-    """It turns the first values of a head vector."""
+    """It rotates the first values of a head vector."""
     routing: Routing
 
 

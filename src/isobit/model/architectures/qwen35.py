@@ -69,7 +69,7 @@ class Config(ModelConfig):
     recurrent: tuple[bool, ...]
     """Whether a layer is a delta net, for each."""
     rotated: int
-    """Values of a head vector that RoPE turns."""
+    """Values of a head vector that RoPE rotates."""
     key_heads: int
     value_heads: int
     """Of the delta net."""

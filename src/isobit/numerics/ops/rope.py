@@ -14,7 +14,7 @@ from isobit.numerics.rope_table import RopeTable
 @dataclass(frozen=True)
 class Rope(Operation):
     """x [T, heads, size] and positions int32 [T]: the first values of each head vector, as many as
-    the table turns, rotated by its angles; the others as they are."""
+    the table rotates, by its angles; the others as they are."""
 
     table: RopeTable
     neighbours: bool = False
@@ -34,8 +34,8 @@ class Rope(Operation):
         x, positions = inputs
         first, n = int(positions.min()), self.table.size
         cos, sin = self.table.rows(first, int(positions.max()) + 1)
-        turned = rope(_halves(x[..., :n], self), cos[positions - first], sin[positions - first])
-        return (np.concatenate([_back(turned, self), x[..., n:]], axis=-1),)
+        rotated = rope(_halves(x[..., :n], self), cos[positions - first], sin[positions - first])
+        return (np.concatenate([_back(rotated, self), x[..., n:]], axis=-1),)
 
     def float64(self, run: Context, weights: Sequence[Weight], *inputs: Array) -> Arrays:
         """See :class:`Operation`."""
@@ -47,8 +47,8 @@ class Rope(Operation):
         x = x.astype(np.float64)
         pairs = _halves(x[..., :n], self)
         a, b = pairs[..., : n // 2], pairs[..., n // 2 :]
-        turned = np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
-        return (np.concatenate([_back(turned, self), x[..., n:]], axis=-1),)
+        rotated = np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+        return (np.concatenate([_back(rotated, self), x[..., n:]], axis=-1),)
 
 
 def _halves(x: Array, rope: Rope) -> Array:

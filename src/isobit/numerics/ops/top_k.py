@@ -17,7 +17,7 @@ MOST_GROUPS = 64
 @dataclass(frozen=True)
 class TopK(Operation):
     """Router logits [T, experts], or without ``softmax`` their probabilities: the weights [T, k] of
-    the k likeliest, and their ids int32 [T, k], in descending order, ties to the lower id;
+    the k most likely, and their ids int32 [T, k], in descending order, ties to the lower id;
     ``normalise``: the weights add up to 1.
 
     The weight [experts], if there is one, is added to the probabilities for the choice alone.

@@ -66,7 +66,7 @@ class Answers:
     ) -> None:
         """``n`` choices for each prompt in turn. Raises UsageError, QueueFull; then none runs.
 
-        most: tokens of each; None: to the end of the context. logprobs: how many of the likeliest
+        most: tokens of each; None: to the end of the context. logprobs: how many of the most likely
         are wanted beside each token; ``echo``: of the prompt's too. routes: record the experts.
         """
         n = asked.n or 1

@@ -120,7 +120,7 @@ class ChatRequest(Common):
 
     @property
     def measured(self) -> int | None:
-        """How many of the likeliest tokens are wanted beside each; None: no log-probabilities."""
+        """How many of the most likely tokens are wanted beside each; None: no log-probabilities."""
         if self.top_logprobs and not self.logprobs:
             raise UsageError("top_logprobs: expected logprobs to be true, got false")
         return self.top_logprobs or 0 if self.logprobs else None

@@ -36,7 +36,7 @@ struct Rows {
     const int32_t* ids;     // n_ids of each row, whose log-probabilities are wanted
     int n_ids;
     float* values;
-    int k;                  // so many of the likeliest are wanted
+    int k;                  // so many of the most likely are wanted
     int32_t* top_ids;
     float* top;
     uint8_t* digests;       // of each row's logits, or null

@@ -1,4 +1,4 @@
-"""Attention: a phase, see phases/attention.simd.cpp."""
+"""Attention: a phase, see attention.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op

@@ -1,6 +1,6 @@
 """Embedding: see embedding.cpp."""
 
-from isobit.backends.cpu.load import matrix
+from isobit.backends.cpu.device.load import matrix
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
 

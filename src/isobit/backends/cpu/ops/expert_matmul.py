@@ -1,8 +1,8 @@
-"""Products of each token's experts: a phase, see phases/experts.cpp."""
+"""Products of each token's experts: a phase, see expert_matmul.cpp."""
 
 from collections.abc import Sequence
 
-from isobit.backends.cpu.load import matrix
+from isobit.backends.cpu.device.load import matrix
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op
 

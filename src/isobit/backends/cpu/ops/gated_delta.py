@@ -1,4 +1,4 @@
-"""Gated delta rule: a phase, see phases/gated_delta.simd.cpp."""
+"""Gated delta rule: a phase, see gated_delta.simd.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op

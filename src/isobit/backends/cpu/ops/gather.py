@@ -1,4 +1,4 @@
-"""Gather: a phase, see phases/gather.cpp."""
+"""Gather: a phase, see gather.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op

@@ -1,8 +1,8 @@
-"""Matrix product: a phase, see phases/products.cpp."""
+"""Matrix product: a phase, see matmul.cpp."""
 
 from dataclasses import replace
 
-from isobit.backends.cpu.load import matrix
+from isobit.backends.cpu.device.load import matrix
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op
 

@@ -31,7 +31,7 @@ void Rotate<LEVEL>::run(const float* x, const float* cos, const float* sin, int 
 static void rope(const Op& op, Pass& p, int thread, int t, int i) {
     const RopeRows& table = p.rope(op.integers[0]);
     const size_t at = (size_t)p.batch.positions[t] * table.half;
-    const int turned = 2 * table.half, rest = op.integers[1] - turned;
+    const int rotated = 2 * table.half, rest = op.integers[1] - rotated;
     const float* x = p.at(op.in[0], thread, t, i);
     float* y = p.at(op.out[0], thread, t, i);
     const float *cos = table.cos + at, *sin = table.sin + at;
@@ -42,8 +42,8 @@ static void rope(const Op& op, Pass& p, int thread, int t, int i) {
             y[2 * k + 1] = b * cos[k] + a * sin[k];
         }
     else
-        run_of<Rotate>(p.kernels)(x, cos, sin, turned, y);
-    if (rest) memcpy(y + turned, x + turned, rest * sizeof(float));
+        run_of<Rotate>(p.kernels)(x, cos, sin, rotated, y);
+    if (rest) memcpy(y + rotated, x + rotated, rest * sizeof(float));
 }
 
 static const OpKind kind("rope", rope);

@@ -1,4 +1,4 @@
-"""SiLU gate: see silu_gate.cpp; within a gated feed-forward, phases/experts.cpp."""
+"""SiLU gate: see silu_gate.cpp; within a gated feed-forward, expert_matmul.cpp."""
 
 from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op

@@ -41,7 +41,7 @@ public:
 
     Choice choose(const float* z, int n, const Sampling& s, const Edits& edits);
 
-    // The likeliest id, the lowest among equals; log-probabilities of ids, and of the k largest logits
+    // The most likely id, the lowest among equals; log-probabilities of ids, and of the k largest logits
     // in order. NOT_FINITE, and the rest is NaN and -1, if a logit is not finite.
     int32_t measure(const float* z, int n, const int32_t* ids, int n_ids, float* values, int k,
                     int32_t* top_ids, float* top_values);

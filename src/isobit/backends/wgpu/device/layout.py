@@ -34,8 +34,8 @@ def superblock_bytes(fmt: Format) -> int:
 class Stack:
     """Matrices of one format and width, joined along their rows: q, k and v, or gate and up.
 
-    Each weight is [rows, columns] or, with experts, [matrices, rows, columns]. A unit is what is
-    never divided between buffers: 8 rows of one matrix (quantised), or one row (floats).
+    Each weight is [rows, columns] or, with experts, [matrices, rows, columns]. A row block is never
+    divided between buffers: 8 rows of one matrix (quantised), or one row (floats).
     """
 
     weights: tuple[Weight, ...]
@@ -62,32 +62,32 @@ class Stack:
         return self.weights[0].shape[-1]
 
     @property
-    def units(self) -> int:
-        """Units of one joined matrix."""
+    def row_blocks(self) -> int:
+        """Row blocks of one joined matrix."""
         return -(-self.rows // TILE_ROWS) if self.format.quantized else self.rows
 
     @property
-    def unit_bytes(self) -> int:
-        """Bytes of one unit."""
+    def row_block_bytes(self) -> int:
+        """Bytes of one row block."""
         if self.format.quantized:
             return TILE_ROWS * superblocks(self.columns) * superblock_bytes(self.format)
         return self.format.nbytes(self.columns)
 
     def packed(self, first: int, last: int) -> NDArray[np.uint8]:
         """Units first … last - 1, counted through all matrices, as the device has them."""
-        out = np.zeros(-(-(last - first) * self.unit_bytes // 16) * 16, np.uint8)
-        matrix, at = divmod(first, self.units)
+        out = np.zeros(-(-(last - first) * self.row_block_bytes // 16) * 16, np.uint8)
+        matrix, at = divmod(first, self.row_blocks)
         position = 0
         while first < last:
-            n = min(self.units - at, last - first)
-            part = self._units(matrix, at, at + n)
+            n = min(self.row_blocks - at, last - first)
+            part = self._row_blocks(matrix, at, at + n)
             out[position : position + part.size] = part
             position += part.size
             first, matrix, at = first + n, matrix + 1, 0
         return out
 
-    def _units(self, matrix: int, first: int, last: int) -> NDArray[np.uint8]:
-        """Units of one matrix."""
+    def _row_blocks(self, matrix: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Row blocks of one matrix."""
         rows = TILE_ROWS if self.format.quantized else 1
         parts = []
         start = 0

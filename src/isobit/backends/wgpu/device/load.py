@@ -35,7 +35,7 @@ class Segment:
     format: Format
     matrices: int
     rows: int
-    units: int
+    row_blocks: int
     column: int
     parts: tuple[Part, ...]
     grid: Any = None
@@ -73,7 +73,7 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         """What it takes on a device."""
-        return sum(s.matrices * s.units * s.unit_bytes for s in joined(self.weights))
+        return sum(s.matrices * s.row_blocks * s.row_block_bytes for s in joined(self.weights))
 
     def load(self, device: Device) -> None:
         """Bring it onto the device."""
@@ -87,13 +87,13 @@ class Matrix:
 
 
 def _segment(device: Device, threads: Executor, stack: Stack, column: int) -> Segment:
-    total = stack.matrices * stack.units
-    in_one = device.binding_bytes // stack.unit_bytes
+    total = stack.matrices * stack.row_blocks
+    in_one = device.binding_bytes // stack.row_block_bytes
     if in_one == 0:
         raise BackendUnavailable(
             f"wgpu: {stack.weights[0].name}: one row of {stack.columns} values takes "
-            f"{stack.unit_bytes:,} bytes, more than the device's maxStorageBufferBindingSize of "
-            f"{device.binding_bytes:,}"
+            f"{stack.row_block_bytes:,} bytes, more than the device's maxStorageBufferBindingSize "
+            f"of {device.binding_bytes:,}"
         )
     parts = []
     for first in range(0, total, in_one):
@@ -101,17 +101,17 @@ def _segment(device: Device, threads: Executor, stack: Stack, column: int) -> Se
         parts.append(Part(_upload(device, threads, stack, first, last), first, last))
     name = GRIDS.get(stack.format.name)
     grid = device.upload(packed_grids()[name].rows) if name else None
-    sizes = stack.matrices, stack.rows, stack.units, column
+    sizes = stack.matrices, stack.rows, stack.row_blocks, column
     return Segment(stack.format, *sizes, tuple(parts), grid)
 
 
 def _upload(device: Device, threads: Executor, stack: Stack, first: int, last: int) -> Any:
     """Units first … last - 1 of a stack in a buffer of their own."""
-    buffer = device.empty(-(-(last - first) * stack.unit_bytes // 16) * 16)
-    step = -(-_PIECE_BYTES // stack.unit_bytes // 8) * 8  # eight units are whole words
+    buffer = device.empty(-(-(last - first) * stack.row_block_bytes // 16) * 16)
+    step = -(-_PIECE_BYTES // stack.row_block_bytes // 8) * 8  # eight row blocks are whole words
     starts = range(first, last, step)
     pieces = threads.map(lambda at: stack.packed(at, min(at + step, last)), starts)
     for at, piece in zip(starts, pieces, strict=True):
-        device.write(buffer, piece, (at - first) * stack.unit_bytes)
+        device.write(buffer, piece, (at - first) * stack.row_block_bytes)
         device.flush()
     return buffer

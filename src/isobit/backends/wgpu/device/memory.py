@@ -70,14 +70,15 @@ class Plan:
         for slot in g.own.values():
             what = f"{slot.name}: {slot.words} × 4 bytes"
             _check(4 * slot.words, binding, what, "the model is too wide")
-        tile = max((4 * s.words for s in of[TILES]), default=4)
-        what = f"attention: {tiles} tiles × {tile} bytes"
-        _check(tiles * tile, binding, what, "use a smaller context")
+        tile_bytes = max((4 * s.words for s in of[TILES]), default=4)
+        what = f"attention: {tiles} tiles × {tile_bytes} bytes"
+        _check(tiles * tile_bytes, binding, what, "use a smaller context")
         fits = [(binding - 4 * s.more) // (4 * s.words) for s in of[TOKENS] if s.words]
         tokens = min(engine.chunk, MAX_GROUPS // g.most_rows, *fits)
         logit_rows = min(_LOGIT_ROWS, tokens, *(binding // (4 * s.words) for s in of[LOGIT_ROWS]))
-        headroom = max(min(tokens * tiles * tile, _PARTIAL_BYTES, binding) // tile, tiles)
-        rows = {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: headroom, BATCH: 1}
+        most = min(tokens * tiles * tile_bytes, _PARTIAL_BYTES, binding)
+        tiles_held = max(most // tile_bytes, tiles)
+        rows = {TOKENS: tokens, LOGIT_ROWS: logit_rows, TILES: tiles_held, BATCH: 1}
         return cls(pages, rows | {STATES: states}, binding)
 
     def bytes(self, slot: Slot) -> int:

@@ -7,14 +7,14 @@
 override FORMAT: u32;  // ggml's number
 override BYTES: u32;  // of a row's superblock
 
-struct Super { tile: u32, row: u32 }
+struct Super { weight_tile: u32, row: u32 }
 
 // The 16 bits at an even byte of a row's superblock.
 fn load16(at: Super, byte: u32) -> u32 {
   let chunks = BYTES / 16u;
   var b = 16u * (8u * (byte / 16u) + at.row) + byte % 16u;
   if (byte >= 16u * chunks) { b = 128u * chunks + at.row * (BYTES % 16u) + byte - 16u * chunks; }
-  return (weights[at.tile + b / 16u][(b / 4u) % 4u] >> (8u * (b & 2u))) & 0xffffu;
+  return (weights[at.weight_tile + b / 16u][(b / 4u) % 4u] >> (8u * (b & 2u))) & 0xffffu;
 }
 fn load32(at: Super, byte: u32) -> u32 { return load16(at, byte) | (load16(at, byte + 2u) << 16u); }
 fn load8(at: Super, byte: u32) -> u32 {

@@ -11,7 +11,7 @@ fn first_seen(position: u32, window: u32) -> u32 {
   return select(0u, position + 1u - window, window != 0u && position >= window);
 }
 
-fn record(page: u32, heads: u32, head: u32, words: u32) -> u32 {
+fn head_page(page: u32, heads: u32, head: u32, words: u32) -> u32 {
   return (page * heads + head) * (256u * words + 2u * TILE);
 }
 fn key_at(words: u32, plane: u32, word: u32) -> u32 { return (plane * words + word) * TILE; }

@@ -26,7 +26,7 @@ fn store_head(lane: u32, kind: u32, token: u32, head: u32, slot: u32, mine: vec2
   for (var c = lane; c < 512u; c += 256u) { integers[c / 4u][c % 4u] = quantise(mine[c / 256u], block.r); }
   workgroupBarrier();
   let words = (p.head_dim + 3u) / 4u;
-  let to = record(slot / TILE, p.heads, head - p.first, words);
+  let to = head_page(slot / TILE, p.heads, head - p.first, words);
   let key = slot % TILE;
   if (kind == VALUE) {
     for (var c = lane; c < 4u * words; c += 256u) {

@@ -31,18 +31,18 @@ struct Super {
   end: vec4<u32>,  // two words, but in IQ4_NL a whole chunk
 }
 
-// `tile` is the row's first vec4 in its tile.
-fn load(tile: u32, row: u32) -> Super {
+// `weight_tile` is the row's first vec4 in its tile.
+fn load(weight_tile: u32, row: u32) -> Super {
   var end = vec4(0u);
   if (FORMAT == IQ4_NL) {
-    end = weights[tile + 64u];
+    end = weights[weight_tile + 64u];
   } else {
-    let two_rows = weights[tile - row + 64u + row / 2u];
+    let two_rows = weights[weight_tile - row + 64u + row / 2u];
     end = select(two_rows, two_rows.zwxy, row % 2u == 1u);
   }
   return Super(
-    weights[tile], weights[tile + 8u], weights[tile + 16u], weights[tile + 24u],
-    weights[tile + 32u], weights[tile + 40u], weights[tile + 48u], weights[tile + 56u], end);
+    weights[weight_tile], weights[weight_tile + 8u], weights[weight_tile + 16u], weights[weight_tile + 24u],
+    weights[weight_tile + 32u], weights[weight_tile + 40u], weights[weight_tile + 48u], weights[weight_tile + 56u], end);
 }
 
 fn codes(indices: vec4<u32>) -> vec4<u32> {

@@ -6,12 +6,12 @@ struct Super {
   c4: vec4<u32>, c5: vec4<u32>, c6: vec4<u32>, c7: vec4<u32>,
 }
 
-// `tile` is the row's first vec4 in its tile.
-fn load(tile: u32, row: u32) -> Super {
+// `weight_tile` is the row's first vec4 in its tile.
+fn load(weight_tile: u32, row: u32) -> Super {
   return Super(
-    weights[tile],
-    weights[tile + 8u], weights[tile + 16u], weights[tile + 24u], weights[tile + 32u],
-    weights[tile + 40u], weights[tile + 48u], weights[tile + 56u], weights[tile + 64u]);
+    weights[weight_tile],
+    weights[weight_tile + 8u], weights[weight_tile + 16u], weights[weight_tile + 24u], weights[weight_tile + 32u],
+    weights[weight_tile + 40u], weights[weight_tile + 48u], weights[weight_tile + 56u], weights[weight_tile + 64u]);
 }
 
 struct Pair { high: i32, low: i32, mins: i32 }

@@ -9,14 +9,14 @@ struct Super {
   d: u32,
 }
 
-// `tile` is the row's first vec4 in its tile.
-fn load(tile: u32, row: u32) -> Super {
+// `weight_tile` is the row's first vec4 in its tile.
+fn load(weight_tile: u32, row: u32) -> Super {
   return Super(
-    weights[tile], weights[tile + 8u], weights[tile + 16u], weights[tile + 24u],
-    weights[tile + 32u], weights[tile + 40u], weights[tile + 48u], weights[tile + 56u],
-    weights[tile + 64u], weights[tile + 72u], weights[tile + 80u], weights[tile + 88u],
-    weights[tile + 96u],
-    weights[tile - row + 104u][row / 2u] >> (16u * (row % 2u)));
+    weights[weight_tile], weights[weight_tile + 8u], weights[weight_tile + 16u], weights[weight_tile + 24u],
+    weights[weight_tile + 32u], weights[weight_tile + 40u], weights[weight_tile + 48u], weights[weight_tile + 56u],
+    weights[weight_tile + 64u], weights[weight_tile + 72u], weights[weight_tile + 80u], weights[weight_tile + 88u],
+    weights[weight_tile + 96u],
+    weights[weight_tile - row + 104u][row / 2u] >> (16u * (row % 2u)));
 }
 
 struct Planes { high: i32, low: i32 }

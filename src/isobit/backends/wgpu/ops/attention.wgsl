@@ -57,17 +57,17 @@ fn attention(
 ) {
   let shared_by = p.n_heads / p.kv_heads;
   let head = p.first * shared_by + group.x;
-  let tile = group.y;
+  let key_tile = group.y;
   let token = p.token + group.z;
   let position = batch[token];
   let first = first_seen(position, p.window);
-  if (TILE * tile > position || tile < first / TILE) { return; }
+  if (TILE * key_tile > position || key_tile < first / TILE) { return; }
   let key = lane % TILE;
-  let at_key = TILE * tile + key;
+  let at_key = TILE * key_tile + key;
   let seen = lane < TILE && at_key <= position && at_key >= first;
-  let page = batch[p.pages_at + batch[p.table_at + token] + tile];
+  let page = batch[p.pages_at + batch[p.table_at + token] + key_tile];
   let words = (p.head_dim + 3u) / 4u;
-  let at = record(page, p.heads, group.x / shared_by, words);
+  let at = head_page(page, p.heads, group.x / shared_by, words);
   let query = (token * p.n_heads + head) * (2u * words + 1u);
 
   let dk = cache[at + key_scales_at(words) + key];
@@ -118,7 +118,7 @@ fn attention(
   workgroupBarrier();
 
   // Outputs: a column an invocation at a time. Keys beyond the position have weight 0.
-  let to = ((group.z * p.n_heads + head) * p.tiles + tile) * (p.head_dim + 2u);
+  let to = ((group.z * p.n_heads + head) * p.tiles + key_tile) * (p.head_dim + 2u);
   for (var c = lane; c < p.head_dim; c += 128u) {
     sums = Sums(vec2(0, 0), vec2(0, 0));
     let row = 4u * words;  // one four of positions

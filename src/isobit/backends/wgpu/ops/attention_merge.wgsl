@@ -43,14 +43,14 @@ fn attention_merge(
     var l = partial[first + p.head_dim + 1u];
     var next = tile_of(first + min(1u, tiles - 1u) * stride, c);
     for (var t = 1u; t < bound(tiles); t++) {
-      let tile = next;
+      let key_tile = next;
       next = tile_of(first + min(t + 1u, tiles - 1u) * stride, c);  // on its way meanwhile
-      let top = maximum(m, tile.m);
+      let top = maximum(m, key_tile.m);
       let a = exp_real(sub_normal(m, top));
-      let b = exp_real(sub_normal(tile.m, top));
-      // l and a, or tile.l and b, are at least 1: what is flushed beside them would be lost anyway.
-      l = add_normal(mul_normal(l, a), mul_normal(tile.l, b));
-      o = dot2(o, a, tile.o, b);
+      let b = exp_real(sub_normal(key_tile.m, top));
+      // l and a, or key_tile.l and b, are at least 1: what is flushed beside them would be lost anyway.
+      l = add_normal(mul_normal(l, a), mul_normal(key_tile.l, b));
+      o = dot2(o, a, key_tile.o, b);
       m = top;
     }
     if (p.sinks_at != 0u) {

@@ -6,7 +6,7 @@ from isobit.backends.wgpu.device.gpu import MAX_GROUPS, Step
 from isobit.backends.wgpu.device.layout import superblock_bytes, superblocks
 from isobit.backends.wgpu.device.load import GRIDS, Matrix
 from isobit.backends.wgpu.lowering import Lowering, Pass, Slot
-from isobit.backends.wgpu.ops.top_k import CHUNK, Plan
+from isobit.backends.wgpu.ops.top_k import CHUNK, SortedPairs
 from isobit.model.graph import Op, Value
 
 _LANES = 256  # of a workgroup of matmul.wgsl
@@ -42,24 +42,24 @@ def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None
     """
     acts = g.acts(x, w.columns) if w.quantised else g.nothing
     floats = g.packed(x) if w.floats else None
-    plan, each, divide = g.nothing, 1, 1
+    routing, each, top_k = g.nothing, 1, 1
     if ids is not None:
-        plan, each = g.dense(ids), ids.shape.width
-        divide = each * w.columns // x.shape.width
+        routing, each = g.dense(ids), ids.shape.width
+        top_k = each * w.columns // x.shape.width
 
     def steps(p: Pass) -> Iterable[Step]:
-        items = p.rows(x.shape)
-        which, groups = (0, items, 0, 1), -(-items // CHUNK)
+        pairs = p.rows(x.shape)
+        which, groups = (0, pairs, 0, 1), -(-pairs // CHUNK)
         if ids is not None:
-            at = Plan.of(ids, p)
-            which, groups = (1, at.pairs, at.entries, divide), at.groups
+            at = SortedPairs.of(ids, p)
+            which, groups = (1, at.pairs, at.groups_at, top_k), at.groups
         for s, part in ((one, part) for one in w.segments for part in one.parts):
-            begin, end = (part.first, part.last) if s.matrices == 1 else (0, s.units)
+            begin, end = (part.first, part.last) if s.matrices == 1 else (0, s.row_blocks)
             held = part.first, part.last, begin
             if floats is not None and not s.format.quantized:
                 yield g.step(
                     "ops/matmul_floats",
-                    (part.buffer, floats.slot, plan, y),
+                    (part.buffer, floats.slot, routing, y),
                     (w.columns, s.rows, *held, w.rows, s.column, floats.first, *which),
                     (min(end - begin, MAX_GROUPS), groups),
                     ("reduce", "sorted_pairs"),
@@ -72,16 +72,17 @@ def multiply(g: Lowering, w: Matrix, x: Value, y: Slot, ids: Value | None = None
             own = {"FORMAT": s.format.ggml_type} if "bytes" in reader else {}
             if "blocks" in reader:
                 own["BYTES"] = size
-            buffers = [part.buffer, acts, plan, y]
+            buffers = [part.buffer, acts, routing, y]
             if reader is _FEW:
                 buffers.append(s.grid or g.nothing)
             yield g.step(
                 "ops/matmul",
                 buffers,
-                (supers, s.rows, s.units, *held, w.rows, s.column, *which),
+                (supers, s.rows, s.row_blocks, *held, w.rows, s.column, *which),
                 (-(-(end - begin) // (_LANES // 8 // lanes)), groups),
                 (g.device.dot, *reader, "sorted_pairs"),
-                **own | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE": size // 2},
+                **own
+                | {"LANES": _LANES, "SUPERS": lanes, "PLANES": g.planes, "TILE_VEC4": size // 2},
             )
 
     g.emit(steps, each)

@@ -8,13 +8,13 @@
 override LANES: u32 = 256u;  // of a workgroup
 override SUPERS: u32 = 8u;  // lanes of one row: a power of two, at most 8
 override PLANES: u32 = 2u;
-override TILE: u32;  // vec4s of a tile
+override TILE_VEC4: u32;  // vec4s of a tile
 const ACT = 37u;  // vec4s of a superblock of activations (quantise.wgsl)
 
 struct Params {
   supers: u32,  // of a row
   rows: u32,  // of a matrix
-  row_groups: u32,  // eights of rows of a matrix
+  row_blocks: u32,  // eights of rows of a matrix
   first: u32,  // row groups of the stack that `weights` holds: first … last - 1
   last: u32,
   start: u32,  // row group of the matrix at which the first workgroup begins
@@ -76,23 +76,23 @@ fn matmul(
   let rows_here = LANES / SUPERS;
   let at = group_of(group.y);
   let begin = p.start + group.x * (rows_here / 8u);
-  let row_group = begin + lane / (8u * SUPERS);
+  let row_block = begin + lane / (8u * SUPERS);
   let super_lane = (lane / 8u) % SUPERS;
-  let stored = at.matrix * p.row_groups + row_group;
-  let held = row_group < p.row_groups && stored >= p.first && stored < p.last;
-  let tile = (stored - p.first) * p.supers * TILE;
+  let stored = at.matrix * p.row_blocks + row_block;
+  let held = row_block < p.row_blocks && stored >= p.first && stored < p.last;
+  let weight_tile = (stored - p.first) * p.supers * TILE_VEC4;
   let mine = (lane / (8u * SUPERS)) * 8u + lane % 8u;
 
   // The row whose superblocks this lane adds.
   let row = 8u * begin + lane;
-  let row_stored = at.matrix * p.row_groups + row / 8u;
+  let row_stored = at.matrix * p.row_blocks + row / 8u;
   let adds = lane < rows_here && row < p.rows && row_stored >= p.first && row_stored < p.last;
 
   for (var s0 = 0u; s0 < bound(p.supers); s0 += SUPERS) {
     let live = held && s0 + super_lane < p.supers;
     // A lane without a superblock of its own loads one that others load too.
     let s = min(s0 + super_lane, p.supers - 1u);
-    let weight = load(select(0u, tile, held) + s * TILE + lane % 8u, lane % 8u);
+    let weight = load(select(0u, weight_tile, held) + s * TILE_VEC4 + lane % 8u, lane % 8u);
     for (var i = 0u; i < at.count; i++) {
       let pair = pair_at(at.first + i);
       let x = ((pair / p.top_k) * p.supers + s0) * ACT;

@@ -1,4 +1,4 @@
-"""The experts of each token, their weights, and the plan of the products with them."""
+"""The experts of each token, their weights, and the routing of the products with them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,24 +9,25 @@ from isobit.model.graph import Op, Value
 from isobit.numerics.ops import TopK
 
 CHUNK = 8
-"""Items that share one read of the weights: CHUNK of sorted_pairs.wgsl."""
+"""Pairs that share one read of the weights: CHUNK of sorted_pairs.wgsl."""
 _MOST = 64  # chosen, in top_k.wgsl
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The parts of a plan, in words from the ids [tokens, k] that it begins with."""
+class SortedPairs:
+    """The parts of a routing (sorted_pairs.wgsl), in words from the ids [tokens, k] that it begins
+    with."""
 
     pairs: int
-    order: int
-    entries: int
+    sorted_pairs: int
+    groups_at: int
     groups: int
-    """Entries that a launch looks at."""
+    """Groups that a launch looks at."""
     counts: int
 
     @classmethod
-    def of(cls, ids: Value, p: Pass) -> "Plan":
-        """The plan of a pass."""
+    def of(cls, ids: Value, p: Pass) -> "SortedPairs":
+        """Those of a pass."""
         pairs, experts = p.tokens * ids.shape.width, ids.shape.below or 0
         # One token's experts differ; else those of several tokens share a read of the weights.
         groups = pairs if p.tokens == 1 else min(pairs, experts + pairs // CHUNK)
@@ -46,15 +47,24 @@ def lower(g: Lowering, op: Op) -> None:
     bias_at = g.vector(op.weights[0]) + 1 if op.weights else 0
     (z,), (weights, ids) = op.inputs, op.outputs
     experts = z.shape.width
-    plan = g.slot("plan", 5 * k, more=experts)
-    g.put(ids, BufferView(plan, k, k))
+    routing = g.slot("routing", 5 * k, more=experts)
+    g.put(ids, BufferView(routing, k, k))
     scratch = g.scratch("probabilities", 2 * experts)
-    buffers = g.dense(z), g.vectors, scratch, g.new(weights), plan
+    buffers = g.dense(z), g.vectors, scratch, g.new(weights), routing
     choice = int(how.normalise), int(how.softmax), bias_at, how.groups, how.groups_used
 
     def steps(p: Pass) -> Iterable[Step]:
-        at, files = Plan.of(ids, p), ("reduce", "sorted_pairs")
-        parameters = experts, k, *choice, at.pairs, at.order, at.entries, at.groups, at.counts
+        at, files = SortedPairs.of(ids, p), ("reduce", "sorted_pairs")
+        parameters = (
+            experts,
+            k,
+            *choice,
+            at.pairs,
+            at.sorted_pairs,
+            at.groups_at,
+            at.groups,
+            at.counts,
+        )
         yield g.step("ops/top_k", buffers, parameters, (p.tokens,), files)
         if p.tokens > 1:
             yield g.step("ops/top_k.sort_pairs", buffers, parameters, (1,), files)

@@ -1,5 +1,5 @@
 // What rows of logits say of their next tokens (docs/numerics.md, section 11): a row a workgroup.
-// A row of `found` begins with the likeliest id, the log-probabilities of p.given ids, then the p.top likeliest
+// A row of `found` begins with the most likely id, the log-probabilities of p.given ids, then the p.top most likely
 // ids and theirs; of a row that is not finite -1 and NaN. Needs scalar and reduce.
 
 struct Params {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../engine/engine.h"
+#include "engine.h"
 
 namespace isobit {
 
