@@ -192,4 +192,3 @@ class CpuBackend(Backend):
 
 def _weights_bytes(weights: Weights) -> int:
     return sum(weight.data.nbytes for weight in weights.graph.weights.values())
-

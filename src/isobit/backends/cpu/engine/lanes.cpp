@@ -92,7 +92,7 @@ bool Engine::in_lanes(const Batch& batch, const Rows& rows, const std::function<
     const std::vector<int> ends = cuts(batch, lanes);
     if (ends.size() < 2) return false;
     while (lanes_.size() < ends.size()) lanes_.emplace_back(new Engine(*this));
-    team_.run([&](int thread) {
+    team_.run(batch.n_tokens, [&](int thread) {
         for (size_t i = thread; i < ends.size(); i += team_.members()) {
             const Part part(batch, rows, program_, i ? ends[i - 1] : 0, ends[i]);
             lanes_[i]->rope = rope;
