@@ -76,16 +76,16 @@ class Device:
         return 1e3 * milliseconds(self.gpu, graph) / LAUNCHES
 
 
-def acts_agree(record, x):
-    """Whether records of rows are x quantised: planes, sums and scale."""
+def acts_agree(blocks, x):
+    """Whether blocks of rows are x quantised: planes, sums and scale."""
     rows, supers = x.shape[0], -(-x.shape[1] // 256)
-    record = record.reshape(rows, supers, ACT_BYTES)
+    blocks = blocks.reshape(rows, supers, ACT_BYTES)
     q, d = numerics.quantise_rows(x, 2)
     q = q.reshape(rows, supers, 256).astype(I32)
     planes = [p.reshape(rows, supers, 256) for p in numerics.planes_of(q, 2)]
-    got = [record[..., 256 * p : 256 * (p + 1)].view(np.int8) for p in (0, 1)]
-    sums = np.ascontiguousarray(record[..., 544:576]).view(I32)
-    scale = np.ascontiguousarray(record[..., 536:540]).view(F32)[..., 0]
+    got = [blocks[..., 256 * p : 256 * (p + 1)].view(np.int8) for p in (0, 1)]
+    sums = np.ascontiguousarray(blocks[..., 544:576]).view(I32)
+    scale = np.ascontiguousarray(blocks[..., 536:540]).view(F32)[..., 0]
     return (
         all(np.array_equal(a, b) for a, b in zip(got, planes, strict=True))
         and np.array_equal(sums, q.reshape(rows, supers, 8, 32).sum(-1))
@@ -122,11 +122,11 @@ def norm(at, rng, n, experts):
         rows = some(n)
         z = x + (numerics.combine(shares, more) if experts else more[:, 0])
         expected = numerics.rms_norm(z[rows], w, EPS)
-        record = at.get(acts, (n, HIDDEN // 256, ACT_BYTES), np.uint8)[rows]
+        blocks = at.get(acts, (n, HIDDEN // 256, ACT_BYTES), np.uint8)[rows]
         yield (
             same(at.get(place, x.shape), z)
             and same(at.get(y, x.shape)[rows], expected)
-            and acts_agree(record, expected)
+            and acts_agree(blocks, expected)
         )
 
     def way(**more):
@@ -211,8 +211,8 @@ def swiglu(at, rng, n):
     def check():
         yield
         at_rows = some(rows)
-        record = at.get(acts, (rows, FFN // 256, ACT_BYTES), np.uint8)[at_rows]
-        yield acts_agree(record, numerics.silu_gate(gate[at_rows], up[at_rows]))
+        blocks = at.get(acts, (rows, FFN // 256, ACT_BYTES), np.uint8)[at_rows]
+        yield acts_agree(blocks, numerics.silu_gate(gate[at_rows], up[at_rows]))
 
     def way(**o):
         grid = (-(-rows * (FFN // 256) // 8),)

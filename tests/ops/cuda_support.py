@@ -111,16 +111,16 @@ class Alone:
         blocks = -(-rows * supers(n) // 8)
         self.launch("ops/quantise", (blocks,), (x, n, n, 1, n, rows, acts, 0, 0))
 
-    def product(self, acts, x=0, segments=None):
+    def product(self, acts, x=0, routing=None):
         return SimpleNamespace(
             g=self,
-            stack=segments is not None,
-            segments=segments or (0, 0, 1),
+            stack=routing is not None,
+            routing=routing or (0, 0, 1),
             input=lambda w: x if w.layout.kind == "floats" else acts,
         )
 
-    def matmul(self, w, x, acts, y, items, *, segments=None, row_stride=None):
-        one(self.product(acts, x, segments), w, y, items, row_stride or w.rows)
+    def matmul(self, w, x, acts, y, pairs, *, routing=None, row_stride=None):
+        one(self.product(acts, x, routing), w, y, pairs, row_stride or w.rows)
 
     def norm(self, x, norm, eps, n, rows, y, acts, added=(0, 0), weights=0):
         address, count = added

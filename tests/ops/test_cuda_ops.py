@@ -8,7 +8,7 @@ from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.ops.matmul import LaunchShape, pays_on_tensor_cores
+from isobit.backends.cuda.ops.matmul import LaunchShape, prefers_tensor_cores
 from isobit.backends.cuda.ops.top_k import ordering_bytes
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import TILE, Weight
@@ -141,7 +141,7 @@ def test_matmul_of_many(gpu, rng, name, planes):
         ops, b = Alone(gpu, planes), Buffers(gpu)
         values, acts = quantised(gpu, ops, x)
         y, stored = b.new(4 * tokens * (rows + 3)), load(gpu, w)
-        assert pays_on_tensor_cores(stored, tokens, stack=False)
+        assert prefers_tensor_cores(stored, tokens, stack=False)
         ops.matmul(stored, values, acts, y, tokens, row_stride=rows + 3)
         got = b.get(y, (tokens, rows + 3))
         same(got[:, :rows], numerics.matmul(w, x, planes))
@@ -219,7 +219,7 @@ def test_matmul_of_experts(gpu, rng, name):
     assert np.array_equal(got, np.argsort(ids.reshape(-1), kind="stable"))
     values, acts = quantised(gpu, ops, x)
     y = b.new(4 * tokens * k * rows)
-    ops.matmul(load(gpu, w), values, acts, y, tokens * k, segments=(order, offset, k))
+    ops.matmul(load(gpu, w), values, acts, y, tokens * k, routing=(order, offset, k))
     expected = [
         [numerics.matmul(w.expert(e), x[t : t + 1], 2)[0] for e in ids[t]] for t in range(tokens)
     ]
@@ -259,9 +259,9 @@ def test_norm_quantise(gpu, rng, n, kind):
         same(b.get(y, x.shape), expected)
         _, expected_acts = quantised(gpu, ops, expected)
         size = rows * -(-n // 256) * ACT_BYTES
-        record = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
-        wanted = b.get(expected_acts, record.shape, np.uint8)
-        assert np.array_equal(record[:, :700], wanted[:, :700])  # the rest is nobody's
+        blocks = b.get(acts, (size // ACT_BYTES, ACT_BYTES), np.uint8)
+        wanted = b.get(expected_acts, blocks.shape, np.uint8)
+        assert np.array_equal(blocks[:, :700], wanted[:, :700])  # the rest is nobody's
 
 
 @pytest.mark.parametrize(("experts", "k"), [(16, 4), (128, 8), (300, 10), (4, 4)])

@@ -180,10 +180,10 @@ class CudaBackend(Backend):
             return found.results(wanted)
         self._gpu.activate()
         if matched is None:
-            self._extend_turns(int(batch.positions.max()) + 1)
+            self._extend_rope_tables(int(batch.positions.max()) + 1)
             matched = self._run_ahead.begin(ask)
         if wanted.following is not None and (after := self._after(wanted.following)) is not None:
-            self._extend_turns(int(after.batch.positions.max()) + 1)
+            self._extend_rope_tables(int(after.batch.positions.max()) + 1)
             self._run_ahead.follow(matched, after)
         words, theirs = self._run_ahead.take(matched)
         found.take(every, words, asked)
@@ -260,7 +260,7 @@ class CudaBackend(Backend):
         self._gpu.activate()
         self._run_ahead.forget()
         states = self._states(batch)
-        self._extend_turns(int(batch.positions.max()) + 1)
+        self._extend_rope_tables(int(batch.positions.max()) + 1)
         keys = self._programs.asked(stages) if tap is not None else frozenset()
         steps, mixed = self._steps_for(batch), self._programs.mixed
         if take is None or hidden is not None:
@@ -316,7 +316,7 @@ class CudaBackend(Backend):
         steps = self._steps_for(Batch(tokens, positions, each, pages, each))
         if steps is None:
             return super().compute_greedy(tokens, positions, pages, count, states)
-        self._extend_turns(int(positions.max()) + count)
+        self._extend_rope_tables(int(positions.max()) + count)
         states = each if states is None else states
         return steps.greedy(Step(tokens, positions, pages, states, each), count)
 
@@ -339,7 +339,7 @@ class CudaBackend(Backend):
             return np.arange(len(batch.pages), dtype=np.int32)
         return batch.states
 
-    def _extend_turns(self, end: int) -> None:
+    def _extend_rope_tables(self, end: int) -> None:
         """Have RoPE tables for positions below ``end``."""
         for table in self._programs.resident.rope_tables.values():
             table.extend(self._gpu, end)

@@ -33,7 +33,7 @@ class Inputs:
     chunks: int
     """SequenceChunk of sequence_chunks.cuh, for each sequence."""
     generated: int = 0
-    """int32: of a step, the likeliest tokens so far, by position."""
+    """int32: of a step, the most likely tokens so far, by position."""
     number: int = 0
     """int32: of a step, which is not 0 and not that of the step before."""
     of: int = 0

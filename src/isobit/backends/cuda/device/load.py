@@ -137,11 +137,11 @@ class Loader:
 
     def _repack(self, weight: Weight, address: int) -> None:
         group = TILE_ROWS * weight.row_bytes
-        headroom = self._slots[0].host.size
-        part = max(headroom // group, 1) * group
-        if part > headroom:
+        staging_bytes = self._slots[0].host.size
+        part = max(staging_bytes // group, 1) * group
+        if part > staging_bytes:
             raise BackendUnavailable(
-                f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {headroom}"
+                f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {staging_bytes}"
             )
         super_bytes = weight.format.nbytes(256)
 

@@ -5,8 +5,8 @@
 // row's superblock (Q6_K: d) follows, row by row. super_bytes: of one row's.
 KERNEL(THREADS) repack(const uint16* raw, int64 tiles, int supers, int super_bytes, uint16* out) {
     int words = super_bytes / 2, chunked = super_bytes / 16 * 8, tail = words - chunked;
-    for (int64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        int64 group = tile / supers, super = tile % supers;
+    for (int64 weight_tile = blockIdx.x; weight_tile < tiles; weight_tile += gridDim.x) {
+        int64 group = weight_tile / supers, super = weight_tile % supers;
         for (int i = threadIdx.x; i < 8 * words; i += THREADS) {
             int row, word;  // of the source
             if (i < 8 * chunked) {
@@ -16,7 +16,7 @@ KERNEL(THREADS) repack(const uint16* raw, int64 tiles, int supers, int super_byt
                 row = (i - 8 * chunked) / tail;
                 word = chunked + (i - 8 * chunked) % tail;
             }
-            out[tile * 8 * words + i] = raw[((group * 8 + row) * supers + super) * words + word];
+            out[weight_tile * 8 * words + i] = raw[((group * 8 + row) * supers + super) * words + word];
         }
     }
 }

@@ -1,4 +1,4 @@
-"""The last norm and the logits of one token, and the likeliest, which the next step is given."""
+"""The last norm and the logits of one token, and the most likely, which the next step is given."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -109,7 +109,7 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
     # The second is late, and keeps the router's and decode_gate_up's away: all wait for it.
     half = gpu.shared_most // 2 + 1
-    headroom = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
+    shared_left = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
     gate_up, down = layer.kernels
     pairs = rows * k
     places = (
@@ -125,18 +125,18 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     else:
         choosing = 4 * WARPS * (layer.experts + 1) + places if layer.experts else buffer + whole
         choosing += 8 * pairs
-    # Each pair of a row and an expert has products of its own, of as many units as a block may have
-    # of one expert; tiles are at most those of as many experts as pairs.
-    units = 2 * tiles_of_block(gpu, pairs * layer.ffn if layer.experts else layer.ffn, hidden)
-    of_gate_up = pairs * 2 * tiles_of_block(gpu, layer.ffn, hidden) if rows > 1 else units
+    # Each pair of a row and an expert has products of its own, as many row blocks as a
+    # block may have of one expert; tiles are at most those of as many experts as pairs.
+    row_blocks = 2 * tiles_of_block(gpu, pairs * layer.ffn if layer.experts else layer.ffn, hidden)
+    of_gate_up = pairs * 2 * tiles_of_block(gpu, layer.ffn, hidden) if rows > 1 else row_blocks
     each = pairs if layer.experts else 1  # that share a group of rows of down
     downs = tiles_of_block(gpu, layer.made, each * ffn)
     found = {
         "decode_qkv": qkv,
         "decode_attn_out": out.also(kind),
-        "decode_attn_out alone": out.also(kind).with_at_least(half if half <= headroom else 0),
+        "decode_attn_out alone": out.also(kind).with_at_least(half if half <= shared_left else 0),
         "decode_router": routing,
-        gate_up: plan(acts + choosing, Part(m["gate"], units, products=of_gate_up)).also(kind),
+        gate_up: plan(acts + choosing, Part(m["gate"], row_blocks, products=of_gate_up)).also(kind),
         down: plan(
             pairs * ffn * ACT_BYTES + 8 * pairs + (places if rows > 1 else 0),
             Part(m["down"], downs, products=downs if layer.experts else rows * downs),

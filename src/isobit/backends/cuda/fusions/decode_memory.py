@@ -48,12 +48,12 @@ def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
     """A fixed part, slots for tiles on their way (as deep as fits), and a float for each row of
     a block's products."""
     fixed += 64 + sum(4 * TILE_ROWS * (p.products or p.tiles) for p in parts)
-    headroom = gpu.shared_most - 1024 - fixed
+    shared_left = gpu.shared_most - 1024 - fixed
     used, defines = 0, dict[str, str | int]()
     for i, p in enumerate(parts):
         slot = _LANES * TILE_ROWS * p.matrix.layout.format.block_bytes
         steps = -(-p.tiles // _LANES)
-        deepest = max(1, (headroom - used) // (len(parts) - i) // (slot * WARPS))
+        deepest = max(1, (shared_left - used) // (len(parts) - i) // (slot * WARPS))
         depth = min(-(-steps // WARPS), deepest, _DEEPEST)
         defines[f"{p.role}WEIGHT"] = f"Tiled{p.matrix.layout.format.name}"
         defines[f"{p.role}DEPTH"] = depth

@@ -1,4 +1,4 @@
-"""Gate and up of the same items in one product, and SwiGLU of them."""
+"""Gate and up of the same pairs in one product, and SwiGLU of them."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from isobit.backends.cuda.ops.matmul import (
     fits_all,
     on_tensor_cores,
     one,
-    pays_on_tensor_cores,
+    prefers_tensor_cores,
     stream,
 )
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, Pass
@@ -63,13 +63,13 @@ def _lower(
     to = g.new(v["gate"]), g.new(v["up"])
 
     def make(p: Pass) -> None:
-        items, y = product.items(p), [slot.address for slot in to]
-        if gate.followed_by(up) and pays_on_tensor_cores(gate, items, stack=product.stack):
+        pairs, y = product.pairs(p), [slot.address for slot in to]
+        if gate.followed_by(up) and prefers_tensor_cores(gate, pairs, stack=product.stack):
             step = (y[1] - y[0]) // 4
-            on_tensor_cores(product, gate, y[0], items, gate.rows, rounds=2, y_step=step)
+            on_tensor_cores(product, gate, y[0], pairs, gate.rows, rounds=2, y_step=step)
             return
         for w, at in zip((gate, up), y, strict=True):
-            one(product, w, at, items, w.rows)
+            one(product, w, at, pairs, w.rows)
 
     g.emit(make, v["gate"], v["up"])
     y = v["y"]

@@ -20,8 +20,8 @@ DEV void norm(float (&y)[PARTS], const float (&weight)[PARTS], float eps) {
     for (int part = 0; part < PARTS; part++) y[part] = mul(mul(y[part], r), weight[part]);
 }
 
-// y rotated; cosine and sine of the pair of each value. room: shared, of the warp, HEAD_DIM floats.
-DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PARTS], float* room) {
+// y rotated; cosine and sine of the pair of each value. scratch: shared, of the warp, HEAD_DIM floats.
+DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PARTS], float* scratch) {
     float other[PARTS];  // the other value of the pair
     if constexpr (HALF % WARP == 0) {
 #pragma unroll
@@ -29,12 +29,12 @@ DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PAR
     } else {
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
-            if (there(part)) room[lane_id() + WARP * part] = y[part];
+            if (there(part)) scratch[lane_id() + WARP * part] = y[part];
         __syncwarp();
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             int i = lane_id() + WARP * part;
-            if (there(part)) other[part] = room[i < HALF ? i + HALF : i - HALF];
+            if (there(part)) other[part] = scratch[i < HALF ? i + HALF : i - HALF];
         }
     }
 #pragma unroll
@@ -108,7 +108,7 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
                              const int* sequence, const int* pages, int pages_per_sequence,
                              float scale, short* q_int, float* dq,
                              int8* k, int8* v, float* dk, float* dv, int tokens) {
-    __shared__ float rooms[THREADS / WARP][HALF % WARP == 0 ? 1 : HEAD_DIM];
+    __shared__ float scratch[THREADS / WARP][HALF % WARP == 0 ? 1 : HEAD_DIM];
     let_next_start();
     wait_for_previous();
     Cache cache = {k, v, dk, dv, KV_HEADS, PADDED};
@@ -137,7 +137,7 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
         s[part] = there(part) ? sin_table[table_row + pair] : 0.0f;
     }
     norm(y, w, eps);
-    rotate(y, c, s, rooms[warp_id()]);
+    rotate(y, c, s, scratch[warp_id()]);
     int q[PARTS];
     float d = integers(y, q);
     short* q_to = q_int + (int64(token) * HEADS + own) * PADDED;

@@ -44,10 +44,10 @@ constexpr int SUPER = 256;    // values in a superblock
 constexpr int TILE = 64;      // keys in a tile, positions in a page
 
 // One superblock of activations: the planes, and the integer sums that zero points and mins need.
-// 720 bytes: eight lanes that read eight records at one offset meet no shared-memory bank twice.
+// 720 bytes: eight lanes that read eight blocks at one offset meet no shared-memory bank twice.
 struct __align__(16) ActivationBlock {
     int8 plane[2][SUPER];  // high, low; with one plane the second is unused
-    int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, for tensor cores; not in every record
+    int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, for tensor cores; not in every block
     float d;
     int unused;            // what tensor cores read ends here
     int sum32[8];          // sum of q over 32 values
@@ -242,7 +242,7 @@ DEV int quantise_without_digits(const float (&x)[8], ActivationBlock* out) {
     if (lane == 0) out->d = of.d;
     return of.sum;
 }
-// The whole record.
+// The whole block.
 DEV void quantise_superblock(const float (&x)[8], ActivationBlock* out) {
     store_digits(quantise_without_digits(x, out), out->digits);
 }
@@ -250,6 +250,6 @@ DEV void quantise_superblock(const float (&x)[8], ActivationBlock* out) {
 // f(H) * 256 + f(L), section 4, or with one plane f(S); attention always has two, section 6. The product is
 // exact, so that the fused operation's one rounding is the sum's.
 template <int N = PLANES>
-DEV float join_planes(int high, int low) {
+DEV float combine_planes(int high, int low) {
     return N == 2 ? __fmaf_rn(float(high), 256.0f, float(low)) : float(high);
 }

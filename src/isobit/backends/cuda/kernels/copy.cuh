@@ -74,7 +74,7 @@ DEV void prefetch_bulk(const uint8* from, int bytes) {
 }
 #endif
 
-// What tensor-core products read of an activation record. 560 bytes: eight lanes that read eight records at
+// What tensor-core products read of an ActivationBlock. 560 bytes: eight lanes that read eight blocks at
 // one offset meet no shared-memory bank twice.
 struct __align__(16) ColumnActivations {
     int8 plane[2][SUPER];

@@ -81,7 +81,7 @@ struct TilePair<TiledQ4_K> {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int m = low[i] + (middle[i] << 8) + (high[i] << 16);
-                u[n][i] = sub(mul(d[i / 2], join_planes(sum[n][0][i], sum[n][1][i])),
+                u[n][i] = sub(mul(d[i / 2], combine_planes(sum[n][0][i], sum[n][1][i])),
                               mul(dmin[i / 2], float(m)));
             }
         }
@@ -143,7 +143,7 @@ struct TilePair<TiledQ6_K> {
             const uint16* d = reinterpret_cast<const uint16*>(tile[i / 2] + 32 * 13);
 #pragma unroll
             for (int n = 0; n < N; n++)
-                u[n][i] = mul(half_to_float(d[lane / 4]), join_planes(sum[n][0][i], sum[n][1][i]));
+                u[n][i] = mul(half_to_float(d[lane / 4]), combine_planes(sum[n][0][i], sum[n][1][i]));
         }
     }
 };

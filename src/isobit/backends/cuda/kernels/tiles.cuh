@@ -11,7 +11,7 @@ DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
 DEV int signed_byte_of(int word, int i) { return int8(word >> 8 * i); }
 
 // A lane's superblock of a row. In registers it is multiplied with any number of activations; from
-// shared memory with those of N tokens, which lie `step` records apart, in a loop, for kernels that run
+// shared memory with those of N tokens, which lie `step` blocks apart, in a loop, for kernels that run
 // once and are short for it.
 struct TiledQ4_K {
     static constexpr int TILE_BYTES = 8 * 144, CHUNKS = 9;
@@ -91,7 +91,7 @@ struct TiledQ4_K {
         }
         DEV float value(int halves, int n) const {
             float d = half_to_float(uint16(halves)), dmin = half_to_float(uint16(halves >> 16));
-            return sub(mul(d, join_planes(sum[n][0], sum[n][1])), mul(dmin, float(m[n])));
+            return sub(mul(d, combine_planes(sum[n][0], sum[n][1])), mul(dmin, float(m[n])));
         }
     };
 };
@@ -116,7 +116,7 @@ struct TiledQ6_K {
             int s0 = i < 2 ? c[12].x : c[12].z, s1 = i < 2 ? c[12].y : c[12].w;
             add_quarter(i, low, top, s0, s1, &a, 0, sum);
         }
-        return mul(half_to_float(d), join_planes(sum[0][0], sum[0][1]));
+        return mul(half_to_float(d), combine_planes(sum[0][0], sum[0][1]));
     }
     template <int N>
     DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
@@ -131,7 +131,7 @@ struct TiledQ6_K {
         }
         float d = half_to_float(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]);
 #pragma unroll
-        for (int n = 0; n < N; n++) t[n] = mul(d, join_planes(sum[n][0], sum[n][1]));
+        for (int n = 0; n < N; n++) t[n] = mul(d, combine_planes(sum[n][0], sum[n][1]));
     }
 
    private:
@@ -230,7 +230,7 @@ struct TiledIQ4_NL : TiledWords<144> {
         for (int b = 0; b < 8; b++) {
             int sum[2] = {0, 0};
             dots(18 * b + 2, 32 * b, a, iq4_codes, sum);
-            t = add(t, mul(half(18 * b), join_planes(sum[0], sum[1])));
+            t = add(t, mul(half(18 * b), combine_planes(sum[0], sum[1])));
         }
         return t;
     }
@@ -243,7 +243,7 @@ struct TiledMXFP4 : TiledWords<136> {
         for (int b = 0; b < 8; b++) {
             int sum[2] = {0, 0};
             dots(17 * b + 1, 32 * b, a, fp4_codes, sum);
-            t = add(t, mul(power_of_two(byte(17 * b)), join_planes(sum[0], sum[1])));
+            t = add(t, mul(power_of_two(byte(17 * b)), combine_planes(sum[0], sum[1])));
         }
         return t;
     }
@@ -259,6 +259,6 @@ struct TiledIQ4_XS : TiledWords<136> {
 #pragma unroll
             for (int p = 0; p < PLANES; p++) total[p] += ((low | top << 4) - 32) * sum[p];
         }
-        return mul(half(0), join_planes(total[0], total[1]));
+        return mul(half(0), combine_planes(total[0], total[1]));
     }
 };

@@ -1,5 +1,5 @@
 // Head vectors in the form in which attention reads them (docs/numerics.md, section 6): queries to
-// integers and scales, keys and values to the paged cache. HEAD_ROOM: places for the values of a head
+// integers and scales, keys and values to the paged cache. PADDED_HEAD: places for the values of a head
 // vector, a multiple of 32.
 #include "cache.cuh"
 #include "views.cuh"
@@ -12,7 +12,7 @@ KERNEL(THREADS) append(int kind, const float* x, int64 stride, int step, int hea
                        int pages_per_sequence, float scale, short* q_int, float* dq, int8* k,
                        int8* v, float* dk, float* dv, int kv_heads, int padded) {
     begin();
-    constexpr int PARTS = HEAD_ROOM / WARP;
+    constexpr int PARTS = PADDED_HEAD / WARP;
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     int index = blockIdx.x * (THREADS / WARP) + warp_id(), token = index / heads, head = index % heads;
     if (index >= count) return;

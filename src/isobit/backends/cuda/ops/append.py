@@ -8,7 +8,7 @@ from isobit.model.graph import Op, Value
 
 QUERY, KEY, VALUE = range(3)
 _WIDEST = 512  # values of a head vector
-_ROOM = 128
+_PADDED_TO = 128
 
 
 def supports(op: Op) -> str | None:
@@ -25,9 +25,9 @@ def lower(g: Lowering, op: Op) -> None:
         _store(g, kind, value, g.cache(op.outputs[0]), None)
 
 
-def headroom(head_dim: int) -> int:
-    """Places for the values of a head vector: HEAD_ROOM of the kernels."""
-    return -(-head_dim // _ROOM) * _ROOM
+def padded_head(head_dim: int) -> int:
+    """Places for the values of a head vector: PADDED_HEAD of the kernels."""
+    return -(-head_dim // _PADDED_TO) * _PADDED_TO
 
 
 def queries(g: Lowering, q: Value, cache: KvCache, scale: float | None) -> tuple[Slot, Slot]:
@@ -64,7 +64,7 @@ def _store(
             (-(-count // WARPS),),
             (kind, *view(), heads, size, count, at.positions, at.sequence, at.pages, at.each)
             + (scale, *to, *cache.arguments),
-            {"HEAD_ROOM": headroom(size)},
+            {"PADDED_HEAD": padded_head(size)},
         )
 
     g.emit(make)

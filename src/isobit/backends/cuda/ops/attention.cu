@@ -1,10 +1,10 @@
 // Attention over the paged fixed-point cache (docs/numerics.md, section 6).
-// HEAD_ROOM: places for the values of a head vector, head_dim rounded up to PASS.
+// PADDED_HEAD: places for the values of a head vector, head_dim rounded up to PASS.
 #include "cache.cuh"
 
 constexpr int PASS = THREADS / 2;  // columns of v that a block takes at once, two threads each
-constexpr int PASSES = HEAD_ROOM / PASS;
-static_assert(HEAD_ROOM % PASS == 0, "columns past the last whole pass would be left out");
+constexpr int PASSES = PADDED_HEAD / PASS;
+static_assert(PADDED_HEAD % PASS == 0, "columns past the last whole pass would be left out");
 
 // Sixteen bytes of k times sixteen 16-bit q.
 DEV int dot16(const int4* q, int4 k, int sum) {
@@ -49,7 +49,7 @@ DEV void attention_tile(const Cache& cache, int page, int head, int from, int se
     const float* dk = cache.dk + cache.scales(page, head);
     const float* dv = cache.dv + cache.scales(page, head);
     if (part == 0 && key < seen)
-        shared.s[key] = mul(mul(dq, dk[key]), join_planes<2>(sum[0], sum[1]));
+        shared.s[key] = mul(mul(dq, dk[key]), combine_planes<2>(sum[0], sum[1]));
     __syncthreads();
     if (warp_id() == 0) {
         const float lowest = isobit::from_bits(0xff800000u);
@@ -91,7 +91,7 @@ DEV void attention_tile(const Cache& cache, int page, int head, int from, int se
                 dot[p] = dot16(weights + 2, v[1], dot16(weights, v[0], 0));
             }
         for (int p = 0; p < 2; p++) dot[p] += shuffle_xor(dot[p], 1);
-        o[n] = mul(shared.g, join_planes<2>(dot[0], dot[1]));
+        o[n] = mul(shared.g, combine_planes<2>(dot[0], dot[1]));
     }
 }
 
@@ -110,7 +110,7 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
                           int padded, int window, const float* sinks, float* out) {
     begin();
     Cache cache = {k, v, dk, dv, kv_heads, padded};
-    __shared__ __align__(16) short q[HEAD_ROOM];
+    __shared__ __align__(16) short q[PADDED_HEAD];
     __shared__ TileShared tile;
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
     int64 vector = int64(token) * n_heads + head;
@@ -152,7 +152,7 @@ KERNEL(THREADS) attention_tiles(int head_dim, const short* q_int, const float* d
                                 float2* max_and_sum, float* tile_out) {
     begin();
     Cache cache = {k, v, dk, dv, kv_heads, padded};
-    __shared__ __align__(16) short q[HEAD_ROOM];
+    __shared__ __align__(16) short q[PADDED_HEAD];
     __shared__ TileShared tile;
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
     Seen seen(positions[token], window);

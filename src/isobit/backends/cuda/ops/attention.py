@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from isobit.backends.base.workspace import TILES
 from isobit.backends.cuda.lowering import WARPS, Lowering
-from isobit.backends.cuda.ops.append import headroom, queries
+from isobit.backends.cuda.ops.append import padded_head, queries
 from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op
 from isobit.numerics import TILE
@@ -51,7 +51,7 @@ def lower(g: Lowering, op: Op) -> None:
                 "ops/attention",
                 (heads, p.tokens),
                 (size, *asked, heads, *cache.arguments, window, sinks(), to.address),
-                {"HEAD_ROOM": headroom(size)},
+                {"PADDED_HEAD": padded_head(size)},
             )
             return
         group = heads // cache.heads
@@ -87,7 +87,7 @@ def _lower_step(g: Lowering, op: Op, integers: Slot, scales: Slot) -> None:
     )
 
     def make(p: Pass) -> None:
-        at, defines = p.inputs, {"HEAD_ROOM": headroom(size)}
+        at, defines = p.inputs, {"PADDED_HEAD": padded_head(size)}
         blocks = max(1, _TILE_BLOCKS * g.gpu.multiprocessors // (heads * p.tokens))
         g.launch(
             "ops/attention.attention_tiles",

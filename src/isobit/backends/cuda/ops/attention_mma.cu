@@ -46,7 +46,7 @@ DEV uint32 row_max(uint32 v) {
 }
 
 // s of section 6 for the lane's keys: [column of 8 keys][fragment].
-DEV void scores(const KeyTile& tile, const int (&q)[2][STEPS][4], const float (&dq)[2],
+DEV void scores(const KeyTile& key_tile, const int (&q)[2][STEPS][4], const float (&dq)[2],
                 float (&s)[KEY_COLUMNS][4]) {
     int lane = lane_id(), t = lane % 4;
 #pragma unroll
@@ -55,7 +55,7 @@ DEV void scores(const KeyTile& tile, const int (&q)[2][STEPS][4], const float (&
 #pragma unroll
         for (int p = 0; p < 2; p++) {
             int high[4] = {}, low[4] = {};
-            SharedAddress row = shared_address(tile.k[p] + (8 * n + lane % 8) * K_STRIDE);
+            SharedAddress row = shared_address(key_tile.k[p] + (8 * n + lane % 8) * K_STRIDE);
 #pragma unroll
             for (int step = 0; step < STEPS; step += 2) {
                 int b[4];  // with an odd number of steps the last two are not used
@@ -70,11 +70,11 @@ DEV void scores(const KeyTile& tile, const int (&q)[2][STEPS][4], const float (&
 #pragma unroll
             for (int i = 0; i < 4; i++) half[p][i] = high[i] * 256 + low[i];
         }
-        float2 dk = *reinterpret_cast<const float2*>(tile.dk + 8 * n + 2 * t);
+        float2 dk = *reinterpret_cast<const float2*>(key_tile.dk + 8 * n + 2 * t);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             s[n][i] = mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x),
-                          join_planes<2>(half[0][i], half[1][i]));
+                          combine_planes<2>(half[0][i], half[1][i]));
     }
 }
 
@@ -114,7 +114,7 @@ DEV void pack_planes(const float (&biased)[4], int& high, int& low) {
 // [32 keys][fragment]; see value_slot. seen: the last key of the tile that a row sees; WHOLE: all of
 // them, in both rows.
 template <bool WHOLE>
-DEV void weigh(const KeyTile& tile, float (&p)[KEY_COLUMNS][4], const int (&seen)[2], float (&m)[2],
+DEV void weigh(const KeyTile& key_tile, float (&p)[KEY_COLUMNS][4], const int (&seen)[2], float (&m)[2],
                float (&l)[2], float (&g)[2], int (&weights)[2][2][4]) {
     int t = lane_id() % 4;
 #pragma unroll
@@ -138,7 +138,7 @@ DEV void weigh(const KeyTile& tile, float (&p)[KEY_COLUMNS][4], const int (&seen
         uint32 amax = 0;
 #pragma unroll
         for (int c = 0; c < KEY_COLUMNS; c++) {
-            float2 dv = *reinterpret_cast<const float2*>(tile.dv + 8 * c + 2 * t);
+            float2 dv = *reinterpret_cast<const float2*>(key_tile.dv + 8 * c + 2 * t);
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 float& v = p[c][2 * r + e];
@@ -164,12 +164,12 @@ DEV void weigh(const KeyTile& tile, float (&p)[KEY_COLUMNS][4], const int (&seen
 
 // Tile n of the sequence, which some row of the warp sees.
 template <bool WHOLE>
-DEV void add_tile(const KeyTile& tile, int n, Rows& rows) {
+DEV void add_tile(const KeyTile& key_tile, int n, Rows& rows) {
     int lane = lane_id(), weights[2][2][4];
     float p[KEY_COLUMNS][4], mt[2], lt[2], gt[2], a[2], b[2];
     int seen[2] = {rows.position[0] - n * TILE, rows.position[1] - n * TILE};
-    scores(tile, rows.q, rows.dq, p);
-    weigh<WHOLE>(tile, p, seen, mt, lt, gt, weights);
+    scores(key_tile, rows.q, rows.dq, p);
+    weigh<WHOLE>(key_tile, p, seen, mt, lt, gt, weights);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         bool sees = WHOLE || seen[r] >= 0;
@@ -186,7 +186,7 @@ DEV void add_tile(const KeyTile& tile, int n, Rows& rows) {
 #pragma unroll
         for (int plane = 0; plane < 2; plane++) {
             int v[4], high[4] = {}, low[4] = {};
-            load_matrices(v, shared_address(tile.v[plane] + (8 * c + lane % 8) * V_STRIDE +
+            load_matrices(v, shared_address(key_tile.v[plane] + (8 * c + lane % 8) * V_STRIDE +
                                             lane / 8 * 16));
             product32(high, weights[0][0], v[0], v[1]);
             product32(low, weights[1][0], v[0], v[1]);
@@ -198,7 +198,7 @@ DEV void add_tile(const KeyTile& tile, int n, Rows& rows) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int r = i / 2;
-            float next = mul(gt[r], join_planes<2>(half[0][i], half[1][i]));
+            float next = mul(gt[r], combine_planes<2>(half[0][i], half[1][i]));
             float sum = add(mul(rows.o[c][i], a[r]), mul(next, b[r]));
             rows.o[c][i] = WHOLE || seen[r] >= 0 ? sum : rows.o[c][i];
         }
@@ -271,11 +271,11 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
             wait_copies<1>();
             __syncthreads();
         }
-        const KeyTile& tile = tiles[n % (2 * STAGE)];
+        const KeyTile& key_tile = tiles[n % (2 * STAGE)];
         if (!idle && position0 >= n * TILE + TILE - 1)
-            add_tile<true>(tile, n, rows);
+            add_tile<true>(key_tile, n, rows);
         else if (!idle && position0 + count - 1 >= n * TILE)
-            add_tile<false>(tile, n, rows);
+            add_tile<false>(key_tile, n, rows);
     }
     if (idle) return;
 #pragma unroll

@@ -2,9 +2,9 @@
 // through shared memory once; nothing but their bytes should take time. WEIGHT: a struct of
 // tiles.cuh.
 //
-// Units of a group of pairs are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
-// up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
-// grid takes an equal part, and of that its warps a unit in turn. Where units are few (SPLIT), a block's
+// Row blocks of a group of pairs are 16 rows of its matrix each, or, with GATED, the same 8 rows of gate and
+// up, whose SwiGLU is then the result. Row blocks of all groups lie in a row, of which every block of the
+// grid takes an equal part, and of that its warps a row block in turn. Where row blocks are few (SPLIT), a block's
 // warps take one together, a superblock in turn. Each warp fetches for itself, DEPTH superblocks of 16
 // rows ahead. With BOUNDS other parts have some columns of the activations (FLOATS), or read the SwiGLU (GATED).
 #include "step.cuh"
@@ -19,7 +19,7 @@
 #include "own_order.cuh"
 #endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
-// Blocks of a cluster take units as one block would, and each has its share of the activations sent to all.
+// Blocks of a cluster take row blocks as one block would, and each has its share of the activations sent to all.
 #if defined CLUSTER && defined BULK_COPIES
 #define SHARED_FETCH
 constexpr int BLOCKS_TOGETHER = CLUSTER;
@@ -28,45 +28,45 @@ constexpr int BLOCKS_TOGETHER = 1;
 #endif
 #ifdef SPLIT  // with at least BATCH_WARPS superblocks
 #ifdef GATED
-#error "a unit of both gate and up is not split"
+#error "a row_block of both gate and up is not split"
 #endif
-constexpr int UNITS_AT_ONCE = 1, SUPER_STEP = BATCH_WARPS;
+constexpr int ROW_BLOCKS_AT_ONCE = 1, SUPER_STEP = BATCH_WARPS;
 #else
-constexpr int UNITS_AT_ONCE = BATCH_WARPS, SUPER_STEP = 1;
+constexpr int ROW_BLOCKS_AT_ONCE = BATCH_WARPS, SUPER_STEP = 1;
 #endif
-constexpr int UNIT_STEP = UNITS_AT_ONCE * BLOCKS_TOGETHER;
+constexpr int ROW_BLOCK_STEP = ROW_BLOCKS_AT_ONCE * BLOCKS_TOGETHER;
 DEV int block_together() { return blockIdx.x % BLOCKS_TOGETHER; }
-// The first of a warp's units, and of its superblocks of a unit.
-DEV int unit_offset() { return warp_id() % UNITS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
+// The first of a warp's row blocks, and of its superblocks of a row block.
+DEV int row_block_offset() { return warp_id() % ROW_BLOCKS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
-// The groups of pairs: as they are listed, or all items by COLUMNS.
+// The groups of pairs: as they are listed, or all pairs by COLUMNS.
 struct Groups {
     const PairGroup* listed;  // null if not
-    int items;
-    DEV int count() const { return (items + COLUMNS - 1) / COLUMNS; }
+    int pairs;
+    DEV int count() const { return (pairs + COLUMNS - 1) / COLUMNS; }
     DEV PairGroup operator[](int i) const {
-        return listed ? listed[i] : PairGroup{0, i * COLUMNS, min(COLUMNS, items - i * COLUMNS), 0};
+        return listed ? listed[i] : PairGroup{0, i * COLUMNS, min(COLUMNS, pairs - i * COLUMNS), 0};
     }
 };
 
-// A warp's weights on their way, unit after unit.
+// A warp's weights on their way, row block after row block.
 template <class W>
 struct Stream {
-    static constexpr int SUPER_BYTES = 2 * W::TILE_BYTES;  // of the 16 rows of a unit
+    static constexpr int SUPER_BYTES = 2 * W::TILE_BYTES;  // of the 16 rows of a row block
     static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
     const uint8 *first, *second;
     int64 matrix_bytes;
     Groups groups;
-    int units, supers, unit, end;  // unit: that is fetched from now
+    int row_blocks, supers, row_block, end;  // row_block: that is fetched from now
     uint8* memory;                 // of this warp: arrivals, then slots
-    const uint8* from[2] = {};     // superblock `super` of the unit's two tiles
+    const uint8* from[2] = {};     // superblock `super` of the row block's two tiles
     int super = first_super();     // fetched next
     int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
 
-    DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, Groups groups, int units,
+    DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, Groups groups, int row_blocks,
                int supers, uint8* memory)
-        : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), units(units),
+        : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), row_blocks(row_blocks),
           supers(supers), memory(memory + warp_id() * BYTES) {
 #ifdef BULK_COPIES
         if (lane_id() < DEPTH) arrival_init(arrival(lane_id()));
@@ -74,7 +74,7 @@ struct Stream {
 #endif
     }
     DEV void start(int begin, int end_of_block) {
-        unit = begin;
+        row_block = begin;
         end = end_of_block;
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) fetch();
@@ -108,7 +108,7 @@ struct Stream {
     DEV Arrival* arrival(int i) const { return reinterpret_cast<Arrival*>(memory) + i; }
 #endif
     DEV void fetch() {
-        if (unit < end) {
+        if (row_block < end) {
             if (super == first_super()) find();
             uint8* bytes = slot(to);
 #ifdef BULK_COPIES
@@ -128,14 +128,14 @@ struct Stream {
             from[1] += SUPER_STEP * W::TILE_BYTES;
             to = to + 1 < DEPTH ? to + 1 : 0;
             super += SUPER_STEP;
-            if (super >= supers) super = first_super(), unit += UNIT_STEP;
+            if (super >= supers) super = first_super(), row_block += ROW_BLOCK_STEP;
         }
 #ifndef BULK_COPIES
         commit_copies();
 #endif
     }
     DEV void find() {
-        int index = unit / units, in_matrix = unit - index * units, column = supers * W::TILE_BYTES;
+        int index = row_block / row_blocks, in_matrix = row_block - index * row_blocks, column = supers * W::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
         from[0] = first + matrix + int64(in_matrix) * column;
@@ -176,7 +176,7 @@ DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* x, int64
 }
 #endif
 
-// Activations of `count` items from place `begin` on to shared memory, [superblock][column].
+// Activations of `count` pairs from place `begin` on to shared memory, [superblock][column].
 DEV void fetch_activations(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
                            const Exchange<Cut>& exchange, ColumnActivations* to) {
     for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
@@ -194,9 +194,9 @@ DEV void fetch_activations_together(const Input* x, int supers, int begin, int c
     int all = count * supers;
     if (threadIdx.x == 0) arrival_expect(arrival, all * COLUMN_BYTES);
     for (int i = lane_id() * BATCH_WARPS + warp_id(); i * BLOCKS_TOGETHER < all; i += BLOCK) {
-        int record = i * BLOCKS_TOGETHER + block_together();
-        if (record >= all) break;
-        int column = record / supers, s = record - column * supers;
+        int act = i * BLOCKS_TOGETHER + block_together();
+        if (act >= all) break;
+        int column = act / supers, s = act - column * supers;
         const Input* row = x + int64(pair_rows.input(begin + column)) * supers;
         copy_bulk_to_all(to + s * COLUMNS + column, row + s, COLUMN_BYTES, arrival, (1 << BLOCKS_TOGETHER) - 1);
     }
@@ -225,29 +225,29 @@ DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int
         }
 }
 
-// The units of a block, at … end - 1, whose first weights are on their way: item i reads activation row
+// The row blocks of a block, at … end - 1, whose first weights are on their way: pair i reads activation row
 // pair_rows.input(i) and writes row output(i) of y, `stride` floats each. With TOGETHER, as many groups as fit
-// share the place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
+// share the place for activations, their pairs lying side by side. parts: of SPLIT, behind the streams.
 template <class W>
-DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const Groups& groups,
+DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x, const Groups& groups,
                         const PairRows& pair_rows, const Exchange<Cut>& exchange, ColumnActivations* acts, float* parts,
                         float* y, int stride) {
-    const int units = weights.units, supers = weights.supers;
-    int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
-#ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
+    const int row_blocks = weights.row_blocks, supers = weights.supers;
+    int row_block = at + row_block_offset(), g = lane_id() / 4, t = lane_id() % 4;
+#ifdef SPLIT  // superblocks' parts of a row block, by superblock, tile of columns and lane, twice
     constexpr int VALUES = COLUMN_TILES * 4 * WARP;
     float* part = parts;
 #endif
     int fetches = 0;
     while (at < end) {
-        int index = at / units, next = index + 1;
+        int index = at / row_blocks, next = index + 1;
         PairGroup group = groups[index];
         int first = group.begin, pairs = group.count;
 #ifdef TOGETHER
-        while (int64(next) * units < end && pairs + groups[next].count <= COLUMNS)
+        while (int64(next) * row_blocks < end && pairs + groups[next].count <= COLUMNS)
             pairs += groups[next++].count;
 #endif
-        at = int(min(int64(next) * units, int64(end)));
+        at = int(min(int64(next) * row_blocks, int64(end)));
 #ifdef SHARED_FETCH
         if (fetches) sync_cluster();
         fetch_activations_together(x, supers, first, pairs, pair_rows, acts, weights.spare_arrival(), fetches++);
@@ -256,11 +256,11 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
         fetch_activations(x, supers, first, pairs, pair_rows, exchange, acts);
         __syncthreads();
 #endif
-        for (; unit < at; unit += UNIT_STEP) {
+        for (; row_block < at; row_block += ROW_BLOCK_STEP) {
 #ifdef TOGETHER
-            index = unit / units, group = groups[index];
+            index = row_block / row_blocks, group = groups[index];
 #endif
-            int in_matrix = unit - index * units;
+            int in_matrix = row_block - index * row_blocks;
             const ColumnActivations* here = acts + group.begin - first;
 #ifndef SPLIT
             float sum[COLUMN_TILES][4] = {};
@@ -323,7 +323,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
 struct Product {
     const uint8 *first, *second;
     int64 matrix_bytes;
-    int units, supers;
+    int row_blocks, supers;
     const Input* x;
     const int* n_groups;
     Groups groups;
@@ -338,20 +338,20 @@ struct Product {
         DYNAMIC_SHARED(ColumnActivations, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
 #ifdef OWN_ORDER
-        Order order(groups.items, experts, each, memory + BATCH_WARPS * Stream<W>::BYTES);
+        Order order(groups.pairs, experts, each, memory + BATCH_WARPS * Stream<W>::BYTES);
         groups.listed = order.groups, pair_rows.sorted_pairs = order.pair;
 #ifndef PLANNED
         wait_for_previous();
         let_next_start();  // to which the experts are known
 #endif
-        int64 all = int64(order.make(n_groups)) * units;
+        int64 all = int64(order.make(n_groups)) * row_blocks;
 #else
-        int64 all = int64(n_groups ? *n_groups : groups.count()) * units;
+        int64 all = int64(n_groups ? *n_groups : groups.count()) * row_blocks;
 #endif
-        Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
+        Stream<W> weights(first, second, matrix_bytes, groups, row_blocks, supers, memory);
         int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
         int at = int(all * cluster / clusters), end = int(all * (cluster + 1) / clusters);
-        weights.start(at + unit_offset(), end);
+        weights.start(at + row_block_offset(), end);
 #ifdef SHARED_FETCH
         if (threadIdx.x == 0) arrival_init(weights.spare_arrival());
         sync_cluster();
@@ -363,17 +363,17 @@ struct Product {
         wait_for_previous();
 #endif
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
-        multiply_units(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
+        multiply_row_blocks(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
     }
 };
 
-// Without n_groups and groups, all items have one matrix. With OWN_ORDER, n_groups are the experts of all
+// Without n_groups and groups, all pairs have one matrix. With OWN_ORDER, n_groups are the experts of all
 // pairs, and there are no groups and sorted pairs yet. With PLANNED, groups and sorted pairs, or these experts,
 // are known before the kernel ahead has ended. With MORE, a struct of tiles.cuh, `second` is a matrix of that
-// format, whose rows come behind those of `first`; `more_blocks` of the grid take its units.
-KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
+// format, whose rows come behind those of `first`; `more_blocks` of the grid take its row blocks.
+KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int row_blocks,
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
-                           const int* sorted_pairs, int top_k, float* y, int stride, int more_units,
+                           const int* sorted_pairs, int top_k, float* y, int stride, int more_row_blocks,
                            int more_blocks, int pairs, int experts, int each, const uint64* exchanges, int site) {
     Exchange<Cut> exchange(exchanges, site);
 #ifdef PLANNED
@@ -382,12 +382,12 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     wait_for_previous();  // before the next kernel starts, to which groups are known so
     let_next_start();
 #endif
-    Product product = {first,    second,          matrix_bytes,          units, supers, x,
+    Product product = {first,    second,          matrix_bytes,          row_blocks, supers, x,
                        n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each, exchange};
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {
-        product.first = second, product.y = y + 16 * units, product.units = more_units;
+        product.first = second, product.y = y + 16 * row_blocks, product.row_blocks = more_row_blocks;
         return product.make<MORE>(blockIdx.x - blocks, more_blocks);
     }
 #endif

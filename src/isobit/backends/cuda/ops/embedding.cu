@@ -13,10 +13,10 @@ KERNEL(THREADS) embed(const uint8* table, const int* tokens, int columns, float*
     // Bring the row's superblock back to the file's order.
     constexpr int BYTES = SUPER / WEIGHT::SIZE * WEIGHT::BYTES, LINES = BYTES / 16, TAIL = BYTES % 16;
     __shared__ __align__(16) uint8 raw[BYTES];
-    const uint8* tile = table + (int64(row / 8) * (columns / SUPER) + blockIdx.y) * 8 * BYTES;
+    const uint8* weight_tile = table + (int64(row / 8) * (columns / SUPER) + blockIdx.y) * 8 * BYTES;
     for (int i = threadIdx.x; i < BYTES; i += THREADS)
-        raw[i] = i < LINES * 16 ? tile[i / 16 * 128 + row % 8 * 16 + i % 16]
-                                : tile[LINES * 128 + row % 8 * TAIL + i % 16];
+        raw[i] = i < LINES * 16 ? weight_tile[i / 16 * 128 + row % 8 * 16 + i % 16]
+                                : weight_tile[LINES * 128 + row % 8 * TAIL + i % 16];
     __syncthreads();
     WEIGHT w = block_at<WEIGHT>(raw, threadIdx.x / WEIGHT::SIZE);
 #else

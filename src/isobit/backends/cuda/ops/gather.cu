@@ -17,11 +17,11 @@ DEV Values load(const float* from) { return *from; }
 #endif
 
 // The thread's values of an item of the whole vector's, if a part has them.
-struct Place {
+struct WorkItem {
     int vector, column;
     bool there;
 
-    DEV Place(int item, int items, int pieces, int vectors, int width) {
+    DEV WorkItem(int item, int items, int pieces, int vectors, int width) {
         vector = item / pieces * VECTORS + int(threadIdx.x) / LANES;
         column = (item % pieces * LANES + int(threadIdx.x) % LANES) * MOVED;
         there = item < items && vector < vectors && column < width;
@@ -88,7 +88,7 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
     begin();
     View view{x, stride, step, per_row};
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        Place p(item, items, pieces, vectors, e.columns);
+        WorkItem p(item, items, pieces, vectors, e.columns);
         if (!p.there) continue;
         Values values = load(view.vector(p.vector) + p.column);
         *reinterpret_cast<Values*>(out + p.at(e.first)) = values;
@@ -104,12 +104,12 @@ KERNEL(WIDE) gather(const float* x, int64 stride, int step, int per_row, int vec
             Arriving a[AHEAD];
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
-                Place p(item + k * gridDim.x, items, pieces, vectors, width);
+                WorkItem p(item + k * gridDim.x, items, pieces, vectors, width);
                 a[k].ask(e, p.there ? p.at(first) : 0);
             }
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
-                Place p(item + k * gridDim.x, items, pieces, vectors, width);
+                WorkItem p(item + k * gridDim.x, items, pieces, vectors, width);
                 if (p.there) *reinterpret_cast<Values*>(out + p.at(first)) = a[k].get(e, p.at(first), part, patience);
             }
         }

@@ -1,19 +1,19 @@
-"""Items that share a matrix, in groups that one read of its weights is for (batch_matmul.cu)."""
+"""Pairs that share a matrix, in groups that one read of its weights is for (batch_matmul.cu)."""
 
 GROUPS = 8, 16, 32
-"""Items of a group (COLUMNS of sorted_pairs.cuh): of few, of more and of many."""
+"""Pairs of a group (COLUMNS of sorted_pairs.cuh): of few, of more and of many."""
 _DENSE, _HEAD = (32, 256), (8, 16)
 """Tokens from which a matrix of all of them has the next size of groups, rows from which the output
 matrix has …"""
 _EXPERTS = 6, 64
-"""… and items, on average, from which experts have; as measured (docs/performance.md)."""
+"""… and pairs, on average, from which experts have; as measured (docs/performance.md)."""
 
 
 def token_columns(tokens: int, *, head: bool = False) -> int:
-    """Items of a group of so many tokens."""
+    """Pairs of a group of so many tokens."""
     return GROUPS[sum(tokens > n for n in (_HEAD if head else _DENSE))]
 
 
-def expert_columns(items: float) -> int:
-    """Items of a group, where an expert has so many on average."""
-    return GROUPS[sum(items > n for n in _EXPERTS)]
+def expert_columns(pairs: float) -> int:
+    """Pairs of a group, where an expert has so many on average."""
+    return GROUPS[sum(pairs > n for n in _EXPERTS)]

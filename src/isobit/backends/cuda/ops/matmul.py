@@ -1,4 +1,4 @@
-"""Matrix products: few items or many, from tiles, from the file's blocks, or with float weights."""
+"""Matrix products: few pairs or many, from tiles, from the file's blocks, or with float weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
-from isobit.backends.cuda.ops.top_k import Order, ordering_bytes
+from isobit.backends.cuda.ops.top_k import SortedPairs, ordering_bytes
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, Exchange, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 
 supports = anything
 
-_ITEMS = 8  # that share one read of a weight: CHUNK of sorted_pairs.cuh
-_MMA_FROM = 8  # items a matrix, on average, from which tensor cores pay
+_PAIRS = 8  # that share one read of a weight: CHUNK of sorted_pairs.cuh
+_MMA_FROM = 8  # pairs a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
 _FEWEST, _FEW = 16, 64
@@ -29,10 +29,10 @@ _DEEP = 128, 512
 _SPARE = 20 << 10  # bytes of shared memory
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 """Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
-that fits; in a step, of groups of more than 8 items, the second before the first."""
+that fits; in a step, of groups of more than 8 pairs, the second before the first."""
 _SHAPE_OF_FEW = (2, 10, 2)
 _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
-"""By items of a group."""
+"""By pairs of a group."""
 _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -46,7 +46,7 @@ def lower(g: Lowering, op: Op) -> None:
 
 
 class Product:
-    """What products of one input have in common: the activations, and which items go where."""
+    """What products of one input have in common: the activations, and which pairs go where."""
 
     def __init__(
         self,
@@ -69,22 +69,23 @@ class Product:
         elif quantised:
             self._acts = g.acts(x, columns)
         self._floats = g.dense(x) if floats or late else None
-        self._order = Order.of(g, ids) if ids else None
-        if self._order and not (
-            g.captured and all(fits_all(g, w, ordering=self._order.most_bytes) for w in weights)
+        self._sorted_pairs = SortedPairs.of(g, ids) if ids else None
+        if self._sorted_pairs and not (
+            g.captured
+            and all(fits_all(g, w, ordering=self._sorted_pairs.most_bytes) for w in weights)
         ):
-            g.sorted.add(self._order.value)
+            g.sorted.add(self._sorted_pairs.value)
         self._each = ids.shape.width if ids else 1
-        self._divide = self._each * columns // x.shape.width
+        self._top_k = self._each * columns // x.shape.width
 
-    def items(self, p: Pass) -> int:
+    def pairs(self, p: Pass) -> int:
         """How many."""
         return p.rows(self._x.shape) * self._each
 
     def columns(self, p: Pass) -> int:
-        """Items of a group."""
-        at = self._order
-        return at.columns(p.tokens) if at else token_columns(self.items(p), head=self.head)
+        """Pairs of a group."""
+        at = self._sorted_pairs
+        return at.columns(p.tokens) if at else token_columns(self.pairs(p), head=self.head)
 
     @property
     def exchange(self) -> Exchange:
@@ -93,8 +94,8 @@ class Product:
 
     @property
     def stack(self) -> bool:
-        """Whether items choose their matrix."""
-        return self._order is not None
+        """Whether pairs choose their matrix."""
+        return self._sorted_pairs is not None
 
     def late(self, p: Pass) -> bool:
         """Whether it quantises its activations itself (FLOATS of batch_matmul.cu)."""
@@ -112,21 +113,23 @@ class Product:
         return at.address
 
     @property
-    def segments(self) -> tuple[int, int, int]:
-        """Order, offsets and divide of sorted_pairs.cuh."""
-        at = self._order
-        return (at.order.address, at.offset.address, self._divide) if at else (0, 0, 1)
+    def routing(self) -> tuple[int, int, int]:
+        """sorted_pairs, expert_offsets and top_k of sorted_pairs.cuh."""
+        at = self._sorted_pairs
+        return (
+            (at.sorted_pairs.address, at.expert_offsets.address, self._top_k) if at else (0, 0, 1)
+        )
 
     def own_order(self, p: Pass) -> int:
         """Bytes of shared memory in which blocks order the pairs themselves; 0 if they do not."""
-        at = self._order
+        at = self._sorted_pairs
         if at is None or not at.own(self.g, p):
             return 0
         return ordering_bytes(p.tokens, at.each, at.experts, self.columns(p))
 
     def pairs_a_thread(self, p: Pass, threads: int) -> int:
         """Rounded up, so that kernels are few."""
-        return 1 << (-(-self.items(p) // threads) - 1).bit_length()
+        return 1 << (-(-self.pairs(p) // threads) - 1).bit_length()
 
     def shape(self, p: Pass, w: DeviceWeight) -> "LaunchShape | None":
         """How batch_matmul.cu takes a matrix; None if it does not."""
@@ -139,16 +142,16 @@ class Product:
         return launch_shape(self.g, w, columns, first=first, ordering=self.own_order(p))
 
     def groups(self, p: Pass) -> tuple[int, ...]:
-        """The number of groups, the groups, order and divide, for batch_matmul.cu."""
-        at = self._order
+        """The number of groups, the groups, sorted_pairs and top_k, for batch_matmul.cu."""
+        at = self._sorted_pairs
         if at is not None and at.own(self.g, p):
-            return at.ids.address, 0, 0, self._divide
-        return (*at.grouped, at.order.address, self._divide) if at else (0, 0, 0, 1)
+            return at.ids.address, 0, 0, self._top_k
+        return (*at.grouped, at.sorted_pairs.address, self._top_k) if at else (0, 0, 0, 1)
 
     def chosen(self, p: Pass) -> tuple[int, int, int]:
-        """Items, and if these choose their matrix, experts, and how many a token has."""
-        at = self._order
-        return self.items(p), *((at.experts, at.each) if at else (0, 1))
+        """Pairs, and if these choose their matrix, experts, and how many a token has."""
+        at = self._sorted_pairs
+        return self.pairs(p), *((at.experts, at.each) if at else (0, 1))
 
 
 def multiply(
@@ -174,7 +177,7 @@ def multiply(
             deep = how is not None and not how.shallow(w) and _DEEP[0] < p.tokens <= _DEEP[1]
             pays = product.stack or product.head or not deep
             if how is None or not pays:
-                one(product, w, at, product.items(p), stride)
+                one(product, w, at, product.pairs(p), stride)
                 at += 4 * w.rows
                 continue
             few = left and p.tokens <= _FEW and product.shape(p, left[0])
@@ -185,27 +188,27 @@ def multiply(
     return make
 
 
-def pays_on_tensor_cores(w: DeviceWeight, items: int, *, stack: bool) -> bool:
-    """Whether a product of so many items is made by matmul_mma.cu."""
-    return w.layout.fused and items > _MMA_FROM * (w.matrices if stack else 1)
+def prefers_tensor_cores(w: DeviceWeight, pairs: int, *, stack: bool) -> bool:
+    """Whether a product of so many pairs is made by matmul_mma.cu."""
+    return w.layout.fused and pairs > _MMA_FROM * (w.matrices if stack else 1)
 
 
-def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> None:
+def one(product: Product, w: DeviceWeight, y: int, pairs: int, stride: int) -> None:
     """Queue ``y = W x``: rows of ``stride`` values at y, of which w.rows are written."""
-    if pays_on_tensor_cores(w, items, stack=product.stack):
-        on_tensor_cores(product, w, y, items, stride)
+    if prefers_tensor_cores(w, pairs, stack=product.stack):
+        on_tensor_cores(product, w, y, pairs, stride)
         return
     if not product.stack and (rows := dense_rows(product.g.gpu, w)):
-        dense(product, w, y, items, stride, rows)
+        dense(product, w, y, pairs, stride, rows)
         return
     matrices = w.matrices if product.stack else 1
-    chunks = -(-items // _ITEMS)
+    chunks = -(-pairs // _PAIRS)
     if product.stack:
-        chunks = min(chunks, -(-2 * items // (_ITEMS * matrices)))
+        chunks = min(chunks, -(-2 * pairs // (_PAIRS * matrices)))
     floats, shared, more = w.layout.kind == "floats", 0, {}
     tail: tuple[int, ...] = (w.rows, stride)
     if floats:
-        per_block = 8 if items > 8 * _ITEMS else 1
+        per_block = 8 if pairs > 8 * _PAIRS else 1
         more = {"ROWS": str(per_block)}
     elif w.layout.kind == "tiled":
         per_block, shared = _TILED_ROWS, _TILED_SHARED
@@ -217,7 +220,7 @@ def one(product: Product, w: DeviceWeight, y: int, items: int, stride: int) -> N
         f"{file}.{kernel}",
         (-(-w.rows // per_block), matrices, chunks),
         (w.address, w.matrix_bytes, product.input(w), w.columns if floats else supers(w.columns))
-        + (*product.segments, items, y, *tail),
+        + (*product.routing, pairs, y, *tail),
         defines | more,
         shared=shared,
     )
@@ -231,14 +234,14 @@ def dense_rows(gpu: Gpu, w: DeviceWeight) -> int:
     return max(0, min(8, _DENSE_WORDS // s - 1, (gpu.shared_most - s * of_super) // of_row))
 
 
-def dense(product: Product, w: DeviceWeight, y: int, items: int, stride: int, rows: int) -> None:
+def dense(product: Product, w: DeviceWeight, y: int, pairs: int, stride: int, rows: int) -> None:
     """Queue a product of float weights, which threads hold while tokens come by."""
     s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
-    tokens = -(-items // max(1, product.g.gpu.multiprocessors // blocks))
+    tokens = -(-pairs // max(1, product.g.gpu.multiprocessors // blocks))
     product.g.launch(
         "ops/matmul_dense",
-        (blocks, -(-items // tokens)),
-        (w.address, product.input(w), w.columns, items, tokens, y, w.rows, stride),
+        (blocks, -(-pairs // tokens)),
+        (w.address, product.input(w), w.columns, pairs, tokens, y, w.rows, stride),
         w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s},
         shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
     )
@@ -248,16 +251,16 @@ def on_tensor_cores(
     product: Product,
     w: DeviceWeight,
     y: int,
-    items: int,
+    pairs: int,
     stride: int,
     *,
     rounds: int = 1,
     y_step: int = 0,
 ) -> None:
-    """Queue a product of many items; or, in ``rounds``, of equal stacks that lie behind one
+    """Queue a product of many pairs; or, in ``rounds``, of equal stacks that lie behind one
     another, their results ``y_step`` floats apart."""
     gpu, matrices = product.g.gpu, w.matrices if product.stack else 1
-    token_tiles = -(-items // (matrices * _MMA_TOKENS))
+    token_tiles = -(-pairs // (matrices * _MMA_TOKENS))
     blocks = -(-w.rows // _MMA_ROWS) * matrices * rounds * token_tiles
     narrow = blocks < gpu.multiprocessors
     rows = _MMA_ROWS // 2 if narrow else _MMA_ROWS
@@ -266,8 +269,8 @@ def on_tensor_cores(
     product.g.launch(
         "ops/matmul_mma",
         (-(-w.rows // rows), matrices * rounds, token_tiles),
-        (w.address, w.matrix_bytes, product.input(w), supers(w.columns), *product.segments)
-        + (items, y, w.rows, stride, matrices, y_step),
+        (w.address, w.matrix_bytes, product.input(w), supers(w.columns), *product.routing)
+        + (pairs, y, w.rows, stride, matrices, y_step),
         {f"MMA_{w.layout.format.name}": 1, "STAGES": stages} | ({"NARROW": 1} if narrow else {}),
         shared=stages * stage,
     )
@@ -286,13 +289,13 @@ class LaunchShape:
 
     def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
         """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
-        unit is split, the parts of two."""
+        row block is split, the parts of two."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
         parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
         of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
         return of_columns + self.warps * (64 + self.depth * slot)
 
-    def headroom(self, g: Lowering) -> int:
+    def shared_most(self, g: Lowering) -> int:
         """Shared memory of each block. In a captured step some is left to the kernel behind, so
         that it can start early."""
         spare = _SPARE if g.captured else 0
@@ -312,7 +315,7 @@ def launch_shape(
     first: Sequence[tuple[int, int, int]] = (),
     ordering: int = 0,
 ) -> LaunchShape | None:
-    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many items; None
+    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many pairs; None
     if it does not. first: shapes that go before; ordering: bytes of shared memory besides."""
     alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
     if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
@@ -322,7 +325,7 @@ def launch_shape(
     for blocks, warps, least in (*first, *((one, two, last) if wide else _SHAPES)):
         for depth in (4, 3, 2, 1)[: 5 - least]:
             how = LaunchShape(blocks, warps, depth, columns)
-            if how.shared(w) + ordering <= how.headroom(g):
+            if how.shared(w) + ordering <= how.shared_most(g):
                 return how
     return None
 
@@ -346,7 +349,7 @@ def stream(
     planned: bool,
     exchange: Exchange = NOT_EXCHANGED,
 ) -> None:
-    """Queue a product whose weights are read once for a group of items; or with ``up`` the SwiGLU
+    """Queue a product whose weights are read once for a group of pairs; or with ``up`` the SwiGLU
     of both products; or with ``more``, of another format, one beside the other.
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
@@ -357,14 +360,14 @@ def stream(
     how, ordering = product.shape(p, largest), product.own_order(p)
     assert how is not None
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
-    units, more_units, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
-    # Fewer units than would keep all warps busy for long, and superblocks for each of them.
+    row_blocks, more_row_blocks, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
+    # Fewer row blocks than would keep all warps busy for long, and superblocks for each of them.
     dense = not product.stack and not up
     split = (
         dense
         and s >= how.warps
-        and units + more_units < 2 * how.warps * blocks
-        and how.shared(largest, split=True) <= how.headroom(g)
+        and row_blocks + more_row_blocks < 2 * how.warps * blocks
+        and how.shared(largest, split=True) <= how.shared_most(g)
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
@@ -390,8 +393,8 @@ def stream(
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
-        (w.address, second.address if second else 0, w.matrix_bytes, units, s)
-        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks)
+        (w.address, second.address if second else 0, w.matrix_bytes, row_blocks, s)
+        + (product.input(w, late=late), *product.groups(p), y, stride, more_row_blocks, more_blocks)
         + (*product.chosen(p), *exchange.arguments),
         defines,
         shared=how.shared(largest, split=split) + ordering,

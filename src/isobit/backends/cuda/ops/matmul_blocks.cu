@@ -37,7 +37,7 @@ DEV float superblock(const WEIGHT& w, bool held, const ActivationBlock& a) {
         sum[1] += shuffle_xor(sum[1], n);
         if (WEIGHT::HAS_MINS) m += shuffle_xor(m, n);
     }
-    float u = mul(d, join_planes(sum[0], sum[1]));
+    float u = mul(d, combine_planes(sum[0], sum[1]));
     if (WEIGHT::HAS_MINS) u = sub(u, mul(dmin, float(m)));
     if (LANES == WARP) return u;
     float t = 0.0f;

@@ -114,7 +114,7 @@ DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TIL
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int total = low[i] + (middle[i] << 8) + (high[i] << 16), c = i % 2;
-                float u = sub(mul(col[n].d[c], join_planes(sum[m][n][0][i], sum[m][n][1][i])),
+                float u = sub(mul(col[n].d[c], combine_planes(sum[m][n][0][i], sum[m][n][1][i])),
                               mul(col[n].dmin[c], float(total)));
                 acc[m][n][i] = add(acc[m][n][i], mul(i < 2 ? x0.d : x1.d, u));
             }
@@ -193,7 +193,7 @@ DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TIL
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float d = half_to_float(uint16(tile[n][32 * 13 + t] >> i % 2 * 16));
-                float u = mul(d, join_planes(sum[m][n][0][i], sum[m][n][1][i]));
+                float u = mul(d, combine_planes(sum[m][n][0][i], sum[m][n][1][i]));
                 acc[m][n][i] = add(acc[m][n][i], mul(dx[i / 2], u));
             }
     }

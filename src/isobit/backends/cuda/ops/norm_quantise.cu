@@ -1,6 +1,6 @@
 // RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
 // A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
-// their load to the quantised record. A block of many superblocks has fewer warps, each of them for EACH.
+// their load to the quantised block. A block of many superblocks has fewer warps, each of them for EACH.
 // ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum. AT_ONCE
 // (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
 // what is added; all blocks run at once, and wait for the others' of the same row.

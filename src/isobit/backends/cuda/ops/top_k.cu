@@ -36,20 +36,20 @@ struct Router {
     }
 
 #ifdef GROUPED
-    // Keys of experts in all but the best groups become 0. room: shared, of the warp, experts + groups.
-    DEV void leave_groups(uint32 (&key)[PARTS], uint32* room) const {
-        uint32* score = room + experts;
+    // Keys of experts in all but the best groups become 0. scratch: shared, of the warp, experts + groups.
+    DEV void leave_groups(uint32 (&key)[PARTS], uint32* scratch) const {
+        uint32* score = scratch + experts;
         int size = experts / groups;
 #pragma unroll
         for (int i = 0; i < PARTS; i++)
-            if (expert(i) < experts) room[expert(i)] = key[i];
+            if (expert(i) < experts) scratch[expert(i)] = key[i];
         __syncwarp();
         for (int g = lane_id(); g < groups; g += WARP) {
             uint32 best = 0, second = 0;
 #pragma unroll 1
             for (int e = g * size; e < (g + 1) * size; e++) {
-                second = max(second, min(best, room[e]));
-                best = max(best, room[e]);
+                second = max(second, min(best, scratch[e]));
+                best = max(best, scratch[e]);
             }
             // Of a softmax a group is as good as its best, else the second added.
             score[g] = softmax ? best : key_of(add(score_of(best), score_of(second)));
@@ -69,7 +69,7 @@ struct Router {
 
     // The experts of a token and their weights, by one warp. z: logits, or without softmax
     // probabilities.
-    DEV void router_top_k(const float* z, uint32* room, int* ids, float* weights) const {
+    DEV void router_top_k(const float* z, uint32* scratch, int* ids, float* weights) const {
         float p[PARTS];
         uint32 key[PARTS];
 #pragma unroll
@@ -82,7 +82,7 @@ struct Router {
                          ? key_of(add(p[i], bias ? bias[expert(i)] : 0.0f))
                          : 0u;
 #ifdef GROUPED
-        leave_groups(key, room);
+        leave_groups(key, scratch);
 #endif
         int id[2] = {};  // of rank lane, and lane + 32
         float chosen[2] = {}, all = 0.0f;
@@ -117,17 +117,17 @@ struct Router {
     }
 };
 
-// A token a warp. room: shared, what leave_groups() needs for each warp, or nothing.
+// A token a warp. scratch: shared, what leave_groups() needs for each warp, or nothing.
 KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int normalise, int softmax,
                              const float* bias, int groups, int groups_used, int* ids,
                              float* weights) {
-    DYNAMIC_SHARED(uint32, room);
+    DYNAMIC_SHARED(uint32, scratch);
     let_next_start();
     wait_for_previous();
     int token = blockIdx.x * (THREADS / WARP) + warp_id();
     if (token >= tokens) return;
     Router router = {experts, k, normalise, softmax, bias, groups, groups_used};
-    router.router_top_k(z + int64(token) * experts, room + warp_id() * (experts + groups), ids + token * k,
+    router.router_top_k(z + int64(token) * experts, scratch + warp_id() * (experts + groups), ids + token * k,
                   weights + token * k);
 }
 

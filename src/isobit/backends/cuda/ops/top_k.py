@@ -16,12 +16,12 @@ _OWN = 8  # experts whose pairs a block sorts: OWN of top_k.cu
 
 
 @dataclass(frozen=True)
-class Order:
-    """Pairs (token, rank) by expert: ``order`` and ``offset`` of top_k.cu, and
+class SortedPairs:
+    """Pairs (token, rank) by expert: ``sorted_pairs`` and ``expert_offsets`` of top_k.cu, and
     their groups (sorted_pairs.cuh), whose number stands behind the offsets."""
 
-    order: Slot
-    offset: Slot
+    sorted_pairs: Slot
+    expert_offsets: Slot
     groups: Slot
     experts: int
     each: int
@@ -30,14 +30,16 @@ class Order:
     ids: BufferView
 
     @classmethod
-    def of(cls, g: Lowering, ids: Value) -> "Order":
-        """The order that was made of ids."""
-        order, offset, groups = (g.formed(ids, name) for name in ("order", "offset", "groups"))
-        assert order is not None
-        assert offset is not None
+    def of(cls, g: Lowering, ids: Value) -> "SortedPairs":
+        """Those that were made of ids."""
+        pairs, offsets, groups = (
+            g.formed(ids, name) for name in ("sorted_pairs", "expert_offsets", "groups")
+        )
+        assert pairs is not None
+        assert offsets is not None
         assert groups is not None
         below = ids.shape.below or 0
-        return cls(order, offset, groups, below, ids.shape.width, ids, g.places[ids])
+        return cls(pairs, offsets, groups, below, ids.shape.width, ids, g.places[ids])
 
     def own(self, g: Lowering, p: Pass) -> bool:
         """Whether products order the pairs of a pass themselves (Order of batch_matmul.cu)."""
@@ -56,7 +58,7 @@ class Order:
     @property
     def grouped(self) -> tuple[int, int]:
         """Addresses of the number of groups, and of the groups."""
-        count = self.offset.address + 4 * (self.experts + 1)
+        count = self.expert_offsets.address + 4 * (self.experts + 1)
         return count, self.groups.address
 
 
@@ -92,10 +94,10 @@ def lower(g: Lowering, op: Op) -> None:
     experts, x = z.shape.width, g.dense(z)
     to = g.new(weights)
     chosen = g.new_lasting(ids) if g.captured else g.new(ids)
-    g.form(ids, "order", k)
-    g.form(ids, "offset", more=experts + 2)
+    g.form(ids, "sorted_pairs", k)
+    g.form(ids, "expert_offsets", more=experts + 2)
     g.form(ids, "groups", 4 * k, more=4 * experts)
-    at, grouped = Order.of(g, ids), how.groups_used < how.groups
+    at, grouped = SortedPairs.of(g, ids), how.groups_used < how.groups
     defines: Defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if grouped else {})
 
     def make(p: Pass) -> None:
@@ -103,7 +105,12 @@ def lower(g: Lowering, op: Op) -> None:
         results = chosen.address, to.address
         of_all = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
         router = *of_all, *results
-        places = at.order.address, at.offset.address, *at.grouped[::-1], at.columns(tokens)
+        places = (
+            at.sorted_pairs.address,
+            at.expert_offsets.address,
+            *at.grouped[::-1],
+            at.columns(tokens),
+        )
         blocks, words = -(-tokens // WARPS), WARPS * (experts + how.groups) if grouped else 0
         g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
         if at.own(g, p):

@@ -44,7 +44,7 @@ KERNEL(256) weigh(const float* logits, int n, const uint64* keys, int k, uint64*
     if (threadIdx.x == 0) sums[int64(blockIdx.y) * gridDim.x + blockIdx.x] = sum.weight;
 }
 
-// A row of `found`, a row a block: the likeliest id, the log-probabilities of `given` ids, the k likeliest ids and
+// A row of `found`, a row a block: the argmax, the log-probabilities of `given` ids, the k most likely ids and
 // theirs in turn, then a drawn token (there already), and its. Of a row that is not finite -1 and NaN. ids: of each row.
 KERNEL(256) measured(const float* logits, int n, const uint64* keys, int stride, const uint64* sums, int pieces,
                      const int* ids, int given, int k, int drawn, int* found, int width) {

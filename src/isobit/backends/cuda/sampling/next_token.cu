@@ -1,7 +1,7 @@
 // The end of a step: what each sequence goes on with.
 #include "argmax.cuh"
 
-// A sequence a block: its likeliest token, noted and then the next one's input; its position moves on.
+// A sequence a block: its most likely token, noted and then the next one's input; its position moves on.
 // logits: rows of `vocabulary`. first: positions of the first of these steps; generated: a row of all
 // sequences for each step since, -1 once a logit was not finite. number: of the step, counting up, or null.
 KERNEL(1024) next_token(const float* logits, int vocabulary, const int* first, int* tokens,

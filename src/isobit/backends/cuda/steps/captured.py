@@ -97,7 +97,7 @@ class Captured(ABC):
 
     @abstractmethod
     def noted(self, first: I32, position: int) -> int:
-        """Where the likeliest tokens are that a step found, whose farthest token has this position,
+        """Where the argmaxes are that a step found, whose farthest token has this position,
         -1 from where logits were not finite; ``first``: the positions that were set up."""
 
     @abstractmethod
@@ -151,9 +151,9 @@ class Captured(ABC):
                 yield mark, p
 
     def greedy(self, step: Step, count: int) -> I32:
-        """Append tokens, then the likeliest next, ``count`` in all, without waiting in between.
+        """Append tokens, then the most likely next, ``count`` in all, without waiting in between.
 
-        Returns the likeliest tokens after each, int32 [count, n]; -1 from where logits are not
+        Returns the most likely tokens after each, int32 [count, n]; -1 from where logits are not
         finite.
         """
         self.begin(step)

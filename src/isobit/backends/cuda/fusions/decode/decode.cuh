@@ -144,8 +144,8 @@ DEV const float* whole_rows(const Exchange<Cut>&, float* x, WholeRows&, bool) { 
 // Where value i lies, [ROWS][HIDDEN], of those that a block makes of ROWS tokens: 8 rows of each of n
 // groups that are dealt one by one.
 DEV int own_row(int i, int n) {
-    int unit = i / 8, r = ROWS == 1 ? 0 : unit / n;
-    return r * HIDDEN + (blockIdx.x + (unit - r * n) * gridDim.x) * 8 + i % 8;
+    int row_block = i / 8, r = ROWS == 1 ? 0 : row_block / n;
+    return r * HIDDEN + (blockIdx.x + (row_block - r * n) * gridDim.x) * 8 + i % 8;
 }
 
 // How many of n things, dealt one by one to the blocks of the grid, are this block's.

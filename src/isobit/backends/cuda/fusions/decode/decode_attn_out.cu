@@ -102,10 +102,10 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
     mark(1, 3);
 #pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * n * TILE_ROWS; i += BLOCK) {
-        int unit = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : unit / n;
+        int row_block = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : row_block / n;
         int at = own_row(i, n);
         float y = sum_supers<ATTENDED_SUPERS>(part + r * parts +
-                                              (unit - r * n) * ATTENDED_SUPERS * TILE_ROWS + row);
+                                              (row_block - r * n) * ATTENDED_SUPERS * TILE_ROWS + row);
         y = add(i < BLOCK ? before : own[at], y);
         own[at] = y;
         to.send(to.first + at, y);

@@ -1,18 +1,18 @@
 // A decode step: the second half of the feed-forward. WEIGHT: a struct of tiles.cuh.
 #include "products.cuh"
 
-// The tiles of W_down for the chosen experts: a unit is the same 8 rows of each.
+// The tiles of W_down for the chosen experts: a row block is the same 8 rows of each.
 struct Down {
     const uint8* w;
     const int* id;
-    static constexpr int GROUPS = MADE / TILE_ROWS, PER_UNIT = USED * FFN_SUPERS;
+    static constexpr int GROUPS = MADE / TILE_ROWS, PER_ROW_BLOCK = USED * FFN_SUPERS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
     DEV const uint8* tile(int j) const {
-        int group = blockIdx.x + j / PER_UNIT * gridDim.x;
+        int group = blockIdx.x + j / PER_ROW_BLOCK * gridDim.x;
         return w + id[j / FFN_SUPERS % USED] * MATRIX +
                (int64(group) * FFN_SUPERS + j % FFN_SUPERS) * WEIGHT::TILE_BYTES;
     }
-    DEV int act(int j) const { return j % PER_UNIT; }
+    DEV int act(int j) const { return j % PER_ROW_BLOCK; }
 };
 
 // W_down of the chosen experts, their weighted sum in rank order, and the residual, in place; x: from the first that
@@ -30,8 +30,8 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     Down where = {w, sh->id};
     int n = dealt(Down::GROUPS);
     using Tiles = Products<WEIGHT, Down, DEPTH>;
-    Tiles products(where, sh->tail, n * Down::PER_UNIT, warp_id());
-    float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * Down::PER_UNIT));
+    Tiles products(where, sh->tail, n * Down::PER_ROW_BLOCK, warp_id());
+    float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * Down::PER_ROW_BLOCK));
     Exchange<Cut> exchange(exchanges, received);
     Exchange<SentCut> to(exchanges, sent);
     let_next_start();
@@ -64,8 +64,8 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     mark(4, 3);
 #pragma unroll 1
     for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
-        int unit = i / TILE_ROWS, row = i % TILE_ROWS;
-        const float* part = all + unit * Down::PER_UNIT * TILE_ROWS + row;
+        int row_block = i / TILE_ROWS, row = i % TILE_ROWS;
+        const float* part = all + row_block * Down::PER_ROW_BLOCK * TILE_ROWS + row;
         float sum = 0.0f;
 #if EXPERTS
 #pragma unroll
@@ -74,7 +74,7 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
 #else
         sum = sum_supers<FFN_SUPERS>(part);
 #endif
-        int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
+        int at = (blockIdx.x + row_block * gridDim.x) * TILE_ROWS + row;
         sum = add(i < BLOCK ? before : x[at], sum);
         x[at] = sum;
         to.send(to.first + at, sum);

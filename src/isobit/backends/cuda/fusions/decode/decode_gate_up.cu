@@ -5,7 +5,7 @@
 #include "products.cuh"
 
 #if EXPERTS
-// The chosen experts. Each has a slot among the units. Predicted experts have the slots to begin with; one that was not
+// The chosen experts. Each has a slot among the row blocks. Predicted experts have the slots to begin with; one that was not
 // chosen then gives its slot to one that nobody predicted. All blocks must find the same.
 struct Choice {
     int id[USED];  // by rank
@@ -52,11 +52,11 @@ struct GateUp {
     const int* expert;  // of a slot: the predicted experts, and in place of wrong ones the missing
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
-    // A unit is the same 8 rows of both matrices of one expert.
-    DEV int unit(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
-    DEV int slot(int j) const { return unit(j) / GROUPS; }
+    // A row block is the same 8 rows of both matrices of one expert.
+    DEV int row_block(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
+    DEV int slot(int j) const { return row_block(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
-        int u = unit(j), group = u % GROUPS;
+        int u = row_block(j), group = u % GROUPS;
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
         return matrix + expert[slot(j)] * MATRIX +
                (group * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
@@ -145,8 +145,8 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
         const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
-        int unit = blockIdx.x + u * gridDim.x, rank = sh->choice.rank[unit / GateUp::GROUPS];
-        int column = unit % GateUp::GROUPS * TILE_ROWS + row;
+        int row_block = blockIdx.x + u * gridDim.x, rank = sh->choice.rank[row_block / GateUp::GROUPS];
+        int column = row_block % GateUp::GROUPS * TILE_ROWS + row;
         float value = isobit::silu_gate(g, up_value);
         y[rank * FFN + column] = value;
         to.send(to.at(rank, 0) + to.first + column, value);

@@ -1,4 +1,4 @@
-// A decode step: the output product, and the likeliest token. WEIGHT: a struct of tiles.cuh.
+// A decode step: the output product, and the most likely token. WEIGHT: a struct of tiles.cuh.
 #include "products.cuh"
 #include "argmax.cuh"
 

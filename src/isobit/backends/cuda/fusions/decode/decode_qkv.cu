@@ -6,7 +6,7 @@ struct QueryKey {
     const uint8 *q, *k;
     static constexpr int Q_GROUPS = HEADS * HEAD_DIM / TILE_ROWS;
     static constexpr int GROUPS = Q_GROUPS + KV_HEADS * HEAD_DIM / TILE_ROWS;
-    DEV int group(int unit) const { return blockIdx.x + unit * gridDim.x; }
+    DEV int group(int row_block) const { return blockIdx.x + row_block * gridDim.x; }
     DEV const uint8* tile(int j) const {
         int g = group(j / HIDDEN_SUPERS), s = j % HIDDEN_SUPERS;
         const uint8* matrix = g < Q_GROUPS ? q : k;
@@ -21,7 +21,7 @@ struct Value {
     // Dealt on from where the groups of q and k ended, so that no block gets one more of both.
     DEV int first_group() const { return (blockIdx.x + gridDim.x - QueryKey::GROUPS % gridDim.x) % gridDim.x; }
     DEV int count() const { return (GROUPS - first_group() + int(gridDim.x) - 1) / int(gridDim.x); }
-    DEV int group(int unit) const { return first_group() + unit * gridDim.x; }
+    DEV int group(int row_block) const { return first_group() + row_block * gridDim.x; }
     DEV const uint8* tile(int j) const {
         return v + (int64(group(j / HIDDEN_SUPERS)) * HIDDEN_SUPERS + j % HIDDEN_SUPERS) *
                        V_WEIGHT::TILE_BYTES;
@@ -69,11 +69,11 @@ KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, c
     mark(0, 3);
 #pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * (n + nv) * TILE_ROWS; i += BLOCK) {
-        int unit = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : unit / (n + nv);
-        unit -= r * (n + nv);
-        int group = unit < n ? qk.group(unit) : QueryKey::GROUPS + value.group(unit - n);
+        int row_block = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : row_block / (n + nv);
+        row_block -= r * (n + nv);
+        int group = row_block < n ? qk.group(row_block) : QueryKey::GROUPS + value.group(row_block - n);
         qkv[(r * (QueryKey::GROUPS + Value::GROUPS) + group) * TILE_ROWS + row] =
-            sum_supers<HIDDEN_SUPERS>(part + r * parts + unit * HIDDEN_SUPERS * TILE_ROWS + row);
+            sum_supers<HIDDEN_SUPERS>(part + r * parts + row_block * HIDDEN_SUPERS * TILE_ROWS + row);
     }
     mark(0, 5);
 }

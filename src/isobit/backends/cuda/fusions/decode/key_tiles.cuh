@@ -24,7 +24,7 @@ struct Merge {
     float m, l, old, newest;
 };
 struct AttentionShared {
-    TileBytes tile[BUFFERS];
+    TileBytes key_tile[BUFFERS];
     int8 k[KIN][2][HEAD_DIM], v[KIN][2][HEAD_DIM];  // of this token, then of those before it
     int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];           // planes
     union __align__(16) {                  // of a query head
@@ -50,7 +50,7 @@ struct Fetches {
     }
     DEV void fetch(int n, int page, int which) const {
         if (threadIdx.x) return;
-        TileBytes& to = sh->tile[n % BUFFERS];
+        TileBytes& to = sh->key_tile[n % BUFFERS];
         Arrival* a = &sh->arrival[n % BUFFERS][which];
         arrival_expect(a, sizeof to.k + sizeof to.dk);
         copy_bulk_once(which ? to.v[0][0] : to.k[0][0],
@@ -65,14 +65,14 @@ struct Fetches {
 #else
     DEV void prepare() const {}
     DEV void fetch(int n, int page, int which) const {
-        TileBytes& tile = sh->tile[n % BUFFERS];
-        int8* to = which ? tile.v[0][0] : tile.k[0][0];
+        TileBytes& key_tile = sh->key_tile[n % BUFFERS];
+        int8* to = which ? key_tile.v[0][0] : key_tile.k[0][0];
         const int8* from = which ? cache.values(page, head, 0) : cache.keys(page, head, 0);
-        for (int i = 16 * threadIdx.x; i < int(sizeof tile.k); i += 16 * ATTENTION_THREADS)
+        for (int i = 16 * threadIdx.x; i < int(sizeof key_tile.k); i += 16 * ATTENTION_THREADS)
             copy_async(to + i, from + i);
         int i = 4 * threadIdx.x;
         if (i < TILE)
-            copy_async((which ? tile.dv : tile.dk) + i,
+            copy_async((which ? key_tile.dv : key_tile.dk) + i,
                        (which ? cache.dv : cache.dk) + cache.scales(page, head) + i);
         commit_copies();
     }
@@ -92,9 +92,9 @@ DEV void products_64(int (&c)[4], const int4 (&a)[2], int4 b) {
 }
 
 // Scores of the tile's 64 keys: warp w takes keys 16(w%4) … +15 and plane w/4 of k.
-DEV void key_products(const TileBytes& tile, AttentionShared* sh) {
+DEV void key_products(const TileBytes& key_tile, AttentionShared* sh) {
     int block = warp_id() % 4, plane = warp_id() / 4, r = lane_id() / 4, i = lane_id() % 4;
-    const int8* k = tile.k[plane][16 * block + r] + 16 * i;
+    const int8* k = key_tile.k[plane][16 * block + r] + 16 * i;
     for (int n = 0; n < BLOCKS_OF_8; n++) {
         int sum[2][4] = {};
 #pragma unroll
@@ -114,13 +114,13 @@ DEV void key_products(const TileBytes& tile, AttentionShared* sh) {
 }
 
 // One head's weights of the tile by one warp: (m_t, l_t), P and g.
-DEV float2 weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh) {
+DEV float2 weigh(int head, int seen, const TileBytes& key_tile, AttentionShared* sh) {
     float s[2], p[2], weighted[2], m = isobit::from_bits(0xff800000u);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int j = lane_id() + WARP * i;
-        float dot = join_planes<2>(sh->head[head].dot[0][j], sh->head[head].dot[1][j]);
-        s[i] = j < seen ? mul(mul(sh->dq[head], tile.dk[j]), dot) : m;
+        float dot = combine_planes<2>(sh->head[head].dot[0][j], sh->head[head].dot[1][j]);
+        s[i] = j < seen ? mul(mul(sh->dq[head], key_tile.dk[j]), dot) : m;
     }
     m = warp_max(fmaxf(s[0], s[1]));
     uint32 amax = 0;
@@ -129,7 +129,7 @@ DEV float2 weigh(int head, int seen, const TileBytes& tile, AttentionShared* sh)
         int j = lane_id() + WARP * i;
         p[i] = isobit::exp(sub(s[i], m));  // no branch: both are under way at once
         p[i] = j < seen ? p[i] : 0.0f;
-        weighted[i] = j < seen ? mul(p[i], tile.dv[j]) : 0.0f;
+        weighted[i] = j < seen ? mul(p[i], key_tile.dv[j]) : 0.0f;
         amax = max(amax, magnitude(weighted[i]));
     }
     isobit::BlockScale scale = isobit::block_scale(warp_max(amax), 2);
@@ -152,7 +152,7 @@ DEV int column_of(int b, int c) { return 16 * (warp_id() + 8 * b) + lane_id() / 
 
 // The tile's outputs: warp w takes columns 16w … 16w+15. f(b, n, c, value) is called with those of a lane.
 template <class F>
-DEV void value_products(const TileBytes& tile, const AttentionShared* sh, F f) {
+DEV void value_products(const TileBytes& key_tile, const AttentionShared* sh, F f) {
     int r = lane_id() / 4, i = lane_id() % 4;
 #pragma unroll
     for (int b = 0; b < COLUMN_BLOCKS; b++) {
@@ -163,7 +163,7 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, F f) {
             int sum[2][2][4] = {};
 #pragma unroll
             for (int plane = 0; plane < 2; plane++) {
-                const int8* v = tile.v[plane][16 * block + r] + 16 * i;
+                const int8* v = key_tile.v[plane][16 * block + r] + 16 * i;
                 int4 a[2] = {*reinterpret_cast<const int4*>(v),
                              *reinterpret_cast<const int4*>(v + 8 * TILE)};
 #pragma unroll
@@ -176,7 +176,7 @@ DEV void value_products(const TileBytes& tile, const AttentionShared* sh, F f) {
                 int query = query_of(n, c);
                 int high = 256 * sum[0][0][c] + sum[0][1][c];
                 int low = 256 * sum[1][0][c] + sum[1][1][c];
-                if (query < GROUP) f(b, n, c, mul(sh->g[query], join_planes<2>(high, low)));
+                if (query < GROUP) f(b, n, c, mul(sh->g[query], combine_planes<2>(high, low)));
             }
         }
     }
@@ -191,21 +191,21 @@ DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fe
     AttentionShared* sh = fetches.sh;
     int t = blockIdx.x;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
-        TileBytes& tile = sh->tile[n % BUFFERS];
+        TileBytes& key_tile = sh->key_tile[n % BUFFERS];
         fetches.wait(n, 0);
         __syncthreads();  // k is there
-        patch(t, tile, 0);
-        if (warp_id() < 8) key_products(tile, sh);
+        patch(t, key_tile, 0);
+        if (warp_id() < 8) key_products(key_tile, sh);
         fetches.wait(n, 1);
         __syncthreads();
-        patch(t, tile, 1);
+        patch(t, key_tile, 1);
         if (warp_id() < 8)
             for (int query = warp_id(); query < GROUP; query += 8)
-                weighed(t, query, weigh(query, min(TILE, position + 1 - t * TILE), tile, sh));
+                weighed(t, query, weigh(query, min(TILE, position + 1 - t * TILE), key_tile, sh));
         __syncthreads();
         fetch(n + BUFFERS, 0);
         if (warp_id() < 8)
-            value_products(tile, sh, [&](int b, int n, int c, float v) { found(t, b, n, c, v); });
+            value_products(key_tile, sh, [&](int b, int n, int c, float v) { found(t, b, n, c, v); });
         if (t + BUFFERS * int(gridDim.x) < tiles) __syncthreads();  // nobody needs tile n
         fetch(n + BUFFERS, 1);
     }
@@ -237,7 +237,7 @@ DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetc
             o[b][n][c] = add(mul(o[b][n][c], of.old), mul(v, of.newest));
         });
     __syncthreads();  // nobody needs the last tile
-    float* whole = reinterpret_cast<float*>(sh->tile);
+    float* whole = reinterpret_cast<float*>(sh->key_tile);
 #pragma unroll
     for (int b = 0; b < COLUMN_BLOCKS; b++)
 #pragma unroll

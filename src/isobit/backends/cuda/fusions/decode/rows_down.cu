@@ -6,18 +6,18 @@
 #if !EXPERTS
 constexpr int PAIRS = ROWS;
 #endif
-// The tiles of W_down for the experts in their slots: a unit is the same 8 rows of each.
+// The tiles of W_down for the experts in their slots: a row block is the same 8 rows of each.
 struct Down {
     const uint8* w;
     const int* expert;  // of a slot
-    int per_unit;
+    int per_row_block;
     static constexpr int GROUPS = MADE / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
-    DEV int unit(int j) const { return j / per_unit; }
-    DEV int slot(int j) const { return (j - unit(j) * per_unit) / FFN_SUPERS; }
+    DEV int row_block(int j) const { return j / per_row_block; }
+    DEV int slot(int j) const { return (j - row_block(j) * per_row_block) / FFN_SUPERS; }
     DEV int act(int j) const { return j % FFN_SUPERS; }
     DEV const uint8* tile(int j) const {
-        int group = blockIdx.x + unit(j) * gridDim.x;
+        int group = blockIdx.x + row_block(j) * gridDim.x;
         return w + expert[slot(j)] * MATRIX + (int64(group) * FFN_SUPERS + act(j)) * WEIGHT::TILE_BYTES;
     }
 };
@@ -69,7 +69,7 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
     __syncthreads();
 #endif
     Down where = {w, expert, experts * FFN_SUPERS};
-    Tiles products(where, sh->tail, n * where.per_unit, warp_id());
+    Tiles products(where, sh->tail, n * where.per_row_block, warp_id());
     constexpr int MOST = EXPERTS ? PAIRS : 1;
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * MOST * FFN_SUPERS));
     mark(4, 4);
@@ -88,7 +88,7 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
 #if EXPERTS
     products.run_each([&](int j, const uint8* tile, int row) {
         int slot = where.slot(j), k = where.act(j);
-        float* part = all + where.unit(j) * PAIRS * PART + k * TILE_ROWS + row;
+        float* part = all + where.row_block(j) * PAIRS * PART + k * TILE_ROWS + row;
 #pragma unroll 1
         for (int r = 0; r < ROWS; r++) {
             int rank = slots->rank[slot][r];
@@ -106,15 +106,15 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
     mark(4, 3);
 #pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * n * TILE_ROWS; i += BLOCK) {
-        int row = i % TILE_ROWS, r = i / TILE_ROWS / n, unit = i / TILE_ROWS - r * n;
+        int row = i % TILE_ROWS, r = i / TILE_ROWS / n, row_block = i / TILE_ROWS - r * n;
         float sum = 0.0f;
 #if EXPERTS
-        const float* part = all + (unit * PAIRS + r * USED) * PART + row;
+        const float* part = all + (row_block * PAIRS + r * USED) * PART + row;
 #pragma unroll
         for (int rank = 0; rank < USED; rank++)
             sum = add(sum, mul(sh->weight[r * USED + rank], sum_supers<FFN_SUPERS>(part + rank * PART)));
 #else
-        sum = sum_supers<FFN_SUPERS>(all + (r * n + unit) * PART + row);
+        sum = sum_supers<FFN_SUPERS>(all + (r * n + row_block) * PART + row);
 #endif
         int at = own_row(i, n);
         sum = add(i < BLOCK ? before : x[at], sum);

@@ -6,17 +6,17 @@
 #include "expert_slots.cuh"
 #include "products.cuh"
 
-// W_gate h and W_up h of the experts in their slots. A unit is the same 8 rows of both matrices.
+// W_gate h and W_up h of the experts in their slots. A row block is the same 8 rows of both matrices.
 struct GateUp {
     const uint8 *gate, *up;
     const int* expert;  // of a slot
     static constexpr int GROUPS = FFN / TILE_ROWS, TILES = 2 * HIDDEN_SUPERS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
-    DEV int unit(int j) const { return blockIdx.x + j / TILES * gridDim.x; }
-    DEV int slot(int j) const { return unit(j) / GROUPS; }
+    DEV int row_block(int j) const { return blockIdx.x + j / TILES * gridDim.x; }
+    DEV int slot(int j) const { return row_block(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
-        int64 at = (unit(j) % GROUPS * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
+        int64 at = (row_block(j) % GROUPS * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
         return matrix + expert[slot(j)] * MATRIX + at;
     }
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
@@ -44,7 +44,7 @@ KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int n
     Exchange<SentCut> to(exchanges, sent);
     mark(3, 0);
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
-    constexpr int GROUPS = GateUp::GROUPS, PART = GateUp::TILES * TILE_ROWS;  // products of a unit
+    constexpr int GROUPS = GateUp::GROUPS, PART = GateUp::TILES * TILE_ROWS;  // products of a row block
 #if EXPERTS
     ExpertSlots* slots = &sh->slots;
     int number = *step_number;
@@ -96,10 +96,10 @@ KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int n
 #endif
     __syncthreads();
     mark(3, 2);
-    // The products of a pair lie side by side, for each of the block's units of its expert.
-    int units = (GROUPS + gridDim.x - 1) / gridDim.x;
+    // The products of a pair lie side by side, for each of the block's row blocks of its expert.
+    int row_blocks = (GROUPS + gridDim.x - 1) / gridDim.x;
     products.run_each([&](int j, const uint8* tile, int row) {
-        int unit = where.unit(j), slot = unit / GROUPS, local = units == 1 ? 0 : (unit - slot * GROUPS) / gridDim.x;
+        int row_block = where.row_block(j), slot = row_block / GROUPS, local = row_blocks == 1 ? 0 : (row_block - slot * GROUPS) / gridDim.x;
 #pragma unroll 1
         for (int r = 0; r < ROWS; r++) {
             int rank = slots->rank[slot][r];
@@ -107,19 +107,19 @@ KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int n
             const ActivationBlock* a = sh->x + r * HIDDEN_SUPERS + where.act(j);
             float t[1];
             WEIGHT::dots_shared<1>(tile, row, a, 0, t);
-            all[((r * USED + rank) * units + local) * PART + j % GateUp::TILES * TILE_ROWS + row] =
+            all[((r * USED + rank) * row_blocks + local) * PART + j % GateUp::TILES * TILE_ROWS + row] =
                 mul(a->d, t[0]);
         }
     });
     __syncthreads();
     mark(3, 3);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < PAIRS * units * TILE_ROWS; i += BLOCK) {
-        int row = i % TILE_ROWS, local = i / TILE_ROWS % units, pair = i / TILE_ROWS / units;
+    for (int i = threadIdx.x; i < PAIRS * row_blocks * TILE_ROWS; i += BLOCK) {
+        int row = i % TILE_ROWS, local = i / TILE_ROWS % row_blocks, pair = i / TILE_ROWS / row_blocks;
         int first = slots->slot[sh->id[pair]] * GROUPS, grid = gridDim.x;
         int group = (int(blockIdx.x) + grid - first % grid) % grid + local * grid;
         if (group >= GROUPS) continue;
-        const float* part = all + (pair * units + local) * PART + row;
+        const float* part = all + (pair * row_blocks + local) * PART + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
         float value = isobit::silu_gate(g, up_value);
