@@ -22,7 +22,7 @@ from isobit.model.weights import Weights
 from isobit.numerics import Weight, log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 from tests.helpers.expected import not_run
-from tests.helpers.passes import i32, same_bits
+from tests.helpers.passes import field_values, i32, same_bits
 from tests.helpers.synth import Geometry, write_model
 
 ENGINE = EngineConfig(context=192, max_sequences=2, threads=2)
@@ -142,9 +142,9 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
         (Wanted(), {"logits"}),
     ):
         found = backend.run(batch, wanted)
-        for name, value in vars(found).items():
+        for name, value in field_values(found).items():
             if name in names:
-                assert value.tobytes() == vars(whole)[name].tobytes(), name
+                assert value.tobytes() == field_values(whole)[name].tobytes(), name
             elif name != "finite":
                 assert value is None, name
         assert found.finite.tolist() == [True] * 5
@@ -246,9 +246,9 @@ def test_one_sequence_that_is_not_finite_spoils_no_other(
     wanted = Wanted(argmax=True, top=2, given=given, drawn=draws_of(rng), hidden=True, digests=True)
     good, found = backend.run(clean, wanted), backend.run(dirty, wanted)
     assert found.finite.tolist() == [False, True, True, True, True]
-    for name, value in vars(found).items():
+    for name, value in field_values(found).items():
         if name not in ("finite", "routes"):
-            assert value[1:].tobytes() == vars(good)[name][1:].tobytes(), name
+            assert value[1:].tobytes() == field_values(good)[name][1:].tobytes(), name
     assert found.argmax is not None
     assert found.top_ids is not None
     assert found.drawn is not None
@@ -306,7 +306,7 @@ def put(name: str, value: object) -> Change:
 
 def with_first(name: str, value: int) -> Change:
     def change(b: Batch) -> Batch:
-        array = vars(b)[name].copy()
+        array = field_values(b)[name].copy()
         array.reshape(-1)[0] = value
         return replace(b, **{name: array})
 

@@ -22,6 +22,7 @@ from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import load, sample_path
 from tests.helpers.blocks import set_d, set_dmin
+from tests.helpers.passes import field_values
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_lanes_change_no_bit(path, rng):
             given = rng.integers(0, vocab, (40, 2)).astype(np.int32)
             wanted = Wanted(logits, argmax=True, top=3, given=given, digests=True, hidden=True)
             wanted = replace(wanted, routes=True)
-            one, other = (vars(b.run(batch, wanted)) for b in (alone, three))
+            one, other = (field_values(b.run(batch, wanted)) for b in (alone, three))
             for name, value in one.items():
                 assert np.array_equal(value, other[name]), name
         assert alone._engine.lanes() == 0

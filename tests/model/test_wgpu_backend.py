@@ -23,7 +23,7 @@ from isobit.numerics.ops import TOKENS, Add
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.receipt import Receipt
 from isobit.verify.trace_file import Trace
-from tests.helpers.passes import i32, run, same_bits
+from tests.helpers.passes import field_values, i32, run, same_bits
 from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
 from tests.ops.wgpu_support import open_device
 
@@ -296,8 +296,8 @@ def test_a_receipts_digests_and_experts_are_made_there(device, rng, tmp_path, mo
         for wanted in (Wanted(False, True, digests=True, routes=True), Wanted(False, routes=True)):
             found, expected = ours.run(batch, wanted), theirs.run(batch, wanted)
             assert found.finite.all()
-            for name, value in vars(expected).items():
-                got = vars(found)[name]
+            for name, value in field_values(expected).items():
+                got = field_values(found)[name]
                 assert np.array_equal(got, value) if value is not None else got is None, name
     prefix = replace(batch, logit_rows=i32([]))  # a part of a prompt
     routes = Wanted(False, routes=True)

@@ -19,6 +19,7 @@ from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.verify.faults import with_backend
 from isobit.verify.receipt import Recorder
+from tests.helpers.passes import field_values
 from tests.helpers.synth import Geometry, write_model
 from tests.model.test_backend_protocol import draws_of
 from tests.model.test_engine import same_as_alone
@@ -211,8 +212,8 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
         found = ours.run(laid(parts), replace(wanted, following=then))
         assert (len(begun) == before) == (k > 0 and change in (None, LEAVES)), (k, change)
         expected = plain.run(laid(parts), wanted)
-        for name, value in vars(found).items():
-            other = vars(expected)[name]
+        for name, value in field_values(found).items():
+            other = field_values(expected)[name]
             assert (value is None) == (other is None)
             assert value is None or value.tobytes() == other.tobytes(), (k, name)
         drawn = iter(() if found.drawn is None else found.drawn.tolist())

@@ -64,7 +64,7 @@ class CpuBackend(Backend):
             )
         except MemoryError:
             raise BackendUnavailable(
-                f"KV cache: no room for {self.limits.pages} pages of {numerics.TILE} positions; "
+                f"KV cache: no room for {self.limits.pages} pages of {numerics.KV_PAGE} positions; "
                 "ask for a smaller context"
             ) from None
         except RuntimeError as error:  # threads

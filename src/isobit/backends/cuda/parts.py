@@ -43,7 +43,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ class CudaPartsBackend(Backend):
             at = np.arange(tokens, dtype=np.int32)
             last = at[-min(rows, tokens) :]
             of, position = (0 * at, at) if alone else (at, 0 * at)
-            pages = np.zeros((1 if alone else tokens, -(-most // TILE)), np.int32)
+            pages = np.zeros((1 if alone else tokens, -(-most // KV_PAGE)), np.int32)
             batch = Batch(0 * at, position, of, pages, last)
             given = np.zeros((len(last), 1), np.int32)
             measured = Wanted(False, argmax=True, top=1, given=given, hidden=True, digests=True)

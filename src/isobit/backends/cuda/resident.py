@@ -12,7 +12,7 @@ from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region, aligned
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.model.graph import Graph, Op, Value, stateful
-from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics import KV_PAGE, RopeTable, Weight
 from isobit.numerics.ops import Append, Embedding, ExpertMatMul, MatMul, Rope
 
 _ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
@@ -35,7 +35,7 @@ class KvCache:
 
     def sizes(self, pages: int) -> tuple[int, int, int, int]:
         """Bytes of K, V and the scales of each."""
-        vectors = pages * self.heads * TILE
+        vectors = pages * self.heads * KV_PAGE
         planes, scales = aligned(2 * vectors * self.padded), aligned(4 * vectors)
         return planes, planes, scales, scales
 

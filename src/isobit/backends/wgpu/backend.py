@@ -40,7 +40,7 @@ from isobit.backends.wgpu.sampler import DeviceSampler, read_bandwidth
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
-from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics import KV_PAGE, RopeTable, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 
 _ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
@@ -247,10 +247,10 @@ class WgpuBackend(Backend):
         last = min(first + self._plan.rows[TOKENS], len(batch.tokens))
         wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
         positions = batch.positions[first:last]
-        tiles = int(positions.max()) // TILE + 1
+        tiles = int(positions.max()) // KV_PAGE + 1
         if last - first == 1:
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
-            tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // TILE))
+            tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // KV_PAGE))
         runs = self._runs(batch, first, last)
         p = Pass(
             last - first,
@@ -391,12 +391,12 @@ class WgpuBackend(Backend):
         runs: I32,
     ) -> None:
         """Put a pass's inputs where lowering.BatchAt says they are."""
-        page = pages[sequence, positions // TILE]
+        page = pages[sequence, positions // KV_PAGE]
         table = np.zeros((len(pages), p.tiles), np.int32)
         table[:, : pages.shape[1]] = pages[:, : p.tiles]
         parts = (
             positions,
-            page * TILE + positions % TILE,
+            page * KV_PAGE + positions % KV_PAGE,
             sequence * p.tiles,
             rows,
             runs,
