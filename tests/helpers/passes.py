@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, I32, Backend, Batch, Results, Tap
+from isobit.backends.base.batch import field_values
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
@@ -135,11 +135,6 @@ def same_bits(a: F32, b: F32) -> bool:
         and a.shape == b.shape
         and bool((a.view(np.uint32) == b.view(np.uint32)).all())
     )
-
-
-def field_values(of: Batch | Results) -> dict[str, NDArray[np.generic] | None]:
-    """What stands in its fields."""
-    return {field.name: getattr(of, field.name) for field in fields(of)}
 
 
 def same_results(found: Results, expected: Results) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from isobit.backend_names import BACKENDS
 from isobit.backends import open_backend
 from isobit.backends.base import CHOSEN, HIDDEN, Backend, Batch, Wanted, by_sequence
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
 from isobit.config import EngineConfig
@@ -22,7 +23,7 @@ from isobit.model.weights import Weights
 from isobit.numerics import Weight, log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 from tests.helpers.expected import not_run
-from tests.helpers.passes import field_values, i32, same_bits
+from tests.helpers.passes import i32, same_bits
 from tests.helpers.synth import Geometry, write_model
 
 ENGINE = EngineConfig(context=192, max_sequences=2, threads=2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch, Wanted
+from isobit.backends.base.batch import field_values
 from isobit.backends.cpu import CpuBackend, simd_levels
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main
@@ -22,7 +23,6 @@ from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import load, sample_path
 from tests.helpers.blocks import set_d, set_dmin
-from tests.helpers.passes import field_values
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from isobit.backends import open_backend
 from isobit.backends.base import Batch, Wanted
+from isobit.backends.base.batch import field_values
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend, fusions
 from isobit.backends.wgpu.device import memory, selftest
@@ -23,7 +24,7 @@ from isobit.numerics.ops import TOKENS, Add
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.receipt import Receipt
 from isobit.verify.trace_file import Trace
-from tests.helpers.passes import field_values, i32, run, same_bits
+from tests.helpers.passes import i32, run, same_bits
 from tests.helpers.synth import Q4_K_M, Geometry, all_in, write_model
 from tests.ops.wgpu_support import open_device
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch, Following, Wanted
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.resident import RecurrentState, Resident
@@ -19,7 +20,6 @@ from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.verify.faults import with_backend
 from isobit.verify.receipt import Recorder
-from tests.helpers.passes import field_values
 from tests.helpers.synth import Geometry, write_model
 from tests.model.test_backend_protocol import draws_of
 from tests.model.test_engine import same_as_alone

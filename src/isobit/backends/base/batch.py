@@ -1,8 +1,8 @@
 """What a pass is given and what it gives: a batch, what is wanted of its rows, results, limits."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +162,11 @@ class Limits(NamedTuple):
         assert engine.context is not None
         assert engine.pages is not None
         return cls(ids, engine.context, engine.pages, states)
+
+
+def field_values(of: Batch | Wanted | Results) -> dict[str, Any]:
+    """What stands in each field, by its name."""
+    return {field.name: getattr(of, field.name) for field in fields(of)}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from isobit.backends.base import (
     traced,
     unwatched,
 )
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -241,7 +242,7 @@ def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:
 
 def _form(wanted: Wanted) -> tuple[object, ...]:
     """What decides which kernels make it."""
-    return tuple(v if isinstance(v, int) else v is not None for v in vars(wanted).values())
+    return tuple(v if isinstance(v, int) else v is not None for v in field_values(wanted).values())
 
 
 def _rehearsed(gpu: Gpu, work: Callable[[], object]) -> None:
