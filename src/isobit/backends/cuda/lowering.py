@@ -6,6 +6,7 @@ pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,7 @@ class Lowering:
         for op in graph.required.ops:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
+        self.dense_before: Any = None
         self.sorted: set[Value] = set()
         """Chosen experts whose order a launch reads."""
         self.exchanges: dict[str, Inboxes] = {}

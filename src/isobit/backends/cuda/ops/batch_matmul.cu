@@ -50,6 +50,15 @@ struct Groups {
     }
 };
 
+#ifndef RUN
+#define RUN 1  // superblocks that are copied at once, of which DEPTH and all superblocks are a multiple
+#endif
+#ifdef ONCE
+#define COPY_WEIGHTS copy_bulk_once
+#else
+#define COPY_WEIGHTS copy_bulk
+#endif
+
 // A warp's weights on their way, row block after row block.
 template <class W>
 struct Stream {
@@ -69,7 +78,7 @@ struct Stream {
         : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), row_blocks(row_blocks),
           supers(supers), memory(memory + warp_id() * BYTES) {
 #ifdef BULK_COPIES
-        if (lane_id() < DEPTH) arrival_init(arrival(lane_id()));
+        if (lane_id() < DEPTH / RUN) arrival_init(arrival(lane_id()));
         __syncwarp();
 #endif
     }
@@ -77,21 +86,22 @@ struct Stream {
         row_block = begin;
         end = end_of_block;
 #pragma unroll 1
-        for (int i = 0; i < DEPTH; i++) fetch();
+        for (int i = 0; i < DEPTH; i += RUN) fetch();
     }
     // The two tiles of the next superblock, once they are there.
     DEV void wait(const int* (&tile)[2]) const {
 #ifdef BULK_COPIES
-        arrival_wait(arrival(use), phase);
+        arrival_wait(arrival(use / RUN), phase);
 #else
-        wait_copies<DEPTH - 1>();
+        wait_copies<DEPTH / RUN - 1>();
         __syncwarp();
 #endif
-        tile[0] = reinterpret_cast<const int*>(slot(use));
-        tile[1] = tile[0] + W::TILE_BYTES / 4;
+        tile[0] = reinterpret_cast<const int*>(slot(use / RUN * RUN)) + use % RUN * W::TILE_BYTES / 4;
+        tile[1] = tile[0] + RUN * W::TILE_BYTES / 4;
     }
     DEV void done() {
         if (++use == DEPTH) use = 0, phase ^= 1;
+        if (RUN > 1 && use % RUN) return;
         __syncwarp();
         fetch();
     }
@@ -113,21 +123,21 @@ struct Stream {
             uint8* bytes = slot(to);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
-                Arrival* a = arrival(to);
-                arrival_expect(a, SUPER_BYTES);
-                copy_bulk(bytes, from[0], W::TILE_BYTES, a);
-                copy_bulk(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
+                Arrival* a = arrival(to / RUN);
+                arrival_expect(a, RUN * SUPER_BYTES);
+                COPY_WEIGHTS(bytes, from[0], RUN * W::TILE_BYTES, a);
+                COPY_WEIGHTS(bytes + RUN * W::TILE_BYTES, from[1], RUN * W::TILE_BYTES, a);
             }
 #else
-            for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP) {
+            for (int i = 16 * lane_id(); i < RUN * W::TILE_BYTES; i += 16 * WARP) {
                 copy_async(bytes + i, from[0] + i);
-                copy_async(bytes + W::TILE_BYTES + i, from[1] + i);
+                copy_async(bytes + RUN * W::TILE_BYTES + i, from[1] + i);
             }
 #endif
-            from[0] += SUPER_STEP * W::TILE_BYTES;
-            from[1] += SUPER_STEP * W::TILE_BYTES;
-            to = to + 1 < DEPTH ? to + 1 : 0;
-            super += SUPER_STEP;
+            from[0] += SUPER_STEP * RUN * W::TILE_BYTES;
+            from[1] += SUPER_STEP * RUN * W::TILE_BYTES;
+            to = to + RUN < DEPTH ? to + RUN : 0;
+            super += SUPER_STEP * RUN;
             if (super >= supers) super = first_super(), row_block += ROW_BLOCK_STEP;
         }
 #ifndef BULK_COPIES
@@ -270,7 +280,11 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
                 const int* tile[2];
                 float v[COLUMN_TILES][4] = {};
                 weights.wait(tile);
+#ifdef PROBE  // not for keeps
+                v[0][0] = float(tile[0][lane_id()] + tile[1][lane_id()]);
+#else
                 product<W, COLUMN_TILES>(tile, here + s * COLUMNS, group.count, v);
+#endif
                 weights.done();
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; n++)
@@ -320,6 +334,24 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
     }
 }
 
+#ifdef AHEAD
+// What the next product of experts will read while this one and the kernels between read little: every AHEADth
+// row block of all matrices, into the device's shared cache.
+struct Ahead {
+    const uint8 *first, *second;
+    int64 matrix_bytes;
+    int matrices, row_blocks;
+    DEV void bring() const {
+        int each = (row_blocks + AHEAD - 1) / AHEAD, nbytes = int(matrix_bytes / row_blocks);
+        for (int i = blockIdx.x + gridDim.x * threadIdx.x; i < 2 * matrices * each; i += gridDim.x * BLOCK) {
+            int matrix = i / 2 / each, row_block = i / 2 % each * AHEAD + matrix % AHEAD;
+            const uint8* of = i % 2 ? second : first;
+            if (row_block < row_blocks) prefetch_bulk(of + matrix * matrix_bytes + int64(row_block) * nbytes, nbytes);
+        }
+    }
+};
+#endif
+
 struct Product {
     const uint8 *first, *second;
     int64 matrix_bytes;
@@ -331,6 +363,9 @@ struct Product {
     float* y;
     int stride, experts, each;
     Exchange<Cut> exchange;
+#ifdef AHEAD
+    Ahead ahead;
+#endif
 
     // By a block of so many.
     template <class W>
@@ -359,11 +394,17 @@ struct Product {
 #ifdef OWN_ORDER
         order.place();
 #endif
+#if defined AHEAD && !defined AHEAD_LATE
+        ahead.bring();
+#endif
 #ifdef PLANNED
         wait_for_previous();
 #endif
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
         multiply_row_blocks(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
+#if defined AHEAD && defined AHEAD_LATE
+        ahead.bring();
+#endif
     }
 };
 
@@ -374,7 +415,9 @@ struct Product {
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int row_blocks,
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_row_blocks,
-                           int more_blocks, int pairs, int experts, int each, const uint64* exchanges, int site) {
+                           int more_blocks, int pairs, int experts, int each, const uint64* exchanges, int site,
+                           const uint8* ahead_first, const uint8* ahead_second, int64 ahead_bytes, int ahead_matrices,
+                           int ahead_row_blocks) {
     Exchange<Cut> exchange(exchanges, site);
 #ifdef PLANNED
     let_next_start();
@@ -384,6 +427,9 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
 #endif
     Product product = {first,    second,          matrix_bytes,          row_blocks, supers, x,
                        n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each, exchange};
+#ifdef AHEAD
+    product.ahead = {ahead_first, ahead_second, ahead_bytes, ahead_matrices, ahead_row_blocks};
+#endif
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

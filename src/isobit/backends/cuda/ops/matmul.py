@@ -35,6 +35,10 @@ _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
 """By pairs of a group."""
 _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
+_ONCE = False
+_AHEAD: tuple[int, bool] | None = None
+_RUN = 1
+_PROBE = False
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -75,6 +79,10 @@ class Product:
             and all(fits_all(g, w, ordering=self._sorted_pairs.most_bytes) for w in weights)
         ):
             g.sorted.add(self._sorted_pairs.value)
+        self.ahead: tuple[DeviceWeight, DeviceWeight] | None = None
+        """What the next product of experts reads, in the end."""
+        if ids is None and not self.head and all(w.layout.fused for w in weights):
+            g.dense_before = self
         self._each = ids.shape.width if ids else 1
         self._top_k = self._each * columns // x.shape.width
 
@@ -389,13 +397,30 @@ def stream(
     if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
+    if product.stack and _ONCE:
+        defines |= {"ONCE": 1}
+    if up and _RUN > 1 and how.depth % _RUN == 0 and s % _RUN == 0:
+        defines |= {"RUN": _RUN}
+    if product.stack and _PROBE:
+        defines |= {"PROBE": 1}
+    ahead: tuple[int, ...] = (0, 0, 0, 0, 0)
+    if dense and _AHEAD and product.ahead and p.tokens <= 128:
+        one_, two = product.ahead
+        defines |= {"AHEAD": _AHEAD[0]} | ({"AHEAD_LATE": 1} if _AHEAD[1] else {})
+        ahead = (
+            one_.address,
+            two.address,
+            one_.matrix_bytes,
+            one_.matrices,
+            one_.rows // TILE_ROWS,
+        )
     second = up or more
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, second.address if second else 0, w.matrix_bytes, row_blocks, s)
         + (product.input(w, late=late), *product.groups(p), y, stride, more_row_blocks, more_blocks)
-        + (*product.chosen(p), *exchange.arguments),
+        + (*product.chosen(p), *exchange.arguments, *ahead),
         defines,
         shared=how.shared(largest, split=split) + ordering,
     )
