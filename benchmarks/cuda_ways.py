@@ -45,6 +45,7 @@ WAYS = {
     "ahead 9 late": ((matmul, "_AHEAD", (9, True)), (matmul, "_ONCE", True)),
     "ahead 5 late": ((matmul, "_AHEAD", (5, True)), (matmul, "_ONCE", True)),
     "ahead 17 late": ((matmul, "_AHEAD", (17, True)), (matmul, "_ONCE", True)),
+    "shared end": ((matmul, "_SHARED_END", True),),
     "one block": (ONE_BLOCK,),
     "one block, runs of 2": (ONE_BLOCK, (matmul, "_RUN", 2)),
     "no product (other bits)": ((matmul, "_PROBE", True),),

@@ -59,6 +59,26 @@ struct Groups {
 #define COPY_WEIGHTS copy_bulk
 #endif
 
+#ifdef SHARED_END
+// The last row blocks of a block, fewer than its warps, each shared by as many of these as there are for it.
+struct SharedEnd {
+    int begin = 0, count = 0, warps = 0;  // warps: of each row block
+
+    SharedEnd() = default;
+    DEV SharedEnd(int at, int end, int row_blocks, int supers) {
+        int over = (end - at) % BATCH_WARPS;
+        if (over == 0 || (end - over) / row_blocks != (end - 1) / row_blocks) return;
+        int most = min(BATCH_WARPS / over, supers);
+        if (most < 2 || (supers + most - 1) / most > DEPTH) return;
+        begin = end - over, count = over, warps = most;
+    }
+    DEV bool mine() const { return warps && warp_id() / warps < count; }
+    DEV int row_block() const { return begin + warp_id() / warps; }
+    DEV int first(int supers) const { return warp_id() % warps * supers / warps; }
+    DEV int last(int supers) const { return (warp_id() % warps + 1) * supers / warps; }
+};
+#endif
+
 // A warp's weights on their way, row block after row block.
 template <class W>
 struct Stream {
@@ -72,11 +92,18 @@ struct Stream {
     const uint8* from[2] = {};     // superblock `super` of the row block's two tiles
     int super = first_super();     // fetched next
     int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
+#ifdef SHARED_END
+    SharedEnd left;
+    int last, found = -1;  // superblock and row block that are fetched now
+#endif
 
     DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, Groups groups, int row_blocks,
                int supers, uint8* memory)
         : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), row_blocks(row_blocks),
           supers(supers), memory(memory + warp_id() * BYTES) {
+#ifdef SHARED_END
+        last = supers;
+#endif
 #ifdef BULK_COPIES
         if (lane_id() < DEPTH / RUN) arrival_init(arrival(lane_id()));
         __syncwarp();
@@ -85,6 +112,10 @@ struct Stream {
     DEV void start(int begin, int end_of_block) {
         row_block = begin;
         end = end_of_block;
+#ifdef SHARED_END
+        end -= left.count;
+        share_end();
+#endif
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i += RUN) fetch();
     }
@@ -106,6 +137,12 @@ struct Stream {
         fetch();
     }
 
+#ifdef SHARED_END
+    // A slot of a warp that nothing comes to any more.
+    DEV float* slot_of(int warp, int i) const {
+        return reinterpret_cast<float*>(slot(i % DEPTH) + (warp - warp_id()) * BYTES);
+    }
+#endif
 #ifdef SHARED_FETCH
     DEV Arrival* spare_arrival() const {  // of the block
         return reinterpret_cast<Arrival*>(memory - warp_id() * BYTES + ARRIVALS) - 1;
@@ -119,7 +156,11 @@ struct Stream {
 #endif
     DEV void fetch() {
         if (row_block < end) {
+#ifdef SHARED_END
+            if (found != row_block) find();
+#else
             if (super == first_super()) find();
+#endif
             uint8* bytes = slot(to);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
@@ -138,13 +179,29 @@ struct Stream {
             from[1] += SUPER_STEP * RUN * W::TILE_BYTES;
             to = to + RUN < DEPTH ? to + RUN : 0;
             super += SUPER_STEP * RUN;
+#ifdef SHARED_END
+            if (super >= last) super = 0, row_block += ROW_BLOCK_STEP, share_end();
+#else
             if (super >= supers) super = first_super(), row_block += ROW_BLOCK_STEP;
+#endif
         }
 #ifndef BULK_COPIES
         commit_copies();
 #endif
     }
+#ifdef SHARED_END
+    // Behind a warp's last row block of its own, its part of one that several share.
+    DEV void share_end() {
+        if (row_block < end || !left.mine()) return;
+        row_block = left.row_block(), super = left.first(supers), last = left.last(supers);
+        end = super < last ? row_block + 1 : row_block;
+        left.warps = 0;
+    }
+#endif
     DEV void find() {
+#ifdef SHARED_END
+        found = row_block;
+#endif
         int index = row_block / row_blocks, in_matrix = row_block - index * row_blocks, column = supers * W::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
@@ -249,6 +306,9 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
     float* part = parts;
 #endif
     int fetches = 0;
+#ifdef SHARED_END
+    const SharedEnd left(at, end, row_blocks, supers);
+#endif
     while (at < end) {
         int index = at / row_blocks, next = index + 1;
         PairGroup group = groups[index];
@@ -266,7 +326,20 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
         fetch_activations(x, supers, first, pairs, pair_rows, exchange, acts);
         __syncthreads();
 #endif
+#ifdef SHARED_END
+        bool sharing = false;
+        int last = supers, slot = 0;
+        for (;; row_block += ROW_BLOCK_STEP) {
+            int from = 0;
+            if (row_block >= (at == end ? end - left.count : at)) {
+                if (sharing || at != end || !left.count) break;
+                sharing = true, slot = weights.use;
+                row_block = left.row_block(), from = left.first(supers), last = left.last(supers);
+                if (!left.mine()) row_block = left.begin, last = from;
+            }
+#else
         for (; row_block < at; row_block += ROW_BLOCK_STEP) {
+#endif
 #ifdef TOGETHER
             index = row_block / row_blocks, group = groups[index];
 #endif
@@ -275,8 +348,13 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
 #ifndef SPLIT
             float sum[COLUMN_TILES][4] = {};
 #endif
+#ifdef SHARED_END
+#pragma unroll 1
+            for (int s = from; s < last; s++) {
+#else
 #pragma unroll 1
             for (int s = first_super(); s < supers; s += SUPER_STEP) {
+#endif
                 const int* tile[2];
                 float v[COLUMN_TILES][4] = {};
                 weights.wait(tile);
@@ -296,7 +374,37 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
                         sum[n][i] = add(sum[n][i], v[n][i]);
 #endif
                     }
+#ifdef SHARED_END
+                if (sharing) {
+                    float* part = weights.slot_of(warp_id(), slot + s - from);
+#pragma unroll
+                    for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) part[(4 * n + i) * WARP + lane_id()] = v[n][i];
+                }
+#endif
             }
+#ifdef SHARED_END
+            if (sharing) {
+                __syncthreads();
+                if (!left.mine() || from) break;
+#pragma unroll
+                for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sum[n][i] = 0.0f;
+#pragma unroll 1
+                for (int w = 0, s = 0; w < left.warps; w++)
+#pragma unroll 1
+                    for (int i = 0, n_of = (w + 1) * supers / left.warps - s; i < n_of; i++, s++) {
+                        const float* part = weights.slot_of(warp_id() + w, slot + i);
+#pragma unroll
+                        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                            for (int i = 0; i < 4; i++)
+                                sum[n][i] = add(sum[n][i], part[(4 * n + i) * WARP + lane_id()]);
+                    }
+            }
+#endif
 #ifdef SPLIT
             __syncthreads();
             for (int e = threadIdx.x; e < VALUES; e += BLOCK) {
@@ -386,6 +494,9 @@ struct Product {
         Stream<W> weights(first, second, matrix_bytes, groups, row_blocks, supers, memory);
         int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
         int at = int(all * cluster / clusters), end = int(all * (cluster + 1) / clusters);
+#ifdef SHARED_END
+        weights.left = SharedEnd(at, end, row_blocks, supers);
+#endif
         weights.start(at + row_block_offset(), end);
 #ifdef SHARED_FETCH
         if (threadIdx.x == 0) arrival_init(weights.spare_arrival());

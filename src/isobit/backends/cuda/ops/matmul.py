@@ -38,6 +38,7 @@ _BESIDE = 96
 _ONCE = False
 _AHEAD: tuple[int, bool] | None = None
 _RUN = 1
+_SHARED_END = False
 _PROBE = False
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
@@ -401,6 +402,8 @@ def stream(
         defines |= {"ONCE": 1}
     if up and _RUN > 1 and how.depth % _RUN == 0 and s % _RUN == 0:
         defines |= {"RUN": _RUN}
+    if product.stack and _SHARED_END and columns == GROUPS[0] and "RUN" not in defines:
+        defines |= {"SHARED_END": 1}
     if product.stack and _PROBE:
         defines |= {"PROBE": 1}
     ahead: tuple[int, ...] = (0, 0, 0, 0, 0)
