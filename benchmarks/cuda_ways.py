@@ -26,7 +26,7 @@ from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import groups, matmul
+from isobit.backends.cuda.ops import matmul
 from isobit.backends.cuda.steps.captured import ManySequences, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
 from isobit.backends.cuda.workspace import STEPS
@@ -41,10 +41,12 @@ ONE_BLOCK = (matmul, "_SHAPES", tuple(matmul._SHAPES[i] for i in (1, 0, 2)))
 WAYS = {
     "now": (),
     "once": ((matmul, "_ONCE", True),),
-    "ahead 9": ((matmul, "_AHEAD", (9, False)), (matmul, "_ONCE", True)),
-    "ahead 9 late": ((matmul, "_AHEAD", (9, True)), (matmul, "_ONCE", True)),
-    "ahead 5 late": ((matmul, "_AHEAD", (5, True)), (matmul, "_ONCE", True)),
-    "ahead 17 late": ((matmul, "_AHEAD", (17, True)), (matmul, "_ONCE", True)),
+    "ahead 9": ((matmul, "_AHEAD", (9, False, 1)), (matmul, "_ONCE", True)),
+    "ahead 9 late": ((matmul, "_AHEAD", (9, True, 1)), (matmul, "_ONCE", True)),
+    "ahead 5 late": ((matmul, "_AHEAD", (5, True, 1)), (matmul, "_ONCE", True)),
+    "ahead 17 late": ((matmul, "_AHEAD", (17, True, 1)), (matmul, "_ONCE", True)),
+    "ahead 9 qkv": ((matmul, "_AHEAD", (9, True, 2)), (matmul, "_ONCE", True)),
+    "ahead 5 qkv": ((matmul, "_AHEAD", (5, True, 2)), (matmul, "_ONCE", True)),
     "shared end": ((matmul, "_SHARED_END", True),),
     "one block": (ONE_BLOCK,),
     "one block, runs of 2": (ONE_BLOCK, (matmul, "_RUN", 2)),

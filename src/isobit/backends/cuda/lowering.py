@@ -82,7 +82,7 @@ class Lowering:
         for op in graph.required.ops:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
-        self.dense_before: Any = None
+        self.dense_before: list[Any] = []
         self.sorted: set[Value] = set()
         """Chosen experts whose order a launch reads."""
         self.exchanges: dict[str, Inboxes] = {}

@@ -49,8 +49,9 @@ def _lower(
     product = Product(g, (gate, up), v["x"], v.get("ids"))
     if fits_all(g, gate, up):
         together = g.new(v["y"])
-        if product.stack and g.captured and g.dense_before:
-            g.dense_before.ahead = gate, up
+        if product.stack and g.captured:
+            for back, before in enumerate(reversed(g.dense_before[-2:]), 1):
+                before.ahead = gate, up, back
         exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
 
         def both(p: Pass) -> None:

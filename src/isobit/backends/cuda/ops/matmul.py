@@ -36,7 +36,7 @@ _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
 _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
 _ONCE = False
-_AHEAD: tuple[int, bool] | None = None
+_AHEAD: tuple[int, bool, int] | None = None
 _RUN = 1
 _SHARED_END = False
 _PROBE = False
@@ -80,10 +80,10 @@ class Product:
             and all(fits_all(g, w, ordering=self._sorted_pairs.most_bytes) for w in weights)
         ):
             g.sorted.add(self._sorted_pairs.value)
-        self.ahead: tuple[DeviceWeight, DeviceWeight] | None = None
+        self.ahead: tuple[DeviceWeight, DeviceWeight, int] | None = None
         """What the next product of experts reads, in the end."""
         if ids is None and not self.head and all(w.layout.fused for w in weights):
-            g.dense_before = self
+            g.dense_before.append(self)
         self._each = ids.shape.width if ids else 1
         self._top_k = self._each * columns // x.shape.width
 
@@ -407,8 +407,8 @@ def stream(
     if product.stack and _PROBE:
         defines |= {"PROBE": 1}
     ahead: tuple[int, ...] = (0, 0, 0, 0, 0)
-    if dense and _AHEAD and product.ahead and p.tokens <= 128:
-        one_, two = product.ahead
+    if dense and _AHEAD and product.ahead and product.ahead[2] == _AHEAD[2] and p.tokens <= 128:
+        one_, two, _ = product.ahead
         defines |= {"AHEAD": _AHEAD[0]} | ({"AHEAD_LATE": 1} if _AHEAD[1] else {})
         ahead = (
             one_.address,
