@@ -35,22 +35,23 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
-TRACED = (("now", 8), ("now", 32), ("ahead 9 late", 8), ("ahead 9 late", 32))  # ways, sequences
+TRACED = (
+    ("now", 8),
+    ("now", 32),
+    ("now", 64),
+    ("old code", 8),
+    ("nothing ahead", 32),
+)  # ways, sequences
 OTHER = "(other bits)"
-ONE_BLOCK = (matmul, "_SHAPES", tuple(matmul._SHAPES[i] for i in (1, 0, 2)))
 WAYS = {
     "now": (),
-    "once": ((matmul, "_ONCE", True),),
-    "ahead 9": ((matmul, "_AHEAD", (9, False, 1)), (matmul, "_ONCE", True)),
-    "ahead 9 late": ((matmul, "_AHEAD", (9, True, 1)), (matmul, "_ONCE", True)),
-    "ahead 5 late": ((matmul, "_AHEAD", (5, True, 1)), (matmul, "_ONCE", True)),
-    "ahead 17 late": ((matmul, "_AHEAD", (17, True, 1)), (matmul, "_ONCE", True)),
-    "ahead 9 qkv": ((matmul, "_AHEAD", (9, True, 2)), (matmul, "_ONCE", True)),
-    "ahead 5 qkv": ((matmul, "_AHEAD", (5, True, 2)), (matmul, "_ONCE", True)),
-    "shared end": ((matmul, "_SHARED_END", True),),
-    "one block": (ONE_BLOCK,),
-    "one block, runs of 2": (ONE_BLOCK, (matmul, "_RUN", 2)),
-    "no product (other bits)": ((matmul, "_PROBE", True),),
+    "old code": ((matmul, "_KERNEL", "ops/batch_matmul_old"),),
+    "not once": ((matmul, "_ONCE", False),),
+    "nothing ahead": ((matmul, "_AHEAD", None),),
+    "ahead 13": ((matmul, "_AHEAD", (13, 1)),),
+    "ahead 7": ((matmul, "_AHEAD", (7, 1)),),
+    "ahead 5": ((matmul, "_AHEAD", (5, 1)),),
+    "ahead 9 qkv": ((matmul, "_AHEAD", (9, 2)),),
 }
 
 

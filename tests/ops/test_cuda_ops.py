@@ -168,7 +168,7 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
         "ops/batch_matmul",
         (together * int(rng.integers(1, 4)),),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts, 0, 0, 0, 1)
-        + (y, rows, 0, 0, n, 0, 1, 0, 0, 0, 0, 0, 0, 0),
+        + (y, rows, 0, 0, n, 0, 1, 0, 0, 0, 0, 0, 0),
         defines | {"BLOCK": str(32 * warps), "SPLIT": "1", "CLUSTER": str(together)},
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=True),
     )
@@ -187,16 +187,15 @@ def test_batch_matmul_of_experts(gpu, rng, name, supers, warps, columns, n):
     ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(n)], np.int32)
     stored, b, pairs = load(gpu, w), Buffers(gpu), n * k
     y = b.new(4 * pairs * rows)
-    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "4", "PLANNED": "1", "COLUMNS": str(columns)}
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     defines |= {"BLOCK": str(32 * warps), "OWN_ORDER": "1", "FLOATS": "1", "TOGETHER": "1"}
-    defines |= {"SHARED_END": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (int(rng.integers(2, 6)),),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, b.put(x), b.put(ids))
-        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k, 0, 0, 0, 0, 0, 0, 0),
+        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k, 0, 0, 0, 0, 0, 0),
         defines,
-        shared=LaunchShape(1, warps, 4, columns).shared(stored)
+        shared=LaunchShape(1, warps, 1, columns).shared(stored)
         + ordering_bytes(n, k, experts, columns),
     )
     each = zip(x, ids.reshape(-1), strict=True)

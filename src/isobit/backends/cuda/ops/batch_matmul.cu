@@ -40,6 +40,9 @@ DEV int block_together() { return blockIdx.x % BLOCKS_TOGETHER; }
 DEV int row_block_offset() { return warp_id() % ROW_BLOCKS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
+// Of what is not negative: shorter than a division of signed numbers.
+DEV int quotient(int a, int b) { return int(uint32(a) / uint32(b)); }
+
 // The groups of pairs: as they are listed, or all pairs by COLUMNS.
 struct Groups {
     const PairGroup* listed;  // null if not
@@ -50,33 +53,10 @@ struct Groups {
     }
 };
 
-#ifndef RUN
-#define RUN 1  // superblocks that are copied at once, of which DEPTH and all superblocks are a multiple
-#endif
 #ifdef ONCE
 #define COPY_WEIGHTS copy_bulk_once
 #else
 #define COPY_WEIGHTS copy_bulk
-#endif
-
-#ifdef SHARED_END
-// The last row blocks of a block, fewer than its warps, each shared by as many of these as there are for it.
-struct SharedEnd {
-    int begin = 0, count = 0, warps = 0;  // warps: of each row block
-
-    SharedEnd() = default;
-    DEV SharedEnd(int at, int end, int row_blocks, int supers) {
-        int over = (end - at) % BATCH_WARPS;
-        if (over == 0 || (end - over) / row_blocks != (end - 1) / row_blocks) return;
-        int most = min(BATCH_WARPS / over, supers);
-        if (most < 2 || (supers + most - 1) / most > DEPTH) return;
-        begin = end - over, count = over, warps = most;
-    }
-    DEV bool mine() const { return warps && warp_id() / warps < count; }
-    DEV int row_block() const { return begin + warp_id() / warps; }
-    DEV int first(int supers) const { return warp_id() % warps * supers / warps; }
-    DEV int last(int supers) const { return (warp_id() % warps + 1) * supers / warps; }
-};
 #endif
 
 // A warp's weights on their way, row block after row block.
@@ -92,57 +72,39 @@ struct Stream {
     const uint8* from[2] = {};     // superblock `super` of the row block's two tiles
     int super = first_super();     // fetched next
     int to = 0, use = 0, phase = 0;  // slots that are filled and emptied next; of the latter's arrival
-#ifdef SHARED_END
-    SharedEnd left;
-    int last, found = -1;  // superblock and row block that are fetched now
-#endif
 
     DEV Stream(const uint8* first, const uint8* second, int64 matrix_bytes, Groups groups, int row_blocks,
                int supers, uint8* memory)
         : first(first), second(second), matrix_bytes(matrix_bytes), groups(groups), row_blocks(row_blocks),
           supers(supers), memory(memory + warp_id() * BYTES) {
-#ifdef SHARED_END
-        last = supers;
-#endif
 #ifdef BULK_COPIES
-        if (lane_id() < DEPTH / RUN) arrival_init(arrival(lane_id()));
+        if (lane_id() < DEPTH) arrival_init(arrival(lane_id()));
         __syncwarp();
 #endif
     }
     DEV void start(int begin, int end_of_block) {
         row_block = begin;
         end = end_of_block;
-#ifdef SHARED_END
-        end -= left.count;
-        share_end();
-#endif
 #pragma unroll 1
-        for (int i = 0; i < DEPTH; i += RUN) fetch();
+        for (int i = 0; i < DEPTH; i++) fetch();
     }
     // The two tiles of the next superblock, once they are there.
     DEV void wait(const int* (&tile)[2]) const {
 #ifdef BULK_COPIES
-        arrival_wait(arrival(use / RUN), phase);
+        arrival_wait(arrival(use), phase);
 #else
-        wait_copies<DEPTH / RUN - 1>();
+        wait_copies<DEPTH - 1>();
         __syncwarp();
 #endif
-        tile[0] = reinterpret_cast<const int*>(slot(use / RUN * RUN)) + use % RUN * W::TILE_BYTES / 4;
-        tile[1] = tile[0] + RUN * W::TILE_BYTES / 4;
+        tile[0] = reinterpret_cast<const int*>(slot(use));
+        tile[1] = tile[0] + W::TILE_BYTES / 4;
     }
     DEV void done() {
         if (++use == DEPTH) use = 0, phase ^= 1;
-        if (RUN > 1 && use % RUN) return;
         __syncwarp();
         fetch();
     }
 
-#ifdef SHARED_END
-    // A slot of a warp that nothing comes to any more.
-    DEV float* slot_of(int warp, int i) const {
-        return reinterpret_cast<float*>(slot(i % DEPTH) + (warp - warp_id()) * BYTES);
-    }
-#endif
 #ifdef SHARED_FETCH
     DEV Arrival* spare_arrival() const {  // of the block
         return reinterpret_cast<Arrival*>(memory - warp_id() * BYTES + ARRIVALS) - 1;
@@ -156,53 +118,33 @@ struct Stream {
 #endif
     DEV void fetch() {
         if (row_block < end) {
-#ifdef SHARED_END
-            if (found != row_block) find();
-#else
             if (super == first_super()) find();
-#endif
             uint8* bytes = slot(to);
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
-                Arrival* a = arrival(to / RUN);
-                arrival_expect(a, RUN * SUPER_BYTES);
-                COPY_WEIGHTS(bytes, from[0], RUN * W::TILE_BYTES, a);
-                COPY_WEIGHTS(bytes + RUN * W::TILE_BYTES, from[1], RUN * W::TILE_BYTES, a);
+                Arrival* a = arrival(to);
+                arrival_expect(a, SUPER_BYTES);
+                COPY_WEIGHTS(bytes, from[0], W::TILE_BYTES, a);
+                COPY_WEIGHTS(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
             }
 #else
-            for (int i = 16 * lane_id(); i < RUN * W::TILE_BYTES; i += 16 * WARP) {
+            for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP) {
                 copy_async(bytes + i, from[0] + i);
-                copy_async(bytes + RUN * W::TILE_BYTES + i, from[1] + i);
+                copy_async(bytes + W::TILE_BYTES + i, from[1] + i);
             }
 #endif
-            from[0] += SUPER_STEP * RUN * W::TILE_BYTES;
-            from[1] += SUPER_STEP * RUN * W::TILE_BYTES;
-            to = to + RUN < DEPTH ? to + RUN : 0;
-            super += SUPER_STEP * RUN;
-#ifdef SHARED_END
-            if (super >= last) super = 0, row_block += ROW_BLOCK_STEP, share_end();
-#else
+            from[0] += SUPER_STEP * W::TILE_BYTES;
+            from[1] += SUPER_STEP * W::TILE_BYTES;
+            to = to + 1 < DEPTH ? to + 1 : 0;
+            super += SUPER_STEP;
             if (super >= supers) super = first_super(), row_block += ROW_BLOCK_STEP;
-#endif
         }
 #ifndef BULK_COPIES
         commit_copies();
 #endif
     }
-#ifdef SHARED_END
-    // Behind a warp's last row block of its own, its part of one that several share.
-    DEV void share_end() {
-        if (row_block < end || !left.mine()) return;
-        row_block = left.row_block(), super = left.first(supers), last = left.last(supers);
-        end = super < last ? row_block + 1 : row_block;
-        left.warps = 0;
-    }
-#endif
     DEV void find() {
-#ifdef SHARED_END
-        found = row_block;
-#endif
-        int index = row_block / row_blocks, in_matrix = row_block - index * row_blocks, column = supers * W::TILE_BYTES;
+        int index = quotient(row_block, row_blocks), in_matrix = row_block - index * row_blocks, column = supers * W::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
         from[0] = first + matrix + int64(in_matrix) * column;
@@ -221,7 +163,7 @@ struct PairRows {
     const int* sorted_pairs;  // null where pairs are in order
     int top_k;
     DEV int output(int i) const { return sorted_pairs ? sorted_pairs[i] : i; }
-    DEV int input(int i) const { return output(i) / top_k; }
+    DEV int input(int i) const { return quotient(output(i), top_k); }
 };
 
 // Superblock s of activation row i.
@@ -246,8 +188,11 @@ DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* x, int64
 // Activations of `count` pairs from place `begin` on to shared memory, [superblock][column].
 DEV void fetch_activations(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
                            const Exchange<Cut>& exchange, ColumnActivations* to) {
+#ifndef FLOATS
+#pragma unroll 1
+#endif
     for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
-        int column = i / supers, s = i - column * supers;
+        int column = quotient(i, supers), s = i - column * supers;
         fetch_superblock(to + s * COLUMNS + column, x, pair_rows.input(begin + column), s, supers, exchange);
     }
     commit_copies();
@@ -260,10 +205,11 @@ DEV void fetch_activations_together(const Input* x, int supers, int begin, int c
                                     ColumnActivations* to, Arrival* arrival, int fetches) {
     int all = count * supers;
     if (threadIdx.x == 0) arrival_expect(arrival, all * COLUMN_BYTES);
+#pragma unroll 1
     for (int i = lane_id() * BATCH_WARPS + warp_id(); i * BLOCKS_TOGETHER < all; i += BLOCK) {
         int act = i * BLOCKS_TOGETHER + block_together();
         if (act >= all) break;
-        int column = act / supers, s = act - column * supers;
+        int column = quotient(act, supers), s = act - column * supers;
         const Input* row = x + int64(pair_rows.input(begin + column)) * supers;
         copy_bulk_to_all(to + s * COLUMNS + column, row + s, COLUMN_BYTES, arrival, (1 << BLOCKS_TOGETHER) - 1);
     }
@@ -306,11 +252,8 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
     float* part = parts;
 #endif
     int fetches = 0;
-#ifdef SHARED_END
-    const SharedEnd left(at, end, row_blocks, supers);
-#endif
     while (at < end) {
-        int index = at / row_blocks, next = index + 1;
+        int index = quotient(at, row_blocks), next = index + 1;
         PairGroup group = groups[index];
         int first = group.begin, pairs = group.count;
 #ifdef TOGETHER
@@ -326,43 +269,21 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
         fetch_activations(x, supers, first, pairs, pair_rows, exchange, acts);
         __syncthreads();
 #endif
-#ifdef SHARED_END
-        bool sharing = false;
-        int last = supers, slot = 0;
-        for (;; row_block += ROW_BLOCK_STEP) {
-            int from = 0;
-            if (row_block >= (at == end ? end - left.count : at)) {
-                if (sharing || at != end || !left.count) break;
-                sharing = true, slot = weights.use;
-                row_block = left.row_block(), from = left.first(supers), last = left.last(supers);
-                if (!left.mine()) row_block = left.begin, last = from;
-            }
-#else
         for (; row_block < at; row_block += ROW_BLOCK_STEP) {
-#endif
 #ifdef TOGETHER
-            index = row_block / row_blocks, group = groups[index];
+            index = quotient(row_block, row_blocks), group = groups[index];
 #endif
             int in_matrix = row_block - index * row_blocks;
             const ColumnActivations* here = acts + group.begin - first;
 #ifndef SPLIT
             float sum[COLUMN_TILES][4] = {};
 #endif
-#ifdef SHARED_END
-#pragma unroll 1
-            for (int s = from; s < last; s++) {
-#else
 #pragma unroll 1
             for (int s = first_super(); s < supers; s += SUPER_STEP) {
-#endif
                 const int* tile[2];
                 float v[COLUMN_TILES][4] = {};
                 weights.wait(tile);
-#ifdef PROBE  // not for keeps
-                v[0][0] = float(tile[0][lane_id()] + tile[1][lane_id()]);
-#else
                 product<W, COLUMN_TILES>(tile, here + s * COLUMNS, group.count, v);
-#endif
                 weights.done();
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; n++)
@@ -374,43 +295,13 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
                         sum[n][i] = add(sum[n][i], v[n][i]);
 #endif
                     }
-#ifdef SHARED_END
-                if (sharing) {
-                    float* part = weights.slot_of(warp_id(), slot + s - from);
-#pragma unroll
-                    for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-                        for (int i = 0; i < 4; i++) part[(4 * n + i) * WARP + lane_id()] = v[n][i];
-                }
-#endif
             }
-#ifdef SHARED_END
-            if (sharing) {
-                __syncthreads();
-                if (!left.mine() || from) break;
-#pragma unroll
-                for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) sum[n][i] = 0.0f;
-#pragma unroll 1
-                for (int w = 0, s = 0; w < left.warps; w++)
-#pragma unroll 1
-                    for (int i = 0, n_of = (w + 1) * supers / left.warps - s; i < n_of; i++, s++) {
-                        const float* part = weights.slot_of(warp_id() + w, slot + i);
-#pragma unroll
-                        for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-                            for (int i = 0; i < 4; i++)
-                                sum[n][i] = add(sum[n][i], part[(4 * n + i) * WARP + lane_id()]);
-                    }
-            }
-#endif
 #ifdef SPLIT
             __syncthreads();
             for (int e = threadIdx.x; e < VALUES; e += BLOCK) {
                 int lane = e / 4 % WARP, i = e % 4, pair = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
                 float y_row = 0.0f;
-#pragma unroll 8
+#pragma unroll 4
                 for (int s = 0; s < supers; s++) y_row = add(y_row, part[VALUES * s + e]);
                 if (pair < group.count)
                     y[int64(pair_rows.output(group.begin + pair)) * stride + 16 * in_matrix +
@@ -418,16 +309,20 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
             }
             part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else
+#ifdef GATED
+#define COLUMN_LOOP _Pragma("unroll 1")  // the code of SwiGLU once
+#else
+#define COLUMN_LOOP _Pragma("unroll")
+#endif
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-                for (int c = 0; c < 2; c++) {
+                COLUMN_LOOP for (int c = 0; c < 2; c++) {
                     int column = 8 * n + 2 * t + c;
                     if (column >= group.count) continue;
                     int64 row = pair_rows.output(group.begin + column);
                     float* out = y + row * stride;
 #ifdef GATED
-                    float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
+                    float value = isobit::silu_gate(c ? sum[n][1] : sum[n][0], c ? sum[n][3] : sum[n][2]);
                     out[8 * in_matrix + g] = value;
 #ifdef BOUNDS
                     exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
@@ -447,14 +342,12 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
 // row block of all matrices, into the device's shared cache.
 struct Ahead {
     const uint8 *first, *second;
-    int64 matrix_bytes;
-    int matrices, row_blocks;
+    uint32 nbytes, row_blocks;  // of a row block; of all matrices
     DEV void bring() const {
-        int each = (row_blocks + AHEAD - 1) / AHEAD, nbytes = int(matrix_bytes / row_blocks);
-        for (int i = blockIdx.x + gridDim.x * threadIdx.x; i < 2 * matrices * each; i += gridDim.x * BLOCK) {
-            int matrix = i / 2 / each, row_block = i / 2 % each * AHEAD + matrix % AHEAD;
-            const uint8* of = i % 2 ? second : first;
-            if (row_block < row_blocks) prefetch_bulk(of + matrix * matrix_bytes + int64(row_block) * nbytes, nbytes);
+#pragma unroll 1
+        for (uint32 i = AHEAD * (blockIdx.x + gridDim.x * threadIdx.x); i < row_blocks; i += AHEAD * gridDim.x * BLOCK) {
+            prefetch_bulk(first + uint64(i) * nbytes, nbytes);
+            prefetch_bulk(second + uint64(i) * nbytes, nbytes);
         }
     }
 };
@@ -487,16 +380,16 @@ struct Product {
         wait_for_previous();
         let_next_start();  // to which the experts are known
 #endif
-        int64 all = int64(order.make(n_groups)) * row_blocks;
+        int all = order.make(n_groups) * row_blocks;
 #else
-        int64 all = int64(n_groups ? *n_groups : groups.count()) * row_blocks;
+        int all = (n_groups ? *n_groups : groups.count()) * row_blocks;
 #endif
         Stream<W> weights(first, second, matrix_bytes, groups, row_blocks, supers, memory);
         int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
-        int at = int(all * cluster / clusters), end = int(all * (cluster + 1) / clusters);
-#ifdef SHARED_END
-        weights.left = SharedEnd(at, end, row_blocks, supers);
-#endif
+        // all * cluster / clusters and what comes behind, without products that 32 bits do not hold.
+        int most = quotient(all, clusters), left = all - most * clusters;
+        int at = most * cluster + quotient(left * cluster, clusters);
+        int end = most * (cluster + 1) + quotient(left * (cluster + 1), clusters);
         weights.start(at + row_block_offset(), end);
 #ifdef SHARED_FETCH
         if (threadIdx.x == 0) arrival_init(weights.spare_arrival());
@@ -505,7 +398,7 @@ struct Product {
 #ifdef OWN_ORDER
         order.place();
 #endif
-#if defined AHEAD && !defined AHEAD_LATE
+#ifdef AHEAD
         ahead.bring();
 #endif
 #ifdef PLANNED
@@ -513,9 +406,6 @@ struct Product {
 #endif
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
         multiply_row_blocks(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
-#if defined AHEAD && defined AHEAD_LATE
-        ahead.bring();
-#endif
     }
 };
 
@@ -527,7 +417,7 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_row_blocks,
                            int more_blocks, int pairs, int experts, int each, const uint64* exchanges, int site,
-                           const uint8* ahead_first, const uint8* ahead_second, int64 ahead_bytes, int ahead_matrices,
+                           const uint8* ahead_first, const uint8* ahead_second, int ahead_bytes,
                            int ahead_row_blocks) {
     Exchange<Cut> exchange(exchanges, site);
 #ifdef PLANNED
@@ -539,7 +429,7 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     Product product = {first,    second,          matrix_bytes,          row_blocks, supers, x,
                        n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each, exchange};
 #ifdef AHEAD
-    product.ahead = {ahead_first, ahead_second, ahead_bytes, ahead_matrices, ahead_row_blocks};
+    product.ahead = {ahead_first, ahead_second, uint32(ahead_bytes), uint32(ahead_row_blocks)};
 #endif
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE

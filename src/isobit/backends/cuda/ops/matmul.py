@@ -35,11 +35,9 @@ _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
 """By pairs of a group."""
 _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
-_ONCE = False
-_AHEAD: tuple[int, bool, int] | None = None
-_RUN = 1
-_SHARED_END = False
-_PROBE = False
+_KERNEL = "ops/batch_matmul"
+_ONCE = True
+_AHEAD: tuple[int, int] | None = (9, 1)
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -398,28 +396,18 @@ def stream(
     if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
-    if product.stack and _ONCE:
+    if product.stack and _ONCE and g.captured and p.tokens <= _FEW:
         defines |= {"ONCE": 1}
-    if up and _RUN > 1 and how.depth % _RUN == 0 and s % _RUN == 0:
-        defines |= {"RUN": _RUN}
-    if product.stack and _SHARED_END and columns == GROUPS[0] and "RUN" not in defines:
-        defines |= {"SHARED_END": 1}
-    if product.stack and _PROBE:
-        defines |= {"PROBE": 1}
-    ahead: tuple[int, ...] = (0, 0, 0, 0, 0)
-    if dense and _AHEAD and product.ahead and product.ahead[2] == _AHEAD[2] and p.tokens <= 128:
-        one_, two, _ = product.ahead
-        defines |= {"AHEAD": _AHEAD[0]} | ({"AHEAD_LATE": 1} if _AHEAD[1] else {})
-        ahead = (
-            one_.address,
-            two.address,
-            one_.matrix_bytes,
-            one_.matrices,
-            one_.rows // TILE_ROWS,
-        )
+    ahead: tuple[int, ...] = (0, 0, 0, 0)
+    which = product.ahead[2] if product.ahead and GROUPS[0] < p.tokens <= _FEW else 0
+    if dense and _AHEAD and product.ahead and which == _AHEAD[1]:
+        gate, of_up, _ = product.ahead
+        run = gate.layout.format.nbytes(TILE_ROWS * gate.columns)
+        defines |= {"AHEAD": _AHEAD[0]}
+        ahead = (gate.address, of_up.address, run, gate.matrices * gate.rows // TILE_ROWS)
     second = up or more
     product.g.launch(
-        "ops/batch_matmul",
+        f"{_KERNEL}.batch_matmul",
         (blocks,),
         (w.address, second.address if second else 0, w.matrix_bytes, row_blocks, s)
         + (product.input(w, late=late), *product.groups(p), y, stride, more_row_blocks, more_blocks)
