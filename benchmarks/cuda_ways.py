@@ -25,6 +25,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.fusions import router
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import matmul
 from isobit.backends.cuda.steps.captured import ManySequences, Step
@@ -51,6 +52,7 @@ WAYS = {
     "ahead 13": ((matmul, "_AHEAD", (13, 1)),),
     "ahead 7": ((matmul, "_AHEAD", (7, 1)),),
     "ahead 5": ((matmul, "_AHEAD", (5, 1)),),
+    "choice apart": ((router, "ON", False),),
     "ahead 9 qkv": ((matmul, "_AHEAD", (9, 2)),),
 }
 

@@ -35,7 +35,7 @@ class Recorder(EmulatedGpu):
 
     def __init__(self):
         super().__init__()
-        self.asked = set()
+        self.asked, self.clusters = set(), True
 
     def launch(self, stem, kernel, grid, arguments, *, defines=None, **_):  # noqa: ARG002
         self.asked.add((stem, tuple(sorted((defines or {}).items()))))

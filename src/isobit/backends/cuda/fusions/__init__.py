@@ -13,6 +13,7 @@ from isobit.backends.cuda.fusions import (
     gate_up,
     head_vectors,
     norm,
+    router,
     step_attention,
 )
 from isobit.backends.cuda.lowering import Claimed, Lowering
@@ -25,9 +26,10 @@ _STEPS: tuple[Claim, ...] = (
     step_attention.claim,
     head_vectors.claim,
     norm.claim,
+    router.claim,
     gate_up.claim,
 )
-_ANY: tuple[Claim, ...] = (head_vectors.claim, norm.claim, gate_up.claim)
+_ANY: tuple[Claim, ...] = (head_vectors.claim, norm.claim, router.claim, gate_up.claim)
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     PASS: _ANY,
     MIXED: (step_attention.claim, *_ANY),

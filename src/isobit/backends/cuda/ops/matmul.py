@@ -244,14 +244,24 @@ def dense_rows(gpu: Gpu, w: DeviceWeight) -> int:
 def dense(product: Product, w: DeviceWeight, y: int, pairs: int, stride: int, rows: int) -> None:
     """Queue a product of float weights, which threads hold while tokens come by."""
     s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
-    tokens = -(-pairs // max(1, product.g.gpu.multiprocessors // blocks))
+    tokens = dense_tokens(product.g.gpu, blocks, pairs)
     product.g.launch(
         "ops/matmul_dense",
         (blocks, -(-pairs // tokens)),
         (w.address, product.input(w), w.columns, pairs, tokens, y, w.rows, stride),
         w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s},
-        shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
+        shared=dense_shared(s, rows),
     )
+
+
+def dense_tokens(gpu: Gpu, blocks: int, tokens: int) -> int:
+    """Of a block of matmul_dense.cu, if so many take all rows."""
+    return -(-tokens // max(1, gpu.multiprocessors // blocks))
+
+
+def dense_shared(superblocks: int, rows: int) -> int:
+    """Bytes of a block's shared memory."""
+    return superblocks * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1]
 
 
 def on_tensor_cores(

@@ -1,5 +1,6 @@
 """The experts of each token, their weights, and the order of the products with them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
@@ -84,11 +85,15 @@ def sorting(tokens: int, experts: int) -> tuple[int, int]:
     return -(-experts // _OWN), experts + 2 * _OWN * (-(-tokens // 32) | 1)
 
 
-def lower(g: Lowering, op: Op) -> None:
-    """A token a warp; then some experts a block."""
+Chooser = Callable[[Pass, tuple[int, ...], int, int], bool]
+
+
+def lower(g: Lowering, op: Op, chooser: Chooser | None = None) -> None:
+    """A token a warp; then some experts a block. ``chooser``: launches the choice, if it can: how
+    many a token has, normalise, softmax and the bias; where the experts and their weights go."""
     assert isinstance(op.operation, TopK)
-    how, k = op.operation, op.operation.k
-    flags = int(how.normalise), int(how.softmax)
+    top_k, k = op.operation, op.operation.k
+    flags = int(top_k.normalise), int(top_k.softmax)
     bias = g.vector(op.weights[0]) if op.weights else int
     (z,), (weights, ids) = op.inputs, op.outputs
     experts, x = z.shape.width, g.dense(z)
@@ -97,13 +102,13 @@ def lower(g: Lowering, op: Op) -> None:
     g.form(ids, "sorted_pairs", k)
     g.form(ids, "expert_offsets", more=experts + 2)
     g.form(ids, "groups", 4 * k, more=4 * experts)
-    at, grouped = SortedPairs.of(g, ids), how.groups_used < how.groups
+    at, grouped = SortedPairs.of(g, ids), top_k.groups_used < top_k.groups
     defines: Defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if grouped else {})
 
     def make(p: Pass) -> None:
         tokens = p.tokens
         results = chosen.address, to.address
-        of_all = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
+        of_all = x.address, tokens, experts, k, *flags, bias(), top_k.groups, top_k.groups_used
         router = *of_all, *results
         places = (
             at.sorted_pairs.address,
@@ -111,13 +116,15 @@ def lower(g: Lowering, op: Op) -> None:
             *at.grouped[::-1],
             at.columns(tokens),
         )
-        blocks, words = -(-tokens // WARPS), WARPS * (experts + how.groups) if grouped else 0
-        g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
+        blocks, words = -(-tokens // WARPS), WARPS * (experts + top_k.groups) if grouped else 0
+        how = k, *flags, bias()
+        if chooser is None or not chooser(p, how, *results):
+            g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
         if at.own(g, p):
             return
         pairs = chosen.address, tokens, k, experts
         blocks, words = sorting(tokens, experts)
         g.launch("ops/top_k.sort_pairs", (blocks,), (*pairs, *places), defines, shared=4 * words)
 
-    g.emit(make, weights)
+    g.emit(make, *op.inputs if chooser else (), weights)
     g.mark(ids, lasting=g.captured)
