@@ -177,6 +177,14 @@ public:
     void fence() { engine_->fence(); }
     bool intact() { return engine_->intact(); }
 
+    std::vector<std::tuple<double, double>> spent() {
+        std::vector<std::tuple<double, double>> all;
+        for (const Engine::Spent& s : engine_->spent())
+            all.emplace_back(std::chrono::duration<double>(s.took).count(),
+                             std::chrono::duration<double>(s.stood).count());
+        return all;
+    }
+
 private:
     static Ref ref(nb::handle h) {
         const auto [slot, width, offset, step, gather] =
@@ -283,6 +291,7 @@ void bind_engine(nb::module_& m) {
         .def("set_rope", &PyEngine::set_rope)
         .def("fence", &PyEngine::fence)
         .def("intact", &PyEngine::intact)
+        .def("spent", &PyEngine::spent)
         .def("copy_state", &PyEngine::copy_state, nb::arg("source"), nb::arg("target"))
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),

@@ -101,6 +101,13 @@ public:
     void fence() { fence_ = 64; }
     bool intact();
 
+    // For benchmarks: how long each phase took since this was first asked, and how long threads stood
+    // at barriers in it, all of them together.
+    struct Spent {
+        TeamSize::Duration took{0}, stood{0};
+    };
+    std::vector<Spent> spent();
+
 private:
     friend class Pass;
 
@@ -116,6 +123,7 @@ private:
     Team team_;
     std::vector<Slot> slots_;
     size_t fence_ = 0;  // elements
+    std::vector<Spent> spent_;  // of each phase, or empty
     std::vector<std::vector<float>> scratch_;  // of each thread
     SortedPairs experts_, dense_;
     LazyMemory states_;

@@ -135,6 +135,13 @@ void Team::work(int thread) {
 }
 
 void Team::wait(unsigned epoch) {
+    if (!watched_) return wait_unwatched(epoch);
+    const TeamSize::Clock::time_point start = TeamSize::Clock::now();
+    wait_unwatched(epoch);
+    stood_.fetch_add((TeamSize::Clock::now() - start).count(), std::memory_order_relaxed);
+}
+
+void Team::wait_unwatched(unsigned epoch) {
     if (spin_while(epoch_, epoch, SPINS_IN_PASS)) return;
     const TeamSize::Clock::time_point start = TeamSize::Clock::now();
     sleep_while(epoch_, epoch);

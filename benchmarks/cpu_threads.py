@@ -1,0 +1,167 @@
+"""What the CPU backend makes of many threads: bits first, then a plain read, decode and prefill.
+
+usage: python benchmarks/cpu_threads.py MODEL.gguf OUT [--threads 1,2,4,8,12,16] [--decode 12]
+           [--prompt 128]
+
+OUT is a folder: report.json has all figures, lscpu.txt the machine. A prompt's logits must be
+equal at every SIMD level (of a file above 1 GB: but the portable one) and with fewer threads, else
+nothing is timed. Then for each number of threads: a plain read of the file (GB/s), tokens/s of
+decode and of prefill, and how kinds of phases share the time. What a phase took ends with its
+barrier; "barriers" is what threads stood at them, of the time of all. About a minute for 18.6 GB
+with 16 threads.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from isobit.backends.base import Batch
+from isobit.backends.cpu import CpuBackend, simd_levels
+from isobit.backends.cpu.lowering import Lowering
+from isobit.config import EngineConfig
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
+
+PAGES = np.arange(64, dtype=np.int32)[None]
+
+
+def run(backend, tokens, start=0):
+    """The logits of the last of these tokens, at positions from start on."""
+    n = len(tokens)
+    positions = np.arange(start, start + n, dtype=np.int32)
+    rows = np.array([n - 1], np.int32)
+    batch = Batch(tokens.astype(np.int32), positions, np.zeros(n, np.int32), PAGES, rows)
+    return backend.forward(batch)
+
+
+def open_backend(weights, threads, simd=None):
+    engine = EngineConfig(context=64 * len(PAGES[0]), max_sequences=1, threads=threads)
+    return CpuBackend(weights, engine, simd=simd)
+
+
+def check_bits(weights, tokens, threads, size):
+    ways = [(simd, threads) for simd in simd_levels()]
+    if size > 1 << 30:
+        ways = [(simd, n) for simd, n in ways if simd != "portable"]
+    ways.append((simd_levels()[0], threads // 2 + 1))
+    found = {}
+    for simd, n in ways:
+        backend = open_backend(weights, n, simd)
+        logits = [run(backend, tokens), run(backend, tokens[:1], len(tokens))]
+        found[f"{simd} {n} threads"] = np.concatenate(logits).tobytes()
+        backend.close()
+    if len(set(found.values())) > 1:
+        raise SystemExit(f"logits differ between {', '.join(found)}")
+    return f"{logits[0].size * 2} logits equal: {', '.join(found)}"
+
+
+def read_rate(path, threads, most=6 << 30):
+    """GB/s of a plain read of the mapped file's first bytes."""
+    data = np.memmap(path, np.uint64, "r")[: most // 8]
+    chunks = np.array_split(data, max(len(data) >> 17, threads))  # of 1 MB
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [
+            chunks[len(chunks) * i // threads : len(chunks) * (i + 1) // threads]
+            for i in range(threads)
+        ]
+        start = time.perf_counter()
+        list(pool.map(lambda some: [np.bitwise_or.reduce(c) for c in some], parts))
+        return data.nbytes / 1e9 / (time.perf_counter() - start)
+
+
+def kinds(weights):
+    """What each phase of the program is called: its first product, or its kind."""
+    shown = {"moe_expert_gate": "experts up", "moe_expert_out": "experts down"}
+    names = []
+    for p in Lowering(weights.graph).program()["phases"]:
+        name = p["shows"][0][0] if p["op"] and p["shows"] else p["kind"]
+        names.append(shown.get(name, name))
+    return names
+
+
+def timed(backend, names, threads, work):
+    """Seconds of work(), the share of each kind of phase, and of barriers."""
+    before = backend._engine.spent()
+    start = time.perf_counter()
+    work()
+    took = time.perf_counter() - start
+    spent = Counter()
+    stood = 0.0
+    for name, then, now in zip(names, before, backend._engine.spent(), strict=True):
+        spent[name] += (now[0] - then[0]) / took
+        stood += now[1] - then[1]
+    return took, {k: round(v, 4) for k, v in spent.most_common()}, stood / took / threads
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("out", type=Path)
+    p.add_argument("--threads", default="1,2,4,8,12,16")
+    p.add_argument("--decode", type=int, default=12, help="tokens")
+    p.add_argument("--prompt", type=int, default=128, help="tokens")
+    a = p.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    most = EngineConfig().cores
+    machine = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    if siblings.exists():
+        machine += f"\nthreads of the first core: {siblings.read_text()}"
+    (a.out / "lscpu.txt").write_text(machine)
+    file = GGUFFile.open(a.model)
+    weights = Weights.from_file(file)
+    names, vocab = kinds(weights), weights.config.vocab
+    rng = np.random.default_rng()
+    tokens = rng.integers(0, vocab, a.prompt)
+    for name in file.tensors:  # every page of the map
+        file.data(name)[::4096].sum()
+    report = {"levels": simd_levels()}
+    report["bits"] = check_bits(weights, tokens, most, Path(a.model).stat().st_size)
+    print(report["bits"], flush=True)
+    rows = []
+    for threads in sorted({min(int(n), most) for n in a.threads.split(",")}):
+        backend = open_backend(weights, threads)
+        read = read_rate(a.model, threads)
+        names_and = backend, names, threads
+        run(backend, tokens[:2])
+        prefill = timed(*names_and, lambda b=backend: run(b, tokens))
+        steps = enumerate(rng.integers(0, vocab, (a.decode, 1)), len(tokens))
+        decode = timed(*names_and, lambda b=backend, s=steps: [run(b, t, i) for i, t in s])
+        report["device"] = backend.device
+        backend.close()
+        rows.append({"threads": threads, "read GB/s": round(read, 1)})
+        for name, n, (took, shares, stood) in (
+            ("decode", a.decode, decode),
+            ("prefill", a.prompt, prefill),
+        ):
+            rows[-1] |= {
+                f"{name} tokens/s": round(n / took, 2),
+                f"{name} barriers": round(stood, 3),
+                f"{name} shares": shares,
+            }
+        print(rows[-1], flush=True)
+        report["rows"] = rows
+        (a.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(report["device"], siblings.read_text().strip() if siblings.exists() else "")
+    columns = [k for k in rows[0] if "shares" not in k]
+    print(*columns, sep=" | ")
+    for row in rows:
+        print(*(row[k] for k in columns), sep=" | ")
+    for name in ("decode", "prefill"):
+        print(f"ms a token of {name}, by kind")
+        every = list(rows[-1][f"{name} shares"])
+        print("threads", *every, sep=" | ")
+        for row in rows:
+            ms = 1000 / row[f"{name} tokens/s"]
+            print(
+                row["threads"], *(f"{row[f'{name} shares'][k] * ms:.3f}" for k in every), sep=" | "
+            )
+
+
+main()
