@@ -10,6 +10,7 @@ import isobit
 from isobit.cli import main
 from isobit.errors import NothingCompared
 from isobit.verify.perplexity import perplexity
+from tests.helpers.synth import write_model
 
 TEXT = (Path(__file__).parents[1] / "data" / "heldout.txt").read_text()
 
@@ -32,11 +33,13 @@ def plain(model: isobit.Model, ids: list[int], window: int, first: int) -> list[
     return found
 
 
-@pytest.mark.parametrize("second_half", [False, True])
-def test_both_definitions(model: isobit.Model, second_half: bool) -> None:
+@pytest.mark.parametrize(("second_half", "begin"), [(False, None), (True, None), (True, 2)])
+def test_both_definitions(model: isobit.Model, second_half: bool, begin: int | None) -> None:
     ids = model.tokenize(TEXT)[:250]
     whole = ids[:200] if second_half else ids
-    *_, found = perplexity(model, ids, 100, second_half=second_half)
+    *_, found = perplexity(model, ids, 100, second_half=second_half, begin=begin)
+    if begin is not None:
+        whole = [begin if i % 100 == 0 else token for i, token in enumerate(whole)]
     expected = plain(model, whole, 100, 50 if second_half else 0)
     assert found.tokens == len(expected) == (98 if second_half else 247)
     assert found.value == pytest.approx(np.exp(np.mean(expected)), rel=1e-12)
@@ -74,3 +77,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*ask, "--llama"]) == 0
     out = capsys.readouterr().out
     assert "62 tokens, the second halves of 2 windows of 64" in out
+
+
+def test_windows_begin_as_texts_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With BOS, if the file asks for it: what stands there else makes no difference then."""
+    bos = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 300}
+    model = write_model(tmp_path / "m.gguf", metadata=bos)
+    found = []
+    for i, second in enumerate("34"):
+        text = tmp_path / f"{i}"
+        text.write_text("1" * 63 + second + "2" * 63)  # BOS, then bytes: a token each
+        ask = ["perplexity", str(model), "--text", str(text), "--window", "64", "--backend", "cpu"]
+        assert main([*ask, "--llama", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["by_window"])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2

@@ -255,10 +255,32 @@ def test_metadata_that_may_be_missing(tmp_path: Path) -> None:
 def test_another_architecture(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", MOE, arch="bert")
     assert "general.architecture" in refusal(path)
-    path = write_model(tmp_path / "m.gguf", MOE, arch="clip", without=["token_embd.weight"])
+    path = write_model(tmp_path / "m.gguf", MOE, arch="t5", without=["token_embd.weight"])
     message = refusal(path)
     assert "general.architecture" in message
-    assert "'clip'" in message
+    assert "'t5'" in message
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "way_on"),
+    [
+        ("clip", "mmproj", "runs without it"),
+        ("clip", None, "runs without it"),
+        ("qwen3moe", "adapter", "llama-export-lora"),
+        ("imatrix", None, "llama-quantize"),
+        ("gptoss", None, "hf://ggml-org/"),
+    ],
+)
+def test_what_is_no_model_says_the_way_on(
+    arch: str, kind: str | None, way_on: str, tmp_path: Path
+) -> None:
+    path = write_model(tmp_path / "m.gguf", MOE, arch=arch, metadata={"general.type": kind})
+    assert way_on in refusal(path)
+
+
+def test_a_vocabulary_alone() -> None:
+    path = Path(__file__).parents[1] / "data/qwen2-vocab.gguf"
+    assert "vocabulary without weights" in refusal(path)
 
 
 def test_load_refuses_too(tmp_path: Path) -> None:

@@ -59,8 +59,39 @@ def test_a_step_takes_no_half_longer(cost: Cost, generating: int, noise: float) 
     machine.run(0, 512, 512 * 256)
     for _ in range(9):
         machine.run(generating, 0, 500 * generating)
-    found = sorted(machine.read(4096, generating))
+    found = sorted(machine.read(1024, generating))
     assert found[int((0.5 if noise else 0.95) * len(found))] <= 1.52 * (1 + 2 * noise)
+
+
+@pytest.mark.parametrize("noise", [0, 0.1])
+def test_where_a_token_is_too_dear_pieces_are_rare(noise: float) -> None:
+    """A token of a prompt costs as much as a step of one, and a tenth of it in a pass of many."""
+    pace, rng = PrefillBudget(), random.Random(3)
+    step = 1e-3
+
+    def run(generating: int, n: int) -> float:
+        seconds = step * (generating + (n if n < 10 else 9 + n / 10))
+        seconds *= 1 + noise * rng.expovariate(1)
+        pace.ran(generating, n, 0, seconds)
+        return seconds
+
+    def read(prompt: int) -> list[float]:
+        for _ in range(300):
+            run(1, 0)
+        found, done = list[float](), 0
+        while done < prompt:
+            n = pace.tokens(1, 0, 1, done)
+            found.append(run(1, n) / step)
+            done += n
+            assert len(found) < 10 * prompt
+        return found
+
+    run(0, 512)
+    found = read(4096)
+    assert len(read(64)) < 10  # nothing waits that comes after a while
+    assert sum(ratio > 1.5 * (1 + 5 * noise) for ratio in found) < 0.01 * len(found)
+    assert sum(found) - len(found) < (0.5 + noise) * (len(found) + 300)
+    assert pace.tokens(8, 0, 1, 0)  # among more it is not too dear
 
 
 SIZES = 8, 16, 24, 32, 48, 64, 96, 128, 192, 256

@@ -43,8 +43,12 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.text}: expected a text, got an empty one")
     found: Perplexity | None = None
     with options.open_model(args, args.window) as model, bar("tokens") as step:
+        words = model.tokenizer.vocabulary
+        begin = words.bos_id if words.add_bos else None
         try:
-            for now in perplexity(model, ids, args.window, second_half=args.llama, progress=step):
+            for now in perplexity(
+                model, ids, args.window, second_half=args.llama, begin=begin, progress=step
+            ):
                 found = now
         except KeyboardInterrupt:
             if found is None:

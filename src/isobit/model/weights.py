@@ -27,6 +27,8 @@ class Weights:
         """
         source = str(file.path)
         arch = architecture(file.metadata, source)
+        if not file.tensors and not file.refused:
+            raise ModelRefused(f"{source}: expected a model, got its vocabulary without weights")
         tensors = Tensors(file)
         c = arch.config(
             Metadata(file.metadata, source, file.called), tensors.rows("token_embd.weight")

@@ -23,7 +23,14 @@ device whose passes of few tokens cost almost as much as those of many, as they 
 weights: one that reads prompts in crumbs does little else."""
 WHOLE = 512
 """Tokens of a prompt's own pass."""
+RARELY = 150
+"""Where one token of a prompt makes a step too long, a piece of the prompt runs in one pass of so
+many: fewer than one in a hundred, whose time nobody was promised."""
+STALL = 1.0, 16
+"""A piece takes no longer than so many seconds, or as so many steps if that is more."""
+_PIECE = 16  # tokens of one at least
 _RECENT = 64  # passes
+_REFIT = 8  # passes
 _LOOK = 7
 """After so many passes with prompts is one without: else nobody knew what these cost."""
 _BEFORE = 0.1  # of the weight of one pass
@@ -57,9 +64,30 @@ class PrefillBudget:
         self._without = False
         """Whether a pass without prompts is asked for that has not run yet."""
         self._known: NDArray[np.float64] | None = None
+        self._fit: NDArray[np.float64] | None = None
+        """What was found in the last ``_REFIT`` passes."""
+        self._age = 0
+        self._dear: tuple[int, int] | None = None
+        """Of how many generations and prompts it was that one token made a step too long."""
+        self._since_piece = RARELY
+        self._asked = False
+        """Whether a piece is about to run."""
+        self._piece = _PIECE, 0.0
+        """Tokens and seconds of the last pass of many."""
 
     def ran(self, generating: int, prompt: int, attended: int, seconds: float) -> None:
         """A pass took so long."""
+        if generating:
+            self._since_piece = min(self._since_piece + 1, 2 * RARELY)
+        if prompt >= _PIECE and (self._asked or not generating):
+            self._piece = prompt, seconds
+        if generating and prompt and self._asked:  # says nothing of a few tokens
+            self._asked = False
+            return
+        self._age += 1
+        last = self._passes[-1] if self._passes else None
+        if last and (last.generating != generating or prompt > last.prompt):
+            self._fit = None  # of what is new it says less
         self._passes.append(PassTiming(generating, prompt, attended, seconds))
         if generating and not prompt:
             self._without = False
@@ -67,13 +95,16 @@ class PrefillBudget:
             self._with_prompts.append(self._passes[-1])
 
     def tokens(self, generating: int, attended: int, prompts: int, position: int) -> int:
-        """Tokens of prompts that a step of generations may have beside it; now and then none, else
-        at least one.
+        """Tokens of prompts that a step of generations may have beside it; now and then none, or
+        where a single one would make it too long, mostly none.
 
         attended: positions that the generations attend to. prompts: how many there are; beyond the
         first each has the share of one that generates: where many wait, those that generate would
         else be few for long, and few together cost more. position: of the next token of a prompt.
         """
+        dear = self._dear == (generating, prompts) and self._since_piece < RARELY
+        if dear and self._since_piece % _REFIT:  # looked at again now and then
+            return 0
         latest = [ran.prompt for ran in self._passes if ran.generating][-_LOOK:]
         if len(latest) == _LOOK and all(latest) and not self._without:
             self._without = True
@@ -86,23 +117,43 @@ class PrefillBudget:
             share = max(SHARE, (prompts - 1) / generating)
             if not self.steady:  # whoever waits for the first token counts as much
                 share = max(share, SHARE * prompts)
-            most = min(most, self._most(generating, attended, position, share))
+            few, step = self._most(generating, attended, position, share, most)
+            self._dear = None if few else (generating, prompts)
+            if not few:
+                return self._of_piece(step)
+            most = min(most, few)
         return self._filled(generating, max(most, 1))
 
-    def _most(self, generating: int, attended: int, position: int, share: float) -> int:
-        """Tokens for which a step takes so much longer; more if they would cost too much each."""
-        n = np.arange(WHOLE + 1)
+    def _most(
+        self, generating: int, attended: int, position: int, share: float, most: int
+    ) -> tuple[int, float]:
+        """Tokens for which a step takes so much longer, of so many at most; more if they would cost
+        too much each. And the seconds of a step."""
+        n = np.arange((most if self.steady else WHOLE) + 1)
         costs = self._costs()
         with_n = self._kinds(np.full_like(n, generating), n, attended + position * n) @ costs
         step, longer = with_n[0], with_n[1:] - with_n[0]
         if min(step, longer[-1]) <= 0:  # nobody knows yet
-            return WHOLE
-        alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
+            return most, step
         few = int((longer <= share * step).sum())
         if self.steady:
-            return few
+            return few, step
+        alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
         dear = longer * WHOLE > THRIFT * alone * n[1:]
-        return max(few, min(int(dear.sum()) + 1, WHOLE))
+        return max(few, min(int(dear.sum()) + 1, WHOLE)), step
+
+    def _of_piece(self, step: float) -> int:
+        """Tokens of a piece, if it is time for one: all pieces together lengthen steps no more than
+        tokens beside each of them may."""
+        if self._since_piece < RARELY:
+            return 0
+        self._since_piece -= RARELY
+        self._asked = True
+        tokens, seconds = self._piece
+        least, steps = STALL
+        worth = min(SHARE * RARELY * step, max(least, steps * step))
+        affordable = int(worth * tokens / seconds) if seconds else WHOLE
+        return min(max(affordable, _PIECE), 4 * tokens, WHOLE)
 
     def _filled(self, generating: int, prompt: int) -> int:
         """As many as fill a padded pass: they cost nothing, but in the next size up some time."""
@@ -130,6 +181,8 @@ class PrefillBudget:
         little. What was found before counts for a little, too: passes that are all alike do not say
         what their parts cost.
         """
+        if self._fit is not None and self._age < _REFIT:
+            return self._fit
         lately = [*self._passes]
         if not any(ran.generating and ran.prompt for ran in lately):
             lately += self._with_prompts
@@ -140,7 +193,9 @@ class PrefillBudget:
         before = most / len(most) if self._known is None else self._known
         rows = np.vstack([kinds / seconds[:, None], np.diag(_BEFORE / before)])
         sums = np.append(np.ones(len(passes)), np.full(len(most), _BEFORE))
+        found: NDArray[np.float64]
         found, *_ = np.linalg.lstsq(rows, sums)
         self._known = np.clip(found, most / 50, most)
-        costs: NDArray[np.float64] = found
-        return costs
+        if len(passes) >= _REFIT:
+            self._fit, self._age = found, 0
+        return found

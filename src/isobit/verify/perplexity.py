@@ -1,8 +1,9 @@
 """Perplexity of a text: exp of the mean negative log likelihood of its tokens.
 
-The text is cut into windows, each a sequence of its own. By default every token but a window's
-first is predicted and counts. llama-perplexity counts the second half of each whole window, so that
-every prediction has context: its figure is lower, and the two are not to be compared.
+The text is cut into windows, each a sequence of its own, which begins with BOS if the model's texts
+do. By default every token but a window's first is predicted and counts. llama-perplexity counts the
+second half of each whole window, so that every prediction has context: its figure is lower, and the
+two are not to be compared.
 """
 
 import math
@@ -59,12 +60,15 @@ def perplexity(
     window: int = 512,
     *,
     second_half: bool = False,
+    begin: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Perplexity]:
     """The perplexity of token ids, yielded after each window with what was found until then.
 
     second_half: llama-perplexity's definition: whole windows only, and of each the tokens from
-    ``window // 2 + 1`` on. ``progress(done, total)`` is told in tokens that were run. Raises
+    ``window // 2 + 1`` on. begin: the id that takes the place of each window's first, as
+    llama-perplexity has BOS do (Gemma's loss is several times as large without). ``progress(done,
+    total)`` is told in tokens that were run. Raises
     NothingCompared for too few tokens, UsageError for ids that there are not.
     """
     ids = list(ids)
@@ -75,7 +79,8 @@ def perplexity(
         raise NothingCompared(f"text: expected at least {least} tokens, got {len(ids)}")
     found, done = Perplexity(), 0
     for start in range(0, total, window):
-        part = model.checked(ids[start : min(start + window, total)])
+        part = ids[start : min(start + window, total)]
+        part = model.checked(part if begin is None else [begin, *part[1:]])
         first = window // 2 if second_half else 0  # the first position whose prediction counts
 
         def take(positions: Sequence[int], logits: F32, part: list[int] = part) -> None:

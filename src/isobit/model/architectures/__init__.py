@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from isobit.config import Metadata, ModelConfig
+from isobit.errors import ModelRefused
 from isobit.model.architectures.architecture import Architecture
 from isobit.model.huggingface import HuggingFace
 
@@ -22,6 +23,18 @@ for _file in iter_modules(__path__):
     ARCHITECTURES |= _declared.get("ARCHITECTURES", {})
     HUGGING_FACE |= _declared.get("HUGGING_FACE", {})
 
+_NO_MODELS = {
+    "adapter": "an adapter; llama-export-lora merges it into its model",
+    "mmproj": "the part that reads images; the model's own file runs without it, for text",
+    "imatrix": "an importance matrix, which llama-quantize reads",
+}
+"""By ``general.type``."""
+_WAYS_ON = {
+    "clip": _NO_MODELS["mmproj"],
+    "imatrix": _NO_MODELS["imatrix"],
+    "gptoss": "Ollama's own form of gpt-oss; hf://ggml-org/gpt-oss-20b-GGUF is one that runs",
+}
+
 
 def architecture(metadata: Mapping[str, object], source: str) -> Architecture:
     """The architecture of a model; raises ModelRefused for one that is not implemented.
@@ -29,7 +42,11 @@ def architecture(metadata: Mapping[str, object], source: str) -> Architecture:
     Asked first: what such a model lacks besides would only be called missing.
     """
     r = Metadata(metadata, source)
-    name = r.text("general.architecture")
+    name, kind = r.text("general.architecture"), metadata.get("general.type")
+    if isinstance(kind, str) and kind in _NO_MODELS:
+        raise ModelRefused(f"{source}: expected a model, got {_NO_MODELS[kind]}")
+    if name in _WAYS_ON:
+        raise ModelRefused(f"{source}: expected a model, got {_WAYS_ON[name]}")
     if name not in ARCHITECTURES:
         raise r.refusal("general.architecture", f"one of {' '.join(ARCHITECTURES)}", name)
     return ARCHITECTURES[name]

@@ -84,7 +84,11 @@ void Engine::each_slot(size_t rows, F&& f) {
         slot.input.columns = shape.vector;
         if (shape.integers) f(slot.integers, rows * shape.width);
         else f(slot.input.values, rows * shape.width);
-        if (shape.fixed) f(slot.input.fixed, vectors * blocks_of(shape.vector));
+        if (shape.fixed) {
+            const size_t blocks = vectors * blocks_of(shape.vector);
+            f(slot.input.fixed, blocks);
+            if (kernels_.words) f(slot.input.words, blocks * SUPERBLOCK);
+        }
         if (shape.query) {
             f(slot.query, vectors * page_layout(shape.vector).padded);
             f(slot.query_scale, vectors);

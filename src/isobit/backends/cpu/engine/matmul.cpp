@@ -5,7 +5,9 @@
 namespace isobit {
 
 void Input::quantise(const Kernels& kernels, int i, int planes) {
-    kernels.quantise(row(i), columns, planes, fixed.data() + (size_t)i * blocks_of(columns));
+    const size_t first = (size_t)i * blocks_of(columns);
+    kernels.quantise(row(i), columns, planes, fixed.data() + first,
+                     kernels.words ? words.data() + first * SUPERBLOCK : nullptr);
 }
 
 Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int tokens, float* y,

@@ -24,6 +24,7 @@ struct Matrix {
 struct Input {
     std::vector<float> values;
     std::vector<Activations> fixed;
+    std::vector<int16_t> words;  // where the level multiplies with whole integers, too
     int columns = 0;
 
     float* row(int i) { return values.data() + (size_t)i * columns; }

@@ -22,8 +22,8 @@ static const FormatInfo formats[] = {
         ISOBIT_FEW_BITS(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
 
 #define ISOBIT_KERNELS(stream)                                                                    \
-    {ISOBIT_SIMD_NAME, LEVEL, LANES, matmul<stream>, dequantise, quantise, quantise_head, silu_gate, add,  \
-     formats}
+    {ISOBIT_SIMD_NAME, LEVEL, LANES, WORDS, matmul<stream>, dequantise, quantise, quantise_head,       \
+     silu_gate, add, formats}
 
 extern const Kernels kernels;
 const Kernels kernels = ISOBIT_KERNELS(false);

@@ -26,6 +26,7 @@ struct alignas(64) Activations {
     int16_t sum16[2][16];  // of each 16 values of a plane
     int16_t sum32[2][8];
     float d;
+    const int16_t* words;  // the integers, the middle two of each four exchanged: for dot_words() alone
 };
 
 FN constexpr int blocks_of(int columns) { return (columns + SUPERBLOCK - 1) / SUPERBLOCK; }
@@ -82,9 +83,10 @@ struct Kernels {
     const char* name;
     Level level;
     int lanes;  // rows of a weight tile
+    bool words;  // whether products read Activations::words
     Matmul (*matmul)(int ggml_type, int planes);
     void (*dequantise)(int ggml_type, const uint8_t* row, int n, float* out);
-    void (*quantise)(const float* x, int n, int planes, Activations* out);
+    void (*quantise)(const float* x, int n, int planes, Activations* out, int16_t* words);
     void (*quantise_head)(const float* x, int n, int16_t* q, float* d);
     void (*silu_gate)(const float* gate, const float* up, int n, float* y);
     void (*add)(const float* x, const float* y, int n, float* out);

@@ -15,6 +15,12 @@
 namespace isobit {
 constexpr Level LEVEL = Level::ISOBIT_SIMD;
 namespace ISOBIT_SIMD {
+#ifdef ISOBIT_WORDS
+constexpr bool WORDS = true;  // codes of eight bits in blocks of 32 values are multiplied with whole activations
+#else
+constexpr bool WORDS = false;
+FN I dot_words(I sum, U, const int16_t*) { return sum; }
+#endif
 FN F to_float(I v) { return __builtin_convertvector(v, F); }
 }
 }

@@ -130,6 +130,14 @@ FN void add_token_blocks(Rows rows, const uint8_t* ahead, bool stream, const Act
     each_block<Format>(rows, [&](int b, Block<Format>& w) __attribute__((always_inline)) {
 #pragma GCC unroll 64
         for (U& codes : w.codes) prefetch_line<Format>(ahead, line++, codes, stream);
+        if constexpr (S::words) {
+            I sum_of_words = {};
+#pragma GCC unroll 8
+            for (int j = 0; j < n; ++j)
+                sum_of_words = dot_words(sum_of_words, w.codes[j], x.words + 4 * (n * b + j));
+            sum = sum + block_value<P>(w.d, sum_of_words, x, b);
+            return;
+        }
         I sums[P] = {};
 #pragma GCC unroll 8
         for (int j0 = 0; j0 < n; j0 += S::steps)

@@ -57,7 +57,7 @@ static void quantise_head(const float* x, int n, int16_t* q, float* d) {
     *d = quantise_block(x, n, 2, q);
 }
 
-static void quantise(const float* x, int n, int planes, Activations* out) {
+static void quantise(const float* x, int n, int planes, Activations* out, int16_t* words) {
     for (; n > 0; n -= SUPERBLOCK, x += SUPERBLOCK, ++out) {
         int16_t q[SUPERBLOCK] = {};
         out->d = quantise_block(x, n < SUPERBLOCK ? n : SUPERBLOCK, planes, q);
@@ -65,6 +65,11 @@ static void quantise(const float* x, int n, int planes, Activations* out) {
             int high = planes == 2 ? high_plane(q[i]) : q[i];
             out->plane[0][i] = (int8_t)high;
             out->plane[1][i] = (int8_t)(q[i] - high * 256);
+        }
+        if constexpr (WORDS) {
+            out->words = words;
+            for (int i = 0; i < SUPERBLOCK; i += 4, words += 4)
+                words[0] = q[i], words[1] = q[i + 2], words[2] = q[i + 1], words[3] = q[i + 3];
         }
         for (int p = 0; p < planes; ++p) {
             for (int g = 0; g < 16; ++g) {

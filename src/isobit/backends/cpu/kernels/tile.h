@@ -69,7 +69,7 @@ constexpr int part_steps() {
 template <int block_, int group_, int steps_, bool wide, bool mins_>
 struct Shape {
     static constexpr int block = block_, group = group_, steps = steps_;
-    static constexpr bool mins = mins_;
+    static constexpr bool mins = mins_, words = WORDS && wide && block_ == 32;
     typedef typename PartType<wide>::type Part;
     FN int zero(int of_format) { return wide ? WIDE_ZERO : of_format; }
 };
@@ -212,6 +212,29 @@ FN F block_value(F d, F dmin, int zero, I* sums, const Activations& x, int b) {
     return u;
 }
 
+// The same of its sums over codes times whole activations, which as floats are what the planes' are.
+template <int P>
+FN F block_value(F d, I sum, const Activations& x, int b) {
+    const int of_codes = P == 2 ? x.sum32[0][b] * 256 + x.sum32[1][b] : x.sum32[0][b];
+    return d * to_float(sum - WIDE_ZERO * of_codes);
+}
+
+template <int P, int T>
+FN void add_tokens_words(const Tile& w, const Activations* const* x, F* y) {
+    F sum[T] = {};
+    for (int b = 0; b < 8; ++b) {
+        I sums[T] = {};
+#pragma GCC unroll 8
+        for (int j = 8 * b; j < 8 * (b + 1); ++j)
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) sums[t] = dot_words(sums[t], w.codes[j], x[t]->words + 4 * j);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) sum[t] = sum[t] + block_value<P>(w.d[b], sums[t], *x[t], b);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) y[t] = y[t] + x[t]->d * sum[t];
+}
+
 template <class S, int P, int T>
 FN void add_tokens_blocks(const Tile& w, int zero, const Activations* const* x, F* y) {
     constexpr int n = S::block / 4;
@@ -243,6 +266,8 @@ template <class S, int P, int T>
 FN void add_some(const Tile& w, int zero, const Activations* const* x, F* y) {
     if constexpr (S::block == SUPERBLOCK)
         add_tokens<S, P, T>(w, zero, x, y);
+    else if constexpr (S::words)
+        add_tokens_words<P, T>(w, x, y);
     else
         add_tokens_blocks<S, P, T>(w, zero, x, y);
 }
