@@ -45,7 +45,7 @@ def free(stem, arch, defines):
 
 class Subject:
     def __init__(self, weights, cubin):
-        gpu_module.cubin = cubin
+        gpu_module.cubin = cubin  # type: ignore[attr-defined]
         one = EngineConfig(context=CONTEXT, max_sequences=1, chunk=2048)
         many = EngineConfig(context=256, max_sequences=N, chunk=512)
         self.one, self.many = CudaBackend(weights, one), CudaBackend(weights, many)

@@ -48,8 +48,9 @@ STAGES = {  # seconds that each may take
     "lost": 60,
     "one_plane": 90,
     "large": 150,
+    "timeline": 60,
 }
-FEW = 4  # layers
+FEW, TIMED = 4, 8  # layers
 DEPTH, STEPS = 128, 32
 
 
@@ -78,7 +79,7 @@ class Notes:
         self.found[key] = value
         self.found["seconds"] = round(time.perf_counter() - self._start, 1)
         self._path.write_text(json.dumps(self.found, indent=1) + "\n")
-        print(f"  {self.found['seconds']:6.1f} s  {key}: {value}", flush=True)
+        print(f"  {self.found['seconds']:6.1f} s  {key}: {str(value)[:160]}", flush=True)
 
 
 # Compilation
@@ -88,7 +89,8 @@ def compile_for_all(a, note):
     """Every kernel of every stage, by all cores."""
     gpu = devices(1)[0]
     kernels = {("device/repack", ()), ("ops/add", ())}
-    for name in dict.fromkeys((a.model, LARGE) if gpu_count() >= a.parts else (a.model,)):
+    large = "large" in a.only and gpu_count() >= a.parts
+    for name in dict.fromkeys((a.model, LARGE) if large else (a.model,)):
         weights = opened(name, 8)
         graphs = [weights.graph] + [split(weights.graph, r, a.parts).graph for r in range(a.parts)]
         for planes in (2, 1):
@@ -138,7 +140,7 @@ def differ(a, b):
 
 def kinds(rng, vocab):
     """(name, batches) of every way to run."""
-    for n, steps in ((4, 64), (1, 64), (8, 8), (32, 4)):
+    for n, steps in ((4, 64), (1, 64), (2, 8), (3, 8), (8, 8), (32, 4)):
         texts = Texts(rng, vocab, n, 4)
         prompts = [texts.prompt(s, int(rng.integers(2, 90))) for s in range(n)]
         yield f"{n} prompts, {steps} steps", prompts + [texts.step() for _ in range(steps)]
@@ -352,6 +354,42 @@ def large(a, note):
     cpu.close()
 
 
+# Where the time goes
+
+
+def timeline(a, note):
+    """Kernels of steps on one device, and on the first of all, from the driver's timeline (needs
+    torch): launches a layer, and what each kernel adds."""
+    from cuda_timeline import table, traced  # noqa: PLC0415
+
+    weights = opened(a.model, TIMED)
+    engine = EngineConfig(context=1024, max_sequences=32, chunk=2048)
+    rng = np.random.default_rng(5)
+    for key in ("one", "split"):
+        if key == "one":
+            backend = CudaBackend(weights, engine, CudaGpu(0))
+        else:
+            several = replace(engine, parts=a.parts)
+            backend = CudaPartsBackend(weights, several, devices(a.parts))
+        for n in (1, 8, 32):
+            texts = Texts(rng, backend.limits.vocabulary, n, 4)
+            for s in range(n):
+                backend.forward(texts.prompt(s, DEPTH))
+            run = partial(backend.greedy, texts._ids(n), texts.ends, texts.pages, 8)
+            run(), run()
+            kernels = sorted(traced(run), key=lambda k: k[3])
+            behind = ["", *(k[0] for k in kernels)]
+            named = [(f"{k[0]} < {b}", *k[1:]) for k, b in zip(kernels, behind, strict=False)]
+            rows, us = table(sorted(named, key=lambda k: k[4]), 8)
+            launches = sum(row["a pass"] for row in rows)
+            note(
+                f"{key}, {n} sequences",
+                {"us a step": round(us, 1), "launches a layer": round(launches / TIMED, 2)}
+                | {"kernels": sorted(rows, key=lambda row: -row["us a pass"])},
+            )
+        backend.close()
+
+
 WORK = {
     "compile": compile_for_all,
     "few_layers": partial(bits, layers=FEW, cpu_seconds=30),
@@ -360,6 +398,7 @@ WORK = {
     "lost": lost,
     "one_plane": partial(bits, planes=1, cpu_seconds=10),
     "large": large,
+    "timeline": timeline,
 }
 
 
@@ -370,6 +409,7 @@ def run(a, stage, seconds):
     """A stage as a process; how it ended."""
     command = [sys.executable, __file__, a.model, a.out, "--stage", stage]
     command += ["--parts", str(a.parts)] + (["--layers", str(a.layers)] if a.layers else [])
+    command += ["--only", *a.only]
     child = subprocess.Popen(command, start_new_session=True)
     try:
         code = child.wait(seconds)
@@ -394,6 +434,14 @@ def table(out, ended):
             one, many = (v for k, v in row.items() if k.endswith("tokens/s"))
             spread = f"({row['from']} to {row['to']})"
             print(f"{name:<24} {one:10.1f} {many:10.1f}  x {row['ratio']} {spread}")
+    for name, row in found.get("timeline", {}).items():
+        if isinstance(row, dict):
+            print(
+                f"{name}: {row['us a step']} us a step, {row['launches a layer']} launches a layer"
+            )
+            for k in row["kernels"][:13]:
+                print(f"  {k['a pass']:5.1f} x {k['kernel'][:34]:<34} {k['grid']:<12}", end="")
+                print(f"{k['own']:8.2f} {k['alone']:8.2f} {k['us a pass']:9.1f}")
     return found, well
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from cuda_graphs import milliseconds
+from synthetic import MODELS
 
 from isobit import numerics
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -23,7 +24,9 @@ from isobit.numerics import TILE
 
 F32, I32 = np.float32, np.int32
 SIZES = 8, 64, 512, 2048
-HIDDEN, EXPERTS, K, FFN, HEADS, KV_HEADS, HEAD = 2048, 128, 8, 768, 32, 4, 128
+A3B, _ = MODELS["30b-a3b"]
+HIDDEN, EXPERTS, K, FFN = A3B.hidden, A3B.n_experts, A3B.n_experts_used, A3B.ffn
+HEADS, KV_HEADS, HEAD = A3B.n_heads, A3B.n_kv_heads, A3B.head_dim
 LAUNCHES, RATE, CHECKED = 20, 4.2e6, 24  # bytes a microsecond; rows compared with the specification
 EPS = F32(1e-6)
 

@@ -31,8 +31,9 @@ from isobit.model.weights import Weights
 STEPS = 4
 
 
-def traced(run):
-    """The kernels that ran, in order of their ends: name, grid, threads, start and end in us."""
+def traced(run, device=0):
+    """The kernels that ran on a device, in order of their ends: name, grid, threads, start and end
+    in us."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         run()
         torch.cuda.synchronize()
@@ -42,7 +43,7 @@ def traced(run):
         events = json.loads(path.read_text())["traceEvents"]
     kernels = []
     for e in events:
-        if e.get("cat") == "kernel":
+        if e.get("cat") == "kernel" and e["args"]["device"] == device:
             how = e["args"]
             shape = "x".join(map(str, how["grid"])), "x".join(map(str, how["block"][:1]))
             kernels.append((e["name"].split("(")[0], *shape, e["ts"], e["ts"] + e["dur"]))

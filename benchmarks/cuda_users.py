@@ -20,7 +20,8 @@ from batches import batch, origin
 from kernels import asked, compile_all
 
 from isobit.backends.base.row_results import RowRequest
-from isobit.backends.cuda import backend as cuda
+from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.sampler import as_kernels_take
 from isobit.config import EngineConfig
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
@@ -71,11 +72,11 @@ def generate(model, prompts, count, way):
 
 def on_the_host(model, *args):
     """The same, from logits brought to the host."""
-    of, cuda.RowRequest.of = cuda.RowRequest.of, staticmethod(lambda *_: None)
+    of, RowRequest.of = RowRequest.of, staticmethod(lambda *_: None)
     try:
         return generate(model, *args)
     finally:
-        cuda.RowRequest.of = of
+        RowRequest.of = of
 
 
 def check(model, rng, note):
@@ -111,7 +112,7 @@ def device_times(model, note):
         if sampling is not None:
             batch_sampler = BatchSampler([Sampler(sampling)], vocabulary)
             draws = batch_sampler.draws(np.zeros(1, np.int32))
-            sampler.draw(cuda.as_kernels_take(draws, np.arange(1)))
+            sampler.draw(as_kernels_take(draws, np.arange(1)))
         graph = gpu.capture(lambda what=what: sampler.queue(logits, 1, what))
         times = []
         for _ in range(7):
@@ -146,7 +147,7 @@ def main():
     streams = [int(n) for n in a.streams.split(",")]
     engine = EngineConfig(context=512, max_sequences=max(*streams, 4), chunk=512)
     rng = np.random.default_rng()
-    weights, gpu = Weights.from_file(open_model(Path(a.model))), cuda.CudaGpu()
+    weights, gpu = Weights.from_file(open_model(Path(a.model))), CudaGpu()
     note("bytes of kernels compiled", compile_all(asked(weights, engine, gpu), gpu.arch))
     gpu.close()
     with Model(a.model, "cuda", engine) as model:

@@ -15,6 +15,7 @@ class Listener:
     def __init__(self, gpu):
         self.multiprocessors, self.shared_most = gpu.multiprocessors, gpu.shared_most
         self.cache_bytes, self.memory, self.asked = gpu.cache_bytes, gpu.memory, set()
+        self.alone = True
 
     def upload(self, *_):
         pass

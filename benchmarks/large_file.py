@@ -143,9 +143,9 @@ def main():
     writer.write_ti_data_to_file()
     writer.close()
     begin = -(-Path(a.out).stat().st_size // 32) * 32
-    with Path(a.out).open("r+b") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Path(a.out).open("r+b") as file, ThreadPoolExecutor(os.cpu_count()) as threads:
         file.truncate(begin + at)
-        for _ in pool.map(lambda job: os.pwrite(file.fileno(), job[1], begin + job[0]), jobs):
+        for _ in threads.map(lambda job: os.pwrite(file.fileno(), job[1], begin + job[0]), jobs):
             pass
     print(f"{a.out}: {(begin + at) / 1e9:.1f} GB")
 

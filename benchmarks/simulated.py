@@ -28,7 +28,7 @@ HEAD_MS, LAYERS, TOKEN = 0.25, 48, 1000
 class SimulatedGpu:
     """The Gpu protocol; a queue of work, each with its time."""
 
-    name, multiprocessors, may_wait = "simulated GPU", 132, True
+    name, multiprocessors, may_wait, alone = "simulated GPU", 132, True, True
     shared_most, cache_bytes = 227 << 10, 50 << 20
 
     def __init__(self, _=0):
@@ -117,7 +117,7 @@ class SimulatedGpu:
 
 def install():
     """From here on the CUDA backend runs on it."""
-    backend.CudaGpu = SimulatedGpu
+    backend.CudaGpu = SimulatedGpu  # type: ignore[attr-defined]
     queue = passes.Passes._queue
 
     def queued(self, what, p):

@@ -91,8 +91,8 @@ def weight_bytes(step):
         rows, first, last = p[1:4]
         return step.buffers[0].size // (last - first) * rows * step.groups[1]
     if name.startswith("matmul"):
-        units, first, last = p[2:5]
-        here = min(units, last - first)
+        groups, first, last = p[2:5]
+        here = min(groups, last - first)
         return step.buffers[0].size // (last - first) * here * step.groups[1]
     return 0
 
@@ -130,6 +130,7 @@ def main():
     def load():
         start = time.perf_counter()
         state["gpu"] = gpu = WgpuBackend(weights, engine)
+        state["nothing"] = gpu._device.empty(16)
         gpu.forward(batch(tokens[:1], 0, pages, [0]))
         note("load", time.perf_counter() - start, "s, with the first step")
 
@@ -173,11 +174,11 @@ def main():
         times = []
         for _ in range(3):
             commands = [d.encode(recording) for _ in range(REPEATS)]
-            d.read(state["gpu"]._nothing, np.uint32)
+            d.read(state["nothing"], np.uint32)
             start = time.perf_counter()
             for command in commands:
                 d.submit(command)
-            d.read(state["gpu"]._nothing, np.uint32)
+            d.read(state["nothing"], np.uint32)
             times.append((time.perf_counter() - start) / REPEATS)
         return min(times)
 
@@ -186,12 +187,14 @@ def main():
         gpu = state["gpu"]
         d, one = gpu._device, Pass(1, 1, DEPTH // TILE + 1, count=1)
         work = batch(tokens[:1], DEPTH, pages, [0])
+        rows = work.logit_rows
         found = {name: [] for name in ("upload", "encode", "submit", "wait", "fetch again")}
         for _ in range(20):
             marks = [time.perf_counter()]
-            gpu._upload(one, work.tokens, work.positions, work.sequence, pages, work.logit_rows)
+            runs = gpu._runs(work, 0, 1)
+            gpu._upload(one, work.tokens, work.positions, work.sequence, pages, rows, runs)
             marks.append(time.perf_counter())
-            command = gpu._encode(one, traced=False)
+            command = gpu._encode(one, None, traced=False)
             marks.append(time.perf_counter())
             d.submit(command)
             marks.append(time.perf_counter())
@@ -305,9 +308,6 @@ def main():
             d._modules.clear()
             d._kernels.clear()
 
-    def nothing():
-        state["gpu"]._nothing = state["gpu"]._device.empty(16)
-
     def summary():
         for name in SUMMARY:
             found = next((v for n, v in report.found.items() if n.startswith(name)), "not run")
@@ -318,7 +318,6 @@ def main():
     parts = [
         self_test,
         load,
-        nothing,
         bits,
         decode,
         prefill,

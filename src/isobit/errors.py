@@ -32,8 +32,15 @@ def no_such_file(path: str | os.PathLike[str], *others: str) -> str:
     return f"no such file: {shown!r}{hint}"
 
 
+def printable(text: str) -> str:
+    """A text that may come from a file, for a line: control characters escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def shown(value: object) -> str:
-    """A value for a message: on one line, and short whatever it is."""
+    """A value for a message: on one line, and short whatever it is; None is "nothing"."""
+    if value is None:
+        return "nothing"
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:59] + "…")
     if isinstance(value, int) and value.bit_length() > 256:

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
+from isobit.arrays import F32
 
 
 class RandomFile:

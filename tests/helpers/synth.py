@@ -16,6 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from isobit.config import ModelConfig
 from isobit.gguf.reader import GGUFFile
 from tests.helpers.blocks import FIELDS, UNIT, set_d, set_dmin
 
@@ -41,6 +42,16 @@ class Geometry:
     context: int = 512
     rope_base: float = 1e6
     tied: bool = False
+
+    @classmethod
+    def of(cls, c: ModelConfig, layers: int, context: int) -> "Geometry":
+        """A model's, but for its vocabulary, with fewer layers."""
+        return cls(
+            *(layers, c.hidden, c.n_heads, c.n_kv_heads, c.head_dim),
+            *(c.n_experts, c.n_experts_used, c.ffn),
+            context=context,
+            rope_base=c.rope_base,
+        )
 
     @property
     def arch(self) -> str:

@@ -16,20 +16,11 @@ from isobit.contracts.check import select
 from isobit.contracts.document import read
 from isobit.contracts.validate import validate
 from isobit.errors import NotRun
+from tests.helpers.geometries import QWEN3_30B_A3B
 from tests.helpers.synth import Geometry, write_model
 
 ROOT = Path(__file__).parents[2]
-WIDE = Geometry(
-    layers=1,
-    hidden=2048,
-    heads=32,
-    kv_heads=4,
-    head_dim=128,
-    experts=128,
-    experts_used=8,
-    ffn=768,
-    context=4096,
-)
+WIDE = Geometry.of(QWEN3_30B_A3B, layers=1, context=4096)
 
 
 def run() -> int:

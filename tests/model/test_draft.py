@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import isobit
+from isobit.arrays import F32
 from isobit.backends.base import Backend, Batch
 from isobit.config import EngineConfig
 from isobit.errors import ModelRefused
@@ -20,7 +21,6 @@ from tests.model.test_qwen35 import _tensors
 DATA = Path(__file__).parents[1] / "data"
 SAMPLE = DATA / "pyhybrid-moe-34m-Q4_K_M.gguf"
 N = 300
-F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 

@@ -30,14 +30,15 @@ _EMULATOR = threading.Lock()
 class OneOfSeveral(EmulatedGpu):
     """An emulated GPU that is used as the driver lets one be: by threads that have made it theirs.
 
-    Kernels run one at a time, as each is a library with one state, but for those that wait for one
-    another: each part has its own of these. A kernel that was not known before a pass is refused.
+    Kernels run one at a time, as each is a library with one state, but for those that exchange
+    values: each part has its own of these. A kernel that was not known before a pass is refused.
     """
 
     loaded = False
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rank: int) -> None:
         super().__init__(seed)
+        self.rank = rank
         self.known: set[tuple[object, ...]] = set()
         self.fails: Callable[[str], None] = lambda _: None
 
@@ -70,8 +71,10 @@ class OneOfSeveral(EmulatedGpu):
             assert key in self.known, f"{kernel} was not known before the pass"
             self.fails(kernel)
         self.known.add(key)
-        if kernel == "gather":
+        if "BOUNDS" in (k.get("defines") or {}):
+            self._copy = self.rank
             super().launch(stem, kernel, *a, **k)
+            self._copy = None
         else:
             with _EMULATOR:
                 super().launch(stem, kernel, *a, **k)
@@ -84,7 +87,7 @@ class OneOfSeveral(EmulatedGpu):
 
 
 def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBackend:
-    gpus = [OneOfSeveral(seed + r) for r in range(parts)]
+    gpus = [OneOfSeveral(seed + r, r) for r in range(parts)]
     engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_bits": 8 * planes})
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside

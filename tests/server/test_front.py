@@ -136,7 +136,7 @@ def test_killed_on_one_backend_and_continued_on_another(
     killed: str, other: str, client: openai.OpenAI, rng: np.random.Generator
 ) -> None:
     open_device()  # or not run
-    asked, stops = many(rng, 10), stopping(LINE, int(rng.integers(1, 3)))
+    asked, stops = many(rng, 6), stopping(LINE, int(rng.integers(1, 3)))
     wanted = [stream(url(client, ""), path, body) for path, body in asked]
     ports = free_port(), free_port(), free_port()
     first, second, front = map(at, ports)

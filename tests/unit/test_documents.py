@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import isobit
+from tests.unit import record_modules
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(isobit.__file__).parent
@@ -84,6 +85,13 @@ def test_paths_in_it_are_there(name: str) -> None:
         path for path in paths if not (ROOT / path).exists() and not any(PACKAGE.glob(f"**/{path}"))
     ]
     assert missing == []
+
+
+def test_every_module_is_named_with_its_sentence() -> None:
+    text = record_modules.PAGE.read_text("utf-8")
+    assert text == record_modules.whole(text), "run python -m tests.unit.record_modules"
+    for path in PACKAGE.rglob("*.py"):
+        assert path.name == "__init__.py" or re.search(rf"^\| `{path.stem}[.`]", text, re.M), path
 
 
 def named(path: Path) -> set[str]:

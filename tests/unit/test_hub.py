@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from isobit.errors import ModelRefused, UsageError
+from isobit.gguf.reader import GGUFFile
 from isobit.hub import cache, download, find, ollama
 from isobit.hub.names import HubName, choose, variants
 from tests.helpers.hub import COMMIT, Hub, serving
@@ -243,6 +244,13 @@ def test_a_name_without_its_scheme_is_told_of() -> None:
     for text in ("unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M", "https://huggingface.co/org/repo"):
         with pytest.raises(ModelRefused, match=r"a model of the Hugging Face hub is hf://[a-z]*/"):
             find(text)
+    for text, wanted in (
+        ("hf:a/b", "hf://a/b"),
+        ("ollama:a:8b", "ollama://a:8b"),
+        ("a:8b", "ollama://a:8b"),
+    ):
+        with pytest.raises(ModelRefused, match=f"no such file.* is {wanted}$"):
+            GGUFFile.open(find(text))
     assert find("folder/file.gguf") == Path("folder/file.gguf")
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(isobit.__file__).parent
 
 # Lowest first; parts in one row do not import each other. A module belongs to the longest prefix.
 ROWS = [
-    ["errors", "backend_names"],
+    ["arrays", "errors", "backend_names"],
     ["arguments"],
     ["files", "machine"],
     ["config", "gguf", "hub"],

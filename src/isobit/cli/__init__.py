@@ -18,7 +18,7 @@ from importlib import import_module
 
 from isobit import __version__
 from isobit.cli.parser import Parser, in_options
-from isobit.errors import GateFailed, IsobitError, UsageError
+from isobit.errors import GateFailed, IsobitError, UsageError, printable
 
 COMMANDS = {
     "run": "continue a prompt",
@@ -114,8 +114,7 @@ def _run(argv: Sequence[str]) -> int:
 def say(line: str) -> None:
     """Print one line to stderr; control characters, which may come from a file, are escaped."""
     with suppress(OSError):
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        print(f"isobit: {shown}", file=sys.stderr, flush=True)
+        print(f"isobit: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _parser(argv: Sequence[str]) -> Parser:

@@ -81,9 +81,11 @@ def add_engine(
             type=argtypes.at_least(1, MOST_POSITIONS),
             metavar="N",
             default=sequences,
-            help="sequences that are run together (default: "
-            + (str(sequences) if sequences else f"{_FEW} to {_MANY}, as the memory has room")
-            + ")",
+            help=f"sequences that run together (default: {sequences})"
+            if sequences
+            else "so many of full length have room in the KV cache, and a GPU is fastest up to as "
+            f"many (default: {_FEW} to {_MANY}, as the memory has room); up to {_MANY} run "
+            "together, or N if that is more",
         )
     group.add_argument(
         "--parts",

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from isobit.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -157,7 +159,7 @@ def shown_as_is(text: str) -> str:
 def visible(text: str, limit: int = 80) -> str:
     """Text from a file on one line: control characters escaped, cut after ``limit`` characters."""
     cut = text if len(text) <= limit else text[:limit] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    return printable(cut)
 
 
 def progress_bar() -> Progress:

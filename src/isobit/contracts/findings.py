@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from isobit.errors import printable
+
 Severity = Literal["error", "warning"]
 
 RULES: dict[str, str] = {
@@ -145,4 +147,4 @@ def _uri(file: str) -> str:
 
 
 def _one_line(message: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    return printable(message)

@@ -10,12 +10,12 @@ from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.contracts import kinds
 from isobit.contracts.measure_alone import (
+    brief,
     determinism,
     invariant,
     kv_equivalence,
     logits,
     require_experts,
-    shown,
 )
 from isobit.contracts.measure_speed import memory_used, throughput
 from isobit.contracts.target import Measured, Target, require_device, require_model, require_named
@@ -92,7 +92,7 @@ def _diffs(measure: kinds.Parity | kinds.RouterSets, target: Target) -> list[Dif
             if s.distance.nonfinite_a and s.distance.nonfinite_b:
                 raise GateFailed(
                     f"{s.where}: expected finite values, got NaN or infinity on both sides after "
-                    f"the prompt {shown(prompt)}"
+                    f"the prompt {brief(prompt)}"
                 )
     return diffs
 
@@ -135,7 +135,7 @@ def _argmax(measure: kinds.Argmax, target: Target) -> Measured:
     for i, prompt in enumerate(measure.prompts):
         a, b = logits(target.model, prompt), logits(other, prompt)
         if np.ptp(a[-1]) == 0 == np.ptp(b[-1]):
-            raise NotRun(f"prompt {shown(prompt)}: expected a likeliest token, got equal logits")
+            raise NotRun(f"prompt {brief(prompt)}: expected a likeliest token, got equal logits")
         wrong = (a.argmax(1) != b.argmax(1)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
         positions += int(wrong.sum())
         chosen.append([int(a[-1].argmax()), int(b[-1].argmax())])
@@ -145,7 +145,7 @@ def _argmax(measure: kinds.Argmax, target: Target) -> Measured:
             of_a, of_b = (float(z[-1, pair[0]] - z[-1, pair[1]]) for z in (a, b))
             change = ArgmaxChange(len(prompt) - 1, pair[0], pair[1], of_a, -of_b)
             line = blame.flip(change, target.text, target.name, measure.against)
-            where.append(f"prompt {shown(prompt)}: {line}")
+            where.append(f"prompt {brief(prompt)}: {line}")
     figures = {"changed_prompts": float(len(flipped)), "changed_positions": float(positions)}
     agreed = f"{len(chosen) - len(flipped)} of {len(chosen)} prompts agree"
     return Measured(

@@ -30,12 +30,12 @@ def require_finite(values: F32, prompt: Sequence[int]) -> F32:
         position = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         raise GateFailed(
             f"logits: expected finite ones, got NaN or infinity at position {position} of the "
-            f"prompt {shown(prompt)}"
+            f"prompt {brief(prompt)}"
         )
     return values
 
 
-def shown(prompt: Sequence[int]) -> str:
+def brief(prompt: Sequence[int]) -> str:
     """A prompt's first tokens."""
     return (
         f"{list(prompt[:8])}" if len(prompt) <= 8 else f"{list(prompt[:8])[:-1]}… of {len(prompt)}"
@@ -126,7 +126,7 @@ def determinism(measure: kinds.Determinism, target: Target) -> Measured:
             if found:
                 at = int(np.flatnonzero((first.view("u4") != again.view("u4")).any(axis=1))[0])
                 how = "run again" if chunk is None else f"in pieces of {chunk}"
-                where.append(f"prompt {shown(prompt)} {how}: {found} logits, from position {at}")
+                where.append(f"prompt {brief(prompt)} {how}: {found} logits, from position {at}")
     return Measured(
         {"differing_values": differing},
         {"runs compared": runs},
@@ -154,11 +154,11 @@ def kv_equivalence(measure: kinds.KvEquivalence, target: Target) -> Measured:
         if found:
             at = int(np.flatnonzero((decoded.view("u4") != again.view("u4")).any(axis=1))[0])
             where.append(
-                f"prompt {shown(prompt)}: {found} logits, from position {len(prompt) - 1 + at}"
+                f"prompt {brief(prompt)}: {found} logits, from position {len(prompt) - 1 + at}"
             )
         wrong = _greedy_differs(model, prompt, text[len(prompt) :])
         if wrong:
-            where.append(f"prompt {shown(prompt)}: {wrong} tokens chosen otherwise on the device")
+            where.append(f"prompt {brief(prompt)}: {wrong} tokens chosen otherwise on the device")
         differing += found + wrong
         tokens += measure.tokens
         most += decoded.size

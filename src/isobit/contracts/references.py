@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from isobit.backend_names import BACKENDS
 from isobit.contracts.citations import NEAR, repository
 from isobit.contracts.document import Document, Key
 from isobit.contracts.findings import Severity
@@ -18,8 +19,7 @@ _MORE = re.compile(r"(/|\.\.)([0-9]+)")
 _BRACKETED = re.compile(r"\(([A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+)\)")
 _PLACE = re.compile(r"falsification_tests\[([0-9]{1,4})\]")
 _TARGETS = frozenset(
-    ("all", "any", "scalar", "simd", "sse2", "avx2", "avx512", "neon", "ptx")
-    + ("cpu", "gpu", "cuda", "wgpu", "reference")
+    ("all", "any", "scalar", "simd", "sse2", "avx2", "avx512", "neon", "ptx") + ("gpu", *BACKENDS)
 )
 """What an obligation may apply to besides the contract's own equations and functions."""
 MOST = 99

@@ -27,7 +27,7 @@ def validate(document: Document) -> Contract | None:
     if data is None and document.findings:
         return None
     if not isinstance(data, dict):
-        document.find("type", f"expected a mapping with metadata, …; got {_shown(data)}")
+        document.find("type", f"expected a mapping with metadata, …; got {_typed(data)}")
         return None
     if not _is_contract(data):
         got = ", ".join(map(str, list(data)[:4])) or "nothing"
@@ -80,7 +80,7 @@ def _report(document: Document, detail: ErrorDetails) -> None:
     if kind in ("bound", "figure", "source"):
         document.find("type", f"{name}: {detail['msg']}", at)
         return
-    document.find("type", f"{name}: expected {_expected(kind, context)}, got {_shown(value)}", at)
+    document.find("type", f"{name}: expected {_expected(kind, context)}, got {_typed(value)}", at)
 
 
 def _expected(kind: str, context: dict[str, Any]) -> str:
@@ -127,7 +127,7 @@ def _name(at: Key) -> str:
     return str(at[words[-1]]) + "".join(f"[{step}]" for step in at[words[-1] + 1 :])
 
 
-def _shown(value: Any) -> str:
+def _typed(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, dict | list):

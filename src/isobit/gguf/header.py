@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
-from isobit.errors import ModelRefused
+from isobit.errors import ModelRefused, printable
 from isobit.gguf.formats import FORMATS, Format, type_name
 
 Value: TypeAlias = int | float | bool | str | list["Value"]
@@ -96,7 +96,7 @@ def show(value: Value) -> str:
 def refusal(path: Path, field: str, expected: str, got: object) -> ModelRefused:
     """The error for a field that does not hold, in one line free of control characters."""
     line = f"{path}: {field}: expected {expected}, got {got}"
-    return ModelRefused("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    return ModelRefused(printable(line))
 
 
 class _Cursor:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from isobit.errors import ModelRefused, no_such_file
+from isobit.errors import ModelRefused, no_such_file, printable
 
 _CONVERT = "convert_hf_to_gguf.py, which comes with llama.cpp, makes a GGUF file of it"
 _BEGINNINGS = {
@@ -31,7 +31,7 @@ def explain(path: Path) -> ModelRefused | None:
         line = f"{path}: expected a file that can be read, got: {reason}"
     if line is None:
         return None
-    return ModelRefused("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    return ModelRefused(printable(line))
 
 
 def _explain(path: Path) -> str | None:
@@ -62,15 +62,15 @@ def _folder(path: Path) -> str:
 def _missing(path: Path) -> str:
     """A name that the hub or Ollama would know, or a misspelt one."""
     text = re.sub("^(hf|https?):/+", r"\1://", str(path))  # a Path keeps one slash of the two
-    link = re.fullmatch(r"(hf|https?)://(huggingface\.co/)?(.+)", text)
+    link = re.fullmatch(r"(hf:|ollama:|https?:)/*(huggingface\.co/)?(.+)", text)
     name = link[3] if link else text
-    hub = link[1] == "hf" or link[2] if link else re.fullmatch(r"[\w.-]+/[\w.-]+-GGUF", text)
-    if hub:
+    tagged = re.fullmatch(r"[\w.-]+:[\w.-]+", text) and "." not in text.partition(":")[0]
+    if link[1] == "hf:" or link[2] if link else re.fullmatch(r"[\w.-]+/[\w.-]+-GGUF", text):
         return f"no such file: {text!r}; a model of the Hugging Face hub is hf://{name}"
+    if link[1] == "ollama:" if link else tagged:
+        return f"no such file: {text!r}; a model that Ollama has pulled is ollama://{name}"
     if link:
         return f"no such file: {text!r}; download it first"
-    if re.fullmatch(r"[\w.-]+:[\w.-]+", text) and "." not in text.partition(":")[0]:
-        return f"no such file: {text!r}; a model that Ollama has pulled is ollama://{text}"
     if str(path) == "sample":  # as a Path, or ./sample
         return "no such file: 'sample'; the model that comes with isobit is the bare text sample"
     return no_such_file(path, "sample")

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arrays import F32
 from isobit.numerics.fixed import planes_of, quantise
-from isobit.numerics.pointwise import F32, exp, tree
+from isobit.numerics.pointwise import exp, tree
 
 TILE = 64
 """Keys in a tile, and positions in a page of the KV cache."""

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.numerics.pointwise import F32
+from isobit.arrays import F32
 
 LIMIT = {1: 127, 2: 32639}
 """Largest integer magnitude for each number of 8-bit planes; 32639 = 127*256 + 127."""

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.numerics.pointwise import F32, exp
+from isobit.arrays import F32
+from isobit.numerics.pointwise import exp
 
 U64 = NDArray[np.uint64]
 

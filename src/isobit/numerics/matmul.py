@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arrays import F32
 from isobit.gguf.formats import Format, dequantize
 from isobit.numerics.fixed import planes_of, quantise_rows
-from isobit.numerics.pointwise import F32, sum256
+from isobit.numerics.pointwise import sum256
 
 _ROWS_AT_ONCE = 4096
 _256 = np.float32(256)

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.numerics.pointwise import F32, exp, sum256
+from isobit.arrays import F32
+from isobit.numerics.pointwise import exp, sum256
 
 LEAST_SUM = 2.0**-14
 """What normalised weights are divided by at least; a softmax's never add up to less."""

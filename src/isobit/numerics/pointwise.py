@@ -5,9 +5,8 @@ below are the specification's, operation for operation.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
+from isobit.arrays import F32
 
 _LOG2_E = np.uint32(0x3FB8AA3B).view(np.float32)
 _LN2_HI = np.uint32(0x3F318000).view(np.float32)

@@ -8,7 +8,7 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.numerics.pointwise import F32
+from isobit.arrays import F32
 
 F64 = NDArray[np.float64]
 

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arrays import F32
 from isobit.numerics.logprobs import U64, WEIGHT_BITS, log_total, weights
-from isobit.numerics.pointwise import F32, exp
+from isobit.numerics.pointwise import exp
 
 SAMPLING_VERSION = 2
 """The version of section 10; it stands in every receipt."""

@@ -14,8 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from isobit.errors import UsageError
-from isobit.text.vocabulary import shown
+from isobit.errors import UsageError, shown
 
 MAX_BYTES = 4 * 1024 * 1024  # of all messages, and of what is rendered from them
 

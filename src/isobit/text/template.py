@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import ModelRefused, UsageError, shown
 from isobit.text.messages import adapted, replaced, strings, template_variables, with_user
 from isobit.text.renderer import RENDERER, TemplateFailed
 from isobit.text.tokenizer import Tokenizer
-from isobit.text.vocabulary import Vocabulary, shown
+from isobit.text.vocabulary import Vocabulary
 
 # For a file with no template of its own: ChatML, as Qwen's models know it.
 CHATML = (

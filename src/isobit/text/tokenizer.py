@@ -38,10 +38,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from isobit.arguments import token_ids
-from isobit.errors import ModelRefused, UsageError
+from isobit.errors import ModelRefused, UsageError, shown
 from isobit.text.pretokenizers import SPACE, PreTokenizer
 from isobit.text.spm import ScoreMerges
-from isobit.text.vocabulary import BYTE_OF_CHARACTER, Vocabulary, shown
+from isobit.text.vocabulary import BYTE_OF_CHARACTER, Vocabulary
 
 PART = 64 * 1024  # characters after which a long text is cut at the next of these places
 MAX_UNBROKEN = 2 * 1024 * 1024  # bytes between two of them: 5 s of work and 0.6 GB

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from isobit import errors
-from isobit.errors import ModelRefused
+from isobit.errors import ModelRefused, shown
 from isobit.text.pretokenizers import GEMMA4, PRETOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type; 6 byte
@@ -326,8 +325,3 @@ class _Fields:
 
 
 _IDS = ": use token ids, not text"
-
-
-def shown(value: object) -> str:
-    """A file's value for a message: on one line, and short whatever it holds."""
-    return "nothing" if value is None else errors.shown(value)

@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import machine
+from isobit.arrays import F32, I32
 from isobit.backends.base.batch import (
     ARGMAX,
     CHOSEN,
-    F32,
     HIDDEN,
-    I32,
     LOGITS,
     Batch,
     Following,

@@ -6,18 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arrays import F32, I32
 from isobit.backends.base.draws import Draws
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
 from isobit.model.graph import Graph
 from isobit.model.weights import Weights
 from isobit.numerics.ops import LOGIT_ROWS, Embedding
-
-F32 = NDArray[np.float32]
-
-
-I32 = NDArray[np.int32]
-
 
 Routes = NDArray[np.integer]
 """Experts: uint8, or int16 of more than 256."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.cpu.sampler import F32, I32, Columns, RowSampler
+from isobit.arrays import F32, I32
+from isobit.backends.cpu.sampler import Columns, RowSampler
 
 Edits = Callable[[F32], tuple[I32, F32]]
 """From a row of logits to ids, and what bias and penalties make of their logits."""

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.arrays import F32, I32
 from isobit.backends.cpu import _cpu
 from isobit.errors import BackendUnavailable
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
 
 NOT_FINITE, NONE_ALLOWED = -1, -2
 """What stands in place of a token where the logits are not finite, or every id is forbidden."""

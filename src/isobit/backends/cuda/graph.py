@@ -11,6 +11,7 @@ from isobit.backends.cuda import fusions
 from isobit.backends.cuda import ops as ops_of_kinds
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import Launch, Lowering
+from isobit.backends.cuda.ops.gather import numbering
 from isobit.backends.cuda.resident import Resident
 from isobit.backends.cuda.workspace import Pass, TracePoint
 from isobit.errors import BackendUnavailable
@@ -59,6 +60,9 @@ class Program:
         self.hidden = g.places.get(graph.hidden) if graph.hidden else None
         """Where the rows are that logits were made of, unless they lie inside of a launch."""
         self._head += self._made()
+        for of, inboxes in g.exchanges.items():
+            (self._head if of == LOGIT_ROWS else self._body).insert(0, numbering(g, inboxes))
+            self._hidden_made += of == LOGIT_ROWS
 
     def _lower(self, op: Op) -> None:
         """Lower one operation by itself."""

@@ -17,11 +17,13 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.resident import DeviceRopeTable, KvCache, RecurrentState, Resident
 from isobit.backends.cuda.workspace import (
+    NOT_EXCHANGED,
     PASS,
     ROWS,
     STEP,
     STEPS,
     BufferView,
+    Exchange,
     Inboxes,
     Pass,
     Slot,
@@ -30,7 +32,7 @@ from isobit.backends.cuda.workspace import (
 )
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import TILE, RopeTable, Weight
-from isobit.numerics.ops import TOKENS, ExpertMatMul, MatMul, Shape
+from isobit.numerics.ops import TOKENS, ExpertMatMul, Gather, MatMul, Shape
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -79,8 +81,10 @@ class Lowering:
         for op in graph.required.ops:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
-        self.exchange: dict[str, Inboxes] = {}
+        self.exchanges: dict[str, Inboxes] = {}
         """By the rows that gathered values have."""
+        self._arriving: dict[Value, Exchange] = {}
+        self._landing: dict[Value, Exchange] = {}
         self._forms: dict[tuple[Value, str], Slot] = {}
         self._live: dict[Value, list[Slot]] = {}
         self._held: list[Slot] = []
@@ -127,19 +131,66 @@ class Lowering:
         self.put(value, BufferView(slot, shape.width, shape.row[-1]))
         return slot
 
-    def inboxes(self, shape: Shape, parts: int, blocks: int) -> Inboxes:
-        """Room for gathered values with such rows, each as wide as the widest so far: for their
-        turn beside them, or if they may be large, for a flag of each block before them."""
-        words = 2 * shape.width if self.captured else shape.width
-        if shape.rows not in self.exchange:
+    def exchange_of(self, op: Op, blocks: int = 0) -> Exchange:
+        """The next exchange of the pass, of a gather; ``blocks``: that have flags of their own, if
+        values are not sent as words with a number."""
+        gather, shape = op.operation, op.outputs[0].shape
+        assert isinstance(gather, Gather)
+        parts = len(gather.parts)
+        if shape.rows not in self.exchanges:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
-            round_ = self.fixed("round", 2, zero=True)
-            table = self.fixed("inboxes", 4 * parts + 2)
-            self.exchange[shape.rows] = Inboxes(round_, table, (first, second))
-        for slot in self.exchange[shape.rows].own:
-            slot.words = max(slot.words, words)
-            slot.more = 0 if self.captured else parts * blocks
-        return self.exchange[shape.rows]
+            table = self.fixed("exchanges", 2 * parts + 8, zero=True)
+            self.exchanges[shape.rows] = Inboxes(table, (first, second), parts)
+        found, each = self.exchanges[shape.rows], shape.width // gather.width
+        words = shape.width if blocks else 2 * 256 * supers(gather.width) * each
+        for slot in found.own:
+            slot.words, slot.more = max(slot.words, words), max(slot.more, parts * blocks)
+        found.sites += 1
+        bounds = *(ranges[0][0] for ranges in gather.parts), gather.width
+        return Exchange(found, found.sites - 1, bounds, gather.rank)
+
+    def exchanges_within(self, op: Op) -> bool:
+        """Whether a gather can be a part of the kernels beside it: they move eight columns at a
+        time, and wait on all multiprocessors, which no other part may need."""
+        gather = op.operation
+        assert isinstance(gather, Gather)
+        return (
+            self.captured
+            and self.gpu.alone
+            and all(len(r) == 1 and r[0][0] < r[0][1] for r in gather.parts)
+            and all(column % 8 == 0 for ((first, end),) in gather.parts for column in (first, end))
+        )
+
+    def arrives(self, value: Value, own: Value, exchange: Exchange) -> None:
+        """A gathered value is nowhere as a whole: this part's columns lie where ``own`` does, in
+        one piece, and the others' are where the exchange's kernels find them. Products read it."""
+        self.put(value, self.dense(own))
+        self._arriving[value] = exchange
+
+    def lands(self, value: Value, exchange: Exchange) -> None:
+        """This part's columns of a value are in their places; the others' come there when somebody
+        takes them, or else by a launch before the value is read."""
+        self._landing[value] = exchange
+
+    def take_landing(self, value: Value) -> Exchange:
+        """How the others' columns of a value come; they are the caller's to take."""
+        return self._landing.pop(value, NOT_EXCHANGED)
+
+    def _land(self, value: Value) -> None:
+        if value not in self._landing:
+            return
+        exchange, place, shape = self.take_landing(value), self.places[value], value.shape
+
+        def make(p: Pass) -> None:
+            grid = -(-shape.width // THREADS), p.rows(shape)
+            arguments = place.address, *exchange.arguments
+            self.launch("ops/collect", grid, arguments, exchange.defines)
+
+        self.emit(make, value)
+
+    def arriving(self, value: Value) -> Exchange:
+        """How the others' columns of a value arrive."""
+        return self._arriving.get(value, NOT_EXCHANGED)
 
     def new(self, value: Value) -> Slot:
         """A slot for a value alone."""
@@ -197,7 +248,11 @@ class Lowering:
         return self.readers[value][-1] in ops
 
     def dense(self, value: Value) -> BufferView:
-        """Where a value lies in one piece; it is copied if it is torn."""
+        """Where a value lies in one piece; it is copied if it is torn. Of one that arrives, where
+        this part's columns do."""
+        if value in self._arriving:
+            return self.places[value]
+        self._land(value)
         place, shape = self.places[value], value.shape
         if place.stride == shape.width and place.step in (shape.row[-1], shape.width):
             return place
@@ -208,8 +263,9 @@ class Lowering:
 
     def view(self, value: Value, n: int) -> Callable[[], tuple[int, int, int]]:
         """A value as vectors of n, as View of views.cuh takes it: address, stride, step."""
+        self._land(value)
         place, own = self.places[value], value.shape.row[-1]
-        if n == own:
+        if n == own or value in self._arriving:
             step = place.step
         elif own in (place.step, value.shape.width):
             step = n
@@ -233,11 +289,13 @@ class Lowering:
     def quantising(self, value: Value, n: int) -> tuple[Slot, Launch]:
         """Where it will lie, and what launches that."""
         view, acts, each = self.view(value, n), self.acts_of(value, n), value.shape.width // n
+        exchange = self.arriving(value)
 
         def make(p: Pass) -> None:
             count = p.rows(value.shape) * each
-            arguments = (*view(), each, n, count, acts.address)
-            self.launch("ops/quantise", (-(-count * supers(n) // WARPS),), arguments)
+            arguments = (*view(), each, n, count, acts.address, *exchange.arguments)
+            blocks = (-(-count * supers(n) // WARPS),)
+            self.launch("ops/quantise", blocks, arguments, exchange.defines)
 
         return acts, make
 

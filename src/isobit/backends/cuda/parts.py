@@ -82,11 +82,11 @@ class CudaPartsBackend(Backend):
             pairs = zip(mine, self._gpus, strict=True)
             self._here = self._each([partial(_opened, w, self.engine, gpu) for w, gpu in pairs])
             self._flags = self._gpus[0].page_locked(8).view(np.int32)
-            """What a pass was given up for (0: it was not), and how long to wait: gather.cu."""
+            """What a pass was given up for (0: it was not), and how long to wait: exchange.cuh."""
             self._flags[:] = 0, _WAIT_MS
             every = [inboxes(b) for b in self._here]
-            for b, gpu in zip(self._here, self._gpus, strict=True):
-                tell(b, gpu, every, self._flags.ctypes.data)
+            for rank, (b, gpu) in enumerate(zip(self._here, self._gpus, strict=True)):
+                tell(b, gpu, rank, every, self._flags.ctypes.data)
             self._rehearse_passes()
         except BaseException:
             self.close()
@@ -157,9 +157,8 @@ class CudaPartsBackend(Backend):
         if self.lost:
             raise BackendUnavailable(self.lost)
         small = size <= CudaBackend.sizes.padded[-1]
-        if self._times[size, kind] == (
-            0 if small else 1
-        ):  # then it becomes a graph: graph_cache.py
+        # What comes a second time becomes a graph (graph_cache.py), of few tokens also the first.
+        if self._times[size, kind] in ((0, 1) if small else (1,)):
             self._rehearse(work)
         self._times[size, kind] += 1
         try:
@@ -235,23 +234,22 @@ def _rehearsed(gpu: Gpu, work: Callable[[], object]) -> None:
         work()
 
 
-Addresses = list[dict[str, tuple[int, int]]]
-"""Of each program by the rows of gathered values: where the two inboxes are."""
+Addresses = list[dict[str, int]]
+"""Of each program by the rows of gathered values: where the inbox is."""
 
 
 def inboxes(backend: CudaBackend) -> Addresses:
     """Where others reach a part."""
-    return [
-        {rows: (i.own[0].address, i.own[1].address) for rows, i in exchange.items()}
-        for exchange in backend.exchanges
-    ]
+    return [{rows: i.own[0].address for rows, i in e.items()} for e in backend.exchanges]
 
 
-def tell(backend: CudaBackend, gpu: Gpu, every: Sequence[Addresses], flags: int) -> None:
-    """Let a part know where all parts are reached, and the flags of the pass."""
+def tell(backend: CudaBackend, gpu: Gpu, rank: int, every: Sequence[Addresses], flags: int) -> None:
+    """Let a part know where all parts are reached, the flags of the pass, the words of half an
+    inbox, and which it is: ExchangeTable of exchange.cuh."""
     gpu.activate()
-    for program, exchange in enumerate(backend.exchanges):
-        for rows, own in exchange.items():
-            pairs = [addresses[program][rows] for addresses in every]
-            addresses = [*np.array(pairs, np.int64).T.reshape(-1), flags]
-            gpu.upload(own.table.address, np.array(addresses, np.int64))
+    for program, exchanges in enumerate(backend.exchanges):
+        for rows, own in exchanges.items():
+            first, second = own.own
+            half = (second.address - first.address) // 8
+            words = *(a[program][rows] for a in every), flags, half, rank
+            gpu.upload(own.table.address, np.array(words, np.int64))

@@ -80,14 +80,57 @@ class Slot(slots.Slot):
         return aligned(4 * (self.words * rows[self.rows] + self.more))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Inboxes:
-    """Where the other devices of a split model put their parts of values: see ops/gather.cu."""
+    """Where the other devices of a split model put their parts of values: see exchange.cuh."""
 
-    round: Slot
     table: Slot
-    """Addresses of every device's two inboxes, and of the flags by which a pass is given up."""
+    """ExchangeTable: what the host tells (parts.py), and how many exchanges there were."""
     own: tuple[Slot, Slot]
+    """The two halves."""
+    parts: int
+    sites: int = 0
+    """Exchanges of a pass."""
+
+    @property
+    def count(self) -> int:
+        """Where the number of exchanges so far is."""
+        return self.table.address + 8 * (self.parts + 3)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One exchange of a pass, as its kernels take it."""
+
+    inboxes: Inboxes | None = None
+    site: int = 0
+    bounds: tuple[int, ...] = ()
+    """The first column of each part, then the end of the last."""
+    rank: int = 0
+
+    @property
+    def first(self) -> int:
+        """This part's first column."""
+        return self.bounds[self.rank] if self.bounds else 0
+
+    @property
+    def defines(self) -> dict[str, str | int]:
+        """Of a kernel that receives such a value."""
+        return {"BOUNDS": ",".join(map(str, self.bounds))} if self.bounds else {}
+
+    @property
+    def sent(self) -> dict[str, str | int]:
+        """Of a kernel that sends one, and may receive another."""
+        return {f"SENT_{name}": bounds for name, bounds in self.defines.items()}
+
+    @property
+    def arguments(self) -> tuple[int, int]:
+        """Of the kernels."""
+        return self.inboxes.table.address if self.inboxes else 0, self.site
+
+
+NOT_EXCHANGED = Exchange()
+"""What a kernel takes for a value that is here as a whole."""
 
 
 @dataclass(frozen=True)

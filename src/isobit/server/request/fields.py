@@ -23,18 +23,10 @@ Count = Annotated[
 Stop = Annotated[str, Field(max_length=4096)]
 
 
-class StreamOptions(RequestBody):
-    """How a stream ends."""
+class SamplingFields(RequestBody):
+    """How tokens are chosen and when they end, under the names that all interfaces share."""
 
-    include_usage: bool = False
-
-
-class Common(RequestBody):
-    """What both ways of asking share."""
-
-    model: str | None = None
     n: WholeNumber | None = Field(None, ge=1, le=MOST_CHOICES)
-    max_tokens: Count = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: WholeNumber | None = None
@@ -43,10 +35,25 @@ class Common(RequestBody):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
-    seed: WholeNumber | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+
+
+class StreamOptions(RequestBody):
+    """How a stream ends."""
+
+    include_usage: bool = False
+
+
+class Common(SamplingFields):
+    """What both ways of asking share."""
+
+    model: str | None = None
+    max_tokens: Count = None
+    seed: WholeNumber | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
@@ -55,9 +62,7 @@ class Common(RequestBody):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
-    json_schema: dict[str, Any] | str | None = None
     grammar: str | None = None
-    regex: str | None = None
     isobit_receipt: bool = False
     """Each choice carries the receipt of its tokens."""
 

@@ -21,30 +21,16 @@ from isobit.server.body import read
 from isobit.server.errors import error_body
 from isobit.server.parsing.events import Finish, Usage, gathered
 from isobit.server.request.chat import held
-from isobit.server.request.fields import MOST_CHOICES, Common, Stop
+from isobit.server.request.fields import MOST_CHOICES, Common, SamplingFields
 from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, encoded, listed
 from isobit.server.service import Service
 
 
-class GenerateSampling(RequestBody):
+class GenerateSampling(SamplingFields):
     """How tokens are chosen, under SGLang's names."""
 
     max_new_tokens: WholeNumber | None = Field(128, ge=0)
-    n: WholeNumber | None = Field(None, ge=1, le=MOST_CHOICES)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: WholeNumber | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
     sampling_seed: WholeNumber | None = None
-    stop: Stop | list[Stop] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
-    json_schema: dict[str, Any] | str | None = None
-    regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | None = None
 

@@ -179,6 +179,11 @@ class CudaGpu:
         """Not in a pass of a part of a model."""
         return not (self._part and self._queues)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other part of a model is on this device, so that kernels may overlap."""
+        return self._overlaps
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
         free, total = self._check(self._driver.cuMemGetInfo())

@@ -25,6 +25,10 @@ class Gpu(Protocol):
         """Whether the driver may be asked now for what might wait for a device: see
         :meth:`reach`."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other part of a model is on this device."""
+
     def activate(self) -> None:
         """Make this the calling thread's device; before anything else in a thread."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import silu_gate
@@ -14,7 +15,7 @@ from isobit.backends.cuda.ops.matmul import (
     pays_on_tensor_cores,
     stream,
 )
-from isobit.backends.cuda.workspace import Pass
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, Pass
 from isobit.model.graph import Op, Value
 
 _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"
@@ -27,20 +28,37 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     v = g.match(ops, _EXPERTS, inner) or g.match(ops, _DENSE, inner)
     if v is None or len(ops[0].weights) + len(ops[1].weights) != 2:
         return None
-    return 3, partial(_lower, g, ops[:3], v)
-
-
-def _lower(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> None:
     gate, up = (g.matrix(op.weights[0]) for op in ops[:2])
+    if len(ops) > 3 and ops[3].kind == "gather" and ops[3].inputs == (v["y"],):
+        gather, whole = ops[3], ops[3].outputs[0]
+        within = g.ends(v["y"], [gather]) and g.only_multiplied(whole) and fits_all(g, gate, up)
+        if within and g.exchanges_within(gather):
+            return 4, partial(_lower, g, ops[:3], v, gate, up, gather)
+    return 3, partial(_lower, g, ops[:3], v, gate, up)
+
+
+def _lower(
+    g: Lowering,
+    ops: Sequence[Op],
+    v: Mapping[str, Value],
+    gate: DeviceWeight,
+    up: DeviceWeight,
+    gather: Op | None = None,
+) -> None:
+    """``gather``: of the SwiGLU, which is sent to the other parts as it is made."""
     product = Product(g, (gate, up), v["x"], v.get("ids"))
     if fits_all(g, gate, up):
         together = g.new(v["y"])
+        exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
 
         def both(p: Pass) -> None:
             planned = not product.stack
-            stream(product, p, gate, together.address, gate.rows, up=up, planned=planned)
+            y, rows = together.address, gate.rows
+            stream(product, p, gate, y, rows, up=up, planned=planned, exchange=exchange)
 
         g.emit(both, v["y"])
+        if gather:
+            g.arrives(gather.outputs[0], v["y"], exchange)
         return
     to = g.new(v["gate"]), g.new(v["up"])
 

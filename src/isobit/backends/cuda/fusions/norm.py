@@ -1,15 +1,20 @@
-"""A residual sum, also of weighted experts, and the norm behind it, with its quantised form."""
+"""A residual sum, also of weighted experts, and the norm behind it, with its quantised form; of a
+split model with what the other parts have of the addend."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from isobit.backends.cuda.lowering import Claimed, Lowering
 from isobit.backends.cuda.ops.rms_norm import fits, norm
+from isobit.backends.cuda.workspace import NOT_EXCHANGED
 from isobit.model.graph import Op, Value
 
+_COMBINE, _GATHER, _NORM = "y = combine shares each", "whole = gather y", "h = rms_norm z"
 _PATTERNS = (
-    (("o = combine shares y", "z = add x o", "h = rms_norm z"), ("o",)),
-    (("z = add x y", "h = rms_norm z"), ()),
+    ((_COMBINE, _GATHER, "z = add x whole", _NORM), ("y", "whole")),
+    ((_COMBINE, "z = add x y", _NORM), ("y",)),
+    ((_GATHER, "z = add x whole", _NORM), ("whole",)),
+    (("z = add x y", _NORM), ()),
 )
 
 
@@ -20,12 +25,17 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
         if v is None or len(v["z"].shape.row) > 1 or not fits(v["z"].shape.width):
             continue
         taken = ops[: len(pattern)]
+        gather = taken[pattern.index(_GATHER)] if _GATHER in pattern else None
+        if gather and not g.exchanges_within(gather):
+            continue
         if g.dies(v["x"], taken):  # the sum takes its place
-            return len(pattern), partial(_lower, g, taken[-1], v)
+            return len(pattern), partial(_lower, g, taken[-1], gather, v)
     return None
 
 
-def _lower(g: Lowering, op: Op, v: Mapping[str, Value]) -> None:
-    x = g.dense(v["x"])
+def _lower(g: Lowering, op: Op, gather: Op | None, v: Mapping[str, Value]) -> None:
+    x, added = g.dense(v["x"]), v.get("each", v["y"])
     g.put(v["z"], x)
-    norm(g, op, x, v["h"], v["y"], v.get("shares"), v["z"])
+    columns = v["y"].shape.width if gather else 0
+    exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
+    norm(g, op, x, v["h"], added, v.get("shares"), v["z"], exchange=exchange, columns=columns)

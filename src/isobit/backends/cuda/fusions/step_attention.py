@@ -11,12 +11,13 @@ from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.fusions import head_vectors
 from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
-from isobit.backends.cuda.workspace import MIXED, Pass, Slot
+from isobit.backends.cuda.workspace import MIXED, NOT_EXCHANGED, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics import TILE
 from isobit.numerics.ops import Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
+_MERGING = 2  # blocks of batch_merge.cu that a multiprocessor runs at once: AT_ONCE of step.cuh
 MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
 INNER_OF_STEP = (*INNER, "q", "keys", "values")
@@ -27,9 +28,15 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     v = g.match(ops, PATTERN_OF_STEP, INNER_OF_STEP)
     if v is None or (h := HeadVectors.of(g, ops, v)) is None or not plain(ops[len(PATTERN)]):
         return None
-    if not takes(g, h) or not g.only_multiplied(v["y"]) or v["y"].shape.width % 256:
+    count, y, gather = len(PATTERN_OF_STEP), v["y"], None
+    if count < len(ops) and ops[count].kind == "gather" and ops[count].inputs == (y,):
+        gather, whole = ops[count], ops[count].outputs[0]
+        if not g.ends(y, [gather]) or not g.exchanges_within(gather):
+            return None
+        count, y = count + 1, whole
+    if not takes(g, h) or not g.only_multiplied(y) or y.shape.width % 256:
         return None
-    return len(PATTERN_OF_STEP), partial(_lower, g, h, v)
+    return count, partial(_lower, g, h, v, y, gather)
 
 
 def plain(attention: Op) -> bool:
@@ -98,11 +105,16 @@ def _attend_cached(
     )
 
 
-def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
+def _lower(
+    g: Lowering, h: HeadVectors, v: Mapping[str, Value], y: Value, gather: Op | None
+) -> None:
+    """Up to y, which is what attention gives, or of a split model what all parts' give."""
     if g.kind == MIXED:
         head_vectors.lower(g, h, v)
-    qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), v["y"].shape.width
-    acts = g.acts_of(v["y"], width)
+    qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), y.shape.width
+    acts = g.acts_of(y, width)
+    exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
+    merge = {**defines(h), **exchange.defines}
     of_q = g.formed(v["q"], "q_int"), g.formed(v["q"], "dq")
 
     def make(p: Pass) -> None:
@@ -112,12 +124,17 @@ def _lower(g: Lowering, h: HeadVectors, v: Mapping[str, Value]) -> None:
         else:
             attend(g, h, p, qkv.address, results, most)
         count = p.tokens * supers(width)
-        g.launch(
-            "fusions/decode/batch_merge",
-            (-(-count // WARPS),),
-            (p.inputs.positions, *results.addresses, g.tiles, count, acts.address),
-            defines(h),
-        )
+        # Blocks that wait for other parts are no more at a time than run at once.
+        at_once = _MERGING * g.gpu.multiprocessors if gather else p.tokens
+        for first in range(0, p.tokens, at_once):
+            rows = min(p.tokens - first, at_once)
+            g.launch(
+                "fusions/decode/batch_merge",
+                (rows if gather else -(-count // WARPS),),
+                (p.inputs.positions, *results.addresses, g.tiles, first, count, acts.address)
+                + exchange.arguments,
+                merge,
+            )
 
     g.emit(make)
 

@@ -6,8 +6,9 @@
 // up, whose SwiGLU is then the result. Units of all groups lie in a row, of which every block of the
 // grid takes an equal part, and of that its warps a unit in turn. Where units are few (SPLIT), a block's
 // warps take one together, a superblock in turn. Each warp fetches for itself, DEPTH superblocks of 16
-// rows ahead.
+// rows ahead. With BOUNDS other parts have some columns of the activations (FLOATS), or read the SwiGLU (GATED).
 #include "step.cuh"
+#include "exchange.cuh"
 #include "sorted_pairs.cuh"
 #include "tile_pairs.cuh"
 
@@ -128,27 +129,31 @@ struct PairRows {
     DEV int input(int i) const { return output(i) / top_k; }
 };
 
-#ifdef FLOATS  // rows of activations that are quantised on their way
+// Superblock s of activation row i.
+#ifdef FLOATS  // that are quantised on their way
 typedef float Input;
-DEV void fetch_superblock(ColumnActivations* to, const float* row, int s) {
+DEV void fetch_superblock(ColumnActivations* to, const float* x, int64 i, int s, int supers, const Exchange<Cut>& exchange) {
     float v[8];
-    load8(row + SUPER * s + 8 * lane_id(), v);
+#ifdef BOUNDS
+    exchange.load_super(x + i * exchange.columns, i, s, v);
+#else
+    load8(x + (i * supers + s) * SUPER + 8 * lane_id(), v);
+#endif
     quantise_act(v, to);
 }
-constexpr int ROW_STEP = SUPER;
 #else
 typedef ActivationBlock Input;
-DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* row, int s) { copy_activations(to, row + s); }
-constexpr int ROW_STEP = 1;
+DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* x, int64 i, int s, int supers, const Exchange<Cut>&) {
+    copy_activations(to, x + i * supers + s);
+}
 #endif
 
 // Activations of `count` items from place `begin` on to shared memory, [superblock][column].
 DEV void fetch_activations(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
-                           ColumnActivations* to) {
+                           const Exchange<Cut>& exchange, ColumnActivations* to) {
     for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
         int column = i / supers, s = i - column * supers;
-        const Input* row = x + int64(pair_rows.input(begin + column)) * supers * ROW_STEP;
-        fetch_superblock(to + s * COLUMNS + column, row, s);
+        fetch_superblock(to + s * COLUMNS + column, x, pair_rows.input(begin + column), s, supers, exchange);
     }
     commit_copies();
     wait_copies<0>();
@@ -180,7 +185,8 @@ DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int
 // share the place for activations, their items lying side by side. parts: of SPLIT, behind the streams.
 template <class W>
 DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, const PairGroup* groups,
-                        const PairRows& pair_rows, ColumnActivations* acts, float* parts, float* y, int stride) {
+                        const PairRows& pair_rows, const Exchange<Cut>& exchange, ColumnActivations* acts, float* parts,
+                        float* y, int stride) {
     const int units = weights.units, supers = weights.supers;
     int unit = at + unit_offset(), g = lane_id() / 4, t = lane_id() % 4;
 #ifdef SPLIT  // superblocks' parts of a unit, by superblock, tile of columns and lane, twice
@@ -197,7 +203,7 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
 #endif
         at = int(min(int64(next) * units, int64(end)));
         __syncthreads();  // everyone is done with the activations before
-        fetch_activations(x, supers, first, pairs, pair_rows, acts);
+        fetch_activations(x, supers, first, pairs, pair_rows, exchange, acts);
         __syncthreads();
         for (; unit < at; unit += UNIT_STEP) {
 #ifdef TOGETHER
@@ -245,9 +251,14 @@ DEV void multiply_units(Stream<W>& weights, int at, int end, const Input* x, con
                 for (int c = 0; c < 2; c++) {
                     int column = 8 * n + 2 * t + c;
                     if (column >= group.count) continue;
-                    float* out = y + int64(pair_rows.output(group.begin + column)) * stride;
+                    int64 row = pair_rows.output(group.begin + column);
+                    float* out = y + row * stride;
 #ifdef GATED
-                    out[8 * in_matrix + g] = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
+                    float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
+                    out[8 * in_matrix + g] = value;
+#ifdef BOUNDS
+                    exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
+#endif
 #else
                     out[16 * in_matrix + g] = sum[n][c];
                     out[16 * in_matrix + 8 + g] = sum[n][2 + c];
@@ -268,10 +279,11 @@ struct Product {
     PairRows pair_rows;
     float* y;
     int stride;
+    Exchange<Cut> exchange;
 
     // By a block of so many.
     template <class W>
-    DEV void make(int block, int blocks) const {
+    DEV void make(int block, int blocks) {
         DYNAMIC_SHARED(ColumnActivations, acts);
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
         Stream<W> weights(first, second, matrix_bytes, groups, units, supers, memory);
@@ -282,7 +294,7 @@ struct Product {
         wait_for_previous();
 #endif
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
-        multiply_units(weights, at, end, x, groups, pair_rows, acts, parts, y, stride);
+        multiply_units(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
     }
 };
 
@@ -292,13 +304,14 @@ struct Product {
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int units,
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_units,
-                           int more_blocks) {
+                           int more_blocks, const uint64* exchanges, int site) {
+    Exchange<Cut> exchange(exchanges, site);
 #ifndef PLANNED
     wait_for_previous();  // before the next kernel starts, to which groups are known so
 #endif
     let_next_start();
     Product product = {first,    second, matrix_bytes,    units, supers, x,
-                       n_groups, groups, {sorted_pairs, top_k}, y,     stride};
+                       n_groups, groups, {sorted_pairs, top_k}, y,     stride, exchange};
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

@@ -1,9 +1,9 @@
 """What each part of a split model has of a value, put together: devices write to one another."""
 
-from isobit.backends.cuda.lowering import THREADS, Defines, Lowering
-from isobit.backends.cuda.workspace import Pass
+from isobit.backends.cuda.lowering import THREADS, Defines, Launch, Lowering
+from isobit.backends.cuda.workspace import MIXED, STEPS, Inboxes, Pass
 from isobit.model.graph import Op
-from isobit.numerics.ops import Gather
+from isobit.numerics.ops import LOGIT_ROWS, Gather
 
 
 def supports(op: Op) -> str | None:
@@ -21,19 +21,23 @@ def lower(g: Lowering, op: Op) -> None:
     (x,), (y,) = op.inputs, op.outputs
     n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), g.new(y)
     each = x.shape.width // n
-    bounds = [ranges[0][0] for ranges in gather.parts] + [gather.width]
     widest = max(gather.columns(r) for r in range(len(gather.parts)))
     most = max(1, g.gpu.multiprocessors // 2)
-    threads = THREADS if g.captured else 4 * THREADS  # a value may be large
-    flagged: Defines = {} if g.captured else {"FLAGGED": 1}
-    defines: Defines = {"BOUNDS": ",".join(map(str, bounds)), "RANK": gather.rank, "BLOCKS": most}
-    defines = {**defines, **flagged, "WIDE": threads}
-    inboxes = g.inboxes(y.shape, len(gather.parts), most)
+    large = not g.captured or (y.shape.rows == LOGIT_ROWS and g.kind in (STEPS, MIXED))
+    threads = 4 * THREADS if large else THREADS
+    flagged: Defines = {"FLAGGED": 1} if large else {}
+    exchange = g.exchange_of(op, most if large else 0)
+    defines = {**exchange.defines, **flagged, "BLOCKS": most, "WIDE": threads}
 
     def make(p: Pass) -> None:
         vectors = p.rows(x.shape) * each
-        arguments = (*view(), each, vectors, inboxes.round.address, inboxes.table.address)
+        arguments = (*view(), each, vectors, *exchange.arguments, to.address)
         blocks = min(-(-vectors * widest // threads), most)
-        g.launch("ops/gather", (blocks,), (*arguments, to.address), defines)
+        g.launch("ops/gather", (blocks,), arguments, defines)
 
     g.emit(make, y)
+
+
+def numbering(g: Lowering, inboxes: Inboxes) -> Launch:
+    """Queue what gives the exchanges of a pass their numbers."""
+    return lambda _: g.launch("ops/exchanges", (1,), (inboxes.count, inboxes.sites))

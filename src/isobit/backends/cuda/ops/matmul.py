@@ -10,7 +10,7 @@ from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import Order
-from isobit.backends.cuda.workspace import Pass, Slot
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, Exchange, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 
@@ -76,6 +76,11 @@ class Product:
         """Items of a group."""
         at = self._order
         return at.columns(p.tokens) if at else token_columns(p.tokens)
+
+    @property
+    def exchange(self) -> Exchange:
+        """By which other parts' columns of its activations arrive."""
+        return self.g.arriving(self._x)
 
     @property
     def stack(self) -> bool:
@@ -297,11 +302,13 @@ def stream(
     up: DeviceWeight | None = None,
     more: DeviceWeight | None = None,
     planned: bool,
+    exchange: Exchange = NOT_EXCHANGED,
 ) -> None:
     """Queue a product whose weights are read once for a group of items; or with ``up`` the SwiGLU
     of both products; or with ``more``, of another format, one beside the other.
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
+    exchange: by which the SwiGLU is sent to other parts.
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
@@ -323,7 +330,10 @@ def stream(
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
     late = product.late(p)
-    defines |= {"FLOATS": 1} if late else {}
+    if late:
+        defines |= {"FLOATS": 1}
+        exchange = product.exchange
+    defines |= exchange.defines
     defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
     if more:
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
@@ -334,7 +344,8 @@ def stream(
         "ops/batch_matmul",
         (blocks,),
         (w.address, second.address if second else 0, w.matrix_bytes, units, s)
-        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks),
+        + (product.input(w, late=late), *product.groups(p), y, stride, more_units, more_blocks)
+        + exchange.arguments,
         defines,
         shared=how.shared(largest, split=split),
     )

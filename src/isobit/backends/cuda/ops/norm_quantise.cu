@@ -2,15 +2,16 @@
 // A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
 // their load to the quantised record. A block of many superblocks has fewer warps, each of them for EACH.
 // ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum. AT_ONCE
-// (common.cuh) has the compiler spend registers on many reads at once.
-#include "common.cuh"
+// (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
+// what is added; all blocks run at once, and wait for the others' of the same row.
+#include "exchange.cuh"
 
 constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
 constexpr int WARPS = ROW_THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
 
 #ifdef WEIGHTED
 // ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns.
-DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
+DEV void weighted(const float* w, const float* y, int width, float (&sum)[8]) {
     constexpr int AT_ONCE_ROWS = ADDED < 8 ? ADDED : 8;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum[i] = 0.0f;
@@ -21,7 +22,7 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
         for (int r = 0; r < AT_ONCE_ROWS; r++) {
             if (first + r >= ADDED) break;
             by[r] = w[first + r];
-            load8(y + (first + r) * WIDTH, part[r]);
+            load8(y + (first + r) * width, part[r]);
         }
 #pragma unroll
         for (int r = 0; r < AT_ONCE_ROWS; r++)
@@ -32,9 +33,21 @@ DEV void weighted(const float* w, const float* y, float (&sum)[8]) {
 }
 #endif
 
-// x += what is added; y = norm of x, out = y quantised.
+#if ADDED
+// What is added to eight columns of a row; width: of what is here of it.
+DEV void load_added(const float* added, const float* weights, int64 row, int width, int column, float (&more)[8]) {
+#ifdef WEIGHTED
+    weighted(weights + row * ADDED, added + row * ADDED * width + column, width, more);
+#else
+    load8(added + row * width + column, more);
+#endif
+}
+#endif
+
+// x += what is added; y = norm of x, out = y quantised. Rows from `first` on.
 KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
-                                  float eps, float* y, ActivationBlock* out) {
+                                  float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
+                                  int first) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
     int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns
@@ -46,23 +59,37 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         column[e] = min(own[e] * SUPER + 8 * lane_id(), WIDTH - 8);
         load8(norm + column[e], scale[e]);
     }
+    Exchange<Cut> exchange(exchanges, site);
     let_next_start();
     wait_for_previous();
-    int64 row = blockIdx.x;
+    int64 row = first + int(blockIdx.x);
     x += row * WIDTH;
     y += row * WIDTH;
+#if ADDED
+    float more[EACH][8];
+#ifdef BOUNDS
+    int from[EACH];  // the part that has these columns; behind the last, this one
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        from[e] = own[e] * SUPER + 8 * lane_id() < WIDTH ? Cut::part_of(column[e]) : Cut::PARTS;
+        if (from[e] != exchange.rank) continue;
+        load_added(added, weights, row, exchange.columns, column[e] - exchange.first, more[e]);
+        exchange.send8<false>(exchange.at(row, own[e]), more[e]);
+    }
+#endif
+#endif
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         load8(x + column[e], v[e]);
 #if ADDED
-        float more[8];
-#ifdef WEIGHTED
-        weighted(weights + row * ADDED, added + row * ADDED * WIDTH + column[e], more);
+#ifdef BOUNDS
+        if (from[e] < Cut::PARTS && from[e] != exchange.rank)
+            exchange.receive8<false>(from[e], exchange.at(row, own[e]), more[e]);
 #else
-        load8(added + row * WIDTH + column[e], more);
+        load_added(added, weights, row, WIDTH, column[e], more[e]);
 #endif
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[i]);
+        for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[e][i]);
 #endif
     }
 #pragma unroll

@@ -2,7 +2,7 @@
 
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Defines, Lowering, anything
-from isobit.backends.cuda.workspace import BufferView, Pass
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm
 
@@ -52,23 +52,31 @@ def norm(
     addend: Value | None = None,
     shares: Value | None = None,
     *sums: Value,
+    exchange: Exchange = NOT_EXCHANGED,
+    columns: int = 0,
 ) -> None:
     """The norm y of x, of x + addend, or of x and the addend's rows by their shares, with its
-    quantised form; the sum, if there is one, takes x's place, as ``sums`` do."""
+    quantised form; the sum, if there is one, takes x's place, as ``sums`` do. ``columns``: of the
+    addend's rows, if other parts have others: then blocks wait, and so are no more at a time than
+    run at once."""
     assert isinstance(op.operation, RmsNorm)
     n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
     more = g.dense(addend) if addend else None
     by = g.dense(shares) if shares else None
-    how = defines(n, addend.shape.width // n if addend else 0, weighted=shares is not None)
+    added = addend.shape.width // (columns or n) if addend else 0
+    how = {**defines(n, added, weighted=shares is not None), **exchange.defines}
     to, acts = g.new(y), g.acts_of(y, n)
+    at_once = g.gpu.multiprocessors * int(how["AT_ONCE"])
 
     def make(p: Pass) -> None:
-        g.launch(
-            "ops/norm_quantise",
-            (p.rows(y.shape),),
-            (x.address, more.address if more else 0, by.address if by else 0)
-            + (weight(), eps, to.address, acts.address),
-            how,
-        )
+        rows = p.rows(y.shape)
+        for first in range(0, rows, at_once if columns else rows):
+            g.launch(
+                "ops/norm_quantise",
+                (min(rows - first, at_once) if columns else rows,),
+                (x.address, more.address if more else 0, by.address if by else 0)
+                + (weight(), eps, to.address, acts.address, *exchange.arguments, first),
+                how,
+            )
 
     g.emit(make, *sums, y)

@@ -135,7 +135,7 @@ class Programs:
     @property
     def exchanges(self) -> list[dict[str, Inboxes]]:
         """What each program gathers by, if the model is split."""
-        return [made.g.exchange for made, _ in self._programs]
+        return [made.g.exchanges for made, _ in self._programs]
 
     @property
     def lasting(self) -> int:

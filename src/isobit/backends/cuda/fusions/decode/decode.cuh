@@ -2,11 +2,19 @@
 //
 // Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED. Of several
 // rows each has the sums of one row alone, in the same order; what they share are reads of weights.
+//
+// Of a split model a part has some heads, some columns of SwiGLU, and MADE of the rows of products that are added
+// to x: each adds these, in its own x, and sends the sums. Who reads x as a whole gets the others' (whole_rows).
 #pragma once
 #include "step.cuh"
+#include "exchange.cuh"
 
 #ifndef ROWS
 #define ROWS 1
+#endif
+
+#ifndef MADE
+#define MADE HIDDEN
 #endif
 
 constexpr int BLOCK = 512, WARPS = BLOCK / WARP;
@@ -81,18 +89,57 @@ struct Norm {
     }
 };
 
-// Superblocks of x to acts (shared), two a warp at a time: both are loaded before either is worked on.
-// A barrier must follow.
-DEV void quantise_supers(const float* x, int supers, ActivationBlock* acts) {
-    for (int s = warp_id(); s < supers; s += 2 * WARPS) {
+// Vectors of so many superblocks, one behind the other in x, to acts (shared), two superblocks a warp at a time: both
+// are loaded before either is worked on. A barrier must follow.
+template <int SUPERS>
+DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts) {
+    auto load = [&](int s, float (&v)[8]) {
+#ifdef BOUNDS
+        exchange.load_super(x + s / SUPERS * exchange.columns, s / SUPERS, s % SUPERS, v);
+#else
+        load_super(x + s * SUPER, v);
+#endif
+    };
+    for (int s = warp_id(); s < vectors * SUPERS; s += 2 * WARPS) {
         float v[2][8];
-        bool two = s + WARPS < supers;
-        load_super(x + s * SUPER, v[0]);
-        if (two) load_super(x + (s + WARPS) * SUPER, v[1]);
+        bool two = s + WARPS < vectors * SUPERS;
+        load(s, v[0]);
+        if (two) load(s + WARPS, v[1]);
         quantise_without_digits(v[0], acts + s);
         if (two) quantise_without_digits(v[1], acts + s + WARPS);
     }
 }
+
+// x as a whole, [ROWS][HIDDEN], for this block: of a split model in `whole` (shared), and if it is to be kept, in x.
+#ifdef BOUNDS
+struct WholeRows {
+    float x[ROWS * HIDDEN];
+};
+DEV const float* whole_rows(const Exchange<Cut>& exchange, float* x, WholeRows& whole, bool keep) {
+    constexpr int EACH = (ROWS * HIDDEN + BLOCK - 1) / BLOCK;
+    auto part_of = [](int i) { return Cut::part_of(i % HIDDEN); };
+    uint64 word[EACH];  // all are asked for at once
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+        int i = k * BLOCK + threadIdx.x;
+        if (i < ROWS * HIDDEN)
+            word[k] = part_of(i) == exchange.rank ? exchange.word(x[i]) : read_word(exchange.mine + i);
+    }
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+        int i = k * BLOCK + threadIdx.x;
+        if (i >= ROWS * HIDDEN) continue;
+        float v = exchange.value(word[k], part_of(i), i);
+        whole.x[i] = v;
+        if (keep && part_of(i) != exchange.rank) x[i] = v;
+    }
+    __syncthreads();
+    return whole.x;
+}
+#else
+struct WholeRows {};
+DEV const float* whole_rows(const Exchange<Cut>&, float* x, WholeRows&, bool) { return x; }
+#endif
 
 // Where value i lies, [ROWS][HIDDEN], of those that a block makes of ROWS tokens: 8 rows of each of n
 // groups that are dealt one by one.

@@ -3,24 +3,31 @@
 #include "merge.cuh"
 #include "products.cuh"
 
+#ifdef BOUNDS
+constexpr int ATTENDED_SUPERS = Cut::SUPERS;  // of all parts' heads
+#else
+constexpr int ATTENDED_SUPERS = HEADS_SUPERS;
+#endif
+
 // The output product of attention, and the residual, in place. Attention comes as its tiles' results
 // when there are few (`tiles` not null: decode_attention.cu) of one row or two, merged here by every block for itself.
 struct AttnOut {
     const uint8* w;
-    static constexpr int GROUPS = HIDDEN / TILE_ROWS;
+    static constexpr int GROUPS = MADE / TILE_ROWS;
     DEV const uint8* tile(int j) const {
-        int group = blockIdx.x + j / HEADS_SUPERS * gridDim.x;
-        return w + (int64(group) * HEADS_SUPERS + j % HEADS_SUPERS) * WEIGHT::TILE_BYTES;
+        int group = blockIdx.x + j / ATTENDED_SUPERS * gridDim.x;
+        return w + (int64(group) * ATTENDED_SUPERS + j % ATTENDED_SUPERS) * WEIGHT::TILE_BYTES;
     }
-    DEV int act(int j) const { return j % HEADS_SUPERS; }
+    DEV int act(int j) const { return j % ATTENDED_SUPERS; }
 };
 struct AttnOutShared {
-    ActivationBlock x[ROWS * HEADS_SUPERS];
+    ActivationBlock x[ROWS * ATTENDED_SUPERS];
 #if EXPERTS
     PredictorShared prediction;
 #endif
     __align__(16) uint8 tail[16];
 };
+// own: x from the first value that this part makes.
 // While attention runs, the experts are predicted, from x as it still is: expert_prefetch.cuh. fetch: whether their
 // gate and up (1) and down (2) are brought to the device's shared cache.
 KERNEL(512) decode_attn_out(const float* attention, const int* positions, const int* step_number,
@@ -28,15 +35,18 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
                             const uint8* w, const uint8* router,
                             const float* ffn_norm, const uint8* gate, const uint8* up,
                             const uint8* down, int64 gate_bytes, int64 down_bytes, int fetch,
-                            uint64* prediction, float* x) {
+                            uint64* prediction, const float* x, float* own, const uint64* exchanges,
+                            int received, int sent) {
     mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
     AttnOut out = {w};
     int n = dealt(AttnOut::GROUPS);
     using Tiles = Products<WEIGHT, AttnOut, DEPTH>;
-    Tiles products(out, sh->tail, n * HEADS_SUPERS, warp_id());
+    Tiles products(out, sh->tail, n * ATTENDED_SUPERS, warp_id());
     products.start();
-    float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * HEADS_SUPERS));
+    float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * ATTENDED_SUPERS));
+    Exchange<Cut> exchange(exchanges, received);
+    Exchange<SentCut> to(exchanges, sent);
     if (!tiles) let_next_start();
 #if EXPERTS
     int number = *step_number;
@@ -58,31 +68,45 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
             TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles,
                                    positions[r] / TILE + 1};
 #pragma unroll
-            for (int s = warp_id(); s < HEADS_SUPERS; s += WARPS) {
+            for (int s = warp_id(); s < ATTENDED_SUPERS; s += WARPS) {
                 float v[8];
-                results.merged<FEW_TILES, false>(s * SUPER + 8 * lane_id(), v);
-                quantise_without_digits(v, sh->x + r * HEADS_SUPERS + s);
+                int column = s * SUPER + 8 * lane_id();
+#ifdef BOUNDS  // one block sends what each merges; the others' superblocks before s are there by then
+                int part = Cut::part_of(column);
+                if (part == exchange.rank) {
+                    results.merged<FEW_TILES, false>(column - exchange.first, v);
+                    if (blockIdx.x == 0) exchange.send8<true>(exchange.at(r, s), v);
+                } else {
+                    exchange.receive8<true>(part, exchange.at(r, s), v);
+                }
+                __syncwarp();
+#else
+                results.merged<FEW_TILES, false>(column, v);
+#endif
+                quantise_without_digits(v, sh->x + r * ATTENDED_SUPERS + s);
             }
         }
         let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {
-        quantise_supers(attention, ROWS * HEADS_SUPERS, sh->x);
+        quantise_vectors<ATTENDED_SUPERS>(attention, ROWS, exchange, sh->x);
     }
-    int parts = n * HEADS_SUPERS * TILE_ROWS;  // of a token
+    int parts = n * ATTENDED_SUPERS * TILE_ROWS;  // of a token
     // Of the thread's first row, on its way while products are made; most threads have none.
-    float before = threadIdx.x < ROWS * n * TILE_ROWS ? x[own_row(threadIdx.x, n)] : 0.0f;
+    float before = threadIdx.x < ROWS * n * TILE_ROWS ? own[own_row(threadIdx.x, n)] : 0.0f;
     __syncthreads();
     mark(1, 2);
-    products.run(sh->x, part, HEADS_SUPERS, parts);
+    products.run(sh->x, part, ATTENDED_SUPERS, parts);
     __syncthreads();
     mark(1, 3);
 #pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * n * TILE_ROWS; i += BLOCK) {
         int unit = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : unit / n;
         int at = own_row(i, n);
-        float y = sum_supers<HEADS_SUPERS>(part + r * parts +
-                                           (unit - r * n) * HEADS_SUPERS * TILE_ROWS + row);
-        x[at] = add(i < BLOCK ? before : x[at], y);
+        float y = sum_supers<ATTENDED_SUPERS>(part + r * parts +
+                                              (unit - r * n) * ATTENDED_SUPERS * TILE_ROWS + row);
+        y = add(i < BLOCK ? before : own[at], y);
+        own[at] = y;
+        to.send(to.first + at, y);
     }
     mark(1, 5);
 }

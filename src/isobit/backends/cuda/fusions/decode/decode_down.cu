@@ -5,7 +5,7 @@
 struct Down {
     const uint8* w;
     const int* id;
-    static constexpr int GROUPS = HIDDEN / TILE_ROWS, PER_UNIT = USED * FFN_SUPERS;
+    static constexpr int GROUPS = MADE / TILE_ROWS, PER_UNIT = USED * FFN_SUPERS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
     DEV const uint8* tile(int j) const {
         int group = blockIdx.x + j / PER_UNIT * gridDim.x;
@@ -15,7 +15,8 @@ struct Down {
     DEV int act(int j) const { return j % PER_UNIT; }
 };
 
-// W_down of the chosen experts, their weighted sum in rank order, and the residual, in place.
+// W_down of the chosen experts, their weighted sum in rank order, and the residual, in place; x: from the first that
+// this part makes.
 struct DownShared {
     ActivationBlock x[USED * FFN_SUPERS];
     int id[USED];
@@ -23,7 +24,7 @@ struct DownShared {
     __align__(16) uint8 tail[16];
 };
 KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* chosen,
-                        const uint8* w, float* x) {
+                        const uint8* w, float* x, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(DownShared, sh);
     mark(4, 0);
     Down where = {w, sh->id};
@@ -31,6 +32,8 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     using Tiles = Products<WEIGHT, Down, DEPTH>;
     Tiles products(where, sh->tail, n * Down::PER_UNIT, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * Down::PER_UNIT));
+    Exchange<Cut> exchange(exchanges, received);
+    Exchange<SentCut> to(exchanges, sent);
     let_next_start();
 #if EXPERTS
     // The experts are known long before the kernel ahead of this one ends.
@@ -49,7 +52,7 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     products.start();
     wait_for_previous();
     mark(4, 1);
-    quantise_supers(y, USED * FFN_SUPERS, sh->x);
+    quantise_vectors<FFN_SUPERS>(y, USED, exchange, sh->x);
     // Of the thread's first row, on its way while products are made; most threads have none.
     int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
     float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;
@@ -71,7 +74,9 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
         sum = sum_supers<FFN_SUPERS>(part);
 #endif
         int at = (blockIdx.x + unit * gridDim.x) * TILE_ROWS + row;
-        x[at] = add(i < BLOCK ? before : x[at], sum);
+        sum = add(i < BLOCK ? before : x[at], sum);
+        x[at] = sum;
+        to.send(to.first + at, sum);
     }
     mark(4, 5);
 }

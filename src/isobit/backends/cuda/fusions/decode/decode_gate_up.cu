@@ -69,15 +69,16 @@ struct GateUpShared {
     TopKShared choosing;
 #else
     float buffer[SUPER];
+    WholeRows whole;
 #endif
     Choice choice;
     __align__(16) uint8 tail[16];
 };
 // chosen: expert and weight of each rank with the step's number, which decode_down looks for.
-KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int normalise, const float* x,
+KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int normalise, float* x,
                            const float* norm, float eps, const uint8* gate, const uint8* up,
                            const int* step_number, const uint64* prediction, uint64* chosen,
-                           float* y) {
+                           float* y, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
     GateUp where = {gate, up, sh->choice.expert};
@@ -85,6 +86,7 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
     Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
+    Exchange<SentCut> to(exchanges, sent);
 #if EXPERTS
     int number = *step_number;
     fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction, number) : 0, &sh->choice);
@@ -128,7 +130,8 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     let_next_start();
     wait_for_previous();
     mark(3, 1);
-    h.quantise(x, eps, sh->buffer, sh->x);
+    Exchange<Cut> exchange(exchanges, received);
+    h.quantise(whole_rows(exchange, x, sh->whole, blockIdx.x == 0), eps, sh->buffer, sh->x);
 #endif
     __syncthreads();
     mark(3, 2);
@@ -142,7 +145,10 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
         int unit = blockIdx.x + u * gridDim.x, rank = sh->choice.rank[unit / GateUp::GROUPS];
-        y[(rank * GateUp::GROUPS + unit % GateUp::GROUPS) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
+        int column = unit % GateUp::GROUPS * TILE_ROWS + row;
+        float value = isobit::silu_gate(g, up_value);
+        y[rank * FFN + column] = value;
+        to.send(to.at(rank, 0) + to.first + column, value);
     }
     mark(3, 5);
 }

@@ -1,6 +1,7 @@
 // A decode step: attention's tiles merged, when they are many (docs/numerics.md, section 6).
 #include "merge.cuh"
 #include "copy.cuh"
+#include "exchange.cuh"
 
 // Many tiles merged: 32 columns a block (blockIdx.x), 512 tiles at a time. All that tiles can do side by
 // side comes first: their factors from a running maximum, and their outputs times these. What is left
@@ -35,7 +36,7 @@ DEV float in_order(float r, const float* a, const float* v, int n) {
 }
 
 KERNEL(512) decode_merge(const int* positions, const float2* max_and_sum, const float* out,
-                         int most_tiles, float* result) {
+                         int most_tiles, float* result, const uint64* exchanges, int sent) {
     static_assert(MOST == 512 && sizeof(MergeShared) == 4 * (512 * 38 + 16), "decode_layer.py knows both");
     mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
@@ -49,6 +50,7 @@ KERNEL(512) decode_merge(const int* positions, const float2* max_and_sum, const 
     const float lowest = isobit::from_bits(0xff800000u);
     float m = lowest;  // of all tiles so far
     float r = -0.0f;   // the first tile's factor is 0: -0 * 0 + v is v, whatever its sign
+    Exchange<SentCut> to(exchanges, sent);
     let_next_start();
     wait_for_previous();
     mark(7, 1);
@@ -98,6 +100,10 @@ KERNEL(512) decode_merge(const int* positions, const float2* max_and_sum, const 
     }
     if (warp_id() == 1 && lane_id() == 0) sh->b[0] = r;
     __syncthreads();
-    if (warp_id() == 0) result[column + lane_id()] = mul(r, div(1.0f, sh->b[0]));
+    if (warp_id() == 0) {
+        float value = mul(r, div(1.0f, sh->b[0]));
+        result[column + lane_id()] = value;
+        to.send(to.at(row, 0) + to.first + column + lane_id(), value);
+    }
     mark(7, 5);
 }

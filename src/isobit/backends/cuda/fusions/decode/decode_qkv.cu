@@ -31,11 +31,13 @@ struct Value {
 struct QkvShared {
     ActivationBlock x[ROWS * HIDDEN_SUPERS];
     float buffer[ROWS * SUPER];
+    WholeRows whole;
     __align__(16) uint8 tail[16];
 };
 // prediction: see expert_prefetch.cuh; its first word says that x is there.
-KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8* q, const uint8* k,
-                       const uint8* v, const int* step_number, uint64* prediction, float* qkv) {
+KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, const uint8* k,
+                       const uint8* v, const int* step_number, uint64* prediction, float* qkv,
+                       const uint64* exchanges, int received) {
     mark(0, 0);
     DYNAMIC_SHARED(QkvShared, sh);
     QueryKey qk = {q, k};
@@ -49,13 +51,15 @@ KERNEL(512) decode_qkv(const float* x, const float* norm, float eps, const uint8
     first.start();
     second.start();
     Norm h(norm);
+    Exchange<Cut> exchange(exchanges, received);
     float* part = reinterpret_cast<float*>(more + Second::bytes(nv * HIDDEN_SUPERS));
     int number = *step_number;
     let_next_start();
     wait_for_previous();
     mark(0, 1);
+    const float* row = whole_rows(exchange, x, sh->whole, blockIdx.x == 0);
     if (blockIdx.x == 0 && threadIdx.x == BLOCK - 1) store_relaxed(prediction, packed(number, 0, 0.0f));
-    h.quantise(x, eps, sh->buffer, sh->x);
+    h.quantise(row, eps, sh->buffer, sh->x);
     __syncthreads();
     mark(0, 2);
     int parts = (n + nv) * HIDDEN_SUPERS * TILE_ROWS;  // of a token

@@ -5,9 +5,10 @@
 // Norm; logits of the router, an expert a block; the quantised activations, a superblock a block.
 struct RouterShared {
     float buffer[2][ROWS * SUPER];
+    WholeRows whole;
 };
-KERNEL(512) decode_router(const float* x, const float* norm, float eps, const uint8* w,
-                          float* logits, ActivationBlock* acts) {
+KERNEL(512) decode_router(float* x, const float* norm, float eps, const uint8* w,
+                          float* logits, ActivationBlock* acts, const uint64* exchanges, int received) {
     DYNAMIC_SHARED(RouterShared, sh);
     mark(2, 0);
     int expert = blockIdx.x;
@@ -20,11 +21,12 @@ KERNEL(512) decode_router(const float* x, const float* norm, float eps, const ui
             row[i] = load_float(w, int64(expert) * HIDDEN + at, ROUTER_KIND);
         }
     Norm h(norm);
+    Exchange<Cut> exchange(exchanges, received);
     let_next_start();
     wait_for_previous();
     mark(2, 1);
     h.run<true>(
-        x, eps, sh->buffer[0],
+        whole_rows(exchange, x, sh->whole, blockIdx.x == 0), eps, sh->buffer[0],
         [&](int token, const float (&column)[HIDDEN_SUPERS], float r) {
             float sum = 0.0f;
 #pragma unroll

@@ -11,7 +11,7 @@ struct Down {
     const uint8* w;
     const int* expert;  // of a slot
     int per_unit;
-    static constexpr int GROUPS = HIDDEN / TILE_ROWS;
+    static constexpr int GROUPS = MADE / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
     DEV int unit(int j) const { return j / per_unit; }
     DEV int slot(int j) const { return (j - unit(j) * per_unit) / FFN_SUPERS; }
@@ -35,12 +35,14 @@ struct DownShared {
     __align__(16) uint8 tail[16];
 };
 KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chosen, const uint8* w,
-                      float* x) {
+                      float* x, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(DownShared, sh);
     mark(4, 0);
     using Tiles = Products<WEIGHT, Down, DEPTH>;
     constexpr int PART = FFN_SUPERS * TILE_ROWS;  // products of a pair, or a row, and a group
     int n = dealt(Down::GROUPS), experts = 1;
+    Exchange<Cut> exchange(exchanges, received);
+    Exchange<SentCut> to(exchanges, sent);
     let_next_start();
 #if EXPERTS
     ExpertSlots* slots = &sh->slots;
@@ -77,7 +79,7 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
 #endif
     wait_for_previous();
     mark(4, 1);
-    quantise_supers(y, PAIRS * FFN_SUPERS, sh->x);
+    quantise_vectors<FFN_SUPERS>(y, PAIRS, exchange, sh->x);
     // Of the thread's first row, on its way while products are made; most threads have none.
     float before = threadIdx.x < ROWS * n * TILE_ROWS ? x[own_row(threadIdx.x, n)] : 0.0f;
     __syncthreads();
@@ -114,7 +116,9 @@ KERNEL(512) rows_down(const float* y, const int* step_number, const uint64* chos
         sum = sum_supers<FFN_SUPERS>(all + (r * n + unit) * PART + row);
 #endif
         int at = own_row(i, n);
-        x[at] = add(i < BLOCK ? before : x[at], sum);
+        sum = add(i < BLOCK ? before : x[at], sum);
+        x[at] = sum;
+        to.send(to.first + at, sum);
     }
     mark(4, 5);
 }

@@ -30,15 +30,18 @@ struct GateUpShared {
     float p[PAIRS];
 #else
     float buffer[ROWS * SUPER];
+    WholeRows whole;
     int expert[1];
 #endif
     __align__(16) uint8 tail[16];
 };
 // See decode_gate_up.
-KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int normalise, const float* x,
+KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int normalise, float* x,
                          const float* norm, float eps, const uint8* gate, const uint8* up,
-                         const int* step_number, const uint64* prediction, uint64* chosen, float* y) {
+                         const int* step_number, const uint64* prediction, uint64* chosen, float* y,
+                         const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(GateUpShared, sh);
+    Exchange<SentCut> to(exchanges, sent);
     mark(3, 0);
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
     constexpr int GROUPS = GateUp::GROUPS, PART = GateUp::TILES * TILE_ROWS;  // products of a unit
@@ -119,7 +122,9 @@ KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int n
         const float* part = all + (pair * units + local) * PART + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
-        y[(pair * GROUPS + group) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
+        float value = isobit::silu_gate(g, up_value);
+        y[(pair * GROUPS + group) * TILE_ROWS + row] = value;
+        to.send(to.at(pair, 0) + to.first + group * TILE_ROWS + row, value);
     }
 #else
     if (threadIdx.x == 0) sh->expert[0] = 0;
@@ -133,7 +138,8 @@ KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int n
     let_next_start();
     wait_for_previous();
     mark(3, 1);
-    h.quantise(x, eps, sh->buffer, sh->x);
+    Exchange<Cut> exchange(exchanges, received);
+    h.quantise(whole_rows(exchange, x, sh->whole, blockIdx.x == 0), eps, sh->buffer, sh->x);
     __syncthreads();
     mark(3, 2);
     products.run(sh->x, all, HIDDEN_SUPERS, n * PART);
@@ -146,7 +152,9 @@ KERNEL(512) rows_gate_up(const ActivationBlock* acts, const float* logits, int n
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
         int group = blockIdx.x + u * gridDim.x;
-        y[(r * GROUPS + group) * TILE_ROWS + row] = isobit::silu_gate(g, up_value);
+        float value = isobit::silu_gate(g, up_value);
+        y[(r * GROUPS + group) * TILE_ROWS + row] = value;
+        to.send(to.at(r, 0) + to.first + group * TILE_ROWS + row, value);
     }
 #endif
     mark(3, 5);
