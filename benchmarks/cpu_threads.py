@@ -1,18 +1,19 @@
 """What the CPU backend makes of many threads: bits first, then a plain read, decode and prefill.
 
 usage: python benchmarks/cpu_threads.py MODEL.gguf OUT [--threads 1,2,4,8,12,16] [--decode 12]
-           [--prompt 128]
+           [--prompt 128] [--simd LEVEL]
 
 OUT is a folder: report.json has all figures, lscpu.txt the machine. A prompt's logits must be
 equal at every SIMD level (of a file above 1 GB: but the portable one) and with fewer threads, else
-nothing is timed. Then for each number of threads: a plain read of the file (GB/s), tokens/s of
-decode and of prefill, and how kinds of phases share the time. What a phase took ends with its
-barrier; "barriers" is what threads stood at them, of the time of all. About a minute for 18.6 GB
-with 16 threads.
+nothing is timed. Then for each number of threads: a plain read of the file's map and of a copy in
+pages of 2 MB (GB/s), tokens/s of decode and of prefill, and how kinds of phases share the time.
+What a phase took ends with its barrier; "barriers" is what threads stood at them, of the time of
+all. About a minute for 18.6 GB with 16 threads.
 """
 
 import argparse
 import json
+import mmap
 import subprocess
 import time
 from collections import Counter
@@ -61,18 +62,29 @@ def check_bits(weights, tokens, threads, size):
     return f"{logits[0].size * 2} logits equal: {', '.join(found)}"
 
 
-def read_rate(path, threads, most=6 << 30):
-    """GB/s of a plain read of the mapped file's first bytes."""
-    data = np.memmap(path, np.uint64, "r")[: most // 8]
-    chunks = np.array_split(data, max(len(data) >> 17, threads))  # of 1 MB
+def read_rate(data, threads):
+    """GB/s of a plain read by so many threads, each of a stretch of its own."""
+    parts = [np.array_split(part, 8) for part in np.array_split(data, threads)]
     with ThreadPoolExecutor(threads) as pool:
-        parts = [
-            chunks[len(chunks) * i // threads : len(chunks) * (i + 1) // threads]
-            for i in range(threads)
-        ]
         start = time.perf_counter()
         list(pool.map(lambda some: [np.bitwise_or.reduce(c) for c in some], parts))
         return data.nbytes / 1e9 / (time.perf_counter() - start)
+
+
+def in_large_pages(data):
+    """A copy in pages of 2 MB, where the system has them."""
+    memory = mmap.mmap(-1, data.nbytes + (2 << 20))
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    copy = np.frombuffer(memory, data.dtype, len(data))
+    copy[:] = data
+    return copy
+
+
+def large_pages():
+    """MB of this process's memory in pages of 2 MB: of mapped files and its own."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines[1:])
+    return {k: int(found[k].split()[0]) >> 10 for k in ("FilePmdMapped", "AnonHugePages")}
 
 
 def kinds(weights):
@@ -106,6 +118,7 @@ def main():
     p.add_argument("--threads", default="1,2,4,8,12,16")
     p.add_argument("--decode", type=int, default=12, help="tokens")
     p.add_argument("--prompt", type=int, default=128, help="tokens")
+    p.add_argument("--simd", help="a level; the best, if none is named")
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     most = EngineConfig().cores
@@ -117,17 +130,23 @@ def main():
     file = GGUFFile.open(a.model)
     weights = Weights.from_file(file)
     names, vocab = kinds(weights), weights.config.vocab
+    size = Path(a.model).stat().st_size
     rng = np.random.default_rng()
     tokens = rng.integers(0, vocab, a.prompt)
     for name in file.tensors:  # every page of the map
         file.data(name)[::4096].sum()
     report = {"levels": simd_levels()}
-    report["bits"] = check_bits(weights, tokens, most, Path(a.model).stat().st_size)
+    report["bits"] = check_bits(weights, tokens, most, size)
     print(report["bits"], flush=True)
+    whole = np.memmap(a.model, np.uint64, "r", shape=(min(6 << 30, size) // 8,))
+    whole[::512].max()  # every page of this map, too
+    copy = in_large_pages(whole[: 2 << 27])
+    report["MB in pages of 2 MB"] = large_pages()
+    print("MB in pages of 2 MB:", report["MB in pages of 2 MB"], flush=True)
     rows = []
     for threads in sorted({min(int(n), most) for n in a.threads.split(",")}):
-        backend = open_backend(weights, threads)
-        read = read_rate(a.model, threads)
+        backend = open_backend(weights, threads, a.simd)
+        reads = {"read GB/s": read_rate(whole, threads), "large pages": read_rate(copy, threads)}
         names_and = backend, names, threads
         run(backend, tokens[:2])
         prefill = timed(*names_and, lambda b=backend: run(b, tokens))
@@ -135,7 +154,7 @@ def main():
         decode = timed(*names_and, lambda b=backend, s=steps: [run(b, t, i) for i, t in s])
         report["device"] = backend.device
         backend.close()
-        rows.append({"threads": threads, "read GB/s": round(read, 1)})
+        rows.append({"threads": threads, **{k: round(v, 1) for k, v in reads.items()}})
         for name, n, (took, shares, stood) in (
             ("decode", a.decode, decode),
             ("prefill", a.prompt, prefill),
