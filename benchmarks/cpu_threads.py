@@ -17,10 +17,14 @@ import mmap
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend, simd_levels
@@ -29,10 +33,13 @@ from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
+Array = NDArray[np.generic]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
 PAGES = np.arange(64, dtype=np.int32)[None]
 
 
-def run(backend, tokens, start=0):
+def run(backend: CpuBackend, tokens: I64, start: int = 0) -> Array:
     """The logits of the last of these tokens, at positions from start on."""
     n = len(tokens)
     positions = np.arange(start, start + n, dtype=np.int32)
@@ -41,12 +48,17 @@ def run(backend, tokens, start=0):
     return backend.forward(batch)
 
 
-def open_backend(weights, threads, simd=None):
+def steps(backend: CpuBackend, tokens: I64, start: int) -> None:
+    for i in range(len(tokens)):
+        run(backend, tokens[i : i + 1], start + i)
+
+
+def open_backend(weights: Weights, threads: int, simd: str | None = None) -> CpuBackend:
     engine = EngineConfig(context=64 * len(PAGES[0]), max_sequences=1, threads=threads)
     return CpuBackend(weights, engine, simd=simd)
 
 
-def check_bits(weights, tokens, threads, size):
+def check_bits(weights: Weights, tokens: I64, threads: int, size: int) -> str:
     ways = [(simd, threads) for simd in simd_levels()]
     if size > 1 << 30:
         ways = [(simd, n) for simd, n in ways if simd != "portable"]
@@ -62,7 +74,7 @@ def check_bits(weights, tokens, threads, size):
     return f"{logits[0].size * 2} logits equal: {', '.join(found)}"
 
 
-def read_rate(data, threads):
+def read_rate(data: U64, threads: int) -> float:
     """GB/s of a plain read by so many threads, each of a stretch of its own."""
     parts = [np.array_split(part, 8) for part in np.array_split(data, threads)]
     with ThreadPoolExecutor(threads) as pool:
@@ -71,7 +83,7 @@ def read_rate(data, threads):
         return data.nbytes / 1e9 / (time.perf_counter() - start)
 
 
-def in_large_pages(data):
+def in_large_pages(data: U64) -> U64:
     """A copy in pages of 2 MB, where the system has them."""
     memory = mmap.mmap(-1, data.nbytes + (2 << 20))
     memory.madvise(mmap.MADV_HUGEPAGE)
@@ -80,14 +92,14 @@ def in_large_pages(data):
     return copy
 
 
-def large_pages():
+def large_pages() -> dict[str, int]:
     """MB of this process's memory in pages of 2 MB: of mapped files and its own."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines[1:])
     return {k: int(found[k].split()[0]) >> 10 for k in ("FilePmdMapped", "AnonHugePages")}
 
 
-def kinds(weights):
+def kinds(weights: Weights) -> list[str]:
     """What each phase of the program is called: its first product, or its kind."""
     shown = {"moe_expert_gate": "experts up", "moe_expert_out": "experts down"}
     names = []
@@ -97,21 +109,24 @@ def kinds(weights):
     return names
 
 
-def timed(backend, names, threads, work):
+def timed(
+    backend: CpuBackend, names: list[str], threads: int, work: Callable[[], object]
+) -> tuple[float, dict[str, float], float]:
     """Seconds of work(), the share of each kind of phase, and of barriers."""
-    before = backend._engine.spent()
+    assert (engine := backend._engine) is not None
+    before = engine.spent()
     start = time.perf_counter()
     work()
     took = time.perf_counter() - start
     spent = Counter()
     stood = 0.0
-    for name, then, now in zip(names, before, backend._engine.spent(), strict=True):
+    for name, then, now in zip(names, before, engine.spent(), strict=True):
         spent[name] += (now[0] - then[0]) / took
         stood += now[1] - then[1]
     return took, {k: round(v, 4) for k, v in spent.most_common()}, stood / took / threads
 
 
-def main():
+def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("model")
     p.add_argument("out", type=Path)
@@ -135,7 +150,7 @@ def main():
     tokens = rng.integers(0, vocab, a.prompt)
     for name in file.tensors:  # every page of the map
         file.data(name)[::4096].sum()
-    report = {"levels": simd_levels()}
+    report: dict[str, Any] = {"levels": simd_levels()}
     report["bits"] = check_bits(weights, tokens, most, size)
     print(report["bits"], flush=True)
     whole = np.memmap(a.model, np.uint64, "r", shape=(min(6 << 30, size) // 8,))
@@ -143,15 +158,14 @@ def main():
     copy = in_large_pages(whole[: 2 << 27])
     report["MB in pages of 2 MB"] = large_pages()
     print("MB in pages of 2 MB:", report["MB in pages of 2 MB"], flush=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for threads in sorted({min(int(n), most) for n in a.threads.split(",")}):
         backend = open_backend(weights, threads, a.simd)
         reads = {"read GB/s": read_rate(whole, threads), "large pages": read_rate(copy, threads)}
-        names_and = backend, names, threads
         run(backend, tokens[:2])
-        prefill = timed(*names_and, lambda b=backend: run(b, tokens))
-        steps = enumerate(rng.integers(0, vocab, (a.decode, 1)), len(tokens))
-        decode = timed(*names_and, lambda b=backend, s=steps: [run(b, t, i) for i, t in s])
+        prefill = timed(backend, names, threads, partial(run, backend, tokens))
+        more = rng.integers(0, vocab, a.decode)
+        decode = timed(backend, names, threads, partial(steps, backend, more, len(tokens)))
         report["device"] = backend.device
         backend.close()
         rows.append({"threads": threads, **{k: round(v, 1) for k, v in reads.items()}})
