@@ -16,7 +16,7 @@ import json
 import mmap
 import subprocess
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -113,17 +113,22 @@ def timed(
     backend: CpuBackend, names: list[str], threads: int, work: Callable[[], object]
 ) -> tuple[float, dict[str, float], float]:
     """Seconds of work(), the share of each kind of phase, and of barriers."""
-    assert (engine := backend._engine) is not None
+    engine = backend._engine
+    assert engine is not None
     before = engine.spent()
     start = time.perf_counter()
     work()
     took = time.perf_counter() - start
-    spent = Counter()
+    spent: dict[str, float] = defaultdict(float)
     stood = 0.0
     for name, then, now in zip(names, before, engine.spent(), strict=True):
         spent[name] += (now[0] - then[0]) / took
         stood += now[1] - then[1]
-    return took, {k: round(v, 4) for k, v in spent.most_common()}, stood / took / threads
+    return (
+        took,
+        {k: round(v, 4) for k, v in sorted(spent.items(), key=lambda kv: -kv[1])},
+        stood / took / threads,
+    )
 
 
 def main() -> None:
