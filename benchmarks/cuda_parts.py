@@ -358,12 +358,12 @@ def large(a, note):
 
 
 def timeline(a, note):
-    """Kernels of steps on one device, and on the first of all, from the driver's timeline (needs
-    torch): launches a layer, and what each kernel adds."""
+    """Kernels of steps and prompts on one device, and on the first of all, from the driver's
+    timeline (needs torch): launches a layer, and what each kernel adds, by what it follows."""
     from cuda_timeline import table, traced  # noqa: PLC0415
 
     weights = opened(a.model, TIMED)
-    engine = EngineConfig(context=1024, max_sequences=32, chunk=2048)
+    engine = EngineConfig(context=2304, max_sequences=32, chunk=2048, pages=256)
     rng = np.random.default_rng(5)
     for key in ("one", "split"):
         if key == "one":
@@ -371,22 +371,31 @@ def timeline(a, note):
         else:
             several = replace(engine, parts=a.parts)
             backend = CudaPartsBackend(weights, several, devices(a.parts))
-        for n in (1, 8, 32):
-            texts = Texts(rng, backend.limits.vocabulary, n, 4)
-            for s in range(n):
-                backend.forward(texts.prompt(s, DEPTH))
-            run = partial(backend.greedy, texts._ids(n), texts.ends, texts.pages, 8)
-            run(), run()
+
+        def show(name, run, passes, key=key):
+            for _ in range(3):
+                run()
             kernels = sorted(traced(run), key=lambda k: k[3])
             behind = ["", *(k[0] for k in kernels)]
             named = [(f"{k[0]} < {b}", *k[1:]) for k, b in zip(kernels, behind, strict=False)]
-            rows, us = table(sorted(named, key=lambda k: k[4]), 8)
+            rows, us = table(sorted(named, key=lambda k: k[4]), passes)
             launches = sum(row["a pass"] for row in rows)
             note(
-                f"{key}, {n} sequences",
-                {"us a step": round(us, 1), "launches a layer": round(launches / TIMED, 2)}
+                f"{key}, {name}",
+                {"us a pass": round(us, 1), "launches a layer": round(launches / TIMED, 2)}
                 | {"kernels": sorted(rows, key=lambda row: -row["us a pass"])},
             )
+
+        vocab = backend.limits.vocabulary
+        for n in (1, 8, 32):
+            texts = Texts(rng, vocab, n, 4)
+            for s in range(n):
+                backend.forward(texts.prompt(s, DEPTH))
+            greedy = partial(backend.greedy, texts._ids(n), texts.ends, texts.pages, 8)
+            show(f"{n} sequences", greedy, 8)
+        for n in (512, 2048):
+            prompt = Texts(rng, vocab, 1, 36).prompt(0, n)
+            show(f"a prompt of {n}", partial(backend.forward, prompt), 1)
         backend.close()
 
 
@@ -437,7 +446,7 @@ def table(out, ended):
     for name, row in found.get("timeline", {}).items():
         if isinstance(row, dict):
             print(
-                f"{name}: {row['us a step']} us a step, {row['launches a layer']} launches a layer"
+                f"{name}: {row['us a pass']} us a pass, {row['launches a layer']} launches a layer"
             )
             for k in row["kernels"][:13]:
                 print(f"  {k['a pass']:5.1f} x {k['kernel'][:34]:<34} {k['grid']:<12}", end="")

@@ -16,59 +16,48 @@ from isobit.model.architectures import read_config
 from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.verify.oracle import Oracle
+from tests.helpers import random_models as make
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut, same_bits
 from tests.helpers.random_file import F32, RandomFile
+from tests.helpers.synth import Geometry
 from tests.model.test_split import Meeting, passes
 
-LAYERS, HIDDEN, H, G, D, E, K, FFN, VOCAB = 3, 96, 6, 2, 64, 5, 3, 160, 300
+SMALL = Geometry(3, 96, 6, 2, 64, experts=5, experts_used=3, ffn=160, vocab=300)
 WINDOW = 70  # longer than a tile of keys, shorter than the text
 YARN = {"factor": 8.0, "original_context_length": 64}
-TOKENS = np.random.default_rng(6).integers(0, VOCAB, 150).tolist()
-KEYS: dict[str, object] = {
-    "block_count": LAYERS,
-    "context_length": 4096,
-    "embedding_length": HIDDEN,
-    "feed_forward_length": FFN,
-    "attention.head_count": H,
-    "attention.head_count_kv": G,
-    "attention.key_length": D,
-    "attention.value_length": D,
-    "attention.layer_norm_rms_epsilon": 1e-5,
-    "attention.sliding_window": WINDOW,
-    "expert_count": E,
-    "expert_used_count": K,
-    "expert_feed_forward_length": FFN,
-    "rope.freq_base": 150000.0,
-    "rope.scaling.type": "yarn",
-    **{f"rope.scaling.{name}": value for name, value in YARN.items()},
-}
+TOKENS = np.random.default_rng(6).integers(0, SMALL.vocab, 150).tolist()
 
 
-def write(path: Path) -> dict[str, F32]:
-    f = RandomFile(path, "gpt-oss", KEYS)
-    f.matrix("token_embd.weight", VOCAB, HIDDEN)
-    for i in range(LAYERS):
-        at = f"blk.{i}."
-        f.vector(at + "attn_norm.weight", HIDDEN)
-        f.vector(at + "post_attention_norm.weight", HIDDEN)
-        for role, rows in (("q", H * D), ("k", G * D), ("v", G * D)):
-            f.matrix(f"{at}attn_{role}.weight", rows, HIDDEN, spread=2)
-            f.vector(f"{at}attn_{role}.bias", rows, about=0, spread=0.5)
-        f.matrix(at + "attn_output.weight", HIDDEN, H * D)
-        f.vector(at + "attn_output.bias", HIDDEN, about=0, spread=0.3)
-        f.vector(at + "attn_sinks.weight", H, about=3, spread=2)
-        f.matrix(at + "ffn_gate_inp.weight", E, HIDDEN, fmt="F32", spread=2)
-        f.vector(at + "ffn_gate_inp.bias", E, about=0, spread=1)
+def write(path: Path, g: Geometry = SMALL, experts: str = "MXFP4", **how: Any) -> dict[str, F32]:
+    """``experts``: the format of their matrices."""
+    keys = make.common_keys(g) | {
+        "attention.sliding_window": WINDOW,
+        "expert_feed_forward_length": g.ffn,
+        "rope.freq_base": 150000.0,
+        "rope.scaling.type": "yarn",
+        **{f"rope.scaling.{name}": value for name, value in YARN.items()},
+    }
+    f = RandomFile(path, "gpt-oss", keys, **how)
+    for at in make.beginning(f, g):
+        f.vector(at + "attn_norm.weight", g.hidden)
+        f.vector(at + "post_attention_norm.weight", g.hidden)
+        for role, heads in (("q", g.heads), ("k", g.kv_heads), ("v", g.kv_heads)):
+            f.matrix(f"{at}attn_{role}.weight", heads * g.head_dim, g.hidden, spread=2)
+            f.vector(f"{at}attn_{role}.bias", heads * g.head_dim, about=0, spread=0.5)
+        f.matrix(at + "attn_output.weight", g.hidden, g.heads * g.head_dim)
+        f.vector(at + "attn_output.bias", g.hidden, about=0, spread=0.3)
+        f.vector(at + "attn_sinks.weight", g.heads, about=3, spread=2)
+        f.matrix(at + "ffn_gate_inp.weight", g.experts, g.hidden, fmt="F32", spread=2)
+        f.vector(at + "ffn_gate_inp.bias", g.experts, about=0, spread=1)
         for role, rows, columns in (
-            ("gate", FFN, HIDDEN),
-            ("up", FFN, HIDDEN),
-            ("down", HIDDEN, FFN),
+            ("gate", g.ffn, g.hidden),
+            ("up", g.ffn, g.hidden),
+            ("down", g.hidden, g.ffn),
         ):  # some beyond the clamp
-            f.matrix(f"{at}ffn_{role}_exps.weight", E, rows, columns, fmt="MXFP4", spread=4)
-            f.vector(f"{at}ffn_{role}_exps.bias", E, rows, about=0, spread=1)
-    f.vector("output_norm.weight", HIDDEN)
-    f.matrix("output.weight", VOCAB, HIDDEN)
+            name = f"{at}ffn_{role}_exps"
+            f.matrix(f"{name}.weight", g.experts, rows, columns, fmt=experts, spread=4)
+            f.vector(f"{name}.bias", g.experts, rows, about=0, spread=1)
     return f.close()
 
 
@@ -117,19 +106,20 @@ def transformers_model(w: dict[str, F32]) -> Any:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
+    g = SMALL
     config = transformers.GptOssConfig(
-        num_hidden_layers=LAYERS,
-        num_local_experts=E,
-        num_experts_per_tok=K,
-        vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        intermediate_size=FFN,
-        head_dim=D,
-        num_attention_heads=H,
-        num_key_value_heads=G,
+        num_hidden_layers=g.layers,
+        num_local_experts=g.experts,
+        num_experts_per_tok=g.experts_used,
+        vocab_size=g.vocab,
+        hidden_size=g.hidden,
+        intermediate_size=g.ffn,
+        head_dim=g.head_dim,
+        num_attention_heads=g.heads,
+        num_key_value_heads=g.kv_heads,
         sliding_window=WINDOW,
         rms_norm_eps=float(np.float32(1e-5)),
-        max_position_embeddings=4096,
+        max_position_embeddings=g.context,
         rope_parameters={
             "rope_type": "yarn",
             "rope_theta": 150000.0,
@@ -156,7 +146,7 @@ def transformers_model(w: dict[str, F32]) -> Any:
         "model.norm.weight": w["output_norm.weight"],
         "lm_head.weight": w["output.weight"],
     }
-    for i in range(LAYERS):
+    for i in range(g.layers):
         ours, theirs = f"blk.{i}.", f"model.layers.{i}."
         for role, name in names.items():
             for what in ("weight", "bias"):
@@ -165,7 +155,9 @@ def transformers_model(w: dict[str, F32]) -> Any:
         state[theirs + "self_attn.sinks"] = w[ours + "attn_sinks.weight"]
         for what, tail in (("weight", ""), ("bias", "_bias")):
             gate, up, down = (w[f"{ours}ffn_{r}_exps.{what}"] for r in ("gate", "up", "down"))
-            both = np.stack([gate, up], axis=2).reshape(E, 2 * FFN, *gate.shape[2:])  # in turns
+            both = np.stack([gate, up], axis=2).reshape(
+                g.experts, 2 * g.ffn, *gate.shape[2:]
+            )  # in turns
             state[f"{theirs}mlp.experts.gate_up_proj{tail}"] = both.swapaxes(1, -1)
             state[f"{theirs}mlp.experts.down_proj{tail}"] = down.swapaxes(1, -1)
     model = transformers.GptOssForCausalLM(config)
@@ -178,12 +170,12 @@ def test_parts(file: GGUFFile, parts: int) -> None:
     """Each part has the sinks of its own heads."""
     w, seed = Weights.from_file(file), 5
     settings = EngineConfig(context=64, max_sequences=2)
-    (whole,) = passes([ReferenceBackend(w, settings)], VOCAB, np.random.default_rng(seed))
+    (whole,) = passes([ReferenceBackend(w, settings)], SMALL.vocab, np.random.default_rng(seed))
     meeting, backends = Meeting(parts), []
     for rank in range(parts):
         mine = Weights(w.config, split(w.graph, rank, parts).graph)
         backends.append(ReferenceBackend(mine, settings, exchange=meeting.exchange(rank)))
-    for logits in passes(backends, VOCAB, np.random.default_rng(seed)):
+    for logits in passes(backends, SMALL.vocab, np.random.default_rng(seed)):
         assert same_bits(logits, whole)
 
 
@@ -191,7 +183,7 @@ def test_what_a_file_lacks_is_refused_by_one_line(file: GGUFFile) -> None:
     for key in ("attention.sliding_window", "rope.scaling.factor", "expert_feed_forward_length"):
         metadata = {k: v for k, v in file.metadata.items() if k != f"gpt-oss.{key}"}
         with pytest.raises(ModelRefused, match=key):
-            read_config(metadata, vocab=VOCAB, source="m.gguf")
+            read_config(metadata, vocab=SMALL.vocab, source="m.gguf")
     for name, tensor in list(file.tensors.items()):
         del file.tensors[name]  # type: ignore[attr-defined]
         with pytest.raises(ModelRefused, match=name):
@@ -203,4 +195,6 @@ def test_what_a_file_lacks_is_refused_by_one_line(file: GGUFFile) -> None:
         ("rope.dimension_count", 32),
     ):
         with pytest.raises(ModelRefused, match=key):
-            read_config(file.metadata | {f"gpt-oss.{key}": value}, vocab=VOCAB, source="m.gguf")
+            read_config(
+                file.metadata | {f"gpt-oss.{key}": value}, vocab=SMALL.vocab, source="m.gguf"
+            )

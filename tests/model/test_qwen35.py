@@ -2,6 +2,8 @@
 shapes; bit for bit on the backends, and against transformers' own models in float64."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -23,7 +25,7 @@ from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut
-from tests.helpers.random_file import RandomFile
+from tests.model.test_qwen3next import G, write
 from tests.ops.wgpu_support import open_device
 
 DATA = Path(__file__).parents[1] / "data"
@@ -219,61 +221,10 @@ def test_against_transformers_in_float64(file: GGUFFile, ids: list[int]) -> None
     assert np.linalg.norm(ours - expected) < 2e-3 * np.linalg.norm(expected)
 
 
-DENSE = {
-    "block_count": 3,
-    "context_length": 256,
-    "embedding_length": 160,
-    "feed_forward_length": 96,
-    "attention.head_count": 3,
-    "attention.head_count_kv": 1,
-    "attention.key_length": 64,
-    "attention.value_length": 64,
-    "attention.layer_norm_rms_epsilon": 1e-6,
-    "attention.recurrent_layers": [True, False, True],
-    "rope.freq_base": 1e6,
-    "rope.dimension_count": 16,
-    "rope.dimension_sections": [3, 3, 2, 0],
-    "ssm.conv_kernel": 4,
-    "ssm.state_size": 32,
-    "ssm.group_count": 2,
-    "ssm.time_step_rank": 6,
-    "ssm.inner_size": 192,
-}
 TOKENS = np.random.default_rng(4).integers(0, 300, 80).tolist()
-
-
-def write_dense(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Two delta nets of 2 key and 6 value heads around attention of 3 heads, one dense
-    feed-forward each."""
-    f = RandomFile(path, "qwen35", DENSE)
-    f.matrix("token_embd.weight", 300, 160)
-    for i, recurrent in enumerate(DENSE["attention.recurrent_layers"]):  # type: ignore[arg-type]
-        at = f"blk.{i}."
-        f.vector(at + "attn_norm.weight", 160)
-        f.vector(at + "post_attention_norm.weight", 160)
-        if recurrent:
-            f.matrix(at + "attn_qkv.weight", 2 * 64 + 192, 160)
-            f.matrix(at + "attn_gate.weight", 192, 160)
-            f.matrix(at + "ssm_beta.weight", 6, 160)
-            f.matrix(at + "ssm_alpha.weight", 6, 160)
-            f.vector(at + "ssm_conv1d.weight", 2 * 64 + 192, 4, about=0, spread=0.5)
-            f.vector(at + "ssm_dt.bias", 6, about=0, spread=1)
-            f.put(at + "ssm_a", -np.exp(f.rng.standard_normal(6)))
-            f.vector(at + "ssm_norm.weight", 32)
-            f.matrix(at + "ssm_out.weight", 160, 192)
-        else:
-            f.matrix(at + "attn_q.weight", 2 * 3 * 64, 160)
-            f.matrix(at + "attn_k.weight", 64, 160)
-            f.matrix(at + "attn_v.weight", 64, 160)
-            f.vector(at + "attn_q_norm.weight", 64)
-            f.vector(at + "attn_k_norm.weight", 64)
-            f.matrix(at + "attn_output.weight", 160, 3 * 64)
-        f.matrix(at + "ffn_gate.weight", 96, 160)
-        f.matrix(at + "ffn_up.weight", 96, 160)
-        f.matrix(at + "ffn_down.weight", 160, 96)
-    f.vector("output_norm.weight", 160)
-    f.matrix("output.weight", 300, 160)
-    return f.close()
+write_dense = partial(write, g=replace(G, experts=0, experts_used=0, context=256), kind="qwen35")
+"""Two delta nets of 2 key and 6 value heads around attention of 3 heads, one dense feed-forward
+each."""
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +258,7 @@ def test_the_dense_model_in_float64(dense: GGUFFile) -> None:
         num_attention_heads=3,
         num_key_value_heads=1,
         head_dim=64,
-        rms_norm_eps=float(np.float32(1e-6)),
+        rms_norm_eps=float(np.float32(1e-5)),
         max_position_embeddings=256,
         tie_word_embeddings=False,
         linear_conv_kernel_dim=4,
@@ -318,7 +269,7 @@ def test_the_dense_model_in_float64(dense: GGUFFile) -> None:
         layer_types=["linear_attention", "full_attention", "linear_attention"],
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": 1e6,
+            "rope_theta": 10000.0,
             "partial_rotary_factor": 0.25,
             "mrope_interleaved": True,
             "mrope_section": [3, 3, 2],

@@ -30,26 +30,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GGUFFile, d
         yield file, values
 
 
-def write(path: Path, g: Geometry = G, **how: Any) -> dict[str, F32]:
+def write(path: Path, g: Geometry = G, kind: str = "qwen3next", **how: Any) -> dict[str, F32]:
+    """Qwen3.5's, too (``qwen35``, ``qwen35moe``): beta and alpha are two matrices."""
     keys = make.common_keys(g) | {
         "rope.dimension_count": 16,
         "attention.recurrent_layers": [RECURRENT[i % 3] for i in range(g.layers)],
-        "expert_feed_forward_length": g.ffn,
-        "expert_shared_feed_forward_length": SHARED,
         "ssm.conv_kernel": 4,
         "ssm.state_size": N,
         "ssm.group_count": K,
         "ssm.time_step_rank": V,
         "ssm.inner_size": V * N,
     }
-    f = RandomFile(path, "qwen3next", keys, **how)
+    if g.experts:
+        keys |= {"expert_feed_forward_length": g.ffn, "expert_shared_feed_forward_length": SHARED}
+    if kind != "qwen3next":
+        keys |= {"rope.dimension_sections": [3, 3, 2, 0]}
+    f = RandomFile(path, kind, keys, **how)
     for i, at in enumerate(make.beginning(f, g)):
         f.vector(at + "attn_norm.weight", g.hidden)
         f.vector(at + "post_attention_norm.weight", g.hidden)
         if RECURRENT[i % 3]:
             f.matrix(at + "attn_qkv.weight", CHANNELS, g.hidden)
             f.matrix(at + "attn_gate.weight", V * N, g.hidden)
-            f.matrix(at + "ssm_ba.weight", 2 * V, g.hidden)
+            if kind == "qwen3next":
+                f.matrix(at + "ssm_ba.weight", 2 * V, g.hidden)
+            else:
+                f.matrix(at + "ssm_beta.weight", V, g.hidden)
+                f.matrix(at + "ssm_alpha.weight", V, g.hidden)
             f.vector(at + "ssm_conv1d.weight", CHANNELS, 4, about=0, spread=0.5)
             f.vector(at + "ssm_dt.bias", V, about=0, spread=1)
             f.put(at + "ssm_a", -np.exp(f.rng.standard_normal(V)))
@@ -62,9 +69,12 @@ def write(path: Path, g: Geometry = G, **how: Any) -> dict[str, F32]:
             f.vector(at + "attn_q_norm.weight", g.head_dim)
             f.vector(at + "attn_k_norm.weight", g.head_dim)
             f.matrix(at + "attn_output.weight", g.hidden, g.heads * g.head_dim)
-        make.mixture(f, at, g)
-        make.feed_forward(f, at, "_shexp", g.hidden, SHARED)
-        f.vector(at + "ffn_gate_inp_shexp.weight", g.hidden, about=0)
+        if g.experts:
+            make.mixture(f, at, g)
+            make.feed_forward(f, at, "_shexp", g.hidden, SHARED)
+            f.vector(at + "ffn_gate_inp_shexp.weight", g.hidden, about=0)
+        else:
+            make.feed_forward(f, at, "", g.hidden, g.ffn)
     return f.close()
 
 

@@ -6,7 +6,7 @@ import pytest
 from isobit import numerics
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import fusions
-from isobit.backends.cuda.fusions import decode_layer, step_attention
+from isobit.backends.cuda.fusions import decode_launches, step_attention
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -236,8 +236,8 @@ def test_merge_of_many_tiles(kind, tiles):
         "fusions/decode/decode_merge",
         "decode_merge",
         (heads * head_dim // 32,),
-        (b.put(positions), b.put(pairs), b.put(tile_out), most, result),
-        shared=decode_layer.MERGE_SHARED,
+        (b.put(positions), b.put(pairs), b.put(tile_out), most, result, 0, 0),
+        shared=decode_launches.MERGE_SHARED,
         defines={k: str(v) for k, v in defines.items()},
     )
     same(b.get(result, expected.shape), expected)

@@ -169,7 +169,7 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n, split):
         (blocks,),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers)
         + (acts if split else floats, b.put(np.array([len(groups)], np.int32)))
-        + (b.put(groups), 0, 1, y, rows, 0, 0),
+        + (b.put(groups), 0, 1, y, rows, 0, 0, 0, 0),
         defines | {"BLOCK": str(32 * warps)} | ways,
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=split),
     )

@@ -97,15 +97,17 @@ def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBacke
 
 
 def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
-    """A prompt of each of two sequences in several passes, a step of both, steps of one."""
+    """A prompt of each of two sequences in several passes, steps of both, of few rows and padded,
+    a step beside a prompt, steps of one."""
     pages = np.array([[1, 0], [2, 3]], np.int32)
     alone = pages[1:]
     return [
         ragged(rng, vocab, [(0, 7), (0, 2)], pages),
         ragged(rng, vocab, [(7, 1), (2, 1)], pages),
         ragged(rng, vocab, [(8, 1), (3, 1)], pages),
-        ragged(rng, vocab, [(4, 1)], alone),
-        ragged(rng, vocab, [(5, 1)], alone),
+        ragged(rng, vocab, [(9, 1), (4, 2)], pages),
+        ragged(rng, vocab, [(6, 1)], alone),
+        ragged(rng, vocab, [(7, 1)], alone),
     ]
 
 

@@ -20,40 +20,47 @@ struct DeltaStep {
 
 #ifdef ISOBIT_LEVEL
 
+namespace ISOBIT_SIMD {
+
+// tree of row(0) … row(n - 1), in section 2's order: eight rows a fourth, an eighth, … of n apart at once.
+template <class Row>
+FN F tree_of(int n, Row&& row) {
+    F sums[MAX_HEAD_DIM / 8 + 4];
+    const int e = n / 8;
+    for (int i = 0; i < e; ++i) {
+        const F a = row(i) + row(i + 4 * e), b = row(i + 2 * e) + row(i + 6 * e);
+        const F c = row(i + e) + row(i + 5 * e), d = row(i + 3 * e) + row(i + 7 * e);
+        sums[i] = (a + b) + (c + d);
+    }
+    for (int i = 0; !e && i < n; ++i) sums[i] = row(i);
+    for (int rows = (e ? e : n) / 2; rows; rows /= 2)
+        for (int i = 0; i < rows; ++i) sums[i] = sums[i] + sums[i + rows];
+    return sums[0];
+}
+
+}  // namespace ISOBIT_SIMD
+
 template <>
 void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float g, bool corrects, float* out) {
-    constexpr int W = DELTA_COLUMNS;
+    using namespace ISOBIT_SIMD;
     const float keep = exp(g);
-    float sums[MAX_HEAD_DIM / 2][W], d[W];
-    auto tree = [&] {
-        for (int rows = n / 4; rows; rows /= 2)
-            for (int i = 0; i < rows; ++i)
-                for (int j = 0; j < W; ++j) sums[i][j] = sums[i][j] + sums[i + rows][j];
-    };
-    const int half = n / 2;
-    for (int i = 0; corrects && i < half; ++i) {
-        float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
-        for (int j = 0; j < W; ++j) {
-            low[j] = low[j] * keep;
-            high[j] = high[j] * keep;
-            sums[i][j] = low[j] * k[i] + high[j] * k[i + half];
-        }
+    for (int j = 0; j < DELTA_COLUMNS; j += LANES, state += LANES) {
+        auto decayed = [&](int i) __attribute__((always_inline)) {
+            F s;
+            memcpy(&s, state + (size_t)i * stride, sizeof s);
+            return s * keep;
+        };
+        F d;
+        memcpy(&d, v + j, sizeof d);
+        if (corrects) d = d - tree_of(n, [&](int i) __attribute__((always_inline)) { return decayed(i) * k[i]; });
+        d = d * beta;
+        const F o = tree_of(n, [&](int i) __attribute__((always_inline)) {
+            const F s = decayed(i) + k[i] * d;
+            memcpy(state + (size_t)i * stride, &s, sizeof s);
+            return s * q[i];
+        });
+        memcpy(out + j, &o, sizeof o);
     }
-    if (corrects) tree();
-    for (int j = 0; j < W; ++j) d[j] = (corrects ? v[j] - sums[0][j] : v[j]) * beta;
-    auto add = [&](bool decays) __attribute__((always_inline)) {
-        for (int i = 0; i < half; ++i) {
-            float *low = state + (size_t)i * stride, *high = state + (size_t)(i + half) * stride;
-            for (int j = 0; j < W; ++j) {
-                low[j] = (decays ? low[j] * keep : low[j]) + k[i] * d[j];
-                high[j] = (decays ? high[j] * keep : high[j]) + k[i + half] * d[j];
-                sums[i][j] = low[j] * q[i] + high[j] * q[i + half];
-            }
-        }
-    };
-    corrects ? add(false) : add(true);
-    tree();
-    for (int j = 0; j < W; ++j) out[j] = sums[0][j];
 }
 
 #else
@@ -70,23 +77,28 @@ static void gated_delta(const Phase& phase, Pass& pass, int thread) {
         const int first = starts[item / blocks / H], end = starts[item / blocks / H + 1];
         const int columns = std::min(DELTA_COLUMNS, m - j);
         float* state = pass.state(op.integers[0], first) + (size_t)h * n * m + j;
-        // Columns that are not whole blocks, and the state of a sequence that begins, elsewhere.
-        float block[MAX_HEAD_DIM * DELTA_COLUMNS];
-        for (int i = 0; i < n; ++i)
-            for (int c = 0; c < DELTA_COLUMNS; ++c)
-                block[i * DELTA_COLUMNS + c] =
-                    c < columns && pass.batch.positions[first] ? state[(size_t)i * m + c] : 0;
+        const bool begins = !pass.batch.positions[first];
+        // A lone token's step goes over the state itself; several, columns that are no whole block and a
+        // sequence that begins, over a copy.
+        const bool copies = begins || end - first > 1 || columns < DELTA_COLUMNS;
+        float copy[MAX_HEAD_DIM * DELTA_COLUMNS];
+        if (copies)
+            for (int i = 0; i < n; ++i) {
+                float* to = copy + i * DELTA_COLUMNS;
+                if (columns < DELTA_COLUMNS || begins) memset(to, 0, DELTA_COLUMNS * sizeof(float));
+                if (!begins) memcpy(to, state + (size_t)i * m, columns * sizeof(float));
+            }
         for (int t = first; t < end; ++t) {
             float v[DELTA_COLUMNS] = {}, out[DELTA_COLUMNS];
             memcpy(v, pass.at(op.in[2], thread, t, h) + j, columns * sizeof(float));
-            run_of<DeltaStep>(pass.kernels)(block, DELTA_COLUMNS, n, pass.at(op.in[0], thread, t, of),
-                               pass.at(op.in[1], thread, t, of), v,
+            run_of<DeltaStep>(pass.kernels)(copies ? copy : state, copies ? DELTA_COLUMNS : m, n,
+                               pass.at(op.in[0], thread, t, of), pass.at(op.in[1], thread, t, of), v,
                                pass.at(op.in[3], thread, t, 0)[h],
                                pass.at(op.in[4], thread, t, 0)[h], op.integers[6], out);
             memcpy(pass.at(op.out[0], thread, t, h) + j, out, columns * sizeof(float));
         }
-        for (int i = 0; i < n; ++i)
-            memcpy(state + (size_t)i * m, block + i * DELTA_COLUMNS, columns * sizeof(float));
+        for (int i = 0; copies && i < n; ++i)
+            memcpy(state + (size_t)i * m, copy + i * DELTA_COLUMNS, columns * sizeof(float));
     });
 }
 

@@ -37,7 +37,7 @@ DEV float in_order(float r, const float* a, const float* v, int n) {
 
 KERNEL(512) decode_merge(const int* positions, const float2* max_and_sum, const float* out,
                          int most_tiles, float* result, const uint64* exchanges, int sent) {
-    static_assert(MOST == 512 && sizeof(MergeShared) == 4 * (512 * 38 + 16), "decode_layer.py knows both");
+    static_assert(MOST == 512 && sizeof(MergeShared) == 4 * (512 * 38 + 16), "decode_launches.py knows both");
     mark(7, 0);
     DYNAMIC_SHARED(MergeShared, sh);
     constexpr int WARPS = MOST / WARP;
