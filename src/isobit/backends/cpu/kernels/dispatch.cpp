@@ -89,9 +89,9 @@ bool has_i8mm() { return false; }
 
 const Candidate candidates[] = {
 #if defined(__x86_64__)
-    {&avx512vnni::amx, has_amx},
     {&avx512vnni::streaming, [] { return has_avx512vnni() && streams(); }},
     {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
+    {&avx512vnni::amx, has_amx},  // only by name, until a machine that has it has run it
     {&avx2::streaming, [] { return has_avx2() && streams(); }},
     {&avx2::kernels, [] { return has_avx2() && !streams(); }},
 #elif defined(__aarch64__)
