@@ -70,6 +70,10 @@ class Engine:
     def intact(self) -> bool:
         """… and whether they are as they were."""
 
+    def spent(self) -> list[tuple[float, float]]:
+        """For benchmarks: seconds that each phase of the program took since this was first asked,
+        and those that threads stood at barriers in it, all of them together."""
+
     def forward(
         self,
         tokens: _Array,

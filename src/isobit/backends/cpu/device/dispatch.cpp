@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #if defined(__linux__) && defined(__aarch64__)
@@ -18,7 +22,7 @@
 namespace isobit {
 
 #if defined(__x86_64__)
-namespace avx512vnni { extern const Kernels kernels, streaming; }
+namespace avx512vnni { extern const Kernels kernels, streaming, amx, emulated_amx; }
 namespace avx2 { extern const Kernels kernels, streaming; }
 #elif defined(__aarch64__)
 namespace neon { extern const Kernels kernels; }
@@ -38,6 +42,22 @@ bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
+}
+
+// The system must allow this process the registers, once and for all its threads.
+bool has_amx() {
+#if defined(__linux__)
+    static const bool allowed = [] {
+        constexpr unsigned tile = 1 << 24, int8 = 1 << 25;
+        constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        unsigned a, b, c, d;
+        return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & tile && d & int8 &&
+               syscall(SYS_arch_prctl, request, tile_data) == 0;
+    }();
+    return allowed;
+#else
+    return false;
+#endif
 }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
@@ -71,6 +91,7 @@ const Candidate candidates[] = {
 #if defined(__x86_64__)
     {&avx512vnni::streaming, [] { return has_avx512vnni() && streams(); }},
     {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
+    {&avx512vnni::amx, has_amx},  // only by name, until a machine that has it has run it
     {&avx2::streaming, [] { return has_avx2() && streams(); }},
     {&avx2::kernels, [] { return has_avx2() && !streams(); }},
 #elif defined(__aarch64__)
@@ -92,6 +113,10 @@ const Kernels* find_kernels(const char* name) {
     const Kernels* k;
     for (int i = 0; (k = usable_kernels(i)); ++i)
         if (!name || strcmp(name, k->name) == 0) return k;
+#if defined(__x86_64__)
+    k = &avx512vnni::emulated_amx;  // for tests
+    if (has_avx512vnni() && strcmp(name, k->name) == 0) return k;
+#endif
     return nullptr;
 }
 

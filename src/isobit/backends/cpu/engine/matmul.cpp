@@ -17,14 +17,17 @@ Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int
     return {p, kernels.matmul(w.type, planes), w.rows};
 }
 
-int rows_at_once(int total_rows, int threads) {
-    return std::max(total_rows / (threads * 16) / ROW_STEP, 1) * ROW_STEP;
+constexpr int FLOAT_ROWS = 4;
+
+int rows_at_once(int total_rows, int threads, int least) {
+    return std::max(total_rows / (threads * 16) / least, 1) * least;
 }
 
 void multiply(Team& team, const Job* jobs, int n) {
     int total = 0, items = 0;
-    for (int j = 0; j < n; ++j) total += jobs[j].rows;
-    const int step = rows_at_once(total, team.members());
+    bool floats = true;  // which need no tiles of rows: a router has too few for many threads
+    for (int j = 0; j < n; ++j) total += jobs[j].rows, floats &= !jobs[j].f.format;
+    const int step = rows_at_once(total, team.members(), floats ? FLOAT_ROWS : ROW_STEP);
     for (int j = 0; j < n; ++j) items += (jobs[j].rows + step - 1) / step;
     // Makes i an index of the job's items.
     auto job_of = [&](int& i) {

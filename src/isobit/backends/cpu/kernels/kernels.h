@@ -107,10 +107,12 @@ FN auto run_of(const Kernels& kernels) {
     return runs[(int)kernels.level];
 }
 
-// The levels that this build has and this machine can run, best first; null past the last.
+// The levels that this build has and this machine can run, best first but for amx, which is asked for by
+// name; null past the last.
 const Kernels* usable_kernels(int i);
 
-// One of them by name; the best if the name is null; null if there is none of that name.
+// One of them by name; the best if the name is null; null if there is none of that name. Tests ask for
+// emulated_amx as well.
 const Kernels* find_kernels(const char* name);
 
 }  // namespace isobit

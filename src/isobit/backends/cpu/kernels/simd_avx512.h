@@ -6,6 +6,7 @@
 #define ISOBIT_SIMD avx512vnni
 #define ISOBIT_STREAMS  // has a second way to fetch weights: dispatch.cpp
 #define ISOBIT_SIMD_NAME "avx512vnni"
+#define ISOBIT_AMX  // has products by a matrix unit: matmul_amx.h
 
 namespace isobit::ISOBIT_SIMD {
 
