@@ -169,11 +169,11 @@ bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
         if (spent_.empty() || thread != 0) {
             phase.run(phase, pass, thread);
         } else {
-            const TeamSize::Clock::time_point start = TeamSize::Clock::now();
+            const auto start = std::chrono::steady_clock::now();
             const TeamSize::Duration stood = team_.stood();
             phase.run(phase, pass, thread);
             Spent& spent = spent_[&phase - program_.phases.data()];
-            spent.took += TeamSize::Clock::now() - start;
+            spent.took += std::chrono::steady_clock::now() - start;
             spent.stood += team_.stood() - stood;
         }
         if (std::any_of(phase.shows.begin(), phase.shows.end(), wanted)) {
