@@ -20,7 +20,7 @@ from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.ops import attention, rms_norm
 from isobit.backends.cuda.ops import top_k as topk
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 F32, I32 = np.float32, np.int32
 SIZES = 8, 64, 512, 2048
@@ -245,12 +245,12 @@ class Prompt:
     """Head vectors of a prompt's tokens, on the GPU and as the specification has them."""
 
     def __init__(self, at, rng, n):
-        self.at, self.n, self.pages, every = at, n, -(-n // TILE), HEADS + 2 * KV_HEADS
+        self.at, self.n, self.pages, every = at, n, -(-n // KV_PAGE), HEADS + 2 * KV_HEADS
         self.qkv, self.norms = floats(rng, n, every, HEAD), [floats(rng, HEAD) for _ in range(2)]
         self.turns = numerics.rope_table(numerics.inverse_frequencies(HEAD, 1e6), 0, n)
         self.q_int, self.dq = at.new(2 * n * HEADS * HEAD), at.new(4 * n * HEADS)
-        self.cache = [at.new(2 * self.pages * KV_HEADS * TILE * HEAD) for _ in range(2)]
-        self.cache += [at.put(np.zeros(self.pages * KV_HEADS * TILE, F32)) for _ in range(2)]
+        self.cache = [at.new(2 * self.pages * KV_HEADS * KV_PAGE * HEAD) for _ in range(2)]
+        self.cache += [at.put(np.zeros(self.pages * KV_HEADS * KV_PAGE, F32)) for _ in range(2)]
         where = np.arange(n, dtype=I32), np.zeros(n, I32), np.arange(self.pages, dtype=I32)
         self.where = [*map(at.put, where), self.pages]
         arguments = at.put(self.qkv), *map(at.put, self.norms), float(EPS)
@@ -281,15 +281,15 @@ def head_vectors(at, rng, n):
         (qi, _), (ki, dk), (vi, dv) = (
             numerics.quantise(np.ascontiguousarray(a), 2) for a in prompt.heads(rows)
         )
-        page, slot = rows // TILE, rows % TILE
+        page, slot = rows // KV_PAGE, rows % KV_PAGE
         shape = prompt.pages, KV_HEADS, 2
-        keys = at.get(prompt.cache[0], (*shape, TILE, HEAD), np.int8).astype(I32)
+        keys = at.get(prompt.cache[0], (*shape, KV_PAGE, HEAD), np.int8).astype(I32)
         keys = (256 * keys[:, :, 0] + keys[:, :, 1])[page, :, slot]
         place = (slot & ~15) | (slot & 6) << 1 | (slot & 8) >> 2 | (slot & 1)
-        values = at.get(prompt.cache[1], (*shape, HEAD, TILE), np.int8).astype(I32)
+        values = at.get(prompt.cache[1], (*shape, HEAD, KV_PAGE), np.int8).astype(I32)
         values = (256 * values[:, :, 0] + values[:, :, 1])[page, :, :, place]
         scales = (
-            at.get(c, (prompt.pages, KV_HEADS, TILE))[page, :, slot] for c in prompt.cache[2:]
+            at.get(c, (prompt.pages, KV_HEADS, KV_PAGE))[page, :, slot] for c in prompt.cache[2:]
         )
         yield (
             np.array_equal(at.get(prompt.q_int, (n, HEADS, HEAD), np.int16)[rows], qi)
@@ -321,7 +321,7 @@ def attend(at, rng, n):
         yield right
 
     def way(**o):
-        tile = 2 * TILE * (HEAD + 16) + 2 * HEAD * (TILE + 16) + 8 * TILE
+        tile = 2 * KV_PAGE * (HEAD + 16) + 2 * HEAD * (KV_PAGE + 16) + 8 * KV_PAGE
         at.launch("ops/attention_mma", grid, arguments, 4 * tile, HEAD=HEAD, STAGE=2, **o)
 
     span = attention.span_length(HEADS, KV_HEADS, HEAD)

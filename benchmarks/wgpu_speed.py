@@ -26,7 +26,7 @@ from isobit.backends.wgpu.ops import matmul as products
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 START = time.perf_counter()
 SUMMARY = ("device", "primitives that differ", "logits that differ", "decode", "prefill", "load")
@@ -109,7 +109,7 @@ def main():
     engine = EngineConfig(context=a.context, max_sequences=1)
     weights = Weights.from_file(GGUFFile.open(a.model))
     c = weights.config
-    pages = np.arange(-(-a.context // TILE), dtype=np.int32)[None]
+    pages = np.arange(-(-a.context // KV_PAGE), dtype=np.int32)[None]
     rng = np.random.default_rng()
     tokens = rng.integers(0, c.vocab, 256).tolist()
     report = Report(a.out, a.budget, **origin(a.model, a.commit), layers=c.n_layers)
@@ -185,7 +185,7 @@ def main():
     def host():
         """What the host does in a step, part by part."""
         gpu = state["gpu"]
-        d, one = gpu._device, Pass(1, 1, DEPTH // TILE + 1, count=1)
+        d, one = gpu._device, Pass(1, 1, DEPTH // KV_PAGE + 1, count=1)
         work = batch(tokens[:1], DEPTH, pages, [0])
         rows = work.logit_rows
         found = {name: [] for name in ("upload", "encode", "submit", "wait", "fetch again")}
@@ -254,7 +254,7 @@ def main():
     def kinds(variant="as it is"):
         """Each kind's dispatches of a whole step, one behind another."""
         gpu = state["gpu"]
-        one = Pass(1, 1, DEPTH // TILE + 1, count=1)
+        one = Pass(1, 1, DEPTH // KV_PAGE + 1, count=1)
         steps = [s for s in gpu._graph.steps(one, traced=False) if isinstance(s, Step)]
         steps += gpu._graph.head(one)
         by_kind = {}

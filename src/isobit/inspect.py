@@ -20,7 +20,7 @@ from isobit.machine import total_memory
 from isobit.model.architectures import read_config
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.text.tokenizer import Tokenizer
 
 _SHORTEST = 4096
@@ -100,7 +100,7 @@ def inspect(
             ],
             config=config,
             active_bytes_per_token=None if refused or not config else active_bytes(file, config),
-            kv_bytes_per_token=page_bytes(weights) // TILE if weights else None,
+            kv_bytes_per_token=page_bytes(weights) // KV_PAGE if weights else None,
             refused=refused,
             backends={n: lacks(n, weights) for n in BACKENDS} if weights and not refused else {},
             without_text=_tokenizer_refused(file),
@@ -141,7 +141,7 @@ def verdict(found: Inspection) -> Verdict:
     needs = weights + kv * config.context_length
     there = None if math.isinf(memory) else int(memory)
     room = config.context_length if there is None else max(0, there - weights) // kv
-    context = min(config.context_length, room // TILE * TILE if room else 0)
+    context = min(config.context_length, room // KV_PAGE * KV_PAGE if room else 0)
     if there is not None and weights >= there:
         why = "slowly: its weights do not fit the memory and are read from disk again and again"
     elif context < config.context_length:
@@ -167,7 +167,9 @@ def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
             plan = planned(Weights.from_file(file), EngineConfig(max_sequences=1), device)
     finally:
         device.close()
-    room = max(0, free - plan.total + plan.cache) * wanted // max(plan.cache, 1) // TILE * TILE
+    room = (
+        max(0, free - plan.total + plan.cache) * wanted // max(plan.cache, 1) // KV_PAGE * KV_PAGE
+    )
     context = min(wanted, room)
     if plan.total <= free:
         return Verdict(True, f"on {device.name}", "cuda", plan.total, free, context)

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from isobit.backends import open_backend
 from isobit.backends.base import F32, I32, Backend, Batch, Results, Tap
+from isobit.backends.base.batch import field_values
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from tests.helpers.expected import not_run
 
 BACKENDS = ("reference", "cpu")
@@ -75,7 +76,7 @@ def i32(values: Sequence[int] | range | NDArray[np.integer]) -> I32:
 
 def page_table(tokens: int) -> I32:
     """Pages 0, 1, ... for one sequence: int32 [1, P]."""
-    return i32(range(-(-tokens // TILE)))[None]
+    return i32(range(-(-tokens // KV_PAGE)))[None]
 
 
 def run(
@@ -138,8 +139,8 @@ def same_bits(a: F32, b: F32) -> bool:
 
 def same_results(found: Results, expected: Results) -> None:
     """Fail where two passes gave other bits, or something that the other did not."""
-    for name, value in vars(expected).items():
-        other = vars(found)[name]
+    for name, value in field_values(expected).items():
+        other = field_values(found)[name]
         assert (value is None) == (other is None), name
         if value is not None:
             assert (other.shape, other.dtype) == (value.shape, value.dtype), name

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from isobit.backend_names import BACKENDS
 from isobit.backends import open_backend
 from isobit.backends.base import CHOSEN, HIDDEN, Backend, Batch, Wanted, by_sequence
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.draws import Draws
 from isobit.backends.cpu.sampler import Columns, Row
 from isobit.config import EngineConfig
@@ -142,9 +143,9 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
         (Wanted(), {"logits"}),
     ):
         found = backend.run(batch, wanted)
-        for name, value in vars(found).items():
+        for name, value in field_values(found).items():
             if name in names:
-                assert value.tobytes() == vars(whole)[name].tobytes(), name
+                assert value.tobytes() == field_values(whole)[name].tobytes(), name
             elif name != "finite":
                 assert value is None, name
         assert found.finite.tolist() == [True] * 5
@@ -246,9 +247,9 @@ def test_one_sequence_that_is_not_finite_spoils_no_other(
     wanted = Wanted(argmax=True, top=2, given=given, drawn=draws_of(rng), hidden=True, digests=True)
     good, found = backend.run(clean, wanted), backend.run(dirty, wanted)
     assert found.finite.tolist() == [False, True, True, True, True]
-    for name, value in vars(found).items():
+    for name, value in field_values(found).items():
         if name not in ("finite", "routes"):
-            assert value[1:].tobytes() == vars(good)[name][1:].tobytes(), name
+            assert value[1:].tobytes() == field_values(good)[name][1:].tobytes(), name
     assert found.argmax is not None
     assert found.top_ids is not None
     assert found.drawn is not None
@@ -306,7 +307,7 @@ def put(name: str, value: object) -> Change:
 
 def with_first(name: str, value: int) -> Change:
     def change(b: Batch) -> Batch:
-        array = vars(b)[name].copy()
+        array = field_values(b)[name].copy()
         array.reshape(-1)[0] = value
         return replace(b, **{name: array})
 

@@ -8,6 +8,7 @@ import pytest
 
 from isobit.backends import open_backend
 from isobit.backends.base import Batch, Wanted
+from isobit.backends.base.batch import field_values
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend, fusions
 from isobit.backends.wgpu.device import memory, selftest
@@ -296,8 +297,8 @@ def test_a_receipts_digests_and_experts_are_made_there(device, rng, tmp_path, mo
         for wanted in (Wanted(False, True, digests=True, routes=True), Wanted(False, routes=True)):
             found, expected = ours.run(batch, wanted), theirs.run(batch, wanted)
             assert found.finite.all()
-            for name, value in vars(expected).items():
-                got = vars(found)[name]
+            for name, value in field_values(expected).items():
+                got = field_values(found)[name]
                 assert np.array_equal(got, value) if value is not None else got is None, name
     prefix = replace(batch, logit_rows=i32([]))  # a part of a prompt
     routes = Wanted(False, routes=True)

@@ -23,7 +23,7 @@ from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.model.graph import Builder, Value
 from isobit.model.weights import Weights
-from isobit.numerics import TILE, Weight
+from isobit.numerics import KV_PAGE, Weight
 from isobit.numerics.ops import (
     LOGIT_ROWS,
     Columns,
@@ -171,7 +171,7 @@ def written(case: Case) -> Written:
         activation_bits=8 * case.planes,
         context=longest + 1,
         max_sequences=len(case.lengths),
-        pages=-(-(longest + 1) // TILE) * len(case.lengths) * len(case.cuts),
+        pages=-(-(longest + 1) // KV_PAGE) * len(case.lengths) * len(case.cuts),
         chunk=max(len(at) for cut in passes for at, _ in cut),
         threads=3,
     )
@@ -197,7 +197,7 @@ def _passes(
     """The passes of one cutting, on pages that no other has."""
     sequences = len(case.lengths)
     begins = np.cumsum([0, *case.lengths])
-    each = -(-(case.first + max(case.lengths) + 1) // TILE)
+    each = -(-(case.first + max(case.lengths) + 1) // KV_PAGE)
     pages = cutting * sequences * each + rng.permutation(sequences * each)
     longest = max(case.lengths)
     for a, b in pairwise((0, *(c for c in case.cuts[cutting] if c < longest), longest)):

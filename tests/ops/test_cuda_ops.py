@@ -11,7 +11,7 @@ from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import LaunchShape, prefers_tensor_cores
 from isobit.backends.cuda.ops.top_k import ordering_bytes
 from isobit.gguf.formats import FORMATS
-from isobit.numerics import TILE, Weight
+from isobit.numerics import KV_PAGE, Weight
 from tests.helpers.blocks import set_d, set_dmin
 
 from .cuda_emulator import EmulatedGpu
@@ -361,7 +361,7 @@ def test_head_vectors_of_runs(gpu, rng):
     fixed = [b.put(activations(rng, head_dim)) for _ in range(2)]
     turns = [b.put(rng.random((128, head_dim // 2)).astype(F32)) for _ in range(2)]
     table = b.put(rng.permutation(pages).astype(np.int32))
-    sizes = [2 * pages * kv_heads * TILE * n for n in (head_dim, head_dim, 2, 2)]
+    sizes = [2 * pages * kv_heads * KV_PAGE * n for n in (head_dim, head_dim, 2, 2)]
 
     def store(cache, at):
         n = len(positions[at])

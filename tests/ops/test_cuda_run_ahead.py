@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Batch, Following, Wanted
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.resident import RecurrentState, Resident
@@ -211,8 +212,8 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
         found = ours.run(laid(parts), replace(wanted, following=then))
         assert (len(begun) == before) == (k > 0 and change in (None, LEAVES)), (k, change)
         expected = plain.run(laid(parts), wanted)
-        for name, value in vars(found).items():
-            other = vars(expected)[name]
+        for name, value in field_values(found).items():
+            other = field_values(expected)[name]
             assert (value is None) == (other is None)
             assert value is None or value.tobytes() == other.tobytes(), (k, name)
         drawn = iter(() if found.drawn is None else found.drawn.tolist())

@@ -17,7 +17,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.gguf.formats import FORMATS
 from isobit.model.architectures import qwen3
-from isobit.numerics import TILE, Weight
+from isobit.numerics import KV_PAGE, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 from tests.helpers.geometries import QWEN3_30B_A3B, AnyTensors
 
@@ -83,7 +83,7 @@ def lowered_30b():
 
 
 def planned(g, engine, binding):
-    pages = -(-engine.context // TILE) * engine.max_sequences
+    pages = -(-engine.context // KV_PAGE) * engine.max_sequences
     return Plan.of(g, engine, Limits(1, engine.context, pages, 0), binding)
 
 

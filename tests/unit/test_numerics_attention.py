@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isobit.numerics import TILE, attention, attention_softmax, quantise
+from isobit.numerics import KV_PAGE, attention, attention_softmax, quantise
 from tests.helpers import naive
 from tests.helpers.passes import i32, same_bits
 
@@ -99,7 +99,7 @@ def test_later_keys_are_not_seen(rng: np.random.Generator) -> None:
 
 def test_weights_add_up(rng: np.random.Generator) -> None:
     """Equal values come back as they are, within the 16 bits of a weight."""
-    q, k = (rng.standard_normal((n, 32)).astype(np.float32) for n in (1, 3 * TILE))
+    q, k = (rng.standard_normal((n, 32)).astype(np.float32) for n in (1, 3 * KV_PAGE))
     value = rng.standard_normal(32).astype(np.float32)
-    found, _ = both(q, [3 * TILE - 1], k, np.tile(value, (3 * TILE, 1)))
+    found, _ = both(q, [3 * KV_PAGE - 1], k, np.tile(value, (3 * KV_PAGE, 1)))
     np.testing.assert_allclose(found[0], value, atol=2e-3)

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from isobit.errors import ContextFull
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.blocks import Blocks, PageTable
 
 
 def text(n_pages: int, first: int = 0) -> list[int]:
-    return list(range(first, first + TILE * n_pages))
+    return list(range(first, first + KV_PAGE * n_pages))
 
 
 def written(blocks: Blocks, ids: list[int], salt: str | None = "") -> PageTable:
     """A table whose pages hold all of a text."""
     table = blocks.open(ids, salt)
-    blocks.extend(table, -(-len(ids) // TILE) - len(table.pages))
+    blocks.extend(table, -(-len(ids) // KV_PAGE) - len(table.pages))
     blocks.publish(table, ids, len(ids))
     return table
 
@@ -37,11 +37,11 @@ def test_a_text_is_found_by_who_begins_alike() -> None:
 def test_a_page_is_its_own_text_and_all_before_it() -> None:
     blocks = Blocks(10)
     written(blocks, text(2))
-    assert blocks.open([*text(1, first=1), *text(1, first=TILE)]).pages == []
+    assert blocks.open([*text(1, first=1), *text(1, first=KV_PAGE)]).pages == []
     changed = text(2)
-    changed[TILE + 5] += 1
+    changed[KV_PAGE + 5] += 1
     assert len(blocks.open(changed).pages) == 1
-    assert len(blocks.open(text(2)[: 2 * TILE - 1]).pages) == 1  # part of a page is none
+    assert len(blocks.open(text(2)[: 2 * KV_PAGE - 1]).pages) == 1  # part of a page is none
 
 
 def test_salts_share_nothing() -> None:
@@ -59,7 +59,7 @@ def test_the_same_text_computed_twice_is_kept_once() -> None:
     for table in tables:
         blocks.extend(table, 2)
     for table in tables:
-        blocks.publish(table, text(2), 2 * TILE)
+        blocks.publish(table, text(2), 2 * KV_PAGE)
     assert tables[0].pages == tables[1].pages
     assert (blocks.held, blocks.free) == (2, 8)
     blocks.check(tables)
@@ -103,10 +103,10 @@ def test_what_is_held_is_never_taken() -> None:
 
 def test_experts_stay_with_their_page() -> None:
     blocks = Blocks(6)
-    routes = [np.full((TILE, 2, 4), i, np.int16) for i in range(2)]
+    routes = [np.full((KV_PAGE, 2, 4), i, np.int16) for i in range(2)]
     table = PageTable("")
     blocks.extend(table, 2)
-    blocks.publish(table, text(2), 2 * TILE, routes)
+    blocks.publish(table, text(2), 2 * KV_PAGE, routes)
     blocks.close(table)
     found = blocks.open(text(2), routes=True)
     assert [r[0, 0, 0] for r in blocks.routes(found)] == [0, 1]

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from isobit.errors import UsageError
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.blocks import Blocks
 from isobit.runtime.request import Request, State
 from isobit.runtime.scheduler import KEEP_EVERY, Limits, QueueFull, Scheduler, Work
@@ -104,7 +104,7 @@ class World:
     def slots_of(work: Work) -> list[tuple[int, int]]:
         pages = work.request.table.pages
         positions = range(work.start, work.start + len(work.tokens))
-        return [(pages[position // TILE], position % TILE) for position in positions]
+        return [(pages[position // KV_PAGE], position % KV_PAGE) for position in positions]
 
     def copy(self) -> None:
         """What the engine does with states between passes."""
@@ -137,7 +137,7 @@ class World:
         text = request.tokens + request.drafts
         assert work.tokens == text[work.start : work.start + len(work.tokens)]
         for position in range(work.start):
-            slot = (pages[position // TILE], position % TILE)
+            slot = (pages[position // KV_PAGE], position % KV_PAGE)
             assert self.device[slot] == text[: position + 1], "another text's keys and values"
         for i, slot in enumerate(self.slots_of(work), work.start):
             self.device[slot] = text[: i + 1]
@@ -228,11 +228,13 @@ class Arrivals(RuleBasedStateMachine):
 
     @rule(
         target=requests,
-        shared=st.one_of(st.integers(0, 4 * TILE), st.sampled_from([TILE, 2 * TILE, 3 * TILE])),
+        shared=st.one_of(
+            st.integers(0, 4 * KV_PAGE), st.sampled_from([KV_PAGE, 2 * KV_PAGE, 3 * KV_PAGE])
+        ),
         own=st.lists(st.integers(0, 2), max_size=9),
         most=st.integers(0, 90),
         salt=st.sampled_from(["", "", "", "x", None]),
-        wanted=st.sets(st.integers(0, 4 * TILE), max_size=90),
+        wanted=st.sets(st.integers(0, 4 * KV_PAGE), max_size=90),
         score=st.sampled_from([None, None, None, 0, 7, 2]),
     )
     def arrive(
@@ -245,7 +247,7 @@ class Arrivals(RuleBasedStateMachine):
         score: int | None,
     ) -> Request:
         text = [0]
-        while len(text) < 4 * TILE:
+        while len(text) < 4 * KV_PAGE:
             text.append(after(text))
         prompt = (text[:shared] + own) or [1]
         rows: Sequence[int] = ()
@@ -309,7 +311,7 @@ def test_a_prompt_goes_on_from_the_last_kept_state() -> None:
     first = [n % 7 for n in range(3 * KEEP_EVERY // 2)]
     w.add(Request(first, 5))
     w.finish_all()
-    last = 5 * TILE  # the first prompt's last full page, but for its last token
+    last = 5 * KV_PAGE  # the first prompt's last full page, but for its last token
     for prompt, cached in (
         ([*first, 5, 5], last),
         ([*first[:last], 5, 5], last),
@@ -327,17 +329,17 @@ def test_a_prompt_goes_on_from_the_last_kept_state() -> None:
     again = Request([*first, *first, 1], 1)
     w.add(again)
     w.finish_all()
-    assert again.cached == len(longer.prompt) // TILE * TILE
+    assert again.cached == len(longer.prompt) // KV_PAGE * KV_PAGE
 
 
 def test_kept_states_are_few_and_the_longest_unused_goes() -> None:
     w = world(states=3)
-    prompts = [[n] * (TILE + 1) for n in range(4)]
+    prompts = [[n] * (KV_PAGE + 1) for n in range(4)]
     for prompt in prompts:
         w.add(Request(prompt, 1))
         w.finish_all()
     assert w.scheduler.blocks.kept == 2  # one was the running sequence's
-    for prompt, cached in ((prompts[3], TILE), (prompts[0], 0)):
+    for prompt, cached in ((prompts[3], KV_PAGE), (prompts[0], 0)):
         request = Request(prompt, 1)
         w.add(request)
         w.finish_all()
@@ -373,7 +375,7 @@ def test_a_large_request_is_not_passed_by() -> None:
 
 def test_admission_keeps_what_running_requests_may_need() -> None:
     w = world(pages=4)
-    w.add(Request([0] * 10, 3 * TILE))  # at its longest in four pages, now in one
+    w.add(Request([0] * 10, 3 * KV_PAGE))  # at its longest in four pages, now in one
     w.step()
     w.add(Request([1], 1))
     assert w.scheduler.blocks.available == 3
@@ -384,17 +386,19 @@ def test_admission_keeps_what_running_requests_may_need() -> None:
 def test_a_cached_prompt_is_run_only_in_its_last_tokens() -> None:
     w = world()
     prompt = [n % 7 for n in range(200)]
-    for expected in (200, 200 - 3 * TILE, 200 - 3 * TILE):
+    for expected in (200, 200 - 3 * KV_PAGE, 200 - 3 * KV_PAGE):
         request = Request(prompt, 1)
         w.add(request)
         assert len(w.step()[0].tokens) == expected
         assert request.cached == 200 - expected
-    exact = Request(prompt[: 2 * TILE], 1)  # of all that is known, the last page runs for its row
+    exact = Request(
+        prompt[: 2 * KV_PAGE], 1
+    )  # of all that is known, the last page runs for its row
     w.add(exact)
-    assert len(w.step()[0].tokens) == TILE
-    w.add(Request(prompt, 0, wanted=[TILE + 1, 150]))
+    assert len(w.step()[0].tokens) == KV_PAGE
+    w.add(Request(prompt, 0, wanted=[KV_PAGE + 1, 150]))
     work = w.step()[0]
-    assert (work.start, work.rows) == (TILE, [1, 150 - TILE])
+    assert (work.start, work.rows) == (KV_PAGE, [1, 150 - KV_PAGE])
 
 
 def test_logits_of_a_prompt_come_in_parts() -> None:

@@ -12,7 +12,7 @@ from isobit.cli import argtypes, say
 from isobit.cli.output import busy
 from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of_planes
 from isobit.errors import UsageError
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
 
@@ -42,7 +42,7 @@ def add_sizes(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--cache",
-        type=argtypes.at_least(1, MOST_PAGES * TILE),
+        type=argtypes.at_least(1, MOST_PAGES * KV_PAGE),
         metavar="N",
         help="tokens of all sequences together that the KV cache has room for (default: enough for "
         "sequences of full length, as far as the memory goes)",
@@ -298,7 +298,7 @@ def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: boo
         max_sequences=many or _FEW,
         most_sequences=None if many else _MANY,
         chunk=args.chunk,
-        pages=None if args.cache is None else -(-args.cache // TILE),
+        pages=None if args.cache is None else -(-args.cache // KV_PAGE),
     )
     if spread:
         found |= Sizes(parts=args.parts, expert_shares=args.expert_shares, stages=args.hosts)

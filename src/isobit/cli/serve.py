@@ -12,7 +12,7 @@ from isobit.cli import argtypes, front, options, say
 from isobit.cli.output import bar
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.model import Model
 from isobit.runtime.scheduler import Limits
 
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
             listen(sockets)
             say(f"{service.name} on {device}: {at}/v1")
             together = service.engine.scheduler.limits.running
-            tokens = model.backend.limits.pages * TILE
+            tokens = model.backend.limits.pages * KV_PAGE
             say(f"{together} answers at once, of up to {tokens:,} tokens together")
             if page:
                 say(f"a page to talk with it: {at}/")

@@ -13,7 +13,7 @@ from isobit.contracts import kinds
 from isobit.contracts.target import Measured, Target, memory
 from isobit.errors import NotRun
 from isobit.model.weights import Weights
-from isobit.numerics.attention import TILE
+from isobit.numerics.attention import KV_PAGE
 from isobit.runtime.model import Model
 from isobit.runtime.sequence import Sequence as TokenSequence
 
@@ -91,6 +91,6 @@ def memory_used(_: kinds.Memory, target: Target) -> Measured:
     used, total = memory(model)
     about = {"used_bytes": used, "total_bytes": total, "context": model.context}
     if model.backend.on_host:
-        cache = page_bytes(Weights.from_file(model.file)) * -(-model.context // TILE)
+        cache = page_bytes(Weights.from_file(model.file)) * -(-model.context // KV_PAGE)
         used = max(used, sum(path.stat().st_size for path in model.file.paths) + cache)
     return Measured({"used_fraction": used / total, "used_gb": used / 1e9}, about)

@@ -4,7 +4,7 @@ Every backend must return the bits these functions return.
 """
 
 from isobit.numerics.attention import (
-    TILE,
+    KV_PAGE,
     attention,
     attention_scale,
     attention_scores,
@@ -22,9 +22,9 @@ VERSION = 1
 """The numerics version that docs/numerics.md defines; it stands in every trace and receipt."""
 
 __all__ = [
+    "KV_PAGE",
     "LIMIT",
     "SAMPLING_VERSION",
-    "TILE",
     "VERSION",
     "IntegerWeight",
     "RopeTable",

@@ -7,7 +7,7 @@ from isobit.arrays import F32
 from isobit.numerics.fixed import planes_of, quantise
 from isobit.numerics.pointwise import exp, tree
 
-TILE = 64
+KV_PAGE = 64
 """Keys in a tile, and positions in a page of the KV cache."""
 
 _256 = np.float32(256)
@@ -41,13 +41,13 @@ def attention(
     head_dim = q.shape[1]
     q_int, dq = quantise(q, planes=2)
     dq = dq * attention_scale(head_dim, scale)
-    first_tile, last_tile = first_seen(positions, window) // TILE, positions // TILE
+    first_tile, last_tile = first_seen(positions, window) // KV_PAGE, positions // KV_PAGE
     m = np.zeros(len(q), np.float32)
     total = np.zeros(len(q), np.float32)
     out = np.zeros_like(q)
     for t in range(int(first_tile.min()), int(last_tile.max()) + 1):
         rows = np.flatnonzero((first_tile <= t) & (t <= last_tile))  # queries that see this tile
-        keys = np.arange(TILE * t, min(TILE * (t + 1), len(k)))
+        keys = np.arange(KV_PAGE * t, min(KV_PAGE * (t + 1), len(k)))
         seen = visible(keys, positions[rows], window)
         mt, lt, ot = _tile(q_int[rows], dq[rows], seen, k[keys], dk[keys], v[keys], dv[keys])
         first = first_tile[rows] == t
@@ -97,7 +97,7 @@ def attention_softmax(
     and before the window.
     """
     tokens, n = s.shape
-    tiles = np.full((tokens, -(-n // TILE), TILE), -np.inf, np.float32)
+    tiles = np.full((tokens, -(-n // KV_PAGE), KV_PAGE), -np.inf, np.float32)
     tiles.reshape(tokens, -1)[:, :n] = np.where(
         visible(np.arange(n), positions, window), s, -np.inf
     )
@@ -135,7 +135,7 @@ def _tile(
     n = len(k)
     s = np.where(seen, _scores(q, dq, k, dk), np.float32(-np.inf))
     m = s.max(axis=1)
-    p = np.zeros((len(q), TILE), np.float32)
+    p = np.zeros((len(q), KV_PAGE), np.float32)
     p[:, :n] = np.where(seen, exp(s - m[:, None]), np.float32(0))
     weighted = np.zeros_like(p)
     weighted[:, :n] = np.where(seen, p[:, :n] * dv, np.float32(0))

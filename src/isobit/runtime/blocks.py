@@ -29,7 +29,7 @@ import numpy as np
 
 from isobit.backends.base import I32, Routes
 from isobit.errors import ContextFull
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 _Key = tuple[int | str, bytes]
 
@@ -125,7 +125,7 @@ class Blocks:
         if salt is None:
             return table
         parent: int | str = salt
-        for i in range(len(ids) // TILE):
+        for i in range(len(ids) // KV_PAGE):
             page = self._by_key.get((parent, _text(ids, i)))
             if page is None or (routes and self._known[page].routes is None):
                 break
@@ -145,9 +145,9 @@ class Blocks:
         """Take n more pages for a table, or none and raise ContextFull; ``spare`` are left over."""
         if n > self.available - spare:
             raise ContextFull(
-                f"KV cache: {n} more pages of {TILE} positions needed, {self.available - spare} of "
-                f"{self.total} free; finish or close another sequence, or load the model with "
-                "more sequences"
+                f"KV cache: {n} more pages of {KV_PAGE} positions needed, "
+                f"{self.available - spare} of {self.total} free; finish "
+                "or close another sequence, or load the model with more sequences"
             )
         for _ in range(n):
             page = self._take()
@@ -169,7 +169,7 @@ class Blocks:
 
         None if it is not to be kept: it is already, or there is no room.
         """
-        if computed % TILE or not 0 < computed == table.known * TILE:
+        if computed % KV_PAGE or not 0 < computed == table.known * KV_PAGE:
             return None
         page = table.pages[table.known - 1]
         if page in self._kept:
@@ -194,7 +194,7 @@ class Blocks:
         """
         if table.salt is None:
             return
-        for i in range(table.known, computed // TILE):
+        for i in range(table.known, computed // KV_PAGE):
             key = (table.pages[i - 1] if i else table.salt, _text(ids, i))
             page = self._by_key.setdefault(key, table.pages[i])
             if page == table.pages[i]:
@@ -299,4 +299,4 @@ class Blocks:
 
 
 def _text(ids: Sequence[int], page: int) -> bytes:
-    return np.array(ids[TILE * page : TILE * (page + 1)], np.int32).tobytes()
+    return np.array(ids[KV_PAGE * page : KV_PAGE * (page + 1)], np.int32).tobytes()

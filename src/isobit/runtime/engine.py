@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import CHOSEN, Routes, Tap, by_sequence
 from isobit.errors import CacheLost, ContextFull, IsobitError, UsageError
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.batches import Batches, Part, PassOutcome, PassRequest
 from isobit.runtime.blocks import Blocks, PageTable
 from isobit.runtime.grammar import Constraint
@@ -251,7 +251,7 @@ class Engine(PassLock):
             blocks = self.scheduler.blocks
             if blocks.states and table.state < 0:
                 blocks.hold_state(table)
-            missing = -(-length // TILE) - len(table.pages)
+            missing = -(-length // KV_PAGE) - len(table.pages)
             if missing > 0:
                 blocks.extend(table, missing, spare=self.scheduler.promised)
 
@@ -361,7 +361,7 @@ class Engine(PassLock):
                 if seen is not None and request.routes:
                     self._saw(generation, part.start, seen[start:stop])
                 pages = None
-                if request.routes and (part.start + n) // TILE > request.table.known:
+                if request.routes and (part.start + n) // KV_PAGE > request.table.known:
                     pages = _pages(generation)
                 self.scheduler.computed(part, () if token is None else (token.id,), pages)
                 if token is not None:
@@ -503,4 +503,4 @@ def _pages(generation: Generation) -> list[Routes]:
     generation.seen = [
         routes
     ]  # only whoever adds to them may: a reader has the one list or the other
-    return [routes[i : i + TILE] for i in range(0, len(routes), TILE)]
+    return [routes[i : i + KV_PAGE] for i in range(0, len(routes), KV_PAGE)]

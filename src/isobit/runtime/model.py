@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 from isobit.arguments import instance, whole, wrong
 from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.engine import Engine
 from isobit.runtime.generation import (
     Completion,
@@ -286,4 +286,4 @@ def load(
 def _pages(cache: int | None) -> int | None:
     if cache is None:
         return None
-    return -(-whole("cache", cache, 1, MOST_PAGES * TILE) // TILE)
+    return -(-whole("cache", cache, 1, MOST_PAGES * KV_PAGE) // KV_PAGE)

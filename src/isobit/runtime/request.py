@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.blocks import PageTable
 
 
@@ -83,7 +83,7 @@ class Request:
     @property
     def pages_needed(self) -> int:
         """Pages that it holds at its longest; the last token that is generated is not run."""
-        return -(-(len(self.prompt) + max(self.max_tokens - 1, 0)) // TILE)
+        return -(-(len(self.prompt) + max(self.max_tokens - 1, 0)) // KV_PAGE)
 
     @property
     def reusable(self) -> int:

@@ -21,11 +21,11 @@ from typing import NamedTuple
 from isobit.backends.base import Routes
 from isobit.config import EngineConfig
 from isobit.errors import IsobitError, UsageError
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.runtime.blocks import Blocks
 from isobit.runtime.request import Request, State
 
-KEEP_EVERY = 4 * TILE
+KEEP_EVERY = 4 * KV_PAGE
 UNKNOWN = -1
 """A token that the pass before will give."""
 
@@ -117,7 +117,7 @@ class Scheduler:
         Raises UsageError if it cannot fit even alone, QueueFull if too many wait.
         """
         if request.pages_needed > self.blocks.total:
-            room = self.blocks.total * TILE
+            room = self.blocks.total * KV_PAGE
             raise UsageError(
                 f"prompt and max_tokens: expected at most {room} positions (the KV cache), got "
                 f"{len(request.prompt) + request.max_tokens}"
@@ -205,7 +205,7 @@ class Scheduler:
         request.computed = done
         request.tokens += new
         request.drafts = []
-        if done // TILE > table.known:
+        if done // KV_PAGE > table.known:
             self.blocks.publish(table, request.tokens, done, routes)
         if table.state >= 0 and done == self._keep_at(request, done - 1):
             kept = self.blocks.keep_state(table, done)
@@ -259,14 +259,14 @@ class Scheduler:
                 if table.kept is not None and table.kept != table.state:
                     self.copies.append((table.kept, table.state))
             request.table = table
-            request.computed = request.cached = len(table.pages) * TILE
+            request.computed = request.cached = len(table.pages) * KV_PAGE
             request.state = State.RUNNING
             self.running.append(self.waiting.popleft())
 
     def _keep_at(self, request: Request, computed: int) -> int:
         """The next position after ``computed`` at which a state is kept."""
         regular = (computed // KEEP_EVERY + 1) * KEEP_EVERY
-        last = request.reusable // TILE * TILE
+        last = request.reusable // KV_PAGE * KV_PAGE
         return min(regular, last) if last > computed else regular
 
     def _cut(self, request: Request, n: int, rows: int) -> tuple[int, int]:
@@ -287,7 +287,7 @@ class Scheduler:
         tokens += [UNKNOWN] * (n - len(tokens))
         if drafts:
             tokens += request.drafts[:drafts]
-        missing = -(-(end + drafts) // TILE) - len(request.table.pages)
+        missing = -(-(end + drafts) // KV_PAGE) - len(request.table.pages)
         if missing > 0:
             self.blocks.extend(request.table, missing)
         rows: list[int] = []

@@ -46,7 +46,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.graph import Graph, Key
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import Receive
 
 __all__ = [
@@ -248,7 +248,7 @@ class Backend(ABC):
         """
         each = np.arange(len(tokens), dtype=np.int32)
         self._check(Batch(tokens, positions, each, pages, each[:0], states))
-        positions_left = min(self.limits.positions, TILE * pages.shape[1]) - int(positions.max())
+        positions_left = min(self.limits.positions, KV_PAGE * pages.shape[1]) - int(positions.max())
         if not 1 <= count <= positions_left:
             raise UsageError(f"greedy: expected 1 to {positions_left} tokens, got {count}")
         return self.compute_greedy(tokens, positions, pages, count, states)

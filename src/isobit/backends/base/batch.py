@@ -1,8 +1,8 @@
 """What a pass is given and what it gives: a batch, what is wanted of its rows, results, limits."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ CHOSEN = "moe_router_indices"
 """The stage of the experts that were chosen."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """Tokens to run in one pass; they may belong to several sequences.
 
@@ -53,7 +53,7 @@ class Batch:
     before it (``numerics.ops.Receive``)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Wanted:
     """What a pass is to give of its R rows (``Batch.logit_rows``)."""
 
@@ -108,7 +108,7 @@ ARGMAX = Wanted(logits=False, argmax=True)
 HIDDEN = Wanted(logits=False, hidden=True)
 
 
-@dataclass
+@dataclass(slots=True)
 class Results:
     """What a pass gave; None is what was not wanted. Log-probabilities are those of section 11 of
     docs/numerics.md, on every device.
@@ -147,7 +147,7 @@ class Limits(NamedTuple):
     positions: int
     """The context: of the longest sequence."""
     pages: int
-    """Of the KV cache, TILE positions each."""
+    """Of the KV cache, KV_PAGE positions each."""
     states: int
     """Recurrent states; 0 for a model that has none."""
 
@@ -162,6 +162,11 @@ class Limits(NamedTuple):
         assert engine.context is not None
         assert engine.pages is not None
         return cls(ids, engine.context, engine.pages, states)
+
+
+def field_values(of: Batch | Wanted | Results) -> dict[str, Any]:
+    """What stands in each field, by its name."""
+    return {field.name: getattr(of, field.name) for field in fields(of)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from isobit.config import MOST_PAGES, EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.graph import zero_state
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import Append
 
 _LEAST = 4
@@ -47,33 +47,33 @@ def fit_kv_cache(
     ``headroom`` is asked with both.
     """
     asked = engine.context or weights.config.context_length
-    whole = -(-asked // TILE)
+    whole = -(-asked // KV_PAGE)
     have = None
     if engine.most_sequences is not None:
         engine, have = _with_more(engine, engine.most_sequences, asked, headroom)
     pages = engine.pages or min(whole * engine.max_sequences, MOST_PAGES)
     if engine.pages is not None and pages < whole and engine.context is not None:
         raise UsageError(
-            f"context: expected at most {pages * TILE:,} tokens (the KV cache), got {asked:,}"
+            f"context: expected at most {pages * KV_PAGE:,} tokens (the KV cache), got {asked:,}"
         )
     have = have or headroom(replace(engine, context=asked, pages=pages))
     fits = int(max(min(pages, have.pages), 0))
     left = min(max(have.free, 0), have.most * have.page)
-    lacks = f"{pages * TILE:,} tokens take {have.page * pages / 1e9:.2f} GB, "
+    lacks = f"{pages * KV_PAGE:,} tokens take {have.page * pages / 1e9:.2f} GB, "
     lacks += f"{left / 1e9:.2f} GB are left for them"
     kept = whole if engine.context is not None else min(whole, _LEAST)
     kept = kept if engine.pages is None else pages
     if fits < kept:
         raise BackendUnavailable(
-            f"KV cache: {lacks}; a context of {fits * TILE:,} has room (--context, --cache)"
+            f"KV cache: {lacks}; a context of {fits * KV_PAGE:,} has room (--context, --cache)"
         )
-    chosen = replace(engine, context=min(asked, fits * TILE), pages=fits)
+    chosen = replace(engine, context=min(asked, fits * KV_PAGE), pages=fits)
     if fits < whole:
         why = lacks if fits < pages else "as long as the KV cache"
-        return chosen, f"context: {fits * TILE:,} tokens, not the model's {asked:,}: {why}"
+        return chosen, f"context: {fits * KV_PAGE:,} tokens, not the model's {asked:,}: {why}"
     if fits < pages:
         many = f"{engine.max_sequences} sequences of up to {asked:,}"
-        return chosen, f"KV cache: {fits * TILE:,} tokens for {many}: {lacks}"
+        return chosen, f"KV cache: {fits * KV_PAGE:,} tokens for {many}: {lacks}"
     return chosen, None
 
 
@@ -82,7 +82,7 @@ def _with_more(
 ) -> tuple[EngineConfig, Headroom]:
     """As many sequences, from ``max_sequences`` to so many, as have room for 4,096 tokens each; and
     a KV cache for all of these, of half of what is free if that of the fewest takes less."""
-    least, whole, n = engine.max_sequences, -(-context // TILE), most
+    least, whole, n = engine.max_sequences, -(-context // KV_PAGE), most
     engine = replace(engine, most_sequences=None)
     pages = engine.pages or min(whole * least, MOST_PAGES)
     while True:
@@ -120,4 +120,4 @@ def page_bytes(weights: Weights) -> int:
         if isinstance(op.operation, Append)
         for v in op.inputs
     ]
-    return sum(TILE * heads * (2 * (-(-width // 16) * 16) + 4) for heads, width in vectors)
+    return sum(KV_PAGE * heads * (2 * (-(-width // 16) * 16) + 4) for heads, width in vectors)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from isobit import numerics
 from isobit.backends.base import F32, LOGITS, ROUTES, Backend, Batch, Results, Tap, Wanted
+from isobit.backends.base.rope_rows import RopeRows
 from isobit.backends.cpu import _cpu
 from isobit.backends.cpu.lowering import Lowering
 from isobit.backends.hardware import processor
@@ -15,7 +16,6 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.model.weights import Weights
 
-_TABLE_STEP = 1024
 _CACHED = 64 << 20
 """Bytes of weights that a processor's caches hold, about."""
 _LANE_TOKENS = 16
@@ -64,7 +64,7 @@ class CpuBackend(Backend):
             )
         except MemoryError:
             raise BackendUnavailable(
-                f"KV cache: no room for {self.limits.pages} pages of {numerics.TILE} positions; "
+                f"KV cache: no room for {self.limits.pages} pages of {numerics.KV_PAGE} positions; "
                 "ask for a smaller context"
             ) from None
         except RuntimeError as error:  # threads
@@ -72,10 +72,8 @@ class CpuBackend(Backend):
         self._stages = weights.graph.names
         self._vocab = weights.graph.logits.shape.width
         self._width = weights.graph.hidden.shape.width if weights.graph.hidden else 0
-        self._tables = lowered.tables
-        self._rope = [(np.empty((0, t.size // 2), np.float32),) * 2 for t in self._tables]
-        self._rope_known = 0
-        self._engine.set_rope(self._rope)
+        self._rope = [RopeRows(table) for table in lowered.tables]
+        self._extend_rope(-1)
 
     @property
     def device(self) -> str:
@@ -172,13 +170,7 @@ class CpuBackend(Backend):
     def _extend_rope(self, last: int) -> None:
         """Have tables up to a position, and beyond it."""
         assert self._engine is not None
-        start, stop = self._rope_known, (last // _TABLE_STEP + 1) * _TABLE_STEP
-        for i, table in enumerate(self._tables):
-            parts = zip(self._rope[i], table.rows(start, stop), strict=True)
-            cos, sin = map(np.concatenate, parts)
-            self._rope[i] = cos, sin
-        self._engine.set_rope(self._rope)
-        self._rope_known = stop
+        self._engine.set_rope([rows.upto(last) for rows in self._rope])
 
     def copy_state(self, source: int, target: int) -> None:
         """See :class:`isobit.backends.base.Backend`."""

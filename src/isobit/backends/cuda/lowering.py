@@ -31,7 +31,7 @@ from isobit.backends.cuda.workspace import (
     TracePoint,
 )
 from isobit.model.graph import Graph, Op, Value, match
-from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics import KV_PAGE, RopeTable, Weight
 from isobit.numerics.ops import TOKENS, ExpertMatMul, Gather, MatMul, Shape
 
 THREADS = 256
@@ -63,7 +63,7 @@ class Lowering:
         self.captured = kind != PASS
         self.every = kind in (STEP, STEPS, ROWS)
         """Whether all tokens' logits are wanted."""
-        self.tiles = -(-resident.context // TILE)
+        self.tiles = -(-resident.context // KV_PAGE)
         self.made: list[Launch | TracePoint] = []
         self.lasting = (0, 0)
         """Where the slots begin that last, and how many bytes they take."""

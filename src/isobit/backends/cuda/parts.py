@@ -33,6 +33,7 @@ from isobit.backends.base import (
     traced,
     unwatched,
 )
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
@@ -43,7 +44,7 @@ from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 T = TypeVar("T")
 
@@ -221,7 +222,7 @@ class CudaPartsBackend(Backend):
             at = np.arange(tokens, dtype=np.int32)
             last = at[-min(rows, tokens) :]
             of, position = (0 * at, at) if alone else (at, 0 * at)
-            pages = np.zeros((1 if alone else tokens, -(-most // TILE)), np.int32)
+            pages = np.zeros((1 if alone else tokens, -(-most // KV_PAGE)), np.int32)
             batch = Batch(0 * at, position, of, pages, last)
             given = np.zeros((len(last), 1), np.int32)
             measured = Wanted(False, argmax=True, top=1, given=given, hidden=True, digests=True)
@@ -241,7 +242,7 @@ def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:
 
 def _form(wanted: Wanted) -> tuple[object, ...]:
     """What decides which kernels make it."""
-    return tuple(v if isinstance(v, int) else v is not None for v in vars(wanted).values())
+    return tuple(v if isinstance(v, int) else v is not None for v in field_values(wanted).values())
 
 
 def _rehearsed(gpu: Gpu, work: Callable[[], object]) -> None:

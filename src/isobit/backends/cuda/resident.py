@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from isobit.backends.base.rope_rows import ROPE_STEP
 from isobit.backends.cuda.device.load import DeviceWeight, Loader
 from isobit.backends.cuda.device.memory import Region, aligned
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.model.graph import Graph, Op, Value, stateful
-from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics import KV_PAGE, RopeTable, Weight
 from isobit.numerics.ops import Append, Embedding, ExpertMatMul, MatMul, Rope
-
-_ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
 
 
 @dataclass(eq=False)
@@ -35,7 +34,7 @@ class KvCache:
 
     def sizes(self, pages: int) -> tuple[int, int, int, int]:
         """Bytes of K, V and the scales of each."""
-        vectors = pages * self.heads * TILE
+        vectors = pages * self.heads * KV_PAGE
         planes, scales = aligned(2 * vectors * self.padded), aligned(4 * vectors)
         return planes, planes, scales, scales
 
@@ -82,7 +81,7 @@ class DeviceRopeTable:
     def extend(self, gpu: Gpu, end: int) -> None:
         """Have rows for positions below ``end``."""
         while self.known < end:
-            stop = min(self.known + _ROPE_STEP, self.context)
+            stop = min(self.known + ROPE_STEP, self.context)
             offset = 4 * self.known * (self.table.size // 2)
             for address, rows in zip(self.parts, self.table.rows(self.known, stop), strict=True):
                 gpu.upload(address + offset, rows)

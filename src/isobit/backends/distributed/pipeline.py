@@ -34,6 +34,7 @@ from isobit.backends.base import (
     Wanted,
     traced,
 )
+from isobit.backends.base.batch import field_values
 from isobit.backends.base.kv_pages import Headroom
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, CacheLost, IsobitError, UsageError
@@ -189,7 +190,7 @@ class PipelineBackend(Backend):
                 if self._barren > _LOSSES:
                     raise BackendUnavailable(f"{error}, {self._barren} times in turn") from None
                 raise
-            for name, value in vars(results).items():
+            for name, value in field_values(results).items():
                 if value is not None:
                     some, rows = mine, len(batch.logit_rows)
                     if name == "logits" and which is not None:
@@ -390,7 +391,7 @@ def _answer(stage: Stage, connection: Connection) -> None:
                 connection.send_bytes(json.dumps({"error": str(error)}).encode())
                 continue
             connection.send_bytes(json.dumps({"shown": list(shown)}).encode())
-            found = {f: x for f, x in vars(results).items() if x is not None}
+            found = {f: x for f, x in field_values(results).items() if x is not None}
             found |= {str(i): x for i, x in enumerate(shown.values())}
             connection.send_bytes(save({f: np.ascontiguousarray(x) for f, x in found.items()}))
     except (EOFError, OSError, ValueError, TypeError, KeyError):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import Batch
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import Array, Shape
 
 
@@ -21,15 +21,15 @@ class Pages:
         """Store each of the values [T, …] at the batch's positions."""
         places = zip(batch.positions.tolist(), batch.sequence.tolist(), strict=True)
         for i, (position, s) in enumerate(places):
-            number = int(batch.pages[s, position // TILE])
+            number = int(batch.pages[s, position // KV_PAGE])
             if number not in self._pages:
-                self._pages[number] = [np.zeros((TILE, *x.row), x.dtype) for x in self._shapes]
+                self._pages[number] = [np.zeros((KV_PAGE, *x.row), x.dtype) for x in self._shapes]
             for page, value in zip(self._pages[number], values, strict=True):
-                page[position % TILE] = value[i]
+                page[position % KV_PAGE] = value[i]
 
     def read(self, batch: Batch, sequence: int, n: int) -> list[Array]:
         """What positions 0 … n - 1 of a sequence have stored: [n, …] each."""
-        used = [self._pages[int(p)] for p in batch.pages[sequence, : -(-n // TILE)]]
+        used = [self._pages[int(p)] for p in batch.pages[sequence, : -(-n // KV_PAGE)]]
         return [np.concatenate(parts)[:n] for parts in zip(*used, strict=True)]
 
 

@@ -23,6 +23,7 @@ from isobit.backends.base import (
     Wanted,
 )
 from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
+from isobit.backends.base.rope_rows import RopeRows
 from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
 from isobit.backends.wgpu.device import driver
 from isobit.backends.wgpu.device.gpu import (
@@ -40,10 +41,9 @@ from isobit.backends.wgpu.sampler import DeviceSampler, read_bandwidth
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
-from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics import KV_PAGE, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 
-_ROPE_STEP = 4096  # positions whose RoPE tables are computed at once
 _RECORDINGS = 16  # kept for passes of the same shape
 
 Trace = Callable[[str, int | None, NDArray[np.generic]], None]
@@ -102,7 +102,7 @@ class WgpuBackend(Backend):
             self.close()
             raise
         self._logits, self._vocab = weights.graph.logits.name, weights.graph.logits.shape.width
-        self._rope = [_RopeRows(table) for table in g.rope_tables]
+        self._rope = [RopeRows(table) for table in g.rope_tables]
         self._states = [(slot.buffer, 4 * slot.words) for slot in g.slots if slot.rows == STATES]
         self._between: Any = None
         """A buffer that a state is copied by: none may be both source and target."""
@@ -247,10 +247,10 @@ class WgpuBackend(Backend):
         last = min(first + self._plan.rows[TOKENS], len(batch.tokens))
         wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < last))
         positions = batch.positions[first:last]
-        tiles = int(positions.max()) // TILE + 1
+        tiles = int(positions.max()) // KV_PAGE + 1
         if last - first == 1:
             # Up to a power of two, so that a recording lasts; what is too many ends at once.
-            tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // TILE))
+            tiles = min(1 << (tiles - 1).bit_length(), -(-self.limits.positions // KV_PAGE))
         runs = self._runs(batch, first, last)
         p = Pass(
             last - first,
@@ -391,16 +391,16 @@ class WgpuBackend(Backend):
         runs: I32,
     ) -> None:
         """Put a pass's inputs where lowering.BatchAt says they are."""
-        page = pages[sequence, positions // TILE]
+        page = pages[sequence, positions // KV_PAGE]
         table = np.zeros((len(pages), p.tiles), np.int32)
         table[:, : pages.shape[1]] = pages[:, : p.tiles]
         parts = (
             positions,
-            page * TILE + positions % TILE,
+            page * KV_PAGE + positions % KV_PAGE,
             sequence * p.tiles,
             rows,
             runs,
-            *(rope.of(positions).view(np.int32) for rope in self._rope),
+            *(_rows_of(rope, positions).view(np.int32) for rope in self._rope),
             table,
         )
         words = np.concatenate([x.reshape(-1) for x in parts]).astype(np.int32, copy=False)
@@ -414,17 +414,6 @@ class WgpuBackend(Backend):
             self._device.write(slot.buffer, x)
 
 
-class _RopeRows:
-    """RoPE's cosines and sines by position, computed once."""
-
-    def __init__(self, table: RopeTable) -> None:
-        self._table = table
-        self._rows = np.empty((0, table.size), np.float32)
-
-    def of(self, positions: I32) -> F32:
-        """Float32 [T, size]: cosines, then sines."""
-        while len(self._rows) <= positions.max():
-            start = len(self._rows)
-            more = self._table.rows(start, start + _ROPE_STEP)
-            self._rows = np.concatenate([self._rows, np.concatenate(more, axis=1)])
-        return self._rows[positions]
+def _rows_of(rope: RopeRows, positions: I32) -> F32:
+    """Float32 [T, size]: cosines, then sines."""
+    return np.concatenate([part[positions] for part in rope.upto(int(positions.max()))], axis=1)

@@ -18,7 +18,7 @@ from isobit.backends.wgpu.device.gpu import Device, Step
 from isobit.backends.wgpu.device.layout import superblocks
 from isobit.backends.wgpu.device.load import Matrix
 from isobit.model.graph import Op, Value
-from isobit.numerics import TILE, RopeTable, Weight
+from isobit.numerics import KV_PAGE, RopeTable, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS, Shape
 
 ACT_WORDS = 148
@@ -102,7 +102,7 @@ class KvCache:
     @property
     def page_bytes(self) -> int:
         """One head of one page, K and V (cache.wgsl)."""
-        return 4 * (256 * words_of(self.head_dim) + 2 * TILE)
+        return 4 * (256 * words_of(self.head_dim) + 2 * KV_PAGE)
 
 
 def words_of(head_dim: int) -> int:

@@ -8,7 +8,7 @@
 
 #include "module.h"
 
-using isobit::TILE;
+using isobit::KV_PAGE;
 
 namespace {
 
@@ -90,7 +90,7 @@ void check_batch(const Given& tokens, const Given& positions, const Given& seque
         refuse("tokens: expected at least one, and as many positions and sequences");
     t.within(n_ids);
     s.within((int64_t)table.shape[0]);
-    p.within(std::min(n_positions, (int64_t)table.shape[1] * TILE));
+    p.within(std::min(n_positions, (int64_t)table.shape[1] * KV_PAGE));
     table.within(n_pages);
     rows.within((int64_t)t.size);
     check(p, s, table.shape[0]);

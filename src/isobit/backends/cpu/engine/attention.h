@@ -16,12 +16,12 @@ struct PageLayout {
 };
 FN PageLayout page_layout(int head_dim) {
     int padded = (head_dim + 15) / 16 * 16;
-    return {head_dim, padded, 2 * TILE * (sizeof(float) + sizeof(int16_t) * padded)};
+    return {head_dim, padded, 2 * KV_PAGE * (sizeof(float) + sizeof(int16_t) * padded)};
 }
 FN float* page_dk(uint8_t* page) { return (float*)page; }
-FN float* page_dv(uint8_t* page) { return page_dk(page) + TILE; }
-FN int16_t* page_k(uint8_t* page) { return (int16_t*)(page_dv(page) + TILE); }
-FN int16_t* page_v(const PageLayout& p, uint8_t* page) { return page_k(page) + TILE * p.padded; }
+FN float* page_dv(uint8_t* page) { return page_dk(page) + KV_PAGE; }
+FN int16_t* page_k(uint8_t* page) { return (int16_t*)(page_dv(page) + KV_PAGE); }
+FN int16_t* page_v(const PageLayout& p, uint8_t* page) { return page_k(page) + KV_PAGE * p.padded; }
 
 struct Query {
     const int16_t* q;  // padded with zeros to PageLayout::padded

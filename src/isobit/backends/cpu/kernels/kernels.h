@@ -14,7 +14,7 @@
 namespace isobit {
 
 constexpr int SUPERBLOCK = 256;
-constexpr int TILE = 64;             // keys of an attention tile, positions of a KV page
+constexpr int KV_PAGE = 64;             // keys of an attention tile, positions of a KV page
 constexpr int MAX_HEAD_DIM = 512;
 constexpr int DELTA_COLUMNS = 16;    // of a state that delta() brings forward
 constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows

@@ -12,8 +12,8 @@ static void append(const Op& op, Pass& p, int thread, int t, int i) {
     p.kernels.quantise_head(p.at(op.in[0], thread, t, i), D, k, &dk);
     p.kernels.quantise_head(p.at(op.in[1], thread, t, i), D, v, &dv);
     const int32_t* pages = p.batch.pages + (size_t)p.batch.sequence[t] * p.batch.pages_per_sequence;
-    run_of<Store>(p.kernels)(cache.layout, p.page(cache, pages[position / TILE], i),
-                             position % TILE, k, dk, v, dv);
+    run_of<Store>(p.kernels)(cache.layout, p.page(cache, pages[position / KV_PAGE], i),
+                             position % KV_PAGE, k, dk, v, dv);
 }
 
 static const OpKind kind("append", append);

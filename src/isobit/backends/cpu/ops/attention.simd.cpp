@@ -23,7 +23,7 @@ FN size_t k_index(const PageLayout& p, int slot, int i) {
     return (((size_t)(slot / 16) * (p.padded / 2) + i / 2) * 16 + slot % 16) * 2 + i % 2;
 }
 FN size_t v_index(int slot, int i) {
-    return (((size_t)(i / 16) * (TILE / 2) + slot / 2) * 16 + i % 16) * 2 + slot % 2;
+    return (((size_t)(i / 16) * (KV_PAGE / 2) + slot / 2) * 16 + i % 16) * 2 + slot % 2;
 }
 
 // The dot products of N queries (pairs of 16-bit integers, q[n] a pair each step) with one vector
@@ -55,11 +55,11 @@ FN void weigh(const float* s, const float* dv, int begin, int end, float* m, flo
               float* g) {
     float top = s[begin];
     for (int j = begin + 1; j < end; ++j) top = s[j] > top ? s[j] : top;
-    float p[TILE] = {}, weighted[TILE] = {};
+    float p[KV_PAGE] = {}, weighted[KV_PAGE] = {};
     for (int j = begin; j < end; ++j) p[j] = isobit::exp(s[j] - top);
     for (int j = begin; j < end; ++j) weighted[j] = p[j] * dv[j];
     *m = top;
-    *g = quantise_block(weighted, TILE, 2, P);
+    *g = quantise_block(weighted, KV_PAGE, 2, P);
     *l = Lanes256::tree64(p);
 }
 
@@ -95,10 +95,10 @@ void attend(const PageLayout& layout, const Pages& pages, const Query* queries) 
         if (queries[n].position > last) last = queries[n].position;
     }
     const int steps = (layout.head_dim + 1) / 2;
-    for (int t = first / TILE; t <= last / TILE; ++t) {
+    for (int t = first / KV_PAGE; t <= last / KV_PAGE; ++t) {
         uint8_t* page = pages.base + pages.table[t] * pages.stride;
-        const int present = last - t * TILE + 1 < TILE ? last - t * TILE + 1 : TILE;
-        alignas(64) float s[N][TILE];
+        const int present = last - t * KV_PAGE + 1 < KV_PAGE ? last - t * KV_PAGE + 1 : KV_PAGE;
+        alignas(64) float s[N][KV_PAGE];
         for (int j = 0; j < present; j += LANES) {
             F dots[N], dk = (F)load(page_dk(page) + j);
             dot_planes<N>(page_k(page) + k_index(layout, j, 0), 32, q, steps, dots);
@@ -107,13 +107,13 @@ void attend(const PageLayout& layout, const Pages& pages, const Query* queries) 
                 memcpy(s[n] + j, &x, sizeof x);
             }
         }
-        int16_t P[N][TILE];
+        int16_t P[N][KV_PAGE];
         const int16_t* weights[N];
         float m[N] = {}, l[N] = {}, g[N] = {};
         for (int n = 0; n < N; ++n) {
-            int begin = queries[n].first - t * TILE, end = queries[n].position - t * TILE + 1;
+            int begin = queries[n].first - t * KV_PAGE, end = queries[n].position - t * KV_PAGE + 1;
             begin = begin > 0 ? begin : 0;
-            end = end < TILE ? end : TILE;
+            end = end < KV_PAGE ? end : KV_PAGE;
             weights[n] = P[n];
             if (begin < end)
                 weigh(s[n], page_dv(page), begin, end, &m[n], &l[n], P[n], &g[n]);
@@ -131,8 +131,8 @@ void attend(const PageLayout& layout, const Pages& pages, const Query* queries) 
             }
         }
         for (int n = 0; n < N; ++n)
-            if (queries[n].position / TILE >= t && queries[n].first / TILE <= t)
-                merge(state[n], m[n], l[n], o[n], layout.head_dim, t == queries[n].first / TILE);
+            if (queries[n].position / KV_PAGE >= t && queries[n].first / KV_PAGE <= t)
+                merge(state[n], m[n], l[n], o[n], layout.head_dim, t == queries[n].first / KV_PAGE);
     }
     for (int n = 0; n < N; ++n) {
         if (queries[n].sink) merge_sink(state[n], *queries[n].sink, layout.head_dim);

@@ -90,7 +90,7 @@ DEV void store_value(const float* x, int token, int tokens, int position, const 
     for (int part = 0; part < PARTS; part++) {
         int i = lane_id() + WARP * part;
         if (i >= PADDED) continue;
-        int8 *high_to = to + i * TILE, *low_to = high_to + TILE * PADDED;
+        int8 *high_to = to + i * KV_PAGE, *low_to = high_to + KV_PAGE * PADDED;
         if (together) {
             *reinterpret_cast<uint32*>(high_to) = high[part];
             *reinterpret_cast<uint32*>(low_to) = low[part];
@@ -114,11 +114,11 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
     Cache cache = {k, v, dk, dv, KV_HEADS, PADDED};
     int index = blockIdx.x * (THREADS / WARP) + warp_id(), token = index / ALL, head = index % ALL;
     if (token >= tokens) return;
-    int position = positions[token], page = 0, slot = position % TILE;
+    int position = positions[token], page = 0, slot = position % KV_PAGE;
     bool query = head < HEADS;
     int own = query ? head : (head - HEADS) % KV_HEADS;
     const float* x = qkv + int64(index) * HEAD_DIM + lane_id();
-    if (!query) page = pages[sequence[token] * pages_per_sequence + position / TILE];
+    if (!query) page = pages[sequence[token] * pages_per_sequence + position / KV_PAGE];
     int64 scales = cache.scales(page, own) + slot;
     if (head >= HEADS + KV_HEADS) {
         int8* to = cache.values(page, own, 0) + value_slot(slot);
@@ -150,7 +150,7 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
             q_to[i] = short(q[part]);
         } else {
             k_to[i] = int8(isobit::high_plane(q[part]));
-            k_to[TILE * PADDED + i] = int8(isobit::low_plane(q[part]));
+            k_to[KV_PAGE * PADDED + i] = int8(isobit::low_plane(q[part]));
         }
     }
     if (lane_id() == 0) {

@@ -13,7 +13,7 @@ from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVector
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.workspace import MIXED, NOT_EXCHANGED, Pass, Slot
 from isobit.model.graph import Op, Value
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
@@ -165,8 +165,10 @@ def merges(h: HeadVectors) -> bool:
 def _shared(h: HeadVectors, buffers: int, rows: int = 1) -> int:
     """Bytes of AttentionShared of decode_attention.cu."""
     columns = -(-h.heads // h.kv_heads // 8) * 8
-    tiles = buffers * (4 * TILE * h.head_dim + 8 * TILE + 16)
-    return tiles + columns * (2 * h.head_dim + 8 * TILE + 16 + 8 + 16) + rows * (4 * h.head_dim + 8)
+    tiles = buffers * (4 * KV_PAGE * h.head_dim + 8 * KV_PAGE + 16)
+    return (
+        tiles + columns * (2 * h.head_dim + 8 * KV_PAGE + 16 + 8 + 16) + rows * (4 * h.head_dim + 8)
+    )
 
 
 def tiles_at_once(h: HeadVectors, gpu: Gpu, sequences: int = 1) -> int:

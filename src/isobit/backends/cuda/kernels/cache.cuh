@@ -13,12 +13,12 @@ struct Cache {
     int heads, padded;
 
     DEV int8* keys(int page, int head, int plane) const {
-        return k + ((int64(page) * heads + head) * 2 + plane) * TILE * padded;
+        return k + ((int64(page) * heads + head) * 2 + plane) * KV_PAGE * padded;
     }
     DEV int8* values(int page, int head, int plane) const {
-        return v + ((int64(page) * heads + head) * 2 + plane) * TILE * padded;
+        return v + ((int64(page) * heads + head) * 2 + plane) * KV_PAGE * padded;
     }
-    DEV int64 scales(int page, int head) const { return (int64(page) * heads + head) * TILE; }
+    DEV int64 scales(int page, int head) const { return (int64(page) * heads + head) * KV_PAGE; }
 };
 
 // Where position j of a tile lies among V's 64: in each 16, in the order 0 1 8 9 2 3 10 11 4 5 12 13

@@ -41,7 +41,7 @@ using isobit::sub;
 constexpr int WARP = 32;
 constexpr int THREADS = 256;  // of a block, unless a kernel says otherwise; sum256 has 256 lanes
 constexpr int SUPER = 256;    // values in a superblock
-constexpr int TILE = 64;      // keys in a tile, positions in a page
+constexpr int KV_PAGE = 64;      // keys in a tile, positions in a page
 
 // One superblock of activations: the planes, and the integer sums that zero points and mins need.
 // 720 bytes: eight lanes that read eight blocks at one offset meet no shared-memory bank twice.

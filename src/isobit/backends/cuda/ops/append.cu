@@ -26,8 +26,8 @@ KERNEL(THREADS) append(int kind, const float* x, int64 stride, int step, int hea
         amax = max(amax, magnitude(y[part]));
     }
     isobit::BlockScale block = isobit::block_scale(warp_max(amax), 2);
-    int position = positions[token], slot = position % TILE;
-    int page = kind == QUERY ? 0 : pages[sequence[token] * pages_per_sequence + position / TILE];
+    int position = positions[token], slot = position % KV_PAGE;
+    int page = kind == QUERY ? 0 : pages[sequence[token] * pages_per_sequence + position / KV_PAGE];
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         int i = lane_id() + WARP * part;
@@ -37,7 +37,7 @@ KERNEL(THREADS) append(int kind, const float* x, int64 stride, int step, int hea
         if (kind == QUERY) q_int[int64(index) * padded + i] = short(q);
         for (int p = 0; p < 2; p++) {
             if (kind == KEY) cache.keys(page, head, p)[slot * padded + i] = planes[p];
-            if (kind == VALUE) cache.values(page, head, p)[i * TILE + value_slot(slot)] = planes[p];
+            if (kind == VALUE) cache.values(page, head, p)[i * KV_PAGE + value_slot(slot)] = planes[p];
         }
     }
     if (lane_id()) return;

@@ -16,8 +16,8 @@ DEV int dot16(const int4* q, int4 k, int sum) {
 }
 
 struct TileShared {
-    float s[TILE];
-    __align__(16) short weights[TILE];
+    float s[KV_PAGE];
+    __align__(16) short weights[KV_PAGE];
     float m, l, g;
 };
 
@@ -27,10 +27,10 @@ struct Seen {
 
     DEV Seen(int position, int window)
         : begin(window && position >= window ? position + 1 - window : 0), end(position + 1) {}
-    DEV int first_tile() const { return begin / TILE; }
+    DEV int first_tile() const { return begin / KV_PAGE; }
     // Of tile t, from a key on and up to one.
-    DEV int from(int t) const { return max(begin - t * TILE, 0); }
-    DEV int upto(int t) const { return min(end - t * TILE, TILE); }
+    DEV int from(int t) const { return max(begin - t * KV_PAGE, 0); }
+    DEV int upto(int t) const { return min(end - t * KV_PAGE, KV_PAGE); }
 };
 
 // A tile's keys from … seen - 1 for one query head: maximum, sum and, in each thread, the outputs of its
@@ -87,7 +87,7 @@ DEV void attention_tile(const Cache& cache, int page, int head, int from, int se
         if (column < cache.padded)
             for (int p = 0; p < 2; p++) {
                 const int4* v =
-                    reinterpret_cast<const int4*>(values[p] + column * TILE + 32 * half);
+                    reinterpret_cast<const int4*>(values[p] + column * KV_PAGE + 32 * half);
                 dot[p] = dot16(weights + 2, v[1], dot16(weights, v[0], 0));
             }
         for (int p = 0; p < 2; p++) dot[p] += shuffle_xor(dot[p], 1);
@@ -120,7 +120,7 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
     const int* table = pages + sequence[token] * pages_per_sequence;
     Seen seen(positions[token], window);
     float m = 0.0f, l = 0.0f, o[PASSES] = {}, next[PASSES] = {};
-    for (int t = seen.first_tile(); t * TILE < seen.end; t++) {
+    for (int t = seen.first_tile(); t * KV_PAGE < seen.end; t++) {
         attention_tile(cache, table[t], kv_head, seen.from(t), seen.upto(t),
                        reinterpret_cast<const int4*>(q), dq[vector], tile, next);
         bool more = t > seen.first_tile();
@@ -156,13 +156,13 @@ KERNEL(THREADS) attention_tiles(int head_dim, const short* q_int, const float* d
     __shared__ TileShared tile;
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (n_heads / cache.heads);
     Seen seen(positions[token], window);
-    if ((seen.first_tile() + int(blockIdx.z)) * TILE >= seen.end) return;
+    if ((seen.first_tile() + int(blockIdx.z)) * KV_PAGE >= seen.end) return;
     int64 vector = int64(token) * n_heads + head;
     for (int i = threadIdx.x; i < cache.padded; i += THREADS)
         q[i] = q_int[vector * cache.padded + i];
     __syncthreads();
     const int* table = pages + sequence[token] * pages_per_sequence;
-    for (int t = seen.first_tile() + blockIdx.z; t * TILE < seen.end; t += gridDim.z) {
+    for (int t = seen.first_tile() + blockIdx.z; t * KV_PAGE < seen.end; t += gridDim.z) {
         float o[PASSES] = {};
         attention_tile(cache, table[t], kv_head, seen.from(t), seen.upto(t),
                        reinterpret_cast<const int4*>(q), dq[vector], tile, o);
@@ -182,7 +182,7 @@ KERNEL(THREADS) attention_merge(int head_dim, const int* positions, int n_heads,
                                 const float* tile_out, float* out) {
     begin();
     Seen seen(positions[blockIdx.y], window);
-    int first = seen.first_tile(), tiles = (seen.end + TILE - 1) / TILE;
+    int first = seen.first_tile(), tiles = (seen.end + KV_PAGE - 1) / KV_PAGE;
     int64 vector = int64(blockIdx.y) * n_heads + blockIdx.x;
     max_and_sum += vector * most_tiles;
     tile_out += vector * most_tiles * head_dim;

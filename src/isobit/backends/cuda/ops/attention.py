@@ -7,7 +7,7 @@ from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.ops.append import padded_head, queries
 from isobit.backends.cuda.workspace import Pass, Slot
 from isobit.model.graph import Op
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import TOKENS, Attention
 
 _TILE_BLOCKS = 4  # of a multiprocessor
@@ -55,7 +55,7 @@ def lower(g: Lowering, op: Op) -> None:
             )
             return
         group = heads // cache.heads
-        tile_bytes = 2 * TILE * (size + 16) + 2 * size * (TILE + 16) + 8 * TILE
+        tile_bytes = 2 * KV_PAGE * (size + 16) + 2 * size * (KV_PAGE + 16) + 8 * KV_PAGE
         stage = 2 if 4 * tile_bytes <= g.gpu.shared_most else 1  # tiles; two stages are held
         spans = (slot.address for slot in g.spans[length])
         g.launch(

@@ -9,28 +9,28 @@
 #include "cache.cuh"
 #include "mma.cuh"
 
-constexpr int K_STRIDE = HEAD + 16, V_STRIDE = TILE + 16;  // bytes; no bank is met twice
-constexpr int KEY_COLUMNS = TILE / 8, STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
+constexpr int K_STRIDE = HEAD + 16, V_STRIDE = KV_PAGE + 16;  // bytes; no bank is met twice
+constexpr int KEY_COLUMNS = KV_PAGE / 8, STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
 
 struct KeyTile {
-    uint8 k[2][TILE * K_STRIDE];
+    uint8 k[2][KV_PAGE * K_STRIDE];
     uint8 v[2][HEAD * V_STRIDE];
-    float dk[TILE], dv[TILE];
+    float dk[KV_PAGE], dv[KV_PAGE];
 };
 
 DEV void fetch(KeyTile& to, const Cache& cache, int page, int head) {
-    for (int i = threadIdx.x; i < 2 * TILE * HEAD / 16; i += THREADS) {
-        int plane = i / (TILE * HEAD / 16), chunk = i % (TILE * HEAD / 16);
+    for (int i = threadIdx.x; i < 2 * KV_PAGE * HEAD / 16; i += THREADS) {
+        int plane = i / (KV_PAGE * HEAD / 16), chunk = i % (KV_PAGE * HEAD / 16);
         int key = chunk / (HEAD / 16), at = chunk % (HEAD / 16) * 16;
         copy_async(to.k[plane] + key * K_STRIDE + at, cache.keys(page, head, plane) + chunk * 16);
-        int channel = chunk / (TILE / 16), slot = chunk % (TILE / 16) * 16;
+        int channel = chunk / (KV_PAGE / 16), slot = chunk % (KV_PAGE / 16) * 16;
         copy_async(to.v[plane] + channel * V_STRIDE + slot,
                    cache.values(page, head, plane) + chunk * 16);
     }
-    if (threadIdx.x < 2 * TILE / 4) {
-        int i = threadIdx.x % (TILE / 4) * 4;
+    if (threadIdx.x < 2 * KV_PAGE / 4) {
+        int i = threadIdx.x % (KV_PAGE / 4) * 4;
         int64 from = cache.scales(page, head) + i;
-        if (threadIdx.x < TILE / 4) copy_async(to.dk + i, cache.dk + from);
+        if (threadIdx.x < KV_PAGE / 4) copy_async(to.dk + i, cache.dk + from);
         else copy_async(to.dv + i, cache.dv + from);
     }
 }
@@ -167,7 +167,7 @@ template <bool WHOLE>
 DEV void add_tile(const KeyTile& key_tile, int n, Rows& rows) {
     int lane = lane_id(), weights[2][2][4];
     float p[KEY_COLUMNS][4], mt[2], lt[2], gt[2], a[2], b[2];
-    int seen[2] = {rows.position[0] - n * TILE, rows.position[1] - n * TILE};
+    int seen[2] = {rows.position[0] - n * KV_PAGE, rows.position[1] - n * KV_PAGE};
     scores(key_tile, rows.q, rows.dq, p);
     weigh<WHOLE>(key_tile, p, seen, mt, lt, gt, weights);
 #pragma unroll
@@ -257,7 +257,7 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
     for (int r = 0; r < 2; r++) rows.l[r] = -0.0f;
     for (int c = 0; c < CHANNEL_COLUMNS; c++)
         for (int i = 0; i < 4; i++) rows.o[c][i] = -0.0f;
-    int tile_count = furthest / TILE + 1;
+    int tile_count = furthest / KV_PAGE + 1;
     auto fetch_stage = [&](int n) {
         for (int i = n; i < min(n + STAGE, tile_count); i++)
             fetch(tiles[i % (2 * STAGE)], cache, table[i], kv_head);
@@ -272,9 +272,9 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
             __syncthreads();
         }
         const KeyTile& key_tile = tiles[n % (2 * STAGE)];
-        if (!idle && position0 >= n * TILE + TILE - 1)
+        if (!idle && position0 >= n * KV_PAGE + KV_PAGE - 1)
             add_tile<true>(key_tile, n, rows);
-        else if (!idle && position0 + count - 1 >= n * TILE)
+        else if (!idle && position0 + count - 1 >= n * KV_PAGE)
             add_tile<false>(key_tile, n, rows);
     }
     if (idle) return;

@@ -386,7 +386,7 @@ def stream(
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
         more_blocks = min(max(more_blocks, 1), blocks - 1)
-    if dense and p.tokens <= _FEWEST and blocks % 4 == 0:
+    if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
     second = up or more

@@ -19,7 +19,7 @@ from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.steps.graph_cache import Captures
 from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.model.graph import Key
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class OneSequence(Captured):
             gpu.upload(self._run.address, np.array([0, 1, states[0], 0], np.int32))
 
     def _many(self, position: int) -> bool:
-        return position >= step_attention.FEW_TILES * TILE
+        return position >= step_attention.FEW_TILES * KV_PAGE
 
 
 class _Copy:
@@ -370,4 +370,4 @@ class SeveralRows(ManySequences):
 
     def _many(self, position: int) -> bool:
         few = step_attention.FEW_TILES if self.most <= step_attention.MERGED_ROWS else 0
-        return position >= few * TILE
+        return position >= few * KV_PAGE

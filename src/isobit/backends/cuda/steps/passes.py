@@ -13,7 +13,7 @@ from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.steps.captured import Filled
 from isobit.backends.cuda.steps.graph_cache import GraphCache
 from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 LOGIT_ROWS_AT_ONCE = 64
 
@@ -124,14 +124,14 @@ class Passes:
         """Where the tokens end that run together."""
         sequence, positions = batch.sequence[first:], batch.positions[first:]
         lasts = np.flatnonzero(np.diff(sequence, append=-1))
-        if len(sequence) <= self._most and (positions[lasts] // TILE + 1).sum() <= self._entries:
+        if len(sequence) <= self._most and (positions[lasts] // KV_PAGE + 1).sum() <= self._entries:
             return len(batch.tokens)
         end, entries = first, 0
         while end < min(first + self._most, len(batch.tokens)):
             s = batch.sequence[end]
             upto = end + int(np.searchsorted(batch.sequence[end:] != s, True))
             upto = min(upto, first + self._most)
-            entries += int(batch.positions[upto - 1]) // TILE + 1
+            entries += int(batch.positions[upto - 1]) // KV_PAGE + 1
             if entries > self._entries and end > first:
                 break
             end = upto
@@ -142,7 +142,7 @@ class Passes:
         positions = batch.positions[first:last]
         starts = np.flatnonzero(np.diff(sequence, prepend=-1))
         ends = np.append(starts[1:], len(sequence))
-        used = positions[ends - 1] // TILE + 1
+        used = positions[ends - 1] // KV_PAGE + 1
         tables = batch.pages[sequence[starts]][np.arange(batch.pages.shape[1]) < used[:, None]]
         begins = np.cumsum(used) - used
         chunks = np.zeros((len(starts), 4), np.int32)

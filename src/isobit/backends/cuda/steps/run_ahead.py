@@ -15,7 +15,7 @@ from isobit.backends.cuda.sampler import DeviceSampler
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Passes
 from isobit.model.graph import Key
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 
 Draws = NDArray[np.void]
 """As kernels take them (sampler.py); none: of length 0."""
@@ -248,7 +248,7 @@ class _Runs(NamedTuple):
         pages = batch.pages
         if not np.array_equal(numbers := batch.sequence[starts], np.arange(len(pages))):
             pages = pages[numbers]
-        used = batch.positions[ends - 1] // TILE + 1
+        used = batch.positions[ends - 1] // KV_PAGE + 1
         return cls(starts, ends - starts, pages, used, pages[np.arange(len(starts)), used - 1])
 
 

@@ -20,7 +20,7 @@ from isobit.backends.wgpu.lowering import STATES, CachePart, KvCache, Lowering, 
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
-from isobit.numerics import TILE
+from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
 
 _PARTIAL_BYTES = 32 << 20
@@ -45,12 +45,12 @@ class Plan:
     def of(cls, g: Lowering, engine: EngineConfig, limits: Limits, binding: int) -> "Plan":
         """Fit what was lowered to ``binding`` bytes a buffer; raises BackendUnavailable if it
         cannot be."""
-        tiles, pages = -(-limits.positions // TILE), limits.pages
+        tiles, pages = -(-limits.positions // KV_PAGE), limits.pages
         for page in {c.page_bytes for c in g.caches.values()}:
             _check(
                 pages * page,
                 binding,
-                f"one head's KV cache: {pages} pages of {TILE} positions × {page} bytes",
+                f"one head's KV cache: {pages} pages of {KV_PAGE} positions × {page} bytes",
                 "use a smaller context or fewer sequences",
             )
         kinds = TOKENS, LOGIT_ROWS, TILES, STATES
@@ -139,7 +139,7 @@ def headroom(g: Lowering, weights: Weights, engine: EngineConfig, device: Device
         return Headroom(inf, page, most)
     limits = Limits.of(weights, engine, keeps=True)
     pages = min(limits.pages, most)
-    limits = limits._replace(pages=pages, positions=min(limits.positions, pages * TILE))
+    limits = limits._replace(pages=pages, positions=min(limits.positions, pages * KV_PAGE))
     plan = Plan.of(g, engine, limits, device.binding_bytes)
     taken = sum(plan.bytes(slot) for slot in g.slots) + sum(m.nbytes for m in g.matrices)
     left = _USED * memory.free - taken

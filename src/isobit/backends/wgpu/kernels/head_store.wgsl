@@ -26,8 +26,8 @@ fn store_head(lane: u32, kind: u32, token: u32, head: u32, slot: u32, mine: vec2
   for (var c = lane; c < 512u; c += 256u) { integers[c / 4u][c % 4u] = quantise(mine[c / 256u], block.r); }
   workgroupBarrier();
   let words = (p.head_dim + 3u) / 4u;
-  let to = head_page(slot / TILE, p.heads, head - p.first, words);
-  let key = slot % TILE;
+  let to = head_page(slot / KV_PAGE, p.heads, head - p.first, words);
+  let key = slot % KV_PAGE;
   if (kind == VALUE) {
     for (var c = lane; c < 4u * words; c += 256u) {
       let high = to + value_at(words, 0u, key / 4u) + c;

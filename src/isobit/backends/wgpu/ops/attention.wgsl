@@ -61,10 +61,10 @@ fn attention(
   let token = p.token + group.z;
   let position = batch[token];
   let first = first_seen(position, p.window);
-  if (TILE * key_tile > position || key_tile < first / TILE) { return; }
-  let key = lane % TILE;
-  let at_key = TILE * key_tile + key;
-  let seen = lane < TILE && at_key <= position && at_key >= first;
+  if (KV_PAGE * key_tile > position || key_tile < first / KV_PAGE) { return; }
+  let key = lane % KV_PAGE;
+  let at_key = KV_PAGE * key_tile + key;
+  let seen = lane < KV_PAGE && at_key <= position && at_key >= first;
   let page = batch[p.pages_at + batch[p.table_at + token] + key_tile];
   let words = (p.head_dim + 3u) / 4u;
   let at = head_page(page, p.heads, group.x / shared_by, words);
@@ -83,17 +83,17 @@ fn attention(
   }
   workgroupBarrier();
   var sums = Sums(vec2(0, 0), vec2(0, 0));
-  for (var w = lane / TILE * 8u; w < bound(words); w += 16u) {
+  for (var w = lane / KV_PAGE * 8u; w < bound(words); w += 16u) {
     let k = at + key_at(words, 0u, w) + key;
-    let low = words * TILE;
-    let a = four_of(k, TILE);
-    let b = four_of(k + low, TILE);
-    let c = four_of(k + 4u * TILE, TILE);
-    let d = four_of(k + low + 4u * TILE, TILE);
+    let low = words * KV_PAGE;
+    let a = four_of(k, KV_PAGE);
+    let b = four_of(k + low, KV_PAGE);
+    let c = four_of(k + 4u * KV_PAGE, KV_PAGE);
+    let d = four_of(k + low + 4u * KV_PAGE, KV_PAGE);
     sums = plus(sums, shared_query[w / 4u], shared_query[32u + w / 4u], a, b);
     sums = plus(sums, shared_query[w / 4u + 1u], shared_query[33u + w / 4u], c, d);
   }
-  if (lane >= TILE) { others[key] = vec4(sums.high, sums.low); }
+  if (lane >= KV_PAGE) { others[key] = vec4(sums.high, sums.low); }
   workgroupBarrier();
   let more = others[key];
   sums = Sums(sums.high + more.xy, sums.low + more.zw);
@@ -107,7 +107,7 @@ fn attention(
   }
   let l = tree(lane, weight, 64u);
   let block = block_of(largest(lane, magnitude(weighted), 64u), 2u);
-  if (lane < TILE) { integers[key / 4u][key % 4u] = quantise(weighted, block.r); }
+  if (lane < KV_PAGE) { integers[key / 4u][key % 4u] = quantise(weighted, block.r); }
   workgroupBarrier();
   if (lane < 16u) {
     let q = integers[lane];

@@ -35,9 +35,9 @@ fn attention_merge(
     let stride = p.head_dim + 2u;
     let c = column % p.head_dim;
     let head = column / p.head_dim;
-    let begin = first_seen(batch[token], p.window) / TILE;
+    let begin = first_seen(batch[token], p.window) / KV_PAGE;
     let first = ((group.y * p.n_heads + head) * p.tiles + begin) * stride;
-    let tiles = batch[token] / TILE + 1u - begin;
+    let tiles = batch[token] / KV_PAGE + 1u - begin;
     var o = partial[first + c];
     var m = partial[first + p.head_dim];
     var l = partial[first + p.head_dim + 1u];

@@ -9,7 +9,7 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
                         int first, int count, ActivationBlock* acts, const uint64* exchanges, int site) {
     auto tiles_of = [&](int64 row) {
         int64 result = row * HEADS * most_tiles;
-        return TileResults{max_and_sum + result, out + result * HEAD_DIM, most_tiles, positions[row] / TILE + 1};
+        return TileResults{max_and_sum + result, out + result * HEAD_DIM, most_tiles, positions[row] / KV_PAGE + 1};
     };
 #ifdef BOUNDS
     constexpr int SUPERS = Cut::SUPERS, WARPS = THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;

@@ -16,7 +16,7 @@ KERNEL(320) cached_attention(const short* q, const float* dq, const int* positio
     for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // heads that are not there stay so
     begin();
-    int position = positions[token], tiles = position / TILE + 1;
+    int position = positions[token], tiles = position / KV_PAGE + 1;
     if (int(blockIdx.x) >= tiles) return;
     pages += sequence[token] * each;
     auto fetch = [&](int n, int which) {

@@ -66,7 +66,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
     int head = blockIdx.y, sequence = blockIdx.z, position = positions[sequence];
-    int tiles = position / TILE + 1, t = blockIdx.x;
+    int tiles = position / KV_PAGE + 1, t = blockIdx.x;
     if (t >= tiles) return;
     pages += sequence * most_tiles;
     Fetches fetches = {sh, cache, head};
@@ -87,7 +87,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     // Vector i of k or v is of the token so many before this one; whether this block has its tile.
     auto back = [&](int i) { return KIN == 1 || i < GROUP ? 0 : (i - GROUP) / 2; };
     auto has = [&](int back) {
-        return (KIN == 1 ? tiles - 1 : (position - back) / TILE) % int(gridDim.x) == int(blockIdx.x);
+        return (KIN == 1 ? tiles - 1 : (position - back) / KV_PAGE) % int(gridDim.x) == int(blockIdx.x);
     };
     HeadVector x;
     x.eps = eps;
@@ -113,7 +113,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         if (i >= VECTOR_WARPS) fetch_turn(i);
         int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
         x.of(qkv + (int64(sequence - b) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
-        int page = pages[KIN == 1 ? tiles - 1 : at / TILE], slot = at % TILE;
+        int page = pages[KIN == 1 ? tiles - 1 : at / KV_PAGE], slot = at % KV_PAGE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
             int c = lane_id() + WARP * n;
@@ -127,7 +127,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                     if (b == 0) cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
                 } else {
                     sh->v[b][p][c] = plane[p];
-                    if (b == 0) cache.values(page, head, p)[c * TILE + value_slot(slot)] = plane[p];
+                    if (b == 0) cache.values(page, head, p)[c * KV_PAGE + value_slot(slot)] = plane[p];
                 }
         }
         if (lane_id() == 0) {
@@ -141,11 +141,11 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     mark(6, 2);
     // Tokens of this step, which a tile may have been fetched without.
     auto patch = [&](int t, TileBytes& tile, int which) {
-        if (t < (KIN == 1 ? tiles - 1 : (position - kin + 1) / TILE)) return;
+        if (t < (KIN == 1 ? tiles - 1 : (position - kin + 1) / KV_PAGE)) return;
 #pragma unroll 1
         for (int b = 0; b < kin; b++) {
-            int slot = position - b - t * TILE;
-            if (KIN > 1 && (slot < 0 || slot >= TILE)) continue;
+            int slot = position - b - t * KV_PAGE;
+            if (KIN > 1 && (slot < 0 || slot >= KV_PAGE)) continue;
             if (which) {
                 for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
                     tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[b][0][0])[c];

@@ -67,7 +67,7 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
         for (int r = 0; r < ROWS; r++) {
             int64 row = r * int64(HEADS) * most_tiles;
             TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles,
-                                   positions[r] / TILE + 1};
+                                   positions[r] / KV_PAGE + 1};
 #pragma unroll
             for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
                 float v[8];

@@ -42,7 +42,7 @@ KERNEL(512) decode_merge(const int* positions, const float2* max_and_sum, const 
     DYNAMIC_SHARED(MergeShared, sh);
     constexpr int WARPS = MOST / WARP;
     int column = blockIdx.x * WARP, head = column / HEAD_DIM, row = blockIdx.y;
-    int tiles = positions[row] / TILE + 1;
+    int tiles = positions[row] / KV_PAGE + 1;
     max_and_sum += row * int64(HEADS) * most_tiles;
     out += row * int64(HEADS) * most_tiles * HEAD_DIM;
     result += row * HEADS * HEAD_DIM;

@@ -15,9 +15,9 @@ constexpr int ATTENTION_THREADS = 320;
 #endif
 // A tile of one key-value head, as the cache holds it.
 struct TileBytes {
-    int8 k[2][TILE][HEAD_DIM];
-    int8 v[2][HEAD_DIM][TILE];
-    float dk[TILE], dv[TILE];
+    int8 k[2][KV_PAGE][HEAD_DIM];
+    int8 v[2][HEAD_DIM][KV_PAGE];
+    float dk[KV_PAGE], dv[KV_PAGE];
 };
 // Of the tiles so far: maximum, sum, and the factors of what is there and of the newest tile.
 struct Merge {
@@ -28,9 +28,9 @@ struct AttentionShared {
     int8 k[KIN][2][HEAD_DIM], v[KIN][2][HEAD_DIM];  // of this token, then of those before it
     int8 q[2][8 * BLOCKS_OF_8][HEAD_DIM];           // planes
     union __align__(16) {                  // of a query head
-        int dot[2][TILE];                  // with the planes of k
-        int8 p[2][TILE];                   // planes of the weights, from then on
-        int8 bytes[8 * TILE + 16];         // so that four heads' dots are stored to banks of their own
+        int dot[2][KV_PAGE];                  // with the planes of k
+        int8 p[2][KV_PAGE];                   // planes of the weights, from then on
+        int8 bytes[8 * KV_PAGE + 16];         // so that four heads' dots are stored to banks of their own
     } head[8 * BLOCKS_OF_8];
     float dq[8 * BLOCKS_OF_8], g[8 * BLOCKS_OF_8], dk[KIN], dv[KIN];
     Merge merge[8 * BLOCKS_OF_8];  // of a query head
@@ -71,7 +71,7 @@ struct Fetches {
         for (int i = 16 * threadIdx.x; i < int(sizeof key_tile.k); i += 16 * ATTENTION_THREADS)
             copy_async(to + i, from + i);
         int i = 4 * threadIdx.x;
-        if (i < TILE)
+        if (i < KV_PAGE)
             copy_async((which ? key_tile.dv : key_tile.dk) + i,
                        (which ? cache.dv : cache.dk) + cache.scales(page, head) + i);
         commit_copies();
@@ -165,7 +165,7 @@ DEV void value_products(const TileBytes& key_tile, const AttentionShared* sh, F 
             for (int plane = 0; plane < 2; plane++) {
                 const int8* v = key_tile.v[plane][16 * block + r] + 16 * i;
                 int4 a[2] = {*reinterpret_cast<const int4*>(v),
-                             *reinterpret_cast<const int4*>(v + 8 * TILE)};
+                             *reinterpret_cast<const int4*>(v + 8 * KV_PAGE)};
 #pragma unroll
                 for (int p = 0; p < 2; p++)
                     products_64(sum[plane][p], a,
@@ -201,7 +201,7 @@ DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fe
         patch(t, key_tile, 1);
         if (warp_id() < 8)
             for (int query = warp_id(); query < GROUP; query += 8)
-                weighed(t, query, weigh(query, min(TILE, position + 1 - t * TILE), key_tile, sh));
+                weighed(t, query, weigh(query, min(KV_PAGE, position + 1 - t * KV_PAGE), key_tile, sh));
         __syncthreads();
         fetch(n + BUFFERS, 0);
         if (warp_id() < 8)
