@@ -1,7 +1,7 @@
 """What the CPU backend makes of many threads: bits first, then a plain read, decode and prefill.
 
 usage: python benchmarks/cpu_threads.py MODEL.gguf OUT [--threads 1,2,4,8,12,16] [--decode 12]
-           [--prompt 128] [--simd LEVEL]
+           [--prompt 128] [--simd LEVEL,LEVEL]
 
 OUT is a folder: report.json has all figures, lscpu.txt the machine. A prompt's logits must be
 equal at every SIMD level (of a file above 1 GB: but the portable one) and with fewer threads, else
@@ -12,6 +12,7 @@ all. About a minute for 18.6 GB with 16 threads.
 """
 
 import argparse
+import itertools
 import json
 import mmap
 import subprocess
@@ -138,7 +139,7 @@ def main() -> None:
     p.add_argument("--threads", default="1,2,4,8,12,16")
     p.add_argument("--decode", type=int, default=12, help="tokens")
     p.add_argument("--prompt", type=int, default=128, help="tokens")
-    p.add_argument("--simd", help="a level; the best, if none is named")
+    p.add_argument("--simd", help="levels; the best, if none is named")
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     most = EngineConfig().cores
@@ -164,16 +165,20 @@ def main() -> None:
     report["MB in pages of 2 MB"] = large_pages()
     print("MB in pages of 2 MB:", report["MB in pages of 2 MB"], flush=True)
     rows: list[dict[str, Any]] = []
-    for threads in sorted({min(int(n), most) for n in a.threads.split(",")}):
-        backend = open_backend(weights, threads, a.simd)
+    numbers = sorted({min(int(n), most) for n in a.threads.split(",")})
+    levels = a.simd.split(",") if a.simd else simd_levels()[:1]
+    for threads, level in itertools.product(numbers, levels):
+        backend = open_backend(weights, threads, level)
         reads = {"read GB/s": read_rate(whole, threads), "large pages": read_rate(copy, threads)}
         run(backend, tokens[:2])
         prefill = timed(backend, names, threads, partial(run, backend, tokens))
         more = rng.integers(0, vocab, a.decode)
         decode = timed(backend, names, threads, partial(steps, backend, more, len(tokens)))
-        report["device"] = backend.device
+        report["device"] = backend.device.split(",")[0]
         backend.close()
-        rows.append({"threads": threads, **{k: round(v, 1) for k, v in reads.items()}})
+        rows.append(
+            {"threads": threads, "level": level, **{k: round(v, 1) for k, v in reads.items()}}
+        )
         for name, n, (took, shares, stood) in (
             ("decode", a.decode, decode),
             ("prefill", a.prompt, prefill),
@@ -194,12 +199,11 @@ def main() -> None:
     for name in ("decode", "prefill"):
         print(f"ms a token of {name}, by kind")
         every = list(rows[-1][f"{name} shares"])
-        print("threads", *every, sep=" | ")
+        print("threads", "level", *every, sep=" | ")
         for row in rows:
             ms = 1000 / row[f"{name} tokens/s"]
-            print(
-                row["threads"], *(f"{row[f'{name} shares'][k] * ms:.3f}" for k in every), sep=" | "
-            )
+            each = (f"{row[f'{name} shares'][k] * ms:.3f}" for k in every)
+            print(row["threads"], row["level"], *each, sep=" | ")
 
 
 main()

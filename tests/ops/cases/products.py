@@ -172,10 +172,10 @@ def experts(g: Writer, kinds: Sequence[str], n: int, k: int, shown: bool) -> Val
     return g.one("out", Combine(), shares, y)
 
 
-def expert_matmul(g: Writer, fmt: str) -> Value:
+def expert_matmul(g: Writer, fmt: str, columns: int = 512) -> Value:
     _, ids = routed(g, 5, 2)
-    x = g.given(values(g.rng, g.rows, 512))
-    return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, 512)])
+    x = g.given(values(g.rng, g.rows, columns))
+    return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, columns)])
 
 
 def expert_bias(g: Writer, normed: bool) -> Value:
@@ -267,6 +267,18 @@ CASES = (
     *(
         Case(expert_matmul, {"fmt": name}, (9,), ((),), finite=True)
         for name in ("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16")
+    ),
+    *(
+        Case(
+            expert_matmul,
+            {"fmt": name, "columns": 2304},
+            (90,),
+            ((),),
+            finite=True,
+            also=("amx",),
+            not_on=NO_AMX,
+        )
+        for name in ("Q4_K", "Q6_K")
     ),
     *(Case(expert_bias, {"normed": n}) for n in (False, True)),
 )

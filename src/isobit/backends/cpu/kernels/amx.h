@@ -52,15 +52,13 @@ struct Amx {
     FN void store(void* to, size_t stride) {
         asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(t) : "memory");
     }
-    // Sums of signed values of tokens times weights, which are signed …
-    template <int sums, int tokens, int weights>
+    // Sums of signed values of tokens times weights.
+    template <int sums, int tokens, int weights, bool signed_weights>
     FN void dot() {
-        asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(tokens), "i"(weights));
-    }
-    // … or not.
-    template <int sums, int tokens, int weights>
-    FN void dot_unsigned() {
-        asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(tokens), "i"(weights));
+        if constexpr (signed_weights)
+            asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(tokens), "i"(weights));
+        else
+            asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(tokens), "i"(weights));
     }
 };
 
@@ -96,13 +94,12 @@ struct EmulatedAmx {
     FN void store(void* to, size_t stride) {
         for (int r = 0; r < rows(t); ++r) memcpy((char*)to + r * stride, registers.bytes[t][r], 64);
     }
-    template <int sums, int tokens, int weights>
+    template <int sums, int tokens, int weights, bool signed_weights>
     FN void dot() {
-        add_products<int8_t>(sums, tokens, weights);
-    }
-    template <int sums, int tokens, int weights>
-    FN void dot_unsigned() {
-        add_products<uint8_t>(sums, tokens, weights);
+        if constexpr (signed_weights)
+            add_products<int8_t>(sums, tokens, weights);
+        else
+            add_products<uint8_t>(sums, tokens, weights);
     }
 
     template <class Weight>

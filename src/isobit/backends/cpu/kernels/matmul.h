@@ -5,8 +5,6 @@
 
 namespace isobit::ISOBIT_SIMD {
 
-constexpr int TOKEN_BLOCK = 64;
-
 typedef void (*Multiply)(Tile&, int zero, const Activations* const*, int n, F* y);
 
 // What a format's products are made of; `stream`: its weights are fetched as data that is used once.
@@ -29,8 +27,12 @@ FN void tile_rows(const Product& m, int row, int end, const uint8_t** rows) {
         rows[r] = m.w + (size_t)(row + r < end ? row + r : end - 1) * m.row_bytes;
 }
 
+FN float* tile_of(const Product& m, int row, int t) {
+    return m.y + (size_t)(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row;
+}
+
 FN void store_tile(const Product& m, int row, int end, int t, const F& y) {
-    float* out = m.y + (size_t)(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row;
+    float* out = tile_of(m, row, t);
     if (end - row >= LANES)
         memcpy(out, &y, sizeof y);
     else
