@@ -1,8 +1,8 @@
 // What bounds the CPU's products of many tokens: bits first, then the kernels whole and with parts left
 // out, of Q4_K and Q6_K, in one thread and in all; a table of nanoseconds a thread for 16 rows x 32
 // tokens x 256 values, 131,072 products of a weight and an activation in two planes.
-// Compiled and run by cpu_products.sh. Half a minute with 16 threads. Without a matrix unit its instructions are emulated for the bits, and
-// what needs it is not timed.
+// Compiled and run by cpu_products.sh; half a minute with 16 threads. Without a matrix unit its
+// instructions are emulated for the bits, and what needs it is not timed.
 #include "level.h"
 
 #include "formats.h"
@@ -123,12 +123,19 @@ static bool has_unit() {
     return all.find("amx_int8") != all.npos && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 
-static std::vector<int> cpus() {
-    cpu_set_t set;
+// Of those from first to last the ones this process may use, and from now on no others.
+static std::vector<int> cpus(int first, int last) {
+    cpu_set_t set, chosen;
     sched_getaffinity(0, sizeof set, &set);
+    CPU_ZERO(&chosen);
     std::vector<int> all;
-    for (int i = 0; i < CPU_SETSIZE; ++i)
-        if (CPU_ISSET(i, &set)) all.push_back(i);
+    for (int i = first; i <= last; ++i)
+        if (CPU_ISSET(i, &set)) all.push_back(i), CPU_SET(i, &chosen);
+    if (all.empty()) {
+        printf("expected processors from %d to %d, found none of them that this process may use\n", first, last);
+        exit(1);
+    }
+    sched_setaffinity(0, sizeof chosen, &chosen);
     return all;
 }
 
@@ -298,8 +305,8 @@ static void hardware(Table& table, bool unit) {
     });
 }
 
-int main() {
-    const std::vector<int> all = cpus();
+int main(int, char** argv) {
+    const std::vector<int> all = cpus(atoi(argv[1]), atoi(argv[2]));
     const bool unit = has_unit();
     std::ifstream status("/proc/self/status");
     for (std::string line; std::getline(status, line);)
