@@ -17,8 +17,6 @@ Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int
     return {p, kernels.matmul(w.type, planes), w.rows};
 }
 
-constexpr int FLOAT_ROWS = 4;
-
 int rows_at_once(int total_rows, int threads, int least) {
     return std::max(total_rows / (threads * 16) / least, 1) * least;
 }

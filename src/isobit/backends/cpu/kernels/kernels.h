@@ -18,6 +18,7 @@ constexpr int KV_PAGE = 64;             // keys of an attention tile, positions 
 constexpr int MAX_HEAD_DIM = 512;
 constexpr int DELTA_COLUMNS = 16;    // of a state that delta() brings forward
 constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows
+constexpr int FLOAT_ROWS = 4;        // of float weights, which need no tiles
 constexpr int TOKEN_BLOCK = 64;      // of a product, which share a superblock as it is unpacked
 
 // One block of 256 activations in fixed point, padded with zeros. Plane 0 holds the high bytes and

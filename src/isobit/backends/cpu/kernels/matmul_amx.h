@@ -109,16 +109,16 @@ FN void finish(const Summed<P>& s, int t) {
     for (int p = 0; p < P; ++p) whole[p] = s.sums[2 * p][t] + (s.sums[2 * p + 1][t] << digit_bits<Format>);
     F u = w.d * combine_planes<P>(whole);
     if constexpr (Format::mins) {
-        __m512i m = {};
+        I m = {};
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
             const int16_t* sums = Format::group == 16 ? x.sum16[p] : x.sum32[p];
-            if (p) m = _mm512_slli_epi32(m, 8);
+            if (p) m <<= 8;
 #pragma GCC unroll 8
             for (int i = 0; i < 128 / Format::group; ++i)
-                m = _mm512_dpwssd_epi32(m, (__m512i)w.mins[i], (__m512i)broadcast(sums + 2 * i));
+                m = add_pairs(m, w.mins[i], broadcast(sums + 2 * i));
         }
-        u = u - w.dmin * to_float((I)m);
+        u = u - w.dmin * to_float(m);
     }
     s.y[t] = s.y[t] + x.d * u;
 }

@@ -39,7 +39,7 @@ FN I dot_sums(const U* bytes, const Activations& x, int plane) {
         const int b = i % 2 * 2;
         U pair = is_signed ? signed_byte_pairs(bytes[i / 2], b, b + 1)
                            : byte_pairs(bytes[i / 2], b, b + 1);
-        sum += madd(pair, broadcast(sums + 2 * i));
+        sum = add_pairs(sum, pair, broadcast(sums + 2 * i));
     }
     return sum;
 }
