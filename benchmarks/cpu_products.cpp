@@ -73,6 +73,7 @@ APART void some_by_unit(const Product& m, int row, int end, int n, const Activat
     static thread_local Digits both[2];
     Summed<2> summed[2];
     const Summed<2> nothing = {};
+    const typename Unit::Use use(tokens_at_once(n));
     int now = 0;
     const int tokens = tokens_at_once(n);
     for (int s = 0; s < BLOCKS; ++s, x += step) {
@@ -247,9 +248,12 @@ alignas(64) static char l1[8192];
 
 template <class Unit>
 static void hardware(Table& table, bool unit) {
-    table.add("dependent additions of 1: ps each (clock)", 1e-3 * 1e5, [](int, int) {
-        long a = 0;
-        for (int i = 0; i < 100000; ++i) asm volatile("add $1, %0" : "+r"(a));
+    table.add("dependent additions: ps each (clock)", 1e-3 * 1e5, [](int, int) {
+        __m512i a = {};
+        for (int i = 0; i < 10000; ++i) {
+#pragma GCC unroll 10
+            for (int j = 0; j < 10; ++j) asm volatile("vpaddd %0, %0, %0" : "+v"(a));
+        }
     });
     table.add("4,096 dpbusd in registers", 25, [](int, int) {
         __m512i s[12] = {}, x = _mm512_set1_epi8(3);
@@ -327,8 +331,6 @@ int main(int, char** argv) {
 
     Table table;
     table.columns.push_back({"1 thread", {all[0]}});
-    if (all.size() > 1) table.columns.push_back({"0 and 1", {all[0], all[1]}});
-    if (all.size() >= 16) table.columns.push_back({"0 and 8", {all[0], all[8]}});
     if (all.size() > 2) table.columns.push_back({"all", all});
     printf("%-58s", "ns a thread for 16 rows x 32 tokens x 256 values");
     for (auto& [label, on] : table.columns) printf(" %9s", label.c_str());

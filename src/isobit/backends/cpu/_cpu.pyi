@@ -9,6 +9,9 @@ _Array = NDArray[np.generic]
 _Tap = Callable[[str, int | None, _Array], None]
 
 def simd_levels() -> list[str]: ...
+def refused_unit() -> bool:
+    """Whether this processor has a matrix unit that the system does not let this process use."""
+
 def formats() -> list[tuple[str, int, int, int]]:
     """Name, ggml type, values and bytes of a block of every quantised format."""
 

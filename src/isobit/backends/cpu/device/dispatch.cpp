@@ -44,19 +44,22 @@ bool has_avx512vnni() {
            __builtin_cpu_supports("avx512vnni");
 }
 
-// The system must allow this process the registers, once and for all its threads.
-bool has_amx() {
+// Whether the processor has a matrix unit, and whether the system lets this process use its registers:
+// it must allow them, once and for all threads.
+enum class Unit { none, refused, usable };
+Unit unit() {
 #if defined(__linux__)
-    static const bool allowed = [] {
+    static const Unit found = [] {
         constexpr unsigned tile = 1 << 24, int8 = 1 << 25;
         constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
         unsigned a, b, c, d;
-        return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & tile && d & int8 &&
-               syscall(SYS_arch_prctl, request, tile_data) == 0;
+        if (!has_avx512vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & tile && d & int8))
+            return Unit::none;
+        return syscall(SYS_arch_prctl, request, tile_data) == 0 ? Unit::usable : Unit::refused;
     }();
-    return allowed;
+    return found;
 #else
-    return false;
+    return Unit::none;
 #endif
 }
 
@@ -89,9 +92,9 @@ bool has_i8mm() { return false; }
 
 const Candidate candidates[] = {
 #if defined(__x86_64__)
+    {&avx512vnni::amx, [] { return unit() == Unit::usable; }},
     {&avx512vnni::streaming, [] { return has_avx512vnni() && streams(); }},
     {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
-    {&avx512vnni::amx, has_amx},  // only by name, until a machine that has it has run it
     {&avx2::streaming, [] { return has_avx2() && streams(); }},
     {&avx2::kernels, [] { return has_avx2() && !streams(); }},
 #elif defined(__aarch64__)
@@ -107,6 +110,14 @@ const Kernels* usable_kernels(int i) {
     for (const Candidate& c : candidates)
         if (c.usable() && i-- == 0) return c.kernels;
     return nullptr;
+}
+
+bool refused_unit() {
+#if defined(__x86_64__)
+    return unit() == Unit::refused;
+#else
+    return false;
+#endif
 }
 
 const Kernels* find_kernels(const char* name) {

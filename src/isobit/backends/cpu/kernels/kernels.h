@@ -109,9 +109,11 @@ FN auto run_of(const Kernels& kernels) {
     return runs[(int)kernels.level];
 }
 
-// The levels that this build has and this machine can run, best first but for amx, which is asked for by
-// name; null past the last.
+// The levels that this build has and this machine can run, best first; null past the last.
 const Kernels* usable_kernels(int i);
+
+// Whether this processor has a matrix unit that the system does not let this process use.
+bool refused_unit();
 
 // One of them by name; the best if the name is null; null if there is none of that name. Tests ask for
 // emulated_amx as well.
