@@ -125,7 +125,7 @@ class DeviceSampler:
         sizes = 4 * self._words * n, EDIT.itemsize * _EDITS
         self._masks, self._edits = map(region.take, sizes)
         self._most_told = max(sizes)
-        self._staged: deque[tuple[NDArray[np.uint8], object]] = deque()
+        self._staged: deque[tuple[NDArray[np.uint8], object | None]] = deque()
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +137,6 @@ class DeviceSampler:
         self._region.address = self._gpu.allocate(self.nbytes)
         zeros = np.zeros(_SCRATCH * self._at_once, np.uint8)
         self._gpu.upload(self._at(self._scratch), zeros)
-        self._staged.extend((self._gpu.page_locked(self._most_told), None) for _ in range(_STAGED))
 
     def give(self, ids: I32) -> None:
         """The ids of the rows that come next, int32 [R, n]."""
@@ -288,7 +287,10 @@ class DeviceSampler:
     def _stage(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked memory, which the device has read: a copy of other memory, if it is not
         small, might wait for all that is queued."""
-        buffer, mark = self._staged.popleft()
+        if len(self._staged) < _STAGED:
+            buffer, mark = self._gpu.page_locked(self._most_told), None
+        else:
+            buffer, mark = self._staged.popleft()
         self._staged.append((buffer, None))
         if mark is not None:
             self._gpu.wait(mark)
