@@ -36,7 +36,7 @@ DRAW = np.dtype(
         ("mask", np.int32),
     ]
 )
-"""Draw of draw.cuh."""
+"""Draw of draws.cuh."""
 EDIT = np.dtype([("draw", np.int32), ("id", np.int32), ("bias", np.float32), ("seen", np.uint32)])
 """Edit of edits.cu."""
 
