@@ -47,7 +47,7 @@ class RowDraws(NamedTuple):
     each: NDArray[np.void]
     """DRAW [n], rows ascending."""
     adjusted: Sequence[tuple[int, Adjusted]] = ()
-    """By numbers of these draws, ascending."""
+    """By numbers of these draws."""
     held: Sequence[tuple[int, Fill]] = ()
 
     @classmethod
@@ -66,15 +66,11 @@ class RowDraws(NamedTuple):
         if not draws.adjusted and not draws.held:
             return cls(made)
         number = {draw: number for number, draw in enumerate(which.tolist())}
-        adjusted = sorted(((number[i], a) for i, a in draws.adjusted if i in number), key=_first)
-        held = sorted(((number[i], f) for i, f in draws.held if i in number), key=_first)
+        adjusted = [(number[i], a) for i, a in draws.adjusted if i in number]
+        held = [(number[i], f) for i, f in draws.held if i in number]
         for i, a in adjusted:
-            one = made[i : i + 1]
-            one["repetition"], one["presence"], one["frequency"] = (
-                a.repetition,
-                a.presence,
-                a.frequency,
-            )
+            for name in ("repetition", "presence", "frequency"):
+                made[name][i] = getattr(a, name)
         return cls(made, adjusted, held)
 
     def part(self, first: int, rows: int) -> "RowDraws":
@@ -308,7 +304,3 @@ class DeviceSampler:
 
     def _at(self, offset: int) -> int:
         return self._region.address + offset
-
-
-def _first(pair: tuple[int, object]) -> int:
-    return pair[0]
