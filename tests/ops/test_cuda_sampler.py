@@ -175,6 +175,9 @@ def test_bias_penalties_and_masks(gpu, rng, monkeypatch, n, at_once):
         identical(found.top, top_logprobs(logits, 1)[1])  # of the logits as they were
         assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
         tokens = measure.buffers.get(measure.tokens, (len(logits),), np.int32)
+        if fixed == {"temperature": 0.0} and at_once == 64 and any(edits_of(edited).values()):
+            z = measure.buffers.get(measure.sampler._at(measure.sampler._p), (len(which), n))
+            identical(z, np.stack([edited[i].z for i in np.argsort(which)]))
         assert [t for t, w in zip(tokens[which], want, strict=True) if w >= 0] == [
             w for w in want if w >= 0
         ]
