@@ -110,7 +110,12 @@ def test_a_gpu_reads_no_prompt_in_crumbs(generating: int) -> None:
         pace.ran(among, prompt, 0, ms / 1e3)
         return ms
 
-    for steady, prompts, left in (False, 1, 512), (False, 2, 8000), (False, 1, 4096), (True, 2, 300):
+    for steady, prompts, left in (
+        (False, 1, 512),
+        (False, 2, 8000),
+        (False, 1, 4096),
+        (True, 2, 300),
+    ):
         pace = PrefillBudget(SIZES, 1 / 16)
         pace.steady = steady
         own, step = run(pace, 0, 512) / 512, run(pace, generating, 0)
@@ -189,7 +194,9 @@ def test_many_prompts_do_not_starve(noise: float) -> None:
         waiting = [s for s in left if s[0]]
         n = room = 512 - len(generating)
         if generating and waiting:
-            n = min(room, pace.tokens(len(generating), 0, len(waiting), sum(s[0] for s in waiting), 0))
+            n = min(
+                room, pace.tokens(len(generating), 0, len(waiting), sum(s[0] for s in waiting), 0)
+            )
         ran = 0
         for stream in waiting:
             some = min(stream[0], n - ran)

@@ -106,7 +106,9 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
-        self.prefill_budget: Callable[[int, int, int, int, int], int] = lambda *_: limits.prompt_tokens
+        self.prefill_budget: Callable[[int, int, int, int, int], int] = lambda *_: (
+            limits.prompt_tokens
+        )
         """See :meth:`isobit.runtime.prefill_budget.PrefillBudget.tokens`."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
