@@ -63,6 +63,8 @@ class PrefillBudget:
         self._known: NDArray[np.float64] | None = None
         self._turn = 0
         """So many answers in turn had tokens; below 0, so many have none that are still to come."""
+        self._long_end = 0
+        """Where the last long prompt ends that was read alone."""
         self._since_piece = RARELY
         self._asked = 0
         """Tokens of a piece that has not run yet."""
@@ -111,7 +113,9 @@ class PrefillBudget:
         few = int((longer <= share).sum()) - 1
         alone = (self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs)[0] / n[-1]
         dear = longer > THRIFT * alone * n
-        if not self.steady and (prompts > 1 or left <= WHOLE):
+        if prompts == 1 and left > WHOLE:
+            self._long_end = position + left
+        if not self.steady and (prompts > 1 or position + left != self._long_end):
             return int(n[max(few, min(dear.sum() + 1, len(n) - 1))])
         few = min(few, most)
         if not few or dear[few]:
