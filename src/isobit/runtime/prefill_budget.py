@@ -17,8 +17,8 @@ SHARE = 0.45
 """So much longer may a step take for each prompt that waits: a little less than the half that is
 promised beside one, since passes of one kind differ among themselves."""
 RARELY = 150
-"""One pass of so many may take longer, for a piece of a prompt, by what all others leave of their
-share: fewer than one in a hundred, whose time nobody was promised."""
+"""Where hardly a token of a prompt fits beside a step, a piece of it runs in one pass of so many, if
+that reads more: fewer than one in a hundred, whose time nobody was promised."""
 STALL = 1.0, 16
 """A piece takes no longer than so many seconds, or as so many steps if that is more."""
 THRIFT = 1.0
@@ -117,26 +117,22 @@ class PrefillBudget:
             self._long_end = position + left
         if not self.steady and (prompts > 1 or position + left != self._long_end):
             return int(n[max(few, min(dear.sum() + 1, len(n) - 1))])
-        few = min(few, most)
-        if not few or dear[few]:
-            piece = self._of_piece(step, share - longer[few])
-            if piece > n[few]:
-                return int(n[np.searchsorted(n, min(piece, n[-1]))])
-        if not few:
-            self._turn = -_LOOK
-        return int(n[few])
-
-    def _of_piece(self, step: float, spare: float) -> int:
-        """Tokens of a piece, if it is time for one: all pieces together lengthen steps by no more
-        than ``spare`` seconds each."""
+        piece = self._of_piece(share, step)
+        if n[few] * RARELY >= piece:
+            return int(n[min(few, most)])
         if self._since_piece < RARELY:
+            self._turn = -_LOOK
             return 0
+        self._since_piece, self._asked = 0, piece
+        return int(n[np.searchsorted(n, min(piece, n[-1]))])
+
+    def _of_piece(self, share: float, step: float) -> int:
+        """Tokens of a piece: all pieces together lengthen steps by no more than ``share`` each."""
         tokens, seconds = self._piece
         least, steps = STALL
-        worth = min(spare * RARELY, max(least, steps * step))
+        worth = min(share * RARELY, max(least, steps * step))
         affordable = int(worth * tokens / seconds) if seconds else WHOLE
-        self._since_piece, self._asked = 0, min(max(affordable, _FEW), 4 * tokens, WHOLE)
-        return self._asked
+        return min(max(affordable, _FEW), 4 * tokens, WHOLE)
 
     def _choices(self, generating: int) -> NDArray[np.int64]:
         """Ascending numbers of tokens that a pass may have beside generations, the first 0: where
