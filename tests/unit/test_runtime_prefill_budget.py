@@ -91,7 +91,7 @@ def test_where_a_token_is_too_dear_pieces_are_rare(noise: float) -> None:
     assert len(read(64)) < 10  # nothing waits that comes after a while
     assert sum(ratio > 1.5 * (1 + 5 * noise) for ratio in found) < 0.01 * len(found)
     assert sum(found) - len(found) < (0.5 + noise) * (len(found) + 300)
-    assert any(pace.tokens(16, 0, 1, 4096, 0) for _ in range(8))  # among more it is not too dear
+    assert any(pace.tokens(8, 0, 1, 4096, 0) for _ in range(8))  # among more it is not too dear
 
 
 SIZES = 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512

@@ -17,8 +17,8 @@ SHARE = 0.45
 """So much longer may a step take for each prompt that waits: a little less than the half that is
 promised beside one, since passes of one kind differ among themselves."""
 RARELY = 150
-"""Where hardly a token of a prompt fits beside a step, a piece of it runs in one pass of so many, if
-that reads more: fewer than one in a hundred, whose time nobody was promised."""
+"""Where no two tokens of a prompt fit beside a step, a piece of it runs in one pass of so many:
+fewer than one in a hundred, whose time nobody was promised."""
 STALL = 1.0, 16
 """A piece takes no longer than so many seconds, or as so many steps if that is more."""
 THRIFT = 1.0
@@ -117,22 +117,24 @@ class PrefillBudget:
             self._long_end = position + left
         if not self.steady and (prompts > 1 or position + left != self._long_end):
             return int(n[max(few, min(dear.sum() + 1, len(n) - 1))])
-        piece = self._of_piece(share, step)
-        if n[few] * RARELY >= piece:
+        if n[few] > 1:
             return int(n[min(few, most)])
-        if self._since_piece < RARELY:
+        piece = self._of_piece(share, step)
+        if not piece:
             self._turn = -_LOOK
-            return 0
-        self._since_piece, self._asked = 0, piece
         return int(n[np.searchsorted(n, min(piece, n[-1]))])
 
     def _of_piece(self, share: float, step: float) -> int:
-        """Tokens of a piece: all pieces together lengthen steps by no more than ``share`` each."""
+        """Tokens of a piece, if it is time for one: all pieces together lengthen steps by no more
+        than ``share`` each."""
+        if self._since_piece < RARELY:
+            return 0
         tokens, seconds = self._piece
         least, steps = STALL
         worth = min(share * RARELY, max(least, steps * step))
         affordable = int(worth * tokens / seconds) if seconds else WHOLE
-        return min(max(affordable, _FEW), 4 * tokens, WHOLE)
+        self._since_piece, self._asked = 0, min(max(affordable, _FEW), 4 * tokens, WHOLE)
+        return self._asked
 
     def _choices(self, generating: int) -> NDArray[np.int64]:
         """Ascending numbers of tokens that a pass may have beside generations, the first 0: where
