@@ -173,4 +173,4 @@ def _shares(words: NDArray[np.uint64]) -> NDArray[np.generic]:
 
 
 def _ids(words: NDArray[np.uint64]) -> NDArray[np.generic]:
-    return (words >> np.uint64(16) & np.uint64(0xFFFF)).astype(np.int32)
+    return words.view(np.uint16)[..., 1::4].astype(np.int32)
