@@ -182,7 +182,9 @@ class CudaBackend(Backend):
         if matched is None:
             self._extend_rope_tables(int(batch.positions.max()) + 1)
             matched = self._run_ahead.begin(ask)
-        if wanted.following is not None and (after := self._after(wanted.following)) is not None:
+        after = self._after(wanted.following) if wanted.following is not None else None
+        one_by_one = after is not None and after.runner is self._programs.passes
+        if after is not None and not (one_by_one and len(batch.logit_rows)):  # else these wait
             self._extend_rope_tables(int(after.batch.positions.max()) + 1)
             self._run_ahead.follow(matched, after)
         words, theirs = self._run_ahead.take(matched)
