@@ -59,7 +59,7 @@ class PrefillBudget:
         """Whether only those count that generate."""
         self._passes: deque[PassTiming] = deque(maxlen=_RECENT)
         self._with_prompts: deque[PassTiming] = deque(maxlen=_LOOK)
-        """The last generations beside prompts, however long ago."""
+        """The last generations beside prompts, however long ago: they count twice."""
         self._known: NDArray[np.float64] | None = None
         self._turn = 0
         """So many answers in turn had tokens; below 0, so many have none that are still to come."""
@@ -163,10 +163,7 @@ class PrefillBudget:
         little. What was found before counts for a little, too: passes that are all alike do not say
         what their parts cost.
         """
-        lately = [*self._passes]
-        if not any(ran.generating and ran.prompt for ran in lately):
-            lately += self._with_prompts
-        passes = np.array(lately)
+        passes = np.array([*self._passes, *self._with_prompts])
         seconds = np.maximum(passes[:, 3], 1e-9)
         kinds = self._kinds(*passes[:, :3].T)
         most = seconds.mean() / np.maximum(kinds.mean(axis=0), 1e-9)
