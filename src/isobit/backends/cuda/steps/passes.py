@@ -99,9 +99,12 @@ class Passes:
         """Take tokens that were not known at :meth:`put`: see :class:`Filled`."""
         self._filled(source, places, len(places), self._each["tokens"].address)
 
-    def queue(self, batch: Batch, take: Take) -> None:
-        """Run a batch that is on the device, some rows of logits at a time."""
+    def queue(self, batch: Batch) -> None:  # noqa: ARG002
+        """Run a batch that is on the device, up to its rows of logits."""
         self._queue(self._program.body, self._ready)
+
+    def give(self, batch: Batch, take: Take) -> None:
+        """Have the rows taken of a batch that is queued, some at a time."""
         self._give(self._ready, np.arange(len(batch.logit_rows)), take)
 
     def _give(
