@@ -183,14 +183,10 @@ class CudaBackend(Backend):
         if matched is None:
             self._extend_rope_tables(int(batch.positions.max()) + 1)
             matched = self._run_ahead.begin(ask)
-<<<<<<< HEAD
-        after = self._after(wanted.following) if wanted.following is not None else None
-        one_by_one = after is not None and after.runner is self._programs.passes
-        if after is not None and not (one_by_one and len(batch.logit_rows)):  # else these wait
-=======
         after = None if wanted.following is None else self._after(wanted.following)
+        if after is not None and after.runner is self._programs.passes and len(every):
+            after = None  # to queue it takes long, and these rows are waited for
         if after is not None:
->>>>>>> main
             self._extend_rope_tables(int(after.batch.positions.max()) + 1)
         words, theirs = self._run_ahead.finish(matched, asked, wanted.drawn, after)
         found.take(every, words, asked)
