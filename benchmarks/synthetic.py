@@ -53,7 +53,7 @@ HYBRID = qwen35.Config(
 TINY_HYBRID = replace(
     HYBRID,
     n_layers=4,
-    hidden=256,
+    hidden=512,
     n_heads=4,
     ffn=256,
     n_experts=12,

@@ -1,20 +1,10 @@
 // Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two; CORRECTS:
 // whether what the state has of a key is taken off its value.
+#include "delta_rule.cuh"
 #include "sequence_chunks.cuh"
 #include "views.cuh"
 
 constexpr int EACH = (ROWS + WARP - 1) / WARP, LANES = ROWS < WARP ? ROWS : WARP;
-
-// tree() over the rows, of which a lane has every 32nd; with fewer than 32, lanes beyond repeat them.
-DEV float rows_tree(float (&v)[EACH]) {
-#pragma unroll
-    for (int n = EACH / 2; n; n /= 2)
-#pragma unroll
-        for (int i = 0; i < n; i++) v[i] = add(v[i], v[i + n]);
-#pragma unroll
-    for (int n = LANES / 2; n; n /= 2) v[0] = add(v[0], shuffle_xor(v[0], n));
-    return v[0];
-}
 
 // A column of a head's state a warp (blockIdx.x, columns in eights), blockIdx.y the head, blockIdx.z
 // the run. together: value heads, one behind the other, of a key head. state: of each sequence
@@ -48,19 +38,7 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
         keep[to] = g[t * g_stride + head];
     };
     auto token = [&](int t, int at) {
-        float part[EACH], e = isobit::exp(keep[at]);
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            s[i] = mul(s[i], e);
-            if (CORRECTS) part[i] = mul(s[i], k_row[at][i]);
-        }
-        float d = mul(CORRECTS ? sub(value[at], rows_tree(part)) : value[at], rate[at]);
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            s[i] = add(s[i], mul(k_row[at][i], d));
-            part[i] = mul(s[i], q_row[at][i]);
-        }
-        float o = rows_tree(part);
+        float o = delta_step<ROWS, CORRECTS>(s, q_row[at], k_row[at], value[at], rate[at], isobit::exp(keep[at]));
         if (lane_id() == 0) y[(int64(t) * heads + head) * columns + column] = o;
     };
     int end = chunk.first + chunk.count;
