@@ -2,15 +2,17 @@
 of a prompt goes, and how fast all of its layers are.
 
 usage: python benchmarks/cuda_hybrid.py OUT [--model hybrid-35b-a3b] [--few 4] [--timed 8]
-           [--layers 40] [--sequences 2,8] [--baseline cuda-qwen35-h200.json]
+           [--layers 40] [--sequences 2,8] [--baseline cuda-qwen35-h200.json] [--only bits rates]
 
-Needs torch for timelines (cuda_timeline.py). Nothing is timed if a bit differs. The table comes
-last; OUT, a folder, gets it as JSON, with timelines.
+Each stage is a process: compile, bits, rates, timeline (which needs torch). Nothing is timed if a
+bit differs. The table comes last; OUT, a folder, gets all as JSON, with timelines.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -60,74 +62,109 @@ def median_us(run, passes, rounds=9):
     return 1e6 * statistics.median(times) / passes
 
 
+def opened(a, layers, most):
+    """A device, its backend of so many layers, texts that each sequence has read some of, and what
+    runs a prompt."""
+    weights, gpu = synthetic.weights(a.model, layers), CudaGpu()
+    backend = CudaBackend(weights, EngineConfig(context=1024, max_sequences=most, chunk=2048), gpu)
+    texts = Texts(np.random.default_rng(1), weights.config.vocab, most, 16)
+    for s in range(most):  # what is read has been written
+        batch = texts.batch([(s, DEPTH)])
+        backend.forward(replace(batch, states=np.array([s], np.int32)))
+    one = Texts(np.random.default_rng(1), weights.config.vocab, 1, 16)
+    return gpu, backend, texts, of_prompt(backend, one, 512, 0)
+
+
+def compiled(a, note):
+    """Every kernel of the other stages, by all cores."""
+    gpu, few = CudaGpu(), synthetic.weights(a.model, 4)
+    most, kernels = max(a.sequences, default=1), set()
+    for context, chunk in ((256, 128), (1024, 2048)):
+        kernels |= asked(few, EngineConfig(context=context, max_sequences=most, chunk=chunk), gpu)
+    note("device", gpu.name)
+    note("MB of kernels", compile_all(kernels, gpu.arch) / 1e6)
+
+
+def bits(a, note):
+    """Logits beside the CPU's."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    note("seed", seed)
+    weights = synthetic.weights(a.model, a.few)
+    wrong, total = differing(weights, CudaGpu(), seed, a.sequences)
+    note("logits differing from the CPU's", f"{wrong} of {total}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def rates(a, note):
+    """Microseconds of a prompt and of steps, all layers."""
+    _, backend, texts, prompt = opened(a, a.layers, max(a.sequences, default=1))
+    note("prompt of 512, us", round(median_us(prompt, 1), 1))
+    for n in (1, *a.sequences):
+        run = greedy(backend, texts, n, DEPTH, 64)
+        note(f"{n} sequences, us", round(median_us(run, 64), 1))
+    backend.close()
+
+
+def timeline(a, note):
+    """Where the time of some layers goes."""
+    from cuda_timeline import show  # noqa: PLC0415
+
+    gpu, backend, texts, prompt = opened(a, a.timed, max(a.sequences, default=1))
+    found, out = {}, Path(a.out)
+    show(gpu, "prompt of 512", prompt, 1, out, found)
+    for n in (1, *a.sequences):
+        show(gpu, f"{n} sequences", greedy(backend, texts, n, DEPTH, STEPS), STEPS, out, found)
+    note("timelines", found)
+    backend.close()
+
+
+WORK = {"compile": compiled, "bits": bits, "rates": rates, "timeline": timeline}
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("out")
     p.add_argument("--model", default="hybrid-35b-a3b")
     p.add_argument("--few", type=int, default=4)
     p.add_argument("--timed", type=int, default=8)
-    p.add_argument("--layers", type=int, default=0)
-    p.add_argument("--sequences", default="2,8")
+    p.add_argument("--layers", type=int, default=40)
+    p.add_argument("--sequences", type=lambda text: [int(n) for n in text.split(",") if n])
     p.add_argument("--baseline", default="")
     p.add_argument("--commit", default="")
+    p.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
+    p.add_argument("--stage", choices=WORK)
     a = p.parse_args()
-    out, sequences = Path(a.out), [int(n) for n in a.sequences.split(",") if n]
+    a.sequences = [2] if a.sequences is None else a.sequences
+    out, begun = Path(a.out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    gpu, found = CudaGpu(), origin(a.model, a.commit)
-    found["device"] = gpu.name
-    begun = time.perf_counter()
+    path = out / "cuda_hybrid.json"
 
     def note(name, value):
-        found[name] = value
-        (out / "cuda_hybrid.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{time.perf_counter() - begun:6.1f} s  {name}: {value}", flush=True)
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {name: value}, indent=1) + "\n")
+        print(f"{time.perf_counter() - begun:6.1f} s  {name}: {str(value)[:120]}", flush=True)
 
-    most = max(sequences, default=1)
-    timed = EngineConfig(context=1024, max_sequences=most, chunk=2048)
-    few = synthetic.weights(a.model, a.few)
-    kernels = asked(few, EngineConfig(context=256, max_sequences=most, chunk=128), gpu)
-    kernels |= asked(few, timed, gpu)
-    note("MB of kernels", compile_all(kernels, gpu.arch) / 1e6)
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    note("seed", seed)
-    wrong, total = differing(few, gpu, seed, sequences)
-    note("logits differing from the CPU's", f"{wrong} of {total}")
-    if wrong:
-        raise SystemExit(1)
-    for layers, traced in ((a.timed, True), (a.layers, False)):
-        if not layers:
-            continue
-        weights = synthetic.weights(a.model, layers)
-        backend = CudaBackend(weights, timed, CudaGpu())
-        texts = Texts(np.random.default_rng(1), weights.config.vocab, most, 16)
-        for s in range(most):  # what is read has been written
-            at = np.array([s], np.int32)
-            backend.forward(replace(texts.batch([(s, DEPTH)]), states=at))
-        one = Texts(np.random.default_rng(1), weights.config.vocab, 1, 16)
-        work = {"prompt of 512": (of_prompt(backend, one, 512, 0), 1)}
-        for n in (1, *sequences):
-            work[f"{n} sequences"] = greedy(backend, texts, n, DEPTH, STEPS), STEPS
-        if traced:
-            from cuda_timeline import show  # noqa: PLC0415
-
-            for name, (run, passes) in work.items():
-                show(gpu, f"{layers} layers, {name}", run, passes, out, found)
-        else:
-            work["1 sequences"] = greedy(backend, texts, 1, DEPTH, 64), 64
-        for name, (run, passes) in work.items():
-            note(f"{layers} layers, {name}, us", round(median_us(run, passes), 1))
-        backend.close()
-    if a.layers:
-        rates = {
-            "tg128@0": 1e6 / found[f"{a.layers} layers, 1 sequences, us"],
-            "pp512@0": 512e6 / found[f"{a.layers} layers, prompt of 512, us"],
-        }
-        peer = json.loads(Path(a.baseline).read_text())["llama.cpp tokens/s"] if a.baseline else {}
-        print(f"{'':<12}{'tokens/s':>10}{'llama.cpp':>11}{'ratio':>7}")
-        for name, rate in rates.items():
-            other = peer.get(name, float("nan"))
-            note(name, round(rate, 1))
+    if a.stage:
+        WORK[a.stage](a, note)
+        return
+    path.write_text(json.dumps(origin(a.model, a.commit)))
+    well = True
+    for stage in a.only:
+        print(stage, flush=True)
+        ended = subprocess.run([sys.executable, *sys.argv, "--stage", stage], check=False)
+        well &= ended.returncode == 0
+        if stage == "bits" and not well:
+            break
+    found = json.loads(path.read_text())
+    peer = json.loads(Path(a.baseline).read_text())["llama.cpp tokens/s"] if a.baseline else {}
+    print("logits differing from the CPU's:", found.get("logits differing from the CPU's"))
+    print(f"{'':<12}{'tokens/s':>10}{'llama.cpp':>11}{'ratio':>7}")
+    for name, us, tokens in (("tg128@0", "1 sequences", 1), ("pp512@0", "prompt of 512", 512)):
+        if f"{us}, us" in found:
+            rate, other = 1e6 * tokens / found[f"{us}, us"], peer.get(name, float("nan"))
             print(f"{name:<12}{rate:10.1f}{other:11.1f}{rate / other:7.2f}")
+    raise SystemExit(not well)
 
 
 if __name__ == "__main__":
