@@ -1,13 +1,21 @@
-"""A delta net of one token, between its input's products and its output's: convolution in the
-launch of the former, the rule by one of its own, norm and gate in that of the latter."""
+"""A delta net between its input's products and its output's.
 
-from collections.abc import Callable, Mapping
+Of any tokens: one launch makes all that the rule reads, one keeps the convolution's last rows, then
+come the rule, and norm and gate with the quantisation of what they give. Of one token the launches
+of both products take what stands beside them, if they take the layer (decode_layer.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from isobit.backends.cuda.lowering import Lowering
+from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.lowering import THREADS, WARPS, Claimed, Lowering
+from isobit.backends.cuda.ops import gated_delta
 from isobit.backends.cuda.resident import RecurrentState
+from isobit.backends.cuda.workspace import BufferView, Pass
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import Columns, GatedDelta, Heads, L2Norm, RmsNorm
 
@@ -30,7 +38,9 @@ PATTERN = (
     "gated = silu_gate gate normed",
     "taken = columns gated",
 )
+_INNER = {n for line in PATTERN for n in line.partition(" = ")[0].split()} - {"taken"}
 _COLUMNS = 32  # of decode_delta.cu
+_RUN = 8  # tokens of a warp of delta_inputs.cu
 _WIDEST = 256
 
 
@@ -118,3 +128,56 @@ class DeltaNet:
     def blocks(self) -> int:
         """Of decode_delta.cu."""
         return self.heads * self.head_dim // _COLUMNS
+
+
+def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
+    """See :mod:`isobit.backends.cuda.fusions`."""
+    v = g.match(ops, PATTERN, _INNER)
+    if v is None or not g.only_multiplied(v["taken"]) or v["taken"].shape.width % 256:
+        return None
+    made = {name: op for op in ops[: len(PATTERN)] for name in v if v[name] in op.outputs}
+    net = DeltaNet.of(g, made, v)
+    return None if net is None else (len(PATTERN), partial(_lower, g, net, made["y"], v))
+
+
+def _lower(g: Lowering, net: DeltaNet, rule: Op, v: Mapping[str, Value]) -> None:
+    products, width = g.dense(v["qkv"]), net.channels + 2 * net.heads
+    inputs, keys = g.slot("delta_inputs", width), net.kv_heads * net.head_dim
+    taps, dt, a, norm = net.weights
+    starts = ("q", 0), ("k", keys), ("v", 2 * keys)
+    for name, at in (*starts, ("beta", net.channels), ("decay", net.channels + net.heads)):
+        g.put(v[name], BufferView(inputs, width, v[name].shape.row[-1], at))
+
+    def make(p: Pass) -> None:
+        sequences = p.inputs.chunks, p.inputs.positions, net.states[0].address
+        grid = -(-p.tokens // _RUN), -(-(net.channels // net.head_dim + 1) // WARPS)
+        g.launch(
+            "fusions/delta_inputs",
+            grid,
+            (products.address, taps(), dt(), a(), net.eps[0], *net.scales, *sequences)
+            + (p.sequences, p.tokens, inputs.address),
+            net.defines | {"TAPS": net.taps},
+        )
+        g.launch(
+            "fusions/delta_inputs.keep_rows",
+            (-(-net.channels // THREADS), p.sequences),
+            (products.address, *sequences),
+            net.defines | {"TAPS": net.taps},
+        )
+
+    g.emit(make, *(v[name] for name in ("q", "k", "beta", "decay")))
+    gated_delta.lower(g, rule)
+    y, taken = g.dense(v["y"]), v["taken"]
+    n = taken.shape.width
+    acts = g.acts_of(taken, n)
+
+    def finish(p: Pass) -> None:
+        gate, count = products.address + 4 * net.channels, p.tokens * supers(n)
+        g.launch(
+            "fusions/delta_output",
+            (-(-count // WARPS),),
+            (y.address, gate, products.stride, norm(), net.eps[1], supers(n), count, acts.address),
+            {"HEAD_DIM": net.head_dim},
+        )
+
+    g.emit(finish)

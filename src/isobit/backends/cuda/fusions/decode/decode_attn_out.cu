@@ -1,6 +1,7 @@
 // A decode step: the output product of attention, or of a delta net. WEIGHT: a struct of tiles.cuh. GATED: what it
 // reads is attention times a sigmoid; NORMED: a delta net's head vectors, normed, times a SiLU (one row).
 #include "expert_prefetch.cuh"
+#include "delta_rule.cuh"
 #include "merge.cuh"
 #include "products.cuh"
 
@@ -36,22 +37,10 @@ struct OutputGate {
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
 #elif defined NORMED
-        float w[8], sum[8];
+        float w[8];
         load8(gate + column, g);
         load8(norm + column % HEAD_DIM, w);
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum[i] = mul(v[i], v[i]);
-#pragma unroll
-        for (int n = HEAD_DIM / 16; n; n /= 2)  // tree() of a head, in HEAD_DIM / 8 lanes
-#pragma unroll
-            for (int i = 0; i < 8; i++) sum[i] = add(sum[i], shuffle_xor(sum[i], n));
-#pragma unroll
-        for (int n = 4; n; n /= 2)
-#pragma unroll
-            for (int i = 0; i < n; i++) sum[i] = add(sum[i], sum[i + n]);
-        float r = div(1.0f, square_root(add(div(sum[0], float(HEAD_DIM)), eps)));
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = isobit::silu_gate(g[i], mul(mul(v[i], r), w[i]));
+        gated_norm<HEAD_DIM>(v, g, w, eps);
 #endif
     }
 };

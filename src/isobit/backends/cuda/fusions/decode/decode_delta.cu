@@ -9,16 +9,6 @@ constexpr int EACH = HEAD_DIM / WARP, COLUMNS = 32, OF_WARP = COLUMNS / WARPS;  
 constexpr int PARTS = HEAD_DIM / COLUMNS;
 static_assert(HEAD_DIM % COLUMNS == 0 && HEAD_DIM <= SUPER, "rows of a lane, columns of a block");
 
-// A head vector in a warp, lane + 32 i, to L2 norm 1, times scale.
-DEV void l2_norm(float (&v)[EACH], float eps, float scale) {
-    float square[EACH];
-#pragma unroll
-    for (int i = 0; i < EACH; i++) square[i] = mul(v[i], v[i]);
-    float r = div(1.0f, square_root(add(rows_tree<HEAD_DIM>(square), eps)));
-#pragma unroll
-    for (int i = 0; i < EACH; i++) v[i] = mul(mul(v[i], r), scale);
-}
-
 // made: of key heads q, then k; of value heads v, then the output gate; beta and alpha of each. Blocks: COLUMNS of a
 // value head's state, HEADS * PARTS. While made is on its way, the experts are predicted (expert_prefetch.cuh).
 KERNEL(512) decode_delta(const float* made, const float* dt, const float* a, float eps, float q_scale, float k_scale,
@@ -29,7 +19,7 @@ KERNEL(512) decode_delta(const float* made, const float* dt, const float* a, flo
     int key_head = head / TOGETHER % KV_HEADS;
     state += ((int64(chunks->state) * HEADS + head) * HEAD_DIM + column) * HEAD_DIM + lane_id();
     bool begins = *positions == 0;
-    float s[OF_WARP][EACH], q[EACH], k[EACH], value[OF_WARP];
+    float s[OF_WARP][EACH], q[EACH], k[EACH];
 #pragma unroll
     for (int c = 0; c < OF_WARP; c++)
 #pragma unroll
@@ -47,17 +37,16 @@ KERNEL(512) decode_delta(const float* made, const float* dt, const float* a, flo
         q[i] = made[key_head * HEAD_DIM + lane_id() + i * WARP];
         k[i] = made[(KV_HEADS + key_head) * HEAD_DIM + lane_id() + i * WARP];
     }
-#pragma unroll
-    for (int c = 0; c < OF_WARP; c++) value[c] = v[head * HEAD_DIM + column + c];
+    int own = column + lane_id() / (WARP / OF_WARP);  // of the lane's result
+    float value = v[head * HEAD_DIM + own];
     float beta = v[2 * HEADS * HEAD_DIM + head], alpha = v[2 * HEADS * HEAD_DIM + HEADS + head];
-    l2_norm(q, eps, q_scale);
-    l2_norm(k, eps, k_scale);
-    float keep = isobit::exp(mul(softplus(add(alpha, bias)), rate)), taken = sigmoid(beta);
+    l2_norm<HEAD_DIM>(q, eps, q_scale);
+    l2_norm<HEAD_DIM>(k, eps, k_scale);
+    float keep = isobit::exp(log_decay(alpha, bias, rate));
+    float o = delta_step<HEAD_DIM, true>(s, q, k, value, sigmoid(beta), keep);
+    if (lane_id() % (WARP / OF_WARP) == 0) y[head * HEAD_DIM + own] = o;
 #pragma unroll
-    for (int c = 0; c < OF_WARP; c++) {
-        float o = delta_step<HEAD_DIM, true>(s[c], q, k, value[c], taken, keep);
-        if (lane_id() == 0) y[head * HEAD_DIM + column + c] = o;
+    for (int c = 0; c < OF_WARP; c++)
 #pragma unroll
         for (int i = 0; i < EACH; i++) state[c * HEAD_DIM + i * WARP] = s[c][i];
-    }
 }
