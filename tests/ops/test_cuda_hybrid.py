@@ -76,7 +76,8 @@ def agree(weights, kind, planes=2, steps=2):
     gpu = EmulatedGpu(SEED, bulk=bool(SEED % 2)) if kind == "emulated" else open_gpu(kind)
     engine = EngineConfig(8 * planes, context=384, max_sequences=2, chunk=384)
     first = 3 if kind == "emulated" else 250
-    parts = [[(0, first)], *([(first + i, 1)] for i in range(steps)), [(0, 1)], [(1, 1)]]
+    parts = [[(0, first), (0, 12)], *([(first + i, 1)] for i in range(steps)), [(0, 1)], [(1, 1)]]
+    parts += [] if kind == "emulated" else [[(2, 1), (12, 1)], [(3, 1), (13, 2)]]
     rng, pages = np.random.default_rng(SEED), np.arange(12, dtype=np.int32).reshape(2, 6)
     ours, theirs = sized()(weights, engine, gpu), CpuBackend(weights, engine)
     with closing(ours), closing(theirs):

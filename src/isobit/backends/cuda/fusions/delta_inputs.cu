@@ -4,7 +4,8 @@
 #include "delta_rule.cuh"
 #include "sequence_chunks.cuh"
 
-constexpr int EACH = HEAD_DIM / WARP, RUN = 8, KEPT = TAPS - 1;  // values of a lane; tokens of a warp; rows of a state
+// Values of a lane; tokens of a warp, and how many are on their way; rows of a state.
+constexpr int EACH = HEAD_DIM / WARP, RUN = 8, AHEAD = 3, KEPT = TAPS - 1;
 constexpr int VECTORS = 2 * KV_HEADS + HEADS, CHANNELS = VECTORS * HEAD_DIM;
 constexpr int MADE = CHANNELS + HEADS * HEAD_DIM + 2 * HEADS, WIDTH = CHANNELS + 2 * HEADS;
 
@@ -42,13 +43,14 @@ KERNEL(THREADS) delta_inputs(const float* made, const float* taps, const float* 
         }
         return;
     }
-    float x[RUN][EACH], w[TAPS][EACH], row[TAPS][EACH];  // row: the last is the token's
+    float x[AHEAD][EACH], w[TAPS][EACH], row[TAPS][EACH];  // row: the last is the token's
     int channel = vector * HEAD_DIM + lane_id();
+    auto fetch = [&](int t, float (&to)[EACH]) {
 #pragma unroll
-    for (int n = 0; n < RUN; n++)
+        for (int i = 0; i < EACH; i++) to[i] = made[int64(min(t, end - 1)) * MADE + channel + i * WARP];
+    };
 #pragma unroll
-        for (int i = 0; i < EACH; i++)
-            x[n][i] = made[int64(min(first + n, tokens - 1)) * MADE + channel + i * WARP];
+    for (int n = 0; n < AHEAD; n++) fetch(first + n, x[n]);
 #pragma unroll
     for (int j = 0; j < TAPS; j++)
 #pragma unroll
@@ -59,13 +61,12 @@ KERNEL(THREADS) delta_inputs(const float* made, const float* taps, const float* 
         bool before = base + lane_id() < sequences && chunks[at].first + chunks[at].count <= first;
         c += __popc(__ballot_sync(~0u, before));
     }
-#pragma unroll
-    for (int n = 0; n < RUN; n++) {
-        int t = first + n;
-        if (t >= end) break;
-        if (n && t == chunks[c].first + chunks[c].count) c++;
-        if (n == 0 || t == chunks[c].first) {
-            Rows rows(made, state, chunks[c], positions);
+    int next = first;  // token of the next chunk
+#pragma unroll 1
+    for (int t = first; t < end; t++) {
+        if (t == next) {
+            Rows rows(made, state, chunks[c++], positions);
+            next = rows.chunk.first + rows.chunk.count;
 #pragma unroll
             for (int j = 1; j < TAPS; j++)
 #pragma unroll
@@ -76,12 +77,15 @@ KERNEL(THREADS) delta_inputs(const float* made, const float* taps, const float* 
         for (int i = 0; i < EACH; i++) {
 #pragma unroll
             for (int j = 1; j < TAPS; j++) row[j - 1][i] = row[j][i];
-            row[KEPT][i] = x[n][i];
+            row[KEPT][i] = x[0][i];
+#pragma unroll
+            for (int n = 1; n < AHEAD; n++) x[n - 1][i] = x[n][i];
             float sum = mul(row[0][i], w[0][i]);
 #pragma unroll
             for (int j = 1; j < TAPS; j++) sum = add(sum, mul(row[j][i], w[j][i]));
             y[i] = div(sum, add(1.0f, isobit::exp(-sum)));
         }
+        fetch(t + AHEAD, x[AHEAD - 1]);
         if (vector < 2 * KV_HEADS) l2_norm<HEAD_DIM>(y, eps, vector < KV_HEADS ? q_scale : k_scale);
 #pragma unroll
         for (int i = 0; i < EACH; i++) out[int64(t) * WIDTH + channel + i * WARP] = y[i];
