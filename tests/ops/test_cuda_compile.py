@@ -75,10 +75,12 @@ def kernels():
         for n in (2, 3, 4):
             each = np.arange(n, dtype=np.int32)
             backend.forward(Batch(each, 0 * each, each, pages, each))
-        then = Following(Batch(-1 - each[:1], each[1:2], each[:1], pages[:1], each[:1]), ARGMAX)
+        then = Following(Batch(-1 - each[:1], each[1:2], each[:1], pages[:1], each[:1]))
         backend.run(Batch(each, 0 * each, each, pages, each), replace(ARGMAX, following=then))
     each = np.arange(2, dtype=np.int32)
-    draws = Draws(each, Columns.of([Row(1, 40, 0.9)] * 2, 8192), each.astype(np.uint64))
+    held = [(0, lambda mask: mask.fill(1))]
+    columns = Columns.of([Row(1, 40, 0.9)] * 2, 8192)
+    draws = Draws(each, columns, each.astype(np.uint64), held=held)
     backend.run(Batch(each, 0 * each, each, pages, each), Wanted(False, drawn=draws, digests=True))
     backend.read_bandwidth()
     for case in CASES:
@@ -109,6 +111,8 @@ def kernels():
         gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
     gpu.asked.add(("ops/collect", tuple(sorted(split.items()))))
     gpu.asked.add(("ops/exchanges", ()))
+    router = {"WEIGHT": "KIND_F32", "ROWS": "8", "SUPERS": "8", "CLUSTER": "8", "PARTS": "4"}
+    gpu.asked.add(("ops/router", tuple(sorted({**router, "AT_ONCE": "1", "PLANES": "2"}.items()))))
     for name, stages in (("Q4_K", "3"), ("Q6_K", "2")):  # of wider products than the sample has
         for narrow in ({}, {"NARROW": "1"}):
             how = {f"MMA_{name}": "1", "STAGES": stages, "PLANES": "2", **narrow}

@@ -15,7 +15,7 @@ struct DenseShared {  // twice: for these tokens, and for those before or behind
 };
 
 // A block takes HALVES * ROWS rows and tokens begin … end - 1. columns: a multiple of 4. before(): once the weights are
-// on their way. store(token, row, value): by one lane for each.
+// on their way; waits for the kernel ahead. store(token, row, value): by one lane for each.
 template <class Before, class Store>
 DEV void multiply(DenseShared* sh, const uint8* weights, const float* x, int columns, int begin, int end, int rows,
                   Before before, Store store) {
@@ -38,8 +38,6 @@ DEV void multiply(DenseShared* sh, const uint8* weights, const float* x, int col
         for (int k = columns + threadIdx.x; k < SUPERS * SUPER; k += 512)
             sh->x[i / TOGETHER][i % TOGETHER][k] = 0.0f;
     before();
-    let_next_start();
-    wait_for_previous();
     auto fetch = [&](int token, int to) {
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++)

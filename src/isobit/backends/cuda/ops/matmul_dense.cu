@@ -6,6 +6,10 @@ KERNEL(512) matmul_dense(const uint8* weights, const float* x, int columns, int 
                          int rows, int stride) {
     DYNAMIC_SHARED(DenseShared, sh);
     int begin = blockIdx.y * each;
-    multiply(sh, weights, x, columns, begin, min(begin + each, tokens), rows, [] {},
+    auto wait = [] {
+        let_next_start();
+        wait_for_previous();
+    };
+    multiply(sh, weights, x, columns, begin, min(begin + each, tokens), rows, wait,
              [&](int token, int row, float z) { y[int64(token) * stride + row] = z; });
 }

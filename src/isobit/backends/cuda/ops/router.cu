@@ -12,7 +12,12 @@ KERNEL(512) router(const uint8* weights, const float* x, int columns, int tokens
 #ifdef BULK_COPIES  // else there are no clusters, and nothing launches it
     DYNAMIC_SHARED(RouterShared, sh);
     int begin = blockIdx.y * each, end = min(begin + each, tokens), mine = begin + blockIdx.x;
-    multiply(&sh->product, weights, x, columns, begin, end, experts, [] { sync_cluster(); },  // all have begun
+    auto wait = [] {
+        sync_cluster();  // all have begun
+        let_next_start();
+        wait_for_previous();
+    };
+    multiply(&sh->product, weights, x, columns, begin, end, experts, wait,
              [&](int token, int row, float z) { send_to_block(sh->z + row, token - begin, z); });
     sync_cluster();
     if (mine >= end) return;
