@@ -294,9 +294,6 @@ static inline void copy_bulk_to_all(void* to, const void* from, int bytes, Arriv
         if (blocks >> b & 1) copy_bulk(there(to), from, bytes, (Arrival*)there(a));
     }
 }
-static inline void send_to_block(float* place, int block, float v) {
-    *(float*)((*emu::together)[block].shared + ((char*)place - emu::block->shared)) = v;
-}
 static inline void sync_cluster() {
     long g = emu::clusters_synced;
     if (++emu::cluster_arrived == emu::together->size() * blockDim.x) emu::cluster_arrived = 0, emu::clusters_synced++, emu::progress++;

@@ -35,7 +35,7 @@ class Recorder(EmulatedGpu):
 
     def __init__(self):
         super().__init__()
-        self.asked, self.clusters = set(), True
+        self.asked = set()
 
     def launch(self, stem, kernel, grid, arguments, *, defines=None, **_):  # noqa: ARG002
         self.asked.add((stem, tuple(sorted((defines or {}).items()))))
@@ -111,8 +111,6 @@ def kernels():
         gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
     gpu.asked.add(("ops/collect", tuple(sorted(split.items()))))
     gpu.asked.add(("ops/exchanges", ()))
-    router = {"WEIGHT": "KIND_F32", "ROWS": "8", "SUPERS": "8", "CLUSTER": "8", "PARTS": "4"}
-    gpu.asked.add(("ops/router", tuple(sorted({**router, "AT_ONCE": "1", "PLANES": "2"}.items()))))
     for name, stages in (("Q4_K", "3"), ("Q6_K", "2")):  # of wider products than the sample has
         for narrow in ({}, {"NARROW": "1"}):
             how = {f"MMA_{name}": "1", "STAGES": stages, "PLANES": "2", **narrow}

@@ -25,7 +25,6 @@ class Card:
     multiprocessors = 128
     shared_most = 99 << 10
     cache_bytes = 72 << 20
-    clusters = False
 
     def memory(self):
         return CARD, CARD

@@ -111,7 +111,6 @@ class CudaGpu:
         self.cache_bytes = int(device.properties.l2_cache_size)
         self.shared_most = int(device.properties.max_shared_memory_per_block_optin)
         self.arch = f"sm_{device.arch}"
-        self.clusters = int(device.arch) >= 90  # compute capability 9.0
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
         self._modules: dict[tuple[object, ...], Any] = {}

@@ -19,8 +19,6 @@ class Gpu(Protocol):
     """Shared memory that a block can have, in bytes."""
     cache_bytes: int
     """The device's own cache of its memory (L2), in bytes."""
-    clusters: bool
-    """Whether blocks can reach one another's shared memory."""
 
     @property
     def may_wait(self) -> bool:

@@ -50,8 +50,7 @@ def _lower(
     if fits_all(g, gate, up):
         together = g.new(v["y"])
         if product.stack and g.captured:
-            for back, before in enumerate(reversed(g.dense_before[-2:]), 1):
-                before.ahead = gate, up, back
+            g.ahead.weights = gate, up
         exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
 
         def both(p: Pass) -> None:

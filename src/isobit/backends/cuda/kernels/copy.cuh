@@ -59,12 +59,6 @@ DEV void copy_bulk_to_all(void* to, const void* from, int bytes, Arrival* a, int
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)), "h"(uint16(blocks))
                  : "memory");
 }
-// To the same place of another block of the cluster.
-DEV void send_to_block(float* place, int block, float v) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "st.shared::cluster.f32 [there], %2;\n}"
-                 ::"r"(shared_address(place)), "r"(block), "f"(v) : "memory");
-}
 DEV void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }

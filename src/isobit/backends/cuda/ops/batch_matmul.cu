@@ -53,7 +53,7 @@ struct Groups {
     }
 };
 
-#ifdef ONCE
+#ifdef ONCE  // in a pass are the weights read, by hardly more than one block
 #define COPY_WEIGHTS copy_bulk_once
 #else
 #define COPY_WEIGHTS copy_bulk
@@ -309,20 +309,16 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
             }
             part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else
-#ifdef GATED
-#define COLUMN_LOOP _Pragma("unroll 1")  // the code of SwiGLU once
-#else
-#define COLUMN_LOOP _Pragma("unroll")
-#endif
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++)
-                COLUMN_LOOP for (int c = 0; c < 2; c++) {
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
                     int column = 8 * n + 2 * t + c;
                     if (column >= group.count) continue;
                     int64 row = pair_rows.output(group.begin + column);
                     float* out = y + row * stride;
 #ifdef GATED
-                    float value = isobit::silu_gate(c ? sum[n][1] : sum[n][0], c ? sum[n][3] : sum[n][2]);
+                    float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
                     out[8 * in_matrix + g] = value;
 #ifdef BOUNDS
                     exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
@@ -338,8 +334,8 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
 }
 
 #ifdef AHEAD
-// What the next product of experts will read while this one and the kernels between read little: every AHEADth
-// row block of all matrices, into the device's shared cache.
+// What a product of experts reads that comes soon, as long as the kernels before it read little: every AHEADth of the
+// row blocks of all of its matrices goes into the device's shared cache.
 struct Ahead {
     const uint8 *first, *second;
     uint32 nbytes, row_blocks;  // of a row block; of all matrices

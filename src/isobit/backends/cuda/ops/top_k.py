@@ -1,6 +1,5 @@
 """The experts of each token, their weights, and the order of the products with them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
@@ -85,15 +84,11 @@ def sorting(tokens: int, experts: int) -> tuple[int, int]:
     return -(-experts // _OWN), experts + 2 * _OWN * (-(-tokens // 32) | 1)
 
 
-Chooser = Callable[[Pass, tuple[int, ...], int, int], bool]
-
-
-def lower(g: Lowering, op: Op, chooser: Chooser | None = None) -> None:
-    """A token a warp; then some experts a block. ``chooser``: launches the choice, if it can: how
-    many a token has, normalise, softmax and the bias; where the experts and their weights go."""
+def lower(g: Lowering, op: Op) -> None:
+    """A token a warp; then some experts a block."""
     assert isinstance(op.operation, TopK)
-    top_k, k = op.operation, op.operation.k
-    flags = int(top_k.normalise), int(top_k.softmax)
+    how, k = op.operation, op.operation.k
+    flags = int(how.normalise), int(how.softmax)
     bias = g.vector(op.weights[0]) if op.weights else int
     (z,), (weights, ids) = op.inputs, op.outputs
     experts, x = z.shape.width, g.dense(z)
@@ -102,13 +97,13 @@ def lower(g: Lowering, op: Op, chooser: Chooser | None = None) -> None:
     g.form(ids, "sorted_pairs", k)
     g.form(ids, "expert_offsets", more=experts + 2)
     g.form(ids, "groups", 4 * k, more=4 * experts)
-    at, grouped = SortedPairs.of(g, ids), top_k.groups_used < top_k.groups
+    at, grouped = SortedPairs.of(g, ids), how.groups_used < how.groups
     defines: Defines = {"PARTS": -(-experts // 32)} | ({"GROUPED": 1} if grouped else {})
 
     def make(p: Pass) -> None:
         tokens = p.tokens
         results = chosen.address, to.address
-        of_all = x.address, tokens, experts, k, *flags, bias(), top_k.groups, top_k.groups_used
+        of_all = x.address, tokens, experts, k, *flags, bias(), how.groups, how.groups_used
         router = *of_all, *results
         places = (
             at.sorted_pairs.address,
@@ -116,15 +111,13 @@ def lower(g: Lowering, op: Op, chooser: Chooser | None = None) -> None:
             *at.grouped[::-1],
             at.columns(tokens),
         )
-        blocks, words = -(-tokens // WARPS), WARPS * (experts + top_k.groups) if grouped else 0
-        how = k, *flags, bias()
-        if chooser is None or not chooser(p, how, *results):
-            g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
+        blocks, words = -(-tokens // WARPS), WARPS * (experts + how.groups) if grouped else 0
+        g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
         if at.own(g, p):
             return
         pairs = chosen.address, tokens, k, experts
         blocks, words = sorting(tokens, experts)
         g.launch("ops/top_k.sort_pairs", (blocks,), (*pairs, *places), defines, shared=4 * words)
 
-    g.emit(make, *op.inputs if chooser else (), weights)
+    g.emit(make, weights)
     g.mark(ids, lasting=g.captured)
