@@ -53,12 +53,6 @@ struct Groups {
     }
 };
 
-#ifdef ONCE  // in a pass are the weights read, by hardly more than one block
-#define COPY_WEIGHTS copy_bulk_once
-#else
-#define COPY_WEIGHTS copy_bulk
-#endif
-
 // A warp's weights on their way, row block after row block.
 template <class W>
 struct Stream {
