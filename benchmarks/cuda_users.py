@@ -13,6 +13,7 @@ machine without llguidance, has no grammars: those ways are named as not run.
 
 import argparse
 import json
+import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -194,6 +195,7 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--streams", default="1,4,16")
     p.add_argument("--seconds", type=float, default=150)
+    p.add_argument("--only", default="", help="a regular expression of the ways that are timed")
     a = p.parse_args()
     begin, found, table = time.perf_counter(), {}, []
     Path(a.out).mkdir(parents=True, exist_ok=True)
@@ -229,9 +231,9 @@ def main():
                 return 1e6 * (time.perf_counter() - start) / a.tokens, None
 
             ways = {"bare": bare}
-            for way in possible_ways:
+            for way in filter(re.compile(a.only).search, possible_ways):
                 ways[way] = partial(generate, model, prompts, a.tokens, way)
-            for way in {"temperature 1", "penalties", "grammar"} & set(possible_ways):
+            for way in {"temperature 1", "penalties", "grammar"} & set(ways):
                 brought = partial(on_the_host, model, prompts, a.tokens, way)
                 ways[f"{way}, logits to the host"] = brought
             times = {way: [] for way in ways}

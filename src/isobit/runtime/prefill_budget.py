@@ -24,14 +24,14 @@ STALL = 1.0, 16
 THRIFT = 1.0
 """So many times what it costs in a pass of its own may a token of a prompt cost beside a step, on a
 device whose passes of few tokens cost almost as much as those of many, as they read as many
-weights: one that reads prompts in crumbs does little else. But for a single long prompt."""
+weights: one that reads prompts in crumbs does little else. A long prompt that waits alone is read
+in crumbs all the same: it would hold up those who generate for long, and nobody waits behind it."""
 WHOLE = 512
 """Tokens of a prompt's own pass; a prompt of more is long."""
 _FEW = 16  # tokens of a piece, at least
 _RECENT = 64  # passes
 _LOOK = 7
-"""After so many passes with prompts is one without: else nobody knew what these cost. And where
-none fit, they are none for so many, before it is looked at again."""
+"""After so many passes with prompts is one without: else nobody knew what these cost."""
 _BEFORE = 0.1  # of the weight of one pass
 
 
@@ -56,13 +56,15 @@ class PrefillBudget:
         there are any."""
         self._sizes, self._used = np.array(sizes, np.int64), used if sizes else 0.0
         self.steady = not sizes
-        """Whether only those count that generate."""
+        """Whether no step takes longer than its share for a prompt, whatever that costs."""
         self._passes: deque[PassTiming] = deque(maxlen=_RECENT)
         self._with_prompts: deque[PassTiming] = deque(maxlen=_LOOK)
-        """The last generations beside prompts, however long ago."""
+        """The last generations beside prompts, however long ago: they count twice."""
         self._known: NDArray[np.float64] | None = None
         self._turn = 0
-        """So many answers in turn had tokens; below 0, so many have none that are still to come."""
+        """So many answers in turn had tokens."""
+        self._dear: tuple[int, int] | None = None
+        """Of how many generations and prompts it was that no two tokens fitted."""
         self._long_end = 0
         """Where the last long prompt ends that was read alone."""
         self._since_piece = RARELY
@@ -93,10 +95,21 @@ class PrefillBudget:
         many tokens of them: who waits for the first token counts as much as all who generate.
         position: of the next token of a prompt.
         """
-        if self._turn < 0 or self._turn >= _LOOK:
-            self._turn = min(self._turn + 1, 0)
+        if self._dear == (generating, prompts) and self._since_piece < RARELY:
             return 0
-        self._turn += 1
+        if self._turn == _LOOK:
+            self._turn = 0
+            return 0
+        self._turn, self._dear = self._turn + 1, None
+        if prompts == 1 and left > WHOLE:
+            self._long_end = position + left
+        thrifty = not self.steady and (prompts > 1 or position + left != self._long_end)
+        return self._beside(generating, attended, prompts, position, thrifty)
+
+    def _beside(
+        self, generating: int, attended: int, prompts: int, position: int, thrifty: bool
+    ) -> int:
+        """thrifty: whether tokens may not cost more than in a pass of their own."""
         n = self._choices(generating)
         # At first half as many: a token of a prompt costs hardly more than one that is generated.
         # Then twice as many as were seen: what they cost is learned on the way.
@@ -111,18 +124,14 @@ class PrefillBudget:
             return int(n[most])
         share = SHARE * prompts * step
         few = int((longer <= share).sum()) - 1
-        alone = (self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs)[0] / n[-1]
-        dear = longer > THRIFT * alone * n
-        if prompts == 1 and left > WHOLE:
-            self._long_end = position + left
-        if not self.steady and (prompts > 1 or position + left != self._long_end):
-            return int(n[max(few, min(dear.sum() + 1, len(n) - 1))])
+        if thrifty:
+            alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
+            dear = int((longer * n[-1] > THRIFT * alone * n).sum())
+            return int(n[max(few, min(dear + 1, len(n) - 1))])
         if n[few] > 1:
             return int(n[min(few, most)])
-        piece = self._of_piece(share, step)
-        if not piece:
-            self._turn = -_LOOK
-        return int(n[np.searchsorted(n, min(piece, n[-1]))])
+        self._dear = generating, prompts
+        return int(n[np.searchsorted(n, min(self._of_piece(share, step), n[-1]))])
 
     def _of_piece(self, share: float, step: float) -> int:
         """Tokens of a piece, if it is time for one: all pieces together lengthen steps by no more
@@ -163,10 +172,7 @@ class PrefillBudget:
         little. What was found before counts for a little, too: passes that are all alike do not say
         what their parts cost.
         """
-        lately = [*self._passes]
-        if not any(ran.generating and ran.prompt for ran in lately):
-            lately += self._with_prompts
-        passes = np.array(lately)
+        passes = np.array([*self._passes, *self._with_prompts])
         seconds = np.maximum(passes[:, 3], 1e-9)
         kinds = self._kinds(*passes[:, :3].T)
         most = seconds.mean() / np.maximum(kinds.mean(axis=0), 1e-9)

@@ -24,9 +24,9 @@ _SCRATCH = 5 * 1024 * _SUMS + 5 * 32 + 32  # bytes of Scratch of draw.cu
 
 _EDITS = 1 << 15
 """Logits that change, told together: 512 KiB. More come after each other."""
-_STAGED = 4
-"""Of what is told, lie in the host's memory until the device has read it. More wait for the device,
-as a step of more than 128 rows with edits and masks would."""
+_STAGED = 3
+"""Copies that a group of rows is told by, of masks and edits: so many places in the host's memory
+hold them until the device has read them. More wait for it."""
 
 DRAW = np.dtype(
     [
@@ -283,7 +283,7 @@ class DeviceSampler:
     def _stage(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked memory, which the device has read: a copy of other memory, if it is not
         small, might wait for all that is queued."""
-        if len(self._staged) < _STAGED:
+        if len(self._staged) < _STAGED * -(-self.rows // self._at_once):
             buffer, mark = self._gpu.page_locked(self._most_told), None
         else:
             buffer, mark = self._staged.popleft()

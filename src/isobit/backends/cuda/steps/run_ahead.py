@@ -125,8 +125,10 @@ class RunAhead:
         stages: Stages = {}
         if queued.of.keys:
             assert isinstance(queued.of.runner, Captured)
-            read = queued.of.runner.read(found.copy, queued.of.keys, len(queued.of.batch.tokens))
-            stages = {key: value[matched.tokens] for key, value in read}
+            n = len(queued.of.batch.tokens)
+            stages = dict(queued.of.runner.read(found.copy, queued.of.keys, n))
+            if not np.array_equal(matched.tokens, np.arange(n)):
+                stages = {key: value[matched.tokens] for key, value in stages.items()}
         return found.words[matched.rows], stages
 
     def _put(self, ask: Ask) -> None:
