@@ -1,8 +1,8 @@
 // RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
 // A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
 // their load to the quantised block. A block of many superblocks has fewer warps, each of them for EACH.
-// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum. AT_ONCE
-// (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
+// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum, with SHARED one more by the
+// sigmoid of its own number. AT_ONCE (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
 // what is added; all blocks run at once, and wait for the others' of the same row.
 #include "exchange.cuh"
 
@@ -45,8 +45,8 @@ DEV void load_added(const float* added, const float* weights, int64 row, int wid
 #endif
 
 // x += what is added; y = norm of x, out = y quantised. Rows from `first` on.
-KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
-                                  float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* shared,
+                                  const float* share, const float* norm, float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
                                   int first) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
@@ -87,6 +87,12 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
             exchange.receive8<false>(from[e], exchange.at(row, own[e]), more[e]);
 #else
         load_added(added, weights, row, WIDTH, column[e], more[e]);
+#endif
+#ifdef SHARED
+        float besides[8], part = div(1.0f, add(1.0f, isobit::exp(-share[row])));
+        load8(shared + row * WIDTH + column[e], besides);
+#pragma unroll
+        for (int i = 0; i < 8; i++) more[e][i] = add(more[e][i], mul(part, besides[i]));
 #endif
 #pragma unroll
         for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[e][i]);

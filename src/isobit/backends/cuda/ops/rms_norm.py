@@ -52,19 +52,22 @@ def norm(
     addend: Value | None = None,
     shares: Value | None = None,
     *sums: Value,
+    shared: tuple[Value, Value] | None = None,
     exchange: Exchange = NOT_EXCHANGED,
     columns: int = 0,
 ) -> None:
     """The norm y of x, of x + addend, or of x and the addend's rows by their shares, with its
-    quantised form; the sum, if there is one, takes x's place, as ``sums`` do. ``columns``: of the
-    addend's rows, if other parts have others: then blocks wait, and so are no more at a time than
-    run at once."""
+    quantised form; the sum, if there is one, takes x's place, as ``sums`` do. ``shared``: one row
+    more, and the number whose sigmoid is its share. ``columns``: of the addend's rows, if other
+    parts have others: then blocks wait, and so are no more at a time than run at once."""
     assert isinstance(op.operation, RmsNorm)
     n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
     more = g.dense(addend) if addend else None
     by = g.dense(shares) if shares else None
     added = addend.shape.width // (columns or n) if addend else 0
+    besides = [g.dense(value) for value in shared or ()]
     how = {**defines(n, added, weighted=shares is not None), **exchange.defines}
+    how |= {"SHARED": 1} if shared else {}
     to, acts = g.new(y), g.acts_of(y, n)
     at_once = g.gpu.multiprocessors * int(how["AT_ONCE"])
 
@@ -75,6 +78,7 @@ def norm(
                 "ops/norm_quantise",
                 (min(rows - first, at_once) if columns else rows,),
                 (x.address, more.address if more else 0, by.address if by else 0)
+                + (tuple(at.address for at in besides) or (0, 0))
                 + (weight(), eps, to.address, acts.address, *exchange.arguments, first),
                 how,
             )
