@@ -314,7 +314,7 @@ class Engine(PassLock):
         model = self.model
         asked = PassRequest(parts, self._batches)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
-        if self._following:
+        if self._following and not self._prefill_budget.piece_comes:  # it takes long to queue
             if (following := asked.following(self._following)) is not None:
                 wanted = changed(wanted, following=following)
             else:

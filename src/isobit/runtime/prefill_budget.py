@@ -68,20 +68,20 @@ class PrefillBudget:
         self._long_end = 0
         """Where the last long prompt ends that was read alone."""
         self._since_piece = RARELY
-        self._asked = 0
-        """Tokens of a piece that has not run yet."""
+        self.piece_comes = False
+        """Whether a piece was asked for that has not run yet."""
         self._piece = _FEW, 0.0
         """Tokens and seconds of the last pass of many."""
 
     def ran(self, generating: int, prompt: int, attended: int, seconds: float) -> None:
         """A pass took so long."""
-        piece = 0 < self._asked < 2 * prompt
+        piece = self.piece_comes and generating and prompt
         if generating:
             self._since_piece += 1
-        if piece or (not generating and prompt >= _FEW):
+        if prompt >= _FEW and (piece or not generating):
             self._piece = prompt, seconds
-        if generating and piece:  # says nothing of a few tokens
-            self._asked = 0
+        if piece:  # says nothing of a few tokens
+            self.piece_comes = False
             return
         self._passes.append(PassTiming(generating, prompt, attended, seconds))
         if generating and prompt:
@@ -142,8 +142,8 @@ class PrefillBudget:
         least, steps = STALL
         worth = min(share * RARELY, max(least, steps * step))
         affordable = int(worth * tokens / seconds) if seconds else WHOLE
-        self._since_piece, self._asked = 0, min(max(affordable, _FEW), 4 * tokens, WHOLE)
-        return self._asked
+        self._since_piece, self.piece_comes = 0, True
+        return min(max(affordable, _FEW), 4 * tokens, WHOLE)
 
     def _choices(self, generating: int) -> NDArray[np.int64]:
         """Ascending numbers of tokens that a pass may have beside generations, the first 0: where

@@ -184,8 +184,6 @@ class CudaBackend(Backend):
             self._extend_rope_tables(int(batch.positions.max()) + 1)
             matched = self._run_ahead.begin(ask)
         after = None if wanted.following is None else self._after(wanted.following)
-        if after is not None and after.runner is self._programs.passes and len(every):
-            after = None  # to queue it takes long, and these rows are waited for
         if after is not None:
             self._extend_rope_tables(int(after.batch.positions.max()) + 1)
         words, theirs = self._run_ahead.finish(matched, asked, wanted.drawn, after)
