@@ -5,6 +5,14 @@
 constexpr int GROUP = HEADS / KV_HEADS;  // query heads of one key-value head
 constexpr int FEW_TILES = 4;             // that the product after attention merges itself
 
+// Eight columns of attention's output times the sigmoid of a gate, of which a head's stands behind its query.
+DEV void gate_columns(const float* gate, int column, float (&v)[8]) {
+    float g[8];
+    load8(gate + column / HEAD_DIM * 2 * HEAD_DIM + column % HEAD_DIM, g);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
+}
+
 // For each key-value head: max_and_sum [most][GROUP], out [most][GROUP][HEAD_DIM].
 struct TileResults {
     const float2* max_and_sum;
