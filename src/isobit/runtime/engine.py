@@ -52,9 +52,7 @@ class Engine(PassLock):
         self.model = model
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
-        c = model.config
-        used = c.n_experts_used / c.n_experts if c.is_moe else 0.0
-        self._prefill_budget = PrefillBudget(model.backend.padded, used)
+        self._prefill_budget = PrefillBudget(model.backend.padded)
         self.scheduler.prefill_budget = self._prefill_budget.tokens
         self.limit(Limits.of(model.backend.engine))
         self._batches = Batches(model.graph.logits.shape.width)
