@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import hashlib
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -104,6 +105,9 @@ class EmulatedGpu:
         self._allocate, self._free = memory.emu_alloc, memory.emu_free
         self._held: dict[int, int] = {}
         self._fetching: list[tuple[np.ndarray, bytes]] = []
+        self._page_locked: dict[int, np.ndarray] = {}
+        self._uploading: list[tuple[np.ndarray, bytes]] = []
+        self._marks: deque[tuple[list[tuple[np.ndarray, bytes]], ...]] = deque()
         self._runs = True
 
     def activate(self) -> None:
@@ -138,25 +142,37 @@ class EmulatedGpu:
         self._free(address, self._held.pop(address))
 
     def upload(self, address: int, values: np.ndarray) -> None:
+        """What lies in page-locked memory is read at any time until a later mark is waited for."""
         values = np.ascontiguousarray(values)
         ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        if values.ctypes.data in self._page_locked:
+            self._uploading.append((values, values.tobytes()))
 
     def page_locked(self, nbytes: int) -> np.ndarray:
-        return np.empty(nbytes, np.uint8)
+        memory = np.empty(nbytes, np.uint8)
+        self._page_locked[memory.ctypes.data] = memory
+        return memory
 
     def free_page_locked(self, values: np.ndarray) -> None:
-        pass
+        del self._page_locked[values.ctypes.data]
 
     def results(self, count: int) -> np.ndarray:
         return np.empty(count, np.float32)
 
     def mark(self) -> object:
         fetching, self._fetching = self._fetching, []
-        return fetching
+        uploading, self._uploading = self._uploading, []
+        self._marks.append((fetching, uploading))
+        return self._marks[-1]
 
-    def wait(self, mark: list[tuple[np.ndarray, bytes]]) -> None:
-        for out, found in mark:
-            ctypes.memmove(out.ctypes.data, found, len(found))
+    def wait(self, mark: object) -> None:
+        """What was queued before it has been done, and before all earlier marks."""
+        while any(one is mark for one in self._marks):
+            fetching, uploading = self._marks.popleft()
+            for out, found in fetching:
+                ctypes.memmove(out.ctypes.data, found, len(found))
+            for values, then in uploading:
+                assert values.tobytes() == then, "written again before the device had read it"
 
     def fetch(self, address: int, out: np.ndarray) -> None:
         """What is there now arrives when a later mark is waited for, not before."""

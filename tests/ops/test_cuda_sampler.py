@@ -53,6 +53,7 @@ class Measurer:
 
     def found(self, n, asked):
         words = np.empty((n, asked.words), np.int32)
+        self.buffers.gpu.wait(self.buffers.gpu.mark())  # all that was staged has been read
         self.buffers.gpu.download(self.sampler.found, words)
         self.buffers.check()
         found = RowResults.empty(n, asked)

@@ -215,7 +215,16 @@ CASES = (
         for planes in (1, 2)
     ),
     *(
-        Case(matmul_of_many, {"fmt": name}, (81,), ((70, 71, 74),), p, finite=True, not_on=MANY)
+        Case(
+            matmul_of_many,
+            {"fmt": name},
+            (81,),
+            ((70, 71, 74),),
+            p,
+            finite=True,
+            also=("amx",) if name in SUPERBLOCKS else (),
+            not_on=MANY,
+        )
         for name in NAMED
         for p in (1, 2)
     ),

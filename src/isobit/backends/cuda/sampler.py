@@ -133,6 +133,8 @@ class DeviceSampler:
         self._region.address = self._gpu.allocate(self.nbytes)
         zeros = np.zeros(_SCRATCH * self._at_once, np.uint8)
         self._gpu.upload(self._at(self._scratch), zeros)
+        for _ in range(_STAGED * -(-self.rows // self._at_once)):
+            self._staged.append((self._gpu.page_locked(self._most_told), None))
 
     def give(self, ids: I32) -> None:
         """The ids of the rows that come next, int32 [R, n]."""
@@ -283,10 +285,7 @@ class DeviceSampler:
     def _stage(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked memory, which the device has read: a copy of other memory, if it is not
         small, might wait for all that is queued."""
-        if len(self._staged) < _STAGED * -(-self.rows // self._at_once):
-            buffer, mark = self._gpu.page_locked(self._most_told), None
-        else:
-            buffer, mark = self._staged.popleft()
+        buffer, mark = self._staged.popleft()
         self._staged.append((buffer, None))
         if mark is not None:
             self._gpu.wait(mark)
