@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steady",
         action="store_true",
         help="let no prompt hold the streams beside it up by more than half a token's time, where "
-        "that can be: a GPU then does much less in all (on the CPU it is always so)",
+        "that can be: a GPU then does much less in all (on the CPU, and for a long prompt that "
+        "waits alone, it is always so)",
     )
     options.add_front_key(group)
     group.add_argument(
