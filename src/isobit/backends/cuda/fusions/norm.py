@@ -37,16 +37,17 @@ def claim_shared(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     v, taken = g.match(ops, _SHARED, ("routed", "shared", "share", "y")), ops[: len(_SHARED)]
     if v is None or not fits(v["z"].shape.width) or not g.dies(v["x"], taken):
         return None
-    if (first := gate_up.claim(g, taken[1:4])) is None:
+    gate = g.matrix(taken[5].weights[0])
+    first = gate_up.claim(g, taken[1:4])
+    if first is None or gate.layout.format.name != "F32" or len(taken[5].weights) > 1:
         return None
 
     def lower() -> None:
         first[1]()
-        for op in taken[4:6]:
-            matmul.lower(g, op)
+        matmul.lower(g, taken[4])
         x = g.dense(v["x"])
         g.put(v["z"], x)
-        shared = v["shared"], v["share"]
+        shared = v["shared"], v["h1"], lambda: gate.address
         norm(g, taken[-1], x, v["h"], v["each"], v["shares"], v["z"], shared=shared)
 
     return len(_SHARED), lower

@@ -1,5 +1,7 @@
 """RMS norm, with the quantisation of what it gives; also of a sum."""
 
+from collections.abc import Callable
+
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Defines, Lowering, anything
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
@@ -52,20 +54,21 @@ def norm(
     addend: Value | None = None,
     shares: Value | None = None,
     *sums: Value,
-    shared: tuple[Value, Value] | None = None,
+    shared: tuple[Value, Value, Callable[[], int]] | None = None,
     exchange: Exchange = NOT_EXCHANGED,
     columns: int = 0,
 ) -> None:
     """The norm y of x, of x + addend, or of x and the addend's rows by their shares, with its
     quantised form; the sum, if there is one, takes x's place, as ``sums`` do. ``shared``: one row
-    more, and the number whose sigmoid is its share. ``columns``: of the addend's rows, if other
-    parts have others: then blocks wait, and so are no more at a time than run at once."""
+    more, and what it is added by, the sigmoid of a product of a row with float32 weights.
+    ``columns``: of the addend's rows, if other parts have others: then blocks wait, and so are no
+    more at a time than run at once."""
     assert isinstance(op.operation, RmsNorm)
     n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
     more = g.dense(addend) if addend else None
     by = g.dense(shares) if shares else None
     added = addend.shape.width // (columns or n) if addend else 0
-    besides = [g.dense(value) for value in shared or ()]
+    besides = (g.dense(shared[0]), g.dense(shared[1]), shared[2]) if shared else None
     how = {**defines(n, added, weighted=shares is not None), **exchange.defines}
     how |= {"SHARED": 1} if shared else {}
     to, acts = g.new(y), g.acts_of(y, n)
@@ -78,7 +81,7 @@ def norm(
                 "ops/norm_quantise",
                 (min(rows - first, at_once) if columns else rows,),
                 (x.address, more.address if more else 0, by.address if by else 0)
-                + (tuple(at.address for at in besides) or (0, 0))
+                + ((besides[0].address, besides[1].address, besides[2]()) if besides else (0, 0, 0))
                 + (weight(), eps, to.address, acts.address, *exchange.arguments, first),
                 how,
             )
