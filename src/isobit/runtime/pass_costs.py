@@ -14,7 +14,8 @@ _RECENT = 64  # passes
 _KEPT = 7  # generations beside prompts
 _BEFORE = 0.1  # of the weight of one pass
 _TRIED = 2
-"""So many passes of a size, of the last twice as many, say what it takes."""
+"""The shortest of the last so many passes of a size says what it takes, as none would be tried
+again that something else held up."""
 
 
 class PassTiming(NamedTuple):
@@ -93,9 +94,9 @@ def _kinds(
 
 
 class PaddedCosts:
-    """So much for each size that passes are padded to: the shortest of the last few. Between sizes
-    that are known others are on a line, which is too low, as experts are shared by more tokens: so
-    they are tried, and then known."""
+    """So much for each size that passes are padded to, as it was lately. Between sizes that are
+    known others are on a line, which is too low, as experts are shared by more tokens: so they are
+    tried, and then known."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
@@ -108,7 +109,7 @@ class PaddedCosts:
         """A pass took so long."""
         kind = self._with if timing.prompt else self._steps
         size = self._padded(timing.generating + timing.prompt)
-        kind.setdefault(size, deque(maxlen=2 * _TRIED)).append(timing.seconds)
+        kind.setdefault(size, deque(maxlen=_TRIED)).append(timing.seconds)
 
     def _padded(self, tokens: int) -> int:
         """Fewer than the smallest size have steps of their own."""
@@ -125,11 +126,14 @@ class PaddedCosts:
         size = self._padded(generating)
         known = {n: min(took) for n, took in self._with.items() if len(took) >= _TRIED}
         steps = {n: min(took) for n, took in self._steps.items()}
-        if not steps or not any(n > size for n in known):
+        if not steps:
             return None
         at = sorted(steps)
         step = float(np.interp(size, at, [steps[n] for n in at]))
-        larger = sorted(n for n in known if n > size)
+        # What took no longer than steps do now was when they attended to less.
+        larger = sorted(n for n, took in known.items() if n > size and took > step)
+        if not larger:
+            return None
         took = np.maximum.accumulate([step, *(known[n] for n in larger)])
         total = np.append(size, generating + prompt[1:])
         between: NDArray[np.float64] = np.interp(total, [size, *larger], took)
