@@ -14,6 +14,13 @@ DEV void merge_factors(float& m, float next, float& a, float& b) {
     a = old ? 1.0f : e, b = old ? e : 1.0f;
     m = top;
 }
+// Eight columns of attention's output times the sigmoid of a gate, of which a head's stands behind its query.
+DEV void gate_columns(const float* gate, int column, float (&v)[8]) {
+    float g[8];
+    load8(gate + column / HEAD_DIM * 2 * HEAD_DIM + column % HEAD_DIM, g);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
+}
 
 // For each key-value head: max_and_sum [most][GROUP], out [most][GROUP][HEAD_DIM].
 struct TileResults {
