@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--steady",
         action="store_true",
-        help="let no prompt hold the streams beside it up by more than half a token's time, where "
-        "that can be: a GPU then does much less in all (on the CPU it is always so)",
+        help="let prompts hold the streams beside them up by no more than half a token's time, "
+        "where that can be, however many wait: these wait longer, and a GPU does much less in all "
+        "(for a long prompt that waits alone it is always so)",
     )
     options.add_front_key(group)
     group.add_argument(

@@ -92,7 +92,7 @@ class Engine(PassLock):
             limits = changed(limits, running=running)
         with self._lock:
             self.scheduler.limits = limits
-            self._prefill_budget.steady = limits.steady or not self.model.backend.padded
+            self._prefill_budget.steady = limits.steady
 
     def submit(
         self,

@@ -44,16 +44,16 @@ class PrefillBudget:
         self._costs: PassCosts = PaddedCosts(sizes) if sizes else LinearCosts()
         self._enough = WHOLE // RARELY if sizes else 1
         """No more tokens beside a step than these are too few: pieces read more, or it is none."""
-        self.steady = not sizes
-        """Whether no step takes longer than its share for a prompt, whatever that costs."""
+        self.steady = False
+        """Whether steps take no longer however many prompts wait, and whatever that costs."""
         self._seen: deque[int] = deque(maxlen=_LOOK)
         """Tokens of prompts that ran lately beside generations."""
         self._turn = 0
         """So many answers in turn had tokens."""
         self._dear: tuple[int, int] | None = None
         """Of how many generations and prompts it was that too few tokens fitted."""
-        self._long_end = 0
-        """Where the last long prompt ends that was read alone."""
+        self._long = 0, 0
+        """The next position of the long prompt that waits alone, and where it ends, if any."""
         self._since_piece = RARELY
         self.piece_comes = False
         """Whether a piece was asked for that has not run yet."""
@@ -71,6 +71,8 @@ class PrefillBudget:
             self.piece_comes = False
             if not len(self._sizes):  # says nothing of a few tokens
                 return
+        elif self._since_piece > 1:  # whose prompt it was has left
+            self.piece_comes = False
         self._costs.ran(PassTiming(generating, prompt, attended, seconds))
         if generating and prompt:
             self._seen.append(prompt)
@@ -89,9 +91,10 @@ class PrefillBudget:
             self._turn = 0
             return 0
         self._turn, self._dear = self._turn + 1, None
-        if prompts == 1 and left > WHOLE:
-            self._long_end = position + left
-        thrifty = not self.steady and (prompts > 1 or position + left != self._long_end)
+        at, end = position, position + left
+        goes_on = self._long[0] <= at and end == self._long[1]
+        self._long = (at, end) if prompts == 1 and (left > WHOLE or goes_on) else (0, 0)
+        thrifty = len(self._sizes) > 0 and not self.steady and not self._long[1]
         return self._beside(generating, attended, prompts, position, thrifty)
 
     def _beside(
@@ -107,7 +110,7 @@ class PrefillBudget:
         if passes is None or min(passes[0], passes[-1] - passes[0]) <= 0:  # nobody knows yet
             return int(n[most])
         step, longer = passes[0], passes - passes[0]
-        share = SHARE * prompts * step
+        share = SHARE * (1 if self.steady else prompts) * step
         few = int((longer <= share).sum()) - 1
         if thrifty:
             alone = passes[-1] / (generating + n[-1])

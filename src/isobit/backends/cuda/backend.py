@@ -270,7 +270,7 @@ class CudaBackend(Backend):
                 self._show(batch, mixed.traced(batch, states, take, keys), keys, tap)
             else:
                 mixed.put(batch, states)
-                mixed.queue(batch)
+                mixed.queue()
                 mixed.give(batch, take)
         else:  # a prompt, or what steps do not show
             marks = self._programs.passes.run(batch, states, take, stops=bool(keys))

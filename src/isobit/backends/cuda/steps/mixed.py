@@ -60,16 +60,16 @@ class MixedPasses(Passes):
             a[which] for a in (batch.tokens, batch.positions, batch.sequence)
         )
         whole = replace(batch, tokens=tokens, positions=positions, sequence=sequence)
-        self._set(whole, states, 0, size, batch.logit_rows[:0])
+        self._ready = self._set(whole, states, 0, size, batch.logit_rows[:0])
 
     def fill(self, source: int, places: I32) -> None:
         """Take tokens that were not known at :meth:`put`: see :class:`Filled`."""
         size = padded(len(places), self.sizes)
         self._filled(source, places, size, self._each["tokens"].address)
 
-    def queue(self, batch: Batch) -> None:
-        """Run a batch that is on the device, up to its rows of logits."""
-        self._g.gpu.replay(self.bodies[padded(len(batch.tokens), self.sizes)])
+    def queue(self) -> None:
+        """Run the batch that is on the device, up to its rows of logits."""
+        self._g.gpu.replay(self.bodies[self._ready.tokens])
 
     def traced(
         self, batch: Batch, states: I32, take: Take, keys: Set[Key]

@@ -162,6 +162,8 @@ class Programs:
         with self._gpu.rehearsal():
             self.rehearse(())
             self.passes.capture()
+            if self.mixed is not None:
+                self.passes.capture_no_more()
             for graphs in captures:
                 for key in graphs.keys:
                     graphs[key]

@@ -139,7 +139,7 @@ class RunAhead:
 
     def _queue(self, ask: Ask, first: I32) -> _Queued:
         if isinstance(ask.runner, Passes):
-            ask.runner.queue(ask.batch)
+            ask.runner.queue()
         else:
             ask.runner.replay(len(ask.batch.logit_rows), int(ask.batch.positions.max()))
         return _Queued(ask, first)
