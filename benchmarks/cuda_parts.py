@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import synthetic
@@ -49,6 +50,7 @@ STAGES = {  # seconds that each may take
     "one_plane": 90,
     "large": 150,
     "timeline": 60,
+    "marks": 100,
 }
 FEW, TIMED = 4, 8  # layers
 DEPTH, STEPS = 128, 32
@@ -399,7 +401,129 @@ def timeline(a, note):
         backend.close()
 
 
+# Within the kernels of a step of one sequence
+
+
+class Marked(CudaGpu):
+    """A device whose fused kernels may be compiled another way, and note when they pass points."""
+
+    more: ClassVar[dict[str, str]] = {}  # definitions besides
+    timeline = 0  # where times are noted
+
+    def launch(self, stem, *a, **k):
+        if stem.startswith("fusions/decode/"):
+            noted = {"TIMELINE": hex(self.timeline) + "ull"} if self.timeline else {}
+            k["defines"] = dict(k["defines"]) | self.more | noted
+        super().launch(stem, *a, **k)
+
+
+POINTS = ("start", "waited", "prologue", "products", "experts", "end")
+KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
+WAYS = {
+    "as it is": {},
+    "nothing fetched ahead": {"NO_FETCH": "1"},
+    "several send": {"SPREAD": "1"},
+    "several send, the last is asked for": {"SPREAD": "1", "LAST_POLL": "1"},
+    "several send, readers sleep": {"SPREAD": "1", "SLEEPS": "100"},
+}
+
+
+def points(times):
+    """When the first, the middle and the last block passed each point, in ns from the first that
+    had waited for the layer's input."""
+    begin = int(times[1][times[1] > 0].min())
+    rows = {}
+    for k, row in enumerate(times):
+        t = np.sort(row[row > 0].astype(np.int64)) - begin
+        if t.size:
+            name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
+            rows[name] = [int(t[0]), int(t[len(t) // 2]), int(t[-1]), int(t.size)]
+    return dict(sorted(rows.items(), key=lambda kv: kv[1][1]))
+
+
+def guessed(gpu, decoder, config):
+    """Of the experts that the last step chose, the part that was predicted."""
+    n, k = config.n_experts, config.n_experts_used
+    slots = [s for s in decoder._g.slots if s.name in ("prediction", "chosen")]
+    found = {"prediction": [], "chosen": []}
+    for slot in slots:
+        words = np.empty(1 + n if slot.name == "prediction" else k, np.uint64)
+        gpu.download(slot.address, words)
+        found[slot.name].append(words)
+    words, chosen = (np.array(found[name]) for name in found)
+    logits = (words[:, 1:] >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    first = np.argsort(-logits, axis=1)[:, :k]
+    ids = (chosen >> np.uint64(16) & np.uint64(0xFFFF)).astype(int)
+    return round(float(np.mean([np.isin(a, b).mean() for a, b in zip(ids, first, strict=True)])), 3)
+
+
+def marks(a, note):
+    """Steps of one sequence, on one device and on all: how long they take the WAYS, and when
+    blocks of a layer pass points of its kernels."""
+    weights = opened(a.model, TIMED)
+    engine = EngineConfig(context=1024, max_sequences=1, chunk=128)
+    driver.cuInit(0)
+    several = [Marked(r if gpu_count() >= a.parts else 0) for r in range(a.parts)]
+    two = CudaPartsBackend(weights, replace(engine, parts=a.parts), several)
+    alone = Marked(0)
+    one = CudaBackend(weights, engine, alone)
+    both = {"one": (one, [one], [alone]), "split": (two, two._here, several)}
+    texts = Texts(np.random.default_rng(5), weights.config.vocab, 1, 4)
+    prompt = texts.prompt(0, DEPTH)
+    at = texts._ids(1), texts.ends, texts.pages
+
+    def capture(backends):
+        for b in backends:
+            b._gpu.activate()
+            decoder = b._programs.one
+            queue = partial(decoder._queue, decoder._pass(1, many=False))
+            b._gpu.compile(queue, lambda *_: None)
+            with b._gpu.rehearsal():
+                decoder.graphs.made[1, False] = b._gpu.capture(queue)
+
+    def microseconds(backend):
+        seconds = []
+        for _ in range(7):
+            begun = time.perf_counter()
+            backend.greedy(*at, STEPS)
+            seconds.append(time.perf_counter() - begun)
+        return round(1e6 * float(np.median(seconds)) / STEPS, 1)
+
+    expected = None
+    for key, (backend, here, gpus) in both.items():
+        gpu, first = gpus[0], here[0]
+        backend.forward(prompt)
+        backend.greedy(*at, 4)
+        for name, way in WAYS.items() if key == "split" else [("as it is", {})]:
+            for each in gpus:
+                each.more, each.timeline = way, 0
+            capture(here)
+            tokens = backend.greedy(*at, STEPS)
+            expected = tokens if expected is None else expected
+            found = {"us a step": microseconds(backend)}
+            found["tokens that differ"] = int(np.count_nonzero(tokens != expected))
+            gpu.activate()
+            found["guessed"] = guessed(gpu, first._programs.one, weights.config)
+            with gpu.rehearsal():
+                gpu.timeline = buffer = gpu.allocate(1 << 20)
+            capture(here[:1])
+            backend.greedy(*at, 4)
+            gpu.activate()
+            gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
+            backend.greedy(*at, 1)
+            times = np.empty((80, 256), np.uint64)
+            gpu.activate()
+            gpu.download(buffer, times)
+            gpu.timeline = 0
+            found["ns: first, median, last, blocks"] = points(times)
+            note(f"{key}: {name}", found)
+            note("wrong", note.found.get("wrong", 0) + found["tokens that differ"])
+    two.close()
+    one.close()
+
+
 WORK = {
+    "marks": marks,
     "compile": compile_for_all,
     "few_layers": partial(bits, layers=FEW, cpu_seconds=30),
     "bits": bits,
@@ -443,6 +567,11 @@ def table(out, ended):
             one, many = (v for k, v in row.items() if k.endswith("tokens/s"))
             spread = f"({row['from']} to {row['to']})"
             print(f"{name:<24} {one:10.1f} {many:10.1f}  x {row['ratio']} {spread}")
+    for name, row in found.get("marks", {}).items():
+        if isinstance(row, dict):
+            print(f"{name}: {row['us a step']} us a step, guessed {row['guessed']}")
+            for point, ns in row["ns: first, median, last, blocks"].items():
+                print(f"  {point:24}", *(f"{n:7d}" for n in ns))
     for name, row in found.get("timeline", {}).items():
         if isinstance(row, dict):
             print(

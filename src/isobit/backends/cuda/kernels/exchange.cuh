@@ -186,9 +186,17 @@ struct Exchange {
 #pragma unroll
             for (int i = 0; i < 8; i++) all &= is_there(w[i]);
             if (all || waits.ended(part, spins)) break;
+#ifdef SLEEPS
+            __nanosleep(SLEEPS);
+#endif
+#ifdef LAST_POLL
+            bool last = is_there(w[6]) && is_there(w[7]);
+#else
+            bool last = true;
+#endif
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (!(is_there(w[2 * i]) && is_there(w[2 * i + 1])))
+                if ((last || i == 3) && !(is_there(w[2 * i]) && is_there(w[2 * i + 1])))
                     read_pair(mine + at + pair<IN_ORDER>(i), w[2 * i], w[2 * i + 1]);
         }
 #pragma unroll
