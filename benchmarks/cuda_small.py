@@ -328,7 +328,10 @@ def attend(at, rng, n):
     first = np.arange(0, n, span, dtype=I32)
     spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
     arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
-    arguments, grid = (*arguments, KV_HEADS, HEAD, out), (KV_HEADS, len(first), -(-group // 8))
+    arguments, grid = (
+        (*arguments, KV_HEADS, HEAD, out, HEADS * HEAD, 0),
+        (KV_HEADS, len(first), -(-group // 8)),
+    )
     return {"": way}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 

@@ -185,7 +185,7 @@ def test_more_parts(
     whole.close()
 
 
-@pytest.mark.parametrize(("at", "kernel"), [(0, "gather"), (4, "decode_down")])
+@pytest.mark.parametrize(("at", "kernel"), [(0, "meet"), (4, "decode_down")])
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_device_that_fails_or_hangs_is_an_error(
     at: int, kernel: str, hangs: bool, weights: Weights

@@ -6,6 +6,7 @@ pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,9 @@ WARPS = THREADS // 32
 Launch = Callable[[Pass], None]
 """What an operation, or several, become: launches for any pass."""
 
+
+_READ_AT_ONCE = frozenset({"add", "matmul", "expert_matmul", "rms_norm"})
+"""Operations that leave nothing where they read it, for others to read later."""
 
 Defines = Mapping[str, str | int]
 """Definitions that a kernel is compiled with."""
@@ -85,6 +89,15 @@ class Lowering:
         """Chosen experts whose order a launch reads."""
         self.exchanges: dict[str, Inboxes] = {}
         """By the rows that gathered values have."""
+        self._ops = graph.required.ops
+        self._maker = {v: i for i, op in enumerate(self._ops) for v in op.outputs}
+        self._gathers = [
+            i
+            for i, op in enumerate(self._ops)
+            if op.kind == "gather" and op.outputs[0].shape.rows == TOKENS
+        ]
+        self.mirrored: dict[Value, Exchange] = {}
+        """Values of which all parts get what this one makes, as it is made."""
         self._arriving: dict[Value, Exchange] = {}
         self._landing: dict[Value, Exchange] = {}
         self._forms: dict[tuple[Value, str], Slot] = {}
@@ -162,6 +175,51 @@ class Lowering:
             and all(len(r) == 1 and r[0][0] < r[0][1] for r in gather.parts)
             and all(column % 8 == 0 for ((first, end),) in gather.parts for column in (first, end))
         )
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks of a kernel that waits for other parts: all run, and leave room for other parts'
+        where these are on this device."""
+        most = self.gpu.multiprocessors
+        return most if self.gpu.alone else max(1, most // 2)
+
+    def in_place(self, op: Op) -> bool:
+        """Whether what a gather puts together may lie where other parts put it (Mirrors of
+        exchange.cuh): in large passes, whose exchanges are so many that each finds the same half of
+        the inbox in every pass, if all who read it do so before the next exchange."""
+        gather, (whole,) = op.operation, op.outputs
+        assert isinstance(gather, Gather)
+        at = self._maker[whole]
+        if self.captured or at not in self._gathers or len(self._gathers) % 2:
+            return False
+        until = min((i for i in self._gathers if i > at), default=len(self._ops))
+        cut = all(
+            len(r) == 1 and r[0][0] < r[0][1] and not (r[0][0] | r[0][1]) % 4 for r in gather.parts
+        )
+        return cut and all(
+            self._maker[reader.outputs[0]] < until
+            and reader.kind in _READ_AT_ONCE
+            and (reader.kind != "add" or reader.inputs[0] is not whole)
+            for reader in self.readers.get(whole, ())
+        )
+
+    def mirror_of(self, op: Op) -> Exchange:
+        """The next exchange of the pass, of a gather that puts a value together in place."""
+        blocks, gather = self.blocks_at_once, op.operation
+        assert isinstance(gather, Gather)
+        return replace(self.exchange_of(op, blocks), flags=-(-len(gather.parts) * blocks // 4) * 4)
+
+    def target(self, value: Value) -> tuple[BufferView, Exchange]:
+        """Where a launch is to leave a value, and by which exchange it is to give it to the other
+        parts at once: if all that reads it is a gather, which comes next."""
+        readers, behind = self.readers.get(value, []), self._maker[value] + 1
+        next_reads = len(readers) == 1 and behind in self._gathers
+        if not next_reads or readers[0] is not self._ops[behind] or not self.in_place(readers[0]):
+            self.new(value)
+            return self.places[value], NOT_EXCHANGED
+        self.mirrored[value] = exchange = self.mirror_of(readers[0])
+        self.put(value, exchange.place(readers[0].outputs[0], exchange.first))
+        return self.places[value], exchange
 
     def arrives(self, value: Value, own: Value, exchange: Exchange) -> None:
         """A gathered value is nowhere as a whole: this part's columns lie where ``own`` does, in
