@@ -219,6 +219,11 @@ class CudaBackend(Backend):
         stages = frozenset({CHOSEN}) if wanted.routes else frozenset[str]()
         return self._ask(batch, wanted, asked, self._programs.asked(stages))
 
+    def follow(self, batch: Batch) -> None:
+        """Run a batch as one of several parts, when another takes the logits."""
+        one = np.empty(1, np.float32)  # read, so that what fails does so here
+        self._pass(batch, lambda _, address: self._gpu.download(address, one), None, None)
+
     def copy_state(self, source: int, target: int) -> None:
         """See :class:`isobit.backends.base.Backend`."""
         self._gpu.activate()

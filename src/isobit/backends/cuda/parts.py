@@ -123,11 +123,21 @@ class CudaPartsBackend(Backend):
     def compute(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """See :class:`isobit.backends.base.Backend`: every device ends with whole results."""
+        """See :class:`isobit.backends.base.Backend`: every device ends with whole results, of which
+        those of the first are taken."""
         size, kind = len(batch.tokens), (len(batch.pages), len(batch.logit_rows), _form(wanted))
         if tap is None:
-            work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
-            return self._together(work, size, kind)[0]
+            first, *others = self._here
+            work: list[Callable[[], Results | None]]
+            work = [partial(first.compute, batch, wanted, None, None)]
+            more = wanted.measures or wanted.hidden or wanted.routes
+            if wanted.logits is True and not more and len(batch.logit_rows):
+                work += [partial(b.follow, batch) for b in others]
+            else:
+                work += [partial(b.compute, batch, wanted, None, None) for b in others]
+            results = self._together(work, size, kind)[0]
+            assert results is not None
+            return results
         shows = [partial(traced, b, batch, wanted, stages) for b in self._here]
         done = self._together(shows, size, (*kind, stages))
         for key in done[0][1]:

@@ -42,7 +42,7 @@ _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its 
 def lower(g: Lowering, op: Op) -> None:
     """The products side by side."""
     weights, (y,) = [g.matrix(w) for w in op.weights], op.outputs
-    if all(fits_all(g, w) for w in weights):
+    if all(launch_shape(g, w, GROUPS[0]) for w in weights):  # few pairs are streamed
         to, exchange = g.target(y)
     else:
         to, exchange = BufferView(g.new(y), y.shape.width, y.shape.row[-1]), NOT_EXCHANGED

@@ -8,6 +8,7 @@
 #ifndef AT_ONCE
 #define AT_ONCE 2
 #endif
+#include "exchange.cuh"
 #include "formats.cuh"
 #include "sorted_pairs.cuh"
 #include "mma.cuh"
