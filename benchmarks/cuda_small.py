@@ -154,7 +154,7 @@ def router(at, rng, n):
     def way(rows, filled, **more):
         blocks = EXPERTS // (2 * rows)
         each = -(-n // max(1, filled * at.gpu.multiprocessors // blocks))
-        arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS
+        arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS, 0
         how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256}
         how["shared"] = 8192 * rows + 4096 * (HIDDEN // 256)
         grid = blocks, -(-n // each)

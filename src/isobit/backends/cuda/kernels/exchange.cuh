@@ -14,7 +14,7 @@
 // Nobody waits in a circle. What a kernel waits for is sent by the same kernel, whose blocks then all run at
 // once and send before they wait, or by kernels ahead of it, which wait for nothing that comes later.
 #pragma once
-#include "common.cuh"
+#include "mirrors.cuh"
 
 #ifdef EMULATED
 #include <sched.h>
@@ -109,16 +109,6 @@ struct ColumnCut {
         ((i += column >= FIRST), ...);
         return i;
     }
-};
-
-// What the host tells of a program's exchanges (parts.py), and how many there were.
-template <int PARTS>
-struct ExchangeTable {
-    uint64 inbox[PARTS];  // of each part
-    int* flags;           // Patience
-    int64 half;           // words
-    int64 rank;           // this part
-    uint32 count;
 };
 
 // One exchange of a value: site says which of the pass's. In an inbox a vector begins at a multiple of SUPER.
@@ -217,36 +207,6 @@ struct Exchange {
         __syncwarp();
     }
 };
-
-// A value that comes to lie in every part's inbox as a whole: whoever makes some of it stores it in its own and, at
-// the same place, in the others'; the flags of meet.cu then say that all is there. Half as many bytes as words with
-// numbers, for large passes. In an inbox it lies behind the flags, of which a gather has as many as blocks.
-#ifdef MIRRORED  // so many parts
-struct Mirrors {
-    int64 to[MIRRORED];  // bytes from this part's inbox to each
-
-    DEV Mirrors(const uint64* host) {
-        auto table = (const ExchangeTable<MIRRORED>*)host;
-#pragma unroll
-        for (int part = 0; part < MIRRORED; part++) to[part] = table->inbox[part] - table->inbox[table->rank];
-    }
-    template <class T>
-    DEV void store(T* p, T v) const {
-        *p = v;
-#pragma unroll
-        for (int part = 0; part < MIRRORED; part++)
-            if (to[part]) *reinterpret_cast<T*>(reinterpret_cast<int8*>(p) + to[part]) = v;
-    }
-};
-#else
-struct Mirrors {
-    DEV Mirrors(const uint64*) {}
-    template <class T>
-    DEV void store(T* p, T v) const {
-        *p = v;
-    }
-};
-#endif
 
 // Of values that are here as a whole there are none.
 struct Whole {};

@@ -1,7 +1,7 @@
 // Attention over the paged fixed-point cache (docs/numerics.md, section 6).
 // PADDED_HEAD: places for the values of a head vector, head_dim rounded up to PASS.
 #include "cache.cuh"
-#include "exchange.cuh"
+#include "mirrors.cuh"
 
 constexpr int PASS = THREADS / 2;  // columns of v that a block takes at once, two threads each
 constexpr int PASSES = PADDED_HEAD / PASS;

@@ -7,7 +7,7 @@
 // take the keys of a tile in any order, so v's positions lie in value_slot's order: four that one
 // lane holds of the scores are then one register of the next product.
 #include "cache.cuh"
-#include "exchange.cuh"
+#include "mirrors.cuh"
 #include "mma.cuh"
 
 constexpr int K_STRIDE = HEAD + 16, V_STRIDE = KV_PAGE + 16;  // bytes; no bank is met twice

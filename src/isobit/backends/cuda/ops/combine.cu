@@ -1,5 +1,5 @@
 // The weighted sum of a token's experts (docs/numerics.md, section 7).
-#include "exchange.cuh"
+#include "mirrors.cuh"
 
 // out = ((0 + w_1 * y_1) + w_2 * y_2) + …, rows of `stride` values; a token a block.
 KERNEL(THREADS) combine(const float* weights, const float* y, int k, int n, float* out, int stride,

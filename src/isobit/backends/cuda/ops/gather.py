@@ -58,8 +58,7 @@ def _lower_in_place(g: Lowering, op: Op) -> None:
 
         g.emit(send)
     g.put(y, exchange.place(y))
-    defines = {**exchange.waited, "BLOCKS": g.blocks_at_once}
-    g.emit(lambda _: g.launch("ops/meet", (1,), exchange.arguments, defines), y)
+    g.meet(exchange, y)
 
 
 def numbering(g: Lowering, inboxes: Inboxes) -> Launch:

@@ -42,11 +42,31 @@ _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its 
 def lower(g: Lowering, op: Op) -> None:
     """The products side by side."""
     weights, (y,) = [g.matrix(w) for w in op.weights], op.outputs
+    if (exchange := g.shared(y)) is not NOT_EXCHANGED:
+        _lower_shared(g, weights[0], op.inputs[0], y, exchange)
+        return
     if all(launch_shape(g, w, GROUPS[0]) for w in weights):  # few pairs are streamed
         to, exchange = g.target(y)
     else:
         to, exchange = BufferView(g.new(y), y.shape.width, y.shape.row[-1]), NOT_EXCHANGED
     g.emit(multiply(g, weights, op.inputs[0], to, exchange=exchange), y)
+
+
+def _lower_shared(g: Lowering, w: DeviceWeight, x: Value, y: Value, exchange: Exchange) -> None:
+    """A product of float weights that all parts of a split model have, of which each makes some of
+    the rows for all; of few rows all of them."""
+    g.put(y, to := exchange.place(y))
+    product, held, parts = Product(g, [w], x, None), dense_rows(g.gpu, w), len(exchange.bounds) - 1
+
+    def make(p: Pass) -> None:
+        if p.tokens <= _FEW or not held:
+            one(product, w, to.address, p.tokens, to.stride)
+            return
+        first, end = (p.tokens * r // parts for r in (exchange.rank, exchange.rank + 1))
+        dense(product, w, to.address, end - first, to.stride, held, first=first, exchange=exchange)
+
+    g.emit(make)
+    g.meet(exchange, y)
 
 
 class Product:
@@ -254,15 +274,27 @@ def dense_rows(gpu: Gpu, w: DeviceWeight) -> int:
     return max(0, min(8, _DENSE_WORDS // s - 1, (gpu.shared_most - s * of_super) // of_row))
 
 
-def dense(product: Product, w: DeviceWeight, y: int, pairs: int, stride: int, rows: int) -> None:
-    """Queue a product of float weights, which threads hold while tokens come by."""
+def dense(
+    product: Product,
+    w: DeviceWeight,
+    y: int,
+    pairs: int,
+    stride: int,
+    rows: int,
+    *,
+    first: int = 0,
+    exchange: Exchange = NOT_EXCHANGED,
+) -> None:
+    """Queue a product of float weights, which threads hold while tokens come by, from the first of
+    them on."""
     s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
     tokens = -(-pairs // max(1, product.g.gpu.multiprocessors // blocks))
     product.g.launch(
         "ops/matmul_dense",
         (blocks, -(-pairs // tokens)),
-        (w.address, product.input(w), w.columns, pairs, tokens, y, w.rows, stride),
-        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s},
+        (w.address, product.input(w) + 4 * first * w.columns, w.columns, pairs, tokens)
+        + (y + 4 * first * stride, w.rows, stride, exchange.arguments[0]),
+        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s} | exchange.defines,
         shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
     )
 

@@ -8,7 +8,7 @@
 #ifndef AT_ONCE
 #define AT_ONCE 2
 #endif
-#include "exchange.cuh"
+#include "mirrors.cuh"
 #include "formats.cuh"
 #include "sorted_pairs.cuh"
 #include "mma.cuh"

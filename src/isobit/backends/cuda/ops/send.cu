@@ -1,5 +1,5 @@
 // This part's columns of a value, to where the value lies as a whole in every part's inbox.
-#include "exchange.cuh"
+#include "mirrors.cuh"
 #include "views.cuh"
 
 // n columns of vectors of `width`, a multiple of 4, four a thread; to: this part's own.
