@@ -51,6 +51,7 @@ STAGES = {  # seconds that each may take
     "large": 150,
     "timeline": 60,
     "marks": 100,
+    "nccl": 30,
 }
 FEW, TIMED = 4, 8  # layers
 DEPTH, STEPS = 128, 32
@@ -522,7 +523,36 @@ def marks(a, note):
     one.close()
 
 
+# What a library's exchange would take
+
+
+def nccl(a, note):
+    """NCCL's all-gather of what a layer exchanges, of one vector and of prompts (needs torch)."""
+    import torch  # noqa: PLC0415
+    from torch.cuda import nccl as library  # noqa: PLC0415
+
+    for nbytes in (4 << 10, 64 << 10, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 24 << 20):
+        every = range(a.parts)
+        mine = [torch.zeros(nbytes // 4, device=f"cuda:{r}") for r in every]
+        whole = [torch.zeros(a.parts * nbytes // 4, device=f"cuda:{r}") for r in every]
+
+        def gather(count, mine=mine, whole=whole):
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            events[0].record()
+            for _ in range(count):
+                library.all_gather(mine, whole)
+            events[1].record()
+            for r in range(a.parts):
+                torch.cuda.synchronize(r)
+            return 1e3 * events[0].elapsed_time(events[1]) / count
+
+        gather(10)
+        us = min(gather(20) for _ in range(5))
+        note(f"all-gather of {nbytes >> 10} KB a part, us", round(us, 1))
+
+
 WORK = {
+    "nccl": nccl,
     "marks": marks,
     "compile": compile_for_all,
     "few_layers": partial(bits, layers=FEW, cpu_seconds=30),
