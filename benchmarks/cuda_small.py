@@ -329,7 +329,7 @@ def attend(at, rng, n):
     spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
     arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
     arguments, grid = (
-        (*arguments, KV_HEADS, HEAD, out, HEADS * HEAD, 0),
+        (*arguments, KV_HEADS, HEAD, out, 0),
         (KV_HEADS, len(first), -(-group // 8)),
     )
     return {"": way}, check, n * HEAD * 6 * (HEADS + KV_HEADS)

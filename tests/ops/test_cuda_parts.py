@@ -114,7 +114,8 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts are passes, not mixed batches, which take up to 256 tokens."""
+    """Prompts are passes, not mixed batches, which take up to 256 tokens; a part has a thread."""
+    monkeypatch.setattr(CudaPartsBackend, "queues", False)
     monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2, 4)))
 
 

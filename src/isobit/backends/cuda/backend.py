@@ -219,10 +219,13 @@ class CudaBackend(Backend):
         stages = frozenset({CHOSEN}) if wanted.routes else frozenset[str]()
         return self._ask(batch, wanted, asked, self._programs.asked(stages))
 
+    def queues(self, batch: Batch) -> bool:
+        """Whether all that a batch asks of the device is queued at once."""
+        return self._steps_for(batch) is not None
+
     def follow(self, batch: Batch) -> None:
-        """Run a batch as one of several parts, when another takes the logits."""
-        one = np.empty(1, np.float32)  # read, so that what fails does so here
-        self._pass(batch, lambda _, address: self._gpu.download(address, one), None, None)
+        """Queue a batch as one of several parts, when another takes the logits."""
+        self._pass(batch, lambda *_: None, None, None)
 
     def copy_state(self, source: int, target: int) -> None:
         """See :class:`isobit.backends.base.Backend`."""

@@ -165,46 +165,56 @@ struct Exchange {
                 for (int i = 0; i < 4; i++)
                     write_pair(inbox[part] + at + pair<IN_ORDER>(i), word(v[2 * i]), word(v[2 * i + 1]));
     }
-    template <bool IN_ORDER>
-    DEV void receive8(int part, int64 at, float (&v)[8]) const {
+    // What was sent there is asked for before anything is waited for.
+    struct Asked {
         uint64 w[8];
+    };
+    template <bool IN_ORDER>
+    DEV void ask8(int64 at, Asked& asked) const {
 #pragma unroll
-        for (int i = 0; i < 4; i++) read_pair(mine + at + pair<IN_ORDER>(i), w[2 * i], w[2 * i + 1]);
+        for (int i = 0; i < 4; i++) read_pair(mine + at + pair<IN_ORDER>(i), asked.w[2 * i], asked.w[2 * i + 1]);
+    }
+    template <bool IN_ORDER>
+    DEV void take8(int part, int64 at, Asked& asked, float (&v)[8]) const {
+        uint64(&w)[8] = asked.w;
         Patience waits = patience();
         for (int spins = 0;; spins++) {
             bool all = true;
 #pragma unroll
             for (int i = 0; i < 8; i++) all &= is_there(w[i]);
             if (all || waits.ended(part, spins)) break;
-#ifdef SLEEPS
-            __nanosleep(SLEEPS);
-#endif
-#ifdef LAST_POLL
-            bool last = is_there(w[6]) && is_there(w[7]);
-#else
-            bool last = true;
-#endif
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if ((last || i == 3) && !(is_there(w[2 * i]) && is_there(w[2 * i + 1])))
+                if (!(is_there(w[2 * i]) && is_there(w[2 * i + 1])))
                     read_pair(mine + at + pair<IN_ORDER>(i), w[2 * i], w[2 * i + 1]);
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = isobit::from_bits(uint32(w[i]));
     }
+    template <bool IN_ORDER>
+    DEV void receive8(int part, int64 at, float (&v)[8]) const {
+        Asked asked;
+        ask8<IN_ORDER>(at, asked);
+        take8<IN_ORDER>(part, at, asked, v);
+    }
     // The same of superblock s of a vector whose columns on this part are `here`, and which was sent IN_ORDER;
     // what lies behind the last column is 0.
-    DEV void load_super(const float* here, int64 vector, int s, float (&v)[8]) const {
+    DEV void ask_super(const float* here, int64 vector, int s, Asked& asked, float (&v)[8]) const {
         int column = s * SUPER + 8 * lane_id(), part = Cut::part_of(column);
-        if (part == rank) {
-            load8(here + column - first, 8, v);
-        } else if (part < PARTS) {
-            receive8<true>(part, at(vector, s), v);
-        } else {
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = 0.0f;
-        }
+        for (int i = 0; i < 8; i++) v[i] = 0.0f;
+        if (part != rank && part < PARTS) ask8<true>(at(vector, s), asked);
+        if (part == rank) load8(here + column - first, 8, v);
+    }
+    DEV void take_super(int64 vector, int s, Asked& asked, float (&v)[8]) const {
+        int part = Cut::part_of(s * SUPER + 8 * lane_id());
+        if (part != rank && part < PARTS) take8<true>(part, at(vector, s), asked, v);
         __syncwarp();
+    }
+    DEV void load_super(const float* here, int64 vector, int s, float (&v)[8]) const {
+        Asked asked;
+        ask_super(here, vector, s, asked, v);
+        take_super(vector, s, asked, v);
     }
 };
 

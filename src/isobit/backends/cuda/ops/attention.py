@@ -37,6 +37,7 @@ def lower(g: Lowering, op: Op) -> None:
         _lower_step(g, op, integers, scales)
         return
     (to, exchange), length = g.target(y), span_length(heads, cache.heads, size)
+    mirrored = {"OUT_HEADS": to.stride // size} if to.stride != y.shape.width else {}
     window, sinks = _limits(g, op)
     if op.weights or window:  # attention_mma.cu knows neither
         length = 0
@@ -62,9 +63,8 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch(
             "ops/attention_mma",
             (cache.heads, p.spans[length], -(-group // WARPS)),
-            (*asked, *spans, heads, *cache.arguments, to.address, to.stride)
-            + exchange.arguments[:1],
-            {"HEAD": size, "STAGE": stage, **exchange.defines},
+            (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0]),
+            {"HEAD": size, "STAGE": stage, **exchange.defines, **mirrored},
             shared=2 * stage * tile_bytes,
         )
 

@@ -291,8 +291,13 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Activ
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; r++)
                     if (warp_tile + r < tiles) {
-                        mirrors.store(out + 8 * (warp_tile + r), acc[m][r][2 * half]);
-                        mirrors.store(out + 8 * (warp_tile + r) + 1, acc[m][r][2 * half + 1]);
+#ifdef MIRRORED  // other devices are sent as few pieces as may be
+                        mirrors.store(reinterpret_cast<float2*>(out + 8 * (warp_tile + r)),
+                                      make_float2(acc[m][r][2 * half], acc[m][r][2 * half + 1]));
+#else
+                        out[8 * (warp_tile + r)] = acc[m][r][2 * half];
+                        out[8 * (warp_tile + r) + 1] = acc[m][r][2 * half + 1];
+#endif
                     }
             }
     }

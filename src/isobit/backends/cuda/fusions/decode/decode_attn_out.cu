@@ -27,7 +27,7 @@ struct AttnOutShared {
 #endif
     __align__(16) uint8 tail[16];
 };
-constexpr int GROUPS_THAT_SEND = AttnOut::GROUPS < 8 ? AttnOut::GROUPS : 8;
+constexpr int SENDING = AttnOut::GROUPS < 8 ? AttnOut::GROUPS : 8;  // blocks that send what all merge
 // own: x from the first value that this part makes.
 // While attention runs, the experts are predicted, from x as it still is: expert_prefetch.cuh. fetch: whether their
 // gate and up (1) and down (2) are brought to the device's shared cache.
@@ -52,9 +52,6 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
 #if EXPERTS
     int number = *step_number;
     ExpertPredictor{router, ffn_norm}.make(x, number, &sh->prediction, prediction);
-#ifdef NO_FETCH
-    fetch = 0;
-#endif
     if (fetch && warp_id() >= WARPS - ROWS) {
         int expert = predicted_experts<MAX_POLLS>(prediction + (WARPS - 1 - warp_id()) * EXPERTS, number);
         prefetch_experts(gate, gate_bytes, expert);
@@ -75,22 +72,15 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
 #pragma unroll
             for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
                 float v[8];
-#ifdef BOUNDS  // one block sends what each merges, first of all, and by warps that have not predicted
+#ifdef BOUNDS  // one of several blocks sends what each merges, first of all
                 int s = (i + exchange.first / SUPER) % ATTENDED_SUPERS, column = s * SUPER + 8 * lane_id();
                 int part = Cut::part_of(column);
                 if (part == exchange.rank) {
                     results.merged<FEW_TILES, false>(column - exchange.first, v);
-#ifdef SPREAD
-                    if (blockIdx.x == i % GROUPS_THAT_SEND) exchange.send8<false>(exchange.at(r, s), v);
+                    if (blockIdx.x == i % SENDING) exchange.send8<false>(exchange.at(r, s), v);
                 } else {
                     exchange.receive8<false>(part, exchange.at(r, s), v);
                 }
-#else
-                    if (blockIdx.x == 0) exchange.send8<true>(exchange.at(r, s), v);
-                } else {
-                    exchange.receive8<true>(part, exchange.at(r, s), v);
-                }
-#endif
                 __syncwarp();
 #else
                 int s = i;
