@@ -4,16 +4,21 @@ usage: python benchmarks/cuda_users.py MODEL.gguf OUT [--tokens 96] [--rounds 5]
                                        [--seconds 150]
 
 The bare step is ``Backend.greedy``, which waits for nothing; the others go through the engine, as
-generations do: the most likely token, sampled ones, log-probabilities, a receipt, each with its
-ratio to the bare step. Bits: every way gives the tokens, log-probabilities and digests that it
-gives from logits brought to the host. OUT/cuda_users.json gets every figure; the table comes last.
+generations do: the most likely token, sampled ones, with penalties, biases or a grammar,
+log-probabilities, a receipt, each with its ratio to the bare step. Bits: every way gives the
+tokens, log-probabilities and digests that it gives from logits brought to the host.
+OUT/cuda_users.json gets every figure; the table comes last. A model without a tokenizer, or a
+machine without llguidance, has no grammars: those ways are named as not run.
 """
 
 import argparse
 import json
+import re
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from batches import batch, origin
@@ -21,16 +26,30 @@ from kernels import asked, compile_all
 
 from isobit.backends.base.row_results import RowRequest
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.sampler import as_kernels_take
+from isobit.backends.cuda.sampler import EDIT, RowDraws
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable, ModelRefused
 from isobit.model.checkpoint import open_model
 from isobit.model.weights import Weights
+from isobit.runtime.grammar import Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import BatchSampler, Sampler, Sampling
 from isobit.verify.receipt import Recorder
 
 PROMPT = 32
 MILD = Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=1)
+PENALTIES = Sampling(1.0, 0, 1.0, 0.0, 1.1, 1, presence_penalty=0.3, frequency_penalty=0.2)
+BIAS = Sampling(1.0, seed=1, logit_bias=tuple((id, id % 7 - 3.0) for id in range(300)))
+LINES = r"start: /([a-z]{3,9} [0-9]{1,4}\n){300}/"
+HELD = Sampling(1.0, seed=1, grammar=Grammar(LINES))
+EVERYTHING = replace(
+    MILD,
+    repeat_penalty=1.1,
+    presence_penalty=0.3,
+    frequency_penalty=0.2,
+    logit_bias=BIAS.logit_bias,
+    grammar=HELD.grammar,
+)
 WAYS = {  # settings, log-probabilities, whether a receipt is made, whether steps go ahead
     "most likely": (Sampling(), None, False, True),
     "most likely, nothing ahead": (Sampling(), None, False, False),
@@ -43,9 +62,19 @@ WAYS = {  # settings, log-probabilities, whether a receipt is made, whether step
     "receipt": (Sampling(), None, True, True),
     "receipt, nothing ahead": (Sampling(), None, True, False),
     "sampled, receipt": (MILD, None, True, True),
-    "repeat penalty (on the host)": (Sampling(temperature=1.0, repeat_penalty=1.1, seed=1),)
-    + (None, False, True),
+    "penalties": (PENALTIES, None, False, True),
+    "penalties, nothing ahead": (PENALTIES, None, False, False),
+    "300 biases": (BIAS, None, False, True),
+    "grammar": (HELD, None, False, True),
+    "grammar, nothing ahead": (HELD, None, False, False),
+    "all of them, top_p, top_k": (EVERYTHING, None, False, True),
+    "all of them, receipt": (EVERYTHING, None, True, True),
 }
+
+
+def constraint_of(model, sampling):
+    """What a generation is held to; raises ModelRefused or BackendUnavailable if that cannot be."""
+    return sampling.grammar and model.grammars.constraint(sampling.grammar)
 
 
 def generate(model, prompts, count, way):
@@ -56,6 +85,7 @@ def generate(model, prompts, count, way):
     for prompt in prompts:
         recorder = Recorder() if receipt else None
         more = {"logprobs": logprobs, "watch": recorder, "salt": None, "ends": frozenset()}
+        more["constraint"] = constraint_of(model, sampling)
         begun.append((engine.submit(prompt, count, sampling, **more), recorder))
     while not all(generation.ready or generation.ended for generation, _ in begun):
         engine.step()
@@ -79,10 +109,20 @@ def on_the_host(model, *args):
         RowRequest.of = of
 
 
-def check(model, rng, note):
+def possible(model):
+    """Ways that this machine can go with this model, and why not the others."""
+    try:
+        constraint_of(model, HELD)
+    except (ModelRefused, BackendUnavailable) as error:
+        held = [way for way, (sampling, *_) in WAYS.items() if sampling.grammar]
+        return [way for way in WAYS if way not in held], [f"{way} ({error})" for way in held]
+    return list(WAYS), []
+
+
+def check(model, ways, rng, note):
     """How many generations differ from those of logits on the host, of how many."""
     wrong = total = 0
-    for way in WAYS:
+    for way in ways:
         for n in (1, 3):
             prompts = rng.integers(0, model.config.vocab, (n, 5)).tolist()
             _, ours = generate(model, prompts, 12, way)
@@ -93,7 +133,7 @@ def check(model, rng, note):
     return wrong, total
 
 
-def device_times(model, note):
+def device_times(model, ways, note):
     """Microseconds that the device takes for what is asked of rows of logits, beside a step."""
     programs, gpu = model.backend._programs, model.backend._gpu
     sampler, vocabulary = programs.sampler, model.graph.logits.shape.width
@@ -103,26 +143,47 @@ def device_times(model, note):
         "5 log-probabilities": (RowRequest(top=5), None),
         "20 log-probabilities": (RowRequest(top=20), None),
         "digest": (RowRequest(digest=True), None),
-        **{
-            name: (RowRequest(drawn=True), WAYS[name][0])
-            for name in ("temperature 1", "0.7, top_p, top_k", "min_p")
-        },
     }
+    for name in ("temperature 1", "0.7, top_p, top_k", "min_p", "penalties", "300 biases"):
+        kinds[name] = RowRequest(drawn=True), WAYS[name][0]
+    for name in {"grammar", "all of them, top_p, top_k"} & set(ways):
+        kinds[name] = RowRequest(drawn=True), WAYS[name][0]
     for name, (what, sampling) in kinds.items():
+        draws = None
         if sampling is not None:
-            batch_sampler = BatchSampler([Sampler(sampling)], vocabulary)
-            draws = batch_sampler.draws(np.zeros(1, np.int32))
-            sampler.draw(as_kernels_take(draws, np.arange(1)))
-        graph = gpu.capture(lambda what=what: sampler.queue(logits, 1, what))
-        times = []
-        for _ in range(7):
-            gpu.synchronise()
-            start = time.perf_counter()
-            for _ in range(50):
-                gpu.replay(graph)
-            gpu.synchronise()
-            times.append(1e6 * (time.perf_counter() - start) / 50)
-        note(f"device: {name}", float(np.median(times)), "us a row")
+            held = constraint_of(model, sampling)
+            one = Sampler(sampling, range(1000), constraint=held)
+            draws = BatchSampler([one], vocabulary).draws(np.zeros(1, np.int32))
+        placed = RowDraws.of(draws, np.zeros(1, np.int32))
+
+        def queue(what=what, placed=placed):
+            sampler.queue(logits, 1, what, placed)
+
+        queue()
+        gpu.synchronise()
+        with (  # it is all there now; copies from memory that is not locked cannot be captured
+            patch.object(gpu, "upload", lambda *_: None),
+            patch.object(sampler, "_stage", lambda nbytes: np.empty(nbytes, np.uint8)),
+            patch.object(sampler, "_tell", lambda *_: None),
+        ):
+            graph = gpu.capture(queue)
+        note(f"device: {name}", per_call(gpu, partial(gpu.replay, graph)), "us a row")
+    several = sampler._stage(16_000 * EDIT.itemsize)
+    copy = partial(gpu.upload, sampler._at(sampler._edits), several)
+    note("device: 16,000 ids told", per_call(gpu, copy), "us")
+
+
+def per_call(gpu, queue):
+    """Microseconds of what is queued, often."""
+    times = []
+    for _ in range(7):
+        gpu.synchronise()
+        start = time.perf_counter()
+        for _ in range(50):
+            queue()
+        gpu.synchronise()
+        times.append(1e6 * (time.perf_counter() - start) / 50)
+    return float(np.median(times))
 
 
 def main():
@@ -134,8 +195,9 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--streams", default="1,4,16")
     p.add_argument("--seconds", type=float, default=150)
+    p.add_argument("--only", default="", help="a regular expression of the ways that are timed")
     a = p.parse_args()
-    begin, found, table, left = time.perf_counter(), {}, [], []
+    begin, found, table = time.perf_counter(), {}, []
     Path(a.out).mkdir(parents=True, exist_ok=True)
 
     def note(name, value, unit=""):
@@ -152,9 +214,10 @@ def main():
     gpu.close()
     with Model(a.model, "cuda", engine) as model:
         note("device", model.backend.device)
-        wrong, total = check(model, rng, note)
+        possible_ways, left = possible(model)
+        wrong, total = check(model, possible_ways, rng, note)
         note("generations that differ from those of logits on the host", [wrong, total])
-        device_times(model, note)
+        device_times(model, possible_ways, note)
         for n in streams:
             prompts = rng.integers(0, model.config.vocab, (n, PROMPT)).tolist()
             tokens, at = np.ones(n, np.int32), np.full(n, PROMPT, np.int32)
@@ -168,10 +231,11 @@ def main():
                 return 1e6 * (time.perf_counter() - start) / a.tokens, None
 
             ways = {"bare": bare}
-            for way in WAYS:
+            for way in filter(re.compile(a.only).search, possible_ways):
                 ways[way] = partial(generate, model, prompts, a.tokens, way)
-            way = "temperature 1"
-            ways[f"{way}, logits to the host"] = partial(on_the_host, model, prompts, a.tokens, way)
+            for way in {"temperature 1", "penalties", "grammar"} & set(ways):
+                brought = partial(on_the_host, model, prompts, a.tokens, way)
+                ways[f"{way}, logits to the host"] = brought
             times = {way: [] for way in ways}
             for i in range(a.rounds + 1):
                 if time.perf_counter() - begin > a.seconds:

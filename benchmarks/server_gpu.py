@@ -11,6 +11,8 @@ many tokens, none in the cache. Beside it stand the same tokens by the model in 
 the server idle: prompts chunk by chunk, and steps of as many sequences. OUT/server_gpu.json gets
 every figure, OUT/server.log what the server said; the table comes last. The exit code is 1 if a
 receipt differs. Rounds become fewer and answers shorter where the seconds would not be enough.
+
+With --streams "" the bits alone are looked at, of any backend.
 """
 
 import argparse
@@ -165,10 +167,10 @@ def main():
         text = json.dumps(origin(a.model, a.commit) | found, indent=1)
         (a.out / "server_gpu.json").write_text(text + "\n")
 
-    each, rng = [int(n) for n in a.streams.split(",")], random.Random(a.seed)
+    each, rng = [int(n) for n in a.streams.split(",") if n], random.Random(a.seed)
     note("seed", a.seed)
     pages = -(-(a.prompt + max(a.answer, 2 * DEPTH)) // 64)
-    context, most = 64 * max(pages, 10), max(each)
+    context, most = 64 * max(pages, 10), max(each, default=64)
     cache = most * context
     serve = [sys.executable, str(Path(__file__).parent / "recorded.py"), str(a.out / "passes.json")]
     serve += ["--simulated"] * a.simulated + ["serve", a.model, "--backend", a.backend]
@@ -185,7 +187,7 @@ def main():
             made = model.backend.prepare()
             note("once more", f"{made}, in {time.perf_counter() - begun:.1f} s")
             wrong = check(a, model, rng, note) if a.check else 0
-            rows = measure(a, Bare(model, a.prompt), server, each, note, begin)
+            rows = measure(a, Bare(model, a.prompt), server, each, note, begin) if each else []
     passes = json.loads((a.out / "passes.json").read_text())[1:]
     kinds = []
     for n in each:
@@ -194,6 +196,8 @@ def main():
         for kind, of in found[f"passes of {n} streams"].items():
             kinds.append(f"{n:>4} {kind}: " + ", ".join(f"{k} {v}" for k, v in of.items()))
     print("\n", *kinds, sep="\n")
+    if not each:
+        raise SystemExit(wrong > 0)
     head = "streams", "first ms p50", "p99", "between ms p50", "p99", "tokens/s"
     print(f"\n{wrong} receipts differ")
     print(" ".join(f"{h:>14}" for h in (*head, "of the device", "step ms", "step / p50")))

@@ -3,6 +3,7 @@
 usage: python benchmarks/server_load.py MODEL.gguf LLAMA OUT.json [--streams 64] [--seconds 60]
            [--rounds 1] [--threads N] [--commit SHA]
        python benchmarks/server_load.py MODEL.gguf --requests 10000
+       python benchmarks/server_load.py MODEL.gguf --restarts 5
 
 LLAMA is a folder with llama-server, whose libraries LD_LIBRARY_PATH must name. A client in a
 process of its own keeps so many streamed completions open, each new one with a prompt and an answer
@@ -11,7 +12,8 @@ requests in the same order. Client and server share the machine's cores. Every a
 complete, else nothing is told of speed. Of isobit, the time between the events of a stream and the
 memory before and after are noted, too.
 
-With --requests, isobit's server alone gets so many short ones, and its memory is told on the way.
+With --requests, isobit's server alone gets so many short ones, and its memory is told on the way;
+with --restarts it is killed so many times, and the seconds to the next one's first answer are told.
 """
 
 import argparse
@@ -221,6 +223,28 @@ def memory(command, a):
             print(f"after {done} requests: {server.memory()[0]} MB", flush=True)
 
 
+def restarts(command, a):
+    """Seconds from a start, after SIGKILL of the one before, to an answer."""
+    url = f"http://127.0.0.1:{a.port}/v1/completions"
+    ask = urllib.request.Request(url, b'{"prompt": "def", "max_tokens": 3}')
+    ask.add_header("content-type", "application/json")
+    for i in range(1 + a.restarts):
+        begun, answered = time.monotonic(), False
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not answered:
+            try:
+                with urllib.request.urlopen(ask, timeout=60) as answer:
+                    answered = bool(json.load(answer)["choices"])
+            except OSError:
+                if process.poll() is not None:
+                    raise SystemExit(f"a server ended with {process.returncode}") from None
+                time.sleep(0.01)
+        if i:
+            print(f"answered after {time.monotonic() - begun:.2f} s", flush=True)
+        process.kill()
+        process.wait()
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -234,6 +258,7 @@ def main():
     p.add_argument("--port", type=int, default=18123)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--requests", type=int, default=0)
+    p.add_argument("--restarts", type=int, default=0)
     p.add_argument("--exact", type=int, nargs=3, metavar=("PROMPT", "ANSWER", "VOCABULARY"))
     p.add_argument("--commit", default="")
     a = p.parse_args()
@@ -242,6 +267,8 @@ def main():
     threads, slots = str(a.threads), a.streams * SLOT
     ours = [sys.executable, "-m", "isobit", "serve", a.model, "--backend", "cpu", "-t", threads]
     ours += ["--port", str(a.port), "-c", "4096", "--sequences", str(max(slots // 4096, 1))]
+    if a.restarts:
+        return restarts(ours, a)
     if a.requests:  # and a KV cache that is full of what was asked before long
         return memory([*ours[:-1], "2"], a)
     theirs = [f"{a.llama}/llama-server", "-m", a.model, "-t", threads, "-np", str(a.streams)]

@@ -20,9 +20,9 @@ from isobit.backends.cuda import backend
 from isobit.backends.cuda.steps import passes
 from isobit.backends.cuda.workspace import Pass
 
-ROWS = 1, 2, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 2048
-MS = 1.28, 2.0, 4.5, 5.9, 6.9, 7.5, 8.3, 9.1, 11.4, 13.7, 16.9, 20.0, 26.5, 32.0, 109.0
-HEAD_MS, LAYERS, TOKEN = 0.25, 48, 1000
+ROWS = 1, 2, 3, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 2048
+MS = 1.29, 2.09, 3.16, 3.67, 5.03, 5.9, 6.77, 7.7, 8.65, 10.8, 12.8, 16.1, 19.4, 26.0, 32.0, 108.0
+HEAD_MS, LAYERS, TOKEN = 0.9, 48, 1000  # of logits apart from steps
 
 
 class SimulatedGpu:

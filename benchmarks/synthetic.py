@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from isobit.gguf import formats
-from isobit.model.architectures import qwen3
+from isobit.model.architectures import qwen3, qwen35
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 
@@ -27,14 +27,61 @@ TINY = replace(
     A3B, n_layers=8, hidden=256, n_heads=8, ffn=256, n_experts=8, n_experts_used=2, vocab=1024
 )
 
-MODELS = {"30b-a3b": (A3B, "Q4_K"), "235b-a22b": (A22B, "Q5_K"), "tiny": (TINY, "Q4_K")}
-"""Qwen3's geometries, and one to try things with; the format of most matrices: mixtures as Q4_K_M
-and Q5_K_M are."""
+HYBRID = qwen35.Config(
+    architecture="qwen35moe",
+    n_layers=40,
+    hidden=2048,
+    n_heads=16,
+    n_kv_heads=2,
+    head_dim=256,
+    ffn=512,
+    n_experts=256,
+    n_experts_used=8,
+    vocab=248320,
+    rope_base=1e7,
+    eps=1e-6,
+    context_length=262144,
+    normalise_experts=True,
+    recurrent=tuple((i + 1) % 4 != 0 for i in range(40)),
+    rotated=64,
+    key_heads=16,
+    value_heads=32,
+    state_size=128,
+    conv_kernel=4,
+    shared_ffn=512,
+)
+TINY_HYBRID = replace(
+    HYBRID,
+    n_layers=4,
+    hidden=512,
+    n_heads=4,
+    ffn=256,
+    n_experts=12,
+    n_experts_used=3,
+    vocab=1024,
+    recurrent=HYBRID.recurrent[:4],
+    key_heads=4,
+    value_heads=8,
+    shared_ffn=256,
+)
+
+MODELS = {
+    "30b-a3b": (A3B, "Q4_K"),
+    "235b-a22b": (A22B, "Q5_K"),
+    "tiny": (TINY, "Q4_K"),
+    "hybrid-35b-a3b": (HYBRID, "Q4_K"),
+    "tiny-hybrid": (TINY_HYBRID, "Q4_K"),
+}
+"""Geometries of Qwen3 and Qwen3.5, and one to try things with; the format of most matrices:
+mixtures as Q4_K_M and Q5_K_M are."""
 
 _APART = 64
 """Blocks between the beginnings of two tensors."""
 _D = {"Q4_K": (190.0, 7.5), "Q5_K": (390.0, 15.5), "Q6_K": (18.5 * 73, 0.0)}
 """The spread of sub-scale times code, and the middle of the codes."""
+_PLAIN = {"ffn_gate_inp": (), "ssm_conv1d": (0.5, 0), "ssm_dt.bias": (1, 0), "ssm_a": (0.3, -1)}
+"""Float tensors: the spread and the middle of their values, of a router by its width; of all other
+vectors 0.1 about 1."""
 
 
 def weights(name, layers=None):
@@ -42,7 +89,10 @@ def weights(name, layers=None):
     config, matrices = MODELS[name]
     if layers is not None:
         config = replace(config, n_layers=layers)
-    return Weights(config, qwen3.graph(config, _Pools(config, matrices)))
+        if isinstance(config, qwen35.Config):
+            config = replace(config, recurrent=config.recurrent[:layers])
+    architecture = qwen35 if isinstance(config, qwen35.Config) else qwen3
+    return Weights(config, architecture.graph(config, _Pools(config, matrices)))
 
 
 class _Pools(AnyTensors):
@@ -58,9 +108,11 @@ class _Pools(AnyTensors):
 
     def take(self, name, *shape):
         """A tensor of that shape."""
-        if len(shape) == 1 or "ffn_gate_inp" in name:
+        role = name.split(".", 2)[-1].removesuffix(".weight")
+        if len(shape) == 1 or role in _PLAIN:
             rng = np.random.default_rng(crc32(name.encode()))
-            spread, middle = (0.1, 1) if len(shape) == 1 else (2 * shape[-1] ** -0.5, 0)
+            router = 2 * shape[-1] ** -0.5, 0.0
+            spread, middle = router if "gate_inp" in role else _PLAIN.get(role, (0.1, 1))
             values = (middle + spread * rng.standard_normal(shape)).astype(np.float32)
             return Weight(name, formats.F32, shape, values.reshape(-1).view(np.uint8))
         fmt = _format("Q6_K") if self._finer(name) else self._matrices
@@ -70,6 +122,8 @@ class _Pools(AnyTensors):
     def _finer(self, name):
         """Whether llama.cpp's K_M mixtures give a tensor Q6_K."""
         if name == "output.weight":
+            return True
+        if "attn_qkv" in name:
             return True
         if not ("attn_v" in name or "ffn_down" in name):
             return False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from isobit.backend_names import BACKENDS
 from isobit.backends import open_backend
 from isobit.backends.base import CHOSEN, HIDDEN, Backend, Batch, Wanted, by_sequence
 from isobit.backends.base.batch import field_values
-from isobit.backends.base.draws import Draws
+from isobit.backends.base.draws import ADJUSTED, OCCURRED, Adjusted, Draws
 from isobit.backends.cpu.sampler import Columns, Row
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, UsageError
@@ -152,20 +153,24 @@ def test_each_result_alone(backend: Backend, rng: np.random.Generator) -> None:
 
 
 def test_draws_are_those_of_the_logits(backend: Backend, rng: np.random.Generator) -> None:
-    """In a pass and in a step, beside logits of all, some or no rows, in any order, with edits and
-    what is allowed."""
-    batch, z = batch_of(rng), rng.standard_normal(7).astype(np.float32)
-    allowed = rng.integers(0, 1 << 32, (5, 10), dtype=np.uint32)
-    edits = (1, lambda _: (i32([3, 50, 9, 77, 319, 0, 4]), z))
+    """In a pass and in a step, beside logits of all, some or no rows, in any order, with
+    penalties and what is allowed."""
+    batch = batch_of(rng)
+    ids = [3, 50, 9, 77, 319, 0, 4]
+    biases = (rng.standard_normal(7) * 9).tolist()
+    seen = [0, OCCURRED, OCCURRED + 1, OCCURRED + 9, 0, OCCURRED, OCCURRED + 2]
+    made = np.array(list(zip(ids, biases, seen, strict=True)), ADJUSTED)
+    adjusted = [(1, Adjusted(made, 1.3, 0.5, -0.2))]
+    masks = rng.integers(0, 1 << 32, (5, 10), dtype=np.uint32)
+    held = [(i, partial(np.copyto, src=masks[i])) for i in (0, 1)]
     each = i32([0, 1])
     step = Batch(i32([9, 11]), i32([70, 5]), each, PAGES, each)
     for now in (batch, step):
         logits = backend.forward(now)
         n = len(logits)
-        for more in ({}, {"allowed": allowed[:n]}, {"edits": [edits]}):
+        for more in ({}, {"held": held}, {"adjusted": adjusted, "held": held[:1]}):
             rows = rng.permutation(n)[: rng.integers(2, n + 1)].astype(np.int32)
             drawn = draws_of(rng, len(rows), rows=rows, **more)
-            drawn = replace(drawn, allowed=None if drawn.allowed is None else allowed[: len(rows)])
             tokens, logprobs = drawn.choose(backend.rows, logits[rows])
             for some in (False, True, i32([n - 1]), rows[::-1].copy()):
                 found = backend.run(now, Wanted(some, argmax=True, drawn=drawn))

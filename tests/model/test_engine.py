@@ -130,9 +130,7 @@ def test_a_backend_that_goes_ahead_is_told_what_follows(
             np.testing.assert_array_equal(said.batch.positions[left], batch.positions)
             at = known[left]
             np.testing.assert_array_equal(said.batch.tokens[left & known], batch.tokens[at])
-            if same.all() and wanted.drawn is not None:
-                assert said.wanted.drawn is not None
-                np.testing.assert_array_equal(said.wanted.drawn.index, wanted.drawn.index)
+            assert said.routes >= wanted.routes
             as_told.append(bool(same.all()))
         told.append(wanted.following)
         return run(batch, wanted, *more)

@@ -19,7 +19,7 @@ from tests.helpers.synth import Geometry, all_in, write_model
 from tests.model.accuracy import ROOT, SAMPLE
 
 N = 66  # tokens: a tile of keys and two more
-SIMD_LEVELS = ("avx512vnni", "avx2", "neon_i8mm", "neon", "portable")
+SIMD_LEVELS = ("avx512amx", "avx512vnni", "avx2", "neon_i8mm", "neon", "portable")
 SHAPES = {
     "head_dim 64, 16 experts top-4": Geometry(heads=8, experts=16, experts_used=4, layers=1),
     "128 experts top-8": Geometry(experts=128, experts_used=8, layers=1),

@@ -41,9 +41,9 @@ from .inputs import around_edges, before_guard_page, floats
 SEED = int(os.environ.get("ISOBIT_TEST_SEED", np.random.SeedSequence().entropy % (1 << 32)))
 """Of all cases; ISOBIT_TEST_SEED repeats those of a failed test."""
 
-VARIANTS = "unfused", "dot-plain"
+VARIANTS = "unfused", "dot-plain", "amx"
 """Ways for a few cases: op by op, where a backend takes several operations in one; without the
-packed dot product."""
+packed dot product; with a matrix unit, which is for some products alone."""
 
 Array = NDArray[np.generic]
 Stages = dict[str, Array]

@@ -75,10 +75,12 @@ def kernels():
         for n in (2, 3, 4):
             each = np.arange(n, dtype=np.int32)
             backend.forward(Batch(each, 0 * each, each, pages, each))
-        then = Following(Batch(-1 - each[:1], each[1:2], each[:1], pages[:1], each[:1]), ARGMAX)
+        then = Following(Batch(-1 - each[:1], each[1:2], each[:1], pages[:1], each[:1]))
         backend.run(Batch(each, 0 * each, each, pages, each), replace(ARGMAX, following=then))
     each = np.arange(2, dtype=np.int32)
-    draws = Draws(each, Columns.of([Row(1, 40, 0.9)] * 2, 8192), each.astype(np.uint64))
+    held = [(0, lambda mask: mask.fill(1))]
+    columns = Columns.of([Row(1, 40, 0.9)] * 2, 8192)
+    draws = Draws(each, columns, each.astype(np.uint64), held=held)
     backend.run(Batch(each, 0 * each, each, pages, each), Wanted(False, drawn=draws, digests=True))
     backend.read_bandwidth()
     for case in CASES:

@@ -16,6 +16,7 @@ from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime import batches
+from isobit.runtime.grammar import Grammar
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.verify.faults import with_backend
@@ -63,7 +64,8 @@ KINDS = [
     Sampling(temperature=1.0, seed=1),
     Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=-2),
     Sampling(temperature=1.3, min_p=0.02, seed=3),
-    Sampling(temperature=1.0, repeat_penalty=1.1, seed=4),
+    Sampling(temperature=1.0, repeat_penalty=1.1, frequency_penalty=0.3, seed=4),
+    Sampling(presence_penalty=50.0, logit_bias=((9, 1000.0), (11, 960.0)), seed=5),
 ]
 
 
@@ -97,6 +99,44 @@ def test_generations_are_those_of_the_cpu(opened, path, begun, rng):
             one.request.prompt, max_tokens=6, temperature=0.7, top_p=0.9, top_k=40, seed=-2
         )
         assert tokens == again.token_ids
+
+
+class OneOfThree:
+    """A constraint: after a token three may come, which depend on all before, or it ends."""
+
+    grammar, free, error = Grammar("three"), False, ""
+
+    def __init__(self):
+        self.state, self.asked = 1, []
+
+    def fill(self, row):
+        self.asked.append(self.state)
+        row[:] = 0
+        for i in range(3):
+            token = 8 + (self.state * 31 + i * 97) % 312
+            row[token // 32] |= np.uint32(1 << token % 32)
+
+    def append(self, token):
+        self.state = (self.state * 7 + token) % 1009
+
+
+def test_penalties_and_grammars_go_ahead(opened, path, begun, rng):
+    """Beside plain ones, whose tokens are chosen in the same passes; a grammar is asked once a
+    token. The tokens are those that the CPU chooses."""
+    kinds = [*KINDS[3:], *(replace(k, grammar=OneOfThree.grammar) for k in (*KINDS[:2], KINDS[5]))]
+    prompts = [rng.integers(8, 320, 2 + n).tolist() for n in range(len(kinds))]
+    with Model(path, "cpu", ENGINE) as alone, with_backend(alone, opened) as model:
+        found = []
+        for of in (alone, model):
+            engine, before, started = of.generations, len(begun), []
+            for n, (prompt, kind) in enumerate(zip(prompts, kinds, strict=True)):
+                held = OneOfThree() if kind.grammar is not None else None
+                started.append((engine.submit(prompt, 4 + n % 3, kind, constraint=held), held))
+            tokens = [[t.id for t in generation] for generation, _ in started]
+            found.append((tokens, [held.asked for _, held in started if held is not None]))
+        assert found[0] == found[1]
+        assert [len(asked) for asked in found[1][1]] == [4, 5, 6]
+        assert len(begun) == before + 1
 
 
 def test_cancelled_as_the_next_pass_is_laid_out(opened, path, rng, monkeypatch):
@@ -133,6 +173,7 @@ def test_cancelled_as_the_next_pass_is_laid_out(opened, path, rng, monkeypatch):
 
 PAGES = np.array([[3, 0, 7], [1, 4, 2], [5, 6, 8]], np.int32)
 LEAVES, COMES, SAYS, DRAWS, ROUTED = "leaves", "comes", "says another", "draws another", "routed"
+AHEAD = (None, LEAVES, DRAWS)
 
 
 class Talk:
@@ -159,16 +200,15 @@ class Talk:
             more = [-row] if gives else text[end : end + chunk]
             yield s, end, more, gives or end + len(more) == len(text)
 
-    def wanted(self, parts, before=(), **more):
-        """What is asked of a pass; ``before``: the parts of one that has not run."""
+    def wanted(self, parts, **more):
+        """What is asked of a pass."""
         giving = np.array([s for s, _, _, gives in parts if gives], np.intp)
         rows = np.flatnonzero(giving != 1)
         if not len(rows):
             return Wanted(False, argmax=True, **more)
         of = giving[rows]
         columns = type(self.draws.columns)(*(a[of] for a in vars(self.draws.columns).values()))
-        coming = np.array([any(s == p[0] and p[3] for p in before) for s in of], np.uint64)
-        index = self.draws.index[of] + self.index[of] + coming
+        index = self.draws.index[of] + self.index[of]
         drawn = Draws(rows.astype(np.int32), columns, index, logprobs=True)
         return Wanted(False, argmax=True, drawn=drawn, **more)
 
@@ -189,7 +229,7 @@ def laid(parts):
 
 def test_what_comes_may_be_another(opened, path, begun, rng):
     """A pass that was begun is taken for what it is: as it was told, or without some sequences; if
-    other tokens, draws or sequences come, that one runs. Each gives what it gives without it."""
+    other tokens or sequences come, that one runs. Each gives what it gives without it."""
     talk = Talk(rng)
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
@@ -207,10 +247,10 @@ def test_what_comes_may_be_another(opened, path, begun, rng):
         parts, routed = list(talk.parts(chunks[k])), {"routes": k > 8}
         after = list(talk.after(parts, chunks[k + 1]))
         wanted = talk.wanted(parts, **routed)
-        then = Following(laid(after), talk.wanted(after, parts, routes=k > 8))
+        then = Following(laid(after), routes=k > 8)
         before = len(begun)
         found = ours.run(laid(parts), replace(wanted, following=then))
-        assert (len(begun) == before) == (k > 0 and change in (None, LEAVES)), (k, change)
+        assert (len(begun) == before) == (k > 0 and change in AHEAD), (k, change)
         expected = plain.run(laid(parts), wanted)
         for name, value in field_values(found).items():
             other = field_values(expected)[name]

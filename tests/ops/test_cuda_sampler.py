@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from isobit.backends.base.draws import Draws
+from isobit.backends.base.draws import ADJUSTED, OCCURRED, Adjusted, Draws
 from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
-from isobit.backends.cpu.sampler import NOT_FINITE, Columns
+from isobit.backends.cpu.sampler import NONE_ALLOWED, NOT_FINITE, Columns
 from isobit.backends.cuda import sampler as measure_module
-from isobit.backends.cuda.sampler import DeviceSampler, as_kernels_take
+from isobit.backends.cuda.sampler import DeviceSampler, RowDraws
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
+from isobit.numerics.sampling import adjust
 
 from .cuda_support import Buffers, open_gpu
 from .inputs import identical
@@ -25,9 +26,10 @@ def gpu(request):
     gpu.close()
 
 
-def draws_of(rows, which, vocabulary):
+def draws_of(rows, which, vocabulary, **more):
     index = np.array([row.index for row in rows], np.uint64)
-    return Draws(np.array(which, np.int32), Columns.of(rows, vocabulary), index, logprobs=True)
+    columns = Columns.of(rows, vocabulary)
+    return Draws(np.array(which, np.int32), columns, index, logprobs=True, **more)
 
 
 class Measurer:
@@ -38,14 +40,15 @@ class Measurer:
         self.sampler.allocate()
         self.tokens = self.buffers.put(np.full(rows, -7, np.int32))
 
-    def __call__(self, logits, ids=NOTHING, k=0, *, rows=(), which=(), digest=False):
+    def __call__(
+        self, logits, ids=NOTHING, k=0, *, rows=(), which=(), digest=False, repeated=0, **more
+    ):
         asked = RowRequest(ids.shape[1], k, bool(rows), digest)
         address, n = self.buffers.put(logits), len(logits)
         self.sampler.give(ids)
-        if rows:
-            draws = draws_of(rows, which, logits.shape[1])
-            self.sampler.draw(as_kernels_take(draws, np.arange(n)))
-        self.sampler.queue(address, n, asked, self.tokens, n)
+        draws = draws_of(rows, which, logits.shape[1], **more) if rows else None
+        draws = RowDraws.of(draws, np.array(which, np.int32))
+        self.sampler.queue(address, n, asked, draws, self.tokens, n + repeated)
         return self.found(n, asked)
 
     def found(self, n, asked):
@@ -84,8 +87,7 @@ def test_as_many_as_can_be(gpu, rng):
 
 @pytest.mark.parametrize("n", [1, 2, 255, 2049, 5003])
 def test_draws(gpu, rng, n):
-    """Rows in any order, some without a draw; each again with the next index, which the device
-    counts."""
+    """Rows in any order, some without a draw."""
     logits = distributions(rng, n)
     measure = Measurer(gpu, len(logits), n)
     for fixed in ({}, {}, {"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {"top_k": 0}, {"top_p": 1.0}):
@@ -100,27 +102,102 @@ def test_draws(gpu, rng, n):
         assert tokens[which].tolist() == want
 
 
-def test_a_draw_that_stays(gpu, rng, monkeypatch):
-    """Some rows at a time."""
+class Edited:
+    """What changes the logits of one draw, of n ids, at random; ``z`` with it, by the document."""
+
+    def __init__(self, rng, z):
+        f, n = np.float32, len(z)
+        count = int(rng.choice([0, 1, n, rng.integers(0, n + 1)]))
+        self.adjusted = Adjusted(
+            np.zeros(count, ADJUSTED),
+            float(rng.choice([1, 1.1, 0.5, 1e-6, 1e6])),
+            float(rng.choice([0, 0.7, -2, 1e6, -1e6])),
+            float(rng.choice([0, 0.3, -0.1, 1e6, -1e6])),
+        )
+        ids, a = self.adjusted.ids, self.adjusted
+        ids["id"] = rng.permutation(n)[:count]
+        ids["bias"] = rng.choice([0, -0.0, 3, -100, 1e6, -1e6, -np.inf, 3e38], count)
+        times = rng.choice([0, 0, 1, 2, 7, 16_384, OCCURRED - 1], count).astype(np.uint32)
+        ids["seen"] = times | np.where((times > 0) | (rng.random(count) < 0.5), OCCURRED, 0)
+        kind, mask = rng.choice(["none", "one", "some", "nothing"], p=[0.3, 0.3, 0.3, 0.1]), None
+        if kind != "none":
+            mask = rng.random(n) < {"some": 0.5}.get(kind, 0)
+            mask[rng.integers(n)] |= kind == "one"
+        self.mask, self.asked, self.z = mask, 0, z.copy()
+        self.z[ids["id"]] = adjust(
+            z[ids["id"]],
+            bias=ids["bias"],
+            occurred=ids["seen"] >> 31 == 1,
+            generated=times.astype(np.int32),
+            repetition=f(a.repetition),
+            presence=f(a.presence),
+            frequency=f(a.frequency),
+        )
+        if mask is not None:
+            self.z[~mask] = -np.inf
+
+    def fill(self, row):
+        self.asked += 1
+        bits = np.full(32 * len(row), True)  # the last ones are of no id
+        bits[: len(self.mask)] = self.mask
+        row[:] = np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def expected(self, row):
+        return NONE_ALLOWED if (self.z == -np.inf).all() else expected(self.z, row)[0]
+
+
+def edits_of(edited):
+    """As draws have them; those of nothing are as often there as not."""
+    each = list(enumerate(edited))
+    some = [(i, e.adjusted) for i, e in each if len(e.adjusted.ids) or i % 2]
+    return {"adjusted": some, "held": [(i, e.fill) for i, e in each if e.mask is not None]}
+
+
+@pytest.mark.parametrize("n", [1, 2, 33, 2049, 5003])
+@pytest.mark.parametrize("at_once", [64, 3])
+def test_bias_penalties_and_masks(gpu, rng, monkeypatch, n, at_once):
+    """Beside rows without: some together, with more edits than are told together."""
+    monkeypatch.setattr(measure_module, "_ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(measure_module, "_EDITS", 4096 if at_once == 64 else 700)
+    logits = distributions(rng, n)
+    measure = Measurer(gpu, len(logits), n)
+    for fixed in ({}, {}, {"temperature": 0.0}, {"temperature": 1.0, "top_k": 0, "min_p": 0.0}):
+        which = rng.permutation(len(logits))[: rng.integers(1, len(logits) + 1)].tolist()
+        rows = [any_row(rng, **fixed) for _ in which]
+        edited = [Edited(rng, logits[i]) for i in which]
+        found = measure(logits, k=1, rows=rows, which=which, digest=True, **edits_of(edited))
+        want = [e.expected(row) for e, row in zip(edited, rows, strict=True)]
+        assert found.drawn[which].tolist() == want
+        assert [e.asked for e in edited] == [int(e.mask is not None) for e in edited]
+        measured = log_softmax(logits)[which, np.maximum(want, 0)]
+        measured[np.array(want) < 0] = np.nan
+        identical(found.drawn_logprobs[which], measured)
+        identical(found.top, top_logprobs(logits, 1)[1])  # of the logits as they were
+        assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
+        tokens = measure.buffers.get(measure.tokens, (len(logits),), np.int32)
+        if fixed == {"temperature": 0.0} and at_once == 64 and any(edits_of(edited).values()):
+            z = measure.buffers.get(measure.sampler._at(measure.sampler._p), (len(which), n))
+            identical(z, np.stack([edited[i].z for i in np.argsort(which)]))
+        assert [t for t, w in zip(tokens[which], want, strict=True) if w >= 0] == [
+            w for w in want if w >= 0
+        ]
+
+
+def test_some_rows_at_a_time(gpu, rng, monkeypatch):
+    """The last token is repeated."""
     monkeypatch.setattr(measure_module, "_ROWS_AT_ONCE", 4)
     n = 3000
     logits = distributions(rng, n)
     rows = [any_row(rng, temperature=1.0, index=5) for _ in logits]
     ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
-    measure, asked = Measurer(gpu, len(logits), n), RowRequest(drawn=True)
-    found = measure(logits, ids, 2, rows=rows, which=range(len(rows)), digest=True)
+    measure = Measurer(gpu, len(logits), n)
+    measure.tokens = measure.buffers.put(np.zeros(len(logits) + 3, np.int32))
+    found = measure(logits, ids, 2, rows=rows, which=range(len(rows)), digest=True, repeated=2)
     want = [expected(z, row)[0] for z, row in zip(logits, rows, strict=True)]
     assert found.drawn.tolist() == want
     identical(found.given, np.take_along_axis(log_softmax(logits), ids, axis=1))
     identical(found.top, top_logprobs(logits, 2)[1])
     assert [d.tobytes() for d in found.digests] == [tree_digest(z.tobytes()) for z in logits]
-    measure.tokens = measure.buffers.put(np.zeros(len(logits) + 3, np.int32))
-    address = measure.buffers.put(logits)
-    measure.sampler.queue(address, len(logits), asked, measure.tokens, len(logits) + 2)
-    again = measure.found(len(logits), asked).drawn
-    after = [type(row)(**{**vars(row), "index": 6}) for row in rows]
-    want = [expected(z, row)[0] for z, row in zip(logits, after, strict=True)]
-    assert again.tolist() == want
     tokens = measure.buffers.get(measure.tokens, (len(logits) + 3,), np.int32)
     assert tokens.tolist() == [*want, want[-1], want[-1], 0]
 
@@ -147,7 +224,10 @@ def test_a_row_that_is_not_finite_spoils_no_other(gpu, rng, wrong):
     logits[2, int(rng.integers(n))] = wrong
     ids = rng.integers(0, n, (len(logits), 2)).astype(np.int32)
     rows = [any_row(rng) for _ in logits]
-    found = Measurer(gpu, len(logits), n)(logits, ids, 3, rows=rows, which=range(len(rows)))
+    held = [(2, lambda mask: mask.fill(0))]  # nor does what is forbidden hide it
+    found = Measurer(gpu, len(logits), n)(
+        logits, ids, 3, rows=rows, which=range(len(rows)), held=held
+    )
     assert np.flatnonzero(found.argmax < 0).tolist() == [2]
     assert found.top_ids[2].tolist() == [-1] * 3
     assert np.isnan(found.top[2]).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import Backend
-from isobit.backends.cpu import CpuBackend, simd_levels
+from isobit.backends.cpu import CpuBackend, _cpu, simd_levels
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.steps.programs import _rows
 from isobit.backends.cuda.workspace import Slot
@@ -31,9 +31,11 @@ GUARD = 4096
 @contextmanager
 def cpu(weights: Weights, engine: EngineConfig, level: str) -> Iterator[Opened]:
     """At a level of SIMD."""
-    if level not in simd_levels():
+    levels = simd_levels()
+    if level not in levels and not (level == "emulated_amx" and "avx512vnni" in levels):
         pytest.skip(f"not run: this machine or build has no {level}")
-    backend = CpuBackend(weights, engine, simd=level)
+    with patch.object(_cpu, "simd_levels", lambda: [*levels, level]):
+        backend = CpuBackend(weights, engine, simd=level)
     backend._engine.fence()
 
     def intact() -> None:
@@ -88,7 +90,8 @@ def cuda(weights: Weights, engine: EngineConfig, kind: str, *, fused: bool) -> I
     backend.close()
 
 
-LEVELS = ("portable", "avx2", "avx512vnni", "neon", "neon_i8mm")
+LEVELS = "portable", "avx2", "avx512vnni", "avx512amx", "emulated_amx", "neon", "neon_i8mm"
+"""Of emulated_amx the matrix unit's instructions alone are emulated."""
 WAYS: dict[str, Way] = {
     **{f"cpu-{level}": partial(cpu, level=level) for level in LEVELS},
     "wgpu": partial(wgpu, fused=True),

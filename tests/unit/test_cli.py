@@ -435,3 +435,11 @@ def test_devices_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     found = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
     assert found["cpu"]["runs"]
     assert all(b["runs"] or b["reason"] for b in found.values())
+
+
+def test_devices_says_that_the_matrix_unit_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isobit.backends.cpu._cpu.refused_unit", lambda: True)
+    assert main(["devices", "--json"]) == 0
+    assert "(the system refuses AMX)" in capsys.readouterr().out

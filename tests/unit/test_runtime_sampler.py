@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from isobit.backends.base.draws import OCCURRED
 from isobit.backends.cpu.sampler import RowSampler
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.grammar import Grammar
@@ -90,6 +91,28 @@ def test_the_document_with_penalties(logits: np.ndarray, rows: RowSampler) -> No
         assert sampler.choose(logits, rows) == expected
         sampler.append(expected)
         generated.append(expected)
+
+
+def test_what_occurred_is_counted(rng: np.random.Generator) -> None:
+    """Over more ids than there was room for, some with a bias: the last that an id has."""
+    biases = tuple(
+        (int(i), float(b)) for i, b in zip(rng.integers(0, 90, 50), range(50), strict=True)
+    )
+    prompt, generated = rng.integers(0, 300, 40).tolist(), rng.integers(0, 300, 400).tolist()
+    for repetition in (1.0, 1.5):
+        sampling = Sampling(repeat_penalty=repetition, frequency_penalty=0.5, logit_bias=biases)
+        sampler = Sampler(sampling, prompt)
+        for n, token in enumerate([*generated, None]):
+            if n % 57 == 0 or token is None:
+                assert sampler.adjusted is not None
+                ids = sampler.adjusted.ids
+                there = {*generated[:n], *(prompt if repetition != 1 else ())}
+                assert sorted(ids["id"].tolist()) == sorted(there | dict(biases).keys())
+                for id, bias, seen in ids.tolist():
+                    assert bias == dict(biases).get(id, 0)
+                    assert seen == generated[:n].count(id) + OCCURRED * (id in there)
+            if token is not None:
+                sampler.append(token)
 
 
 def test_repetition_sees_the_prompt_and_the_others_do_not(rows: RowSampler) -> None:

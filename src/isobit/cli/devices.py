@@ -53,9 +53,10 @@ def _reference() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    from isobit.backends.cpu._cpu import simd_levels  # noqa: PLC0415 - loads what it asks about
+    from isobit.backends import cpu  # noqa: PLC0415 - loads what it asks about
 
-    device = f"{processor()}, {simd_levels()[0]}, {EngineConfig().cores} cores"
+    level = cpu.shown_level(cpu.simd_levels()[0])
+    device = f"{processor()}, {level}, {EngineConfig().cores} cores"
     return _backend("cpu", device, memory=total_memory())
 
 

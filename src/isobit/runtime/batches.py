@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import is_
 from typing import NamedTuple
@@ -11,7 +11,6 @@ import numpy as np
 
 from isobit.backends.base import ARGMAX, CHOSEN, I32, Batch, Following, Results, Wanted
 from isobit.errors import ModelRefused
-from isobit.runtime.request import Request
 from isobit.runtime.sampler import BatchSampler
 from isobit.runtime.scheduler import UNKNOWN, Work
 from isobit.runtime.tokens import Generation, Token
@@ -85,15 +84,8 @@ _NOTHING = PassOutcome()
 class PassRequest:
     """What is asked of a pass: for each part its next token, and rows of prompts."""
 
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        batches: Batches,
-        before: Mapping[Request, int] | None = None,
-    ) -> None:
-        """``before``: rows of the pass before, which has not run, that these have their next token
-        of."""
-        self.parts, self.batches, self.before = parts, batches, before
+    def __init__(self, parts: Sequence[Part], batches: Batches) -> None:
+        self.parts, self.batches = parts, batches
         self.argmax: list[tuple[int, int]] = []
         """(part, row) of those whose next token is the largest logit's."""
         self.drawn: list[tuple[int, int]] = []
@@ -114,12 +106,9 @@ class PassRequest:
                 self._of_prompt(generation).append((i, range(row, row + work.scored)))
             row += len(work.rows)
             request = work.request
-            known = len(request.tokens)
-            if before is not None and request in before:
-                known += 1
             if request.routes:
                 self.routes = True
-            if work.start + len(work.tokens) == known and request.max_tokens:
+            if work.start + len(work.tokens) == len(request.tokens) and request.max_tokens:
                 least = generation.only_argmax
                 (self.argmax if least else self.drawn).append((i, row - 1))
                 if generation.logprobs is not None:
@@ -153,10 +142,7 @@ class PassRequest:
         if self.batch_sampler is not None:
             logprobs = any(self.parts[part][1].logprobs is not None for part, _ in self.drawn)
             of = np.array([row for _, row in self.drawn], np.int32)
-            coming = None
-            if self.before:
-                coming = [self.parts[part][0].request in self.before for part, _ in self.drawn]
-            drawn = self.batch_sampler.draws(of, logprobs=logprobs, coming=coming)
+            drawn = self.batch_sampler.draws(of, logprobs=logprobs)
         if self.scored:
             given = np.zeros((self.rows, 1), np.int32)
             for part, some in self.scored:
@@ -176,13 +162,15 @@ class PassRequest:
         """The pass after this one, as a device can begin with it; None if it cannot."""
         if not parts or not all(map(_goes_on, (*self.parts, *parts))):
             return None
-        rows = {self.parts[part][0].request: row for part, row in (*self.argmax, *self.drawn)}
         works = [work for work, _ in parts]
+        if any(work.scored for work in works):  # those stop on the way
+            return None
+        rows = {self.parts[part][0].request: row for part, row in (*self.argmax, *self.drawn)}
         batch = self.batches.of(works)
         unknown = np.flatnonzero(batch.tokens == UNKNOWN)
         giving = [rows[work.request] for work in works if work.tokens[-1] == UNKNOWN]
         batch.tokens[unknown] = -1 - np.array(giving, np.int32)
-        return Following(batch, PassRequest(parts, self.batches, rows).wanted)
+        return Following(batch, any(work.request.routes for work in works))
 
     def _said(self, part: int) -> list[int]:
         """The tokens that follow the rows of a prompt."""
@@ -275,10 +263,10 @@ def _top(results: Results, row: int) -> tuple[tuple[int, float], ...]:
 
 
 def _goes_on(part: Part) -> bool:
-    """Whether the next token is chosen without looking at those before it, and nobody looks on."""
+    """Whether a device chooses the next token by itself, and nobody looks on."""
     work, generation = part
     seen = generation.watch is not None and generation.watch.stages - {CHOSEN}
-    return not (seen or work.drafts or generation.cancelled) and generation.sampler.plain
+    return not (seen or work.drafts or generation.cancelled)
 
 
 def damaged() -> ModelRefused:

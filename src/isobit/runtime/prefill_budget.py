@@ -6,7 +6,6 @@ from a clock.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,23 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARE = 0.45
-"""So much longer may a step take for a prompt beside it: a little less than the half that is
-promised, since passes of one kind differ among themselves."""
+"""So much longer may a step take for each prompt that waits: a little less than the half that is
+promised beside one, since passes of one kind differ among themselves."""
+RARELY = 150
+"""Where no two tokens of a prompt fit beside a step, a piece of it runs in one pass of so many:
+fewer than one in a hundred, whose time nobody was promised."""
+STALL = 1.0, 16
+"""A piece takes no longer than so many seconds, or as so many steps if that is more."""
 THRIFT = 1.0
 """So many times what it costs in a pass of its own may a token of a prompt cost beside a step, on a
 device whose passes of few tokens cost almost as much as those of many, as they read as many
-weights: one that reads prompts in crumbs does little else."""
+weights: one that reads prompts in crumbs does little else. A long prompt that waits alone is read
+in crumbs all the same: it would hold up those who generate for long, and nobody waits behind it."""
 WHOLE = 512
-"""Tokens of a prompt's own pass."""
-RARELY = 150
-"""Where one token of a prompt makes a step too long, a piece of the prompt runs in one pass of so
-many: fewer than one in a hundred, whose time nobody was promised."""
-STALL = 1.0, 16
-"""A piece takes no longer than so many seconds, or as so many steps if that is more."""
-_PIECE = 16  # tokens of one at least
+"""Tokens of a prompt's own pass; a prompt of more is long."""
+_FEW = 16  # tokens of a piece, at least
 _RECENT = 64  # passes
-_LOOKED_AT = 8
-"""After so many passes it is looked at again whether a token is still too much."""
 _LOOK = 7
 """After so many passes with prompts is one without: else nobody knew what these cost."""
 _BEFORE = 0.1  # of the weight of one pass
@@ -56,109 +54,107 @@ class PrefillBudget:
         """sizes: ascending numbers of tokens that passes are padded to, up to the last; those of a
         device that THRIFT is for. used: the share of its experts that it reads for one token, if
         there are any."""
-        self._sizes, self._used = sizes, used if sizes else 0.0
+        self._sizes, self._used = np.array(sizes, np.int64), used if sizes else 0.0
         self.steady = not sizes
-        """Whether only those count that generate."""
+        """Whether no step takes longer than its share for a prompt, whatever that costs."""
         self._passes: deque[PassTiming] = deque(maxlen=_RECENT)
         self._with_prompts: deque[PassTiming] = deque(maxlen=_LOOK)
-        """The last generations beside prompts, however long ago."""
-        self._without = False
-        """Whether a pass without prompts is asked for that has not run yet."""
+        """The last generations beside prompts, however long ago: they count twice."""
         self._known: NDArray[np.float64] | None = None
+        self._turn = 0
+        """So many answers in turn had tokens."""
         self._dear: tuple[int, int] | None = None
-        """Of how many generations and prompts it was that one token made a step too long."""
+        """Of how many generations and prompts it was that no two tokens fitted."""
+        self._long_end = 0
+        """Where the last long prompt ends that was read alone."""
         self._since_piece = RARELY
-        self._asked = False
-        """Whether a piece is about to run."""
-        self._piece = _PIECE, 0.0
+        self._asked = 0
+        """Tokens of a piece that has not run yet."""
+        self._piece = _FEW, 0.0
         """Tokens and seconds of the last pass of many."""
 
     def ran(self, generating: int, prompt: int, attended: int, seconds: float) -> None:
         """A pass took so long."""
+        piece = 0 < self._asked < 2 * prompt
         if generating:
-            self._since_piece = min(self._since_piece + 1, 2 * RARELY)
-        if prompt >= _PIECE and (self._asked or not generating):
+            self._since_piece += 1
+        if piece or (not generating and prompt >= _FEW):
             self._piece = prompt, seconds
-        if generating and prompt and self._asked:  # says nothing of a few tokens
-            self._asked = False
+        if generating and piece:  # says nothing of a few tokens
+            self._asked = 0
             return
         self._passes.append(PassTiming(generating, prompt, attended, seconds))
-        if generating and not prompt:
-            self._without = False
         if generating and prompt:
             self._with_prompts.append(self._passes[-1])
 
-    def tokens(self, generating: int, attended: int, prompts: int, position: int) -> int:
+    def tokens(self, generating: int, attended: int, prompts: int, left: int, position: int) -> int:
         """Tokens of prompts that a step of generations may have beside it; now and then none, or
         where a single one would make it too long, mostly none.
 
-        attended: positions that the generations attend to. prompts: how many there are; beyond the
-        first each has the share of one that generates: where many wait, those that generate would
-        else be few for long, and few together cost more. position: of the next token of a prompt.
+        attended: positions that the generations attend to. prompts, left: how many wait, and how
+        many tokens of them: who waits for the first token counts as much as all who generate.
+        position: of the next token of a prompt.
         """
-        dear = self._dear == (generating, prompts) and self._since_piece < RARELY
-        if dear and self._since_piece % _LOOKED_AT:
+        if self._dear == (generating, prompts) and self._since_piece < RARELY:
             return 0
-        latest = [ran.prompt for ran in self._passes if ran.generating][-_LOOK:]
-        if len(latest) == _LOOK and all(latest) and not self._without:
-            self._without = True
+        if self._turn == _LOOK:
+            self._turn = 0
             return 0
+        self._turn, self._dear = self._turn + 1, None
+        if prompts == 1 and left > WHOLE:
+            self._long_end = position + left
+        thrifty = not self.steady and (prompts > 1 or position + left != self._long_end)
+        return self._beside(generating, attended, prompts, position, thrifty)
+
+    def _beside(
+        self, generating: int, attended: int, prompts: int, position: int, thrifty: bool
+    ) -> int:
+        """thrifty: whether tokens may not cost more than in a pass of their own."""
+        n = self._choices(generating)
         # At first half as many: a token of a prompt costs hardly more than one that is generated.
         # Then twice as many as were seen: what they cost is learned on the way.
         seen = max((ran.prompt for ran in self._with_prompts), default=0)
-        most = 2 * seen or max(generating // 2, 1)
-        if self._with_prompts or any(ran.prompt for ran in self._passes):
-            share = max(SHARE, (prompts - 1) / generating)
-            if not self.steady:  # whoever waits for the first token counts as much
-                share = max(share, SHARE * prompts)
-            few, step = self._most(generating, attended, position, share, most)
-            self._dear = None if few else (generating, prompts)
-            if not few:
-                piece = self._of_piece(step)
-                return self._filled(generating, piece) if piece else 0
-            most = min(most, few)
-        return self._filled(generating, max(most, 1))
-
-    def _most(
-        self, generating: int, attended: int, position: int, share: float, most: int
-    ) -> tuple[int, float]:
-        """Tokens for which a step takes so much longer, of so many at most; more if they would cost
-        too much each. And the seconds of a step."""
-        n = np.arange((most if self.steady else WHOLE) + 1)
+        most = int(np.searchsorted(n, min(2 * seen or max(generating // 2, 1), n[-1])))
+        if not self._with_prompts and not any(ran.prompt for ran in self._passes):
+            return int(n[most])
         costs = self._costs()
-        with_n = self._kinds(np.full_like(n, generating), n, attended + position * n) @ costs
-        step, longer = with_n[0], with_n[1:] - with_n[0]
+        passes = self._kinds(np.full_like(n, generating), n, attended + position * n) @ costs
+        step, longer = passes[0], passes - passes[0]
         if min(step, longer[-1]) <= 0:  # nobody knows yet
-            return most, step
-        few = int((longer <= share * step).sum())
-        if self.steady:
-            return few, step
-        alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
-        dear = longer * WHOLE > THRIFT * alone * n[1:]
-        return max(few, min(int(dear.sum()) + 1, WHOLE)), step
+            return int(n[most])
+        share = SHARE * prompts * step
+        few = int((longer <= share).sum()) - 1
+        if thrifty:
+            alone = self._kinds(n[:1], n[-1:], position * n[-1:]) @ costs
+            dear = int((longer * n[-1] > THRIFT * alone * n).sum())
+            return int(n[max(few, min(dear + 1, len(n) - 1))])
+        if n[few] > 1:
+            return int(n[min(few, most)])
+        self._dear = generating, prompts
+        return int(n[np.searchsorted(n, min(self._of_piece(share, step), n[-1]))])
 
-    def _of_piece(self, step: float) -> int:
-        """Tokens of a piece, if it is time for one: all pieces together lengthen steps no more than
-        tokens beside each of them may."""
+    def _of_piece(self, share: float, step: float) -> int:
+        """Tokens of a piece, if it is time for one: all pieces together lengthen steps by no more
+        than ``share`` each."""
         if self._since_piece < RARELY:
             return 0
-        self._since_piece -= RARELY
-        self._asked = True
         tokens, seconds = self._piece
         least, steps = STALL
-        worth = min(SHARE * RARELY * step, max(least, steps * step))
+        worth = min(share * RARELY, max(least, steps * step))
         affordable = int(worth * tokens / seconds) if seconds else WHOLE
-        return min(max(affordable, _PIECE), 4 * tokens, WHOLE)
+        self._since_piece, self._asked = 0, min(max(affordable, _FEW), 4 * tokens, WHOLE)
+        return self._asked
 
-    def _filled(self, generating: int, prompt: int) -> int:
-        """As many as fill a padded pass: they cost nothing, but in the next size up some time."""
-        total, last = generating + prompt, max(self._sizes, default=0)
-        at = bisect_left(self._sizes, total)
-        if total > last:  # which is queued launch by launch: not for a few more
-            return last - generating if generating < last and 2 * total < 3 * last else prompt
-        if self.steady and total < self._sizes[at] and at and self._sizes[at - 1] > generating:
-            at -= 1
-        return self._sizes[at] - generating
+    def _choices(self, generating: int) -> NDArray[np.int64]:
+        """Ascending numbers of tokens that a pass may have beside generations, the first 0: where
+        passes are padded, so many as fill one, for these cost as much as fewer."""
+        sizes = self._sizes
+        if not len(sizes):
+            return np.arange(WHOLE + 1)
+        full = sizes[sizes > generating] - generating
+        if 2 * (generating + WHOLE) >= 3 * sizes[-1]:  # queued launch by launch: not for a few more
+            full = np.append(full, WHOLE)
+        return np.append(0, full)
 
     def _kinds(
         self, generating: NDArray[np.int64], prompt: NDArray[np.int64], attended: NDArray[np.int64]
@@ -176,10 +172,7 @@ class PrefillBudget:
         little. What was found before counts for a little, too: passes that are all alike do not say
         what their parts cost.
         """
-        lately = [*self._passes]
-        if not any(ran.generating and ran.prompt for ran in lately):
-            lately += self._with_prompts
-        passes = np.array(lately)
+        passes = np.array([*self._passes, *self._with_prompts])
         seconds = np.maximum(passes[:, 3], 1e-9)
         kinds = self._kinds(*passes[:, :3].T)
         most = seconds.mean() / np.maximum(kinds.mean(axis=0), 1e-9)

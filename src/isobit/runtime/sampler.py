@@ -6,19 +6,16 @@ settings, how often it has had which token, and its place in the random numbers.
 
 import math
 import secrets
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isobit.arguments import instance, number, whole, wrong
 from isobit.backends.base import F32, I32
-from isobit.backends.base.draws import Draws
+from isobit.backends.base.draws import ADJUSTED, OCCURRED, Adjusted, Draws
 from isobit.backends.cpu.sampler import NONE_ALLOWED, Columns, Row, RowSampler
 from isobit.errors import ModelRefused, UsageError, shown
-from isobit.numerics.sampling import adjust
 from isobit.runtime.grammar import Constraint, Grammar
 
 
@@ -109,30 +106,20 @@ class Sampler:
         seed = secrets.randbits(32) if sampling.seed is None else int(sampling.seed)
         self.seed = (seed + choice) % (1 << 64)
         self.generated = 0
-        self._adjusted = _Adjusted(sampling, prompt) if sampling.adjusts else None
+        self.adjusted = _Occurrences(sampling, prompt) if sampling.adjusts else None
 
     def append(self, token: int) -> None:
         """The sequence goes on with a token, whether it was chosen here or not."""
         self.generated += 1
-        if self._adjusted is not None:
-            self._adjusted.append(token)
+        if self.adjusted is not None:
+            self.adjusted.append(token)
         if self.constraint is not None:
             self.constraint.append(token)
-
-    @property
-    def plain(self) -> bool:
-        """Whether tokens are drawn from logits as they are."""
-        return self._adjusted is None and self.constraint is None
 
     def row(self) -> Row:
         """What decides its tokens beside logits and the tokens before."""
         s = self.sampling
         return Row(s.temperature, s.top_k, s.top_p, s.min_p, self.seed)
-
-    def edits(self, logits: F32) -> tuple[I32, F32]:
-        """Ids whose logits bias and penalties change, and what they become of float32 [V]."""
-        assert self._adjusted is not None
-        return self._adjusted.edits(logits)
 
     def choose(self, logits: F32, rows: RowSampler) -> int:
         """The next token id from logits float32 [vocabulary]; ``append`` it to go on."""
@@ -150,22 +137,16 @@ class BatchSampler:
 
     def __init__(self, samplers: Sequence[Sampler], vocabulary: int) -> None:
         self.samplers = list(samplers)
-        self._vocabulary = vocabulary
         self._columns = Columns.of([sampler.row() for sampler in samplers], vocabulary)
-        self._adjusting = [i for i, s in enumerate(samplers) if s.sampling.adjusts]
-        self._held = any(s.constraint is not None for s in samplers)
 
-    def draws(
-        self, rows: I32, *, logprobs: bool = False, coming: Sequence[int] | None = None
-    ) -> Draws:
-        """The next token of each sequence, from these rows of a pass; ``coming``: of each, tokens
-        before it that are not known yet."""
-        edits = [(i, self.samplers[i].edits) for i in self._adjusting]
-        allowed = _allowed(self.samplers, self._vocabulary) if self._held else None
+    def draws(self, rows: I32, *, logprobs: bool = False) -> Draws:
+        """The next token of each sequence, from these rows of a pass."""
+        each = list(enumerate(self.samplers))
+        adjusted = [(i, s.adjusted) for i, s in each if s.adjusted is not None]
+        constraints = [(i, s.constraint) for i, s in each if s.constraint is not None]
+        held = [(i, c.fill) for i, c in constraints if not c.free]
         index = np.array([s.generated + 1 for s in self.samplers], np.uint64)
-        if coming is not None:
-            index += np.array(coming, np.uint64)
-        return Draws(rows, self._columns, index, edits, allowed, logprobs)
+        return Draws(rows, self._columns, index, adjusted, held, logprobs)
 
     def chosen(self, tokens: I32) -> list[int | UsageError | ModelRefused]:
         """The tokens that were drawn, or why there is none."""
@@ -180,18 +161,6 @@ class BatchSampler:
         return self.chosen(self.draws(_NO_ROWS).choose(rows, logits)[0])
 
 
-def _allowed(samplers: Sequence[Sampler], vocabulary: int) -> NDArray[np.uint32] | None:
-    """The tokens that grammars allow, uint32 [R, ceil(V / 32)]; None: all."""
-    held = [s.constraint is not None and not s.constraint.free for s in samplers]
-    if not any(held):
-        return None
-    allowed = np.full((len(samplers), -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)
-    for row, sampler, is_held in zip(allowed, samplers, held, strict=True):
-        if is_held and sampler.constraint is not None:
-            sampler.constraint.fill(row)
-    return allowed
-
-
 def _refusal(token: int, sampler: Sampler) -> UsageError | ModelRefused:
     if token == NONE_ALLOWED:
         error = sampler.constraint and " ".join(sampler.constraint.error.split())[:300]
@@ -199,43 +168,27 @@ def _refusal(token: int, sampler: Sampler) -> UsageError | ModelRefused:
     return ModelRefused("expected finite logits, got NaN or infinity; the weights are damaged")
 
 
-class _Adjusted:
-    """The tokens whose logits are adjusted, and what adjusting them needs to know."""
+class _Occurrences(Adjusted):
+    """The ids whose logits are adjusted, as tokens are generated."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
-        self._sampling = sampling
-        biases = dict(sampling.logit_bias)
-        self._slots = {token: slot for slot, token in enumerate(biases)}
-        self._ids = array("i", biases)
-        self._bias = array("f", biases.values())
-        self._occurred = array("b", bytes(len(biases)))
-        self._generated = array("i", bytes(4 * len(biases)))
-        if sampling.repeat_penalty != 1.0:
-            for token in prompt:
-                self._occurred[self._slot(token)] = 1
+        s = sampling
+        biases, seen = dict(s.logit_bias), set[int]()
+        if s.repeat_penalty != 1.0:
+            seen.update(prompt)
+        ids = [(id, bias, OCCURRED * (id in seen)) for id, bias in biases.items()]
+        ids += [(id, 0.0, OCCURRED) for id in seen if id not in biases]
+        self._room = np.array(ids, ADJUSTED)
+        self._places = {id: place for place, (id, _, _) in enumerate(ids)}
+        super().__init__(self._room, s.repeat_penalty, s.presence_penalty, s.frequency_penalty)
 
     def append(self, token: int) -> None:
         """A token was generated."""
-        slot = self._slot(token)
-        self._occurred[slot] = 1
-        self._generated[slot] += 1
-
-    def edits(self, logits: F32) -> tuple[I32, F32]:
-        """(ids int32 [N], their adjusted logits float32 [N])."""
-        s, ids = self._sampling, np.array(self._ids, np.int32)
-        return ids, adjust(
-            logits[ids],
-            bias=np.array(self._bias, np.float32),
-            occurred=np.array(self._occurred, np.bool_),
-            generated=np.array(self._generated, np.int32),
-            repetition=s.repeat_penalty,
-            presence=s.presence_penalty,
-            frequency=s.frequency_penalty,
-        )
-
-    def _slot(self, token: int) -> int:
-        slot = self._slots.setdefault(token, len(self._ids))
-        if slot == len(self._ids):
-            for column in (self._ids, self._bias, self._occurred, self._generated):
-                column.append(token if column is self._ids else 0)
-        return slot
+        place = self._places.setdefault(token, n := len(self._places))
+        if place == n:
+            if n == len(self._room):
+                self._room = np.resize(self._room, 2 * n + 64)
+            self._room[place] = token, 0.0, 0
+            self.ids = self._room[: n + 1]
+        seen = self._room["seen"]
+        seen[place] = int(seen[place]) + 1 | OCCURRED

@@ -106,7 +106,9 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """In order of arrival."""
-        self.prefill_budget: Callable[[int, int, int, int], int] = lambda *_: limits.prompt_tokens
+        self.prefill_budget: Callable[[int, int, int, int, int], int] = lambda *_: (
+            limits.prompt_tokens
+        )
         """See :meth:`isobit.runtime.prefill_budget.PrefillBudget.tokens`."""
         self.copies: list[tuple[int, int]] = []
         """Recurrent states to be copied before the next pass, in this order: (from, to)."""
@@ -141,11 +143,12 @@ class Scheduler:
             self._admit()
         behind = [(r, r.behind) for r in self.running]
         generating = [r for r, n in behind if n == 1]
-        prompts = [r for r, n in behind if n > 1]
+        prompts = [(r, n) for r, n in behind if n > 1]
         prompt = left = self.limits.pass_tokens - len(generating)
         if generating and prompts:
             attended = sum(r.known for r in generating)
-            few = self.prefill_budget(len(generating), attended, len(prompts), prompts[0].reached)
+            waiting, at = sum(n for _, n in prompts), prompts[0][0].reached
+            few = self.prefill_budget(len(generating), attended, len(prompts), waiting, at)
             prompt = min(left, self.limits.prompt_tokens, few)
         rows = self.limits.pass_rows
         work = []

@@ -91,6 +91,18 @@ def matmul_in_tiles(g: Writer, fmt: str) -> Value:
     return y
 
 
+def matmul_of_each_number(g: Writer, fmt: str) -> Value:
+    """Tiles of tokens of each length, with the largest codes, scales and activations."""
+    w = weight(g.rng, NAMED[fmt], 21, 512)
+    for row, byte in enumerate((0x00, 0x7F, 0x80, 0x88, 0xFF)):
+        w.data[row * len(w.data) // 21 :][: w.format.block_bytes] = extreme_weight(
+            w.format, byte, 1, 256
+        ).data
+    x = values(g.rng, g.rows, 512)
+    x[::5], x[1::7] = 1e30, -1e30
+    return g.one("y", MatMul(), g.given(x), weights=[w])
+
+
 def matmul_side_by_side(g: Writer) -> Value:
     """q, k and v of other formats."""
     rows = {"Q4_K": 40, "Q5_K": 13, "Q6_K": 24, "F16": 11}
@@ -160,10 +172,10 @@ def experts(g: Writer, kinds: Sequence[str], n: int, k: int, shown: bool) -> Val
     return g.one("out", Combine(), shares, y)
 
 
-def expert_matmul(g: Writer, fmt: str) -> Value:
+def expert_matmul(g: Writer, fmt: str, columns: int = 512) -> Value:
     _, ids = routed(g, 5, 2)
-    x = g.given(values(g.rng, g.rows, 512))
-    return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, 512)])
+    x = g.given(values(g.rng, g.rows, columns))
+    return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, columns)])
 
 
 def expert_bias(g: Writer, normed: bool) -> Value:
@@ -174,6 +186,9 @@ def expert_bias(g: Writer, normed: bool) -> Value:
 
 
 MANY = "wgpu", "emulated"
+SUPERBLOCKS = "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"
+NUMBERS = tuple(n * (n + 1) // 2 for n in range(1, 33))
+NO_AMX = "wgpu", "emulated", "cuda", "cpu-portable", "cpu-avx2", "cpu-neon"
 DOT_PLAIN = "Q4_K", "Q6_K", "Q8_0"
 ONE_PLANE = ("Q4_K", "Q6_K", "Q5_1", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4", "IQ2_S", "NVFP4")
 
@@ -190,7 +205,10 @@ CASES = (
             ((1, 12),),
             planes,
             finite=True,
-            also=("dot-plain",) if name in DOT_PLAIN and planes == 2 else (),
+            also=(
+                *(("dot-plain",) if name in DOT_PLAIN and planes == 2 else ()),
+                *(("amx",) if name in SUPERBLOCKS else ()),
+            ),
             not_on=() if name in ONE_PLANE or planes == 2 else ("wgpu",),  # which compiles for long
         )
         for name in NAMED
@@ -204,6 +222,19 @@ CASES = (
     *(
         Case(matmul_in_tiles, {"fmt": name}, (41,), ((), (9, 25)), p)
         for name in ("Q4_K", "Q6_K")
+        for p in (1, 2)
+    ),
+    *(
+        Case(
+            matmul_of_each_number,
+            {"fmt": name},
+            (34 * 33 // 2,),
+            (NUMBERS,),
+            p,
+            also=("amx",),
+            not_on=NO_AMX,
+        )
+        for name in SUPERBLOCKS
         for p in (1, 2)
     ),
     Case(matmul_side_by_side, lengths=(5,), cuts=((),)),
@@ -236,6 +267,18 @@ CASES = (
     *(
         Case(expert_matmul, {"fmt": name}, (9,), ((),), finite=True)
         for name in ("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16")
+    ),
+    *(
+        Case(
+            expert_matmul,
+            {"fmt": name, "columns": 2304},
+            (90,),
+            ((),),
+            finite=True,
+            also=("amx",),
+            not_on=NO_AMX,
+        )
+        for name in ("Q4_K", "Q6_K")
     ),
     *(Case(expert_bias, {"normed": n}) for n in (False, True)),
 )

@@ -96,7 +96,8 @@ class Following:
     batch: Batch
     """A token below 0, of which a sequence has one at most, is that which the pass before gives for
     its row - 1 - token: the one that is drawn of it, or else the most likely."""
-    wanted: Wanted
+    routes: bool = False
+    """Whether the experts of its tokens will be wanted."""
 
 
 LOGITS = Wanted()

@@ -8,9 +8,41 @@ from numpy.typing import NDArray
 
 from isobit.arrays import F32, I32
 from isobit.backends.cpu.sampler import Columns, RowSampler
+from isobit.numerics.sampling import adjust
 
-Edits = Callable[[F32], tuple[I32, F32]]
-"""From a row of logits to ids, and what bias and penalties make of their logits."""
+ADJUSTED = np.dtype([("id", np.int32), ("bias", np.float32), ("seen", np.uint32)])
+"""An id whose logit changes. seen: how often it is in the output, with OCCURRED if it is in prompt
+or output."""
+OCCURRED = 1 << 31
+
+
+@dataclass(eq=False)
+class Adjusted:
+    """Bias and penalties of one sequence."""
+
+    ids: NDArray[np.void]
+    """ADJUSTED [N], each id once, in any order."""
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+
+    def edits(self, logits: F32) -> tuple[I32, F32]:
+        """Ids int32 [N], and what their logits become of float32 [V]."""
+        ids = np.ascontiguousarray(self.ids["id"])
+        return ids, adjust(
+            logits[ids],
+            bias=self.ids["bias"],
+            occurred=self.ids["seen"] >= OCCURRED,
+            generated=(self.ids["seen"] & np.uint32(OCCURRED - 1)).view(np.int32),
+            repetition=self.repetition,
+            presence=self.presence,
+            frequency=self.frequency,
+        )
+
+
+Fill = Callable[[NDArray[np.uint32]], None]
+"""Writes the ids that a grammar allows, uint32 [ceil(V / 32)]: bit i % 32 of word i // 32. It may
+take long; a device can work meanwhile."""
 
 
 @dataclass
@@ -23,25 +55,29 @@ class Draws:
     """Settings of each."""
     index: NDArray[np.uint64]
     """[D]: of each token in its sequence's output, from 1."""
-    edits: Sequence[tuple[int, Edits]] = ()
+    adjusted: Sequence[tuple[int, Adjusted]] = ()
     """By the draw's number, in order; few have them."""
-    allowed: NDArray[np.uint32] | None = None
-    """[D, ceil(V / 32)]: the ids that grammars allow, bit i % 32 of word i // 32; None: all."""
+    held: Sequence[tuple[int, Fill]] = ()
+    """To grammars, by the draw's number, in order; each is asked once."""
     logprobs: bool = False
     """Whether the tokens' log-probabilities are wanted: section 11, of the logits as they are."""
 
-    @property
-    def plain(self) -> bool:
-        """Whether they are drawn from the logits as they are."""
-        return not self.edits and self.allowed is None
-
     def choose(self, sampler: RowSampler, logits: F32) -> tuple[I32, F32 | None]:
-        """The tokens, or NOT_FINITE or NONE_ALLOWED, and their log-probabilities if wanted.
+        """The tokens, or NOT_FINITE or NONE_ALLOWED, and their log-probabilities if wanted, NaN
+        where there is no token.
 
         logits: float32 [D, V].
         """
-        edits = [(i, *edit(logits[i])) for i, edit in self.edits]
-        ids, _ = sampler.draw(logits, self.columns, self.index, edits, self.allowed)
+        edits = [(i, *adjusted.edits(logits[i])) for i, adjusted in self.adjusted]
+        allowed = None
+        if self.held:
+            shape = len(logits), -(-logits.shape[1] // 32)
+            allowed = np.full(shape, 0xFFFFFFFF, np.uint32)
+            for i, fill in self.held:
+                fill(allowed[i])
+        ids, _ = sampler.draw(logits, self.columns, self.index, edits, allowed)
         if not self.logprobs:
             return ids, None
-        return ids, sampler.measure(logits, np.maximum(ids, 0)[:, None])[1][:, 0]
+        logprobs = sampler.measure(logits, np.maximum(ids, 0)[:, None])[1][:, 0]
+        logprobs[ids < 0] = np.nan
+        return ids, logprobs

@@ -1,4 +1,4 @@
-"""The CPU backend: C++ kernels for portable, AVX2, AVX-512 VNNI and NEON machines."""
+"""The CPU backend: C++ kernels for portable, AVX2, AVX-512 VNNI, AMX and NEON machines."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.errors import BackendUnavailable
 
 try:
+    from isobit.backends.cpu import _cpu
     from isobit.backends.cpu._cpu import simd_levels
 except ImportError as error:
     raise BackendUnavailable(
@@ -15,7 +16,12 @@ except ImportError as error:
 if TYPE_CHECKING:
     from isobit.backends.cpu.backend import CpuBackend
 
-__all__ = ["CpuBackend", "simd_levels"]
+__all__ = ["CpuBackend", "shown_level", "simd_levels"]
+
+
+def shown_level(level: str) -> str:
+    """A level's name, and what stands in the way of a better one."""
+    return f"{level} (the system refuses AMX)" if _cpu.refused_unit() else level
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,9 @@ _Array = NDArray[np.generic]
 _Tap = Callable[[str, int | None, _Array], None]
 
 def simd_levels() -> list[str]: ...
+def refused_unit() -> bool:
+    """Whether this processor has a matrix unit that the system does not let this process use."""
+
 def formats() -> list[tuple[str, int, int, int]]:
     """Name, ggml type, values and bytes of a block of every quantised format."""
 
@@ -69,6 +72,10 @@ class Engine:
 
     def intact(self) -> bool:
         """… and whether they are as they were."""
+
+    def spent(self) -> list[tuple[float, float]]:
+        """For benchmarks: seconds that each phase of the program took since this was first asked,
+        and those that threads stood at barriers in it, all of them together."""
 
     def forward(
         self,

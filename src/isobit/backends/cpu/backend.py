@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from isobit import numerics
 from isobit.backends.base import F32, LOGITS, ROUTES, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.base.rope_rows import RopeRows
-from isobit.backends.cpu import _cpu
+from isobit.backends.cpu import _cpu, shown_level
 from isobit.backends.cpu.lowering import Lowering
 from isobit.backends.hardware import processor
 from isobit.config import EngineConfig
@@ -78,7 +78,7 @@ class CpuBackend(Backend):
     @property
     def device(self) -> str:
         """Processor, SIMD level and threads."""
-        return f"{processor()}, {self._simd}, {self._threads} threads"
+        return f"{processor()}, {shown_level(self._simd)}, {self._threads} threads"
 
     def compute_logits(self, batch: Batch, tap: Tap | None, stages: frozenset[str] | None) -> F32:
         """See :class:`isobit.backends.base.Backend`."""

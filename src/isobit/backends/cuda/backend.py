@@ -24,11 +24,12 @@ from isobit.backends.base import (
     Wanted,
     unwatched,
 )
+from isobit.backends.base.draws import Draws
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.base.row_results import RowRequest, RowResults
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.sampler import as_kernels_take
+from isobit.backends.cuda.sampler import NO_DRAWS, RowDraws
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Take
 from isobit.backends.cuda.steps.programs import CaptureSizes, Programs, headroom
@@ -164,7 +165,7 @@ class CudaBackend(Backend):
                 self._pass(batch, None, None, None, hidden)
                 return self._measured(None, wanted, hidden.rows)
         shown = tap is not None and key is not None and (stages is None or key[0] in stages)
-        if asked is None or shown or not _plain(wanted):
+        if asked is None or shown:
             logits = self._to_host(batch, hidden, tap, stages)
             return self._measured(logits, wanted, hidden.rows if hidden else None)
         found = RowResults.empty(len(batch.logit_rows), asked)
@@ -173,31 +174,30 @@ class CudaBackend(Backend):
         if hidden is not None:
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages, hidden)
             return replace(found.results(wanted), hidden=hidden.rows)
-        ask = self._ask(batch, wanted, asked, keys)
-        matched = ask and self._run_ahead.match(batch, asked, ask.draws, keys)
+        ask = None if wanted.given is not None else self._ask(batch, keys)
         if ask is None:
             self._pass(batch, self._measure(asked, wanted, found, every), tap, stages)
             return found.results(wanted)
         self._gpu.activate()
+        matched = self._run_ahead.match(batch, keys)
         if matched is None:
             self._extend_rope_tables(int(batch.positions.max()) + 1)
             matched = self._run_ahead.begin(ask)
-        if wanted.following is not None and (after := self._after(wanted.following)) is not None:
+        after = None if wanted.following is None else self._after(wanted.following)
+        if after is not None and after.runner is self._programs.passes and len(every):
+            after = None  # to queue it takes long, and these rows are waited for
+        if after is not None:
             self._extend_rope_tables(int(after.batch.positions.max()) + 1)
-            self._run_ahead.follow(matched, after)
-        words, theirs = self._run_ahead.take(matched)
+        words, theirs = self._run_ahead.finish(matched, asked, wanted.drawn, after)
         found.take(every, words, asked)
         for key, value in theirs.items():
             assert tap is not None
             tap(*key, value)
         return found.results(wanted)
 
-    def _ask(
-        self, batch: Batch, wanted: Wanted, asked: RowRequest, keys: frozenset[Key]
-    ) -> Ask | None:
+    def _ask(self, batch: Batch, keys: frozenset[Key]) -> Ask | None:
         """A pass whose tokens can be chosen on the device, with no stop on the way; else None."""
-        rows = len(batch.logit_rows)
-        if wanted.given is not None or rows > self._programs.sampler.rows:
+        if len(batch.logit_rows) > self._programs.sampler.rows:
             return None
         steps, passes = self._steps_for(batch), (self._programs.mixed, self._programs.passes)
         runner: Runner | None = None
@@ -205,19 +205,14 @@ class CudaBackend(Backend):
             runner = steps
         elif not keys:
             runner = next((p for p in passes if p is not None and p.takes(batch)), None)
-        if runner is None:
-            return None
-        draws = as_kernels_take(wanted.drawn, np.arange(rows))
-        return Ask(runner, batch, self._states(batch), asked, draws, keys)
+        return None if runner is None else Ask(runner, batch, self._states(batch), keys)
 
     def _after(self, following: Following) -> Ask | None:
         """A pass that can be begun before the one ahead of it has ended."""
-        wanted, batch = following.wanted, following.batch
-        asked = RowRequest.of(wanted, self._logits.shape.width)
-        if asked is None or wanted.hidden or not _plain(wanted) or self.limits.states:
+        if self.limits.states:
             return None
-        stages = frozenset({CHOSEN}) if wanted.routes else frozenset[str]()
-        return self._ask(batch, wanted, asked, self._programs.asked(stages))
+        stages = frozenset({CHOSEN}) if following.routes else frozenset[str]()
+        return self._ask(following.batch, self._programs.asked(stages))
 
     def queues(self, batch: Batch) -> bool:
         """Whether all that a batch asks of the device is queued at once."""
@@ -234,7 +229,7 @@ class CudaBackend(Backend):
 
     def draws(self, wanted: Wanted) -> bool:
         """See :class:`isobit.backends.base.Backend`."""
-        return _plain(wanted) and RowRequest.of(wanted, self._logits.shape.width) is not None
+        return RowRequest.of(wanted, self._logits.shape.width) is not None
 
     def _measure(
         self, asked: RowRequest, wanted: Wanted, found: RowResults, which: NDArray[np.intp]
@@ -246,9 +241,7 @@ class CudaBackend(Backend):
             mine = which[rows]
             if wanted.given is not None:
                 sampler.give(np.ascontiguousarray(wanted.given[mine]))
-            if asked.drawn:
-                sampler.draw(as_kernels_take(wanted.drawn, mine))
-            sampler.queue(address, len(mine), asked)
+            sampler.queue(address, len(mine), asked, _of_rows(wanted.drawn, mine))
             words = np.empty((len(mine), asked.words), np.int32)
             self._gpu.download(sampler.found, words)
             found.take(mine, words, asked)
@@ -287,7 +280,8 @@ class CudaBackend(Backend):
                 self._show(batch, mixed.traced(batch, states, take, keys), keys, tap)
             else:
                 mixed.put(batch, states)
-                mixed.queue(batch, take)
+                mixed.queue(batch)
+                mixed.give(batch, take)
         else:  # a prompt, or what steps do not show
             marks = self._programs.passes.run(batch, states, take, stops=bool(keys))
             self._show(batch, marks, keys, tap)
@@ -358,9 +352,12 @@ def one_each(batch: Batch) -> bool:
     return len(batch.tokens) == 1 or len(np.unique(batch.sequence)) == len(batch.tokens)
 
 
-def _plain(wanted: Wanted) -> bool:
-    """Whether tokens that are drawn, if any are, can be drawn on the device."""
-    return wanted.drawn is None or wanted.drawn.plain
+def _of_rows(draws: Draws | None, rows: NDArray[np.intp]) -> RowDraws:
+    """Those draws that are of some of a pass's rows, which are ascending."""
+    if draws is None:
+        return NO_DRAWS
+    at = np.searchsorted(rows, draws.rows)
+    return RowDraws.of(draws, np.where(np.isin(draws.rows, rows), at, -1))
 
 
 class _ToHost:

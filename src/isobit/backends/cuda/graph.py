@@ -1,6 +1,6 @@
 """The graph of a model as launches, and where its stages can be read."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -63,6 +63,7 @@ class Program:
         for of, inboxes in g.exchanges.items():
             (self._head if of == LOGIT_ROWS else self._body).insert(0, numbering(g, inboxes))
             self._hidden_made += of == LOGIT_ROWS
+        self._lasting: dict[frozenset[Key], Sequence[TracePoint]] = {}  # asked for with each step
 
     def _lower(self, op: Op) -> None:
         """Lower one operation by itself."""
@@ -85,10 +86,12 @@ class Program:
         marks = (made for made in (*self._body, *self._head) if isinstance(made, TracePoint))
         return {mark.value.key: mark for mark in marks if mark.value.key is not None}
 
-    def lasting(self, keys: Set[Key]) -> Sequence[TracePoint]:
+    def lasting(self, keys: frozenset[Key]) -> Sequence[TracePoint]:
         """These stages in graph order, if all of them can be read at the end of a pass."""
-        found = [mark for key, mark in self.marks.items() if key in keys]
-        return found if all(mark.lasting for mark in found) else ()
+        if (found := self._lasting.get(keys)) is None:
+            marks = [mark for key, mark in self.marks.items() if key in keys]
+            found = self._lasting[keys] = marks if all(mark.lasting for mark in marks) else ()
+        return found
 
     def body(self, p: Pass) -> Iterator[TracePoint]:
         """Queue everything up to the logits; stops at each stage that can be read."""

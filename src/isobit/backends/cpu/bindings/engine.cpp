@@ -188,6 +188,14 @@ public:
     bool intact() { return engine_->intact(); }
     int lanes() { return engine_->lanes(); }
 
+    std::vector<std::tuple<double, double>> spent() {
+        std::vector<std::tuple<double, double>> all;
+        for (const Engine::Spent& s : engine_->spent())
+            all.emplace_back(std::chrono::duration<double>(s.took).count(),
+                             std::chrono::duration<double>(s.stood).count());
+        return all;
+    }
+
 private:
     static Ref ref(nb::handle h) {
         const auto [slot, width, offset, step, gather] =
@@ -296,6 +304,7 @@ void bind_engine(nb::module_& m) {
         .def("fence", &PyEngine::fence)
         .def("intact", &PyEngine::intact)
         .def("lanes", &PyEngine::lanes)
+        .def("spent", &PyEngine::spent)
         .def("copy_state", &PyEngine::copy_state, nb::arg("source"), nb::arg("target"))
         .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("positions"),
              nb::arg("sequence"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("states").none(),

@@ -17,6 +17,7 @@ NB_MODULE(_cpu, m) {
         for (int i = 0; const Kernels* k = usable_kernels(i); ++i) names.push_back(k->name);
         return names;
     });
+    m.def("refused_unit", &refused_unit);
     m.def("formats", [] {
         std::vector<std::tuple<std::string, int, int, int>> all;
         for (const FormatInfo* f = usable_kernels(0)->formats; f->name; ++f)

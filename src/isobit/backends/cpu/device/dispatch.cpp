@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #if defined(__linux__) && defined(__aarch64__)
@@ -18,7 +22,7 @@
 namespace isobit {
 
 #if defined(__x86_64__)
-namespace avx512vnni { extern const Kernels kernels, streaming; }
+namespace avx512vnni { extern const Kernels kernels, streaming, amx, emulated_amx; }
 namespace avx2 { extern const Kernels kernels, streaming; }
 #elif defined(__aarch64__)
 namespace neon { extern const Kernels kernels; }
@@ -38,6 +42,25 @@ bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
+}
+
+// Whether the processor has a matrix unit, and whether the system lets this process use its registers:
+// it must allow them, once and for all threads.
+enum class Unit { none, refused, usable };
+Unit unit() {
+#if defined(__linux__)
+    static const Unit found = [] {
+        constexpr unsigned tile = 1 << 24, int8 = 1 << 25;
+        constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        unsigned a, b, c, d;
+        if (!has_avx512vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & tile && d & int8))
+            return Unit::none;
+        return syscall(SYS_arch_prctl, request, tile_data) == 0 ? Unit::usable : Unit::refused;
+    }();
+    return found;
+#else
+    return Unit::none;
+#endif
 }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
@@ -69,6 +92,7 @@ bool has_i8mm() { return false; }
 
 const Candidate candidates[] = {
 #if defined(__x86_64__)
+    {&avx512vnni::amx, [] { return unit() == Unit::usable; }},
     {&avx512vnni::streaming, [] { return has_avx512vnni() && streams(); }},
     {&avx512vnni::kernels, [] { return has_avx512vnni() && !streams(); }},
     {&avx2::streaming, [] { return has_avx2() && streams(); }},
@@ -88,10 +112,22 @@ const Kernels* usable_kernels(int i) {
     return nullptr;
 }
 
+bool refused_unit() {
+#if defined(__x86_64__)
+    return unit() == Unit::refused;
+#else
+    return false;
+#endif
+}
+
 const Kernels* find_kernels(const char* name) {
     const Kernels* k;
     for (int i = 0; (k = usable_kernels(i)); ++i)
         if (!name || strcmp(name, k->name) == 0) return k;
+#if defined(__x86_64__)
+    k = &avx512vnni::emulated_amx;  // for tests
+    if (has_avx512vnni() && strcmp(name, k->name) == 0) return k;
+#endif
     return nullptr;
 }
 

@@ -107,6 +107,12 @@ bool Engine::intact() {
     return all;
 }
 
+std::vector<Engine::Spent> Engine::spent() {
+    spent_.resize(program_.phases.size());
+    team_.watch();
+    return spent_;
+}
+
 void Engine::prepare(const Batch& batch) {
     each_slot(std::max(batch.n_tokens, batch.n_logit_rows), [&](auto& v, size_t n) {
         if (v.size() >= n + fence_) return;
@@ -160,7 +166,16 @@ bool Engine::forward(const Batch& batch, const Rows& rows, Tap* tap,
     };
     auto run = [&](const Phase& phase, Pass& pass, int thread) {
         if (phase.traced && std::none_of(phase.shows.begin(), phase.shows.end(), wanted)) return;
-        phase.run(phase, pass, thread);
+        if (spent_.empty() || thread != 0) {
+            phase.run(phase, pass, thread);
+        } else {
+            const auto start = std::chrono::steady_clock::now();
+            const TeamSize::Duration stood = team_.stood();
+            phase.run(phase, pass, thread);
+            Spent& spent = spent_[&phase - program_.phases.data()];
+            spent.took += std::chrono::steady_clock::now() - start;
+            spent.stood += team_.stood() - stood;
+        }
         if (std::any_of(phase.shows.begin(), phase.shows.end(), wanted)) {
             if (thread == 0) show(phase, pass);
             team_.barrier();

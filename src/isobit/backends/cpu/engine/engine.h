@@ -102,6 +102,13 @@ public:
     bool intact();
     int lanes() const { return (int)lanes_.size(); }  // that were used
 
+    // For benchmarks: how long each phase took since this was first asked, and how long threads stood
+    // at barriers in it, all of them together.
+    struct Spent {
+        TeamSize::Duration took{0}, stood{0};
+    };
+    std::vector<Spent> spent();
+
 private:
     friend class Pass;
 
@@ -122,6 +129,7 @@ private:
     Team team_;
     std::vector<Slot> slots_;
     size_t fence_ = 0;  // elements
+    std::vector<Spent> spent_;  // of each phase, or empty
     std::vector<std::vector<float>> scratch_;  // of each thread
     SortedPairs experts_, dense_;
     std::shared_ptr<LazyMemory> states_;

@@ -6,6 +6,7 @@
 // the processor's caches, lanes read them again for little.
 
 #include <algorithm>
+#include <numeric>
 
 #include "engine.h"
 
@@ -13,7 +14,8 @@ namespace isobit {
 
 namespace {
 
-constexpr int STEP_POSITIONS = 500;  // a token costs about as much as attending to so many
+// What a token, and a row of logits, cost about: as much as attending to so many positions.
+constexpr int TOKEN_COST = 320, ROW_COST = 180;
 
 // Some tokens of a batch, with their rows.
 struct Part {
@@ -49,22 +51,37 @@ struct Part {
     Rows rows;
 };
 
-// Where a batch is cut into so many parts that take about as long; empty if a sequence is too long.
+// Where a batch is cut into so many parts that take about as long: at the ends of those sequences
+// that are nearest to it. Empty if a sequence is too long.
 std::vector<int> cuts(const Batch& b, int parts) {
-    auto cost = [&](int t) { return STEP_POSITIONS + b.positions[t]; };
-    long total = 0, done = 0, begun = 0;
-    for (int t = 0; t < b.n_tokens; ++t) total += cost(t);
-    std::vector<int> ends;
+    std::vector<long> cost(b.n_tokens);
+    for (int t = 0; t < b.n_tokens; ++t) cost[t] = TOKEN_COST + b.positions[t];
+    for (int r = 0; r < b.n_logit_rows; ++r) cost[b.logit_rows[r]] += ROW_COST;
+    const long total = std::accumulate(cost.begin(), cost.end(), 0L);
+    std::vector<int> ends{0};
+    long begun = 0, before = 0, done = 0, longest = 0;
+    int end = 0;  // of the sequence before
+    auto cut = [&](int at, long spent) {
+        ends.push_back(at);
+        longest = std::max(longest, spent - begun);
+        begun = spent;
+    };
     for (int t = 0; t < b.n_tokens; ++t) {
-        done += cost(t);
+        done += cost[t];
         const bool last = t + 1 == b.n_tokens;
-        if (!last && (b.sequence[t + 1] == b.sequence[t] || done * parts < total * (long)(ends.size() + 1)))
-            continue;
-        if ((done - begun) * 4 * parts > total * 5) return {};
-        ends.push_back(t + 1);
-        begun = done;
+        if (!last && b.sequence[t + 1] == b.sequence[t]) continue;
+        const long share = total * (long)ends.size() / parts;
+        if ((int)ends.size() < parts && done >= share) {
+            const bool first = end == ends.back();
+            if (!last && (first || done - share <= share - before)) cut(t + 1, done);
+            else if (!first) cut(end, before);
+        }
+        before = done;
+        end = t + 1;
     }
-    return ends;
+    cut(b.n_tokens, total);
+    if (longest * 4 * parts > total * 5) return {};
+    return {ends.begin() + 1, ends.end()};
 }
 
 }  // namespace

@@ -192,6 +192,14 @@ void Team::work(int thread) {
 }
 
 void Team::wait(unsigned epoch) {
+    if (!watched_) return wait_unwatched(epoch);
+    const auto start = std::chrono::steady_clock::now();
+    wait_unwatched(epoch);
+    const TeamSize::Duration took = std::chrono::steady_clock::now() - start;
+    stood_.fetch_add(took.count(), std::memory_order_relaxed);
+}
+
+void Team::wait_unwatched(unsigned epoch) {
     if (!spin_while(epoch_, epoch, SPINS_IN_PASS)) sleep_while(epoch_, epoch);
 }
 

@@ -69,6 +69,10 @@ public:
     int size() const { return size_; }
     int members() const { return members_; }  // of them those that run now
 
+    // How long threads have stood at barriers, all of them together, since watch().
+    void watch() { watched_ = true; }
+    TeamSize::Duration stood() const { return TeamSize::Duration(stood_.load()); }
+
     // Runs body(thread) on every thread, 0 being the caller's; returns when all are done. Twice the
     // work, in tokens or rows, takes about twice as long.
     void run(int work, const std::function<void(int)>& body);
@@ -111,6 +115,7 @@ private:
     void work(int thread);
     void end();
     void wait(unsigned epoch);
+    void wait_unwatched(unsigned epoch);
     void release(unsigned epoch);
     template <class T>
     bool spin_while(std::atomic<T>& value, T old, int spins);
@@ -123,6 +128,8 @@ private:
     std::vector<TeamSize> sizes_;  // by how much work there is
     std::atomic<TeamSize::Duration::rep> busy_{0};  // processor time of this run
     int spins_;
+    bool watched_ = false;
+    std::atomic<TeamSize::Duration::rep> stood_{0};
     alignas(64) std::atomic<int> next_{0};     // the next index of parallel_for()
     alignas(64) std::atomic<int> arrived_{0};  // threads at the barrier
     alignas(64) std::atomic<unsigned> epoch_{0};  // barriers passed

@@ -38,23 +38,31 @@ struct AsF16 {
 };
 
 template <class Format>
+FN float dot_float(const uint8_t* w, const float* x, int columns, bool prefetches) {
+    Lanes256 lanes;
+    int k = 0;
+    for (; k + 256 <= columns; k += 256) {
+        const uint8_t* block = w + (size_t)k * Format::bytes;
+        if (prefetches)
+            for (int i = 0; i < 256 * Format::bytes; i += 64)
+                __builtin_prefetch(block + PREFETCH_AHEAD + i);
+        for (int i = 0; i < 256; ++i) lanes.v[i] += Format::value(block + i * Format::bytes) * x[k + i];
+    }
+    for (int i = 0; k + i < columns; ++i)
+        lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
+    return lanes.sum();
+}
+
+// A few rows stay in the first cache while tokens go by.
+template <class Format>
 static void matmul_float(const void*, const Product& m, int begin, int end) {
-    for (int row = begin; row < end; ++row) {
-        const uint8_t* w = m.w + (size_t)row * m.row_bytes;
+    for (int first = begin; first < end; first += FLOAT_ROWS) {
+        const int last = first + FLOAT_ROWS < end ? first + FLOAT_ROWS : end;
         for (int t = 0; t < m.tokens; ++t) {
             const float* x = m.x + (size_t)(m.x_rows ? m.x_rows[t] : t) * m.columns;
-            Lanes256 lanes;
-            int k = 0;
-            for (; k + 256 <= m.columns; k += 256) {
-                const uint8_t* block = w + (size_t)k * Format::bytes;
-                for (int i = 0; i < 256 * Format::bytes; i += 64)
-                    __builtin_prefetch(block + PREFETCH_AHEAD + i);
-                for (int i = 0; i < 256; ++i)
-                    lanes.v[i] += Format::value(block + i * Format::bytes) * x[k + i];
-            }
-            for (int i = 0; k + i < m.columns; ++i)
-                lanes.v[i] += Format::value(w + (size_t)(k + i) * Format::bytes) * x[k + i];
-            m.y[(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row] = lanes.sum();
+            float* y = m.y + (m.y_rows ? m.y_rows[t] : t) * m.y_stride;
+            for (int row = first; row < last; ++row)
+                y[row] = dot_float<Format>(m.w + (size_t)row * m.row_bytes, x, m.columns, t == 0);
         }
     }
 }

@@ -18,6 +18,8 @@ constexpr int KV_PAGE = 64;             // keys of an attention tile, positions 
 constexpr int MAX_HEAD_DIM = 512;
 constexpr int DELTA_COLUMNS = 16;    // of a state that delta() brings forward
 constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows
+constexpr int FLOAT_ROWS = 4;        // of float weights, which need no tiles
+constexpr int TOKEN_BLOCK = 64;      // of a product, which share a superblock as it is unpacked
 
 // One block of 256 activations in fixed point, padded with zeros. Plane 0 holds the high bytes and
 // plane 1 the low ones; with one plane, plane 0 holds the integers themselves.
@@ -110,7 +112,11 @@ FN auto run_of(const Kernels& kernels) {
 // The levels that this build has and this machine can run, best first; null past the last.
 const Kernels* usable_kernels(int i);
 
-// One of them by name; the best if the name is null; null if there is none of that name.
+// Whether this processor has a matrix unit that the system does not let this process use.
+bool refused_unit();
+
+// One of them by name; the best if the name is null; null if there is none of that name. Tests ask for
+// emulated_amx as well.
 const Kernels* find_kernels(const char* name);
 
 }  // namespace isobit

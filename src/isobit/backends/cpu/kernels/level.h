@@ -21,6 +21,9 @@ constexpr bool WORDS = true;  // codes of eight bits in blocks of 32 values are 
 constexpr bool WORDS = false;
 FN I dot_words(I sum, U, const int16_t*) { return sum; }
 #endif
+#ifndef ISOBIT_ADD_PAIRS  // sum + madd(a, b) in one
+FN I add_pairs(I sum, U a, U b) { return sum + madd(a, b); }
+#endif
 FN F to_float(I v) { return __builtin_convertvector(v, F); }
 }
 }

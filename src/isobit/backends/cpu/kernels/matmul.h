@@ -5,7 +5,7 @@
 
 namespace isobit::ISOBIT_SIMD {
 
-constexpr int TOKEN_BLOCK = 64;
+typedef void (*Multiply)(Tile&, int zero, const Activations* const*, int n, F* y);
 
 // What a format's products are made of; `stream`: its weights are fetched as data that is used once.
 struct Quantised {
@@ -16,7 +16,7 @@ struct Quantised {
     int part;  // values with one d
     // A superblock, or a row's short last one followed by zeros.
     void (*unpack)(const Quantised&, Rows, const uint8_t* ahead, bool stream, Tile&);
-    void (*multiply[2])(Tile&, int zero, const Activations* const*, int n, F* y);
+    Multiply multiply[2];
     // Columns of a tile of rows with one token; null if there is no more to win than by the others.
     void (*fused[2])(const Product&, bool stream, int row, int end, int t);
 };
@@ -27,8 +27,12 @@ FN void tile_rows(const Product& m, int row, int end, const uint8_t** rows) {
         rows[r] = m.w + (size_t)(row + r < end ? row + r : end - 1) * m.row_bytes;
 }
 
+FN float* tile_of(const Product& m, int row, int t) {
+    return m.y + (size_t)(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row;
+}
+
 FN void store_tile(const Product& m, int row, int end, int t, const F& y) {
-    float* out = m.y + (size_t)(m.y_rows ? m.y_rows[t] : t) * m.y_stride + row;
+    float* out = tile_of(m, row, t);
     if (end - row >= LANES)
         memcpy(out, &y, sizeof y);
     else
@@ -63,7 +67,7 @@ struct Padded {
     }
 };
 
-APART void several(const Quantised& f, const Product& m, int planes, bool stream, int row, int end,
+APART void several(const Quantised& f, const Product& m, Multiply multiply, bool stream, int row, int end,
                    int t0, int n) {
     const int size = SUPERBLOCK / f.info.block * f.info.bytes;
     const uint8_t* rows[LANES];
@@ -76,24 +80,34 @@ APART void several(const Quantised& f, const Product& m, int planes, bool stream
     for (int s = 0; s < blocks_of(m.columns); ++s) {
         if ((s + 1) * SUPERBLOCK > m.columns) last.fill(rows, (int)m.row_bytes - s * size, size);
         f.unpack(f, rows, ahead_of(m, row, end, s, (size_t)LANES * size), stream, tile);
-        f.multiply[planes - 1](tile, f.zero, x, n, y);
+        multiply(tile, f.zero, x, n, y);
         for (int r = 0; r < LANES; ++r) rows[r] += size;
         for (int i = 0; i < n; ++i) ++x[i];
     }
     for (int i = 0; i < n; ++i) store_tile(m, row, end, t0 + i, y[i]);
 }
 
+// f(t, n) for so many tokens from t on.
+template <class F>
+FN void each_token_block(const Product& m, F&& f) {
+    for (int t = 0; t < m.tokens; t += TOKEN_BLOCK)
+        f(t, m.tokens - t < TOKEN_BLOCK ? m.tokens - t : TOKEN_BLOCK);
+}
+
+template <int P>
+FN void token_block(const Quantised& f, const Product& m, bool stream, int begin, int end, int t, int n) {
+    for (int row = begin; row < end; row += LANES)
+        if (n == 1 && f.fused[P - 1])
+            f.fused[P - 1](m, stream, row, end, t);
+        else
+            several(f, m, f.multiply[P - 1], stream, row, end, t, n);
+}
+
 template <int P, bool stream>
 void matmul_quantised(const void* format, const Product& m, int begin, int end) {
-    const Quantised& f = *(const Quantised*)format;
-    for (int t = 0; t < m.tokens; t += TOKEN_BLOCK) {
-        int n = m.tokens - t < TOKEN_BLOCK ? m.tokens - t : TOKEN_BLOCK;
-        for (int row = begin; row < end; row += LANES)
-            if (n == 1 && f.fused[P - 1])
-                f.fused[P - 1](m, stream, row, end, t);
-            else
-                several(f, m, P, stream, row, end, t, n);
-    }
+    each_token_block(m, [&](int t, int n) __attribute__((always_inline)) {
+        token_block<P>(*(const Quantised*)format, m, stream, begin, end, t, n);
+    });
 }
 
 // One token.
@@ -224,7 +238,7 @@ static constexpr Quantised quantised_formats[] = {
 #undef ISOBIT_FORMAT
 };
 
-FN const Quantised* quantised_format(int ggml_type) {
+FN constexpr const Quantised* quantised_format(int ggml_type) {
     for (const Quantised& f : quantised_formats)
         if (f.info.type == ggml_type) return &f;
     return nullptr;

@@ -6,6 +6,7 @@
 #define ISOBIT_SIMD avx512vnni
 #define ISOBIT_STREAMS  // has a second way to fetch weights: dispatch.cpp
 #define ISOBIT_SIMD_NAME "avx512vnni"
+#define ISOBIT_AMX  // has products by a matrix unit: matmul_amx.h
 
 namespace isobit::ISOBIT_SIMD {
 
@@ -56,6 +57,8 @@ FN U look_up(U table, U codes) { return (U)_mm512_shuffle_epi8((__m512i)table, (
 FN F half_to_float(U v) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)v)); }
 
 FN I madd(U a, U b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#define ISOBIT_ADD_PAIRS
+FN I add_pairs(I sum, U a, U b) { return (I)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
 
 typedef U Part;
 constexpr int max_unspilled_sums(int) { return 1 << 16; }
@@ -78,8 +81,7 @@ FN U spread_scales(const int16_t* scales, int c) {
 }
 // sum + scale * codes * x, for codes up to 127.
 FN I scaled_dot(I sum, U codes, U x, U scale) {
-    return (I)_mm512_dpwssd_epi32((__m512i)sum, _mm512_maddubs_epi16((__m512i)codes, (__m512i)x),
-                                  (__m512i)scale);
+    return add_pairs(sum, (U)_mm512_maddubs_epi16((__m512i)codes, (__m512i)x), scale);
 }
 // Products of 16 pairs, added up in some lanes.
 FN I dot_sixteen(const int16_t* a, const int16_t* b) {

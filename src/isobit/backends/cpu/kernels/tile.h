@@ -39,7 +39,7 @@ FN I dot_sums(const U* bytes, const Activations& x, int plane) {
         const int b = i % 2 * 2;
         U pair = is_signed ? signed_byte_pairs(bytes[i / 2], b, b + 1)
                            : byte_pairs(bytes[i / 2], b, b + 1);
-        sum += madd(pair, broadcast(sums + 2 * i));
+        sum = add_pairs(sum, pair, broadcast(sums + 2 * i));
     }
     return sum;
 }
@@ -76,12 +76,9 @@ struct Shape {
 template <class Format>
 using ShapeOf = Shape<Format::block, Format::group, part_steps<Format>(), wide<Format>, Format::mins>;
 
-// y += d_x * (d * T - dmin * M), of one superblock's sums over scaled codes.
+// y += d_x * (d * T - dmin * M), of one superblock's sums over scaled values.
 template <class S, int P>
-FN void add_superblock(const Scales& w, int zero, I* sums, const Activations& x, F& y) {
-    if constexpr (!S::mins)
-#pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) sums[p] -= S::zero(zero) * dot_sums<S::group, true>(w.scales, x, p);
+FN void add_sums(const Scales& w, const I* sums, const Activations& x, F& y) {
     F u = w.d * combine_planes<P>(sums);
     if constexpr (S::mins) {
         I m = dot_sums<S::group, false>(w.mins, x, 0);
@@ -89,6 +86,15 @@ FN void add_superblock(const Scales& w, int zero, I* sums, const Activations& x,
         u = u - w.dmin * to_float(m);
     }
     y = y + x.d * u;
+}
+
+// The same of sums over scaled codes.
+template <class S, int P>
+FN void add_superblock(const Scales& w, int zero, I* sums, const Activations& x, F& y) {
+    if constexpr (!S::mins)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) sums[p] -= S::zero(zero) * dot_sums<S::group, true>(w.scales, x, p);
+    add_sums<S, P>(w, sums, x, y);
 }
 
 // What will be read later, a line of memory with each vector of codes. A core drops a prefetch when

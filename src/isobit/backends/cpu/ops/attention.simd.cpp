@@ -37,8 +37,8 @@ FN void dot_planes(const int16_t* pairs, int stride, const int16_t* const* q, in
         H lo = v - (hi << 8);
         for (int n = 0; n < N; ++n) {
             U x = broadcast(q[n] + 2 * i);
-            high[n] += madd((U)hi, x);
-            low[n] += madd((U)lo, x);
+            high[n] = add_pairs(high[n], (U)hi, x);
+            low[n] = add_pairs(low[n], (U)lo, x);
         }
     }
     for (int n = 0; n < N; ++n)

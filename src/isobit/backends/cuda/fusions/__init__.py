@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from isobit.backends.cuda.fusions import (
     decode_head,
     decode_layer,
+    delta_net,
     gate_up,
     head_vectors,
     norm,
@@ -24,10 +25,11 @@ Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]
 _STEPS: tuple[Claim, ...] = (
     step_attention.claim,
     head_vectors.claim,
+    delta_net.claim,
     norm.claim,
     gate_up.claim,
 )
-_ANY: tuple[Claim, ...] = (head_vectors.claim, norm.claim, gate_up.claim)
+_ANY: tuple[Claim, ...] = (head_vectors.claim, delta_net.claim, norm.claim, gate_up.claim)
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     PASS: _ANY,
     MIXED: (step_attention.claim, *_ANY),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.fusions.decode_memory import (
     WARPS,
@@ -14,10 +15,11 @@ from isobit.backends.cuda.fusions.decode_memory import (
     streaming,
     tiles_of_block,
 )
+from isobit.backends.cuda.fusions.delta_net import DeltaNet
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
 from isobit.backends.cuda.fusions.step_attention import TileResults, attend
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.workspace import NOT_EXCHANGED, Exchange, Pass
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
 from isobit.model.graph import Op, Value
 
 MERGE_SHARED = 4 * (512 * 38 + 16)
@@ -31,7 +33,7 @@ _BUFFER = 1024  # floats of a block's sum, in bytes
 class Layer:
     """What the operations of a layer say."""
 
-    h: HeadVectors
+    mixer: HeadVectors | DeltaNet
     hidden: int
     ffn: int
     experts: int
@@ -43,7 +45,8 @@ class Layer:
     norms: tuple[Callable[[], int], Callable[[], int]]
     """Of attention and of the feed-forward."""
     matrices: Mapping[str, DeviceWeight]
-    """q, k, v, out, router (with experts), gate, up, down."""
+    """q, k, v, out, router (with experts), gate, up, down; of a shared expert s_gate, s_up, s_down,
+    and s_share, its gate. Of a delta net q is the convolution's, v what is left as it is."""
     rows: int
     gathers: Mapping[str, Op]
     """Of a split model: those of y, out, swiglu and ffn."""
@@ -51,7 +54,32 @@ class Layer:
     @property
     def attended(self) -> int:
         """Columns that attention's output product reads."""
-        return self._whole("y", self.h.heads * self.h.head_dim)
+        return self._whole("y", self.mixer.heads * self.mixer.head_dim)
+
+    @property
+    def shared(self) -> int:
+        """Experts that every token goes to, beside those that are chosen."""
+        return int("s_gate" in self.matrices)
+
+    @property
+    def slots(self) -> int:
+        """Experts of a token."""
+        return self.used + self.shared
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of Qwen3's form."""
+        plain = isinstance(self.mixer, HeadVectors) and not self.mixer.gated
+        return plain and not self.shared
+
+    @property
+    def projected(self) -> tuple[int, int, int]:
+        """Rows of q, k and v."""
+        h = self.mixer
+        if isinstance(h, DeltaNet):
+            return h.channels, 0, h.rest
+        kv = h.kv_heads * h.head_dim
+        return (1 + h.gated) * h.heads * h.head_dim, kv, kv
 
     @property
     def activated(self) -> int:
@@ -72,7 +100,40 @@ class Layer:
         shapes = {"HIDDEN": self.hidden, "FFN": self.ffn, "EXPERTS": self.experts}
         rows = {"ROWS": self.rows} if self.rows > 1 else {}
         made = {"MADE": self.made} if self.gathers else {}
-        return step_attention.defines(self.h) | shapes | {"USED": self.used} | rows | made
+        found: dict[str, str | int] = {"HEADS": self.mixer.heads, "KV_HEADS": self.mixer.kv_heads}
+        found |= {"HEAD_DIM": self.mixer.head_dim} | shapes | {"USED": self.used} | rows | made
+        return found | ({"SHARED": 1} if self.shared else {})
+
+    @property
+    def projecting(self) -> dict[str, str | int]:
+        """The definitions that decode_qkv.cu asks for besides."""
+        if self.plain:
+            return {}
+        q, k, v = self.projected
+        found: dict[str, str | int] = {"Q_ROWS": q, "K_ROWS": k, "V_ROWS": v}
+        return found | ({"TAPS": self.mixer.taps} if isinstance(self.mixer, DeltaNet) else {})
+
+    @property
+    def kind(self) -> dict[str, str | int]:
+        """The definition of the router's format."""
+        router = self.matrices.get("router")
+        return {"ROUTER_KIND": f"KIND_{router.layout.format.name if router else 'F32'}"}
+
+    @property
+    def gating(self) -> dict[str, str | int]:
+        """The definitions that decode_attn_out.cu asks for besides."""
+        if isinstance(self.mixer, DeltaNet):
+            return {"NORMED": 1}
+        return {"GATED": 1} if self.mixer.gated else {}
+
+    @property
+    def logits(self) -> int:
+        """Of the router, and of a shared expert's gate."""
+        return self.experts + self.shared
+
+    def two(self, gpu: Gpu) -> bool:
+        """Whether a block of the router makes two of them."""
+        return self.rows == 1 and self.logits > gpu.multiprocessors
 
     @property
     def kernels(self) -> tuple[str, str]:
@@ -83,16 +144,19 @@ class Layer:
 
 def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     """How each kernel is compiled and launched; None if one needs more than there is."""
-    gpu, h, m, k, rows = g.gpu, layer.h, layer.matrices, layer.used, layer.rows
-    hidden, ffn = supers(layer.hidden), supers(layer.activated)
-    heads, kv, attended = h.heads * h.head_dim, h.kv_heads * h.head_dim, supers(layer.attended)
+    gpu, m, k, rows = g.gpu, layer.matrices, layer.slots, layer.rows
+    hidden, ffn, attended = supers(layer.hidden), supers(layer.activated), supers(layer.attended)
+    q_rows, k_rows, v_rows = layer.projected
     acts, buffer = rows * hidden * ACT_BYTES, rows * _BUFFER
     whole = 4 * rows * layer.hidden if layer.gathers else 0  # WholeRows of decode.cuh
-    router = m["router"].layout.format.name if "router" in m else "F32"
-    kind: dict[str, str | int] = {"ROUTER_KIND": f"KIND_{router}"}
+    kind = layer.kind
     # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
     # two: decode_gate_up's block, which has room beside one, would have to wait for both.
-    routing = Streaming(max(2 * buffer + whole, gpu.shared_most * 2 // 5), kind)
+    routing = Streaming(max(3 * buffer + whole, gpu.shared_most * 2 // 5), kind)
+    if layer.two(gpu):
+        routing = routing.also({"TWO": 1})
+    if layer.shared:
+        routing = routing.also({"SHARED_KIND": f"KIND_{m['s_share'].layout.format.name}"})
 
     def plan(fixed: int, *parts: Part) -> Streaming:
         return streaming(gpu, fixed, *parts)
@@ -102,8 +166,10 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
         return Part(m[role], tiles, prefix, rows * tiles)
 
     qkv = plan(
-        acts + buffer + whole, part("q", heads + kv, hidden, "QK_"), part("v", kv, hidden, "V_")
-    )
+        acts + buffer + whole,
+        part("q", q_rows + k_rows, hidden, "QK_"),
+        part("v", v_rows, hidden, "V_"),
+    ).also(layer.projecting)
     out = plan(rows * (attended * ACT_BYTES + 4 * WARPS), part("out", layer.made, attended))
     # With few tiles, when some multiprocessors have their registers taken by attention: more
     # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
@@ -133,8 +199,10 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     downs = tiles_of_block(gpu, layer.made, each * ffn)
     found = {
         "decode_qkv": qkv,
-        "decode_attn_out": out.also(kind),
-        "decode_attn_out alone": out.also(kind).with_at_least(half if half <= shared_left else 0),
+        "decode_attn_out": out.also(kind).also(layer.gating),
+        "decode_attn_out alone": out.also(kind)
+        .also(layer.gating)
+        .with_at_least(half if half <= shared_left else 0),
         "decode_router": routing,
         gate_up: plan(acts + choosing, Part(m["gate"], row_blocks, products=of_gate_up)).also(kind),
         down: plan(
@@ -151,21 +219,27 @@ class Launches:
     def __init__(
         self, g: Lowering, layer: Layer, plan: Mapping[str, Streaming], v: Mapping[str, Value]
     ) -> None:
-        h, n, rows = layer.h, layer.used, layer.rows
+        h, n, rows = layer.mixer, layer.used, layer.rows
         self._g, self._layer, self._plan = g, layer, plan
         self.came = g.take_landing(v["x"])
         """How other parts' columns of the layer's input come."""
         self._x = x = g.dense(v["x"])  # every kernel works on it in place
         for name in ("x1", "x2"):
             g.put(v[name], x)
-        self._qkv, self._results = g.new(v["qkv"]), TileResults(g, h)
+        self._qkv = g.new(v["qkv"])
+        self._results = TileResults(g, h) if isinstance(h, HeadVectors) else None
         self._attention = g.slot("attention", h.heads * h.head_dim)
-        self._logits = g.new(v["z"]) if layer.experts else None
+        if isinstance(h, DeltaNet):
+            g.put(v["y"], BufferView(self._attention, h.heads * h.head_dim, h.head_dim))
+        self._logits = g.slot("logits", layer.logits)
+        if layer.experts:
+            g.put(v["z"], BufferView(self._logits, layer.logits, layer.experts))
         self._acts = g.slot("acts", ACT_BYTES // 4 * supers(layer.hidden))
         # Words with the number of a step, which is not 0.
         self.chosen = g.fixed("chosen", 2 * n * rows, zero=True, lasting=True)
         self._prediction = g.fixed("prediction", 2 * (1 + layer.experts * rows), zero=True)
-        self._swiglu = g.new(v["swiglu"])
+        self._swiglu = g.slot("swiglu", layer.slots * layer.ffn)
+        g.put(v["swiglu"], BufferView(self._swiglu, layer.slots * layer.ffn, layer.ffn))
         self._exchanges = {name: g.exchange_of(op) for name, op in layer.gathers.items()}
 
     def of(self, name: str) -> Exchange:
@@ -200,74 +274,108 @@ class Launches:
         return self._x.address + 4 * self.of("out").first
 
     def projections(self, p: Pass) -> None:
-        """q, k and v."""
-        layer, x = self._layer, self._x.address
-        matrices = (layer.matrices[role].address for role in "qkv")
-        inputs = x, layer.norms[0](), layer.eps[0], *matrices, p.inputs.number
-        self._launch(
-            "decode_qkv", (*inputs, self._prediction.address, self._qkv.address), self.came
-        )
+        """q, k and v, or what a delta net begins with."""
+        layer, at, h = self._layer, p.inputs, self._layer.mixer
+        inputs = self._x.address, layer.norms[0](), layer.eps[0], *map(self._matrix, "qkv")
+        convolved: tuple[int, ...] = (0, 0, 0, 0)
+        if isinstance(h, DeltaNet):
+            convolved = h.weights[0](), at.chunks, at.positions, h.states[0].address
+        outputs = at.number, self._prediction.address, self._qkv.address
+        self._launch("decode_qkv", (*inputs, *outputs, *convolved), self.came)
 
-    def attention(self, p: Pass) -> None:
-        """Attention, and its output product."""
-        g, h, m = self._g, self._layer.h, self._layer.matrices
-        at, most = p.inputs, step_attention.tiles_at_once(h, g.gpu, self._layer.rows)
-        most = most if p.many else min(most, step_attention.FEW_TILES)
-        attend(g, h, p, self._qkv.address, self._results, most)
-        (maxima, outputs), merged = self._results.addresses, self._attention.address
-        if p.many:
-            g.launch(
-                "fusions/decode/decode_merge",
-                (h.heads * h.head_dim // 32, self._layer.rows),
-                (at.positions, maxima, outputs, g.tiles, merged, *self.of("y").arguments),
-                step_attention.defines(h) | self.of("y").sent,
-                shared=MERGE_SHARED,
-            )
-        router = m["router"].address if "router" in m else 0
-        experts = (m[role].address for role in ("gate", "up", "down"))
+    def _matrix(self, role: str) -> int:
+        """The address of a matrix, if there is one."""
+        found = self._layer.matrices.get(role)
+        return found.address if found else 0
+
+    def mixed(self, p: Pass) -> None:
+        """Attention or the delta rule, and the output product."""
+        layer, at, h, merged = self._layer, p.inputs, self._layer.mixer, self._attention.address
+        tiles, gate = (0, 0), (0, 0, 0.0)
+        if isinstance(h, DeltaNet):
+            self._delta(h, p)
+            gate = self._qkv.address + 4 * h.channels, h.weights[3](), h.eps[1]
+        else:
+            assert self._results is not None
+            self._attend(h, self._results, p)
+            maxima, outputs = self._results.addresses
+            tiles = maxima, 0 if p.many else outputs
+            if h.gated:
+                gate = self._qkv.address + 4 * h.head_dim, 0, 0.0
+        m = layer.matrices
         self._launch(
             "decode_attn_out",
-            (merged, at.positions, at.number, maxima, 0 if p.many else outputs, g.tiles)
-            + (m["out"].address, router, self._layer.norms[1](), *experts)
-            + (m["gate"].matrix_bytes, m["down"].matrix_bytes, int(_ahead(self._layer, g)))
-            + (self._prediction.address, self._x.address, self._own()),
+            (merged, at.positions, at.number, *tiles, self._g.tiles, m["out"].address)
+            + (self._matrix("router"), layer.norms[1](), *map(self._matrix, ("gate", "up", "down")))
+            + (m["gate"].matrix_bytes, m["down"].matrix_bytes, int(_ahead(layer, self._g)))
+            + (self._prediction.address, self._x.address, self._own(), *gate),
             self.of("y"),
             self.of("out"),
             way="" if p.many else " alone",
         )
 
+    def _attend(self, h: HeadVectors, results: TileResults, p: Pass) -> None:
+        g, at, rows = self._g, p.inputs, self._layer.rows
+        most = step_attention.tiles_at_once(h, g.gpu, rows)
+        most = most if p.many else min(most, step_attention.FEW_TILES)
+        attend(g, h, p, self._qkv.address, results, most)
+        if p.many:
+            g.launch(
+                "fusions/decode/decode_merge",
+                (h.heads * h.head_dim // 32, rows),
+                (at.positions, *results.addresses, g.tiles, self._attention.address)
+                + self.of("y").arguments,
+                step_attention.defines(h) | self.of("y").sent,
+                shared=MERGE_SHARED,
+            )
+
+    def _delta(self, h: DeltaNet, p: Pass) -> None:
+        _, dt, a, _ = h.weights
+        at, layer = p.inputs, self._layer
+        self._g.launch(
+            "fusions/decode/decode_delta",
+            (h.blocks,),
+            (self._qkv.address, dt(), a(), h.eps[0], *h.scales, at.chunks, at.positions)
+            + (h.states[1].address, self._attention.address, self._matrix("router"))
+            + (layer.norms[1](), at.number, self._prediction.address, self._x.address),
+            layer.defines | layer.kind | {"TOGETHER": h.together},
+        )
+
     def router(self, _: Pass) -> None:
         """The router's logits."""
-        layer, logits = self._layer, self._logits
-        assert logits is not None
-        router = layer.matrices["router"].address
+        layer, gpu = self._layer, self._g.gpu
+        blocks = -(-layer.logits // 2) if layer.two(gpu) else layer.logits
         self._launch(
             "decode_router",
-            (self._x.address, layer.norms[1](), layer.eps[1], router, logits.address)
-            + (self._acts.address,),
+            (self._x.address, layer.norms[1](), layer.eps[1], self._matrix("router"))
+            + (self._matrix("s_share"), self._logits.address, self._acts.address),
             self.of("out"),
-            blocks=max(layer.experts, self._g.gpu.multiprocessors),
+            blocks=max(blocks, gpu.multiprocessors),
         )
 
     def gate_up(self, p: Pass) -> None:
         """The choice of experts, gate and up."""
-        layer, logits, m = self._layer, self._logits, self._layer.matrices
-        normed = self._acts.address, logits.address if logits else 0, int(layer.normalise)
+        layer = self._layer
+        normed = self._acts.address, self._logits.address, int(layer.normalise)
+        shared = map(self._matrix, ("s_gate", "s_up")) if layer.rows == 1 else ()
         self._launch(
             layer.kernels[0],
-            (*normed, self._x.address, layer.norms[1](), layer.eps[1], m["gate"].address)
-            + (m["up"].address, p.inputs.number, self._prediction.address, self.chosen.address)
-            + (self._swiglu.address,),
+            (*normed, self._x.address, layer.norms[1](), layer.eps[1], self._matrix("gate"))
+            + (self._matrix("up"), *shared, p.inputs.number, self._prediction.address)
+            + (self.chosen.address, self._swiglu.address),
             NOT_EXCHANGED if layer.experts else self.of("out"),
             self.of("swiglu"),
         )
 
     def down(self, p: Pass) -> None:
         """Down, and the sum of experts."""
-        down, number = self._layer.matrices["down"].address, p.inputs.number
+        layer, number = self._layer, p.inputs.number
+        share = self._logits.address + 4 * layer.experts
+        shared = (self._matrix("s_down"), share) if layer.rows == 1 else ()
         self._launch(
-            self._layer.kernels[1],
-            (self._swiglu.address, number, self.chosen.address, down, self._own()),
+            layer.kernels[1],
+            (self._swiglu.address, number, self.chosen.address, self._matrix("down"), *shared)
+            + (self._own(),),
             self.of("swiglu"),
             self.of("ffn"),
         )

@@ -2,8 +2,9 @@
 router; gate and up; down. With many tiles of keys a seventh merges them (decode/*.cu). Of a split
 model they also send what they make to the other parts, and get what those made.
 
-Only for layers of Qwen3's form whose matrices are tiled Q4_K and Q6_K. Of several rows (ROWS), the
-same launches read each weight once for all of them.
+For layers of Qwen3's form, and of Qwen3.5's (attention with an output gate, delta nets, a shared
+expert), whose matrices are tiled Q4_K and Q6_K. Of several rows (ROWS), the same launches read each
+weight once for all of them; only of Qwen3's form.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,58 +13,75 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backends.cuda.device.load import DeviceWeight
-from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
+from isobit.backends.cuda.fusions import delta_net, head_vectors, step_attention
 from isobit.backends.cuda.fusions.decode_launches import GATHERED, Launches, Layer, planned
 from isobit.backends.cuda.fusions.decode_memory import Streaming
+from isobit.backends.cuda.fusions.delta_net import DeltaNet
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
 from isobit.backends.cuda.lowering import Claimed, Lowering
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, Pass, Slot, Source, TracePoint
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import RmsNorm, TopK
 
+_ATTENTION = step_attention.PATTERN_OF_STEP, "y"
+_MIXERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    _ATTENTION,
+    (
+        (
+            *head_vectors.GATED_PATTERN,
+            step_attention.PATTERN_OF_STEP[-1],
+            "gated = sigmoid_gate y gate",
+        ),
+        "gated",
+    ),
+    (delta_net.PATTERN, "taken"),
+)
+"""Operations between a layer's first products and its output product, and what the latter reads."""
+_EXPERTS = (
+    "z = matmul h1",
+    "shares ids = top_k z",
+    "gate_out = expert_matmul h1 ids",
+    "up_out = expert_matmul h1 ids",
+    "swiglu = silu_gate gate_out up_out",
+    "each = expert_matmul swiglu ids",
+    "ffn = combine shares each",
+)
+_DENSE = (
+    "gate_out = matmul h1",
+    "up_out = matmul h1",
+    "swiglu = silu_gate gate_out up_out",
+    "ffn = matmul swiglu",
+)
+_SHARED = (
+    *_EXPERTS[:-1],
+    "routed = combine shares each",
+    "shared_gate = matmul h1",
+    "shared_up = matmul h1",
+    "shared_swiglu = silu_gate shared_gate shared_up",
+    "shared_out = matmul shared_swiglu",
+    "share = matmul h1",
+    "ffn = gated_add routed shared_out share",
+)
 
-def _pattern(experts: bool, split: bool) -> tuple[tuple[str, ...], set[str]]:
+
+def _pattern(
+    mixer: Sequence[str], taken: str, ffn: Sequence[str], *, split: bool = False
+) -> tuple[tuple[str, ...], set[str]]:
     """The operations of a layer, and what nothing else reads."""
-
-    def whole(name: str) -> tuple[str, ...]:
-        return (f"whole_{name} = gather {name}",) if split else ()
-
-    of = "whole_{}".format if split else str
-    lines = (
-        "h = rms_norm x",
-        "qkv = matmul h",
-        *step_attention.PATTERN_OF_STEP,
-        *whole("y"),
-        f"out = matmul {of('y')}",
-        *whole("out"),
-        f"x1 = add x {of('out')}",
-        "h1 = rms_norm x1",
-    )
-    if experts:
-        lines += (
-            "z = matmul h1",
-            "shares ids = top_k z",
-            "gate = expert_matmul h1 ids",
-            "up = expert_matmul h1 ids",
-            "swiglu = silu_gate gate up",
-            *whole("swiglu"),
-            f"each = expert_matmul {of('swiglu')} ids",
-            "ffn = combine shares each",
-        )
-    else:
-        lines += (
-            "gate = matmul h1",
-            "up = matmul h1",
-            "swiglu = silu_gate gate up",
-            *whole("swiglu"),
-            f"ffn = matmul {of('swiglu')}",
-        )
-    lines += (*whole("ffn"), f"x2 = add x1 {of('ffn')}")
-    return lines, {n for line in lines for n in line.partition(" = ")[0].split()} - {"x2"}
+    lines = ["h = rms_norm x", "qkv = matmul h", *mixer, f"out = matmul {taken}"]
+    lines += ["x1 = add x out", "h1 = rms_norm x1", *ffn, "x2 = add x1 ffn"]
+    for name in GATHERED if split else ():
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{name} = "))
+        behind = [f" {line} ".replace(f" {name} ", f" whole_{name} ").strip() for line in lines]
+        lines = [*lines[: at + 1], f"whole_{name} = gather {name}", *behind[at + 1 :]]
+    return tuple(lines), {n for line in lines for n in line.partition(" = ")[0].split()} - {"x2"}
 
 
-_PATTERNS = tuple(_pattern(experts, split) for experts in (True, False) for split in (False, True))
+_PATTERNS = (
+    *(_pattern(*_ATTENTION, ffn, split=True) for ffn in (_EXPERTS, _DENSE)),
+    *(_pattern(*mixer, ffn) for mixer in _MIXERS for ffn in (_EXPERTS, _SHARED, _DENSE)),
+)
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
@@ -79,21 +97,47 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     return None
 
 
+def _mixer(
+    g: Lowering, ops: Sequence[Op], made: Mapping[str, Op], v: Mapping[str, Value]
+) -> HeadVectors | DeltaNet | None:
+    """What stands between the first products and the output product, if the kernels take it."""
+    if "decay" in made:
+        return DeltaNet.of(g, made, v)
+    h = HeadVectors.of(g, ops[2:], v)
+    if h is None or not step_attention.takes(g, h) or not step_attention.plain(made["y"]):
+        return None
+    return h
+
+
+def _matrices(
+    g: Lowering, made: Mapping[str, Op], mixer: HeadVectors | DeltaNet
+) -> dict[str, DeviceWeight] | None:
+    """By role, if there are as many as the kernels take."""
+    first = [g.matrix(w) for w in made["qkv"].weights]
+    if isinstance(mixer, DeltaNet):  # channels, and what the convolution leaves alone
+        first = [first[0], *fuse_adjacent(first[1:])]
+    roles = ("q", "k", "v") if isinstance(mixer, HeadVectors) else ("q", "v")
+    if len(first) != len(roles):
+        return None
+    found = dict(zip(roles, first, strict=True))
+    of = {"out": "out", "z": "router", "gate_out": "gate", "up_out": "up", "shared_gate": "s_gate"}
+    of |= {"shared_up": "s_up", "shared_out": "s_down", "share": "s_share"}
+    for name, role in (of | {"each" if "z" in made else "ffn": "down"}).items():
+        if name not in made:
+            continue
+        if len(made[name].weights) != 1:
+            return None
+        found[role] = g.matrix(made[name].weights[0])
+    return found
+
+
 def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | None:
     """The layer, if the kernels take it."""
     maker = {value: op for op in ops for value in op.outputs}
     made = {name: maker[value] for name, value in v.items() if value in maker}
-    h = HeadVectors.of(g, ops[2:], v)
-    if h is None or not step_attention.takes(g, h) or not step_attention.plain(made["y"]):
+    mixer = _mixer(g, ops, made, v)
+    if mixer is None or (m := _matrices(g, made, mixer)) is None:
         return None
-    products = ("qkv", "q", "k", "v"), ("out", "out"), ("z", "router"), ("gate", "gate")
-    m: dict[str, DeviceWeight] = {}
-    for of, *names in (*products, ("up", "up"), ("each" if "z" in v else "ffn", "down")):
-        if of not in made:
-            continue
-        if len(made[of].weights) != len(names):
-            return None
-        m |= {name: g.matrix(w) for name, w in zip(names, made[of].weights, strict=True)}
     choice = made["ids"].operation if "ids" in v else None
     assert choice is None or isinstance(choice, TopK)
     if choice and (made["ids"].weights or not choice.plain):
@@ -102,7 +146,7 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
     assert isinstance(first, RmsNorm)
     assert isinstance(second, RmsNorm)
     layer = Layer(
-        h,
+        mixer,
         hidden=v["x"].shape.width,
         ffn=v["swiglu"].shape.row[-1],
         experts=v["z"].shape.width if "z" in v else 0,
@@ -116,18 +160,30 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
     )
     if not all(map(g.exchanges_within, layer.gathers.values())):
         return None
+    floats = "router", "s_share"
     launch_shape = (
-        all(w.layout.fused for name, w in m.items() if name != "router")
-        and m["q"].layout == m["k"].layout
+        all(w.layout.fused for name, w in m.items() if name not in floats)
+        and all(m[name].layout.kind == "floats" for name in floats if name in m)
+        and ("k" not in m or m["q"].layout == m["k"].layout)
         and m["gate"].layout == m["up"].layout
-        and ("router" not in m or m["router"].layout.kind == "floats")
-        and [m[n].rows for n in "qkv"] == [h.head_dim * n for n in (h.heads, *[h.kv_heads] * 2)]
+        and tuple(m[n].rows if n in m else 0 for n in "qkv") == layer.projected
         and layer.experts <= 512
         and layer.used <= 32
         and layer.attended % 256 == 0
         and m["down"].rows == layer.made
+        and (layer.rows == 1 or layer.plain)
+        and all(_alike(m[f"s_{n}"], m[n]) for n in ("gate", "up", "down") if layer.shared)
     )
     return layer if launch_shape else None
+
+
+def _alike(shared: DeviceWeight, experts: DeviceWeight) -> bool:
+    """Whether a shared expert's matrix is as one of the others'."""
+    return (shared.layout, shared.rows, shared.columns) == (
+        experts.layout,
+        experts.rows,
+        experts.columns,
+    )
 
 
 def _lower(
@@ -138,8 +194,9 @@ def _lower(
     g.emit(its.projections)
     if its.came is not NOT_EXCHANGED:
         g.mark(v["x"])  # it is whole now
-    g.mark(v["qkv"])
-    g.emit(its.attention, *(() if split else (v["x1"],)))
+    if "channels" not in v:  # the others never lie there before the convolution
+        g.mark(v["qkv"])
+    g.emit(its.mixed, *(() if split else (v["x1"],)))
     if layer.experts:
         g.emit(its.router, v["z"])
     g.emit(its.gate_up)
@@ -173,4 +230,4 @@ def _shares(words: NDArray[np.uint64]) -> NDArray[np.generic]:
 
 
 def _ids(words: NDArray[np.uint64]) -> NDArray[np.generic]:
-    return (words >> np.uint64(16) & np.uint64(0xFFFF)).astype(np.int32)
+    return words.view(np.uint16)[..., 1::4].astype(np.int32)

@@ -1,8 +1,16 @@
 // Norm, RoPE and quantisation of head vectors, and their store to the cache (docs/numerics.md, section
-// 6). HEADS, KV_HEADS and HEAD_DIM are given by definition.
+// 6). HEADS, KV_HEADS and HEAD_DIM are given by definition; ROTATED: values that RoPE rotates, the first; Q_STEP:
+// vectors from one query to the next.
 #include "cache.cuh"
 
-constexpr int ALL = HEADS + 2 * KV_HEADS, HALF = HEAD_DIM / 2, PADDED = (HEAD_DIM + 15) / 16 * 16;
+#ifndef ROTATED
+#define ROTATED HEAD_DIM
+#endif
+#ifndef Q_STEP
+#define Q_STEP 1
+#endif
+constexpr int ALL = HEADS + 2 * KV_HEADS, WIDTH = (Q_STEP * HEADS + 2 * KV_HEADS) * HEAD_DIM;
+constexpr int HALF = ROTATED / 2, PADDED = (HEAD_DIM + 15) / 16 * 16;
 constexpr int PARTS = (HEAD_DIM + WARP - 1) / WARP;  // of a vector: lane l holds values l + 32 * part
 static_assert(PARTS <= 16, "a lane of sum256 adds two parts at most; config.py: head_dim <= 512");
 
@@ -22,10 +30,11 @@ DEV void norm(float (&y)[PARTS], const float (&weight)[PARTS], float eps) {
 
 // y rotated; cosine and sine of the pair of each value. scratch: shared, of the warp, HEAD_DIM floats.
 DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PARTS], float* scratch) {
+    constexpr int PAIRED = ROTATED / WARP;
     float other[PARTS];  // the other value of the pair
     if constexpr (HALF % WARP == 0) {
 #pragma unroll
-        for (int part = 0; part < PARTS; part++) other[part] = y[(part + PARTS / 2) % PARTS];
+        for (int part = 0; part < PAIRED; part++) other[part] = y[(part + PAIRED / 2) % PAIRED];
     } else {
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
@@ -34,11 +43,12 @@ DEV void rotate(float (&y)[PARTS], const float (&c)[PARTS], const float (&s)[PAR
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             int i = lane_id() + WARP * part;
-            if (there(part)) other[part] = scratch[i < HALF ? i + HALF : i - HALF];
+            if (there(part) && i < ROTATED) other[part] = scratch[i < HALF ? i + HALF : i - HALF];
         }
     }
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
+        if (lane_id() + WARP * part >= ROTATED) break;
         float own = mul(y[part], c[part]), rotated = mul(other[part], s[part]);
         y[part] = lane_id() + WARP * part < HALF ? sub(own, rotated) : add(own, rotated);
     }
@@ -73,7 +83,7 @@ DEV void store_value(const float* x, int token, int tokens, int position, const 
     uint32 high[PARTS] = {}, low[PARTS] = {};
 #pragma unroll
     for (int j = 0; j < 4; j++)
-        if (j == 0 || together) load(x + (j % 2 + 8 * (j / 2)) * ALL * HEAD_DIM, y[j]);
+        if (j == 0 || together) load(x + (j % 2 + 8 * (j / 2)) * WIDTH, y[j]);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         if (j && !together) break;
@@ -117,7 +127,8 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
     int position = positions[token], page = 0, slot = position % KV_PAGE;
     bool query = head < HEADS;
     int own = query ? head : (head - HEADS) % KV_HEADS;
-    const float* x = qkv + int64(index) * HEAD_DIM + lane_id();
+    int vector = query ? Q_STEP * head : Q_STEP * HEADS + head - HEADS;
+    const float* x = qkv + int64(token) * WIDTH + vector * HEAD_DIM + lane_id();
     if (!query) page = pages[sequence[token] * pages_per_sequence + position / KV_PAGE];
     int64 scales = cache.scales(page, own) + slot;
     if (head >= HEADS + KV_HEADS) {
@@ -133,8 +144,9 @@ KERNEL(THREADS) head_vectors(const float* qkv, const float* q_norm, const float*
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         int i = lane_id() + WARP * part, pair = i < HALF ? i : i - HALF;
-        c[part] = there(part) ? cos_table[table_row + pair] : 0.0f;
-        s[part] = there(part) ? sin_table[table_row + pair] : 0.0f;
+        bool rotated = there(part) && i < ROTATED;
+        c[part] = rotated ? cos_table[table_row + pair] : 0.0f;
+        s[part] = rotated ? sin_table[table_row + pair] : 0.0f;
     }
     norm(y, w, eps);
     rotate(y, c, s, scratch[warp_id()]);

@@ -47,7 +47,8 @@ def plain(attention: Op) -> bool:
 
 def takes(g: Lowering, h: HeadVectors) -> bool:
     """Whether decode_attention.cu knows such heads, and has the memory."""
-    return h.head_dim % 64 == 0 and _shared(h, 1, g.rows) <= g.gpu.shared_most
+    known = h.head_dim % 64 == 0 and h.rotated % 64 == 0
+    return known and _shared(h, 1, g.rows) <= g.gpu.shared_most
 
 
 def defines(h: HeadVectors) -> dict[str, str | int]:
@@ -87,7 +88,7 @@ def attend(
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (qkv, h.q_norm(), h.k_norm(), h.eps, *h.rope.parts, at.positions, at.pages, h.scale)
         + (*h.cache.parts, g.tiles, at.of, *results.addresses, acts or 0),
-        defines(h) | {"BUFFERS": buffers} | kin | merged(acts),
+        h.defines | {"BUFFERS": buffers} | kin | merged(acts),
         shared=_shared(h, buffers, g.rows),
     )
 

@@ -1,38 +1,30 @@
-// Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two; CORRECTS:
-// whether what the state has of a key is taken off its value.
+// Gated delta rule (docs/numerics.md, section 12). ROWS: values of a key, a power of two; COLUMNS: of a warp, 1 with
+// fewer ROWS than 32; CORRECTS: whether what the state has of a key is taken off its value.
+#include "delta_rule.cuh"
 #include "sequence_chunks.cuh"
 #include "views.cuh"
 
 constexpr int EACH = (ROWS + WARP - 1) / WARP, LANES = ROWS < WARP ? ROWS : WARP;
 
-// tree() over the rows, of which a lane has every 32nd; with fewer than 32, lanes beyond repeat them.
-DEV float rows_tree(float (&v)[EACH]) {
-#pragma unroll
-    for (int n = EACH / 2; n; n /= 2)
-#pragma unroll
-        for (int i = 0; i < n; i++) v[i] = add(v[i], v[i + n]);
-#pragma unroll
-    for (int n = LANES / 2; n; n /= 2) v[0] = add(v[0], shuffle_xor(v[0], n));
-    return v[0];
-}
-
-// A column of a head's state a warp (blockIdx.x, columns in eights), blockIdx.y the head, blockIdx.z
-// the run. together: value heads, one behind the other, of a key head. state: of each sequence
-// [heads][columns][ROWS].
+// COLUMNS of a head's state a warp (blockIdx.x, in eights of them), blockIdx.y the head, blockIdx.z the run. together:
+// value heads, one behind the other, of a key head. state: of each sequence [heads][columns][ROWS].
 KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const float* k,
                             int64 k_stride, int k_step, const float* v, int64 v_stride, int v_step,
                             const float* beta, int64 beta_stride, const float* g, int64 g_stride,
                             int key_heads, int together, int heads, int columns, const SequenceChunk* chunks,
                             const int* positions, float* state, float* y) {
     begin();
-    int head = blockIdx.y, column = blockIdx.x * (THREADS / WARP) + warp_id(), lane = lane_id() % LANES;
-    if (column >= columns) return;
+    int head = blockIdx.y, first = (blockIdx.x * (THREADS / WARP) + warp_id()) * COLUMNS;
+    int lane = lane_id() % LANES, column = first + lane_id() / (WARP / COLUMNS);  // of the lane's result
+    if (first >= columns) return;
     SequenceChunk chunk = chunks[blockIdx.z];
-    float* kept = state + ((int64(chunk.state) * heads + head) * columns + column) * ROWS + lane;
+    float* kept = state + ((int64(chunk.state) * heads + head) * columns + first) * ROWS + lane;
     bool begins = positions[chunk.first] == 0;
-    float s[EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];
+    float s[COLUMNS][EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];
 #pragma unroll
-    for (int i = 0; i < EACH; i++) s[i] = begins ? 0.0f : kept[i * WARP];
+    for (int c = 0; c < COLUMNS; c++)
+#pragma unroll
+        for (int i = 0; i < EACH; i++) s[c][i] = begins ? 0.0f : kept[c * ROWS + i * WARP];
     int key_head = head / together % key_heads;
     q += key_head * q_step + lane;
     k += key_head * k_step + lane;
@@ -48,20 +40,8 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
         keep[to] = g[t * g_stride + head];
     };
     auto token = [&](int t, int at) {
-        float part[EACH], e = isobit::exp(keep[at]);
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            s[i] = mul(s[i], e);
-            if (CORRECTS) part[i] = mul(s[i], k_row[at][i]);
-        }
-        float d = mul(CORRECTS ? sub(value[at], rows_tree(part)) : value[at], rate[at]);
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            s[i] = add(s[i], mul(k_row[at][i], d));
-            part[i] = mul(s[i], q_row[at][i]);
-        }
-        float o = rows_tree(part);
-        if (lane_id() == 0) y[(int64(t) * heads + head) * columns + column] = o;
+        float o = delta_step<ROWS, CORRECTS>(s, q_row[at], k_row[at], value[at], rate[at], isobit::exp(keep[at]));
+        if (lane_id() % (WARP / COLUMNS) == 0) y[(int64(t) * heads + head) * columns + column] = o;
     };
     int end = chunk.first + chunk.count;
     fetch(chunk.first, 0);
@@ -73,6 +53,8 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
         token(t + 1, 1);
     }
 #pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (lane_id() < LANES) kept[i * WARP] = s[i];
+    for (int c = 0; c < COLUMNS; c++)
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (lane_id() < LANES) kept[c * ROWS + i * WARP] = s[c][i];
 }

@@ -7,14 +7,18 @@ from isobit.numerics.ops import GatedDelta
 
 supports = anything
 
+_COLUMNS, _LANES = 4, 32
+"""Columns of a warp, if all lanes have rows."""
+
 
 def lower(g: Lowering, op: Op) -> None:
-    """A column of a head's state a warp."""
+    """Some columns of a head's state a warp."""
     assert isinstance(op.operation, GatedDelta)
     (y,), (q, k, v, beta, decay) = op.outputs, op.inputs
     (key_heads, rows), (heads, columns) = k.shape.row, v.shape.row
     together = op.operation.together(key_heads, heads)
-    defines = {"ROWS": rows, "CORRECTS": int(op.operation.corrects)}
+    each = _COLUMNS if rows >= _LANES and columns % (_COLUMNS * WARPS) == 0 else 1
+    defines = {"ROWS": rows, "CORRECTS": int(op.operation.corrects), "COLUMNS": each}
     vectors = [g.view(x, x.shape.row[-1]) for x in (q, k, v)]
     scalars = [g.view(x, heads) for x in (beta, decay)]
     state, to = g.state(op), g.new(y)
@@ -24,7 +28,7 @@ def lower(g: Lowering, op: Op) -> None:
         views += [word for view in scalars for word in view()[:2]]
         g.launch(
             "ops/gated_delta",
-            (-(-columns // WARPS), heads, p.sequences),
+            (-(-columns // (each * WARPS)), heads, p.sequences),
             (*views, key_heads, together, heads, columns, p.inputs.chunks, p.inputs.positions)
             + (state.address, to.address),
             defines,

@@ -8,6 +8,10 @@ DEV uint64 rank_key(float v, int index) {
     b = b >> 31 ? ~b : b | 0x80000000u;
     return uint64(b) << 32 | (0xffffffffu - uint32(index));
 }
+DEV float value_of(uint64 key) {
+    uint32 b = uint32(key >> 32);
+    return isobit::from_bits(b >> 31 ? b & 0x7fffffffu : ~b);
+}
 DEV int index_of(uint64 key) { return int(0xffffffffu - uint32(key)); }
 
 // The largest key of a block of so many warps; buffer: shared, a word a warp.

@@ -1,20 +1,12 @@
 // Tokens drawn from rows of logits: section 10 of docs/numerics.md, a Draw of each row that one is wanted of. What is
 // kept is found by a search for the bits of the least of it, ten at a time, in sums over all of those bits' values.
+#include "draws.cuh"
 #include "logprobs.cuh"
 
 constexpr uint32 LEAST = 0x2b800000;  // 2^-40: below it weights are 0
 constexpr int BINS = 1024;
 constexpr int LEVELS = 5;  // of bins: of the first bits; of two more searches, for top_k and for top_p
 
-struct Draw {  // also known to sampler.py
-    int row;
-    float temperature;
-    int top_k;       // 0: all
-    uint32 min_p;    // its bits
-    uint64 top_p;    // times 2^64; 0: all
-    uint64 seed;
-    uint64 index;    // of the token in its output, from 1
-};
 // Where a search is: the bits found so far, and what lies above them.
 struct Search {
     Sums above;
@@ -101,16 +93,18 @@ DEV uint64 sum_of_all(const Sums* pieces, int n, Sums* buffer) {
 
 // A block for each piece of each draw. p: the bits of each value's probability relative to the largest; pieces: the
 // sums of weights of each piece. keys: of the largest logits, k of a row. filtered: whether some draw keeps not all.
-KERNEL(256) weigh_draws(const Draw* draws, const float* logits, int n, const uint64* keys, int k, uint32* p,
-                        Sums* pieces, Scratch* scratch, int filtered) {
+// edited: whether logits and keys are of draws, not of rows; logits may then be where p goes.
+KERNEL(256) weigh_draws(const Draw* draws, const float* logits, int n, const uint64* keys, int k, int edited,
+                        uint32* p, Sums* pieces, Scratch* scratch, int filtered) {
     begin();
     __shared__ Sums buffer[WARPS];
     __shared__ Tally tally;
     const Draw draw = draws[blockIdx.y];
-    const uint64 key = keys[int64(draw.row) * k];
-    const float* z = logits + int64(draw.row) * n;
-    const bool weighs = key != BROKEN && draw.temperature > 0.0f;
-    const float most = weighs ? z[index_of(key)] : 0.0f;
+    const int row = edited ? blockIdx.y : draw.row;
+    const uint64 key = keys[int64(row) * k];
+    const float* z = logits + int64(row) * n;
+    const bool weighs = chooses(key) && draw.temperature > 0.0f;
+    const float most = value_of(key);
     if (filtered) tally.clear();
     Sums sum = {0, 0};
     for (int j = 0; j < EACH; j++) {
@@ -201,8 +195,8 @@ DEV uint64 random_bits(uint64 seed, uint64 index) {
 
 // A draw a block: its token, into word `at` of its row of `found` and, if there are any, the tokens of the next step,
 // whose last row is repeated up to `repeated` rows.
-KERNEL(256) draw(Draw* draws, int n, const uint64* keys, int k, const uint32* p, const Sums* pieces, int n_pieces,
-                 Scratch* scratch, int filtered, int* found, int at, int width, int* tokens, int rows,
+KERNEL(256) draw(const Draw* draws, int n, const uint64* keys, int k, int edited, const uint32* p, const Sums* pieces,
+                 int n_pieces, Scratch* scratch, int filtered, int* found, int at, int width, int* tokens, int rows,
                  int repeated) {
     begin();
     __shared__ Sums buffer[4][WARPS];
@@ -210,10 +204,10 @@ KERNEL(256) draw(Draw* draws, int n, const uint64* keys, int k, const uint32* p,
     __shared__ int piece, token;
     const Draw one = draws[blockIdx.x];
     Scratch& mine = scratch[blockIdx.x];
-    const uint64 key = keys[int64(one.row) * k];
+    const uint64 key = keys[int64(edited ? blockIdx.x : one.row) * k];
     const Cut cut = filtered ? mine.cut : Cut{0, 0, 0};
     const uint64 each = isobit::weight(cut.least);
-    if (threadIdx.x == 0) token = key == BROKEN ? -1 : index_of(key), piece = -1;
+    if (threadIdx.x == 0) token = key == BROKEN ? -1 : key ? index_of(key) : -2, piece = -1;
     // A thread has some pieces, one after the other.
     const Sums* row = pieces + int64(blockIdx.x) * n_pieces;
     const int own = (n_pieces + BLOCK - 1) / BLOCK;
@@ -231,7 +225,7 @@ KERNEL(256) draw(Draw* draws, int n, const uint64* keys, int k, const uint32* p,
     const uint64 whole = block_sum(sum, buffer[1]).weight;
     uint64 u = high_product(random_bits(one.seed, one.index), whole);
     uint64 before = block_before(sum, buffer[2]).weight;
-    const bool draws_one = key != BROKEN && one.temperature > 0.0f;
+    const bool draws_one = chooses(key) && one.temperature > 0.0f;
     if (draws_one && u >= before && u - before < sum.weight) {
         u -= before, now = left;
         for (int i = first; i < last; i++) {
@@ -273,6 +267,5 @@ KERNEL(256) draw(Draw* draws, int n, const uint64* keys, int k, const uint32* p,
         found[int64(one.row) * width + at] = token;
         const int end = one.row == rows - 1 ? repeated : one.row + 1;
         for (int i = one.row; tokens && token >= 0 && i < end; i++) tokens[i] = token;
-        draws[blockIdx.x].index = one.index + 1;
     }
 }

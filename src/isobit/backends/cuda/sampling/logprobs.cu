@@ -3,8 +3,9 @@
 #include "logprobs.cuh"
 
 // The k largest of the keys of a piece, in order, into `keys`: k for each piece of a row. from: the keys of this
-// kernel for smaller pieces, n of a row; null: those of n logits. A row that is not finite has the key BROKEN.
-KERNEL(256) best(const float* logits, const uint64* from, int n, int k, uint64* keys) {
+// kernel for smaller pieces, n of a row; null: those of n logits. A row that is not finite has the key BROKEN; masked:
+// minus infinity is no logit, and a row of nothing else has the key 0.
+KERNEL(256) best(const float* logits, const uint64* from, int n, int k, uint64* keys, int masked) {
     begin();
     __shared__ uint64 buffer[2][WARPS];
     uint64 mine[EACH];
@@ -16,6 +17,7 @@ KERNEL(256) best(const float* logits, const uint64* from, int n, int k, uint64* 
         if (i < n && !from) {
             float z = logits[at];
             mine[j] = magnitude(z) < 0x7f800000u ? rank_key(z, i) : BROKEN;
+            if (masked && bits(z) == 0xff800000u) mine[j] = 0;
         }
     }
     uint64* out = keys + (int64(blockIdx.y) * gridDim.x + blockIdx.x) * k;

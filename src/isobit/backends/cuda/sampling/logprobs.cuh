@@ -6,6 +6,7 @@ constexpr int BLOCK = 256, WARPS = BLOCK / WARP;
 constexpr int EACH = 8;              // values of a thread
 constexpr int PIECE = BLOCK * EACH;  // of a block; also known to sampler.py
 constexpr uint64 BROKEN = ~0ull;     // the key of a logit that is not finite
+DEV bool chooses(uint64 key) { return key != BROKEN && key; }  // 0: of no logit at all
 
 struct Sums {
     uint64 weight, count;

@@ -126,12 +126,12 @@ class Captured(ABC):
         """Where the stages lie that can be read at the end of a step, and how many bytes."""
         return self._g.lasting
 
-    def lasts(self, keys: Set[Key]) -> bool:
+    def lasts(self, keys: frozenset[Key]) -> bool:
         """Whether all of these stages, of which there are some, can be read at the end."""
         return bool(self._program.lasting(keys))
 
     def read(
-        self, copy: NDArray[np.uint8], keys: Set[Key], n: int
+        self, copy: NDArray[np.uint8], keys: frozenset[Key], n: int
     ) -> Iterator[tuple[Key, NDArray[np.generic]]]:
         """Stages that last, of a step of n tokens, from a copy of what lies at ``lasting``."""
         source, p = _Copy(self._g.lasting[0], copy), self._pass(n)

@@ -30,19 +30,23 @@ class Captures(Generic[K]):
 
 
 class GraphCache:
-    """Queues launches; what comes for the second time is captured, and replayed from then on.
+    """Queues launches; what comes for the second time is captured, and replayed from then on,
+    until it is ``closed``.
 
-    One by one a thousand launches take the host longer than some GPUs need to run them.
+    One by one a thousand launches take the host longer than some GPUs need to run them. But to
+    capture them takes tens of ms, for which all that generate would wait: whoever serves has
+    captured beforehand what comes often, and closes it.
     """
 
     def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
+        self._gpu, self.closed = gpu, False
         self._seen: set[Hashable] = set()
         self._graphs: dict[Hashable, object] = {}
 
     def __call__(self, key: Hashable, queue: Callable[[], None]) -> None:
         """Queue what ``queue`` launches: always the same for a key."""
-        if key in self._seen and len(self._graphs) < MAX_GRAPHS and self._gpu.may_wait:
+        room = len(self._graphs) < MAX_GRAPHS and not self.closed
+        if key in self._seen and room and self._gpu.may_wait:
             self._graphs[key] = self._gpu.capture(queue)
             self._seen.remove(key)
         if key in self._graphs:

@@ -67,10 +67,9 @@ class MixedPasses(Passes):
         size = padded(len(places), self.sizes)
         self._filled(source, places, size, self._each["tokens"].address)
 
-    def queue(self, batch: Batch, take: Take) -> None:
-        """Run a batch that is on the device, some rows of logits at a time."""
+    def queue(self, batch: Batch) -> None:
+        """Run a batch that is on the device, up to its rows of logits."""
         self._g.gpu.replay(self.bodies[padded(len(batch.tokens), self.sizes)])
-        self._take(batch.logit_rows, take)
 
     def traced(
         self, batch: Batch, states: I32, take: Take, keys: Set[Key]
@@ -82,10 +81,11 @@ class MixedPasses(Passes):
         for mark in self._program.body(p):
             if mark.value.key in keys:
                 yield mark, replace(p, tokens=n)
-        self._take(batch.logit_rows, take)
+        self.give(batch, take)
 
-    def _take(self, wanted: I32, take: Take) -> None:
-        """Have the logits taken of these tokens of the batch that has run."""
+    def give(self, batch: Batch, take: Take) -> None:
+        """Have the rows taken of a batch that is queued, some at a time."""
+        wanted = batch.logit_rows
         gpu, most, every = self._g.gpu, self.heads[-1], np.arange(len(wanted))
         for first in range(0, len(wanted), most):
             now = every[first : first + most]

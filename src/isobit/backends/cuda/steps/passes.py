@@ -77,12 +77,15 @@ class Passes:
                 run(self._program.head, replace(p, count=n))
 
     def capture(self) -> None:
-        """Have the graph of a pass of one long prompt, which comes twice by this."""
+        """Have the graph of a whole chunk of one prompt, which comes twice by this, and no others:
+        prompts of other lengths are queued launch by launch, which takes the host less time than
+        the device has work with so many tokens."""
         n, spans = self._most, {length: -(-self._most // length) for length in self._g.spans}
         p = Pass(n, 1, self._inputs(), spans=spans if n >= MMA_ROWS else dict.fromkeys(spans, 0))
         for _ in range(2):
             self._queue(self._program.body, p)
             self._queue(self._program.head, replace(p, count=1))
+        self._graphs.closed = True
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch runs in one pass."""
@@ -96,9 +99,12 @@ class Passes:
         """Take tokens that were not known at :meth:`put`: see :class:`Filled`."""
         self._filled(source, places, len(places), self._each["tokens"].address)
 
-    def queue(self, batch: Batch, take: Take) -> None:
-        """Run a batch that is on the device, some rows of logits at a time."""
+    def queue(self, batch: Batch) -> None:  # noqa: ARG002
+        """Run a batch that is on the device, up to its rows of logits."""
         self._queue(self._program.body, self._ready)
+
+    def give(self, batch: Batch, take: Take) -> None:
+        """Have the rows taken of a batch that is queued, some at a time."""
         self._give(self._ready, np.arange(len(batch.logit_rows)), take)
 
     def _give(

@@ -104,6 +104,7 @@ class Programs:
         rows = max(_rows(made.g, n)[LOGIT_ROWS] for made, n in self._programs)
         self.sampler = DeviceSampler(gpu, rows, graph.logits.shape.width)
         self._given = _given_by_all(graph, [made for made, _ in self._programs])
+        self._asked: dict[frozenset[str], frozenset[Key]] = {}
         silent = graph.on_request
         self.fused_away = frozenset(
             key for key in graph.stages if key not in self._given and key[0] not in silent
@@ -147,8 +148,11 @@ class Programs:
         has; of those that are named, what passes have."""
         if stages is None:
             return self._given - {self._logits}
-        passes = self._programs[0][0].marks
-        return frozenset(key for key in passes if key[0] in stages) - {self._logits}
+        if stages not in self._asked:
+            passes = self._programs[0][0].marks
+            keys = frozenset(key for key in passes if key[0] in stages)
+            self._asked[stages] = keys - {self._logits}
+        return self._asked[stages]
 
     def prepare(self, step: Progress) -> tuple[int, int]:
         """Compile what passes of any kind launch, and capture what is captured; how many kernels

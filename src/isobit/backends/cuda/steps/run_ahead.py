@@ -1,5 +1,10 @@
 """Passes whose tokens are chosen on the device, and those after them, which begin while the caller
-looks at the ones before."""
+looks at the ones before.
+
+What begins ahead is a pass up to its logits. What is wanted of these is told when the caller asks
+for it: then all tokens before are known, of which penalties and grammars speak, and the device has
+the pass itself to do meanwhile.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,65 +14,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.base import I32, Batch
+from isobit.backends.base.draws import Draws
 from isobit.backends.base.row_results import MAX_WORDS, RowRequest
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.sampler import DeviceSampler
+from isobit.backends.cuda.sampler import DeviceSampler, RowDraws
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Passes
 from isobit.model.graph import Key
 from isobit.numerics import KV_PAGE
 
-Draws = NDArray[np.void]
-"""As kernels take them (sampler.py); none: of length 0."""
 Stages = Mapping[Key, NDArray[np.generic]]
 Runner = Captured | Passes
 
 
 class Ask(NamedTuple):
-    """A pass, and what is asked of it."""
+    """A pass up to its logits."""
 
     runner: Runner
     batch: Batch
     """Of one that follows another, tokens below 0 are those that row - 1 - token of that gives."""
     states: I32
-    asked: RowRequest
-    draws: Draws
     keys: frozenset[Key]
     """Stages that last, of steps alone."""
 
 
 @dataclass
-class _QueuedStep:
-    """A pass that is queued, and what it will give."""
+class _Queued:
+    """A pass that is queued."""
 
     of: Ask
     first: I32
     """The positions from which on steps followed by themselves."""
-    mark: object
-    source: int
-    """Where the words lie on the device until another pass is measured."""
-    words: I32
-    """[R, words]"""
-    copy: NDArray[np.uint8]
-    """Of the stages that last."""
-
-    def places(self) -> I32:
-        """Of each row, which of the words is the token that it gives."""
-        asked, rows = self.of.asked, np.arange(len(self.words), dtype=np.int32)
-        places = rows * np.int32(asked.words)
-        if asked.drawn:
-            places[self.of.draws["row"]] += np.int32(asked.drawn_at)
-        return places
 
 
 class Matched(NamedTuple):
     """What of a pass that is queued is asked for."""
 
-    queued: _QueuedStep
+    queued: _Queued
     tokens: NDArray[np.intp]
     """Numbers of its tokens."""
     rows: NDArray[np.intp]
     """Of its rows."""
+
+
+class _Measured(NamedTuple):
+    """What is found of a pass, once a mark has passed."""
+
+    source: int
+    """Where the words lie on the device until another pass is measured."""
+    words: I32
+    """[R, words]"""
+    places: I32
+    """Of each row, which of the words is the token that it gives."""
+    copy: NDArray[np.uint8]
+    """Of the stages that last."""
+    mark: object
 
 
 class RunAhead:
@@ -77,23 +78,17 @@ class RunAhead:
         """lasting: the most bytes of stages that last."""
         self._gpu, self._sampler = gpu, sampler
         words = 4 * sampler.rows * MAX_WORDS
-        self._buffers = [np.split(gpu.page_locked(words + lasting), [words]) for _ in range(2)]
-        self._ahead: _QueuedStep | None = None
-        self._past: list[object] = []
-        """Marks that nobody waits for any more."""
+        self._words, self._copy = np.split(gpu.page_locked(words + lasting), [words])
+        self._ahead: _Queued | None = None
 
     def forget(self) -> None:
         """Another pass comes between."""
-        if self._ahead is not None:
-            self._past.append(self._ahead.mark)
-            self._ahead = None
+        self._ahead = None
 
-    def match(
-        self, batch: Batch, asked: RowRequest, draws: Draws, keys: frozenset[Key]
-    ) -> Matched | None:
+    def match(self, batch: Batch, keys: frozenset[Key]) -> Matched | None:
         """A batch of the pass that was begun ahead, or of some of its sequences; else None."""
         queued = self._ahead
-        if queued is None or (queued.of.asked, queued.of.keys) != (asked, keys):
+        if queued is None or queued.of.keys != keys:
             return None
         mine = queued.of.batch
         tokens = _found(batch, mine)
@@ -102,23 +97,86 @@ class RunAhead:
         row_of = np.full(len(mine.tokens), -1)
         row_of[mine.logit_rows] = np.arange(len(mine.logit_rows))
         rows = row_of[tokens[batch.logit_rows]]
-        if (rows < 0).any():
-            return None
-        if asked.drawn:
-            theirs = _by_row(queued.of.draws, len(mine.logit_rows))[rows]
-            if not np.array_equal(_by_row(draws, len(rows)), theirs):
-                return None
-        return Matched(queued, tokens, rows)
+        return None if (rows < 0).any() else Matched(queued, tokens, rows)
 
     def begin(self, ask: Ask) -> Matched:
         """Queue a pass, whatever was begun."""
         self.forget()
         self._put(ask)
         queued = self._queue(ask, ask.batch.positions)
-        return Matched(queued, np.arange(len(ask.batch.tokens)), np.arange(len(queued.words)))
+        rows = np.arange(len(ask.batch.logit_rows))
+        return Matched(queued, np.arange(len(ask.batch.tokens)), rows)
 
-    def follow(self, matched: Matched, ask: Ask) -> None:
-        """Queue the pass after one, whose rows it names as that one was asked for."""
+    def finish(
+        self, matched: Matched, asked: RowRequest, draws: Draws | None, after: Ask | None
+    ) -> tuple[I32, Stages]:
+        """What is asked of the rows of a pass, int32 [n, words], and their stages; meanwhile the
+        pass after it begins, whose tokens name rows as this one was asked for."""
+        queued, self._ahead = matched.queued, None
+        found = self._measure(matched, asked, draws)
+        if after is not None:
+            self._follow(matched, found, after)
+        self._gpu.wait(found.mark)
+        if (ahead := self._ahead) is not None:  # its tokens are known now
+            tokens = ahead.of.batch.tokens.copy()
+            given = found.words.reshape(-1)[found.places]
+            tokens[tokens < 0] = given[-1 - tokens[tokens < 0]]
+            ahead.of = ahead.of._replace(batch=replace(ahead.of.batch, tokens=tokens))
+        stages: Stages = {}
+        if queued.of.keys:
+            assert isinstance(queued.of.runner, Captured)
+            n = len(queued.of.batch.tokens)
+            stages = dict(queued.of.runner.read(found.copy, queued.of.keys, n))
+            if not np.array_equal(matched.tokens, np.arange(n)):
+                stages = {key: value[matched.tokens] for key, value in stages.items()}
+        return found.words[matched.rows], stages
+
+    def _put(self, ask: Ask) -> None:
+        if isinstance(ask.runner, Passes):
+            ask.runner.put(ask.batch, ask.states)
+        else:
+            ask.runner.begin(Step.of_batch(ask.batch, ask.states))
+
+    def _queue(self, ask: Ask, first: I32) -> _Queued:
+        if isinstance(ask.runner, Passes):
+            ask.runner.queue(ask.batch)
+        else:
+            ask.runner.replay(len(ask.batch.logit_rows), int(ask.batch.positions.max()))
+        return _Queued(ask, first)
+
+    def _measure(self, matched: Matched, asked: RowRequest, wanted: Draws | None) -> _Measured:
+        """Queue what is asked of all rows of a pass."""
+        queued, sampler = matched.queued, self._sampler
+        runner, batch, source = queued.of.runner, queued.of.batch, sampler.found
+        rows = len(batch.logit_rows)
+        places = np.arange(rows, dtype=np.int32) * np.int32(asked.words)
+        of_draws = matched.rows if wanted is None else matched.rows[wanted.rows]
+        draws = RowDraws.of(wanted, of_draws)
+        places[draws.each["row"]] += np.int32(asked.drawn_at)
+        if isinstance(runner, Passes):
+
+            def take(at: NDArray[np.intp], logits: int) -> None:
+                sampler.queue(logits, len(at), asked, draws, first=int(at[0]))
+
+            runner.give(batch, take)
+        elif asked.words == 1:
+            source = runner.noted(queued.first, int(batch.positions.max()))
+        else:
+            also = (runner.tokens, runner.size(rows)) if asked.drawn else (0, 0)
+            sampler.queue(runner.logits, rows, asked, draws, *also)
+        words = self._words.view(np.int32)[: rows * asked.words].reshape(rows, asked.words)
+        if rows:
+            self._gpu.fetch(source, words)
+        copy = self._copy[:0]
+        if queued.of.keys:
+            assert isinstance(runner, Captured)
+            address, nbytes = runner.lasting
+            copy = self._copy[:nbytes]
+            self._gpu.fetch(address, copy)
+        return _Measured(source, words, places, copy, self._gpu.mark())
+
+    def _follow(self, matched: Matched, found: _Measured, ask: Ask) -> None:
+        """Queue the pass after one that is measured."""
         queued, tokens = matched.queued, ask.batch.tokens.copy()
         tokens[tokens < 0] = -1 - matched.rows[-1 - tokens[tokens < 0]]
         ask = ask._replace(batch=replace(ask.batch, tokens=tokens))
@@ -130,78 +188,18 @@ class RunAhead:
             return
         self._put(ask._replace(batch=replace(ask.batch, tokens=np.maximum(tokens, 0))))
         places = np.full(len(tokens), -1, np.int32)
-        places[tokens < 0] = queued.places()[-1 - tokens[tokens < 0]]
-        ask.runner.fill(queued.source, places)
+        places[tokens < 0] = found.places[-1 - tokens[tokens < 0]]
+        ask.runner.fill(found.source, places)
         self._ahead = self._queue(ask, ask.batch.positions)
-
-    def take(self, matched: Matched) -> tuple[I32, Stages]:
-        """What was found of these rows, int32 [n, words], and their stages."""
-        queued, after = matched.queued, self._ahead
-        if after is queued:
-            self._ahead = after = None
-        self._gpu.wait(queued.mark)
-        while self._past:
-            self._gpu.wait(self._past.pop())
-        if after is not None:  # its tokens are known now
-            tokens = after.of.batch.tokens.copy()
-            given = queued.words.reshape(-1)[queued.places()]
-            tokens[tokens < 0] = given[-1 - tokens[tokens < 0]]
-            after.of = after.of._replace(batch=replace(after.of.batch, tokens=tokens))
-        stages: Stages = {}
-        if queued.of.keys:
-            assert isinstance(queued.of.runner, Captured)
-            read = queued.of.runner.read(queued.copy, queued.of.keys, len(queued.of.batch.tokens))
-            stages = {key: value[matched.tokens] for key, value in read}
-        return queued.words[matched.rows], stages
-
-    def _put(self, ask: Ask) -> None:
-        if isinstance(ask.runner, Passes):
-            ask.runner.put(ask.batch, ask.states)
-        else:
-            ask.runner.begin(Step.of_batch(ask.batch, ask.states))
-        if ask.asked.drawn:
-            self._sampler.draw(ask.draws)
-
-    def _queue(self, ask: Ask, first: I32) -> _QueuedStep:
-        asked, sampler, rows = ask.asked, self._sampler, len(ask.batch.logit_rows)
-        runner, source = ask.runner, sampler.found
-        if isinstance(runner, Passes):
-            runner.queue(
-                ask.batch,
-                lambda at, logits: sampler.queue(logits, len(at), asked, first=int(at[0])),
-            )
-        else:
-            position = int(ask.batch.positions.max())
-            runner.replay(rows, position)
-            if asked.words == 1:
-                source = runner.noted(first, position)
-            else:
-                also = (runner.tokens, runner.size(rows)) if asked.drawn else (0, 0)
-                sampler.queue(runner.logits, rows, asked, *also)
-        self._buffers.reverse()
-        buffer, copy = self._buffers[0]
-        words = buffer.view(np.int32)[: rows * asked.words].reshape(rows, asked.words)
-        if rows:
-            self._gpu.fetch(source, words)
-        if ask.keys:
-            assert isinstance(runner, Captured)
-            address, nbytes = runner.lasting
-            copy = copy[:nbytes]
-            self._gpu.fetch(address, copy)
-        return _QueuedStep(ask, first, self._gpu.mark(), source, words, copy)
 
 
 def _goes_on(before: Ask, after: Ask) -> bool:
     """Whether a pass is the step that follows by itself."""
     if after.runner is not before.runner or not isinstance(after.runner, Captured):
         return False
-    some, others, draws = before.batch, after.batch, before.draws.copy()
-    draws["index"] += np.uint64(1)
-    return (
-        after.asked == before.asked
-        and np.array_equal(others.tokens, -1 - np.arange(len(some.tokens)))
-        and np.array_equal(others.positions, some.positions + 1)
-        and np.array_equal(draws, after.draws)
+    some, others = before.batch, after.batch
+    return np.array_equal(others.tokens, -1 - np.arange(len(some.tokens))) and np.array_equal(
+        others.positions, some.positions + 1
     )
 
 
@@ -259,12 +257,3 @@ def _alike(some: _Runs, others: _Runs, at: NDArray[np.intp]) -> bool:
     width = min(some.pages.shape[1], others.pages.shape[1])
     used = np.arange(width) < some.used[:, None]
     return not (used & (some.pages[:, :width] != others.pages[at, :width])).any()
-
-
-def _by_row(draws: Draws, rows: int) -> NDArray[np.uint64]:
-    """What decides the draw of each row, [rows, 5]."""
-    words = draws.view(np.uint64).reshape(-1, 5).copy()
-    words[:, 0] >>= np.uint64(32)  # without the row
-    of = np.zeros((rows, 5), np.uint64)
-    of[draws["row"]] = words
-    return of

@@ -43,18 +43,18 @@ struct Norm {
         return div(1.0f, square_root(add(mean, eps)));
     }
     // columns(row, x, r): if it is asked for, by each thread of a half, the values of its column of a
-    // row and the norm's factor.
+    // row and the norm's factor. Of one row by BOTH halves, if that is asked for: the half's number instead of the row.
     // supers(s, values): by a warp, the normed superblock s of all rows'. A barrier must follow.
-    template <bool COLUMNS, class Columns, class Supers>
+    template <bool COLUMNS, bool BOTH = false, class Columns, class Supers>
     DEV void run(const float* x, float eps, float* buffer, Columns columns, Supers supers) {
         float v[EACH][8], column[ADDED][HIDDEN_SUPERS];
         int at = threadIdx.x % SUPER;
 #pragma unroll
         for (int n = 0; n < ADDED; n++)
-            if (added(n) < ROWS)
+            if (BOTH || added(n) < ROWS)
 #pragma unroll
                 for (int i = 0; i < HIDDEN_SUPERS; i++)
-                    column[n][i] = x[added(n) * HIDDEN + i * SUPER + at];
+                    column[n][i] = x[(BOTH ? 0 : added(n)) * HIDDEN + i * SUPER + at];
 #pragma unroll
         for (int i = 0; i < EACH; i++)
             if (super(i) < SUPERS) load_super(x + super(i) * SUPER, v[i]);
@@ -72,7 +72,7 @@ struct Norm {
             if (COLUMNS && ROWS > 1 && added(n) < ROWS)
                 columns(added(n), column[n], factor(buffer + added(n) * SUPER, eps));
         float r = ROWS == 1 ? factor(buffer, eps) : 0.0f;
-        if (COLUMNS && ROWS == 1 && added(0) == 0) columns(0, column[0], r);
+        if (COLUMNS && ROWS == 1 && (BOTH || added(0) == 0)) columns(added(0), column[0], r);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (super(i) >= SUPERS) continue;
@@ -90,9 +90,11 @@ struct Norm {
 };
 
 // Vectors of so many superblocks, one behind the other in x, to acts (shared), two superblocks a warp at a time: both
-// are loaded before either is worked on. A barrier must follow.
-template <int SUPERS>
-DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts) {
+// are asked for before either is waited for. finish(s, values): by a warp, on superblock s, before it is quantised. A
+// barrier must follow.
+template <int SUPERS, class Finish>
+DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts,
+                          Finish finish) {
     for (int s = warp_id(); s < vectors * SUPERS; s += 2 * WARPS) {
         float v[2][8];
         int n = s + WARPS < vectors * SUPERS ? 2 : 1;
@@ -110,9 +112,17 @@ DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exch
             if (i < n) load_super(x + (s + i * WARPS) * SUPER, v[i]);
 #endif
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-            if (i < n) quantise_without_digits(v[i], acts + s + i * WARPS);
+        for (int i = 0; i < 2; i++) {
+            if (i >= n) continue;
+            finish(s + i * WARPS, v[i]);
+            quantise_without_digits(v[i], acts + s + i * WARPS);
+        }
     }
+}
+
+template <int SUPERS>
+DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts) {
+    quantise_vectors<SUPERS>(x, vectors, exchange, acts, [](int, float (&)[8]) {});
 }
 
 // x as a whole, [ROWS][HIDDEN], for this block: of a split model in `whole` (shared), and if it is to be kept, in x.

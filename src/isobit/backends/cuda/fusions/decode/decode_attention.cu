@@ -3,13 +3,22 @@
 //
 // With KIN, up to so many tokens that follow one another may be of one sequence. Nobody waits for the keys
 // and values of those before it: each makes them for itself.
+//
+// ROTATED: values of a head vector that RoPE rotates, the first. Q_STEP: head vectors from one query to the next.
 #include "key_tiles.cuh"
 
+#ifndef ROTATED
+#define ROTATED HEAD_DIM
+#endif
+#ifndef Q_STEP
+#define Q_STEP 1
+#endif
 constexpr int EACH = HEAD_DIM / WARP;  // values of a head vector in a lane: lane + 32 i
+constexpr int PAIRS = ROTATED / 2 / WARP, VECTORS = Q_STEP * HEADS + 2 * KV_HEADS;
 
 // Norm, RoPE (of q and k) and quantisation of one head vector by one warp.
 struct HeadVector {
-    float weight[EACH], cosine[EACH / 2], sine[EACH / 2];  // fetched ahead
+    float weight[EACH], cosine[PAIRS], sine[PAIRS];  // fetched ahead
     int q[EACH];
     float d;
 
@@ -17,7 +26,7 @@ struct HeadVector {
 #pragma unroll
         for (int i = 0; i < EACH; i++) weight[i] = norm[lane_id() + WARP * i];
 #pragma unroll
-        for (int i = 0; i < EACH / 2; i++) {
+        for (int i = 0; i < PAIRS; i++) {
             cosine[i] = cosines[lane_id() + WARP * i];
             sine[i] = sines[lane_id() + WARP * i];
         }
@@ -47,10 +56,10 @@ struct HeadVector {
 #pragma unroll
         for (int i = 0; i < EACH; i++) v[i] = mul(mul(v[i], r), weight[i]);
 #pragma unroll
-        for (int i = 0; i < EACH / 2; i++) {
-            float a = v[i], b = v[i + EACH / 2];
+        for (int i = 0; i < PAIRS; i++) {
+            float a = v[i], b = v[i + PAIRS];
             v[i] = sub(mul(a, cosine[i]), mul(b, sine[i]));
-            v[i + EACH / 2] = add(mul(b, cosine[i]), mul(a, sine[i]));
+            v[i + PAIRS] = add(mul(b, cosine[i]), mul(a, sine[i]));
         }
     }
 };
@@ -92,7 +101,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     HeadVector x;
     x.eps = eps;
     auto fetch_turn = [&](int i) {
-        int at = (position - back(i)) * (HEAD_DIM / 2);
+        int at = (position - back(i)) * (ROTATED / 2);
         x.fetch(i < GROUP ? q_norm : k_norm, cosines + at, sines + at);
     };
     if (KIN == 1 || warp_id() < vectors) fetch_turn(warp_id());
@@ -111,8 +120,8 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
             continue;
         }
         if (i >= VECTOR_WARPS) fetch_turn(i);
-        int vector = is_q ? head * GROUP + i : is_k ? HEADS + head : HEADS + KV_HEADS + head;
-        x.of(qkv + (int64(sequence - b) * (HEADS + 2 * KV_HEADS) + vector) * HEAD_DIM, is_q || is_k);
+        int vector = is_q ? Q_STEP * (head * GROUP + i) : Q_STEP * HEADS + (is_k ? 0 : KV_HEADS) + head;
+        x.of(qkv + (int64(sequence - b) * VECTORS + vector) * HEAD_DIM, is_q || is_k);
         int page = pages[KIN == 1 ? tiles - 1 : at / KV_PAGE], slot = at % KV_PAGE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {

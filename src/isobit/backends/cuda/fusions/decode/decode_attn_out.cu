@@ -1,5 +1,7 @@
-// A decode step: the output product of attention. WEIGHT: a struct of tiles.cuh.
+// A decode step: the output product of attention, or of a delta net. WEIGHT: a struct of tiles.cuh. GATED: what it
+// reads is attention times a sigmoid; NORMED: a delta net's head vectors, normed, times a SiLU (one row).
 #include "expert_prefetch.cuh"
+#include "delta_rule.cuh"
 #include "merge.cuh"
 #include "products.cuh"
 
@@ -20,6 +22,29 @@ struct AttnOut {
     }
     DEV int act(int j) const { return j % ATTENDED_SUPERS; }
 };
+
+// Superblock s of what the product reads, in a warp, of attention or of the delta rule.
+struct OutputGate {
+    const float *gate, *norm;
+    float eps;
+
+    DEV void operator()(int s, float (&v)[8]) const {
+        int column = s * SUPER + 8 * lane_id();
+        float g[8];
+        (void)column, (void)g;
+#if defined GATED  // a head's gate stands behind its query
+        load8(gate + column / HEAD_DIM * 2 * HEAD_DIM + column % HEAD_DIM, g);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
+#elif defined NORMED
+        float w[8];
+        load8(gate + column, g);
+        load8(norm + column % HEAD_DIM, w);
+        gated_norm<HEAD_DIM>(v, g, w, eps);
+#endif
+    }
+};
+
 struct AttnOutShared {
     ActivationBlock x[ROWS * ATTENDED_SUPERS];
 #if EXPERTS
@@ -28,7 +53,8 @@ struct AttnOutShared {
     __align__(16) uint8 tail[16];
 };
 constexpr int SENDING = AttnOut::GROUPS < 8 ? AttnOut::GROUPS : 8;  // blocks that send what all merge
-// own: x from the first value that this part makes.
+// own: x from the first value that this part makes. gate, head_norm, head_eps: of OutputGate. tiles is null where
+// attention comes as a whole.
 // While attention runs, the experts are predicted, from x as it still is: expert_prefetch.cuh. fetch: whether their
 // gate and up (1) and down (2) are brought to the device's shared cache.
 KERNEL(512) decode_attn_out(const float* attention, const int* positions, const int* step_number,
@@ -36,8 +62,9 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
                             const uint8* w, const uint8* router,
                             const float* ffn_norm, const uint8* gate, const uint8* up,
                             const uint8* down, int64 gate_bytes, int64 down_bytes, int fetch,
-                            uint64* prediction, const float* x, float* own, const uint64* exchanges,
-                            int received, int sent) {
+                            uint64* prediction, const float* x, float* own, const float* gate_values,
+                            const float* head_norm, float head_eps, const uint64* exchanges, int received,
+                            int sent) {
     mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
     AttnOut out = {w};
@@ -48,10 +75,13 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
     float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * ATTENDED_SUPERS));
     Exchange<Cut> exchange(exchanges, received);
     Exchange<SentCut> to(exchanges, sent);
+    OutputGate finish = {gate_values, head_norm, head_eps};
     if (!tiles) let_next_start();
 #if EXPERTS
     int number = *step_number;
+#ifndef NORMED  // decode_delta has predicted them
     ExpertPredictor{router, ffn_norm}.make(x, number, &sh->prediction, prediction);
+#endif
     if (fetch && warp_id() >= WARPS - ROWS) {
         int expert = predicted_experts<MAX_POLLS>(prediction + (WARPS - 1 - warp_id()) * EXPERTS, number);
         prefetch_experts(gate, gate_bytes, expert);
@@ -85,13 +115,14 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
 #else
                 int s = i;
                 results.merged<FEW_TILES, false>(s * SUPER + 8 * lane_id(), v);
+                finish(s, v);
 #endif
                 quantise_without_digits(v, sh->x + r * ATTENDED_SUPERS + s);
             }
         }
         let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {
-        quantise_vectors<ATTENDED_SUPERS>(attention, ROWS, exchange, sh->x);
+        quantise_vectors<ATTENDED_SUPERS>(attention, ROWS, exchange, sh->x, finish);
     }
     int parts = n * ATTENDED_SUPERS * TILE_ROWS;  // of a token
     // Of the thread's first row, on its way while products are made; most threads have none.

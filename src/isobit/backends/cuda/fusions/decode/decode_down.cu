@@ -1,33 +1,39 @@
-// A decode step: the second half of the feed-forward. WEIGHT: a struct of tiles.cuh.
+// A decode step: the second half of the feed-forward. WEIGHT: a struct of tiles.cuh. SHARED: see decode_gate_up.cu.
 #include "products.cuh"
+
+#ifndef SHARED
+#define SHARED 0
+#endif
+constexpr int SLOTS = USED + SHARED;
 
 // The tiles of W_down for the chosen experts: a row block is the same 8 rows of each.
 struct Down {
-    const uint8* w;
+    const uint8 *w, *shared;
     const int* id;
-    static constexpr int GROUPS = MADE / TILE_ROWS, PER_ROW_BLOCK = USED * FFN_SUPERS;
+    static constexpr int GROUPS = MADE / TILE_ROWS, PER_ROW_BLOCK = SLOTS * FFN_SUPERS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
     DEV const uint8* tile(int j) const {
         int group = blockIdx.x + j / PER_ROW_BLOCK * gridDim.x;
-        return w + id[j / FFN_SUPERS % USED] * MATRIX +
+        int slot = j / FFN_SUPERS % SLOTS;
+        return (SHARED && slot == USED ? shared : w + id[slot] * MATRIX) +
                (int64(group) * FFN_SUPERS + j % FFN_SUPERS) * WEIGHT::TILE_BYTES;
     }
     DEV int act(int j) const { return j % PER_ROW_BLOCK; }
 };
 
-// W_down of the chosen experts, their weighted sum in rank order, and the residual, in place; x: from the first that
-// this part makes.
+// W_down of the chosen experts, their weighted sum in rank order, a shared one by the sigmoid of its gate, and the
+// residual, in place; x: from the first that this part makes.
 struct DownShared {
-    ActivationBlock x[USED * FFN_SUPERS];
+    ActivationBlock x[SLOTS * FFN_SUPERS];
     int id[USED];
     float weight[USED];
     __align__(16) uint8 tail[16];
 };
 KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* chosen,
-                        const uint8* w, float* x, const uint64* exchanges, int received, int sent) {
+                        const uint8* w, const uint8* shared, const float* shared_gate, float* x, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(DownShared, sh);
     mark(4, 0);
-    Down where = {w, sh->id};
+    Down where = {w, shared, sh->id};
     int n = dealt(Down::GROUPS);
     using Tiles = Products<WEIGHT, Down, DEPTH>;
     Tiles products(where, sh->tail, n * Down::PER_ROW_BLOCK, warp_id());
@@ -53,7 +59,9 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     wait_for_previous();
     mark(4, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
-    quantise_vectors<FFN_SUPERS>(y, USED, exchange, sh->x);
+    quantise_vectors<FFN_SUPERS>(y, SLOTS, exchange, sh->x);
+    float share = 0.0f;  // of the shared expert
+    if (SHARED) share = div(1.0f, add(1.0f, isobit::exp(-*shared_gate)));
     // Of the thread's first row, on its way while products are made; most threads have none.
     int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
     float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;
@@ -71,6 +79,7 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
 #pragma unroll
         for (int r = 0; r < USED; r++)
             sum = add(sum, mul(sh->weight[r], sum_supers<FFN_SUPERS>(part + r * FFN_SUPERS * TILE_ROWS)));
+        if (SHARED) sum = add(sum, mul(share, sum_supers<FFN_SUPERS>(part + USED * FFN_SUPERS * TILE_ROWS)));
 #else
         sum = sum_supers<FFN_SUPERS>(part);
 #endif

@@ -1,8 +1,13 @@
 // A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
-// tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1.
+// tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1. SHARED: experts that every token goes to, 0 or 1.
 #include "router_top_k.cuh"
 #include "expert_prefetch.cuh"
 #include "products.cuh"
+
+#ifndef SHARED
+#define SHARED 0
+#endif
+constexpr int SLOTS = USED + SHARED;
 
 #if EXPERTS
 // The chosen experts. Each has a slot among the row blocks. Predicted experts have the slots to begin with; one that was not
@@ -10,9 +15,9 @@
 struct Choice {
     int id[USED];  // by rank
     float p[USED];
-    int expert[USED];  // by slot
-    int rank[USED];    // of a slot's expert, -1 until it is chosen
-    bool changed[USED];
+    int expert[SLOTS];  // by slot; a shared one has the last
+    int rank[SLOTS];    // of a slot's expert, -1 until it is chosen
+    bool changed[SLOTS];
     bool missing;         // an expert was chosen that nobody predicted
     short slot[EXPERTS];  // of an expert, or -1
 };
@@ -25,6 +30,10 @@ DEV void fill_slots(int expert, Choice* choice) {
         choice->expert[threadIdx.x] = expert;
         choice->slot[expert] = threadIdx.x;
         choice->rank[threadIdx.x] = -1;
+        choice->changed[threadIdx.x] = false;
+    } else if (threadIdx.x < SLOTS) {
+        choice->expert[threadIdx.x] = 0;
+        choice->rank[threadIdx.x] = threadIdx.x;
         choice->changed[threadIdx.x] = false;
     }
     __syncthreads();
@@ -48,7 +57,7 @@ struct Choice {
 
 // W_gate h and W_up h of the chosen experts, and SwiGLU.
 struct GateUp {
-    const uint8 *gate, *up;
+    const uint8 *gate, *up, *shared_gate, *shared_up;
     const int* expert;  // of a slot: the predicted experts, and in place of wrong ones the missing
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
@@ -58,6 +67,7 @@ struct GateUp {
     DEV const uint8* tile(int j) const {
         int u = row_block(j), group = u % GROUPS;
         const uint8* matrix = j / HIDDEN_SUPERS % 2 ? up : gate;
+        if (SHARED && slot(j) == USED) matrix = j / HIDDEN_SUPERS % 2 ? shared_up : shared_gate;
         return matrix + expert[slot(j)] * MATRIX +
                (group * HIDDEN_SUPERS + j % HIDDEN_SUPERS) * WEIGHT::TILE_BYTES;
     }
@@ -77,12 +87,13 @@ struct GateUpShared {
 // chosen: expert and weight of each rank with the step's number, which decode_down looks for.
 KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int normalise, float* x,
                            const float* norm, float eps, const uint8* gate, const uint8* up,
+                           const uint8* shared_gate, const uint8* shared_up,
                            const int* step_number, const uint64* prediction, uint64* chosen,
                            float* y, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
-    GateUp where = {gate, up, sh->choice.expert};
-    int n = dealt(USED * GateUp::GROUPS);
+    GateUp where = {gate, up, shared_gate, shared_up, sh->choice.expert};
+    int n = dealt(SLOTS * GateUp::GROUPS);
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
     Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));

@@ -1,11 +1,18 @@
-// A decode step: the projections of attention. QK_WEIGHT, V_WEIGHT: structs of tiles.cuh.
+// A decode step: the projections of attention, or of a delta net. QK_WEIGHT, V_WEIGHT: structs of tiles.cuh.
+// Q_ROWS, K_ROWS, V_ROWS: of the matrices. With TAPS the rows of q are channels of a causal convolution, with SiLU.
 #include "products.cuh"
+#include "sequence_chunks.cuh"
+
+#ifndef Q_ROWS
+#define Q_ROWS (HEADS * HEAD_DIM)
+#define K_ROWS (KV_HEADS * HEAD_DIM)
+#define V_ROWS K_ROWS
+#endif
 
 // Norm, quantisation and the products with W_q, W_k, W_v.
 struct QueryKey {
     const uint8 *q, *k;
-    static constexpr int Q_GROUPS = HEADS * HEAD_DIM / TILE_ROWS;
-    static constexpr int GROUPS = Q_GROUPS + KV_HEADS * HEAD_DIM / TILE_ROWS;
+    static constexpr int Q_GROUPS = Q_ROWS / TILE_ROWS, GROUPS = Q_GROUPS + K_ROWS / TILE_ROWS;
     DEV int group(int row_block) const { return blockIdx.x + row_block * gridDim.x; }
     DEV const uint8* tile(int j) const {
         int g = group(j / HIDDEN_SUPERS), s = j % HIDDEN_SUPERS;
@@ -17,7 +24,7 @@ struct QueryKey {
 };
 struct Value {
     const uint8* v;
-    static constexpr int GROUPS = KV_HEADS * HEAD_DIM / TILE_ROWS;
+    static constexpr int GROUPS = V_ROWS / TILE_ROWS;
     // Dealt on from where the groups of q and k ended, so that no block gets one more of both.
     DEV int first_group() const { return (blockIdx.x + gridDim.x - QueryKey::GROUPS % gridDim.x) % gridDim.x; }
     DEV int count() const { return (GROUPS - first_group() + int(gridDim.x) - 1) / int(gridDim.x); }
@@ -28,6 +35,33 @@ struct Value {
     }
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
+
+#ifdef TAPS
+// A channel of the convolution (docs/numerics.md, section 12). Its last values are of the step before.
+struct Channel {
+    float w[TAPS], row[TAPS - 1];
+    float* kept;
+
+    DEV void fetch(int channel, const float* taps, float* state, bool begins) {
+        kept = state + channel;
+#pragma unroll
+        for (int i = 0; i < TAPS; i++) w[i] = taps[channel * TAPS + i];
+#pragma unroll
+        for (int i = 0; i < TAPS - 1; i++) row[i] = begins ? 0.0f : kept[i * Q_ROWS];
+    }
+    DEV float next(float x) {
+        float sum = mul(row[0], w[0]);
+#pragma unroll
+        for (int i = 1; i < TAPS - 1; i++) sum = add(sum, mul(row[i], w[i]));
+        sum = add(sum, mul(x, w[TAPS - 1]));
+#pragma unroll
+        for (int i = 1; i < TAPS - 1; i++) kept[(i - 1) * Q_ROWS] = row[i];
+        kept[(TAPS - 2) * Q_ROWS] = x;
+        return div(sum, add(1.0f, isobit::exp(-sum)));
+    }
+};
+#endif
+
 struct QkvShared {
     ActivationBlock x[ROWS * HIDDEN_SUPERS];
     float buffer[ROWS * SUPER];
@@ -37,6 +71,7 @@ struct QkvShared {
 // prediction: see expert_prefetch.cuh; its first word says that x is there.
 KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, const uint8* k,
                        const uint8* v, const int* step_number, uint64* prediction, float* qkv,
+                       const float* taps, const SequenceChunk* chunks, const int* positions, float* state,
                        const uint64* exchanges, int received) {
     mark(0, 0);
     DYNAMIC_SHARED(QkvShared, sh);
@@ -54,6 +89,18 @@ KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, c
     Exchange<Cut> exchange(exchanges, received);
     float* part = reinterpret_cast<float*>(more + Second::bytes(nv * HIDDEN_SUPERS));
     int number = *step_number;
+    // Of the thread's row i of the block's: its place.
+    auto place = [&](int i) {
+        int row_block = i / TILE_ROWS;
+        int group = row_block < n ? qk.group(row_block) : QueryKey::GROUPS + value.group(row_block - n);
+        return group * TILE_ROWS + i % TILE_ROWS;
+    };
+#ifdef TAPS
+    state += int64(chunks->state) * (TAPS - 1) * Q_ROWS;
+    bool begins = *positions == 0;
+    Channel channel;
+    if (threadIdx.x < n * TILE_ROWS) channel.fetch(place(threadIdx.x), taps, state, begins);
+#endif
     let_next_start();
     wait_for_previous();
     mark(0, 1);
@@ -71,9 +118,13 @@ KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, c
     for (int i = threadIdx.x; i < ROWS * (n + nv) * TILE_ROWS; i += BLOCK) {
         int row_block = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : row_block / (n + nv);
         row_block -= r * (n + nv);
-        int group = row_block < n ? qk.group(row_block) : QueryKey::GROUPS + value.group(row_block - n);
-        qkv[(r * (QueryKey::GROUPS + Value::GROUPS) + group) * TILE_ROWS + row] =
-            sum_supers<HIDDEN_SUPERS>(part + r * parts + row_block * HIDDEN_SUPERS * TILE_ROWS + row);
+        float y = sum_supers<HIDDEN_SUPERS>(part + r * parts + row_block * HIDDEN_SUPERS * TILE_ROWS + row);
+        int at = place(row_block * TILE_ROWS + row);
+#ifdef TAPS
+        if (i >= BLOCK && row_block < n) channel.fetch(at, taps, state, begins);
+        if (row_block < n) y = channel.next(y);
+#endif
+        qkv[r * (QueryKey::GROUPS + Value::GROUPS) * TILE_ROWS + at] = y;
     }
     mark(0, 5);
 }
