@@ -114,8 +114,7 @@ def batches(rng: np.random.Generator, vocab: int) -> list[Batch]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts are passes, not mixed batches, which take up to 256 tokens; a part has a thread."""
-    monkeypatch.setattr(CudaPartsBackend, "queues", False)
+    """Prompts are passes, not mixed batches, which take up to 256 tokens."""
     monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2, 4)))
 
 

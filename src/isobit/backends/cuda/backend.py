@@ -184,8 +184,6 @@ class CudaBackend(Backend):
             self._extend_rope_tables(int(batch.positions.max()) + 1)
             matched = self._run_ahead.begin(ask)
         after = None if wanted.following is None else self._after(wanted.following)
-        if after is not None and after.runner is self._programs.passes and len(every):
-            after = None  # to queue it takes long, and these rows are waited for
         if after is not None:
             self._extend_rope_tables(int(after.batch.positions.max()) + 1)
         words, theirs = self._run_ahead.finish(matched, asked, wanted.drawn, after)
@@ -213,14 +211,6 @@ class CudaBackend(Backend):
             return None
         stages = frozenset({CHOSEN}) if following.routes else frozenset[str]()
         return self._ask(following.batch, self._programs.asked(stages))
-
-    def queues(self, batch: Batch) -> bool:
-        """Whether all that a batch asks of the device is queued at once."""
-        return self._steps_for(batch) is not None
-
-    def follow(self, batch: Batch) -> None:
-        """Queue a batch as one of several parts, when another takes the logits."""
-        self._pass(batch, lambda *_: None, None, None)
 
     def copy_state(self, source: int, target: int) -> None:
         """See :class:`isobit.backends.base.Backend`."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -47,7 +47,6 @@ from isobit.model.weights import Weights
 from isobit.numerics import KV_PAGE
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 _WAIT_MS = 20_000
 """So long a device waits for words of another."""
@@ -60,8 +59,6 @@ class CudaPartsBackend(Backend):
 
     name = "cuda"
     on_device = frozenset({GREEDY})
-    queues: ClassVar[bool] = True
-    """Whether devices run what they are given while the host goes on (an emulated one does not)."""
 
     def __init__(
         self, weights: Weights, engine: EngineConfig, gpus: Sequence[Gpu] | None = None
@@ -126,31 +123,16 @@ class CudaPartsBackend(Backend):
     def compute(
         self, batch: Batch, wanted: Wanted, tap: Tap | None, stages: frozenset[str] | None
     ) -> Results:
-        """See :class:`isobit.backends.base.Backend`: every device ends with whole results, of which
-        those of the first are taken."""
+        """See :class:`isobit.backends.base.Backend`: every device ends with whole results."""
         size, kind = len(batch.tokens), (len(batch.pages), len(batch.logit_rows), _form(wanted))
         if tap is None:
             work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
-            more = wanted.measures or wanted.hidden or wanted.routes
-            alone = (
-                self.queues and wanted.logits is True and not more and self._here[0].queues(batch)
-            )
-            return self._together(
-                work, size, kind, one=partial(self._step, batch) if alone else None
-            )[0]
+            return self._together(work, size, kind)[0]
         shows = [partial(traced, b, batch, wanted, stages) for b in self._here]
         done = self._together(shows, size, (*kind, stages))
         for key in done[0][1]:
             tap(*key, self._parts[0].merged(key, [shown[key] for _, shown in done]))
         return done[0][0]
-
-    def _step(self, batch: Batch) -> list[Results]:
-        """A step whose logits the first part takes: the others', which wait for nothing here, are
-        queued by the same thread, as threads would wait for one another."""
-        first, *others = self._here
-        for b in others:
-            b.follow(batch)
-        return [first.compute(batch, LOGITS, None, None)]
 
     def compute_greedy(
         self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None
@@ -178,10 +160,9 @@ class CudaPartsBackend(Backend):
         size: int,
         kind: tuple[object, ...],
         passes: int = 0,
-        one: Callable[[], list[T]] | None = None,
     ) -> list[T]:
         """A pass of all parts, of ``size`` tokens, or so many; ``kind``: what else decides what
-        runs. Of larger passes all is known. ``one``: does what ``work`` does by one thread."""
+        runs. Of larger passes all is known."""
         if self.lost:
             raise BackendUnavailable(self.lost)
         self._passes += passes or size  # no pass has no token
@@ -194,10 +175,7 @@ class CudaPartsBackend(Backend):
             self._rehearse(work)
         self._times[size, kind] += 1
         try:
-            if one is not None:
-                (done,) = self._each([partial(self._watched, one)])
-            else:
-                done = self._each([partial(self._watched, w) for w in work])
+            done = self._each([partial(self._watched, w) for w in work])
         except Exception as error:
             self.lost = f"cuda: a part of the model has failed ({error}): load it again"
             raise
@@ -212,7 +190,7 @@ class CudaPartsBackend(Backend):
     def _pairs(self) -> Iterable[tuple[CudaBackend, Gpu]]:
         return zip(self._here, self._gpus, strict=True)
 
-    def _watched(self, work: Callable[[], U]) -> U:
+    def _watched(self, work: Callable[[], T]) -> T:
         """A part's work; when it fails the others wait no longer."""
         try:
             return work()
@@ -220,7 +198,7 @@ class CudaPartsBackend(Backend):
             self._flags[0] = -1
             raise
 
-    def _each(self, work: Sequence[Callable[[], U]]) -> list[U]:
+    def _each(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """Every device's work at the same time, as each waits for the others within it."""
         done = [self._pool.submit(w) for w in work]
         try:
