@@ -112,7 +112,7 @@ def norm(at, rng, n, experts):
     shares = rng.random((n, added)).astype(F32)
     y, acts, place = at.new(4 * n * HIDDEN), at.new(n * HIDDEN // 256 * ACT_BYTES), at.put(x)
     by = at.put(shares) if experts else 0
-    arguments = place, at.put(more), by, at.put(w), float(EPS), y, acts, 0, 0, 0
+    arguments = place, at.put(more), by, 0, 0, 0, at.put(w), float(EPS), y, acts, 0, 0, 0
     how = dict(rms_norm.defines(HIDDEN, added, weighted=experts))
     few = how.pop("AT_ONCE")
 

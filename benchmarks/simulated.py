@@ -20,9 +20,9 @@ from isobit.backends.cuda import backend
 from isobit.backends.cuda.steps import passes
 from isobit.backends.cuda.workspace import Pass
 
-ROWS = 1, 2, 3, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 2048
-MS = 1.29, 2.09, 3.16, 3.67, 5.03, 5.9, 6.77, 7.7, 8.65, 10.8, 12.8, 16.1, 19.4, 26.0, 32.0, 108.0
-HEAD_MS, LAYERS, TOKEN = 0.9, 48, 1000  # of logits apart from steps
+ROWS = 1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 2048
+MS = 1.4, 2.1, 3.2, 2.8, 3.9, 5.1, 6.3, 7.3, 8.2, 9.0, 11.0, 13.3, 15.4, 19.2, 25.8, 31.8, 108.0
+HEAD_MS, LAYERS, TOKEN = 0.1, 48, 1000  # of logits apart from steps
 
 
 class SimulatedGpu:

@@ -125,7 +125,7 @@ class Alone:
     def norm(self, x, norm, eps, n, rows, y, acts, added=(0, 0), weights=0):
         address, count = added
         defines = rms_norm.defines(n, count, weighted=bool(weights))
-        arguments = (x, address, weights, norm, eps, y, acts, 0, 0, 0)
+        arguments = (x, address, weights, 0, 0, 0, norm, eps, y, acts, 0, 0, 0)
         self.launch("ops/norm_quantise", (rows,), arguments, defines)
 
     def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8):

@@ -24,6 +24,7 @@ from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
 from tests.helpers.expected import needs
 
+from . import test_cuda_hybrid
 from .cases import CASES, pointwise, products, recurrent, routing
 from .cuda_emulator import EmulatedGpu
 from .cuda_support import sized
@@ -48,6 +49,7 @@ OTHERS = (
     *(pointwise.bias, pointwise.rope, pointwise.clamped_gate, pointwise.gelu_gate),
     *(pointwise.softcap, pointwise.scale, pointwise.multiply, pointwise.join),
     *(products.expert_bias, routing.expert_scale, pointwise.relu_squared, recurrent.gated_delta),
+    *(recurrent.causal_conv, pointwise.silu),
 )
 """Cases of operations that neither model has."""
 
@@ -61,13 +63,14 @@ def kernels():
     gpu = Recorder()
     engine = EngineConfig(context=512, max_sequences=4, chunk=128)
     pages = np.arange(32, dtype=np.int32).reshape(4, 8)
-    for path, kind in (
-        (sample_path(), sized()),
-        (sample_path(), CudaBackend),
-        (sample_path(), UnfusedCudaBackend),
-        (HYBRID, CudaBackend),
+    sample, hybrid = (Weights.from_file(GGUFFile.open(p)) for p in (sample_path(), HYBRID))
+    for weights, kind in (
+        (sample, sized()),
+        (sample, CudaBackend),
+        (sample, UnfusedCudaBackend),
+        (hybrid, CudaBackend),
+        (test_cuda_hybrid.made(), CudaBackend),
     ):
-        weights = Weights.from_file(GGUFFile.open(path))
         backend = kind(weights, engine, gpu)
         for first, n in ((0, 128), (0, 3), (0, 1), (300, 1)):  # prompts, and steps of one sequence
             at = np.arange(first, first + n, dtype=np.int32)

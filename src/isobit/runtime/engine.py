@@ -52,9 +52,7 @@ class Engine(PassLock):
         self.model = model
         limits = model.backend.limits
         self.scheduler = Scheduler(Blocks(limits.pages, limits.states), Limits())
-        c = model.config
-        used = c.n_experts_used / c.n_experts if c.is_moe else 0.0
-        self._prefill_budget = PrefillBudget(model.backend.padded, used)
+        self._prefill_budget = PrefillBudget(model.backend.padded)
         self.scheduler.prefill_budget = self._prefill_budget.tokens
         self.limit(Limits.of(model.backend.engine))
         self._batches = Batches(model.graph.logits.shape.width)
@@ -314,7 +312,7 @@ class Engine(PassLock):
         model = self.model
         asked = PassRequest(parts, self._batches)
         batch, wanted = self._batches.of([work for work, _ in parts]), asked.wanted
-        if self._following:
+        if self._following and not self._prefill_budget.piece_comes:  # it takes long to queue
             if (following := asked.following(self._following)) is not None:
                 wanted = changed(wanted, following=following)
             else:

@@ -20,7 +20,12 @@ static void map(const Phase& phase, Pass& pass, int thread) {
         for (int i = first; i < std::min(first + chain->at_once, chain->vectors); ++i)
             for (const Op& op : chain->ops) op.run(op, pass, thread, t, i);
     };
-    pass.team.parallel_for(pass.rows(phase) * per_row, item, [&] {
+    // Some at a time: many threads would wait for one another at the counter.
+    const int items = pass.rows(phase) * per_row, step = rows_at_once(items, pass.team.members(), 1);
+    auto some = [&](int i) {
+        for (int n = i * step; n < std::min((i + 1) * step, items); ++n) item(n);
+    };
+    pass.team.parallel_for((items + step - 1) / step, some, [&] {
         for (const Op& op : phase.after) op.run(op, pass, thread, 0, 0);
     });
 }

@@ -40,7 +40,7 @@ struct Job {
 Job job(const Kernels& kernels, int planes, const Matrix& w, const Input& x, int tokens, float* y,
         size_t y_stride);
 
-// Rows that one thread takes at a time, a multiple of `least`.
+// Rows, or other items, that one thread takes at a time, a multiple of `least`.
 int rows_at_once(int total_rows, int threads, int least = ROW_STEP);
 
 // All rows of all jobs; called by every thread of the team.

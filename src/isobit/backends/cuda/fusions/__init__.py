@@ -22,17 +22,17 @@ from isobit.model.graph import Op
 
 Claim = Callable[[Lowering, Sequence[Op]], Claimed | None]
 
-_STEPS: tuple[Claim, ...] = (
-    step_attention.claim,
+_ANY: tuple[Claim, ...] = (
     head_vectors.claim,
     delta_net.claim,
+    norm.claim_shared,
     norm.claim,
     gate_up.claim,
 )
-_ANY: tuple[Claim, ...] = (head_vectors.claim, delta_net.claim, norm.claim, gate_up.claim)
+_STEPS = step_attention.claim, *_ANY
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     PASS: _ANY,
-    MIXED: (step_attention.claim, *_ANY),
+    MIXED: _STEPS,
     STEPS: _STEPS,
     STEP: (decode_layer.claim, decode_head.claim, *_STEPS),
     ROWS: (decode_layer.claim, *_STEPS),

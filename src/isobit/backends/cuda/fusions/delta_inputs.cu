@@ -28,11 +28,11 @@ struct Rows {
 KERNEL(THREADS) delta_inputs(const float* made, const float* taps, const float* dt, const float* a, float eps,
                              float q_scale, float k_scale, const SequenceChunk* chunks, const int* positions,
                              const float* state, int sequences, int tokens, float* out) {
-    begin();
     int vector = blockIdx.y * (THREADS / WARP) + warp_id(), first = blockIdx.x * RUN;
     if (vector > VECTORS) return;
     int end = min(first + RUN, tokens);
     if (vector == VECTORS) {
+        begin();
         for (int i = lane_id(); i < (end - first) * HEADS; i += WARP) {
             int64 t = first + i / HEADS;
             int head = i % HEADS;
@@ -49,8 +49,8 @@ KERNEL(THREADS) delta_inputs(const float* made, const float* taps, const float* 
 #pragma unroll
         for (int i = 0; i < EACH; i++) to[i] = made[int64(min(t, end - 1)) * MADE + channel + i * WARP];
     };
-#pragma unroll
-    for (int n = 0; n < AHEAD; n++) fetch(first + n, x[n]);
+    // What no kernel ahead makes comes before the wait for them. A state is of the pass before, whose rule has waited
+    // for who wrote it.
 #pragma unroll
     for (int j = 0; j < TAPS; j++)
 #pragma unroll
@@ -62,16 +62,21 @@ KERNEL(THREADS) delta_inputs(const float* made, const float* taps, const float* 
         c += __popc(__ballot_sync(~0u, before));
     }
     int next = first;  // token of the next chunk
+    auto begin_chunk = [&](int t) {
+        Rows rows(made, state, chunks[c++], positions);
+        next = rows.chunk.first + rows.chunk.count;
+#pragma unroll
+        for (int j = 1; j < TAPS; j++)
+#pragma unroll
+            for (int i = 0; i < EACH; i++) row[j][i] = rows(t - rows.chunk.first - TAPS + j, channel + i * WARP);
+    };
+    if (chunks[c].first == first) begin_chunk(first);
+    begin();
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) fetch(first + n, x[n]);
 #pragma unroll 1
     for (int t = first; t < end; t++) {
-        if (t == next) {
-            Rows rows(made, state, chunks[c++], positions);
-            next = rows.chunk.first + rows.chunk.count;
-#pragma unroll
-            for (int j = 1; j < TAPS; j++)
-#pragma unroll
-                for (int i = 0; i < EACH; i++) row[j][i] = rows(t - rows.chunk.first - TAPS + j, channel + i * WARP);
-        }
+        if (t == next) begin_chunk(t);
         float y[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; i++) {

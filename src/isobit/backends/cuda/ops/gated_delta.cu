@@ -4,6 +4,7 @@
 #include "sequence_chunks.cuh"
 #include "views.cuh"
 
+constexpr int AT_HAND = 4;  // tokens that registers hold: what one takes to compute is less than what it takes to fetch
 constexpr int EACH = (ROWS + WARP - 1) / WARP, LANES = ROWS < WARP ? ROWS : WARP;
 
 // COLUMNS of a head's state a warp (blockIdx.x, in eights of them), blockIdx.y the head, blockIdx.z the run. together:
@@ -20,7 +21,8 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
     SequenceChunk chunk = chunks[blockIdx.z];
     float* kept = state + ((int64(chunk.state) * heads + head) * columns + first) * ROWS + lane;
     bool begins = positions[chunk.first] == 0;
-    float s[COLUMNS][EACH], q_row[2][EACH], k_row[2][EACH], value[2], rate[2], keep[2];
+    float s[COLUMNS][EACH], q_row[AT_HAND][EACH], k_row[AT_HAND][EACH];
+    float value[AT_HAND], rate[AT_HAND], keep[AT_HAND];
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++)
 #pragma unroll
@@ -44,13 +46,16 @@ KERNEL(THREADS) gated_delta(const float* q, int64 q_stride, int q_step, const fl
         if (lane_id() % (WARP / COLUMNS) == 0) y[(int64(t) * heads + head) * columns + column] = o;
     };
     int end = chunk.first + chunk.count;
-    fetch(chunk.first, 0);
-    for (int t = chunk.first; t < end; t += 2) {  // the next token is fetched while one is computed
-        fetch(min(t + 1, end - 1), 1);
-        token(t, 0);
-        if (t + 1 == end) break;
-        fetch(min(t + 2, end - 1), 0);
-        token(t + 1, 1);
+#pragma unroll
+    for (int i = 0; i < AT_HAND - 1; i++) fetch(min(chunk.first + i, end - 1), i);
+#pragma unroll 1
+    for (int t = chunk.first; t < end; t += AT_HAND) {
+#pragma unroll
+        for (int i = 0; i < AT_HAND; i++) {
+            if (t + i >= end) break;
+            fetch(min(t + i + AT_HAND - 1, end - 1), (i + AT_HAND - 1) % AT_HAND);
+            token(t + i, i);
+        }
     }
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++)

@@ -1,8 +1,8 @@
 // RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
 // A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
 // their load to the quantised block. A block of many superblocks has fewer warps, each of them for EACH.
-// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum. AT_ONCE
-// (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
+// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum, with SHARED one more by the
+// sigmoid of a product, of what it was made of with weights. AT_ONCE (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
 // what is added; all blocks run at once, and wait for the others' of the same row.
 #include "exchange.cuh"
 
@@ -44,9 +44,20 @@ DEV void load_added(const float* added, const float* weights, int64 row, int wid
 }
 #endif
 
+// By lane, the sum of a block's products of a row, in the order of sum256.
+DEV void add_lanes(const float (&products)[SUPERS][SUPER], float* buffer) {
+#pragma unroll 1
+    for (int lane = threadIdx.x; lane < SUPER; lane += ROW_THREADS) {
+        float sum = products[0][lane];  // what it lacks, to begin with 0, is the sign of a 0
+#pragma unroll
+        for (int s = 1; s < SUPERS; s++) sum = add(sum, products[s][lane]);
+        buffer[lane] = sum;
+    }
+}
+
 // x += what is added; y = norm of x, out = y quantised. Rows from `first` on.
-KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* norm,
-                                  float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* shared,
+                                  const float* input, const float* gate, const float* norm, float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
                                   int first) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
@@ -65,6 +76,24 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
     int64 row = first + int(blockIdx.x);
     x += row * WIDTH;
     y += row * WIDTH;
+#ifdef SHARED
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        float a[8], b[8];
+        load8(input + row * WIDTH + column[e], a);
+        load8(gate + column[e], b);
+        bool there = own[e] * SUPER + 8 * lane_id() < WIDTH;
+#pragma unroll
+        for (int i = 0; i < 8; i++) a[i] = there ? mul(b[i], a[i]) : 0.0f;
+        if (own[e] < SUPERS) store8(squares[own[e]] + 8 * lane_id(), a);
+    }
+    __syncthreads();
+    add_lanes(squares, buffer);
+    __syncthreads();
+    float share = add(buffer_tree(buffer), 0.0f);
+    share = div(1.0f, add(1.0f, isobit::exp(-share)));
+    __syncthreads();
+#endif
 #if ADDED
     float more[EACH][8];
 #ifdef BOUNDS
@@ -88,6 +117,12 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
 #else
         load_added(added, weights, row, WIDTH, column[e], more[e]);
 #endif
+#ifdef SHARED
+        float besides[8];
+        load8(shared + row * WIDTH + column[e], besides);
+#pragma unroll
+        for (int i = 0; i < 8; i++) more[e][i] = add(more[e][i], mul(share, besides[i]));
+#endif
 #pragma unroll
         for (int i = 0; i < 8; i++) v[e][i] = add(v[e][i], more[e][i]);
 #endif
@@ -105,13 +140,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
         if (own[e] < SUPERS) store8(squares[own[e]] + 8 * lane_id(), square);
     }
     __syncthreads();
-#pragma unroll 1
-    for (int lane = threadIdx.x; lane < SUPER; lane += ROW_THREADS) {
-        float sum = squares[0][lane];  // no square is -0, so that nothing is lost by adding it to 0
-#pragma unroll
-        for (int s = 1; s < SUPERS; s++) sum = add(sum, squares[s][lane]);
-        buffer[lane] = sum;
-    }
+    add_lanes(squares, buffer);  // no square is -0
     __syncthreads();
     float mean = div(buffer_tree(buffer), float(WIDTH));
     float r = div(1.0f, square_root(add(mean, eps)));

@@ -1,5 +1,7 @@
 """RMS norm, with the quantisation of what it gives; also of a sum."""
 
+from collections.abc import Callable
+
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Defines, Lowering, anything
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
@@ -52,19 +54,23 @@ def norm(
     addend: Value | None = None,
     shares: Value | None = None,
     *sums: Value,
+    shared: tuple[Value, Value, Callable[[], int]] | None = None,
     exchange: Exchange = NOT_EXCHANGED,
     columns: int = 0,
 ) -> None:
     """The norm y of x, of x + addend, or of x and the addend's rows by their shares, with its
-    quantised form; the sum, if there is one, takes x's place, as ``sums`` do. ``columns``: of the
-    addend's rows, if other parts have others: then blocks wait, and so are no more at a time than
-    run at once."""
+    quantised form; the sum, if there is one, takes x's place, as ``sums`` do. ``shared``: one row
+    more, and what it is added by, the sigmoid of a product of a row with float32 weights.
+    ``columns``: of the addend's rows, if other parts have others: then blocks wait, and so are no
+    more at a time than run at once."""
     assert isinstance(op.operation, RmsNorm)
     n, eps, weight = y.shape.width, op.operation.eps, g.vector(op.weights[0])
     more = g.dense(addend) if addend else None
     by = g.dense(shares) if shares else None
     added = addend.shape.width // (columns or n) if addend else 0
+    besides = (g.dense(shared[0]), g.dense(shared[1]), shared[2]) if shared else None
     how = {**defines(n, added, weighted=shares is not None), **exchange.defines}
+    how |= {"SHARED": 1} if shared else {}
     to, acts = g.new(y), g.acts_of(y, n)
     at_once = g.gpu.multiprocessors * int(how["AT_ONCE"])
 
@@ -75,6 +81,7 @@ def norm(
                 "ops/norm_quantise",
                 (min(rows - first, at_once) if columns else rows,),
                 (x.address, more.address if more else 0, by.address if by else 0)
+                + ((besides[0].address, besides[1].address, besides[2]()) if besides else (0, 0, 0))
                 + (weight(), eps, to.address, acts.address, *exchange.arguments, first),
                 how,
             )
