@@ -179,6 +179,9 @@ def check(note, backends, seconds):
         pages = np.arange(2 * n, dtype=np.int32).reshape(n, 2)
         chosen = [backends[k].greedy(at, start, pages, 48) for k in ("split", "one")]
         counts[f"of {n}"] = int(np.count_nonzero(chosen[0] != chosen[1]))
+        if "cpu" in backends:
+            few = backends["cpu"].greedy(at, start, pages, 8)
+            counts[f"of {n}, from the CPU's"] = int(np.count_nonzero(chosen[0][:8] != few))
     note("greedy tokens that differ", counts)
     wrong += sum(counts.values())
     note("wrong", wrong)
