@@ -4,8 +4,8 @@ of a prompt goes, and how fast all of its layers are.
 usage: python benchmarks/cuda_hybrid.py OUT [--model hybrid-35b-a3b] [--few 4] [--timed 8]
            [--layers 40] [--sequences 2,8] [--baseline cuda-qwen35-h200.json] [--only bits rates]
 
-Each stage is a process: compile, bits, rates, timeline (which needs torch). Nothing is timed if a
-bit differs. The table comes last; OUT, a folder, gets all as JSON, with timelines.
+Each stage is a process: compile, bits, rates, unfetched, timeline (which needs torch). Nothing is
+timed if a bit differs. The table comes last; OUT, a folder, gets all as JSON, with timelines.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from kernels import asked, compile_all
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.fusions import decode_launches
 from isobit.config import EngineConfig
 
 STEPS = 4
@@ -106,6 +107,15 @@ def rates(a, note):
     backend.close()
 
 
+def unfetched(a, note):
+    """Microseconds of a step of one sequence whose experts are not fetched ahead."""
+    decode_launches._ahead = lambda *_: False
+    _, backend, texts, _ = opened(a, a.layers, 1)
+    run = greedy(backend, texts, 1, DEPTH, 64)
+    note("1 sequences, experts not fetched ahead, us", round(median_us(run, 64), 1))
+    backend.close()
+
+
 def timeline(a, note):
     """Where the time of some layers goes."""
     from cuda_timeline import show  # noqa: PLC0415
@@ -119,7 +129,13 @@ def timeline(a, note):
     backend.close()
 
 
-WORK = {"compile": compiled, "bits": bits, "rates": rates, "timeline": timeline}
+WORK = {
+    "compile": compiled,
+    "bits": bits,
+    "rates": rates,
+    "unfetched": unfetched,
+    "timeline": timeline,
+}
 
 
 def main():

@@ -25,23 +25,28 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.fusions import decode_memory
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import groups, matmul
-from isobit.backends.cuda.steps.captured import ManySequences, Step
+from isobit.backends.cuda.ops import matmul
+from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
-from isobit.backends.cuda.workspace import STEPS
+from isobit.backends.cuda.workspace import ROWS, STEP, STEPS
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
-COUNT, PROMPTS = 8, (512, 2048)  # steps at once; tokens
-TRACED = 8, 16, 32, 64, 128  # sequences
+COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
+TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
+PREDICTED = {"decode_gate_up", "rows_gate_up", "decode_down", "rows_down"}
+DECODE = PREDICTED | {"decode_qkv", "decode_attn_out", "decode_head"}
 WAYS = {
     "now": (),
-    "spare 12K": ((matmul, "_SPARE", 12 << 10),),
-    "spare 28K": ((matmul, "_SPARE", 28 << 10),),
-    "one block first": ((matmul, "_SHAPES", tuple(matmul._SHAPES[i] for i in (1, 0, 2))),),
-    "wide groups": ((groups, "_DENSE", (8, 16)),),
+    "nothing ahead": ((matmul, "_AHEAD", 0),),
+    "ahead 13": ((matmul, "_AHEAD", 13),),
+    "ahead 7": ((matmul, "_AHEAD", 7),),
+    "once, all": ((decode_memory, "ONCE", frozenset(DECODE)),),
+    "once, all but predicted": ((decode_memory, "ONCE", frozenset(DECODE - PREDICTED)),),
+    "once, head": ((decode_memory, "ONCE", frozenset({"decode_head"})),),
 }
 
 
@@ -61,13 +66,23 @@ class Steps:
         self.name, self._gpu = name, backend._gpu
         with way(name):
             at = weights.graph, backend._programs.resident, self._gpu, 2, STEPS
+            padded = [n for n in sizes if n > FEW]
             made = Program(*at)
-            self.many = ManySequences(made, max(sizes), sizes)
-            rows = _rows(made.g, max(sizes))
-            made.g.allocate(rows, self._gpu.allocate(made.g.nbytes(rows, own=False)))
-            self.many.start()
-            for n in sizes:
-                self.many.graphs[n, True]
+            many = ManySequences(made, max(padded), padded)
+            self.of = dict.fromkeys(padded, many)
+            programs = [(made, max(padded))]
+            for n in set(sizes) - {*padded}:
+                made = Program(*at[:-1], ROWS if n > 1 else STEP, rows=n)
+                self.of[n] = SeveralRows(made, n) if n > 1 else OneSequence(made)
+                programs.append((made, n))
+            for made, n in programs:
+                rows = _rows(made.g, n)
+                made.g.allocate(rows, self._gpu.allocate(made.g.nbytes(rows, own=False)))
+            for n, steps in self.of.items():
+                if n > 1:
+                    steps.start()
+                for key in steps.graphs.keys:
+                    steps.graphs[key]
 
     def run(self, texts, n):
         """Tokens found, the last step's logits, and microseconds of a step."""
@@ -75,10 +90,10 @@ class Steps:
         step = Step(each + 1, np.full(n, DEPTH, np.int32), texts.pages[:n], 0 * each, each)
         self._gpu.synchronise()
         start = time.perf_counter()
-        tokens = self.many.greedy(step, COUNT)
+        tokens = self.of[n].greedy(step, COUNT)
         seconds = time.perf_counter() - start
-        logits = np.empty((n, self.many._program.vocabulary), np.uint32)
-        self._gpu.download(self.many.logits, logits)
+        logits = np.empty((n, self.of[n]._program.vocabulary), np.uint32)
+        self._gpu.download(self.of[n].logits, logits)
         return tokens, logits, 1e6 * seconds / COUNT
 
 
@@ -88,7 +103,7 @@ def check(backend, weights, note):
     texts = Texts(np.random.default_rng(), weights.config.vocab, 32, 4)
     wrong = 0
     parts = [("prompts", [(s, 1 + s % 9) for s in range(32)])]
-    parts += [(f"{n} together", [(s, 1) for s in range(n)]) for n in (5, 8, 16, 32)]
+    parts += [(f"{n} together", [(s, 1) for s in range(n)]) for n in (1, 2, 3, 4, 5, 8, 16, 32)]
     parts += [("31 steps + 20", [*((s, 1) for s in range(31)), (31, 20)])]
     cpu = CpuBackend(weights, settings)
     for name, part in parts:
@@ -134,7 +149,7 @@ def main():
     texts = Texts(np.random.default_rng(1), weights.config.vocab, most, 4)
     for s in range(most):  # what is read has been written
         backend.forward(texts.batch([(s, DEPTH)]))
-    assert set(sizes) <= set(CaptureSizes().padded)
+    assert set(sizes) <= {1, *CaptureSizes().few, *CaptureSizes().padded}
     ways = {name: Steps(name, backend, weights, sizes) for name in WAYS}
     note("ways", len(ways))
     times = {name: {n: [] for n in sizes} for name in WAYS}
@@ -154,9 +169,9 @@ def main():
                 else:
                     times[name][n].append(us)
     note("us", times)
-    for n in TRACED:
-        run = partial(ways["now"].run, texts, n)
-        cuda_timeline.show(gpu, f"{n} sequences", run, COUNT, out, found)
+    for name, n in TRACED:
+        run = partial(ways[name].run, texts, n)
+        cuda_timeline.show(gpu, f"{name}, {n} sequences", run, COUNT, out, found)
     for n in PROMPTS:
         at = np.arange(n, dtype=np.int32)
         long = Texts(None, 0, 1, 36)

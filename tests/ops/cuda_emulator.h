@@ -300,6 +300,7 @@ static inline void sync_cluster() {
     while (emu::clusters_synced == g) emu::yield();
 }
 static inline void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) { copy_bulk(to, from, bytes, a); }
+#define COPY_WEIGHTS copy_bulk
 // Every 256th byte is touched: outside the device's memory that ends the process.
 static inline void prefetch_bulk(const unsigned char* from, int bytes) {
     if (size_t(from) % 16 || bytes % 16 || bytes <= 0) { fprintf(stderr, "emulator: an odd prefetch\n"); abort(); }

@@ -155,7 +155,7 @@ BATCHES = [(8, 8, 17, 11), (8, 16, 29, 8), (16, 16, 33, 16), (8, 32, 61, 9)]
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
     """Blocks, or clusters of them, that go from one group of tokens to the next, the last groups of
-    few; each unit by all warps."""
+    few; each unit by all warps. They fetch ahead what is there, and nothing else."""
     gpu = EmulatedGpu(SEED, bulk=True) if isinstance(gpu, EmulatedGpu) else gpu
     fmt = next(f for f in FORMATS.values() if f.name == name)
     rows, together = 16 * int(rng.integers(3, 12)), int(rng.integers(1, 3))
@@ -168,8 +168,9 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
         "ops/batch_matmul",
         (together * int(rng.integers(1, 4)),),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts, 0, 0, 0, 1)
-        + (y, rows, 0, 0, n, 0, 1, 0, 0),
-        defines | {"BLOCK": str(32 * warps), "SPLIT": "1", "CLUSTER": str(together)},
+        + (y, rows, 0, 0, n, 0, 1, 0, 0)
+        + (stored.address, stored.address, fmt.nbytes(8 * 256 * supers), rows // 8),
+        defines | {"BLOCK": str(32 * warps), "SPLIT": "1", "CLUSTER": str(together), "AHEAD": "3"},
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=True),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
@@ -189,11 +190,12 @@ def test_batch_matmul_of_experts(gpu, rng, name, supers, warps, columns, n):
     y = b.new(4 * pairs * rows)
     defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
     defines |= {"BLOCK": str(32 * warps), "OWN_ORDER": "1", "FLOATS": "1", "TOGETHER": "1"}
+    defines |= {"ONCE": "1"}
     Alone(gpu, 2).launch(
         "ops/batch_matmul",
         (int(rng.integers(2, 6)),),
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, b.put(x), b.put(ids))
-        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k, 0, 0),
+        + (0, 0, 1, y, rows, 0, 0, pairs, experts, k, 0, 0, 0, 0, 0, 0),
         defines,
         shared=LaunchShape(1, warps, 1, columns).shared(stored)
         + ordering_bytes(n, k, experts, columns),

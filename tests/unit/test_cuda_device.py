@@ -14,7 +14,7 @@ from tests.helpers.expected import needs
 
 def test_memory_that_is_referred_to_is_not_lent_again():
     known = []
-    lent = PinnedBuffers(known.append)
+    lent = PinnedBuffers(known.append, known.remove)
     first = lent(100)
     first[:] = 1
     view, at = first.reshape(10, 10)[3:5], first.ctypes.data
@@ -30,11 +30,27 @@ def test_memory_that_is_referred_to_is_not_lent_again():
 
 def test_memory_that_is_lent_out_is_bounded():
     known = []
-    lent = PinnedBuffers(known.append)
+    lent = PinnedBuffers(known.append, known.remove)
     held = [lent(n) for n in range(10, 30)]
     for n, array in enumerate(held):
         array[:] = n
     assert all((array == n).all() for n, array in enumerate(held))
+    assert len(known) == 8
+
+
+def test_a_result_of_another_size_finds_a_buffer_once_one_is_free():
+    """As logits of 31 rows do after eight other numbers of rows."""
+    known = {}
+    lent = PinnedBuffers(
+        lambda b: known.update({b.ctypes.data: b.size}), lambda b: known.pop(b.ctypes.data)
+    )
+    for n in range(10, 50):
+        assert known[lent(n).ctypes.data] == n
+    assert sorted(known.values()) == [*range(42, 50)]
+    for n in (45, 3):
+        array = lent(n)
+        assert array.size == n
+        assert known[array.ctypes.data] >= n
     assert len(known) == 8
 
 

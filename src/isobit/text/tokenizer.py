@@ -112,8 +112,9 @@ class Tokenizer:
         vocabulary, merges = self.vocabulary, self.vocabulary.merges
         ids = {text: i for i, text in enumerate(self._tokens)}
         made = list(map("".join, merges))
+        parts = set(chain.from_iterable(merges))
         # The library checks this too, but panics where a merge makes what is longer than any piece.
-        unknown = set(chain.from_iterable(merges)).union(made) - ids.keys()
+        unknown = parts.union(made) - ids.keys()
         if unknown:
             raise ModelRefused(
                 f"{vocabulary.source}: tokenizer.ggml.merges: expected merges of and into pieces "
@@ -122,13 +123,17 @@ class Tokenizer:
         hidden = {*vocabulary.control, *(self._tokens[i] for i in vocabulary.unused)}
         reached = hidden.intersection(made)
         unreached = hidden - reached
-        merges = [pair for pair in merges if unreached.isdisjoint(pair)]
+        if not unreached.isdisjoint(parts):
+            merges = [pair for pair in merges if unreached.isdisjoint(pair)]
         halves: dict[int, tuple[int, int]] = {}
-        for (left, right), whole in zip(merges, map("".join, merges), strict=True):
-            if whole in reached:
-                halves.setdefault(ids[whole], (ids[left], ids[right]))
-        # The others stay out altogether, so that nothing can make them.
-        return {text: i for text, i in ids.items() if text not in unreached}, merges, halves
+        if reached:
+            for (left, right), whole in zip(merges, map("".join, merges), strict=True):
+                if whole in reached:
+                    halves.setdefault(ids[whole], (ids[left], ids[right]))
+        pieces = ids.copy()  # the others stay out altogether, so that nothing can make them
+        for text in unreached:
+            del pieces[text]
+        return pieces, merges, halves
 
     @property
     def vocab_size(self) -> int:

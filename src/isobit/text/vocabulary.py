@@ -7,6 +7,7 @@ Nothing in a file is trusted: counts, types, ranges and duplicates are checked b
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NoReturn
 
 import numpy as np
@@ -321,7 +322,7 @@ class _Fields:
         for merge in merges:
             if merge.count(" ") != 1:  # before any is split: one can have millions of spaces
                 self.refuse(key, "two pieces with one space between", shown(merge))
-        return [(first, second) for first, _, second in (m.partition(" ") for m in merges)]
+        return [(first, second) for first, second in map(str.split, merges, repeat(" "))]
 
 
 _IDS = ": use token ids, not text"

@@ -36,6 +36,18 @@ def forget_mapping(data: NDArray[np.uint8], /) -> None:
 def exit_on_bus_error() -> None:
     """For a process of our own: say that line and end with the exit code of a refused model."""
 
+class Copier:
+    """Copies by so many threads, without Python's lock (copier.cpp)."""
+
+    def __init__(self, threads: int, /) -> None: ...
+    def begin(self, to: NDArray[np.uint8], rows: NDArray[np.uint8], /) -> int:
+        """Copy rows, [R, n], that may lie apart, one behind the other to ``to``, [R * n]; both are
+        there until it is done. Returns the number to wait for."""
+
+    def wait(self, number: int, /) -> None: ...
+    def close(self) -> None:
+        """What has not begun is not copied any more."""
+
 class TeamSize:
     """How many threads to run with (threads.h); times in nanoseconds."""
 

@@ -6,7 +6,7 @@ pass; those of a step of decoding once, while they are captured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,13 @@ Claimed = tuple[int, Callable[[], None]]
 """How many operations a fusion takes, and what lowers them."""
 
 
+@dataclass
+class Ahead:
+    """What a launch may fetch for a later one, once that is lowered: gate and up of experts."""
+
+    weights: tuple[DeviceWeight, ...] = ()
+
+
 class Lowering:
     """What has been lowered so far of one program of a model."""
 
@@ -85,6 +92,8 @@ class Lowering:
         for op in graph.required.ops:
             for v in op.inputs:
                 self.readers.setdefault(v, []).append(op)
+        self.ahead = Ahead()
+        """Of the last product of a matrix with all tokens."""
         self.sorted: set[Value] = set()
         """Chosen experts whose order a launch reads."""
         self.exchanges: dict[str, Inboxes] = {}

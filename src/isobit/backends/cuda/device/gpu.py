@@ -116,7 +116,7 @@ class CudaGpu:
         self._modules: dict[tuple[object, ...], Any] = {}
         self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
         self._page_locked: set[int] = set()
-        self._pinned = PinnedBuffers(self._lock_pages)
+        self._pinned = PinnedBuffers(self._lock_pages, self._unlock_pages)
         self._graphs: list[Any] = []
         self._queues = True  # else a kernel is only loaded
         self._asked: set[Kernel] | None = None  # not even that: which are launched
@@ -233,6 +233,9 @@ class CudaGpu:
 
     def _lock_pages(self, buffer: NDArray[np.float32]) -> None:
         self._check(self._driver.cuMemHostRegister(buffer.ctypes.data, buffer.nbytes, 0))
+
+    def _unlock_pages(self, buffer: NDArray[np.float32]) -> None:
+        self._check(self._driver.cuMemHostUnregister(buffer.ctypes.data))
 
     def mark(self) -> object:
         """A point in the queue: an event."""
@@ -389,8 +392,8 @@ class CudaGpu:
                 self._check(self._driver.cuGraphExecDestroy(graph))
             for address in list(self._allocated):
                 self.free(address)
-            for buffer in self._pinned.registered:
-                self._check(self._driver.cuMemHostUnregister(buffer.ctypes.data))
+            for buffer in self._pinned.registered.values():
+                self._unlock_pages(buffer)
             for address in self._page_locked:
                 self._check(self._driver.cuMemFreeHost(address))
             self._check(self._driver.cuStreamDestroy(self._stream.handle))

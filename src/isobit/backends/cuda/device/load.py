@@ -1,9 +1,7 @@
 """Weights onto the GPU: each tensor through staging buffers to its place and layout."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -12,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit import machine
+from isobit.backends.cpu._cpu import Copier
 from isobit.backends.cuda.device import memory
 from isobit.backends.cuda.device.layout import TILE_ROWS, Layout
 from isobit.backends.cuda.device.memory import Region
@@ -20,6 +20,7 @@ from isobit.errors import BackendUnavailable
 from isobit.numerics import Weight
 
 Bytes = NDArray[np.uint8]
+_MOST_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class Loader:
             for _ in range(memory.STAGING_SLOTS)
         ]
         self._turn = 0
-        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
-        self._coming: deque[tuple[_Slot, Bytes, Future[None], _Use]] = deque()
+        self._copier = Copier(min(machine.cores(), _MOST_THREADS))
+        self._coming: deque[tuple[_Slot, Bytes, Bytes, int, _Use]] = deque()
+        """Staging buffers, what is copied there, and which copy that is."""
 
     def __enter__(self) -> "Loader":
         return self
@@ -108,7 +110,7 @@ class Loader:
             while self._coming and kind is None:
                 self._take_next()
         finally:  # nobody writes to the buffers any more
-            self._pool.shutdown(cancel_futures=True)
+            self._copier.close()
         if kind is not None:
             return
         for slot in self._slots:
@@ -160,19 +162,18 @@ class Loader:
 
     def _bring(self, data: Bytes, use: _Use) -> None:
         """Have a thread bring bytes of the file; ``use`` queues what the device does with them."""
-        if len(self._coming) == len(self._slots) // 2:  # the device works on the other half
+        if len(self._coming) == 3 * len(self._slots) // 4:  # the device works on the others
             self._take_next()
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         if slot.copied is not None:
             self._gpu.wait(slot.copied)
         host = slot.host[: data.size]
-        brought = self._pool.submit(np.copyto, host.reshape(data.shape), data)
-        self._coming.append((slot, host, brought, use))
+        self._coming.append((slot, host, data, self._copier.begin(host, data), use))
 
     def _take_next(self) -> None:
-        slot, host, brought, use = self._coming.popleft()
-        brought.result()
+        slot, host, _, brought, use = self._coming.popleft()
+        self._copier.wait(brought)
         use(slot, host)
         slot.copied = self._gpu.mark()
 

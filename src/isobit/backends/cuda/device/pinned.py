@@ -21,24 +21,29 @@ class _Owner:
 class PinnedBuffers:
     """Buffers that the device knows, each lent to one result at a time."""
 
-    def __init__(self, register: Callable[[F32], None]) -> None:
+    def __init__(self, register: Callable[[F32], None], forget: Callable[[F32], None]) -> None:
         """register: tells the device of a buffer, which then copies to it at full speed."""
-        self._register = register
-        self.registered: list[F32] = []
-        self._free: dict[int, list[F32]] = {}
+        self._register, self._forget = register, forget
+        self.registered: dict[int, F32] = {}
+        """By address."""
+        self._free: list[int] = []
 
     def __call__(self, count: int, *, more: bool = True) -> F32:
         """Memory for float32 [count]; when all buffers are lent, any, or if there are to be no
         ``more``."""
-        free = self._free.setdefault(count, [])
-        if free:
-            buffer = free.pop()
+        sizes = {self.registered[at].size: at for at in self._free}
+        if fitting := [size for size in sizes if size >= count]:
+            self._free.remove(at := sizes[min(fitting)])
+            buffer = self.registered[at]
         else:
             buffer = np.empty(count, np.float32)
-            if len(self.registered) == _MOST or not more:
+            if not more or (len(self.registered) == _MOST and not sizes):
                 return buffer
+            if len(self.registered) == _MOST:  # one that is too small goes
+                self._free.remove(at := sizes[min(sizes)])
+                self._forget(self.registered.pop(at))
             self._register(buffer)
-            self.registered.append(buffer)
-        owner = _Owner(buffer)
-        finalize(owner, free.append, buffer).atexit = False
+            self.registered[at := buffer.ctypes.data] = buffer
+        owner = _Owner(buffer[:count])
+        finalize(owner, self._free.append, at).atexit = False
         return np.asarray(owner)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
-from isobit.backends.cuda.fusions import delta_net, head_vectors, step_attention
+from isobit.backends.cuda.fusions import delta_net, step_attention
 from isobit.backends.cuda.fusions.decode_launches import GATHERED, Launches, Layer, planned
 from isobit.backends.cuda.fusions.decode_memory import Streaming
 from isobit.backends.cuda.fusions.delta_net import DeltaNet
@@ -27,14 +27,7 @@ from isobit.numerics.ops import RmsNorm, TopK
 _ATTENTION = step_attention.PATTERN_OF_STEP, "y"
 _MIXERS: tuple[tuple[tuple[str, ...], str], ...] = (
     _ATTENTION,
-    (
-        (
-            *head_vectors.GATED_PATTERN,
-            step_attention.PATTERN_OF_STEP[-1],
-            "gated = sigmoid_gate y gate",
-        ),
-        "gated",
-    ),
+    (step_attention.GATED_PATTERN_OF_STEP, "gated"),
     (delta_net.PATTERN, "taken"),
 )
 """Operations between a layer's first products and its output product, and what the latter reads."""

@@ -49,6 +49,8 @@ def _lower(
     product = Product(g, (gate, up), v["x"], v.get("ids"))
     if fits_all(g, gate, up):
         together, exchange = g.target(v["y"])
+        if product.stack and g.captured:
+            g.ahead.weights = gate, up
         exchange = g.exchange_of(gather) if gather else exchange
 
         def both(p: Pass) -> None:

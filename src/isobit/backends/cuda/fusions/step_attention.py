@@ -9,7 +9,12 @@ from isobit.backends.base.workspace import TILES
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.fusions import head_vectors
-from isobit.backends.cuda.fusions.head_vectors import INNER, PATTERN, HeadVectors
+from isobit.backends.cuda.fusions.head_vectors import (
+    GATED_PATTERN,
+    INNER,
+    PATTERN,
+    HeadVectors,
+)
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.workspace import MIXED, NOT_EXCHANGED, Pass, Slot
 from isobit.model.graph import Op, Value
@@ -20,16 +25,21 @@ FEW_TILES = 4  # FEW_TILES of merge.cuh
 _MERGING = 2  # blocks of batch_merge.cu that a multiprocessor runs at once: AT_ONCE of step.cuh
 MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
+GATED_PATTERN_OF_STEP = (*GATED_PATTERN, PATTERN_OF_STEP[-1], "gated = sigmoid_gate y gate")
 INNER_OF_STEP = (*INNER, "q", "keys", "values")
 
 
 def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
     """See :mod:`isobit.backends.cuda.fusions`."""
     v = g.match(ops, PATTERN_OF_STEP, INNER_OF_STEP)
-    if v is None or (h := HeadVectors.of(g, ops, v)) is None or not plain(ops[len(PATTERN)]):
+    gated = g.match(ops, GATED_PATTERN_OF_STEP, (*INNER_OF_STEP, "gate", "y"))
+    if (v := v or gated) is None or (h := HeadVectors.of(g, ops, v)) is None:
         return None
-    count, y, gather = len(PATTERN_OF_STEP), v["y"], None
-    if count < len(ops) and ops[count].kind == "gather" and ops[count].inputs == (y,):
+    count, gather = len(GATED_PATTERN_OF_STEP if gated else PATTERN_OF_STEP), None
+    if not plain(next(op for op in ops if v["y"] in op.outputs)):
+        return None
+    y = v["gated"] if gated else v["y"]
+    if not gated and count < len(ops) and ops[count].kind == "gather" and ops[count].inputs == (y,):
         gather, whole = ops[count], ops[count].outputs[0]
         if not g.ends(y, [gather]) or not g.exchanges_within(gather):
             return None
@@ -125,12 +135,13 @@ def _lower(
     qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), y.shape.width
     acts = g.acts_of(y, width)
     exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
-    merge = {**defines(h), **exchange.defines}
+    merge = {**defines(h), **exchange.defines} | ({"GATED": 1} if h.gated else {})
+    gates = qkv.stride if h.gated else 0
     of_q = g.formed(v["q"], "q_int"), g.formed(v["q"], "dq")
 
     def make(p: Pass) -> None:
         most = min(g.tiles, tiles_at_once(h, g.gpu, p.tokens))
-        whole = acts.address if most == 1 and merges(h) else None
+        whole = acts.address if most == 1 and merges(h) and not h.gated else None
         if g.kind == MIXED:
             _attend_cached(g, h, p, of_q, results, most, whole)
         else:
@@ -146,7 +157,7 @@ def _lower(
                 "fusions/decode/batch_merge",
                 (rows if gather else -(-count // WARPS),),
                 (p.inputs.positions, *results.addresses, g.tiles, first, count, acts.address)
-                + exchange.arguments,
+                + (qkv.address + 4 * h.head_dim, gates, *exchange.arguments),
                 merge,
             )
 

@@ -51,6 +51,11 @@ DEV void copy_bulk_once(void* to, const void* from, int bytes, Arrival* a) {
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(a)), "l"(policy)
                  : "memory");
 }
+#ifdef ONCE  // in a pass are weights read, by hardly more than one block
+#define COPY_WEIGHTS copy_bulk_once
+#else
+#define COPY_WEIGHTS copy_bulk
+#endif
 // The same to all blocks of a cluster that `blocks` has a bit for, at the same place of each, and counted by
 // the arrival there.
 DEV void copy_bulk_to_all(void* to, const void* from, int bytes, Arrival* a, int blocks) {

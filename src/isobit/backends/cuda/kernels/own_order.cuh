@@ -15,12 +15,13 @@ struct Order {
     int id[OWN_ORDER];
 
     DEV Order(int pairs, int experts, int each, uint8* memory) : pairs(pairs), experts(experts), each(each) {
-        words = (pairs / each + WARP - 1) / WARP;
+        words = (uint32(pairs) / each + WARP - 1) / WARP;
         groups = reinterpret_cast<PairGroup*>(memory);
         begin = reinterpret_cast<int*>(groups + min(pairs, experts + pairs / COLUMNS));
         sums = begin + experts;
         pair = sums + MOST_WARPS + 1;
         tokens = reinterpret_cast<uint32*>(pair + pairs);
+#pragma unroll 1
         for (int i = threadIdx.x; i < experts * words; i += BLOCK) tokens[i] = 0;
         __syncthreads();
     }
@@ -68,7 +69,7 @@ struct Order {
     }
 
    private:
-    DEV int token(int i) const { return (threadIdx.x + i * BLOCK) / each; }
+    DEV int token(int i) const { return uint32(threadIdx.x + i * BLOCK) / uint32(each); }
     DEV uint32* word(int i) const { return tokens + id[i] * words + token(i) / WARP; }
     DEV uint32 bit(int i) const { return 1u << token(i) % WARP; }
 };

@@ -104,11 +104,14 @@ DEV float sink_step(float sink, float m, float& l) {
 }
 
 // One query head (blockIdx.x) of one token (blockIdx.y), its tiles in turn. window: 0 for none; sinks: a
-// number a head, or null. out: rows of `stride` values.
+// number a head, or null. OUT_HEADS: query heads of a row of the output.
+#ifndef OUT_HEADS
+#define OUT_HEADS n_heads
+#endif
 KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, const int* positions,
                           const int* sequence, const int* pages, int pages_per_sequence,
                           int n_heads, int8* k, int8* v, float* dk, float* dv, int kv_heads,
-                          int padded, int window, const float* sinks, float* out, int stride,
+                          int padded, int window, const float* sinks, float* out,
                           const uint64* exchanges) {
     Mirrors mirrors(exchanges);
     begin();
@@ -143,7 +146,7 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
     for (int n = 0; n < PASSES; n++) {
         int column = threadIdx.x / 2 + PASS * n;
         if (threadIdx.x % 2 == 0 && column < head_dim)
-            mirrors.store(out + int64(token) * stride + head * head_dim + column, mul(o[n], r));
+            mirrors.store(out + (int64(token) * OUT_HEADS + head) * head_dim + column, mul(o[n], r));
     }
 }
 

@@ -52,8 +52,8 @@ def lower(g: Lowering, op: Op) -> None:
                 "ops/attention",
                 (heads, p.tokens),
                 (size, *asked, heads, *cache.arguments, window, sinks())
-                + (to.address, to.stride, exchange.arguments[0]),
-                {"PADDED_HEAD": padded_head(size), **exchange.defines},
+                + (to.address, exchange.arguments[0]),
+                {"PADDED_HEAD": padded_head(size), **exchange.defines, **mirrored},
             )
             return
         group = heads // cache.heads

@@ -40,6 +40,9 @@ DEV int block_together() { return blockIdx.x % BLOCKS_TOGETHER; }
 DEV int row_block_offset() { return warp_id() % ROW_BLOCKS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
 
+// Of what is not negative: shorter than a division of signed numbers.
+DEV int quotient(int a, int b) { return int(uint32(a) / uint32(b)); }
+
 // The groups of pairs: as they are listed, or all pairs by COLUMNS.
 struct Groups {
     const PairGroup* listed;  // null if not
@@ -115,8 +118,8 @@ struct Stream {
             if (lane_id() == 0) {
                 Arrival* a = arrival(to);
                 arrival_expect(a, SUPER_BYTES);
-                copy_bulk(bytes, from[0], W::TILE_BYTES, a);
-                copy_bulk(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
+                COPY_WEIGHTS(bytes, from[0], W::TILE_BYTES, a);
+                COPY_WEIGHTS(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
             }
 #else
             for (int i = 16 * lane_id(); i < W::TILE_BYTES; i += 16 * WARP) {
@@ -135,7 +138,7 @@ struct Stream {
 #endif
     }
     DEV void find() {
-        int index = row_block / row_blocks, in_matrix = row_block - index * row_blocks, column = supers * W::TILE_BYTES;
+        int index = quotient(row_block, row_blocks), in_matrix = row_block - index * row_blocks, column = supers * W::TILE_BYTES;
         int64 matrix = groups[index].matrix * matrix_bytes;
 #ifdef GATED
         from[0] = first + matrix + int64(in_matrix) * column;
@@ -154,7 +157,7 @@ struct PairRows {
     const int* sorted_pairs;  // null where pairs are in order
     int top_k;
     DEV int output(int i) const { return sorted_pairs ? sorted_pairs[i] : i; }
-    DEV int input(int i) const { return output(i) / top_k; }
+    DEV int input(int i) const { return quotient(output(i), top_k); }
 };
 
 // Superblock s of activation row i.
@@ -179,8 +182,11 @@ DEV void fetch_superblock(ColumnActivations* to, const ActivationBlock* x, int64
 // Activations of `count` pairs from place `begin` on to shared memory, [superblock][column].
 DEV void fetch_activations(const Input* x, int supers, int begin, int count, const PairRows& pair_rows,
                            const Exchange<Cut>& exchange, ColumnActivations* to) {
+#ifndef FLOATS
+#pragma unroll 1
+#endif
     for (int i = warp_id(); i < count * supers; i += BATCH_WARPS) {
-        int column = i / supers, s = i - column * supers;
+        int column = quotient(i, supers), s = i - column * supers;
         fetch_superblock(to + s * COLUMNS + column, x, pair_rows.input(begin + column), s, supers, exchange);
     }
     commit_copies();
@@ -193,10 +199,11 @@ DEV void fetch_activations_together(const Input* x, int supers, int begin, int c
                                     ColumnActivations* to, Arrival* arrival, int fetches) {
     int all = count * supers;
     if (threadIdx.x == 0) arrival_expect(arrival, all * COLUMN_BYTES);
+#pragma unroll 1
     for (int i = lane_id() * BATCH_WARPS + warp_id(); i * BLOCKS_TOGETHER < all; i += BLOCK) {
         int act = i * BLOCKS_TOGETHER + block_together();
         if (act >= all) break;
-        int column = act / supers, s = act - column * supers;
+        int column = quotient(act, supers), s = act - column * supers;
         const Input* row = x + int64(pair_rows.input(begin + column)) * supers;
         copy_bulk_to_all(to + s * COLUMNS + column, row + s, COLUMN_BYTES, arrival, (1 << BLOCKS_TOGETHER) - 1);
     }
@@ -240,7 +247,7 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
 #endif
     int fetches = 0;
     while (at < end) {
-        int index = at / row_blocks, next = index + 1;
+        int index = quotient(at, row_blocks), next = index + 1;
         PairGroup group = groups[index];
         int first = group.begin, pairs = group.count;
 #ifdef TOGETHER
@@ -258,7 +265,7 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
 #endif
         for (; row_block < at; row_block += ROW_BLOCK_STEP) {
 #ifdef TOGETHER
-            index = row_block / row_blocks, group = groups[index];
+            index = quotient(row_block, row_blocks), group = groups[index];
 #endif
             int in_matrix = row_block - index * row_blocks;
             const ColumnActivations* here = acts + group.begin - first;
@@ -288,7 +295,7 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
             for (int e = threadIdx.x; e < VALUES; e += BLOCK) {
                 int lane = e / 4 % WARP, i = e % 4, pair = e / (4 * WARP) * 8 + lane % 4 * 2 + i % 2;
                 float y_row = 0.0f;
-#pragma unroll 8
+#pragma unroll 4
                 for (int s = 0; s < supers; s++) y_row = add(y_row, part[VALUES * s + e]);
                 if (pair < group.count)
                     mirrors.store(y + int64(pair_rows.output(group.begin + pair)) * stride + 16 * in_matrix +
@@ -311,14 +318,31 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
                     exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
 #endif
 #else
-                    mirrors.store(out + 16 * in_matrix + g, sum[n][c]);
-                    mirrors.store(out + 16 * in_matrix + 8 + g, sum[n][2 + c]);
+                    out += 16 * in_matrix + g;
+                    mirrors.store(out, sum[n][c]);
+                    mirrors.store(out + 8, sum[n][2 + c]);
 #endif
                 }
 #endif
         }
     }
 }
+
+#ifdef AHEAD
+// What a product of experts reads that comes soon, as long as the kernels before it read little: every AHEADth of the
+// row blocks of all of its matrices goes into the device's shared cache.
+struct Ahead {
+    const uint8 *first, *second;
+    uint32 nbytes, row_blocks;  // of a row block; of all matrices
+    DEV void bring() const {
+#pragma unroll 1
+        for (uint32 i = AHEAD * (blockIdx.x + gridDim.x * threadIdx.x); i < row_blocks; i += AHEAD * gridDim.x * BLOCK) {
+            prefetch_bulk(first + uint64(i) * nbytes, nbytes);
+            prefetch_bulk(second + uint64(i) * nbytes, nbytes);
+        }
+    }
+};
+#endif
 
 struct Product {
     const uint8 *first, *second;
@@ -332,6 +356,9 @@ struct Product {
     int stride, experts, each;
     Exchange<Cut> exchange;
     Mirrors mirrors;
+#ifdef AHEAD
+    Ahead ahead;
+#endif
 
     // By a block of so many.
     template <class W>
@@ -345,13 +372,16 @@ struct Product {
         wait_for_previous();
         let_next_start();  // to which the experts are known
 #endif
-        int64 all = int64(order.make(n_groups)) * row_blocks;
+        int all = order.make(n_groups) * row_blocks;
 #else
-        int64 all = int64(n_groups ? *n_groups : groups.count()) * row_blocks;
+        int all = (n_groups ? *n_groups : groups.count()) * row_blocks;
 #endif
         Stream<W> weights(first, second, matrix_bytes, groups, row_blocks, supers, memory);
         int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
-        int at = int(all * cluster / clusters), end = int(all * (cluster + 1) / clusters);
+        // all * cluster / clusters and what comes behind, without products that 32 bits do not hold.
+        int most = quotient(all, clusters), left = all - most * clusters;
+        int at = most * cluster + quotient(left * cluster, clusters);
+        int end = most * (cluster + 1) + quotient(left * (cluster + 1), clusters);
         weights.start(at + row_block_offset(), end);
 #ifdef SHARED_FETCH
         if (threadIdx.x == 0) arrival_init(weights.spare_arrival());
@@ -359,6 +389,9 @@ struct Product {
 #endif
 #ifdef OWN_ORDER
         order.place();
+#endif
+#ifdef AHEAD
+        ahead.bring();
 #endif
 #ifdef PLANNED
         wait_for_previous();
@@ -375,7 +408,9 @@ struct Product {
 KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix_bytes, int row_blocks,
                            int supers, const Input* x, const int* n_groups, const PairGroup* groups,
                            const int* sorted_pairs, int top_k, float* y, int stride, int more_row_blocks,
-                           int more_blocks, int pairs, int experts, int each, const uint64* exchanges, int site) {
+                           int more_blocks, int pairs, int experts, int each, const uint64* exchanges, int site,
+                           const uint8* ahead_first, const uint8* ahead_second, int ahead_bytes,
+                           int ahead_row_blocks) {
     Exchange<Cut> exchange(exchanges, site);
 #ifdef PLANNED
     let_next_start();
@@ -386,6 +421,9 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     Product product = {first,    second,          matrix_bytes,          row_blocks, supers, x,
                        n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each, exchange,
                        Mirrors(exchanges)};
+#ifdef AHEAD
+    product.ahead = {ahead_first, ahead_second, uint32(ahead_bytes), uint32(ahead_row_blocks)};
+#endif
     int blocks = gridDim.x - more_blocks;
 #ifdef MORE
     if (int(blockIdx.x) >= blocks) {

@@ -7,7 +7,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
+from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import SortedPairs, ordering_bytes
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass, Slot
@@ -35,6 +35,8 @@ _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
 """By pairs of a group."""
 _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
+_AHEAD = 9
+"""Of a layer's experts, each so many row blocks are fetched ahead by the dense product before."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -99,6 +101,9 @@ class Product:
             and all(fits_all(g, w, ordering=self._sorted_pairs.most_bytes) for w in weights)
         ):
             g.sorted.add(self._sorted_pairs.value)
+        self.ahead = Ahead()
+        if ids is None and not self.head and all(w.layout.fused for w in weights):
+            g.ahead = self.ahead
         self._each = ids.shape.width if ids else 1
         self._top_k = self._each * columns // x.shape.width
 
@@ -444,13 +449,20 @@ def stream(
     if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
+    defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
+    ahead: tuple[int, ...] = (0, 0, 0, 0)
+    if dense and _AHEAD and product.ahead.weights and GROUPS[0] < p.tokens <= _FEW:
+        gate, its_up = product.ahead.weights
+        each = gate.layout.format.nbytes(TILE_ROWS * gate.columns)
+        defines |= {"AHEAD": _AHEAD}
+        ahead = gate.address, its_up.address, each, gate.matrices * gate.rows // TILE_ROWS
     second = up or more
     product.g.launch(
         "ops/batch_matmul",
         (blocks,),
         (w.address, second.address if second else 0, w.matrix_bytes, row_blocks, s)
         + (product.input(w, late=late), *product.groups(p), y, stride, more_row_blocks, more_blocks)
-        + (*product.chosen(p), *exchange.arguments),
+        + (*product.chosen(p), *exchange.arguments, *ahead),
         defines,
         shared=how.shared(largest, split=split) + ordering,
     )

@@ -1,12 +1,14 @@
-// A step of several sequences: attention's tiles merged, and quantised for the product after it.
+// A step of several sequences: attention's tiles merged, with GATED times a sigmoid, and quantised for the product
+// after it.
 #include "merge.cuh"
 #include "exchange.cuh"
 
 // A superblock of one sequence a warp, `count` of them all. With BOUNDS this part has some heads, whose outputs it
 // sends to the others; then a block has a row, from `first` on, and all blocks run at once, and wait for the others' of
-// the same row.
+// the same row. gate: of the first row; the next ones' are gate_stride floats apart.
 KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const float* out, int most_tiles,
-                        int first, int count, ActivationBlock* acts, const uint64* exchanges, int site) {
+                        int first, int count, ActivationBlock* acts, const float* gate, int64 gate_stride,
+                        const uint64* exchanges, int site) {
     auto tiles_of = [&](int64 row) {
         int64 result = row * HEADS * most_tiles;
         return TileResults{max_and_sum + result, out + result * HEAD_DIM, most_tiles, positions[row] / KV_PAGE + 1};
@@ -43,7 +45,11 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
     int index = blockIdx.x * (THREADS / WARP) + warp_id();
     if (index >= count) return;
     float v[8];
-    tiles_of(index / SUPERS).merged<2 * FEW_TILES, true>(index % SUPERS * SUPER + 8 * lane_id(), v);
+    int column = index % SUPERS * SUPER + 8 * lane_id();
+    tiles_of(index / SUPERS).merged<2 * FEW_TILES, true>(column, v);
+#ifdef GATED
+    gate_columns(gate + index / SUPERS * gate_stride, column, v);
+#endif
     quantise_superblock(v, acts + index);
 #endif
 }

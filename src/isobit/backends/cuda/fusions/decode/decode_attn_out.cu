@@ -30,14 +30,11 @@ struct OutputGate {
 
     DEV void operator()(int s, float (&v)[8]) const {
         int column = s * SUPER + 8 * lane_id();
-        float g[8];
-        (void)column, (void)g;
-#if defined GATED  // a head's gate stands behind its query
-        load8(gate + column / HEAD_DIM * 2 * HEAD_DIM + column % HEAD_DIM, g);
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
+        (void)column;
+#if defined GATED
+        gate_columns(gate, column, v);
 #elif defined NORMED
-        float w[8];
+        float g[8], w[8];
         load8(gate + column, g);
         load8(norm + column % HEAD_DIM, w);
         gated_norm<HEAD_DIM>(v, g, w, eps);

@@ -127,8 +127,8 @@ DEV int predicted_experts(const uint64* words, int number) {
 // This block's share of the experts' matrices of one kind into the device's shared cache; by one warp,
 // with an expert in each of USED lanes.
 DEV void prefetch_experts(const uint8* matrices, int64 bytes, int expert) {
-    int64 lines = (bytes + 255) / 256, part = (lines + gridDim.x - 1) / gridDim.x * 256;
-    int64 begin = part * blockIdx.x, n = bytes - begin < part ? bytes - begin : part;
+    uint32 lines = (uint32(bytes) + 255) / 256, part = (lines + gridDim.x - 1) / gridDim.x * 256;
+    int64 begin = int64(part) * blockIdx.x, n = bytes - begin < part ? bytes - begin : part;
     if (lane_id() < USED && n > 0) prefetch_bulk(matrices + expert * bytes + begin, int(n));
 }
 #endif

@@ -227,10 +227,11 @@ DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetc
         fetches, position, tiles, fetch, patch,
         [&](int, int query, float2 ml) {
             Merge& of = sh->merge[query];
-            float top = fmaxf(of.m, ml.x), a = isobit::exp(sub(of.m, top)), b = isobit::exp(sub(ml.x, top));
+            float m = of.m, a, b;
+            merge_factors(m, ml.x, a, b);
             float l = add(mul(of.l, a), mul(ml.y, b));
             __syncwarp();
-            if (lane_id() == 0) of = {top, l, a, b};
+            if (lane_id() == 0) of = {m, l, a, b};
         },
         [&](int, int b, int n, int c, float v) {
             const Merge& of = sh->merge[query_of(n, c)];

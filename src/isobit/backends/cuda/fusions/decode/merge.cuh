@@ -5,6 +5,23 @@
 constexpr int GROUP = HEADS / KV_HEADS;  // query heads of one key-value head
 constexpr int FEW_TILES = 4;             // that the product after attention merges itself
 
+// m becomes the larger of m and `next`; what is of the former m counts a times, what is of next b times. One of
+// them is exp(0), which is 1.
+DEV void merge_factors(float& m, float next, float& a, float& b) {
+    float top = fmaxf(m, next);
+    bool old = m == top;
+    float e = isobit::exp(sub(old ? next : m, top));
+    a = old ? 1.0f : e, b = old ? e : 1.0f;
+    m = top;
+}
+// Eight columns of attention's output times the sigmoid of a gate, of which a head's stands behind its query.
+DEV void gate_columns(const float* gate, int column, float (&v)[8]) {
+    float g[8];
+    load8(gate + column / HEAD_DIM * 2 * HEAD_DIM + column % HEAD_DIM, g);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
+}
+
 // For each key-value head: max_and_sum [most][GROUP], out [most][GROUP][HEAD_DIM].
 struct TileResults {
     const float2* max_and_sum;
@@ -40,9 +57,7 @@ struct TileResults {
             }
 #pragma unroll
             for (int t = 0; t < ROUND; t++) {  // factors side by side
-                float top = fmaxf(m, ml[t].x);
-                a[t] = isobit::exp(sub(m, top)), b[t] = isobit::exp(sub(ml[t].x, top));
-                m = top;
+                merge_factors(m, ml[t].x, a[t], b[t]);
             }
 #pragma unroll
             for (int t = 0; t < ROUND; t++) {
