@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import synthetic
@@ -49,6 +50,8 @@ STAGES = {  # seconds that each may take
     "one_plane": 90,
     "large": 150,
     "timeline": 60,
+    "marks": 100,
+    "nccl": 30,
 }
 FEW, TIMED = 4, 8  # layers
 DEPTH, STEPS = 128, 32
@@ -170,12 +173,17 @@ def check(note, backends, seconds):
                 cpu_seconds += time.perf_counter() - begun
         note(name, counts)
         wrong += counts["differ from one GPU"] + counts.get("differ from the CPU", 0)
-    tokens = np.array([1, 2], np.int32), np.array([0, 0], np.int32)
-    pages = np.arange(4, dtype=np.int32).reshape(2, 2)
-    if "one" in backends:
-        chosen = [backends[k].greedy(*tokens, pages, 24) for k in ("split", "one")]
-        note("greedy tokens that differ", int(np.count_nonzero(chosen[0] != chosen[1])))
-        wrong += note.found["greedy tokens that differ"]
+    counts = {}
+    for n in (2, 1) if "one" in backends else ():
+        at, start = np.arange(1, n + 1, dtype=np.int32), np.zeros(n, np.int32)
+        pages = np.arange(2 * n, dtype=np.int32).reshape(n, 2)
+        chosen = [backends[k].greedy(at, start, pages, 48) for k in ("split", "one")]
+        counts[f"of {n}"] = int(np.count_nonzero(chosen[0] != chosen[1]))
+        if "cpu" in backends:
+            few = backends["cpu"].greedy(at, start, pages, 8)
+            counts[f"of {n}, from the CPU's"] = int(np.count_nonzero(chosen[0][:8] != few))
+    note("greedy tokens that differ", counts)
+    wrong += sum(counts.values())
     note("wrong", wrong)
 
 
@@ -399,7 +407,152 @@ def timeline(a, note):
         backend.close()
 
 
+# Within the kernels of a step of one sequence
+
+
+class Marked(CudaGpu):
+    """A device whose fused kernels may be compiled another way, and note when they pass points."""
+
+    more: ClassVar[dict[str, str]] = {}  # definitions besides
+    timeline = 0  # where times are noted
+
+    def launch(self, stem, *a, **k):
+        if stem.startswith("fusions/decode/"):
+            noted = {"TIMELINE": hex(self.timeline) + "ull"} if self.timeline else {}
+            k["defines"] = dict(k["defines"]) | self.more | noted
+        super().launch(stem, *a, **k)
+
+
+POINTS = ("start", "waited", "prologue", "products", "experts", "end")
+KERNELS = ("qkv", "attn_out", "router", "gate_up", "down", "head", "attention", "merge")
+WAYS = {"as it is": {}}
+
+
+def points(times):
+    """When the first, the middle and the last block passed each point, in ns from the first that
+    had waited for the layer's input."""
+    begin = int(times[1][times[1] > 0].min())
+    rows = {}
+    for k, row in enumerate(times):
+        t = np.sort(row[row > 0].astype(np.int64)) - begin
+        if t.size:
+            name = f"{KERNELS[k // 10]} {POINTS[k % 10]}"
+            rows[name] = [int(t[0]), int(t[len(t) // 2]), int(t[-1]), int(t.size)]
+    return dict(sorted(rows.items(), key=lambda kv: kv[1][1]))
+
+
+def guessed(gpu, decoder, config):
+    """Of the experts that the last step chose, the part that was predicted."""
+    n, k = config.n_experts, config.n_experts_used
+    slots = [s for s in decoder._g.slots if s.name in ("prediction", "chosen")]
+    found = {"prediction": [], "chosen": []}
+    for slot in slots:
+        words = np.empty(1 + n if slot.name == "prediction" else k, np.uint64)
+        gpu.download(slot.address, words)
+        found[slot.name].append(words)
+    words, chosen = (np.array(found[name]) for name in found)
+    logits = (words[:, 1:] >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    first = np.argsort(-logits, axis=1)[:, :k]
+    ids = (chosen >> np.uint64(16) & np.uint64(0xFFFF)).astype(int)
+    return round(float(np.mean([np.isin(a, b).mean() for a, b in zip(ids, first, strict=True)])), 3)
+
+
+def marks(a, note):
+    """Steps of one sequence, on one device and on all: how long they take the WAYS, and when
+    blocks of a layer pass points of its kernels."""
+    weights = opened(a.model, TIMED)
+    engine = EngineConfig(context=1024, max_sequences=1, chunk=128)
+    driver.cuInit(0)
+    several = [Marked(r if gpu_count() >= a.parts else 0) for r in range(a.parts)]
+    two = CudaPartsBackend(weights, replace(engine, parts=a.parts), several)
+    alone = Marked(0)
+    one = CudaBackend(weights, engine, alone)
+    both = {"one": (one, [one], [alone]), "split": (two, two._here, several)}
+    texts = Texts(np.random.default_rng(5), weights.config.vocab, 1, 4)
+    prompt = texts.prompt(0, DEPTH)
+    at = texts._ids(1), texts.ends, texts.pages
+
+    def capture(backends):
+        for b in backends:
+            b._gpu.activate()
+            decoder = b._programs.one
+            queue = partial(decoder._queue, decoder._pass(1, many=False))
+            b._gpu.compile(queue, lambda *_: None)
+            with b._gpu.rehearsal():
+                decoder.graphs.made[1, False] = b._gpu.capture(queue)
+
+    def microseconds(backend):
+        seconds = []
+        for _ in range(7):
+            begun = time.perf_counter()
+            backend.greedy(*at, STEPS)
+            seconds.append(time.perf_counter() - begun)
+        return round(1e6 * float(np.median(seconds)) / STEPS, 1)
+
+    expected = None
+    for key, (backend, here, gpus) in both.items():
+        gpu, first = gpus[0], here[0]
+        backend.forward(prompt)
+        backend.greedy(*at, 4)
+        for name, way in WAYS.items() if key == "split" else [("as it is", {})]:
+            for each in gpus:
+                each.more, each.timeline = way, 0
+            capture(here)
+            tokens = backend.greedy(*at, STEPS)
+            expected = tokens if expected is None else expected
+            found = {"us a step": microseconds(backend), "tokens": tokens[:6].ravel().tolist()}
+            found["tokens that differ"] = int(np.count_nonzero(tokens != expected))
+            gpu.activate()
+            found["guessed"] = guessed(gpu, first._programs.one, weights.config)
+            with gpu.rehearsal():
+                gpu.timeline = buffer = gpu.allocate(1 << 20)
+            capture(here[:1])
+            backend.greedy(*at, 4)
+            gpu.activate()
+            gpu.upload(buffer, np.zeros(80 * 256, np.uint64))
+            backend.greedy(*at, 1)
+            times = np.empty((80, 256), np.uint64)
+            gpu.activate()
+            gpu.download(buffer, times)
+            gpu.timeline = 0
+            found["ns: first, median, last, blocks"] = points(times)
+            note(f"{key}: {name}", found)
+            note("wrong", note.found.get("wrong", 0) + found["tokens that differ"])
+    two.close()
+    one.close()
+
+
+# What a library's exchange would take
+
+
+def nccl(a, note):
+    """NCCL's all-gather of what a layer exchanges, of one vector and of prompts (needs torch)."""
+    import torch  # noqa: PLC0415
+    from torch.cuda import nccl as library  # noqa: PLC0415
+
+    for nbytes in (4 << 10, 64 << 10, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 24 << 20):
+        every = range(a.parts)
+        mine = [torch.zeros(nbytes // 4, device=f"cuda:{r}") for r in every]
+        whole = [torch.zeros(a.parts * nbytes // 4, device=f"cuda:{r}") for r in every]
+
+        def gather(count, mine=mine, whole=whole):
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            events[0].record()
+            for _ in range(count):
+                library.all_gather(mine, whole)
+            events[1].record()
+            for r in range(a.parts):
+                torch.cuda.synchronize(r)
+            return 1e3 * events[0].elapsed_time(events[1]) / count
+
+        gather(10)
+        us = min(gather(20) for _ in range(5))
+        note(f"all-gather of {nbytes >> 10} KB a part, us", round(us, 1))
+
+
 WORK = {
+    "nccl": nccl,
+    "marks": marks,
     "compile": compile_for_all,
     "few_layers": partial(bits, layers=FEW, cpu_seconds=30),
     "bits": bits,
@@ -443,6 +596,11 @@ def table(out, ended):
             one, many = (v for k, v in row.items() if k.endswith("tokens/s"))
             spread = f"({row['from']} to {row['to']})"
             print(f"{name:<24} {one:10.1f} {many:10.1f}  x {row['ratio']} {spread}")
+    for name, row in found.get("marks", {}).items():
+        if isinstance(row, dict):
+            print(f"{name}: {row['us a step']} us a step, guessed {row['guessed']}")
+            for point, ns in row["ns: first, median, last, blocks"].items():
+                print(f"  {point:24}", *(f"{n:7d}" for n in ns))
     for name, row in found.get("timeline", {}).items():
         if isinstance(row, dict):
             print(

@@ -154,7 +154,7 @@ def router(at, rng, n):
     def way(rows, filled, **more):
         blocks = EXPERTS // (2 * rows)
         each = -(-n // max(1, filled * at.gpu.multiprocessors // blocks))
-        arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS
+        arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS, 0
         how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256}
         how["shared"] = 8192 * rows + 4096 * (HIDDEN // 256)
         grid = blocks, -(-n // each)
@@ -328,7 +328,10 @@ def attend(at, rng, n):
     first = np.arange(0, n, span, dtype=I32)
     spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
     arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
-    arguments, grid = (*arguments, KV_HEADS, HEAD, out), (KV_HEADS, len(first), -(-group // 8))
+    arguments, grid = (
+        (*arguments, KV_HEADS, HEAD, out, 0),
+        (KV_HEADS, len(first), -(-group // 8)),
+    )
     return {"": way}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 

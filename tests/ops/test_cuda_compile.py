@@ -114,6 +114,11 @@ def kernels():
         gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
     gpu.asked.add(("ops/collect", tuple(sorted(split.items()))))
     gpu.asked.add(("ops/exchanges", ()))
+    gpu.asked.add(("ops/meet", tuple(sorted({**split, "BLOCKS": "132"}.items()))))
+    mirrored = {"MIRRORED": "2", "PLANES": "2"}
+    gpu.asked.add(("ops/send", tuple(sorted(mirrored.items()))))
+    attention = {**mirrored, "HEAD": "128", "STAGE": "2", "OUT_HEADS": "32"}
+    gpu.asked.add(("ops/attention_mma", tuple(sorted(attention.items()))))
     for name, stages in (("Q4_K", "3"), ("Q6_K", "2")):  # of wider products than the sample has
         for narrow in ({}, {"NARROW": "1"}):
             how = {f"MMA_{name}": "1", "STAGES": stages, "PLANES": "2", **narrow}

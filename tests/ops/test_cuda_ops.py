@@ -282,7 +282,7 @@ def test_router(gpu, rng, experts, k, normalise):
     same(b.get(weights, (5, k)), expected_weights)
     outputs = activations(rng, 5, k, 70)
     y = b.new(4 * 5 * 70)
-    ops.launch("ops/combine", (5,), (weights, b.put(outputs), k, 70, y))
+    ops.launch("ops/combine", (5,), (weights, b.put(outputs), k, 70, y, 70, 0))
     same(b.get(y, (5, 70)), numerics.combine(expected_weights, outputs))
 
 

@@ -162,7 +162,9 @@ def test_bits_of_one(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.array([5], np.int32), np.array([8], np.int32), np.array([[2, 3]], np.int32)
     assert np.array_equal(split.greedy(*tokens, 3), whole.greedy(*tokens, 3))
     exchanging = {kernel for kernel, defines in split._gpus[0].known if "BOUNDS" in dict(defines)}
-    assert {"decode_qkv", "decode_router", "batch_merge", "norm_quantise"} <= exchanging
+    assert {"decode_qkv", "decode_router", "batch_merge", "norm_quantise", "meet"} <= exchanging
+    mirroring = {kernel for kernel, how in split._gpus[0].known if "MIRRORED" in dict(how)}
+    assert {"attention", "batch_matmul", "combine"} <= mirroring
     split.close()
     whole.close()
 
@@ -185,7 +187,7 @@ def test_more_parts(
     whole.close()
 
 
-@pytest.mark.parametrize(("at", "kernel"), [(0, "gather"), (4, "decode_down")])
+@pytest.mark.parametrize(("at", "kernel"), [(0, "meet"), (4, "decode_down")])
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_device_that_fails_or_hangs_is_an_error(
     at: int, kernel: str, hangs: bool, weights: Weights

@@ -105,6 +105,9 @@ class Exchange:
     bounds: tuple[int, ...] = ()
     """The first column of each part, then the end of the last."""
     rank: int = 0
+    flags: int = 0
+    """Words of flags ahead of it in an inbox, if it comes to lie there as a whole (Mirrors of
+    exchange.cuh)."""
 
     @property
     def first(self) -> int:
@@ -113,8 +116,21 @@ class Exchange:
 
     @property
     def defines(self) -> dict[str, str | int]:
-        """Of a kernel that receives such a value."""
+        """Of a kernel that receives such a value, or makes one that comes to lie as a whole."""
+        if self.flags:
+            return {"MIRRORED": len(self.bounds) - 1}
+        return self.waited
+
+    @property
+    def waited(self) -> dict[str, str | int]:
+        """Of a kernel that waits for other parts."""
         return {"BOUNDS": ",".join(map(str, self.bounds))} if self.bounds else {}
+
+    def place(self, whole: Value, first: int = 0) -> "BufferView":
+        """Where it lies as a whole, from a column on."""
+        assert self.inboxes is not None
+        row, at = whole.shape.row[-1], self.flags + first
+        return BufferView(self.inboxes.own[self.site % 2], whole.shape.width, row, at)
 
     @property
     def sent(self) -> dict[str, str | int]:

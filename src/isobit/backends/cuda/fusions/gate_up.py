@@ -15,7 +15,7 @@ from isobit.backends.cuda.ops.matmul import (
     prefers_tensor_cores,
     stream,
 )
-from isobit.backends.cuda.workspace import NOT_EXCHANGED, Pass
+from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op, Value
 
 _DENSE = "gate = matmul x", "up = matmul x", "y = silu_gate gate up"
@@ -48,15 +48,15 @@ def _lower(
     """``gather``: of the SwiGLU, which is sent to the other parts as it is made."""
     product = Product(g, (gate, up), v["x"], v.get("ids"))
     if fits_all(g, gate, up):
-        together = g.new(v["y"])
+        together, exchange = g.target(v["y"])
         if product.stack and g.captured:
             g.ahead.weights = gate, up
-        exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
+        exchange = g.exchange_of(gather) if gather else exchange
 
         def both(p: Pass) -> None:
             planned = not product.stack
-            y, rows = together.address, gate.rows
-            stream(product, p, gate, y, rows, up=up, planned=planned, exchange=exchange)
+            y, stride = together.address, together.step
+            stream(product, p, gate, y, stride, up=up, planned=planned, exchange=exchange)
 
         g.emit(both, v["y"])
         if gather:

@@ -14,7 +14,7 @@
 // Nobody waits in a circle. What a kernel waits for is sent by the same kernel, whose blocks then all run at
 // once and send before they wait, or by kernels ahead of it, which wait for nothing that comes later.
 #pragma once
-#include "common.cuh"
+#include "mirrors.cuh"
 
 #ifdef EMULATED
 #include <sched.h>
@@ -111,16 +111,6 @@ struct ColumnCut {
     }
 };
 
-// What the host tells of a program's exchanges (parts.py), and how many there were.
-template <int PARTS>
-struct ExchangeTable {
-    uint64 inbox[PARTS];  // of each part
-    int* flags;           // Patience
-    int64 half;           // words
-    int64 rank;           // this part
-    uint32 count;
-};
-
 // One exchange of a value: site says which of the pass's. In an inbox a vector begins at a multiple of SUPER.
 template <class Cut>
 struct Exchange {
@@ -175,11 +165,18 @@ struct Exchange {
                 for (int i = 0; i < 4; i++)
                     write_pair(inbox[part] + at + pair<IN_ORDER>(i), word(v[2 * i]), word(v[2 * i + 1]));
     }
-    template <bool IN_ORDER>
-    DEV void receive8(int part, int64 at, float (&v)[8]) const {
+    // What was sent there is asked for before anything is waited for.
+    struct Asked {
         uint64 w[8];
+    };
+    template <bool IN_ORDER>
+    DEV void ask8(int64 at, Asked& asked) const {
 #pragma unroll
-        for (int i = 0; i < 4; i++) read_pair(mine + at + pair<IN_ORDER>(i), w[2 * i], w[2 * i + 1]);
+        for (int i = 0; i < 4; i++) read_pair(mine + at + pair<IN_ORDER>(i), asked.w[2 * i], asked.w[2 * i + 1]);
+    }
+    template <bool IN_ORDER>
+    DEV void take8(int part, int64 at, Asked& asked, float (&v)[8]) const {
+        uint64(&w)[8] = asked.w;
         Patience waits = patience();
         for (int spins = 0;; spins++) {
             bool all = true;
@@ -194,19 +191,30 @@ struct Exchange {
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = isobit::from_bits(uint32(w[i]));
     }
+    template <bool IN_ORDER>
+    DEV void receive8(int part, int64 at, float (&v)[8]) const {
+        Asked asked;
+        ask8<IN_ORDER>(at, asked);
+        take8<IN_ORDER>(part, at, asked, v);
+    }
     // The same of superblock s of a vector whose columns on this part are `here`, and which was sent IN_ORDER;
     // what lies behind the last column is 0.
-    DEV void load_super(const float* here, int64 vector, int s, float (&v)[8]) const {
+    DEV void ask_super(const float* here, int64 vector, int s, Asked& asked, float (&v)[8]) const {
         int column = s * SUPER + 8 * lane_id(), part = Cut::part_of(column);
-        if (part == rank) {
-            load8(here + column - first, 8, v);
-        } else if (part < PARTS) {
-            receive8<true>(part, at(vector, s), v);
-        } else {
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = 0.0f;
-        }
+        for (int i = 0; i < 8; i++) v[i] = 0.0f;
+        if (part != rank && part < PARTS) ask8<true>(at(vector, s), asked);
+        if (part == rank) load8(here + column - first, 8, v);
+    }
+    DEV void take_super(int64 vector, int s, Asked& asked, float (&v)[8]) const {
+        int part = Cut::part_of(s * SUPER + 8 * lane_id());
+        if (part != rank && part < PARTS) take8<true>(part, at(vector, s), asked, v);
         __syncwarp();
+    }
+    DEV void load_super(const float* here, int64 vector, int s, float (&v)[8]) const {
+        Asked asked;
+        ask_super(here, vector, s, asked, v);
+        take_super(vector, s, asked, v);
     }
 };
 

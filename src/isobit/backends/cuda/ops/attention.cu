@@ -1,6 +1,7 @@
 // Attention over the paged fixed-point cache (docs/numerics.md, section 6).
 // PADDED_HEAD: places for the values of a head vector, head_dim rounded up to PASS.
 #include "cache.cuh"
+#include "mirrors.cuh"
 
 constexpr int PASS = THREADS / 2;  // columns of v that a block takes at once, two threads each
 constexpr int PASSES = PADDED_HEAD / PASS;
@@ -103,11 +104,16 @@ DEV float sink_step(float sink, float m, float& l) {
 }
 
 // One query head (blockIdx.x) of one token (blockIdx.y), its tiles in turn. window: 0 for none; sinks: a
-// number a head, or null.
+// number a head, or null. OUT_HEADS: query heads of a row of the output.
+#ifndef OUT_HEADS
+#define OUT_HEADS n_heads
+#endif
 KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, const int* positions,
                           const int* sequence, const int* pages, int pages_per_sequence,
                           int n_heads, int8* k, int8* v, float* dk, float* dv, int kv_heads,
-                          int padded, int window, const float* sinks, float* out) {
+                          int padded, int window, const float* sinks, float* out,
+                          const uint64* exchanges) {
+    Mirrors mirrors(exchanges);
     begin();
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     __shared__ __align__(16) short q[PADDED_HEAD];
@@ -139,7 +145,8 @@ KERNEL(THREADS) attention(int head_dim, const short* q_int, const float* dq, con
     float r = div(1.0f, l);
     for (int n = 0; n < PASSES; n++) {
         int column = threadIdx.x / 2 + PASS * n;
-        if (threadIdx.x % 2 == 0 && column < head_dim) out[vector * head_dim + column] = mul(o[n], r);
+        if (threadIdx.x % 2 == 0 && column < head_dim)
+            mirrors.store(out + (int64(token) * OUT_HEADS + head) * head_dim + column, mul(o[n], r));
     }
 }
 

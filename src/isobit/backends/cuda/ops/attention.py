@@ -36,7 +36,8 @@ def lower(g: Lowering, op: Op) -> None:
     if g.captured:
         _lower_step(g, op, integers, scales)
         return
-    to, length = g.new(y), span_length(heads, cache.heads, size)
+    (to, exchange), length = g.target(y), span_length(heads, cache.heads, size)
+    mirrored = {"OUT_HEADS": to.stride // size} if to.stride != y.shape.width else {}
     window, sinks = _limits(g, op)
     if op.weights or window:  # attention_mma.cu knows neither
         length = 0
@@ -50,8 +51,9 @@ def lower(g: Lowering, op: Op) -> None:
             g.launch(
                 "ops/attention",
                 (heads, p.tokens),
-                (size, *asked, heads, *cache.arguments, window, sinks(), to.address),
-                {"PADDED_HEAD": padded_head(size)},
+                (size, *asked, heads, *cache.arguments, window, sinks())
+                + (to.address, exchange.arguments[0]),
+                {"PADDED_HEAD": padded_head(size), **exchange.defines, **mirrored},
             )
             return
         group = heads // cache.heads
@@ -61,8 +63,8 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch(
             "ops/attention_mma",
             (cache.heads, p.spans[length], -(-group // WARPS)),
-            (*asked, *spans, heads, *cache.arguments, to.address),
-            {"HEAD": size, "STAGE": stage},
+            (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0]),
+            {"HEAD": size, "STAGE": stage, **exchange.defines, **mirrored},
             shared=2 * stage * tile_bytes,
         )
 

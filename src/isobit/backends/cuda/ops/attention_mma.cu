@@ -7,6 +7,7 @@
 // take the keys of a tile in any order, so v's positions lie in value_slot's order: four that one
 // lane holds of the scores are then one register of the next product.
 #include "cache.cuh"
+#include "mirrors.cuh"
 #include "mma.cuh"
 
 constexpr int K_STRIDE = HEAD + 16, V_STRIDE = KV_PAGE + 16;  // bytes; no bank is met twice
@@ -207,12 +208,15 @@ DEV void add_tile(const KeyTile& key_tile, int n, Rows& rows) {
 
 // Block (x, y, z): key-value head x, span y of the batch's tokens from the last one, as the last see the
 // most tiles; query heads 8z … of its group. A span is a run of one sequence's tokens, at most 16 for
-// each of the block's warps that share a head.
+// each of the block's warps that share a head. OUT_HEADS: query heads of a row of the output.
+#ifndef OUT_HEADS
+#define OUT_HEADS n_heads
+#endif
 KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int* positions,
                               const int* sequence, const int* pages, int pages_per_sequence,
                               const int* span_first, const int* span_count, int n_heads,
                               int8* k, int8* v, float* dk, float* dv, int kv_heads, int padded,
-                              float* out) {
+                              float* out, const uint64* exchanges) {
     begin();
     DYNAMIC_SHARED(KeyTile, tiles);
     Cache cache = {k, v, dk, dv, kv_heads, padded};
@@ -278,14 +282,20 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
             add_tile<false>(key_tile, n, rows);
     }
     if (idle) return;
+    Mirrors mirrors(exchanges);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         if (g + 8 * r >= count) continue;
         float scale = div(1.0f, rows.l[r]);
-        float* to = out + (int64(token[r]) * n_heads + head) * HEAD + 2 * t;
+#ifdef MIRRORED  // registers are scarce, and which of these takes fewer is the compiler's whim
+        int64 row = token0 + g + 8 * r;
+#else
+        int64 row = token[r];
+#endif
+        float* to = out + (row * OUT_HEADS + head) * HEAD + 2 * t;
 #pragma unroll
         for (int c = 0; c < CHANNEL_COLUMNS; c++)
-            *reinterpret_cast<float2*>(to + 8 * c) =
-                make_float2(mul(rows.o[c][2 * r], scale), mul(rows.o[c][2 * r + 1], scale));
+            mirrors.store(reinterpret_cast<float2*>(to + 8 * c),
+                          make_float2(mul(rows.o[c][2 * r], scale), mul(rows.o[c][2 * r + 1], scale)));
     }
 }

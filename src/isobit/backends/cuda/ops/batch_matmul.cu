@@ -237,8 +237,8 @@ DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int
 // share the place for activations, their pairs lying side by side. parts: of SPLIT, behind the streams.
 template <class W>
 DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x, const Groups& groups,
-                        const PairRows& pair_rows, const Exchange<Cut>& exchange, ColumnActivations* acts, float* parts,
-                        float* y, int stride) {
+                        const PairRows& pair_rows, const Exchange<Cut>& exchange, const Mirrors& mirrors,
+                        ColumnActivations* acts, float* parts, float* y, int stride) {
     const int row_blocks = weights.row_blocks, supers = weights.supers;
     int row_block = at + row_block_offset(), g = lane_id() / 4, t = lane_id() % 4;
 #ifdef SPLIT  // superblocks' parts of a row block, by superblock, tile of columns and lane, twice
@@ -298,8 +298,8 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
 #pragma unroll 4
                 for (int s = 0; s < supers; s++) y_row = add(y_row, part[VALUES * s + e]);
                 if (pair < group.count)
-                    y[int64(pair_rows.output(group.begin + pair)) * stride + 16 * in_matrix +
-                      i / 2 * 8 + lane / 4] = y_row;
+                    mirrors.store(y + int64(pair_rows.output(group.begin + pair)) * stride + 16 * in_matrix +
+                                      i / 2 * 8 + lane / 4, y_row);
             }
             part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else
@@ -313,13 +313,14 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
                     float* out = y + row * stride;
 #ifdef GATED
                     float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
-                    out[8 * in_matrix + g] = value;
+                    mirrors.store(out + 8 * in_matrix + g, value);
 #ifdef BOUNDS
                     exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
 #endif
 #else
-                    out[16 * in_matrix + g] = sum[n][c];
-                    out[16 * in_matrix + 8 + g] = sum[n][2 + c];
+                    out += 16 * in_matrix + g;
+                    mirrors.store(out, sum[n][c]);
+                    mirrors.store(out + 8, sum[n][2 + c]);
 #endif
                 }
 #endif
@@ -354,6 +355,7 @@ struct Product {
     float* y;
     int stride, experts, each;
     Exchange<Cut> exchange;
+    Mirrors mirrors;
 #ifdef AHEAD
     Ahead ahead;
 #endif
@@ -395,7 +397,7 @@ struct Product {
         wait_for_previous();
 #endif
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
-        multiply_row_blocks(weights, at, end, x, groups, pair_rows, exchange, acts, parts, y, stride);
+        multiply_row_blocks(weights, at, end, x, groups, pair_rows, exchange, mirrors, acts, parts, y, stride);
     }
 };
 
@@ -417,7 +419,8 @@ KERNEL(BLOCK) batch_matmul(const uint8* first, const uint8* second, int64 matrix
     let_next_start();
 #endif
     Product product = {first,    second,          matrix_bytes,          row_blocks, supers, x,
-                       n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each, exchange};
+                       n_groups, {groups, pairs}, {sorted_pairs, top_k}, y,     stride, experts, each, exchange,
+                       Mirrors(exchanges)};
 #ifdef AHEAD
     product.ahead = {ahead_first, ahead_second, uint32(ahead_bytes), uint32(ahead_row_blocks)};
 #endif

@@ -11,10 +11,10 @@ def lower(g: Lowering, op: Op) -> None:
     """A token a block."""
     (z,), (k, n) = op.outputs, op.inputs[1].shape.row
     weights, y = (g.dense(v) for v in op.inputs)
-    to = g.new(z)
+    to, exchange = g.target(z)
 
     def make(p: Pass) -> None:
-        arguments = (weights.address, y.address, k, n, to.address)
-        g.launch("ops/combine", (p.tokens,), arguments)
+        arguments = (weights.address, y.address, k, n, to.address, to.stride)
+        g.launch("ops/combine", (p.tokens,), (*arguments, exchange.arguments[0]), exchange.defines)
 
     g.emit(make, z)

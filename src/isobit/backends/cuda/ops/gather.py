@@ -14,14 +14,16 @@ def supports(op: Op) -> str | None:
 
 
 def lower(g: Lowering, op: Op) -> None:
-    """Blocks that all run at once, as they wait for others': on half of the multiprocessors where
-    another part is on the same device, so that there is room for its own."""
+    """In place where that may be; else by blocks that all run at once, as they wait for others'."""
+    if g.in_place(op):
+        _lower_in_place(g, op)
+        return
     gather = op.operation
     assert isinstance(gather, Gather)
     (x,), (y,) = op.inputs, op.outputs
     n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), g.new(y)
     each = x.shape.width // n
-    most = g.gpu.multiprocessors if g.gpu.alone else max(1, g.gpu.multiprocessors // 2)
+    most = g.blocks_at_once
     large = not g.captured or (y.shape.rows == LOGIT_ROWS and g.kind in (STEPS, MIXED))
     threads = 4 * THREADS if large else THREADS
     exchange = g.exchange_of(op, most if large else 0)
@@ -39,6 +41,24 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch("ops/gather", (min(items, most),), arguments, defines)
 
     g.emit(make, y)
+
+
+def _lower_in_place(g: Lowering, op: Op) -> None:
+    """Once all parts have stored their columns in every part's inbox."""
+    (x,), (y,) = op.inputs, op.outputs
+    exchange = g.mirrored.get(x) or g.mirror_of(op)
+    if x not in g.mirrored:
+        n, view, to = x.shape.row[-1], g.view(x, x.shape.row[-1]), exchange.place(y, exchange.first)
+        each, width = x.shape.width // n, y.shape.row[-1]
+
+        def send(p: Pass) -> None:
+            vectors = p.rows(x.shape) * each
+            arguments = (*view(), each, n, width, vectors, exchange.arguments[0], to.address)
+            g.launch("ops/send", (-(-vectors * n // 4 // THREADS),), arguments, exchange.defines)
+
+        g.emit(send)
+    g.put(y, exchange.place(y))
+    g.meet(exchange, y)
 
 
 def numbering(g: Lowering, inboxes: Inboxes) -> Launch:

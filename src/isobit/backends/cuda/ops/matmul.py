@@ -10,7 +10,7 @@ from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import SortedPairs, ordering_bytes
-from isobit.backends.cuda.workspace import NOT_EXCHANGED, Exchange, Pass, Slot
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 
@@ -43,8 +43,32 @@ _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its 
 
 def lower(g: Lowering, op: Op) -> None:
     """The products side by side."""
-    weights = [g.matrix(w) for w in op.weights]
-    g.emit(multiply(g, weights, op.inputs[0], g.new(op.outputs[0])), op.outputs[0])
+    weights, (y,) = [g.matrix(w) for w in op.weights], op.outputs
+    if (exchange := g.shared(y)) is not NOT_EXCHANGED:
+        _lower_shared(g, weights[0], op.inputs[0], y, exchange)
+        return
+    if all(launch_shape(g, w, GROUPS[0]) for w in weights):  # few pairs are streamed
+        to, exchange = g.target(y)
+    else:
+        to, exchange = BufferView(g.new(y), y.shape.width, y.shape.row[-1]), NOT_EXCHANGED
+    g.emit(multiply(g, weights, op.inputs[0], to, exchange=exchange), y)
+
+
+def _lower_shared(g: Lowering, w: DeviceWeight, x: Value, y: Value, exchange: Exchange) -> None:
+    """A product of float weights that all parts of a split model have, of which each makes some of
+    the rows for all; of few rows all of them."""
+    g.put(y, to := exchange.place(y))
+    product, held, parts = Product(g, [w], x, None), dense_rows(g.gpu, w), len(exchange.bounds) - 1
+
+    def make(p: Pass) -> None:
+        if p.tokens <= _FEW or not held:
+            one(product, w, to.address, p.tokens, to.stride)
+            return
+        first, end = (p.tokens * r // parts for r in (exchange.rank, exchange.rank + 1))
+        dense(product, w, to.address, end - first, to.stride, held, first=first, exchange=exchange)
+
+    g.emit(make)
+    g.meet(exchange, y)
 
 
 class Product:
@@ -160,13 +184,19 @@ class Product:
 
 
 def multiply(
-    g: Lowering, weights: Sequence[DeviceWeight], x: Value, y: Slot, ids: Value | None = None
+    g: Lowering,
+    weights: Sequence[DeviceWeight],
+    x: Value,
+    y: BufferView,
+    ids: Value | None = None,
+    exchange: Exchange = NOT_EXCHANGED,
 ) -> Launch:
-    """``y = W x``, the products of the weights side by side.
+    """``y = W x``, the products of the weights side by side; ``exchange``: by which other parts get
+    them at once.
 
     With ``ids``, every row of x, or every row that it has for an id, times its matrix.
     """
-    stride = sum(w.rows for w in weights)
+    stride = y.step if ids else y.stride
     made = g.formed(x, f"acts {weights[0].columns}") or len(g.readers[x]) > 1
     streamed = g.captured and ids is not None  # at any size, if it fits
     late = streamed and not made and all(fits_all(g, w) for w in weights)
@@ -182,12 +212,13 @@ def multiply(
             deep = how is not None and not how.shallow(w) and _DEEP[0] < p.tokens <= _DEEP[1]
             pays = product.stack or product.head or not deep
             if how is None or not pays:
-                one(product, w, at, product.pairs(p), stride)
+                one(product, w, at, product.pairs(p), stride, exchange=exchange)
                 at += 4 * w.rows
                 continue
             few = left and p.tokens <= _FEW and product.shape(p, left[0])
             more = left.pop(0) if few else None
-            stream(product, p, w, at, stride, more=more, planned=not product.stack or later)
+            planned = not product.stack or later
+            stream(product, p, w, at, stride, more=more, planned=planned, exchange=exchange)
             at += 4 * (w.rows + (more.rows if more else 0))
 
     return make
@@ -198,11 +229,20 @@ def prefers_tensor_cores(w: DeviceWeight, pairs: int, *, stack: bool) -> bool:
     return w.layout.fused and pairs > _MMA_FROM * (w.matrices if stack else 1)
 
 
-def one(product: Product, w: DeviceWeight, y: int, pairs: int, stride: int) -> None:
+def one(
+    product: Product,
+    w: DeviceWeight,
+    y: int,
+    pairs: int,
+    stride: int,
+    *,
+    exchange: Exchange = NOT_EXCHANGED,
+) -> None:
     """Queue ``y = W x``: rows of ``stride`` values at y, of which w.rows are written."""
     if prefers_tensor_cores(w, pairs, stack=product.stack):
-        on_tensor_cores(product, w, y, pairs, stride)
+        on_tensor_cores(product, w, y, pairs, stride, exchange=exchange)
         return
+    assert exchange is NOT_EXCHANGED, "a product of few pairs is streamed"
     if not product.stack and (rows := dense_rows(product.g.gpu, w)):
         dense(product, w, y, pairs, stride, rows)
         return
@@ -239,15 +279,27 @@ def dense_rows(gpu: Gpu, w: DeviceWeight) -> int:
     return max(0, min(8, _DENSE_WORDS // s - 1, (gpu.shared_most - s * of_super) // of_row))
 
 
-def dense(product: Product, w: DeviceWeight, y: int, pairs: int, stride: int, rows: int) -> None:
-    """Queue a product of float weights, which threads hold while tokens come by."""
+def dense(
+    product: Product,
+    w: DeviceWeight,
+    y: int,
+    pairs: int,
+    stride: int,
+    rows: int,
+    *,
+    first: int = 0,
+    exchange: Exchange = NOT_EXCHANGED,
+) -> None:
+    """Queue a product of float weights, which threads hold while tokens come by, from the first of
+    them on."""
     s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
     tokens = -(-pairs // max(1, product.g.gpu.multiprocessors // blocks))
     product.g.launch(
         "ops/matmul_dense",
         (blocks, -(-pairs // tokens)),
-        (w.address, product.input(w), w.columns, pairs, tokens, y, w.rows, stride),
-        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s},
+        (w.address, product.input(w) + 4 * first * w.columns, w.columns, pairs, tokens)
+        + (y + 4 * first * stride, w.rows, stride, exchange.arguments[0]),
+        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s} | exchange.defines,
         shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
     )
 
@@ -261,6 +313,7 @@ def on_tensor_cores(
     *,
     rounds: int = 1,
     y_step: int = 0,
+    exchange: Exchange = NOT_EXCHANGED,
 ) -> None:
     """Queue a product of many pairs; or, in ``rounds``, of equal stacks that lie behind one
     another, their results ``y_step`` floats apart."""
@@ -275,8 +328,10 @@ def on_tensor_cores(
         "ops/matmul_mma",
         (-(-w.rows // rows), matrices * rounds, token_tiles),
         (w.address, w.matrix_bytes, product.input(w), supers(w.columns), *product.routing)
-        + (pairs, y, w.rows, stride, matrices, y_step),
-        {f"MMA_{w.layout.format.name}": 1, "STAGES": stages} | ({"NARROW": 1} if narrow else {}),
+        + (pairs, y, w.rows, stride, matrices, y_step, exchange.arguments[0]),
+        exchange.defines
+        | {f"MMA_{w.layout.format.name}": 1, "STAGES": stages}
+        | ({"NARROW": 1} if narrow else {}),
         shared=stages * stage,
     )
 
@@ -358,7 +413,7 @@ def stream(
     of both products; or with ``more``, of another format, one beside the other.
 
     planned: the groups were known before the kernel ahead began, so weights are fetched early.
-    exchange: by which the SwiGLU is sent to other parts.
+    exchange: by which it is sent to other parts.
     """
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)

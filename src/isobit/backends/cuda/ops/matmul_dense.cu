@@ -4,6 +4,7 @@
 // are summed, those of the tokens before are added up and the tokens behind are on their way.
 #include "formats.cuh"
 #include "copy.cuh"
+#include "mirrors.cuh"
 
 constexpr int HALVES = 2, TOGETHER = 2, HALF_WARPS = SUPER / WARP;
 constexpr int SUMS = TOGETHER * ROWS;  // of a half
@@ -15,7 +16,8 @@ struct DenseShared {  // twice: for these tokens, and for those before or behind
 
 // A block takes HALVES * ROWS rows and `each` tokens. columns: a multiple of 4.
 KERNEL(512) matmul_dense(const uint8* weights, const float* x, int columns, int tokens, int each, float* y,
-                         int rows, int stride) {
+                         int rows, int stride, const uint64* exchanges) {
+    Mirrors mirrors(exchanges);
     DYNAMIC_SHARED(DenseShared, sh);
     int half = threadIdx.x / SUPER, lane = threadIdx.x % SUPER;
     int first_row = (blockIdx.x * HALVES + half) * ROWS;
@@ -60,7 +62,7 @@ KERNEL(512) matmul_dense(const uint8* weights, const float* x, int columns, int 
             // the sum is then 0, and its sign is made good.
             float total = add(buffer_tree(sh->lanes[here ^ 1][half][at]), 0.0f);
             int of = token - TOGETHER + at / ROWS, row = first_row + at % ROWS;
-            if (lane_id() == 0 && of < end && row < rows) y[int64(of) * stride + row] = total;
+            if (lane_id() == 0 && of < end && row < rows) mirrors.store(y + int64(of) * stride + row, total);
         }
         if (token >= end) break;
 #pragma unroll

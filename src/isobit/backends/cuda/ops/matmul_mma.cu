@@ -8,6 +8,7 @@
 #ifndef AT_ONCE
 #define AT_ONCE 2
 #endif
+#include "mirrors.cuh"
 #include "formats.cuh"
 #include "sorted_pairs.cuh"
 #include "mma.cuh"
@@ -219,7 +220,7 @@ struct Shared {
 // With more matrices than experts, those of each further round write y_step floats further on.
 KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const ActivationBlock* x, int supers,
                            const int* sorted_pairs, const int* expert_offsets, int top_k, int pairs, float* y,
-                           int rows, int row_stride, int experts, int64 y_step) {
+                           int rows, int row_stride, int experts, int64 y_step, const uint64* exchanges) {
     begin();
     DYNAMIC_SHARED(Shared, shared);
     SortedPairs at(sorted_pairs, expert_offsets, top_k, pairs, blockIdx.y % experts);
@@ -278,6 +279,7 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Activ
             if (token_tiles > 0 && warp_tile < tiles)
                 superblock_of<TOKEN_TILES>(token_tiles, stage.x + warp_item, tile, acc);
         }
+        Mirrors mirrors(exchanges);
 #pragma unroll
         for (int m = 0; m < TOKEN_TILES; m++)
 #pragma unroll
@@ -289,8 +291,13 @@ KERNEL(THREADS) matmul_mma(const uint8* weights, int64 matrix_bytes, const Activ
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; r++)
                     if (warp_tile + r < tiles) {
+#ifdef MIRRORED  // other devices are sent as few pieces as may be
+                        mirrors.store(reinterpret_cast<float2*>(out + 8 * (warp_tile + r)),
+                                      make_float2(acc[m][r][2 * half], acc[m][r][2 * half + 1]));
+#else
                         out[8 * (warp_tile + r)] = acc[m][r][2 * half];
                         out[8 * (warp_tile + r) + 1] = acc[m][r][2 * half + 1];
+#endif
                     }
             }
     }

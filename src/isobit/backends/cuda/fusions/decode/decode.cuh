@@ -90,28 +90,32 @@ struct Norm {
 };
 
 // Vectors of so many superblocks, one behind the other in x, to acts (shared), two superblocks a warp at a time: both
-// are loaded before either is worked on. finish(s, values): by a warp, on superblock s, before it is quantised. A
+// are asked for before either is waited for. finish(s, values): by a warp, on superblock s, before it is quantised. A
 // barrier must follow.
 template <int SUPERS, class Finish>
 DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts,
                           Finish finish) {
-    auto load = [&](int s, float (&v)[8]) {
-#ifdef BOUNDS
-        exchange.load_super(x + s / SUPERS * exchange.columns, s / SUPERS, s % SUPERS, v);
-#else
-        load_super(x + s * SUPER, v);
-#endif
-    };
     for (int s = warp_id(); s < vectors * SUPERS; s += 2 * WARPS) {
         float v[2][8];
-        bool two = s + WARPS < vectors * SUPERS;
-        load(s, v[0]);
-        if (two) load(s + WARPS, v[1]);
-        finish(s, v[0]);
-        quantise_without_digits(v[0], acts + s);
-        if (two) {
-            finish(s + WARPS, v[1]);
-            quantise_without_digits(v[1], acts + s + WARPS);
+        int n = s + WARPS < vectors * SUPERS ? 2 : 1;
+#ifdef BOUNDS
+        Exchange<Cut>::Asked asked[2];
+#pragma unroll
+        for (int i = 0, at = s; i < 2; i++, at += WARPS)
+            if (i < n) exchange.ask_super(x + at / SUPERS * exchange.columns, at / SUPERS, at % SUPERS, asked[i], v[i]);
+#pragma unroll
+        for (int i = 0, at = s; i < 2; i++, at += WARPS)
+            if (i < n) exchange.take_super(at / SUPERS, at % SUPERS, asked[i], v[i]);
+#else
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (i < n) load_super(x + (s + i * WARPS) * SUPER, v[i]);
+#endif
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (i >= n) continue;
+            finish(s + i * WARPS, v[i]);
+            quantise_without_digits(v[i], acts + s + i * WARPS);
         }
     }
 }
@@ -129,18 +133,18 @@ struct WholeRows {
 DEV const float* whole_rows(const Exchange<Cut>& exchange, float* x, WholeRows& whole, bool keep) {
     constexpr int EACH = (ROWS * HIDDEN + BLOCK - 1) / BLOCK;
     auto part_of = [](int i) { return Cut::part_of(i % HIDDEN); };
-    uint64 word[EACH];  // all are asked for at once
+    uint64 word[EACH];  // all are asked for at once, also what this part has: no branch stands between
+    float own[EACH];
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
-        int i = k * BLOCK + threadIdx.x;
-        if (i < ROWS * HIDDEN)
-            word[k] = part_of(i) == exchange.rank ? exchange.word(x[i]) : read_word(exchange.mine + i);
+        int i = min(k * BLOCK + int(threadIdx.x), ROWS * HIDDEN - 1);
+        word[k] = read_word(exchange.mine + i), own[k] = x[i];
     }
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
         int i = k * BLOCK + threadIdx.x;
         if (i >= ROWS * HIDDEN) continue;
-        float v = exchange.value(word[k], part_of(i), i);
+        float v = part_of(i) == exchange.rank ? own[k] : exchange.value(word[k], part_of(i), i);
         whole.x[i] = v;
         if (keep && part_of(i) != exchange.rank) x[i] = v;
     }

@@ -49,6 +49,7 @@ struct AttnOutShared {
 #endif
     __align__(16) uint8 tail[16];
 };
+constexpr int SENDING = AttnOut::GROUPS < 8 ? AttnOut::GROUPS : 8;  // blocks that send what all merge
 // own: x from the first value that this part makes. gate, head_norm, head_eps: of OutputGate. tiles is null where
 // attention comes as a whole.
 // While attention runs, the experts are predicted, from x as it still is: expert_prefetch.cuh. fetch: whether their
@@ -98,14 +99,14 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
 #pragma unroll
             for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
                 float v[8];
-#ifdef BOUNDS  // one block sends what each merges, first of all, and by warps that have not predicted
+#ifdef BOUNDS  // one of several blocks sends what each merges, first of all
                 int s = (i + exchange.first / SUPER) % ATTENDED_SUPERS, column = s * SUPER + 8 * lane_id();
                 int part = Cut::part_of(column);
                 if (part == exchange.rank) {
                     results.merged<FEW_TILES, false>(column - exchange.first, v);
-                    if (blockIdx.x == 0) exchange.send8<true>(exchange.at(r, s), v);
+                    if (blockIdx.x == i % SENDING) exchange.send8<false>(exchange.at(r, s), v);
                 } else {
-                    exchange.receive8<true>(part, exchange.at(r, s), v);
+                    exchange.receive8<false>(part, exchange.at(r, s), v);
                 }
                 __syncwarp();
 #else
