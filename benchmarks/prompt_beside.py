@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import time
+from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,16 +55,28 @@ def measure(model, generating, prompt, rng):
         for generation in running:
             generation.cancel()
 
+    by_tokens, ran = defaultdict(list), engine._prefill_budget.ran
+
+    def noted(among, tokens, attended, seconds):
+        ran(among, tokens, attended, seconds)
+        by_tokens[tokens].append(1e3 * seconds)
+
     running = begun()
-    before = submit(prompt // 16, 1)  # the engine has seen one before
-    passes(engine, lambda: not before.ended)
+    for _ in range(3):  # the engine has seen some before
+        before = submit(prompt // 16, 1)
+        passes(engine, lambda: not before.ended)
     arrived = submit(prompt, 1)
+    engine._prefill_budget.ran = noted
     beside = passes(engine, lambda: not arrived.ended)
     end(running)
+    engine._prefill_budget.ran = ran
     running, left = begun(), iter(beside)  # the same positions without it
     alone = passes(engine, lambda: next(left, None) is not None)
     end(running)
     row = {"generating": generating, "passes of the prompt": len(beside)}
+    row["passes, ms in the median, by tokens of prompts"] = {
+        n: [len(ms), round(float(np.median(ms)), 3)] for n, ms in sorted(by_tokens.items())
+    }
     for i, clock in enumerate(("wall", "processor")):
         for name, found in (("alone", alone), ("beside", beside)):
             row[f"{clock}, ms {name}: p50, p99"] = [

@@ -107,7 +107,7 @@ class Padded:
     def __init__(self, generating: int, *, steady: bool = False) -> None:
         self.pace, self.generating = PrefillBudget(SIZES), generating
         self.pace.steady = steady
-        for _ in range(2):
+        for _ in range(3):
             self.own = self.run(512, 0) / 512
         self.step = self.run(0)
 

@@ -16,9 +16,9 @@ _BEFORE = 0.1  # of the weight of one pass
 _BENT = 0.75
 """On an H200 what passes of 8 to 512 tokens take (Qwen3-30B-A3B) is within 6 % of a line between
 these two, by their tokens to this power."""
-_TRIED = 2
-"""After so many passes of a size it is known what it takes: the middle one of the last three, or
-the shorter of two, as none would be tried again that something else held up."""
+_TRIED = 3
+"""After so many passes of a size it is known what it takes: the middle one of the last so many, as
+the first of a size takes longer, and whatever follows a long pass seems shorter."""
 
 
 class PassTiming(NamedTuple):
@@ -111,7 +111,7 @@ class PaddedCosts:
         """A pass took so long."""
         kind = self._with if timing.prompt else self._steps
         size = self._padded(timing.generating + timing.prompt)
-        kind.setdefault(size, deque(maxlen=3)).append(timing.seconds)
+        kind.setdefault(size, deque(maxlen=_TRIED)).append(timing.seconds)
 
     def _padded(self, tokens: int) -> int:
         """Fewer than the smallest size have steps of their own."""
@@ -126,15 +126,14 @@ class PaddedCosts:
     ) -> NDArray[np.float64] | None:
         """See :class:`PassCosts`."""
         size = self._padded(generating)
-        known = {n: _middle(took) for n, took in self._with.items() if len(took) >= _TRIED}
-        steps = {n: _middle(took) for n, took in self._steps.items()}
+        known = {n: _usual(took) for n, took in self._with.items() if len(took) >= _TRIED}
+        steps = {n: _usual(took) for n, took in self._steps.items()}
         if not steps:
             return None
         ran = sorted(steps)
         step = float(np.interp(size, ran, [steps[n] for n in ran]))
-        # What took no longer than steps do now was when they attended to less.
-        larger = sorted(n for n, took in known.items() if n > size and took > step)
-        if not larger:
+        larger = sorted(n for n in known if n > size)
+        if not larger or 2 * larger[-1] < self._sizes[-1]:
             return None
         took = np.maximum.accumulate([step, *(known[n] for n in larger)])
         total = np.append(size, generating + prompt[1:])
@@ -144,5 +143,5 @@ class PaddedCosts:
         return np.maximum(between, beyond)
 
 
-def _middle(took: Sequence[float]) -> float:
-    return sorted(took)[(len(took) - 1) // 2]
+def _usual(took: Sequence[float]) -> float:
+    return sorted(took)[min(1, len(took) - 1)]

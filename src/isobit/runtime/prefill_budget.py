@@ -108,7 +108,7 @@ class PrefillBudget:
         most = int(np.searchsorted(n, min(2 * seen or max(generating // 2, 1), n[-1])))
         passes = self._costs.seconds(generating, n, attended + position * n)
         if passes is None or min(passes[0], passes[-1] - passes[0]) <= 0:  # nobody knows yet
-            return int(n[most])
+            return int(n[-1 if len(self._sizes) else most])
         step, longer = passes[0], passes - passes[0]
         share = SHARE * (1 if self.steady else prompts) * step
         few = int((longer <= share).sum()) - 1
