@@ -25,7 +25,6 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.fusions import decode_memory
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import matmul
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
@@ -37,16 +36,11 @@ from isobit.model.weights import Weights
 
 COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
 TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
-PREDICTED = {"decode_gate_up", "rows_gate_up", "decode_down", "rows_down"}
-DECODE = PREDICTED | {"decode_qkv", "decode_attn_out", "decode_head"}
 WAYS = {
     "now": (),
     "nothing ahead": ((matmul, "_AHEAD", 0),),
     "ahead 13": ((matmul, "_AHEAD", 13),),
     "ahead 7": ((matmul, "_AHEAD", 7),),
-    "once, all": ((decode_memory, "ONCE", frozenset(DECODE)),),
-    "once, all but predicted": ((decode_memory, "ONCE", frozenset(DECODE - PREDICTED)),),
-    "once, head": ((decode_memory, "ONCE", frozenset({"decode_head"})),),
 }
 
 

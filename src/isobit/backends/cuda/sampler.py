@@ -133,8 +133,7 @@ class DeviceSampler:
         self._region.address = self._gpu.allocate(self.nbytes)
         zeros = np.zeros(_SCRATCH * self._at_once, np.uint8)
         self._gpu.upload(self._at(self._scratch), zeros)
-        for _ in range(_STAGED * -(-self.rows // self._at_once)):
-            self._staged.append((self._gpu.page_locked(self._most_told), None))
+        self._take_places()
 
     def give(self, ids: I32) -> None:
         """The ids of the rows that come next, int32 [R, n]."""
@@ -285,11 +284,18 @@ class DeviceSampler:
     def _stage(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked memory, which the device has read: a copy of other memory, if it is not
         small, might wait for all that is queued."""
+        if not self._staged:  # a rehearsal before there is memory
+            self._take_places()
         buffer, mark = self._staged.popleft()
         self._staged.append((buffer, None))
         if mark is not None:
             self._gpu.wait(mark)
         return buffer[:nbytes]
+
+    def _take_places(self) -> None:
+        """Page-locked memory takes long to get: all of it before the first pass."""
+        while len(self._staged) < _STAGED * -(-self.rows // self._at_once):
+            self._staged.append((self._gpu.page_locked(self._most_told), None))
 
     def _tell(self, address: int, staged: NDArray[np.uint8]) -> None:
         """Upload what was just staged."""

@@ -7,7 +7,6 @@ from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.fusions import decode_memory
 from isobit.backends.cuda.fusions.decode_memory import Part, Streaming, streaming, tiles_of_block
 from isobit.backends.cuda.lowering import Claimed, Lowering
 from isobit.backends.cuda.workspace import Pass
@@ -55,7 +54,7 @@ def _lower(
             (g.gpu.multiprocessors,),
             (x.address, norm(), eps, matrix.address, matrix.rows, logits.address, best.address)
             + (p.inputs.tokens, p.inputs.generated),
-            shapes | plan.defines | ({"ONCE": 1} if "decode_head" in decode_memory.ONCE else {}),
+            shapes | plan.defines,
             shared=plan.shared,
         )
 

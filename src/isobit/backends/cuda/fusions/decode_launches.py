@@ -7,7 +7,7 @@ from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.fusions import decode_memory, step_attention
+from isobit.backends.cuda.fusions import step_attention
 from isobit.backends.cuda.fusions.decode_memory import (
     WARPS,
     Part,
@@ -265,11 +265,7 @@ class Launches:
             f"fusions/decode/{kernel}",
             (blocks or self._g.gpu.multiprocessors,),
             arguments + ends,
-            self._layer.defines
-            | how.defines
-            | received.defines
-            | (sent.sent if sent else {})
-            | ({"ONCE": 1} if kernel in decode_memory.ONCE else {}),
+            self._layer.defines | how.defines | received.defines | (sent.sent if sent else {}),
             shared=how.shared,
         )
 

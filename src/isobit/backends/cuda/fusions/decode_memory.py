@@ -9,8 +9,6 @@ from isobit.backends.cuda.device.protocol import Gpu
 WARPS = 16  # of a block of decode.cuh
 _LANES = 4  # tiles of a step of a warp
 _DEEPEST = 4
-ONCE: frozenset[str] = frozenset()
-"""Kernels whose weights the device's cache lets go of first."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ struct Products {
         bool begins = lane < n && (lane == 0 || reinterpret_cast<int64>(from) != before + W::TILE_BYTES);
         uint32 all = __ballot_sync(~0u, begins) | 1u << n;
         if (begins)
-            COPY_WEIGHTS(slot(step) + lane * W::TILE_BYTES, from,
+            copy_bulk(slot(step) + lane * W::TILE_BYTES, from,
                          __ffs(all >> lane >> 1) * W::TILE_BYTES, arrival(step));
     }
     DEV void wait(int step) const {
