@@ -116,7 +116,7 @@ struct Products {
         uint32 all = __ballot_sync(~0u, begins) | 1u << n;
         if (begins)
             copy_bulk(slot(step) + lane * W::TILE_BYTES, from,
-                         __ffs(all >> lane >> 1) * W::TILE_BYTES, arrival(step));
+                      __ffs(all >> lane >> 1) * W::TILE_BYTES, arrival(step));
     }
     DEV void wait(int step) const {
         arrival_wait(arrival(step), step / AHEAD + (corrected >> step % AHEAD & 1));
