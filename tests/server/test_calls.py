@@ -214,6 +214,7 @@ def schema(value: dict[str, Any]) -> dict[str, Any]:
 OFF = {"uniqueItems": True, "x-guidance": {"lenient": True}}
 CUT = [{"function": {"name": "f", "arguments": "{"}}]
 STRICT = {"name": "s", "strict": True, "parameters": {"type": "object", "not": {}}}
+LIST = {"name": "s", "strict": True, "parameters": {"type": "array"}}
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 OTHER = {"type": "function", "function": {"name": "g"}}
 
@@ -239,6 +240,7 @@ OTHER = {"type": "function", "function": {"name": "g"}}
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0]"),
         ({"tools": [FUNCTION, FUNCTION]}, "tools[1]"),
         ({"tools": [{"type": "function", "function": STRICT}]}, "tools"),
+        ({"tools": [{"type": "function", "function": LIST}]}, "tools[0]"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": "nosuch"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": OTHER}, "tool_choice"),

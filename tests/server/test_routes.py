@@ -126,7 +126,7 @@ def test_generate_gives_tokens_log_probabilities_and_experts(
 def test_generate_streams_all_that_there_is_of_each(
     client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampling = {"max_new_tokens": 12, "temperature": 1, "sampling_seed": 1, "stop": ["\n\n"]}
+    sampling = {"max_new_tokens": 12, "temperature": 1, "seed": 1, "stop": ["\n\n"]}
     body = {"text": [PROMPT, "import "], "sampling_params": sampling | {"n": 2}}
     whole = post(client, "/generate", body).json()
     assert len(whole) == 4

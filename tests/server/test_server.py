@@ -171,6 +171,27 @@ def test_prompts_in_every_form(client: openai.OpenAI, alone: Model) -> None:
     assert both.choices[3].text.startswith("import ")
 
 
+def test_log_probabilities_of_parts_of_characters(client: openai.OpenAI, alone: Model) -> None:
+    """Tokens that are no whole characters have names of their own, and the places of these."""
+    ids, text = alone.tokenize("# 日本語 добрый = x"), "# 日本語 добрый = x"
+    done = client.completions.create(
+        model="sample", prompt=ids, echo=True, logprobs=20, max_tokens=0, temperature=0
+    )
+    found = done.choices[0].logprobs
+    assert done.choices[0].text == text
+    assert any(name.startswith("bytes:\\x") for name in found.tokens)
+    for name, value, top in list(
+        zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
+    )[1:]:
+        assert len(top) == 20
+        assert top.get(name, value) == value
+        assert max(top.values()) >= value
+    before = b"".join(map(alone.tokenizer.token_bytes, ids))
+    ends = np.cumsum([0, *(len(alone.tokenizer.token_bytes(i)) for i in ids)])
+    at = [len(before[:end].decode(errors="ignore")) for end in ends[:-1]]
+    assert found.text_offset == at
+
+
 @pytest.mark.parametrize("most", [0, 1, 4])
 def test_an_echo_with_the_prompts_log_probabilities(
     client: openai.OpenAI, alone: Model, most: int
@@ -289,6 +310,10 @@ def test_keys_and_queue(alone: Model) -> None:
             answer = httpx.get(url(client, "/health"), headers=headers)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
+        for wrong in ("Basic secret", "bearersecret", "bearer  secret", "secret"):
+            assert httpx.get(url(client, "/health"), headers={"authorization": wrong}).is_error
+        for right in ({"authorization": "bearer secret"}, {"x-api-key": "secret"}):
+            assert httpx.get(url(client, "/health"), headers=right).is_success
         with pytest.raises(openai.RateLimitError) as caught, service.engine.turn():
             client.completions.create(model="m", prompt=PROMPT, n=8, max_tokens=100)
         assert caught.value.response.headers["retry-after"] == "1"

@@ -223,8 +223,9 @@ def add_server(group: argparse._ActionsContainer) -> None:
 
 
 def secret(variable: str) -> str:
-    """The key in an environment variable. Raises UsageError if there is none."""
-    key = os.environ.get(variable)
+    """The key in an environment variable, without the line's end that a file of it may have. Raises
+    UsageError if there is none."""
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise UsageError(f"{variable}: expected a key in it, got nothing")
     return key

@@ -153,7 +153,8 @@ class FromFront:
 
 def _has(request: Request, key: str) -> bool:
     """Whether a request carries the key; how long that takes does not depend on what it carries."""
-    bearer = request.headers.get("authorization", "").encode()
-    plain = request.headers.get("x-api-key", "").encode()
-    first = hmac.compare_digest(bearer, f"Bearer {key}".encode())
-    return hmac.compare_digest(plain, key.encode()) | first
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    plain = request.headers.get("x-api-key", "")
+    first = hmac.compare_digest(bearer.encode("latin-1"), key.encode())
+    second = hmac.compare_digest(plain.encode("latin-1"), key.encode())
+    return (first and scheme.lower() == "bearer") | second

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from isobit.runtime.tokens import Token
@@ -50,23 +51,32 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, An
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[Token], offset: int
+    tokenizer: Tokenizer, tokens: Sequence[Token], place: Callable[[bytes], int]
 ) -> dict[str, Any]:
-    """Log-probabilities as completions have them; ``offset``: where the text of these begins."""
-    texts = [_text(tokenizer, token.id) for token in tokens]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+    """Log-probabilities as completions have them; ``place``: where the next bytes of the text are,
+    in characters."""
     return {
-        "tokens": texts,
+        "tokens": [_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": [
             (token.top and {_text(tokenizer, i): _finite(value) for i, value in token.top}) or None
             for token in tokens
         ],
-        "text_offset": offsets,
+        "text_offset": [place(tokenizer.token_bytes(token.id)) for token in tokens],
     }
+
+
+def _places() -> Callable[[bytes], int]:
+    """Of bytes that follow one another: the number of the character that each begin in."""
+    decoder, reached = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def place(data: bytes) -> int:
+        nonlocal reached
+        at = reached
+        reached += len(decoder.decode(data))
+        return at
+
+    return place
 
 
 class ChatShape:
@@ -137,7 +147,7 @@ class CompletionShape:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._echo = dict(enumerate(echo))
-        self._offsets: dict[int, int] = {}
+        self._places: dict[int, Callable[[bytes], int]] = {}
 
     prefix = "cmpl"
     object = chunk = "text_completion"
@@ -160,12 +170,12 @@ class CompletionShape:
         index, logprobs = piece.index, None
         before = self._echo.pop(index, "")
         if self._logprobs:
-            offset = self._offsets.get(index, 0)  # with an echo the first are the prompt's
+            # With an echo the first are the prompt's.
+            place = self._places.setdefault(index, _places())
             # The token that ended it has no text but a place: who scores a prompt by max_tokens 1
             # counts on one more token than the prompt's.
             tokens = [*piece.tokens, *([piece.end] if piece.end else [])]
-            logprobs = completion_logprobs(self._tokenizer, tokens, offset)
-            self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
+            logprobs = completion_logprobs(self._tokenizer, tokens, place)
         return [
             {
                 "index": index,
@@ -218,7 +228,12 @@ def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str,
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.token_bytes(token).decode(errors="replace")
+    """A token's text; as OpenAI has it where it is no whole characters, so that none are alike."""
+    data = tokenizer.token_bytes(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(value: float | None) -> float | None:

@@ -31,6 +31,8 @@ class GenerateSampling(SamplingFields):
 
     max_new_tokens: WholeNumber | None = Field(128, ge=0)
     sampling_seed: WholeNumber | None = None
+    seed: WholeNumber | None = None
+    """The other interfaces' name of it."""
     ebnf: str | None = None
     structural_tag: str | None = None
 
@@ -38,8 +40,9 @@ class GenerateSampling(SamplingFields):
         """As the other interfaces have it. Raises UsageError for what is not implemented."""
         if self.structural_tag is not None:
             raise UsageError("structural_tag: expected json_schema, regex or ebnf in its place")
-        values = self.model_dump(exclude={"max_new_tokens", "sampling_seed", "ebnf"})
-        own = {"seed": self.sampling_seed, "grammar": self.ebnf, "isobit_receipt": receipt}
+        values = self.model_dump(exclude={"max_new_tokens", "sampling_seed", "seed", "ebnf"})
+        seed = self.seed if self.sampling_seed is None else self.sampling_seed
+        own = {"seed": seed, "grammar": self.ebnf, "isobit_receipt": receipt}
         return Common.model_validate(values | own)
 
 

@@ -104,7 +104,12 @@ def _tool(tool: Mapping[str, Any], where: str) -> Tool:
     description = function.get("description") or ""
     if not isinstance(description, str):
         raise UsageError(f"{where}: expected a description as text, got {description!r:.80}")
-    return Tool(name, parameters or {}, description, strict=function.get("strict") is True)
+    strict, of = function.get("strict") is True, (parameters or {}).get("type", "object")
+    if strict and of != "object":  # arguments are an object, whatever the schema says
+        raise UsageError(
+            f"{where}: expected a strict function's parameters of type 'object', got {of!r:.80}"
+        )
+    return Tool(name, parameters or {}, description, strict=strict)
 
 
 def _named(every: Choice, choice: Mapping[str, Any]) -> Choice:
