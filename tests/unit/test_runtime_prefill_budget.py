@@ -290,3 +290,22 @@ def test_a_token_that_costs_nothing_is_tried_with_care() -> None:
         pace.ran(32, n, 0, 0.008 + 1e-4 * n)
     pace.ran(32, 0, 0, 0.008)
     assert pace.tokens(32, 0, 1, 4096, 0) == pytest.approx(36, abs=2)
+
+
+def test_tokens_that_were_slow_by_chance_run_beside_steps_after_all() -> None:
+    pace, ran = PrefillBudget((8, 16, 512)), 0
+    cost = {0: 3.8e-3, 8: 4.9e-3, 504: 44e-3}
+    for _ in range(2000):
+        n = pace.tokens(8, 0, 1, 1 << 20, 0)
+        n = min(k for k in cost if k >= n)
+        ran += n == 8
+        slow = 1.6 if n == 8 and ran <= 2 else 1
+        pace.ran(8, n, 0, slow * cost[n])
+    assert ran > 500
+    for _ in range(20):  # steps that took as long now and then do not hide what they take mostly
+        pace.ran(8, 0, 0, 3.8e-3)
+        pace.ran(8, 8, 0, 4.9e-3)
+    for _ in range(2):
+        pace.ran(8, 8, 0, 9e-3)
+    assert pace.tokens(8, 0, 1, 1 << 20, 0) in {0, 8}
+    assert pace.tokens(8, 0, 1, 1 << 20, 0) == 8

@@ -16,9 +16,10 @@ _BEFORE = 0.1  # of the weight of one pass
 _BENT = 0.75
 """On an H200 what passes of 8 to 512 tokens take (Qwen3-30B-A3B) is within 6 % of a line between
 these two, by their tokens to this power."""
-_TRIED = 3
-"""After so many passes of a size it is known what it takes: the middle one of the last so many, as
-the first of a size takes longer, and whatever follows a long pass seems shorter."""
+_TRIED, _SURE, _LATELY = 3, 5, 9
+"""After so many passes of a size it is known what it takes, after so many it is sure: the middle
+one of the last so many, as the first two of a size may take longer (a graph is captured), and
+whatever follows a long pass seems shorter."""
 
 
 class PassTiming(NamedTuple):
@@ -45,6 +46,10 @@ class PassCosts(Protocol):
         if nobody knows yet."""
 
 
+    def sure(self, tokens: int) -> bool:
+        """Whether passes of so many tokens, prompts among them, ran often enough."""
+
+
 class LinearCosts:
     """So much for each pass, for a generation, for a token of a prompt, and for a position that a
     token attends to."""
@@ -68,6 +73,10 @@ class LinearCosts:
         if not self._beside and not any(ran.prompt for ran in self._passes):
             return None
         return _kinds(np.full_like(prompt, generating), prompt, attended) @ self._costs()
+
+    def sure(self, tokens: int) -> bool:  # noqa: ARG002
+        """Any pass tells of all."""
+        return True
 
     def _costs(self) -> NDArray[np.float64]:
         """Seconds of each kind.
@@ -111,7 +120,7 @@ class PaddedCosts:
         """A pass took so long."""
         kind = self._with if timing.prompt else self._steps
         size = self._padded(timing.generating + timing.prompt)
-        kind.setdefault(size, deque(maxlen=_TRIED)).append(timing.seconds)
+        kind.setdefault(size, deque(maxlen=_LATELY)).append(timing.seconds)
 
     def _padded(self, tokens: int) -> int:
         """Fewer than the smallest size have steps of their own."""
@@ -142,6 +151,10 @@ class PaddedCosts:
         beyond: NDArray[np.float64] = took[-1] / larger[-1] * total * (total > larger[-1])
         return np.maximum(between, beyond)
 
+    def sure(self, tokens: int) -> bool:
+        """See :class:`PassCosts`."""
+        return len(self._with.get(self._padded(tokens), ())) >= _SURE
+
 
 def _usual(took: Sequence[float]) -> float:
-    return sorted(took)[min(1, len(took) - 1)]
+    return sorted(took)[(len(took) - 1) // 2]

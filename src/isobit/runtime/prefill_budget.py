@@ -119,18 +119,21 @@ class PrefillBudget:
         if n[few] > self._enough:
             return int(n[min(few, most)])
         self._dear = generating, prompts
+        if self._since_piece < RARELY:
+            return 0
+        self._since_piece = 0
+        if not self._costs.sure(generating + int(n[1])):  # so few may have been slow by chance
+            self._dear = None
+            return int(n[1])
+        self.piece_comes = True
         return int(n[np.searchsorted(n, min(self._of_piece(share, step), n[-1]))])
 
     def _of_piece(self, share: float, step: float) -> int:
-        """Tokens of a piece, if it is time for one: all pieces together lengthen steps by no more
-        than ``share`` each."""
-        if self._since_piece < RARELY:
-            return 0
+        """Tokens of a piece: all pieces together lengthen steps by no more than ``share`` each."""
         tokens, seconds = self._piece
         least, steps = STALL
         worth = min(share * RARELY, max(least, steps * step))
         affordable = int(worth * tokens / seconds) if seconds else WHOLE
-        self._since_piece, self.piece_comes = 0, True
         return min(max(affordable, _FEW), 4 * tokens, WHOLE)
 
     def _choices(self, generating: int) -> NDArray[np.int64]:
